@@ -1,0 +1,35 @@
+# Two commands do everything: `make run` and `make test`. Both set the environment up first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run test check ui repro lock clean
+.DEFAULT_GOAL := run
+
+run: $(BIN)/.ready ## the whole chain on the embedded data, or on what params.yaml says
+	@winnow run
+
+test: $(BIN)/.ready ## the default test suite
+	@python -m pytest
+
+check: $(BIN)/.ready ## lint, types
+	ruff check . && ruff format --check . && mypy
+
+ui: $(BIN)/.ready ## MLflow and Prefect in the browser
+	@winnow ui
+
+repro: $(BIN)/.ready ## the same steps by DVC alone
+	@dvc repro
+
+lock: $(BIN)/.ready ## pin everything anew from pyproject.toml
+	uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
+
+clean: ## what runs left behind; not the environment
+	rm -rf artifacts .winnow dvc.lock
+
+$(BIN)/.ready: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.8,<1"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@

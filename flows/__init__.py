@@ -1,0 +1,2 @@
+"""Prefect flows and the command line `winnow`. No file here is named after a library: Prefect puts this folder on the
+import path when it loads a flow."""

@@ -1,0 +1,138 @@
+"""The command line `winnow`. What has nothing to do needs neither torch, Prefect nor MLflow: imports are where used.
+
+    winnow run [-S KEY=VALUE ...]   bring everything up to date, track it, promote the winner
+    winnow status                   which steps are stale, and why
+    winnow track                    project the records onto MLflow (after dvc repro)
+    winnow promote [--replace]      let the winner challenge the champion
+    winnow rollback                 the previous champion back into production
+    winnow predict IMAGE ...        the promoted model on your files
+    winnow ui                       MLflow and Prefect in the browser
+
+Exit status: 0 done; 2 something for a person to mend, said in one message; 1 a bug of ours, with a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from tasks.settings import Places, apply
+from winnow.config import Config, load_config
+from winnow.errors import WinnowError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, act, and leave with the exit status."""
+    options = _parser().parse_args(arguments)
+    places = Places(_root())
+    try:
+        apply(places.root)
+        status: int = options.act(places, options)
+    except WinnowError as error:
+        if os.environ.get("WINNOW_TRACEBACK"):
+            raise
+        print(f"winnow: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("winnow: stopped; run it again to go on where it was", file=sys.stderr)
+        raise SystemExit(130) from None
+    raise SystemExit(status)
+
+
+def _root() -> Path:
+    """The project's folder: the nearest one upwards with params.yaml and dvc.yaml."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    print(f"winnow: no params.yaml and dvc.yaml in {here} or above; run it inside the project", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="winnow", description="From images, few of them labelled, to a small fast model.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, act: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(act=act)
+        return sub
+
+    run = add("run", _run, "bring everything up to date, track it in MLflow, promote the winner")
+    run.add_argument("-S", "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets",
+                     help="set an existing key of params.yaml, as in -S data.source=folder; values are YAML")
+    add("status", _status, "which steps are stale, and why")
+    add("track", _track, "project the records onto MLflow, as after dvc repro")
+    promote = add("promote", _promote, "register the winner and let it challenge the champion")
+    promote.add_argument("--replace", action="store_true", help="also where the champion cannot be compared")
+    rollback = add("rollback", _rollback, "put the previous champion back into production")
+    rollback.add_argument("--reason", default="", help="kept on the version that leaves")
+    predict = add("predict", _predict, "class and probability of your image files, by the promoted model")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("--model", default="champion", help="alias or version of the registered model")
+    ui = add("ui", _ui, "MLflow and Prefect in the browser, until Ctrl-C")
+    ui.add_argument("--mlflow-port", type=int, default=5000)
+    ui.add_argument("--prefect-port", type=int, default=4200)
+    return parser
+
+
+def _config(places: Places) -> Config:
+    from tasks.settings import check_files
+
+    config = load_config(places.root / "params.yaml")
+    check_files(config, places.root)
+    return config
+
+
+def _run(places: Places, options: argparse.Namespace) -> int:
+    from flows.running import run
+    from flows.setting import set_keys
+
+    if options.sets:
+        set_keys(places, options.sets)
+    return run(places, _config(places))
+
+
+def _status(places: Places, _options: argparse.Namespace) -> int:
+    from flows.running import show_status
+
+    return show_status(places, _config(places))
+
+
+def _track(places: Places, _options: argparse.Namespace) -> int:
+    from tasks import tracking
+
+    print(tracking.track(places, _config(places)))
+    return 0
+
+
+def _promote(places: Places, options: argparse.Namespace) -> int:
+    from tasks.promotion import promote
+
+    print("\n".join(promote(places, _config(places), replace=options.replace).reasons))
+    return 0
+
+
+def _rollback(places: Places, options: argparse.Namespace) -> int:
+    from tasks.promotion import rollback
+
+    print(rollback(places, _config(places), options.reason))
+    return 0
+
+
+def _predict(places: Places, options: argparse.Namespace) -> int:
+    from flows.predicting import predict
+
+    return predict(places, load_config(places.root / "params.yaml"), options.images, options.model)
+
+
+def _ui(places: Places, options: argparse.Namespace) -> int:
+    from flows.interfaces import serve
+
+    return serve(places, options.mlflow_port, options.prefect_port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""`winnow ui`: MLflow's and Prefect's pages on this project's own stores, on 127.0.0.1, until Ctrl-C.
+
+While Prefect's server is up, runs report to it (its address lies in .winnow/), so a run can be watched as it goes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from types import FrameType
+
+from rich.console import Console
+
+from flows.running import SERVER_FILE
+from tasks.settings import Places
+from winnow.errors import WinnowError
+from winnow.records import write_json
+
+HOST = "127.0.0.1"
+START_SECONDS = 120
+
+
+def serve(places: Places, mlflow_port: int, prefect_port: int) -> int:
+    """Start both servers, say where they are, and end them together."""
+    for name, port in (("mlflow", mlflow_port), ("prefect", prefect_port)):
+        _check_free(name, port)
+    console = Console(highlight=False, soft_wrap=True)
+    places.logs.mkdir(parents=True, exist_ok=True)
+    store = os.environ["MLFLOW_TRACKING_URI"]
+    commands = {
+        "prefect": ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)],
+    }
+    pages = {"prefect": f"http://{HOST}:{prefect_port}", "mlflow": f"http://{HOST}:{mlflow_port}"}
+    if store.startswith("http"):
+        pages["mlflow"] = store
+    else:
+        commands["mlflow"] = [
+            *("mlflow", "server", "--backend-store-uri", store, "--host", HOST, "--port", str(mlflow_port)),
+            *("--default-artifact-root", str(places.mlflow_artifacts), "--workers", "1"),
+        ]
+    signal.signal(signal.SIGTERM, _interrupt)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for name, command in commands.items():
+            with (places.logs / f"{name}.log").open("wb") as log:
+                running[name] = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log, cwd=places.root)
+        for name, process in running.items():
+            _wait_until_up(name, process, pages[name], places)
+        write_json(places.hidden / SERVER_FILE, {"api": f"{pages['prefect']}/api"})
+        console.print(f"MLflow   {pages['mlflow']}\nPrefect  {pages['prefect']}\nCtrl-C ends both.")
+        while all(process.poll() is None for process in running.values()):
+            time.sleep(0.5)
+        ended = next(name for name, process in running.items() if process.poll() is not None)
+        raise WinnowError(f"{ended} has stopped; its log is {places.logs / f'{ended}.log'}")
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        (places.hidden / SERVER_FILE).unlink(missing_ok=True)
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _check_free(name: str, port: int) -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex((HOST, port)) == 0:
+            raise WinnowError(f"port {port} is taken; choose another one: winnow ui --{name}-port {port + 1}")
+
+
+def _wait_until_up(name: str, process: subprocess.Popen[bytes], page: str, places: Places) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    path = "/api/health" if name == "prefect" else "/health"
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(page + path, timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise WinnowError(f"{name} did not start; its log is {places.logs / f'{name}.log'}")

@@ -1,0 +1,135 @@
+"""`winnow run` and `winnow status`: what is to be done, doing it, and the page of tables at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows import summary
+from tasks import versioning
+from tasks.settings import Places
+from winnow.config import Config
+from winnow.records import read_record, this_machine
+
+console = Console(highlight=False, soft_wrap=True)
+SERVER_FILE = "prefect-server.json"
+
+
+def run(places: Places, config: Config) -> int:
+    """Do what is stale, track and promote; nothing at all when all is up to date."""
+    started = time.monotonic()
+    stale = versioning.stale(places.root, config)
+    done: list[dict[str, Any]] = []
+    if stale or _untracked(places, config):
+        _announce(stale)
+        os.environ.update(_prefect_server(places))
+        # Only now: these imports cost four seconds.
+        from flows.pipeline import pipeline
+
+        done = pipeline(str(places.root))
+    else:
+        console.print("Nothing has changed: no step runs.")
+    show_results(places, config)
+    if done:
+        _show_times(done, time.monotonic() - started)
+    _show_where(places)
+    return 0
+
+
+def show_status(places: Places, config: Config) -> int:
+    """A table of stale steps with the reasons, and libraries that differ from those that ran."""
+    stale = versioning.stale(places.root, config)
+    if not stale:
+        console.print("All steps are up to date.")
+    else:
+        table = Table("step", "why it has to run", box=None, header_style="bold")
+        for stage, reasons in stale.items():
+            more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
+            table.add_row(stage.removeprefix(versioning.CANDIDATE), "; ".join(reasons[:3]) + more)
+        console.print(table)
+    for line in version_drift(places):
+        console.print(line)
+    return 0
+
+
+def version_drift(places: Places) -> list[str]:
+    """Libraries whose version differs from the one a step ran with; they make nothing stale."""
+    now = this_machine().versions
+    lines = []
+    for path in sorted((places.hidden / "versions").glob("*.json")):
+        then: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        drift = [f"{name} {then[name]} -> {now.get(name, 'missing')}" for name in then if now.get(name) != then[name]]
+        if drift:
+            lines.append(f"{path.stem} ran with other versions: {', '.join(drift)}")
+    return lines
+
+
+def show_results(places: Places, config: Config) -> None:
+    """The table of candidates, what pretraining bought, the verdict."""
+    rows = summary.candidate_rows(places)
+    machine = read_record(places.artifacts / "benchmark").machine
+    assert machine is not None
+    table = Table(title=f"Candidates on the validation split of {summary.source_name(config)}", title_justify="left")
+    for index, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        style = {"winner": "bold green", "reference": "", "passed": "green"}.get(row["verdict"], "")
+        table.add_row(*row.values(), style=style)
+    Console(highlight=False, width=max(console.width, 150)).print(table)
+    flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_"))) or "no int8 or bf16"
+    console.print(
+        f"Speed-ups are batch 1 / batch {config.benchmark.large_batch}, the file's best runtime against dense. "
+        f"Measured on {machine.cpu}, {machine.threads} threads, {flags}."
+    )
+    for line in (*summary.learned_lines(places), *summary.promotion_lines(places)):
+        console.print(f"- {line}")
+
+
+def _announce(stale: dict[str, list[str]]) -> None:
+    names = [stage.removeprefix(versioning.CANDIDATE) for stage in stale]
+    console.print(f"To do: {', '.join(names) or 'tracking and promotion'}")
+
+
+def _untracked(places: Places, config: Config) -> bool:
+    """Whether MLflow or the registry lacks something; answered from files, without asking a server."""
+    from tasks import promotion, tracking
+
+    return not (tracking.is_complete(places, config) and promotion.is_settled(places, config))
+
+
+def _prefect_server(places: Places) -> dict[str, str]:
+    """The project's own server if it is up (see `winnow ui`); else Prefect starts one for this run alone."""
+    if os.environ.get("PREFECT_API_URL"):
+        return {}
+    try:
+        address = json.loads((places.hidden / SERVER_FILE).read_text(encoding="utf-8"))["api"]
+        with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
+            return {"PREFECT_API_URL": address} if answer.status == 200 else {}
+    except (OSError, ValueError, KeyError, urllib.error.URLError):
+        return {}
+
+
+def _show_times(done: list[dict[str, Any]], total: float) -> None:
+    table = Table("step", "outcome", "seconds", title="Where the time went", title_justify="left")
+    accounted = 0.0
+    for row in done:
+        if row["seconds"] >= 0.05:
+            table.add_row(row["stage"], row["outcome"], f"{row['seconds']:.1f}")
+            accounted += row["seconds"]
+    table.add_row("flow, tracking and servers", "", f"{total - accounted:.1f}")
+    table.add_row("total", "", f"{total:.1f}", style="bold")
+    console.print(table)
+
+
+def _show_where(places: Places) -> None:
+    console.print(
+        f"Report: {places.artifacts.relative_to(places.root) / 'report' / 'report.html'}\n"
+        "MLflow and Prefect in the browser: make ui"
+    )

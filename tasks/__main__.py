@@ -1,0 +1,134 @@
+"""`python -m tasks STEP [NAME]`: what a DVC stage runs. No Prefect, no MLflow; one step, its record, its exit status.
+
+    python -m tasks pretrain
+    python -m tasks candidate pruned
+
+Exit status 2 and one message without a traceback for everything a person has to mend (WINNOW_TRACEBACK=1 shows it).
+Checkpoints lie in .winnow/checkpoints/, in a folder named after what decides the result: the step's section of
+params.yaml, the records that it reads and winnow's own code. A killed step goes on there; a changed one starts anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from tasks import settings
+from winnow.config import ROOT, Config, load_config
+from winnow.errors import WinnowError
+from winnow.records import StepRecord, record_digest, sha256_of, this_machine, write_json
+
+USAGE = "usage: python -m tasks {ingest|pretrain|finetune|candidate NAME|benchmark|select|report}"
+
+
+def main(arguments: list[str]) -> int:
+    """Run one step in the current folder, the project's root."""
+    places = settings.Places(Path.cwd())
+    settings.apply(places.root)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    for noisy in ("nncf", "onnxscript", "torch", "matplotlib", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        step, name = _parse(arguments)
+        config = load_config(places.root / "params.yaml")
+        run_step(config, places, step, name)
+    except WinnowError as error:
+        if os.environ.get("WINNOW_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """An ordinary exit, so that half-written folders are removed on the way out."""
+    raise SystemExit(143)
+
+
+def _parse(arguments: list[str]) -> tuple[str, str]:
+    if len(arguments) == 2 and arguments[0] == "candidate":
+        return "candidate", arguments[1]
+    if len(arguments) == 1 and arguments[0] in ("ingest", "pretrain", "finetune", "benchmark", "select", "report"):
+        return arguments[0], arguments[0]
+    raise WinnowError(USAGE)
+
+
+def run_step(config: Config, places: settings.Places, step: str, name: str) -> StepRecord:
+    """Run a step on the project's folders; its checkpoints are removed once it has ended well."""
+    scratch = places.checkpoints / f"{name}-{_fingerprint(config, places, step, name)}"
+    record = _call(config, places, step, name, scratch)()
+    for folder in places.checkpoints.glob(f"{name}-????????????????"):
+        shutil.rmtree(folder, ignore_errors=True)
+    versions = places.hidden / "versions"
+    versions.mkdir(parents=True, exist_ok=True)
+    write_json(versions / f"{name}.json", this_machine().versions)
+    for warning in record.warnings:
+        logging.getLogger(__name__).warning("warning: %s", warning)
+    return record
+
+
+def _call(
+    config: Config, places: settings.Places, step: str, name: str, scratch: Path
+) -> Callable[[], StepRecord]:
+    """The step's function with its folders. Imported here, so that a quick step does not wait for torch."""
+    at = places.artifacts
+    data, candidates = at / "data", at / "candidates"
+    if step == "ingest":
+        from winnow.steps.ingest import ingest
+
+        return lambda: ingest(config, data, places.hidden / "downloads")
+    if step == "pretrain":
+        from winnow.steps.pretrain import pretrain
+
+        return lambda: pretrain(config, data, at / "pretrain", scratch)
+    if step == "finetune":
+        from winnow.steps.finetune import finetune
+
+        return lambda: finetune(config, data, at / "pretrain", candidates / ROOT, scratch)
+    if step == "candidate":
+        from winnow.steps.compress import compress
+
+        return lambda: compress(config, name, data, candidates, candidates / name, scratch)
+    if step == "benchmark":
+        from winnow.steps.benchmark import benchmark
+
+        return lambda: benchmark(config, data, candidates, at / "benchmark")
+    if step == "select":
+        from winnow.steps.select import select
+
+        return lambda: select(config, data, candidates, at / "benchmark", at / "select")
+    from winnow.steps.report import report
+
+    return lambda: report(config, at, places.test_readings, at / "report")
+
+
+def _fingerprint(config: Config, places: settings.Places, step: str, name: str) -> str:
+    """Digest of all that decides the outcome of a training: params, inputs, code."""
+    at = places.artifacts
+    inputs = {
+        "pretrain": [at / "data"],
+        "finetune": [at / "data", at / "pretrain"],
+        "candidate": [at / "data", at / "candidates" / ROOT],
+    }.get(step, [])
+    section: object = config.candidates.get(name) if step == "candidate" else getattr(config, step, None)
+    parent = config.candidates[name].parent if step == "candidate" and name in config.candidates else ROOT
+    if parent != ROOT:
+        inputs.append(at / "candidates" / parent)
+    parts = [json.dumps([config.data.label_budget, repr(section), config.finetune.seeds[0]])]
+    parts += [record_digest(folder) for folder in inputs]
+    library = Path(__file__).resolve().parent.parent / "winnow"
+    parts += [sha256_of(path) for path in sorted(library.rglob("*.py"))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,136 @@
+"""Prefect's tasks: one verb each. A stage runs in a child process, so that one that runs out of memory is a failed task.
+
+While a stage trains, its curves are read from the checkpoint folder and passed on to MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from tasks import promotion, tracking, versioning
+from tasks.settings import Places
+from winnow.config import load_config
+from winnow.errors import WinnowError
+
+FOLLOW_SECONDS = 2.0
+OUT_OF_MEMORY = (137, -9)
+
+
+class StageFailed(WinnowError):
+    """A step ended with an error; the message is the step's own last lines."""
+
+
+@task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
+def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
+    """Bring one DVC stage up to date and track its record. Returns {stage, outcome, seconds}."""
+    places = Places(Path(root))
+    known = {item.name: item for item in versioning.stages(load_config(places.root / "params.yaml"))}
+    label, out = known[stage].label, places.artifacts / known[stage].out
+    log = get_run_logger()
+    run_id = tracking.open_step(places, parent_run, known[stage].out.rpartition("/")[2], stage.partition("@")[0])
+    started = time.monotonic()
+    try:
+        lines = _stream(places, stage, label, run_id, log)
+    except BaseException as error:
+        tracking.fail_step(places, run_id, str(error) or type(error).__name__)
+        raise
+    tracking.close_step(places, run_id, out)
+    return {"stage": label, "outcome": versioning.outcome(lines), "seconds": time.monotonic() - started}
+
+
+@task(name="unchanged", task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
+def keep_stage(stage: str) -> dict[str, Any]:
+    """A stage that DVC calls up to date: drawn in the graph, not run."""
+    return {"stage": stage.removeprefix(versioning.CANDIDATE), "outcome": "unchanged", "seconds": 0.0}
+
+
+@task(name="promote", cache_policy=NO_CACHE, persist_result=False)
+def promote_winner(root: str) -> dict[str, Any]:
+    """Register the winner and let it challenge the champion."""
+    places = Places(Path(root))
+    started = time.monotonic()
+    outcome = promotion.promote(places, load_config(places.root / "params.yaml"))
+    return {"stage": "promote", "outcome": outcome.reasons[-1], "seconds": time.monotonic() - started}
+
+
+def _stream(places: Places, stage: str, label: str, run_id: str, log: Any) -> list[str]:
+    """Run the stage and pass its lines on; StageFailed with the last of them when it does not end well."""
+    process = versioning.reproduce(places.root, stage)
+    ended = threading.Event()
+    follower = threading.Thread(target=_follow, args=(places, label, run_id, ended), daemon=True)
+    follower.start()
+    lines: list[str] = []
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if not versioning.is_chatter(line):
+                log.info("%s", line.rstrip())
+        status = process.wait()
+    except BaseException:
+        _stop(process)
+        raise
+    finally:
+        ended.set()
+        follower.join()
+    if status != 0:
+        raise StageFailed(_failure(label, lines, status))
+    return lines
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End DVC and the step below it; both are in a session of their own."""
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    except ProcessLookupError:
+        process.wait()
+
+
+def _failure(label: str, lines: list[str], status: int) -> str:
+    text = "\n".join(lines)
+    first = text.find("error: ")
+    told = text[first + len("error: ") :] if first >= 0 else "\n".join(lines[-12:])
+    told = "\n".join(line for line in told.splitlines() if not line.startswith("ERROR: failed to reproduce"))
+    killed = any(f"exited with {code}" in text for code in OUT_OF_MEMORY) or status in OUT_OF_MEMORY
+    hint = "\nIt was killed; the machine may have run out of memory." if killed else ""
+    return f"step {label} failed: {told.strip()}{hint}"
+
+
+def _follow(places: Places, label: str, run_id: str, ended: threading.Event) -> None:
+    """Every two seconds: new rows of curves to MLflow."""
+    sent: dict[str, int] = {}
+    while True:
+        last = ended.wait(FOLLOW_SECONDS)
+        for path in sorted(places.checkpoints.glob(f"{label}-????????????????/*.curves.jsonl")):
+            rows = _rows(path)
+            name = path.name.removesuffix(".curves.jsonl")
+            if len(rows) > sent.get(name, 0):
+                prefix = "" if name in ("pretrain", "recovery") else name
+                tracking.log_curves(places, run_id, rows, sent.get(name, 0), prefix)
+                sent[name] = len(rows)
+        if last:
+            return
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    """Curves written so far; the file is replaced whole, but may vanish with its folder."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+

@@ -1,0 +1,45 @@
+"""Which files of winnow/ a file imports, directly or not; by parsing, not by importing."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def imported_files(path: Path, root: Path = ROOT) -> set[Path]:
+    """Files of the project that `path` imports, anywhere in it; packages count with their __init__.py."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            found |= _files_of(name, root)
+    return found
+
+
+def _files_of(name: str, root: Path) -> set[Path]:
+    parts = name.split(".")
+    if not (root / parts[0]).is_dir():
+        return set()
+    files = {root.joinpath(*parts[:end], "__init__.py") for end in range(1, len(parts) + 1)}
+    files.add(root.joinpath(*parts).with_suffix(".py"))
+    return {file for file in files if file.is_file()}
+
+
+def closure(path: Path, skip: set[Path] = frozenset(), root: Path = ROOT) -> set[Path]:  # type: ignore[assignment]
+    """All that `path` reaches; `skip` is neither entered nor counted."""
+    seen: set[Path] = set()
+    todo = [path]
+    while todo:
+        current = todo.pop()
+        if current in seen or current in skip:
+            continue
+        seen.add(current)
+        todo += imported_files(current, root)
+    return seen

@@ -1,0 +1,55 @@
+"""`data:`: where the images come from, how they are split, how many labels may be used."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from winnow.config.section import Count, Integer, Number, Section
+
+SAMPLE_LABELS_PER_CLASS = 25
+
+
+class Data(Section):
+    """The source of the images and what may be seen of it."""
+
+    source: Literal["sample", "folder", "cifar10"]
+    path: Annotated[str, Field(min_length=1)]
+    """The sample's archive or the user's folder; cifar10 downloads to .winnow/ and does not look at it."""
+    unlabelled: Annotated[str, Field(min_length=1)] = "unlabelled"
+    """Name of the folder inside `path` that holds images without labels, where there is one."""
+    image_size: Annotated[Integer, Field(ge=8, le=1024)] = 32
+    """Side of the square, in pixels, that every image is resized to."""
+    labels_per_class: Literal["auto", "all"] | Count = "auto"
+    """Label budget: the other training labels are hidden from everything. auto: 25 for the sample, else all."""
+    validation_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.2
+    test_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.15
+    """Used where the source names no test set of its own."""
+    max_rejected: Annotated[Integer, Field(ge=0)] = 10
+    """More unusable files than this stop the run."""
+
+    @model_validator(mode="after")
+    def _path_fits_source(self) -> Data:
+        archive = self.path.endswith((".tar", ".tar.xz", ".tar.gz"))
+        if self.source == "folder" and archive:
+            raise ValueError(
+                f"data.path: {self.path!r} is an archive; with data.source: folder it names a folder of class folders"
+            )
+        if self.source == "sample" and not archive:
+            raise ValueError(
+                f"data.path: {self.path!r} is no archive; to use your own images add data.source: folder "
+                "(on the command line: -S data.source=folder)"
+            )
+        if "/" in self.unlabelled or self.unlabelled in (".", ".."):
+            raise ValueError(
+                f"data.unlabelled: {self.unlabelled!r} must be the plain name of a folder inside data.path"
+            )
+        return self
+
+    @property
+    def label_budget(self) -> int | None:
+        """Labels per class that may be used; None: all of them."""
+        if self.labels_per_class == "auto":
+            return SAMPLE_LABELS_PER_CLASS if self.source == "sample" else None
+        return None if self.labels_per_class == "all" else self.labels_per_class

@@ -1,0 +1,49 @@
+"""`finetune:`: the label budget at work, from the pretrained backbone and from scratch under equal conditions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from winnow.config.section import Augmentation, Count, Integer, Number, Optimiser, Positive, Section
+
+NOTHING = "data/none"
+"""An empty file: stands for no weights of your own where DVC, which watches the file, wants a path."""
+
+
+class Finetune(Section):
+    """Both arms: same labels, steps, augmentation and tried rates."""
+
+    seeds: Annotated[tuple[Integer, ...], Field(min_length=1)] = (0,)
+    """Each seed draws labels, order and head anew, for both arms alike. `dense` comes from the first."""
+    epochs: Count = 30
+    min_steps: Count = 200
+    """With few labels, `epochs` would be over at once; at least this many steps are taken."""
+    batch_size: Count = 128
+    learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.03, 0.1)
+    """Tried for each arm on the first seed; the better one on validation serves all seeds of that arm."""
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    augmentation: Augmentation = Augmentation()
+    weights: str = NOTHING
+    """A backbone of your own (.safetensors, or .pth read with weights_only=True) instead of the pretrained one."""
+
+    @field_validator("seeds", "learning_rates")
+    @classmethod
+    def _distinct(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"values appear twice: {list(values)}")
+        return values
+
+    @field_validator("weights")
+    @classmethod
+    def _known_suffix(cls, value: str) -> str:
+        if value != NOTHING and not value.endswith((".safetensors", ".pth", ".pt")):
+            raise ValueError(f"{value!r} must end in .safetensors, .pth or .pt, or be {NOTHING}")
+        return value
+
+    def optimiser(self, learning_rate: float) -> Optimiser:
+        """The optimiser of one arm at one of the tried rates."""
+        return Optimiser(learning_rate=learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)

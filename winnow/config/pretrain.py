@@ -1,0 +1,48 @@
+"""`pretrain:`: the backbone and how it learns without labels. The method's name picks the model below it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from winnow.config.section import Augmentation, Count, Integer, Optimiser, Positive, Section
+
+
+class _Pretraining(Section):
+    backbone: str = "resnet8"
+    """A name from winnow/models/backbones.py: resnet8, resnet18 and other torchvision classifiers."""
+    seed: Integer = 0
+
+
+class _Trained(_Pretraining):
+    epochs: Count
+    batch_size: Count
+    optimiser: Optimiser
+    augmentation: Augmentation
+    monitor_every: Count = 5
+    """Epochs between two looks at kNN accuracy and the spread of the embeddings."""
+
+
+class NoPretraining(_Pretraining):
+    """Random initial weights, for comparison."""
+
+    method: Literal["none"]
+
+
+class RotNet(_Trained):
+    """Tell by how much an image was turned: winnow/pretraining/rotnet.py."""
+
+    method: Literal["rotnet"]
+
+
+class SimCLR(_Trained):
+    """Find the other crop of the same image: winnow/pretraining/simclr.py."""
+
+    method: Literal["simclr"]
+    temperature: Positive = 0.5
+    projector_width: Count = 512
+    projection_dim: Count = 128
+
+
+Pretrain = Annotated[NoPretraining | RotNet | SimCLR, Field(discriminator="method")]

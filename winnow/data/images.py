@@ -1,0 +1,111 @@
+"""Images on disk as one uint8 array, read by mmap, and the one function that turns a file into pixels.
+
+`decode` is shared by ingest and predict: EXIF orientation honoured, RGB, resized with antialiased bilinear
+interpolation so that the short side fits, then cropped to the centre square. The same file gives the same pixels in
+training and in production.
+
+A stored data set is a folder:
+
+    images.npy   uint8  (N, S, S, 3)     labels.npy  int64 (N,), -1: no label
+    split.npy    uint8  (N,)             keys.npy    uint8 (N, 16), digest of the decoded pixels
+    files.txt    one path a line, JSON-quoted, in the same order          classes.json   list of names
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from winnow.errors import ArtifactError
+from winnow.records import read_json
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+SPLITS = ("train", "validation", "test")
+MAX_PIXELS = 100_000_000
+RESIZE_POLICY = "EXIF orientation, RGB, short side to S (bilinear, antialiased), centre crop S x S"
+
+
+def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], bytes]:
+    """Bytes of an image file -> pixels uint8 (S, S, 3) and the 16-byte digest of the full-size RGB pixels.
+
+    Raises ValueError with the reason when the file cannot be used.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ValueError(f"{opened.width}x{opened.height} pixels are more than {MAX_PIXELS:,}")
+            opened.load()
+            upright = ImageOps.exif_transpose(opened)
+            rgb = (upright or opened).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError("no image format that Pillow knows") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+    except (OSError, SyntaxError, EOFError, IndexError, TypeError, KeyError, MemoryError) as error:
+        raise ValueError(f"damaged ({error})") from error
+    digest = hashlib.blake2b(rgb.tobytes(), digest_size=16, key=f"{rgb.width}x{rgb.height}".encode()).digest()
+    return resize(rgb, image_size), digest
+
+
+def resize(rgb: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    """The resize policy on an upright RGB image -> uint8 (S, S, 3)."""
+    if rgb.size != (image_size, image_size):
+        short = min(rgb.size)
+        left, top = (rgb.width - short) / 2, (rgb.height - short) / 2
+        box = (left, top, left + short, top + short)
+        rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(rgb, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A stored data set. Arrays are memory maps; nothing is read before it is used."""
+
+    folder: Path
+    images_NHWC: NDArray[np.uint8]
+    labels_N: NDArray[np.int64]
+    split_N: NDArray[np.uint8]
+    keys_N16: NDArray[np.uint8]
+    classes: tuple[str, ...]
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Where each image came from, relative to the source."""
+        return [json.loads(line) for line in (self.folder / "files.txt").read_text(encoding="utf-8").splitlines()]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square, pixels."""
+        return int(self.images_NHWC.shape[1])
+
+    def indices(self, split: int, labelled: bool | None = None) -> NDArray[np.int64]:
+        """Positions of a split's images: all, only those with a label (True) or only those without (False)."""
+        chosen = self.split_N == split
+        if labelled is not None:
+            chosen = chosen & ((self.labels_N >= 0) == labelled)
+        return np.flatnonzero(chosen).astype(np.int64)
+
+
+def load_images(folder: Path) -> ImageSet:
+    """Open what ingest wrote. Raises ArtifactError when a file is missing or the arrays do not fit together."""
+    arrays = {}
+    for name in ("images", "labels", "split", "keys"):
+        path = folder / f"{name}.npy"
+        try:
+            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ArtifactError(
+                f"{path} is missing or damaged ({error}); delete {folder} and run winnow again"
+            ) from error
+    if len({len(array) for array in arrays.values()}) != 1:
+        raise ArtifactError(f"{folder}: its arrays differ in length; delete it and run winnow again")
+    classes = read_json(folder / "classes.json")
+    return ImageSet(folder, arrays["images"], arrays["labels"], arrays["split"], arrays["keys"], tuple(classes))

@@ -1,0 +1,41 @@
+"""What winnow says when a person has to act. All are ValueErrors; the command line prints them and exits with 2.
+
+    ValueError
+    └── WinnowError
+        ├── ConfigError     params.yaml: dotted path, value, valid choices; all mistakes at once
+        ├── DataError       images, labels and archives that a person brought
+        ├── ArtifactError   a record, checkpoint or model file is missing, damaged or from another version
+        ├── TrainingError   a training that cannot go on (the loss is not a number)
+        └── MissingExtra    an optional package is not installed; names the extra that brings it
+
+`assert` is for our own bugs only.
+"""
+
+from __future__ import annotations
+
+
+class WinnowError(ValueError):
+    """What is wrong, where, and what to do about it."""
+
+
+class ConfigError(WinnowError):
+    """params.yaml does not describe a run."""
+
+
+class DataError(WinnowError):
+    """The images or labels cannot be used as they are."""
+
+
+class ArtifactError(WinnowError):
+    """A file that an earlier step left is missing, damaged or from another version."""
+
+
+class TrainingError(WinnowError):
+    """Training cannot go on."""
+
+
+class MissingExtra(WinnowError):
+    """An optional package is missing."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"the package {package!r} is not installed; get it with: pip install 'winnow-vision[{extra}]'")

@@ -1,0 +1,193 @@
+"""Fine-tuning on the label budget, in arms that differ in nothing but where the backbone comes from.
+
+An arm is a set of starting weights. All arms get the same labels, head, order of images, augmentation, steps and as
+many tried learning rates; the rate of an arm is chosen on validation with the first seed and then serves its other
+seeds. The last step is the result. A linear probe (logistic regression on frozen features) stands beside them.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from winnow.config import Config
+from winnow.data.batches import Batches
+from winnow.data.images import VALIDATION, ImageSet
+from winnow.data.splits import label_budget, visible_labels
+from winnow.data.views import augment
+from winnow.errors import ArtifactError, MissingExtra
+from winnow.evaluation import predict_torch
+from winnow.models.backbones import Architecture, build
+from winnow.models.heads import backbone_state, head_path, new_classifier
+from winnow.pretraining.monitor import embed
+from winnow.training import Checkpoint, Plan, Row, drain, fit
+
+log = logging.getLogger(__name__)
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training of one arm."""
+
+    arm: str
+    seed: int
+    learning_rate: float
+    top1: float
+    """On the labelled validation images, a fraction."""
+    model: nn.Module
+    curves: list[Row]
+
+    def row(self) -> dict[str, float]:
+        """What the record keeps of it."""
+        return {"seed": self.seed, "learning_rate": self.learning_rate, "top1": self.top1}
+
+
+def train_arms(
+    config: Config, images: ImageSet, architecture: Architecture, arms: dict[str, State | None], scratch: Path
+) -> tuple[list[Trained], list[Trained]]:
+    """Every arm on every seed. `arms` maps a name to backbone weights, None for random ones.
+
+    Returns (the trainings at the chosen rates, all those tried on the first seed).
+    """
+    settings = config.finetune
+    first, *others = settings.seeds
+    total = len(arms) * (len(settings.learning_rates) + len(others))
+    tried: list[Trained] = []
+    chosen: list[Trained] = []
+    done = 0
+
+    def one(arm: str, seed: int, rate: float) -> Trained:
+        nonlocal done
+        done += 1
+        log.info("training %d of %d: %s, seed %d, rate %g", done, total, arm, seed, rate)
+        return _train(config, images, start(architecture, arms[arm], seed), (arm, seed, rate), scratch)
+
+    for arm in arms:
+        attempts = [one(arm, first, rate) for rate in settings.learning_rates]
+        best = max(attempts, key=lambda training: training.top1)
+        tried += attempts
+        chosen += [best, *(one(arm, seed, best.learning_rate) for seed in others)]
+    return chosen, tried
+
+
+def start(architecture: Architecture, state: State | None, seed: int) -> nn.Module:
+    """Backbone weights of the arm, and a head drawn from the seed alone, the same for every arm."""
+    model = build(architecture, seed=seed)
+    if state is not None:
+        model.load_state_dict({**model.state_dict(), **state})
+    return new_classifier(model, architecture.num_classes, seed)
+
+
+def _train(config: Config, images: ImageSet, model: nn.Module, which: tuple[str, int, float], scratch: Path) -> Trained:
+    arm, seed, rate = which
+    settings = config.finetune
+    budget = label_budget(images, config.data.label_budget, seed)
+    labels = visible_labels(images, budget)
+    batches = Batches(images.images_NHWC, labels, budget, settings.batch_size, seed)
+    per_epoch = max(batches.steps_per_epoch, -(-settings.min_steps // settings.epochs))
+    plan = Plan(settings.epochs, per_epoch, settings.optimiser(rate), seed)
+    curves = drain(fit(model, batches, _loss(config), plan, Checkpoint(scratch, f"{arm}-seed{seed}-rate{rate:g}")))
+    model.cpu().eval()
+    return Trained(arm, seed, rate, validation_top1(model, images), model, curves)
+
+
+def _loss(config: Config) -> Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]:
+    settings = config.finetune
+
+    def loss(model: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        logits = model(augment(images_BCHW, settings.augmentation)).float()
+        return F.cross_entropy(logits, labels_B, label_smoothing=settings.label_smoothing)
+
+    return loss
+
+
+def validation_top1(model: nn.Module, images: ImageSet) -> float:
+    """Share of the labelled validation images that the network names rightly."""
+    indices = images.indices(VALIDATION, labelled=True)
+    logits = predict_torch(model, images.images_NHWC, indices)
+    return float((logits.argmax(1) == images.labels_N[indices]).mean())
+
+
+def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> dict[str, float]:
+    """Logistic regression on standardised frozen features of the first seed's budget -> {seed, top1}."""
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ModuleNotFoundError as error:
+        raise MissingExtra("scikit-learn", "report") from error
+    seed = config.finetune.seeds[0]
+    budget = label_budget(images, config.data.label_budget, seed)
+    validation = images.indices(VALIDATION, labelled=True)
+    features = embed(model.eval(), images.images_NHWC, budget).numpy()
+    queries = embed(model, images.images_NHWC, validation).numpy()
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1))
+    probe.fit(features, images.labels_N[budget])
+    truth: NDArray[np.int64] = images.labels_N[validation]
+    return {"seed": seed, "top1": float((probe.predict(queries) == truth).mean())}
+
+
+def foreign_backbone(path: Path, architecture: Architecture) -> State:
+    """Backbone weights that somebody brought, matched by name and shape against the architecture.
+
+    Raises ArtifactError when the file cannot be read without pickle or does not hold this backbone.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            raw = load_file(path)
+        else:
+            raw = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ArtifactError(
+            f"finetune.weights: {path} cannot be read ({' '.join(str(error).split())[:200]})"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ArtifactError(
+            f"finetune.weights: {path} holds more than tensors and is not loaded, since that could run foreign code; "
+            "save the state_dict alone (torch.save(model.state_dict(), ...)) or use safetensors"
+        ) from error
+    found = _plain(raw)
+    model = build(architecture)
+    wanted = backbone_state(model, head_path(model))
+    wrong = [
+        f"{name} {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name not in found or found[name].shape != value.shape
+    ]
+    if wrong:
+        raise ArtifactError(
+            f"finetune.weights: {path} does not hold a {architecture.backbone} for images of "
+            f"{architecture.image_size} pixels: {len(wrong)} of {len(wanted)} tensors are missing or of another shape "
+            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}); set pretrain.backbone to the network that "
+            "the file was made from"
+        )
+    return {name: found[name] for name in wanted}
+
+
+def _plain(raw: object) -> State:
+    """Unwrap {'state_dict': ...} and strip the prefixes that trainers add."""
+    while isinstance(raw, dict):
+        inner = next((raw[key] for key in ("state_dict", "model", "backbone", "teacher") if key in raw), None)
+        if not isinstance(inner, dict):
+            break
+        raw = inner
+    if not isinstance(raw, dict):
+        return {}
+    state = {str(name): value for name, value in raw.items() if isinstance(value, torch.Tensor)}
+    for prefix in ("module.", "model.", "backbone.", "encoder."):
+        if state and any(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state

@@ -1,0 +1,1 @@
+"""Networks: `backbones` builds them by name, `heads` finds and swaps the last layer."""

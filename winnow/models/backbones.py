@@ -1,0 +1,170 @@
+"""Backbones by name. The architecture is JSON, the weights are safetensors: nothing here loads by pickle.
+
+- `resnet8`: for small images on small machines. A stride-2 3x3 stem and three residual blocks of 48, 96 and 192
+  channels (0.69 M parameters, 27.6 M multiply-adds at 32x32); `width` scales the channels.
+- `resnet18` and its siblings at images up to 64 pixels: the 3x3 stem of He et al. (2015, section 4.2, CIFAR), stride
+  1, padding 1, no max-pool. Above 64 pixels: torchvision's own stem.
+- any other torchvision classifier by its name.
+
+An `Architecture` also remembers what pruning did (torch-pruning's history), so that a pruned network is rebuilt from
+JSON and equals the one that was saved to the bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from winnow.errors import ArtifactError, ConfigError, MissingExtra
+from winnow.models.heads import feature_dim, set_head
+from winnow.records import read_json, write_json
+
+SMALL_IMAGE = 64
+RESNET8_CHANNELS = (48, 96, 192)
+WEIGHTS = "weights.safetensors"
+ARCHITECTURE = "architecture.json"
+
+
+class Architecture(BaseModel):
+    """All it takes to build a network again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    num_classes: int
+    image_size: int
+    width: float = 1.0
+    pruning: list[Any] = []
+    """torch-pruning's history: [layer, is it the out side, indexes]."""
+
+
+class ResNet8(nn.Module):
+    """Stem, three residual blocks, mean over space, linear head. (B, 3, H, W) -> (B, num_classes)."""
+
+    def __init__(self, num_classes: int, width: float) -> None:
+        super().__init__()
+        channels = [max(8, round(c * width / 8) * 8) for c in RESNET8_CHANNELS]
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, channels[0], 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU()
+        )
+        strides = (1, 2, 2)
+        blocks, previous = [], channels[0]
+        for out, stride in zip(channels, strides, strict=True):
+            same = stride == 1 and previous == out
+            shortcut = (
+                None
+                if same
+                else nn.Sequential(nn.Conv2d(previous, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
+            )
+            blocks.append(BasicBlock(previous, out, stride, shortcut))
+            previous = out
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(previous, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        features_BC = self.pool(self.blocks(self.stem(x_BCHW))).flatten(1)
+        logits: torch.Tensor = self.fc(features_BC)
+        return logits
+
+
+def backbone_names() -> list[str]:
+    """Every name that `build` takes."""
+    classifiers = torchvision.models.list_models(module=torchvision.models)
+    return ["resnet8", *sorted(classifiers)]
+
+
+def check_backbone(name: str, path: str = "pretrain.backbone") -> None:
+    """Raise ConfigError with the valid names unless `name` is a backbone."""
+    if name not in backbone_names():
+        near = [known for known in backbone_names() if known.startswith(name[:4])] or backbone_names()
+        raise ConfigError(
+            f"{path}: {name!r} is no backbone; valid are resnet8, resnet18, ... e.g. {', '.join(near[:8])}"
+        )
+
+
+def build(architecture: Architecture, seed: int = 0) -> nn.Module:
+    """A network with random weights drawn from `seed`, pruned where the architecture says so.
+
+    Raises ConfigError for an unknown backbone or one that cannot take images of this size.
+    """
+    check_backbone(architecture.backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _fresh(architecture)
+    if architecture.pruning:
+        _prune_again(model, architecture)
+    return model
+
+
+def _fresh(architecture: Architecture) -> nn.Module:
+    name, classes = architecture.backbone, architecture.num_classes
+    if name == "resnet8":
+        return ResNet8(classes, architecture.width)
+    small = architecture.image_size <= SMALL_IMAGE
+    sized = {"image_size": architecture.image_size} if name.startswith("vit_") else {}
+    quiet = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    try:
+        model: nn.Module = torchvision.models.get_model(name, weights=None, **sized, **quiet)
+    except (AssertionError, ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"pretrain.backbone: {name} cannot be built for images of {architecture.image_size} pixels ({error})"
+        ) from error
+    set_head(model, nn.Linear(feature_dim(model), classes))
+    if small and isinstance(model, torchvision.models.ResNet):
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    return model
+
+
+def _prune_again(model: nn.Module, architecture: Architecture) -> None:
+    try:
+        import torch_pruning
+    except ModuleNotFoundError as error:
+        raise MissingExtra("torch-pruning", "compress") from error
+    example = torch.zeros(1, 3, architecture.image_size, architecture.image_size)
+    graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), example)
+    graph.load_pruning_history([[name, bool(out), list(indexes)] for name, out, indexes in architecture.pruning])
+
+
+def save_model(folder: Path, model: nn.Module, architecture: Architecture) -> None:
+    """weights.safetensors and architecture.json."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    write_json(folder / ARCHITECTURE, architecture.model_dump(mode="json"))
+
+
+def load_architecture(folder: Path) -> Architecture:
+    """The architecture beside the weights. Raises ArtifactError."""
+    raw = read_json(folder / ARCHITECTURE)
+    try:
+        return Architecture.model_validate(raw)
+    except ValueError as error:
+        raise ArtifactError(f"{folder / ARCHITECTURE} is damaged; delete the folder and run winnow again") from error
+
+
+def load_model(folder: Path) -> tuple[nn.Module, Architecture]:
+    """The network of a candidate's folder, in eval mode. Raises ArtifactError when a file is missing or damaged."""
+    architecture = load_architecture(folder)
+    model = build(architecture)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{folder / WEIGHTS} is missing or damaged ({' '.join(str(error).split())[:200]}); "
+            "delete the folder and run winnow again"
+        ) from error
+    return model.eval(), architecture

@@ -1,0 +1,50 @@
+"""The last linear layer of a classifier: where it sits, what goes in, how to swap it.
+
+Pretraining puts a rotation head or a projector there, fine-tuning a fresh classifier, kNN nothing at all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from winnow.errors import ConfigError
+
+
+def head_path(model: nn.Module) -> str:
+    """Dotted name of the last nn.Linear, the classifier of every torchvision network, e.g. `fc` or `classifier.3`."""
+    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        raise ConfigError("pretrain.backbone: a network without a linear head cannot be used; choose another one")
+    return names[-1]
+
+
+def feature_dim(model: nn.Module) -> int:
+    """Width of what reaches the head."""
+    head = model.get_submodule(head_path(model))
+    assert isinstance(head, nn.Linear)
+    return head.in_features
+
+
+def set_head(model: nn.Module, head: nn.Module) -> nn.Module:
+    """Put `head` in the place of the last linear layer, in the model itself, and return the model."""
+    path = head_path(model)
+    parent = model.get_submodule(path.rpartition(".")[0])
+    setattr(parent, path.rpartition(".")[2], head)
+    return model
+
+
+def new_classifier(model: nn.Module, num_classes: int, seed: int) -> nn.Module:
+    """A classifier drawn from `seed` alone, so that both arms of an experiment begin with the same one."""
+    width = feature_dim(model)
+    generator = torch.Generator().manual_seed(seed)
+    head = nn.Linear(width, num_classes)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.01)
+        head.bias.zero_()
+    return set_head(model, head)
+
+
+def backbone_state(model: nn.Module, path: str) -> dict[str, torch.Tensor]:
+    """Weights without the head at `path`."""
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(path + ".")}

@@ -1,0 +1,43 @@
+"""RotNet: the network tells by which multiple of 90 degrees an image was turned.
+
+Gidaris, Singh, Komodakis: Unsupervised Representation Learning by Predicting Image Rotations (ICLR 2018, arXiv
+1803.07728). Every image of a batch is shown in all four rotations, as the paper found best; the rotation is the
+pseudo-label and the loss is cross-entropy. Cheap per image and quick to help: the default where minutes count. It
+learns little from images without an up (textures, microscopy): take SimCLR there.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from winnow.config import RotNet
+from winnow.data.views import augment
+from winnow.models.heads import feature_dim, set_head
+from winnow.training import Loss
+
+ROTATIONS = 4
+
+
+def rotnet(settings: RotNet, model: nn.Module) -> Loss:
+    """Put a four-way head on `model`, in place, and return the loss that trains it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        set_head(model, nn.Linear(feature_dim(model), ROTATIONS))
+
+    def loss(model: nn.Module, images_BCHW: torch.Tensor, _labels_B: torch.Tensor) -> torch.Tensor:
+        views_BCHW = augment(images_BCHW, settings.augmentation)
+        turned, turns = rotations(views_BCHW)
+        return F.cross_entropy(model(turned).float(), turns)
+
+    return loss
+
+
+def rotations(x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All four rotations of square images (B, C, S, S) -> (4B, C, S, S) and their pseudo-labels 0..3 (4B,)."""
+    if x_BCHW.shape[2] != x_BCHW.shape[3]:
+        raise ValueError(f"rotations need square images, got {tuple(x_BCHW.shape)}")
+    turned = torch.cat([torch.rot90(x_BCHW, turn, (2, 3)) for turn in range(ROTATIONS)])
+    labels = torch.arange(ROTATIONS, device=x_BCHW.device).repeat_interleave(len(x_BCHW))
+    return turned.contiguous(memory_format=torch.channels_last), labels

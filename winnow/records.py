@@ -1,0 +1,218 @@
+"""What a step leaves beside its files: one `record.json`, read by the next step, by tracking and by people.
+
+A record holds no wall time and no path outside its folder: the same inputs give the same bytes, so DVC can stop where
+nothing changed. The one exception is the benchmark, whose figures are times and carry the machine they were taken on.
+
+    with publish(out) as folder:            # a temporary name beside `out`, renamed when all went well
+        ...                                 # write files into `folder`
+        write_record(folder, record)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from winnow.errors import ArtifactError
+
+RECORD = "record.json"
+FORMAT = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Artifact(_Frozen):
+    """A file of a step, by its name inside the step's folder."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+class Machine(_Frozen):
+    """Where a figure was taken. Figures of two machines are never compared."""
+
+    cpu: str
+    flags: tuple[str, ...]
+    """Those that decide speed here: avx2, avx512f, avx512_vnni, avx512_bf16, amx_tile, amx_int8, amx_bf16."""
+    threads: int
+    memory_gb: float
+    gpu: str
+    system: str
+    versions: dict[str, str]
+    """Libraries that do the work: torch, onnxruntime, openvino, ..."""
+
+
+class Gate(_Frozen):
+    """One condition with both numbers in it."""
+
+    name: str
+    passed: bool
+    reason: str
+
+
+class Verdict(_Frozen):
+    """What `decide` says of one candidate."""
+
+    candidate: str
+    passed: bool
+    gates: tuple[Gate, ...]
+    on_front: bool
+    """No other candidate is better in accuracy, size and latency at once."""
+
+
+class StepRecord(_Frozen):
+    """What a step did: its settings, what it read, what it measured, what it left."""
+
+    step: str
+    name: str
+    """The step itself, or the candidate's name."""
+    parameters: dict[str, Any]
+    """The section of params.yaml that it read, resolved."""
+    inputs: dict[str, str]
+    """Digests of the records (or files) it read."""
+    metrics: dict[str, float]
+    """Flat, the same names for all candidates: quality/top1, size/mb, ..."""
+    details: dict[str, Any] = {}
+    """Everything that is no single number: per-class tables, curves, reasons."""
+    warnings: tuple[str, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    machine: Machine | None = None
+    format: int = FORMAT
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(folder: Path, *names: str) -> tuple[Artifact, ...]:
+    """Artifacts for files inside `folder`."""
+    return tuple(
+        Artifact(name=name, sha256=sha256_of(folder / name), bytes=(folder / name).stat().st_size) for name in names
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable JSON, written to a temporary name and renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file of ours; ArtifactError says which one is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; run the step that makes it (winnow status shows which)") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); delete its folder and run winnow again") from error
+
+
+def write_record(folder: Path, record: StepRecord) -> None:
+    """Leave the record in the step's folder."""
+    write_json(folder / RECORD, record.model_dump(mode="json"))
+
+
+def read_record(folder: Path) -> StepRecord:
+    """The record in a step's folder. Raises ArtifactError when it is missing, damaged or of another version."""
+    path = folder / RECORD
+    raw = read_json(path)
+    if isinstance(raw, dict) and raw.get("format") != FORMAT:
+        raise ArtifactError(f"{path} was written by another version of winnow; delete its folder and run winnow again")
+    try:
+        return StepRecord.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"{path} is damaged (at {where or 'the top'}: {first['msg']}); delete its folder and run winnow again"
+        ) from error
+
+
+def record_digest(folder: Path) -> str:
+    """Digest of a step's record; it covers the step's files, whose digests the record holds."""
+    if not (folder / RECORD).is_file():
+        raise ArtifactError(f"{folder / RECORD} is missing; run the step that makes it (winnow status shows which)")
+    return sha256_of(folder / RECORD)
+
+
+@contextmanager
+def publish(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into; it becomes `out` if the block ends well and vanishes if not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the processor says it can do; empty where the system does not tell (only Linux does)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), ":")
+    return frozenset(line.split(":", 1)[1].split())
+
+
+def cpu_name() -> str:
+    """The processor's own name."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def memory_gb() -> float:
+    """Physical memory, GB (1e9 bytes)."""
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+
+
+WORKERS = ("torch", "torchvision", "onnxruntime", "openvino", "nncf", "torch-pruning", "onnx", "numpy")
+
+
+def this_machine(gpu: str = "") -> Machine:
+    """This machine; `gpu` is the device's name where torch sees one (this file imports no torch)."""
+    versions = {}
+    for package in WORKERS:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Machine(
+        cpu=cpu_name(),
+        flags=tuple(flag for flag in SPEED_FLAGS if flag in cpu_flags()),
+        threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_gb=memory_gb(),
+        gpu=gpu,
+        system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        versions=versions,
+    )

@@ -1,0 +1,82 @@
+"""Step 3: the label budget at work. Leaves `dense`, the root of the tree of candidates, and what pretraining bought.
+
+`dense` is the pretrained arm (or the arm of finetune.weights, where a file is given) of the first seed: fixed before
+anything is measured. The other seeds and the from-scratch arm say how much of its accuracy came from pretraining.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from winnow.config import ROOT, Config
+from winnow.config.finetune import NOTHING
+from winnow.data.images import load_images
+from winnow.data.splits import label_budget
+from winnow.evaluation import paired_gain
+from winnow.export import export_onnx
+from winnow.finetuning import State, Trained, foreign_backbone, linear_probe, start, train_arms
+from winnow.finishing import finish
+from winnow.models.backbones import ARCHITECTURE, WEIGHTS, load_architecture, save_model
+from winnow.records import StepRecord, describe, publish, record_digest, sha256_of, write_record
+
+log = logging.getLogger(__name__)
+SCRATCH, PRETRAINED, FOREIGN = "scratch", "pretrained", "weights"
+
+
+def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: Path) -> StepRecord:
+    """Train all arms and leave the candidate folder of `dense` in `out`."""
+    settings = config.finetune
+    images = load_images(data)
+    architecture = load_architecture(pretrained)
+    arms: dict[str, State | None] = {PRETRAINED: load_file(pretrained / WEIGHTS), SCRATCH: None}
+    inputs = {"data": record_digest(data), "pretrain": record_digest(pretrained)}
+    if settings.weights != NOTHING:
+        arms[FOREIGN] = foreign_backbone(Path(settings.weights), architecture)
+        inputs["weights"] = sha256_of(Path(settings.weights))
+    chosen, tried = train_arms(config, images, architecture, arms, scratch)
+    main = FOREIGN if FOREIGN in arms else PRETRAINED
+    dense = next(training for training in chosen if training.arm == main and training.seed == settings.seeds[0])
+    probe = linear_probe(config, images, start(architecture, arms[main], settings.seeds[0]))
+    arm_details, arm_metrics = _compare(chosen, tried, main, probe)
+    with publish(out) as folder:
+        save_model(folder, dense.model, architecture)
+        export_onnx(dense.model, architecture, folder / "model.onnx")
+        budget = label_budget(images, config.data.label_budget, settings.seeds[0])
+        metrics, details = finish(folder, name=ROOT, lineage=[ROOT], images=images, budget=budget, dense=None)
+        record = StepRecord(
+            step="finetune",
+            name=ROOT,
+            parameters=settings.model_dump(mode="json"),
+            inputs=inputs,
+            metrics={**metrics, **arm_metrics},
+            details={**details, "arms": arm_details, "curves": dense.curves, "method": "finetune"},
+            artifacts=describe(folder, "model.onnx", "card.json", "validation_logits.npy", WEIGHTS, ARCHITECTURE),
+        )
+        write_record(folder, record)
+    return record
+
+
+def _compare(
+    chosen: list[Trained], tried: list[Trained], main: str, probe: dict[str, float]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Arms side by side, paired by seed."""
+    by_arm = {arm: [t for t in chosen if t.arm == arm] for arm in dict.fromkeys(t.arm for t in chosen)}
+    start_from = [t.top1 for t in by_arm[main]]
+    scratch = [t.top1 for t in by_arm[SCRATCH]]
+    mean, low, high = paired_gain(start_from, scratch)
+    log.info("%s against scratch: %+.1f points (%d label seeds)", main, mean, len(scratch))
+    details: dict[str, Any] = {arm: [t.row() for t in trainings] for arm, trainings in by_arm.items()}
+    details["linear_probe"] = probe
+    details["gain"] = {"arm": main, "mean": mean, "low": low, "high": high, "pairs": len(scratch)}
+    details["tried"] = [{"arm": t.arm, **t.row()} for t in tried]
+    metrics = {
+        "pretraining/gain_points": mean,
+        "pretraining/scratch_top1": sum(scratch) / len(scratch),
+        "pretraining/arm_top1": sum(start_from) / len(start_from),
+        "pretraining/linear_probe_top1": probe["top1"],
+    }
+    return details, metrics

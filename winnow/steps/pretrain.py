@@ -1,0 +1,98 @@
+"""Step 2: a backbone that has learned from all training images, without a label.
+
+Leaves weights.safetensors (the backbone without head), architecture.json and the curves. kNN over the label budget is
+a monitor and steers nothing; validation images are only looked at, test images never.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save_file
+
+from winnow.config import Config, NoPretraining, RotNet, SimCLR
+from winnow.data.batches import Batches
+from winnow.data.images import TRAIN, VALIDATION, ImageSet, load_images
+from winnow.data.splits import label_budget, visible_labels
+from winnow.models.backbones import ARCHITECTURE, WEIGHTS, Architecture, build
+from winnow.models.heads import backbone_state, head_path
+from winnow.pretraining import METHODS
+from winnow.pretraining.monitor import COLLAPSED, Bank, look
+from winnow.records import StepRecord, describe, publish, record_digest, write_json, write_record
+from winnow.training import Checkpoint, Epoch, Plan, Row, drain, fit
+
+log = logging.getLogger(__name__)
+CURVES = "curves.json"
+
+
+def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord:
+    """Train the backbone of config.pretrain on all training images of `data`; checkpoints go to `scratch`."""
+    settings = config.pretrain
+    images = load_images(data)
+    architecture = Architecture(
+        backbone=settings.backbone, num_classes=len(images.classes), image_size=images.image_size
+    )
+    model = build(architecture, seed=settings.seed)
+    head = head_path(model)
+    curves: list[Row] = []
+    warnings: tuple[str, ...] = ()
+    if not isinstance(settings, NoPretraining):
+        loss = METHODS[type(settings)](settings, model)
+        batches = Batches(
+            images.images_NHWC, images.labels_N, images.indices(TRAIN), settings.batch_size, settings.seed
+        )
+        bank = _bank(config, images)
+        plan = Plan(settings.epochs, batches.steps_per_epoch, settings.optimiser, settings.seed)
+        log.info("%s: %d images, %d steps", settings.method, len(batches.indices), plan.steps)
+
+        def monitor(epoch: Epoch) -> None:
+            if epoch.number % settings.monitor_every == 0 or epoch.number == epoch.of:
+                epoch.row.update(look(model, bank))
+
+        curves = drain(fit(model, batches, loss, plan, Checkpoint(scratch, "pretrain")), monitor)
+        warnings = _collapse(settings, curves)
+    with publish(out) as folder:
+        state = {name: value.detach().cpu().contiguous() for name, value in backbone_state(model, head).items()}
+        save_file(state, folder / WEIGHTS)
+        write_json(folder / ARCHITECTURE, architecture.model_dump(mode="json"))
+        write_json(folder / CURVES, curves)
+        record = StepRecord(
+            step="pretrain",
+            name="pretrain",
+            parameters=settings.model_dump(mode="json"),
+            inputs={"data": record_digest(data)},
+            metrics=_metrics(curves),
+            details={"curves": curves},
+            warnings=warnings,
+            artifacts=describe(folder, WEIGHTS, ARCHITECTURE, CURVES),
+        )
+        write_record(folder, record)
+    return record
+
+
+def _bank(config: Config, images: ImageSet) -> Bank:
+    budget = label_budget(images, config.data.label_budget, config.finetune.seeds[0])
+    labels = np.asarray(visible_labels(images, budget))
+    return Bank(images.images_NHWC, labels, budget, images.indices(VALIDATION))
+
+
+def _metrics(curves: list[Row]) -> dict[str, float]:
+    """The last value of every curve; the last epoch is the result, not the best one."""
+    if not curves:
+        return {}
+    return {f"pretrain/{name}": value for name, value in curves[-1].items() if name != "epoch"}
+
+
+def _collapse(settings: RotNet | SimCLR, curves: list[Row]) -> tuple[str, ...]:
+    final = curves[-1]["spread"] if curves else 1.0
+    if final >= COLLAPSED:
+        return ()
+    message = (
+        f"the embeddings have collapsed: their spread is {final:.3f}, below {COLLAPSED}; all images look alike to the "
+        f"backbone. Lower pretrain.optimiser.learning_rate (now {settings.optimiser.learning_rate}), strengthen "
+        "pretrain.augmentation, or take another pretrain.method"
+    )
+    log.warning(message)
+    return (message,)

@@ -1,0 +1,253 @@
+"""The one training loop. A generator: it yields after every epoch, and whoever drives it looks, measures and prints.
+
+    def look(epoch: Epoch) -> None:
+        epoch.row["knn"] = ...                       # goes into the checkpoint and the curves
+
+    curves = drain(fit(model, batches, loss, plan, Checkpoint(folder, name)), look)
+
+Every step is a function of (seed, step): the batch, the augmentation's random numbers and dropout are drawn from them,
+so a killed training that goes on from its last checkpoint ends bit-identical on a CPU with the same threads.
+Forward passes run in bf16 where the processor has it for real (AMX or AVX512-BF16) or the GPU does; losses are float32.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from winnow.config import Optimiser
+from winnow.data.batches import Batches
+from winnow.errors import ArtifactError, TrainingError
+from winnow.records import cpu_flags
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 30.0
+SECONDS_BETWEEN_LINES = 4.0
+Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(model, images uint8 (B, 3, H, W), labels int64 (B,)) -> scalar float32."""
+Row = dict[str, float]
+"""One epoch of the curves: epoch, loss and what the driver added."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how fast, from which seed."""
+
+    epochs: int
+    steps_per_epoch: int
+    optimiser: Optimiser
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return self.epochs * self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where an interrupted training goes on. `curves.jsonl` beside it can be followed while training runs."""
+
+    folder: Path
+    name: str
+
+    @property
+    def tensors(self) -> Path:
+        """Weights and momentum."""
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def curves(self) -> Path:
+        """One JSON object per finished epoch."""
+        return self.folder / f"{self.name}.curves.jsonl"
+
+
+@dataclass
+class Epoch:
+    """A finished epoch; its row may be added to while the generator waits."""
+
+    number: int
+    of: int
+    row: Row
+
+
+def device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def bf16_is_fast() -> bool:
+    """Whether bf16 multiplies run in hardware here."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+def learning_rate_at(step: int, plan: Plan) -> float:
+    """Linear warm-up, then half a cosine to zero (Loshchilov and Hutter, 2017, arXiv 1608.03983, one cycle)."""
+    warm = max(1, round(plan.optimiser.warmup * plan.steps))
+    if step < warm and plan.optimiser.warmup > 0:
+        return plan.optimiser.learning_rate * (step + 1) / warm
+    progress = (step - warm) / max(1, plan.steps - warm)
+    return plan.optimiser.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    plan: Plan,
+    checkpoint: Checkpoint | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
+) -> Generator[Epoch, None, list[Row]]:
+    """Train `model` in place; yields after every epoch. `after_step` may hold masks in place.
+
+    Raises TrainingError when the loss is no longer a number, ArtifactError when a checkpoint is damaged.
+    """
+    where, autocast = device(), bf16_is_fast()
+    model.to(where).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(
+        _groups(model, plan.optimiser.weight_decay),
+        lr=plan.optimiser.learning_rate,
+        momentum=plan.optimiser.momentum,
+        nesterov=plan.optimiser.momentum > 0,
+    )
+    state = _resume(checkpoint, model, optimiser) if checkpoint else _State()
+    saved = told = started = time.monotonic()
+    first = state.step
+    while state.step < plan.steps:
+        model.train()
+        torch.manual_seed((plan.seed << 32) + state.step)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate_at(state.step, plan)
+        images_BCHW, labels_B = (part.to(where, non_blocking=True) for part in batches.at(state.step))
+        with torch.autocast(where.type, dtype=torch.bfloat16, enabled=autocast):
+            value = loss(model, images_BCHW, labels_B)
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        if after_step:
+            after_step(model)
+        state.step += 1
+        state.loss_sum += float(value.detach())
+        if not math.isfinite(state.loss_sum):
+            raise TrainingError(
+                f"the loss is no longer a number at step {state.step} of {plan.steps} "
+                f"(learning rate {plan.optimiser.learning_rate}); lower the learning rate in params.yaml"
+            )
+        if state.step % plan.steps_per_epoch == 0:
+            number = state.step // plan.steps_per_epoch
+            row = {"epoch": float(number), "loss": state.loss_sum / plan.steps_per_epoch}
+            state.loss_sum = 0.0
+            yield Epoch(number, plan.epochs, row)
+            state.history.append(row)
+            now = time.monotonic()
+            if now - told > SECONDS_BETWEEN_LINES or number == plan.epochs:
+                left = (now - started) / (state.step - first) * (plan.steps - state.step)
+                log.info("epoch %d/%d  %s  %s left", number, plan.epochs, _shown(row), duration(left))
+                told = now
+        due = time.monotonic() - saved > CHECKPOINT_SECONDS
+        if checkpoint and (due or state.step % plan.steps_per_epoch == 0):
+            _save(checkpoint, model, optimiser, state, tensors=due or state.step == plan.steps)
+            saved = time.monotonic() if due else saved
+    model.eval()
+    return state.history
+
+
+def drain(
+    training: Generator[Epoch, None, list[Row]], look: Callable[[Epoch], None] = lambda _epoch: None
+) -> list[Row]:
+    """Run a training to its end, looking at every epoch, and return its curves, those from before a stop too."""
+    while True:
+        try:
+            epoch = next(training)
+        except StopIteration as end:
+            curves: list[Row] = end.value
+            return curves
+        look(epoch)
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, 2:03 or 12 s."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _shown(row: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Biases and normalisation are not decayed."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+@dataclass
+class _State:
+    step: int = 0
+    loss_sum: float = 0.0
+    history: list[Row] = field(default_factory=list)
+
+
+def _save(
+    checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer, state: _State, tensors: bool
+) -> None:
+    """Curves after every epoch; weights, momentum and step together in one file, so that they cannot disagree."""
+    checkpoint.folder.mkdir(parents=True, exist_ok=True)
+    temporary = checkpoint.curves.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in state.history), encoding="utf-8")
+    temporary.replace(checkpoint.curves)
+    if not tensors:
+        return
+    kept = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    for index, slots in optimiser.state_dict()["state"].items():
+        kept |= {
+            f"optimiser.{index}.{k}": v.cpu().contiguous() for k, v in slots.items() if isinstance(v, torch.Tensor)
+        }
+    meta = {"step": state.step, "loss_sum": state.loss_sum, "history": state.history}
+    partial = checkpoint.tensors.with_suffix(".tmp")
+    save_file(kept, partial, metadata={"state": json.dumps(meta)})
+    partial.replace(checkpoint.tensors)
+
+
+def _resume(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer) -> _State:
+    path = checkpoint.tensors
+    if not path.is_file():
+        return _State()
+    try:
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as opened:
+            meta = json.loads(opened.metadata()["state"])
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        packed = optimiser.state_dict()
+        for name, value in tensors.items():
+            if name.startswith("optimiser."):
+                _, index, slot = name.split(".", 2)
+                packed["state"].setdefault(int(index), {})[slot] = value
+        optimiser.load_state_dict(packed)
+        state = _State(meta["step"], meta["loss_sum"], meta["history"])
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"the checkpoint {path} is damaged ({' '.join(str(error).split())[:200]}); "
+            "delete it to train from the start"
+        ) from error
+    log.info("going on from step %d", state.step)
+    return state
