@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flows import summary
 from tasks import versioning
-from tasks.settings import Places
+from tasks.settings import Places, source_name
 from winnow.config import Config
 from winnow.records import read_record, this_machine
 
@@ -76,7 +76,7 @@ def show_results(places: Places, config: Config) -> None:
     rows = summary.candidate_rows(places)
     machine = read_record(places.artifacts / "benchmark").machine
     assert machine is not None
-    table = Table(title=f"Candidates on the validation split of {summary.source_name(config)}", title_justify="left")
+    table = Table(title=f"Candidates on the validation split of {source_name(config)}", title_justify="left")
     for index, name in enumerate(rows[0]):
         table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:

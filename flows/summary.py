@@ -7,18 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.settings import Places
-from winnow.config import Config, in_order, load_config
+from winnow.config import in_order, load_config
 from winnow.config.candidates import ROOT
 from winnow.records import StepRecord, read_record
-
-SAMPLE_NAME = "CIFAR-10 (JPEG) sample"
-
-
-def source_name(config: Config) -> str:
-    """How the data are called beside every number."""
-    if config.data.source == "sample":
-        return SAMPLE_NAME
-    return "CIFAR-10" if config.data.source == "cifar10" else Path(config.data.path).name
 
 
 def candidate_rows(places: Places) -> list[dict[str, str]]:

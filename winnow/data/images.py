@@ -16,6 +16,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import struct
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +32,19 @@ from winnow.records import read_json
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = ("train", "validation", "test")
 MAX_PIXELS = 100_000_000
+DAMAGED = (
+    OSError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's readers raise on broken files."""
 RESIZE_POLICY = "EXIF orientation, RGB, short side to S (bilinear, antialiased), centre crop S x S"
 
 
@@ -44,15 +59,24 @@ def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], bytes]:
                 raise ValueError(f"{opened.width}x{opened.height} pixels are more than {MAX_PIXELS:,}")
             opened.load()
             upright = ImageOps.exif_transpose(opened)
-            rgb = (upright or opened).convert("RGB")
+            rgb = _to_rgb(upright or opened)
     except UnidentifiedImageError as error:
         raise ValueError("no image format that Pillow knows") from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
-    except (OSError, SyntaxError, EOFError, IndexError, TypeError, KeyError, MemoryError) as error:
+    except DAMAGED as error:
         raise ValueError(f"damaged ({error})") from error
     digest = hashlib.blake2b(rgb.tobytes(), digest_size=16, key=f"{rgb.width}x{rgb.height}".encode()).digest()
     return resize(rgb, image_size), digest
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8 bits per channel. Pillow would clip 16-bit gray to white, so it keeps its high byte here."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels, whose range is not known; save it with 8 bits per channel")
+    return image.convert("RGB")
 
 
 def resize(rgb: Image.Image, image_size: int) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from winnow.config import Augmentation
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 ASPECT_RATIO = (3 / 4, 4 / 3)
+CROP_TRIALS = 10
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 
 
@@ -42,19 +43,31 @@ def flip(x_BCHW: torch.Tensor, probability: float = 0.5) -> torch.Tensor:
 def resized_crop(x_BCHW: torch.Tensor, scale_min: float) -> torch.Tensor:
     """A random rectangle of `scale_min` to 1 of the area, aspect 3/4 to 4/3, stretched back to (H, W), bilinear.
 
-    One affine grid for the batch. Unlike torchvision, a rectangle that does not fit is clipped, not drawn again.
+    One affine grid for the batch. As in torchvision, sides and corners are whole pixels, and a rectangle that does not
+    fit is drawn again, ten times at most (clipping it instead leaves visibly less variation); then the whole image is
+    taken.
     """
-    count, device = len(x_BCHW), x_BCHW.device
-    area = torch.empty(count, device=device).uniform_(scale_min, 1.0)
-    aspect = torch.empty(count, device=device).uniform_(*map(math.log, ASPECT_RATIO)).exp()
-    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-    shift_x = (torch.rand(count, device=device) * 2 - 1) * (1 - width)
-    shift_y = (torch.rand(count, device=device) * 2 - 1) * (1 - height)
-    theta = torch.zeros(count, 2, 3, device=device)
-    theta[:, 0, 0], theta[:, 0, 2] = width, shift_x
-    theta[:, 1, 1], theta[:, 1, 2] = height, shift_y
+    count, _, height, width = x_BCHW.shape
+    size_2 = torch.tensor([width, height], device=x_BCHW.device)
+    sides_B2 = _fitting_sides(count, size_2, scale_min)
+    corners_B2 = (torch.rand(count, 2, device=x_BCHW.device) * (size_2 - sides_B2 + 1)).floor()
+    theta = torch.zeros(count, 2, 3, device=x_BCHW.device)
+    theta[:, :, :2] = torch.diag_embed(sides_B2 / size_2)
+    theta[:, :, 2] = (2 * corners_B2 + sides_B2) / size_2 - 1
     grid = F.affine_grid(theta, list(x_BCHW.shape), align_corners=False)
     return F.grid_sample(x_BCHW, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _fitting_sides(count: int, size_2: torch.Tensor, scale_min: float) -> torch.Tensor:
+    """Width and height (B, 2) in pixels of the first of ten draws that fits, else of the image."""
+    area_TB = torch.empty(CROP_TRIALS, count, device=size_2.device).uniform_(scale_min, 1.0) * size_2.prod()
+    aspect_TB = torch.empty(CROP_TRIALS, count, device=size_2.device).uniform_(*map(math.log, ASPECT_RATIO)).exp()
+    sides_TB2 = torch.stack([area_TB * aspect_TB, area_TB / aspect_TB], dim=2).sqrt().round()
+    fits_TB = ((sides_TB2 >= 1) & (sides_TB2 <= size_2)).all(2)
+    trials_T1 = torch.arange(CROP_TRIALS, device=size_2.device).unsqueeze(1)
+    first_B = torch.where(fits_TB, trials_T1, CROP_TRIALS).amin(0)
+    tried_UB2 = torch.cat([sides_TB2, size_2.expand(1, count, 2)])
+    return tried_UB2[first_B, torch.arange(count, device=size_2.device)]
 
 
 def jitter(x_BCHW: torch.Tensor, strength: float) -> torch.Tensor:

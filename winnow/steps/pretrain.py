@@ -73,7 +73,7 @@ def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord
 
 
 def _bank(config: Config, images: ImageSet) -> Bank:
-    budget = label_budget(images, config.data.label_budget, config.finetune.seeds[0])
+    budget = label_budget(images, config.data.label_budget, config.pretrain.seed)
     labels = np.asarray(visible_labels(images, budget))
     return Bank(images.images_NHWC, labels, budget, images.indices(VALIDATION))
 

@@ -1,0 +1,1 @@
+"""Scripts that make each published table; see README.md."""

@@ -1,0 +1,117 @@
+"""What the scripts share: the library's steps on a folder of their own, skipping what is there, and results files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+settings.apply(ROOT)
+
+from winnow.config import Config, check_config, in_order  # noqa: E402
+from winnow.records import RECORD, this_machine, write_json  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def configure(changes: dict[str, Any], candidates: dict[str, Any] | None = None) -> Config:
+    """params.yaml with dotted keys replaced and, where given, another tree."""
+    raw = deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")))
+    for key, value in changes.items():
+        *above, last = key.split(".")
+        at = raw
+        for part in above:
+            at = at[part]
+        at[last] = value
+    if candidates is not None:
+        raw["candidates"] = candidates
+    return check_config(raw, f"params.yaml with {changes}")
+
+
+class Chain:
+    """Steps of the library in .winnow/benchmarks/NAME/, each run once and timed; delete the folder to start anew."""
+
+    def __init__(self, name: str, config: Config) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        os.chdir(ROOT)  # params.yaml names the sample relative to the project
+        self.name, self.config = name, config
+        self.folder = ROOT / ".winnow" / "benchmarks" / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.scratch = self.folder / "scratch"
+        self.candidates = self.folder / "candidates"
+        self.seconds: dict[str, float] = {}
+
+    def _once(self, out: Path, act: Any) -> Path:
+        if not (out / RECORD).is_file():
+            logging.getLogger(__name__).info("== %s", out.name)
+            started = time.monotonic()
+            act()
+            self.seconds[out.name] = round(time.monotonic() - started, 1)
+        return out
+
+    def data(self) -> Path:
+        """Ingested images."""
+        from winnow.steps.ingest import ingest
+
+        return self._once(self.folder / "data", lambda: ingest(self.config, self.folder / "data", self.scratch))
+
+    def pretrained(self) -> Path:
+        """The backbone."""
+        from winnow.steps.pretrain import pretrain
+
+        data, out = self.data(), self.folder / "pretrain"
+        return self._once(out, lambda: pretrain(self.config, data, out, self.scratch / "pretrain"))
+
+    def dense(self) -> Path:
+        """The fine-tuned root of the tree."""
+        from winnow.steps.finetune import finetune
+
+        data, pretrained, out = self.data(), self.pretrained(), self.candidates / "dense"
+        return self._once(out, lambda: finetune(self.config, data, pretrained, out, self.scratch / "finetune"))
+
+    def tree(self) -> Path:
+        """All candidates."""
+        from winnow.steps.compress import compress
+
+        data = self.data()
+        self.dense()
+        for name in in_order(dict(self.config.candidates)):
+            out, scratch = self.candidates / name, self.scratch / name
+            self._once(out, lambda n=name, o=out, s=scratch: compress(self.config, n, data, self.candidates, o, s))
+        return self.candidates
+
+    def benchmark(self) -> Path:
+        """Times of all files."""
+        from winnow.steps.benchmark import benchmark
+
+        data, candidates, out = self.data(), self.tree(), self.folder / "benchmark"
+        return self._once(out, lambda: benchmark(self.config, data, candidates, out))
+
+
+def leave(name: str, conditions: str, figures: dict[str, Any], table: str) -> None:
+    """results/NAME.json and results/NAME.md, stamped with this machine."""
+    machine = this_machine()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_json(RESULTS / f"{name}.json", {"machine": machine.model_dump(mode="json"), **figures})
+    stamp = f"{machine.cpu}, {machine.threads} threads, {' '.join(machine.flags)}; " + ", ".join(
+        f"{package} {version}" for package, version in machine.versions.items()
+    )
+    text = f"# {name}\n\n{conditions}\n\nMachine: {stamp}\n\n{table}\n"
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table; the keys of the first row are the heading."""
+    heading = list(rows[0])
+    lines = [" | ".join(heading), " | ".join("---" for _ in heading)]
+    lines += [" | ".join(str(row[name]) for name in heading) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)

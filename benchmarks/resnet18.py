@@ -1,0 +1,93 @@
+"""ResNet-18 at 32x32 (3x3 stem), trained on all labels of the sample: dense and half its parameters, float and int8.
+
+Accuracy stands beside every speed. Each figure is a ratio within this one run: against PyTorch eager f32 (the better of
+its two layouts), against the best PyTorch of any kind, and against dense as the best float of any precision and
+runtime; ONNX Runtime's int8 also against its own f32. The cause is named: runtime, precision, structure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.chain import Chain, configure, leave, markdown
+from winnow.records import read_record
+
+NAME = "resnet18"
+RECOVERY = {
+    "epochs": 6,
+    "optimiser": {"learning_rate": 0.05},
+    "teacher": "dense",
+    "temperature": 4.0,
+    "teacher_weight": 0.7,
+    "images": "all",
+    "augmentation": {"crop_scale_min": 0.6},
+}
+CANDIDATES: dict[str, Any] = {
+    "dense-int8": {"from": "dense", "method": "quantize"},
+    "pruned": {"from": "dense", "method": "prune", "channels": 0.3, "recovery": RECOVERY},
+    "pruned-int8": {"from": "pruned", "method": "quantize"},
+}
+CHANGES = {
+    "data.labels_per_class": "all",
+    "pretrain": {"method": "none", "backbone": "resnet18", "seed": 0},
+    "finetune.seeds": [0],
+    "finetune.epochs": 20,
+    "finetune.learning_rates": [0.1],
+    "benchmark.grid": "full",
+}
+
+
+def best(rows: list[dict[str, Any]], batch: int, **wanted: str) -> float:
+    """Images per second of the fastest row that fits, over threads and layouts."""
+    fitting = [r for r in rows if r["batch"] == batch and all(r[k] == v for k, v in wanted.items())]
+    return max(1000 * batch / r["p50_ms"] for r in fitting) if fitting else float("nan")
+
+
+def main() -> None:
+    config = configure(CHANGES, CANDIDATES)
+    chain = Chain(NAME, config)
+    timed = read_record(chain.benchmark())
+    rows = timed.details["rows"]
+    large = config.benchmark.large_batch
+    table_rows = []
+    for name in ("dense", *CANDIDATES):
+        record = read_record(chain.candidates / name)
+        for runtime, precision in sorted({(r["runtime"], r["precision"]) for r in rows if r["candidate"] == name}):
+            speeds = {batch: best(rows, batch, candidate=name, runtime=runtime, precision=precision) for batch in (1, large)}
+            eager = {batch: best(rows, batch, candidate="dense", runtime="eager", precision="f32") for batch in speeds}
+            table_rows.append(
+                {
+                    "candidate": name,
+                    "top-1 %": f"{record.metrics['quality/top1'] * 100:.1f}",
+                    "parameters": f"{record.metrics['size/parameters'] / 1e6:.2f} M",
+                    "MACs": f"{record.metrics['compute/macs'] / 1e6:.0f} M",
+                    "MB": f"{record.metrics['size/mb']:.2f}",
+                    "runtime": f"{runtime} {precision}",
+                    "ms at batch 1": f"{1000 / speeds[1]:.2f}",
+                    f"images/s at batch {large}": f"{speeds[large]:,.0f}",
+                    f"x eager f32 (1 / {large})": f"{speeds[1] / eager[1]:.1f} / {speeds[large] / eager[large]:.1f}",
+                }
+            )
+    ort = {
+        batch: best(rows, batch, candidate="dense-int8", runtime="ort", precision="int8")
+        / best(rows, batch, candidate="dense", runtime="ort", precision="f32")
+        for batch in (1, large)
+    }
+    figures = {
+        "rows": rows,
+        "candidates": timed.details["candidates"],
+        "attribution": timed.details["attribution"],
+        "ort_int8_over_its_f32": {str(batch): ratio for batch, ratio in ort.items()},
+        "records": {name: read_record(chain.candidates / name).metrics for name in ("dense", *CANDIDATES)},
+        "config": config.model_dump(mode="json"),
+    }
+    conditions = (
+        "CIFAR-10 (JPEG) sample, all labels of its training split, validation accuracy, one seed. Times: medians of "
+        f"{config.benchmark.rounds} interleaved rounds, uint8 pixels in, logits out. "
+        f"ONNX Runtime's int8 against its own f32, dense: {ort[1]:.2f}x at batch 1, {ort[large]:.2f}x at batch {large}."
+    )
+    leave(NAME, conditions, figures, markdown(table_rows))
+
+
+if __name__ == "__main__":
+    main()

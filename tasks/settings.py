@@ -1,0 +1,147 @@
+"""Where a project keeps what, and an environment in which no library writes elsewhere or phones home.
+
+`apply` must run before Prefect, MLflow, OpenVINO or matplotlib are imported: they read their variables once. What a
+person has set stays (a team's MLFLOW_TRACKING_URI, a Prefect server); what winnow set for another project is replaced.
+This file imports nothing heavy: the command line starts with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from winnow.config import Config
+from winnow.config.finetune import NOTHING
+from winnow.errors import ConfigError
+
+OWNER = "WINNOW_ROOT"
+"""Names the project whose defaults are in the environment."""
+SAMPLE_NAME = "CIFAR-10 (JPEG) sample"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of a project. Two of them are left behind by runs, both ignored by git: artifacts/ and .winnow/."""
+
+    root: Path
+
+    @property
+    def artifacts(self) -> Path:
+        """DVC's outs: one folder per step and candidate."""
+        return self.root / "artifacts"
+
+    @property
+    def hidden(self) -> Path:
+        """Everything that is no artifact: stores, checkpoints, logs, caches."""
+        return self.root / ".winnow"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where interrupted trainings go on."""
+        return self.hidden / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """Output of the servers."""
+        return self.hidden / "logs"
+
+    @property
+    def mlflow_store(self) -> str:
+        """Address of the project's own MLflow store."""
+        return f"sqlite:///{self.hidden / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Files of the project's own MLflow store."""
+        return self.hidden / "mlflow" / "artifacts"
+
+    @property
+    def test_readings(self) -> Path:
+        """How often the report has read each version of the test split."""
+        return self.hidden / "test-readings.json"
+
+
+def defaults(root: Path) -> dict[str, str]:
+    """Environment variables that keep libraries quiet and inside the project."""
+    places = Places(root)
+    cache = places.hidden / "cache"
+    return {
+        OWNER: str(root),
+        "DO_NOT_TRACK": "1",
+        # OpenVINO's telemetry obeys nothing else; without it `import openvino` writes into the home.
+        "CI": "true",
+        "NNCF_CI": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(cache / "dvc"),
+        "DVC_GLOBAL_CONFIG_DIR": str(cache / "dvc-config"),
+        "HF_HUB_OFFLINE": "1",
+        "MPLCONFIGDIR": str(cache / "matplotlib"),
+        "TORCH_HOME": str(cache / "torch"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "XDG_CACHE_HOME": str(cache),
+        "MLFLOW_TRACKING_URI": places.mlflow_store,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
+        "MLFLOW_UV_AUTO_DETECT": "false",
+        # A store that does not answer should be an error in seconds, not in minutes.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        "PREFECT_HOME": str(places.hidden / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        "PREFECT_LOGGING_LEVEL": "INFO",
+        "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    }
+
+
+def environment(root: Path) -> dict[str, str]:
+    """os.environ with `defaults`: a person's own values stay, those that winnow set for another project do not."""
+    owner = os.environ.get(OWNER)
+    stale = {} if owner is None else {k: v for k, v in defaults(Path(owner)).items() if os.environ.get(k) == v}
+    kept = {key: value for key, value in os.environ.items() if key not in stale}
+    return {**defaults(root), **kept}
+
+
+def apply(root: Path) -> None:
+    """Put `environment` into this process and make the folders that libraries expect."""
+    os.environ.update(environment(root))
+    places = Places(root)
+    for folder in (places.mlflow_artifacts, places.checkpoints, places.hidden / "cache" / "matplotlib"):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_files(config: Config, root: Path) -> None:
+    """Raise ConfigError when a file or folder that params.yaml names is not there: DVC would only say "missing"."""
+    problems = []
+    if not (root / config.data.path).exists():
+        problems.append(f"  data.path: {config.data.path!r} does not exist (looked for in {root})")
+    if not (root / config.finetune.weights).is_file():
+        problems.append(
+            f"  finetune.weights: {config.finetune.weights!r} is no file (looked for in {root}); "
+            f"for no weights of your own set it to {NOTHING}"
+        )
+    if problems:
+        raise ConfigError("params.yaml names what is not there:\n" + "\n".join(problems))
+
+
+def source_name(config: Config) -> str:
+    """How the data are called beside every number."""
+    if config.data.source == "sample":
+        return SAMPLE_NAME
+    return "CIFAR-10" if config.data.source == "cifar10" else Path(config.data.path).resolve().name
+
+
+def registered_model_name(config: Config) -> str:
+    """promotion.registered_model, or the data's name in small letters and hyphens."""
+    if config.promotion.registered_model != "auto":
+        return config.promotion.registered_model
+    return re.sub(r"[^a-z0-9]+", "-", source_name(config).lower()).strip("-") or "images"

@@ -1,0 +1,146 @@
+"""Shared by all tests: a silent environment and tiny data. Nothing here is mocked and nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before any library is imported: caches and telemetry of the tests go to a folder that is thrown away.
+_HIDDEN = Path(tempfile.mkdtemp(prefix="winnow-tests-"))
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from tasks import settings  # noqa: E402
+
+settings.apply(_HIDDEN)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from winnow.config import Config, check_config  # noqa: E402
+from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet, load_images  # noqa: E402
+from winnow.records import StepRecord, write_json, write_record  # noqa: E402
+
+CLASSES = ("disc", "stripes", "wedge")
+SIZE = 16
+
+
+def draw(label: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """An image uint8 (H, W, 3) of a class: its own pattern, colour and noise, so that a tiny network can learn it."""
+    height, width = size
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    shift = rng.uniform(-0.1, 0.1)
+    pattern = [
+        ((x - 0.5 - shift) ** 2 + (y - 0.5) ** 2 < 0.08),
+        (np.floor((x + shift) * 6) % 2 == 0),
+        (x + shift > y),
+    ][label]
+    colour = np.eye(3)[label] * 90 + 80
+    image = np.where(pattern[..., None], colour, 60) + rng.normal(0, 20, (height, width, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Class folders with 12 images each, 40x30 to 48x48 pixels, JPEG and PNG."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "photos"
+    for label, name in enumerate(CLASSES):
+        (root / name).mkdir(parents=True)
+        for index in range(12):
+            size = (int(rng.integers(30, 48)), int(rng.integers(40, 48)))
+            suffix = "png" if index % 4 == 0 else "jpg"
+            Image.fromarray(draw(label, size, rng)).save(root / name / f"{index:02d}.{suffix}")
+    return root
+
+
+def write_set(folder: Path, train: int = 120, validation: int = 60, test: int = 30, unlabelled: int = 10) -> None:
+    """An ingested data set as the step leaves it; the last `unlabelled` training images have no label."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(7)
+    split = np.repeat([TRAIN, VALIDATION, TEST], [train, validation, test]).astype(np.uint8)
+    labels = np.arange(len(split), dtype=np.int64) % len(CLASSES)
+    images = np.stack([draw(int(label), (SIZE, SIZE), rng) for label in labels])
+    labels[train - unlabelled : train] = -1
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", labels)
+    np.save(folder / "split.npy", split)
+    np.save(folder / "keys.npy", rng.integers(0, 256, (len(split), 16), dtype=np.uint8))
+    (folder / "files.txt").write_text("".join(f'"{index}.png"\n' for index in range(len(split))))
+    write_json(folder / "classes.json", list(CLASSES))
+    write_record(
+        folder,
+        StepRecord(step="ingest", name="ingest", parameters={}, inputs={}, metrics={}, details={"classes": CLASSES}),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `tiny_set`."""
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    write_set(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tiny_data: Path) -> ImageSet:
+    """3 learnable classes, 120 train (10 without label), 60 validation, 30 test images of 16x16."""
+    return load_images(tiny_data)
+
+
+OPTIMISER = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "warmup": 0.1}
+RECOVERY = {"epochs": 2, "batch_size": 32, "optimiser": OPTIMISER}
+
+
+def tiny_params() -> dict:
+    """params.yaml for seconds: every section, every method."""
+    alone = {**RECOVERY, "teacher": "none", "images": "labelled"}
+    return {
+        "data": {"source": "folder", "path": "photos", "image_size": SIZE},
+        "pretrain": {
+            "method": "rotnet",
+            "epochs": 2,
+            "batch_size": 32,
+            "optimiser": OPTIMISER,
+            "augmentation": {},
+            "monitor_every": 1,
+        },
+        "finetune": {"epochs": 4, "min_steps": 24, "batch_size": 32, "learning_rates": [0.05], "seeds": [0, 1]},
+        "candidates": {
+            "dense-int8": {"from": "dense", "method": "quantize", "calibration_images": 32},
+            "pruned": {"from": "dense", "method": "prune", "channels": 0.3, "recovery": RECOVERY},
+            "pruned-int8": {"from": "pruned", "method": "quantize", "calibration_images": 32},
+            "sparse": {"from": "dense", "method": "sparsify", "sparsity": 0.5, "recovery": RECOVERY},
+            "student": {"from": "dense", "method": "distill", "student": "resnet8", "width": 0.5, "recovery": RECOVERY},
+            "student-alone": {
+                "from": "dense",
+                "method": "distill",
+                "student": "resnet8",
+                "width": 0.5,
+                "recovery": alone,
+            },
+            "dense-kd": {"from": "dense", "method": "distill", "student": "same", "recovery": RECOVERY},
+        },
+        "benchmark": {"grid": "quick", "large_batch": 8, "samples": 20, "rounds": 2},
+        "promotion": {"bootstrap_samples": 200},
+    }
+
+
+@pytest.fixture
+def tiny_config() -> Config:
+    """`tiny_params` checked."""
+    return check_config(tiny_params())
+
+
+@pytest.fixture(scope="session")
+def tiny_dense(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """artifacts/candidates/dense of a quickly pretrained and fine-tuned resnet8."""
+    from winnow.steps.finetune import finetune
+    from winnow.steps.pretrain import pretrain
+
+    config = check_config(tiny_params())
+    root = tmp_path_factory.mktemp("dense")
+    pretrain(config, tiny_data, root / "pretrain", root / "scratch")
+    finetune(config, tiny_data, root / "pretrain", root / "candidates" / "dense", root / "scratch")
+    return root / "candidates" / "dense"

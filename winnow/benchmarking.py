@@ -1,0 +1,205 @@
+"""The grid of cells and how they are timed: interleaved, warmed up, and only if the answers are right.
+
+A cell is a candidate on a runtime, at a precision, with a batch and a number of threads (winnow/runtimes.py). Cells
+with the same batch and threads form a group. Within a group every cell is visited once in each round, in an order that
+turns from round to round, so that a noisy neighbour or a clock that drifts hits all cells alike; at each visit some
+calls go untimed first. p50 and p95 are taken over all timed calls, and `spread` says how far the rounds were apart:
+(largest - smallest median of a round) / p50. A p95 of fewer than 200 calls would be the second worst of a handful and
+is not given.
+
+Before a cell is timed, its answers are compared with the candidate's own (validation_logits.npy): a fast runtime that
+answers something else is listed as refused, with the number, and not timed.
+
+It does not say what a machine can do at best (one process, one stream, no load), and times of two machines are never
+compared. Reddi et al. 2019, MLPerf Inference (arXiv 1911.02549) calls these cells single-stream and offline.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.config import ROOT, Benchmark
+from winnow.runtimes import Cell, Layout, NotHere, Precision, Predict, Runtime, has_fast_bf16, set_torch_threads
+from winnow.training import duration
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+SAMPLES_FOR_P95 = 200
+CHECKED_IMAGES = 256
+NEEDED_AGREEMENT: dict[Precision, float] = {
+    "f32": 0.99,  # the same arithmetic in another order: only ties may fall differently
+    "bf16": 0.95,  # 8 bits of mantissa move logits by a hundredth; close calls flip
+    "int8": 0.95,  # runtimes round differently, and without VNNI products saturate: more than this is another model
+}
+CALLS_PER_ROUND_LARGE = 3
+WARM_UP_SINGLE, WARM_UP_LARGE = 5, 1
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass
+class Outcome:
+    """What the grid gave: timed rows, cells whose answers were wrong, cells that cannot run here."""
+
+    rows: list[Row] = field(default_factory=list)
+    refused: list[Row] = field(default_factory=list)
+    absent: list[Row] = field(default_factory=list)
+
+
+def plan(int8: Mapping[str, bool], settings: Benchmark, threads: int, cuda: bool) -> list[Cell]:
+    """Every cell, group by group. `int8`: candidate -> is its file int8; `threads`: all of this machine."""
+    cells = []
+    for batch in (settings.large_batch, 1):
+        for count in sorted({threads, 1}, reverse=True):
+            for name, is_int8 in int8.items():
+                kinds = _file_kinds(is_int8)
+                if not is_int8 and (name == ROOT or settings.grid == "full"):
+                    compiled = settings.grid == "full" or count == threads
+                    kinds += _torch_kinds(compiled, cuda and count == threads)
+                cells += [Cell(name, *kind, batch=batch, threads=count) for kind in kinds]
+    return cells
+
+
+def _file_kinds(is_int8: bool) -> list[tuple[Runtime, Precision, Layout]]:
+    if is_int8:
+        return [("ort", "int8", "file"), ("openvino", "int8", "file")]
+    kinds: list[tuple[Runtime, Precision, Layout]] = [("ort", "f32", "file"), ("openvino", "f32", "file")]
+    return [*kinds, ("openvino", "bf16", "file")] if has_fast_bf16() else kinds
+
+
+def _torch_kinds(compiled: bool, cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:
+    precisions: list[Precision] = ["f32", "bf16"] if has_fast_bf16() else ["f32"]
+    layouts: tuple[Layout, ...] = ("contiguous", "channels_last")
+    kinds: list[tuple[Runtime, Precision, Layout]] = [("eager", how, at) for how in precisions for at in layouts]
+    if compiled:
+        kinds += [("compile", how, "channels_last") for how in precisions]
+    if cuda:
+        kinds += [("eager-cuda", "f32", "channels_last"), ("eager-cuda", "bf16", "channels_last")]
+    return kinds
+
+
+def measure(
+    cells: list[Cell],
+    open_cell: Callable[[Cell], Predict],
+    pixels_NHWC: NDArray[np.uint8],
+    answers: Mapping[str, NDArray[np.int64]],
+    settings: Benchmark,
+) -> Outcome:
+    """Time all cells. `answers`: candidate -> the class it gives for each of the pixels."""
+    outcome, started, last = Outcome(), time.monotonic(), 0.0
+    groups: dict[tuple[int, int], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.batch, cell.threads), []).append(cell)
+    done = 0
+    for (batch, threads), group in groups.items():
+        before = set_torch_threads(threads)
+        try:
+            opened = _open_all(group, open_cell, pixels_NHWC, answers, outcome)
+            outcome.rows += _time_group(opened, _cut(pixels_NHWC, 0, batch), settings)
+        finally:
+            set_torch_threads(before)
+        done += len(group)
+        now = time.monotonic() - started
+        if now - last > SECONDS_BETWEEN_LINES or done == len(cells):
+            last, left = now, now / done * (len(cells) - done)
+            log.info("benchmark: %d of %d cells timed, about %s left", done, len(cells), duration(left))
+    return outcome
+
+
+def _open_all(
+    group: list[Cell],
+    open_cell: Callable[[Cell], Predict],
+    pixels_NHWC: NDArray[np.uint8],
+    answers: Mapping[str, NDArray[np.int64]],
+    outcome: Outcome,
+) -> list[tuple[Cell, Predict]]:
+    """The cells of a group that run here and answer as they should; the others go into `outcome`."""
+    opened = []
+    for cell in group:
+        try:
+            predict = open_cell(cell)
+        except NotHere as reason:
+            row = {"runtime": cell.runtime, "precision": cell.precision, "reason": str(reason)}
+            if row not in outcome.absent:
+                outcome.absent.append(row)
+                log.info("benchmark: %s %s left out: %s", cell.runtime, cell.precision, reason)
+            continue
+        share, needed = agreement(predict, cell.batch, pixels_NHWC, answers[cell.candidate]), _needed(cell)
+        if share >= needed:
+            opened.append((cell, predict))
+            continue
+        outcome.refused.append({**asdict(cell), "agreement": share, "needed": needed, "images": len(pixels_NHWC)})
+        log.warning(
+            "%s on %s %s (batch %d) is not timed: its answers agree with the file's own on %.1f %% of %d images, "
+            "needed %.0f %%",
+            *(cell.candidate, cell.runtime, cell.precision, cell.batch, share * 100, len(pixels_NHWC), needed * 100),
+        )
+    return opened
+
+
+def _needed(cell: Cell) -> float:
+    return NEEDED_AGREEMENT[cell.precision]
+
+
+def agreement(predict: Predict, batch: int, pixels_NHWC: NDArray[np.uint8], answers_N: NDArray[np.int64]) -> float:
+    """Share of images for which `predict`, called in full batches, names the class in `answers_N`."""
+    count = len(pixels_NHWC)
+    given = [predict(_cut(pixels_NHWC, at, batch)).argmax(1) for at in range(0, count, batch)]
+    return float((np.concatenate(given)[:count] == answers_N).mean())
+
+
+def _cut(pixels_NHWC: NDArray[np.uint8], at: int, batch: int) -> NDArray[np.uint8]:
+    """`batch` images from position `at`, beginning again at the end."""
+    return np.ascontiguousarray(pixels_NHWC[(np.arange(at, at + batch)) % len(pixels_NHWC)])
+
+
+def visiting_order(cells: int, round_: int) -> list[int]:
+    """Every cell once; each round begins elsewhere, odd rounds run backwards, so no cell always follows the same."""
+    order = [(at + round_) % cells for at in range(cells)]
+    return order[::-1] if round_ % 2 else order
+
+
+def _time_group(opened: list[tuple[Cell, Predict]], pixels_NHWC: NDArray[np.uint8], settings: Benchmark) -> list[Row]:
+    single = len(pixels_NHWC) == 1
+    calls = -(-settings.samples // settings.rounds) if single else CALLS_PER_ROUND_LARGE
+    warm_up = WARM_UP_SINGLE if single else WARM_UP_LARGE
+    seconds: list[list[list[float]]] = [[] for _ in opened]
+    for round_ in range(settings.rounds):
+        for at in visiting_order(len(opened), round_):
+            seconds[at].append(time_calls(opened[at][1], pixels_NHWC, warm_up, calls))
+    return [summarise(cell, by_round) for (cell, _), by_round in zip(opened, seconds, strict=True)]
+
+
+def time_calls(predict: Predict, pixels_NHWC: NDArray[np.uint8], warm_up: int, calls: int) -> list[float]:
+    """Seconds of each of `calls` calls, after `warm_up` untimed ones."""
+    for _ in range(warm_up):
+        predict(pixels_NHWC)
+    seconds = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        predict(pixels_NHWC)
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def summarise(cell: Cell, seconds_by_round: list[list[float]]) -> Row:
+    """One row of the record: milliseconds per call, images per second, and how steady they were."""
+    milliseconds = np.concatenate([np.asarray(part) for part in seconds_by_round]) * 1e3
+    medians = [float(np.median(part)) * 1e3 for part in seconds_by_round]
+    p50 = float(np.median(milliseconds))
+    enough = len(milliseconds) >= SAMPLES_FOR_P95
+    return {
+        **asdict(cell),
+        "p50_ms": p50,
+        "p95_ms": float(np.percentile(milliseconds, 95)) if enough else None,
+        "images_per_s": cell.batch / p50 * 1e3,
+        "samples": len(milliseconds),
+        "spread": (max(medians) - min(medians)) / p50,
+    }

@@ -1,0 +1,131 @@
+"""Files to pixels on all cores, in order, with a bounded number of files under way.
+
+Worker processes are spawned, not forked (torch and Prefect run threads that do not survive a fork), and import only
+this file and images.py: numpy and Pillow, not torch. Memory is bounded by the files under way, not by their number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import stat
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.data.images import decode
+from winnow.errors import DataError
+
+MAX_FILE_BYTES = 200_000_000
+CHUNK_BYTES = 4_000_000
+MAX_CHUNK = 64
+CHUNKS_PER_WORKER = 3
+WORTH_A_PROCESS = 64
+"""Images below which starting processes takes longer than decoding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a source."""
+
+    name: str
+    """Path inside the source, with /."""
+    label: int
+    """-1: none."""
+    is_test: bool
+    """Whether the source itself calls it a test image."""
+    content: str | bytes
+    """The file's path, read where it is decoded; or its bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Some items in order. `kept` are the positions of usable ones, `reasons` say what is wrong with the others."""
+
+    items: list[Item]
+    kept: list[int]
+    pixels_KHWC: NDArray[np.uint8]
+    keys_K16: NDArray[np.uint8]
+    reasons: dict[int, str]
+
+
+Result = tuple[list[int], NDArray[np.uint8], NDArray[np.uint8], dict[int, str]]
+
+
+def workers() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[Decoded, None, None]:
+    """Decode `count` items, in their order. Close the generator to stop early.
+
+    Raises DataError when a worker process dies.
+    """
+    stream, processes = iter(items), workers()
+    fair = -(-count // (processes * CHUNKS_PER_WORKER))
+    size = max(1, min(MAX_CHUNK, fair, CHUNK_BYTES // (image_size * image_size * 3)))
+    chunks = iter(lambda: list(itertools.islice(stream, size)), [])
+    if processes == 1 or count < WORTH_A_PROCESS:
+        for chunk in chunks:
+            yield Decoded(chunk, *decode_chunk([item.content for item in chunk], image_size))
+        return
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    waiting: deque[tuple[list[Item], Future[Result]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append((chunk, pool.submit(decode_chunk, [item.content for item in chunk], image_size)))
+            if len(waiting) >= processes * CHUNKS_PER_WORKER:
+                done, future = waiting.popleft()
+                yield Decoded(done, *future.result())
+        while waiting:
+            done, future = waiting.popleft()
+            yield Decoded(done, *future.result())
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that decodes images died, most likely for want of memory; "
+            "free some, look for enormous images, or run on fewer cores (taskset -c 0 winnow run)"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def decode_chunk(contents: list[str | bytes], image_size: int) -> Result:
+    """What a worker does: positions kept, their pixels (K, S, S, 3) and keys (K, 16), reasons for the others."""
+    kept: list[int] = []
+    pixels: list[NDArray[np.uint8]] = []
+    keys, reasons = [], {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+        for position, content in enumerate(contents):
+            try:
+                pixels_HWC, key = decode(content if isinstance(content, bytes) else _read(content), image_size)
+            except ValueError as error:
+                reasons[position] = str(error)
+                continue
+            kept.append(position)
+            pixels.append(pixels_HWC)
+            keys.append(key)
+    shape = (len(kept), image_size, image_size, 3)
+    pixels_KHWC = np.stack(pixels) if pixels else np.zeros(shape, dtype=np.uint8)
+    return kept, pixels_KHWC, np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16), reasons
+
+
+def _read(path: str) -> bytes:
+    try:
+        about = Path(path).stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("no plain file")
+        if about.st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{about.st_size:,} bytes are more than {MAX_FILE_BYTES:,}")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error

@@ -1,0 +1,250 @@
+"""From a candidate's folder to a function on a named runtime, precision and number of threads.
+
+    cell = Cell("dense", "openvino", "bf16", "file", batch=1, threads=2)
+    predict = open_cell(Path("artifacts/candidates/dense"), cell)
+    logits_NC = predict(pixels_NHWC)                       # uint8 in, float32 out, the same for every runtime
+
+    runtime      precision    what runs
+    eager        f32, bf16    PyTorch as written, inference_mode; bf16 by autocast; two memory layouts
+    compile      f32, bf16    torch.compile with frozen weights (Inductor); needs a C++ compiler
+    ort          f32, int8    ONNX Runtime on the CPU, the file as it is
+    openvino     f32, bf16,   OpenVINO on the CPU, compiled for this batch. The precision is always named: left alone,
+                 int8         OpenVINO runs "float32" in bf16 on processors with AMX, and a baseline would not be one
+    eager-cuda   f32, bf16    PyTorch on the GPU, the copies to it and back included
+
+Every runtime gets the same uint8 pixels and normalises inside. Nothing is timed here (winnow/benchmarking.py). Only
+numpy is imported at the top: a process that serves a file by ONNX Runtime or OpenVINO never loads torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.errors import ArtifactError, MissingExtra
+
+if TYPE_CHECKING:
+    import torch
+
+Runtime = Literal["eager", "compile", "ort", "openvino", "eager-cuda"]
+Precision = Literal["f32", "bf16", "int8"]
+Layout = Literal["contiguous", "channels_last", "file"]
+Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""uint8 pixels (N, S, S, 3) -> float32 logits (N, classes)."""
+
+MODEL = "model.onnx"
+PYTORCH = ("eager", "compile")
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+COMPILED_GRAPHS = 256
+"""torch.compile keeps one graph per model, batch, precision and thread count; beyond its default of 8 it would quietly
+run eager code instead."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid: what runs, where, how."""
+
+    candidate: str
+    runtime: Runtime
+    precision: Precision
+    layout: Layout
+    batch: int
+    threads: int
+
+
+class NotHere(Exception):
+    """This machine cannot run the runtime; the message says why. Caught by the benchmark, which lists it."""
+
+
+def all_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_fast_bf16() -> bool:
+    """Whether the processor multiplies bf16 in hardware; elsewhere it is emulated and slower than f32."""
+    from winnow.records import cpu_flags
+
+    return bool(BF16_FLAGS & cpu_flags())
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds the C++ compiler that it calls."""
+    return shutil.which("g++") is not None
+
+
+def open_cell(folder: Path, cell: Cell) -> Predict:
+    """The cell's function. Raises ArtifactError for a file that cannot be opened, NotHere where it cannot run."""
+    return OPENERS[cell.runtime](folder, cell)
+
+
+def _onnxruntime(folder: Path, cell: Cell) -> Predict:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingExtra("onnxruntime", "runtimes") from error
+    path = _existing(folder / MODEL)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cell.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    broken = onnxruntime.capi.onnxruntime_pybind11_state
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (broken.Fail, broken.InvalidProtobuf, broken.InvalidGraph, broken.NoSuchFile) as error:
+        raise _damaged(path, error) from error
+    name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
+
+    def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits_NC: NDArray[np.float32] = session.run([output], {name: pixels_NHWC})[0]
+        return logits_NC
+
+    return predict
+
+
+def _openvino(folder: Path, cell: Cell) -> Predict:
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise MissingExtra("openvino", "runtimes") from error
+    path = _existing(folder / MODEL)
+    core = openvino.Core()
+    try:
+        model = core.read_model(str(path))
+    except RuntimeError as error:
+        raise _damaged(path, error) from error
+    model.reshape([cell.batch, *list(model.input(0).partial_shape)[1:]])
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": cell.threads,
+        # What an int8 file leaves in float stays f32 unless the cell says bf16.
+        "INFERENCE_PRECISION_HINT": "bf16" if cell.precision == "bf16" else "f32",
+    }
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits_NC: NDArray[np.float32] = request.infer([pixels_NHWC], share_inputs=True)[0]
+        return logits_NC
+
+    return predict
+
+
+def _network(folder: Path, layout: Layout) -> torch.nn.Module:
+    """The network with uint8 pixels (N, S, S, 3) in and the normalisation inside, as in the ONNX file."""
+    import torch
+
+    from winnow.export import Deployable
+    from winnow.models.backbones import load_model
+
+    memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+
+    class InLayout(torch.nn.Module):
+        """Brings the images into the layout of the weights: pixels arrive channels last."""
+
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+            """Logits."""
+            logits: torch.Tensor = self.inner(x_BCHW.contiguous(memory_format=memory))
+            return logits
+
+    model, _ = load_model(folder)
+    return Deployable(InLayout(model.to(memory_format=memory))).eval().requires_grad_(False)
+
+
+def _eager(folder: Path, cell: Cell) -> Predict:
+    return _torch_call(_network(folder, cell.layout), cell.precision)
+
+
+def _torch_call(network: Callable[[torch.Tensor], torch.Tensor], precision: Precision) -> Predict:
+    import torch
+
+    def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits_NC: NDArray[np.float32] = network(torch.from_numpy(pixels_NHWC)).float().numpy()
+        return logits_NC
+
+    return predict
+
+
+def _compiled(folder: Path, cell: Cell) -> Predict:
+    """Compiled for this batch and thread count, with the first call made: later ones compile nothing."""
+    if not has_compiler():
+        raise NotHere("no compiler: g++ is not on the PATH")
+    import torch
+    import torch._dynamo as dynamo
+    import torch._inductor.config as inductor
+
+    network = _network(folder, cell.layout)
+    predict = _torch_call(torch.compile(network, dynamic=False), cell.precision)
+    side = _image_size(folder)
+    limits: dict[str, Any] = {"recompile_limit": COMPILED_GRAPHS, "accumulated_recompile_limit": COMPILED_GRAPHS}
+    limits["fail_on_recompile_limit_hit"] = True
+    try:
+        with inductor.patch(freezing=True), dynamo.config.patch(limits):
+            predict(np.zeros((cell.batch, side, side, 3), np.uint8))
+    except (RuntimeError, dynamo.exc.TorchDynamoException) as error:
+        # A g++ without Python's or OpenMP's headers: torch's message begins with what is missing.
+        raise NotHere(f"torch.compile failed: {' '.join(str(error).split())[:300]}") from error
+    return predict
+
+
+def _cuda(folder: Path, cell: Cell) -> Predict:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise NotHere("no CUDA device")
+    network = _network(folder, cell.layout).cuda()
+
+    def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=cell.precision == "bf16"):
+            logits_NC = network(torch.from_numpy(pixels_NHWC).cuda()).float().cpu()
+        torch.cuda.synchronize()
+        array: NDArray[np.float32] = logits_NC.numpy()
+        return array
+
+    return predict
+
+
+def _image_size(folder: Path) -> int:
+    from winnow.models.backbones import load_architecture
+
+    return load_architecture(folder).image_size
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing; run the step that makes it (winnow status shows which)")
+    return path
+
+
+def _damaged(path: Path, error: Exception) -> ArtifactError:
+    told = " ".join(str(error).split())[:200]
+    return ArtifactError(f"{path} is damaged ({told}); delete its folder and run winnow again")
+
+
+OPENERS: dict[Runtime, Callable[[Path, Cell], Predict]] = {
+    "eager": _eager,
+    "compile": _compiled,
+    "ort": _onnxruntime,
+    "openvino": _openvino,
+    "eager-cuda": _cuda,
+}
+
+
+def set_torch_threads(threads: int) -> int:
+    """Threads of PyTorch in this process; it has one setting for all networks. Returns the setting before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    return before

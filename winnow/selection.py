@@ -1,0 +1,197 @@
+"""Which candidate may serve: gates, Pareto front, winner. Pure: numbers in, reasons out; nothing is read or written.
+
+`dense`, the fine-tuned network, is the reference and no contender. Every other candidate, the controls too, must pass
+all gates of params.yaml; among those who pass, the best on the objective wins, and between equals the one that loses
+less accuracy. Nobody passing is an answer like any other, and has a reason.
+
+    drop        top-1 lost against the better of dense and dense-kd, paired on the same validation images: the point
+                difference within the allowance and the worst end of its 95 % interval within twice the allowance.
+                More than the allowance is a failure; within it but with too wide an interval is "not shown", which
+                does not pass either
+    agreement   share of validation images, labelled or not, answered like dense. Without a single label it stands
+                alone: the drop cannot exceed the disagreement
+    size        the file, as a share of dense's
+    speedup     against dense as the best float of any precision and runtime
+
+The front holds those that no other beats in accuracy, size and latency at once; dense is on it like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from winnow.config import Gates, Promotion
+from winnow.records import Gate, Verdict
+
+WORST_END = 2.0
+"""How many allowances the worst end of the interval may reach."""
+UNITS = {"latency": "ms", "throughput": "images/s", "size": "MB"}
+
+
+class Loss(Protocol):
+    """winnow.evaluation.Drop: points of top-1 lost, and the ends of the 95 % interval."""
+
+    @property
+    def points(self) -> float:
+        """The difference, positive where the child is worse."""
+
+    @property
+    def low(self) -> float:
+        """The kinder end."""
+
+    @property
+    def high(self) -> float:
+        """The worst end."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is known of one candidate. None: not measured (no labels; not timed on any runtime)."""
+
+    name: str
+    top1: float | None
+    drop: Loss | None
+    agreement: float
+    size_mb: float
+    latency_ms: float | None
+    throughput_ips: float | None
+    speedup: float | None
+    """Over dense as the best float, on the objective's batch."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What `decide` says."""
+
+    verdicts: tuple[Verdict, ...]
+    """One per contender, in their order."""
+    winner: str | None
+    why: str
+    front: tuple[str, ...]
+    """Names, dense among them where nothing beats it."""
+
+
+def decide(dense: Contender, contenders: Sequence[Contender], policy: Promotion) -> Decision:
+    """Judge every contender and pick the winner, if there is one."""
+    front = pareto_front([dense, *contenders])
+    verdicts = []
+    for contender in contenders:
+        gates = _gates(contender, dense, policy.gates)
+        passed = all(gate.passed for gate in gates)
+        verdicts.append(Verdict(candidate=contender.name, passed=passed, gates=gates, on_front=contender.name in front))
+    passing = [c for c, verdict in zip(contenders, verdicts, strict=True) if verdict.passed]
+    ranked = sorted(passing, key=lambda c: (_cost(c, policy.objective), c.drop.points if c.drop else 0.0, c.name))
+    winner = ranked[0].name if ranked else None
+    why = _why_won(ranked, policy.objective) if ranked else _why_nobody(verdicts)
+    return Decision(tuple(verdicts), winner, why, front)
+
+
+def _gates(contender: Contender, dense: Contender, gates: Gates) -> tuple[Gate, ...]:
+    judged = (
+        _drop_gate(contender.drop, gates.max_drop_points),
+        _at_least("agreement", "same answer as dense", contender.agreement * 100, gates.min_agreement * 100, " %"),
+        _size_gate(contender, dense, gates.max_size_ratio),
+        _speed_gate(contender.speedup, gates.min_speedup),
+    )
+    return judged
+
+
+def _drop_gate(drop: Loss | None, allowed: float) -> Gate:
+    """Both conditions on the interval; both numbers in the reason."""
+    if drop is None:
+        return Gate(name="drop", passed=True, reason="no labelled validation image: agreement alone decides")
+    what = f"drop {_signed(drop.points)} points ({_signed(drop.low)} to {_signed(drop.high)})"
+    worst = WORST_END * allowed
+    if drop.points > allowed:
+        return Gate(name="drop", passed=False, reason=f"{what} exceeds {allowed:g}")
+    if drop.high > worst:
+        reason = f"not shown: {what} may be within {allowed:g}, but its worst end exceeds {worst:g}"
+        return Gate(name="drop", passed=False, reason=reason)
+    return Gate(name="drop", passed=True, reason=f"{what} is within {allowed:g}, its worst end within {worst:g}")
+
+
+def _size_gate(contender: Contender, dense: Contender, allowed: float) -> Gate:
+    ratio = contender.size_mb / dense.size_mb
+    what = f"{contender.size_mb:.2f} MB are {ratio * 100:.0f} % of dense's {dense.size_mb:.2f} MB"
+    passed = ratio <= allowed
+    return Gate(name="size", passed=passed, reason=f"{what}, {'within' if passed else 'more than'} {allowed * 100:g} %")
+
+
+def _speed_gate(speedup: float | None, needed: float) -> Gate:
+    if speedup is None:
+        return Gate(
+            name="speedup",
+            passed=False,
+            reason=f"was not timed on any runtime; {needed:g} times dense's best is needed",
+        )
+    return _at_least("speedup", "speed over dense's best float", speedup, needed, " times")
+
+
+def _at_least(name: str, what: str, value: float, needed: float, unit: str) -> Gate:
+    passed = value >= needed
+    compared = "at least" if passed else "less than"
+    # As many decimals as it takes to tell a value just below the limit from the limit.
+    decimals = next((count for count in (1, 2, 3) if passed == (round(value, count) >= needed)), 4)
+    return Gate(name=name, passed=passed, reason=f"{what} {value:.{decimals}f}{unit}, {compared} {needed:g}{unit}")
+
+
+def _signed(points: float) -> str:
+    """One decimal, a true minus sign, no minus zero."""
+    return f"{round(points, 1) + 0.0:.1f}".replace("-", "−")
+
+
+def _cost(contender: Contender, objective: str) -> float:
+    """Smaller is better, whatever the objective; infinite where it was not measured."""
+    value = _value(contender, objective)
+    if value is None:
+        return float("inf")
+    return -value if objective == "throughput" else value
+
+
+def _value(contender: Contender, objective: str) -> float | None:
+    return {
+        "latency": contender.latency_ms,
+        "throughput": contender.throughput_ips,
+        "size": contender.size_mb,
+    }[objective]
+
+
+def pareto_front(contenders: Sequence[Contender]) -> tuple[str, ...]:
+    """Names of those that no other beats: at least as good in accuracy, size and latency, and better in one.
+
+    Accuracy is top-1, or agreement with dense where no image has a label. Equals stay on the front together. A
+    candidate that was not timed is on no front.
+    """
+    points = {
+        c.name: (-(c.top1 if c.top1 is not None else c.agreement), c.size_mb, c.latency_ms)
+        for c in contenders
+        if c.latency_ms is not None
+    }
+
+    def beaten(own: tuple[float, ...]) -> bool:
+        return any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in points.values())
+
+    return tuple(name for name, own in points.items() if not beaten(own))
+
+
+def _why_won(ranked: list[Contender], objective: str) -> str:
+    first, unit = ranked[0], UNITS[objective]
+    value = f"{_value(first, objective):.4g} {unit}"
+    superlative = {"latency": "answers fastest", "throughput": "has the highest throughput", "size": "is the smallest"}
+    if len(ranked) == 1:
+        return f"{first.name} is the only candidate that passes every gate ({value})"
+    second = ranked[1]
+    return (
+        f"{first.name} {superlative[objective]} of the {len(ranked)} candidates that pass every gate: {value}, "
+        f"before {second.name} with {_value(second, objective):.4g} {unit}"
+    )
+
+
+def _why_nobody(verdicts: Sequence[Verdict]) -> str:
+    if not verdicts:
+        return "there is no candidate beside dense, so there is nothing to choose"
+    fewest = min(verdicts, key=lambda verdict: sum(not gate.passed for gate in verdict.gates))
+    failed = [f"{gate.name}: {gate.reason}" for gate in fewest.gates if not gate.passed]
+    return f"no candidate passes every gate; the nearest is {fewest.candidate} ({'; '.join(failed)})"

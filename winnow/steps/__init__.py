@@ -1,0 +1,1 @@
+"""The steps of a run: one function each, (config, inputs, out) -> record."""

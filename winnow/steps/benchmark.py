@@ -1,0 +1,145 @@
+"""Step 5: how fast the files are, on this machine. The one step whose record holds times, and the machine with them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.benchmarking import CHECKED_IMAGES, NEEDED_AGREEMENT, Outcome, measure, plan
+from winnow.config import ROOT, Config, in_order
+from winnow.data.images import VALIDATION, load_images
+from winnow.errors import ArtifactError
+from winnow.footprint import footprint
+from winnow.records import StepRecord, publish, read_record, record_digest, this_machine, write_record
+from winnow.runtimes import Cell, all_threads, has_fast_bf16, open_cell
+from winnow.speedups import attribution, baselines, best, figures
+
+log = logging.getLogger(__name__)
+
+
+def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRecord:
+    """Time every candidate's file, measure its footprint, and leave the figures in `out`."""
+    settings, large = config.benchmark, config.benchmark.large_batch
+    records = {name: read_record(candidates / name) for name in (ROOT, *in_order(dict(config.candidates)))}
+    int8 = {name: record.details["precision"] == "int8" for name, record in records.items()}
+    ancestors = {name: _float_ancestor(record.details["lineage"], int8) for name, record in records.items()}
+    gpu, threads = _gpu(), all_threads()
+    pixels_NHWC, answers = _checked_images(data, candidates, list(records))
+    cells = plan(int8, settings, threads, cuda=bool(gpu))
+    outcome = measure(cells, lambda cell: open_cell(candidates / cell.candidate, cell), pixels_NHWC, answers, settings)
+    outcome.absent += _absent(bool(gpu))
+    processes = _footprints(int8, config, candidates, pixels_NHWC.shape[1], threads)
+    rows = outcome.rows
+    bests = {name: {"latency": best(rows, name, 1), "throughput": best(rows, name, large)} for name in records}
+    causes = {
+        name: {
+            "latency": attribution(rows, name, ancestors[name], 1),
+            "throughput": attribution(rows, name, ancestors[name], large),
+        }
+        for name in records
+    }
+    record = StepRecord(
+        step="benchmark",
+        name="benchmark",
+        parameters=settings.model_dump(mode="json"),
+        inputs={"data": record_digest(data), **{name: record_digest(candidates / name) for name in records}},
+        metrics={"cells/timed": len(rows), "cells/refused": len(outcome.refused)},
+        details={
+            "rows": rows,
+            "processes": processes,
+            "refused": outcome.refused,
+            "absent": outcome.absent,
+            "candidates": {name: figures(rows, processes, name, large) for name in records},
+            "best": bests,
+            "baselines": {f"b{batch}": baselines(rows, batch) for batch in (1, large)},
+            "attribution": causes,
+            "conditions": {
+                "images_checked": len(pixels_NHWC),
+                "needed_agreement": dict(NEEDED_AGREEMENT),
+                "threads": threads,
+                "image_size": pixels_NHWC.shape[1],
+            },
+        },
+        warnings=_warnings(outcome),
+        machine=this_machine(gpu),
+    )
+    with publish(out) as folder:
+        write_record(folder, record)
+    return record
+
+
+def _float_ancestor(lineage: list[str], int8: dict[str, bool]) -> str:
+    """The last network of the line that is not int8; a candidate outside the present tree counts as float."""
+    return next(name for name in reversed(lineage) if not int8.get(name, False))
+
+
+def _checked_images(
+    data: Path, candidates: Path, names: list[str]
+) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int64]]]:
+    """Pixels spread evenly over the validation split, and the class that each candidate's own file gave them."""
+    images = load_images(data)
+    indices = images.indices(VALIDATION)
+    if not len(indices):
+        raise ArtifactError(
+            f"{data} holds no validation image to check the files on; run winnow again with more images"
+        )
+    at = np.unique(np.linspace(0, len(indices) - 1, min(CHECKED_IMAGES, len(indices))).round().astype(np.int64))
+    answers = {}
+    for name in names:
+        path = candidates / name / "validation_logits.npy"
+        try:
+            logits_NC = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ArtifactError(
+                f"{path} is missing or damaged ({error}); delete its folder, run winnow again"
+            ) from error
+        if len(logits_NC) != len(indices):
+            raise ArtifactError(f"{path} belongs to other data; delete its folder and run winnow again")
+        answers[name] = logits_NC[at].argmax(1).astype(np.int64)
+    return np.ascontiguousarray(images.images_NHWC[indices[at]]), answers
+
+
+def _footprints(
+    int8: dict[str, bool], config: Config, candidates: Path, side: int, threads: int
+) -> list[dict[str, Any]]:
+    """A fresh process per file and runtime. quick: the files' own runtimes, and eager for dense."""
+    full, cells = config.benchmark.grid == "full", []
+    for name, is_int8 in int8.items():
+        own = "int8" if is_int8 else "f32"
+        kinds = [("ort", own, "file"), ("openvino", own, "file")]
+        if not is_int8 and full and has_fast_bf16():
+            kinds.append(("openvino", "bf16", "file"))
+        if not is_int8 and (full or name == ROOT):
+            kinds.append(("eager", "f32", "contiguous"))
+        cells += [Cell(name, *kind, batch=1, threads=threads) for kind in kinds]  # type: ignore[arg-type]
+    log.info("benchmark: memory and start-up of %d files, each in a process of its own", len(cells))
+    return [footprint(candidates / cell.candidate, cell, side) for cell in cells]
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+def _absent(cuda: bool) -> list[dict[str, Any]]:
+    """What was not even planned on this machine."""
+    found = []
+    if not has_fast_bf16():
+        reason = "the processor has neither avx512_bf16 nor amx_bf16: bf16 would be emulated"
+        found.append({"runtime": "all", "precision": "bf16", "reason": reason})
+    if not cuda:
+        found.append({"runtime": "eager-cuda", "precision": "all", "reason": "no CUDA device"})
+    return found
+
+
+def _warnings(outcome: Outcome) -> tuple[str, ...]:
+    refused = sorted({(row["candidate"], row["runtime"], row["precision"]) for row in outcome.refused})
+    return tuple(
+        f"{name} on {runtime} {precision} was not timed: its answers differ from the file's own (see details.refused)"
+        for name, runtime, precision in refused
+    )

@@ -1,0 +1,239 @@
+"""Step 1: images from anywhere become one array of pixels, split by content, whose version is DVC's hash of it.
+
+Files are decoded on all cores and written as they come, so memory does not grow with their number: only labels, keys
+and flags (26 bytes an image) are held. A file that cannot be used is set aside with its reason; many of them are an
+error. The label budget hides nothing here: winnow.data.splits does, wherever labels are read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.config import Config, Data
+from winnow.data.decoding import Decoded, decode_all
+from winnow.data.images import RESIZE_POLICY, SPLITS, TEST, TRAIN, VALIDATION
+from winnow.data.sources import Source, open_source
+from winnow.data.splits import LEFT_OUT, assign_splits, group_equal
+from winnow.errors import DataError
+from winnow.records import StepRecord, describe, publish, sha256_of, write_json, write_record
+
+log = logging.getLogger(__name__)
+
+FILES = ("images.npy", "labels.npy", "split.npy", "keys.npy", "files.txt", "classes.json")
+FEW_VALIDATION_LABELS = 500
+SHOWN_REJECTED = 10
+SECONDS_BETWEEN_LINES = 4.0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is known of the images that were written."""
+
+    labels_N: NDArray[np.int64]
+    keys_N16: NDArray[np.uint8]
+    named_test_N: NDArray[np.bool_]
+    rejected: list[dict[str, str]]
+
+
+def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
+    """Read data.source, decode, split, and leave a stored data set (winnow.data.images) in `out`.
+
+    Raises DataError when the images cannot serve as they are; `out` is then as it was.
+    """
+    data = config.data
+    source = open_source(data, scratch)
+    log.info("ingest: %d files, %d classes (%s)", source.count, len(source.classes), source.title)
+    with publish(out) as folder:
+        stored = _store(source, data, folder)
+        split_N, warnings = assign_splits(
+            stored.keys_N16,
+            stored.labels_N,
+            source.classes,
+            validation_fraction=data.validation_fraction,
+            test_fraction=data.test_fraction,
+            named_test_N=stored.named_test_N,
+        )
+        _check_training(source, stored, split_N)
+        np.save(folder / "labels.npy", stored.labels_N)
+        np.save(folder / "keys.npy", stored.keys_N16)
+        np.save(folder / "split.npy", split_N)
+        write_json(folder / "classes.json", list(source.classes))
+        record = _record(data, source, stored, split_N, warnings, folder)
+        write_record(folder, record)
+    for warning in record.warnings:
+        log.warning("ingest: %s", warning)
+    return record
+
+
+def _store(source: Source, data: Data, folder: Path) -> Stored:
+    """Write pixels and names as they are decoded. The array's header is written again when the count is known."""
+    labels, named_test, keys = array("q"), bytearray(), bytearray()
+    rejected: list[dict[str, str]] = []
+    with (
+        (folder / "images.npy").open("wb") as pixels,
+        (folder / "files.txt").open("w", encoding="utf-8") as names,
+        closing(decode_all(source.items(), source.count, data.image_size)) as stream,
+    ):
+        pixels.write(_header(0, data.image_size))
+        for done in _logged(stream, source.count):
+            pixels.write(done.pixels_KHWC.data)
+            keys += done.keys_K16.tobytes()
+            for item in (done.items[position] for position in done.kept):
+                labels.append(item.label)
+                named_test.append(item.is_test)
+                names.write(json.dumps(item.name) + "\n")
+            rejected += [{"file": done.items[at].name, "reason": reason} for at, reason in done.reasons.items()]
+            if len(rejected) > max(data.max_rejected, SHOWN_REJECTED - 1):
+                break
+        pixels.seek(0)
+        pixels.write(_header(len(labels), data.image_size))
+    if len(rejected) > data.max_rejected or not labels:
+        listed = "".join(f"\n  {row['file']}: {row['reason']}" for row in rejected[:SHOWN_REJECTED])
+        raise DataError(
+            f"{data.path}: {len(rejected)} or more files cannot be used, data.max_rejected allows {data.max_rejected}; "
+            f"repair or remove them, or raise data.max_rejected. The first:{listed}"
+        )
+    return Stored(
+        np.array(labels, dtype=np.int64),
+        np.frombuffer(bytes(keys), dtype=np.uint8).reshape(-1, 16),
+        np.frombuffer(bytes(named_test), dtype=np.bool_),
+        rejected,
+    )
+
+
+def _header(count: int, side: int) -> bytes:
+    """Header of a .npy file. numpy leaves room for larger counts, so its length does not depend on `count`."""
+    header = io.BytesIO()
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    return header.getvalue()
+
+
+def _logged(stream: Iterator[Decoded], count: int) -> Iterator[Decoded]:
+    """The same stream, with a line every few seconds and one at the end."""
+    started = said = time.monotonic()
+    done = 0
+    for decoded in stream:
+        yield decoded
+        done += len(decoded.items)
+        now = time.monotonic()
+        rate = done / max(now - started, 1e-9)
+        if now - said >= SECONDS_BETWEEN_LINES:
+            said = now
+            log.info("ingest: %d of %d files, %.0f/s, %.0f s left", done, count, rate, max(0, count - done) / rate)
+    log.info("ingest: %d files in %.1f s", done, time.monotonic() - started)
+
+
+def _check_training(source: Source, stored: Stored, split_N: NDArray[np.uint8]) -> None:
+    train = np.bincount(stored.labels_N[(split_N == TRAIN) & (stored.labels_N >= 0)], minlength=len(source.classes))
+    if bare := [name for name, count in zip(source.classes, train, strict=True) if count == 0]:
+        raise DataError(
+            f"no image is left to train on for {_named(bare)}: all of theirs are unusable, in the validation or test "
+            "split, or equal to test images; add images to these classes or take their folders away"
+        )
+
+
+def _record(
+    data: Data,
+    source: Source,
+    stored: Stored,
+    split_N: NDArray[np.uint8],
+    warnings: tuple[str, ...],
+    folder: Path,
+) -> StepRecord:
+    labelled_N, count = stored.labels_N >= 0, len(source.classes)
+    table = np.stack(
+        [np.bincount(stored.labels_N[labelled_N & (split_N == s)], minlength=count) for s in range(len(SPLITS))]
+    )
+    budget = table[TRAIN] if data.label_budget is None else np.minimum(table[TRAIN], data.label_budget)
+    metrics = {f"data/{name}": float((split_N == split).sum()) for split, name in enumerate(SPLITS)} | {
+        "data/images": float((split_N != LEFT_OUT).sum()),
+        "data/unlabelled": float((~labelled_N & (split_N != LEFT_OUT)).sum()),
+        "data/left_out": float((split_N == LEFT_OUT).sum()),
+        "data/rejected": float(len(stored.rejected)),
+        "data/labelled_train": float(table[TRAIN].sum()),
+        "data/labelled_validation": float(table[VALIDATION].sum()),
+        "data/label_budget": float(budget.sum()),
+    }
+    details: dict[str, Any] = {
+        "source": source.title,
+        "classes": list(source.classes),
+        "per_class": {
+            name: dict(zip(SPLITS, row, strict=True))
+            for name, row in zip(source.classes, table.T.tolist(), strict=True)
+        },
+        "labels_per_class": data.label_budget,
+        "test_set": "named by the source" if stored.named_test_N.any() else "by hash",
+        "resize_policy": RESIZE_POLICY,
+        "ignored_files": source.ignored,
+        "rejected": stored.rejected,
+    }
+    settings = data.model_dump(mode="json") | {
+        "path": Path(data.path).name if Path(data.path).is_absolute() else data.path
+    }
+    return StepRecord(
+        step="ingest",
+        name="ingest",
+        parameters=settings,
+        inputs={"archive": sha256_of(Path(data.path))} if data.source == "sample" else {},
+        metrics=metrics,
+        details=details,
+        warnings=(*source.warnings, *warnings, *_warnings(data, source, stored, split_N, table)),
+        artifacts=describe(folder, *FILES),
+    )
+
+
+def _warnings(
+    data: Data, source: Source, stored: Stored, split_N: NDArray[np.uint8], table_SC: NDArray[np.int64]
+) -> list[str]:
+    """What a person should know before believing a figure made from these images."""
+    found = []
+    if stored.rejected:
+        first = stored.rejected[0]
+        found.append(
+            f"{len(stored.rejected)} files cannot be used and were set aside, the first: {first['file']} "
+            f"({first['reason']}); all are listed in the record"
+        )
+    found += _duplicates(stored, split_N)
+    budget = data.label_budget
+    if budget and (short := [n for n, have in zip(source.classes, table_SC[TRAIN], strict=True) if have < budget]):
+        found.append(f"{_named(short)} gives all its labels, fewer than the budget of {budget} per class")
+    if missing := [name for name, have in zip(source.classes, table_SC[TEST], strict=True) if have == 0]:
+        found.append(f"there is no test image of {_named(missing)}")
+    if (have := int(table_SC[VALIDATION].sum())) < FEW_VALIDATION_LABELS:
+        found.append(
+            f"only {have} labelled validation images, fewer than {FEW_VALIDATION_LABELS}: intervals are wide, and "
+            "cross-validation is not there yet; read agreement beside accuracy"
+        )
+    return found
+
+
+def _duplicates(stored: Stored, split_N: NDArray[np.uint8]) -> list[str]:
+    used = split_N != LEFT_OUT
+    groups, labels = group_equal(stored.keys_N16)[used], stored.labels_N[used]
+    found = []
+    if copies := len(groups) - len(np.unique(groups)):
+        found.append(f"{copies} images are exact copies of others; copies share a split")
+    named = np.unique(np.stack([groups, labels])[:, labels >= 0], axis=1)[0]
+    if torn := len(named) - len(np.unique(named)):
+        found.append(f"{torn} images occur under more than one class; at least one of their labels is wrong")
+    return found
+
+
+def _named(names: list[str]) -> str:
+    """Class names for a sentence."""
+    shown = ", ".join(repr(name) for name in names[:SHOWN_REJECTED])
+    rest = f" and {len(names) - SHOWN_REJECTED} more" if len(names) > SHOWN_REJECTED else ""
+    return f"{'class' if len(names) == 1 else 'classes'} {shown}{rest}"
