@@ -10,7 +10,7 @@ from __future__ import annotations
 from safetensors.torch import load_file
 
 from benchmarks.chain import Chain, configure, leave, markdown
-from winnow.data.images import load_images
+from winnow.data.images import TRAIN, load_images
 from winnow.evaluation import paired_gain
 from winnow.finetuning import train_arms
 from winnow.models.backbones import WEIGHTS, load_architecture
@@ -42,8 +42,8 @@ def main() -> None:
     table = markdown(rows) + f"\n\nGain: **{mean:+.1f} points** (95 % interval {low:+.1f} to {high:+.1f}, 5 pairs)."
     conditions = (
         f"CIFAR-10 (JPEG) sample, {config.data.label_budget} labels per class, {config.pretrain.backbone}, "
-        f"{config.pretrain.method} for {config.pretrain.epochs} epochs on {len(images.indices(0))} images without labels "
-        f"(kNN {knn['pretrain/knn'] * 100:.1f} %), then {config.finetune.min_steps} steps of fine-tuning. "
+        f"{config.pretrain.method} for {config.pretrain.epochs} epochs on {len(images.indices(TRAIN))} images "
+        f"without labels (kNN {knn['pretrain/knn'] * 100:.1f} %), then {config.finetune.min_steps} steps. "
         f"Rates tried for each arm: {list(config.finetune.learning_rates)}. "
         "Validation accuracy; the rate was chosen on the same split, for both arms alike."
     )

@@ -14,7 +14,7 @@ from winnow.records import read_record
 
 NAME = "resnet18"
 RECOVERY = {
-    "epochs": 6,
+    "epochs": 10,
     "optimiser": {"learning_rate": 0.05},
     "teacher": "dense",
     "temperature": 4.0,
@@ -31,7 +31,7 @@ CHANGES = {
     "data.labels_per_class": "all",
     "pretrain": {"method": "none", "backbone": "resnet18", "seed": 0},
     "finetune.seeds": [0],
-    "finetune.epochs": 20,
+    "finetune.epochs": 30,
     "finetune.learning_rates": [0.1],
     "benchmark.grid": "full",
 }
@@ -53,7 +53,9 @@ def main() -> None:
     for name in ("dense", *CANDIDATES):
         record = read_record(chain.candidates / name)
         for runtime, precision in sorted({(r["runtime"], r["precision"]) for r in rows if r["candidate"] == name}):
-            speeds = {batch: best(rows, batch, candidate=name, runtime=runtime, precision=precision) for batch in (1, large)}
+            speeds = {
+                batch: best(rows, batch, candidate=name, runtime=runtime, precision=precision) for batch in (1, large)
+            }
             eager = {batch: best(rows, batch, candidate="dense", runtime="eager", precision="f32") for batch in speeds}
             table_rows.append(
                 {

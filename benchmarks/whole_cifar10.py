@@ -39,9 +39,7 @@ def main() -> None:
         subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
     sets = [f"-S{key}={value}" for key, value in {**SETTINGS, "data.path": str(folder)}.items()]
     started = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "flows.cli", "run", *sets], cwd=project, env=environment(project), check=True
-    )
+    subprocess.run([sys.executable, "-m", "flows.cli", "run", *sets], cwd=project, env=environment(project), check=True)
     minutes = (time.monotonic() - started) / 60
     places = Places(project)
     rows = candidate_rows(places)

@@ -52,7 +52,9 @@ def _root() -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="winnow", description="From images, few of them labelled, to a small fast model.")
+    parser = argparse.ArgumentParser(
+        prog="winnow", description="From images, few of them labelled, to a small, fast model."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, act: object, text: str) -> argparse.ArgumentParser:
@@ -61,8 +63,15 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     run = add("run", _run, "bring everything up to date, track it in MLflow, promote the winner")
-    run.add_argument("-S", "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets",
-                     help="set an existing key of params.yaml, as in -S data.source=folder; values are YAML")
+    run.add_argument(
+        "-S",
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="sets",
+        help="set an existing key of params.yaml, as in -S data.source=folder; values are YAML",
+    )
     add("status", _status, "which steps are stale, and why")
     add("track", _track, "project the records onto MLflow, as after dvc repro")
     promote = add("promote", _promote, "register the winner and let it challenge the champion")

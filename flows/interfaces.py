@@ -49,7 +49,9 @@ def serve(places: Places, mlflow_port: int, prefect_port: int) -> int:
     try:
         for name, command in commands.items():
             with (places.logs / f"{name}.log").open("wb") as log:
-                running[name] = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log, cwd=places.root)
+                running[name] = subprocess.Popen(
+                    [sys.executable, "-m", *command], stdout=log, stderr=log, cwd=places.root
+                )
         for name, process in running.items():
             _wait_until_up(name, process, pages[name], places)
         write_json(places.hidden / SERVER_FILE, {"api": f"{pages['prefect']}/api"})

@@ -45,16 +45,15 @@ def pipeline(root: str = ".", promote: bool = True) -> list[dict[str, Any]]:
     return done
 
 
-def _run_stages(
-    places: Places, config: Any, stale: dict[str, list[str]], parent: str
-) -> list[dict[str, Any]]:
+def _run_stages(places: Places, config: Any, stale: dict[str, list[str]], parent: str) -> list[dict[str, Any]]:
     futures: dict[str, PrefectFuture[dict[str, Any]]] = {}
     for stage in versioning.stages(config):
         needs = [futures[need] for need in stage.needs]
         if stage.name in stale:
-            futures[stage.name] = stages.run_stage.submit(str(places.root), stage.name, parent, wait_for=needs)
+            future = stages.run_stage.submit(str(places.root), stage.name, parent, return_state=False, wait_for=needs)
         else:
-            futures[stage.name] = stages.keep_stage.submit(stage.name, wait_for=needs)
+            future = stages.keep_stage.submit(stage.name, return_state=False, wait_for=needs)
+        futures[stage.name] = future
     # The first failure in the graph's order is the cause; what depends on it never started.
     return [future.result() for future in futures.values()]
 

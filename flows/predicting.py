@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +17,8 @@ from tasks.settings import Places, registered_model_name
 from winnow.config import Config
 from winnow.data.images import decode
 from winnow.errors import DataError
+from winnow.evaluation import softmax
+from winnow.runtimes import Cell, all_threads, open_cell
 
 
 def predict(places: Places, config: Config, paths: list[Path], which: str) -> int:
@@ -41,15 +45,16 @@ def predict(places: Places, config: Config, paths: list[Path], which: str) -> in
     return 2 if rejected else 0
 
 
-def _probabilities(folder: Path, card: dict[str, object], pixels_NHWC: np.ndarray) -> np.ndarray:
-    """Softmax of the model's logits, in the runtime and with the settings it was fastest with."""
-    from winnow.runtimes import open_file
-
+def _probabilities(folder: Path, card: dict[str, Any], pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Class probabilities (N, C), in the runtime and with the settings that the model was fastest with."""
     serving = card["serving"]
-    assert isinstance(serving, dict)
-    session = open_file(folder / "model.onnx", serving["runtime"], serving["precision"], serving["threads"])
-    parts = [session(pixels_NHWC[start : start + 64]) for start in range(0, len(pixels_NHWC), 64)]
-    logits = np.concatenate(parts).astype(np.float64)
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities: np.ndarray = shifted / shifted.sum(1, keepdims=True)
-    return probabilities
+    cell = Cell(
+        card["name"],
+        serving["runtime"],
+        serving["precision"],
+        "file",
+        batch=1,
+        threads=min(serving["threads"], all_threads()),
+    )
+    answer = open_cell(folder, cell)
+    return softmax(np.concatenate([answer(pixels_NHWC[at : at + 1]) for at in range(len(pixels_NHWC))]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import io
 from collections.abc import MutableMapping
+from datetime import date
 from typing import Any
 
 import yaml
@@ -17,17 +18,22 @@ from tasks.settings import Places
 from winnow.config import check_config
 from winnow.errors import ConfigError
 
+TEXT = "tag:yaml.org,2002:str"
+
 
 def set_keys(places: Places, assignments: list[str]) -> None:
     """Apply `dotted.key=value` assignments to params.yaml and print the difference."""
-    from ruamel.yaml import YAML
+    from ruamel.yaml import YAML, YAMLError
 
     path = places.root / "params.yaml"
     before = path.read_text(encoding="utf-8")
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 1000
-    document = editor.load(before)
+    try:
+        document = editor.load(before)
+    except YAMLError as error:
+        raise ConfigError(f"params.yaml is not valid YAML: {' '.join(str(error).split())}") from error
     for assignment in assignments:
         _assign(document, assignment)
     buffer = io.StringIO()
@@ -56,18 +62,44 @@ def _assign(document: Any, assignment: str) -> None:
             raise ConfigError(f"-S {assignment}: {where} has no key {part!r}; it has {known}")
         if depth < len(above):
             at = at[part]
-    at[last] = _value(text, assignment)
+    at[last] = _as_written(_value(text.strip(), assignment))
 
 
 def _value(text: str, assignment: str) -> Any:
-    """YAML, but a value that only looks broken because it is a path stays text."""
+    """YAML, but what only looks like more because it is a path stays text: `a: b`, `photos #2`, `2024-05-01`."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    if isinstance(value, dict):
-        # `a: b` is a legal folder name and nobody sets a whole section this way.
-        return value if text.strip().startswith("{") else text
-    if value is None and text.strip() not in ("null", "~"):
+    if not text:
         raise ConfigError(f"-S {assignment}: the value is empty")
+    only_looks_so = (
+        (isinstance(value, dict | list) and text[0] not in "{[")
+        or (isinstance(value, str) and text[0] not in "'\"")
+        or isinstance(value, date)
+        or text.startswith("#")
+    )
+    return text if only_looks_so else value
+
+
+def _as_written(value: Any) -> Any:
+    """For the file, as it reads it: lists on one line, 1.0e-05 (not 1e-05), quotes around text like on and 1:30."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedSeq
+    from ruamel.yaml.scalarstring import SingleQuotedScalarString
+
+    if isinstance(value, list):
+        items = CommentedSeq(map(_as_written, value))
+        items.fa.set_flow_style()
+        return items
+    if isinstance(value, float):
+        return YAML().load(yaml.safe_dump(value))
+    if isinstance(value, str) and _reads_as(value) != TEXT:
+        return SingleQuotedScalarString(value)
     return value
+
+
+def _reads_as(plain: str) -> str:
+    """The tag that PyYAML gives this text without quotes."""
+    tag: str = yaml.resolver.Resolver().resolve(yaml.ScalarNode, plain, (True, False))  # type: ignore[no-untyped-call]
+    return tag

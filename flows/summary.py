@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from tasks.settings import Places
@@ -71,12 +70,13 @@ def promotion_lines(places: Places) -> list[str]:
 def learned_lines(places: Places) -> list[str]:
     """What pretraining bought, and the warnings of every step."""
     record = read_record(places.artifacts / "candidates" / ROOT)
-    gain = record.details["arms"]["gain"]
-    interval = f" (95 % interval {gain['low']:+.1f} to {gain['high']:+.1f})" if gain["pairs"] > 1 else ""
-    lines = [
-        f"{gain['arm']} against from scratch, same labels and steps: {gain['mean']:+.1f} points of top-1{interval}, "
-        f"{gain['pairs']} label seed{'s' if gain['pairs'] != 1 else ''}"
-    ]
+    gain, lines = record.details["arms"]["gain"], []
+    if gain is not None:
+        interval = f" (95 % interval {gain['low']:+.1f} to {gain['high']:+.1f})" if gain["pairs"] > 1 else ""
+        lines.append(
+            f"{gain['arm']} against from scratch, same labels and steps: {gain['mean']:+.1f} points of top-1"
+            f"{interval}, {gain['pairs']} label seed{'s' if gain['pairs'] != 1 else ''}"
+        )
     for step in ("data", "pretrain"):
         lines += [f"{step}: {warning}" for warning in read_record(places.artifacts / step).warnings]
     return lines

@@ -76,9 +76,7 @@ def run_step(config: Config, places: settings.Places, step: str, name: str) -> S
     return record
 
 
-def _call(
-    config: Config, places: settings.Places, step: str, name: str, scratch: Path
-) -> Callable[[], StepRecord]:
+def _call(config: Config, places: settings.Places, step: str, name: str, scratch: Path) -> Callable[[], StepRecord]:
     """The step's function with its folders. Imported here, so that a quick step does not wait for torch."""
     at = places.artifacts
     data, candidates = at / "data", at / "candidates"

@@ -1,4 +1,4 @@
-"""Prefect's tasks: one verb each. A stage runs in a child process, so that one that runs out of memory is a failed task.
+"""Prefect's tasks: one verb each. A stage runs in a child process: one that runs out of memory is a failed task.
 
 While a stage trains, its curves are read from the checkpoint folder and passed on to MLflow.
 """
@@ -133,4 +133,3 @@ def _rows(path: Path) -> list[dict[str, float]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return []
-

@@ -1,4 +1,4 @@
-"""DVC, by its command line in a child process: its Python functions for running stages are internal and not thread-safe.
+"""DVC, by its command line in a child process: its Python functions that run stages are internal, not thread-safe.
 
 DVC alone decides what is stale. `stages` is the graph that the flow draws; a test holds it equal to dvc.yaml's.
 """

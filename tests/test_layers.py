@@ -51,7 +51,9 @@ def test_mlflow_folder_holds_no_python() -> None:
 
 def test_wheel_holds_the_three_packages_only(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     for name in tracked:
         if name and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -66,4 +68,4 @@ def test_wheel_holds_the_three_packages_only(tmp_path: Path) -> None:
     assert tops == {"winnow", "tasks", "flows"}
     packaged = {name for name in names if name.endswith(".py")}
     on_disk = {path.relative_to(ROOT).as_posix() for path in FILES}
-    assert packaged == on_disk & {name for name in tracked if name} 
+    assert packaged == on_disk & {name for name in tracked if name}

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.config import ROOT, Benchmark
+from winnow.progress import duration
 from winnow.runtimes import Cell, Layout, NotHere, Precision, Predict, Runtime, has_fast_bf16, set_torch_threads
-from winnow.training import duration
 
 log = logging.getLogger(__name__)
 
@@ -162,8 +162,8 @@ def _cut(pixels_NHWC: NDArray[np.uint8], at: int, batch: int) -> NDArray[np.uint
 
 def visiting_order(cells: int, round_: int) -> list[int]:
     """Every cell once; each round begins elsewhere, odd rounds run backwards, so no cell always follows the same."""
-    order = [(at + round_) % cells for at in range(cells)]
-    return order[::-1] if round_ % 2 else order
+    step = -1 if round_ % 2 else 1
+    return [(round_ + step * at) % cells for at in range(cells)]
 
 
 def _time_group(opened: list[tuple[Cell, Predict]], pixels_NHWC: NDArray[np.uint8], settings: Benchmark) -> list[Row]:

@@ -27,10 +27,9 @@ from winnow.data.images import VALIDATION, ImageSet
 from winnow.data.splits import label_budget, visible_labels
 from winnow.data.views import augment
 from winnow.errors import ArtifactError, MissingExtra
-from winnow.evaluation import predict_torch
+from winnow.inference import embed, predict_torch
 from winnow.models.backbones import Architecture, build
 from winnow.models.heads import backbone_state, head_path, new_classifier
-from winnow.pretraining.monitor import embed
 from winnow.training import Checkpoint, Plan, Row, drain, fit
 
 log = logging.getLogger(__name__)

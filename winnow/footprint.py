@@ -34,14 +34,19 @@ def footprint(folder: Path, cell: Cell, image_size: int) -> dict[str, Any]:
     Raises ArtifactError with the child's last words when it fails.
     """
     arguments = [str(folder), cell.runtime, cell.precision, cell.layout, str(cell.threads), str(image_size)]
-    child = subprocess.run(
-        [sys.executable, "-m", "winnow.footprint", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([_root(), os.environ.get("PYTHONPATH", "")])},
-    )
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "winnow.footprint", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([_root(), os.environ.get("PYTHONPATH", "")])},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ArtifactError(
+            f"{folder}: {cell.runtime} did not answer within {TIMEOUT_SECONDS} s in a process of its own"
+        ) from error
     if child.returncode != 0:
         told = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
         raise ArtifactError(f"{folder}: {cell.runtime} could not serve its model in a process of its own ({told})")

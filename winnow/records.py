@@ -111,7 +111,7 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def read_json(path: Path) -> Any:
@@ -157,15 +157,28 @@ def publish(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into; it becomes `out` if the block ends well and vanishes if not."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in out.parent.glob(f".{out.name}.*.tmp"):
+        maker = left.name.split(".")[-2]
+        if left == temporary or (maker.isdigit() and not _is_running(int(maker))):
+            shutil.rmtree(left, ignore_errors=True)  # its maker was killed
     temporary.mkdir()
     try:
         yield temporary
         if out.exists():
             shutil.rmtree(out)
-        os.replace(temporary, out)
+        temporary.replace(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")

@@ -31,8 +31,8 @@ def fastest(rows: list[Row], keep: Callable[[Row], bool]) -> Row | None:
 
 
 def best(rows: list[Row], name: str, batch: int) -> Row | None:
-    """The candidate's fastest row at this batch."""
-    return fastest(rows, lambda row: row["candidate"] == name and row["batch"] == batch)
+    """The row of this batch in which the candidate's deployable file is fastest; PyTorch rows are no deployment."""
+    return fastest(rows, lambda row: (row["candidate"], row["batch"], row["layout"]) == (name, batch, "file"))
 
 
 def baselines(rows: list[Row], batch: int) -> dict[str, Row]:

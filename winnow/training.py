@@ -29,6 +29,7 @@ from torch import nn
 from winnow.config import Optimiser
 from winnow.data.batches import Batches
 from winnow.errors import ArtifactError, TrainingError
+from winnow.progress import duration
 from winnow.records import cpu_flags
 
 log = logging.getLogger(__name__)
@@ -177,15 +178,6 @@ def drain(
             curves: list[Row] = end.value
             return curves
         look(epoch)
-
-
-def duration(seconds: float) -> str:
-    """1:02:03, 2:03 or 12 s."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _shown(row: dict[str, float]) -> str:

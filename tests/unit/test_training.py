@@ -13,7 +13,8 @@ from winnow.config import Optimiser
 from winnow.data.batches import Batches
 from winnow.errors import ArtifactError, TrainingError
 from winnow.models.backbones import Architecture, build
-from winnow.training import Checkpoint, Epoch, Plan, drain, duration, fit, learning_rate_at
+from winnow.progress import duration
+from winnow.training import Checkpoint, Epoch, Plan, drain, fit, learning_rate_at
 
 OPTIMISER = Optimiser(learning_rate=0.05, warmup=0.25)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from winnow.config.benchmark import Benchmark
 from winnow.config.candidates import (
@@ -74,6 +74,26 @@ class Config(Section):
     promotion: Promotion
 
 
+TREE = TypeAdapter(dict[str, AnyCandidate])
+TAG_AT = {"pretrain": 1, "candidates": 2}
+"""Where in the location of an error pydantic puts the method's name, which is no key of the file."""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings name every key once: of two candidates with one name the first would vanish."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping. Raises ConstructorError at a key's second mention."""
+        seen = set()
+        for key, _ in node.value:
+            if (known := (key.tag, str(key.value))) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(known)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: str | Path) -> Config:
     """Read and check params.yaml. Raises ConfigError that lists every mistake."""
     path = Path(path)
@@ -82,7 +102,7 @@ def load_config(path: str | Path) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); run winnow from the project's folder") from error
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     return check_config(raw, str(path))
@@ -92,11 +112,12 @@ def check_config(raw: Any, where: str = "params.yaml") -> Config:
     """Check an already parsed params.yaml; `where` names it in the message."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: expected sections (data, pretrain, ...), found {type(raw).__name__}")
-    problems: list[tuple[str, str]] = []
     try:
-        config = Config.model_validate(raw)
+        config = Config.model_validate(raw, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems = [_readable(item) for item in error.errors()]
+        problems = _readable(error)
+        if not any(path.startswith("candidates") for path, _ in problems):
+            problems += tree_errors(dict(TREE.validate_python(raw["candidates"], by_alias=True, by_name=False)))
     else:
         problems = tree_errors(dict(config.candidates))
         if not problems:
@@ -106,14 +127,24 @@ def check_config(raw: Any, where: str = "params.yaml") -> Config:
     raise ConfigError(f"{where} has {count}:\n{lines}")
 
 
-def _readable(item: Any) -> tuple[str, str]:
-    """One pydantic error as (dotted path, message). Tags of unions in the location are not keys of the file."""
-    location, value, kind = item["loc"], item["input"], item["type"]
+def _readable(error: ValidationError) -> list[tuple[str, str]]:
+    """(dotted path, message) of every mistake."""
+    found: dict[str, str] = {}
+    for item in error.errors():
+        if item["type"] == "too_short" and item["input"]:
+            continue  # a list whose items are wrong; they speak for themselves
+        path, message = _one(item)
+        # Each arm of a union (`auto | all | a number`) complains about the same value.
+        found[path] = f"{found[path].partition(' (found ')[0]}; or: {message}" if path in found else message
+    return list(found.items())
+
+
+def _one(item: Any) -> tuple[str, str]:
+    keys, value, kind = list(item["loc"]), item["input"], item["type"]
     context = item.get("ctx", {})
-    tags = {"rotnet", "simclr", "none", "prune", "sparsify", "quantize", "distill"}
-    keys = [str(part) for at, part in enumerate(location) if not (str(part) in tags and at in (1, 2))]
-    keys = [key for key in keys if not key.startswith(("literal[", "function-", "constrained-"))]
-    path = ".".join(keys) or "params.yaml"
+    if len(keys) > TAG_AT.get(keys[0], len(keys)):
+        del keys[TAG_AT[keys[0]]]
+    path = ".".join(map(str, keys[:2] if keys[:2] == ["data", "labels_per_class"] else keys))
     if kind == "extra_forbidden":
         return path, "unknown key; remove it, or see params.yaml as shipped for the keys of this section"
     if kind == "missing":

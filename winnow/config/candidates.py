@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from winnow.config.section import Augmentation, Count, Fraction, Integer, Number, Optimiser, Positive, Section
+from winnow.config.section import Augmentation, Count, Fraction, Number, Optimiser, Positive, Section, Seed
 
 ROOT = "dense"
 CONTROL = "dense-kd"
@@ -32,7 +32,7 @@ class Recovery(Section):
     images: Literal["all", "labelled"] = "all"
     """all: the unlabelled pool too, where only the teacher speaks."""
     augmentation: Augmentation = Augmentation()
-    seed: Integer = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _labels_or_teacher(self) -> Recovery:
@@ -76,7 +76,7 @@ class Quantize(Candidate):
     calibration_images: Count = 500
     preset: Literal["mixed", "performance"] = "mixed"
     """mixed: asymmetric activations; performance: symmetric ones."""
-    seed: Integer = 0
+    seed: Seed = 0
 
 
 class Distill(Candidate):
@@ -108,12 +108,13 @@ def tree_errors(candidates: dict[str, Candidate]) -> list[tuple[str, str]]:
             found.append((here, f"{name!r} is no usable name: small letters, digits and single hyphens ([a-z0-9-]+)"))
         if name == ROOT:
             found.append((here, f"{ROOT!r} is the fine-tuned model itself, the root of the tree; choose another name"))
+            continue
         if candidate.parent != ROOT and candidate.parent not in candidates:
             choices = ", ".join([ROOT, *candidates])
             found.append((f"{here}.from", f"no candidate is called {candidate.parent!r}; valid: {choices}"))
             continue
         parent = candidates.get(candidate.parent)
-        if isinstance(parent, Quantize):
+        if isinstance(parent, Quantize) and candidate.parent != ROOT:
             found.append(
                 (
                     f"{here}.from",

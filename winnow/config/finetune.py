@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from winnow.config.section import Augmentation, Count, Integer, Number, Optimiser, Positive, Section
+from winnow.config.section import Augmentation, Count, Number, Optimiser, Positive, Section, Seed
 
 NOTHING = "data/none"
 """An empty file: stands for no weights of your own where DVC, which watches the file, wants a path."""
@@ -15,7 +15,7 @@ NOTHING = "data/none"
 class Finetune(Section):
     """Both arms: same labels, steps, augmentation and tried rates."""
 
-    seeds: Annotated[tuple[Integer, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     """Each seed draws labels, order and head anew, for both arms alike. `dense` comes from the first."""
     epochs: Count = 30
     min_steps: Count = 200

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from winnow.config.section import Augmentation, Count, Integer, Optimiser, Positive, Section
+from winnow.config.section import Augmentation, Count, Optimiser, Positive, Section, Seed
 
 
 class _Pretraining(Section):
     backbone: str = "resnet8"
     """A name from winnow/models/backbones.py: resnet8, resnet18 and other torchvision classifiers."""
-    seed: Integer = 0
+    seed: Seed = 0
 
 
 class _Trained(_Pretraining):

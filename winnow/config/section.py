@@ -1,4 +1,4 @@
-"""What every section of params.yaml has in common: frozen, no unknown keys, no silent conversions of text to numbers."""
+"""What every section of params.yaml has in common: frozen, no unknown keys, no silent conversion of text to numbers."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ Integer = Annotated[int, BeforeValidator(_no_text)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[Integer, Field(ge=1)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**32)]
+"""What numpy's and torch's generators both take."""
 
 
 class Augmentation(Section):

@@ -106,6 +106,9 @@ def _archived(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
                 if member.size > MAX_FILE_BYTES:
                     raise DataError(f"{path}: {member.name!r} has more than {MAX_FILE_BYTES:,} bytes")
                 yield name, opened.read()
+            # tarfile takes a file that was cut off at a header for a whole one; whole ones end in two empty blocks.
+            if not archive.fileobj or len(archive.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+                raise DataError(f"{path} is cut off; fetch it again")
     except (tarfile.TarError, OSError, EOFError, lzma.LZMAError) as error:
         raise DataError(f"{path} is damaged or no tar archive ({error}); fetch it again") from error
 
@@ -125,7 +128,7 @@ def open_folder(root: Path, unlabelled: str = "unlabelled") -> Source:
     if not classes:
         raise DataError(f"{root}: no images in class folders; {layout}")
     if len(classes) < 2:
-        inside = root / classes[0]
+        inside = next(branch.folder for branch in filled if branch.name == classes[0])
         hint = f"; if {inside} holds the class folders, set data.path to it" if _subfolders(inside) else ""
         raise DataError(f"{root}: only one class ({classes[0]}), a classifier needs two{hint}; {layout}")
     if alike := sorted({"unlabelled", "unlabeled"} & set(classes)):

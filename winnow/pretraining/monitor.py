@@ -8,7 +8,6 @@ when all images look the same to the network (Chen and He 2021, arXiv 2011.10566
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from winnow.data.views import normalise, to_float
-from winnow.models.heads import head_path
+from winnow.inference import embed
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.1
@@ -34,23 +32,6 @@ class Bank:
     labels_N: NDArray[np.int64]
     bank: NDArray[np.int64]
     queries: NDArray[np.int64]
-
-
-def embed(
-    model: nn.Module, images_NHWC: NDArray[np.uint8], indices: NDArray[np.int64], batch_size: int = 512
-) -> torch.Tensor:
-    """Features before the head, float32 (N, D), in evaluation mode; the model is left as it was."""
-    bare = copy.deepcopy(model).eval()
-    # A head inside a container (`classifier.3`, a projector): the whole container goes.
-    setattr(bare, head_path(bare).partition(".")[0], nn.Identity())
-    where = next(model.parameters()).device
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(indices), batch_size):
-            chosen = np.ascontiguousarray(images_NHWC[indices[start : start + batch_size]])
-            x_BCHW = torch.from_numpy(chosen).permute(0, 3, 1, 2).to(where)
-            parts.append(bare(normalise(to_float(x_BCHW))).float().flatten(1).cpu())
-    return torch.cat(parts)
 
 
 def knn_accuracy(

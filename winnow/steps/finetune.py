@@ -1,7 +1,8 @@
 """Step 3: the label budget at work. Leaves `dense`, the root of the tree of candidates, and what pretraining bought.
 
-`dense` is the pretrained arm (or the arm of finetune.weights, where a file is given) of the first seed: fixed before
-anything is measured. The other seeds and the from-scratch arm say how much of its accuracy came from pretraining.
+`dense` is the pretrained arm of the first seed (that of finetune.weights where a file is given, that from scratch
+where nothing was pretrained): fixed before anything is measured. The other seeds and the from-scratch arm say how much
+of its accuracy came from pretraining.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from winnow.export import export_onnx
 from winnow.finetuning import State, Trained, foreign_backbone, linear_probe, start, train_arms
 from winnow.finishing import finish
 from winnow.models.backbones import ARCHITECTURE, WEIGHTS, load_architecture, save_model
-from winnow.records import StepRecord, describe, publish, record_digest, sha256_of, write_record
+from winnow.records import StepRecord, describe, publish, read_record, record_digest, sha256_of, write_record
 
 log = logging.getLogger(__name__)
 SCRATCH, PRETRAINED, FOREIGN = "scratch", "pretrained", "weights"
@@ -32,13 +33,16 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
     settings = config.finetune
     images = load_images(data)
     architecture = load_architecture(pretrained)
-    arms: dict[str, State | None] = {PRETRAINED: load_file(pretrained / WEIGHTS), SCRATCH: None}
+    arms: dict[str, State | None] = {}
+    if read_record(pretrained).parameters["method"] != "none":
+        arms[PRETRAINED] = load_file(pretrained / WEIGHTS)
+    arms[SCRATCH] = None
     inputs = {"data": record_digest(data), "pretrain": record_digest(pretrained)}
     if settings.weights != NOTHING:
         arms[FOREIGN] = foreign_backbone(Path(settings.weights), architecture)
         inputs["weights"] = sha256_of(Path(settings.weights))
     chosen, tried = train_arms(config, images, architecture, arms, scratch)
-    main = FOREIGN if FOREIGN in arms else PRETRAINED
+    main = FOREIGN if FOREIGN in arms else next(iter(arms))
     dense = next(training for training in chosen if training.arm == main and training.seed == settings.seeds[0])
     probe = linear_probe(config, images, start(architecture, arms[main], settings.seeds[0]))
     arm_details, arm_metrics = _compare(chosen, tried, main, probe)
@@ -46,14 +50,16 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
         save_model(folder, dense.model, architecture)
         export_onnx(dense.model, architecture, folder / "model.onnx")
         budget = label_budget(images, config.data.label_budget, settings.seeds[0])
-        metrics, details = finish(folder, name=ROOT, lineage=[ROOT], images=images, budget=budget, dense=None)
+        metrics, details = finish(
+            folder, name=ROOT, method="finetune", lineage=[ROOT], images=images, budget=budget, dense=None
+        )
         record = StepRecord(
             step="finetune",
             name=ROOT,
             parameters=settings.model_dump(mode="json"),
             inputs=inputs,
             metrics={**metrics, **arm_metrics},
-            details={**details, "arms": arm_details, "curves": dense.curves, "method": "finetune"},
+            details={**details, "arms": arm_details, "curves": dense.curves},
             artifacts=describe(folder, "model.onnx", "card.json", "validation_logits.npy", WEIGHTS, ARCHITECTURE),
         )
         write_record(folder, record)
@@ -65,18 +71,20 @@ def _compare(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Arms side by side, paired by seed."""
     by_arm = {arm: [t for t in chosen if t.arm == arm] for arm in dict.fromkeys(t.arm for t in chosen)}
-    start_from = [t.top1 for t in by_arm[main]]
+    main_top1 = [t.top1 for t in by_arm[main]]
     scratch = [t.top1 for t in by_arm[SCRATCH]]
-    mean, low, high = paired_gain(start_from, scratch)
-    log.info("%s against scratch: %+.1f points (%d label seeds)", main, mean, len(scratch))
     details: dict[str, Any] = {arm: [t.row() for t in trainings] for arm, trainings in by_arm.items()}
     details["linear_probe"] = probe
-    details["gain"] = {"arm": main, "mean": mean, "low": low, "high": high, "pairs": len(scratch)}
     details["tried"] = [{"arm": t.arm, **t.row()} for t in tried]
+    details["gain"] = None
     metrics = {
-        "pretraining/gain_points": mean,
         "pretraining/scratch_top1": sum(scratch) / len(scratch),
-        "pretraining/arm_top1": sum(start_from) / len(start_from),
+        "pretraining/arm_top1": sum(main_top1) / len(main_top1),
         "pretraining/linear_probe_top1": probe["top1"],
     }
+    if main != SCRATCH:
+        mean, low, high = paired_gain(main_top1, scratch)
+        log.info("%s against scratch: %+.1f points (%d label seeds)", main, mean, len(scratch))
+        details["gain"] = {"arm": main, "mean": mean, "low": low, "high": high, "pairs": len(scratch)}
+        metrics["pretraining/gain_points"] = mean
     return details, metrics

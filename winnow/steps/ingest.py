@@ -27,6 +27,7 @@ from winnow.data.images import RESIZE_POLICY, SPLITS, TEST, TRAIN, VALIDATION
 from winnow.data.sources import Source, open_source
 from winnow.data.splits import LEFT_OUT, assign_splits, group_equal
 from winnow.errors import DataError
+from winnow.progress import duration
 from winnow.records import StepRecord, describe, publish, sha256_of, write_json, write_record
 
 log = logging.getLogger(__name__)
@@ -99,8 +100,10 @@ def _store(source: Source, data: Data, folder: Path) -> Stored:
                 break
         pixels.seek(0)
         pixels.write(_header(len(labels), data.image_size))
-    if len(rejected) > data.max_rejected or not labels:
-        listed = "".join(f"\n  {row['file']}: {row['reason']}" for row in rejected[:SHOWN_REJECTED])
+    listed = "".join(f"\n  {row['file']}: {row['reason']}" for row in rejected[:SHOWN_REJECTED])
+    if not labels:
+        raise DataError(f"{data.path}: no file can be used; repair or replace them. The first:{listed}")
+    if len(rejected) > data.max_rejected:
         raise DataError(
             f"{data.path}: {len(rejected)} or more files cannot be used, data.max_rejected allows {data.max_rejected}; "
             f"repair or remove them, or raise data.max_rejected. The first:{listed}"
@@ -132,7 +135,8 @@ def _logged(stream: Iterator[Decoded], count: int) -> Iterator[Decoded]:
         rate = done / max(now - started, 1e-9)
         if now - said >= SECONDS_BETWEEN_LINES:
             said = now
-            log.info("ingest: %d of %d files, %.0f/s, %.0f s left", done, count, rate, max(0, count - done) / rate)
+            left = duration(max(0, count - done) / rate)
+            log.info("ingest: %d of %d files, %.0f/s, %s left", done, count, rate, left)
     log.info("ingest: %d files in %.1f s", done, time.monotonic() - started)
 
 

@@ -1,0 +1,123 @@
+"""A whole project in a temporary folder, run as a person would: by its command line, in child processes.
+
+The home folder of every child is an empty one, CI is not set, and nothing of the tests' own environment that winnow
+sets is handed on: what is tested is what a newcomer gets.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from tests.closure import ROOT
+from tests.conftest import CLASSES, draw, tiny_params
+
+from tasks.settings import OWNER, defaults
+
+CODE = ("winnow", "tasks", "flows", "data", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout with tiny images and tiny params."""
+
+    root: Path
+    home: Path
+
+    def environment(self) -> dict[str, str]:
+        """What a newcomer's shell holds, with our environment's python first."""
+        ours = defaults(Path(os.environ[OWNER]))
+        kept = {name: value for name, value in os.environ.items() if name not in ours}
+        path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
+        return {**kept, "HOME": str(self.home), "PATH": path, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "2"}
+
+    def call(self, *arguments: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project."""
+        return subprocess.run(
+            arguments,
+            cwd=self.root,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def winnow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `winnow ...`, whose code is the project's own."""
+        return self.call(sys.executable, "-m", "flows.cli", *arguments)
+
+    def dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `dvc ...`."""
+        return self.call(sys.executable, "-m", "dvc", *arguments)
+
+    def set_params(self, params: dict) -> None:
+        """Write params.yaml."""
+        (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def copy(self, root: Path) -> Project:
+        """The same project elsewhere, with its artifacts and caches."""
+        shutil.copytree(self.root, root, symlinks=True)
+        return Project(root, self.home)
+
+
+def make_project(root: Path, home: Path) -> Project:
+    """The code of this checkout, three learnable classes of 60 images, 20 without label, and `run_params`."""
+    home.mkdir()
+    for name in CODE:
+        source, target = ROOT / name, root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.tar.xz"))
+        else:
+            shutil.copy(source, target)
+    rng = np.random.default_rng(3)
+    for label, name in enumerate((*CLASSES, "unlabelled")):
+        folder = root / "photos" / name
+        folder.mkdir(parents=True)
+        for index in range(60 if label < len(CLASSES) else 20):
+            Image.fromarray(draw(label % len(CLASSES), (20, 24), rng)).save(folder / f"{index:02d}.png")
+    project = Project(root, home)
+    project.set_params(run_params())
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+        subprocess.run(
+            ["git", "-c", "user.name=Tests", "-c", "user.email=tests@localhost", *command], cwd=root, check=True
+        )
+    return project
+
+
+def run_params() -> dict:
+    """`tiny_params` with a narrower tree and gates that the int8 files of a learnable toy can pass."""
+    params = tiny_params()
+    params["promotion"] |= {
+        "gates": {"max_drop_points": 20.0, "min_agreement": 0.5, "max_size_ratio": 0.5, "min_speedup": 0.01}
+    }
+    return params
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, subprocess.CompletedProcess[str]]:
+    """A project after its first `winnow run`, and what that printed. Not to be changed: copy it first."""
+    folder = tmp_path_factory.mktemp("project")
+    project = make_project(folder / "checkout", folder / "home")
+    return project, project.winnow("run")
+
+
+@pytest.fixture
+def project(finished: tuple[Project, object], tmp_path: Path) -> Project:
+    """A copy of the finished project, to be changed."""
+    return finished[0].copy(tmp_path / "copy")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Project:
+    """A project in which nothing has run."""
+    return make_project(tmp_path / "checkout", tmp_path / "home")

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from tests.closure import ROOT
+from tests.conftest import OPTIMISER, RECOVERY, tiny_params
+from winnow.config import Config, NoPretraining, Prune, check_config, in_order, load_config
+from winnow.errors import ConfigError
+
+INT8 = {"from": "dense", "method": "quantize"}
+PRUNE = {"from": "dense", "method": "prune", "channels": 0.3, "recovery": RECOVERY}
+NOT_A_NUMBER = "write it with a decimal point and a signed exponent, as in 1.0e-1"
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    """tiny_params with `section__key=value`; a value of `...` removes the key."""
+    raw = json.loads(json.dumps(tiny_params()))  # nothing shared
+    for dotted, value in values.items():
+        *above, last = dotted.split("__")
+        at = raw
+        for key in above:
+            at = at[key]
+        if value is ...:
+            del at[last]
+        else:
+            at[last] = value
+    return raw
+
+
+def mistakes(raw: Any) -> dict[str, str]:
+    """Dotted path -> message, and the count in the headline is right."""
+    with pytest.raises(ConfigError) as caught:
+        check_config(raw, "my.yaml")
+    headline, *lines = str(caught.value).splitlines()
+    assert headline == f"my.yaml has {len(lines)} mistake{'s' * (len(lines) != 1)}:"
+    found = dict(line.strip().split(": ", 1) for line in lines)
+    assert len(found) == len(lines)
+    return found
+
+
+def test_the_shipped_file_loads() -> None:
+    config = load_config(ROOT / "params.yaml")
+    assert config.data.source == "sample"
+    assert list(config.candidates) == list(yaml.safe_load((ROOT / "params.yaml").read_text())["candidates"])
+    assert isinstance(config.candidates["pruned"], Prune)
+    assert load_config(str(ROOT / "params.yaml")) == config
+
+
+def test_it_is_frozen_and_imports_no_torch(tiny_config: Config) -> None:
+    with pytest.raises(ValidationError):
+        tiny_config.data.image_size = 64  # type: ignore[misc]
+    code = "import sys, winnow.config; print({'torch', 'PIL', 'numpy'} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("source", "labels", "budget"),
+    [
+        ("sample", "auto", 25),
+        ("folder", "auto", None),
+        ("cifar10", "auto", None),
+        ("sample", "all", None),
+        ("folder", 7, 7),
+    ],
+)
+def test_label_budget(source: str, labels: str | int, budget: int | None) -> None:
+    path = "a.tar.xz" if source == "sample" else "photos"
+    raw = changed(data__source=source, data__path=path, data__labels_per_class=labels)
+    assert check_config(raw).data.label_budget == budget
+
+
+def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
+    unknown = "unknown key; remove it, or see params.yaml as shipped for the keys of this section"
+    found = mistakes(
+        changed(
+            data__source="ftp",
+            data__validation_fraction=0.7,
+            data__colour="red",
+            pretrain__method="byol",
+            finetune__learning_rates=["1e-1", 0.1],
+            finetune__epochs=True,
+            candidates__pruned__channels=2,
+            candidates__student__recovery__optimiser__momentum="high",
+            candidates__magic={"from": "dense", "method": "magic"},
+            benchmark=...,
+            promotion__gates={"max_drop": 1},
+            extra={},
+        )
+    )
+    assert found == {
+        "data.source": "Input should be 'sample', 'folder' or 'cifar10' (found 'ftp')",
+        "data.validation_fraction": "Input should be less than or equal to 0.5 (found 0.7)",
+        "data.colour": unknown,
+        "pretrain.method": "'byol' is none of 'none', 'rotnet', 'simclr'",
+        "finetune.learning_rates.0": f"YAML reads 1e-1 as text; {NOT_A_NUMBER} (found '1e-1')",
+        "finetune.epochs": "expected a number, got true (found True)",
+        "candidates.pruned.channels": "Input should be less than 1 (found 2)",
+        "candidates.student.recovery.optimiser.momentum": "expected a number, got the text 'high' (found 'high')",
+        "candidates.magic.method": "'magic' is none of 'prune', 'sparsify', 'quantize', 'distill'",
+        "benchmark": "missing; every section of params.yaml as shipped must be there",
+        "promotion.gates.max_drop": unknown,
+        "extra": unknown,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "message"),
+    [
+        ({"data__labels_per_class": 0}, "data.labels_per_class", "'auto' or 'all'; or: .* equal to 1"),
+        ({"data__labels_per_class": "1e1"}, "data.labels_per_class", "YAML reads 1e1 as text"),
+        ({"data__image_size": 32.5}, "data.image_size", "fractional part"),
+        ({"data__path": ""}, "data.path", "at least 1 character"),
+        ({"data__path": "a.tar.gz"}, "data", r"data\.path: 'a\.tar\.gz' is an archive"),
+        ({"data__source": "sample"}, "data", r"'photos' is no archive.*-S data\.source=folder"),
+        ({"data__unlabelled": "a/b"}, "data", "plain name"),
+        ({"finetune__seeds": [1, 1]}, "finetune.seeds", "twice"),
+        ({"finetune__seeds": []}, "finetune.seeds", "at least 1 item"),
+        ({"finetune__seeds": [-1]}, "finetune.seeds.0", "greater than or equal to 0"),
+        ({"pretrain__seed": 2**32}, "pretrain.seed", "less than 4294967296"),
+        ({"finetune__weights": "net.pkl"}, "finetune.weights", r"must end in \.safetensors"),
+        ({"pretrain__optimiser__warmup": float("nan")}, "pretrain.optimiser.warmup", "finite"),
+        ({"pretrain__optimiser__learning_rate": "1e-1"}, "pretrain.optimiser.learning_rate", "YAML reads 1e-1"),
+        ({"promotion__registered_model": "a/b"}, "promotion.registered_model", "pattern"),
+        ({"candidates__x": 3}, "candidates.x", "valid dictionary"),
+        ({"candidates__x": {"from": "dense"}}, "candidates.x.method", "missing"),
+        ({"candidates__x": {"method": "quantize"}}, "candidates.x.from", "missing"),
+        ({"candidates__prune": PRUNE | {"channels": 1.5}}, "candidates.prune.channels", "less than 1"),
+        (
+            {"candidates__student__recovery": RECOVERY | {"teacher": "none"}},
+            "candidates.student.recovery",
+            "images: labelled",
+        ),
+        ({"candidates__dense-kd__width": 0.5}, "candidates.dense-kd", "width: only resnet8"),
+    ],
+)
+def test_one_mistake(changes: dict[str, Any], path: str, message: str) -> None:
+    found = mistakes(changed(**changes))
+    assert list(found) == [path]
+    assert re.search(message, found[path])
+
+
+def test_the_parent_is_called_from_as_dvc_reads_it() -> None:
+    found = mistakes(changed(candidates__x={"parent": "dense", "method": "quantize"}))
+    assert set(found) == {"candidates.x.from", "candidates.x.parent"}
+
+
+@pytest.mark.parametrize(
+    ("candidates", "expected"),
+    [
+        ({"x": INT8 | {"from": "y"}}, {"candidates.x.from": "no candidate is called 'y'; valid: dense, x"}),
+        ({"x": PRUNE | {"from": "x"}}, {"candidates.x.from": "'x' descends from itself"}),
+        (
+            {"x": PRUNE | {"from": "y"}, "y": PRUNE | {"from": "x"}, "z": INT8 | {"from": "x"}},
+            {"candidates.x.from": "'x' descends from itself", "candidates.y.from": "'y' descends from itself"},
+        ),
+        (
+            {"q": INT8, "p": PRUNE | {"from": "q"}},
+            {"candidates.p.from": "'q' is quantized .* make 'p' from 'dense' and quantize last"},
+        ),
+        ({"q": INT8, "r": INT8 | {"from": "q"}}, {"candidates.r.from": "'q' is quantized"}),
+        ({"dense": INT8}, {"candidates.dense": "the root of the tree"}),
+        *[({name: INT8}, {f"candidates.{name}": "no usable name"}) for name in ("A", "a_b", "-a", "a--b", "a/b", "ä")],
+    ],
+)
+def test_the_tree(candidates: dict[str, Any], expected: dict[str, str]) -> None:
+    for others in ({}, {"finetune__epochs": 0}):  # with and without another mistake elsewhere
+        found = mistakes(changed(candidates=candidates, **others))
+        found.pop("finetune.epochs", None)
+        assert set(found) == set(expected)
+        assert all(re.search(message, found[path]) for path, message in expected.items())
+
+
+def test_parents_come_before_children() -> None:
+    candidates = {"c": PRUNE | {"from": "b"}, "d": INT8 | {"from": "c"}, "a": PRUNE, "b": PRUNE | {"from": "a"}}
+    config = check_config(changed(candidates=candidates))
+    assert in_order(dict(config.candidates)) == ["a", "b", "c", "d"]
+    assert in_order(dict(check_config(changed(candidates={})).candidates)) == []
+
+
+def test_pretraining_may_be_none_but_then_takes_no_epochs() -> None:
+    assert isinstance(check_config(changed(pretrain={"method": "none"})).pretrain, NoPretraining)
+    assert set(mistakes(changed(pretrain={"method": "none", "optimiser": OPTIMISER}))) == {"pretrain.optimiser"}
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "cannot be read .* run winnow from the project's folder"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "cannot be read"),
+        (lambda path: path.write_text("data: [1, 2"), "not valid YAML"),
+        (lambda path: path.write_text("a: {x: 1, y: 2, x: 3}"), "not valid YAML: the key 'x' is there twice .*line 1"),
+        (lambda path: path.write_text(""), "expected sections .*found NoneType"),
+        (lambda path: path.write_text("- data"), "expected sections .*found list"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, write: Callable[[Path], object], message: str) -> None:
+    path = tmp_path / "params.yaml"
+    write(path)
+    with pytest.raises(ConfigError, match=rf"params\.yaml.*{message}"):
+        load_config(path)
+
+
+def test_anchors_and_merges_are_fine(tmp_path: Path) -> None:
+    raw = tiny_params()
+    alike = "candidates:\n  a: &a {from: dense, method: quantize}\n  b: {<<: *a, preset: performance}\n"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**raw, "candidates": 0}).replace("candidates: 0\n", alike))
+    assert {name: c.preset for name, c in load_config(tmp_path / "params.yaml").candidates.items()} == {  # type: ignore[union-attr]
+        "a": "mixed",
+        "b": "performance",
+    }

@@ -1,0 +1,75 @@
+"""Structured pruning: whole channels are removed, so the network is smaller and faster on any runtime.
+
+Dependencies between layers come from torch-pruning (Fang et al. 2023, DepGraph, arXiv 2301.12900). Channels are ranked
+over the whole network by the group magnitude (L2 norm of everything that would go with the channel, relative to the
+mean of its layer), groups of equal structure among themselves (`isomorphic`, Fang et al. 2024, arXiv 2407.04616).
+Counts stay multiples of `round_to`: odd ones are slower than the network they came from. What was removed is kept as
+torch-pruning's history in architecture.json, so the network is rebuilt without pickle. Then it recovers, taught by
+dense.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from winnow.compression.inputs import Inputs
+from winnow.compression.recovery import recover
+from winnow.config import Prune
+from winnow.errors import ConfigError, MissingExtra
+from winnow.export import export_onnx
+from winnow.models.backbones import Architecture, load_model, save_model
+from winnow.models.heads import head_path
+
+
+def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
+    """Prune the parent, recover, and leave weights, architecture and model.onnx in `folder` -> details."""
+    model, architecture = load_model(inputs.parent)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    architecture = remove_channels(model, architecture, settings)
+    after = sum(parameter.numel() for parameter in model.parameters())
+    curves = recover(model, settings.recovery, inputs)
+    save_model(folder, model, architecture)
+    export_onnx(model, architecture, folder / "model.onnx")
+    return {"curves": curves, "parameters_before": before, "parameters_after": after}
+
+
+def remove_channels(model: nn.Module, architecture: Architecture, settings: Prune) -> Architecture:
+    """Remove channels from `model`, in place, and return its new architecture.
+
+    Raises ConfigError when nothing can be removed: every layer is too narrow for `round_to` and `max_channels`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import torch_pruning
+    except ModuleNotFoundError as error:
+        raise MissingExtra("torch-pruning", "compress") from error
+    before = sum(parameter.numel() for parameter in model.parameters())
+    example = torch.zeros(1, 3, architecture.image_size, architecture.image_size)
+    model.eval().requires_grad_(True)
+    pruner = torch_pruning.pruner.BasePruner(
+        model,
+        example,
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="mean", normalizer="mean"),
+        global_pruning=True,
+        isomorphic=True,
+        pruning_ratio=settings.channels,
+        max_pruning_ratio=settings.max_channels,
+        round_to=settings.round_to,
+        ignored_layers=[model.get_submodule(head_path(model))],
+        num_heads={},
+        out_channel_groups={},
+    )
+    pruner.step()
+    if sum(parameter.numel() for parameter in model.parameters()) == before:
+        raise ConfigError(
+            f"candidates: method prune with channels: {settings.channels} and round_to: {settings.round_to} removes "
+            f"nothing from this {architecture.backbone}; raise channels, or lower round_to"
+        )
+    made = [[name, bool(out), [int(index) for index in indexes]] for name, out, indexes in pruner.pruning_history()]
+    return architecture.model_copy(update={"pruning": [*architecture.pruning, *made]})

@@ -1,0 +1,181 @@
+"""From a network to the file that is deployed: one ONNX file, uint8 pixels in, logits out, normalisation inside.
+
+    export_onnx(model, architecture, folder / "model.onnx")
+
+The batch is dynamic, the weights are in the file, and what the exporter notes about the machine it ran on (stack
+traces with paths) is taken out, so that the same network gives the same bytes anywhere. `look_into` reads a file back:
+how many multiply-adds it holds, and how many of them are int8. Int8 files are made from the exported float file, never
+exported from a quantized network (QDQ through the exporter loses nodes).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from winnow.data.views import normalise, to_float
+from winnow.errors import ArtifactError, MissingExtra
+from winnow.models.backbones import Architecture
+
+INPUT, OUTPUT = "pixels", "logits"
+OPSET = 20
+THROUGH = ("DequantizeLinear", "QuantizeLinear", "Reshape", "Transpose", "Identity")
+"""Operations that hand weights on unchanged but for their form."""
+PARITY_TOLERANCE = 1e-3
+"""Largest difference of logits between file and network, as a share of the largest logit (at least 1)."""
+
+
+class Deployable(nn.Module):
+    """What is exported and what is timed in PyTorch: pixels uint8 (N, S, S, 3) -> logits float32 (N, C)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        logits: torch.Tensor = self.inner(normalise(to_float(pixels.permute(0, 3, 1, 2))))
+        return logits
+
+
+def export_onnx(model: nn.Module, architecture: Architecture, path: Path) -> None:
+    """Write the network in eval mode as one ONNX file. The model is moved to the CPU, its memory format is kept out."""
+    onnx = _onnx()
+    side = architecture.image_size
+    network = Deployable(model.cpu().eval().to(memory_format=torch.contiguous_format)).eval()
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+            verbose=False,
+        )
+    assert program is not None
+    save_onnx(onnx.load_from_string(program.model_proto.SerializeToString()), path)
+
+
+def save_onnx(proto: Any, path: Path) -> None:
+    """Write a model as one file, without notes of exporters and machines, to a temporary name and renamed."""
+    _strip(proto)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(proto.SerializeToString(deterministic=True))
+    temporary.replace(path)
+
+
+def _strip(proto: Any) -> None:
+    del proto.metadata_props[:]
+    proto.doc_string, proto.producer_name, proto.producer_version = "", "winnow", ""
+    proto.graph.doc_string, proto.graph.name = "", "winnow"
+    graph = proto.graph
+    for item in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        item.doc_string = ""
+        if hasattr(item, "metadata_props"):
+            del item.metadata_props[:]
+    for function in proto.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is in a deployed file."""
+
+    macs: int
+    """Multiply-adds of convolutions and matrix products for one image."""
+    int8_macs: int
+    """Those whose weights are stored in int8."""
+    zeros: int
+    """Zero entries of their weights."""
+
+    @property
+    def precision(self) -> str:
+        """int8 when most multiply-adds are."""
+        return "int8" if self.int8_macs * 2 > self.macs else "f32"
+
+
+def look_into(path: Path) -> Contents:
+    """Count what a file computes per image, from its shapes. Raises ArtifactError when it is damaged."""
+    onnx = _onnx()
+    try:
+        proto = onnx.load(path)
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+        del proto.graph.value_info[:]
+        inferred = onnx.shape_inference.infer_shapes(proto).graph
+    except (OSError, ValueError, RuntimeError, IndexError) as error:
+        raise ArtifactError(f"{path} is no ONNX file that can be read; run its step again ({error})") from error
+    arrays = {tensor.name: tensor for tensor in inferred.initializer}
+    made_by = {name: node for node in inferred.node for name in node.output}
+    sizes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.output)
+    }
+    macs = int8_macs = zeros = 0
+    for node in inferred.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger"):
+            continue
+        weight = _weight(node.input[1], made_by, arrays)
+        if weight is None:
+            continue
+        array = onnx.numpy_helper.to_array(weight)
+        places = 1
+        for size in sizes.get(node.output[0], [1, 1])[2:]:
+            places *= max(1, size)
+        macs += array.size * places
+        int8_macs += array.size * places if array.dtype.itemsize == 1 else 0
+        zeros += int((array == 0).sum())
+    return Contents(macs, int8_macs, zeros)
+
+
+def _weight(name: str, made_by: dict[str, Any], arrays: dict[str, Any]) -> Any:
+    """The stored tensor behind an input, through dequantization and reshaping; None when it is computed."""
+    while name not in arrays:
+        node = made_by.get(name)
+        if node is None or node.op_type not in THROUGH:
+            return None
+        name = node.input[0]
+    return arrays[name]
+
+
+def zipped_bytes(path: Path) -> int:
+    """Size after deflate (level 6): what an archive or a download with compression holds."""
+    return len(zlib.compress(path.read_bytes(), 6))
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra("onnx", "compress") from error
+    return onnx
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks about its own passes and about deprecations of its own making."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

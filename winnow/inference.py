@@ -1,0 +1,80 @@
+"""Answers of a network or of a file for images of a stored data set: one clean pass, in order, no augmentation.
+
+Speed does not matter here (winnow/runtimes.py is for that); float32 and the same pixels everywhere do.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from winnow.data.views import normalise, to_float
+from winnow.errors import ArtifactError, MissingExtra
+from winnow.models.heads import head_path
+
+
+def predict_torch(
+    model: nn.Module, images_NHWC: NDArray[np.uint8], indices: NDArray[np.int64], batch_size: int = 256
+) -> NDArray[np.float32]:
+    """Logits float32 (N, C) of a network; it is left in eval mode."""
+    model.eval()
+    where = next(model.parameters()).device
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(indices), batch_size):
+            chosen = np.ascontiguousarray(images_NHWC[indices[start : start + batch_size]])
+            x_BCHW = torch.from_numpy(chosen).permute(0, 3, 1, 2).to(where)
+            parts.append(model(normalise(to_float(x_BCHW))).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def embed(
+    model: nn.Module, images_NHWC: NDArray[np.uint8], indices: NDArray[np.int64], batch_size: int = 512
+) -> torch.Tensor:
+    """Features before the head, float32 (N, D), in evaluation mode; the model is left as it was."""
+    bare = copy.deepcopy(model).eval()
+    # A head inside a container (`classifier.3`, a projector): the whole container goes.
+    setattr(bare, head_path(bare).partition(".")[0], nn.Identity())
+    where = next(model.parameters()).device
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(indices), batch_size):
+            chosen = np.ascontiguousarray(images_NHWC[indices[start : start + batch_size]])
+            x_BCHW = torch.from_numpy(chosen).permute(0, 3, 1, 2).to(where)
+            parts.append(bare(normalise(to_float(x_BCHW))).float().flatten(1).cpu())
+    return torch.cat(parts)
+
+
+def predict_file(
+    path: Path, images_NHWC: NDArray[np.uint8], indices: NDArray[np.int64], batch_size: int = 256
+) -> NDArray[np.float32]:
+    """Logits float32 (N, C) of a deployed file in ONNX Runtime, float or int8.
+
+    Raises ArtifactError when the file is missing or damaged, or answers what is no number.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingExtra("onnxruntime", "runtimes") from error
+    broken = onnxruntime.capi.onnxruntime_pybind11_state
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (broken.Fail, broken.InvalidProtobuf, broken.InvalidGraph, broken.NoSuchFile) as error:
+        told = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{path} is missing or damaged ({told}); delete its folder and run winnow again") from error
+    name = session.get_inputs()[0].name
+    parts = [
+        session.run(None, {name: np.ascontiguousarray(images_NHWC[indices[start : start + batch_size]])})[0]
+        for start in range(0, len(indices), batch_size)
+    ]
+    logits_NC: NDArray[np.float32] = np.concatenate(parts)
+    if not np.isfinite(logits_NC).all():
+        raise ArtifactError(f"{path}: its answers are not finite numbers; delete its folder and run winnow again")
+    return logits_NC

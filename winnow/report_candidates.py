@@ -1,0 +1,197 @@
+"""The page on the candidates side by side: quality and size, speed and its causes, gates, and class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from winnow import plots
+from winnow.config import ROOT
+from winnow.report_facts import Facts
+from winnow.report_html import (
+    MISSING,
+    Content,
+    Html,
+    Row,
+    digits,
+    figure,
+    join,
+    millions,
+    number,
+    paragraph,
+    percent,
+    side_by_side,
+    signed,
+    strong,
+    table,
+    tag,
+    two_lines,
+)
+
+SPEEDUPS = {"eager": "PyTorch eager f32", "pytorch": "the best PyTorch", "float": "dense as the best float"}
+RUNTIMES = {
+    "eager": "PyTorch eager",
+    "compile": "torch.compile",
+    "ort": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "eager-cuda": "PyTorch on the GPU",
+}
+GATES = {"drop": "drop", "agreement": "agreement", "size": "size", "speedup": "speed-up"}
+SHOWN_CLASSES = 30
+
+
+def candidates(facts: Facts) -> Html:
+    """Three tables with one row per candidate, dense first."""
+    return join(_quality(facts), _speed(facts), _gates(facts))
+
+
+def _marked(facts: Facts, name: str) -> str:
+    return "marked" if name == facts.winner else ""
+
+
+def _quality(facts: Facts) -> Html:
+    rows, reference = [], facts.selection.details["reference"]
+    for name, record in facts.candidates.items():
+        told, drop = record.metrics, facts.drop(name)
+        top1 = lost = MISSING if drop is None else two_lines(signed(drop["points"]), _span(drop["low"], drop["high"]))
+        if "quality/top1" in told:
+            ends = f"{percent(told['quality/top1_low'])} to {percent(told['quality/top1_high'])}"
+            top1 = two_lines(percent(told["quality/top1"]), ends)
+        made = "the fine-tuned network" if name == ROOT else " → ".join(record.details["lineage"][:-1]) + " →"
+        cells: list[Content] = [two_lines(name, made), top1, lost, percent(told.get("quality/macro_f1"))]
+        cells += [percent(facts.selection.details["agreement"][name]), millions(told["size/parameters"])]
+        cells += [millions(told["compute/macs"]), digits(told["size/mb"]), digits(told["size/zipped_mb"])]
+        rows.append(Row(cells, _marked(facts, name)))
+    better = f"{reference}, better than dense" if reference != ROOT else reference
+    caption = (
+        f"Quality on the validation split of {facts.source}, and size. Drop: points of top-1 lost against {better}. "
+        "Small figures: 95 % intervals"
+    )
+    heading = ["candidate", "top-1", "drop", "macro F1", "agreement", "parameters", "MACs", "MB", "MB zipped"]
+    return table(heading, rows, caption=caption)
+
+
+def _span(low: float, high: float) -> str:
+    return f"{signed(low)} to {signed(high)}"
+
+
+def _speed(facts: Facts) -> Html:
+    rows, large, machine = [], facts.large, facts.benchmark.machine
+    assert machine is not None
+    for name in facts.candidates:
+        speed, one, many = facts.speed(name), facts.best(name, "latency"), facts.best(name, "throughput")
+        if one is None or many is None:
+            rows.append(Row([name, "not timed: its answers differ there", *[MISSING] * 6]))
+            continue
+        pairs = [f"{speed[f'speedup/{kind}_b1']:.2f} / {speed[f'speedup/{kind}_b{large}']:.2f}" for kind in SPEEDUPS]
+        on = two_lines(_where(one), _where(many))
+        cells = [name, on, digits(one["p50_ms"]), digits(one["p95_ms"]), number(many["images_per_s"]), *pairs]
+        rows.append(Row(cells, _marked(facts, name)))
+    caption = (
+        f"Speed of each file on its fastest runtime: latency of one image, throughput in batches of {large}, speed-ups "
+        f"for both (one image / batch). {machine.cpu}, {machine.threads} threads"
+    )
+    heading = ["candidate", two_lines("fastest on, one image", "batch"), "p50, ms", "p95, ms", "images/s"]
+    return table([*heading, *[f"× {base}" for base in SPEEDUPS.values()]], rows, caption=caption, left=2)
+
+
+def _where(row: dict[str, Any]) -> str:
+    threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+    return f"{RUNTIMES[row['runtime']]} {row['precision']}, {threads}"
+
+
+def _gates(facts: Facts) -> Html:
+    rows = []
+    for name, verdict in facts.verdicts.items():
+        gates = {gate["name"]: gate for gate in verdict["gates"]}
+        outcome = "winner" if name == facts.winner else "passes" if verdict["passed"] else "does not pass"
+        front = "on the front" if verdict["on_front"] else "not on the front"
+        cells = [name, two_lines(strong(outcome), front), *[_gate(gates.get(gate)) for gate in GATES]]
+        rows.append(Row(cells, _marked(facts, name)))
+    if not rows:
+        return paragraph("There is no candidate beside dense.")
+    caption = "Gates: all must pass, whatever the candidate is for. The reason names both numbers"
+    return tag("div", table(["candidate", "verdict", *GATES.values()], rows, caption=caption, left=6), css="prose")
+
+
+def _gate(gate: dict[str, Any] | None) -> Content:
+    if gate is None:
+        return MISSING
+    return gate["reason"] if gate["passed"] else tag("span", strong("Fails: "), gate["reason"], css="fails")
+
+
+def trade_off(facts: Facts) -> Html:
+    """The Pareto front."""
+    names = ", ".join(facts.selection.details["front"])
+    caption = (
+        "The larger the marker's area, the larger the file. Filled: on the front, nobody is better in accuracy, size and "
+        f"latency at once ({names}); the line joins those that nobody beats in the two directions drawn. "
+    )
+    caption += f"Orange: {facts.winner}." if facts.winner else "No candidate passes every gate."
+    return figure(facts.trade_off, "Accuracy over latency of all candidates; the numbers are in the tables above", caption)
+
+
+def causes(facts: Facts) -> Html:
+    """Speed-ups over eager f32 as products of runtime, structure and precision."""
+    found = facts.benchmark.details["attribution"]
+    one = {name: found[name]["latency"] for name in facts.candidates if found[name]["latency"]}
+    rows = []
+    for name in facts.candidates:
+        cells = [_product(found[name][what]) for what in ("latency", "throughput")]
+        rows.append(Row([name, *cells], _marked(facts, name)))
+    text = (
+        "The speed-up over dense in PyTorch eager f32 is a product: dense on the candidate's runtime (runtime), then the "
+        "smaller network there (structure), then its int8 or bf16 file (precision). A factor below 1 is a loss."
+    )
+    caption = "Runtime × structure × precision = speed-up over PyTorch eager f32"
+    picture = figure(plots.factors(one), "The factors for one image, as in the table", "One image at a time.")
+    heading = ["candidate", "one image", f"batch of {facts.large}"]
+    return join(paragraph(text), *([picture] if one else []), table(heading, rows, caption=caption))
+
+
+def _product(row: dict[str, Any] | None) -> Content:
+    if row is None:
+        return MISSING
+    factors = " × ".join(f"{row[factor]:.2f}" for factor in plots.FACTORS)
+    return two_lines(f"{factors} = {row['total']:.2f}", f"{RUNTIMES[row['on']]}, {row['ends_in']}")
+
+
+def by_class(facts: Facts) -> Html:
+    """Precision, recall and F1 of every class, confusion and calibration: the shown candidate against dense."""
+    name, dense = facts.shown, facts.dense.details
+    if name is None or "per_class" not in dense:
+        return paragraph("Without a candidate or without labelled validation images there is nothing to compare.")
+    own, classes = facts.candidates[name].details, list(dense["per_class"])
+    pair = {ROOT: dense, name: own}
+    confusions = [
+        figure(
+            plots.confusion(details["confusion"], classes, who),
+            f"Confusion matrix of {who}",
+            "Shares of each row, in percent.",
+        )
+        for who, details in pair.items()
+    ]
+    errors = ", ".join(f"{who} {percent(facts.quality(who)['quality/ece'])}" for who in pair)
+    told = f"Calibration on validation. Mean gap between confidence and accuracy: {errors}. Marker area: images."
+    calibration = plots.reliability({who: details["reliability"] for who, details in pair.items()})
+    return join(
+        _class_table(name, dense["per_class"], own["per_class"]),
+        side_by_side(*confusions, figure(calibration, "Accuracy over confidence of both", told)),
+    )
+
+
+def _class_table(name: str, dense: dict[str, Any], own: dict[str, Any]) -> Html:
+    """Those that lost most first where there are many."""
+    classes: Sequence[str] = list(dense)
+    caption = f"{name} beside dense, on validation. Change: points of F1"
+    if len(classes) > SHOWN_CLASSES:
+        classes = sorted(classes, key=lambda label: own[label]["f1"] - dense[label]["f1"])[:SHOWN_CLASSES]
+        caption += f"; the {SHOWN_CLASSES} of {len(dense)} classes that lost most"
+    rows = []
+    for label in classes:
+        pairs = [f"{percent(dense[label][part])} / {percent(own[label][part])}" for part in ("precision", "recall", "f1")]
+        change = signed((own[label]["f1"] - dense[label]["f1"]) * 100, plus=True)
+        rows.append(Row([label, number(dense[label]["support"]), *pairs, change]))
+    both = f"dense / {name}"
+    heading = ["class", "images", *[two_lines(part, both) for part in ("precision", "recall", "F1")], "change"]
+    return table(heading, rows, caption=caption)

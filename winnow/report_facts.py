@@ -1,0 +1,108 @@
+"""All records of a run in one value, with the few questions that every part of the page asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from winnow.config import ROOT
+from winnow.errors import ArtifactError
+from winnow.records import StepRecord, read_record
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the steps before the report left."""
+
+    data: StepRecord
+    pretrain: StepRecord
+    candidates: dict[str, StepRecord]
+    """dense first."""
+    benchmark: StepRecord
+    selection: StepRecord
+    trade_off: bytes
+    """PNG of the Pareto front."""
+
+    @property
+    def source(self) -> str:
+        """How the data are called beside every number."""
+        return str(self.data.details["source"])
+
+    @property
+    def dense(self) -> StepRecord:
+        """The reference."""
+        return self.candidates[ROOT]
+
+    @property
+    def large(self) -> int:
+        """The large batch of the benchmark."""
+        return int(self.benchmark.parameters["large_batch"])
+
+    @property
+    def winner(self) -> str | None:
+        """Who passed every gate and is best on the objective."""
+        name = self.selection.details["winner"]
+        return None if name is None else str(name)
+
+    @property
+    def shown(self) -> str | None:
+        """Whom the page compares with dense: the winner, or else the one that fails the fewest gates."""
+        verdicts = self.selection.details["verdicts"]
+        if self.winner is not None or not verdicts:
+            return self.winner
+        fewest = min(verdicts, key=lambda verdict: sum(not gate["passed"] for gate in verdict["gates"]))
+        return str(fewest["candidate"])
+
+    @property
+    def verdicts(self) -> dict[str, Row]:
+        """Candidate -> verdict; dense has none."""
+        return {str(verdict["candidate"]): verdict for verdict in self.selection.details["verdicts"]}
+
+    def quality(self, name: str) -> dict[str, float]:
+        """Metrics of a candidate's own record."""
+        return self.candidates[name].metrics
+
+    def speed(self, name: str) -> dict[str, float]:
+        """Flat metrics of a candidate in the benchmark; sparse where it could not be timed."""
+        figures: dict[str, float] = self.benchmark.details["candidates"][name]
+        return figures
+
+    def best(self, name: str, what: str) -> Row | None:
+        """The candidate's fastest row; `what`: latency or throughput."""
+        row: Row | None = self.benchmark.details["best"][name][what]
+        return row
+
+    def drop(self, name: str) -> dict[str, float] | None:
+        """{points, low, high} against the reference; None where no validation image has a label."""
+        found: dict[str, float] | None = self.selection.details["drops"].get(name)
+        return found
+
+    def warnings(self) -> list[tuple[str, str]]:
+        """(step, warning) of the whole run, each warning once."""
+        steps = (self.data, self.pretrain, *self.candidates.values(), self.benchmark, self.selection)
+        found: dict[str, str] = {}
+        for step in steps:
+            for warning in step.warnings:
+                found.setdefault(warning, step.name)
+        return [(step_name, warning) for warning, step_name in found.items()]
+
+
+def read_facts(artifacts: Path, names: Sequence[str]) -> Facts:
+    """Read every record below `artifacts`; `names` are the candidates, dense first. Raises ArtifactError."""
+    picture = artifacts / "select" / "pareto.png"
+    try:
+        trade_off = picture.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{picture} is missing; delete its folder and run winnow again") from error
+    return Facts(
+        data=read_record(artifacts / "data"),
+        pretrain=read_record(artifacts / "pretrain"),
+        candidates={name: read_record(artifacts / "candidates" / name) for name in names},
+        benchmark=read_record(artifacts / "benchmark"),
+        selection=read_record(artifacts / "select"),
+        trade_off=trade_off,
+    )

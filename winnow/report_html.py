@@ -1,0 +1,198 @@
+"""HTML by hand: a dozen elements, the style sheet, and numbers as people write them.
+
+Text is escaped where it meets markup (`tag`), so a class called <b> stays a name; only `Html` passes as it is. The page
+is one file that asks the network for nothing: pictures are data, fonts are the reader's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+MISSING = "–"
+NBSP = "\u00a0"
+
+
+@dataclass(frozen=True)
+class Html:
+    """Markup that is safe already."""
+
+    markup: str
+
+
+Content = str | Html
+
+
+def tag(name: str, *children: Content, css: str = "", more: str = "") -> Html:
+    """<name class=css more>children</name>; `more` is written as it is."""
+    opening = " ".join(part for part in (name, f'class="{html.escape(css)}"' if css else "", more) if part)
+    return Html(f"<{opening}>{join(*children).markup}</{name}>")
+
+
+def join(*parts: Content) -> Html:
+    """One after the other."""
+    return Html("".join(part.markup if isinstance(part, Html) else html.escape(part) for part in parts))
+
+
+def paragraph(*children: Content, css: str = "") -> Html:
+    """<p>."""
+    return tag("p", *children, css=css)
+
+
+def strong(text: str) -> Html:
+    """<strong>."""
+    return tag("strong", text)
+
+
+def two_lines(first: Content, second: Content) -> Html:
+    """A figure with what qualifies it, smaller, below."""
+    return join(first, tag("small", second))
+
+
+def bullets(items: Iterable[Content]) -> Html:
+    """<ul>."""
+    return tag("ul", *[tag("li", item) for item in items])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A table's row; the first cell is its heading."""
+
+    cells: Sequence[Content]
+    css: str = ""
+
+
+def table(heading: Sequence[Content], rows: Iterable[Row], *, caption: Content, left: int = 1) -> Html:
+    """A table that scrolls sideways where the page is narrow; the first `left` columns hold text, the others numbers."""
+
+    def css(column: int) -> str:
+        return "left" if column < left else ""
+
+    head = tag("tr", *[tag("th", cell, css=css(at), more='scope="col"') for at, cell in enumerate(heading)])
+    body = []
+    for row in rows:
+        first = tag("th", row.cells[0], css="left", more='scope="row"')
+        rest = [tag("td", cell, css=css(at)) for at, cell in enumerate(row.cells) if at > 0]
+        body.append(tag("tr", first, *rest, css=row.css))
+    whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
+    return tag("div", whole, css="scroll", more='tabindex="0"')
+
+
+def figure(picture: bytes, alt: str, caption: Content) -> Html:
+    """A picture (PNG or SVG) inside the page, with words for those who do not see it."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "svg+xml"
+    data = base64.b64encode(picture).decode("ascii")
+    image = Html(f'<img src="data:image/{kind};base64,{data}" alt="{html.escape(alt)}">')
+    return tag("figure", image, tag("figcaption", caption))
+
+
+def side_by_side(*children: Html) -> Html:
+    """Next to each other where there is room."""
+    return tag("div", *children, css="pair")
+
+
+def section(anchor: str, title: str, *children: Html) -> Html:
+    """<section> with its heading."""
+    return tag("section", tag("h2", title), *children, more=f'id="{html.escape(anchor)}"')
+
+
+def document(title: str, *body: Html) -> str:
+    """The whole file."""
+    head = join(
+        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("title", title),
+        Html(f"<style>{CSS}</style>"),
+    )
+    page = tag("html", tag("head", head), tag("body", tag("main", *body)), more='lang="en"')
+    return f"<!doctype html>\n{page.markup}\n"
+
+
+def percent(fraction: float | None, decimals: int = 1) -> str:
+    """0.614 -> 61.4 %."""
+    return MISSING if fraction is None else f"{fraction * 100:.{decimals}f}{NBSP}%"
+
+
+def signed(points: float | None, plus: bool = False) -> str:
+    """One decimal, a true minus sign, no minus zero; `plus`: gains carry a sign too."""
+    if points is None:
+        return MISSING
+    rounded = round(points, 1) + 0.0
+    return f"{rounded:{'+' if plus and rounded else ''}.1f}".replace("-", "−")
+
+
+def number(value: float | None, decimals: int = 0) -> str:
+    """1234.5 -> 1,234 or 1,234.5."""
+    return MISSING if value is None else f"{value:,.{decimals}f}"
+
+
+def digits(value: float | None, unit: str = "") -> str:
+    """Three significant digits, never an exponent: 0.0265, 0.265, 2.65, 26.5, 265, 2,650."""
+    if value is None:
+        return MISSING
+    decimals = next((count for count, limit in ((0, 100), (1, 10), (2, 1), (3, 0.1)) if abs(value) >= limit), 4)
+    return f"{value:,.{decimals}f}" + (f"{NBSP}{unit}" if unit else "")
+
+
+def millions(value: float | None) -> str:
+    """690000 -> 0.69 M."""
+    return MISSING if value is None else digits(value / 1e6, "M")
+
+
+CSS = """
+:root { --ink: #1f2430; --muted: #5b6270; --rule: #d9dce3; --blue: #0072b2; --mark: #fdf1e7; --bad: #fbe9e1; }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0; background: #fff; color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Liberation Sans", sans-serif; }
+main { max-width: 74rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+p, li, dd, figcaption, caption { max-width: 44rem; text-wrap: pretty; overflow-wrap: break-word; }
+h1 { margin: 0.2rem 0 0.8rem; font-size: clamp(1.7rem, 5vw, 2.5rem); line-height: 1.12; letter-spacing: -0.015em; }
+h2 { margin: 0 0 0.8rem; font-size: 1.35rem; line-height: 1.25; }
+h3 { margin: 1.6rem 0 0.4rem; font-size: 1rem; }
+section { margin-top: 2.6rem; padding-top: 1.4rem; border-top: 1px solid var(--rule); }
+.above { margin: 0; color: var(--muted); font-size: 0.9rem; }
+.lead { font-size: 1.18rem; line-height: 1.5; max-width: 50rem; }
+.note { color: var(--muted); font-size: 0.9rem; }
+.heed { border-left: 4px solid #e69f00; padding: 0.1rem 0 0.1rem 1rem; margin: 1.4rem 0; }
+.heed h3, .heed ul { margin: 0.2rem 0; }
+nav { margin-top: 1.6rem; font-size: 0.9rem; }
+nav a { color: var(--blue); margin-right: 1.1rem; white-space: nowrap; }
+ul { padding-left: 1.2rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: 0.8rem; margin: 1.4rem 0; }
+.tile { border: 1px solid var(--rule); border-top: 3px solid var(--blue); padding: 0.7rem 0.9rem 0.8rem; }
+.tile span, .tile small { display: block; color: var(--muted); font-size: 0.85rem; line-height: 1.35; }
+.tile strong { display: block; font-size: 1.55rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; margin: 1rem 0 1.4rem; }
+table { border-collapse: collapse; font-size: 0.86rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
+caption { caption-side: top; text-align: left; padding: 0 0 0.5rem; color: var(--muted); }
+th, td { padding: 0.38rem 0.75rem; text-align: right; vertical-align: top; white-space: nowrap; font-weight: normal; }
+.left { text-align: left; }
+thead th { vertical-align: bottom; font-weight: 600; border-bottom: 2px solid var(--ink); }
+tbody tr { border-bottom: 1px solid var(--rule); }
+tbody th { position: sticky; left: 0; background: #fff; font-weight: 600; }
+td small, th small { display: block; color: var(--muted); font-size: 0.78rem; font-weight: normal; }
+tr.marked, tr.marked th { background: var(--mark); }
+.prose td { white-space: normal; min-width: 10.5rem; max-width: 17rem; text-align: left; font-size: 0.82rem; }
+.fails { display: block; background: var(--bad); margin: -0.38rem -0.75rem; padding: 0.38rem 0.75rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 0.5rem 2rem; }
+figure { margin: 1rem 0; }
+img { display: block; max-width: 100%; height: auto; }
+figcaption { color: var(--muted); font-size: 0.86rem; margin-top: 0.4rem; }
+dt { font-weight: 600; margin-top: 0.8rem; }
+dd { margin: 0; }
+code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; font-size: 0.88em;
+  overflow-wrap: anywhere; }
+@page { size: A4; margin: 14mm; }
+@media print {
+  body { font-size: 9.5pt; } main { max-width: none; padding: 0; } nav { display: none; }
+  .scroll { overflow: visible; } table { font-size: 7.2pt; } th, td { padding: 0.25rem 0.38rem; }
+  .fails { margin: -0.25rem -0.38rem; padding: 0.25rem 0.38rem; } .prose td { min-width: 0; font-size: 7.2pt; }
+  tbody th { position: static; } thead { display: table-header-group; }
+  tr, figure, .tile, .heed { break-inside: avoid; } h2, h3, caption { break-after: avoid; }
+  section { margin-top: 1.2rem; padding-top: 0.8rem; } .tiles { grid-template-columns: repeat(4, 1fr); }
+  .pair { grid-template-columns: 1fr 1fr; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
+"""

@@ -1,0 +1,126 @@
+"""The page on where the networks come from: the images, whose labels were used, and what pretraining bought."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+from winnow import plots
+from winnow.report_facts import Facts
+from winnow.report_html import (
+    MISSING,
+    Html,
+    Row,
+    figure,
+    join,
+    number,
+    paragraph,
+    percent,
+    side_by_side,
+    signed,
+    table,
+)
+
+ENOUGH_PAIRS = 5
+"""Label seeds from which on a gain over scratch counts as shown."""
+PURPOSES = {"train": "learning", "validation": "choosing", "test": "the last look"}
+SHOWN_REJECTED = 10
+
+
+def images(facts: Facts) -> Html:
+    """Counts, splits, whose labels were used for what, and what was set aside."""
+    told, details = facts.data.metrics, facts.data.details
+    labels, classes, per_class = facts.dense.details["labels"], details["classes"], details["per_class"]
+    used = {"train": labels["training"], "validation": labels["choosing"], "test": told["data/test"]}
+    rows = []
+    for split, purpose in PURPOSES.items():
+        counts = [per_class[name][split] for name in classes]
+        cells = [number(told[f"data/{split}"]), number(sum(counts)), _span(counts), number(used[split])]
+        rows.append(Row([split, purpose, *cells]))
+    budget = details["labels_per_class"]
+    hidden = f" {budget} training labels per class may be used; the others are hidden from everything." if budget else ""
+    by = "the test set is the source's own" if details["test_set"] == "named by the source" else "the test set too"
+    text = (
+        f"{facts.source}: {number(told['data/images'])} images in {len(classes)} classes. The split of an image follows "
+        f"from its own pixels, {by}. Pretraining sees all training images and no label.{hidden}"
+    )
+    heading = ["split", "for", "images", "with a label", "per class", "labels used"]
+    left_out = f"{number(told['data/left_out'])} training images equal a test image and are left out."
+    return join(
+        paragraph(text),
+        table(heading, rows, caption="Images and labels by split", left=2),
+        *([paragraph(left_out)] if told["data/left_out"] else []),
+        _rejected(details["rejected"]),
+    )
+
+
+def _span(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return number(low) if low == high else f"{number(low)} to {number(high)}"
+
+
+def _rejected(rejected: list[dict[str, str]]) -> Html:
+    if not rejected:
+        return paragraph("Every file could be used; none was set aside.", css="note")
+    more = f", the first {SHOWN_REJECTED}" if len(rejected) > SHOWN_REJECTED else ""
+    caption = f"Files set aside: {len(rejected)}{more}"
+    rows = [Row([row["file"], row["reason"]]) for row in rejected[:SHOWN_REJECTED]]
+    return table(["file", "why it cannot be used"], rows, caption=caption, left=2)
+
+
+def pretraining(facts: Facts) -> Html:
+    """Arms per label seed, the gain with its interval, the linear probe, and the curve of kNN."""
+    arms: dict[str, Any] = facts.dense.details["arms"]
+    names = {"pretrained": _pretrained(facts), "weights": _weights(facts), "scratch": "from scratch"}
+    by_arm = {names[arm]: sorted(arms[arm], key=lambda row: row["seed"]) for arm in names if arm in arms}
+    probe = arms["linear_probe"]
+    caption = (
+        f"Top-1 on validation. All arms had the same {number(facts.dense.details['labels']['training'])} labels per "
+        "seed, steps, augmentation and number of tried rates; the linear probe leaves the backbone as it was pretrained"
+    )
+    told = "One line per label seed; dashed: the linear probe."
+    lines = {label: [row["top1"] for row in trainings] for label, trainings in by_arm.items()}
+    pictures = [figure(plots.arms(lines, probe["top1"]), "Top-1 of each arm, as in the table above", told)]
+    knn = [row for row in facts.pretrain.details["curves"] if "knn" in row]
+    if knn:
+        told = "kNN over the label budget, while the backbone learns without labels: a monitor that steers nothing."
+        alt = f"kNN accuracy over {knn[-1]['epoch']:.0f} epochs, at the end {percent(knn[-1]['knn'])}"
+        pictures.append(figure(plots.curves(knn, "knn", "kNN accuracy on validation, %", 100), alt, told))
+    return join(
+        paragraph(_gain(names[arms["gain"]["arm"]], arms["gain"])),
+        _arm_table(by_arm, probe, caption),
+        side_by_side(*pictures),
+    )
+
+
+def _pretrained(facts: Facts) -> str:
+    method = facts.pretrain.parameters["method"]
+    return "random weights" if method == "none" else f"pretrained ({method})"
+
+
+def _weights(facts: Facts) -> str:
+    return f"own weights ({str(facts.dense.parameters.get('weights', '')).rpartition('/')[2]})"
+
+
+def _arm_table(by_arm: dict[str, list[dict[str, float]]], probe: dict[str, float], caption: str) -> Html:
+    seeds = sorted({row["seed"] for trainings in by_arm.values() for row in trainings})
+    rows = []
+    for label, trainings in by_arm.items():
+        top1 = {row["seed"]: row["top1"] for row in trainings}
+        rates = ", ".join(f"{rate:g}" for rate in sorted({row["learning_rate"] for row in trainings}))
+        rows.append(Row([label, percent(fmean(top1.values())), *[percent(top1.get(seed)) for seed in seeds], rates]))
+    probed = [percent(probe["top1"] if seed == probe["seed"] else None) for seed in seeds]
+    rows.append(Row(["linear probe", percent(probe["top1"]), *probed, MISSING]))
+    heading = ["arm", "mean", *[f"seed {seed:g}" for seed in seeds], "learning rate"]
+    return table(heading, rows, caption=caption)
+
+
+def _gain(arm: str, gain: dict[str, Any]) -> str:
+    """What was gained over scratch, and how far that is shown."""
+    points, pairs = signed(gain["mean"], plus=True), gain["pairs"]
+    start = f"Fine-tuning from {arm} instead of from scratch changes top-1 by {points} points"
+    if pairs == 1:
+        return f"{start}. That is a single label seed: a hint, without an interval."
+    span = f"95 % interval {signed(gain['low'], plus=True)} to {signed(gain['high'], plus=True)}, {pairs} label seeds"
+    hint = f" Fewer than {ENOUGH_PAIRS} seeds: take it as a hint." if pairs < ENOUGH_PAIRS else ""
+    return f"{start} ({span}).{hint}"

@@ -1,0 +1,69 @@
+"""Step 4, once per candidate: make it from its parent by its one method, export, check and measure the file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from winnow.compression import METHODS
+from winnow.compression.inputs import Inputs
+from winnow.config import ROOT, Config
+from winnow.data.images import load_images
+from winnow.data.splits import label_budget, visible_labels
+from winnow.errors import ConfigError
+from winnow.finishing import CARD, LOGITS, MODEL, finish
+from winnow.models.backbones import ARCHITECTURE, WEIGHTS
+from winnow.records import StepRecord, describe, publish, read_record, record_digest, write_record
+
+log = logging.getLogger(__name__)
+
+
+def compress(config: Config, name: str, data: Path, candidates: Path, out: Path, scratch: Path) -> StepRecord:
+    """Make candidate `name` of config.candidates from its parent's folder and leave it in `out`."""
+    if name not in config.candidates:
+        raise ConfigError(f"candidates: no candidate is called {name!r}; valid: {', '.join(config.candidates)}")
+    settings = config.candidates[name]
+    parent, dense = candidates / settings.parent, candidates / ROOT
+    images = load_images(data)
+    budget = label_budget(images, config.data.label_budget, config.finetune.seeds[0])
+    inputs = Inputs(images, budget, visible_labels(images, budget), parent, dense, scratch)
+    lineage = [*read_record(parent).details["lineage"], name]
+    log.info("%s: %s from %s", name, settings.method, settings.parent)
+    with publish(out) as folder:
+        made = METHODS[type(settings)](settings, inputs, folder)
+        metrics, details = finish(
+            folder,
+            name=name,
+            method=settings.method,
+            lineage=lineage,
+            images=images,
+            budget=budget,
+            dense=dense,
+            parent=parent,
+        )
+        files = [file for file in (MODEL, CARD, LOGITS, WEIGHTS, ARCHITECTURE) if (folder / file).is_file()]
+        record = StepRecord(
+            step="compress",
+            name=name,
+            parameters=settings.model_dump(mode="json", by_alias=True),
+            inputs={
+                "data": record_digest(data),
+                settings.parent: record_digest(parent),
+                ROOT: record_digest(dense),
+            },
+            metrics=metrics,
+            details={**details, **made},
+            artifacts=describe(folder, *files),
+        )
+        write_record(folder, record)
+    log.info("%s: %s", name, _said(metrics))
+    return record
+
+
+def _said(metrics: dict[str, float]) -> str:
+    """One line for the terminal."""
+    top1 = f"top-1 {metrics['quality/top1'] * 100:.1f} %, " if "quality/top1" in metrics else ""
+    return (
+        f"{top1}agreement with dense {metrics['quality/agreement'] * 100:.1f} %, "
+        f"{metrics['size/parameters'] / 1e6:.2f} M parameters, {metrics['size/mb']:.2f} MB"
+    )

@@ -1,0 +1,220 @@
+"""Step 6: which candidate may serve. Gathers the figures that winnow.selection judges, and keeps the reasons.
+
+Drops are paired on the labelled validation images, against `dense` or its control `dense-kd`, whichever is better
+there: a child that was trained on must not win by having been trained longer. Agreement is with `dense`, on every
+validation image. Speed comes from the benchmark, and only if that ran on this machine: a gate takes figures of one
+machine, and the candidates timed must be the very ones that lie here.
+
+Nothing is trained, timed or promoted; the test split is not read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.config import CONTROL, ROOT, Config, Distill, Prune, Sparsify, in_order
+from winnow.data.images import VALIDATION, ImageSet, load_images
+from winnow.errors import ArtifactError
+from winnow.evaluation import Drop, agreement, paired_drop
+from winnow.plots import Point, pareto
+from winnow.records import (
+    Machine,
+    StepRecord,
+    describe,
+    publish,
+    read_record,
+    record_digest,
+    this_machine,
+    write_record,
+)
+from winnow.selection import Contender, Decision, decide
+
+log = logging.getLogger(__name__)
+PLOT = "pareto.png"
+LOGITS = "validation_logits.npy"
+
+Right = Mapping[str, NDArray[np.bool_]]
+"""Candidate -> is its answer right, for each labelled validation image."""
+
+
+def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: Path) -> StepRecord:
+    """Judge every candidate of the tree by `config.promotion` and leave the decision in `out`."""
+    policy = config.promotion
+    images = load_images(data)
+    names = (ROOT, *in_order(dict(config.candidates)))
+    records = {name: read_record(candidates / name) for name in names}
+    timed = read_record(benchmark)
+    digests = {name: record_digest(candidates / name) for name in names}
+    _check_benchmark(timed, benchmark, digests)
+    logits = {name: _logits(candidates / name, images) for name in names}
+    right = _right(logits, images)
+    reference = better_reference(right)
+    drops = {name: paired_drop(right[reference], right[name], policy.bootstrap_samples) for name in right}
+    contenders = {
+        name: Contender(
+            name=name,
+            top1=float(right[name].mean()) if right else None,
+            drop=drops.get(name),
+            agreement=agreement(logits[ROOT], logits[name]),
+            size_mb=records[name].metrics["size/mb"],
+            **_speed(timed, name, policy.objective),
+        )
+        for name in names
+    }
+    decision = decide(contenders[ROOT], [contenders[name] for name in names[1:]], policy)
+    log.info("select: %s", decision.why)
+    with publish(out) as folder:
+        (folder / PLOT).write_bytes(pareto([point(contenders[name], decision) for name in names]))
+        record = StepRecord(
+            step="select",
+            name="select",
+            parameters=policy.model_dump(mode="json"),
+            inputs={"data": record_digest(data), "benchmark": record_digest(benchmark), **digests},
+            metrics=_metrics(decision, contenders),
+            details={
+                "verdicts": [verdict.model_dump(mode="json") for verdict in decision.verdicts],
+                "winner": decision.winner,
+                "why": decision.why,
+                "front": list(decision.front),
+                "reference": reference,
+                "drops": {name: asdict(drop) for name, drop in drops.items()},
+                "agreement": {name: contender.agreement for name, contender in contenders.items()},
+                "controls": controls(config, right),
+            },
+            warnings=_warnings(config, reference, drops),
+            artifacts=describe(folder, PLOT),
+        )
+        write_record(folder, record)
+    return record
+
+
+def _check_benchmark(timed: StepRecord, benchmark: Path, digests: Mapping[str, str]) -> None:
+    """Raise ArtifactError unless the times are of these candidates on this machine."""
+    here, there = this_machine(), timed.machine
+    if there is None or _identity(here) != _identity(there):
+        told = _identity(there) if there else "an unknown machine"
+        raise ArtifactError(
+            f"the times in {benchmark} were taken on {told}; this is {_identity(here)}. A gate takes figures of one "
+            "machine only: run the benchmark here (dvc repro --force --single-item benchmark) or select over there"
+        )
+    if other := [name for name, digest in digests.items() if timed.inputs.get(name) != digest]:
+        raise ArtifactError(f"{benchmark} has not timed the present {', '.join(other)}; run the benchmark again")
+
+
+def _identity(machine: Machine) -> str:
+    """What makes the times of two machines different ones; library versions are recorded and do not invalidate."""
+    return f"{machine.cpu}, {machine.threads} threads, {' '.join(machine.flags) or 'no flags'}"
+
+
+def _logits(folder: Path, images: ImageSet) -> NDArray[np.float32]:
+    """The candidate's answers (V, C) to all validation images, in the order of the data set."""
+    path = folder / LOGITS
+    try:
+        logits_VC: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(f"{path} is missing or damaged ({error}); delete {folder} and run winnow again") from error
+    if logits_VC.shape != (len(images.indices(VALIDATION)), len(images.classes)):
+        raise ArtifactError(f"{path} belongs to other data; delete {folder} and run winnow again")
+    return logits_VC
+
+
+def _right(logits: Mapping[str, NDArray[np.float32]], images: ImageSet) -> dict[str, NDArray[np.bool_]]:
+    """Empty where no validation image has a label."""
+    labels_V = images.labels_N[images.indices(VALIDATION)]
+    scored_V = labels_V >= 0
+    if not scored_V.any():
+        return {}
+    return {name: logits_VC[scored_V].argmax(1) == labels_V[scored_V] for name, logits_VC in logits.items()}
+
+
+def better_reference(right: Right) -> str:
+    """dense, or dense-kd where it is in the tree and has more validation images right."""
+    return CONTROL if CONTROL in right and right[CONTROL].sum() > right[ROOT].sum() else ROOT
+
+
+def _speed(timed: StepRecord, name: str, objective: str) -> dict[str, float | None]:
+    """Latency, throughput and speed-up over dense as the best float; None where no runtime could be timed."""
+    figures: dict[str, float] = timed.details["candidates"][name]
+    batch = timed.parameters["large_batch"] if objective == "throughput" else 1
+    return {
+        "latency_ms": figures.get("best/latency_ms"),
+        "throughput_ips": figures.get("best/throughput_ips"),
+        "speedup": figures.get(f"speedup/float_b{batch}"),
+    }
+
+
+def controls(config: Config, right: Right) -> list[dict[str, Any]]:
+    """What training on, and what a teacher bought: points of top-1 that a candidate has over its control, paired.
+
+    The control of a taught candidate is the same one without a teacher; that of training on is dense itself.
+    """
+    pairs = [("training on", CONTROL, ROOT)] if CONTROL in config.candidates else []
+    recovered = {name: c for name, c in config.candidates.items() if isinstance(c, Distill | Prune | Sparsify)}
+    for alone, control in recovered.items():
+        for name, taught in recovered.items():
+            same = taught.model_dump(exclude={"recovery"}) == control.model_dump(exclude={"recovery"})
+            if same and control.recovery.teacher == "none" and taught.recovery.teacher != "none":
+                pairs.append(("a teacher", name, alone))
+    samples, rows = config.promotion.bootstrap_samples, []
+    for what, name, control_name in pairs if right else []:
+        gain = paired_drop(right[name], right[control_name], samples)
+        rows.append({"bought_by": what, "candidate": name, "control": control_name, **asdict(gain)})
+    return rows
+
+
+def point(contender: Contender, decision: Decision) -> Point:
+    """How the candidate is drawn: top-1 with its interval, or agreement where no image has a label."""
+    accuracy = contender.agreement if contender.top1 is None else contender.top1
+    return Point(
+        name=contender.name,
+        latency_ms=contender.latency_ms,
+        accuracy=accuracy,
+        size_mb=contender.size_mb,
+        measures_agreement=contender.top1 is None,
+        on_front=contender.name in decision.front,
+        highlighted=contender.name == decision.winner,
+    )
+
+
+def _metrics(decision: Decision, contenders: Mapping[str, Contender]) -> dict[str, float]:
+    """Counts, and the winner's figures where there is one."""
+    metrics = {
+        "select/candidates": float(len(decision.verdicts)),
+        "select/passed": float(sum(verdict.passed for verdict in decision.verdicts)),
+        "select/on_front": float(len(decision.front)),
+    }
+    if decision.winner is None:
+        return metrics
+    winner, dense = contenders[decision.winner], contenders[ROOT]
+    metrics["winner/agreement"] = winner.agreement
+    metrics["winner/size_ratio"] = winner.size_mb / dense.size_mb
+    if winner.speedup is not None:
+        metrics["winner/speedup"] = winner.speedup
+    if winner.drop is not None:
+        metrics |= {f"winner/drop_{end}": getattr(winner.drop, end) for end in ("points", "low", "high")}
+    return metrics
+
+
+def _warnings(config: Config, reference: str, drops: Mapping[str, Drop]) -> tuple[str, ...]:
+    found = []
+    if not drops:
+        found.append("no validation image has a label: accuracy is not known, agreement with dense alone decides")
+    recovered = [name for name, c in config.candidates.items() if isinstance(c, Distill | Prune | Sparsify)]
+    if recovered and CONTROL not in config.candidates:
+        found.append(
+            f"{CONTROL} is not in the tree: {', '.join(recovered)} were trained on, and are compared with dense, "
+            "which was not"
+        )
+    if reference != ROOT and drops[ROOT].low > 0:
+        found.append(
+            f"training dense on with its own answers as teacher gains {drops[ROOT].points:.1f} points: dense was not "
+            "trained to its end (finetune.epochs), drops are counted against dense-kd"
+        )
+    return tuple(found)
