@@ -8,10 +8,8 @@ the records' own, hence the same for all candidates.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from winnow.config import ROOT, Config
 from winnow.records import RECORD, Machine, StepRecord, read_record, record_digest
 
 CANDIDATE_STEPS = ("finetune", "candidate")
+DATASET = "images"
 DATASET_CONTEXT = {"benchmark": "validation", "select": "validation", "report": "test"}
 """What a step reads the images for; all others train on them."""
 REPORT_FILES = (".html", ".png", ".svg")
@@ -117,7 +116,7 @@ def content(folder: Path, step: str, judging: Judging | None = None) -> RunConte
         params=flatten(record.parameters),
         metrics=record.metrics,
         figures={},
-        tags={"winnow.step": step, "winnow.name": name, "winnow.record": digest, **_machine_tags(record.machine)},
+        tags={"winnow.step": step, "winnow.name": name, **_machine_tags(record.machine)},
         note="\n".join([*_details_lines(record), *(f"- warning: {text}" for text in record.warnings)]),
         curves=record.details.get("curves", []),
     )
@@ -137,9 +136,7 @@ def _judged(own: RunContent, judging: Judging) -> RunContent:
         own,
         digest=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
         figures=figures,
-        tags=own.tags
-        | {"winnow.verdict": verdict, "winnow.reason": reason}
-        | _machine_tags(judging.benchmark.machine),
+        tags=own.tags | {"winnow.verdict": verdict, "winnow.reason": reason} | _machine_tags(judging.benchmark.machine),
         note=f"**{verdict}**: {reason}\n\n{own.note}",
     )
 
@@ -149,7 +146,7 @@ def _verdict(name: str, selection: StepRecord) -> tuple[str, str]:
     if name == ROOT:
         return "reference", "every other candidate is compared with it"
     found = next(row for row in selection.details["verdicts"] if row["candidate"] == name)
-    gates = [f"{gate['name']}: {gate['reason']}" for gate in found["gates"] if gate["passed"] == found["passed"]]
+    gates = [gate["reason"] for gate in found["gates"] if gate["passed"] == found["passed"]]
     if selection.details["winner"] == name:
         return "winner", "; ".join([selection.details["why"], *gates])
     return "passed" if found["passed"] else "failed", "; ".join(gates)
@@ -184,7 +181,10 @@ def _machine_tags(machine: Machine | None) -> dict[str, str]:
     if machine is None:
         return {}
     flags = " ".join(machine.flags) or "no flags"
-    return {"winnow.machine": f"{machine.cpu}, {machine.threads} threads, {flags}", "winnow.device": machine.gpu or "cpu"}
+    return {
+        "winnow.machine": f"{machine.cpu}, {machine.threads} threads, {flags}",
+        "winnow.device": machine.gpu or "cpu",
+    }
 
 
 def flatten(parameters: Mapping[str, Any], above: str = "") -> dict[str, str]:
@@ -214,24 +214,28 @@ def execution_tags(places: Places) -> dict[str, str]:
     return {"winnow.winner": details["winner"] or "nobody", "winnow.reason": details["why"][:TAG_LENGTH]}
 
 
-def execution_note(shown: Sequence[RunContent], address: Mapping[str, str], why: str) -> str:
-    """Markdown: what came out, and a table of the candidates. `address`: digest -> where the run's page is."""
+def execution_note(shown: Sequence[RunContent], experiment: str, runs: Mapping[str, str]) -> str:
+    """Markdown: a table of the candidates. `runs`: digest -> run, for links to their pages."""
     head = " | ".join(["candidate", *(title for title, *_ in COLUMNS), "verdict"])
     rows = [f"| {head} |", "|" + " --- |" * (len(COLUMNS) + 2)]
+    others = []
     for content in shown:
-        if content.is_candidate:
-            known = content.metrics | content.figures
-            cells = [f"[{content.name}]({address[content.digest]})"]
-            cells += [format(known[key] * times, form) if key in known else "-" for _, key, times, form in COLUMNS]
-            rows.append(f"| {' | '.join([*cells, content.tags.get('winnow.verdict', 'not judged')])} |")
-    others = [f"[{content.name}]({address[content.digest]})" for content in shown if not content.is_candidate]
-    return "\n".join([why, "", *rows, "", f"Steps: {', '.join(others)}"])[:TAG_LENGTH]
+        link = f"[{content.name}](#/experiments/{experiment}/runs/{runs[content.digest]})"
+        if not content.is_candidate:
+            others.append(link)
+            continue
+        known = content.metrics | content.figures
+        cells = [format(known[key] * times, form) if key in known else "-" for _, key, times, form in COLUMNS]
+        rows.append(f"| {' | '.join([link, *cells, content.tags.get('winnow.verdict', 'not judged')])} |")
+    return "\n".join([*rows, "", f"Steps: {', '.join(others)}"])
 
 
-def report_files(places: Places) -> list[Path]:
-    """The page and the plots that belong to an execution."""
+def execution_files(places: Places) -> list[Path]:
+    """What belongs to an execution as a whole: the lock file, the report's page and the plots."""
+    lock = places.root / "dvc.lock"
     folders = (places.artifacts / "report", places.artifacts / "select")
-    return [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in REPORT_FILES]
+    pages = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in REPORT_FILES]
+    return [lock, *pages] if lock.is_file() else pages
 
 
 def data_version(places: Places) -> str:
@@ -242,19 +246,3 @@ def data_version(places: Places) -> str:
     except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError):
         folder = places.artifacts / "data"
         return record_digest(folder)[:36] if (folder / RECORD).is_file() else "unknown"
-
-
-@functools.cache
-def git_commit(root: Path) -> str:
-    """The project's commit, marked where files differ from it; empty outside of git."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return found.stdout.strip()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before any library is imported: caches and telemetry of the tests go to a folder that is thrown away.
 _HIDDEN = Path(tempfile.mkdtemp(prefix="winnow-tests-"))
@@ -21,6 +24,9 @@ from PIL import Image  # noqa: E402
 from winnow.config import Config, check_config  # noqa: E402
 from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet, load_images  # noqa: E402
 from winnow.records import StepRecord, write_json, write_record  # noqa: E402
+
+if TYPE_CHECKING:
+    from winnow.compression.inputs import Inputs
 
 CLASSES = ("disc", "stripes", "wedge")
 SIZE = 16
@@ -144,3 +150,33 @@ def tiny_dense(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     pretrain(config, tiny_data, root / "pretrain", root / "scratch")
     finetune(config, tiny_data, root / "pretrain", root / "candidates" / "dense", root / "scratch")
     return root / "candidates" / "dense"
+
+
+@pytest.fixture(scope="session")
+def tiny_candidate(
+    tiny_data: Path, tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Name -> folder of a candidate of `tiny_params`, made when first asked for, its parents before it."""
+    from winnow.steps.compress import compress
+
+    config = check_config(tiny_params())
+    root = tmp_path_factory.mktemp("tree")
+    shutil.copytree(tiny_dense, root / "dense")
+
+    def made(name: str) -> Path:
+        if not (root / name).exists():
+            made(config.candidates[name].parent)
+            compress(config, name, tiny_data, root, root / name, root / "scratch" / name)
+        return root / name
+
+    return made
+
+
+@pytest.fixture
+def tiny_inputs(tiny_set: ImageSet, tiny_dense: Path, tmp_path: Path) -> Inputs:
+    """What a method of compression is given: all training labels may be seen, the parent is `dense`."""
+    from winnow.compression.inputs import Inputs
+    from winnow.data.splits import visible_labels
+
+    budget = tiny_set.indices(TRAIN, labelled=True)
+    return Inputs(tiny_set, budget, visible_labels(tiny_set, budget), tiny_dense, tiny_dense, tmp_path / "scratch")

@@ -42,8 +42,8 @@ def quality(
     """
     if len(labels_N) == 0:
         return {}, {}
-    if len(logits_NC) != len(labels_N):
-        raise ValueError(f"{len(logits_NC)} rows of logits for {len(labels_N)} labels")
+    if logits_NC.shape != (len(labels_N), len(classes)):
+        raise ValueError(f"logits {logits_NC.shape} for {len(labels_N)} labels of {len(classes)} classes")
     try:
         from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
     except ModuleNotFoundError as error:
@@ -117,7 +117,8 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     share, z2 = right / count, Z95**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z95 / (1 + z2 / count) * ((share * (1 - share) / count + z2 / (4 * count**2)) ** 0.5)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # None and all right have exact ends, which rounding misses by a hair.
+    return 0.0 if right == 0 else centre - half, 1.0 if right == count else centre + half
 
 
 def paired_drop(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ class Contents:
     """What is in a deployed file."""
 
     macs: int
-    """Multiply-adds of convolutions and matrix products for one image."""
+    """Multiply-adds of convolutions and matrix products with stored weights, for one image."""
     int8_macs: int
     """Those whose weights are stored in int8."""
     zeros: int
@@ -108,36 +109,54 @@ class Contents:
         return "int8" if self.int8_macs * 2 > self.macs else "f32"
 
 
-def look_into(path: Path) -> Contents:
-    """Count what a file computes per image, from its shapes. Raises ArtifactError when it is damaged."""
+def load_onnx(path: Path) -> Any:
+    """The model in a file. Raises ArtifactError when it is missing or damaged."""
     onnx = _onnx()
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
     try:
         proto = onnx.load(path)
+        if not proto.graph.input:
+            raise ValueError("it holds no graph")
+    except (OSError, ValueError, DecodeError) as error:
+        raise ArtifactError(f"{path} is no ONNX file that can be read; run its step again ({error})") from error
+    return proto
+
+
+def look_into(path: Path) -> Contents:
+    """Count what a file computes per image, from its shapes. Raises ArtifactError when it is missing or damaged."""
+    onnx = _onnx()
+    proto = load_onnx(path)
+    try:
         proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
         del proto.graph.value_info[:]
-        inferred = onnx.shape_inference.infer_shapes(proto).graph
-    except (OSError, ValueError, RuntimeError, IndexError) as error:
-        raise ArtifactError(f"{path} is no ONNX file that can be read; run its step again ({error})") from error
-    arrays = {tensor.name: tensor for tensor in inferred.initializer}
-    made_by = {name: node for node in inferred.node for name in node.output}
+        return _count(onnx.shape_inference.infer_shapes(proto, data_prop=True).graph)
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise ArtifactError(f"{path}: its graph cannot be followed; run its step again ({error})") from error
+
+
+def _count(graph: Any) -> Contents:
+    onnx = _onnx()
+    arrays = {tensor.name: tensor for tensor in graph.initializer}
+    made_by = {name: node for node in graph.node for name in node.output}
     sizes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*inferred.value_info, *inferred.output)
+        for value in (*graph.value_info, *graph.output)
     }
     macs = int8_macs = zeros = 0
-    for node in inferred.node:
+    for node in graph.node:
         if node.op_type not in ("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger"):
             continue
         weight = _weight(node.input[1], made_by, arrays)
         if weight is None:
             continue
         array = onnx.numpy_helper.to_array(weight)
-        places = 1
-        for size in sizes.get(node.output[0], [1, 1])[2:]:
-            places *= max(1, size)
+        # Every weight is used once per place: pixels of (N, C, H, W), tokens of (N, T, C).
+        size = sizes.get(node.output[0], [])
+        places = math.prod(max(1, side) for side in (size[2:] if "Conv" in node.op_type else size[:-1]))
         macs += array.size * places
         int8_macs += array.size * places if array.dtype.itemsize == 1 else 0
-        zeros += int((array == 0).sum())
+        zeros += int((array == _zero(node, arrays)).sum())
     return Contents(macs, int8_macs, zeros)
 
 
@@ -149,6 +168,12 @@ def _weight(name: str, made_by: dict[str, Any], arrays: dict[str, Any]) -> Any:
             return None
         name = node.input[0]
     return arrays[name]
+
+
+def _zero(node: Any, arrays: dict[str, Any]) -> Any:
+    """What stands for zero among the weights: dynamic int8 stores them unsigned, around a zero point of their own."""
+    stored = node.op_type.endswith("Integer") and len(node.input) > 3 and node.input[3] in arrays
+    return _onnx().numpy_helper.to_array(arrays[node.input[3]]) if stored else 0
 
 
 def zipped_bytes(path: Path) -> int:

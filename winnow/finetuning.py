@@ -26,7 +26,7 @@ from winnow.data.batches import Batches
 from winnow.data.images import VALIDATION, ImageSet
 from winnow.data.splits import label_budget, visible_labels
 from winnow.data.views import augment
-from winnow.errors import ArtifactError, MissingExtra
+from winnow.errors import ArtifactError, DataError, MissingExtra
 from winnow.inference import embed, predict_torch
 from winnow.models.backbones import Architecture, build
 from winnow.models.heads import backbone_state, head_path, new_classifier
@@ -59,9 +59,15 @@ def train_arms(
 ) -> tuple[list[Trained], list[Trained]]:
     """Every arm on every seed. `arms` maps a name to backbone weights, None for random ones.
 
-    Returns (the trainings at the chosen rates, all those tried on the first seed).
+    Returns (the trainings at the chosen rates, all those tried on the first seed). Raises DataError when there is no
+    labelled validation image.
     """
     settings = config.finetune
+    if len(images.indices(VALIDATION, labelled=True)) == 0:
+        raise DataError(
+            "no validation image has a label, so no learning rate can be chosen and nothing measured; add labelled "
+            "images, or raise data.validation_fraction"
+        )
     first, *others = settings.seeds
     total = len(arms) * (len(settings.learning_rates) + len(others))
     tried: list[Trained] = []
@@ -155,12 +161,12 @@ def foreign_backbone(path: Path, architecture: Architecture) -> State:
         ) from error
     except pickle.UnpicklingError as error:
         raise ArtifactError(
-            f"finetune.weights: {path} holds more than tensors and is not loaded, since that could run foreign code; "
-            "save the state_dict alone (torch.save(model.state_dict(), ...)) or use safetensors"
+            f"finetune.weights: {path} is damaged or holds more than tensors, and is not loaded, since that could run "
+            "foreign code; save the state_dict alone (torch.save(model.state_dict(), ...)) or use safetensors"
         ) from error
-    found = _plain(raw)
     model = build(architecture)
     wanted = backbone_state(model, head_path(model))
+    found = _plain(raw, wanted)
     wrong = [
         f"{name} {tuple(value.shape)}"
         for name, value in wanted.items()
@@ -176,8 +182,8 @@ def foreign_backbone(path: Path, architecture: Architecture) -> State:
     return {name: found[name] for name in wanted}
 
 
-def _plain(raw: object) -> State:
-    """Unwrap {'state_dict': ...} and strip the prefixes that trainers add."""
+def _plain(raw: object, wanted: State) -> State:
+    """Unwrap {'state_dict': ...} and strip the prefixes that trainers add, but not the network's own."""
     while isinstance(raw, dict):
         inner = next((raw[key] for key in ("state_dict", "model", "backbone", "teacher") if key in raw), None)
         if not isinstance(inner, dict):
@@ -187,6 +193,7 @@ def _plain(raw: object) -> State:
         return {}
     state = {str(name): value for name, value in raw.items() if isinstance(value, torch.Tensor)}
     for prefix in ("module.", "model.", "backbone.", "encoder."):
-        if state and any(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+        stripped = {name.removeprefix(prefix): value for name, value in state.items()}
+        if len(stripped.keys() & wanted.keys()) >= len(state.keys() & wanted.keys()):
+            state = stripped
     return state

@@ -52,7 +52,7 @@ def finish(
     metrics["quality/agreement"] = _agreement(logits_NC, dense)
     metrics["quality/agreement_parent"] = _agreement(logits_NC, parent or dense)
     if dense is not None and "quality/top1" in metrics:
-        reference_N = np.load(dense / LOGITS, allow_pickle=False)[scored_N].argmax(1)
+        reference_N = _logits(dense)[scored_N].argmax(1)
         metrics["delta/top1"] = (metrics["quality/top1"] - float((reference_N == labels_N[scored_N]).mean())) * 100
     elif "quality/top1" in metrics:
         metrics["delta/top1"] = 0.0
@@ -67,7 +67,18 @@ def finish(
 
 
 def _agreement(logits_NC: NDArray[np.float32], other: Path | None) -> float:
-    return 1.0 if other is None else agreement(logits_NC, np.load(other / LOGITS, allow_pickle=False))
+    return 1.0 if other is None else agreement(logits_NC, _logits(other))
+
+
+def _logits(folder: Path) -> NDArray[np.float32]:
+    """What another candidate answered on the validation split, (V, C)."""
+    path = folder / LOGITS
+    try:
+        logits_NC: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        told = f"{path} is missing or damaged ({error}); delete its folder and run winnow again"
+        raise ArtifactError(told) from error
+    return logits_NC
 
 
 def _parity(folder: Path, images: ImageSet, indices: NDArray[np.int64]) -> float:

@@ -66,7 +66,16 @@ def predict_file(
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (broken.Fail, broken.InvalidProtobuf, broken.InvalidGraph, broken.NoSuchFile) as error:
+    except (
+        broken.Fail,
+        broken.InvalidArgument,
+        broken.InvalidGraph,
+        broken.InvalidProtobuf,
+        broken.NoSuchFile,
+        broken.NotImplemented,
+        broken.RuntimeException,
+        UnicodeDecodeError,  # what its message becomes where a damaged name is quoted
+    ) as error:
         told = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{path} is missing or damaged ({told}); delete its folder and run winnow again") from error
     name = session.get_inputs()[0].name

@@ -156,14 +156,8 @@ def factors(rows: Mapping[str, Mapping[str, Any]]) -> bytes:
                 place = at + 0.25 * (step - 1)
                 axes.barh(place, high - low, 0.22, low, color=colour, label=name if at == 0 else None)
                 axes.plot([reached, reached], [place - 0.11, place + 0.36 * (step < 2)], color=MUTED, linewidth=0.7)
-            axes.annotate(
-                f"{row['total']:.1f} ×",
-                (max(reached, 1.0), at + 0.25),
-                (5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-            )
+            end = (max(reached, 1.0), at + 0.25)
+            axes.annotate(f"{row['total']:.1f} ×", end, (5, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.axvline(1.0, color=INK, linewidth=0.9)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.invert_yaxis()
@@ -183,7 +177,8 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: st
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        # Shades stretched towards the small shares: confusions are what one looks for.
+        axes.imshow(shares**0.6, cmap="Blues", vmin=0, vmax=1)
         axes.grid(visible=False)
         axes.set_title(title)
         axes.set_xlabel("answer")
@@ -193,7 +188,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: st
             axes.set_yticks(range(len(classes)), classes, fontsize=8)
         if len(classes) <= 12:
             for (row, column), share in np.ndenumerate(shares):
-                colour = "white" if share > 0.55 else INK
+                colour = "white" if share > 0.45 else INK
                 text = f"{share * 100:.0f}" if share >= 0.005 else ""
                 axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
 

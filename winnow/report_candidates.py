@@ -28,7 +28,12 @@ from winnow.report_html import (
     two_lines,
 )
 
-SPEEDUPS = {"eager": "PyTorch eager f32", "pytorch": "the best PyTorch", "float": "dense as the best float"}
+SPEEDUPS = {
+    "eager": ("PyTorch eager f32", two_lines("× eager", "PyTorch f32")),
+    "pytorch": ("the best PyTorch of any kind", two_lines("× PyTorch", "best of any kind")),
+    "float": ("dense as the best float", two_lines("× best float", "dense, any runtime")),
+}
+"""Kind of baseline -> its name in a sentence, and in a table's heading."""
 RUNTIMES = {
     "eager": "PyTorch eager",
     "compile": "torch.compile",
@@ -53,11 +58,14 @@ def _quality(facts: Facts) -> Html:
     rows, reference = [], facts.selection.details["reference"]
     for name, record in facts.candidates.items():
         told, drop = record.metrics, facts.drop(name)
-        top1 = lost = MISSING if drop is None else two_lines(signed(drop["points"]), _span(drop["low"], drop["high"]))
+        lost: Content = MISSING if drop is None else two_lines(signed(drop["points"]), span(drop["low"], drop["high"]))
+        top1: Content = MISSING
         if "quality/top1" in told:
-            ends = f"{percent(told['quality/top1_low'])} to {percent(told['quality/top1_high'])}"
+            ends = f"{told['quality/top1_low'] * 100:.1f} to {percent(told['quality/top1_high'])}"
             top1 = two_lines(percent(told["quality/top1"]), ends)
-        made = "the fine-tuned network" if name == ROOT else " → ".join(record.details["lineage"][:-1]) + " →"
+            lost = two_lines("0", "reference") if name == reference else lost
+        lineage = record.details["lineage"]
+        made = "the fine-tuned network" if name == ROOT else f"{lineage[-2]} → {record.details['method']}"
         cells: list[Content] = [two_lines(name, made), top1, lost, percent(told.get("quality/macro_f1"))]
         cells += [percent(facts.selection.details["agreement"][name]), millions(told["size/parameters"])]
         cells += [millions(told["compute/macs"]), digits(told["size/mb"]), digits(told["size/zipped_mb"])]
@@ -71,8 +79,9 @@ def _quality(facts: Facts) -> Html:
     return table(heading, rows, caption=caption)
 
 
-def _span(low: float, high: float) -> str:
-    return f"{signed(low)} to {signed(high)}"
+def span(low: float, high: float, plus: bool = False) -> str:
+    """The ends of an interval, points."""
+    return f"{signed(low, plus)} to {signed(high, plus)}"
 
 
 def _speed(facts: Facts) -> Html:
@@ -84,15 +93,23 @@ def _speed(facts: Facts) -> Html:
             rows.append(Row([name, "not timed: its answers differ there", *[MISSING] * 6]))
             continue
         pairs = [f"{speed[f'speedup/{kind}_b1']:.2f} / {speed[f'speedup/{kind}_b{large}']:.2f}" for kind in SPEEDUPS]
-        on = two_lines(_where(one), _where(many))
-        cells = [name, on, digits(one["p50_ms"]), digits(one["p95_ms"]), number(many["images_per_s"]), *pairs]
+        on: Content = two_lines(_where(one), _where(many)) if _where(one) != _where(many) else _where(one)
+        cells: list[Content] = [
+            name,
+            on,
+            digits(one["p50_ms"]),
+            digits(one["p95_ms"]),
+            number(many["images_per_s"]),
+            *pairs,
+        ]
         rows.append(Row(cells, _marked(facts, name)))
     caption = (
         f"Speed of each file on its fastest runtime: latency of one image, throughput in batches of {large}, speed-ups "
         f"for both (one image / batch). {machine.cpu}, {machine.threads} threads"
     )
-    heading = ["candidate", two_lines("fastest on, one image", "batch"), "p50, ms", "p95, ms", "images/s"]
-    return table([*heading, *[f"× {base}" for base in SPEEDUPS.values()]], rows, caption=caption, left=2)
+    where = two_lines("fastest on", f"one image; below: batch of {large}, if another")
+    heading: list[Content] = ["candidate", where, "p50, ms", "p95, ms", "images/s"]
+    return table([*heading, *[short for _, short in SPEEDUPS.values()]], rows, caption=caption, left=2)
 
 
 def _where(row: dict[str, Any]) -> str:
@@ -124,11 +141,12 @@ def trade_off(facts: Facts) -> Html:
     """The Pareto front."""
     names = ", ".join(facts.selection.details["front"])
     caption = (
-        "The larger the marker's area, the larger the file. Filled: on the front, nobody is better in accuracy, size and "
-        f"latency at once ({names}); the line joins those that nobody beats in the two directions drawn. "
+        "The larger the marker, the larger the file. Filled: on the front, nobody is better in accuracy, size and "
+        f"latency at once ({names}). The line joins those that nobody beats in the two directions drawn. "
     )
     caption += f"Orange: {facts.winner}." if facts.winner else "No candidate passes every gate."
-    return figure(facts.trade_off, "Accuracy over latency of all candidates; the numbers are in the tables above", caption)
+    alt = "Accuracy over latency of all candidates; the numbers are in the tables above"
+    return figure(facts.trade_off, alt, caption, css="wide")
 
 
 def causes(facts: Facts) -> Html:
@@ -140,13 +158,16 @@ def causes(facts: Facts) -> Html:
         cells = [_product(found[name][what]) for what in ("latency", "throughput")]
         rows.append(Row([name, *cells], _marked(facts, name)))
     text = (
-        "The speed-up over dense in PyTorch eager f32 is a product: dense on the candidate's runtime (runtime), then the "
-        "smaller network there (structure), then its int8 or bf16 file (precision). A factor below 1 is a loss."
+        "The speed-up over dense in PyTorch eager f32 is a product: dense on the candidate's runtime (runtime), then "
+        "the smaller network there (structure), then its int8 or bf16 (precision). A factor below 1 is a loss."
     )
     caption = "Runtime × structure × precision = speed-up over PyTorch eager f32"
-    picture = figure(plots.factors(one), "The factors for one image, as in the table", "One image at a time.")
     heading = ["candidate", "one image", f"batch of {facts.large}"]
-    return join(paragraph(text), *([picture] if one else []), table(heading, rows, caption=caption))
+    shown = [table(heading, rows, caption=caption)]
+    if one:
+        told = "One image at a time; factors follow one another, a loss goes back to the left."
+        shown.append(figure(plots.factors(one), "The factors for one image, as in the table", told))
+    return join(paragraph(text), side_by_side(*shown))
 
 
 def _product(row: dict[str, Any] | None) -> Content:
@@ -189,9 +210,11 @@ def _class_table(name: str, dense: dict[str, Any], own: dict[str, Any]) -> Html:
         caption += f"; the {SHOWN_CLASSES} of {len(dense)} classes that lost most"
     rows = []
     for label in classes:
-        pairs = [f"{percent(dense[label][part])} / {percent(own[label][part])}" for part in ("precision", "recall", "f1")]
+        pairs = [
+            f"{percent(dense[label][part])} / {percent(own[label][part])}" for part in ("precision", "recall", "f1")
+        ]
         change = signed((own[label]["f1"] - dense[label]["f1"]) * 100, plus=True)
         rows.append(Row([label, number(dense[label]["support"]), *pairs, change]))
-    both = f"dense / {name}"
-    heading = ["class", "images", *[two_lines(part, both) for part in ("precision", "recall", "F1")], "change"]
+    parts = [two_lines(part, f"dense / {name}") for part in ("precision", "recall", "F1")]
+    heading: list[Content] = ["class", "images", *parts, "change"]
     return table(heading, rows, caption=caption)

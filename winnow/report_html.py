@@ -32,8 +32,12 @@ def tag(name: str, *children: Content, css: str = "", more: str = "") -> Html:
 
 
 def join(*parts: Content) -> Html:
-    """One after the other."""
-    return Html("".join(part.markup if isinstance(part, Html) else html.escape(part) for part in parts))
+    """One after the other. A number and its percent sign stay on one line."""
+    return Html("".join(part.markup if isinstance(part, Html) else _escaped(part) for part in parts))
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text).replace(" %", f"{NBSP}%")
 
 
 def paragraph(*children: Content, css: str = "") -> Html:
@@ -65,7 +69,7 @@ class Row:
 
 
 def table(heading: Sequence[Content], rows: Iterable[Row], *, caption: Content, left: int = 1) -> Html:
-    """A table that scrolls sideways where the page is narrow; the first `left` columns hold text, the others numbers."""
+    """A table that scrolls sideways where the page is narrow; the first `left` columns hold text, the rest numbers."""
 
     def css(column: int) -> str:
         return "left" if column < left else ""
@@ -76,16 +80,17 @@ def table(heading: Sequence[Content], rows: Iterable[Row], *, caption: Content, 
         first = tag("th", row.cells[0], css="left", more='scope="row"')
         rest = [tag("td", cell, css=css(at)) for at, cell in enumerate(row.cells) if at > 0]
         body.append(tag("tr", first, *rest, css=row.css))
-    whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
-    return tag("div", whole, css="scroll", more='tabindex="0"')
+    whole = tag("table", tag("thead", head), tag("tbody", *body))
+    # The caption stays outside of what scrolls, so that it can be read on a telephone.
+    return tag("figure", tag("figcaption", caption), tag("div", whole, css="scroll", more='tabindex="0"'))
 
 
-def figure(picture: bytes, alt: str, caption: Content) -> Html:
-    """A picture (PNG or SVG) inside the page, with words for those who do not see it."""
+def figure(picture: bytes, alt: str, caption: Content, css: str = "") -> Html:
+    """A picture (PNG or SVG) inside the page, with words for those who do not see it; css wide: scrolls if narrow."""
     kind = "png" if picture.startswith(b"\x89PNG") else "svg+xml"
     data = base64.b64encode(picture).decode("ascii")
     image = Html(f'<img src="data:image/{kind};base64,{data}" alt="{html.escape(alt)}">')
-    return tag("figure", image, tag("figcaption", caption))
+    return tag("figure", tag("div", image, css="scroll"), tag("figcaption", caption), css=css)
 
 
 def side_by_side(*children: Html) -> Html:
@@ -145,9 +150,9 @@ CSS = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: #fff; color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Liberation Sans", sans-serif; }
+  font: 1rem/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Liberation Sans", sans-serif; }
 main { max-width: 74rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-p, li, dd, figcaption, caption { max-width: 44rem; text-wrap: pretty; overflow-wrap: break-word; }
+p, li, dd, figcaption { max-width: 44rem; text-wrap: pretty; overflow-wrap: break-word; }
 h1 { margin: 0.2rem 0 0.8rem; font-size: clamp(1.7rem, 5vw, 2.5rem); line-height: 1.12; letter-spacing: -0.015em; }
 h2 { margin: 0 0 0.8rem; font-size: 1.35rem; line-height: 1.25; }
 h3 { margin: 1.6rem 0 0.4rem; font-size: 1rem; }
@@ -164,35 +169,38 @@ ul { padding-left: 1.2rem; }
 .tile { border: 1px solid var(--rule); border-top: 3px solid var(--blue); padding: 0.7rem 0.9rem 0.8rem; }
 .tile span, .tile small { display: block; color: var(--muted); font-size: 0.85rem; line-height: 1.35; }
 .tile strong { display: block; font-size: 1.55rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; margin: 1rem 0 1.4rem; }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.86rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
-caption { caption-side: top; text-align: left; padding: 0 0 0.5rem; color: var(--muted); }
 th, td { padding: 0.38rem 0.75rem; text-align: right; vertical-align: top; white-space: nowrap; font-weight: normal; }
 .left { text-align: left; }
 thead th { vertical-align: bottom; font-weight: 600; border-bottom: 2px solid var(--ink); }
 tbody tr { border-bottom: 1px solid var(--rule); }
 tbody th { position: sticky; left: 0; background: #fff; font-weight: 600; }
-td small, th small { display: block; color: var(--muted); font-size: 0.78rem; font-weight: normal; }
+td small, th small { display: block; color: var(--muted); font-size: 0.9em; font-weight: normal; }
 tr.marked, tr.marked th { background: var(--mark); }
 .prose td { white-space: normal; min-width: 10.5rem; max-width: 17rem; text-align: left; font-size: 0.82rem; }
-.fails { display: block; background: var(--bad); margin: -0.38rem -0.75rem; padding: 0.38rem 0.75rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 0.5rem 2rem; }
-figure { margin: 1rem 0; }
-img { display: block; max-width: 100%; height: auto; }
-figcaption { color: var(--muted); font-size: 0.86rem; margin-top: 0.4rem; }
+td:has(.fails) { background: var(--bad); }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(25rem, 100%), 1fr)); gap: 0 2rem; }
+.pair > * { min-width: 0; }
+figure { margin: 1.2rem 0 1.6rem; }
+img { display: block; max-width: min(100%, 46rem); height: auto; }
+figcaption { color: var(--muted); font-size: 0.86rem; line-height: 1.45; margin: 0.4rem 0; }
+@media (max-width: 40rem) { .wide img { max-width: none; width: 36rem; } }
 dt { font-weight: 600; margin-top: 0.8rem; }
 dd { margin: 0; }
 code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; font-size: 0.88em;
   overflow-wrap: anywhere; }
 @page { size: A4; margin: 14mm; }
 @media print {
-  body { font-size: 9.5pt; } main { max-width: none; padding: 0; } nav { display: none; }
-  .scroll { overflow: visible; } table { font-size: 7.2pt; } th, td { padding: 0.25rem 0.38rem; }
-  .fails { margin: -0.25rem -0.38rem; padding: 0.25rem 0.38rem; } .prose td { min-width: 0; font-size: 7.2pt; }
+  html { font-size: 9.5pt; } main { max-width: none; padding: 0; } nav { display: none; }
+  .scroll { overflow: visible; } table { font-size: 0.78rem; } th, td { padding: 0.25rem 0.38rem; }
+  .prose td { min-width: 2.2cm; font-size: 0.76rem; }
   tbody th { position: static; } thead { display: table-header-group; }
-  tr, figure, .tile, .heed { break-inside: avoid; } h2, h3, caption { break-after: avoid; }
+  tr, img, .tile, .heed { break-inside: avoid; } .scroll:has(img) { break-after: avoid; }
+  h2, h3, figcaption:first-child { break-after: avoid; }
   section { margin-top: 1.2rem; padding-top: 0.8rem; } .tiles { grid-template-columns: repeat(4, 1fr); }
-  .pair { grid-template-columns: 1fr 1fr; }
+  .pair { grid-template-columns: 1fr 1fr; } .pair table { font-size: 0.7rem; }
+  .pair th, .pair td { padding: 0.2rem; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -24,6 +24,7 @@ from winnow.report_html import (
 ENOUGH_PAIRS = 5
 """Label seeds from which on a gain over scratch counts as shown."""
 PURPOSES = {"train": "learning", "validation": "choosing", "test": "the last look"}
+SHORT = {"scratch": "random weights", "pretrained": "pretrained", "weights": "own weights"}
 SHOWN_REJECTED = 10
 
 
@@ -38,11 +39,13 @@ def images(facts: Facts) -> Html:
         cells = [number(told[f"data/{split}"]), number(sum(counts)), _span(counts), number(used[split])]
         rows.append(Row([split, purpose, *cells]))
     budget = details["labels_per_class"]
-    hidden = f" {budget} training labels per class may be used; the others are hidden from everything." if budget else ""
-    by = "the test set is the source's own" if details["test_set"] == "named by the source" else "the test set too"
+    hidden = (
+        f" {budget} training labels per class may be used; the others are hidden from everything." if budget else ""
+    )
+    named = " but for the test set, which the source names" if details["test_set"] == "named by the source" else ""
     text = (
-        f"{facts.source}: {number(told['data/images'])} images in {len(classes)} classes. The split of an image follows "
-        f"from its own pixels, {by}. Pretraining sees all training images and no label.{hidden}"
+        f"{facts.source}: {number(told['data/images'])} images in {len(classes)} classes. The split of an image "
+        f"follows from its own pixels{named}. Pretraining sees all training images and no label.{hidden}"
     )
     heading = ["split", "for", "images", "with a label", "per class", "labels used"]
     left_out = f"{number(told['data/left_out'])} training images equal a test image and are left out."
@@ -71,7 +74,7 @@ def _rejected(rejected: list[dict[str, str]]) -> Html:
 def pretraining(facts: Facts) -> Html:
     """Arms per label seed, the gain with its interval, the linear probe, and the curve of kNN."""
     arms: dict[str, Any] = facts.dense.details["arms"]
-    names = {"pretrained": _pretrained(facts), "weights": _weights(facts), "scratch": "from scratch"}
+    names = {"scratch": "random weights", "pretrained": _pretrained(facts), "weights": _weights(facts)}
     by_arm = {names[arm]: sorted(arms[arm], key=lambda row: row["seed"]) for arm in names if arm in arms}
     probe = arms["linear_probe"]
     caption = (
@@ -79,7 +82,7 @@ def pretraining(facts: Facts) -> Html:
         "seed, steps, augmentation and number of tried rates; the linear probe leaves the backbone as it was pretrained"
     )
     told = "One line per label seed; dashed: the linear probe."
-    lines = {label: [row["top1"] for row in trainings] for label, trainings in by_arm.items()}
+    lines = {SHORT[arm]: [row["top1"] for row in by_arm[names[arm]]] for arm in names if arm in arms}
     pictures = [figure(plots.arms(lines, probe["top1"]), "Top-1 of each arm, as in the table above", told)]
     knn = [row for row in facts.pretrain.details["curves"] if "knn" in row]
     if knn:
@@ -87,7 +90,7 @@ def pretraining(facts: Facts) -> Html:
         alt = f"kNN accuracy over {knn[-1]['epoch']:.0f} epochs, at the end {percent(knn[-1]['knn'])}"
         pictures.append(figure(plots.curves(knn, "knn", "kNN accuracy on validation, %", 100), alt, told))
     return join(
-        paragraph(_gain(names[arms["gain"]["arm"]], arms["gain"])),
+        paragraph(_gain(_start(facts, arms["gain"]["arm"]), arms["gain"])),
         _arm_table(by_arm, probe, caption),
         side_by_side(*pictures),
     )
@@ -95,7 +98,17 @@ def pretraining(facts: Facts) -> Html:
 
 def _pretrained(facts: Facts) -> str:
     method = facts.pretrain.parameters["method"]
-    return "random weights" if method == "none" else f"pretrained ({method})"
+    return "no pretraining" if method == "none" else f"pretrained by {method}"
+
+
+def _start(facts: Facts, arm: str) -> str:
+    """The first words on the gain."""
+    if arm == "weights":
+        return f"Fine-tuning {_weights(facts)} instead of random ones"
+    method = facts.pretrain.parameters["method"]
+    if method == "none":
+        return "Nothing was pretrained, both arms start from random weights"
+    return f"Fine-tuning what {method} pretrained instead of random weights"
 
 
 def _weights(facts: Facts) -> str:
@@ -115,12 +128,12 @@ def _arm_table(by_arm: dict[str, list[dict[str, float]]], probe: dict[str, float
     return table(heading, rows, caption=caption)
 
 
-def _gain(arm: str, gain: dict[str, Any]) -> str:
+def _gain(start: str, gain: dict[str, Any]) -> str:
     """What was gained over scratch, and how far that is shown."""
     points, pairs = signed(gain["mean"], plus=True), gain["pairs"]
-    start = f"Fine-tuning from {arm} instead of from scratch changes top-1 by {points} points"
+    start = f"{start}: {points} points of top-1"
     if pairs == 1:
         return f"{start}. That is a single label seed: a hint, without an interval."
-    span = f"95 % interval {signed(gain['low'], plus=True)} to {signed(gain['high'], plus=True)}, {pairs} label seeds"
     hint = f" Fewer than {ENOUGH_PAIRS} seeds: take it as a hint." if pairs < ENOUGH_PAIRS else ""
-    return f"{start} ({span}).{hint}"
+    ends = f"{signed(gain['low'], plus=True)} to {signed(gain['high'], plus=True)}"
+    return f"{start} (95 % interval {ends}, {pairs} label seeds).{hint}"

@@ -98,7 +98,13 @@ def _onnxruntime(folder: Path, cell: Cell) -> Predict:
     broken = onnxruntime.capi.onnxruntime_pybind11_state
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (broken.Fail, broken.InvalidProtobuf, broken.InvalidGraph, broken.NoSuchFile) as error:
+    except (
+        broken.Fail,
+        broken.InvalidArgument,
+        broken.InvalidGraph,
+        broken.InvalidProtobuf,
+        broken.NoSuchFile,
+    ) as error:
         raise _damaged(path, error) from error
     name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tests.closure import ROOT
-from tests.conftest import CLASSES, draw, tiny_params
 
 from tasks.settings import OWNER, defaults
+from tests.closure import ROOT
+from tests.conftest import CLASSES, draw, tiny_params
 
 CODE = ("winnow", "tasks", "flows", "data", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml")
 

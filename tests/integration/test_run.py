@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tests.integration.conftest import Project, run_params
 
+from tests.integration.conftest import Project, run_params
 from winnow.config import check_config
 from winnow.records import read_record
 

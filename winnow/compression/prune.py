@@ -41,7 +41,8 @@ def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
 def remove_channels(model: nn.Module, architecture: Architecture, settings: Prune) -> Architecture:
     """Remove channels from `model`, in place, and return its new architecture.
 
-    Raises ConfigError when nothing can be removed: every layer is too narrow for `round_to` and `max_channels`.
+    Raises ConfigError when nothing can be removed (every layer is too narrow for `round_to` and `max_channels`) and for
+    networks whose layers are not only convolutions.
     """
     try:
         with warnings.catch_warnings():
@@ -49,23 +50,31 @@ def remove_channels(model: nn.Module, architecture: Architecture, settings: Prun
             import torch_pruning
     except ModuleNotFoundError as error:
         raise MissingExtra("torch-pruning", "compress") from error
+    if any("Attention" in type(module).__name__ for module in model.modules()):
+        raise ConfigError(_unfit(architecture, "attention heads cannot lose channels one by one"))
     before = sum(parameter.numel() for parameter in model.parameters())
     example = torch.zeros(1, 3, architecture.image_size, architecture.image_size)
     model.eval().requires_grad_(True)
-    pruner = torch_pruning.pruner.BasePruner(
-        model,
-        example,
-        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="mean", normalizer="mean"),
-        global_pruning=True,
-        isomorphic=True,
-        pruning_ratio=settings.channels,
-        max_pruning_ratio=settings.max_channels,
-        round_to=settings.round_to,
-        ignored_layers=[model.get_submodule(head_path(model))],
-        num_heads={},
-        out_channel_groups={},
-    )
-    pruner.step()
+    try:
+        pruner = torch_pruning.pruner.BasePruner(
+            model,
+            example,
+            importance=torch_pruning.importance.GroupMagnitudeImportance(
+                p=2, group_reduction="mean", normalizer="mean"
+            ),
+            global_pruning=True,
+            isomorphic=True,
+            pruning_ratio=settings.channels,
+            max_pruning_ratio=settings.max_channels,
+            round_to=settings.round_to,
+            ignored_layers=[model.get_submodule(head_path(model))],
+            num_heads={},
+            out_channel_groups={},
+        )
+        pruner.step()
+        model(example)
+    except (RuntimeError, ArithmeticError) as error:
+        raise ConfigError(_unfit(architecture, " ".join(str(error).split())[:200])) from error
     if sum(parameter.numel() for parameter in model.parameters()) == before:
         raise ConfigError(
             f"candidates: method prune with channels: {settings.channels} and round_to: {settings.round_to} removes "
@@ -73,3 +82,10 @@ def remove_channels(model: nn.Module, architecture: Architecture, settings: Prun
         )
     made = [[name, bool(out), [int(index) for index in indexes]] for name, out, indexes in pruner.pruning_history()]
     return architecture.model_copy(update={"pruning": [*architecture.pruning, *made]})
+
+
+def _unfit(architecture: Architecture, reason: str) -> str:
+    return (
+        f"candidates: method prune does not fit a {architecture.backbone} ({reason}); remove the candidate, or set "
+        "pretrain.backbone to a plain convolutional network such as resnet18"
+    )

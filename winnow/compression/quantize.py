@@ -1,7 +1,8 @@
 """Int8: weights and activations in 8 bits, from the exported float file; one file for ONNX Runtime and OpenVINO.
 
 static   NNCF's post-training quantization of the ONNX file, calibrated on unlabelled training images: activations
-         unsigned, weights signed per channel, Q/DQ pairs in the graph, biases corrected. No label is used.
+         unsigned after a ReLU (elsewhere signed, which ONNX Runtime shifts to unsigned on x86 itself), weights signed
+         per channel, Q/DQ pairs in the graph, biases corrected. No label is used.
 dynamic  ONNX Runtime measures ranges at run time. For convolutions this has no fast kernel: smaller, not faster
          (benchmarks/dynamic_int8.py shows it). Not in the shipped tree.
 
@@ -21,8 +22,8 @@ from winnow.compression.inputs import Inputs
 from winnow.config import Quantize
 from winnow.data.images import TRAIN
 from winnow.errors import ConfigError, MissingExtra
-from winnow.export import INPUT, save_onnx
-from winnow.models.backbones import ARCHITECTURE
+from winnow.export import INPUT, load_onnx, save_onnx
+from winnow.models.backbones import ARCHITECTURE, load_architecture
 from winnow.records import write_json
 
 CALIBRATION_BATCH = 1
@@ -30,8 +31,6 @@ CALIBRATION_BATCH = 1
 
 def quantize(settings: Quantize, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Quantize the parent's file and leave model.onnx in `folder` -> details."""
-    from winnow.models.backbones import load_architecture
-
     architecture = load_architecture(inputs.parent)
     write_json(folder / ARCHITECTURE, architecture.model_dump(mode="json"))
     source, target = inputs.parent / "model.onnx", folder / "model.onnx"
@@ -54,7 +53,6 @@ def calibration_images(settings: Quantize, inputs: Inputs) -> NDArray[np.uint8]:
 def _static(source: Path, target: Path, pixels_NHWC: NDArray[np.uint8], settings: Quantize) -> None:
     try:
         import nncf
-        import onnx
     except ModuleNotFoundError as error:
         raise MissingExtra("nncf", "compress") from error
     nncf.set_log_level(logging.ERROR)
@@ -65,7 +63,7 @@ def _static(source: Path, target: Path, pixels_NHWC: NDArray[np.uint8], settings
     }[settings.preset]
     try:
         quantized = nncf.quantize(
-            onnx.load(source),
+            load_onnx(source),
             nncf.Dataset(batches, lambda batch: {INPUT: batch}),
             preset=preset,
             target_device=nncf.TargetDevice.CPU,
@@ -79,7 +77,6 @@ def _static(source: Path, target: Path, pixels_NHWC: NDArray[np.uint8], settings
 
 def _dynamic(source: Path, target: Path) -> None:
     try:
-        import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ModuleNotFoundError as error:
         raise MissingExtra("onnxruntime", "runtimes") from error
@@ -87,7 +84,8 @@ def _dynamic(source: Path, target: Path) -> None:
     level = root.level
     root.setLevel(logging.ERROR)  # it advises pre-processing on the root logger
     try:
-        quantize_dynamic(source, target, weight_type=QuantType.QUInt8)
+        # Given a path, it would write beside the parent's file.
+        quantize_dynamic(load_onnx(source), target, weight_type=QuantType.QUInt8)
     finally:
         root.setLevel(level)
-    save_onnx(onnx.load(target), target)
+    save_onnx(load_onnx(target), target)

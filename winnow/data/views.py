@@ -115,7 +115,7 @@ def _gray(x_BCHW: torch.Tensor) -> torch.Tensor:
 
 def _turn_hue(x_BCHW: torch.Tensor, turns_B: torch.Tensor) -> torch.Tensor:
     """Rotate the colour plane of YIQ; close to a turn of HSV's hue and a single matrix product."""
-    angle = turns_B * 2 * math.pi
+    angle = -turns_B * 2 * math.pi  # red, green, blue follow each other clockwise in that plane
     to_yiq = torch.tensor(
         [[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]], device=x_BCHW.device
     )

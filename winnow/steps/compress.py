@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def compress(config: Config, name: str, data: Path, candidates: Path, out: Path, scratch: Path) -> StepRecord:
-    """Make candidate `name` of config.candidates from its parent's folder and leave it in `out`."""
+    """Make candidate `name` of config.candidates from its parent's folder and leave it in `out`.
+
+    `scratch` holds checkpoints of this candidate with these settings alone: training goes on from what lies there.
+    """
     if name not in config.candidates:
         raise ConfigError(f"candidates: no candidate is called {name!r}; valid: {', '.join(config.candidates)}")
     settings = config.candidates[name]

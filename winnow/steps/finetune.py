@@ -11,12 +11,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from winnow.config import ROOT, Config
 from winnow.config.finetune import NOTHING
 from winnow.data.images import load_images
 from winnow.data.splits import label_budget
+from winnow.errors import ArtifactError
 from winnow.evaluation import paired_gain
 from winnow.export import export_onnx
 from winnow.finetuning import State, Trained, foreign_backbone, linear_probe, start, train_arms
@@ -35,7 +37,7 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
     architecture = load_architecture(pretrained)
     arms: dict[str, State | None] = {}
     if read_record(pretrained).parameters["method"] != "none":
-        arms[PRETRAINED] = load_file(pretrained / WEIGHTS)
+        arms[PRETRAINED] = _backbone(pretrained / WEIGHTS)
     arms[SCRATCH] = None
     inputs = {"data": record_digest(data), "pretrain": record_digest(pretrained)}
     if settings.weights != NOTHING:
@@ -56,7 +58,7 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
         record = StepRecord(
             step="finetune",
             name=ROOT,
-            parameters=settings.model_dump(mode="json"),
+            parameters=settings.model_dump(mode="json") | {"weights": _named(settings.weights)},
             inputs=inputs,
             metrics={**metrics, **arm_metrics},
             details={**details, "arms": arm_details, "curves": dense.curves},
@@ -64,6 +66,21 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
         )
         write_record(folder, record)
     return record
+
+
+def _backbone(path: Path) -> State:
+    try:
+        state: State = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{path} is missing or damaged ({error}); delete its folder and run winnow again"
+        ) from error
+    return state
+
+
+def _named(weights: str) -> str:
+    """A record holds no path outside the project; the digest among the inputs says which file it was."""
+    return Path(weights).name if Path(weights).is_absolute() else weights
 
 
 def _compare(

@@ -16,6 +16,7 @@ from winnow.config import Config, NoPretraining, RotNet, SimCLR
 from winnow.data.batches import Batches
 from winnow.data.images import TRAIN, VALIDATION, ImageSet, load_images
 from winnow.data.splits import label_budget, visible_labels
+from winnow.errors import DataError
 from winnow.models.backbones import ARCHITECTURE, WEIGHTS, Architecture, build
 from winnow.models.heads import backbone_state, head_path
 from winnow.pretraining import METHODS
@@ -28,7 +29,10 @@ CURVES = "curves.json"
 
 
 def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord:
-    """Train the backbone of config.pretrain on all training images of `data`; checkpoints go to `scratch`."""
+    """Train the backbone of config.pretrain on all training images of `data`; checkpoints go to `scratch`.
+
+    Raises DataError when there are not two validation images, whose spread tells a collapse.
+    """
     settings = config.pretrain
     images = load_images(data)
     architecture = Architecture(
@@ -73,9 +77,15 @@ def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord
 
 
 def _bank(config: Config, images: ImageSet) -> Bank:
+    queries = images.indices(VALIDATION)
+    if len(queries) < 2:
+        raise DataError(
+            f"the validation split holds {len(queries)} images, too few to see what pretraining does; add images, or "
+            "raise data.validation_fraction"
+        )
     budget = label_budget(images, config.data.label_budget, config.pretrain.seed)
     labels = np.asarray(visible_labels(images, budget))
-    return Bank(images.images_NHWC, labels, budget, images.indices(VALIDATION))
+    return Bank(images.images_NHWC, labels, budget, queries)
 
 
 def _metrics(curves: list[Row]) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""Adapters: what a DVC stage runs, Prefect tasks, MLflow. Imports winnow, never flows."""

@@ -1,0 +1,172 @@
+"""A challenger against the champion: both files measured side by side in this process, then judged. Nothing is moved.
+
+Accuracy is paired on the labelled images of the validation split. Speed is timed in turns, each file on the runtime
+that its card names; a card that was written on another machine, or for another objective, names nothing here, and the
+file is timed on every runtime for files and represented by its fastest. A runtime whose answers differ from the file's
+own is not timed.
+
+`judge_challenge` is pure. The challenger must lose no more than the gate `drop` allows (the difference within the
+allowance, the worst end of its interval within twice that), and must be better: in accuracy by an amount that is
+shown (the whole interval on its side), or on the objective by promotion.min_gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.benchmarking import CHECKED_IMAGES, NEEDED_AGREEMENT, agreement, plan, time_calls, visiting_order
+from winnow.config import Config, Promotion
+from winnow.data.images import VALIDATION, load_images
+from winnow.evaluation import Drop, paired_drop
+from winnow.inference import predict_file
+from winnow.records import Machine, this_machine
+from winnow.runtimes import MODEL, Cell, NotHere, Predict, all_threads, open_cell
+from winnow.selection import UNITS, WORST_END
+
+WARM_UP, CALLS_LARGE = 5, 3
+"""Calls per round: untimed ones, and timed ones of a large batch."""
+
+Card = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What was measured of both."""
+
+    drop: Drop | None
+    """Of the challenger against the champion; None where no validation image has a label."""
+    agreement: float
+    """Share of the validation images that get the same answer from both."""
+    champion: float | None
+    """On the objective (ms, images/s or MB); None where no runtime here answers as the file should."""
+    challenger: float | None
+
+
+def incomparable(champion: Card, challenger: Card) -> str:
+    """Why the two cannot be compared on one validation split; empty when they can."""
+    if list(champion["classes"]) != list(challenger["classes"]):
+        return f"its classes are {_few(champion['classes'])}, the challenger's {_few(challenger['classes'])}"
+    if champion["image_size"] != challenger["image_size"]:
+        return f"it takes images of {champion['image_size']} pixels, the challenger {challenger['image_size']}"
+    return ""
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def judge_challenge(contest: Contest, policy: Promotion) -> tuple[bool, str]:
+    """Whether the challenger replaces the champion, and why, with both numbers."""
+    passed, accuracy = _judge_accuracy(contest, policy)
+    if not passed:
+        return False, accuracy
+    gain, compared = _gain(contest, policy.objective)
+    if contest.drop is not None and contest.drop.high < 0:
+        return True, f"{accuracy}, which is shown to be better; {compared}"
+    if gain is None:
+        return False, f"{accuracy}, but {compared}"
+    needed = f"{policy.min_gain * 100:g} %"
+    if gain >= policy.min_gain and gain > 0:
+        return True, f"{accuracy}, and {compared}, at least {needed} better"
+    return False, f"{accuracy}, but no better by a shown amount, and {compared}, not {needed} better"
+
+
+def _judge_accuracy(contest: Contest, policy: Promotion) -> tuple[bool, str]:
+    """The gate `drop`, against the champion; without labels the agreement with it."""
+    gates = policy.gates
+    if contest.drop is None:
+        same = f"{contest.agreement * 100:.1f} % of the validation images get the champion's answer"
+        passed = contest.agreement >= gates.min_agreement
+        return passed, f"{same}, {'at least' if passed else 'fewer than'} {gates.min_agreement * 100:g} % (no labels)"
+    drop, allowed, worst = contest.drop, gates.max_drop_points, WORST_END * gates.max_drop_points
+    gained, low, high = (f"{round(-points, 1) + 0.0:+.1f}" for points in (drop.points, drop.high, drop.low))
+    what = f"top-1 {gained} points ({low} to {high}) against the champion"
+    if drop.points > allowed:
+        return False, f"{what}, more than {allowed:g} below"
+    if drop.high > worst:
+        return False, f"{what}: that it is within {allowed:g} is not shown, its worst end is more than {worst:g} below"
+    return True, what
+
+
+def _gain(contest: Contest, objective: str) -> tuple[float | None, str]:
+    """Share by which the challenger is better on the objective, and both values in words."""
+    unit, theirs, own = UNITS[objective], contest.champion, contest.challenger
+    if own is None or theirs is None:
+        who = "the challenger" if own is None else "the champion"
+        return None, f"{who} cannot be timed here: no runtime answers as its file should"
+    gain = own / theirs - 1 if objective == "throughput" else 1 - own / theirs
+    return gain, f"{objective} {own:.4g} {unit} against {theirs:.4g} ({gain * 100:+.1f} %)"
+
+
+def measure(config: Config, data: Path, champion: tuple[Path, Card], challenger: tuple[Path, Card]) -> Contest:
+    """Both files, given as folder and card, on the validation split of `data`."""
+    images, policy = load_images(data), config.promotion
+    indices = images.indices(VALIDATION)
+    logits = [predict_file(folder / MODEL, images.images_NHWC, indices) for folder, _ in (champion, challenger)]
+    answers = [logits_VC.argmax(1).astype(np.int64) for logits_VC in logits]
+    labels_V = images.labels_N[indices]
+    scored_V = labels_V >= 0
+    theirs, own = (answers_V[scored_V] == labels_V[scored_V] for answers_V in answers)
+    if policy.objective == "size":
+        values: list[float | None] = [(folder / MODEL).stat().st_size / 1e6 for folder, _ in (champion, challenger)]
+    else:
+        at = np.linspace(0, len(indices) - 1, min(CHECKED_IMAGES, len(indices))).round().astype(np.int64)
+        pixels_NHWC = np.ascontiguousarray(images.images_NHWC[indices[at]])
+        values = _time([champion, challenger], config, pixels_NHWC, [answers_V[at] for answers_V in answers])
+    return Contest(
+        drop=paired_drop(theirs, own, policy.bootstrap_samples) if scored_V.any() else None,
+        agreement=float((answers[0] == answers[1]).mean()),
+        champion=values[0],
+        challenger=values[1],
+    )
+
+
+def _time(
+    sides: list[tuple[Path, Card]], config: Config, pixels_NHWC: NDArray[np.uint8], answers: list[NDArray[np.int64]]
+) -> list[float | None]:
+    """Each side's best p50 at batch 1 (ms) or images/s at the large batch; all cells take turns in every round."""
+    settings, objective = config.benchmark, config.promotion.objective
+    batch = settings.large_batch if objective == "throughput" else 1
+    cells: list[tuple[int, Predict]] = []
+    for side, (folder, card) in enumerate(sides):
+        for cell in cells_of(card, config, this_machine()):
+            try:
+                predict = open_cell(folder, cell)
+            except NotHere:
+                continue
+            if agreement(predict, batch, pixels_NHWC, answers[side]) >= NEEDED_AGREEMENT[cell.precision]:
+                cells.append((side, predict))
+    pixels = np.resize(pixels_NHWC, (batch, *pixels_NHWC.shape[1:]))
+    calls = CALLS_LARGE if batch > 1 else -(-settings.samples // settings.rounds)
+    seconds: list[list[float]] = [[] for _ in cells]
+    for round_ in range(settings.rounds):
+        for at in visiting_order(len(cells), round_):
+            seconds[at] += time_calls(cells[at][1], pixels, WARM_UP if batch == 1 else 1, calls)
+    best: list[float | None] = []
+    for side in range(len(sides)):
+        medians = [float(np.median(taken)) for (of, _), taken in zip(cells, seconds, strict=True) if of == side]
+        fastest = min(medians, default=None)
+        best.append(None if fastest is None else batch / fastest if objective == "throughput" else fastest * 1e3)
+    return best
+
+
+def cells_of(card: Card, config: Config, here: Machine) -> list[Cell]:
+    """Where a file is timed: as its card says that it serves, or everywhere if the card speaks of something else."""
+    objective, serving = config.promotion.objective, card["serving"]
+    batch = config.benchmark.large_batch if objective == "throughput" else 1
+    there = Machine.model_validate(card["machine"])
+    if (serving["objective"], serving["batch"], identity(there)) == (objective, batch, identity(here)):
+        return [Cell(card["name"], serving["runtime"], serving["precision"], "file", batch, serving["threads"])]
+    grid = plan({card["name"]: card["precision"] == "int8"}, config.benchmark, all_threads(), cuda=False)
+    return [cell for cell in grid if cell.layout == "file" and cell.batch == batch]
+
+
+def identity(machine: Machine) -> tuple[object, ...]:
+    """What makes the times of two machines different ones."""
+    return machine.cpu, machine.threads, machine.flags

@@ -1,0 +1,66 @@
+"""Who made a run of MLflow: the person, the commit, the machine and the process, as tags.
+
+A process is told by its number and its start, because numbers are given out again; so a run that is still open can be
+recognised as left behind by one that was killed.
+"""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+HOST, PROCESS = "winnow.host", "winnow.pid"
+
+
+def origin_tags(root: Path) -> dict[str, str]:
+    """Tags of a run that this process opens for the project in `root`."""
+    commit, dirty = git_commit(root)
+    return {
+        "mlflow.user": _user(),
+        "mlflow.source.name": "winnow",
+        "mlflow.source.type": "LOCAL",
+        HOST: socket.gethostname(),
+        PROCESS: _process(os.getpid()),
+    } | ({"mlflow.source.git.commit": commit, "winnow.git_dirty": str(dirty).lower()} if commit else {})
+
+
+def is_dead(tags: Mapping[str, str]) -> bool:
+    """Whether a run's process was on this machine and is no more; another machine's is not asked."""
+    if tags.get(HOST) != socket.gethostname() or PROCESS not in tags:
+        return False
+    number = tags[PROCESS].partition("@")[0]
+    return _process(int(number)) != tags[PROCESS]
+
+
+def _process(number: int) -> str:
+    """Number and start of a process, "" for one that is not running."""
+    import psutil
+
+    try:
+        return f"{number}@{psutil.Process(number).create_time():.0f}"
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _user() -> str:
+    """The account's name; containers may run under a number that has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+@functools.cache
+def git_commit(root: Path) -> tuple[str, bool]:
+    """The project's commit and whether files differ from it; ("", False) outside of git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "", False
+    return found.removesuffix("-dirty"), found.endswith("-dirty")

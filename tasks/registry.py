@@ -1,0 +1,271 @@
+"""Models in MLflow's registry: versions in ONNX form, aliases that say which one serves, and the reasons why.
+
+    champion      serves                          previous      served before; `winnow rollback` goes back to it
+    challenger    the last winner of a run, whether it became champion or not
+
+A version is told by the sha256 of its model.onnx (tag `winnow.sha256`): the same file is registered once. Setting an
+alias is one write of MLflow's and the last one stands, so callers look again just before they set one. What decides is
+not here (tasks/promotion.py).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks import tracked
+from tasks.projection import DATASET
+from tasks.settings import Places, registered_model_name
+from tasks.tracking import answering, connect, experiment_id
+from winnow.config import Config
+from winnow.errors import ArtifactError, WinnowError
+from winnow.records import read_json, sha256_of, write_json
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+MODEL, CARD = "model.onnx", "card.json"
+SHA256, CANDIDATE = "winnow.sha256", "winnow.candidate"
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow answers for a model, an alias or a version that is not there."""
+PINNED = ("mlflow", "numpy", "onnx", "onnxruntime")
+EXAMPLE_IMAGES = 1
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version."""
+
+    number: str
+    sha256: str
+    candidate: str
+    tags: Mapping[str, str]
+    description: str
+
+    def __str__(self) -> str:
+        return f"version {self.number} ({self.candidate})"
+
+
+def find(places: Places, model: str, which: str) -> Version | None:
+    """The version with this alias or number."""
+    from mlflow.exceptions import MlflowException
+
+    with answering(places):
+        client = connect(places)
+        try:
+            if which.isdigit():
+                return _version(client.get_model_version(model, which))
+            return _version(client.get_model_version_by_alias(model, which))
+        except MlflowException as error:
+            if error.error_code in ABSENT:
+                return None
+            raise
+
+
+def find_file(places: Places, model: str, sha256: str) -> Version | None:
+    """The version that holds this very file."""
+    with answering(places):
+        wanted = f"name = '{model}' and tags.`{SHA256}` = '{sha256}'"
+        hits = connect(places).search_model_versions(wanted, max_results=1)
+        return _version(hits[0]) if hits else None
+
+
+def _version(found: Any) -> Version:
+    tags = dict(found.tags)
+    return Version(str(found.version), tags.get(SHA256, ""), tags.get(CANDIDATE, "?"), tags, found.description or "")
+
+
+def register(places: Places, config: Config, folder: Path, card: Mapping[str, Any], run_id: str | None) -> Version:
+    """A version of folder/model.onnx with `card` beside it, made by `run_id`; the one that is there already, if any."""
+    from mlflow.exceptions import MlflowException
+
+    model, sha256 = registered_model_name(config), sha256_of(folder / MODEL)
+    if known := find_file(places, model, sha256):
+        return known
+    with answering(places):
+        client, experiment = connect(places), experiment_id(places, config)
+        try:
+            client.create_registered_model(model, description="Compressed classifiers that winnow has promoted.")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        tags = {
+            SHA256: sha256,
+            CANDIDATE: str(card["name"]),
+            "winnow.lineage": " > ".join(card["lineage"]),
+            "winnow.data_version": str(card["data_version"]),
+        }
+        run = _living_run(client, run_id)
+        logged = _log_model(client, experiment, folder, card, run, tags)
+        made = client.create_model_version(
+            model,
+            f"models:/{logged.model_id}",
+            logged.source_run_id,
+            tags,
+            description=_description(card),
+            model_id=logged.model_id,
+        )
+        return _version(made)
+
+
+def _log_model(
+    client: Any, experiment: str, folder: Path, card: Mapping[str, Any], run: Any, tags: dict[str, str]
+) -> Any:
+    """What mlflow.onnx.log_model does, but for a run that has ended (or none), and with the file's very bytes."""
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    run_id, params = (run.info.run_id, dict(run.data.params)) if run else (None, {})
+    logged = client.create_logged_model(experiment, card["name"], run_id, tags, params, model_type="image-classifier")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "model"
+            _save(path, folder, card, logged)
+            client.log_model_artifacts(logged.model_id, str(path))
+        if run_id:
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+            about = {"model_id": logged.model_id, "run_id": run_id, "dataset_name": DATASET}
+            about["dataset_digest"] = card["data_version"]
+            now, figures = int(time.time() * 1000), {**card["metrics"], **card["speed"]}
+            metrics = [Metric(key, value, now, 0, **about) for key, value in figures.items()]
+            client.log_batch(run_id, metrics, synchronous=True)
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    return client.finalize_logged_model(logged.model_id, "READY")
+
+
+def _living_run(client: Any, run_id: str | None) -> Any:
+    """The run, unless it was deleted or belongs to a store that is no more."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _save(path: Path, folder: Path, card: Mapping[str, Any], logged: Any) -> None:
+    """The folder that MLflow serves: signature, example, requirements, the file and its card."""
+    import mlflow.onnx
+    import onnx
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    side, classes = card["image_size"], len(card["classes"])
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, side, side, 3))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes), name=card["output"]["name"])]),
+    )
+    mlflow.onnx.save_model(
+        onnx.load(str(folder / MODEL)),
+        str(path),
+        mlflow_model=Model(
+            artifact_path=logged.artifact_location,
+            run_id=logged.source_run_id,
+            model_uuid=logged.model_id,
+            model_id=logged.model_id,
+            metadata={"winnow": "card.json says what the model is and how to feed it"},
+        ),
+        signature=signature,
+        input_example=np.zeros((EXAMPLE_IMAGES, side, side, 3), np.uint8),
+        pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in PINNED],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        save_as_external_data=False,
+    )
+    # MLflow writes the model anew; the file that was measured is the one to serve.
+    shutil.copyfile(folder / MODEL, path / MODEL)
+    write_json(path / CARD, dict(card))
+
+
+def _description(card: Mapping[str, Any]) -> str:
+    metrics, labels, serving = card["metrics"], card["labels"], card["serving"]
+    top1 = f"{metrics['quality/top1'] * 100:.1f} % top-1, " if "quality/top1" in metrics else ""
+    return "\n".join(
+        [
+            f"**{card['name']}** ({' > '.join(card['lineage'])}): {top1}{metrics['size/mb']:.2f} MB, "
+            f"{labels['training']} labels for training, {labels['choosing']} for choosing.",
+            f"Serve with {serving['runtime']} {serving['precision']}, {serving['threads']} threads. {card['why']}",
+        ]
+    )
+
+
+def set_alias(places: Places, model: str, alias: str, number: str | None) -> None:
+    """Point an alias at a version; None takes it away."""
+    with answering(places):
+        client = connect(places)
+        if number is None:
+            client.delete_registered_model_alias(model, alias)
+        else:
+            client.set_registered_model_alias(model, alias, number)
+
+
+def note(places: Places, model: str, version: Version, tags: Mapping[str, str | None], line: str = "") -> None:
+    """Write tags (None takes one away) and a line of the description onto a version."""
+    with answering(places):
+        client = connect(places)
+        for key, value in tags.items():
+            if value is not None:
+                client.set_model_version_tag(model, version.number, key, value)
+            elif key in version.tags:
+                client.delete_model_version_tag(model, version.number, key)
+        if line:
+            before = client.get_model_version(model, version.number).description or ""
+            client.update_model_version(model, version.number, f"{before}\n- {line}".strip())
+
+
+def fetch_model(places: Places, model_name: str, which: str) -> Path:
+    """A folder with the model.onnx and card.json of an alias or a version number, kept in .winnow/models."""
+    found = find(places, model_name, which)
+    where = tracked.without_password(tracked.registry_address(places))
+    if found is None and which == CHAMPION:
+        raise WinnowError(
+            f"nothing has been promoted yet: {model_name} has no champion at {where}; "
+            "run `winnow run`, or `winnow promote`"
+        )
+    if found is None:
+        raise WinnowError(f"{model_name} at {where} has no version or alias {which!r}; its page in MLflow lists them")
+    kept = places.hidden / "models" / model_name / found.number
+    if not _is_kept(kept, found):
+        _download(places, model_name, found, kept)
+    return kept
+
+
+def _is_kept(kept: Path, version: Version) -> bool:
+    """Compared by content: another or emptied server gives the same numbers to other models."""
+    return (kept / CARD).is_file() and (kept / MODEL).is_file() and sha256_of(kept / MODEL) == version.sha256
+
+
+def _download(places: Places, model: str, version: Version, kept: Path) -> None:
+    import mlflow.artifacts
+
+    temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+    try:
+        with answering(places):
+            got = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"models:/{model}/{version.number}",
+                dst_path=str(temporary),
+                tracking_uri=tracked.address(places),
+                registry_uri=tracked.registry_address(places),
+            )
+        folder = Path(got)
+        if not ((folder / MODEL).is_file() and (folder / CARD).is_file()):
+            raise ArtifactError(f"{version} of {model} holds no {MODEL} and {CARD}: it was not registered by winnow")
+        if version.sha256 and sha256_of(folder / MODEL) != version.sha256:
+            raise ArtifactError(f"the {MODEL} of {version} of {model} is not the file that was registered")
+        read_json(folder / CARD)
+        shutil.rmtree(kept, ignore_errors=True)
+        folder.replace(kept)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

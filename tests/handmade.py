@@ -1,0 +1,166 @@
+"""A finished run made by hand, for tests of what comes after one: data, candidates with real ONNX files, verdicts.
+
+The images of `tests.conftest.write_set` are told apart by their brightest colour, so a file that averages each channel
+is always right; `blind` makes one that never names a class, `ballast` one that is slow, `salt` one with other bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+
+from tasks.settings import Places
+from tests.conftest import CLASSES, SIZE, tiny_params, write_set
+from winnow.config import Config, check_config
+from winnow.data.images import VALIDATION, load_images
+from winnow.inference import predict_file
+from winnow.records import StepRecord, describe, record_digest, this_machine, write_json, write_record
+
+DATA_VERSION = "0123456789abcdef0123456789abcdef.dir"
+CURVES = [{"epoch": epoch, "loss": 1.0 / (1 + epoch)} for epoch in range(3)]
+
+
+def write_model(path: Path, *, side: int = SIZE, blind: int | None = None, ballast: int = 0, salt: float = 0.0) -> None:
+    """pixels uint8 (N, S, S, 3) -> logits float32 (N, 3)."""
+    bias = np.full(3, salt, np.float32)
+    if blind is not None:
+        bias[blind] = -1e6
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["x", "axes"], ["means"], keepdims=0),
+    ]
+    weights = {"axes": np.array([1, 2], np.int64), "bias": bias}
+    last = "means"
+    if ballast:
+        weights |= {
+            "wide": np.full((3, ballast), 1e-9, np.float32),
+            "square": np.full((ballast, ballast), 1e-9, np.float32),
+            "narrow": np.full((ballast, 3), 1e-9, np.float32),
+        }
+        nodes.append(helper.make_node("MatMul", ["means", "wide"], ["h0"]))
+        nodes += [helper.make_node("MatMul", [f"h{at}", "square"], [f"h{at + 1}"]) for at in range(4)]
+        nodes.append(helper.make_node("MatMul", ["h4", "narrow"], ["nothing"]))
+        nodes.append(helper.make_node("Add", ["means", "nothing"], ["sum"]))
+        last = "sum"
+    nodes.append(helper.make_node("Add", [last, "bias"], ["logits"]))
+    graph = helper.make_graph(
+        nodes,
+        "handmade",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", side, side, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def write_run(root: Path, winner: str | None = "quick", models: dict[str, dict[str, Any]] | None = None) -> Config:
+    """Everything a run of dense, quick and wrong leaves in `root`; `models` are keywords of `write_model`."""
+    variants = {"dense": {"ballast": 200}, "quick": {}, "wrong": {"blind": 0}} | (models or {})
+    params = tiny_params()
+    quantize = {"from": "dense", "method": "quantize", "calibration_images": 32}
+    params["candidates"] = {name: quantize for name in variants if name != "dense"}
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    outs = [{"path": "artifacts/data", "hash": "md5", "md5": DATA_VERSION}]
+    (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"ingest": {"outs": outs}}}))
+    config, at = check_config(params), root / "artifacts"
+    if not (at / "data").is_dir():
+        write_set(at / "data")
+    _record(at / "pretrain", "pretrain", metrics={"pretrain/loss": CURVES[-1]["loss"]}, details={"curves": CURVES})
+    for name, variant in variants.items():
+        write_candidate(at, name, variant)
+    write_verdicts(at, config, list(variants), winner)
+    _record(at / "report", "report", metrics={"test/top1": 1.0})
+    (at / "report" / "report.html").write_text("<html>report</html>")
+    return config
+
+
+def write_candidate(at: Path, name: str, variant: dict[str, Any]) -> None:
+    """artifacts/candidates/NAME as the steps leave it, by `write_model(**variant)`."""
+    folder = at / "candidates" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder / "model.onnx", **variant)
+    images = load_images(at / "data")
+    indices = images.indices(VALIDATION)
+    logits = predict_file(folder / "model.onnx", images.images_NHWC, indices)
+    np.save(folder / "validation_logits.npy", logits)
+    top1 = float((logits.argmax(1) == images.labels_N[indices]).mean())
+    metrics = {"quality/top1": top1, "quality/agreement": top1, "size/mb": (folder / "model.onnx").stat().st_size / 1e6}
+    details: dict[str, Any] = {
+        "method": "finetune" if name == "dense" else "quantize",
+        "precision": "f32",
+        "lineage": list(dict.fromkeys(["dense", name])),
+        "labels": {"training": 110, "choosing": 60},
+    }
+    card = {
+        "name": name,
+        **details,
+        "classes": list(CLASSES),
+        "image_size": SIZE,
+        "output": {"name": "logits"},
+        "metrics": metrics,
+    }
+    write_json(folder / "card.json", card)
+    if name == "dense":
+        details["curves"] = CURVES
+    parameters = {"epochs": 4, "optimiser": {"learning_rate": 0.05}, "seeds": [0, 1]}
+    _record(folder, "finetune", name=name, parameters=parameters, metrics=metrics, details=details)
+
+
+def write_verdicts(at: Path, config: Config, names: list[str], winner: str | None, latency_ms: float = 0.5) -> None:
+    """Benchmark and selection over the candidates as they lie there."""
+    digests = {name: record_digest(at / "candidates" / name) for name in names}
+    row = {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "p50_ms": latency_ms}
+    figures = {
+        "best/latency_ms": latency_ms,
+        "best/throughput_ips": 2000.0,
+        **{f"speedup/{kind}_b1": 2.0 for kind in ("eager", "pytorch", "float")},
+    }
+    _record(
+        at / "benchmark",
+        "benchmark",
+        inputs=digests,
+        parameters=config.benchmark.model_dump(mode="json"),
+        details={
+            "candidates": {name: figures for name in names},
+            "best": {name: {"latency": row, "throughput": row | {"batch": 8}} for name in names},
+        },
+        machine=this_machine(),
+    )
+    verdicts = []
+    for name in names[1:]:
+        passed = name != "wrong"
+        reason = "drop 0.0 points is within 1" if passed else "drop 33.3 points exceeds 1"
+        gates = [{"name": "drop", "passed": passed, "reason": reason}]
+        verdicts.append({"candidate": name, "passed": passed, "gates": gates, "on_front": passed})
+    why = f"{winner} answers fastest" if winner else "no candidate passes every gate"
+    _record(
+        at / "select",
+        "select",
+        inputs={"benchmark": record_digest(at / "benchmark"), **digests},
+        metrics={"select/passed": 1.0},
+        details={"winner": winner, "why": why, "verdicts": verdicts},
+    )
+    (at / "select" / "pareto.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+
+
+def _record(folder: Path, step: str, **fields: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [name for name in ("model.onnx", "card.json", "validation_logits.npy") if (folder / name).is_file()]
+    empty: dict[str, Any] = {"name": folder.name, "parameters": {}, "inputs": {}, "metrics": {}}
+    write_record(folder, StepRecord(step=step, artifacts=describe(folder, *files), **{**empty, **fields}))
+
+
+def forget(places: Places) -> None:
+    """As on another machine: everything in .winnow but the store is gone."""
+    for path in places.hidden.iterdir():
+        if path.name != "mlflow":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

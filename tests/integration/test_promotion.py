@@ -1,0 +1,323 @@
+"""Promotion on a real MLflow registry: who becomes champion, who does not, why, and the way back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tasks import promotion, registry, settings, tracking
+from tasks.challenge import Contest, cells_of, incomparable, judge_challenge, measure
+from tasks.promotion import promote, rollback
+from tasks.settings import Places
+from tests.conftest import CLASSES, SIZE
+from tests.handmade import DATA_VERSION, forget, write_run
+from winnow.config import Config, Promotion
+from winnow.data.images import VALIDATION, load_images
+from winnow.errors import ArtifactError, WinnowError
+from winnow.evaluation import Drop
+from winnow.records import read_json, sha256_of, this_machine, write_json
+
+pytest_plugins = "tests.stores"
+SLOW, FAST = {"quick": {"ballast": 700}}, {"quick": {}}
+MODEL = "photos"
+
+
+def _again(places: Places, winner: str | None = "quick", **models: dict[str, Any]) -> Config:
+    """The next run of the same project, with another file of the winner."""
+    return write_run(places.root, winner, models)
+
+
+def _aliases(places: Places) -> dict[str, str]:
+    found = {alias: registry.find(places, MODEL, alias) for alias in ("champion", "challenger", "previous")}
+    return {alias: version.number for alias, version in found.items() if version}
+
+
+def _tag(places: Places, number: str, key: str) -> str:
+    version = registry.find(places, MODEL, number)
+    assert version is not None
+    return version.tags.get(key, "")
+
+
+def _by_size(config: Config) -> Config:
+    """Decided by bytes: for tests that must not depend on a clock."""
+    return config.model_copy(update={"promotion": config.promotion.model_copy(update={"objective": "size"})})
+
+
+def test_the_first_winner_becomes_champion(places: Places, config: Config) -> None:
+    tracking.track(places, config)
+    assert not promotion.is_settled(places, config)
+    outcome = promote(places, config)
+    assert (outcome.version, outcome.alias, outcome.champion) == ("1", "champion", "1")
+    assert "there was none before it" in outcome.reasons[-1]
+    assert _aliases(places) == {"champion": "1", "challenger": "1"}
+    assert promotion.is_settled(places, config)
+    remembered = json.loads((places.hidden / "promoted.json").read_text())
+    assert remembered["reasons"] == list(outcome.reasons)
+    assert remembered["sha256"] == sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
+    version = tracking.connect(places).get_model_version(MODEL, "1")
+    assert version.run_id == tracking.candidate_run(places, config, "quick")
+    assert "there was none before it" in version.description
+    run = tracking.connect(places).get_run(version.run_id)
+    assert run.data.tags["winnow.promotion"].startswith(f"version 1 of {MODEL}")
+    logged = tracking.connect(places).get_logged_model(version.source.removeprefix("models:/"))
+    assert {metric.key: metric.value for metric in logged.metrics}["quality/top1"] == 1.0
+    assert {metric.dataset_digest for metric in logged.metrics} == {DATA_VERSION}
+    assert logged.params["optimiser.learning_rate"] == "0.05"
+
+
+def test_a_version_holds_the_very_file_its_card_and_can_be_served(places: Places, config: Config) -> None:
+    promote(places, config)
+    folder = registry.fetch_model(places, MODEL, "champion")
+    original = places.artifacts / "candidates" / "quick" / "model.onnx"
+    assert (folder / "model.onnx").read_bytes() == original.read_bytes()
+    card = read_json(folder / "card.json")
+    assert card["serving"] == {
+        **{"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "p50_ms": 0.5},
+        "objective": "latency",
+    }
+    assert card["machine"]["cpu"] == this_machine().cpu
+    assert (card["data_version"], card["lineage"], card["labels"]["training"]) == (
+        DATA_VERSION,
+        ["dense", "quick"],
+        110,
+    )
+    import mlflow.pyfunc
+
+    served = mlflow.pyfunc.load_model(str(folder))
+    (spec,), (answer,) = served.metadata.signature.inputs.inputs, served.metadata.signature.outputs.inputs
+    assert (spec.type, spec.shape) == (np.dtype("uint8"), (-1, SIZE, SIZE, 3))
+    assert (answer.type, answer.shape) == (np.dtype("float32"), (-1, len(CLASSES)))
+    images = load_images(places.artifacts / "data")
+    at = images.indices(VALIDATION)
+    for count in (1, 7):
+        logits = served.predict(images.images_NHWC[at[:count]])["logits"]
+        np.testing.assert_array_equal(logits.argmax(1), images.labels_N[at[:count]])
+    pinned = (folder / "requirements.txt").read_text().split()
+    assert all("==" in line for line in pinned)
+    assert any(line.startswith("onnxruntime==") for line in pinned)
+
+
+def test_the_same_file_is_registered_once(places: Places, config: Config) -> None:
+    promote(places, config)
+    forget(places)
+    assert not promotion.is_settled(places, config)
+    outcome = promote(places, config)
+    assert "is the same file" in outcome.reasons[-1]
+    assert len(tracking.connect(places).search_model_versions(f"name = '{MODEL}'")) == 1
+    assert promotion.is_settled(places, config)
+
+
+def test_a_version_that_a_crash_left_without_alias_is_completed(places: Places, config: Config) -> None:
+    card = read_json(places.artifacts / "candidates" / "quick" / "card.json")
+    serving = {"runtime": "ort", "precision": "f32", "threads": 1}
+    card |= {"serving": serving, "data_version": DATA_VERSION, "why": "", "speed": {}}
+    registry.register(places, config, places.artifacts / "candidates" / "quick", card, run_id="0" * 32)
+    assert _aliases(places) == {}
+    assert promote(places, config).champion == "1"
+    assert _aliases(places) == {"champion": "1", "challenger": "1"}
+
+
+def test_nobody_passing_moves_nothing(places: Places, config: Config) -> None:
+    _again(places, winner=None)
+    outcome = promote(places, config)
+    assert (outcome.version, outcome.champion) == (None, None)
+    assert "no candidate passes every gate" in outcome.reasons[-1]
+    assert _aliases(places) == {}
+    assert promotion.is_settled(places, config)
+    with pytest.raises(WinnowError, match="nothing has been promoted yet"):
+        registry.fetch_model(places, MODEL, "champion")
+
+
+def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(places: Places, config: Config) -> None:
+    promote(places, config)
+    worse = _by_size(_again(places, quick={"blind": 1}))
+    assert not promotion.is_settled(places, worse)
+    outcome = promote(places, worse)
+    assert (outcome.version, outcome.alias, outcome.champion) == ("2", "challenger", "1")
+    assert _aliases(places) == {"champion": "1", "challenger": "2"}
+    assert "top-1 -33.3 points" in outcome.reasons[-1]
+    assert "top-1 -33.3 points" in _tag(places, "2", "winnow.reason")
+    assert promotion.is_settled(places, worse)
+
+
+def test_a_winner_that_is_no_better_does_not_move_the_champion(places: Places, config: Config) -> None:
+    promote(places, config)
+    equal = _by_size(_again(places, quick={"salt": 3.0}))
+    outcome = promote(places, equal)
+    assert (outcome.version, outcome.champion) == ("2", "1")
+    assert "+0.0 %), not 5 % better" in outcome.reasons[-1]
+
+
+def test_a_faster_winner_replaces_the_champion_and_rolls_back(places: Places, config: Config) -> None:
+    promote(places, _again(places, **SLOW))
+    faster = _again(places, **FAST)
+    outcome = promote(places, faster)
+    assert (outcome.version, outcome.champion) == ("2", "2")
+    assert "latency" in outcome.reasons[-1]
+    assert "at least 5 % better" in outcome.reasons[-1]
+    assert _aliases(places) == {"champion": "2", "challenger": "2", "previous": "1"}
+
+    line = rollback(places, faster, "wrong on Mondays")
+    assert line.startswith("version 1 (quick) is the champion")
+    assert _aliases(places) == {"champion": "1", "challenger": "2"}
+    assert "wrong on Mondays" in _tag(places, "2", "winnow.rolled_back")
+    assert promotion.is_settled(places, faster)
+    assert "wrong on Mondays" in json.loads((places.hidden / "promoted.json").read_text())["reasons"][0]
+
+    refused = promote(places, faster)
+    assert (refused.alias, refused.champion) == (None, "1")
+    assert "wrong on Mondays" in refused.reasons[-1]
+    assert "--replace" in refused.reasons[-1]
+    assert promote(places, faster, replace=True).champion == "2"
+    assert _tag(places, "2", "winnow.rolled_back") == ""
+    assert _aliases(places)["previous"] == "1"
+
+
+def test_rollback_goes_back_step_by_step_and_ends(places: Places, config: Config) -> None:
+    for ballast in (900, 400, 0):
+        config = _by_size(_again(places, quick={"ballast": ballast}))
+        promote(places, config)
+    assert _aliases(places) == {"champion": "3", "challenger": "3", "previous": "2"}
+    rollback(places, config, "")
+    assert _aliases(places) == {"champion": "2", "challenger": "3", "previous": "1"}
+    rollback(places, config, "")
+    assert _aliases(places) == {"champion": "1", "challenger": "3"}
+    with pytest.raises(WinnowError, match="no previous champion"):
+        rollback(places, config, "")
+    assert _aliases(places)["champion"] == "1"
+
+
+def test_rollback_of_nothing_says_so(places: Places, config: Config) -> None:
+    with pytest.raises(WinnowError, match="has no champion, so there is nothing"):
+        rollback(places, config, "")
+
+
+def test_what_cannot_be_compared_is_replaced_only_when_asked(places: Places, config: Config) -> None:
+    promote(places, _again(places, **SLOW))
+    card = registry.fetch_model(places, MODEL, "champion") / "card.json"
+    write_json(card, read_json(card) | {"classes": ["cat", "dog", "cow"]})
+    config = _again(places, **FAST)
+    outcome = promote(places, config)
+    assert (outcome.version, outcome.champion) == ("2", "1")
+    assert "its classes are cat, dog, cow" in outcome.reasons[-1]
+    assert "--replace" in outcome.reasons[-1]
+    outcome = promote(places, config, replace=True)
+    assert (outcome.version, outcome.champion) == ("2", "2")
+    assert "without a comparison" in _tag(places, "2", "winnow.reason")
+    assert _aliases(places)["previous"] == "1"
+
+
+def test_files_that_changed_since_the_selection_are_refused(places: Places, config: Config) -> None:
+    model = places.artifacts / "candidates" / "quick" / "model.onnx"
+    model.write_bytes(model.read_bytes() + b" ")
+    with pytest.raises(ArtifactError, match="is not the file of its record"):
+        promote(places, config)
+    assert _aliases(places) == {}
+
+
+def test_fetching_says_what_is_missing_and_mends_its_copy(places: Places, config: Config) -> None:
+    promote(places, config)
+    with pytest.raises(WinnowError, match="no version or alias '7'"):
+        registry.fetch_model(places, MODEL, "7")
+    with pytest.raises(WinnowError, match="no version or alias 'previous'"):
+        registry.fetch_model(places, MODEL, "previous")
+    folder = registry.fetch_model(places, MODEL, "1")
+    assert folder == registry.fetch_model(places, MODEL, "champion")
+    good = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(good[:-1])
+    assert (registry.fetch_model(places, MODEL, "champion") / "model.onnx").read_bytes() == good
+    assert [path.name for path in folder.parent.iterdir()] == ["1"]
+
+
+def test_settled_is_for_this_address_and_store_only(
+    places: Places, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(places, config)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert not promotion.is_settled(places, config)
+    with pytest.raises(tracking.StoreError, match="winnow promote"):
+        promote(places, config)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", places.mlflow_store)
+    assert promotion.is_settled(places, config)
+    (places.hidden / "mlflow" / "mlflow.db").unlink()
+    assert not promotion.is_settled(places, config)
+
+
+SAME = Drop(0.0, -0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("contest", "objective", "passed", "said"),
+    [
+        (Contest(SAME, 0.9, 1.0, 0.90), "latency", True, "latency 0.9 ms against 1 (+10.0 %), at least 5 % better"),
+        (Contest(SAME, 0.9, 1.0, 0.96), "latency", False, "(+4.0 %), not 5 % better"),
+        (Contest(SAME, 0.9, 1000.0, 1100.0), "throughput", True, "1100 images/s against 1000 (+10.0 %)"),
+        (Contest(SAME, 0.9, 1000.0, 900.0), "throughput", False, "(-10.0 %), not 5 % better"),
+        (Contest(SAME, 0.9, 2.0, 1.0), "size", True, "size 1 MB against 2 (+50.0 %)"),
+        (Contest(Drop(1.1, 0.2, 1.9), 0.9, 1.0, 0.1), "latency", False, "more than 1 below"),
+        (Contest(Drop(0.5, -1.1, 2.1), 0.9, 1.0, 0.1), "latency", False, "is not shown"),
+        (Contest(Drop(1.0, 0.0, 2.0), 0.9, 1.0, 0.1), "latency", True, "top-1 -1.0 points (-2.0 to +0.0)"),
+        (Contest(Drop(-2.0, -3.0, -1.0), 0.9, 1.0, 3.0), "latency", True, "which is shown to be better"),
+        (Contest(Drop(-2.0, -4.0, 0.0), 0.9, 1.0, 3.0), "latency", False, "no better by a shown amount"),
+        (Contest(Drop(-2.0, -3.0, -1.0), 0.9, None, 3.0), "latency", True, "the champion cannot be timed here"),
+        (Contest(SAME, 0.9, 1.0, None), "latency", False, "the challenger cannot be timed here"),
+        (Contest(None, 0.69, 1.0, 0.1), "latency", False, "69.0 % of the validation images"),
+        (Contest(None, 0.70, 1.0, 0.1), "latency", True, "at least 70 % (no labels)"),
+        (Contest(None, 0.70, 1.0, 1.0), "latency", False, "not 5 % better"),
+    ],
+)
+def test_judging(contest: Contest, objective: str, passed: bool, said: str) -> None:
+    verdict, reason = judge_challenge(contest, Promotion(objective=objective))
+    assert verdict is passed, reason
+    assert said in reason
+
+
+def test_no_gain_is_no_gain_even_where_none_is_asked_for() -> None:
+    assert not judge_challenge(Contest(SAME, 1.0, 1.0, 1.0), Promotion(min_gain=0))[0]
+    assert judge_challenge(Contest(SAME, 1.0, 1.0, 0.99), Promotion(min_gain=0))[0]
+
+
+def test_comparability() -> None:
+    card = {"classes": ["a", "b"], "image_size": 32}
+    assert incomparable(card, dict(card)) == ""
+    assert "32 pixels, the challenger 64" in incomparable(card, card | {"image_size": 64})
+    assert "b, a" in incomparable(card, card | {"classes": ["b", "a"]})
+
+
+def test_a_card_of_another_machine_objective_or_batch_names_no_runtime(config: Config) -> None:
+    here = this_machine()
+    serving = {"runtime": "openvino", "precision": "f32", "threads": 1, "batch": 1, "objective": "latency"}
+    card = {"name": "quick", "precision": "f32", "serving": serving, "machine": here.model_dump(mode="json")}
+    (cell,) = cells_of(card, config, here)
+    assert (cell.runtime, cell.precision, cell.threads, cell.batch) == ("openvino", "f32", 1, 1)
+    elsewhere = here.model_copy(update={"cpu": "another"})
+    for other in (
+        cells_of(card, config, elsewhere),
+        cells_of(card | {"serving": serving | {"objective": "throughput"}}, config, here),
+        cells_of(card | {"serving": serving | {"batch": 64}}, config, here),
+    ):
+        assert {(cell.runtime, cell.layout, cell.batch) for cell in other} == {
+            ("ort", "file", 1),
+            ("openvino", "file", 1),
+        }
+
+
+def test_a_card_of_another_machine_still_gives_a_contest(places: Places, config: Config) -> None:
+    folder, elsewhere = places.artifacts / "candidates", this_machine().model_copy(update={"cpu": "another"})
+    serving = {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "objective": "latency"}
+    card = {"name": "x", "precision": "f32", "serving": serving, "machine": elsewhere.model_dump(mode="json")}
+    contest = measure(config, places.artifacts / "data", (folder / "quick", card), (folder / "wrong", card))
+    assert contest.champion is not None
+    assert contest.challenger is not None
+    assert 0 < contest.champion < 50
+    assert contest.drop is not None
+    assert contest.drop.points == pytest.approx(100 / 3)
+    assert contest.agreement == pytest.approx(2 / 3)
+
+
+def test_the_registered_model_is_named_after_the_data(config: Config) -> None:
+    assert settings.registered_model_name(config) == MODEL

@@ -1,0 +1,293 @@
+"""Records on a real MLflow store: what a run holds, that nothing is logged twice, and that nothing stays open."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks import projection, settings, tracked, tracking
+from tasks.settings import Places
+from tests.handmade import CURVES, DATA_VERSION, forget, write_candidate, write_verdicts
+from winnow.config import Config
+from winnow.errors import ArtifactError
+
+pytest_plugins = "tests.stores"
+CANDIDATES = ("dense", "quick", "wrong")
+ALL = ("data", "pretrain", *CANDIDATES, "benchmark", "select", "report")
+
+
+def _runs(places: Places, config: Config, condition: str = "") -> list:
+    return list(tracking.connect(places).search_runs([tracking.experiment_id(places, config)], condition))
+
+
+def _named(places: Places, config: Config) -> dict:
+    """Children by name; a name that occurs twice fails here."""
+    children = [run for run in _runs(places, config) if "winnow.name" in run.data.tags]
+    names = [run.data.tags["winnow.name"] for run in children]
+    assert len(set(names)) == len(names), names
+    return dict(zip(names, children, strict=True))
+
+
+HERE = (
+    "import os, signal, sys; from pathlib import Path; from tasks import settings, tracking;"
+    "from winnow.config import load_config; places = settings.Places(Path.cwd()); settings.apply(places.root);"
+    "config = load_config('params.yaml');"
+)
+
+
+def _python(code: str, places: Places) -> subprocess.CompletedProcess[str]:
+    """Another process of the same project."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=places.root, env=environment, capture_output=True, text=True, check=False)
+
+
+def _parents(places: Places, config: Config) -> list:
+    return _runs(places, config, "tags.`winnow.kind` = 'execution'")
+
+
+def test_every_record_is_a_run_below_one_parent(places: Places, config: Config) -> None:
+    line = tracking.track(places, config)
+    assert line.startswith(f"{len(ALL)} of {len(ALL)} records were new")
+    (parent,) = _parents(places, config)
+    children = _named(places, config)
+    assert set(children) == set(ALL)
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+    assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
+    assert {run.inputs.dataset_inputs[0].dataset.digest for run in children.values()} == {DATA_VERSION}
+    client = tracking.connect(places)
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert files == {"params.yaml", "dvc.yaml", "dvc.lock", "report.html", "pareto.png"}
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("quick answers fastest")
+    assert f"[wrong](#/experiments/{parent.info.experiment_id}/runs/{children['wrong'].info.run_id})" in note
+
+
+def test_candidates_show_figures_verdict_and_parameters_alike(places: Places, config: Config) -> None:
+    tracking.track(places, config)
+    runs = {name: _named(places, config)[name] for name in CANDIDATES}
+    curves = {"curves/loss"}
+    metrics = {name: set(run.data.metrics) - curves for name, run in runs.items()}
+    assert metrics["dense"] == metrics["quick"] == metrics["wrong"]
+    assert {"quality/top1", "size/mb", "best/latency_ms", "speedup/float_b1"} <= metrics["quick"]
+    assert runs["wrong"].data.metrics["quality/top1"] == pytest.approx(2 / 3)
+    verdicts = {name: run.data.tags["winnow.verdict"] for name, run in runs.items()}
+    assert verdicts == {"dense": "reference", "quick": "winner", "wrong": "failed"}
+    assert "drop 33.3 points exceeds 1" in runs["wrong"].data.tags["mlflow.note.content"]
+    params = runs["quick"].data.params
+    assert (params["method"], params["optimiser.learning_rate"], params["seeds"]) == ("quantize", "0.05", "[0, 1]")
+    assert runs["quick"].data.tags["winnow.parent"] == "dense"
+    assert "threads" in runs["quick"].data.tags["winnow.machine"]
+    history = tracking.connect(places).get_metric_history(runs["dense"].info.run_id, "curves/loss")
+    assert [(point.step, point.value) for point in history] == [(row["epoch"], row["loss"]) for row in CURVES]
+
+
+def test_a_second_track_logs_nothing(places: Places, config: Config) -> None:
+    assert not tracking.is_complete(places, config)
+    tracking.track(places, config)
+    assert tracking.is_complete(places, config)
+    before = {run.info.run_id for run in _runs(places, config)}
+    assert "holds all" in tracking.track(places, config)
+    forget(places)
+    assert not tracking.is_complete(places, config)
+    assert "holds all" in tracking.track(places, config)
+    assert {run.info.run_id for run in _runs(places, config)} == before
+    assert tracking.is_complete(places, config)
+
+
+def test_runs_that_the_store_lost_are_logged_again(places: Places, config: Config) -> None:
+    tracking.track(places, config)
+    lost = _named(places, config)["quick"].info.run_id
+    tracking.connect(places).delete_run(lost)
+    assert tracking.track(places, config).startswith(f"1 of {len(ALL)} ")
+    assert _named(places, config)["quick"].info.run_id != lost
+
+
+def test_another_address_is_filled_and_the_first_is_remembered(
+    places: Places, config: Config, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking.track(places, config)
+    other = places.root / "team.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
+    assert not tracking.is_complete(places, config)
+    other.write_bytes(empty_store.read_bytes())
+    assert not tracking.is_complete(places, config)
+    monkeypatch.chdir(places.root)  # a foreign store puts its files where it likes, a bare database into ./mlruns
+    assert tracking.track(places, config).startswith(f"{len(ALL)} of {len(ALL)} ")
+    assert tracking.is_complete(places, config)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", places.mlflow_store)
+    assert tracking.is_complete(places, config)
+
+
+def test_new_figures_make_new_runs_of_candidates_and_keep_the_old(places: Places, config: Config) -> None:
+    tracking.track(places, config)
+    before = _named(places, config)
+    write_verdicts(places.artifacts, config, list(CANDIDATES), "quick", latency_ms=0.4)
+    assert not tracking.is_complete(places, config)
+    changed = len(CANDIDATES) + 2
+    assert tracking.track(places, config).startswith(f"{changed} of {len(ALL)} ")
+    runs = _runs(places, config, "tags.`winnow.name` = 'quick'")
+    assert {run.data.metrics["best/latency_ms"] for run in runs} == {0.4, 0.5}
+    assert before["quick"].info.run_id in {run.info.run_id for run in runs}
+    assert len(_runs(places, config, "tags.`winnow.name` = 'pretrain'")) == 1
+
+
+def test_figures_of_another_candidate_of_that_name_are_not_shown(places: Places, config: Config) -> None:
+    write_candidate(places.artifacts, "quick", {"salt": 2.0})
+    tracking.track(places, config)
+    runs = _named(places, config)
+    assert "best/latency_ms" not in runs["quick"].data.metrics
+    assert "winnow.verdict" not in runs["quick"].data.tags
+    assert "best/latency_ms" in runs["wrong"].data.metrics
+
+
+def test_a_step_shows_its_curves_while_it_runs(places: Places, config: Config) -> None:
+    parent = tracking.open_execution(places, config, "pretrain: params.yaml")
+    run_id = tracking.open_step(places, parent, "pretrain", "pretrain")
+    tracking.log_curves(places, run_id, CURVES[:1], 0, "")
+    tracking.log_curves(places, run_id, CURVES[:2], 1, "")
+    client = tracking.connect(places)
+    running = client.get_run(run_id)
+    assert (running.info.status, running.data.metrics["curves/loss"]) == ("RUNNING", CURVES[1]["loss"])
+    tracking.close_step(places, run_id, places.artifacts / "pretrain")
+    history = client.get_metric_history(run_id, "curves/loss")
+    assert [point.step for point in history] == [row["epoch"] for row in CURVES]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert "pretrain/loss" in client.get_run(run_id).data.metrics
+
+
+def test_track_completes_the_run_that_was_open_while_training(places: Places, config: Config) -> None:
+    parent = tracking.open_execution(places, config, "all")
+    run_id = tracking.open_step(places, parent, "quick", "candidate")
+    tracking.log_curves(places, run_id, CURVES, 0, "scratch-seed0-rate0.1")
+    tracking.close_step(places, run_id, places.artifacts / "candidates" / "quick")
+    assert "best/latency_ms" not in tracking.connect(places).get_run(run_id).data.metrics
+    tracking.track(places, config, parent)
+    tracking.close_execution(places, parent, ok=True)
+    quick = _named(places, config)["quick"]
+    assert quick.info.run_id == run_id == tracking.candidate_run(places, config, "quick")
+    assert quick.data.metrics["best/latency_ms"] == 0.5
+    assert quick.data.tags["winnow.verdict"] == "winner"
+    assert "scratch-seed0-rate0.1/loss" in quick.data.metrics
+    (execution,) = _parents(places, config)
+    assert (execution.info.run_id, execution.info.status) == (parent, "FINISHED")
+    assert tracking.is_complete(places, config)
+
+
+def test_a_restored_step_leaves_no_second_run(places: Places, config: Config) -> None:
+    tracking.track(places, config)
+    parent = tracking.open_execution(places, config, "a parameter was set back")
+    for name, step in (("pretrain", "pretrain"), ("quick", "candidate")):
+        run_id = tracking.open_step(places, parent, name, step)
+        out = places.artifacts / (name if step == "pretrain" else f"candidates/{name}")
+        tracking.close_step(places, run_id, out)
+    tracking.track(places, config, parent)
+    assert set(_named(places, config)) == set(ALL)
+
+
+def test_failures_are_closed_and_say_why(places: Places, config: Config) -> None:
+    parent = tracking.open_execution(places, config, "all")
+    failed = tracking.open_step(places, parent, "pretrain", "pretrain")
+    left = tracking.open_step(places, parent, "dense", "finetune")
+    tracking.fail_step(places, failed, "step pretrain failed: the loss is not a number")
+    tracking.close_execution(places, parent, ok=False)
+    runs = {run.info.run_id: run for run in _runs(places, config)}
+    assert {run.info.status for run in runs.values()} == {"FAILED"}
+    assert "not a number" in runs[failed].data.tags["mlflow.note.content"]
+    assert set(runs) == {parent, failed, left}
+
+
+def test_runs_of_a_killed_execution_are_closed_by_the_next(places: Places, config: Config) -> None:
+    code = HERE + (
+        "parent = tracking.open_execution(places, config, 'all');"
+        "tracking.open_step(places, parent, 'pretrain', 'pretrain'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    _python(code, places)
+    assert [run.info.status for run in _runs(places, config)] == ["RUNNING", "RUNNING"]
+    alive = tracking.open_execution(places, config, "again")
+    tracking.open_execution(places, config, "at the same time")
+    status = {run.info.run_id: run.info.status for run in _runs(places, config)}
+    assert sorted(status.values()) == ["FAILED", "FAILED", "RUNNING", "RUNNING"]
+    assert status[alive] == "RUNNING"
+
+
+def test_a_server_that_does_not_answer_is_one_message(
+    places: Places, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for act in (
+        lambda: tracking.track(places, config),
+        lambda: tracking.open_execution(places, config, "all"),
+        lambda: tracking.open_step(places, "0" * 32, "dense", "finetune"),
+    ):
+        with pytest.raises(tracking.StoreError, match=r"http://127\.0\.0\.1:1 does not answer") as raised:
+            act()
+        assert "winnow track" in str(raised.value)
+        assert "secret" not in str(raised.value)
+    with caplog.at_level(logging.WARNING, logger="tasks.tracking"):
+        tracking.log_curves(places, "0" * 32, CURVES, 0, "")
+    assert "curves are sent when the step has ended" in caplog.text
+    tracking.fail_step(places, "0" * 32, "the step's own error must be seen, not this one")
+    tracking.close_execution(places, "0" * 32, ok=False)
+
+
+def test_a_lost_database_is_made_and_filled_without_noise(places: Places, config: Config) -> None:
+    tracking.track(places, config)
+    (places.hidden / "mlflow" / "mlflow.db").unlink()
+    assert not tracking.is_complete(places, config)
+    result = _python(HERE + "print(tracking.track(places, config))", places)
+    assert result.stderr == ""
+    assert result.stdout.startswith(f"{len(ALL)} of {len(ALL)} records were new to MLflow at sqlite:///")
+    assert result.stdout.count("\n") == 1
+    assert tracking.is_complete(places, config)
+
+
+def test_a_moved_store_is_not_written_into_the_old_folder(places: Places, config: Config) -> None:
+    client = tracking.connect(places)
+    name = f"winnow/{settings.registered_model_name(config)}"
+    client.create_experiment(name, artifact_location=(places.root / "elsewhere").as_uri())
+    with pytest.raises(tracking.StoreError, match="was made in another folder"):
+        tracking.track(places, config)
+
+
+def test_a_deleted_experiment_comes_back(places: Places, config: Config) -> None:
+    tracking.track(places, config)
+    tracking.connect(places).delete_experiment(tracking.experiment_id(places, config))
+    tracking.track(places, config)
+    assert set(_named(places, config)) == set(ALL)
+
+
+def test_without_artifacts_there_is_nothing_to_track(places: Places, config: Config) -> None:
+    places.artifacts.rename(places.root / "gone")
+    assert not tracking.is_complete(places, config)
+    with pytest.raises(ArtifactError, match="nothing to track"):
+        tracking.track(places, config)
+
+
+def test_completeness_is_known_without_mlflow(places: Places, config: Config) -> None:
+    tracking.track(places, config)
+    code = HERE + (
+        "from tasks import promotion;"
+        "print(tracking.is_complete(places, config), promotion.is_settled(places, config), 'mlflow' in sys.modules)"
+    )
+    assert _python(code, places).stdout.split() == ["True", "False", "False"]
+
+
+def test_flatten_keeps_within_mlflows_limits() -> None:
+    flat = projection.flatten({"a": {"b": 1e-3, "c": None}, "list": [0.03, 0.1], "text": "x" * 7000, "on": True})
+    assert flat == {"a.b": "0.001", "a.c": "null", "list": "[0.03, 0.1]", "text": "x" * 6000, "on": "true"}
+
+
+def test_a_damaged_memory_is_only_forgotten(places: Places, config: Config) -> None:
+    tracking.track(places, config)
+    (places.hidden / tracked.MEMORY).write_text("{ not json")
+    assert not tracking.is_complete(places, config)
+    assert "holds all" in tracking.track(places, config)
+    assert json.loads((places.hidden / tracked.MEMORY).read_text()).keys() == {places.mlflow_store}

@@ -1,0 +1,39 @@
+"""Fixtures: a project with an MLflow store of its own. A plugin: `pytest_plugins = "tests.stores"`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tasks import settings
+from tasks.settings import Places
+from tests.handmade import write_run
+from winnow.config import Config
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database; making one takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def places(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+    """A project of its own with an empty store, in the environment that the command line sets."""
+    for key, value in settings.environment(tmp_path).items():
+        monkeypatch.setenv(key, value)
+    places = Places(tmp_path)
+    places.mlflow_artifacts.mkdir(parents=True)
+    (places.hidden / "mlflow" / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return places
+
+
+@pytest.fixture
+def config(places: Places) -> Config:
+    """The run that lies in `places`."""
+    return write_run(places.root)

@@ -1,0 +1,231 @@
+"""artifacts/ of a whole run in a second: real images, real ONNX files and answers, invented times.
+
+Classes are colours in the shared tiny data, so a network that returns the mean of each channel is right. `blind` holds
+the second channel down: at 0.34 all 60 validation images are still right, at 0.36 one is wrong, at 0.38 four, at 0.7
+the whole class.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from winnow.data.images import RESIZE_POLICY, SPLITS, VALIDATION, ImageSet, load_images
+from winnow.evaluation import agreement, quality
+from winnow.inference import predict_file
+from winnow.records import Machine, StepRecord, describe, read_record, record_digest, this_machine, write_record
+from winnow.speedups import attribution, baselines, best, figures
+
+SLIGHTLY = 0.36
+LARGE = 8
+SOURCE = "tiny <shapes>"
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "dense": {"ms": 2.0, "mb": 2.0},
+    "dense-int8": {"ms": 1.2, "mb": 0.6, "method": "quantize", "lineage": ["dense", "dense-int8"]},
+    "pruned": {"ms": 1.1, "mb": 0.9, "method": "prune", "lineage": ["dense", "pruned"]},
+    "pruned-int8": {"ms": 0.5, "mb": 0.3, "method": "quantize", "lineage": ["dense", "pruned", "pruned-int8"]},
+    "sparse": {"ms": 2.0, "mb": 2.0, "method": "sparsify", "lineage": ["dense", "sparse"]},
+    "student": {"ms": 0.4, "mb": 0.5, "blind": 0.38, "method": "distill", "lineage": ["dense", "student"]},
+    "student-alone": {"ms": 0.4, "mb": 0.5, "blind": 0.7, "method": "distill", "lineage": ["dense", "student-alone"]},
+    "dense-kd": {"ms": 2.0, "mb": 2.0, "method": "distill", "lineage": ["dense", "dense-kd"]},
+}
+"""In the order of tests.conftest.tiny_params; every int8 file is the last of its line."""
+
+
+def build(data: Path, artifacts: Path, changes: dict[str, dict[str, Any]] | None = None) -> Path:
+    """Copy `data` and leave what the steps up to benchmark leave; `changes` per candidate."""
+    shutil.copytree(data, artifacts / "data")
+    images = load_images(artifacts / "data")
+    record_data(artifacts / "data", images)
+    _record_pretrain(artifacts / "pretrain")
+    for name, plan in CANDIDATES.items():
+        _candidate(artifacts / "candidates", name, {**plan, **(changes or {}).get(name, {})}, images)
+    record_benchmark(artifacts, {name: {**CANDIDATES[name], **(changes or {}).get(name, {})} for name in CANDIDATES})
+    return artifacts
+
+
+def write_network(path: Path, blind: float) -> None:
+    """Mean of every channel, the second one multiplied by 1 - blind."""
+    weights = np.diag([1.0, 1.0 - blind, 1.0]).astype(np.float32) / 25
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float", "axes"], ["means"], keepdims=0),
+        helper.make_node("MatMul", ["means", "weights"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "means",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 16, 16, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([1, 2]), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(model, path)
+
+
+def record_data(folder: Path, images: ImageSet) -> None:
+    labels, split = np.asarray(images.labels_N), np.asarray(images.split_N)
+    counts = {
+        name: {part: int(((labels == at) & (split == s)).sum()) for s, part in enumerate(SPLITS)}
+        for at, name in enumerate(images.classes)
+    }
+    metrics = {f"data/{part}": float((split == s).sum()) for s, part in enumerate(SPLITS)}
+    metrics |= {"data/images": float(len(labels)), "data/left_out": 0.0, "data/rejected": 1.0}
+    details = {
+        "source": SOURCE,
+        "classes": list(images.classes),
+        "per_class": counts,
+        "labels_per_class": 10,
+        "test_set": "by hash",
+        "resize_policy": RESIZE_POLICY,
+        "rejected": [{"file": "broken & small.jpg", "reason": "damaged"}],
+    }
+    warnings = ("only 60 labelled validation images",)
+    write_record(
+        folder,
+        StepRecord(
+            step="ingest",
+            name="ingest",
+            parameters={},
+            inputs={},
+            metrics=metrics,
+            details=details,
+            warnings=warnings,
+        ),
+    )
+
+
+def _record_pretrain(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    curves = [{"epoch": 1.0, "loss": 1.2}, {"epoch": 2.0, "loss": 1.0, "knn": 0.75, "spread": 0.5}]
+    parameters = {"method": "rotnet", "backbone": "resnet8", "epochs": 2, "batch_size": 32}
+    write_record(
+        folder,
+        StepRecord(
+            step="pretrain",
+            name="pretrain",
+            parameters=parameters,
+            inputs={},
+            metrics={"pretrain/knn": 0.75},
+            details={"curves": curves},
+        ),
+    )
+
+
+ARMS = {
+    "pretrained": [{"seed": 0, "learning_rate": 0.05, "top1": 0.9}, {"seed": 1, "learning_rate": 0.05, "top1": 0.8}],
+    "scratch": [{"seed": 0, "learning_rate": 0.05, "top1": 0.7}, {"seed": 1, "learning_rate": 0.05, "top1": 0.65}],
+    "linear_probe": {"seed": 0, "top1": 0.72},
+    "gain": {"arm": "pretrained", "mean": 17.5, "low": -14.3, "high": 49.3, "pairs": 2},
+    "tried": [],
+}
+FINETUNED = {"seeds": [0, 1], "epochs": 4, "min_steps": 24, "learning_rates": [0.05], "weights": "data/none"}
+
+
+def _candidate(candidates: Path, name: str, plan: dict[str, Any], images: ImageSet) -> None:
+    folder = candidates / name
+    folder.mkdir(parents=True)
+    write_network(folder / "model.onnx", plan.get("blind", SLIGHTLY))
+    indices = images.indices(VALIDATION)
+    logits = predict_file(folder / "model.onnx", images.images_NHWC, indices)
+    np.save(folder / "validation_logits.npy", logits)
+    labels = np.asarray(images.labels_N[indices])
+    scored = labels >= 0
+    metrics, details = quality(logits[scored], labels[scored], images.classes)
+    dense = np.load(candidates / "dense" / "validation_logits.npy")
+    metrics["quality/agreement"] = agreement(dense, logits)
+    metrics |= {"size/mb": plan["mb"], "size/zipped_mb": plan["mb"] * 0.9, "size/parameters": 7.5e5}
+    metrics |= {"size/nonzero_parameters": 7.5e5 * (0.2 if name == "sparse" else 1.0), "compute/macs": 1.25e7}
+    details |= {
+        "method": plan.get("method", "finetune"),
+        "precision": "int8" if name.endswith("int8") else "f32",
+        "lineage": plan.get("lineage", ["dense"]),
+        "labels": {"training": 30, "choosing": int(scored.sum())},
+    }
+    write_record(
+        folder,
+        StepRecord(
+            step="finetune" if name == "dense" else "compress",
+            name=name,
+            parameters=FINETUNED if name == "dense" else {},
+            inputs={},
+            metrics=metrics,
+            details=details | ({"arms": ARMS} if name == "dense" else {}),
+            artifacts=describe(folder, "model.onnx", "validation_logits.npy"),
+        ),
+    )
+
+
+def _row(name: str, runtime: str, precision: str, batch: int, ms: float) -> dict[str, Any]:
+    p50 = ms * (batch * 0.5 if batch > 1 else 1.0)
+    cell = {"candidate": name, "runtime": runtime, "precision": precision, "layout": "file", "batch": batch}
+    times = {
+        "threads": 2,
+        "p50_ms": p50,
+        "p95_ms": p50 * 1.2 if batch == 1 else None,
+        "images_per_s": batch / p50 * 1e3,
+    }
+    return {**cell, **times, "samples": 200, "spread": 0.04}
+
+
+def record_benchmark(
+    artifacts: Path, plans: dict[str, dict[str, Any]], machine: Machine | None = None, rows: list[Any] | None = None
+) -> None:
+    """Times as planned (on OpenVINO; ONNX Runtime takes twice, PyTorch three times as long), sums as the step makes."""
+    timed = []
+    for name, plan in plans.items():
+        own = "int8" if name.endswith("int8") else "f32"
+        for batch in (LARGE, 1):
+            if plan["ms"] is not None:
+                timed += [_row(name, "openvino", own, batch, plan["ms"]), _row(name, "ort", own, batch, plan["ms"] * 2)]
+            if name == "dense":
+                timed.append(_row(name, "eager", "f32", batch, plan["ms"] * 3))
+    timed = rows or timed
+    ancestors = {name: name.removesuffix("-int8") for name in plans}
+    processes = [
+        {"candidate": name, "runtime": "ort", "precision": "int8" if name.endswith("int8") else "f32"}
+        | {"import_ms": 180.0, "load_ms": 12.0, "first_call_ms": 2.5, "peak_mb": 91.0}
+        for name in plans
+    ]
+    names = list(plans)
+    folder = artifacts / "benchmark"
+    folder.mkdir(exist_ok=True)
+    digests = {name: record_digest(artifacts / "candidates" / name) for name in names}
+    write_record(
+        folder,
+        StepRecord(
+            step="benchmark",
+            name="benchmark",
+            parameters={"grid": "quick", "large_batch": LARGE, "samples": 20, "rounds": 2},
+            inputs={"data": record_digest(artifacts / "data"), **digests},
+            metrics={"cells/timed": len(timed)},
+            details={
+                "rows": timed,
+                "processes": processes,
+                "refused": [],
+                "absent": [{"runtime": "eager-cuda", "precision": "all", "reason": "no CUDA device"}],
+                "candidates": {name: figures(timed, processes, name, LARGE) for name in names},
+                "best": {n: {"latency": best(timed, n, 1), "throughput": best(timed, n, LARGE)} for n in names},
+                "baselines": {f"b{batch}": baselines(timed, batch) for batch in (1, LARGE)},
+                "attribution": {
+                    n: {
+                        "latency": attribution(timed, n, ancestors[n], 1),
+                        "throughput": attribution(timed, n, ancestors[n], LARGE),
+                    }
+                    for n in names
+                },
+                "conditions": {"images_checked": 60, "needed_agreement": {}, "threads": 2, "image_size": 16},
+            },
+            machine=machine or this_machine(),
+        ),
+    )
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """The folder's record with fields replaced."""
+    write_record(folder, read_record(folder).model_copy(update=changes))

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.closure import ROOT
+from winnow.data.decoding import (
+    CHUNK_BYTES,
+    CHUNKS_PER_WORKER,
+    MAX_CHUNK,
+    MAX_FILE_BYTES,
+    WORTH_A_PROCESS,
+    Decoded,
+    Item,
+    decode_all,
+    decode_chunk,
+    workers,
+)
+from winnow.data.images import decode
+from winnow.errors import DataError
+
+needs_cores = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or workers() < 2, reason="processes are used from two cores on"
+)
+
+
+def bitmap(seed: int, side: int = 12) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def some_items(count: int, folder: Path) -> list[Item]:
+    """By turns: bytes, files, and every seventh of them no image."""
+    items = []
+    for index in range(count):
+        content: str | bytes = bitmap(index) if index % 7 else b"no image"
+        if index % 2:
+            path = folder / f"{index}.png"
+            path.write_bytes(content)
+            content = str(path)
+        items.append(Item(f"{index}", index % 3, False, content))
+    return items
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def together(parts: list[Decoded]) -> tuple[list[str], list[str], dict[str, str], bytes, bytes]:
+    """Names in order, names kept, reasons by name, pixels and keys."""
+    names = [item.name for part in parts for item in part.items]
+    kept = [part.items[at].name for part in parts for at in part.kept]
+    reasons = {part.items[at].name: why for part in parts for at, why in part.reasons.items()}
+    pixels = b"".join(part.pixels_KHWC.tobytes() for part in parts)
+    return names, kept, reasons, pixels, b"".join(part.keys_K16.tobytes() for part in parts)
+
+
+@pytest.mark.parametrize("count", [1, 5, WORTH_A_PROCESS - 1])
+def test_order_pixels_and_reasons(tmp_path: Path, count: int) -> None:
+    items = some_items(count, tmp_path)
+    names, kept, reasons, pixels, keys = together(list(decode_all(iter(items), count, 8)))
+    good = [at for at in range(count) if at % 7]
+    assert names == [str(at) for at in range(count)]
+    assert kept == [str(at) for at in good]
+    assert reasons == {str(at): "no image format that Pillow knows" for at in range(0, count, 7)}
+    expected = [decode(bitmap(at), 8) for at in good]
+    assert pixels == b"".join(pixels_HWC.tobytes() for pixels_HWC, _ in expected)
+    assert keys == b"".join(key for _, key in expected)
+
+
+@needs_cores
+def test_processes_give_what_one_process_gives(tmp_path: Path) -> None:
+    items = some_items(300, tmp_path)
+    spread = together(list(decode_all(items, len(items), 8)))
+    with on_one_core():
+        assert workers() == 1
+        assert together(list(decode_all(items, len(items), 8))) == spread
+
+
+@needs_cores
+@pytest.mark.parametrize("side", [8, 512])
+def test_few_files_are_under_way(side: int) -> None:
+    taken = 0
+
+    def stream() -> Iterator[Item]:
+        nonlocal taken
+        for index in range(2000):
+            taken += 1
+            yield Item(str(index), 0, False, bitmap(index, 4))
+
+    with closing(decode_all(stream(), 2000, side)) as decoded:
+        first = next(decoded)
+        under_way = workers() * CHUNKS_PER_WORKER
+        assert len(first.items) == min(MAX_CHUNK, CHUNK_BYTES // (side * side * 3))
+        assert taken <= under_way * len(first.items)
+    assert taken < 2000
+    assert multiprocessing.active_children() == []  # closed early, and nobody is left behind
+
+
+@needs_cores
+def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
+    stream = (Item(str(index), 0, False, bitmap(index % 5)) for index in range(20_000))
+    decoded = decode_all(stream, 20_000, 32)
+    next(decoded)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(DataError, match=r"a process that decodes images died.*taskset"):
+        list(decoded)
+    assert multiprocessing.active_children() == []
+
+
+def test_all_bad_and_none_at_all() -> None:
+    kept, pixels_KHWC, keys_K16, reasons = decode_chunk([b"", b"x"], 8)
+    assert (kept, pixels_KHWC.shape, keys_K16.shape, list(reasons)) == ([], (0, 8, 8, 3), (0, 16), [0, 1])
+    assert list(decode_all([], 0, 8)) == []
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere")
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    paths = [str(tmp_path / name) for name in ("pipe", "link", "huge.png", ".")]
+    assert decode_chunk(paths, 8)[3] == {
+        0: "no plain file",
+        1: "cannot be read (No such file or directory)",
+        2: "200,000,001 bytes are more than 200,000,000",
+        3: "no plain file",
+    }
+
+
+def test_workers_load_no_torch() -> None:
+    code = "import sys, winnow.data.decoding; print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.closure import ROOT
+from winnow.config import Data
+from winnow.data.decoding import Item
+from winnow.data.images import decode
+from winnow.data.sources import Source, array_source, open_archive, open_folder, open_source
+from winnow.errors import DataError
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Empty files: a source does not look inside."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def listed(source: Source) -> dict[str, tuple[int, bool]]:
+    items = list(source.items())
+    assert len(items) == source.count == len({item.name for item in items})
+    assert items == list(source.items())  # it can be walked again, in the same order
+    return {item.name: (item.label, item.is_test) for item in items}
+
+
+PLAIN = ("cat/b.jpg", "cat/2024/a.png", "dog/c.jpg")
+PARTS = ("train/cat/a.jpg", "train/dog/b.jpg", "test/cat/c.jpg")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (PLAIN, {"cat/b.jpg": (0, False), "cat/2024/a.png": (0, False), "dog/c.jpg": (1, False)}),
+        (PARTS, {PARTS[0]: (0, False), PARTS[1]: (1, False), PARTS[2]: (0, True)}),
+        ((*PARTS[:2], "val/dog/d.jpg"), {PARTS[0]: (0, False), PARTS[1]: (1, False), "val/dog/d.jpg": (1, False)}),
+        (("Train/a/1.png", "TEST/b/2.png", "Train/b/3.png"), {"TEST/b/2.png": (1, True)}),
+        ((*PLAIN, "unlabelled/x/d.jpg"), {"unlabelled/x/d.jpg": (-1, False)}),
+        ((*PARTS, "unlabelled/d.jpg"), {"unlabelled/d.jpg": (-1, False), PARTS[2]: (0, True)}),
+        ((*PLAIN, "test/e.jpg"), {"test/e.jpg": (2, False)}),  # a class of that name
+        ((*PLAIN, "train/e.jpg"), {"train/e.jpg": (2, False)}),
+        (("größe 1/ä b.jpg", "猫/c.jpg"), {"größe 1/ä b.jpg": (0, False), "猫/c.jpg": (1, False)}),
+    ],
+)
+def test_layouts(tmp_path: Path, names: tuple[str, ...], expected: dict[str, tuple[int, bool]]) -> None:
+    found = listed(open_folder(touch(tmp_path, *names)))
+    assert set(found) == set(names)
+    assert found.items() >= expected.items()
+
+
+def test_order_and_classes_depend_on_names_alone(tmp_path: Path) -> None:
+    one, two = touch(tmp_path / "1" / "p", *PLAIN), touch(tmp_path / "2" / "p", *PLAIN[::-1])
+    sources = [open_folder(one), open_folder(two)]
+    assert [list(listed(source)) for source in sources] == [["cat/b.jpg", "cat/2024/a.png", "dog/c.jpg"]] * 2
+    assert sources[0].classes == ("cat", "dog")
+    assert sources[0].title == "p"
+
+
+def test_companions_and_hidden_files_are_counted_not_used(tmp_path: Path) -> None:
+    root = touch(tmp_path, *PLAIN, "cat/Thumbs.db", "cat/notes.TXT", "dog/.hidden.jpg", ".git/x.jpg", "cat/.git/x.jpg")
+    source = open_folder(touch(root, "cat/odd.pdf"))  # not known as a companion: expected to be an image
+    assert set(listed(source)) == {*PLAIN, "cat/odd.pdf"}
+    assert (source.ignored, source.warnings) == (3, ())
+
+
+def test_what_lies_beside_the_classes_is_remarked(tmp_path: Path) -> None:
+    names = (*PARTS, "valid/cat/d.jpg", "stray.jpg", "train/stray.jpg", "README.md", "train/bird/.keep")
+    source = open_folder(touch(tmp_path, *names))
+    assert source.classes == ("cat", "dog")
+    assert [warning.partition(" ")[0] for warning in source.warnings] == ["valid/", "2", "class"]
+    assert source.warnings[2].endswith("ignored: bird")
+
+
+def test_links_to_class_folders_are_followed_and_deeper_ones_not(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere", "d.jpg", "deep/e.jpg")
+    root = touch(tmp_path / "photos", *PLAIN)
+    (root / "bird").symlink_to(tmp_path / "elsewhere")
+    (root / "cat" / "loop").symlink_to(root)
+    (root / "dog" / "linked.jpg").symlink_to(tmp_path / "elsewhere" / "d.jpg")
+    assert set(listed(open_folder(root))) == {*PLAIN, "bird/d.jpg", "bird/deep/e.jpg", "dog/linked.jpg"}
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    root = touch(tmp_path, *PLAIN)
+    Path(os.fsdecode(os.fsencode(root / "cat") + b"/\xff.jpg")).touch()
+    source = open_folder(root)
+    assert "cat/\\udcff.jpg" in listed(source)
+    content = next(item.content for item in source.items() if "udcff" in item.name)
+    assert Path(str(content)).exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), r"no images in class folders; expected at least two class folders"),
+        (("a.jpg", "b.jpg"), r"no images in class folders"),
+        (("cat/notes.txt", "dog/notes.txt"), r"no images in class folders"),
+        (("unlabelled/a.jpg",), r"no images in class folders"),
+        (("cat/a.jpg",), r"only one class \(cat\), a classifier needs two; expected"),
+        (
+            ("photos/cat/a.jpg", "photos/dog/b.jpg"),
+            r"only one class \(photos\).*if .*photos holds the class folders, set",
+        ),
+        (("train/cat/a.jpg", "test/cat/b.jpg"), r"only one class \(cat\), a classifier needs two; expected"),
+        ((*PARTS, "test/bird/d.jpg"), r"test/ has classes that train/ lacks: bird"),
+        (("test/cat/a.jpg", "test/dog/b.jpg", "bird/c.jpg"), r"there is no train/ beside it"),
+        ((*PARTS, "bird/d.jpg"), r"there is also bird; move class folders into train/"),
+        ((*PLAIN, "unlabeled/d.jpg"), r"unlabeled/ would be a class"),
+    ],
+)
+def test_folders_that_are_no_data_set(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_folder(touch(tmp_path, *names))
+
+
+def test_the_unlabelled_folder_may_have_another_name(tmp_path: Path) -> None:
+    data = Data(source="folder", path=str(touch(tmp_path, *PLAIN, "raw/d.jpg")), unlabelled="raw")
+    assert listed(open_source(data, tmp_path))["raw/d.jpg"] == (-1, False)
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.path: .*gone does not exist \(looked for in "):
+        open_source(Data(source="folder", path=str(tmp_path / "gone")), tmp_path)
+    with pytest.raises(DataError, match="is no folder; expected"):
+        open_source(Data(source="folder", path=str(touch(tmp_path, "a.jpg") / "a.jpg")), tmp_path)
+
+
+MEMBERS = {"train/b/1.png": 900, "train/a/2.png": 1500, "test/a/3.png": 512, "train/a/4.png": 10}
+
+
+def archive(path: Path, members: dict[str, int], kind: str = "w") -> Path:
+    with tarfile.open(path, kind) as file:
+        for at, (name, size) in enumerate(members.items()):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            file.addfile(info, io.BytesIO(np.random.default_rng(at).bytes(size)))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["w", "w:gz", "w:xz"])
+def test_an_archive_is_read_in_its_own_order(tmp_path: Path, kind: str) -> None:
+    path = archive(tmp_path / "my.tar.xz", {f"./{name}": size for name, size in MEMBERS.items()}, kind)
+    source = open_source(Data(source="sample", path=str(path)), tmp_path)
+    assert listed(source) == {
+        "train/b/1.png": (1, False),
+        "train/a/2.png": (0, False),
+        "test/a/3.png": (0, True),
+        "train/a/4.png": (0, False),
+    }
+    assert list(listed(source)) == list(MEMBERS)
+    assert [len(item.content) for item in source.items()] == list(MEMBERS.values())
+    assert (source.classes, source.title) == (("a", "b"), "my")
+
+
+@pytest.mark.parametrize("kind", ["w", "w:gz", "w:xz"])
+def test_an_archive_that_was_cut_off_never_passes_for_a_smaller_one(tmp_path: Path, kind: str) -> None:
+    path = archive(tmp_path / "a.tar", MEMBERS, kind)
+    whole, items = path.read_bytes(), list(open_archive(path).items())
+    passed = [len(whole)]
+    for length in [*range(0, len(whole), 61), *range(0, len(whole), 512)]:
+        path.write_bytes(whole[:length])
+        try:
+            assert list(open_archive(path).items()) == items  # only the padding or a checksum is gone
+            passed.append(length)
+        except DataError as error:
+            assert str(error).endswith("fetch it again")  # noqa: PT017
+    assert min(passed) > 0.6 * len(whole)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"train/a/1.png": 5}, "images of 1 classes in train/"),
+        ({}, "images of 0 classes"),
+        ({"train/a/1.png": 5, "train/b/1.png": 5, "test/c/1.png": 5}, "test/ has classes that train/ lacks: c"),
+        ({"train/a/../1.png": 5}, "is no plain file"),
+        ({"train/../1.png": 5}, "is no plain file"),
+        ({"/train/a/1.png": 5}, "is no plain file"),
+        ({"val/a/1.png": 5}, r"'val/a/1\.png' is no plain file train/<class>/<file>"),
+    ],
+)
+def test_archives_that_are_no_data_set(tmp_path: Path, members: dict[str, int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_archive(archive(tmp_path / "a.tar", members))
+
+
+def test_links_in_archives_are_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        info = tarfile.TarInfo("train/a/1.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(info)
+    with pytest.raises(DataError, match="is no plain file"):
+        open_archive(tmp_path / "a.tar")
+
+
+def test_the_shipped_sample() -> None:
+    source = open_archive(ROOT / "data" / "cifar10-jpeg-sample.tar.xz")
+    assert (source.title, source.count, len(source.classes)) == ("CIFAR-10 (JPEG) sample", 12_000, 10)
+    counts = Counter((item.is_test, item.label) for item in source.items())
+    assert counts == {(is_test, label): 200 if is_test else 1000 for is_test in (True, False) for label in range(10)}
+
+
+def test_arrays_give_their_very_pixels() -> None:
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8) for count in (3, 2))
+    source = array_source("CIFAR-10", ("a", "b"), [(train, [1, 0, 1]), (test, [0, 1])])
+    assert listed(source) == {
+        "train/b/00000": (1, False),
+        "train/a/00001": (0, False),
+        "train/b/00002": (1, False),
+        "test/a/00000": (0, True),
+        "test/b/00001": (1, True),
+    }
+    items: list[Item] = list(source.items())
+    for item, pixels_HWC in zip(items, [*train, *test], strict=True):
+        np.testing.assert_array_equal(decode(bytes(item.content), 8)[0], pixels_HWC)  # type: ignore[arg-type]
+    assert Image.open(io.BytesIO(bytes(items[0].content))).size == (8, 8)  # type: ignore[arg-type]

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from winnow.config import Gates, Promotion
+from winnow.evaluation import Drop
+from winnow.selection import Contender, decide, pareto_front
+
+DENSE = Contender("dense", 0.80, Drop(0.0, 0.0, 0.0), 1.0, 2.0, 4.0, 500.0, 1.0)
+GOOD = Contender("good", 0.80, Drop(0.2, -0.5, 0.9), 0.95, 0.5, 2.0, 1500.0, 2.0)
+POLICY = Promotion(gates=Gates(max_drop_points=1.0, min_agreement=0.7, max_size_ratio=0.5, min_speedup=1.2))
+
+
+def judged(contender: Contender, policy: Promotion = POLICY) -> dict[str, bool]:
+    verdict = decide(DENSE, [contender], policy).verdicts[0]
+    assert verdict.passed == all(gate.passed for gate in verdict.gates)
+    return {gate.name: gate.passed for gate in verdict.gates}
+
+
+@pytest.mark.parametrize(
+    ("change", "failing"),
+    [
+        ({}, set()),
+        ({"drop": Drop(1.0, 0.0, 2.0)}, set()),  # both ends of what is allowed
+        ({"drop": Drop(1.01, 0.5, 1.5)}, {"drop"}),  # more than the allowance
+        ({"drop": Drop(0.5, -1.1, 2.01)}, {"drop"}),  # within it, but not shown
+        ({"drop": Drop(-1.0, -2.0, 0.0)}, set()),  # better than the reference
+        ({"drop": None}, set()),  # no labels: agreement stands alone
+        ({"drop": None, "agreement": 0.69}, {"agreement"}),
+        ({"agreement": 0.7}, set()),
+        ({"agreement": 0.6999}, {"agreement"}),
+        ({"size_mb": 1.0}, set()),
+        ({"size_mb": 1.001}, {"size"}),
+        ({"speedup": 1.2}, set()),
+        ({"speedup": 1.19}, {"speedup"}),
+        ({"speedup": None, "latency_ms": None, "throughput_ips": None}, {"speedup"}),
+        ({"size_mb": 2.0, "speedup": 1.0}, {"size", "speedup"}),
+    ],
+)
+def test_gates(change: dict, failing: set[str]) -> None:
+    outcome = judged(replace(GOOD, **change))
+    assert {name for name, passed in outcome.items() if not passed} == failing
+    assert set(outcome) == {"drop", "agreement", "size", "speedup"}
+
+
+@pytest.mark.parametrize(
+    ("change", "gate", "numbers"),
+    [
+        ({"drop": Drop(1.6, 0.4, 2.9)}, "drop", ["1.6", "0.4", "2.9", "exceeds 1"]),
+        ({"drop": Drop(0.4, -0.8, 2.1)}, "drop", ["not shown", "0.4", "−0.8", "2.1", "within 1", "exceeds 2"]),
+        ({"agreement": 0.6999}, "agreement", ["69.99 %", "70 %", "less than"]),
+        ({"size_mb": 1.5}, "size", ["1.50 MB", "75 %", "2.00 MB", "50 %"]),
+        ({"speedup": 1.1}, "speedup", ["1.1 times", "1.2 times", "less than"]),
+    ],
+)
+def test_reasons_hold_both_numbers(change: dict, gate: str, numbers: list[str]) -> None:
+    verdict = decide(DENSE, [replace(GOOD, **change)], POLICY).verdicts[0]
+    reason = next(item.reason for item in verdict.gates if item.name == gate)
+    assert all(number in reason for number in numbers), reason
+
+
+@pytest.mark.parametrize(("objective", "winner"), [("latency", "quick"), ("throughput", "broad"), ("size", "small")])
+def test_the_objective_orders_those_who_pass(objective: str, winner: str) -> None:
+    contenders = [
+        replace(GOOD, name="quick", latency_ms=1.0),
+        replace(GOOD, name="broad", throughput_ips=9000.0),
+        replace(GOOD, name="small", size_mb=0.1),
+        replace(GOOD, name="quickest-but-wrong", latency_ms=0.1, throughput_ips=1e5, size_mb=0.01, agreement=0.1),
+    ]
+    decision = decide(DENSE, contenders, POLICY.model_copy(update={"objective": objective}))
+    assert decision.winner == winner
+    assert decision.why.startswith(f"{winner} ")
+    assert "3 candidates that pass" in decision.why
+    assert [verdict.candidate for verdict in decision.verdicts] == [contender.name for contender in contenders]
+
+
+def test_between_equals_the_smaller_drop_wins_whatever_the_order() -> None:
+    worse = replace(GOOD, name="a-worse", drop=Drop(0.9, 0.0, 1.5))
+    better = replace(GOOD, name="b-better", drop=Drop(0.1, 0.0, 1.5))
+    assert decide(DENSE, [worse, better], POLICY).winner == "b-better"
+    assert decide(DENSE, [better, worse], POLICY).winner == "b-better"
+
+
+def test_nobody_passing_names_the_nearest_with_its_reasons() -> None:
+    far = replace(GOOD, name="far", agreement=0.1, size_mb=1.9, speedup=0.5)
+    near = replace(GOOD, name="near", speedup=1.1)
+    decision = decide(DENSE, [far, near], POLICY)
+    assert decision.winner is None
+    assert "nearest is near (speedup: " in decision.why
+    assert "1.1 times, less than 1.2 times" in decision.why
+
+
+def test_without_candidates_there_is_nothing_to_choose() -> None:
+    decision = decide(DENSE, [], POLICY)
+    assert (decision.winner, decision.verdicts, decision.front) == (None, (), ("dense",))
+    assert "nothing to choose" in decision.why
+
+
+def test_front_keeps_equals_and_drops_the_beaten() -> None:
+    twin = replace(DENSE, name="twin")
+    beaten = replace(DENSE, name="beaten", latency_ms=4.1)
+    smaller = replace(DENSE, name="smaller", latency_ms=9.0, size_mb=0.1)
+    untimed = replace(DENSE, name="untimed", top1=0.99, latency_ms=None)
+    assert pareto_front([DENSE, twin, beaten, smaller, untimed]) == ("dense", "twin", "smaller")
+
+
+def test_front_takes_agreement_where_no_image_has_a_label() -> None:
+    bare = replace(DENSE, top1=None)
+    parrot = replace(GOOD, name="parrot", top1=None, agreement=0.9)
+    stranger = replace(parrot, name="stranger", agreement=0.5)
+    assert pareto_front([bare, parrot, stranger]) == ("dense", "parrot")
+
+
+def test_every_point_off_the_front_is_beaten_by_one_on_it() -> None:
+    many = [
+        replace(GOOD, name=f"c{i}", top1=0.5 + (i * 7 % 13) / 30, size_mb=0.1 + i * 5 % 11, latency_ms=1.0 + i * 3 % 7)
+        for i in range(40)
+    ]
+    front = set(pareto_front(many))
+
+    def key(c: Contender) -> tuple[float, float, float]:
+        assert c.top1 is not None
+        assert c.latency_ms is not None
+        return (-c.top1, c.size_mb, c.latency_ms)
+
+    best = [key(c) for c in many if c.name in front]
+    assert 0 < len(front) < len(many)
+    for contender in many:
+        beaten = any(all(a <= b for a, b in zip(one, key(contender), strict=True)) for one in best)
+        strictly = any(
+            one != key(contender) and all(a <= b for a, b in zip(one, key(contender), strict=True)) for one in best
+        )
+        assert beaten
+        assert strictly == (contender.name not in front)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import tiny_params
+from tests.tiny_run import CANDIDATES, build, record_benchmark, rewrite
+from winnow.config import Config, check_config
+from winnow.data.images import VALIDATION, load_images
+from winnow.errors import ArtifactError
+from winnow.evaluation import paired_drop
+from winnow.records import StepRecord, read_record, record_digest, this_machine
+from winnow.steps.select import select
+
+
+def run(artifacts: Path, config: Config | None = None, out: str = "select") -> StepRecord:
+    config = config or check_config(tiny_params())
+    return select(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", artifacts / out)
+
+
+def configured(**promotion: Any) -> Config:
+    params = tiny_params()
+    params["promotion"] |= promotion
+    return check_config(params)
+
+
+@pytest.fixture
+def artifacts(tiny_data: Path, tmp_path: Path) -> Path:
+    return build(tiny_data, tmp_path / "artifacts")
+
+
+def gates(record: StepRecord, name: str) -> dict[str, dict[str, Any]]:
+    verdict = next(row for row in record.details["verdicts"] if row["candidate"] == name)
+    return {gate["name"]: gate for gate in verdict["gates"]}
+
+
+def test_the_fastest_of_those_who_pass_wins(artifacts: Path) -> None:
+    record = run(artifacts)
+    assert read_record(artifacts / "select") == record
+    assert record.details["winner"] == "pruned-int8"
+    assert [row["candidate"] for row in record.details["verdicts"]] == list(CANDIDATES)[1:]
+    assert record.details["reference"] == "dense"
+    assert record.metrics["select/passed"] == sum(row["passed"] for row in record.details["verdicts"]) == 3
+    assert record.metrics["winner/speedup"] == pytest.approx(4.0)
+    assert record.metrics["winner/size_ratio"] == pytest.approx(0.15)
+    assert set(record.details["front"]) == {"pruned-int8", "student"}
+    assert record.inputs["student"] == record_digest(artifacts / "candidates" / "student")
+    assert record.inputs["benchmark"] == record_digest(artifacts / "benchmark")
+    assert record.machine is None
+
+
+def test_the_same_inputs_give_the_same_bytes(artifacts: Path) -> None:
+    run(artifacts, out="first")
+    run(artifacts, out="second")
+    for name in ("record.json", "pareto.png"):
+        assert (artifacts / "first" / name).read_bytes() == (artifacts / "second" / name).read_bytes()
+
+
+def test_drops_are_paired_on_the_validation_images(artifacts: Path) -> None:
+    record = run(artifacts, configured(bootstrap_samples=300))
+    images = load_images(artifacts / "data")
+    labels = images.labels_N[images.indices(VALIDATION)]
+    right = {
+        name: np.load(artifacts / "candidates" / name / "validation_logits.npy").argmax(1) == labels
+        for name in ("dense", "student")
+    }
+    expected = paired_drop(right["dense"], right["student"], 300)
+    assert record.details["drops"]["student"] == {"points": expected.points, "low": expected.low, "high": expected.high}
+    assert expected.points == pytest.approx(3 / 60 * 100)
+    assert not gates(record, "student")["drop"]["passed"]
+    assert gates(record, "pruned")["drop"]["passed"]
+
+
+def test_a_better_control_becomes_the_reference(tiny_data: Path, tmp_path: Path) -> None:
+    artifacts = build(tiny_data, tmp_path / "artifacts", {"dense-kd": {"blind": 0.34}})
+    record = run(artifacts)
+    assert record.details["reference"] == "dense-kd"
+    assert record.details["drops"]["dense"]["points"] == pytest.approx(100 / 60)
+    assert record.details["drops"]["dense-kd"]["points"] == 0.0
+    assert record.details["winner"] is None
+    assert "no candidate passes every gate" in record.details["why"]
+    assert "winner/speedup" not in record.metrics
+    bought = {row["bought_by"]: row for row in record.details["controls"]}
+    assert bought["training on"]["points"] == pytest.approx(100 / 60)
+
+
+def test_controls_say_what_a_teacher_bought(artifacts: Path) -> None:
+    rows = run(artifacts).details["controls"]
+    teacher = next(row for row in rows if row["bought_by"] == "a teacher")
+    right = [
+        read_record(artifacts / "candidates" / name).metrics["quality/top1"] for name in ("student", "student-alone")
+    ]
+    assert (teacher["candidate"], teacher["control"]) == ("student", "student-alone")
+    assert teacher["points"] == pytest.approx((right[0] - right[1]) * 100)
+    assert 0 < teacher["low"] < teacher["points"] < teacher["high"]
+
+
+def test_a_tree_without_the_control_is_told(tiny_data: Path, tmp_path: Path) -> None:
+    artifacts = build(tiny_data, tmp_path / "artifacts")
+    params = tiny_params()
+    del params["candidates"]["dense-kd"]
+    record = run(artifacts, check_config(params))
+    assert any("dense-kd is not in the tree: pruned, sparse, student" in warning for warning in record.warnings)
+    assert [row["bought_by"] for row in record.details["controls"]] == ["a teacher"]
+
+
+def test_times_of_another_machine_are_refused(artifacts: Path) -> None:
+    here = this_machine()
+    for change in ({"cpu": "Another 9000"}, {"threads": here.threads + 1}, {"flags": ("amx_int8", "never")}):
+        record_benchmark(artifacts, CANDIDATES, machine=here.model_copy(update=change))
+        with pytest.raises(ArtifactError, match=r"one machine only.*dvc repro"):
+            run(artifacts)
+    record_benchmark(artifacts, CANDIDATES, machine=here.model_copy(update={"memory_gb": 1.0, "versions": {}}))
+    assert run(artifacts).details["winner"] == "pruned-int8"
+
+
+def test_a_candidate_changed_after_the_benchmark_is_refused(artifacts: Path) -> None:
+    rewrite(artifacts / "candidates" / "pruned", warnings=("made again",))
+    with pytest.raises(ArtifactError, match=r"has not timed the present pruned; run the benchmark again"):
+        run(artifacts)
+    assert not (artifacts / "select").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"no array", "short"])
+def test_answers_that_are_missing_damaged_or_of_other_data(artifacts: Path, content: bytes | str | None) -> None:
+    path = artifacts / "candidates" / "sparse" / "validation_logits.npy"
+    if content is None:
+        path.unlink()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, np.load(path)[:-1])
+    with pytest.raises(ArtifactError, match=r"sparse/validation_logits\.npy (is missing or damaged|belongs to other)"):
+        run(artifacts)
+
+
+def test_the_objective_says_which_batch_the_gate_looks_at(tiny_data: Path, tmp_path: Path) -> None:
+    artifacts = build(tiny_data, tmp_path / "artifacts")
+    benchmark = read_record(artifacts / "benchmark")
+    candidates = benchmark.details["candidates"]
+    candidates["pruned-int8"]["speedup/float_b8"] = 1.1
+    rewrite(artifacts / "benchmark", details={**benchmark.details, "candidates": candidates})
+    for objective, passed in (("latency", True), ("size", True), ("throughput", False)):
+        record = run(artifacts, configured(objective=objective))
+        gate = gates(record, "pruned-int8")["speedup"]
+        assert gate["passed"] is passed
+        assert ("4.0 times" if passed else "1.1 times") in gate["reason"]
+
+
+def test_without_labels_agreement_decides(tiny_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    labels, split = np.load(data / "labels.npy"), np.load(data / "split.npy")
+    labels[split == VALIDATION] = -1
+    np.save(data / "labels.npy", labels)
+    record = run(build(data, tmp_path / "artifacts"))
+    assert record.details["drops"] == {}
+    assert record.details["controls"] == []
+    assert record.details["winner"] == "student"
+    assert gates(record, "student")["drop"]["reason"].startswith("no labelled validation image")
+    assert not gates(record, "student-alone")["agreement"]["passed"]
+    assert any("agreement with dense alone decides" in warning for warning in record.warnings)
+
+
+def test_a_candidate_that_was_not_timed_cannot_win(tiny_data: Path, tmp_path: Path) -> None:
+    record = run(build(tiny_data, tmp_path / "artifacts", {"pruned-int8": {"ms": None}}))
+    assert "not timed" in gates(record, "pruned-int8")["speedup"]["reason"]
+    assert record.details["winner"] == "pruned"
+    assert "pruned-int8" not in record.details["front"]
+
+
+def test_a_tree_of_dense_alone(artifacts: Path) -> None:
+    params = tiny_params()
+    params["candidates"] = {}
+    record = run(artifacts, check_config(params))
+    assert (record.details["winner"], record.details["verdicts"]) == (None, [])
+    assert record.details["front"] == ["dense"]
