@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -76,19 +77,22 @@ def show_results(places: Places, config: Config) -> None:
     rows = summary.candidate_rows(places)
     machine = read_record(places.artifacts / "benchmark").machine
     assert machine is not None
-    table = Table(title=f"Candidates on the validation split of {source_name(config)}", title_justify="left")
+    title = f"Candidates on the validation split of {source_name(config)}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        last = index == len(rows[0]) - 1
+        heading = "\n".join(name.rsplit(" ", 1))
+        table.add_column(heading, justify="left" if index == 0 or last else "right", no_wrap=True)
     for row in rows:
-        style = {"winner": "bold green", "reference": "", "passed": "green"}.get(row["verdict"], "")
+        style = {"winner": "bold green", "passed": "green"}.get(row["verdict"], "")
         table.add_row(*row.values(), style=style)
-    Console(highlight=False, width=max(console.width, 150)).print(table)
+    Console(highlight=False, width=max(console.width, 160)).print(table)
     flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_"))) or "no int8 or bf16"
     console.print(
         f"Speed-ups are batch 1 / batch {config.benchmark.large_batch}, the file's best runtime against dense. "
         f"Measured on {machine.cpu}, {machine.threads} threads, {flags}."
     )
-    for line in (*summary.learned_lines(places), *summary.promotion_lines(places)):
+    for line in (*summary.learned_lines(places), *summary.reason_lines(places), *summary.promotion_lines(places)):
         console.print(f"- {line}")
 
 
@@ -117,7 +121,15 @@ def _prefect_server(places: Places) -> dict[str, str]:
 
 
 def _show_times(done: list[dict[str, Any]], total: float) -> None:
-    table = Table("step", "outcome", "seconds", title="Where the time went", title_justify="left")
+    table = Table(
+        "step",
+        "outcome",
+        "seconds",
+        title="Where the time went",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     accounted = 0.0
     for row in done:
         if row["seconds"] >= 0.05:

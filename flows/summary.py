@@ -10,6 +10,8 @@ from winnow.config import in_order, load_config
 from winnow.config.candidates import ROOT
 from winnow.records import StepRecord, read_record
 
+NOTHING = "-"
+
 
 def candidate_rows(places: Places) -> list[dict[str, str]]:
     """One row per candidate, dense first, ready to print; units are in the keys."""
@@ -30,21 +32,37 @@ def _row(
     quality, speed = record.metrics, benchmark.details["candidates"][name]
     batch = benchmark.parameters["large_batch"]
     best = benchmark.details["best"][name]["latency"]
-    half = (quality["quality/top1_high"] - quality["quality/top1_low"]) / 2
     return {
         "candidate": name,
-        "top-1 %": f"{quality['quality/top1'] * 100:.1f} ± {half * 100:.1f}",
-        "macro F1 %": f"{quality['quality/macro_f1'] * 100:.1f}",
+        "top-1 %": _accuracy(quality),
+        "macro F1 %": _cell("{:.1f}", quality.get("quality/macro_f1"), 100),
         "parameters": f"{quality['size/parameters'] / 1e6:.2f} M",
         "MB": f"{quality['size/mb']:.2f}",
-        "p50 ms (b1)": f"{speed['best/latency_ms']:.2f}",
-        f"images/s (b{batch})": f"{speed['best/throughput_ips']:,.0f}",
-        "x eager f32": f"{speed['speedup/eager_b1']:.1f} / {speed[f'speedup/eager_b{batch}']:.1f}",
-        "x best PyTorch": f"{speed['speedup/pytorch_b1']:.1f} / {speed[f'speedup/pytorch_b{batch}']:.1f}",
-        "x best float": f"{speed['speedup/float_b1']:.1f} / {speed[f'speedup/float_b{batch}']:.1f}",
-        "fastest on": f"{best['runtime']} {best['precision']}",
+        "p50 ms, b1": _cell("{:.2f}", speed.get("best/latency_ms")),
+        f"images/s, b{batch}": _cell("{:,.0f}", speed.get("best/throughput_ips")),
+        "x eager f32": _pair(speed, "eager", batch),
+        "x best PyTorch": _pair(speed, "pytorch", batch),
+        "x best float": _pair(speed, "float", batch),
+        "fastest on": f"{best['runtime']} {best['precision']}" if best else NOTHING,
         "verdict": _verdict(verdict, won),
     }
+
+
+def _cell(shape: str, value: float | None, factor: float = 1.0) -> str:
+    return NOTHING if value is None else shape.format(value * factor)
+
+
+def _accuracy(quality: dict[str, float]) -> str:
+    """Top-1 with half the width of its interval; nothing where no validation image has a label."""
+    if "quality/top1" not in quality:
+        return NOTHING
+    half = (quality["quality/top1_high"] - quality["quality/top1_low"]) / 2
+    return f"{quality['quality/top1'] * 100:.1f} ± {half * 100:.1f}"
+
+
+def _pair(speed: dict[str, float], kind: str, batch: int) -> str:
+    ratios = [speed.get(f"speedup/{kind}_b{size}") for size in (1, batch)]
+    return " / ".join(_cell("{:.1f}", ratio) for ratio in ratios)
 
 
 def _verdict(verdict: dict[str, Any] | None, won: bool) -> str:
@@ -52,9 +70,18 @@ def _verdict(verdict: dict[str, Any] | None, won: bool) -> str:
         return "reference"
     if won:
         return "winner"
-    if verdict["passed"]:
-        return "passed"
-    return "; ".join(gate["reason"] for gate in verdict["gates"] if not gate["passed"])
+    failed = [gate["name"] for gate in verdict["gates"] if not gate["passed"]]
+    return f"fails: {', '.join(failed)}" if failed else "passed"
+
+
+def reason_lines(places: Places) -> list[str]:
+    """Why each candidate that failed did, with both numbers."""
+    verdicts = read_record(places.artifacts / "select").details["verdicts"]
+    lines = []
+    for verdict in verdicts:
+        if reasons := [gate["reason"] for gate in verdict["gates"] if not gate["passed"]]:
+            lines.append(f"{verdict['candidate']} fails: {'; '.join(reasons)}")
+    return lines
 
 
 def promotion_lines(places: Places) -> list[str]:

@@ -103,7 +103,7 @@ def tiny_params() -> dict:
     """params.yaml for seconds: every section, every method."""
     alone = {**RECOVERY, "teacher": "none", "images": "labelled"}
     return {
-        "data": {"source": "folder", "path": "photos", "image_size": SIZE},
+        "data": {"source": "folder", "path": "photos", "image_size": SIZE, "labels_per_class": "auto"},
         "pretrain": {
             "method": "rotnet",
             "epochs": 2,
@@ -112,7 +112,14 @@ def tiny_params() -> dict:
             "augmentation": {},
             "monitor_every": 1,
         },
-        "finetune": {"epochs": 4, "min_steps": 24, "batch_size": 32, "learning_rates": [0.05], "seeds": [0, 1]},
+        "finetune": {
+            "epochs": 4,
+            "min_steps": 24,
+            "batch_size": 32,
+            "learning_rates": [0.05],
+            "seeds": [0, 1],
+            "weights": "data/none",
+        },
         "candidates": {
             "dense-int8": {"from": "dense", "method": "quantize", "calibration_images": 32},
             "pruned": {"from": "dense", "method": "prune", "channels": 0.3, "recovery": RECOVERY},

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from tests.closure import ROOT
 
 ALLOWED = {"winnow": {"winnow"}, "tasks": {"winnow", "tasks"}, "flows": {"winnow", "tasks", "flows"}}

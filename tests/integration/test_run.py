@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +126,8 @@ def test_no_run_is_left_running_and_metric_names_are_the_same(finished: Finished
         "client = MlflowClient()\n"
         "ids = [e.experiment_id for e in client.search_experiments()]\n"
         "runs = client.search_runs(ids, max_results=1000)\n"
-        "print('RUNS', json.dumps([[r.info.run_name, r.info.status, sorted(r.data.metrics), r.data.tags] for r in runs]))"
+        "rows = [[r.info.run_name, r.info.status, sorted(r.data.metrics), r.data.tags] for r in runs]\n"
+        "print('RUNS', json.dumps(rows))"
     )
     result = finished[0].call(sys.executable, "-c", code)
     line = next(line for line in result.stdout.splitlines() if line.startswith("RUNS"))
@@ -154,8 +157,9 @@ def test_a_failed_step_leaves_nothing_half_written_and_says_why(project: Project
     assert "Traceback" not in result.stdout + result.stderr
     assert not list((project.root / "artifacts").rglob("*.tmp"))
     store = project.root / ".winnow" / "mlflow" / "mlflow.db"
-    code = f"import sqlite3; print(sqlite3.connect({str(store)!r}).execute(\"select count(*) from runs where status='RUNNING'\").fetchone())"
-    assert project.call(sys.executable, "-c", code).stdout.strip() == "(0,)"
+    with closing(sqlite3.connect(store)) as database:
+        running = database.execute("select count(*) from runs where status = 'RUNNING'").fetchone()
+    assert running == (0,)
 
 
 @pytest.mark.parametrize("command", [["run"], ["status"]])

@@ -140,10 +140,9 @@ def moments(views: torch.Tensor) -> torch.Tensor:
     return torch.stack([means.mean(), means.std(), gray.std((1, 2, 3)).mean(), spread.mean(), spread.std()])
 
 
-@pytest.mark.parametrize("strength", [0.4, 0.8])
-def test_jitter_keeps_torchvisions_moments(strength: float) -> None:
+def test_jitter_keeps_torchvisions_moments() -> None:
     """Orders differ (torchvision draws one, ours is fixed) and so does the hue's plane: near, not equal."""
-    x = to_float(photos(1, 12))
+    x, strength = to_float(photos(1, 12)), 0.6
     torch.manual_seed(0)
     ours = moments(jitter(x.expand(2000, -1, -1, -1), strength))
     transform = ColorJitter(strength, strength, strength, strength / 4)

@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from winnow import plots
 from winnow.errors import MissingExtra
-from winnow.labelling import Label, place_labels
+from winnow.reporting import plots
+from winnow.reporting.labelling import Label, place_labels
 
 POINTS = [
     plots.Point("dense", 0.62, 0.612, 2.8, False, True, False),

@@ -14,9 +14,9 @@ from tests.tiny_run import CANDIDATES, build, rewrite
 from winnow.config import check_config
 from winnow.data.images import VALIDATION
 from winnow.records import read_record
-from winnow.report_facts import Facts, read_facts
-from winnow.report_html import Row, digits, document, join, number, percent, signed, table, tag
-from winnow.reporting import LastLook, page
+from winnow.reporting.facts import Facts, read_facts
+from winnow.reporting.html import Row, digits, document, join, number, percent, signed, table, tag
+from winnow.reporting.page import LastLook, page
 from winnow.steps.select import select
 
 TESTED = LastLook(

@@ -10,6 +10,7 @@ dense.
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,15 @@ def remove_channels(model: nn.Module, architecture: Architecture, settings: Prun
             ),
             global_pruning=True,
             isomorphic=True,
-            pruning_ratio=settings.channels,
+            pruning_ratio=min(settings.channels, settings.max_channels),
             max_pruning_ratio=settings.max_channels,
             round_to=settings.round_to,
             ignored_layers=[model.get_submodule(head_path(model))],
             num_heads={},
             out_channel_groups={},
         )
-        pruner.step()
+        for group in pruner.step(interactive=True):
+            _capped(pruner, group, settings).prune()
         model(example)
     except (RuntimeError, ArithmeticError) as error:
         raise ConfigError(_unfit(architecture, " ".join(str(error).split())[:200])) from error
@@ -82,6 +84,28 @@ def remove_channels(model: nn.Module, architecture: Architecture, settings: Prun
         )
     made = [[name, bool(out), [int(index) for index in indexes]] for name, out, indexes in pruner.pruning_history()]
     return architecture.model_copy(update={"pruning": [*architecture.pruning, *made]})
+
+
+def _capped(pruner: Any, group: Any, settings: Prune) -> Any:
+    """The group of channels to remove, or its least important ones where a layer would lose more than `max_channels`.
+
+    torch-pruning checks its own limit before a cut, not after it: one large cut goes through.
+    """
+    dependency, indexes = group[0]
+    layer, cut = dependency.target.module, dependency.handler
+    channels = pruner.DG.get_out_channels(layer)
+    most = int(channels * settings.max_channels + 1e-9)
+    staying = math.ceil((channels - most) / settings.round_to) * settings.round_to
+    if channels - len(indexes) >= staying:
+        return group
+    # Grouped convolutions lose the same channels of every group.
+    convolutions = [part.target.module for part, _ in group if isinstance(part.target.module, nn.Conv2d)]
+    groups = max((each.groups for each in convolutions if each.groups < each.in_channels), default=1)
+    whole = pruner.DG.get_pruning_group(layer, cut, list(range(channels)))
+    importance_GC = pruner.estimate_importance(whole).view(groups, -1)
+    least = importance_GC.mean(0).argsort()[: max(0, channels - staying) // groups].tolist()
+    size = importance_GC.shape[1]
+    return pruner.DG.get_pruning_group(layer, cut, [index + size * at for at in range(groups) for index in least])
 
 
 def _unfit(architecture: Architecture, reason: str) -> str:

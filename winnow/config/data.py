@@ -21,7 +21,7 @@ class Data(Section):
     """Name of the folder inside `path` that holds images without labels, where there is one."""
     image_size: Annotated[Integer, Field(ge=8, le=1024)] = 32
     """Side of the square, in pixels, that every image is resized to."""
-    labels_per_class: Literal["auto", "all"] | Count = "auto"
+    labels_per_class: Literal["auto", "all"] | Count
     """Label budget: the other training labels are hidden from everything. auto: 25 for the sample, else all."""
     validation_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.2
     test_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.15

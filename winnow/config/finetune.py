@@ -27,7 +27,7 @@ class Finetune(Section):
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     augmentation: Augmentation = Augmentation()
-    weights: str = NOTHING
+    weights: str
     """A backbone of your own (.safetensors, or .pth read with weights_only=True) instead of the pretrained one."""
 
     @field_validator("seeds", "learning_rates")

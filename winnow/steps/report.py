@@ -22,8 +22,8 @@ from winnow.errors import ArtifactError
 from winnow.evaluation import agreement, paired_drop, quality
 from winnow.inference import predict_file
 from winnow.records import StepRecord, describe, publish, record_digest, write_json, write_record
-from winnow.report_facts import Facts, read_facts
-from winnow.reporting import LastLook, page
+from winnow.reporting.facts import Facts, read_facts
+from winnow.reporting.page import LastLook, page
 
 log = logging.getLogger(__name__)
 MODEL = "model.onnx"

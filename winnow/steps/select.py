@@ -23,7 +23,6 @@ from winnow.config import CONTROL, ROOT, Config, Distill, Prune, Sparsify, in_or
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import Drop, agreement, paired_drop
-from winnow.plots import Point, pareto
 from winnow.records import (
     Machine,
     StepRecord,
@@ -34,6 +33,7 @@ from winnow.records import (
     this_machine,
     write_record,
 )
+from winnow.reporting.plots import Point, pareto
 from winnow.selection import Contender, Decision, decide
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from winnow.errors import MissingExtra
-from winnow.labelling import Label, place_labels
+from winnow.reporting.labelling import Label, place_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@
 
 Every number comes from a record of the run, those of the test split from the report step; nothing is computed here but
 ratios. No date and no count of readings stands on the page: the same records give the same bytes. This file holds the
-frame and the verdict; report_learning, report_candidates and report_conditions hold the sections, report_html the
+frame and the verdict; learning, candidates and conditions hold the sections, html the
 markup, plots the pictures.
 """
 
@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from winnow.config import ROOT
-from winnow.report_candidates import SPEEDUPS, by_class, candidates, causes, span, trade_off
-from winnow.report_conditions import controls, glossary, memory, method
-from winnow.report_facts import Facts
-from winnow.report_html import (
+from winnow.reporting.candidates import SPEEDUPS, by_class, candidates, causes, span, trade_off
+from winnow.reporting.conditions import controls, glossary, memory, method
+from winnow.reporting.facts import Facts
+from winnow.reporting.html import (
     MISSING,
     Html,
     Row,
@@ -35,7 +35,7 @@ from winnow.report_html import (
     tag,
     two_lines,
 )
-from winnow.report_learning import images, pretraining
+from winnow.reporting.learning import images, pretraining
 
 SECTIONS = {
     "images": ("The images", images),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from winnow.config import CONTROL, ROOT
-from winnow.report_candidates import RUNTIMES, span
-from winnow.report_facts import Facts
-from winnow.report_html import (
+from winnow.reporting.candidates import RUNTIMES, span
+from winnow.reporting.facts import Facts
+from winnow.reporting.html import (
     MISSING,
     Html,
     Row,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from winnow import plots
 from winnow.config import ROOT
-from winnow.report_facts import Facts
-from winnow.report_html import (
+from winnow.reporting import plots
+from winnow.reporting.facts import Facts
+from winnow.reporting.html import (
     MISSING,
     Content,
     Html,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from winnow import plots
-from winnow.report_facts import Facts
-from winnow.report_html import (
+from winnow.reporting import plots
+from winnow.reporting.facts import Facts
+from winnow.reporting.html import (
     MISSING,
     Html,
     Row,

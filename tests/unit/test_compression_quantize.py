@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import collections
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+from onnx import numpy_helper
+from pydantic import ValidationError
+
+from winnow.compression.inputs import Inputs
+from winnow.compression.quantize import calibration_images, quantize
+from winnow.config import Quantize
+from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet
+from winnow.errors import ArtifactError
+from winnow.evaluation import agreement
+from winnow.export import look_into
+from winnow.inference import predict_file
+
+
+def settings(**changes: Any) -> Quantize:
+    return Quantize.model_validate({"from": "dense", "method": "quantize", "calibration_images": 24, **changes})
+
+
+def answers(folder: Path, images: ImageSet) -> np.ndarray:
+    return predict_file(folder / "model.onnx", images.images_NHWC, images.indices(VALIDATION))
+
+
+def graph_of(folder: Path) -> tuple[onnx.GraphProto, dict[str, np.ndarray]]:
+    graph = onnx.load(folder / "model.onnx").graph
+    return graph, {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+@pytest.mark.parametrize("name", ["dense-int8", "pruned-int8"])
+def test_int8_agrees_with_its_parent(name: str, tiny_candidate: Callable[[str], Path], tiny_set: ImageSet) -> None:
+    child, parent = tiny_candidate(name), tiny_candidate(name.removesuffix("-int8"))
+    assert agreement(answers(child, tiny_set), answers(parent, tiny_set)) >= 0.95
+    contents, before = look_into(child / "model.onnx"), look_into(parent / "model.onnx")
+    assert contents.macs == contents.int8_macs == before.macs
+    assert before.int8_macs == 0
+    assert (child / "model.onnx").stat().st_size < 0.3 * (parent / "model.onnx").stat().st_size
+    assert not (child / "weights.safetensors").exists()
+
+
+def test_weights_are_signed_per_channel_and_activations_after_relu_unsigned(
+    tiny_candidate: Callable[[str], Path],
+) -> None:
+    graph, arrays = graph_of(tiny_candidate("dense-int8"))
+    made_by = {name: node for node in graph.node for name in node.output}
+    weights = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in arrays]
+    assert len(weights) == 10
+    for node in weights:
+        weight, scale, zero = (arrays[name] for name in node.input)
+        assert (weight.dtype, scale.size) == (np.int8, weight.shape[0])
+        assert not zero.any()
+        assert np.abs(weight.astype(int)).max() <= 127
+    quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    after_relu = [node for node in quantizers if made_by[node.input[0]].op_type == "Relu"]
+    assert len(after_relu) == 7
+    assert {(arrays[node.input[2]].dtype, int(arrays[node.input[2]])) for node in after_relu} == {(np.dtype("u1"), 0)}
+    assert {arrays[node.input[2]].dtype.itemsize for node in quantizers} == {1}
+
+
+def test_weights_are_the_parents_rounded(tiny_candidate: Callable[[str], Path], tiny_dense: Path) -> None:
+    """The largest error of a rounded number is half a step of its channel."""
+    (graph, arrays), (_, before) = graph_of(tiny_candidate("dense-int8")), graph_of(tiny_dense)
+    node = next(n for n in graph.node if n.op_type == "DequantizeLinear" and arrays[n.input[0]].shape == (3, 192))
+    weight, scale, _ = (arrays[name] for name in node.input)
+    parent = next(array for array in before.values() if array.shape == (3, 192))
+    error = np.abs(weight * scale[:, None] - parent)
+    assert (error <= 0.5 * scale[:, None] + 1e-7).all()
+
+
+def test_both_runtimes_give_the_same_answers(tiny_candidate: Callable[[str], Path], tiny_set: ImageSet) -> None:
+    folder = tiny_candidate("dense-int8")
+    compiled = openvino.Core().compile_model(folder / "model.onnx", "CPU")
+    given = compiled(np.ascontiguousarray(tiny_set.images_NHWC[tiny_set.indices(VALIDATION)]))[0]
+    assert agreement(given, answers(folder, tiny_set)) == 1.0
+    np.testing.assert_allclose(given, answers(folder, tiny_set), atol=0.5)
+
+
+def test_same_images_same_bytes_whatever_the_labels_and_other_splits(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    images = tiny_inputs.images
+    pixels = np.array(images.images_NHWC)
+    pixels[np.isin(images.split_N, [VALIDATION, TEST])] = 255
+    hidden = dataclasses.replace(images, images_NHWC=pixels, labels_N=np.full_like(images.labels_N, 2))
+    pixels = np.array(images.images_NHWC)
+    pixels[images.split_N == TRAIN] = 255 - pixels[images.split_N == TRAIN]
+    others = dataclasses.replace(images, images_NHWC=pixels)
+    results = []
+    for index, given in enumerate((images, images, hidden, others)):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        inputs = dataclasses.replace(tiny_inputs, images=given, labels_N=given.labels_N, budget=given.indices(TEST))
+        assert quantize(settings(), inputs, folder) == {"calibration_images": 24}
+        results.append((folder / "model.onnx").read_bytes())
+    assert results[0] == results[1] == results[2] != results[3]
+
+
+def test_calibration_takes_training_images_by_seed(tiny_inputs: Inputs) -> None:
+    images = tiny_inputs.images
+    training = {image.tobytes() for image in images.images_NHWC[images.indices(TRAIN)]}
+    drawn = [calibration_images(settings(seed=seed), tiny_inputs) for seed in (0, 0, 1)]
+    assert {image.tobytes() for image in drawn[0]} <= training
+    assert len({image.tobytes() for image in drawn[0]}) == 24
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+    everything = calibration_images(settings(calibration_images=5000), tiny_inputs)
+    assert len(everything) == 120
+
+
+def test_symmetric_preset_has_zero_in_the_middle(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    quantize(settings(preset="performance"), tiny_inputs, tmp_path)
+    graph, arrays = graph_of(tmp_path)
+    zeros = {int(arrays[node.input[2]]) for node in graph.node if node.op_type == "QuantizeLinear"}
+    assert zeros == {0}
+
+
+def test_dynamic_is_smaller_and_measures_at_run_time(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    before = sorted(path.name for path in tiny_inputs.parent.iterdir())
+    details = quantize(settings(scheme="dynamic"), tiny_inputs, tmp_path)
+    assert details == {"calibration_images": 0}
+    operators = collections.Counter(node.op_type for node in graph_of(tmp_path)[0].node)
+    assert (operators["ConvInteger"], operators["MatMulInteger"], operators["Conv"]) == (9, 1, 0)
+    assert operators["DynamicQuantizeLinear"] > 0
+    parent = tiny_inputs.parent / "model.onnx"
+    assert (tmp_path / "model.onnx").stat().st_size < 0.3 * parent.stat().st_size
+    contents = look_into(tmp_path / "model.onnx")
+    assert contents.macs == contents.int8_macs == look_into(parent).macs
+    assert agreement(answers(tmp_path, tiny_inputs.images), answers(tiny_inputs.parent, tiny_inputs.images)) >= 0.95
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["architecture.json", "model.onnx"]
+    assert sorted(path.name for path in tiny_inputs.parent.iterdir()) == before
+    first = (tmp_path / "model.onnx").read_bytes()
+    quantize(settings(scheme="dynamic"), tiny_inputs, tmp_path)
+    assert (tmp_path / "model.onnx").read_bytes() == first
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+def test_damaged_parent_is_named(tiny_inputs: Inputs, tmp_path: Path, scheme: str) -> None:
+    parent = Path(shutil.copytree(tiny_inputs.parent, tmp_path / "parent"))
+    (parent / "model.onnx").write_bytes(b"no ONNX file at all")
+    with pytest.raises(ArtifactError, match=r"parent/model\.onnx is no ONNX file"):
+        quantize(settings(scheme=scheme), dataclasses.replace(tiny_inputs, parent=parent), tmp_path)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"scheme": "int4"}, {"calibration_images": 0}, {"preset": "fast"}])
+def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        settings(**wrong)

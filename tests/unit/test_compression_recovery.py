@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import nn
+
+from winnow.compression.inputs import Inputs
+from winnow.compression.recovery import distillation, labelled_cross_entropy, recover, softened_kl
+from winnow.config import Recovery
+from winnow.data.images import TEST, TRAIN, VALIDATION
+from winnow.data.views import normalise, to_float
+from winnow.models.backbones import Architecture, build, load_model
+
+PLAIN = {"crop_scale_min": 1.0, "flip": False}
+ALONE = {"teacher": "none", "images": "labelled"}
+
+
+def settings(**changes: Any) -> Recovery:
+    raw = {"epochs": 2, "batch_size": 16, "optimiser": {"learning_rate": 0.05}, "augmentation": PLAIN}
+    return Recovery.model_validate({**raw, **changes})
+
+
+def small(seed: int = 0) -> nn.Module:
+    return build(Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2), seed)
+
+
+def state(model: nn.Module) -> bytes:
+    return b"".join(value.contiguous().numpy().tobytes() for value in model.state_dict().values())
+
+
+def hinton_by_hand(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
+    """T^2 sum_i p_i log(p_i / q_i) with p, q = softmax(teacher / T), softmax(student / T); image by image."""
+    total = 0.0
+    for z, v in zip(student.astype(float), teacher.astype(float), strict=True):
+        q, p = (np.exp(x / temperature) / np.exp(x / temperature).sum() for x in (z, v))
+        total += float((p * np.log(p / q)).sum()) * temperature**2
+    return total / len(student)
+
+
+def logits(seed: int, count: int = 6, classes: int = 5) -> torch.Tensor:
+    return torch.randn(count, classes, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
+def test_loss_equals_hintons_formula(temperature: float) -> None:
+    student, teacher = logits(0), logits(1)
+    expected = hinton_by_hand(student.numpy(), teacher.numpy(), temperature)
+    assert float(softened_kl(student, teacher, temperature)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_loss_is_least_where_student_and_teacher_agree() -> None:
+    student, teacher = logits(0), logits(1)
+    assert float(softened_kl(teacher, teacher, 4)) == pytest.approx(0, abs=1e-6)
+    assert float(softened_kl(teacher + 7, teacher, 4)) == pytest.approx(0, abs=1e-5)
+    assert float(softened_kl(student, teacher, 4)) > 0.1
+
+
+def test_at_high_temperature_it_matches_logits() -> None:
+    # Section 2.1 of the paper: for zero-mean logits T^2 times the gradient tends to (z - v) / classes.
+    student, teacher = (part - part.mean(1, keepdim=True) for part in (logits(0), logits(1)))
+    student.requires_grad_(True)
+    softened_kl(student, teacher, 1e3).backward()
+    torch.testing.assert_close(student.grad, (student - teacher).detach() / 5 / len(student), rtol=0.02, atol=1e-3)
+
+
+def test_labelled_images_weigh_the_same_in_any_batch() -> None:
+    answers = logits(0)
+    labels = torch.tensor([0, -1, 3, -1, -1, 2])
+    known = F.cross_entropy(answers[labels >= 0], labels[labels >= 0])
+    torch.testing.assert_close(labelled_cross_entropy(answers, labels), known * 3 / 6)
+    torch.testing.assert_close(
+        labelled_cross_entropy(answers, labels.clamp(min=0)), F.cross_entropy(answers, labels.clamp(min=0))
+    )
+    assert float(labelled_cross_entropy(answers, torch.full((6,), -1))) == 0.0
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return images, torch.tensor([0, 1, 2, -1, -1, 0, 1, -1])
+
+
+def parts() -> tuple[float, float]:
+    """What the teacher says and what the labels say of `batch`, by the two formulas."""
+    images, labels = batch()
+    views = normalise(to_float(images))
+    with torch.no_grad():
+        student, teacher = small(0).eval()(views), small(1).eval()(views)
+    return hinton_by_hand(student.numpy(), teacher.numpy(), 4.0), float(labelled_cross_entropy(student, labels))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_teacher_weight_mixes_the_two(weight: float) -> None:
+    taught, told = parts()
+    loss = distillation(settings(teacher_weight=weight), small(1).eval())
+    assert loss(small(0).eval(), *batch()).item() == pytest.approx(weight * taught + (1 - weight) * told, rel=1e-3)
+
+
+def test_batch_without_labels_is_taught_by_the_teacher_alone() -> None:
+    images, _ = batch()
+    taught, _ = parts()
+    loss = distillation(settings(teacher_weight=0.9), small(1).eval())
+    value = loss(small(0).eval(), images, torch.full((8,), -1))
+    assert value.item() == pytest.approx(0.9 * taught, rel=1e-3)
+    value.backward()
+
+
+def test_without_teacher_it_is_cross_entropy() -> None:
+    images, labels = batch()
+    model = small(0).eval()
+    expected = F.cross_entropy(model(normalise(to_float(images))), labels.clamp(min=0))
+    torch.testing.assert_close(distillation(settings(**ALONE), None)(model, images, labels.clamp(min=0)), expected)
+
+
+def test_gradient_does_not_reach_the_teacher() -> None:
+    teacher, student = small(1).eval(), small(0)
+    before = state(teacher)
+    distillation(settings(), teacher)(student, *batch()).backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    assert state(teacher) == before
+
+
+def test_recovery_repeats_and_the_seed_decides(tiny_inputs: Inputs) -> None:
+    results = []
+    for place, seed in (("a", 0), ("b", 0), ("c", 1)):
+        model = small()
+        recover(model, settings(seed=seed), dataclasses.replace(tiny_inputs, scratch=tiny_inputs.scratch / place))
+        results.append(state(model))
+        assert not model.training
+    assert results[0] == results[1] != results[2]
+
+
+def test_recovery_learns_what_dense_answers(tiny_inputs: Inputs) -> None:
+    model = small()
+    curves = recover(model, settings(epochs=6), tiny_inputs)
+    assert [row["epoch"] for row in curves] == [1, 2, 3, 4, 5, 6]
+    assert curves[-1]["loss"] < 0.5 * curves[0]["loss"]
+
+
+@pytest.mark.parametrize("how", [{}, {"images": "labelled"}, ALONE], ids=["all", "labelled", "alone"])
+def test_steps_are_as_many_with_and_without_teacher(tiny_inputs: Inputs, how: dict[str, str]) -> None:
+    few = dataclasses.replace(tiny_inputs, budget=tiny_inputs.budget[:20])
+    steps: list[nn.Module] = []
+    recover(small(), settings(**how), few, after_step=steps.append)
+    assert len(steps) == 2 * (120 // 16)
+
+
+@pytest.mark.parametrize(("how", "seen"), [({}, True), ({"images": "labelled"}, False), (ALONE, False)])
+def test_only_a_teacher_of_all_images_sees_those_without_label(
+    tiny_inputs: Inputs, how: dict[str, str], seen: bool
+) -> None:
+    """Every image outside the budget is painted over; the result may change only where the pool is used."""
+    budget = tiny_inputs.budget[::4]
+    outside = np.setdiff1d(tiny_inputs.images.indices(TRAIN), budget)
+    assert _changes(dataclasses.replace(tiny_inputs, budget=budget), outside, settings(**how)) == seen
+
+
+@pytest.mark.parametrize("split", [VALIDATION, TEST])
+def test_other_splits_are_never_trained_on(tiny_inputs: Inputs, split: int) -> None:
+    assert not _changes(tiny_inputs, tiny_inputs.images.indices(split), settings())
+
+
+def _changes(inputs: Inputs, painted: np.ndarray, how: Recovery) -> bool:
+    labels = np.full_like(inputs.labels_N, -1)
+    labels[inputs.budget] = inputs.images.labels_N[inputs.budget]
+    absurd_images, absurd_labels = np.array(inputs.images.images_NHWC), np.array(labels)
+    absurd_images[painted] = 255 - absurd_images[painted]
+    results = []
+    for pixels in (inputs.images.images_NHWC, absurd_images):
+        images = dataclasses.replace(inputs.images, images_NHWC=pixels)
+        model = small()
+        place = inputs.scratch / str(len(results))
+        recover(model, how, dataclasses.replace(inputs, images=images, labels_N=absurd_labels, scratch=place))
+        results.append(state(model))
+    return results[0] != results[1]
+
+
+def test_dense_is_left_as_it_was(tiny_inputs: Inputs) -> None:
+    before = state(load_model(tiny_inputs.dense)[0])
+    recover(small(), settings(epochs=1), tiny_inputs)
+    assert state(load_model(tiny_inputs.dense)[0]) == before
+
+
+@pytest.mark.parametrize("wrong", [{"teacher": "none"}, {"teacher_weight": 1.1}, {"temperature": 0}, {"epochs": 0}])
+def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        settings(**wrong)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from winnow.compression.inputs import Inputs
+from winnow.compression.recovery import recover
+from winnow.compression.sparsify import apply_masks, magnitude_masks, sparsify
+from winnow.config import Recovery, Sparsify
+from winnow.export import look_into
+from winnow.models.backbones import load_model
+from winnow.records import read_record
+
+RECOVERY = {"epochs": 1, "batch_size": 16, "optimiser": {"learning_rate": 0.05}}
+
+
+def settings(sparsity: float) -> Sparsify:
+    return Sparsify.model_validate({"from": "dense", "method": "sparsify", "sparsity": sparsity, "recovery": RECOVERY})
+
+
+def masked(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights and biases of convolutions and linear layers."""
+    norms = {path for path, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    return {name: value for name, value in model.named_parameters() if name.rpartition(".")[0] not in norms}
+
+
+def zeros(model: nn.Module) -> int:
+    return sum(int((value == 0).sum()) for value in masked(model).values())
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.83])
+def test_share_is_exact_and_the_smallest_go(tiny_dense: Path, sparsity: float) -> None:
+    model, _ = load_model(tiny_dense)
+    masks = magnitude_masks(model, sparsity)
+    values = {name: value.detach().clone() for name, value in masked(model).items()}
+    total = sum(value.numel() for value in values.values())
+    apply_masks(model, masks)
+    assert set(masks) == set(values)
+    assert zeros(model) == round(sparsity * total)
+    gone = torch.cat([values[name].abs()[~mask] for name, mask in masks.items()])
+    left = torch.cat([values[name].abs()[mask] for name, mask in masks.items()])
+    assert gone.max() <= left.min()
+    # numpy's quantile of all magnitudes is where the cut lies.
+    everything = torch.cat([value.abs().flatten() for value in values.values()])
+    assert float(gone.max()) == pytest.approx(float(everything.quantile(sparsity)), rel=1e-3)
+
+
+def test_what_stays_is_untouched_and_norms_too(tiny_dense: Path) -> None:
+    (model, _), (before, _) = load_model(tiny_dense), load_model(tiny_dense)
+    masks = magnitude_masks(model, 0.5)
+    apply_masks(model, masks)
+    for name, value in before.named_parameters():
+        expected = value * masks[name] if name in masks else value
+        assert torch.equal(model.get_parameter(name), expected)
+    after = {name: value.clone() for name, value in model.state_dict().items()}
+    apply_masks(model, masks)
+    assert all(torch.equal(value, after[name]) for name, value in model.state_dict().items())
+
+
+def test_biases_are_masked(tiny_dense: Path) -> None:
+    model, _ = load_model(tiny_dense)
+    with torch.no_grad():
+        model.fc.bias.copy_(torch.tensor([1e-9, 5.0, -1e-9]))
+    masks = magnitude_masks(model, 0.01)
+    assert masks["fc.bias"].tolist() == [False, True, False]
+    apply_masks(model, masks)
+    assert model.fc.bias.tolist() == [0.0, 5.0, 0.0]
+
+
+def test_sparser_takes_more_of_the_same(tiny_dense: Path) -> None:
+    model, _ = load_model(tiny_dense)
+    little, much = magnitude_masks(model, 0.4), magnitude_masks(model, 0.8)
+    assert all(bool((little[name] | ~much[name]).all()) for name in little)
+    again = magnitude_masks(model, 0.4)
+    assert all(torch.equal(little[name], again[name]) for name in little)
+
+
+def test_equal_magnitudes_are_told_apart_by_their_place() -> None:
+    model = nn.Sequential(nn.Linear(5, 2))
+    nn.init.constant_(model[0].weight, 0.5)
+    nn.init.constant_(model[0].bias, -0.5)
+    assert sum(int((~mask).sum()) for mask in magnitude_masks(model, 0.25).values()) == 3
+
+
+def test_masks_hold_at_every_step_of_recovery(tiny_inputs: Inputs) -> None:
+    model, _ = load_model(tiny_inputs.parent)
+    masks = magnitude_masks(model, 0.7)
+    apply_masks(model, masks)
+    expected, seen = zeros(model), []
+
+    def hold(trained: nn.Module) -> None:
+        moved = zeros(trained)
+        apply_masks(trained, masks)
+        seen.append((moved, zeros(trained)))
+
+    recover(model, Recovery.model_validate(RECOVERY), tiny_inputs, after_step=hold)
+    assert [held for _, held in seen] == [expected] * 7
+    # Without the masks the zeros would be gone after one step.
+    assert seen[0][0] < 0.1 * expected
+
+
+def test_method_keeps_the_zeros(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    dense, _ = load_model(tiny_inputs.parent)
+    masks = magnitude_masks(dense, 0.7)
+    details = sparsify(settings(0.7), tiny_inputs, tmp_path)
+    sparse, _ = load_model(tmp_path)
+    total = sum(value.numel() for value in masked(sparse).values())
+    assert zeros(sparse) == round(0.7 * total)
+    assert all(bool((value[~masks[name]] == 0).all()) for name, value in masked(sparse).items())
+    assert details["masked_share"] == pytest.approx(0.7, abs=1e-5)
+    assert look_into(tmp_path / "model.onnx").zeros == pytest.approx(zeros(sparse), abs=3)
+    assert any(not torch.equal(value, dense.get_parameter(name)) for name, value in sparse.named_parameters())
+
+
+def test_only_the_zipped_file_gets_smaller(tiny_dense: Path, tiny_candidate: Callable[[str], Path]) -> None:
+    dense, sparse = (read_record(folder).metrics for folder in (tiny_dense, tiny_candidate("sparse")))
+    assert sparse["size/mb"] == pytest.approx(dense["size/mb"], rel=0.01)
+    assert sparse["size/zipped_mb"] < 0.7 * dense["size/zipped_mb"]
+    assert sparse["compute/macs"] == dense["compute/macs"]
+    assert sparse["size/parameters"] == dense["size/parameters"]
+    assert sparse["size/nonzero_parameters"] == pytest.approx(0.5 * dense["size/nonzero_parameters"], rel=0.01)
+
+
+@pytest.mark.parametrize("sparsity", [0, 1, -0.1, 1.5])
+def test_all_and_nothing_are_refused(sparsity: float) -> None:
+    with pytest.raises(ValidationError, match="sparsity"):
+        settings(sparsity)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.settings import OWNER, Places, apply, check_files, defaults, environment, registered_model_name, source_name
+from tests.closure import ROOT
+from tests.conftest import tiny_params
+from winnow.config import Config, check_config
+from winnow.errors import ConfigError
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment in which neither a person nor winnow has set anything."""
+    for name in defaults(Path("/any")):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_everything_lies_in_two_folders() -> None:
+    places = Places(Path("/project"))
+    hidden = (places.checkpoints, places.logs, places.mlflow_artifacts, places.test_readings)
+    assert places.artifacts == Path("/project/artifacts")
+    assert all(path.is_relative_to("/project/.winnow") for path in hidden)
+    assert places.mlflow_store == "sqlite:////project/.winnow/mlflow/mlflow.db"
+
+
+def test_defaults_keep_libraries_inside_the_project(tmp_path: Path) -> None:
+    values = defaults(tmp_path)
+    assert all(isinstance(value, str) and value for value in values.values())
+    paths = {name: value.removeprefix("sqlite:///") for name, value in values.items() if "/" in value and name != OWNER}
+    assert len(paths) >= 8
+    assert all(Path(value).is_relative_to(tmp_path / ".winnow") for value in paths.values())
+
+
+def test_what_a_person_has_set_stays(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bare.setenv("MLFLOW_TRACKING_URI", "https://team.example")
+    bare.setenv("CI", "")
+    found = environment(tmp_path)
+    assert (found["MLFLOW_TRACKING_URI"], found["CI"]) == ("https://team.example", "")
+    assert found["PREFECT_HOME"] == str(tmp_path / ".winnow" / "prefect")
+    assert found["PATH"] == os.environ["PATH"]
+
+
+def test_another_project_replaces_what_winnow_set_and_nothing_else(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    bare.setenv("PREFECT_HOME", "/mine")
+    for name, value in environment(first).items():
+        bare.setenv(name, value)
+    bare.setenv("TORCH_HOME", "/also mine")  # set after winnow was
+    found = environment(second)
+    assert found[OWNER] == str(second)
+    assert (found["PREFECT_HOME"], found["TORCH_HOME"]) == ("/mine", "/also mine")
+    assert found["MLFLOW_TRACKING_URI"] == Places(second).mlflow_store
+    assert not [name for name, value in found.items() if value.startswith(str(first))]
+    for name, value in found.items():
+        bare.setenv(name, value)
+    assert environment(second) == found  # twice is once
+
+
+def test_apply_makes_folders_and_reaches_children(tmp_path: Path) -> None:
+    code = f"import pathlib, sys; from tasks.settings import apply; apply(pathlib.Path({str(tmp_path)!r}))\n"
+    code += "import os, subprocess; heavy = {'torch', 'mlflow', 'prefect', 'dvc', 'numpy'} & set(sys.modules)\n"
+    code += "print(subprocess.run(['printenv', 'DVC_SITE_CACHE_DIR'], capture_output=True, text=True).stdout, heavy)"
+    clean = {name: value for name, value in os.environ.items() if name not in defaults(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == [str(tmp_path / ".winnow" / "cache" / "dvc"), "set()"]
+    assert Places(tmp_path).mlflow_artifacts.is_dir()
+    assert Places(tmp_path).checkpoints.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [".winnow"]
+
+
+def test_apply_is_what_the_tests_themselves_run_in(tmp_path: Path, bare: pytest.MonkeyPatch) -> None:
+    before = dict(os.environ)
+    try:
+        apply(tmp_path)
+        assert os.environ["MPLCONFIGDIR"] == str(tmp_path / ".winnow" / "cache" / "matplotlib")
+        assert Path(os.environ["MPLCONFIGDIR"]).is_dir()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def config(registered: str = "auto", **data: Any) -> Config:
+    params = tiny_params()
+    return check_config(
+        {
+            **params,
+            "data": {**params["data"], **data},
+            "promotion": {**params["promotion"], "registered_model": registered},
+        }
+    )
+
+
+def test_files_that_params_yaml_names_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_files(config(), tmp_path)
+    told = str(caught.value)
+    assert f"data.path: 'photos' does not exist (looked for in {tmp_path})" in told
+    assert "finetune.weights: 'data/none' is no file" in told  # both at once
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "data" / "none").mkdir(parents=True)  # a folder is no file
+    with pytest.raises(ConfigError, match=r"names what is not there:\n  finetune\.weights"):
+        check_files(config(), tmp_path)
+    (tmp_path / "data" / "none").rmdir()
+    (tmp_path / "data" / "none").touch()
+    check_files(config(), tmp_path)
+    check_files(config(path=str(tmp_path / "photos")), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "registered"),
+    [
+        ({"source": "sample", "path": "data/any.tar.xz"}, "CIFAR-10 (JPEG) sample", "cifar-10-jpeg-sample"),
+        ({"source": "cifar10", "path": "data/none"}, "CIFAR-10", "cifar-10"),
+        ({"path": "/somewhere/My Photos, 2024"}, "My Photos, 2024", "my-photos-2024"),
+        ({"path": "/somewhere/birds/"}, "birds", "birds"),
+        ({"path": "/somewhere/cats/../dogs"}, "dogs", "dogs"),
+        ({"path": "/somewhere/猫"}, "猫", "images"),
+    ],
+)
+def test_names_of_data_and_model(data: dict[str, str], name: str, registered: str) -> None:
+    assert source_name(config(**data)) == name
+    assert registered_model_name(config(**data)) == registered
+    assert registered_model_name(config("Team.Model-1", **data)) == "Team.Model-1"
