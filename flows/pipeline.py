@@ -6,6 +6,8 @@ each other down, and DVC allows one writer. Results are small JSON; the artifact
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from flows.summary import candidate_rows, promotion_lines
 from tasks import stages, tracking, versioning
 from tasks.settings import Places
 from winnow.config import load_config
+from winnow.errors import WinnowError
 
 
 @flow(
@@ -29,6 +32,8 @@ from winnow.config import load_config
 def pipeline(root: str = ".", promote: bool = True) -> list[dict[str, Any]]:
     """Bring all stages up to date, track them, promote the winner; returns what each stage did and its seconds."""
     places = Places(Path(root).resolve())
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_no_traceback)
     config = load_config(places.root / "params.yaml")
     stale = versioning.stale(places.root, config)
     parent = tracking.open_execution(places, config, why="; ".join(f"{k}: {v[0]}" for k, v in stale.items())[:1000])
@@ -56,6 +61,12 @@ def _run_stages(places: Places, config: Any, stale: dict[str, list[str]], parent
         futures[stage.name] = future
     # The first failure in the graph's order is the cause; what depends on it never started.
     return [future.result() for future in futures.values()]
+
+
+def _no_traceback(record: logging.LogRecord) -> bool:
+    """Drop Prefect's copy of an error that is the user's to mend: the command line says it once, in full."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, WinnowError) or bool(os.environ.get("WINNOW_TRACEBACK"))
 
 
 def _show_on_run_page(places: Places) -> None:

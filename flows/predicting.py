@@ -20,6 +20,8 @@ from winnow.errors import DataError
 from winnow.evaluation import softmax
 from winnow.runtimes import Cell, all_threads, open_cell
 
+WIDEST = 10_000
+
 
 def predict(places: Places, config: Config, paths: list[Path], which: str) -> int:
     """Print class and probability of every file; files that cannot be read are named, and the status is then 2."""
@@ -33,11 +35,14 @@ def predict(places: Places, config: Config, paths: list[Path], which: str) -> in
         except (OSError, ValueError) as error:
             rejected.append(f"{path}: {error}")
     if readable:
-        table = Table("image", "class", "probability", box=None, header_style="bold")
+        table = Table("image", "class", "probability", box=None, header_style="bold", pad_edge=False)
         for path, row in zip(readable, _probabilities(folder, card, np.stack(pixels)), strict=True):
             best = int(row.argmax())
             table.add_row(str(path), card["classes"][best], f"{row[best]:.3f}")
-        Console(highlight=False, soft_wrap=True).print(table)
+        console = Console(highlight=False)
+        # A path that does not fit the terminal is wrapped by it, not cut.
+        needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
+        console.print(table, width=max(console.width, needed), soft_wrap=True)
     for line in rejected:
         print(f"winnow: {line}", file=sys.stderr)  # noqa: T201
     if not readable:

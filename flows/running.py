@@ -50,7 +50,7 @@ def show_status(places: Places, config: Config) -> int:
     if not stale:
         console.print("All steps are up to date.")
     else:
-        table = Table("step", "why it has to run", box=None, header_style="bold")
+        table = Table("step", "why it has to run", box=None, header_style="bold", pad_edge=False)
         for stage, reasons in stale.items():
             more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
             table.add_row(stage.removeprefix(versioning.CANDIDATE), "; ".join(reasons[:3]) + more)

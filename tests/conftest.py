@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 # Before any library is imported: caches and telemetry of the tests go to a folder that is thrown away.
 _HIDDEN = Path(tempfile.mkdtemp(prefix="winnow-tests-"))
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# Tiny networks gain nothing from a second thread, and two busy processes with two each would spin on one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tasks import settings  # noqa: E402
 

@@ -95,11 +95,10 @@ def _onnxruntime(folder: Path, cell: Cell) -> Predict:
     options.intra_op_num_threads = cell.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    broken = onnxruntime.capi.onnxruntime_pybind11_state
-    unreadable = (broken.Fail, broken.InvalidArgument, broken.InvalidGraph, broken.InvalidProtobuf, broken.NoSuchFile)
+    ort = onnxruntime.capi.onnxruntime_pybind11_state
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except unreadable as error:
+    except (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NoSuchFile) as error:
         raise _damaged(path, error) from error
     name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
 

@@ -37,7 +37,7 @@ class Project:
         ours = defaults(Path(os.environ[OWNER]))
         kept = {name: value for name, value in os.environ.items() if name not in ours}
         path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
-        return {**kept, "HOME": str(self.home), "PATH": path, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "2"}
+        return {**kept, "HOME": str(self.home), "PATH": path, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
 
     def call(self, *arguments: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
         """Run a command in the project."""
@@ -64,8 +64,8 @@ class Project:
         (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     def copy(self, root: Path) -> Project:
-        """The same project elsewhere, with its artifacts and caches."""
-        shutil.copytree(self.root, root, symlinks=True)
+        """The same project elsewhere, with its artifacts and caches. MLflow's store knows its own folder and stays."""
+        shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db", "promoted.json"))
         return Project(root, self.home)
 
 
@@ -95,8 +95,10 @@ def make_project(root: Path, home: Path) -> Project:
 
 
 def run_params() -> dict:
-    """`tiny_params` with a narrower tree and gates that the int8 files of a learnable toy can pass."""
+    """`tiny_params` with a smaller tree and gates that the int8 files of a learnable toy can pass."""
     params = tiny_params()
+    for name in ("student", "student-alone"):
+        del params["candidates"][name]
     params["promotion"] |= {
         "gates": {"max_drop_points": 20.0, "min_agreement": 0.5, "max_size_ratio": 0.5, "min_speedup": 0.01}
     }

@@ -19,6 +19,7 @@ from winnow.errors import ConfigError
 from winnow.evaluation import agreement
 from winnow.inference import predict_file
 from winnow.models.backbones import load_model
+from winnow.records import sha256_of
 
 STILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
 
@@ -72,7 +73,7 @@ def parameters_by_hand(channels: list[int], classes: int) -> int:
     return total + previous * classes + classes
 
 
-@pytest.mark.parametrize(("width", "channels"), [(0.5, [24, 48, 96]), (0.25, [16, 24, 48]), (1.0, [48, 96, 192])])
+@pytest.mark.parametrize(("width", "channels"), [(0.5, [24, 48, 96]), (0.25, [16, 24, 48])])
 def test_width_scales_the_student(tiny_inputs: Inputs, tmp_path: Path, width: float, channels: list[int]) -> None:
     made(settings(student="resnet8", width=width), tiny_inputs, tmp_path / "student")
     model, architecture = load_model(tmp_path / "student")
@@ -87,6 +88,8 @@ def test_student_alone_owes_dense_nothing(tiny_inputs: Inputs, tmp_path: Path) -
     altered = dataclasses.replace(tiny_inputs, parent=other, dense=other)
     alone = made(ALONE, tiny_inputs, tmp_path / "alone")
     assert same(alone, made(ALONE, altered, tmp_path / "alone-again"))
+    for file in ("weights.safetensors", "model.onnx", "architecture.json"):
+        assert sha256_of(tmp_path / "alone" / file) == sha256_of(tmp_path / "alone-again" / file)
     taught = settings(student="resnet8", width=0.25)
     assert not same(made(taught, tiny_inputs, tmp_path / "taught"), made(taught, altered, tmp_path / "taught-wrong"))
     assert not same(alone, load_file(tmp_path / "taught" / "weights.safetensors"))
@@ -100,25 +103,15 @@ def test_student_learns_to_answer_as_dense(tiny_inputs: Inputs, tmp_path: Path) 
         weights[name] = weights[name].roll(1, dims=0)
     save_file(weights, wrong / "weights.safetensors")
     how = settings({"epochs": 8, "teacher_weight": 1.0}, student="resnet8", width=0.5)
-    made(how, dataclasses.replace(tiny_inputs, dense=wrong), tmp_path / "student")
+    (tmp_path / "student").mkdir()
+    details = distill(how, dataclasses.replace(tiny_inputs, dense=wrong), tmp_path / "student")
+    assert details["teacher"] == "dense"
+    assert len(details["curves"]) == 8
     images = tiny_inputs.images
     indices = images.indices(VALIDATION)
     answers = predict_file(tmp_path / "student" / "model.onnx", images.images_NHWC, indices)
     taught = np.eye(3, dtype=np.float32)[(images.labels_N[indices] + 1) % 3]
     assert agreement(answers, taught) > 0.9
-
-
-def test_same_settings_same_bytes(tiny_inputs: Inputs, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        made(ALONE, tiny_inputs, tmp_path / name)
-    for file in ("weights.safetensors", "model.onnx", "architecture.json"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
-def test_details_name_the_teacher(tiny_inputs: Inputs, tmp_path: Path) -> None:
-    details = distill(ALONE, tiny_inputs, tmp_path)
-    assert details["teacher"] == "none"
-    assert [row["epoch"] for row in details["curves"]] == [1]
 
 
 def test_unknown_student_names_valid_ones(tiny_inputs: Inputs, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from winnow.errors import ArtifactError
 from winnow.evaluation import agreement
 from winnow.export import look_into
 from winnow.inference import predict_file
+from winnow.records import sha256_of
 
 
 def settings(**changes: Any) -> Quantize:
@@ -70,17 +71,21 @@ def test_weights_are_signed_per_channel_and_activations_after_relu_unsigned(
 def test_weights_are_the_parents_rounded(tiny_candidate: Callable[[str], Path], tiny_dense: Path) -> None:
     """The largest error of a rounded number is half a step of its channel."""
     (graph, arrays), (_, before) = graph_of(tiny_candidate("dense-int8")), graph_of(tiny_dense)
-    node = next(n for n in graph.node if n.op_type == "DequantizeLinear" and arrays[n.input[0]].shape == (3, 192))
-    weight, scale, _ = (arrays[name] for name in node.input)
+    stored = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in arrays]
+    head = next(node for node in stored if arrays[node.input[0]].shape == (3, 192))
+    weight, scale, _ = (arrays[name] for name in head.input)
     parent = next(array for array in before.values() if array.shape == (3, 192))
     error = np.abs(weight * scale[:, None] - parent)
     assert (error <= 0.5 * scale[:, None] + 1e-7).all()
 
 
 def test_both_runtimes_give_the_same_answers(tiny_candidate: Callable[[str], Path], tiny_set: ImageSet) -> None:
-    folder = tiny_candidate("dense-int8")
-    compiled = openvino.Core().compile_model(folder / "model.onnx", "CPU")
-    given = compiled(np.ascontiguousarray(tiny_set.images_NHWC[tiny_set.indices(VALIDATION)]))[0]
+    folder, core = tiny_candidate("dense-int8"), openvino.Core()
+    pixels = np.ascontiguousarray(tiny_set.images_NHWC[tiny_set.indices(VALIDATION)])
+    model = core.read_model(folder / "model.onnx")
+    # As winnow/runtimes.py does: with a free batch OpenVINO 2026.4 computes int8 convolutions wrongly.
+    model.reshape(list(pixels.shape))
+    given = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]
     assert agreement(given, answers(folder, tiny_set)) == 1.0
     np.testing.assert_allclose(given, answers(folder, tiny_set), atol=0.5)
 
@@ -99,16 +104,18 @@ def test_same_images_same_bytes_whatever_the_labels_and_other_splits(tiny_inputs
         folder.mkdir()
         inputs = dataclasses.replace(tiny_inputs, images=given, labels_N=given.labels_N, budget=given.indices(TEST))
         assert quantize(settings(), inputs, folder) == {"calibration_images": 24}
-        results.append((folder / "model.onnx").read_bytes())
+        results.append(sha256_of(folder / "model.onnx"))
     assert results[0] == results[1] == results[2] != results[3]
 
 
 def test_calibration_takes_training_images_by_seed(tiny_inputs: Inputs) -> None:
     images = tiny_inputs.images
     training = {image.tobytes() for image in images.images_NHWC[images.indices(TRAIN)]}
+    foreign = {image.tobytes() for image in images.images_NHWC[images.split_N != TRAIN]}
     drawn = [calibration_images(settings(seed=seed), tiny_inputs) for seed in (0, 0, 1)]
-    assert {image.tobytes() for image in drawn[0]} <= training
-    assert len({image.tobytes() for image in drawn[0]}) == 24
+    taken = {image.tobytes() for image in drawn[0]}
+    assert len(taken) == len(taken & training) == 24
+    assert len(taken & foreign) == 0
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (drawn[0] != drawn[2]).any()
     everything = calibration_images(settings(calibration_images=5000), tiny_inputs)
@@ -136,9 +143,9 @@ def test_dynamic_is_smaller_and_measures_at_run_time(tiny_inputs: Inputs, tmp_pa
     assert agreement(answers(tmp_path, tiny_inputs.images), answers(tiny_inputs.parent, tiny_inputs.images)) >= 0.95
     assert sorted(path.name for path in tmp_path.iterdir()) == ["architecture.json", "model.onnx"]
     assert sorted(path.name for path in tiny_inputs.parent.iterdir()) == before
-    first = (tmp_path / "model.onnx").read_bytes()
+    first = sha256_of(tmp_path / "model.onnx")
     quantize(settings(scheme="dynamic"), tiny_inputs, tmp_path)
-    assert (tmp_path / "model.onnx").read_bytes() == first
+    assert sha256_of(tmp_path / "model.onnx") == first
 
 
 @pytest.mark.parametrize("scheme", ["static", "dynamic"])

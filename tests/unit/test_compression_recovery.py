@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,9 @@ def small(seed: int = 0) -> nn.Module:
     return build(Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2), seed)
 
 
-def state(model: nn.Module) -> bytes:
-    return b"".join(value.contiguous().numpy().tobytes() for value in model.state_dict().values())
+def state(model: nn.Module) -> str:
+    """Digest of all weights."""
+    return hashlib.sha256(b"".join(v.contiguous().numpy().tobytes() for v in model.state_dict().values())).hexdigest()
 
 
 def hinton_by_hand(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:

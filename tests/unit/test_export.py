@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from winnow.errors import ArtifactError
 from winnow.export import Contents, Deployable, export_onnx, load_onnx, look_into, save_onnx, zipped_bytes
 from winnow.inference import predict_file, predict_torch
 from winnow.models.backbones import Architecture, build
+from winnow.records import sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
@@ -84,8 +84,8 @@ def test_one_file_that_tells_nothing_of_its_machine(file: Path) -> None:
 def test_same_network_same_bytes_in_any_memory_format(file: Path, tmp_path: Path) -> None:
     export_onnx(network().to(memory_format=torch.channels_last).train(), TINY, tmp_path / "again.onnx")
     export_onnx(network(seed=4), TINY, tmp_path / "other.onnx")
-    assert (tmp_path / "again.onnx").read_bytes() == file.read_bytes()
-    assert (tmp_path / "other.onnx").read_bytes() != file.read_bytes()
+    assert sha256_of(tmp_path / "again.onnx") == sha256_of(file)
+    assert sha256_of(tmp_path / "other.onnx") != sha256_of(file)
 
 
 def test_same_bytes_in_another_process_and_folder(file: Path, tmp_path: Path) -> None:
@@ -95,8 +95,7 @@ def test_same_bytes_in_another_process_and_folder(file: Path, tmp_path: Path) ->
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "77"}
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (file, tmp_path / "model.onnx")}
-    assert len(digests) == 1
+    assert sha256_of(tmp_path / "model.onnx") == sha256_of(file)
 
 
 def flops(model: torch.nn.Module, side: int) -> int:

@@ -34,7 +34,7 @@ def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord
     Raises DataError when there are not two validation images, whose spread tells a collapse.
     """
     settings = config.pretrain
-    images = load_images(data)
+    images, inputs = load_images(data), {"data": record_digest(data)}
     architecture = Architecture(
         backbone=settings.backbone, num_classes=len(images.classes), image_size=images.image_size
     )
@@ -66,7 +66,7 @@ def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord
             step="pretrain",
             name="pretrain",
             parameters=settings.model_dump(mode="json"),
-            inputs={"data": record_digest(data)},
+            inputs=inputs,
             metrics=_metrics(curves),
             details={"curves": curves},
             warnings=warnings,
