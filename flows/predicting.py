@@ -20,7 +20,8 @@ from winnow.errors import DataError
 from winnow.evaluation import softmax
 from winnow.runtimes import Cell, all_threads, open_cell
 
-WIDEST = 10_000
+BESIDE = 20
+"""Columns that probability and gaps take."""
 
 
 def predict(places: Places, config: Config, paths: list[Path], which: str) -> int:
@@ -39,10 +40,9 @@ def predict(places: Places, config: Config, paths: list[Path], which: str) -> in
         for path, row in zip(readable, _probabilities(folder, card, np.stack(pixels)), strict=True):
             best = int(row.argmax())
             table.add_row(str(path), card["classes"][best], f"{row[best]:.3f}")
-        console = Console(highlight=False)
-        # A path that does not fit the terminal is wrapped by it, not cut.
-        needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
-        console.print(table, width=max(console.width, needed), soft_wrap=True)
+        # As wide as it takes: the terminal may wrap a long path, but nothing is cut.
+        needed = max(len(str(path)) for path in readable) + max(map(len, card["classes"])) + BESIDE
+        Console(highlight=False, width=max(Console().width, needed)).print(table)
     for line in rejected:
         print(f"winnow: {line}", file=sys.stderr)  # noqa: T201
     if not readable:

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 MODEL, CARD, LOGITS = "model.onnx", "card.json", "validation_logits.npy"
 PARITY_IMAGES = 64
+INPUT_NOTE = (
+    "RGB, not normalised. In OpenVINO reshape the model to a fixed N first: with N free its int8 results are wrong"
+)
 
 
 def finish(
@@ -125,7 +128,7 @@ def _write_card(folder: Path, name: str, images: ImageSet, metrics: dict[str, fl
             "classes": list(images.classes),
             "image_size": side,
             "resize_policy": RESIZE_POLICY.replace("S", str(side)),
-            "input": {"name": INPUT, "type": "uint8", "shape": ["N", side, side, 3], "note": "RGB, not normalised"},
+            "input": {"name": INPUT, "type": "uint8", "shape": ["N", side, side, 3], "note": INPUT_NOTE},
             "output": {"name": OUTPUT, "type": "float32", "shape": ["N", len(images.classes)], "note": "logits"},
             "metrics": metrics,
             "measured_on": "the validation split",
