@@ -12,11 +12,12 @@ import os
 import stat
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,24 +79,65 @@ def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[
         for chunk in chunks:
             yield Decoded(chunk, *decode_chunk([item.content for item in chunk], image_size))
         return
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-    waiting: deque[tuple[list[Item], Future[Result]]] = deque()
-    try:
+    with _hired(processes, image_size) as crew:
+        under_way: deque[tuple[list[Item], Connection]] = deque()
+        free = deque(crew)
         for chunk in chunks:
-            waiting.append((chunk, pool.submit(decode_chunk, [item.content for item in chunk], image_size)))
-            if len(waiting) >= processes * CHUNKS_PER_WORKER:
-                done, future = waiting.popleft()
-                yield Decoded(done, *future.result())
-        while waiting:
-            done, future = waiting.popleft()
-            yield Decoded(done, *future.result())
-    except BrokenProcessPool as error:
+            pipe = free.popleft()
+            _told(pipe.send, [item.content for item in chunk])
+            under_way.append((chunk, pipe))
+            if not free:
+                done, pipe = under_way.popleft()
+                yield Decoded(done, *_told(pipe.recv))
+                free.append(pipe)
+        while under_way:
+            done, pipe = under_way.popleft()
+            yield Decoded(done, *_told(pipe.recv))
+
+
+@contextmanager
+def _hired(count: int, image_size: int) -> Iterator[list[Connection]]:
+    """Pipes to worker processes, each of which has one chunk under way at most.
+
+    Not a ProcessPoolExecutor: it waits for ever for a worker that was killed half-way through its answer. Here each
+    pipe has one writer, so its end is seen.
+    """
+    context, crew, pipes = multiprocessing.get_context("spawn"), [], []
+    try:
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=_work, args=(theirs, image_size), daemon=True)
+            worker.start()
+            theirs.close()
+            crew.append(worker)
+            pipes.append(ours)
+        yield pipes
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for worker in crew:
+            worker.terminate()
+            worker.join()
+
+
+def _work(pipe: Connection, image_size: int) -> None:
+    """A worker: chunks in, results out, until the other end is closed."""
+    while True:
+        try:
+            pipe.send(decode_chunk(pipe.recv(), image_size))
+        except (EOFError, OSError):
+            return
+
+
+def _told(talk: Callable[..., Any], *what: Any) -> Any:
+    """Send or receive. Raises DataError when the worker at the other end has died."""
+    try:
+        return talk(*what)
+    except (EOFError, OSError) as error:
         raise DataError(
             "a process that decodes images died, most likely for want of memory; "
             "free some, look for enormous images, or run on fewer cores (taskset -c 0 winnow run)"
         ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def decode_chunk(contents: list[str | bytes], image_size: int) -> Result:
