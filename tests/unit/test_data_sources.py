@@ -123,15 +123,19 @@ def test_folders_that_are_no_data_set(tmp_path: Path, names: tuple[str, ...], me
 
 
 def test_the_unlabelled_folder_may_have_another_name(tmp_path: Path) -> None:
-    data = Data(source="folder", path=str(touch(tmp_path, *PLAIN, "raw/d.jpg")), unlabelled="raw")
+    data = Data(
+        source="folder", labels_per_class="auto", path=str(touch(tmp_path, *PLAIN, "raw/d.jpg")), unlabelled="raw"
+    )
     assert listed(open_source(data, tmp_path))["raw/d.jpg"] == (-1, False)
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.path: .*gone does not exist \(looked for in "):
-        open_source(Data(source="folder", path=str(tmp_path / "gone")), tmp_path)
+        open_source(Data(source="folder", labels_per_class="auto", path=str(tmp_path / "gone")), tmp_path)
     with pytest.raises(DataError, match="is no folder; expected"):
-        open_source(Data(source="folder", path=str(touch(tmp_path, "a.jpg") / "a.jpg")), tmp_path)
+        open_source(
+            Data(source="folder", labels_per_class="auto", path=str(touch(tmp_path, "a.jpg") / "a.jpg")), tmp_path
+        )
 
 
 MEMBERS = {"train/b/1.png": 900, "train/a/2.png": 1500, "test/a/3.png": 512, "train/a/4.png": 10}
@@ -149,7 +153,7 @@ def archive(path: Path, members: dict[str, int], kind: str = "w") -> Path:
 @pytest.mark.parametrize("kind", ["w", "w:gz", "w:xz"])
 def test_an_archive_is_read_in_its_own_order(tmp_path: Path, kind: str) -> None:
     path = archive(tmp_path / "my.tar.xz", {f"./{name}": size for name, size in MEMBERS.items()}, kind)
-    source = open_source(Data(source="sample", path=str(path)), tmp_path)
+    source = open_source(Data(source="sample", labels_per_class="auto", path=str(path)), tmp_path)
     assert listed(source) == {
         "train/b/1.png": (1, False),
         "train/a/2.png": (0, False),

@@ -26,7 +26,7 @@ from winnow.steps.ingest import FILES, ingest
 
 
 def config(path: Path | str, **data: Any) -> Config:
-    settings = {"source": "folder", "path": str(path), "image_size": SIZE, **data}
+    settings = {"source": "folder", "path": str(path), "image_size": SIZE, "labels_per_class": "auto", **data}
     return check_config({**tiny_params(), "data": settings})
 
 
@@ -255,7 +255,10 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(CHILD)
 
     def peak(name: str, count: int, cores: int) -> float:
-        params = {**tiny_params(), "data": {"source": "folder", "path": str(tmp_path / name), "image_size": 96}}
+        params = {
+            **tiny_params(),
+            "data": {"source": "folder", "path": str(tmp_path / name), "image_size": 96, "labels_per_class": "auto"},
+        }
         arguments = [sys.executable, tmp_path / "child.py", json.dumps(params), tmp_path / "data", str(cores)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         told = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stdout.split()
