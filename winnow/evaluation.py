@@ -12,15 +12,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.errors import MissingExtra
+from winnow.data.images import VALIDATION, ImageSet
+from winnow.errors import ArtifactError, MissingExtra
 
 Z95 = statistics.NormalDist().inv_cdf(0.975)
 CALIBRATION_BINS = 15
+LOGITS = "validation_logits.npy"
+"""What a candidate's file answered to the validation images, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,21 @@ class Drop:
     """Positive where the child is worse."""
     low: float
     high: float
+
+
+def load_logits(folder: Path, images: ImageSet) -> NDArray[np.float32]:
+    """A candidate's answers (V, C) to all validation images, in the order of the data set.
+
+    Raises ArtifactError when the file is missing, damaged or of other data.
+    """
+    path = folder / LOGITS
+    try:
+        logits_VC: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(f"{path} is missing or damaged ({error}); delete {folder} and run winnow again") from error
+    if logits_VC.shape != (len(images.indices(VALIDATION)), len(images.classes)):
+        raise ArtifactError(f"{path} belongs to other data; delete {folder} and run winnow again")
+    return logits_VC
 
 
 def quality(

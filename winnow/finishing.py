@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from winnow.data.images import RESIZE_POLICY, VALIDATION, ImageSet
 from winnow.errors import ArtifactError
-from winnow.evaluation import agreement, quality
+from winnow.evaluation import LOGITS, agreement, load_logits, quality
 from winnow.export import INPUT, OUTPUT, PARITY_TOLERANCE, Contents, look_into, zipped_bytes
 from winnow.inference import predict_file, predict_torch
 from winnow.models.backbones import WEIGHTS, build, load_architecture, load_model
@@ -23,7 +23,7 @@ from winnow.records import write_json
 
 log = logging.getLogger(__name__)
 
-MODEL, CARD, LOGITS = "model.onnx", "card.json", "validation_logits.npy"
+MODEL, CARD = "model.onnx", "card.json"
 PARITY_IMAGES = 64
 INPUT_NOTE = (
     "RGB, not normalised. In OpenVINO reshape the model to a fixed N first: with N free its int8 results are wrong"
@@ -52,10 +52,10 @@ def finish(
     labels_N = images.labels_N[indices]
     scored_N = labels_N >= 0
     metrics, details = quality(logits_NC[scored_N], labels_N[scored_N], images.classes)
-    metrics["quality/agreement"] = _agreement(logits_NC, dense)
-    metrics["quality/agreement_parent"] = _agreement(logits_NC, parent or dense)
+    metrics["quality/agreement"] = _agreement(logits_NC, dense, images)
+    metrics["quality/agreement_parent"] = _agreement(logits_NC, parent or dense, images)
     if dense is not None and "quality/top1" in metrics:
-        reference_N = _logits(dense)[scored_N].argmax(1)
+        reference_N = load_logits(dense, images)[scored_N].argmax(1)
         metrics["delta/top1"] = (metrics["quality/top1"] - float((reference_N == labels_N[scored_N]).mean())) * 100
     elif "quality/top1" in metrics:
         metrics["delta/top1"] = 0.0
@@ -69,19 +69,8 @@ def finish(
     return metrics, details
 
 
-def _agreement(logits_NC: NDArray[np.float32], other: Path | None) -> float:
-    return 1.0 if other is None else agreement(logits_NC, _logits(other))
-
-
-def _logits(folder: Path) -> NDArray[np.float32]:
-    """What another candidate answered on the validation split, (V, C)."""
-    path = folder / LOGITS
-    try:
-        logits_NC: NDArray[np.float32] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        told = f"{path} is missing or damaged ({error}); delete its folder and run winnow again"
-        raise ArtifactError(told) from error
-    return logits_NC
+def _agreement(logits_NC: NDArray[np.float32], other: Path | None, images: ImageSet) -> float:
+    return 1.0 if other is None else agreement(logits_NC, load_logits(other, images))
 
 
 def _parity(folder: Path, images: ImageSet, indices: NDArray[np.int64]) -> float:

@@ -13,6 +13,7 @@ from winnow.benchmarking import CHECKED_IMAGES, NEEDED_AGREEMENT, Outcome, measu
 from winnow.config import ROOT, Config, in_order
 from winnow.data.images import VALIDATION, load_images
 from winnow.errors import ArtifactError
+from winnow.evaluation import load_logits
 from winnow.footprint import footprint
 from winnow.records import StepRecord, publish, read_record, record_digest, this_machine, write_record
 from winnow.runtimes import Cell, all_threads, has_fast_bf16, open_cell
@@ -88,18 +89,7 @@ def _checked_images(
             f"{data} holds no validation image to check the files on; run winnow again with more images"
         )
     at = np.unique(np.linspace(0, len(indices) - 1, min(CHECKED_IMAGES, len(indices))).round().astype(np.int64))
-    answers = {}
-    for name in names:
-        path = candidates / name / "validation_logits.npy"
-        try:
-            logits_NC = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ArtifactError(
-                f"{path} is missing or damaged ({error}); delete its folder, run winnow again"
-            ) from error
-        if len(logits_NC) != len(indices):
-            raise ArtifactError(f"{path} belongs to other data; delete its folder and run winnow again")
-        answers[name] = logits_NC[at].argmax(1).astype(np.int64)
+    answers = {name: load_logits(candidates / name, images)[at].argmax(1).astype(np.int64) for name in names}
     return np.ascontiguousarray(images.images_NHWC[indices[at]]), answers
 
 

@@ -11,7 +11,8 @@ from winnow.config import ROOT, Config
 from winnow.data.images import load_images
 from winnow.data.splits import label_budget, visible_labels
 from winnow.errors import ConfigError
-from winnow.finishing import CARD, LOGITS, MODEL, finish
+from winnow.evaluation import LOGITS
+from winnow.finishing import CARD, MODEL, finish
 from winnow.models.backbones import ARCHITECTURE, WEIGHTS
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, write_record
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from winnow.config import CONTROL, ROOT, Config, Distill, Prune, Sparsify, in_order
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
-from winnow.evaluation import Drop, agreement, paired_drop
+from winnow.evaluation import Drop, agreement, load_logits, paired_drop
 from winnow.records import (
     Machine,
     StepRecord,
@@ -38,7 +38,6 @@ from winnow.selection import Contender, Decision, decide
 
 log = logging.getLogger(__name__)
 PLOT = "pareto.png"
-LOGITS = "validation_logits.npy"
 
 Right = Mapping[str, NDArray[np.bool_]]
 """Candidate -> is its answer right, for each labelled validation image."""
@@ -53,7 +52,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     timed = read_record(benchmark)
     digests = {name: record_digest(candidates / name) for name in names}
     _check_benchmark(timed, benchmark, digests)
-    logits = {name: _logits(candidates / name, images) for name in names}
+    logits = {name: load_logits(candidates / name, images) for name in names}
     right = _right(logits, images)
     reference = better_reference(right)
     drops = {name: paired_drop(right[reference], right[name], policy.bootstrap_samples) for name in right}
@@ -111,18 +110,6 @@ def _check_benchmark(timed: StepRecord, benchmark: Path, digests: Mapping[str, s
 def _identity(machine: Machine) -> str:
     """What makes the times of two machines different ones; library versions are recorded and do not invalidate."""
     return f"{machine.cpu}, {machine.threads} threads, {' '.join(machine.flags) or 'no flags'}"
-
-
-def _logits(folder: Path, images: ImageSet) -> NDArray[np.float32]:
-    """The candidate's answers (V, C) to all validation images, in the order of the data set."""
-    path = folder / LOGITS
-    try:
-        logits_VC: NDArray[np.float32] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ArtifactError(f"{path} is missing or damaged ({error}); delete {folder} and run winnow again") from error
-    if logits_VC.shape != (len(images.indices(VALIDATION)), len(images.classes)):
-        raise ArtifactError(f"{path} belongs to other data; delete {folder} and run winnow again")
-    return logits_VC
 
 
 def _right(logits: Mapping[str, NDArray[np.float32]], images: ImageSet) -> dict[str, NDArray[np.bool_]]:
