@@ -40,14 +40,7 @@ def embed(
     bare = copy.deepcopy(model).eval()
     # A head inside a container (`classifier.3`, a projector): the whole container goes.
     setattr(bare, head_path(bare).partition(".")[0], nn.Identity())
-    where = next(model.parameters()).device
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(indices), batch_size):
-            chosen = np.ascontiguousarray(images_NHWC[indices[start : start + batch_size]])
-            x_BCHW = torch.from_numpy(chosen).permute(0, 3, 1, 2).to(where)
-            parts.append(bare(normalise(to_float(x_BCHW))).float().flatten(1).cpu())
-    return torch.cat(parts)
+    return torch.from_numpy(predict_torch(bare, images_NHWC, indices, batch_size)).flatten(1)
 
 
 def predict_file(
