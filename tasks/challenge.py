@@ -161,12 +161,7 @@ def cells_of(card: Card, config: Config, here: Machine) -> list[Cell]:
     objective, serving = config.promotion.objective, card["serving"]
     batch = config.benchmark.large_batch if objective == "throughput" else 1
     there = Machine.model_validate(card["machine"])
-    if (serving["objective"], serving["batch"], identity(there)) == (objective, batch, identity(here)):
+    if (serving["objective"], serving["batch"], there.identity) == (objective, batch, here.identity):
         return [Cell(card["name"], serving["runtime"], serving["precision"], "file", batch, serving["threads"])]
     grid = plan({card["name"]: card["precision"] == "int8"}, config.benchmark, all_threads(), cuda=False)
     return [cell for cell in grid if cell.layout == "file" and cell.batch == batch]
-
-
-def identity(machine: Machine) -> tuple[object, ...]:
-    """What makes the times of two machines different ones."""
-    return machine.cpu, machine.threads, machine.flags

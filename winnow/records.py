@@ -54,6 +54,11 @@ class Machine(_Frozen):
     versions: dict[str, str]
     """Libraries that do the work: torch, onnxruntime, openvino, ..."""
 
+    @property
+    def identity(self) -> str:
+        """What makes the times of two machines different ones; versions are recorded and do not invalidate."""
+        return f"{self.cpu}, {self.threads} threads, {' '.join(self.flags) or 'no flags'}"
+
 
 class Gate(_Frozen):
     """One condition with both numbers in it."""

@@ -24,7 +24,6 @@ from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import Drop, agreement, load_logits, paired_drop
 from winnow.records import (
-    Machine,
     StepRecord,
     describe,
     publish,
@@ -97,19 +96,14 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
 def _check_benchmark(timed: StepRecord, benchmark: Path, digests: Mapping[str, str]) -> None:
     """Raise ArtifactError unless the times are of these candidates on this machine."""
     here, there = this_machine(), timed.machine
-    if there is None or _identity(here) != _identity(there):
-        told = _identity(there) if there else "an unknown machine"
+    if there is None or here.identity != there.identity:
+        told = there.identity if there else "an unknown machine"
         raise ArtifactError(
-            f"the times in {benchmark} were taken on {told}; this is {_identity(here)}. A gate takes figures of one "
+            f"the times in {benchmark} were taken on {told}; this is {here.identity}. A gate takes figures of one "
             "machine only: run the benchmark here (dvc repro --force --single-item benchmark) or select over there"
         )
     if other := [name for name, digest in digests.items() if timed.inputs.get(name) != digest]:
         raise ArtifactError(f"{benchmark} has not timed the present {', '.join(other)}; run the benchmark again")
-
-
-def _identity(machine: Machine) -> str:
-    """What makes the times of two machines different ones; library versions are recorded and do not invalidate."""
-    return f"{machine.cpu}, {machine.threads} threads, {' '.join(machine.flags) or 'no flags'}"
 
 
 def _right(logits: Mapping[str, NDArray[np.float32]], images: ImageSet) -> dict[str, NDArray[np.bool_]]:
