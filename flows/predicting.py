@@ -18,7 +18,8 @@ from winnow.config import Config
 from winnow.data.images import decode
 from winnow.errors import DataError
 from winnow.evaluation import softmax
-from winnow.runtimes import Cell, all_threads, open_cell
+from winnow.machine import cores
+from winnow.runtimes import Cell, open_cell
 
 BESIDE = 20
 """Columns that probability and gaps take."""
@@ -59,7 +60,7 @@ def _probabilities(folder: Path, card: dict[str, Any], pixels_NHWC: NDArray[np.u
         serving["precision"],
         "file",
         batch=1,
-        threads=min(serving["threads"], all_threads()),
+        threads=min(serving["threads"], cores()),
     )
     answer = open_cell(folder, cell)
     return softmax(np.concatenate([answer(pixels_NHWC[at : at + 1]) for at in range(len(pixels_NHWC))]))

@@ -25,8 +25,10 @@ from winnow.config import Config, Promotion
 from winnow.data.images import VALIDATION, load_images
 from winnow.evaluation import Drop, paired_drop
 from winnow.inference import predict_file
+from winnow.machine import cores
+from winnow.model_file import MODEL
 from winnow.records import Machine, this_machine
-from winnow.runtimes import MODEL, Cell, NotHere, Predict, all_threads, open_cell
+from winnow.runtimes import Cell, NotHere, Predict, open_cell
 from winnow.selection import UNITS, WORST_END
 
 WARM_UP, CALLS_LARGE = 5, 3
@@ -163,5 +165,5 @@ def cells_of(card: Card, config: Config, here: Machine) -> list[Cell]:
     there = Machine.model_validate(card["machine"])
     if (serving["objective"], serving["batch"], there.identity) == (objective, batch, here.identity):
         return [Cell(card["name"], serving["runtime"], serving["precision"], "file", batch, serving["threads"])]
-    grid = plan({card["name"]: card["precision"] == "int8"}, config.benchmark, all_threads(), cuda=False)
+    grid = plan({card["name"]: card["precision"] == "int8"}, config.benchmark, cores(), cuda=False)
     return [cell for cell in grid if cell.layout == "file" and cell.batch == batch]

@@ -23,10 +23,11 @@ from typing import Any
 
 from tasks import registry, tracked, tracking
 from tasks.projection import data_version
-from tasks.registry import CARD, CHALLENGER, CHAMPION, MODEL, PREVIOUS, Version
+from tasks.registry import CARD, CHALLENGER, CHAMPION, PREVIOUS, Version
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
+from winnow.model_file import MODEL
 from winnow.records import RECORD, StepRecord, read_json, read_record, record_digest, sha256_of, write_json
 
 PROMOTED = "promoted.json"

@@ -28,10 +28,11 @@ from tasks.settings import Places, registered_model_name
 from tasks.tracking import answering, connect, experiment_id
 from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
+from winnow.model_file import MODEL
 from winnow.records import read_json, sha256_of, write_json
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-MODEL, CARD = "model.onnx", "card.json"
+CARD = "card.json"
 SHA256, CANDIDATE = "winnow.sha256", "winnow.candidate"
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What MLflow answers for a model, an alias or a version that is not there."""

@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.config import ROOT, Benchmark
+from winnow.machine import has_fast_bf16
 from winnow.progress import duration
-from winnow.runtimes import Cell, Layout, NotHere, Precision, Predict, Runtime, has_fast_bf16, set_torch_threads
+from winnow.runtimes import Cell, Layout, NotHere, Precision, Predict, Runtime, set_torch_threads
 
 log = logging.getLogger(__name__)
 

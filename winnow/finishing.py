@@ -18,12 +18,13 @@ from winnow.errors import ArtifactError
 from winnow.evaluation import LOGITS, agreement, load_logits, quality
 from winnow.export import INPUT, OUTPUT, PARITY_TOLERANCE, Contents, look_into, zipped_bytes
 from winnow.inference import predict_file, predict_torch
+from winnow.model_file import MODEL
 from winnow.models.backbones import WEIGHTS, build, load_architecture, load_model
 from winnow.records import write_json
 
 log = logging.getLogger(__name__)
 
-MODEL, CARD = "model.onnx", "card.json"
+CARD = "card.json"
 PARITY_IMAGES = 64
 INPUT_NOTE = (
     "RGB, not normalised. In OpenVINO reshape the model to a fixed N first: with N free its int8 results are wrong"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from winnow.data.views import normalise, to_float
-from winnow.errors import ArtifactError, MissingExtra
+from winnow.errors import ArtifactError
+from winnow.model_file import open_session
 from winnow.models.heads import head_path
 
 
@@ -50,27 +51,7 @@ def predict_file(
 
     Raises ArtifactError when the file is missing or damaged, or answers what is no number.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingExtra("onnxruntime", "runtimes") from error
-    broken = onnxruntime.capi.onnxruntime_pybind11_state
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (
-        broken.Fail,
-        broken.InvalidArgument,
-        broken.InvalidGraph,
-        broken.InvalidProtobuf,
-        broken.NoSuchFile,
-        broken.NotImplemented,
-        broken.RuntimeException,
-        UnicodeDecodeError,  # what its message becomes where a damaged name is quoted
-    ) as error:
-        told = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{path} is missing or damaged ({told}); delete its folder and run winnow again") from error
+    session = open_session(path)
     name = session.get_inputs()[0].name
     parts = [
         session.run(None, {name: np.ascontiguousarray(images_NHWC[indices[start : start + batch_size]])})[0]

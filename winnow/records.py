@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from winnow.errors import ArtifactError
+from winnow.machine import SPEED_FLAGS, cores, cpu_flags, cpu_name, memory_gb
 
 RECORD = "record.json"
 FORMAT = 1
@@ -186,34 +187,6 @@ def _is_running(process: int) -> bool:
     return True
 
 
-SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
-
-
-def cpu_flags() -> frozenset[str]:
-    """What the processor says it can do; empty where the system does not tell (only Linux does)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), ":")
-    return frozenset(line.split(":", 1)[1].split())
-
-
-def cpu_name() -> str:
-    """The processor's own name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return named[0] if named else platform.machine()
-
-
-def memory_gb() -> float:
-    """Physical memory, GB (1e9 bytes)."""
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-
-
 WORKERS = ("torch", "torchvision", "onnxruntime", "openvino", "nncf", "torch-pruning", "onnx", "numpy")
 
 
@@ -228,7 +201,7 @@ def this_machine(gpu: str = "") -> Machine:
     return Machine(
         cpu=cpu_name(),
         flags=tuple(flag for flag in SPEED_FLAGS if flag in cpu_flags()),
-        threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads=cores(),
         memory_gb=memory_gb(),
         gpu=gpu,
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",

@@ -18,7 +18,6 @@ numpy is imported at the top: a process that serves a file by ONNX Runtime or Op
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.errors import ArtifactError, MissingExtra
+from winnow.errors import MissingExtra
+from winnow.model_file import MODEL, check_exists, damaged, open_session
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +39,7 @@ Layout = Literal["contiguous", "channels_last", "file"]
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """uint8 pixels (N, S, S, 3) -> float32 logits (N, classes)."""
 
-MODEL = "model.onnx"
 PYTORCH = ("eager", "compile")
-BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 COMPILED_GRAPHS = 256
 """torch.compile keeps one graph per model, batch, precision and thread count; beyond its default of 8 it would quietly
 run eager code instead."""
@@ -63,18 +61,6 @@ class NotHere(Exception):
     """This machine cannot run the runtime; the message says why. Caught by the benchmark, which lists it."""
 
 
-def all_threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def has_fast_bf16() -> bool:
-    """Whether the processor multiplies bf16 in hardware; elsewhere it is emulated and slower than f32."""
-    from winnow.records import cpu_flags
-
-    return bool(BF16_FLAGS & cpu_flags())
-
-
 def has_compiler() -> bool:
     """Whether torch.compile finds the C++ compiler that it calls."""
     return shutil.which("g++") is not None
@@ -86,20 +72,7 @@ def open_cell(folder: Path, cell: Cell) -> Predict:
 
 
 def _onnxruntime(folder: Path, cell: Cell) -> Predict:
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingExtra("onnxruntime", "runtimes") from error
-    path = _existing(folder / MODEL)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cell.threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    ort = onnxruntime.capi.onnxruntime_pybind11_state
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NoSuchFile) as error:
-        raise _damaged(path, error) from error
+    session = open_session(folder / MODEL, cell.threads)
     name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -114,12 +87,13 @@ def _openvino(folder: Path, cell: Cell) -> Predict:
         import openvino
     except ModuleNotFoundError as error:
         raise MissingExtra("openvino", "runtimes") from error
-    path = _existing(folder / MODEL)
+    path = folder / MODEL
+    check_exists(path)
     core = openvino.Core()
     try:
         model = core.read_model(str(path))
     except RuntimeError as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     model.reshape([cell.batch, *list(model.input(0).partial_shape)[1:]])
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -219,17 +193,6 @@ def _image_size(folder: Path) -> int:
     from winnow.models.backbones import load_architecture
 
     return load_architecture(folder).image_size
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing; run the step that makes it (winnow status shows which)")
-    return path
-
-
-def _damaged(path: Path, error: Exception) -> ArtifactError:
-    told = " ".join(str(error).split())[:200]
-    return ArtifactError(f"{path} is damaged ({told}); delete its folder and run winnow again")
 
 
 OPENERS: dict[Runtime, Callable[[Path, Cell], Predict]] = {

@@ -29,8 +29,8 @@ from torch import nn
 from winnow.config import Optimiser
 from winnow.data.batches import Batches
 from winnow.errors import ArtifactError, TrainingError
+from winnow.machine import has_fast_bf16
 from winnow.progress import duration
-from winnow.records import cpu_flags
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def bf16_is_fast() -> bool:
     """Whether bf16 multiplies run in hardware here."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+    return has_fast_bf16()
 
 
 def learning_rate_at(step: int, plan: Plan) -> float:

@@ -21,7 +21,8 @@ from winnow.benchmarking import (
     visiting_order,
 )
 from winnow.config import Benchmark
-from winnow.runtimes import Cell, NotHere, Predict, has_fast_bf16
+from winnow.machine import has_fast_bf16
+from winnow.runtimes import Cell, NotHere, Predict
 
 Array = np.ndarray
 SETTINGS = Benchmark(large_batch=8, samples=20, rounds=4)

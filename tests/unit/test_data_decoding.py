@@ -24,13 +24,13 @@ from winnow.data.decoding import (
     Item,
     decode_all,
     decode_chunk,
-    workers,
 )
 from winnow.data.images import decode
 from winnow.errors import DataError
+from winnow.machine import cores
 
 needs_cores = pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity") or workers() < 2, reason="processes are used from two cores on"
+    not hasattr(os, "sched_setaffinity") or cores() < 2, reason="processes are used from two cores on"
 )
 
 
@@ -91,7 +91,7 @@ def test_processes_give_what_one_process_gives(tmp_path: Path) -> None:
     items = some_items(300, tmp_path)
     spread = together(list(decode_all(items, len(items), 8)))
     with on_one_core():
-        assert workers() == 1
+        assert cores() == 1
         assert together(list(decode_all(items, len(items), 8))) == spread
 
 
@@ -108,7 +108,7 @@ def test_few_files_are_under_way(side: int) -> None:
 
     with closing(decode_all(stream(), 2000, side)) as decoded:
         first = next(decoded)
-        under_way = workers() * CHUNKS_PER_WORKER
+        under_way = cores() * CHUNKS_PER_WORKER
         assert len(first.items) == min(MAX_CHUNK, CHUNK_BYTES // (side * side * 3))
         assert taken <= under_way * len(first.items)
     assert taken < 2000

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 
 from winnow import errors
 from winnow.errors import ArtifactError, MissingExtra, WinnowError
+from winnow.machine import cpu_flags
 from winnow.records import (
     RECORD,
     Gate,
     Machine,
     StepRecord,
     Verdict,
-    cpu_flags,
     describe,
     publish,
     read_json,

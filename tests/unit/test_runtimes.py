@@ -16,9 +16,9 @@ from tests.closure import ROOT
 from winnow.data.images import VALIDATION, ImageSet
 from winnow.errors import ArtifactError, MissingExtra
 from winnow.export import export_onnx
+from winnow.machine import cores, cpu_flags, has_fast_bf16
 from winnow.models.backbones import Architecture, build, load_model, save_model
-from winnow.records import cpu_flags
-from winnow.runtimes import Cell, NotHere, all_threads, has_fast_bf16, open_cell, set_torch_threads
+from winnow.runtimes import Cell, NotHere, open_cell, set_torch_threads
 
 BATCH = 12
 CELLS = {
@@ -184,5 +184,5 @@ def test_threads_and_flags() -> None:
     before = torch.get_num_threads()
     assert set_torch_threads(1) == before
     assert (torch.get_num_threads(), set_torch_threads(before)) == (1, 1)
-    assert all_threads() == len(os.sched_getaffinity(0))
+    assert cores() == len(os.sched_getaffinity(0))
     assert has_fast_bf16() == bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})

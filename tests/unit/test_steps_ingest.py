@@ -17,10 +17,10 @@ from PIL import Image
 from tests.closure import ROOT
 from tests.conftest import CLASSES, SIZE, draw, tiny_params
 from winnow.config import Config, check_config
-from winnow.data.decoding import workers
 from winnow.data.images import TEST, TRAIN, VALIDATION, decode, load_images
 from winnow.data.splits import label_budget
 from winnow.errors import DataError
+from winnow.machine import cores
 from winnow.records import StepRecord, read_record
 from winnow.steps.ingest import FILES, ingest
 
@@ -73,7 +73,7 @@ def test_same_images_same_bytes_wherever_they_lie(image_folder: Path, tmp_path: 
     assert str(tmp_path).encode() not in b"".join(content(tmp_path / "one").values())
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or workers() < 2, reason="needs two cores")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or cores() < 2, reason="needs two cores")
 def test_one_process_and_many_give_the_same_bytes(tmp_path: Path) -> None:
     for index in range(150):
         add(tmp_path / "photos" / CLASSES[index % 3] / f"{index}.png", index)

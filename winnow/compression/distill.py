@@ -14,6 +14,7 @@ from winnow.compression.inputs import Inputs
 from winnow.compression.recovery import recover
 from winnow.config import Distill
 from winnow.export import export_onnx
+from winnow.model_file import MODEL
 from winnow.models.backbones import build, check_backbone, load_model, save_model
 
 
@@ -28,5 +29,5 @@ def distill(settings: Distill, inputs: Inputs, folder: Path) -> dict[str, Any]:
         model = build(architecture, seed=settings.recovery.seed)
     curves = recover(model, settings.recovery, inputs)
     save_model(folder, model, architecture)
-    export_onnx(model, architecture, folder / "model.onnx")
+    export_onnx(model, architecture, folder / MODEL)
     return {"curves": curves, "teacher": settings.recovery.teacher}

@@ -23,6 +23,7 @@ from winnow.compression.recovery import recover
 from winnow.config import Prune
 from winnow.errors import ConfigError, MissingExtra
 from winnow.export import export_onnx
+from winnow.model_file import MODEL
 from winnow.models.backbones import Architecture, load_model, save_model
 from winnow.models.heads import head_path
 
@@ -35,7 +36,7 @@ def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
     after = sum(parameter.numel() for parameter in model.parameters())
     curves = recover(model, settings.recovery, inputs)
     save_model(folder, model, architecture)
-    export_onnx(model, architecture, folder / "model.onnx")
+    export_onnx(model, architecture, folder / MODEL)
     return {"curves": curves, "parameters_before": before, "parameters_after": after}
 
 

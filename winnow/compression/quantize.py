@@ -23,6 +23,7 @@ from winnow.config import Quantize
 from winnow.data.images import TRAIN
 from winnow.errors import ConfigError, MissingExtra
 from winnow.export import INPUT, load_onnx, save_onnx
+from winnow.model_file import MODEL
 from winnow.models.backbones import ARCHITECTURE, load_architecture
 from winnow.records import write_json
 
@@ -33,7 +34,7 @@ def quantize(settings: Quantize, inputs: Inputs, folder: Path) -> dict[str, Any]
     """Quantize the parent's file and leave model.onnx in `folder` -> details."""
     architecture = load_architecture(inputs.parent)
     write_json(folder / ARCHITECTURE, architecture.model_dump(mode="json"))
-    source, target = inputs.parent / "model.onnx", folder / "model.onnx"
+    source, target = inputs.parent / MODEL, folder / MODEL
     if settings.scheme == "dynamic":
         _dynamic(source, target)
         return {"calibration_images": 0}

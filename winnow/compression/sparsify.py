@@ -17,6 +17,7 @@ from winnow.compression.inputs import Inputs
 from winnow.compression.recovery import recover
 from winnow.config import Sparsify
 from winnow.export import export_onnx
+from winnow.model_file import MODEL
 from winnow.models.backbones import load_model, save_model
 
 Masks = dict[str, torch.Tensor]
@@ -33,7 +34,7 @@ def sparsify(settings: Sparsify, inputs: Inputs, folder: Path) -> dict[str, Any]
 
     curves = recover(model, settings.recovery, inputs, after_step=hold)
     save_model(folder, model, architecture)
-    export_onnx(model, architecture, folder / "model.onnx")
+    export_onnx(model, architecture, folder / MODEL)
     kept = sum(int(mask.sum()) for mask in masks.values())
     return {"curves": curves, "masked_share": 1 - kept / sum(mask.numel() for mask in masks.values())}
 

@@ -1,14 +1,14 @@
 """Files to pixels on all cores, in order, with a bounded number of files under way.
 
 Worker processes are spawned, not forked (torch and Prefect run threads that do not survive a fork), and import only
-this file and images.py: numpy and Pillow, not torch. Memory is bounded by the files under way, not by their number.
+this file and what it imports: numpy and Pillow, not torch. Memory is bounded by the files
+under way, not by their number.
 """
 
 from __future__ import annotations
 
 import itertools
 import multiprocessing
-import os
 import stat
 import warnings
 from collections import deque
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from winnow.data.images import decode
 from winnow.errors import DataError
+from winnow.machine import cores
 
 MAX_FILE_BYTES = 200_000_000
 CHUNK_BYTES = 4_000_000
@@ -61,17 +62,12 @@ class Decoded:
 Result = tuple[list[int], NDArray[np.uint8], NDArray[np.uint8], dict[int, str]]
 
 
-def workers() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[Decoded, None, None]:
     """Decode `count` items, in their order. Close the generator to stop early.
 
     Raises DataError when a worker process dies.
     """
-    stream, processes = iter(items), workers()
+    stream, processes = iter(items), cores()
     fair = -(-count // (processes * CHUNKS_PER_WORKER))
     size = max(1, min(MAX_CHUNK, fair, CHUNK_BYTES // (image_size * image_size * 3)))
     chunks = iter(lambda: list(itertools.islice(stream, size)), [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from winnow.config import CONTROL, ROOT
+from winnow.model_file import MODEL
 from winnow.reporting.candidates import RUNTIMES, span
 from winnow.reporting.facts import Facts
 from winnow.reporting.html import (
@@ -170,7 +171,7 @@ def _files(facts: Facts) -> Html:
     """Digests: which files these figures belong to."""
     rows = []
     for name, record in facts.candidates.items():
-        digest = next((file.sha256 for file in record.artifacts if file.name == "model.onnx"), MISSING)
+        digest = next((file.sha256 for file in record.artifacts if file.name == MODEL), MISSING)
         rows.append(Row([name, tag("code", digest)]))
     images = next((file.sha256 for file in facts.data.artifacts if file.name == "images.npy"), MISSING)
     rows.append(Row([two_lines("images", "pixels, as decoded"), tag("code", images)]))

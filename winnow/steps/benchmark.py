@@ -15,8 +15,9 @@ from winnow.data.images import VALIDATION, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import load_logits
 from winnow.footprint import footprint
+from winnow.machine import cores, has_fast_bf16
 from winnow.records import StepRecord, publish, read_record, record_digest, this_machine, write_record
-from winnow.runtimes import Cell, all_threads, has_fast_bf16, open_cell
+from winnow.runtimes import Cell, open_cell
 from winnow.speedups import attribution, baselines, best, figures
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     records = {name: read_record(candidates / name) for name in (ROOT, *in_order(dict(config.candidates)))}
     int8 = {name: record.details["precision"] == "int8" for name, record in records.items()}
     ancestors = {name: _float_ancestor(record.details["lineage"], int8) for name, record in records.items()}
-    gpu, threads = _gpu(), all_threads()
+    gpu, threads = _gpu(), cores()
     pixels_NHWC, answers = _checked_images(data, candidates, list(records))
     cells = plan(int8, settings, threads, cuda=bool(gpu))
     outcome = measure(cells, lambda cell: open_cell(candidates / cell.candidate, cell), pixels_NHWC, answers, settings)

@@ -12,7 +12,8 @@ from winnow.data.images import load_images
 from winnow.data.splits import label_budget, visible_labels
 from winnow.errors import ConfigError
 from winnow.evaluation import LOGITS
-from winnow.finishing import CARD, MODEL, finish
+from winnow.finishing import CARD, finish
+from winnow.model_file import MODEL
 from winnow.models.backbones import ARCHITECTURE, WEIGHTS
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, write_record
 

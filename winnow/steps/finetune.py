@@ -23,6 +23,7 @@ from winnow.evaluation import paired_gain
 from winnow.export import export_onnx
 from winnow.finetuning import State, Trained, foreign_backbone, linear_probe, start, train_arms
 from winnow.finishing import finish
+from winnow.model_file import MODEL
 from winnow.models.backbones import ARCHITECTURE, WEIGHTS, load_architecture, save_model
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, sha256_of, write_record
 
@@ -50,7 +51,7 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
     arm_details, arm_metrics = _compare(chosen, tried, main, probe)
     with publish(out) as folder:
         save_model(folder, dense.model, architecture)
-        export_onnx(dense.model, architecture, folder / "model.onnx")
+        export_onnx(dense.model, architecture, folder / MODEL)
         budget = label_budget(images, config.data.label_budget, settings.seeds[0])
         metrics, details = finish(
             folder, name=ROOT, method="finetune", lineage=[ROOT], images=images, budget=budget, dense=None
@@ -62,7 +63,7 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
             inputs=inputs,
             metrics={**metrics, **arm_metrics},
             details={**details, "arms": arm_details, "curves": dense.curves},
-            artifacts=describe(folder, "model.onnx", "card.json", "validation_logits.npy", WEIGHTS, ARCHITECTURE),
+            artifacts=describe(folder, MODEL, "card.json", "validation_logits.npy", WEIGHTS, ARCHITECTURE),
         )
         write_record(folder, record)
     return record

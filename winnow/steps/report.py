@@ -21,12 +21,12 @@ from winnow.data.images import TEST, ImageSet, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import agreement, paired_drop, quality
 from winnow.inference import predict_file
+from winnow.model_file import MODEL
 from winnow.records import StepRecord, describe, publish, record_digest, write_json, write_record
 from winnow.reporting.facts import Facts, read_facts
 from winnow.reporting.page import LastLook, page
 
 log = logging.getLogger(__name__)
-MODEL = "model.onnx"
 PAGE = "report.html"
 VERSION_LENGTH = 16
 UNTESTED = "there is no labelled test image: every figure of this run is of the validation split"
