@@ -63,11 +63,16 @@ def _parse(arguments: list[str]) -> tuple[str, str]:
 
 
 def run_step(config: Config, places: settings.Places, step: str, name: str) -> StepRecord:
-    """Run a step on the project's folders; its checkpoints are removed once it has ended well."""
+    """Run a step on the project's folders; its checkpoints are removed once it has ended well.
+
+    Those of a training that was given up go first: whoever follows the step's curves would take them for its own.
+    """
     scratch = places.checkpoints / f"{name}-{_fingerprint(config, places, step, name)}"
-    record = _call(config, places, step, name, scratch)()
     for folder in places.checkpoints.glob(f"{name}-????????????????"):
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder != scratch:
+            shutil.rmtree(folder, ignore_errors=True)
+    record = _call(config, places, step, name, scratch)()
+    shutil.rmtree(scratch, ignore_errors=True)
     versions = places.hidden / "versions"
     versions.mkdir(parents=True, exist_ok=True)
     write_json(versions / f"{name}.json", this_machine().versions)
@@ -83,7 +88,7 @@ def _call(config: Config, places: settings.Places, step: str, name: str, scratch
     if step == "ingest":
         from winnow.steps.ingest import ingest
 
-        return lambda: ingest(config, data, places.hidden / "downloads")
+        return lambda: ingest(config, data, places.hidden)
     if step == "pretrain":
         from winnow.steps.pretrain import pretrain
 
@@ -123,6 +128,8 @@ def _fingerprint(config: Config, places: settings.Places, step: str, name: str) 
         inputs.append(at / "candidates" / parent)
     parts = [json.dumps([config.data.label_budget, repr(section), config.finetune.seeds[0]])]
     parts += [record_digest(folder) for folder in inputs]
+    if step == "finetune":
+        parts.append(sha256_of(places.root / config.finetune.weights))
     library = Path(__file__).resolve().parent.parent / "winnow"
     parts += [sha256_of(path) for path in sorted(library.rglob("*.py"))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -112,24 +112,27 @@ def _failure(label: str, lines: list[str], status: int) -> str:
 
 
 def _follow(places: Places, label: str, run_id: str, ended: threading.Event) -> None:
-    """Every two seconds: new rows of curves to MLflow."""
-    sent: dict[str, int] = {}
+    """Every two seconds: new rows of curves to MLflow. A file that an earlier training left is not this one's yet."""
+    sent: dict[Path, int] = {}
+    started = time.time()
     while True:
         last = ended.wait(FOLLOW_SECONDS)
         for path in sorted(places.checkpoints.glob(f"{label}-????????????????/*.curves.jsonl")):
-            rows = _rows(path)
-            name = path.name.removesuffix(".curves.jsonl")
-            if len(rows) > sent.get(name, 0):
+            rows, known = _rows(path, started), sent.get(path, 0)
+            if len(rows) > known:
+                name = path.name.removesuffix(".curves.jsonl")
                 prefix = "" if name in ("pretrain", "recovery") else name
-                tracking.log_curves(places, run_id, rows, sent.get(name, 0), prefix)
-                sent[name] = len(rows)
+                tracking.log_curves(places, run_id, rows, known, prefix)
+                sent[path] = len(rows)
         if last:
             return
 
 
-def _rows(path: Path) -> list[dict[str, float]]:
+def _rows(path: Path, since: float) -> list[dict[str, float]]:
     """Curves written so far; the file is replaced whole, but may vanish with its folder."""
     try:
+        if path.stat().st_mtime < since:
+            return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return []
