@@ -14,11 +14,13 @@ from pydantic import ValidationError
 
 from tests.closure import ROOT
 from tests.conftest import OPTIMISER, RECOVERY, tiny_params
-from winnow.config import Config, NoPretraining, Prune, check_config, in_order, load_config
+from winnow.config import Config, NoPretraining, Prune, Recovered, check_config, in_order, load_config
 from winnow.errors import ConfigError
 
 INT8 = {"from": "dense", "method": "quantize"}
 PRUNE = {"from": "dense", "method": "prune", "channels": 0.3, "recovery": RECOVERY}
+ALONE = RECOVERY | {"teacher": "none", "images": "labelled"}
+SELF = {"from": "dense", "method": "distill", "recovery": RECOVERY}
 NOT_A_NUMBER = "write it with a decimal point and a signed exponent, as in 1.0e-1"
 
 
@@ -170,6 +172,22 @@ def test_the_parent_is_called_from_as_dvc_reads_it() -> None:
         ),
         ({"q": INT8, "r": INT8 | {"from": "q"}}, {"candidates.r.from": "'q' is quantized"}),
         ({"dense": INT8}, {"candidates.dense": "the root of the tree"}),
+        *[
+            ({name: INT8}, {f"candidates.{name}": f"step or its folder; call the candidate {name}-1"})
+            for name in ("data", "ingest", "pretrain", "finetune", "benchmark", "select", "report")
+        ],
+        ({"dense-kd": INT8}, {"candidates.dense-kd.method": "'dense' trained on .* must be distill"}),
+        (
+            {
+                "dense-kd": SELF | {"from": "p", "student": "resnet8", "recovery": ALONE},
+                "p": PRUNE,
+            },
+            {
+                "candidates.dense-kd.from": "must be dense, not 'p'",
+                "candidates.dense-kd.student": "must be same, not 'resnet8'",
+                "candidates.dense-kd.recovery.teacher": "must be dense, not 'none'",
+            },
+        ),
         *[({name: INT8}, {f"candidates.{name}": "no usable name"}) for name in ("A", "a_b", "-a", "a--b", "a/b", "ä")],
     ],
 )
@@ -179,6 +197,12 @@ def test_the_tree(candidates: dict[str, Any], expected: dict[str, str]) -> None:
         found.pop("finetune.epochs", None)
         assert set(found) == set(expected)
         assert all(re.search(message, found[path]) for path, message in expected.items())
+
+
+def test_what_is_trained_on_is_told_by_its_type(tiny_config: Config) -> None:
+    recovered = {name for name, candidate in tiny_config.candidates.items() if isinstance(candidate, Recovered)}
+    assert recovered == {"pruned", "sparse", "student", "student-alone", "dense-kd"}
+    assert check_config(changed(candidates={"dense-kd": SELF})).candidates["dense-kd"].parent == "dense"
 
 
 def test_parents_come_before_children() -> None:

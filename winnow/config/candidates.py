@@ -16,6 +16,8 @@ from winnow.config.section import Augmentation, Count, Fraction, Number, Optimis
 ROOT = "dense"
 CONTROL = "dense-kd"
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+TAKEN = frozenset({"data", "ingest", "pretrain", "finetune", "benchmark", "select", "report"})
+"""Steps and their folders: records, checkpoints and runs go by name."""
 
 
 class Recovery(Section):
@@ -47,7 +49,13 @@ class Candidate(Section):
     parent: str = Field(alias="from")
 
 
-class Prune(Candidate):
+class Recovered(Candidate):
+    """What the methods that train share."""
+
+    recovery: Recovery
+
+
+class Prune(Recovered):
     """Remove channels by importance (torch-pruning), then recover."""
 
     method: Literal["prune"]
@@ -57,15 +65,13 @@ class Prune(Candidate):
     """No layer loses more than this share."""
     round_to: Count = 8
     """Channel counts stay multiples of this: odd counts are slow."""
-    recovery: Recovery
 
 
-class Sparsify(Candidate):
+class Sparsify(Recovered):
     """Set the smallest weights and biases to zero and hold them there: smaller when zipped, not faster."""
 
     method: Literal["sparsify"]
     sparsity: Annotated[Number, Field(gt=0, lt=1)]
-    recovery: Recovery
 
 
 class Quantize(Candidate):
@@ -79,7 +85,7 @@ class Quantize(Candidate):
     seed: Seed = 0
 
 
-class Distill(Candidate):
+class Distill(Recovered):
     """Teach a student. `student: same` is the parent itself, trained on: the control for every recovery."""
 
     method: Literal["distill"]
@@ -87,7 +93,6 @@ class Distill(Candidate):
     """same, or a backbone's name."""
     width: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """Scales the channels of a resnet8 student."""
-    recovery: Recovery
 
     @model_validator(mode="after")
     def _width_fits(self) -> Distill:
@@ -101,11 +106,13 @@ AnyCandidate = Annotated[Prune | Sparsify | Quantize | Distill, Field(discrimina
 
 def tree_errors(candidates: dict[str, Candidate]) -> list[tuple[str, str]]:
     """What is wrong with the tree as a whole: (dotted path, message) pairs, empty when it is sound."""
-    found: list[tuple[str, str]] = []
+    found = _control_errors(candidates.get(CONTROL))
     for name, candidate in candidates.items():
         here = f"candidates.{name}"
         if not NAME.fullmatch(name):
             found.append((here, f"{name!r} is no usable name: small letters, digits and single hyphens ([a-z0-9-]+)"))
+        if name in TAKEN:
+            found.append((here, f"{name!r} is the name of a step or its folder; call the candidate {name}-1, say"))
         if name == ROOT:
             found.append((here, f"{ROOT!r} is the fine-tuned model itself, the root of the tree; choose another name"))
             continue
@@ -125,6 +132,26 @@ def tree_errors(candidates: dict[str, Candidate]) -> list[tuple[str, str]]:
         if _in_cycle(name, candidates):
             found.append((f"{here}.from", f"{name!r} descends from itself; every chain must end at {ROOT!r}"))
     return found
+
+
+def _control_errors(control: Candidate | None) -> list[tuple[str, str]]:
+    """Drops are counted against the control, so it must be dense trained on and nothing else."""
+    if control is None:
+        return []
+    here = f"candidates.{CONTROL}"
+    why = f"{CONTROL!r} is the control, {ROOT!r} trained on with itself as teacher"
+    if not isinstance(control, Distill):
+        return [(f"{here}.method", f"{why}: it must be distill; or give the candidate another name")]
+    wanted = (
+        ("from", control.parent, ROOT),
+        ("student", control.student, "same"),
+        ("recovery.teacher", control.recovery.teacher, ROOT),
+    )
+    return [
+        (f"{here}.{key}", f"{why}: it must be {needed}, not {value!r}; or give the candidate another name")
+        for key, value, needed in wanted
+        if value != needed
+    ]
 
 
 def _in_cycle(name: str, candidates: dict[str, Candidate]) -> bool:
