@@ -122,7 +122,7 @@ def measure(config: Config, data: Path, champion: tuple[Path, Card], challenger:
         pixels_NHWC = np.ascontiguousarray(images.images_NHWC[indices[at]])
         values = _time([champion, challenger], config, pixels_NHWC, [answers_V[at] for answers_V in answers])
     return Contest(
-        drop=paired_drop(theirs, own, policy.bootstrap_samples) if scored_V.any() else None,
+        drop=paired_drop(theirs, own) if scored_V.any() else None,
         agreement=float((answers[0] == answers[1]).mean()),
         champion=values[0],
         challenger=values[1],

@@ -62,8 +62,7 @@ def plan(int8: Mapping[str, bool], settings: Benchmark, threads: int, cuda: bool
             for name, is_int8 in int8.items():
                 kinds = _file_kinds(is_int8)
                 if not is_int8 and (name == ROOT or settings.grid == "full"):
-                    compiled = settings.grid == "full" or count == threads
-                    kinds += _torch_kinds(compiled, cuda and count == threads)
+                    kinds += _torch_kinds(cuda and count == threads)
                 cells += [Cell(name, *kind, batch=batch, threads=count) for kind in kinds]
     return cells
 
@@ -75,12 +74,11 @@ def _file_kinds(is_int8: bool) -> list[tuple[Runtime, Precision, Layout]]:
     return [*kinds, ("openvino", "bf16", "file")] if has_fast_bf16() else kinds
 
 
-def _torch_kinds(compiled: bool, cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:
+def _torch_kinds(cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:
     precisions: list[Precision] = ["f32", "bf16"] if has_fast_bf16() else ["f32"]
     layouts: tuple[Layout, ...] = ("contiguous", "channels_last")
     kinds: list[tuple[Runtime, Precision, Layout]] = [("eager", how, at) for how in precisions for at in layouts]
-    if compiled:
-        kinds += [("compile", how, "channels_last") for how in precisions]
+    kinds += [("compile", how, "channels_last") for how in precisions]
     if cuda:
         kinds += [("eager-cuda", "f32", "channels_last"), ("eager-cuda", "bf16", "channels_last")]
     return kinds
@@ -151,9 +149,17 @@ def _needed(cell: Cell) -> float:
 
 def agreement(predict: Predict, batch: int, pixels_NHWC: NDArray[np.uint8], answers_N: NDArray[np.int64]) -> float:
     """Share of images for which `predict`, called in full batches, names the class in `answers_N`."""
-    count = len(pixels_NHWC)
-    given = [predict(_cut(pixels_NHWC, at, batch)).argmax(1) for at in range(0, count, batch)]
-    return float((np.concatenate(given)[:count] == answers_N).mean())
+    logits_NC = answer_all(predict, batch, pixels_NHWC, np.arange(len(pixels_NHWC)))
+    return float((logits_NC.argmax(1) == answers_N).mean())
+
+
+def answer_all(
+    predict: Predict, batch: int, images_NHWC: NDArray[np.uint8], indices_N: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Logits (N, C) of the named images, called in full batches: the last one begins again at the front."""
+    count = len(indices_N)
+    wanted = (indices_N[np.arange(at, at + batch) % count] for at in range(0, count, batch))
+    return np.concatenate([predict(np.ascontiguousarray(images_NHWC[chosen_B])) for chosen_B in wanted])[:count]
 
 
 def _cut(pixels_NHWC: NDArray[np.uint8], at: int, batch: int) -> NDArray[np.uint8]:

@@ -181,6 +181,14 @@ def test_the_seed_decides(name: str) -> None:
     assert not torch.equal(found[0], found[2])
 
 
+def test_augment_is_float32_also_inside_autocast() -> None:
+    torch.manual_seed(0)
+    expected = augment(photos(), ALL)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(augment(photos(), ALL), expected, rtol=0, atol=0)
+
+
 def test_augment_without_anything_only_normalises() -> None:
     images = photos()
     nothing = Augmentation(crop_scale_min=1.0, flip=False, jitter=0.0, grayscale=0.0)

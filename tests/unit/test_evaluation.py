@@ -6,7 +6,7 @@ from scipy.stats import binomtest, ttest_rel
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 
 from winnow.evaluation import (
-    Drop,
+    Z95,
     agreement,
     calibration,
     paired_drop,
@@ -63,40 +63,66 @@ def right_and_wrong(count: int = 300) -> tuple[np.ndarray, np.ndarray]:
     return reference, np.where(rng.random(count) < 0.15, ~reference, reference)
 
 
+def pairs(lost: int, won: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(reference right, child right) with so many images that only one of them has right."""
+    numbers = np.arange(count)
+    return numbers >= won, (numbers < won) | (numbers >= won + lost)
+
+
 def test_drop_against_resampling_every_image() -> None:
     reference, child = right_and_wrong()
-    ours = paired_drop(reference, child, 20_000, seed=1)
+    ours = paired_drop(reference, child)
     rng = np.random.default_rng(2)
     chosen = rng.integers(0, len(child), (20_000, len(child)))
     drops = (reference[chosen].mean(1) - child[chosen].mean(1)) * 100
     low, high = np.percentile(drops, [2.5, 97.5])
     assert ours.points == pytest.approx((reference.mean() - child.mean()) * 100)
-    # One image is a third of a point: the two sets of draws may differ by one.
-    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.34)
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.34)  # one image is a third of a point
     assert ours.low < ours.points < ours.high
 
 
-def test_drop_is_deterministic_and_mirrors_when_swapped() -> None:
-    reference, child = right_and_wrong()
-    drop = paired_drop(reference, child, 5000)
-    assert drop == paired_drop(reference, child, 5000)
-    assert paired_drop(reference, child, 20, seed=1) != paired_drop(reference, child, 20, seed=2)
-    swapped = paired_drop(child, reference, 5000)
-    assert swapped.points == -drop.points
-    assert (-swapped.high, -swapped.low) == pytest.approx((drop.low, drop.high), abs=0.34)
+def test_drop_of_a_published_example() -> None:
+    # Airway hyper-responsiveness before and after transplantation; Fagerland, Lydersen and Laake 2014, table 6.
+    drop = paired_drop(*pairs(lost=1, won=7, count=21))
+    assert (drop.points, drop.low, drop.high) == pytest.approx((-28.6, -51.7, -2.6), abs=0.05)
 
 
-def test_drop_looks_at_pairs_alone() -> None:
+@pytest.mark.parametrize("count", [30, 2000])
+def test_drop_of_equal_answers_is_still_uncertain(count: int) -> None:
+    drop = paired_drop(*pairs(0, 0, count))
+    end = Z95**2 / (count + Z95**2) * 100  # in closed form
+    assert (drop.points, drop.low, drop.high) == pytest.approx((0.0, -end, end), abs=1e-6)
+
+
+@pytest.mark.parametrize(("lost", "won", "count"), [(0, 5, 5), (5, 0, 5), (1, 0, 1), (3, 3, 6)])
+def test_drop_of_extremes_stays_possible(lost: int, won: int, count: int) -> None:
+    drop = paired_drop(*pairs(lost, won, count))
+    assert -100 <= drop.low <= drop.points <= drop.high <= 100
+
+
+def test_drop_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(7)
+    lost, won = 0.03, 0.01
+    inside = 0
+    for _ in range(600):
+        draw = rng.random(150)
+        drop = paired_drop(draw >= won, (draw < won) | (draw >= won + lost))
+        inside += drop.low <= (lost - won) * 100 <= drop.high
+    assert inside / 600 == pytest.approx(0.95, abs=0.025)
+
+
+def test_drop_looks_at_pairs_alone_and_mirrors_when_swapped() -> None:
     reference, child = right_and_wrong()
-    assert paired_drop(child, child, 200) == Drop(0.0, 0.0, 0.0)
+    drop, swapped = paired_drop(reference, child), paired_drop(child, reference)
+    assert (-swapped.high, -swapped.points, -swapped.low) == pytest.approx((drop.low, drop.points, drop.high))
     order = np.random.default_rng(0).permutation(len(child))
-    assert paired_drop(reference[order], child[order], 500) == paired_drop(reference, child, 500)
+    assert paired_drop(reference[order], child[order]) == drop
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 2)])
 def test_drop_wants_the_same_images(first: int, second: int) -> None:
     with pytest.raises(ValueError, match="same images"):
-        paired_drop(np.ones(first, bool), np.ones(second, bool), 200)
+        paired_drop(np.ones(first, bool), np.ones(second, bool))
 
 
 def test_gain_equals_the_paired_t_test() -> None:

@@ -19,8 +19,8 @@ def row(candidate: str, runtime: str, precision: str, p50_ms: float, **other: An
 
 ROWS = [
     row("dense", "eager", "f32", 12.0, layout="contiguous"),
-    row("dense", "eager", "f32", 10.0, layout="channels_last"),
-    row("dense", "eager", "f32", 9.0, layout="channels_last", threads=1),
+    row("dense", "eager", "f32", 11.0, layout="channels_last"),
+    row("dense", "eager", "f32", 10.0, layout="channels_last", threads=1),
     row("dense", "compile", "bf16", 6.0),
     row("dense", "ort", "f32", 5.0),
     row("dense", "openvino", "f32", 4.5, threads=1),
@@ -37,11 +37,11 @@ ROWS = [
 ]
 
 
-def test_baselines_take_the_better_layout_and_all_threads() -> None:
+def test_baselines_take_the_better_layout_and_number_of_threads() -> None:
     found = baselines(ROWS, 1)
     assert {kind: at["p50_ms"] for kind, at in found.items()} == {"eager": 10.0, "pytorch": 6.0, "float": 3.0}
     assert found["eager"]["layout"] == "channels_last"
-    assert found["eager"]["threads"] == 2  # 9 ms on one thread is what somebody could have, not what users have
+    assert found["eager"]["threads"] == 1  # files are searched over threads too: a baseline must not be easier to beat
     turned = [at | {"p50_ms": 8.0} if at["layout"] == "contiguous" else at for at in ROWS]
     assert baselines(turned, 1)["eager"]["layout"] == "contiguous"
 

@@ -61,14 +61,14 @@ def test_the_same_inputs_give_the_same_bytes(artifacts: Path) -> None:
 
 
 def test_drops_are_paired_on_the_validation_images(artifacts: Path) -> None:
-    record = run(artifacts, configured(bootstrap_samples=300))
+    record = run(artifacts, configured())
     images = load_images(artifacts / "data")
     labels = images.labels_N[images.indices(VALIDATION)]
     right = {
         name: np.load(artifacts / "candidates" / name / "validation_logits.npy").argmax(1) == labels
         for name in ("dense", "student")
     }
-    expected = paired_drop(right["dense"], right["student"], 300)
+    expected = paired_drop(right["dense"], right["student"])
     assert record.details["drops"]["student"] == {"points": expected.points, "low": expected.low, "high": expected.high}
     assert expected.points == pytest.approx(3 / 60 * 100)
     assert not gates(record, "student")["drop"]["passed"]
@@ -179,3 +179,17 @@ def test_a_tree_of_dense_alone(artifacts: Path) -> None:
     record = run(artifacts, check_config(params))
     assert (record.details["winner"], record.details["verdicts"]) == (None, [])
     assert record.details["front"] == ["dense"]
+
+
+def test_judged_by_the_answers_of_the_runtime_that_will_serve(artifacts: Path) -> None:
+    path = artifacts / "benchmark" / "pruned-int8-openvino-int8.npy"
+    answers = np.load(path)
+    np.save(path, np.roll(answers, 1, axis=1))  # as fast, and never right
+    record = run(artifacts)
+    assert record.details["served"]["pruned-int8"]["runtime"] == "openvino"
+    assert not gates(record, "pruned-int8")["drop"]["passed"]
+    assert not gates(record, "pruned-int8")["agreement"]["passed"]
+    assert record.details["winner"] != "pruned-int8"
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"pruned-int8-openvino-int8\.npy is missing"):
+        run(artifacts, out="again")

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from winnow.config.backbones import Student
 from winnow.config.section import Augmentation, Count, Fraction, Number, Optimiser, Positive, Section, Seed
 
 ROOT = "dense"
@@ -89,7 +90,7 @@ class Distill(Recovered):
     """Teach a student. `student: same` is the parent itself, trained on: the control for every recovery."""
 
     method: Literal["distill"]
-    student: str = "same"
+    student: Student = "same"
     """same, or a backbone's name."""
     width: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """Scales the channels of a resnet8 student."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from winnow.config.section import Fraction, Integer, Number, Positive, Section
+from winnow.config.section import Fraction, Number, Positive, Section
 
 
 class Gates(Section):
@@ -32,5 +32,3 @@ class Promotion(Section):
     """latency: p50 at batch 1; throughput: images/s at the large batch; size: bytes on disk."""
     min_gain: Annotated[Number, Field(ge=0)] = 0.05
     """A challenger as accurate as the champion must be this much better on the objective, as a share."""
-    bootstrap_samples: Annotated[Integer, Field(ge=200)] = 2000
-    """Resamples behind every paired interval."""

@@ -91,7 +91,12 @@ def grayscale(x_BCHW: torch.Tensor, probability: float) -> torch.Tensor:
 
 
 def augment(images_BCHW: torch.Tensor, how: Augmentation) -> torch.Tensor:
-    """uint8 images -> one random, normalised view of each."""
+    """uint8 images -> one random, normalised view of each. float32 inside autocast too: bf16 corners miss by pixels."""
+    with torch.autocast(images_BCHW.device.type, enabled=False):
+        return _view(images_BCHW, how)
+
+
+def _view(images_BCHW: torch.Tensor, how: Augmentation) -> torch.Tensor:
     x_BCHW = to_float(images_BCHW)
     if how.crop_scale_min < 1:
         x_BCHW = resized_crop(x_BCHW, how.crop_scale_min)

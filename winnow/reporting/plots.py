@@ -105,8 +105,13 @@ def pareto(points: Sequence[Point]) -> bytes:
     return _render(paint, (7.2, 4.6), "png")
 
 
-def curves(rows: Sequence[Mapping[str, float]], column: str, label: str, scale: float = 1.0) -> bytes:
-    """SVG: one column of a training's curves over epochs; rows without the column are passed over."""
+def curves(
+    rows: Sequence[Mapping[str, float]], column: str, label: str, scale: float = 1.0, least_span: float = 0.0
+) -> bytes:
+    """SVG: one column of a training's curves over epochs; rows without the column are passed over.
+
+    The axis spans `least_span` at least, so that a flat curve looks flat.
+    """
     shown = [row for row in rows if column in row]
 
     def paint(figure: Figure) -> None:
@@ -118,6 +123,9 @@ def curves(rows: Sequence[Mapping[str, float]], column: str, label: str, scale: 
         if x:
             axes.annotate(f"{y[-1]:.3g}", (x[-1], y[-1]), (4, 4), textcoords="offset points", color=BLUE)
             axes.set_xlim(0, max(x) * 1.12)
+            missing = least_span - (max(y) - min(y))
+            if missing > 0:
+                axes.set_ylim(min(y) - missing / 2, max(y) + missing / 2)
 
     return _render(paint, (4.4, 3.0))
 

@@ -1,4 +1,8 @@
-"""Step 5: how fast the files are, on this machine. The one step whose record holds times, and the machine with them."""
+"""Step 5: how fast the files are, on this machine. The one step whose record holds times, and the machine with them.
+
+Beside the times it leaves what each file answers to all validation images where it is fastest, one .npy per candidate,
+runtime and precision: a bf16 that is fast and less accurate is judged by its own answers.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.benchmarking import CHECKED_IMAGES, NEEDED_AGREEMENT, Outcome, measure, plan
+from winnow.benchmarking import CHECKED_IMAGES, NEEDED_AGREEMENT, Outcome, answer_all, measure, plan
 from winnow.config import ROOT, Config, in_order
 from winnow.data.images import VALIDATION, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import load_logits
 from winnow.footprint import footprint
 from winnow.machine import cores, has_fast_bf16
-from winnow.records import StepRecord, publish, read_record, record_digest, this_machine, write_record
+from winnow.records import StepRecord, describe, publish, read_record, record_digest, this_machine, write_record
 from winnow.runtimes import Cell, open_cell
-from winnow.speedups import attribution, baselines, best, figures
+from winnow.speedups import Row, attribution, baselines, best, figures, served_file
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +74,27 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
         machine=this_machine(gpu),
     )
     with publish(out) as folder:
-        write_record(folder, record)
+        answers_of = _answer_where_fastest(bests, data, candidates, folder)
+        write_record(folder, record.model_copy(update={"artifacts": describe(folder, *answers_of)}))
     return record
+
+
+def _answer_where_fastest(
+    bests: dict[str, dict[str, Row | None]], data: Path, candidates: Path, folder: Path
+) -> list[str]:
+    """Leave the logits (V, C) of every candidate in the cells where it is fastest -> names of the files."""
+    images = load_images(data)
+    indices = images.indices(VALIDATION)
+    written: list[str] = []
+    for name, rows in bests.items():
+        for row in rows.values():
+            if row is None or (file := served_file(row)) in written:
+                continue
+            cell = Cell(**{field: row[field] for field in Cell.__dataclass_fields__})
+            predict = open_cell(candidates / name, cell)
+            np.save(folder / file, answer_all(predict, cell.batch, images.images_NHWC, indices))
+            written.append(file)
+    return written
 
 
 def _float_ancestor(lineage: list[str], int8: dict[str, bool]) -> str:

@@ -47,7 +47,7 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> S
         record = StepRecord(
             step="report",
             name="report",
-            parameters={"bootstrap_samples": config.promotion.bootstrap_samples},
+            parameters={},
             inputs={name: record_digest(path) for name, path in folders.items()},
             metrics=metrics,
             details={"test_version": version, "winner": facts.winner, "source": facts.source, "test": details},
@@ -97,7 +97,7 @@ def _look(
         metrics |= {f"test/{who}_{key.removeprefix('quality/')}": value for key, value in told.items()}
         right[who] = np.asarray(logits[who].argmax(1) == labels_N)
     if "winner" in right:
-        drop = paired_drop(right["dense"], right["winner"], config.promotion.bootstrap_samples)
+        drop = paired_drop(right["dense"], right["winner"])
         metrics |= {"test/drop_points": drop.points, "test/drop_low": drop.low, "test/drop_high": drop.high}
         metrics["test/winner_agreement"] = agreement(logits["dense"], logits["winner"])
     return metrics, details

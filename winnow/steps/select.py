@@ -2,8 +2,10 @@
 
 Drops are paired on the labelled validation images, against `dense` or its control `dense-kd`, whichever is better
 there: a child that was trained on must not win by having been trained longer. Agreement is with `dense`, on every
-validation image. Speed comes from the benchmark, and only if that ran on this machine: a gate takes figures of one
-machine, and the candidates timed must be the very ones that lie here.
+validation image. Both are of what the file answers in the runtime and precision where it is fastest, since that is
+what will serve: OpenVINO's bf16 is another model than the float file in ONNX Runtime. Speed comes from the benchmark,
+and only if that ran on this machine: a gate takes figures of one machine, and the candidates timed must be the very
+ones that lie here.
 
 Nothing is trained, timed or promoted; the test split is not read.
 """
@@ -11,7 +13,7 @@ Nothing is trained, timed or promoted; the test split is not read.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.config import CONTROL, ROOT, Config, Distill, Prune, Sparsify, in_order
+from winnow.config import CONTROL, ROOT, Config, Recovered, in_order
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import Drop, agreement, load_logits, paired_drop
@@ -34,6 +36,7 @@ from winnow.records import (
 )
 from winnow.reporting.plots import Point, pareto
 from winnow.selection import Contender, Decision, decide
+from winnow.speedups import Row, served_file
 
 log = logging.getLogger(__name__)
 PLOT = "pareto.png"
@@ -53,14 +56,16 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     _check_benchmark(timed, benchmark, digests)
     logits = {name: load_logits(candidates / name, images) for name in names}
     right = _right(logits, images)
+    served = logits | _served(timed, benchmark, names[1:], policy.objective, images)
+    right_served = _right(served, images)
     reference = better_reference(right)
-    drops = {name: paired_drop(right[reference], right[name], policy.bootstrap_samples) for name in right}
+    drops = {name: paired_drop(right[reference], right_served[name]) for name in right}
     contenders = {
         name: Contender(
             name=name,
-            top1=float(right[name].mean()) if right else None,
+            top1=float(right_served[name].mean()) if right else None,
             drop=drops.get(name),
-            agreement=agreement(logits[ROOT], logits[name]),
+            agreement=agreement(logits[ROOT], served[name]),
             size_mb=records[name].metrics["size/mb"],
             **_speed(timed, name, policy.objective),
         )
@@ -84,6 +89,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
                 "reference": reference,
                 "drops": {name: asdict(drop) for name, drop in drops.items()},
                 "agreement": {name: contender.agreement for name, contender in contenders.items()},
+                "served": {name: _cell(timed, name, policy.objective) for name in names[1:]},
                 "controls": controls(config, right),
             },
             warnings=_warnings(config, reference, drops),
@@ -104,6 +110,20 @@ def _check_benchmark(timed: StepRecord, benchmark: Path, digests: Mapping[str, s
         )
     if other := [name for name, digest in digests.items() if timed.inputs.get(name) != digest]:
         raise ArtifactError(f"{benchmark} has not timed the present {', '.join(other)}; run the benchmark again")
+
+
+def _cell(timed: StepRecord, name: str, objective: str) -> Row | None:
+    """Where the candidate would serve: its fastest row, None where no runtime could be timed."""
+    row: Row | None = timed.details["best"][name]["throughput" if objective == "throughput" else "latency"]
+    return row
+
+
+def _served(
+    timed: StepRecord, benchmark: Path, names: Sequence[str], objective: str, images: ImageSet
+) -> dict[str, NDArray[np.float32]]:
+    """Answers (V, C) of those that could be timed, where they would serve."""
+    rows = {name: _cell(timed, name, objective) for name in names}
+    return {name: load_logits(benchmark, images, served_file(row)) for name, row in rows.items() if row is not None}
 
 
 def _right(logits: Mapping[str, NDArray[np.float32]], images: ImageSet) -> dict[str, NDArray[np.bool_]]:
@@ -137,17 +157,22 @@ def controls(config: Config, right: Right) -> list[dict[str, Any]]:
     The control of a taught candidate is the same one without a teacher; that of training on is dense itself.
     """
     pairs = [("training on", CONTROL, ROOT)] if CONTROL in config.candidates else []
-    recovered = {name: c for name, c in config.candidates.items() if isinstance(c, Distill | Prune | Sparsify)}
+    recovered = {name: c for name, c in config.candidates.items() if isinstance(c, Recovered)}
     for alone, control in recovered.items():
         for name, taught in recovered.items():
-            same = taught.model_dump(exclude={"recovery"}) == control.model_dump(exclude={"recovery"})
+            same = _without_teacher(taught) == _without_teacher(control)
             if same and control.recovery.teacher == "none" and taught.recovery.teacher != "none":
                 pairs.append(("a teacher", name, alone))
-    samples, rows = config.promotion.bootstrap_samples, []
+    rows = []
     for what, name, control_name in pairs if right else []:
-        gain = paired_drop(right[name], right[control_name], samples)
+        gain = paired_drop(right[name], right[control_name])
         rows.append({"bought_by": what, "candidate": name, "control": control_name, **asdict(gain)})
     return rows
+
+
+def _without_teacher(candidate: Recovered) -> dict[str, Any]:
+    """All settings but what a control changes: the teacher, and with it the images that only a teacher can use."""
+    return candidate.model_dump(exclude={"recovery": {"teacher", "teacher_weight", "temperature", "images"}})
 
 
 def point(contender: Contender, decision: Decision) -> Point:
@@ -187,7 +212,7 @@ def _warnings(config: Config, reference: str, drops: Mapping[str, Drop]) -> tupl
     found = []
     if not drops:
         found.append("no validation image has a label: accuracy is not known, agreement with dense alone decides")
-    recovered = [name for name, c in config.candidates.items() if isinstance(c, Distill | Prune | Sparsify)]
+    recovered = [name for name, c in config.candidates.items() if isinstance(c, Recovered)]
     if recovered and CONTROL not in config.candidates:
         found.append(
             f"{CONTROL} is not in the tree: {', '.join(recovered)} were trained on, and are compared with dense, "
