@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
+from winnow.config.backbones import BACKBONES
 from winnow.errors import ArtifactError, ConfigError
 from winnow.models.backbones import Architecture, build, load_model, save_model
 from winnow.models.heads import feature_dim, head_path, new_classifier
@@ -46,6 +48,10 @@ def test_seeds_decide_everything() -> None:
     again, other = build(architecture, seed=1).state_dict(), build(architecture, seed=2).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_names_checked_at_load_are_those_of_this_torchvision() -> None:
+    assert ("resnet8", *sorted(torchvision.models.list_models(module=torchvision.models))) == BACKBONES
 
 
 def test_unknown_backbone_names_valid_ones() -> None:

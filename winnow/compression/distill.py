@@ -15,14 +15,13 @@ from winnow.compression.recovery import recover
 from winnow.config import Distill
 from winnow.export import export_onnx
 from winnow.model_file import MODEL
-from winnow.models.backbones import build, check_backbone, load_model, save_model
+from winnow.models.backbones import build, load_model, save_model
 
 
 def distill(settings: Distill, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Train the student and leave weights, architecture and model.onnx in `folder` -> details."""
     model, architecture = load_model(inputs.parent)
     if settings.student != "same":
-        check_backbone(settings.student, "candidates: student")
         architecture = architecture.model_copy(
             update={"backbone": settings.student, "width": settings.width, "pruning": []}
         )

@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from winnow.config.backbones import Backbone
 from winnow.config.section import Augmentation, Count, Optimiser, Positive, Section, Seed
 
 
 class _Pretraining(Section):
-    backbone: str = "resnet8"
-    """A name from winnow/models/backbones.py: resnet8, resnet18 and other torchvision classifiers."""
+    backbone: Backbone = "resnet8"
+    """resnet8, resnet18 or another torchvision classifier."""
     seed: Seed = 0
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from winnow.config.backbones import BACKBONES, unknown_backbone
 from winnow.errors import ArtifactError, ConfigError, MissingExtra
 from winnow.models.heads import feature_dim, set_head
 from winnow.records import read_json, write_json
@@ -80,27 +81,13 @@ class ResNet8(nn.Module):
         return logits
 
 
-def backbone_names() -> list[str]:
-    """Every name that `build` takes."""
-    classifiers = torchvision.models.list_models(module=torchvision.models)
-    return ["resnet8", *sorted(classifiers)]
-
-
-def check_backbone(name: str, path: str = "pretrain.backbone") -> None:
-    """Raise ConfigError with the valid names unless `name` is a backbone."""
-    if name not in backbone_names():
-        near = [known for known in backbone_names() if known.startswith(name[:4])] or backbone_names()
-        raise ConfigError(
-            f"{path}: {name!r} is no backbone; valid are resnet8, resnet18, ... e.g. {', '.join(near[:8])}"
-        )
-
-
 def build(architecture: Architecture, seed: int = 0) -> nn.Module:
     """A network with random weights drawn from `seed`, pruned where the architecture says so.
 
     Raises ConfigError for an unknown backbone or one that cannot take images of this size.
     """
-    check_backbone(architecture.backbone)
+    if architecture.backbone not in BACKBONES:
+        raise ConfigError(unknown_backbone(architecture.backbone))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _fresh(architecture)
