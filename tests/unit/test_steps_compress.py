@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import tiny_params
+from tests.conftest import hide_labels, tiny_params
 from winnow.config import Config, check_config
 from winnow.data.images import VALIDATION, ImageSet
 from winnow.errors import ArtifactError, ConfigError
@@ -82,14 +82,28 @@ def test_step_that_had_trained_goes_on_from_there(
 ) -> None:
     """A step killed while it exported: the training is not run again, and the bytes are the same."""
     expected = (tree / "pruned" / "record.json").read_text()
+    times = []
     for _ in range(2):
         compress(tiny_config, "pruned", tiny_data, tree, tree / "pruned", tmp_path / "scratch")
         assert (tree / "pruned" / "record.json").read_text() == expected
-    (checkpoint,) = (tmp_path / "scratch").glob("*.safetensors")
+        (checkpoint,) = (tmp_path / "scratch").glob("*.safetensors")
+        times.append(checkpoint.stat().st_mtime_ns)
+    assert times[0] == times[1]
     checkpoint.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"checkpoint .* is damaged"):
         compress(tiny_config, "pruned", tiny_data, tree, tree / "pruned", tmp_path / "scratch")
     assert (tree / "pruned" / "record.json").read_text() == expected
+
+
+def test_labels_outside_the_budget_teach_nothing(tree: Path, tiny_data: Path, tmp_path: Path) -> None:
+    raw = tiny_params()
+    raw["data"]["labels_per_class"] = 5
+    config = check_config(raw)
+    hidden = hide_labels(tiny_data, tmp_path / "hidden", per_class=5, seed=config.finetune.seeds[0])
+    for name, data in (("a", tiny_data), ("b", hidden)):
+        compress(config, "pruned", data, tree, tmp_path / name, tmp_path / f"scratch-{name}")
+    for file in ("weights.safetensors", "record.json"):
+        assert sha256_of(tmp_path / "a" / file) == sha256_of(tmp_path / "b" / file), file
 
 
 def test_seed_of_recovery_decides(tree: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import tiny_params, write_set
+from tests.conftest import hide_labels, tiny_params, write_set
 from winnow.config import Config, check_config
 from winnow.data.images import TEST, TRAIN, ImageSet
 from winnow.errors import ArtifactError, DataError, TrainingError
@@ -87,6 +86,16 @@ def test_labels_and_test_images_teach_nothing(tiny_data: Path, tiny_set: ImageSe
     assert weights[0] == weights[1]
 
 
+def test_labels_outside_the_budget_are_not_looked_at(tiny_data: Path, tmp_path: Path) -> None:
+    """The monitor's neighbours are the label budget: the record is the same where no other label is known."""
+    raw = tiny_params()
+    raw["data"]["labels_per_class"] = 5
+    for name, data in (("a", tiny_data), ("b", hide_labels(tiny_data, tmp_path / "data", per_class=5, seed=0))):
+        record = run(check_config(raw), data, tmp_path, name)
+        assert "pretrain/knn" in record.metrics
+    assert (tmp_path / "a" / "record.json").read_text() == (tmp_path / "b" / "record.json").read_text()
+
+
 def test_without_pretraining_the_weights_are_the_seeds(tiny_data: Path, tmp_path: Path) -> None:
     raw = tiny_params()
     raw["pretrain"] = {"method": "none", "seed": 5}
@@ -97,12 +106,23 @@ def test_without_pretraining_the_weights_are_the_seeds(tiny_data: Path, tmp_path
         assert torch.equal(value, fresh[name])
 
 
-CHILD = """
-import sys
+KILLED = """
+import os, signal, sys
 from pathlib import Path
-import winnow.training
+import winnow.training as training
 from tests.unit.test_steps_pretrain import configured, run
-winnow.training.CHECKPOINT_SECONDS = 0.0
+
+training.CHECKPOINT_SECONDS = 0.0  # weights after every step
+save, saves = training._save, 0
+
+def counted(*arguments, **named):
+    global saves
+    save(*arguments, **named)
+    saves += 1
+    if saves == 14:  # in the fifth epoch of three steps each
+        os.kill(os.getpid(), signal.SIGKILL)
+
+training._save = counted
 run(configured(epochs=9, monitor_every=2), Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -110,16 +130,13 @@ run(configured(epochs=9, monitor_every=2), Path(sys.argv[1]), Path(sys.argv[2]))
 def test_killed_step_goes_on_to_the_same_bytes(tiny_data: Path, tmp_path: Path) -> None:
     config = configured(epochs=9, monitor_every=2)
     run(config, tiny_data, tmp_path / "whole")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, "-c", CHILD, str(tiny_data), str(tmp_path / "killed")]
-    child = subprocess.Popen(arguments, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
-    curves = tmp_path / "killed" / "scratch-pretrain" / "pretrain.curves.jsonl"
-    while child.poll() is None and not (curves.is_file() and len(curves.read_text().splitlines()) >= 3):
-        time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", KILLED, str(tiny_data), str(tmp_path / "killed")]
+    killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "killed" / "pretrain").exists()
-    assert 3 <= len(curves.read_text().splitlines()) < 9
+    curves = tmp_path / "killed" / "scratch-pretrain" / "pretrain.curves.jsonl"
+    assert len(curves.read_text().splitlines()) == 4
     run(config, tiny_data, tmp_path / "killed")
     for name in ("weights.safetensors", "curves.json", "record.json"):
         digests = [sha256_of(tmp_path / which / "pretrain" / name) for which in ("whole", "killed")]
