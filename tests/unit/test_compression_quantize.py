@@ -14,6 +14,7 @@ import pytest
 from onnx import numpy_helper
 from pydantic import ValidationError
 
+from winnow.benchmarking import NEEDED_AGREEMENT
 from winnow.compression.inputs import Inputs
 from winnow.compression.quantize import calibration_images, quantize
 from winnow.config import Quantize
@@ -86,7 +87,7 @@ def test_both_runtimes_give_the_same_answers(tiny_candidate: Callable[[str], Pat
     # As winnow/runtimes.py does: with a free batch OpenVINO 2026.4 computes int8 convolutions wrongly.
     model.reshape(list(pixels.shape))
     given = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]
-    assert agreement(given, answers(folder, tiny_set)) == 1.0
+    assert agreement(given, answers(folder, tiny_set)) >= NEEDED_AGREEMENT["int8"]
     np.testing.assert_allclose(given, answers(folder, tiny_set), atol=0.5)
 
 
