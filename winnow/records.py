@@ -160,21 +160,40 @@ def record_digest(folder: Path) -> str:
 
 @contextmanager
 def publish(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into; it becomes `out` if the block ends well and vanishes if not."""
+    """A folder beside `out` to write into; it becomes `out` if the block ends well and vanishes if not.
+
+    What was there before is set aside until the new one is in place, and comes back where that fails; where the process
+    is killed in between, the next `publish` brings it back.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    for left in out.parent.glob(f".{out.name}.*.tmp"):
-        maker = left.name.split(".")[-2]
-        if left == temporary or (maker.isdigit() and not _is_running(int(maker))):
-            shutil.rmtree(left, ignore_errors=True)  # its maker was killed
+    temporary, aside = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    _sweep(out)
     temporary.mkdir()
     try:
         yield temporary
         if out.exists():
-            shutil.rmtree(out)
-        temporary.replace(out)
+            out.replace(aside)
+        try:
+            temporary.replace(out)
+        except BaseException:
+            if aside.exists():
+                aside.replace(out)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed process left beside `out`; the version that it had set aside comes back if `out` is gone."""
+    for left in [*out.parent.glob(f".{out.name}.*.old"), *out.parent.glob(f".{out.name}.*.tmp")]:
+        maker = left.name.split(".")[-2]
+        if not maker.isdigit() or (int(maker) != os.getpid() and _is_running(int(maker))):
+            continue
+        if left.suffix == ".old" and not out.exists():
+            left.replace(out)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _is_running(process: int) -> bool:

@@ -138,6 +138,62 @@ def test_publish_sweeps_up_after_a_killed_process_only(tmp_path: Path) -> None:
     assert all((folder / "images.npy").exists() for folder in (running, *others))
 
 
+def test_publish_keeps_the_old_where_the_new_cannot_take_its_place(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+
+    def fail() -> None:
+        with publish(out) as folder:
+            folder.rmdir()  # so that there is nothing to rename
+
+    with pytest.raises(FileNotFoundError):
+        fail()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from winnow.records import publish
+
+rename = Path.replace
+
+def killed(self, target):
+    if self.suffix == ".tmp":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+Path.replace = killed
+with publish(Path(sys.argv[1])) as folder:
+    (folder / "new").touch()
+"""
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_publish_brings_back_what_a_killed_process_had_set_aside(tmp_path: Path, ends_well: bool) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    result = subprocess.run([sys.executable, "-c", KILLED, str(out)], cwd=Path.cwd(), check=False)
+    assert result.returncode < 0
+    assert not out.exists()
+
+    def again() -> None:
+        with publish(out) as folder:
+            assert (out / "old").exists()
+            (folder / "newer").touch()
+            if not ends_well:
+                raise KeyboardInterrupt
+
+    if ends_well:
+        again()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "newer" if ends_well else "old"]
+
+
 def test_records_are_frozen_and_closed() -> None:
     gate = Gate(name="size", passed=True, reason="0.4 <= 0.5")
     with pytest.raises(ValidationError):
