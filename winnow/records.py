@@ -166,7 +166,7 @@ def publish(out: Path) -> Iterator[Path]:
     is killed in between, the next `publish` brings it back.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary, aside = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    temporary, aside = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old.tmp"))
     _sweep(out)
     temporary.mkdir()
     try:
@@ -186,11 +186,11 @@ def publish(out: Path) -> Iterator[Path]:
 
 def _sweep(out: Path) -> None:
     """Remove what a killed process left beside `out`; the version that it had set aside comes back if `out` is gone."""
-    for left in [*out.parent.glob(f".{out.name}.*.old"), *out.parent.glob(f".{out.name}.*.tmp")]:
-        maker = left.name.split(".")[-2]
+    for left in out.parent.glob(f".{out.name}.*.tmp"):
+        maker, *kind = left.name.removeprefix(f".{out.name}.").split(".")
         if not maker.isdigit() or (int(maker) != os.getpid() and _is_running(int(maker))):
             continue
-        if left.suffix == ".old" and not out.exists():
+        if kind == ["old", "tmp"] and not out.exists():
             left.replace(out)
         else:
             shutil.rmtree(left, ignore_errors=True)
