@@ -21,11 +21,14 @@ from winnow.reporting.html import (
     table,
 )
 
+KNN_SPAN = 8.0
+"""Points that the axis of the kNN plot spans at least: its own noise would fill it otherwise."""
 ENOUGH_PAIRS = 5
 """Label seeds from which on a gain over scratch counts as shown."""
 PURPOSES = {"train": "learning", "validation": "choosing", "test": "the last look"}
 SHORT = {"scratch": "random weights", "pretrained": "pretrained", "weights": "own weights"}
 SHOWN_REJECTED = 10
+NOT_PRETRAINED = "Nothing was pretrained: dense starts from random weights."
 
 
 def images(facts: Facts) -> Html:
@@ -88,9 +91,10 @@ def pretraining(facts: Facts) -> Html:
     if knn:
         told = "kNN over the label budget, while the backbone learns without labels: a monitor that steers nothing."
         alt = f"kNN accuracy over {knn[-1]['epoch']:.0f} epochs, at the end {percent(knn[-1]['knn'])}"
-        pictures.append(figure(plots.curves(knn, "knn", "kNN accuracy on validation, %", 100), alt, told))
+        drawn = plots.curves(knn, "knn", "kNN accuracy on validation, %", 100, least_span=KNN_SPAN)
+        pictures.append(figure(drawn, alt, told))
     return join(
-        paragraph(_gain(_start(facts, arms["gain"]["arm"]), arms["gain"])),
+        paragraph(_gain(facts, arms["gain"])),
         _arm_table(by_arm, probe, caption),
         side_by_side(*pictures),
     )
@@ -105,10 +109,7 @@ def _start(facts: Facts, arm: str) -> str:
     """The first words on the gain."""
     if arm == "weights":
         return f"Fine-tuning {_weights(facts)} instead of random ones"
-    method = facts.pretrain.parameters["method"]
-    if method == "none":
-        return "Nothing was pretrained, both arms start from random weights"
-    return f"Fine-tuning what {method} pretrained instead of random weights"
+    return f"Fine-tuning what {facts.pretrain.parameters['method']} pretrained instead of random weights"
 
 
 def _weights(facts: Facts) -> str:
@@ -128,10 +129,12 @@ def _arm_table(by_arm: dict[str, list[dict[str, float]]], probe: dict[str, float
     return table(heading, rows, caption=caption)
 
 
-def _gain(start: str, gain: dict[str, Any]) -> str:
+def _gain(facts: Facts, gain: dict[str, Any] | None) -> str:
     """What was gained over scratch, and how far that is shown."""
+    if gain is None:
+        return NOT_PRETRAINED
     points, pairs = signed(gain["mean"], plus=True), gain["pairs"]
-    start = f"{start}: {points} points of top-1"
+    start = f"{_start(facts, gain['arm'])}: {points} points of top-1"
     if pairs == 1:
         return f"{start}. That is a single label seed: a hint, without an interval."
     hint = f" Fewer than {ENOUGH_PAIRS} seeds: take it as a hint." if pairs < ENOUGH_PAIRS else ""
