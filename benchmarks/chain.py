@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,17 @@ ROOT = Path(__file__).resolve().parent.parent
 settings.apply(ROOT)
 
 from winnow.config import Config, check_config, in_order  # noqa: E402
-from winnow.records import RECORD, this_machine, write_json  # noqa: E402
+from winnow.errors import WinnowError  # noqa: E402
+from winnow.records import RECORD, Machine, read_json, this_machine, write_json  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
+SAMPLE = {"data.source": "sample", "data.path": "data/cifar10-jpeg-sample.tar.xz"}
 
 
 def configure(changes: dict[str, Any], candidates: dict[str, Any] | None = None) -> Config:
-    """params.yaml with dotted keys replaced and, where given, another tree."""
+    """params.yaml on the sample, with dotted keys replaced and, where given, another tree."""
     raw = deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")))
-    for key, value in changes.items():
+    for key, value in {**SAMPLE, **changes}.items():
         *above, last = key.split(".")
         at = raw
         for part in above:
@@ -37,7 +38,10 @@ def configure(changes: dict[str, Any], candidates: dict[str, Any] | None = None)
 
 
 class Chain:
-    """Steps of the library in .winnow/benchmarks/NAME/, each run once and timed; delete the folder to start anew."""
+    """Steps of the library in .winnow/benchmarks/NAME/, each run once; delete the folder to start anew.
+
+    Raises WinnowError when the folder holds work with other settings: a figure must not mix two.
+    """
 
     def __init__(self, name: str, config: Config) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -47,14 +51,17 @@ class Chain:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.scratch = self.folder / "scratch"
         self.candidates = self.folder / "candidates"
-        self.seconds: dict[str, float] = {}
+        settings = config.model_dump(mode="json", include={"data", "pretrain", "finetune", "candidates", "benchmark"})
+        kept = self.folder / "settings.json"
+        if not kept.exists():
+            write_json(kept, settings)
+        if read_json(kept) != settings:
+            raise WinnowError(f"{self.folder} holds work with other settings than these; delete it to start anew")
 
     def _once(self, out: Path, act: Any) -> Path:
         if not (out / RECORD).is_file():
             logging.getLogger(__name__).info("== %s", out.name)
-            started = time.monotonic()
             act()
-            self.seconds[out.name] = round(time.monotonic() - started, 1)
         return out
 
     def data(self) -> Path:
@@ -96,9 +103,9 @@ class Chain:
         return self._once(out, lambda: benchmark(self.config, data, candidates, out))
 
 
-def leave(name: str, conditions: str, figures: dict[str, Any], table: str) -> None:
-    """results/NAME.json and results/NAME.md, stamped with this machine."""
-    machine = this_machine()
+def leave(name: str, conditions: str, figures: dict[str, Any], table: str, machine: Machine | None = None) -> None:
+    """results/NAME.json and results/NAME.md, stamped with the machine: this one unless said otherwise."""
+    machine = machine or this_machine()
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / f"{name}.json", {"machine": machine.model_dump(mode="json"), **figures})
     stamp = f"{machine.cpu}, {machine.threads} threads, {' '.join(machine.flags)}; " + ", ".join(

@@ -43,7 +43,7 @@ def main() -> None:
     conditions = (
         f"CIFAR-10 (JPEG) sample, {config.data.label_budget} labels per class, {config.pretrain.backbone}, "
         f"{config.pretrain.method} for {config.pretrain.epochs} epochs on {len(images.indices(TRAIN))} images "
-        f"without labels (kNN {knn['pretrain/knn'] * 100:.1f} %), then {config.finetune.min_steps} steps. "
+        f"without labels (kNN {knn['pretrain/knn'] * 100:.1f} %), then {chosen[0].steps} steps. "
         f"Rates tried for each arm: {list(config.finetune.learning_rates)}. "
         "Validation accuracy; the rate was chosen on the same split, for both arms alike."
     )

@@ -34,9 +34,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="holds train/ and test/ of class folders")
     folder = parser.parse_args().folder.resolve()
     project = ROOT / ".winnow" / "benchmarks" / NAME
-    if not (project / "dvc.yaml").is_file():
-        shutil.rmtree(project, ignore_errors=True)
-        subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
+    shutil.rmtree(project, ignore_errors=True)  # time counts from the command: nothing may be there already
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
     sets = [f"-S{key}={value}" for key, value in {**SETTINGS, "data.path": str(folder)}.items()]
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "flows.cli", "run", *sets], cwd=project, env=environment(project), check=True)
@@ -45,8 +44,9 @@ def main() -> None:
     rows = candidate_rows(places)
     dense = read_record(places.artifacts / "candidates" / "dense")
     report = read_record(places.artifacts / "report")
+    images = read_record(places.artifacts / "data").metrics["data/images"]
     conditions = (
-        f"CIFAR-10 (JPEG), 60,000 images, source: folder, {SETTINGS}; from command to table {minutes:.1f} minutes. "
+        f"CIFAR-10 (JPEG), {images:,.0f} images, {SETTINGS}; from command to table {minutes:.1f} minutes. "
         "Validation accuracy unless it says test."
     )
     table = "\n".join(

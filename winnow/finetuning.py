@@ -44,6 +44,7 @@ class Trained:
     arm: str
     seed: int
     learning_rate: float
+    steps: int
     top1: float
     """On the labelled validation images, a fraction."""
     model: nn.Module
@@ -51,7 +52,7 @@ class Trained:
 
     def row(self) -> dict[str, float]:
         """What the record keeps of it."""
-        return {"seed": self.seed, "learning_rate": self.learning_rate, "top1": self.top1}
+        return {"seed": self.seed, "learning_rate": self.learning_rate, "steps": self.steps, "top1": self.top1}
 
 
 def train_arms(
@@ -106,7 +107,7 @@ def _train(config: Config, images: ImageSet, model: nn.Module, which: tuple[str,
     plan = Plan(settings.epochs, per_epoch, settings.optimiser(rate), seed)
     curves = drain(fit(model, batches, _loss(config), plan, Checkpoint(scratch, f"{arm}-seed{seed}-rate{rate:g}")))
     model.cpu().eval()
-    return Trained(arm, seed, rate, validation_top1(model, images), model, curves)
+    return Trained(arm, seed, rate, plan.steps, validation_top1(model, images), model, curves)
 
 
 def _loss(config: Config) -> Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]:
