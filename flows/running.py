@@ -15,7 +15,7 @@ from rich.table import Table
 
 from flows import summary
 from tasks import versioning
-from tasks.settings import Places, source_name
+from tasks.settings import Places
 from winnow.config import Config
 from winnow.records import read_record, this_machine
 
@@ -77,7 +77,8 @@ def show_results(places: Places, config: Config) -> None:
     rows = summary.candidate_rows(places)
     machine = read_record(places.artifacts / "benchmark").machine
     assert machine is not None
-    title = f"Candidates on the validation split of {source_name(config)}"
+    source = read_record(places.artifacts / "data").details["source"]
+    title = f"Candidates on the validation split of {source}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(rows[0]):
         last = index == len(rows[0]) - 1

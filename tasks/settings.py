@@ -18,7 +18,6 @@ from winnow.errors import ConfigError
 
 OWNER = "WINNOW_ROOT"
 """Names the project whose defaults are in the environment."""
-SAMPLE_NAME = "CIFAR-10 (JPEG) sample"
 
 
 @dataclass(frozen=True)
@@ -133,15 +132,8 @@ def check_files(config: Config, root: Path) -> None:
         raise ConfigError("params.yaml names what is not there:\n" + "\n".join(problems))
 
 
-def source_name(config: Config) -> str:
-    """How the data are called beside every number."""
-    if config.data.source == "sample":
-        return SAMPLE_NAME
-    return "CIFAR-10" if config.data.source == "cifar10" else Path(config.data.path).resolve().name
-
-
 def registered_model_name(config: Config) -> str:
     """promotion.registered_model, or the data's name in small letters and hyphens."""
     if config.promotion.registered_model != "auto":
         return config.promotion.registered_model
-    return re.sub(r"[^a-z0-9]+", "-", source_name(config).lower()).strip("-") or "images"
+    return re.sub(r"[^a-z0-9]+", "-", config.data.title.lower()).strip("-") or "images"

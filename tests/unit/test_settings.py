@@ -3,15 +3,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.settings import OWNER, Places, apply, check_files, defaults, environment, registered_model_name, source_name
+from tasks.settings import OWNER, Places, apply, check_files, defaults, environment, registered_model_name
 from tests.closure import ROOT
 from tests.conftest import tiny_params
 from winnow.config import Config, check_config
+from winnow.data.sources import open_source
 from winnow.errors import ConfigError
 
 
@@ -117,7 +119,12 @@ def test_files_that_params_yaml_names_must_be_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "name", "registered"),
     [
-        ({"source": "sample", "path": "data/any.tar.xz"}, "CIFAR-10 (JPEG) sample", "cifar-10-jpeg-sample"),
+        (
+            {"source": "sample", "path": "data/cifar10-jpeg-sample.tar.xz"},
+            "CIFAR-10 (JPEG) sample",
+            "cifar-10-jpeg-sample",
+        ),
+        ({"source": "sample", "path": "data/Birds.tar.xz"}, "Birds", "birds"),
         ({"source": "cifar10", "path": "data/none"}, "CIFAR-10", "cifar-10"),
         ({"path": "/somewhere/My Photos, 2024"}, "My Photos, 2024", "my-photos-2024"),
         ({"path": "/somewhere/birds/"}, "birds", "birds"),
@@ -126,6 +133,18 @@ def test_files_that_params_yaml_names_must_be_there(tmp_path: Path) -> None:
     ],
 )
 def test_names_of_data_and_model(data: dict[str, str], name: str, registered: str) -> None:
-    assert source_name(config(**data)) == name
+    assert config(**data).data.title == name
     assert registered_model_name(config(**data)) == registered
     assert registered_model_name(config("Team.Model-1", **data)) == "Team.Model-1"
+
+
+@pytest.mark.parametrize("name", ["cifar10-jpeg-sample.tar.xz", "birds.2.tar.xz", "My Photos"])
+def test_the_name_is_the_one_that_ingest_writes_down(image_folder: Path, tmp_path: Path, name: str) -> None:
+    path, source = tmp_path / name, "sample" if name.endswith(".tar.xz") else "folder"
+    if source == "sample":
+        with tarfile.open(path, "w:xz") as archive:
+            archive.add(image_folder, "train")
+    else:
+        image_folder.rename(path)
+    data = config(source=source, path=str(path)).data
+    assert open_source(data, tmp_path).title == data.title

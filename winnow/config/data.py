@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 from winnow.config.section import Count, Integer, Number, Section
 
 SAMPLE_LABELS_PER_CLASS = 25
+SAMPLE_ARCHIVE, SAMPLE_TITLE = "cifar10-jpeg-sample.tar.xz", "CIFAR-10 (JPEG) sample"
 
 
 class Data(Section):
@@ -46,6 +48,16 @@ class Data(Section):
                 f"data.unlabelled: {self.unlabelled!r} must be the plain name of a folder inside data.path"
             )
         return self
+
+    @property
+    def title(self) -> str:
+        """How the data are called beside every number: the folder's or the archive's name, or that of a known one."""
+        if self.source == "cifar10":
+            return "CIFAR-10"
+        path = Path(self.path)
+        if self.source == "sample":
+            return SAMPLE_TITLE if path.name == SAMPLE_ARCHIVE else path.name.split(".")[0]
+        return path.resolve().name.encode("utf-8", "backslashreplace").decode("utf-8")
 
     @property
     def label_budget(self) -> int | None:
