@@ -95,15 +95,31 @@ def promotion_lines(places: Places) -> list[str]:
 
 
 def learned_lines(places: Places) -> list[str]:
-    """What pretraining bought, and the warnings of every step."""
+    """How many labels were used, what pretraining bought, what could not be timed, and the warnings of every step."""
     record = read_record(places.artifacts / "candidates" / ROOT)
-    gain, lines = record.details["arms"]["gain"], []
+    gain, labels = record.details["arms"]["gain"], record.details["labels"]
+    lines = [f"labels used: {labels['training']:,} for training, {labels['choosing']:,} for choosing"]
     if gain is not None:
         interval = f" (95 % interval {gain['low']:+.1f} to {gain['high']:+.1f})" if gain["pairs"] > 1 else ""
         lines.append(
             f"{gain['arm']} against from scratch, same labels and steps: {gain['mean']:+.1f} points of top-1"
             f"{interval}, {gain['pairs']} label seed{'s' if gain['pairs'] != 1 else ''}"
         )
-    for step in ("data", "pretrain"):
-        lines += [f"{step}: {warning}" for warning in read_record(places.artifacts / step).warnings]
-    return lines
+    for row in read_record(places.artifacts / "benchmark").details["absent"]:
+        if row["runtime"] == "compile":
+            lines.append(f"torch.compile was not timed: {row['reason']}; the best PyTorch is eager alone")
+            break
+    return lines + _warning_lines(places)
+
+
+def _warning_lines(places: Places) -> list[str]:
+    """The warnings of every step, each once."""
+    candidates = load_config(places.root / "params.yaml").candidates
+    names = [ROOT, *in_order(dict(candidates))]
+    folders = ["data", "pretrain", *(f"candidates/{name}" for name in names), "benchmark", "select", "report"]
+    found: dict[str, str] = {}
+    for folder in folders:
+        record = read_record(places.artifacts / folder)
+        for warning in record.warnings:
+            found.setdefault(warning, f"{record.name}: {warning}")
+    return list(found.values())

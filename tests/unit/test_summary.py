@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.summary import learned_lines
+from tasks.settings import Places
+from tests.conftest import tiny_params
+from tests.tiny_run import build, rewrite
+from winnow.config import check_config
+from winnow.records import StepRecord, read_record, write_record
+from winnow.steps.select import select
+
+
+@pytest.fixture
+def places(tiny_data: Path, tmp_path: Path) -> Places:
+    places = Places(tmp_path)
+    at = build(tiny_data, places.artifacts)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
+    config = check_config(tiny_params())
+    select(config, at / "data", at / "candidates", at / "benchmark", at / "select")
+    (at / "report").mkdir()
+    write_record(at / "report", StepRecord(step="report", name="report", parameters={}, inputs={}, metrics={}))
+    return places
+
+
+def test_labels_and_gain_are_told(places: Places) -> None:
+    labels, gain, *_ = learned_lines(places)
+    assert labels == "labels used: 30 for training, 60 for choosing"
+    assert gain.startswith("pretrained against from scratch, same labels and steps: +17.5 points")
+    assert not any("torch.compile" in line for line in learned_lines(places))
+
+
+def test_warnings_of_every_step_each_once(places: Places) -> None:
+    folders = ["data", "pretrain", "candidates/dense", "candidates/pruned", "benchmark", "select", "report"]
+    for folder in folders:
+        rewrite(places.artifacts / folder, warnings=("of all", f"of {folder}"))
+    lines = learned_lines(places)
+    assert [line.partition(": ")[2] for line in lines if ": of " in line] == [
+        "of all",
+        *(f"of {folder}" for folder in folders),
+    ]
+    assert "pruned: of candidates/pruned" in lines
+
+
+def test_a_run_without_a_compiler_says_so_once(places: Places) -> None:
+    benchmark = places.artifacts / "benchmark"
+    reason = "no compiler: g++ is not on the PATH"
+    absent = [{"runtime": "compile", "precision": precision, "reason": reason} for precision in ("f32", "bf16")]
+    rewrite(benchmark, details={**read_record(benchmark).details, "absent": absent})
+    told = [line for line in learned_lines(places) if "torch.compile" in line]
+    assert told == [f"torch.compile was not timed: {reason}; the best PyTorch is eager alone"]
