@@ -1,7 +1,7 @@
 """`-S key=value`: set existing keys of params.yaml, keep its comments, check the whole, show what changed.
 
 Values are YAML, so that `-S data.path=/my photos/2024, summer=hot` and `-S finetune.seeds=[0,1]` mean what they say.
-Nothing is written unless the result is sound.
+Nothing is written unless the result is sound and what it names is there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tasks.settings import Places
+from tasks.settings import Places, check_files
 from winnow.config import check_config
 from winnow.errors import ConfigError
 
@@ -23,23 +23,10 @@ TEXT = "tag:yaml.org,2002:str"
 
 def set_keys(places: Places, assignments: list[str]) -> None:
     """Apply `dotted.key=value` assignments to params.yaml and print the difference."""
-    from ruamel.yaml import YAML, YAMLError
-
     path = places.root / "params.yaml"
     before = path.read_text(encoding="utf-8")
-    editor = YAML()
-    editor.preserve_quotes = True
-    editor.width = 1000
-    try:
-        document = editor.load(before)
-    except YAMLError as error:
-        raise ConfigError(f"params.yaml is not valid YAML: {' '.join(str(error).split())}") from error
-    for assignment in assignments:
-        _assign(document, assignment)
-    buffer = io.StringIO()
-    editor.dump(document, buffer)
-    after = buffer.getvalue()
-    check_config(yaml.safe_load(after), "params.yaml with these settings")
+    after = edited(before, assignments)
+    check_files(check_config(yaml.safe_load(after), "params.yaml with these settings"), places.root)
     if after == before:
         return
     temporary = path.with_name(".params.yaml.tmp")
@@ -47,6 +34,24 @@ def set_keys(places: Places, assignments: list[str]) -> None:
     temporary.replace(path)
     changed = difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "params.yaml", n=0, lineterm="")
     print("\n".join(line for line in changed if not line.startswith(("@@", "---"))))  # noqa: T201
+
+
+def edited(text: str, assignments: list[str]) -> str:
+    """The text of params.yaml with the assignments made; whether the values are sound is not looked at."""
+    from ruamel.yaml import YAML, YAMLError
+
+    editor = YAML()
+    editor.preserve_quotes = True
+    editor.width = 1000
+    try:
+        document = editor.load(text)
+    except YAMLError as error:
+        raise ConfigError(f"params.yaml is not valid YAML: {' '.join(str(error).split())}") from error
+    for assignment in assignments:
+        _assign(document, assignment)
+    buffer = io.StringIO()
+    editor.dump(document, buffer)
+    return buffer.getvalue()
 
 
 def _assign(document: Any, assignment: str) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.setting import set_keys
+from flows.setting import edited, set_keys
 from tasks.settings import Places
 from tests.closure import ROOT
-from winnow.config import load_config
+from winnow.config import check_config, load_config
 from winnow.errors import ConfigError
 
 SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -17,11 +17,14 @@ SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
 @pytest.fixture
 def places(tmp_path: Path) -> Places:
     (tmp_path / "params.yaml").write_text(SHIPPED, encoding="utf-8")
+    (tmp_path / "data").mkdir()
+    for name in ("none", "cifar10-jpeg-sample.tar.xz"):
+        (tmp_path / "data" / name).touch()
     return Places(tmp_path)
 
 
 def written(places: Places) -> str:
-    assert [path.name for path in places.root.iterdir()] == ["params.yaml"]
+    assert not list(places.root.glob(".*"))
     return (places.root / "params.yaml").read_text(encoding="utf-8")
 
 
@@ -45,6 +48,7 @@ def test_nothing_but_the_line_changes_and_the_difference_is_shown(
 
 
 def test_comments_stay(places: Places) -> None:
+    (places.root / "photos").mkdir()
     set_keys(places, ["data.source=folder", "data.path=photos", "finetune.seeds=[3, 4, 5]"])
     comments = [line.partition("#")[2] for line in SHIPPED.splitlines() if "#" in line]
     after = written(places)
@@ -83,18 +87,17 @@ def test_what_is_already_so_is_left_alone(places: Places, capsys: pytest.Capture
         "a\\b",
     ],
 )
-def test_a_path_means_what_it_says(places: Places, path: str) -> None:
-    set_keys(places, ["data.source=folder", f"data.path={path}"])
-    assert load_config(places.root / "params.yaml").data.path == path
-    assert yaml.safe_load(written(places))["data"]["path"] == path
-    set_keys(places, ["data.max_rejected=3"])  # and it survives the next change of something else
-    assert load_config(places.root / "params.yaml").data.path == path
+def test_a_path_means_what_it_says(path: str) -> None:
+    after = edited(SHIPPED, ["data.source=folder", f"data.path={path}"])
+    assert check_config(yaml.safe_load(after)).data.path == path
+    after = edited(after, ["data.max_rejected=3"])  # and it survives the next change of something else
+    assert check_config(yaml.safe_load(after)).data.path == path
 
 
 @pytest.mark.parametrize("path", ["2024", "on", "null", "1:30", "1e-1", "0x10", "~", "1_000", "=", "2024-05-01"])
-def test_quotes_make_text_of_what_is_none(places: Places, path: str) -> None:
-    set_keys(places, ["data.source=folder", f"data.path='{path}'"])
-    assert load_config(places.root / "params.yaml").data.path == path
+def test_quotes_make_text_of_what_is_none(path: str) -> None:
+    after = edited(SHIPPED, ["data.source=folder", f"data.path='{path}'"])
+    assert check_config(yaml.safe_load(after)).data.path == path
 
 
 @pytest.mark.parametrize(
@@ -136,6 +139,8 @@ def test_values_are_yaml(places: Places, assignment: str, value: object) -> None
         (["finetune.learning_rates=[1e-1]"], "YAML reads 1e-1 as text"),
         (["data.path=2024", "data.source=folder"], r"data\.path: .*found 2024"),
         (["candidates.pruned-int8.from=dense-int8"], r"candidates\.pruned-int8\.from: 'dense-int8' is quantized"),
+        (["data.source=folder", "data.path=/typo"], r"not there:\n  data\.path: '/typo' does not exist"),
+        (["finetune.weights=mine.pth"], r"finetune\.weights: 'mine\.pth' is no file"),
         (["data=photos"], r"these settings has 1 mistake:\n  data: "),
     ],
 )
