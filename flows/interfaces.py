@@ -13,12 +13,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from types import FrameType
 
 from rich.console import Console
 
 from flows.running import SERVER_FILE
 from tasks.settings import Places
+from tasks.tracked import without_password
 from winnow.errors import WinnowError
 from winnow.records import write_json
 
@@ -28,22 +30,12 @@ START_SECONDS = 120
 
 def serve(places: Places, mlflow_port: int, prefect_port: int) -> int:
     """Start both servers, say where they are, and end them together."""
-    for name, port in (("mlflow", mlflow_port), ("prefect", prefect_port)):
-        _check_free(name, port)
+    ports = {"mlflow": mlflow_port, "prefect": prefect_port}
+    commands, pages = servers(places, os.environ["MLFLOW_TRACKING_URI"], ports)
+    for name in commands:
+        _check_free(name, ports[name])
     console = Console(highlight=False, soft_wrap=True)
     places.logs.mkdir(parents=True, exist_ok=True)
-    store = os.environ["MLFLOW_TRACKING_URI"]
-    commands = {
-        "prefect": ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)],
-    }
-    pages = {"prefect": f"http://{HOST}:{prefect_port}", "mlflow": f"http://{HOST}:{mlflow_port}"}
-    if store.startswith("http"):
-        pages["mlflow"] = store
-    else:
-        commands["mlflow"] = [
-            *("mlflow", "server", "--backend-store-uri", store, "--host", HOST, "--port", str(mlflow_port)),
-            *("--default-artifact-root", str(places.mlflow_artifacts), "--workers", "1"),
-        ]
     signal.signal(signal.SIGTERM, _interrupt)
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
@@ -55,7 +47,7 @@ def serve(places: Places, mlflow_port: int, prefect_port: int) -> int:
         for name, process in running.items():
             _wait_until_up(name, process, pages[name], places)
         write_json(places.hidden / SERVER_FILE, {"api": f"{pages['prefect']}/api"})
-        console.print(f"MLflow   {pages['mlflow']}\nPrefect  {pages['prefect']}\nCtrl-C ends both.")
+        console.print(f"MLflow   {pages['mlflow']}\nPrefect  {pages['prefect']}\nCtrl-C ends what was started here.")
         while all(process.poll() is None for process in running.values()):
             time.sleep(0.5)
         ended = next(name for name, process in running.items() if process.poll() is not None)
@@ -68,6 +60,19 @@ def serve(places: Places, mlflow_port: int, prefect_port: int) -> int:
             process.terminate()
         for process in running.values():
             process.wait()
+
+
+def servers(places: Places, store: str, ports: Mapping[str, int]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Commands of the servers to start, and the page of each; a team's MLflow is up already and is only named."""
+    pages = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
+    commands = {"prefect": ["prefect", "server", "start", "--host", HOST, "--port", str(ports["prefect"])]}
+    if store.startswith("http"):
+        return commands, pages | {"mlflow": without_password(store)}
+    commands["mlflow"] = [
+        *("mlflow", "server", "--backend-store-uri", store, "--host", HOST, "--port", str(ports["mlflow"])),
+        *("--default-artifact-root", str(places.mlflow_artifacts), "--workers", "1"),
+    ]
+    return commands, pages
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
