@@ -56,7 +56,16 @@ def incomparable(champion: Card, challenger: Card) -> str:
         return f"its classes are {_few(champion['classes'])}, the challenger's {_few(challenger['classes'])}"
     if champion["image_size"] != challenger["image_size"]:
         return f"it takes images of {champion['image_size']} pixels, the challenger {challenger['image_size']}"
+    if champion.get("split") and challenger.get("split") and champion["split"] != challenger["split"]:
+        return (
+            f"its images were split by {_shares(champion['split'])}, the challenger's by "
+            f"{_shares(challenger['split'])}: it may have learned from images that validate now"
+        )
     return ""
+
+
+def _shares(split: Mapping[str, float]) -> str:
+    return " and ".join(f"{key} {share:g}" for key, share in split.items())
 
 
 def _few(names: list[str]) -> str:

@@ -132,8 +132,17 @@ def _card(places: Places, config: Config, selection: StepRecord, winner: str) ->
         "speed": benchmark.details["candidates"][winner],
         "machine": benchmark.machine.model_dump(mode="json"),
         "data_version": data_version(places),
+        "split": _split(read_record(places.artifacts / "data")),
         "why": selection.details["why"],
     }
+
+
+def _split(data: StepRecord) -> dict[str, float]:
+    """The shares that decide which images validate; a test set that the source names needs none."""
+    keys = ["validation_fraction"]
+    if data.details.get("test_set") != "named by the source":
+        keys.append("test_fraction")
+    return {key: data.parameters[key] for key in keys if key in data.parameters}
 
 
 def _contest(
