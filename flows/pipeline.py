@@ -29,7 +29,7 @@ from winnow.errors import WinnowError
     validate_parameters=False,
     persist_result=False,
 )
-def pipeline(root: str = ".", promote: bool = True) -> list[dict[str, Any]]:
+def pipeline(root: str = ".") -> list[dict[str, Any]]:
     """Bring all stages up to date, track them, promote the winner; returns what each stage did and its seconds."""
     places = Places(Path(root).resolve())
     for name in ("prefect.flow_runs", "prefect.task_runs"):
@@ -40,8 +40,7 @@ def pipeline(root: str = ".", promote: bool = True) -> list[dict[str, Any]]:
     try:
         done = _run_stages(places, config, stale, parent)
         tracking.track(places, config, parent)
-        if promote:
-            done.append(stages.promote_winner(str(places.root)))
+        done.append(stages.promote_winner(str(places.root)))
     except BaseException:
         tracking.close_execution(places, parent, ok=False)
         raise

@@ -180,11 +180,7 @@ def _machine_tags(machine: Machine | None) -> dict[str, str]:
     """Where the figures were taken; nothing for records that hold no times."""
     if machine is None:
         return {}
-    flags = " ".join(machine.flags) or "no flags"
-    return {
-        "winnow.machine": f"{machine.cpu}, {machine.threads} threads, {flags}",
-        "winnow.device": machine.gpu or "cpu",
-    }
+    return {"winnow.machine": machine.identity, "winnow.device": machine.gpu or "cpu"}
 
 
 def flatten(parameters: Mapping[str, Any], above: str = "") -> dict[str, str]:

@@ -48,7 +48,6 @@ class Version:
     sha256: str
     candidate: str
     tags: Mapping[str, str]
-    description: str
 
     def __str__(self) -> str:
         return f"version {self.number} ({self.candidate})"
@@ -80,7 +79,7 @@ def find_file(places: Places, model: str, sha256: str) -> Version | None:
 
 def _version(found: Any) -> Version:
     tags = dict(found.tags)
-    return Version(str(found.version), tags.get(SHA256, ""), tags.get(CANDIDATE, "?"), tags, found.description or "")
+    return Version(str(found.version), tags.get(SHA256, ""), tags.get(CANDIDATE, "?"), tags)
 
 
 def register(places: Places, config: Config, folder: Path, card: Mapping[str, Any], run_id: str | None) -> Version:
