@@ -28,11 +28,11 @@ NOTICEABLE = 1.1
 """Speed-ups below this are no gain."""
 WORDS = {
     "drop": "Points of top-1 accuracy that a candidate loses against its reference, counted on the same labelled "
-    "validation images, with the 95 % interval of a bootstrap over these images. The reference is dense, or dense-kd "
+    "validation images, with a 95 % score interval for paired answers. The reference is dense, or dense-kd "
     "where that is better. A drop passes its gate when the difference is within the allowance and the worst end of "
     "the interval within twice the allowance; otherwise it is not shown, which does not pass.",
     "agreement": "Share of the validation images, labelled or not, on which a candidate gives the same answer as "
-    "dense. The drop in accuracy cannot exceed the disagreement.",
+    "dense. Against dense itself the drop in accuracy cannot exceed the disagreement; against dense-kd it can.",
     "speed-up": "How many times as fast a file is on its fastest runtime. Always three numbers: against dense in "
     "PyTorch eager f32 (the better of two memory layouts), against dense on the best PyTorch of any kind, and against "
     "dense as the best float of any precision and runtime. Only the last is what compression bought; gates use it.",
@@ -72,7 +72,10 @@ def controls(facts: Facts) -> Html:
         compared = f"{row['candidate']} over {row['control']}"
         rows.append(Row([f"what {row['bought_by']} bought", compared, points, ends]))
     heading = ["control", "compared", "points of top-1", "95 % interval"]
-    caption = "Same images, same recipe but for the one thing named. Controls must pass the same gates as everybody"
+    caption = (
+        "Same recipe but for the one thing named. With a teacher come the unlabelled images, which only a teacher can use. "
+        "Controls must pass the same gates as everybody"
+    )
     sparse = [_sparse(facts, name) for name, c in facts.candidates.items() if c.details["method"] == "sparsify"]
     absent = paragraph("The tree has no control, or no validation image has a label.", css="note")
     return join(
