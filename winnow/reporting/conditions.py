@@ -73,8 +73,8 @@ def controls(facts: Facts) -> Html:
         rows.append(Row([f"what {row['bought_by']} bought", compared, points, ends]))
     heading = ["control", "compared", "points of top-1", "95 % interval"]
     caption = (
-        "Same recipe but for the one thing named. With a teacher come the unlabelled images, which only a teacher can use. "
-        "Controls must pass the same gates as everybody"
+        "Same recipe but for the one thing named. With a teacher come the unlabelled images, which only a teacher can "
+        "use. Controls must pass the same gates as everybody"
     )
     sparse = [_sparse(facts, name) for name, c in facts.candidates.items() if c.details["method"] == "sparsify"]
     absent = paragraph("The tree has no control, or no validation image has a label.", css="note")
