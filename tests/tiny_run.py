@@ -16,10 +16,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from winnow.data.images import RESIZE_POLICY, SPLITS, VALIDATION, ImageSet, load_images
-from winnow.evaluation import agreement, quality
+from winnow.evaluation import agreement, quality, served_file
 from winnow.inference import predict_file
 from winnow.records import Machine, StepRecord, describe, read_record, record_digest, this_machine, write_record
-from winnow.speedups import attribution, baselines, best, figures, served_file
+from winnow.speedups import attribution, baselines, best, figures
 
 SLIGHTLY = 0.36
 LARGE = 8

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ def load_logits(folder: Path, images: ImageSet, file: str = LOGITS) -> NDArray[n
     if logits_VC.shape != (len(images.indices(VALIDATION)), len(images.classes)):
         raise ArtifactError(f"{path} belongs to other data; delete {folder} and run winnow again")
     return logits_VC
+
+
+def served_file(row: Mapping[str, Any]) -> str:
+    """The benchmark's file of what a candidate answers in the runtime and precision of one of its rows."""
+    return f"{row['candidate']}-{row['runtime']}-{row['precision']}.npy"
 
 
 def quality(

@@ -36,11 +36,6 @@ def best(rows: list[Row], name: str, batch: int) -> Row | None:
     return fastest(rows, lambda row: (row["candidate"], row["batch"], row["layout"]) == (name, batch, "file"))
 
 
-def served_file(row: Row) -> str:
-    """Where the benchmark leaves what a candidate answers in this row's runtime and precision."""
-    return f"{row['candidate']}-{row['runtime']}-{row['precision']}.npy"
-
-
 def baselines(rows: list[Row], batch: int) -> dict[str, Row]:
     """The rows of dense that the three speed-ups divide by. Raises ArtifactError when dense was not timed."""
     dense = [row for row in rows if row["candidate"] == ROOT and row["batch"] == batch]

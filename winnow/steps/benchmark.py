@@ -17,12 +17,12 @@ from winnow.benchmarking import CHECKED_IMAGES, NEEDED_AGREEMENT, Outcome, answe
 from winnow.config import ROOT, Config, in_order
 from winnow.data.images import VALIDATION, load_images
 from winnow.errors import ArtifactError
-from winnow.evaluation import load_logits
+from winnow.evaluation import load_logits, served_file
 from winnow.footprint import footprint
 from winnow.machine import cores, has_fast_bf16
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, this_machine, write_record
 from winnow.runtimes import Cell, open_cell
-from winnow.speedups import Row, attribution, baselines, best, figures, served_file
+from winnow.speedups import Row, attribution, baselines, best, figures
 
 log = logging.getLogger(__name__)
 

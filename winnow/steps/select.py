@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from winnow.config import CONTROL, ROOT, Config, Recovered, in_order
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
-from winnow.evaluation import Drop, agreement, load_logits, paired_drop
+from winnow.evaluation import Drop, agreement, load_logits, paired_drop, served_file
 from winnow.records import (
     StepRecord,
     describe,
@@ -36,11 +36,11 @@ from winnow.records import (
 )
 from winnow.reporting.plots import Point, pareto
 from winnow.selection import Contender, Decision, decide
-from winnow.speedups import Row, served_file
 
 log = logging.getLogger(__name__)
 PLOT = "pareto.png"
 
+Row = dict[str, Any]
 Right = Mapping[str, NDArray[np.bool_]]
 """Candidate -> is its answer right, for each labelled validation image."""
 
