@@ -1,6 +1,7 @@
 """A challenger against the champion: both files measured side by side in this process, then judged. Nothing is moved.
 
-Accuracy is paired on the labelled images of the validation split. Speed is timed in turns, each file on the runtime
+Accuracy is paired on the labelled images of the validation split, each file answering in the runtime and precision
+that its card names, since those serve. Speed is timed in turns, each file on the runtime
 that its card names; a card that was written on another machine, or for another objective, names nothing here, and the
 file is timed on every runtime for files and represented by its fastest. A runtime whose answers differ from the file's
 own is not timed.
@@ -20,9 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.benchmarking import CHECKED_IMAGES, NEEDED_AGREEMENT, agreement, plan, time_calls, visiting_order
+from winnow.benchmarking import (
+    CHECKED_IMAGES,
+    NEEDED_AGREEMENT,
+    agreement,
+    answer_all,
+    plan,
+    time_calls,
+    visiting_order,
+)
 from winnow.config import Config, Promotion
-from winnow.data.images import VALIDATION, load_images
+from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.evaluation import Drop, paired_drop
 from winnow.inference import predict_file
 from winnow.machine import cores
@@ -117,25 +126,37 @@ def _gain(contest: Contest, objective: str) -> tuple[float | None, str]:
 
 def measure(config: Config, data: Path, champion: tuple[Path, Card], challenger: tuple[Path, Card]) -> Contest:
     """Both files, given as folder and card, on the validation split of `data`."""
-    images, policy = load_images(data), config.promotion
+    images, policy, both = load_images(data), config.promotion, (champion, challenger)
     indices = images.indices(VALIDATION)
-    logits = [predict_file(folder / MODEL, images.images_NHWC, indices) for folder, _ in (champion, challenger)]
-    answers = [logits_VC.argmax(1).astype(np.int64) for logits_VC in logits]
+    served = [_serve(folder, card, images, indices) for folder, card in both]
+    answers = [logits_VC.argmax(1).astype(np.int64) for logits_VC in served]
     labels_V = images.labels_N[indices]
     scored_V = labels_V >= 0
     theirs, own = (answers_V[scored_V] == labels_V[scored_V] for answers_V in answers)
     if policy.objective == "size":
-        values: list[float | None] = [(folder / MODEL).stat().st_size / 1e6 for folder, _ in (champion, challenger)]
+        values: list[float | None] = [(folder / MODEL).stat().st_size / 1e6 for folder, _ in both]
     else:
         at = np.linspace(0, len(indices) - 1, min(CHECKED_IMAGES, len(indices))).round().astype(np.int64)
+        files = [predict_file(folder / MODEL, images.images_NHWC, indices[at]) for folder, _ in both]
         pixels_NHWC = np.ascontiguousarray(images.images_NHWC[indices[at]])
-        values = _time([champion, challenger], config, pixels_NHWC, [answers_V[at] for answers_V in answers])
+        values = _time(list(both), config, pixels_NHWC, [file_NC.argmax(1).astype(np.int64) for file_NC in files])
     return Contest(
         drop=paired_drop(theirs, own) if scored_V.any() else None,
         agreement=float((answers[0] == answers[1]).mean()),
         champion=values[0],
         challenger=values[1],
     )
+
+
+def _serve(folder: Path, card: Card, images: ImageSet, indices_V: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Logits (V, C) in the runtime and precision that the card names, or of the file itself where those cannot run."""
+    serving = card["serving"]
+    runtime, precision, batch = serving["runtime"], serving["precision"], serving["batch"]
+    cell = Cell(card["name"], runtime, precision, "file", batch, min(serving["threads"], cores()))
+    try:
+        return answer_all(open_cell(folder, cell), batch, images.images_NHWC, indices_V)
+    except NotHere:
+        return predict_file(folder / MODEL, images.images_NHWC, indices_V)
 
 
 def _time(
