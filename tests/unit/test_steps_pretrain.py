@@ -88,9 +88,12 @@ def test_labels_and_test_images_teach_nothing(tiny_data: Path, tiny_set: ImageSe
 
 def test_labels_outside_the_budget_are_not_looked_at(tiny_data: Path, tmp_path: Path) -> None:
     """The monitor's neighbours are the label budget: the record is the same where no other label is known."""
+    noise = Path(shutil.copytree(tiny_data, tmp_path / "noise"))  # what a neighbour says depends on which there are
+    pixels = np.load(noise / "images.npy")
+    np.save(noise / "images.npy", np.random.default_rng(0).integers(0, 256, pixels.shape, dtype=np.uint8))
     raw = tiny_params()
     raw["data"]["labels_per_class"] = 5
-    for name, data in (("a", tiny_data), ("b", hide_labels(tiny_data, tmp_path / "data", per_class=5, seed=0))):
+    for name, data in (("a", noise), ("b", hide_labels(noise, tmp_path / "hidden", per_class=5, seed=0))):
         record = run(check_config(raw), data, tmp_path, name)
         assert "pretrain/knn" in record.metrics
     assert (tmp_path / "a" / "record.json").read_text() == (tmp_path / "b" / "record.json").read_text()

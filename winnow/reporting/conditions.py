@@ -34,8 +34,9 @@ WORDS = {
     "agreement": "Share of the validation images, labelled or not, on which a candidate gives the same answer as "
     "dense. Against dense itself the drop in accuracy cannot exceed the disagreement; against dense-kd it can.",
     "speed-up": "How many times as fast a file is on its fastest runtime. Always three numbers: against dense in "
-    "PyTorch eager f32 (the better of two memory layouts, and of one thread and all), against dense on the best PyTorch "
-    "of any kind, and against dense as the best float of any precision and runtime. Only the last is what compression bought; gates use it.",
+    "PyTorch eager f32 (the better of two memory layouts, and of one thread and all), against dense on the best "
+    "PyTorch of any kind, and against dense as the best float of any precision and runtime. Only the last is what "
+    "compression bought; gates use it.",
     "dense": "The fine-tuned network that all candidates are made from.",
     "front": "The candidates that no other beats in accuracy, size and latency at once (Pareto).",
     "top-1, macro F1": "Share of images whose first answer is right; mean over the classes of the harmonic mean of "
