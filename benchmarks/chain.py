@@ -53,9 +53,9 @@ class Chain:
         self.candidates = self.folder / "candidates"
         settings = config.model_dump(mode="json", include={"data", "pretrain", "finetune", "candidates", "benchmark"})
         kept = self.folder / "settings.json"
-        if not kept.exists():
+        if not any(self.folder.iterdir()):
             write_json(kept, settings)
-        if read_json(kept) != settings:
+        if not kept.exists() or read_json(kept) != settings:
             raise WinnowError(f"{self.folder} holds work with other settings than these; delete it to start anew")
 
     def _once(self, out: Path, act: Any) -> Path:
