@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def make_project(root: Path, home: Path) -> Project:
 def run_params() -> dict:
     """`tiny_params` with a smaller tree and gates that the int8 files of a learnable toy can pass."""
     params = tiny_params()
-    for name in ("student", "student-alone"):
+    for name in ("student", "student-alone", "dense-kd"):
         del params["candidates"][name]
     params["promotion"] |= {
         "gates": {"max_drop_points": 20.0, "min_agreement": 0.5, "max_size_ratio": 0.5, "min_speedup": 0.01}
@@ -106,11 +107,12 @@ def run_params() -> dict:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, subprocess.CompletedProcess[str]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, subprocess.CompletedProcess[str]]]:
     """A project after its first `winnow run`, and what that printed. Not to be changed: copy it first."""
     folder = tmp_path_factory.mktemp("project")
     project = make_project(folder / "checkout", folder / "home")
-    return project, project.winnow("run")
+    yield project, project.winnow("run")
+    assert list(project.home.iterdir()) == [], "a command of a later test wrote into the home folder"
 
 
 @pytest.fixture

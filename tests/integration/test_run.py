@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import CLASSES
+from tests.conftest import CLASSES, SIZE
 from tests.integration.conftest import Project, run_params
 from winnow.config import check_config
+from winnow.data.images import decode
 from winnow.records import read_record
 
 Finished = tuple[Project, subprocess.CompletedProcess[str]]
@@ -40,9 +42,10 @@ def test_home_stays_empty(finished: Finished) -> None:
 
 
 def test_everything_left_behind_lies_in_two_folders(finished: Finished) -> None:
-    status = finished[0].call("git", "status", "--porcelain", "--ignored").stdout.splitlines()
-    left = {line[3:].split("/")[0] for line in status if "__pycache__" not in line}
-    assert left <= {"artifacts", ".winnow", ".dvc", "dvc.lock"}
+    status = finished[0].call("git", "status", "--porcelain", "--ignored")
+    assert status.returncode == 0, status.stderr
+    left = {line[3:].split("/")[0] for line in status.stdout.splitlines() if "__pycache__" not in line}
+    assert {"artifacts", ".winnow"} <= left <= {"artifacts", ".winnow", ".dvc", "dvc.lock"}
 
 
 def test_records_and_files_of_every_step(finished: Finished) -> None:
@@ -58,25 +61,24 @@ def test_records_and_files_of_every_step(finished: Finished) -> None:
     assert not list(artifacts.rglob("*.tmp"))
 
 
-def test_unchanged_run_runs_no_step_and_dvc_agrees(finished: Finished) -> None:
+HEAVY = """
+import atexit, sys
+atexit.register(lambda: print("HEAVY", [name for name in ("torch", "prefect", "mlflow") if name in sys.modules]))
+from flows.cli import main
+main(["run"])
+"""
+
+
+def test_unchanged_run_runs_no_step_imports_nothing_heavy_and_dvc_agrees(finished: Finished) -> None:
     project, _ = finished
     before = {path: path.stat().st_mtime_ns for path in (project.root / "artifacts").rglob("record.json")}
-    result = project.winnow("run")
+    result = project.call(sys.executable, "-c", HEAVY)
     assert result.returncode == 0, result.stderr
     assert "Nothing has changed" in result.stdout
+    assert "HEAVY []" in result.stdout
     assert before == {path: path.stat().st_mtime_ns for path in (project.root / "artifacts").rglob("record.json")}
     assert json.loads(project.dvc("status", "--json").stdout) == {}
     assert "up to date" in project.winnow("status").stdout
-
-
-def test_an_unchanged_run_imports_neither_torch_nor_prefect_nor_mlflow(finished: Finished) -> None:
-    code = (
-        "import sys, atexit\n"
-        "atexit.register(lambda: print('HEAVY', [n for n in ('torch', 'prefect', 'mlflow') if n in sys.modules]))\n"
-        "from flows.cli import main\nmain(['run'])"
-    )
-    result = finished[0].call(sys.executable, "-c", code)
-    assert "HEAVY []" in result.stdout, result.stdout + result.stderr
 
 
 def test_a_changed_byte_is_noticed_and_restored(project: Project) -> None:
@@ -110,15 +112,25 @@ def test_a_changed_method_makes_its_candidates_stale(project: Project) -> None:
 
 
 def test_predict_names_the_class_of_a_persons_file(finished: Finished) -> None:
+    from winnow.evaluation import softmax
+    from winnow.inference import predict_file
+
     project, _ = finished
     files = [project.root / "photos" / "disc" / "00.png", project.root / "photos" / "wedge" / "01.png"]
+    artifacts = project.root / "artifacts"
+    winner = read_record(artifacts / "select").details["winner"]
+    pixels = np.stack([decode(file.read_bytes(), SIZE)[0] for file in files])
+    expected = softmax(predict_file(artifacts / "candidates" / winner / "model.onnx", pixels, np.arange(len(files))))
     result = project.winnow("predict", *map(str, files), str(project.root / "dvc.yaml"))
     assert result.returncode == 2  # one of the three is no image, and that is said
     assert "dvc.yaml" in result.stderr
     rows = [line.split() for line in result.stdout.splitlines() if ".png" in line]
     assert [Path(row[0]) for row in rows] == files
-    assert {row[-2] for row in rows} <= set(CLASSES)  # a toy that may err; what counts is that its answer is shown
-    assert all(0 < float(row[-1]) <= 1 for row in rows)
+    # A toy that may err; what counts is that the answer of its file is shown, whichever runtime serves it.
+    for row, chances in zip(rows, expected, strict=True):
+        second, first = np.sort(chances)[-2:]
+        assert row[-2] == CLASSES[chances.argmax()] or first - second < 0.05
+        assert float(row[-1]) == pytest.approx(first, abs=0.1)
 
 
 def test_no_run_is_left_running_and_metric_names_are_the_same(finished: Finished) -> None:
@@ -142,57 +154,44 @@ def test_no_run_is_left_running_and_metric_names_are_the_same(finished: Finished
     assert any("mlflow.parentRunId" in tags for *_, tags in runs)
 
 
-def test_same_bytes_from_dvc_alone(finished: Finished, fresh: Project) -> None:
-    result = fresh.dvc("repro", "candidate@pruned")
-    assert result.returncode == 0, result.stdout + result.stderr
-    for name in ("data", "pretrain", "candidates/dense", "candidates/pruned"):
-        here, there = (p.root / "artifacts" / name / "record.json" for p in (fresh, finished[0]))
-        assert here.read_bytes() == there.read_bytes(), name
-
-
-def test_a_failed_step_leaves_nothing_half_written_and_says_why(project: Project) -> None:
-    shutil.rmtree(project.root / "photos" / "disc")
-    shutil.rmtree(project.root / "photos" / "wedge")
+def test_a_failed_step_leaves_nothing_half_written_says_why_and_is_mended(project: Project) -> None:
+    """More damaged files than are allowed: found while images are being stored, not before."""
+    artifacts = project.root / "artifacts"
+    before = (artifacts / "data" / "record.json").read_bytes()
+    allowed = check_config(run_params()).data.max_rejected
+    broken = [project.root / "photos" / "wedge" / f"broken{index:02d}.jpg" for index in range(allowed + 1)]
+    for path in broken:
+        path.write_bytes(b"no image")
     result = project.winnow("run")
     assert result.returncode == 2
-    assert "only one class (stripes)" in result.stderr
+    assert f"data.max_rejected allows {allowed}" in result.stderr
+    assert "broken00.jpg" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
-    assert not list((project.root / "artifacts").rglob("*.tmp"))
+    assert not list(artifacts.rglob("*.tmp"))
+    assert not (artifacts / "data").exists() or (artifacts / "data" / "record.json").read_bytes() == before
     store = project.root / ".winnow" / "mlflow" / "mlflow.db"
     with closing(sqlite3.connect(store)) as database:
-        running = database.execute("select count(*) from runs where status = 'RUNNING'").fetchone()
-    assert running == (0,)
+        status = dict(database.execute("select status, count(*) from runs group by status").fetchall())
+    assert "RUNNING" not in status
+    assert status["FAILED"] > 0
+    for path in broken:
+        path.unlink()
+    result = project.winnow("run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (artifacts / "data" / "record.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("command", [["run"], ["status"]])
-def test_all_mistakes_in_params_at_once(project: Project, command: list[str]) -> None:
+def test_all_mistakes_in_params_at_once(project: Project) -> None:
     params = yaml.safe_load((project.root / "params.yaml").read_text())
     params["pretrain"]["epochs"] = "1e-1"
     params["benchmark"]["grids"] = "quick"
     project.set_params(params)
-    result = project.winnow(*command)
-    assert result.returncode == 2
-    assert "pretrain.epochs" in result.stderr
-    assert "benchmark.grids" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_a_killed_step_goes_on_and_ends_bit_identical(finished: Finished, fresh: Project) -> None:
-    params = run_params()
-    params["pretrain"] |= {"epochs": 15}
-    fresh.set_params(params)
-    whole = fresh.copy(fresh.root.parent / "whole")
-    assert fresh.dvc("repro", "ingest").returncode == 0
-    assert whole.dvc("repro", "pretrain").returncode == 0
-    command = [sys.executable, "-c", KILLED]
-    killed = subprocess.run(command, cwd=fresh.root, env=fresh.environment(), capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (fresh.root / "artifacts" / "pretrain").exists()
-    result = fresh.dvc("repro", "pretrain")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "going on from step" in result.stdout
-    one, other = ((p.root / "artifacts" / "pretrain" / "weights.safetensors").read_bytes() for p in (fresh, whole))
-    assert one == other
+    for command in ("run", "status"):
+        result = project.winnow(command)
+        assert result.returncode == 2
+        assert "pretrain.epochs" in result.stderr
+        assert "benchmark.grids" in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 KILLED = """
@@ -207,13 +206,27 @@ def counted(*arguments, **named):
     global steps
     save(*arguments, **named)
     steps += 1
-    if steps == 37:
+    if steps == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 
 training._save = counted
 from tasks.__main__ import main
 main(["pretrain"])
 """
+
+
+def test_dvc_alone_and_a_killed_step_end_with_the_same_bytes(finished: Finished, fresh: Project) -> None:
+    result = fresh.dvc("repro", "ingest")
+    assert result.returncode == 0, result.stdout + result.stderr
+    killed = fresh.call(sys.executable, "-c", KILLED)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (fresh.root / "artifacts" / "pretrain").exists()
+    result = fresh.dvc("repro", "candidate@pruned")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "going on from step 5" in result.stdout
+    for name in ("data", "pretrain", "candidates/dense", "candidates/pruned"):
+        here, there = (p.root / "artifacts" / name / "record.json" for p in (fresh, finished[0]))
+        assert here.read_bytes() == there.read_bytes(), name
 
 
 def test_rollback_without_a_previous_champion_says_so(finished: Finished) -> None:
@@ -243,8 +256,18 @@ def test_validation_logits_are_those_of_the_file(finished: Finished) -> None:
         np.testing.assert_allclose(stored, given, atol=1e-5)
 
 
-def test_the_interfaces_start_and_a_run_reports_to_the_server(project: Project, tmp_path: Path) -> None:
-    ports = ["--mlflow-port", "5093", "--prefect-port", "4293"]
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    with ExitStack() as held:
+        probes = [held.enter_context(closing(socket.socket())) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def test_the_interfaces_start_and_a_run_reports_to_the_server(project: Project) -> None:
+    mlflow_port, prefect_port = _free_ports(2)
+    ports = ["--mlflow-port", str(mlflow_port), "--prefect-port", str(prefect_port)]
     ui = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "ui", *ports],
         cwd=project.root,
@@ -252,6 +275,7 @@ def test_the_interfaces_start_and_a_run_reports_to_the_server(project: Project, 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     try:
         address = project.root / ".winnow" / "prefect-server.json"
@@ -266,10 +290,15 @@ def test_the_interfaces_start_and_a_run_reports_to_the_server(project: Project, 
         assert result.returncode == 0, result.stdout + result.stderr
         code = (
             "import httpx; print('NAMES', [r['state']['type'] for r in"
-            " httpx.post('http://127.0.0.1:4293/api/flow_runs/filter', json={}).json()])"
+            f" httpx.post('http://127.0.0.1:{prefect_port}/api/flow_runs/filter', json={{}}).json()])"
         )
         assert "COMPLETED" in project.call(sys.executable, "-c", code).stdout
     finally:
         ui.send_signal(signal.SIGINT)
-        ui.wait(timeout=60)
+        try:
+            ui.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(ui.pid, signal.SIGKILL)  # the servers too
+            ui.wait()
+            raise
     assert not address.exists()
