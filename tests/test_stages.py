@@ -1,15 +1,20 @@
-"""dvc.yaml against the code and the flow: code deps are import closures, and both graphs are the same."""
+"""dvc.yaml against the code and the flow: code deps are import closures, params are what the code reads of the config,
+and both graphs are the same.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
-from pathlib import Path
+from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import yaml
 
 from tasks.versioning import stages
 from tests.closure import ROOT, closure
+from winnow.compression import METHODS
 from winnow.config import load_config
 
 STEP_FILES = {
@@ -21,7 +26,18 @@ STEP_FILES = {
     "select": "select",
     "report": "report",
 }
-METHODS = {"prune", "sparsify", "quantize", "distill"}
+DERIVED = {
+    # A property of two keys: `auto` means one number for the sample, all labels for any other source.
+    "data.label_budget": {"data.source", "data.labels_per_class"},
+}
+BY_NAME = {
+    # `compress` looks up its own candidate; the names of the others only stand in an error message.
+    ("candidate", "candidates"): "candidates.${key}",
+}
+
+
+def _file_of(method: Callable) -> str:
+    return method.__module__.rpartition(".")[2]
 
 
 def _stage(name: str) -> dict:
@@ -30,7 +46,11 @@ def _stage(name: str) -> dict:
 
 
 def code_deps(name: str) -> set[str]:
-    methods = {ROOT / f"winnow/compression/{method}.py" for method in METHODS} if name == "candidate" else set()
+    methods = (
+        {ROOT / f"winnow/compression/{_file_of(method)}.py" for method in METHODS.values()}
+        if name == "candidate"
+        else set()
+    )
     files = closure(ROOT / f"winnow/steps/{STEP_FILES[name]}.py", skip=methods)
     for method in methods:
         files |= closure(method, skip=methods - {method}) - {method}
@@ -45,6 +65,36 @@ def code_deps(name: str) -> set[str]:
 def test_code_deps_are_the_import_closure(name: str) -> None:
     listed = {dep for dep in _stage(name)["deps"] if dep.startswith("winnow/") and "$" not in dep}
     assert sorted(listed) == sorted(code_deps(name))
+
+
+def config_reads(node: ast.AST) -> set[str]:
+    """Dotted keys that code takes from a variable `config`, as far as the chain of attributes goes."""
+    names: list[str] = []
+    inner = node
+    while isinstance(inner, ast.Attribute):
+        names.insert(0, inner.attr)
+        inner = inner.value
+    if names and isinstance(inner, ast.Name) and inner.id == "config":
+        return {".".join(names)}
+    return set().union(*(config_reads(child) for child in ast.iter_child_nodes(node)))
+
+
+def test_reads_are_found_to_the_end_of_the_chain() -> None:
+    code = "a = config.data.label_budget, config.data\nb = f(config.finetune.seeds[0], config.candidates[a].parent)"
+    assert config_reads(ast.parse(code)) == {"data.label_budget", "data", "finetune.seeds", "candidates"}
+
+
+@pytest.mark.parametrize("name", list(STEP_FILES))
+def test_params_hold_what_the_code_reads(name: str) -> None:
+    heads = set(_stage(name)["params"])
+    reads = set().union(*(config_reads(ast.parse((ROOT / file).read_text())) for file in code_deps(name)))
+    assert reads
+    missing = set()
+    for read in reads:
+        for key in DERIVED.get(read, {BY_NAME.get((name, read), read)}):
+            if not any(key == head or key.startswith(f"{head}.") for head in heads):
+                missing.add(key)
+    assert missing == set()
 
 
 def test_flow_and_dvc_draw_the_same_graph() -> None:
@@ -67,4 +117,7 @@ def test_outputs_agree() -> None:
 
 
 def test_every_method_has_its_file() -> None:
-    assert {path.stem for path in Path(ROOT / "winnow/compression").glob("*.py")} >= METHODS
+    """dvc.yaml names a candidate's file by its `method`."""
+    for settings, method in METHODS.items():
+        assert get_args(settings.model_fields["method"].annotation) == (_file_of(method),)
+        assert (ROOT / f"winnow/compression/{_file_of(method)}.py").is_file()
