@@ -131,6 +131,32 @@ def test_nobody_passing_moves_nothing(places: Places, config: Config) -> None:
         registry.fetch_model(places, MODEL, "champion")
 
 
+def test_nobody_passing_leaves_the_champion_that_is_there(places: Places, config: Config) -> None:
+    promote(places, config)
+    nobody = _again(places, winner=None)
+    assert not promotion.is_settled(places, nobody)
+    outcome = promote(places, nobody)
+    assert (outcome.version, outcome.alias, outcome.champion) == (None, None, "1")
+    assert "no candidate passes every gate; version 1 (quick) stays champion of photos" in outcome.reasons[-1]
+    assert _aliases(places) == {"champion": "1", "challenger": "1"}
+    assert promotion.is_settled(places, nobody)
+
+
+def test_a_champion_that_changed_meanwhile_is_not_overwritten(places: Places, config: Config) -> None:
+    promote(places, _by_size(_again(places, quick={"ballast": 400})))
+    stale = registry.find(places, MODEL, "champion")
+    promote(places, _by_size(_again(places)))
+    promote(places, _by_size(_again(places, quick={"blind": 1})))
+    before = _aliases(places)
+    assert before == {"champion": "2", "challenger": "3", "previous": "1"}
+    challenger = registry.find(places, MODEL, "challenger")
+    assert challenger is not None
+    with pytest.raises(WinnowError, match="has changed while its challenger was measured"):
+        promotion._crown(places, MODEL, challenger, stale)
+    assert _aliases(places) == before
+    assert _tag(places, "3", "winnow.champion_since") == ""
+
+
 def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(places: Places, config: Config) -> None:
     promote(places, config)
     worse = _by_size(_again(places, quick={"blind": 1}))

@@ -280,6 +280,18 @@ def test_completeness_is_known_without_mlflow(places: Places, config: Config) ->
     assert _python(code, places).stdout.split() == ["True", "False", "False"]
 
 
+def test_more_than_one_call_may_hold_arrives_whole(places: Places, config: Config) -> None:
+    run_id = tracking.open_execution(places, config, "much to say")
+    metrics = {f"m/{index}": float(index) for index in range(1700)}
+    params = {f"p.{index}": str(index) for index in range(150)}
+    client = tracking.connect(places)
+    tracking._log(client, run_id, tracking._metrics(metrics), params, {f"t.{name}": name for name in params})
+    data = client.get_run(run_id).data
+    assert data.metrics == metrics
+    assert data.params == params
+    assert {name: data.tags.get(f"t.{name}") for name in params} == {name: name for name in params}
+
+
 def test_flatten_keeps_within_mlflows_limits() -> None:
     flat = projection.flatten({"a": {"b": 1e-3, "c": None}, "list": [0.03, 0.1], "text": "x" * 7000, "on": True})
     assert flat == {"a.b": "0.001", "a.c": "null", "list": "[0.03, 0.1]", "text": "x" * 6000, "on": "true"}
