@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.chain import Chain, configure, leave, markdown
-from winnow.records import read_record
+from winnow.records import StepRecord, read_record
 
 NAME = "resnet18"
 RECOVERY = {
@@ -42,6 +42,30 @@ def best(rows: list[dict[str, Any]], batch: int, **wanted: str) -> float:
     """Images per second of the fastest row that fits, over threads and layouts."""
     fitting = [r for r in rows if r["batch"] == batch and all(r[k] == v for k, v in wanted.items())]
     return max(1000 * batch / r["p50_ms"] for r in fitting) if fitting else float("nan")
+
+
+def headline(chain: Chain, timed: StepRecord, large: int) -> list[dict[str, str]]:
+    """The three speed-ups of every file on its fastest runtime, and the factors of the first."""
+    rows = []
+    for name in ("dense", *CANDIDATES):
+        figures, causes = timed.details["candidates"][name], timed.details["attribution"][name]
+        for batch, cause in ((1, causes["latency"]), (large, causes["throughput"])):
+            speeds = {kind: f"{figures[f'speedup/{kind}_b{batch}']:.1f}" for kind in ("eager", "pytorch", "float")}
+            rows.append(
+                {
+                    "candidate": name,
+                    "top-1 %": f"{read_record(chain.candidates / name).metrics['quality/top1'] * 100:.1f}",
+                    "batch": str(batch),
+                    "fastest on": f"{cause['on']} {cause['ends_in']}",
+                    "x eager f32": speeds["eager"],
+                    "x best PyTorch": speeds["pytorch"],
+                    "x best float": speeds["float"],
+                    "runtime x structure x precision": " x ".join(
+                        f"{cause[factor]:.2f}" for factor in ("runtime", "structure", "precision")
+                    ),
+                }
+            )
+    return rows
 
 
 def main() -> None:
@@ -89,7 +113,8 @@ def main() -> None:
         f"{config.benchmark.rounds} interleaved rounds, uint8 pixels in, logits out. "
         f"ONNX Runtime's int8 against its own f32, dense: {ort[1]:.2f}x at batch 1, {ort[large]:.2f}x at batch {large}."
     )
-    leave(NAME, conditions, figures, markdown(table_rows), timed.machine)
+    table = f"{markdown(headline(chain, timed, large))}\n\nEvery runtime:\n\n{markdown(table_rows)}"
+    leave(NAME, conditions, figures, table, timed.machine)
 
 
 if __name__ == "__main__":

@@ -144,9 +144,10 @@ CHATTER = (
 
 
 def is_chatter(line: str) -> bool:
-    """Lines of DVC that tell a person nothing."""
+    """Lines of DVC and of torch's own log that tell a person nothing."""
     text = line.strip()
-    return not text or text.startswith(CHATTER) or ("is empty." in text and text.startswith("WARNING"))
+    noise = text.startswith("WARNING") and "is empty." in text
+    return not text or noise or text.startswith(CHATTER) or "No CUDA runtime is found" in text
 
 
 def outcome(lines: list[str]) -> str:
