@@ -26,6 +26,7 @@ from winnow.records import write_json
 
 HOST = "127.0.0.1"
 START_SECONDS = 120
+END_SECONDS = 15
 
 
 def serve(places: Places, mlflow_port: int, prefect_port: int) -> int:
@@ -36,7 +37,8 @@ def serve(places: Places, mlflow_port: int, prefect_port: int) -> int:
         _check_free(name, ports[name])
     console = Console(highlight=False, soft_wrap=True)
     places.logs.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for ending in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores SIGINT until told otherwise
+        signal.signal(ending, _interrupt)
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command in commands.items():
@@ -59,7 +61,7 @@ def serve(places: Places, mlflow_port: int, prefect_port: int) -> int:
         for process in running.values():
             process.terminate()
         for process in running.values():
-            process.wait()
+            _see_it_end(process)
 
 
 def servers(places: Places, store: str, ports: Mapping[str, int]) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -73,6 +75,15 @@ def servers(places: Places, store: str, ports: Mapping[str, int]) -> tuple[dict[
         *("--default-artifact-root", str(places.mlflow_artifacts), "--workers", "1"),
     ]
     return commands, pages
+
+
+def _see_it_end(process: subprocess.Popen[bytes]) -> None:
+    """A server with an open connection may take its time over a polite end."""
+    try:
+        process.wait(timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
