@@ -44,7 +44,12 @@ def serve(places: Places, mlflow_port: int, prefect_port: int) -> int:
         for name, command in commands.items():
             with (places.logs / f"{name}.log").open("wb") as log:
                 running[name] = subprocess.Popen(
-                    [sys.executable, "-m", *command], stdout=log, stderr=log, cwd=places.root
+                    [sys.executable, "-m", *command],
+                    stdout=log,
+                    stderr=log,
+                    cwd=places.root,
+                    # Prefect's page asks port 4200 unless told where its own server is.
+                    env={**os.environ, "PREFECT_SERVER_UI_API_URL": f"{pages['prefect']}/api"},
                 )
         for name, process in running.items():
             _wait_until_up(name, process, pages[name], places)

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -293,6 +294,8 @@ def test_the_interfaces_start_and_a_run_reports_to_the_server(project: Project) 
             f" httpx.post('http://127.0.0.1:{prefect_port}/api/flow_runs/filter', json={{}}).json()])"
         )
         assert "COMPLETED" in project.call(sys.executable, "-c", code).stdout
+        with urllib.request.urlopen(f"http://127.0.0.1:{prefect_port}/ui-settings", timeout=10) as told:
+            assert json.load(told)["api_url"] == f"http://127.0.0.1:{prefect_port}/api"  # the page asks its own server
     finally:
         ui.send_signal(signal.SIGINT)
         try:

@@ -51,6 +51,8 @@ SECTIONS = {
 }
 KNOWN = "test/dense_top1"
 """Is there where the test split has images."""
+HALF_A_DIGIT = 0.05
+"""Points of accuracy below this are shown as 0.0."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,14 @@ def _promise(facts: Facts, name: str) -> str:
         )
     reference, count = facts.selection.details["reference"], number(facts.dense.details["labels"]["choosing"])
     against = "" if reference == ROOT else f" against {reference}, which is better than dense"
-    lost = (
-        f"{'costs' if drop['points'] >= 0 else 'gains'} {signed(abs(drop['points']))} points of top-1 accuracy{against}"
-    )
+    lost = f"{_changed(drop['points'], 'costs', 'gains')} of top-1 accuracy{against}"
     interval = f"95 % interval of the loss {span(drop['low'], drop['high'])} points"
     return f"{start}, and {lost} ({interval}; {count} labelled validation images of {facts.source})."
+
+
+def _changed(points: float, down: str, up: str) -> str:
+    """costs 0.4 points; gains 0.2 points; nothing is gained that rounds to nothing."""
+    return f"{up if points <= -HALF_A_DIGIT else down} {signed(abs(points))} points"
 
 
 def _times(ratio: float, above: str, below: str) -> str:
@@ -159,8 +164,8 @@ def _tested_words(facts: Facts, told: dict[str, float]) -> str:
     if not facts.winner:
         return f"{text}dense has {percent(told[KNOWN])} right; with nobody proposed, nobody else was looked at."
     points, ends = told["test/drop_points"], span(told["test/drop_low"], told["test/drop_high"])
-    verb = "loses" if points >= 0 else "gains"
-    return f"{text}{facts.winner} {verb} {signed(abs(points))} points against dense (95 % interval of the loss {ends})."
+    changed = _changed(points, "loses", "gains")
+    return f"{text}{facts.winner} {changed} against dense (95 % interval of the loss {ends})."
 
 
 def _tested_table(facts: Facts, tested: LastLook) -> Html:
