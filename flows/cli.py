@@ -8,16 +8,20 @@
     winnow predict IMAGE ...        the promoted model on your files
     winnow ui                       MLflow and Prefect in the browser
 
-Exit status: 0 done; 2 something for a person to mend, said in one message; 1 a bug of ours, with a traceback.
+Exit status: 0 done; 2 something for a person to mend, said in one message; 130 stopped; 1 a bug of ours, with a
+traceback.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
+from flows import STOPPED
 from tasks.settings import Places, apply
 from winnow.config import Config, load_config
 from winnow.errors import WinnowError
@@ -36,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"winnow: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("winnow: stopped; run it again to go on where it was", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         raise SystemExit(130) from None
     raise SystemExit(status)
 
@@ -101,7 +105,14 @@ def _run(places: Places, options: argparse.Namespace) -> int:
 
     if options.sets:
         set_keys(places, options.sets)
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _interrupt)
     return run(places, _config(places))
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """A kill and a closed terminal are Ctrl-C too."""
+    raise KeyboardInterrupt
 
 
 def _status(places: Places, _options: argparse.Namespace) -> int:

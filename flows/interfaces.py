@@ -35,6 +35,8 @@ def serve(places: Places, mlflow_port: int, prefect_port: int) -> int:
     commands, pages = servers(places, os.environ["MLFLOW_TRACKING_URI"], ports)
     for name in commands:
         _check_free(name, ports[name])
+    if len({ports[name] for name in commands}) < len(commands):
+        raise WinnowError(f"both pages cannot have port {mlflow_port}; choose two")
     console = Console(highlight=False, soft_wrap=True)
     places.logs.mkdir(parents=True, exist_ok=True)
     for ending in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores SIGINT until told otherwise
@@ -96,6 +98,8 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _check_free(name: str, port: int) -> None:
+    if not 0 < port < 65536:
+        raise WinnowError(f"--{name}-port {port}: a port is a number from 1 to 65535")
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
             raise WinnowError(f"port {port} is taken; choose another one: winnow ui --{name}-port {port + 1}")

@@ -6,16 +6,20 @@ each other down, and DVC allows one writer. Results are small JSON; the artifact
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import STOPPED
 from flows.summary import candidate_rows, promotion_lines
 from tasks import stages, tracking, versioning
 from tasks.settings import Places
@@ -41,8 +45,13 @@ def pipeline(root: str = ".") -> list[dict[str, Any]]:
         done = _run_stages(places, config, stale, parent)
         tracking.track(places, config, parent)
         done.append(stages.promote_winner(str(places.root)))
-    except BaseException:
+    except BaseException as error:
+        was_stopped = not isinstance(error, Exception)  # Ctrl-C, SIGTERM, a closed terminal
+        if was_stopped:
+            stages.stop_running()
         tracking.close_execution(places, parent, ok=False)
+        if was_stopped and not os.environ.get("PREFECT_API_URL"):
+            _leave_at_once()
         raise
     tracking.close_execution(places, parent, ok=True)
     _show_on_run_page(places)
@@ -62,10 +71,25 @@ def _run_stages(places: Places, config: Any, stale: dict[str, list[str]], parent
     return [future.result() for future in futures.values()]
 
 
+def _leave_at_once() -> None:
+    """Exit without a report to Prefect's temporary server: Ctrl-C ended it too, and the report would wait for it."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    psutil.wait_procs(children, timeout=5)
+    sys.stdout.flush()
+    sys.stderr.write(f"{STOPPED}\n")
+    sys.stderr.flush()
+    os._exit(130)
+
+
 def _no_traceback(record: logging.LogRecord) -> bool:
-    """Drop Prefect's copy of an error that is the user's to mend: the command line says it once, in full."""
+    """Drop Prefect's copies of an error that is the user's to mend: the command line says it once, in full."""
+    if os.environ.get("WINNOW_TRACEBACK"):
+        return True
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, WinnowError) or bool(os.environ.get("WINNOW_TRACEBACK"))
+    return not isinstance(error, WinnowError) and "NotReady(" not in record.getMessage()
 
 
 def _show_on_run_page(places: Places) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from tasks.registry import fetch_model
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
+from winnow.data.decoding import read_file
 from winnow.data.images import decode
 from winnow.errors import DataError
 from winnow.evaluation import softmax
@@ -32,9 +33,9 @@ def predict(places: Places, config: Config, paths: list[Path], which: str) -> in
     pixels, readable, rejected = [], [], []
     for path in paths:
         try:
-            pixels.append(decode(path.read_bytes(), card["image_size"])[0])
+            pixels.append(decode(read_file(str(path)), card["image_size"])[0])
             readable.append(path)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             rejected.append(f"{path}: {error}")
     if readable:
         table = Table("image", "class", "probability", box=None, header_style="bold", pad_edge=False)

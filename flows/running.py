@@ -83,7 +83,7 @@ def show_results(places: Places, config: Config) -> None:
     for index, name in enumerate(rows[0]):
         last = index == len(rows[0]) - 1
         heading = "\n".join(name.rsplit(" ", 1))
-        table.add_column(heading, justify="left" if index == 0 or last else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if index == 0 or last else "right", no_wrap=not last)
     for row in rows:
         style = {"winner": "bold green", "passed": "green"}.get(row["verdict"], "")
         table.add_row(*row.values(), style=style)

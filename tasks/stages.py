@@ -24,6 +24,8 @@ from winnow.config import load_config
 from winnow.errors import WinnowError
 
 FOLLOW_SECONDS = 2.0
+_running: list[subprocess.Popen[str]] = []
+_no_more = threading.Event()
 OUT_OF_MEMORY = (137, -9)
 
 
@@ -64,9 +66,19 @@ def promote_winner(root: str) -> dict[str, Any]:
     return {"stage": "promote", "outcome": "ran", "seconds": time.monotonic() - started}
 
 
+def stop_running() -> None:
+    """End the stage that runs, and let no other begin. For the main thread: a signal never reaches the task's own."""
+    _no_more.set()
+    for process in list(_running):
+        _stop(process)
+
+
 def _stream(places: Places, stage: str, label: str, run_id: str, log: Any) -> list[str]:
     """Run the stage and pass its lines on; StageFailed with the last of them when it does not end well."""
+    if _no_more.is_set():
+        raise StageFailed(f"step {label} was not begun: the run was stopped")
     process = versioning.reproduce(places.root, stage)
+    _running.append(process)
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(places, label, run_id, ended), daemon=True)
     follower.start()
@@ -82,6 +94,7 @@ def _stream(places: Places, stage: str, label: str, run_id: str, log: Any) -> li
         _stop(process)
         raise
     finally:
+        _running.remove(process)
         ended.set()
         follower.join()
     if status != 0:

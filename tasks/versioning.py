@@ -146,7 +146,7 @@ CHATTER = (
 def is_chatter(line: str) -> bool:
     """Lines of DVC and of torch's own log that tell a person nothing."""
     text = line.strip()
-    noise = text.startswith("WARNING") and "is empty." in text
+    noise = text.startswith("WARNING") and ("is empty." in text or "had been killed" in text)
     return not text or noise or text.startswith(CHATTER) or "No CUDA runtime is found" in text
 
 

@@ -161,6 +161,11 @@ def paired_drop(reference_right_N: NDArray[np.bool_], child_right_N: NDArray[np.
     return Drop((lost - won) / count * 100, low, high)
 
 
+def least_worst_end(count: int) -> float:
+    """Points of loss that `count` images cannot rule out even for a child that answers all of them alike."""
+    return Z95**2 / (count + Z95**2) * 100
+
+
 def _tango_end(lost: int, won: int, count: int, sign: int) -> float:
     """The difference at which the score statistic is +z (the lower end) or -z; it falls with the difference."""
     below, above = -1.0, 1.0

@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -193,6 +194,40 @@ def test_all_mistakes_in_params_at_once(project: Project) -> None:
         assert "pretrain.epochs" in result.stderr
         assert "benchmark.grids" in result.stderr
         assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
+def test_a_run_that_is_stopped_leaves_nothing_running_and_goes_on(project: Project, ending: signal.Signals) -> None:
+    params = yaml.safe_load((project.root / "params.yaml").read_text())
+    params["pretrain"]["epochs"] = 5000
+    project.set_params(params)
+    command = [sys.executable, "-m", "flows.cli", "run"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    run = subprocess.Popen(command, cwd=project.root, env=project.environment(), **streams)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(project.root.glob(".winnow/checkpoints/pretrain-*/*.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.3)
+        run.send_signal(ending)
+        _, told = run.communicate(timeout=60)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 130
+    assert "winnow: stopped; run it again" in told
+    deadline = time.monotonic() + 20
+    while (left := _processes_in(project.root)) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    assert left == []
+    with closing(sqlite3.connect(project.root / ".winnow" / "mlflow" / "mlflow.db")) as database:
+        assert database.execute("select count(*) from runs where status = 'RUNNING'").fetchone() == (0,)
+    assert project.dvc("status", "--json").returncode == 0  # the lock is free
+
+
+def _processes_in(folder: Path) -> list[str]:
+    return [
+        " ".join(p.info["cmdline"]) for p in psutil.process_iter(["cwd", "cmdline"]) if p.info["cwd"] == str(folder)
+    ]
 
 
 KILLED = """

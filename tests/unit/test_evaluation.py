@@ -9,6 +9,7 @@ from winnow.evaluation import (
     Z95,
     agreement,
     calibration,
+    least_worst_end,
     paired_drop,
     paired_gain,
     quality,
@@ -91,6 +92,7 @@ def test_drop_of_a_published_example() -> None:
 def test_drop_of_equal_answers_is_still_uncertain(count: int) -> None:
     drop = paired_drop(*pairs(0, 0, count))
     end = Z95**2 / (count + Z95**2) * 100  # in closed form
+    assert end == pytest.approx(least_worst_end(count))
     assert (drop.points, drop.low, drop.high) == pytest.approx((0.0, -end, end), abs=1e-6)
 
 

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flows.interfaces import servers
+import pytest
+
+from flows.interfaces import serve, servers
 from tasks.settings import Places
+from winnow.errors import WinnowError
 
 PORTS = {"mlflow": 5000, "prefect": 4200}
 
@@ -20,3 +23,19 @@ def test_the_projects_own_store_gets_a_server() -> None:
     assert set(commands) == set(pages) == {"mlflow", "prefect"}
     assert places.mlflow_store in commands["mlflow"]
     assert pages["mlflow"] == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("mlflow", "prefect", "said"),
+    [
+        (99999, 4200, "--mlflow-port 99999: a port is a number"),
+        (0, 4200, "from 1 to 65535"),
+        (65001, 65001, "choose two"),
+    ],
+)
+def test_ports_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow: int, prefect: int, said: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x.db")
+    with pytest.raises(WinnowError, match=said):
+        serve(Places(tmp_path), mlflow, prefect)

@@ -193,3 +193,14 @@ def test_judged_by_the_answers_of_the_runtime_that_will_serve(artifacts: Path) -
     path.unlink()
     with pytest.raises(ArtifactError, match=r"pruned-int8-openvino-int8\.npy is missing"):
         run(artifacts, out="again")
+
+
+def test_a_gate_that_too_few_labels_cannot_pass_is_told(artifacts: Path) -> None:
+    record = run(artifacts, configured(gates={"max_drop_points": 1.0}))
+    assert record.details["winner"] is None
+    told = next(text for text in record.warnings if "no candidate can pass" in text)
+    assert "60 labelled validation images show a loss of nothing only to 6.0 points, more than the 2 allowed" in told
+    least = float(told.rpartition("set promotion.gates.max_drop_points to ")[2].removesuffix(" or more"))
+    passing = run(artifacts, configured(gates={"max_drop_points": least}), out="again")
+    assert passing.details["winner"] is not None
+    assert not any("no candidate can pass" in text for text in passing.warnings)

@@ -145,7 +145,7 @@ def decode_chunk(contents: list[str | bytes], image_size: int) -> Result:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
         for position, content in enumerate(contents):
             try:
-                pixels_HWC, key = decode(content if isinstance(content, bytes) else _read(content), image_size)
+                pixels_HWC, key = decode(content if isinstance(content, bytes) else read_file(content), image_size)
             except ValueError as error:
                 reasons[position] = str(error)
                 continue
@@ -157,7 +157,8 @@ def decode_chunk(contents: list[str | bytes], image_size: int) -> Result:
     return kept, pixels_KHWC, np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16), reasons
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """The bytes of an image file. Raises ValueError for what is no plain file, too large or unreadable."""
     try:
         about = Path(path).stat()
         if not stat.S_ISREG(about.st_mode):

@@ -27,6 +27,7 @@ from winnow.data.images import RESIZE_POLICY, SPLITS, TEST, TRAIN, VALIDATION
 from winnow.data.sources import Source, open_source
 from winnow.data.splits import LEFT_OUT, assign_splits, group_equal
 from winnow.errors import DataError
+from winnow.evaluation import least_worst_end
 from winnow.progress import duration
 from winnow.records import StepRecord, describe, publish, sha256_of, write_json, write_record
 
@@ -219,7 +220,8 @@ def _warnings(
     if (have := int(table_SC[VALIDATION].sum())) < FEW_VALIDATION_LABELS:
         found.append(
             f"only {have} labelled validation images, fewer than {FEW_VALIDATION_LABELS}: intervals are wide, and "
-            "cross-validation is not there yet; read agreement beside accuracy"
+            f"even a file that changes no answer is only shown to lose less than {least_worst_end(have):.1f} points "
+            "(the gate promotion.gates.max_drop_points needs half of that); cross-validation is not there yet"
         )
     return found
 

@@ -13,6 +13,7 @@ Nothing is trained, timed or promoted; the test split is not read.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from winnow.config import CONTROL, ROOT, Config, Recovered, in_order
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
-from winnow.evaluation import Drop, agreement, load_logits, paired_drop, served_file
+from winnow.evaluation import Drop, agreement, least_worst_end, load_logits, paired_drop, served_file
 from winnow.records import (
     StepRecord,
     describe,
@@ -35,7 +36,7 @@ from winnow.records import (
     write_record,
 )
 from winnow.reporting.plots import Point, pareto
-from winnow.selection import Contender, Decision, decide
+from winnow.selection import WORST_END, Contender, Decision, decide
 
 log = logging.getLogger(__name__)
 PLOT = "pareto.png"
@@ -92,7 +93,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
                 "served": {name: _cell(timed, name, policy.objective) for name in names[1:]},
                 "controls": controls(config, right),
             },
-            warnings=_warnings(config, reference, drops),
+            warnings=_warnings(config, reference, drops, len(right[ROOT]) if right else 0),
             artifacts=describe(folder, PLOT),
         )
         write_record(folder, record)
@@ -208,7 +209,7 @@ def _metrics(decision: Decision, contenders: Mapping[str, Contender]) -> dict[st
     return metrics
 
 
-def _warnings(config: Config, reference: str, drops: Mapping[str, Drop]) -> tuple[str, ...]:
+def _warnings(config: Config, reference: str, drops: Mapping[str, Drop], count: int) -> tuple[str, ...]:
     found = []
     if not drops:
         found.append("no validation image has a label: accuracy is not known, agreement with dense alone decides")
@@ -222,5 +223,12 @@ def _warnings(config: Config, reference: str, drops: Mapping[str, Drop]) -> tupl
         found.append(
             f"training dense on with its own answers as teacher gains {drops[ROOT].points:.1f} points: dense was not "
             "trained to its end (finetune.epochs), drops are counted against dense-kd"
+        )
+    worst, allowed = least_worst_end(count), WORST_END * config.promotion.gates.max_drop_points
+    if count and worst > allowed:
+        found.append(
+            f"no candidate can pass: {count} labelled validation images show a loss of nothing only to {worst:.1f} "
+            f"points, more than the {allowed:g} allowed; label more images, or set promotion.gates.max_drop_points to "
+            f"{math.ceil(worst / WORST_END * 2) / 2:g} or more"
         )
     return tuple(found)
