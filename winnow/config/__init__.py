@@ -77,6 +77,14 @@ class Config(Section):
 
 
 TREE = TypeAdapter(dict[str, AnyCandidate])
+PLAIN = {
+    "tuple_type": "expected a list, as in [0, 1]",
+    "too_short": "expected a list with at least one value, as in [0, 1]",
+    "model_type": "expected a section with keys of its own; see params.yaml as shipped",
+    "model_attributes_type": "expected a section with keys of its own; see params.yaml as shipped",
+    "dict_type": "expected a section with keys of its own; see params.yaml as shipped",
+}
+"""Pydantic's kinds of error whose own words speak of Python."""
 TAG_AT = {"pretrain": 1, "candidates": 2}
 """Where in the location of an error pydantic puts the method's name, which is no key of the file."""
 
@@ -155,7 +163,7 @@ def _one(item: Any) -> tuple[str, str]:
         return f"{path}.method", f"{context['tag']!r} is none of {context['expected_tags']}"
     if kind == "union_tag_not_found":
         return f"{path}.method", "missing; it says which method this is"
-    message = str(item["msg"]).removeprefix("Value error, ")
+    message = PLAIN.get(kind, str(item["msg"]).removeprefix("Value error, "))
     if isinstance(value, dict):
         return path, message
     return path, f"{message} (found {value!r})"
