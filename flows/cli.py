@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse, act, and leave with the exit status."""
     options = _parser().parse_args(arguments)
     places = Places(_root())
+    _end_politely()
     try:
         apply(places.root)
         status: int = options.act(places, options)
@@ -105,13 +106,17 @@ def _run(places: Places, options: argparse.Namespace) -> int:
 
     if options.sets:
         set_keys(places, options.sets)
-    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _interrupt)
     return run(places, _config(places))
 
 
+def _end_politely() -> None:
+    """A kill and a closed terminal are Ctrl-C too, also for a shell's background job; nohup is obeyed."""
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if ending != signal.SIGHUP or signal.getsignal(ending) != signal.SIG_IGN:
+            signal.signal(ending, _interrupt)
+
+
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """A kill and a closed terminal are Ctrl-C too."""
     raise KeyboardInterrupt
 
 

@@ -6,7 +6,6 @@ While Prefect's server is up, runs report to it (its address lies in .winnow/), 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from types import FrameType
 
 from rich.console import Console
 
@@ -39,8 +37,6 @@ def serve(places: Places, mlflow_port: int, prefect_port: int) -> int:
         raise WinnowError(f"both pages cannot have port {mlflow_port}; choose two")
     console = Console(highlight=False, soft_wrap=True)
     places.logs.mkdir(parents=True, exist_ok=True)
-    for ending in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores SIGINT until told otherwise
-        signal.signal(ending, _interrupt)
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command in commands.items():
@@ -91,10 +87,6 @@ def _see_it_end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _check_free(name: str, port: int) -> None:

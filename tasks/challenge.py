@@ -1,10 +1,9 @@
 """A challenger against the champion: both files measured side by side in this process, then judged. Nothing is moved.
 
 Accuracy is paired on the labelled images of the validation split, each file answering in the runtime and precision
-that its card names, since those serve. Speed is timed in turns, each file on the runtime
-that its card names; a card that was written on another machine, or for another objective, names nothing here, and the
-file is timed on every runtime for files and represented by its fastest. A runtime whose answers differ from the file's
-own is not timed.
+that its card names, since those serve. Speed is timed in turns, each file on the runtime that its card names; a card
+that was written on another machine, or for another objective, names nothing here, and the file is timed on every
+runtime for files and represented by its fastest. A runtime whose answers differ from the file's own is not timed.
 
 `judge_challenge` is pure. The challenger must lose no more than the gate `drop` allows (the difference within the
 allowance, the worst end of its interval within twice that), and must be better: in accuracy by an amount that is

@@ -29,6 +29,7 @@ from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
 from winnow.model_file import MODEL
 from winnow.records import RECORD, StepRecord, read_json, read_record, record_digest, sha256_of, write_json
+from winnow.selection import SERVES
 
 PROMOTED = "promoted.json"
 ROLLED_BACK, REPLACED, REASON, SINCE = (
@@ -122,7 +123,7 @@ def _checked(places: Places, selection: StepRecord, winner: str) -> tuple[Path, 
 def _card(places: Places, config: Config, selection: StepRecord, winner: str) -> dict[str, Any]:
     """The candidate's card with what only the whole run knows: speed, machine, how to serve it, data version, why."""
     benchmark, objective = read_record(places.artifacts / "benchmark"), config.promotion.objective
-    best = benchmark.details["best"][winner]["throughput" if objective == "throughput" else "latency"]
+    best = benchmark.details["best"][winner][SERVES[objective]]
     if best is None or benchmark.machine is None:
         raise ArtifactError(f"{winner} was timed on no runtime, so nobody knows how to serve it; run winnow again")
     serving = {key: best[key] for key in ("runtime", "precision", "threads", "batch", "p50_ms")}

@@ -12,22 +12,25 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 def cpu_flags() -> frozenset[str]:
     """What the processor says it can do; empty where the system does not tell (only Linux does)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), ":")
+    line = next((line for line in _cpuinfo().splitlines() if line.startswith(("flags", "Features"))), ":")
     return frozenset(line.split(":", 1)[1].split())
 
 
 def cpu_name() -> str:
     """The processor's own name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
+    text = _cpuinfo()
+    if not text:
         return platform.processor() or platform.machine()
     named = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
     return named[0] if named else platform.machine()
+
+
+def _cpuinfo() -> str:
+    """What Linux tells of its processors; empty elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def cores() -> int:

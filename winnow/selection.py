@@ -28,6 +28,8 @@ from winnow.records import Gate, Verdict
 WORST_END = 2.0
 """How many allowances the worst end of the interval may reach."""
 UNITS = {"latency": "ms", "throughput": "images/s", "size": "MB"}
+SERVES = {"latency": "latency", "throughput": "throughput", "size": "latency"}
+"""Objective -> which of a candidate's best rows in the benchmark is the one that serves."""
 
 
 class Loss(Protocol):

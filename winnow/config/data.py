@@ -56,8 +56,8 @@ class Data(Section):
             return "CIFAR-10"
         path = Path(self.path)
         if self.source == "sample":
-            return SAMPLE_TITLE if path.name == SAMPLE_ARCHIVE else path.name.split(".")[0]
-        return path.resolve().name.encode("utf-8", "backslashreplace").decode("utf-8")
+            return archive_title(path)
+        return printable(path.resolve().name)
 
     @property
     def label_budget(self) -> int | None:
@@ -65,3 +65,13 @@ class Data(Section):
         if self.labels_per_class == "auto":
             return SAMPLE_LABELS_PER_CLASS if self.source == "sample" else None
         return None if self.labels_per_class == "all" else self.labels_per_class
+
+
+def archive_title(path: Path) -> str:
+    """What the images of an archive are called: the sample by its name, others by their file's."""
+    return SAMPLE_TITLE if path.name == SAMPLE_ARCHIVE else path.name.split(".")[0]
+
+
+def printable(name: str) -> str:
+    """File names may hold bytes that are no text."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")

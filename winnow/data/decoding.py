@@ -1,8 +1,8 @@
 """Files to pixels on all cores, in order, with a bounded number of files under way.
 
 Worker processes are spawned, not forked (torch and Prefect run threads that do not survive a fork), and import only
-this file and what it imports: numpy and Pillow, not torch. Memory is bounded by the files
-under way, not by their number.
+this file and what it imports: numpy and Pillow, not torch. Memory is bounded by the files under way, not by their
+number.
 """
 
 from __future__ import annotations

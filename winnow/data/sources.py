@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from winnow.config import Data
+from winnow.config.data import archive_title, printable
 from winnow.data.decoding import MAX_FILE_BYTES, Item
 from winnow.errors import DataError
 
@@ -87,8 +88,7 @@ def open_archive(path: Path) -> Source:
         for name, content in _archived(path):
             yield Item(str(name), numbers[name.parts[1]], name.parts[0] == "test", content)
 
-    title = "CIFAR-10 (JPEG) sample" if path.name == "cifar10-jpeg-sample.tar.xz" else path.name.split(".")[0]
-    return Source(title, classes, files.total(), items)
+    return Source(archive_title(path), classes, files.total(), items)
 
 
 def _archived(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -141,10 +141,10 @@ def open_folder(root: Path, unlabelled: str = "unlabelled") -> Source:
             label = numbers.get(branch.name, -1)
             for file, is_image in _files(branch.folder):
                 if is_image:
-                    yield Item(_printable(file.relative_to(root).as_posix()), label, branch.is_test, str(file))
+                    yield Item(printable(file.relative_to(root).as_posix()), label, branch.is_test, str(file))
 
-    title, remarks = _printable(root.resolve().name), _remarks(holders, empty)
-    return Source(title, tuple(map(_printable, classes)), images, items, ignored, remarks)
+    title, remarks = printable(root.resolve().name), _remarks(holders, empty)
+    return Source(title, tuple(map(printable, classes)), images, items, ignored, remarks)
 
 
 def _branches(root: Path, unlabelled: str) -> tuple[list[_Branch], list[Path]]:
@@ -181,7 +181,7 @@ def _remarks(holders: list[Path], empty: list[str]) -> tuple[str, ...]:
     if stray := sum(map(_stray, holders)):
         remarks.append(f"{stray} files lie outside class folders and are ignored")
     if empty:
-        remarks.append(f"class folders without images are ignored: {', '.join(map(_printable, empty))}")
+        remarks.append(f"class folders without images are ignored: {', '.join(map(printable, empty))}")
     return tuple(remarks)
 
 
@@ -215,11 +215,6 @@ def _files(folder: Path) -> Iterator[tuple[Path, bool]]:
 
 def _is_companion(name: str) -> bool:
     return name.startswith(".") or Path(name).suffix.lower() in COMPANIONS
-
-
-def _printable(name: str) -> str:
-    """File names may hold bytes that are no text."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _open_cifar10(downloads: Path) -> Source:

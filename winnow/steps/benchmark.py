@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from winnow.benchmarking import CHECKED_IMAGES, NEEDED_AGREEMENT, Outcome, answer_all, measure, plan
 from winnow.config import ROOT, Config, in_order
-from winnow.data.images import VALIDATION, load_images
+from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import load_logits, served_file
 from winnow.footprint import footprint
@@ -34,7 +34,8 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     int8 = {name: record.details["precision"] == "int8" for name, record in records.items()}
     ancestors = {name: _float_ancestor(record.details["lineage"], int8) for name, record in records.items()}
     gpu, threads = _gpu(), cores()
-    pixels_NHWC, answers = _checked_images(data, candidates, list(records))
+    images = load_images(data)
+    pixels_NHWC, answers = _checked_images(images, data, candidates, list(records))
     cells = plan(int8, settings, threads, cuda=bool(gpu))
     outcome = measure(cells, lambda cell: open_cell(candidates / cell.candidate, cell), pixels_NHWC, answers, settings)
     outcome.absent += _absent(bool(gpu))
@@ -74,16 +75,15 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
         machine=this_machine(gpu),
     )
     with publish(out) as folder:
-        answers_of = _answer_where_fastest(bests, data, candidates, folder)
+        answers_of = _answer_where_fastest(bests, images, candidates, folder)
         write_record(folder, record.model_copy(update={"artifacts": describe(folder, *answers_of)}))
     return record
 
 
 def _answer_where_fastest(
-    bests: dict[str, dict[str, Row | None]], data: Path, candidates: Path, folder: Path
+    bests: dict[str, dict[str, Row | None]], images: ImageSet, candidates: Path, folder: Path
 ) -> list[str]:
     """Leave the logits (V, C) of every candidate in the cells where it is fastest -> names of the files."""
-    images = load_images(data)
     indices = images.indices(VALIDATION)
     written: list[str] = []
     for name, rows in bests.items():
@@ -103,10 +103,9 @@ def _float_ancestor(lineage: list[str], int8: dict[str, bool]) -> str:
 
 
 def _checked_images(
-    data: Path, candidates: Path, names: list[str]
+    images: ImageSet, data: Path, candidates: Path, names: list[str]
 ) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int64]]]:
     """Pixels spread evenly over the validation split, and the class that each candidate's own file gave them."""
-    images = load_images(data)
     indices = images.indices(VALIDATION)
     if not len(indices):
         raise ArtifactError(

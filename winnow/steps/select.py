@@ -36,7 +36,7 @@ from winnow.records import (
     write_record,
 )
 from winnow.reporting.plots import Point, pareto
-from winnow.selection import WORST_END, Contender, Decision, decide
+from winnow.selection import SERVES, WORST_END, Contender, Decision, decide
 
 log = logging.getLogger(__name__)
 PLOT = "pareto.png"
@@ -115,7 +115,7 @@ def _check_benchmark(timed: StepRecord, benchmark: Path, digests: Mapping[str, s
 
 def _cell(timed: StepRecord, name: str, objective: str) -> Row | None:
     """Where the candidate would serve: its fastest row, None where no runtime could be timed."""
-    row: Row | None = timed.details["best"][name]["throughput" if objective == "throughput" else "latency"]
+    row: Row | None = timed.details["best"][name][SERVES[objective]]
     return row
 
 

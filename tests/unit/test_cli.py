@@ -1,0 +1,38 @@
+"""What the command line does before any command acts; in children, since it changes how a process takes signals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.closure import ROOT
+
+CODE = """
+import os, signal, time
+signal.signal(signal.SIGHUP, signal.{hangup})
+from flows import cli
+cli._end_politely()
+try:
+    os.kill(os.getpid(), signal.{sent})
+    time.sleep(0.2)
+    print("goes on")
+except KeyboardInterrupt:
+    print("ends")
+"""
+
+
+@pytest.mark.parametrize(
+    ("hangup", "sent", "said"),
+    [
+        ("SIG_DFL", "SIGHUP", "ends"),
+        ("SIG_IGN", "SIGHUP", "goes on"),  # as nohup sets it
+        ("SIG_DFL", "SIGTERM", "ends"),
+        ("SIG_DFL", "SIGINT", "ends"),
+    ],
+)
+def test_signals_end_a_command_as_ctrl_c_does_but_nohup_is_obeyed(hangup: str, sent: str, said: str) -> None:
+    code = CODE.format(hangup=hangup, sent=sent)
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == said
