@@ -21,11 +21,11 @@ def origin_tags(root: Path) -> dict[str, str]:
     """Tags of a run that this process opens for the project in `root`."""
     commit, dirty = git_commit(root)
     return {
-        "mlflow.user": _user(),
+        "mlflow.user": user(),
         "mlflow.source.name": "winnow",
         "mlflow.source.type": "LOCAL",
         HOST: socket.gethostname(),
-        PROCESS: _process(os.getpid()),
+        PROCESS: process_identity(os.getpid()),
     } | ({"mlflow.source.git.commit": commit, "winnow.git_dirty": str(dirty).lower()} if commit else {})
 
 
@@ -34,10 +34,10 @@ def is_dead(tags: Mapping[str, str]) -> bool:
     if tags.get(HOST) != socket.gethostname() or PROCESS not in tags:
         return False
     number = tags[PROCESS].partition("@")[0]
-    return _process(int(number)) != tags[PROCESS]
+    return process_identity(int(number)) != tags[PROCESS]
 
 
-def _process(number: int) -> str:
+def process_identity(number: int) -> str:
     """Number and start of a process, "" for one that is not running."""
     import psutil
 
@@ -47,7 +47,7 @@ def _process(number: int) -> str:
         return ""
 
 
-def _user() -> str:
+def user() -> str:
     """The account's name; containers may run under a number that has none."""
     try:
         return getpass.getuser()

@@ -18,6 +18,8 @@ from winnow.errors import ConfigError
 
 OWNER = "WINNOW_ROOT"
 """Names the project whose defaults are in the environment."""
+QUEUED = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"
+"""Where, inside the project, `dvc exp run --queue` makes the copy that it runs in."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class Places:
 
     @property
     def test_readings(self) -> Path:
-        """How often the report has read each version of the test split."""
-        return self.hidden / "test-readings.json"
+        """How often the report has read each version of the test split; experiments that DVC queues count too."""
+        project = str(self.root).partition(QUEUED)[0]
+        return Path(project) / ".winnow" / "test-readings.json"
 
 
 def defaults(root: Path) -> dict[str, str]:

@@ -9,14 +9,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.origin import process_identity
 from winnow.config import ROOT, Config, in_order
 from winnow.errors import WinnowError
 
 CANDIDATE = "candidate@"
+WATCHED = "WINNOW_STARTED_BY"
+"""Names the process without which a step ends: of a flow that was killed nothing must go on."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,14 @@ def stale(root: Path, config: Config) -> dict[str, list[str]]:
     )
     if result.returncode != 0:
         raise WinnowError(f"dvc status failed in {root}:\n{_last_lines(result.stderr or result.stdout)}")
-    raw: dict[str, list[object]] = json.loads(result.stdout or "{}")
+    return closed(json.loads(result.stdout or "{}"), config)
+
+
+def closed(changes: Mapping[str, list[object]], config: Config) -> dict[str, list[str]]:
+    """What DVC says of stages that have changed themselves, in words, and with those that hang on them."""
     found: dict[str, list[str]] = {}
     for stage in stages(config):
-        reasons = [reason for change in raw.get(stage.name, []) for reason in _reasons(change)]
+        reasons = [reason for change in changes.get(stage.name, []) for reason in _reasons(change)]
         if not reasons:
             reasons = [f"{need.removeprefix(CANDIDATE)} has to run" for need in stage.needs if need in found]
         if reasons:
@@ -119,7 +126,7 @@ def reproduce(root: Path, stage: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command("--wait-for-lock", "repro", "--single-item", stage),
         cwd=root,
-        env=environment(),
+        env={**environment(), WATCHED: process_identity(os.getpid())},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

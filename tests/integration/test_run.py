@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ import yaml
 
 from tests.conftest import CLASSES, SIZE
 from tests.integration.conftest import Project, run_params
+from tests.integration.running import free_ports
 from winnow.config import check_config
 from winnow.data.images import decode
 from winnow.records import read_record
@@ -292,17 +292,8 @@ def test_validation_logits_are_those_of_the_file(finished: Finished) -> None:
         np.testing.assert_allclose(stored, given, atol=1e-5)
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
-    with ExitStack() as held:
-        probes = [held.enter_context(closing(socket.socket())) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 def test_the_interfaces_start_and_a_run_reports_to_the_server(project: Project) -> None:
-    mlflow_port, prefect_port = _free_ports(2)
+    mlflow_port, prefect_port = free_ports(2)
     ports = ["--mlflow-port", str(mlflow_port), "--prefect-port", str(prefect_port)]
     ui = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "ui", *ports],
@@ -314,7 +305,7 @@ def test_the_interfaces_start_and_a_run_reports_to_the_server(project: Project) 
         start_new_session=True,
     )
     try:
-        address = project.root / ".winnow" / "prefect-server.json"
+        address = project.root / ".winnow" / "servers.json"
         deadline = time.monotonic() + 150
         while not address.exists() and ui.poll() is None and time.monotonic() < deadline:
             time.sleep(0.5)

@@ -33,6 +33,12 @@ def test_everything_lies_in_two_folders() -> None:
     assert places.mlflow_store == "sqlite:////project/.winnow/mlflow/mlflow.db"
 
 
+def test_queued_experiments_count_their_readings_of_the_test_split_in_the_project() -> None:
+    queued = Places(Path("/project/.dvc/tmp/exps/tmpabc"))
+    assert queued.test_readings == Places(Path("/project")).test_readings == Path("/project/.winnow/test-readings.json")
+    assert queued.hidden == Path("/project/.dvc/tmp/exps/tmpabc/.winnow")
+
+
 def test_defaults_keep_libraries_inside_the_project(tmp_path: Path) -> None:
     values = defaults(tmp_path)
     assert all(isinstance(value, str) and value for value in values.values())

@@ -23,11 +23,12 @@ from winnow.evaluation import agreement, paired_drop, quality
 from winnow.inference import predict_file
 from winnow.model_file import MODEL
 from winnow.records import StepRecord, describe, publish, record_digest, write_json, write_record
+from winnow.reporting import plots
 from winnow.reporting.facts import Facts, read_facts
 from winnow.reporting.page import LastLook, page
 
 log = logging.getLogger(__name__)
-PAGE = "report.html"
+PAGE, LEARNING = "report.html", "learning.svg"
 VERSION_LENGTH = 16
 UNTESTED = "there is no labelled test image: every figure of this run is of the validation split"
 
@@ -44,6 +45,10 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> S
     folders |= {name: artifacts / "candidates" / name for name in names}
     with publish(out) as folder:
         (folder / PAGE).write_text(html, encoding="utf-8")
+        files = [PAGE]
+        if curves := facts.pretrain.details["curves"]:
+            (folder / LEARNING).write_bytes(plots.curves(curves, "loss", "loss of pretraining"))
+            files.append(LEARNING)
         record = StepRecord(
             step="report",
             name="report",
@@ -52,7 +57,7 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> S
             metrics=metrics,
             details={"test_version": version, "winner": facts.winner, "source": facts.source, "test": details},
             warnings=() if details else (UNTESTED,),
-            artifacts=describe(folder, PAGE),
+            artifacts=describe(folder, *files),
         )
         write_record(folder, record)
     return record

@@ -33,13 +33,19 @@ from winnow.records import (
     read_record,
     record_digest,
     this_machine,
+    write_json,
     write_record,
 )
 from winnow.reporting.plots import Point, pareto
 from winnow.selection import SERVES, WORST_END, Contender, Decision, decide
 
 log = logging.getLogger(__name__)
-PLOT = "pareto.png"
+PLOT, FIGURES = "pareto.png", "metrics.json"
+COMPARED = (
+    *("quality/top1", "quality/macro_f1", "quality/ece", "quality/agreement"),
+    *("size/mb", "size/zipped_mb", "size/parameters", "size/nonzero_parameters", "compute/macs"),
+)
+"""Figures for `dvc metrics diff`: those that a candidate's inputs decide; times differ from run to run."""
 
 Row = dict[str, Any]
 Right = Mapping[str, NDArray[np.bool_]]
@@ -76,6 +82,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     log.info("select: %s", decision.why)
     with publish(out) as folder:
         (folder / PLOT).write_bytes(pareto([point(contenders[name], decision) for name in names]))
+        write_json(folder / FIGURES, {name: compared(records[name].metrics) for name in names})
         record = StepRecord(
             step="select",
             name="select",
@@ -94,7 +101,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
                 "controls": controls(config, right),
             },
             warnings=_warnings(config, reference, drops, len(right[ROOT]) if right else 0),
-            artifacts=describe(folder, PLOT),
+            artifacts=describe(folder, PLOT, FIGURES),
         )
         write_record(folder, record)
     return record
@@ -174,6 +181,16 @@ def controls(config: Config, right: Right) -> list[dict[str, Any]]:
 def _without_teacher(candidate: Recovered) -> dict[str, Any]:
     """All settings but what a control changes: the teacher, and with it the images that only a teacher can use."""
     return candidate.model_dump(exclude={"recovery": {"teacher", "teacher_weight", "temperature", "images"}})
+
+
+def compared(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Figures of one candidate, nested as DVC shows them: pruned.quality.top1."""
+    nested: dict[str, dict[str, float]] = {}
+    for key in COMPARED:
+        if key in metrics:
+            group, _, name = key.partition("/")
+            nested.setdefault(group, {})[name] = metrics[key]
+    return nested
 
 
 def point(contender: Contender, decision: Decision) -> Point:
