@@ -6,6 +6,7 @@
     there is no champion              the winner becomes it
     the two cannot be compared        the champion stays, or is replaced by `--replace`
     otherwise                         both are measured side by side (tasks/challenge.py)
+    it won, and promotion.approval    a person is asked (tasks/approval.py); once approved, it becomes champion
 
 Each operation may be repeated: a version that was registered before a crash is found by its file, and `champion` moves
 last, after the reasons are written and `previous` is set. .winnow/promoted.json keeps what was settled, for which
@@ -21,7 +22,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tasks import registry, tracked, tracking
+from tasks import approval, registry, tracked, tracking
+from tasks.approval import REASON, Request
 from tasks.projection import data_version
 from tasks.registry import CARD, CHALLENGER, CHAMPION, PREVIOUS, Version
 from tasks.settings import Places, registered_model_name
@@ -32,12 +34,7 @@ from winnow.records import RECORD, StepRecord, read_json, read_record, record_di
 from winnow.selection import SERVES
 
 PROMOTED = "promoted.json"
-ROLLED_BACK, REPLACED, REASON, SINCE = (
-    "winnow.rolled_back",
-    "winnow.replaced",
-    "winnow.reason",
-    "winnow.champion_since",
-)
+ROLLED_BACK, REPLACED, SINCE = "winnow.rolled_back", "winnow.replaced", "winnow.champion_since"
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,10 @@ class Outcome:
     """champion or challenger; None where the winner did not come so far."""
     champion: str | None = None
     """The version that serves now."""
+    waits: Request | None = None
+    """What a person is asked, where the winner waits for an answer."""
+    is_new: bool = False
+    """Whether the champion has changed."""
 
 
 def promote(places: Places, config: Config, replace: bool = False) -> Outcome:
@@ -67,7 +68,8 @@ def promote(places: Places, config: Config, replace: bool = False) -> Outcome:
         outcome = Outcome((reason,), champion=_number(champion))
     else:
         outcome = _promote_winner(places, config, selection, winner, champion, replace)
-    _remember(places, model, record_digest(places.artifacts / "select"), outcome)
+    if outcome.waits is None:
+        _remember(places, model, record_digest(places.artifacts / "select"), outcome)
     return outcome
 
 
@@ -92,15 +94,77 @@ def _promote_winner(
     run_id = tracking.candidate_run(places, config, winner)
     version = registry.register(places, config, folder, card, run_id)
     registry.set_alias(places, model, CHALLENGER, version.number)
-    passed, reason = _contest(places, config, champion, (folder, card), replace)
-    _write_reason(places, model, version, run_id, reason)
     registered = f"{winner} is version {version.number} of {model}"
-    if not passed:
-        last = f"{champion} stays champion: {reason}"
-        return Outcome((registered, last), winner, sha256, version.number, CHALLENGER, _number(champion))
+    request = None if replace else _request(places, config, version, champion)
+    if request is None:
+        passed, reason = _contest(places, config, champion, (folder, card), replace)
+        _write_reason(places, model, version, run_id, reason)
+        if not passed:
+            last = f"{champion} stays champion: {reason}"
+            return Outcome((registered, last), winner, sha256, version.number, CHALLENGER, _number(champion))
+        if config.promotion.approval:
+            request = approval.ask(places, model, version, champion, reason, config.promotion.approval_hours)
+    if request and request.state != "approved":
+        stays = f"{champion} stays champion" if champion else f"{model} has no champion yet"
+        last = f"{version} {request.words}; {stays}. What it showed: {request.why}"
+        waits = request if request.state == "asked" else None
+        return Outcome((registered, last), winner, sha256, version.number, CHALLENGER, _number(champion), waits)
+    if request:
+        reason = f"{request.why}; {request.words}"
     _crown(places, model, version, champion)
     last = f"{version} is the new champion: {reason}"
-    return Outcome((registered, last), winner, sha256, version.number, CHAMPION, version.number)
+    return Outcome((registered, last), winner, sha256, version.number, CHAMPION, version.number, is_new=True)
+
+
+def _request(places: Places, config: Config, version: Version, champion: Version | None) -> Request | None:
+    """What was asked about this version against the champion of today. A denial holds, also where nobody asks now."""
+    request = approval.read(places, registered_model_name(config), version)
+    if request is None or request.champion != _number(champion):
+        return None
+    return request if config.promotion.approval or request.state == "denied" else None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A challenger about which a person is asked."""
+
+    model: str
+    version: Version
+    request: Request
+
+
+def waiting(places: Places, config: Config) -> Waiting | None:
+    """The challenger that waits for an answer against the champion of today, if there is one."""
+    model = registered_model_name(config)
+    challenger, champion = registry.find(places, model, CHALLENGER), registry.find(places, model, CHAMPION)
+    request = approval.stored(challenger) if challenger else None
+    if challenger is None or request is None or request.state != "asked" or request.champion != _number(champion):
+        return None
+    return Waiting(model, challenger, request)
+
+
+def answer(places: Places, config: Config, approve: bool, who: str, reason: str) -> Outcome:
+    """A person's word on the challenger: it becomes champion, or stays out. Needs the registry alone, no artifacts."""
+    model = registered_model_name(config)
+    challenger, champion = registry.find(places, model, CHALLENGER), registry.find(places, model, CHAMPION)
+    if challenger is None:
+        raise WinnowError(f"{model} has no challenger, so there is nothing to approve; winnow run makes one")
+    request = approval.stored(challenger)
+    if approve and request and request.state != "approved" and request.champion != _number(champion):
+        raise WinnowError(f"the champion of {model} has changed since approval was asked for; run winnow promote")
+    request = approval.answer(places, model, challenger, approve, who, reason)
+    if approve:
+        _crown(places, model, challenger, champion)
+        told = f"{challenger} is the new champion: {request.why}; {request.words}"
+    else:
+        told = f"{challenger} {request.words}; {champion or 'nobody'} stays champion"
+    return Outcome(
+        (told,),
+        *(challenger.candidate, challenger.sha256, challenger.number),
+        CHAMPION if approve else CHALLENGER,
+        _number(challenger if approve else champion),
+        is_new=approve,
+    )
 
 
 def _number(version: Version | None) -> str | None:

@@ -32,3 +32,7 @@ class Promotion(Section):
     """latency: p50 at batch 1; throughput: images/s at the large batch; size: bytes on disk."""
     min_gain: Annotated[Number, Field(ge=0)] = 0.05
     """A challenger as accurate as the champion must be this much better on the objective, as a share."""
+    approval: bool = False
+    """Whether a person has to approve before a winner serves."""
+    approval_hours: Positive = 72.0
+    """How long the question stays open."""

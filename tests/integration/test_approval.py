@@ -1,0 +1,204 @@
+"""A person's word before the champion changes: on the registry, by the command line, and by Prefect's form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks import approval, promotion, registry, tracking
+from tasks.promotion import promote
+from tasks.settings import Places
+from tests.handmade import write_run
+from tests.integration.conftest import Project, make_project
+from tests.integration.running import Up, start, stop
+from winnow.config import Config
+from winnow.errors import WinnowError
+
+pytest_plugins = "tests.stores"
+MODEL = "photos"
+
+
+def asking(config: Config, **values: Any) -> Config:
+    """Approval wanted; decided by bytes, so that nothing depends on a clock."""
+    policy = {"objective": "size", "approval": True, **values}
+    return config.model_copy(update={"promotion": config.promotion.model_copy(update=policy)})
+
+
+def next_run(places: Places, ballast: int, **values: Any) -> Config:
+    return asking(write_run(places.root, "quick", {"quick": {"ballast": ballast}}), **values)
+
+
+def aliases(places: Places) -> dict[str, str]:
+    found = {alias: registry.find(places, MODEL, alias) for alias in ("champion", "challenger", "previous")}
+    return {alias: version.number for alias, version in found.items() if version}
+
+
+def tag(places: Places, number: str, key: str) -> str:
+    version = registry.find(places, MODEL, number)
+    assert version is not None
+    return version.tags.get(key, "")
+
+
+def test_a_winner_waits_and_is_asked_about_once(places: Places, config: Config) -> None:
+    tracking.track(places, config)
+    first = promote(places, asking(config))
+    assert first.waits is not None
+    assert first.waits.state == "asked"
+    assert (first.alias, first.champion) == ("challenger", None)
+    assert "waits for approval" in first.reasons[-1]
+    assert aliases(places) == {"challenger": "1"}
+    assert not promotion.is_settled(places, asking(config))
+    again = promote(places, asking(config))
+    assert again.waits == first.waits
+    assert "waits for approval" in tag(places, "1", "winnow.reason")
+
+
+def test_approved_it_serves_and_the_word_stays_with_it(places: Places, config: Config) -> None:
+    promote(places, asking(config))
+    outcome = promotion.answer(places, asking(config), True, "Ann", "looks right")
+    assert (outcome.alias, outcome.champion, outcome.is_new) == ("champion", "1", True)
+    assert "approved by Ann" in outcome.reasons[-1]
+    assert "looks right" in tag(places, "1", "winnow.reason")
+    assert aliases(places) == {"champion": "1", "challenger": "1"}
+    with pytest.raises(WinnowError, match="was approved already"):
+        promotion.answer(places, asking(config), True, "Ann", "")
+    assert "is the champion" in promote(places, asking(config)).reasons[-1]
+
+
+def test_a_denial_holds(places: Places, config: Config) -> None:
+    promote(places, write_run(places.root, "quick", {"quick": {"ballast": 400}}))
+    wanted = next_run(places, 0)
+    assert promote(places, wanted).waits is not None
+    with pytest.raises(WinnowError, match="needs a reason"):
+        promotion.answer(places, wanted, False, "Ann", "")
+    outcome = promotion.answer(places, wanted, False, "Ann", "wrong on cats")
+    assert (outcome.alias, outcome.champion, outcome.is_new) == ("challenger", "1", False)
+    assert "wrong on cats" in tag(places, "2", "winnow.reason")
+    for config_now in (wanted, asking(wanted, approval=False)):
+        refused = promote(places, config_now)
+        assert refused.waits is None
+        assert "denied by Ann" in refused.reasons[-1]
+        assert aliases(places)["champion"] == "1"
+    assert promotion.is_settled(places, wanted)
+    assert promote(places, wanted, replace=True).waits is not None  # asked for anew
+
+
+def test_a_question_that_nobody_answers_expires(
+    places: Places, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = asking(config, approval_hours=2.0)
+    promote(places, wanted)
+    later = datetime.now(UTC) + timedelta(hours=3)
+    monkeypatch.setattr(approval, "_now", lambda: later)
+    outcome = promote(places, wanted)
+    assert outcome.waits is None
+    assert "not approved in time: nobody answered" in outcome.reasons[-1]
+    assert "nobody answered" in tag(places, "1", "winnow.reason")
+    assert aliases(places) == {"challenger": "1"}
+    assert promotion.is_settled(places, wanted)
+    # A person's word counts late, too.
+    assert promotion.answer(places, wanted, True, "Ann", "was ill").champion == "1"
+
+
+def test_the_word_is_about_the_champion_of_the_question(places: Places, config: Config) -> None:
+    promote(places, write_run(places.root, "quick", {"quick": {"ballast": 900}}))
+    wanted = next_run(places, 400)
+    promote(places, wanted)
+    question = promotion.waiting(places, wanted)
+    assert question is not None
+    registry.set_alias(places, MODEL, "champion", question.version.number)
+    with pytest.raises(WinnowError, match="has changed since approval was asked for"):
+        promotion.answer(places, wanted, True, "Ann", "")
+    assert promotion.waiting(places, wanted) is None
+
+
+def test_nothing_to_answer_says_so(places: Places, config: Config) -> None:
+    with pytest.raises(WinnowError, match="no challenger"):
+        promotion.answer(places, config, True, "Ann", "")
+    promote(places, config)
+    with pytest.raises(WinnowError, match="waits for no approval"):
+        promotion.answer(places, config, True, "Ann", "")
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """A project with a handmade run whose first winner serves, and whose promotions need approval."""
+    folder = tmp_path_factory.mktemp("approval")
+    project = make_project(folder / "checkout", folder / "home")
+    handmade(project, ballast=2000, approval=False)
+    result = project.winnow("promote")
+    assert result.returncode == 0, result.stderr
+    running = start(project)
+    yield running
+    stop(running)
+
+
+def handmade(project: Project, ballast: int, **values: Any) -> None:
+    """The next run's winner; the smaller its ballast, the smaller its file."""
+    stages = (project.root / "dvc.yaml").read_bytes()
+    write_run(project.root, "quick", {"quick": {"ballast": ballast}})
+    (project.root / "dvc.yaml").write_bytes(stages)
+    params = yaml.safe_load((project.root / "params.yaml").read_text())
+    params["promotion"] |= {"objective": "size", "approval": True, **values}
+    project.set_params(params)
+
+
+def asked(up: Up) -> str:
+    """A run of the promotion flow that waits for a person."""
+    run = up.schedule("promote/hourly")
+    up.wait(run, "Suspended")
+    return run
+
+
+def answer(up: Up, run: str, **form: Any) -> str:
+    up.post(f"flow_runs/{run}/resume", {"run_input": form})
+    up.wait(run, "Completed")
+    return str(up.artifacts(run)["promotion"])
+
+
+@pytest.mark.services
+def test_the_form_says_what_is_asked(up: Up) -> None:
+    handmade(up.project, ballast=1500)
+    run = asked(up)
+    keys = up.get(f"flow_runs/{run}")["state"]["state_details"]["run_input_keyset"]
+    text = up.get(f"flow_runs/{run}/input/{keys['description']}")
+    assert "asks to become champion" in text
+    assert "report" in text
+    told = answer(up, run, approve=True, by="Ann", reason="small enough")
+    assert "is the new champion" in told
+    assert "approved by Ann" in told
+    assert "is the champion" in up.project.winnow("promote").stdout
+
+
+@pytest.mark.services
+def test_denied_by_the_form(up: Up) -> None:
+    handmade(up.project, ballast=1000)
+    told = answer(up, asked(up), approve=False, by="Ben", reason="wrong on cats")
+    assert "denied by Ben" in told
+    assert "wrong on cats" in told
+    refused = up.project.winnow("promote").stdout
+    assert "wrong on cats" in refused
+
+
+@pytest.mark.services
+def test_nobody_answers_the_form(up: Up) -> None:
+    handmade(up.project, ballast=500, approval_hours=0.003)
+    run = asked(up)
+    assert "never resumed" in up.wait(run, "Failed")["state"]["message"]
+    settled = up.schedule("promote/hourly")
+    up.wait(settled, "Completed")
+    assert "nobody answered" in up.artifacts(settled)["promotion"]
+
+
+@pytest.mark.services
+def test_an_answer_on_the_command_line_ends_the_form(up: Up) -> None:
+    handmade(up.project, ballast=200)
+    run = asked(up)
+    result = up.project.winnow("approve", "--reason", "seen")
+    assert result.returncode == 0, result.stderr
+    assert "is the new champion" in result.stdout
+    up.wait(run, "Completed", "Cancelled")
