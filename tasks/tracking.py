@@ -206,10 +206,39 @@ def is_complete(places: Places, config: Config) -> bool:
     return {projection.execution_digest(shown), *(content.digest for content in shown)} <= tracked.recall(places).keys()
 
 
+def last_execution(places: Places, config: Config) -> tuple[str, str] | None:
+    """(experiment, run) of what lies in artifacts/, if it was tracked."""
+    run_id = tracked.recall(places).get(projection.execution_digest(projection.contents(places, config)))
+    if run_id is None:
+        return None
+    with answering(places):
+        return str(connect(places).get_run(run_id).info.experiment_id), run_id
+
+
 def candidate_run(places: Places, config: Config, name: str) -> str | None:
     """The run that holds a candidate as it is now, if it was tracked."""
     digests = {content.name: content.digest for content in projection.contents(places, config)}
     return tracked.recall(places).get(digests.get(name, ""))
+
+
+def log_finding(
+    places: Places,
+    config: Config,
+    name: str,
+    metrics: Mapping[str, float],
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    files: Sequence[Path],
+) -> str:
+    """A run of its own, for what is found beside the steps; returns its number."""
+    with answering(places):
+        client, experiment = connect(places), experiment_id(places, config)
+        run_id = str(client.create_run(experiment, tags=_cut(tags), run_name=name).info.run_id)
+        for path in files:
+            client.log_artifact(run_id, str(path))
+        _log(client, run_id, _metrics(metrics), params)
+        client.set_terminated(run_id, "FINISHED")
+    return run_id
 
 
 def tag_run(places: Places, run_id: str, tags: Mapping[str, str]) -> None:

@@ -30,6 +30,7 @@ from winnow.config.candidates import (
     tree_errors,
 )
 from winnow.config.data import Data
+from winnow.config.drift import Drift
 from winnow.config.finetune import Finetune
 from winnow.config.pretrain import NoPretraining, Pretrain, RotNet, SimCLR
 from winnow.config.promotion import Gates, Promotion
@@ -46,6 +47,7 @@ __all__ = [
     "Config",
     "Data",
     "Distill",
+    "Drift",
     "Finetune",
     "Gates",
     "NoPretraining",
@@ -74,6 +76,8 @@ class Config(Section):
     candidates: dict[str, AnyCandidate]
     benchmark: Benchmark
     promotion: Promotion
+    drift: Drift = Drift()
+    """Watched beside the steps; no step reads it."""
 
 
 TREE = TypeAdapter(dict[str, AnyCandidate])

@@ -1,0 +1,41 @@
+"""The flow that watches fresh images, and `winnow drift`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.events import emit_event
+from prefect.logging import get_run_logger
+
+from tasks import drifting
+from tasks.settings import Places, registered_model_name
+from tasks.stages import DRIFTED
+from winnow.config import load_config
+from winnow.config.finetune import NOTHING
+
+
+@flow(name="drift", validate_parameters=False, persist_result=False)
+def drift(root: str = ".", path: str = "") -> dict[str, Any]:
+    """Compare the fresh images of `path` (drift.path by default) with the validation split; returns the advice."""
+    places = Places(Path(root).resolve())
+    config = load_config(places.root / "params.yaml")
+    if not path and config.drift.path == NOTHING:
+        get_run_logger().info("drift.path names no folder of fresh images: nothing is compared.")
+        return {}
+    finding = drifting.look(places, config, path or None)
+    run_id = drifting.track(places, config, finding)
+    told = "\n".join(drifting.lines(finding))
+    create_markdown_artifact(key="drift", markdown=told, description=f"MLflow run {run_id}")
+    if finding.wanted:
+        rows = [
+            {"file": file, "predicted": name, "probability": f"{chance:.2f}"} for file, name, chance in finding.wanted
+        ]
+        create_table_artifact(key="to-label", table=rows, description="Labels of these would teach most")
+    if finding.is_real:
+        model = registered_model_name(config)
+        resource = {"prefect.resource.id": f"winnow.model.{model}", "prefect.resource.name": f"{model}: images drift"}
+        emit_event(DRIFTED, resource, payload={"reason": told})
+    return {"is_real": finding.is_real, "advice": finding.advice, "run": run_id}

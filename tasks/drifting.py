@@ -1,0 +1,152 @@
+"""Fresh images against the validation split, by the champion's own answers; the finding goes to MLflow.
+
+Fresh images are those in `drift.path` that the project has not ingested: an image is told by the digest of its pixels,
+so a picture that was copied over is not taken for news.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks import registry, tracking
+from tasks.origin import origin_tags
+from tasks.projection import flatten
+from tasks.registry import CARD, CHAMPION, Version
+from tasks.settings import Places, registered_model_name
+from winnow.config import Config
+from winnow.config.finetune import NOTHING
+from winnow.data.decoding import read_file
+from winnow.data.images import VALIDATION, decode, load_images
+from winnow.data.sources import COMPANIONS
+from winnow.drift import Answers, Shift, advice, answer, compare, to_label
+from winnow.errors import ConfigError, DataError
+from winnow.model_file import MODEL
+from winnow.records import read_json
+
+LIST = "to-label.csv"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one look found."""
+
+    images: int
+    reference: int
+    rejected: tuple[str, ...]
+    champion: Version
+    shifts: tuple[Shift, ...]
+    advice: str
+    wanted: tuple[tuple[str, str, float], ...]
+    """(file, predicted class, probability) of the images whose labels would teach most; empty where none are wanted."""
+
+    @property
+    def is_real(self) -> bool:
+        """Whether somebody should act."""
+        return any(shift.is_real for shift in self.shifts)
+
+
+def look(places: Places, config: Config, path: str | None = None) -> Finding:
+    """Compare the images below `path` (drift.path by default); raises ConfigError or DataError where it cannot."""
+    folder = Path(path or config.drift.path)
+    if str(folder) == NOTHING:
+        raise ConfigError("drift.path: names no folder of fresh images; winnow drift FOLDER, or set drift.path")
+    folder = folder if folder.is_absolute() else places.root / folder
+    if not folder.is_dir():
+        raise ConfigError(f"drift.path: {folder} is no folder")
+    model = registered_model_name(config)
+    at, images = registry.fetch_model(places, model, CHAMPION), load_images(places.artifacts / "data")
+    champion, card = registry.find(places, model, CHAMPION), read_json(at / CARD)
+    assert champion is not None
+    if card["image_size"] != images.image_size:
+        raise DataError(
+            f"{champion} takes images of {card['image_size']} pixels, artifacts/data has {images.image_size}"
+        )
+    known = {key.tobytes() for key in images.keys_N16}
+    files, pixels_NHWC, rejected = _read(folder, card["image_size"], known)
+    if len(files) < config.drift.min_images:
+        raise DataError(
+            f"{folder}: {len(files)} fresh images; drift.min_images wants {config.drift.min_images} or more"
+        )
+    held_out = images.indices(VALIDATION)
+    reference = answer(at / MODEL, np.ascontiguousarray(images.images_NHWC[held_out]))
+    fresh = answer(at / MODEL, pixels_NHWC)
+    shifts = compare(reference, fresh, config.drift)
+    told = advice(shifts)
+    asked = _wanted(files, fresh, card["classes"], config.drift.ask_for) if told.startswith("labels") else ()
+    return Finding(len(files), len(held_out), rejected, champion, tuple(shifts), told, asked)
+
+
+def _read(folder: Path, side: int, known: set[bytes]) -> tuple[list[str], NDArray[np.uint8], tuple[str, ...]]:
+    """Files (relative), pixels (N, S, S, 3) and what could not be read, of images that are not in `known`."""
+    files, pixels, rejected = [], [], []
+    for path in _images(folder):
+        name = str(path.relative_to(folder))
+        try:
+            image, digest = decode(read_file(str(path)), side)
+        except ValueError as error:
+            rejected.append(f"{name}: {error}")
+            continue
+        if digest not in known:
+            files.append(name)
+            pixels.append(image)
+    stacked = np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8)
+    return files, stacked, tuple(rejected)
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    for here, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if not name.startswith(".") and not name.lower().endswith(COMPANIONS):
+                yield Path(here) / name
+
+
+def _wanted(files: list[str], fresh: Answers, classes: list[str], count: int) -> tuple[tuple[str, str, float], ...]:
+    from winnow.evaluation import softmax
+
+    chances_NC = softmax(fresh.logits_NC)
+    return tuple(
+        (files[at], classes[int(chances_NC[at].argmax())], float(chances_NC[at].max())) for at in to_label(fresh, count)
+    )
+
+
+def track(places: Places, config: Config, finding: Finding) -> str:
+    """A run in MLflow that holds the finding and, where labels are wanted, the list of files; its number."""
+    metrics = {"drift/images": float(finding.images), "drift/real": float(finding.is_real)}
+    for shift in finding.shifts:
+        metrics |= {f"drift/{shift.test}_p": shift.p, f"drift/{shift.test}_effect": shift.effect}
+    tags = origin_tags(places.root) | {
+        "winnow.kind": "drift",
+        "winnow.champion": finding.champion.number,
+        "winnow.advice": finding.advice,
+        tracking.NOTE: "\n".join(lines(finding)),
+    }
+    params = flatten(config.drift.model_dump(mode="json"), "drift.")
+    with tempfile.TemporaryDirectory() as scratch:
+        listed = Path(scratch) / LIST
+        if finding.wanted:
+            with listed.open("w", encoding="utf-8", newline="") as opened:
+                csv.writer(opened).writerows([("file", "predicted", "probability"), *finding.wanted])
+        return tracking.log_finding(places, config, "drift", metrics, params, tags, [listed] if finding.wanted else [])
+
+
+def lines(finding: Finding) -> list[str]:
+    """For people, in Markdown."""
+    head = "Drift" if finding.is_real else "No drift"
+    told = [
+        f"**{head}**: {finding.images} fresh images against {finding.reference} validation images, by "
+        f"{finding.champion}. Advice: {finding.advice}."
+    ]
+    for shift in finding.shifts:
+        told.append(f"- {shift.test}{' (real)' if shift.is_real else ''}: {shift.words}, p = {shift.p:.2g}")
+    if finding.rejected:
+        told.append(f"- {len(finding.rejected)} files could not be read: {'; '.join(finding.rejected[:3])}")
+    return told

@@ -1,0 +1,98 @@
+"""`winnow drift` on a finished project: images of the same kind, and changed ones."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks import drifting, tracking
+from tasks.promotion import promote
+from tasks.settings import Places
+from tests.conftest import CLASSES, SIZE, draw
+from tests.handmade import write_run
+from winnow.config import Config
+from winnow.errors import ConfigError, DataError, WinnowError
+
+pytest_plugins = "tests.stores"
+COUNT = 90
+
+
+def fresh_images(folder: Path, brightness: float = 1.0, seed: int = 99) -> Path:
+    """Images of all classes, in folders, never seen before."""
+    rng = np.random.default_rng(seed)
+    for index in range(COUNT):
+        path = folder / f"day{index % 2}" / f"{index:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = draw(index % len(CLASSES), (SIZE, SIZE), rng)
+        Image.fromarray((pixels * brightness).astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def config(places: Places) -> Config:
+    """A run whose winner serves."""
+    made = write_run(places.root)
+    made = made.model_copy(update={"drift": made.drift.model_copy(update={"min_images": 60})})
+    tracking.track(places, made)
+    promote(places, made)
+    return made
+
+
+def test_images_of_the_same_kind_are_no_drift_and_are_tracked(places: Places, config: Config, tmp_path: Path) -> None:
+    finding = drifting.look(places, config, str(fresh_images(tmp_path / "new")))
+    assert (finding.images, finding.is_real, finding.wanted) == (COUNT, False, ())
+    assert finding.advice.startswith("nothing")
+    run = tracking.connect(places).get_run(drifting.track(places, config, finding))
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["drift/real"] == 0.0
+    assert {"drift/embeddings_p", "drift/classes_effect", "drift/confidence_p"} <= set(run.data.metrics)
+    assert run.data.tags["winnow.champion"] == "1"
+    assert run.data.params["drift.alpha"] == "0.01"
+
+
+def test_darker_images_are_drift_and_labels_are_asked_for(places: Places, config: Config, tmp_path: Path) -> None:
+    """Half as bright, the colours differ by half as much: the model is less sure."""
+    finding = drifting.look(places, config, str(fresh_images(tmp_path / "new", brightness=0.4)))
+    assert finding.is_real
+    assert "embeddings" in {shift.test for shift in finding.shifts if shift.is_real}
+    run_id = drifting.track(places, config, finding)
+    if finding.advice.startswith("labels"):
+        listed = tracking.connect(places).download_artifacts(run_id, drifting.LIST, str(tmp_path))
+        with Path(listed).open(encoding="utf-8", newline="") as opened:
+            rows = list(csv.DictReader(opened))
+        assert len(rows) == config.drift.ask_for
+        assert all((tmp_path / "new" / row["file"]).is_file() for row in rows)
+    assert any(line.startswith("- embeddings (real)") for line in drifting.lines(finding))
+
+
+def test_what_is_known_is_no_news(places: Places, config: Config, tmp_path: Path) -> None:
+    """Ingested pictures that lie there too are left out."""
+    from winnow.data.images import decode
+
+    folder = fresh_images(tmp_path / "new")
+    digests = [decode(path.read_bytes(), SIZE)[1] for path in sorted(folder.rglob("*.png"))[:40]]
+    keys = np.load(places.artifacts / "data" / "keys.npy")
+    keys[:40] = np.stack([np.frombuffer(digest, np.uint8) for digest in digests])
+    np.save(places.artifacts / "data" / "keys.npy", keys)
+    with pytest.raises(DataError, match=f"{COUNT - 40} fresh images; drift.min_images wants 60"):
+        drifting.look(places, config, str(folder))
+
+
+def test_what_cannot_be_compared_says_so(places: Places, config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="names no folder"):
+        drifting.look(places, config)
+    with pytest.raises(ConfigError, match="is no folder"):
+        drifting.look(places, config, str(tmp_path / "nowhere"))
+    folder = fresh_images(tmp_path / "new")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    assert drifting.look(places, config, str(folder)).rejected[0].startswith("broken.jpg")
+
+
+def test_without_a_champion_nothing_is_compared(places: Places, tmp_path: Path) -> None:
+    config = write_run(places.root)
+    with pytest.raises(WinnowError, match="nothing has been promoted yet"):
+        drifting.look(places, config, str(fresh_images(tmp_path / "new")))
