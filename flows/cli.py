@@ -6,7 +6,10 @@
     winnow promote [--replace]      let the winner challenge the champion
     winnow rollback                 the previous champion back into production
     winnow predict IMAGE ...        the promoted model on your files
+    winnow drift [FOLDER]           whether fresh images still look like those that were trained on
+    winnow approve, winnow deny     a person's word on the challenger, where promotion.approval asks for it
     winnow ui                       MLflow and Prefect in the browser
+    winnow up                       the same, and a worker that runs what prefect.yaml schedules
 
 Exit status: 0 done; 2 something for a person to mend, said in one message; 130 stopped; 1 a bug of ours, with a
 traceback.
@@ -86,9 +89,17 @@ def _parser() -> argparse.ArgumentParser:
     predict = add("predict", _predict, "class and probability of your image files, by the promoted model")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--model", default="champion", help="alias or version of the registered model")
+    approve = add("approve", _approve, "let the challenger that waits for a person become champion")
+    approve.add_argument("--reason", default="", help="kept on the version")
+    deny = add("deny", _deny, "keep the challenger that waits for a person out")
+    deny.add_argument("--reason", required=True, help="kept on the version")
+    drift = add("drift", _drift, "whether fresh images still look like those that were trained on")
+    drift.add_argument("folder", nargs="?", default="", help="of images, at any depth; default: drift.path")
     ui = add("ui", _ui, "MLflow and Prefect in the browser, until Ctrl-C")
-    ui.add_argument("--mlflow-port", type=int, default=5000)
-    ui.add_argument("--prefect-port", type=int, default=4200)
+    up = add("up", _up, "the same, and a worker that runs what prefect.yaml schedules, until Ctrl-C")
+    for servers in (ui, up):
+        servers.add_argument("--mlflow-port", type=int, default=5000)
+        servers.add_argument("--prefect-port", type=int, default=4200)
     return parser
 
 
@@ -151,6 +162,49 @@ def _predict(places: Places, options: argparse.Namespace) -> int:
     from flows.predicting import predict
 
     return predict(places, load_config(places.root / "params.yaml"), options.images, options.model)
+
+
+def _approve(places: Places, options: argparse.Namespace) -> int:
+    return _answer(places, True, options.reason)
+
+
+def _deny(places: Places, options: argparse.Namespace) -> int:
+    return _answer(places, False, options.reason)
+
+
+def _answer(places: Places, approve: bool, reason: str) -> int:
+    from tasks import promotion, servers
+    from tasks.origin import user
+
+    config = _config(places)
+    waiting = promotion.waiting(places, config)
+    print("\n".join(promotion.answer(places, config, approve, user(), reason).reasons))
+    if waiting and waiting.request.form and (api := servers.prefect_api(places)):
+        os.environ["PREFECT_API_URL"] = api
+        from flows.promote import close_form
+
+        close_form(waiting.request.form, approve, user(), reason)
+    return 0
+
+
+def _drift(places: Places, options: argparse.Namespace) -> int:
+    from tasks import drifting
+
+    config = _config(places)
+    finding = drifting.look(places, config, options.folder or None)
+    run_id = drifting.track(places, config, finding)
+    print("\n".join(drifting.lines(finding)).replace("**", ""))
+    for file, name, chance in finding.wanted:
+        print(f"  label {file} (now {name}, {chance:.2f})")
+    print(f"MLflow run {run_id}")
+    return 0
+
+
+def _up(places: Places, options: argparse.Namespace) -> int:
+    from flows.interfaces import serve
+
+    _config(places)
+    return serve(places, options.mlflow_port, options.prefect_port, work=True)
 
 
 def _ui(places: Places, options: argparse.Namespace) -> int:

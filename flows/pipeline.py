@@ -14,17 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect import flow, runtime
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import STOPPED
-from flows.summary import candidate_rows, promotion_lines
-from tasks import stages, tracking, versioning
-from tasks.settings import Places
-from winnow.config import load_config
+from flows import STOPPED, showing
+from tasks import promotion, stages, tracking, versioning
+from tasks.settings import Places, check_files
+from winnow.config import Config, load_config
 from winnow.errors import WinnowError
+
+PROMOTION = "promote/hourly"
+TAKEN_UP = 5
+"""A run whose process was gone is taken up again, but not for ever."""
 
 
 @flow(
@@ -33,18 +38,39 @@ from winnow.errors import WinnowError
     validate_parameters=False,
     persist_result=False,
 )
-def pipeline(root: str = ".") -> list[dict[str, Any]]:
-    """Bring all stages up to date, track them, promote the winner; returns what each stage did and its seconds."""
+def pipeline(root: str = ".", retries: int = 0) -> list[dict[str, Any]]:
+    """Bring all stages up to date, track them, promote the winner; returns what each stage did and its seconds.
+
+    `retries`: further tries of a step that was killed, or that MLflow did not answer.
+    """
+    if (runtime.flow_run.run_count or 0) > TAKEN_UP:
+        raise WinnowError(f"this run's process was gone {TAKEN_UP} times; see the worker's log and its memory")
     places = Places(Path(root).resolve())
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_no_traceback)
     config = load_config(places.root / "params.yaml")
+    check_files(config, places.root)
     stale = versioning.stale(places.root, config)
+    done: list[dict[str, Any]] = []
+    if stale or not tracking.is_complete(places, config):
+        done = _execute(places, config, stale, retries)
+    if not promotion.is_settled(places, config):
+        done.append(stages.promote_winner.with_options(retries=retries)(str(places.root)))
+        if done[-1]["waits"]:
+            _ask_for_approval()
+    if done:
+        showing.results(places)
+    else:
+        get_run_logger().info("Nothing has changed: no step runs.")
+    return done
+
+
+def _execute(places: Places, config: Config, stale: dict[str, list[str]], retries: int) -> list[dict[str, Any]]:
+    """The stages, in a run of MLflow's that is closed whatever happens."""
     parent = tracking.open_execution(places, config, why="; ".join(f"{k}: {v[0]}" for k, v in stale.items())[:1000])
     try:
-        done = _run_stages(places, config, stale, parent)
+        done = _run_stages(places, config, stale, parent, retries)
         tracking.track(places, config, parent)
-        done.append(stages.promote_winner(str(places.root)))
     except BaseException as error:
         was_stopped = not isinstance(error, Exception)  # Ctrl-C, SIGTERM, a closed terminal
         if was_stopped:
@@ -54,16 +80,25 @@ def pipeline(root: str = ".") -> list[dict[str, Any]]:
             _leave_at_once()
         raise
     tracking.close_execution(places, parent, ok=True)
-    _show_on_run_page(places)
     return done
 
 
-def _run_stages(places: Places, config: Any, stale: dict[str, list[str]], parent: str) -> list[dict[str, Any]]:
+def _ask_for_approval() -> None:
+    """Have the flow of promotion show its form now, where a server knows it; else its next run does."""
+    if runtime.deployment.id:
+        with contextlib.suppress(ObjectNotFound):
+            run_deployment(PROMOTION, timeout=0, as_subflow=False)
+
+
+def _run_stages(
+    places: Places, config: Config, stale: dict[str, list[str]], parent: str, retries: int
+) -> list[dict[str, Any]]:
+    run_stage = stages.run_stage.with_options(retries=retries)
     futures: dict[str, PrefectFuture[dict[str, Any]]] = {}
     for stage in versioning.stages(config):
         needs = [futures[need] for need in stage.needs]
         if stage.name in stale:
-            future = stages.run_stage.submit(str(places.root), stage.name, parent, return_state=False, wait_for=needs)
+            future = run_stage.submit(str(places.root), stage.name, parent, return_state=False, wait_for=needs)
         else:
             future = stages.keep_stage.submit(stage.name, return_state=False, wait_for=needs)
         futures[stage.name] = future
@@ -90,9 +125,3 @@ def _no_traceback(record: logging.LogRecord) -> bool:
         return True
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, WinnowError) and "NotReady(" not in record.getMessage()
-
-
-def _show_on_run_page(places: Places) -> None:
-    """The table and the verdict as Prefect artifacts, on the run's page."""
-    create_table_artifact(key="candidates", table=candidate_rows(places), description="Candidates of this run")
-    create_markdown_artifact(key="promotion", markdown="\n".join(f"- {line}" for line in promotion_lines(places)))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import urllib.error
-import urllib.request
 from typing import Any
 
 from rich import box
@@ -14,13 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import summary
-from tasks import versioning
+from tasks import servers, versioning
 from tasks.settings import Places
 from winnow.config import Config
 from winnow.records import read_record, this_machine
 
 console = Console(highlight=False, soft_wrap=True)
-SERVER_FILE = "prefect-server.json"
 
 
 def run(places: Places, config: Config) -> int:
@@ -30,7 +27,8 @@ def run(places: Places, config: Config) -> int:
     done: list[dict[str, Any]] = []
     if stale or _untracked(places, config):
         _announce(stale)
-        os.environ.update(_prefect_server(places))
+        if api := servers.prefect_api(places):
+            os.environ["PREFECT_API_URL"] = api
         # Only now: these imports cost four seconds.
         from flows.pipeline import pipeline
 
@@ -109,23 +107,12 @@ def _untracked(places: Places, config: Config) -> bool:
     return not (tracking.is_complete(places, config) and promotion.is_settled(places, config))
 
 
-def _prefect_server(places: Places) -> dict[str, str]:
-    """The project's own server if it is up (see `winnow ui`); else Prefect starts one for this run alone."""
-    if os.environ.get("PREFECT_API_URL"):
-        return {}
-    try:
-        address = json.loads((places.hidden / SERVER_FILE).read_text(encoding="utf-8"))["api"]
-        with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
-            return {"PREFECT_API_URL": address} if answer.status == 200 else {}
-    except (OSError, ValueError, KeyError, urllib.error.URLError):
-        return {}
-
-
 def _show_times(done: list[dict[str, Any]], total: float) -> None:
     table = Table(
         "step",
         "outcome",
         "seconds",
+        "the step itself",
         title="Where the time went",
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -134,10 +121,11 @@ def _show_times(done: list[dict[str, Any]], total: float) -> None:
     accounted = 0.0
     for row in done:
         if row["seconds"] >= 0.05:
-            table.add_row(row["stage"], row["outcome"], f"{row['seconds']:.1f}")
+            own = f"{row['own']:.1f}" if row.get("own") else ""
+            table.add_row(row["stage"], row["outcome"], f"{row['seconds']:.1f}", own)
             accounted += row["seconds"]
-    table.add_row("flow, tracking and servers", "", f"{total - accounted:.1f}")
-    table.add_row("total", "", f"{total:.1f}", style="bold")
+    table.add_row("flow, tracking and servers", "", f"{total - accounted:.1f}", "")
+    table.add_row("total", "", f"{total:.1f}", "", style="bold")
     console.print(table)
 
 

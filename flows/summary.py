@@ -74,6 +74,12 @@ def _verdict(verdict: dict[str, Any] | None, won: bool) -> str:
     return f"fails: {', '.join(failed)}" if failed else "passed"
 
 
+def front_rows(places: Places) -> list[dict[str, str]]:
+    """The rows of those that nobody beats in accuracy, size and latency at once."""
+    front = read_record(places.artifacts / "select").details["front"]
+    return [row for row in candidate_rows(places) if row["candidate"] in front]
+
+
 def reason_lines(places: Places) -> list[str]:
     """Why each candidate that failed did, with both numbers."""
     verdicts = read_record(places.artifacts / "select").details["verdicts"]

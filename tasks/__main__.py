@@ -17,15 +17,20 @@ import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from tasks import settings
+from tasks.origin import process_identity
+from tasks.versioning import WATCHED
 from winnow.config import ROOT, Config, load_config
 from winnow.errors import WinnowError
 from winnow.records import StepRecord, record_digest, sha256_of, this_machine, write_json
 
+WATCH_SECONDS = 1.0
 USAGE = "usage: python -m tasks {ingest|pretrain|finetune|candidate NAME|benchmark|select|report}"
 
 
@@ -37,6 +42,8 @@ def main(arguments: list[str]) -> int:
     for noisy in ("nncf", "onnxscript", "torch", "matplotlib", "httpx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, _leave)
+    if starter := os.environ.get(WATCHED):
+        threading.Thread(target=_watch, args=(starter,), daemon=True).start()
     try:
         step, name = _parse(arguments)
         config = load_config(places.root / "params.yaml")
@@ -52,6 +59,13 @@ def main(arguments: list[str]) -> int:
 def _leave(_signal: int, _frame: FrameType | None) -> None:
     """An ordinary exit, so that half-written folders are removed on the way out."""
     raise SystemExit(143)
+
+
+def _watch(starter: str) -> None:
+    """End politely when the flow that started this step is gone: whoever takes its run up goes on from here."""
+    while process_identity(int(starter.partition("@")[0])) == starter:
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _parse(arguments: list[str]) -> tuple[str, str]:
@@ -71,11 +85,14 @@ def run_step(config: Config, places: settings.Places, step: str, name: str) -> S
     for folder in places.checkpoints.glob(f"{name}-????????????????"):
         if folder != scratch:
             shutil.rmtree(folder, ignore_errors=True)
-    record = _call(config, places, step, name, scratch)()
+    act = _call(config, places, step, name, scratch)
+    began = time.monotonic()
+    record = act()
+    seconds = time.monotonic() - began
     shutil.rmtree(scratch, ignore_errors=True)
-    versions = places.hidden / "versions"
-    versions.mkdir(parents=True, exist_ok=True)
-    write_json(versions / f"{name}.json", this_machine().versions)
+    for kind, told in (("versions", this_machine().versions), ("times", {"step": seconds})):
+        (places.hidden / kind).mkdir(parents=True, exist_ok=True)
+        write_json(places.hidden / kind / f"{name}.json", told)
     for warning in record.warnings:
         logging.getLogger(__name__).warning("warning: %s", warning)
     return record

@@ -5,6 +5,7 @@ While a stage trains, its curves are read from the checkpoint folder and passed 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,26 +17,54 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from tasks import promotion, tracking, versioning
-from tasks.settings import Places
+from tasks import promotion, slots, tracking, versioning
+from tasks.registry import CHAMPION
+from tasks.settings import Places, registered_model_name
 from winnow.config import load_config
 from winnow.errors import WinnowError
+from winnow.records import read_json
 
 FOLLOW_SECONDS = 2.0
 _running: list[subprocess.Popen[str]] = []
 _no_more = threading.Event()
 OUT_OF_MEMORY = (137, -9)
+MENDABLE = 2
+"""Exit status of a step that a person has to help."""
+RETRY_SECONDS = 30
+ON_GPU = ("pretrain", "finetune", "candidate", "benchmark")
+PROMOTED, DRIFTED = "winnow.model.promoted", "winnow.model.drifted"
+"""The events that every change of the champion, and every drift that is real, emit."""
 
 
 class StageFailed(WinnowError):
-    """A step ended with an error; the message is the step's own last lines."""
+    """A step ended with an error that a person has to mend; the message is the step's own last lines."""
 
 
-@task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
+class StageDied(StageFailed):
+    """A step was killed, or ended by an error of ours: another try may end well."""
+
+
+def may_pass(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether a failed task is worth another try: its step died, or MLflow did not answer."""
+    return isinstance(state.data, StageDied | tracking.StoreError)
+
+
+@task(
+    name="stage",
+    task_run_name="{stage}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=may_pass,
+)
 def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
-    """Bring one DVC stage up to date and track its record. Returns {stage, outcome, seconds}."""
+    """Bring one DVC stage up to date and track its record. Returns {stage, outcome, seconds, own}.
+
+    `own`: seconds of the step itself, without process, imports, DVC and tracking; 0 where it did not run.
+    """
     places = Places(Path(root))
     known = {item.name: item for item in versioning.stages(load_config(places.root / "params.yaml"))}
     label, out = known[stage].label, places.artifacts / known[stage].out
@@ -43,27 +72,47 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
     run_id = tracking.open_step(places, parent_run, known[stage].out.rpartition("/")[2], stage.partition("@")[0])
     started = time.monotonic()
     try:
-        lines = _stream(places, stage, label, run_id, log)
+        with slots.gpu_slot() if stage.partition("@")[0] in ON_GPU else contextlib.nullcontext():
+            lines = _stream(places, stage, label, run_id, log)
+        tracking.close_step(places, run_id, out)
     except BaseException as error:
         tracking.fail_step(places, run_id, str(error) or type(error).__name__)
         raise
-    tracking.close_step(places, run_id, out)
-    return {"stage": label, "outcome": versioning.outcome(lines), "seconds": time.monotonic() - started}
+    outcome = versioning.outcome(lines)
+    own = read_json(places.hidden / "times" / f"{label}.json")["step"] if outcome == "ran" else 0.0
+    return {"stage": label, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
 
 
 @task(name="unchanged", task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
 def keep_stage(stage: str) -> dict[str, Any]:
     """A stage that DVC calls up to date: drawn in the graph, not run."""
-    return {"stage": stage.removeprefix(versioning.CANDIDATE), "outcome": "unchanged", "seconds": 0.0}
+    return {"stage": stage.removeprefix(versioning.CANDIDATE), "outcome": "unchanged", "seconds": 0.0, "own": 0.0}
 
 
-@task(name="promote", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    name="promote",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=may_pass,
+)
 def promote_winner(root: str) -> dict[str, Any]:
-    """Register the winner and let it challenge the champion."""
+    """Register the winner and let it challenge the champion. Returns {stage, outcome, seconds, reasons, waits}."""
     places = Places(Path(root))
     started = time.monotonic()
-    promotion.promote(places, load_config(places.root / "params.yaml"))
-    return {"stage": "promote", "outcome": "ran", "seconds": time.monotonic() - started}
+    config = load_config(places.root / "params.yaml")
+    outcome = promotion.promote(places, config)
+    tell_of(outcome, registered_model_name(config))
+    told = {"reasons": list(outcome.reasons), "waits": outcome.waits is not None}
+    return {"stage": "promote", "outcome": "ran", "seconds": time.monotonic() - started, **told}
+
+
+def tell_of(outcome: promotion.Outcome, model: str) -> None:
+    """Emit an event where the champion has changed; flows/deploying.py sends it on to people."""
+    if outcome.alias == CHAMPION and outcome.is_new:
+        name = f"version {outcome.version} is the champion of {model}"
+        resource = {"prefect.resource.id": f"winnow.model.{model}", "prefect.resource.name": name}
+        emit_event(PROMOTED, resource, payload={"version": outcome.version, "reason": "\n".join(outcome.reasons)})
 
 
 def stop_running() -> None:
@@ -98,7 +147,8 @@ def _stream(places: Places, stage: str, label: str, run_id: str, log: Any) -> li
         ended.set()
         follower.join()
     if status != 0:
-        raise StageFailed(_failure(label, lines, status))
+        mendable = f"exited with {MENDABLE}" in "\n".join(lines)
+        raise (StageFailed if mendable else StageDied)(_failure(label, lines, status))
     return lines
 
 

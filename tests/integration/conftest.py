@@ -23,7 +23,10 @@ from tasks.settings import OWNER, defaults
 from tests.closure import ROOT
 from tests.conftest import CLASSES, draw, tiny_params
 
-CODE = ("winnow", "tasks", "flows", "data", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml")
+CODE = (
+    *("winnow", "tasks", "flows", "data"),
+    *(".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "prefect.yaml"),
+)
 
 
 @dataclass(frozen=True)

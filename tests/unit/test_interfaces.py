@@ -3,8 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from flows.interfaces import serve, servers
+from flows import interfaces
+from flows.interfaces import planned, serve
 from tasks.settings import Places
 from winnow.errors import WinnowError
 
@@ -12,16 +14,23 @@ PORTS = {"mlflow": 5000, "prefect": 4200}
 
 
 def test_a_teams_mlflow_is_named_without_its_password_and_not_started() -> None:
-    commands, pages = servers(Places(Path("/project")), "https://ann:secret@mlflow.example.org", PORTS)
-    assert list(commands) == ["prefect"]
+    programs, pages = planned(Places(Path("/project")), "https://ann:secret@mlflow.example.org", "", PORTS)
+    assert [program.name for program in programs] == ["prefect"]
     assert pages == {"mlflow": "https://mlflow.example.org", "prefect": "http://127.0.0.1:4200"}
+
+
+def test_a_teams_prefect_is_named_and_not_started() -> None:
+    places = Places(Path("/project"))
+    programs, pages = planned(places, places.mlflow_store, "http://prefect.example.org/api", PORTS)
+    assert [program.name for program in programs] == ["mlflow"]
+    assert pages["prefect"] == "http://prefect.example.org"
 
 
 def test_the_projects_own_store_gets_a_server() -> None:
     places = Places(Path("/project"))
-    commands, pages = servers(places, places.mlflow_store, PORTS)
-    assert set(commands) == set(pages) == {"mlflow", "prefect"}
-    assert places.mlflow_store in commands["mlflow"]
+    programs, pages = planned(places, places.mlflow_store, "", PORTS)
+    assert {program.name for program in programs} == set(pages) == {"mlflow", "prefect"}
+    assert places.mlflow_store in next(program.command for program in programs if program.name == "mlflow")
     assert pages["mlflow"] == "http://127.0.0.1:5000"
 
 
@@ -37,5 +46,34 @@ def test_ports_that_cannot_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow: int, prefect: int, said: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x.db")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with pytest.raises(WinnowError, match=said):
         serve(Places(tmp_path), mlflow, prefect)
+
+
+def test_a_process_that_dies_is_started_again_but_not_for_ever(tmp_path: Path) -> None:
+    """`python -m this` says its lines and ends at once."""
+    places, console = Places(tmp_path), Console(quiet=True)
+    places.logs.mkdir(parents=True)
+    program = interfaces.Program("short", ["this"])
+    interfaces._start(program, places)
+    for _ in range(interfaces.RESTARTS):
+        assert program.process is not None
+        program.process.wait()
+        interfaces._keep_up(program, places, console)
+    assert program.process.poll() is None or program.process.returncode == 0
+    program.process.wait()
+    with pytest.raises(WinnowError, match=r"short stops again and again; its log is .*short\.log"):
+        interfaces._keep_up(program, places, console)
+    assert (places.logs / "short.log").read_text().count("Beautiful is better") == interfaces.RESTARTS + 1
+
+
+def test_the_end_takes_children_along(tmp_path: Path) -> None:
+    places = Places(tmp_path)
+    places.logs.mkdir(parents=True)
+    program = interfaces.Program("parent", ["http.server", "0", "--bind", "127.0.0.1"])
+    interfaces._start(program, places)
+    interfaces._end(program)
+    assert program.process is not None
+    assert program.process.returncode is not None
+    interfaces._end(interfaces.Program("never started", []))

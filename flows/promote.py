@@ -1,0 +1,86 @@
+"""The flow of promotion: the last winner against the champion; where params.yaml wants it, a person decides.
+
+With `promotion.approval` the run suspends (it holds no process) and its page shows a form with a link to the report.
+When it is answered, the run is taken up again, and the body runs a second time from its beginning: so the answer is
+looked for first. A run whose time is over fails on Prefect's side; the next run writes down that nobody answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, runtime
+from prefect.client.orchestration import get_client
+from prefect.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound
+from prefect.flow_runs import resume_flow_run, suspend_flow_run
+from prefect.input import RunInput
+
+from flows import showing
+from tasks import approval, promotion, stages
+from tasks.promotion import Waiting
+from tasks.settings import Places
+from winnow.config import load_config
+
+
+class Approval(RunInput):
+    """The form."""
+
+    approve: bool = False
+    by: str = ""
+    reason: str = ""
+
+
+@flow(name="promote", validate_parameters=False, persist_result=True, result_serializer="json")
+def promote(root: str = ".") -> list[str]:
+    """Let the winner challenge the champion, wait for a person where one is asked; returns the reasons."""
+    places = Places(Path(root).resolve())
+    config = load_config(places.root / "params.yaml")
+    run_id = str(runtime.flow_run.id)
+    waiting = promotion.waiting(places, config)
+    if waiting is None or waiting.request.form != run_id:
+        reasons: list[str] = stages.promote_winner(str(places.root))["reasons"]
+        waiting = promotion.waiting(places, config)
+        if waiting is None or not runtime.deployment.id or _has_form(waiting.request.form):
+            showing.promotion(reasons)
+            return reasons
+        approval.show_on(places, waiting.model, waiting.version, waiting.request, run_id)
+    answer = _ask(places, waiting)
+    outcome = promotion.answer(places, config, answer.approve, answer.by or "somebody", answer.reason or "no reason")
+    showing.promotion(list(outcome.reasons))
+    stages.tell_of(outcome, waiting.model)
+    return list(outcome.reasons)
+
+
+def close_form(form: str, approve: bool, by: str, reason: str) -> None:
+    """Pass an answer that was given elsewhere on to the run that shows the form, which then ends."""
+    with contextlib.suppress(NotPausedError, ObjectNotFound, FlowPauseTimeout):
+        resume_flow_run(UUID(form), run_input={"approve": approve, "by": by, "reason": reason})
+
+
+def _ask(places: Places, waiting: Waiting) -> Any:
+    """The person's answer; suspends the run until there is one."""
+    lines = [
+        f"**{waiting.version} of {waiting.model}** asks to become champion.",
+        f"What it showed: {waiting.request.why}.",
+        *showing.link_lines(places),
+        "Approve it, or leave `approve` off to deny it; a reason stays with the model.",
+    ]
+    form = Approval.with_initial_data(description="\n\n".join(lines))
+    seconds = math.ceil(max(1.0, waiting.request.seconds_left))
+    return suspend_flow_run(wait_for_input=form, timeout=seconds, key=f"version-{waiting.version.number}")
+
+
+def _has_form(form: str) -> bool:
+    """Whether the run that shows the form is still there to be answered."""
+    if not form:
+        return False
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(UUID(form)).state
+        except ObjectNotFound:
+            return False
+    return state is not None and not state.is_final()

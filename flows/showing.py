@@ -1,0 +1,44 @@
+"""What a flow leaves on its own page in Prefect: the table of candidates, the front, the verdict, and where to look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+
+from flows.summary import candidate_rows, front_rows, promotion_lines
+from tasks import servers, tracking
+from tasks.settings import Places
+from winnow.config import load_config
+
+
+def results(places: Places) -> None:
+    """Everything, after a run of the chain."""
+    create_table_artifact(key="candidates", table=candidate_rows(places), description="Candidates of this run")
+    create_table_artifact(key="front", table=front_rows(places), description="Nobody is better in all three at once")
+    if picture := _address(places, "pareto.png"):
+        create_image_artifact(key="front-picture", image_url=picture, description="Accuracy, latency and size")
+    promotion(promotion_lines(places))
+    create_markdown_artifact(key="links", markdown="\n".join(link_lines(places)), description="Where to look")
+
+
+def promotion(reasons: Sequence[str]) -> None:
+    """What became of the winner, and why."""
+    create_markdown_artifact(key="promotion", markdown="\n".join(f"- {line}" for line in reasons))
+
+
+def link_lines(places: Places) -> list[str]:
+    """Markdown: the report and MLflow's pages, or how to open them."""
+    page, run = servers.mlflow_page(places), tracking.last_execution(places, load_config(places.root / "params.yaml"))
+    report = places.artifacts / "report" / "report.html"
+    if not page or run is None:
+        return [f"- report: `{report}`", "- MLflow: `winnow ui`"]
+    experiment, run_id = run
+    at = f"{page}/#/experiments/{experiment}/runs/{run_id}"
+    return [f"- [report]({at}/artifacts/report.html)", f"- [this run in MLflow]({at})", f"- [models]({page}/#/models)"]
+
+
+def _address(places: Places, name: str) -> str:
+    """Of a file of the last execution, for a browser; "" where no server of MLflow's is up."""
+    page, run = servers.mlflow_page(places), tracking.last_execution(places, load_config(places.root / "params.yaml"))
+    return f"{page}/get-artifact?path={name}&run_uuid={run[1]}" if page and run else ""

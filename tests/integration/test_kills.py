@@ -1,0 +1,125 @@
+"""Killed in the middle: nothing stays Running or Pending for ever, nothing works on unseen, no slot is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import yaml
+
+from tests.integration.conftest import Project
+from tests.integration.running import Up, start, stop
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def up(finished: tuple[Project, object], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    project = finished[0].copy(tmp_path_factory.mktemp("kills") / "copy")
+    running = start(project)
+    yield running
+    stop(running)
+
+
+def kill_worker(up: Up) -> list[psutil.Process]:
+    """kill -9 of the worker and of the flow below it; the steps of the flow that are left behind."""
+    worker = next(p for p in psutil.Process(up.process.pid).children() if "worker" in p.cmdline())
+    family = worker.children(recursive=True)
+    steps = [member for member in family if {"dvc", "tasks"} & set(member.cmdline())]
+    for member in (worker, *(member for member in family if member not in steps)):
+        member.kill()
+    return steps
+
+
+def gone(processes: list[psutil.Process], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(process.is_running() and process.status() != "zombie" for process in processes):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def log_lines(up: Up, run: str) -> str:
+    rows = up.post("logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200, "sort": "TIMESTAMP_DESC"})
+    return "\n".join(row["message"] for row in rows)
+
+
+def test_killed_while_running_it_goes_on_from_its_checkpoint(up: Up) -> None:
+    params = yaml.safe_load((up.project.root / "params.yaml").read_text())
+    params["pretrain"]["epochs"] = 400
+    up.project.set_params(params)
+    run = up.schedule("winnow/nightly")
+    checkpoints = up.project.root / ".winnow" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("pretrain-*/*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert up.get(f"flow_runs/{run}")["state"]["name"] == "Running"
+    left = kill_worker(up)
+    assert left
+    assert gone(left, seconds=20)
+    killed = time.monotonic()
+    assert up.wait(run, "AwaitingRetry", "Retrying", seconds=240)
+    assert 60 < time.monotonic() - killed < 200
+    found = up.wait(run, "Completed", seconds=600)
+    assert found["run_count"] == 2
+    assert "going on from step" in log_lines(up, run)
+
+
+def test_killed_while_pending_it_starts_after_all(up: Up) -> None:
+    run = up.schedule("winnow/nightly")
+    deadline = time.monotonic() + 60
+    while (state := up.get(f"flow_runs/{run}")["state"]["type"]) != "PENDING" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert state == "PENDING"
+    kill_worker(up)
+    assert up.get(f"flow_runs/{run}")["state"]["type"] == "PENDING"
+    found = up.wait(run, "Completed", seconds=400)
+    assert found["run_count"] == 1
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from tasks.settings import apply
+apply(Path.cwd())
+from tasks.slots import slot
+with slot("gpu"):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[1]))
+"""
+
+
+def hold(up: Up, seconds: float) -> subprocess.Popen[str]:
+    environment = {**up.project.environment(), "PREFECT_API_URL": up.api}
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(seconds)],
+        cwd=up.project.root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_the_slot_of_a_killed_process_comes_back(up: Up) -> None:
+    first = hold(up, 600)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    assert up.get("v2/concurrency_limits/gpu")["active_slots"] == 1
+    second = hold(up, 0)
+    time.sleep(5)
+    assert second.poll() is None  # it waits
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert second.wait(timeout=180) == 0
+    deadline = time.monotonic() + 10
+    while up.get("v2/concurrency_limits/gpu")["active_slots"] and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert up.get("v2/concurrency_limits/gpu")["active_slots"] == 0

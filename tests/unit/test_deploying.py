@@ -1,0 +1,64 @@
+"""prefect.yaml and flows/automations.yaml against the code and against Prefect's own schemas; no server here."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import yaml
+from prefect import Flow
+from prefect.automations import AutomationCore
+from prefect.states import Failed
+
+from flows import deploying, interfaces, pipeline
+from tasks import stages, tracking
+from tasks.settings import Places
+from tests.closure import ROOT
+from winnow.errors import ConfigError
+
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS["deployments"], ids=lambda deployment: deployment["name"])
+def test_every_deployment_names_a_flow_a_pool_and_what_happens_when_runs_meet(deployment: dict) -> None:
+    file, _, function = deployment["entrypoint"].partition(":")
+    flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
+    assert isinstance(flow, Flow)
+    assert deployment["work_pool"]["name"] == deploying.POOL
+    assert deployment["concurrency_limit"]["limit"] == 1
+    assert set(deployment.get("parameters", {})) <= set(flow.parameters.properties)
+    assert all(schedule["timezone"] for schedule in deployment["schedules"])
+
+
+def test_the_form_is_asked_of_a_deployment_that_is_there() -> None:
+    names = {
+        deployment["entrypoint"].partition(":")[2]: deployment["name"] for deployment in DEPLOYMENTS["deployments"]
+    }
+    assert f"promote/{names['promote']}" == pipeline.PROMOTION
+
+
+def test_automations_are_what_prefect_takes_and_fit_the_heartbeat() -> None:
+    automations = [AutomationCore.model_validate(row) for row in deploying._automations(Places(ROOT))]
+    assert all(automation.name.startswith(deploying.MINE) for automation in automations)
+    assert len({automation.name for automation in automations}) == len(automations) == 2
+    running = automations[0].trigger
+    assert running.within.total_seconds() >= 3 * int(interfaces.HEARTBEAT_SECONDS)
+
+
+def test_no_machine_is_named() -> None:
+    text = (ROOT / "prefect.yaml").read_text() + (ROOT / "flows" / "automations.yaml").read_text()
+    assert "/" + "work" not in text
+    assert str(ROOT) not in text
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (stages.StageDied("killed"), True),
+        (tracking.StoreError("no answer"), True),
+        (stages.StageFailed("exited with 2"), False),
+        (ConfigError("pretrain.epochs"), False),
+    ],
+)
+def test_only_what_may_pass_by_itself_is_tried_again(error: Exception, again: bool) -> None:
+    assert stages.may_pass(None, None, Failed(data=error)) is again
