@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from prefect import flow, runtime
@@ -27,11 +27,11 @@ from winnow.config import load_config
 
 
 class Approval(RunInput):
-    """The form."""
+    """The form. Nothing is filled in: who submits it unread has decided nothing."""
 
-    approve: bool = False
-    by: str = ""
-    reason: str = ""
+    decision: Literal["approve", "deny"]
+    by: str
+    reason: str
 
 
 @flow(name="promote", validate_parameters=False, persist_result=True, result_serializer="json")
@@ -49,7 +49,7 @@ def promote(root: str = ".") -> list[str]:
             return reasons
         approval.show_on(places, waiting.model, waiting.version, waiting.request, run_id)
     answer = _ask(places, waiting)
-    outcome = promotion.answer(places, config, answer.approve, answer.by or "somebody", answer.reason or "no reason")
+    outcome = promotion.answer(places, config, answer.decision == "approve", answer.by, answer.reason)
     showing.promotion(list(outcome.reasons))
     stages.tell_of(outcome, waiting.model)
     return list(outcome.reasons)
@@ -58,7 +58,8 @@ def promote(root: str = ".") -> list[str]:
 def close_form(form: str, approve: bool, by: str, reason: str) -> None:
     """Pass an answer that was given elsewhere on to the run that shows the form, which then ends."""
     with contextlib.suppress(NotPausedError, ObjectNotFound, FlowPauseTimeout):
-        resume_flow_run(UUID(form), run_input={"approve": approve, "by": by, "reason": reason})
+        decision = "approve" if approve else "deny"
+        resume_flow_run(UUID(form), run_input={"decision": decision, "by": by, "reason": reason})
 
 
 def _ask(places: Places, waiting: Waiting) -> Any:
@@ -67,7 +68,7 @@ def _ask(places: Places, waiting: Waiting) -> Any:
         f"**{waiting.version} of {waiting.model}** asks to become champion.",
         f"What it showed: {waiting.request.why}.",
         *showing.link_lines(places),
-        "Approve it, or leave `approve` off to deny it; a reason stays with the model.",
+        "The reason stays with the model.",
     ]
     form = Approval.with_initial_data(description="\n\n".join(lines))
     seconds = math.ceil(max(1.0, waiting.request.seconds_left))

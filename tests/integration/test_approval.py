@@ -168,7 +168,7 @@ def test_the_form_says_what_is_asked(up: Up) -> None:
     text = up.get(f"flow_runs/{run}/input/{keys['description']}")
     assert "asks to become champion" in text
     assert "report" in text
-    told = answer(up, run, approve=True, by="Ann", reason="small enough")
+    told = answer(up, run, decision="approve", by="Ann", reason="small enough")
     assert "is the new champion" in told
     assert "approved by Ann" in told
     assert "is the champion" in up.project.winnow("promote").stdout
@@ -177,7 +177,7 @@ def test_the_form_says_what_is_asked(up: Up) -> None:
 @pytest.mark.services
 def test_denied_by_the_form(up: Up) -> None:
     handmade(up.project, ballast=1000)
-    told = answer(up, asked(up), approve=False, by="Ben", reason="wrong on cats")
+    told = answer(up, asked(up), decision="deny", by="Ben", reason="wrong on cats")
     assert "denied by Ben" in told
     assert "wrong on cats" in told
     refused = up.project.winnow("promote").stdout
