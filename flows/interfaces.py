@@ -29,11 +29,9 @@ from winnow.errors import WinnowError
 
 HOST = "127.0.0.1"
 START_SECONDS = 120
-END_SECONDS = 15
+END_SECONDS = 30
 RESTARTS, WITHIN_SECONDS = 3, 60.0
 """A process that dies more often than this is not started again."""
-HEARTBEAT_SECONDS = "30"
-"""How often flows tell that they live; flows/automations.yaml counts on it. Prefect takes no less."""
 
 
 @dataclass
@@ -59,7 +57,6 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
         raise WinnowError(f"both pages cannot have port {mlflow_port}; choose two")
     # The page asks port 4200 unless told where its own server is; the worker and `deploy` report there.
     os.environ.update(PREFECT_SERVER_UI_API_URL=f"{pages['prefect']}/api", PREFECT_API_URL=f"{pages['prefect']}/api")
-    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", HEARTBEAT_SECONDS)
     console = Console(highlight=False, soft_wrap=True)
     places.logs.mkdir(parents=True, exist_ok=True)
     try:

@@ -18,12 +18,15 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound
 from prefect.flow_runs import resume_flow_run, suspend_flow_run
 from prefect.input import RunInput
+from prefect.logging import get_run_logger
 
 from flows import showing
+from flows.summary import promotion_lines
 from tasks import approval, promotion, stages
 from tasks.promotion import Waiting
 from tasks.settings import Places
 from winnow.config import load_config
+from winnow.records import RECORD
 
 
 class Approval(RunInput):
@@ -39,8 +42,14 @@ def promote(root: str = ".") -> list[str]:
     """Let the winner challenge the champion, wait for a person where one is asked; returns the reasons."""
     places = Places(Path(root).resolve())
     config = load_config(places.root / "params.yaml")
+    if not (places.artifacts / "select" / RECORD).is_file():
+        get_run_logger().info("Nothing was selected yet: there is nothing to promote.")
+        return []
     run_id = str(runtime.flow_run.id)
     waiting = promotion.waiting(places, config)
+    if waiting is None and promotion.is_settled(places, config):
+        # A contest that was lost is not measured again: by the hour, noise would win it some day.
+        return promotion_lines(places)
     if waiting is None or waiting.request.form != run_id:
         reasons: list[str] = stages.promote_winner(str(places.root))["reasons"]
         waiting = promotion.waiting(places, config)
@@ -63,7 +72,7 @@ def close_form(form: str, approve: bool, by: str, reason: str) -> None:
 
 
 def _ask(places: Places, waiting: Waiting) -> Any:
-    """The person's answer; suspends the run until there is one."""
+    """The person's answer; suspends the run until there is one. Prefect keeps answers by key: one key, one question."""
     lines = [
         f"**{waiting.version} of {waiting.model}** asks to become champion.",
         f"What it showed: {waiting.request.why}.",
@@ -72,7 +81,8 @@ def _ask(places: Places, waiting: Waiting) -> Any:
     ]
     form = Approval.with_initial_data(description="\n\n".join(lines))
     seconds = math.ceil(max(1.0, waiting.request.seconds_left))
-    return suspend_flow_run(wait_for_input=form, timeout=seconds, key=f"version-{waiting.version.number}")
+    question = "".join(filter(str.isdigit, waiting.request.asked))
+    return suspend_flow_run(wait_for_input=form, timeout=seconds, key=f"version-{waiting.version.number}-{question}")
 
 
 def _has_form(form: str) -> bool:

@@ -182,6 +182,9 @@ def test_denied_by_the_form(up: Up) -> None:
     assert "wrong on cats" in told
     refused = up.project.winnow("promote").stdout
     assert "wrong on cats" in refused
+    before = up.project.winnow("promote").stdout
+    up.wait(up.schedule("promote/hourly"), "Completed")  # settled: nothing is measured or asked again
+    assert up.project.winnow("promote").stdout == before
 
 
 @pytest.mark.services

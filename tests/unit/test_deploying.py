@@ -10,9 +10,9 @@ from prefect import Flow
 from prefect.automations import AutomationCore
 from prefect.states import Failed
 
-from flows import deploying, interfaces, pipeline
+from flows import deploying, pipeline
 from tasks import stages, tracking
-from tasks.settings import Places
+from tasks.settings import Places, defaults
 from tests.closure import ROOT
 from winnow.errors import ConfigError
 
@@ -42,7 +42,7 @@ def test_automations_are_what_prefect_takes_and_fit_the_heartbeat() -> None:
     assert all(automation.name.startswith(deploying.MINE) for automation in automations)
     assert len({automation.name for automation in automations}) == len(automations) == 2
     running = automations[0].trigger
-    assert running.within.total_seconds() >= 3 * int(interfaces.HEARTBEAT_SECONDS)
+    assert running.within.total_seconds() >= 3 * int(defaults(ROOT)["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
 
 
 def test_no_machine_is_named() -> None:
