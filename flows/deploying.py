@@ -71,38 +71,40 @@ def _notifications() -> list[dict[str, Any]]:
     block = _notify_block()
     if block is None:
         return []
-    send = {"type": "send-notification", "block_document_id": block}
-    failed = {
-        "name": f"{MINE}tell of runs that failed",
+    return [
+        _notification(
+            block,
+            "runs that failed",
+            ["prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"],
+            "prefect.flow-run.*",
+            "winnow: {{ flow.name }} {{ flow_run.state.name }}",
+            "{{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
+        ),
+        _notification(
+            block,
+            "promotions and drift",
+            [PROMOTED, DRIFTED],
+            "winnow.model.*",
+            "winnow: {{ event.resource.name }}",
+            "{{ event.payload.reason }}",
+        ),
+    ]
+
+
+def _notification(block: str, what: str, events: list[str], resource: str, subject: str, body: str) -> dict[str, Any]:
+    """An automation that sends each of these events on."""
+    return {
+        "name": f"{MINE}tell of {what}",
         "trigger": {
             "type": "event",
             "posture": "Reactive",
-            "expect": ["prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"],
-            "match": {"prefect.resource.id": "prefect.flow-run.*"},
+            "expect": events,
+            "match": {"prefect.resource.id": resource},
             "threshold": 1,
             "within": 0,
         },
-        "actions": [
-            {
-                **send,
-                "subject": "winnow: {{ flow.name }} {{ flow_run.state.name }}",
-                "body": "{{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
-            }
-        ],
+        "actions": [{"type": "send-notification", "block_document_id": block, "subject": subject, "body": body}],
     }
-    promoted = {
-        "name": f"{MINE}tell of promotions and drift",
-        "trigger": {
-            "type": "event",
-            "posture": "Reactive",
-            "expect": [PROMOTED, DRIFTED],
-            "match": {"prefect.resource.id": "winnow.model.*"},
-            "threshold": 1,
-            "within": 0,
-        },
-        "actions": [{**send, "subject": "winnow: {{ event.resource.name }}", "body": "{{ event.payload.reason }}"}],
-    }
-    return [failed, promoted]
 
 
 def _notify_block() -> str | None:

@@ -16,7 +16,9 @@ def results(places: Places) -> None:
     """Everything, after a run of the chain."""
     create_table_artifact(key="candidates", table=candidate_rows(places), description="Candidates of this run")
     create_table_artifact(key="front", table=front_rows(places), description="Nobody is better in all three at once")
-    if picture := _address(places, "pareto.png"):
+    if shown := _in_mlflow(places):
+        page, _, run = shown
+        picture = f"{page}/get-artifact?path=pareto.png&run_uuid={run}"
         create_image_artifact(key="front-picture", image_url=picture, description="Accuracy, latency and size")
     promotion(promotion_lines(places))
     create_markdown_artifact(key="links", markdown="\n".join(link_lines(places)), description="Where to look")
@@ -29,16 +31,15 @@ def promotion(reasons: Sequence[str]) -> None:
 
 def link_lines(places: Places) -> list[str]:
     """Markdown: the report and MLflow's pages, or how to open them."""
-    page, run = servers.mlflow_page(places), tracking.last_execution(places, load_config(places.root / "params.yaml"))
-    report = places.artifacts / "report" / "report.html"
-    if not page or run is None:
-        return [f"- report: `{report}`", "- MLflow: `winnow ui`"]
-    experiment, run_id = run
-    at = f"{page}/#/experiments/{experiment}/runs/{run_id}"
+    shown = _in_mlflow(places)
+    if shown is None:
+        return [f"- report: `{places.artifacts / 'report' / 'report.html'}`", "- MLflow: `winnow ui`"]
+    page, experiment, run = shown
+    at = f"{page}/#/experiments/{experiment}/runs/{run}"
     return [f"- [report]({at}/artifacts/report.html)", f"- [this run in MLflow]({at})", f"- [models]({page}/#/models)"]
 
 
-def _address(places: Places, name: str) -> str:
-    """Of a file of the last execution, for a browser; "" where no server of MLflow's is up."""
+def _in_mlflow(places: Places) -> tuple[str, str, str] | None:
+    """(page, experiment, run) of the last execution for a browser; None where no server of MLflow's is up."""
     page, run = servers.mlflow_page(places), tracking.last_execution(places, load_config(places.root / "params.yaml"))
-    return f"{page}/get-artifact?path={name}&run_uuid={run[1]}" if page and run else ""
+    return (page, *run) if page and run else None

@@ -7,9 +7,7 @@ so a picture that was copied over is not taken for news.
 from __future__ import annotations
 
 import csv
-import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from winnow.config import Config
 from winnow.config.finetune import NOTHING
 from winnow.data.decoding import read_file
 from winnow.data.images import VALIDATION, decode, load_images
-from winnow.data.sources import COMPANIONS
+from winnow.data.sources import files_below
 from winnow.drift import Answers, Shift, advice, answer, compare, to_label
 from winnow.errors import ConfigError, DataError
 from winnow.model_file import MODEL
@@ -87,7 +85,9 @@ def look(places: Places, config: Config, path: str | None = None) -> Finding:
 def _read(folder: Path, side: int, known: set[bytes]) -> tuple[list[str], NDArray[np.uint8], tuple[str, ...]]:
     """Files (relative), pixels (N, S, S, 3) and what could not be read, of images that are not in `known`."""
     files, pixels, rejected = [], [], []
-    for path in _images(folder):
+    for path, is_image in files_below(folder):
+        if not is_image:
+            continue
         name = str(path.relative_to(folder))
         try:
             image, digest = decode(read_file(str(path)), side)
@@ -99,14 +99,6 @@ def _read(folder: Path, side: int, known: set[bytes]) -> tuple[list[str], NDArra
             pixels.append(image)
     stacked = np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8)
     return files, stacked, tuple(rejected)
-
-
-def _images(folder: Path) -> Iterator[Path]:
-    for here, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if not name.startswith(".") and not name.lower().endswith(COMPANIONS):
-                yield Path(here) / name
 
 
 def _wanted(files: list[str], fresh: Answers, classes: list[str], count: int) -> tuple[tuple[str, str, float], ...]:

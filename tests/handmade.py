@@ -15,6 +15,7 @@ import onnx
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
+from tasks import registry
 from tasks.settings import Places
 from tests.conftest import CLASSES, SIZE, tiny_params, write_set
 from winnow.config import Config, check_config
@@ -23,6 +24,8 @@ from winnow.inference import predict_file
 from winnow.records import StepRecord, describe, record_digest, this_machine, write_json, write_record
 
 DATA_VERSION = "0123456789abcdef0123456789abcdef.dir"
+MODEL = "photos"
+"""What these runs are registered as."""
 CURVES = [{"epoch": epoch, "loss": 1.0 / (1 + epoch)} for epoch in range(3)]
 
 
@@ -164,3 +167,16 @@ def forget(places: Places) -> None:
     for path in places.hidden.iterdir():
         if path.name != "mlflow":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def aliases(places: Places) -> dict[str, str]:
+    """Alias -> number of the version it points at."""
+    found = {alias: registry.find(places, MODEL, alias) for alias in ("champion", "challenger", "previous")}
+    return {alias: version.number for alias, version in found.items() if version}
+
+
+def tag(places: Places, number: str, key: str) -> str:
+    """A version's tag, "" where it has none."""
+    version = registry.find(places, MODEL, number)
+    assert version is not None
+    return version.tags.get(key, "")

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -22,6 +23,9 @@ from PIL import Image
 from tasks.settings import OWNER, defaults
 from tests.closure import ROOT
 from tests.conftest import CLASSES, draw, tiny_params
+
+if TYPE_CHECKING:
+    from tests.integration.running import Up
 
 CODE = (
     *("winnow", "tasks", "flows", "data"),
@@ -128,3 +132,13 @@ def project(finished: tuple[Project, object], tmp_path: Path) -> Project:
 def fresh(tmp_path: Path) -> Project:
     """A project in which nothing has run."""
     return make_project(tmp_path / "checkout", tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def up(finished: tuple[Project, object], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """A copy of the finished project whose servers and worker run."""
+    from tests.integration.running import start, stop
+
+    running = start(finished[0].copy(tmp_path_factory.mktemp("up") / "copy"))
+    yield running
+    stop(running)

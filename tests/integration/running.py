@@ -47,12 +47,12 @@ class Up:
         answer.raise_for_status()
         return answer.json()
 
-    def schedule(self, deployment: str, seconds: float = 0, **parameters: Any) -> str:
+    def schedule(self, deployment: str, seconds: float = 0) -> str:
         """Ask for a run in some seconds; its number."""
         made = self.get(f"deployments/name/{deployment}")
         at = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
         state = {"type": "SCHEDULED", "state_details": {"scheduled_time": at}}
-        body = {"state": state, "parameters": {**made["parameters"], **parameters}}
+        body = {"state": state, "parameters": made["parameters"]}
         return str(self.post(f"deployments/{made['id']}/create_flow_run", body)["id"])
 
     def wait(self, run: str, *states: str, seconds: float = 180) -> dict[str, Any]:

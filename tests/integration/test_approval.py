@@ -12,14 +12,13 @@ import yaml
 from tasks import approval, promotion, registry, tracking
 from tasks.promotion import promote
 from tasks.settings import Places
-from tests.handmade import write_run
+from tests.handmade import MODEL, aliases, tag, write_run
 from tests.integration.conftest import Project, make_project
 from tests.integration.running import Up, start, stop
 from winnow.config import Config
 from winnow.errors import WinnowError
 
 pytest_plugins = "tests.stores"
-MODEL = "photos"
 
 
 def asking(config: Config, **values: Any) -> Config:
@@ -30,17 +29,6 @@ def asking(config: Config, **values: Any) -> Config:
 
 def next_run(places: Places, ballast: int, **values: Any) -> Config:
     return asking(write_run(places.root, "quick", {"quick": {"ballast": ballast}}), **values)
-
-
-def aliases(places: Places) -> dict[str, str]:
-    found = {alias: registry.find(places, MODEL, alias) for alias in ("champion", "challenger", "previous")}
-    return {alias: version.number for alias, version in found.items() if version}
-
-
-def tag(places: Places, number: str, key: str) -> str:
-    version = registry.find(places, MODEL, number)
-    assert version is not None
-    return version.tags.get(key, "")
 
 
 def test_a_winner_waits_and_is_asked_about_once(places: Places, config: Config) -> None:

@@ -7,24 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import psutil
 import pytest
 import yaml
 
-from tests.integration.conftest import Project
-from tests.integration.running import Up, start, stop
+from tests.integration.running import Up
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(1500)]
-
-
-@pytest.fixture(scope="module")
-def up(finished: tuple[Project, object], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    project = finished[0].copy(tmp_path_factory.mktemp("kills") / "copy")
-    running = start(project)
-    yield running
-    stop(running)
 
 
 def kill_worker(up: Up) -> list[psutil.Process]:

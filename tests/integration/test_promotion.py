@@ -13,7 +13,7 @@ from tasks.challenge import Contest, cells_of, incomparable, judge_challenge, me
 from tasks.promotion import promote, rollback
 from tasks.settings import Places
 from tests.conftest import CLASSES, SIZE
-from tests.handmade import DATA_VERSION, forget, write_run
+from tests.handmade import DATA_VERSION, MODEL, aliases, forget, tag, write_run
 from winnow.config import Config, Promotion
 from winnow.data.images import VALIDATION, load_images
 from winnow.errors import ArtifactError, WinnowError
@@ -22,23 +22,11 @@ from winnow.records import read_json, sha256_of, this_machine, write_json
 
 pytest_plugins = "tests.stores"
 SLOW, FAST = {"quick": {"ballast": 700}}, {"quick": {}}
-MODEL = "photos"
 
 
 def _again(places: Places, winner: str | None = "quick", **models: dict[str, Any]) -> Config:
     """The next run of the same project, with another file of the winner."""
     return write_run(places.root, winner, models)
-
-
-def _aliases(places: Places) -> dict[str, str]:
-    found = {alias: registry.find(places, MODEL, alias) for alias in ("champion", "challenger", "previous")}
-    return {alias: version.number for alias, version in found.items() if version}
-
-
-def _tag(places: Places, number: str, key: str) -> str:
-    version = registry.find(places, MODEL, number)
-    assert version is not None
-    return version.tags.get(key, "")
 
 
 def _by_size(config: Config) -> Config:
@@ -52,7 +40,7 @@ def test_the_first_winner_becomes_champion(places: Places, config: Config) -> No
     outcome = promote(places, config)
     assert (outcome.version, outcome.alias, outcome.champion) == ("1", "champion", "1")
     assert "there was none before it" in outcome.reasons[-1]
-    assert _aliases(places) == {"champion": "1", "challenger": "1"}
+    assert aliases(places) == {"champion": "1", "challenger": "1"}
     assert promotion.is_settled(places, config)
     remembered = json.loads((places.hidden / "promoted.json").read_text())
     assert remembered["reasons"] == list(outcome.reasons)
@@ -115,9 +103,9 @@ def test_a_version_that_a_crash_left_without_alias_is_completed(places: Places, 
     serving = {"runtime": "ort", "precision": "f32", "threads": 1}
     card |= {"serving": serving, "data_version": DATA_VERSION, "why": "", "speed": {}}
     registry.register(places, config, places.artifacts / "candidates" / "quick", card, run_id="0" * 32)
-    assert _aliases(places) == {}
+    assert aliases(places) == {}
     assert promote(places, config).champion == "1"
-    assert _aliases(places) == {"champion": "1", "challenger": "1"}
+    assert aliases(places) == {"champion": "1", "challenger": "1"}
 
 
 def test_nobody_passing_moves_nothing(places: Places, config: Config) -> None:
@@ -125,7 +113,7 @@ def test_nobody_passing_moves_nothing(places: Places, config: Config) -> None:
     outcome = promote(places, config)
     assert (outcome.version, outcome.champion) == (None, None)
     assert "no candidate passes every gate" in outcome.reasons[-1]
-    assert _aliases(places) == {}
+    assert aliases(places) == {}
     assert promotion.is_settled(places, config)
     with pytest.raises(WinnowError, match="nothing has been promoted yet"):
         registry.fetch_model(places, MODEL, "champion")
@@ -138,7 +126,7 @@ def test_nobody_passing_leaves_the_champion_that_is_there(places: Places, config
     outcome = promote(places, nobody)
     assert (outcome.version, outcome.alias, outcome.champion) == (None, None, "1")
     assert "no candidate passes every gate; version 1 (quick) stays champion of photos" in outcome.reasons[-1]
-    assert _aliases(places) == {"champion": "1", "challenger": "1"}
+    assert aliases(places) == {"champion": "1", "challenger": "1"}
     assert promotion.is_settled(places, nobody)
 
 
@@ -147,14 +135,14 @@ def test_a_champion_that_changed_meanwhile_is_not_overwritten(places: Places, co
     stale = registry.find(places, MODEL, "champion")
     promote(places, _by_size(_again(places)))
     promote(places, _by_size(_again(places, quick={"blind": 1})))
-    before = _aliases(places)
+    before = aliases(places)
     assert before == {"champion": "2", "challenger": "3", "previous": "1"}
     challenger = registry.find(places, MODEL, "challenger")
     assert challenger is not None
     with pytest.raises(WinnowError, match="has changed while its challenger was measured"):
         promotion._crown(places, MODEL, challenger, stale)
-    assert _aliases(places) == before
-    assert _tag(places, "3", "winnow.champion_since") == ""
+    assert aliases(places) == before
+    assert tag(places, "3", "winnow.champion_since") == ""
 
 
 def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(places: Places, config: Config) -> None:
@@ -163,9 +151,9 @@ def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(pla
     assert not promotion.is_settled(places, worse)
     outcome = promote(places, worse)
     assert (outcome.version, outcome.alias, outcome.champion) == ("2", "challenger", "1")
-    assert _aliases(places) == {"champion": "1", "challenger": "2"}
+    assert aliases(places) == {"champion": "1", "challenger": "2"}
     assert "top-1 -33.3 points" in outcome.reasons[-1]
-    assert "top-1 -33.3 points" in _tag(places, "2", "winnow.reason")
+    assert "top-1 -33.3 points" in tag(places, "2", "winnow.reason")
     assert promotion.is_settled(places, worse)
 
 
@@ -184,12 +172,12 @@ def test_a_faster_winner_replaces_the_champion_and_rolls_back(places: Places, co
     assert (outcome.version, outcome.champion) == ("2", "2")
     assert "latency" in outcome.reasons[-1]
     assert "at least 5 % better" in outcome.reasons[-1]
-    assert _aliases(places) == {"champion": "2", "challenger": "2", "previous": "1"}
+    assert aliases(places) == {"champion": "2", "challenger": "2", "previous": "1"}
 
     line = rollback(places, faster, "wrong on Mondays")
     assert line.startswith("version 1 (quick) is the champion")
-    assert _aliases(places) == {"champion": "1", "challenger": "2"}
-    assert "wrong on Mondays" in _tag(places, "2", "winnow.rolled_back")
+    assert aliases(places) == {"champion": "1", "challenger": "2"}
+    assert "wrong on Mondays" in tag(places, "2", "winnow.rolled_back")
     assert promotion.is_settled(places, faster)
     assert "wrong on Mondays" in json.loads((places.hidden / "promoted.json").read_text())["reasons"][0]
 
@@ -198,22 +186,22 @@ def test_a_faster_winner_replaces_the_champion_and_rolls_back(places: Places, co
     assert "wrong on Mondays" in refused.reasons[-1]
     assert "--replace" in refused.reasons[-1]
     assert promote(places, faster, replace=True).champion == "2"
-    assert _tag(places, "2", "winnow.rolled_back") == ""
-    assert _aliases(places)["previous"] == "1"
+    assert tag(places, "2", "winnow.rolled_back") == ""
+    assert aliases(places)["previous"] == "1"
 
 
 def test_rollback_goes_back_step_by_step_and_ends(places: Places, config: Config) -> None:
     for ballast in (900, 400, 0):
         config = _by_size(_again(places, quick={"ballast": ballast}))
         promote(places, config)
-    assert _aliases(places) == {"champion": "3", "challenger": "3", "previous": "2"}
+    assert aliases(places) == {"champion": "3", "challenger": "3", "previous": "2"}
     rollback(places, config, "")
-    assert _aliases(places) == {"champion": "2", "challenger": "3", "previous": "1"}
+    assert aliases(places) == {"champion": "2", "challenger": "3", "previous": "1"}
     rollback(places, config, "")
-    assert _aliases(places) == {"champion": "1", "challenger": "3"}
+    assert aliases(places) == {"champion": "1", "challenger": "3"}
     with pytest.raises(WinnowError, match="no previous champion"):
         rollback(places, config, "")
-    assert _aliases(places)["champion"] == "1"
+    assert aliases(places)["champion"] == "1"
 
 
 def test_rollback_of_nothing_says_so(places: Places, config: Config) -> None:
@@ -232,8 +220,8 @@ def test_what_cannot_be_compared_is_replaced_only_when_asked(places: Places, con
     assert "--replace" in outcome.reasons[-1]
     outcome = promote(places, config, replace=True)
     assert (outcome.version, outcome.champion) == ("2", "2")
-    assert "without a comparison" in _tag(places, "2", "winnow.reason")
-    assert _aliases(places)["previous"] == "1"
+    assert "without a comparison" in tag(places, "2", "winnow.reason")
+    assert aliases(places)["previous"] == "1"
 
 
 def test_files_that_changed_since_the_selection_are_refused(places: Places, config: Config) -> None:
@@ -241,7 +229,7 @@ def test_files_that_changed_since_the_selection_are_refused(places: Places, conf
     model.write_bytes(model.read_bytes() + b" ")
     with pytest.raises(ArtifactError, match="is not the file of its record"):
         promote(places, config)
-    assert _aliases(places) == {}
+    assert aliases(places) == {}
 
 
 def test_fetching_says_what_is_missing_and_mends_its_copy(places: Places, config: Config) -> None:

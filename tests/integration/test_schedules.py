@@ -16,17 +16,9 @@ import pytest
 import yaml
 
 from tests.integration.conftest import Project
-from tests.integration.running import Up, start, stop
+from tests.integration.running import Up
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture(scope="module")
-def up(finished: tuple[Project, object], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    project = finished[0].copy(tmp_path_factory.mktemp("schedules") / "copy")
-    running = start(project)
-    yield running
-    stop(running)
 
 
 def change(project: Project, section: str, **values: Any) -> None:

@@ -119,7 +119,7 @@ def open_folder(root: Path, unlabelled: str = "unlabelled") -> Source:
     if not root.is_dir():
         raise DataError(f"data.path: {root} is no folder; {layout}")
     branches, holders = _branches(root, unlabelled)
-    counts = Counter((branch, is_image) for branch in branches for _, is_image in _files(branch.folder))
+    counts = Counter((branch, is_image) for branch in branches for _, is_image in files_below(branch.folder))
     filled = [branch for branch in branches if counts[branch, True]]
     images, ignored = (sum(counts[branch, is_image] for branch in branches) for is_image in (True, False))
     classes = sorted({branch.name for branch in filled if branch.name and not branch.is_test})
@@ -139,7 +139,7 @@ def open_folder(root: Path, unlabelled: str = "unlabelled") -> Source:
         numbers: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
         for branch in branches:
             label = numbers.get(branch.name, -1)
-            for file, is_image in _files(branch.folder):
+            for file, is_image in files_below(branch.folder):
                 if is_image:
                     yield Item(printable(file.relative_to(root).as_posix()), label, branch.is_test, str(file))
 
@@ -201,7 +201,7 @@ def _stray(folder: Path) -> int:
     return sum(entry.is_file() and not _is_companion(entry.name) for entry in _entries(folder))
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, bool]]:
+def files_below(folder: Path) -> Iterator[tuple[Path, bool]]:
     """All files below a folder, sorted inside each folder, and whether each should be an image."""
 
     def stop(error: OSError) -> None:
