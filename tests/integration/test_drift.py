@@ -21,14 +21,15 @@ pytest_plugins = "tests.stores"
 COUNT = 90
 
 
-def fresh_images(folder: Path, brightness: float = 1.0, seed: int = 99) -> Path:
+def fresh_images(folder: Path, brightness: float = 1.0, colour: float = 1.0, seed: int = 99) -> Path:
     """Images of all classes, in folders, never seen before."""
     rng = np.random.default_rng(seed)
     for index in range(COUNT):
         path = folder / f"day{index % 2}" / f"{index:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = draw(index % len(CLASSES), (SIZE, SIZE), rng)
-        Image.fromarray((pixels * brightness).astype(np.uint8)).save(path)
+        grey = pixels.mean(axis=2, keepdims=True)
+        Image.fromarray(((grey + (pixels - grey) * colour) * brightness).round().astype(np.uint8)).save(path)
     return folder
 
 
@@ -54,19 +55,26 @@ def test_images_of_the_same_kind_are_no_drift_and_are_tracked(places: Places, co
     assert run.data.params["drift.alpha"] == "0.01"
 
 
-def test_darker_images_are_drift_and_labels_are_asked_for(places: Places, config: Config, tmp_path: Path) -> None:
-    """Half as bright, the colours differ by half as much: the model is less sure."""
+def test_darker_images_are_drift_and_a_retrain_is_asked_for(places: Places, config: Config, tmp_path: Path) -> None:
+    """The colours still differ, so the model is as sure as before."""
     finding = drifting.look(places, config, str(fresh_images(tmp_path / "new", brightness=0.4)))
-    assert finding.is_real
-    assert "embeddings" in {shift.test for shift in finding.shifts if shift.is_real}
-    run_id = drifting.track(places, config, finding)
-    if finding.advice.startswith("labels"):
-        listed = tracking.connect(places).download_artifacts(run_id, drifting.LIST, str(tmp_path))
-        with Path(listed).open(encoding="utf-8", newline="") as opened:
-            rows = list(csv.DictReader(opened))
-        assert len(rows) == config.drift.ask_for
-        assert all((tmp_path / "new" / row["file"]).is_file() for row in rows)
+    assert {shift.test for shift in finding.shifts if shift.is_real} == {"embeddings"}
+    assert finding.advice.startswith("retrain")
+    assert finding.wanted == ()
     assert any(line.startswith("- embeddings (real)") for line in drifting.lines(finding))
+
+
+def test_faded_images_are_drift_and_labels_are_asked_for(places: Places, config: Config, tmp_path: Path) -> None:
+    """Almost grey: the model is less sure."""
+    finding = drifting.look(places, config, str(fresh_images(tmp_path / "new", colour=0.02)))
+    assert "confidence" in {shift.test for shift in finding.shifts if shift.is_real}
+    assert finding.advice.startswith("labels")
+    run_id = drifting.track(places, config, finding)
+    listed = tracking.connect(places).download_artifacts(run_id, drifting.LIST, str(tmp_path))
+    with Path(listed).open(encoding="utf-8", newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert len(rows) == config.drift.ask_for
+    assert all((tmp_path / "new" / row["file"]).is_file() for row in rows)
 
 
 def test_what_is_known_is_no_news(places: Places, config: Config, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -61,19 +63,33 @@ def test_a_process_that_dies_is_started_again_but_not_for_ever(tmp_path: Path) -
         assert program.process is not None
         program.process.wait()
         interfaces._keep_up(program, places, console)
-    assert program.process.poll() is None or program.process.returncode == 0
     program.process.wait()
     with pytest.raises(WinnowError, match=r"short stops again and again; its log is .*short\.log"):
         interfaces._keep_up(program, places, console)
     assert (places.logs / "short.log").read_text().count("Beautiful is better") == interfaces.RESTARTS + 1
 
 
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
 def test_the_end_takes_children_along(tmp_path: Path) -> None:
     places = Places(tmp_path)
     places.logs.mkdir(parents=True)
-    program = interfaces.Program("parent", ["http.server", "0", "--bind", "127.0.0.1"])
+    (tmp_path / "parent_of_one.py").write_text(PARENT)
+    program = interfaces.Program("parent", ["parent_of_one"])
     interfaces._start(program, places)
+    deadline = time.monotonic() + 30
+    while not (told := (places.logs / "parent.log").read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child = psutil.Process(int(told))
+    assert child.is_running()
     interfaces._end(program)
     assert program.process is not None
     assert program.process.returncode is not None
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     interfaces._end(interfaces.Program("never started", []))
