@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test check ui repro lock clean
+.PHONY: run test check ui team repro lock clean
 .DEFAULT_GOAL := run
 
 run: $(BIN)/.ready ## the whole chain on the embedded data, or on what params.yaml says
@@ -17,6 +17,9 @@ check: $(BIN)/.ready ## lint, types
 
 ui: $(BIN)/.ready ## MLflow and Prefect in the browser
 	@winnow ui
+
+team: $(BIN)/.ready ## a team's servers on this machine: PostgreSQL, S3, MLflow with accounts, Prefect
+	@winnow team
 
 repro: $(BIN)/.ready ## the same steps by DVC alone
 	@dvc repro

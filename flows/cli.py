@@ -8,6 +8,8 @@
     winnow predict IMAGE ...        the promoted model on your files
     winnow drift [FOLDER]           whether fresh images still look like those that were trained on
     winnow approve, winnow deny     a person's word on the challenger, where promotion.approval asks for it
+    winnow team                     a team's servers on this machine
+    winnow account NAME --role R    who may compare and load (reader), or also run and promote (engineer)
     winnow ui                       MLflow and Prefect in the browser
     winnow up                       the same, and a worker that runs what prefect.yaml schedules
 
@@ -23,11 +25,15 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from flows import STOPPED
-from tasks.settings import Places, apply
+from tasks.settings import Places, apply, registered_model_name
 from winnow.config import Config, load_config
 from winnow.errors import WinnowError
+
+if TYPE_CHECKING:
+    from tasks.promotion import Outcome
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -95,6 +101,14 @@ def _parser() -> argparse.ArgumentParser:
     deny.add_argument("--reason", required=True, help="kept on the version")
     drift = add("drift", _drift, "whether fresh images still look like those that were trained on")
     drift.add_argument("folder", nargs="?", default="", help="of images, at any depth; default: drift.path")
+    team = add("team", _team, "a team's servers on this machine: PostgreSQL, S3, MLflow with accounts, Prefect")
+    team.add_argument("--folder", type=Path, default=None, help="of all that they hold; default: .winnow/team")
+    team.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
+    for name, port in (("postgresql", 5433), ("s3", 9000), ("mlflow", 5000), ("prefect", 4200)):
+        team.add_argument(f"--{name}-port", type=int, default=port)
+    account = add("account", _account, "an account of the team's MLflow, by its administrator (MLFLOW_TRACKING_...)")
+    account.add_argument("name")
+    account.add_argument("--role", required=True, help="reader or engineer")
     ui = add("ui", _ui, "MLflow and Prefect in the browser, until Ctrl-C")
     up = add("up", _up, "the same, and a worker that runs what prefect.yaml schedules, until Ctrl-C")
     for servers in (ui, up):
@@ -145,16 +159,32 @@ def _track(places: Places, _options: argparse.Namespace) -> int:
 
 
 def _promote(places: Places, options: argparse.Namespace) -> int:
+    from tasks import checkout
     from tasks.promotion import promote
 
-    print("\n".join(promote(places, _config(places), replace=options.replace).reasons))
-    return 0
+    config = _config(places)
+    with checkout.run_alone(places):
+        outcome = promote(places, config, replace=options.replace)
+    return _told(places, config, outcome)
 
 
 def _rollback(places: Places, options: argparse.Namespace) -> int:
     from tasks.promotion import rollback
 
-    print(rollback(places, _config(places), options.reason))
+    config = _config(places)
+    return _told(places, config, rollback(places, config, options.reason))
+
+
+def _told(places: Places, config: Config, outcome: Outcome) -> int:
+    """Say what was done, and tell Prefect's server, if one is up, of another champion: it tells people."""
+    from tasks import servers
+
+    print("\n".join(outcome.reasons))
+    if outcome.is_new and (api := servers.prefect_api(places)):
+        os.environ["PREFECT_API_URL"] = api
+        from tasks.stages import tell_of
+
+        tell_of(outcome, registered_model_name(config))
     return 0
 
 
@@ -173,17 +203,18 @@ def _deny(places: Places, options: argparse.Namespace) -> int:
 
 
 def _answer(places: Places, approve: bool, reason: str) -> int:
-    from tasks import promotion, servers
+    from tasks import answering, servers
     from tasks.origin import user
 
     config = _config(places)
-    waiting = promotion.waiting(places, config)
-    print("\n".join(promotion.answer(places, config, approve, user(), reason).reasons))
+    waiting = answering.waiting(places, config)
+    _told(places, config, answering.answer(places, config, approve, user(), reason))
     if waiting and waiting.request.form and (api := servers.prefect_api(places)):
         os.environ["PREFECT_API_URL"] = api
         from flows.promote import close_form
 
-        close_form(waiting.request.form, approve, user(), reason)
+        if warning := close_form(waiting.request.form, approve, user(), reason):
+            print(f"winnow: {warning}", file=sys.stderr)
     return 0
 
 
@@ -191,12 +222,29 @@ def _drift(places: Places, options: argparse.Namespace) -> int:
     from tasks import drifting
 
     config = _config(places)
-    finding = drifting.look(places, config, options.folder or None)
+    # A folder on the command line is the shell's; drift.path is the project's.
+    finding = drifting.look(places, config, str(Path(options.folder).absolute()) if options.folder else None)
     run_id = drifting.track(places, config, finding)
     print("\n".join(drifting.lines(finding)).replace("**", ""))
     for file, name, chance in finding.wanted:
         print(f"  label {file} (now {name}, {chance:.2f})")
     print(f"MLflow run {run_id}")
+    return 0
+
+
+def _team(places: Places, options: argparse.Namespace) -> int:
+    from flows.team import serve_team
+
+    folder = (options.folder or places.hidden / "team").absolute()
+    ports = {name: getattr(options, f"{name}_port") for name in ("postgresql", "s3", "mlflow", "prefect")}
+    return serve_team(places, folder, options.host, ports)
+
+
+def _account(places: Places, options: argparse.Namespace) -> int:
+    from tasks.accounts import ensure_account
+
+    password = ensure_account(places, options.name, options.role)
+    print(f"{options.name} is {options.role}" + (f"; password: {password}" if password else ", with the same password"))
     return 0
 
 

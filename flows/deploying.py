@@ -1,27 +1,45 @@
 """What Prefect's server must know before anything runs by itself: pool, slots, automations, deployments.
 
-`set_up` may be repeated; afterwards the server holds what prefect.yaml and flows/automations.yaml say.
+`set_up` may be repeated; afterwards the server holds what prefect.yaml and flows/automations.yaml say. A team's server
+knows several projects: pool, deployments and automations carry the project's name (that of its registered model, in
+those files as WINNOW_PROJECT), and automations act on runs with its tag alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import yaml
 
 from tasks import slots
-from tasks.settings import OWNER, Places
+from tasks.settings import OWNER, Places, registered_model_name
 from tasks.stages import DRIFTED, PROMOTED
+from winnow.config import load_config
 from winnow.errors import WinnowError
+from winnow.records import read_json, write_json
 
-POOL = "winnow"
+PROJECT = "WINNOW_PROJECT"
+FLOWS = ("winnow", "promote", "drift")
 NOTIFY_BLOCK = "winnow-notify"
 """Name of the notification block (of any kind) that a person makes to be told."""
-MINE = "winnow: "
-"""Automations whose names begin so are ours to change."""
+PAGE = 200
+"""How many blocks or automations Prefect's server hands out at once."""
+
+
+def pool_of(project: str) -> str:
+    """The work pool whose runs work in this project's checkout."""
+    return f"winnow-{project}"
+
+
+def _mine(project: str) -> str:
+    """Automations whose names begin so are this project's."""
+    return f"winnow {project}: "
 
 
 def enter_checkout() -> dict[str, str]:
@@ -30,11 +48,17 @@ def enter_checkout() -> dict[str, str]:
     return {"directory": os.environ[OWNER]}
 
 
-def set_up(places: Places) -> None:
-    """Bring the server at PREFECT_API_URL up to date; raises WinnowError when it does not take a deployment."""
-    _make_pool()
+def set_up(places: Places) -> str:
+    """Bring the server at PREFECT_API_URL up to date and return the name of the project's work pool.
+
+    Raises WinnowError when the server does not take a deployment.
+    """
+    project = registered_model_name(load_config(places.root / "params.yaml"))
+    os.environ[PROJECT] = project  # for what both files leave open
+    _forget_former(places, project)
+    _make_pool(pool_of(project))
     slots.ensure(slots.GPU)
-    _automate([*_automations(places), *_notifications()])
+    _automate(_mine(project), [*_automations(places), *_notifications(project)])
     result = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=places.root,
@@ -45,83 +69,106 @@ def set_up(places: Places) -> None:
     if result.returncode != 0:
         told = "\n".join((result.stdout + result.stderr).strip().splitlines()[-12:])
         raise WinnowError(f"Prefect does not take the deployments of {places.root / 'prefect.yaml'}:\n{told}")
+    return pool_of(project)
 
 
-def _make_pool() -> None:
+def _forget_former(places: Places, project: str) -> None:
+    """Take what this checkout had deployed under another name off the server: nobody would run it any more."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    path, api = places.hidden / "deployed.json", os.environ["PREFECT_API_URL"]
+    known: dict[str, str] = read_json(path) if path.is_file() else {}
+    former = known.get(api, project)
+    if former != project:
+        with get_client(sync_client=True) as client:
+            for flow in FLOWS:
+                with contextlib.suppress(ObjectNotFound):
+                    client.delete_deployment(client.read_deployment_by_name(f"{flow}/{former}").id)
+            with contextlib.suppress(ObjectNotFound):
+                client.delete_work_pool(pool_of(former))
+        _automate(_mine(former), [])
+    write_json(path, {**known, api: project})
+
+
+def _make_pool(pool: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
 
     with get_client(sync_client=True) as client:
         try:
-            client.read_work_pool(POOL)
+            client.read_work_pool(pool)
         except ObjectNotFound:
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+            client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
 
 
 def _automations(places: Places) -> list[dict[str, Any]]:
-    """Those of the project's file."""
+    """Those of the project's file, filled in as Prefect fills in prefect.yaml."""
+    from prefect.utilities.templating import apply_values
+
     path = places.root / "flows" / "automations.yaml"
-    listed: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))["automations"]
-    return listed
+    listed = yaml.safe_load(path.read_text(encoding="utf-8"))["automations"]
+    return cast(list[dict[str, Any]], apply_values(listed, {}, remove_notset=False))
 
 
-def _notifications() -> list[dict[str, Any]]:
+def _notifications(project: str) -> list[dict[str, Any]]:
     """One for failures and one for promotions and drift, where a block says whom to tell."""
     block = _notify_block()
     if block is None:
         return []
     return [
-        _notification(
-            block,
-            "runs that failed",
-            ["prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"],
-            "prefect.flow-run.*",
-            "winnow: {{ flow.name }} {{ flow_run.state.name }}",
-            "{{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
-        ),
-        _notification(
-            block,
-            "promotions and drift",
-            [PROMOTED, DRIFTED],
-            "winnow.model.*",
-            "winnow: {{ event.resource.name }}",
-            "{{ event.payload.reason }}",
-        ),
+        {
+            "name": f"{_mine(project)}tell of runs that failed",
+            "trigger": {
+                **_each("prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"),
+                "match": {"prefect.resource.id": "prefect.flow-run.*"},
+                "match_related": {"prefect.resource.id": f"prefect.tag.{pool_of(project)}"},
+            },
+            "actions": [
+                _send(
+                    block,
+                    f"winnow {project}: {{{{ flow.name }}}} {{{{ flow_run.state.name }}}}",
+                    "{{ flow_run.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
+                )
+            ],
+        },
+        {
+            "name": f"{_mine(project)}tell of promotions and drift",
+            "trigger": {
+                **_each(PROMOTED, DRIFTED),
+                "match": {"prefect.resource.id": f"winnow.model.{project}"},
+            },
+            "actions": [_send(block, "winnow: {{ event.resource.name }}", "{{ event.payload.reason }}")],
+        },
     ]
 
 
-def _notification(block: str, what: str, events: list[str], resource: str, subject: str, body: str) -> dict[str, Any]:
-    """An automation that sends each of these events on."""
-    return {
-        "name": f"{MINE}tell of {what}",
-        "trigger": {
-            "type": "event",
-            "posture": "Reactive",
-            "expect": events,
-            "match": {"prefect.resource.id": resource},
-            "threshold": 1,
-            "within": 0,
-        },
-        "actions": [{"type": "send-notification", "block_document_id": block, "subject": subject, "body": body}],
-    }
+def _each(*events: str) -> dict[str, Any]:
+    """A trigger for every single one of these events."""
+    return {"type": "event", "posture": "Reactive", "expect": list(events), "threshold": 1, "within": 0}
+
+
+def _send(block: str, subject: str, body: str) -> dict[str, Any]:
+    return {"type": "send-notification", "block_document_id": block, "subject": subject, "body": body}
 
 
 def _notify_block() -> str | None:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        found = client.read_block_documents()
-    return next((str(block.id) for block in found if block.name == NOTIFY_BLOCK), None)
+        found = _all(lambda offset: client.read_block_documents(offset=offset, limit=PAGE, include_secrets=False))
+        return next((str(block.id) for block in found if block.name == NOTIFY_BLOCK), None)
 
 
-def _automate(wanted: list[dict[str, Any]]) -> None:
-    """Ours become `wanted`: the same name is updated, others of ours are removed."""
+def _automate(mine: str, wanted: list[dict[str, Any]]) -> None:
+    """Those whose names begin with `mine` become `wanted`: the same name is updated, others are removed."""
     from prefect.automations import AutomationCore
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        known = {found.name: found.id for found in client.read_automations() if found.name.startswith(MINE)}
+        found = _all(lambda offset: client.read_automations(offset=offset, limit=PAGE))
+        known = {automation.name: automation.id for automation in found if automation.name.startswith(mine)}
         for automation in wanted:
             core = AutomationCore.model_validate(automation)
             if (there := known.pop(core.name, None)) is not None:
@@ -130,3 +177,12 @@ def _automate(wanted: list[dict[str, Any]]) -> None:
                 client.create_automation(core)
         for left in known.values():
             client.delete_automation(left)
+
+
+def _all(read: Callable[[int], list[Any]]) -> Iterator[Any]:
+    """Page after page of what `read` hands out from an offset on."""
+    for offset in itertools.count(0, PAGE):
+        page = read(offset)
+        yield from page
+        if len(page) < PAGE:
+            return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -10,6 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
+from flows.working import working
 from tasks import drifting
 from tasks.settings import Places, registered_model_name
 from tasks.stages import DRIFTED
@@ -21,7 +21,11 @@ from winnow.errors import DataError
 @flow(name="drift", validate_parameters=False, persist_result=False)
 def drift(root: str = ".", path: str = "") -> dict[str, Any]:
     """Compare the fresh images of `path` (drift.path by default) with the validation split; returns the advice."""
-    places = Places(Path(root).resolve())
+    with working(root) as places:
+        return _look(places, path)
+
+
+def _look(places: Places, path: str) -> dict[str, Any]:
     config = load_config(places.root / "params.yaml")
     if not path and config.drift.path == NOTHING:
         get_run_logger().info("drift.path names no folder of fresh images: nothing is compared.")
@@ -43,4 +47,4 @@ def drift(root: str = ".", path: str = "") -> dict[str, Any]:
         model = registered_model_name(config)
         resource = {"prefect.resource.id": f"winnow.model.{model}", "prefect.resource.name": f"{model}: images drift"}
         emit_event(DRIFTED, resource, payload={"reason": told})
-    return {"is_real": finding.is_real, "advice": finding.advice, "run": run_id}
+    return {"is_real": finding.is_real, "advice": str(finding.advice), "run": run_id}

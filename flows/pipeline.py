@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,14 +21,11 @@ from prefect.logging import get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import STOPPED, showing
-from tasks import promotion, stages, tracking, versioning
-from tasks.settings import Places, check_files
+from flows.working import working
+from tasks import settled, stages, tracking, versioning
+from tasks.settings import Places, check_files, registered_model_name
 from winnow.config import Config, load_config
 from winnow.errors import WinnowError
-
-PROMOTION = "promote/hourly"
-TAKEN_UP = 5
-"""A run whose process was gone is taken up again, but not for ever."""
 
 
 @flow(
@@ -43,23 +39,25 @@ def pipeline(root: str = ".", retries: int = 0) -> list[dict[str, Any]]:
 
     `retries`: further tries of a step that was killed, or that MLflow did not answer.
     """
-    if (runtime.flow_run.run_count or 0) > TAKEN_UP:
-        raise WinnowError(f"this run's process was gone {TAKEN_UP} times; see the worker's log and its memory")
-    places = Places(Path(root).resolve())
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_no_traceback)
+    with working(root) as places:
+        return _bring_up_to_date(places, retries)
+
+
+def _bring_up_to_date(places: Places, retries: int) -> list[dict[str, Any]]:
     config = load_config(places.root / "params.yaml")
     check_files(config, places.root)
     stale = versioning.stale(places.root, config)
     done: list[dict[str, Any]] = []
     if stale or not tracking.is_complete(places, config):
         done = _execute(places, config, stale, retries)
-    if not promotion.is_settled(places, config):
+    if not settled.is_settled(places, config):
         done.append(stages.promote_winner.with_options(retries=retries)(str(places.root)))
         if done[-1]["waits"]:
-            _ask_for_approval()
+            _ask_for_approval(config)
     if done:
-        showing.results(places)
+        _show(places)
     else:
         get_run_logger().info("Nothing has changed: no step runs.")
     return done
@@ -67,10 +65,11 @@ def pipeline(root: str = ".", retries: int = 0) -> list[dict[str, Any]]:
 
 def _execute(places: Places, config: Config, stale: dict[str, list[str]], retries: int) -> list[dict[str, Any]]:
     """The stages, in a run of MLflow's that is closed whatever happens."""
-    parent = tracking.open_execution(places, config, why="; ".join(f"{k}: {v[0]}" for k, v in stale.items())[:1000])
+    why = "; ".join(f"{stage}: {reasons[0]}" for stage, reasons in stale.items())[:1000]
+    parent: str = stages.open_run.with_options(retries=retries)(str(places.root), why)
     try:
         done = _run_stages(places, config, stale, parent, retries)
-        tracking.track(places, config, parent)
+        stages.track_run.with_options(retries=retries)(str(places.root), parent)
     except BaseException as error:
         was_stopped = not isinstance(error, Exception)  # Ctrl-C, SIGTERM, a closed terminal
         if was_stopped:
@@ -79,15 +78,22 @@ def _execute(places: Places, config: Config, stale: dict[str, list[str]], retrie
         if was_stopped and not os.environ.get("PREFECT_API_URL"):
             _leave_at_once()
         raise
-    tracking.close_execution(places, parent, ok=True)
     return done
 
 
-def _ask_for_approval() -> None:
+def _show(places: Places) -> None:
+    """The run's page; without MLflow its links are missing, and that fails no run."""
+    try:
+        showing.results(places)
+    except tracking.StoreError as error:
+        get_run_logger().warning("this page has no links: %s", error)
+
+
+def _ask_for_approval(config: Config) -> None:
     """Have the flow of promotion show its form now, where a server knows it; else its next run does."""
     if runtime.deployment.id:
         with contextlib.suppress(ObjectNotFound):
-            run_deployment(PROMOTION, timeout=0, as_subflow=False)
+            run_deployment(f"promote/{registered_model_name(config)}", timeout=0, as_subflow=False)
 
 
 def _run_stages(

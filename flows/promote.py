@@ -7,12 +7,11 @@ looked for first. A run whose time is over fails on Prefect's side; the next run
 
 from __future__ import annotations
 
-import contextlib
 import math
-from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect import flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound
@@ -22,8 +21,9 @@ from prefect.logging import get_run_logger
 
 from flows import showing
 from flows.summary import promotion_lines
-from tasks import approval, promotion, stages
-from tasks.promotion import Waiting
+from flows.working import working
+from tasks import answering, approval, settled, stages
+from tasks.answering import Waiting
 from tasks.settings import Places
 from winnow.config import load_config
 from winnow.records import RECORD
@@ -40,35 +40,47 @@ class Approval(RunInput):
 @flow(name="promote", validate_parameters=False, persist_result=True, result_serializer="json")
 def promote(root: str = ".") -> list[str]:
     """Let the winner challenge the champion, wait for a person where one is asked; returns the reasons."""
-    places = Places(Path(root).resolve())
+    with working(root) as places:
+        return _promote(places)
+
+
+def _promote(places: Places) -> list[str]:
     config = load_config(places.root / "params.yaml")
     if not (places.artifacts / "select" / RECORD).is_file():
         get_run_logger().info("Nothing was selected yet: there is nothing to promote.")
         return []
     run_id = str(runtime.flow_run.id)
-    waiting = promotion.waiting(places, config)
-    if waiting is None and promotion.is_settled(places, config):
+    waiting = answering.waiting(places, config)
+    if waiting is None and settled.is_settled(places, config) and not settled.waits(places):
         # A contest that was lost is not measured again: by the hour, noise would win it some day.
         return promotion_lines(places)
     if waiting is None or waiting.request.form != run_id:
         reasons: list[str] = stages.promote_winner(str(places.root))["reasons"]
-        waiting = promotion.waiting(places, config)
+        waiting = answering.waiting(places, config)
         if waiting is None or not runtime.deployment.id or _has_form(waiting.request.form):
             showing.promotion(reasons)
             return reasons
         approval.show_on(places, waiting.model, waiting.version, waiting.request, run_id)
     answer = _ask(places, waiting)
-    outcome = promotion.answer(places, config, answer.decision == "approve", answer.by, answer.reason)
+    outcome = answering.answer(places, config, answer.decision == "approve", answer.by, answer.reason)
     showing.promotion(list(outcome.reasons))
     stages.tell_of(outcome, waiting.model)
     return list(outcome.reasons)
 
 
-def close_form(form: str, approve: bool, by: str, reason: str) -> None:
-    """Pass an answer that was given elsewhere on to the run that shows the form, which then ends."""
-    with contextlib.suppress(NotPausedError, ObjectNotFound, FlowPauseTimeout):
-        decision = "approve" if approve else "deny"
-        resume_flow_run(UUID(form), run_input={"decision": decision, "by": by, "reason": reason})
+def close_form(form: str, approve: bool, by: str, reason: str) -> str:
+    """Pass an answer that was given elsewhere on to the run that shows the form, which then ends.
+
+    The answer holds already: what goes wrong here is returned as a line for people, and fails nothing.
+    """
+    answered = {"decision": "approve" if approve else "deny", "by": by, "reason": reason}
+    try:
+        resume_flow_run(UUID(form), run_input=answered)
+    except (NotPausedError, ObjectNotFound, FlowPauseTimeout):
+        return ""
+    except (RuntimeError, HTTPError) as error:
+        return f"Prefect's run {form} still shows the form; cancel it there: {' '.join(str(error).split())[:200]}"
+    return ""
 
 
 def _ask(places: Places, waiting: Waiting) -> Any:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import summary
-from tasks import servers, versioning
+from tasks import checkout, servers, versioning
 from tasks.settings import Places
 from winnow.config import Config
 from winnow.records import read_record, this_machine
@@ -23,6 +23,7 @@ console = Console(highlight=False, soft_wrap=True)
 def run(places: Places, config: Config) -> int:
     """Do what is stale, track and promote; nothing at all when all is up to date."""
     started = time.monotonic()
+    checkout.check_free(places)
     stale = versioning.stale(places.root, config)
     done: list[dict[str, Any]] = []
     if stale or _untracked(places, config):
@@ -44,6 +45,7 @@ def run(places: Places, config: Config) -> int:
 
 def show_status(places: Places, config: Config) -> int:
     """A table of stale steps with the reasons, and libraries that differ from those that ran."""
+    checkout.check_free(places)
     stale = versioning.stale(places.root, config)
     if not stale:
         console.print("All steps are up to date.")
@@ -102,9 +104,9 @@ def _announce(stale: dict[str, list[str]]) -> None:
 
 def _untracked(places: Places, config: Config) -> bool:
     """Whether MLflow or the registry lacks something; answered from files, without asking a server."""
-    from tasks import promotion, tracking
+    from tasks import settled, tracking
 
-    return not (tracking.is_complete(places, config) and promotion.is_settled(places, config))
+    return not (tracking.is_complete(places, config) and settled.is_settled(places, config))
 
 
 def _show_times(done: list[dict[str, Any]], total: float) -> None:

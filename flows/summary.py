@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from tasks import settled
 from tasks.settings import Places
 from winnow.config import in_order, load_config
 from winnow.config.candidates import ROOT
@@ -92,12 +92,8 @@ def reason_lines(places: Places) -> list[str]:
 
 def promotion_lines(places: Places) -> list[str]:
     """What is in production after this run, and why."""
-    path = places.hidden / "promoted.json"
     selection = read_record(places.artifacts / "select")
-    lines = [str(selection.details["why"])]
-    if path.is_file():
-        lines += json.loads(path.read_text(encoding="utf-8")).get("reasons", [])
-    return lines
+    return [str(selection.details["why"]), *settled.reasons(places)]
 
 
 def learned_lines(places: Places) -> list[str]:

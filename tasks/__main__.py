@@ -10,6 +10,7 @@ params.yaml, the records that it reads and winnow's own code. A killed step goes
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -23,8 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from tasks import settings
-from tasks.origin import process_identity
+import psutil
+
+from tasks import checkout, settings
+from tasks.origin import is_alive
 from tasks.versioning import WATCHED
 from winnow.config import ROOT, Config, load_config
 from winnow.errors import WinnowError
@@ -42,12 +45,15 @@ def main(arguments: list[str]) -> int:
     for noisy in ("nncf", "onnxscript", "torch", "matplotlib", "httpx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, _leave)
-    if starter := os.environ.get(WATCHED):
+    starter = os.environ.get(WATCHED)
+    if starter:
         threading.Thread(target=_watch, args=(starter,), daemon=True).start()
     try:
         step, name = _parse(arguments)
         config = load_config(places.root / "params.yaml")
-        run_step(config, places, step, name)
+        # A run holds the checkout for its steps; a step of `dvc repro` asks for it.
+        with contextlib.nullcontext() if starter else checkout.step_alone(places):
+            run_step(config, places, step, name)
     except WinnowError as error:
         if os.environ.get("WINNOW_TRACEBACK"):
             raise
@@ -63,8 +69,9 @@ def _leave(_signal: int, _frame: FrameType | None) -> None:
 
 def _watch(starter: str) -> None:
     """End politely when the flow that started this step is gone: whoever takes its run up goes on from here."""
-    while process_identity(int(starter.partition("@")[0])) == starter:
+    while is_alive(starter):
         time.sleep(WATCH_SECONDS)
+    logging.getLogger(__name__).warning("the run that started this step is gone, so it ends; the next one goes on here")
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -90,7 +97,8 @@ def run_step(config: Config, places: settings.Places, step: str, name: str) -> S
     record = act()
     seconds = time.monotonic() - began
     shutil.rmtree(scratch, ignore_errors=True)
-    for kind, told in (("versions", this_machine().versions), ("times", {"step": seconds})):
+    times = {"step": seconds, "process": time.time() - psutil.Process().create_time()}
+    for kind, told in (("versions", this_machine().versions), ("times", times)):
         (places.hidden / kind).mkdir(parents=True, exist_ok=True)
         write_json(places.hidden / kind / f"{name}.json", told)
     for warning in record.warnings:

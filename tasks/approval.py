@@ -20,7 +20,7 @@ from typing import Literal
 from tasks import registry
 from tasks.registry import Version
 from tasks.settings import Places
-from winnow.errors import WinnowError
+from winnow.errors import ArtifactError, WinnowError
 
 TAG, REASON = "winnow.approval", "winnow.reason"
 State = Literal["asked", "approved", "denied", "expired"]
@@ -58,11 +58,13 @@ class Request:
 
 
 def stored(version: Version) -> Request | None:
-    """The version's request as it was written, if one was made."""
+    """The version's request as it was written, if one was made; raises ArtifactError where it cannot be read."""
+    if TAG not in version.tags:
+        return None
     try:
         return Request(**json.loads(version.tags[TAG]))
-    except (KeyError, ValueError, TypeError):
-        return None
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"the tag {TAG} of {version} is damaged; delete it in MLflow to ask anew") from error
 
 
 def read(places: Places, model: str, version: Version) -> Request | None:

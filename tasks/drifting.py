@@ -24,7 +24,7 @@ from winnow.config.finetune import NOTHING
 from winnow.data.decoding import read_file
 from winnow.data.images import VALIDATION, decode, load_images
 from winnow.data.sources import files_below
-from winnow.drift import Answers, Shift, advice, answer, compare, to_label
+from winnow.drift import Advice, Answers, Shift, advice, answer, compare, to_label
 from winnow.errors import ConfigError, DataError
 from winnow.model_file import MODEL
 from winnow.records import read_json
@@ -41,7 +41,7 @@ class Finding:
     rejected: tuple[str, ...]
     champion: Version
     shifts: tuple[Shift, ...]
-    advice: str
+    advice: Advice
     wanted: tuple[tuple[str, str, float], ...]
     """(file, predicted class, probability) of the images whose labels would teach most; empty where none are wanted."""
 
@@ -78,7 +78,7 @@ def look(places: Places, config: Config, path: str | None = None) -> Finding:
     fresh = answer(at / MODEL, pixels_NHWC)
     shifts = compare(reference, fresh, config.drift)
     told = advice(shifts)
-    asked = _wanted(files, fresh, card["classes"], config.drift.ask_for) if told.startswith("labels") else ()
+    asked = _wanted(files, fresh, card["classes"], config.drift.ask_for) if told.wants == "labels" else ()
     return Finding(len(files), len(held_out), rejected, champion, tuple(shifts), told, asked)
 
 
@@ -118,7 +118,7 @@ def track(places: Places, config: Config, finding: Finding) -> str:
     tags = origin_tags(places.root) | {
         "winnow.kind": "drift",
         "winnow.champion": finding.champion.number,
-        "winnow.advice": finding.advice,
+        "winnow.advice": str(finding.advice),
         tracking.NOTE: "\n".join(lines(finding)),
     }
     params = flatten(config.drift.model_dump(mode="json"), "drift.")

@@ -33,18 +33,39 @@ def is_dead(tags: Mapping[str, str]) -> bool:
     """Whether a run's process was on this machine and is no more; another machine's is not asked."""
     if tags.get(HOST) != socket.gethostname() or PROCESS not in tags:
         return False
-    number = tags[PROCESS].partition("@")[0]
-    return process_identity(int(number)) != tags[PROCESS]
+    return not is_alive(tags[PROCESS])
+
+
+def is_alive(identity: str) -> bool:
+    """Whether this very process still runs on this machine."""
+    number = identity.partition("@")[0]
+    return number.isdigit() and process_identity(int(number)) == identity
 
 
 def process_identity(number: int) -> str:
-    """Number and start of a process, "" for one that is not running."""
+    """Number and start of a process; "" for one that is not running, or has ended and was not waited for.
+
+    On Linux the start is counted in ticks since the boot, and the boot is named: a clock that is set changes neither.
+    """
     import psutil
 
     try:
-        return f"{number}@{psutil.Process(number).create_time():.0f}"
+        process = psutil.Process(number)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return ""
+        return f"{number}@{_ticks(number) or f'{process.create_time():.0f}'}"
     except psutil.NoSuchProcess:
         return ""
+
+
+def _ticks(number: int) -> str:
+    """Boot and start of a process, "" where there is no /proc."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        after_name = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+    except OSError:
+        return ""
+    return f"{boot[:8]}-{after_name.split()[19]}"
 
 
 def user() -> str:

@@ -9,20 +9,18 @@
     it won, and promotion.approval    a person is asked (tasks/approval.py); once approved, it becomes champion
 
 Each operation may be repeated: a version that was registered before a crash is found by its file, and `champion` moves
-last, after the reasons are written and `previous` is set. .winnow/promoted.json keeps what was settled, for which
-selection and at which address, so that an unchanged `winnow run` asks nobody. Two promotions at once are not locked
-against each other; the champion is looked up again just before it is moved.
+last, after the reasons are written and `previous` is set. tasks/settled.py remembers the outcome. Two promotions on two
+machines are not locked against each other; the champion is looked up again just before it is moved.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tasks import approval, registry, tracked, tracking
+from tasks import approval, registry, settled, tracking
 from tasks.approval import REASON, Request
 from tasks.projection import data_version
 from tasks.registry import CARD, CHALLENGER, CHAMPION, PREVIOUS, Version
@@ -30,10 +28,9 @@ from tasks.settings import Places, registered_model_name
 from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
 from winnow.model_file import MODEL
-from winnow.records import RECORD, StepRecord, read_json, read_record, record_digest, sha256_of, write_json
+from winnow.records import StepRecord, read_json, read_record, record_digest, sha256_of
 from winnow.selection import SERVES
 
-PROMOTED = "promoted.json"
 ROLLED_BACK, REPLACED, SINCE = "winnow.rolled_back", "winnow.replaced", "winnow.champion_since"
 
 
@@ -65,11 +62,11 @@ def promote(places: Places, config: Config, replace: bool = False) -> Outcome:
     if winner is None:
         stays = f"{champion} stays champion of {model}" if champion else f"{model} has no champion yet"
         reason = f"nothing is promoted: {selection.details['why']}; {stays}"
-        outcome = Outcome((reason,), champion=_number(champion))
+        outcome = Outcome((reason,), champion=number_of(champion))
     else:
         outcome = _promote_winner(places, config, selection, winner, champion, replace)
-    if outcome.waits is None:
-        _remember(places, model, record_digest(places.artifacts / "select"), outcome)
+    told = {**asdict(outcome), "reasons": list(outcome.reasons), "waits": outcome.waits is not None}
+    settled.remember(places, model, record_digest(places.artifacts / "select"), told)
     return outcome
 
 
@@ -89,7 +86,7 @@ def _promote_winner(
             f"{known} of {model} was rolled back ({known.tags[ROLLED_BACK]}) and is not promoted again "
             "unless by `winnow promote --replace`"
         )
-        return Outcome((why,), winner, sha256, known.number, None, _number(champion))
+        return Outcome((why,), winner, sha256, known.number, None, number_of(champion))
     card = _card(places, config, selection, winner)
     run_id = tracking.candidate_run(places, config, winner)
     version = registry.register(places, config, folder, card, run_id)
@@ -101,17 +98,17 @@ def _promote_winner(
         _write_reason(places, model, version, run_id, reason)
         if not passed:
             last = f"{champion} stays champion: {reason}"
-            return Outcome((registered, last), winner, sha256, version.number, CHALLENGER, _number(champion))
+            return Outcome((registered, last), winner, sha256, version.number, CHALLENGER, number_of(champion))
         if config.promotion.approval:
             request = approval.ask(places, model, version, champion, reason, config.promotion.approval_hours)
     if request and request.state != "approved":
         stays = f"{champion} stays champion" if champion else f"{model} has no champion yet"
         last = f"{version} {request.words}; {stays}. What it showed: {request.why}"
         waits = request if request.state == "asked" else None
-        return Outcome((registered, last), winner, sha256, version.number, CHALLENGER, _number(champion), waits)
+        return Outcome((registered, last), winner, sha256, version.number, CHALLENGER, number_of(champion), waits)
     if request:
         reason = f"{request.why}; {request.words}"
-    _crown(places, model, version, champion)
+    crown(places, model, version, champion)
     last = f"{version} is the new champion: {reason}"
     return Outcome((registered, last), winner, sha256, version.number, CHAMPION, version.number, is_new=True)
 
@@ -119,55 +116,13 @@ def _promote_winner(
 def _request(places: Places, config: Config, version: Version, champion: Version | None) -> Request | None:
     """What was asked about this version against the champion of today. A denial holds, also where nobody asks now."""
     request = approval.read(places, registered_model_name(config), version)
-    if request is None or request.champion != _number(champion):
+    if request is None or request.champion != number_of(champion):
         return None
     return request if config.promotion.approval or request.state == "denied" else None
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A challenger about which a person is asked."""
-
-    model: str
-    version: Version
-    request: Request
-
-
-def waiting(places: Places, config: Config) -> Waiting | None:
-    """The challenger that waits for an answer against the champion of today, if there is one."""
-    model = registered_model_name(config)
-    challenger, champion = registry.find(places, model, CHALLENGER), registry.find(places, model, CHAMPION)
-    request = approval.stored(challenger) if challenger else None
-    if challenger is None or request is None or request.state != "asked" or request.champion != _number(champion):
-        return None
-    return Waiting(model, challenger, request)
-
-
-def answer(places: Places, config: Config, approve: bool, who: str, reason: str) -> Outcome:
-    """A person's word on the challenger: it becomes champion, or stays out. Needs the registry alone, no artifacts."""
-    model = registered_model_name(config)
-    challenger, champion = registry.find(places, model, CHALLENGER), registry.find(places, model, CHAMPION)
-    if challenger is None:
-        raise WinnowError(f"{model} has no challenger, so there is nothing to approve; winnow run makes one")
-    request = approval.stored(challenger)
-    if approve and request and request.state != "approved" and request.champion != _number(champion):
-        raise WinnowError(f"the champion of {model} has changed since approval was asked for; run winnow promote")
-    request = approval.answer(places, model, challenger, approve, who, reason)
-    if approve:
-        _crown(places, model, challenger, champion)
-        told = f"{challenger} is the new champion: {request.why}; {request.words}"
-    else:
-        told = f"{challenger} {request.words}; {champion or 'nobody'} stays champion"
-    return Outcome(
-        (told,),
-        *(challenger.candidate, challenger.sha256, challenger.number),
-        CHAMPION if approve else CHALLENGER,
-        _number(challenger if approve else champion),
-        is_new=approve,
-    )
-
-
-def _number(version: Version | None) -> str | None:
+def number_of(version: Version | None) -> str | None:
+    """Its number, for tags and records."""
     return version.number if version else None
 
 
@@ -237,19 +192,19 @@ def _write_reason(places: Places, model: str, version: Version, run_id: str | No
         tracking.tag_run(places, run_id, {"winnow.promotion": f"version {version.number} of {model}: {reason}"})
 
 
-def _crown(places: Places, model: str, version: Version, champion: Version | None) -> None:
+def crown(places: Places, model: str, version: Version, champion: Version | None) -> None:
     """Move the alias, last of all."""
-    if _number(registry.find(places, model, CHAMPION)) != _number(champion):
+    if number_of(registry.find(places, model, CHAMPION)) != number_of(champion):
         raise WinnowError(f"the champion of {model} has changed while its challenger was measured; run winnow promote")
-    tags = {REPLACED: _number(champion), SINCE: _today(), ROLLED_BACK: None}
+    tags = {REPLACED: number_of(champion), SINCE: _today(), ROLLED_BACK: None}
     registry.note(places, model, version, tags)
     if champion:
         registry.set_alias(places, model, PREVIOUS, champion.number)
     registry.set_alias(places, model, CHAMPION, version.number)
 
 
-def rollback(places: Places, config: Config, reason: str) -> str:
-    """Put the previous champion back; the version that leaves keeps the reason. Returns a line for people."""
+def rollback(places: Places, config: Config, reason: str) -> Outcome:
+    """Put the previous champion back; the version that leaves keeps the reason."""
     model = registered_model_name(config)
     champion, previous = registry.find(places, model, CHAMPION), registry.find(places, model, PREVIOUS)
     if champion is None:
@@ -261,51 +216,14 @@ def rollback(places: Places, config: Config, reason: str) -> str:
     registry.set_alias(places, model, CHAMPION, previous.number)
     before = previous.tags.get(REPLACED, "")
     older = registry.find(places, model, before) if before else None
-    registry.set_alias(places, model, PREVIOUS, _number(older))
+    registry.set_alias(places, model, PREVIOUS, number_of(older))
     line = f"{previous} is the champion of {model} again; {champion} was rolled back: {reason or 'no reason given'}"
-    settled = _recall(places)
-    if settled and (settled["address"], settled["model"]) == (_address(places), model):
-        write_json(places.hidden / PROMOTED, {**settled, "champion": previous.number, "reasons": [line]})
-    return line
-
-
-def is_settled(places: Places, config: Config) -> bool:
-    """Whether the last selection was promoted, or refused, at this address; from files alone."""
-    settled, select = _recall(places), places.artifacts / "select"
-    if not settled or not (select / RECORD).is_file() or not tracked.store_exists(tracked.registry_address(places)):
-        return False
-    wanted = (_address(places), registered_model_name(config), record_digest(select))
-    return wanted == tuple(settled.get(key) for key in ("address", "model", "select"))
-
-
-def _remember(places: Places, model: str, select: str, outcome: Outcome) -> None:
-    write_json(
-        places.hidden / PROMOTED,
-        {
-            "address": _address(places),
-            "model": model,
-            "select": select,
-            "winner": outcome.winner,
-            "sha256": outcome.sha256,
-            "version": outcome.version,
-            "alias": outcome.alias,
-            "champion": outcome.champion,
-            "reasons": list(outcome.reasons),
-        },
+    settled.amend(places, model, previous.number, line)
+    return Outcome(
+        (line,),
+        *(previous.candidate, previous.sha256, previous.number, CHAMPION, previous.number),
+        is_new=True,
     )
-
-
-def _recall(places: Places) -> dict[str, Any]:
-    """Nothing where the file is missing or damaged: then the registry is asked."""
-    try:
-        found = json.loads((places.hidden / PROMOTED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _address(places: Places) -> str:
-    return tracked.without_password(tracked.registry_address(places))
 
 
 def _today() -> str:

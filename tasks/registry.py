@@ -36,6 +36,7 @@ CARD = "card.json"
 SHA256, CANDIDATE = "winnow.sha256", "winnow.candidate"
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What MLflow answers for a model, an alias or a version that is not there."""
+FORBIDDEN = "PERMISSION_DENIED"
 PINNED = ("mlflow", "numpy", "onnx", "onnxruntime")
 EXAMPLE_IMAGES = 1
 
@@ -64,9 +65,14 @@ def find(places: Places, model: str, which: str) -> Version | None:
                 return _version(client.get_model_version(model, which))
             return _version(client.get_model_version_by_alias(model, which))
         except MlflowException as error:
-            if error.error_code in ABSENT:
+            if error.error_code in ABSENT or (error.error_code == FORBIDDEN and _is_unseen(client, model)):
                 return None
             raise
+
+
+def _is_unseen(client: Any, model: str) -> bool:
+    """Whether there is no such model for this account: a server with accounts refuses to speak of one that is not."""
+    return not client.search_registered_models(f"name = '{model}'", max_results=1)
 
 
 def find_file(places: Places, model: str, sha256: str) -> Version | None:

@@ -9,43 +9,67 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tasks import tracked
+from tasks.origin import is_alive, process_identity
 from tasks.settings import Places
 from winnow.records import write_json
 
 ANSWER_SECONDS = 2
 
 
+@dataclass(frozen=True)
+class Announced:
+    """What `winnow ui` or `winnow up` keeps up."""
+
+    mlflow: str
+    """Page."""
+    prefect_api: str
+    owner: str
+    """The process that keeps them up, as tasks/origin.py names it."""
+
+
 def file_of(places: Places) -> Path:
-    """Where the pages are written down."""
+    """Where they are written down."""
     return places.hidden / "servers.json"
 
 
-def announce(places: Places, pages: Mapping[str, str]) -> None:
-    """Name -> page of what is up now: mlflow, prefect."""
-    write_json(file_of(places), dict(pages))
+def announce(places: Places, mlflow: str, prefect_api: str) -> None:
+    """They are up now, and this process keeps them so."""
+    write_json(file_of(places), asdict(Announced(mlflow, prefect_api, process_identity(os.getpid()))))
 
 
 def withdraw(places: Places) -> None:
-    """They are down."""
-    file_of(places).unlink(missing_ok=True)
+    """They are down, if they were this process's."""
+    if (found := announced(places)) and found.owner == process_identity(os.getpid()):
+        file_of(places).unlink(missing_ok=True)
+
+
+def announced(places: Places) -> Announced | None:
+    """What was written down last, by a process that may be gone; None where the file is missing or damaged."""
+    try:
+        return Announced(**json.loads(file_of(places).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def prefect_api(places: Places) -> str:
     """Address of the API that runs report to: the one in the environment, the project's own, or "" for neither."""
     if told := os.environ.get("PREFECT_API_URL"):
         return told
-    page = _read(places).get("prefect", "")
-    return f"{page}/api" if page and _answers(f"{page}/api/health") else ""
+    found = announced(places)
+    return found.prefect_api if found and _answers(f"{found.prefect_api}/health") else ""
 
 
 def mlflow_page(places: Places) -> str:
     """Address of MLflow's pages for a browser: the team's server, the project's own, or "" where none is up."""
     told = tracked.address(places)
-    return tracked.without_password(told).rstrip("/") if told.startswith("http") else _read(places).get("mlflow", "")
+    if told.startswith("http"):
+        return tracked.without_password(told).rstrip("/")
+    found = announced(places)
+    return found.mlflow if found and is_alive(found.owner) else ""
 
 
 def _answers(address: str) -> bool:
@@ -54,12 +78,3 @@ def _answers(address: str) -> bool:
             return bool(answer.status == 200)
     except (OSError, ValueError, urllib.error.URLError):
         return False
-
-
-def _read(places: Places) -> dict[str, str]:
-    """Nothing where the file is missing or damaged."""
-    try:
-        found = json.loads(file_of(places).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

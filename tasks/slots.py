@@ -53,6 +53,7 @@ def ensure(name: str, limit: int = 1) -> None:
             client.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound:
             made = GlobalConcurrencyLimitCreate(name=name, limit=limit)
-            # Somebody else may have been quicker.
-            with contextlib.suppress(ObjectAlreadyExists, PrefectHTTPStatusError):
+            try:
                 client.create_global_concurrency_limit(made)
+            except (ObjectAlreadyExists, PrefectHTTPStatusError):
+                client.read_global_concurrency_limit_by_name(name)  # somebody else was quicker, or it is told why not

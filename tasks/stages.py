@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -83,6 +84,34 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
     return {"stage": label, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
 
 
+@task(
+    name="open run",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=may_pass,
+)
+def open_run(root: str, why: str) -> str:
+    """Open the execution's run in MLflow; returns its number."""
+    places = Places(Path(root))
+    return tracking.open_execution(places, load_config(places.root / "params.yaml"), why)
+
+
+@task(
+    name="track",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=may_pass,
+)
+def track_run(root: str, parent_run: str) -> str:
+    """Complete MLflow from the records, and close the execution's run; returns a line for people."""
+    places = Places(Path(root))
+    told = tracking.track(places, load_config(places.root / "params.yaml"), parent_run)
+    tracking.close_execution(places, parent_run, ok=True)
+    return told
+
+
 @task(name="unchanged", task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
 def keep_stage(stage: str) -> dict[str, Any]:
     """A stage that DVC calls up to date: drawn in the graph, not run."""
@@ -147,9 +176,16 @@ def _stream(places: Places, stage: str, label: str, run_id: str, log: Any) -> li
         ended.set()
         follower.join()
     if status != 0:
-        mendable = f"exited with {MENDABLE}" in "\n".join(lines)
-        raise (StageFailed if mendable else StageDied)(_failure(label, lines, status))
+        raise (StageFailed if _exit_status(lines) == MENDABLE else StageDied)(_failure(label, lines, status))
     return lines
+
+
+def _exit_status(lines: list[str]) -> int | None:
+    """The step's own, from the last words of DVC, whose own is another; None where DVC itself failed."""
+    for line in reversed(lines):
+        if found := re.search(r"failed to run: .*, exited with (-?\d+)$", line.strip()):
+            return int(found[1])
+    return None
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
@@ -169,7 +205,7 @@ def _failure(label: str, lines: list[str], status: int) -> str:
     first = text.find("error: ")
     told = text[first + len("error: ") :] if first >= 0 else "\n".join(lines[-12:])
     told = "\n".join(line for line in told.splitlines() if not line.startswith("ERROR: failed to reproduce"))
-    killed = any(f"exited with {code}" in text for code in OUT_OF_MEMORY) or status in OUT_OF_MEMORY
+    killed = _exit_status(lines) in OUT_OF_MEMORY or status in OUT_OF_MEMORY
     hint = "\nIt was killed; the machine may have run out of memory." if killed else ""
     return f"step {label} failed: {told.strip()}{hint}"
 

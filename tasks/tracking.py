@@ -56,7 +56,13 @@ def answering(places: Places) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         where = tracked.without_password(tracked.address(places))
         told = tracked.without_password(" ".join(str(error).split()))[:400]
-        todo = "See that it can be written" if tracked.is_own(places) else "Start it, or unset MLFLOW_TRACKING_URI"
+        if any(word in told for word in ("Permission denied", "error code 401", "Forbidden", "not authenticated")):
+            todo = (
+                "Your account may not do that: see MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ask "
+                "whoever runs the server for the role engineer"
+            )
+        else:
+            todo = "See that it can be written" if tracked.is_own(places) else "Start it, or unset MLFLOW_TRACKING_URI"
         raise StoreError(
             f"MLflow at {where} does not answer as it should: {told}\n"
             f"{todo}; what was computed stays, and `winnow track` and `winnow promote` go on from there"

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,13 +168,25 @@ def to_label(fresh: Answers, count: int) -> NDArray[np.int64]:
     return np.lexsort((sure_N, rank))[:count].astype(np.int64)
 
 
-def advice(shifts: list[Shift]) -> str:
+@dataclass(frozen=True)
+class Advice:
+    """What to do."""
+
+    wants: Literal["nothing", "labels", "retrain"]
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.wants}: {self.why}"
+
+
+def advice(shifts: list[Shift]) -> Advice:
     """What to do: nothing, a retrain, or labels."""
     real: Mapping[str, Shift] = {shift.test: shift for shift in shifts if shift.is_real}
     if not real:
-        return "nothing: no shift is both significant and large enough to matter"
+        return Advice("nothing", "no shift is both significant and large enough to matter")
     if "confidence" in real and real["confidence"].effect < 0:
-        return "labels: the model is less sure of these images; label those listed, then run again"
+        return Advice("labels", "the model is less sure of these images; label those listed, then run again")
     if "embeddings" in real:
-        return "retrain: the images look different; add them without labels, pretraining learns from them"
-    return "labels: other classes are predicted than before; label some at random to see whether they are right"
+        why = "the images look different; add them without labels, pretraining learns from them"
+        return Advice("retrain", why)
+    return Advice("labels", "other classes are predicted than before; label those listed to see whether they are right")

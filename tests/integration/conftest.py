@@ -10,8 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.integration.running import Up
 
 CODE = (
-    *("winnow", "tasks", "flows", "data"),
+    *("winnow", "tasks", "flows", "data", "mlflow"),
     *(".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "prefect.yaml"),
 )
 
@@ -39,13 +39,16 @@ class Project:
 
     root: Path
     home: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """What its shell holds besides."""
 
     def environment(self) -> dict[str, str]:
         """What a newcomer's shell holds, with our environment's python first."""
-        ours = defaults(Path(os.environ[OWNER]))
-        kept = {name: value for name, value in os.environ.items() if name not in ours}
+        set_by_winnow = defaults(Path(os.environ[OWNER]))
+        kept = {name: value for name, value in os.environ.items() if name not in set_by_winnow}
         path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
-        return {**kept, "HOME": str(self.home), "PATH": path, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
+        ours = {"HOME": str(self.home), "PATH": path, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
+        return {**kept, **ours, **self.variables}
 
     def call(self, *arguments: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
         """Run a command in the project."""
@@ -74,7 +77,7 @@ class Project:
     def copy(self, root: Path) -> Project:
         """The same project elsewhere, with its artifacts and caches. MLflow's store knows its own folder and stays."""
         shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db", "promoted.json"))
-        return Project(root, self.home)
+        return replace(self, root=root)
 
 
 def make_project(root: Path, home: Path) -> Project:
@@ -141,4 +144,4 @@ def up(finished: tuple[Project, object], tmp_path_factory: pytest.TempPathFactor
 
     running = start(finished[0].copy(tmp_path_factory.mktemp("up") / "copy"))
     yield running
-    stop(running)
+    stop(running.process)

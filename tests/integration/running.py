@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -36,14 +38,19 @@ class Up:
     project: Project
     process: subprocess.Popen[str]
     api: str
+    auth: tuple[str, str] | None = None
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        answer = httpx.post(f"{self.api}/{path}", json=body or {}, timeout=30)
+        for _ in range(5):
+            answer = httpx.post(f"{self.api}/{path}", json=body or {}, timeout=30, auth=self.auth)
+            if answer.status_code != 503:  # a SQLite that is busy: Prefect's own client asks again, too
+                break
+            time.sleep(1)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
     def get(self, path: str) -> Any:
-        answer = httpx.get(f"{self.api}/{path}", timeout=30)
+        answer = httpx.get(f"{self.api}/{path}", timeout=30, auth=self.auth)
         answer.raise_for_status()
         return answer.json()
 
@@ -55,14 +62,19 @@ class Up:
         body = {"state": state, "parameters": made["parameters"]}
         return str(self.post(f"deployments/{made['id']}/create_flow_run", body)["id"])
 
-    def wait(self, run: str, *states: str, seconds: float = 180) -> dict[str, Any]:
-        """The run, once its state is one of these."""
+    def wait(self, run: str, *states: str, seconds: float = 180, through: Sequence[str] = ()) -> dict[str, Any]:
+        """The run, once its state is one of these; a type of state in `through` is not its end."""
         deadline = time.monotonic() + seconds
+        found: dict[str, Any] = {"state": "no answer"}
         while time.monotonic() < deadline:
-            found: dict[str, Any] = self.get(f"flow_runs/{run}")
+            try:
+                found = self.get(f"flow_runs/{run}")
+            except httpx.TransportError:  # a server that was killed is on its way back
+                time.sleep(0.5)
+                continue
             if found["state"]["name"] in states:
                 return found
-            if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+            if found["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} - set(through):
                 break
             time.sleep(0.5)
         raise AssertionError(f"{found['state']} instead of {states}\n{self.logs()}")
@@ -77,46 +89,100 @@ class Up:
 
 
 def start(project: Project) -> Up:
-    """`winnow up` on free ports, ready to work."""
+    """`winnow up` on free ports, or at the servers that the project's shell names, ready to work."""
     mlflow_port, prefect_port = free_ports(2)
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "flows.cli",
-            "up",
-            "--mlflow-port",
-            str(mlflow_port),
-            "--prefect-port",
-            str(prefect_port),
-        ],
-        cwd=project.root,
-        env={**project.environment(), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    told = []
-    for line in process.stdout:
-        told.append(line)
-        if line.startswith("Ctrl-C"):
-            threading.Thread(target=process.stdout.read, daemon=True).start()
-            return Up(project, process, f"http://127.0.0.1:{prefect_port}/api")
-    raise AssertionError("".join(told))
+    process = ready(project, "up", f"--mlflow-port={mlflow_port}", f"--prefect-port={prefect_port}")
+    name, _, password = project.variables.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    api = project.variables.get("PREFECT_API_URL", f"http://127.0.0.1:{prefect_port}/api")
+    return Up(project, process, api, (name, password) if name else None)
 
 
-def stop(up: Up) -> None:
-    """Ctrl-C, after which nothing of it may run."""
-    family = psutil.Process(up.process.pid).children(recursive=True)
-    up.process.send_signal(signal.SIGINT)
+def ready(project: Project, command: str, *options: str) -> subprocess.Popen[str]:
+    """`winnow COMMAND` that stays up, once it says that it is. What it says stands beside the servers' logs."""
+    said = project.root / ".winnow" / "logs" / f"winnow-{command}.log"
+    said.parent.mkdir(parents=True, exist_ok=True)
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", command, *options],
+            cwd=project.root,
+            env={**project.environment(), "PYTHONUNBUFFERED": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+    while process.poll() is None:
+        if "Ctrl-C" in said.read_text():
+            return process
+        time.sleep(0.1)
+    raise AssertionError(said.read_text())
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C as a terminal sends it, to the whole group and twice; after it nothing may run."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
     try:
-        assert up.process.wait(timeout=60) == 0
+        assert process.wait(timeout=60) == 0, "it ended before"
         assert [member for member in family if member.is_running() and member.status() != "zombie"] == []
     finally:
         for member in family:
             if member.is_running():
                 member.kill()
-        if up.process.poll() is None:
-            os.killpg(up.process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+class _Inbox(BaseHTTPRequestHandler):
+    received: list[str]
+
+    def do_POST(self) -> None:
+        self.received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_arguments: Any) -> None:
+        """Quiet."""
+
+
+@contextmanager
+def web_hook() -> Iterator[tuple[str, list[str]]]:
+    """Address of a web hook, and what was sent to it."""
+    received: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Inbox", (_Inbox,), {"received": received}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", received
+    server.shutdown()
+
+
+TELL = """
+import sys
+from pathlib import Path
+from tasks.settings import Places, apply
+apply(Path.cwd())
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from flows import deploying
+body = {"text": "{{subject}} {{body}}"}
+CustomWebhookNotificationBlock(name="inbox", url=sys.argv[1], json_data=body).save("winnow-notify", overwrite=True)
+deploying.set_up(Places(Path.cwd()))
+"""
+
+
+def told_to(up: Up, address: str) -> None:
+    """Have the project's notifications sent to a web hook."""
+    command = [sys.executable, "-c", TELL, address]
+    environment = {**up.project.environment(), "PREFECT_API_URL": up.api}
+    done = subprocess.run(command, cwd=up.project.root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def assert_told(received: list[str], *words: str) -> None:
+    """A message with all of these words arrives."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if any(all(word in text for word in words) for text in received):
+            return
+        time.sleep(0.5)
+    raise AssertionError(received)

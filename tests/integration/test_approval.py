@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks import approval, promotion, registry, tracking
+from tasks import answering, approval, registry, settled, tracking
 from tasks.promotion import promote
 from tasks.settings import Places
 from tests.handmade import MODEL, aliases, tag, write_run
 from tests.integration.conftest import Project, make_project
 from tests.integration.running import Up, start, stop
 from winnow.config import Config
-from winnow.errors import WinnowError
+from winnow.errors import ArtifactError, WinnowError
 
 pytest_plugins = "tests.stores"
 
@@ -39,7 +39,9 @@ def test_a_winner_waits_and_is_asked_about_once(places: Places, config: Config) 
     assert (first.alias, first.champion) == ("challenger", None)
     assert "waits for approval" in first.reasons[-1]
     assert aliases(places) == {"challenger": "1"}
-    assert not promotion.is_settled(places, asking(config))
+    assert settled.is_settled(places, asking(config))
+    assert settled.waits(places)
+    assert not settled.is_settled(places, config)  # nobody is asked any more
     again = promote(places, asking(config))
     assert again.waits == first.waits
     assert "waits for approval" in tag(places, "1", "winnow.reason")
@@ -47,14 +49,25 @@ def test_a_winner_waits_and_is_asked_about_once(places: Places, config: Config) 
 
 def test_approved_it_serves_and_the_word_stays_with_it(places: Places, config: Config) -> None:
     promote(places, asking(config))
-    outcome = promotion.answer(places, asking(config), True, "Ann", "looks right")
+    outcome = answering.answer(places, asking(config), True, "Ann", "looks right")
     assert (outcome.alias, outcome.champion, outcome.is_new) == ("champion", "1", True)
     assert "approved by Ann" in outcome.reasons[-1]
     assert "looks right" in tag(places, "1", "winnow.reason")
     assert aliases(places) == {"champion": "1", "challenger": "1"}
     with pytest.raises(WinnowError, match="was approved already"):
-        promotion.answer(places, asking(config), True, "Ann", "")
+        answering.answer(places, asking(config), True, "Ann", "")
+    assert settled.reasons(places) == list(outcome.reasons)
+    assert not settled.waits(places)
     assert "is the champion" in promote(places, asking(config)).reasons[-1]
+
+
+def test_a_damaged_question_is_not_taken_for_none(places: Places, config: Config) -> None:
+    promote(places, asking(config))
+    version = registry.find(places, MODEL, "challenger")
+    assert version is not None
+    registry.note(places, MODEL, version, {approval.TAG: "{"})
+    with pytest.raises(ArtifactError, match=r"winnow\.approval of version 1"):
+        promote(places, asking(config))
 
 
 def test_a_denial_holds(places: Places, config: Config) -> None:
@@ -62,8 +75,8 @@ def test_a_denial_holds(places: Places, config: Config) -> None:
     wanted = next_run(places, 0)
     assert promote(places, wanted).waits is not None
     with pytest.raises(WinnowError, match="needs a reason"):
-        promotion.answer(places, wanted, False, "Ann", "")
-    outcome = promotion.answer(places, wanted, False, "Ann", "wrong on cats")
+        answering.answer(places, wanted, False, "Ann", "")
+    outcome = answering.answer(places, wanted, False, "Ann", "wrong on cats")
     assert (outcome.alias, outcome.champion, outcome.is_new) == ("challenger", "1", False)
     assert "wrong on cats" in tag(places, "2", "winnow.reason")
     for config_now in (wanted, asking(wanted, approval=False)):
@@ -71,7 +84,7 @@ def test_a_denial_holds(places: Places, config: Config) -> None:
         assert refused.waits is None
         assert "denied by Ann" in refused.reasons[-1]
         assert aliases(places)["champion"] == "1"
-    assert promotion.is_settled(places, wanted)
+    assert settled.is_settled(places, wanted)
     assert promote(places, wanted, replace=True).waits is not None  # asked for anew
 
 
@@ -87,29 +100,29 @@ def test_a_question_that_nobody_answers_expires(
     assert "not approved in time: nobody answered" in outcome.reasons[-1]
     assert "nobody answered" in tag(places, "1", "winnow.reason")
     assert aliases(places) == {"challenger": "1"}
-    assert promotion.is_settled(places, wanted)
+    assert settled.is_settled(places, wanted)
     # A person's word counts late, too.
-    assert promotion.answer(places, wanted, True, "Ann", "was ill").champion == "1"
+    assert answering.answer(places, wanted, True, "Ann", "was ill").champion == "1"
 
 
 def test_the_word_is_about_the_champion_of_the_question(places: Places, config: Config) -> None:
     promote(places, write_run(places.root, "quick", {"quick": {"ballast": 900}}))
     wanted = next_run(places, 400)
     promote(places, wanted)
-    question = promotion.waiting(places, wanted)
+    question = answering.waiting(places, wanted)
     assert question is not None
     registry.set_alias(places, MODEL, "champion", question.version.number)
     with pytest.raises(WinnowError, match="has changed since approval was asked for"):
-        promotion.answer(places, wanted, True, "Ann", "")
-    assert promotion.waiting(places, wanted) is None
+        answering.answer(places, wanted, True, "Ann", "")
+    assert answering.waiting(places, wanted) is None
 
 
 def test_nothing_to_answer_says_so(places: Places, config: Config) -> None:
     with pytest.raises(WinnowError, match="no challenger"):
-        promotion.answer(places, config, True, "Ann", "")
+        answering.answer(places, config, True, "Ann", "")
     promote(places, config)
     with pytest.raises(WinnowError, match="waits for no approval"):
-        promotion.answer(places, config, True, "Ann", "")
+        answering.answer(places, config, True, "Ann", "")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +135,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     assert result.returncode == 0, result.stderr
     running = start(project)
     yield running
-    stop(running)
+    stop(running.process)
 
 
 def handmade(project: Project, ballast: int, **values: Any) -> None:
@@ -137,7 +150,7 @@ def handmade(project: Project, ballast: int, **values: Any) -> None:
 
 def asked(up: Up) -> str:
     """A run of the promotion flow that waits for a person."""
-    run = up.schedule("promote/hourly")
+    run = up.schedule("promote/photos")
     up.wait(run, "Suspended")
     return run
 
@@ -171,7 +184,7 @@ def test_denied_by_the_form(up: Up) -> None:
     refused = up.project.winnow("promote").stdout
     assert "wrong on cats" in refused
     before = up.project.winnow("promote").stdout
-    up.wait(up.schedule("promote/hourly"), "Completed")  # settled: nothing is measured or asked again
+    up.wait(up.schedule("promote/photos"), "Completed")  # settled: nothing is measured or asked again
     assert up.project.winnow("promote").stdout == before
 
 
@@ -180,7 +193,7 @@ def test_nobody_answers_the_form(up: Up) -> None:
     handmade(up.project, ballast=500, approval_hours=0.003)
     run = asked(up)
     assert "never resumed" in up.wait(run, "Failed")["state"]["message"]
-    settled = up.schedule("promote/hourly")
+    settled = up.schedule("promote/photos")
     up.wait(settled, "Completed")
     assert "nobody answered" in up.artifacts(settled)["promotion"]
 
@@ -193,3 +206,16 @@ def test_an_answer_on_the_command_line_ends_the_form(up: Up) -> None:
     assert result.returncode == 0, result.stderr
     assert "is the new champion" in result.stdout
     up.wait(run, "Completed", "Cancelled")
+
+
+@pytest.mark.services
+def test_the_champion_changed_under_the_open_form(up: Up) -> None:
+    handmade(up.project, ballast=100)
+    run = asked(up)
+    question = up.get(f"flow_runs/{run}")["state"]["state_details"]["run_input_keyset"]
+    assert up.project.winnow("rollback", "--reason", "slow on Mondays").returncode == 0
+    up.post(f"flow_runs/{run}/resume", {"run_input": {"decision": "approve", "by": "Ann", "reason": "seen"}})
+    again = up.wait(run, "Suspended")["state"]["state_details"]["run_input_keyset"]
+    assert again != question  # an answer about another champion counts for nothing
+    told = answer(up, run, decision="deny", by="Ann", reason="not needed any more")
+    assert "not needed any more" in told

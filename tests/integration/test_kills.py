@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
-from tests.integration.running import Up
+from tests.integration.conftest import Project
+from tests.integration.running import Up, start, stop
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(1500)]
 
 
 def kill_worker(up: Up) -> list[psutil.Process]:
     """kill -9 of the worker and of the flow below it; the steps of the flow that are left behind."""
-    worker = next(p for p in psutil.Process(up.process.pid).children() if "worker" in p.cmdline())
-    family = worker.children(recursive=True)
+    worker, family = family_of(up)
     steps = [member for member in family if {"dvc", "tasks"} & set(member.cmdline())]
     for member in (worker, *(member for member in family if member not in steps)):
         member.kill()
@@ -42,15 +44,7 @@ def log_lines(up: Up, run: str) -> str:
 
 
 def test_killed_while_running_it_goes_on_from_its_checkpoint(up: Up) -> None:
-    params = yaml.safe_load((up.project.root / "params.yaml").read_text())
-    params["pretrain"]["epochs"] = 400
-    up.project.set_params(params)
-    run = up.schedule("winnow/nightly")
-    checkpoints = up.project.root / ".winnow" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("pretrain-*/*.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert up.get(f"flow_runs/{run}")["state"]["name"] == "Running"
+    run = begun(up, 400)
     left = kill_worker(up)
     assert left
     assert gone(left, seconds=20)
@@ -63,7 +57,7 @@ def test_killed_while_running_it_goes_on_from_its_checkpoint(up: Up) -> None:
 
 
 def test_killed_while_pending_it_starts_after_all(up: Up) -> None:
-    run = up.schedule("winnow/nightly")
+    run = up.schedule("winnow/photos")
     deadline = time.monotonic() + 60
     while (state := up.get(f"flow_runs/{run}")["state"]["type"]) != "PENDING" and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -72,6 +66,55 @@ def test_killed_while_pending_it_starts_after_all(up: Up) -> None:
     assert up.get(f"flow_runs/{run}")["state"]["type"] == "PENDING"
     found = up.wait(run, "Completed", seconds=400)
     assert found["run_count"] == 1
+
+
+def family_of(up: Up) -> tuple[psutil.Process, list[psutil.Process]]:
+    """The worker and all below it."""
+    worker = next(p for p in psutil.Process(up.process.pid).children() if "worker" in p.cmdline())
+    return worker, worker.children(recursive=True)
+
+
+def begun(up: Up, epochs: int) -> str:
+    """A run in the middle of pretraining."""
+    params = yaml.safe_load((up.project.root / "params.yaml").read_text())
+    params["pretrain"]["epochs"] = epochs
+    up.project.set_params(params)
+    run = up.schedule("winnow/photos")
+    checkpoints = up.project.root / ".winnow" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("pretrain-*/*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert up.get(f"flow_runs/{run}")["state"]["name"] == "Running"
+    return run
+
+
+def test_the_flow_killed_alone_is_taken_up_at_once(up: Up) -> None:
+    run = begun(up, 401)
+    _, family = family_of(up)
+    steps = [member for member in family if {"dvc", "tasks"} & set(member.cmdline())]
+    for member in family:
+        if member not in steps:
+            member.kill()
+    assert gone(steps, seconds=20)
+    found = up.wait(run, "Completed", seconds=600, through=("CRASHED",))
+    assert found["run_count"] == 2
+    assert "going on from step" in log_lines(up, run)
+
+
+def test_the_worker_killed_alone_its_run_ends_and_nothing_works_beside_it(up: Up) -> None:
+    run = begun(up, 402)
+    worker, family = family_of(up)
+    worker.kill()
+    by_hand = up.project.winnow("run")
+    assert by_hand.returncode == 2
+    assert "another run works in" in by_hand.stderr
+    assert "another run works in" in up.project.winnow("status").stderr
+    assert up.project.dvc("repro", "--single-item", "--force", "select").returncode != 0
+    assert all(member.is_running() for member in family)
+    found = up.wait(run, "Completed", seconds=300)
+    assert found["run_count"] == 1
+    later = up.schedule("promote/photos")  # another worker is there
+    up.wait(later, "Completed")
 
 
 HOLD = """
@@ -113,3 +156,24 @@ def test_the_slot_of_a_killed_process_comes_back(up: Up) -> None:
     while up.get("v2/concurrency_limits/gpu")["active_slots"] and time.monotonic() < deadline:
         time.sleep(0.5)
     assert up.get("v2/concurrency_limits/gpu")["active_slots"] == 0
+
+
+def test_a_second_one_is_refused_and_what_a_killed_one_left_is_ended(
+    finished: tuple[Project, object], tmp_path: Path
+) -> None:
+    first = start(finished[0].copy(tmp_path / "copy"))
+    left = psutil.Process(first.process.pid).children(recursive=True)
+    try:
+        refused = first.project.winnow("up")
+        assert refused.returncode == 2
+        assert f"runs servers here already (process {first.process.pid})" in refused.stderr
+        first.process.kill()
+        first.process.wait()
+        assert all(process.is_running() for process in left)
+        second = start(first.project)
+        assert gone(left, seconds=1)
+        stop(second.process)
+    finally:
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import promotion, registry, settings, tracking
+from tasks import promotion, registry, settings, settled, tracking
 from tasks.challenge import Contest, cells_of, incomparable, judge_challenge, measure
 from tasks.promotion import promote, rollback
 from tasks.settings import Places
@@ -36,12 +36,12 @@ def _by_size(config: Config) -> Config:
 
 def test_the_first_winner_becomes_champion(places: Places, config: Config) -> None:
     tracking.track(places, config)
-    assert not promotion.is_settled(places, config)
+    assert not settled.is_settled(places, config)
     outcome = promote(places, config)
     assert (outcome.version, outcome.alias, outcome.champion) == ("1", "champion", "1")
     assert "there was none before it" in outcome.reasons[-1]
     assert aliases(places) == {"champion": "1", "challenger": "1"}
-    assert promotion.is_settled(places, config)
+    assert settled.is_settled(places, config)
     remembered = json.loads((places.hidden / "promoted.json").read_text())
     assert remembered["reasons"] == list(outcome.reasons)
     assert remembered["sha256"] == sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
@@ -91,11 +91,11 @@ def test_a_version_holds_the_very_file_its_card_and_can_be_served(places: Places
 def test_the_same_file_is_registered_once(places: Places, config: Config) -> None:
     promote(places, config)
     forget(places)
-    assert not promotion.is_settled(places, config)
+    assert not settled.is_settled(places, config)
     outcome = promote(places, config)
     assert "is the same file" in outcome.reasons[-1]
     assert len(tracking.connect(places).search_model_versions(f"name = '{MODEL}'")) == 1
-    assert promotion.is_settled(places, config)
+    assert settled.is_settled(places, config)
 
 
 def test_a_version_that_a_crash_left_without_alias_is_completed(places: Places, config: Config) -> None:
@@ -114,7 +114,7 @@ def test_nobody_passing_moves_nothing(places: Places, config: Config) -> None:
     assert (outcome.version, outcome.champion) == (None, None)
     assert "no candidate passes every gate" in outcome.reasons[-1]
     assert aliases(places) == {}
-    assert promotion.is_settled(places, config)
+    assert settled.is_settled(places, config)
     with pytest.raises(WinnowError, match="nothing has been promoted yet"):
         registry.fetch_model(places, MODEL, "champion")
 
@@ -122,12 +122,12 @@ def test_nobody_passing_moves_nothing(places: Places, config: Config) -> None:
 def test_nobody_passing_leaves_the_champion_that_is_there(places: Places, config: Config) -> None:
     promote(places, config)
     nobody = _again(places, winner=None)
-    assert not promotion.is_settled(places, nobody)
+    assert not settled.is_settled(places, nobody)
     outcome = promote(places, nobody)
     assert (outcome.version, outcome.alias, outcome.champion) == (None, None, "1")
     assert "no candidate passes every gate; version 1 (quick) stays champion of photos" in outcome.reasons[-1]
     assert aliases(places) == {"champion": "1", "challenger": "1"}
-    assert promotion.is_settled(places, nobody)
+    assert settled.is_settled(places, nobody)
 
 
 def test_a_champion_that_changed_meanwhile_is_not_overwritten(places: Places, config: Config) -> None:
@@ -140,7 +140,7 @@ def test_a_champion_that_changed_meanwhile_is_not_overwritten(places: Places, co
     challenger = registry.find(places, MODEL, "challenger")
     assert challenger is not None
     with pytest.raises(WinnowError, match="has changed while its challenger was measured"):
-        promotion._crown(places, MODEL, challenger, stale)
+        promotion.crown(places, MODEL, challenger, stale)
     assert aliases(places) == before
     assert tag(places, "3", "winnow.champion_since") == ""
 
@@ -148,13 +148,13 @@ def test_a_champion_that_changed_meanwhile_is_not_overwritten(places: Places, co
 def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(places: Places, config: Config) -> None:
     promote(places, config)
     worse = _by_size(_again(places, quick={"blind": 1}))
-    assert not promotion.is_settled(places, worse)
+    assert not settled.is_settled(places, worse)
     outcome = promote(places, worse)
     assert (outcome.version, outcome.alias, outcome.champion) == ("2", "challenger", "1")
     assert aliases(places) == {"champion": "1", "challenger": "2"}
     assert "top-1 -33.3 points" in outcome.reasons[-1]
     assert "top-1 -33.3 points" in tag(places, "2", "winnow.reason")
-    assert promotion.is_settled(places, worse)
+    assert settled.is_settled(places, worse)
 
 
 def test_a_winner_that_is_no_better_does_not_move_the_champion(places: Places, config: Config) -> None:
@@ -174,11 +174,11 @@ def test_a_faster_winner_replaces_the_champion_and_rolls_back(places: Places, co
     assert "at least 5 % better" in outcome.reasons[-1]
     assert aliases(places) == {"champion": "2", "challenger": "2", "previous": "1"}
 
-    line = rollback(places, faster, "wrong on Mondays")
+    line = rollback(places, faster, "wrong on Mondays").reasons[-1]
     assert line.startswith("version 1 (quick) is the champion")
     assert aliases(places) == {"champion": "1", "challenger": "2"}
     assert "wrong on Mondays" in tag(places, "2", "winnow.rolled_back")
-    assert promotion.is_settled(places, faster)
+    assert settled.is_settled(places, faster)
     assert "wrong on Mondays" in json.loads((places.hidden / "promoted.json").read_text())["reasons"][0]
 
     refused = promote(places, faster)
@@ -252,13 +252,13 @@ def test_settled_is_for_this_address_and_store_only(
     promote(places, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert not promotion.is_settled(places, config)
+    assert not settled.is_settled(places, config)
     with pytest.raises(tracking.StoreError, match="winnow promote"):
         promote(places, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", places.mlflow_store)
-    assert promotion.is_settled(places, config)
+    assert settled.is_settled(places, config)
     (places.hidden / "mlflow" / "mlflow.db").unlink()
-    assert not promotion.is_settled(places, config)
+    assert not settled.is_settled(places, config)
 
 
 SAME = Drop(0.0, -0.5, 0.5)

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+from tests.conftest import draw
 from tests.integration.conftest import Project
-from tests.integration.running import Up
+from tests.integration.running import Up, assert_told, told_to, web_hook
 
 pytestmark = pytest.mark.services
 
 
+FORGET_CHAMPION = """
+from pathlib import Path
+from tasks.settings import Places, apply
+apply(Path.cwd())
+from tasks import registry
+registry.set_alias(Places(Path.cwd()), "photos", "champion", None)
+"""
+
+
 def change(project: Project, section: str, **values: Any) -> None:
     params = yaml.safe_load((project.root / "params.yaml").read_text())
-    params[section] |= values
+    params[section] = {**params.get(section, {}), **values}
     project.set_params(params)
 
 
 def test_what_is_scheduled_is_what_prefect_yaml_says(up: Up) -> None:
-    nightly, hourly = up.get("deployments/name/winnow/nightly"), up.get("deployments/name/promote/hourly")
+    nightly, hourly = up.get("deployments/name/winnow/photos"), up.get("deployments/name/promote/photos")
     crons = [row["schedule"]["cron"] for row in nightly["schedules"] + hourly["schedules"]]
     assert crons == ["0 2 * * *", "15 * * * *"]
     assert nightly["global_concurrency_limit"]["limit"] == 1
@@ -36,12 +43,12 @@ def test_what_is_scheduled_is_what_prefect_yaml_says(up: Up) -> None:
     assert str(up.project.root) not in json.dumps([nightly, hourly])
     assert up.get("v2/concurrency_limits/gpu")["limit"] == 1
     names = {row["name"] for row in up.post("automations/filter")}
-    assert len({name for name in names if name.startswith("winnow: ")}) == 2
+    assert len({name for name in names if name.startswith("winnow photos: ")}) == 3
 
 
 def test_a_scheduled_run_finishes_with_its_page(up: Up) -> None:
     change(up.project, "promotion", min_gain=0.2)
-    run = up.schedule("winnow/nightly", seconds=5)
+    run = up.schedule("winnow/photos", seconds=5)
     found = up.wait(run, "Completed")
     assert found["start_time"] > found["expected_start_time"]
     shown = up.artifacts(run)
@@ -55,66 +62,45 @@ def test_a_scheduled_run_finishes_with_its_page(up: Up) -> None:
 
 
 def test_new_images_are_seen_and_an_unchanged_source_runs_nothing(up: Up) -> None:
-    run = up.schedule("winnow/nightly")
+    run = up.schedule("winnow/photos")
     up.wait(run, "Completed")
     assert up.post("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}}) == []
     before = yaml.safe_load((up.project.root / "dvc.lock").read_text())["stages"]["ingest"]["outs"][0]["md5"]
     source = up.project.root / "photos" / "wedge" / "00.png"
     source.with_name("new.png").write_bytes((up.project.root / "photos" / "disc" / "00.png").read_bytes() + b"new")
-    run = up.schedule("winnow/nightly")
+    run = up.schedule("winnow/photos")
     up.wait(run, "Completed", seconds=300)
     after = yaml.safe_load((up.project.root / "dvc.lock").read_text())["stages"]["ingest"]["outs"][0]["md5"]
     assert before != after
 
 
-class _Inbox(BaseHTTPRequestHandler):
-    received: list[str]
-
-    def do_POST(self) -> None:
-        self.received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_arguments: Any) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def inbox() -> Iterator[tuple[str, list[str]]]:
-    """Address of a web hook, and what was sent to it."""
-    received: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Inbox", (_Inbox,), {"received": received}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", received
-    server.shutdown()
-
-
-TELL = """
-import sys
-from pathlib import Path
-from tasks.settings import Places, apply
-apply(Path.cwd())
-from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from flows import deploying
-body = {"text": "{{subject}} {{body}}"}
-CustomWebhookNotificationBlock(name="inbox", url=sys.argv[1], json_data=body).save("winnow-notify", overwrite=True)
-deploying.set_up(Places(Path.cwd()))
-"""
-
-
-def test_a_person_is_told_of_failures(up: Up, inbox: tuple[str, list[str]]) -> None:
-    url, received = inbox
-    command = [sys.executable, "-c", TELL, url]
-    environment = {**up.project.environment(), "PREFECT_API_URL": up.api}
-    done = subprocess.run(command, cwd=up.project.root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_a_person_is_told_of_failures(up: Up) -> None:
     before = (up.project.root / "params.yaml").read_text()
-    change(up.project, "pretrain", epochs=-1)
-    try:
-        up.wait(up.schedule("winnow/nightly"), "Failed")
-    finally:
-        (up.project.root / "params.yaml").write_text(before)
-    deadline = time.monotonic() + 60
-    while not received and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert any("Failed" in text and "pretrain.epochs" in text for text in received), received
+    with web_hook() as (address, received):
+        told_to(up, address)
+        change(up.project, "pretrain", epochs=-1)
+        try:
+            up.wait(up.schedule("winnow/photos"), "Failed")
+        finally:
+            (up.project.root / "params.yaml").write_text(before)
+        assert_told(received, "Failed", "pretrain.epochs")
+
+
+def test_a_person_is_told_of_another_champion_and_of_drift(up: Up) -> None:
+    rng = np.random.default_rng(5)
+    folder = up.project.root / "incoming"
+    folder.mkdir()
+    for index in range(60):
+        Image.fromarray(255 - draw(0, (20, 24), rng)).save(folder / f"{index}.png")
+    change(up.project, "drift", path="incoming", min_images=20)
+    with web_hook() as (address, received):
+        told_to(up, address)
+        assert up.project.winnow("promote").returncode == 0
+        run = up.schedule("drift/photos")
+        up.wait(run, "Completed")
+        assert "**Drift**" in up.artifacts(run)["drift"]
+        assert_told(received, "images drift", "Advice")
+        assert up.project.call(sys.executable, "-c", FORGET_CHAMPION).returncode == 0
+        result = up.project.winnow("promote")
+        assert "is the new champion" in result.stdout, result.stdout + result.stderr
+        assert_told(received, "is the champion of photos", "there was none before it")

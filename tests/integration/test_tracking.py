@@ -274,8 +274,8 @@ def test_without_artifacts_there_is_nothing_to_track(places: Places, config: Con
 def test_completeness_is_known_without_mlflow(places: Places, config: Config) -> None:
     tracking.track(places, config)
     code = HERE + (
-        "from tasks import promotion;"
-        "print(tracking.is_complete(places, config), promotion.is_settled(places, config), 'mlflow' in sys.modules)"
+        "from tasks import settled;"
+        "print(tracking.is_complete(places, config), settled.is_settled(places, config), 'mlflow' in sys.modules)"
     )
     assert _python(code, places).stdout.split() == ["True", "False", "False"]
 

@@ -12,7 +12,7 @@ from winnow.config.section import Count, Fraction, Number, Section
 class Drift(Section):
     """Fresh images are compared with the validation split, by the champion's own answers."""
 
-    path: str = "data/none"
+    path: Annotated[str, Field(min_length=1)] = "data/none"
     """A folder of images, at any depth; data/none: nothing is compared."""
     min_images: Annotated[Count, Field(ge=20)] = 100
     """With fewer fresh images nothing is compared."""

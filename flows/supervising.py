@@ -1,0 +1,238 @@
+"""Programs that are to stay up: started in order, started again when they die, ended together and in order.
+
+Each is in a session of its own, so that Ctrl-C in a terminal reaches only the process that keeps them up, which ends
+them. A file says who keeps them up and what was started: a second one is refused, and what a killed one left running is
+ended by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from tasks.origin import is_alive, process_identity
+from winnow.errors import WinnowError
+from winnow.records import write_json
+
+HOST = "127.0.0.1"
+START_SECONDS = 120
+END_SECONDS = 30
+RESTARTS, WITHIN_SECONDS = 3, 60.0
+"""A program that dies more often than this is not started again."""
+
+
+@dataclass
+class Program:
+    """A process that is to stay up."""
+
+    name: str
+    command: list[str]
+    is_up: Callable[[], bool] = lambda: True
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Beside this process's own."""
+    end_with: signal.Signals | None = None
+    """Asks the program alone, which ends its children; None: SIGTERM to all of them."""
+    takes_along: bool = True
+    """Whether what it started has to end with it: a server's own processes hold its port, a worker's run may go on."""
+    user: str | None = None
+    """Account that it runs as, where that is not ours."""
+    process: subprocess.Popen[bytes] | None = None
+    deaths: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Programs that are kept up together."""
+
+    file: Path
+    """Says who keeps them up."""
+    root: Path
+    """Where they run."""
+    logs: Path
+    console: Console
+    programs: list[Program] = field(default_factory=list)
+
+    def add(self, *programs: Program) -> None:
+        """Start them side by side and wait until all are up."""
+        for program in programs:
+            self.programs.append(program)
+            self._start(program)
+        for program in programs:
+            self._wait_until_up(program)
+
+    def keep_up(self) -> None:
+        """Until Ctrl-C; raises WinnowError when one of them dies too often."""
+        while True:
+            for program in self.programs:
+                self._look_after(program)
+            time.sleep(0.5)
+
+    def _start(self, program: Program) -> None:
+        with (self.logs / f"{program.name}.log").open("ab") as log:
+            program.process = subprocess.Popen(
+                program.command,
+                env={**os.environ, **program.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.root,
+                start_new_session=True,
+                user=program.user,
+                extra_groups=[] if program.user else None,
+            )
+        started = [process_identity(one.process.pid) for one in self.programs if one.process is not None]
+        write_json(self.file, {"owner": process_identity(os.getpid()), "processes": started})
+
+    def _wait_until_up(self, program: Program) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        assert program.process is not None
+        while time.monotonic() < deadline and program.process.poll() is None:
+            if program.is_up():
+                return
+            time.sleep(0.3)
+        raise WinnowError(f"{program.name} did not start; its log is {self.logs / f'{program.name}.log'}")
+
+    def _look_after(self, program: Program) -> None:
+        assert program.process is not None
+        if program.process.poll() is None:
+            return
+        now = time.monotonic()
+        program.deaths = [then for then in program.deaths if now - then < WITHIN_SECONDS] + [now]
+        if len(program.deaths) > RESTARTS:
+            log = self.logs / f"{program.name}.log"
+            raise WinnowError(f"{program.name} stops again and again; its log is {log}")
+        self.console.print(f"{program.name} has stopped (status {program.process.returncode}); it is started again")
+        if program.takes_along:
+            end(_session(program.process.pid))
+        self._start(program)
+
+    def _end(self) -> None:
+        # A second Ctrl-C would leave half of them behind.
+        before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        for program in reversed(self.programs):
+            if program.process is not None:
+                end([program.process.pid], program.end_with)
+                program.process.wait()
+        self.file.unlink(missing_ok=True)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+@contextlib.contextmanager
+def family(file: Path, root: Path, logs: Path, console: Console) -> Iterator[Family]:
+    """None at first; all are ended when this is left. Raises WinnowError where another process keeps some up."""
+    logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_room(file)
+    members = Family(file, root, logs, console)
+    try:
+        yield members
+    finally:
+        members._end()
+
+
+def _make_room(file: Path) -> None:
+    """End what a killed one left running."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if is_alive(found["owner"]):
+        raise WinnowError(f"winnow runs servers here already (process {found['owner'].partition('@')[0]}); end it")
+    end([int(one.partition("@")[0]) for one in found["processes"] if is_alive(one)])
+
+
+def end(numbers: Sequence[int], politely: signal.Signals | None = None) -> None:
+    """These processes and all below them, politely, then not: a server with an open connection may take its time.
+
+    `politely` is for the processes themselves; without it all are sent SIGTERM.
+    """
+    members = []
+    for number in numbers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            members += [psutil.Process(number), *psutil.Process(number).children(recursive=True)]
+    for member in members:
+        if politely is None or member.pid in numbers:
+            _send(member, politely or signal.SIGTERM)
+    for member in _still_there(members):
+        _send(member, signal.SIGKILL)
+    _still_there(members)
+
+
+def _still_there(members: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended when the time is over. A zombie has: whoever should ask for its status may be slow."""
+    deadline = time.monotonic() + END_SECONDS
+    while (left := [member for member in members if _runs(member)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _session(number: int) -> list[int]:
+    """The processes in the session that this one opened, which may itself be gone."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(process.pid) == number:
+                found.append(process.pid)
+    return found
+
+
+def _send(process: psutil.Process, what: signal.Signals) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(what)
+
+
+def module(*command: str) -> list[str]:
+    """A Python module of this environment, as a command."""
+    return [sys.executable, "-m", *command]
+
+
+def answers(address: str) -> Callable[[], bool]:
+    """Whether an address answers well, as a check of a program."""
+
+    def look() -> bool:
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+    return look
+
+
+def listens(port: int, host: str = HOST) -> bool:
+    """Whether somebody has this port of ours."""
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
+def check_ports(ports: Mapping[str, int], host: str = HOST) -> None:
+    """Program -> port; raises WinnowError for one that is no port, is taken, or is meant for two."""
+    for name, port in ports.items():
+        if not 0 < port < 65536:
+            raise WinnowError(f"--{name}-port {port}: a port is a number from 1 to 65535")
+        if listens(port, host):
+            raise WinnowError(f"port {port} is taken; choose another one: --{name}-port {port + 1}")
+    if len(set(ports.values())) < len(ports):
+        raise WinnowError(f"two servers cannot have one port: {', '.join(f'{n} {p}' for n, p in ports.items())}")

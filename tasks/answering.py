@@ -1,0 +1,58 @@
+"""A person's word on the challenger: what waits for one, and what follows from it. The registry alone, no artifacts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tasks import approval, registry, settled
+from tasks.approval import Request
+from tasks.promotion import Outcome, crown, number_of
+from tasks.registry import CHALLENGER, CHAMPION, Version
+from tasks.settings import Places, registered_model_name
+from winnow.config import Config
+from winnow.errors import WinnowError
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A challenger about which a person is asked."""
+
+    model: str
+    version: Version
+    request: Request
+
+
+def waiting(places: Places, config: Config) -> Waiting | None:
+    """The challenger that waits for an answer against the champion of today, if there is one."""
+    model = registered_model_name(config)
+    challenger, champion = registry.find(places, model, CHALLENGER), registry.find(places, model, CHAMPION)
+    request = approval.stored(challenger) if challenger else None
+    if challenger is None or request is None or request.state != "asked" or request.champion != number_of(champion):
+        return None
+    return Waiting(model, challenger, request)
+
+
+def answer(places: Places, config: Config, approve: bool, who: str, reason: str) -> Outcome:
+    """Write a person's word down and act on it: the challenger becomes champion, or stays out."""
+    model = registered_model_name(config)
+    challenger, champion = registry.find(places, model, CHALLENGER), registry.find(places, model, CHAMPION)
+    if challenger is None:
+        raise WinnowError(f"{model} has no challenger, so there is nothing to approve; winnow run makes one")
+    request = approval.stored(challenger)
+    if approve and request and request.state != "approved" and request.champion != number_of(champion):
+        raise WinnowError(f"the champion of {model} has changed since approval was asked for; run winnow promote")
+    request = approval.answer(places, model, challenger, approve, who, reason)
+    if approve:
+        crown(places, model, challenger, champion)
+        told = f"{challenger} is the new champion: {request.why}; {request.words}"
+    else:
+        told = f"{challenger} {request.words}; {champion or 'nobody'} stays champion"
+    serves = challenger if approve else champion
+    settled.amend(places, model, number_of(serves), told)
+    return Outcome(
+        (told,),
+        *(challenger.candidate, challenger.sha256, challenger.number),
+        CHAMPION if approve else CHALLENGER,
+        number_of(serves),
+        is_new=approve,
+    )

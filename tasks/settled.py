@@ -1,0 +1,65 @@
+"""What became of the last selection, as this checkout remembers it: .winnow/promoted.json.
+
+For which selection, at which address, with which reasons: so that an unchanged `winnow run` asks nobody and can still
+say what serves. It is only a memory: whoever loses it asks the registry. No mlflow here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tasks import tracked
+from tasks.settings import Places, registered_model_name
+from winnow.config import Config
+from winnow.records import RECORD, record_digest, write_json
+
+PROMOTED = "promoted.json"
+
+
+def is_settled(places: Places, config: Config) -> bool:
+    """Whether the last selection was promoted or refused at this address, or waits for the person that it asked."""
+    found, select = _recall(places), places.artifacts / "select"
+    if not found or not (select / RECORD).is_file() or not tracked.store_exists(tracked.registry_address(places)):
+        return False
+    if found.get("waits") and not config.promotion.approval:
+        return False
+    wanted = (_address(places), registered_model_name(config), record_digest(select))
+    return wanted == tuple(found.get(key) for key in ("address", "model", "select"))
+
+
+def waits(places: Places) -> bool:
+    """Whether it waited for a person when it was last seen; it may have been answered elsewhere since."""
+    return bool(_recall(places).get("waits"))
+
+
+def reasons(places: Places) -> list[str]:
+    """Why what serves does, and the last winner does or does not."""
+    return list(_recall(places).get("reasons", []))
+
+
+def remember(places: Places, model: str, select: str, outcome: dict[str, Any]) -> None:
+    """Replace what was known: `outcome` of the selection with this digest, JSON with `champion`, `reasons`, `waits`."""
+    where = {"address": _address(places), "model": model, "select": select}
+    write_json(places.hidden / PROMOTED, {**where, **outcome})
+
+
+def amend(places: Places, model: str, champion: str | None, reason: str) -> None:
+    """A person has acted since: another champion, or a word on the one that waited."""
+    found = _recall(places)
+    if found and (found["address"], found["model"]) == (_address(places), model):
+        changed = {"champion": champion, "reasons": [reason], "waits": False}
+        write_json(places.hidden / PROMOTED, {**found, **changed})
+
+
+def _recall(places: Places) -> dict[str, Any]:
+    """Nothing where the file is missing or damaged."""
+    try:
+        found = json.loads((places.hidden / PROMOTED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _address(places: Places) -> str:
+    return tracked.without_password(tracked.registry_address(places))

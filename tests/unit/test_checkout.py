@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks import checkout
+from tasks.settings import Places
+from tests.closure import ROOT
+
+HOLD = """
+import sys
+from pathlib import Path
+from tasks import checkout
+from tasks.settings import Places
+with getattr(checkout, sys.argv[1])(Places(Path(sys.argv[2]))):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path)
+
+
+@pytest.fixture
+def other(places: Places, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """Another process that works in the checkout."""
+    command = [sys.executable, "-c", HOLD, request.param, str(places.root)]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("other", ["run_alone"], indirect=True)
+def test_a_run_keeps_others_out_and_is_named(places: Places, other: subprocess.Popen[str]) -> None:
+    for asking in (checkout.run_alone, checkout.step_alone):
+        with pytest.raises(checkout.Occupied, match=f"process {other.pid}, since .*wait for its end"), asking(places):
+            pass
+
+
+@pytest.mark.parametrize("other", ["run_alone"], indirect=True)
+def test_a_killed_run_lets_go(places: Places, other: subprocess.Popen[str]) -> None:
+    other.kill()
+    other.wait()
+    with checkout.run_alone(places):
+        pass
+
+
+@pytest.mark.parametrize("other", ["run_alone"], indirect=True)
+def test_who_waits_says_so_once_and_goes_on(places: Places, other: subprocess.Popen[str]) -> None:
+    told: list[str] = []
+
+    def wait(message: str) -> None:
+        told.append(message)
+        assert other.stdin is not None
+        other.stdin.close()
+
+    with checkout.run_alone(places, wait):
+        assert len(told) == 1
+        assert f"process {other.pid}" in told[0]
+
+
+@pytest.mark.parametrize("other", ["step_alone"], indirect=True)
+def test_steps_by_hand_share_and_keep_runs_out(places: Places, other: subprocess.Popen[str]) -> None:
+    assert other.poll() is None
+    with checkout.step_alone(places):
+        pass
+    with pytest.raises(checkout.Occupied, match="a step of dvc repro"), checkout.run_alone(places):
+        pass
+
+
+def test_two_runs_after_one_another(places: Places) -> None:
+    for _ in range(2):
+        with checkout.run_alone(places):
+            pass
