@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test check ui team repro lock clean
+.PHONY: run test tiers check ui team repro lock clean
 .DEFAULT_GOAL := run
 
 run: $(BIN)/.ready ## the whole chain on the embedded data, or on what params.yaml says
@@ -11,6 +11,9 @@ run: $(BIN)/.ready ## the whole chain on the embedded data, or on what params.ya
 
 test: $(BIN)/.ready ## the default test suite
 	@python -m pytest
+
+tiers: $(BIN)/.ready ## what takes minutes: slow tests, and those that start servers, kill them and wait; names what it skips
+	@python -m pytest -m "(slow or services) and not gpu" -rs
 
 check: $(BIN)/.ready ## lint, types
 	ruff check . && ruff format --check . && mypy
