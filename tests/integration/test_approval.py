@@ -210,6 +210,8 @@ def test_an_answer_on_the_command_line_ends_the_form(up: Up) -> None:
 
 @pytest.mark.services
 def test_the_champion_changed_under_the_open_form(up: Up) -> None:
+    handmade(up.project, ballast=150, approval=False)
+    assert up.project.winnow("promote").returncode == 0  # so that there is a champion to go back to
     handmade(up.project, ballast=100)
     run = asked(up)
     question = up.get(f"flow_runs/{run}")["state"]["state_details"]["run_input_keyset"]

@@ -114,14 +114,12 @@ def test_the_flow_killed_alone_is_taken_up_at_once(up: Up) -> None:
 
 def test_the_worker_killed_alone_its_run_ends_and_nothing_works_beside_it(up: Up) -> None:
     run = begun(up, 402)
-    worker, family = family_of(up)
-    worker.kill()
+    family_of(up)[0].kill()
     by_hand = up.project.winnow("run")
     assert by_hand.returncode == 2
     assert "another run works in" in by_hand.stderr
     assert "another run works in" in up.project.winnow("status").stderr
     assert up.project.dvc("repro", "--single-item", "--force", "select").returncode != 0
-    assert all(member.is_running() for member in family)
     found = up.wait(run, "Completed", seconds=300)
     assert found["run_count"] == 1
     later = up.schedule("promote/photos")  # another worker is there
