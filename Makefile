@@ -30,9 +30,9 @@ repro: $(BIN)/.ready ## the same steps by DVC alone
 lock: $(BIN)/.ready ## pin everything anew from pyproject.toml
 	uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
 
-clean: ## what runs left behind; not the environment, MLflow's store or the count of test readings (git clean -fdx: all)
+clean: ## what runs left behind; not the environment, MLflow's store, a team's servers or the count of test readings (git clean -fdx: all)
 	rm -rf artifacts dvc.lock
-	@if [ -d .winnow ]; then find .winnow -mindepth 1 -maxdepth 1 ! -name mlflow ! -name test-readings.json -exec rm -rf {} +; fi
+	@if [ -d .winnow ]; then find .winnow -mindepth 1 -maxdepth 1 ! -name mlflow ! -name team ! -name test-readings.json ! -name 'up.*' -exec rm -rf {} +; fi
 
 $(BIN)/.ready: requirements.lock pyproject.toml
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv

@@ -77,7 +77,7 @@ def child(places, stage, name, run_id, log):
     return lines
 
 def began(places, parent, name, step):
-    label[0] = name
+    label[0] = name if step == "candidate" else step
     return timed("open_step")(places, parent, name, step)
 
 tracking.open_step, tracking.close_step, stages._stream = began, timed("close_step"), child
@@ -130,8 +130,8 @@ def _of_step(step: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the runs, each part's own; what is driven and tracked is their sum in each run."""
     parts = []
     for run in runs:
-        row = next(row for row in run["done"] if row["stage"] in (step, *(["finetune"] if step == "dense" else [])))
-        times, spent = run["times"][row["stage"]], run["spent"][step]
+        row = next(row for row in run["done"] if row["stage"] == step)
+        times, spent = run["times"][step], run["spent"][step]
         imports, dvc = times["process"] - times["step"], spent["child"] - times["process"]
         prefect = row["seconds"] - spent["child"] - spent["mlflow"]
         beyond = dvc + spent["mlflow"] + prefect

@@ -108,7 +108,10 @@ def _parser() -> argparse.ArgumentParser:
         team.add_argument(f"--{name}-port", type=int, default=port)
     account = add("account", _account, "an account of the team's MLflow, by its administrator (MLFLOW_TRACKING_...)")
     account.add_argument("name")
-    account.add_argument("--role", required=True, help="reader or engineer")
+    what = account.add_mutually_exclusive_group(required=True)
+    what.add_argument("--role", help="reader or engineer; a new account gets a password, which is printed once")
+    what.add_argument("--reset", action="store_true", help="a new password, which is printed once")
+    what.add_argument("--remove", action="store_true", help="end the account; what it logged stays")
     ui = add("ui", _ui, "MLflow and Prefect in the browser, until Ctrl-C")
     up = add("up", _up, "the same, and a worker that runs what prefect.yaml schedules, until Ctrl-C")
     for servers in (ui, up):
@@ -203,12 +206,12 @@ def _deny(places: Places, options: argparse.Namespace) -> int:
 
 
 def _answer(places: Places, approve: bool, reason: str) -> int:
-    from tasks import answering, servers
+    from tasks import decision, servers
     from tasks.origin import user
 
     config = _config(places)
-    waiting = answering.waiting(places, config)
-    _told(places, config, answering.answer(places, config, approve, user(), reason))
+    waiting = decision.waiting(places, config)
+    _told(places, config, decision.answer(places, config, approve, user(), reason))
     if waiting and waiting.request.form and (api := servers.prefect_api(places)):
         os.environ["PREFECT_API_URL"] = api
         from flows.promote import close_form
@@ -241,10 +244,19 @@ def _team(places: Places, options: argparse.Namespace) -> int:
 
 
 def _account(places: Places, options: argparse.Namespace) -> int:
-    from tasks.accounts import ensure_account
+    from tasks import accounts
 
-    password = ensure_account(places, options.name, options.role)
-    print(f"{options.name} is {options.role}" + (f"; password: {password}" if password else ", with the same password"))
+    if options.remove:
+        accounts.remove(places, options.name)
+        print(f"{options.name} is no account any more")
+        return 0
+    if options.role and options.role not in accounts.ROLES:
+        raise WinnowError(f"--role {options.role}: it is one of {', '.join(accounts.ROLES)}")
+    if password := accounts.make(places, options.name, reset=options.reset):
+        print(f"password of {options.name}: {password}")
+    if options.role:
+        accounts.give_role(places, options.name, options.role)
+        print(f"{options.name} is {options.role}")
     return 0
 
 

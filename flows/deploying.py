@@ -20,6 +20,7 @@ import yaml
 from tasks import slots
 from tasks.settings import OWNER, Places, registered_model_name
 from tasks.stages import DRIFTED, PROMOTED
+from tasks.tracked import without_password
 from winnow.config import load_config
 from winnow.errors import WinnowError
 from winnow.records import read_json, write_json
@@ -37,13 +38,15 @@ def pool_of(project: str) -> str:
     return f"winnow-{project}"
 
 
-def _mine(project: str) -> str:
+def prefix_of(project: str) -> str:
     """Automations whose names begin so are this project's."""
     return f"winnow {project}: "
 
 
 def enter_checkout() -> dict[str, str]:
     """The pull step of every deployment: a run works in the checkout of the worker that took it."""
+    if OWNER not in os.environ:
+        raise WinnowError("this worker does not know its checkout; start it there by `winnow up`")
     os.chdir(os.environ[OWNER])
     return {"directory": os.environ[OWNER]}
 
@@ -51,14 +54,28 @@ def enter_checkout() -> dict[str, str]:
 def set_up(places: Places) -> str:
     """Bring the server at PREFECT_API_URL up to date and return the name of the project's work pool.
 
-    Raises WinnowError when the server does not take a deployment.
+    Raises WinnowError when the server does not answer, or does not take a deployment.
     """
+    from httpx import HTTPError
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    try:
+        return _set_up(places)
+    except (HTTPError, PrefectHTTPStatusError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise WinnowError(
+            f"Prefect at {without_password(os.environ['PREFECT_API_URL'])} does not answer as it should: {told}\n"
+            "See PREFECT_API_URL and PREFECT_API_AUTH_STRING, and whether the server is up"
+        ) from error
+
+
+def _set_up(places: Places) -> str:
     project = registered_model_name(load_config(places.root / "params.yaml"))
     os.environ[PROJECT] = project  # for what both files leave open
     _forget_former(places, project)
     _make_pool(pool_of(project))
     slots.ensure(slots.GPU)
-    _automate(_mine(project), [*_automations(places), *_notifications(project)])
+    _automate(prefix_of(project), [*_automations(places), *_notifications(project)])
     result = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=places.root,
@@ -73,30 +90,46 @@ def set_up(places: Places) -> str:
 
 
 def _forget_former(places: Places, project: str) -> None:
-    """Take what this checkout had deployed under another name off the server: nobody would run it any more."""
+    """Take what this checkout had deployed under other names off the server, unless a worker still works at it."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
-    path, api = places.hidden / "deployed.json", os.environ["PREFECT_API_URL"]
-    known: dict[str, str] = read_json(path) if path.is_file() else {}
-    former = known.get(api, project)
-    if former != project:
+    path, key = places.hidden / "deployed.json", f"{places.root} at {without_password(os.environ['PREFECT_API_URL'])}"
+    known: dict[str, list[str]] = read_json(path) if path.is_file() else {}
+    left = [project]
+    for former in set(known.get(key, [])) - {project}:
+        if _has_worker(pool_of(former)):
+            left.append(former)
+            continue
         with get_client(sync_client=True) as client:
             for flow in FLOWS:
                 with contextlib.suppress(ObjectNotFound):
                     client.delete_deployment(client.read_deployment_by_name(f"{flow}/{former}").id)
             with contextlib.suppress(ObjectNotFound):
                 client.delete_work_pool(pool_of(former))
-        _automate(_mine(former), [])
-    write_json(path, {**known, api: project})
+        _automate(prefix_of(former), [])
+    write_json(path, {**known, key: left})
+
+
+def _has_worker(pool: str) -> bool:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            where = {"work_pool_name": pool}
+            found = client.request("POST", "/work_pools/{work_pool_name}/workers/filter", path_params=where, json={})
+        except ObjectNotFound:
+            return False
+    return any(worker["status"] == "ONLINE" for worker in found.json())
 
 
 def _make_pool(pool: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectNotFound
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
-    with get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
         try:
             client.read_work_pool(pool)
         except ObjectNotFound:
@@ -119,7 +152,7 @@ def _notifications(project: str) -> list[dict[str, Any]]:
         return []
     return [
         {
-            "name": f"{_mine(project)}tell of runs that failed",
+            "name": f"{prefix_of(project)}tell of runs that failed",
             "trigger": {
                 **_each("prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"),
                 "match": {"prefect.resource.id": "prefect.flow-run.*"},
@@ -134,7 +167,7 @@ def _notifications(project: str) -> list[dict[str, Any]]:
             ],
         },
         {
-            "name": f"{_mine(project)}tell of promotions and drift",
+            "name": f"{prefix_of(project)}tell of promotions and drift",
             "trigger": {
                 **_each(PROMOTED, DRIFTED),
                 "match": {"prefect.resource.id": f"winnow.model.{project}"},
@@ -168,14 +201,15 @@ def _automate(mine: str, wanted: list[dict[str, Any]]) -> None:
 
     with get_client(sync_client=True) as client:
         found = _all(lambda offset: client.read_automations(offset=offset, limit=PAGE))
-        known = {automation.name: automation.id for automation in found if automation.name.startswith(mine)}
+        known = [(automation.name, automation.id) for automation in found if automation.name.startswith(mine)]
         for automation in wanted:
             core = AutomationCore.model_validate(automation)
-            if (there := known.pop(core.name, None)) is not None:
-                client.update_automation(there, core)
+            if there := next((one for one in known if one[0] == core.name), None):
+                known.remove(there)
+                client.update_automation(there[1], core)
             else:
                 client.create_automation(core)
-        for left in known.values():
+        for _, left in known:
             client.delete_automation(left)
 
 

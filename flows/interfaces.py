@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 
 from rich.console import Console
 
-from flows.supervising import HOST, Program, answers, check_ports, family, module
+from flows.supervising import HOST, Program, check_ports, module, supervisor
 from tasks import servers
+from tasks.servers import answers
 from tasks.settings import Places
 from tasks.tracked import without_password
 
@@ -30,16 +32,17 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
     # The page asks port 4200 unless told where its own server is; the worker and `deploy` report there.
     os.environ.update(PREFECT_SERVER_UI_API_URL=api, PREFECT_API_URL=api)
     try:
-        with family(places.hidden / "up.json", places.root, places.logs, console) as members:
+        with supervisor(places.hidden / "up.mark", places.root, places.logs, console) as keeps:
             check_ports({program.name: ports[program.name] for program in programs})
-            members.add(*programs)
-            servers.announce(places, pages["mlflow"], api)
+            keeps.add(*programs)
+            own = {program.name for program in programs}
+            servers.announce(places, pages["mlflow"] if "mlflow" in own else "", "" if told else api)
             console.print(f"MLflow   {pages['mlflow']}\nPrefect  {pages['prefect']}")
             if work:
-                members.add(_worker(places))
+                keeps.add(_worker(places))
                 console.print("Worker   waits for what prefect.yaml schedules")
             console.print("Ctrl-C ends what was started here.")
-            members.keep_up()
+            keeps.keep_up()
     except KeyboardInterrupt:
         pass
     finally:
@@ -58,12 +61,12 @@ def planned(places: Places, store: str, api: str, ports: Mapping[str, int]) -> t
             *("mlflow", "server", "--backend-store-uri", store, "--host", HOST, "--port", str(ports["mlflow"])),
             *("--default-artifact-root", str(places.mlflow_artifacts), "--workers", "1"),
         )
-        programs.append(Program("mlflow", command, answers(f"{pages['mlflow']}/health")))
+        programs.append(Program("mlflow", command, partial(answers, f"{pages['mlflow']}/health")))
     if api:
         pages["prefect"] = without_password(api).rstrip("/").removesuffix("/api")
     else:
         command = module("prefect", "server", "start", "--host", HOST, "--port", str(ports["prefect"]))
-        programs.append(Program("prefect", command, answers(f"{pages['prefect']}/api/health")))
+        programs.append(Program("prefect", command, partial(answers, f"{pages['prefect']}/api/health")))
     return programs, pages
 
 

@@ -22,8 +22,8 @@ from prefect.logging import get_run_logger
 from flows import showing
 from flows.summary import promotion_lines
 from flows.working import working
-from tasks import answering, approval, settled, stages
-from tasks.answering import Waiting
+from tasks import approval, decision, settled, stages
+from tasks.decision import Waiting
 from tasks.settings import Places
 from winnow.config import load_config
 from winnow.records import RECORD
@@ -46,23 +46,25 @@ def promote(root: str = ".") -> list[str]:
 
 def _promote(places: Places) -> list[str]:
     config = load_config(places.root / "params.yaml")
-    if not (places.artifacts / "select" / RECORD).is_file():
+    run_id = str(runtime.flow_run.id)
+    waiting = decision.waiting(places, config)
+    # Who answers needs no artifacts: the run may have been resumed in another checkout.
+    is_answered_here = waiting is not None and waiting.request.form == run_id
+    if not is_answered_here and not (places.artifacts / "select" / RECORD).is_file():
         get_run_logger().info("Nothing was selected yet: there is nothing to promote.")
         return []
-    run_id = str(runtime.flow_run.id)
-    waiting = answering.waiting(places, config)
     if waiting is None and settled.is_settled(places, config) and not settled.waits(places):
         # A contest that was lost is not measured again: by the hour, noise would win it some day.
         return promotion_lines(places)
     if waiting is None or waiting.request.form != run_id:
         reasons: list[str] = stages.promote_winner(str(places.root))["reasons"]
-        waiting = answering.waiting(places, config)
+        waiting = decision.waiting(places, config)
         if waiting is None or not runtime.deployment.id or _has_form(waiting.request.form):
             showing.promotion(reasons)
             return reasons
         approval.show_on(places, waiting.model, waiting.version, waiting.request, run_id)
     answer = _ask(places, waiting)
-    outcome = answering.answer(places, config, answer.decision == "approve", answer.by, answer.reason)
+    outcome = decision.answer(places, config, answer.decision == "approve", answer.by, answer.reason)
     showing.promotion(list(outcome.reasons))
     stages.tell_of(outcome, waiting.model)
     return list(outcome.reasons)

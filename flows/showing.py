@@ -10,6 +10,7 @@ from flows.summary import candidate_rows, front_rows, promotion_lines
 from tasks import servers, tracking
 from tasks.settings import Places
 from winnow.config import load_config
+from winnow.records import RECORD
 
 
 def results(places: Places) -> None:
@@ -40,6 +41,8 @@ def link_lines(places: Places) -> list[str]:
 
 
 def _in_mlflow(places: Places) -> tuple[str, str, str] | None:
-    """(page, experiment, run) of the last execution for a browser; None where no server of MLflow's is up."""
+    """(page, experiment, run) of the last execution for a browser; None where there is none or MLflow is not up."""
+    if not (places.artifacts / "select" / RECORD).is_file():
+        return None
     page, run = servers.mlflow_page(places), tracking.last_execution(places, load_config(places.root / "params.yaml"))
     return (page, *run) if page and run else None

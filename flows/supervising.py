@@ -1,39 +1,40 @@
 """Programs that are to stay up: started in order, started again when they die, ended together and in order.
 
 Each is in a session of its own, so that Ctrl-C in a terminal reaches only the process that keeps them up, which ends
-them. A file says who keeps them up and what was started: a second one is refused, and what a killed one left running is
-ended by the next.
+them. All that they start, and what that starts, carries a mark in its environment: so a killed program's children are
+found wherever they are. A lock refuses a second supervisor; what a killed one left running is ended by the next.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import os
+import pwd
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 from rich.console import Console
 
-from tasks.origin import is_alive, process_identity
 from winnow.errors import WinnowError
-from winnow.records import write_json
 
 HOST = "127.0.0.1"
 START_SECONDS = 120
 END_SECONDS = 30
-RESTARTS, WITHIN_SECONDS = 3, 60.0
+RESTARTS, WITHIN_SECONDS = 5, 60.0
 """A program that dies more often than this is not started again."""
+PAUSE_SECONDS = 0.5
+"""Before the first restart; twice as long before each further one."""
+MARK = "WINNOW_STARTED"
+"""Variable that names who started a process: supervisor/program."""
 
 
 @dataclass
@@ -49,18 +50,18 @@ class Program:
     """Asks the program alone, which ends its children; None: SIGTERM to all of them."""
     takes_along: bool = True
     """Whether what it started has to end with it: a server's own processes hold its port, a worker's run may go on."""
-    user: str | None = None
-    """Account that it runs as, where that is not ours."""
+    account: pwd.struct_passwd | None = None
+    """Account that it runs as, where that is not ours; it then gets none of our variables."""
     process: subprocess.Popen[bytes] | None = None
     deaths: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Family:
+class Supervisor:
     """Programs that are kept up together."""
 
-    file: Path
-    """Says who keeps them up."""
+    mark: str
+    """Every process below carries it."""
     root: Path
     """Where they run."""
     logs: Path
@@ -83,20 +84,21 @@ class Family:
             time.sleep(0.5)
 
     def _start(self, program: Program) -> None:
+        account = program.account
+        ours = {"PATH": os.environ.get("PATH", "")} if account else os.environ
         with (self.logs / f"{program.name}.log").open("ab") as log:
             program.process = subprocess.Popen(
                 program.command,
-                env={**os.environ, **program.environment},
+                env={**ours, **program.environment, MARK: f"{self.mark}/{program.name}"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=self.root,
+                cwd="/" if account else self.root,
                 start_new_session=True,
-                user=program.user,
-                extra_groups=[] if program.user else None,
+                user=account.pw_uid if account else None,
+                group=account.pw_gid if account else None,
+                extra_groups=[] if account else None,
             )
-        started = [process_identity(one.process.pid) for one in self.programs if one.process is not None]
-        write_json(self.file, {"owner": process_identity(os.getpid()), "processes": started})
 
     def _wait_until_up(self, program: Program) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -118,7 +120,8 @@ class Family:
             raise WinnowError(f"{program.name} stops again and again; its log is {log}")
         self.console.print(f"{program.name} has stopped (status {program.process.returncode}); it is started again")
         if program.takes_along:
-            end(_session(program.process.pid))
+            end(_marked(f"{self.mark}/{program.name}"))
+        time.sleep(PAUSE_SECONDS * 2 ** (len(program.deaths) - 1))
         self._start(program)
 
     def _end(self) -> None:
@@ -127,33 +130,38 @@ class Family:
         for program in reversed(self.programs):
             if program.process is not None:
                 end([program.process.pid], program.end_with)
+                end(_marked(f"{self.mark}/{program.name}"))
                 program.process.wait()
-        self.file.unlink(missing_ok=True)
         for one, handler in before.items():
             signal.signal(one, handler)
 
 
 @contextlib.contextmanager
-def family(file: Path, root: Path, logs: Path, console: Console) -> Iterator[Family]:
-    """None at first; all are ended when this is left. Raises WinnowError where another process keeps some up."""
+def supervisor(file: Path, root: Path, logs: Path, console: Console) -> Iterator[Supervisor]:
+    """A supervisor of nothing yet; all that it starts is ended when this is left.
+
+    `file` keeps its mark; beside it lies a lock. Raises WinnowError where another process has it.
+    """
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _make_room(file)
-    members = Family(file, root, logs, console)
-    try:
-        yield members
-    finally:
-        members._end()
-
-
-def _make_room(file: Path) -> None:
-    """End what a killed one left running."""
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    if is_alive(found["owner"]):
-        raise WinnowError(f"winnow runs servers here already (process {found['owner'].partition('@')[0]}); end it")
-    end([int(one.partition("@")[0]) for one in found["processes"] if is_alive(one)])
+    with file.with_suffix(".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise WinnowError(f"winnow keeps servers up here already (process {lock.read() or '?'}); end it") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        if file.is_file():
+            end(_marked(f"{file.read_text(encoding='utf-8').strip()}/"))
+        mark = secrets.token_hex(8)
+        file.write_text(mark + "\n", encoding="utf-8")
+        keeps = Supervisor(mark, root, logs, console)
+        try:
+            yield keeps
+        finally:
+            keeps._end()
+            file.unlink(missing_ok=True)
 
 
 def end(numbers: Sequence[int], politely: signal.Signals | None = None) -> None:
@@ -188,12 +196,12 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def _session(number: int) -> list[int]:
-    """The processes in the session that this one opened, which may itself be gone."""
+def _marked(mark: str) -> list[int]:
+    """Processes whose environment carries a mark that begins so: a program's, and all that came of it."""
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(ProcessLookupError):
-            if os.getsid(process.pid) == number:
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get(MARK, "").startswith(mark):
                 found.append(process.pid)
     return found
 
@@ -206,19 +214,6 @@ def _send(process: psutil.Process, what: signal.Signals) -> None:
 def module(*command: str) -> list[str]:
     """A Python module of this environment, as a command."""
     return [sys.executable, "-m", *command]
-
-
-def answers(address: str) -> Callable[[], bool]:
-    """Whether an address answers well, as a check of a program."""
-
-    def look() -> bool:
-        try:
-            with urllib.request.urlopen(address, timeout=2):
-                return True
-        except (urllib.error.URLError, OSError):
-            return False
-
-    return look
 
 
 def listens(port: int, host: str = HOST) -> bool:

@@ -15,6 +15,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from flows.supervising import HOST, Program, answers, check_ports, family, listens
+from flows.supervising import HOST, Program, Supervisor, check_ports, listens, supervisor
+from tasks.servers import answers
 from tasks.settings import Places
 from winnow.errors import MissingExtra, WinnowError
 
@@ -42,63 +44,106 @@ def serve_team(places: Places, folder: Path, host: str, ports: Mapping[str, int]
     `ports`: of postgresql, s3, mlflow, prefect.
     """
     console = Console(highlight=False, soft_wrap=True)
-    plan = yaml.safe_load((places.root / "mlflow" / "team.yaml").read_text(encoding="utf-8"))
-    folder.mkdir(mode=0o711 if other_account() else 0o700, parents=True, exist_ok=True)
-    binaries = postgresql_binaries()
-    words = {
-        **_secrets(folder / "secrets.json"),
-        **{f"{name}_port": str(port) for name, port in ports.items()},
-        **{"folder": str(folder), "host": host, "bucket": BUCKET, "postgres": str(binaries / "postgres")},
-    }
-    programs = {name: _program(name, plan[name], words) for name in ("postgresql", "s3", "mlflow", "prefect")}
-    programs["postgresql"].end_with, programs["postgresql"].user = signal.SIGINT, other_account()
-    programs["postgresql"].is_up = lambda: _database_answers(words)
-    programs["s3"].is_up = lambda: listens(ports["s3"], host)
-    programs["mlflow"].is_up = answers(f"http://{host}:{ports['mlflow']}/health")
-    programs["prefect"].is_up = answers(f"http://{host}:{ports['prefect']}/api/health")
+    _check_installed()
+    _check_host(host)
+    folder.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
     try:
-        with family(folder / "up.json", places.root, folder / "logs", console) as members:
-            check_ports(ports, host)
-            _make_cluster(folder / "postgresql", binaries, words["postgresql"])
-            _write_private(folder / "basic_auth.ini", _filled(plan["mlflow"]["basic_auth.ini"], words))
-            (folder / "s3").mkdir(mode=0o700, exist_ok=True)
-            (folder / "s3" / BUCKET).mkdir(exist_ok=True)
-            members.add(programs["postgresql"], programs["s3"])
-            _make_databases(words)
-            members.add(programs["mlflow"], programs["prefect"])
-            people = {name: _filled(plan["people"][name], words) for name in plan["people"]}
-            _make_accounts(places, people)
-            for name, variables in people.items():
-                lines = [f"export {key}={shlex.quote(value)}\n" for key, value in variables.items()]
-                _write_private(folder / f"{name}.env", "".join(lines))
+        with supervisor(folder / "up.mark", places.root, folder / "logs", console) as keeps:
+            check_ports({"postgresql": ports["postgresql"]})
+            check_ports({name: port for name, port in ports.items() if name != "postgresql"}, host)
+            if len(set(ports.values())) < len(ports):
+                raise WinnowError("two servers cannot have one port")
+            _start(places, folder, host, ports, keeps)
             console.print(
                 f"MLflow   http://{host}:{ports['mlflow']}\nPrefect  http://{host}:{ports['prefect']}\n"
                 f"S3       http://{host}:{ports['s3']}/{BUCKET}\n"
                 f"A shell: . {shlex.quote(str(folder / 'engineer.env'))}   (or reader.env, admin.env)\n"
                 "Ctrl-C ends what was started here."
             )
-            members.keep_up()
+            keeps.keep_up()
     except KeyboardInterrupt:
         pass
     return 0
 
 
-def postgresql_binaries() -> Path:
-    """The folder of `postgres` and `initdb`; raises WinnowError where PostgreSQL is not installed."""
+def _start(places: Places, folder: Path, host: str, ports: Mapping[str, int], keeps: Supervisor) -> None:
+    """In the order of their needs; what has to be made once is made in between."""
+    plan = yaml.safe_load((places.root / "mlflow" / "team.yaml").read_text(encoding="utf-8"))
+    binaries = postgresql_binaries(folder / "postgresql")
+    words = {
+        **_secrets(folder / "secrets.json"),
+        **{f"{name}_port": str(port) for name, port in ports.items()},
+        **{"folder": str(folder), "host": host, "bucket": BUCKET, "postgres": str(binaries / "postgres")},
+    }
+    programs = {name: _program(name, plan[name], words) for name in ("postgresql", "s3", "mlflow", "prefect")}
+    programs["postgresql"].end_with, programs["postgresql"].account = signal.SIGINT, other_account()
+    programs["postgresql"].is_up = lambda: _database_answers(words)
+    programs["s3"].is_up = lambda: listens(ports["s3"], host)
+    programs["mlflow"].is_up = lambda: answers(f"http://{host}:{ports['mlflow']}/health")
+    programs["prefect"].is_up = lambda: answers(f"http://{host}:{ports['prefect']}/api/health")
+    _make_cluster(folder / "postgresql", binaries, words["postgresql"])
+    _write_private(folder / "basic_auth.ini", _filled(plan["mlflow"]["basic_auth.ini"], words))
+    (folder / "s3").mkdir(mode=0o700, exist_ok=True)
+    (folder / "s3" / BUCKET).mkdir(exist_ok=True)
+    keeps.add(programs["postgresql"], programs["s3"])
+    _make_databases(words)
+    keeps.add(programs["mlflow"], programs["prefect"])
+    people = {name: _filled(plan["people"][name], words) for name in plan["people"]}
+    _make_accounts(places, people)
+    for name, variables in people.items():
+        lines = [f"export {key}={shlex.quote(value)}\n" for key, value in variables.items()]
+        _write_private(folder / f"{name}.env", "".join(lines))
+
+
+def postgresql_binaries(cluster: Path) -> Path:
+    """The folder of `postgres` and `initdb` that fit the files in `cluster`, the newest where there are none yet.
+
+    Raises WinnowError where PostgreSQL is not installed, or not in the version that made the files.
+    """
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    made_by = cluster / "PG_VERSION"
+    if made_by.is_file() and installed:
+        version = made_by.read_text(encoding="ascii").strip()
+        fitting = [path for path in installed if path.parts[-3] == version]
+        if not fitting:
+            raise WinnowError(f"{cluster} was made by PostgreSQL {version}, which is not installed (any more)")
+        return fitting[0].parent
+    if installed:
+        return installed[-1].parent
     if found := shutil.which("postgres"):
         return Path(found).resolve().parent
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
-    if not installed:
-        raise WinnowError("PostgreSQL is neither on the PATH nor in /usr/lib/postgresql; install it (postgresql)")
-    return installed[-1].parent
+    raise WinnowError("PostgreSQL is neither in /usr/lib/postgresql nor on the PATH; install it (postgresql)")
 
 
-def other_account() -> str | None:
-    """PostgreSQL refuses to run as root: then it runs as postgres or nobody. None for everybody else."""
+def other_account() -> pwd.struct_passwd | None:
+    """PostgreSQL refuses to run as root: then it runs as `postgres`. None for everybody else."""
     if os.geteuid() != 0:
         return None
-    names = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in names else "nobody"
+    try:
+        return pwd.getpwnam("postgres")
+    except KeyError as error:
+        raise WinnowError(
+            "PostgreSQL does not run as root, and there is no account postgres; make one (useradd --system postgres), "
+            "or run this as somebody else"
+        ) from error
+
+
+def _check_installed() -> None:
+    try:
+        import psycopg2  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("psycopg2-binary", "servers") from error
+
+
+def _check_host(host: str) -> None:
+    """An address of this machine that others can use as it is."""
+    try:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            if probe.getsockname()[0] == "0.0.0.0":
+                raise WinnowError(f"--host {host}: name the address that people are to use, as in --host 192.168.1.20")
+    except OSError as error:
+        raise WinnowError(f"--host {host}: it is no address of this machine ({error.strerror or error})") from error
 
 
 def _program(name: str, planned: Mapping[str, Any], words: Mapping[str, str]) -> Program:
@@ -153,11 +198,13 @@ def _make_cluster(folder: Path, binaries: Path, password: str) -> None:
         passwords.flush()
         if account:
             for path in (unfinished, Path(passwords.name)):
-                shutil.chown(path, account)
+                os.chown(path, account.pw_uid, account.pw_gid)
         options = ["-U", "winnow", "--auth=scram-sha-256", f"--pwfile={passwords.name}", "-E", "UTF8", "--no-locale"]
         done = subprocess.run(
             [binaries / "initdb", "-D", unfinished, *options],
-            user=account,
+            env={"PATH": os.environ.get("PATH", "")},
+            user=account.pw_uid if account else None,
+            group=account.pw_gid if account else None,
             extra_groups=[] if account else None,
             cwd="/",
             capture_output=True,
@@ -166,7 +213,7 @@ def _make_cluster(folder: Path, binaries: Path, password: str) -> None:
         )
     if done.returncode != 0:
         told = "\n".join((done.stdout + done.stderr).strip().splitlines()[-4:])
-        hint = f"\nStarted by root it runs as {account}, who has to reach that folder: see --folder" if account else ""
+        hint = f"\nAs root it runs as {account.pw_name}, who has to reach that folder: see --folder" if account else ""
         raise WinnowError(f"PostgreSQL cannot be set up in {folder}:\n{told}{hint}")
     unfinished.rename(folder)
 
@@ -174,10 +221,8 @@ def _make_cluster(folder: Path, binaries: Path, password: str) -> None:
 @contextlib.contextmanager
 def _connected(words: Mapping[str, str]) -> Iterator[Any]:
     """PostgreSQL's administrator."""
-    try:
-        import psycopg2
-    except ImportError as error:
-        raise MissingExtra("psycopg2-binary", "servers") from error
+    import psycopg2
+
     connection = psycopg2.connect(
         host=HOST,
         port=words["postgresql_port"],
@@ -200,7 +245,12 @@ def _database_answers(words: Mapping[str, str]) -> bool:
     try:
         with _connected(words):
             return True
-    except psycopg2.OperationalError:
+    except psycopg2.OperationalError as error:
+        if "password authentication failed" in str(error):
+            raise WinnowError(
+                f"PostgreSQL in {words['folder']} was made with other passwords than those in secrets.json there; "
+                "bring that file back"
+            ) from error
         return False
 
 
@@ -229,7 +279,8 @@ def _make_accounts(places: Places, people: Mapping[str, Mapping[str, str]]) -> N
     os.environ.update(people["admin"])
     try:
         for role in accounts.ROLES:
-            accounts.ensure_account(places, role, role, people[role]["MLFLOW_TRACKING_PASSWORD"])
+            accounts.make(places, role, people[role]["MLFLOW_TRACKING_PASSWORD"])
+            accounts.give_role(places, role, role)
     finally:
         os.environ.clear()
         os.environ.update(before)

@@ -8,8 +8,10 @@ MLflow lets every account make experiments and models of its own; nobody but an 
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from tasks import tracked
@@ -23,13 +25,53 @@ RESOURCES = ("experiment", "registered_model")
 WORKSPACE = "default"
 
 
-def ensure_account(places: Places, name: str, role: str, password: str = "") -> str:
-    """See that an account has this role and not the other; returns a new one's password, "" for one that was there.
+def make(places: Places, name: str, password: str = "", reset: bool = False) -> str:
+    """See that there is an account; returns its password where it is new or `reset`, "" where it keeps its own.
 
-    The environment names the server and the administrator. Raises WinnowError where there is no such server or role.
+    The environment names the server and the administrator. Raises WinnowError where there is no such server.
     """
+    with _administrator(places) as client:
+        is_there = _is_there(client, name)
+        if is_there and not reset:
+            return ""
+        password = password or secrets.token_urlsafe(18)
+        if is_there:
+            client.update_user_password(name, password)
+        else:
+            client.create_user(name, password)
+        return password
+
+
+def give_role(places: Places, name: str, role: str) -> None:
+    """See that an account has this role and not the other; raises WinnowError for a role that there is not."""
     if role not in ROLES:
         raise WinnowError(f"--role {role}: it is one of {', '.join(ROLES)}")
+    with _administrator(places) as client:
+        roles = {found.name: found.id for found in client.list_roles(WORKSPACE)}
+        for wanted, permission in ROLES.items():
+            if wanted not in roles:
+                roles[wanted] = client.create_role(WORKSPACE, wanted, "made by winnow").id
+            granted = {found.resource_type for found in client.list_role_permissions(roles[wanted])}
+            for resource in RESOURCES:
+                if resource not in granted:  # an earlier start may have been cut off
+                    client.add_role_permission(roles[wanted], resource, "*", permission)
+        has = {found.name for found in client.list_user_roles(name)}
+        if role not in has:
+            client.assign_role(name, roles[role])
+        for former in has & (ROLES.keys() - {role}):
+            client.unassign_role(name, roles[former])
+
+
+def remove(places: Places, name: str) -> None:
+    """End an account; its runs and versions stay. Raises WinnowError where there is none."""
+    with _administrator(places) as client:
+        if not _is_there(client, name):
+            raise WinnowError(f"there is no account {name} at {tracked.without_password(tracked.address(places))}")
+        client.delete_user(name)
+
+
+@contextlib.contextmanager
+def _administrator(places: Places) -> Iterator[Any]:
     where = tracked.address(places)
     if not where.startswith("http"):
         raise WinnowError("accounts are a server's: set MLFLOW_TRACKING_URI, and the administrator's name and password")
@@ -40,29 +82,10 @@ def ensure_account(places: Places, name: str, role: str, password: str = "") -> 
                 from mlflow.server.auth.client import AuthServiceClient
         except ImportError as error:
             raise MissingExtra("mlflow[auth]", "servers") from error
-        client = AuthServiceClient(where)
-        roles = {found.name: found.id for found in client.list_roles(WORKSPACE)}
-        for wanted, permission in ROLES.items():
-            if wanted not in roles:
-                roles[wanted] = _make_role(client, wanted, permission)
-        password = _make_user(client, name, password)
-        has = {found.name for found in client.list_user_roles(name)}
-        if role not in has:
-            client.assign_role(name, roles[role])
-        for former in has & (ROLES.keys() - {role}):
-            client.unassign_role(name, roles[former])
-    return password
+        yield AuthServiceClient(where)
 
 
-def _make_role(client: Any, name: str, permission: str) -> int:
-    made: int = client.create_role(WORKSPACE, name, "made by winnow").id
-    for resource in RESOURCES:
-        client.add_role_permission(made, resource, "*", permission)
-    return made
-
-
-def _make_user(client: Any, name: str, password: str) -> str:
-    """The account's password; "" for one that was there already and keeps its own."""
+def _is_there(client: Any, name: str) -> bool:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -70,7 +93,5 @@ def _make_user(client: Any, name: str, password: str) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        password = password or secrets.token_urlsafe(18)
-        client.create_user(name, password)
-        return password
-    return ""
+        return False
+    return True

@@ -101,7 +101,7 @@ def answer(places: Places, model: str, version: Version, approve: bool, who: str
     """Write the answer down. Raises WinnowError where nothing was asked, or a denial names no reason."""
     request = stored(version)
     if request is None or request.state == "approved":
-        state = "was approved already" if request else "waits for no approval"
+        state = "was approved already; winnow promote makes it champion" if request else "waits for no approval"
         raise WinnowError(f"{version} of {model} {state}")
     if not approve and not reason:
         raise WinnowError("a denial needs a reason: it stays with the model")

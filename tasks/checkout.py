@@ -1,7 +1,8 @@
 """One run at a time works in a checkout: it has one dvc.lock, and what is timed beside another run is worth nothing.
 
 A run holds .winnow/run.lock; so does a step that `dvc repro` started by hand, which shares it with other such steps
-(DVC keeps those apart). The system lets go of the lock when its holder ends, however it ends. Nothing heavy in here.
+(DVC keeps those apart), and which leaves word of its `dvc`: between two steps of that nobody else begins. The system
+lets go of the lock when its holder ends, however it ends.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+import psutil
+
+from tasks.origin import is_alive, process_identity
 from tasks.settings import Places
 from winnow.errors import WinnowError
 
@@ -30,7 +34,7 @@ def run_alone(places: Places, wait: Callable[[str], None] | None = None) -> Iter
     """Hold the checkout. While another one does: raise Occupied, or tell `wait` once who it is and wait for its end."""
     with _opened(places) as lock:
         told = False
-        while not _take(lock, fcntl.LOCK_EX):
+        while not _take_alone(places, lock):
             message = _message(places)
             if wait is None:
                 raise Occupied(f"{message}; wait for its end, or stop it")
@@ -38,13 +42,11 @@ def run_alone(places: Places, wait: Callable[[str], None] | None = None) -> Iter
                 wait(f"{message}; this run waits for its end")
             told = True
             time.sleep(WAIT_SECONDS)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()}, since {datetime.now().astimezone():%Y-%m-%d %H:%M}")
-        lock.flush()
+        _write(places, process_identity(os.getpid()))
         try:
             yield
         finally:
-            lock.truncate(0)
+            _file_of(places).unlink(missing_ok=True)
 
 
 def check_free(places: Places) -> None:
@@ -59,16 +61,13 @@ def step_alone(places: Places) -> Iterator[None]:
     with _opened(places) as lock:
         if not _take(lock, fcntl.LOCK_SH):
             raise Occupied(f"{_message(places)}; wait for its end, or stop it")
+        _write(places, _driver())
         yield
 
 
 def _opened(places: Places) -> IO[str]:
     places.hidden.mkdir(parents=True, exist_ok=True)
-    return _path(places).open("a+", encoding="utf-8")
-
-
-def _path(places: Places) -> Path:
-    return places.hidden / "run.lock"
+    return (places.hidden / "run.lock").open("a+", encoding="utf-8")
 
 
 def _take(lock: IO[str], how: int) -> bool:
@@ -79,6 +78,44 @@ def _take(lock: IO[str], how: int) -> bool:
     return True
 
 
+def _take_alone(places: Places, lock: IO[str]) -> bool:
+    """The lock, unless it is free only because a `dvc repro` by hand is between two of its steps."""
+    if not _take(lock, fcntl.LOCK_EX):
+        return False
+    if (holder := _holder(places)) and holder[0] != process_identity(os.getpid()):
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        return False
+    return True
+
+
+def _driver() -> str:
+    """The process that brought this step about: the `dvc` above it, or the step itself."""
+    above = [one for one in psutil.Process().parents() if "dvc" in {Path(part).name for part in one.cmdline()[:3]}]
+    return process_identity(above[-1].pid if above else os.getpid())
+
+
+def _file_of(places: Places) -> Path:
+    """Who took the checkout last, and when."""
+    return places.hidden / "run.holder"
+
+
+def _write(places: Places, process: str) -> None:
+    path = _file_of(places)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(f"{process} {datetime.now().astimezone():%Y-%m-%d %H:%M}", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _holder(places: Places) -> tuple[str, str] | None:
+    """(process, since) of who took the checkout last, if it still runs."""
+    try:
+        process, _, since = _file_of(places).read_text(encoding="utf-8").partition(" ")
+    except OSError:
+        return None
+    return (process, since) if is_alive(process) else None
+
+
 def _message(places: Places) -> str:
-    holder = _path(places).read_text(encoding="utf-8") or "a step of dvc repro"
-    return f"another run works in {places.root} ({holder})"
+    holder = _holder(places)
+    told = f" (process {holder[0].partition('@')[0]}, since {holder[1]})" if holder else ""
+    return f"another run works in {places.root}{told}"

@@ -22,7 +22,7 @@ ANSWER_SECONDS = 2
 
 @dataclass(frozen=True)
 class Announced:
-    """What `winnow ui` or `winnow up` keeps up."""
+    """What `winnow ui` or `winnow up` keeps up; "" for what is a team's, which a shell has to name, and may lack."""
 
     mlflow: str
     """Page."""
@@ -60,7 +60,7 @@ def prefect_api(places: Places) -> str:
     if told := os.environ.get("PREFECT_API_URL"):
         return told
     found = announced(places)
-    return found.prefect_api if found and _answers(f"{found.prefect_api}/health") else ""
+    return found.prefect_api if found and found.prefect_api and answers(f"{found.prefect_api}/health") else ""
 
 
 def mlflow_page(places: Places) -> str:
@@ -72,7 +72,8 @@ def mlflow_page(places: Places) -> str:
     return found.mlflow if found and is_alive(found.owner) else ""
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether a server answers well."""
     try:
         with urllib.request.urlopen(address, timeout=ANSWER_SECONDS) as answer:
             return bool(answer.status == 200)

@@ -1,4 +1,4 @@
-"""Named concurrency slots of Prefect's: work on the GPU takes `gpu`, so that two runs never train on it at once.
+"""Named concurrency slots of Prefect's: work on the GPU takes `gpu-HOSTNAME`, so that no two runs train on it at once.
 
 A slot is held by a lease that the holder renews; a killed holder's lease runs out after LEASE_SECONDS and the slot is
 free again. The limit is made before its first use, and one that a person has changed stays as it is.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-GPU = "gpu"
+GPU = f"gpu-{socket.gethostname()}"
+"""This machine's: two machines at one server do not wait for one another."""
 LEASE_SECONDS = 60
 """The least that Prefect's server takes."""
 DRIVER = Path("/proc/driver/nvidia/gpus")

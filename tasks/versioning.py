@@ -84,7 +84,12 @@ def environment() -> dict[str, str]:
 def stale(root: Path, config: Config) -> dict[str, list[str]]:
     """Stage -> why it has to run, closed over descendants, in the graph's order; empty when all is up to date."""
     result = subprocess.run(
-        command("status", "--json"), cwd=root, env=environment(), capture_output=True, text=True, check=False
+        command("--wait-for-lock", "status", "--json"),
+        cwd=root,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if result.returncode != 0:
         raise WinnowError(f"dvc status failed in {root}:\n{_last_lines(result.stderr or result.stdout)}")

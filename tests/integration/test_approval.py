@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks import answering, approval, registry, settled, tracking
+from tasks import approval, decision, registry, settled, tracking
 from tasks.promotion import promote
 from tasks.settings import Places
 from tests.handmade import MODEL, aliases, tag, write_run
@@ -49,13 +49,13 @@ def test_a_winner_waits_and_is_asked_about_once(places: Places, config: Config) 
 
 def test_approved_it_serves_and_the_word_stays_with_it(places: Places, config: Config) -> None:
     promote(places, asking(config))
-    outcome = answering.answer(places, asking(config), True, "Ann", "looks right")
+    outcome = decision.answer(places, asking(config), True, "Ann", "looks right")
     assert (outcome.alias, outcome.champion, outcome.is_new) == ("champion", "1", True)
     assert "approved by Ann" in outcome.reasons[-1]
     assert "looks right" in tag(places, "1", "winnow.reason")
     assert aliases(places) == {"champion": "1", "challenger": "1"}
     with pytest.raises(WinnowError, match="was approved already"):
-        answering.answer(places, asking(config), True, "Ann", "")
+        decision.answer(places, asking(config), True, "Ann", "")
     assert settled.reasons(places) == list(outcome.reasons)
     assert not settled.waits(places)
     assert "is the champion" in promote(places, asking(config)).reasons[-1]
@@ -75,8 +75,8 @@ def test_a_denial_holds(places: Places, config: Config) -> None:
     wanted = next_run(places, 0)
     assert promote(places, wanted).waits is not None
     with pytest.raises(WinnowError, match="needs a reason"):
-        answering.answer(places, wanted, False, "Ann", "")
-    outcome = answering.answer(places, wanted, False, "Ann", "wrong on cats")
+        decision.answer(places, wanted, False, "Ann", "")
+    outcome = decision.answer(places, wanted, False, "Ann", "wrong on cats")
     assert (outcome.alias, outcome.champion, outcome.is_new) == ("challenger", "1", False)
     assert "wrong on cats" in tag(places, "2", "winnow.reason")
     for config_now in (wanted, asking(wanted, approval=False)):
@@ -102,27 +102,27 @@ def test_a_question_that_nobody_answers_expires(
     assert aliases(places) == {"challenger": "1"}
     assert settled.is_settled(places, wanted)
     # A person's word counts late, too.
-    assert answering.answer(places, wanted, True, "Ann", "was ill").champion == "1"
+    assert decision.answer(places, wanted, True, "Ann", "was ill").champion == "1"
 
 
 def test_the_word_is_about_the_champion_of_the_question(places: Places, config: Config) -> None:
     promote(places, write_run(places.root, "quick", {"quick": {"ballast": 900}}))
     wanted = next_run(places, 400)
     promote(places, wanted)
-    question = answering.waiting(places, wanted)
+    question = decision.waiting(places, wanted)
     assert question is not None
     registry.set_alias(places, MODEL, "champion", question.version.number)
     with pytest.raises(WinnowError, match="has changed since approval was asked for"):
-        answering.answer(places, wanted, True, "Ann", "")
-    assert answering.waiting(places, wanted) is None
+        decision.answer(places, wanted, True, "Ann", "")
+    assert decision.waiting(places, wanted) is None
 
 
 def test_nothing_to_answer_says_so(places: Places, config: Config) -> None:
     with pytest.raises(WinnowError, match="no challenger"):
-        answering.answer(places, config, True, "Ann", "")
+        decision.answer(places, config, True, "Ann", "")
     promote(places, config)
     with pytest.raises(WinnowError, match="waits for no approval"):
-        answering.answer(places, config, True, "Ann", "")
+        decision.answer(places, config, True, "Ann", "")
 
 
 @pytest.fixture(scope="module")

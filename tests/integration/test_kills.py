@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from tasks import slots
 from tests.integration.conftest import Project
 from tests.integration.running import Up, start, stop
 
@@ -131,8 +132,8 @@ import sys, time
 from pathlib import Path
 from tasks.settings import apply
 apply(Path.cwd())
-from tasks.slots import slot
-with slot("gpu"):
+from tasks.slots import GPU, slot
+with slot(GPU):
     print("held", flush=True)
     time.sleep(float(sys.argv[1]))
 """
@@ -154,7 +155,7 @@ def test_the_slot_of_a_killed_process_comes_back(up: Up) -> None:
     first = hold(up, 600)
     assert first.stdout is not None
     assert first.stdout.readline() == "held\n"
-    assert up.get("v2/concurrency_limits/gpu")["active_slots"] == 1
+    assert up.get(f"v2/concurrency_limits/{slots.GPU}")["active_slots"] == 1
     second = hold(up, 0)
     time.sleep(5)
     assert second.poll() is None  # it waits
@@ -162,9 +163,9 @@ def test_the_slot_of_a_killed_process_comes_back(up: Up) -> None:
     first.wait()
     assert second.wait(timeout=180) == 0
     deadline = time.monotonic() + 10
-    while up.get("v2/concurrency_limits/gpu")["active_slots"] and time.monotonic() < deadline:
+    while up.get(f"v2/concurrency_limits/{slots.GPU}")["active_slots"] and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert up.get("v2/concurrency_limits/gpu")["active_slots"] == 0
+    assert up.get(f"v2/concurrency_limits/{slots.GPU}")["active_slots"] == 0
 
 
 def test_a_second_one_is_refused_and_what_a_killed_one_left_is_ended(
@@ -175,7 +176,7 @@ def test_a_second_one_is_refused_and_what_a_killed_one_left_is_ended(
     try:
         refused = first.project.winnow("up")
         assert refused.returncode == 2
-        assert f"runs servers here already (process {first.process.pid})" in refused.stderr
+        assert f"keeps servers up here already (process {first.process.pid})" in refused.stderr
         first.process.kill()
         first.process.wait()
         assert all(process.is_running() for process in left)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,30 @@ def test_steps_by_hand_share_and_keep_runs_out(places: Places, other: subprocess
     assert other.poll() is None
     with checkout.step_alone(places):
         pass
-    with pytest.raises(checkout.Occupied, match="a step of dvc repro"), checkout.run_alone(places):
+    with pytest.raises(checkout.Occupied, match="another run works in"), checkout.run_alone(places):
+        pass
+
+
+def test_between_two_steps_of_dvc_nobody_begins(places: Places, tmp_path: Path) -> None:
+    """A stand-in named dvc runs a step to its end, and then waits for the next."""
+    (tmp_path / "bin").mkdir()
+    driver = tmp_path / "bin" / "dvc"
+    step = HOLD.replace("    sys.stdin.read()\n", "")
+    driver.write_text(
+        "import subprocess, sys\n"
+        f"subprocess.run([sys.executable, '-c', {step!r}, 'step_alone', {str(places.root)!r}])\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(driver)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    time.sleep(0.5)  # the step has ended
+    with pytest.raises(checkout.Occupied, match=f"process {process.pid}"), checkout.run_alone(places):
+        pass
+    process.communicate("")
+    with checkout.run_alone(places):
         pass
 
 

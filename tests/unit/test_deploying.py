@@ -9,38 +9,45 @@ import yaml
 from prefect import Flow
 from prefect.automations import AutomationCore
 from prefect.states import Failed
+from prefect.utilities.templating import apply_values
 
-from flows import deploying, pipeline
+from flows import deploying
 from tasks import stages, tracking
 from tasks.settings import Places, defaults
 from tests.closure import ROOT
 from winnow.errors import ConfigError
 
+
+@pytest.fixture(autouse=True)
+def project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(deploying.PROJECT, "photos")
+
+
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 
 
-@pytest.mark.parametrize("deployment", DEPLOYMENTS["deployments"], ids=lambda deployment: deployment["name"])
+@pytest.mark.parametrize("deployment", DEPLOYMENTS["deployments"], ids=lambda deployment: deployment["entrypoint"])
 def test_every_deployment_names_a_flow_a_pool_and_what_happens_when_runs_meet(deployment: dict) -> None:
     file, _, function = deployment["entrypoint"].partition(":")
     flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
     assert isinstance(flow, Flow)
-    assert deployment["work_pool"]["name"] == deploying.POOL
+    filled = apply_values({"pool": deployment["work_pool"]["name"], "name": deployment["name"]}, {})
+    assert filled == {"pool": deploying.pool_of("photos"), "name": "photos"}
+    assert apply_values(deployment["tags"], {}) == [deploying.pool_of("photos")]
+    assert flow.name in deploying.FLOWS
     assert deployment["concurrency_limit"]["limit"] == 1
     assert set(deployment.get("parameters", {})) <= set(flow.parameters.properties)
     assert all(schedule["timezone"] for schedule in deployment["schedules"])
 
 
-def test_the_form_is_asked_of_a_deployment_that_is_there() -> None:
-    names = {
-        deployment["entrypoint"].partition(":")[2]: deployment["name"] for deployment in DEPLOYMENTS["deployments"]
-    }
-    assert f"promote/{names['promote']}" == pipeline.PROMOTION
-
-
 def test_automations_are_what_prefect_takes_and_fit_the_heartbeat() -> None:
     automations = [AutomationCore.model_validate(row) for row in deploying._automations(Places(ROOT))]
-    assert all(automation.name.startswith(deploying.MINE) for automation in automations)
-    assert len({automation.name for automation in automations}) == len(automations) == 2
+    assert all(automation.name.startswith(deploying.prefix_of("photos")) for automation in automations)
+    assert len({automation.name for automation in automations}) == len(automations) == 3
+    # Another project's runs on the same server are not theirs.
+    related = {str(automation.trigger.match_related) for automation in automations}
+    assert len(related) == 1
+    assert "prefect.tag.winnow-photos" in related.pop()
     running = automations[0].trigger
     assert running.within.total_seconds() >= 3 * int(defaults(ROOT)["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
 

@@ -1,21 +1,19 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from rich.console import Console
 
-from flows.supervising import RESTARTS, Program, end, family, listens
-from tasks.origin import process_identity
+from flows.supervising import MARK, RESTARTS, Program, end, listens, supervisor
+from tests.closure import ROOT
 from winnow.errors import WinnowError
 
 QUIET = Console(quiet=True)
@@ -25,19 +23,20 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def test_a_program_that_dies_is_started_again_but_not_for_ever(tmp_path: Path) -> None:
-    with family(tmp_path / "up.json", tmp_path, tmp_path, QUIET) as members:
-        members.add(Program("short", python("import time; print('here', flush=True); time.sleep(0.5)")))
+def test_a_program_that_dies_is_started_again_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.supervising.PAUSE_SECONDS", 0.05)
+    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
+        keeps.add(Program("short", python("import time; print('here', flush=True); time.sleep(0.5)")))
         with pytest.raises(WinnowError, match=r"short stops again and again; its log is .*short\.log"):
-            members.keep_up()
+            keeps.keep_up()
     assert (tmp_path / "short.log").read_text().count("here") == RESTARTS + 1
-    assert not (tmp_path / "up.json").exists()
+    assert not (tmp_path / "up.mark").exists()
 
 
 def test_one_that_does_not_come_up_is_told(tmp_path: Path) -> None:
-    with family(tmp_path / "up.json", tmp_path, tmp_path, QUIET) as members:  # noqa: SIM117
+    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:  # noqa: SIM117
         with pytest.raises(WinnowError, match=r"broken did not start; its log is .*broken\.log"):
-            members.add(Program("broken", python("raise SystemExit(3)"), lambda: False))
+            keeps.add(Program("broken", python("raise SystemExit(3)"), lambda: False))
 
 
 PARENT = """
@@ -50,12 +49,12 @@ time.sleep(600)
 
 def test_the_end_takes_children_along(tmp_path: Path) -> None:
     log = tmp_path / "parent.log"
-    with family(tmp_path / "up.json", tmp_path, tmp_path, QUIET) as members:
-        members.add(Program("parent", python(PARENT), lambda: bool(log.read_text())))
+    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
+        keeps.add(Program("parent", python(PARENT), lambda: bool(log.read_text())))
         child = psutil.Process(int(log.read_text()))
         assert child.is_running()
-    assert members.programs[0].process is not None
-    assert members.programs[0].process.returncode is not None
+    assert keeps.programs[0].process is not None
+    assert keeps.programs[0].process.returncode is not None
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
@@ -75,40 +74,51 @@ def test_what_a_killed_program_started_holds_no_port_against_the_next(tmp_path: 
         port = probe.getsockname()[1]
     (tmp_path / "server.py").write_text(HOLDS_A_PORT.replace("PORT", str(port)))
     log = tmp_path / "server.log"
-    with family(tmp_path / "up.json", tmp_path, tmp_path, QUIET) as members:
-        members.add(Program("server", [sys.executable, "server.py"], lambda: listens(port)))
-        assert members.programs[0].process is not None
-        threading.Timer(0.5, members.programs[0].process.kill).start()
+    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
+        keeps.add(Program("server", [sys.executable, "server.py"], lambda: listens(port)))
+        assert keeps.programs[0].process is not None
+        threading.Timer(0.5, keeps.programs[0].process.kill).start()
         watcher = threading.Timer(6, os.kill, [os.getpid(), signal.SIGINT])
         watcher.start()
         with pytest.raises(KeyboardInterrupt):
-            members.keep_up()
+            keeps.keep_up()
         assert listens(port)
     assert log.read_text().count("listens") == 2
     assert not listens(port)
 
 
 def test_a_second_one_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "up.json"
-    with family(file, tmp_path, tmp_path, QUIET) as members:
-        members.add(Program("long", python("import time; time.sleep(600)")))
+    file = tmp_path / "up.mark"
+    with supervisor(file, tmp_path, tmp_path, QUIET) as keeps:
+        keeps.add(Program("long", python("import time; time.sleep(600)")))
         refused = pytest.raises(WinnowError, match=rf"already \(process {os.getpid()}\)")
-        with refused, family(file, tmp_path, tmp_path, QUIET):
+        with refused, supervisor(file, tmp_path, tmp_path, QUIET):
             pass
-    assert not (tmp_path / "up.json").exists()
+    assert not (tmp_path / "up.mark").exists()
 
 
-def test_what_a_killed_one_left_is_ended(tmp_path: Path) -> None:
-    owner, left = (subprocess.Popen(python("import time; time.sleep(600)")) for _ in range(2))
-    told = {"owner": process_identity(owner.pid), "processes": [process_identity(left.pid)]}
-    (tmp_path / "up.json").write_text(json.dumps(told))
-    owner.kill()  # and not waited for: a process that has ended is gone, whoever should still ask for its status
-    deadline = time.monotonic() + 10
-    while process_identity(owner.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    with family(tmp_path / "up.json", tmp_path, tmp_path, QUIET):
-        assert left.wait(timeout=1) == -15
-    owner.wait()
+LEFT = """
+import os, sys
+from pathlib import Path
+from rich.console import Console
+from flows.supervising import Program, supervisor
+with supervisor(Path("up.mark"), Path("."), Path("."), Console(quiet=True)) as keeps:
+    said = Path("parent.log")
+    keeps.add(Program("parent", [sys.executable, "-c", sys.argv[1]], lambda: said.read_text().strip() != ""))
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_one_left_is_ended_wherever_it_is(tmp_path: Path) -> None:
+    parent = PARENT.replace('time.sleep(600)"])', 'time.sleep(600)"], start_new_session=True)', 1)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*python(LEFT), parent], cwd=tmp_path, env=environment, check=False)
+    child = psutil.Process(int((tmp_path / "parent.log").read_text()))
+    assert child.is_running()
+    assert child.environ()[MARK].startswith((tmp_path / "up.mark").read_text().strip())
+    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET):
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert not (tmp_path / "up.mark").exists()
 
 
 def test_a_stubborn_one_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
