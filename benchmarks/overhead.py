@@ -7,7 +7,7 @@ time everything. Per step, in seconds:
     imports              interpreter and imports, torch above all: what `python -m tasks STEP` takes besides
     DVC                  its child process less the step's: its own start, hashes, lock, cache
     MLflow               the step's run: opened, filled with the record, closed; curves are sent beside the training
-    Prefect              the task less all that: states, logs, threads
+    Prefect              from the end of the task before to its own begin: states, logs, threads
 
 The last three are what driving and tracking cost. Profiles say where; `winnow run` and `dvc repro` with nothing to do
 are timed, too.
@@ -56,7 +56,7 @@ from tasks import stages, tracking, versioning
 # Seconds of every step's calls: MLflow's, and DVC's child process from its start to its end.
 spent, profile = {}, cProfile.Profile()
 inner = {name: getattr(tracking, name) for name in ("open_step", "close_step")}
-label, stream = [""], stages._stream
+label, ended, stream, open_execution = [""], [0.0], stages._stream, tracking.open_execution
 
 def timed(name):
     def call(*arguments):
@@ -66,9 +66,14 @@ def timed(name):
             return inner[name](*arguments)
         finally:
             profile.disable()
-            at = spent.setdefault(label[0], {"mlflow": 0.0, "child": 0.0})
-            at["mlflow"] += time.monotonic() - started
+            spent[label[0]]["mlflow"] += time.monotonic() - started
+            ended[0] = time.monotonic()
     return call
+
+def opened(*arguments):
+    run = open_execution(*arguments)
+    ended[0] = time.monotonic()
+    return run
 
 def child(places, stage, name, run_id, log):
     started = time.monotonic()
@@ -78,8 +83,10 @@ def child(places, stage, name, run_id, log):
 
 def began(places, parent, name, step):
     label[0] = name if step == "candidate" else step
+    spent[label[0]] = {"mlflow": 0.0, "child": 0.0, "prefect": time.monotonic() - ended[0]}
     return timed("open_step")(places, parent, name, step)
 
+tracking.open_execution = opened
 tracking.open_step, tracking.close_step, stages._stream = began, timed("close_step"), child
 started = time.monotonic()
 done = pipeline(str(Path.cwd()))
@@ -116,8 +123,8 @@ def main() -> None:
     runs = [_everything(project) for _ in range(REPEATS)]
     figures = [_of_step(step, runs) for step in runs[0]["spent"]]
     rows = [{name: value if name == "step" else f"{value:.2f}" for name, value in row.items()} for row in figures]
-    rest = statistics.median(run["total"] - sum(row["seconds"] for row in run["done"]) for run in runs)
-    told = [f"- the flow beyond its steps and promotion (open, track, page): {rest:.1f} s"]
+    rest = statistics.median(_beyond(run) for run in runs)
+    told = [f"- once a run (Prefect's temporary server, MLflow's import, open, track, promotion, page): {rest:.1f} s"]
     told += [f"- `{name}` with nothing to do: {seconds:.1f} s" for name, seconds in unchanged.items()]
     profiles = {"MLflow, all steps of one run": runs[-1]["profile"], "DVC, one step": _profile_of_dvc(project)}
     shown = "\n\n".join(f"{title}:\n\n```\n{_short(text)}\n```" for title, text in profiles.items())
@@ -130,14 +137,17 @@ def _of_step(step: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the runs, each part's own; what is driven and tracked is their sum in each run."""
     parts = []
     for run in runs:
-        row = next(row for row in run["done"] if row["stage"] == step)
         times, spent = run["times"][step], run["spent"][step]
         imports, dvc = times["process"] - times["step"], spent["child"] - times["process"]
-        prefect = row["seconds"] - spent["child"] - spent["mlflow"]
-        beyond = dvc + spent["mlflow"] + prefect
-        parts.append((times["step"], imports, dvc, spent["mlflow"], prefect, beyond))
+        beyond = dvc + spent["mlflow"] + spent["prefect"]
+        parts.append((times["step"], imports, dvc, spent["mlflow"], spent["prefect"], beyond))
     names = ("the step itself", "imports", "DVC", "MLflow", "Prefect", "DVC + MLflow + Prefect")
     return {"step": step, **dict(zip(names, map(statistics.median, zip(*parts, strict=True)), strict=True))}
+
+
+def _beyond(run: dict[str, Any]) -> float:
+    """Seconds of a run that belong to no step."""
+    return float(run["total"] - sum(sum(spent.values()) for spent in run["spent"].values()))
 
 
 def _everything(project: Path) -> dict[str, Any]:
