@@ -80,7 +80,7 @@ def _start(places: Places, folder: Path, host: str, ports: Mapping[str, int], ke
     programs["postgresql"].is_up = lambda: _database_answers(words)
     programs["s3"].is_up = lambda: listens(ports["s3"], host)
     programs["mlflow"].is_up = lambda: answers(f"http://{host}:{ports['mlflow']}/health")
-    programs["prefect"].is_up = lambda: answers(f"http://{host}:{ports['prefect']}/api/health")
+    programs["prefect"].is_up = lambda: answers(f"http://{host}:{ports['prefect']}/api/ready")
     _make_cluster(folder / "postgresql", binaries, words["postgresql"])
     _write_private(folder / "basic_auth.ini", _filled(plan["mlflow"]["basic_auth.ini"], words))
     (folder / "s3").mkdir(mode=0o700, exist_ok=True)

@@ -3,7 +3,7 @@
     reader      compares runs, loads models
     engineer    a reader who also logs runs, registers versions and moves aliases: what `winnow run` and `promote` need
 
-MLflow lets every account make experiments and models of its own; nobody but an engineer touches those of others.
+An account without a role sees nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from tasks.settings import Places
 from tasks.tracking import answering
 from winnow.errors import MissingExtra, WinnowError
 
-ROLES = {"reader": "READ", "engineer": "MANAGE"}
-"""Role -> permission on every experiment and registered model. Deleting a tag or an alias takes MANAGE."""
-RESOURCES = ("experiment", "registered_model")
+ROLES = {
+    "reader": {"experiment": "READ", "registered_model": "READ"},
+    "engineer": {"experiment": "MANAGE", "registered_model": "MANAGE", "workspace": "USE"},
+}
+"""Role -> kind -> permission on all of that kind. Deleting a tag or an alias takes MANAGE, making new ones USE."""
 WORKSPACE = "default"
 
 
@@ -48,11 +50,11 @@ def give_role(places: Places, name: str, role: str) -> None:
         raise WinnowError(f"--role {role}: it is one of {', '.join(ROLES)}")
     with _administrator(places) as client:
         roles = {found.name: found.id for found in client.list_roles(WORKSPACE)}
-        for wanted, permission in ROLES.items():
+        for wanted, permissions in ROLES.items():
             if wanted not in roles:
                 roles[wanted] = client.create_role(WORKSPACE, wanted, "made by winnow").id
             granted = {found.resource_type for found in client.list_role_permissions(roles[wanted])}
-            for resource in RESOURCES:
+            for resource, permission in permissions.items():
                 if resource not in granted:  # an earlier start may have been cut off
                     client.add_role_permission(roles[wanted], resource, "*", permission)
         has = {found.name for found in client.list_user_roles(name)}

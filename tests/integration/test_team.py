@@ -167,8 +167,10 @@ def test_a_reader_compares_and_loads_but_cannot_promote(team: Team) -> None:
     assert refused.returncode == 2
     assert "the role engineer" in refused.stderr
     done(team.first, sys.executable, "-c", tell.format("set_registered_model_alias", ", '1'"))
-    assert asked(reader, TRY_CHANGES) == ["PERMISSION_DENIED"] * 8
+    assert asked(reader, TRY_CHANGES) == ["PERMISSION_DENIED"] * 11
     assert asked(team.first, VERSIONS) == before
+    elsewhere = CLIENT + "client.create_experiment('elsewhere', artifact_location='file:///tmp/elsewhere')"
+    assert team.first.call(sys.executable, "-c", elsewhere).returncode != 0  # nor does an engineer say where files go
     anonymous = httpx.post(f"http://127.0.0.1:{team.ports['mlflow']}/api/2.0/mlflow/experiments/search", json={})
     assert anonymous.status_code == 401
     assert httpx.post(f"http://127.0.0.1:{team.ports['prefect']}/api/flows/count", json={}).status_code == 401
@@ -294,6 +296,9 @@ for change in (
     lambda: client.set_tag(run, "seen", "yes"),
     lambda: client.create_run(experiment),
     lambda: client.delete_run(run),
+    lambda: client.create_experiment("mine", artifact_location="file:///tmp/mine"),
+    lambda: client.create_experiment("mine"),
+    lambda: client.create_registered_model("mine"),
 ):
     try:
         change()

@@ -69,7 +69,12 @@ with socket.create_server(("127.0.0.1", PORT)):
 """
 
 
-def test_what_a_killed_program_started_holds_no_port_against_the_next(tmp_path: Path) -> None:
+def test_what_a_killed_program_started_holds_no_port_against_the_next(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    # A shell's background job is born with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     (tmp_path / "server.py").write_text(HOLDS_A_PORT.replace("PORT", str(port)))
