@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -69,26 +69,42 @@ with socket.create_server(("127.0.0.1", PORT)):
 """
 
 
-def test_what_a_killed_program_started_holds_no_port_against_the_next(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    # A shell's background job is born with Ctrl-C ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+KEEPS_UP = """
+import signal, sys
+from pathlib import Path
+from rich.console import Console
+from flows.supervising import Program, listens, supervisor
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born with Ctrl-C ignored
+try:
+    with supervisor(Path("up.mark"), Path("."), Path("."), Console(quiet=True)) as keeps:
+        keeps.add(Program("server", [sys.executable, "server.py"], lambda: listens(int(sys.argv[1]))))
+        print(keeps.programs[0].process.pid, flush=True)
+        keeps.keep_up()
+except KeyboardInterrupt:
+    print("ended", flush=True)
+"""
+
+
+def test_what_a_killed_program_started_holds_no_port_against_the_next(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     (tmp_path / "server.py").write_text(HOLDS_A_PORT.replace("PORT", str(port)))
-    log = tmp_path / "server.log"
-    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
-        keeps.add(Program("server", [sys.executable, "server.py"], lambda: listens(port)))
-        assert keeps.programs[0].process is not None
-        threading.Timer(0.5, keeps.programs[0].process.kill).start()
-        watcher = threading.Timer(6, os.kill, [os.getpid(), signal.SIGINT])
-        watcher.start()
-        with pytest.raises(KeyboardInterrupt):
-            keeps.keep_up()
-        assert listens(port)
+    keeper = subprocess.Popen(
+        [*python(KEEPS_UP), str(port)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert keeper.stdout is not None
+    os.kill(int(keeper.stdout.readline()), signal.SIGKILL)
+    log, deadline = tmp_path / "server.log", time.monotonic() + 30
+    while log.read_text().count("listens") < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert log.read_text().count("listens") == 2
+    assert listens(port)
+    keeper.send_signal(signal.SIGINT)
+    assert keeper.communicate(timeout=30)[0] == "ended\n"
     assert not listens(port)
 
 
