@@ -183,8 +183,7 @@ def _told(places: Places, config: Config, outcome: Outcome) -> int:
     from tasks import servers
 
     print("\n".join(outcome.reasons))
-    if outcome.is_new and (api := servers.prefect_api(places)):
-        os.environ["PREFECT_API_URL"] = api
+    if outcome.is_new and servers.report_to_prefect(places):
         from tasks.stages import tell_of
 
         tell_of(outcome, registered_model_name(config))
@@ -212,8 +211,7 @@ def _answer(places: Places, approve: bool, reason: str) -> int:
     config = _config(places)
     waiting = decision.waiting(places, config)
     _told(places, config, decision.answer(places, config, approve, user(), reason))
-    if waiting and waiting.request.form and (api := servers.prefect_api(places)):
-        os.environ["PREFECT_API_URL"] = api
+    if waiting and waiting.request.form and servers.report_to_prefect(places):
         from flows.promote import close_form
 
         if warning := close_form(waiting.request.form, approve, user(), reason):
@@ -250,8 +248,8 @@ def _account(places: Places, options: argparse.Namespace) -> int:
         accounts.remove(places, options.name)
         print(f"{options.name} is no account any more")
         return 0
-    if options.role and options.role not in accounts.ROLES:
-        raise WinnowError(f"--role {options.role}: it is one of {', '.join(accounts.ROLES)}")
+    if options.role:
+        accounts.check_role(options.role)  # before there is an account without one
     if password := accounts.make(places, options.name, reset=options.reset):
         print(f"password of {options.name}: {password}")
     if options.role:

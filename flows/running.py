@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from typing import Any
 
@@ -28,8 +27,7 @@ def run(places: Places, config: Config) -> int:
     done: list[dict[str, Any]] = []
     if stale or _untracked(places, config):
         _announce(stale)
-        if api := servers.prefect_api(places):
-            os.environ["PREFECT_API_URL"] = api
+        servers.report_to_prefect(places)
         # Only now: these imports cost four seconds.
         from flows.pipeline import pipeline
 

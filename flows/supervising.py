@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -95,9 +96,7 @@ class Supervisor:
                 stderr=log,
                 cwd="/" if account else self.root,
                 start_new_session=True,
-                user=account.pw_uid if account else None,
-                group=account.pw_gid if account else None,
-                extra_groups=[] if account else None,
+                **identity(account),
             )
 
     def _wait_until_up(self, program: Program) -> None:
@@ -211,6 +210,11 @@ def _send(process: psutil.Process, what: signal.Signals) -> None:
         process.send_signal(what)
 
 
+def identity(account: pwd.struct_passwd | None) -> dict[str, Any]:
+    """What subprocess wants for a process of this account, with its own group and no other; nothing for None."""
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+
+
 def module(*command: str) -> list[str]:
     """A Python module of this environment, as a command."""
     return [sys.executable, "-m", *command]
@@ -222,12 +226,15 @@ def listens(port: int, host: str = HOST) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def check_ports(ports: Mapping[str, int], host: str = HOST) -> None:
-    """Program -> port; raises WinnowError for one that is no port, is taken, or is meant for two."""
+def check_ports(ports: Mapping[str, int], hosts: Mapping[str, str] | None = None) -> None:
+    """Program -> port, and -> address where that is not HOST.
+
+    Raises WinnowError for a port that cannot be, is taken, or is meant for two.
+    """
     for name, port in ports.items():
         if not 0 < port < 65536:
             raise WinnowError(f"--{name}-port {port}: a port is a number from 1 to 65535")
-        if listens(port, host):
+        if listens(port, (hosts or {}).get(name, HOST)):
             raise WinnowError(f"port {port} is taken; choose another one: --{name}-port {port + 1}")
     if len(set(ports.values())) < len(ports):
         raise WinnowError(f"two servers cannot have one port: {', '.join(f'{n} {p}' for n, p in ports.items())}")

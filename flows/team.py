@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from flows.supervising import HOST, Program, Supervisor, check_ports, listens, supervisor
+from flows.supervising import HOST, Program, Supervisor, check_ports, identity, listens, supervisor
 from tasks.servers import answers
 from tasks.settings import Places
 from winnow.errors import MissingExtra, WinnowError
@@ -49,10 +49,7 @@ def serve_team(places: Places, folder: Path, host: str, ports: Mapping[str, int]
     folder.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
     try:
         with supervisor(folder / "up.mark", places.root, folder / "logs", console) as keeps:
-            check_ports({"postgresql": ports["postgresql"]})
-            check_ports({name: port for name, port in ports.items() if name != "postgresql"}, host)
-            if len(set(ports.values())) < len(ports):
-                raise WinnowError("two servers cannot have one port")
+            check_ports(ports, {name: host for name in ports if name != "postgresql"})
             _start(places, folder, host, ports, keeps)
             console.print(
                 f"MLflow   http://{host}:{ports['mlflow']}\nPrefect  http://{host}:{ports['prefect']}\n"
@@ -203,9 +200,7 @@ def _make_cluster(folder: Path, binaries: Path, password: str) -> None:
         done = subprocess.run(
             [binaries / "initdb", "-D", unfinished, *options],
             env={"PATH": os.environ.get("PATH", "")},
-            user=account.pw_uid if account else None,
-            group=account.pw_gid if account else None,
-            extra_groups=[] if account else None,
+            **identity(account),
             cwd="/",
             capture_output=True,
             text=True,

@@ -44,10 +44,15 @@ def make(places: Places, name: str, password: str = "", reset: bool = False) -> 
         return password
 
 
-def give_role(places: Places, name: str, role: str) -> None:
-    """See that an account has this role and not the other; raises WinnowError for a role that there is not."""
+def check_role(role: str) -> None:
+    """Raise WinnowError for a role that there is not."""
     if role not in ROLES:
         raise WinnowError(f"--role {role}: it is one of {', '.join(ROLES)}")
+
+
+def give_role(places: Places, name: str, role: str) -> None:
+    """See that an account has this role and not the other; raises WinnowError for a role that there is not."""
+    check_role(role)
     with _administrator(places) as client:
         roles = {found.name: found.id for found in client.list_roles(WORKSPACE)}
         for wanted, permissions in ROLES.items():

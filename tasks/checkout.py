@@ -35,11 +35,10 @@ def run_alone(places: Places, wait: Callable[[str], None] | None = None) -> Iter
     with _opened(places) as lock:
         told = False
         while not _take_alone(places, lock):
-            message = _message(places)
             if wait is None:
-                raise Occupied(f"{message}; wait for its end, or stop it")
+                raise _occupied(places)
             if not told:
-                wait(f"{message}; this run waits for its end")
+                wait(f"{_message(places)}; this run waits for its end")
             told = True
             time.sleep(WAIT_SECONDS)
         _write(places, process_identity(os.getpid()))
@@ -60,7 +59,7 @@ def step_alone(places: Places) -> Iterator[None]:
     """Keep runs away while a step works that nobody but DVC started; raises Occupied while a run works."""
     with _opened(places) as lock:
         if not _take(lock, fcntl.LOCK_SH):
-            raise Occupied(f"{_message(places)}; wait for its end, or stop it")
+            raise _occupied(places)
         _write(places, _driver())
         yield
 
@@ -113,6 +112,10 @@ def _holder(places: Places) -> tuple[str, str] | None:
     except OSError:
         return None
     return (process, since) if is_alive(process) else None
+
+
+def _occupied(places: Places) -> Occupied:
+    return Occupied(f"{_message(places)}; wait for its end, or stop it")
 
 
 def _message(places: Places) -> str:

@@ -63,6 +63,13 @@ def prefect_api(places: Places) -> str:
     return found.prefect_api if found and found.prefect_api and answers(f"{found.prefect_api}/health") else ""
 
 
+def report_to_prefect(places: Places) -> bool:
+    """Have this process report to the server that is up, if one is; before Prefect is imported."""
+    if api := prefect_api(places):
+        os.environ["PREFECT_API_URL"] = api
+    return bool(api)
+
+
 def mlflow_page(places: Places) -> str:
     """Address of MLflow's pages for a browser: the team's server, the project's own, or "" where none is up."""
     told = tracked.address(places)

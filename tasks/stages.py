@@ -53,14 +53,16 @@ def may_pass(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(state.data, StageDied | tracking.StoreError)
 
 
-@task(
-    name="stage",
-    task_run_name="{stage}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=may_pass,
-)
+TRIED_AGAIN: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retry_delay_seconds": RETRY_SECONDS,
+    "retry_condition_fn": may_pass,
+}
+"""Of tasks whose `retries` the flow sets."""
+
+
+@task(name="stage", task_run_name="{stage}", **TRIED_AGAIN)
 def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
     """Bring one DVC stage up to date and track its record. Returns {stage, outcome, seconds, own}.
 
@@ -84,26 +86,14 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
     return {"stage": label, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
 
 
-@task(
-    name="open run",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=may_pass,
-)
+@task(name="open run", **TRIED_AGAIN)
 def open_run(root: str, why: str) -> str:
     """Open the execution's run in MLflow; returns its number."""
     places = Places(Path(root))
     return tracking.open_execution(places, load_config(places.root / "params.yaml"), why)
 
 
-@task(
-    name="track",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=may_pass,
-)
+@task(name="track", **TRIED_AGAIN)
 def track_run(root: str, parent_run: str) -> str:
     """Complete MLflow from the records, and close the execution's run; returns a line for people."""
     places = Places(Path(root))
@@ -118,13 +108,7 @@ def keep_stage(stage: str) -> dict[str, Any]:
     return {"stage": stage.removeprefix(versioning.CANDIDATE), "outcome": "unchanged", "seconds": 0.0, "own": 0.0}
 
 
-@task(
-    name="promote",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=may_pass,
-)
+@task(name="promote", **TRIED_AGAIN)
 def promote_winner(root: str) -> dict[str, Any]:
     """Register the winner and let it challenge the champion. Returns {stage, outcome, seconds, reasons, waits}."""
     places = Places(Path(root))

@@ -18,7 +18,7 @@ import psutil
 import psycopg2
 import pytest
 
-from flows.supervising import listens
+from flows.supervising import MARK, listens
 from flows.team import postgresql_binaries
 from tests.integration.conftest import Project, make_project, run_params
 from tests.integration.running import free_ports, ready, start, stop
@@ -45,17 +45,8 @@ class Team:
 
     def program(self, name: str) -> psutil.Process:
         """The process that `winnow team` started for a server."""
-        marks = {
-            "postgresql": "postgres",
-            "s3": "rclone",
-            "mlflow": "mlflow",
-            "prefect": "prefect",
-        }
-        return next(
-            child
-            for child in psutil.Process(self.process.pid).children()
-            if marks[name] in " ".join(child.cmdline()[:3]).rpartition("/bin/")[2]
-        )
+        children = psutil.Process(self.process.pid).children()
+        return next(child for child in children if child.environ()[MARK].endswith(f"/{name}"))
 
 
 def small() -> dict:

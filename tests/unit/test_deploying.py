@@ -12,6 +12,7 @@ from prefect.states import Failed
 from prefect.utilities.templating import apply_values
 
 from flows import deploying
+from flows.working import TAKEN_UP
 from tasks import stages, tracking
 from tasks.settings import Places, defaults
 from tests.closure import ROOT
@@ -44,6 +45,8 @@ def test_automations_are_what_prefect_takes_and_fit_the_heartbeat() -> None:
     automations = [AutomationCore.model_validate(row) for row in deploying._automations(Places(ROOT))]
     assert all(automation.name.startswith(deploying.prefix_of("photos")) for automation in automations)
     assert len({automation.name for automation in automations}) == len(automations) == 3
+    counted = automations[2].trigger.match["prefect.run-count"]
+    assert counted == [str(number) for number in range(1, TAKEN_UP + 1)]
     # Another project's runs on the same server are not theirs.
     related = {str(automation.trigger.match_related) for automation in automations}
     assert len(related) == 1
