@@ -9,8 +9,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 run: $(BIN)/.ready ## the whole chain on the embedded data, or on what params.yaml says
 	@winnow run
 
-test: $(BIN)/.ready ## the default test suite
-	@python -m pytest
+test: $(BIN)/.ready ## the default test suite, on all cores, at most four
+	@python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
 tiers: $(BIN)/.ready ## what takes minutes: slow tests, and those that start servers, kill them and wait; names what it skips
 	@python -m pytest -m "(slow or services) and not gpu" -rs

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from flows.supervising import HOST, Program, check_ports, module, supervisor
 from tasks import servers
+from tasks.origin import is_alive
 from tasks.servers import answers
 from tasks.settings import Places
 from tasks.tracked import without_password
@@ -28,6 +29,10 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
     """Start the servers, with `work` a worker too; say where they are, keep them up, and end them together."""
     ports = {"mlflow": mlflow_port, "prefect": prefect_port}
     console = Console(highlight=False, soft_wrap=True)
+    if not work and (up := servers.announced(places)) and is_alive(up.owner):
+        console.print(f"MLflow   {servers.mlflow_page(places)}\nPrefect  {page_of(servers.prefect_api(places))}")
+        console.print("They are up already.")
+        return 0
     told = os.environ.get("PREFECT_API_URL", "")
     programs, pages = planned(places, os.environ["MLFLOW_TRACKING_URI"], told, ports)
     api = told or f"{pages['prefect']}/api"
@@ -67,11 +72,16 @@ def planned(places: Places, store: str, api: str, ports: Mapping[str, int]) -> t
         )
         programs.append(Program("mlflow", command, partial(answers, f"{pages['mlflow']}/health")))
     if api:
-        pages["prefect"] = without_password(api).rstrip("/").removesuffix("/api")
+        pages["prefect"] = page_of(api)
     else:
         command = module("prefect", "server", "start", "--host", HOST, "--port", str(ports["prefect"]))
         programs.append(Program("prefect", command, partial(answers, f"{pages['prefect']}/api/health")))
     return programs, pages
+
+
+def page_of(api: str) -> str:
+    """Prefect's page, from the address of its API."""
+    return without_password(api).rstrip("/").removesuffix("/api")
 
 
 def _check_name(places: Places) -> None:

@@ -24,6 +24,7 @@ from flows import STOPPED, showing
 from flows.working import working
 from tasks import settled, stages, tracking, versioning
 from tasks.settings import Places, check_files, registered_model_name
+from tasks.store import StoreError
 from winnow.config import Config, load_config
 from winnow.errors import WinnowError
 
@@ -85,7 +86,7 @@ def _show(places: Places) -> None:
     """The run's page; without MLflow its links are missing, and that fails no run."""
     try:
         showing.results(places)
-    except tracking.StoreError as error:
+    except StoreError as error:
         get_run_logger().warning("this page has no links: %s", error)
 
 

@@ -147,7 +147,10 @@ def supervisor(file: Path, root: Path, logs: Path, console: Console) -> Iterator
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise WinnowError(f"winnow keeps servers up here already (process {lock.read() or '?'}); end it") from None
+            pid = lock.read() or "?"
+            raise WinnowError(
+                f"process {pid} keeps servers up here already; end it by Ctrl-C there, or by kill {pid}"
+            ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks import tracked
 from tasks.settings import Places
-from tasks.tracking import answering
+from tasks.store import answering
 from winnow.errors import MissingExtra, WinnowError
 
 ROLES = {
@@ -82,7 +82,7 @@ def _administrator(places: Places) -> Iterator[Any]:
     where = tracked.address(places)
     if not where.startswith("http"):
         raise WinnowError("accounts are a server's: set MLFLOW_TRACKING_URI, and the administrator's name and password")
-    with answering(places):
+    with answering(places, takes="the administrator's account"):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a library of MLflow's, about its own future

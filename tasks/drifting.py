@@ -127,7 +127,8 @@ def track(places: Places, config: Config, finding: Finding) -> str:
         if finding.wanted:
             with listed.open("w", encoding="utf-8", newline="") as opened:
                 csv.writer(opened).writerows([("file", "predicted", "probability"), *finding.wanted])
-        return tracking.log_finding(places, config, "drift", metrics, params, tags, [listed] if finding.wanted else [])
+        details = tracking.Details(metrics, params, tags, files=[listed] if finding.wanted else [])
+        return tracking.log_apart(places, config, "drift", details)
 
 
 def lines(finding: Finding) -> list[str]:

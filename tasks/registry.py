@@ -25,7 +25,7 @@ import numpy as np
 from tasks import tracked
 from tasks.projection import DATASET
 from tasks.settings import Places, registered_model_name
-from tasks.tracking import answering, connect, experiment_id
+from tasks.store import answering, connect, experiment_id
 from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
 from winnow.model_file import MODEL

@@ -24,6 +24,7 @@ from prefect.logging import get_run_logger
 from tasks import promotion, slots, tracking, versioning
 from tasks.registry import CHAMPION
 from tasks.settings import Places, registered_model_name
+from tasks.store import StoreError
 from winnow.config import load_config
 from winnow.errors import WinnowError
 from winnow.records import read_json
@@ -50,7 +51,7 @@ class StageDied(StageFailed):
 
 def may_pass(_task: Any, _run: Any, state: Any) -> bool:
     """Whether a failed task is worth another try: its step died, or MLflow did not answer."""
-    return isinstance(state.data, StageDied | tracking.StoreError)
+    return isinstance(state.data, StageDied | StoreError)
 
 
 TRIED_AGAIN: dict[str, Any] = {

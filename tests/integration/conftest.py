@@ -33,6 +33,13 @@ CODE = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several workers: the one that has made the finished project runs every test of it."""
+    for item in items:
+        if "finished" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("finished"))
+
+
 @dataclass(frozen=True)
 class Project:
     """A checkout with tiny images and tiny params."""

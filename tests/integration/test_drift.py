@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks import drifting, tracking
+from tasks import drifting, store, tracking
 from tasks.promotion import promote
 from tasks.settings import Places
 from tests.conftest import CLASSES, SIZE, draw
@@ -47,7 +47,7 @@ def test_images_of_the_same_kind_are_no_drift_and_are_tracked(places: Places, co
     finding = drifting.look(places, config, str(fresh_images(tmp_path / "new")))
     assert (finding.images, finding.is_real, finding.wanted) == (COUNT, False, ())
     assert finding.advice.wants == "nothing"
-    run = tracking.connect(places).get_run(drifting.track(places, config, finding))
+    run = store.connect(places).get_run(drifting.track(places, config, finding))
     assert run.info.status == "FINISHED"
     assert run.data.metrics["drift/real"] == 0.0
     assert {"drift/embeddings_p", "drift/classes_effect", "drift/confidence_p"} <= set(run.data.metrics)
@@ -70,7 +70,7 @@ def test_faded_images_are_drift_and_labels_are_asked_for(places: Places, config:
     assert "confidence" in {shift.test for shift in finding.shifts if shift.is_real}
     assert finding.advice.wants == "labels"
     run_id = drifting.track(places, config, finding)
-    listed = tracking.connect(places).download_artifacts(run_id, drifting.LIST, str(tmp_path))
+    listed = store.connect(places).download_artifacts(run_id, drifting.LIST, str(tmp_path))
     with Path(listed).open(encoding="utf-8", newline="") as opened:
         rows = list(csv.DictReader(opened))
     assert len(rows) == config.drift.ask_for

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import promotion, registry, settings, settled, tracking
+from tasks import promotion, registry, settings, settled, store, tracking
 from tasks.challenge import Contest, cells_of, incomparable, judge_challenge, measure
 from tasks.promotion import promote, rollback
 from tasks.settings import Places
@@ -45,12 +45,12 @@ def test_the_first_winner_becomes_champion(places: Places, config: Config) -> No
     remembered = json.loads((places.hidden / "promoted.json").read_text())
     assert remembered["reasons"] == list(outcome.reasons)
     assert remembered["sha256"] == sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
-    version = tracking.connect(places).get_model_version(MODEL, "1")
+    version = store.connect(places).get_model_version(MODEL, "1")
     assert version.run_id == tracking.candidate_run(places, config, "quick")
     assert "there was none before it" in version.description
-    run = tracking.connect(places).get_run(version.run_id)
+    run = store.connect(places).get_run(version.run_id)
     assert run.data.tags["winnow.promotion"].startswith(f"version 1 of {MODEL}")
-    logged = tracking.connect(places).get_logged_model(version.source.removeprefix("models:/"))
+    logged = store.connect(places).get_logged_model(version.source.removeprefix("models:/"))
     assert {metric.key: metric.value for metric in logged.metrics}["quality/top1"] == 1.0
     assert {metric.dataset_digest for metric in logged.metrics} == {DATA_VERSION}
     assert logged.params["optimiser.learning_rate"] == "0.05"
@@ -94,7 +94,7 @@ def test_the_same_file_is_registered_once(places: Places, config: Config) -> Non
     assert not settled.is_settled(places, config)
     outcome = promote(places, config)
     assert "is the same file" in outcome.reasons[-1]
-    assert len(tracking.connect(places).search_model_versions(f"name = '{MODEL}'")) == 1
+    assert len(store.connect(places).search_model_versions(f"name = '{MODEL}'")) == 1
     assert settled.is_settled(places, config)
 
 
@@ -253,7 +253,7 @@ def test_settled_is_for_this_address_and_store_only(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert not settled.is_settled(places, config)
-    with pytest.raises(tracking.StoreError, match="winnow promote"):
+    with pytest.raises(store.StoreError, match="winnow promote"):
         promote(places, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", places.mlflow_store)
     assert settled.is_settled(places, config)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import projection, settings, tracked, tracking
+from tasks import projection, settings, store, tracked, tracking
 from tasks.settings import Places
 from tests.handmade import CURVES, DATA_VERSION, forget, write_candidate, write_verdicts
 from winnow.config import Config
@@ -23,7 +23,7 @@ ALL = ("data", "pretrain", *CANDIDATES, "benchmark", "select", "report")
 
 
 def _runs(places: Places, config: Config, condition: str = "") -> list:
-    return list(tracking.connect(places).search_runs([tracking.experiment_id(places, config)], condition))
+    return list(store.connect(places).search_runs([store.experiment_id(places, config)], condition))
 
 
 def _named(places: Places, config: Config) -> dict:
@@ -61,7 +61,7 @@ def test_every_record_is_a_run_below_one_parent(places: Places, config: Config) 
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert {run.inputs.dataset_inputs[0].dataset.digest for run in children.values()} == {DATA_VERSION}
-    client = tracking.connect(places)
+    client = store.connect(places)
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files == {"params.yaml", "dvc.yaml", "dvc.lock", "report.html", "pareto.png"}
     note = parent.data.tags["mlflow.note.content"]
@@ -84,7 +84,7 @@ def test_candidates_show_figures_verdict_and_parameters_alike(places: Places, co
     assert (params["method"], params["optimiser.learning_rate"], params["seeds"]) == ("quantize", "0.05", "[0, 1]")
     assert runs["quick"].data.tags["winnow.parent"] == "dense"
     assert "threads" in runs["quick"].data.tags["winnow.machine"]
-    history = tracking.connect(places).get_metric_history(runs["dense"].info.run_id, "curves/loss")
+    history = store.connect(places).get_metric_history(runs["dense"].info.run_id, "curves/loss")
     assert [(point.step, point.value) for point in history] == [(row["epoch"], row["loss"]) for row in CURVES]
 
 
@@ -104,7 +104,7 @@ def test_a_second_track_logs_nothing(places: Places, config: Config) -> None:
 def test_runs_that_the_store_lost_are_logged_again(places: Places, config: Config) -> None:
     tracking.track(places, config)
     lost = _named(places, config)["quick"].info.run_id
-    tracking.connect(places).delete_run(lost)
+    store.connect(places).delete_run(lost)
     assert tracking.track(places, config).startswith(f"1 of {len(ALL)} ")
     assert _named(places, config)["quick"].info.run_id != lost
 
@@ -152,7 +152,7 @@ def test_a_step_shows_its_curves_while_it_runs(places: Places, config: Config) -
     run_id = tracking.open_step(places, parent, "pretrain", "pretrain")
     tracking.log_curves(places, run_id, CURVES[:1], 0, "")
     tracking.log_curves(places, run_id, CURVES[:2], 1, "")
-    client = tracking.connect(places)
+    client = store.connect(places)
     running = client.get_run(run_id)
     assert (running.info.status, running.data.metrics["curves/loss"]) == ("RUNNING", CURVES[1]["loss"])
     tracking.close_step(places, run_id, places.artifacts / "pretrain")
@@ -167,7 +167,7 @@ def test_track_completes_the_run_that_was_open_while_training(places: Places, co
     run_id = tracking.open_step(places, parent, "quick", "candidate")
     tracking.log_curves(places, run_id, CURVES, 0, "scratch-seed0-rate0.1")
     tracking.close_step(places, run_id, places.artifacts / "candidates" / "quick")
-    assert "best/latency_ms" not in tracking.connect(places).get_run(run_id).data.metrics
+    assert "best/latency_ms" not in store.connect(places).get_run(run_id).data.metrics
     tracking.track(places, config, parent)
     tracking.close_execution(places, parent, ok=True)
     quick = _named(places, config)["quick"]
@@ -227,7 +227,7 @@ def test_a_server_that_does_not_answer_is_one_message(
         lambda: tracking.open_execution(places, config, "all"),
         lambda: tracking.open_step(places, "0" * 32, "dense", "finetune"),
     ):
-        with pytest.raises(tracking.StoreError, match=r"http://127\.0\.0\.1:1 does not answer") as raised:
+        with pytest.raises(store.StoreError, match=r"http://127\.0\.0\.1:1 does not answer") as raised:
             act()
         assert "winnow track" in str(raised.value)
         assert "secret" not in str(raised.value)
@@ -250,16 +250,16 @@ def test_a_lost_database_is_made_and_filled_without_noise(places: Places, config
 
 
 def test_a_moved_store_is_not_written_into_the_old_folder(places: Places, config: Config) -> None:
-    client = tracking.connect(places)
+    client = store.connect(places)
     name = f"winnow/{settings.registered_model_name(config)}"
     client.create_experiment(name, artifact_location=(places.root / "elsewhere").as_uri())
-    with pytest.raises(tracking.StoreError, match="was made in another folder"):
+    with pytest.raises(store.StoreError, match="was made in another folder"):
         tracking.track(places, config)
 
 
 def test_a_deleted_experiment_comes_back(places: Places, config: Config) -> None:
     tracking.track(places, config)
-    tracking.connect(places).delete_experiment(tracking.experiment_id(places, config))
+    store.connect(places).delete_experiment(store.experiment_id(places, config))
     tracking.track(places, config)
     assert set(_named(places, config)) == set(ALL)
 
@@ -284,8 +284,8 @@ def test_more_than_one_call_may_hold_arrives_whole(places: Places, config: Confi
     run_id = tracking.open_execution(places, config, "much to say")
     metrics = {f"m/{index}": float(index) for index in range(1700)}
     params = {f"p.{index}": str(index) for index in range(150)}
-    client = tracking.connect(places)
-    tracking._log(client, run_id, tracking._metrics(metrics), params, {f"t.{name}": name for name in params})
+    client = store.connect(places)
+    store.log(client, run_id, store.metrics(metrics), params, {f"t.{name}": name for name in params})
     data = client.get_run(run_id).data
     assert data.metrics == metrics
     assert data.params == params

@@ -13,8 +13,9 @@ from prefect.utilities.templating import apply_values
 
 from flows import deploying
 from flows.working import TAKEN_UP
-from tasks import stages, tracking
+from tasks import stages
 from tasks.settings import Places, defaults
+from tasks.store import StoreError
 from tests.closure import ROOT
 from winnow.errors import ConfigError
 
@@ -65,7 +66,7 @@ def test_no_machine_is_named() -> None:
     ("error", "again"),
     [
         (stages.StageDied("killed"), True),
-        (tracking.StoreError("no answer"), True),
+        (StoreError("no answer"), True),
         (stages.StageFailed("exited with 2"), False),
         (ConfigError("pretrain.epochs"), False),
     ],

@@ -1,0 +1,135 @@
+"""MLflow's store as everything here speaks to it: one client, errors that say what to do, few calls.
+
+Every call names its run (MlflowClient): the active run of mlflow's short functions belongs to one thread, and another
+thread's `log_metric` would open a stray run. mlflow is imported inside functions: it takes 2.6 s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tasks import projection, tracked
+from tasks.settings import Places, registered_model_name
+from winnow.config import Config
+from winnow.errors import WinnowError
+
+METRICS_AT_ONCE, OTHERS_AT_ONCE = 800, 100
+"""MLflow takes 1000 entities in one call, 100 of them params and 100 tags."""
+Curve = Mapping[str, float]
+"""One epoch: epoch, loss, ..."""
+
+
+class StoreError(WinnowError):
+    """MLflow does not answer, or refuses what it was asked."""
+
+
+@contextlib.contextmanager
+def answering(places: Places, takes: str = "the role engineer") -> Iterator[None]:
+    """Turns what MLflow, its database and the network raise into a StoreError that says what to do.
+
+    `takes`: what an account has to have for this.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        where = tracked.without_password(tracked.address(places))
+        told = tracked.without_password(" ".join(str(error).split()))[:400]
+        if any(word in told for word in ("Permission denied", "error code 401", "Forbidden", "not authenticated")):
+            todo = f"That takes {takes}: see MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        else:
+            todo = "See that it can be written" if tracked.is_own(places) else "Start it, or unset MLFLOW_TRACKING_URI"
+        raise StoreError(
+            f"MLflow at {where} does not answer as it should: {told}\n"
+            f"{todo}; what was computed stays, and `winnow track` and `winnow promote` go on from there"
+        ) from error
+
+
+def connect(places: Places) -> Any:
+    """The client of the project's address."""
+    return _client(tracked.address(places), tracked.registry_address(places))
+
+
+@functools.lru_cache(maxsize=4)
+def _client(tracking: str, registry: str) -> Any:
+    from mlflow import MlflowClient
+
+    # Retries are told once, by the error at their end.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=tracking, registry_uri=registry)
+
+
+def experiment_id(places: Places, config: Config) -> str:
+    """The project's experiment, made on first use, brought back where it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    name, client = f"winnow/{registered_model_name(config)}", connect(places)
+    own = places.mlflow_artifacts.as_uri() if tracked.is_own(places) else None
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            # The kind keeps MLflow's pages on training; without it they ask.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return str(client.create_experiment(name, artifact_location=own, tags=tags))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # somebody else was quicker
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    if own and found.artifact_location.rstrip("/") != own:
+        raise StoreError(
+            f"the MLflow store in {places.hidden / 'mlflow'} was made in another folder ({found.artifact_location}), "
+            "where its files lie; move the project back, or delete that store and run `winnow track`"
+        )
+    return str(found.experiment_id)
+
+
+def log(
+    client: Any,
+    run_id: str,
+    metrics: Sequence[Any] = (),
+    params: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """In as few calls as MLflow's limits allow."""
+    from mlflow.entities import Param, RunTag
+
+    left = list(metrics)
+    settings = [Param(key, value) for key, value in (params or {}).items()]
+    labels = [RunTag(key, value) for key, value in cut(tags or {}).items()]
+    while left or settings or labels:
+        client.log_batch(
+            run_id, left[:METRICS_AT_ONCE], settings[:OTHERS_AT_ONCE], labels[:OTHERS_AT_ONCE], synchronous=True
+        )
+        left, settings, labels = left[METRICS_AT_ONCE:], settings[OTHERS_AT_ONCE:], labels[OTHERS_AT_ONCE:]
+
+
+def cut(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags, short enough for MLflow."""
+    return {key: value[: projection.TAG_LENGTH] for key, value in tags.items()}
+
+
+def metrics(values: Mapping[str, float], step: int = 0) -> list[Any]:
+    """MLflow's metrics of now, with the characters that it takes in names."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(re.sub(r"[^\w\-. :/]", "_", key), float(value), now, step) for key, value in values.items()]
+
+
+def curves(rows: Sequence[Curve], prefix: str) -> list[Any]:
+    """One metric per column, at step = epoch."""
+    found = []
+    for row in rows:
+        values = {f"{prefix}/{key}": value for key, value in row.items() if key != "epoch"}
+        found += metrics(values, step=int(row["epoch"]))
+    return found
