@@ -80,7 +80,7 @@ def _start(places: Places, folder: Path, host: str, ports: Mapping[str, int], ke
     (folder / "s3").mkdir(mode=0o700, exist_ok=True)
     (folder / "s3" / BUCKET).mkdir(exist_ok=True)
     keeps.add(programs["postgresql"], programs["s3"])
-    cluster.make_databases({name: kept[f"{name}_database"] for name in ("mlflow", "prefect")})
+    cluster.make_databases({owner: kept[f"{owner}_database"] for owner in postgresql.DATABASES.values()})
     keeps.add(programs["mlflow"], programs["prefect"])
     people = {name: _filled(plan["people"][name], words) for name in plan["people"]}
     _make_accounts(places, people)

@@ -176,7 +176,7 @@ def test_a_second_one_is_refused_and_what_a_killed_one_left_is_ended(
     try:
         refused = first.project.winnow("up")
         assert refused.returncode == 2
-        assert f"process {first.process.pid} keeps servers" in refused.stderr
+        assert f"process {first.process.pid} keeps servers up here already" in refused.stderr
         shown = first.project.winnow("ui")
         assert shown.returncode == 0, shown.stderr
         assert first.api.removesuffix("/api") in shown.stdout

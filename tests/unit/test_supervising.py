@@ -112,7 +112,7 @@ def test_a_second_one_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "up.mark"
     with supervisor(file, tmp_path, tmp_path, QUIET) as keeps:
         keeps.add(Program("long", python("import time; time.sleep(600)")))
-        refused = pytest.raises(WinnowError, match=f"process {os.getpid()} keeps servers up")
+        refused = pytest.raises(WinnowError, match=f"process {os.getpid()} keeps servers up here already")
         with refused, supervisor(file, tmp_path, tmp_path, QUIET):
             pass
     assert not (tmp_path / "up.mark").exists()
