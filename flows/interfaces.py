@@ -30,7 +30,7 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
     ports = {"mlflow": mlflow_port, "prefect": prefect_port}
     console = Console(highlight=False, soft_wrap=True)
     if not work and (up := servers.announced(places)) and is_alive(up.owner):
-        console.print(f"MLflow   {servers.mlflow_page(places)}\nPrefect  {page_of(servers.prefect_api(places))}")
+        _name(console, servers.mlflow_page(places), page_of(servers.prefect_api(places)))
         console.print("They are up already.")
         return 0
     told = os.environ.get("PREFECT_API_URL", "")
@@ -44,7 +44,7 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
             keeps.add(*programs)
             own = {program.name for program in programs}
             servers.announce(places, pages["mlflow"] if "mlflow" in own else "", "" if told else api)
-            console.print(f"MLflow   {pages['mlflow']}\nPrefect  {pages['prefect']}")
+            _name(console, **pages)
             if work:
                 if told:
                     _check_name(places)
@@ -57,6 +57,11 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
     finally:
         servers.withdraw(places)
     return 0
+
+
+def _name(console: Console, mlflow: str, prefect: str) -> None:
+    """Where the pages are; a shell that was not told of a team's Prefect does not know it."""
+    console.print(f"MLflow   {mlflow}\nPrefect  {prefect or 'where PREFECT_API_URL of the shell of winnow up says'}")
 
 
 def planned(places: Places, store: str, api: str, ports: Mapping[str, int]) -> tuple[list[Program], dict[str, str]]:

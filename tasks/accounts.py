@@ -82,7 +82,7 @@ def _administrator(places: Places) -> Iterator[Any]:
     where = tracked.address(places)
     if not where.startswith("http"):
         raise WinnowError("accounts are a server's: set MLFLOW_TRACKING_URI, and the administrator's name and password")
-    with answering(places, takes="the administrator's account"):
+    with answering(places, takes="the administrator's account", kept=""):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a library of MLflow's, about its own future

@@ -218,7 +218,10 @@ def rollback(places: Places, config: Config, reason: str) -> Outcome:
     older = registry.find(places, model, before) if before else None
     registry.set_alias(places, model, PREVIOUS, number_of(older))
     line = f"{previous} is the champion of {model} again; {champion} was rolled back: {reason or 'no reason given'}"
-    settled.amend(places, model, previous.number, line)
+    if settled.waits(places):
+        settled.forget(places)  # a person was asked about the champion that leaves
+    else:
+        settled.amend(places, model, previous.number, line)
     return Outcome(
         (line,),
         *(previous.candidate, previous.sha256, previous.number, CHAMPION, previous.number),

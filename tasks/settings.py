@@ -45,7 +45,7 @@ class Places:
 
     @property
     def logs(self) -> Path:
-        """Output of the servers."""
+        """Output of servers and of scheduled runs."""
         return self.hidden / "logs"
 
     @property

@@ -52,6 +52,11 @@ def amend(places: Places, model: str, champion: str | None, reason: str) -> None
         write_json(places.hidden / PROMOTED, {**found, **changed})
 
 
+def forget(places: Places) -> None:
+    """What was settled no longer is: the next promotion measures and asks anew."""
+    (places.hidden / PROMOTED).unlink(missing_ok=True)
+
+
 def _recall(places: Places) -> dict[str, Any]:
     """Nothing where the file is missing or damaged."""
     try:

@@ -30,10 +30,14 @@ class StoreError(WinnowError):
 
 
 @contextlib.contextmanager
-def answering(places: Places, takes: str = "the role engineer") -> Iterator[None]:
+def answering(
+    places: Places,
+    takes: str = "the role engineer",
+    kept: str = "; what was computed stays, and `winnow track` and `winnow promote` go on from there",
+) -> Iterator[None]:
     """Turns what MLflow, its database and the network raise into a StoreError that says what to do.
 
-    `takes`: what an account has to have for this.
+    `takes`: what an account has to have for this. `kept`: what an error leaves as it is, and how to go on.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -47,10 +51,7 @@ def answering(places: Places, takes: str = "the role engineer") -> Iterator[None
             todo = f"That takes {takes}: see MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         else:
             todo = "See that it can be written" if tracked.is_own(places) else "Start it, or unset MLFLOW_TRACKING_URI"
-        raise StoreError(
-            f"MLflow at {where} does not answer as it should: {told}\n"
-            f"{todo}; what was computed stays, and `winnow track` and `winnow promote` go on from there"
-        ) from error
+        raise StoreError(f"MLflow at {where} does not answer as it should: {told}\n{todo}{kept}") from error
 
 
 def connect(places: Places) -> Any:

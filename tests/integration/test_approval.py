@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tasks import approval, decision, registry, settled, tracking
-from tasks.promotion import promote
+from tasks.promotion import promote, rollback
 from tasks.settings import Places
 from tests.handmade import MODEL, aliases, tag, write_run
 from tests.integration.conftest import Project, make_project
@@ -115,6 +115,19 @@ def test_the_word_is_about_the_champion_of_the_question(places: Places, config: 
     with pytest.raises(WinnowError, match="has changed since approval was asked for"):
         decision.answer(places, wanted, True, "Ann", "")
     assert decision.waiting(places, wanted) is None
+
+
+def test_after_a_rollback_a_person_is_asked_anew(places: Places, config: Config) -> None:
+    for ballast in (900, 400):
+        promote(places, write_run(places.root, "quick", {"quick": {"ballast": ballast}}))
+    wanted = next_run(places, 0)
+    before = promote(places, wanted).waits
+    assert rollback(places, wanted, "slow on Mondays").champion == "1"
+    assert not settled.is_settled(places, wanted)
+    after = promote(places, wanted).waits
+    assert before is not None
+    assert after is not None
+    assert (before.champion, after.champion) == ("2", "1")
 
 
 def test_nothing_to_answer_says_so(places: Places, config: Config) -> None:

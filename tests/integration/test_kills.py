@@ -81,10 +81,11 @@ def begun(up: Up, epochs: int) -> str:
     params["pretrain"]["epochs"] = epochs
     params["candidates"] = {"dense-int8": params["candidates"]["dense-int8"]}  # the rest of the tree costs time only
     up.project.set_params(params)
-    run = up.schedule("winnow/photos")
     checkpoints = up.project.root / ".winnow" / "checkpoints"
+    before = set(checkpoints.glob("pretrain-*/*.safetensors"))  # a test that failed may have left some
+    run = up.schedule("winnow/photos")
     deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("pretrain-*/*.safetensors")) and time.monotonic() < deadline:
+    while not set(checkpoints.glob("pretrain-*/*.safetensors")) - before and time.monotonic() < deadline:
         time.sleep(0.2)
     assert up.get(f"flow_runs/{run}")["state"]["name"] == "Running"
     return run
@@ -98,8 +99,9 @@ def test_the_flow_killed_alone_is_taken_up_at_once(up: Up) -> None:
         if member not in steps:
             member.kill()
     assert gone(steps, seconds=20)
+    up.wait(run, "Crashed", seconds=30)
     up.wait(run, "AwaitingRetry", "Running", seconds=60, through=("CRASHED",))
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 60
     while "going on from step" not in log_lines(up, run) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert "going on from step" in log_lines(up, run)
