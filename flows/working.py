@@ -22,7 +22,7 @@ def working(root: str) -> Iterator[Places]:
     """The folders of the project. A scheduled run waits for one that works there; a person's raises Occupied."""
     if (runtime.flow_run.run_count or 0) > TAKEN_UP:
         raise WinnowError(
-            f"this run's process was gone {TAKEN_UP} times; see .winnow/logs/flows.log, and whether its memory was enough"
+            f"this run's process was gone {TAKEN_UP} times; see .winnow/logs/flows.log and the memory it takes"
         )
     places = Places(Path(root).resolve())
     with checkout.run_alone(places, wait=get_run_logger().warning if runtime.deployment.id else None):
