@@ -13,13 +13,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
 from tasks import slots
-from tasks.settings import OWNER, Places, registered_model_name
+from tasks.settings import Places, registered_model_name
 from tasks.stages import DRIFTED, PROMOTED
 from tasks.tracked import without_password
 from winnow.config import load_config
@@ -30,7 +29,6 @@ PROJECT = "WINNOW_PROJECT"
 FLOWS = ("winnow", "promote", "drift")
 NOTIFY_BLOCK = "winnow-notify"
 """Name of the notification block (of any kind) that a person makes to be told."""
-STDOUT, STDERR = 1, 2
 PAGE = 200
 """How many blocks or automations Prefect's server hands out at once."""
 
@@ -43,23 +41,6 @@ def pool_of(project: str) -> str:
 def prefix_of(project: str) -> str:
     """Automations whose names begin so are this project's."""
     return f"winnow {project}: "
-
-
-def enter_checkout() -> dict[str, str]:
-    """The pull step of every deployment: a run works in the checkout of the worker that took it.
-
-    From here on it writes to a log of its own. The worker's pipe would break when the worker dies, and what writes to a
-    broken pipe ends (rich leaves the process).
-    """
-    if OWNER not in os.environ:
-        raise WinnowError("this worker does not know its checkout; start it there by `winnow up`")
-    places = Places(Path(os.environ[OWNER]))
-    os.chdir(places.root)
-    places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (places.logs / "flows.log").open("ab") as log:
-        for stream in (STDOUT, STDERR):
-            os.dup2(log.fileno(), stream)
-    return {"directory": str(places.root)}
 
 
 def set_up(places: Places) -> str:

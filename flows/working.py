@@ -1,8 +1,9 @@
-"""What every flow does first: give up where its process was gone too often, and work alone in the checkout."""
+"""What every flow does first: enter the checkout, work there alone, give up where its process was gone too often."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +11,30 @@ from prefect import runtime
 from prefect.logging import get_run_logger
 
 from tasks import checkout
-from tasks.settings import Places
+from tasks.settings import OWNER, Places
 from winnow.errors import WinnowError
 
 TAKEN_UP = 5
 """A run whose process was gone is taken up again (flows/automations.yaml), but not for ever."""
+
+STDOUT, STDERR = 1, 2
+
+
+def enter_checkout() -> dict[str, str]:
+    """The pull step of every deployment: a run works in the checkout of the worker that took it.
+
+    From here on it writes to a log of its own. The worker's pipe would break when the worker dies, and what writes to a
+    broken pipe ends (rich leaves the process).
+    """
+    if OWNER not in os.environ:
+        raise WinnowError("this worker does not know its checkout; start it there by `winnow up`")
+    places = Places(Path(os.environ[OWNER]))
+    os.chdir(places.root)
+    places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (places.logs / "flows.log").open("ab") as log:
+        for stream in (STDOUT, STDERR):
+            os.dup2(log.fileno(), stream)
+    return {"directory": str(places.root)}
 
 
 @contextlib.contextmanager
