@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prefect import runtime
+from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from tasks import checkout
@@ -17,6 +18,8 @@ from winnow.errors import WinnowError
 TAKEN_UP = 5
 """A run whose process was gone is taken up again (flows/automations.yaml), but not for ever."""
 
+ENDED = "winnow.flow-run.ended"
+"""The event that a scheduled run's process has ended by itself, well or not. Killed, it emits none."""
 STDOUT, STDERR = 1, 2
 
 
@@ -46,4 +49,8 @@ def working(root: str) -> Iterator[Places]:
         )
     places = Places(Path(root).resolve())
     with checkout.run_alone(places, wait=get_run_logger().warning if runtime.deployment.id else None):
-        yield places
+        try:
+            yield places
+        finally:
+            if runtime.deployment.id:
+                emit_event(ENDED, {"prefect.resource.id": f"prefect.flow-run.{runtime.flow_run.id}"})

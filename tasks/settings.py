@@ -102,6 +102,8 @@ def defaults(root: Path) -> dict[str, str]:
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         # flows/automations.yaml takes a flow that is silent for three of these for dead; Prefect takes no less.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        # A server that was down for a minute forgets what came due then: runs that died would stay Running for ever.
+        "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "P7D",
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     }

@@ -129,6 +129,22 @@ def test_the_worker_killed_alone_its_run_ends_and_nothing_works_beside_it(up: Up
     up.wait(later, "Completed")
 
 
+def test_what_ended_together_with_its_server_goes_on_when_both_are_back(
+    finished: tuple[Project, object], tmp_path: Path
+) -> None:
+    first = start(finished[0].copy(tmp_path / "copy"))
+    run = begun(first, 400)
+    stop(first.process)
+    time.sleep(75)  # after a minute Prefect forgets, unless told otherwise
+    second = start(first.project)
+    try:
+        found = second.wait(run, "Completed", seconds=300, through=("CRASHED",))
+        assert found["run_count"] == 2
+        assert "going on from step" in log_lines(second, run)
+    finally:
+        stop(second.process)
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
