@@ -7,6 +7,7 @@ sets is handed on: what is tested is what a newcomer gets.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tests.conftest import CLASSES, draw, tiny_params
 if TYPE_CHECKING:
     from tests.integration.running import Up
 
+NEVER_DUE = "0 0 29 2 *"  # 29 February
 CODE = (
     *("winnow", "tasks", "flows", "data", "mlflow"),
     *(".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "prefect.yaml"),
@@ -97,6 +99,7 @@ def make_project(root: Path, home: Path) -> Project:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.tar.xz"))
         else:
             shutil.copy(source, target)
+    _never_due(root / "prefect.yaml")
     rng = np.random.default_rng(3)
     for label, name in enumerate((*CLASSES, "unlabelled")):
         folder = root / "photos" / name
@@ -110,6 +113,11 @@ def make_project(root: Path, home: Path) -> Project:
             ["git", "-c", "user.name=Tests", "-c", "user.email=tests@localhost", *command], cwd=root, check=True
         )
     return project
+
+
+def _never_due(schedules: Path) -> None:
+    """A test says when a run is due: the hour of the day must not."""
+    schedules.write_text(re.sub(r'cron: "[^"]+"', f'cron: "{NEVER_DUE}"', schedules.read_text()))
 
 
 def run_params() -> dict:
