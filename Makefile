@@ -31,8 +31,9 @@ lock: $(BIN)/.ready ## pin everything anew from pyproject.toml
 	uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
 
 clean: ## what runs left behind; not the environment, MLflow's store, a team's servers or the count of test readings (git clean -fdx: all)
+	@"$(PYTHON)" -c "import fcntl, glob; [fcntl.flock(open(f, 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB) for f in glob.glob('.winnow/*.lock')]" 2>/dev/null || { echo "winnow works here; end it first (Ctrl-C)"; exit 1; }
 	rm -rf artifacts dvc.lock
-	@if [ -d .winnow ]; then find .winnow -mindepth 1 -maxdepth 1 ! -name mlflow ! -name team ! -name test-readings.json ! -name 'up.*' -exec rm -rf {} +; fi
+	@if [ -d .winnow ]; then find .winnow -mindepth 1 -maxdepth 1 ! -name mlflow ! -name team ! -name test-readings.json ! -name 'up.*' ! -name deployed.json -exec rm -rf {} +; fi
 
 $(BIN)/.ready: requirements.lock pyproject.toml
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv

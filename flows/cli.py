@@ -131,9 +131,11 @@ def _config(places: Places) -> Config:
 def _run(places: Places, options: argparse.Namespace) -> int:
     from flows.running import run
     from flows.setting import set_keys
+    from tasks import checkout
 
     if options.sets:
-        set_keys(places, options.sets)
+        with checkout.run_alone(places):  # a run that works reads params.yaml at each step
+            set_keys(places, options.sets)
     return run(places, _config(places))
 
 
@@ -244,13 +246,15 @@ def _team(places: Places, options: argparse.Namespace) -> int:
 def _account(places: Places, options: argparse.Namespace) -> int:
     from tasks import accounts
 
+    accounts.check_name(options.name)
     if options.remove:
         accounts.remove(places, options.name)
         print(f"{options.name} is no account any more")
         return 0
     if options.role:
         accounts.check_role(options.role)  # before there is an account without one
-    if password := accounts.make(places, options.name, reset=options.reset):
+    make = accounts.reset if options.reset else accounts.make
+    if password := make(places, options.name):
         print(f"password of {options.name}: {password}")
     if options.role:
         accounts.give_role(places, options.name, options.role)

@@ -33,7 +33,7 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
         _name(console, servers.mlflow_page(places), page_of(servers.prefect_api(places)))
         console.print("They are up already.")
         return 0
-    told = os.environ.get("PREFECT_API_URL", "")
+    told = _told(prefect_port)
     programs, pages = planned(places, os.environ["MLFLOW_TRACKING_URI"], told, ports)
     api = told or f"{pages['prefect']}/api"
     # The page asks port 4200 unless told where its own server is; the worker and `deploy` report there.
@@ -57,6 +57,12 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
     finally:
         servers.withdraw(places)
     return 0
+
+
+def _told(port: int) -> str:
+    """The team's Prefect, if the shell names one. The address of our own is for `prefect` on the command line."""
+    told = os.environ.get("PREFECT_API_URL", "")
+    return "" if told.rstrip("/") in (f"http://{host}:{port}/api" for host in (HOST, "localhost")) else told
 
 
 def _name(console: Console, mlflow: str, prefect: str) -> None:

@@ -14,10 +14,17 @@ from uuid import UUID
 from httpx import HTTPError
 from prefect import flow, runtime
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
 from prefect.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound
 from prefect.flow_runs import resume_flow_run, suspend_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
+from prefect.states import Cancelled
 
 from flows import showing
 from flows.summary import promotion_lines
@@ -55,14 +62,17 @@ def _promote(places: Places) -> list[str]:
         return []
     if waiting is None and settled.is_settled(places, config) and not settled.waits(places):
         # A contest that was lost is not measured again: by the hour, noise would win it some day.
+        _end_other_forms("")
         return promotion_lines(places)
     if waiting is None or waiting.request.form != run_id:
         reasons: list[str] = stages.promote_winner(str(places.root))["reasons"]
         waiting = decision.waiting(places, config)
         if waiting is None or not runtime.deployment.id or _has_form(waiting.request.form):
+            _end_other_forms(waiting.request.form if waiting else "")
             showing.promotion(reasons)
             return reasons
         approval.show_on(places, waiting.model, waiting.version, waiting.request, run_id)
+        _end_other_forms(run_id)
     answer = _ask(places, waiting)
     outcome = decision.answer(places, config, answer.decision == "approve", answer.by, answer.reason)
     showing.promotion(list(outcome.reasons))
@@ -97,6 +107,20 @@ def _ask(places: Places, waiting: Waiting) -> Any:
     seconds = math.ceil(max(1.0, waiting.request.seconds_left))
     question = "".join(filter(str.isdigit, waiting.request.asked))
     return suspend_flow_run(wait_for_input=form, timeout=seconds, key=f"version-{waiting.version.number}-{question}")
+
+
+def _end_other_forms(form: str) -> None:
+    """Cancel runs that show a form about a challenger of which nobody asks any more; `form` is the one to keep."""
+    if not runtime.deployment.id:
+        return
+    suspended = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[UUID(runtime.deployment.id)]),
+        state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Suspended"])),
+    )
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=suspended):
+            if str(run.id) not in {form, runtime.flow_run.id}:
+                client.set_flow_run_state(run.id, Cancelled(message="This is not asked any more."))
 
 
 def _has_form(form: str) -> bool:

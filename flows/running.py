@@ -27,6 +27,7 @@ def run(places: Places, config: Config) -> int:
     done: list[dict[str, Any]] = []
     if stale or _untracked(places, config):
         _announce(stale)
+        servers.check_prefect()
         servers.report_to_prefect(places)
         # Only now: these imports cost four seconds.
         from flows.pipeline import pipeline

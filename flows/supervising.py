@@ -30,10 +30,10 @@ from winnow.errors import WinnowError
 HOST = "127.0.0.1"
 START_SECONDS = 120
 END_SECONDS = 30
-RESTARTS, WITHIN_SECONDS = 5, 60.0
-"""A program that dies more often than this is not started again."""
+RESTARTS, LIVED_SECONDS = 5, 60.0
+"""A program that so many times in a row did not live so long is not started again."""
 PAUSE_SECONDS = 0.5
-"""Before the first restart; twice as long before each further one."""
+"""Before the first restart; twice as long before each further one in a row."""
 MARK = "WINNOW_STARTED"
 """Variable that names who started a process: supervisor/program."""
 
@@ -54,7 +54,9 @@ class Program:
     account: pwd.struct_passwd | None = None
     """Account that it runs as, where that is not ours; it then gets none of our variables."""
     process: subprocess.Popen[bytes] | None = None
-    deaths: list[float] = field(default_factory=list)
+    started: float = 0.0
+    deaths: int = 0
+    """In a row, soon after a start."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Supervisor:
     def _start(self, program: Program) -> None:
         account = program.account
         ours = {"PATH": os.environ.get("PATH", "")} if account else os.environ
+        program.started = time.monotonic()
         with (self.logs / f"{program.name}.log").open("ab") as log:
             program.process = subprocess.Popen(
                 program.command,
@@ -112,15 +115,15 @@ class Supervisor:
         assert program.process is not None
         if program.process.poll() is None:
             return
-        now = time.monotonic()
-        program.deaths = [then for then in program.deaths if now - then < WITHIN_SECONDS] + [now]
-        if len(program.deaths) > RESTARTS:
+        has_lived = time.monotonic() - program.started > LIVED_SECONDS
+        program.deaths = 1 if has_lived else program.deaths + 1
+        if program.deaths > RESTARTS:
             log = self.logs / f"{program.name}.log"
             raise WinnowError(f"{program.name} stops again and again; its log is {log}")
         self.console.print(f"{program.name} has stopped (status {program.process.returncode}); it is started again")
         if program.takes_along:
             end(_marked(f"{self.mark}/{program.name}"))
-        time.sleep(PAUSE_SECONDS * 2 ** (len(program.deaths) - 1))
+        time.sleep(PAUSE_SECONDS * 2 ** (program.deaths - 1))
         self._start(program)
 
     def _end(self) -> None:

@@ -83,7 +83,7 @@ def _start(places: Places, folder: Path, host: str, ports: Mapping[str, int], ke
     cluster.make_databases({owner: kept[f"{owner}_database"] for owner in postgresql.DATABASES.values()})
     keeps.add(programs["mlflow"], programs["prefect"])
     people = {name: _filled(plan["people"][name], words) for name in plan["people"]}
-    _make_accounts(places, people)
+    _make_accounts(places, f"http://{host}:{ports['mlflow']}", kept, _password_in(folder / "admin.env"))
     for name, variables in people.items():
         lines = [f"export {key}={shlex.quote(value)}\n" for key, value in variables.items()]
         _write_private(folder / f"{name}.env", "".join(lines))
@@ -139,15 +139,30 @@ def _write_private(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _make_accounts(places: Places, people: Mapping[str, Mapping[str, str]]) -> None:
-    """The engineer and the reader, by the administrator."""
+def _password_in(shell: Path) -> str:
+    """MLflow's password in a file for a shell, as the last start left it; "" where there is none."""
+    lines = shell.read_text(encoding="utf-8").splitlines() if shell.is_file() else []
+    words = [shlex.split(line)[-1].partition("=") for line in lines]
+    return next((value for key, _, value in words if key == "MLFLOW_TRACKING_PASSWORD"), "")
+
+
+def _make_accounts(places: Places, mlflow: str, passwords: Mapping[str, str], former: str) -> None:
+    """The three that secrets.json names, with the passwords that it names. `former`: the administrator's last one."""
     from tasks import accounts
 
     before = dict(os.environ)
-    os.environ.update(people["admin"])
+    admin = accounts.ADMINISTRATOR
+    os.environ |= {
+        "MLFLOW_TRACKING_URI": mlflow,
+        "MLFLOW_TRACKING_USERNAME": admin,
+        "MLFLOW_TRACKING_PASSWORD": former or passwords[admin],
+    }
     try:
+        if former and former != passwords[admin]:
+            accounts.keep(places, admin, passwords[admin])
+            os.environ["MLFLOW_TRACKING_PASSWORD"] = passwords[admin]
         for role in accounts.ROLES:
-            accounts.make(places, role, people[role]["MLFLOW_TRACKING_PASSWORD"])
+            accounts.keep(places, role, passwords[role])
             accounts.give_role(places, role, role)
     finally:
         os.environ.clear()

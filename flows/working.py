@@ -43,14 +43,14 @@ def enter_checkout() -> dict[str, str]:
 @contextlib.contextmanager
 def working(root: str) -> Iterator[Places]:
     """The folders of the project. A scheduled run waits for one that works there; a person's raises Occupied."""
-    if (runtime.flow_run.run_count or 0) > TAKEN_UP:
-        raise WinnowError(
-            f"this run's process was gone {TAKEN_UP} times; see .winnow/logs/flows.log and the memory it takes"
-        )
     places = Places(Path(root).resolve())
-    with checkout.run_alone(places, wait=get_run_logger().warning if runtime.deployment.id else None):
-        try:
+    try:
+        if (runtime.flow_run.run_count or 0) > TAKEN_UP:
+            raise WinnowError(
+                f"this run's process was gone {TAKEN_UP} times; see .winnow/logs/flows.log and the memory it takes"
+            )
+        with checkout.run_alone(places, wait=get_run_logger().warning if runtime.deployment.id else None):
             yield places
-        finally:
-            if runtime.deployment.id:
-                emit_event(ENDED, {"prefect.resource.id": f"prefect.flow-run.{runtime.flow_run.id}"})
+    finally:
+        if runtime.deployment.id:
+            emit_event(ENDED, {"prefect.resource.id": f"prefect.flow-run.{runtime.flow_run.id}"})

@@ -9,6 +9,7 @@ An account without a role sees nothing.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import warnings
 from collections.abc import Iterator
@@ -24,24 +25,48 @@ ROLES = {
     "engineer": {"experiment": "MANAGE", "registered_model": "MANAGE", "workspace": "USE"},
 }
 """Role -> kind -> permission on all of that kind. Deleting a tag or an alias takes MANAGE, making new ones USE."""
+OWN = (ADMINISTRATOR := "admin", *ROLES)
+"""Accounts that `winnow team` makes, with the passwords of its secrets.json."""
 WORKSPACE = "default"
 
 
-def make(places: Places, name: str, password: str = "", reset: bool = False) -> str:
-    """See that there is an account; returns its password where it is new or `reset`, "" where it keeps its own.
+def make(places: Places, name: str) -> str:
+    """See that there is an account; returns its password where it is new, "" where it keeps its own.
 
     The environment names the server and the administrator. Raises WinnowError where there is no such server.
     """
     with _administrator(places) as client:
-        is_there = _is_there(client, name)
-        if is_there and not reset:
+        if _is_there(client, name):
             return ""
-        password = password or secrets.token_urlsafe(18)
-        if is_there:
-            client.update_user_password(name, password)
+        client.create_user(name, password := secrets.token_urlsafe(18))
+        return password
+
+
+def reset(places: Places, name: str) -> str:
+    """A new password, which is returned. Raises WinnowError where there is no such account."""
+    with _administrator(places) as client:
+        if not _is_there(client, name):
+            raise _missing(places, name)
+        _set_password(client, name, password := secrets.token_urlsafe(18))
+        return password
+
+
+def keep(places: Places, name: str, password: str) -> None:
+    """See that there is an account with this very password."""
+    with _administrator(places) as client:
+        if _is_there(client, name):
+            _set_password(client, name, password)
         else:
             client.create_user(name, password)
-        return password
+
+
+def check_name(name: str) -> None:
+    """Raise WinnowError for an account that the team's servers make themselves at each start."""
+    if name in OWN:
+        raise WinnowError(
+            f"{name} is the team's own account: its password stands in secrets.json of the team's folder; "
+            "to change it, edit that file and start `make team` again"
+        )
 
 
 def check_role(role: str) -> None:
@@ -73,7 +98,7 @@ def remove(places: Places, name: str) -> None:
     """End an account; its runs and versions stay. Raises WinnowError where there is none."""
     with _administrator(places) as client:
         if not _is_there(client, name):
-            raise WinnowError(f"there is no account {name} at {tracked.without_password(tracked.address(places))}")
+            raise _missing(places, name)
         client.delete_user(name)
 
 
@@ -90,6 +115,16 @@ def _administrator(places: Places) -> Iterator[Any]:
         except ImportError as error:
             raise MissingExtra("mlflow[auth]", "servers") from error
         yield AuthServiceClient(where)
+
+
+def _missing(places: Places, name: str) -> WinnowError:
+    return WinnowError(f"there is no account {name} at {tracked.without_password(tracked.address(places))}")
+
+
+def _set_password(client: Any, name: str, password: str) -> None:
+    """Whoever changes his own has to know the one before."""
+    own = name == os.environ.get("MLFLOW_TRACKING_USERNAME")
+    client.update_user_password(name, password, os.environ.get("MLFLOW_TRACKING_PASSWORD") if own else None)
 
 
 def _is_there(client: Any, name: str) -> bool:

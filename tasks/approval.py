@@ -4,6 +4,7 @@
     approved   it may become champion, as long as the one that it won against still serves
     denied     it stays out, and the reason stays with it
     expired    nobody answered in time; it stays out
+    superseded another challenger came before anybody answered
 
 A version that was denied or has expired is asked for again only by `winnow promote --replace`. What a request says is
 one JSON text in the version's tag `winnow.approval`, so it reads the same from every machine. Nothing here moves an
@@ -12,6 +13,7 @@ alias.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +25,7 @@ from tasks.settings import Places
 from winnow.errors import ArtifactError, WinnowError
 
 TAG, REASON = "winnow.approval", "winnow.reason"
-State = Literal["asked", "approved", "denied", "expired"]
+State = Literal["asked", "approved", "denied", "expired", "superseded"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Request:
         if self.state == "asked":
             until = datetime.fromisoformat(self.until).astimezone()
             return f"waits for approval until {until:%Y-%m-%d %H:%M} (winnow approve, winnow deny, or Prefect's form)"
-        return {"approved": "approved", "denied": "denied", "expired": "not approved"}[self.state] + f" {self.answer}"
+        return f"{self.state if self.state in ('approved', 'denied') else 'not approved'} {self.answer}"
 
 
 def stored(version: Version) -> Request | None:
@@ -92,6 +94,15 @@ def ask(places: Places, model: str, version: Version, champion: Version | None, 
     return request
 
 
+def supersede(places: Places, model: str, former: Version, by: Version) -> None:
+    """Nobody is asked about `former` any more; its own tag says so."""
+    with contextlib.suppress(ArtifactError):  # one that cannot be read asks nobody
+        request = stored(former)
+        if request and request.state == "asked":
+            answer = f"before {by} took its place as challenger"
+            _write(places, model, former, replace(request, state="superseded", answer=answer))
+
+
 def show_on(places: Places, model: str, version: Version, request: Request, form: str) -> None:
     """Note which run of Prefect's shows the form."""
     registry.note(places, model, version, {TAG: json.dumps(asdict(replace(request, form=form)))})
@@ -101,8 +112,8 @@ def answer(places: Places, model: str, version: Version, approve: bool, who: str
     """Write the answer down. Raises WinnowError where nothing was asked, or a denial names no reason."""
     request = stored(version)
     if request is None or request.state == "approved":
-        state = "was approved already; winnow promote makes it champion" if request else "waits for no approval"
-        raise WinnowError(f"{version} of {model} {state}")
+        state = f"was approved already ({request.answer})" if request else "waits for no approval"
+        raise WinnowError(f"{version} of {model} {state}; `winnow promote` says what serves")
     if not approve and not reason:
         raise WinnowError("a denial needs a reason: it stays with the model")
     told = f"by {who} on {_now().astimezone():%Y-%m-%d %H:%M}" + (f": {reason}" if reason else "")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tasks import approval, registry, settled
 from tasks.approval import Request
-from tasks.promotion import Outcome, crown, number_of
+from tasks.promotion import Outcome, make_champion, number_of
 from tasks.registry import CHALLENGER, CHAMPION, Version
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
@@ -43,7 +43,7 @@ def answer(places: Places, config: Config, approve: bool, who: str, reason: str)
         raise WinnowError(f"the champion of {model} has changed since approval was asked for; run winnow promote")
     request = approval.answer(places, model, challenger, approve, who, reason)
     if approve:
-        crown(places, model, challenger, champion)
+        make_champion(places, model, challenger, champion)
         told = f"{challenger} is the new champion: {request.why}; {request.words}"
     else:
         told = f"{challenger} {request.words}; {champion or 'nobody'} stays champion"

@@ -60,9 +60,9 @@ def look(places: Places, config: Config, path: str | None = None) -> Finding:
     if not folder.is_dir():
         raise ConfigError(f"drift.path: {folder} is no folder")
     model = registered_model_name(config)
-    at, images = registry.fetch_model(places, model, CHAMPION), load_images(places.artifacts / "data")
-    champion, card = registry.find(places, model, CHAMPION), read_json(at / CARD)
-    assert champion is not None
+    champion, images = registry.get(places, model, CHAMPION), load_images(places.artifacts / "data")
+    at = registry.fetch(places, model, champion)
+    card = read_json(at / CARD)
     if card["image_size"] != images.image_size:
         raise DataError(
             f"{champion} takes images of {card['image_size']} pixels, artifacts/data has {images.image_size}"

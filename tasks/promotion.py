@@ -15,7 +15,7 @@ machines are not locked against each other; the champion is looked up again just
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ def promote(places: Places, config: Config, replace: bool = False) -> Outcome:
         outcome = Outcome((reason,), champion=number_of(champion))
     else:
         outcome = _promote_winner(places, config, selection, winner, champion, replace)
-    told = {**asdict(outcome), "reasons": list(outcome.reasons), "waits": outcome.waits is not None}
+    told = {"champion": outcome.champion, "reasons": list(outcome.reasons)}
+    told["waits_until"] = outcome.waits.until if outcome.waits else ""
     settled.remember(places, model, record_digest(places.artifacts / "select"), told)
     return outcome
 
@@ -90,6 +91,7 @@ def _promote_winner(
     card = _card(places, config, selection, winner)
     run_id = tracking.candidate_run(places, config, winner)
     version = registry.register(places, config, folder, card, run_id)
+    _supersede(places, model, version)
     registry.set_alias(places, model, CHALLENGER, version.number)
     registered = f"{winner} is version {version.number} of {model}"
     request = None if replace else _request(places, config, version, champion)
@@ -108,15 +110,22 @@ def _promote_winner(
         return Outcome((registered, last), winner, sha256, version.number, CHALLENGER, number_of(champion), waits)
     if request:
         reason = f"{request.why}; {request.words}"
-    crown(places, model, version, champion)
+    make_champion(places, model, version, champion)
     last = f"{version} is the new champion: {reason}"
     return Outcome((registered, last), winner, sha256, version.number, CHAMPION, version.number, is_new=True)
+
+
+def _supersede(places: Places, model: str, version: Version) -> None:
+    """A challenger that still waits for a person waits no more: this one stands in its place."""
+    former = registry.find(places, model, CHALLENGER)
+    if former and former.number != version.number:
+        approval.supersede(places, model, former, version)
 
 
 def _request(places: Places, config: Config, version: Version, champion: Version | None) -> Request | None:
     """What was asked about this version against the champion of today. A denial holds, also where nobody asks now."""
     request = approval.read(places, registered_model_name(config), version)
-    if request is None or request.champion != number_of(champion):
+    if request is None or request.state == "superseded" or request.champion != number_of(champion):
         return None
     return request if config.promotion.approval or request.state == "denied" else None
 
@@ -174,7 +183,7 @@ def _contest(
     if champion is None:
         return True, "there was none before it"
     try:
-        there = registry.fetch_model(places, registered_model_name(config), champion.number)
+        there = registry.fetch(places, registered_model_name(config), champion)
         card = read_json(there / CARD)
         obstacle = incomparable(card, challenger[1])
     except ArtifactError as error:
@@ -192,7 +201,7 @@ def _write_reason(places: Places, model: str, version: Version, run_id: str | No
         tracking.tag_run(places, run_id, {"winnow.promotion": f"version {version.number} of {model}: {reason}"})
 
 
-def crown(places: Places, model: str, version: Version, champion: Version | None) -> None:
+def make_champion(places: Places, model: str, version: Version, champion: Version | None) -> None:
     """Move the alias, last of all."""
     if number_of(registry.find(places, model, CHAMPION)) != number_of(champion):
         raise WinnowError(f"the champion of {model} has changed while its challenger was measured; run winnow promote")

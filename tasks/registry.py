@@ -231,20 +231,31 @@ def note(places: Places, model: str, version: Version, tags: Mapping[str, str | 
             client.update_model_version(model, version.number, f"{before}\n- {line}".strip())
 
 
-def fetch_model(places: Places, model_name: str, which: str) -> Path:
-    """A folder with the model.onnx and card.json of an alias or a version number, kept in .winnow/models."""
+def get(places: Places, model_name: str, which: str) -> Version:
+    """The version with this alias or number; raises WinnowError where there is none."""
     found = find(places, model_name, which)
     where = tracked.without_password(tracked.registry_address(places))
     if found is None and which == CHAMPION:
         raise WinnowError(
             f"nothing has been promoted yet: {model_name} has no champion at {where}; "
             "run `winnow run`, or `winnow promote`"
+            f"{'' if tracked.is_own(places) else ' (or your account has no role there: ask its administrator)'}"
         )
     if found is None:
         raise WinnowError(f"{model_name} at {where} has no version or alias {which!r}; its page in MLflow lists them")
-    kept = places.hidden / "models" / model_name / found.number
-    if not _is_kept(kept, found):
-        _download(places, model_name, found, kept)
+    return found
+
+
+def fetch_model(places: Places, model_name: str, which: str) -> Path:
+    """`fetch` for an alias or a version's number."""
+    return fetch(places, model_name, get(places, model_name, which))
+
+
+def fetch(places: Places, model_name: str, version: Version) -> Path:
+    """A folder with the model.onnx and card.json of a version, kept in .winnow/models."""
+    kept = places.hidden / "models" / model_name / version.number
+    if not _is_kept(kept, version):
+        _download(places, model_name, version, kept)
     return kept
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tasks import tracked
 from tasks.origin import is_alive, process_identity
 from tasks.settings import Places
+from winnow.errors import WinnowError
 from winnow.records import write_json
 
 ANSWER_SECONDS = 2
@@ -60,7 +61,17 @@ def prefect_api(places: Places) -> str:
     if told := os.environ.get("PREFECT_API_URL"):
         return told
     found = announced(places)
-    return found.prefect_api if found and found.prefect_api and answers(f"{found.prefect_api}/health") else ""
+    is_up = found and is_alive(found.owner) and answers(f"{found.prefect_api}/health")
+    return found.prefect_api if found and is_up else ""
+
+
+def check_prefect() -> None:
+    """Raise WinnowError where the shell names a Prefect server and nobody is there: Prefect's own error is long."""
+    told = os.environ.get("PREFECT_API_URL", "")
+    if told and not _is_there(f"{told.rstrip('/')}/health"):
+        raise WinnowError(
+            f"nobody answers at {tracked.without_password(told)}: start that server, or unset PREFECT_API_URL"
+        )
 
 
 def report_to_prefect(places: Places) -> bool:
@@ -86,3 +97,14 @@ def answers(address: str) -> bool:
             return bool(answer.status == 200)
     except (OSError, ValueError, urllib.error.URLError):
         return False
+
+
+def _is_there(address: str) -> bool:
+    """Whether somebody answers, be it with a refusal."""
+    try:
+        urllib.request.urlopen(address, timeout=ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True

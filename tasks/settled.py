@@ -7,6 +7,7 @@ say what serves. It is only a memory: whoever loses it asks the registry. No mlf
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from tasks import tracked
@@ -22,7 +23,7 @@ def is_settled(places: Places, config: Config) -> bool:
     found, select = _recall(places), places.artifacts / "select"
     if not found or not (select / RECORD).is_file() or not tracked.store_exists(tracked.registry_address(places)):
         return False
-    if found.get("waits") and not config.promotion.approval:
+    if (until := found.get("waits_until")) and not (config.promotion.approval and _is_open(until)):
         return False
     wanted = (_address(places), registered_model_name(config), record_digest(select))
     return wanted == tuple(found.get(key) for key in ("address", "model", "select"))
@@ -30,7 +31,7 @@ def is_settled(places: Places, config: Config) -> bool:
 
 def waits(places: Places) -> bool:
     """Whether it waited for a person when it was last seen; it may have been answered elsewhere since."""
-    return bool(_recall(places).get("waits"))
+    return bool(_recall(places).get("waits_until"))
 
 
 def reasons(places: Places) -> list[str]:
@@ -39,7 +40,7 @@ def reasons(places: Places) -> list[str]:
 
 
 def remember(places: Places, model: str, select: str, outcome: dict[str, Any]) -> None:
-    """Replace what was known: `outcome` of the selection with this digest, JSON with `champion`, `reasons`, `waits`."""
+    """Replace what was known by `outcome` of the selection with this digest: `champion`, `reasons`, `waits_until`."""
     where = {"address": _address(places), "model": model, "select": select}
     write_json(places.hidden / PROMOTED, {**where, **outcome})
 
@@ -48,7 +49,7 @@ def amend(places: Places, model: str, champion: str | None, reason: str) -> None
     """A person has acted since: another champion, or a word on the one that waited."""
     found = _recall(places)
     if found and (found["address"], found["model"]) == (_address(places), model):
-        changed = {"champion": champion, "reasons": [reason], "waits": False}
+        changed = {"champion": champion, "reasons": [reason], "waits_until": ""}
         write_json(places.hidden / PROMOTED, {**found, **changed})
 
 
@@ -64,6 +65,15 @@ def _recall(places: Places) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _is_open(until: str) -> bool:
+    """Whether a question may still be answered; once its time is over somebody has to write that down."""
+    return _now() < datetime.fromisoformat(until)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _address(places: Places) -> str:

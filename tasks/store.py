@@ -47,10 +47,12 @@ def answering(
     except (MlflowException, SQLAlchemyError, OSError) as error:
         where = tracked.without_password(tracked.address(places))
         told = tracked.without_password(" ".join(str(error).split()))[:400]
-        if any(word in told for word in ("Permission denied", "error code 401", "Forbidden", "not authenticated")):
+        if tracked.is_own(places) or isinstance(error, PermissionError):
+            todo = "See that it can be written"
+        elif any(word in told for word in ("Permission denied", "error code 401", "Forbidden", "not authenticated")):
             todo = f"That takes {takes}: see MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         else:
-            todo = "See that it can be written" if tracked.is_own(places) else "Start it, or unset MLFLOW_TRACKING_URI"
+            todo = "Start it, or unset MLFLOW_TRACKING_URI"
         raise StoreError(f"MLflow at {where} does not answer as it should: {told}\n{todo}{kept}") from error
 
 

@@ -94,7 +94,10 @@ def test_a_question_that_nobody_answers_expires(
     wanted = asking(config, approval_hours=2.0)
     promote(places, wanted)
     later = datetime.now(UTC) + timedelta(hours=3)
-    monkeypatch.setattr(approval, "_now", lambda: later)
+    assert settled.is_settled(places, wanted)
+    for module in (approval, settled):
+        monkeypatch.setattr(module, "_now", lambda: later)
+    assert not settled.is_settled(places, wanted)  # so the next run of the chain writes it down
     outcome = promote(places, wanted)
     assert outcome.waits is None
     assert "not approved in time: nobody answered" in outcome.reasons[-1]
@@ -103,6 +106,18 @@ def test_a_question_that_nobody_answers_expires(
     assert settled.is_settled(places, wanted)
     # A person's word counts late, too.
     assert decision.answer(places, wanted, True, "Ann", "was ill").champion == "1"
+
+
+def test_the_next_challenger_ends_the_question(places: Places, config: Config) -> None:
+    promote(places, next_run(places, 900))
+    wanted = next_run(places, 400)
+    assert promote(places, wanted).version == "2"
+    assert "not approved before version 2 (quick) took its place" in tag(places, "1", "winnow.reason")
+    question = decision.waiting(places, wanted)
+    assert question is not None
+    assert question.version.number == "2"
+    # The first one wins a later selection: it is asked about anew.
+    assert promote(places, next_run(places, 900)).waits is not None
 
 
 def test_the_word_is_about_the_champion_of_the_question(places: Places, config: Config) -> None:
@@ -209,6 +224,16 @@ def test_nobody_answers_the_form(up: Up) -> None:
     settled = up.schedule("promote/photos")
     up.wait(settled, "Completed")
     assert "nobody answered" in up.artifacts(settled)["promotion"]
+
+
+@pytest.mark.services
+def test_the_next_challenger_ends_the_form(up: Up) -> None:
+    handmade(up.project, ballast=450)
+    first = asked(up)
+    handmade(up.project, ballast=400)
+    second = asked(up)
+    assert up.get(f"flow_runs/{first}")["state"]["type"] == "CANCELLED"
+    answer(up, second, decision="deny", by="Ben", reason="wrong on cats, too")
 
 
 @pytest.mark.services

@@ -145,6 +145,7 @@ def test_a_scheduled_chain_survives_the_death_of_every_server(team: Team) -> Non
 
 
 def test_a_reader_compares_and_loads_but_cannot_promote(team: Team) -> None:
+    have_run(team.first)
     before = asked(team.first, VERSIONS)
     reader = replace(team.first, variables=team.shell("reader"))
     assert asked(reader, RUNS)
@@ -171,11 +172,13 @@ def test_a_reader_compares_and_loads_but_cannot_promote(team: Team) -> None:
 
 
 def test_an_account_changes_its_role(team: Team) -> None:
+    have_run(team.first)
     admin = replace(team.first, variables=team.shell("admin"))
     made = admin.winnow("account", "ann", "--role", "reader")
     assert made.returncode == 0, made.stderr
     password = made.stdout.splitlines()[0].removeprefix("password of ann: ")
-    ann = replace(team.first, variables={**team.shell("reader"), **person("ann", password)})
+    address = {"MLFLOW_TRACKING_URI": team.shell("reader")["MLFLOW_TRACKING_URI"]}
+    ann = replace(team.first, variables={**address, **person("ann", password)})
     tag = CLIENT + "client.set_model_version_tag('photos', '1', 'seen', 'yes')"
     assert ann.call(sys.executable, "-c", tag).returncode != 0
     assert admin.winnow("account", "ann", "--role", "engineer").stdout == "ann is engineer\n"
@@ -188,6 +191,10 @@ def test_an_account_changes_its_role(team: Team) -> None:
     assert ann.call(sys.executable, "-c", look).returncode != 0
     ann = replace(ann, variables={**ann.variables, **person("ann", reset)})
     assert ann.call(sys.executable, "-c", look).returncode == 0
+    loaded = ann.winnow("predict", str(next((ann.root / "photos" / "disc").glob("*.png"))))
+    assert loaded.returncode == 0, loaded.stderr
+    assert "there is no account anm" in admin.winnow("account", "anm", "--reset").stderr
+    assert "secrets.json" in admin.winnow("account", "engineer", "--remove").stderr
     refused = ann.winnow("account", "bob", "--role", "engineer")
     assert refused.returncode == 2
     assert "takes the administrator's account" in refused.stderr
@@ -195,10 +202,23 @@ def test_an_account_changes_its_role(team: Team) -> None:
     assert ann.call(sys.executable, "-c", look).returncode != 0
 
 
+def test_passwords_follow_secrets_json(team: Team) -> None:
+    kept = json.loads((team.folder / "secrets.json").read_text())
+    changed = {**kept, "admin": "another one", "engineer": "and another"}
+    address = team.shell("reader")["MLFLOW_TRACKING_URI"]
+    look = "from mlflow import MlflowClient; MlflowClient().search_experiments()"
+    for passwords, former in ((changed, kept), (kept, changed)):  # and back
+        done(team.first, sys.executable, "-c", START, address, json.dumps(passwords), former["admin"])
+        for name in ("admin", "engineer", "reader"):
+            who = replace(team.first, variables={"MLFLOW_TRACKING_URI": address, **person(name, passwords[name])})
+            done(who, sys.executable, "-c", look)
+    former = {"MLFLOW_TRACKING_URI": address, **person("engineer", changed["engineer"])}
+    assert replace(team.first, variables=former).call(sys.executable, "-c", look).returncode != 0
+
+
 def test_a_second_machine_goes_on_where_the_first_stopped(team: Team, tmp_path: Path) -> None:
     first = team.first
-    if not (first.root / "dvc.lock").exists():
-        assert first.winnow("run").returncode == 0
+    have_run(first)
     # The first commits what it has, and stops in the middle of the next run.
     done(first, "git", "rm", "-rq", "--cached", "photos")
     done(first, sys.executable, "-m", "dvc", "add", "-q", "photos")
@@ -246,6 +266,12 @@ def test_a_second_machine_goes_on_where_the_first_stopped(team: Team, tmp_path: 
     assert len(asked(first, RUNS)) == len(runs) + 1  # the execution that found everything there
 
 
+def have_run(project: Project) -> None:
+    """For a test that is run alone: the chain, which an earlier one has run else."""
+    if not (project.root / "dvc.lock").exists():
+        done(project, sys.executable, "-m", "flows.cli", "run")
+
+
 def person(name: str, password: str) -> dict[str, str]:
     return {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
 
@@ -255,6 +281,14 @@ def done(project: Project, *command: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+START = """
+import json, sys
+from pathlib import Path
+from tasks.settings import Places, apply
+apply(Path.cwd())
+from flows.team import _make_accounts
+_make_accounts(Places(Path.cwd()), sys.argv[1], json.loads(sys.argv[2]), sys.argv[3])
+"""
 CLIENT = """
 import json
 from pathlib import Path

@@ -238,6 +238,24 @@ def test_a_server_that_does_not_answer_is_one_message(
     tracking.close_execution(places, "0" * 32, ok=False)
 
 
+@pytest.mark.parametrize(
+    ("address", "error", "said"),
+    [
+        ("", PermissionError(13, "Permission denied", "mlflow/artifacts"), "See that it can be written"),
+        ("http://127.0.0.1:1", PermissionError(13, "Permission denied", "models"), "See that it can be written"),
+        ("http://127.0.0.1:1", OSError("failed with error code 401 != 200"), "the role engineer"),
+        ("http://127.0.0.1:1", ConnectionError("refused"), "Start it, or unset MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_an_error_says_whose_it_is(
+    places: Places, monkeypatch: pytest.MonkeyPatch, address: str, error: Exception, said: str
+) -> None:
+    if address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(store.StoreError, match=said), store.answering(places):
+        raise error
+
+
 def test_a_lost_database_is_made_and_filled_without_noise(places: Places, config: Config) -> None:
     tracking.track(places, config)
     (places.hidden / "mlflow" / "mlflow.db").unlink()

@@ -3,11 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from flows import cli
 from tasks import checkout
 from tasks.settings import Places
 from tests.closure import ROOT
@@ -45,6 +47,16 @@ def test_a_run_keeps_others_out_and_is_named(places: Places, other: subprocess.P
     for asking in (checkout.run_alone, checkout.step_alone):
         with pytest.raises(checkout.Occupied, match=f"process {other.pid}, since .*wait for its end"), asking(places):
             pass
+
+
+@pytest.mark.parametrize("other", ["run_alone"], indirect=True)
+@pytest.mark.usefixtures("other")
+def test_a_refused_run_changes_no_params_under_the_one_that_works(places: Places) -> None:
+    params = places.root / "params.yaml"
+    params.write_text("seed: 1\n")
+    with pytest.raises(checkout.Occupied):
+        cli._run(places, Namespace(sets=["seed=2"]))
+    assert params.read_text() == "seed: 1\n"
 
 
 @pytest.mark.parametrize("other", ["run_alone"], indirect=True)

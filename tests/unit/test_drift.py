@@ -12,7 +12,7 @@ from tests.conftest import tiny_params
 from winnow.config import Drift, check_config
 from winnow.data.images import VALIDATION, ImageSet
 from winnow.drift import Answers, advice, answer, compare, to_label
-from winnow.errors import ArtifactError
+from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation import softmax
 
 SETTINGS = Drift()
@@ -52,7 +52,7 @@ def test_a_shift_too_small_to_matter_is_not_real_however_many_images_show_it() -
 
 
 def test_false_alarms_stay_within_what_is_accepted() -> None:
-    """200 draws of the same kind: more than 10 alarms at a level of 0.01 would be a chance of one in 5,000."""
+    """200 draws of the same kind: more than 8 alarms at a level of 0.01 would be a chance of one in 4,700."""
     loose = Drift(min_separation=0.0, min_class_shift=0.0, min_confidence_shift=0.0)
     alarms = [
         any(shift.is_real for shift in compare(drawn(300, 2 * seed), drawn(150, 2 * seed + 1), loose))
@@ -105,3 +105,5 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
 
 def test_the_section_may_be_missing_and_is_checked() -> None:
     assert check_config(tiny_params()).drift == Drift()
+    with pytest.raises(ConfigError, match=r"drift\.alpha"):
+        check_config(tiny_params() | {"drift": {"alpha": 0.0}})

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.interfaces import planned, serve
+from flows.interfaces import _told, planned, serve
+from tasks.servers import check_prefect
 from tasks.settings import Places
 from winnow.errors import WinnowError
 
@@ -35,6 +36,19 @@ def test_the_projects_own_store_gets_a_server() -> None:
     assert {program.name for program in programs} == set(pages) == {"mlflow", "prefect"}
     assert places.mlflow_store in next(program.command for program in programs if program.name == "mlflow")
     assert pages["mlflow"] == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_the_address_of_its_own_server_names_no_team(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"http://{host}:4200/api")
+    assert _told(4200) == ""
+    assert _told(4300) == f"http://{host}:4200/api"
+
+
+def test_a_prefect_that_is_not_there_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://ann:secret@127.0.0.1:1/api")
+    with pytest.raises(WinnowError, match=r"nobody answers at http://127\.0\.0\.1:1/api: start that server"):
+        check_prefect()
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,28 @@ def test_a_program_that_dies_is_started_again_but_not_for_ever(tmp_path: Path, m
     assert not (tmp_path / "up.mark").exists()
 
 
+LIVES_TWICE = """
+import time
+starts = open("starts", "a+")
+starts.write("x")
+starts.flush()
+if starts.seek(0) or len(starts.read()) <= 2:
+    time.sleep(0.6)
+"""
+
+
+def test_one_that_has_lived_is_given_all_its_restarts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.supervising.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("flows.supervising.LIVED_SECONDS", 0.5)
+    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
+        keeps.add(Program("longer", python(LIVES_TWICE)))
+        monkeypatch.setattr("flows.supervising.time.sleep", lambda _seconds, sleep=time.sleep: sleep(0.02))
+        with pytest.raises(WinnowError, match="longer stops again and again"):
+            keeps.keep_up()
+    # Two that lived; the second counts as the first death in a row.
+    assert len((tmp_path / "starts").read_text()) == 2 + RESTARTS
+
+
 def test_one_that_does_not_come_up_is_told(tmp_path: Path) -> None:
     with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:  # noqa: SIM117
         with pytest.raises(WinnowError, match=r"broken did not start; its log is .*broken\.log"):
