@@ -20,6 +20,7 @@ traceback.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -164,13 +165,18 @@ def _track(places: Places, _options: argparse.Namespace) -> int:
 
 
 def _promote(places: Places, options: argparse.Namespace) -> int:
-    from tasks import checkout
+    from tasks import checkout, servers
     from tasks.promotion import promote
 
     config = _config(places)
     with checkout.run_alone(places):
         outcome = promote(places, config, replace=options.replace)
-    return _told(places, config, outcome)
+    told = _told(places, config, outcome)
+    if outcome.waits and servers.report_to_prefect(places):
+        from flows.promote import show_form
+
+        show_form(config)
+    return told
 
 
 def _rollback(places: Places, options: argparse.Namespace) -> int:
@@ -188,6 +194,7 @@ def _told(places: Places, config: Config, outcome: Outcome) -> int:
     if outcome.is_new and servers.report_to_prefect(places):
         from tasks.stages import tell_of
 
+        logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it warns that it has one event left to send
         tell_of(outcome, registered_model_name(config))
     return 0
 
@@ -208,15 +215,15 @@ def _deny(places: Places, options: argparse.Namespace) -> int:
 
 def _answer(places: Places, approve: bool, reason: str) -> int:
     from tasks import decision, servers
-    from tasks.origin import user
+    from tasks.origin import person
 
     config = _config(places)
     waiting = decision.waiting(places, config)
-    _told(places, config, decision.answer(places, config, approve, user(), reason))
+    _told(places, config, decision.answer(places, config, approve, person(), reason))
     if waiting and waiting.request.form and servers.report_to_prefect(places):
         from flows.promote import close_form
 
-        if warning := close_form(waiting.request.form, approve, user(), reason):
+        if warning := close_form(waiting.request.form, approve, person(), reason):
             print(f"winnow: {warning}", file=sys.stderr)
     return 0
 

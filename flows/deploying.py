@@ -19,7 +19,7 @@ import yaml
 
 from tasks import slots
 from tasks.settings import Places, registered_model_name
-from tasks.stages import DRIFTED, PROMOTED
+from tasks.stages import DRIFTED, PROMOTED, WAITING
 from tasks.tracked import without_password
 from winnow.config import load_config
 from winnow.errors import WinnowError
@@ -138,7 +138,7 @@ def _automations(places: Places) -> list[dict[str, Any]]:
 
 
 def _notifications(project: str) -> list[dict[str, Any]]:
-    """One for failures and one for promotions and drift, where a block says whom to tell."""
+    """One for failures and one for what becomes of models, where a block says whom to tell."""
     block = _notify_block()
     if block is None:
         return []
@@ -159,9 +159,9 @@ def _notifications(project: str) -> list[dict[str, Any]]:
             ],
         },
         {
-            "name": f"{prefix_of(project)}tell of promotions and drift",
+            "name": f"{prefix_of(project)}tell of promotions, approvals and drift",
             "trigger": {
-                **_each(PROMOTED, DRIFTED),
+                **_each(PROMOTED, DRIFTED, WAITING),
                 "match": {"prefect.resource.id": f"winnow.model.{project}"},
             },
             "actions": [_send(block, "winnow: {{ event.resource.name }}", "{{ event.payload.reason }}")],
@@ -187,22 +187,25 @@ def _notify_block() -> str | None:
 
 
 def _automate(mine: str, wanted: list[dict[str, Any]]) -> None:
-    """Those whose names begin with `mine` become `wanted`: the same name is updated, others are removed."""
+    """Those whose names begin with `mine` become `wanted`: the same name is updated, others are removed.
+
+    One that is as wanted is left alone: an update makes it forget the runs that it is waiting for.
+    """
     from prefect.automations import AutomationCore
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
         found = _all(lambda offset: client.read_automations(offset=offset, limit=PAGE))
-        known = [(automation.name, automation.id) for automation in found if automation.name.startswith(mine)]
+        known = {automation.name: automation for automation in found if automation.name.startswith(mine)}
         for automation in wanted:
             core = AutomationCore.model_validate(automation)
-            if there := next((one for one in known if one[0] == core.name), None):
-                known.remove(there)
-                client.update_automation(there[1], core)
-            else:
+            there = known.pop(core.name, None)
+            if there is None:
                 client.create_automation(core)
-        for _, left in known:
-            client.delete_automation(left)
+            elif core.model_dump() != AutomationCore.model_validate(there.model_dump()).model_dump():
+                client.update_automation(there.id, core)
+        for left in known.values():
+            client.delete_automation(left.id)
 
 
 def _all(read: Callable[[int], list[Any]]) -> Iterator[Any]:

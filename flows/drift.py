@@ -18,7 +18,7 @@ from winnow.config.finetune import NOTHING
 from winnow.errors import DataError
 
 
-@flow(name="drift", validate_parameters=False, persist_result=False)
+@flow(name="drift", validate_parameters=False, persist_result=True, result_serializer="json")
 def drift(root: str = ".", path: str = "") -> dict[str, Any]:
     """Compare the fresh images of `path` (drift.path by default) with the validation split; returns the advice."""
     with working(root) as places:

@@ -45,9 +45,13 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
             own = {program.name for program in programs}
             servers.announce(places, pages["mlflow"] if "mlflow" in own else "", "" if told else api)
             _name(console, **pages)
+            if not (work or programs):
+                return 0
             if work:
                 if told:
                     _check_name(places)
+                if "mlflow" not in own:
+                    _check_mlflow(places)
                 keeps.add(_worker(places))
                 console.print("Worker   waits for what prefect.yaml schedules")
             console.print("Ctrl-C ends what was started here.")
@@ -102,6 +106,14 @@ def _check_name(places: Places) -> None:
             "promotion.registered_model is auto, and other projects share this Prefect server: give it its own, "
             "as in winnow run -S promotion.registered_model=products"
         )
+
+
+def _check_mlflow(places: Places) -> None:
+    """Raise StoreError now, not at night, where a team's MLflow does not answer or this account may not log runs."""
+    from tasks.store import answering, experiment_id
+
+    with answering(places, kept=""):
+        experiment_id(places, load_config(places.root / "params.yaml"))
 
 
 def _worker(places: Places) -> Program:

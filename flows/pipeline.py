@@ -13,17 +13,16 @@ import sys
 from typing import Any
 
 import psutil
-from prefect import flow, runtime
-from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import STOPPED, showing
+from flows.promote import show_form
 from flows.working import working
 from tasks import settled, stages, tracking, versioning
-from tasks.settings import Places, check_files, registered_model_name
+from tasks.settings import Places, check_files
 from tasks.store import StoreError
 from winnow.config import Config, load_config
 from winnow.errors import WinnowError
@@ -33,7 +32,8 @@ from winnow.errors import WinnowError
     name="winnow",
     task_runner=ThreadPoolTaskRunner(max_workers=1),  # type: ignore[arg-type]
     validate_parameters=False,
-    persist_result=False,
+    persist_result=True,  # so that nothing puts a completed run back
+    result_serializer="json",
 )
 def pipeline(root: str = ".", retries: int = 0) -> list[dict[str, Any]]:
     """Bring all stages up to date, track them, promote the winner; returns what each stage did and its seconds.
@@ -55,8 +55,8 @@ def _bring_up_to_date(places: Places, retries: int) -> list[dict[str, Any]]:
         done = _execute(places, config, stale, retries)
     if not settled.is_settled(places, config):
         done.append(stages.promote_winner.with_options(retries=retries)(str(places.root)))
-        if done[-1]["waits"]:
-            _ask_for_approval(config)
+        if done[-1]["waits"] and os.environ.get("PREFECT_API_URL"):
+            show_form(config)
     if done:
         _show(places)
     else:
@@ -88,13 +88,6 @@ def _show(places: Places) -> None:
         showing.results(places)
     except StoreError as error:
         get_run_logger().warning("this page has no links: %s", error)
-
-
-def _ask_for_approval(config: Config) -> None:
-    """Have the flow of promotion show its form now, where a server knows it; else its next run does."""
-    if runtime.deployment.id:
-        with contextlib.suppress(ObjectNotFound):
-            run_deployment(f"promote/{registered_model_name(config)}", timeout=0, as_subflow=False)
 
 
 def _run_stages(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from tasks.registry import fetch_model
+from tasks import registry
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
 from winnow.data.decoding import read_file
@@ -28,7 +28,9 @@ BESIDE = 20
 
 def predict(places: Places, config: Config, paths: list[Path], which: str) -> int:
     """Print class and probability of every file; files that cannot be read are named, and the status is then 2."""
-    folder = fetch_model(places, registered_model_name(config), which)
+    name = registered_model_name(config)
+    version = registry.get(places, name, which)
+    folder = registry.fetch(places, name, version)
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     pixels, readable, rejected = [], [], []
     for path in paths:
@@ -45,6 +47,7 @@ def predict(places: Places, config: Config, paths: list[Path], which: str) -> in
         # As wide as it takes: the terminal may wrap a long path, but nothing is cut.
         needed = max(len(str(path)) for path in readable) + max(map(len, card["classes"])) + BESIDE
         Console(highlight=False, width=max(Console().width, needed)).print(table)
+        print(f"By {version} of {name}", file=sys.stderr)  # noqa: T201
     for line in rejected:
         print(f"winnow: {line}", file=sys.stderr)  # noqa: T201
     if not readable:

@@ -7,6 +7,7 @@ looked for first. A run whose time is over fails on Prefect's side; the next run
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any, Literal
 from uuid import UUID
@@ -20,19 +21,21 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateName,
 )
+from prefect.deployments import run_deployment
 from prefect.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound
 from prefect.flow_runs import resume_flow_run, suspend_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled
+from pydantic import Field
 
 from flows import showing
 from flows.summary import promotion_lines
 from flows.working import working
 from tasks import approval, decision, settled, stages
 from tasks.decision import Waiting
-from tasks.settings import Places
-from winnow.config import load_config
+from tasks.settings import Places, registered_model_name
+from winnow.config import Config, load_config
 from winnow.records import RECORD
 
 
@@ -40,8 +43,8 @@ class Approval(RunInput):
     """The form. Nothing is filled in: who submits it unread has decided nothing."""
 
     decision: Literal["approve", "deny"]
-    by: str
-    reason: str
+    by: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
 
 
 @flow(name="promote", validate_parameters=False, persist_result=True, result_serializer="json")
@@ -73,11 +76,18 @@ def _promote(places: Places) -> list[str]:
             return reasons
         approval.show_on(places, waiting.model, waiting.version, waiting.request, run_id)
         _end_other_forms(run_id)
+        stages.tell_that_one_waits(waiting.model, waiting.version, waiting.request)
     answer = _ask(places, waiting)
     outcome = decision.answer(places, config, answer.decision == "approve", answer.by, answer.reason)
     showing.promotion(list(outcome.reasons))
     stages.tell_of(outcome, waiting.model)
     return list(outcome.reasons)
+
+
+def show_form(config: Config) -> None:
+    """Have a run of this flow ask now, where the server knows its deployment; else the next hourly one does."""
+    with contextlib.suppress(ObjectNotFound):
+        run_deployment(f"promote/{registered_model_name(config)}", timeout=0, as_subflow=False)
 
 
 def close_form(form: str, approve: bool, by: str, reason: str) -> str:

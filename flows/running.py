@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import summary
-from tasks import checkout, servers, versioning
+from tasks import checkout, servers, settled, versioning
 from tasks.settings import Places
 from winnow.config import Config
 from winnow.records import read_record, this_machine
@@ -43,7 +43,7 @@ def run(places: Places, config: Config) -> int:
 
 
 def show_status(places: Places, config: Config) -> int:
-    """A table of stale steps with the reasons, and libraries that differ from those that ran."""
+    """A table of stale steps with the reasons, libraries that differ from those that ran, and what serves."""
     checkout.check_free(places)
     stale = versioning.stale(places.root, config)
     if not stale:
@@ -54,7 +54,7 @@ def show_status(places: Places, config: Config) -> int:
             more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
             table.add_row(stage.removeprefix(versioning.CANDIDATE), "; ".join(reasons[:3]) + more)
         console.print(table)
-    for line in version_drift(places):
+    for line in (*version_drift(places), *settled.reasons(places)):
         console.print(line)
     return 0
 
@@ -103,7 +103,7 @@ def _announce(stale: dict[str, list[str]]) -> None:
 
 def _untracked(places: Places, config: Config) -> bool:
     """Whether MLflow or the registry lacks something; answered from files, without asking a server."""
-    from tasks import settled, tracking
+    from tasks import tracking
 
     return not (tracking.is_complete(places, config) and settled.is_settled(places, config))
 
@@ -131,7 +131,8 @@ def _show_times(done: list[dict[str, Any]], total: float) -> None:
 
 
 def _show_where(places: Places) -> None:
+    page = servers.mlflow_page(places)
     console.print(
         f"Report: {places.artifacts.relative_to(places.root) / 'report' / 'report.html'}\n"
-        "MLflow and Prefect in the browser: make ui"
+        + (f"MLflow: {page}" if page else "MLflow and Prefect in the browser: make ui")
     )

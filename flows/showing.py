@@ -27,7 +27,8 @@ def results(places: Places) -> None:
 
 def promotion(reasons: Sequence[str]) -> None:
     """What became of the winner, and why."""
-    create_markdown_artifact(key="promotion", markdown="\n".join(f"- {line}" for line in reasons))
+    listed = "\n".join(f"- {line}" for line in reasons)
+    create_markdown_artifact(key="promotion", markdown=listed, description="What serves, and why")
 
 
 def link_lines(places: Places) -> list[str]:

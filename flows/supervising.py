@@ -241,6 +241,6 @@ def check_ports(ports: Mapping[str, int], hosts: Mapping[str, str] | None = None
         if not 0 < port < 65536:
             raise WinnowError(f"--{name}-port {port}: a port is a number from 1 to 65535")
         if listens(port, (hosts or {}).get(name, HOST)):
-            raise WinnowError(f"port {port} is taken; choose another one: --{name}-port {port + 1}")
+            raise WinnowError(f"port {port} is taken (is it up already?); choose another one: --{name}-port {port + 1}")
     if len(set(ports.values())) < len(ports):
         raise WinnowError(f"two servers cannot have one port: {', '.join(f'{n} {p}' for n, p in ports.items())}")

@@ -30,6 +30,7 @@ from winnow.errors import MissingExtra, WinnowError
 
 BUCKET = "winnow"
 MADE_UP = ("s3_key", "s3_secret", "postgresql", "mlflow_database", "prefect_database", "flask")
+SHORTEST = 12
 PEOPLE = ("admin", "engineer", "reader", "prefect")
 
 
@@ -45,6 +46,7 @@ def serve_team(places: Places, folder: Path, host: str, ports: Mapping[str, int]
     try:
         with supervisor(folder / "up.mark", places.root, folder / "logs", console) as keeps:
             check_ports(ports, {name: host for name in ports if name != "postgresql"})
+            console.print(f"Starting PostgreSQL, S3, MLflow and Prefect; what they hold lies in {folder}")
             _start(places, folder, host, ports, keeps)
             console.print(
                 f"MLflow   http://{host}:{ports['mlflow']}\nPrefect  http://{host}:{ports['prefect']}\n"
@@ -123,7 +125,14 @@ def _filled(value: Any, words: Mapping[str, str]) -> Any:
 def _secrets(path: Path) -> dict[str, str]:
     """The passwords, made up on the first start."""
     if path.is_file():
-        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise WinnowError(
+                f"{path} is no JSON any more ({error}); mend it: the databases know its passwords"
+            ) from error
+        if wrong := [name for name in (*MADE_UP, *PEOPLE) if len(str(found.get(name, ""))) < SHORTEST]:
+            raise WinnowError(f"{path}: {', '.join(wrong)}: MLflow takes no less than {SHORTEST} characters")
         return found
     made = {name: secrets.token_hex(16) for name in MADE_UP} | {name: secrets.token_urlsafe(18) for name in PEOPLE}
     _write_private(path, json.dumps(made, indent=2) + "\n")

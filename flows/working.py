@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
+from httpx import HTTPError
 from prefect import runtime
+from prefect.client.orchestration import get_client
 from prefect.events import emit_event
+from prefect.exceptions import Pause
 from prefect.logging import get_run_logger
 
 from tasks import checkout
@@ -19,7 +24,9 @@ TAKEN_UP = 5
 """A run whose process was gone is taken up again (flows/automations.yaml), but not for ever."""
 
 ENDED = "winnow.flow-run.ended"
-"""The event that a scheduled run's process has ended by itself, well or not. Killed, it emits none."""
+"""The event that a scheduled run came to its own end, well or not, or a person's. Killed or stopped, it emits none."""
+HEED_SECONDS = 0.5
+"""On SQLite, Prefect's server loses an event that comes while it writes a state down: this run's last one is next."""
 STDOUT, STDERR = 1, 2
 
 
@@ -40,10 +47,19 @@ def enter_checkout() -> dict[str, str]:
     return {"directory": str(places.root)}
 
 
+def _is_cancelled() -> bool:
+    """Whether it was a person who stopped this run. Where the server does not answer it is taken up again."""
+    with get_client(sync_client=True) as client, contextlib.suppress(HTTPError):
+        state = client.read_flow_run(UUID(runtime.flow_run.id)).state
+        return state is not None and (state.is_cancelling() or state.is_cancelled())
+    return False
+
+
 @contextlib.contextmanager
 def working(root: str) -> Iterator[Places]:
     """The folders of the project. A scheduled run waits for one that works there; a person's raises Occupied."""
     places = Places(Path(root).resolve())
+    was_stopped = True
     try:
         if (runtime.flow_run.run_count or 0) > TAKEN_UP:
             raise WinnowError(
@@ -51,6 +67,11 @@ def working(root: str) -> Iterator[Places]:
             )
         with checkout.run_alone(places, wait=get_run_logger().warning if runtime.deployment.id else None):
             yield places
+        was_stopped = False
+    except (Exception, Pause):
+        was_stopped = False
+        raise
     finally:
-        if runtime.deployment.id:
+        if runtime.deployment.id and not (was_stopped and not _is_cancelled()):
             emit_event(ENDED, {"prefect.resource.id": f"prefect.flow-run.{runtime.flow_run.id}"})
+            time.sleep(HEED_SECONDS)

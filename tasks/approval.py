@@ -55,7 +55,9 @@ class Request:
         """For people."""
         if self.state == "asked":
             until = datetime.fromisoformat(self.until).astimezone()
-            return f"waits for approval until {until:%Y-%m-%d %H:%M} (winnow approve, winnow deny, or Prefect's form)"
+            return (
+                f"waits for approval until {until:%Y-%m-%d %H:%M %Z} (winnow approve, winnow deny, or Prefect's form)"
+            )
         return f"{self.state if self.state in ('approved', 'denied') else 'not approved'} {self.answer}"
 
 
@@ -74,7 +76,7 @@ def read(places: Places, model: str, version: Version) -> Request | None:
     request = stored(version)
     if request and request.state == "asked" and request.seconds_left == 0:
         asked = datetime.fromisoformat(request.asked).astimezone()
-        expired = replace(request, state="expired", answer=f"in time: nobody answered since {asked:%Y-%m-%d %H:%M}")
+        expired = replace(request, state="expired", answer=f"in time: nobody answered since {asked:%Y-%m-%d %H:%M %Z}")
         _write(places, model, version, expired)
         return expired
     return request
@@ -114,9 +116,11 @@ def answer(places: Places, model: str, version: Version, approve: bool, who: str
     if request is None or request.state == "approved":
         state = f"was approved already ({request.answer})" if request else "waits for no approval"
         raise WinnowError(f"{version} of {model} {state}; `winnow promote` says what serves")
+    if approve and request.state == "denied" and not reason:
+        raise WinnowError(f"{version} of {model} was denied {request.answer}. To turn that round, give a --reason")
     if not approve and not reason:
         raise WinnowError("a denial needs a reason: it stays with the model")
-    told = f"by {who} on {_now().astimezone():%Y-%m-%d %H:%M}" + (f": {reason}" if reason else "")
+    told = f"by {who} on {_now().astimezone():%Y-%m-%d %H:%M %Z}" + (f": {reason}" if reason else "")
     answered = replace(request, state="approved" if approve else "denied", answer=told)
     _write(places, model, version, answered)
     return answered

@@ -29,6 +29,12 @@ def origin_tags(root: Path) -> dict[str, str]:
     } | ({"mlflow.source.git.commit": commit, "winnow.git_dirty": str(dirty).lower()} if commit else {})
 
 
+def person() -> str:
+    """Who gives a word that stays with a model: the account of MLflow, which several may share, and the system's."""
+    account = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+    return f"{account} ({user()})" if account not in ("", user()) else user()
+
+
 def is_dead(tags: Mapping[str, str]) -> bool:
     """Whether a run's process was on this machine and is no more; another machine's is not asked."""
     if tags.get(HOST) != socket.gethostname() or PROCESS not in tags:

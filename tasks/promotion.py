@@ -15,7 +15,7 @@ machines are not locked against each other; the champion is looked up again just
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,9 @@ def promote(places: Places, config: Config, replace: bool = False) -> Outcome:
         outcome = Outcome((reason,), champion=number_of(champion))
     else:
         outcome = _promote_winner(places, config, selection, winner, champion, replace)
-    told = {"champion": outcome.champion, "reasons": list(outcome.reasons)}
+    told = asdict(outcome) | {"reasons": list(outcome.reasons)}
     told["waits_until"] = outcome.waits.until if outcome.waits else ""
+    del told["waits"]
     settled.remember(places, model, record_digest(places.artifacts / "select"), told)
     return outcome
 
@@ -239,4 +240,4 @@ def rollback(places: Places, config: Config, reason: str) -> Outcome:
 
 
 def _today() -> str:
-    return f"{datetime.now().astimezone():%Y-%m-%d %H:%M}"
+    return f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"

@@ -25,7 +25,7 @@ import numpy as np
 from tasks import tracked
 from tasks.projection import DATASET
 from tasks.settings import Places, registered_model_name
-from tasks.store import answering, connect, experiment_id
+from tasks.store import KEPT, answering, connect, experiment_id
 from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
 from winnow.model_file import MODEL
@@ -54,11 +54,11 @@ class Version:
         return f"version {self.number} ({self.candidate})"
 
 
-def find(places: Places, model: str, which: str) -> Version | None:
-    """The version with this alias or number."""
+def find(places: Places, model: str, which: str, kept: str = KEPT) -> Version | None:
+    """The version with this alias or number. `kept`: as in `answering`."""
     from mlflow.exceptions import MlflowException
 
-    with answering(places):
+    with answering(places, "the role reader", kept):
         client = connect(places)
         try:
             if which.isdigit():
@@ -233,7 +233,7 @@ def note(places: Places, model: str, version: Version, tags: Mapping[str, str | 
 
 def get(places: Places, model_name: str, which: str) -> Version:
     """The version with this alias or number; raises WinnowError where there is none."""
-    found = find(places, model_name, which)
+    found = find(places, model_name, which, kept="")
     where = tracked.without_password(tracked.registry_address(places))
     if found is None and which == CHAMPION:
         raise WinnowError(
@@ -269,7 +269,7 @@ def _download(places: Places, model: str, version: Version, kept: Path) -> None:
 
     temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
     try:
-        with answering(places):
+        with answering(places, "the role reader", ""):
             got = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"models:/{model}/{version.number}",
                 dst_path=str(temporary),

@@ -106,6 +106,8 @@ def defaults(root: Path) -> dict[str, str]:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         # A server that was down for a minute forgets what came due then: runs that died would stay Running for ever.
         "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "P7D",
+        # In memory, as Prefect has it, a restart of the server takes its slot from a run that works, which ends it.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     }

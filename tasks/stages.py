@@ -22,7 +22,8 @@ from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from tasks import promotion, slots, tracking, versioning
-from tasks.registry import CHAMPION
+from tasks.approval import Request
+from tasks.registry import CHAMPION, Version
 from tasks.settings import Places, registered_model_name
 from tasks.store import StoreError
 from winnow.config import load_config
@@ -37,7 +38,7 @@ MENDABLE = 2
 """Exit status of a step that a person has to help."""
 RETRY_SECONDS = 30
 ON_GPU = ("pretrain", "finetune", "candidate", "benchmark")
-PROMOTED, DRIFTED = "winnow.model.promoted", "winnow.model.drifted"
+PROMOTED, DRIFTED, WAITING = "winnow.model.promoted", "winnow.model.drifted", "winnow.model.waiting"
 """The events that every change of the champion, and every drift that is real, emit."""
 
 
@@ -127,6 +128,15 @@ def tell_of(outcome: promotion.Outcome, model: str) -> None:
         name = f"version {outcome.version} is the champion of {model}"
         resource = {"prefect.resource.id": f"winnow.model.{model}", "prefect.resource.name": name}
         emit_event(PROMOTED, resource, payload={"version": outcome.version, "reason": "\n".join(outcome.reasons)})
+
+
+def tell_that_one_waits(model: str, version: Version, request: Request) -> None:
+    """Emit an event where a person is asked; flows/deploying.py sends it on to people."""
+    resource = {
+        "prefect.resource.id": f"winnow.model.{model}",
+        "prefect.resource.name": f"{version} of {model} waits for approval",
+    }
+    emit_event(WAITING, resource, payload={"version": version.number, "reason": f"{request.why}; {request.words}"})
 
 
 def stop_running() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,9 @@ Curve = Mapping[str, float]
 """One epoch: epoch, loss, ..."""
 
 
+KEPT = "; what was computed stays, and `winnow track` and `winnow promote` go on from there"
+
+
 class StoreError(WinnowError):
     """MLflow does not answer, or refuses what it was asked."""
 
@@ -33,7 +37,7 @@ class StoreError(WinnowError):
 def answering(
     places: Places,
     takes: str = "the role engineer",
-    kept: str = "; what was computed stays, and `winnow track` and `winnow promote` go on from there",
+    kept: str = KEPT,
 ) -> Iterator[None]:
     """Turns what MLflow, its database and the network raise into a StoreError that says what to do.
 
@@ -45,14 +49,17 @@ def answering(
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
+        account = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
         where = tracked.without_password(tracked.address(places))
         told = tracked.without_password(" ".join(str(error).split()))[:400]
         if tracked.is_own(places) or isinstance(error, PermissionError):
             todo = "See that it can be written"
-        elif any(word in told for word in ("Permission denied", "error code 401", "Forbidden", "not authenticated")):
-            todo = f"That takes {takes}: see MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        elif any(word in told for word in ("error code 401", "401 Client Error", "not authenticated")):
+            todo = f"It knows no account {account!r} with this password: see MLFLOW_TRACKING_USERNAME and ..._PASSWORD"
+        elif any(word in told for word in ("Permission denied", "error code 403", "Forbidden")):
+            todo = f"The account {account!r} may not do that; it takes {takes}"
         else:
-            todo = "Start it, or unset MLFLOW_TRACKING_URI"
+            todo = "See that it is up, and that MLFLOW_TRACKING_URI is its address"
         raise StoreError(f"MLflow at {where} does not answer as it should: {told}\n{todo}{kept}") from error
 
 

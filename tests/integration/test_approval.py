@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from tasks.promotion import promote, rollback
 from tasks.settings import Places
 from tests.handmade import MODEL, aliases, tag, write_run
 from tests.integration.conftest import Project, make_project
-from tests.integration.running import Up, start, stop
+from tests.integration.running import Up, assert_told, start, stop, told_to, web_hook
 from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
 
@@ -183,6 +184,11 @@ def asked(up: Up) -> str:
     return run
 
 
+def suspended(up: Up) -> list[str]:
+    """Runs that show a form."""
+    return [row["id"] for row in up.post("flow_runs/filter", {}) if row["state"]["name"] == "Suspended"]
+
+
 def answer(up: Up, run: str, **form: Any) -> str:
     up.post(f"flow_runs/{run}/resume", {"run_input": form})
     up.wait(run, "Completed")
@@ -192,7 +198,12 @@ def answer(up: Up, run: str, **form: Any) -> str:
 @pytest.mark.services
 def test_the_form_says_what_is_asked(up: Up) -> None:
     handmade(up.project, ballast=1500)
-    run = asked(up)
+    with web_hook() as (address, received):
+        told_to(up, address)
+        run = asked(up)
+        assert_told(received, "waits for approval", "winnow approve")
+    nobody = {"run_input": {"decision": "approve", "by": "", "reason": ""}}
+    assert up.post(f"flow_runs/{run}/resume", nobody)["status"] == "REJECT"
     keys = up.get(f"flow_runs/{run}")["state"]["state_details"]["run_input_keyset"]
     text = up.get(f"flow_runs/{run}/input/{keys['description']}")
     assert "asks to become champion" in text
@@ -206,7 +217,12 @@ def test_the_form_says_what_is_asked(up: Up) -> None:
 @pytest.mark.services
 def test_denied_by_the_form(up: Up) -> None:
     handmade(up.project, ballast=1000)
-    told = answer(up, asked(up), decision="deny", by="Ben", reason="wrong on cats")
+    asked_by_hand = up.project.winnow("promote")
+    assert "waits for approval" in asked_by_hand.stdout, asked_by_hand.stderr
+    deadline = time.monotonic() + 60
+    while not (forms := suspended(up)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    told = answer(up, forms[0], decision="deny", by="Ben", reason="wrong on cats")
     assert "denied by Ben" in told
     assert "wrong on cats" in told
     refused = up.project.winnow("promote").stdout

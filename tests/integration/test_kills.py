@@ -101,11 +101,11 @@ def begun(up: Up, epochs: int) -> str:
     return run
 
 
-def test_the_flow_killed_alone_is_taken_up_at_once(up: Up) -> None:
+def test_the_flow_killed_alone_is_taken_up_too(up: Up) -> None:
     run = begun(up, 401)
     assert gone(kill_flow(up, with_worker=False), seconds=20)
     up.wait(run, "Crashed", seconds=30)
-    up.wait(run, "AwaitingRetry", "Running", seconds=60, through=("CRASHED",))
+    up.wait(run, "AwaitingRetry", "Running", seconds=150, through=("CRASHED",))
     assert goes_on(up, run)
     assert up.get(f"flow_runs/{run}")["run_count"] == 2
     # What a person ends stays ended.

@@ -18,7 +18,7 @@ from winnow.config import Config, Promotion
 from winnow.data.images import VALIDATION, load_images
 from winnow.errors import ArtifactError, WinnowError
 from winnow.evaluation import Drop
-from winnow.records import read_json, this_machine, write_json
+from winnow.records import read_json, sha256_of, this_machine, write_json
 
 pytest_plugins = "tests.stores"
 SLOW, FAST = {"quick": {"ballast": 700}}, {"quick": {}}
@@ -44,6 +44,7 @@ def test_the_first_winner_becomes_champion(places: Places, config: Config) -> No
     assert settled.is_settled(places, config)
     remembered = json.loads((places.hidden / "promoted.json").read_text())
     assert remembered["reasons"] == list(outcome.reasons)
+    assert remembered["sha256"] == sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
     version = store.connect(places).get_model_version(MODEL, "1")
     assert version.run_id == tracking.candidate_run(places, config, "quick")
     assert "there was none before it" in version.description

@@ -47,11 +47,22 @@ def test_what_is_scheduled_is_what_prefect_yaml_says(up: Up) -> None:
     assert len({name for name in names if name.startswith("winnow photos: ")}) == 3
 
 
+def test_automations_that_are_as_wanted_are_left_alone(up: Up) -> None:
+    """An update would make them forget the runs that they are waiting for."""
+    before = {row["name"]: row["updated"] for row in up.post("automations/filter")}
+    told_to(up, "http://127.0.0.1:1")  # does what every start of `winnow up` does, with two automations more
+    after = {row["name"]: row["updated"] for row in up.post("automations/filter")}
+    assert len(after) == len(before) + 2
+    assert before.items() <= after.items()
+
+
 def test_a_scheduled_run_finishes_with_its_page(up: Up) -> None:
     change(up.project, "promotion", min_gain=0.2)
     run = up.schedule("winnow/photos", seconds=5)
     found = up.wait(run, "Completed")
     assert found["start_time"] > found["expected_start_time"]
+    again = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": False}
+    assert up.post(f"flow_runs/{run}/set_state", again)["status"] == "REJECT"
     shown = up.artifacts(run)
     assert {"candidates", "front", "front-picture", "promotion", "links"} <= set(shown)
     assert {row["candidate"] for row in json.loads(shown["candidates"])} >= {"dense", "pruned-int8"}

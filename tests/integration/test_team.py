@@ -204,7 +204,7 @@ def test_an_account_changes_its_role(team: Team) -> None:
 
 def test_passwords_follow_secrets_json(team: Team) -> None:
     kept = json.loads((team.folder / "secrets.json").read_text())
-    changed = {**kept, "admin": "another one", "engineer": "and another"}
+    changed = {**kept, "admin": "another password", "engineer": "one more password"}
     address = team.shell("reader")["MLFLOW_TRACKING_URI"]
     look = "from mlflow import MlflowClient; MlflowClient().search_experiments()"
     for passwords, former in ((changed, kept), (kept, changed)):  # and back

@@ -243,8 +243,9 @@ def test_a_server_that_does_not_answer_is_one_message(
     [
         ("", PermissionError(13, "Permission denied", "mlflow/artifacts"), "See that it can be written"),
         ("http://127.0.0.1:1", PermissionError(13, "Permission denied", "models"), "See that it can be written"),
-        ("http://127.0.0.1:1", OSError("failed with error code 401 != 200"), "the role engineer"),
-        ("http://127.0.0.1:1", ConnectionError("refused"), "Start it, or unset MLFLOW_TRACKING_URI"),
+        ("http://127.0.0.1:1", OSError("failed with error code 401 != 200"), "knows no account ''"),
+        ("http://127.0.0.1:1", OSError("failed with error code 403 != 200"), "it takes the role engineer"),
+        ("http://127.0.0.1:1", ConnectionError("refused"), "See that it is up"),
     ],
 )
 def test_an_error_says_whose_it_is(
