@@ -14,7 +14,7 @@ from tasks import drifting
 from tasks.settings import Places, registered_model_name
 from tasks.stages import DRIFTED
 from winnow.config import load_config
-from winnow.config.finetune import NOTHING
+from winnow.config.section import NOTHING
 from winnow.errors import DataError
 
 

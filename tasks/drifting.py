@@ -20,7 +20,7 @@ from tasks.projection import flatten
 from tasks.registry import CARD, CHAMPION, Version
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
-from winnow.config.finetune import NOTHING
+from winnow.config.section import NOTHING
 from winnow.data.decoding import read_file
 from winnow.data.images import VALIDATION, decode, load_images
 from winnow.data.sources import files_below

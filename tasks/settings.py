@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from winnow.config import Config
-from winnow.config.finetune import NOTHING
+from winnow.config.section import NOTHING
 from winnow.errors import ConfigError
 
 OWNER = "WINNOW_ROOT"
@@ -138,6 +138,10 @@ def check_files(config: Config, root: Path) -> None:
         problems.append(
             f"  finetune.weights: {config.finetune.weights!r} is no file (looked for in {root}); "
             f"for no weights of your own set it to {NOTHING}"
+        )
+    if not (root / config.data.labels).is_file():
+        problems.append(
+            f"  data.labels: {config.data.labels!r} is no file (looked for in {root}); for none set it to {NOTHING}"
         )
     if problems:
         raise ConfigError("params.yaml names what is not there:\n" + "\n".join(problems))

@@ -137,7 +137,13 @@ def tiny_params() -> dict:
     """params.yaml for seconds: every section, every method."""
     alone = {**RECOVERY, "teacher": "none", "images": "labelled"}
     return {
-        "data": {"source": "folder", "path": "photos", "image_size": SIZE, "labels_per_class": "auto"},
+        "data": {
+            "source": "folder",
+            "path": "photos",
+            "labels": "data/none",
+            "image_size": SIZE,
+            "labels_per_class": "auto",
+        },
         "pretrain": {
             "method": "rotnet",
             "epochs": 2,

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from winnow.config.section import Count, Integer, Number, Section
+from winnow.config.section import NOTHING, Count, Integer, Number, Section
 
 SAMPLE_LABELS_PER_CLASS = 25
 SAMPLE_ARCHIVE, SAMPLE_TITLE = "cifar10-jpeg-sample.tar.xz", "CIFAR-10 (JPEG) sample"
+TABLES = (".csv", ".tsv", ".parquet")
 
 
 class Data(Section):
@@ -21,6 +22,8 @@ class Data(Section):
     """The sample's archive or the user's folder; cifar10 downloads to .winnow/ and does not look at it."""
     unlabelled: Annotated[str, Field(min_length=1)] = "unlabelled"
     """Name of the folder inside `path` that holds images without labels, where there is one."""
+    labels: str = NOTHING
+    """A CSV or Parquet table of path and label for the images in `path`, which then need no class folders."""
     image_size: Annotated[Integer, Field(ge=8, le=1024)] = 32
     """Side of the square, in pixels, that every image is resized to."""
     labels_per_class: Literal["auto", "all"] | Count
@@ -43,6 +46,10 @@ class Data(Section):
                 f"data.path: {self.path!r} is no archive; to use your own images add data.source: folder "
                 "(on the command line: -S data.source=folder)"
             )
+        if self.labels != NOTHING and self.source != "folder":
+            raise ValueError("data.labels: a table of labels goes with data.source: folder")
+        if self.labels != NOTHING and not self.labels.lower().endswith(TABLES):
+            raise ValueError(f"data.labels: {self.labels!r} must end in {', '.join(TABLES)}, or be {NOTHING}")
         if "/" in self.unlabelled or self.unlabelled in (".", ".."):
             raise ValueError(
                 f"data.unlabelled: {self.unlabelled!r} must be the plain name of a folder inside data.path"

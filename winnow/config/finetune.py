@@ -6,10 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from winnow.config.section import Augmentation, Count, Number, Optimiser, Positive, Section, Seed
-
-NOTHING = "data/none"
-"""An empty file: stands for no weights of your own where DVC, which watches the file, wants a path."""
+from winnow.config.section import NOTHING, Augmentation, Count, Number, Optimiser, Positive, Section, Seed
 
 
 class Finetune(Section):

@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+NOTHING = "data/none"
+"""An empty file: stands for no file of your own where DVC, which watches it, wants a path."""
+
 
 class Section(BaseModel):
     """A frozen part of params.yaml; unknown keys are errors."""

@@ -8,6 +8,8 @@ a few files: the stream is walked twice, once to count. What a folder may look l
     photos/dog/c.jpg                    photos/val/dog/c.jpg          optional, counted as training: splits are by hash
     photos/unlabelled/d.jpg             photos/unlabelled/d.jpg       optional, its name is data.unlabelled
 
+A table of labels (winnow.data.labels) does without class folders: the images then lie anywhere below the folder.
+
 Hidden files and the usual companions of images (Thumbs.db, .txt, .json, ...) are ignored and counted; any other file
 is expected to be an image. Links to folders are followed at the level of classes, not below.
 """
@@ -29,10 +31,15 @@ from PIL import Image
 
 from winnow.config import Data
 from winnow.config.data import archive_title, printable
+from winnow.config.section import NOTHING
 from winnow.data.decoding import MAX_FILE_BYTES, Item
+from winnow.data.labels import key_of, read_labels
 from winnow.errors import DataError
 
-COMPANIONS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".ini", ".db", ".log")
+COMPANIONS = (
+    *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".xml", ".yaml", ".yml", ".md", ".html"),
+    *(".ini", ".db", ".log"),
+)
 MORE_TRAINING = ("val", "valid", "validation")
 LAYOUT = """expected at least two class folders with images in them:
     {0}/cat/1.jpg, {0}/dog/2.jpg
@@ -59,6 +66,8 @@ class Source:
     items: Callable[[], Iterator[Item]]
     ignored: int = 0
     warnings: tuple[str, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
+    """(file, reason) of what should be there and is not."""
 
 
 def open_source(data: Data, scratch: Path) -> Source:
@@ -68,7 +77,9 @@ def open_source(data: Data, scratch: Path) -> Source:
     path = Path(data.path)
     if not path.exists():
         raise DataError(f"data.path: {path} does not exist (looked for in {Path.cwd()})")
-    return open_archive(path) if data.source == "sample" else open_folder(path, data.unlabelled)
+    if data.source == "sample":
+        return open_archive(path)
+    return open_folder(path, data.unlabelled) if data.labels == NOTHING else open_labelled(path, Path(data.labels))
 
 
 def open_archive(path: Path) -> Source:
@@ -145,6 +156,42 @@ def open_folder(root: Path, unlabelled: str = "unlabelled") -> Source:
 
     title, remarks = printable(root.resolve().name), _remarks(holders, empty)
     return Source(title, tuple(map(printable, classes)), images, items, ignored, remarks)
+
+
+def open_labelled(root: Path, table: Path) -> Source:
+    """The images anywhere below a folder, with the labels of a table; what it does not name has none."""
+    if not root.is_dir():
+        raise DataError(f"data.path: {root} is no folder")
+    labels = read_labels(table, root)
+
+    def images() -> Iterator[tuple[Path, str]]:
+        for file, is_image in files_below(root):
+            if is_image:
+                yield file, key_of(file.relative_to(root).as_posix())
+
+    def items() -> Iterator[Item]:
+        for file, key in images():
+            label, is_test = labels.rows.get(key, (-1, False))
+            yield Item(printable(file.relative_to(root).as_posix()), label, is_test, str(file))
+
+    count = named = 0
+    for _, key in images():
+        count, named = count + 1, named + (key in labels.rows)
+    if not named:
+        raise DataError(
+            f"{table} names none of the {count} images below {root}: its paths are to be relative to that folder; "
+            f"the first are {', '.join(list(labels.rows)[:3])}"
+        )
+    missing: set[str] = set()
+    if named < len(labels.rows):
+        missing = labels.rows.keys() - {key for _, key in images()}
+    remarks = []
+    if labels.doubled:
+        remarks.append(f"{len(labels.doubled)} paths stand twice in {table.name}, the first: {labels.doubled[0]}")
+    if bare := count - named:
+        remarks.append(f"{bare} images are not in {table.name} and are used without a label")
+    lost = tuple((printable(name), f"in {table.name}, but not in the folder") for name in sorted(missing))
+    return Source(printable(root.resolve().name), labels.classes, count, items, warnings=tuple(remarks), missing=lost)
 
 
 def _branches(root: Path, unlabelled: str) -> tuple[list[_Branch], list[Path]]:

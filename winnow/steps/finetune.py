@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from winnow.config import ROOT, Config
-from winnow.config.finetune import NOTHING
+from winnow.config.section import NOTHING
 from winnow.data.images import load_images
 from winnow.data.splits import label_budget
 from winnow.errors import ArtifactError

@@ -82,7 +82,7 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
 def _store(source: Source, data: Data, folder: Path) -> Stored:
     """Write pixels and names as they are decoded. The array's header is written again when the count is known."""
     labels, named_test, keys = array("q"), bytearray(), bytearray()
-    rejected: list[dict[str, str]] = []
+    rejected = [{"file": name, "reason": reason} for name, reason in source.missing]
     with (
         (folder / "images.npy").open("wb") as pixels,
         (folder / "files.txt").open("w", encoding="utf-8") as names,
@@ -186,7 +186,8 @@ def _record(
         "rejected": stored.rejected,
     }
     settings = data.model_dump(mode="json") | {
-        "path": Path(data.path).name if Path(data.path).is_absolute() else data.path
+        key: Path(path).name if Path(path).is_absolute() else path
+        for key, path in (("path", data.path), ("labels", data.labels))
     }
     return StepRecord(
         step="ingest",

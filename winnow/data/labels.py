@@ -1,0 +1,147 @@
+"""The labels of a folder of images as a table: a CSV or Parquet file with columns `path` and `label`, perhaps `split`.
+
+    path,label,split
+    2024/IMG_0001.jpg,cat,
+    2024/IMG_0002.jpg,,            no label: the image is used without one
+    2025/IMG_0100.jpg,dog,test     the test set, where the table names one
+
+Paths are relative to the folder (or absolute, inside it), with / or, from Windows, \\. CSV may be separated by comma,
+semicolon or tab. Only the columns in use are read, row by row; what is held is one entry a path.
+"""
+
+from __future__ import annotations
+
+import csv
+import posixpath
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from winnow.errors import DataError, MissingExtra
+
+PATH_NAMES = ("path", "file", "filename", "file_name", "image")
+LABEL_NAMES = ("label", "class", "category")
+SPLIT = "split"
+SEPARATORS = ",;\t"
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a table says of each path."""
+
+    classes: tuple[str, ...]
+    """Sorted."""
+    rows: dict[str, tuple[int, bool]]
+    """Path -> label (-1: none), whether it is a test image."""
+    doubled: tuple[str, ...]
+    """Paths that stand there more than once, each time with the same label."""
+
+
+def read_labels(file: Path, folder: Path) -> Labels:
+    """Read the table of `folder`'s images. Raises DataError for what is no such table, or contradicts itself."""
+    names: dict[str, int] = {}
+    rows: dict[str, tuple[int, bool]] = {}
+    doubled: list[str] = []
+    torn: list[str] = []
+    for number, (path, label, split) in enumerate(_rows(file), 1):
+        key = _normalised(path, folder)
+        if not key:
+            raise DataError(f"{file}: row {number} names no path")
+        row = (names.setdefault(label, len(names)) if label else -1, split == "test")
+        if key not in rows:
+            rows[key] = row
+        else:
+            (doubled if rows[key] == row else torn).append(key)
+    if torn:
+        raise DataError(f"{file}: two rows differ about {_listed(torn)}; keep one row of each path")
+    classes = tuple(sorted(names))
+    if len(classes) < 2:
+        raise DataError(f"{file}: labels of {len(classes)} classes, a classifier needs two")
+    order = {names[name]: position for position, name in enumerate(classes)} | {-1: -1}
+    return Labels(classes, {key: (order[label], is_test) for key, (label, is_test) in rows.items()}, tuple(doubled))
+
+
+def _rows(file: Path) -> Iterator[tuple[str, str, str]]:
+    """(path, label or "", split or "") of every row."""
+    if not file.is_file():
+        raise DataError(f"data.labels: {file} is no file")
+    return _from_parquet(file) if file.suffix.lower() == ".parquet" else _from_csv(file)
+
+
+def _from_csv(file: Path) -> Iterator[tuple[str, str, str]]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            header = opened.readline()
+            separator = max(SEPARATORS, key=header.count)
+            columns = _columns(file, next(csv.reader([header], delimiter=separator), []))
+            for line, row in enumerate(csv.reader(opened, delimiter=separator, strict=True), 2):
+                if not row:
+                    continue
+                if len(row) <= max(columns):
+                    raise DataError(f"{file}: line {line} has {len(row)} columns, fewer than the header")
+                yield _texts(row[at] if at >= 0 else "" for at in columns)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{file} cannot be read as CSV ({error})") from error
+
+
+def _from_parquet(file: Path) -> Iterator[tuple[str, str, str]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "tables") from error
+    try:
+        with parquet.ParquetFile(file) as table:
+            names = list(table.schema_arrow.names)
+            columns = _columns(file, names)
+            wanted = [names[at] for at in columns if at >= 0]
+            for batch in table.iter_batches(columns=wanted):
+                values = {name: batch.column(name).to_pylist() for name in wanted}
+                for index in range(batch.num_rows):
+                    yield _texts(values[names[at]][index] if at >= 0 else "" for at in columns)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{file} cannot be read as Parquet ({' '.join(str(error).split())[:200]})") from error
+
+
+def _texts(values: Iterable[Any]) -> tuple[str, str, str]:
+    path, label, split = ("" if value is None else str(value) for value in values)
+    return path, label.strip(), split.strip().lower()
+
+
+def _columns(file: Path, header: list[str]) -> tuple[int, int, int]:
+    """Where path, label and split stand; -1 for a split that is not there."""
+    names = [str(name).strip().lower() for name in header]
+    found = []
+    for kind, known in (("path", PATH_NAMES), ("label", LABEL_NAMES)):
+        at = [names.index(name) for name in known if name in names]
+        if len(at) != 1:
+            told = (
+                f"has {' and '.join(names[one] for one in at)}, keep one" if at else f"has {', '.join(names) or 'none'}"
+            )
+            raise DataError(f"{file}: the header needs one column {kind} (or {', '.join(known[1:])}); it {told}")
+        found.append(at[0])
+    return found[0], found[1], names.index(SPLIT) if SPLIT in names else -1
+
+
+def _normalised(path: str, folder: Path) -> str:
+    """Relative to the folder, with / and without detours."""
+    if "/" not in path:
+        path = path.replace("\\", "/")
+    if path.startswith("/"):
+        path = posixpath.relpath(path, folder.absolute().as_posix())
+    return key_of(posixpath.normpath(path)) if path else ""
+
+
+def key_of(path: str) -> str:
+    """What files are told by: a Mac writes accents in another way than most tables do."""
+    return unicodedata.normalize("NFC", path)
+
+
+def _listed(names: list[str]) -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest
