@@ -23,7 +23,7 @@ from winnow.config import Config
 from winnow.config.section import NOTHING
 from winnow.data.decoding import read_file
 from winnow.data.images import VALIDATION, decode, load_images
-from winnow.data.sources import files_below
+from winnow.data.trees import files_below
 from winnow.drift import Advice, Answers, Shift, advice, answer, compare, to_label
 from winnow.errors import ConfigError, DataError
 from winnow.model_file import MODEL

@@ -101,7 +101,7 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         )
     )
     assert found == {
-        "data.source": "Input should be 'sample', 'folder' or 'cifar10' (found 'ftp')",
+        "data.source": "Input should be 'sample', 'folder', 'archive' or 'cifar10' (found 'ftp')",
         "data.validation_fraction": "Input should be less than or equal to 0.5 (found 0.7)",
         "data.colour": unknown,
         "pretrain.method": "'byol' is none of 'none', 'rotnet', 'simclr'",

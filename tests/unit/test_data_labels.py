@@ -5,11 +5,17 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_data_sources import listed, touch
+from winnow.data import sources
 from winnow.data.labels import read_labels
-from winnow.data.sources import open_labelled
+from winnow.data.sources import Source
+from winnow.data.trees import Folder
 from winnow.errors import DataError
 
 TEXT = "path,label,split\na.jpg,cat,\nb/c.png,dog,TEST\nd.jpg,,\n"
+
+
+def open_labelled(folder: Path, table: Path) -> Source:
+    return sources.open_labelled(Folder(folder), "photos", read_labels(table, folder))
 
 
 def written(folder: Path, text: str, name: str = "labels.csv", encoding: str = "utf-8") -> Path:
@@ -61,7 +67,11 @@ def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
 
     columns = {"path": ["a.jpg", "b/c.png", "d.jpg"], "label": ["cat", "dog", None], "split": [None, "test", ""]}
     parquet.write_table(pyarrow.table({"vector": [[1.0], [2.0], [3.0]], **columns}), tmp_path / "labels.parquet")
-    assert read_labels(tmp_path / "labels.parquet", tmp_path) == read_labels(written(tmp_path, TEXT), tmp_path)
+    from_parquet, from_csv = (
+        read_labels(tmp_path / "labels.parquet", tmp_path),
+        read_labels(written(tmp_path, TEXT), tmp_path),
+    )
+    assert (from_parquet.rows, from_parquet.classes) == (from_csv.rows, from_csv.classes)
     numbers = {"path": ["a.jpg", "b.jpg"], "label": [7, 12]}
     parquet.write_table(pyarrow.table(numbers), tmp_path / "labels.parquet")
     assert read_labels(tmp_path / "labels.parquet", tmp_path).classes == ("12", "7")
@@ -71,7 +81,7 @@ def test_unknown_paths_and_doubled_rows_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b/c.png", "d.jpg")
     text = TEXT + "gone.jpg,cat,\n./a.jpg,cat,\n"
     source = open_labelled(tmp_path, written(tmp_path, text))
-    assert source.missing == (("gone.jpg", "in labels.csv, but not in the folder"),)
+    assert source.missing == (("gone.jpg", "in labels.csv, but not there"),)
     assert source.warnings == ("1 paths stand twice in labels.csv, the first: a.jpg",)
     assert len(listed(source)) == 3
 
@@ -87,7 +97,7 @@ def test_unknown_paths_and_doubled_rows_are_named(tmp_path: Path) -> None:
         ("path,label\n,cat\n", "row 1 names no path"),
         ("path,label\na.jpg,cat\n", "labels of 1 classes"),
         ("path,label\na.jpg,cat\nb.jpg,dog\na.jpg,dog\n", r"two rows differ about a\.jpg"),
-        ("path,label\nx.jpg,cat\ny.jpg,dog\n", r"names none of the 1 images below .* the first are x\.jpg, y\.jpg"),
+        ("path,label\nx.jpg,cat\ny.jpg,dog\n", r"names none of the 1 images in .* the first are x\.jpg, y\.jpg"),
         ('path,label\n"a.jpg,cat\n', "cannot be read as CSV"),
     ],
 )

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tarfile
+import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,10 @@ from PIL import Image
 
 from tests.closure import ROOT
 from winnow.config import Data
-from winnow.data.decoding import Item
+from winnow.data.decoding import MAX_FILE_BYTES, Item, decode_chunk
 from winnow.data.images import decode
-from winnow.data.sources import Source, array_source, open_archive, open_folder, open_source
+from winnow.data.sources import Source, array_source, open_sample, open_source, open_tree
+from winnow.data.trees import Archive, Folder
 from winnow.errors import DataError
 
 
@@ -24,6 +28,10 @@ def touch(root: Path, *names: str) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     return root
+
+
+def folder(root: Path) -> Source:
+    return open_tree(Folder(root), root.name)
 
 
 def listed(source: Source) -> dict[str, tuple[int, bool]]:
@@ -52,14 +60,14 @@ PARTS = ("train/cat/a.jpg", "train/dog/b.jpg", "test/cat/c.jpg")
     ],
 )
 def test_layouts(tmp_path: Path, names: tuple[str, ...], expected: dict[str, tuple[int, bool]]) -> None:
-    found = listed(open_folder(touch(tmp_path, *names)))
+    found = listed(folder(touch(tmp_path, *names)))
     assert set(found) == set(names)
     assert found.items() >= expected.items()
 
 
 def test_order_and_classes_depend_on_names_alone(tmp_path: Path) -> None:
     one, two = touch(tmp_path / "1" / "p", *PLAIN), touch(tmp_path / "2" / "p", *PLAIN[::-1])
-    sources = [open_folder(one), open_folder(two)]
+    sources = [folder(one), folder(two)]
     assert [list(listed(source)) for source in sources] == [["cat/b.jpg", "cat/2024/a.png", "dog/c.jpg"]] * 2
     assert sources[0].classes == ("cat", "dog")
     assert sources[0].title == "p"
@@ -67,14 +75,14 @@ def test_order_and_classes_depend_on_names_alone(tmp_path: Path) -> None:
 
 def test_companions_and_hidden_files_are_counted_not_used(tmp_path: Path) -> None:
     root = touch(tmp_path, *PLAIN, "cat/Thumbs.db", "cat/notes.TXT", "dog/.hidden.jpg", ".git/x.jpg", "cat/.git/x.jpg")
-    source = open_folder(touch(root, "cat/odd.pdf"))  # not known as a companion: expected to be an image
+    source = folder(touch(root, "cat/odd.pdf"))  # not known as a companion: expected to be an image
     assert set(listed(source)) == {*PLAIN, "cat/odd.pdf"}
     assert (source.ignored, source.warnings) == (3, ())
 
 
 def test_what_lies_beside_the_classes_is_remarked(tmp_path: Path) -> None:
     names = (*PARTS, "valid/cat/d.jpg", "stray.jpg", "train/stray.jpg", "README.md", "train/bird/.keep")
-    source = open_folder(touch(tmp_path, *names))
+    source = folder(touch(tmp_path, *names))
     assert source.classes == ("cat", "dog")
     assert [warning.partition(" ")[0] for warning in source.warnings] == ["valid/", "2", "class"]
     assert source.warnings[2].endswith("ignored: bird")
@@ -86,13 +94,13 @@ def test_links_to_class_folders_are_followed_and_deeper_ones_not(tmp_path: Path)
     (root / "bird").symlink_to(tmp_path / "elsewhere")
     (root / "cat" / "loop").symlink_to(root)
     (root / "dog" / "linked.jpg").symlink_to(tmp_path / "elsewhere" / "d.jpg")
-    assert set(listed(open_folder(root))) == {*PLAIN, "bird/d.jpg", "bird/deep/e.jpg", "dog/linked.jpg"}
+    assert set(listed(folder(root))) == {*PLAIN, "bird/d.jpg", "bird/deep/e.jpg", "dog/linked.jpg"}
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     root = touch(tmp_path, *PLAIN)
     Path(os.fsdecode(os.fsencode(root / "cat") + b"/\xff.jpg")).touch()
-    source = open_folder(root)
+    source = folder(root)
     assert "cat/\\udcff.jpg" in listed(source)
     content = next(item.content for item in source.items() if "udcff" in item.name)
     assert Path(str(content)).exists()
@@ -119,7 +127,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 )
 def test_folders_that_are_no_data_set(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        open_folder(touch(tmp_path, *names))
+        folder(touch(tmp_path, *names))
 
 
 def test_the_unlabelled_folder_may_have_another_name(tmp_path: Path) -> None:
@@ -168,12 +176,12 @@ def test_an_archive_is_read_in_its_own_order(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["w", "w:gz", "w:xz"])
 def test_an_archive_that_was_cut_off_never_passes_for_a_smaller_one(tmp_path: Path, kind: str) -> None:
     path = archive(tmp_path / "a.tar", MEMBERS, kind)
-    whole, items = path.read_bytes(), list(open_archive(path).items())
+    whole, items = path.read_bytes(), list(open_sample(path).items())
     passed = [len(whole)]
     for length in [*range(0, len(whole), 61), *range(0, len(whole), 512)]:
         path.write_bytes(whole[:length])
         try:
-            assert list(open_archive(path).items()) == items  # only the padding or a checksum is gone
+            assert list(open_sample(path).items()) == items  # only the padding or a checksum is gone
             passed.append(length)
         except DataError as error:
             assert str(error).endswith("fetch it again")  # noqa: PT017
@@ -194,7 +202,7 @@ def test_an_archive_that_was_cut_off_never_passes_for_a_smaller_one(tmp_path: Pa
 )
 def test_archives_that_are_no_data_set(tmp_path: Path, members: dict[str, int], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        open_archive(archive(tmp_path / "a.tar", members))
+        open_sample(archive(tmp_path / "a.tar", members))
 
 
 def test_links_in_archives_are_refused(tmp_path: Path) -> None:
@@ -203,11 +211,11 @@ def test_links_in_archives_are_refused(tmp_path: Path) -> None:
         info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
         file.addfile(info)
     with pytest.raises(DataError, match="is no plain file"):
-        open_archive(tmp_path / "a.tar")
+        open_sample(tmp_path / "a.tar")
 
 
 def test_the_shipped_sample() -> None:
-    source = open_archive(ROOT / "data" / "cifar10-jpeg-sample.tar.xz")
+    source = open_sample(ROOT / "data" / "cifar10-jpeg-sample.tar.xz")
     assert (source.title, source.count, len(source.classes)) == ("CIFAR-10 (JPEG) sample", 12_000, 10)
     counts = Counter((item.is_test, item.label) for item in source.items())
     assert counts == {(is_test, label): 200 if is_test else 1000 for is_test in (True, False) for label in range(10)}
@@ -228,3 +236,116 @@ def test_arrays_give_their_very_pixels() -> None:
     for item, pixels_HWC in zip(items, [*train, *test], strict=True):
         np.testing.assert_array_equal(decode(bytes(item.content), 8)[0], pixels_HWC)  # type: ignore[arg-type]
     assert Image.open(io.BytesIO(bytes(items[0].content))).size == (8, 8)  # type: ignore[arg-type]
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+def tarred(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return path
+
+
+PACKERS = [(zipped, "my.photos.zip"), (tarred, "my.photos.tar.gz")]
+IN_PARTS = ("train/cat/a.jpg", "train/dog/2024/b.jpg", "test/cat/c.jpg", "unlabelled/x/d.jpg")
+
+
+@pytest.mark.parametrize(("pack", "name"), PACKERS)
+@pytest.mark.parametrize("wrapping", ["", "photos/", "./photos/"])
+@pytest.mark.parametrize("names", [(*PLAIN, "unlabelled/d.jpg"), IN_PARTS])
+def test_an_archive_is_laid_out_as_a_folder(
+    tmp_path: Path, pack: Any, name: str, wrapping: str, names: tuple[str, ...]
+) -> None:
+    beside = (f"{wrapping}cat/.git/x.jpg", f"{wrapping}.DS_Store", "__MACOSX/cat/._a.jpg")
+    path = pack(tmp_path / name, {f"{wrapping}{one}": one.encode() for one in names} | dict.fromkeys(beside, b""))
+    source = open_source(Data(source="archive", labels_per_class="auto", path=str(path)), tmp_path)
+    expected = listed(folder(touch(tmp_path / "photos", *names)))
+    prefix = wrapping.removeprefix("./")
+    assert listed(source) == {f"{prefix}{one}": row for one, row in expected.items()}
+    assert {item.name.removeprefix(prefix): item.content for item in source.items()} == {
+        one: one.encode() for one in names
+    }
+    assert (source.classes, source.title, source.warnings, source.missing) == (("cat", "dog"), "my", (), ())
+
+
+@pytest.mark.parametrize(("pack", "name"), PACKERS)
+def test_members_that_lead_out_are_set_aside(tmp_path: Path, pack: Any, name: str) -> None:
+    bad = {"cat/../../etc/x.jpg": b"x", "/cat/y.jpg": b"y"}
+    path = pack(tmp_path / name, {one: b"." for one in PLAIN} | bad)
+    source = open_tree(Archive(path), "my")
+    assert set(listed(source)) == set(PLAIN)
+    assert source.missing == tuple((one.lstrip("/"), "its name leads out of the archive") for one in bad)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [name]
+
+
+def test_links_encrypted_and_enormous_members_are_set_aside(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", {one: b"." for one in PLAIN})
+    with zipfile.ZipFile(path, "a") as file:
+        link = zipfile.ZipInfo("cat/link.jpg")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        file.writestr(link, "/etc/passwd")
+    packed = bytearray(path.read_bytes())
+    packed[packed.index(b"PK\x01\x02") + 8] |= 1  # the flags of the first, in the archive's directory
+    path.write_bytes(packed)
+    source = open_tree(Archive(path), "a")
+    assert source.missing == ((PLAIN[0], "encrypted"), ("cat/link.jpg", "a link, no file"))
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        for one in PLAIN:
+            tar.addfile(tarfile.TarInfo(one))
+        link = tarfile.TarInfo("cat/link.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "cat/b.jpg"
+        tar.addfile(link)
+        huge = tarfile.TarInfo("cat/huge.jpg")
+        huge.size = MAX_FILE_BYTES + 1
+        tar.addfile(huge, io.BytesIO(bytes(huge.size)))
+    assert [reason for _, reason in open_tree(Archive(tmp_path / "b.tar"), "b").missing] == [
+        "a link or device, no file",
+        "200,000,001 bytes are more than 200,000,000",
+    ]
+
+
+def test_a_damaged_member_is_one_file_that_cannot_be_used(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for one in PLAIN:
+            file.writestr(one, b"1234567890" * 9)
+    path.write_bytes(path.read_bytes().replace(b"1234567890", b"123456789x", 1))
+    contents = [item.content for item in open_tree(Archive(path), "a").items()]
+    assert decode_chunk(contents[:1], 8)[3][0].startswith("damaged in its archive (Bad CRC-32")
+    assert contents[1:] == [b"1234567890" * 9] * 2
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.99])
+@pytest.mark.parametrize(("pack", "name"), PACKERS)
+def test_a_cut_archive_is_an_error(tmp_path: Path, pack: Any, name: str, cut: float) -> None:
+    rng = np.random.default_rng(0)
+    path = pack(tmp_path / name, {one: rng.bytes(3000) for one in PLAIN})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(cut * len(whole))])
+    with pytest.raises(DataError, match=r"damaged or no archive|cut off"):
+        list(open_tree(Archive(path), "a").items())
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("winnow.data.archives.BOMB_BYTES", 1_000_000)
+    path = zipped(tmp_path / "a.zip", {one: bytes(2_000_000) for one in PLAIN})
+    with pytest.raises(DataError, match="200 times its size: no images do"):
+        Archive(path)
+
+
+@pytest.mark.parametrize(("pack", "name"), PACKERS)
+def test_a_table_labels_what_an_archive_holds(tmp_path: Path, pack: Any, name: str) -> None:
+    path = pack(tmp_path / name, {"img/a.jpg": b"a", "img/b.jpg": b"b", "img/c.jpg": b"c", "labels.csv": b""})
+    (tmp_path / "labels.csv").write_text("path,label\nimg/a.jpg,cat\nimg/b.jpg,dog\nimg/gone.jpg,dog\n")
+    data = Data(source="archive", labels_per_class="auto", path=str(path), labels=str(tmp_path / "labels.csv"))
+    source = open_source(data, tmp_path)
+    assert listed(source) == {"img/a.jpg": (0, False), "img/b.jpg": (1, False), "img/c.jpg": (-1, False)}
+    assert source.missing == (("img/gone.jpg", "in labels.csv, but not there"),)

@@ -54,7 +54,7 @@ def test_comments_stay(places: Places) -> None:
     after = written(places)
     assert [line.partition("#")[2] for line in after.splitlines() if "#" in line] == comments
     assert "  seeds: [3, 4, 5] " in after
-    assert "  source: folder              # sample | folder | cifar10" in after
+    assert "  source: folder              # sample | folder | archive | cifar10" in after
 
 
 def test_what_is_already_so_is_left_alone(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +127,7 @@ def test_values_are_yaml(places: Places, assignment: str, value: object) -> None
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["data.sorce=folder"], r"data has no key 'sorce'; it has source, path, unlabelled, image_size"),
+        (["data.sorce=folder"], r"data has no key 'sorce'; it has source, path, unlabelled, labels, image_size"),
         (["dta.source=folder"], r"params\.yaml has no key 'dta'; it has data, pretrain, finetune, candidates"),
         (["candidates.small.epochs=1"], r"candidates has no key 'small'; it has dense-int8, pruned, pruned-int8"),
         (["data.path.x=1"], r"data\.path has no key 'x'; it has nothing below it"),

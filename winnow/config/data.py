@@ -11,15 +11,16 @@ from winnow.config.section import NOTHING, Count, Integer, Number, Section
 
 SAMPLE_LABELS_PER_CLASS = 25
 SAMPLE_ARCHIVE, SAMPLE_TITLE = "cifar10-jpeg-sample.tar.xz", "CIFAR-10 (JPEG) sample"
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 TABLES = (".csv", ".tsv", ".parquet")
 
 
 class Data(Section):
     """The source of the images and what may be seen of it."""
 
-    source: Literal["sample", "folder", "cifar10"]
+    source: Literal["sample", "folder", "archive", "cifar10"]
     path: Annotated[str, Field(min_length=1)]
-    """The sample's archive or the user's folder; cifar10 downloads to .winnow/ and does not look at it."""
+    """The sample's archive or the user's folder or archive; cifar10 downloads to .winnow/ and does not look at it."""
     unlabelled: Annotated[str, Field(min_length=1)] = "unlabelled"
     """Name of the folder inside `path` that holds images without labels, where there is one."""
     labels: str = NOTHING
@@ -36,18 +37,18 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _path_fits_source(self) -> Data:
-        archive = self.path.endswith((".tar", ".tar.xz", ".tar.gz"))
+        archive = self.path.lower().endswith(ARCHIVES)
         if self.source == "folder" and archive:
-            raise ValueError(
-                f"data.path: {self.path!r} is an archive; with data.source: folder it names a folder of class folders"
-            )
+            raise ValueError(f"data.path: {self.path!r} is an archive; set data.source: archive for it")
+        if self.source == "archive" and not archive:
+            raise ValueError(f"data.path: {self.path!r} is no archive, which would end in {', '.join(ARCHIVES)}")
         if self.source == "sample" and not archive:
             raise ValueError(
                 f"data.path: {self.path!r} is no archive; to use your own images add data.source: folder "
                 "(on the command line: -S data.source=folder)"
             )
-        if self.labels != NOTHING and self.source != "folder":
-            raise ValueError("data.labels: a table of labels goes with data.source: folder")
+        if self.labels != NOTHING and self.source not in ("folder", "archive"):
+            raise ValueError("data.labels: a table of labels goes with data.source: folder or archive")
         if self.labels != NOTHING and not self.labels.lower().endswith(TABLES):
             raise ValueError(f"data.labels: {self.labels!r} must end in {', '.join(TABLES)}, or be {NOTHING}")
         if "/" in self.unlabelled or self.unlabelled in (".", ".."):
@@ -62,7 +63,7 @@ class Data(Section):
         if self.source == "cifar10":
             return "CIFAR-10"
         path = Path(self.path)
-        if self.source == "sample":
+        if self.source in ("sample", "archive"):
             return archive_title(path)
         return printable(path.resolve().name)
 

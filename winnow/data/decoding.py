@@ -34,6 +34,10 @@ WORTH_A_PROCESS = 64
 """Images below which starting processes takes longer than decoding."""
 
 
+Content = str | bytes | ValueError
+"""A file's path, read where it is decoded; its bytes; or why there are none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One image of a source."""
@@ -44,8 +48,7 @@ class Item:
     """-1: none."""
     is_test: bool
     """Whether the source itself calls it a test image."""
-    content: str | bytes
-    """The file's path, read where it is decoded; or its bytes."""
+    content: Content
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,7 @@ def _told(talk: Callable[..., Any], *what: Any) -> Any:
         ) from error
 
 
-def decode_chunk(contents: list[str | bytes], image_size: int) -> Result:
+def decode_chunk(contents: list[Content], image_size: int) -> Result:
     """What a worker does: positions kept, their pixels (K, S, S, 3) and keys (K, 16), reasons for the others."""
     kept: list[int] = []
     pixels: list[NDArray[np.uint8]] = []
@@ -145,6 +148,8 @@ def decode_chunk(contents: list[str | bytes], image_size: int) -> Result:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
         for position, content in enumerate(contents):
             try:
+                if isinstance(content, ValueError):
+                    raise content
                 pixels_HWC, key = decode(content if isinstance(content, bytes) else read_file(content), image_size)
             except ValueError as error:
                 reasons[position] = str(error)

@@ -32,6 +32,7 @@ SHOWN = 10
 class Labels:
     """What a table says of each path."""
 
+    file: Path
     classes: tuple[str, ...]
     """Sorted."""
     rows: dict[str, tuple[int, bool]]
@@ -61,7 +62,9 @@ def read_labels(file: Path, folder: Path) -> Labels:
     if len(classes) < 2:
         raise DataError(f"{file}: labels of {len(classes)} classes, a classifier needs two")
     order = {names[name]: position for position, name in enumerate(classes)} | {-1: -1}
-    return Labels(classes, {key: (order[label], is_test) for key, (label, is_test) in rows.items()}, tuple(doubled))
+    return Labels(
+        file, classes, {key: (order[label], is_test) for key, (label, is_test) in rows.items()}, tuple(doubled)
+    )
 
 
 def _rows(file: Path) -> Iterator[tuple[str, str, str]]:

@@ -1,0 +1,191 @@
+"""Trees of image files, on disk or packed, as winnow.data.layout and winnow.data.sources look at them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from winnow.config.data import printable
+from winnow.data.archives import OF_A_MAC, Member, members
+from winnow.data.decoding import Content
+from winnow.data.layout import Branch, Layout, Shape, is_companion
+from winnow.errors import DataError
+
+LEVELS = 3
+"""Folders by which the members of an archive are counted: one that wraps the rest, train/, the class."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image of a tree."""
+
+    name: str
+    """Its path, with /, as the tree has it."""
+    branch: Branch | None
+    """None where no layout was asked for."""
+    content: Callable[[], Content]
+    """To be called before the next image is asked for."""
+
+
+class Tree(Shape, Protocol):
+    """A tree whose images can be walked again and again, in the same order."""
+
+    def count(self, layout: Layout) -> tuple[Mapping[Branch, int], int]:
+        """Images of each branch, and how many other files lie among them."""
+
+    def images(self, layout: Layout | None = None) -> Iterator[Found]:
+        """The images of a layout's branches, or all of them."""
+
+    def unusable(self, layout: Layout | None = None) -> list[tuple[str, str]]:
+        """(name, reason) of images that `images` leaves out."""
+
+
+class Folder:
+    """A folder on disk. Links to folders are followed at the level of classes, not below."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.where = root, str(root)
+
+    def tops(self) -> list[str]:
+        """Folders in it."""
+        return _subfolders(self.root)
+
+    def below(self, top: str) -> list[str]:
+        """Folders in one of them."""
+        return _subfolders(self.root / top)
+
+    def stray(self, top: str) -> int:
+        """Files directly in it, or in one of its folders, that could be images."""
+        return sum(entry.is_file() and not is_companion(entry.name) for entry in _entries(self.root / top))
+
+    def count(self, layout: Layout) -> tuple[Mapping[Branch, int], int]:
+        """Images of each branch, and how many other files lie among them."""
+        images: Counter[Branch] = Counter()
+        others = 0
+        for branch in layout.branches:
+            for _, is_image in files_below(self.root.joinpath(*branch.parts)):
+                images[branch] += is_image
+                others += not is_image
+        return images, others
+
+    def images(self, layout: Layout | None = None) -> Iterator[Found]:
+        """Sorted inside each folder."""
+        for branch in layout.branches if layout else (None,):
+            for file, is_image in files_below(self.root.joinpath(*branch.parts) if branch else self.root):
+                if is_image:
+                    path = str(file)
+                    yield Found(file.relative_to(self.root).as_posix(), branch, lambda path=path: path)  # type: ignore[misc]
+
+    def unusable(self, layout: Layout | None = None) -> list[tuple[str, str]]:
+        """None: what cannot be read is seen when it is."""
+        return []
+
+
+class Archive:
+    """A zip or tar; one folder that holds all the others is passed over. It is read once here, for what is in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.where = path, str(path)
+        self._images: Counter[tuple[str, ...]] = Counter()
+        self._others: Counter[tuple[str, ...]] = Counter()
+        self._unusable: list[tuple[tuple[str, ...], str]] = []
+        for member in members(path):
+            if not _is_hidden(member):
+                found = self._others if is_companion(member.parts[-1]) else self._images
+                found[member.parts[:-1][:LEVELS]] += 1
+                if member.problem and found is self._images:
+                    self._unusable.append((member.parts, member.problem))
+        tops = {folders[:1] for folders in self._images}
+        self._wrapping: tuple[str, ...] = ()
+        if len(tops) == 1 and any(len(folders) > 1 for folders in self._images):
+            self._wrapping = tops.pop()  # one class makes no data set: this is the folder that was packed
+
+    def tops(self) -> list[str]:
+        """Folders at the top that hold images."""
+        return sorted({folders[0] for folders in self._inner(self._images) if folders})
+
+    def below(self, top: str) -> list[str]:
+        """Folders in one of them that hold images."""
+        return sorted({at[1] for at in self._inner(self._images) if at[:1] == (top,) and len(at) > 1})
+
+    def stray(self, top: str) -> int:
+        """Images directly at the top, or in one of its folders."""
+        return self._inner(self._images)[(top,) if top else ()]
+
+    def count(self, layout: Layout) -> tuple[Mapping[Branch, int], int]:
+        """Images of each branch, and how many other files lie among them."""
+        counts: list[Counter[Branch]] = []
+        for found in (self._images, self._others):
+            counted: Counter[Branch] = Counter()
+            for folders, count in self._inner(found).items():
+                if branch := layout.branch_of(folders):
+                    counted[branch] += count
+            counts.append(counted)
+        return counts[0], counts[1].total()
+
+    def images(self, layout: Layout | None = None) -> Iterator[Found]:
+        """In the archive's own order."""
+        for member in members(self.path):
+            if _is_hidden(member) or is_companion(member.parts[-1]) or member.problem:
+                continue
+            branch = layout.branch_of(self._unwrapped(member.parts[:-1])) if layout else None
+            if branch or not layout:
+                yield Found("/".join(member.parts), branch, lambda member=member: _content(member))  # type: ignore[misc]
+
+    def unusable(self, layout: Layout | None = None) -> list[tuple[str, str]]:
+        """Members that are links, encrypted, too large, or whose names lead out."""
+        return [
+            ("/".join(parts), problem)
+            for parts, problem in self._unusable
+            if not layout or layout.branch_of(self._unwrapped(parts[:-1]))
+        ]
+
+    def _inner(self, found: Counter[tuple[str, ...]]) -> Counter[tuple[str, ...]]:
+        inner: Counter[tuple[str, ...]] = Counter()
+        for folders, count in found.items():
+            inner[self._unwrapped(folders)] += count
+        return inner
+
+    def _unwrapped(self, folders: tuple[str, ...]) -> tuple[str, ...]:
+        return folders[len(self._wrapping) :]
+
+
+def _is_hidden(member: Member) -> bool:
+    """As on disk; a name that leads out is not hidden, but told."""
+    return not member.parts or any(
+        (part.startswith(".") and part != "..") or part == OF_A_MAC for part in member.parts[:-1]
+    )
+
+
+def _content(member: Member) -> Content:
+    try:
+        return member.read()
+    except ValueError as error:
+        return error
+
+
+def files_below(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """All files below a folder, sorted inside each folder, and whether each should be an image."""
+
+    def stop(error: OSError) -> None:
+        raise DataError(f"{printable(str(error.filename))}: cannot be read ({error.strerror})")
+
+    for place, folders, names in os.walk(folder, onerror=stop):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            yield Path(place, name), not is_companion(name)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return [entry.name for entry in _entries(folder) if entry.is_dir() and not entry.name.startswith(".")]
