@@ -5,7 +5,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_order_pixels_and_reasons(tmp_path: Path, count: int) -> None:
     good = [at for at in range(count) if at % 7]
     assert names == [str(at) for at in range(count)]
     assert kept == [str(at) for at in good]
-    assert reasons == {str(at): "no image format that Pillow knows" for at in range(0, count, 7)}
+    assert reasons == {str(at): "no image format that is read here" for at in range(0, count, 7)}
     expected = [decode(bitmap(at), 8) for at in good]
     assert pixels == b"".join(pixels_HWC.tobytes() for pixels_HWC, _ in expected)
     assert keys == b"".join(key for _, key in expected)
@@ -115,15 +116,49 @@ def test_few_files_are_under_way(side: int) -> None:
     assert multiprocessing.active_children() == []  # closed early, and nobody is left behind
 
 
+class Does:
+    """A file at which a worker calls a function: pickle calls it where the worker takes the file."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.what = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.what
+
+
 @needs_cores
-def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
-    stream = (Item(str(index), 0, False, bitmap(index % 5)) for index in range(20_000))
-    decoded = decode_all(stream, 20_000, 32)
-    next(decoded)
+def test_a_killed_worker_costs_no_image() -> None:
+    items = [Item(str(index), 0, False, bitmap(index % 5)) for index in range(2000)]
+    whole = together(list(decode_all(items, len(items), 8)))
+    decoded = decode_all(items, len(items), 8)
+    first = next(decoded)
     for child in multiprocessing.active_children():
         child.kill()
-    with pytest.raises(DataError, match=r"a process that decodes images died.*taskset"):
-        list(decoded)
+    assert together([first, *decoded]) == whole
+    assert multiprocessing.active_children() == []
+
+
+@needs_cores
+def test_files_that_kill_or_hang_are_set_aside_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("winnow.data.decoding.CHUNK_SECONDS", 3.0)
+    monkeypatch.setattr("winnow.data.decoding.FILE_SECONDS", 3.0)
+    contents: list = [bitmap(index) for index in range(200)]
+    contents[7], contents[90] = Does(os._exit, 3), Does(time.sleep, 600)
+    items = [Item(str(index), 0, False, content) for index, content in enumerate(contents)]
+    _, kept, reasons, _, _ = together(list(decode_all(items, len(items), 8)))
+    assert reasons == {
+        "7": "ends the process that decodes it (status 3)",
+        "90": "takes longer than 3 s to decode",
+    }
+    assert len(kept) == 198
+    assert multiprocessing.active_children() == []
+
+
+@needs_cores
+def test_process_after_process_that_dies_is_an_error_that_says_what_to_do() -> None:
+    items = [Item(str(index), 0, False, Does(os._exit, 3)) for index in range(WORTH_A_PROCESS)]  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"process after process that decodes images died.*taskset"):
+        list(decode_all(items, len(items), 8))
     assert multiprocessing.active_children() == []
 
 

@@ -127,7 +127,8 @@ def header_of_png(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "no image format"),
+        (b"", "empty"),
+        (b"\0\0\0\x1cftypheic" + bytes(20), "HEIC, which is not read here; convert it"),
         (b"just text", "no image format"),
         (FORMS["jpeg"][:-400], "damaged"),
         (FORMS["jpeg"][:50], "no image format|damaged"),
@@ -138,7 +139,7 @@ def header_of_png(width: int, height: int) -> bytes:
         (saved(Image.fromarray(PHOTO[..., 0].astype(np.int32) * 1000), "TIFF"), "32-bit pixels"),
         (saved(Image.fromarray(PHOTO[..., 0].astype(np.float32)), "TIFF"), "32-bit pixels"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_no_image_gives_a_reason(data: bytes, reason: str) -> None:

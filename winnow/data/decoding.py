@@ -8,16 +8,16 @@ number.
 from __future__ import annotations
 
 import itertools
+import logging
 import multiprocessing
 import stat
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ MAX_CHUNK = 64
 CHUNKS_PER_WORKER = 3
 WORTH_A_PROCESS = 64
 """Images below which starting processes takes longer than decoding."""
+CHUNK_SECONDS, FILE_SECONDS = 120.0, 60.0
+"""What takes longer hangs."""
+MAX_DEATHS = 3
 
 
 Content = str | bytes | ValueError
@@ -68,7 +71,8 @@ Result = tuple[list[int], NDArray[np.uint8], NDArray[np.uint8], dict[int, str]]
 def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[Decoded, None, None]:
     """Decode `count` items, in their order. Close the generator to stop early.
 
-    Raises DataError when a worker process dies.
+    A file that kills the process that decodes it, or takes longer than FILE_SECONDS, is set aside like one that is
+    damaged. Raises DataError when process after process dies.
     """
     stream, processes = iter(items), cores()
     fair = -(-count // (processes * CHUNKS_PER_WORKER))
@@ -78,45 +82,93 @@ def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[
         for chunk in chunks:
             yield Decoded(chunk, *decode_chunk([item.content for item in chunk], image_size))
         return
-    with _hired(processes, image_size) as crew:
-        under_way: deque[tuple[list[Item], Connection]] = deque()
+    crew = [_Worker(image_size) for _ in range(processes)]
+    try:
+        under_way: deque[tuple[list[Item], _Worker]] = deque()
         free = deque(crew)
         for chunk in chunks:
-            pipe = free.popleft()
-            _told(pipe.send, [item.content for item in chunk])
-            under_way.append((chunk, pipe))
+            worker = free.popleft()
+            worker.give([item.content for item in chunk])
+            under_way.append((chunk, worker))
             if not free:
-                done, pipe = under_way.popleft()
-                yield Decoded(done, *_told(pipe.recv))
-                free.append(pipe)
+                done, worker = under_way.popleft()
+                yield _taken(done, worker, image_size)
+                free.append(worker)
         while under_way:
-            done, pipe = under_way.popleft()
-            yield Decoded(done, *_told(pipe.recv))
+            yield _taken(*under_way.popleft(), image_size)
+    finally:
+        for worker in crew:
+            worker.end()
 
 
-@contextmanager
-def _hired(count: int, image_size: int) -> Iterator[list[Connection]]:
-    """Pipes to worker processes, each of which has one chunk under way at most.
+def _taken(chunk: list[Item], worker: _Worker, image_size: int) -> Decoded:
+    """A chunk that is under way; file by file where that goes wrong, so that one of them spoils no other."""
+    result = worker.answer(CHUNK_SECONDS)
+    if isinstance(result, str):
+        parts, deaths = [], 0
+        for item in chunk:
+            worker.give([item.content])
+            part = worker.answer(FILE_SECONDS)
+            if isinstance(part, str):
+                deaths += 1
+                part = decode_chunk([ValueError(part)], image_size)
+            parts.append(part)
+        if deaths == len(chunk) > MAX_DEATHS:
+            raise DataError(
+                "process after process that decodes images died, most likely for want of memory; "
+                "free some, look for enormous images, or run on fewer cores (taskset -c 0 winnow run)"
+            )
+        result = (
+            [position for position, (kept, *_) in enumerate(parts) if kept],
+            np.concatenate([pixels_KHWC for _, pixels_KHWC, _, _ in parts]),
+            np.concatenate([keys_K16 for _, _, keys_K16, _ in parts]),
+            {position: reasons[0] for position, (*_, reasons) in enumerate(parts) if reasons},
+        )
+    return Decoded(chunk, *result)
+
+
+class _Worker:
+    """A process that decodes, with one chunk under way at most; in place of one that ends, the next one stands.
 
     Not a ProcessPoolExecutor: it waits for ever for a worker that was killed half-way through its answer. Here each
     pipe has one writer, so its end is seen.
     """
-    context, crew, pipes = multiprocessing.get_context("spawn"), [], []
-    try:
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            worker = context.Process(target=_work, args=(theirs, image_size), daemon=True)
-            worker.start()
-            theirs.close()
-            crew.append(worker)
-            pipes.append(ours)
-        yield pipes
-    finally:
-        for pipe in pipes:
-            pipe.close()
-        for worker in crew:
-            worker.terminate()
-            worker.join()
+
+    def __init__(self, image_size: int) -> None:
+        self._image_size = image_size
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, self._image_size), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def give(self, contents: list[Content]) -> None:
+        """Begin with a chunk."""
+        with suppress(OSError):  # a process that is gone is seen when it should answer
+            self._pipe.send(contents)
+
+    def answer(self, seconds: float) -> Result | str:
+        """What came of the chunk, or why nothing did; another process is there then."""
+        try:
+            if self._pipe.poll(seconds):
+                result: Result = self._pipe.recv()
+                return result
+            why = f"takes longer than {seconds:.0f} s to decode"
+        except (EOFError, OSError):
+            self._process.join(1)
+            why = f"ends the process that decodes it (status {self._process.exitcode})"
+        self.end()
+        self._start()
+        return why
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.join()
 
 
 def _work(pipe: Connection, image_size: int) -> None:
@@ -128,22 +180,12 @@ def _work(pipe: Connection, image_size: int) -> None:
             return
 
 
-def _told(talk: Callable[..., Any], *what: Any) -> Any:
-    """Send or receive. Raises DataError when the worker at the other end has died."""
-    try:
-        return talk(*what)
-    except (EOFError, OSError) as error:
-        raise DataError(
-            "a process that decodes images died, most likely for want of memory; "
-            "free some, look for enormous images, or run on fewer cores (taskset -c 0 winnow run)"
-        ) from error
-
-
 def decode_chunk(contents: list[Content], image_size: int) -> Result:
     """What a worker does: positions kept, their pixels (K, S, S, 3) and keys (K, 16), reasons for the others."""
     kept: list[int] = []
     pixels: list[NDArray[np.uint8]] = []
     keys, reasons = [], {}
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of odd files is said once, as their reason
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
         for position, content in enumerate(contents):

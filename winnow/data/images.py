@@ -32,6 +32,9 @@ from winnow.records import read_json
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = ("train", "validation", "test")
 MAX_PIXELS = 100_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "QOI", "ICO")
+"""Pillow's readers of what people keep images in. Others start programs (EPS) or take noise for an image (TGA)."""
+HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -54,20 +57,29 @@ def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], bytes]:
     Raises ValueError with the reason when the file cannot be used.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"{opened.width}x{opened.height} pixels are more than {MAX_PIXELS:,}")
             opened.load()
             upright = ImageOps.exif_transpose(opened)
             rgb = _to_rgb(upright or opened)
     except UnidentifiedImageError as error:
-        raise ValueError("no image format that Pillow knows") from error
+        raise ValueError(_unknown(data)) from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
     except DAMAGED as error:
         raise ValueError(f"damaged ({error})") from error
     digest = hashlib.blake2b(rgb.tobytes(), digest_size=16, key=f"{rgb.width}x{rgb.height}".encode()).digest()
     return resize(rgb, image_size), digest
+
+
+def _unknown(data: bytes) -> str:
+    """What to say of a file that no reader takes."""
+    if not data:
+        return "empty"
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC:
+        return "HEIC, which is not read here; convert it to JPEG or PNG"
+    return "no image format that is read here"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,202 @@
+"""What people's folders hold besides plain RGB JPEGs: each kind is used correctly, or set aside with its reason.
+
+docs/foreign-files.md lists the same kinds.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.closure import ROOT
+from winnow.data.decoding import decode_chunk
+from winnow.data.images import decode
+from winnow.data.sources import open_tree
+from winnow.data.trees import Folder
+
+RNG = np.random.default_rng(7)
+PHOTO = np.kron(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+"""48 x 64, in squares that survive JPEG."""
+RGB = Image.fromarray(PHOTO)
+GRAY = RGB.convert("L")
+SIDE = 16
+LOSSY = 12.0
+"""Mean difference of 8-bit levels that a lossy format may make here."""
+REAL_IMAGES = 40
+
+
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(RGB.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+
+
+def palette(**options: object) -> bytes:
+    return saved(RGB.convert("P", palette=Image.Palette.ADAPTIVE, colors=256), "PNG", **options)
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return header + struct.pack(">I", 10) + b"IDAT"
+
+
+ONE_BIT = RGB.convert("1")
+SIXTEEN = Image.fromarray(PHOTO[..., 0].astype(np.uint16) << 8 | 77)
+HALF_CLEAR = Image.merge("RGBA", [*RGB.split(), Image.fromarray(RNG.integers(0, 256, (48, 64), dtype=np.uint8))])
+SECOND = Image.fromarray(255 - PHOTO)
+
+USED: dict[str, tuple[bytes, Image.Image]] = {
+    "palette": (palette(), RGB),
+    "palette, transparent": (palette(transparency=3), RGB),
+    "1-bit": (saved(ONE_BIT, "PNG"), ONE_BIT),
+    "gray": (saved(GRAY, "JPEG"), GRAY),
+    "gray with alpha": (saved(GRAY.convert("LA"), "PNG"), GRAY),
+    "RGB with alpha": (saved(HALF_CLEAR, "PNG"), RGB),
+    "16-bit gray PNG": (saved(SIXTEEN, "PNG"), Image.fromarray(PHOTO[..., 0])),
+    "16-bit gray TIFF": (saved(SIXTEEN, "TIFF"), Image.fromarray(PHOTO[..., 0])),
+    "CMYK JPEG": (saved(RGB.convert("CMYK"), "JPEG", quality=95), RGB),
+    "animated GIF": (saved(RGB, "GIF", save_all=True, append_images=[SECOND]), RGB),
+    "animated WebP": (saved(RGB, "WEBP", save_all=True, append_images=[SECOND], lossless=True), RGB),
+    "multi-page TIFF": (saved(RGB, "TIFF", save_all=True, append_images=[SECOND]), RGB),
+    "EXIF-rotated": (turned(), RGB),
+    "one pixel": (saved(RGB.crop((0, 0, 1, 1)), "PNG"), RGB.crop((0, 0, 1, 1))),
+    "one row": (saved(RGB.crop((0, 0, 64, 1)), "PNG"), RGB.crop((31, 0, 33, 1))),
+    "TIFF": (saved(RGB, "TIFF", compression="tiff_lzw"), RGB),
+    "WebP": (saved(RGB, "WEBP", quality=95), RGB),
+    "AVIF": (saved(RGB, "AVIF", quality=95), RGB),
+    "JPEG 2000": (saved(RGB, "JPEG2000"), RGB),
+    "BMP": (saved(RGB, "BMP"), RGB),
+    "GIF": (saved(RGB, "GIF"), RGB),
+    "progressive JPEG": (saved(RGB, "JPEG", progressive=True, quality=95), RGB),
+    "JPEG with bytes after its end": (saved(RGB, "JPEG", quality=95) + bytes(100), RGB),
+}
+SET_ASIDE: dict[str, tuple[bytes, str]] = {
+    "32-bit integers": (saved(Image.fromarray(PHOTO[..., 0].astype(np.int32)), "TIFF"), "32-bit pixels"),
+    "32-bit float": (saved(Image.fromarray(PHOTO[..., 0].astype(np.float32)), "TIFF"), "32-bit pixels"),
+    "more than 100 million pixels": (png_of_size(20_000, 6_000), "20000x6000 pixels are more than 100,000,000"),
+    "decompression bomb": (png_of_size(200_000, 200_000), "decompression bomb"),
+    "truncated": (saved(RGB, "JPEG")[:-200], "damaged"),
+    "empty": (b"", "empty"),
+    "HEIC": (b"\0\0\0\x1cftypheic" + bytes(20), "HEIC, which is not read here; convert it"),
+    "text": (b"no image at all", "no image format that is read here"),
+    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no image format that is read here"),
+    "PostScript": (saved(RGB, "EPS"), "no image format that is read here"),
+}
+
+
+@pytest.mark.parametrize("kind", USED)
+@pytest.mark.filterwarnings("ignore")
+def test_a_kind_that_is_used_gives_its_pixels(kind: str) -> None:
+    data, expected = USED[kind]
+    pixels = decode(data, SIDE)[0]
+    wanted = decode(saved(expected.convert("RGB"), "PNG"), SIDE)[0]
+    assert np.abs(pixels.astype(int) - wanted).mean() <= LOSSY
+
+
+@pytest.mark.parametrize("kind", SET_ASIDE)
+@pytest.mark.filterwarnings("ignore")
+def test_a_kind_that_is_set_aside_says_why(kind: str) -> None:
+    data, reason = SET_ASIDE[kind]
+    assert re.search(reason, decode_chunk([data], SIDE)[3][0])
+
+
+def test_names_extensions_links_and_rights(tmp_path: Path) -> None:
+    cat, dog = tmp_path / "cat", tmp_path / "dog"
+    good = saved(RGB, "PNG")
+    for folder in (cat, dog):
+        folder.mkdir()
+        (folder / "plain.png").write_bytes(good)
+    names = ["no extension", "a photo.jpg", "größe 猫.png", "two\nlines.png", "wrong.gif", "UPPER.PNG", "-rf.png"]
+    for name in names:
+        (cat / name).write_bytes(good)
+    (cat / "loop.png").symlink_to("loop.png")
+    (cat / "gone.png").symlink_to("nowhere.png")
+    (cat / "around").symlink_to(tmp_path)
+    os.mkfifo(cat / "pipe.png")
+    (cat / "secret.png").write_bytes(good)
+    (cat / "secret.png").chmod(0)
+    source = open_tree(Folder(tmp_path), "photos")
+    items = list(source.items())
+    reasons = decode_chunk([item.content for item in items], SIDE)[3]
+    told = {items[at].name: reason for at, reason in reasons.items()}
+    if os.geteuid() != 0:  # root reads everything
+        assert told.pop("cat/secret.png") == "cannot be read (Permission denied)"
+    assert told == {
+        "cat/loop.png": "cannot be read (Too many levels of symbolic links)",
+        "cat/gone.png": "cannot be read (No such file or directory)",
+        "cat/pipe.png": "no plain file",
+    }
+    assert {f"cat/{name}" for name in names} <= {item.name for item in items}
+    assert not [item.name for item in items if "around" in item.name]
+
+
+def test_the_page_lists_these_kinds() -> None:
+    page = (ROOT / "docs" / "foreign-files.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| ")]
+    listed = {kind.strip(): "set aside" in what for kind, what in rows}
+    assert {kind: False for kind in USED} | {kind: True for kind in SET_ASIDE} == {
+        kind: listed.get(kind) for kind in (*USED, *SET_ASIDE)
+    }
+
+
+def real_images() -> list[bytes]:
+    """Photographs of the embedded sample, also in other formats."""
+    with tarfile.open(ROOT / "data" / "cifar10-jpeg-sample.tar.xz") as archive:
+        opened = [archive.extractfile(member) for member, _ in zip(archive, range(REAL_IMAGES), strict=False)]
+        photos = [file.read() for file in opened if file]
+    images = [Image.open(io.BytesIO(photo)) for photo in photos]
+    forms = ("PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000")
+    return photos + [saved(image, form) for image, form in zip(images, forms * REAL_IMAGES, strict=False)]
+
+
+REAL = real_images()
+
+
+@st.composite
+def mutated(draw: Callable) -> bytes:
+    """A real image, cut, with bytes changed, put in or moved."""
+    data = bytearray(draw(st.sampled_from(REAL)))
+    for _ in range(draw(st.integers(1, 8))):
+        at = draw(st.integers(0, max(0, len(data) - 1)))
+        match draw(st.sampled_from(("set", "head", "cut", "insert", "move"))):
+            case "set" if data:
+                data[at] = draw(st.integers(0, 255))
+            case "head" if data:
+                data[min(at, 40) % len(data)] = draw(st.sampled_from((0, 1, 127, 128, 255)))
+            case "cut":
+                del data[at:]
+            case "insert":
+                data[at:at] = draw(st.binary(min_size=1, max_size=8))
+            case _:
+                data = data[at:] + data[:at]
+    return bytes(data)
+
+
+@given(mutated())
+@settings(max_examples=5000, deadline=None, database=None, derandomize=True)
+@pytest.mark.filterwarnings("ignore")
+def test_a_mutated_image_is_pixels_or_a_reason(data: bytes) -> None:
+    kept, pixels_KHWC, keys_K16, reasons = decode_chunk([data], SIDE)
+    assert (len(kept), len(reasons)) in ((1, 0), (0, 1))
+    assert pixels_KHWC.shape == (len(kept), SIDE, SIDE, 3)
+    assert keys_K16.shape == (len(kept), 16)
+    assert all(reason.strip() for reason in reasons.values())
