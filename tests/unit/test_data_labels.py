@@ -49,7 +49,8 @@ def test_labels_test_images_and_the_unlabelled_pool(tmp_path: Path) -> None:
 )
 def test_tables_as_people_write_them(tmp_path: Path, text: str, name: str, encoding: str) -> None:
     found = read_labels(written(tmp_path, text, name, encoding), tmp_path)
-    assert found.rows == {"a.jpg": (0, False), "b/c.png": (1, True), "d.jpg": (-1, False)}
+    assert found.rows == {"a.jpg": (0, False, ""), "b/c.png": (1, True, ""), "d.jpg": (-1, False, "")}
+    assert not found.has_groups
 
 
 def test_absolute_paths_and_names_of_another_system(tmp_path: Path) -> None:
@@ -75,6 +76,13 @@ def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
     numbers = {"path": ["a.jpg", "b.jpg"], "label": [7, 12]}
     parquet.write_table(pyarrow.table(numbers), tmp_path / "labels.parquet")
     assert read_labels(tmp_path / "labels.parquet", tmp_path).classes == ("12", "7")
+
+
+def test_a_column_of_groups(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    table = written(tmp_path, "path,label,group\na.jpg,cat,7\nb.jpg,dog,7\n")
+    source = open_labelled(tmp_path, table)
+    assert [item.group for item in source.items()] == ["7", "7", ""]
 
 
 def test_unknown_paths_and_doubled_rows_are_named(tmp_path: Path) -> None:

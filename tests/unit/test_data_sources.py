@@ -137,6 +137,26 @@ def test_the_unlabelled_folder_may_have_another_name(tmp_path: Path) -> None:
     assert listed(open_source(data, tmp_path))["raw/d.jpg"] == (-1, False)
 
 
+@pytest.mark.parametrize(
+    ("group_by", "expected"),
+    [
+        ("none", ["", "", ""]),
+        ("folder", ["cat", "cat/2024", "dog"]),
+        (r"(\w+)\.jpg$", ["b", "", "c"]),
+    ],
+)
+def test_what_groups_images(tmp_path: Path, group_by: str, expected: list[str]) -> None:
+    data = Data(source="folder", labels_per_class="auto", path=str(touch(tmp_path, *PLAIN)), group_by=group_by)
+    assert [item.group for item in open_source(data, tmp_path).items()] == expected
+
+
+def test_a_table_without_groups_groups_nothing(tmp_path: Path) -> None:
+    (touch(tmp_path, "a.jpg", "b.jpg") / "labels.csv").write_text("path,label\na.jpg,cat\nb.jpg,dog\n")
+    named = {"path": str(tmp_path), "labels": str(tmp_path / "labels.csv"), "group_by": "table"}
+    with pytest.raises(DataError, match=r"labels\.csv names no group"):
+        open_source(Data(source="folder", labels_per_class="auto", **named), tmp_path)
+
+
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.path: .*gone does not exist \(looked for in "):
         open_source(Data(source="folder", labels_per_class="auto", path=str(tmp_path / "gone")), tmp_path)

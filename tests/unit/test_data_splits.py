@@ -101,6 +101,46 @@ def test_copies_share_a_split_and_never_meet_the_test_set(seed: int, named: bool
         np.testing.assert_array_equal(split == TEST, tested)
 
 
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_group_shares_a_split_and_nothing_leaks_across(seed: int, named: bool) -> None:
+    keys, labels, tested = pile(seed, named=named)
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 256, (60, 16), dtype=np.uint8)[rng.integers(0, 60, len(keys))]
+    split, _ = assign_splits(keys, labels, CLASSES, **FRACTIONS, named_test_N=tested, group_keys_N16=groups)
+    for units in (group_equal(groups), group_equal(keys)):
+        for unit in np.unique(units):
+            assert len(set(split[units == unit]) - {LEFT_OUT}) <= 1
+    if named:
+        np.testing.assert_array_equal(split == TEST, tested)
+    # The same groups, the same splits: more images of a group change nothing, but for what equals a test image.
+    half = rng.permutation(len(keys))[: len(keys) // 2]
+    early, warnings = assign_splits(
+        keys[half], labels[half], CLASSES, **FRACTIONS, named_test_N=tested[half], group_keys_N16=groups[half]
+    )
+    if not named and not any("lent" in warning for warning in warnings):
+        stays = (early != LEFT_OUT) & (split[half] != LEFT_OUT)
+        np.testing.assert_array_equal(early[stays], split[half][stays])
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_class_of_few_images_can_be_learned_and_chosen_by(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    keys = rng.integers(0, 256, (count + 200, 16), dtype=np.uint8)
+    labels = np.array([0] * count + [1, 2] * 100)
+    split, warnings = assign(keys, labels, np.zeros(len(keys), bool))
+    own = split[:count]
+    assert (own == TRAIN).any()
+    assert (own == VALIDATION).any() == (count > 1)
+    assert any("'a'" in warning for warning in warnings) or count > 1
+    # Of a named test set nothing is lent.
+    tested = np.arange(len(keys)) == 0
+    named, _ = assign(keys, labels, tested)
+    assert named[0] == TEST
+    assert (named == TEST).sum() == 1
+
+
 def test_a_copy_without_label_does_not_leak_the_test_set() -> None:
     keys = keys_at(0.3, 0.3, *[0.05] * 3, *[0.9] * 3)
     split, _ = assign(keys, np.array([0, -1, 0, 1, 2, 0, 1, 2]), np.zeros(8, bool))

@@ -127,7 +127,10 @@ def test_values_are_yaml(places: Places, assignment: str, value: object) -> None
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["data.sorce=folder"], r"data has no key 'sorce'; it has source, path, unlabelled, labels, image_size"),
+        (
+            ["data.sorce=folder"],
+            r"data has no key 'sorce'; it has source, path, unlabelled, labels, group_by, image_size",
+        ),
         (["dta.source=folder"], r"params\.yaml has no key 'dta'; it has data, pretrain, finetune, candidates"),
         (["candidates.small.epochs=1"], r"candidates has no key 'small'; it has dense-int8, pruned, pruned-int8"),
         (["data.path.x=1"], r"data\.path has no key 'x'; it has nothing below it"),

@@ -135,6 +135,35 @@ def test_named_test_set_and_unlabelled_images(tmp_path: Path) -> None:
     assert not tested & {images.keys_N16[at].tobytes() for s in (TRAIN, VALIDATION) for at in images.indices(s)}
 
 
+def test_a_burst_shares_a_split(tmp_path: Path) -> None:
+    for index in range(120):
+        add(tmp_path / "photos" / CLASSES[index % 3] / f"burst{index // 6:02d}_{index}.png", index)
+    record = ingested(tmp_path / "photos", tmp_path / "data", group_by=r"burst(\d+)_")
+    images = load_images(tmp_path / "data")
+    splits: dict[str, set[int]] = {}
+    for name, split in zip(images.files, images.split_N, strict=True):
+        splits.setdefault(name.split("burst")[1][:2], set()).add(int(split))
+    assert len(splits) == record.details["groups"] == 20
+    assert all(len(found) == 1 for found in splits.values())
+    alone = ingested(tmp_path / "photos", tmp_path / "alone", group_by=r"_(\d+)\.png")
+    assert any("no two images share one" in warning for warning in alone.warnings)
+
+
+def test_a_table_labels_a_flat_folder(tmp_path: Path) -> None:
+    rows = ["path,label"]
+    for index in range(60):
+        add(tmp_path / "photos" / f"{index}.png", index)
+        rows.append(f"{index}.png,{CLASSES[index % 3] if index < 45 else ''}")
+    (tmp_path / "labels.csv").write_text("\n".join([*rows, "gone.png,disc"]))
+    record = ingested(tmp_path / "photos", tmp_path / "data", labels=str(tmp_path / "labels.csv"))
+    images = load_images(tmp_path / "data")
+    by_name = dict(zip(images.files, images.labels_N.tolist(), strict=True))
+    classes = [CLASSES[label] if label >= 0 else "" for label in (by_name[f"{index}.png"] for index in range(60))]
+    assert classes == [CLASSES[index % 3] if index < 45 else "" for index in range(60)]
+    assert record.details["rejected"] == [{"file": "gone.png", "reason": "in labels.csv, but not there"}]
+    assert record.parameters["labels"] == "labels.csv"
+
+
 def test_damaged_files_are_set_aside_with_their_reason(image_folder: Path, tmp_path: Path) -> None:
     cut = image_folder / "disc" / "01.jpg"
     cut.write_bytes(cut.read_bytes()[:-300])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +26,9 @@ class Data(Section):
     """Name of the folder inside `path` that holds images without labels, where there is one."""
     labels: str = NOTHING
     """A CSV or Parquet table of path and label for the images in `path`, which then need no class folders."""
+    group_by: Annotated[str, Field(min_length=1)] = "none"
+    """What keeps images in one split: none, folder (theirs), table (column `group` of `labels`), or a regular
+    expression whose first group, found in the path, names the group."""
     image_size: Annotated[Integer, Field(ge=8, le=1024)] = 32
     """Side of the square, in pixels, that every image is resized to."""
     labels_per_class: Literal["auto", "all"] | Count
@@ -51,6 +55,7 @@ class Data(Section):
             raise ValueError("data.labels: a table of labels goes with data.source: folder or archive")
         if self.labels != NOTHING and not self.labels.lower().endswith(TABLES):
             raise ValueError(f"data.labels: {self.labels!r} must end in {', '.join(TABLES)}, or be {NOTHING}")
+        _check_grouping(self.group_by, self.labels)
         if "/" in self.unlabelled or self.unlabelled in (".", ".."):
             raise ValueError(
                 f"data.unlabelled: {self.unlabelled!r} must be the plain name of a folder inside data.path"
@@ -73,6 +78,24 @@ class Data(Section):
         if self.labels_per_class == "auto":
             return SAMPLE_LABELS_PER_CLASS if self.source == "sample" else None
         return None if self.labels_per_class == "all" else self.labels_per_class
+
+
+def _check_grouping(group_by: str, labels: str) -> None:
+    if group_by in ("none", "folder"):
+        return
+    if group_by == "table":
+        if labels == NOTHING:
+            raise ValueError("data.group_by: table takes the column group of data.labels, which names no table")
+        return
+    try:
+        groups = re.compile(group_by).groups
+    except re.error as error:
+        raise ValueError(f"data.group_by: {group_by!r} is no regular expression ({error})") from error
+    if not groups:
+        raise ValueError(
+            f"data.group_by: {group_by!r} is none, folder or table, nor a regular expression with a group in (), "
+            r"as in '(.+)_\d+\.jpg'"
+        )
 
 
 def archive_title(path: Path) -> str:

@@ -52,6 +52,8 @@ class Item:
     is_test: bool
     """Whether the source itself calls it a test image."""
     content: Content
+    group: str = ""
+    """What shares a split with others of the same name; "" stands alone."""
 
 
 @dataclass(frozen=True, slots=True)

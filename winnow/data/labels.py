@@ -1,9 +1,9 @@
-"""The labels of a folder of images as a table: a CSV or Parquet file with columns `path` and `label`, perhaps `split`.
+"""The labels of a folder's images as a table: CSV or Parquet with columns `path` and `label`, perhaps `split`, `group`.
 
-    path,label,split
-    2024/IMG_0001.jpg,cat,
-    2024/IMG_0002.jpg,,            no label: the image is used without one
-    2025/IMG_0100.jpg,dog,test     the test set, where the table names one
+    path,label,split,group
+    2024/IMG_0001.jpg,cat,,burst 7
+    2024/IMG_0002.jpg,,,burst 7        no label: the image is used without one
+    2025/IMG_0100.jpg,dog,test,        the test set, where the table names one
 
 Paths are relative to the folder (or absolute, inside it), with / or, from Windows, \\. CSV may be separated by comma,
 semicolon or tab. Only the columns in use are read, row by row; what is held is one entry a path.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import posixpath
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from winnow.errors import DataError, MissingExtra
 
 PATH_NAMES = ("path", "file", "filename", "file_name", "image")
 LABEL_NAMES = ("label", "class", "category")
-SPLIT = "split"
+SPLIT, GROUP = "split", "group"
 SEPARATORS = ",;\t"
 SHOWN = 10
 
@@ -35,8 +36,9 @@ class Labels:
     file: Path
     classes: tuple[str, ...]
     """Sorted."""
-    rows: dict[str, tuple[int, bool]]
-    """Path -> label (-1: none), whether it is a test image."""
+    rows: dict[str, tuple[int, bool, str]]
+    """Path -> label (-1: none), whether it is a test image, its group ("": none)."""
+    has_groups: bool
     doubled: tuple[str, ...]
     """Paths that stand there more than once, each time with the same label."""
 
@@ -44,14 +46,14 @@ class Labels:
 def read_labels(file: Path, folder: Path) -> Labels:
     """Read the table of `folder`'s images. Raises DataError for what is no such table, or contradicts itself."""
     names: dict[str, int] = {}
-    rows: dict[str, tuple[int, bool]] = {}
+    rows: dict[str, tuple[int, bool, str]] = {}
     doubled: list[str] = []
     torn: list[str] = []
-    for number, (path, label, split) in enumerate(_rows(file), 1):
+    for number, (path, label, split, group) in enumerate(_rows(file), 1):
         key = _normalised(path, folder)
         if not key:
             raise DataError(f"{file}: row {number} names no path")
-        row = (names.setdefault(label, len(names)) if label else -1, split == "test")
+        row = (names.setdefault(label, len(names)) if label else -1, split == "test", sys.intern(group))
         if key not in rows:
             rows[key] = row
         else:
@@ -62,19 +64,19 @@ def read_labels(file: Path, folder: Path) -> Labels:
     if len(classes) < 2:
         raise DataError(f"{file}: labels of {len(classes)} classes, a classifier needs two")
     order = {names[name]: position for position, name in enumerate(classes)} | {-1: -1}
-    return Labels(
-        file, classes, {key: (order[label], is_test) for key, (label, is_test) in rows.items()}, tuple(doubled)
-    )
+    for key, (number, is_test, group) in rows.items():
+        rows[key] = (order[number], is_test, group)
+    return Labels(file, classes, rows, any(group for *_, group in rows.values()), tuple(doubled))
 
 
-def _rows(file: Path) -> Iterator[tuple[str, str, str]]:
-    """(path, label or "", split or "") of every row."""
+def _rows(file: Path) -> Iterator[tuple[str, str, str, str]]:
+    """(path, label, split, group) of every row, "" for what it does not say."""
     if not file.is_file():
         raise DataError(f"data.labels: {file} is no file")
     return _from_parquet(file) if file.suffix.lower() == ".parquet" else _from_csv(file)
 
 
-def _from_csv(file: Path) -> Iterator[tuple[str, str, str]]:
+def _from_csv(file: Path) -> Iterator[tuple[str, str, str, str]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             header = opened.readline()
@@ -92,7 +94,7 @@ def _from_csv(file: Path) -> Iterator[tuple[str, str, str]]:
         raise DataError(f"{file} cannot be read as CSV ({error})") from error
 
 
-def _from_parquet(file: Path) -> Iterator[tuple[str, str, str]]:
+def _from_parquet(file: Path) -> Iterator[tuple[str, str, str, str]]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -111,13 +113,13 @@ def _from_parquet(file: Path) -> Iterator[tuple[str, str, str]]:
         raise DataError(f"{file} cannot be read as Parquet ({' '.join(str(error).split())[:200]})") from error
 
 
-def _texts(values: Iterable[Any]) -> tuple[str, str, str]:
-    path, label, split = ("" if value is None else str(value) for value in values)
-    return path, label.strip(), split.strip().lower()
+def _texts(values: Iterable[Any]) -> tuple[str, str, str, str]:
+    path, label, split, group = ("" if value is None else str(value) for value in values)
+    return path, label.strip(), split.strip().lower(), group.strip()
 
 
-def _columns(file: Path, header: list[str]) -> tuple[int, int, int]:
-    """Where path, label and split stand; -1 for a split that is not there."""
+def _columns(file: Path, header: list[str]) -> tuple[int, int, int, int]:
+    """Where path, label, split and group stand; -1 for a split or group that is not there."""
     names = [str(name).strip().lower() for name in header]
     found = []
     for kind, known in (("path", PATH_NAMES), ("label", LABEL_NAMES)):
@@ -128,7 +130,8 @@ def _columns(file: Path, header: list[str]) -> tuple[int, int, int]:
             )
             raise DataError(f"{file}: the header needs one column {kind} (or {', '.join(known[1:])}); it {told}")
         found.append(at[0])
-    return found[0], found[1], names.index(SPLIT) if SPLIT in names else -1
+    split, group = (names.index(name) if name in names else -1 for name in (SPLIT, GROUP))
+    return found[0], found[1], split, group
 
 
 def _normalised(path: str, folder: Path) -> str:

@@ -9,10 +9,11 @@ of classes, not below.
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,31 @@ def open_source(data: Data, scratch: Path) -> Source:
         raise DataError(f"data.path: {path} is no folder; {LAYOUT.format(path, data.unlabelled)}")
     tree: Tree = Archive(path) if data.source == "archive" else Folder(path)
     title = data.title
-    if data.labels != NOTHING:
-        return open_labelled(tree, title, read_labels(Path(data.labels), path))
-    return open_tree(tree, title, data.unlabelled)
+    if data.labels == NOTHING:
+        return _grouped(open_tree(tree, title, data.unlabelled), data.group_by)
+    labels = read_labels(Path(data.labels), path)
+    if data.group_by == "table" and not labels.has_groups:
+        raise DataError(f"data.group_by is table, but {labels.file} names no group in a column of that name")
+    return _grouped(open_labelled(tree, title, labels), data.group_by)
+
+
+def _grouped(source: Source, group_by: str) -> Source:
+    """The same source, whose items name the group that data.group_by puts them into."""
+    if group_by == "table":
+        return source
+    expression = None if group_by in ("none", "folder") else re.compile(group_by)
+
+    def group_of(item: Item) -> str:
+        if expression is None:
+            return item.name.rpartition("/")[0] if group_by == "folder" else ""
+        found = expression.search(item.name)
+        return (found[1] or "") if found else ""
+
+    def items() -> Iterator[Item]:
+        for item in source.items():
+            yield replace(item, group=group_of(item))
+
+    return replace(source, items=items)
 
 
 def open_sample(path: Path) -> Source:
@@ -124,8 +147,8 @@ def open_labelled(tree: Tree, title: str, labels: Labels) -> Source:
 
     def items() -> Iterator[Item]:
         for found in tree.images():
-            label, is_test = labels.rows.get(key_of(found.name), (-1, False))
-            yield Item(printable(found.name), label, is_test, found.content())
+            label, is_test, group = labels.rows.get(key_of(found.name), (-1, False, ""))
+            yield Item(printable(found.name), label, is_test, found.content(), group)
 
     table, told = labels.file.name, []
     if labels.doubled:

@@ -10,10 +10,13 @@ old champion never meets its training images in tomorrow's validation split. The
 the source names a test set, that one is kept, and training images that equal one of its images are left out. An image
 without a label cannot be tested on; its stretch of TEST is training.
 
-One exception keeps small data usable: a class without a validation image lends the training image with the smallest
-u, the one nearest the border. Only such an image may change its split later.
+With `data.group_by` the digest is that of the group's name, so that a burst, a patient or a video stays together. What
+equals a test or validation image in every pixel, though it is of another group, is left out of training.
 
-Nothing here keeps near-duplicates (bursts of one scene) together; only equal pixels count.
+One exception keeps small classes usable: what a class has too little of, training or validation images, is lent by the
+other splits, the image (or group) nearest the border. Only what is lent may change its split later.
+
+Nothing here knows near-duplicates of which no group tells; only equal pixels count.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from numpy.typing import NDArray
 from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet
 
 LEFT_OUT = 255
-"""Split of training images that equal a test image: stored, but in no split."""
+"""Split of images that would leak, those that equal a test image above all: stored, but in no split."""
 
 
 def assign_splits(
@@ -38,27 +41,51 @@ def assign_splits(
     validation_fraction: float,
     test_fraction: float,
     named_test_N: NDArray[np.bool_],
+    group_keys_N16: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Split of every image, uint8 (N,): TRAIN, VALIDATION, TEST or LEFT_OUT; and warnings for people.
 
     `labels_N` holds -1 where there is no label; `named_test_N` marks what the source itself calls its test set.
+    `group_keys_N16` are digests of the groups that share a split; without them each image is one.
     """
-    u_N, groups_N = fractions(keys_N16), group_equal(keys_N16)
+    twins_N = group_equal(keys_N16)
+    u_N = fractions(keys_N16 if group_keys_N16 is None else group_keys_N16)
+    units_N = twins_N if group_keys_N16 is None else group_equal(group_keys_N16)
     split_N = np.full(len(u_N), TRAIN, dtype=np.uint8)
     split_N[u_N < validation_fraction] = VALIDATION
     if not named_test_N.any():
         in_stretch = (u_N >= validation_fraction) & (u_N < validation_fraction + test_fraction)
         split_N[in_stretch & (labels_N >= 0)] = TEST
     split_N[named_test_N] = TEST
-    tested_N = np.isin(groups_N, groups_N[split_N == TEST]) & (split_N != TEST)
-    split_N[tested_N] = LEFT_OUT
-    warnings = []
-    if tested_N.any():
-        warnings.append(f"{int(tested_N.sum())} images equal an image of the test set in every pixel and are left out")
+    warnings = _leave_out(split_N, units_N, twins_N)
+    may_lend_N = ~named_test_N
     for label, name in enumerate(classes):
-        if warning := _lend(split_N, u_N, groups_N, labels_N == label, name):
-            warnings.append(warning)
+        warnings += _lend(split_N, u_N, units_N, labels_N == label, may_lend_N, name)
     return split_N, tuple(warnings)
+
+
+def _leave_out(split_N: NDArray[np.uint8], units_N: NDArray[np.int64], twins_N: NDArray[np.int64]) -> list[str]:
+    """Take out, in place, what would leak into the test or validation split; the warnings for it."""
+    warnings = []
+    is_test_N = split_N == TEST
+    equal_N = np.isin(twins_N, twins_N[is_test_N]) & ~is_test_N
+    split_N[equal_N] = LEFT_OUT
+    if equal_N.any():
+        warnings.append(f"{int(equal_N.sum())} images equal an image of the test set in every pixel and are left out")
+    if units_N is twins_N:
+        return warnings
+    torn_N = np.isin(units_N, units_N[is_test_N]) & ~is_test_N & ~equal_N
+    split_N[torn_N] = LEFT_OUT
+    if torn_N.any():
+        warnings.append(f"{int(torn_N.sum())} images are of a group that has test images and are left out")
+    seen_N = np.isin(twins_N, twins_N[split_N == VALIDATION]) & (split_N == TRAIN)
+    split_N[seen_N] = LEFT_OUT
+    if seen_N.any():
+        warnings.append(
+            f"{int(seen_N.sum())} training images equal a validation image of another group in every pixel "
+            "and are left out"
+        )
+    return warnings
 
 
 def fractions(keys_N16: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -76,19 +103,38 @@ def group_equal(keys_N16: NDArray[np.uint8]) -> NDArray[np.int64]:
 def _lend(
     split_N: NDArray[np.uint8],
     u_N: NDArray[np.float64],
-    groups_N: NDArray[np.int64],
+    units_N: NDArray[np.int64],
     of_class_N: NDArray[np.bool_],
+    may_lend_N: NDArray[np.bool_],
     name: str,
-) -> str | None:
-    """Move one image and its duplicates to validation, in place, if the class has none there; the warning for it."""
+) -> list[str]:
+    """See, in place, that a class has training and validation images if it has two units at all; the warnings."""
+    warnings = []
+    if not (of_class_N & (split_N == TRAIN)).any():
+        # Validation lends its last, too, where the drawn test set has none: nothing can be learned without.
+        for lender, least in ((VALIDATION, 2), (TEST, 1), (VALIDATION, 1)):
+            units = _in_order(units_N, u_N, of_class_N & (split_N == lender) & may_lend_N)
+            if len(units) >= least:
+                split_N[(units_N == units[-1]) & (split_N == lender) & may_lend_N] = TRAIN
+                warnings.append(f"class {name!r} had no training image; the one nearest the border was lent to it")
+                break
     if (of_class_N & (split_N == VALIDATION)).any():
-        return None
-    train = np.flatnonzero(of_class_N & (split_N == TRAIN))
-    if len(np.unique(groups_N[train])) < 2:
-        return f"class {name!r} has no validation image and too few training images to lend one"
-    lent = groups_N[train[np.lexsort((groups_N[train], u_N[train]))[0]]]
-    split_N[(groups_N == lent) & (split_N == TRAIN)] = VALIDATION
-    return f"class {name!r} had no validation image; the training image nearest the border was lent to it"
+        return warnings
+    for lender, least in ((TRAIN, 2), (TEST, 1)):
+        units = _in_order(units_N, u_N, of_class_N & (split_N == lender) & may_lend_N)
+        if len(units) >= least:
+            split_N[(units_N == units[0]) & (split_N == lender) & may_lend_N] = VALIDATION
+            what = "training image" if lender == TRAIN else "drawn test image"
+            warnings.append(f"class {name!r} had no validation image; the {what} nearest the border was lent to it")
+            return warnings
+    return [*warnings, f"class {name!r} has no validation image and too few training images to lend one"]
+
+
+def _in_order(units_N: NDArray[np.int64], u_N: NDArray[np.float64], among_N: NDArray[np.bool_]) -> list[int]:
+    """Units among these images, by their place between 0 and 1."""
+    found: NDArray[np.int64] = np.flatnonzero(among_N)
+    ordered = units_N[found[np.lexsort((units_N[found], u_N[found]))]]
+    return list(dict.fromkeys(ordered.tolist()))
 
 
 def label_budget(images: ImageSet, per_class: int | None, seed: int) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ error. The label budget hides nothing here: winnow.data.splits does, wherever la
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -47,6 +48,8 @@ class Stored:
     keys_N16: NDArray[np.uint8]
     named_test_N: NDArray[np.bool_]
     rejected: list[dict[str, str]]
+    group_keys_N16: NDArray[np.uint8] | None
+    """Digests of what data.group_by names; a copy of the image's own where it names nothing. None: not asked for."""
 
 
 def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
@@ -66,6 +69,7 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
             validation_fraction=data.validation_fraction,
             test_fraction=data.test_fraction,
             named_test_N=stored.named_test_N,
+            group_keys_N16=stored.group_keys_N16,
         )
         _check_training(source, stored, split_N)
         np.save(folder / "labels.npy", stored.labels_N)
@@ -81,7 +85,7 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
 
 def _store(source: Source, data: Data, folder: Path) -> Stored:
     """Write pixels and names as they are decoded. The array's header is written again when the count is known."""
-    labels, named_test, keys = array("q"), bytearray(), bytearray()
+    labels, named_test, keys, groups = array("q"), bytearray(), bytearray(), bytearray()
     rejected = [{"file": name, "reason": reason} for name, reason in source.missing]
     with (
         (folder / "images.npy").open("wb") as pixels,
@@ -92,7 +96,9 @@ def _store(source: Source, data: Data, folder: Path) -> Stored:
         for done in _logged(stream, source.count):
             pixels.write(done.pixels_KHWC.data)
             keys += done.keys_K16.tobytes()
-            for item in (done.items[position] for position in done.kept):
+            for key, item in zip(done.keys_K16, (done.items[position] for position in done.kept), strict=True):
+                if data.group_by != "none":
+                    groups += _digest(item.group) if item.group else key.tobytes()
                 labels.append(item.label)
                 named_test.append(item.is_test)
                 names.write(json.dumps(item.name) + "\n")
@@ -114,7 +120,12 @@ def _store(source: Source, data: Data, folder: Path) -> Stored:
         np.frombuffer(bytes(keys), dtype=np.uint8).reshape(-1, 16),
         np.frombuffer(bytes(named_test), dtype=np.bool_),
         rejected,
+        np.frombuffer(bytes(groups), dtype=np.uint8).reshape(-1, 16) if data.group_by != "none" else None,
     )
+
+
+def _digest(group: str) -> bytes:
+    return hashlib.blake2b(group.encode("utf-8", "backslashreplace"), digest_size=16).digest()
 
 
 def _header(count: int, side: int) -> bytes:
@@ -182,6 +193,7 @@ def _record(
         "labels_per_class": data.label_budget,
         "test_set": "named by the source" if stored.named_test_N.any() else "by hash",
         "resize_policy": RESIZE_POLICY,
+        "groups": None if stored.group_keys_N16 is None else len(np.unique(group_equal(stored.group_keys_N16))),
         "ignored_files": source.ignored,
         "rejected": stored.rejected,
     }
@@ -213,6 +225,7 @@ def _warnings(
             f"({first['reason']}); all are listed in the record"
         )
     found += _duplicates(stored, split_N)
+    found += _groups(data, stored, split_N)
     budget = data.label_budget
     if budget and (short := [n for n, have in zip(source.classes, table_SC[TRAIN], strict=True) if have < budget]):
         found.append(f"{_named(short)} gives all its labels, fewer than the budget of {budget} per class")
@@ -237,6 +250,20 @@ def _duplicates(stored: Stored, split_N: NDArray[np.uint8]) -> list[str]:
     if torn := len(named) - len(np.unique(named)):
         found.append(f"{torn} images occur under more than one class; at least one of their labels is wrong")
     return found
+
+
+def _groups(data: Data, stored: Stored, split_N: NDArray[np.uint8]) -> list[str]:
+    """Whether grouping leaves shares that are far from what was asked for."""
+    if stored.group_keys_N16 is None:
+        return []
+    sizes = np.bincount(group_equal(stored.group_keys_N16))
+    share = float((split_N == VALIDATION).mean())
+    told = f"data.group_by makes {len(sizes)} groups of {len(split_N)} images, the largest of {sizes.max()}"
+    if len(sizes) == len(split_N):
+        return [f"{told}: no two images share one, see that it fits their paths"]
+    if not 0.5 < share / data.validation_fraction < 2:
+        return [f"{told}: {share:.0%} are validation images, not {data.validation_fraction:.0%}"]
+    return []
 
 
 def _named(names: list[str]) -> str:
