@@ -155,6 +155,24 @@ def test_files_that_kill_or_hang_are_set_aside_alone(monkeypatch: pytest.MonkeyP
 
 
 @needs_cores
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    code = (
+        "from winnow.data.decoding import Item, decode_all\n"
+        f"items = [Item(str(at), 0, False, {bitmap(1)!r}) for at in range(100)]\n"
+        "print(sum(len(part.kept) for part in decode_all(items, 100, 8)))\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode != 0
+    assert "below if __name__" in told.stderr
+    script.write_text(code.replace("items =", "if __name__ == '__main__':\n  items =").replace("print", "  print"))
+    told = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout == "100\n"
+
+
+@needs_cores
 def test_process_after_process_that_dies_is_an_error_that_says_what_to_do() -> None:
     items = [Item(str(index), 0, False, Does(os._exit, 3)) for index in range(WORTH_A_PROCESS)]  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"process after process that decodes images died.*taskset"):

@@ -145,6 +145,7 @@ class _Worker:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._image_size), daemon=True)
         self._process.start()
+        self._has_started = False
         theirs.close()
 
     def give(self, contents: list[Content]) -> None:
@@ -154,6 +155,7 @@ class _Worker:
 
     def answer(self, seconds: float) -> Result | str:
         """What came of the chunk, or why nothing did; another process is there then."""
+        self._see_started()
         try:
             if self._pipe.poll(seconds):
                 result: Result = self._pipe.recv()
@@ -166,6 +168,18 @@ class _Worker:
         self._start()
         return why
 
+    def _see_started(self) -> None:
+        """Raise DataError where the process has died before it could be given anything: no file is to blame."""
+        if not self._has_started:
+            try:
+                self._pipe.recv()
+            except (EOFError, OSError) as error:
+                raise DataError(
+                    "a process that decodes images ends as it starts; a script that calls winnow has to be a file, and "
+                    'to do so below if __name__ == "__main__":'
+                ) from error
+            self._has_started = True
+
     def end(self) -> None:
         """End the process, whatever it does."""
         self._pipe.close()
@@ -174,7 +188,8 @@ class _Worker:
 
 
 def _work(pipe: Connection, image_size: int) -> None:
-    """A worker: chunks in, results out, until the other end is closed."""
+    """A worker: says that it is there; then chunks in, results out, until the other end is closed."""
+    pipe.send("here")
     while True:
         try:
             pipe.send(decode_chunk(pipe.recv(), image_size))

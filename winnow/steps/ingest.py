@@ -11,18 +11,20 @@ import hashlib
 import io
 import json
 import logging
+import tempfile
 import time
 from array import array
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from winnow.config import Config, Data
+from winnow.data import near_duplicates
 from winnow.data.decoding import Decoded, decode_all
 from winnow.data.images import RESIZE_POLICY, SPLITS, TEST, TRAIN, VALIDATION
 from winnow.data.sources import Source, open_source
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 
 FILES = ("images.npy", "labels.npy", "split.npy", "keys.npy", "files.txt", "classes.json")
 FEW_VALIDATION_LABELS = 500
-SHOWN_REJECTED = 10
+SHOWN_REJECTED, SHOWN_ALIKE = 10, 100
 SECONDS_BETWEEN_LINES = 4.0
 
 
@@ -60,8 +62,8 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
     data = config.data
     source = open_source(data, scratch)
     log.info("ingest: %d files, %d classes (%s)", source.count, len(source.classes), source.title)
-    with publish(out) as folder:
-        stored = _store(source, data, folder)
+    with publish(out) as folder, tempfile.TemporaryFile(dir=folder) as signatures:
+        stored = _store(source, data, folder, signatures)
         split_N, warnings = assign_splits(
             stored.keys_N16,
             stored.labels_N,
@@ -76,14 +78,15 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
         np.save(folder / "keys.npy", stored.keys_N16)
         np.save(folder / "split.npy", split_N)
         write_json(folder / "classes.json", list(source.classes))
-        record = _record(data, source, stored, split_N, warnings, folder)
+        near = _near_duplicates(folder, signatures, split_N)
+        record = _record(data, source, stored, split_N, warnings, near, folder)
         write_record(folder, record)
     for warning in record.warnings:
         log.warning("ingest: %s", warning)
     return record
 
 
-def _store(source: Source, data: Data, folder: Path) -> Stored:
+def _store(source: Source, data: Data, folder: Path, signatures: IO[bytes]) -> Stored:
     """Write pixels and names as they are decoded. The array's header is written again when the count is known."""
     labels, named_test, keys, groups = array("q"), bytearray(), bytearray(), bytearray()
     rejected = [{"file": name, "reason": reason} for name, reason in source.missing]
@@ -95,6 +98,7 @@ def _store(source: Source, data: Data, folder: Path) -> Stored:
         pixels.write(_header(0, data.image_size))
         for done in _logged(stream, source.count):
             pixels.write(done.pixels_KHWC.data)
+            signatures.write(near_duplicates.signatures(done.pixels_KHWC).data)
             keys += done.keys_K16.tobytes()
             for key, item in zip(done.keys_K16, (done.items[position] for position in done.kept), strict=True):
                 if data.group_by != "none":
@@ -126,6 +130,27 @@ def _store(source: Source, data: Data, folder: Path) -> Stored:
 
 def _digest(group: str) -> bytes:
     return hashlib.blake2b(group.encode("utf-8", "backslashreplace"), digest_size=16).digest()
+
+
+def _near_duplicates(folder: Path, signatures: IO[bytes], split_N: NDArray[np.uint8]) -> dict[str, Any]:
+    """How many held-out images almost equal a training image, and the first pairs by name."""
+    held_out = np.flatnonzero((split_N == VALIDATION) | (split_N == TEST))
+    found = near_duplicates.find(signatures, held_out, np.flatnonzero(split_N == TRAIN))
+    wanted = {position for pair in found.pairs[:SHOWN_ALIKE] for position in pair}
+    with (folder / "files.txt").open(encoding="utf-8") as names:
+        named = {position: json.loads(line) for position, line in enumerate(names) if position in wanted}
+    pairs = [[named[one], named[other]] for one, other in found.pairs[:SHOWN_ALIKE]]
+    return {"looked_at": found.looked_at, "found": len(found.pairs), "pairs": pairs}
+
+
+def _alike(near: dict[str, Any]) -> list[str]:
+    if not near["found"]:
+        return []
+    one, other = near["pairs"][0]
+    return [
+        f"{near['found']} of {near['looked_at']} held-out images almost equal a training image, as {one} does {other}: "
+        "figures flatter a little; where names tell which belong together, data.group_by keeps them so"
+    ]
 
 
 def _header(count: int, side: int) -> bytes:
@@ -167,6 +192,7 @@ def _record(
     stored: Stored,
     split_N: NDArray[np.uint8],
     warnings: tuple[str, ...],
+    near: dict[str, Any],
     folder: Path,
 ) -> StepRecord:
     labelled_N, count = stored.labels_N >= 0, len(source.classes)
@@ -196,6 +222,7 @@ def _record(
         "groups": None if stored.group_keys_N16 is None else len(np.unique(group_equal(stored.group_keys_N16))),
         "ignored_files": source.ignored,
         "rejected": stored.rejected,
+        "near_duplicates": near,
     }
     settings = data.model_dump(mode="json") | {
         key: Path(path).name if Path(path).is_absolute() else path
@@ -208,7 +235,7 @@ def _record(
         inputs={"archive": sha256_of(Path(data.path))} if data.source == "sample" else {},
         metrics=metrics,
         details=details,
-        warnings=(*source.warnings, *warnings, *_warnings(data, source, stored, split_N, table)),
+        warnings=(*source.warnings, *warnings, *_warnings(data, source, stored, split_N, table), *_alike(near)),
         artifacts=describe(folder, *FILES),
     )
 
