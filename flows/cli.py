@@ -1,6 +1,7 @@
 """The command line `winnow`. What has nothing to do needs neither torch, Prefect nor MLflow: imports are where used.
 
     winnow run [-S KEY=VALUE ...]   bring everything up to date, track it, promote the winner
+    winnow fetch                    bring data.path up to what lies in S3 (data.fetch); winnow run does it first
     winnow status                   which steps are stale, and why
     winnow track                    project the records onto MLflow (after dvc repro)
     winnow promote [--replace]      let the winner challenge the champion
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING
 from flows import STOPPED
 from tasks.settings import Places, apply, registered_model_name
 from winnow.config import Config, load_config
-from winnow.errors import WinnowError
+from winnow.errors import ConfigError, WinnowError
 
 if TYPE_CHECKING:
     from tasks.promotion import Outcome
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="sets",
         help="set an existing key of params.yaml, as in -S data.source=folder; values are YAML",
     )
+    add("fetch", _fetch, "bring data.path up to what lies in S3, as winnow run does first (data.fetch)")
     add("status", _status, "which steps are stale, and why")
     add("track", _track, "project the records onto MLflow, as after dvc repro")
     promote = add("promote", _promote, "register the winner and let it challenge the champion")
@@ -127,6 +129,16 @@ def _config(places: Places) -> Config:
     config = load_config(places.root / "params.yaml")
     check_files(config, places.root)
     return config
+
+
+def _fetch(places: Places, _options: argparse.Namespace) -> int:
+    from flows.running import fetch
+
+    config = _config(places)
+    if config.data.fetch == "none":
+        raise ConfigError("data.fetch: names nothing to fetch; set it to s3://bucket/prefix, and data.path to a folder")
+    fetch(places, config)
+    return 0
 
 
 def _run(places: Places, options: argparse.Namespace) -> int:

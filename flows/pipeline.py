@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import psutil
-from prefect import flow
+from prefect import flow, runtime
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -21,7 +21,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import STOPPED, showing
 from flows.promote import show_form
 from flows.working import working
-from tasks import settled, stages, tracking, versioning
+from tasks import fetching, settled, stages, tracking, versioning
 from tasks.settings import Places, check_files
 from tasks.store import StoreError
 from winnow.config import Config, load_config
@@ -49,6 +49,8 @@ def pipeline(root: str = ".", retries: int = 0) -> list[dict[str, Any]]:
 def _bring_up_to_date(places: Places, retries: int) -> list[dict[str, Any]]:
     config = load_config(places.root / "params.yaml")
     check_files(config, places.root)
+    if runtime.deployment.id and (came := fetching.fetch(places, config)):
+        get_run_logger().info("fetched %d new or changed objects, %d are gone", came.fetched, came.removed)
     stale = versioning.stale(places.root, config)
     done: list[dict[str, Any]] = []
     if stale or not tracking.is_complete(places, config):

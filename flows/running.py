@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Any
 
@@ -23,6 +24,7 @@ def run(places: Places, config: Config) -> int:
     """Do what is stale, track and promote; nothing at all when all is up to date."""
     started = time.monotonic()
     checkout.check_free(places)
+    fetch(places, config)
     stale = versioning.stale(places.root, config)
     done: list[dict[str, Any]] = []
     if stale or _untracked(places, config):
@@ -40,6 +42,18 @@ def run(places: Places, config: Config) -> int:
         _show_times(done, time.monotonic() - started)
     _show_where(places)
     return 0
+
+
+def fetch(places: Places, config: Config) -> None:
+    """Bring data.path up to what lies in S3, where data.fetch says so, and say what came."""
+    if config.data.fetch == "none":
+        return
+    from tasks import fetching
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("winnow.data.s3").setLevel(logging.INFO)
+    with checkout.run_alone(places):
+        fetching.fetch(places, config)
 
 
 def show_status(places: Places, config: Config) -> int:

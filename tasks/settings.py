@@ -132,7 +132,7 @@ def apply(root: Path) -> None:
 def check_files(config: Config, root: Path) -> None:
     """Raise ConfigError when a file or folder that params.yaml names is not there: DVC would only say "missing"."""
     problems = []
-    if not (root / config.data.path).exists():
+    if config.data.fetch == "none" and not (root / config.data.path).exists():
         problems.append(f"  data.path: {config.data.path!r} does not exist (looked for in {root})")
     if not (root / config.finetune.weights).is_file():
         problems.append(

@@ -129,7 +129,7 @@ def test_values_are_yaml(places: Places, assignment: str, value: object) -> None
     [
         (
             ["data.sorce=folder"],
-            r"data has no key 'sorce'; it has source, path, unlabelled, labels, group_by, image_size",
+            r"data has no key 'sorce'; it has source, path, fetch, unlabelled, labels, ",
         ),
         (["dta.source=folder"], r"params\.yaml has no key 'dta'; it has data, pretrain, finetune, candidates"),
         (["candidates.small.epochs=1"], r"candidates has no key 'small'; it has dense-int8, pruned, pruned-int8"),

@@ -22,6 +22,8 @@ class Data(Section):
     source: Literal["sample", "folder", "archive", "cifar10"]
     path: Annotated[str, Field(min_length=1)]
     """The sample's archive or the user's folder or archive; cifar10 downloads to .winnow/ and does not look at it."""
+    fetch: Annotated[str, Field(pattern=r"^(none|s3://[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?)$")] = "none"
+    """s3://bucket/prefix that `path`, a folder then, is brought up to before a run."""
     unlabelled: Annotated[str, Field(min_length=1)] = "unlabelled"
     """Name of the folder inside `path` that holds images without labels, where there is one."""
     labels: str = NOTHING
@@ -51,6 +53,8 @@ class Data(Section):
                 f"data.path: {self.path!r} is no archive; to use your own images add data.source: folder "
                 "(on the command line: -S data.source=folder)"
             )
+        if self.fetch != "none" and self.source != "folder":
+            raise ValueError("data.fetch: what lies in S3 is fetched into a folder: set data.source: folder for it")
         if self.labels != NOTHING and self.source not in ("folder", "archive"):
             raise ValueError("data.labels: a table of labels goes with data.source: folder or archive")
         if self.labels != NOTHING and not self.labels.lower().endswith(TABLES):
