@@ -6,7 +6,7 @@
     winnow track                    project the records onto MLflow (after dvc repro)
     winnow promote [--replace]      let the winner challenge the champion
     winnow rollback                 the previous champion back into production
-    winnow predict IMAGE ...        the promoted model on your files
+    winnow predict PATH ...         the promoted model on your files
     winnow drift [FOLDER]           whether fresh images still look like those that were trained on
     winnow approve, winnow deny     a person's word on the challenger, where promotion.approval asks for it
     winnow team                     a team's servers on this machine
@@ -96,7 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     rollback = add("rollback", _rollback, "put the previous champion back into production")
     rollback.add_argument("--reason", default="", help="kept on the version that leaves")
     predict = add("predict", _predict, "class and probability of your image files, by the promoted model")
-    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("images", nargs="+", type=Path, metavar="PATH", help="an image, or a folder, at any depth")
+    predict.add_argument("--out", type=Path, default=None, help="a .csv or .parquet for any number of files")
+    predict.add_argument("--top", type=int, default=1, help="how many classes, the likeliest first; default: 1")
+    predict.add_argument("--abstain-below", type=float, default=0.0, help="name no class that is less likely than this")
     predict.add_argument("--model", default="champion", help="alias or version of the registered model")
     approve = add("approve", _approve, "let the challenger that waits for a person become champion")
     approve.add_argument("--reason", default="", help="kept on the version")
@@ -212,9 +215,11 @@ def _told(places: Places, config: Config, outcome: Outcome) -> int:
 
 
 def _predict(places: Places, options: argparse.Namespace) -> int:
-    from flows.predicting import predict
+    from flows.predicting import Wanted, predict
 
-    return predict(places, load_config(places.root / "params.yaml"), options.images, options.model)
+    config = load_config(places.root / "params.yaml")
+    wanted = Wanted(options.top, options.abstain_below, options.out)
+    return predict(places, config, options.images, options.model, wanted)
 
 
 def _approve(places: Places, options: argparse.Namespace) -> int:

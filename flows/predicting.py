@@ -1,70 +1,182 @@
-"""`winnow predict`: the promoted model on a person's files, decoded and resized as in training."""
+"""`winnow predict`: the promoted model on a person's files and folders, as a table, or streamed to CSV or Parquet."""
 
 from __future__ import annotations
 
-import json
-import sys
+import csv
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tasks import registry
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
-from winnow.data.decoding import read_file
-from winnow.data.images import decode
-from winnow.errors import DataError
-from winnow.evaluation import softmax
-from winnow.machine import cores
-from winnow.runtimes import Cell, open_cell
+from winnow.config.data import printable
+from winnow.errors import DataError, MissingExtra, WinnowError
+from winnow.predicting import Prediction, predict_files
+from winnow.runtimes import NotHere
 
-BESIDE = 20
-"""Columns that probability and gaps take."""
+SHOWN_AT_MOST = 1000
+"""Rows of a table on the terminal."""
+ROWS_AT_ONCE = 10_000
+"""Of a Parquet file."""
+SHOWN_REJECTED = 10
+Row = list[Any]
 
 
-def predict(places: Places, config: Config, paths: list[Path], which: str) -> int:
-    """Print class and probability of every file; files that cannot be read are named, and the status is then 2."""
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a prediction."""
+
+    top: int = 1
+    """How many classes."""
+    abstain_below: float = 0.0
+    """Where the likeliest class is less likely than this, none is named."""
+    out: Path | None = None
+
+
+def predict(places: Places, config: Config, paths: list[Path], which: str, wanted: Wanted) -> int:
+    """Print or write class and probability of every file; where one cannot be used the status is 2."""
+    if wanted.out and wanted.out.suffix.lower() not in WRITERS:
+        raise DataError(f"--out {wanted.out}: it is to end in {' or '.join(WRITERS)}")
+    if not 0 <= wanted.abstain_below <= 1:
+        raise DataError(f"--abstain-below {wanted.abstain_below:g}: a probability is a number from 0 to 1")
     name = registered_model_name(config)
     version = registry.get(places, name, which)
     folder = registry.fetch(places, name, version)
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    pixels, readable, rejected = [], [], []
-    for path in paths:
-        try:
-            pixels.append(decode(read_file(str(path)), card["image_size"])[0])
-            readable.append(path)
-        except ValueError as error:
-            rejected.append(f"{path}: {error}")
-    if readable:
-        table = Table("image", "class", "probability", box=None, header_style="bold", pad_edge=False)
-        for path, row in zip(readable, _probabilities(folder, card, np.stack(pixels)), strict=True):
-            best = int(row.argmax())
-            table.add_row(str(path), card["classes"][best], f"{row[best]:.3f}")
-        # As wide as it takes: the terminal may wrap a long path, but nothing is cut.
-        needed = max(len(str(path)) for path in readable) + max(map(len, card["classes"])) + BESIDE
-        Console(highlight=False, width=max(Console().width, needed)).print(table)
-        print(f"By {version} of {name}", file=sys.stderr)  # noqa: T201
-    for line in rejected:
-        print(f"winnow: {line}", file=sys.stderr)  # noqa: T201
-    if not readable:
+    count, predictions = predict_files(folder, paths, wanted.top)
+    if count == 0:
+        raise DataError("there is no image to predict: only companions of images (.txt, .csv, ...) or nothing at all")
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if not wanted.out and count > SHOWN_AT_MOST:
+        raise DataError(f"{count} files are too many to show; name a file for them: --out predictions.csv")
+    rejected: list[Prediction] = []
+    rows = _rows(_watched(predictions, count, console), wanted, rejected)
+    try:
+        if wanted.out:
+            _write(rows, wanted.out, wanted.top)
+            console.print(f"{count} files in {wanted.out}")
+        else:
+            _show(list(rows), wanted.top)
+    except NotHere as error:
+        raise WinnowError(f"{version} of {name} cannot run here: {error}") from error
+    console.print(f"By {version} of {name}")
+    for prediction in rejected[:SHOWN_REJECTED]:
+        console.print(f"winnow: {prediction.path}: {prediction.reason}")
+    if len(rejected) > SHOWN_REJECTED:
+        console.print(f"winnow: {len(rejected) - SHOWN_REJECTED} more files cannot be used")
+    if len(rejected) == count:
         raise DataError("none of these files is an image that can be read")
     return 2 if rejected else 0
 
 
-def _probabilities(folder: Path, card: dict[str, Any], pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Class probabilities (N, C), in the runtime and with the settings that the model was fastest with."""
-    serving = card["serving"]
-    cell = Cell(
-        card["name"],
-        serving["runtime"],
-        serving["precision"],
-        "file",
-        batch=1,
-        threads=min(serving["threads"], cores()),
-    )
-    answer = open_cell(folder, cell)
-    return softmax(np.concatenate([answer(pixels_NHWC[at : at + 1]) for at in range(len(pixels_NHWC))]))
+def _write(rows: Iterator[Row], out: Path, top: int) -> None:
+    with WRITERS[out.suffix.lower()](out, top) as write:
+        for row in rows:
+            write(row)
+
+
+def _watched(predictions: Iterator[Prediction], count: int, console: Console) -> Iterator[Prediction]:
+    """The same, with a bar, a rate and the time left on a terminal."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=count, rate="")
+        for prediction in predictions:
+            yield prediction
+            speed = progress.tasks[0].speed
+            progress.update(task, advance=1, rate=f"{speed:.0f} images/s" if speed else "")
+
+
+def _rows(predictions: Iterator[Prediction], wanted: Wanted, rejected: list[Prediction]) -> Iterator[Row]:
+    """path, then class and probability by turns, then why there is none."""
+    for prediction in predictions:
+        row: Row = [printable(prediction.path)]
+        if prediction.reason:
+            rejected.append(prediction)
+            yield [*row, *("", None) * wanted.top, prediction.reason]
+            continue
+        unsure = prediction.probabilities[0] < wanted.abstain_below
+        for name, chance in zip(prediction.classes, prediction.probabilities, strict=True):
+            row += ["" if unsure and len(row) == 1 else name, chance]
+        yield [*row, f"abstained: less than {wanted.abstain_below:g}" if unsure else ""]
+
+
+def _header(top: int) -> list[str]:
+    names = ["path"]
+    for rank in range(1, top + 1):
+        more = "" if rank == 1 else f"_{rank}"
+        names += [f"class{more}", f"probability{more}"]
+    return [*names, "reason"]
+
+
+def _show(rows: list[Row], top: int) -> None:
+    """As wide as it takes: the terminal may wrap a long path, but nothing is cut."""
+    table = Table(*("image", *_header(top)[1:-1]), box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        if row[2] is not None:
+            texts = [f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row[:-1]]
+            texts[1] = texts[1] or "(unsure)"
+            table.add_row(*texts)
+    if table.row_count:
+        widths = [max(len(str(cell)) for cell in (column.header, *column.cells)) for column in table.columns]
+        console = Console(highlight=False)
+        Console(highlight=False, width=max(console.width, sum(widths) + 2 * len(widths))).print(table)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A name beside `path`, which becomes it when all is written; nothing is left of a half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"--out {path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _csv(path: Path, top: int) -> Iterator[Callable[[Row], object]]:
+    with _whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(_header(top))
+        yield lambda row: writer.writerow([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row])
+
+
+@contextmanager
+def _parquet(path: Path, top: int) -> Iterator[Callable[[Row], object]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "tables") from error
+    names = _header(top)
+    kinds = [pyarrow.float64() if name.startswith("probability") else pyarrow.string() for name in names]
+    schema = pyarrow.schema(zip(names, kinds, strict=True))
+    rows: list[Row] = []
+
+    with _whole(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+
+        def flush() -> None:
+            columns = zip(*rows, strict=True) if rows else ([] for _ in names)
+            arrays = [pyarrow.array(list(column), kind) for column, kind in zip(columns, kinds, strict=True)]
+            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+            rows.clear()
+
+        def write(row: Row) -> None:
+            rows.append(row)
+            if len(rows) >= ROWS_AT_ONCE:
+                flush()
+
+        yield write
+        flush()
+
+
+WRITERS = {".csv": _csv, ".parquet": _parquet}

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows import predicting
+from tests.conftest import CLASSES, SIZE, draw
+from winnow.data.images import decode
+from winnow.errors import DataError
+from winnow.evaluation import softmax
+from winnow.inference import predict_file
+from winnow.predicting import BATCH, files_of, predict_files
+
+RUNTIMES = [("ort", "f32"), ("openvino", "f32")]
+
+
+@pytest.fixture
+def model(tiny_candidate: Callable[[str], Path], tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A candidate's folder whose card says how it serves, as a promoted one's does."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_candidate("dense"), folder)
+    card = json.loads((folder / "card.json").read_text())
+    runtime, precision = getattr(request, "param", RUNTIMES[0])
+    card["serving"] = {"runtime": runtime, "precision": precision, "threads": 1}
+    (folder / "card.json").write_text(json.dumps(card))
+    return folder
+
+
+def photos(folder: Path, count: int) -> list[Path]:
+    rng = np.random.default_rng(1)
+    folder.mkdir()
+    for index in range(count):
+        Image.fromarray(draw(index % 3, (20, 24), rng)).save(folder / f"{index:04d}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("model", RUNTIMES, indirect=True)
+@pytest.mark.parametrize("count", [1, 5, BATCH + 3, 2 * BATCH + 70])
+def test_every_file_is_answered_as_alone(model: Path, tmp_path: Path, count: int) -> None:
+    files = photos(tmp_path / "photos", count)
+    pixels = np.stack([decode(file.read_bytes(), SIZE)[0] for file in files])
+    expected = softmax(predict_file(model / "model.onnx", pixels, np.arange(count)))
+    found, predictions = predict_files(model, [tmp_path / "photos"], top=2)
+    rows = list(predictions)
+    assert found == len(rows) == count
+    assert [row.path for row in rows] == list(map(str, files))
+    np.testing.assert_allclose([row.probabilities for row in rows], np.sort(expected, axis=1)[:, :-3:-1], atol=1e-3)
+    assert [row.classes[0] for row in rows] == [CLASSES[at] for at in expected.argmax(1)]
+
+
+def test_files_folders_and_what_cannot_be_used(model: Path, tmp_path: Path) -> None:
+    files = photos(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
+    (tmp_path / "photos" / "notes.txt").write_text("passed over")
+    named = [files[2], tmp_path / "photos"]
+    assert len(list(files_of(named))) == 5
+    count, predictions = predict_files(model, named)
+    rows = {row.path: row for row in predictions}
+    assert count == 5
+    assert rows[str(tmp_path / "photos" / "broken.png")].reason == "no image format that is read here"
+    assert sum(bool(row.reason) for row in rows.values()) == 1
+    with pytest.raises(DataError, match=r"gone\.png does not exist"):
+        list(files_of([tmp_path / "gone.png"]))
+    with pytest.raises(DataError, match="knows 3 classes; the 4 likeliest cannot be told"):
+        predict_files(model, named, top=4)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_file_of_predictions(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    monkeypatch.setattr(predicting, "ROWS_AT_ONCE", 7)
+    photos(tmp_path / "photos", 20)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"")
+    _, predictions = predict_files(model, [tmp_path / "photos"], top=2)
+    rejected: list = []
+    wanted = predicting.Wanted(top=2, abstain_below=0.6)
+    out = tmp_path / f"predictions{suffix}"
+    predicting._write(predicting._rows(predictions, wanted, rejected), out, 2)
+    rows = read(out)
+    assert list(rows[0]) == ["path", "class", "probability", "class_2", "probability_2", "reason"]
+    assert len(rows) == 21
+    assert [row.path for row in rejected] == [str(tmp_path / "photos" / "broken.png")]
+    by_reason = {row["reason"]: row for row in rows}
+    assert by_reason["empty"]["class"] == ""
+    for row in rows:
+        if row["reason"] != "empty":
+            unsure = float(row["probability"]) < 0.6
+            assert (row["class"] == "") == unsure == row["reason"].startswith("abstained: less than 0.6")
+            assert row["class_2"] in CLASSES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "photos", out.name]
+
+
+def test_a_half_file_is_none(tmp_path: Path) -> None:
+    def breaks():
+        yield ["a.png", "cat", 0.5, ""]
+        raise KeyboardInterrupt
+
+    out = tmp_path / "predictions.csv"
+    out.write_text("of before")
+    with pytest.raises(KeyboardInterrupt):
+        predicting._write(breaks(), out, 1)
+    assert out.read_text() == "of before"
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(DataError, match="cannot be written"):
+        predicting._write(iter(()), tmp_path / "gone" / "predictions.csv", 1)
+
+
+def read(path: Path) -> list[dict]:
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows: list[dict] = parquet.read_table(path).to_pylist()
+    return rows

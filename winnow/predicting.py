@@ -1,0 +1,98 @@
+"""Classes and probabilities of files, by a model's folder (model.onnx, card.json): streamed, decoded on all cores.
+
+Files are read as in training (winnow.data.images) and answered in the runtime and precision that the card names. What
+is held at a time is a batch, however many files there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.data.decoding import Item, decode_all
+from winnow.data.trees import files_below
+from winnow.errors import DataError
+from winnow.evaluation import softmax
+from winnow.machine import cores
+from winnow.records import read_json
+from winnow.runtimes import Cell, Predict, open_cell
+
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What became of one file."""
+
+    path: str
+    classes: tuple[str, ...]
+    """The likeliest first; empty where the file cannot be used."""
+    probabilities: tuple[float, ...]
+    reason: str = ""
+    """Why it cannot be used."""
+
+
+def files_of(paths: Iterable[Path]) -> Iterator[str]:
+    """The files that are named, and all images below the folders that are. Raises DataError for what is not there."""
+    for path in paths:
+        if path.is_dir():
+            yield from (str(file) for file, is_image in files_below(path) if is_image)
+        elif path.exists() or path.is_symlink():
+            yield str(path)
+        else:
+            raise DataError(f"{path} does not exist (looked for in {Path.cwd()})")
+
+
+def predict_files(folder: Path, paths: Iterable[Path], top: int = 1) -> tuple[int, Iterator[Prediction]]:
+    """How many files there are, and the `top` likeliest classes of each, in their order.
+
+    Raises DataError, ArtifactError, or NotHere where this machine cannot run what the card names.
+    """
+    listed = list(paths)
+    count = sum(1 for _ in files_of(listed))
+    card = read_json(folder / "card.json")
+    if not 1 <= top <= len(card["classes"]):
+        raise DataError(f"the model knows {len(card['classes'])} classes; the {top} likeliest cannot be told")
+    return count, _stream(folder, card, listed, count, top)
+
+
+def _stream(folder: Path, card: dict[str, Any], paths: list[Path], count: int, top: int) -> Iterator[Prediction]:
+    batch = min(BATCH, max(1, count))
+    answer = _opened(folder, card, batch)
+    items = (Item(path, -1, False, path) for path in files_of(paths))
+    with closing(decode_all(items, count, card["image_size"])) as stream:
+        for done in stream:
+            chances = iter(softmax(_answered(answer, done.pixels_KHWC, batch)) if done.kept else ())
+            kept = set(done.kept)
+            for position, item in enumerate(done.items):
+                if position in kept:
+                    yield _prediction(item.name, next(chances), card["classes"], top)
+                else:
+                    yield Prediction(item.name, (), (), done.reasons[position])
+
+
+def _opened(folder: Path, card: dict[str, Any], batch: int) -> Predict:
+    serving = card["serving"]
+    threads = min(serving["threads"], cores())
+    return open_cell(folder, Cell(card["name"], serving["runtime"], serving["precision"], "file", batch, threads))
+
+
+def _answered(answer: Predict, pixels_KHWC: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
+    """Logits (K, C). OpenVINO's files have a fixed batch: the last one is filled up."""
+    parts = []
+    for at in range(0, len(pixels_KHWC), batch):
+        part = pixels_KHWC[at : at + batch]
+        filled = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)]) if len(part) < batch else part
+        parts.append(answer(np.ascontiguousarray(filled))[: len(part)].copy())
+    return np.concatenate(parts)
+
+
+def _prediction(path: str, chances_C: NDArray[np.float64], classes: list[str], top: int) -> Prediction:
+    order = np.argsort(-chances_C, kind="stable")[:top].tolist()
+    return Prediction(path, tuple(classes[at] for at in order), tuple(float(chances_C[at]) for at in order))
