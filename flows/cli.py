@@ -7,6 +7,7 @@
     winnow promote [--replace]      let the winner challenge the champion
     winnow rollback                 the previous champion back into production
     winnow predict PATH ...         the promoted model on your files
+    winnow export DIR               the promoted model to take away: file, labels, cards, an example
     winnow drift [FOLDER]           whether fresh images still look like those that were trained on
     winnow approve, winnow deny     a person's word on the challenger, where promotion.approval asks for it
     winnow team                     a team's servers on this machine
@@ -101,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--top", type=int, default=1, help="how many classes, the likeliest first; default: 1")
     predict.add_argument("--abstain-below", type=float, default=0.0, help="name no class that is less likely than this")
     predict.add_argument("--model", default="champion", help="alias or version of the registered model")
+    export = add("export", _export, "the promoted model as a folder to take away: file, labels, cards, an example")
+    export.add_argument("folder", type=Path, metavar="DIR")
+    export.add_argument("--model", default="champion", help="alias or version of the registered model")
     approve = add("approve", _approve, "let the challenger that waits for a person become champion")
     approve.add_argument("--reason", default="", help="kept on the version")
     deny = add("deny", _deny, "keep the challenger that waits for a person out")
@@ -220,6 +224,17 @@ def _predict(places: Places, options: argparse.Namespace) -> int:
     config = load_config(places.root / "params.yaml")
     wanted = Wanted(options.top, options.abstain_below, options.out)
     return predict(places, config, options.images, options.model, wanted)
+
+
+def _export(places: Places, options: argparse.Namespace) -> int:
+    from tasks import registry
+    from winnow.exporting import export_model
+
+    name = registered_model_name(load_config(places.root / "params.yaml"))
+    version = registry.get(places, name, options.model)
+    export_model(registry.fetch(places, name, version), options.folder, f"{name}, {version}")
+    print(f"{version} of {name} is in {options.folder}")
+    return 0
 
 
 def _approve(places: Places, options: argparse.Namespace) -> int:

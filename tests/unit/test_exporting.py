@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import CLASSES, SIZE
+from winnow.data.images import decode
+from winnow.errors import DataError
+from winnow.evaluation import softmax
+from winnow.exporting import SCRIPT, export_model, model_card
+from winnow.inference import predict_file
+
+MORE = {
+    "serving": {"runtime": "ort", "precision": "int8", "threads": 2, "batch": 1, "p50_ms": 0.1},
+    "speed": {"best/latency_ms": 0.112, "best/throughput_ips": 18545.6, "speedup/eager_b1": 5.4},
+    "machine": {"cpu": "A CPU", "threads": 2, "system": "Linux"},
+    "data_version": "abc.dir",
+    "why": "it is the smallest",
+}
+
+
+@pytest.fixture
+def promoted(tiny_candidate: Callable[[str], Path], tmp_path: Path) -> Path:
+    folder = tmp_path / "promoted"
+    shutil.copytree(tiny_candidate("dense-int8"), folder)
+    card = json.loads((folder / "card.json").read_text()) | MORE
+    (folder / "card.json").write_text(json.dumps(card))
+    return folder
+
+
+def test_what_is_in_it(promoted: Path, tmp_path: Path) -> None:
+    export_model(promoted, tmp_path / "out", "photos, version 1 (dense-int8)")
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("README.md", "card.json", "labels.txt", "model.onnx", "predict.py"),
+    ]
+    assert (out / "model.onnx").read_bytes() == (promoted / "model.onnx").read_bytes()
+    assert (out / "labels.txt").read_text().splitlines() == list(CLASSES)
+    text = (out / "README.md").read_text()
+    assert "# photos, version 1 (dense-int8)" in text
+    assert "dense > dense-int8, int8" in text
+    assert "0.112 ms" in text
+    card = json.loads((promoted / "card.json").read_text())
+    assert f"{card['metrics']['quality/top1'] * 100:.1f} %" in text
+    for key in [key for key in card["metrics"] if key.startswith("quality/") and key != "quality/agreement"]:
+        del card["metrics"][key]
+    assert "top-1" not in model_card(card, "no labels").partition("## How fast")[0].partition("## How good")[2]
+
+
+def test_the_example_answers_as_winnow_does_without_it(promoted: Path, tmp_path: Path) -> None:
+    export_model(promoted, tmp_path / "out", "photos")
+    rng = np.random.default_rng(2)
+    paths = []
+    for index, (mode, form, size) in enumerate(
+        [("RGB", "JPEG", (61, 40)), ("P", "PNG", (33, 90)), ("CMYK", "JPEG", (50, 50)), ("RGBA", "WEBP", (SIZE, SIZE))]
+    ):
+        image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).convert(mode)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        paths.append(tmp_path / f"{index}.{form.lower()}")
+        image.save(paths[-1], form, exif=exif)
+    command = [sys.executable, "-I", tmp_path / "out" / "predict.py", *paths]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    pixels = np.stack([decode(path.read_bytes(), SIZE)[0] for path in paths])
+    expected = softmax(predict_file(promoted / "model.onnx", pixels, np.arange(len(paths))))
+    for line, path, chances in zip(told, paths, expected, strict=True):
+        assert line == f"{path}\t{CLASSES[chances.argmax()]}\t{chances.max():.4f}"
+
+
+def test_the_examples_pixels_are_the_same_to_the_bit() -> None:
+    """The lines of the script that make pixels, run on images of many shapes."""
+    lines = [line.strip() for line in SCRIPT.splitlines() if line.startswith("    ")]
+    code = "\n".join(line for line in lines if line.split()[0] in ("image,", "short,", "square", "pixels"))
+    rng = np.random.default_rng(3)
+    for width, height in rng.integers(1, 200, (40, 2)).tolist():
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(buffer, "PNG")
+        names: dict = {"path": io.BytesIO(buffer.getvalue()), "card": {"image_size": 48}}
+        exec("import numpy\nfrom PIL import Image, ImageOps\n" + code, names)
+        np.testing.assert_array_equal(names["pixels"], decode(buffer.getvalue(), 48)[0])
+    assert len(SCRIPT.splitlines()) <= 17  # fifteen, a description and an empty line
+
+
+def test_something_else_is_not_overwritten(promoted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    export_model(promoted, out, "photos")
+    export_model(promoted, out, "photos again")
+    assert "photos again" in (out / "README.md").read_text()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="other is there and holds something else"):
+        export_model(promoted, other, "photos")
+    assert (other / "thesis.txt").read_text() == "years of work"

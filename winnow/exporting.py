@@ -1,0 +1,128 @@
+"""A promoted model as a folder that is taken away: the file, its card for programs and for people, an example.
+
+    model.onnx    uint8 pixels in, logits out          labels.txt    a class a line, in the order of the logits
+    card.json     what it is, for programs             README.md     the same for people: a model card
+    predict.py    class and probability of image files; needs onnxruntime, numpy and Pillow, and no winnow
+
+Model cards: Mitchell et al. 2019 (arXiv 1810.03993).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from winnow.errors import DataError
+from winnow.model_file import MODEL
+from winnow.records import publish, read_json
+
+CARD, LABELS, README, EXAMPLE = "card.json", "labels.txt", "README.md", "predict.py"
+SCRIPT = '''"""Class and probability of image files: python predict.py IMAGE ... (onnxruntime, numpy, Pillow)"""
+import json, pathlib, sys
+import numpy, onnxruntime
+from PIL import Image, ImageOps
+
+here = pathlib.Path(__file__).parent
+card, session = json.load(open(here / "card.json")), onnxruntime.InferenceSession(here / "model.onnx")
+for path in sys.argv[1:]:
+    image, side = ImageOps.exif_transpose(Image.open(path)).convert("RGB"), card["image_size"]
+    short, (w, h) = min(image.size), image.size
+    square = ((w - short) / 2, (h - short) / 2, (w + short) / 2, (h + short) / 2)
+    pixels = numpy.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=square))
+    logits = session.run(None, {"pixels": pixels[None]})[0][0].astype("float64")
+    chances = numpy.exp(logits - logits.max()) / numpy.exp(logits - logits.max()).sum()
+    print(f"{path}\\t{card['classes'][chances.argmax()]}\\t{chances.max():.4f}")
+'''
+
+
+def export_model(folder: Path, out: Path, title: str) -> None:
+    """Leave the model of `folder` (model.onnx, card.json) in `out`, whole or not at all.
+
+    Raises DataError where `out` is there already and is no earlier export.
+    """
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / CARD).is_file())):
+        raise DataError(f"{out} is there and holds something else; name a folder that is empty, or new")
+    card = read_json(folder / CARD)
+    with publish(out) as there:
+        shutil.copyfile(folder / MODEL, there / MODEL)
+        shutil.copyfile(folder / CARD, there / CARD)
+        (there / LABELS).write_text("".join(f"{name}\n" for name in card["classes"]), encoding="utf-8")
+        (there / EXAMPLE).write_text(SCRIPT, encoding="utf-8")
+        (there / README).write_text(model_card(card, title), encoding="utf-8")
+
+
+def model_card(card: Mapping[str, Any], title: str) -> str:
+    """The card in Markdown."""
+    metrics, serving, labels = card["metrics"], card["serving"], card["labels"]
+    classes = card["classes"]
+    shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more (labels.txt)" if len(classes) > 20 else "")
+    machine = card["machine"]
+    return f"""# {title}
+
+An image classifier: one of {len(classes)} classes for each image. {shown}.
+
+| | |
+|---|---|
+| made by | winnow: {" > ".join(card["lineage"])}, {card["precision"]} |
+| size | {metrics["size/mb"]:.2f} MB, {metrics["size/parameters"] / 1e6:.2f} M parameters |
+| input | `{card["input"]["name"]}`: uint8 RGB, {json.dumps(card["input"]["shape"])}. {card["resize_policy"]} |
+| output | `{card["output"]["name"]}`: float32 {card["output"]["note"]}, {json.dumps(card["output"]["shape"])} |
+| serve with | {serving["runtime"]}, {serving["precision"]}, {serving["threads"]} threads |
+
+{card["input"]["note"]}.
+
+## How good it is
+
+Measured on {card["measured_on"]}, by which it was chosen: {labels["choosing"]} labelled images.
+{labels["training"]} labels were trained on.
+
+| | |
+|---|---|
+{_quality(metrics)}
+Images unlike those that it was trained on are answered all the same, and as surely. `winnow drift` tells
+when they come.
+
+## How fast it is
+
+| | |
+|---|---|
+{_speed(card["speed"])}
+On {machine["cpu"]}, {machine["threads"]} threads, {machine["system"]}; another machine has other numbers.
+
+## Where it comes from
+
+Data version `{card["data_version"]}`. Why this one: {card["why"]}.
+
+## Using it
+
+    pip install onnxruntime numpy pillow
+    python predict.py IMAGE ...
+"""
+
+
+def _quality(metrics: Mapping[str, float]) -> str:
+    rows = []
+    if "quality/top1" in metrics:
+        low, high = metrics["quality/top1_low"] * 100, metrics["quality/top1_high"] * 100
+        rows = [
+            f"| top-1 accuracy | {metrics['quality/top1'] * 100:.1f} % (95 % interval {low:.1f} to {high:.1f}) |",
+            f"| macro F1 | {metrics['quality/macro_f1'] * 100:.1f} % |",
+            f"| expected calibration error | {metrics['quality/ece'] * 100:.1f} % |",
+            f"| points of top-1 beside the uncompressed model | {metrics['delta/top1']:+.1f} |",
+        ]
+    rows.append(f"| same answer as the uncompressed model | {metrics['quality/agreement'] * 100:.1f} % |")
+    return "\n".join(rows) + "\n"
+
+
+def _speed(speed: Mapping[str, float]) -> str:
+    words = {
+        "best/latency_ms": ("p50 latency, one image", "{:.3g} ms"),
+        "best/throughput_ips": ("throughput", "{:.0f} images/s"),
+        "speedup/eager_b1": ("one image, against PyTorch eager float32", "{:.1f} times"),
+        "speedup/pytorch_b1": ("one image, against the best PyTorch", "{:.1f} times"),
+        "speedup/float_b1": ("one image, against the uncompressed model at its best", "{:.1f} times"),
+    }
+    return "".join(f"| {what} | {form.format(speed[key])} |\n" for key, (what, form) in words.items() if key in speed)
