@@ -38,6 +38,8 @@ from winnow.errors import ConfigError, WinnowError
 if TYPE_CHECKING:
     from tasks.promotion import Outcome
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse, act, and leave with the exit status."""
@@ -55,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         raise SystemExit(130) from None
+    for ending in ENDINGS:
+        signal.signal(ending, signal.SIG_IGN)  # all is done: a second Ctrl-C changes no status
     raise SystemExit(status)
 
 
@@ -161,7 +165,7 @@ def _run(places: Places, options: argparse.Namespace) -> int:
 
 def _end_politely() -> None:
     """A kill and a closed terminal are Ctrl-C too, also for a shell's background job; nohup is obeyed."""
-    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for ending in ENDINGS:
         if ending != signal.SIGHUP or signal.getsignal(ending) != signal.SIG_IGN:
             signal.signal(ending, _interrupt)
 
