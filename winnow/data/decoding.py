@@ -155,8 +155,8 @@ class _Worker:
 
     def answer(self, seconds: float) -> Result | str:
         """What came of the chunk, or why nothing did; another process is there then."""
-        self._see_started()
         try:
+            self._see_started()
             if self._pipe.poll(seconds):
                 result: Result = self._pipe.recv()
                 return result
@@ -169,11 +169,14 @@ class _Worker:
         return why
 
     def _see_started(self) -> None:
-        """Raise DataError where the process has died before it could be given anything: no file is to blame."""
+        """Raise DataError where the process failed before it could be given anything: no file is to blame."""
         if not self._has_started:
             try:
                 self._pipe.recv()
             except (EOFError, OSError) as error:
+                self._process.join(1)
+                if (self._process.exitcode or 0) <= 0:  # killed, not failed
+                    raise
                 raise DataError(
                     "a process that decodes images ends as it starts; a script that calls winnow has to be a file, and "
                     'to do so below if __name__ == "__main__":'
