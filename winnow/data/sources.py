@@ -68,13 +68,13 @@ def open_source(data: Data, scratch: Path) -> Source:
 
 def _grouped(source: Source, group_by: str) -> Source:
     """The same source, whose items name the group that data.group_by puts them into."""
-    if group_by == "table":
+    if group_by in ("none", "table"):
         return source
-    expression = None if group_by in ("none", "folder") else re.compile(group_by)
+    expression = None if group_by == "folder" else re.compile(group_by)
 
     def group_of(item: Item) -> str:
         if expression is None:
-            return item.name.rpartition("/")[0] if group_by == "folder" else ""
+            return item.name.rpartition("/")[0]
         found = expression.search(item.name)
         return (found[1] or "") if found else ""
 

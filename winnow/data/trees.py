@@ -90,38 +90,40 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path, self.where = path, str(path)
-        self._images: Counter[tuple[str, ...]] = Counter()
-        self._others: Counter[tuple[str, ...]] = Counter()
         self._unusable: list[tuple[tuple[str, ...], str]] = []
+        images: Counter[tuple[str, ...]] = Counter()
+        others: Counter[tuple[str, ...]] = Counter()
         for member in members(path):
             if not _is_hidden(member):
-                found = self._others if is_companion(member.parts[-1]) else self._images
+                found = others if is_companion(member.parts[-1]) else images
                 found[member.parts[:-1][:LEVELS]] += 1
-                if member.problem and found is self._images:
+                if member.problem and found is images:
                     self._unusable.append((member.parts, member.problem))
-        tops = {folders[:1] for folders in self._images}
-        self._wrapping: tuple[str, ...] = ()
-        if len(tops) == 1 and any(len(folders) > 1 for folders in self._images):
-            self._wrapping = tops.pop()  # one class makes no data set: this is the folder that was packed
+        tops = {folders[:1] for folders in images}
+        is_wrapped = len(tops) == 1 and any(len(folders) > 1 for folders in images)
+        self._wrapping = (
+            tops.pop() if is_wrapped else ()
+        )  # one class makes no data set: it is the folder that was packed
+        self._images, self._others = self._inner(images), self._inner(others)
 
     def tops(self) -> list[str]:
         """Folders at the top that hold images."""
-        return sorted({folders[0] for folders in self._inner(self._images) if folders})
+        return sorted({folders[0] for folders in self._images if folders})
 
     def below(self, top: str) -> list[str]:
         """Folders in one of them that hold images."""
-        return sorted({at[1] for at in self._inner(self._images) if at[:1] == (top,) and len(at) > 1})
+        return sorted({at[1] for at in self._images if at[:1] == (top,) and len(at) > 1})
 
     def stray(self, top: str) -> int:
         """Images directly at the top, or in one of its folders."""
-        return self._inner(self._images)[(top,) if top else ()]
+        return self._images[(top,) if top else ()]
 
     def count(self, layout: Layout) -> tuple[Mapping[Branch, int], int]:
         """Images of each branch, and how many other files lie among them."""
         counts: list[Counter[Branch]] = []
         for found in (self._images, self._others):
             counted: Counter[Branch] = Counter()
-            for folders, count in self._inner(found).items():
+            for folders, count in found.items():
                 if branch := layout.branch_of(folders):
                     counted[branch] += count
             counts.append(counted)
@@ -145,6 +147,7 @@ class Archive:
         ]
 
     def _inner(self, found: Counter[tuple[str, ...]]) -> Counter[tuple[str, ...]]:
+        """Counts by the folders inside the one that wraps them."""
         inner: Counter[tuple[str, ...]] = Counter()
         for folders, count in found.items():
             inner[self._unwrapped(folders)] += count
