@@ -246,11 +246,6 @@ def get(places: Places, model_name: str, which: str) -> Version:
     return found
 
 
-def fetch_model(places: Places, model_name: str, which: str) -> Path:
-    """`fetch` for an alias or a version's number."""
-    return fetch(places, model_name, get(places, model_name, which))
-
-
 def fetch(places: Places, model_name: str, version: Version) -> Path:
     """A folder with the model.onnx and card.json of a version, kept in .winnow/models."""
     kept = places.hidden / "models" / model_name / version.number

@@ -41,9 +41,10 @@ for path in sys.argv[1:]:
 def export_model(folder: Path, out: Path, title: str) -> None:
     """Leave the model of `folder` (model.onnx, card.json) in `out`, whole or not at all.
 
-    Raises DataError where `out` is there already and is no earlier export.
+    Raises DataError where `out` is there already and holds more than an earlier export.
     """
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / CARD).is_file())):
+    ours = {MODEL, CARD, LABELS, README, EXAMPLE}
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= ours):
         raise DataError(f"{out} is there and holds something else; name a folder that is empty, or new")
     card = read_json(folder / CARD)
     with publish(out) as there:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ def _by_size(config: Config) -> Config:
     return config.model_copy(update={"promotion": config.promotion.model_copy(update={"objective": "size"})})
 
 
+def fetched(places: Places, which: str) -> Path:
+    """The folder of an alias or a version's number."""
+    return registry.fetch(places, MODEL, registry.get(places, MODEL, which))
+
+
 def test_the_first_winner_becomes_champion(places: Places, config: Config) -> None:
     tracking.track(places, config)
     assert not settled.is_settled(places, config)
@@ -58,7 +64,7 @@ def test_the_first_winner_becomes_champion(places: Places, config: Config) -> No
 
 def test_a_version_holds_the_very_file_its_card_and_can_be_served(places: Places, config: Config) -> None:
     promote(places, config)
-    folder = registry.fetch_model(places, MODEL, "champion")
+    folder = fetched(places, "champion")
     original = places.artifacts / "candidates" / "quick" / "model.onnx"
     assert (folder / "model.onnx").read_bytes() == original.read_bytes()
     card = read_json(folder / "card.json")
@@ -116,7 +122,7 @@ def test_nobody_passing_moves_nothing(places: Places, config: Config) -> None:
     assert aliases(places) == {}
     assert settled.is_settled(places, config)
     with pytest.raises(WinnowError, match="nothing has been promoted yet"):
-        registry.fetch_model(places, MODEL, "champion")
+        fetched(places, "champion")
 
 
 def test_nobody_passing_leaves_the_champion_that_is_there(places: Places, config: Config) -> None:
@@ -211,7 +217,7 @@ def test_rollback_of_nothing_says_so(places: Places, config: Config) -> None:
 
 def test_what_cannot_be_compared_is_replaced_only_when_asked(places: Places, config: Config) -> None:
     promote(places, _again(places, **SLOW))
-    card = registry.fetch_model(places, MODEL, "champion") / "card.json"
+    card = fetched(places, "champion") / "card.json"
     write_json(card, read_json(card) | {"classes": ["cat", "dog", "cow"]})
     config = _again(places, **FAST)
     outcome = promote(places, config)
@@ -235,14 +241,14 @@ def test_files_that_changed_since_the_selection_are_refused(places: Places, conf
 def test_fetching_says_what_is_missing_and_mends_its_copy(places: Places, config: Config) -> None:
     promote(places, config)
     with pytest.raises(WinnowError, match="no version or alias '7'"):
-        registry.fetch_model(places, MODEL, "7")
+        fetched(places, "7")
     with pytest.raises(WinnowError, match="no version or alias 'previous'"):
-        registry.fetch_model(places, MODEL, "previous")
-    folder = registry.fetch_model(places, MODEL, "1")
-    assert folder == registry.fetch_model(places, MODEL, "champion")
+        fetched(places, "previous")
+    folder = fetched(places, "1")
+    assert folder == fetched(places, "champion")
     good = (folder / "model.onnx").read_bytes()
     (folder / "model.onnx").write_bytes(good[:-1])
-    assert (registry.fetch_model(places, MODEL, "champion") / "model.onnx").read_bytes() == good
+    assert (fetched(places, "champion") / "model.onnx").read_bytes() == good
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
 
 

@@ -102,3 +102,9 @@ def test_something_else_is_not_overwritten(promoted: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match="other is there and holds something else"):
         export_model(promoted, other, "photos")
     assert (other / "thesis.txt").read_text() == "years of work"
+    (out / "notes.txt").write_text("beside an export")
+    for kept in (out, promoted):  # a candidate's own folder, too, has a card
+        before = sorted(path.name for path in kept.iterdir())
+        with pytest.raises(DataError, match="holds something else"):
+            export_model(promoted, kept, "photos")
+        assert sorted(path.name for path in kept.iterdir()) == before
