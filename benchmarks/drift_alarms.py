@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from benchmarks.chain import Chain, configure, leave, markdown
 from winnow.data.images import VALIDATION, load_images
 from winnow.drift import Answers, answer, compare
-from winnow.evaluation import wilson_interval
+from winnow.intervals import wilson_interval
 from winnow.model_file import MODEL
 
 NAME = "drift_alarms"

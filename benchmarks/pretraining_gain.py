@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from benchmarks.chain import Chain, configure, leave, markdown
 from winnow.data.images import TRAIN, load_images
-from winnow.evaluation import paired_gain
 from winnow.finetuning import train_arms
+from winnow.intervals import paired_gain
 from winnow.models.backbones import WEIGHTS, load_architecture
 from winnow.records import read_record
 

@@ -5,9 +5,9 @@ that its card names, since those serve. Speed is timed in turns, each file on th
 that was written on another machine, or for another objective, names nothing here, and the file is timed on every
 runtime for files and represented by its fastest. A runtime whose answers differ from the file's own is not timed.
 
-`judge_challenge` is pure. The challenger must lose no more than the gate `drop` allows (the difference within the
-allowance, the worst end of its interval within twice that), and must be better: in accuracy by an amount that is
-shown (the whole interval on its side), or on the objective by promotion.min_gain.
+`judge_challenge` is pure. The challenger must lose no more than the gates on top-1 and macro F1 allow (the difference
+within the allowance, the worst end of its interval within twice that), and must be better: in accuracy by an amount
+that is shown (the whole interval on its side), or on the objective by promotion.min_gain.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from winnow.benchmarking import (
 )
 from winnow.config import Config, Promotion
 from winnow.data.images import VALIDATION, ImageSet, load_images
-from winnow.evaluation import Drop, paired_drop
+from winnow.evidence import Losses, losses
 from winnow.inference import predict_file
 from winnow.machine import cores
 from winnow.model_file import MODEL
 from winnow.records import Machine, this_machine
 from winnow.runtimes import Cell, NotHere, Predict, open_cell
-from winnow.selection import UNITS, WORST_END
+from winnow.selection import UNITS, judge_drop, judge_macro_f1
 
 WARM_UP, CALLS_LARGE = 5, 3
 """Calls per round: untimed ones, and timed ones of a large batch."""
@@ -49,10 +49,8 @@ Card = Mapping[str, Any]
 class Contest:
     """What was measured of both."""
 
-    drop: Drop | None
-    """Of the challenger against the champion; None where no validation image has a label."""
-    agreement: float
-    """Share of the validation images that get the same answer from both."""
+    losses: Losses
+    """Of the challenger against the champion."""
     champion: float | None
     """On the objective (ms, images/s or MB); None where no runtime here answers as the file should."""
     challenger: float | None
@@ -86,7 +84,7 @@ def judge_challenge(contest: Contest, policy: Promotion) -> tuple[bool, str]:
     if not passed:
         return False, accuracy
     gain, compared = _gain(contest, policy.objective)
-    if contest.drop is not None and contest.drop.high < 0:
+    if contest.losses.top1.labelled is not None and contest.losses.top1.labelled.high < 0:
         return True, f"{accuracy}, which is shown to be better; {compared}"
     if gain is None:
         return False, f"{accuracy}, but {compared}"
@@ -97,20 +95,18 @@ def judge_challenge(contest: Contest, policy: Promotion) -> tuple[bool, str]:
 
 
 def _judge_accuracy(contest: Contest, policy: Promotion) -> tuple[bool, str]:
-    """The gate `drop`, against the champion; without labels the agreement with it."""
-    gates = policy.gates
-    if contest.drop is None:
-        same = f"{contest.agreement * 100:.1f} % of the validation images get the champion's answer"
-        passed = contest.agreement >= gates.min_agreement
-        return passed, f"{same}, {'at least' if passed else 'fewer than'} {gates.min_agreement * 100:g} % (no labels)"
-    drop, allowed, worst = contest.drop, gates.max_drop_points, WORST_END * gates.max_drop_points
-    gained, low, high = (f"{round(-points, 1) + 0.0:+.1f}" for points in (drop.points, drop.high, drop.low))
-    what = f"top-1 {gained} points ({low} to {high}) against the champion"
-    if drop.points > allowed:
-        return False, f"{what}, more than {allowed:g} below"
-    if drop.high > worst:
-        return False, f"{what}: that it is within {allowed:g} is not shown, its worst end is more than {worst:g} below"
-    return True, what
+    """The gates on top-1 and macro F1, against the champion."""
+    top1, macro_f1, gates = contest.losses.top1, contest.losses.macro_f1, policy.gates
+    judged = judge_drop(top1, gates.max_drop_points), judge_macro_f1(macro_f1, gates.max_macro_f1_drop_points)
+    for what, gate in zip(("top-1", "macro F1"), judged, strict=True):
+        if not gate.passed:
+            return False, f"{what} against the champion: {gate.reason}"
+    if top1.labelled is None:
+        return True, f"{top1.answers.points:.1f} % of the validation images get another answer than the champion's"
+    gained, low, high = (
+        f"{round(-end, 1) + 0.0:+.1f}" for end in (top1.labelled.points, top1.labelled.high, top1.labelled.low)
+    )
+    return True, f"top-1 {gained} points ({low} to {high}) against the champion"
 
 
 def _gain(contest: Contest, objective: str) -> tuple[float | None, str]:
@@ -128,10 +124,6 @@ def measure(config: Config, data: Path, champion: tuple[Path, Card], challenger:
     images, policy, both = load_images(data), config.promotion, (champion, challenger)
     indices = images.indices(VALIDATION)
     served = [_serve(folder, card, images, indices) for folder, card in both]
-    answers = [logits_VC.argmax(1).astype(np.int64) for logits_VC in served]
-    labels_V = images.labels_N[indices]
-    scored_V = labels_V >= 0
-    theirs, own = (answers_V[scored_V] == labels_V[scored_V] for answers_V in answers)
     if policy.objective == "size":
         values: list[float | None] = [(folder / MODEL).stat().st_size / 1e6 for folder, _ in both]
     else:
@@ -140,8 +132,7 @@ def measure(config: Config, data: Path, champion: tuple[Path, Card], challenger:
         pixels_NHWC = np.ascontiguousarray(images.images_NHWC[indices[at]])
         values = _time(list(both), config, pixels_NHWC, [file_NC.argmax(1).astype(np.int64) for file_NC in files])
     return Contest(
-        drop=paired_drop(theirs, own) if scored_V.any() else None,
-        agreement=float((answers[0] == answers[1]).mean()),
+        losses=losses(served[0], served[1], images.labels_N[indices]),
         champion=values[0],
         challenger=values[1],
     )

@@ -109,6 +109,7 @@ def write_candidate(at: Path, name: str, variant: dict[str, Any]) -> None:
         "classes": list(CLASSES),
         "image_size": SIZE,
         "output": {"name": "logits"},
+        "temperature": 1.0,
         "metrics": metrics,
     }
     write_json(folder / "card.json", card)

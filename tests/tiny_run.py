@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from winnow.data.images import RESIZE_POLICY, SPLITS, VALIDATION, ImageSet, load_images
-from winnow.evaluation import agreement, quality, served_file
+from winnow.evaluation import agreement, quality, served_file, temperature
 from winnow.inference import predict_file
 from winnow.records import Machine, StepRecord, describe, read_record, record_digest, this_machine, write_record
 from winnow.speedups import attribution, baselines, best, figures
@@ -138,6 +138,7 @@ def _candidate(candidates: Path, name: str, plan: dict[str, Any], images: ImageS
     scored = labels >= 0
     metrics, details = quality(logits[scored], labels[scored], images.classes)
     dense = np.load(candidates / "dense" / "validation_logits.npy")
+    metrics |= temperature(logits[scored], labels[scored])
     metrics["quality/agreement"] = agreement(dense, logits)
     metrics |= {"size/mb": plan["mb"], "size/zipped_mb": plan["mb"] * 0.9, "size/parameters": 7.5e5}
     metrics |= {"size/nonzero_parameters": 7.5e5 * (0.2 if name == "sparse" else 1.0), "compute/macs": 1.25e7}
@@ -155,7 +156,7 @@ def _candidate(candidates: Path, name: str, plan: dict[str, Any], images: ImageS
             parameters=FINETUNED if name == "dense" else {},
             inputs={},
             metrics=metrics,
-            details=details | ({"arms": ARMS} if name == "dense" else {}),
+            details=details | ({"arms": ARMS, "cross_validation": None} if name == "dense" else {}),
             artifacts=describe(folder, "model.onnx", "validation_logits.npy"),
         ),
     )

@@ -1,18 +1,14 @@
-"""How good a network or a file is: quality on labelled images, agreement between two of them, and honest intervals.
+"""How good a network or a file is: quality on labelled images, calibration, and agreement between two of them.
 
-Everything works on logits (N, C) that were computed once (winnow/inference.py). Proportions carry Wilson's interval; a
-child is compared with its reference on the same images (Tango's score interval), and arms are compared over paired
-label seeds (Student's t). Which split is read is the caller's business.
+Everything works on logits (N, C) that were computed once (winnow/inference.py). Which split is read is the caller's
+business; how far a figure may be off is that of winnow/intervals.py.
 
-Sources: Wilson 1927 (JASA 22); Tango 1998 (Statistics in Medicine 17); calibration: Guo et al. 2017 (arXiv 1706.04599).
+Calibration: Guo et al. 2017 (arXiv 1706.04599).
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +17,12 @@ from numpy.typing import NDArray
 
 from winnow.data.images import VALIDATION, ImageSet
 from winnow.errors import ArtifactError, MissingExtra
+from winnow.intervals import wilson_interval
 
-Z95 = statistics.NormalDist().inv_cdf(0.975)
 CALIBRATION_BINS = 15
-BISECTIONS = 60
+LOG_TEMPERATURES = (-3.0, 3.0)
 LOGITS = "validation_logits.npy"
 """What a candidate's file answered to the validation images, in its folder."""
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Points of top-1 that a child lost against its reference, with the ends of the 95 % interval."""
-
-    points: float
-    """Positive where the child is worse."""
-    low: float
-    high: float
 
 
 def load_logits(folder: Path, images: ImageSet, file: str = LOGITS) -> NDArray[np.float32]:
@@ -121,10 +107,46 @@ def calibration(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> 
     return error, bins
 
 
-def softmax(logits_NC: NDArray[np.float32]) -> NDArray[np.float64]:
+def fit_temperature(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> float:
+    """The temperature whose softmax(logits / temperature) gives the labels the smallest mean log loss.
+
+    One imaginary label, spread over all classes, is added (after Platt 1999), so that a few images that are all right
+    do not make it as sure as can be. 1 without labels.
+    """
+    if len(labels_N) == 0:
+        return 1.0
+    try:
+        from scipy.optimize import minimize_scalar
+        from scipy.special import log_softmax
+    except ModuleNotFoundError as error:
+        raise MissingExtra("scipy", "report") from error
+    count, logits = len(labels_N), logits_NC.astype(np.float64)
+
+    def loss(log_temperature: float) -> float:
+        chances_NC = log_softmax(logits / np.exp(log_temperature), axis=1)
+        told = chances_NC[np.arange(count), labels_N].mean()
+        return -float((count * told + chances_NC.mean()) / (count + 1))
+
+    found = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded")
+    return float(np.exp(found.x))
+
+
+def temperature(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> dict[str, float]:
+    """Metrics: the fitted temperature, and the calibration error with it, each half of the images by the other's."""
+    halves = (np.arange(len(labels_N)) % 2 == 0, np.arange(len(labels_N)) % 2 == 1)
+    metrics = {"quality/temperature": fit_temperature(logits_NC, labels_N)}
+    if len(labels_N) >= 2:
+        scaled_NC = np.empty_like(logits_NC)
+        for own, other in (halves, halves[::-1]):
+            scaled_NC[own] = logits_NC[own] / fit_temperature(logits_NC[other], labels_N[other])
+        metrics["quality/ece_calibrated"] = calibration(scaled_NC, labels_N)[0]
+    return metrics
+
+
+def softmax(logits_NC: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
     """Probabilities (N, C) in float64."""
-    shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(1, keepdims=True)
-    exponentials_NC = np.exp(shifted_NC)
+    scaled_NC = logits_NC.astype(np.float64) / temperature
+    exponentials_NC = np.exp(scaled_NC - scaled_NC.max(1, keepdims=True))
     probabilities_NC: NDArray[np.float64] = exponentials_NC / exponentials_NC.sum(1, keepdims=True)
     return probabilities_NC
 
@@ -134,77 +156,3 @@ def agreement(first_NC: NDArray[np.float32], second_NC: NDArray[np.float32]) -> 
     if first_NC.shape != second_NC.shape or len(first_NC) == 0:
         raise ValueError(f"agreement needs two equal tables of logits, got {first_NC.shape} and {second_NC.shape}")
     return float((first_NC.argmax(1) == second_NC.argmax(1)).mean())
-
-
-def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion, as fractions."""
-    if not 0 <= right <= count or count == 0:
-        raise ValueError(f"{right} right of {count} is no proportion")
-    share, z2 = right / count, Z95**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 / (1 + z2 / count) * ((share * (1 - share) / count + z2 / (4 * count**2)) ** 0.5)
-    # None and all right have exact ends, which rounding misses by a hair.
-    return 0.0 if right == 0 else centre - half, 1.0 if right == count else centre + half
-
-
-def paired_drop(reference_right_N: NDArray[np.bool_], child_right_N: NDArray[np.bool_]) -> Drop:
-    """Points lost by the child on the same images, with Tango's score interval.
-
-    Also right where few images differ: with none of 30 different the ends are +-11 points, not 0.
-    """
-    if len(reference_right_N) != len(child_right_N) or len(child_right_N) == 0:
-        raise ValueError("a paired comparison needs the same images, at least one, for both")
-    count = len(child_right_N)
-    lost = int((reference_right_N & ~child_right_N).sum())
-    won = int((child_right_N & ~reference_right_N).sum())
-    low, high = (_tango_end(lost, won, count, sign) * 100 for sign in (1, -1))
-    return Drop((lost - won) / count * 100, low, high)
-
-
-def least_worst_end(count: int) -> float:
-    """Points of loss that `count` images cannot rule out even for a child that answers all of them alike."""
-    return Z95**2 / (count + Z95**2) * 100
-
-
-def _tango_end(lost: int, won: int, count: int, sign: int) -> float:
-    """The difference at which the score statistic is +z (the lower end) or -z; it falls with the difference."""
-    below, above = -1.0, 1.0
-    for _ in range(BISECTIONS):
-        middle = (below + above) / 2
-        if _tango_score(lost, won, count, middle) > sign * Z95:
-            below = middle
-        else:
-            above = middle
-    return above if sign > 0 else below
-
-
-def _tango_score(lost: int, won: int, count: int, difference: float) -> float:
-    """Standardised distance of the observed difference from a supposed one (Tango 1998, equation 8)."""
-    linear = -lost - won + (2 * count - lost + won) * difference
-    constant = -won * difference * (1 - difference)
-    share_won = (math.sqrt(max(0.0, linear**2 - 8 * count * constant)) - linear) / (4 * count)
-    variance = count * (2 * share_won + difference * (1 - difference))
-    distance = lost - won - count * difference
-    if variance <= 0:
-        return math.copysign(math.inf, distance) if distance else 0.0
-    return distance / math.sqrt(variance)
-
-
-def paired_gain(treated: Sequence[float], control: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of treated - control in points, and the ends of Student's 95 % interval over the pairs.
-
-    Accuracies are fractions. A single pair has no spread: both ends are then the mean, and callers say how many pairs
-    there were.
-    """
-    if len(treated) != len(control) or not treated:
-        raise ValueError(f"{len(treated)} and {len(control)} runs do not pair")
-    gains = [(a - b) * 100 for a, b in zip(treated, control, strict=True)]
-    mean = statistics.fmean(gains)
-    if len(gains) == 1:
-        return mean, mean, mean
-    try:
-        from scipy.stats import t
-    except ModuleNotFoundError as error:
-        raise MissingExtra("scipy", "report") from error
-    half = float(t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
-    return mean, mean - half, mean + half

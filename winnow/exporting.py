@@ -32,7 +32,7 @@ for path in sys.argv[1:]:
     short, (w, h) = min(image.size), image.size
     square = ((w - short) / 2, (h - short) / 2, (w + short) / 2, (h + short) / 2)
     pixels = numpy.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=square))
-    logits = session.run(None, {"pixels": pixels[None]})[0][0].astype("float64")
+    logits = session.run(None, {"pixels": pixels[None]})[0][0].astype("float64") / card["temperature"]
     chances = numpy.exp(logits - logits.max()) / numpy.exp(logits - logits.max()).sum()
     print(f"{path}\\t{card['classes'][chances.argmax()]}\\t{chances.max():.4f}")
 '''
@@ -111,9 +111,10 @@ def _quality(metrics: Mapping[str, float]) -> str:
         rows = [
             f"| top-1 accuracy | {metrics['quality/top1'] * 100:.1f} % (95 % interval {low:.1f} to {high:.1f}) |",
             f"| macro F1 | {metrics['quality/macro_f1'] * 100:.1f} % |",
-            f"| expected calibration error | {metrics['quality/ece'] * 100:.1f} % |",
             f"| points of top-1 beside the uncompressed model | {metrics['delta/top1']:+.1f} |",
         ]
+    if "quality/ece_calibrated" in metrics:
+        rows.append(f"| expected calibration error | {metrics['quality/ece_calibrated'] * 100:.1f} % |")
     rows.append(f"| same answer as the uncompressed model | {metrics['quality/agreement'] * 100:.1f} % |")
     return "\n".join(rows) + "\n"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from winnow.config import Config
+from winnow.config import FEW_LABELS, Config
 from winnow.data.batches import Batches
 from winnow.data.images import VALIDATION, ImageSet
 from winnow.data.splits import label_budget, visible_labels
@@ -53,6 +54,16 @@ class Trained:
     def row(self) -> dict[str, float]:
         """What the record keeps of it."""
         return {"seed": self.seed, "learning_rate": self.learning_rate, "steps": self.steps, "top1": self.top1}
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Cross-validation: logits for every visible label, each by a network that has not seen it."""
+
+    known_L: NDArray[np.int64]
+    """Indices of the labelled images, training and validation."""
+    logits_LC: NDArray[np.float32]
+    folds: int
 
 
 def train_arms(
@@ -99,15 +110,28 @@ def start(architecture: Architecture, state: State | None, seed: int) -> nn.Modu
 
 def _train(config: Config, images: ImageSet, model: nn.Module, which: tuple[str, int, float], scratch: Path) -> Trained:
     arm, seed, rate = which
-    settings = config.finetune
     budget = label_budget(images, config.data.label_budget, seed)
-    labels = visible_labels(images, budget)
-    batches = Batches(images.images_NHWC, labels, budget, settings.batch_size, seed)
+    checkpoint = Checkpoint(scratch, f"{arm}-seed{seed}-rate{rate:g}")
+    steps, curves = _learn(config, images, model, budget, (seed, rate), checkpoint)
+    return Trained(arm, seed, rate, steps, validation_top1(model, images), model, curves)
+
+
+def _learn(
+    config: Config,
+    images: ImageSet,
+    model: nn.Module,
+    chosen: NDArray[np.int64],
+    how: tuple[int, float],
+    checkpoint: Checkpoint,
+) -> tuple[int, list[Row]]:
+    """Train on the labels of `chosen` in place; `how` is seed and rate -> steps and curves."""
+    settings, (seed, rate) = config.finetune, how
+    batches = Batches(images.images_NHWC, visible_labels(images, chosen), chosen, settings.batch_size, seed)
     per_epoch = max(batches.steps_per_epoch, -(-settings.min_steps // settings.epochs))
     plan = Plan(settings.epochs, per_epoch, settings.optimiser(rate), seed)
-    curves = drain(fit(model, batches, _loss(config), plan, Checkpoint(scratch, f"{arm}-seed{seed}-rate{rate:g}")))
+    curves = drain(fit(model, batches, _loss(config), plan, checkpoint))
     model.cpu().eval()
-    return Trained(arm, seed, rate, plan.steps, validation_top1(model, images), model, curves)
+    return plan.steps, curves
 
 
 def _loss(config: Config) -> Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -125,6 +149,43 @@ def validation_top1(model: nn.Module, images: ImageSet) -> float:
     indices = images.indices(VALIDATION, labelled=True)
     logits = predict_torch(model, images.images_NHWC, indices)
     return float((logits.argmax(1) == images.labels_N[indices]).mean())
+
+
+def wants_cross_validation(config: Config, images: ImageSet) -> bool:
+    """Whether finetune.cross_validation asks for it, or the labelled validation images are few."""
+    asked = config.finetune.cross_validation
+    return asked == "always" or (asked == "auto" and len(images.indices(VALIDATION, labelled=True)) < FEW_LABELS)
+
+
+def cross_validate(
+    config: Config, images: ImageSet, architecture: Architecture, state: State | None, dense: Trained, scratch: Path
+) -> Crossed:
+    """Answers to every visible label by networks that have not seen it.
+
+    They start as `dense` did, at its rate, and learn from the other folds of training and validation labels
+    together. What belongs together (groups, duplicates) shares a fold; classes are spread evenly (scikit-learn's
+    StratifiedGroupKFold). The rate was chosen on the validation part of the labels, which flatters a little.
+    """
+    try:
+        from sklearn.model_selection import StratifiedGroupKFold
+    except ModuleNotFoundError as error:
+        raise MissingExtra("scikit-learn", "report") from error
+    budget = label_budget(images, config.data.label_budget, dense.seed)
+    known = np.sort(np.concatenate([budget, images.indices(VALIDATION, labelled=True)]))
+    labels, groups = images.labels_N[known], images.groups_N[known]
+    folds = min(config.finetune.folds, len(np.unique(groups)), int(np.bincount(labels).max()))
+    logits_LC = np.empty((len(known), len(images.classes)), dtype=np.float32)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=dense.seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        parts = list(splitter.split(known, labels, groups))
+    for number, (others, held_out) in enumerate(parts, start=1):
+        log.info("cross-validation over %d labels, network %d of %d", len(known), number, folds)
+        model = start(architecture, state, dense.seed)
+        checkpoint = Checkpoint(scratch, f"fold{number}of{folds}")
+        _learn(config, images, model, known[others], (dense.seed, dense.learning_rate), checkpoint)
+        logits_LC[held_out] = predict_torch(model, images.images_NHWC, known[held_out])
+    return Crossed(known, logits_LC, folds)
 
 
 def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> dict[str, float]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from winnow.data.images import RESIZE_POLICY, VALIDATION, ImageSet
 from winnow.errors import ArtifactError
-from winnow.evaluation import LOGITS, agreement, load_logits, quality
+from winnow.evaluation import LOGITS, agreement, load_logits, quality, temperature
 from winnow.export import INPUT, OUTPUT, PARITY_TOLERANCE, Contents, look_into, zipped_bytes
 from winnow.inference import predict_file, predict_torch
 from winnow.model_file import MODEL
@@ -53,6 +53,7 @@ def finish(
     labels_N = images.labels_N[indices]
     scored_N = labels_N >= 0
     metrics, details = quality(logits_NC[scored_N], labels_N[scored_N], images.classes)
+    metrics |= temperature(logits_NC[scored_N], labels_N[scored_N])
     metrics["quality/agreement"] = _agreement(logits_NC, dense, images)
     metrics["quality/agreement_parent"] = _agreement(logits_NC, parent or dense, images)
     if dense is not None and "quality/top1" in metrics:
@@ -119,7 +120,13 @@ def _write_card(folder: Path, name: str, images: ImageSet, metrics: dict[str, fl
             "image_size": side,
             "resize_policy": RESIZE_POLICY.replace("S", str(side)),
             "input": {"name": INPUT, "type": "uint8", "shape": ["N", side, side, 3], "note": INPUT_NOTE},
-            "output": {"name": OUTPUT, "type": "float32", "shape": ["N", len(images.classes)], "note": "logits"},
+            "output": {
+                "name": OUTPUT,
+                "type": "float32",
+                "shape": ["N", len(images.classes)],
+                "note": "logits; softmax(logits / temperature) are probabilities",
+            },
+            "temperature": metrics["quality/temperature"],
             "metrics": metrics,
             "measured_on": "the validation split",
         },

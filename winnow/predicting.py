@@ -68,7 +68,9 @@ def _stream(folder: Path, card: dict[str, Any], paths: list[Path], count: int, t
     items = (Item(path, -1, False, path) for path in files_of(paths))
     with closing(decode_all(items, count, card["image_size"])) as stream:
         for done in stream:
-            chances = iter(softmax(_answered(answer, done.pixels_KHWC, batch)) if done.kept else ())
+            chances = iter(
+                softmax(_answered(answer, done.pixels_KHWC, batch), card["temperature"]) if done.kept else ()
+            )
             kept = set(done.kept)
             for position, item in enumerate(done.items):
                 if position in kept:

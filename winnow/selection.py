@@ -7,9 +7,11 @@ less accuracy. Nobody passing is an answer like any other, and has a reason.
     drop        top-1 lost against the better of dense and dense-kd, paired on the same validation images: the point
                 difference within the allowance and the worst end of its 95 % interval within twice the allowance.
                 More than the allowance is a failure; within it but with too wide an interval is "not shown", which
-                does not pass either
-    agreement   share of validation images, labelled or not, answered like dense. Without a single label it stands
-                alone: the drop cannot exceed the disagreement
+                does not pass either. The drop cannot exceed the share of images that get another answer, which needs
+                no label: the smaller of the two counts, at either end
+    macro-f1    the same for the mean F1 of the classes, so that a rare class cannot die unseen. Where labels are too
+                few to show it, keeping the reference's answers class by class stands in; nothing bounds it
+    agreement   share of validation images, labelled or not, answered like dense
     size        the file, as a share of dense's
     speedup     against dense as the best float of any precision and runtime
 
@@ -20,9 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from winnow.config import Gates, Promotion
+from winnow.evidence import Evidence
+from winnow.intervals import Drop
 from winnow.records import Gate, Verdict
 
 WORST_END = 2.0
@@ -32,29 +35,14 @@ SERVES = {"latency": "latency", "throughput": "throughput", "size": "latency"}
 """Objective -> which of a candidate's best rows in the benchmark is the one that serves."""
 
 
-class Loss(Protocol):
-    """winnow.evaluation.Drop: points of top-1 lost, and the ends of the 95 % interval."""
-
-    @property
-    def points(self) -> float:
-        """The difference, positive where the child is worse."""
-
-    @property
-    def low(self) -> float:
-        """The kinder end."""
-
-    @property
-    def high(self) -> float:
-        """The worst end."""
-
-
 @dataclass(frozen=True)
 class Contender:
     """What is known of one candidate. None: not measured (no labels; not timed on any runtime)."""
 
     name: str
     top1: float | None
-    drop: Loss | None
+    drop: Evidence
+    macro_f1: Evidence
     agreement: float
     size_mb: float
     latency_ms: float | None
@@ -84,15 +72,21 @@ def decide(dense: Contender, contenders: Sequence[Contender], policy: Promotion)
         passed = all(gate.passed for gate in gates)
         verdicts.append(Verdict(candidate=contender.name, passed=passed, gates=gates, on_front=contender.name in front))
     passing = [c for c, verdict in zip(contenders, verdicts, strict=True) if verdict.passed]
-    ranked = sorted(passing, key=lambda c: (_cost(c, policy.objective), c.drop.points if c.drop else 0.0, c.name))
+    ranked = sorted(passing, key=lambda c: (_cost(c, policy.objective), _lost(c), c.name))
     winner = ranked[0].name if ranked else None
     why = _why_won(ranked, policy.objective) if ranked else _why_nobody(verdicts)
     return Decision(tuple(verdicts), winner, why, front)
 
 
+def _lost(contender: Contender) -> float:
+    """Points of top-1, by which equals are ordered."""
+    return (contender.drop.labelled or contender.drop.answers).points
+
+
 def _gates(contender: Contender, dense: Contender, gates: Gates) -> tuple[Gate, ...]:
     judged = (
-        _drop_gate(contender.drop, gates.max_drop_points),
+        judge_drop(contender.drop, gates.max_drop_points),
+        judge_macro_f1(contender.macro_f1, gates.max_macro_f1_drop_points),
         _at_least("agreement", "same answer as dense", contender.agreement * 100, gates.min_agreement * 100, " %"),
         _size_gate(contender, dense, gates.max_size_ratio),
         _speed_gate(contender.speedup, gates.min_speedup),
@@ -100,18 +94,57 @@ def _gates(contender: Contender, dense: Contender, gates: Gates) -> tuple[Gate, 
     return judged
 
 
-def _drop_gate(drop: Loss | None, allowed: float) -> Gate:
-    """Both conditions on the interval; both numbers in the reason."""
-    if drop is None:
-        return Gate(name="drop", passed=True, reason="no labelled validation image: agreement alone decides")
-    what = f"drop {_signed(drop.points)} points ({_signed(drop.low)} to {_signed(drop.high)})"
+def judge_drop(drop: Evidence, allowed: float) -> Gate:
+    """The gate on top-1. Where labels cannot show it, the share of images that get another answer bounds it."""
+    labelled, answers = drop.labelled, drop.answers
+    bound = (
+        f"answers differ on {_signed(answers.points)} % of the images, at most {_signed(answers.high)} %, so no more"
+    )
+    if labelled is None:
+        return _judge("drop", f"drop (no label; {bound})", answers, allowed, measured=False)
+    if _passes(labelled, allowed) or not _is_tighter(answers, labelled):
+        return _judge("drop", f"drop {_told(labelled)})", labelled, allowed)
+    least = Drop(min(labelled.points, answers.points), labelled.low, answers.high)
+    return _judge("drop", f"drop {_told(labelled)}; {bound})", least, allowed)
+
+
+def judge_macro_f1(drop: Evidence, allowed: float) -> Gate:
+    """The gate on macro F1. Where labels are too few to show it, the reference's answers stand in for them."""
+    labelled, answers = drop.labelled, drop.answers
+    told = f"with the reference's answers as truth {_signed(answers.points)}, at most {_signed(answers.high)}"
+    if labelled is None:
+        return _judge("macro-f1", f"drop (no label; {told})", answers, allowed, measured=False)
+    if labelled.points > allowed or _passes(labelled, allowed) or not _is_tighter(answers, labelled):
+        return _judge("macro-f1", f"drop {_told(labelled)})", labelled, allowed)
+    stand_in = Drop(labelled.points, labelled.low, answers.high)
+    return _judge("macro-f1", f"drop {_told(labelled)}; {told})", stand_in, allowed)
+
+
+def _is_tighter(answers: Drop, labelled: Drop) -> bool:
+    """As far as the decimals show that are told."""
+    return round(answers.high, 1) < round(labelled.high, 1)
+
+
+def _passes(loss: Drop, allowed: float) -> bool:
+    return loss.points <= allowed and loss.high <= WORST_END * allowed
+
+
+def _judge(name: str, what: str, loss: Drop, allowed: float, measured: bool = True) -> Gate:
+    """Passed, failed or not shown, with both numbers in the reason."""
     worst = WORST_END * allowed
-    if drop.points > allowed:
-        return Gate(name="drop", passed=False, reason=f"{what} exceeds {allowed:g}")
-    if drop.high > worst:
-        reason = f"not shown: {what} may be within {allowed:g}, but its worst end exceeds {worst:g}"
-        return Gate(name="drop", passed=False, reason=reason)
-    return Gate(name="drop", passed=True, reason=f"{what} is within {allowed:g}, its worst end within {worst:g}")
+    if _passes(loss, allowed):
+        return Gate(name=name, passed=True, reason=f"{what} is within {allowed:g}, its worst end within {worst:g}")
+    if measured and loss.points > allowed:
+        return Gate(name=name, passed=False, reason=f"{what} exceeds {allowed:g}")
+    if loss.points > allowed:
+        return Gate(name=name, passed=False, reason=f"not shown: {what} may exceed {allowed:g}")
+    reason = f"not shown: {what} may be within {allowed:g}, but its worst end exceeds {worst:g}"
+    return Gate(name=name, passed=False, reason=reason)
+
+
+def _told(loss: Drop) -> str:
+    """Without the bracket that closes it."""
+    return f"{_signed(loss.points)} points ({_signed(loss.low)} to {_signed(loss.high)}"
 
 
 def _size_gate(contender: Contender, dense: Contender, allowed: float) -> Gate:

@@ -126,7 +126,13 @@ def run_params() -> dict:
     for name in ("student", "student-alone", "dense-kd"):
         del params["candidates"][name]
     params["promotion"] |= {
-        "gates": {"max_drop_points": 20.0, "min_agreement": 0.5, "max_size_ratio": 0.5, "min_speedup": 0.01}
+        "gates": {
+            "max_drop_points": 20.0,
+            "max_macro_f1_drop_points": 30.0,
+            "min_agreement": 0.5,
+            "max_size_ratio": 0.5,
+            "min_speedup": 0.01,
+        }
     }
     return params
 

@@ -23,7 +23,7 @@ from tests.integration.conftest import Project, run_params
 from tests.integration.running import free_ports
 from winnow.config import check_config
 from winnow.data.images import decode
-from winnow.records import read_record
+from winnow.records import read_json, read_record
 
 Finished = tuple[Project, subprocess.CompletedProcess[str]]
 TREE = ("dense", *check_config(run_params()).candidates)
@@ -122,7 +122,9 @@ def test_predict_names_the_class_of_a_persons_file(finished: Finished) -> None:
     artifacts = project.root / "artifacts"
     winner = read_record(artifacts / "select").details["winner"]
     pixels = np.stack([decode(file.read_bytes(), SIZE)[0] for file in files])
-    expected = softmax(predict_file(artifacts / "candidates" / winner / "model.onnx", pixels, np.arange(len(files))))
+    folder = artifacts / "candidates" / winner
+    scale = read_json(folder / "card.json")["temperature"]
+    expected = softmax(predict_file(folder / "model.onnx", pixels, np.arange(len(files))), scale)
     result = project.winnow("predict", *map(str, files), str(project.root / "dvc.yaml"))
     assert result.returncode == 2  # one of the three is no image, and that is said
     assert "dvc.yaml" in result.stderr

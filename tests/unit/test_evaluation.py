@@ -2,20 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, ttest_rel
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 
-from winnow.evaluation import (
-    Z95,
-    agreement,
-    calibration,
-    least_worst_end,
-    paired_drop,
-    paired_gain,
-    quality,
-    softmax,
-    wilson_interval,
-)
+from winnow.evaluation import agreement, calibration, fit_temperature, quality, softmax, temperature
+from winnow.intervals import wilson_interval
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -27,122 +17,6 @@ def random_answers(count: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndar
     logits = rng.normal(size=(count, len(CLASSES))).astype(np.float32)
     logits[np.arange(count), labels] += 1
     return logits, labels
-
-
-@pytest.mark.parametrize(
-    ("right", "count", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_equals_newcombes_table(right: int, count: int, low: float, high: float) -> None:
-    # Newcombe 1998, Statistics in Medicine 17, table I, method 3.
-    assert wilson_interval(right, count) == pytest.approx((low, high), abs=6e-5)
-
-
-@pytest.mark.parametrize("count", [1, 7, 60, 1000])
-def test_wilson_equals_scipy_and_holds_the_share(count: int) -> None:
-    for right in {0, 1, count // 3, count - 1, count}:
-        low, high = wilson_interval(right, count)
-        assert (low, high) == pytest.approx(binomtest(right, count).proportion_ci(method="wilson"), abs=1e-12)
-        assert 0 <= low <= right / count <= high <= 1
-        assert wilson_interval(count - right, count) == pytest.approx((1 - high, 1 - low))
-
-
-def test_wilson_ends_exactly_at_none_and_all() -> None:
-    assert wilson_interval(0, 60)[0] == 0.0
-    assert wilson_interval(60, 60)[1] == 1.0
-
-
-@pytest.mark.parametrize(("right", "count"), [(0, 0), (3, 2), (-1, 2)])
-def test_wilson_wants_a_proportion(right: int, count: int) -> None:
-    with pytest.raises(ValueError, match="no proportion"):
-        wilson_interval(right, count)
-
-
-def right_and_wrong(count: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(4)
-    reference = rng.random(count) < 0.9
-    return reference, np.where(rng.random(count) < 0.15, ~reference, reference)
-
-
-def pairs(lost: int, won: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(reference right, child right) with so many images that only one of them has right."""
-    numbers = np.arange(count)
-    return numbers >= won, (numbers < won) | (numbers >= won + lost)
-
-
-def test_drop_against_resampling_every_image() -> None:
-    reference, child = right_and_wrong()
-    ours = paired_drop(reference, child)
-    rng = np.random.default_rng(2)
-    chosen = rng.integers(0, len(child), (20_000, len(child)))
-    drops = (reference[chosen].mean(1) - child[chosen].mean(1)) * 100
-    low, high = np.percentile(drops, [2.5, 97.5])
-    assert ours.points == pytest.approx((reference.mean() - child.mean()) * 100)
-    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.34)  # one image is a third of a point
-    assert ours.low < ours.points < ours.high
-
-
-def test_drop_of_a_published_example() -> None:
-    # Airway hyper-responsiveness before and after transplantation; Fagerland, Lydersen and Laake 2014, table 6.
-    drop = paired_drop(*pairs(lost=1, won=7, count=21))
-    assert (drop.points, drop.low, drop.high) == pytest.approx((-28.6, -51.7, -2.6), abs=0.05)
-
-
-@pytest.mark.parametrize("count", [30, 2000])
-def test_drop_of_equal_answers_is_still_uncertain(count: int) -> None:
-    drop = paired_drop(*pairs(0, 0, count))
-    end = Z95**2 / (count + Z95**2) * 100  # in closed form
-    assert end == pytest.approx(least_worst_end(count))
-    assert (drop.points, drop.low, drop.high) == pytest.approx((0.0, -end, end), abs=1e-6)
-
-
-@pytest.mark.parametrize(("lost", "won", "count"), [(0, 5, 5), (5, 0, 5), (1, 0, 1), (3, 3, 6)])
-def test_drop_of_extremes_stays_possible(lost: int, won: int, count: int) -> None:
-    drop = paired_drop(*pairs(lost, won, count))
-    assert -100 <= drop.low <= drop.points <= drop.high <= 100
-
-
-def test_drop_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(7)
-    lost, won = 0.03, 0.01
-    inside = 0
-    for _ in range(600):
-        draw = rng.random(150)
-        drop = paired_drop(draw >= won, (draw < won) | (draw >= won + lost))
-        inside += drop.low <= (lost - won) * 100 <= drop.high
-    assert inside / 600 == pytest.approx(0.95, abs=0.025)
-
-
-def test_drop_looks_at_pairs_alone_and_mirrors_when_swapped() -> None:
-    reference, child = right_and_wrong()
-    drop, swapped = paired_drop(reference, child), paired_drop(child, reference)
-    assert (-swapped.high, -swapped.points, -swapped.low) == pytest.approx((drop.low, drop.points, drop.high))
-    order = np.random.default_rng(0).permutation(len(child))
-    assert paired_drop(reference[order], child[order]) == drop
-
-
-@pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 2)])
-def test_drop_wants_the_same_images(first: int, second: int) -> None:
-    with pytest.raises(ValueError, match="same images"):
-        paired_drop(np.ones(first, bool), np.ones(second, bool))
-
-
-def test_gain_equals_the_paired_t_test() -> None:
-    rng = np.random.default_rng(5)
-    control = rng.uniform(0.5, 0.6, 6)
-    treated = control + rng.normal(0.04, 0.02, 6)
-    reference = ttest_rel(treated * 100, control * 100).confidence_interval(0.95)
-    mean, low, high = paired_gain(treated.tolist(), control.tolist())
-    assert mean == pytest.approx((treated - control).mean() * 100)
-    assert (low, high) == pytest.approx((reference.low, reference.high))
-    assert paired_gain(control.tolist(), treated.tolist()) == pytest.approx((-mean, -high, -low))
-
-
-def test_gain_of_one_pair_has_no_spread_and_no_pair_is_refused() -> None:
-    assert paired_gain([0.5], [0.25]) == (25.0, 25.0, 25.0)
-    for treated, control in (([], []), ([0.1], [0.1, 0.2])):
-        with pytest.raises(ValueError, match="do not pair"):
-            paired_gain(treated, control)
 
 
 def logits_with(confidence: list[float], answers: list[int]) -> np.ndarray:
@@ -203,6 +77,12 @@ def test_quality_wants_a_row_per_label_and_a_column_per_class(shape: tuple[int, 
         quality(np.zeros(shape, np.float32), np.zeros(2, np.int64), CLASSES)
 
 
+@pytest.mark.parametrize("rows", [(0, 0), (2, 3)])
+def test_agreement_wants_two_equal_tables(rows: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="two equal tables"):
+        agreement(*(np.zeros((count, 4), np.float32) for count in rows))
+
+
 def test_agreement_bounds_the_drop() -> None:
     for seed in range(5):
         (first, labels), (second, _) = random_answers(seed=seed), random_answers(seed=seed + 50)
@@ -213,7 +93,43 @@ def test_agreement_bounds_the_drop() -> None:
     assert agreement(first, first) == 1.0
 
 
-@pytest.mark.parametrize("rows", [(0, 0), (2, 3)])
-def test_agreement_wants_two_equal_tables(rows: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="two equal tables"):
-        agreement(*(np.zeros((count, 4), np.float32) for count in rows))
+def drawn_from(chances_C: np.ndarray, count: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that would be calibrated at temperature `scale`, and labels drawn from their probabilities."""
+    rng = np.random.default_rng(8)
+    logits = rng.normal(size=(count, len(chances_C))).astype(np.float32) * 2
+    labels = np.array([rng.choice(len(chances_C), p=row) for row in softmax(logits)])
+    return logits * np.float32(scale), labels
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_the_temperature_that_spoiled_the_logits_is_found(scale: float) -> None:
+    logits, labels = drawn_from(np.ones(4), 4000, scale)
+    assert fit_temperature(logits, labels) == pytest.approx(scale, rel=0.08)
+    told = temperature(logits, labels)
+    assert told["quality/temperature"] == fit_temperature(logits, labels)
+    assert told["quality/ece_calibrated"] < 0.03
+    if scale != 1.0:
+        assert calibration(logits, labels)[0] > 0.08
+
+
+def test_a_few_images_that_are_all_right_do_not_make_it_certain() -> None:
+    labels = np.arange(12) % 4
+    logits = np.eye(4, dtype=np.float32)[labels] * 3
+    few, many = fit_temperature(logits, labels), fit_temperature(np.tile(logits, (200, 1)), np.tile(labels, 200))
+    assert np.exp(-3) < many < few
+    assert softmax(logits, few).max() < 0.99
+
+
+def test_without_labels_the_temperature_is_one() -> None:
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    assert fit_temperature(*nothing) == 1.0
+    assert temperature(*nothing) == {"quality/temperature": 1.0}
+
+
+def test_temperature_leaves_the_answer_and_moves_the_probability() -> None:
+    logits, _ = random_answers()
+    warm, cold = softmax(logits, 4.0), softmax(logits, 0.25)
+    assert (warm.argmax(1) == cold.argmax(1)).all()
+    assert (warm.max(1) <= softmax(logits).max(1)).all()
+    assert (softmax(logits).max(1) <= cold.max(1)).all()
+    assert softmax(logits * 3, 3.0) == pytest.approx(softmax(logits), abs=1e-6)

@@ -71,7 +71,9 @@ def test_the_example_answers_as_winnow_does_without_it(promoted: Path, tmp_path:
     command = [sys.executable, "-I", tmp_path / "out" / "predict.py", *paths]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
     pixels = np.stack([decode(path.read_bytes(), SIZE)[0] for path in paths])
-    expected = softmax(predict_file(promoted / "model.onnx", pixels, np.arange(len(paths))))
+    scale = json.loads((promoted / "card.json").read_text())["temperature"]
+    assert scale != 1.0
+    expected = softmax(predict_file(promoted / "model.onnx", pixels, np.arange(len(paths))), scale)
     for line, path, chances in zip(told, paths, expected, strict=True):
         assert line == f"{path}\t{CLASSES[chances.argmax()]}\t{chances.max():.4f}"
 

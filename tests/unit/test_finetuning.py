@@ -12,11 +12,23 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import tiny_params
+from winnow import finetuning
 from winnow.config import Config, check_config
 from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import label_budget
 from winnow.errors import ArtifactError, DataError
-from winnow.finetuning import State, Trained, _plain, foreign_backbone, linear_probe, start, train_arms, validation_top1
+from winnow.finetuning import (
+    State,
+    Trained,
+    _plain,
+    cross_validate,
+    foreign_backbone,
+    linear_probe,
+    start,
+    train_arms,
+    validation_top1,
+    wants_cross_validation,
+)
 from winnow.inference import predict_torch
 from winnow.models.backbones import Architecture, build
 from winnow.models.heads import backbone_state
@@ -64,6 +76,51 @@ def test_arms_differ_in_their_backbone_alone(tiny_set: ImageSet, tmp_path: Path)
     assert [t.seed for t in by_arm["first"]] == [0, 1]
     assert weights(by_arm["first"][0]) != weights(by_arm["first"][1])
     assert [t.arm for t in tried] == ["first", "second", "other"]
+
+
+def test_every_label_is_answered_by_a_network_that_has_not_seen_it(
+    tiny_set: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[np.ndarray] = []
+    learn = finetuning._learn
+
+    def spy(config: Any, images: Any, model: Any, chosen: np.ndarray, *rest: Any) -> Any:
+        learned.append(chosen)
+        return learn(config, images, model, chosen, *rest)
+
+    monkeypatch.setattr(finetuning, "_learn", spy)
+    config = configured(10, epochs=4, min_steps=24, seeds=[3], folds=4)
+    dense = train_arms(config, tiny_set, SMALL, {"a": None}, tmp_path)[0][0]
+    del learned[:]
+    crossed = cross_validate(config, tiny_set, SMALL, None, dense, tmp_path)
+    budget, validation = label_budget(tiny_set, 10, 3), tiny_set.indices(VALIDATION, labelled=True)
+    assert crossed.known_L.tolist() == sorted([*budget, *validation])
+    assert crossed.folds == len(learned) == 4
+    held_out = [np.setdiff1d(crossed.known_L, chosen) for chosen in learned]
+    assert sorted(np.concatenate(held_out)) == crossed.known_L.tolist()
+    groups = tiny_set.groups_N
+    for held, chosen in zip(held_out, learned, strict=True):
+        assert not set(groups[held]) & set(groups[chosen])
+        counts = np.bincount(tiny_set.labels_N[held], minlength=3)
+        assert counts.max() - counts.min() <= 2
+    right = (crossed.logits_LC.argmax(1) == tiny_set.labels_N[crossed.known_L]).mean()
+    assert right > 0.6
+    again = cross_validate(config, tiny_set, SMALL, None, dense, tmp_path / "again")
+    assert np.array_equal(again.logits_LC, crossed.logits_LC)
+
+
+@pytest.mark.parametrize(
+    ("asked", "labels", "wanted"),
+    [("auto", 499, True), ("auto", 500, False), ("always", 500, True), ("never", 0, False)],
+)
+def test_cross_validation_is_switched_on_by_few_labels(
+    tiny_set: ImageSet, asked: str, labels: int, wanted: bool
+) -> None:
+    count = 600
+    split = np.full(count, VALIDATION, np.uint8)
+    known = np.where(np.arange(count) < labels, 0, -1)
+    images = dataclasses.replace(tiny_set, split_N=split, labels_N=known)
+    assert wants_cross_validation(configured(cross_validation=asked), images) is wanted
 
 
 def test_the_rate_is_chosen_on_the_first_seed_and_serves_the_others(tiny_set: ImageSet, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from winnow.data.images import TRAIN, VALIDATION, ImageSet
 from winnow.errors import ArtifactError
-from winnow.evaluation import wilson_interval
 from winnow.finishing import finish
 from winnow.inference import predict_file
+from winnow.intervals import wilson_interval
 
 ALWAYS = {
     "quality/agreement",
@@ -26,6 +26,7 @@ ALWAYS = {
     "size/nonzero_parameters",
     "compute/macs",
     "compute/int8_share",
+    "quality/temperature",
 }
 LABELLED = {
     "quality/top1",
@@ -35,6 +36,7 @@ LABELLED = {
     "quality/macro_recall",
     "quality/macro_f1",
     "quality/ece",
+    "quality/ece_calibrated",
     "delta/top1",
 }
 PARITY = "parity/max_abs_difference"

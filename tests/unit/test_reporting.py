@@ -137,13 +137,13 @@ def test_every_candidate_has_its_rows(facts: Facts, html: str) -> None:
 
 
 def test_gates_show_both_numbers_and_mark_what_fails(facts: Facts, html: str) -> None:
-    rows = {cells[0]: cells for cells in Outline(html).cells if len(cells) == 6 and "on the front" in cells[1]}
+    rows = {cells[0]: cells for cells in Outline(html).cells if len(cells) == 7 and "on the front" in cells[1]}
     assert set(rows) == set(CANDIDATES) - {"dense"}
     assert rows["pruned-int8"][1].startswith("winner")
     assert rows["dense-int8"][1].startswith("passes")
     assert rows["student"][1].startswith("does not pass")
     assert re.fullmatch(r"Fails: drop 5\.0 points \(.* to .*\) exceeds 4", rows["student"][2])
-    assert rows["sparse"][4] == "Fails: 2.00 MB are 100\xa0% of dense's 2.00 MB, more than 50\xa0%"
+    assert rows["sparse"][5] == "Fails: 2.00 MB are 100\xa0% of dense's 2.00 MB, more than 50\xa0%"
     failing = sum(not gate["passed"] for verdict in facts.verdicts.values() for gate in verdict["gates"])
     assert html.count('class="fails"') == failing > 0
 
@@ -220,9 +220,28 @@ def test_a_run_without_labels_for_choosing(tiny_data: Path, tmp_path: Path) -> N
     np.save(data / "labels.npy", labels)
     facts = facts_of(build(data, tmp_path / "artifacts"))
     outline = Outline(page(facts, LastLook("none", {"test/images": 0.0})))
-    assert "answers like it on 95.0 % of 60 validation images of tiny <shapes>; none has a label" in outline.words
+    assert "answers like it on 100.0 % of 60 validation images of tiny <shapes>; none has a label" in outline.words
     assert "There is no labelled test image" in outline.words
     assert "nan" not in outline.words
+
+
+def test_few_labels_are_told_with_what_stands_in_for_them(tiny_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    labels, split = np.load(data / "labels.npy"), np.load(data / "split.npy")
+    labels[np.flatnonzero(split == VALIDATION)[12:]] = -1
+    np.save(data / "labels.npy", labels)
+    facts = facts_of(build(data, tmp_path / "artifacts"))
+    record = facts.dense
+    told = {"labels": 42, "folds": 5}
+    crossed = {"top1": 0.9, "top1_low": 0.78, "top1_high": 0.96, "macro_f1": 0.88}
+    metrics = record.metrics | {f"cross_validation/{key}": value for key, value in crossed.items()}
+    details = record.details | {"cross_validation": told}
+    dense = record.model_copy(update={"metrics": metrics, "details": details})
+    words = Outline(page(replace(facts, candidates={**facts.candidates, "dense": dense}), TESTED)).words
+    assert "No more than 6.0 points can be lost: it answers like dense on 100.0 % of 60 validation images" in words
+    assert "each of all 42 labels answered by one of 5 networks that had not seen it: top-1 90.0 %" in words
+    assert "its 12 validation labels alone say little" in words
 
 
 def test_a_winner_may_be_larger_slower_and_better(tiny_data: Path, tmp_path: Path) -> None:

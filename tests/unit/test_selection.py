@@ -5,12 +5,23 @@ from dataclasses import replace
 import pytest
 
 from winnow.config import Gates, Promotion
-from winnow.evaluation import Drop
+from winnow.evidence import Evidence
+from winnow.intervals import Drop
 from winnow.selection import Contender, decide, pareto_front
 
-DENSE = Contender("dense", 0.80, Drop(0.0, 0.0, 0.0), 1.0, 2.0, 4.0, 500.0, 1.0)
-GOOD = Contender("good", 0.80, Drop(0.2, -0.5, 0.9), 0.95, 0.5, 2.0, 1500.0, 2.0)
-POLICY = Promotion(gates=Gates(max_drop_points=1.0, min_agreement=0.7, max_size_ratio=0.5, min_speedup=1.2))
+FAR = Drop(9.0, 8.0, 10.0)
+"""Answers that prove nothing."""
+
+
+def known(points: float, low: float, high: float, answers: Drop = FAR) -> Evidence:
+    return Evidence(Drop(points, low, high), answers)
+
+
+NOTHING = known(0.0, 0.0, 0.0)
+DENSE = Contender("dense", 0.80, NOTHING, NOTHING, 1.0, 2.0, 4.0, 500.0, 1.0)
+GOOD = Contender("good", 0.80, known(0.2, -0.5, 0.9), known(0.3, -0.6, 1.2), 0.95, 0.5, 2.0, 1500.0, 2.0)
+GATES = {"max_drop_points": 1.0, "max_macro_f1_drop_points": 2.0, "min_agreement": 0.7, "max_size_ratio": 0.5}
+POLICY = Promotion(gates=Gates(**GATES, min_speedup=1.2))
 
 
 def judged(contender: Contender, policy: Promotion = POLICY) -> dict[str, bool]:
@@ -23,12 +34,25 @@ def judged(contender: Contender, policy: Promotion = POLICY) -> dict[str, bool]:
     ("change", "failing"),
     [
         ({}, set()),
-        ({"drop": Drop(1.0, 0.0, 2.0)}, set()),  # both ends of what is allowed
-        ({"drop": Drop(1.01, 0.5, 1.5)}, {"drop"}),  # more than the allowance
-        ({"drop": Drop(0.5, -1.1, 2.01)}, {"drop"}),  # within it, but not shown
-        ({"drop": Drop(-1.0, -2.0, 0.0)}, set()),  # better than the reference
-        ({"drop": None}, set()),  # no labels: agreement stands alone
-        ({"drop": None, "agreement": 0.69}, {"agreement"}),
+        ({"drop": known(1.0, 0.0, 2.0)}, set()),  # both ends of what is allowed
+        ({"drop": known(1.01, 0.5, 1.5)}, {"drop"}),  # more than the allowance
+        ({"drop": known(0.5, -1.1, 2.01)}, {"drop"}),  # within it, but not shown
+        ({"drop": known(0.0, -6.0, 6.0, Drop(1.5, 1.2, 1.9))}, set()),  # shown by the answers
+        ({"drop": known(1.7, -5.0, 8.0, Drop(0.9, 0.6, 1.3))}, set()),  # by chance more than can be
+        ({"drop": known(1.7, -5.0, 8.0, Drop(1.2, 0.9, 1.6))}, {"drop"}),
+        ({"drop": known(0.0, -6.0, 6.0, Drop(1.9, 1.5, 2.3))}, {"drop"}),
+        ({"drop": known(-1.0, -2.0, 0.0)}, set()),  # better than the reference
+        ({"drop": Evidence(None, Drop(0.9, 0.6, 1.3))}, set()),  # no labels: the answers stand alone
+        ({"drop": Evidence(None, Drop(1.1, 0.8, 1.5))}, {"drop"}),
+        ({"drop": Evidence(None, Drop(0.9, 0.1, 3.0))}, {"drop"}),
+        ({"macro_f1": known(2.0, 0.0, 4.0)}, set()),
+        ({"macro_f1": known(2.1, 1.0, 3.0)}, {"macro-f1"}),
+        ({"macro_f1": known(1.0, -6.0, 8.0)}, {"macro-f1"}),
+        ({"macro_f1": known(1.0, -6.0, 8.0, Drop(1.0, 0.5, 3.0))}, set()),  # the reference's answers stand in
+        ({"macro_f1": known(2.1, -6.0, 8.0, Drop(1.0, 0.5, 3.0))}, {"macro-f1"}),  # but bound nothing
+        ({"macro_f1": Evidence(None, Drop(1.0, 0.5, 3.0))}, set()),
+        ({"macro_f1": Evidence(None, Drop(1.0, 0.5, 4.1))}, {"macro-f1"}),
+        ({"agreement": 0.69}, {"agreement"}),
         ({"agreement": 0.7}, set()),
         ({"agreement": 0.6999}, {"agreement"}),
         ({"size_mb": 1.0}, set()),
@@ -42,14 +66,17 @@ def judged(contender: Contender, policy: Promotion = POLICY) -> dict[str, bool]:
 def test_gates(change: dict, failing: set[str]) -> None:
     outcome = judged(replace(GOOD, **change))
     assert {name for name, passed in outcome.items() if not passed} == failing
-    assert set(outcome) == {"drop", "agreement", "size", "speedup"}
+    assert set(outcome) == {"drop", "macro-f1", "agreement", "size", "speedup"}
 
 
 @pytest.mark.parametrize(
     ("change", "gate", "numbers"),
     [
-        ({"drop": Drop(1.6, 0.4, 2.9)}, "drop", ["1.6", "0.4", "2.9", "exceeds 1"]),
-        ({"drop": Drop(0.4, -0.8, 2.1)}, "drop", ["not shown", "0.4", "−0.8", "2.1", "within 1", "exceeds 2"]),
+        ({"drop": known(1.6, 0.4, 2.9)}, "drop", ["1.6", "0.4", "2.9", "exceeds 1"]),
+        ({"drop": known(0.4, -0.8, 2.1)}, "drop", ["not shown", "0.4", "−0.8", "2.1", "within 1", "exceeds 2"]),
+        ({"drop": known(0.0, -6.0, 6.0, Drop(1.5, 1.2, 1.9))}, "drop", ["−6.0 to 6.0", "1.5 %", "at most 1.9 %"]),
+        ({"drop": Evidence(None, Drop(1.5, 1.2, 1.9))}, "drop", ["not shown", "no label", "1.5 %", "may exceed 1"]),
+        ({"macro_f1": known(1.0, -6.0, 8.0, Drop(1.1, 0.5, 3.0))}, "macro-f1", ["1.0", "8.0", "truth 1.1", "most 3.0"]),
         ({"agreement": 0.6999}, "agreement", ["69.99 %", "70 %", "less than"]),
         ({"size_mb": 1.5}, "size", ["1.50 MB", "75 %", "2.00 MB", "50 %"]),
         ({"speedup": 1.1}, "speedup", ["1.1 times", "1.2 times", "less than"]),
@@ -77,8 +104,8 @@ def test_the_objective_orders_those_who_pass(objective: str, winner: str) -> Non
 
 
 def test_between_equals_the_smaller_drop_wins_whatever_the_order() -> None:
-    worse = replace(GOOD, name="a-worse", drop=Drop(0.9, 0.0, 1.5))
-    better = replace(GOOD, name="b-better", drop=Drop(0.1, 0.0, 1.5))
+    worse = replace(GOOD, name="a-worse", drop=known(0.9, 0.0, 1.5))
+    better = replace(GOOD, name="b-better", drop=known(0.1, 0.0, 1.5))
     assert decide(DENSE, [worse, better], POLICY).winner == "b-better"
     assert decide(DENSE, [better, worse], POLICY).winner == "b-better"
 

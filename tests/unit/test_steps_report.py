@@ -12,8 +12,8 @@ from tests.tiny_run import build, write_network
 from winnow.config import Config, check_config
 from winnow.data.images import TEST, load_images
 from winnow.errors import ArtifactError
-from winnow.evaluation import paired_drop
 from winnow.inference import predict_file
+from winnow.intervals import paired_drop
 from winnow.records import StepRecord, read_record, record_digest
 from winnow.steps.report import count_reading, report, version_of
 from winnow.steps.select import select

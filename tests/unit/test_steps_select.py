@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import pytest
 from tests.conftest import tiny_params
 from tests.tiny_run import CANDIDATES, build, record_benchmark, rewrite
 from winnow.config import Config, check_config
-from winnow.data.images import VALIDATION, load_images
+from winnow.data.images import TEST, VALIDATION, load_images
 from winnow.errors import ArtifactError
-from winnow.evaluation import paired_drop
+from winnow.intervals import paired_drop
 from winnow.records import StepRecord, read_record, record_digest, this_machine
 from winnow.steps.select import select
 
@@ -31,6 +32,9 @@ def configured(**promotion: Any) -> Config:
 @pytest.fixture
 def artifacts(tiny_data: Path, tmp_path: Path) -> Path:
     return build(tiny_data, tmp_path / "artifacts")
+
+
+WIDE = {"max_macro_f1_drop_points": 20.0}
 
 
 def gates(record: StepRecord, name: str) -> dict[str, dict[str, Any]]:
@@ -69,7 +73,7 @@ def test_drops_are_paired_on_the_validation_images(artifacts: Path) -> None:
         for name in ("dense", "student")
     }
     expected = paired_drop(right["dense"], right["student"])
-    assert record.details["drops"]["student"] == {"points": expected.points, "low": expected.low, "high": expected.high}
+    assert record.details["drops"]["student"]["labelled"] == asdict(expected)
     assert expected.points == pytest.approx(3 / 60 * 100)
     assert not gates(record, "student")["drop"]["passed"]
     assert gates(record, "pruned")["drop"]["passed"]
@@ -79,8 +83,8 @@ def test_a_better_control_becomes_the_reference(tiny_data: Path, tmp_path: Path)
     artifacts = build(tiny_data, tmp_path / "artifacts", {"dense-kd": {"blind": 0.34}})
     record = run(artifacts)
     assert record.details["reference"] == "dense-kd"
-    assert record.details["drops"]["dense"]["points"] == pytest.approx(100 / 60)
-    assert record.details["drops"]["dense-kd"]["points"] == 0.0
+    assert record.details["drops"]["dense"]["labelled"]["points"] == pytest.approx(100 / 60)
+    assert record.details["drops"]["dense-kd"]["labelled"]["points"] == 0.0
     assert record.details["winner"] is None
     assert "no candidate passes every gate" in record.details["why"]
     assert "winner/speedup" not in record.metrics
@@ -151,19 +155,20 @@ def test_the_objective_says_which_batch_the_gate_looks_at(tiny_data: Path, tmp_p
         assert ("4.0 times" if passed else "1.1 times") in gate["reason"]
 
 
-def test_without_labels_agreement_decides(tiny_data: Path, tmp_path: Path) -> None:
+def test_without_labels_the_answers_decide(tiny_data: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)
     labels, split = np.load(data / "labels.npy"), np.load(data / "split.npy")
     labels[split == VALIDATION] = -1
     np.save(data / "labels.npy", labels)
     record = run(build(data, tmp_path / "artifacts"))
-    assert record.details["drops"] == {}
+    assert record.details["drops"]["student"]["labelled"] is None
     assert record.details["controls"] == []
-    assert record.details["winner"] == "student"
-    assert gates(record, "student")["drop"]["reason"].startswith("no labelled validation image")
+    assert record.details["winner"] == "pruned-int8"
+    assert "no label; answers differ on 5.0 %" in gates(record, "student")["drop"]["reason"]
+    assert not gates(record, "student")["drop"]["passed"]
     assert not gates(record, "student-alone")["agreement"]["passed"]
-    assert any("agreement with dense alone decides" in warning for warning in record.warnings)
+    assert any("no validation image has a label" in warning for warning in record.warnings)
 
 
 def test_a_candidate_that_was_not_timed_cannot_win(tiny_data: Path, tmp_path: Path) -> None:
@@ -196,11 +201,44 @@ def test_judged_by_the_answers_of_the_runtime_that_will_serve(artifacts: Path) -
 
 
 def test_a_gate_that_too_few_labels_cannot_pass_is_told(artifacts: Path) -> None:
-    record = run(artifacts, configured(gates={"max_drop_points": 1.0}))
+    record = run(artifacts, configured(gates=WIDE | {"max_drop_points": 1.0}))
     assert record.details["winner"] is None
     told = next(text for text in record.warnings if "no candidate can pass" in text)
-    assert "60 labelled validation images show a loss of nothing only to 6.0 points, more than the 2 allowed" in told
+    assert "60 validation images show a loss of nothing only to 6.0 points, more than the 2 allowed" in told
     least = float(told.rpartition("set promotion.gates.max_drop_points to ")[2].removesuffix(" or more"))
-    passing = run(artifacts, configured(gates={"max_drop_points": least}), out="again")
+    passing = run(artifacts, configured(gates=WIDE | {"max_drop_points": least}), out="again")
     assert passing.details["winner"] is not None
     assert not any("no candidate can pass" in text for text in passing.warnings)
+
+
+def test_a_rare_class_that_died_fails_the_macro_gate_alone(tiny_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    labels, split = np.load(data / "labels.npy"), np.load(data / "split.npy")
+    rare = np.flatnonzero((split == VALIDATION) & (labels == 1))
+    split[rare[2:]] = TEST  # two of the class are left: five points of top-1
+    np.save(data / "split.npy", split)
+    artifacts = build(data, tmp_path / "artifacts")
+    allowed = {"max_drop_points": 10.0, "max_macro_f1_drop_points": 20.0, "min_agreement": 0.5}
+    record = run(artifacts, configured(gates=allowed))
+    judged = gates(record, "student-alone")  # blind to the second class
+    assert judged["drop"]["passed"]
+    assert not judged["macro-f1"]["passed"]
+    assert gates(record, "pruned")["macro-f1"]["passed"]
+
+
+def test_images_without_labels_show_what_few_labels_cannot(tiny_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    labels, split = np.load(data / "labels.npy"), np.load(data / "split.npy")
+    validation = np.flatnonzero(split == VALIDATION)
+    labels[validation[np.arange(len(validation)) % 5 > 0]] = -1
+    np.save(data / "labels.npy", labels)
+    record = run(build(data, tmp_path / "artifacts"))
+    reason = gates(record, "pruned-int8")["drop"]["reason"]
+    assert "answers differ on 0.0 % of the images, at most 6.0 %, so no more" in reason
+    assert record.details["winner"] == "pruned-int8"
+    assert any(text.startswith("12 labelled validation images show little") for text in record.warnings)
+    told = next(text for text in record.warnings if text.startswith("labels cannot show that macro F1 is kept"))
+    assert "12 labelled validation images, 4 of class" in told
+    assert "with the reference's answers as truth" in gates(record, "pruned-int8")["macro-f1"]["reason"]

@@ -31,7 +31,7 @@ from winnow.config.candidates import (
 )
 from winnow.config.data import Data
 from winnow.config.drift import Drift
-from winnow.config.finetune import Finetune
+from winnow.config.finetune import FEW_LABELS, Finetune
 from winnow.config.pretrain import NoPretraining, Pretrain, RotNet, SimCLR
 from winnow.config.promotion import Gates, Promotion
 from winnow.config.section import Augmentation, Optimiser, Section
@@ -39,6 +39,7 @@ from winnow.errors import ConfigError
 
 __all__ = [
     "CONTROL",
+    "FEW_LABELS",
     "ROOT",
     "AnyCandidate",
     "Augmentation",

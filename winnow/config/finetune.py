@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from winnow.config.section import NOTHING, Augmentation, Count, Number, Optimiser, Positive, Section, Seed
+from winnow.config.section import NOTHING, Augmentation, Count, Integer, Number, Optimiser, Positive, Section, Seed
+
+FEW_LABELS = 500
+"""With fewer labelled validation images figures are too uncertain to stand alone."""
 
 
 class Finetune(Section):
@@ -24,6 +27,11 @@ class Finetune(Section):
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     augmentation: Augmentation = Augmentation()
+    cross_validation: Literal["auto", "always", "never"] = "auto"
+    """Whether dense's quality is also measured over all labels, each image by a network that has not seen it; auto:
+    with fewer than 500 labelled validation images."""
+    folds: Annotated[Integer, Field(ge=2, le=20)] = 5
+    """Networks that are trained for it."""
     weights: str
     """A backbone of your own (.safetensors, or .pth read with weights_only=True) instead of the pretrained one."""
 

@@ -14,6 +14,8 @@ class Gates(Section):
 
     max_drop_points: Annotated[Number, Field(ge=0, le=100)] = 1.0
     """Top-1 below the better of dense and dense-kd, in points; the interval's worst end within twice this."""
+    max_macro_f1_drop_points: Annotated[Number, Field(ge=0, le=100)] = 2.0
+    """The same for the mean F1 of the classes, which a rare class moves as much as a common one."""
     min_agreement: Fraction = 0.7
     """Share of validation images, labelled or not, on which child and dense give the same answer."""
     max_size_ratio: Annotated[Number, Field(gt=0)] = 0.5

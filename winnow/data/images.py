@@ -9,6 +9,7 @@ A stored data set is a folder:
     images.npy   uint8  (N, S, S, 3)     labels.npy  int64 (N,), -1: no label
     split.npy    uint8  (N,)             keys.npy    uint8 (N, 16), digest of the decoded pixels
     files.txt    one path a line, JSON-quoted, in the same order          classes.json   list of names
+    groups.npy   int64 (N,), equal for images of one group; only with data.group_by
 """
 
 from __future__ import annotations
@@ -116,6 +117,15 @@ class ImageSet:
     def files(self) -> list[str]:
         """Where each image came from, relative to the source."""
         return [json.loads(line) for line in (self.folder / "files.txt").read_text(encoding="utf-8").splitlines()]
+
+    @cached_property
+    def groups_N(self) -> NDArray[np.int64]:
+        """Numbers that are equal for images that belong together: of one group, or equal in every pixel."""
+        stored = self.folder / "groups.npy"
+        if stored.is_file():
+            groups_N: NDArray[np.int64] = np.load(stored, allow_pickle=False)
+            return groups_N
+        return np.unique(self.keys_N16, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
     @property
     def image_size(self) -> int:

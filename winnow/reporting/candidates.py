@@ -41,7 +41,7 @@ RUNTIMES = {
     "openvino": "OpenVINO",
     "eager-cuda": "PyTorch on the GPU",
 }
-GATES = {"drop": "drop", "agreement": "agreement", "size": "size", "speedup": "speed-up"}
+GATES = {"drop": "drop", "macro-f1": "macro F1", "agreement": "agreement", "size": "size", "speedup": "speed-up"}
 SHOWN_CLASSES = 30
 
 
@@ -129,7 +129,7 @@ def _gates(facts: Facts) -> Html:
     if not rows:
         return paragraph("There is no candidate beside dense.")
     caption = "Gates: all must pass, whatever the candidate is for. The reason names both numbers"
-    return tag("div", table(["candidate", "verdict", *GATES.values()], rows, caption=caption, left=6), css="prose")
+    return tag("div", table(["candidate", "verdict", *GATES.values()], rows, caption=caption, left=7), css="prose")
 
 
 def _gate(gate: dict[str, Any] | None) -> Content:
@@ -193,13 +193,23 @@ def by_class(facts: Facts) -> Html:
         )
         for who, details in pair.items()
     ]
-    errors = ", ".join(f"{who} {percent(facts.quality(who)['quality/ece'])}" for who in pair)
-    told = f"Calibration on validation. Mean gap between confidence and accuracy: {errors}. Marker area: images."
+    errors = ", ".join(f"{who} {_calibrated(facts.quality(who))}" for who in pair)
+    told = (
+        f"Calibration on validation, before temperature scaling. Mean gap between confidence and accuracy: {errors}. "
+    )
+    told += "Marker area: images."
     calibration = plots.reliability({who: details["reliability"] for who, details in pair.items()})
     return join(
         _class_table(name, dense["per_class"], own["per_class"]),
         side_by_side(*confusions, figure(calibration, "Accuracy over confidence of both", told)),
     )
+
+
+def _calibrated(metrics: dict[str, float]) -> str:
+    """The gap, and what is left of it with the temperature that the card names."""
+    after = metrics.get("quality/ece_calibrated")
+    scaled = "" if after is None else f", {percent(after)} with temperature {metrics['quality/temperature']:.2f}"
+    return f"{percent(metrics['quality/ece'])}{scaled}"
 
 
 def _class_table(name: str, dense: dict[str, Any], own: dict[str, Any]) -> Html:

@@ -30,7 +30,9 @@ WORDS = {
     "drop": "Points of top-1 accuracy that a candidate loses against its reference, counted on the same labelled "
     "validation images, with a 95 % score interval for paired answers. The reference is dense, or dense-kd "
     "where that is better. A drop passes its gate when the difference is within the allowance and the worst end of "
-    "the interval within twice the allowance; otherwise it is not shown, which does not pass.",
+    "the interval within twice the allowance; otherwise it is not shown, which does not pass. No drop exceeds the "
+    "share of images that get another answer, labelled or not: where labels are few, that share counts. The same "
+    "holds for macro F1 by a bootstrap within the classes, but the reference's answers only stand in for labels there.",
     "agreement": "Share of the validation images, labelled or not, on which a candidate gives the same answer as "
     "dense. Against dense itself the drop in accuracy cannot exceed the disagreement; against dense-kd it can.",
     "speed-up": "How many times as fast a file is on its fastest runtime. Always three numbers: against dense in "
@@ -41,7 +43,9 @@ WORDS = {
     "front": "The candidates that no other beats in accuracy, size and latency at once (Pareto).",
     "top-1, macro F1": "Share of images whose first answer is right; mean over the classes of the harmonic mean of "
     "precision and recall.",
-    "calibration error": "Mean gap between the confidence of an answer and the share of right ones at that confidence.",
+    "calibration error": "Mean gap between the confidence of an answer and the share of right ones at that "
+    "confidence. A temperature, fitted on validation, divides the logits before they become probabilities; the gap "
+    "with it is counted on the half of the images that it was not fitted on.",
     "MACs": "Multiply-adds for one image. They are not time: see the speed-ups.",
     "p50, p95": "Median, and the time that 95 of 100 calls stay below.",
     "MB": "1,000,000 bytes; zipped: after deflate.",
@@ -148,7 +152,8 @@ def _finetuning(settings: dict[str, Any]) -> str:
 def _gates(settings: dict[str, Any]) -> str:
     gates = settings["gates"]
     return (
-        f"Gates: drop at most {gates['max_drop_points']:g} points, agreement at least "
+        f"Gates: drop at most {gates['max_drop_points']:g} points of top-1 and "
+        f"{gates['max_macro_f1_drop_points']:g} of macro F1, agreement at least "
         f"{percent(gates['min_agreement'], 0)}, file at most {percent(gates['max_size_ratio'], 0)} of dense's, at "
         f"least {gates['min_speedup']:g} times as fast as dense's best float; objective: {settings['objective']}."
     )

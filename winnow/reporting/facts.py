@@ -77,8 +77,13 @@ class Facts:
         return row
 
     def drop(self, name: str) -> dict[str, float] | None:
-        """{points, low, high} against the reference; None where no validation image has a label."""
-        found: dict[str, float] | None = self.selection.details["drops"].get(name)
+        """Top-1 lost, {points, low, high}, against the reference; None where no validation image has a label."""
+        found: dict[str, float] | None = self.selection.details["drops"][name]["labelled"]
+        return found
+
+    def otherwise(self, name: str) -> dict[str, float]:
+        """Points of validation images that get another answer than the reference's, {points, low, high}."""
+        found: dict[str, float] = self.selection.details["drops"][name]["answers"]
         return found
 
     def warnings(self) -> list[tuple[str, str]]:

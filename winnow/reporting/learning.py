@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
+from winnow.config import ROOT
 from winnow.reporting import plots
 from winnow.reporting.facts import Facts
 from winnow.reporting.html import (
@@ -96,8 +97,25 @@ def pretraining(facts: Facts) -> Html:
     return join(
         paragraph(_gain(facts, arms["gain"])),
         _arm_table(by_arm, probe, caption),
+        *_crossed(facts),
         side_by_side(*pictures),
     )
+
+
+def _crossed(facts: Facts) -> list[Html]:
+    """What cross-validation says of dense, where labels were few."""
+    found, told = facts.dense.details["cross_validation"], facts.quality(ROOT)
+    if found is None:
+        return []
+    top1, low, high = (told[f"cross_validation/{key}"] * 100 for key in ("top1", "top1_low", "top1_high"))
+    return [
+        paragraph(
+            f"Cross-validated, each of all {number(found['labels'])} labels answered by one of {found['folds']} "
+            f"networks that had not seen it: top-1 {top1:.1f} % (95 % interval {low:.1f} to {high:.1f}), macro F1 "
+            f"{percent(told['cross_validation/macro_f1'])}. This is the figure of dense to rely on: its "
+            f"{number(facts.dense.details['labels']['choosing'])} validation labels alone say little."
+        )
+    ]
 
 
 def _pretrained(facts: Facts) -> str:

@@ -113,7 +113,15 @@ def _promise(facts: Facts, name: str) -> str:
     against = "" if reference == ROOT else f" against {reference}, which is better than dense"
     lost = f"{_changed(drop['points'], 'costs', 'gains')} of top-1 accuracy{against}"
     interval = f"95 % interval of the loss {span(drop['low'], drop['high'])} points"
-    return f"{start}, and {lost} ({interval}; {count} labelled validation images of {facts.source})."
+    told = f"{start}, and {lost} ({interval}; {count} labelled validation images of {facts.source})."
+    bound = facts.otherwise(name)
+    if bound["high"] >= drop["high"]:
+        return told
+    images = number(facts.data.metrics["data/validation"])
+    return (
+        f"{told} No more than {signed(bound['high'])} points can be lost: it answers like {reference} on "
+        f"{percent(1 - bound['points'] / 100)} of {images} validation images, most without a label."
+    )
 
 
 def _changed(points: float, down: str, up: str) -> str:

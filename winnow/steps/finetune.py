@@ -16,13 +16,24 @@ from safetensors.torch import load_file
 
 from winnow.config import ROOT, Config
 from winnow.config.section import NOTHING
-from winnow.data.images import load_images
+from winnow.data.images import ImageSet, load_images
 from winnow.data.splits import label_budget
 from winnow.errors import ArtifactError
-from winnow.evaluation import paired_gain
+from winnow.evaluation import quality
 from winnow.export import export_onnx
-from winnow.finetuning import State, Trained, foreign_backbone, linear_probe, start, train_arms
+from winnow.finetuning import (
+    Crossed,
+    State,
+    Trained,
+    cross_validate,
+    foreign_backbone,
+    linear_probe,
+    start,
+    train_arms,
+    wants_cross_validation,
+)
 from winnow.finishing import finish
+from winnow.intervals import paired_gain
 from winnow.model_file import MODEL
 from winnow.models.backbones import ARCHITECTURE, WEIGHTS, load_architecture, save_model
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, sha256_of, write_record
@@ -49,6 +60,11 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
     dense = next(training for training in chosen if training.arm == main and training.seed == settings.seeds[0])
     probe = linear_probe(config, images, start(architecture, arms[main], settings.seeds[0]))
     arm_details, arm_metrics = _compare(chosen, tried, main, probe)
+    crossed: dict[str, Any] | None = None
+    crossed_metrics: dict[str, float] = {}
+    if wants_cross_validation(config, images):
+        found = cross_validate(config, images, architecture, arms[main], dense, scratch)
+        crossed, crossed_metrics = _crossed(images, found)
     with publish(out) as folder:
         save_model(folder, dense.model, architecture)
         export_onnx(dense.model, architecture, folder / MODEL)
@@ -61,12 +77,21 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
             name=ROOT,
             parameters=settings.model_dump(mode="json") | {"weights": _named(settings.weights)},
             inputs=inputs,
-            metrics={**metrics, **arm_metrics},
-            details={**details, "arms": arm_details, "curves": dense.curves},
+            metrics={**metrics, **arm_metrics, **crossed_metrics},
+            details={**details, "arms": arm_details, "cross_validation": crossed, "curves": dense.curves},
             artifacts=describe(folder, MODEL, "card.json", "validation_logits.npy", WEIGHTS, ARCHITECTURE),
         )
         write_record(folder, record)
     return record
+
+
+def _crossed(images: ImageSet, found: Crossed) -> tuple[dict[str, Any], dict[str, float]]:
+    """What cross-validation says of dense's recipe."""
+    told, details = quality(found.logits_LC, images.labels_N[found.known_L], images.classes)
+    metrics = {key.replace("quality/", "cross_validation/"): value for key, value in told.items()}
+    top1, low, high = (told[f"quality/{key}"] * 100 for key in ("top1", "top1_low", "top1_high"))
+    log.info("cross-validated top-1 %.1f %% (%.1f to %.1f, %d labels)", top1, low, high, len(found.known_L))
+    return {"labels": len(found.known_L), "folds": found.folds, "per_class": details["per_class"]}, metrics
 
 
 def _backbone(path: Path) -> State:

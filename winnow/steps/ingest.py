@@ -23,21 +23,21 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.config import Config, Data
+from winnow.config import FEW_LABELS, Config, Data
 from winnow.data import near_duplicates
 from winnow.data.decoding import Decoded, decode_all
 from winnow.data.images import RESIZE_POLICY, SPLITS, TEST, TRAIN, VALIDATION
 from winnow.data.sources import Source, open_source
 from winnow.data.splits import LEFT_OUT, assign_splits, group_equal
 from winnow.errors import DataError
-from winnow.evaluation import least_worst_end
+from winnow.intervals import least_worst_end
 from winnow.progress import duration
 from winnow.records import StepRecord, describe, publish, sha256_of, write_json, write_record
 
 log = logging.getLogger(__name__)
 
 FILES = ("images.npy", "labels.npy", "split.npy", "keys.npy", "files.txt", "classes.json")
-FEW_VALIDATION_LABELS = 500
+GROUPS = "groups.npy"
 SHOWN_REJECTED, SHOWN_ALIKE = 10, 100
 SECONDS_BETWEEN_LINES = 4.0
 
@@ -77,6 +77,8 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
         np.save(folder / "labels.npy", stored.labels_N)
         np.save(folder / "keys.npy", stored.keys_N16)
         np.save(folder / "split.npy", split_N)
+        if stored.group_keys_N16 is not None:
+            np.save(folder / GROUPS, group_equal(stored.group_keys_N16))
         write_json(folder / "classes.json", list(source.classes))
         near = _near_duplicates(folder, signatures, split_N)
         record = _record(data, source, stored, split_N, warnings, near, folder)
@@ -236,7 +238,7 @@ def _record(
         metrics=metrics,
         details=details,
         warnings=(*source.warnings, *warnings, *_warnings(data, source, stored, split_N, table), *_alike(near)),
-        artifacts=describe(folder, *FILES),
+        artifacts=describe(folder, *FILES, *([GROUPS] if (folder / GROUPS).is_file() else [])),
     )
 
 
@@ -258,11 +260,10 @@ def _warnings(
         found.append(f"{_named(short)} gives all its labels, fewer than the budget of {budget} per class")
     if missing := [name for name, have in zip(source.classes, table_SC[TEST], strict=True) if have == 0]:
         found.append(f"there is no test image of {_named(missing)}")
-    if (have := int(table_SC[VALIDATION].sum())) < FEW_VALIDATION_LABELS:
+    if (have := int(table_SC[VALIDATION].sum())) < FEW_LABELS:
         found.append(
-            f"only {have} labelled validation images, fewer than {FEW_VALIDATION_LABELS}: intervals are wide, and "
-            f"even a file that changes no answer is only shown to lose less than {least_worst_end(have):.1f} points "
-            "(the gate promotion.gates.max_drop_points needs half of that); cross-validation is not there yet"
+            f"only {have} labelled validation images, fewer than {FEW_LABELS}: intervals are wide, and even a file "
+            f"that changes no answer is only shown by labels to lose less than {least_worst_end(have):.1f} points"
         )
     return found
 

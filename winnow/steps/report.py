@@ -19,8 +19,9 @@ import numpy as np
 from winnow.config import ROOT, Config, in_order
 from winnow.data.images import TEST, ImageSet, load_images
 from winnow.errors import ArtifactError
-from winnow.evaluation import agreement, paired_drop, quality
+from winnow.evaluation import agreement, quality
 from winnow.inference import predict_file
+from winnow.intervals import paired_drop
 from winnow.model_file import MODEL
 from winnow.records import StepRecord, describe, publish, record_digest, write_json, write_record
 from winnow.reporting import plots

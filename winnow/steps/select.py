@@ -1,11 +1,11 @@
 """Step 6: which candidate may serve. Gathers the figures that winnow.selection judges, and keeps the reasons.
 
-Drops are paired on the labelled validation images, against `dense` or its control `dense-kd`, whichever is better
-there: a child that was trained on must not win by having been trained longer. Agreement is with `dense`, on every
-validation image. Both are of what the file answers in the runtime and precision where it is fastest, since that is
-what will serve: OpenVINO's bf16 is another model than the float file in ONNX Runtime. Speed comes from the benchmark,
-and only if that ran on this machine: a gate takes figures of one machine, and the candidates timed must be the very
-ones that lie here.
+Drops, of top-1 and of macro F1, are paired on the labelled validation images, against `dense` or its control
+`dense-kd`, whichever is better there: a child that was trained on must not win by having been trained longer. What the
+answers prove without labels is counted on every validation image, and so is agreement, which is with `dense`. All are
+of what the file answers in the runtime and precision where it is fastest, since that is what will serve: OpenVINO's
+bf16 is another model than the float file in ONNX Runtime. Speed comes from the benchmark, and only if that ran on this
+machine: a gate takes figures of one machine, and the candidates timed must be the very ones that lie here.
 
 Nothing is trained, timed or promoted; the test split is not read.
 """
@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.config import CONTROL, ROOT, Config, Recovered, in_order
+from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Recovered, in_order
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
-from winnow.evaluation import Drop, agreement, least_worst_end, load_logits, paired_drop, served_file
+from winnow.evaluation import agreement, load_logits, served_file
+from winnow.evidence import Evidence, losses
+from winnow.intervals import least_worst_end, macro_f1_drop, paired_drop
 from winnow.records import (
     StepRecord,
     describe,
@@ -66,12 +68,14 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     served = logits | _served(timed, benchmark, names[1:], policy.objective, images)
     right_served = _right(served, images)
     reference = better_reference(right)
-    drops = {name: paired_drop(right[reference], right_served[name]) for name in right}
+    labels_V = images.labels_N[images.indices(VALIDATION)]
+    lost = {name: losses(logits[reference], served[name], labels_V) for name in names}
     contenders = {
         name: Contender(
             name=name,
             top1=float(right_served[name].mean()) if right else None,
-            drop=drops.get(name),
+            drop=lost[name].top1,
+            macro_f1=lost[name].macro_f1,
             agreement=agreement(logits[ROOT], served[name]),
             size_mb=records[name].metrics["size/mb"],
             **_speed(timed, name, policy.objective),
@@ -95,12 +99,13 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
                 "why": decision.why,
                 "front": list(decision.front),
                 "reference": reference,
-                "drops": {name: asdict(drop) for name, drop in drops.items()},
+                "drops": {name: asdict(both.top1) for name, both in lost.items()},
+                "macro_f1_drops": {name: asdict(both.macro_f1) for name, both in lost.items()},
                 "agreement": {name: contender.agreement for name, contender in contenders.items()},
                 "served": {name: _cell(timed, name, policy.objective) for name in names[1:]},
                 "controls": controls(config, right),
             },
-            warnings=_warnings(config, reference, drops, len(right[ROOT]) if right else 0),
+            warnings=_warnings(config, reference, lost[ROOT].top1, labels_V, images.classes),
             artifacts=describe(folder, PLOT, FIGURES),
         )
         write_record(folder, record)
@@ -221,31 +226,66 @@ def _metrics(decision: Decision, contenders: Mapping[str, Contender]) -> dict[st
     metrics["winner/size_ratio"] = winner.size_mb / dense.size_mb
     if winner.speedup is not None:
         metrics["winner/speedup"] = winner.speedup
-    if winner.drop is not None:
-        metrics |= {f"winner/drop_{end}": getattr(winner.drop, end) for end in ("points", "low", "high")}
+    if winner.drop.labelled is not None:
+        metrics |= {f"winner/drop_{end}": getattr(winner.drop.labelled, end) for end in ("points", "low", "high")}
     return metrics
 
 
-def _warnings(config: Config, reference: str, drops: Mapping[str, Drop], count: int) -> tuple[str, ...]:
-    found = []
-    if not drops:
-        found.append("no validation image has a label: accuracy is not known, agreement with dense alone decides")
+def _warnings(
+    config: Config,
+    reference: str,
+    dense: Evidence,
+    labels_V: NDArray[np.int64],
+    classes: Sequence[str],
+) -> tuple[str, ...]:
+    found, count, dense_drop = [], int((labels_V >= 0).sum()), dense.labelled
+    if not count:
+        found.append("no validation image has a label: accuracy is not known, only that answers stay the same")
+    elif count < FEW_LABELS:
+        found.append(
+            f"{count} labelled validation images show little: a loss counts as no larger than the share of all "
+            f"{len(labels_V)} validation images, labelled or not, that get another answer"
+        )
     recovered = [name for name, c in config.candidates.items() if isinstance(c, Recovered)]
     if recovered and CONTROL not in config.candidates:
         found.append(
             f"{CONTROL} is not in the tree: {', '.join(recovered)} were trained on, and are compared with dense, "
             "which was not"
         )
-    if reference != ROOT and drops[ROOT].low > 0:
+    if reference != ROOT and dense_drop is not None and dense_drop.low > 0:
         found.append(
-            f"training dense on with its own answers as teacher gains {drops[ROOT].points:.1f} points: dense was not "
+            f"training dense on with its own answers as teacher gains {dense_drop.points:.1f} points: dense was not "
             "trained to its end (finetune.epochs), drops are counted against dense-kd"
         )
-    worst, allowed = least_worst_end(count), WORST_END * config.promotion.gates.max_drop_points
-    if count and worst > allowed:
+    return (*found, *_unreachable(config, labels_V, classes))
+
+
+def _unreachable(config: Config, labels_V: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    """Gates that not even a file could pass that changes no answer: there are too few images to show it."""
+    gates, found, count = config.promotion.gates, [], len(labels_V)
+    worst = least_worst_end(count)
+    if worst > WORST_END * gates.max_drop_points:
         found.append(
-            f"no candidate can pass: {count} labelled validation images show a loss of nothing only to {worst:.1f} "
-            f"points, more than the {allowed:g} allowed; label more images, or set promotion.gates.max_drop_points to "
-            f"{math.ceil(worst / WORST_END * 2) / 2:g} or more"
+            f"no candidate can pass: {count} validation images show a loss of nothing only to {worst:.1f} "
+            f"points, more than the {WORST_END * gates.max_drop_points:g} allowed; add images, with or without labels, "
+            f"or set promotion.gates.max_drop_points to {_enough(worst):g} or more"
         )
-    return tuple(found)
+    labels = labels_V[labels_V >= 0]
+    if not len(labels):
+        return found
+    worst = macro_f1_drop(labels, labels, labels).high
+    if worst > WORST_END * gates.max_macro_f1_drop_points:
+        support = np.bincount(labels, minlength=len(classes))
+        smallest = min(np.flatnonzero(support).tolist(), key=lambda at: (support[at], at))
+        found.append(
+            f"labels cannot show that macro F1 is kept: {len(labels)} labelled validation images, {support[smallest]} "
+            f"of class {classes[smallest]!r}, show a loss of nothing only to {worst:.1f} points, more than the "
+            f"{WORST_END * gates.max_macro_f1_drop_points:g} allowed; dense's answers stand in for labels. Label more, "
+            f"or set promotion.gates.max_macro_f1_drop_points to {_enough(worst):g} or more"
+        )
+    return found
+
+
+def _enough(worst: float) -> float:
+    """An allowance that such a worst end stays within."""
+    return math.ceil(worst / WORST_END * 2) / 2
