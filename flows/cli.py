@@ -1,6 +1,7 @@
 """The command line `winnow`. What has nothing to do needs neither torch, Prefect nor MLflow: imports are where used.
 
     winnow run [-S KEY=VALUE ...]   bring everything up to date, track it, promote the winner
+    winnow plan                     how long that would take here, and how much memory and disk
     winnow fetch                    bring data.path up to what lies in S3 (data.fetch); winnow run does it first
     winnow status                   which steps are stale, and why
     winnow track                    project the records onto MLflow (after dvc repro)
@@ -8,6 +9,7 @@
     winnow rollback                 the previous champion back into production
     winnow predict PATH ...         the promoted model on your files
     winnow export DIR               the promoted model to take away: file, labels, cards, an example
+    winnow check-host FILE          figures of the machine that will serve, which gates go by from then on
     winnow drift [FOLDER]           whether fresh images still look like those that were trained on
     winnow approve, winnow deny     a person's word on the challenger, where promotion.approval asks for it
     winnow team                     a team's servers on this machine
@@ -93,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="sets",
         help="set an existing key of params.yaml, as in -S data.source=folder; values are YAML",
     )
+    add("plan", _plan, "how long a run would take on this machine, and how much memory and disk; nothing is started")
     add("fetch", _fetch, "bring data.path up to what lies in S3, as winnow run does first (data.fetch)")
     add("status", _status, "which steps are stale, and why")
     add("track", _track, "project the records onto MLflow, as after dvc repro")
@@ -109,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", _export, "the promoted model as a folder to take away: file, labels, cards, an example")
     export.add_argument("folder", type=Path, metavar="DIR")
     export.add_argument("--model", default="champion", help="alias or version of the registered model")
+    export.add_argument(
+        "--candidates", action="store_true", help="also all candidates, to be timed where one of them will serve"
+    )
+    host = add("check-host", _check_host, "take in what check_host.py wrote on the machine that will serve")
+    host.add_argument("file", type=Path, metavar="FILE", help="host.json")
     approve = add("approve", _approve, "let the challenger that waits for a person become champion")
     approve.add_argument("--reason", default="", help="kept on the version")
     deny = add("deny", _deny, "keep the challenger that waits for a person out")
@@ -161,6 +169,12 @@ def _run(places: Places, options: argparse.Namespace) -> int:
         with checkout.run_alone(places):  # a run that works reads params.yaml at each step
             set_keys(places, options.sets)
     return run(places, _config(places))
+
+
+def _plan(places: Places, _options: argparse.Namespace) -> int:
+    from flows.planning import plan
+
+    return plan(places, _config(places))
 
 
 def _end_politely() -> None:
@@ -231,13 +245,31 @@ def _predict(places: Places, options: argparse.Namespace) -> int:
 
 
 def _export(places: Places, options: argparse.Namespace) -> int:
-    from tasks import registry
+    from tasks import hosting, registry
     from winnow.exporting import export_model
 
-    name = registered_model_name(load_config(places.root / "params.yaml"))
+    config = load_config(places.root / "params.yaml")
+    name = registered_model_name(config)
     version = registry.get(places, name, options.model)
-    export_model(registry.fetch(places, name, version), options.folder, f"{name}, {version}")
+    check = hosting.host_check(places, config, options.candidates)
+    export_model(registry.fetch(places, name, version), options.folder, f"{name}, {version}", check)
     print(f"{version} of {name} is in {options.folder}")
+    if options.candidates:
+        print(f"There: python check_host.py; here again: winnow check-host host.json ({len(check.others)} candidates)")
+    return 0
+
+
+def _check_host(places: Places, options: argparse.Namespace) -> int:
+    from flows.setting import set_keys
+    from tasks import checkout, hosting
+
+    with checkout.run_alone(places):
+        host, missing = hosting.take_in(places, _config(places), options.file)
+        set_keys(places, [f"benchmark.target={hosting.TARGET}"])
+    machine = host.machine
+    print(f"Gates go by {machine.cpu}, {machine.threads} threads, from now on; winnow run applies it.")
+    if missing:
+        print(f"Not timed there, and so out of question: {', '.join(missing)} (winnow export DIR --candidates)")
     return 0
 
 

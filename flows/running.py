@@ -11,11 +11,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flows import summary
+from flows import planning, summary
 from tasks import checkout, servers, settled, versioning
 from tasks.settings import Places
 from winnow.config import Config
-from winnow.records import read_record, this_machine
+from winnow.records import read_json, read_record, this_machine
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -27,6 +27,7 @@ def run(places: Places, config: Config) -> int:
     fetch(places, config)
     stale = versioning.stale(places.root, config)
     done: list[dict[str, Any]] = []
+    began = time.time()
     if stale or _untracked(places, config):
         _announce(stale)
         servers.check_prefect()
@@ -39,7 +40,7 @@ def run(places: Places, config: Config) -> int:
         console.print("Nothing has changed: no step runs.")
     show_results(places, config)
     if done:
-        _show_times(done, time.monotonic() - started)
+        _show_times(places, done, time.monotonic() - started, began)
     _show_where(places)
     return 0
 
@@ -122,26 +123,40 @@ def _untracked(places: Places, config: Config) -> bool:
     return not (tracking.is_complete(places, config) and settled.is_settled(places, config))
 
 
-def _show_times(done: list[dict[str, Any]], total: float) -> None:
-    table = Table(
-        "step",
-        "outcome",
-        "seconds",
-        "the step itself",
-        title="Where the time went",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+def _show_times(places: Places, done: list[dict[str, Any]], total: float, since: float) -> None:
+    """Where the time went, beside what was planned where somebody asked."""
+    true = _measured(places, done, since)
+    planned, nearness = planning.beside(places, true)
+    title = {"title": "Where the time went", "title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False}
+    table = Table("step", "outcome", "seconds", "the step itself", "memory, GB", **title)  # type: ignore[arg-type]
+    if planned:
+        table.add_column("planned, s")
+        table.add_column("planned, GB")
     accounted = 0.0
     for row in done:
         if row["seconds"] >= 0.05:
             own = f"{row['own']:.1f}" if row.get("own") else ""
-            table.add_row(row["stage"], row["outcome"], f"{row['seconds']:.1f}", own)
+            memory = f"{true[row['stage']]['memory_mb'] / 1e3:.2f}" if row["stage"] in true else ""
+            cells = [row["stage"], row["outcome"], f"{row['seconds']:.1f}", own, memory]
+            if forecast := planned.get(row["stage"]):
+                cells += [f"{forecast['seconds']:.1f}", f"{forecast['memory_mb'] / 1e3:.2f}"]
+            table.add_row(*cells)
             accounted += row["seconds"]
-    table.add_row("flow, tracking and servers", "", f"{total - accounted:.1f}", "")
-    table.add_row("total", "", f"{total:.1f}", "", style="bold")
+    table.add_row("flow, tracking and servers", "", f"{total - accounted:.1f}")
+    table.add_row("total", "", f"{total:.1f}", style="bold")
     console.print(table)
+    if nearness:
+        console.print(nearness)
+
+
+def _measured(places: Places, done: list[dict[str, Any]], since: float) -> dict[str, dict[str, float]]:
+    """Step -> {seconds, memory_mb, disk_mb} of those that ran."""
+    found = {}
+    for row in done:
+        path = places.hidden / "times" / f"{row['stage']}.json"
+        if row["outcome"] == "ran" and path.is_file() and path.stat().st_mtime >= since:
+            found[row["stage"]] = {**read_json(path), "seconds": row["seconds"]}
+    return found
 
 
 def _show_where(places: Places) -> None:

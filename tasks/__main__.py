@@ -27,6 +27,7 @@ from types import FrameType
 import psutil
 
 from tasks import checkout, settings
+from tasks.memory import watched
 from tasks.origin import is_alive
 from tasks.versioning import WATCHED
 from winnow.config import ROOT, Config, load_config
@@ -94,10 +95,16 @@ def run_step(config: Config, places: settings.Places, step: str, name: str) -> S
             shutil.rmtree(folder, ignore_errors=True)
     act = _call(config, places, step, name, scratch)
     began = time.monotonic()
-    record = act()
+    with watched() as peak:
+        record = act()
     seconds = time.monotonic() - began
     shutil.rmtree(scratch, ignore_errors=True)
-    times = {"step": seconds, "process": time.time() - psutil.Process().create_time()}
+    times = {
+        "step": seconds,
+        "process": time.time() - psutil.Process().create_time(),
+        "memory_mb": peak.mb,
+        "disk_mb": sum(artifact.bytes for artifact in record.artifacts) / 1e6,
+    }
     for kind, told in (("versions", this_machine().versions), ("times", times)):
         (places.hidden / kind).mkdir(parents=True, exist_ok=True)
         write_json(places.hidden / kind / f"{name}.json", told)

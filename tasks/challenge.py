@@ -32,12 +32,14 @@ from winnow.benchmarking import (
 from winnow.config import Config, Promotion
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.evidence import Losses, losses
+from winnow.hosts import Host
 from winnow.inference import predict_file
 from winnow.machine import cores
 from winnow.model_file import MODEL
-from winnow.records import Machine, this_machine
+from winnow.records import Machine, sha256_of, this_machine
 from winnow.runtimes import Cell, NotHere, Predict, open_cell
 from winnow.selection import UNITS, judge_drop, judge_macro_f1
+from winnow.speedups import best
 
 WARM_UP, CALLS_LARGE = 5, 3
 """Calls per round: untimed ones, and timed ones of a large batch."""
@@ -114,18 +116,22 @@ def _gain(contest: Contest, objective: str) -> tuple[float | None, str]:
     unit, theirs, own = UNITS[objective], contest.champion, contest.challenger
     if own is None or theirs is None:
         who = "the challenger" if own is None else "the champion"
-        return None, f"{who} cannot be timed here: no runtime answers as its file should"
+        return None, f"{who} has no times: no runtime here, or on the machine of benchmark.target, answered as its file"
     gain = own / theirs - 1 if objective == "throughput" else 1 - own / theirs
     return gain, f"{objective} {own:.4g} {unit} against {theirs:.4g} ({gain * 100:+.1f} %)"
 
 
-def measure(config: Config, data: Path, champion: tuple[Path, Card], challenger: tuple[Path, Card]) -> Contest:
-    """Both files, given as folder and card, on the validation split of `data`."""
+def measure(
+    config: Config, data: Path, champion: tuple[Path, Card], challenger: tuple[Path, Card], host: Host | None = None
+) -> Contest:
+    """Both files, given as folder and card, on the validation split of `data`; their times from `host`, where it is."""
     images, policy, both = load_images(data), config.promotion, (champion, challenger)
     indices = images.indices(VALIDATION)
     served = [_serve(folder, card, images, indices) for folder, card in both]
     if policy.objective == "size":
         values: list[float | None] = [(folder / MODEL).stat().st_size / 1e6 for folder, _ in both]
+    elif host is not None:
+        values = [_there(host, folder, config) for folder, _ in both]
     else:
         at = np.linspace(0, len(indices) - 1, min(CHECKED_IMAGES, len(indices))).round().astype(np.int64)
         files = [predict_file(folder / MODEL, images.images_NHWC, indices[at]) for folder, _ in both]
@@ -136,6 +142,15 @@ def measure(config: Config, data: Path, champion: tuple[Path, Card], challenger:
         champion=values[0],
         challenger=values[1],
     )
+
+
+def _there(host: Host, folder: Path, config: Config) -> float | None:
+    """The file's best on the machine that will serve; None where it was not timed there."""
+    objective, large = config.promotion.objective, config.benchmark.large_batch
+    row = best(host.rows_of({"it": sha256_of(folder / MODEL)}), "it", large if objective == "throughput" else 1)
+    if row is None:
+        return None
+    return float(row["images_per_s"] if objective == "throughput" else row["p50_ms"])
 
 
 def _serve(folder: Path, card: Card, images: ImageSet, indices_V: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -170,12 +185,12 @@ def _time(
     for round_ in range(settings.rounds):
         for at in visiting_order(len(cells), round_):
             seconds[at] += time_calls(cells[at][1], pixels, WARM_UP if batch == 1 else 1, calls)
-    best: list[float | None] = []
+    fastest_of: list[float | None] = []
     for side in range(len(sides)):
         medians = [float(np.median(taken)) for (of, _), taken in zip(cells, seconds, strict=True) if of == side]
         fastest = min(medians, default=None)
-        best.append(None if fastest is None else batch / fastest if objective == "throughput" else fastest * 1e3)
-    return best
+        fastest_of.append(None if fastest is None else batch / fastest if objective == "throughput" else fastest * 1e3)
+    return fastest_of
 
 
 def cells_of(card: Card, config: Config, here: Machine) -> list[Cell]:

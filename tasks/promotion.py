@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tasks import approval, registry, settled, tracking
+from tasks import approval, hosting, registry, settled, tracking
 from tasks.approval import REASON, Request
 from tasks.projection import data_version
 from tasks.registry import CARD, CHALLENGER, CHAMPION, PREVIOUS, Version
@@ -151,16 +151,16 @@ def _checked(places: Places, selection: StepRecord, winner: str) -> tuple[Path, 
 
 def _card(places: Places, config: Config, selection: StepRecord, winner: str) -> dict[str, Any]:
     """The candidate's card with what only the whole run knows: speed, machine, how to serve it, data version, why."""
-    benchmark, objective = read_record(places.artifacts / "benchmark"), config.promotion.objective
-    best = benchmark.details["best"][winner][SERVES[objective]]
-    if best is None or benchmark.machine is None:
+    speeds, objective = selection.details["speeds"], config.promotion.objective
+    best = speeds["best"][winner][SERVES[objective]]
+    if best is None:
         raise ArtifactError(f"{winner} was timed on no runtime, so nobody knows how to serve it; run winnow again")
     serving = {key: best[key] for key in ("runtime", "precision", "threads", "batch", "p50_ms")}
     return {
         **read_json(places.artifacts / "candidates" / winner / CARD),
         "serving": {**serving, "objective": objective},
-        "speed": benchmark.details["candidates"][winner],
-        "machine": benchmark.machine.model_dump(mode="json"),
+        "speed": speeds["candidates"][winner],
+        "machine": speeds["machine"],
         "data_version": data_version(places),
         "split": _split(read_record(places.artifacts / "data")),
         "why": selection.details["why"],
@@ -190,7 +190,9 @@ def _contest(
     except ArtifactError as error:
         obstacle = str(error)
     if not obstacle:
-        return judge_challenge(measure(config, places.artifacts / "data", (there, card), challenger), config.promotion)
+        host = hosting.target_of(places, config)
+        contest = measure(config, places.artifacts / "data", (there, card), challenger, host)
+        return judge_challenge(contest, config.promotion)
     if replace:
         return True, f"{champion} is replaced without a comparison, as asked for with --replace: {obstacle}"
     return False, f"the two cannot be compared: {obstacle}. `winnow promote --replace` puts the challenger in its place"

@@ -70,8 +70,12 @@ def draw(label: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndar
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """Class folders with 12 images each, 40x30 to 48x48 pixels, JPEG and PNG."""
+    return write_folder(tmp_path / "photos")
+
+
+def write_folder(root: Path) -> Path:
+    """What `image_folder` holds."""
     rng = np.random.default_rng(0)
-    root = tmp_path / "photos"
     for label, name in enumerate(CLASSES):
         (root / name).mkdir(parents=True)
         for index in range(12):
@@ -176,7 +180,7 @@ def tiny_params() -> dict:
             },
             "dense-kd": {"from": "dense", "method": "distill", "student": "same", "recovery": RECOVERY},
         },
-        "benchmark": {"grid": "quick", "large_batch": 8, "samples": 20, "rounds": 2},
+        "benchmark": {"grid": "quick", "target": "data/none", "large_batch": 8, "samples": 20, "rounds": 2},
         # 60 images: the intervals are wide
         "promotion": {"gates": {"max_drop_points": 4.0, "max_macro_f1_drop_points": 6.0}},
     }

@@ -128,6 +128,7 @@ def write_verdicts(at: Path, config: Config, names: list[str], winner: str | Non
         "best/throughput_ips": 2000.0,
         **{f"speedup/{kind}_b1": 2.0 for kind in ("eager", "pytorch", "float")},
     }
+    bests = {name: {"latency": row, "throughput": row | {"batch": 8}} for name in names}
     _record(
         at / "benchmark",
         "benchmark",
@@ -135,7 +136,7 @@ def write_verdicts(at: Path, config: Config, names: list[str], winner: str | Non
         parameters=config.benchmark.model_dump(mode="json"),
         details={
             "candidates": {name: figures for name in names},
-            "best": {name: {"latency": row, "throughput": row | {"batch": 8}} for name in names},
+            "best": bests,
         },
         machine=this_machine(),
     )
@@ -145,13 +146,15 @@ def write_verdicts(at: Path, config: Config, names: list[str], winner: str | Non
         reason = "drop 0.0 points is within 1" if passed else "drop 33.3 points exceeds 1"
         gates = [{"name": "drop", "passed": passed, "reason": reason}]
         verdicts.append({"candidate": name, "passed": passed, "gates": gates, "on_front": passed})
+    machine = this_machine().model_dump(mode="json")
+    speeds = {"machine": machine, "is_target": False, "best": bests, "candidates": dict.fromkeys(names, figures)}
     why = f"{winner} answers fastest" if winner else "no candidate passes every gate"
     _record(
         at / "select",
         "select",
         inputs={"benchmark": record_digest(at / "benchmark"), **digests},
         metrics={"select/passed": 1.0},
-        details={"winner": winner, "why": why, "verdicts": verdicts},
+        details={"winner": winner, "why": why, "verdicts": verdicts, "speeds": speeds},
     )
     (at / "select" / "pareto.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 

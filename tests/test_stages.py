@@ -15,7 +15,7 @@ import yaml
 from tasks.versioning import stages
 from tests.closure import ROOT, closure
 from winnow.compression import METHODS
-from winnow.config import load_config
+from winnow.config import Benchmark, load_config
 
 STEP_FILES = {
     "ingest": "ingest",
@@ -29,6 +29,8 @@ STEP_FILES = {
 DERIVED = {
     # A property of two keys: `auto` means one number for the sample, all labels for any other source.
     "data.label_budget": {"data.source", "data.labels_per_class"},
+    # All of it but the target, which `select` alone looks at: figures from there make no time here stale.
+    "benchmark": {f"benchmark.{key}" for key in Benchmark.model_fields if key != "target"},
 }
 BY_NAME = {
     # `compress` looks up its own candidate; the names of the others only stand in an error message.

@@ -3,6 +3,7 @@
     model.onnx    uint8 pixels in, logits out          labels.txt    a class a line, in the order of the logits
     card.json     what it is, for programs             README.md     the same for people: a model card
     predict.py    class and probability of image files; needs onnxruntime, numpy and Pillow, and no winnow
+    check_host.py, check/    times the model, or all candidates, on the machine that will serve (winnow/hosts.py)
 
 Model cards: Mitchell et al. 2019 (arXiv 1810.03993).
 """
@@ -12,12 +13,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from winnow.config import Benchmark
+from winnow.data.images import VALIDATION, ImageSet
 from winnow.errors import DataError
+from winnow.hosts import CHECK, CHECKED_IMAGES, write_check
+from winnow.hosts import SCRIPT as SCRIPT_THERE
 from winnow.model_file import MODEL
-from winnow.records import publish, read_json
+from winnow.records import publish, read_json, sha256_of
 
 CARD, LABELS, README, EXAMPLE = "card.json", "labels.txt", "README.md", "predict.py"
 SCRIPT = '''"""Class and probability of image files: python predict.py IMAGE ... (onnxruntime, numpy, Pillow)"""
@@ -38,12 +48,23 @@ for path in sys.argv[1:]:
 '''
 
 
-def export_model(folder: Path, out: Path, title: str) -> None:
+@dataclass(frozen=True)
+class HostCheck:
+    """What check_host.py is given."""
+
+    settings: Benchmark
+    images: ImageSet | None
+    """Validation images serve where they fit the model; random pixels without."""
+    others: tuple[tuple[str, Path, str], ...] = ()
+    """(name, its model.onnx, int8 or f32) of candidates that are timed beside the model."""
+
+
+def export_model(folder: Path, out: Path, title: str, check: HostCheck) -> None:
     """Leave the model of `folder` (model.onnx, card.json) in `out`, whole or not at all.
 
     Raises DataError where `out` is there already and holds more than an earlier export.
     """
-    ours = {MODEL, CARD, LABELS, README, EXAMPLE}
+    ours = {MODEL, CARD, LABELS, README, EXAMPLE, SCRIPT_THERE, CHECK}
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= ours):
         raise DataError(f"{out} is there and holds something else; name a folder that is empty, or new")
     card = read_json(folder / CARD)
@@ -53,6 +74,24 @@ def export_model(folder: Path, out: Path, title: str) -> None:
         (there / LABELS).write_text("".join(f"{name}\n" for name in card["classes"]), encoding="utf-8")
         (there / EXAMPLE).write_text(SCRIPT, encoding="utf-8")
         (there / README).write_text(model_card(card, title), encoding="utf-8")
+        own = (card["name"], there / MODEL, card["precision"])
+        others = [other for other in check.others if other[0] != card["name"] or not _same(other[1], folder / MODEL)]
+        write_check(there, [own, *others], check_pixels(check.images, card), check.settings)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return sha256_of(one) == sha256_of(other)
+
+
+def check_pixels(images: ImageSet | None, card: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Images uint8 (K, S, S, 3) on which every machine must give the same answers."""
+    side = card["image_size"]
+    if images is not None and images.image_size == side and len(images.indices(VALIDATION)):
+        indices = images.indices(VALIDATION)
+        at = np.unique(np.linspace(0, len(indices) - 1, min(CHECKED_IMAGES, len(indices))).round().astype(np.int64))
+        return np.ascontiguousarray(images.images_NHWC[indices[at]])
+    noise = np.random.default_rng(0).integers(0, 256, (CHECKED_IMAGES, 4, 4, 3), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(one).resize((side, side))) for one in noise])
 
 
 def model_card(card: Mapping[str, Any], title: str) -> str:
@@ -101,6 +140,7 @@ Data version `{card["data_version"]}`. Why this one: {card["why"]}.
 
     pip install onnxruntime numpy pillow
     python predict.py IMAGE ...
+    python check_host.py            how fast it is on this machine, with OpenVINO too where that is installed
 """
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import pickle
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from winnow.config import FEW_LABELS, Config
+from winnow.config import Config, Finetune
 from winnow.data.batches import Batches
 from winnow.data.images import VALIDATION, ImageSet
 from winnow.data.splits import label_budget, visible_labels
@@ -31,7 +31,7 @@ from winnow.errors import ArtifactError, DataError, MissingExtra
 from winnow.inference import embed, predict_torch
 from winnow.models.backbones import Architecture, build
 from winnow.models.heads import backbone_state, head_path, new_classifier
-from winnow.training import Checkpoint, Plan, Row, drain, fit
+from winnow.training import Checkpoint, Loss, Plan, Row, drain, fit
 
 log = logging.getLogger(__name__)
 
@@ -127,15 +127,15 @@ def _learn(
     """Train on the labels of `chosen` in place; `how` is seed and rate -> steps and curves."""
     settings, (seed, rate) = config.finetune, how
     batches = Batches(images.images_NHWC, visible_labels(images, chosen), chosen, settings.batch_size, seed)
-    per_epoch = max(batches.steps_per_epoch, -(-settings.min_steps // settings.epochs))
+    per_epoch = settings.steps_for(len(chosen)) // settings.epochs
     plan = Plan(settings.epochs, per_epoch, settings.optimiser(rate), seed)
-    curves = drain(fit(model, batches, _loss(config), plan, checkpoint))
+    curves = drain(fit(model, batches, classification(settings), plan, checkpoint))
     model.cpu().eval()
     return plan.steps, curves
 
 
-def _loss(config: Config) -> Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]:
-    settings = config.finetune
+def classification(settings: Finetune) -> Loss:
+    """Cross-entropy on augmented views."""
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
         logits = model(augment(images_BCHW, settings.augmentation)).float()
@@ -153,8 +153,7 @@ def validation_top1(model: nn.Module, images: ImageSet) -> float:
 
 def wants_cross_validation(config: Config, images: ImageSet) -> bool:
     """Whether finetune.cross_validation asks for it, or the labelled validation images are few."""
-    asked = config.finetune.cross_validation
-    return asked == "always" or (asked == "auto" and len(images.indices(VALIDATION, labelled=True)) < FEW_LABELS)
+    return config.finetune.crosses(len(images.indices(VALIDATION, labelled=True)))
 
 
 def cross_validate(
@@ -190,21 +189,25 @@ def cross_validate(
 
 def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> dict[str, float]:
     """Logistic regression on standardised frozen features of the first seed's budget -> {seed, top1}."""
+    seed = config.finetune.seeds[0]
+    budget = label_budget(images, config.data.label_budget, seed)
+    validation = images.indices(VALIDATION, labelled=True)
+    features = embed(model.eval(), images.images_NHWC, budget).numpy()
+    queries = embed(model, images.images_NHWC, validation).numpy()
+    probe = fit_probe(features, images.labels_N[budget])
+    truth: NDArray[np.int64] = images.labels_N[validation]
+    return {"seed": seed, "top1": float((probe.predict(queries) == truth).mean())}
+
+
+def fit_probe(features_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> Any:
+    """scikit-learn's logistic regression on standardised features."""
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ModuleNotFoundError as error:
         raise MissingExtra("scikit-learn", "report") from error
-    seed = config.finetune.seeds[0]
-    budget = label_budget(images, config.data.label_budget, seed)
-    validation = images.indices(VALIDATION, labelled=True)
-    features = embed(model.eval(), images.images_NHWC, budget).numpy()
-    queries = embed(model, images.images_NHWC, validation).numpy()
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1))
-    probe.fit(features, images.labels_N[budget])
-    truth: NDArray[np.int64] = images.labels_N[validation]
-    return {"seed": seed, "top1": float((probe.predict(queries) == truth).mean())}
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1)).fit(features_ND, labels_N)
 
 
 def foreign_backbone(path: Path, architecture: Architecture) -> State:

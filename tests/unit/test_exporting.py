@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from tests.conftest import CLASSES, SIZE
+from winnow.config import Benchmark
 from winnow.data.images import decode
 from winnow.errors import DataError
 from winnow.evaluation import softmax
-from winnow.exporting import SCRIPT, export_model, model_card
+from winnow.exporting import SCRIPT, HostCheck, export_model, model_card
 from winnow.inference import predict_file
 
 MORE = {
@@ -26,6 +27,9 @@ MORE = {
     "data_version": "abc.dir",
     "why": "it is the smallest",
 }
+
+
+CHECK = HostCheck(Benchmark(), None)
 
 
 @pytest.fixture
@@ -38,10 +42,10 @@ def promoted(tiny_candidate: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def test_what_is_in_it(promoted: Path, tmp_path: Path) -> None:
-    export_model(promoted, tmp_path / "out", "photos, version 1 (dense-int8)")
+    export_model(promoted, tmp_path / "out", "photos, version 1 (dense-int8)", CHECK)
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        *("README.md", "card.json", "labels.txt", "model.onnx", "predict.py"),
+        *("README.md", "card.json", "check", "check_host.py", "labels.txt", "model.onnx", "predict.py"),
     ]
     assert (out / "model.onnx").read_bytes() == (promoted / "model.onnx").read_bytes()
     assert (out / "labels.txt").read_text().splitlines() == list(CLASSES)
@@ -57,7 +61,7 @@ def test_what_is_in_it(promoted: Path, tmp_path: Path) -> None:
 
 
 def test_the_example_answers_as_winnow_does_without_it(promoted: Path, tmp_path: Path) -> None:
-    export_model(promoted, tmp_path / "out", "photos")
+    export_model(promoted, tmp_path / "out", "photos", CHECK)
     rng = np.random.default_rng(2)
     paths = []
     for index, (mode, form, size) in enumerate(
@@ -95,18 +99,18 @@ def test_the_examples_pixels_are_the_same_to_the_bit() -> None:
 def test_something_else_is_not_overwritten(promoted: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    export_model(promoted, out, "photos")
-    export_model(promoted, out, "photos again")
+    export_model(promoted, out, "photos", CHECK)
+    export_model(promoted, out, "photos again", CHECK)
     assert "photos again" in (out / "README.md").read_text()
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match="other is there and holds something else"):
-        export_model(promoted, other, "photos")
+        export_model(promoted, other, "photos", CHECK)
     assert (other / "thesis.txt").read_text() == "years of work"
     (out / "notes.txt").write_text("beside an export")
     for kept in (out, promoted):  # a candidate's own folder, too, has a card
         before = sorted(path.name for path in kept.iterdir())
         with pytest.raises(DataError, match="holds something else"):
-            export_model(promoted, kept, "photos")
+            export_model(promoted, kept, "photos", CHECK)
         assert sorted(path.name for path in kept.iterdir()) == before

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from winnow.config import Config, check_config
 from winnow.data.images import TEST, VALIDATION, load_images
 from winnow.errors import ArtifactError
 from winnow.intervals import paired_drop
-from winnow.records import StepRecord, read_record, record_digest, this_machine
+from winnow.records import StepRecord, read_record, record_digest, sha256_of, this_machine
 from winnow.steps.select import select
 
 
@@ -242,3 +243,50 @@ def test_images_without_labels_show_what_few_labels_cannot(tiny_data: Path, tmp_
     told = next(text for text in record.warnings if text.startswith("labels cannot show that macro F1 is kept"))
     assert "12 labelled validation images, 4 of class" in told
     assert "with the reference's answers as truth" in gates(record, "pruned-int8")["macro-f1"]["reason"]
+
+
+def there(artifacts: Path, faster: str, **changes: Any) -> Path:
+    """host.json of another machine, on which `faster` is the fastest."""
+    rows = []
+    for name in CANDIDATES:
+        for batch in (1, 8):
+            p50 = (0.1 if name == faster else 5.0 + len(name)) * batch
+            row = {"candidate": name, "sha256": sha256_of(artifacts / "candidates" / name / "model.onnx")}
+            row |= {"runtime": "ort", "precision": "int8" if "int8" in name else "f32", "batch": batch, "threads": 4}
+            row |= {"p50_ms": p50, "p95_ms": None, "images_per_s": batch / p50 * 1e3, "samples": 20, "spread": 0.1}
+            rows.append(row | {"agreement": 1.0})
+    machine = this_machine().model_copy(update={"cpu": "Cortex-A76"}).model_dump(mode="json")
+    told = {"format": 1, "machine": machine, "large_batch": 8, "rows": rows, "refused": []} | changes
+    (artifacts / "target.json").write_text(json.dumps(told))
+    return artifacts / "target.json"
+
+
+def test_with_a_target_its_figures_alone_count(tiny_data: Path, tmp_path: Path) -> None:
+    changes = {name: {"blind": 0.36 + at / 1e5} for at, name in enumerate(CANDIDATES)}  # files that differ
+    artifacts = build(tiny_data, tmp_path / "artifacts", changes)
+    params = tiny_params()
+    params["promotion"]["gates"] |= {"max_size_ratio": 9.0}
+    params["benchmark"]["target"] = str(there(artifacts, "sparse"))
+    elsewhere = this_machine().model_copy(update={"cpu": "Another 9000"})
+    record_benchmark(artifacts, {name: CANDIDATES[name] | changes[name] for name in CANDIDATES}, machine=elsewhere)
+    record = run(artifacts, check_config(params))
+    assert record.details["winner"] == "sparse"
+    assert record.details["speeds"]["is_target"]
+    assert record.details["speeds"]["machine"]["cpu"] == "Cortex-A76"
+    assert record.details["served"]["sparse"]["p50_ms"] == 0.1
+    assert record.inputs["target"] == sha256_of(artifacts / "target.json")
+
+
+def test_what_the_target_has_not_timed_cannot_win(artifacts: Path) -> None:
+    path = there(artifacts, "pruned-int8")
+    told = json.loads(path.read_text())
+    digest = sha256_of(artifacts / "candidates" / "student" / "model.onnx")
+    told["rows"] = [row for row in told["rows"] if row["sha256"] != digest]
+    path.write_text(json.dumps(told))
+    params = tiny_params()
+    params["benchmark"]["target"] = str(path)
+    record = run(artifacts, check_config(params))
+    assert "not timed" in gates(record, "student")["speedup"]["reason"]
+    rewrite(artifacts / "candidates" / "dense", artifacts=())
+    with pytest.raises((ArtifactError, StopIteration)):
+        run(artifacts, check_config(params), out="again")

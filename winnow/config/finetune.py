@@ -49,6 +49,14 @@ class Finetune(Section):
             raise ValueError(f"{value!r} must end in .safetensors, .pth or .pt, or be {NOTHING}")
         return value
 
+    def steps_for(self, labels: int) -> int:
+        """Steps of one training on so many labelled images."""
+        return self.epochs * max(1, labels // self.batch_size, -(-self.min_steps // self.epochs))
+
+    def crosses(self, choosing: int) -> bool:
+        """Whether dense is cross-validated, with so many labelled validation images."""
+        return self.cross_validation == "always" or (self.cross_validation == "auto" and choosing < FEW_LABELS)
+
     def optimiser(self, learning_rate: float) -> Optimiser:
         """The optimiser of one arm at one of the tried rates."""
         return Optimiser(learning_rate=learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)

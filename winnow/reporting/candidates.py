@@ -47,7 +47,8 @@ SHOWN_CLASSES = 30
 
 def candidates(facts: Facts) -> Html:
     """Three tables with one row per candidate, dense first."""
-    return join(_quality(facts), _speed(facts), _gates(facts))
+    there = [_there(facts)] if facts.target else []
+    return join(_quality(facts), *there, _speed(facts), _gates(facts))
 
 
 def _marked(facts: Facts, name: str) -> str:
@@ -111,6 +112,30 @@ def _speed(facts: Facts) -> Html:
     where = two_lines("fastest on", f"one image; below: batch of {large}, if another")
     heading: list[Content] = ["candidate", where, "p50, ms", "p95, ms", "images/s"]
     return table([*heading, *[short for _, short in SPEEDUPS.values()]], rows, caption=caption, left=2)
+
+
+def _there(facts: Facts) -> Html:
+    """Times of the machine that will serve, which gates go by."""
+    rows = []
+    for name in facts.candidates:
+        figures, one, many = (
+            facts.serving(name),
+            facts.serving_row(name, "latency"),
+            facts.serving_row(name, "throughput"),
+        )
+        if one is None or many is None:
+            rows.append(Row([name, "not timed there", *[MISSING] * 5]))
+            continue
+        ratios = [f"{figures[f'speedup/float_b{batch}']:.2f}" for batch in (1, facts.large)]
+        on: Content = two_lines(_where(one), _where(many)) if _where(one) != _where(many) else _where(one)
+        cells: list[Content] = [name, on, digits(one["p50_ms"]), digits(one["p95_ms"]), number(many["images_per_s"])]
+        rows.append(Row([*cells, *ratios], _marked(facts, name)))
+    caption = (
+        f"Speed on the machine that will serve, {facts.target}, measured there by check_host.py; gates go by these "
+        f"figures alone. Speed-ups against dense as the best float there, for one image and batches of {facts.large}"
+    )
+    heading = ["candidate", "fastest on", "p50, ms", "p95, ms", "images/s", "× float, one", "× float, batch"]
+    return table(heading, rows, caption=caption, left=2)
 
 
 def _where(row: dict[str, Any]) -> str:

@@ -71,6 +71,22 @@ class Facts:
         figures: dict[str, float] = self.benchmark.details["candidates"][name]
         return figures
 
+    @property
+    def target(self) -> str:
+        """The machine that will serve, where it is another one than this; else empty."""
+        speeds = self.selection.details["speeds"]
+        return f"{speeds['machine']['cpu']}, {speeds['machine']['threads']} threads" if speeds["is_target"] else ""
+
+    def serving(self, name: str) -> dict[str, float]:
+        """Flat figures of a candidate on the machine that will serve; sparse where it could not be timed there."""
+        figures: dict[str, float] = self.selection.details["speeds"]["candidates"][name]
+        return figures
+
+    def serving_row(self, name: str, what: str) -> Row | None:
+        """The candidate's fastest row there; `what`: latency or throughput."""
+        row: Row | None = self.selection.details["speeds"]["best"][name][what]
+        return row
+
     def best(self, name: str, what: str) -> Row | None:
         """The candidate's fastest row; `what`: latency or throughput."""
         row: Row | None = self.benchmark.details["best"][name][what]

@@ -97,9 +97,12 @@ def _promise(facts: Facts, name: str) -> str:
     """How much smaller and faster, what it costs, on which data."""
     batch = facts.large if facts.selection.parameters["objective"] == "throughput" else 1
     smaller = _times(facts.quality(ROOT)["size/mb"] / facts.quality(name)["size/mb"], "smaller", "larger")
-    faster = _times(facts.speed(name)[f"speedup/float_b{batch}"], "faster", "slower")
+    faster = _times(facts.serving(name)[f"speedup/float_b{batch}"], "faster", "slower")
+    where = f" on {facts.target}" if facts.target else ""
     on = "one image" if batch == 1 else f"batches of {batch} images"
-    start = f"{name} is {smaller} than dense, the fine-tuned network, {faster} on {on} (each on its fastest runtime)"
+    start = (
+        f"{name} is {smaller} than dense, the fine-tuned network, {faster} on {on} (each on its fastest runtime{where})"
+    )
     drop = facts.drop(name)
     if drop is None:
         share, count = (
@@ -135,16 +138,16 @@ def _times(ratio: float, above: str, below: str) -> str:
 
 def _figures(facts: Facts, name: str) -> Html:
     """Four figures beside dense's."""
-    own, dense, speed = facts.quality(name), facts.quality(ROOT), facts.speed(name)
-    one, many = (facts.benchmark.details["baselines"][f"b{batch}"]["float"] for batch in (1, facts.large))
+    own, dense, speed, base = facts.quality(name), facts.quality(ROOT), facts.serving(name), facts.serving(ROOT)
+    one, many = base.get("best/latency_ms"), base.get("best/throughput_ips")
     quality = ("top-1 on validation", percent(own.get("quality/top1")), percent(dense.get("quality/top1")))
     if "quality/top1" not in own:
         quality = ("agreement on validation", percent(facts.selection.details["agreement"][name]), percent(1.0))
     tiles = (
         quality,
         ("file", digits(own["size/mb"], "MB"), digits(dense["size/mb"], "MB")),
-        ("one image, median", digits(speed.get("best/latency_ms"), "ms"), digits(one["p50_ms"], "ms")),
-        (f"images/s, batch {facts.large}", number(speed.get("best/throughput_ips")), number(many["images_per_s"])),
+        ("one image, median", digits(speed.get("best/latency_ms"), "ms"), digits(one, "ms")),
+        (f"images/s, batch {facts.large}", number(speed.get("best/throughput_ips")), number(many)),
     )
     boxes = [
         tag("div", tag("span", label), strong(value), tag("small", f"dense: {beside}"), css="tile")

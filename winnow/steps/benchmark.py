@@ -52,7 +52,7 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     record = StepRecord(
         step="benchmark",
         name="benchmark",
-        parameters=settings.model_dump(mode="json"),
+        parameters=settings.model_dump(mode="json", exclude={"target"}),
         inputs={"data": record_digest(data), **{name: record_digest(candidates / name) for name in records}},
         metrics={"cells/timed": len(rows), "cells/refused": len(outcome.refused)},
         details={

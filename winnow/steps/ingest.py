@@ -63,7 +63,7 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
     source = open_source(data, scratch)
     log.info("ingest: %d files, %d classes (%s)", source.count, len(source.classes), source.title)
     with publish(out) as folder, tempfile.TemporaryFile(dir=folder) as signatures:
-        stored = _store(source, data, folder, signatures)
+        stored = store(source, data, folder, signatures)
         split_N, warnings = assign_splits(
             stored.keys_N16,
             stored.labels_N,
@@ -88,7 +88,7 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
     return record
 
 
-def _store(source: Source, data: Data, folder: Path, signatures: IO[bytes]) -> Stored:
+def store(source: Source, data: Data, folder: Path, signatures: IO[bytes]) -> Stored:
     """Write pixels and names as they are decoded. The array's header is written again when the count is known."""
     labels, named_test, keys, groups = array("q"), bytearray(), bytearray(), bytearray()
     rejected = [{"file": name, "reason": reason} for name, reason in source.missing]

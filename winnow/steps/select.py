@@ -23,17 +23,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Recovered, in_order
+from winnow.config.section import NOTHING
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import agreement, load_logits, served_file
 from winnow.evidence import Evidence, losses
+from winnow.hosts import read_host, speeds_on
 from winnow.intervals import least_worst_end, macro_f1_drop, paired_drop
+from winnow.model_file import MODEL
 from winnow.records import (
     StepRecord,
     describe,
     publish,
     read_record,
     record_digest,
+    sha256_of,
     this_machine,
     write_json,
     write_record,
@@ -62,10 +66,11 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     records = {name: read_record(candidates / name) for name in names}
     timed = read_record(benchmark)
     digests = {name: record_digest(candidates / name) for name in names}
-    _check_benchmark(timed, benchmark, digests)
+    _check_benchmark(config, timed, benchmark, digests)
+    speeds = _speeds(config, timed, records)
     logits = {name: load_logits(candidates / name, images) for name in names}
     right = _right(logits, images)
-    served = logits | _served(timed, benchmark, names[1:], policy.objective, images)
+    served = logits | _served(speeds, benchmark, names[1:], policy.objective, images)
     right_served = _right(served, images)
     reference = better_reference(right)
     labels_V = images.labels_N[images.indices(VALIDATION)]
@@ -78,7 +83,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
             macro_f1=lost[name].macro_f1,
             agreement=agreement(logits[ROOT], served[name]),
             size_mb=records[name].metrics["size/mb"],
-            **_speed(timed, name, policy.objective),
+            **_speed(speeds, name, config),
         )
         for name in names
     }
@@ -91,7 +96,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
             step="select",
             name="select",
             parameters=policy.model_dump(mode="json"),
-            inputs={"data": record_digest(data), "benchmark": record_digest(benchmark), **digests},
+            inputs={"data": record_digest(data), "benchmark": record_digest(benchmark), **_target(config), **digests},
             metrics=_metrics(decision, contenders),
             details={
                 "verdicts": [verdict.model_dump(mode="json") for verdict in decision.verdicts],
@@ -102,7 +107,8 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
                 "drops": {name: asdict(both.top1) for name, both in lost.items()},
                 "macro_f1_drops": {name: asdict(both.macro_f1) for name, both in lost.items()},
                 "agreement": {name: contender.agreement for name, contender in contenders.items()},
-                "served": {name: _cell(timed, name, policy.objective) for name in names[1:]},
+                "served": {name: _cell(speeds, name, policy.objective) for name in names[1:]},
+                "speeds": speeds,
                 "controls": controls(config, right),
             },
             warnings=_warnings(config, reference, lost[ROOT].top1, labels_V, images.classes),
@@ -112,10 +118,10 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     return record
 
 
-def _check_benchmark(timed: StepRecord, benchmark: Path, digests: Mapping[str, str]) -> None:
-    """Raise ArtifactError unless the times are of these candidates on this machine."""
+def _check_benchmark(config: Config, timed: StepRecord, benchmark: Path, digests: Mapping[str, str]) -> None:
+    """Raise ArtifactError unless the times are of these candidates on this machine, or gates use another one's."""
     here, there = this_machine(), timed.machine
-    if there is None or here.identity != there.identity:
+    if config.benchmark.target == NOTHING and (there is None or here.identity != there.identity):
         told = there.identity if there else "an unknown machine"
         raise ArtifactError(
             f"the times in {benchmark} were taken on {told}; this is {here.identity}. A gate takes figures of one "
@@ -125,18 +131,41 @@ def _check_benchmark(timed: StepRecord, benchmark: Path, digests: Mapping[str, s
         raise ArtifactError(f"{benchmark} has not timed the present {', '.join(other)}; run the benchmark again")
 
 
-def _cell(timed: StepRecord, name: str, objective: str) -> Row | None:
+def _speeds(config: Config, timed: StepRecord, records: Mapping[str, StepRecord]) -> dict[str, Any]:
+    """{machine, is_target, best, candidates}: times of the machine that will serve, this one or benchmark.target."""
+    if config.benchmark.target == NOTHING:
+        assert timed.machine is not None
+        found = {key: {name: timed.details[key][name] for name in records} for key in ("best", "candidates")}
+        return {"machine": timed.machine.model_dump(mode="json"), "is_target": False, **found}
+    host = read_host(Path(config.benchmark.target))
+    digests = {
+        name: next(artifact.sha256 for artifact in record.artifacts if artifact.name == MODEL)
+        for name, record in records.items()
+    }
+    found = speeds_on(host, digests, config.benchmark.large_batch)
+    return {"machine": host.machine.model_dump(mode="json"), "is_target": True, **found}
+
+
+def _target(config: Config) -> dict[str, str]:
+    path = config.benchmark.target
+    return {} if path == NOTHING else {"target": sha256_of(Path(path))}
+
+
+def _cell(speeds: Mapping[str, Any], name: str, objective: str) -> Row | None:
     """Where the candidate would serve: its fastest row, None where no runtime could be timed."""
-    row: Row | None = timed.details["best"][name][SERVES[objective]]
+    row: Row | None = speeds["best"][name][SERVES[objective]]
     return row
 
 
 def _served(
-    timed: StepRecord, benchmark: Path, names: Sequence[str], objective: str, images: ImageSet
+    speeds: Mapping[str, Any], benchmark: Path, names: Sequence[str], objective: str, images: ImageSet
 ) -> dict[str, NDArray[np.float32]]:
-    """Answers (V, C) of those that could be timed, where they would serve."""
-    rows = {name: _cell(timed, name, objective) for name in names}
-    return {name: load_logits(benchmark, images, served_file(row)) for name, row in rows.items() if row is not None}
+    """Answers (V, C) of those that could be timed, where they would serve, as far as that was tried here."""
+    rows = {name: _cell(speeds, name, objective) for name in names}
+    found = {name: row for name, row in rows.items() if row is not None}
+    if speeds["is_target"]:
+        found = {name: row for name, row in found.items() if (benchmark / served_file(row)).is_file()}
+    return {name: load_logits(benchmark, images, served_file(row)) for name, row in found.items()}
 
 
 def _right(logits: Mapping[str, NDArray[np.float32]], images: ImageSet) -> dict[str, NDArray[np.bool_]]:
@@ -153,10 +182,10 @@ def better_reference(right: Right) -> str:
     return CONTROL if CONTROL in right and right[CONTROL].sum() > right[ROOT].sum() else ROOT
 
 
-def _speed(timed: StepRecord, name: str, objective: str) -> dict[str, float | None]:
+def _speed(speeds: Mapping[str, Any], name: str, config: Config) -> dict[str, float | None]:
     """Latency, throughput and speed-up over dense as the best float; None where no runtime could be timed."""
-    figures: dict[str, float] = timed.details["candidates"][name]
-    batch = timed.parameters["large_batch"] if objective == "throughput" else 1
+    figures: dict[str, float] = speeds["candidates"][name]
+    batch = config.benchmark.large_batch if config.promotion.objective == "throughput" else 1
     return {
         "latency_ms": figures.get("best/latency_ms"),
         "throughput_ips": figures.get("best/throughput_ips"),

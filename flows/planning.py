@@ -1,0 +1,199 @@
+"""`winnow plan`: what will run, how long it will take on this machine, how much memory and disk; and how near that was.
+
+The forecast is kept in .winnow/plan.json with the digest of params.yaml. A run of the same parameters prints it beside
+what each step took.
+"""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tasks import checkout, versioning
+from tasks.planning import Counts, Forecast, counts_of
+from tasks.settings import Places
+from winnow.config import Config
+from winnow.errors import WinnowError
+from winnow.progress import duration
+from winnow.records import read_json, sha256_of, write_json
+
+console = Console(highlight=False, soft_wrap=True)
+PER_STEP, PER_RUN = 1.8, 10.0
+"""What DVC, Prefect and MLflow take, a step and a run, in units of `dvc status` (benchmarks/results/overhead.md)."""
+LONG_STATUS = 4.0
+"""Seconds above which `dvc status` has hashed files that it did not know yet."""
+FICLONE = 0x40049409
+Row = dict[str, Any]
+
+
+def plan(places: Places, config: Config) -> int:
+    """Measure and print what `winnow run` would take; nothing of a run is started."""
+    with checkout.run_alone(places):
+        stale, asking = _asked(places, config)
+        if not stale:
+            console.print("Nothing has changed: no step would run.")
+            return 0
+        data = None if "ingest" in stale else places.artifacts / "data"
+        counts = counts_of(config, data, places.hidden)
+        console.print(f"To do: {len(stale)} steps. Each is tried in small, which takes a minute or two.")
+        found = []
+        for forecast in _forecasts(places, config, counts, list(stale)):
+            found.append(replace(forecast, seconds=forecast.seconds + PER_STEP * asking))
+            console.print(f"  {forecast.step}: {duration(found[-1].seconds)}", style="dim")
+        write_json(places.hidden / "plan.json", _kept(places, found))
+    _show(found, counts, PER_RUN * asking, places)
+    return 0
+
+
+def _asked(places: Places, config: Config) -> tuple[dict[str, list[str]], float]:
+    """What is stale, and how long `dvc status` takes once it knows all files."""
+    began = time.monotonic()
+    stale = versioning.stale(places.root, config)
+    taken = time.monotonic() - began
+    if taken > LONG_STATUS:
+        began = time.monotonic()
+        versioning.stale(places.root, config)
+        taken = time.monotonic() - began
+    return stale, taken
+
+
+def beside(places: Places, times: dict[str, dict[str, float]]) -> tuple[dict[str, Row], str]:
+    """What was planned for the steps that ran, and one line on how near it was; nothing without a fitting plan.
+
+    `times`: step -> {seconds, memory_mb, disk_mb} as they turned out.
+    """
+    path = places.hidden / "plan.json"
+    if not path.is_file():
+        return {}, ""
+    kept = read_json(path)
+    if kept["params"] != sha256_of(places.root / "params.yaml") or not set(kept["steps"]) >= set(times):
+        return {}, ""
+    planned = {step: kept["steps"][step] for step in times}
+    return planned, _nearness(planned, times)
+
+
+def _nearness(planned: dict[str, Row], times: dict[str, dict[str, float]]) -> str:
+    def both(key: str, total: Callable[[Iterable[float]], float]) -> tuple[float, float]:
+        return total(row[key] for row in planned.values()), total(row[key] for row in times.values())
+
+    seconds, disk, memory = both("seconds", sum), both("disk_mb", sum), both("memory_mb", max)
+    return (
+        f"Planned: {duration(seconds[0])}, it took {duration(seconds[1])} ({_off(*seconds)}); "
+        f"{disk[0] / 1e3:.2f} GB of artifacts, {disk[1] / 1e3:.2f} GB ({_off(*disk)}); "
+        f"memory {memory[0] / 1e3:.2f} GB, {memory[1] / 1e3:.2f} GB ({_off(*memory)})"
+    )
+
+
+def _off(planned: float, true: float) -> str:
+    """How far the forecast was off, as a share of the truth."""
+    return f"{(planned / true - 1) * 100:+.0f} %" if true else "-"
+
+
+def _forecasts(places: Places, config: Config, counts: Counts, stages: list[str]) -> Iterator[Forecast]:
+    """From the child process, as they come. Raises WinnowError with what a step has to say against its settings."""
+    steps = [stage.removeprefix(versioning.CANDIDATE) for stage in stages]
+    command = [sys.executable, "-m", "tasks.planning", str(places.root / "params.yaml"), json.dumps(asdict(counts))]
+    with subprocess.Popen(
+        [*command, str(places.hidden), *steps],
+        cwd=places.root,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        noise = threading.Thread(target=lambda: told.extend(child.stderr or ()), daemon=True)
+        told: list[str] = []
+        noise.start()
+        try:
+            for line in child.stdout:
+                if line.startswith('{"error"'):
+                    raise WinnowError(json.loads(line)["error"])
+                if line.startswith('{"step"'):
+                    yield Forecast(**json.loads(line))
+        except BaseException:
+            child.terminate()
+            raise
+        noise.join()
+    if child.returncode != 0:
+        raise WinnowError(f"the steps could not be tried in small:\n{''.join(told[-8:]).strip()}")
+
+
+def _environment() -> dict[str, str]:
+    """The child imports this very project, wherever it runs."""
+    here = str(Path(__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+
+
+def _kept(places: Places, found: list[Forecast]) -> Row:
+    steps = {forecast.step: asdict(forecast) for forecast in found}
+    return {"params": sha256_of(places.root / "params.yaml"), "steps": steps}
+
+
+def _show(found: list[Forecast], counts: Counts, once: float, places: Places) -> None:
+    told = f"{counts.images:,} images: {counts.train:,} for training, {counts.budget:,} labels"
+    table = Table("step", title=told, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("time", "memory, GB", "disk, GB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("what it does")
+    for forecast in found:
+        sizes = (f"{forecast.memory_mb / 1e3:.1f}", f"{forecast.disk_mb / 1e3:.2f}")
+        table.add_row(forecast.step, duration(forecast.seconds), *sizes, forecast.counted)
+    seconds, disk_mb = sum(row.seconds for row in found) + once, sum(row.disk_mb for row in found)
+    memory_mb = max(row.memory_mb for row in found)
+    table.add_row("flow, tracking and servers", duration(once), "", "", "")
+    table.add_row("total", duration(seconds), f"{memory_mb / 1e3:.1f}", f"{disk_mb / 1e3:.2f}", "", style="bold")
+    console.print(table)
+    kind = link_type(places)
+    needed = disk_mb * (1 if kind else 2) / 1e3
+    how = f"artifacts/ and DVC's cache share them ({kind})" if kind else "twice, in artifacts/ and in DVC's cache"
+    free, memory = shutil.disk_usage(places.root).free / 1e9, psutil.virtual_memory()
+    console.print(f"Disk: {needed:.1f} GB, {how}; {free:.0f} GB are free.")
+    if needed > free:
+        console.print("That is more than there is.", style="bold red")
+    if memory_mb * 1e6 > memory.available:
+        there = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB"
+        console.print(f"Memory: {memory_mb / 1e3:.1f} GB, more than the {there} that are free.", style="bold red")
+    console.print(f"Done about {datetime.now().astimezone() + timedelta(seconds=seconds):%Y-%m-%d %H:%M} if begun now.")
+
+
+def link_type(places: Places) -> str:
+    """How DVC's cache shares files with artifacts/ here: reflink, hardlink or symlink; empty where it copies them."""
+    settings = configparser.ConfigParser()
+    settings.read([places.root / ".dvc" / "config", places.root / ".dvc" / "config.local"])
+    kinds = settings.get("cache", "type", fallback="reflink,copy")
+    with tempfile.TemporaryDirectory(dir=places.hidden) as folder:
+        source, target = Path(folder, "a"), Path(folder, "b")
+        source.write_bytes(b"winnow")
+        for kind in (kind.strip() for kind in kinds.strip('"').split(",")):
+            with contextlib.suppress(OSError):
+                if kind == "copy":
+                    return ""
+                if kind == "reflink":
+                    with source.open("rb") as one, target.open("wb") as other:
+                        fcntl.ioctl(other.fileno(), FICLONE, one.fileno())
+                elif kind == "hardlink":
+                    target.unlink(missing_ok=True)
+                    target.hardlink_to(source)
+                return kind
+    return ""

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import SIZE
+from winnow.config import Benchmark
+from winnow.data.images import VALIDATION, ImageSet
+from winnow.errors import ArtifactError, DataError
+from winnow.exporting import check_pixels
+from winnow.hosts import Host, read_host, speeds_on, write_check
+from winnow.records import sha256_of, this_machine
+
+SETTINGS = Benchmark(large_batch=8, samples=20, rounds=2)
+NAMES = ("dense", "dense-int8")
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tiny_candidate: Callable[[str], Path], tiny_set: ImageSet, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder that is taken to the other machine."""
+    out = tmp_path_factory.mktemp("hosts") / "export"
+    out.mkdir()
+    models = [(name, tiny_candidate(name) / "model.onnx", "int8" if "int8" in name else "f32") for name in NAMES]
+    write_check(out, models, check_pixels(tiny_set, {"image_size": SIZE}), SETTINGS)
+    return out
+
+
+def run(exported: Path, at: Path) -> subprocess.CompletedProcess[str]:
+    """As over there: without winnow on the path, from any folder."""
+    command = [sys.executable, "-I", str(exported / "check_host.py")]
+    return subprocess.run(command, cwd=at, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def host(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    at = tmp_path_factory.mktemp("there")
+    done = run(exported, at)
+    assert done.returncode == 0, done.stderr
+    assert "round 2 of 2, about 0 s left" in done.stdout
+    return read_host(at / "host.json")
+
+
+def test_the_script_imports_nothing_of_winnow(exported: Path) -> None:
+    text = (exported / "check_host.py").read_text()
+    assert "from winnow" not in text
+    assert "import winnow" not in text
+
+
+def test_every_cell_is_timed_with_its_machine(exported: Path, host: Host) -> None:
+    here = this_machine()
+    assert (host.machine.cpu, host.machine.threads) == (here.cpu, here.threads)
+    assert set(here.flags) <= set(host.machine.flags)
+    assert {"onnxruntime", "numpy", "pillow", "openvino"} <= set(host.machine.versions)
+    timed = {(row.candidate, row.runtime, row.batch, row.threads) for row in host.rows}
+    expected = {
+        (name, runtime, batch, threads)
+        for name in NAMES
+        for runtime in ("ort", "openvino")
+        for batch in (1, 8)
+        for threads in {1, here.threads}
+    }
+    assert expected <= timed
+    assert all(row.p50_ms > 0 and row.samples in (20, 6) and row.p95_ms is None for row in host.rows)
+    assert {row.sha256 for row in host.rows} == {sha256_of(exported / "check" / f"{name}.onnx") for name in NAMES}
+
+
+def test_the_check_images_are_of_the_validation_split(tiny_set: ImageSet) -> None:
+    pixels = check_pixels(tiny_set, {"image_size": SIZE})
+    validation = tiny_set.images_NHWC[tiny_set.indices(VALIDATION)]
+    assert all((validation == one).all(axis=(1, 2, 3)).any() for one in pixels)
+    assert check_pixels(tiny_set, {"image_size": 40}).shape == (64, 40, 40, 3)
+    assert np.array_equal(check_pixels(None, {"image_size": 40}), check_pixels(None, {"image_size": 40}))
+
+
+def test_speeds_are_of_the_present_files_alone(exported: Path, host: Host) -> None:
+    digests = {name: sha256_of(exported / "check" / f"{name}.onnx") for name in NAMES}
+    found = speeds_on(host, digests | {"newer": "0" * 64}, 8)
+    assert found["best"]["newer"] == {"latency": None, "throughput": None}
+    assert found["candidates"]["newer"] == {}
+    assert found["candidates"]["dense"]["speedup/float_b1"] == 1.0
+    own = found["candidates"]["dense-int8"]
+    rows = [row for row in host.rows if row.batch == 1]
+    fastest = {name: min(row.p50_ms for row in rows if row.candidate == name) for name in NAMES}
+    assert own["best/latency_ms"] == fastest["dense-int8"]
+    assert own["speedup/float_b1"] == pytest.approx(fastest["dense"] / fastest["dense-int8"])
+    with pytest.raises(ArtifactError, match="the present dense was not timed on that machine"):
+        speeds_on(host, digests | {"dense": "1" * 64}, 8)
+    with pytest.raises(ArtifactError, match=r"are of batches of 8, benchmark\.large_batch is 64"):
+        speeds_on(host, digests, 64)
+
+
+def test_another_answer_is_refused_and_another_file_stops_it(exported: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    shutil.copytree(exported, wrong)
+    manifest = json.loads((wrong / "check" / "manifest.json").read_text())
+    manifest["models"][1]["answers"] = [(answer + 1) % 3 for answer in manifest["models"][1]["answers"]]
+    (wrong / "check" / "manifest.json").write_text(json.dumps(manifest))
+    assert run(wrong, tmp_path).returncode == 0
+    host = read_host(tmp_path / "host.json")
+    assert {row.candidate for row in host.rows} == {"dense"}
+    assert {row["candidate"] for row in host.refused} == {"dense-int8"}
+    assert all("answers agree on" in row["reason"] for row in host.refused)
+    with (wrong / "check" / "dense.onnx").open("ab") as file:
+        file.write(b"x")
+    done = run(wrong, tmp_path)
+    assert done.returncode == 1
+    assert "is not the file that was exported" in done.stderr
+
+
+def test_without_openvino_onnx_runtime_is_timed_alone(exported: Path, tmp_path: Path) -> None:
+    code = "import runpy, sys; sys.modules['openvino'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    command = [sys.executable, "-c", code, exported / "check_host.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    host = read_host(tmp_path / "host.json")
+    assert {row.runtime for row in host.rows} == {"ort"}
+    assert "openvino" not in host.machine.versions
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "machine": {}, "rows": []}', "\x00"])
+def test_something_else_is_no_report(tmp_path: Path, text: str) -> None:
+    (tmp_path / "host.json").write_text(text)
+    with pytest.raises(DataError, match=r"is not what check_host\.py writes"):
+        read_host(tmp_path / "host.json")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_host(tmp_path / "nowhere.json")

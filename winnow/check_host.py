@@ -1,0 +1,180 @@
+"""Times the models beside this script on the machine that will serve them, and writes host.json: python check_host.py
+
+Needs onnxruntime, numpy and Pillow; OpenVINO is timed too where it is installed. Nothing else of winnow is needed. A
+model is timed only where it answers here as it did where it was made. Take host.json back and run
+`winnow check-host host.json` there: from then on speed gates go by this machine's figures alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy
+import onnxruntime
+import PIL
+
+HERE = pathlib.Path(__file__).resolve().parent
+WARM_UP_SINGLE, WARM_UP_LARGE, CALLS_LARGE = 5, 1, 3
+"""Untimed calls a round of one image and of a batch, and timed ones of a batch."""
+X86 = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+ARM = ("asimd", "asimddp", "i8mm", "bf16", "sve")
+Row = dict[str, Any]
+Answer = Callable[[Any], Any]
+"""Pixels uint8 (batch, S, S, 3) to logits."""
+
+
+def machine() -> Row:
+    """Processor, flags that decide speed, cores that may be used, memory, versions."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    lines = dict(line.split(":", 1) for line in reversed(text.splitlines()) if ":" in line)
+    told = {key.strip(): value.strip() for key, value in lines.items()}
+    flags = (told.get("flags") or told.get("Features") or "").split()
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    versions = {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__, "pillow": PIL.__version__}
+    if openvino() is not None:
+        versions["openvino"] = openvino().__version__.split("-")[0]
+    return {
+        "cpu": told.get("model name") or told.get("Model") or platform.processor() or platform.machine(),
+        "flags": [flag for flag in X86 + ARM if flag in flags],
+        "threads": threads,
+        "memory_gb": round(pages / 1e9, 1),
+        "gpu": "",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "versions": versions,
+    }
+
+
+def openvino() -> Any:
+    """The package, or None."""
+    try:
+        import openvino as found
+    except ImportError:
+        return None
+    return found
+
+
+def opened(path: pathlib.Path, side: int, cell: Row) -> Answer:
+    """The model on the cell's runtime."""
+    if cell["runtime"] == "openvino":
+        core = openvino().Core()
+        model = core.read_model(str(path))
+        model.reshape([cell["batch"], side, side, 3])
+        hint = "bf16" if cell["precision"] == "bf16" else "f32"
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": cell["threads"]}
+        settings["INFERENCE_PRECISION_HINT"] = hint
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+        return lambda pixels: request.infer([pixels], share_inputs=True)[0]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, cell["threads"]
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(["logits"], {"pixels": pixels})[0]
+
+
+def cells(models: list[Row], large: int, about: Row) -> Iterator[tuple[Row, Row]]:
+    """(model, cell) of everything that is timed."""
+    bf16 = openvino() is not None and {"avx512_bf16", "amx_bf16"} & set(about["flags"])
+    for batch in (large, 1):
+        for threads in sorted({about["threads"], 1}, reverse=True):
+            for model in models:
+                own = model["precision"]
+                kinds = [("ort", own)] + ([("openvino", own)] if openvino() is not None else [])
+                kinds += [("openvino", "bf16")] if bf16 and own == "f32" else []
+                for runtime, precision in kinds:
+                    cell = {"candidate": model["name"], "sha256": model["sha256"], "runtime": runtime}
+                    yield model, {**cell, "precision": precision, "batch": batch, "threads": threads}
+
+
+def agreement(answer: Answer, batch: int, pixels: Any, expected: Any) -> float:
+    """Share of the check images that get the answer which the file gave where it was made."""
+    count = len(pixels)
+    starts = range(0, count, batch)
+    answers = [answer(numpy.ascontiguousarray(pixels[numpy.arange(at, at + batch) % count])).argmax(1) for at in starts]
+    return float((numpy.concatenate(answers)[:count] == expected).mean())
+
+
+def open_all(manifest: Row, pixels: Any, about: Row) -> tuple[list[tuple[Row, Answer]], list[Row]]:
+    """Cells that answer as they should, with their functions; and those that are refused, with the reason."""
+    ready: list[tuple[Row, Answer]] = []
+    refused: list[Row] = []
+    for model, cell in cells(manifest["models"], manifest["large_batch"], about):
+        path = HERE / model["file"]
+        if hashlib.sha256(path.read_bytes()).hexdigest() != model["sha256"]:
+            sys.exit(f"{path} is not the file that was exported; export again")
+        try:
+            answer = opened(path, manifest["image_size"], cell)
+            share = agreement(answer, cell["batch"], pixels, numpy.array(model["answers"]))
+        except Exception as error:  # noqa: BLE001  # whatever a runtime raises on this machine is told over there
+            refused.append({**cell, "reason": " ".join(str(error).split())[:300]})
+            continue
+        if share < manifest["needed_agreement"][cell["precision"]]:
+            refused.append({**cell, "reason": f"answers agree on {share:.1%} of {len(pixels)} images"})
+        else:
+            ready.append(({**cell, "agreement": share}, answer))
+    return ready, refused
+
+
+def time_all(ready: list[tuple[Row, Answer]], manifest: Row, pixels: Any) -> list[Row]:
+    """Every cell once in each round; odd rounds run backwards, so that no cell always follows the same."""
+    taken: list[list[list[float]]] = [[] for _ in ready]
+    rounds, started = manifest["rounds"], time.monotonic()
+    for number in range(rounds):
+        order = range(len(ready)) if number % 2 == 0 else range(len(ready) - 1, -1, -1)
+        for at in order:
+            cell, answer = ready[at]
+            single = cell["batch"] == 1
+            some = numpy.ascontiguousarray(pixels[numpy.arange(cell["batch"]) % len(pixels)])
+            for _ in range(WARM_UP_SINGLE if single else WARM_UP_LARGE):
+                answer(some)
+            seconds = []
+            for _ in range(-(-manifest["samples"] // rounds) if single else CALLS_LARGE):
+                began = time.perf_counter()
+                answer(some)
+                seconds.append(time.perf_counter() - began)
+            taken[at].append(seconds)
+        left = (time.monotonic() - started) / (number + 1) * (rounds - number - 1)
+        print(f"round {number + 1} of {rounds}, about {left:.0f} s left", flush=True)  # noqa: T201
+    return [summary(cell, taken[at]) for at, (cell, _) in enumerate(ready)]
+
+
+def summary(cell: Row, by_round: list[list[float]]) -> Row:
+    """Milliseconds a call, images a second, and how steady they were."""
+    every = numpy.concatenate([numpy.array(part) for part in by_round]) * 1e3
+    medians = [float(numpy.median(part)) * 1e3 for part in by_round]
+    p50 = float(numpy.median(every))
+    return {
+        **cell,
+        "p50_ms": p50,
+        "p95_ms": float(numpy.percentile(every, 95)) if len(every) >= 200 else None,
+        "images_per_s": cell["batch"] / p50 * 1e3,
+        "samples": len(every),
+        "spread": (max(medians) - min(medians)) / p50,
+    }
+
+
+def main() -> None:
+    """Time all cells and write host.json into the current folder."""
+    manifest = json.loads((HERE / "check" / "manifest.json").read_text(encoding="utf-8"))
+    pixels = numpy.load(HERE / "check" / "pixels.npy", allow_pickle=False)
+    about = machine()
+    ready, refused = open_all(manifest, pixels, about)
+    rows = time_all(ready, manifest, pixels)
+    told = {"format": 1, "machine": about, "large_batch": manifest["large_batch"], "rows": rows, "refused": refused}
+    out = pathlib.Path("host.json").resolve()
+    out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(rows)} cells timed, {len(refused)} refused; take this back: {out}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
