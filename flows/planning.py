@@ -111,7 +111,7 @@ def _off(planned: float, true: float) -> str:
 def _forecasts(places: Places, config: Config, counts: Counts, stages: list[str]) -> Iterator[Forecast]:
     """From the child process, as they come. Raises WinnowError with what a step has to say against its settings."""
     steps = [stage.removeprefix(versioning.CANDIDATE) for stage in stages]
-    command = [sys.executable, "-m", "tasks.planning", str(places.root / "params.yaml"), json.dumps(asdict(counts))]
+    command = [sys.executable, "-m", "tasks.rehearsal", str(places.root / "params.yaml"), json.dumps(asdict(counts))]
     with subprocess.Popen(
         [*command, str(places.hidden), *steps],
         cwd=places.root,

@@ -1,24 +1,16 @@
 """What a run will take: how many images there are, and what each step will need of time, memory and disk.
 
-    counts = counts_of(config, data, scratch)
-    python -m tasks.planning PARAMS COUNTS SCRATCH STEP ...      # a Forecast as JSON a line
-
-The child process does the work of each step in small (tasks/rehearsal.py); what it measured per unit is multiplied by
-the units that params.yaml and the images ask for. Left out: a wait for a GPU slot, a person's approval, and a machine
-that others slow down.
+tasks/rehearsal.py does the work of each step in small; what it measured per unit is multiplied by the units that
+params.yaml and the images ask for. Left out: a wait for a GPU slot, a person's approval, and a machine that others slow
+down.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from winnow.config import Config, load_config
-from winnow.errors import WinnowError
+from winnow.config import Config
 from winnow.records import read_record
 
 
@@ -98,26 +90,3 @@ def expected(config: Config, scratch: Path) -> Counts:
         choosing=round(labelled * chosen),
         classes=len(source.classes),
     )
-
-
-def main(arguments: list[str]) -> int:
-    """What the child process does: a forecast a line, and at the end {"error": ...} where a step could not be tried."""
-    params, counts, scratch, *steps = arguments
-    for noisy in ("winnow", "nncf", "torch", "onnxscript"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    try:
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            from tasks.rehearsal import Rehearsal
-
-            rehearsal = Rehearsal(load_config(Path(params)), Counts(**json.loads(counts)), Path(scratch), Path(folder))
-            for step in steps:
-                sys.stdout.write(json.dumps(asdict(rehearsal.rehearse(step))) + "\n")
-                sys.stdout.flush()
-    except WinnowError as error:
-        sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
     model.onnx    uint8 pixels in, logits out          labels.txt    a class a line, in the order of the logits
     card.json     what it is, for programs             README.md     the same for people: a model card
     predict.py    class and probability of image files; needs onnxruntime, numpy and Pillow, and no winnow
-    check_host.py, check/    times the model, or all candidates, on the machine that will serve (winnow/hosts.py)
+    check_host.py, check/    times the model, or all candidates, on the machine that will serve (winnow/check_host.py)
 
 Model cards: Mitchell et al. 2019 (arXiv 1810.03993).
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from winnow.benchmarking import NEEDED_AGREEMENT
 from winnow.config import Benchmark
 from winnow.data.images import VALIDATION, ImageSet
 from winnow.errors import DataError
-from winnow.hosts import CHECK, CHECKED_IMAGES, write_check
-from winnow.hosts import SCRIPT as SCRIPT_THERE
-from winnow.model_file import MODEL
-from winnow.records import publish, read_json, sha256_of
+from winnow.model_file import MODEL, open_session
+from winnow.records import publish, read_json, sha256_of, write_json
 
 CARD, LABELS, README, EXAMPLE = "card.json", "labels.txt", "README.md", "predict.py"
+CHECK_HOST, CHECK = "check_host.py", "check"
+CHECKED_IMAGES = 64
+INPUT, OUTPUT = "pixels", "logits"
 SCRIPT = '''"""Class and probability of image files: python predict.py IMAGE ... (onnxruntime, numpy, Pillow)"""
 import json, pathlib, sys
 import numpy, onnxruntime
@@ -64,7 +66,7 @@ def export_model(folder: Path, out: Path, title: str, check: HostCheck) -> None:
 
     Raises DataError where `out` is there already and holds more than an earlier export.
     """
-    ours = {MODEL, CARD, LABELS, README, EXAMPLE, SCRIPT_THERE, CHECK}
+    ours = {MODEL, CARD, LABELS, README, EXAMPLE, CHECK_HOST, CHECK}
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= ours):
         raise DataError(f"{out} is there and holds something else; name a folder that is empty, or new")
     card = read_json(folder / CARD)
@@ -92,6 +94,34 @@ def check_pixels(images: ImageSet | None, card: Mapping[str, Any]) -> NDArray[np
         return np.ascontiguousarray(images.images_NHWC[indices[at]])
     noise = np.random.default_rng(0).integers(0, 256, (CHECKED_IMAGES, 4, 4, 3), dtype=np.uint8)
     return np.stack([np.asarray(Image.fromarray(one).resize((side, side))) for one in noise])
+
+
+def write_check(
+    out: Path, models: Sequence[tuple[str, Path, str]], pixels_NHWC: NDArray[np.uint8], settings: Benchmark
+) -> None:
+    """Leave check_host.py and check/ in `out`. `models`: (name, its file, int8 or f32); those in `out` stay there.
+
+    `pixels_NHWC` are the images on which a model must answer there as it does here.
+    """
+    folder = out / CHECK
+    folder.mkdir()
+    shutil.copyfile(Path(__file__).with_name(CHECK_HOST), out / CHECK_HOST)
+    np.save(folder / "pixels.npy", pixels_NHWC)
+    described = []
+    for name, path, precision in models:
+        if path.parent != out:
+            path = Path(shutil.copyfile(path, folder / f"{name}.onnx"))
+        answers = open_session(path).run([OUTPUT], {INPUT: pixels_NHWC})[0].argmax(1).tolist()
+        file = path.relative_to(out).as_posix()
+        row = {"name": name, "file": file, "sha256": sha256_of(path), "precision": precision, "answers": answers}
+        described.append(row)
+    manifest = {
+        "image_size": pixels_NHWC.shape[1],
+        **{key: getattr(settings, key) for key in ("large_batch", "samples", "rounds")},
+        "needed_agreement": dict(NEEDED_AGREEMENT),
+        "models": described,
+    }
+    write_json(folder / "manifest.json", manifest)
 
 
 def model_card(card: Mapping[str, Any], title: str) -> str:

@@ -1,34 +1,28 @@
-"""Figures of the machine that will serve, where that is another one: what goes there, and what comes back.
+"""Figures of the machine that will serve, where that is another one: what check_host.py wrote there.
 
-    write_check(out, models, pixels_NHWC, settings)      check_host.py and what it times, into an exported folder
-    host = read_host(Path("data/host.json"))              what it wrote over there
+    host = read_host(Path("data/target.json"))
+    speeds_on(host, {"dense": sha256, ...}, large=64)      as the benchmark's details have them
 
-winnow/check_host.py is copied as it is and imports nothing of winnow. A file is told by its sha256, so figures of a
-candidate that has been made anew since count for nothing.
+winnow/exporting.py sends winnow/check_host.py there, which imports nothing of winnow. A file is told by its sha256, so
+figures of a candidate that has been made anew since count for nothing.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from winnow.benchmarking import NEEDED_AGREEMENT
-from winnow.config import ROOT, Benchmark
+from winnow.config import ROOT, Config
+from winnow.config.section import NOTHING
 from winnow.errors import ArtifactError, DataError
-from winnow.inference import predict_file
-from winnow.records import Machine, sha256_of, write_json
+from winnow.model_file import MODEL
+from winnow.records import Machine, StepRecord
 from winnow.runtimes import Precision, Runtime
 from winnow.speedups import Row, best, fastest
-
-SCRIPT, CHECK = "check_host.py", "check"
-CHECKED_IMAGES = 64
 
 
 class HostRow(BaseModel):
@@ -104,6 +98,21 @@ def speeds_on(host: Host, digests: Mapping[str, str], large: int) -> dict[str, A
     return {"best": bests, "candidates": figures}
 
 
+def serving_speeds(config: Config, timed: StepRecord, records: Mapping[str, StepRecord]) -> dict[str, Any]:
+    """{machine, is_target, best, candidates}: times of the machine that will serve, this one or benchmark.target."""
+    if config.benchmark.target == NOTHING:
+        assert timed.machine is not None
+        found = {key: {name: timed.details[key][name] for name in records} for key in ("best", "candidates")}
+        return {"machine": timed.machine.model_dump(mode="json"), "is_target": False, **found}
+    host = read_host(Path(config.benchmark.target))
+    digests = {
+        name: next(artifact.sha256 for artifact in record.artifacts if artifact.name == MODEL)
+        for name, record in records.items()
+    }
+    found = speeds_on(host, digests, config.benchmark.large_batch)
+    return {"machine": host.machine.model_dump(mode="json"), "is_target": True, **found}
+
+
 def _figures(rows: list[Row], own: Mapping[str, Row | None], large: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for what, batch, key in (("latency", 1, "p50_ms"), ("throughput", large, "images_per_s")):
@@ -124,31 +133,3 @@ def _dense(rows: list[Row], batch: int) -> Row:
             "there, and `winnow check-host` what it writes"
         )
     return row
-
-
-def write_check(
-    out: Path, models: Sequence[tuple[str, Path, str]], pixels_NHWC: NDArray[np.uint8], settings: Benchmark
-) -> None:
-    """Leave check_host.py and check/ in `out`. `models`: (name, its file, int8 or f32); those in `out` stay there.
-
-    `pixels_NHWC` are the images on which a model must answer there as it does here.
-    """
-    folder = out / CHECK
-    folder.mkdir()
-    shutil.copyfile(Path(__file__).with_name(SCRIPT), out / SCRIPT)
-    np.save(folder / "pixels.npy", pixels_NHWC)
-    described = []
-    for name, path, precision in models:
-        if path.parent != out:
-            path = Path(shutil.copyfile(path, folder / f"{name}.onnx"))
-        answers = predict_file(path, pixels_NHWC, np.arange(len(pixels_NHWC))).argmax(1).tolist()
-        file = path.relative_to(out).as_posix()
-        row = {"name": name, "file": file, "sha256": sha256_of(path), "precision": precision, "answers": answers}
-        described.append(row)
-    manifest = {
-        "image_size": pixels_NHWC.shape[1],
-        **{key: getattr(settings, key) for key in ("large_batch", "samples", "rounds")},
-        "needed_agreement": dict(NEEDED_AGREEMENT),
-        "models": described,
-    }
-    write_json(folder / "manifest.json", manifest)

@@ -14,8 +14,8 @@ from tests.conftest import SIZE
 from winnow.config import Benchmark
 from winnow.data.images import VALIDATION, ImageSet
 from winnow.errors import ArtifactError, DataError
-from winnow.exporting import check_pixels
-from winnow.hosts import Host, read_host, speeds_on, write_check
+from winnow.exporting import check_pixels, write_check
+from winnow.hosts import Host, read_host, speeds_on
 from winnow.records import sha256_of, this_machine
 
 SETTINGS = Benchmark(large_batch=8, samples=20, rounds=2)

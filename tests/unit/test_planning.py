@@ -13,8 +13,8 @@ import yaml
 
 from flows import planning
 from tasks.memory import watched
-from tasks.planning import Counts, Forecast, counts_of, expected, main
-from tasks.rehearsal import Rehearsal
+from tasks.planning import Counts, Forecast, counts_of, expected
+from tasks.rehearsal import Rehearsal, main
 from tasks.settings import Places
 from tests.conftest import CLASSES, tiny_params, write_folder
 from winnow.benchmarking import plan

@@ -13,7 +13,6 @@ Nothing is trained, timed or promoted; the test split is not read.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,15 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Recovered, in_order
+from winnow.config import ROOT, Config, in_order
 from winnow.config.section import NOTHING
+from winnow.controls import better_reference, controls
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import agreement, load_logits, served_file
-from winnow.evidence import Evidence, losses
-from winnow.hosts import read_host, speeds_on
-from winnow.intervals import least_worst_end, macro_f1_drop, paired_drop
-from winnow.model_file import MODEL
+from winnow.evidence import losses
+from winnow.hosts import serving_speeds
 from winnow.records import (
     StepRecord,
     describe,
@@ -42,8 +40,9 @@ from winnow.records import (
     write_json,
     write_record,
 )
+from winnow.remarks import remarks
 from winnow.reporting.plots import Point, pareto
-from winnow.selection import SERVES, WORST_END, Contender, Decision, decide
+from winnow.selection import SERVES, Contender, Decision, decide
 
 log = logging.getLogger(__name__)
 PLOT, FIGURES = "pareto.png", "metrics.json"
@@ -54,8 +53,6 @@ COMPARED = (
 """Figures for `dvc metrics diff`: those that a candidate's inputs decide; times differ from run to run."""
 
 Row = dict[str, Any]
-Right = Mapping[str, NDArray[np.bool_]]
-"""Candidate -> is its answer right, for each labelled validation image."""
 
 
 def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: Path) -> StepRecord:
@@ -67,7 +64,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     timed = read_record(benchmark)
     digests = {name: record_digest(candidates / name) for name in names}
     _check_benchmark(config, timed, benchmark, digests)
-    speeds = _speeds(config, timed, records)
+    speeds = serving_speeds(config, timed, records)
     logits = {name: load_logits(candidates / name, images) for name in names}
     right = _right(logits, images)
     served = logits | _served(speeds, benchmark, names[1:], policy.objective, images)
@@ -111,7 +108,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
                 "speeds": speeds,
                 "controls": controls(config, right),
             },
-            warnings=_warnings(config, reference, lost[ROOT].top1, labels_V, images.classes),
+            warnings=remarks(config, reference, lost[ROOT].top1, labels_V, images.classes),
             artifacts=describe(folder, PLOT, FIGURES),
         )
         write_record(folder, record)
@@ -129,21 +126,6 @@ def _check_benchmark(config: Config, timed: StepRecord, benchmark: Path, digests
         )
     if other := [name for name, digest in digests.items() if timed.inputs.get(name) != digest]:
         raise ArtifactError(f"{benchmark} has not timed the present {', '.join(other)}; run the benchmark again")
-
-
-def _speeds(config: Config, timed: StepRecord, records: Mapping[str, StepRecord]) -> dict[str, Any]:
-    """{machine, is_target, best, candidates}: times of the machine that will serve, this one or benchmark.target."""
-    if config.benchmark.target == NOTHING:
-        assert timed.machine is not None
-        found = {key: {name: timed.details[key][name] for name in records} for key in ("best", "candidates")}
-        return {"machine": timed.machine.model_dump(mode="json"), "is_target": False, **found}
-    host = read_host(Path(config.benchmark.target))
-    digests = {
-        name: next(artifact.sha256 for artifact in record.artifacts if artifact.name == MODEL)
-        for name, record in records.items()
-    }
-    found = speeds_on(host, digests, config.benchmark.large_batch)
-    return {"machine": host.machine.model_dump(mode="json"), "is_target": True, **found}
 
 
 def _target(config: Config) -> dict[str, str]:
@@ -177,11 +159,6 @@ def _right(logits: Mapping[str, NDArray[np.float32]], images: ImageSet) -> dict[
     return {name: logits_VC[scored_V].argmax(1) == labels_V[scored_V] for name, logits_VC in logits.items()}
 
 
-def better_reference(right: Right) -> str:
-    """dense, or dense-kd where it is in the tree and has more validation images right."""
-    return CONTROL if CONTROL in right and right[CONTROL].sum() > right[ROOT].sum() else ROOT
-
-
 def _speed(speeds: Mapping[str, Any], name: str, config: Config) -> dict[str, float | None]:
     """Latency, throughput and speed-up over dense as the best float; None where no runtime could be timed."""
     figures: dict[str, float] = speeds["candidates"][name]
@@ -191,30 +168,6 @@ def _speed(speeds: Mapping[str, Any], name: str, config: Config) -> dict[str, fl
         "throughput_ips": figures.get("best/throughput_ips"),
         "speedup": figures.get(f"speedup/float_b{batch}"),
     }
-
-
-def controls(config: Config, right: Right) -> list[dict[str, Any]]:
-    """What training on, and what a teacher bought: points of top-1 that a candidate has over its control, paired.
-
-    The control of a taught candidate is the same one without a teacher; that of training on is dense itself.
-    """
-    pairs = [("training on", CONTROL, ROOT)] if CONTROL in config.candidates else []
-    recovered = {name: c for name, c in config.candidates.items() if isinstance(c, Recovered)}
-    for alone, control in recovered.items():
-        for name, taught in recovered.items():
-            same = _without_teacher(taught) == _without_teacher(control)
-            if same and control.recovery.teacher == "none" and taught.recovery.teacher != "none":
-                pairs.append(("a teacher", name, alone))
-    rows = []
-    for what, name, control_name in pairs if right else []:
-        gain = paired_drop(right[name], right[control_name])
-        rows.append({"bought_by": what, "candidate": name, "control": control_name, **asdict(gain)})
-    return rows
-
-
-def _without_teacher(candidate: Recovered) -> dict[str, Any]:
-    """All settings but what a control changes: the teacher, and with it the images that only a teacher can use."""
-    return candidate.model_dump(exclude={"recovery": {"teacher", "teacher_weight", "temperature", "images"}})
 
 
 def compared(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -258,63 +211,3 @@ def _metrics(decision: Decision, contenders: Mapping[str, Contender]) -> dict[st
     if winner.drop.labelled is not None:
         metrics |= {f"winner/drop_{end}": getattr(winner.drop.labelled, end) for end in ("points", "low", "high")}
     return metrics
-
-
-def _warnings(
-    config: Config,
-    reference: str,
-    dense: Evidence,
-    labels_V: NDArray[np.int64],
-    classes: Sequence[str],
-) -> tuple[str, ...]:
-    found, count, dense_drop = [], int((labels_V >= 0).sum()), dense.labelled
-    if not count:
-        found.append("no validation image has a label: accuracy is not known, only that answers stay the same")
-    elif count < FEW_LABELS:
-        found.append(
-            f"{count} labelled validation images show little: a loss counts as no larger than the share of all "
-            f"{len(labels_V)} validation images, labelled or not, that get another answer"
-        )
-    recovered = [name for name, c in config.candidates.items() if isinstance(c, Recovered)]
-    if recovered and CONTROL not in config.candidates:
-        found.append(
-            f"{CONTROL} is not in the tree: {', '.join(recovered)} were trained on, and are compared with dense, "
-            "which was not"
-        )
-    if reference != ROOT and dense_drop is not None and dense_drop.low > 0:
-        found.append(
-            f"training dense on with its own answers as teacher gains {dense_drop.points:.1f} points: dense was not "
-            "trained to its end (finetune.epochs), drops are counted against dense-kd"
-        )
-    return (*found, *_unreachable(config, labels_V, classes))
-
-
-def _unreachable(config: Config, labels_V: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
-    """Gates that not even a file could pass that changes no answer: there are too few images to show it."""
-    gates, found, count = config.promotion.gates, [], len(labels_V)
-    worst = least_worst_end(count)
-    if worst > WORST_END * gates.max_drop_points:
-        found.append(
-            f"no candidate can pass: {count} validation images show a loss of nothing only to {worst:.1f} "
-            f"points, more than the {WORST_END * gates.max_drop_points:g} allowed; add images, with or without labels, "
-            f"or set promotion.gates.max_drop_points to {_enough(worst):g} or more"
-        )
-    labels = labels_V[labels_V >= 0]
-    if not len(labels):
-        return found
-    worst = macro_f1_drop(labels, labels, labels).high
-    if worst > WORST_END * gates.max_macro_f1_drop_points:
-        support = np.bincount(labels, minlength=len(classes))
-        smallest = min(np.flatnonzero(support).tolist(), key=lambda at: (support[at], at))
-        found.append(
-            f"labels cannot show that macro F1 is kept: {len(labels)} labelled validation images, {support[smallest]} "
-            f"of class {classes[smallest]!r}, show a loss of nothing only to {worst:.1f} points, more than the "
-            f"{WORST_END * gates.max_macro_f1_drop_points:g} allowed; dense's answers stand in for labels. Label more, "
-            f"or set promotion.gates.max_macro_f1_drop_points to {_enough(worst):g} or more"
-        )
-    return found
-
-
-def _enough(worst: float) -> float:
-    """An allowance that such a worst end stays within."""
-    return math.ceil(worst / WORST_END * 2) / 2

@@ -1,0 +1,75 @@
+"""What to know before relying on a selection: few labels, missing controls, gates that nothing can pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Recovered
+from winnow.evidence import Evidence
+from winnow.intervals import least_worst_end, macro_f1_drop
+from winnow.selection import WORST_END
+
+
+def remarks(
+    config: Config,
+    reference: str,
+    dense: Evidence,
+    labels_V: NDArray[np.int64],
+    classes: Sequence[str],
+) -> tuple[str, ...]:
+    """`dense`: what it lost against the reference; `labels_V`: of the validation images, -1 for none."""
+    found, count, dense_drop = [], int((labels_V >= 0).sum()), dense.labelled
+    if not count:
+        found.append("no validation image has a label: accuracy is not known, only that answers stay the same")
+    elif count < FEW_LABELS:
+        found.append(
+            f"{count} labelled validation images show little: a loss counts as no larger than the share of all "
+            f"{len(labels_V)} validation images, labelled or not, that get another answer"
+        )
+    recovered = [name for name, c in config.candidates.items() if isinstance(c, Recovered)]
+    if recovered and CONTROL not in config.candidates:
+        found.append(
+            f"{CONTROL} is not in the tree: {', '.join(recovered)} were trained on, and are compared with dense, "
+            "which was not"
+        )
+    if reference != ROOT and dense_drop is not None and dense_drop.low > 0:
+        found.append(
+            f"training dense on with its own answers as teacher gains {dense_drop.points:.1f} points: dense was not "
+            "trained to its end (finetune.epochs), drops are counted against dense-kd"
+        )
+    return (*found, *_unreachable(config, labels_V, classes))
+
+
+def _unreachable(config: Config, labels_V: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    """Gates that not even a file could pass that changes no answer: there are too few images to show it."""
+    gates, found, count = config.promotion.gates, [], len(labels_V)
+    worst = least_worst_end(count)
+    if worst > WORST_END * gates.max_drop_points:
+        found.append(
+            f"no candidate can pass: {count} validation images show a loss of nothing only to {worst:.1f} "
+            f"points, more than the {WORST_END * gates.max_drop_points:g} allowed; add images, with or without labels, "
+            f"or set promotion.gates.max_drop_points to {_enough(worst):g} or more"
+        )
+    labels = labels_V[labels_V >= 0]
+    if not len(labels):
+        return found
+    worst = macro_f1_drop(labels, labels, labels).high
+    if worst > WORST_END * gates.max_macro_f1_drop_points:
+        support = np.bincount(labels, minlength=len(classes))
+        smallest = min(np.flatnonzero(support).tolist(), key=lambda at: (support[at], at))
+        found.append(
+            f"labels cannot show that macro F1 is kept: {len(labels)} labelled validation images, {support[smallest]} "
+            f"of class {classes[smallest]!r}, show a loss of nothing only to {worst:.1f} points, more than the "
+            f"{WORST_END * gates.max_macro_f1_drop_points:g} allowed; dense's answers stand in for labels. Label more, "
+            f"or set promotion.gates.max_macro_f1_drop_points to {_enough(worst):g} or more"
+        )
+    return found
+
+
+def _enough(worst: float) -> float:
+    """An allowance that such a worst end stays within."""
+    return math.ceil(worst / WORST_END * 2) / 2
