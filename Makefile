@@ -13,7 +13,7 @@ test: $(BIN)/.ready ## the default test suite, on all cores, at most four
 	@python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
 tiers: $(BIN)/.ready ## what takes minutes: slow tests, and those that start servers, kill them and wait; names what it skips
-	@python -m pytest -m "(slow or services) and not gpu" -rs
+	@python -m pytest -m "(slow or services) and not gpu" -rs -n 2 --dist loadfile
 
 check: $(BIN)/.ready ## lint, types
 	ruff check . && ruff format --check . && mypy
