@@ -1,7 +1,7 @@
 """The command line `winnow`. What has nothing to do needs neither torch, Prefect nor MLflow: imports are where used.
 
     winnow run [-S KEY=VALUE ...]   bring everything up to date, track it, promote the winner
-    winnow plan                     how long that would take here, and how much memory and disk
+    winnow plan [-S KEY=VALUE ...]  how long that would take here, and how much memory and disk
     winnow fetch                    bring data.path up to what lies in S3 (data.fetch); winnow run does it first
     winnow status                   which steps are stale, and why
     winnow track                    project the records onto MLflow (after dvc repro)
@@ -86,16 +86,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     run = add("run", _run, "bring everything up to date, track it in MLflow, promote the winner")
-    run.add_argument(
-        "-S",
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="sets",
-        help="set an existing key of params.yaml, as in -S data.source=folder; values are YAML",
-    )
-    add("plan", _plan, "how long a run would take on this machine, and how much memory and disk; nothing is started")
+    plan = add("plan", _plan, "how long a run would take here, how much memory and disk; nothing is started")
+    for command in (run, plan):
+        _add_settings(command)
     add("fetch", _fetch, "bring data.path up to what lies in S3, as winnow run does first (data.fetch)")
     add("status", _status, "which steps are stale, and why")
     add("track", _track, "project the records onto MLflow, as after dvc repro")
@@ -142,6 +135,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-S",
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="sets",
+        help="set an existing key of params.yaml, as in -S data.source=folder; values are YAML",
+    )
+
+
+def _set(places: Places, options: argparse.Namespace) -> None:
+    from flows.setting import set_keys
+    from tasks import checkout
+
+    if options.sets:
+        with checkout.run_alone(places):  # a run that works reads params.yaml at each step
+            set_keys(places, options.sets)
+
+
 def _config(places: Places) -> Config:
     from tasks.settings import check_files
 
@@ -162,18 +176,15 @@ def _fetch(places: Places, _options: argparse.Namespace) -> int:
 
 def _run(places: Places, options: argparse.Namespace) -> int:
     from flows.running import run
-    from flows.setting import set_keys
-    from tasks import checkout
 
-    if options.sets:
-        with checkout.run_alone(places):  # a run that works reads params.yaml at each step
-            set_keys(places, options.sets)
+    _set(places, options)
     return run(places, _config(places))
 
 
-def _plan(places: Places, _options: argparse.Namespace) -> int:
+def _plan(places: Places, options: argparse.Namespace) -> int:
     from flows.planning import plan
 
+    _set(places, options)
     return plan(places, _config(places))
 
 

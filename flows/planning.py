@@ -59,8 +59,9 @@ def plan(places: Places, config: Config) -> int:
         for forecast in _forecasts(places, config, counts, list(stale)):
             found.append(replace(forecast, seconds=forecast.seconds + PER_STEP * asking))
             console.print(f"  {forecast.step}: {duration(found[-1].seconds)}", style="dim")
-        write_json(places.hidden / "plan.json", _kept(places, found))
-    _show(found, counts, PER_RUN * asking, places)
+        once, kind = PER_RUN * asking, link_type(places)
+        write_json(places.hidden / "plan.json", _kept(places, found, once, kind))
+    _show(found, counts, once, kind, places)
     return 0
 
 
@@ -145,12 +146,21 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
 
 
-def _kept(places: Places, found: list[Forecast]) -> Row:
-    steps = {forecast.step: asdict(forecast) for forecast in found}
-    return {"params": sha256_of(places.root / "params.yaml"), "steps": steps}
+def _kept(places: Places, found: list[Forecast], once: float, kind: str) -> Row:
+    return {
+        "params": sha256_of(places.root / "params.yaml"),
+        "total_seconds": sum(row.seconds for row in found) + once,
+        "disk_gb": _on_disk_gb(found, kind),
+        "steps": {forecast.step: asdict(forecast) for forecast in found},
+    }
 
 
-def _show(found: list[Forecast], counts: Counts, once: float, places: Places) -> None:
+def _on_disk_gb(found: list[Forecast], kind: str) -> float:
+    """In artifacts/ and DVC's cache, which share their files where there are links of some kind."""
+    return sum(row.disk_mb for row in found) * (1 if kind else 2) / 1e3
+
+
+def _show(found: list[Forecast], counts: Counts, once: float, kind: str, places: Places) -> None:
     told = f"{counts.images:,} images: {counts.train:,} for training, {counts.budget:,} labels"
     table = Table("step", title=told, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("time", "memory, GB", "disk, GB"):
@@ -164,8 +174,7 @@ def _show(found: list[Forecast], counts: Counts, once: float, places: Places) ->
     table.add_row("flow, tracking and servers", duration(once), "", "", "")
     table.add_row("total", duration(seconds), f"{memory_mb / 1e3:.1f}", f"{disk_mb / 1e3:.2f}", "", style="bold")
     console.print(table)
-    kind = link_type(places)
-    needed = disk_mb * (1 if kind else 2) / 1e3
+    needed = _on_disk_gb(found, kind)
     how = f"artifacts/ and DVC's cache share them ({kind})" if kind else "twice, in artifacts/ and in DVC's cache"
     free, memory = shutil.disk_usage(places.root).free / 1e9, psutil.virtual_memory()
     console.print(f"Disk: {needed:.1f} GB, {how}; {free:.0f} GB are free.")
