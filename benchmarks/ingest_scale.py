@@ -129,8 +129,9 @@ def main() -> None:
             }
         )
     conditions = (
-        "Small JPEG files (28 pixels, cut from CIFAR-10 images and changed in brightness) in class folders, to arrays of "
-        "32 pixels: listing, decoding, hashing, splitting, near-duplicates, writing. Median of three; the million once. "
+        "Small JPEG files (28 pixels, cut from CIFAR-10 images and changed in brightness) in class folders, to arrays "
+        "of 32 pixels: listing, decoding, hashing, splitting, near-duplicates, writing. Median of three; the million "
+        "once. "
         "Memory is of the main process and its decoders together, less pages of files."
     )
     leave(NAME, conditions, {"runs": figures}, markdown(rows))

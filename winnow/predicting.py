@@ -64,13 +64,11 @@ def predict_files(folder: Path, paths: Iterable[Path], top: int = 1) -> tuple[in
 
 def _stream(folder: Path, card: dict[str, Any], paths: list[Path], count: int, top: int) -> Iterator[Prediction]:
     batch = min(BATCH, max(1, count))
-    answer = _opened(folder, card, batch)
+    answer = opened(folder, card, batch)
     items = (Item(path, -1, False, path) for path in files_of(paths))
     with closing(decode_all(items, count, card["image_size"])) as stream:
         for done in stream:
-            chances = iter(
-                softmax(_answered(answer, done.pixels_KHWC, batch), card["temperature"]) if done.kept else ()
-            )
+            chances = iter(softmax(answered(answer, done.pixels_KHWC, batch), card["temperature"]) if done.kept else ())
             kept = set(done.kept)
             for position, item in enumerate(done.items):
                 if position in kept:
@@ -79,13 +77,14 @@ def _stream(folder: Path, card: dict[str, Any], paths: list[Path], count: int, t
                     yield Prediction(item.name, (), (), done.reasons[position])
 
 
-def _opened(folder: Path, card: dict[str, Any], batch: int) -> Predict:
+def opened(folder: Path, card: dict[str, Any], batch: int) -> Predict:
+    """The file in the runtime and precision that its card names, for batches of this size."""
     serving = card["serving"]
     threads = min(serving["threads"], cores())
     return open_cell(folder, Cell(card["name"], serving["runtime"], serving["precision"], "file", batch, threads))
 
 
-def _answered(answer: Predict, pixels_KHWC: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
+def answered(answer: Predict, pixels_KHWC: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
     """Logits (K, C). OpenVINO's files have a fixed batch: the last one is filled up."""
     parts = []
     for at in range(0, len(pixels_KHWC), batch):
