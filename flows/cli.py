@@ -9,6 +9,7 @@
     winnow rollback                 the previous champion back into production
     winnow predict PATH ...         the promoted model on your files
     winnow export DIR               the promoted model to take away: file, labels, cards, an example
+    winnow serve                    the promoted model over HTTP
     winnow check-host FILE          figures of the machine that will serve, which gates go by from then on
     winnow drift [FOLDER]           whether fresh images still look like those that were trained on
     winnow approve, winnow deny     a person's word on the challenger, where promotion.approval asks for it
@@ -28,13 +29,15 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows import STOPPED
 from tasks.settings import Places, apply, registered_model_name
 from winnow.config import Config, load_config
+from winnow.config.serving import Serving
 from winnow.errors import ConfigError, WinnowError
 
 if TYPE_CHECKING:
@@ -105,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", _export, "the promoted model as a folder to take away: file, labels, cards, an example")
     export.add_argument("folder", type=Path, metavar="DIR")
     export.add_argument("--model", default="champion", help="alias or version of the registered model")
+    server = add("serve", _serve, "the promoted model over HTTP, until Ctrl-C: POST an image to /predict")
+    server.add_argument("--model", default="champion", help="alias or version of the registered model")
+    for field in fields(Serving):
+        if field.name not in ("folder", "title"):
+            flag = f"--{field.name.replace('_', '-')}"
+            server.add_argument(flag, type=type(field.default), default=field.default, help=f"default: {field.default}")
     export.add_argument(
         "--candidates", action="store_true", help="also all candidates, to be timed where one of them will serve"
     )
@@ -268,6 +277,13 @@ def _export(places: Places, options: argparse.Namespace) -> int:
     if options.candidates:
         print(f"There: python check_host.py; here again: winnow check-host host.json ({len(check.others)} candidates)")
     return 0
+
+
+def _serve(places: Places, options: argparse.Namespace) -> int:
+    from flows.serving import serve
+
+    asked: dict[str, Any] = {field.name: getattr(options, field.name, "") for field in fields(Serving)}
+    return serve(places, load_config(places.root / "params.yaml"), options.model, Serving(**asked))
 
 
 def _check_host(places: Places, options: argparse.Namespace) -> int:

@@ -1,0 +1,174 @@
+"""The process that `winnow serve` becomes: LitServe answers HTTP, gathers requests to batches, runs the model apart.
+
+    python -m flows.answering '{"folder": ..., "title": ..., "host": ..., "port": ..., ...}'
+
+An image is read and decoded in the process that speaks HTTP, on a thread of its own, so that a bad one is this
+request's error alone; pixels go to the worker, which holds the model. What LitServe leaves open is closed here:
+requests beyond `max_waiting` get 503 at once, bodies beyond `max_bytes` 413 before they are read whole, and whoever
+waits longer than `timeout` gets 504, also if the worker hangs.
+
+No `from __future__ import annotations` in this file: LitServe hands annotations on to FastAPI as they are.
+"""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import litserve  # type: ignore[import-untyped]
+import numpy as np
+from fastapi import Depends, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+
+from winnow.config.serving import Serving
+from winnow.records import read_json
+from winnow.serving import Model, Unusable, pixels_of, told
+
+PREDICT = "/predict"
+FORM_FIELD = "image"
+
+
+class _Here:
+    """What the process that speaks HTTP knows; set before LitServe forks it."""
+
+    settings: Serving
+    side: int
+
+
+ANSWERS = Counter("winnow_requests", "Requests by status.", ["status"])
+WAITING = Gauge("winnow_waiting", "Requests that are being read or answered.")
+SECONDS = Histogram(
+    "winnow_seconds",
+    "From the first byte of a request to the last of its answer.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+
+
+class Limits:
+    """ASGI middleware: how many may wait and how long, and the metrics of what they got."""
+
+    def __init__(self, app: Any) -> None:
+        self.app, self.waiting = app, 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass on, or answer 503 or 504."""
+        if scope["type"] != "http" or scope["path"] != PREDICT:
+            await self.app(scope, receive, send)
+            return
+        settings, began = _Here.settings, time.perf_counter()
+        status = 0
+
+        async def noted(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        if self.waiting >= settings.max_waiting:
+            text = f"{settings.max_waiting} requests are waiting already"
+            await JSONResponse({"detail": text}, 503, {"Retry-After": "1"})(scope, receive, noted)
+        else:
+            self.waiting += 1
+            WAITING.set(self.waiting)
+            try:
+                await asyncio.wait_for(self.app(scope, receive, noted), settings.timeout)
+            except TimeoutError:
+                if not status:
+                    text = f"no answer within {settings.timeout:g} s"
+                    await JSONResponse({"detail": text}, 504)(scope, receive, noted)
+            finally:
+                self.waiting -= 1
+                WAITING.set(self.waiting)
+        ANSWERS.labels(str(status)).inc()
+        SECONDS.observe(time.perf_counter() - began)
+
+
+async def request_pixels(request: Request) -> np.ndarray:
+    """Pixels of the request: the bytes of an image file, a form with a file, or JSON. Raises HTTPException."""
+    kind = request.headers.get("content-type", "")
+    try:
+        if kind.startswith("multipart/form-data"):
+            body = await _form_file(request)
+        else:
+            body = await _limited(request)
+        return await run_in_threadpool(pixels_of, body, kind, _Here.side)
+    except Unusable as error:
+        raise HTTPException(400, str(error)) from error
+
+
+async def _limited(request: Request) -> bytes:
+    parts, size, most = [], 0, _Here.settings.max_bytes
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise HTTPException(413, f"more than {most:,} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _form_file(request: Request) -> bytes:
+    if int(request.headers.get("content-length", _Here.settings.max_bytes + 1)) > _Here.settings.max_bytes:
+        raise HTTPException(413, f"more than {_Here.settings.max_bytes:,} bytes, or of unknown length")
+    async with request.form(max_files=1, max_fields=1) as form:
+        file = form.get(FORM_FIELD)
+        if file is None or isinstance(file, str):
+            raise Unusable(f"the form is to hold a file named {FORM_FIELD}")
+        return await file.read()
+
+
+class Classifier(litserve.LitAPI):  # type: ignore[misc]
+    """What LitServe runs: `setup`, `predict` and what follows in the worker."""
+
+    def __init__(self, settings: Serving) -> None:
+        super().__init__(max_batch_size=settings.max_batch, batch_timeout=settings.max_wait_ms / 1e3, api_path=PREDICT)
+        self.settings = settings
+
+    def setup(self, device: str) -> None:
+        """Open the model."""
+        self.model = Model(Path(self.settings.folder), self.settings.max_batch)
+
+    def decode_request(self, request: Annotated[np.ndarray, Depends(request_pixels)]) -> np.ndarray:
+        """Decoded already."""
+        return request
+
+    def predict(self, pixels_NHWC: np.ndarray) -> np.ndarray:
+        """Probabilities (N, C); a server that makes no batches gives a single image."""
+        return self.model(pixels_NHWC if pixels_NHWC.ndim == 4 else pixels_NHWC[None])
+
+    def encode_response(self, chances_C: np.ndarray) -> dict[str, Any]:
+        """One answer."""
+        top = min(self.settings.top, len(self.model.card["classes"]))
+        return {**told(np.atleast_2d(chances_C)[0], self.model.card, top), "model": self.settings.title}
+
+
+def metrics() -> Response:
+    """Prometheus' text."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def main(settings: Serving) -> int:
+    """Serve until Ctrl-C or SIGTERM."""
+    card = read_json(Path(settings.folder) / "card.json")
+    _Here.settings, _Here.side = settings, card["image_size"]
+    server = litserve.LitServer(
+        Classifier(settings),
+        accelerator="cpu",
+        timeout=settings.timeout,
+        disable_openapi_url=False,
+        middlewares=[Limits],
+    )
+    server.app.add_api_route("/metrics", metrics)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # LitServe would leave its processes behind
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(settings.host, settings.port, num_api_servers=1, generate_client_file=False, log_level="warning")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Serving(**json.loads(sys.argv[1]))))
