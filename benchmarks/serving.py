@@ -23,6 +23,7 @@ import httpx
 import numpy as np
 
 from benchmarks.chain import ROOT, leave, markdown
+from flows.serving import START
 from winnow.config.serving import Serving
 from winnow.data.images import decode
 from winnow.records import read_json
@@ -68,13 +69,14 @@ async def load(image: bytes, clients: int) -> tuple[list[float], float]:
 def start(folder: Path) -> subprocess.Popen[bytes]:
     """The server, ready."""
     told = json.dumps({**asdict(Serving()), "folder": str(folder), "title": "benchmark", "port": PORT})
-    process = subprocess.Popen([sys.executable, "-m", "flows.answering", told], cwd=ROOT)
-    while True:
+    process = subprocess.Popen([sys.executable, "-c", START, told], cwd=ROOT)
+    while process.poll() is None:
         try:
             if httpx.get(f"http://127.0.0.1:{PORT}/health").status_code == 200:
                 return process
         except httpx.TransportError:
             time.sleep(0.2)
+    raise RuntimeError("the server ended before it was ready")
 
 
 def main() -> None:

@@ -1,20 +1,18 @@
 """The process that `winnow serve` becomes: LitServe answers HTTP, gathers requests to batches, runs the model apart.
 
-    python -m flows.answering '{"folder": ..., "title": ..., "host": ..., "port": ..., ...}'
+An image is decoded apart from its batch, in processes of their own, one for each core: so a bad one is this request's
+error alone, also one at which a decoder dies or hangs, and memory is bounded. Pixels go to the worker, which holds the
+model. What LitServe leaves open is closed here: requests beyond `max_waiting` get 503 at once, bodies beyond
+`max_bytes` 413 before they are read whole, and whoever waits longer than `timeout` gets 504, also if the worker hangs.
 
-An image is read and decoded in the process that speaks HTTP, on a thread of its own, so that a bad one is this
-request's error alone; pixels go to the worker, which holds the model. What LitServe leaves open is closed here:
-requests beyond `max_waiting` get 503 at once, bodies beyond `max_bytes` 413 before they are read whole, and whoever
-waits longer than `timeout` gets 504, also if the worker hangs.
-
-No `from __future__ import annotations` in this file: LitServe hands annotations on to FastAPI as they are.
+No `from __future__ import annotations` in this file: LitServe hands annotations on to FastAPI as they are. It is not
+run as a script either: each process that it starts would import it again.
 """
 
 import asyncio
 import contextlib
 import json
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,8 +25,10 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
 from winnow.config.serving import Serving
+from winnow.data.decoding import Decoder, Result
+from winnow.machine import cores
 from winnow.records import read_json
-from winnow.serving import Model, Unusable, pixels_of, told
+from winnow.serving import Model, Unusable, is_json, pixels_of_json, told
 
 PREDICT = "/predict"
 FORM_FIELD = "image"
@@ -39,6 +39,8 @@ class _Here:
 
     settings: Serving
     side: int
+    decoders: asyncio.Queue[Decoder] | None = None
+    """Those that have nothing to do; made where they are used."""
 
 
 ANSWERS = Counter("winnow_requests", "Requests by status.", ["status"])
@@ -59,10 +61,12 @@ class Limits:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass on, or answer 503 or 504."""
         if scope["type"] != "http" or scope["path"] != PREDICT:
+            if scope["type"] == "http":
+                _free_decoders()  # whoever asks for health finds them on their way
             await self.app(scope, receive, send)
             return
         settings, began = _Here.settings, time.perf_counter()
-        status = 0
+        status = 0  # none was sent: LitServe answers 500 further out
 
         async def noted(message: Any) -> None:
             nonlocal status
@@ -70,23 +74,23 @@ class Limits:
                 status = message["status"]
             await send(message)
 
-        if self.waiting >= settings.max_waiting:
-            text = f"{settings.max_waiting} requests are waiting already"
-            await JSONResponse({"detail": text}, 503, {"Retry-After": "1"})(scope, receive, noted)
-        else:
-            self.waiting += 1
-            WAITING.set(self.waiting)
-            try:
+        self.waiting += 1
+        WAITING.set(self.waiting)
+        try:
+            if self.waiting > settings.max_waiting:
+                text = f"{settings.max_waiting} requests are waiting already"
+                await JSONResponse({"detail": text}, 503, {"Retry-After": "1"})(scope, receive, noted)
+            else:
                 await asyncio.wait_for(self.app(scope, receive, noted), settings.timeout)
-            except TimeoutError:
-                if not status:
-                    text = f"no answer within {settings.timeout:g} s"
-                    await JSONResponse({"detail": text}, 504)(scope, receive, noted)
-            finally:
-                self.waiting -= 1
-                WAITING.set(self.waiting)
-        ANSWERS.labels(str(status)).inc()
-        SECONDS.observe(time.perf_counter() - began)
+        except TimeoutError:
+            if not status:
+                text = f"no answer within {settings.timeout:g} s"
+                await JSONResponse({"detail": text}, 504)(scope, receive, noted)
+        finally:
+            self.waiting -= 1
+            WAITING.set(self.waiting)
+            ANSWERS.labels(str(status or 500)).inc()
+            SECONDS.observe(time.perf_counter() - began)
 
 
 async def request_pixels(request: Request) -> np.ndarray:
@@ -97,9 +101,40 @@ async def request_pixels(request: Request) -> np.ndarray:
             body = await _form_file(request)
         else:
             body = await _limited(request)
-        return await run_in_threadpool(pixels_of, body, kind, _Here.side)
+        if is_json(kind):
+            return await run_in_threadpool(pixels_of_json, body, _Here.side)
+        return await _decoded(body)
     except Unusable as error:
         raise HTTPException(400, str(error)) from error
+
+
+def _free_decoders() -> asyncio.Queue[Decoder]:
+    if _Here.decoders is None:
+        _Here.decoders = asyncio.Queue()
+        for _ in range(cores()):
+            _Here.decoders.put_nowait(Decoder(_Here.side))
+    return _Here.decoders
+
+
+async def _decoded(body: bytes) -> np.ndarray:
+    """By the next decoder that is free. It is given back when it is done, also where nobody waits any more."""
+    free = _free_decoders()
+    decoder = await free.get()
+    work = asyncio.ensure_future(run_in_threadpool(_decode, decoder, body))
+    work.add_done_callback(lambda _: free.put_nowait(decoder))
+    result = await asyncio.shield(work)
+    if isinstance(result, str):
+        raise Unusable(result)
+    _, pixels_KHWC, _, reasons = result
+    if reasons:
+        raise Unusable(reasons[0])
+    pixels: np.ndarray = pixels_KHWC[0]
+    return pixels
+
+
+def _decode(decoder: Decoder, body: bytes) -> Result | str:
+    decoder.give([body])
+    return decoder.answer(_Here.settings.timeout)
 
 
 async def _limited(request: Request) -> bytes:
@@ -152,8 +187,9 @@ def metrics() -> Response:
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
-def main(settings: Serving) -> int:
-    """Serve until Ctrl-C or SIGTERM."""
+def main(told: str) -> int:
+    """Serve until Ctrl-C or SIGTERM; `told`: Serving as JSON."""
+    settings = Serving(**json.loads(told))
     card = read_json(Path(settings.folder) / "card.json")
     _Here.settings, _Here.side = settings, card["image_size"]
     server = litserve.LitServer(
@@ -168,7 +204,3 @@ def main(settings: Serving) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         server.run(settings.host, settings.port, num_api_servers=1, generate_client_file=False, log_level="warning")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(Serving(**json.loads(sys.argv[1]))))

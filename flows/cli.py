@@ -266,14 +266,18 @@ def _predict(places: Places, options: argparse.Namespace) -> int:
 
 def _export(places: Places, options: argparse.Namespace) -> int:
     from tasks import hosting, registry
-    from winnow.exporting import export_model
+    from winnow.exporting import export_check, export_model
 
     config = load_config(places.root / "params.yaml")
     name = registered_model_name(config)
-    version = registry.get(places, name, options.model)
     check = hosting.host_check(places, config, options.candidates)
-    export_model(registry.fetch(places, name, version), options.folder, f"{name}, {version}", check)
-    print(f"{version} of {name} is in {options.folder}")
+    if options.candidates and registry.find(places, name, options.model) is None:
+        # Perhaps nobody passes here because nobody is fast here.
+        export_check(options.folder, check, config.data.image_size)
+    else:
+        version = registry.get(places, name, options.model)
+        export_model(registry.fetch(places, name, version), options.folder, f"{name}, {version}", check)
+        print(f"{version} of {name} is in {options.folder}")
     if options.candidates:
         print(f"There: python check_host.py; here again: winnow check-host host.json ({len(check.others)} candidates)")
     return 0
@@ -295,8 +299,8 @@ def _check_host(places: Places, options: argparse.Namespace) -> int:
         set_keys(places, [f"benchmark.target={hosting.TARGET}"])
     machine = host.machine
     print(f"Gates go by {machine.cpu}, {machine.threads} threads, from now on; winnow run applies it.")
-    if missing:
-        print(f"Not timed there, and so out of question: {', '.join(missing)} (winnow export DIR --candidates)")
+    for candidate, why in missing.items():
+        print(f"{candidate} was not timed there, and so is out of question: {why}")
     return 0
 
 

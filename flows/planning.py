@@ -113,14 +113,17 @@ def _forecasts(places: Places, config: Config, counts: Counts, stages: list[str]
     """From the child process, as they come. Raises WinnowError with what a step has to say against its settings."""
     steps = [stage.removeprefix(versioning.CANDIDATE) for stage in stages]
     command = [sys.executable, "-m", "tasks.rehearsal", str(places.root / "params.yaml"), json.dumps(asdict(counts))]
-    with subprocess.Popen(
-        [*command, str(places.hidden), *steps],
-        cwd=places.root,
-        env=_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
+    with (
+        tempfile.TemporaryDirectory(dir=places.hidden) as folder,
+        subprocess.Popen(
+            [*command, str(places.hidden), folder, *steps],
+            cwd=places.root,
+            env=_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child,
+    ):
         assert child.stdout is not None
         assert child.stderr is not None
         noise = threading.Thread(target=lambda: told.extend(child.stderr or ()), daemon=True)

@@ -9,30 +9,40 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from flows.supervising import listens
 from tasks import registry
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
 from winnow.config.serving import Serving
-from winnow.errors import ConfigError, MissingExtra
+from winnow.errors import ConfigError, MissingExtra, WinnowError
+from winnow.runtimes import NotHere
+from winnow.serving import Model
 
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
 PORTS = range(1024, 65536)
+START = "import sys; from flows.answering import main; raise SystemExit(main(sys.argv[1]))"
+"""Not -m: each process that the server starts would import it again."""
 
 
 def serve(places: Places, config: Config, which: str, asked: Serving) -> int:
     """Never comes back where all is well: this process becomes the server, without MLflow's libraries and threads."""
-    if importlib.util.find_spec("litserve") is None:
-        raise MissingExtra("litserve", "serve")
+    for package in ("litserve", "prometheus_client", "python_multipart"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package.replace("_", "-"), "serve")
     _check(asked)
     name = registered_model_name(config)
     version = registry.get(places, name, which)
     folder = registry.fetch(places, name, version)
+    try:
+        Model(folder, 1)
+    except NotHere as error:
+        raise WinnowError(f"{version} of {name} cannot run here: {error}") from error
     told = asdict(replace(asked, folder=str(folder), title=f"{name}, {version}"))
     print(f"{version} of {name}: POST an image to http://{asked.host}:{asked.port}/predict; Ctrl-C ends it")  # noqa: T201
     sys.stdout.flush()
     here = str(Path(__file__).resolve().parent.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
-    os.execve(sys.executable, [sys.executable, "-m", "flows.answering", json.dumps(told)], environment)
+    os.execve(sys.executable, [sys.executable, "-c", START, json.dumps(told)], environment)
 
 
 def _check(asked: Serving) -> None:
@@ -40,6 +50,8 @@ def _check(asked: Serving) -> None:
         raise ConfigError(f"--host {asked.host}: it is to be {', '.join(HOSTS)}; 127.0.0.1 is this machine alone")
     if asked.port not in PORTS:
         raise ConfigError(f"--port {asked.port}: it is to be from 1024 to 65535")
+    if listens(asked.port, asked.host):
+        raise WinnowError(f"port {asked.port} is taken; choose another one: --port {asked.port + 1}")
     for key, value in asdict(asked).items():
         if not isinstance(value, str) and (value < 0 or (value == 0 and key != "max_wait_ms")):
             raise ConfigError(f"--{key.replace('_', '-')} {value}: it is to be a positive number")

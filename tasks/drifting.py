@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +80,7 @@ def look(places: Places, config: Config, path: str | None = None) -> Finding:
     fresh = answer(at / MODEL, pixels_NHWC)
     shifts = compare(reference, fresh, config.drift)
     told = advice(shifts)
-    asked = _wanted(files, fresh, card["classes"], config.drift.ask_for) if told.wants == "labels" else ()
+    asked = _wanted(files, fresh, card, config.drift.ask_for) if told.wants == "labels" else ()
     return Finding(len(files), len(held_out), rejected, champion, tuple(shifts), told, asked)
 
 
@@ -101,10 +103,12 @@ def _read(folder: Path, side: int, known: set[bytes]) -> tuple[list[str], NDArra
     return files, stacked, tuple(rejected)
 
 
-def _wanted(files: list[str], fresh: Answers, classes: list[str], count: int) -> tuple[tuple[str, str, float], ...]:
+def _wanted(
+    files: list[str], fresh: Answers, card: Mapping[str, Any], count: int
+) -> tuple[tuple[str, str, float], ...]:
     from winnow.evaluation import softmax
 
-    chances_NC = softmax(fresh.logits_NC)
+    classes, chances_NC = card["classes"], softmax(fresh.logits_NC, card.get("temperature", 1.0))
     return tuple(
         (files[at], classes[int(chances_NC[at].argmax())], float(chances_NC[at].max())) for at in to_label(fresh, count)
     )

@@ -19,11 +19,14 @@ TARGET = "data/target.json"
 
 
 def host_check(places: Places, config: Config, with_candidates: bool) -> HostCheck:
-    """What is exported beside a model; with every candidate of the last run, so that gates can go by their times."""
+    """What is exported beside a model; with every candidate of the last run, so that gates can go by their times.
+
+    Only with candidates do validation images go along: who takes a model away does not give pictures away.
+    """
+    if not with_candidates:
+        return HostCheck(config.benchmark, None)
     data = places.artifacts / "data"
     images = load_images(data) if (data / RECORD).is_file() else None
-    if not with_candidates:
-        return HostCheck(config.benchmark, images)
     found = []
     for name in (ROOT, *in_order(dict(config.candidates))):
         folder = places.artifacts / "candidates" / name
@@ -31,10 +34,10 @@ def host_check(places: Places, config: Config, with_candidates: bool) -> HostChe
     return HostCheck(config.benchmark, images, tuple(found))
 
 
-def take_in(places: Places, config: Config, file: Path) -> tuple[Host, list[str]]:
-    """Keep what check_host.py wrote as data/target.json -> it, and the present candidates that it did not time.
+def take_in(places: Places, config: Config, file: Path) -> tuple[Host, dict[str, str]]:
+    """Keep what check_host.py wrote as data/target.json -> it, and why present candidates were not timed there.
 
-    Raises DataError where it is something else, ArtifactError where it has not timed the present dense.
+    Raises DataError where it is something else, or of none of the present candidates.
     """
     host = read_host(file)
     digests = {
@@ -45,8 +48,26 @@ def take_in(places: Places, config: Config, file: Path) -> tuple[Host, list[str]
     if not digests:
         raise DataError("there is no candidate to compare the figures with; winnow run makes them")
     best = speeds_on(host, digests, config.benchmark.large_batch)["best"]
+    missing = {name: _why(host, digests[name]) for name, rows in best.items() if rows["latency"] is None}
+    if ROOT in missing:
+        raise DataError(
+            f"{file} has no times of the present {ROOT} ({missing[ROOT]}), which all others are compared with; "
+            "`winnow export DIR --candidates`, and run check_host.py there again"
+        )
     write_json(places.root / TARGET, host.model_dump(mode="json"))
-    return host, [name for name, rows in best.items() if rows["latency"] is None]
+    return host, missing
+
+
+def _why(host: Host, digest: str) -> str:
+    """Why a file has no times: refused there, or never there."""
+    reasons = {str(row["reason"]) for row in host.refused if row.get("sha256") == digest}
+    return "; ".join(sorted(reasons)) or "it was not there"
+
+
+def target_digest(places: Places, config: Config) -> str | None:
+    """Of the figures that gates go by; None: this machine's."""
+    path = config.benchmark.target
+    return None if path == NOTHING else sha256_of(places.root / path)
 
 
 def target_of(places: Places, config: Config) -> Host | None:

@@ -76,7 +76,7 @@ def _promote_winner(
     places: Places, config: Config, selection: StepRecord, winner: str, champion: Version | None, replace: bool
 ) -> Outcome:
     model = registered_model_name(config)
-    folder, sha256 = _checked(places, selection, winner)
+    folder, sha256 = _checked(places, config, selection, winner)
     if champion and champion.sha256 == sha256:
         return Outcome(
             (f"{winner} is the champion of {model} already: {champion} is the same file",),
@@ -136,13 +136,15 @@ def number_of(version: Version | None) -> str | None:
     return version.number if version else None
 
 
-def _checked(places: Places, selection: StepRecord, winner: str) -> tuple[Path, str]:
+def _checked(places: Places, config: Config, selection: StepRecord, winner: str) -> tuple[Path, str]:
     """The winner's folder and the digest of its file, if they are what was selected."""
     folder = places.artifacts / "candidates" / winner
     if selection.inputs.get(winner) != record_digest(folder):
         raise ArtifactError(f"{folder} has changed since it was selected; run winnow again")
     if selection.inputs.get("benchmark") != record_digest(places.artifacts / "benchmark"):
         raise ArtifactError(f"{places.artifacts / 'benchmark'} has changed since the selection; run winnow again")
+    if selection.inputs.get("target") != hosting.target_digest(places, config):
+        raise ArtifactError("benchmark.target has changed since the selection; run winnow again")
     sha256 = sha256_of(folder / MODEL) if (folder / MODEL).is_file() else "missing"
     if sha256 not in {artifact.sha256 for artifact in read_record(folder).artifacts if artifact.name == MODEL}:
         raise ArtifactError(f"{folder / MODEL} is not the file of its record; delete {folder} and run winnow again")

@@ -4,7 +4,7 @@ The user's files serve where pixels matter (decoding), random ones where they do
 their builder, since training makes none of them faster. Methods run as they are, on few images. In a process of its
 own, since its peak memory is the forecast:
 
-    python -m tasks.rehearsal PARAMS COUNTS SCRATCH STEP ...      # a Forecast as JSON a line
+    python -m tasks.rehearsal PARAMS COUNTS SCRATCH FOLDER STEP ...      # a Forecast as JSON a line
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import logging
 import shutil
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -129,10 +128,12 @@ class Rehearsal:
         arms = 1 + (not isinstance(self.config.pretrain, NoPretraining)) + (settings.weights != NOTHING)
         trainings = arms * (len(settings.learning_rates) + len(settings.seeds) - 1)
         folds = settings.folds if settings.crosses(counts.choosing) else 0
-        labels = [counts.budget] * trainings + [counts.budget + counts.choosing] * folds
+        labels = [counts.budget] * trainings
+        labels += [(counts.budget + counts.choosing) * (folds - 1) // folds for _ in range(folds)]
         steps = sum(settings.steps_for(count) for count in labels)
         embedding = 1 / self.trials.embedded(model)
-        answering = (trainings * counts.choosing + folds * (counts.budget + counts.choosing)) * embedding
+        crossed = counts.budget + counts.choosing if folds else 0
+        answering = (trainings * counts.choosing + crossed) * embedding
         probing = (counts.budget + counts.choosing) * embedding
         probing += self.trials.probed(model, counts.budget, counts.classes)
         began = time.monotonic()
@@ -280,15 +281,14 @@ def _steps(steps: int, batch: int, each: float) -> str:
 
 def main(arguments: list[str]) -> int:
     """What the child process does: a forecast a line, and at the end {"error": ...} where a step could not be tried."""
-    params, counts, scratch, *steps = arguments
+    params, counts, scratch, folder, *steps = arguments
     for noisy in ("winnow", "nncf", "torch", "onnxscript"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            rehearsal = Rehearsal(load_config(Path(params)), Counts(**json.loads(counts)), Path(scratch), Path(folder))
-            for step in steps:
-                sys.stdout.write(json.dumps(asdict(rehearsal.rehearse(step))) + "\n")
-                sys.stdout.flush()
+        rehearsal = Rehearsal(load_config(Path(params)), Counts(**json.loads(counts)), Path(scratch), Path(folder))
+        for step in steps:
+            sys.stdout.write(json.dumps(asdict(rehearsal.rehearse(step))) + "\n")
+            sys.stdout.flush()
     except WinnowError as error:
         sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
         return 2

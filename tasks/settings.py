@@ -143,6 +143,11 @@ def check_files(config: Config, root: Path) -> None:
         problems.append(
             f"  data.labels: {config.data.labels!r} is no file (looked for in {root}); for none set it to {NOTHING}"
         )
+    if not (root / config.benchmark.target).is_file():
+        problems.append(
+            f"  benchmark.target: {config.benchmark.target!r} is no file (looked for in {root}); `winnow check-host` "
+            f"makes it; for this machine set it to {NOTHING}"
+        )
     if problems:
         raise ConfigError("params.yaml names what is not there:\n" + "\n".join(problems))
 

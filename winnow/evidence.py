@@ -3,7 +3,8 @@
 Labels are dear and images are not. Where two networks give the same answer, neither has lost: the share of images that
 get another answer bounds the drop in top-1, whatever the labels would say, and needs none. For macro F1 there is no
 such bound (a rare class may hide in a small share), so keeping the reference's answers class by class is a stand-in.
-Both hold for images that neither was trained or calibrated on.
+Both hold for images that neither was trained or calibrated on, and as far as
+images with a label are a fair draw of all.
 """
 
 from __future__ import annotations

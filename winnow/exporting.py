@@ -44,7 +44,7 @@ for path in sys.argv[1:]:
     short, (w, h) = min(image.size), image.size
     square = ((w - short) / 2, (h - short) / 2, (w + short) / 2, (h + short) / 2)
     pixels = numpy.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=square))
-    logits = session.run(None, {"pixels": pixels[None]})[0][0].astype("float64") / card["temperature"]
+    logits = session.run(None, {"pixels": pixels[None]})[0][0].astype("float64") / card.get("temperature", 1)
     chances = numpy.exp(logits - logits.max()) / numpy.exp(logits - logits.max()).sum()
     print(f"{path}\\t{card['classes'][chances.argmax()]}\\t{chances.max():.4f}")
 '''
@@ -66,9 +66,7 @@ def export_model(folder: Path, out: Path, title: str, check: HostCheck) -> None:
 
     Raises DataError where `out` is there already and holds more than an earlier export.
     """
-    ours = {MODEL, CARD, LABELS, README, EXAMPLE, CHECK_HOST, CHECK}
-    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= ours):
-        raise DataError(f"{out} is there and holds something else; name a folder that is empty, or new")
+    _see_ours(out)
     card = read_json(folder / CARD)
     with publish(out) as there:
         shutil.copyfile(folder / MODEL, there / MODEL)
@@ -78,16 +76,41 @@ def export_model(folder: Path, out: Path, title: str, check: HostCheck) -> None:
         (there / README).write_text(model_card(card, title), encoding="utf-8")
         own = (card["name"], there / MODEL, card["precision"])
         others = [other for other in check.others if other[0] != card["name"] or not _same(other[1], folder / MODEL)]
-        write_check(there, [own, *others], check_pixels(check.images, card), check.settings)
+        write_check(there, [own, *others], check_pixels(check.images, card["image_size"]), check.settings)
+
+
+def export_check(out: Path, check: HostCheck, image_size: int) -> None:
+    """Leave check_host.py and the candidates alone in `out`, where no model has been promoted yet."""
+    _see_ours(out)
+    with publish(out) as there:
+        pixels_NHWC = check_pixels(check.images, image_size)
+        write_check(there, check.others, pixels_NHWC, check.settings)
+
+
+def _see_ours(out: Path) -> None:
+    """Raise DataError where `out` is there and is anything but empty or an earlier export."""
+    if not out.exists() or (out.is_dir() and _is_export(out)):
+        return
+    raise DataError(f"{out} is there and holds something else; name a folder that is empty, or new")
+
+
+def _is_export(out: Path) -> bool:
+    there = {path.name for path in out.iterdir()}
+    checked = {path.name for path in (out / CHECK).iterdir()} if (out / CHECK).is_dir() else set()
+    if CHECK in there and "manifest.json" not in checked:
+        return False
+    if not all(name in ("manifest.json", "pixels.npy") or name.endswith(".onnx") for name in checked):
+        return False
+    whole, alone = {MODEL, CARD}, {CHECK_HOST, CHECK}
+    return not there or there == alone or whole <= there <= {*whole, *alone, LABELS, README, EXAMPLE}
 
 
 def _same(one: Path, other: Path) -> bool:
     return sha256_of(one) == sha256_of(other)
 
 
-def check_pixels(images: ImageSet | None, card: Mapping[str, Any]) -> NDArray[np.uint8]:
+def check_pixels(images: ImageSet | None, side: int) -> NDArray[np.uint8]:
     """Images uint8 (K, S, S, 3) on which every machine must give the same answers."""
-    side = card["image_size"]
     if images is not None and images.image_size == side and len(images.indices(VALIDATION)):
         indices = images.indices(VALIDATION)
         at = np.unique(np.linspace(0, len(indices) - 1, min(CHECKED_IMAGES, len(indices))).round().astype(np.int64))

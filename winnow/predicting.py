@@ -64,11 +64,11 @@ def predict_files(folder: Path, paths: Iterable[Path], top: int = 1) -> tuple[in
 
 def _stream(folder: Path, card: dict[str, Any], paths: list[Path], count: int, top: int) -> Iterator[Prediction]:
     batch = min(BATCH, max(1, count))
-    answer = opened(folder, card, batch)
+    answer, scale = opened(folder, card, batch), card.get("temperature", 1.0)
     items = (Item(path, -1, False, path) for path in files_of(paths))
     with closing(decode_all(items, count, card["image_size"])) as stream:
         for done in stream:
-            chances = iter(softmax(answered(answer, done.pixels_KHWC, batch), card["temperature"]) if done.kept else ())
+            chances = iter(softmax(answered(answer, done.pixels_KHWC, batch), scale) if done.kept else ())
             kept = set(done.kept)
             for position, item in enumerate(done.items):
                 if position in kept:

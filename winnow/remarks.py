@@ -19,9 +19,10 @@ def remarks(
     reference: str,
     dense: Evidence,
     labels_V: NDArray[np.int64],
+    dense_V: NDArray[np.int64],
     classes: Sequence[str],
 ) -> tuple[str, ...]:
-    """`dense`: what it lost against the reference; `labels_V`: of the validation images, -1 for none."""
+    """`dense`: what it lost against the reference; `dense_V`: its answers; `labels_V`: -1 for none."""
     found, count, dense_drop = [], int((labels_V >= 0).sum()), dense.labelled
     if not count:
         found.append("no validation image has a label: accuracy is not known, only that answers stay the same")
@@ -41,10 +42,12 @@ def remarks(
             f"training dense on with its own answers as teacher gains {dense_drop.points:.1f} points: dense was not "
             "trained to its end (finetune.epochs), drops are counted against dense-kd"
         )
-    return (*found, *_unreachable(config, labels_V, classes))
+    return (*found, *_unreachable(config, labels_V, dense_V, classes))
 
 
-def _unreachable(config: Config, labels_V: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+def _unreachable(
+    config: Config, labels_V: NDArray[np.int64], dense_V: NDArray[np.int64], classes: Sequence[str]
+) -> list[str]:
     """Gates that not even a file could pass that changes no answer: there are too few images to show it."""
     gates, found, count = config.promotion.gates, [], len(labels_V)
     worst = least_worst_end(count)
@@ -54,19 +57,22 @@ def _unreachable(config: Config, labels_V: NDArray[np.int64], classes: Sequence[
             f"points, more than the {WORST_END * gates.max_drop_points:g} allowed; add images, with or without labels, "
             f"or set promotion.gates.max_drop_points to {_enough(worst):g} or more"
         )
-    labels = labels_V[labels_V >= 0]
-    if not len(labels):
+    labels, allowed = labels_V[labels_V >= 0], WORST_END * gates.max_macro_f1_drop_points
+    by_answers = macro_f1_drop(dense_V, dense_V, dense_V).high
+    by_labels = macro_f1_drop(labels, labels, labels).high if len(labels) else math.inf
+    if by_labels <= allowed:
         return found
-    worst = macro_f1_drop(labels, labels, labels).high
-    if worst > WORST_END * gates.max_macro_f1_drop_points:
-        support = np.bincount(labels, minlength=len(classes))
-        smallest = min(np.flatnonzero(support).tolist(), key=lambda at: (support[at], at))
-        found.append(
-            f"labels cannot show that macro F1 is kept: {len(labels)} labelled validation images, {support[smallest]} "
-            f"of class {classes[smallest]!r}, show a loss of nothing only to {worst:.1f} points, more than the "
-            f"{WORST_END * gates.max_macro_f1_drop_points:g} allowed; dense's answers stand in for labels. Label more, "
-            f"or set promotion.gates.max_macro_f1_drop_points to {_enough(worst):g} or more"
-        )
+    worst = min(by_labels, by_answers)
+    start = "no candidate can pass" if worst > allowed else "labels cannot show that macro F1 is kept"
+    support = np.bincount(labels, minlength=len(classes))
+    smallest = min(range(len(classes)), key=lambda at: (support[at] == 0, support[at], at))
+    shown = f"to {by_labels:.1f} points, more than the {allowed:g} allowed" if len(labels) else "not at all"
+    rest = "; dense's answers stand in for labels" if worst <= allowed else ""
+    found.append(
+        f"{start}: {len(labels)} labelled validation images, {support[smallest]} of class {classes[smallest]!r}, show "
+        f"a loss of nothing {'only ' if len(labels) else ''}{shown}{rest}. Label more, or set "
+        f"promotion.gates.max_macro_f1_drop_points to {_enough(by_labels if len(labels) else by_answers):g} or more"
+    )
     return found
 
 

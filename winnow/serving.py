@@ -1,8 +1,7 @@
 """What a server answers, whatever serves it: one image in, its likeliest classes with calibrated probabilities out.
 
     model = Model(folder, max_batch=16)
-    pixels = pixels_of(body, "image/jpeg", model.card["image_size"])      # the same pixels as in training
-    rows = model(pixels[None])                                            # probabilities (N, C)
+    rows = model(pixels_NHWC)                        # probabilities (N, C) of decoded images
 
 The folder is a promoted model's: model.onnx and a card that names runtime, precision, threads and temperature. OpenVINO
 compiles a file for one size of batch, so it is opened for 1, 2, 4, ... images, and a batch takes the next larger one.
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.data.images import decode
 from winnow.errors import WinnowError
 from winnow.evaluation import softmax
 from winnow.predicting import opened
@@ -48,7 +46,7 @@ class Model:
         if self._is_fixed and size > count:
             pixels_NHWC = np.concatenate([pixels_NHWC, np.repeat(pixels_NHWC[-1:], size - count, axis=0)])
         logits_NC = self._answers[size](np.ascontiguousarray(pixels_NHWC))[:count]
-        return softmax(logits_NC, self.card["temperature"])
+        return softmax(logits_NC, self.card.get("temperature", 1.0))
 
 
 def _sizes(max_batch: int) -> tuple[int, ...]:
@@ -57,19 +55,16 @@ def _sizes(max_batch: int) -> tuple[int, ...]:
     return (*powers, max_batch)
 
 
-def pixels_of(body: bytes, kind: str, side: int) -> NDArray[np.uint8]:
-    """Pixels (S, S, 3) of a request: an image file's bytes, or JSON {"pixels": [[[r, g, b], ...], ...]}.
+def is_json(kind: str) -> bool:
+    """Whether a Content-Type says that pixels come, not an image file."""
+    return kind.partition(";")[0].strip().lower() == JSON
 
-    Raises Unusable with what is wrong.
-    """
-    if kind.partition(";")[0].strip().lower() != JSON:
-        try:
-            return decode(body, side)[0]
-        except ValueError as error:
-            raise Unusable(str(error)) from error
+
+def pixels_of_json(body: bytes, side: int) -> NDArray[np.uint8]:
+    """Pixels (S, S, 3) of JSON {"pixels": [[[r, g, b], ...], ...]}. Raises Unusable with what is wrong."""
     try:
         pixels = np.asarray(json.loads(body)["pixels"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Unusable('JSON is to hold {"pixels": [[[r, g, b], ...], ...]}') from error
     if pixels.shape != (side, side, 3) or pixels.dtype.kind not in "iu":
         raise Unusable(f"pixels are to be {side} rows of {side} [r, g, b], whole numbers; these are {pixels.shape}")

@@ -307,7 +307,7 @@ RARE = Losses(Evidence(KEPT, FAR), Evidence(Drop(3.0, 1.0, 5.0), FAR))
             Contest(RARE, 1.0, 0.1),
             "latency",
             False,
-            "macro F1 against the champion: drop 3.0 points",
+            "macro F1 against the champion: macro F1 drop 3.0 points",
         ),
         (Contest(unlabelled(1.2), 1.0, 0.1), "latency", False, "answers differ on 1.2 % of the images"),
         (Contest(unlabelled(0.8), 1.0, 0.1), "latency", True, "0.8 % of the validation images get another answer"),
@@ -318,6 +318,16 @@ def test_judging(contest: Contest, objective: str, passed: bool, said: str) -> N
     verdict, reason = judge_challenge(contest, Promotion(objective=objective))
     assert verdict is passed, reason
     assert said in reason
+
+
+def test_figures_of_another_machine_that_came_after_the_selection_are_not_passed_over(
+    places: Places, config: Config
+) -> None:
+    write_json(places.root / "target.json", {})
+    later = config.model_copy(update={"benchmark": config.benchmark.model_copy(update={"target": "target.json"})})
+    with pytest.raises(ArtifactError, match=r"benchmark\.target has changed since the selection; run winnow again"):
+        promote(places, later)
+    assert aliases(places) == {}
 
 
 def test_no_gain_is_no_gain_even_where_none_is_asked_for() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet
-from winnow.data.splits import LEFT_OUT, assign_splits, fractions, group_equal, label_budget, visible_labels
+from winnow.data.splits import LEFT_OUT, assign_splits, fractions, group_equal, joined, label_budget, visible_labels
 
 CLASSES = ("a", "b", "c")
 FRACTIONS = {"validation_fraction": 0.2, "test_fraction": 0.15}
@@ -229,3 +229,14 @@ def test_all_other_labels_are_hidden(tiny_set: ImageSet) -> None:
     assert (visible[hidden] == -1).all()
     assert set(tiny_set.indices(TEST)) <= set(hidden)
     assert (tiny_set.labels_N[tiny_set.indices(TEST)] >= 0).all()  # they were there to be hidden
+
+
+def test_groups_are_joined_by_what_they_share() -> None:
+    groups = np.array([0, 0, 1, 1, 2, 3, 4])
+    twins = np.array([5, 6, 6, 7, 8, 9, 8])  # an image of group 0 equals one of group 1; one of 2 equals one of 4
+    found = joined(groups, twins)
+    assert len(set(found[:4])) == 1
+    assert found[4] == found[6]
+    assert len(set(found)) == 3
+    np.testing.assert_array_equal(joined(np.arange(5), np.arange(5)), np.arange(5))
+    assert len(joined(np.zeros(0, np.int64), np.zeros(0, np.int64))) == 0

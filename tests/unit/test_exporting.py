@@ -17,7 +17,7 @@ from winnow.config import Benchmark
 from winnow.data.images import decode
 from winnow.errors import DataError
 from winnow.evaluation import softmax
-from winnow.exporting import SCRIPT, HostCheck, export_model, model_card
+from winnow.exporting import SCRIPT, HostCheck, export_check, export_model, model_card
 from winnow.inference import predict_file
 
 MORE = {
@@ -108,9 +108,30 @@ def test_something_else_is_not_overwritten(promoted: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match="other is there and holds something else"):
         export_model(promoted, other, "photos", CHECK)
     assert (other / "thesis.txt").read_text() == "years of work"
+    mine = tmp_path / "mine"
+    (mine / "check").mkdir(parents=True)
+    (mine / "README.md").write_text("mine")
+    (mine / "check" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="mine is there and holds something else"):
+        export_model(promoted, mine, "photos", CHECK)
+    assert (mine / "check" / "thesis.txt").exists()
     (out / "notes.txt").write_text("beside an export")
     for kept in (out, promoted):  # a candidate's own folder, too, has a card
         before = sorted(path.name for path in kept.iterdir())
         with pytest.raises(DataError, match="holds something else"):
             export_model(promoted, kept, "photos", CHECK)
         assert sorted(path.name for path in kept.iterdir()) == before
+
+
+def test_candidates_go_without_a_model_where_none_is_promoted(
+    promoted: Path, tiny_candidate: Callable[[str], Path], tmp_path: Path
+) -> None:
+    others = tuple((name, tiny_candidate(name) / "model.onnx", "f32") for name in ("dense", "pruned"))
+    for _ in range(2):  # over itself, too
+        export_check(tmp_path / "out", HostCheck(Benchmark(), None, others), SIZE)
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.rglob("*")) == sorted(
+        ["check", "check_host.py", "manifest.json", "pixels.npy", "dense.onnx", "pruned.onnx"]
+    )
+    manifest = json.loads((out / "check" / "manifest.json").read_text())
+    assert [model["name"] for model in manifest["models"]] == ["dense", "pruned"]

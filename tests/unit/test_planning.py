@@ -143,11 +143,13 @@ def test_what_a_step_would_refuse_is_said_before_it_runs(
     params["data"]["path"] = str(image_folder)
     params["candidates"] = {"pruned": params["candidates"]["pruned"] | {"channels": 0.01, "round_to": 512}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    status = main([str(tmp_path / "params.yaml"), json.dumps(asdict(COUNTS)), str(tmp_path), "pruned"])
+    status = main(
+        [str(tmp_path / "params.yaml"), json.dumps(asdict(COUNTS)), str(tmp_path), str(tmp_path / "in"), "pruned"]
+    )
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert status == 2
     assert "removes nothing from this resnet8" in told["error"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["params.yaml", "photos"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "params.yaml", "photos"]
 
 
 def test_the_plan_is_shown_beside_the_truth_of_the_same_parameters(tmp_path: Path) -> None:
@@ -181,5 +183,6 @@ def test_how_the_cache_shares_files_is_tried(tmp_path: Path, settings: str, kind
 
 def test_a_child_that_dies_is_an_error_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    (tmp_path / ".winnow").mkdir()
     with pytest.raises(WinnowError, match="could not be tried in small"):
         list(planning._forecasts(Places(tmp_path), check_config(tiny_params()), COUNTS, ["pretrain"]))

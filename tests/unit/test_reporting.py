@@ -239,7 +239,10 @@ def test_few_labels_are_told_with_what_stands_in_for_them(tiny_data: Path, tmp_p
     details = record.details | {"cross_validation": told}
     dense = record.model_copy(update={"metrics": metrics, "details": details})
     words = Outline(page(replace(facts, candidates={**facts.candidates, "dense": dense}), TESTED)).words
-    assert "No more than 6.0 points can be lost: it answers like dense on 100.0 % of 60 validation images" in words
+    assert (
+        "Answers bound the loss to 6.0 points (95 %): it answers like dense on 100.0 % of 60 validation images, 48 of"
+        in words
+    )
     assert "each of all 42 labels answered by one of 5 networks that had not seen it: top-1 90.0 %" in words
     assert "its 12 validation labels alone say little" in words
 

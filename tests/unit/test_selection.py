@@ -41,6 +41,7 @@ def judged(contender: Contender, policy: Promotion = POLICY) -> dict[str, bool]:
         ({"drop": known(1.7, -5.0, 8.0, Drop(0.9, 0.6, 1.3))}, set()),  # by chance more than can be
         ({"drop": known(1.7, -5.0, 8.0, Drop(1.2, 0.9, 1.6))}, {"drop"}),
         ({"drop": known(0.0, -6.0, 6.0, Drop(1.9, 1.5, 2.3))}, {"drop"}),
+        ({"drop": known(8.0, 4.0, 15.0, Drop(0.2, 0.1, 0.3))}, {"drop"}),  # the labels contradict the bound
         ({"drop": known(-1.0, -2.0, 0.0)}, set()),  # better than the reference
         ({"drop": Evidence(None, Drop(0.9, 0.6, 1.3))}, set()),  # no labels: the answers stand alone
         ({"drop": Evidence(None, Drop(1.1, 0.8, 1.5))}, {"drop"}),

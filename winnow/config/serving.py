@@ -19,9 +19,9 @@ class Serving:
     """How long a batch waits for company."""
     timeout: float = 10.0
     """Seconds until 504."""
-    max_bytes: int = 20_000_000
+    max_bytes: int = 10_000_000
     """Of a request's body; more get 413."""
-    max_waiting: int = 256
+    max_waiting: int = 128
     """Requests; more get 503."""
     folder: str = ""
     title: str = ""

@@ -84,9 +84,9 @@ def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[
         for chunk in chunks:
             yield Decoded(chunk, *decode_chunk([item.content for item in chunk], image_size))
         return
-    crew = [_Worker(image_size) for _ in range(processes)]
+    crew = [Decoder(image_size) for _ in range(processes)]
     try:
-        under_way: deque[tuple[list[Item], _Worker]] = deque()
+        under_way: deque[tuple[list[Item], Decoder]] = deque()
         free = deque(crew)
         for chunk in chunks:
             worker = free.popleft()
@@ -103,7 +103,7 @@ def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[
             worker.end()
 
 
-def _taken(chunk: list[Item], worker: _Worker, image_size: int) -> Decoded:
+def _taken(chunk: list[Item], worker: Decoder, image_size: int) -> Decoded:
     """A chunk that is under way; file by file where that goes wrong, so that one of them spoils no other."""
     result = worker.answer(CHUNK_SECONDS)
     if isinstance(result, str):
@@ -129,7 +129,7 @@ def _taken(chunk: list[Item], worker: _Worker, image_size: int) -> Decoded:
     return Decoded(chunk, *result)
 
 
-class _Worker:
+class Decoder:
     """A process that decodes, with one chunk under way at most; in place of one that ends, the next one stands.
 
     Not a ProcessPoolExecutor: it waits for ever for a worker that was killed half-way through its answer. Here each

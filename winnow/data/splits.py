@@ -100,6 +100,20 @@ def group_equal(keys_N16: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.unique(halves_N2, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
+def joined(one_N: NDArray[np.int64], other_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers (N,) that are equal for images which share a number in either, directly or through others."""
+    numbers_N = np.arange(len(one_N))
+    while True:
+        before_N = numbers_N
+        for keys_N in (one_N, other_N):
+            _, group_N = np.unique(keys_N, return_inverse=True)
+            least = np.full(int(group_N.max(initial=-1)) + 1, len(one_N))
+            np.minimum.at(least, group_N, numbers_N)
+            numbers_N = least[group_N]
+        if np.array_equal(numbers_N, before_N):
+            return numbers_N.astype(np.int64)
+
+
 def _lend(
     split_N: NDArray[np.uint8],
     u_N: NDArray[np.float64],

@@ -126,7 +126,7 @@ def _there(facts: Facts) -> Html:
         if one is None or many is None:
             rows.append(Row([name, "not timed there", *[MISSING] * 5]))
             continue
-        ratios = [f"{figures[f'speedup/float_b{batch}']:.2f}" for batch in (1, facts.large)]
+        ratios = [digits(figures.get(f"speedup/float_b{batch}")) for batch in (1, facts.large)]
         on: Content = two_lines(_where(one), _where(many)) if _where(one) != _where(many) else _where(one)
         cells: list[Content] = [name, on, digits(one["p50_ms"]), digits(one["p95_ms"]), number(many["images_per_s"])]
         rows.append(Row([*cells, *ratios], _marked(facts, name)))

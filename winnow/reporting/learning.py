@@ -112,7 +112,9 @@ def _crossed(facts: Facts) -> list[Html]:
         paragraph(
             f"Cross-validated, each of all {number(found['labels'])} labels answered by one of {found['folds']} "
             f"networks that had not seen it: top-1 {top1:.1f} % (95 % interval {low:.1f} to {high:.1f}), macro F1 "
-            f"{percent(told['cross_validation/macro_f1'])}. This is the figure of dense to rely on: its "
+            f"{percent(told['cross_validation/macro_f1'])}. Each network learned from about "
+            f"{number(round(found['labels'] * (1 - 1 / found['folds'])))} labels, dense from "
+            f"{number(facts.dense.details['labels']['training'])}; its "
             f"{number(facts.dense.details['labels']['choosing'])} validation labels alone say little."
         )
     ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from winnow.config import ROOT
+from winnow.intervals import Drop
 from winnow.reporting.candidates import SPEEDUPS, by_class, candidates, causes, span, trade_off
 from winnow.reporting.conditions import controls, glossary, memory, method
 from winnow.reporting.facts import Facts
@@ -36,6 +37,7 @@ from winnow.reporting.html import (
     two_lines,
 )
 from winnow.reporting.learning import images, pretraining
+from winnow.selection import is_tighter
 
 SECTIONS = {
     "images": ("The images", images),
@@ -117,13 +119,14 @@ def _promise(facts: Facts, name: str) -> str:
     lost = f"{_changed(drop['points'], 'costs', 'gains')} of top-1 accuracy{against}"
     interval = f"95 % interval of the loss {span(drop['low'], drop['high'])} points"
     told = f"{start}, and {lost} ({interval}; {count} labelled validation images of {facts.source})."
-    bound = facts.otherwise(name)
-    if bound["high"] >= drop["high"]:
+    bound, images = facts.otherwise(name), facts.data.metrics["data/validation"]
+    if not is_tighter(Drop(**bound), Drop(**drop)):
         return told
-    images = number(facts.data.metrics["data/validation"])
+    unlabelled = number(images - facts.dense.details["labels"]["choosing"])
     return (
-        f"{told} No more than {signed(bound['high'])} points can be lost: it answers like {reference} on "
-        f"{percent(1 - bound['points'] / 100)} of {images} validation images, most without a label."
+        f"{told} Answers bound the loss to {signed(bound['high'])} points (95 %): it answers like {reference} on "
+        f"{percent(1 - bound['points'] / 100)} of {number(images)} validation images, {unlabelled} of them without a "
+        "label."
     )
 
 

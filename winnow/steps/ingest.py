@@ -28,7 +28,7 @@ from winnow.data import near_duplicates
 from winnow.data.decoding import Decoded, decode_all
 from winnow.data.images import RESIZE_POLICY, SPLITS, TEST, TRAIN, VALIDATION
 from winnow.data.sources import Source, open_source
-from winnow.data.splits import LEFT_OUT, assign_splits, group_equal
+from winnow.data.splits import LEFT_OUT, assign_splits, group_equal, joined
 from winnow.errors import DataError
 from winnow.intervals import least_worst_end
 from winnow.progress import duration
@@ -78,7 +78,7 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
         np.save(folder / "keys.npy", stored.keys_N16)
         np.save(folder / "split.npy", split_N)
         if stored.group_keys_N16 is not None:
-            np.save(folder / GROUPS, group_equal(stored.group_keys_N16))
+            np.save(folder / GROUPS, joined(group_equal(stored.group_keys_N16), group_equal(stored.keys_N16)))
         write_json(folder / "classes.json", list(source.classes))
         near = _near_duplicates(folder, signatures, split_N)
         record = _record(data, source, stored, split_N, warnings, near, folder)

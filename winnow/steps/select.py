@@ -71,6 +71,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     right_served = _right(served, images)
     reference = better_reference(right)
     labels_V = images.labels_N[images.indices(VALIDATION)]
+    dense_V = logits[ROOT].argmax(1).astype(np.int64)
     lost = {name: losses(logits[reference], served[name], labels_V) for name in names}
     contenders = {
         name: Contender(
@@ -108,7 +109,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
                 "speeds": speeds,
                 "controls": controls(config, right),
             },
-            warnings=remarks(config, reference, lost[ROOT].top1, labels_V, images.classes),
+            warnings=remarks(config, reference, lost[ROOT].top1, labels_V, dense_V, images.classes),
             artifacts=describe(folder, PLOT, FIGURES),
         )
         write_record(folder, record)
