@@ -83,6 +83,15 @@ def test_unchanged_run_runs_no_step_imports_nothing_heavy_and_dvc_agrees(finishe
     assert "up to date" in project.winnow("status").stdout
 
 
+def test_what_a_step_leaves_is_on_disk_once(finished: Finished) -> None:
+    project, _ = finished
+    cached = {path.stat().st_ino for path in (project.root / ".dvc" / "cache" / "files").rglob("*") if path.is_file()}
+    left = [path for path in (project.root / "artifacts").rglob("*") if path.is_file() and path.name != ".gitignore"]
+    assert len(left) > 40
+    assert [path for path in left if path.stat().st_ino not in cached] == []
+    assert all(path.stat().st_mode & 0o222 == 0 for path in left)
+
+
 def test_a_changed_byte_is_noticed_and_restored(project: Project) -> None:
     damaged = project.root / "artifacts" / "candidates" / "pruned" / "model.onnx"
     good = damaged.read_bytes()
