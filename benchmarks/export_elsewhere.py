@@ -96,7 +96,8 @@ def main(folder: Path) -> None:
     card = read_json(folder / "card.json")
     note = (
         f"{card['name']} ({card['precision']}) of {len(card['classes'])} classes, {len(pixels)} images of "
-        f"{card['image_size']} pixels, random unless candidates were exported. Largest difference: of logits, whose largest is {np.abs(expected).max():.1f}."
+        f"{card['image_size']} pixels, random unless candidates were exported. "
+        f"Largest difference: of logits, whose largest is {np.abs(expected).max():.1f}."
     )
     leave("export_elsewhere", note, {"rows": rows}, markdown(rows))
 
