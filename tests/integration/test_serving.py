@@ -149,6 +149,7 @@ def test_whoever_waits_too_long_or_behind_too_many_is_told(serve: Callable) -> N
             assert time.monotonic() < deadline
 
 
+@pytest.mark.services
 @pytest.mark.parametrize(
     ("options", "said"),
     [
