@@ -37,6 +37,7 @@ def configured(folder: Path, **sections: dict) -> Config:
 PEAKS = """
 import subprocess, sys
 import numpy as np
+from tasks.memory import watched
 
 def peak(act):
     with watched(every=0.02) as seen:
@@ -130,6 +131,7 @@ def test_the_benchmark_is_forecast_by_its_cells(tmp_path: Path) -> None:
     assert longer.rehearse("benchmark").seconds > forecast.seconds + 20
 
 
+@pytest.mark.slow
 def test_more_work_takes_longer(tmp_path: Path, image_folder: Path) -> None:
     usual = Rehearsal(configured(image_folder), COUNTS, tmp_path, tmp_path / "tried")
     longer = configured(image_folder, pretrain={"epochs": 2000})
