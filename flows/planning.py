@@ -194,8 +194,14 @@ def link_type(places: Places) -> str:
     settings = configparser.ConfigParser()
     settings.read([places.root / ".dvc" / "config", places.root / ".dvc" / "config.local"])
     kinds = settings.get("cache", "type", fallback="reflink,copy")
-    with tempfile.TemporaryDirectory(dir=places.hidden) as folder:
-        source, target = Path(folder, "a"), Path(folder, "b")
+    cache = places.root / ".dvc" / settings.get("cache", "dir", fallback="cache").strip('"')
+    if not cache.parent.is_dir():
+        return ""
+    with (
+        tempfile.TemporaryDirectory(dir=places.hidden) as folder,
+        tempfile.TemporaryDirectory(dir=cache.parent) as there,  # the cache itself may have to be made first
+    ):
+        source, target = Path(folder, "a"), Path(there, "b")
         source.write_bytes(b"winnow")
         for kind in (kind.strip() for kind in kinds.strip('"').split(",")):
             with contextlib.suppress(OSError):
