@@ -65,16 +65,30 @@ def predict_files(folder: Path, paths: Iterable[Path], top: int = 1) -> tuple[in
 def _stream(folder: Path, card: dict[str, Any], paths: list[Path], count: int, top: int) -> Iterator[Prediction]:
     batch = min(BATCH, max(1, count))
     answer, scale = opened(folder, card, batch), card.get("temperature", 1.0)
+    classes = card["classes"]
     items = (Item(path, -1, False, path) for path in files_of(paths))
     with closing(decode_all(items, count, card["image_size"])) as stream:
         for done in stream:
-            chances = iter(softmax(answered(answer, done.pixels_KHWC, batch), scale) if done.kept else ())
+            likeliest = iter(
+                _likeliest(answered(answer, done.pixels_KHWC, batch), scale, classes, top) if done.kept else ()
+            )
             kept = set(done.kept)
             for position, item in enumerate(done.items):
                 if position in kept:
-                    yield _prediction(item.name, next(chances), card["classes"], top)
+                    yield Prediction(item.name, *next(likeliest))
                 else:
                     yield Prediction(item.name, (), (), done.reasons[position])
+
+
+def _likeliest(
+    logits_KC: NDArray[np.float32], temperature: float, classes: list[str], top: int
+) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
+    """Classes and probabilities of each image, the likeliest first; for all images at once, since there may be many."""
+    chances_KC = softmax(logits_KC, temperature)
+    order_KT = np.argsort(-chances_KC, axis=1, kind="stable")[:, :top]
+    chances_KT = np.take_along_axis(chances_KC, order_KT, axis=1)
+    for order, chances in zip(order_KT.tolist(), chances_KT.tolist(), strict=True):
+        yield tuple(classes[at] for at in order), tuple(chances)
 
 
 def opened(folder: Path, card: dict[str, Any], batch: int) -> Predict:
@@ -92,8 +106,3 @@ def answered(answer: Predict, pixels_KHWC: NDArray[np.uint8], batch: int) -> NDA
         filled = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)]) if len(part) < batch else part
         parts.append(answer(np.ascontiguousarray(filled))[: len(part)].copy())
     return np.concatenate(parts)
-
-
-def _prediction(path: str, chances_C: NDArray[np.float64], classes: list[str], top: int) -> Prediction:
-    order = np.argsort(-chances_C, kind="stable")[:top].tolist()
-    return Prediction(path, tuple(classes[at] for at in order), tuple(float(chances_C[at]) for at in order))

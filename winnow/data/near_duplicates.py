@@ -23,8 +23,9 @@ MAX_BITS = 28
 """Of 128; unrelated photographs differ in about half of them, by chance in 35."""
 MAX_LEVELS = 15.0
 """Mean difference of the thumbnails' gray levels."""
-MAX_HELD_OUT = 20_000
-"""So many held-out images are looked at, evenly spread; more would take minutes with a million training images."""
+MAX_HELD_OUT = 4_000
+"""So many held-out images are looked at, evenly spread: each is compared with all training images, and with more of
+them ingest would take longer for an image the more there are."""
 CHUNK = 2048
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
