@@ -44,7 +44,6 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=20_000, help="files at most")
     options = parser.parse_args()
     card = read_json(options.export / "card.json")
-    card.setdefault("serving", {})
     files = [Path(file) for file in islice(files_of([options.images]), options.limit)]
     skipped = len(files) // 5
 

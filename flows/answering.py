@@ -196,7 +196,6 @@ def main(told: str) -> int:
         Classifier(settings),
         accelerator="cpu",
         timeout=settings.timeout,
-        disable_openapi_url=False,
         middlewares=[Limits],
     )
     server.app.add_api_route("/metrics", metrics)

@@ -108,15 +108,15 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", _export, "the promoted model as a folder to take away: file, labels, cards, an example")
     export.add_argument("folder", type=Path, metavar="DIR")
     export.add_argument("--model", default="champion", help="alias or version of the registered model")
+    export.add_argument(
+        "--candidates", action="store_true", help="also all candidates, to be timed where one of them will serve"
+    )
     server = add("serve", _serve, "the promoted model over HTTP, until Ctrl-C: POST an image to /predict")
     server.add_argument("--model", default="champion", help="alias or version of the registered model")
     for field in fields(Serving):
         if field.name not in ("folder", "title"):
             flag = f"--{field.name.replace('_', '-')}"
             server.add_argument(flag, type=type(field.default), default=field.default, help=f"default: {field.default}")
-    export.add_argument(
-        "--candidates", action="store_true", help="also all candidates, to be timed where one of them will serve"
-    )
     host = add("check-host", _check_host, "take in what check_host.py wrote on the machine that will serve")
     host.add_argument("file", type=Path, metavar="FILE", help="host.json")
     approve = add("approve", _approve, "let the challenger that waits for a person become champion")

@@ -10,7 +10,6 @@ import configparser
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -112,13 +111,13 @@ def _off(planned: float, true: float) -> str:
 def _forecasts(places: Places, config: Config, counts: Counts, stages: list[str]) -> Iterator[Forecast]:
     """From the child process, as they come. Raises WinnowError with what a step has to say against its settings."""
     steps = [stage.removeprefix(versioning.CANDIDATE) for stage in stages]
+    told: list[str] = []
     command = [sys.executable, "-m", "tasks.rehearsal", str(places.root / "params.yaml"), json.dumps(asdict(counts))]
     with (
         tempfile.TemporaryDirectory(dir=places.hidden) as folder,
         subprocess.Popen(
             [*command, str(places.hidden), folder, *steps],
             cwd=places.root,
-            env=_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -127,7 +126,6 @@ def _forecasts(places: Places, config: Config, counts: Counts, stages: list[str]
         assert child.stdout is not None
         assert child.stderr is not None
         noise = threading.Thread(target=lambda: told.extend(child.stderr or ()), daemon=True)
-        told: list[str] = []
         noise.start()
         try:
             for line in child.stdout:
@@ -141,12 +139,6 @@ def _forecasts(places: Places, config: Config, counts: Counts, stages: list[str]
         noise.join()
     if child.returncode != 0:
         raise WinnowError(f"the steps could not be tried in small:\n{''.join(told[-8:]).strip()}")
-
-
-def _environment() -> dict[str, str]:
-    """The child imports this very project, wherever it runs."""
-    here = str(Path(__file__).resolve().parent.parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
 
 
 def _kept(places: Places, found: list[Forecast], once: float, kind: str) -> Row:

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from flows.supervising import listens
 from tasks import registry
@@ -40,9 +39,7 @@ def serve(places: Places, config: Config, which: str, asked: Serving) -> int:
     told = asdict(replace(asked, folder=str(folder), title=f"{name}, {version}"))
     print(f"{version} of {name}: POST an image to http://{asked.host}:{asked.port}/predict; Ctrl-C ends it")  # noqa: T201
     sys.stdout.flush()
-    here = str(Path(__file__).resolve().parent.parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
-    os.execve(sys.executable, [sys.executable, "-c", START, json.dumps(told)], environment)
+    os.execv(sys.executable, [sys.executable, "-c", START, json.dumps(told)])
 
 
 def _check(asked: Serving) -> None:

@@ -30,7 +30,7 @@ from winnow.benchmarking import (
     visiting_order,
 )
 from winnow.config import Config, Promotion
-from winnow.data.images import VALIDATION, ImageSet, load_images
+from winnow.data.images import VALIDATION, ImageSet, load_images, spread
 from winnow.evidence import Losses, losses
 from winnow.hosts import Host
 from winnow.inference import predict_file
@@ -133,7 +133,7 @@ def measure(
     elif host is not None:
         values = [_there(host, folder, config) for folder, _ in both]
     else:
-        at = np.linspace(0, len(indices) - 1, min(CHECKED_IMAGES, len(indices))).round().astype(np.int64)
+        at = spread(len(indices), CHECKED_IMAGES)
         files = [predict_file(folder / MODEL, images.images_NHWC, indices[at]) for folder, _ in both]
         pixels_NHWC = np.ascontiguousarray(images.images_NHWC[indices[at]])
         values = _time(list(both), config, pixels_NHWC, [file_NC.argmax(1).astype(np.int64) for file_NC in files])

@@ -64,12 +64,6 @@ def _why(host: Host, digest: str) -> str:
     return "; ".join(sorted(reasons)) or "it was not there"
 
 
-def target_digest(places: Places, config: Config) -> str | None:
-    """Of the figures that gates go by; None: this machine's."""
-    path = config.benchmark.target
-    return None if path == NOTHING else sha256_of(places.root / path)
-
-
 def target_of(places: Places, config: Config) -> Host | None:
     """The machine whose figures gates go by; None: this one."""
     path = config.benchmark.target

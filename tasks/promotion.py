@@ -27,6 +27,7 @@ from tasks.registry import CARD, CHALLENGER, CHAMPION, PREVIOUS, Version
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
+from winnow.hosts import target_digest
 from winnow.model_file import MODEL
 from winnow.records import StepRecord, read_json, read_record, record_digest, sha256_of
 from winnow.selection import SERVES
@@ -143,7 +144,7 @@ def _checked(places: Places, config: Config, selection: StepRecord, winner: str)
         raise ArtifactError(f"{folder} has changed since it was selected; run winnow again")
     if selection.inputs.get("benchmark") != record_digest(places.artifacts / "benchmark"):
         raise ArtifactError(f"{places.artifacts / 'benchmark'} has changed since the selection; run winnow again")
-    if selection.inputs.get("target") != hosting.target_digest(places, config):
+    if selection.inputs.get("target") != target_digest(config, places.root):
         raise ArtifactError("benchmark.target has changed since the selection; run winnow again")
     sha256 = sha256_of(folder / MODEL) if (folder / MODEL).is_file() else "missing"
     if sha256 not in {artifact.sha256 for artifact in read_record(folder).artifacts if artifact.name == MODEL}:

@@ -25,9 +25,9 @@ from torch import nn
 
 from winnow.data.views import normalise, to_float
 from winnow.errors import ArtifactError, MissingExtra
+from winnow.model_file import INPUT, OUTPUT
 from winnow.models.backbones import Architecture
 
-INPUT, OUTPUT = "pixels", "logits"
 OPSET = 20
 THROUGH = ("DequantizeLinear", "QuantizeLinear", "Reshape", "Transpose", "Identity")
 """Operations that hand weights on unchanged but for their form."""

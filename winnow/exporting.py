@@ -23,15 +23,14 @@ from PIL import Image
 
 from winnow.benchmarking import NEEDED_AGREEMENT
 from winnow.config import Benchmark
-from winnow.data.images import VALIDATION, ImageSet
+from winnow.data.images import VALIDATION, ImageSet, spread
 from winnow.errors import DataError
-from winnow.model_file import MODEL, open_session
+from winnow.model_file import INPUT, MODEL, OUTPUT, open_session
 from winnow.records import publish, read_json, sha256_of, write_json
 
 CARD, LABELS, README, EXAMPLE = "card.json", "labels.txt", "README.md", "predict.py"
 CHECK_HOST, CHECK = "check_host.py", "check"
 CHECKED_IMAGES = 64
-INPUT, OUTPUT = "pixels", "logits"
 SCRIPT = '''"""Class and probability of image files: python predict.py IMAGE ... (onnxruntime, numpy, Pillow)"""
 import json, pathlib, sys
 import numpy, onnxruntime
@@ -113,8 +112,7 @@ def check_pixels(images: ImageSet | None, side: int) -> NDArray[np.uint8]:
     """Images uint8 (K, S, S, 3) on which every machine must give the same answers."""
     if images is not None and images.image_size == side and len(images.indices(VALIDATION)):
         indices = images.indices(VALIDATION)
-        at = np.unique(np.linspace(0, len(indices) - 1, min(CHECKED_IMAGES, len(indices))).round().astype(np.int64))
-        return np.ascontiguousarray(images.images_NHWC[indices[at]])
+        return np.ascontiguousarray(images.images_NHWC[indices[spread(len(indices), CHECKED_IMAGES)]])
     noise = np.random.default_rng(0).integers(0, 256, (CHECKED_IMAGES, 4, 4, 3), dtype=np.uint8)
     return np.stack([np.asarray(Image.fromarray(one).resize((side, side))) for one in noise])
 

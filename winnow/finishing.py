@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from winnow.data.images import RESIZE_POLICY, VALIDATION, ImageSet
 from winnow.errors import ArtifactError
 from winnow.evaluation import LOGITS, agreement, load_logits, quality, temperature
-from winnow.export import INPUT, OUTPUT, PARITY_TOLERANCE, Contents, look_into, zipped_bytes
+from winnow.export import PARITY_TOLERANCE, Contents, look_into, zipped_bytes
 from winnow.inference import predict_file, predict_torch
-from winnow.model_file import MODEL
+from winnow.model_file import INPUT, MODEL, OUTPUT
 from winnow.models.backbones import WEIGHTS, build, load_architecture, load_model
 from winnow.records import write_json
 

@@ -16,13 +16,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from winnow.config import ROOT, Config
+from winnow.config import Config
 from winnow.config.section import NOTHING
 from winnow.errors import ArtifactError, DataError
 from winnow.model_file import MODEL
-from winnow.records import Machine, StepRecord
+from winnow.records import Machine, StepRecord, sha256_of
 from winnow.runtimes import Precision, Runtime
-from winnow.speedups import Row, best, fastest
+from winnow.speedups import Row, best, best_float
 
 
 class HostRow(BaseModel):
@@ -81,6 +81,12 @@ def read_host(path: Path) -> Host:
         raise DataError(f"{path} is not what check_host.py writes ({error})") from error
 
 
+def target_digest(config: Config, root: Path) -> str | None:
+    """Of the figures that gates go by, in the project's folder; None: this machine's."""
+    path = config.benchmark.target
+    return None if path == NOTHING else sha256_of(root / path)
+
+
 def speeds_on(host: Host, digests: Mapping[str, str], large: int) -> dict[str, Any]:
     """{best, candidates}, as the benchmark's details have them, from that machine's rows alone.
 
@@ -116,15 +122,10 @@ def serving_speeds(config: Config, timed: StepRecord, records: Mapping[str, Step
 def _figures(rows: list[Row], own: Mapping[str, Row | None], large: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for what, batch, key in (("latency", 1, "p50_ms"), ("throughput", large, "images_per_s")):
-        row, base = own[what], _dense(rows, batch)
+        row, base = own[what], best_float(rows, batch)
         if row is None:
             continue
         found["best/latency_ms" if what == "latency" else "best/throughput_ips"] = row[key]
         if base is not None:
             found[f"speedup/float_b{batch}"] = base["p50_ms"] / row["p50_ms"]
     return found
-
-
-def _dense(rows: list[Row], batch: int) -> Row | None:
-    """dense as the best float there."""
-    return fastest(rows, lambda row: (row["candidate"], row["batch"]) == (ROOT, batch) and row["precision"] != "int8")

@@ -11,6 +11,7 @@ from typing import Any
 from winnow.errors import ArtifactError, MissingExtra
 
 MODEL = "model.onnx"
+INPUT, OUTPUT = "pixels", "logits"
 
 
 def open_session(path: Path, threads: int = 0) -> Any:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from winnow.errors import WinnowError
 from winnow.evaluation import softmax
-from winnow.predicting import opened
+from winnow.predicting import answered, opened
 from winnow.records import read_json
 
 JSON = "application/json"
@@ -43,9 +43,7 @@ class Model:
         """Probabilities (N, C) of uint8 images (N, S, S, 3), at most `max_batch` of them."""
         count = len(pixels_NHWC)
         size = next(size for size in self.sizes if size >= count)
-        if self._is_fixed and size > count:
-            pixels_NHWC = np.concatenate([pixels_NHWC, np.repeat(pixels_NHWC[-1:], size - count, axis=0)])
-        logits_NC = self._answers[size](np.ascontiguousarray(pixels_NHWC))[:count]
+        logits_NC = answered(self._answers[size], pixels_NHWC, size if self._is_fixed else count)
         return softmax(logits_NC, self.card.get("temperature", 1.0))
 
 

@@ -36,13 +36,18 @@ def best(rows: list[Row], name: str, batch: int) -> Row | None:
     return fastest(rows, lambda row: (row["candidate"], row["batch"], row["layout"]) == (name, batch, "file"))
 
 
+def best_float(rows: list[Row], batch: int) -> Row | None:
+    """dense as the best float of any precision and runtime."""
+    return fastest(rows, lambda row: (row["candidate"], row["batch"]) == (ROOT, batch) and row["precision"] != "int8")
+
+
 def baselines(rows: list[Row], batch: int) -> dict[str, Row]:
     """The rows of dense that the three speed-ups divide by. Raises ArtifactError when dense was not timed."""
     dense = [row for row in rows if row["candidate"] == ROOT and row["batch"] == batch]
     found = {
         "eager": fastest(dense, lambda row: (row["runtime"], row["precision"]) == ("eager", "f32")),
         "pytorch": fastest(dense, lambda row: row["runtime"] in PYTORCH),
-        "float": fastest(dense, lambda row: row["precision"] != "int8"),
+        "float": best_float(rows, batch),
     }
     timed = {kind: row for kind, row in found.items() if row is not None}
     if len(timed) < len(found):

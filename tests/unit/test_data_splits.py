@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet
-from winnow.data.splits import LEFT_OUT, assign_splits, fractions, group_equal, joined, label_budget, visible_labels
+from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet, group_equal
+from winnow.data.splits import LEFT_OUT, assign_splits, fractions, joined, label_budget, visible_labels
 
 CLASSES = ("a", "b", "c")
 FRACTIONS = {"validation_fraction": 0.2, "test_fraction": 0.15}

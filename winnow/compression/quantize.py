@@ -22,8 +22,8 @@ from winnow.compression.inputs import Inputs
 from winnow.config import Quantize
 from winnow.data.images import TRAIN
 from winnow.errors import ConfigError, MissingExtra
-from winnow.export import INPUT, load_onnx, save_onnx
-from winnow.model_file import MODEL
+from winnow.export import load_onnx, save_onnx
+from winnow.model_file import INPUT, MODEL
 from winnow.models.backbones import ARCHITECTURE, load_architecture
 from winnow.records import write_json
 

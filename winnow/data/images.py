@@ -102,6 +102,17 @@ def resize(rgb: Image.Image, image_size: int) -> NDArray[np.uint8]:
     return np.asarray(rgb, dtype=np.uint8)
 
 
+def group_equal(keys_N16: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Numbers (N,) that are equal where the keys are."""
+    halves_N2 = np.ascontiguousarray(keys_N16).view(">u8").astype(np.uint64)
+    return np.unique(halves_N2, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most so many positions among `count`, evenly spread."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """A stored data set. Arrays are memory maps; nothing is read before it is used."""
@@ -125,7 +136,7 @@ class ImageSet:
         if stored.is_file():
             groups_N: NDArray[np.int64] = np.load(stored, allow_pickle=False)
             return groups_N
-        return np.unique(self.keys_N16, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+        return group_equal(self.keys_N16)
 
     @property
     def image_size(self) -> int:

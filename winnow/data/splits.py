@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet
+from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet, group_equal
 
 LEFT_OUT = 255
 """Split of images that would leak, those that equal a test image above all: stored, but in no split."""
@@ -92,12 +92,6 @@ def fractions(keys_N16: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The first 8 bytes of each key as a number in [0, 1), (N,)."""
     high_N = np.ascontiguousarray(keys_N16[:, :8]).view(">u8")[:, 0].astype(np.uint64)
     return (high_N >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def group_equal(keys_N16: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Numbers (N,) that are equal where the keys are."""
-    halves_N2 = np.ascontiguousarray(keys_N16).view(">u8").astype(np.uint64)
-    return np.unique(halves_N2, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def joined(one_N: NDArray[np.int64], other_N: NDArray[np.int64]) -> NDArray[np.int64]:

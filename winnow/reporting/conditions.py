@@ -31,7 +31,8 @@ WORDS = {
     "validation images, with a 95 % score interval for paired answers. The reference is dense, or dense-kd "
     "where that is better. A drop passes its gate when the difference is within the allowance and the worst end of "
     "the interval within twice the allowance; otherwise it is not shown, which does not pass. No drop exceeds the "
-    "share of images that get another answer, labelled or not: where labels are few, that share counts. The same "
+    "share of images that get another answer, labelled or not, if the two are of one kind: where labels are few, that "
+    "share counts. The same "
     "holds for macro F1 by a bootstrap within the classes, but the reference's answers only stand in for labels there.",
     "agreement": "Share of the validation images, labelled or not, on which a candidate gives the same answer as "
     "dense. Against dense itself the drop in accuracy cannot exceed the disagreement; against dense-kd it can.",

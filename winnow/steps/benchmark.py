@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from winnow.benchmarking import CHECKED_IMAGES, NEEDED_AGREEMENT, Outcome, answer_all, measure, plan
 from winnow.config import ROOT, Config, in_order
-from winnow.data.images import VALIDATION, ImageSet, load_images
+from winnow.data.images import VALIDATION, ImageSet, load_images, spread
 from winnow.errors import ArtifactError
 from winnow.evaluation import load_logits, served_file
 from winnow.footprint import footprint
@@ -111,7 +111,7 @@ def _checked_images(
         raise ArtifactError(
             f"{data} holds no validation image to check the files on; run winnow again with more images"
         )
-    at = np.unique(np.linspace(0, len(indices) - 1, min(CHECKED_IMAGES, len(indices))).round().astype(np.int64))
+    at = spread(len(indices), CHECKED_IMAGES)
     answers = {name: load_logits(candidates / name, images)[at].argmax(1).astype(np.int64) for name in names}
     return np.ascontiguousarray(images.images_NHWC[indices[at]]), answers
 

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from winnow.config import FEW_LABELS, Config, Data
 from winnow.data import near_duplicates
 from winnow.data.decoding import Decoded, decode_all
-from winnow.data.images import RESIZE_POLICY, SPLITS, TEST, TRAIN, VALIDATION
+from winnow.data.images import RESIZE_POLICY, SPLITS, TEST, TRAIN, VALIDATION, group_equal
 from winnow.data.sources import Source, open_source
-from winnow.data.splits import LEFT_OUT, assign_splits, group_equal, joined
+from winnow.data.splits import LEFT_OUT, assign_splits, joined
 from winnow.errors import DataError
 from winnow.intervals import least_worst_end
 from winnow.progress import duration

@@ -28,14 +28,13 @@ from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import agreement, load_logits, served_file
 from winnow.evidence import losses
-from winnow.hosts import serving_speeds
+from winnow.hosts import serving_speeds, target_digest
 from winnow.records import (
     StepRecord,
     describe,
     publish,
     read_record,
     record_digest,
-    sha256_of,
     this_machine,
     write_json,
     write_record,
@@ -65,6 +64,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     digests = {name: record_digest(candidates / name) for name in names}
     _check_benchmark(config, timed, benchmark, digests)
     speeds = serving_speeds(config, timed, records)
+    target = {"target": digest} if (digest := target_digest(config, Path())) else {}
     logits = {name: load_logits(candidates / name, images) for name in names}
     right = _right(logits, images)
     served = logits | _served(speeds, benchmark, names[1:], policy.objective, images)
@@ -94,7 +94,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
             step="select",
             name="select",
             parameters=policy.model_dump(mode="json"),
-            inputs={"data": record_digest(data), "benchmark": record_digest(benchmark), **_target(config), **digests},
+            inputs={"data": record_digest(data), "benchmark": record_digest(benchmark), **digests, **target},
             metrics=_metrics(decision, contenders),
             details={
                 "verdicts": [verdict.model_dump(mode="json") for verdict in decision.verdicts],
@@ -127,11 +127,6 @@ def _check_benchmark(config: Config, timed: StepRecord, benchmark: Path, digests
         )
     if other := [name for name, digest in digests.items() if timed.inputs.get(name) != digest]:
         raise ArtifactError(f"{benchmark} has not timed the present {', '.join(other)}; run the benchmark again")
-
-
-def _target(config: Config) -> dict[str, str]:
-    path = config.benchmark.target
-    return {} if path == NOTHING else {"target": sha256_of(Path(path))}
 
 
 def _cell(speeds: Mapping[str, Any], name: str, objective: str) -> Row | None:
