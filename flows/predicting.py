@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from tasks import registry
 from tasks.settings import Places, registered_model_name
@@ -68,7 +69,7 @@ def predict(places: Places, config: Config, paths: list[Path], which: str, wante
         raise WinnowError(f"{version} of {name} cannot run here: {error}") from error
     console.print(f"By {version} of {name}")
     for prediction in rejected[:SHOWN_REJECTED]:
-        console.print(f"winnow: {prediction.path}: {prediction.reason}")
+        console.print(f"winnow: {printable(prediction.path)}: {prediction.reason}", markup=False)
     if len(rejected) > SHOWN_REJECTED:
         console.print(f"winnow: {len(rejected) - SHOWN_REJECTED} more files cannot be used")
     if len(rejected) == count:
@@ -122,7 +123,7 @@ def _show(rows: list[Row], top: int) -> None:
         if row[2] is not None:
             texts = [f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row[:-1]]
             texts[1] = texts[1] or "(unsure)"
-            table.add_row(*texts)
+            table.add_row(*(Text(text) for text in texts))
     if table.row_count:
         widths = [max(len(str(cell)) for cell in (column.header, *column.cells)) for column in table.columns]
         console = Console(highlight=False)

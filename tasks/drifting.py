@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from tasks.projection import flatten
 from tasks.registry import CARD, CHAMPION, Version
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
+from winnow.config.data import printable
 from winnow.config.section import NOTHING
-from winnow.data.decoding import read_file
-from winnow.data.images import VALIDATION, decode, load_images
+from winnow.data.decoding import Item, decode_all
+from winnow.data.images import VALIDATION, load_images
 from winnow.data.trees import files_below
 from winnow.drift import Advice, Answers, Shift, advice, answer, compare, to_label
 from winnow.errors import ConfigError, DataError
@@ -87,18 +89,16 @@ def look(places: Places, config: Config, path: str | None = None) -> Finding:
 def _read(folder: Path, side: int, known: set[bytes]) -> tuple[list[str], NDArray[np.uint8], tuple[str, ...]]:
     """Files (relative), pixels (N, S, S, 3) and what could not be read, of images that are not in `known`."""
     files, pixels, rejected = [], [], []
-    for path, is_image in files_below(folder):
-        if not is_image:
-            continue
-        name = str(path.relative_to(folder))
-        try:
-            image, digest = decode(read_file(str(path)), side)
-        except ValueError as error:
-            rejected.append(f"{name}: {error}")
-            continue
-        if digest not in known:
-            files.append(name)
-            pixels.append(image)
+    paths = [path for path, is_image in files_below(folder) if is_image]
+    items = (Item(printable(str(path.relative_to(folder))), -1, False, str(path)) for path in paths)
+    with closing(decode_all(items, len(paths), side)) as stream:
+        for part in stream:
+            rejected += [f"{part.items[at].name}: {reason}" for at, reason in part.reasons.items()]
+            keys = (key.tobytes() for key in part.keys_K16)
+            for at, image_HWC, key in zip(part.kept, part.pixels_KHWC, keys, strict=True):
+                if key not in known:
+                    files.append(part.items[at].name)
+                    pixels.append(image_HWC)
     stacked = np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8)
     return files, stacked, tuple(rejected)
 

@@ -69,7 +69,9 @@ class Up:
         while time.monotonic() < deadline:
             try:
                 found = self.get(f"flow_runs/{run}")
-            except httpx.TransportError:  # a server that was killed is on its way back
+            except (httpx.TransportError, httpx.HTTPStatusError) as error:  # it, or its database, is on its way back
+                if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
+                    raise
                 time.sleep(0.5)
                 continue
             if found["state"]["name"] in states:

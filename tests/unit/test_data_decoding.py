@@ -23,6 +23,7 @@ from winnow.data.decoding import (
     WORTH_A_PROCESS,
     Decoded,
     Item,
+    _chunks,
     decode_all,
     decode_chunk,
 )
@@ -174,7 +175,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
 
 @needs_cores
 def test_process_after_process_that_dies_is_an_error_that_says_what_to_do() -> None:
-    items = [Item(str(index), 0, False, Does(os._exit, 3)) for index in range(WORTH_A_PROCESS)]  # type: ignore[arg-type]
+    items = [Item(str(index), 0, False, Does(os._exit, 3)) for index in range(64)]  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"process after process that decodes images died.*taskset"):
         list(decode_all(items, len(items), 8))
     assert multiprocessing.active_children() == []
@@ -204,3 +205,23 @@ def test_workers_load_no_torch() -> None:
     code = "import sys, winnow.data.decoding; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"
+
+
+def test_a_chunk_holds_no_more_content_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("winnow.data.decoding.MAX_CONTENT", 100)
+    sizes = [10, 60, 30, 10, 300, 5, 5]
+    items = [Item(str(at), 0, False, bytes(size)) for at, size in enumerate(sizes)]
+    chunks = [[len(item.content) for item in chunk] for chunk in _chunks(iter(items), 4)]  # type: ignore[arg-type]
+    assert chunks == [[10, 60, 30], [10], [300], [5, 5]]
+    paths = [Item(str(at), 0, False, "somewhere") for at in range(9)]
+    assert [len(chunk) for chunk in _chunks(iter(paths), 4)] == [4, 4, 1]
+
+
+def test_hanging_files_alone_are_no_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("winnow.data.decoding.CHUNK_SECONDS", 0.5)
+    monkeypatch.setattr("winnow.data.decoding.FILE_SECONDS", 0.5)
+    items = [Item(str(at), 0, False, Does(time.sleep, 600)) for at in range(24)]  # type: ignore[arg-type]
+    monkeypatch.setattr("winnow.data.decoding.cores", lambda: 1)
+    stream = decode_all(items, len(items), 8)
+    assert set(next(stream).reasons.values()) == {"takes longer than 0 s to decode"}
+    stream.close()

@@ -266,7 +266,8 @@ def zipped(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def tarred(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as file:
+    kind = path.suffix.removeprefix(".").replace("tar", "")
+    with tarfile.open(path, f"w:{kind}") as file:  # type: ignore[call-overload]
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -352,6 +353,87 @@ def test_a_cut_archive_is_an_error(tmp_path: Path, pack: Any, name: str, cut: fl
     path.write_bytes(whole[: int(cut * len(whole))])
     with pytest.raises(DataError, match=r"damaged or no archive|cut off"):
         list(open_tree(Archive(path), "a").items())
+
+
+def photos(count: int = 40) -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    return {f"{('cat', 'dog')[at % 2]}/{at:03d}.jpg": rng.bytes(700) for at in range(count)}
+
+
+@pytest.mark.parametrize("where", [3, 20, 39])
+def test_a_tar_with_a_damaged_header_does_not_end_there(tmp_path: Path, where: int) -> None:
+    """tarfile takes such a header for the end: the images behind it would be missing without a word."""
+    path = tarred(tmp_path / "a.tar", photos())
+    with tarfile.open(path) as archive:
+        at = archive.getmembers()[where].offset
+    packed = bytearray(path.read_bytes())
+    packed[at + 3] ^= 1
+    path.write_bytes(packed)
+    with pytest.raises(DataError, match="damaged or no archive"):
+        list(open_tree(Archive(path), "a").items())
+
+
+def test_a_compressed_tar_is_checked_by_its_sum(tmp_path: Path) -> None:
+    path = tarred(tmp_path / "a.tar.gz", photos())
+    packed = bytearray(path.read_bytes())
+    packed[-6] ^= 1  # of the CRC-32
+    path.write_bytes(packed)
+    with pytest.raises(DataError, match=r"damaged or no archive \(CRC check failed"):
+        list(open_tree(Archive(path), "a").items())
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_parts_that_were_joined_are_read_to_the_end(tmp_path: Path, suffix: str) -> None:
+    """As pbzip2 writes them, and as cat joins them."""
+    whole = photos()
+    parts = [dict(list(whole.items())[:20]), dict(list(whole.items())[20:])]
+    files = [tarred(tmp_path / f"{at}.{suffix}", part) for at, part in enumerate(parts)]
+    joined = tmp_path / f"joined.{suffix}"
+    joined.write_bytes(b"".join(file.read_bytes() for file in files))
+    assert sorted(listed(open_tree(Archive(joined), "a"))) == sorted(whole)
+
+
+def test_a_header_that_is_enormous_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("cat/a.jpg")
+        info.pax_headers = {"comment": "x" * 2_000_000}
+        archive.addfile(info)
+    with pytest.raises(DataError, match=r"a header of 2,000,\d+ bytes"):
+        list(open_tree(Archive(path), "a").items())
+
+
+def test_a_spoilt_member_of_a_bzip2_zip_is_set_aside_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as file:
+        for one in PLAIN:
+            file.writestr(one, rng.bytes(900))
+    with zipfile.ZipFile(path) as file:
+        at = file.infolist()[0].header_offset
+    packed = bytearray(path.read_bytes())
+    packed[at + 30 + len(PLAIN[0]) + 4] ^= 0xFF
+    path.write_bytes(packed)
+    contents = [item.content for item in open_tree(Archive(path), "a").items()]
+    assert [isinstance(content, ValueError) for content in contents] == [True, False, False]
+
+
+def test_a_member_without_a_name_is_passed_over(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", {one: b"." for one in PLAIN})
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(zipfile.ZipInfo("x"), b".")
+    packed = bytearray(path.read_bytes())
+    at = packed.rindex(b"PK\x01\x02")
+    packed[at + 28 : at + 32] = b"\0\0\1\0"  # no name, and its byte counts as an extra field
+    path.write_bytes(packed)
+    assert sorted(listed(open_tree(Archive(path), "a"))) == sorted(PLAIN)
+
+
+def test_companions_that_a_mac_unpacked_are_passed_over(tmp_path: Path) -> None:
+    for name in (*PLAIN, "__MACOSX/cat/._a.jpg", "cat/__MACOSX/._a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b".")
+    assert sorted(listed(open_tree(Folder(tmp_path), "a"))) == sorted(PLAIN)
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,44 @@ def png_of_size(width: int, height: int) -> bytes:
     return header + struct.pack(">I", 10) + b"IDAT"
 
 
+def tiff(bits: list[int], photometric: int, pixels: bytes, more: dict[int, list[int]] | None = None) -> bytes:
+    """An uncompressed TIFF of PHOTO's size in one strip, little-endian, every value a long."""
+    height, width = PHOTO.shape[:2]
+    tags = {256: [width], 257: [height], 258: bits, 259: [1], 262: [photometric], 277: [len(bits)], 278: [height]}
+    tags |= {273: [8], 279: [len(pixels)], **(more or {})}
+    directory = 8 + len(pixels)
+    values_at = directory + 2 + 12 * len(tags) + 4
+    entries = values = b""
+    for tag in sorted(tags):
+        packed = b"".join(struct.pack("<I", value) for value in tags[tag])
+        where = packed if len(tags[tag]) == 1 else struct.pack("<I", values_at + len(values))
+        values += packed if len(tags[tag]) > 1 else b""
+        entries += struct.pack("<HHI", tag, 4, len(tags[tag])) + where
+    head = b"II*\0" + struct.pack("<I", directory)
+    return head + pixels + struct.pack("<H", len(tags)) + entries + bytes(4) + values
+
+
+def twelve_bits(gray: np.ndarray) -> bytes:
+    """Rows of 12 bits a pixel, the eight highest given."""
+    bits = np.unpackbits((gray.astype(np.uint16) << 4).astype(">u2").view(np.uint8).reshape(*gray.shape, 2), axis=2)[
+        ..., 4:
+    ]
+    return np.packbits(bits.reshape(len(gray), -1), axis=1).tobytes()
+
+
+def odd_exif(image: Image.Image) -> bytes:
+    """Orientation 6 beside a camera's make as a float, which Pillow cannot write again."""
+    entries = struct.pack("<HHII", 0x010F, 11, 1, 0x3F800000) + struct.pack("<HHII", 0x0112, 3, 1, 6)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    return saved(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
+
+
+def deep_jpeg2000() -> bytes:
+    data = bytearray(saved(RGB, "JPEG2000"))
+    data[data.index(b"\xff\x4f\xff\x51") + 42] = 11
+    return bytes(data)
+
+
 ONE_BIT = RGB.convert("1")
 SIXTEEN = Image.fromarray(PHOTO[..., 0].astype(np.uint16) << 8 | 77)
 HALF_CLEAR = Image.merge("RGBA", [*RGB.split(), Image.fromarray(RNG.integers(0, 256, (48, 64), dtype=np.uint8))])
@@ -73,11 +111,26 @@ USED: dict[str, tuple[bytes, Image.Image]] = {
     "RGB with alpha": (saved(HALF_CLEAR, "PNG"), RGB),
     "16-bit gray PNG": (saved(SIXTEEN, "PNG"), Image.fromarray(PHOTO[..., 0])),
     "16-bit gray TIFF": (saved(SIXTEEN, "TIFF"), Image.fromarray(PHOTO[..., 0])),
+    "16-bit gray TIFF where 0 is white": (
+        tiff([16], 0, ((255 - PHOTO[..., 0]).astype(np.uint16) << 8).astype("<u2").tobytes()),
+        Image.fromarray(PHOTO[..., 0]),
+    ),
+    "12-bit gray TIFF": (tiff([12], 1, twelve_bits(PHOTO[..., 0])), Image.fromarray(PHOTO[..., 0])),
+    "16-bit PGM": (
+        b"P5 64 48 65535 " + (PHOTO[..., 0].astype(np.uint16) << 8).astype(">u2").tobytes(),
+        Image.fromarray(PHOTO[..., 0]),
+    ),
     "CMYK JPEG": (saved(RGB.convert("CMYK"), "JPEG", quality=95), RGB),
     "animated GIF": (saved(RGB, "GIF", save_all=True, append_images=[SECOND]), RGB),
     "animated WebP": (saved(RGB, "WEBP", save_all=True, append_images=[SECOND], lossless=True), RGB),
     "multi-page TIFF": (saved(RGB, "TIFF", save_all=True, append_images=[SECOND]), RGB),
     "EXIF-rotated": (turned(), RGB),
+    "EXIF that is junk, in part or whole": (odd_exif(RGB), RGB),
+    "animated PNG": (saved(RGB, "PNG", save_all=True, append_images=[SECOND]), RGB),
+    "several pictures in a JPEG (MPO)": (saved(RGB, "MPO", save_all=True, append_images=[SECOND], quality=95), RGB),
+    "QOI": (saved(RGB, "QOI"), RGB),
+    "PPM": (saved(RGB, "PPM"), RGB),
+    "ICO": (saved(RGB.resize((64, 64)), "ICO", sizes=[(64, 64)]), RGB.resize((64, 64))),
     "one pixel": (saved(RGB.crop((0, 0, 1, 1)), "PNG"), RGB.crop((0, 0, 1, 1))),
     "one row": (saved(RGB.crop((0, 0, 64, 1)), "PNG"), RGB.crop((31, 0, 33, 1))),
     "TIFF": (saved(RGB, "TIFF", compression="tiff_lzw"), RGB),
@@ -90,8 +143,16 @@ USED: dict[str, tuple[bytes, Image.Image]] = {
     "JPEG with bytes after its end": (saved(RGB, "JPEG", quality=95) + bytes(100), RGB),
 }
 SET_ASIDE: dict[str, tuple[bytes, str]] = {
-    "32-bit integers": (saved(Image.fromarray(PHOTO[..., 0].astype(np.int32)), "TIFF"), "32-bit pixels"),
-    "32-bit float": (saved(Image.fromarray(PHOTO[..., 0].astype(np.float32)), "TIFF"), "32-bit pixels"),
+    "32-bit integers": (saved(Image.fromarray(PHOTO[..., 0].astype(np.int32)), "TIFF"), "32-bit or signed pixels"),
+    "32-bit float": (saved(Image.fromarray(PHOTO[..., 0].astype(np.float32)), "TIFF"), "32-bit or signed pixels"),
+    "JPEG 2000 with more than 8 bits a channel": (deep_jpeg2000(), "12 bits a channel; save it with 8 bits"),
+    "a camera's raw file (DNG, NEF, ARW)": (tiff([8, 8, 8], 2, PHOTO.tobytes(), {254: [1]}), "camera's raw file"),
+    "TIFF in planes of 16 bits": (
+        tiff([16] * 3, 2, bytes(48 * 64 * 6), {284: [2], 273: [8] * 3, 279: [48 * 64 * 2] * 3}),
+        "planes of more than 8 bits",
+    ),
+    "PNG or JPEG of a rare kind": (png_of_size(8, 8)[:24] + bytes(30), "damaged, or PNG of a kind that is not read"),
+    "JPEG XL, PSD, video": (b"8BPS\0\1" + bytes(40), "no image format that is read here"),
     "more than 100 million pixels": (png_of_size(20_000, 6_000), "20000x6000 pixels are more than 100,000,000"),
     "decompression bomb": (png_of_size(200_000, 200_000), "decompression bomb"),
     "truncated": (saved(RGB, "JPEG")[:-200], "damaged"),

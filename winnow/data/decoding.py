@@ -7,13 +7,12 @@ number.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import multiprocessing
 import stat
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -30,11 +29,14 @@ MAX_FILE_BYTES = 200_000_000
 CHUNK_BYTES = 4_000_000
 MAX_CHUNK = 64
 CHUNKS_PER_WORKER = 3
-WORTH_A_PROCESS = 64
-"""Images below which starting processes takes longer than decoding."""
+MAX_CONTENT = 16_000_000
+"""Bytes of files in a chunk, where they come with it from an archive."""
+WORTH_A_PROCESS = 8
+"""Images below which the calling process decodes them itself, and one that hangs is not set aside."""
 CHUNK_SECONDS, FILE_SECONDS = 120.0, 60.0
 """What takes longer hangs."""
 MAX_DEATHS = 3
+DIES = "ends the process that decodes it"
 
 
 Content = str | bytes | ValueError
@@ -79,8 +81,8 @@ def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[
     stream, processes = iter(items), cores()
     fair = -(-count // (processes * CHUNKS_PER_WORKER))
     size = max(1, min(MAX_CHUNK, fair, CHUNK_BYTES // (image_size * image_size * 3)))
-    chunks = iter(lambda: list(itertools.islice(stream, size)), [])
-    if processes == 1 or count < WORTH_A_PROCESS:
+    chunks = _chunks(stream, size)
+    if count < WORTH_A_PROCESS:
         for chunk in chunks:
             yield Decoded(chunk, *decode_chunk([item.content for item in chunk], image_size))
         return
@@ -103,6 +105,21 @@ def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[
             worker.end()
 
 
+def _chunks(stream: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    """At most `size` items each, and no more content than MAX_CONTENT beyond the first."""
+    chunk: list[Item] = []
+    held = 0
+    for item in stream:
+        content = len(item.content) if isinstance(item.content, bytes) else 0
+        if chunk and (len(chunk) == size or held + content > MAX_CONTENT):
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(item)
+        held += content
+    if chunk:
+        yield chunk
+
+
 def _taken(chunk: list[Item], worker: Decoder, image_size: int) -> Decoded:
     """A chunk that is under way; file by file where that goes wrong, so that one of them spoils no other."""
     result = worker.answer(CHUNK_SECONDS)
@@ -112,7 +129,7 @@ def _taken(chunk: list[Item], worker: Decoder, image_size: int) -> Decoded:
             worker.give([item.content])
             part = worker.answer(FILE_SECONDS)
             if isinstance(part, str):
-                deaths += 1
+                deaths += part.startswith(DIES)
                 part = decode_chunk([ValueError(part)], image_size)
             parts.append(part)
         if deaths == len(chunk) > MAX_DEATHS:
@@ -163,7 +180,7 @@ class Decoder:
             why = f"takes longer than {seconds:.0f} s to decode"
         except (EOFError, OSError):
             self._process.join(1)
-            why = f"ends the process that decodes it (status {self._process.exitcode})"
+            why = f"{DIES} (status {self._process.exitcode})"
         self.end()
         self._start()
         return why

@@ -17,38 +17,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import struct
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from winnow.data.formats import DAMAGED, FORMATS, check, to_rgb, turn_of, unknown
 from winnow.errors import ArtifactError
 from winnow.records import read_json
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = ("train", "validation", "test")
 MAX_PIXELS = 100_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "QOI", "ICO")
-"""Pillow's readers of what people keep images in. Others start programs (EPS) or take noise for an image (TGA)."""
-HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
-DAMAGED = (
-    OSError,
-    SyntaxError,
-    EOFError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    ArithmeticError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow's readers raise on broken files."""
 RESIZE_POLICY = "EXIF orientation, RGB, short side to S (bilinear, antialiased), centre crop S x S"
 
 
@@ -61,35 +44,19 @@ def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], bytes]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"{opened.width}x{opened.height} pixels are more than {MAX_PIXELS:,}")
+            turn = turn_of(opened)
+            check(opened, data)
             opened.load()
-            upright = ImageOps.exif_transpose(opened)
-            rgb = _to_rgb(upright or opened)
+            rgb = to_rgb(opened)
+            rgb = rgb if turn is None else rgb.transpose(turn)
     except UnidentifiedImageError as error:
-        raise ValueError(_unknown(data)) from error
+        raise ValueError(unknown(data)) from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
     except DAMAGED as error:
         raise ValueError(f"damaged ({error})") from error
     digest = hashlib.blake2b(rgb.tobytes(), digest_size=16, key=f"{rgb.width}x{rgb.height}".encode()).digest()
     return resize(rgb, image_size), digest
-
-
-def _unknown(data: bytes) -> str:
-    """What to say of a file that no reader takes."""
-    if not data:
-        return "empty"
-    if data[4:8] == b"ftyp" and data[8:12] in HEIC:
-        return "HEIC, which is not read here; convert it to JPEG or PNG"
-    return "no image format that is read here"
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8 bits per channel. Pillow would clip 16-bit gray to white, so it keeps its high byte here."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError("32-bit pixels, whose range is not known; save it with 8 bits per channel")
-    return image.convert("RGB")
 
 
 def resize(rgb: Image.Image, image_size: int) -> NDArray[np.uint8]:

@@ -159,9 +159,7 @@ class Archive:
 
 def _is_hidden(member: Member) -> bool:
     """As on disk; a name that leads out is not hidden, but told."""
-    return not member.parts or any(
-        (part.startswith(".") and part != "..") or part == OF_A_MAC for part in member.parts[:-1]
-    )
+    return not member.parts or any(_is_hidden_folder(part) and part != ".." for part in member.parts[:-1])
 
 
 def _content(member: Member) -> Content:
@@ -178,7 +176,7 @@ def files_below(folder: Path) -> Iterator[tuple[Path, bool]]:
         raise DataError(f"{printable(str(error.filename))}: cannot be read ({error.strerror})")
 
     for place, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not _is_hidden_folder(name))
         for name in sorted(names):
             yield Path(place, name), not is_companion(name)
 
@@ -187,8 +185,15 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{printable(str(folder))}: cannot be read ({error.strerror})") from error
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    try:
+        return [entry.name for entry in _entries(folder) if entry.is_dir() and not _is_hidden_folder(entry.name)]
+    except OSError as error:  # it may be listed, and not entered
+        raise DataError(f"{printable(str(folder))}: cannot be read ({error.strerror})") from error
+
+
+def _is_hidden_folder(name: str) -> bool:
+    return name.startswith(".") or name == OF_A_MAC
