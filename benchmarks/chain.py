@@ -86,13 +86,13 @@ class Chain:
 
     def tree(self) -> Path:
         """All candidates."""
-        from winnow.steps.compress import compress
+        from winnow.steps.compress import Folders, compress
 
-        data = self.data()
+        data, pretrained = self.data(), self.pretrained()
         self.dense()
         for name in in_order(dict(self.config.candidates)):
-            out, scratch = self.candidates / name, self.scratch / name
-            self._once(out, lambda n=name, o=out, s=scratch: compress(self.config, n, data, self.candidates, o, s))
+            out, folders = self.candidates / name, Folders(data, pretrained, self.candidates, self.scratch / name)
+            self._once(out, lambda n=name, o=out, f=folders: compress(self.config, n, f, o))
         return self.candidates
 
     def benchmark(self) -> Path:

@@ -24,7 +24,7 @@ RECOVERY = {
 }
 CANDIDATES: dict[str, Any] = {
     "dense-int8": {"from": "dense", "method": "quantize"},
-    "pruned": {"from": "dense", "method": "prune", "channels": 0.3, "recovery": RECOVERY},
+    "pruned": {"from": "dense", "method": "prune", "remove": {"channels": 0.3}, "recovery": RECOVERY},
     "pruned-int8": {"from": "pruned", "method": "quantize"},
 }
 CHANGES = {

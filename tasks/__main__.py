@@ -130,9 +130,10 @@ def _call(config: Config, places: settings.Places, step: str, name: str, scratch
 
         return lambda: finetune(config, data, at / "pretrain", candidates / ROOT, scratch)
     if step == "candidate":
-        from winnow.steps.compress import compress
+        from winnow.steps.compress import Folders, compress
 
-        return lambda: compress(config, name, data, candidates, candidates / name, scratch)
+        folders = Folders(data, at / "pretrain", candidates, scratch)
+        return lambda: compress(config, name, folders, candidates / name)
     if step == "benchmark":
         from winnow.steps.benchmark import benchmark
 

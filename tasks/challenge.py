@@ -26,7 +26,6 @@ from winnow.benchmarking import (
     agreement,
     answer_all,
     plan,
-    time_calls,
     visiting_order,
 )
 from winnow.config import Config, Promotion
@@ -40,6 +39,7 @@ from winnow.records import Machine, sha256_of, this_machine
 from winnow.runtimes import Cell, NotHere, Predict, open_cell
 from winnow.selection import UNITS, judge_drop, judge_macro_f1
 from winnow.speedups import best
+from winnow.timing import time_calls
 
 WARM_UP, CALLS_LARGE = 5, 3
 """Calls per round: untimed ones, and timed ones of a large batch."""

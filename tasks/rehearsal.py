@@ -19,13 +19,14 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from tasks.memory import watched
 from tasks.planning import Counts, Forecast
 from tasks.trials import Trials, hash_rate, random_images, seconds_per_file
-from winnow.benchmarking import CALLS_PER_ROUND_LARGE, CHECKED_IMAGES, WARM_UP_LARGE, WARM_UP_SINGLE
+from winnow.benchmarking import CALLS_PER_ROUND_LARGE, CHECKED_IMAGES
 from winnow.config import (
     ROOT,
     Benchmark,
@@ -34,6 +35,7 @@ from winnow.config import (
     NoPretraining,
     Quantize,
     Recovered,
+    Recovery,
     in_order,
     load_config,
 )
@@ -42,9 +44,15 @@ from winnow.data.images import TRAIN, VALIDATION
 from winnow.errors import WinnowError
 from winnow.machine import cores
 from winnow.runtimes import Cell, NotHere
+from winnow.timing import WARM_UP_LARGE, WARM_UP_SINGLE
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CALIBRATED = (8, 72)
 """Images that a file is quantized with, to tell the cost of one from that of beginning."""
+STATIC_RUNGS = 4
+"""Of a ladder that is climbed to its end; the worst layers back in float are not forecast."""
 PLAIN_SECONDS = {"select": 5.0, "report": 6.0}
 """Steps that only read and draw."""
 
@@ -72,8 +80,9 @@ class Rehearsal:
         self.images = random_images(folder / "data", config.data.image_size, counts.classes)
         self.trials = Trials(self.images, folder)
         dense = folder / ROOT
-        dense.mkdir()
-        save_model(dense, build(self.architecture), self.architecture)
+        for at in (dense, folder / "pretrain"):
+            at.mkdir()
+            save_model(at, build(self.architecture), self.architecture)
         self.hash_rate = hash_rate()
         self.started = time.time() - psutil.Process().create_time()
         """Seconds from the start of this process to here: what each step's process takes to begin."""
@@ -152,12 +161,9 @@ class Rehearsal:
         recovery = settings.recovery
         shortest = settings.model_copy(update={"recovery": recovery.model_copy(update={"epochs": 1})})
         making = self._make(name, shortest)
-        from winnow.compression.recovery import distillation
         from winnow.models.backbones import load_model
 
-        model, _ = load_model(self.folder / name)
-        teacher = load_model(self.folder / ROOT)[0] if recovery.teacher == "dense" else None
-        each = self.trials.per_step(model, distillation(recovery, teacher), recovery.batch_size, recovery.optimiser)
+        each = self._per_step(load_model(self.folder / name)[0], recovery)
         steps = recovery.epochs * max(1, self.counts.train // recovery.batch_size)
         done = max(1, len(self.images.indices(TRAIN)) // recovery.batch_size)
         finishing, disk_mb = self._finish(name)
@@ -165,14 +171,41 @@ class Rehearsal:
         return Cost(making + max(0, steps - done) * each + finishing, disk_mb, told)
 
     def _quantized(self, name: str, settings: Quantize) -> Cost:
+        plain = settings.model_copy(update={"scheme": "static", "recovery": None})
         taken = []
         for count in CALIBRATED:
-            taken.append(self._make(name, settings.model_copy(update={"calibration_images": count})))
+            taken.append(self._make(name, plain.model_copy(update={"calibration_images": count})))
         each = max(0.0, (taken[1] - taken[0]) / (CALIBRATED[1] - CALIBRATED[0]))
         wanted = min(settings.calibration_images, self.counts.train)
         finishing, disk_mb = self._finish(name)
         told = f"{wanted} images at {each * 1e3:.0f} ms"
-        return Cost(taken[1] + max(0.0, each * (wanted - CALIBRATED[1])) + finishing, disk_mb, told)
+        seconds = taken[1] + max(0.0, each * (wanted - CALIBRATED[1]))
+        if settings.scheme == "ladder":
+            seconds, told = seconds * STATIC_RUNGS, f"up to {STATIC_RUNGS} times {told}"
+        if settings.recovery is not None:
+            training, steps = self._rounding(settings.parent, settings.recovery)
+            seconds, told = seconds + training, f"{told}, {steps}"
+        return Cost(seconds + finishing, disk_mb, told)
+
+    def _rounding(self, parent: str, recovery: Recovery) -> tuple[float, str]:
+        """Seconds of training under rounding, and what was multiplied."""
+        from winnow.compression.fake_quantization import simulated_int8
+        from winnow.models.backbones import load_model
+
+        model = load_model(self.folder / parent)[0]
+        with simulated_int8(model):
+            each = self._per_step(model, recovery)
+        steps = recovery.epochs * max(1, self.counts.train // recovery.batch_size)
+        return steps * each, _steps(steps, recovery.batch_size, each)
+
+    def _per_step(self, model: nn.Module, recovery: Recovery) -> float:
+        from winnow.compression.recovery import distillation, with_translation
+        from winnow.models.backbones import load_model
+
+        dense = load_model(self.folder / ROOT)[0]
+        loss = distillation(recovery, dense if recovery.teacher == "dense" else None, dense)
+        trained = with_translation(model, recovery, dense)
+        return self.trials.per_step(trained, loss, recovery.batch_size, recovery.optimiser)
 
     def _make(self, name: str, settings: Candidate) -> float:
         """Seconds of the method itself on the few random images; leaves the candidate's folder."""
@@ -185,9 +218,8 @@ class Rehearsal:
         folder.mkdir()
         train = self.images.indices(TRAIN)
         scratch = self.folder / "scratch" / name
-        inputs = Inputs(
-            self.images, train, self.images.labels_N, self.folder / settings.parent, self.folder / ROOT, scratch
-        )
+        parent, dense, pretrained = (self.folder / each for each in (settings.parent, ROOT, "pretrain"))
+        inputs = Inputs(self.images, train, self.images.labels_N, parent, dense, pretrained, scratch)
         began = time.monotonic()
         METHODS[type(settings)](settings, inputs, folder)
         shutil.rmtree(scratch, ignore_errors=True)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from winnow.benchmarking import time_calls
 from winnow.config import Data, Optimiser
 from winnow.data.decoding import Item
 from winnow.data.images import TRAIN, VALIDATION, ImageSet, load_images
 from winnow.records import write_json
 from winnow.runtimes import Cell, open_cell
+from winnow.timing import time_calls
 
 if TYPE_CHECKING:
     from torch import nn

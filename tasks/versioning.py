@@ -54,7 +54,7 @@ def stages(config: Config) -> list[Stage]:
     tree = [
         Stage(
             stage_of(name),
-            tuple(dict.fromkeys(("ingest", "finetune", stage_of(config.candidates[name].parent)))),
+            tuple(dict.fromkeys(("ingest", "pretrain", "finetune", stage_of(config.candidates[name].parent)))),
         )
         for name in names
     ]

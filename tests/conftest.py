@@ -167,7 +167,7 @@ def tiny_params() -> dict:
         },
         "candidates": {
             "dense-int8": {"from": "dense", "method": "quantize", "calibration_images": 32},
-            "pruned": {"from": "dense", "method": "prune", "channels": 0.3, "recovery": RECOVERY},
+            "pruned": {"from": "dense", "method": "prune", "remove": {"channels": 0.3}, "recovery": RECOVERY},
             "pruned-int8": {"from": "pruned", "method": "quantize", "calibration_images": 32},
             "sparse": {"from": "dense", "method": "sparsify", "sparsity": 0.5, "recovery": RECOVERY},
             "student": {"from": "dense", "method": "distill", "student": "resnet8", "width": 0.5, "recovery": RECOVERY},
@@ -210,7 +210,7 @@ def tiny_candidate(
     tiny_data: Path, tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """Name -> folder of a candidate of `tiny_params`, made when first asked for, its parents before it."""
-    from winnow.steps.compress import compress
+    from winnow.steps.compress import Folders, compress
 
     config = check_config(tiny_params())
     root = tmp_path_factory.mktemp("tree")
@@ -219,7 +219,8 @@ def tiny_candidate(
     def made(name: str) -> Path:
         if not (root / name).exists():
             made(config.candidates[name].parent)
-            compress(config, name, tiny_data, root, root / name, root / "scratch" / name)
+            folders = Folders(tiny_data, root / "pretrain", root, root / "scratch" / name)
+            compress(config, name, folders, root / name)
         return root / name
 
     return made
@@ -232,4 +233,6 @@ def tiny_inputs(tiny_set: ImageSet, tiny_dense: Path, tmp_path: Path) -> Inputs:
     from winnow.data.splits import visible_labels
 
     budget = tiny_set.indices(TRAIN, labelled=True)
-    return Inputs(tiny_set, budget, visible_labels(tiny_set, budget), tiny_dense, tiny_dense, tmp_path / "scratch")
+    labels_N = visible_labels(tiny_set, budget)
+    pretrained = tiny_dense.parent.parent / "pretrain"
+    return Inputs(tiny_set, budget, labels_N, tiny_dense, tiny_dense, pretrained, tmp_path / "scratch")

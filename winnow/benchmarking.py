@@ -29,6 +29,7 @@ from winnow.config import ROOT, Benchmark
 from winnow.machine import has_fast_bf16
 from winnow.progress import duration
 from winnow.runtimes import Cell, Layout, NotHere, Precision, Predict, Runtime, set_torch_threads
+from winnow.timing import WARM_UP_LARGE, WARM_UP_SINGLE, time_calls
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,6 @@ NEEDED_AGREEMENT: dict[Precision, float] = {
     "int8": 0.95,  # runtimes round differently, and without VNNI products saturate: more than this is another model
 }
 CALLS_PER_ROUND_LARGE = 3
-WARM_UP_SINGLE, WARM_UP_LARGE = 5, 1
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -182,18 +182,6 @@ def _time_group(opened: list[tuple[Cell, Predict]], pixels_NHWC: NDArray[np.uint
         for at in visiting_order(len(opened), round_):
             seconds[at].append(time_calls(opened[at][1], pixels_NHWC, warm_up, calls))
     return [summarise(cell, by_round) for (cell, _), by_round in zip(opened, seconds, strict=True)]
-
-
-def time_calls(predict: Predict, pixels_NHWC: NDArray[np.uint8], warm_up: int, calls: int) -> list[float]:
-    """Seconds of each of `calls` calls, after `warm_up` untimed ones."""
-    for _ in range(warm_up):
-        predict(pixels_NHWC)
-    seconds = []
-    for _ in range(calls):
-        started = time.perf_counter()
-        predict(pixels_NHWC)
-        seconds.append(time.perf_counter() - started)
-    return seconds
 
 
 def summarise(cell: Cell, seconds_by_round: list[list[float]]) -> Row:

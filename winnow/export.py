@@ -138,18 +138,12 @@ def look_into(path: Path) -> Contents:
 def _count(graph: Any) -> Contents:
     onnx = _onnx()
     arrays = {tensor.name: tensor for tensor in graph.initializer}
-    made_by = {name: node for node in graph.node for name in node.output}
     sizes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.value_info, *graph.output)
     }
     macs = int8_macs = zeros = 0
-    for node in graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger"):
-            continue
-        weight = _weight(node.input[1], made_by, arrays)
-        if weight is None:
-            continue
+    for node, weight in _weighted(graph):
         array = onnx.numpy_helper.to_array(weight)
         # Every weight is used once per place: pixels of (N, C, H, W), tokens of (N, T, C).
         size = sizes.get(node.output[0], [])
@@ -158,6 +152,23 @@ def _count(graph: Any) -> Contents:
         int8_macs += array.size * places if array.dtype.itemsize == 1 else 0
         zeros += int((array == _zero(node, arrays)).sum())
     return Contents(macs, int8_macs, zeros)
+
+
+def _weighted(graph: Any) -> Iterator[tuple[Any, Any]]:
+    """(node, tensor of its weights) of every convolution and matrix product with stored weights."""
+    arrays = {tensor.name: tensor for tensor in graph.initializer}
+    made_by = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger"):
+            weight = _weight(node.input[1], made_by, arrays)
+            if weight is not None:
+                yield node, weight
+
+
+def float_layers(path: Path) -> list[str]:
+    """Names of the weights of convolutions and matrix products that are not stored in int8."""
+    to_array = _onnx().numpy_helper.to_array
+    return [weight.name for _, weight in _weighted(load_onnx(path).graph) if to_array(weight).dtype.itemsize > 1]
 
 
 def _weight(name: str, made_by: dict[str, Any], arrays: dict[str, Any]) -> Any:

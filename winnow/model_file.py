@@ -19,17 +19,11 @@ def open_session(path: Path, threads: int = 0) -> Any:
 
     Raises ArtifactError when the file is missing or damaged, MissingExtra without ONNX Runtime.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingExtra("onnxruntime", "runtimes") from error
+    onnxruntime = _runtime()
     check_exists(path)
     broken = onnxruntime.capi.onnxruntime_pybind11_state
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return session_of(str(path), threads)
     except (
         broken.Fail,
         broken.InvalidArgument,
@@ -40,6 +34,23 @@ def open_session(path: Path, threads: int = 0) -> Any:
         UnicodeDecodeError,  # what its message becomes where a damaged name is quoted
     ) as error:
         raise damaged(path, error) from error
+
+
+def session_of(model: str | bytes, threads: int = 0) -> Any:
+    """A session for a path, or for the bytes of a model that was just made."""
+    onnxruntime = _runtime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingExtra("onnxruntime", "runtimes") from error
+    return onnxruntime
 
 
 def check_exists(path: Path) -> None:

@@ -75,6 +75,23 @@ class Checkpoint:
         return self.folder / f"{self.name}.curves.jsonl"
 
 
+def _nothing(_model: nn.Module, _step: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What some methods do to the network within a step, whose number (from 1) they are told."""
+
+    after_backward: Callable[[nn.Module, int], None] = _nothing
+    """May add to the gradients."""
+    after_step: Callable[[nn.Module, int], None] = _nothing
+    """May hold weights in place."""
+
+
+NO_HOOKS = Hooks()
+
+
 @dataclass
 class Epoch:
     """A finished epoch; its row may be added to while the generator waits."""
@@ -111,9 +128,9 @@ def fit(
     loss: Loss,
     plan: Plan,
     checkpoint: Checkpoint | None = None,
-    after_step: Callable[[nn.Module], None] | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> Generator[Epoch, None, list[Row]]:
-    """Train `model` in place; yields after every epoch. `after_step` may hold masks in place.
+    """Train `model` in place; yields after every epoch.
 
     Raises TrainingError when the loss is no longer a number, ArtifactError when a checkpoint is damaged.
     """
@@ -138,10 +155,10 @@ def fit(
             value = loss(model, images_BCHW, labels_B)
         optimiser.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        if after_step:
-            after_step(model)
         state.step += 1
+        hooks.after_backward(model, state.step)
+        optimiser.step()
+        hooks.after_step(model, state.step)
         state.loss_sum += float(value.detach())
         if not math.isfinite(state.loss_sum):
             raise TrainingError(

@@ -64,7 +64,7 @@ CHANGES: dict[str, tuple[Edit, set[str]]] = {
     "data: labels": (number("data.labels_per_class", 5), ALL),
     "pretrain": (number("pretrain.epochs", 3), ALL - {"ingest"}),
     "finetune": (number("finetune.epochs", 5), TRAINED),
-    "candidates: pruned": (number("candidates.pruned.channels", 0.4), {"pruned", "pruned-int8", *TAIL}),
+    "candidates: pruned": (number("candidates.pruned.remove.channels", 0.4), {"pruned", "pruned-int8", *TAIL}),
     "candidates: a leaf": (number("candidates.dense-int8.calibration_images", 16), {"dense-int8", *TAIL}),
     "benchmark": (number("benchmark.samples", 24), TAIL),
     "promotion": (number("promotion.min_gain", 0.1), {"select", "report"}),
@@ -142,7 +142,7 @@ def ran_by_dvc(project: Project) -> set[str]:
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
-        pytest.param(number("candidates.pruned.channels", 0.4), {"pruned", "pruned-int8", *TAIL}, id="a number"),
+        pytest.param(number("candidates.pruned.remove.channels", 0.4), {"pruned", "pruned-int8", *TAIL}, id="a number"),
         pytest.param(line("winnow/compression/sparsify.py"), {"sparse"}, id="a comment"),
     ],
 )

@@ -38,15 +38,17 @@ def committed(finished: tuple[Project, object], tmp_path_factory: pytest.TempPat
     git(project, "config", "user.email", "tests@localhost")
     git(project, "add", "dvc.lock")
     git(project, "commit", "-qm", "the first run")
-    done(project, "exp", "run", "-S", "candidates.pruned.channels=0.5", "--name", "slimmer")
+    done(project, "exp", "run", "-S", "candidates.pruned.remove.channels=0.5", "--name", "slimmer")
     return project
 
 
 def test_an_experiment_changes_one_number_and_runs_what_hangs_on_it(committed: Project) -> None:
     params = yaml.safe_load((committed.root / "params.yaml").read_text())
-    assert params["candidates"]["pruned"]["channels"] == 0.5
+    assert params["candidates"]["pruned"]["remove"]["channels"] == 0.5
     told = json.loads(done(committed, "params", "diff", "--json"))
-    assert told == {"params.yaml": {"candidates.pruned.channels": {"old": 0.3, "new": 0.5, "diff": pytest.approx(0.2)}}}
+    assert told == {
+        "params.yaml": {"candidates.pruned.remove.channels": {"old": 0.3, "new": 0.5, "diff": pytest.approx(0.2)}}
+    }
 
 
 def test_metrics_diff_tells_quality_and_size_of_what_changed(committed: Project) -> None:

@@ -110,7 +110,7 @@ def test_a_changed_byte_is_noticed_and_restored(project: Project) -> None:
 
 def test_a_changed_number_makes_that_candidate_and_its_descendants_stale(project: Project) -> None:
     params = yaml.safe_load((project.root / "params.yaml").read_text())
-    params["candidates"]["pruned"]["channels"] = 0.4
+    params["candidates"]["pruned"]["remove"]["channels"] = 0.4
     project.set_params(params)
     status = project.winnow("status").stdout
     stale = {line.split()[0] for line in status.splitlines()[1:] if line and not line.startswith(" ")}

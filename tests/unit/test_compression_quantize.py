@@ -16,14 +16,17 @@ from pydantic import ValidationError
 
 from winnow.benchmarking import NEEDED_AGREEMENT
 from winnow.compression.inputs import Inputs
-from winnow.compression.quantize import calibration_images, quantize
+from winnow.compression.post_training import Recipe, quantize_statically, quantize_with_control
+from winnow.compression.quantize import Judge, calibration_images, quantize
 from winnow.config import Quantize
 from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet
 from winnow.errors import ArtifactError
 from winnow.evaluation import agreement
-from winnow.export import look_into
+from winnow.export import export_onnx, float_layers, look_into
 from winnow.inference import predict_file
+from winnow.models.backbones import Architecture, build
 from winnow.records import sha256_of
+from winnow.runtimes import Cell, open_cell
 
 
 def settings(**changes: Any) -> Quantize:
@@ -162,3 +165,122 @@ def test_damaged_parent_is_named(tiny_inputs: Inputs, tmp_path: Path, scheme: st
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         settings(**wrong)
+
+
+RECOVERY = {"epochs": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.01}}
+
+
+def test_a_ladder_stops_at_the_first_rung_that_is_good_enough(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    details = quantize(settings(scheme="ladder", max_drop_points=50.0), tiny_inputs, tmp_path)
+    assert [row["rung"] for row in details["rungs"]] == ["static"]
+    assert details["chosen"] == "static"
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    quantize(settings(), tiny_inputs, plain)
+    assert sha256_of(plain / "model.onnx") == sha256_of(tmp_path / "model.onnx")
+
+
+def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays(
+    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = iter([3.0, 2.0, 4.0, 1.0, 5.0, 6.0])
+    monkeypatch.setattr(Judge, "points_lost", lambda _judge, _file: next(lost))
+    details = quantize(settings(scheme="ladder", recovery=RECOVERY), tiny_inputs, tmp_path)
+    names = ["static", "histogram", "percentile", "full bias correction", "worst layers in float", "trained"]
+    assert [row["rung"] for row in details["rungs"]] == names
+    assert details["chosen"] == "full bias correction"
+    assert len(details["curves"]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["architecture.json", "model.onnx"]
+
+
+def test_what_a_file_loses_is_counted_against_labels_and_the_parents_answers(tiny_inputs: Inputs) -> None:
+    judge = Judge.of(tiny_inputs)
+    assert judge.points_lost(tiny_inputs.parent / "model.onnx") == 0
+    indices = tiny_inputs.images.indices(VALIDATION)
+    labels = tiny_inputs.images.labels_N[indices]
+    answers = predict_file(tiny_inputs.parent / "model.onnx", tiny_inputs.images.images_NHWC, indices).argmax(1)
+    assert judge.wanted_N.tolist() == np.where(labels >= 0, labels, answers).tolist()
+    assert judge.right == (answers == judge.wanted_N).mean()
+
+
+def test_trained_under_rounding(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    details = quantize(settings(scheme="qat", recovery=RECOVERY), tiny_inputs, tmp_path)
+    assert len(details["curves"]) == 1
+    contents = look_into(tmp_path / "model.onnx")
+    assert contents.int8_macs == contents.macs
+    assert not (tmp_path / "weights.safetensors").exists()  # it would be the float network's
+
+
+def test_worst_layers_go_back_to_float(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    """Beside one enormous weight all others of a channel round to nothing: that layer goes back."""
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(tiny_inputs.parent, spoilt)
+    proto = onnx.load(spoilt / "model.onnx")
+    wide = next(tensor for tensor in proto.graph.initializer if len(tensor.dims) == 4 and tensor.dims[1] > 3)
+    weight = numpy_helper.to_array(wide).copy()
+    images, indices = tiny_inputs.images, tiny_inputs.images.indices(VALIDATION)
+    wanted = predict_file(spoilt / "model.onnx", images.images_NHWC, indices).argmax(1)
+    pixels = np.ascontiguousarray(images.images_NHWC[indices])
+    quantize_with_control(
+        spoilt / "model.onnx", tmp_path / "controlled.onnx", pixels[:16], Recipe(), (pixels, wanted), max_drop=1e-9
+    )
+    quantize_statically(spoilt / "model.onnx", tmp_path / "plain.onnx", pixels[:16])
+    right = {
+        name: (predict_file(tmp_path / f"{name}.onnx", images.images_NHWC, indices).argmax(1) == wanted).mean()
+        for name in ("controlled", "plain")
+    }
+    assert right["controlled"] >= right["plain"]
+    assert float_layers(tmp_path / "plain.onnx") == []
+    if right["plain"] < 1:
+        assert float_layers(tmp_path / "controlled.onnx")
+    assert weight.shape
+
+
+@pytest.mark.parametrize("ranges", ["minmax", "histogram", "percentile"])
+def test_ranges_differ_and_all_answer(tiny_inputs: Inputs, tmp_path: Path, ranges: str) -> None:
+    files = []
+    for name, how in (("plain", settings()), (ranges, settings(ranges=ranges))):
+        (tmp_path / name).mkdir()
+        quantize(how, tiny_inputs, tmp_path / name)
+        files.append(tmp_path / name / "model.onnx")
+    assert sha256_of(files[0]) != sha256_of(files[1])
+    indices = tiny_inputs.images.indices(VALIDATION)
+    logits = [predict_file(file, tiny_inputs.images.images_NHWC, indices) for file in files]
+    assert agreement(*logits) > 0.8
+
+
+def test_overflow_safe_weights_take_seven_bits(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    quantize(settings(overflow_safe=True), tiny_inputs, tmp_path)
+    stored = [
+        numpy_helper.to_array(tensor)
+        for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer
+        if len(tensor.dims) in (2, 4) and numpy_helper.to_array(tensor).dtype == np.int8
+    ]
+    assert stored
+    assert max(int(np.abs(weight.astype(int)).max()) for weight in stored) <= 64
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "efficientnet_b0"])
+def test_depthwise_networks_run_in_both_runtimes(backbone: str, tmp_path: Path) -> None:
+    """ONNX Runtime refuses one range a channel of the activations, which NNCF gives depthwise convolutions."""
+    architecture = Architecture(backbone=backbone, num_classes=4, image_size=32)
+    export_onnx(build(architecture), architecture, tmp_path / "model.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    whole = open_cell(tmp_path, Cell("x", "ort", "f32", "file", 8, 1))(pixels)
+    quantize_statically(tmp_path / "model.onnx", tmp_path / "model.onnx", pixels)
+    for runtime in ("ort", "openvino"):
+        answers = open_cell(tmp_path, Cell("x", runtime, "int8", "file", 8, 1))(pixels)
+        assert np.corrcoef(answers.ravel(), whole.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scheme": "qat"}, "give it a recovery"),
+        ({"recovery": RECOVERY}, "static trains nothing"),
+        ({"ranges": "entropy"}, "'mean', 'minmax', 'histogram' or 'percentile'"),
+    ],
+)
+def test_schemes_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        settings(**changes)

@@ -17,6 +17,7 @@ from winnow.config import Recovery
 from winnow.data.images import TEST, TRAIN, VALIDATION
 from winnow.data.views import normalise, to_float
 from winnow.models.backbones import Architecture, build, load_model
+from winnow.training import Hooks
 
 PLAIN = {"crop_scale_min": 1.0, "flip": False}
 ALONE = {"teacher": "none", "images": "labelled"}
@@ -148,9 +149,9 @@ def test_recovery_learns_what_dense_answers(tiny_inputs: Inputs) -> None:
 @pytest.mark.parametrize("how", [{}, {"images": "labelled"}, ALONE], ids=["all", "labelled", "alone"])
 def test_steps_are_as_many_with_and_without_teacher(tiny_inputs: Inputs, how: dict[str, str]) -> None:
     few = dataclasses.replace(tiny_inputs, budget=tiny_inputs.budget[:20])
-    steps: list[nn.Module] = []
-    recover(small(), settings(**how), few, after_step=steps.append)
-    assert len(steps) == 2 * (120 // 16)
+    steps: list[int] = []
+    recover(small(), settings(**how), few, hooks=Hooks(after_step=lambda _model, step: steps.append(step)))
+    assert steps == list(range(1, 2 * (120 // 16) + 1))
 
 
 @pytest.mark.parametrize(("how", "seen"), [({}, True), ({"images": "labelled"}, False), (ALONE, False)])

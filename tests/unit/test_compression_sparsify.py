@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,17 +13,19 @@ from torch import nn
 
 from winnow.compression.inputs import Inputs
 from winnow.compression.recovery import recover
-from winnow.compression.sparsify import apply_masks, magnitude_masks, sparsify
+from winnow.compression.sparsify import apply_masks, gradual_share, group_masks, magnitude_masks, sparsify
 from winnow.config import Recovery, Sparsify
 from winnow.export import look_into
 from winnow.models.backbones import load_model
 from winnow.records import read_record
+from winnow.training import Hooks
 
 RECOVERY = {"epochs": 1, "batch_size": 16, "optimiser": {"learning_rate": 0.05}}
 
 
-def settings(sparsity: float) -> Sparsify:
-    return Sparsify.model_validate({"from": "dense", "method": "sparsify", "sparsity": sparsity, "recovery": RECOVERY})
+def settings(sparsity: float, **changes: Any) -> Sparsify:
+    given = {"from": "dense", "method": "sparsify", "sparsity": sparsity, "recovery": RECOVERY, **changes}
+    return Sparsify.model_validate(given)
 
 
 def masked(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -93,12 +98,12 @@ def test_masks_hold_at_every_step_of_recovery(tiny_inputs: Inputs) -> None:
     apply_masks(model, masks)
     expected, seen = zeros(model), []
 
-    def hold(trained: nn.Module) -> None:
+    def hold(trained: nn.Module, _step: int) -> None:
         moved = zeros(trained)
         apply_masks(trained, masks)
         seen.append((moved, zeros(trained)))
 
-    recover(model, Recovery.model_validate(RECOVERY), tiny_inputs, after_step=hold)
+    recover(model, Recovery.model_validate(RECOVERY), tiny_inputs, hooks=Hooks(after_step=hold))
     assert [held for _, held in seen] == [expected] * 7
     # Without the masks the zeros would be gone after one step.
     assert seen[0][0] < 0.1 * expected
@@ -130,3 +135,91 @@ def test_only_the_zipped_file_gets_smaller(tiny_dense: Path, tiny_candidate: Cal
 def test_all_and_nothing_are_refused(sparsity: float) -> None:
     with pytest.raises(ValidationError, match="sparsity"):
         settings(sparsity)
+
+
+@pytest.mark.parametrize(("stay", "group"), [(2, 4), (1, 4), (4, 8)])
+def test_of_every_m_weights_along_the_inputs_the_n_largest_stay(tiny_dense: Path, stay: int, group: int) -> None:
+    model, _ = load_model(tiny_dense)
+    masks = group_masks(model, group, 1 - stay / group)
+    assert "stem.0.weight" not in masks  # three colours
+    assert {name.rpartition(".")[2] for name in masks} == {"weight"}
+    for name, mask in masks.items():
+        rows = mask.movedim(1, -1).reshape(-1, group)
+        weights = model.get_parameter(name).detach().movedim(1, -1).reshape(-1, group).abs()
+        assert set(rows.sum(1).tolist()) == {stay}
+        smallest_kept = weights.masked_fill(~rows, torch.inf).amin(1)
+        assert bool((weights.masked_fill(rows, 0).amax(1) <= smallest_kept).all())
+
+
+def test_method_keeps_n_of_m(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    details = sparsify(settings(0.5, pattern="2:4"), tiny_inputs, tmp_path)
+    sparse, _ = load_model(tmp_path)
+    weight = sparse.blocks[1].conv2.weight.movedim(1, -1).reshape(-1, 4)
+    assert set((weight != 0).sum(1).tolist()) == {2}
+    assert details["dense_layers"] == ["stem.0"]
+    assert details["masked_share"] == 0.5
+
+
+def test_the_schedule_is_zhus_and_guptas() -> None:
+    shares = [gradual_share(0.8, step / 10) for step in range(13)]
+    assert shares[0] == 0
+    assert shares[5] == pytest.approx(0.8 * (1 - 0.5**3))
+    assert shares[10:] == [0.8] * 3
+    assert shares == sorted(shares)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_gradually_ends_where_it_should(tiny_inputs: Inputs, tmp_path: Path, pattern: str) -> None:
+    details = sparsify(settings(0.5, pattern=pattern, schedule="gradual"), tiny_inputs, tmp_path)
+    assert details["masked_share"] == pytest.approx(0.5, abs=1e-5)
+    sparse, _ = load_model(tmp_path)
+    # Another network than with all masks at once: weights had time to move.
+    (tmp_path / "once").mkdir()
+    calm = dataclasses.replace(tiny_inputs, scratch=tmp_path / "other")
+    sparsify(settings(0.5, pattern=pattern), calm, tmp_path / "once")
+    once, _ = load_model(tmp_path / "once")
+    assert not torch.equal(sparse.blocks[1].conv2.weight, once.blocks[1].conv2.weight)
+
+
+def test_a_gradual_training_that_was_stopped_ends_the_same(
+    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    how = settings(0.6, schedule="gradual", recovery={**RECOVERY, "epochs": 4})
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    for folder in (whole, again):
+        folder.mkdir()
+    sparsify(how, dataclasses.replace(tiny_inputs, scratch=tmp_path / "apart"), whole)
+    monkeypatch.setattr("winnow.training.CHECKPOINT_SECONDS", 0.0)
+
+    calls: list[int] = []
+    module = sys.modules["winnow.compression.sparsify"]  # the package's name of it is the function
+    hold = module._Holder.hold
+
+    def holds_until(self: Any, model: nn.Module, step: int) -> None:
+        calls.append(step)
+        if len(calls) == 11:
+            raise Stopped
+        hold(self, model, step)
+
+    monkeypatch.setattr(module._Holder, "hold", holds_until)
+    with pytest.raises(Stopped):
+        sparsify(how, tiny_inputs, again)
+    sparsify(how, tiny_inputs, again)
+    assert calls[10:12] == [11, 11]  # it went on where it was
+    assert (whole / "weights.safetensors").read_bytes() == (again / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pattern": "2:4", "sparsity": 0.8}, "2:4 makes 0.5 of the weights zero"),
+        ({"pattern": "4:4"}, "leaves nothing out"),
+        ({"pattern": "half"}, "should match pattern"),
+    ],
+)
+def test_patterns_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        settings(**{"sparsity": 0.5, **changes})

@@ -18,7 +18,7 @@ from winnow.config import Config, NoPretraining, Prune, Recovered, check_config,
 from winnow.errors import ConfigError
 
 INT8 = {"from": "dense", "method": "quantize"}
-PRUNE = {"from": "dense", "method": "prune", "channels": 0.3, "recovery": RECOVERY}
+PRUNE = {"from": "dense", "method": "prune", "remove": {"channels": 0.3}, "recovery": RECOVERY}
 ALONE = RECOVERY | {"teacher": "none", "images": "labelled"}
 SELF = {"from": "dense", "method": "distill", "recovery": RECOVERY}
 NOT_A_NUMBER = "write it with a decimal point and a signed exponent, as in 1.0e-1"
@@ -92,7 +92,7 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
             pretrain__method="byol",
             finetune__learning_rates=["1e-1", 0.1],
             finetune__epochs=True,
-            candidates__pruned__channels=2,
+            candidates__pruned__remove__channels=2,
             candidates__student__recovery__optimiser__momentum="high",
             candidates__magic={"from": "dense", "method": "magic"},
             benchmark=...,
@@ -107,9 +107,10 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         "pretrain.method": "'byol' is none of 'none', 'rotnet', 'simclr'",
         "finetune.learning_rates.0": f"YAML reads 1e-1 as text; {NOT_A_NUMBER} (found '1e-1')",
         "finetune.epochs": "expected a number, got true (found True)",
-        "candidates.pruned.channels": "Input should be less than 1 (found 2)",
+        "candidates.pruned.remove.channels": "Input should be less than 1 (found 2)",
         "candidates.student.recovery.optimiser.momentum": "expected a number, got the text 'high' (found 'high')",
-        "candidates.magic.method": "'magic' is none of 'prune', 'sparsify', 'quantize', 'distill'",
+        "candidates.magic.method": "'magic' is none of 'prune', 'sparsify', 'factorize', 'cluster', 'quantize', "
+        "'distill'",
         "benchmark": "missing; every section of params.yaml as shipped must be there",
         "promotion.gates.max_drop": unknown,
         "extra": unknown,
@@ -154,7 +155,11 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         ({"candidates__x": 3}, "candidates.x", "expected a section"),
         ({"candidates__x": {"from": "dense"}}, "candidates.x.method", "missing"),
         ({"candidates__x": {"method": "quantize"}}, "candidates.x.from", "missing"),
-        ({"candidates__prune": PRUNE | {"channels": 1.5}}, "candidates.prune.channels", "less than 1"),
+        (
+            {"candidates__prune": PRUNE | {"remove": {"channels": 1.5}}},
+            "candidates.prune.remove.channels",
+            "less than 1",
+        ),
         (
             {"candidates__student__recovery": RECOVERY | {"teacher": "none"}},
             "candidates.student.recovery",

@@ -24,7 +24,12 @@ from winnow.records import sha256_of
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
 PRUNE = Prune.model_validate(
-    {"from": "dense", "method": "prune", "channels": 0.3, "recovery": {"epochs": 1, "optimiser": {"learning_rate": 1}}}
+    {
+        "from": "dense",
+        "method": "prune",
+        "remove": {"channels": 0.3},
+        "recovery": {"epochs": 1, "optimiser": {"learning_rate": 1}},
+    }
 )
 
 

@@ -147,7 +147,7 @@ def test_what_a_step_would_refuse_is_said_before_it_runs(
 ) -> None:
     params = tiny_params()
     params["data"]["path"] = str(image_folder)
-    params["candidates"] = {"pruned": params["candidates"]["pruned"] | {"channels": 0.01, "round_to": 512}}
+    params["candidates"] = {"pruned": params["candidates"]["pruned"] | {"remove": {"channels": 0.01}, "round_to": 512}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     status = main(
         [str(tmp_path / "params.yaml"), json.dumps(asdict(COUNTS)), str(tmp_path), str(tmp_path / "in"), "pruned"]

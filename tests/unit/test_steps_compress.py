@@ -14,10 +14,12 @@ from winnow.data.images import VALIDATION, ImageSet
 from winnow.errors import ArtifactError, ConfigError
 from winnow.inference import predict_file
 from winnow.records import read_record, record_digest, sha256_of
-from winnow.steps.compress import compress
+from winnow.steps.compress import Folders, compress
 
 NAMES = list(tiny_params()["candidates"])
 FILES = {"model.onnx", "card.json", "validation_logits.npy", "architecture.json"}
+
+UNUSED = Path("no pretrained backbone is asked for")
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_figures_are_those_of_the_file(
 def test_same_inputs_same_bytes(
     name: str, tree: Path, tiny_candidate: Callable[[str], Path], tiny_data: Path, tiny_config: Config, tmp_path: Path
 ) -> None:
-    compress(tiny_config, name, tiny_data, tree, tmp_path / "again", tmp_path / "scratch")
+    compress(tiny_config, name, Folders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tmp_path / "again")
     assert (tmp_path / "again" / "record.json").read_text() == (tiny_candidate(name) / "record.json").read_text()
 
 
@@ -84,14 +86,14 @@ def test_step_that_had_trained_goes_on_from_there(
     expected = (tree / "pruned" / "record.json").read_text()
     times = []
     for _ in range(2):
-        compress(tiny_config, "pruned", tiny_data, tree, tree / "pruned", tmp_path / "scratch")
+        compress(tiny_config, "pruned", Folders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tree / "pruned")
         assert (tree / "pruned" / "record.json").read_text() == expected
         (checkpoint,) = (tmp_path / "scratch").glob("*.safetensors")
         times.append(checkpoint.stat().st_mtime_ns)
     assert times[0] == times[1]
     checkpoint.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"checkpoint .* is damaged"):
-        compress(tiny_config, "pruned", tiny_data, tree, tree / "pruned", tmp_path / "scratch")
+        compress(tiny_config, "pruned", Folders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tree / "pruned")
     assert (tree / "pruned" / "record.json").read_text() == expected
 
 
@@ -101,7 +103,7 @@ def test_labels_outside_the_budget_teach_nothing(tree: Path, tiny_data: Path, tm
     config = check_config(raw)
     hidden = hide_labels(tiny_data, tmp_path / "hidden", per_class=5, seed=config.finetune.seeds[0])
     for name, data in (("a", tiny_data), ("b", hidden)):
-        compress(config, "pruned", data, tree, tmp_path / name, tmp_path / f"scratch-{name}")
+        compress(config, "pruned", Folders(data, UNUSED, tree, tmp_path / f"scratch-{name}"), tmp_path / name)
     for file in ("weights.safetensors", "record.json"):
         assert sha256_of(tmp_path / "a" / file) == sha256_of(tmp_path / "b" / file), file
 
@@ -109,7 +111,9 @@ def test_labels_outside_the_budget_teach_nothing(tree: Path, tiny_data: Path, tm
 def test_seed_of_recovery_decides(tree: Path, tiny_data: Path, tmp_path: Path) -> None:
     raw = tiny_params()
     raw["candidates"]["pruned"]["recovery"] = {**raw["candidates"]["pruned"]["recovery"], "seed": 1}
-    other = compress(check_config(raw), "pruned", tiny_data, tree, tmp_path / "out", tmp_path / "scratch")
+    other = compress(
+        check_config(raw), "pruned", Folders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tmp_path / "out"
+    )
     first = read_record(tree / "pruned")
     assert other.details["curves"] != first.details["curves"]
     assert other.metrics["size/parameters"] == first.metrics["size/parameters"]
@@ -117,7 +121,7 @@ def test_seed_of_recovery_decides(tree: Path, tiny_data: Path, tmp_path: Path) -
 
 def test_unknown_candidate_names_valid_ones(tree: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no candidate is called 'prunde'; valid: dense-int8, pruned, "):
-        compress(tiny_config, "prunde", tiny_data, tree, tmp_path / "out", tmp_path / "scratch")
+        compress(tiny_config, "prunde", Folders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -141,6 +145,6 @@ def test_damaged_parent_leaves_everything_as_it_was(
     (tree / name).mkdir()
     (tree / name / "old").write_text("kept")
     with pytest.raises(ArtifactError, match=rf"{file} is (missing|damaged|no ONNX file)"):
-        compress(tiny_config, name, tiny_data, tree, tree / name, tmp_path / "scratch")
+        compress(tiny_config, name, Folders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tree / name)
     assert sorted(path.name for path in tree.iterdir()) == sorted(["dense", "pruned", name])
     assert [path.name for path in (tree / name).iterdir()] == ["old"]

@@ -22,5 +22,7 @@ class Inputs:
     """-1 wherever a label must not be seen."""
     parent: Path
     dense: Path
+    pretrained: Path
+    """The backbone without a head, as `pretrain` left it."""
     scratch: Path
     """Checkpoints."""

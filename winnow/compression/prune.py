@@ -1,116 +1,140 @@
-"""Structured pruning: whole channels are removed, so the network is smaller and faster on any runtime.
+"""Structured pruning: channels that matter least leave, then the network recovers, taught by dense.
 
-Dependencies between layers come from torch-pruning (Fang et al. 2023, DepGraph, arXiv 2301.12900). Channels are ranked
-over the whole network by the group magnitude (L2 norm of everything that would go with the channel, relative to the
-mean of its layer), groups of equal structure among themselves (`isomorphic`, Fang et al. 2024, arXiv 2407.04616).
-Counts stay multiples of `round_to`: odd ones are slower than the network they came from. What was removed is kept as
-torch-pruning's history in architecture.json, so the network is rebuilt without pickle. Then it recovers, taught by
-dense.
+How much goes is said as a share of channels, parameters or multiply-adds, or as a latency (winnow/compression/aim.py);
+which channels go, by an importance (importance.py); how they are taken out, in channels.py. In one cut, or in several
+with short recoveries between (`rounds`); with sparse learning before, which shrinks what will go, so that less is lost
+in the cut (Fang et al. 2023, section 3.3).
 """
 
 from __future__ import annotations
 
-import math
-import warnings
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from winnow.compression.aim import ROUNDINGS, Goal, aim, goal_of
+from winnow.compression.channels import Cut, least_channels, multiply_adds, parameters, remove_channels
+from winnow.compression.importance import prepare, pruning_library
 from winnow.compression.inputs import Inputs
 from winnow.compression.recovery import recover
 from winnow.config import Prune
-from winnow.errors import ConfigError, MissingExtra
 from winnow.export import export_onnx
 from winnow.model_file import MODEL
-from winnow.models.backbones import Architecture, load_model, save_model
+from winnow.models.attention import take_heads_apart
+from winnow.models.backbones import Architecture, load_model, replay, save_model
 from winnow.models.heads import head_path
+from winnow.records import read_json, write_json
+from winnow.training import Hooks, Row
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What all rounds share."""
+
+    settings: Prune
+    inputs: Inputs
+    least: dict[str, int]
+    """Channels that each layer of the parent keeps."""
+    goal: Goal | None
+    """None where a share of the channels is given."""
+    begin: float
+    """The goal's quantity before the first cut."""
 
 
 def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Prune the parent, recover, and leave weights, architecture and model.onnx in `folder` -> details."""
     model, architecture = load_model(inputs.parent)
-    before = sum(parameter.numel() for parameter in model.parameters())
-    architecture = remove_channels(model, architecture, settings)
-    after = sum(parameter.numel() for parameter in model.parameters())
+    take_heads_apart(model)
+    before, macs_before = parameters(model), multiply_adds(model, architecture)
+    goal = None if settings.remove.channels else goal_of(settings.remove, model, architecture)
+    begin = goal.measure(model, architecture) if goal else 1.0
+    course = _Course(settings, inputs, least_channels(model, settings.max_channels), goal, begin)
+    curves_before: dict[str, list[Row]] = {}
+    if settings.sparse_learning.epochs:
+        curves_before["sparse learning"] = learn_sparsely(model, architecture, settings, inputs)
+    cuts = []
+    for number in range(1, settings.rounds + 1):
+        architecture, told = _cut(course, model, architecture, number)
+        cuts.append(told)
+        if number < settings.rounds:
+            short = settings.recovery.model_copy(update={"epochs": settings.round_epochs})
+            curves_before[f"round {number}"] = recover(model, short, inputs, f"round-{number}")
     curves = recover(model, settings.recovery, inputs)
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / MODEL)
-    return {"curves": curves, "parameters_before": before, "parameters_after": after}
+    return {
+        "curves": curves,
+        "curves_before": curves_before,
+        "cuts": cuts,
+        "parameters_before": before,
+        "parameters_after": parameters(model),
+        "macs_before": macs_before,
+        "macs_after": multiply_adds(model, architecture),
+    }
 
 
-def remove_channels(model: nn.Module, architecture: Architecture, settings: Prune) -> Architecture:
-    """Remove channels from `model`, in place, and return its new architecture.
+def _cut(course: _Course, model: nn.Module, architecture: Architecture, number: int) -> tuple[Architecture, Any]:
+    """Round `number`, in place -> (the new architecture, what was tried).
 
-    Raises ConfigError when nothing can be removed (every layer is too narrow for `round_to` and `max_channels`) and for
-    networks whose layers are not only convolutions.
+    A cut that was made before a stop is made again from its history: a latency that is measured anew may name another
+    share, and what was trained since would not fit.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import torch_pruning
-    except ModuleNotFoundError as error:
-        raise MissingExtra("torch-pruning", "compress") from error
-    if any("Attention" in type(module).__name__ for module in model.modules()):
-        raise ConfigError(_unfit(architecture, "attention heads cannot lose channels one by one"))
-    before = sum(parameter.numel() for parameter in model.parameters())
-    example = torch.zeros(1, 3, architecture.image_size, architecture.image_size)
+    settings, kept = course.settings, course.inputs.scratch / f"cut-{number}.json"
+    if kept.is_file():
+        made = read_json(kept)
+        replay(model, architecture.image_size, made["history"])
+        return architecture.model_copy(update={"pruning": [*architecture.pruning, *made["history"]]}), made["told"]
+    criterion = prepare(model, settings.importance, course.inputs, settings.recovery.seed)
+    rounding = 8 if settings.round_to == "measured" else settings.round_to
+    cut, told = Cut(0.5, criterion, rounding, course.least), {}
+    if course.goal is None:
+        cut = dataclasses.replace(cut, share=_share_of_the_rest(settings, number))
+    else:
+        limit = course.begin + (course.goal.limit - course.begin) * number / settings.rounds
+        roundings = ROUNDINGS if settings.round_to == "measured" else (rounding,)
+        found = aim(model, architecture, dataclasses.replace(course.goal, limit=limit), cut, roundings)
+        cut, told = found.cut, {"goal": course.goal.name, "limit": limit, "tried": found.tried}
+    after = remove_channels(model, architecture, cut)
+    told |= {"share": cut.share, "round_to": cut.round_to, "parameters": parameters(model)}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_json(kept, {"history": after.pruning[len(architecture.pruning) :], "told": told})
+    return after, told
+
+
+def _share_of_the_rest(settings: Prune, number: int) -> float:
+    """Of the channels that are left before round `number`, so that the shares of all rounds lie on a line."""
+    whole = settings.remove.channels or 0.0
+    left = [1 - whole * done / settings.rounds for done in (number - 1, number)]
+    return 1 - left[1] / left[0]
+
+
+def learn_sparsely(model: nn.Module, architecture: Architecture, settings: Prune, inputs: Inputs) -> list[Row]:
+    """Train with a penalty on whole groups that is larger the less they matter, in place -> curves.
+
+    Group regularisation, Fang et al. 2023 (arXiv 2301.12900, equation 5): at every step the gradient of each weight of
+    a group gets strength * 2^(4 (max - importance) / (max - min)) times the weight added.
+    """
+    take_heads_apart(model)
     model.eval().requires_grad_(True)
-    try:
-        pruner = torch_pruning.pruner.BasePruner(
-            model,
-            example,
-            importance=torch_pruning.importance.GroupMagnitudeImportance(
-                p=2, group_reduction="mean", normalizer="mean"
-            ),
-            global_pruning=True,
-            isomorphic=True,
-            pruning_ratio=min(settings.channels, settings.max_channels),
-            max_pruning_ratio=settings.max_channels,
-            round_to=settings.round_to,
-            ignored_layers=[model.get_submodule(head_path(model))],
-            num_heads={},
-            out_channel_groups={},
-        )
-        for group in pruner.step(interactive=True):
-            _capped(pruner, group, settings).prune()
-        model(example)
-    except (RuntimeError, ArithmeticError) as error:
-        raise ConfigError(_unfit(architecture, " ".join(str(error).split())[:200])) from error
-    if sum(parameter.numel() for parameter in model.parameters()) == before:
-        raise ConfigError(
-            f"candidates: method prune with channels: {settings.channels} and round_to: {settings.round_to} removes "
-            f"nothing from this {architecture.backbone}; raise channels, or lower round_to"
-        )
-    made = [[name, bool(out), [int(index) for index in indexes]] for name, out, indexes in pruner.pruning_history()]
-    return architecture.model_copy(update={"pruning": [*architecture.pruning, *made]})
-
-
-def _capped(pruner: Any, group: Any, settings: Prune) -> Any:
-    """The group of channels to remove, or its least important ones where a layer would lose more than `max_channels`.
-
-    torch-pruning checks its own limit before a cut, not after it: one large cut goes through.
-    """
-    dependency, indexes = group[0]
-    layer, cut = dependency.target.module, dependency.handler
-    channels = pruner.DG.get_out_channels(layer)
-    most = int(channels * settings.max_channels + 1e-9)
-    staying = math.ceil((channels - most) / settings.round_to) * settings.round_to
-    if channels - len(indexes) >= staying:
-        return group
-    # Grouped convolutions lose the same channels of every group.
-    convolutions = [part.target.module for part, _ in group if isinstance(part.target.module, nn.Conv2d)]
-    groups = max((each.groups for each in convolutions if each.groups < each.in_channels), default=1)
-    whole = pruner.DG.get_pruning_group(layer, cut, list(range(channels)))
-    importance_GC = pruner.estimate_importance(whole).view(groups, -1)
-    least = importance_GC.mean(0).argsort()[: max(0, channels - staying) // groups].tolist()
-    size = importance_GC.shape[1]
-    return pruner.DG.get_pruning_group(layer, cut, [index + size * at for at in range(groups) for index in least])
-
-
-def _unfit(architecture: Architecture, reason: str) -> str:
-    return (
-        f"candidates: method prune does not fit a {architecture.backbone} ({reason}); remove the candidate, or set "
-        "pretrain.backbone to a plain convolutional network such as resnet18"
+    library = pruning_library()
+    side = architecture.image_size
+    pruner = library.pruner.GroupNormPruner(
+        model,
+        torch.zeros(1, 3, side, side),
+        importance=library.importance.GroupMagnitudeImportance(p=2, normalizer="max"),
+        reg=settings.sparse_learning.strength,
+        global_pruning=True,
+        ignored_layers=[model.get_submodule(head_path(model))],
+        num_heads={},
+        out_channel_groups={},
     )
+
+    def shrink(trained: nn.Module, _step: int) -> None:
+        pruner.regularize(trained)
+
+    longer = settings.recovery.model_copy(update={"epochs": settings.sparse_learning.epochs})
+    return recover(model, longer, inputs, "sparse-learning", Hooks(after_backward=shrink))

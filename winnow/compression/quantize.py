@@ -1,8 +1,11 @@
 """Int8: weights and activations in 8 bits, from the exported float file; one file for ONNX Runtime and OpenVINO.
 
-static   NNCF's post-training quantization of the ONNX file, calibrated on unlabelled training images: activations
-         unsigned after a ReLU (elsewhere signed, which ONNX Runtime shifts to unsigned on x86 itself), weights signed
-         per channel, Q/DQ pairs in the graph, biases corrected. No label is used.
+static   NNCF's post-training quantization of the ONNX file, calibrated on unlabelled training images, biases corrected
+         (winnow/compression/post_training.py). No label is used.
+ladder   static, and while more is lost than `max_drop_points` the next rung: ranges of least error on a histogram,
+         ranges without outliers, full bias correction, the worst layers back in float, training under rounding (where
+         `recovery` is given). The first rung that is good enough stays; where none is, the best.
+qat      training under rounding at once (fake_quantization.py), then static
 dynamic  ONNX Runtime measures ranges at run time. For convolutions this has no fast kernel: smaller, not faster
          (benchmarks/dynamic_int8.py shows it). Not in the shipped tree.
 
@@ -11,36 +14,55 @@ Nagel et al. 2021, A White Paper on Neural Network Quantization (arXiv 2106.0829
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from winnow.compression.fake_quantization import simulated_int8
 from winnow.compression.inputs import Inputs
+from winnow.compression.post_training import Recipe, quantize_statically, quantize_with_control
+from winnow.compression.recovery import recover
 from winnow.config import Quantize
-from winnow.data.images import TRAIN
-from winnow.errors import ConfigError, MissingExtra
-from winnow.export import load_onnx, save_onnx
-from winnow.model_file import INPUT, MODEL
-from winnow.models.backbones import ARCHITECTURE, load_architecture
+from winnow.data.images import TRAIN, VALIDATION
+from winnow.errors import MissingExtra
+from winnow.export import export_onnx, float_layers, load_onnx, save_onnx
+from winnow.inference import predict_file
+from winnow.model_file import MODEL
+from winnow.models.backbones import ARCHITECTURE, load_architecture, load_model
 from winnow.records import write_json
+from winnow.training import Row
 
-CALIBRATION_BATCH = 1
+log = logging.getLogger(__name__)
 
 
 def quantize(settings: Quantize, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Quantize the parent's file and leave model.onnx in `folder` -> details."""
-    architecture = load_architecture(inputs.parent)
-    write_json(folder / ARCHITECTURE, architecture.model_dump(mode="json"))
+    write_json(folder / ARCHITECTURE, load_architecture(inputs.parent).model_dump(mode="json"))
     source, target = inputs.parent / MODEL, folder / MODEL
     if settings.scheme == "dynamic":
         _dynamic(source, target)
         return {"calibration_images": 0}
     pixels_NHWC = calibration_images(settings, inputs)
-    _static(source, target, pixels_NHWC, settings)
-    return {"calibration_images": len(pixels_NHWC)}
+    details: dict[str, Any] = {"calibration_images": len(pixels_NHWC)}
+    if settings.scheme == "ladder":
+        return details | _climb(settings, inputs, pixels_NHWC, target)
+    if settings.scheme == "qat":
+        return details | {"curves": _trained(settings, inputs, pixels_NHWC, recipe_of(settings), target)}
+    quantize_statically(source, target, pixels_NHWC, recipe_of(settings))
+    return details
+
+
+def recipe_of(settings: Quantize) -> Recipe:
+    """What the settings say of post-training quantization."""
+    return Recipe(settings.preset, settings.ranges, settings.bias_correction, settings.overflow_safe)
 
 
 def calibration_images(settings: Quantize, inputs: Inputs) -> NDArray[np.uint8]:
@@ -51,29 +73,96 @@ def calibration_images(settings: Quantize, inputs: Inputs) -> NDArray[np.uint8]:
     return np.ascontiguousarray(inputs.images.images_NHWC[chosen])
 
 
-def _static(source: Path, target: Path, pixels_NHWC: NDArray[np.uint8], settings: Quantize) -> None:
-    try:
-        import nncf
-    except ModuleNotFoundError as error:
-        raise MissingExtra("nncf", "compress") from error
-    nncf.set_log_level(logging.ERROR)
-    batches = [pixels_NHWC[at : at + CALIBRATION_BATCH] for at in range(0, len(pixels_NHWC), CALIBRATION_BATCH)]
-    preset = {
-        "mixed": nncf.QuantizationPreset.MIXED,
-        "performance": nncf.QuantizationPreset.PERFORMANCE,
-    }[settings.preset]
-    try:
-        quantized = nncf.quantize(
-            load_onnx(source),
-            nncf.Dataset(batches, lambda batch: {INPUT: batch}),
-            preset=preset,
-            target_device=nncf.TargetDevice.CPU,
-            subset_size=len(batches),
-            fast_bias_correction=True,
-        )
-    except (nncf.ValidationError, nncf.UnsupportedModelError) as error:
-        raise ConfigError(f"{source}: NNCF cannot quantize this network ({error}); remove the candidate") from error
-    save_onnx(quantized, target)
+@dataclass(frozen=True)
+class _Rung:
+    """One way to quantize: writes the file it is given -> curves, where it trains."""
+
+    name: str
+    make: Callable[[Path], list[Row] | None]
+
+
+def _climb(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], target: Path) -> dict[str, Any]:
+    """The first rung that loses no more than it may, or the best of all -> what each lost, in points."""
+    judge = Judge.of(inputs)
+    told: list[dict[str, Any]] = []
+    curves: dict[str, list[Row]] = {}
+    with tempfile.TemporaryDirectory(dir=target.parent) as name:
+        for rung in _rungs(settings, inputs, pixels_NHWC, judge):
+            file = Path(name) / f"{len(told)}.onnx"
+            learned = rung.make(file)
+            if learned:
+                curves["curves"] = learned
+            lost = judge.points_lost(file)
+            left = float_layers(file)
+            told.append({"rung": rung.name, "points_lost": lost, "float_layers": left})
+            log.info("int8, %s: %.2f points lost", rung.name, lost)
+            if lost <= settings.max_drop_points:
+                break
+        best = min(range(len(told)), key=lambda at: told[at]["points_lost"])
+        shutil.move(Path(name) / f"{best}.onnx", target)
+    return {"rungs": told, "chosen": told[best]["rung"], "float_layers": told[best]["float_layers"], **curves}
+
+
+def _rungs(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], judge: Judge) -> list[_Rung]:
+    source, plain = inputs.parent / MODEL, recipe_of(settings)
+
+    def statically(name: str, recipe: Recipe) -> _Rung:
+        def make(file: Path) -> None:
+            quantize_statically(source, file, pixels_NHWC, recipe)
+
+        return _Rung(name, make)
+
+    def controlled(file: Path) -> None:
+        allowed = settings.max_drop_points / 100
+        quantize_with_control(source, file, pixels_NHWC, plain, (judge.images_NHWC, judge.wanted_N), allowed)
+
+    rungs = [
+        statically("static", plain),
+        statically("histogram", dataclasses.replace(plain, ranges="histogram")),
+        statically("percentile", dataclasses.replace(plain, ranges="percentile")),
+        statically("full bias correction", dataclasses.replace(plain, bias_correction="full")),
+        _Rung("worst layers in float", controlled),
+    ]
+    if settings.recovery:
+        rungs.append(_Rung("trained", lambda file: _trained(settings, inputs, pixels_NHWC, plain, file)))
+    return rungs
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What counts as right on the validation split: an image's label; where there is none, what the parent answers."""
+
+    images_NHWC: NDArray[np.uint8]
+    wanted_N: NDArray[np.int64]
+    right: float
+    """Share that the parent has right."""
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Judge:
+        """From the parent's file."""
+        images, indices = inputs.images, inputs.images.indices(VALIDATION)
+        answers_N = predict_file(inputs.parent / MODEL, images.images_NHWC, indices).argmax(1)
+        labels_N = images.labels_N[indices]
+        wanted_N = np.where(labels_N >= 0, labels_N, answers_N)
+        return cls(np.ascontiguousarray(images.images_NHWC[indices]), wanted_N, float((answers_N == wanted_N).mean()))
+
+    def points_lost(self, file: Path) -> float:
+        """Right answers of the parent less those of the file, in points."""
+        answers_N = predict_file(file, self.images_NHWC, np.arange(len(self.wanted_N))).argmax(1)
+        return (self.right - float((answers_N == self.wanted_N).mean())) * 100
+
+
+def _trained(
+    settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], recipe: Recipe, target: Path
+) -> list[Row]:
+    """Train the parent under rounding, export it, quantize that -> curves."""
+    assert settings.recovery is not None
+    model, architecture = load_model(inputs.parent)
+    with simulated_int8(model):
+        curves = recover(model, settings.recovery, inputs, "rounding")
+    export_onnx(model, architecture, target)
+    quantize_statically(target, target, pixels_NHWC, recipe)
+    return curves
 
 
 def _dynamic(source: Path, target: Path) -> None:

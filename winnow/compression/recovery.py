@@ -3,6 +3,7 @@
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (2015, arXiv 1503.02531). The loss is
 
     w * T^2 * KL(teacher at temperature T || student at temperature T) + (1 - w) * cross-entropy on labelled images
+        + hint_weight * what a hint adds (winnow/compression/hints.py)
 
 The teacher sees the very view that the student sees (Beyer et al. 2022, arXiv 2106.05237, "function matching"), so
 unlabelled images teach as well as labelled ones. Without a teacher it is cross-entropy on the label budget alone, for
@@ -11,58 +12,82 @@ the same number of steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from winnow.compression.hints import HINTS, Hinted
 from winnow.compression.inputs import Inputs
 from winnow.config import Recovery
 from winnow.data.batches import Batches
 from winnow.data.images import TRAIN
 from winnow.data.views import augment
-from winnow.models.backbones import load_model
-from winnow.training import Checkpoint, Loss, Plan, Row, device, drain, fit
+from winnow.models.backbones import load_backbone, load_model
+from winnow.models.heads import feature_dim
+from winnow.training import NO_HOOKS, Checkpoint, Hooks, Loss, Plan, Row, device, drain, fit
 
 
 def recover(
     model: nn.Module,
     settings: Recovery,
     inputs: Inputs,
-    after_step: Callable[[nn.Module], None] | None = None,
+    name: str = "recovery",
+    hooks: Hooks = NO_HOOKS,
 ) -> list[Row]:
-    """Train `model` in place and return its curves. `after_step` may hold masks in place."""
+    """Train `model` in place and return its curves. `name`: of the checkpoint, one for each training of a method."""
     images = inputs.images
-    everything = images.indices(TRAIN)
-    chosen = everything if settings.images == "all" else inputs.budget
+    chosen = images.indices(TRAIN) if settings.images == "all" else inputs.budget
     batches = Batches(images.images_NHWC, inputs.labels_N, chosen, settings.batch_size, settings.seed)
-    steps_per_epoch = max(1, len(everything) // settings.batch_size)
-    plan = Plan(settings.epochs, steps_per_epoch, settings.optimiser, settings.seed)
-    teacher = None
-    if settings.teacher == "dense":
-        teacher = load_model(inputs.dense)[0].to(device()).to(memory_format=torch.channels_last).requires_grad_(False)
-    training = fit(
-        model, batches, distillation(settings, teacher), plan, Checkpoint(inputs.scratch, "recovery"), after_step
-    )
-    curves = drain(training)
+    plan = Plan(settings.epochs, recovery_steps(settings, inputs) // settings.epochs, settings.optimiser, settings.seed)
+    teacher = _still(load_model(inputs.dense)[0]) if settings.teacher == "dense" else None
+    guide = _still(load_backbone(inputs.pretrained)) if settings.hint == "pretrained" else teacher
+    trained = with_translation(model, settings, guide)
+    loss = distillation(settings, teacher, guide)
+    curves = drain(fit(trained, batches, loss, plan, Checkpoint(inputs.scratch, name), hooks))
     model.cpu().eval()
     return curves
 
 
-def distillation(settings: Recovery, teacher: nn.Module | None) -> Loss:
-    """The loss above as a function of (student, images, labels); label -1: unlabelled."""
+def recovery_steps(settings: Recovery, inputs: Inputs) -> int:
+    """Steps of a recovery: its epochs count passes over all training images, whichever of them it uses."""
+    return settings.epochs * max(1, len(inputs.images.indices(TRAIN)) // settings.batch_size)
+
+
+def with_translation(model: nn.Module, settings: Recovery, guide: nn.Module | None) -> nn.Module:
+    """What is trained: the student, with a layer that translates its features where a hint compares them."""
+    if settings.hint not in ("features", "pretrained"):
+        return model
+    assert guide is not None
+    return Hinted(model, feature_dim(guide), settings.seed)
+
+
+def _still(model: nn.Module) -> nn.Module:
+    """A network that answers and does not learn, where the student is."""
+    return model.to(device()).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def distillation(settings: Recovery, teacher: nn.Module | None, guide: nn.Module | None = None) -> Loss:
+    """The loss above as a function of (student, images, labels); label -1: unlabelled. `guide`: gives the hints."""
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
         views_BCHW = augment(images_BCHW, settings.augmentation)
-        student_BC = model(views_BCHW).float()
+        guide_BC = gap = None
+        if settings.hint == "none":
+            student_BC = model(views_BCHW).float()
+        else:
+            assert guide is not None
+            student_BC, guide_BC, gap = HINTS[settings.hint](model, guide, views_BCHW)
+        hint = 0.0 if gap is None else settings.hint_weight * gap
         if teacher is None:
-            return F.cross_entropy(student_BC, labels_B)
-        with torch.no_grad():
-            teacher_BC = teacher(views_BCHW).float()
+            return F.cross_entropy(student_BC, labels_B) + hint
+        if teacher is guide and guide_BC is not None:
+            teacher_BC = guide_BC
+        else:
+            with torch.no_grad():
+                teacher_BC = teacher(views_BCHW).float()
         taught = softened_kl(student_BC, teacher_BC, settings.temperature)
         told = labelled_cross_entropy(student_BC, labels_B)
-        return settings.teacher_weight * taught + (1 - settings.teacher_weight) * told
+        return settings.teacher_weight * taught + (1 - settings.teacher_weight) * told + hint
 
     return loss
 

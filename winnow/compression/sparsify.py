@@ -1,8 +1,15 @@
-"""Unstructured pruning: the smallest weights and biases become zero and stay so.
+"""Weights become zero and stay so, the network keeps its shape.
 
-Han et al. 2015 (arXiv 1506.02626), ranked by magnitude over the whole network. Runtimes multiply zeros as fast as any
-other number, so the file is as large and as fast as before; only what is zipped gets smaller. It is in the tree to show
-that. Normalisation layers keep their parameters.
+unstructured  the smallest weights and biases of the whole network (Han et al. 2015, arXiv 1506.02626)
+N:M           of every M weights of an output along its inputs the N largest stay (Mishra et al. 2021, arXiv
+              2104.08378); layers whose inputs are no multiple of M stay dense
+
+At once, or gradually while the network recovers: at step t of the first two thirds of its T steps the share of zeros is
+s (1 - (1 - 1.5 t / T)^3) (Zhu and Gupta 2017, arXiv 1710.01878), the smallest of what is left going each time.
+
+Runtimes multiply zeros as fast as any other number, so the file is as large and as fast as before; only what is zipped
+gets smaller. It is in the tree to show that. N:M is what GPUs with sparse tensor cores can use; nothing here does.
+Normalisation layers keep their parameters.
 """
 
 from __future__ import annotations
@@ -14,45 +21,98 @@ import torch
 from torch import nn
 
 from winnow.compression.inputs import Inputs
-from winnow.compression.recovery import recover
+from winnow.compression.recovery import recover, recovery_steps
 from winnow.config import Sparsify
 from winnow.export import export_onnx
 from winnow.model_file import MODEL
 from winnow.models.backbones import load_model, save_model
+from winnow.training import Hooks
 
 Masks = dict[str, torch.Tensor]
+"""Parameter name -> bool, True where the value stays."""
+CUTS = 50
+"""Times that a gradual schedule masks anew."""
 
 
 def sparsify(settings: Sparsify, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Mask the parent, recover under the mask, and leave weights and model.onnx in `folder` -> details."""
     model, architecture = load_model(inputs.parent)
-    masks = magnitude_masks(model, settings.sparsity)
-    apply_masks(model, masks)
-
-    def hold(trained: nn.Module) -> None:
-        apply_masks(trained, masks)
-
-    curves = recover(model, settings.recovery, inputs, after_step=hold)
+    holder = _Holder(settings, recovery_steps(settings.recovery, inputs))
+    if settings.schedule == "once":
+        holder.masks = masks_of(model, settings, settings.sparsity)
+        apply_masks(model, holder.masks)
+    hooks = Hooks(after_backward=holder.look, after_step=holder.hold)
+    curves = recover(model, settings.recovery, inputs, hooks=hooks)
+    final = masks_of(model, settings, settings.sparsity)
+    apply_masks(model, final)
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / MODEL)
-    kept = sum(int(mask.sum()) for mask in masks.values())
-    return {"curves": curves, "masked_share": 1 - kept / sum(mask.numel() for mask in masks.values())}
+    kept = sum(int(mask.sum()) for mask in final.values())
+    names = set(final)
+    dense = [path for path, _ in _layers(model) if f"{path}.weight" not in names]
+    masked_share = 1 - kept / sum(mask.numel() for mask in final.values())
+    return {"curves": curves, "masked_share": masked_share, "dense_layers": dense}
+
+
+class _Holder:
+    """The masks of a training: those it began with, or ever more on a schedule."""
+
+    def __init__(self, settings: Sparsify, steps: int) -> None:
+        self.settings = settings
+        self.until = max(1, steps * 2 // 3)
+        self.every = max(1, self.until // CUTS)
+        self.masks: Masks | None = None
+
+    def look(self, model: nn.Module, _step: int) -> None:
+        """Before a step: what is zero is masked. So a training that goes on from a checkpoint finds its masks."""
+        if self.masks is None:
+            self.masks = {name: value.detach() != 0 for name, value in _maskable(model).items()}
+
+    def hold(self, model: nn.Module, step: int) -> None:
+        """After a step."""
+        gradual = self.settings.schedule == "gradual"
+        if gradual and (step == self.until or (step < self.until and step % self.every == 0)):
+            self.masks = masks_of(model, self.settings, gradual_share(self.settings.sparsity, step / self.until))
+        assert self.masks is not None
+        apply_masks(model, self.masks)
+
+
+def gradual_share(final: float, progress: float) -> float:
+    """Share of zeros once `progress` (0 to 1) of the schedule is over."""
+    return final * (1 - (1 - min(1.0, progress)) ** 3)
+
+
+def masks_of(model: nn.Module, settings: Sparsify, sparsity: float) -> Masks:
+    """By the pattern that is set."""
+    if settings.group is None:
+        return magnitude_masks(model, sparsity)
+    return group_masks(model, settings.group, sparsity)
 
 
 def magnitude_masks(model: nn.Module, sparsity: float) -> Masks:
-    """Parameter name -> bool mask, True where the value stays; `sparsity` is the share of zeros over all of them."""
-    values = {
-        f"{path}.{name}": parameter.detach()
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-        for name, parameter in module.named_parameters(recurse=False)
-    }
-    magnitudes = torch.cat([value.abs().flatten() for value in values.values()])
+    """Of all weights and biases, `sparsity` being the share of zeros over all of them."""
+    values = _maskable(model)
+    magnitudes = torch.cat([value.detach().abs().flatten() for value in values.values()])
     removed = round(sparsity * magnitudes.numel())
-    masked = torch.ones(magnitudes.numel(), dtype=torch.bool)
+    masked = torch.ones(magnitudes.numel(), dtype=torch.bool, device=magnitudes.device)
     masked[magnitudes.argsort(stable=True)[:removed]] = False
     pieces = torch.split(masked, [value.numel() for value in values.values()])
     return {name: piece.view_as(value) for (name, value), piece in zip(values.items(), pieces, strict=True)}
+
+
+def group_masks(model: nn.Module, group: int, sparsity: float) -> Masks:
+    """Of weights alone: in every `group` of them along the inputs round(sparsity * group) are zero."""
+    zeros, masks = round(sparsity * group), {}
+    for path, layer in _layers(model):
+        weight = layer.weight.detach()
+        if weight.shape[1] % group:
+            continue
+        rows = weight.movedim(1, -1)  # inputs last: (out, height, width, in)
+        grouped = rows.reshape(-1, group).abs()
+        mask = torch.ones_like(grouped, dtype=torch.bool)
+        mask.scatter_(1, grouped.argsort(dim=1, stable=True)[:, :zeros], False)
+        masks[f"{path}.weight"] = mask.view(rows.shape).movedim(-1, 1).contiguous()
+    return masks
 
 
 @torch.no_grad()
@@ -61,3 +121,16 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
     for name, mask in masks.items():
         parameter = model.get_parameter(name)
         parameter.mul_(mask.to(parameter.device))
+
+
+def _layers(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+
+
+def _maskable(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights and biases of convolutions and linear layers."""
+    return {
+        f"{path}.{name}": parameter
+        for path, layer in _layers(model)
+        for name, parameter in layer.named_parameters(recurse=False)
+    }

@@ -20,7 +20,9 @@ from winnow.config.candidates import (
     ROOT,
     AnyCandidate,
     Candidate,
+    Cluster,
     Distill,
+    Factorize,
     Prune,
     Quantize,
     Recovered,
@@ -45,10 +47,12 @@ __all__ = [
     "Augmentation",
     "Benchmark",
     "Candidate",
+    "Cluster",
     "Config",
     "Data",
     "Distill",
     "Drift",
+    "Factorize",
     "Finetune",
     "Gates",
     "NoPretraining",
@@ -134,7 +138,8 @@ def check_config(raw: Any, where: str = "params.yaml") -> Config:
         if not any(path.startswith("candidates") for path, _ in problems):
             problems += tree_errors(dict(TREE.validate_python(raw["candidates"], by_alias=True, by_name=False)))
     else:
-        problems = tree_errors(dict(config.candidates))
+        pretrained = not isinstance(config.pretrain, NoPretraining)
+        problems = tree_errors(dict(config.candidates), config.pretrain.backbone, pretrained)
         if not problems:
             return config
     lines = "\n".join(f"  {path}: {message}" for path, message in problems)

@@ -1,6 +1,7 @@
 """The names of backbones, checked at load. A list and not a question to torchvision: this package imports no torch.
 
-resnet8 is winnow's own, the others are torchvision's classifiers; a test holds the list equal to those installed.
+resnet8 is winnow's own, the others are torchvision's classifiers; a test holds the list equal to those installed, less
+`HEADLESS`.
 """
 
 from __future__ import annotations
@@ -69,8 +70,6 @@ BACKBONES = (
     "shufflenet_v2_x1_0",
     "shufflenet_v2_x1_5",
     "shufflenet_v2_x2_0",
-    "squeezenet1_0",
-    "squeezenet1_1",
     "swin_b",
     "swin_s",
     "swin_t",
@@ -95,6 +94,17 @@ BACKBONES = (
 )
 
 
+HEADLESS = ("squeezenet1_0", "squeezenet1_1")
+"""torchvision's classifiers that end without a linear layer, which a new head would take the place of."""
+UNPRUNABLE = ("maxvit_t", "shufflenet_", "swin_")
+"""How the names begin of those whose channels torch-pruning cannot follow: windowed attention, shuffled channels."""
+
+
+def is_prunable(name: str) -> bool:
+    """Whether `prune` works on the backbone."""
+    return not name.startswith(UNPRUNABLE)
+
+
 def unknown_backbone(name: str) -> str:
     """What to say of a name that is not among `BACKBONES`: the nearest that are."""
     near = difflib.get_close_matches(name, BACKBONES, n=4) or ("resnet8", "resnet18")
@@ -102,6 +112,8 @@ def unknown_backbone(name: str) -> str:
 
 
 def _known(name: str) -> str:
+    if name in HEADLESS:
+        raise ValueError(f"{name!r} has no linear head that could be replaced; choose another backbone")
     if name not in BACKBONES:
         raise ValueError(unknown_backbone(name))
     return name

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from winnow.config.backbones import Student
+from winnow.config.backbones import Student, is_prunable
 from winnow.config.section import Augmentation, Count, Fraction, Number, Optimiser, Positive, Section, Seed
 
 ROOT = "dense"
@@ -34,6 +34,10 @@ class Recovery(Section):
     """Share of the teacher in the loss; the rest is cross-entropy on the labelled images."""
     images: Literal["all", "labelled"] = "all"
     """all: the unlabelled pool too, where only the teacher speaks."""
+    hint: Literal["none", "features", "attention", "pretrained"] = "none"
+    """What is learned from the teacher beside its answers (winnow/compression/hints.py)."""
+    hint_weight: Positive = 1.0
+    """Of the hint, beside a loss of weight 1."""
     augmentation: Augmentation = Augmentation()
     seed: Seed = 0
 
@@ -41,6 +45,8 @@ class Recovery(Section):
     def _labels_or_teacher(self) -> Recovery:
         if self.teacher == "none" and self.images == "all":
             raise ValueError("without a teacher only labelled images can teach: set images: labelled")
+        if self.teacher == "none" and self.hint not in ("none", "pretrained"):
+            raise ValueError(f"hint: {self.hint} is the teacher's; set teacher: dense, or hint: none")
         return self
 
 
@@ -56,34 +62,170 @@ class Recovered(Candidate):
     recovery: Recovery
 
 
+Share = Annotated[Number, Field(gt=0, lt=1)]
+
+
+class Latency(Section):
+    """Time of one call on this machine, with all threads, to be reached by removing channels."""
+
+    ms: Positive | None = None
+    """Milliseconds, p50."""
+    share: Share | None = None
+    """Or the share of the parent's own time that is to go, in the same runtime and precision."""
+    runtime: Literal["ort", "openvino"] = "openvino"
+    precision: Literal["f32", "bf16", "int8"] = "f32"
+    """int8: each try is quantized with a few random images, which tell its speed."""
+    batch: Count = 1
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Latency:
+        if (self.ms is None) == (self.share is None):
+            raise ValueError("set one of ms (milliseconds a call) and share (of the parent's time that goes)")
+        if self.runtime == "ort" and self.precision == "bf16":
+            raise ValueError("ONNX Runtime has no bf16 on the CPU; set runtime: openvino, or precision: f32")
+        return self
+
+
+class Remove(Section):
+    """How much goes: one of these. All but `channels` search for the share of channels that reaches it."""
+
+    channels: Share | None = None
+    """Share of the channels, ranked over the whole network."""
+    parameters: Share | None = None
+    macs: Share | None = None
+    """Of the multiply-adds."""
+    latency: Latency | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Remove:
+        if len(self.goal) != 1:
+            raise ValueError("set exactly one of channels, parameters, macs and latency, as in {macs: 0.5}")
+        return self
+
+    @property
+    def goal(self) -> dict[str, float | Latency]:
+        """What is set: one name and its value."""
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class SparseLearning(Section):
+    """Training before the cut that shrinks the channels that will go (group regularisation, Fang et al. 2023)."""
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """0: none. Taught, augmented and optimised as in `recovery`."""
+    strength: Positive = 5.0e-4
+
+
+Importance = Literal["magnitude", "taylor", "bn-scale", "lamp", "fpgm", "hessian", "random"]
+
+
 class Prune(Recovered):
     """Remove channels by importance (torch-pruning), then recover."""
 
     method: Literal["prune"]
-    channels: Annotated[Number, Field(gt=0, lt=1)]
-    """Share of the channels removed, ranked over the whole network."""
-    max_channels: Annotated[Number, Field(gt=0, lt=1)] = 0.75
+    remove: Remove
+    importance: Importance = "magnitude"
+    """How channels are ranked (winnow/compression/importance.py)."""
+    max_channels: Share = 0.75
     """No layer loses more than this share."""
-    round_to: Count = 8
-    """Channel counts stay multiples of this: odd counts are slow."""
+    round_to: Count | Literal["measured"] = 8
+    """Channel counts stay multiples of this: odd counts are slow. measured: the multiple that keeps most multiply-adds
+    within the latency that `remove` asks for."""
+    rounds: Count = 1
+    """Cuts on the way to the whole amount; after each but the last the network recovers for `round_epochs`."""
+    round_epochs: Count = 1
+    sparse_learning: SparseLearning = SparseLearning()
+
+    @model_validator(mode="after")
+    def _measured_where_timed(self) -> Prune:
+        if self.round_to == "measured" and self.remove.latency is None:
+            raise ValueError("round_to: measured goes with remove: {latency: ...}; else name a multiple such as 8")
+        return self
 
 
 class Sparsify(Recovered):
     """Set the smallest weights and biases to zero and hold them there: smaller when zipped, not faster."""
 
     method: Literal["sparsify"]
-    sparsity: Annotated[Number, Field(gt=0, lt=1)]
+    sparsity: Share
+    """Share of zeros."""
+    pattern: Annotated[str, Field(pattern=r"^(unstructured|[1-9]\d?:[1-9]\d?)$")] = "unstructured"
+    """unstructured: over the whole network. N:M, as in "2:4": N of every M weights stay."""
+    schedule: Literal["once", "gradual"] = "once"
+    """gradual: more and more during the first two thirds of the recovery."""
+
+    @model_validator(mode="after")
+    def _pattern_fits(self) -> Sparsify:
+        if self.group is None:
+            return self
+        stay = int(self.pattern.partition(":")[0])
+        if stay >= self.group:
+            raise ValueError(f"pattern: {self.pattern} leaves nothing out; write how many stay of how many, as in 2:4")
+        if abs(self.sparsity - (1 - stay / self.group)) > 1e-6:
+            raise ValueError(
+                f"pattern: {self.pattern} makes {1 - stay / self.group:.4g} of the weights zero; set sparsity to it"
+            )
+        return self
+
+    @property
+    def group(self) -> int | None:
+        """M of N:M."""
+        return None if self.pattern == "unstructured" else int(self.pattern.partition(":")[2])
+
+
+class Factorize(Recovered):
+    """Split wide layers into two thin ones of low rank, then recover."""
+
+    method: Literal["factorize"]
+    remove: Remove
+    """{parameters: share} or {macs: share}."""
+    round_to: Count = 8
+    """Ranks are multiples of this."""
+
+    @model_validator(mode="after")
+    def _countable(self) -> Factorize:
+        if not {"parameters", "macs"} & self.remove.goal.keys():
+            raise ValueError("factorize removes no channels: set remove to {parameters: ...} or {macs: ...}")
+        return self
+
+
+class Cluster(Recovered):
+    """Let all weights of a layer share a few values, then recover: smaller when zipped, not faster."""
+
+    method: Literal["cluster"]
+    values: Annotated[int, Field(ge=2, le=256)] = 16
+    """Of each layer: 16 take 4 bits a weight where a file stores them so."""
 
 
 class Quantize(Candidate):
-    """Int8. static: calibrated on unlabelled training images (NNCF). dynamic: ranges at run time (ONNX Runtime)."""
+    """Int8. static: calibrated on unlabelled training images (NNCF). ladder: static, then what costs more, while too
+    much is lost. qat: trained under rounding first. dynamic: ranges at run time (ONNX Runtime)."""
 
     method: Literal["quantize"]
-    scheme: Literal["static", "dynamic"] = "static"
+    scheme: Literal["static", "ladder", "qat", "dynamic"] = "static"
     calibration_images: Count = 500
     preset: Literal["mixed", "performance"] = "mixed"
     """mixed: asymmetric activations; performance: symmetric ones."""
+    ranges: Literal["mean", "minmax", "histogram", "percentile"] = "mean"
+    """Of activations. mean: of each image's smallest and largest value; histogram: of least error; percentile: without
+    the outermost 0.01 %."""
+    bias_correction: Literal["fast", "full"] = "fast"
+    overflow_safe: bool = False
+    """Weights in 7 bits, for processors without VNNI, where sums of two products saturate."""
+    max_drop_points: Positive = 0.5
+    """ladder: what a rung may lose against the parent on the validation split."""
+    recovery: Recovery | None = None
+    """qat, and the last rung of a ladder: the training."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _can_train(self) -> Quantize:
+        if self.scheme == "qat" and self.recovery is None:
+            raise ValueError("scheme: qat trains: give it a recovery, as prune has")
+        if self.scheme in ("static", "dynamic") and self.recovery is not None:
+            raise ValueError(f"scheme: {self.scheme} trains nothing: remove recovery, or set scheme: qat or ladder")
+        return self
 
 
 class Distill(Recovered):
@@ -102,11 +244,16 @@ class Distill(Recovered):
         return self
 
 
-AnyCandidate = Annotated[Prune | Sparsify | Quantize | Distill, Field(discriminator="method")]
+AnyCandidate = Annotated[Prune | Sparsify | Factorize | Cluster | Quantize | Distill, Field(discriminator="method")]
 
 
-def tree_errors(candidates: dict[str, Candidate]) -> list[tuple[str, str]]:
-    """What is wrong with the tree as a whole: (dotted path, message) pairs, empty when it is sound."""
+def tree_errors(
+    candidates: dict[str, Candidate], backbone: str | None = None, pretrained: bool = True
+) -> list[tuple[str, str]]:
+    """What is wrong with the tree as a whole: (dotted path, message) pairs, empty when it is sound.
+
+    `backbone`: of dense, where it is known; `pretrained`: whether it is pretrained here.
+    """
     found = _control_errors(candidates.get(CONTROL))
     for name, candidate in candidates.items():
         here = f"candidates.{name}"
@@ -121,6 +268,8 @@ def tree_errors(candidates: dict[str, Candidate]) -> list[tuple[str, str]]:
             choices = ", ".join([ROOT, *candidates])
             found.append((f"{here}.from", f"no candidate is called {candidate.parent!r}; valid: {choices}"))
             continue
+        if isinstance(candidate, Recovered) and candidate.recovery.hint == "pretrained" and not pretrained:
+            found.append((f"{here}.recovery.hint", "pretrained needs pretraining, and pretrain.method is none"))
         parent = candidates.get(candidate.parent)
         if isinstance(parent, Quantize) and candidate.parent != ROOT:
             found.append(
@@ -130,9 +279,33 @@ def tree_errors(candidates: dict[str, Candidate]) -> list[tuple[str, str]]:
                     f"make {name!r} from {parent.parent!r} and quantize last",
                 )
             )
+        if isinstance(parent, Factorize) and isinstance(candidate, Prune | Factorize):
+            found.append((f"{here}.from", f"{candidate.parent!r} is of low rank already: prune first, factorize then"))
         if _in_cycle(name, candidates):
             found.append((f"{here}.from", f"{name!r} descends from itself; every chain must end at {ROOT!r}"))
+        elif isinstance(candidate, Prune):
+            network = _backbone_of(candidate.parent, candidates, backbone)
+            if network and not is_prunable(network):
+                found.append(
+                    (
+                        here,
+                        f"channels cannot be removed from a {network}: its windows or shuffled channels cannot be "
+                        "followed; remove the candidate, or choose another backbone",
+                    )
+                )
     return found
+
+
+def _backbone_of(name: str, candidates: dict[str, Candidate], dense: str | None) -> str | None:
+    """The network that `name`, in a tree without cycles above it, is made of."""
+    seen = set[str]()
+    while name in candidates and name not in seen:
+        seen.add(name)
+        candidate = candidates[name]
+        if isinstance(candidate, Distill) and candidate.student != "same":
+            return candidate.student
+        name = candidate.parent
+    return dense
 
 
 def _control_errors(control: Candidate | None) -> list[tuple[str, str]]:

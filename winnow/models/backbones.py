@@ -12,6 +12,7 @@ JSON and equals the one that was saved to the bit.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from torchvision.models.resnet import BasicBlock
 
 from winnow.config.backbones import BACKBONES, unknown_backbone
 from winnow.errors import ArtifactError, ConfigError, MissingExtra
+from winnow.models.attention import take_heads_apart
+from winnow.models.factors import split
 from winnow.models.heads import feature_dim, set_head
 from winnow.records import read_json, write_json
 
@@ -45,6 +48,8 @@ class Architecture(BaseModel):
     width: float = 1.0
     pruning: list[Any] = []
     """torch-pruning's history: [layer, is it the out side, indexes]."""
+    ranks: dict[str, int] = {}
+    """Layers that were split into two after that, with their rank (winnow/models/factors.py)."""
 
 
 class ResNet8(nn.Module):
@@ -92,7 +97,10 @@ def build(architecture: Architecture, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         model = _fresh(architecture)
     if architecture.pruning:
-        _prune_again(model, architecture)
+        replay(model, architecture.image_size, architecture.pruning)
+    if architecture.ranks:
+        take_heads_apart(model)
+        split(model, architecture.ranks, keep_weights=False)
     return model
 
 
@@ -117,14 +125,22 @@ def _fresh(architecture: Architecture) -> nn.Module:
     return model
 
 
-def _prune_again(model: nn.Module, architecture: Architecture) -> None:
+def replay(model: nn.Module, image_size: int, history: list[Any]) -> None:
+    """Remove again, in place, what torch-pruning's history names."""
     try:
         import torch_pruning
     except ModuleNotFoundError as error:
         raise MissingExtra("torch-pruning", "compress") from error
-    example = torch.zeros(1, 3, architecture.image_size, architecture.image_size)
-    graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), example)
-    graph.load_pruning_history([[name, bool(out), list(indexes)] for name, out, indexes in architecture.pruning])
+    take_heads_apart(model)
+    graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), torch.zeros(1, 3, image_size, image_size))
+    graph.load_pruning_history([[name, bool(out), list(indexes)] for name, out, indexes in history])
+    settle(model)
+
+
+def settle(model: nn.Module) -> None:
+    """Tell a pruned network its own width, where its code asks an attribute and not the weights."""
+    if isinstance(model, torchvision.models.VisionTransformer):
+        model.hidden_dim = model.conv_proj.out_channels
 
 
 def save_model(folder: Path, model: nn.Module, architecture: Architecture) -> None:
@@ -143,15 +159,37 @@ def load_architecture(folder: Path) -> Architecture:
         raise ArtifactError(f"{folder / ARCHITECTURE} is damaged; delete the folder and run winnow again") from error
 
 
+def load_backbone(folder: Path) -> nn.Module:
+    """The network of `pretrain`'s folder, in eval mode, with a random head. Raises ArtifactError as `load_model`."""
+    model = build(load_architecture(folder))
+    try:
+        state = {**model.state_dict(), **load_file(folder / WEIGHTS)}
+        model.load_state_dict(_with_versions(state, model))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise _unreadable(folder, error) from error
+    return model.eval()
+
+
+def _unreadable(folder: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"{folder / WEIGHTS} is missing or damaged ({' '.join(str(error).split())[:200]}); "
+        "delete the folder and run winnow again"
+    )
+
+
+def _with_versions(state: dict[str, torch.Tensor], model: nn.Module) -> OrderedDict[str, torch.Tensor]:
+    """The state with the modules' versions, which MNASNet asks for: safetensors holds tensors alone."""
+    found = OrderedDict(state)
+    found._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return found
+
+
 def load_model(folder: Path) -> tuple[nn.Module, Architecture]:
     """The network of a candidate's folder, in eval mode. Raises ArtifactError when a file is missing or damaged."""
     architecture = load_architecture(folder)
     model = build(architecture)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        model.load_state_dict(_with_versions(load_file(folder / WEIGHTS), model))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{folder / WEIGHTS} is missing or damaged ({' '.join(str(error).split())[:200]}); "
-            "delete the folder and run winnow again"
-        ) from error
+        raise _unreadable(folder, error) from error
     return model.eval(), architecture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from winnow.compression import METHODS
@@ -20,18 +21,27 @@ from winnow.records import StepRecord, describe, publish, read_record, record_di
 log = logging.getLogger(__name__)
 
 
-def compress(config: Config, name: str, data: Path, candidates: Path, out: Path, scratch: Path) -> StepRecord:
-    """Make candidate `name` of config.candidates from its parent's folder and leave it in `out`.
+@dataclass(frozen=True)
+class Folders:
+    """What a candidate is made from."""
 
-    `scratch` holds checkpoints of this candidate with these settings alone: training goes on from what lies there.
-    """
+    data: Path
+    pretrain: Path
+    candidates: Path
+    scratch: Path
+    """Checkpoints of this candidate with these settings alone: training goes on from what lies there."""
+
+
+def compress(config: Config, name: str, folders: Folders, out: Path) -> StepRecord:
+    """Make candidate `name` of config.candidates from its parent's folder and leave it in `out`."""
     if name not in config.candidates:
         raise ConfigError(f"candidates: no candidate is called {name!r}; valid: {', '.join(config.candidates)}")
     settings = config.candidates[name]
-    parent, dense = candidates / settings.parent, candidates / ROOT
-    images = load_images(data)
+    parent, dense = folders.candidates / settings.parent, folders.candidates / ROOT
+    images = load_images(folders.data)
     budget = label_budget(images, config.data.label_budget, config.finetune.seeds[0])
-    inputs = Inputs(images, budget, visible_labels(images, budget), parent, dense, scratch)
+    labels_N = visible_labels(images, budget)
+    inputs = Inputs(images, budget, labels_N, parent, dense, folders.pretrain, folders.scratch)
     lineage = [*read_record(parent).details["lineage"], name]
     log.info("%s: %s from %s", name, settings.method, settings.parent)
     with publish(out) as folder:
@@ -52,7 +62,7 @@ def compress(config: Config, name: str, data: Path, candidates: Path, out: Path,
             name=name,
             parameters=settings.model_dump(mode="json", by_alias=True),
             inputs={
-                "data": record_digest(data),
+                "data": record_digest(folders.data),
                 settings.parent: record_digest(parent),
                 ROOT: record_digest(dense),
             },
