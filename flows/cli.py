@@ -125,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     deny.add_argument("--reason", required=True, help="kept on the version")
     drift = add("drift", _drift, "whether fresh images still look like those that were trained on")
     drift.add_argument("folder", nargs="?", default="", help="of images, at any depth; default: drift.path")
+    sensing = add("sensitivity", _sensitivity, "which layer bears pruning and int8, one at a time, nothing trained")
+    sensing.add_argument("name", nargs="?", default="dense", help="a candidate that is not int8; default: dense")
+    sensing.add_argument("--share", type=float, default=0.5, help="of a layer's channels to prune; default: 0.5")
     team = add("team", _team, "a team's servers on this machine: PostgreSQL, S3, MLflow with accounts, Prefect")
     team.add_argument("--folder", type=Path, default=None, help="of all that they hold; default: .winnow/team")
     team.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
@@ -339,6 +342,12 @@ def _drift(places: Places, options: argparse.Namespace) -> int:
         print(f"  label {file} (now {name}, {chance:.2f})")
     print(f"MLflow run {run_id}")
     return 0
+
+
+def _sensitivity(places: Places, options: argparse.Namespace) -> int:
+    from flows.sensing import show
+
+    return show(places, load_config(places.root / "params.yaml"), options.name, options.share)
 
 
 def _team(places: Places, options: argparse.Namespace) -> int:

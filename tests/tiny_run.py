@@ -212,6 +212,9 @@ def record_benchmark(
             details={
                 "rows": timed,
                 "processes": processes,
+                "executed": [],
+                "peaks": {"f32": 1e11, "int8": 3e11},
+                "peak_share": {name: {"latency": 0.01, "throughput": 0.1} for name in names},
                 "refused": [],
                 "absent": [{"runtime": "eager-cuda", "precision": "all", "reason": "no CUDA device"}],
                 "candidates": {name: figures(timed, processes, name, LARGE) for name in names},

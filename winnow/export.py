@@ -125,33 +125,60 @@ def load_onnx(path: Path) -> Any:
 
 def look_into(path: Path) -> Contents:
     """Count what a file computes per image, from its shapes. Raises ArtifactError when it is missing or damaged."""
+    macs = int8_macs = zeros = 0
+    for layer in _layers(path):
+        macs += layer.macs
+        int8_macs += layer.macs if layer.is_int8 else 0
+        zeros += layer.zeros
+    return Contents(macs, int8_macs, zeros)
+
+
+def macs_by_node(path: Path) -> dict[str, int]:
+    """Multiply-adds for one image of every node with stored weights, by the node's name in the file."""
+    return {layer.node: layer.macs for layer in _layers(path)}
+
+
+def float_layers(path: Path) -> list[str]:
+    """Names of the weights of convolutions and matrix products that are not stored in int8."""
+    return [layer.weight for layer in _layers(path) if not layer.is_int8]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution or matrix product with stored weights."""
+
+    node: str
+    weight: str
+    macs: int
+    is_int8: bool
+    zeros: int
+
+
+def _layers(path: Path) -> list[_Layer]:
     onnx = _onnx()
     proto = load_onnx(path)
     try:
         proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
         del proto.graph.value_info[:]
-        return _count(onnx.shape_inference.infer_shapes(proto, data_prop=True).graph)
+        return list(_described(onnx.shape_inference.infer_shapes(proto, data_prop=True).graph))
     except (ValueError, RuntimeError, IndexError) as error:
         raise ArtifactError(f"{path}: its graph cannot be followed; run its step again ({error})") from error
 
 
-def _count(graph: Any) -> Contents:
+def _described(graph: Any) -> Iterator[_Layer]:
     onnx = _onnx()
     arrays = {tensor.name: tensor for tensor in graph.initializer}
     sizes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.value_info, *graph.output)
     }
-    macs = int8_macs = zeros = 0
     for node, weight in _weighted(graph):
         array = onnx.numpy_helper.to_array(weight)
         # Every weight is used once per place: pixels of (N, C, H, W), tokens of (N, T, C).
         size = sizes.get(node.output[0], [])
         places = math.prod(max(1, side) for side in (size[2:] if "Conv" in node.op_type else size[:-1]))
-        macs += array.size * places
-        int8_macs += array.size * places if array.dtype.itemsize == 1 else 0
-        zeros += int((array == _zero(node, arrays)).sum())
-    return Contents(macs, int8_macs, zeros)
+        zeros = int((array == _zero(node, arrays)).sum())
+        yield _Layer(node.name, weight.name, array.size * places, array.dtype.itemsize == 1, zeros)
 
 
 def _weighted(graph: Any) -> Iterator[tuple[Any, Any]]:
@@ -163,12 +190,6 @@ def _weighted(graph: Any) -> Iterator[tuple[Any, Any]]:
             weight = _weight(node.input[1], made_by, arrays)
             if weight is not None:
                 yield node, weight
-
-
-def float_layers(path: Path) -> list[str]:
-    """Names of the weights of convolutions and matrix products that are not stored in int8."""
-    to_array = _onnx().numpy_helper.to_array
-    return [weight.name for _, weight in _weighted(load_onnx(path).graph) if to_array(weight).dtype.itemsize > 1]
 
 
 def _weight(name: str, made_by: dict[str, Any], arrays: dict[str, Any]) -> Any:

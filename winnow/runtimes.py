@@ -82,7 +82,8 @@ def _onnxruntime(folder: Path, cell: Cell) -> Predict:
     return predict
 
 
-def _openvino(folder: Path, cell: Cell) -> Predict:
+def compiled_openvino(folder: Path, cell: Cell) -> Any:
+    """The file compiled for this cell. Raises ArtifactError, MissingExtra."""
     try:
         import openvino
     except ModuleNotFoundError as error:
@@ -101,7 +102,11 @@ def _openvino(folder: Path, cell: Cell) -> Predict:
         # What an int8 file leaves in float stays f32 unless the cell says bf16.
         "INFERENCE_PRECISION_HINT": "bf16" if cell.precision == "bf16" else "f32",
     }
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    return core.compile_model(model, "CPU", settings)
+
+
+def _openvino(folder: Path, cell: Cell) -> Predict:
+    request = compiled_openvino(folder, cell).create_infer_request()
 
     def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         logits_NC: NDArray[np.float32] = request.infer([pixels_NHWC], share_inputs=True)[0]

@@ -15,6 +15,7 @@ less accuracy. Nobody passing is an answer like any other, and has a reason.
                 by class stands in; nothing bounds it
     agreement   share of validation images, labelled or not, answered like dense
     size        the file, as a share of dense's
+    int8        of an int8 file, the share of multiply-adds that the runtime executes in int8
     speedup     against dense as the best float of any precision and runtime
 
 The front holds those that no other beats in accuracy, size and latency at once; dense is on it like any other.
@@ -51,6 +52,8 @@ class Contender:
     throughput_ips: float | None
     speedup: float | None
     """Over dense as the best float, on the objective's batch."""
+    int8_share: float | None = None
+    """Of an int8 file's multiply-adds, as executed where it would serve; None for float, and where nobody looked."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,10 @@ def _gates(contender: Contender, dense: Contender, gates: Gates) -> tuple[Gate, 
         _size_gate(contender, dense, gates.max_size_ratio),
         _speed_gate(contender.speedup, gates.min_speedup),
     )
-    return judged
+    if contender.int8_share is None:
+        return judged
+    what, needed = "multiply-adds executed in int8", gates.min_int8_share * 100
+    return (*judged, _at_least("int8", what, contender.int8_share * 100, needed, " %"))
 
 
 def judge_drop(drop: Evidence, allowed: float) -> Gate:

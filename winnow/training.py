@@ -35,7 +35,7 @@ from winnow.progress import duration
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 30.0
-SECONDS_BETWEEN_LINES = 4.0
+SECONDS_BETWEEN_LINES, SECONDS_WITHIN_AN_EPOCH = 4.0, 30.0
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 """(model, images uint8 (B, 3, H, W), labels int64 (B,)) -> scalar float32."""
 Row = dict[str, float]
@@ -176,6 +176,10 @@ def fit(
                 left = (now - started) / (state.step - first) * (plan.steps - state.step)
                 log.info("epoch %d/%d  %s  %s left", number, plan.epochs, _shown(row), duration(left))
                 told = now
+        elif time.monotonic() - told > SECONDS_WITHIN_AN_EPOCH:
+            told = time.monotonic()
+            left = (told - started) / (state.step - first) * (plan.steps - state.step)
+            log.info("step %d of %d  %s left", state.step, plan.steps, duration(left))
         due = time.monotonic() - saved > CHECKPOINT_SECONDS
         if checkpoint and (due or state.step % plan.steps_per_epoch == 0):
             _save(checkpoint, model, optimiser, state, tensors=due or state.step == plan.steps)

@@ -106,6 +106,57 @@ def multiply_adds(model: nn.Module, architecture: Architecture, of: Iterable[nn.
     return total
 
 
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers of which the same channels have to go: those whose outputs are added, say."""
+
+    layers: tuple[str, ...]
+    """The first is where a cut begins."""
+
+    def remove_least(self, model: nn.Module, architecture: Architecture, share: float) -> None:
+        """Remove this share of their channels, those of least magnitude, at least one, in place."""
+        library = pruning_library()
+        graph = library.DependencyGraph().build_dependency(model.eval(), _example(architecture))
+        layer = model.get_submodule(self.layers[0])
+        handler = library.prune_conv_out_channels if isinstance(layer, nn.Conv2d) else library.prune_linear_out_channels
+        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
+            handler = library.prune_depthwise_conv_out_channels
+        channels = graph.get_out_channels(layer)
+        whole = graph.get_pruning_group(layer, handler, list(range(channels)))
+        blocks = max((part.target.module.groups for part, _ in whole if _is_grouped(part.target.module)), default=1)
+        with torch.no_grad():
+            scores = Criterion("magnitude", 0).scorer()(whole)
+        assert scores is not None
+        scores_BC = scores.view(blocks, -1)
+        size = scores_BC.shape[1]
+        count = min(size - 1, max(1, round(share * size)))
+        least = scores_BC.mean(0).argsort()[:count].tolist()
+        chosen = sorted(block * size + at for block in range(blocks) for at in least)
+        graph.get_pruning_group(layer, handler, chosen).prune()
+        settle(model)
+
+
+def _is_grouped(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and 1 < module.groups < module.in_channels
+
+
+def prunable_groups(model: nn.Module, architecture: Architecture) -> list[LayerGroup]:
+    """All groups of layers whose channels can go; attention's inner width, which goes by heads, is left out."""
+    library = pruning_library()
+    graph = library.DependencyGraph().build_dependency(model.eval().requires_grad_(True), _example(architecture))
+    names = {module: path for path, module in model.named_modules()}
+    inside = set(heads_of(model))
+    found = []
+    for group in graph.get_all_groups(ignored_layers=[model.get_submodule(head_path(model))]):
+        outs = [part.target.module for part, _ in group if graph.is_out_channel_pruning_fn(part.handler)]
+        if inside & set(outs):
+            continue
+        layers = [names[module] for module in outs if isinstance(module, nn.Conv2d | nn.Linear)]
+        if layers:
+            found.append(LayerGroup(tuple(dict.fromkeys(layers))))
+    return found
+
+
 def copy_with_gradients(model: nn.Module) -> nn.Module:
     """To try a cut on: deepcopy leaves gradients behind."""
     twin = copy.deepcopy(model)

@@ -13,7 +13,7 @@ any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,12 +55,12 @@ def _round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @contextmanager
-def simulated_int8(model: nn.Module) -> Iterator[nn.Module]:
+def simulated_int8(model: nn.Module, only: Iterable[nn.Module] | None = None) -> Iterator[nn.Module]:
     """The model with rounding in every convolution and linear layer; as it was afterwards, but for what it learned.
 
-    The running ranges are buffers of the layers, so that a checkpoint holds them.
+    The running ranges are buffers of the layers, so that a checkpoint holds them. `only`: in these layers alone.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    layers = [module for module in only or model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     hooks = []
     for layer in layers:
         layer.register_buffer(RANGE, torch.full((2,), float("nan")))

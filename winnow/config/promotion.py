@@ -20,6 +20,8 @@ class Gates(Section):
     """Share of validation images, labelled or not, on which child and dense give the same answer."""
     max_size_ratio: Annotated[Number, Field(gt=0)] = 0.5
     """File size as a share of dense's."""
+    min_int8_share: Fraction = 0.9
+    """Of an int8 file: share of its multiply-adds that the runtime which serves executes in int8."""
     min_speedup: Positive = 1.2
     """Against dense as the best float of any precision and runtime, on the objective's batch."""
 

@@ -41,7 +41,14 @@ RUNTIMES = {
     "openvino": "OpenVINO",
     "eager-cuda": "PyTorch on the GPU",
 }
-GATES = {"drop": "drop", "macro-f1": "macro F1", "agreement": "agreement", "size": "size", "speedup": "speed-up"}
+GATES = {
+    "drop": "drop",
+    "macro-f1": "macro F1",
+    "agreement": "agreement",
+    "size": "size",
+    "speedup": "speed-up",
+    "int8": "int8 executed",
+}
 SHOWN_CLASSES = 30
 
 
@@ -92,7 +99,7 @@ def _speed(facts: Facts) -> Html:
     for name in facts.candidates:
         speed, one, many = facts.speed(name), facts.best(name, "latency"), facts.best(name, "throughput")
         if one is None or many is None:
-            rows.append(Row([name, "not timed: its answers differ there", *[MISSING] * 6]))
+            rows.append(Row([name, "not timed: its answers differ there", *[MISSING] * 7]))
             continue
         pairs = [f"{speed[f'speedup/{kind}_b1']:.2f} / {speed[f'speedup/{kind}_b{large}']:.2f}" for kind in SPEEDUPS]
         on: Content = two_lines(_where(one), _where(many)) if _where(one) != _where(many) else _where(one)
@@ -102,16 +109,28 @@ def _speed(facts: Facts) -> Html:
             digits(one["p50_ms"]),
             digits(one["p95_ms"]),
             number(many["images_per_s"]),
+            _of_peak(facts, name),
             *pairs,
         ]
         rows.append(Row(cells, _marked(facts, name)))
     caption = (
         f"Speed of each file on its fastest runtime: latency of one image, throughput in batches of {large}, speed-ups "
-        f"for both (one image / batch). {machine.cpu}, {machine.threads} threads"
+        f"for both (one image / batch). {machine.cpu}, {machine.threads} threads. Of peak: multiply-adds a second as a share "
+        f"of a large matrix product's in the same precision ({_peaks(facts)})"
     )
     where = two_lines("fastest on", f"one image; below: batch of {large}, if another")
-    heading: list[Content] = ["candidate", where, "p50, ms", "p95, ms", "images/s"]
+    heading: list[Content] = ["candidate", where, "p50, ms", "p95, ms", "images/s", two_lines("of peak", "one / batch")]
     return table([*heading, *[short for _, short in SPEEDUPS.values()]], rows, caption=caption, left=2)
+
+
+def _of_peak(facts: Facts, name: str) -> Content:
+    shares = facts.benchmark.details["peak_share"][name]
+    return " / ".join(percent(shares[kind]) if kind in shares else MISSING for kind in ("latency", "throughput"))
+
+
+def _peaks(facts: Facts) -> str:
+    found = facts.benchmark.details["peaks"]
+    return ", ".join(f"{precision} {rate / 1e9:,.0f} billion" for precision, rate in found.items())
 
 
 def _there(facts: Facts) -> Html:
@@ -154,7 +173,9 @@ def _gates(facts: Facts) -> Html:
     if not rows:
         return paragraph("There is no candidate beside dense.")
     caption = "Gates: all must pass, whatever the candidate is for. The reason names both numbers"
-    return tag("div", table(["candidate", "verdict", *GATES.values()], rows, caption=caption, left=7), css="prose")
+    return tag(
+        "div", table(["candidate", "verdict", *GATES.values()], rows, caption=caption, left=2 + len(GATES)), css="prose"
+    )
 
 
 def _gate(gate: dict[str, Any] | None) -> Content:

@@ -178,6 +178,29 @@ def factors(rows: Mapping[str, Mapping[str, Any]]) -> bytes:
     return _render(paint, (5.6, 0.9 + 0.46 * len(rows)))
 
 
+def sensitivity(rows: Sequence[Mapping[str, Any]], share: float) -> bytes:
+    """Answers that change where one layer at a time is pruned or rounded to int8, as PNG; the network's order."""
+    kinds = {
+        f"{share:.0%} of its channels pruned": ("pruned_changed_percent", ORANGE, "o"),
+        "rounded to int8": ("int8_changed_percent", BLUE, "s"),
+    }
+
+    def paint(fig: Figure) -> None:
+        axes = fig.subplots()
+        places = np.arange(len(rows))
+        for label, (key, colour, marker) in kinds.items():
+            values = [row[key] for row in rows]
+            known = [at for at, value in enumerate(values) if value is not None]
+            axes.plot([values[at] for at in known], known, marker, color=colour, label=label, markersize=5)
+        axes.set_yticks(places, [str(row["layer"]) for row in rows], fontsize=7)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel("validation images that get another answer, %")
+        axes.set_xlim(left=0)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+
+    return _render(paint, (7.0, 1.2 + 0.17 * len(rows)), "png")
+
+
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> bytes:
     """SVG: rows are the true classes, shares of each row in shades of blue; numbers and names where they fit."""
     table = np.array(counts, dtype=float)

@@ -7,6 +7,7 @@ runtime and precision: a bf16 that is fast and less accurate is judged by its ow
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from winnow.config import ROOT, Config, in_order
 from winnow.data.images import VALIDATION, ImageSet, load_images, spread
 from winnow.errors import ArtifactError
 from winnow.evaluation import load_logits, served_file
+from winnow.executed import executed
 from winnow.footprint import footprint
 from winnow.machine import cores, has_fast_bf16
+from winnow.peaks import peaks
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, this_machine, write_record
-from winnow.runtimes import Cell, open_cell
+from winnow.runtimes import Cell, Precision, open_cell
 from winnow.speedups import Row, attribution, baselines, best, figures
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,7 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     outcome = measure(cells, lambda cell: open_cell(candidates / cell.candidate, cell), pixels_NHWC, answers, settings)
     outcome.absent += _absent(bool(gpu))
     processes = _footprints(int8, config, candidates, pixels_NHWC.shape[1], threads)
+    proofs, peak = _executed(outcome, candidates), peaks()
     rows = outcome.rows
     bests = {name: {"latency": best(rows, name, 1), "throughput": best(rows, name, large)} for name in records}
     causes = {
@@ -58,6 +62,9 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
         details={
             "rows": rows,
             "processes": processes,
+            "executed": proofs,
+            "peaks": peak,
+            "peak_share": {name: _share_of_peak(peak, records[name], bests[name]) for name in records},
             "refused": outcome.refused,
             "absent": outcome.absent,
             "candidates": {name: figures(rows, processes, name, large) for name in records},
@@ -95,6 +102,26 @@ def _answer_where_fastest(
             np.save(folder / file, answer_all(predict, cell.batch, images.images_NHWC, indices))
             written.append(file)
     return written
+
+
+def _executed(outcome: Outcome, candidates: Path) -> list[Row]:
+    """What of each int8 file a runtime computes in int8, as its own graph tells."""
+    cells = {
+        (row["candidate"], row["runtime"]): Cell(**{field: row[field] for field in Cell.__dataclass_fields__})
+        for row in outcome.rows
+        if row["precision"] == "int8"
+    }
+    return [executed(candidates / cell.candidate, cell) for cell in cells.values()]
+
+
+def _share_of_peak(peak: Mapping[Precision, float], record: StepRecord, best: dict[str, Row | None]) -> Row:
+    """What the file's best rows do of the processor's peak in their precision."""
+    macs = record.metrics["compute/macs"]
+    return {
+        kind: row["images_per_s"] * macs / peak[row["precision"]]
+        for kind, row in best.items()
+        if row is not None and row["precision"] in peak
+    }
 
 
 def _float_ancestor(lineage: list[str], int8: dict[str, bool]) -> str:

@@ -81,6 +81,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
             macro_f1=lost[name].macro_f1,
             agreement=agreement(logits[ROOT], served[name]),
             size_mb=records[name].metrics["size/mb"],
+            int8_share=_int8_share(speeds, timed, name, policy.objective),
             **_speed(speeds, name, config),
         )
         for name in names
@@ -133,6 +134,18 @@ def _cell(speeds: Mapping[str, Any], name: str, objective: str) -> Row | None:
     """Where the candidate would serve: its fastest row, None where no runtime could be timed."""
     row: Row | None = speeds["best"][name][SERVES[objective]]
     return row
+
+
+def _int8_share(speeds: Mapping[str, Any], timed: StepRecord, name: str, objective: str) -> float | None:
+    """What the runtime that would serve executes in int8; None for a float file, and on another machine."""
+    row = _cell(speeds, name, objective)
+    if row is None or row["precision"] != "int8" or speeds["is_target"]:
+        return None
+    proofs: list[Row] = timed.details.get("executed", [])
+    found = [
+        proof["int8_share"] for proof in proofs if (proof["candidate"], proof["runtime"]) == (name, row["runtime"])
+    ]
+    return float(found[0]) if found else None
 
 
 def _served(

@@ -1,0 +1,65 @@
+"""`winnow sensitivity`: which layer of a candidate bears pruning and int8, as a table, a CSV and a picture."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tasks.settings import Places
+from winnow.config import Config
+from winnow.data.images import load_images
+from winnow.errors import ConfigError
+from winnow.sensitivity import Sensitivity, rows, sensitivities
+
+
+def show(places: Places, config: Config, name: str, share: float) -> int:
+    """Try every layer of candidate `name`, print and keep what it costs."""
+    if not 0 < share < 1:
+        raise ConfigError(f"--share {share:g}: a share of the channels lies between 0 and 1")
+    folder = places.artifacts / "candidates" / name
+    if not (folder / "weights.safetensors").is_file():
+        raise ConfigError(
+            f"{name}: there is no network in {folder}; run winnow run first, and name a candidate that is not int8"
+        )
+    found = sensitivities(folder, load_images(places.artifacts / "data"), share)
+    out = places.hidden / "sensitivity" / name
+    out.mkdir(parents=True, exist_ok=True)
+    table = rows(found)
+    with (out / "layers.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    from winnow.reporting.plots import sensitivity
+
+    (out / "layers.png").write_bytes(sensitivity(table, share))
+    _print(found, share)
+    Console(highlight=False, soft_wrap=True).print(f"In {_near(out, places)}: layers.csv, layers.png")
+    return 0
+
+
+def _print(found: list[Sensitivity], share: float) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("layer")
+    for heading in ("MACs", f"{share:.0%} of it pruned", "points lost", "in int8", "points lost"):
+        table.add_column(heading, justify="right")
+    for each in found:
+        pruned = ("-", "-") if each.pruned is None else (_percent(each.pruned.changed), _points(each.pruned.points))
+        table.add_row(each.layer, _percent(each.macs), *pruned, _percent(each.int8.changed), _points(each.int8.points))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("Percentages beside pruned and int8: validation images that get another answer, nothing trained.")
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.1f} %"
+
+
+def _points(points: float | None) -> str:
+    return "-" if points is None else f"{points:.1f}"
+
+
+def _near(path: Path, places: Places) -> Path:
+    return path.relative_to(places.root) if path.is_relative_to(places.root) else path

@@ -1,0 +1,68 @@
+"""What this processor can do at best: multiply-adds a second of one large matrix product, in each precision.
+
+A speed-up says how much better than something else; the share of the peak says how much is left. PyTorch multiplies
+float32 and bfloat16, ONNX Runtime unsigned by signed 8-bit integers; all threads, matrices of 1024, the best of several
+calls after one untimed. Taken in the run that measures the files, since clocks and neighbours differ from run to run.
+Small networks stay far below it: calls, copies and additions take their time, too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from winnow.errors import MissingExtra
+from winnow.machine import cores, has_fast_bf16
+from winnow.runtimes import Precision
+
+SIDE = 1024
+CALLS = 20
+
+
+def peaks() -> dict[Precision, float]:
+    """Precision -> multiply-adds a second; bf16 only where the processor has it."""
+    import torch
+
+    a, b = (torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    found: dict[Precision, float] = {"f32": _rate(lambda: a @ b)}
+    if has_fast_bf16():
+        c, d = a.bfloat16(), b.bfloat16()
+        found["bf16"] = _rate(lambda: c @ d)
+    found["int8"] = _rate(_integers())
+    return found
+
+
+def _rate(multiply: Callable[[], object]) -> float:
+    multiply()
+    seconds = []
+    for _ in range(CALLS):
+        started = time.perf_counter()
+        multiply()
+        seconds.append(time.perf_counter() - started)
+    return float(SIDE**3 / min(seconds))
+
+
+def _integers() -> Callable[[], object]:
+    try:
+        import onnx
+        import onnxruntime
+        from onnx import TensorProto, helper
+    except ModuleNotFoundError as error:
+        raise MissingExtra("onnxruntime", "runtimes") from error
+    rng = np.random.default_rng(0)
+    weights = onnx.numpy_helper.from_array(rng.integers(-127, 128, (SIDE, SIDE), np.int8), "b")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
+        "peak",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, [SIDE, SIDE])],
+        [helper.make_tensor_value_info("c", TensorProto.INT32, [SIDE, SIDE])],
+        [weights],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    pixels = rng.integers(0, 256, (SIDE, SIDE), np.uint8)
+    return lambda: session.run(None, {"a": pixels})

@@ -1,0 +1,154 @@
+"""Which layer bears what: one layer at a time is pruned, or rounded to int8, and nothing is trained.
+
+Pruned: the given share of its channels, those of least magnitude, with all that has to go with them (what is added to
+it, the inputs of what reads it). Int8: its weights and inputs rounded as post-training quantization would, the rest of
+the network in float. What is told is the share of validation images that get another answer, for which no label is
+needed, and the points of top-1 lost where there are labels.
+
+A layer that loses nothing here may still be one too many beside others: losses do not add up. It tells where to look
+(Li et al. 2017, arXiv 1608.08710, section 3.2).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from winnow.compression.channels import multiply_adds, parameters, prunable_groups
+from winnow.compression.fake_quantization import simulated_int8
+from winnow.data.images import TRAIN, VALIDATION, ImageSet, spread
+from winnow.data.views import normalise, to_float
+from winnow.inference import predict_torch
+from winnow.models.attention import take_heads_apart
+from winnow.models.backbones import Architecture, load_model
+from winnow.progress import duration
+
+log = logging.getLogger(__name__)
+
+IMAGES, CALIBRATION = 2000, 128
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one change costs."""
+
+    changed: float
+    """Share of validation images with another answer."""
+    points: float | None
+    """Points of top-1 lost; None without labels."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Of one convolution or linear layer."""
+
+    layer: str
+    macs: float
+    parameters: float
+    """Shares of the network's."""
+    pruned: Loss | None
+    """None where no channel of it can go."""
+    together: tuple[str, ...]
+    """Layers that lose the same channels."""
+    int8: Loss
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The network as it is, and what it answers."""
+
+    model: nn.Module
+    architecture: Architecture
+    images: ImageSet
+    indices: NDArray[np.int64]
+    answers_N: NDArray[np.int64]
+
+    def loss(self, model: nn.Module) -> Loss:
+        """Of a changed network."""
+        answers_N = predict_torch(model, self.images.images_NHWC, self.indices).argmax(1)
+        labels_N = self.images.labels_N[self.indices]
+        scored_N = labels_N >= 0
+        points = None
+        if scored_N.any():
+            before, after = (float((each == labels_N)[scored_N].mean()) for each in (self.answers_N, answers_N))
+            points = (before - after) * 100
+        return Loss(float((answers_N != self.answers_N).mean()), points)
+
+
+def sensitivities(folder: Path, images: ImageSet, share: float = 0.5) -> list[Sensitivity]:
+    """Of every layer of a candidate's network, in its own order. Raises ArtifactError for a folder without weights."""
+    model, architecture = load_model(folder)
+    take_heads_apart(model)
+    all_indices = images.indices(VALIDATION)
+    indices = all_indices[spread(len(all_indices), IMAGES)]
+    answers_N = predict_torch(model, images.images_NHWC, indices).argmax(1)
+    trial = _Trial(model, architecture, images, indices, answers_N)
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    pruned = dict(_pruned(trial, share))
+    macs, whole = multiply_adds(model, architecture), parameters(model)
+    began = last = time.monotonic()
+    found = []
+    for number, (path, layer) in enumerate(layers.items(), 1):
+        loss, together = pruned.get(path, (None, ()))
+        mine = multiply_adds(model, architecture, of=[layer]) / macs
+        found.append(Sensitivity(path, mine, layer.weight.numel() / whole, loss, together, _rounded(trial, layer)))
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            left = (last - began) / number * (len(layers) - number)
+            log.info("int8: %d of %d layers, %s left", number, len(layers), duration(left))
+    return found
+
+
+def _pruned(trial: _Trial, share: float) -> Iterator[tuple[str, tuple[Loss, tuple[str, ...]]]]:
+    """(layer, (what pruning its group costs, the others of the group)) of all layers whose channels can go."""
+    groups = prunable_groups(trial.model, trial.architecture)
+    began = last = time.monotonic()
+    for number, group in enumerate(groups, 1):
+        twin = copy.deepcopy(trial.model)
+        group.remove_least(twin, trial.architecture, share)
+        loss = trial.loss(twin)
+        for path in group.layers:
+            yield path, (loss, tuple(other for other in group.layers if other != path))
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            left = (last - began) / number * (len(groups) - number)
+            log.info("pruning: %d of %d groups of layers, %s left", number, len(groups), duration(left))
+
+
+def _rounded(trial: _Trial, layer: nn.Module) -> Loss:
+    pool = trial.images.indices(TRAIN)
+    chosen = pool[spread(len(pool), CALIBRATION)]
+    pixels_BCHW = torch.from_numpy(np.ascontiguousarray(trial.images.images_NHWC[chosen])).permute(0, 3, 1, 2)
+    trial.model.eval()
+    with simulated_int8(trial.model, only=[layer]), torch.no_grad():
+        layer.train()  # it alone learns the range of its inputs
+        trial.model(normalise(to_float(pixels_BCHW)))
+        return trial.loss(trial.model)
+
+
+def rows(found: list[Sensitivity]) -> list[dict[str, Any]]:
+    """As a table: shares in percent, losses in percent and points."""
+    return [
+        {
+            "layer": each.layer,
+            "macs_percent": each.macs * 100,
+            "parameters_percent": each.parameters * 100,
+            "pruned_changed_percent": None if each.pruned is None else each.pruned.changed * 100,
+            "pruned_points_lost": None if each.pruned is None else each.pruned.points,
+            "pruned_together_with": " ".join(each.together),
+            "int8_changed_percent": each.int8.changed * 100,
+            "int8_points_lost": each.int8.points,
+        }
+        for each in found
+    ]
