@@ -118,9 +118,7 @@ class LayerGroup:
         library = pruning_library()
         graph = library.DependencyGraph().build_dependency(model.eval(), _example(architecture))
         layer = model.get_submodule(self.layers[0])
-        handler = library.prune_conv_out_channels if isinstance(layer, nn.Conv2d) else library.prune_linear_out_channels
-        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
-            handler = library.prune_depthwise_conv_out_channels
+        handler = graph.get_pruner_of_module(layer).prune_out_channels
         channels = graph.get_out_channels(layer)
         whole = graph.get_pruning_group(layer, handler, list(range(channels)))
         blocks = max((part.target.module.groups for part, _ in whole if _is_grouped(part.target.module)), default=1)
