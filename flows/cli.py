@@ -125,6 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     deny.add_argument("--reason", required=True, help="kept on the version")
     drift = add("drift", _drift, "whether fresh images still look like those that were trained on")
     drift.add_argument("folder", nargs="?", default="", help="of images, at any depth; default: drift.path")
+    seek = add("search", _search, "look for the smallest, fastest candidates that keep dense's accuracy (search:)")
+    _add_settings(seek)
+    seek.add_argument("--name", default="default", help="of the search; one that was stopped goes on under its name")
+    seek.add_argument("--add", default="", metavar="NAME", help="put the chosen candidates into params.yaml, so named")
     sensing = add("sensitivity", _sensitivity, "which layer bears pruning and int8, one at a time, nothing trained")
     sensing.add_argument("name", nargs="?", default="dense", help="a candidate that is not int8; default: dense")
     sensing.add_argument("--share", type=float, default=0.5, help="of a layer's channels to prune; default: 0.5")
@@ -342,6 +346,13 @@ def _drift(places: Places, options: argparse.Namespace) -> int:
         print(f"  label {file} (now {name}, {chance:.2f})")
     print(f"MLflow run {run_id}")
     return 0
+
+
+def _search(places: Places, options: argparse.Namespace) -> int:
+    from flows.searching import run_search
+
+    _set(places, options)
+    return run_search(places, _config(places), options.name, options.add)
 
 
 def _sensitivity(places: Places, options: argparse.Namespace) -> int:

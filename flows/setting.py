@@ -25,7 +25,13 @@ def set_keys(places: Places, assignments: list[str]) -> None:
     """Apply `dotted.key=value` assignments to params.yaml and print the difference."""
     path = places.root / "params.yaml"
     before = path.read_text(encoding="utf-8")
-    after = edited(before, assignments)
+    write_params(places, edited(before, assignments))
+
+
+def write_params(places: Places, after: str) -> None:
+    """The new text of params.yaml, if it is sound, and print the difference."""
+    path = places.root / "params.yaml"
+    before = path.read_text(encoding="utf-8")
     check_files(check_config(yaml.safe_load(after), "params.yaml with these settings"), places.root)
     if after == before:
         return

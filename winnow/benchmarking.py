@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from winnow.config import ROOT, Benchmark
 from winnow.machine import has_fast_bf16
 from winnow.progress import duration
+from winnow.quiet import quiet_machine
 from winnow.runtimes import Cell, Layout, NotHere, Precision, Predict, Runtime, set_torch_threads
 from winnow.timing import WARM_UP_LARGE, WARM_UP_SINGLE, time_calls
 
@@ -101,7 +102,8 @@ def measure(
         before = set_torch_threads(threads)
         try:
             opened = _open_all(group, open_cell, pixels_NHWC, answers, outcome)
-            outcome.rows += _time_group(opened, _cut(pixels_NHWC, 0, batch), settings)
+            with quiet_machine():
+                outcome.rows += _time_group(opened, _cut(pixels_NHWC, 0, batch), settings)
         finally:
             set_torch_threads(before)
         done += len(group)

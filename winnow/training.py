@@ -31,6 +31,7 @@ from winnow.data.batches import Batches
 from winnow.errors import ArtifactError, TrainingError
 from winnow.machine import has_fast_bf16
 from winnow.progress import duration
+from winnow.quiet import training_turn
 
 log = logging.getLogger(__name__)
 
@@ -150,16 +151,17 @@ def fit(
         torch.manual_seed((plan.seed << 32) + state.step)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(state.step, plan)
-        images_BCHW, labels_B = (part.to(where, non_blocking=True) for part in batches.at(state.step))
-        with torch.autocast(where.type, dtype=torch.bfloat16, enabled=autocast):
-            value = loss(model, images_BCHW, labels_B)
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        state.step += 1
-        hooks.after_backward(model, state.step)
-        optimiser.step()
-        hooks.after_step(model, state.step)
-        state.loss_sum += float(value.detach())
+        with training_turn():
+            images_BCHW, labels_B = (part.to(where, non_blocking=True) for part in batches.at(state.step))
+            with torch.autocast(where.type, dtype=torch.bfloat16, enabled=autocast):
+                value = loss(model, images_BCHW, labels_B)
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            state.step += 1
+            hooks.after_backward(model, state.step)
+            optimiser.step()
+            hooks.after_step(model, state.step)
+            state.loss_sum += float(value.detach())
         if not math.isfinite(state.loss_sum):
             raise TrainingError(
                 f"the loss is no longer a number at step {state.step} of {plan.steps} "

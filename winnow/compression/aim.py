@@ -33,6 +33,7 @@ from winnow.export import export_onnx
 from winnow.machine import cores
 from winnow.model_file import MODEL
 from winnow.models.backbones import Architecture
+from winnow.quiet import quiet_machine
 from winnow.runtimes import Cell, Predict, open_cell
 from winnow.timing import WARM_UP_SINGLE, time_calls
 
@@ -144,9 +145,10 @@ class Stopwatch:
     def _times(self, predict: Predict) -> tuple[float, float]:
         mine: list[float] = []
         its: list[float] = []
-        for _ in range(VISITS):
-            mine += time_calls(predict, self.pixels_NHWC, WARM_UP_SINGLE, CALLS)
-            its += time_calls(self.parent, self.pixels_NHWC, WARM_UP_SINGLE, CALLS)
+        with quiet_machine():
+            for _ in range(VISITS):
+                mine += time_calls(predict, self.pixels_NHWC, WARM_UP_SINGLE, CALLS)
+                its += time_calls(self.parent, self.pixels_NHWC, WARM_UP_SINGLE, CALLS)
         return float(np.median(mine)) * 1e3, float(np.median(its)) * 1e3
 
     def _open(self, network: nn.Module, architecture: Architecture) -> Predict:

@@ -36,6 +36,7 @@ from winnow.config.drift import Drift
 from winnow.config.finetune import FEW_LABELS, Finetune
 from winnow.config.pretrain import NoPretraining, Pretrain, RotNet, SimCLR
 from winnow.config.promotion import Gates, Promotion
+from winnow.config.search import Search
 from winnow.config.section import Augmentation, Optimiser, Section
 from winnow.errors import ConfigError
 
@@ -64,6 +65,7 @@ __all__ = [
     "Recovered",
     "Recovery",
     "RotNet",
+    "Search",
     "SimCLR",
     "Sparsify",
     "check_config",
@@ -83,6 +85,8 @@ class Config(Section):
     promotion: Promotion
     drift: Drift = Drift()
     """Watched beside the steps; no step reads it."""
+    search: Search = Search()
+    """For `winnow search`; no step reads it."""
 
 
 TREE = TypeAdapter(dict[str, AnyCandidate])

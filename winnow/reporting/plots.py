@@ -201,6 +201,44 @@ def sensitivity(rows: Sequence[Mapping[str, Any]], share: float) -> bytes:
     return _render(paint, (7.0, 1.2 + 0.17 * len(rows)), "png")
 
 
+@dataclass(frozen=True)
+class SearchPoint:
+    """A finished trial of a search."""
+
+    cost: float
+    drop: float
+    on_front: bool
+    chosen: bool
+
+
+def searched(points: Sequence[SearchPoint], dense_cost: float, allowed: float, cost_label: str) -> bytes:
+    """PNG: points of accuracy lost over cost; the front as a line, the allowance and dense's cost as dashes."""
+
+    def paint(fig: Figure) -> None:
+        axes = fig.subplots()
+        line = sorted((point.cost, point.drop) for point in points if point.on_front)
+        axes.plot(*np.array(line).reshape(-1, 2).T, color=BLUE, linewidth=1.2, zorder=2)
+        for point in points:
+            colour = VERMILLION if point.chosen else BLUE if point.on_front else MUTED
+            face = colour if point.on_front else "none"
+            axes.scatter(point.cost, point.drop, s=42, facecolor=face, edgecolor=colour, linewidth=1.3, zorder=3)
+        axes.axhline(allowed, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.axvline(dense_cost, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        costs = [point.cost for point in points] + [dense_cost]
+        if max(costs) > 4 * min(costs):
+            axes.set_xscale("log")
+            _plain_ticks(axes)
+        axes.annotate(
+            "allowance", (1, allowed), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+        )
+        axes.annotate("dense", (dense_cost, 1), xycoords=("data", "axes fraction"), ha="right", va="top", fontsize=8)
+        axes.margins(0.08, 0.08)
+        axes.set_xlabel(cost_label)
+        axes.set_ylabel("points of top-1 lost (down is better)")
+
+    return _render(paint, (7.2, 4.4), "png")
+
+
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> bytes:
     """SVG: rows are the true classes, shares of each row in shades of blue; numbers and names where they fit."""
     table = np.array(counts, dtype=float)

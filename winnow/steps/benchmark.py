@@ -23,6 +23,7 @@ from winnow.executed import executed
 from winnow.footprint import footprint
 from winnow.machine import cores, has_fast_bf16
 from winnow.peaks import peaks
+from winnow.quiet import quiet_machine
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, this_machine, write_record
 from winnow.runtimes import Cell, Precision, open_cell
 from winnow.speedups import Row, attribution, baselines, best, figures
@@ -42,8 +43,10 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     cells = plan(int8, settings, threads, cuda=bool(gpu))
     outcome = measure(cells, lambda cell: open_cell(candidates / cell.candidate, cell), pixels_NHWC, answers, settings)
     outcome.absent += _absent(bool(gpu))
-    processes = _footprints(int8, config, candidates, pixels_NHWC.shape[1], threads)
-    proofs, peak = _executed(outcome, candidates), peaks()
+    with quiet_machine():
+        processes = _footprints(int8, config, candidates, pixels_NHWC.shape[1], threads)
+        peak = peaks()
+    proofs = _executed(outcome, candidates)
     rows = outcome.rows
     bests = {name: {"latency": best(rows, name, 1), "throughput": best(rows, name, large)} for name in records}
     causes = {

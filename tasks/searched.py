@@ -1,0 +1,79 @@
+"""A search in MLflow: one run for it, one below it for each trial; a search that goes on goes on in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tasks import store
+from tasks.origin import origin_tags
+from tasks.settings import Places
+from tasks.tracking import NOTE, PARENT
+from winnow.config import Config
+from winnow.records import read_json, write_json
+from winnow.search.study import Progress, Trial, told
+
+KIND = "winnow.kind"
+
+
+class Log:
+    """Of one search."""
+
+    def __init__(self, places: Places, config: Config, name: str) -> None:
+        self.places, self.config, self.name = places, config, name
+        self.remembered = places.hidden / "search" / name / "mlflow.json"
+        self.run_id = self._open()
+
+    def _open(self) -> str:
+        places = self.places
+        with store.answering(places):
+            client, experiment = store.connect(places), store.experiment_id(places, self.config)
+            known = read_json(self.remembered)["run"] if self.remembered.is_file() else None
+            if known and client.search_runs([experiment], f"attributes.run_id = '{known}'"):
+                client.update_run(known, status="RUNNING")
+                return str(known)
+            tags = origin_tags(places.root) | {KIND: "search", "winnow.search": self.name}
+            run = client.create_run(experiment, tags=store.cut(tags), run_name=f"search {self.name}")
+            settings = self.config.search.model_dump(mode="json")
+            params = {f"search.{key}": str(value) for key, value in settings.items()}
+            store.log(client, run.info.run_id, params=params)
+        self.remembered.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.remembered, {"run": run.info.run_id})
+        return str(run.info.run_id)
+
+    def trial(self, trial: Trial) -> None:
+        """A run below the search's."""
+        with store.answering(self.places):
+            client, experiment = store.connect(self.places), store.experiment_id(self.places, self.config)
+            tags = origin_tags(self.places.root) | {PARENT: self.run_id, KIND: "trial", "winnow.state": trial.state}
+            tags[NOTE] = told(trial, self.config.search)
+            run = client.create_run(experiment, tags=store.cut(tags), run_name=f"trial {trial.number}")
+            figures = {"search/seconds": trial.seconds}
+            if trial.look is not None:
+                figures |= {"search/drop_points": trial.look.drop, "search/cost": trial.look.cost, **trial.look.metrics}
+            params = {key: str(value) for key, value in asdict(trial.point).items()}
+            store.log(client, run.info.run_id, store.metrics(figures), params)
+            client.set_terminated(run.info.run_id, "FAILED" if trial.state == "impossible" else "FINISHED")
+
+    def pause(self) -> None:
+        """The search stops here, for now."""
+        with store.answering(self.places):
+            store.connect(self.places).set_terminated(self.run_id, "FINISHED")
+
+    def close(self, progress: Progress, chosen: Trial | None, files: Sequence[Path]) -> None:
+        """What came of it."""
+        states = [trial.state for trial in progress.trials]
+        figures = {
+            "search/trials": float(len(states)),
+            "search/finished": float(states.count("finished")),
+            "search/given_up": float(states.count("given up")),
+            "search/dense_cost": progress.dense_cost,
+        }
+        if chosen is not None and chosen.look is not None:
+            figures |= {"search/chosen_drop_points": chosen.look.drop, "search/chosen_cost": chosen.look.cost}
+        with store.answering(self.places):
+            client = store.connect(self.places)
+            store.log(client, self.run_id, store.metrics(figures))
+            for file in files:
+                client.log_artifact(self.run_id, str(file))

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.conftest import tiny_params
+from winnow.config import Search, check_config
+from winnow.errors import ConfigError
+from winnow.search.space import Point, chain, first_points, propose
+
+
+class Fixed:
+    """Proposes what it was told, and notes what was asked."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers, self.asked = answers, []
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        self.asked.append(name)
+        assert self.answers[name] in choices
+        return self.answers[name]
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float:
+        self.asked.append(name)
+        assert low <= self.answers[name] <= high
+        return self.answers[name]
+
+
+EVERYTHING = Search(structures=("prune", "factorize", "student"))
+
+
+@pytest.mark.parametrize("structure", ["prune", "factorize", "student"])
+@pytest.mark.parametrize("int8", [True, False])
+def test_every_point_is_a_sound_tree(structure: Any, int8: bool) -> None:
+    made = chain(Point(structure, 0.35, "features", int8=int8), EVERYTHING, epochs=7, name="mine")
+    config = check_config(tiny_params() | {"candidates": made})
+    assert list(config.candidates) == (["mine", "mine-int8"] if int8 else ["mine"])
+    assert config.candidates["mine"].recovery.epochs == 7  # type: ignore[union-attr]
+    assert config.candidates["mine"].recovery.hint == "features"  # type: ignore[union-attr]
+
+
+def test_a_share_that_stays_is_a_share_that_is_removed() -> None:
+    assert chain(Point("prune", 0.35, "none"), EVERYTHING, 5)["found"]["remove"] == {"macs": 0.65}
+    assert chain(Point("student", 0.25, "none"), EVERYTHING, 5)["found"]["width"] == 0.5
+
+
+def test_only_what_matters_is_asked() -> None:
+    trial = Fixed(structure="student", macs=0.3, hint="none", int8=True)
+    assert propose(trial, EVERYTHING, pretrained=True) == Point("student", 0.3, "none", int8=True)
+    assert trial.asked == ["structure", "macs", "hint", "int8"]
+    never = Search(structures=("prune",), int8="never")
+    pruned = propose(Fixed(structure="prune", macs=0.5, hint="none", importance="lamp"), never, pretrained=True)
+    assert (pruned.importance, pruned.int8) == ("lamp", False)
+
+
+def test_without_pretraining_its_hint_is_not_proposed() -> None:
+    with pytest.raises(AssertionError):
+        propose(Fixed(structure="student", macs=0.3, hint="pretrained", int8=True), EVERYTHING, pretrained=False)
+
+
+def test_what_is_tried_first_lies_in_the_space() -> None:
+    for params in first_points(EVERYTHING):
+        point = propose(Fixed(**params), EVERYTHING, pretrained=False)
+        steps = (point.macs - EVERYTHING.least_macs) / 0.05
+        assert steps == pytest.approx(round(steps))
+    assert {params["structure"] for params in first_points(EVERYTHING)} == {"prune", "factorize", "student"}
+
+
+def test_equal_points_have_equal_keys() -> None:
+    assert Point("prune", 0.3, "none").key == Point("prune", 0.3, "none", "magnitude").key
+    assert Point("prune", 0.3, "none").key != Point("prune", 0.3, "none", int8=True).key
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "speed"}, "search.objective: Input should be 'latency'"),
+        ({"structures": []}, "search.structures: .*at least one value"),
+        ({"structures": ["prune", "prune"]}, "one of them is there twice"),
+        ({"minutes": 0}, "search.minutes: Input should be greater than 0"),
+        ({"hours": 1}, "search.hours: unknown key"),
+    ],
+)
+def test_settings_are_checked_at_load(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_config(tiny_params() | {"search": changes})

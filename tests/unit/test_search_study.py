@@ -1,0 +1,151 @@
+"""The search around its trials; what a trial does itself is in test_search_trial.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import tiny_params
+from winnow.config import check_config
+from winnow.errors import ConfigError
+from winnow.search import study as module
+from winnow.search.space import Point
+from winnow.search.study import Progress, Trial, search, told
+from winnow.search.trial import Earlier, GivenUp, Look, Workplace
+from winnow.steps.compress import Folders
+
+
+class World:
+    """Trials of an arithmetic world: less left, more lost."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[int, Point]] = []
+        self.kill_at: int | None = None
+        self.give_up: set[int] = set()
+        self.impossible = False
+
+    def attempt(
+        self, _place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], _meter: Any
+    ) -> tuple[Look, Look]:
+        if self.kill_at == len(self.made):
+            self.kill_at = None
+            raise KeyboardInterrupt
+        self.made.append((number, point))
+        if self.impossible:
+            raise ConfigError("no channel can go")
+        look = Look(
+            (1 - point.macs) * 4 + (0.3 if point.int8 else 0), point.macs / (3 if point.int8 else 1), {}, ("x",)
+        )
+        if len(self.made) in self.give_up:
+            raise GivenUp(look, "slow and bad")
+        return look, look
+
+
+class Meter:
+    def __init__(self, dense: Path) -> None:
+        self.dense = dense
+
+    def cost(self, _folder: Path, _precision: str) -> float:
+        return 1.0
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World()
+    monkeypatch.setattr(module, "attempt", made.attempt)
+    return made
+
+
+def go(tmp_path: Path, dense: Path, data: Path, **changes: Any) -> tuple[Progress, list[Trial]]:
+    config = check_config(tiny_params() | {"search": {"trials": 6, "minutes": 5, **changes}})
+    folders = Folders(data, dense.parent.parent / "pretrain", dense.parent, tmp_path / "scratch")
+    seen: list[Trial] = []
+    place = Workplace(config, folders, tmp_path / "trials")
+    return search(place, tmp_path / "study.db", Meter(dense), seen.append), seen  # type: ignore[arg-type]
+
+
+def test_as_many_trials_as_asked_none_twice(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
+    progress, seen = go(tmp_path, tiny_dense, tiny_data, trials=12)
+    assert len(progress.trials) == len(seen) == len(world.made) == 12
+    assert len({point for _, point in world.made}) == 12
+    assert progress.dense_cost == 1.0
+    assert {trial.state for trial in progress.trials} == {"finished"}
+
+
+def test_it_goes_on_where_it_was(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
+    first, _ = go(tmp_path, tiny_dense, tiny_data, trials=4)
+    again, seen = go(tmp_path, tiny_dense, tiny_data, trials=4)
+    assert seen == []
+    assert again.trials == first.trials
+    more, seen = go(tmp_path, tiny_dense, tiny_data, trials=7)
+    assert len(seen) == 3
+    assert more.trials[:4] == first.trials
+    assert len({point for _, point in world.made}) == 7
+
+
+def test_a_killed_trial_is_taken_up_in_its_folder(
+    world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path
+) -> None:
+    world.kill_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, tiny_dense, tiny_data)
+    assert len(world.made) == 2
+    progress, _ = go(tmp_path, tiny_dense, tiny_data)
+    assert len(progress.trials) == 6  # none lost, none counted twice
+    folders = [number for number, _ in world.made]
+    assert folders[2] == 2
+    assert len(set(folders)) == len(folders)
+
+
+def test_what_is_given_up_or_impossible_is_told_and_not_chosen(
+    world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path
+) -> None:
+    world.give_up = {2, 3}
+    progress, _ = go(tmp_path, tiny_dense, tiny_data)
+    assert [trial.state for trial in progress.trials].count("given up") == 2
+    assert [trial.found is None for trial in progress.trials] == [False, True, True, False, False, False]
+    assert "slow and bad" in progress.trials[1].why
+    settings = check_config(tiny_params()).search
+    assert "given up" in told(progress.trials[1], settings)
+
+
+def test_where_nothing_can_be_made_it_ends(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
+    world.impossible = True
+    with pytest.raises(ConfigError, match="8 trials in a row were impossible, the last because: no channel can go"):
+        go(tmp_path, tiny_dense, tiny_data, trials=50)
+
+
+def test_where_nothing_new_is_left_it_ends(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
+    changes = {"structures": ["student"], "int8": "never", "least_macs": 0.9}
+    progress, _ = go(tmp_path, tiny_dense, tiny_data, trials=500, **changes)
+    assert len(progress.trials) == 4  # two shares are one width; four hints
+
+
+def test_time_is_a_budget_over_all_calls(
+    world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    plain = world.attempt
+
+    def slow(*arguments: Any) -> Any:
+        clock[0] += 50
+        return plain(*arguments)
+
+    monkeypatch.setattr(module, "attempt", slow)
+    progress, _ = go(tmp_path, tiny_dense, tiny_data, trials=0, minutes=2)
+    assert len(progress.trials) == 3  # 100 s are less than two minutes, 150 are not
+    progress, seen = go(tmp_path, tiny_dense, tiny_data, trials=0, minutes=3)
+    assert len(seen) == 1
+    assert progress.seconds == 200
+
+
+def test_other_settings_are_another_search(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
+    go(tmp_path, tiny_dense, tiny_data, trials=1)
+    with pytest.raises(ConfigError, match=r"holds a search with another objective: give this one a name"):
+        go(tmp_path, tiny_dense, tiny_data, objective="size")
+    progress, _ = go(tmp_path, tiny_dense, tiny_data, trials=2, max_drop_points=3.0)  # only who is chosen hangs on it
+    assert len(progress.trials) == 2

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import tiny_params
+from winnow.config import Config, check_config
+from winnow.data.images import VALIDATION, load_images
+from winnow.energy import joules
+from winnow.errors import ConfigError
+from winnow.evaluation import load_logits
+from winnow.records import read_record
+from winnow.search.space import Point
+from winnow.search.trial import Earlier, GivenUp, Meter, Workplace, attempt, describe_cost, points_lost
+from winnow.steps.compress import Folders
+
+
+def config(**changes: Any) -> Config:
+    small = {"epochs": 4, "batch_size": 32, "runtime": "ort"}
+    return check_config(tiny_params() | {"search": {**small, **changes}})
+
+
+@pytest.fixture
+def place(tiny_dense: Path, tiny_data: Path, tmp_path: Path) -> Workplace:
+    folders = Folders(tiny_data, tiny_dense.parent.parent / "pretrain", tiny_dense.parent, tmp_path / "scratch")
+    return Workplace(config(), folders, tmp_path / "trials")
+
+
+@pytest.fixture
+def meter(tiny_dense: Path) -> Meter:
+    return Meter(config(), tiny_dense, 16)
+
+
+def test_a_trial_leaves_candidates_and_figures(place: Workplace, meter: Meter) -> None:
+    look, first = attempt(place, 3, Point("prune", 0.4, "none", int8=True), [], meter)
+    assert look.names == ("found", "found-int8")
+    assert first is not None
+    home = place.trials / "0003"
+    for epochs in (1, 4):
+        for name in look.names:
+            assert read_record(home / f"epochs-{epochs}" / "candidates" / name).name == name
+    assert not list(home.glob("*/scratch"))
+    record = read_record(home / "epochs-4" / "candidates" / "found-int8")
+    assert look.metrics == record.metrics
+    assert record.details["lineage"] == ["dense", "found", "found-int8"]
+    assert look.cost > 0
+    # Made candidates are not made again.
+    stamp = (home / "epochs-4" / "candidates" / "found" / "record.json").stat().st_mtime_ns
+    attempt(place, 3, Point("prune", 0.4, "none", int8=True), [], meter)
+    assert (home / "epochs-4" / "candidates" / "found" / "record.json").stat().st_mtime_ns == stamp
+
+
+def test_who_is_behind_at_a_first_look_is_given_up(place: Workplace, meter: Meter) -> None:
+    better = [Earlier(drop=-500.0, cost=0.0)]
+    with pytest.raises(GivenUp, match=r"points lost after 1 epochs, and 1 were faster and better then") as end:
+        attempt(place, 0, Point("student", 0.25, "none"), better, meter)
+    assert end.value.look.names == ("found",)
+    assert not (place.trials / "0000" / "epochs-4").exists()
+    # Faster but worse, or better but slower, is no reason.
+    for earlier in (Earlier(drop=500.0, cost=0.0), Earlier(drop=-500.0, cost=1e9)):
+        look, _ = attempt(place, 0, Point("student", 0.25, "none"), [earlier], meter)
+        assert look.drop < 500
+
+
+def test_points_are_lost_against_the_better_reference(place: Workplace, tiny_dense: Path, tiny_data: Path) -> None:
+    images = load_images(tiny_data)
+    assert points_lost(tiny_dense, place, images) == 0
+    labels = images.labels_N[images.indices(VALIDATION)]
+    right = (load_logits(tiny_dense, images).argmax(1) == labels)[labels >= 0].mean()
+    assert 0 < right < 1
+
+
+def test_costs_are_told_against_dense(place: Workplace, tiny_dense: Path) -> None:
+    for objective, least, most in (("latency", 0.3, 3.0), ("throughput", 0.3, 3.0), ("size", 1.0, 1.0)):
+        meter = Meter(config(objective=objective), tiny_dense, 16)
+        own = meter.cost(tiny_dense, "f32")
+        reference = {
+            "latency": meter.dense_ms,
+            "throughput": meter.dense_ms / 1e3 / 8,
+            "size": (tiny_dense / "model.onnx").stat().st_size / 1e6,
+        }[objective]
+        assert least <= own / reference <= most
+    assert describe_cost(config().search, 0.1234) == "0.123 ms"
+    assert describe_cost(config(objective="throughput").search, 0.001) == "1,000 images/s"
+
+
+def test_energy_is_read_where_it_can_be(tmp_path: Path, tiny_dense: Path) -> None:
+    package = tmp_path / "intel-rapl:0"
+    (package / "intel-rapl:0:0").mkdir(parents=True)  # a part of the package counts with it
+    counter = package / "energy_uj"
+    counter.write_text("1000000\n")
+    (package / "max_energy_range_uj").write_text("5000000")
+    assert joules(lambda: counter.write_text("3500000"), tmp_path) == pytest.approx(2.5)
+    assert joules(lambda: counter.write_text("500000"), tmp_path) == pytest.approx(2.0)  # 3.5 -> wraps at 5 -> 0.5
+    assert joules(lambda: None, tmp_path / "none") is None
+    if joules(lambda: None) is None:
+        with pytest.raises(ConfigError, match="energy cannot be read here"):
+            Meter(config(objective="energy"), tiny_dense, 16)
+
+
+def test_pixels_are_those_of_the_batch(tiny_dense: Path) -> None:
+    assert Meter(config(objective="throughput"), tiny_dense, 16).pixels_NHWC.shape == (8, 16, 16, 3)
+    assert Meter(config(), tiny_dense, 16).pixels_NHWC.dtype == np.uint8

@@ -1,0 +1,40 @@
+"""`search:`: how `winnow search` looks for candidates that nobody wrote down. No step reads it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from winnow.config.section import Count, Number, Positive, Section, Seed
+
+Structure = Literal["prune", "factorize", "student"]
+
+
+class Search(Section):
+    """Budget, objective, and what may be tried."""
+
+    minutes: Positive = 30.0
+    """Of work in all, over every call of the same name. What is under way at its end is finished."""
+    trials: Annotated[int, Field(ge=0)] = 0
+    """At most so many; 0: as many as the minutes hold."""
+    objective: Literal["latency", "throughput", "size", "energy"] = "latency"
+    """latency: ms a call at batch 1; throughput: images/s at benchmark.large_batch; size: MB; energy: mJ an image."""
+    runtime: Literal["ort", "openvino"] = "openvino"
+    max_drop_points: Annotated[Number, Field(gt=0, le=100)] = 1.0
+    """Allowance: points of top-1 below the better of dense and dense-kd that the chosen point may lose."""
+    structures: Annotated[tuple[Structure, ...], Field(min_length=1)] = ("prune", "student")
+    int8: Literal["both", "always", "never"] = "both"
+    epochs: Count = 10
+    """Of a trial's recovery; a first look takes a quarter of them."""
+    learning_rate: Positive = 0.05
+    batch_size: Count = 128
+    least_macs: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+    """Share of dense's multiply-adds below which nothing is tried."""
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _different(self) -> Search:
+        if len(set(self.structures)) < len(self.structures):
+            raise ValueError("structures: one of them is there twice")
+        return self

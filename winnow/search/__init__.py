@@ -1,0 +1,1 @@
+"""Looking for the smallest, fastest candidates that keep dense's accuracy, measured and not guessed."""

@@ -1,0 +1,56 @@
+"""Which trials nobody beats, which of them to take, and how good a front is as a whole. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Found:
+    """A finished trial: what it loses and what it costs, both the less the better."""
+
+    number: int
+    drop: float
+    """Points of top-1 below the better of dense and dense-kd; of changed answers, where there is no label."""
+    cost: float
+    """ms, MB, mJ, or seconds an image."""
+
+
+def front(found: Sequence[Found]) -> list[Found]:
+    """Those that no other beats in drop and cost at once, the cheapest first; of equals the first."""
+    kept: list[Found] = []
+    for each in sorted(found, key=lambda one: (one.cost, one.drop, one.number)):
+        if not kept or each.drop < kept[-1].drop:
+            kept.append(each)
+    return kept
+
+
+def choose(found: Sequence[Found], max_drop: float) -> Found | None:
+    """The cheapest within the allowance."""
+    fitting = [each for each in found if each.drop <= max_drop]
+    return min(fitting, key=lambda one: (one.cost, one.drop, one.number), default=None)
+
+
+def knee(found: Sequence[Found]) -> Found | None:
+    """Where more savings begin to cost much: the point of the front farthest below the line between its ends.
+
+    Both axes are scaled to the front's own range (Satopaa et al. 2011, Kneedle). None for fewer than three points.
+    """
+    points = front(found)
+    if len(points) < 3:
+        return None
+    costs, drops = (np.array([getattr(each, axis) for each in points]) for axis in ("cost", "drop"))
+    x, y = ((axis - axis.min()) / (axis.max() - axis.min()) for axis in (costs, drops))
+    return points[int(np.argmax(1 - x - y))]
+
+
+def hypervolume(found: Sequence[Found], worst: tuple[float, float]) -> float:
+    """Area between the front and `worst` = (drop, cost), beyond which nothing counts (Zitzler and Thiele 1999)."""
+    area, drop_before = 0.0, worst[0]
+    for each in front([one for one in found if one.drop < worst[0] and one.cost < worst[1]]):
+        area += (worst[1] - each.cost) * (drop_before - each.drop)
+        drop_before = each.drop
+    return area

@@ -1,0 +1,199 @@
+"""One trial: its chain of candidates made in a folder of its own by the steps that make any candidate, then measured.
+
+A first look trains a quarter of the epochs. Where an earlier trial was both faster and, at its own first look, more
+accurate by more than a point, this one is given up: it would end behind it, too.
+
+Cost is measured interleaved with dense on the same runtime and told as if dense took what it took at the search's
+start, so that a clock that drifts moves no trial against another.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from winnow.config import ROOT, Config, check_config
+from winnow.data.images import VALIDATION, ImageSet, load_images
+from winnow.energy import joules
+from winnow.errors import ConfigError
+from winnow.evaluation import load_logits
+from winnow.machine import cores
+from winnow.model_file import MODEL
+from winnow.quiet import quiet_machine
+from winnow.records import read_record
+from winnow.runtimes import Cell, Precision, Predict, open_cell
+from winnow.search.space import Point, chain
+from winnow.steps.compress import Folders, compress
+from winnow.timing import WARM_UP_SINGLE, time_calls
+
+log = logging.getLogger(__name__)
+
+FIRST_LOOK = 4
+"""Share of the epochs that the first look takes: one in so many."""
+MARGIN_POINTS = 1.0
+VISITS, CALLS_SINGLE, CALLS_LARGE = 5, 40, 3
+ENERGY_CALLS = 200
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What all trials share."""
+
+    config: Config
+    folders: Folders
+    """data and pretrain of the project; candidates: the project's, for dense and dense-kd."""
+    trials: Path
+    """A folder for each trial is made here."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a chain gave."""
+
+    drop: float
+    """Points lost against the better of dense and dense-kd; changed answers in percent where there is no label."""
+    cost: float
+    metrics: Mapping[str, float]
+    names: tuple[str, ...]
+    """Candidates that were made, the parent first."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A first look of an earlier trial."""
+
+    drop: float
+    cost: float
+
+
+class GivenUp(Exception):
+    """The trial is worse than another at its first look; the message says which way."""
+
+    def __init__(self, look: Look, why: str) -> None:
+        super().__init__(why)
+        self.look = look
+
+
+def attempt(
+    place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], meter: Meter
+) -> tuple[Look, Look | None]:
+    """Make and measure the point's chain -> (the whole look, the first one).
+
+    Raises GivenUp after a first look that is not worth going on from.
+    """
+    settings = place.config.search
+    short = max(1, settings.epochs // FIRST_LOOK)
+    first = None
+    if short < settings.epochs:
+        first = _look(place, number, point, short, meter)
+        better = [one for one in earlier if one.cost < first.cost and one.drop < first.drop - MARGIN_POINTS]
+        if better:
+            raise GivenUp(
+                first, f"{first.drop:.1f} points lost after {short} epochs; {len(better)} are faster and better"
+            )
+    return _look(place, number, point, settings.epochs, meter), first
+
+
+def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter) -> Look:
+    home = place.trials / f"{number:04d}" / f"epochs-{epochs}"
+    tree = home / "candidates"
+    tree.mkdir(parents=True, exist_ok=True)
+    dense = tree / ROOT
+    if not dense.exists():
+        dense.symlink_to((place.folders.candidates / ROOT).resolve())
+    raw = place.config.model_dump(mode="json", by_alias=True)
+    made = chain(point, place.config.search, epochs)
+    config = check_config(raw | {"candidates": made})
+    for name in made:
+        if not (tree / name).exists():  # made before a stop
+            folders = Folders(place.folders.data, place.folders.pretrain, tree, home / "scratch" / name)
+            compress(config, name, folders, tree / name)
+    shutil.rmtree(home / "scratch", ignore_errors=True)
+    names = tuple(made)
+    images = load_images(place.folders.data)
+    record = read_record(tree / names[-1])
+    cost = meter.cost(tree / names[-1], record.details["precision"])
+    return Look(points_lost(tree / names[-1], place, images), cost, record.metrics, names)
+
+
+def points_lost(candidate: Path, place: Workplace, images: ImageSet) -> float:
+    """Top-1 below the better of dense and, where it is there, dense-kd; without labels the answers that change, %."""
+    labels_N = images.labels_N[images.indices(VALIDATION)]
+    scored_N = labels_N >= 0
+    answers_N = load_logits(candidate, images).argmax(1)
+    references = [place.folders.candidates / ROOT]
+    if (place.folders.candidates / "dense-kd" / "record.json").is_file():
+        references.append(place.folders.candidates / "dense-kd")
+    others = [load_logits(folder, images).argmax(1) for folder in references]
+    if not scored_N.any():
+        return float((answers_N != others[0]).mean()) * 100
+    right = [float((each == labels_N)[scored_N].mean()) for each in (answers_N, *others)]
+    return (max(right[1:]) - right[0]) * 100
+
+
+class Meter:
+    """Measures a file's cost beside dense's, by the objective that is set."""
+
+    def __init__(self, config: Config, dense: Path, image_size: int) -> None:
+        self.settings = config.search
+        self.batch = config.benchmark.large_batch if self.settings.objective == "throughput" else 1
+        self.pixels_NHWC = np.random.default_rng(0).integers(0, 256, (self.batch, image_size, image_size, 3), np.uint8)
+        self.dense = dense
+        self.reference = self._open(dense, "f32")
+        self.dense_ms = 0.0
+        self.dense_ms = self._ms(self.reference)
+        if self.settings.objective == "energy" and joules(lambda: None) is None:
+            raise ConfigError(
+                "search.objective: energy cannot be read here (no powercap counter that may be read); use latency"
+            )
+
+    def cost(self, folder: Path, precision: Precision) -> float:
+        """ms a call, seconds an image of a large batch, MB, or mJ an image: the less the better."""
+        act: dict[str, Callable[[], float]] = {
+            "latency": lambda: self._ms(self._open(folder, precision)),
+            "throughput": lambda: self._ms(self._open(folder, precision)) / 1e3 / self.batch,
+            "size": lambda: (folder / MODEL).stat().st_size / 1e6,
+            "energy": lambda: self._millijoules(self._open(folder, precision)),
+        }
+        return act[self.settings.objective]()
+
+    def _open(self, folder: Path, precision: Precision) -> Predict:
+        cell = Cell(folder.name, self.settings.runtime, precision, "file", self.batch, cores())
+        return open_cell(folder, cell)
+
+    def _ms(self, predict: Predict) -> float:
+        """p50 of a call, as if dense took what it took at first."""
+        calls = CALLS_SINGLE if self.batch == 1 else CALLS_LARGE
+        mine: list[float] = []
+        its: list[float] = []
+        with quiet_machine():
+            for _ in range(VISITS):
+                mine += time_calls(predict, self.pixels_NHWC, WARM_UP_SINGLE, calls)
+                its += time_calls(self.reference, self.pixels_NHWC, WARM_UP_SINGLE, calls)
+        own, dense = float(np.median(mine)) * 1e3, float(np.median(its)) * 1e3
+        return own / dense * self.dense_ms if self.dense_ms else own
+
+    def _millijoules(self, predict: Predict) -> float:
+        def answer() -> None:
+            for _ in range(ENERGY_CALLS):
+                predict(self.pixels_NHWC)
+
+        with quiet_machine():
+            predict(self.pixels_NHWC)
+            taken = joules(answer)
+        assert taken is not None
+        return taken / ENERGY_CALLS / self.batch * 1e3
+
+
+def describe_cost(settings: Any, cost: float) -> str:
+    """For people."""
+    if settings.objective == "throughput":
+        return f"{1 / cost:,.0f} images/s"
+    unit = {"latency": "ms", "size": "MB", "energy": "mJ an image"}[settings.objective]
+    return f"{cost:.3g} {unit}"
