@@ -29,7 +29,7 @@ from winnow.reporting.plots import searched as picture
 from winnow.search.front import Found, choose, front, knee
 from winnow.search.space import chain
 from winnow.search.study import Progress, Trial, search
-from winnow.search.trial import Meter, Workplace, describe_cost
+from winnow.search.trial import Workplace, describe_cost
 from winnow.steps.compress import Folders
 
 console = Console(highlight=False, soft_wrap=True)
@@ -45,10 +45,9 @@ def run_search(places: Places, config: Config, name: str, add: str) -> int:
     with checkout.run_alone(places):
         folders = Folders(at / "data", at / "pretrain", at / "candidates", home / "scratch")
         place = Workplace(config, folders, home / "trials")
-        meter = Meter(config, at / "candidates" / ROOT, config.data.image_size)
         log = searched.Log(places, config, name)
         try:
-            progress = search(place, home / "study.db", meter, log.trial)
+            progress = search(place, home / "study.db", log.trial)
         finally:
             log.pause()
         chosen, best = _chosen(progress, config)
@@ -130,7 +129,7 @@ def interval(trial: Trial, place: Workplace) -> tuple[float, float]:
     """95 % interval of the points that a finished trial loses against dense, paired on the same images."""
     assert trial.look is not None
     images = load_images(place.folders.data)
-    home = place.trials / f"{trial.number:04d}"
+    home = place.trials / f"{trial.folder:04d}"
     folder = next(path for path in sorted(home.glob("epochs-*/candidates/*")) if path.name == trial.look.names[-1])
     labels_N = images.labels_N[images.indices(VALIDATION)]
     both = losses(load_logits(place.folders.candidates / ROOT, images), load_logits(folder, images), labels_N).top1

@@ -77,6 +77,7 @@ CHANGES: dict[str, tuple[Edit, set[str]]] = {
     "winnow/pretraining": (line("winnow/pretraining/simclr.py"), ALL - {"ingest"}),
     "winnow/compression": (line("winnow/compression/prune.py"), {"pruned", "pruned-int8", *TAIL}),
     "winnow/compression, of all": (line("winnow/compression/recovery.py"), TREE | TAIL),
+    "winnow/search": (line("winnow/search/front.py"), set()),
     "winnow/steps": (line("winnow/steps/benchmark.py"), TAIL),
     "winnow/reporting": (line("winnow/reporting/html.py"), {"report"}),
     "tasks": (line("tasks/tracking.py"), set()),

@@ -11,7 +11,6 @@ import pytest
 from tests.conftest import tiny_params
 from winnow.config import check_config
 from winnow.errors import ConfigError
-from winnow.search import study as module
 from winnow.search.space import Point
 from winnow.search.study import Progress, Trial, search, told
 from winnow.search.trial import Earlier, GivenUp, Look, Workplace
@@ -45,9 +44,6 @@ class World:
 
 
 class Meter:
-    def __init__(self, dense: Path) -> None:
-        self.dense = dense
-
     def cost(self, _folder: Path, _precision: str) -> float:
         return 1.0
 
@@ -55,7 +51,9 @@ class Meter:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
-    monkeypatch.setattr(module, "attempt", made.attempt)
+    monkeypatch.setattr("winnow.search.trial.attempt", made.attempt)
+    for place in ("winnow.search.trial", "winnow.search.study"):
+        monkeypatch.setattr(f"{place}.meter_of", lambda *_: Meter())
     return made
 
 
@@ -64,7 +62,7 @@ def go(tmp_path: Path, dense: Path, data: Path, **changes: Any) -> tuple[Progres
     folders = Folders(data, dense.parent.parent / "pretrain", dense.parent, tmp_path / "scratch")
     seen: list[Trial] = []
     place = Workplace(config, folders, tmp_path / "trials")
-    return search(place, tmp_path / "study.db", Meter(dense), seen.append), seen  # type: ignore[arg-type]
+    return search(place, tmp_path / "study.db", seen.append), seen
 
 
 def test_as_many_trials_as_asked_none_twice(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
@@ -128,14 +126,14 @@ def test_time_is_a_budget_over_all_calls(
     world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("winnow.search.trial.time.monotonic", lambda: clock[0])
     plain = world.attempt
 
     def slow(*arguments: Any) -> Any:
         clock[0] += 50
         return plain(*arguments)
 
-    monkeypatch.setattr(module, "attempt", slow)
+    monkeypatch.setattr("winnow.search.trial.attempt", slow)
     progress, _ = go(tmp_path, tiny_dense, tiny_data, trials=0, minutes=2)
     assert len(progress.trials) == 3  # 100 s are less than two minutes, 150 are not
     progress, seen = go(tmp_path, tiny_dense, tiny_data, trials=0, minutes=3)

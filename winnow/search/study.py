@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from winnow.config import NoPretraining
-from winnow.errors import ArtifactError, ConfigError, MissingExtra, TrainingError
+from winnow.config import ROOT, NoPretraining
+from winnow.errors import ConfigError, MissingExtra
 from winnow.progress import duration
 from winnow.records import record_digest, write_json
 from winnow.search.front import Found
 from winnow.search.space import Point, chain, first_points, propose
-from winnow.search.trial import Earlier, GivenUp, Look, Meter, Workplace, attempt, describe_cost
+from winnow.search.trial import Earlier, Look, Result, Workplace, describe_cost, meter_of, run_point
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,8 @@ class Trial:
     """One that was run: to its end, given up at its first look, or impossible."""
 
     number: int
+    folder: int
+    """What its folder is called after; of one that was taken up after a kill, the number that it had then."""
     point: Point
     state: str
     """finished, given up, impossible."""
@@ -62,34 +63,97 @@ class Progress:
     dense_cost: float
 
 
-def search(place: Workplace, storage: Path, meter: Meter, tell: Callable[[Trial], None]) -> Progress:
+class Runner(Protocol):
+    """Where trials run: in this process, or in several at once."""
+
+    slots: int
+    """How many at once."""
+
+    def submit(
+        self, place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense_cost: float
+    ) -> None:
+        """Begin with a trial; `number` names its folder, `dense` is what dense costs."""
+
+    def next(self) -> tuple[int, Result]:
+        """(number, what became of it) of one that has ended; waits for it."""
+
+
+class InTurn:
+    """One trial after another, in this process."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self._ended: list[tuple[int, Result]] = []
+
+    def submit(
+        self, place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense_cost: float
+    ) -> None:
+        """Run it."""
+        self._ended.append((number, run_point(place, number, point, earlier, dense)))
+
+    def next(self) -> tuple[int, Result]:
+        """What was just run."""
+        return self._ended.pop()
+
+
+def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runner: Runner | None = None) -> Progress:
     """Search until the budget is spent or nothing new is left; `tell` is called for every trial that was run now.
 
-    Raises ConfigError where `storage` holds a search of other settings or other data.
+    Raises ConfigError where `storage` holds a search of other settings or other data, or where nothing can be made.
     """
-    optuna = _library()
-    settings = place.config.search
-    study = _open(optuna, storage, place, meter)
-    dense_cost = study.user_attrs["dense_cost"]
+    optuna, runner = _library(), runner or InTurn()
+    study = _open(optuna, storage, place)
+    dense_cost = float(study.user_attrs["dense_cost"])
     _take_up(optuna, study)
+    under_way: dict[int, Any] = {}
     repeats = impossible = 0
-    while not _spent(study, place) and repeats < MANY_REPEATS:
-        trial = study.ask()
-        point = propose(trial, settings, not isinstance(place.config.pretrain, NoPretraining))
-        key = json.dumps(chain(point, settings, settings.epochs), sort_keys=True)
-        if (same := _told_before(optuna, study, key)) is not None:
-            trial.set_user_attr("same_as", same.number)
-            _repeat(optuna, study, trial, same)
-            repeats += 1
-            continue
-        repeats = 0
-        done = _run(optuna, study, trial, place, point, key, meter)
-        log.info("trial %d: %s; %s", done.number, told(done, settings), _left(study, place))
+    while True:
+        while len(under_way) < runner.slots and repeats < MANY_REPEATS and not _spent(study, place, len(under_way)):
+            trial, point = _new(optuna, study, place)
+            if trial is None:
+                repeats += 1
+                continue
+            repeats = 0
+            folder = trial.user_attrs["folder"]
+            under_way[folder] = trial
+            runner.submit(place, folder, point, _earlier(study), dense_cost)
+        if not under_way:
+            break
+        folder, result = runner.next()
+        done = _note(optuna, study, under_way.pop(folder), place, result)
+        log.info("trial %d: %s; %s", done.number, told(done, place.config.search), _left(study, place))
         tell(done)
         impossible = impossible + 1 if done.state == "impossible" else 0
         if impossible == MANY_IMPOSSIBLE:
             raise ConfigError(f"{impossible} trials in a row were impossible, the last because: {done.why}")
-    return Progress(_trials(optuna, study), _seconds(study), dense_cost)
+    return Progress(_trials(study), _seconds(study), dense_cost)
+
+
+def _new(optuna: Any, study: Any, place: Workplace) -> tuple[Any, Point]:
+    """The next trial with its point; None in its place where the same chain was run, or runs, already."""
+    settings = place.config.search
+    trial = study.ask()
+    point = propose(trial, settings, not isinstance(place.config.pretrain, NoPretraining))
+    key = json.dumps(chain(point, settings, settings.epochs), sort_keys=True)
+    every = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
+    same = next((each for each in every if each.user_attrs.get("key") == key and _stands(optuna, each)), None)
+    if same is None:
+        values = {"folder": trial.user_attrs.get("folder", trial.number), "point": asdict(point), "key": key}
+        for name, value in values.items():
+            trial.set_user_attr(name, value)
+        return trial, point
+    trial.set_user_attr("same_as", same.number)
+    if same.values is not None:
+        study.tell(trial, list(same.values))  # the optimiser gets the same answer, and nothing is run
+    else:
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    return None, point
+
+
+def _stands(optuna: Any, trial: Any) -> bool:
+    """Whether a trial ended, or is under way: not one that was killed and taken up again."""
+    return "state" in trial.user_attrs or trial.state == optuna.trial.TrialState.RUNNING
 
 
 def told(trial: Trial, settings: Any) -> str:
@@ -113,7 +177,7 @@ def _library() -> Any:
     return optuna
 
 
-def _open(optuna: Any, storage: Path, place: Workplace, meter: Meter) -> Any:
+def _open(optuna: Any, storage: Path, place: Workplace) -> Any:
     storage.parent.mkdir(parents=True, exist_ok=True)
     settings = place.config.search
     study = optuna.create_study(
@@ -124,11 +188,12 @@ def _open(optuna: Any, storage: Path, place: Workplace, meter: Meter) -> Any:
         load_if_exists=True,
     )
     asked = settings.model_dump(mode="json", exclude={"minutes", "trials", "max_drop_points"})
-    asked |= {"data": record_digest(place.folders.data), "dense": record_digest(meter.dense)}
+    dense = place.folders.candidates / ROOT
+    asked |= {"data": record_digest(place.folders.data), "dense": record_digest(dense)}
     before = study.user_attrs.get("asked")
     if before is None:
+        study.set_user_attr("dense_cost", meter_of(place).cost(dense, "f32"))
         study.set_user_attr("asked", asked)
-        study.set_user_attr("dense_cost", meter.cost(meter.dense, "f32"))
         for params in first_points(settings):
             study.enqueue_trial(params)
     elif before != asked:
@@ -149,38 +214,30 @@ def _take_up(optuna: Any, study: Any) -> None:
             study.enqueue_trial(trial.params, user_attrs={"folder": folder})
 
 
-def _run(optuna: Any, study: Any, trial: Any, place: Workplace, point: Point, key: str, meter: Meter) -> Trial:
-    folder = trial.user_attrs.get("folder", trial.number)
-    trial.set_user_attr("folder", folder)
-    trial.set_user_attr("point", asdict(point))
-    trial.set_user_attr("key", key)
-    began = time.monotonic()
+def _note(optuna: Any, study: Any, trial: Any, place: Workplace, result: Result) -> Trial:
+    """Tell the optimiser, and keep all of it with the trial."""
     states = optuna.trial.TrialState
-    first: Look | None = None
-    look: Look | None = None
-    state, why = "finished", ""
-    try:
-        look, first = attempt(place, folder, point, _earlier(study), meter)
-    except GivenUp as end:
-        look = first = end.look
-        state, why = "given up", str(end)
-    except (ConfigError, ArtifactError, TrainingError) as error:
-        state, why = "impossible", str(error)
-    seconds = time.monotonic() - began
-    for name, value in (
-        ("seconds", seconds),
-        ("state", state),
-        ("why", why),
-        ("look", _kept(look)),
-        ("first", _kept(first)),
-    ):
+    kept = {"seconds": result.seconds, "state": result.state, "why": result.why}
+    kept |= {"look": _kept(result.look), "first": _kept(result.first)}
+    for name, value in kept.items():
         trial.set_user_attr(name, value)
-    if state == "finished" and look is not None:
-        study.tell(trial, [look.drop, look.cost])
+    if result.state == "finished" and result.look is not None:
+        study.tell(trial, [result.look.drop, result.look.cost])
     else:
-        study.tell(trial, state=states.PRUNED if state == "given up" else states.FAIL)
-    write_json(place.trials / f"{folder:04d}" / "trial.json", {"point": asdict(point), "state": state, "why": why})
-    return Trial(trial.number, point, state, look, why, seconds)
+        study.tell(trial, state=states.PRUNED if result.state == "given up" else states.FAIL)
+    told_of = trial.user_attrs
+    home = place.trials / f"{told_of['folder']:04d}"
+    home.mkdir(parents=True, exist_ok=True)
+    write_json(home / "trial.json", {"point": told_of["point"], "state": result.state, "why": result.why})
+    return Trial(
+        trial.number,
+        told_of["folder"],
+        Point(**told_of["point"]),
+        result.state,
+        result.look,
+        result.why,
+        result.seconds,
+    )
 
 
 def _kept(look: Look | None) -> dict[str, Any] | None:
@@ -196,30 +253,15 @@ def _earlier(study: Any) -> list[Earlier]:
     return [Earlier(first["drop"], first["cost"]) for first in firsts if first]
 
 
-def _told_before(optuna: Any, study: Any, key: str) -> Any:
-    """The finished trial of the same chain, if there is one."""
-    ended = [trial for trial in study.get_trials(deepcopy=False) if "state" in trial.user_attrs]
-    return next((trial for trial in ended if trial.user_attrs["key"] == key), None)
-
-
-def _repeat(optuna: Any, study: Any, trial: Any, same: Any) -> None:
-    """The optimiser gets the same answer, and nothing is run."""
-    if same.values is not None:
-        study.tell(trial, list(same.values))
-    else:
-        study.tell(trial, state=same.state)
-
-
-def _trials(optuna: Any, study: Any) -> list[Trial]:
+def _trials(study: Any) -> list[Trial]:
     """Those that were run, each once."""
     found = []
     for trial in study.get_trials(deepcopy=False):
         kept = trial.user_attrs
-        if "state" in kept and "same_as" not in kept:
+        if "state" in kept:
+            look = _look_of(kept["look"])
             point = Point(**kept["point"])
-            found.append(
-                Trial(trial.number, point, kept["state"], _look_of(kept["look"]), kept["why"], kept["seconds"])
-            )
+            found.append(Trial(trial.number, kept["folder"], point, kept["state"], look, kept["why"], kept["seconds"]))
     return found
 
 
@@ -227,10 +269,10 @@ def _seconds(study: Any) -> float:
     return float(sum(trial.user_attrs.get("seconds", 0.0) for trial in study.get_trials(deepcopy=False)))
 
 
-def _spent(study: Any, place: Workplace) -> bool:
+def _spent(study: Any, place: Workplace, under_way: int) -> bool:
     settings = place.config.search
     done = sum("state" in trial.user_attrs for trial in study.get_trials(deepcopy=False))
-    return _seconds(study) >= settings.minutes * 60 or 0 < settings.trials <= done
+    return _seconds(study) >= settings.minutes * 60 or 0 < settings.trials <= done + under_way
 
 
 def _left(study: Any, place: Workplace) -> str:

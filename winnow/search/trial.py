@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from winnow.config import ROOT, Config, check_config
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.energy import joules
-from winnow.errors import ConfigError
+from winnow.errors import ArtifactError, ConfigError, TrainingError
 from winnow.evaluation import load_logits
 from winnow.machine import cores
 from winnow.model_file import MODEL
@@ -72,12 +73,40 @@ class Earlier:
     cost: float
 
 
+@dataclass(frozen=True)
+class Result:
+    """What became of a trial."""
+
+    state: str
+    """finished, given up, impossible."""
+    why: str
+    look: Look | None
+    first: Look | None
+    seconds: float
+
+
 class GivenUp(Exception):
     """The trial is worse than another at its first look; the message says which way."""
 
     def __init__(self, look: Look, why: str) -> None:
         super().__init__(why)
         self.look = look
+
+
+def run_point(place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense_cost: float) -> Result:
+    """Make and measure the point's chain, in this process; `dense_cost`: what dense costs in this search."""
+    began = time.monotonic()
+    state, why = "finished", ""
+    look: Look | None = None
+    first: Look | None = None
+    try:
+        look, first = attempt(place, number, point, earlier, meter_of(place, dense_cost))
+    except GivenUp as end:
+        look = first = end.look
+        state, why = "given up", str(end)
+    except (ConfigError, ArtifactError, TrainingError) as error:
+        state, why = "impossible", str(error)
+    return Result(state, why, look, first, time.monotonic() - began)
 
 
 def attempt(
@@ -137,17 +166,23 @@ def points_lost(candidate: Path, place: Workplace, images: ImageSet) -> float:
     return (max(right[1:]) - right[0]) * 100
 
 
+def meter_of(place: Workplace, dense_cost: float | None = None) -> Meter:
+    """The meter of a search; `dense_cost`: as it was measured when the search began."""
+    return Meter(place.config, place.folders.candidates / ROOT, place.config.data.image_size, dense_cost)
+
+
 class Meter:
     """Measures a file's cost beside dense's, by the objective that is set."""
 
-    def __init__(self, config: Config, dense: Path, image_size: int) -> None:
+    def __init__(self, config: Config, dense: Path, image_size: int, dense_cost: float | None = None) -> None:
         self.settings = config.search
         self.batch = config.benchmark.large_batch if self.settings.objective == "throughput" else 1
         self.pixels_NHWC = np.random.default_rng(0).integers(0, 256, (self.batch, image_size, image_size, 3), np.uint8)
         self.dense = dense
         self.reference = self._open(dense, "f32")
-        self.dense_ms = 0.0
-        self.dense_ms = self._ms(self.reference)
+        self.dense_ms = 0.0 if dense_cost is None else self._ms_of(dense_cost)
+        if not self.dense_ms:
+            self.dense_ms = self._ms(self.reference)
         if self.settings.objective == "energy" and joules(lambda: None) is None:
             raise ConfigError(
                 "search.objective: energy cannot be read here (no powercap counter that may be read); use latency"
@@ -162,6 +197,10 @@ class Meter:
             "energy": lambda: self._millijoules(self._open(folder, precision)),
         }
         return act[self.settings.objective]()
+
+    def _ms_of(self, cost: float) -> float:
+        """Milliseconds a call of a cost; 0 where the objective is no time."""
+        return {"latency": cost, "throughput": cost * 1e3 * self.batch}.get(self.settings.objective, 0.0)
 
     def _open(self, folder: Path, precision: Precision) -> Predict:
         cell = Cell(folder.name, self.settings.runtime, precision, "file", self.batch, cores())
