@@ -69,9 +69,7 @@ class Runner(Protocol):
     slots: int
     """How many at once."""
 
-    def submit(
-        self, place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense_cost: float
-    ) -> None:
+    def submit(self, place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense: float) -> None:
         """Begin with a trial; `number` names its folder, `dense` is what dense costs."""
 
     def next(self) -> tuple[int, Result]:
@@ -86,9 +84,7 @@ class InTurn:
     def __init__(self) -> None:
         self._ended: list[tuple[int, Result]] = []
 
-    def submit(
-        self, place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense_cost: float
-    ) -> None:
+    def submit(self, place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense: float) -> None:
         """Run it."""
         self._ended.append((number, run_point(place, number, point, earlier, dense)))
 
