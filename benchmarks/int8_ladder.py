@@ -1,0 +1,113 @@
+"""Where static int8 fails: MobileNetV3-Small by each rung of the ladder, beside its float parent trained as long.
+
+    python -m benchmarks.int8_ladder [IMAGES]
+
+Depthwise convolutions and hard-swish leave wide ranges in few channels; such networks are known to lose points in post-
+training quantization. Rungs: static (NNCF), static with other ranges, full bias correction, the worst layers back in
+float, training under rounding. The last trains on: so the parent distilled into itself by the same recovery stands
+beside it, and drops are counted against the better of the two. IMAGES is a folder of class folders; the embedded sample
+without it. Everything on validation; three seeds of dense, each with its own tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.chain import Chain, configure, leave, markdown
+from winnow.data.images import VALIDATION, load_images
+from winnow.evaluation import load_logits
+from winnow.intervals import paired_drop
+from winnow.records import read_record
+
+NAME = "int8_ladder"
+SEEDS = (0, 1, 2)
+RECOVERY: dict[str, Any] = {
+    "epochs": 5,
+    "batch_size": 128,
+    "optimiser": {"learning_rate": 0.01},
+    "images": "all",
+    "augmentation": {"crop_scale_min": 0.6},
+}
+TREE: dict[str, Any] = {
+    "static": {"from": "dense", "method": "quantize"},
+    "histogram": {"from": "dense", "method": "quantize", "ranges": "histogram"},
+    "percentile": {"from": "dense", "method": "quantize", "ranges": "percentile"},
+    "full-bias": {"from": "dense", "method": "quantize", "bias_correction": "full"},
+    "ladder": {"from": "dense", "method": "quantize", "scheme": "ladder", "max_drop_points": 0.3},
+    "trained": {"from": "dense", "method": "quantize", "scheme": "qat", "recovery": RECOVERY},
+    "dense-kd": {"from": "dense", "method": "distill", "student": "same", "recovery": RECOVERY},
+    "dense-kd-static": {"from": "dense-kd", "method": "quantize"},
+}
+
+
+def changes(seed: int, images: Path | None) -> dict[str, Any]:
+    """Keys that differ from params.yaml."""
+    source = {"data.source": "folder", "data.path": str(images)} if images else {}
+    return {
+        **source,
+        "data.image_size": 64,
+        "data.labels_per_class": "all",
+        "pretrain": {"method": "none", "backbone": "mobilenet_v3_small", "seed": seed},
+        "finetune.seeds": [seed],
+        "finetune.epochs": 20,
+        "finetune.learning_rates": [0.1],
+        "finetune.augmentation": {"crop_scale_min": 0.6},
+        "finetune.cross_validation": "never",
+    }
+
+
+def lost(chain: Chain) -> dict[str, Any]:
+    """Candidate -> points lost against the better of dense and dense-kd, on the labelled validation images."""
+    images = load_images(chain.data())
+    labels_N = images.labels_N[images.indices(VALIDATION)]
+    known = labels_N >= 0
+    right = {
+        name: (load_logits(chain.candidates / name, images).argmax(1) == labels_N)[known] for name in ("dense", *TREE)
+    }
+    best = max(("dense", "dense-kd"), key=lambda name: right[name].mean())
+    return {name: (float(hits.mean()), paired_drop(right[best], hits)) for name, hits in right.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=Path, nargs="?", default=None, help="a folder of class folders")
+    given = parser.parse_args().images
+    found, rungs, config = [], [], None
+    for seed in SEEDS:
+        config = configure(changes(seed, given.resolve() if given else None), TREE)
+        chain = Chain(f"{NAME}/{seed}", config)
+        chain.tree()
+        found.append(lost(chain))
+        rungs.append(read_record(chain.candidates / "ladder").details["rungs"])
+    assert config is not None
+    rows = []
+    for name in ("dense", *TREE):
+        tops = np.array([each[name][0] for each in found]) * 100
+        drops = [each[name][1] for each in found]
+        rows.append(
+            {
+                "file": name,
+                "top-1 %, mean of 3 seeds": f"{tops.mean():.1f}",
+                "points lost": ", ".join(f"{drop.points:.1f} ({drop.low:.1f} to {drop.high:.1f})" for drop in drops),
+            }
+        )
+    climbed = "\n".join(
+        f"- seed {seed}: " + "; ".join(f"{row['rung']} {row['points_lost']:.2f}" for row in each)
+        for seed, each in zip(SEEDS, rungs, strict=True)
+    )
+    what = f"images of {given}" if given else "the embedded sample"
+    conditions = (
+        f"mobilenet_v3_small at 64 pixels, all labels of {what}, 20 epochs; recovery and training under rounding of "
+        f"{RECOVERY['epochs']} epochs. Points of top-1 lost on validation against the better of dense and dense-kd, "
+        "paired, with 95 % intervals."
+    )
+    table = f"{markdown(rows)}\n\nWhat the ladder lost on its rungs, against dense, labels or not:\n\n{climbed}"
+    leave(NAME, conditions, {"rows": rows, "rungs": rungs, "config": config.model_dump(mode="json")}, table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Pruned to a latency: with the multiple of channels that measuring chose, with multiples of 8, and with any number.
+
+    python -m benchmarks.pruned_to_latency
+
+The three arms get the same goal, a share of dense's own time of a call in OpenVINO int8 at batch 1, the same recovery
+and the same dense; three seeds of dense. What differs is how channels are rounded. Odd counts are slow, so an arm that
+allows them has to remove more for the same milliseconds. Times are measured anew at the end, interleaved, by the
+benchmark, since the search for a cut picks lucky measurements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.chain import Chain, configure, leave, markdown
+from winnow.records import read_record
+
+NAME = "pruned_to_latency"
+SEEDS = (0, 1, 2)
+GOAL = {"latency": {"share": 0.4, "runtime": "openvino", "precision": "int8", "batch": 1}}
+RECOVERY: dict[str, Any] = {
+    "epochs": 10,
+    "batch_size": 128,
+    "optimiser": {"learning_rate": 0.05},
+    "teacher_weight": 0.7,
+    "augmentation": {"crop_scale_min": 0.6},
+}
+ARMS: dict[str, Any] = {"measured": "measured", "multiples-of-8": 8, "any-number": 1}
+TREE: dict[str, Any] = {
+    name: {"from": "dense", "method": "prune", "remove": GOAL, "round_to": rounding, "recovery": RECOVERY}
+    for name, rounding in ARMS.items()
+} | {f"{name}-int8": {"from": name, "method": "quantize"} for name in ARMS}
+
+
+def changes(seed: int) -> dict[str, Any]:
+    """Keys that differ from params.yaml."""
+    return {
+        "data.labels_per_class": "all",
+        "pretrain": {"method": "none", "backbone": "resnet8", "seed": seed},
+        "finetune.seeds": [seed],
+        "finetune.learning_rates": [0.1],
+        "finetune.augmentation": {"crop_scale_min": 0.6},
+        "finetune.cross_validation": "never",
+    }
+
+
+def main() -> None:
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
+    told: dict[str, list[Any]] = {name: [] for name in ARMS}
+    for seed in SEEDS:
+        chain = Chain(f"{NAME}/{seed}", configure(changes(seed), TREE))
+        timed = read_record(chain.benchmark()).details["rows"]
+        fastest = {
+            name: min(
+                row["p50_ms"]
+                for row in timed
+                if (row["candidate"], row["runtime"], row["batch"]) == (f"{name}-int8", "openvino", 1)
+            )
+            for name in ARMS
+        }
+        dense = read_record(chain.candidates / "dense").metrics
+        for name in ARMS:
+            record, int8 = (read_record(chain.candidates / each) for each in (name, f"{name}-int8"))
+            cut = record.details["cuts"][0]
+            told[name].append({key: cut[key] for key in ("share", "round_to", "limit")})
+            found[name].append(
+                {
+                    "lost": (dense["quality/top1"] - int8.metrics["quality/top1"]) * 100,
+                    "ms": fastest[name],
+                    "macs": record.details["macs_after"] / record.details["macs_before"],
+                }
+            )
+    rows = []
+    for name in ARMS:
+        figures = {key: np.array([each[key] for each in found[name]]) for key in ("lost", "ms", "macs")}
+        rows.append(
+            {
+                "arm": name,
+                "multiples chosen": ", ".join(str(each["round_to"]) for each in told[name]),
+                "ms, int8, measured anew": ", ".join(f"{value:.3f}" for value in figures["ms"]),
+                "MACs left": ", ".join(f"{value:.0%}" for value in figures["macs"]),
+                "points lost, int8": f"{figures['lost'].mean():.1f} ({', '.join(f'{v:.1f}' for v in figures['lost'])})",
+            }
+        )
+    conditions = (
+        "resnet8 on all labels of the sample, three seeds of dense; goal: 40 % of dense's time of a call less, in "
+        f"OpenVINO int8, batch 1; recovery of {RECOVERY['epochs']} epochs. Points of top-1 below dense on validation."
+    )
+    leave(NAME, conditions, {"found": found, "cuts": told}, markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
