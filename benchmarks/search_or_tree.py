@@ -2,10 +2,10 @@
 
     python -m benchmarks.search_or_tree [MINUTES]
 
-On the embedded sample with the shipped dense network; the tree is params.yaml's, its controls left out. The search gets as
-many minutes as making and measuring the tree took, or MINUTES, with each of three seeds. Both fronts are of points of top-1
-lost on validation against dense, and p50 of a call in OpenVINO, every file measured beside dense in turn. What is compared
-is the area that a front dominates up to 5 points and dense's own time (hypervolume), a share of the whole area.
+On the embedded sample with the shipped dense network; the tree is params.yaml's, its controls left out. The search gets
+as many minutes as making the tree took, or MINUTES, with each of three seeds. Both fronts are of points of top-1 lost on
+validation against dense, and p50 of a call in OpenVINO, every file measured beside dense in turn. What is compared is
+the area that a front dominates up to 5 points and dense's own time (hypervolume), a share of the whole area.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def main() -> None:
         f"Searches: {mean:.3f} ± {spread:.3f} (standard deviation of 3 seeds); the tree: {rows[0]['dominated area']}."
     )
     conditions = (
-        f"CIFAR-10 (JPEG) sample, 25 labels per class, resnet8. Area dominated in (0 to {WORST_POINTS:g} points lost) x "
-        f"(0 to {meter.dense_ms:.3f} ms, dense in OpenVINO f32), as a share of it."
+        f"CIFAR-10 (JPEG) sample, 25 labels per class, resnet8. Area dominated in (0 to {WORST_POINTS:g} points lost) "
+        f"x (0 to {meter.dense_ms:.3f} ms, dense in OpenVINO f32), as a share of it."
     )
     figures = {"areas": areas, "searches": searches, "tree": [{"drop": e.drop, "cost": e.cost} for e in tree]}
     leave(NAME, conditions, figures, f"{markdown(rows)}\n\n{told}")
