@@ -33,12 +33,14 @@ from winnow.config import (
     Candidate,
     Config,
     NoPretraining,
+    Prune,
     Quantize,
     Recovered,
     Recovery,
     in_order,
     load_config,
 )
+from winnow.config.candidates import SparseLearning
 from winnow.config.section import NOTHING
 from winnow.data.images import TRAIN, VALIDATION
 from winnow.errors import WinnowError
@@ -159,12 +161,11 @@ class Rehearsal:
             return self._quantized(name, settings)
         assert isinstance(settings, Recovered)
         recovery = settings.recovery
-        shortest = settings.model_copy(update={"recovery": recovery.model_copy(update={"epochs": 1})})
-        making = self._make(name, shortest)
+        making = self._make(name, _shortest(settings))
         from winnow.models.backbones import load_model
 
         each = self._per_step(load_model(self.folder / name)[0], recovery)
-        steps = recovery.epochs * max(1, self.counts.train // recovery.batch_size)
+        steps = settings.epochs * max(1, self.counts.train // recovery.batch_size)
         done = max(1, len(self.images.indices(TRAIN)) // recovery.batch_size)
         finishing, disk_mb = self._finish(name)
         told = _steps(steps, recovery.batch_size, each)
@@ -297,6 +298,14 @@ class Rehearsal:
         seconds += (time.monotonic() - began) * processes
         disk_mb = 2 * len(names) * counts.validation * counts.classes * 4 / 1e6
         return Cost(seconds, disk_mb, f"{len(cells)} cells of {len(names)} files, {processes} processes")
+
+
+def _shortest(settings: Recovered) -> Recovered:
+    """With one epoch, and what comes before it left out."""
+    changes: dict[str, object] = {"recovery": settings.recovery.model_copy(update={"epochs": 1})}
+    if isinstance(settings, Prune):
+        changes |= {"rounds": 1, "sparse_learning": SparseLearning()}
+    return settings.model_copy(update=changes)
 
 
 def _calls(settings: Benchmark, batch: int, checked: int) -> int:

@@ -61,6 +61,11 @@ class Recovered(Candidate):
 
     recovery: Recovery
 
+    @property
+    def epochs(self) -> int:
+        """Of all its trainings."""
+        return self.recovery.epochs
+
 
 Share = Annotated[Number, Field(gt=0, lt=1)]
 
@@ -136,6 +141,11 @@ class Prune(Recovered):
     """Cuts on the way to the whole amount; after each but the last the network recovers for `round_epochs`."""
     round_epochs: Count = 1
     sparse_learning: SparseLearning = SparseLearning()
+
+    @property
+    def epochs(self) -> int:
+        """Of all its trainings."""
+        return self.recovery.epochs + self.sparse_learning.epochs + (self.rounds - 1) * self.round_epochs
 
     @model_validator(mode="after")
     def _measured_where_timed(self) -> Prune:
