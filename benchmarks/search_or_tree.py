@@ -3,9 +3,9 @@
     python -m benchmarks.search_or_tree [MINUTES]
 
 On the embedded sample with the shipped dense network; the tree is params.yaml's, its controls left out. The search gets
-as many minutes as making the tree took, or MINUTES, with each of three seeds. Both fronts are of points of top-1 lost on
-validation against dense, and p50 of a call in OpenVINO, every file measured beside dense in turn. What is compared is
-the area that a front dominates up to 5 points and dense's own time (hypervolume), a share of the whole area.
+as many minutes as making the tree took, or MINUTES, with each of three seeds. Both fronts are of points of top-1 lost
+on validation against dense, and p50 of a call in OpenVINO, every file measured beside dense in turn. What is compared
+is the area that a front dominates up to 5 points and dense's own time (hypervolume), a share of the whole area.
 """
 
 from __future__ import annotations
