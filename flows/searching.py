@@ -7,7 +7,6 @@ then on its candidates are stages like any other.
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -153,5 +152,4 @@ def _add(places: Places, config: Config, chosen: Trial, name: str) -> None:
     buffer = io.StringIO()
     editor.dump(document, buffer)
     write_params(places, buffer.getvalue())
-    os.sync()
     console.print(f"winnow run makes {', '.join(made)} and judges with the others")

@@ -1,0 +1,110 @@
+"""`winnow search` as a person runs it: begun, killed in the middle, gone on with, its choice put into the tree."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.conftest import Project
+from winnow.config import Search
+from winnow.records import read_json
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+TRIALS = 5
+ASK = """
+import json, sys
+from pathlib import Path
+from mlflow import MlflowClient
+from tasks import settings, store
+from tasks.settings import Places
+from winnow.config import load_config
+settings.apply(Path.cwd())
+places = Places(Path.cwd())
+client = store.connect(places)
+experiment = store.experiment_id(places, load_config("params.yaml"))
+runs = client.search_runs([experiment], "tags.`winnow.kind` IN ('search', 'trial')")
+print(json.dumps([{"kind": r.data.tags["winnow.kind"], "parent": r.data.tags.get("mlflow.parentRunId"),
+                   "id": r.info.run_id, "status": r.info.status, "metrics": r.data.metrics} for r in runs]))
+"""
+
+
+@pytest.fixture
+def searching(project: Project) -> Project:
+    params = yaml.safe_load((project.root / "params.yaml").read_text())
+    asked = {"trials": TRIALS, "epochs": 4, "batch_size": 32, "runtime": "ort", "max_drop_points": 40.0}
+    params["search"] = Search().model_dump(mode="json") | asked
+    project.set_params(params)
+    return project
+
+
+def begun(project: Project) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "flows.cli", "search"]
+    return subprocess.Popen(
+        command,
+        cwd=project.root,
+        env=project.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(home: Path) -> list[Any]:
+    return [read_json(file) for file in sorted(home.glob("trials/*/trial.json"))]
+
+
+def test_a_search_that_is_killed_loses_no_trial_and_its_choice_joins_the_tree(searching: Project) -> None:
+    home = searching.root / ".winnow" / "search" / "default"
+    process = begun(searching)
+    while len(ended(home)) < 2 and process.poll() is None:
+        time.sleep(0.2)
+    time.sleep(1.5)  # into the next one
+    process.send_signal(signal.SIGKILL)
+    assert process.communicate()[0] is not None
+    before = ended(home)
+    assert 2 <= len(before) < TRIALS
+
+    again = searching.winnow("search", "--add", "found")
+    assert again.returncode == 0, again.stdout + again.stderr
+    told = read_json(home / "search.json")
+    assert len(told["trials"]) == TRIALS  # none lost, none counted twice
+    points = [json.dumps(trial["point"], sort_keys=True) for trial in told["trials"]]
+    assert len(set(points)) == TRIALS
+    assert (home / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert "chosen" in again.stdout
+    assert "95 % interval" in again.stdout
+
+    # In MLflow: one search, a run below it for every trial.
+    runs = json.loads(searching.call(sys.executable, "-c", ASK).stdout.splitlines()[-1])
+    (search,) = [run for run in runs if run["kind"] == "search"]
+    trials = [run for run in runs if run["kind"] == "trial"]
+    assert search["status"] == "FINISHED"
+    assert search["metrics"]["search/trials"] == TRIALS
+    assert {run["parent"] for run in trials} == {search["id"]}
+    assert len(trials) == TRIALS
+    assert all(run["status"] != "RUNNING" for run in trials)
+
+    # What it chose is a stage like any other now.
+    params = yaml.safe_load((searching.root / "params.yaml").read_text())
+    added = [name for name in params["candidates"] if name.startswith("found")]
+    assert added
+    stale = set(json.loads(searching.dvc("status", "--json").stdout))
+    assert {f"candidate@{name}" for name in added} <= stale
+    assert "candidate@pruned" not in stale
+    taken = searching.winnow("search", "--add", "pruned")
+    assert taken.returncode == 2
+    assert "params.yaml has pruned already" in taken.stderr or "has pruned" in taken.stderr
+
+
+def test_without_dense_there_is_nothing_to_search_from(fresh: Project) -> None:
+    refused = fresh.winnow("search")
+    assert refused.returncode == 2
+    assert "winnow run first" in refused.stderr
