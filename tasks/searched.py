@@ -23,24 +23,30 @@ class Log:
     def __init__(self, places: Places, config: Config, name: str) -> None:
         self.places, self.config, self.name = places, config, name
         self.remembered = places.hidden / "search" / name / "mlflow.json"
+        self.told: list[int] = []
+        """Numbers of the trials that are there."""
         self.run_id = self._open()
 
     def _open(self) -> str:
         places = self.places
         with store.answering(places):
             client, experiment = store.connect(places), store.experiment_id(places, self.config)
-            known = read_json(self.remembered)["run"] if self.remembered.is_file() else None
-            if known and client.search_runs([experiment], f"attributes.run_id = '{known}'"):
-                client.update_run(known, status="RUNNING")
-                return str(known)
+            kept = read_json(self.remembered) if self.remembered.is_file() else {}
+            if kept and client.search_runs([experiment], f"attributes.run_id = '{kept['run']}'"):
+                client.update_run(kept["run"], status="RUNNING")
+                self.told = kept["trials"]
+                return str(kept["run"])
             tags = origin_tags(places.root) | {KIND: "search", "winnow.search": self.name}
             run = client.create_run(experiment, tags=store.cut(tags), run_name=f"search {self.name}")
             settings = self.config.search.model_dump(mode="json")
             params = {f"search.{key}": str(value) for key, value in settings.items()}
             store.log(client, run.info.run_id, params=params)
-        self.remembered.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.remembered, {"run": run.info.run_id})
+        self._remember(str(run.info.run_id))
         return str(run.info.run_id)
+
+    def _remember(self, run_id: str) -> None:
+        self.remembered.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.remembered, {"run": run_id, "trials": self.told})
 
     def trial(self, trial: Trial) -> None:
         """A run below the search's."""
@@ -55,6 +61,8 @@ class Log:
             params = {key: str(value) for key, value in asdict(trial.point).items()}
             store.log(client, run.info.run_id, store.metrics(figures), params)
             client.set_terminated(run.info.run_id, "FAILED" if trial.state == "impossible" else "FINISHED")
+        self.told.append(trial.number)
+        self._remember(self.run_id)
 
     def pause(self) -> None:
         """The search stops here, for now."""
@@ -62,7 +70,10 @@ class Log:
             store.connect(self.places).set_terminated(self.run_id, "FINISHED")
 
     def close(self, progress: Progress, chosen: Trial | None, files: Sequence[Path]) -> None:
-        """What came of it."""
+        """What came of it; trials that were not told, as a store was down or a process was killed, are told now."""
+        for trial in progress.trials:
+            if trial.number not in self.told:
+                self.trial(trial)
         states = [trial.state for trial in progress.trials]
         figures = {
             "search/trials": float(len(states)),

@@ -46,9 +46,8 @@ def searching(project: Project) -> Project:
 
 
 def begun(project: Project) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flows.cli", "search"]
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "flows.cli", "search"],
         cwd=project.root,
         env=project.environment(),
         stdout=subprocess.PIPE,
