@@ -33,7 +33,7 @@ RECOVERY = {"epochs": "1", "batch_size": "64"}
 SETTINGS = {
     "data.source": "folder",
     "data.image_size": "224",
-    "pretrain.backbone": "shufflenet_v2_x0_5",
+    "pretrain.backbone": "mobilenet_v3_small",
     "pretrain.epochs": "1",
     "pretrain.batch_size": "32",
     "finetune.seeds": "[0]",
@@ -44,7 +44,7 @@ SETTINGS = {
     "promotion.gates.max_drop_points": "4.0",
     "promotion.gates.max_macro_f1_drop_points": "8.0",
 }
-TRAINED = ("sparse", "student", "student-alone", "dense-kd")
+TRAINED = ("pruned", "sparse", "student", "student-alone", "dense-kd")
 
 
 def settings(folder: Path) -> dict[str, str]:

@@ -45,7 +45,7 @@ from winnow.config.section import NOTHING
 from winnow.data.images import TRAIN, VALIDATION
 from winnow.errors import WinnowError
 from winnow.machine import cores
-from winnow.runtimes import Cell, NotHere
+from winnow.runtimes import Cell, NotHere, Predict
 from winnow.timing import WARM_UP_LARGE, WARM_UP_SINGLE
 
 if TYPE_CHECKING:
@@ -276,14 +276,19 @@ class Rehearsal:
         cells, seconds = plan(int8, settings, cores(), cuda=False), 0.0
         fastest: dict[tuple[str, int], float] = {}
         compiling: float | None = None
+        held: list[Predict] = []  # the benchmark times a group's cells in turns, and so has them all open
+        group = (0, 0)
         for cell in cells:
+            if (cell.batch, cell.threads) != group:
+                held, group = [], (cell.batch, cell.threads)
             before = set_torch_threads(cell.threads)
             try:
                 if cell.runtime == "compile":
                     compiling = self.trials.opened(cell)[0] if compiling is None else compiling
                     opening, call = compiling, fastest.get((cell.candidate, cell.batch), 0.0)
                 else:
-                    opening, call = self.trials.opened(cell)
+                    opening, call, predict = self.trials.opened(cell)
+                    held.append(predict)
             except NotHere:
                 continue
             finally:

@@ -19,7 +19,7 @@ from winnow.config import Data, Optimiser
 from winnow.data.decoding import Item
 from winnow.data.images import TRAIN, VALIDATION, ImageSet, load_images
 from winnow.records import write_json
-from winnow.runtimes import Cell, open_cell
+from winnow.runtimes import Cell, Predict, open_cell
 from winnow.timing import time_calls
 
 if TYPE_CHECKING:
@@ -120,15 +120,15 @@ class Trials:
             self._embedded = len(indices) / (time.monotonic() - began)
         return self._embedded
 
-    def opened(self, cell: Cell) -> tuple[float, float]:
-        """Seconds to open it, and of a call."""
+    def opened(self, cell: Cell) -> tuple[float, float, Predict]:
+        """Seconds to open it, and of a call; and what was opened, which takes memory while it is kept."""
         began = time.monotonic()
         predict = open_cell(self.folder / cell.candidate, cell)
         opening = time.monotonic() - began
         pixels_NHWC = np.ascontiguousarray(
             np.resize(self.images.images_NHWC, (cell.batch, *self.images.images_NHWC.shape[1:]))
         )
-        return opening, float(np.median(time_calls(predict, pixels_NHWC, 1, 1 if cell.batch > 1 else 5)))
+        return opening, float(np.median(time_calls(predict, pixels_NHWC, 1, 1 if cell.batch > 1 else 5))), predict
 
     def probed(self, model: nn.Module, labels: int, classes: int) -> float:
         """Seconds of the linear probe on so many features."""
