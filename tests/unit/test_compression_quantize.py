@@ -188,7 +188,11 @@ def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays(
     details = quantize(settings(scheme="ladder", recovery=RECOVERY), tiny_inputs, tmp_path)
     names = ["static", "histogram", "percentile", "full bias correction", "worst layers in float", "trained"]
     assert [row["rung"] for row in details["rungs"]] == names
-    assert details["chosen"] == "full bias correction"
+    possible = [
+        row for row in details["rungs"] if "points_lost" in row
+    ]  # full bias correction is not, for some networks
+    assert details["chosen"] == min(possible, key=lambda row: row["points_lost"])["rung"]
+    assert len(possible) >= 5
     assert len(details["curves"]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["architecture.json", "model.onnx"]
 

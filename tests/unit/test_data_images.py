@@ -136,8 +136,8 @@ def header_of_png(width: int, height: int) -> bytes:
         (FORMS["gif"][:60], "damaged|no image format"),
         (header_of_png(20_000, 6_000), "20000x6000 pixels are more than 100,000,000"),
         (header_of_png(200_000, 200_000), "decompression bomb"),
-        (saved(Image.fromarray(PHOTO[..., 0].astype(np.int32) * 1000), "TIFF"), "32-bit pixels"),
-        (saved(Image.fromarray(PHOTO[..., 0].astype(np.float32)), "TIFF"), "32-bit pixels"),
+        (saved(Image.fromarray(PHOTO[..., 0].astype(np.int32) * 1000), "TIFF"), "32-bit or signed pixels"),
+        (saved(Image.fromarray(PHOTO[..., 0].astype(np.float32)), "TIFF"), "32-bit or signed pixels"),
     ],
     ids=range(11),
 )

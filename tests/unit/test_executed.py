@@ -46,7 +46,8 @@ def test_a_layer_that_went_back_to_float_is_told(
     onnx.save(proto, path)
     assert look_into(path).int8_macs == look_into(path).macs
     told = executed(tmp_path / "some", cell(runtime))
-    assert told["int8_share"] == pytest.approx(1 - macs[widest] / sum(macs.values()), abs=0.01)
+    without = 1 - macs[widest] / sum(macs.values())
+    assert without - 0.1 < told["int8_share"] <= without + 0.001  # a neighbour may lose its fused pair with it
 
 
 def test_macs_of_nodes_add_up(tiny_dense: Path, tiny_candidate: Callable[[str], Path]) -> None:

@@ -12,9 +12,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from winnow.compression.prune import remove_channels
+from winnow.compression.channels import Cut, least_channels, remove_channels
+from winnow.compression.importance import Criterion
 from winnow.compression.sparsify import apply_masks, magnitude_masks
-from winnow.config import Prune
 from winnow.errors import ArtifactError
 from winnow.export import Contents, Deployable, export_onnx, load_onnx, look_into, save_onnx, zipped_bytes
 from winnow.inference import predict_file, predict_torch
@@ -23,14 +23,6 @@ from winnow.records import sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
-PRUNE = Prune.model_validate(
-    {
-        "from": "dense",
-        "method": "prune",
-        "remove": {"channels": 0.3},
-        "recovery": {"epochs": 1, "optimiser": {"learning_rate": 1}},
-    }
-)
 
 
 def network(architecture: Architecture = TINY, seed: int = 3) -> torch.nn.Module:
@@ -124,7 +116,8 @@ def test_backbones_survive_and_are_counted(backbone: str, side: int, tmp_path: P
     architecture = Architecture(backbone=backbone.split()[0], num_classes=3, image_size=side)
     model = network(architecture)
     if "pruned" in backbone:
-        architecture = remove_channels(model, architecture, PRUNE)
+        cut = Cut(0.3, Criterion("magnitude", 0), 8, least_channels(model, 0.75))
+        architecture = remove_channels(model, architecture, cut)
     export_onnx(model, architecture, tmp_path / "model.onnx")
     contents = look_into(tmp_path / "model.onnx")
     assert 2 * contents.macs == flops(model, side)

@@ -62,6 +62,8 @@ def test_unknown_backbone_names_valid_ones() -> None:
 
 def test_network_without_linear_head_is_refused() -> None:
     with pytest.raises(ConfigError, match="linear head"):
+        head_path(torchvision.models.squeezenet1_0(weights=None))
+    with pytest.raises(ConfigError, match="is no backbone"):
         build(Architecture(backbone="squeezenet1_0", num_classes=2, image_size=64))
 
 

@@ -35,7 +35,7 @@ def configured(folder: Path, **sections: dict) -> Config:
 
 
 PEAKS = """
-import subprocess, sys
+import subprocess, sys, time
 import numpy as np
 from tasks.memory import watched
 
@@ -49,7 +49,11 @@ child = "import time; x = b'x' * 150_000_000; time.sleep(0.5)"
 idle = peak(lambda: None)
 mapped = peak(lambda: np.load(sys.argv[1], mmap_mode="r").sum())
 below = peak(lambda: subprocess.run([sys.executable, "-c", child], check=True))
-print(mapped - idle, below - idle, peak(lambda: np.ones(25_000_000)) - idle)
+def hold():
+    kept = np.ones(25_000_000)
+    time.sleep(0.5)
+
+print(mapped - idle, below - idle, peak(hold) - idle)
 """
 
 

@@ -22,8 +22,8 @@ def test_every_stage_comes_after_those_it_needs(tiny_config: Config) -> None:
         assert set(stage.needs) <= set(names[:at])
         assert len(stage.needs) == len(set(stage.needs))
     by_name = {stage.name: stage for stage in found}
-    assert by_name["candidate@pruned-int8"].needs == ("ingest", "finetune", "candidate@pruned")
-    assert by_name["candidate@pruned"].needs == ("ingest", "finetune")
+    assert by_name["candidate@pruned-int8"].needs == ("ingest", "pretrain", "finetune", "candidate@pruned")
+    assert by_name["candidate@pruned"].needs == ("ingest", "pretrain", "finetune")
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,14 @@ def quantize_statically(source: Path, target: Path, pixels_NHWC: Pixels, recipe:
         )
     except (nncf.ValidationError, nncf.UnsupportedModelError) as error:
         raise ConfigError(f"{source}: NNCF cannot quantize this network ({error}); remove the candidate") from error
+    except RuntimeError as error:
+        if recipe.bias_correction != "full":
+            raise
+        # It cuts pieces out of the graph; of some residual networks they are no whole graphs.
+        raise ConfigError(
+            f"{source}: NNCF's full bias correction cannot follow this network ({' '.join(str(error).split())[:150]}); "
+            "use bias_correction: fast"
+        ) from error
     save_onnx(quantized, target)
 
 

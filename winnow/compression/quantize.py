@@ -32,7 +32,7 @@ from winnow.compression.post_training import Recipe, quantize_statically, quanti
 from winnow.compression.recovery import recover
 from winnow.config import Quantize
 from winnow.data.images import TRAIN, VALIDATION
-from winnow.errors import MissingExtra
+from winnow.errors import ConfigError, MissingExtra
 from winnow.export import export_onnx, float_layers, load_onnx, save_onnx
 from winnow.inference import predict_file
 from winnow.model_file import MODEL
@@ -84,12 +84,20 @@ class _Rung:
 def _climb(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], target: Path) -> dict[str, Any]:
     """The first rung that loses no more than it may, or the best of all -> what each lost, in points."""
     judge = Judge.of(inputs)
+    rungs = _rungs(settings, inputs, pixels_NHWC, judge)
     told: list[dict[str, Any]] = []
     curves: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
-        for rung in _rungs(settings, inputs, pixels_NHWC, judge):
+        for rung in rungs:
             file = Path(name) / f"{len(told)}.onnx"
-            learned = rung.make(file)
+            try:
+                learned = rung.make(file)
+            except ConfigError as error:
+                if rung is rungs[-1] and not any("points_lost" in row for row in told):
+                    raise
+                told.append({"rung": rung.name, "impossible": str(error)})
+                log.info("int8, %s: impossible here", rung.name)
+                continue
             if learned:
                 curves["curves"] = learned
             lost = judge.points_lost(file)
@@ -98,7 +106,7 @@ def _climb(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], t
             log.info("int8, %s: %.2f points lost", rung.name, lost)
             if lost <= settings.max_drop_points:
                 break
-        best = min(range(len(told)), key=lambda at: told[at]["points_lost"])
+        best = min((at for at in range(len(told)) if "points_lost" in told[at]), key=lambda at: told[at]["points_lost"])
         shutil.move(Path(name) / f"{best}.onnx", target)
     return {"rungs": told, "chosen": told[best]["rung"], "float_layers": told[best]["float_layers"], **curves}
 

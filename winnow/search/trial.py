@@ -123,9 +123,8 @@ def attempt(
         first = _look(place, number, point, short, meter)
         better = [one for one in earlier if one.cost < first.cost and one.drop < first.drop - MARGIN_POINTS]
         if better:
-            raise GivenUp(
-                first, f"{first.drop:.1f} points lost after {short} epochs; {len(better)} are faster and better"
-            )
+            told = f"{first.drop:.1f} points lost after {short} epochs, and {len(better)} were faster and better then"
+            raise GivenUp(first, told)
     return _look(place, number, point, settings.epochs, meter), first
 
 
