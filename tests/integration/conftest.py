@@ -35,6 +35,7 @@ CODE = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Several workers: the one that has made the finished project runs every test of it."""
     for item in items:
