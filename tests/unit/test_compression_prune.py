@@ -94,7 +94,7 @@ def test_sparse_learning_shrinks_what_matters_least(tiny_inputs: Inputs) -> None
     learn_sparsely(plain, architecture, how.model_copy(update={"sparse_learning": weak(how)}), calm)
 
     def spread(network: nn.Module) -> float:
-        norms = network.blocks[1].conv1.weight.flatten(1).norm(dim=1)
+        norms = network.blocks[1].conv1.weight.detach().flatten(1).norm(dim=1)
         return float(norms.quantile(0.25) / norms.quantile(0.75))
 
     assert spread(model) < spread(plain)

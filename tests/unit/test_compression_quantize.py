@@ -185,7 +185,9 @@ def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays(
 ) -> None:
     lost = iter([3.0, 2.0, 4.0, 1.0, 5.0, 6.0])
     monkeypatch.setattr(Judge, "points_lost", lambda _judge, _file: next(lost))
-    details = quantize(settings(scheme="ladder", recovery=RECOVERY), tiny_inputs, tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    details = quantize(settings(scheme="ladder", recovery=RECOVERY), tiny_inputs, out)
     names = ["static", "histogram", "percentile", "full bias correction", "worst layers in float", "trained"]
     assert [row["rung"] for row in details["rungs"]] == names
     possible = [
@@ -194,7 +196,7 @@ def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays(
     assert details["chosen"] == min(possible, key=lambda row: row["points_lost"])["rung"]
     assert len(possible) >= 5
     assert len(details["curves"]) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["architecture.json", "model.onnx"]
+    assert sorted(path.name for path in out.iterdir()) == ["architecture.json", "model.onnx"]
 
 
 def test_what_a_file_loses_is_counted_against_labels_and_the_parents_answers(tiny_inputs: Inputs) -> None:
