@@ -30,7 +30,7 @@ settings.apply(Path.cwd())
 places = Places(Path.cwd())
 client = store.connect(places)
 experiment = store.experiment_id(places, load_config("params.yaml"))
-runs = client.search_runs([experiment], "tags.`winnow.kind` IN ('search', 'trial')")
+runs = [r for kind in ("search", "trial") for r in client.search_runs([experiment], f"tags.`winnow.kind` = '{kind}'")]
 print(json.dumps([{"kind": r.data.tags["winnow.kind"], "parent": r.data.tags.get("mlflow.parentRunId"),
                    "id": r.info.run_id, "status": r.info.status, "metrics": r.data.metrics} for r in runs]))
 """
