@@ -92,7 +92,7 @@ started = time.monotonic()
 done = pipeline(str(Path.cwd()))
 total = time.monotonic() - started
 text = io.StringIO()
-pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(12)
+pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(12)
 told = {"done": done, "spent": spent, "total": total, "profile": text.getvalue()}
 Path(sys.argv[1]).write_text(json.dumps(told))
 """
@@ -106,7 +106,7 @@ profile.enable()
 from dvc.cli import main
 main(["repro", "--force", "--single-item", "select"])
 profile.disable()
-pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(12)
+pstats.Stats(profile, stream=sys.stderr).strip_dirs().sort_stats("tottime").print_stats(12)
 """
 
 
