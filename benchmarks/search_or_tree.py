@@ -68,7 +68,7 @@ def main() -> None:
         home = chain.folder / f"search-{seed}"
         own = Workplace(check_config(raw), folders, home / "trials")
         progress = search(own, home / "study.db", lambda _trial: None)
-        found = [trial.found for trial in progress.trials if trial.found]
+        found = progress.found
         areas.append(hypervolume(found, worst) / whole)
         rows.append(_row(f"search, seed {seed}", found, progress.seconds / 60, worst))
         searches.append([{"drop": each.drop, "cost": each.cost} for each in found])

@@ -6,7 +6,6 @@ then on its candidates are stages like any other.
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,21 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flows.setting import write_params
+from flows.setting import edited_by, write_params
 from tasks import checkout, searched
 from tasks.settings import Places
 from winnow.config import ROOT, Config
-from winnow.data.images import VALIDATION, load_images
+from winnow.data.images import load_images
 from winnow.errors import ConfigError
 from winnow.evaluation import load_logits
-from winnow.evidence import losses
+from winnow.intervals import Drop
 from winnow.records import write_json
 from winnow.reporting.plots import SearchPoint
 from winnow.reporting.plots import searched as picture
 from winnow.search.front import Found, choose, front, knee
 from winnow.search.space import chain
 from winnow.search.study import Progress, Trial, search
-from winnow.search.trial import Workplace, describe_cost
+from winnow.search.trial import Workplace, describe_cost, lost, tree_of
 from winnow.steps.compress import Folders
 
 console = Console(highlight=False, soft_wrap=True)
@@ -49,33 +48,22 @@ def run_search(places: Places, config: Config, name: str, add: str) -> int:
             progress = search(place, home / "study.db", log.trial)
         finally:
             log.pause()
-        chosen, best = _chosen(progress, config)
-        _leave(home, progress, config, place)
-        log.close(progress, chosen, [home / "front.png", home / "search.json"])
-    _show(progress, config, chosen, best, place)
-    if add and chosen is not None:
-        _add(places, config, chosen, add)
-    elif chosen is not None:
+        chosen = choose(progress.found, config.search.max_drop_points)
+        _leave(home, progress, config, chosen)
+        taken = next((trial for trial in progress.trials if chosen and trial.number == chosen.number), None)
+        log.close(progress, taken, [home / "front.png", home / "search.json"])
+    _show(progress, config, taken, place)
+    if add and taken is not None:
+        _add(places, config, taken, add)
+    elif taken is not None:
         console.print(f"winnow search --name {name} --add NAME puts the chosen candidates into params.yaml")
     return 0
 
 
-def _chosen(progress: Progress, config: Config) -> tuple[Trial | None, Found | None]:
-    found = [trial.found for trial in progress.trials if trial.found]
-    best = choose(found, config.search.max_drop_points)
-    trial = next((each for each in progress.trials if best and each.number == best.number), None)
-    return trial, knee(found)
-
-
-def _leave(home: Path, progress: Progress, config: Config, place: Workplace) -> None:
+def _leave(home: Path, progress: Progress, config: Config, chosen: Found | None) -> None:
     """front.png and search.json."""
-    found = [trial.found for trial in progress.trials if trial.found]
-    on_front = {each.number for each in front(found)}
-    chosen = choose(found, config.search.max_drop_points)
-    points = [
-        SearchPoint(each.cost, each.drop, each.number in on_front, chosen is not None and each.number == chosen.number)
-        for each in found
-    ]
+    on_front = {each.number for each in front(progress.found)}
+    points = [SearchPoint(each.cost, each.drop, each.number in on_front, each == chosen) for each in progress.found]
     axis = {"latency": "p50 of a call, ms", "throughput": "seconds an image", "size": "MB", "energy": "mJ an image"}
     label = f"{axis[config.search.objective]} ({config.search.runtime}; left is better)"
     home.mkdir(parents=True, exist_ok=True)
@@ -96,16 +84,16 @@ def _leave(home: Path, progress: Progress, config: Config, place: Workplace) -> 
     write_json(home / "search.json", {"trials": table, "dense_cost": progress.dense_cost, "seconds": progress.seconds})
 
 
-def _show(progress: Progress, config: Config, chosen: Trial | None, best: Found | None, place: Workplace) -> None:
-    settings = config.search
+def _show(progress: Progress, config: Config, chosen: Trial | None, place: Workplace) -> None:
+    settings, bend = config.search, knee(progress.found)
     finished = {trial.number: trial for trial in progress.trials if trial.found}
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("trial", "what", "of the MACs", "hint", "points lost", "cost", "x dense", ""):
         table.add_column(heading)
-    for each in front([trial.found for trial in finished.values() if trial.found]):
+    for each in front(progress.found):
         trial = finished[each.number]
         mark = "chosen" if chosen and chosen.number == each.number else ""
-        mark += (", knee" if mark else "knee") if best and best.number == each.number else ""
+        mark += (", knee" if mark else "knee") if each == bend else ""
         what = trial.point.structure + (", int8" if trial.point.int8 else "")
         cost = describe_cost(settings, each.cost)
         ratio = f"{progress.dense_cost / each.cost:.2f}"
@@ -119,37 +107,27 @@ def _show(progress: Progress, config: Config, chosen: Trial | None, best: Found 
     if chosen is None:
         console.print(f"Nothing loses {settings.max_drop_points:g} points or less; dense stays the best there is.")
         return
-    low, high = interval(chosen, place)
+    loss = interval(chosen, place)
     told = f"Trial {chosen.number} is the cheapest that loses {settings.max_drop_points:g} points or less"
-    console.print(f"{told}; against dense, 95 % interval: {low:.1f} to {high:.1f} points lost.")
+    console.print(f"{told}; against dense, 95 % interval: {loss.low:.1f} to {loss.high:.1f} points lost.")
 
 
-def interval(trial: Trial, place: Workplace) -> tuple[float, float]:
-    """95 % interval of the points that a finished trial loses against dense, paired on the same images."""
+def interval(trial: Trial, place: Workplace) -> Drop:
+    """The points that a finished trial loses against dense, with their 95 % interval, paired on the same images."""
     assert trial.look is not None
     images = load_images(place.folders.data)
-    home = place.trials / f"{trial.folder:04d}"
-    folder = next(path for path in sorted(home.glob("epochs-*/candidates/*")) if path.name == trial.look.names[-1])
-    labels_N = images.labels_N[images.indices(VALIDATION)]
-    both = losses(load_logits(place.folders.candidates / ROOT, images), load_logits(folder, images), labels_N).top1
-    known = both.labelled or both.answers
-    return known.low, known.high
+    candidate = tree_of(place, trial.folder, place.config.search.epochs) / trial.look.names[-1]
+    return lost(load_logits(place.folders.candidates / ROOT, images), candidate, images)
 
 
 def _add(places: Places, config: Config, chosen: Trial, name: str) -> None:
     """The chosen chain as candidates of params.yaml."""
-    from ruamel.yaml import YAML
-
     made = chain(chosen.point, config.search, config.search.epochs, name)
     if taken := sorted(made.keys() & config.candidates.keys()):
         raise ConfigError(f"--add {name}: params.yaml has {', '.join(taken)} already; choose another name")
-    editor = YAML()
-    editor.preserve_quotes = True
-    editor.width = 1000
-    document: Any = editor.load((places.root / "params.yaml").read_text(encoding="utf-8"))
-    for candidate, settings in made.items():
-        document["candidates"][candidate] = settings
-    buffer = io.StringIO()
-    editor.dump(document, buffer)
-    write_params(places, buffer.getvalue())
+
+    def join(document: Any) -> None:
+        document["candidates"].update(made)
+
+    write_params(places, edited_by((places.root / "params.yaml").read_text(encoding="utf-8"), join))
     console.print(f"winnow run makes {', '.join(made)} and judges with the others")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from datetime import date
 from typing import Any
 
@@ -44,6 +44,16 @@ def write_params(places: Places, after: str) -> None:
 
 def edited(text: str, assignments: list[str]) -> str:
     """The text of params.yaml with the assignments made; whether the values are sound is not looked at."""
+
+    def assign(document: Any) -> None:
+        for assignment in assignments:
+            _assign(document, assignment)
+
+    return edited_by(text, assign)
+
+
+def edited_by(text: str, change: Callable[[Any], None]) -> str:
+    """The text of params.yaml once `change` has worked on the document in place; comments stay."""
     from ruamel.yaml import YAML, YAMLError
 
     editor = YAML()
@@ -53,8 +63,7 @@ def edited(text: str, assignments: list[str]) -> str:
         document = editor.load(text)
     except YAMLError as error:
         raise ConfigError(f"params.yaml is not valid YAML: {' '.join(str(error).split())}") from error
-    for assignment in assignments:
-        _assign(document, assignment)
+    change(document)
     buffer = io.StringIO()
     editor.dump(document, buffer)
     return buffer.getvalue()

@@ -35,6 +35,7 @@ from winnow.hosts import Host
 from winnow.inference import predict_file
 from winnow.machine import cores
 from winnow.model_file import MODEL
+from winnow.quiet import quiet_machine
 from winnow.records import Machine, sha256_of, this_machine
 from winnow.runtimes import Cell, NotHere, Predict, open_cell
 from winnow.selection import UNITS, judge_drop, judge_macro_f1
@@ -182,9 +183,10 @@ def _time(
     pixels = np.resize(pixels_NHWC, (batch, *pixels_NHWC.shape[1:]))
     calls = CALLS_LARGE if batch > 1 else -(-settings.samples // settings.rounds)
     seconds: list[list[float]] = [[] for _ in cells]
-    for round_ in range(settings.rounds):
-        for at in visiting_order(len(cells), round_):
-            seconds[at] += time_calls(cells[at][1], pixels, WARM_UP if batch == 1 else 1, calls)
+    with quiet_machine():
+        for round_ in range(settings.rounds):
+            for at in visiting_order(len(cells), round_):
+                seconds[at] += time_calls(cells[at][1], pixels, WARM_UP if batch == 1 else 1, calls)
     fastest_of: list[float | None] = []
     for side in range(len(sides)):
         medians = [float(np.median(taken)) for (of, _), taken in zip(cells, seconds, strict=True) if of == side]

@@ -25,6 +25,15 @@ LOGITS = "validation_logits.npy"
 """What a candidate's file answered to the validation images, in its folder."""
 
 
+def right_answers(logits: Mapping[str, NDArray[np.float32]], images: ImageSet) -> dict[str, NDArray[np.bool_]]:
+    """Name -> is it right, for each labelled validation image; empty where none has a label."""
+    labels_V = images.labels_N[images.indices(VALIDATION)]
+    scored_V = labels_V >= 0
+    if not scored_V.any():
+        return {}
+    return {name: logits_VC[scored_V].argmax(1) == labels_V[scored_V] for name, logits_VC in logits.items()}
+
+
 def load_logits(folder: Path, images: ImageSet, file: str = LOGITS) -> NDArray[np.float32]:
     """A candidate's answers (V, C) to all validation images, in the order of the data set.
 

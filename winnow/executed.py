@@ -29,6 +29,7 @@ def executed(folder: Path, cell: Cell) -> dict[str, Any]:
     Raises ArtifactError for a file that cannot be opened.
     """
     macs = macs_by_node(folder / MODEL)
+    whole = sum(macs.values())
     nodes = {"openvino": _by_openvino, "ort": _by_onnxruntime}[cell.runtime](folder, cell)
     kernels: Counter[str] = Counter()
     in_int8 = 0
@@ -36,7 +37,6 @@ def executed(folder: Path, cell: Cell) -> dict[str, Any]:
         if name in macs:
             kernels[kernel] += macs[name]
             in_int8 += macs.pop(name) if is_int8 else 0
-    whole = sum(macs_by_node(folder / MODEL).values())
     return {
         "candidate": cell.candidate,
         "runtime": cell.runtime,

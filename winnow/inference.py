@@ -19,6 +19,12 @@ from winnow.model_file import open_session
 from winnow.models.heads import head_path
 
 
+def network_input(images_NHWC: NDArray[np.uint8], chosen_B: NDArray[np.int64], where: torch.device) -> torch.Tensor:
+    """The named images as a network takes them, (B, 3, S, S), normalised, not augmented."""
+    pixels_BHWC = torch.from_numpy(np.ascontiguousarray(images_NHWC[chosen_B]))
+    return normalise(to_float(pixels_BHWC.permute(0, 3, 1, 2).to(where)))
+
+
 def predict_torch(
     model: nn.Module, images_NHWC: NDArray[np.uint8], indices: NDArray[np.int64], batch_size: int = 256
 ) -> NDArray[np.float32]:
@@ -28,9 +34,8 @@ def predict_torch(
     parts = []
     with torch.inference_mode():
         for start in range(0, len(indices), batch_size):
-            chosen = np.ascontiguousarray(images_NHWC[indices[start : start + batch_size]])
-            x_BCHW = torch.from_numpy(chosen).permute(0, 3, 1, 2).to(where)
-            parts.append(model(normalise(to_float(x_BCHW))).float().cpu().numpy())
+            x_BCHW = network_input(images_NHWC, indices[start : start + batch_size], where)
+            parts.append(model(x_BCHW).float().cpu().numpy())
     return np.concatenate(parts)
 
 

@@ -14,26 +14,26 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from winnow.compression.channels import multiply_adds, parameters, prunable_groups
+from winnow.compression.channels import macs_by_layer, parameters, prunable_groups
 from winnow.compression.fake_quantization import simulated_int8
 from winnow.data.images import TRAIN, VALIDATION, ImageSet, spread
-from winnow.data.views import normalise, to_float
-from winnow.inference import predict_torch
+from winnow.inference import network_input, predict_torch
 from winnow.models.attention import take_heads_apart
 from winnow.models.backbones import Architecture, load_model
 from winnow.progress import duration
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 IMAGES, CALIBRATION = 2000, 128
 SECONDS_BETWEEN_LINES = 10.0
@@ -96,44 +96,44 @@ def sensitivities(folder: Path, images: ImageSet, share: float = 0.5) -> list[Se
     trial = _Trial(model, architecture, images, indices, answers_N)
     layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     pruned = dict(_pruned(trial, share))
-    macs, whole = multiply_adds(model, architecture), parameters(model)
-    began = last = time.monotonic()
+    macs, whole = macs_by_layer(model, architecture), parameters(model)
     found = []
-    for number, (path, layer) in enumerate(layers.items(), 1):
+    for path, layer in _told(list(layers.items()), "int8", "layers"):
         loss, together = pruned.get(path, (None, ()))
-        mine = multiply_adds(model, architecture, of=[layer]) / macs
-        found.append(Sensitivity(path, mine, layer.weight.numel() / whole, loss, together, _rounded(trial, layer)))
-        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            left = (last - began) / number * (len(layers) - number)
-            log.info("int8: %d of %d layers, %s left", number, len(layers), duration(left))
+        shares = macs[path] / sum(macs.values()), layer.weight.numel() / whole
+        found.append(Sensitivity(path, *shares, loss, together, _rounded(trial, layer)))
     return found
 
 
 def _pruned(trial: _Trial, share: float) -> Iterator[tuple[str, tuple[Loss, tuple[str, ...]]]]:
     """(layer, (what pruning its group costs, the others of the group)) of all layers whose channels can go."""
-    groups = prunable_groups(trial.model, trial.architecture)
-    began = last = time.monotonic()
-    for number, group in enumerate(groups, 1):
+    for group in _told(prunable_groups(trial.model, trial.architecture), "pruning", "groups of layers"):
         twin = copy.deepcopy(trial.model)
         group.remove_least(twin, trial.architecture, share)
         loss = trial.loss(twin)
         for path in group.layers:
             yield path, (loss, tuple(other for other in group.layers if other != path))
+
+
+def _told(work: Sequence[T], what: str, pieces: str) -> Iterator[T]:
+    """The pieces of work, with a line on how far it is now and then."""
+    began = last = time.monotonic()
+    for number, piece in enumerate(work, 1):
+        yield piece
         if time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            left = (last - began) / number * (len(groups) - number)
-            log.info("pruning: %d of %d groups of layers, %s left", number, len(groups), duration(left))
+            left = (last - began) / number * (len(work) - number)
+            log.info("%s: %d of %d %s, %s left", what, number, len(work), pieces, duration(left))
 
 
 def _rounded(trial: _Trial, layer: nn.Module) -> Loss:
     pool = trial.images.indices(TRAIN)
     chosen = pool[spread(len(pool), CALIBRATION)]
-    pixels_BCHW = torch.from_numpy(np.ascontiguousarray(trial.images.images_NHWC[chosen])).permute(0, 3, 1, 2)
+    x_BCHW = network_input(trial.images.images_NHWC, chosen, torch.device("cpu"))
     trial.model.eval()
     with simulated_int8(trial.model, only=[layer]), torch.no_grad():
         layer.train()  # it alone learns the range of its inputs
-        trial.model(normalise(to_float(pixels_BCHW)))
+        trial.model(x_BCHW)
         return trial.loss(trial.model)
 
 

@@ -1,4 +1,4 @@
-"""How one call is timed: warmed up apart, each call by itself."""
+"""How calls are timed: warmed up apart, each call by itself; two in turns, so that what drifts hits both."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from winnow.quiet import quiet_machine
 from winnow.runtimes import Predict
 
 WARM_UP_SINGLE, WARM_UP_LARGE = 5, 1
@@ -22,3 +23,16 @@ def time_calls(predict: Predict, pixels_NHWC: NDArray[np.uint8], warm_up: int, c
         predict(pixels_NHWC)
         seconds.append(time.perf_counter() - started)
     return seconds
+
+
+def timed_in_turns(
+    predict: Predict, reference: Predict, pixels_NHWC: NDArray[np.uint8], calls: int, visits: int
+) -> tuple[float, float]:
+    """p50 in ms of a call of each, visited in turns while nobody trains on this machine."""
+    mine: list[float] = []
+    its: list[float] = []
+    with quiet_machine():
+        for _ in range(visits):
+            mine += time_calls(predict, pixels_NHWC, WARM_UP_SINGLE, calls)
+            its += time_calls(reference, pixels_NHWC, WARM_UP_SINGLE, calls)
+    return float(np.median(mine)) * 1e3, float(np.median(its)) * 1e3

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from flows.searching import interval
 from tests.conftest import tiny_params
 from winnow.config import Config, check_config
 from winnow.data.images import VALIDATION, load_images
 from winnow.energy import joules
-from winnow.errors import ConfigError
+from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation import load_logits
 from winnow.records import read_record
 from winnow.search.space import Point
-from winnow.search.trial import Earlier, GivenUp, Meter, Workplace, attempt, describe_cost, points_lost
+from winnow.search.study import Trial
+from winnow.search.trial import Earlier, GivenUp, Meter, Workplace, attempt, describe_cost, points_lost, tree_of
 from winnow.steps.compress import Folders
 
 
@@ -104,3 +107,16 @@ def test_energy_is_read_where_it_can_be(tmp_path: Path, tiny_dense: Path) -> Non
 def test_pixels_are_those_of_the_batch(tiny_dense: Path) -> None:
     assert Meter(config(objective="throughput"), tiny_dense, 16).pixels_NHWC.shape == (8, 16, 16, 3)
     assert Meter(config(), tiny_dense, 16).pixels_NHWC.dtype == np.uint8
+
+
+def test_the_interval_is_of_the_whole_look(place: Workplace, meter: Meter, tiny_data: Path) -> None:
+    look, _ = attempt(place, 5, Point("student", 0.25, "none"), [], meter)
+    trial = Trial(9, 5, Point("student", 0.25, "none"), "finished", look, "", 1.0)  # taken up in the folder of another
+    whole = interval(trial, place)
+    assert whole.low <= whole.points <= whole.high
+    assert whole.points == pytest.approx(points_lost(tree_of(place, 5, 4) / "found", place, load_images(tiny_data)))
+    shutil.rmtree(tree_of(place, 5, 1))
+    assert interval(trial, place) == whole
+    shutil.rmtree(tree_of(place, 5, 4))
+    with pytest.raises(ArtifactError):
+        interval(trial, place)

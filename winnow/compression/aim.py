@@ -18,14 +18,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from winnow.compression.channels import (
-    Cut,
-    Uncuttable,
-    copy_with_gradients,
-    multiply_adds,
-    parameters,
-    remove_channels,
-)
+from winnow.compression.channels import COUNTS, Cut, Uncuttable, copy_with_gradients, multiply_adds, remove_channels
 from winnow.compression.post_training import quantize_statically
 from winnow.config.candidates import Latency, Remove
 from winnow.errors import ConfigError
@@ -33,9 +26,8 @@ from winnow.export import export_onnx
 from winnow.machine import cores
 from winnow.model_file import MODEL
 from winnow.models.backbones import Architecture
-from winnow.quiet import quiet_machine
 from winnow.runtimes import Cell, Predict, open_cell
-from winnow.timing import WARM_UP_SINGLE, time_calls
+from winnow.timing import timed_in_turns
 
 log = logging.getLogger(__name__)
 
@@ -118,11 +110,7 @@ def goal_of(remove: Remove, model: nn.Module, architecture: Architecture) -> Goa
         watch = Stopwatch(value, model, architecture)
         limit = value.ms if value.ms is not None else watch.parent_ms * (1 - (value.share or 0.0))
         return Goal(f"latency in ms ({value.runtime} {value.precision}, batch {value.batch})", limit, watch.ms)
-    counts: dict[str, Callable[[nn.Module, Architecture], float]] = {
-        "parameters": lambda network, _: float(parameters(network)),
-        "macs": lambda network, its: float(multiply_adds(network, its)),
-    }
-    measure = counts[name]
+    measure = COUNTS[name]
     return Goal(name, measure(model, architecture) * (1 - value), measure)
 
 
@@ -143,13 +131,7 @@ class Stopwatch:
         return mine / its * self.parent_ms
 
     def _times(self, predict: Predict) -> tuple[float, float]:
-        mine: list[float] = []
-        its: list[float] = []
-        with quiet_machine():
-            for _ in range(VISITS):
-                mine += time_calls(predict, self.pixels_NHWC, WARM_UP_SINGLE, CALLS)
-                its += time_calls(self.parent, self.pixels_NHWC, WARM_UP_SINGLE, CALLS)
-        return float(np.median(mine)) * 1e3, float(np.median(its)) * 1e3
+        return timed_in_turns(predict, self.parent, self.pixels_NHWC, CALLS, VISITS)
 
     def _open(self, network: nn.Module, architecture: Architecture) -> Predict:
         latency = self.latency

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,19 +83,20 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def multiply_adds(model: nn.Module, architecture: Architecture, of: Iterable[nn.Module] | None = None) -> int:
-    """Of convolutions and linear layers, for one image: each weight once for every place of the output.
+def multiply_adds(model: nn.Module, architecture: Architecture) -> int:
+    """Of convolutions and linear layers, for one image."""
+    return sum(macs_by_layer(model, architecture).values())
 
-    Of these layers alone where some are named.
-    """
-    total = 0
+
+def macs_by_layer(model: nn.Module, architecture: Architecture) -> dict[str, int]:
+    """Convolution or linear layer -> multiply-adds for one image: each weight once for every place of the output."""
+    layers = {module: path for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    found = dict.fromkeys(layers.values(), 0)
 
     def count(module: Any, _inputs: Any, output: torch.Tensor) -> None:
-        nonlocal total
         places = math.prod(output.shape[2:]) if isinstance(module, nn.Conv2d) else output.numel() // output.shape[-1]
-        total += module.weight.numel() * places
+        found[layers[module]] += module.weight.numel() * places
 
-    layers = [module for module in of or model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         with torch.inference_mode():
@@ -103,7 +104,19 @@ def multiply_adds(model: nn.Module, architecture: Architecture, of: Iterable[nn.
     finally:
         for hook in hooks:
             hook.remove()
-    return total
+    return found
+
+
+COUNTS: dict[str, Callable[[nn.Module, Architecture], int]] = {
+    "parameters": lambda model, _architecture: parameters(model),
+    "macs": multiply_adds,
+}
+"""What `remove` may name, beside channels and a latency."""
+
+
+def counted(model: nn.Module, architecture: Architecture, when: str) -> dict[str, int]:
+    """{parameters_WHEN, macs_WHEN}, for a record."""
+    return {f"{name}_{when}": count(model, architecture) for name, count in COUNTS.items()}
 
 
 @dataclass(frozen=True)
@@ -121,21 +134,27 @@ class LayerGroup:
         handler = graph.get_pruner_of_module(layer).prune_out_channels
         channels = graph.get_out_channels(layer)
         whole = graph.get_pruning_group(layer, handler, list(range(channels)))
-        blocks = max((part.target.module.groups for part, _ in whole if _is_grouped(part.target.module)), default=1)
         with torch.no_grad():
             scores = Criterion("magnitude", 0).scorer()(whole)
         assert scores is not None
-        scores_BC = scores.view(blocks, -1)
+        scores_BC = scores.view(_blocks(whole), -1)
         size = scores_BC.shape[1]
-        count = min(size - 1, max(1, round(share * size)))
-        least = scores_BC.mean(0).argsort()[:count].tolist()
-        chosen = sorted(block * size + at for block in range(blocks) for at in least)
+        chosen = _least_of_each(scores_BC, min(size - 1, max(1, round(share * size))))
         graph.get_pruning_group(layer, handler, chosen).prune()
         settle(model)
 
 
-def _is_grouped(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and 1 < module.groups < module.in_channels
+def _blocks(group: Any) -> int:
+    """Parts of the channels that lose the same ones each: those of grouped convolutions."""
+    convolutions = [part.target.module for part, _ in group if isinstance(part.target.module, nn.Conv2d)]
+    return max((each.groups for each in convolutions if each.groups < each.in_channels), default=1)
+
+
+def _least_of_each(scores_BC: torch.Tensor, count: int) -> list[int]:
+    """Positions of the same `count` channels in every block, those of the least mean score."""
+    blocks, size = scores_BC.shape
+    least = scores_BC.mean(0).argsort()[:count].tolist()
+    return sorted(block * size + at for block in range(blocks) for at in least)
 
 
 def prunable_groups(model: nn.Module, architecture: Architecture) -> list[LayerGroup]:
@@ -205,15 +224,14 @@ def _limited(pruner: Any, group: Any, cut: Cut) -> Any:
         return group
     whole = pruner.DG.get_pruning_group(layer, handler, list(range(channels)))
     # Whole heads go, and grouped convolutions lose the same channels of every group: (blocks, channels of a block).
-    importance_UC = pruner.estimate_importance(whole).view(units.blocks, -1)
-    size = importance_UC.shape[1]
+    scores_BC = pruner.estimate_importance(whole).view(units.blocks, -1)
+    going, size = max(0, channels - staying), scores_BC.shape[1]
     if units.whole_blocks:
-        least = importance_UC.mean(1).argsort()[: max(0, channels - staying) // size].tolist()
-        chosen = [block * size + at for block in least for at in range(size)]
+        least = scores_BC.mean(1).argsort()[: going // size].tolist()
+        chosen = sorted(block * size + at for block in least for at in range(size))
     else:
-        least = importance_UC.mean(0).argsort()[: max(0, channels - staying) // units.blocks].tolist()
-        chosen = [block * size + at for block in range(units.blocks) for at in least]
-    return pruner.DG.get_pruning_group(layer, handler, sorted(chosen))
+        chosen = _least_of_each(scores_BC, going // units.blocks)
+    return pruner.DG.get_pruning_group(layer, handler, chosen)
 
 
 @dataclass(frozen=True)
@@ -235,9 +253,7 @@ def _units(pruner: Any, group: Any, channels: int, cut: Cut) -> tuple[_Units, in
     if queries:
         size = channels // heads[queries[0]]
         return _Units(channels // size, True), math.ceil(least / size) * size
-    convolutions = [part.target.module for part, _ in group if isinstance(part.target.module, nn.Conv2d)]
-    blocks = max((each.groups for each in convolutions if each.groups < each.in_channels), default=1)
-    return _Units(blocks, False), math.ceil(least / cut.round_to) * cut.round_to
+    return _Units(_blocks(group), False), math.ceil(least / cut.round_to) * cut.round_to
 
 
 def _unfit(architecture: Architecture, reason: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.compression.channels import multiply_adds, parameters
+from winnow.compression.channels import COUNTS, counted, macs_by_layer
 from winnow.compression.inputs import Inputs
 from winnow.compression.recovery import recover
 from winnow.config import Factorize
@@ -38,7 +38,7 @@ def factorize(settings: Factorize, inputs: Inputs, folder: Path) -> dict[str, An
     """Split the parent's layers, recover, and leave weights, architecture and model.onnx in `folder` -> details."""
     model, architecture = load_model(inputs.parent)
     take_heads_apart(model)
-    before, macs_before = parameters(model), multiply_adds(model, architecture)
+    before = counted(model, architecture, "before")
     ranks, energy = choose_ranks(model, architecture, settings)
     log.info("%d layers keep %.1f %% of their energy", len(ranks), energy * 100)
     architecture = low_rank(model, architecture, ranks)
@@ -49,10 +49,8 @@ def factorize(settings: Factorize, inputs: Inputs, folder: Path) -> dict[str, An
         "curves": curves,
         "ranks": ranks,
         "energy": energy,
-        "parameters_before": before,
-        "parameters_after": parameters(model),
-        "macs_before": macs_before,
-        "macs_after": multiply_adds(model, architecture),
+        **before,
+        **counted(model, architecture, "after"),
     }
 
 
@@ -74,18 +72,15 @@ def choose_ranks(model: nn.Module, architecture: Architecture, settings: Factori
     layers = factorizable(model, head_path(model))
     places = dict.fromkeys(layers, 1)
     if what == "macs":
-        places = {
-            path: multiply_adds(model, architecture, of=[layer]) // layer.weight.numel()
-            for path, layer in layers.items()
-        }
-    energies = {path: torch.linalg.svdvals(layer.weight.detach().flatten(1).double()) for path, layer in layers.items()}
-    whole = multiply_adds(model, architecture) if what == "macs" else parameters(model)
+        macs = macs_by_layer(model, architecture)
+        places = {path: macs[path] // layer.weight.numel() for path, layer in layers.items()}
+    energies = {path: _energies(layer.weight) for path, layer in layers.items()}
+    whole = COUNTS[what](model, architecture)
 
     def ranks_at(energy: float) -> tuple[Ranks, int]:
         ranks, saved = {}, 0
         for path, layer in layers.items():
-            squares = energies[path].square().cumsum(0)
-            needed = int((squares < energy * squares[-1]).sum()) + 1
+            needed = int((energies[path] < energy * energies[path][-1]).sum()) + 1
             rank = -(-needed // settings.round_to) * settings.round_to
             outs, ins = layer.weight.shape[0], layer.weight[0].numel()
             gain = outs * ins - rank * (outs + ins)
@@ -103,3 +98,9 @@ def choose_ranks(model: nn.Module, architecture: Architecture, settings: Factori
         middle = (low + high) / 2
         low, high = (middle, high) if ranks_at(middle)[1] >= share * whole else (low, middle)
     return ranks_at(low)[0], low
+
+
+def _energies(weight: torch.Tensor) -> torch.Tensor:
+    """Sum of the largest squared singular values, as many as the position says, (min(O, I),)."""
+    singular: torch.Tensor = torch.linalg.svdvals(weight.detach().flatten(1).double())
+    return singular.square().cumsum(0)

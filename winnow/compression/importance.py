@@ -30,8 +30,8 @@ from torch import nn
 
 from winnow.compression.inputs import Inputs
 from winnow.config.candidates import Importance
-from winnow.data.views import normalise, to_float
 from winnow.errors import ConfigError, MissingExtra
+from winnow.inference import network_input
 from winnow.training import device
 
 SAMPLES = 256
@@ -89,8 +89,7 @@ def _gradients(model: nn.Module, inputs: Inputs, seed: int, squared: bool) -> No
     sums = [torch.zeros_like(parameter) for parameter in model.parameters()]
     for at in range(0, count, 1 if squared else BATCH):
         part = chosen[at : at + (1 if squared else BATCH)]
-        pixels_BCHW = torch.from_numpy(np.ascontiguousarray(inputs.images.images_NHWC[part])).permute(0, 3, 1, 2)
-        logits_BC = model(normalise(to_float(pixels_BCHW.to(where))))
+        logits_BC = model(network_input(inputs.images.images_NHWC, part, where))
         labels_B = torch.from_numpy(inputs.labels_N[part]).to(where)
         grads = torch.autograd.grad(
             F.cross_entropy(logits_BC, labels_B, reduction="sum"), list(model.parameters()), allow_unused=True

@@ -8,7 +8,8 @@ by `quantize_with_control`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,10 +45,18 @@ def quantize_statically(source: Path, target: Path, pixels_NHWC: Pixels, recipe:
     """
     nncf = quantization_library()
     model = load_onnx(source)
-    try:
+    with _refusals(nncf, source, recipe):
         quantized = nncf.quantize(
             model, nncf.Dataset(_batches(pixels_NHWC), _feed), **_settings(nncf, model, recipe, len(pixels_NHWC))
         )
+    save_onnx(quantized, target)
+
+
+@contextmanager
+def _refusals(nncf: Any, source: Path, recipe: Recipe) -> Iterator[None]:
+    """What NNCF cannot do, said to people."""
+    try:
+        yield
     except (nncf.ValidationError, nncf.UnsupportedModelError) as error:
         raise ConfigError(f"{source}: NNCF cannot quantize this network ({error}); remove the candidate") from error
     except RuntimeError as error:
@@ -58,7 +67,6 @@ def quantize_statically(source: Path, target: Path, pixels_NHWC: Pixels, recipe:
             f"{source}: NNCF's full bias correction cannot follow this network ({' '.join(str(error).split())[:150]}); "
             "use bias_correction: fast"
         ) from error
-    save_onnx(quantized, target)
 
 
 def quantize_with_control(
@@ -66,38 +74,34 @@ def quantize_with_control(
     target: Path,
     pixels_NHWC: Pixels,
     recipe: Recipe,
-    checked: tuple[Pixels, NDArray[np.int64]],
+    checked: Sequence[tuple[Pixels, int]],
     max_drop: float,
 ) -> None:
     """As above; then the layers that cost most answers go back to float, one by one, until few enough are lost.
 
-    `checked`: images (N, S, S, 3) with the answers (N,) that count as right; `max_drop`: share that may be lost.
+    `checked`: images (1, S, S, 3), each with the answer that counts as right; `max_drop`: share that may be lost.
     """
     nncf = quantization_library()
     model = load_onnx(source)
-    images_NHWC, wanted_N = checked
 
     def score(candidate: Any, items: Iterable[tuple[Pixels, int]]) -> tuple[float, list[float]]:
         session = session_of(candidate.SerializeToString())
         hits = [float(session.run(None, {INPUT: pixels})[0].argmax(1)[0] == answer) for pixels, answer in items]
         return float(np.mean(hits)), hits
 
-    pairs = [(images_NHWC[at : at + 1], int(answer)) for at, answer in enumerate(wanted_N)]
     settings = _settings(nncf, model, recipe, len(pixels_NHWC))
     advanced = settings.pop("advanced_parameters")
-    try:
+    with _refusals(nncf, source, recipe):
         quantized = nncf.quantize_with_accuracy_control(
             model,
             nncf.Dataset(_batches(pixels_NHWC), _feed),
-            nncf.Dataset(pairs),
+            nncf.Dataset(checked),
             score,
             max_drop=max_drop,
             drop_type=nncf.DropType.ABSOLUTE,
             advanced_quantization_parameters=advanced,
             **settings,
         )
-    except (nncf.ValidationError, nncf.UnsupportedModelError) as error:
-        raise ConfigError(f"{source}: NNCF cannot quantize this network ({error}); remove the candidate") from error
     save_onnx(quantized, target)
 
 

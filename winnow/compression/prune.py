@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from winnow.compression.aim import ROUNDINGS, Goal, aim, goal_of
-from winnow.compression.channels import Cut, least_channels, multiply_adds, parameters, remove_channels
+from winnow.compression.channels import Cut, counted, least_channels, parameters, remove_channels
 from winnow.compression.importance import prepare, pruning_library
 from winnow.compression.inputs import Inputs
 from winnow.compression.recovery import recover
@@ -49,7 +49,7 @@ def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Prune the parent, recover, and leave weights, architecture and model.onnx in `folder` -> details."""
     model, architecture = load_model(inputs.parent)
     take_heads_apart(model)
-    before, macs_before = parameters(model), multiply_adds(model, architecture)
+    before = counted(model, architecture, "before")
     goal = None if settings.remove.channels else goal_of(settings.remove, model, architecture)
     begin = goal.measure(model, architecture) if goal else 1.0
     course = _Course(settings, inputs, least_channels(model, settings.max_channels), goal, begin)
@@ -70,10 +70,8 @@ def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "curves": curves,
         "curves_before": curves_before,
         "cuts": cuts,
-        "parameters_before": before,
-        "parameters_after": parameters(model),
-        "macs_before": macs_before,
-        "macs_after": multiply_adds(model, architecture),
+        **before,
+        **counted(model, architecture, "after"),
     }
 
 
@@ -118,7 +116,6 @@ def learn_sparsely(model: nn.Module, architecture: Architecture, settings: Prune
     Group regularisation, Fang et al. 2023 (arXiv 2301.12900, equation 5): at every step the gradient of each weight of
     a group gets strength * 2^(4 (max - importance) / (max - min)) times the weight added.
     """
-    take_heads_apart(model)
     model.eval().requires_grad_(True)
     library = pruning_library()
     side = architecture.image_size

@@ -122,7 +122,7 @@ def _rungs(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], j
 
     def controlled(file: Path) -> None:
         allowed = settings.max_drop_points / 100
-        quantize_with_control(source, file, pixels_NHWC, plain, (judge.images_NHWC, judge.wanted_N), allowed)
+        quantize_with_control(source, file, pixels_NHWC, plain, judge.pairs, allowed)
 
     rungs = [
         statically("static", plain),
@@ -141,23 +141,33 @@ class Judge:
     """What counts as right on the validation split: an image's label; where there is none, what the parent answers."""
 
     images_NHWC: NDArray[np.uint8]
-    wanted_N: NDArray[np.int64]
+    """All images, as they lie on disk."""
+    indices_V: NDArray[np.int64]
+    wanted_V: NDArray[np.int64]
     right: float
     """Share that the parent has right."""
 
     @classmethod
     def of(cls, inputs: Inputs) -> Judge:
         """From the parent's file."""
-        images, indices = inputs.images, inputs.images.indices(VALIDATION)
-        answers_N = predict_file(inputs.parent / MODEL, images.images_NHWC, indices).argmax(1)
-        labels_N = images.labels_N[indices]
-        wanted_N = np.where(labels_N >= 0, labels_N, answers_N)
-        return cls(np.ascontiguousarray(images.images_NHWC[indices]), wanted_N, float((answers_N == wanted_N).mean()))
+        images, indices_V = inputs.images, inputs.images.indices(VALIDATION)
+        answers_V = predict_file(inputs.parent / MODEL, images.images_NHWC, indices_V).argmax(1)
+        labels_V = images.labels_N[indices_V]
+        wanted_V = np.where(labels_V >= 0, labels_V, answers_V)
+        return cls(images.images_NHWC, indices_V, wanted_V, float((answers_V == wanted_V).mean()))
+
+    @property
+    def pairs(self) -> list[tuple[NDArray[np.uint8], int]]:
+        """Every image, read when it is looked at, with the answer that counts as right."""
+        return [
+            (self.images_NHWC[at : at + 1], int(wanted))
+            for at, wanted in zip(self.indices_V, self.wanted_V, strict=True)
+        ]
 
     def points_lost(self, file: Path) -> float:
         """Right answers of the parent less those of the file, in points."""
-        answers_N = predict_file(file, self.images_NHWC, np.arange(len(self.wanted_N))).argmax(1)
-        return (self.right - float((answers_N == self.wanted_N).mean())) * 100
+        answers_V = predict_file(file, self.images_NHWC, self.indices_V).argmax(1)
+        return (self.right - float((answers_V == self.wanted_V).mean())) * 100
 
 
 def _trained(

@@ -9,7 +9,7 @@ are ordinary candidates: the same steps make them, and the chosen ones go into t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from winnow.config import Search
@@ -42,11 +42,6 @@ class Point:
     importance: str = "magnitude"
     """Of pruning."""
     int8: bool = False
-
-    @property
-    def key(self) -> tuple[tuple[str, Any], ...]:
-        """Equal for equal points."""
-        return tuple(sorted(asdict(self).items()))
 
 
 def propose(trial: Proposes, settings: Search, pretrained: bool) -> Point:

@@ -62,6 +62,11 @@ class Progress:
     seconds: float
     dense_cost: float
 
+    @property
+    def found(self) -> list[Found]:
+        """Where the finished ones lie."""
+        return [trial.found for trial in self.trials if trial.found]
+
 
 class Runner(Protocol):
     """Where trials run: in this process, or in several at once."""

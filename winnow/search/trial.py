@@ -18,20 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from winnow.config import ROOT, Config, check_config
+from winnow.config import CONTROL, ROOT, Config, check_config
+from winnow.controls import better_reference
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.energy import joules
 from winnow.errors import ArtifactError, ConfigError, TrainingError
-from winnow.evaluation import load_logits
+from winnow.evaluation import load_logits, right_answers
+from winnow.evidence import losses
+from winnow.intervals import Drop
 from winnow.machine import cores
 from winnow.model_file import MODEL
 from winnow.quiet import quiet_machine
-from winnow.records import read_record
+from winnow.records import RECORD, read_record
 from winnow.runtimes import Cell, Precision, Predict, open_cell
 from winnow.search.space import Point, chain
 from winnow.steps.compress import Folders, compress
-from winnow.timing import WARM_UP_SINGLE, time_calls
+from winnow.timing import timed_in_turns
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +132,14 @@ def attempt(
     return _look(place, number, point, settings.epochs, meter), first
 
 
+def tree_of(place: Workplace, number: int, epochs: int) -> Path:
+    """Where the candidates of a look lie; the whole one has as many epochs as the settings say."""
+    return place.trials / f"{number:04d}" / f"epochs-{epochs}" / "candidates"
+
+
 def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter) -> Look:
-    home = place.trials / f"{number:04d}" / f"epochs-{epochs}"
-    tree = home / "candidates"
+    tree = tree_of(place, number, epochs)
+    home = tree.parent
     tree.mkdir(parents=True, exist_ok=True)
     dense = tree / ROOT
     if not dense.exists():
@@ -152,17 +161,16 @@ def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter
 
 def points_lost(candidate: Path, place: Workplace, images: ImageSet) -> float:
     """Top-1 below the better of dense and, where it is there, dense-kd; without labels the answers that change, %."""
-    labels_N = images.labels_N[images.indices(VALIDATION)]
-    scored_N = labels_N >= 0
-    answers_N = load_logits(candidate, images).argmax(1)
-    references = [place.folders.candidates / ROOT]
-    if (place.folders.candidates / "dense-kd" / "record.json").is_file():
-        references.append(place.folders.candidates / "dense-kd")
-    others = [load_logits(folder, images).argmax(1) for folder in references]
-    if not scored_N.any():
-        return float((answers_N != others[0]).mean()) * 100
-    right = [float((each == labels_N)[scored_N].mean()) for each in (answers_N, *others)]
-    return (max(right[1:]) - right[0]) * 100
+    references = {ROOT: place.folders.candidates / ROOT, CONTROL: place.folders.candidates / CONTROL}
+    known = {name: load_logits(at, images) for name, at in references.items() if (at / RECORD).is_file()}
+    return lost(known[better_reference(right_answers(known, images))], candidate, images).points
+
+
+def lost(reference_VC: NDArray[np.float32], candidate: Path, images: ImageSet) -> Drop:
+    """Points of top-1 lost, paired, with their interval; where no image has a label, answers that change."""
+    labels_V = images.labels_N[images.indices(VALIDATION)]
+    top1 = losses(reference_VC, load_logits(candidate, images), labels_V).top1
+    return top1.labelled or top1.answers
 
 
 def meter_of(place: Workplace, dense_cost: float | None = None) -> Meter:
@@ -180,7 +188,7 @@ class Meter:
         self.dense = dense
         self.reference = self._open(dense, "f32")
         self.dense_ms = 0.0 if dense_cost is None else self._ms_of(dense_cost)
-        if not self.dense_ms:
+        if not self.dense_ms and self.settings.objective in ("latency", "throughput"):
             self.dense_ms = self._ms(self.reference)
         if self.settings.objective == "energy" and joules(lambda: None) is None:
             raise ConfigError(
@@ -208,13 +216,7 @@ class Meter:
     def _ms(self, predict: Predict) -> float:
         """p50 of a call, as if dense took what it took at first."""
         calls = CALLS_SINGLE if self.batch == 1 else CALLS_LARGE
-        mine: list[float] = []
-        its: list[float] = []
-        with quiet_machine():
-            for _ in range(VISITS):
-                mine += time_calls(predict, self.pixels_NHWC, WARM_UP_SINGLE, calls)
-                its += time_calls(self.reference, self.pixels_NHWC, WARM_UP_SINGLE, calls)
-        own, dense = float(np.median(mine)) * 1e3, float(np.median(its)) * 1e3
+        own, dense = timed_in_turns(predict, self.reference, self.pixels_NHWC, calls, VISITS)
         return own / dense * self.dense_ms if self.dense_ms else own
 
     def _millijoules(self, predict: Predict) -> float:

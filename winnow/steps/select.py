@@ -26,7 +26,7 @@ from winnow.config.section import NOTHING
 from winnow.controls import better_reference, controls
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
-from winnow.evaluation import agreement, load_logits, served_file
+from winnow.evaluation import agreement, load_logits, right_answers, served_file
 from winnow.evidence import losses
 from winnow.hosts import serving_speeds, target_digest
 from winnow.records import (
@@ -66,9 +66,9 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     speeds = serving_speeds(config, timed, records)
     target = {"target": digest} if (digest := target_digest(config, Path())) else {}
     logits = {name: load_logits(candidates / name, images) for name in names}
-    right = _right(logits, images)
+    right = right_answers(logits, images)
     served = logits | _served(speeds, benchmark, names[1:], policy.objective, images)
-    right_served = _right(served, images)
+    right_served = right_answers(served, images)
     reference = better_reference(right)
     labels_V = images.labels_N[images.indices(VALIDATION)]
     dense_V = logits[ROOT].argmax(1).astype(np.int64)
@@ -157,15 +157,6 @@ def _served(
     if speeds["is_target"]:
         found = {name: row for name, row in found.items() if (benchmark / served_file(row)).is_file()}
     return {name: load_logits(benchmark, images, served_file(row)) for name, row in found.items()}
-
-
-def _right(logits: Mapping[str, NDArray[np.float32]], images: ImageSet) -> dict[str, NDArray[np.bool_]]:
-    """Empty where no validation image has a label."""
-    labels_V = images.labels_N[images.indices(VALIDATION)]
-    scored_V = labels_V >= 0
-    if not scored_V.any():
-        return {}
-    return {name: logits_VC[scored_V].argmax(1) == labels_V[scored_V] for name, logits_VC in logits.items()}
 
 
 def _speed(speeds: Mapping[str, Any], name: str, config: Config) -> dict[str, float | None]:
