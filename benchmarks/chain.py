@@ -97,10 +97,18 @@ class Chain:
 
     def benchmark(self) -> Path:
         """Times of all files."""
+        self.tree()
+        return self.benchmark_of(list(self.config.candidates))
+
+    def benchmark_of(self, names: list[str]) -> Path:
+        """Times of dense and of those candidates, which are there with their parents."""
         from winnow.steps.benchmark import benchmark
 
-        data, candidates, out = self.data(), self.tree(), self.folder / "benchmark"
-        return self._once(out, lambda: benchmark(self.config, data, candidates, out))
+        some = {name: self.config.candidates[name] for name in names}
+        config = self.config.model_copy(update={"candidates": some})
+        which = "" if len(some) == len(self.config.candidates) else f"-of-{'-'.join(sorted(names))}"
+        data, out = self.data(), self.folder / f"benchmark{which}"
+        return self._once(out, lambda: benchmark(config, data, self.candidates, out))
 
 
 def leave(name: str, conditions: str, figures: dict[str, Any], table: str, machine: Machine | None = None) -> None:

@@ -80,7 +80,7 @@ def main() -> None:
         f"{card['name']} at {card['image_size']} pixels on {serving['runtime']} {serving['precision']}, {len(files):,} "
         f"files, medians of {ROUNDS} interleaved rounds."
     )
-    leave(NAME, note, {"rates": rates}, markdown(rows))
+    leave(f"{NAME}_{card['image_size']}", note, {"rates": rates}, markdown(rows))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def main() -> None:
         f"{serving['threads']} threads; {options.image.suffix[1:]} of {len(image):,} bytes; batches of at most "
         f"{asked.max_batch}, which wait {asked.max_wait_ms:g} ms; {ROUNDS} rounds of {SECONDS:g} s each."
     )
-    leave(NAME, note, {"rows": rows}, markdown(rows))
+    leave(f"{NAME}_{card['image_size']}", note, {"rows": rows}, markdown(rows))
 
 
 def _row(name: str, taken: list[float], rate: float) -> dict[str, str]:

@@ -11,6 +11,9 @@
     winnow export DIR               the promoted model to take away: file, labels, cards, an example
     winnow serve                    the promoted model over HTTP
     winnow check-host FILE          figures of the machine that will serve, which gates go by from then on
+    winnow search                   candidates that nobody wrote down, within a budget
+    winnow sensitivity [NAME]       which layer bears pruning and int8
+    winnow sweep [NAME]             which batch, threads and runtime serve a file best
     winnow drift [FOLDER]           whether fresh images still look like those that were trained on
     winnow approve, winnow deny     a person's word on the challenger, where promotion.approval asks for it
     winnow team                     a team's servers on this machine
@@ -29,15 +32,14 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from flows import STOPPED
+from flows.arguments import Act, parser_of
 from tasks.settings import Places, apply, registered_model_name
 from winnow.config import Config, load_config
-from winnow.config.serving import Serving
 from winnow.errors import ConfigError, WinnowError
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse, act, and leave with the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser_of(ACTS).parse_args(arguments)
     places = Places(_root())
     _end_politely()
     try:
@@ -75,92 +77,6 @@ def _root() -> Path:
             return folder
     print(f"winnow: no params.yaml and dvc.yaml in {here} or above; run it inside the project", file=sys.stderr)
     raise SystemExit(2)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="winnow", description="From images, few of them labelled, to a small, fast model."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, act: object, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(act=act)
-        return sub
-
-    run = add("run", _run, "bring everything up to date, track it in MLflow, promote the winner")
-    plan = add("plan", _plan, "how long a run would take here, how much memory and disk; nothing is started")
-    for command in (run, plan):
-        _add_settings(command)
-    add("fetch", _fetch, "bring data.path up to what lies in S3, as winnow run does first (data.fetch)")
-    add("status", _status, "which steps are stale, and why")
-    add("track", _track, "project the records onto MLflow, as after dvc repro")
-    promote = add("promote", _promote, "register the winner and let it challenge the champion")
-    promote.add_argument("--replace", action="store_true", help="also where the champion cannot be compared")
-    rollback = add("rollback", _rollback, "put the previous champion back into production")
-    rollback.add_argument("--reason", default="", help="kept on the version that leaves")
-    predict = add("predict", _predict, "class and probability of your image files, by the promoted model")
-    predict.add_argument("images", nargs="+", type=Path, metavar="PATH", help="an image, or a folder, at any depth")
-    predict.add_argument("--out", type=Path, default=None, help="a .csv or .parquet for any number of files")
-    predict.add_argument("--top", type=int, default=1, help="how many classes, the likeliest first; default: 1")
-    predict.add_argument("--abstain-below", type=float, default=0.0, help="name no class that is less likely than this")
-    predict.add_argument("--model", default="champion", help="alias or version of the registered model")
-    export = add("export", _export, "the promoted model as a folder to take away: file, labels, cards, an example")
-    export.add_argument("folder", type=Path, metavar="DIR")
-    export.add_argument("--model", default="champion", help="alias or version of the registered model")
-    export.add_argument(
-        "--candidates", action="store_true", help="also all candidates, to be timed where one of them will serve"
-    )
-    server = add("serve", _serve, "the promoted model over HTTP, until Ctrl-C: POST an image to /predict")
-    server.add_argument("--model", default="champion", help="alias or version of the registered model")
-    for field in fields(Serving):
-        if field.name not in ("folder", "title"):
-            flag = f"--{field.name.replace('_', '-')}"
-            server.add_argument(flag, type=type(field.default), default=field.default, help=f"default: {field.default}")
-    host = add("check-host", _check_host, "take in what check_host.py wrote on the machine that will serve")
-    host.add_argument("file", type=Path, metavar="FILE", help="host.json")
-    approve = add("approve", _approve, "let the challenger that waits for a person become champion")
-    approve.add_argument("--reason", default="", help="kept on the version")
-    deny = add("deny", _deny, "keep the challenger that waits for a person out")
-    deny.add_argument("--reason", required=True, help="kept on the version")
-    drift = add("drift", _drift, "whether fresh images still look like those that were trained on")
-    drift.add_argument("folder", nargs="?", default="", help="of images, at any depth; default: drift.path")
-    seek = add("search", _search, "look for the smallest, fastest candidates that keep dense's accuracy (search:)")
-    _add_settings(seek)
-    seek.add_argument("--name", default="default", help="of the search; one that was stopped goes on under its name")
-    seek.add_argument("--add", default="", metavar="NAME", help="put the chosen candidates into params.yaml, so named")
-    sensing = add("sensitivity", _sensitivity, "which layer bears pruning and int8, one at a time, nothing trained")
-    sensing.add_argument("name", nargs="?", default="dense", help="a candidate that is not int8; default: dense")
-    sensing.add_argument("--share", type=float, default=0.5, help="of a layer's channels to prune; default: 0.5")
-    team = add("team", _team, "a team's servers on this machine: PostgreSQL, S3, MLflow with accounts, Prefect")
-    team.add_argument("--folder", type=Path, default=None, help="of all that they hold; default: .winnow/team")
-    team.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
-    for name, port in (("postgresql", 5433), ("s3", 9000), ("mlflow", 5000), ("prefect", 4200)):
-        team.add_argument(f"--{name}-port", type=int, default=port)
-    account = add("account", _account, "an account of the team's MLflow, by its administrator (MLFLOW_TRACKING_...)")
-    account.add_argument("name")
-    what = account.add_mutually_exclusive_group(required=True)
-    what.add_argument("--role", help="reader or engineer; a new account gets a password, which is printed once")
-    what.add_argument("--reset", action="store_true", help="a new password, which is printed once")
-    what.add_argument("--remove", action="store_true", help="end the account; what it logged stays")
-    ui = add("ui", _ui, "MLflow and Prefect in the browser, until Ctrl-C")
-    up = add("up", _up, "the same, and a worker that runs what prefect.yaml schedules, until Ctrl-C")
-    for servers in (ui, up):
-        servers.add_argument("--mlflow-port", type=int, default=5000)
-        servers.add_argument("--prefect-port", type=int, default=4200)
-    return parser
-
-
-def _add_settings(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "-S",
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="sets",
-        help="set an existing key of params.yaml, as in -S data.source=folder; values are YAML",
-    )
 
 
 def _set(places: Places, options: argparse.Namespace) -> None:
@@ -291,23 +207,33 @@ def _export(places: Places, options: argparse.Namespace) -> int:
 
 
 def _serve(places: Places, options: argparse.Namespace) -> int:
+    from dataclasses import fields
+
     from flows.serving import serve
+    from winnow.config.serving import Serving
 
     asked: dict[str, Any] = {field.name: getattr(options, field.name, "") for field in fields(Serving)}
     return serve(places, load_config(places.root / "params.yaml"), options.model, Serving(**asked))
 
 
 def _check_host(places: Places, options: argparse.Namespace) -> int:
-    from flows.setting import set_keys
+    from flows.setting import aim_at
     from tasks import checkout, hosting
 
     with checkout.run_alone(places):
-        host, missing = hosting.take_in(places, _config(places), options.file)
-        set_keys(places, [f"benchmark.target={hosting.TARGET}"])
+        config = _config(places)
+        host, missing = hosting.take_in(places, config, options.file)
+        unsafe = hosting.overflowing(config, host)
+        aim_at(places, hosting.TARGET, unsafe)
     machine = host.machine
     print(f"Gates go by {machine.cpu}, {machine.threads} threads, from now on; winnow run applies it.")
     for candidate, why in missing.items():
         print(f"{candidate} was not timed there, and so is out of question: {why}")
+    if unsafe:
+        print(
+            f"{machine.cpu} has no VNNI: sums of int8 products saturate there. {', '.join(unsafe)} will be made anew "
+            "with weights in 7 bits; take them there again after that, with `winnow export DIR --candidates`."
+        )
     return 0
 
 
@@ -349,16 +275,23 @@ def _drift(places: Places, options: argparse.Namespace) -> int:
 
 
 def _search(places: Places, options: argparse.Namespace) -> int:
-    from flows.searching import run_search
+    from flows.searching import Crew, run_search
 
     _set(places, options)
-    return run_search(places, _config(places), options.name, options.add)
+    crew = Crew(options.workers, options.scheduler)
+    return run_search(places, _config(places), options.name, options.add, crew)
 
 
 def _sensitivity(places: Places, options: argparse.Namespace) -> int:
     from flows.sensing import show
 
     return show(places, load_config(places.root / "params.yaml"), options.name, options.share)
+
+
+def _sweep(places: Places, options: argparse.Namespace) -> int:
+    from flows.sweeping import show
+
+    return show(places, load_config(places.root / "params.yaml"), options.name, options.batches)
 
 
 def _team(places: Places, options: argparse.Namespace) -> int:
@@ -400,6 +333,30 @@ def _ui(places: Places, options: argparse.Namespace) -> int:
 
     return serve(places, options.mlflow_port, options.prefect_port)
 
+
+ACTS: dict[str, Act] = {
+    "run": _run,
+    "plan": _plan,
+    "fetch": _fetch,
+    "status": _status,
+    "track": _track,
+    "promote": _promote,
+    "rollback": _rollback,
+    "predict": _predict,
+    "export": _export,
+    "serve": _serve,
+    "check-host": _check_host,
+    "approve": _approve,
+    "deny": _deny,
+    "drift": _drift,
+    "search": _search,
+    "sensitivity": _sensitivity,
+    "sweep": _sweep,
+    "team": _team,
+    "account": _account,
+    "ui": _ui,
+    "up": _up,
+}
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,9 @@ then on its candidates are stages like any other.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import importlib.util
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +16,38 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.setting import edited_by, write_params
-from tasks import checkout, searched
+from tasks import checkout, searched, servers
 from tasks.settings import Places
 from winnow.config import ROOT, Config
 from winnow.data.images import load_images
-from winnow.errors import ConfigError
+from winnow.errors import ConfigError, MissingExtra
 from winnow.evaluation import load_logits
-from winnow.intervals import Drop
+from winnow.progress import duration
 from winnow.records import write_json
-from winnow.reporting.plots import SearchPoint
-from winnow.reporting.plots import searched as picture
-from winnow.search.front import Found, choose, front, knee
+from winnow.reporting.explored import SearchPoint
+from winnow.reporting.explored import searched as drawn
+from winnow.reporting.searched import OnFront, page, span
+from winnow.search.front import choose, front, knee
 from winnow.search.space import chain
-from winnow.search.study import Progress, Trial, search
-from winnow.search.trial import Workplace, describe_cost, lost, tree_of
+from winnow.search.study import Progress, Trial, search, what_of
+from winnow.search.trial import Workplace, describe_cost, lost, reference_logits, tree_of
 from winnow.steps.compress import Folders
 
 console = Console(highlight=False, soft_wrap=True)
 
 
-def run_search(places: Places, config: Config, name: str, add: str) -> int:
+@dataclass(frozen=True)
+class Crew:
+    """Who runs trials: so many processes of this machine, or the workers of a Dask scheduler."""
+
+    workers: int = 1
+    scheduler: str = ""
+
+
+ALONE = Crew()
+
+
+def run_search(places: Places, config: Config, name: str, add: str, crew: Crew = ALONE) -> int:
     """Search, show, and perhaps add what was chosen to params.yaml."""
     at = places.artifacts
     for needed in (at / "data", at / "pretrain", at / "candidates" / ROOT):
@@ -41,18 +55,22 @@ def run_search(places: Places, config: Config, name: str, add: str) -> int:
             raise ConfigError(f"{needed} is not there: winnow run first, which makes dense; the search begins from it")
     home = places.hidden / "search" / name
     with checkout.run_alone(places):
-        folders = Folders(at / "data", at / "pretrain", at / "candidates", home / "scratch")
+        folders = Folders(at / "data", at / "pretrain", at / "candidates", home / "scratch", places.answers)
         place = Workplace(config, folders, home / "trials")
         log = searched.Log(places, config, name)
         try:
-            progress = search(place, home / "study.db", log.trial)
+            progress = _search(places, place, home / "study.db", log.trial, crew)
         finally:
             log.pause()
-        chosen = choose(progress.found, config.search.max_drop_points)
-        _leave(home, progress, config, chosen)
-        taken = next((trial for trial in progress.trials if chosen and trial.number == chosen.number), None)
-        log.close(progress, taken, [home / "front.png", home / "search.json"])
-    _show(progress, config, taken, place)
+        rows = front_of(progress, place)
+        taken = next(
+            (trial for trial in progress.trials for row in rows if row.chosen and trial.number == row.number), None
+        )
+        verdict = _verdict(rows, progress, config)
+        _leave(home, name, progress, rows, place, verdict)
+        log.close(progress, taken, [home / file for file in ("front.png", "search.json", "report.html")])
+    _show(rows, verdict)
+    console.print(f"In {home.relative_to(places.root)}: report.html, front.png, search.json")
     if add and taken is not None:
         _add(places, config, taken, add)
     elif taken is not None:
@@ -60,14 +78,80 @@ def run_search(places: Places, config: Config, name: str, add: str) -> int:
     return 0
 
 
-def _leave(home: Path, progress: Progress, config: Config, chosen: Found | None) -> None:
-    """front.png and search.json."""
-    on_front = {each.number for each in front(progress.found)}
-    points = [SearchPoint(each.cost, each.drop, each.number in on_front, each == chosen) for each in progress.found]
+def _search(places: Places, place: Workplace, storage: Path, tell: Callable[[Trial], None], crew: Crew) -> Progress:
+    if crew == ALONE:
+        return search(place, storage, tell)
+    if crew.workers < 1:
+        raise ConfigError(f"--workers {crew.workers}: at least 1")
+    for package in ("distributed", "prefect_dask"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, "parallel")
+    servers.check_prefect()
+    servers.report_to_prefect(places)
+    from flows.parallel import search_side_by_side
+
+    return search_side_by_side(place, storage, tell, crew.workers, crew.scheduler)
+
+
+def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
+    """The trials that nobody beats, the cheapest first, each with its intervals."""
+    settings, images = place.config.search, load_images(place.folders.data)
+    chosen, bend = choose(progress.found, settings.max_drop_points), knee(progress.found)
+    finished = {trial.number: trial for trial in progress.trials if trial.found}
+    better, dense = reference_logits(place, images), load_logits(place.folders.candidates / ROOT, images)
+    rows = []
+    for each in front(progress.found):
+        trial = finished[each.number]
+        assert trial.look is not None
+        made = tree_of(place, trial.folder, settings.epochs) / trial.look.names[-1]
+        marks = {"chosen": each == chosen, "knee": each == bend}
+        rows.append(
+            OnFront(
+                each.number,
+                what_of(trial.point),
+                trial.point.macs,
+                lost(better, made, images),
+                lost(dense, made, images),
+                each.cost,
+                describe_cost(settings, each.cost),
+                progress.dense_cost / each.cost,
+                tuple(mark for mark, holds in marks.items() if holds),
+            )
+        )
+    return rows
+
+
+def _verdict(rows: list[OnFront], progress: Progress, config: Config) -> str:
+    """What was found, in a sentence or two."""
+    settings = config.search
+    dense = f"Dense: {describe_cost(settings, progress.dense_cost)}."
+    row = next((row for row in rows if row.chosen), None)
+    if row is None:
+        return f"Nothing loses {settings.max_drop_points:g} points or less; dense stays the best there is. {dense}"
+    return (
+        f"Trial {row.number} ({row.what}) is the cheapest that loses {settings.max_drop_points:g} points or less: "
+        f"{row.cost_told}, {row.times_dense:.2f} times dense; against dense, 95 % interval: {span(row.to_dense)} "
+        f"points lost. {dense}"
+    )
+
+
+def _leave(home: Path, name: str, progress: Progress, rows: list[OnFront], place: Workplace, verdict: str) -> None:
+    """front.png, search.json and report.html."""
+    settings = place.config.search
+    best = {row.number: row for row in rows}
+    points = []
+    for each in progress.found:
+        row = best.get(each.number)
+        ends = (row.drop.low, row.drop.high) if row else None
+        points.append(SearchPoint(each.cost, each.drop, ends, row.marks if row else ()))
     axis = {"latency": "p50 of a call, ms", "throughput": "seconds an image", "size": "MB", "energy": "mJ an image"}
-    label = f"{axis[config.search.objective]} ({config.search.runtime}; left is better)"
+    label = f"{axis[settings.objective]} ({settings.runtime}; left is better)"
     home.mkdir(parents=True, exist_ok=True)
-    (home / "front.png").write_bytes(picture(points, progress.dense_cost, config.search.max_drop_points, label))
+    picture = drawn(points, progress.dense_cost, settings.max_drop_points, label)
+    (home / "front.png").write_bytes(picture)
+    (home / "report.html").write_text(
+        page(name, verdict, rows, picture, _conditions(progress, place)), encoding="utf-8"
+    )
     table = [
         {
             "number": trial.number,
@@ -77,47 +161,34 @@ def _leave(home: Path, progress: Progress, config: Config, chosen: Found | None)
             "point": asdict(trial.point),
             "drop": trial.look.drop if trial.look else None,
             "cost": trial.look.cost if trial.look else None,
-            "on_front": trial.number in on_front,
+            "on_front": trial.number in best,
         }
         for trial in progress.trials
     ]
     write_json(home / "search.json", {"trials": table, "dense_cost": progress.dense_cost, "seconds": progress.seconds})
 
 
-def _show(progress: Progress, config: Config, chosen: Trial | None, place: Workplace) -> None:
-    settings, bend = config.search, knee(progress.found)
-    finished = {trial.number: trial for trial in progress.trials if trial.found}
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("trial", "what", "of the MACs", "hint", "points lost", "cost", "x dense", ""):
-        table.add_column(heading)
-    for each in front(progress.found):
-        trial = finished[each.number]
-        mark = "chosen" if chosen and chosen.number == each.number else ""
-        mark += (", knee" if mark else "knee") if each == bend else ""
-        what = trial.point.structure + (", int8" if trial.point.int8 else "")
-        cost = describe_cost(settings, each.cost)
-        ratio = f"{progress.dense_cost / each.cost:.2f}"
-        table.add_row(
-            str(each.number), what, f"{trial.point.macs:.0%}", trial.point.hint, f"{each.drop:.1f}", cost, ratio, mark
-        )
-    console.print(table)
+def _conditions(progress: Progress, place: Workplace) -> list[str]:
+    settings = place.config.search
     states = [trial.state for trial in progress.trials]
     counts = [f"{states.count(state)} {state}" for state in ("finished", "given up", "impossible")]
-    console.print(f"{len(states)} trials: {', '.join(counts)}. Dense: {describe_cost(settings, progress.dense_cost)}.")
-    if chosen is None:
-        console.print(f"Nothing loses {settings.max_drop_points:g} points or less; dense stays the best there is.")
-        return
-    loss = interval(chosen, place)
-    told = f"Trial {chosen.number} is the cheapest that loses {settings.max_drop_points:g} points or less"
-    console.print(f"{told}; against dense, 95 % interval: {loss.low:.1f} to {loss.high:.1f} points lost.")
+    return [
+        f"{len(states)} trials ({', '.join(counts)}), {duration(progress.seconds)} of work",
+        f"Objective: {settings.objective} on {settings.runtime}, measured in turns with dense, while nobody trained",
+        f"Recovery of {settings.epochs} epochs; structures: {', '.join(settings.structures)}; int8: {settings.int8}",
+        f"Machine: {place.machine}",
+    ]
 
 
-def interval(trial: Trial, place: Workplace) -> Drop:
-    """The points that a finished trial loses against dense, with their 95 % interval, paired on the same images."""
-    assert trial.look is not None
-    images = load_images(place.folders.data)
-    candidate = tree_of(place, trial.folder, place.config.search.epochs) / trial.look.names[-1]
-    return lost(load_logits(place.folders.candidates / ROOT, images), candidate, images)
+def _show(rows: list[OnFront], verdict: str) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("trial", "what", "of the MACs", "points lost", "cost", "x dense", ""):
+        table.add_column(heading)
+    for row in rows:
+        cells = (f"{row.macs:.0%}", f"{row.drop.points:.1f}", row.cost_told, f"{row.times_dense:.2f}")
+        table.add_row(str(row.number), row.what, *cells, ", ".join(row.marks))
+    console.print(table)
+    console.print(verdict)
 
 
 def _add(places: Places, config: Config, chosen: Trial, name: str) -> None:

@@ -32,7 +32,7 @@ def show(places: Places, config: Config, name: str, share: float) -> int:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
-    from winnow.reporting.plots import sensitivity
+    from winnow.reporting.explored import sensitivity
 
     (out / "layers.png").write_bytes(sensitivity(table, share))
     _print(found, share)

@@ -42,6 +42,17 @@ def write_params(places: Places, after: str) -> None:
     print("\n".join(line for line in changed if not line.startswith(("@@", "---"))))  # noqa: T201
 
 
+def aim_at(places: Places, target: str, overflowing: list[str]) -> None:
+    """Let gates go by the figures in the file `target`; int8 candidates in `overflowing` no longer saturate."""
+
+    def change(document: Any) -> None:
+        document["benchmark"]["target"] = target
+        for name in overflowing:
+            document["candidates"][name]["overflow_safe"] = True
+
+    write_params(places, edited_by((places.root / "params.yaml").read_text(encoding="utf-8"), change))
+
+
 def edited(text: str, assignments: list[str]) -> str:
     """The text of params.yaml with the assignments made; whether the values are sound is not looked at."""
 

@@ -132,7 +132,7 @@ def _call(config: Config, places: settings.Places, step: str, name: str, scratch
     if step == "candidate":
         from winnow.steps.compress import Folders, compress
 
-        folders = Folders(data, at / "pretrain", candidates, scratch)
+        folders = Folders(data, at / "pretrain", candidates, scratch, places.answers)
         return lambda: compress(config, name, folders, candidates / name)
     if step == "benchmark":
         from winnow.steps.benchmark import benchmark

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.settings import Places
-from winnow.config import ROOT, Config, in_order
+from winnow.config import ROOT, Config, Quantize, in_order
 from winnow.config.section import NOTHING
 from winnow.data.images import load_images
 from winnow.errors import DataError
@@ -14,6 +14,9 @@ from winnow.hosts import Host, read_host, speeds_on
 from winnow.model_file import MODEL
 from winnow.records import RECORD, read_record, sha256_of, write_json
 
+WIDE = {"avx2", "avx512f"}
+"""Only x86 processors have one of these."""
+SUMS_IN_32_BITS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 TARGET = "data/target.json"
 """Where figures of the machine that will serve lie, once they are taken in."""
 
@@ -56,6 +59,18 @@ def take_in(places: Places, config: Config, file: Path) -> tuple[Host, dict[str,
         )
     write_json(places.root / TARGET, host.model_dump(mode="json"))
     return host, missing
+
+
+def overflowing(config: Config, host: Host) -> list[str]:
+    """Int8 candidates whose sums of products would saturate on that machine: x86 without VNNI adds them in 16 bits."""
+    flags = set(host.machine.flags)
+    if not flags & WIDE or flags & SUMS_IN_32_BITS:
+        return []
+    return [
+        name
+        for name, candidate in config.candidates.items()
+        if isinstance(candidate, Quantize) and candidate.scheme != "dynamic" and not candidate.overflow_safe
+    ]
 
 
 def _why(host: Host, digest: str) -> str:

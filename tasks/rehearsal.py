@@ -86,6 +86,8 @@ class Rehearsal:
             at.mkdir()
             save_model(at, build(self.architecture), self.architecture)
         self.hash_rate = hash_rate()
+        self.answered: dict[str, int] = {}
+        """Views that the teacher was asked about by a candidate before -> their epochs."""
         self.started = time.time() - psutil.Process().create_time()
         """Seconds from the start of this process to here: what each step's process takes to begin."""
 
@@ -200,13 +202,27 @@ class Rehearsal:
         return steps * each, _steps(steps, recovery.batch_size, each)
 
     def _per_step(self, model: nn.Module, recovery: Recovery) -> float:
+        from winnow.compression.answers import Recalled
         from winnow.compression.recovery import distillation, with_translation
         from winnow.models.backbones import load_model
 
         dense = load_model(self.folder / ROOT)[0]
-        loss = distillation(recovery, dense if recovery.teacher == "dense" else None, dense)
+        teacher = None
+        if recovery.teacher == "dense":
+            teacher = Recalled(self.counts.classes) if self._is_answered(recovery) else dense
         trained = with_translation(model, recovery, dense)
+        loss = distillation(recovery, teacher, dense)
         return self.trials.per_step(trained, loss, recovery.batch_size, recovery.optimiser)
+
+    def _is_answered(self, recovery: Recovery) -> bool:
+        """Whether a candidate before this one asked the teacher the same, and all of it."""
+        from winnow.compression.answers import is_recalled
+
+        if not is_recalled(recovery):
+            return False
+        views = recovery.model_dump_json(include={"batch_size", "images", "augmentation", "seed"})
+        before, self.answered[views] = self.answered.get(views, 0), max(self.answered.get(views, 0), recovery.epochs)
+        return before >= recovery.epochs
 
     def _make(self, name: str, settings: Candidate) -> float:
         """Seconds of the method itself on the few random images; leaves the candidate's folder."""

@@ -44,6 +44,11 @@ class Places:
         return self.hidden / "checkpoints"
 
     @property
+    def answers(self) -> Path:
+        """What teachers said, kept for candidates that see the same views."""
+        return self.hidden / "answers"
+
+    @property
     def logs(self) -> Path:
         """Output of servers and of scheduled runs."""
         return self.hidden / "logs"

@@ -85,18 +85,16 @@ def fail_step(places: Places, run_id: str, message: str) -> None:
 
 
 def close_execution(places: Places, parent: str, ok: bool) -> None:
-    """Close the parent run, and after a failure every child that is still open."""
-    if ok:
-        with store.answering(places):
-            store.connect(places).set_terminated(parent, "FINISHED")
-        return
-    with contextlib.suppress(store.StoreError), store.answering(places):
+    """Close the parent run, and every child that is still open: of a step that did not end, or of a try that MLflow,
+    gone just then, did not hear the end of. After a failure quiet when the store is gone."""
+    gone = contextlib.nullcontext() if ok else contextlib.suppress(store.StoreError)
+    with gone, store.answering(places):
         client = store.connect(places)
         experiment = client.get_run(parent).info.experiment_id
         running = f"attributes.status = 'RUNNING' and tags.`{PARENT}` = '{parent}'"
         for run in client.search_runs([experiment], running):
             _fail(client, run.info.run_id, "the execution ended before this step did")
-        client.set_terminated(parent, "FAILED")
+        client.set_terminated(parent, "FINISHED" if ok else "FAILED")
 
 
 def track(places: Places, config: Config, parent: str | None = None) -> str:

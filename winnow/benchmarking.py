@@ -61,18 +61,19 @@ def plan(int8: Mapping[str, bool], settings: Benchmark, threads: int, cuda: bool
     for batch in (settings.large_batch, 1):
         for count in sorted({threads, 1}, reverse=True):
             for name, is_int8 in int8.items():
-                kinds = _file_kinds(is_int8)
+                kinds = _file_kinds(is_int8, cuda and count == threads)
                 if not is_int8 and (name == ROOT or settings.grid == "full"):
                     kinds += _torch_kinds(cuda and count == threads)
                 cells += [Cell(name, *kind, batch=batch, threads=count) for kind in kinds]
     return cells
 
 
-def _file_kinds(is_int8: bool) -> list[tuple[Runtime, Precision, Layout]]:
+def _file_kinds(is_int8: bool, cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:
     if is_int8:
         return [("ort", "int8", "file"), ("openvino", "int8", "file")]
     kinds: list[tuple[Runtime, Precision, Layout]] = [("ort", "f32", "file"), ("openvino", "f32", "file")]
-    return [*kinds, ("openvino", "bf16", "file")] if has_fast_bf16() else kinds
+    kinds += [("openvino", "bf16", "file")] if has_fast_bf16() else []
+    return kinds + ([("ort-cuda", "f32", "file"), ("ort-tensorrt", "f32", "file")] if cuda else [])
 
 
 def _torch_kinds(cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:

@@ -27,6 +27,7 @@ from winnow.data.views import normalise, to_float
 from winnow.errors import ArtifactError, MissingExtra
 from winnow.model_file import INPUT, OUTPUT
 from winnow.models.backbones import Architecture
+from winnow.quiet import busy_turn
 
 OPSET = 20
 THROUGH = ("DequantizeLinear", "QuantizeLinear", "Reshape", "Transpose", "Identity")
@@ -48,6 +49,7 @@ class Deployable(nn.Module):
         return logits
 
 
+@busy_turn()
 def export_onnx(model: nn.Module, architecture: Architecture, path: Path) -> None:
     """Write the network in eval mode as one ONNX file. The model is moved to the CPU, its memory format is kept out."""
     onnx = _onnx()

@@ -17,6 +17,7 @@ from winnow.data.views import normalise, to_float
 from winnow.errors import ArtifactError
 from winnow.model_file import open_session
 from winnow.models.heads import head_path
+from winnow.quiet import busy_turn
 
 
 def network_input(images_NHWC: NDArray[np.uint8], chosen_B: NDArray[np.int64], where: torch.device) -> torch.Tensor:
@@ -25,6 +26,7 @@ def network_input(images_NHWC: NDArray[np.uint8], chosen_B: NDArray[np.int64], w
     return normalise(to_float(pixels_BHWC.permute(0, 3, 1, 2).to(where)))
 
 
+@busy_turn()
 def predict_torch(
     model: nn.Module, images_NHWC: NDArray[np.uint8], indices: NDArray[np.int64], batch_size: int = 256
 ) -> NDArray[np.float32]:
@@ -49,6 +51,7 @@ def embed(
     return torch.from_numpy(predict_torch(bare, images_NHWC, indices, batch_size)).flatten(1)
 
 
+@busy_turn()
 def predict_file(
     path: Path, images_NHWC: NDArray[np.uint8], indices: NDArray[np.int64], batch_size: int = 256
 ) -> NDArray[np.float32]:

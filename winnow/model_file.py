@@ -14,8 +14,11 @@ MODEL = "model.onnx"
 INPUT, OUTPUT = "pixels", "logits"
 
 
-def open_session(path: Path, threads: int = 0) -> Any:
-    """An onnxruntime.InferenceSession on the CPU; 0 threads: as many as ONNX Runtime likes.
+CPU = "CPUExecutionProvider"
+
+
+def open_session(path: Path, threads: int = 0, provider: str = CPU) -> Any:
+    """An onnxruntime.InferenceSession; 0 threads: as many as ONNX Runtime likes; what `provider` lacks the CPU does.
 
     Raises ArtifactError when the file is missing or damaged, MissingExtra without ONNX Runtime.
     """
@@ -23,7 +26,7 @@ def open_session(path: Path, threads: int = 0) -> Any:
     check_exists(path)
     broken = onnxruntime.capi.onnxruntime_pybind11_state
     try:
-        return session_of(str(path), threads)
+        return session_of(str(path), threads, provider)
     except (
         broken.Fail,
         broken.InvalidArgument,
@@ -36,13 +39,13 @@ def open_session(path: Path, threads: int = 0) -> Any:
         raise damaged(path, error) from error
 
 
-def session_of(model: str | bytes, threads: int = 0) -> Any:
+def session_of(model: str | bytes, threads: int = 0, provider: str = CPU) -> Any:
     """A session for a path, or for the bytes of a model that was just made."""
     onnxruntime = _runtime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU])))
 
 
 def _runtime() -> Any:

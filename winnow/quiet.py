@@ -1,13 +1,13 @@
-"""Timings never share a machine with training: who times waits until nobody trains, and trainings wait for who times.
+"""Timings never share a machine with other work: who times waits until nobody works, and workers wait for who times.
 
-    with training_turn():      # each step of a training, in winnow/training.py
+    with busy_turn():          # each step of a training, a calibration, an export, a pass over the images
         ...
     with quiet_machine():      # around whatever is timed
         ...
 
 Two locks on files in the machine's folder for temporary files, so that processes of any project know of each other.
-Trainings share one; who times holds it alone. A gate before it keeps trainings, which take their turn again and again,
-from starving who waits to time. The system opens both when a process ends, however it does.
+Workers share one; who times holds it alone. A gate before it keeps workers, which take their turn again and again, from
+starving who waits to time. The system opens both when a process ends, however it does.
 
 It keeps apart what goes through winnow; a browser or a compiler beside it spoils a timing all the same.
 """
@@ -18,6 +18,7 @@ import fcntl
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,20 +31,49 @@ FOLDER = "WINNOW_LOCKS"
 SAY_AFTER = 5.0
 
 
+class _Mine(threading.local):
+    held = ""
+    """busy, quiet."""
+
+
+_mine = _Mine()
+
+
 @contextmanager
-def training_turn() -> Iterator[None]:
-    """One step of a training; waits while somebody times or is about to."""
+def busy_turn() -> Iterator[None]:
+    """Work that would spoil a timing; waits while somebody else times or is about to.
+
+    Within another turn, or within one's own quiet_machine, it changes nothing. Also a decorator: `@busy_turn()`.
+    """
+    if _mine.held:
+        yield
+        return
     with _held("gate", fcntl.LOCK_SH):
         pass
-    with _held("machine", fcntl.LOCK_SH):
+    with _held("machine", fcntl.LOCK_SH), _marked("busy"):
         yield
 
 
 @contextmanager
 def quiet_machine() -> Iterator[None]:
-    """No step of a training runs on this machine within. Not to be nested, nor used within a turn."""
-    with _held("gate", fcntl.LOCK_EX), _held("machine", fcntl.LOCK_EX):
+    """Nobody else takes a turn on this machine within.
+
+    Raises RuntimeError within one's own turn or quiet_machine, for whose end it would wait for ever.
+    """
+    if _mine.held:
+        raise RuntimeError(f"quiet_machine within {_mine.held} waits for itself")
+    with _held("gate", fcntl.LOCK_EX), _held("machine", fcntl.LOCK_EX), _marked("quiet"):
         yield
+
+
+@contextmanager
+def _marked(held: str) -> Iterator[None]:
+    """This thread holds that."""
+    _mine.held = held
+    try:
+        yield
+    finally:
+        _mine.held = ""
 
 
 @contextmanager
@@ -62,4 +92,4 @@ def _take(file: int, how: int) -> None:
         began = time.monotonic()
     fcntl.flock(file, how)
     if time.monotonic() - began > SAY_AFTER:
-        log.info("waited %.0f s for another process that trains or times here", time.monotonic() - began)
+        log.info("waited %.0f s for another process that works or times here", time.monotonic() - began)

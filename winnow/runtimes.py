@@ -10,7 +10,10 @@
     ort          f32, int8    ONNX Runtime on the CPU, the file as it is
     openvino     f32, bf16,   OpenVINO on the CPU, compiled for this batch. The precision is always named: left alone,
                  int8         OpenVINO runs "float32" in bf16 on processors with AMX, and a baseline would not be one
+    openvino-throughput       the same, a stream a thread; a batch is dealt out to them (winnow sweep)
     eager-cuda   f32, bf16    PyTorch on the GPU, the copies to it and back included
+    ort-cuda     f32          ONNX Runtime on the GPU; needs onnxruntime-gpu in place of onnxruntime
+    ort-tensorrt f32          the same through TensorRT, which has to be installed, too
 
 Every runtime gets the same uint8 pixels and normalises inside. Nothing is timed here (winnow/benchmarking.py). Only
 numpy is imported at the top: a process that serves a file by ONNX Runtime or OpenVINO never loads torch.
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,13 +36,18 @@ from winnow.model_file import MODEL, check_exists, damaged, open_session
 if TYPE_CHECKING:
     import torch
 
-Runtime = Literal["eager", "compile", "ort", "openvino", "eager-cuda"]
+Runtime = Literal[
+    "eager", "compile", "ort", "openvino", "openvino-throughput", "eager-cuda", "ort-cuda", "ort-tensorrt"
+]
 Precision = Literal["f32", "bf16", "int8"]
 Layout = Literal["contiguous", "channels_last", "file"]
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """uint8 pixels (N, S, S, 3) -> float32 logits (N, classes)."""
 
 PYTORCH = ("eager", "compile")
+ON_GPU = ("eager-cuda", "ort-cuda", "ort-tensorrt")
+PROVIDERS = {"ort-cuda": "CUDAExecutionProvider", "ort-tensorrt": "TensorrtExecutionProvider"}
+"""ONNX Runtime's own names."""
 COMPILED_GRAPHS = 256
 """torch.compile keeps one graph per model, batch, precision and thread count; beyond its default of 8 it would quietly
 run eager code instead."""
@@ -82,6 +90,26 @@ def _onnxruntime(folder: Path, cell: Cell) -> Predict:
     return predict
 
 
+def _onnxruntime_gpu(folder: Path, cell: Cell) -> Predict:
+    provider = PROVIDERS[cell.runtime]
+    import onnxruntime
+
+    extra = "tensorrt" if cell.runtime == "ort-tensorrt" else "cuda"
+    needs = f"needs an NVIDIA GPU and the extra {extra}, with onnxruntime uninstalled before (docs/compression.md)"
+    if provider not in onnxruntime.get_available_providers():
+        raise NotHere(f"this ONNX Runtime has no {provider}: it {needs}")
+    session = open_session(folder / MODEL, cell.threads, provider)
+    if provider not in session.get_providers():
+        raise NotHere(f"{provider} does not start here: it {needs}")
+    name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
+
+    def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits_NC: NDArray[np.float32] = session.run([output], {name: pixels_NHWC})[0]
+        return logits_NC
+
+    return predict
+
+
 def compiled_openvino(folder: Path, cell: Cell) -> Any:
     """The file compiled for this cell. Raises ArtifactError, MissingExtra."""
     try:
@@ -96,8 +124,9 @@ def compiled_openvino(folder: Path, cell: Cell) -> Any:
     except RuntimeError as error:
         raise damaged(path, error) from error
     model.reshape([cell.batch, *list(model.input(0).partial_shape)[1:]])
+    streams = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": cell.threads}
     settings = {
-        "PERFORMANCE_HINT": "LATENCY",
+        **(streams if cell.runtime == "openvino-throughput" else {"PERFORMANCE_HINT": "LATENCY"}),
         "INFERENCE_NUM_THREADS": cell.threads,
         # What an int8 file leaves in float stays f32 unless the cell says bf16.
         "INFERENCE_PRECISION_HINT": "bf16" if cell.precision == "bf16" else "f32",
@@ -111,6 +140,29 @@ def _openvino(folder: Path, cell: Cell) -> Predict:
     def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         logits_NC: NDArray[np.float32] = request.infer([pixels_NHWC], share_inputs=True)[0]
         return logits_NC
+
+    return predict
+
+
+def _openvino_streams(folder: Path, cell: Cell) -> Predict:
+    """A batch is dealt out in equal parts to a request for each thread, which run side by side."""
+    import openvino
+
+    part = cell.batch // cell.threads
+    compiled = compiled_openvino(folder, replace(cell, batch=part))
+    queue = openvino.AsyncInferQueue(compiled, cell.threads)
+    logits_NC = np.empty((cell.batch, compiled.output(0).shape[1]), np.float32)
+
+    def keep(request: Any, at: int) -> None:
+        logits_NC[at : at + part] = request.get_output_tensor(0).data
+
+    queue.set_callback(keep)
+
+    def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        for at in range(0, cell.batch, part):
+            queue.start_async([pixels_NHWC[at : at + part]], at, share_inputs=True)
+        queue.wait_all()
+        return logits_NC.copy()
 
     return predict
 
@@ -205,7 +257,10 @@ OPENERS: dict[Runtime, Callable[[Path, Cell], Predict]] = {
     "compile": _compiled,
     "ort": _onnxruntime,
     "openvino": _openvino,
+    "openvino-throughput": _openvino_streams,
     "eager-cuda": _cuda,
+    "ort-cuda": _onnxruntime_gpu,
+    "ort-tensorrt": _onnxruntime_gpu,
 }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from winnow.config import ROOT
 from winnow.errors import ArtifactError
-from winnow.runtimes import PYTORCH
+from winnow.runtimes import ON_GPU, PYTORCH
 
 Row = dict[str, Any]
 SHORT = {"ort": "ort", "openvino": "ov"}
@@ -27,7 +27,7 @@ SHORT = {"ort": "ort", "openvino": "ov"}
 
 def fastest(rows: list[Row], keep: Callable[[Row], bool]) -> Row | None:
     """The CPU row with the smallest p50 among those that `keep` wants."""
-    kept = [row for row in rows if row["runtime"] != "eager-cuda" and keep(row)]
+    kept = [row for row in rows if row["runtime"] not in ON_GPU and keep(row)]
     return min(kept, key=lambda row: float(row["p50_ms"])) if kept else None
 
 

@@ -31,7 +31,7 @@ from winnow.data.batches import Batches
 from winnow.errors import ArtifactError, TrainingError
 from winnow.machine import has_fast_bf16
 from winnow.progress import duration
-from winnow.quiet import training_turn
+from winnow.quiet import busy_turn
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def fit(
         torch.manual_seed((plan.seed << 32) + state.step)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(state.step, plan)
-        with training_turn():
+        with busy_turn():
             images_BCHW, labels_B = (part.to(where, non_blocking=True) for part in batches.at(state.step))
             with torch.autocast(where.type, dtype=torch.bfloat16, enabled=autocast):
                 value = loss(model, images_BCHW, labels_B)

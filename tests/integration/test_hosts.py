@@ -25,7 +25,7 @@ def test_gates_go_by_the_machine_that_will_serve(project: Project, tmp_path: Pat
     script = [sys.executable, "-I", str(tmp_path / "taken" / "check_host.py")]
     subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
     told = read_json(tmp_path / "host.json")
-    told["machine"]["cpu"] = "Cortex-A76"
+    told["machine"] |= {"cpu": "Cortex-A76", "flags": ["asimd", "asimddp"]}
     (tmp_path / "host.json").write_text(json.dumps(told))
     taken = project.winnow("check-host", str(tmp_path / "host.json"))
     assert taken.returncode == 0, taken.stderr
@@ -37,6 +37,25 @@ def test_gates_go_by_the_machine_that_will_serve(project: Project, tmp_path: Pat
     record = read_record(root / "artifacts" / "select")
     assert record.details["speeds"]["machine"]["cpu"] == "Cortex-A76"
     assert "on Cortex-A76" in (root / "artifacts" / "report" / "report.html").read_text()
+
+
+def test_for_a_processor_that_saturates_int8_is_made_anew(project: Project, tmp_path: Path) -> None:
+    exported = project.winnow("export", str(tmp_path / "taken"), "--candidates")
+    assert exported.returncode == 0, exported.stderr
+    script = [sys.executable, "-I", str(tmp_path / "taken" / "check_host.py")]
+    subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
+    told = read_json(tmp_path / "host.json")
+    told["machine"] |= {"cpu": "Xeon E5-2690", "flags": ["avx2"]}
+    (tmp_path / "host.json").write_text(json.dumps(told))
+    taken = project.winnow("check-host", str(tmp_path / "host.json"))
+    assert taken.returncode == 0, taken.stderr
+    assert "Xeon E5-2690 has no VNNI" in taken.stdout
+    params = yaml.safe_load((project.root / "params.yaml").read_text())["candidates"]
+    quantized = {name for name, each in params.items() if each["method"] == "quantize"}
+    assert quantized == {name for name, each in params.items() if each.get("overflow_safe")}
+    stale = set(json.loads(project.dvc("status", "--json").stdout))
+    assert {f"candidate@{name}" for name in quantized} <= stale
+    assert "candidate@pruned" not in stale
 
 
 def test_what_is_no_report_changes_nothing(project: Project, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -45,9 +48,9 @@ def searching(project: Project) -> Project:
     return project
 
 
-def begun(project: Project) -> subprocess.Popen[str]:
+def begun(project: Project, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "search"],
+        [sys.executable, "-m", "flows.cli", "search", *options],
         cwd=project.root,
         env=project.environment(),
         stdout=subprocess.PIPE,
@@ -101,6 +104,42 @@ def test_a_search_that_is_killed_loses_no_trial_and_its_choice_joins_the_tree(se
     taken = searching.winnow("search", "--add", "pruned")
     assert taken.returncode == 2
     assert "params.yaml has pruned already" in taken.stderr or "has pruned" in taken.stderr
+
+
+def test_of_two_workers_one_is_killed_and_no_trial_is_lost_or_counted_twice(searching: Project) -> None:
+    home = searching.root / ".winnow" / "search" / "default"
+    process = begun(searching, "--workers", "2")
+    busy = None
+    while busy is None and process.poll() is None:
+        time.sleep(0.2)
+        if len(ended(home)) >= 1:
+            busy = next(at_work(home, psutil.Process(process.pid)), None)
+    assert busy is not None, process.communicate()[0]
+    worker, trial = busy
+    worker.kill()
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    told = read_json(home / "search.json")
+    assert len(told["trials"]) == TRIALS
+    assert {each["state"] for each in told["trials"]} <= {"finished", "given up"}
+    assert len({json.dumps(each["point"], sort_keys=True) for each in told["trials"]}) == TRIALS
+    assert trial in {each["number"] for each in told["trials"]}
+    assert len(ended(home)) == TRIALS
+
+    runs = json.loads(searching.call(sys.executable, "-c", ASK).stdout.splitlines()[-1])
+    (search,) = [run for run in runs if run["kind"] == "search"]
+    trials = [run for run in runs if run["kind"] == "trial"]
+    assert (search["status"], len(trials)) == ("FINISHED", TRIALS)
+
+
+def at_work(home: Path, search: psutil.Process) -> Iterator[tuple[psutil.Process, int]]:
+    """Workers that hold a trial's folder, with its number."""
+    for child in search.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            for file in child.open_files():
+                at = Path(file.path)
+                if at.name == ".lock" and at.parent.parent == home / "trials":
+                    yield child, int(at.parent.name)
 
 
 def test_without_dense_there_is_nothing_to_search_from(fresh: Project) -> None:

@@ -203,6 +203,20 @@ def test_failures_are_closed_and_say_why(places: Places, config: Config) -> None
     assert set(runs) == {parent, failed, left}
 
 
+def test_a_try_whose_end_mlflow_did_not_hear_does_not_stay_open(
+    places: Places, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = tracking.open_execution(places, config, why="first run")
+    lost = tracking.open_step(places, parent, "pretrain", "pretrain")
+    with monkeypatch.context() as gone:
+        gone.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        tracking.fail_step(places, lost, "MLflow does not answer")  # quiet
+    tracking.close_execution(places, parent, ok=True)  # a later try did well
+    client = store.connect(places)
+    assert client.get_run(lost).info.status == "FAILED"
+    assert client.get_run(parent).info.status == "FINISHED"
+
+
 def test_runs_of_a_killed_execution_are_closed_by_the_next(places: Places, config: Config) -> None:
     code = HERE + (
         "parent = tracking.open_execution(places, config, 'all');"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import nn
 
+from winnow.compression.answers import Answers
 from winnow.compression.inputs import Inputs
-from winnow.compression.recovery import distillation, labelled_cross_entropy, recover, softened_kl
+from winnow.compression.recovery import distillation, labelled_cross_entropy, recover, recovery_steps, softened_kl
 from winnow.config import Recovery
 from winnow.data.images import TEST, TRAIN, VALIDATION
 from winnow.data.views import normalise, to_float
@@ -127,6 +129,23 @@ def test_gradient_does_not_reach_the_teacher() -> None:
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
     assert state(teacher) == before
+
+
+def test_kept_answers_train_the_same_network_to_the_bit(
+    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, asked = [], []
+    ask = Answers._ask
+    monkeypatch.setattr(Answers, "_ask", lambda self, views: asked.append(1) or ask(self, views))
+    for place, answers in (("a", None), ("b", tmp_path / "answers"), ("c", tmp_path / "answers")):
+        model = small()
+        recover(model, settings(), dataclasses.replace(tiny_inputs, scratch=tmp_path / place, answers=answers))
+        results.append(state(model))
+        if place == "b":
+            steps = recovery_steps(settings(), tiny_inputs)
+            assert len(asked) == steps
+    assert results[0] == results[1] == results[2]
+    assert len(asked) == steps  # the third asked nothing
 
 
 def test_recovery_repeats_and_the_seed_decides(tiny_inputs: Inputs) -> None:

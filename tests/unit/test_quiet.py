@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from winnow.quiet import FOLDER, quiet_machine, training_turn
+from winnow.quiet import FOLDER, busy_turn, quiet_machine
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -21,7 +21,7 @@ def train(steps: Path, stop: Event) -> None:
     """Writes when each step began and ended."""
     with steps.open("a") as file:
         while not stop.is_set():
-            with training_turn():
+            with busy_turn():
                 began = time.monotonic()
                 time.sleep(0.01)
                 file.write(f"{began} {time.monotonic()}\n")
@@ -54,6 +54,17 @@ def test_who_times_is_alone_and_gets_a_turn(tmp_path: Path) -> None:
     assert len(steps) > 20
 
 
+def test_a_turn_within_a_turn_is_the_same_one() -> None:
+    with busy_turn(), busy_turn():
+        pass
+    with quiet_machine(), busy_turn():  # one's own work does not disturb one
+        pass
+    with busy_turn(), pytest.raises(RuntimeError, match="quiet_machine within busy waits for itself"), quiet_machine():
+        pass
+    with quiet_machine():  # nothing is left over
+        pass
+
+
 def hold(ready: Event) -> None:
     with quiet_machine():
         ready.set()
@@ -67,7 +78,7 @@ def test_a_killed_process_holds_nothing() -> None:
     assert ready.wait(30)
     holder.kill()
     holder.join()
-    with training_turn(), training_turn():
+    with busy_turn(), busy_turn():
         pass
     with quiet_machine():
         pass

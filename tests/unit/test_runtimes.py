@@ -26,6 +26,7 @@ CELLS = {
     "eager, channels last": Cell("dense", "eager", "f32", "channels_last", BATCH, 2),
     "ort": Cell("dense", "ort", "f32", "file", BATCH, 2),
     "openvino": Cell("dense", "openvino", "f32", "file", BATCH, 2),
+    "openvino, streams": Cell("dense", "openvino-throughput", "f32", "file", BATCH, 2),
     "ort, int8": Cell("dense", "ort", "int8", "file", BATCH, 1),  # a file's own precision is not touched
     "openvino, int8": Cell("dense", "openvino", "int8", "file", BATCH, 1),
 }
@@ -119,6 +120,25 @@ def test_without_a_compiler_there_is_no_compiled_code(
 def test_without_a_gpu_there_is_none(served: Path) -> None:
     with pytest.raises(NotHere, match="no CUDA device"):
         open_cell(served, Cell("dense", "eager-cuda", "f32", "channels_last", 1, 1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize(("runtime", "extra"), [("ort-cuda", "cuda"), ("ort-tensorrt", "tensorrt")])
+def test_onnxruntime_on_the_gpu_says_what_it_needs(served: Path, runtime: str, extra: str) -> None:
+    with pytest.raises(NotHere, match=f"needs an NVIDIA GPU and the extra {extra}"):
+        open_cell(served, Cell("dense", runtime, "f32", "file", 1, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("runtime", ["ort-cuda", "ort-tensorrt"])
+def test_onnxruntime_on_the_gpu_gives_the_networks_logits(
+    served: Path, pixels: np.ndarray, expected: np.ndarray, runtime: str
+) -> None:
+    try:
+        predict = open_cell(served, Cell("dense", runtime, "f32", "file", BATCH, 1))  # type: ignore[arg-type]
+    except NotHere as reason:
+        pytest.skip(str(reason))
+    np.testing.assert_allclose(predict(pixels), expected, rtol=0, atol=1e-2 * max(1.0, np.abs(expected).max()))
 
 
 @pytest.mark.gpu

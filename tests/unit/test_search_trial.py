@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.searching import interval
+from flows.searching import front_of
 from tests.conftest import tiny_params
 from winnow.config import Config, check_config
 from winnow.data.images import VALIDATION, load_images
@@ -16,8 +17,18 @@ from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation import load_logits
 from winnow.records import read_record
 from winnow.search.space import Point
-from winnow.search.study import Trial
-from winnow.search.trial import Earlier, GivenUp, Meter, Workplace, attempt, describe_cost, points_lost, tree_of
+from winnow.search.study import Progress, Trial
+from winnow.search.trial import (
+    Earlier,
+    GivenUp,
+    Meter,
+    Workplace,
+    attempt,
+    describe_cost,
+    points_lost,
+    run_point,
+    tree_of,
+)
 from winnow.steps.compress import Folders
 
 
@@ -68,6 +79,14 @@ def test_who_is_behind_at_a_first_look_is_given_up(place: Workplace, meter: Mete
         assert look.drop < 500
 
 
+def test_another_machines_figures_are_refused(place: Workplace) -> None:
+    elsewhere = dataclasses.replace(place, machine="another processor, 4 threads")
+    result = run_point(elsewhere, 0, Point("student", 0.25, "none"), [], 1.0)
+    assert (result.state, result.look) == ("impossible", None)
+    assert "costs are measured on another processor, 4 threads; this is" in result.why
+    assert not (place.trials / "0000").exists()
+
+
 def test_points_are_lost_against_the_better_reference(place: Workplace, tiny_dense: Path, tiny_data: Path) -> None:
     images = load_images(tiny_data)
     assert points_lost(tiny_dense, place, images) == 0
@@ -112,11 +131,13 @@ def test_pixels_are_those_of_the_batch(tiny_dense: Path) -> None:
 def test_the_interval_is_of_the_whole_look(place: Workplace, meter: Meter, tiny_data: Path) -> None:
     look, _ = attempt(place, 5, Point("student", 0.25, "none"), [], meter)
     trial = Trial(9, 5, Point("student", 0.25, "none"), "finished", look, "", 1.0)  # taken up in the folder of another
-    whole = interval(trial, place)
-    assert whole.low <= whole.points <= whole.high
-    assert whole.points == pytest.approx(points_lost(tree_of(place, 5, 4) / "found", place, load_images(tiny_data)))
+    found = Progress([trial], 1.0, 2 * look.cost)
+    (row,) = front_of(found, place)
+    assert row.to_dense.low <= row.to_dense.points <= row.to_dense.high
+    assert (row.times_dense, row.marks) == (2.0, ("chosen",) if row.drop.points <= 1 else ())
+    assert row.drop.points == pytest.approx(points_lost(tree_of(place, 5, 4) / "found", place, load_images(tiny_data)))
     shutil.rmtree(tree_of(place, 5, 1))
-    assert interval(trial, place) == whole
+    assert front_of(found, place) == [row]
     shutil.rmtree(tree_of(place, 5, 4))
     with pytest.raises(ArtifactError):
-        interval(trial, place)
+        front_of(found, place)

@@ -32,6 +32,7 @@ from winnow.compression.inputs import Inputs
 from winnow.config.candidates import Importance
 from winnow.errors import ConfigError, MissingExtra
 from winnow.inference import network_input
+from winnow.quiet import busy_turn
 from winnow.training import device
 
 SAMPLES = 256
@@ -62,6 +63,7 @@ class Criterion:
         return made
 
 
+@busy_turn()
 def prepare(model: nn.Module, name: Importance, inputs: Inputs, seed: int) -> Criterion:
     """The criterion, with the gradients that it needs left on the parameters of `model`, which stays in eval mode.
 

@@ -26,3 +26,5 @@ class Inputs:
     """The backbone without a head, as `pretrain` left it."""
     scratch: Path
     """Checkpoints."""
+    answers: Path | None = None
+    """What teachers said, for all candidates (winnow/compression/answers.py); None: nothing is kept."""

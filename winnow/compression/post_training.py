@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from winnow.errors import ConfigError, MissingExtra
 from winnow.export import load_onnx, save_onnx
 from winnow.model_file import INPUT, session_of
+from winnow.quiet import busy_turn
 
 CALIBRATION_BATCH = 1
 Pixels = NDArray[np.uint8]
@@ -38,6 +39,7 @@ class Recipe:
 PLAIN = Recipe()
 
 
+@busy_turn()
 def quantize_statically(source: Path, target: Path, pixels_NHWC: Pixels, recipe: Recipe = PLAIN) -> None:
     """Calibrate on the pixels and write int8; `source` and `target` may be one file.
 
@@ -69,6 +71,7 @@ def _refusals(nncf: Any, source: Path, recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
+@busy_turn()
 def quantize_with_control(
     source: Path,
     target: Path,

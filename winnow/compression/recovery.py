@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from winnow.compression.answers import Answers, is_recalled
 from winnow.compression.hints import HINTS, Hinted
 from winnow.compression.inputs import Inputs
 from winnow.config import Recovery
@@ -24,6 +25,7 @@ from winnow.data.images import TRAIN
 from winnow.data.views import augment
 from winnow.models.backbones import load_backbone, load_model
 from winnow.models.heads import feature_dim
+from winnow.records import record_digest
 from winnow.training import NO_HOOKS, Checkpoint, Hooks, Loss, Plan, Row, device, drain, fit
 
 
@@ -39,13 +41,22 @@ def recover(
     chosen = images.indices(TRAIN) if settings.images == "all" else inputs.budget
     batches = Batches(images.images_NHWC, inputs.labels_N, chosen, settings.batch_size, settings.seed)
     plan = Plan(settings.epochs, recovery_steps(settings, inputs) // settings.epochs, settings.optimiser, settings.seed)
-    teacher = _still(load_model(inputs.dense)[0]) if settings.teacher == "dense" else None
+    teacher = _teacher(settings, inputs)
     guide = _still(load_backbone(inputs.pretrained)) if settings.hint == "pretrained" else teacher
     trained = with_translation(model, settings, guide)
     loss = distillation(settings, teacher, guide)
     curves = drain(fit(trained, batches, loss, plan, Checkpoint(inputs.scratch, name), hooks))
     model.cpu().eval()
     return curves
+
+
+def _teacher(settings: Recovery, inputs: Inputs) -> nn.Module | None:
+    if settings.teacher != "dense":
+        return None
+    network = _still(load_model(inputs.dense)[0])
+    if inputs.answers is None or not is_recalled(settings):
+        return network
+    return Answers(network, inputs.answers, record_digest(inputs.dense))
 
 
 def recovery_steps(settings: Recovery, inputs: Inputs) -> int:

@@ -40,6 +40,8 @@ RUNTIMES = {
     "ort": "ONNX Runtime",
     "openvino": "OpenVINO",
     "eager-cuda": "PyTorch on the GPU",
+    "ort-cuda": "ONNX Runtime on the GPU",
+    "ort-tensorrt": "ONNX Runtime with TensorRT",
 }
 GATES = {
     "drop": "drop",

@@ -95,14 +95,14 @@ def pareto(points: Sequence[Point]) -> bytes:
         measure = "agreement with dense" if any(point.measures_agreement for point in drawn) else "top-1 accuracy"
         axes.set_xlabel("p50 latency of one image on the best runtime, ms (left is better)")
         axes.set_ylabel(f"{measure} on validation, % (up is better)")
-        _plain_ticks(axes)
+        plain_ticks(axes)
         labels = [
             Label(f"{point.name}, {point.size_mb:.2f} MB", a, b, area, point.highlighted)
             for point, a, b, area in zip(drawn, x, y, areas, strict=True)
         ]
         place_labels(axes, labels, front)
 
-    return _render(paint, (7.2, 4.6), "png")
+    return render(paint, (7.2, 4.6), "png")
 
 
 def curves(
@@ -127,7 +127,7 @@ def curves(
             if missing > 0:
                 axes.set_ylim(min(y) - missing / 2, max(y) + missing / 2)
 
-    return _render(paint, (4.4, 3.0))
+    return render(paint, (4.4, 3.0))
 
 
 def arms(top1: Mapping[str, Sequence[float]], probe: float | None) -> bytes:
@@ -147,7 +147,7 @@ def arms(top1: Mapping[str, Sequence[float]], probe: float | None) -> bytes:
         axes.grid(visible=False, axis="x")
         axes.set_ylabel("top-1 on validation, %")
 
-    return _render(paint, (4.4, 3.0))
+    return render(paint, (4.4, 3.0))
 
 
 def factors(rows: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -172,71 +172,10 @@ def factors(rows: Mapping[str, Mapping[str, Any]]) -> bytes:
         axes.grid(visible=False, axis="y")
         axes.margins(0.12, 0.02)
         axes.set_xlabel("times as fast as dense in PyTorch eager f32 (log scale)")
-        _plain_ticks(axes)
+        plain_ticks(axes)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handlelength=1.2)
 
-    return _render(paint, (5.6, 0.9 + 0.46 * len(rows)))
-
-
-def sensitivity(rows: Sequence[Mapping[str, Any]], share: float) -> bytes:
-    """Answers that change where one layer at a time is pruned or rounded to int8, as PNG; the network's order."""
-    kinds = {
-        f"{share:.0%} of its channels pruned": ("pruned_changed_percent", ORANGE, "o"),
-        "rounded to int8": ("int8_changed_percent", BLUE, "s"),
-    }
-
-    def paint(fig: Figure) -> None:
-        axes = fig.subplots()
-        places = np.arange(len(rows))
-        for label, (key, colour, marker) in kinds.items():
-            values = [row[key] for row in rows]
-            known = [at for at, value in enumerate(values) if value is not None]
-            axes.plot([values[at] for at in known], known, marker, color=colour, label=label, markersize=5)
-        axes.set_yticks(places, [str(row["layer"]) for row in rows], fontsize=7)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel("validation images that get another answer, %")
-        axes.set_xlim(left=0)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-
-    return _render(paint, (7.0, 1.2 + 0.17 * len(rows)), "png")
-
-
-@dataclass(frozen=True)
-class SearchPoint:
-    """A finished trial of a search."""
-
-    cost: float
-    drop: float
-    on_front: bool
-    chosen: bool
-
-
-def searched(points: Sequence[SearchPoint], dense_cost: float, allowed: float, cost_label: str) -> bytes:
-    """PNG: points of accuracy lost over cost; the front as a line, the allowance and dense's cost as dashes."""
-
-    def paint(fig: Figure) -> None:
-        axes = fig.subplots()
-        line = sorted((point.cost, point.drop) for point in points if point.on_front)
-        axes.plot(*np.array(line).reshape(-1, 2).T, color=BLUE, linewidth=1.2, zorder=2)
-        for point in points:
-            colour = VERMILLION if point.chosen else BLUE if point.on_front else MUTED
-            face = colour if point.on_front else "none"
-            axes.scatter(point.cost, point.drop, s=42, facecolor=face, edgecolor=colour, linewidth=1.3, zorder=3)
-        axes.axhline(allowed, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.axvline(dense_cost, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        costs = [point.cost for point in points] + [dense_cost]
-        if max(costs) > 4 * min(costs):
-            axes.set_xscale("log")
-            _plain_ticks(axes)
-        axes.annotate(
-            "allowance", (1, allowed), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
-        )
-        axes.annotate("dense", (dense_cost, 1), xycoords=("data", "axes fraction"), ha="right", va="top", fontsize=8)
-        axes.margins(0.08, 0.08)
-        axes.set_xlabel(cost_label)
-        axes.set_ylabel("points of top-1 lost (down is better)")
-
-    return _render(paint, (7.2, 4.4), "png")
+    return render(paint, (5.6, 0.9 + 0.46 * len(rows)))
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> bytes:
@@ -261,7 +200,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: st
                 text = f"{share * 100:.0f}" if share >= 0.005 else ""
                 axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
 
-    return _render(paint, (4.4, 4.2))
+    return render(paint, (4.4, 4.2))
 
 
 def reliability(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
@@ -282,10 +221,10 @@ def reliability(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
             if handle is not None:
                 handle.set_alpha(1)
 
-    return _render(paint, (4.4, 3.8))
+    return render(paint, (4.4, 3.8))
 
 
-def _plain_ticks(axes: Axes) -> None:
+def plain_ticks(axes: Axes) -> None:
     """0.5, 1, 2 instead of powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -295,7 +234,7 @@ def _plain_ticks(axes: Axes) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _render(paint: Callable[[Figure], None], inches: tuple[float, float], kind: Literal["png", "svg"] = "svg") -> bytes:
+def render(paint: Callable[[Figure], None], inches: tuple[float, float], kind: Literal["png", "svg"] = "svg") -> bytes:
     """A fresh figure, our style, bytes that depend on nothing else. Raises MissingExtra without matplotlib."""
     try:
         import matplotlib

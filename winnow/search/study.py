@@ -104,7 +104,7 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
     Raises ConfigError where `storage` holds a search of other settings or other data, or where nothing can be made.
     """
     optuna, runner = _library(), runner or InTurn()
-    study = _open(optuna, storage, place)
+    study = _open(optuna, storage, place, runner.slots)
     dense_cost = float(study.user_attrs["dense_cost"])
     _take_up(optuna, study)
     under_way: dict[int, Any] = {}
@@ -157,13 +157,17 @@ def _stands(optuna: Any, trial: Any) -> bool:
     return "state" in trial.user_attrs or trial.state == optuna.trial.TrialState.RUNNING
 
 
-def told(trial: Trial, settings: Any) -> str:
-    """One line for people."""
-    point = trial.point
+def what_of(point: Point) -> str:
+    """A point in words."""
     what = f"{point.structure} to {point.macs:.0%} of the multiply-adds"
     what += f", hint {point.hint}" if point.hint != "none" else ""
     what += f", {point.importance}" if point.structure == "prune" and point.importance != "magnitude" else ""
-    what += ", int8" if point.int8 else ""
+    return what + (", int8" if point.int8 else "")
+
+
+def told(trial: Trial, settings: Any) -> str:
+    """One line for people."""
+    what = what_of(trial.point)
     if trial.look is None:
         return f"{what}: {trial.state} ({trial.why})"
     return f"{what}: {trial.look.drop:.1f} points lost, {describe_cost(settings, trial.look.cost)}, {trial.state}"
@@ -178,19 +182,20 @@ def _library() -> Any:
     return optuna
 
 
-def _open(optuna: Any, storage: Path, place: Workplace) -> Any:
+def _open(optuna: Any, storage: Path, place: Workplace, slots: int) -> Any:
     storage.parent.mkdir(parents=True, exist_ok=True)
     settings = place.config.search
     study = optuna.create_study(
         study_name=NAME,
         storage=f"sqlite:///{storage}",
-        sampler=optuna.samplers.TPESampler(seed=settings.seed, n_startup_trials=8),
+        # Constant liar: of several trials at once no two look for the same thing.
+        sampler=optuna.samplers.TPESampler(seed=settings.seed, n_startup_trials=8, constant_liar=slots > 1),
         directions=["minimize", "minimize"],
         load_if_exists=True,
     )
     asked = settings.model_dump(mode="json", exclude={"minutes", "trials", "max_drop_points"})
     dense = place.folders.candidates / ROOT
-    asked |= {"data": record_digest(place.folders.data), "dense": record_digest(dense)}
+    asked |= {"machine": place.machine, "data": record_digest(place.folders.data), "dense": record_digest(dense)}
     before = study.user_attrs.get("asked")
     if before is None:
         study.set_user_attr("dense_cost", meter_of(place).cost(dense, "f32"))

@@ -9,11 +9,13 @@ start, so that a clock that drifts moves no trial against another.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from winnow.intervals import Drop
 from winnow.machine import cores
 from winnow.model_file import MODEL
 from winnow.quiet import quiet_machine
-from winnow.records import RECORD, read_record
+from winnow.records import RECORD, read_record, this_machine
 from winnow.runtimes import Cell, Precision, Predict, open_cell
 from winnow.search.space import Point, chain
 from winnow.steps.compress import Folders, compress
@@ -46,6 +48,12 @@ VISITS, CALLS_SINGLE, CALLS_LARGE = 5, 40, 3
 ENERGY_CALLS = 200
 
 
+def machine_here() -> str:
+    """What has to be the same for two costs to be compared."""
+    here = this_machine()
+    return f"{here.cpu}, {here.threads} threads, {' '.join(here.flags)}"
+
+
 @dataclass(frozen=True)
 class Workplace:
     """What all trials share."""
@@ -55,6 +63,8 @@ class Workplace:
     """data and pretrain of the project; candidates: the project's, for dense and dense-kd."""
     trials: Path
     """A folder for each trial is made here."""
+    machine: str = field(default_factory=machine_here)
+    """Where costs are measured; the figures of another one are refused."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +109,30 @@ class GivenUp(Exception):
 
 def run_point(place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense_cost: float) -> Result:
     """Make and measure the point's chain, in this process; `dense_cost`: what dense costs in this search."""
+    if (here := machine_here()) != place.machine:
+        return Result("impossible", f"costs are measured on {place.machine}; this is {here}", None, None, 0.0)
     began = time.monotonic()
     state, why = "finished", ""
     look: Look | None = None
     first: Look | None = None
     try:
-        look, first = attempt(place, number, point, earlier, meter_of(place, dense_cost))
+        with _alone(place.trials / f"{number:04d}"):
+            look, first = attempt(place, number, point, earlier, meter_of(place, dense_cost))
     except GivenUp as end:
         look = first = end.look
         state, why = "given up", str(end)
     except (ConfigError, ArtifactError, TrainingError) as error:
         state, why = "impossible", str(error)
     return Result(state, why, look, first, time.monotonic() - began)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time works at a trial: a worker that was given up for dead may still be at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        yield
 
 
 def attempt(
@@ -149,7 +171,8 @@ def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter
     config = check_config(raw | {"candidates": made})
     for name in made:
         if not (tree / name).exists():  # made before a stop
-            folders = Folders(place.folders.data, place.folders.pretrain, tree, home / "scratch" / name)
+            scratch, answers = home / "scratch" / name, place.folders.answers
+            folders = Folders(place.folders.data, place.folders.pretrain, tree, scratch, answers)
             compress(config, name, folders, tree / name)
     shutil.rmtree(home / "scratch", ignore_errors=True)
     names = tuple(made)
@@ -161,9 +184,14 @@ def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter
 
 def points_lost(candidate: Path, place: Workplace, images: ImageSet) -> float:
     """Top-1 below the better of dense and, where it is there, dense-kd; without labels the answers that change, %."""
+    return lost(reference_logits(place, images), candidate, images).points
+
+
+def reference_logits(place: Workplace, images: ImageSet) -> NDArray[np.float32]:
+    """Of the better of dense and, where it is there, dense-kd."""
     references = {ROOT: place.folders.candidates / ROOT, CONTROL: place.folders.candidates / CONTROL}
     known = {name: load_logits(at, images) for name, at in references.items() if (at / RECORD).is_file()}
-    return lost(known[better_reference(right_answers(known, images))], candidate, images).points
+    return known[better_reference(right_answers(known, images))]
 
 
 def lost(reference_VC: NDArray[np.float32], candidate: Path, images: ImageSet) -> Drop:

@@ -30,6 +30,8 @@ class Folders:
     candidates: Path
     scratch: Path
     """Checkpoints of this candidate with these settings alone: training goes on from what lies there."""
+    answers: Path | None = None
+    """What teachers said, shared by all candidates (winnow/compression/answers.py); None: nothing is kept."""
 
 
 def compress(config: Config, name: str, folders: Folders, out: Path) -> StepRecord:
@@ -41,7 +43,7 @@ def compress(config: Config, name: str, folders: Folders, out: Path) -> StepReco
     images = load_images(folders.data)
     budget = label_budget(images, config.data.label_budget, config.finetune.seeds[0])
     labels_N = visible_labels(images, budget)
-    inputs = Inputs(images, budget, labels_N, parent, dense, folders.pretrain, folders.scratch)
+    inputs = Inputs(images, budget, labels_N, parent, dense, folders.pretrain, folders.scratch, folders.answers)
     lineage = [*read_record(parent).details["lineage"], name]
     log.info("%s: %s from %s", name, settings.method, settings.parent)
     with publish(out) as folder:

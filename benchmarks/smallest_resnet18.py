@@ -1,0 +1,231 @@
+"""ResNet-18 on all of CIFAR-10: how small and how fast, and what each step costs in accuracy.
+
+    python -m benchmarks.smallest_resnet18 IMAGES [--only NAME,NAME]
+
+IMAGES holds train/ and test/ of class folders. Dense, then a half, a quarter and an eighth of its multiply-adds by
+pruning, int8 of each by the ladder (which trains under rounding only where everything else fails), a student (resnet8),
+and controls: dense trained on as long, without a teacher, channels drawn at random. At an eighth, what else was tried:
+cutting in four rounds, sparse learning first, twice the recovery, hints, and a cut aimed at a latency. Everything is
+chosen on validation; the test split is read once, for dense and for the fastest file within the allowance. --only makes
+some candidates, which take hours together; --made makes the table of those that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.chain import Chain, configure, leave, markdown
+from winnow.config import in_order
+from winnow.data.images import TEST, VALIDATION, load_images
+from winnow.evaluation import load_logits
+from winnow.inference import predict_file
+from winnow.intervals import paired_drop
+from winnow.model_file import MODEL
+from winnow.records import RECORD, StepRecord, read_record
+from winnow.steps.compress import Folders, compress
+
+NAME = "smallest_resnet18"
+ALLOWED_POINTS = 0.5
+RECOVERY: dict[str, Any] = {
+    "epochs": 12,
+    "batch_size": 128,
+    "optimiser": {"learning_rate": 0.05},
+    "teacher": "dense",
+    "temperature": 4.0,
+    "teacher_weight": 0.9,
+    "images": "all",
+    "augmentation": {"crop_scale_min": 0.6},
+}
+SHORT = {**RECOVERY, "epochs": 3, "optimiser": {"learning_rate": 0.01}}
+"""Under rounding, where the ladder comes to that."""
+
+
+def pruned(macs_left: float, recovery: dict[str, Any] = RECOVERY, **more: Any) -> dict[str, Any]:
+    """From dense to a share of its multiply-adds."""
+    removed = {"macs": round(1 - macs_left, 4)}
+    return {"from": "dense", "method": "prune", "remove": removed, "max_channels": 0.95, "recovery": recovery} | more
+
+
+def int8(parent: str) -> dict[str, Any]:
+    """The ladder: as far up as the allowance needs."""
+    return {
+        "from": parent,
+        "method": "quantize",
+        "scheme": "ladder",
+        "max_drop_points": ALLOWED_POINTS / 2,
+        "recovery": SHORT,
+    }
+
+
+FLOAT: dict[str, Any] = {
+    "eighth": pruned(1 / 8),
+    "quarter": pruned(1 / 4),
+    "half": pruned(1 / 2),
+    "eighth-rounds": pruned(1 / 8, rounds=4, round_epochs=2),
+    "eighth-random": pruned(1 / 8, importance="random"),
+    "eighth-sparse-first": pruned(1 / 8, sparse_learning={"epochs": 4, "strength": 5.0e-4}),
+    "eighth-hinted": pruned(1 / 8, {**RECOVERY, "hint": "features"}),
+    "eighth-longer": pruned(1 / 8, {**RECOVERY, "epochs": 24}),
+    "eighth-alone": pruned(1 / 8, {**RECOVERY, "teacher": "none", "images": "labelled"}),
+    "by-latency": pruned(1 / 8)
+    | {"remove": {"latency": {"share": 0.2, "runtime": "openvino", "precision": "int8", "batch": 1}}}
+    | {"round_to": "measured"},
+    "student": {"from": "dense", "method": "distill", "student": "resnet8", "recovery": RECOVERY},
+    "student-alone": {
+        "from": "dense",
+        "method": "distill",
+        "student": "resnet8",
+        "recovery": {**RECOVERY, "teacher": "none", "images": "labelled"},
+    },
+    "dense-kd": {"from": "dense", "method": "distill", "student": "same", "recovery": RECOVERY},
+}
+IN_INT8 = ("dense", "half", "quarter", "eighth", "student")
+TREE = FLOAT | {f"{name}-int8": int8(name) for name in IN_INT8}
+
+
+def changes(images: Path) -> dict[str, Any]:
+    """Keys that differ from params.yaml."""
+    return {
+        "data.source": "folder",
+        "data.path": str(images),
+        "data.labels_per_class": "all",
+        "pretrain": {"method": "none", "backbone": "resnet18", "seed": 0},
+        "finetune.seeds": [0],
+        "finetune.epochs": 15,
+        "finetune.learning_rates": [0.1],
+        "finetune.augmentation": {"crop_scale_min": 0.6},
+        "finetune.cross_validation": "never",
+        "benchmark.grid": "full",
+    }
+
+
+class Answers:
+    """Which validation images each file gets right."""
+
+    def __init__(self, chain: Chain, names: list[str]) -> None:
+        self.images = load_images(chain.data())
+        self.labels_N = self.images.labels_N
+        validation = self.labels_N[self.images.indices(VALIDATION)]
+        self.right: dict[str, NDArray[np.bool_]] = {
+            name: load_logits(chain.candidates / name, self.images).argmax(1) == validation for name in names
+        }
+        there = [name for name in ("dense", "dense-kd") if name in self.right]
+        self.reference = max(there, key=lambda name: self.right[name].mean())
+
+    def test_right(self, folder: Path) -> NDArray[np.bool_]:
+        """The same on the test split, of one file."""
+        indices = self.images.indices(TEST)
+        logits_NC = predict_file(folder / MODEL, self.images.images_NHWC, indices)
+        return logits_NC.argmax(1) == self.labels_N[indices]
+
+
+def best(rows: list[dict[str, Any]], name: str, batch: int) -> dict[str, Any] | None:
+    """The fastest row of the file."""
+    own = [row for row in rows if (row["candidate"], row["batch"], row["layout"]) == (name, batch, "file")]
+    return min(own, key=lambda row: float(row["p50_ms"]), default=None)
+
+
+def row_of(chain: Chain, timed: StepRecord, name: str, answers: Answers) -> dict[str, str]:
+    """One file: size, accuracy, speed, where the speed came from."""
+    record, dense = (read_record(chain.candidates / each) for each in (name, "dense"))
+    drop = paired_drop(answers.right[answers.reference], answers.right[name])
+    figures, large = timed.details["candidates"][name], chain.config.benchmark.large_batch
+    row = {
+        "file": name,
+        "top-1 %": f"{answers.right[name].mean() * 100:.2f}",
+        f"points below {answers.reference}": f"{drop.points:.2f} ({drop.low:.2f} to {drop.high:.2f})",
+        "MACs": f"1/{dense.metrics['compute/macs'] / record.metrics['compute/macs']:.1f}",
+        "bytes": f"1/{dense.metrics['size/mb'] / record.metrics['size/mb']:.1f}",
+    }
+    for batch in (1, large):
+        fastest = best(timed.details["rows"], name, batch)
+        speeds = [figures.get(f"speedup/{kind}_b{batch}") for kind in ("eager", "pytorch", "float")]
+        row[f"fastest, batch {batch}"] = (
+            "not timed"
+            if fastest is None
+            else f"{fastest['runtime']} {fastest['precision']}, {fastest['p50_ms']:.2f} ms, "
+            f"{fastest['images_per_s']:,.0f}/s"
+        )
+        row[f"x eager / PyTorch / float, batch {batch}"] = " / ".join(
+            "-" if value is None else f"{value:.1f}" for value in speeds
+        )
+    causes = timed.details["attribution"].get(name, {}).get("throughput")
+    row[f"runtime x structure x precision, batch {large}"] = (
+        " x ".join(f"{causes[factor]:.2f}" for factor in ("runtime", "structure", "precision")) if causes else "-"
+    )
+    return row
+
+
+def make(chain: Chain, names: list[str]) -> None:
+    """The candidates, each once, in the order of the tree."""
+    chain.dense()
+    for name in in_order(dict(chain.config.candidates)):
+        if name in names and not (chain.candidates / name / RECORD).is_file():
+            scratch, answers = chain.scratch / name, chain.folder / "answers"
+            folders = Folders(chain.data(), chain.pretrained(), chain.candidates, scratch, answers)
+            compress(chain.config, name, folders, chain.candidates / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=Path, help="holds train/ and test/ of class folders")
+    parser.add_argument("--only", default=",".join(TREE), help="candidates to make; default: all")
+    parser.add_argument("--made", action="store_true", help="make nothing more: the table of what is there")
+    given = parser.parse_args()
+    names = [] if given.made else given.only.split(",")
+    chain = Chain(NAME, configure(changes(given.images.resolve()), TREE))
+    make(chain, names)
+    there = ["dense", *(name for name in TREE if (chain.candidates / name / RECORD).is_file())]
+    timed = read_record(chain.benchmark_of(there[1:]))
+    answers = Answers(chain, there)
+    rows = [row_of(chain, timed, name, answers) for name in there]
+    within = [
+        name
+        for name in there
+        if paired_drop(answers.right[answers.reference], answers.right[name]).points <= ALLOWED_POINTS
+    ]
+    cost = {name: best(timed.details["rows"], name, 1) for name in within}
+    winner = min((name for name in within if cost[name]), key=lambda name: cost[name]["p50_ms"])  # type: ignore[index]
+    tested = {name: answers.test_right(chain.candidates / name) for name in {"dense": 0, winner: 0}}
+    lost = paired_drop(tested["dense"], tested[winner])
+    told = (
+        f"On the {len(tested['dense']):,} test images, read once: dense {tested['dense'].mean() * 100:.2f} %, {winner} "
+        f"{tested[winner].mean() * 100:.2f} %, {lost.points:.2f} points less (95 % interval {lost.low:.2f} to "
+        f"{lost.high:.2f})."
+    )
+    records = {name: read_record(chain.candidates / name) for name in there}
+    climbed = [
+        f"- {name}: " + "; ".join(map(_rung, record.details["rungs"]))
+        for name, record in records.items()
+        if "rungs" in record.details
+    ]
+    conditions = (
+        f"CIFAR-10 (JPEG), all labels, one seed; dense trained for {chain.config.finetune.epochs} epochs from random "
+        f"weights, every recovery {RECOVERY['epochs']} epochs unless its name says otherwise. Points lost on "
+        f"{len(answers.right['dense']):,} validation images against {answers.reference}, the better of dense and "
+        "dense-kd where that was made, paired, 95 % intervals."
+    )
+    rungs = "What int8 lost against its float parent, rung by rung:\n\n" + "\n".join(climbed)
+    table = f"{markdown(rows)}\n\n{told}\n\n{rungs}"
+    figures = {
+        "rows": timed.details["rows"],
+        "attribution": timed.details["attribution"],
+        "test": {name: float(right.mean()) for name, right in tested.items()},
+        "records": {name: record.metrics for name, record in records.items()},
+        "config": chain.config.model_dump(mode="json"),
+    }
+    leave(NAME, conditions, figures, table, timed.machine)
+
+
+def _rung(rung: dict[str, Any]) -> str:
+    lost = f"{rung['points_lost']:.2f}" if "points_lost" in rung else "impossible"
+    return f"{rung['rung']} {lost}"
+
+
+if __name__ == "__main__":
+    main()

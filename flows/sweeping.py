@@ -1,0 +1,90 @@
+"""`winnow sweep`: batch, threads and runtime of one file, all measured: a table, a CSV and a picture."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tasks import checkout
+from tasks.settings import Places
+from winnow.benchmarking import Outcome, Row
+from winnow.config import Config
+from winnow.data.images import load_images
+from winnow.errors import ConfigError
+from winnow.model_file import MODEL
+from winnow.records import read_record
+from winnow.sweep import BATCHES, fastest_of, sweep
+
+COLUMNS = ("runtime", "precision", "batch", "threads", "p50_ms", "p95_ms", "images_per_s", "spread", "samples")
+console = Console(highlight=False, soft_wrap=True)
+
+
+def show(places: Places, config: Config, name: str, batches: tuple[int, ...]) -> int:
+    """Time candidate `name` ("" for the winner), print and keep what came of it."""
+    with checkout.run_alone(places):
+        name = name or _winner(places)
+        folder = places.artifacts / "candidates" / name
+        if not (folder / MODEL).is_file():
+            raise ConfigError(f"{name}: there is no {MODEL} in {folder}; run winnow run first, and name a candidate")
+        precision = read_record(folder).details["precision"]
+        images = load_images(places.artifacts / "data")
+        outcome = sweep(name, folder, precision, images, batches or BATCHES, config.benchmark)
+    out = places.hidden / "sweep" / name
+    _leave(out, outcome.rows, name)
+    _print(outcome, name)
+    console.print(f"In {out.relative_to(places.root)}: sweep.csv, sweep.png")
+    return 0
+
+
+def _winner(places: Places) -> str:
+    verdict = places.artifacts / "select"
+    winner = read_record(verdict).details.get("winner") if (verdict / "record.json").is_file() else None
+    if not winner:
+        raise ConfigError("no candidate has won; name one: winnow sweep NAME")
+    return str(winner)
+
+
+def _leave(out: Path, rows: list[Row], name: str) -> None:
+    """sweep.csv and sweep.png."""
+    from winnow.reporting.explored import swept
+
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "sweep.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    (out / "sweep.png").write_bytes(swept(rows, name))
+
+
+def _print(outcome: Outcome, name: str) -> None:
+    """Images a second by batch, a line for each runtime, precision and number of threads."""
+    rows = outcome.rows
+    batches = sorted({row["batch"] for row in rows})
+    console.print(f"{name}, images/s by batch:")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("runtime", "precision", "threads"):
+        table.add_column(heading)
+    for batch in batches:
+        table.add_column(str(batch), justify="right")
+    for kind in dict.fromkeys((row["runtime"], row["precision"], row["threads"]) for row in rows):
+        own = {row["batch"]: row for row in rows if (row["runtime"], row["precision"], row["threads"]) == kind}
+        rates = [f"{own[batch]['images_per_s']:,.0f}" if batch in own else "" for batch in batches]
+        table.add_row(*map(str, kind), *rates)
+    console.print(table)
+    for what, key in (("Shortest call", "latency"), ("Most images", "throughput")):
+        if (row := fastest_of(rows, key)) is not None:
+            console.print(f"{what}: {_told(row)}")
+    for refused in outcome.refused:
+        where = f"{refused['runtime']} {refused['precision']}, batch {refused['batch']}"
+        console.print(f"Not timed: {where}: answers agree with the file's own on {refused['agreement']:.1%}")
+    for absent in outcome.absent:
+        console.print(f"Not here: {absent['runtime']} {absent['precision']}: {absent['reason']}")
+
+
+def _told(row: dict[str, Any]) -> str:
+    rate = f"{row['p50_ms']:.3g} ms, {row['images_per_s']:,.0f} images/s"
+    return f"{row['runtime']} {row['precision']}, batch {row['batch']}, {row['threads']} threads: {rate}"

@@ -1,0 +1,86 @@
+"""The page of a search: its front as a picture and a table, what was chosen, and under which conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from winnow.intervals import Drop
+from winnow.reporting.html import (
+    Row,
+    bullets,
+    document,
+    figure,
+    number,
+    paragraph,
+    percent,
+    section,
+    signed,
+    table,
+    tag,
+)
+
+PICTURE = "Points of accuracy lost over cost, a mark for each finished trial, the front as a line"
+FRONT = (
+    "The front: nobody is cheaper and better at once. Points are lost against the better of dense and dense-kd on the "
+    "validation split; the interval is paired, 95 %, against dense alone. Chosen among many on the same images, they "
+    "flatter a little."
+)
+HEADINGS = ("trial", "what", "of the MACs", "points lost", "against dense", "cost", "× dense", "")
+
+
+@dataclass(frozen=True)
+class OnFront:
+    """A trial that nobody beats."""
+
+    number: int
+    what: str
+    macs: float
+    """Share of dense's multiply-adds that was asked for."""
+    drop: Drop
+    """Against the better of dense and dense-kd."""
+    to_dense: Drop
+    cost: float
+    cost_told: str
+    times_dense: float
+    marks: tuple[str, ...]
+    """chosen, knee."""
+
+    @property
+    def chosen(self) -> bool:
+        """Whether it is the cheapest within the allowance."""
+        return "chosen" in self.marks
+
+
+def span(drop: Drop) -> str:
+    """-0.4 to 1.2"""
+    return f"{signed(drop.low)} to {signed(drop.high)}"
+
+
+def page(name: str, verdict: str, rows: Sequence[OnFront], picture: bytes, conditions: Sequence[str]) -> str:
+    """One HTML file that asks the network for nothing."""
+    cells = [
+        Row(
+            (
+                str(row.number),
+                row.what,
+                percent(row.macs, 0),
+                signed(row.drop.points),
+                span(row.to_dense),
+                row.cost_told,
+                number(row.times_dense, 2),
+                ", ".join(row.marks),
+            ),
+            css="marked" if row.chosen else "",
+        )
+        for row in rows
+    ]
+    return document(
+        f"Search {name}",
+        paragraph("winnow search", css="above"),
+        tag("h1", f"Search {name}"),
+        paragraph(verdict, css="lead"),
+        figure(picture, PICTURE, "Marks with a bar are on the front; bars are 95 % intervals.", css="wide"),
+        section("front", "The front", table(HEADINGS, cells, caption=FRONT, left=2)),
+        section("conditions", "Conditions", bullets(conditions)),
+    )
