@@ -108,7 +108,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 def _counts(text: str) -> tuple[int, ...]:
     """1,8,64"""
-    counts = tuple(int(part) for part in text.split(","))
+    counts = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
     if min(counts) < 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of counts, as 1,8,64 is")
     return counts
