@@ -109,7 +109,6 @@ def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
             OnFront(
                 each.number,
                 what_of(trial.point),
-                trial.point.macs,
                 lost(better, made, images),
                 lost(dense, made, images),
                 each.cost,
@@ -182,10 +181,10 @@ def _conditions(progress: Progress, place: Workplace) -> list[str]:
 
 def _show(rows: list[OnFront], verdict: str) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("trial", "what", "of the MACs", "points lost", "cost", "x dense", ""):
+    for heading in ("trial", "what", "points lost", "cost", "x dense", ""):
         table.add_column(heading)
     for row in rows:
-        cells = (f"{row.macs:.0%}", f"{row.drop.points:.1f}", row.cost_told, f"{row.times_dense:.2f}")
+        cells = (f"{row.drop.points:.1f}", row.cost_told, f"{row.times_dense:.2f}")
         table.add_row(str(row.number), row.what, *cells, ", ".join(row.marks))
     console.print(table)
     console.print(verdict)

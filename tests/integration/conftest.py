@@ -6,6 +6,7 @@ sets is handed on: what is tested is what a newcomer gets.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 from tasks.settings import OWNER, defaults
@@ -140,10 +142,20 @@ def run_params() -> dict:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, subprocess.CompletedProcess[str]]]:
-    """A project after its first `winnow run`, and what that printed. Not to be changed: copy it first."""
-    folder = tmp_path_factory.mktemp("project")
-    project = make_project(folder / "checkout", folder / "home")
-    yield project, project.winnow("run")
+    """A project after its first `winnow run`, and what that printed. Not to be changed: copy it first.
+
+    Several workers share one: the first makes it, which takes minutes, and the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    project, kept = Project(folder / "checkout", folder / "home"), folder / "run.json"
+    with FileLock(f"{folder}.lock"):
+        if not kept.exists():
+            folder.mkdir()
+            make_project(project.root, project.home)
+            result = project.winnow("run")
+            kept.write_text(json.dumps([result.args, result.returncode, result.stdout, result.stderr]))
+    yield project, subprocess.CompletedProcess(*json.loads(kept.read_text()))
     assert list(project.home.iterdir()) == [], "a command of a later test wrote into the home folder"
 
 

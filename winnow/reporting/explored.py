@@ -105,7 +105,9 @@ def searched(points: Sequence[SearchPoint], dense_cost: float, allowed: float, c
         axes.annotate(
             "allowance", (1, allowed), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
         )
-        axes.annotate("dense", (dense_cost, 1), xycoords=("data", "axes fraction"), ha="right", va="top", fontsize=8)
+        axes.annotate(
+            "dense ", (dense_cost, 0.01), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=8
+        )
         axes.margins(0.08, 0.08)
         axes.set_xlabel(cost_label)
         axes.set_ylabel("points of top-1 lost (down is better)")

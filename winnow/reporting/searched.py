@@ -13,7 +13,6 @@ from winnow.reporting.html import (
     figure,
     number,
     paragraph,
-    percent,
     section,
     signed,
     table,
@@ -26,7 +25,7 @@ FRONT = (
     "validation split; the interval is paired, 95 %, against dense alone. Chosen among many on the same images, they "
     "flatter a little."
 )
-HEADINGS = ("trial", "what", "of the MACs", "points lost", "against dense", "cost", "× dense", "")
+HEADINGS = ("trial", "what", "points lost", "against dense", "cost", "× dense", "")
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,6 @@ class OnFront:
 
     number: int
     what: str
-    macs: float
-    """Share of dense's multiply-adds that was asked for."""
     drop: Drop
     """Against the better of dense and dense-kd."""
     to_dense: Drop
@@ -64,7 +61,6 @@ def page(name: str, verdict: str, rows: Sequence[OnFront], picture: bytes, condi
             (
                 str(row.number),
                 row.what,
-                percent(row.macs, 0),
                 signed(row.drop.points),
                 span(row.to_dense),
                 row.cost_told,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from winnow.config import ROOT, NoPretraining
+from winnow.config.search import Structure
 from winnow.errors import ConfigError, MissingExtra
 from winnow.progress import duration
 from winnow.records import record_digest, write_json
@@ -157,9 +158,12 @@ def _stands(optuna: Any, trial: Any) -> bool:
     return "state" in trial.user_attrs or trial.state == optuna.trial.TrialState.RUNNING
 
 
+MADE: dict[Structure, str] = {"prune": "pruned to", "factorize": "factorized to", "student": "student of about"}
+
+
 def what_of(point: Point) -> str:
     """A point in words."""
-    what = f"{point.structure} to {point.macs:.0%} of the multiply-adds"
+    what = f"{MADE[point.structure]} {point.macs:.0%} of the multiply-adds"
     what += f", hint {point.hint}" if point.hint != "none" else ""
     what += f", {point.importance}" if point.structure == "prune" and point.importance != "magnitude" else ""
     return what + (", int8" if point.int8 else "")
