@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from winnow.config.backbones import BACKBONES, HEADLESS
+from winnow.config.backbones import BACKBONES, HEADLESS, OWN
 from winnow.errors import ArtifactError, ConfigError
 from winnow.models.backbones import Architecture, build, load_model, save_model
 from winnow.models.heads import feature_dim, head_path, new_classifier
@@ -16,6 +16,15 @@ def test_resnet8_has_the_stated_size() -> None:
     model = build(Architecture(backbone="resnet8", num_classes=10, image_size=32))
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(0.69e6, rel=0.01)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("resnet20", 0.27e6), ("resnet56", 0.85e6)])
+def test_cifar_resnets_have_the_papers_size(name: str, parameters: float) -> None:
+    # He et al. 2015, table 6.
+    model = build(Architecture(backbone=name, num_classes=10, image_size=32))
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.03)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert model.blocks(model.stem(torch.zeros(1, 3, 32, 32))).shape == (1, 64, 8, 8)
 
 
 def test_resnet18_stem_fits_the_image() -> None:
@@ -52,7 +61,7 @@ def test_seeds_decide_everything() -> None:
 
 def test_the_names_checked_at_load_are_those_of_this_torchvision() -> None:
     installed = set(torchvision.models.list_models(module=torchvision.models)) - set(HEADLESS)
-    assert ("resnet8", *sorted(installed)) == BACKBONES
+    assert (*OWN, *sorted(installed)) == BACKBONES
 
 
 def test_unknown_backbone_names_valid_ones() -> None:

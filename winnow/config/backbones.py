@@ -1,6 +1,6 @@
 """The names of backbones, checked at load. A list and not a question to torchvision: this package imports no torch.
 
-resnet8 is winnow's own, the others are torchvision's classifiers; a test holds the list equal to those installed, less
+`OWN` are winnow's, the others are torchvision's classifiers; a test holds the list equal to those installed, less
 `HEADLESS`.
 """
 
@@ -11,8 +11,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+OWN = ("resnet8", "resnet20", "resnet56")
 BACKBONES = (
-    "resnet8",
+    *OWN,
     "alexnet",
     "convnext_base",
     "convnext_large",
@@ -108,7 +109,7 @@ def is_prunable(name: str) -> bool:
 def unknown_backbone(name: str) -> str:
     """What to say of a name that is not among `BACKBONES`: the nearest that are."""
     near = difflib.get_close_matches(name, BACKBONES, n=4) or ("resnet8", "resnet18")
-    return f"{name!r} is no backbone; valid are resnet8 and torchvision's classifiers, e.g. {', '.join(near)}"
+    return f"{name!r} is no backbone; valid are {', '.join(OWN)} and torchvision's classifiers, e.g. {', '.join(near)}"
 
 
 def _known(name: str) -> str:

@@ -2,6 +2,8 @@
 
 - `resnet8`: for small images on small machines. A stride-2 3x3 stem and three residual blocks of 48, 96 and 192
   channels (0.69 M parameters, 27.6 M multiply-adds at 32x32); `width` scales the channels.
+- `resnet20`, `resnet56`: those of He et al. (2015, section 4.2) for CIFAR-10, 16, 32 and 64 channels, with 1x1
+  convolutions where a block halves the resolution; what papers on pruning compare on.
 - `resnet18` and its siblings at images up to 64 pixels: the 3x3 stem of He et al. (2015, section 4.2, CIFAR), stride
   1, padding 1, no max-pool. Above 64 pixels: torchvision's own stem.
 - any other torchvision classifier by its name.
@@ -13,6 +15,7 @@ JSON and equals the one that was saved to the bit.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from winnow.config.backbones import BACKBONES, unknown_backbone
+from winnow.config.backbones import BACKBONES, OWN, unknown_backbone
 from winnow.errors import ArtifactError, ConfigError, MissingExtra
 from winnow.models.attention import take_heads_apart
 from winnow.models.factors import split
@@ -33,6 +36,7 @@ from winnow.records import read_json, write_json
 
 SMALL_IMAGE = 64
 RESNET8_CHANNELS = (48, 96, 192)
+CIFAR_CHANNELS, CIFAR_BLOCKS = (16, 32, 64), {"resnet20": 3, "resnet56": 9}
 WEIGHTS = "weights.safetensors"
 ARCHITECTURE = "architecture.json"
 
@@ -52,26 +56,22 @@ class Architecture(BaseModel):
     """Layers that were split into two after that, with their rank (winnow/models/factors.py)."""
 
 
-class ResNet8(nn.Module):
-    """Stem, three residual blocks, mean over space, linear head. (B, 3, H, W) -> (B, num_classes)."""
+class SmallResNet(nn.Module):
+    """Stem, stages of residual blocks, mean over space, linear head. (B, 3, H, W) -> (B, num_classes)."""
 
-    def __init__(self, num_classes: int, width: float) -> None:
+    def __init__(self, num_classes: int, stem_stride: int, stages: Sequence[tuple[int, int]]) -> None:
+        """`stages`: (channels, blocks) of each; every stage but the first halves the resolution."""
         super().__init__()
-        channels = [max(8, round(c * width / 8) * 8) for c in RESNET8_CHANNELS]
+        channels = stages[0][0]
         self.stem = nn.Sequential(
-            nn.Conv2d(3, channels[0], 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU()
+            nn.Conv2d(3, channels, 3, stride=stem_stride, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
         )
-        strides = (1, 2, 2)
-        blocks, previous = [], channels[0]
-        for out, stride in zip(channels, strides, strict=True):
-            same = stride == 1 and previous == out
-            shortcut = (
-                None
-                if same
-                else nn.Sequential(nn.Conv2d(previous, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
-            )
-            blocks.append(BasicBlock(previous, out, stride, shortcut))
-            previous = out
+        blocks, previous = [], channels
+        for stage, (out, count) in enumerate(stages):
+            for block in range(count):
+                stride = 2 if stage > 0 and block == 0 else 1
+                blocks.append(BasicBlock(previous, out, stride, _shortcut(previous, out, stride)))
+                previous = out
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(previous, num_classes)
@@ -84,6 +84,18 @@ class ResNet8(nn.Module):
         features_BC = self.pool(self.blocks(self.stem(x_BCHW))).flatten(1)
         logits: torch.Tensor = self.fc(features_BC)
         return logits
+
+
+def _shortcut(previous: int, out: int, stride: int) -> nn.Module | None:
+    if stride == 1 and previous == out:
+        return None
+    return nn.Sequential(nn.Conv2d(previous, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
+
+
+def _small_resnet(name: str, classes: int, width: float) -> nn.Module:
+    if name == "resnet8":
+        return SmallResNet(classes, 2, [(max(8, round(c * width / 8) * 8), 1) for c in RESNET8_CHANNELS])
+    return SmallResNet(classes, 1, [(channels, CIFAR_BLOCKS[name]) for channels in CIFAR_CHANNELS])
 
 
 def build(architecture: Architecture, seed: int = 0) -> nn.Module:
@@ -106,8 +118,8 @@ def build(architecture: Architecture, seed: int = 0) -> nn.Module:
 
 def _fresh(architecture: Architecture) -> nn.Module:
     name, classes = architecture.backbone, architecture.num_classes
-    if name == "resnet8":
-        return ResNet8(classes, architecture.width)
+    if name in OWN:
+        return _small_resnet(name, classes, architecture.width)
     small = architecture.image_size <= SMALL_IMAGE
     sized = {"image_size": architecture.image_size} if name.startswith("vit_") else {}
     quiet = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
