@@ -2,11 +2,12 @@
 
     python -m benchmarks.depgraph_resnet56 IMAGES [--epochs 20]
 
-IMAGES holds train/ and test/ of class folders. Published (Fang et al. 2023, Torch-Pruning's reproduction): dense 93.5 %;
-at 2.6 times fewer 93.6 % with 100 epochs of sparse learning and 100 of fine-tuning, 93.4 % without sparse learning;
-the best epoch on the test set, one run. Ours: a tenth of the training images apart, on which everything is chosen; last epoch;
-the test split read once for each file. With as many epochs as two cores allow (--epochs; recovery and sparse learning
-half of them) the level is lower, and what can be compared is what pruning loses against a parent trained on as long.
+IMAGES holds train/ and test/ of class folders. Published (Fang et al. 2023, Torch-Pruning's reproduction): dense 93.5
+%, and at 2.6 times fewer 93.6 % with 100 epochs of sparse learning and 100 of fine-tuning, 93.4 % without the former;
+the best epoch on the test set, one run. Ours: a tenth of the training images apart, on which everything is chosen;
+last epoch; the test split read once for each file. With as many epochs as two cores allow (--epochs; recovery and
+sparse learning half of them) the level is lower, and what can be compared is what pruning loses against a parent
+trained on as long.
 """
 
 from __future__ import annotations
