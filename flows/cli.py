@@ -229,6 +229,11 @@ def _check_host(places: Places, options: argparse.Namespace) -> int:
     print(f"Gates go by {machine.cpu}, {machine.threads} threads, from now on; winnow run applies it.")
     for candidate, why in missing.items():
         print(f"{candidate} was not timed there, and so is out of question: {why}")
+    if hosting.is_silent(host):
+        print(
+            f"{machine.system} does not tell what {machine.cpu} can do; if it is an x86 processor without VNNI, set "
+            "overflow_safe: true in the int8 candidates."
+        )
     if unsafe:
         print(
             f"{machine.cpu} has no VNNI: sums of int8 products saturate there. {', '.join(unsafe)} will be made anew "

@@ -6,6 +6,9 @@ what lies in its folder. The study is kept by this process alone: a trial counts
 
 from __future__ import annotations
 
+import os
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,11 +21,13 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect_dask import DaskTaskRunner
 
+from tasks import settings
 from winnow.errors import ConfigError
 from winnow.machine import cores
+from winnow.runtimes import set_torch_threads
 from winnow.search.space import Point
 from winnow.search.study import Progress, Trial, search
-from winnow.search.trial import Earlier, Result, Workplace, run_point
+from winnow.search.trial import Earlier, Result, Workplace, machine_here, run_point
 
 WORKERS_WITHIN = 60
 """Seconds until the first worker has to be there."""
@@ -31,12 +36,15 @@ WORKERS_WITHIN = 60
 def search_side_by_side(
     place: Workplace, storage: Path, tell: Callable[[Trial], None], workers: int, scheduler: str
 ) -> Progress:
-    """winnow.search.study.search with `workers` processes of this machine, or the workers of a Dask scheduler."""
+    """winnow.search.study.search with `workers` processes of this machine, or the workers of a Dask scheduler.
+
+    Raises ConfigError where there are none, or such that cannot be used.
+    """
     runner = DaskTaskRunner(address=scheduler) if scheduler else DaskTaskRunner(cluster_class=_cluster_of(workers))
 
     @flow(name="winnow-search", task_runner=runner, validate_parameters=False, persist_result=False)
     def winnow_search() -> Progress:
-        return search(place, storage, tell, OnDask())
+        return search(place, storage, tell, OnDask(place.machine))
 
     return winnow_search()
 
@@ -49,47 +57,76 @@ def _cluster_of(workers: int) -> Callable[[], LocalCluster]:
         return LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
+            memory_limit=0,  # images are mapped and count as memory: Dask would kill who reads them
             host="127.0.0.1",
             protocol="tls",
             security=Security.temporary(),
             dashboard_address=None,
-            env={"PREFECT_API_URL": address, "OMP_NUM_THREADS": str(max(1, cores() // workers))},
+            env={"PREFECT_API_URL": address},
         )
 
     return local_cluster
 
 
 class OnDask:
-    """A runner (winnow/search/study.py) within a flow whose tasks run on Dask."""
+    """A runner (winnow/search/study.py) within a flow whose tasks run on Dask; its workers measure on `machine`."""
 
-    def __init__(self) -> None:
+    def __init__(self, machine: str) -> None:
         context = FlowRunContext.get()
         assert context is not None
-        client: Any = context.task_runner.client  # type: ignore[attr-defined]
         try:
+            client: Any = context.task_runner.client  # type: ignore[attr-defined]
             client.wait_for_workers(1, timeout=WORKERS_WITHIN)
         except TimeoutError as error:
             raise ConfigError(f"no Dask worker came within {WORKERS_WITHIN} s: start some, `dask worker`") from error
-        self.slots = len(client.scheduler_info(n_workers=-1)["workers"])
-        self._under_way: dict[int, Any] = {}
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--scheduler: no Dask scheduler answers there ({error})") from error
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        check_workers({name: worker["nthreads"] for name, worker in workers.items()}, client.run(machine_here), machine)
+        self.slots = len(workers)
+        self.threads = max(1, cores() // max(Counter(worker["host"] for worker in workers.values()).values()))
+        """Of a training, so that those of one machine share its cores."""
+        self._under_way: dict[int, tuple[float, Any]] = {}
         self._ended: SimpleQueue[int] = SimpleQueue()
 
     def submit(self, place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense: float) -> None:
         """Hand a trial to a worker."""
-        future: Any = _trial.submit(place, number, point, list(earlier), dense)
-        self._under_way[number] = future
+        root = os.environ[settings.OWNER]
+        future: Any = _trial.submit(root, self.threads, place, number, point, list(earlier), dense)
+        self._under_way[number] = (time.monotonic(), future)
         future.wrapped_future.add_done_callback(lambda _: self._ended.put(number))
 
     def next(self) -> tuple[int, Result]:
         """The next that ends."""
         number = self._ended.get()
-        try:
-            return number, self._under_way.pop(number).result()
-        except KilledWorker as error:
-            told = f"its worker died {error.allowed_failures + 1} times, for want of memory perhaps"
-            return number, Result("impossible", told, None, None, 0.0)
+        began, future = self._under_way.pop(number)
+        return number, outcome(future.result, time.monotonic() - began)
+
+
+def check_workers(threads: dict[str, int], machines: dict[str, str], machine: str) -> None:
+    """Raise ConfigError for a worker that runs several trials in one process, or whose costs would be another's."""
+    for name, count in threads.items():
+        if count != 1:
+            raise ConfigError(f"the Dask worker {name} has {count} threads; start it with `dask worker --nthreads 1`")
+    for name, there in machines.items():
+        if there != machine:
+            raise ConfigError(f"costs are measured on {machine}; the Dask worker {name} is on {there}: leave it out")
+
+
+def outcome(result: Callable[[], Result], seconds: float) -> Result:
+    """What became of a trial; one whose workers all died is impossible, and took its time."""
+    try:
+        return result()
+    except KilledWorker as error:
+        told = f"its worker died {error.allowed_failures + 1} times, for want of memory perhaps"
+        return Result("impossible", told, None, None, seconds)
 
 
 @task(name="trial", task_run_name="trial {number}", persist_result=False)
-def _trial(place: Workplace, number: int, point: Point, earlier: list[Earlier], dense: float) -> Result:
+def _trial(
+    root: str, threads: int, place: Workplace, number: int, point: Point, earlier: list[Earlier], dense: float
+) -> Result:
+    """On a worker, which knows nothing of the project yet."""
+    settings.apply(Path(root))
+    set_torch_threads(threads)
     return run_point(place, number, point, earlier, dense)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.setting import edited_by, write_params
-from tasks import checkout, searched, servers
+from tasks import checkout, searched, servers, slots
 from tasks.settings import Places
 from winnow.config import ROOT, Config
 from winnow.data.images import load_images
@@ -34,6 +34,8 @@ from winnow.search.trial import Workplace, describe_cost, lost, reference_logits
 from winnow.steps.compress import Folders
 
 console = Console(highlight=False, soft_wrap=True)
+TIMED = ("latency", "throughput")
+BETTER = {"latency": "shorter", "throughput": "faster", "size": "smaller", "energy": "less"}
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,16 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
 def _search(places: Places, place: Workplace, storage: Path, tell: Callable[[Trial], None], crew: Crew) -> Progress:
     if crew == ALONE:
         return search(place, storage, tell)
-    if crew.workers < 1:
-        raise ConfigError(f"--workers {crew.workers}: at least 1")
+    if crew.workers < 1 or (crew.scheduler and crew.workers > 1):
+        raise ConfigError("--workers: at least 1, and none beside --scheduler, whose workers are there already")
+    if slots.has_gpu() and not crew.scheduler:
+        raise ConfigError("--workers: trainings run on the GPU here, which takes one at a time; leave it out")
     for package in ("distributed", "prefect_dask"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "parallel")
     servers.check_prefect()
-    servers.report_to_prefect(places)
+    if not servers.report_to_prefect(places) and crew.scheduler:
+        raise ConfigError("--scheduler: its workers report to Prefect; set PREFECT_API_URL to a server they reach")
     from flows.parallel import search_side_by_side
 
     return search_side_by_side(place, storage, tell, crew.workers, crew.scheduler)
@@ -129,8 +134,8 @@ def _verdict(rows: list[OnFront], progress: Progress, config: Config) -> str:
         return f"Nothing loses {settings.max_drop_points:g} points or less; dense stays the best there is. {dense}"
     return (
         f"Trial {row.number} ({row.what}) is the cheapest that loses {settings.max_drop_points:g} points or less: "
-        f"{row.cost_told}, {row.times_dense:.2f} times dense; against dense, 95 % interval: {span(row.to_dense)} "
-        f"points lost. {dense}"
+        f"{row.cost_told}, {row.times_dense:.2f} times {BETTER[settings.objective]} than dense; against dense, 95 % "
+        f"interval: {span(row.to_dense)} points lost. {dense}"
     )
 
 
@@ -171,9 +176,10 @@ def _conditions(progress: Progress, place: Workplace) -> list[str]:
     settings = place.config.search
     states = [trial.state for trial in progress.trials]
     counts = [f"{states.count(state)} {state}" for state in ("finished", "given up", "impossible")]
+    in_turns = ", measured in turns with dense, while no other winnow process of the machine trained"
     return [
         f"{len(states)} trials ({', '.join(counts)}), {duration(progress.seconds)} of work",
-        f"Objective: {settings.objective} on {settings.runtime}, measured in turns with dense, while nobody trained",
+        f"Objective: {settings.objective} on {settings.runtime}" + (in_turns if settings.objective in TIMED else ""),
         f"Recovery of {settings.epochs} epochs; structures: {', '.join(settings.structures)}; int8: {settings.int8}",
         f"Machine: {place.machine}",
     ]

@@ -16,7 +16,7 @@ from winnow.config import Config
 from winnow.data.images import load_images
 from winnow.errors import ConfigError
 from winnow.model_file import MODEL
-from winnow.records import read_record
+from winnow.records import RECORD, read_record
 from winnow.sweep import BATCHES, fastest_of, sweep
 
 COLUMNS = ("runtime", "precision", "batch", "threads", "p50_ms", "p95_ms", "images_per_s", "spread", "samples")
@@ -42,7 +42,7 @@ def show(places: Places, config: Config, name: str, batches: tuple[int, ...]) ->
 
 def _winner(places: Places) -> str:
     verdict = places.artifacts / "select"
-    winner = read_record(verdict).details.get("winner") if (verdict / "record.json").is_file() else None
+    winner = read_record(verdict).details.get("winner") if (verdict / RECORD).is_file() else None
     if not winner:
         raise ConfigError("no candidate has won; name one: winnow sweep NAME")
     return str(winner)

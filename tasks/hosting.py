@@ -73,6 +73,11 @@ def overflowing(config: Config, host: Host) -> list[str]:
     ]
 
 
+def is_silent(host: Host) -> bool:
+    """Whether that machine's system does not tell what its processor can do."""
+    return not host.machine.flags
+
+
 def _why(host: Host, digest: str) -> str:
     """Why a file has no times: refused there, or never there."""
     reasons = {str(row["reason"]) for row in host.refused if row.get("sha256") == digest}

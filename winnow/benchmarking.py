@@ -20,12 +20,16 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from winnow.config import ROOT, Benchmark
+from winnow.data.images import VALIDATION, ImageSet, spread
+from winnow.errors import ArtifactError
+from winnow.evaluation import load_logits
 from winnow.machine import has_fast_bf16
 from winnow.progress import duration
 from winnow.quiet import quiet_machine
@@ -84,6 +88,21 @@ def _torch_kinds(cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:
     if cuda:
         kinds += [("eager-cuda", "f32", "channels_last"), ("eager-cuda", "bf16", "channels_last")]
     return kinds
+
+
+def checked_images(
+    images: ImageSet, folders: Mapping[str, Path]
+) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int64]]]:
+    """Pixels spread evenly over the validation split, and the class that each candidate's own file gave them.
+
+    Raises ArtifactError where there is no validation image.
+    """
+    indices = images.indices(VALIDATION)
+    if not len(indices):
+        raise ArtifactError("there is no validation image to check the files on; run winnow again with more images")
+    at = spread(len(indices), CHECKED_IMAGES)
+    answers = {name: load_logits(at_, images)[at].argmax(1).astype(np.int64) for name, at_ in folders.items()}
+    return np.ascontiguousarray(images.images_NHWC[indices[at]]), answers
 
 
 def measure(

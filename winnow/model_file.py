@@ -15,14 +15,16 @@ INPUT, OUTPUT = "pixels", "logits"
 
 
 CPU = "CPUExecutionProvider"
+Provider = tuple[str, dict[str, str]]
+"""ONNX Runtime's name, and options."""
 
 
-def open_session(path: Path, threads: int = 0, provider: str = CPU) -> Any:
+def open_session(path: Path, threads: int = 0, provider: Provider = (CPU, {})) -> Any:
     """An onnxruntime.InferenceSession; 0 threads: as many as ONNX Runtime likes; what `provider` lacks the CPU does.
 
     Raises ArtifactError when the file is missing or damaged, MissingExtra without ONNX Runtime.
     """
-    onnxruntime = _runtime()
+    onnxruntime = onnxruntime_library()
     check_exists(path)
     broken = onnxruntime.capi.onnxruntime_pybind11_state
     try:
@@ -39,16 +41,17 @@ def open_session(path: Path, threads: int = 0, provider: str = CPU) -> Any:
         raise damaged(path, error) from error
 
 
-def session_of(model: str | bytes, threads: int = 0, provider: str = CPU) -> Any:
+def session_of(model: str | bytes, threads: int = 0, provider: Provider = (CPU, {})) -> Any:
     """A session for a path, or for the bytes of a model that was just made."""
-    onnxruntime = _runtime()
+    onnxruntime = onnxruntime_library()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU])))
+    return onnxruntime.InferenceSession(model, options, providers=[provider] if provider[0] == CPU else [provider, CPU])
 
 
-def _runtime() -> Any:
+def onnxruntime_library() -> Any:
+    """onnxruntime. Raises MissingExtra."""
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

@@ -206,7 +206,10 @@ def _is_running(process: int) -> bool:
     return True
 
 
-WORKERS = ("torch", "torchvision", "onnxruntime", "openvino", "nncf", "torch-pruning", "onnx", "numpy")
+WORKERS = (
+    *("torch", "torchvision", "onnxruntime", "onnxruntime-gpu", "openvino"),
+    *("nncf", "torch-pruning", "onnx", "numpy"),
+)
 
 
 def this_machine(gpu: str = "") -> Machine:

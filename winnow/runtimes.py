@@ -10,10 +10,10 @@
     ort          f32, int8    ONNX Runtime on the CPU, the file as it is
     openvino     f32, bf16,   OpenVINO on the CPU, compiled for this batch. The precision is always named: left alone,
                  int8         OpenVINO runs "float32" in bf16 on processors with AMX, and a baseline would not be one
-    openvino-throughput       the same, a stream a thread; a batch is dealt out to them (winnow sweep)
+    openvino-throughput       the same in several streams; a batch is dealt out to them (winnow sweep)
     eager-cuda   f32, bf16    PyTorch on the GPU, the copies to it and back included
     ort-cuda     f32          ONNX Runtime on the GPU; needs onnxruntime-gpu in place of onnxruntime
-    ort-tensorrt f32          the same through TensorRT, which has to be installed, too
+    ort-tensorrt f32 (TF32)   the same through TensorRT 10, which has to be installed, too
 
 Every runtime gets the same uint8 pixels and normalises inside. Nothing is timed here (winnow/benchmarking.py). Only
 numpy is imported at the top: a process that serves a file by ONNX Runtime or OpenVINO never loads torch.
@@ -21,6 +21,9 @@ numpy is imported at the top: a process that serves a file by ONNX Runtime or Op
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.errors import MissingExtra
-from winnow.model_file import MODEL, check_exists, damaged, open_session
+from winnow.model_file import MODEL, check_exists, damaged, onnxruntime_library, open_session
 
 if TYPE_CHECKING:
     import torch
@@ -91,14 +94,18 @@ def _onnxruntime(folder: Path, cell: Cell) -> Predict:
 
 
 def _onnxruntime_gpu(folder: Path, cell: Cell) -> Predict:
-    provider = PROVIDERS[cell.runtime]
-    import onnxruntime
-
-    extra = "tensorrt" if cell.runtime == "ort-tensorrt" else "cuda"
-    needs = f"needs an NVIDIA GPU and the extra {extra}, with onnxruntime uninstalled before (docs/compression.md)"
+    provider, onnxruntime = PROVIDERS[cell.runtime], onnxruntime_library()
+    tensorrt = cell.runtime == "ort-tensorrt"
+    needs = "needs an NVIDIA GPU and the extra cuda, with onnxruntime uninstalled before (docs/compression.md)"
+    needs += ", and NVIDIA's package tensorrt-cu13 in version 10" if tensorrt else ""
     if provider not in onnxruntime.get_available_providers():
         raise NotHere(f"this ONNX Runtime has no {provider}: it {needs}")
-    session = open_session(folder / MODEL, cell.threads, provider)
+    onnxruntime.preload_dlls()  # those that pip installed
+    if tensorrt:
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module("tensorrt")  # loads its own
+    # f32 as on the CPU, not TF32.
+    session = open_session(folder / MODEL, cell.threads, (provider, {} if tensorrt else {"use_tf32": "0"}))
     if provider not in session.get_providers():
         raise NotHere(f"{provider} does not start here: it {needs}")
     name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
@@ -110,8 +117,8 @@ def _onnxruntime_gpu(folder: Path, cell: Cell) -> Predict:
     return predict
 
 
-def compiled_openvino(folder: Path, cell: Cell) -> Any:
-    """The file compiled for this cell. Raises ArtifactError, MissingExtra."""
+def compiled_openvino(folder: Path, cell: Cell, streams: int = 1) -> Any:
+    """The file compiled for this cell; for throughput with several streams. Raises ArtifactError, MissingExtra."""
     try:
         import openvino
     except ModuleNotFoundError as error:
@@ -124,9 +131,9 @@ def compiled_openvino(folder: Path, cell: Cell) -> Any:
     except RuntimeError as error:
         raise damaged(path, error) from error
     model.reshape([cell.batch, *list(model.input(0).partial_shape)[1:]])
-    streams = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": cell.threads}
+    throughput = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
     settings = {
-        **(streams if cell.runtime == "openvino-throughput" else {"PERFORMANCE_HINT": "LATENCY"}),
+        **(throughput if streams > 1 else {"PERFORMANCE_HINT": "LATENCY"}),
         "INFERENCE_NUM_THREADS": cell.threads,
         # What an int8 file leaves in float stays f32 unless the cell says bf16.
         "INFERENCE_PRECISION_HINT": "bf16" if cell.precision == "bf16" else "f32",
@@ -145,12 +152,13 @@ def _openvino(folder: Path, cell: Cell) -> Predict:
 
 
 def _openvino_streams(folder: Path, cell: Cell) -> Predict:
-    """A batch is dealt out in equal parts to a request for each thread, which run side by side."""
+    """A batch is dealt out in equal parts to streams that run side by side, as many as divide it and the threads."""
     import openvino
 
-    part = cell.batch // cell.threads
-    compiled = compiled_openvino(folder, replace(cell, batch=part))
-    queue = openvino.AsyncInferQueue(compiled, cell.threads)
+    streams = math.gcd(cell.batch, cell.threads)
+    part = cell.batch // streams
+    compiled = compiled_openvino(folder, replace(cell, batch=part), streams)
+    queue = openvino.AsyncInferQueue(compiled, streams)
     logits_NC = np.empty((cell.batch, compiled.output(0).shape[1]), np.float32)
 
     def keep(request: Any, at: int) -> None:

@@ -3,21 +3,19 @@
     outcome = sweep("pruned-int8", folder, images, batches=(1, 8, 64), settings)      # rows as the benchmark has them
 
 As everywhere a combination is timed only where its answers are the file's own, and all of the same batch and threads
-take turns. OpenVINO runs in both of its modes: for latency (one call has all threads), and for throughput (a stream a
-thread; a batch is dealt out to them).
+take turns. OpenVINO runs in both of its modes: for latency (one call has all threads), and for throughput (as many
+streams as both threads and batch divide by; the batch is dealt out to them).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from winnow.benchmarking import CHECKED_IMAGES, Outcome, Row, measure
+from winnow.benchmarking import Outcome, Row, checked_images, measure
 from winnow.config import Benchmark
-from winnow.data.images import VALIDATION, ImageSet
-from winnow.evaluation import load_logits
+from winnow.data.images import ImageSet
 from winnow.machine import cores, has_fast_bf16
 from winnow.runtimes import Cell, Precision, Runtime, open_cell
 
@@ -31,9 +29,7 @@ def sweep(
 
     Raises ArtifactError where it cannot be opened.
     """
-    indices = images.indices(VALIDATION)[:CHECKED_IMAGES]
-    pixels_NHWC = np.ascontiguousarray(images.images_NHWC[indices])
-    answers = {name: load_logits(folder, images)[: len(indices)].argmax(1)}
+    pixels_NHWC, answers = checked_images(images, {name: folder})
     grid = cells(name, precision, batches, thread_counts(cores()))
     return measure(grid, lambda cell: open_cell(folder, cell), pixels_NHWC, answers, settings)
 
@@ -49,7 +45,7 @@ def cells(name: str, precision: Precision, batches: Sequence[int], threads: Sequ
     for batch in sorted(set(batches)):
         for count in threads:
             kinds: list[tuple[Runtime, Precision]] = [("ort", precision), ("openvino", precision)]
-            if batch > 1 and batch % count == 0:
+            if math.gcd(batch, count) > 1:
                 kinds.append(("openvino-throughput", precision))
             if precision == "f32" and has_fast_bf16():
                 kinds += [(runtime, "bf16") for runtime, _ in kinds if runtime != "ort"]

@@ -151,6 +151,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project
     project, kept = Project(folder / "checkout", folder / "home"), folder / "run.json"
     with FileLock(f"{folder}.lock"):
         if not kept.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
             folder.mkdir()
             make_project(project.root, project.home)
             result = project.winnow("run")

@@ -117,6 +117,7 @@ def test_of_two_workers_one_is_killed_and_no_trial_is_lost_or_counted_twice(sear
     assert busy is not None, process.communicate()[0]
     worker, trial = busy
     worker.kill()
+    assert not (home / "trials" / f"{trial:04d}" / "trial.json").exists()  # it was not at its end
     said = process.communicate()[0]
     assert process.returncode == 0, said
     told = read_json(home / "search.json")

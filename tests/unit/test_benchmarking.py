@@ -22,7 +22,7 @@ from winnow.benchmarking import (
 )
 from winnow.config import Benchmark
 from winnow.machine import has_fast_bf16
-from winnow.runtimes import Cell, NotHere, Predict
+from winnow.runtimes import ON_GPU, Cell, NotHere, Predict
 
 Array = np.ndarray
 SETTINGS = Benchmark(large_batch=8, samples=20, rounds=4)
@@ -214,8 +214,10 @@ def test_the_plan(grid: str, threads: int) -> None:
     assert {("dense", "eager", "f32"), ("dense", "compile", "f32"), ("pruned", "openvino", "f32")} <= found
     assert (("pruned", "eager", "f32") in found) == (grid == "full")
     assert any(kind[2] == "bf16" for kind in found) == has_fast_bf16()
-    assert not any(which.runtime == "eager-cuda" for which in cells)
     eager = {which.layout for which in cells if which.runtime == "eager"}
     assert eager == {"contiguous", "channels_last"}
     on_gpu = plan({"dense": False, "dense-int8": True}, settings, threads, cuda=True)
-    assert {which.threads for which in on_gpu if which.runtime == "eager-cuda"} == {threads}
+    assert {which.threads for which in on_gpu if which.runtime in ON_GPU} == {threads}
+    files = {(which.candidate, which.runtime) for which in on_gpu if which.runtime in ("ort-cuda", "ort-tensorrt")}
+    assert files == {("dense", "ort-cuda"), ("dense", "ort-tensorrt")}
+    assert not any(which.runtime in ON_GPU for which in cells)

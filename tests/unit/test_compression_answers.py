@@ -65,10 +65,12 @@ def test_a_torn_end_loses_no_more_than_itself(tmp_path: Path, cut: int) -> None:
 
 
 def test_what_is_handed_out_can_be_changed_without_harm(tmp_path: Path) -> None:
-    teacher = Answers(Counting(), tmp_path, "dense")
-    teacher(views(1))
-    teacher(views(1)).zero_()
-    assert torch.equal(teacher(views(1)), Counting()(views(1)))
+    for _ in range(3):
+        teacher = Answers(Counting(), tmp_path, "dense")
+        for _ in range(2):
+            said = teacher(views(1))
+            assert torch.equal(said, Counting()(views(1)))
+            said.zero_()
 
 
 def test_the_oldest_go_when_all_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,9 +80,46 @@ def test_the_oldest_go_when_all_are_too_large(tmp_path: Path, monkeypatch: pytes
         teacher(views(1))
         os.utime(teacher.mine, (number, number))
         made.append(teacher.mine)
-    monkeypatch.setattr(answers, "LARGEST", 2 * made[0].stat().st_size)
+    monkeypatch.setattr(answers, "LARGEST", 4 * made[0].stat().st_size)
     Answers(Counting(), tmp_path, "teacher 2")
     assert [file.exists() for file in made] == [False, True, True]
+
+
+def test_a_full_folder_takes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Answers(Counting(), tmp_path, "dense")
+    first(views(0))
+    row = first.mine.stat().st_size
+    monkeypatch.setattr(answers, "LARGEST", 4 * row)
+    teacher = Answers(Counting(), tmp_path, "dense")
+    for seed in range(1, 10):
+        assert torch.equal(teacher(views(seed)), Counting()(views(seed)))
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) == 4 * row
+
+
+def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:
+    teacher = Answers(Counting(), tmp_path, "dense")
+    teacher.mine = tmp_path / "gone" / "file.bin"
+    for seed in (1, 2):
+        assert torch.equal(teacher(views(seed)), Counting()(views(seed)))
+    assert teacher.room == 0
+
+
+def test_a_file_that_another_one_tidies_away_is_only_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Answers(Counting(), tmp_path, "dense")(views(1))
+    (tmp_path / "gone.bin").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "empty.bin").touch()
+    monkeypatch.setattr(answers, "_tidy", lambda folder, most: [f.unlink() for f in folder.glob("*-*.bin")] and 0)
+    teacher = Counting()
+    Answers(teacher, tmp_path, "dense")(views(1))
+    assert teacher.asked == 1
+
+
+def test_other_numbers_of_threads_round_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Answers(Counting(), tmp_path, "dense")(views(1))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 96)
+    teacher = Counting()
+    Answers(teacher, tmp_path, "dense")(views(1))
+    assert teacher.asked == 1
 
 
 def test_a_hint_looks_into_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:

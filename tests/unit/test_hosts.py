@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import SIZE
-from winnow.config import Benchmark
+from tasks import hosting
+from tests.conftest import SIZE, tiny_params
+from winnow.config import Benchmark, check_config
 from winnow.data.images import VALIDATION, ImageSet
 from winnow.errors import ArtifactError, DataError
 from winnow.exporting import check_pixels, write_check
@@ -135,3 +136,29 @@ def test_something_else_is_no_report(tmp_path: Path, text: str) -> None:
         read_host(tmp_path / "host.json")
     with pytest.raises(DataError, match="cannot be read"):
         read_host(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("avx2",), ["static", "ladder"]),
+        (("avx2", "avx512f"), ["static", "ladder"]),
+        (("avx2", "avx_vnni"), []),
+        (("avx512f", "avx512_vnni"), []),
+        (("asimd", "asimddp"), []),
+        ((), []),
+    ],
+)
+def test_x86_without_vnni_saturates(host: Host, flags: tuple[str, ...], expected: list[str]) -> None:
+    quantized = {"from": "dense", "method": "quantize", "calibration_images": 32}
+    candidates = {
+        "static": quantized,
+        "ladder": {**quantized, "scheme": "ladder"},
+        "dynamic": {**quantized, "scheme": "dynamic"},
+        "safe": {**quantized, "overflow_safe": True},
+        "pruned": tiny_params()["candidates"]["pruned"],
+    }
+    config = check_config(tiny_params() | {"candidates": candidates})
+    there = host.model_copy(update={"machine": host.machine.model_copy(update={"flags": flags})})
+    assert hosting.overflowing(config, there) == expected
+    assert hosting.is_silent(there) == (not flags)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def test_threads_double_up_to_all() -> None:
 
 
 def test_streams_need_an_equal_share_each() -> None:
-    grid = cells("dense", "int8", (9, 1, 9), (1, 2))
-    assert [(cell.batch, cell.threads) for cell in grid if cell.runtime == "openvino-throughput"] == [(9, 1)]
+    grid = cells("dense", "int8", (9, 1, 9), (1, 2, 6))
+    assert [(cell.batch, cell.threads) for cell in grid if cell.runtime == "openvino-throughput"] == [(9, 6)]
     assert {cell.batch for cell in grid} == {1, 9}
     assert {cell.precision for cell in grid} == {"int8"}
 
@@ -35,11 +36,12 @@ def test_every_combination_that_answers_rightly_is_timed(
     timed = {(row["runtime"], row["batch"], row["threads"]) for row in outcome.rows if row["precision"] == "f32"}
     counts = thread_counts(cores())
     whole = {(runtime, batch, count) for runtime in ("ort", "openvino") for batch in (1, 4) for count in counts}
-    assert timed == whole | {("openvino-throughput", 4, count) for count in counts if 4 % count == 0}
-    assert fastest_of(outcome.rows, "latency")["batch"] == 1  # type: ignore[index]
-    best = fastest_of(outcome.rows, "throughput")
-    assert best is not None
-    assert best["images_per_s"] == max(row["images_per_s"] for row in outcome.rows)
+    assert timed == whole | {("openvino-throughput", 4, count) for count in counts if math.gcd(4, count) > 1}
+    shortest, most = fastest_of(outcome.rows, "latency"), fastest_of(outcome.rows, "throughput")
+    assert shortest is not None
+    assert most is not None
+    assert shortest["p50_ms"] == min(row["p50_ms"] for row in outcome.rows)
+    assert most["images_per_s"] == max(row["images_per_s"] for row in outcome.rows)
     assert fastest_of([], "latency") is None
 
 

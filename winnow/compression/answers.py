@@ -1,15 +1,17 @@
 """What the teacher said to a batch, kept: candidates with the same recovery see the same views, and ask only once.
 
     teacher = Answers(network, folder, record_digest(dense))
-    logits_BC = teacher(views_BCHW)          # from the folder, where some training asked the same before
+    logits_BC = teacher(views_BCHW)          # from the folder, where an earlier training asked the same
 
 A batch is known by the hash of its pixels after augmentation, so what is found is what the teacher would have said, to
-the bit. It lies in the folder as one file for each process that added to it, and the oldest go once all are too large.
+the bit, on the same number of threads. It lies in the folder as one file for each training that added to it. All
+together stay below LARGEST: the oldest go when a training begins, and once the folder is full nothing is added.
 Only on the CPU: a GPU answers faster than pixels come back from it to be hashed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -27,8 +29,8 @@ from winnow.training import bf16_is_fast, device
 log = logging.getLogger(__name__)
 
 LARGEST = 10**9
-"""Bytes of a folder beyond which its oldest files go."""
-KEY_BYTES = 16
+"""Bytes of all files together."""
+KEY_BYTES, HEADER_BYTES = 16, 8
 
 
 def is_recalled(recovery: Recovery) -> bool:
@@ -38,35 +40,36 @@ def is_recalled(recovery: Recovery) -> bool:
 
 
 class Answers(nn.Module):
-    """The teacher, with a memory. `teacher`: digest of what it was loaded from."""
+    """The teacher, with the memory of earlier trainings. `teacher`: digest of what it was loaded from."""
 
     def __init__(self, network: nn.Module, folder: Path, teacher: str) -> None:
         super().__init__()
         self.network = network
         precision = "bf16" if bf16_is_fast() else "f32"  # what fit lets it compute in here
-        self.stem = f"{hashlib.sha256(teacher.encode()).hexdigest()[:16]}-{precision}-torch{torch.__version__}"
-        self.folder = folder
-        self.mine = folder / f"{self.stem}-{os.getpid()}-{uuid.uuid4().hex[:8]}.bin"
+        kind = f"{precision}-{torch.get_num_threads()}threads-torch{torch.__version__}"
+        stem = f"{hashlib.sha256(teacher.encode()).hexdigest()[:16]}-{kind}"
+        self.mine = folder / f"{stem}-{os.getpid()}-{uuid.uuid4().hex[:8]}.bin"
         self.known: dict[tuple[bytes, int], NDArray[np.float32]] = {}
         self.asked = self.found = 0
         folder.mkdir(parents=True, exist_ok=True)
-        _tidy(folder)
-        for file in sorted(folder.glob(f"{self.stem}-*.bin")):
-            self._read(file)
+        self.room = LARGEST - _tidy(folder, LARGEST // 2)
+        """Bytes that this training may add."""
+        for file in sorted(folder.glob(f"{stem}-*.bin")):
+            with contextlib.suppress(OSError, ValueError):  # gone just now, or empty
+                self._read(np.memmap(file, np.uint8, "r"))
 
-    def _read(self, file: Path) -> None:
-        """Rows of a file: a header of (batch, classes) as int32, then key and logits; a torn last row is left out."""
-        raw = np.fromfile(file, np.uint8)
+    def _read(self, raw: NDArray[np.uint8]) -> None:
+        """Rows of a file: (batch, classes) as int32, then key and logits; a torn last row is left out."""
         at = 0
-        while len(raw) - at > 8:
-            batch, classes = (int(each) for each in raw[at : at + 8].view(np.int32))
+        while len(raw) - at > HEADER_BYTES:
+            batch, classes = (int(each) for each in raw[at : at + HEADER_BYTES].view(np.int32))
             row = KEY_BYTES + batch * classes * 4
-            if batch < 1 or classes < 1 or len(raw) - at - 8 < row:
+            if batch < 1 or classes < 1 or len(raw) - at - HEADER_BYTES < row:
                 return
-            body = raw[at + 8 : at + 8 + row]
+            body = raw[at + HEADER_BYTES : at + HEADER_BYTES + row]
             logits = body[KEY_BYTES:].view(np.float32).reshape(batch, classes)
             self.known[body[:KEY_BYTES].tobytes(), batch] = logits
-            at += 8 + row
+            at += HEADER_BYTES + row
 
     def forward(self, views_BCHW: torch.Tensor) -> torch.Tensor:
         """Logits float32 (B, C)."""
@@ -74,9 +77,9 @@ class Answers(nn.Module):
         self.asked += 1
         if (kept := self.known.get(key)) is not None:
             self.found += 1
-            return torch.from_numpy(kept.copy())
+            return torch.from_numpy(np.array(kept))
         logits_BC = self._ask(views_BCHW)
-        self._keep(key, logits_BC.numpy())
+        self._keep(key[0], logits_BC.numpy())
         return logits_BC
 
     def _ask(self, views_BCHW: torch.Tensor) -> torch.Tensor:
@@ -84,11 +87,18 @@ class Answers(nn.Module):
             logits_BC: torch.Tensor = self.network(views_BCHW).float()
         return logits_BC
 
-    def _keep(self, key: tuple[bytes, int], logits_BC: NDArray[np.float32]) -> None:
-        self.known[key] = logits_BC
-        header = np.array(logits_BC.shape, np.int32).tobytes()
-        with self.mine.open("ab") as file:
-            file.write(header + key[0] + np.ascontiguousarray(logits_BC).tobytes())
+    def _keep(self, key: bytes, logits_BC: NDArray[np.float32]) -> None:
+        """For trainings to come; a full disk ends that and no training."""
+        row = np.array(logits_BC.shape, np.int32).tobytes() + key + np.ascontiguousarray(logits_BC).tobytes()
+        if len(row) > self.room:
+            return
+        self.room -= len(row)
+        try:
+            with self.mine.open("ab") as file:
+                file.write(row)
+        except OSError as error:
+            self.room = 0
+            log.info("the teacher's answers are not kept any more: %s", error.strerror)
 
 
 class Recalled(nn.Module):
@@ -108,11 +118,17 @@ def _key(views_BCHW: torch.Tensor) -> tuple[bytes, int]:
     return hashlib.blake2b(pixels.tobytes(), digest_size=KEY_BYTES).digest(), len(pixels)
 
 
-def _tidy(folder: Path) -> None:
-    """Drop the oldest files while all are larger than LARGEST."""
-    files = sorted(folder.glob("*.bin"), key=lambda file: file.stat().st_mtime, reverse=True)
-    total = 0
-    for file in files:
-        total += file.stat().st_size
-        if total > LARGEST:
+def _tidy(folder: Path, most: int) -> int:
+    """Drop the oldest files while all are larger than `most` bytes -> what is left. Others may tidy just now, too."""
+    files = []
+    for file in folder.glob("*.bin"):
+        with contextlib.suppress(FileNotFoundError):
+            told = file.stat()
+            files.append((told.st_mtime, told.st_size, file))
+    left = 0
+    for _, size, file in sorted(files, reverse=True):
+        if left + size > most:
             file.unlink(missing_ok=True)
+        else:
+            left += size
+    return left

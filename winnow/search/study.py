@@ -123,6 +123,7 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
         if not under_way:
             break
         folder, result = runner.next()
+        repeats = 0  # the optimiser knows more now
         done = _note(optuna, study, under_way.pop(folder), place, result)
         log.info("trial %d: %s; %s", done.number, told(done, place.config.search), _left(study, place))
         tell(done)

@@ -108,9 +108,12 @@ class GivenUp(Exception):
 
 
 def run_point(place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense_cost: float) -> Result:
-    """Make and measure the point's chain, in this process; `dense_cost`: what dense costs in this search."""
+    """Make and measure the point's chain, in this process; `dense_cost`: what dense costs in this search.
+
+    Raises ConfigError on another machine than the search's: costs of two are not compared.
+    """
     if (here := machine_here()) != place.machine:
-        return Result("impossible", f"costs are measured on {place.machine}; this is {here}", None, None, 0.0)
+        raise ConfigError(f"costs of this search are measured on {place.machine}; this is {here}")
     began = time.monotonic()
     state, why = "finished", ""
     look: Look | None = None

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from winnow.benchmarking import CHECKED_IMAGES, NEEDED_AGREEMENT, Outcome, answer_all, measure, plan
+from winnow.benchmarking import NEEDED_AGREEMENT, Outcome, answer_all, checked_images, measure, plan
 from winnow.config import ROOT, Config, in_order
-from winnow.data.images import VALIDATION, ImageSet, load_images, spread
-from winnow.errors import ArtifactError
-from winnow.evaluation import load_logits, served_file
+from winnow.data.images import VALIDATION, ImageSet, load_images
+from winnow.evaluation import served_file
 from winnow.executed import executed
 from winnow.footprint import footprint
 from winnow.machine import cores, has_fast_bf16
@@ -39,7 +37,7 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     ancestors = {name: _float_ancestor(record.details["lineage"], int8) for name, record in records.items()}
     gpu, threads = _gpu(), cores()
     images = load_images(data)
-    pixels_NHWC, answers = _checked_images(images, data, candidates, list(records))
+    pixels_NHWC, answers = checked_images(images, {name: candidates / name for name in records})
     cells = plan(int8, settings, threads, cuda=bool(gpu))
     outcome = measure(cells, lambda cell: open_cell(candidates / cell.candidate, cell), pixels_NHWC, answers, settings)
     outcome.absent += _absent(bool(gpu))
@@ -130,20 +128,6 @@ def _share_of_peak(peak: Mapping[Precision, float], record: StepRecord, best: di
 def _float_ancestor(lineage: list[str], int8: dict[str, bool]) -> str:
     """The last network of the line that is not int8; a candidate outside the present tree counts as float."""
     return next(name for name in reversed(lineage) if not int8.get(name, False))
-
-
-def _checked_images(
-    images: ImageSet, data: Path, candidates: Path, names: list[str]
-) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int64]]]:
-    """Pixels spread evenly over the validation split, and the class that each candidate's own file gave them."""
-    indices = images.indices(VALIDATION)
-    if not len(indices):
-        raise ArtifactError(
-            f"{data} holds no validation image to check the files on; run winnow again with more images"
-        )
-    at = spread(len(indices), CHECKED_IMAGES)
-    answers = {name: load_logits(candidates / name, images)[at].argmax(1).astype(np.int64) for name in names}
-    return np.ascontiguousarray(images.images_NHWC[indices[at]]), answers
 
 
 def _footprints(
