@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test tiers check ui team repro lock clean
+.PHONY: run test tiers tiers-again check ui team repro lock clean
 .DEFAULT_GOAL := run
 
 run: $(BIN)/.ready ## the whole chain on the embedded data, or on what params.yaml says
@@ -14,6 +14,9 @@ test: $(BIN)/.ready ## the default test suite, on all cores, at most four
 
 tiers: $(BIN)/.ready ## what takes minutes: slow tests, and those that start servers, kill them and wait; names what it skips
 	@python -m pytest -m "(slow or services) and not gpu" -rs -n 2 --dist loadfile
+
+tiers-again: $(BIN)/.ready ## of those, what failed, one after the other
+	@python -m pytest -m "(slow or services) and not gpu" -rs --last-failed --last-failed-no-failures none
 
 check: $(BIN)/.ready ## lint, types
 	ruff check . && ruff format --check . && mypy

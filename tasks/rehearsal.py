@@ -88,8 +88,8 @@ class Rehearsal:
         self.hash_rate = hash_rate()
         self.answered: dict[str, int] = {}
         """Views that the teacher was asked about by a candidate before -> their epochs."""
-        self.started = time.time() - psutil.Process().create_time()
-        """Seconds from the start of this process to here: what each step's process takes to begin."""
+        self.started = 0.0
+        """Seconds that each step's process takes to begin."""
 
     def rehearse(self, step: str) -> Forecast:
         """Measure and multiply. Raises WinnowError where the step itself would."""
@@ -348,6 +348,7 @@ def main(arguments: list[str]) -> int:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         rehearsal = Rehearsal(load_config(Path(params)), Counts(**json.loads(counts)), Path(scratch), Path(folder))
+        rehearsal.started = time.time() - psutil.Process().create_time()  # as a step's process, this one imported torch
         for step in steps:
             sys.stdout.write(json.dumps(asdict(rehearsal.rehearse(step))) + "\n")
             sys.stdout.flush()
