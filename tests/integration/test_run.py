@@ -94,6 +94,7 @@ def test_what_a_step_leaves_is_on_disk_once(finished: Finished) -> None:
     assert sum(path.stat().st_size for path in shared) > 0.9 * sum(path.stat().st_size for path in left)
 
 
+@pytest.mark.slow
 def test_a_changed_byte_is_noticed_and_restored(project: Project) -> None:
     damaged = project.root / "artifacts" / "candidates" / "pruned" / "model.onnx"
     good = damaged.read_bytes()
@@ -169,6 +170,7 @@ def test_no_run_is_left_running_and_metric_names_are_the_same(finished: Finished
     assert any("mlflow.parentRunId" in tags for *_, tags in runs)
 
 
+@pytest.mark.slow
 def test_a_failed_step_leaves_nothing_half_written_says_why_and_is_mended(project: Project) -> None:
     """More damaged files than are allowed: found while images are being stored, not before."""
     artifacts = project.root / "artifacts"
@@ -209,7 +211,10 @@ def test_all_mistakes_in_params_at_once(project: Project) -> None:
         assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
+@pytest.mark.parametrize(
+    "ending",
+    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="kill", marks=pytest.mark.slow)],
+)
 def test_a_run_that_is_stopped_leaves_nothing_running_and_goes_on(project: Project, ending: signal.Signals) -> None:
     params = yaml.safe_load((project.root / "params.yaml").read_text())
     params["pretrain"]["epochs"] = 5000
@@ -264,6 +269,7 @@ main(["pretrain"])
 """
 
 
+@pytest.mark.slow
 def test_dvc_alone_and_a_killed_step_end_with_the_same_bytes(finished: Finished, fresh: Project) -> None:
     result = fresh.dvc("repro", "ingest")
     assert result.returncode == 0, result.stdout + result.stderr

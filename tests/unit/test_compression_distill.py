@@ -80,6 +80,7 @@ def test_width_scales_the_student(tiny_inputs: Inputs, tmp_path: Path, width: fl
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters_by_hand(channels, 3)
 
 
+@pytest.mark.slow
 def test_student_alone_owes_dense_nothing(tiny_inputs: Inputs, tmp_path: Path) -> None:
     other = Path(shutil.copytree(tiny_inputs.dense, tmp_path / "other"))
     weights = load_file(other / "weights.safetensors")

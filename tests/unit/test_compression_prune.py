@@ -40,6 +40,7 @@ def test_an_amount_is_reached(tiny_inputs: Inputs, tmp_path: Path, what: str) ->
     assert {"share", "reached", "round_to"} <= set(told["tried"][0])
 
 
+@pytest.mark.slow
 def test_a_latency_is_reached(tiny_inputs: Inputs, tmp_path: Path) -> None:
     latency = {"share": 0.3, "runtime": "ort", "precision": "f32", "batch": 64}
     details = prune(settings(remove={"latency": latency}), tiny_inputs, tmp_path)

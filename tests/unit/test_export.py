@@ -85,6 +85,7 @@ def test_same_network_same_bytes_in_any_memory_format(file: Path, tmp_path: Path
     assert sha256_of(tmp_path / "other.onnx") != sha256_of(file)
 
 
+@pytest.mark.slow
 def test_same_bytes_in_another_process_and_folder(file: Path, tmp_path: Path) -> None:
     script = (
         "from pathlib import Path; from tests.unit.test_export import TINY, network\n"
