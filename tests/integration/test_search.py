@@ -133,6 +133,24 @@ def test_of_two_workers_one_is_killed_and_no_trial_is_lost_or_counted_twice(sear
     assert (search["status"], len(trials)) == ("FINISHED", TRIALS)
 
 
+def test_workers_end_with_a_search_that_is_stopped_which_goes_on_alone(searching: Project) -> None:
+    home = searching.root / ".winnow" / "search" / "default"
+    process = begun(searching, "--workers", "2")
+    while not ended(home) and process.poll() is None:
+        time.sleep(0.2)
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "winnow: stopped; run it again" in said
+    assert psutil.wait_procs(below, timeout=20)[1] == []
+    runs = json.loads(searching.call(sys.executable, "-c", ASK).stdout.splitlines()[-1])
+    assert "RUNNING" not in {run["status"] for run in runs}
+    again = searching.winnow("search")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(read_json(home / "search.json")["trials"]) == TRIALS
+
+
 def at_work(home: Path, search: psutil.Process) -> Iterator[tuple[psutil.Process, int]]:
     """Workers that hold a trial's folder, with its number."""
     for child in search.children(recursive=True):
