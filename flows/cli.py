@@ -108,9 +108,11 @@ def _fetch(places: Places, _options: argparse.Namespace) -> int:
 
 def _run(places: Places, options: argparse.Namespace) -> int:
     from flows.running import run
+    from tasks import checkout
 
-    _set(places, options)
-    return run(places, _config(places))
+    with checkout.run_alone(places):  # from here on: nobody else's -S comes between params.yaml and the first step
+        _set(places, options)
+        return run(places, _config(places))
 
 
 def _plan(places: Places, options: argparse.Namespace) -> int:

@@ -33,7 +33,7 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
         _name(console, servers.mlflow_page(places), page_of(servers.prefect_api(places)))
         console.print("They are up already.")
         return 0
-    told = _told(prefect_port)
+    told = _told(places, prefect_port)
     programs, pages = planned(places, os.environ["MLFLOW_TRACKING_URI"], told, ports)
     api = told or f"{pages['prefect']}/api"
     # The page asks port 4200 unless told where its own server is; the worker and `deploy` report there.
@@ -63,10 +63,18 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
     return 0
 
 
-def _told(port: int) -> str:
-    """The team's Prefect, if the shell names one. The address of our own is for `prefect` on the command line."""
+def _told(places: Places, port: int) -> str:
+    """The team's Prefect, if the shell names one. The address of our own is for `prefect` on the command line.
+
+    Both may be the same one: ours is what this project has up there, or what nobody has.
+    """
     told = os.environ.get("PREFECT_API_URL", "")
-    return "" if told.rstrip("/") in (f"http://{host}:{port}/api" for host in (HOST, "localhost")) else told
+    here = told.rstrip("/").replace("//localhost:", f"//{HOST}:")
+    if here != f"http://{HOST}:{port}/api":
+        return told
+    found = servers.announced(places)
+    is_ours = found is not None and is_alive(found.owner) and found.prefect_api == here
+    return "" if is_ours or not servers.is_there(f"{here}/health") else told
 
 
 def _name(console: Console, mlflow: str, prefect: str) -> None:

@@ -21,30 +21,39 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect_dask import DaskTaskRunner
 
+from flows.working import leave_at_once
 from tasks import settings
+from tasks.searched import Log
 from winnow.errors import ConfigError
 from winnow.machine import cores
 from winnow.runtimes import set_torch_threads
 from winnow.search.space import Point
-from winnow.search.study import Progress, Trial, search
+from winnow.search.study import Progress, search
 from winnow.search.trial import Earlier, Result, Workplace, machine_here, run_point
 
+DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""What a worker does first: Ctrl-C in a terminal reaches a whole group, and this process ends its workers itself."""
 WORKERS_WITHIN = 60
 """Seconds until the first worker has to be there."""
 
 
-def search_side_by_side(
-    place: Workplace, storage: Path, tell: Callable[[Trial], None], workers: int, scheduler: str
-) -> Progress:
+def search_side_by_side(place: Workplace, storage: Path, log: Log, workers: int, scheduler: str) -> Progress:
     """winnow.search.study.search with `workers` processes of this machine, or the workers of a Dask scheduler.
 
     Raises ConfigError where there are none, or such that cannot be used.
     """
+    own_server = not os.environ.get("PREFECT_API_URL")
     runner = DaskTaskRunner(address=scheduler) if scheduler else DaskTaskRunner(cluster_class=_cluster_of(workers))
 
     @flow(name="winnow-search", task_runner=runner, validate_parameters=False, persist_result=False)
     def winnow_search() -> Progress:
-        return search(place, storage, tell, OnDask(place.machine))
+        try:
+            return search(place, storage, log.trial, OnDask(place.machine))
+        except (KeyboardInterrupt, SystemExit):
+            log.pause()
+            if own_server:
+                leave_at_once()
+            raise
 
     return winnow_search()
 
@@ -62,6 +71,7 @@ def _cluster_of(workers: int) -> Callable[[], LocalCluster]:
             protocol="tls",
             security=Security.temporary(),
             dashboard_address=None,
+            preload=DEAF,
             env={"PREFECT_API_URL": address},
         )
 

@@ -6,21 +6,18 @@ each other down, and DVC allows one writer. Results are small JSON; the artifact
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import sys
 from typing import Any
 
-import psutil
 from prefect import flow, runtime
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import STOPPED, showing
+from flows import showing
 from flows.promote import show_form
-from flows.working import working
+from flows.working import leave_at_once, working
 from tasks import fetching, settled, stages, tracking, versioning
 from tasks.settings import Places, check_files
 from tasks.store import StoreError
@@ -79,7 +76,7 @@ def _execute(places: Places, config: Config, stale: dict[str, list[str]], retrie
             stages.stop_running()
         tracking.close_execution(places, parent, ok=False)
         if was_stopped and not os.environ.get("PREFECT_API_URL"):
-            _leave_at_once()
+            leave_at_once()
         raise
     return done
 
@@ -106,19 +103,6 @@ def _run_stages(
         futures[stage.name] = future
     # The first failure in the graph's order is the cause; what depends on it never started.
     return [future.result() for future in futures.values()]
-
-
-def _leave_at_once() -> None:
-    """Exit without a report to Prefect's temporary server: Ctrl-C ended it too, and the report would wait for it."""
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.terminate()
-    psutil.wait_procs(children, timeout=5)
-    sys.stdout.flush()
-    sys.stderr.write(f"{STOPPED}\n")
-    sys.stderr.flush()
-    os._exit(130)
 
 
 def _no_traceback(record: logging.LogRecord) -> bool:

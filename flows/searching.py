@@ -7,7 +7,8 @@ then on its candidates are stages like any other.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import logging
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from flows.setting import edited_by, write_params
 from tasks import checkout, searched, servers, slots
-from tasks.settings import Places
+from tasks.settings import NOISY, Places
 from winnow.config import ROOT, Config
 from winnow.data.images import load_images
 from winnow.errors import ConfigError, MissingExtra
@@ -56,12 +57,16 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
         if not (needed / "record.json").is_file():
             raise ConfigError(f"{needed} is not there: winnow run first, which makes dense; the search begins from it")
     home = places.hidden / "search" / name
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    logging.getLogger("winnow").setLevel(logging.INFO)
+    for noisy in NOISY:
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     with checkout.run_alone(places):
         folders = Folders(at / "data", at / "pretrain", at / "candidates", home / "scratch", places.answers)
         place = Workplace(config, folders, home / "trials")
         log = searched.Log(places, config, name)
         try:
-            progress = _search(places, place, home / "study.db", log.trial, crew)
+            progress = _search(places, place, home / "study.db", log, crew)
         finally:
             log.pause()
         rows = front_of(progress, place)
@@ -80,9 +85,9 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
     return 0
 
 
-def _search(places: Places, place: Workplace, storage: Path, tell: Callable[[Trial], None], crew: Crew) -> Progress:
+def _search(places: Places, place: Workplace, storage: Path, log: searched.Log, crew: Crew) -> Progress:
     if crew == ALONE:
-        return search(place, storage, tell)
+        return search(place, storage, log.trial)
     if crew.workers < 1 or (crew.scheduler and crew.workers > 1):
         raise ConfigError("--workers: at least 1, and none beside --scheduler, whose workers are there already")
     if slots.has_gpu() and not crew.scheduler:
@@ -95,7 +100,7 @@ def _search(places: Places, place: Workplace, storage: Path, tell: Callable[[Tri
         raise ConfigError("--scheduler: its workers report to Prefect; set PREFECT_API_URL to a server they reach")
     from flows.parallel import search_side_by_side
 
-    return search_side_by_side(place, storage, tell, crew.workers, crew.scheduler)
+    return search_side_by_side(place, storage, log, crew.workers, crew.scheduler)
 
 
 def front_of(progress: Progress, place: Workplace) -> list[OnFront]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 from httpx import HTTPError
 from prefect import runtime
 from prefect.client.orchestration import get_client
@@ -16,6 +18,7 @@ from prefect.events import emit_event
 from prefect.exceptions import Pause
 from prefect.logging import get_run_logger
 
+from flows import STOPPED
 from tasks import checkout
 from tasks.settings import OWNER, Places
 from winnow.errors import WinnowError
@@ -75,3 +78,16 @@ def working(root: str) -> Iterator[Places]:
         if runtime.deployment.id and not (was_stopped and not _is_cancelled()):
             emit_event(ENDED, {"prefect.resource.id": f"prefect.flow-run.{runtime.flow_run.id}"})
             time.sleep(HEED_SECONDS)
+
+
+def leave_at_once() -> None:
+    """Exit without a report to Prefect's temporary server: Ctrl-C ended it too, and the report would wait for it."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    psutil.wait_procs(children, timeout=5)
+    sys.stdout.flush()
+    sys.stderr.write(f"{STOPPED}\n")
+    sys.stderr.flush()
+    os._exit(130)

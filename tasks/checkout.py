@@ -23,6 +23,8 @@ from tasks.settings import Places
 from winnow.errors import WinnowError
 
 WAIT_SECONDS = 1.0
+_held: set[Path] = set()
+"""Checkouts that this process holds."""
 
 
 class Occupied(WinnowError):
@@ -31,7 +33,13 @@ class Occupied(WinnowError):
 
 @contextlib.contextmanager
 def run_alone(places: Places, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the checkout. While another one does: raise Occupied, or tell `wait` once who it is and wait for its end."""
+    """Hold the checkout. While another one does: raise Occupied, or tell `wait` once who it is and wait for its end.
+
+    Within itself it changes nothing: the process has it already.
+    """
+    if places.root in _held:
+        yield
+        return
     with _opened(places) as lock:
         told = False
         while not _take_alone(places, lock):
@@ -42,9 +50,11 @@ def run_alone(places: Places, wait: Callable[[str], None] | None = None) -> Iter
             told = True
             time.sleep(WAIT_SECONDS)
         _write(places, process_identity(os.getpid()))
+        _held.add(places.root)
         try:
             yield
         finally:
+            _held.discard(places.root)
             _file_of(places).unlink(missing_ok=True)
 
 

@@ -68,7 +68,7 @@ def prefect_api(places: Places) -> str:
 def check_prefect() -> None:
     """Raise WinnowError where the shell names a Prefect server and nobody is there: Prefect's own error is long."""
     told = os.environ.get("PREFECT_API_URL", "")
-    if told and not _is_there(f"{told.rstrip('/')}/health"):
+    if told and not is_there(f"{told.rstrip('/')}/health"):
         raise WinnowError(
             f"nobody answers at {tracked.without_password(told)}: start that server, or unset PREFECT_API_URL"
         )
@@ -99,7 +99,7 @@ def answers(address: str) -> bool:
         return False
 
 
-def _is_there(address: str) -> bool:
+def is_there(address: str) -> bool:
     """Whether somebody answers, be it with a refusal."""
     try:
         urllib.request.urlopen(address, timeout=ANSWER_SECONDS).close()

@@ -16,6 +16,8 @@ from winnow.config import Config
 from winnow.config.section import NOTHING
 from winnow.errors import ConfigError
 
+NOISY = ("nncf", "onnxscript", "torch", "matplotlib", "httpx")
+"""Loggers that tell a user nothing below an error."""
 OWNER = "WINNOW_ROOT"
 """Names the project whose defaults are in the environment."""
 QUEUED = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"

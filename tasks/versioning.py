@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from tasks.origin import process_identity
 from winnow.config import ROOT, Config, in_order
 from winnow.errors import WinnowError
@@ -93,7 +95,24 @@ def stale(root: Path, config: Config) -> dict[str, list[str]]:
     )
     if result.returncode != 0:
         raise WinnowError(f"dvc status failed in {root}:\n{_last_lines(result.stderr or result.stdout)}")
-    return closed(json.loads(result.stdout or "{}"), config)
+    changes = json.loads(result.stdout or "{}")
+    never = changes.keys() - _ran(root) if changes else set()
+    return closed(changes | {stage: ["it has not run yet", *_missing(changes[stage])] for stage in never}, config)
+
+
+def _missing(changes: list[object]) -> list[str]:
+    """What a stage needs that no other stage makes, and that is not there."""
+    reasons = [reason for change in changes for reason in _reasons(change)]
+    return [reason for reason in reasons if reason.endswith(": deleted") and "artifacts/" not in reason]
+
+
+def _ran(root: Path) -> set[str]:
+    """Stages that have run here, as dvc.lock has them."""
+    try:
+        text = (root / "dvc.lock").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return set()
+    return set((yaml.safe_load(text) or {}).get("stages", {}))
 
 
 def closed(changes: Mapping[str, list[object]], config: Config) -> dict[str, list[str]]:

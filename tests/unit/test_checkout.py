@@ -59,6 +59,15 @@ def test_a_refused_run_changes_no_params_under_the_one_that_works(places: Places
     assert params.read_text() == "seed: 1\n"
 
 
+def test_a_run_holds_its_checkout_once(places: Places) -> None:
+    with checkout.run_alone(places):
+        with checkout.run_alone(places):
+            pass
+        assert (places.hidden / "run.holder").exists()  # still this one's
+        checkout.check_free(places)
+    assert not (places.hidden / "run.holder").exists()
+
+
 @pytest.mark.parametrize("other", ["run_alone"], indirect=True)
 def test_a_killed_run_lets_go(places: Places, other: subprocess.Popen[str]) -> None:
     other.kill()

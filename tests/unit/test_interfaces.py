@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import socket
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from flows.interfaces import _told, planned, serve
+from tasks import servers
 from tasks.servers import check_prefect
 from tasks.settings import Places
 from winnow.errors import WinnowError
@@ -39,10 +43,44 @@ def test_the_projects_own_store_gets_a_server() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_the_address_of_its_own_server_names_no_team(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", f"http://{host}:4200/api")
-    assert _told(4200) == ""
-    assert _told(4300) == f"http://{host}:4200/api"
+def test_the_address_of_its_own_server_names_no_team(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("PREFECT_API_URL", f"http://{host}:{port}/api")
+    assert _told(Places(tmp_path), port) == ""  # nobody is there: it is to be started
+    assert _told(Places(tmp_path), port + 1) == f"http://{host}:{port}/api"
+
+
+def test_whoever_answers_at_that_address_is_the_team_unless_this_project_started_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    places = Places(tmp_path)
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/api"
+        monkeypatch.setenv("PREFECT_API_URL", address)
+        assert _told(places, server.server_port) == address
+        places.hidden.mkdir()
+        servers.announce(places, "", address)
+        assert _told(places, server.server_port) == ""
+        server.shutdown()
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that wants a password."""
+
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def test_a_prefect_that_is_not_there_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:

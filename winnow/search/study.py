@@ -119,6 +119,7 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
             repeats = 0
             folder = trial.user_attrs["folder"]
             under_way[folder] = trial
+            log.info("trial %d begins: %s", trial.number, what_of(point))
             runner.submit(place, folder, point, _earlier(study), dense_cost)
         if not under_way:
             break

@@ -127,7 +127,7 @@ def _compare(
     }
     if main != SCRATCH:
         mean, low, high = paired_gain(main_top1, scratch)
-        log.info("%s against scratch: %+.1f points (%d label seeds)", main, mean, len(scratch))
+        log.info("%s against scratch: %+.1f points (label seeds: %d)", main, mean, len(scratch))
         details["gain"] = {"arm": main, "mean": mean, "low": low, "high": high, "pairs": len(scratch)}
         metrics["pretraining/gain_points"] = mean
     return details, metrics
