@@ -34,7 +34,11 @@ def parser_of(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     add("status", "which steps are stale, and why")
     add("track", "project the records onto MLflow, as after dvc repro")
     promote = add("promote", "register the winner and let it challenge the champion")
-    promote.add_argument("--replace", action="store_true", help="also where the champion cannot be compared")
+    promote.add_argument(
+        "--replace",
+        action="store_true",
+        help="also a version that was denied or rolled back, or where the champion cannot be compared",
+    )
     rollback = add("rollback", "put the previous champion back into production")
     rollback.add_argument("--reason", default="", help="kept on the version that leaves")
     predict = add("predict", "class and probability of your image files, by the promoted model")

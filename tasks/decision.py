@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks import approval, registry, settled
+from tasks import approval, registry, settled, tracked
 from tasks.approval import Request
 from tasks.promotion import Outcome, make_champion, number_of
 from tasks.registry import CHALLENGER, CHAMPION, Version
@@ -37,7 +37,8 @@ def answer(places: Places, config: Config, approve: bool, who: str, reason: str)
     model = registered_model_name(config)
     challenger, champion = registry.find(places, model, CHALLENGER), registry.find(places, model, CHAMPION)
     if challenger is None:
-        raise WinnowError(f"{model} has no challenger, so there is nothing to approve; winnow run makes one")
+        where = tracked.without_password(tracked.registry_address(places))
+        raise WinnowError(f"{model} at {where} has no challenger, so nothing waits for an answer; winnow run makes one")
     request = approval.stored(challenger)
     if approve and request and request.state != "approved" and request.champion != number_of(champion):
         raise WinnowError(f"the champion of {model} has changed since approval was asked for; run winnow promote")
