@@ -6,6 +6,7 @@ what lies in its folder. The study is kept by this process alone: a trial counts
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter
@@ -52,6 +53,7 @@ def search_side_by_side(place: Workplace, storage: Path, log: Log, workers: int,
         except (KeyboardInterrupt, SystemExit):
             log.pause()
             if own_server:
+                logging.disable()  # Dask tells at length that its workers are gone
                 leave_at_once()
             raise
 

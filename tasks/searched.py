@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +18,25 @@ from winnow.records import read_json, write_json
 from winnow.search.study import Progress, Trial, told
 
 KIND = "winnow.kind"
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and a kill wait for the end of this: within a write it would leave MLflow's database locked."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {ending: signal.getsignal(ending) for ending in (signal.SIGINT, signal.SIGTERM)}
+    for ending in before:
+        signal.signal(ending, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 class Log:
@@ -50,7 +72,7 @@ class Log:
 
     def trial(self, trial: Trial) -> None:
         """A run below the search's."""
-        with store.answering(self.places):
+        with uninterrupted(), store.answering(self.places):
             client, experiment = store.connect(self.places), store.experiment_id(self.places, self.config)
             tags = origin_tags(self.places.root) | {PARENT: self.run_id, KIND: "trial", "winnow.state": trial.state}
             tags[NOTE] = told(trial, self.config.search)
@@ -66,7 +88,7 @@ class Log:
 
     def pause(self) -> None:
         """The search stops here, for now."""
-        with store.answering(self.places):
+        with uninterrupted(), store.answering(self.places):
             store.connect(self.places).set_terminated(self.run_id, "FINISHED")
 
     def close(self, progress: Progress, chosen: Trial | None, files: Sequence[Path]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from distributed.scheduler import KilledWorker
 from flows import parallel, searching
 from flows.parallel import check_workers, outcome
 from flows.searching import Crew
+from tasks import searched
 from tasks.settings import Places
 from winnow.errors import ConfigError, MissingExtra
 from winnow.search.space import Point
@@ -80,3 +82,19 @@ def test_without_dask_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(searching.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="parallel"):
         search(tmp_path, Crew(2))
+
+
+def test_a_write_is_finished_before_ctrl_c_counts() -> None:
+    before, done = signal.getsignal(signal.SIGINT), []
+
+    def write() -> None:
+        with searched.uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert done == ["whole"]
+    assert signal.getsignal(signal.SIGINT) == before
+    with searched.uninterrupted():
+        pass
