@@ -6,6 +6,7 @@ what lies in its folder. The study is kept by this process alone: a trial counts
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import psutil
 from distributed import LocalCluster, Security
 from distributed.scheduler import KilledWorker
 from prefect import flow, task
@@ -54,10 +56,20 @@ def search_side_by_side(place: Workplace, storage: Path, log: Log, workers: int,
             log.pause()
             if own_server:
                 logging.disable()  # Dask tells at length that its workers are gone
+                _end_workers()
                 leave_at_once()
             raise
 
     return winnow_search()
+
+
+def _end_workers() -> None:
+    """Dask's processes, and before them Python's keeper of their semaphores, which would complain of each."""
+    told = [(child, " ".join(child.cmdline())) for child in psutil.Process().children(recursive=True)]
+    spawned = [(child, line) for child, line in told if "multiprocessing" in line]
+    for child, _ in sorted(spawned, key=lambda one: "resource_tracker" not in one[1]):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _cluster_of(workers: int) -> Callable[[], LocalCluster]:

@@ -85,8 +85,7 @@ def leave_at_once() -> None:
     children = psutil.Process().children(recursive=True)
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
-            # Python's own keeper of semaphores obeys no other signal, and would complain.
-            child.kill() if "resource_tracker" in " ".join(child.cmdline()) else child.terminate()
+            child.terminate()
     psutil.wait_procs(children, timeout=5)
     sys.stdout.flush()
     sys.stderr.write(f"{STOPPED}\n")
