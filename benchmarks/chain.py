@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,19 @@ def configure(changes: dict[str, Any], candidates: dict[str, Any] | None = None)
     if candidates is not None:
         raw["candidates"] = candidates
     return check_config(raw, f"params.yaml with {changes}")
+
+
+def all_labels(backbone: str, images: Path | None = None, seed: int = 0) -> dict[str, Any]:
+    """Keys of a dense network from random weights, on every label of the sample or of a folder of images."""
+    source = {"data.source": "folder", "data.path": str(images.resolve())} if images else {}
+    return {
+        **source,
+        "data.labels_per_class": "all",
+        "pretrain": {"method": "none", "backbone": backbone, "seed": seed},
+        "finetune.seeds": [seed],
+        "finetune.learning_rates": [0.1],
+        "finetune.augmentation": {"crop_scale_min": 0.6},
+    }
 
 
 class Chain:
@@ -84,14 +98,17 @@ class Chain:
         data, pretrained, out = self.data(), self.pretrained(), self.candidates / "dense"
         return self._once(out, lambda: finetune(self.config, data, pretrained, out, self.scratch / "finetune"))
 
-    def tree(self) -> Path:
-        """All candidates."""
+    def tree(self, names: Collection[str] | None = None) -> Path:
+        """Those candidates, or all, each once."""
         from winnow.steps.compress import Folders, compress
 
         data, pretrained = self.data(), self.pretrained()
         self.dense()
         for name in in_order(dict(self.config.candidates)):
-            out, folders = self.candidates / name, Folders(data, pretrained, self.candidates, self.scratch / name)
+            if names is not None and name not in names:
+                continue
+            out, scratch, answers = self.candidates / name, self.scratch / name, self.folder / "answers"
+            folders = Folders(data, pretrained, self.candidates, scratch, answers)
             self._once(out, lambda n=name, o=out, f=folders: compress(self.config, n, f, o))
         return self.candidates
 

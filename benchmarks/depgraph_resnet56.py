@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chain import Chain, configure, leave, markdown
+from benchmarks.chain import Chain, all_labels, configure, leave, markdown
 from winnow.data.images import TEST, TRAIN, VALIDATION, load_images
 from winnow.evaluation import load_logits
 from winnow.inference import predict_file
@@ -52,28 +52,14 @@ def tree(epochs: int) -> dict[str, Any]:
     }
 
 
-def changes(images: Path, epochs: int) -> dict[str, Any]:
-    """Keys that differ from params.yaml."""
-    return {
-        "data.source": "folder",
-        "data.path": str(images),
-        "data.labels_per_class": "all",
-        "pretrain": {"method": "none", "backbone": "resnet56", "seed": 0},
-        "finetune.seeds": [0],
-        "finetune.epochs": epochs,
-        "finetune.learning_rates": [0.1],
-        "finetune.augmentation": {"crop_scale_min": 0.6},
-        "finetune.cross_validation": "never",
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path)
     parser.add_argument("--epochs", type=int, default=20)
     given = parser.parse_args()
     names = tree(given.epochs)
-    chain = Chain(NAME, configure(changes(given.images.resolve(), given.epochs), names))
+    changes = {"finetune.epochs": given.epochs, "finetune.cross_validation": "never"}
+    chain = Chain(NAME, configure(all_labels("resnet56", given.images) | changes, names))
     chain.data()
     began = time.monotonic()
     chain.dense()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chain import Chain, configure, leave, markdown
+from benchmarks.chain import Chain, all_labels, configure, leave, markdown
 from winnow.data.images import VALIDATION, load_images
 from winnow.evaluation import load_logits
 from winnow.intervals import paired_drop
@@ -44,22 +44,6 @@ TREE: dict[str, Any] = {
 }
 
 
-def changes(seed: int, images: Path | None) -> dict[str, Any]:
-    """Keys that differ from params.yaml."""
-    source = {"data.source": "folder", "data.path": str(images)} if images else {}
-    return {
-        **source,
-        "data.image_size": 64,
-        "data.labels_per_class": "all",
-        "pretrain": {"method": "none", "backbone": "mobilenet_v3_small", "seed": seed},
-        "finetune.seeds": [seed],
-        "finetune.epochs": 20,
-        "finetune.learning_rates": [0.1],
-        "finetune.augmentation": {"crop_scale_min": 0.6},
-        "finetune.cross_validation": "never",
-    }
-
-
 def lost(chain: Chain) -> dict[str, Any]:
     """Candidate -> points lost against the better of dense and dense-kd, on the labelled validation images."""
     images = load_images(chain.data())
@@ -78,7 +62,8 @@ def main() -> None:
     given = parser.parse_args().images
     found, rungs, config = [], [], None
     for seed in SEEDS:
-        config = configure(changes(seed, given.resolve() if given else None), TREE)
+        changes = all_labels("mobilenet_v3_small", given, seed) | {"data.image_size": 64, "finetune.epochs": 20}
+        config = configure(changes | {"finetune.cross_validation": "never"}, TREE)
         chain = Chain(f"{NAME}/{seed}", config)
         chain.tree()
         found.append(lost(chain))

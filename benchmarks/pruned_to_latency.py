@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chain import Chain, configure, leave, markdown
+from benchmarks.chain import Chain, all_labels, configure, leave, markdown
 from winnow.records import read_record
 
 NAME = "pruned_to_latency"
@@ -34,23 +34,13 @@ TREE: dict[str, Any] = {
 } | {f"{name}-int8": {"from": name, "method": "quantize"} for name in ARMS}
 
 
-def changes(seed: int) -> dict[str, Any]:
-    """Keys that differ from params.yaml."""
-    return {
-        "data.labels_per_class": "all",
-        "pretrain": {"method": "none", "backbone": "resnet8", "seed": seed},
-        "finetune.seeds": [seed],
-        "finetune.learning_rates": [0.1],
-        "finetune.augmentation": {"crop_scale_min": 0.6},
-        "finetune.cross_validation": "never",
-    }
-
-
 def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
     told: dict[str, list[Any]] = {name: [] for name in ARMS}
     for seed in SEEDS:
-        chain = Chain(f"{NAME}/{seed}", configure(changes(seed), TREE))
+        chain = Chain(
+            f"{NAME}/{seed}", configure(all_labels("resnet8", seed=seed) | {"finetune.cross_validation": "never"}, TREE)
+        )
         timed = read_record(chain.benchmark()).details["rows"]
         fastest = {
             name: min(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.chain import Chain, configure, leave, markdown
+from benchmarks.chain import Chain, all_labels, configure, leave, markdown
 from winnow.records import StepRecord, read_record
 
 NAME = "resnet18"
@@ -27,15 +27,7 @@ CANDIDATES: dict[str, Any] = {
     "pruned": {"from": "dense", "method": "prune", "remove": {"channels": 0.3}, "recovery": RECOVERY},
     "pruned-int8": {"from": "pruned", "method": "quantize"},
 }
-CHANGES = {
-    "data.labels_per_class": "all",
-    "pretrain": {"method": "none", "backbone": "resnet18", "seed": 0},
-    "finetune.seeds": [0],
-    "finetune.epochs": 30,
-    "finetune.learning_rates": [0.1],
-    "finetune.augmentation": {"crop_scale_min": 0.6},
-    "benchmark.grid": "full",
-}
+CHANGES = all_labels("resnet18") | {"finetune.epochs": 30, "benchmark.grid": "full"}
 
 
 def best(rows: list[dict[str, Any]], batch: int, **wanted: str) -> float:

@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.chain import Chain, configure, leave, markdown
-from winnow.config import in_order
+from benchmarks.chain import Chain, all_labels, configure, leave, markdown
 from winnow.data.images import TEST, VALIDATION, load_images
 from winnow.evaluation import load_logits
 from winnow.inference import predict_file
 from winnow.intervals import paired_drop
 from winnow.model_file import MODEL
 from winnow.records import RECORD, StepRecord, read_record
-from winnow.steps.compress import Folders, compress
+from winnow.speedups import best
 
 NAME = "smallest_resnet18"
 ALLOWED_POINTS = 0.5
@@ -88,22 +87,6 @@ IN_INT8 = ("dense", "half", "quarter", "eighth", "student")
 TREE = FLOAT | {f"{name}-int8": int8(name) for name in IN_INT8}
 
 
-def changes(images: Path) -> dict[str, Any]:
-    """Keys that differ from params.yaml."""
-    return {
-        "data.source": "folder",
-        "data.path": str(images),
-        "data.labels_per_class": "all",
-        "pretrain": {"method": "none", "backbone": "resnet18", "seed": 0},
-        "finetune.seeds": [0],
-        "finetune.epochs": 15,
-        "finetune.learning_rates": [0.1],
-        "finetune.augmentation": {"crop_scale_min": 0.6},
-        "finetune.cross_validation": "never",
-        "benchmark.grid": "full",
-    }
-
-
 class Answers:
     """Which validation images each file gets right."""
 
@@ -122,12 +105,6 @@ class Answers:
         indices = self.images.indices(TEST)
         logits_NC = predict_file(folder / MODEL, self.images.images_NHWC, indices)
         return logits_NC.argmax(1) == self.labels_N[indices]
-
-
-def best(rows: list[dict[str, Any]], name: str, batch: int) -> dict[str, Any] | None:
-    """The fastest row of the file."""
-    own = [row for row in rows if (row["candidate"], row["batch"], row["layout"]) == (name, batch, "file")]
-    return min(own, key=lambda row: float(row["p50_ms"]), default=None)
 
 
 def row_of(chain: Chain, timed: StepRecord, name: str, answers: Answers) -> dict[str, str]:
@@ -161,16 +138,6 @@ def row_of(chain: Chain, timed: StepRecord, name: str, answers: Answers) -> dict
     return row
 
 
-def make(chain: Chain, names: list[str]) -> None:
-    """The candidates, each once, in the order of the tree."""
-    chain.dense()
-    for name in in_order(dict(chain.config.candidates)):
-        if name in names and not (chain.candidates / name / RECORD).is_file():
-            scratch, answers = chain.scratch / name, chain.folder / "answers"
-            folders = Folders(chain.data(), chain.pretrained(), chain.candidates, scratch, answers)
-            compress(chain.config, name, folders, chain.candidates / name)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, help="holds train/ and test/ of class folders")
@@ -179,8 +146,10 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="read the test split, once everything is chosen")
     given = parser.parse_args()
     names = [] if given.made else given.only.split(",")
-    chain = Chain(NAME, configure(changes(given.images.resolve()), TREE))
-    make(chain, names)
+    changes = all_labels("resnet18", given.images) | {"finetune.epochs": 15}
+    changes |= {"finetune.cross_validation": "never", "benchmark.grid": "full"}
+    chain = Chain(NAME, configure(changes, TREE))
+    chain.tree(names)
     there = ["dense", *(name for name in TREE if (chain.candidates / name / RECORD).is_file())]
     timed = read_record(chain.benchmark_of(there[1:]))
     answers = Answers(chain, there)

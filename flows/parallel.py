@@ -53,8 +53,8 @@ def search_side_by_side(place: Workplace, storage: Path, log: Log, workers: int,
         try:
             return search(place, storage, log.trial, OnDask(place.machine))
         except (KeyboardInterrupt, SystemExit):
-            log.pause()
             if own_server:
+                log.pause()
                 logging.disable()  # Dask tells at length that its workers are gone
                 _end_workers()
                 leave_at_once()

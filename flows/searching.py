@@ -18,7 +18,7 @@ from rich.table import Table
 
 from flows.setting import edited_by, write_params
 from tasks import checkout, searched, servers, slots
-from tasks.settings import NOISY, Places
+from tasks.settings import Places, quieten
 from winnow.config import ROOT, Config
 from winnow.data.images import load_images
 from winnow.errors import ConfigError, MissingExtra
@@ -59,20 +59,19 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
     home = places.hidden / "search" / name
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("winnow").setLevel(logging.INFO)
-    for noisy in NOISY:
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    quieten()
+    check_crew(places, crew)
     with checkout.run_alone(places):
         folders = Folders(at / "data", at / "pretrain", at / "candidates", home / "scratch", places.answers)
         place = Workplace(config, folders, home / "trials")
         log = searched.Log(places, config, name)
         try:
-            progress = _search(places, place, home / "study.db", log, crew)
+            progress = _search(place, home / "study.db", log, crew)
         finally:
             log.pause()
         rows = front_of(progress, place)
-        taken = next(
-            (trial for trial in progress.trials for row in rows if row.chosen and trial.number == row.number), None
-        )
+        chosen = next((row.number for row in rows if row.chosen), None)
+        taken = next((trial for trial in progress.trials if trial.number == chosen), None)
         verdict = _verdict(rows, progress, config)
         _leave(home, name, progress, rows, place, verdict)
         log.close(progress, taken, [home / file for file in ("front.png", "search.json", "report.html")])
@@ -85,9 +84,10 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
     return 0
 
 
-def _search(places: Places, place: Workplace, storage: Path, log: searched.Log, crew: Crew) -> Progress:
+def check_crew(places: Places, crew: Crew) -> None:
+    """Raise ConfigError or MissingExtra for workers that cannot be had here, before anything is begun."""
     if crew == ALONE:
-        return search(place, storage, log.trial)
+        return
     if crew.workers < 1 or (crew.scheduler and crew.workers > 1):
         raise ConfigError("--workers: at least 1, and none beside --scheduler, whose workers are there already")
     if slots.has_gpu() and not crew.scheduler:
@@ -98,6 +98,11 @@ def _search(places: Places, place: Workplace, storage: Path, log: searched.Log, 
     servers.check_prefect()
     if not servers.report_to_prefect(places) and crew.scheduler:
         raise ConfigError("--scheduler: its workers report to Prefect; set PREFECT_API_URL to a server they reach")
+
+
+def _search(place: Workplace, storage: Path, log: searched.Log, crew: Crew) -> Progress:
+    if crew == ALONE:
+        return search(place, storage, log.trial)
     from flows.parallel import search_side_by_side
 
     return search_side_by_side(place, storage, log, crew.workers, crew.scheduler)

@@ -43,8 +43,7 @@ def main(arguments: list[str]) -> int:
     places = settings.Places(Path.cwd())
     settings.apply(places.root)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    for noisy in settings.NOISY:
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    settings.quieten()
     signal.signal(signal.SIGTERM, _leave)
     starter = os.environ.get(WATCHED)
     if starter:

@@ -7,6 +7,7 @@ This file imports nothing heavy: the command line starts with it.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -70,6 +71,12 @@ class Places:
         """How often the report has read each version of the test split; experiments that DVC queues count too."""
         project = str(self.root).partition(QUEUED)[0]
         return Path(project) / ".winnow" / "test-readings.json"
+
+
+def quieten() -> None:
+    """Silence the libraries in NOISY."""
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def defaults(root: Path) -> dict[str, str]:

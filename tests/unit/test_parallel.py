@@ -56,8 +56,7 @@ def test_a_trial_takes_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -
 
 
 def search(tmp_path: Path, crew: Crew) -> None:
-    nothing: Any = None
-    searching._search(Places(tmp_path), nothing, tmp_path / "study.db", nothing, crew)
+    searching.check_crew(Places(tmp_path), crew)
 
 
 @pytest.mark.parametrize("crew", [Crew(0), Crew(2, "tcp://127.0.0.1:1")])
