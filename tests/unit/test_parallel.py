@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import os
-import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from distributed.scheduler import KilledWorker
 from flows import parallel, searching
 from flows.parallel import check_workers, outcome
 from flows.searching import Crew
-from tasks import searched
 from tasks.settings import Places
+from tests.closure import ROOT
 from winnow.errors import ConfigError, MissingExtra
 from winnow.search.space import Point
 from winnow.search.trial import Result
@@ -83,17 +84,22 @@ def test_without_dask_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         search(tmp_path, Crew(2))
 
 
+WRITES = """
+import signal
+from tasks.searched import uninterrupted
+before = signal.getsignal(signal.SIGINT)
+try:
+    with uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        print("whole")
+except KeyboardInterrupt:
+    print("ends", signal.getsignal(signal.SIGINT) == before)
+with uninterrupted():
+    print("goes on")
+"""
+
+
 def test_a_write_is_finished_before_ctrl_c_counts() -> None:
-    before, done = signal.getsignal(signal.SIGINT), []
-
-    def write() -> None:
-        with searched.uninterrupted():
-            signal.raise_signal(signal.SIGINT)
-            done.append("whole")
-
-    with pytest.raises(KeyboardInterrupt):
-        write()
-    assert done == ["whole"]
-    assert signal.getsignal(signal.SIGINT) == before
-    with searched.uninterrupted():
-        pass
+    """In a process of its own: a signal would end the one that tests."""
+    told = subprocess.run([sys.executable, "-c", WRITES], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines() == ["whole", "ends True", "goes on"]
