@@ -21,10 +21,10 @@ import numpy as np
 
 from benchmarks.chain import leave, markdown
 from winnow.data.decoding import Item, decode_all
-from winnow.predicting import BATCH, answered, files_of, opened, predict_files
+from winnow.predicting import answered, files_of, opened, predict_files
 from winnow.records import read_json
 
-NAME, ROUNDS = "predict_rate", 5
+NAME, ROUNDS, BATCH = "predict_rate", 5, 64
 
 
 def rate(units: Iterator[int], skipped: int) -> float:

@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.data.decoding import Item, decode_all
+from winnow.data.decoding import Item, chunk_size, decode_all
 from winnow.data.trees import files_below
 from winnow.errors import DataError
 from winnow.evaluation import softmax
 from winnow.machine import cores
 from winnow.records import read_json
 from winnow.runtimes import Cell, Predict, open_cell
-
-BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ def predict_files(folder: Path, paths: Iterable[Path], top: int = 1) -> tuple[in
 
 
 def _stream(folder: Path, card: dict[str, Any], paths: list[Path], count: int, top: int) -> Iterator[Prediction]:
-    batch = min(BATCH, max(1, count))
+    batch = chunk_size(count, card["image_size"])  # a larger one would be filled up each time, with work for nothing
     answer, scale = opened(folder, card, batch), card.get("temperature", 1.0)
     classes = card["classes"]
     items = (Item(path, -1, False, path) for path in files_of(paths))

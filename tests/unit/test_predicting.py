@@ -12,11 +12,12 @@ from PIL import Image
 
 from flows import predicting
 from tests.conftest import CLASSES, SIZE, draw
+from winnow.data.decoding import MAX_CHUNK
 from winnow.data.images import decode
 from winnow.errors import DataError
 from winnow.evaluation import softmax
 from winnow.inference import predict_file
-from winnow.predicting import BATCH, files_of, predict_files
+from winnow.predicting import answered, files_of, predict_files
 
 RUNTIMES = [("ort", "f32"), ("openvino", "f32")]
 
@@ -42,7 +43,7 @@ def photos(folder: Path, count: int) -> list[Path]:
 
 
 @pytest.mark.parametrize("model", RUNTIMES, indirect=True)
-@pytest.mark.parametrize("count", [1, 5, BATCH + 3, 2 * BATCH + 70])
+@pytest.mark.parametrize("count", [1, 5, MAX_CHUNK + 3, 2 * MAX_CHUNK + 70])
 def test_every_file_is_answered_as_alone(model: Path, tmp_path: Path, count: int) -> None:
     files = photos(tmp_path / "photos", count)
     pixels = np.stack([decode(file.read_bytes(), SIZE)[0] for file in files])
@@ -55,6 +56,22 @@ def test_every_file_is_answered_as_alone(model: Path, tmp_path: Path, count: int
     assert [row.path for row in rows] == list(map(str, files))
     np.testing.assert_allclose([row.probabilities for row in rows], np.sort(expected, axis=1)[:, :-3:-1], atol=1e-3)
     assert [row.classes[0] for row in rows] == [CLASSES[at] for at in expected.argmax(1)]
+
+
+def test_no_large_image_is_answered_among_copies_that_fill_up_a_batch(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos(tmp_path / "photos", 40)
+    monkeypatch.setattr("winnow.data.decoding.CHUNK_BYTES", 4 * SIZE * SIZE * 3)
+    given: list[int] = []
+
+    def watched(answer: Callable[..., object], pixels: np.ndarray, batch: int) -> np.ndarray:
+        given.append(batch)
+        return answered(answer, pixels, batch)
+
+    monkeypatch.setattr("winnow.predicting.answered", watched)
+    assert len(list(predict_files(model, [tmp_path / "photos"])[1])) == 40
+    assert given == [4] * 10
 
 
 def test_files_folders_and_what_cannot_be_used(model: Path, tmp_path: Path) -> None:

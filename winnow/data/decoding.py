@@ -78,15 +78,12 @@ def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[
     A file that kills the process that decodes it, or takes longer than FILE_SECONDS, is set aside like one that is
     damaged. Raises DataError when process after process dies.
     """
-    stream, processes = iter(items), cores()
-    fair = -(-count // (processes * CHUNKS_PER_WORKER))
-    size = max(1, min(MAX_CHUNK, fair, CHUNK_BYTES // (image_size * image_size * 3)))
-    chunks = _chunks(stream, size)
+    chunks = _chunks(iter(items), chunk_size(count, image_size))
     if count < WORTH_A_PROCESS:
         for chunk in chunks:
             yield Decoded(chunk, *decode_chunk([item.content for item in chunk], image_size))
         return
-    crew = [Decoder(image_size) for _ in range(processes)]
+    crew = [Decoder(image_size) for _ in range(cores())]
     try:
         under_way: deque[tuple[list[Item], Decoder]] = deque()
         free = deque(crew)
@@ -103,6 +100,12 @@ def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[
     finally:
         for worker in crew:
             worker.end()
+
+
+def chunk_size(count: int, image_size: int) -> int:
+    """How many images, at most, decode_all gives at a time: of `count`, each `image_size` pixels wide and high."""
+    fair = -(-count // (cores() * CHUNKS_PER_WORKER))
+    return max(1, min(MAX_CHUNK, fair, CHUNK_BYTES // (image_size * image_size * 3)))
 
 
 def _chunks(stream: Iterator[Item], size: int) -> Iterator[list[Item]]:
