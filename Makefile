@@ -13,7 +13,7 @@ test: $(BIN)/.ready ## the default test suite, on all cores, at most four
 	@python -m pytest -n logical --maxprocesses 4 --dist loadgroup --max-worker-restart 0
 
 tiers: $(BIN)/.ready ## what takes minutes: slow tests, and those that start servers, kill them and wait; names what it skips
-	@python -m pytest -m "(slow or services) and not gpu" -rs -n 2 --dist loadfile --max-worker-restart 0
+	@python -m pytest -m "(slow or services) and not gpu" -rs -n 3 --dist loadfile
 
 tiers-again: $(BIN)/.ready ## of those, what failed, one after the other
 	@python -m pytest -m "(slow or services) and not gpu" -rs --last-failed --last-failed-no-failures none
