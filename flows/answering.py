@@ -12,6 +12,7 @@ run as a script either: each process that it starts would import it again.
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -165,7 +166,9 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
         self.settings = settings
 
     def setup(self, device: str) -> None:
-        """Open the model."""
+        """Open the model, in a worker, which the server ends."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.model = Model(Path(self.settings.folder), self.settings.max_batch)
 
     def decode_request(self, request: Annotated[np.ndarray, Depends(request_pixels)]) -> np.ndarray:
@@ -199,7 +202,16 @@ def main(told: str) -> int:
         middlewares=[Limits],
     )
     server.app.add_api_route("/metrics", metrics)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # LitServe would leave its processes behind
+    first = os.getpid()
+
+    def end(*_: object) -> None:
+        """Here as Ctrl-C does, else LitServe would leave its processes behind; those that were forked just leave."""
+        if os.getpid() == first:
+            raise KeyboardInterrupt
+        raise SystemExit(0)
+
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, end)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(settings.host, settings.port, num_api_servers=1, generate_client_file=False, log_level="warning")
     return 0

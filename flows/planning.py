@@ -105,7 +105,7 @@ def _nearness(planned: dict[str, Row], times: dict[str, dict[str, float]]) -> st
 
 def _off(planned: float, true: float) -> str:
     """How far the forecast was off, as a share of the truth."""
-    return f"{(planned / true - 1) * 100:+.0f} %" if true else "-"
+    return f"forecast {(planned / true - 1) * 100:+.0f} %" if true else "-"
 
 
 def _forecasts(places: Places, config: Config, counts: Counts, stages: list[str]) -> Iterator[Forecast]:
@@ -156,7 +156,7 @@ def _on_disk_gb(found: list[Forecast], kind: str) -> float:
 
 
 def _show(found: list[Forecast], counts: Counts, once: float, kind: str, places: Places) -> None:
-    told = f"{counts.images:,} images: {counts.train:,} for training, {counts.budget:,} labels"
+    told = f"About {counts.images:,} images: {counts.train:,} for training, {counts.budget:,} labels"
     table = Table("step", title=told, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("time", "memory, GB", "disk, GB"):
         table.add_column(name, justify="right", no_wrap=True)

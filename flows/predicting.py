@@ -104,7 +104,7 @@ def _rows(predictions: Iterator[Prediction], wanted: Wanted, rejected: list[Pred
             continue
         unsure = prediction.probabilities[0] < wanted.abstain_below
         for name, chance in zip(prediction.classes, prediction.probabilities, strict=True):
-            row += ["" if unsure and len(row) == 1 else name, chance]
+            row += ["" if unsure else name, chance]
         yield [*row, f"abstained: less than {wanted.abstain_below:g}" if unsure else ""]
 
 

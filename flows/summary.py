@@ -100,7 +100,12 @@ def learned_lines(places: Places) -> list[str]:
     """How many labels were used, what pretraining bought, what could not be timed, and the warnings of every step."""
     record = read_record(places.artifacts / "candidates" / ROOT)
     gain, labels = record.details["arms"]["gain"], record.details["labels"]
-    lines = [f"labels used: {labels['training']:,} for training, {labels['choosing']:,} for choosing"]
+    test = read_record(places.artifacts / "report").metrics
+    lines = [
+        f"labels used: {labels['training']:,} for training, {labels['choosing']:,} for choosing, "
+        f"{test['test/images']:,.0f} for the test",
+        *_measured(record, test),
+    ]
     if gain is not None:
         interval = f" (95 % interval {gain['low']:+.1f} to {gain['high']:+.1f})" if gain["pairs"] > 1 else ""
         lines.append(
@@ -112,6 +117,23 @@ def learned_lines(places: Places) -> list[str]:
             lines.append(f"torch.compile was not timed: {row['reason']}; the best PyTorch is eager alone")
             break
     return lines + _warning_lines(places)
+
+
+def _measured(dense: StepRecord, test: dict[str, float]) -> list[str]:
+    """Accuracy elsewhere than on the validation split: over all labels, and on the test split."""
+    lines = []
+    if crossed := dense.details["cross_validation"]:
+        told = _top1(dense.metrics, "cross_validation/")
+        lines.append(f"dense, cross-validated: {told}, {crossed['labels']:,} labels")
+    if "test/dense_top1" in test:
+        winner = f", the winner {_top1(test, 'test/winner_')}" if "test/winner_top1" in test else ""
+        lines.append(f"on the test images: dense {_top1(test, 'test/dense_')}{winner}")
+    return lines
+
+
+def _top1(metrics: dict[str, float], prefix: str) -> str:
+    value, low, high = (metrics[f"{prefix}top1{end}"] * 100 for end in ("", "_low", "_high"))
+    return f"top-1 {value:.1f} % (95 % interval {low:.1f} to {high:.1f})"
 
 
 def _warning_lines(places: Places) -> list[str]:

@@ -238,7 +238,7 @@ def get(places: Places, model_name: str, which: str) -> Version:
     if found is None and which == CHAMPION:
         raise WinnowError(
             f"nothing has been promoted yet: {model_name} has no champion at {where}; "
-            "run `winnow run`, or `winnow promote`"
+            "run `winnow run`; where no candidate passes its gates, it ends with why, and with gates one would pass"
             f"{'' if tracked.is_own(places) else ' (or your account has no role there: ask its administrator)'}"
         )
     if found is None:

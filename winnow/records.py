@@ -67,6 +67,8 @@ class Gate(_Frozen):
     name: str
     passed: bool
     reason: str
+    needs: str = ""
+    """Of one that failed: the key of promotion.gates with the value at which it would pass, where it was measured."""
 
 
 class Verdict(_Frozen):

@@ -54,8 +54,8 @@ def _unreachable(
     if worst > WORST_END * gates.max_drop_points:
         found.append(
             f"no candidate can pass: {count} validation images show a loss of nothing only to {worst:.1f} "
-            f"points, more than the {WORST_END * gates.max_drop_points:g} allowed; add images, with or without labels, "
-            f"or set promotion.gates.max_drop_points to {_enough(worst):g} or more"
+            f"points, more than the {WORST_END * gates.max_drop_points:g} allowed; add images, with or without labels: "
+            f"as few as these show no file to be within promotion.gates.max_drop_points below {_enough(worst):g}"
         )
     labels, allowed = labels_V[labels_V >= 0], WORST_END * gates.max_macro_f1_drop_points
     by_answers = macro_f1_drop(dense_V, dense_V, dense_V).high
@@ -70,8 +70,9 @@ def _unreachable(
     rest = "; dense's answers stand in for labels" if worst <= allowed else ""
     found.append(
         f"{start}: {len(labels)} labelled validation images, {support[smallest]} of class {classes[smallest]!r}, show "
-        f"a loss of nothing {'only ' if len(labels) else ''}{shown}{rest}. Label more, or set "
-        f"promotion.gates.max_macro_f1_drop_points to {_enough(by_labels if len(labels) else by_answers):g} or more"
+        f"a loss of nothing {'only ' if len(labels) else ''}{shown}{rest}. Label more: as few as these show no file to "
+        f"be within promotion.gates.max_macro_f1_drop_points below "
+        f"{_enough(by_labels if len(labels) else by_answers):g}"
     )
     return found
 

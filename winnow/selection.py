@@ -23,6 +23,7 @@ The front holds those that no other beats in accuracy, size and latency at once;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,14 +93,14 @@ def _gates(contender: Contender, dense: Contender, gates: Gates) -> tuple[Gate, 
     judged = (
         judge_drop(contender.drop, gates.max_drop_points),
         judge_macro_f1(contender.macro_f1, gates.max_macro_f1_drop_points),
-        _at_least("agreement", "same answer as dense", contender.agreement * 100, gates.min_agreement * 100, " %"),
+        _share("agreement", "same answer as dense", contender.agreement, gates.min_agreement, "min_agreement"),
         _size_gate(contender, dense, gates.max_size_ratio),
         _speed_gate(contender.speedup, gates.min_speedup),
     )
     if contender.int8_share is None:
         return judged
-    what, needed = "multiply-adds executed in int8", gates.min_int8_share * 100
-    return (*judged, _at_least("int8", what, contender.int8_share * 100, needed, " %"))
+    what, needed = "multiply-adds executed in int8", gates.min_int8_share
+    return (*judged, _share("int8", what, contender.int8_share, needed, "min_int8_share"))
 
 
 def judge_drop(drop: Evidence, allowed: float) -> Gate:
@@ -143,12 +144,21 @@ def _judge(name: str, what: str, loss: Drop, allowed: float, measured: bool = Tr
     worst = WORST_END * allowed
     if _passes(loss, allowed):
         return Gate(name=name, passed=True, reason=f"{what} is within {allowed:g}, its worst end within {worst:g}")
+    key = {"drop": "max_drop_points", "macro-f1": "max_macro_f1_drop_points"}[name]
+    needs = f"{key} {_up(max(loss.points, loss.high / WORST_END), 1):g}"
     if measured and loss.points > allowed:
-        return Gate(name=name, passed=False, reason=f"{what} exceeds {allowed:g}")
-    if loss.points > allowed:
-        return Gate(name=name, passed=False, reason=f"not shown: {what} may exceed {allowed:g}")
-    reason = f"not shown: {what} may be within {allowed:g}, but its worst end exceeds {worst:g}"
-    return Gate(name=name, passed=False, reason=reason)
+        reason = f"{what} exceeds {allowed:g}"
+    elif loss.points > allowed:
+        reason = f"not shown: {what} may exceed {allowed:g}"
+    else:
+        reason = f"not shown: {what} may be within {allowed:g}, but its worst end exceeds {worst:g}"
+    return Gate(name=name, passed=False, reason=reason, needs=needs)
+
+
+def _up(value: float, decimals: int) -> float:
+    """Rounded to where `value` is within."""
+    scale = 10.0**decimals
+    return math.ceil(round(value * scale, 6)) / scale
 
 
 def _told(loss: Drop) -> str:
@@ -159,8 +169,10 @@ def _told(loss: Drop) -> str:
 def _size_gate(contender: Contender, dense: Contender, allowed: float) -> Gate:
     ratio = contender.size_mb / dense.size_mb
     what = f"{contender.size_mb:.2f} MB are {ratio * 100:.0f} % of dense's {dense.size_mb:.2f} MB"
-    passed = ratio <= allowed
-    return Gate(name="size", passed=passed, reason=f"{what}, {'within' if passed else 'more than'} {allowed * 100:g} %")
+    if ratio <= allowed:
+        return Gate(name="size", passed=True, reason=f"{what}, within {allowed * 100:g} %")
+    needs = f"max_size_ratio {_up(ratio, 2):g}"
+    return Gate(name="size", passed=False, reason=f"{what}, more than {allowed * 100:g} %", needs=needs)
 
 
 def _speed_gate(speedup: float | None, needed: float) -> Gate:
@@ -170,15 +182,22 @@ def _speed_gate(speedup: float | None, needed: float) -> Gate:
             passed=False,
             reason=f"was not timed beside dense on the machine that serves; {needed:g} times dense's best is needed",
         )
-    return _at_least("speedup", "speed over dense's best float", speedup, needed, " times")
+    return _at_least("speedup", "speed over dense's best float", speedup, needed, " times", "min_speedup")
 
 
-def _at_least(name: str, what: str, value: float, needed: float, unit: str) -> Gate:
+def _share(name: str, what: str, value: float, needed: float, key: str) -> Gate:
+    """At least, in percent."""
+    gate = _at_least(name, what, value * 100, needed * 100, " %", key)
+    return gate if gate.passed else gate.model_copy(update={"needs": f"{key} {-_up(-value, 3):g}"})
+
+
+def _at_least(name: str, what: str, value: float, needed: float, unit: str, key: str) -> Gate:
     passed = value >= needed
     compared = "at least" if passed else "less than"
     # As many decimals as it takes to tell a value just below the limit from the limit.
     decimals = next((count for count in (1, 2, 3) if passed == (round(value, count) >= needed)), 4)
-    return Gate(name=name, passed=passed, reason=f"{what} {value:.{decimals}f}{unit}, {compared} {needed:g}{unit}")
+    reason = f"{what} {value:.{decimals}f}{unit}, {compared} {needed:g}{unit}"
+    return Gate(name=name, passed=passed, reason=reason, needs="" if passed else f"{key} {-_up(-value, 2):g}")
 
 
 def _signed(points: float) -> str:
@@ -237,5 +256,10 @@ def _why_nobody(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "there is no candidate beside dense, so there is nothing to choose"
     fewest = min(verdicts, key=lambda verdict: sum(not gate.passed for gate in verdict.gates))
-    failed = [f"{gate.name}: {gate.reason}" for gate in fewest.gates if not gate.passed]
-    return f"no candidate passes every gate; the nearest is {fewest.candidate} ({'; '.join(failed)})"
+    failed = [gate for gate in fewest.gates if not gate.passed]
+    needs = [gate.needs for gate in failed if gate.needs]
+    passes = f"; it would pass with promotion.gates.{' and '.join(needs)}" if len(needs) == len(failed) else ""
+    return (
+        f"no candidate passes every gate; the nearest is {fewest.candidate}, which fails "
+        f"{', '.join(gate.name for gate in failed)}{passes}"
+    )

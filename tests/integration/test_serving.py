@@ -89,7 +89,7 @@ def post(address: str, content: bytes, kind: str = "image/png", timeout: float =
     return httpx.post(f"{address}/predict", content=content, headers={"Content-Type": kind}, timeout=timeout)
 
 
-def test_what_a_client_sees(serve: Callable) -> None:
+def test_what_a_client_sees(serve: Callable, places: Places) -> None:
     with serve(top=2, max_bytes=100_000) as (address, process):
         for label, name in enumerate(CLASSES):
             answer = post(address, encoded(label))
@@ -121,6 +121,7 @@ def test_what_a_client_sees(serve: Callable) -> None:
         assert "winnow_waiting 0.0" in counted
         os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal
         assert process.wait(timeout=30) == 0
+        assert "Traceback" not in (places.root / "server.log").read_text()
 
 
 @pytest.mark.services

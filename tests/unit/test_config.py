@@ -245,7 +245,7 @@ def test_pretraining_may_be_none_but_then_takes_no_epochs() -> None:
         (lambda path: None, "cannot be read .* run winnow from the project's folder"),
         (lambda path: path.write_bytes(b"\xff\xfe"), "cannot be read"),
         (lambda path: path.write_text("data: [1, 2"), "not valid YAML"),
-        (lambda path: path.write_text("a: {x: 1, y: 2, x: 3}"), "not valid YAML: the key 'x' is there twice .*line 1"),
+        (lambda path: path.write_text("a: {x: 1, y: 2, x: 3}"), "not valid YAML: the key 'x' is there twice\n.*line 1"),
         (lambda path: path.write_text(""), "expected sections .*found NoneType"),
         (lambda path: path.write_text("- data"), "expected sections .*found list"),
     ],

@@ -111,7 +111,8 @@ def test_a_file_of_predictions(model: Path, tmp_path: Path, monkeypatch: pytest.
         if row["reason"] != "empty":
             unsure = float(row["probability"]) < 0.6
             assert (row["class"] == "") == unsure == row["reason"].startswith("abstained: less than 0.6")
-            assert row["class_2"] in CLASSES
+            assert row["class_2"] in (("",) if unsure else CLASSES)
+            assert float(row["probability_2"]) <= float(row["probability"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "photos", out.name]
 
 

@@ -111,13 +111,43 @@ def test_between_equals_the_smaller_drop_wins_whatever_the_order() -> None:
     assert decide(DENSE, [better, worse], POLICY).winner == "b-better"
 
 
-def test_nobody_passing_names_the_nearest_with_its_reasons() -> None:
+def test_nobody_passing_names_the_nearest_and_with_which_gates_it_would() -> None:
     far = replace(GOOD, name="far", agreement=0.1, size_mb=1.9, speedup=0.5)
     near = replace(GOOD, name="near", speedup=1.1)
     decision = decide(DENSE, [far, near], POLICY)
     assert decision.winner is None
-    assert "nearest is near (speedup: " in decision.why
-    assert "1.1 times, less than 1.2 times" in decision.why
+    told = "nearest is near, which fails speedup; it would pass with promotion.gates.min_speedup 1.1"
+    assert decision.why.endswith(told)
+    assert "1.1 times, less than 1.2 times" in decision.verdicts[1].gates[-1].reason
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        replace(GOOD, drop=known(3.04, 1.0, 5.0)),
+        replace(GOOD, drop=known(0.2, -4.0, 8.37)),
+        replace(GOOD, macro_f1=known(0.2, -4.0, 12.51)),
+        replace(GOOD, agreement=0.61237),
+        replace(GOOD, size_mb=1.337),
+        replace(GOOD, speedup=1.0999),
+        replace(GOOD, int8_share=0.43219),
+        replace(GOOD, drop=known(3.04, 1.0, 5.0), speedup=0.3),
+    ],
+)
+def test_what_the_nearest_would_pass_with_is_enough_and_hardly_more(lacking: Contender) -> None:
+    told = decide(DENSE, [lacking], POLICY).why.rpartition("it would pass with promotion.gates.")[2]
+    needed = {key: float(value) for key, value in (each.split() for each in told.split(" and "))}
+    loosened = POLICY.model_copy(update={"gates": POLICY.gates.model_copy(update=needed)})
+    assert decide(DENSE, [lacking], loosened).winner == lacking.name
+    for key, value in needed.items():
+        tighter = needed | {key: value + (0.11 if key.startswith("min_") else -0.11)}
+        held = POLICY.model_copy(update={"gates": POLICY.gates.model_copy(update=tighter)})
+        assert decide(DENSE, [lacking], held).winner is None
+
+
+def test_what_was_never_timed_would_pass_with_no_gate() -> None:
+    why = decide(DENSE, [replace(GOOD, name="near", speedup=None)], POLICY).why
+    assert why.endswith("the nearest is near, which fails speedup")
 
 
 def test_without_candidates_there_is_nothing_to_choose() -> None:

@@ -22,15 +22,32 @@ def places(tiny_data: Path, tmp_path: Path) -> Places:
     config = check_config(tiny_params())
     select(config, at / "data", at / "candidates", at / "benchmark", at / "select")
     (at / "report").mkdir()
-    write_record(at / "report", StepRecord(step="report", name="report", parameters={}, inputs={}, metrics={}))
+    record = StepRecord(step="report", name="report", parameters={}, inputs={}, metrics={"test/images": 30.0})
+    write_record(at / "report", record)
     return places
 
 
 def test_labels_and_gain_are_told(places: Places) -> None:
     labels, gain, *_ = learned_lines(places)
-    assert labels == "labels used: 30 for training, 60 for choosing"
+    assert labels == "labels used: 30 for training, 60 for choosing, 30 for the test"
     assert gain.startswith("pretrained against from scratch, same labels and steps: +17.5 points")
     assert not any("torch.compile" in line for line in learned_lines(places))
+
+
+def test_accuracy_elsewhere_than_on_validation_is_told(places: Places) -> None:
+    assert not any("top-1 " in line for line in learned_lines(places)[2:])
+    dense = places.artifacts / "candidates" / "dense"
+    crossed = {"cross_validation/top1": 0.46, "cross_validation/top1_low": 0.366, "cross_validation/top1_high": 0.557}
+    record = read_record(dense)
+    details = record.details | {"cross_validation": {"labels": 100}}
+    rewrite(dense, metrics=record.metrics | crossed, details=details)
+    test = {f"test/{who}_top1{end}": 0.5 for who in ("dense", "winner") for end in ("", "_low", "_high")}
+    rewrite(places.artifacts / "report", metrics={"test/images": 30.0, **test})
+    told = learned_lines(places)
+    assert told[1] == "dense, cross-validated: top-1 46.0 % (95 % interval 36.6 to 55.7), 100 labels"
+    assert told[2].startswith(
+        "on the test images: dense top-1 50.0 % (95 % interval 50.0 to 50.0), the winner top-1 50"
+    )
 
 
 def test_warnings_of_every_step_each_once(places: Places) -> None:

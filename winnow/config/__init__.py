@@ -127,7 +127,7 @@ def load_config(path: str | Path) -> Config:
     try:
         raw = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
     return check_config(raw, str(path))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
 import stat
 import warnings
 from collections import deque
@@ -212,6 +213,7 @@ class Decoder:
 
 def _work(pipe: Connection, image_size: int) -> None:
     """A worker: says that it is there; then chunks in, results out, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a whole group; whoever started this process ends it
     pipe.send("here")
     while True:
         try:

@@ -83,8 +83,6 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
         near = _near_duplicates(folder, signatures, split_N)
         record = _record(data, source, stored, split_N, warnings, near, folder)
         write_record(folder, record)
-    for warning in record.warnings:
-        log.warning("ingest: %s", warning)
     return record
 
 

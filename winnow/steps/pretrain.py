@@ -104,5 +104,4 @@ def _collapse(settings: RotNet | SimCLR, curves: list[Row]) -> tuple[str, ...]:
         f"backbone. Lower pretrain.optimiser.learning_rate (now {settings.optimiser.learning_rate}), strengthen "
         "pretrain.augmentation, or take another pretrain.method"
     )
-    log.warning(message)
     return (message,)
