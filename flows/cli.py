@@ -36,7 +36,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from flows import STOPPED
+from flows import ENDINGS, STOPPED
 from flows.arguments import Act, parser_of
 from tasks.settings import Places, apply, registered_model_name
 from winnow.config import Config, load_config
@@ -44,8 +44,6 @@ from winnow.errors import ConfigError, WinnowError
 
 if TYPE_CHECKING:
     from tasks.promotion import Outcome
-
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: list[str] | None = None) -> None:

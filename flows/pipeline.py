@@ -17,7 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import showing
 from flows.promote import show_form
-from flows.working import leave_at_once, working
+from flows.working import working
 from tasks import fetching, settled, stages, tracking, versioning
 from tasks.settings import Places, check_files
 from tasks.store import StoreError
@@ -71,12 +71,9 @@ def _execute(places: Places, config: Config, stale: dict[str, list[str]], retrie
         done = _run_stages(places, config, stale, parent, retries)
         stages.track_run.with_options(retries=retries)(str(places.root), parent)
     except BaseException as error:
-        was_stopped = not isinstance(error, Exception)  # Ctrl-C, SIGTERM, a closed terminal
-        if was_stopped:
+        if not isinstance(error, Exception):
             stages.stop_running()
         tracking.close_execution(places, parent, ok=False)
-        if was_stopped and not os.environ.get("PREFECT_API_URL"):
-            leave_at_once()
         raise
     return done
 

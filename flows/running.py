@@ -34,8 +34,10 @@ def run(places: Places, config: Config) -> int:
         servers.report_to_prefect(places)
         # Only now: these imports cost four seconds.
         from flows.pipeline import pipeline
+        from flows.working import leaving
 
-        done = pipeline(str(places.root))
+        with leaving():
+            done = pipeline(str(places.root))
     else:
         console.print("Nothing has changed: no step runs.")
     show_results(places, config)

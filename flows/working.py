@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from uuid import UUID
 
 import psutil
@@ -18,13 +21,16 @@ from prefect.events import emit_event
 from prefect.exceptions import Pause
 from prefect.logging import get_run_logger
 
-from flows import STOPPED
+from flows import ENDINGS, STOPPED
 from tasks import checkout
 from tasks.settings import OWNER, Places
 from winnow.errors import WinnowError
 
 TAKEN_UP = 5
 """A run whose process was gone is taken up again (flows/automations.yaml), but not for ever."""
+
+_under_way = threading.Event()
+"""Whether a flow works in this process."""
 
 ENDED = "winnow.flow-run.ended"
 """The event that a scheduled run came to its own end, well or not, or a person's. Killed or stopped, it emits none."""
@@ -69,15 +75,45 @@ def working(root: str) -> Iterator[Places]:
                 f"this run's process was gone {TAKEN_UP} times; see .winnow/logs/flows.log and the memory it takes"
             )
         with checkout.run_alone(places, wait=get_run_logger().warning if runtime.deployment.id else None):
+            _under_way.set()
             yield places
         was_stopped = False
     except (Exception, Pause):
         was_stopped = False
         raise
     finally:
+        _under_way.clear()
+        if was_stopped and not os.environ.get("PREFECT_API_URL"):
+            leave_at_once()
         if runtime.deployment.id and not (was_stopped and not _is_cancelled()):
             emit_event(ENDED, {"prefect.resource.id": f"prefect.flow-run.{runtime.flow_run.id}"})
             time.sleep(HEED_SECONDS)
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Around a flow on Prefect's temporary server: beyond the flow's own work a stop leaves at once.
+
+    Ctrl-C in a terminal ends that server too, and Prefect would try for minutes to tell it.
+    """
+    if os.environ.get("PREFECT_API_URL"):
+        yield
+        return
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        if _under_way.is_set():
+            raise KeyboardInterrupt
+        leave_at_once()
+
+    before = {ending: signal.getsignal(ending) for ending in ENDINGS}
+    for ending, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(ending, stop)
+    try:
+        yield
+    finally:
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
 
 
 def leave_at_once() -> None:
