@@ -147,3 +147,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [" | ".join(heading), " | ".join("---" for _ in heading)]
     lines += [" | ".join(str(row[name]) for name in heading) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def rungs_told(rungs: list[dict[str, Any]]) -> str:
+    """What int8 lost on each rung of the ladder, in points."""
+    found = [(row["rung"], f"{row['points_lost']:.2f}" if "points_lost" in row else "impossible") for row in rungs]
+    return "; ".join(f"{rung} {lost}" for rung, lost in found)

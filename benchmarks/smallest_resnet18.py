@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.chain import Chain, all_labels, configure, leave, markdown
+from benchmarks.chain import Chain, all_labels, configure, leave, markdown, rungs_told
 from winnow.data.images import TEST, VALIDATION, load_images
 from winnow.evaluation import load_logits
 from winnow.inference import predict_file
@@ -165,7 +165,7 @@ def main() -> None:
     told = f"The fastest within {ALLOWED_POINTS} points at batch 1: {winner}. " + _told(tested, winner)
     records = {name: read_record(chain.candidates / name) for name in there}
     climbed = [
-        f"- {name}: " + "; ".join(map(_rung, record.details["rungs"]))
+        f"- {name}: {rungs_told(record.details['rungs'])}"
         for name, record in records.items()
         if "rungs" in record.details
     ]
@@ -196,11 +196,6 @@ def _told(tested: dict[str, NDArray[np.bool_]], winner: str) -> str:
         f"{tested['dense'].mean() * 100:.2f} %, {winner} {tested[winner].mean() * 100:.2f} %, {lost.points:.2f} points "
         f"less (95 % interval {lost.low:.2f} to {lost.high:.2f})."
     )
-
-
-def _rung(rung: dict[str, Any]) -> str:
-    lost = f"{rung['points_lost']:.2f}" if "points_lost" in rung else "impossible"
-    return f"{rung['rung']} {lost}"
 
 
 if __name__ == "__main__":

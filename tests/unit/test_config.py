@@ -165,7 +165,11 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
             "candidates.student.recovery",
             "images: labelled",
         ),
-        ({"candidates__dense-kd__width": 0.5}, "candidates.dense-kd", "width: only resnet8"),
+        (
+            {"candidates__dense-kd__width": 0.5},
+            "candidates.dense-kd",
+            "width: 'same' comes in one width",
+        ),
     ],
 )
 def test_one_mistake(changes: dict[str, Any], path: str, message: str) -> None:

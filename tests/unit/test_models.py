@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from winnow.config.backbones import BACKBONES, HEADLESS, OWN
+from winnow.config.backbones import BACKBONES, HEADLESS, IN_WIDTHS, OWN
 from winnow.errors import ArtifactError, ConfigError
 from winnow.models.backbones import Architecture, build, load_model, save_model
 from winnow.models.heads import feature_dim, head_path, new_classifier
@@ -74,6 +74,22 @@ def test_network_without_linear_head_is_refused() -> None:
         head_path(torchvision.models.squeezenet1_0(weights=None))
     with pytest.raises(ConfigError, match="is no backbone"):
         build(Architecture(backbone="squeezenet1_0", num_classes=2, image_size=64))
+
+
+@pytest.mark.parametrize("name", IN_WIDTHS)
+def test_half_the_width_is_about_a_quarter_of_the_parameters(name: str, tmp_path: Path) -> None:
+    def network(width: float) -> torch.nn.Module:
+        return build(Architecture(backbone=name, num_classes=3, image_size=32, width=width)).eval()
+
+    whole, half = (
+        sum(parameter.numel() for path, parameter in network(width).named_parameters() if "classifier" not in path)
+        for width in (1.0, 0.5)
+    )
+    assert 0.2 < half / whole < 0.4
+    architecture = Architecture(backbone=name, num_classes=3, image_size=32, width=0.5)
+    save_model(tmp_path, network(0.5), architecture)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load_model(tmp_path)[0](x), network(0.5)(x))
 
 
 def test_saved_model_comes_back_to_the_bit(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def distill(settings: Distill, inputs: Inputs, folder: Path) -> dict[str, Any]:
     model, architecture = load_model(inputs.parent)
     if settings.student != "same":
         architecture = architecture.model_copy(
-            update={"backbone": settings.student, "width": settings.width, "pruning": []}
+            update={"backbone": settings.student, "width": settings.width, "pruning": [], "ranks": {}}
         )
         model = build(architecture, seed=settings.recovery.seed)
     curves = recover(model, settings.recovery, inputs)

@@ -101,6 +101,10 @@ UNPRUNABLE = ("maxvit_t", "shufflenet_", "swin_")
 """How the names begin of those whose channels torch-pruning cannot follow: windowed attention, shuffled channels."""
 
 
+IN_WIDTHS = (*OWN, "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
+"""Those whose channels a factor scales; to make another narrower, prune it."""
+
+
 def is_prunable(name: str) -> bool:
     """Whether `prune` works on the backbone."""
     return not name.startswith(UNPRUNABLE)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from winnow.config.backbones import Student, is_prunable
+from winnow.config.backbones import IN_WIDTHS, Student, is_prunable
 from winnow.config.section import Augmentation, Count, Fraction, Number, Optimiser, Positive, Section, Seed
 
 ROOT = "dense"
@@ -245,12 +245,14 @@ class Distill(Recovered):
     student: Student = "same"
     """same, or a backbone's name."""
     width: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    """Scales the channels of a resnet8 student."""
+    """Scales the channels of a student, where its backbone comes in widths (winnow.config.backbones.IN_WIDTHS)."""
 
     @model_validator(mode="after")
     def _width_fits(self) -> Distill:
-        if self.width != 1.0 and self.student != "resnet8":
-            raise ValueError(f"width: only resnet8 comes in other widths, not {self.student!r}; use width: 1.0")
+        if self.width != 1.0 and self.student not in IN_WIDTHS:
+            raise ValueError(
+                f"width: {self.student!r} comes in one width, 1.0; others have {', '.join(IN_WIDTHS)}, or prune it"
+            )
         return self
 
 

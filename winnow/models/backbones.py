@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from winnow.config.backbones import BACKBONES, OWN, unknown_backbone
+from winnow.config.backbones import BACKBONES, IN_WIDTHS, OWN, unknown_backbone
 from winnow.errors import ArtifactError, ConfigError, MissingExtra
 from winnow.models.attention import take_heads_apart
 from winnow.models.factors import split
@@ -93,9 +93,9 @@ def _shortcut(previous: int, out: int, stride: int) -> nn.Module | None:
 
 
 def _small_resnet(name: str, classes: int, width: float) -> nn.Module:
-    if name == "resnet8":
-        return SmallResNet(classes, 2, [(max(8, round(c * width / 8) * 8), 1) for c in RESNET8_CHANNELS])
-    return SmallResNet(classes, 1, [(channels, CIFAR_BLOCKS[name]) for channels in CIFAR_CHANNELS])
+    stride, channels = (2, RESNET8_CHANNELS) if name == "resnet8" else (1, CIFAR_CHANNELS)
+    blocks = CIFAR_BLOCKS.get(name, 1)
+    return SmallResNet(classes, stride, [(max(8, round(count * width / 8) * 8), blocks) for count in channels])
 
 
 def build(architecture: Architecture, seed: int = 0) -> nn.Module:
@@ -121,10 +121,11 @@ def _fresh(architecture: Architecture) -> nn.Module:
     if name in OWN:
         return _small_resnet(name, classes, architecture.width)
     small = architecture.image_size <= SMALL_IMAGE
+    scaled = {"width_mult": architecture.width} if name in IN_WIDTHS else {}
     sized = {"image_size": architecture.image_size} if name.startswith("vit_") else {}
     quiet = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     try:
-        model: nn.Module = torchvision.models.get_model(name, weights=None, **sized, **quiet)
+        model: nn.Module = torchvision.models.get_model(name, weights=None, **scaled, **sized, **quiet)
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(
             f"pretrain.backbone: {name} cannot be built for images of {architecture.image_size} pixels ({error})"
