@@ -3,7 +3,7 @@
     python -m benchmarks.int8_ladder [IMAGES]
 
 Depthwise convolutions and hard-swish leave wide ranges in few channels; such networks are known to lose points in
-post-training quantization (timm's mobilenetv3_small_050 falls from 57.9 to 42.2 % on ImageNet). The parent here is taught
+post-training quantization (timm's mobilenetv3_small_050 falls from 57.9 to 42.2 % on ImageNet). The parent is taught
 by dense, of full width. Rungs: static (NNCF), static with other ranges, full bias correction, the worst layers back in
 float, training under rounding. The last trains on: so the parent taught on by the same recovery stands beside it, and
 drops are counted against the better of the two. IMAGES is a folder of class folders; the embedded sample without it.
