@@ -173,7 +173,8 @@ def test_the_plan_is_shown_beside_the_truth_of_the_same_parameters(tmp_path: Pat
     planned, told = planning.beside(places, true)
     assert set(planned) == {"pretrain"}
     assert told == (
-        "Planned: 1:30, it took 1:40 (forecast -10 %); 0.10 GB of artifacts, 0.10 GB (forecast +0 %); memory 1.00 GB, 0.80 GB (forecast +25 %)"
+        "Planned: 1:30, it took 1:40 (forecast -10 %); 0.10 GB of artifacts, 0.10 GB (forecast +0 %); "
+        "memory 1.00 GB, 0.80 GB (forecast +25 %)"
     )
     assert planning.beside(places, true | {"report": true["pretrain"]}) == ({}, "")
     (tmp_path / "params.yaml").write_text("a: 2\n")
