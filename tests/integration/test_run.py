@@ -211,10 +211,8 @@ def test_all_mistakes_in_params_at_once(project: Project) -> None:
         assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    "ending",
-    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="kill", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
 def test_a_run_that_is_stopped_leaves_nothing_running_and_goes_on(project: Project, ending: signal.Signals) -> None:
     params = yaml.safe_load((project.root / "params.yaml").read_text())
     params["pretrain"]["epochs"] = 5000
@@ -333,6 +331,7 @@ def test_validation_logits_are_those_of_the_file(finished: Finished) -> None:
         np.testing.assert_allclose(stored, given, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_interfaces_start_and_a_run_reports_to_the_server(project: Project) -> None:
     mlflow_port, prefect_port = free_ports(2)
     ports = ["--mlflow-port", str(mlflow_port), "--prefect-port", str(prefect_port)]

@@ -113,6 +113,7 @@ def test_what_was_not_fetched_stays(bucket: Path, tmp_path: Path) -> None:
     assert own.with_name("mine.jpg").read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 def test_more_objects_than_a_page(bucket: Path, tmp_path: Path) -> None:
     for index in range(1000):
         put(bucket, f"photos/cat/more/{index:04d}.jpg", b"%d" % index)

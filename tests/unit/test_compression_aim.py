@@ -66,7 +66,8 @@ def test_of_the_roundings_the_one_that_keeps_most(dense: tuple[nn.Module, Archit
     assert {row["round_to"] for row in found.tried} == {8, 16}
 
 
-@pytest.mark.parametrize("precision", ["f32", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["f32", "int8"])
 def test_a_stopwatch_tells_small_from_large(dense: tuple[nn.Module, Architecture], precision: str) -> None:
     model, architecture = dense
     latency = Latency.model_validate({"share": 0.2, "runtime": "ort", "precision": precision, "batch": 64})

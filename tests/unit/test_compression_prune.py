@@ -86,6 +86,7 @@ def test_a_stopped_pruning_goes_on_with_the_cuts_it_made(tiny_inputs: Inputs, tm
     assert (again / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_sparse_learning_shrinks_what_matters_least(tiny_inputs: Inputs) -> None:
     model, architecture = load_model(tiny_inputs.parent)
     plain = copy.deepcopy(model)

@@ -181,6 +181,7 @@ def test_gradually_ends_where_it_should(tiny_inputs: Inputs, tmp_path: Path, pat
     assert not torch.equal(sparse.blocks[1].conv2.weight, once.blocks[1].conv2.weight)
 
 
+@pytest.mark.slow
 def test_a_gradual_training_that_was_stopped_ends_the_same(
     tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

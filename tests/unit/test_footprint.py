@@ -49,6 +49,7 @@ def test_the_peak_sees_what_was_given_back() -> None:
     assert after > during - 1 > 290  # the kernel counts in strides
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_a_fresh_process_and_its_runtime(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     block = np.ones(600_000_000 // 8)  # this process is large, its child must not look so
     ort = footprint(served, cell("ort"), SIDE)

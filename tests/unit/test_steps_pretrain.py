@@ -130,6 +130,7 @@ run(configured(epochs=9, monitor_every=2), Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_killed_step_goes_on_to_the_same_bytes(tiny_data: Path, tmp_path: Path) -> None:
     config = configured(epochs=9, monitor_every=2)
     run(config, tiny_data, tmp_path / "whole")
