@@ -94,7 +94,8 @@ def working(root: str) -> Iterator[Places]:
 def leaving() -> Iterator[None]:
     """Around a flow on Prefect's temporary server: beyond the flow's own work a stop leaves at once.
 
-    Ctrl-C in a terminal ends that server too, and Prefect would try for minutes to tell it.
+    Ctrl-C in a terminal ends that server too, and Prefect would try for minutes to tell it. Until the
+    flow works, SIGTERM is handled by Prefect.
     """
     if os.environ.get("PREFECT_API_URL"):
         yield
@@ -118,12 +119,15 @@ def leaving() -> Iterator[None]:
 
 def leave_at_once() -> None:
     """Exit without a report to Prefect's temporary server: Ctrl-C ended it too, and the report would wait for it."""
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.terminate()
-    psutil.wait_procs(children, timeout=5)
-    sys.stdout.flush()
-    sys.stderr.write(f"{STOPPED}\n")
-    sys.stderr.flush()
-    os._exit(130)
+    try:
+        children = psutil.Process().children(recursive=True)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()
+        psutil.wait_procs(children, timeout=5)
+        with contextlib.suppress(OSError, RuntimeError):  # the terminal is gone; or a write was interrupted by this one
+            sys.stdout.flush()
+            sys.stderr.write(f"{STOPPED}\n")
+            sys.stderr.flush()
+    finally:
+        os._exit(130)

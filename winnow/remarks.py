@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Recovered
 from winnow.evidence import Evidence
-from winnow.intervals import least_worst_end, macro_f1_drop
-from winnow.selection import WORST_END
+from winnow.intervals import Drop, least_worst_end, macro_f1_drop
+from winnow.selection import WORST_END, allowance
 
 
 def remarks(
@@ -55,7 +55,7 @@ def _unreachable(
         found.append(
             f"no candidate can pass: {count} validation images show a loss of nothing only to {worst:.1f} "
             f"points, more than the {WORST_END * gates.max_drop_points:g} allowed; add images, with or without labels: "
-            f"as few as these show no file to be within promotion.gates.max_drop_points below {_enough(worst):g}"
+            f"as few as these show no file to be within promotion.gates.max_drop_points below {_least(worst):g}"
         )
     labels, allowed = labels_V[labels_V >= 0], WORST_END * gates.max_macro_f1_drop_points
     by_answers = macro_f1_drop(dense_V, dense_V, dense_V).high
@@ -68,15 +68,14 @@ def _unreachable(
     smallest = min(range(len(classes)), key=lambda at: (support[at] == 0, support[at], at))
     shown = f"to {by_labels:.1f} points, more than the {allowed:g} allowed" if len(labels) else "not at all"
     rest = "; dense's answers stand in for labels" if worst <= allowed else ""
+    least = f": as few as these show none within promotion.gates.max_macro_f1_drop_points below {_least(worst):g}"
     found.append(
         f"{start}: {len(labels)} labelled validation images, {support[smallest]} of class {classes[smallest]!r}, show "
-        f"a loss of nothing {'only ' if len(labels) else ''}{shown}{rest}. Label more: as few as these show no file to "
-        f"be within promotion.gates.max_macro_f1_drop_points below "
-        f"{_enough(by_labels if len(labels) else by_answers):g}"
+        f"a loss of nothing {'only ' if len(labels) else ''}{shown}{rest}. Label more{least if worst > allowed else ''}"
     )
     return found
 
 
-def _enough(worst: float) -> float:
-    """An allowance that such a worst end stays within."""
-    return math.ceil(worst / WORST_END * 2) / 2
+def _least(worst: float) -> float:
+    """The allowance that a loss of nothing with such a worst end stays within."""
+    return allowance(Drop(0.0, 0.0, worst))

@@ -145,7 +145,7 @@ def _judge(name: str, what: str, loss: Drop, allowed: float, measured: bool = Tr
     if _passes(loss, allowed):
         return Gate(name=name, passed=True, reason=f"{what} is within {allowed:g}, its worst end within {worst:g}")
     key = {"drop": "max_drop_points", "macro-f1": "max_macro_f1_drop_points"}[name]
-    needs = f"{key} {_up(max(loss.points, loss.high / WORST_END), 1):g}"
+    needs = f"{key} {allowance(loss):g}"
     if measured and loss.points > allowed:
         reason = f"{what} exceeds {allowed:g}"
     elif loss.points > allowed:
@@ -159,6 +159,17 @@ def _up(value: float, decimals: int) -> float:
     """Rounded to where `value` is within."""
     scale = 10.0**decimals
     return math.ceil(round(value * scale, 6)) / scale
+
+
+def _down(value: float, decimals: int) -> float:
+    """Rounded to what `value` is at least."""
+    scale = 10.0**decimals
+    return math.floor(round(value * scale, 6)) / scale
+
+
+def allowance(loss: Drop) -> float:
+    """The least that would have to be allowed for such a loss to pass, in points, to one decimal."""
+    return _up(max(loss.points, loss.high / WORST_END), 1)
 
 
 def _told(loss: Drop) -> str:
@@ -188,7 +199,7 @@ def _speed_gate(speedup: float | None, needed: float) -> Gate:
 def _share(name: str, what: str, value: float, needed: float, key: str) -> Gate:
     """At least, in percent."""
     gate = _at_least(name, what, value * 100, needed * 100, " %", key)
-    return gate if gate.passed else gate.model_copy(update={"needs": f"{key} {-_up(-value, 3):g}"})
+    return gate if gate.passed else gate.model_copy(update={"needs": f"{key} {_down(value, 3):g}"})
 
 
 def _at_least(name: str, what: str, value: float, needed: float, unit: str, key: str) -> Gate:
@@ -197,7 +208,8 @@ def _at_least(name: str, what: str, value: float, needed: float, unit: str, key:
     # As many decimals as it takes to tell a value just below the limit from the limit.
     decimals = next((count for count in (1, 2, 3) if passed == (round(value, count) >= needed)), 4)
     reason = f"{what} {value:.{decimals}f}{unit}, {compared} {needed:g}{unit}"
-    return Gate(name=name, passed=passed, reason=reason, needs="" if passed else f"{key} {-_up(-value, 2):g}")
+    least = _down(value, 2)
+    return Gate(name=name, passed=passed, reason=reason, needs=f"{key} {least:g}" if least > 0 and not passed else "")
 
 
 def _signed(points: float) -> str:

@@ -17,7 +17,7 @@ from winnow.config import Distill
 from winnow.data.images import VALIDATION
 from winnow.evaluation import agreement
 from winnow.inference import predict_file
-from winnow.models.backbones import load_model
+from winnow.models.backbones import build, load_model, save_model
 from winnow.records import sha256_of
 
 STILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
@@ -78,6 +78,17 @@ def test_width_scales_the_student(tiny_inputs: Inputs, tmp_path: Path, width: fl
     model, architecture = load_model(tmp_path / "student")
     assert architecture.width == width
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters_by_hand(channels, 3)
+
+
+def test_another_student_inherits_neither_cuts_nor_ranks(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    parent = Path(shutil.copytree(tiny_inputs.parent, tmp_path / "factorized"))
+    _, architecture = load_model(parent)
+    ranked = architecture.model_copy(update={"ranks": {"blocks.1.conv2": 4}})
+    save_model(parent, build(ranked), ranked)
+    made(settings(student="resnet8", width=0.25), dataclasses.replace(tiny_inputs, parent=parent), tmp_path / "student")
+    student, architecture = load_model(tmp_path / "student")
+    assert (architecture.pruning, architecture.ranks) == ([], {})
+    assert sum(parameter.numel() for parameter in student.parameters()) == parameters_by_hand([16, 24, 48], 3)
 
 
 @pytest.mark.slow

@@ -62,6 +62,7 @@ def test_no_large_image_is_answered_among_copies_that_fill_up_a_batch(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos(tmp_path / "photos", 40)
+    monkeypatch.setattr("winnow.data.decoding.cores", lambda: 2)
     monkeypatch.setattr("winnow.data.decoding.CHUNK_BYTES", 4 * SIZE * SIZE * 3)
     given: list[int] = []
 

@@ -131,6 +131,7 @@ def test_nobody_passing_names_the_nearest_and_with_which_gates_it_would() -> Non
         replace(GOOD, size_mb=1.337),
         replace(GOOD, speedup=1.0999),
         replace(GOOD, int8_share=0.43219),
+        replace(GOOD, int8_share=0.0),
         replace(GOOD, drop=known(3.04, 1.0, 5.0), speedup=0.3),
     ],
 )
@@ -140,7 +141,8 @@ def test_what_the_nearest_would_pass_with_is_enough_and_hardly_more(lacking: Con
     loosened = POLICY.model_copy(update={"gates": POLICY.gates.model_copy(update=needed)})
     assert decide(DENSE, [lacking], loosened).winner == lacking.name
     for key, value in needed.items():
-        tighter = needed | {key: value + (0.11 if key.startswith("min_") else -0.11)}
+        hardly = {"min_agreement": 0.0011, "min_int8_share": 0.0011, "min_speedup": 0.011, "max_size_ratio": -0.011}
+        tighter = needed | {key: value + hardly.get(key, -0.11)}
         held = POLICY.model_copy(update={"gates": POLICY.gates.model_copy(update=tighter)})
         assert decide(DENSE, [lacking], held).winner is None
 

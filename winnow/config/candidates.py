@@ -250,9 +250,7 @@ class Distill(Recovered):
     @model_validator(mode="after")
     def _width_fits(self) -> Distill:
         if self.width != 1.0 and self.student not in IN_WIDTHS:
-            raise ValueError(
-                f"width: {self.student!r} comes in one width, 1.0; others have {', '.join(IN_WIDTHS)}, or prune it"
-            )
+            raise ValueError(f"width: {self.student!r} comes in one width, 1.0; in others come {', '.join(IN_WIDTHS)}")
         return self
 
 
