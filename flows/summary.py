@@ -104,7 +104,7 @@ def learned_lines(places: Places) -> list[str]:
     lines = [
         f"labels used: {labels['training']:,} for training, {labels['choosing']:,} for choosing, "
         f"{test['test/images']:,.0f} for the test",
-        *_measured(record, test),
+        *_elsewhere(record, test),
     ]
     if gain is not None:
         interval = f" (95 % interval {gain['low']:+.1f} to {gain['high']:+.1f})" if gain["pairs"] > 1 else ""
@@ -119,7 +119,7 @@ def learned_lines(places: Places) -> list[str]:
     return lines + _warning_lines(places)
 
 
-def _measured(dense: StepRecord, test: dict[str, float]) -> list[str]:
+def _elsewhere(dense: StepRecord, test: dict[str, float]) -> list[str]:
     """Accuracy elsewhere than on the validation split: over all labels, and on the test split."""
     lines = []
     if crossed := dense.details["cross_validation"]:

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -211,9 +212,9 @@ def test_all_mistakes_in_params_at_once(project: Project) -> None:
         assert "Traceback" not in result.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
-def test_a_run_that_is_stopped_leaves_nothing_running_and_goes_on(project: Project, ending: signal.Signals) -> None:
+@contextmanager
+def endless_run(project: Project) -> Iterator[subprocess.Popen[str]]:
+    """A run that pretrains for hours, in a process group of its own; gone at the end, whatever happened."""
     params = yaml.safe_load((project.root / "params.yaml").read_text())
     params["pretrain"]["epochs"] = 5000
     project.set_params(params)
@@ -221,16 +222,29 @@ def test_a_run_that_is_stopped_leaves_nothing_running_and_goes_on(project: Proje
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     run = subprocess.Popen(command, cwd=project.root, env=project.environment(), **streams)
     try:
-        deadline = time.monotonic() + 120
-        while not list(project.root.glob(".winnow/checkpoints/pretrain-*/*.jsonl")) and time.monotonic() < deadline:
-            time.sleep(0.3)
-        os.killpg(run.pid, ending)  # as a terminal does: Prefect's temporary server gets it too
-        _, told = run.communicate(timeout=60)
+        yield run
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
+
+
+def stopped(run: subprocess.Popen[str], ending: signal.Signals, within: float) -> str:
+    """What it says when its group gets the signal, as from a terminal: Prefect's temporary server gets it, too."""
+    os.killpg(run.pid, ending)
+    _, told = run.communicate(timeout=within)
     assert run.returncode == 130
     assert "winnow: stopped; run it again" in told
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
+def test_a_run_that_is_stopped_leaves_nothing_running_and_goes_on(project: Project, ending: signal.Signals) -> None:
+    with endless_run(project) as run:
+        deadline = time.monotonic() + 120
+        while not list(project.root.glob(".winnow/checkpoints/pretrain-*/*.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.3)
+        stopped(run, ending, within=60)
     deadline = time.monotonic() + 20
     while (left := _processes_in(project.root)) and time.monotonic() < deadline:
         time.sleep(0.3)
@@ -242,23 +256,10 @@ def test_a_run_that_is_stopped_leaves_nothing_running_and_goes_on(project: Proje
 
 @pytest.mark.slow
 def test_a_run_that_is_stopped_as_it_begins_ends_at_once(project: Project) -> None:
-    params = yaml.safe_load((project.root / "params.yaml").read_text())
-    params["pretrain"]["epochs"] = 5000
-    project.set_params(params)
-    command = [sys.executable, "-m", "flows.cli", "run"]
-    run = subprocess.Popen(
-        command, cwd=project.root, env=project.environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
+    with endless_run(project) as run:
         assert run.stderr is not None
         next(line for line in run.stderr if "Beginning flow run" in line)
-        os.killpg(run.pid, signal.SIGINT)
-        _, told = run.communicate(timeout=20)
-    finally:
-        if run.poll() is None:
-            os.killpg(run.pid, signal.SIGKILL)
-    assert run.returncode == 130
-    assert "winnow: stopped; run it again" in told
+        told = stopped(run, signal.SIGINT, within=20)
     assert "Traceback" not in told
 
 
