@@ -1,13 +1,14 @@
 """ResNet-18 on all of CIFAR-10: how small and how fast, and what each step costs in accuracy.
 
-    python -m benchmarks.smallest_resnet18 IMAGES [--only NAME,NAME]
+    python -m benchmarks.smallest_resnet18 IMAGES [--epochs 15] [--recovery-epochs 12] [--only NAME,NAME]
 
 IMAGES holds train/ and test/ of class folders. Dense, then a half, a quarter and an eighth of its multiply-adds by
 pruning, int8 of each by the ladder (which trains under rounding only where everything else fails), a student (resnet8),
 and controls: dense trained on as long, without a teacher, channels drawn at random. At an eighth, what else was tried:
-cutting in four rounds, sparse learning first, twice the recovery, hints, and a cut aimed at a latency. Everything is
-chosen on validation; with --test, at the end, the test split is read for dense and for the fastest file within the
-allowance. --only makes some candidates, which take hours together; --made makes the table of those that are there.
+hints and a cut aimed at a latency, and with twice the epochs in all a longer recovery, four rounds, or sparse learning
+first. Everything is chosen on validation; with --test, at the end, the test split is read for dense and the fastest
+file within the allowance. --only makes some candidates (hours on two cores); --untimed makes them and
+no table, on a GPU, say; --made makes the table of those that are there, where .winnow/benchmarks/ was copied to.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.chain import Chain, all_labels, configure, leave, markdown, rungs_told
+from winnow.config import Config
 from winnow.data.images import TEST, VALIDATION, load_images
 from winnow.evaluation import load_logits
 from winnow.inference import predict_file
@@ -31,7 +33,6 @@ from winnow.speedups import best
 NAME = "smallest_resnet18"
 ALLOWED_POINTS = 0.5
 RECOVERY: dict[str, Any] = {
-    "epochs": 12,
     "batch_size": 128,
     "optimiser": {"learning_rate": 0.05},
     "teacher": "dense",
@@ -42,9 +43,10 @@ RECOVERY: dict[str, Any] = {
 }
 SHORT = {**RECOVERY, "epochs": 3, "optimiser": {"learning_rate": 0.01}}
 """Under rounding, where the ladder comes to that."""
+ROUNDS = 4
 
 
-def pruned(macs_left: float, recovery: dict[str, Any] = RECOVERY, **more: Any) -> dict[str, Any]:
+def pruned(macs_left: float, recovery: dict[str, Any], **more: Any) -> dict[str, Any]:
     """From dense to a share of its multiply-adds."""
     removed = {"macs": round(1 - macs_left, 4)}
     return {"from": "dense", "method": "prune", "remove": removed, "max_channels": 0.95, "recovery": recovery} | more
@@ -61,30 +63,31 @@ def int8(parent: str) -> dict[str, Any]:
     }
 
 
-FLOAT: dict[str, Any] = {
-    "eighth": pruned(1 / 8),
-    "quarter": pruned(1 / 4),
-    "half": pruned(1 / 2),
-    "eighth-rounds": pruned(1 / 8, rounds=4, round_epochs=2),
-    "eighth-random": pruned(1 / 8, importance="random"),
-    "eighth-sparse-first": pruned(1 / 8, sparse_learning={"epochs": 4, "strength": 5.0e-4}),
-    "eighth-hinted": pruned(1 / 8, {**RECOVERY, "hint": "features"}),
-    "eighth-longer": pruned(1 / 8, {**RECOVERY, "epochs": 24}),
-    "eighth-alone": pruned(1 / 8, {**RECOVERY, "teacher": "none", "images": "labelled"}),
-    "by-latency": pruned(1 / 8)
-    | {"remove": {"latency": {"share": 0.2, "runtime": "openvino", "precision": "int8", "batch": 1}}}
-    | {"round_to": "measured"},
-    "student": {"from": "dense", "method": "distill", "student": "resnet8", "recovery": RECOVERY},
-    "student-alone": {
-        "from": "dense",
-        "method": "distill",
-        "student": "resnet8",
-        "recovery": {**RECOVERY, "teacher": "none", "images": "labelled"},
-    },
-    "dense-kd": {"from": "dense", "method": "distill", "student": "same", "recovery": RECOVERY},
-}
 IN_INT8 = ("dense", "half", "quarter", "eighth", "student")
-TREE = FLOAT | {f"{name}-int8": int8(name) for name in IN_INT8}
+
+
+def tree(epochs: int) -> dict[str, Any]:
+    """All candidates, recovering for so many epochs."""
+    recovery = {**RECOVERY, "epochs": epochs}
+    alone = {**recovery, "teacher": "none", "images": "labelled"}
+    student = {"from": "dense", "method": "distill", "student": "resnet8", "recovery": recovery}
+    share = {"share": 0.2, "runtime": "openvino", "precision": "int8", "batch": 1}
+    made: dict[str, Any] = {
+        "eighth": pruned(1 / 8, recovery),
+        "quarter": pruned(1 / 4, recovery),
+        "half": pruned(1 / 2, recovery),
+        "eighth-random": pruned(1 / 8, recovery, importance="random"),
+        "eighth-hinted": pruned(1 / 8, {**recovery, "hint": "features"}),
+        "eighth-alone": pruned(1 / 8, alone),
+        "by-latency": pruned(1 / 8, recovery, remove={"latency": share}, round_to="measured"),
+        "eighth-longer": pruned(1 / 8, {**recovery, "epochs": 2 * epochs}),
+        "eighth-rounds": pruned(1 / 8, recovery, rounds=ROUNDS, round_epochs=max(1, epochs // (ROUNDS - 1))),
+        "eighth-sparse-first": pruned(1 / 8, recovery, sparse_learning={"epochs": epochs, "strength": 5.0e-4}),
+        "student": student,
+        "student-alone": {**student, "recovery": alone},
+        "dense-kd": {**student, "student": "same"},
+    }
+    return made | {f"{name}-int8": int8(name) for name in IN_INT8}
 
 
 class Answers:
@@ -105,6 +108,13 @@ class Answers:
         indices = self.images.indices(TEST)
         logits_NC = predict_file(folder / MODEL, self.images.images_NHWC, indices)
         return logits_NC.argmax(1) == self.labels_N[indices]
+
+
+def config_of(images: Path, epochs: int, recovery_epochs: int) -> Config:
+    """The whole experiment."""
+    changes = all_labels("resnet18", images) | {"finetune.epochs": epochs}
+    changes |= {"finetune.cross_validation": "never", "benchmark.grid": "full"}
+    return configure(changes, tree(recovery_epochs))
 
 
 def row_of(chain: Chain, timed: StepRecord, name: str, answers: Answers) -> dict[str, str]:
@@ -141,16 +151,18 @@ def row_of(chain: Chain, timed: StepRecord, name: str, answers: Answers) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, help="holds train/ and test/ of class folders")
-    parser.add_argument("--only", default=",".join(TREE), help="candidates to make; default: all")
+    parser.add_argument("--epochs", type=int, default=15, help="of dense")
+    parser.add_argument("--recovery-epochs", type=int, default=12)
+    parser.add_argument("--only", help="candidates to make; default: all")
+    parser.add_argument("--untimed", action="store_true", help="make them, and no table")
     parser.add_argument("--made", action="store_true", help="make nothing more: the table of what is there")
     parser.add_argument("--test", action="store_true", help="read the test split, once everything is chosen")
     given = parser.parse_args()
-    names = [] if given.made else given.only.split(",")
-    changes = all_labels("resnet18", given.images) | {"finetune.epochs": 15}
-    changes |= {"finetune.cross_validation": "never", "benchmark.grid": "full"}
-    chain = Chain(NAME, configure(changes, TREE))
-    chain.tree(names)
-    there = ["dense", *(name for name in TREE if (chain.candidates / name / RECORD).is_file())]
+    chain = Chain(NAME, config_of(given.images, given.epochs, given.recovery_epochs))
+    chain.tree([] if given.made else given.only.split(",") if given.only else None)
+    if given.untimed:
+        return
+    there = ["dense", *(name for name in chain.config.candidates if (chain.candidates / name / RECORD).is_file())]
     timed = read_record(chain.benchmark_of(there[1:]))
     answers = Answers(chain, there)
     rows = [row_of(chain, timed, name, answers) for name in there]
@@ -171,7 +183,8 @@ def main() -> None:
     ]
     conditions = (
         f"CIFAR-10 (JPEG), all labels, one seed; dense trained for {chain.config.finetune.epochs} epochs from random "
-        f"weights, every recovery {RECOVERY['epochs']} epochs unless its name says otherwise. Points lost on "
+        f"weights, every recovery for {given.recovery_epochs} (longer, rounds and sparse-first: twice as many in all). "
+        "Points lost on "
         f"{len(answers.right['dense']):,} validation images against {answers.reference}, the better of dense and "
         "dense-kd where that was made, paired, 95 % intervals."
     )
