@@ -22,7 +22,7 @@ from winnow.data.images import load_images
 from winnow.records import read_record
 from winnow.search.front import Found, hypervolume
 from winnow.search.study import search
-from winnow.search.trial import Workplace, meter_of, points_lost
+from winnow.search.trial import Workplace, lost, meter_of, reference_logits
 from winnow.steps.compress import Folders
 
 NAME = "search_or_tree"
@@ -56,8 +56,9 @@ def main() -> None:
     tree = []
     for number, name in enumerate(shipped):
         record = read_record(chain.candidates / name)
-        cost = meter.cost(chain.candidates / name, record.details["precision"])
-        tree.append(Found(number, points_lost(chain.candidates / name, place, images), cost))
+        cost = meter.cost(chain.candidates / name, record.details["precision"], images)
+        drop = lost(reference_logits(place, images), chain.candidates / name, images)
+        tree.append(Found(number, drop.points, cost))
     worst = (WORST_POINTS, meter.dense_ms)
     whole = worst[0] * worst[1]
     rows = [_row("the shipped tree", tree, tree_minutes, worst)]

@@ -223,7 +223,7 @@ def _check_host(places: Places, options: argparse.Namespace) -> int:
     with checkout.run_alone(places):
         config = _config(places)
         host, missing = hosting.take_in(places, config, options.file)
-        unsafe = hosting.overflowing(config, host)
+        unsafe = hosting.overflowing(config, host.machine.flags)
         aim_at(places, hosting.TARGET, unsafe)
     machine = host.machine
     print(f"Gates go by {machine.cpu}, {machine.threads} threads, from now on; winnow run applies it.")

@@ -30,6 +30,7 @@ def run(places: Places, config: Config) -> int:
     began = time.time()
     if stale or _untracked(places, config):
         _announce(stale)
+        _warn_of_overflow(places, config)
         servers.check_prefect()
         servers.report_to_prefect(places)
         # Only now: these imports cost four seconds.
@@ -45,6 +46,16 @@ def run(places: Places, config: Config) -> int:
         _show_times(places, done, time.monotonic() - started, began)
     _show_where(places)
     return 0
+
+
+def _warn_of_overflow(places: Places, config: Config) -> None:
+    from tasks import hosting
+
+    if unsafe := hosting.overflowing(config, hosting.serving_flags(places, config)):
+        console.print(
+            "The processor that serves has no VNNI, so sums of int8 products saturate there; set overflow_safe: true "
+            f"(weights of 7 bits) in {', '.join(unsafe)}."
+        )
 
 
 def fetch(places: Places, config: Config) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.setting import edited_by, write_params
-from tasks import checkout, searched, servers, slots
+from tasks import checkout, hosting, searched, servers, slots
 from tasks.settings import Places, quieten
 from winnow.config import ROOT, Config
 from winnow.data.images import load_images
@@ -28,10 +28,12 @@ from winnow.records import write_json
 from winnow.reporting.explored import SearchPoint
 from winnow.reporting.explored import searched as drawn
 from winnow.reporting.searched import OnFront, page, span
-from winnow.search.front import choose, front, knee
+from winnow.search.front import Found, choose, front, knee
+from winnow.search.meter import describe_cost
 from winnow.search.space import chain
-from winnow.search.study import Progress, Trial, search, what_of
-from winnow.search.trial import Workplace, describe_cost, lost, reference_logits, tree_of
+from winnow.search.study import Progress, search, what_of
+from winnow.search.trial import Workplace, evidence, lost, reference_logits, tree_of
+from winnow.selection import judge_drop
 from winnow.steps.compress import Folders
 
 console = Console(highlight=False, soft_wrap=True)
@@ -63,7 +65,8 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
     check_crew(places, crew)
     with checkout.run_alone(places):
         folders = Folders(at / "data", at / "pretrain", at / "candidates", home / "scratch", places.answers)
-        place = Workplace(config, folders, home / "trials")
+        safe = hosting.saturates(hosting.serving_flags(places, config))
+        place = Workplace(config, folders, home / "trials", overflow_safe=safe)
         log = searched.Log(places, config, name)
         try:
             progress = _search(place, home / "study.db", log, crew)
@@ -78,7 +81,7 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
     _show(rows, verdict)
     console.print(f"In {home.relative_to(places.root)}: report.html, front.png, search.json")
     if add and taken is not None:
-        _add(places, config, taken, add)
+        _add(places, config, chain(taken.point, config.search, config.search.epochs, add, safe), add)
     elif taken is not None:
         console.print(f"winnow search --name {name} --add NAME puts the chosen candidates into params.yaml")
     return 0
@@ -109,16 +112,24 @@ def _search(place: Workplace, storage: Path, log: searched.Log, crew: Crew) -> P
 
 
 def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
-    """The trials that nobody beats, the cheapest first, each with its intervals."""
+    """The trials that nobody beats, the cheapest first, each with its intervals; the chosen one last if it is none."""
     settings, images = place.config.search, load_images(place.folders.data)
-    chosen, bend = choose(progress.found, settings.max_drop_points), knee(progress.found)
     finished = {trial.number: trial for trial in progress.trials if trial.found}
     better, dense = reference_logits(place, images), load_logits(place.folders.candidates / ROOT, images)
-    rows = []
-    for each in front(progress.found):
+
+    def made_by(each: Found) -> Path:
         trial = finished[each.number]
         assert trial.look is not None
-        made = tree_of(place, trial.folder, settings.epochs) / trial.look.names[-1]
+        return tree_of(place, trial.folder, settings.epochs) / trial.look.names[-1]
+
+    def fits(each: Found) -> bool:
+        return judge_drop(evidence(better, made_by(each), images), settings.max_drop_points).passed
+
+    chosen, bend = choose(progress.found, fits), knee(progress.found)
+    rows = []
+    shown = front(progress.found)
+    for each in shown if chosen is None or chosen in shown else [*shown, chosen]:
+        trial, made = finished[each.number], made_by(each)
         marks = {"chosen": each == chosen, "knee": each == bend}
         rows.append(
             OnFront(
@@ -141,9 +152,9 @@ def _verdict(rows: list[OnFront], progress: Progress, config: Config) -> str:
     dense = f"Dense: {describe_cost(settings, progress.dense_cost)}."
     row = next((row for row in rows if row.chosen), None)
     if row is None:
-        return f"Nothing loses {settings.max_drop_points:g} points or less; dense stays the best there is. {dense}"
+        return f"Nothing is shown to lose {settings.max_drop_points:g} points or less; dense stays the best. {dense}"
     return (
-        f"Trial {row.number} ({row.what}) is the cheapest that loses {settings.max_drop_points:g} points or less: "
+        f"Trial {row.number} ({row.what}) is the cheapest shown to lose {settings.max_drop_points:g} points or less: "
         f"{row.cost_told}, {row.times_dense:.2f} times {BETTER[settings.objective]} than dense; against dense, 95 % "
         f"interval: {span(row.to_dense)} points lost. {dense}"
     )
@@ -166,6 +177,7 @@ def _leave(home: Path, name: str, progress: Progress, rows: list[OnFront], place
     (home / "report.html").write_text(
         page(name, verdict, rows, picture, _conditions(progress, place)), encoding="utf-8"
     )
+    unbeaten = {each.number for each in front(progress.found)}
     table = [
         {
             "number": trial.number,
@@ -175,7 +187,7 @@ def _leave(home: Path, name: str, progress: Progress, rows: list[OnFront], place
             "point": asdict(trial.point),
             "drop": trial.look.drop if trial.look else None,
             "cost": trial.look.cost if trial.look else None,
-            "on_front": trial.number in best,
+            "on_front": trial.number in unbeaten,
         }
         for trial in progress.trials
     ]
@@ -186,7 +198,7 @@ def _conditions(progress: Progress, place: Workplace) -> list[str]:
     settings = place.config.search
     states = [trial.state for trial in progress.trials]
     counts = [f"{states.count(state)} {state}" for state in ("finished", "given up", "impossible")]
-    in_turns = ", measured in turns with dense, while no other winnow process of the machine trained"
+    in_turns = ", measured in turns with dense, while no other winnow process of this user trained"
     return [
         f"{len(states)} trials ({', '.join(counts)}), {duration(progress.seconds)} of work",
         f"Objective: {settings.objective} on {settings.runtime}" + (in_turns if settings.objective in TIMED else ""),
@@ -206,9 +218,8 @@ def _show(rows: list[OnFront], verdict: str) -> None:
     console.print(verdict)
 
 
-def _add(places: Places, config: Config, chosen: Trial, name: str) -> None:
+def _add(places: Places, config: Config, made: dict[str, Any], name: str) -> None:
     """The chosen chain as candidates of params.yaml."""
-    made = chain(chosen.point, config.search, config.search.epochs, name)
     if taken := sorted(made.keys() & config.candidates.keys()):
         raise ConfigError(f"--add {name}: params.yaml has {', '.join(taken)} already; choose another name")
 

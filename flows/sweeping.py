@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from rich.table import Table
 
 from tasks import checkout
 from tasks.settings import Places
-from winnow.benchmarking import Outcome, Row
+from winnow.benchmarking import Outcome
 from winnow.config import Config
 from winnow.data.images import load_images
 from winnow.errors import ConfigError
 from winnow.model_file import MODEL
-from winnow.records import RECORD, read_record
+from winnow.records import RECORD, read_record, this_machine, write_json
 from winnow.sweep import BATCHES, fastest_of, sweep
 
 COLUMNS = ("runtime", "precision", "batch", "threads", "p50_ms", "p95_ms", "images_per_s", "spread", "samples")
@@ -34,9 +35,9 @@ def show(places: Places, config: Config, name: str, batches: tuple[int, ...]) ->
         images = load_images(places.artifacts / "data")
         outcome = sweep(name, folder, precision, images, batches or BATCHES, config.benchmark)
     out = places.hidden / "sweep" / name
-    _leave(out, outcome.rows, name)
+    _leave(out, outcome, name)
     _print(outcome, name)
-    console.print(f"In {out.relative_to(places.root)}: sweep.csv, sweep.png")
+    console.print(f"In {out.relative_to(places.root)}: sweep.csv, sweep.json, sweep.png")
     return 0
 
 
@@ -48,16 +49,18 @@ def _winner(places: Places) -> str:
     return str(winner)
 
 
-def _leave(out: Path, rows: list[Row], name: str) -> None:
-    """sweep.csv and sweep.png."""
+def _leave(out: Path, outcome: Outcome, name: str) -> None:
+    """sweep.csv, sweep.png, and sweep.json, which holds the machine and the versions too."""
     from winnow.reporting.explored import swept
 
+    machine, rows = this_machine(), outcome.rows
     out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "sweep.json", {"machine": machine.model_dump(mode="json"), **asdict(outcome)})
     with (out / "sweep.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    (out / "sweep.png").write_bytes(swept(rows, name))
+    (out / "sweep.png").write_bytes(swept(rows, f"{name} on {machine.cpu}, {machine.threads} threads"))
 
 
 def _print(outcome: Outcome, name: str) -> None:

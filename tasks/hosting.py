@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from tasks.settings import Places
@@ -12,7 +13,7 @@ from winnow.errors import DataError
 from winnow.exporting import HostCheck
 from winnow.hosts import Host, read_host, speeds_on
 from winnow.model_file import MODEL
-from winnow.records import RECORD, read_record, sha256_of, write_json
+from winnow.records import RECORD, read_record, sha256_of, this_machine, write_json
 
 WIDE = {"avx2", "avx512f"}
 """Only x86 processors have one of these."""
@@ -61,10 +62,20 @@ def take_in(places: Places, config: Config, file: Path) -> tuple[Host, dict[str,
     return host, missing
 
 
-def overflowing(config: Config, host: Host) -> list[str]:
-    """Int8 candidates whose sums of products would saturate on that machine: x86 without VNNI adds them in 16 bits."""
-    flags = set(host.machine.flags)
-    if not flags & WIDE or flags & SUMS_IN_32_BITS:
+def saturates(flags: Collection[str]) -> bool:
+    """Whether sums of int8 products overflow on a processor with these flags: x86 without VNNI adds them in 16 bits."""
+    return bool(WIDE & set(flags)) and not SUMS_IN_32_BITS & set(flags)
+
+
+def serving_flags(places: Places, config: Config) -> tuple[str, ...]:
+    """Of the machine that serves: benchmark.target, or this one."""
+    host = target_of(places, config)
+    return host.machine.flags if host else this_machine().flags
+
+
+def overflowing(config: Config, flags: Collection[str]) -> list[str]:
+    """Int8 candidates whose sums of products would saturate on a machine with these flags."""
+    if not saturates(flags):
         return []
     return [
         name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,9 @@ from winnow.config import Config
 from winnow.records import read_json, write_json
 from winnow.search.study import Progress, Trial, told
 
+log = logging.getLogger(__name__)
 KIND = "winnow.kind"
+KEPT = "; what was tried stays, and `winnow search` goes on from there"
 
 
 @contextmanager
@@ -51,7 +54,7 @@ class Log:
 
     def _open(self) -> str:
         places = self.places
-        with store.answering(places):
+        with store.answering(places, kept=KEPT):
             client, experiment = store.connect(places), store.experiment_id(places, self.config)
             kept = read_json(self.remembered) if self.remembered.is_file() else {}
             if kept and client.search_runs([experiment], f"attributes.run_id = '{kept['run']}'"):
@@ -71,8 +74,14 @@ class Log:
         write_json(self.remembered, {"run": run_id, "trials": self.told})
 
     def trial(self, trial: Trial) -> None:
-        """A run below the search's."""
-        with uninterrupted(), store.answering(self.places):
+        """A run below the search's; where MLflow does not take it, the search goes on, and it is told at the end."""
+        try:
+            self._tell(trial)
+        except store.StoreError as error:
+            log.warning("trial %d is not in MLflow yet: %s", trial.number, error)
+
+    def _tell(self, trial: Trial) -> None:
+        with uninterrupted(), store.answering(self.places, kept=KEPT):
             client, experiment = store.connect(self.places), store.experiment_id(self.places, self.config)
             tags = origin_tags(self.places.root) | {PARENT: self.run_id, KIND: "trial", "winnow.state": trial.state}
             tags[NOTE] = told(trial, self.config.search)
@@ -83,19 +92,19 @@ class Log:
             params = {key: str(value) for key, value in asdict(trial.point).items()}
             store.log(client, run.info.run_id, store.metrics(figures), params)
             client.set_terminated(run.info.run_id, "FAILED" if trial.state == "impossible" else "FINISHED")
-        self.told.append(trial.number)
-        self._remember(self.run_id)
+            self.told.append(trial.number)
+            self._remember(self.run_id)
 
     def pause(self) -> None:
         """The search stops here, for now."""
-        with uninterrupted(), store.answering(self.places):
+        with uninterrupted(), store.answering(self.places, kept=KEPT):
             store.connect(self.places).set_terminated(self.run_id, "FINISHED")
 
     def close(self, progress: Progress, chosen: Trial | None, files: Sequence[Path]) -> None:
         """What came of it; trials that were not told, as a store was down or a process was killed, are told now."""
         for trial in progress.trials:
             if trial.number not in self.told:
-                self.trial(trial)
+                self._tell(trial)
         states = [trial.state for trial in progress.trials]
         figures = {
             "search/trials": float(len(states)),
@@ -105,7 +114,7 @@ class Log:
         }
         if chosen is not None and chosen.look is not None:
             figures |= {"search/chosen_drop_points": chosen.look.drop, "search/chosen_cost": chosen.look.cost}
-        with store.answering(self.places):
+        with store.answering(self.places, kept=KEPT):
             client = store.connect(self.places)
             store.log(client, self.run_id, store.metrics(figures))
             for file in files:

@@ -107,8 +107,8 @@ class Contents:
 
     @property
     def precision(self) -> str:
-        """int8 when most multiply-adds are."""
-        return "int8" if self.int8_macs * 2 > self.macs else "f32"
+        """int8 as soon as some multiply-adds are; whether they are enough is for a gate to say."""
+        return "int8" if self.int8_macs else "f32"
 
 
 def load_onnx(path: Path) -> Any:

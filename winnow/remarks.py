@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Recovered
+from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Distill, Quantize, trains
 from winnow.evidence import Evidence
 from winnow.intervals import Drop, least_worst_end, macro_f1_drop
 from winnow.selection import WORST_END, allowance
@@ -31,18 +31,39 @@ def remarks(
             f"{count} labelled validation images show little: a loss counts as no larger than the share of all "
             f"{len(labels_V)} validation images, labelled or not, that get another answer"
         )
-    recovered = [name for name, c in config.candidates.items() if isinstance(c, Recovered)]
-    if recovered and CONTROL not in config.candidates:
+    trained = [name for name, candidate in config.candidates.items() if trains(candidate)]
+    if trained and CONTROL not in config.candidates:
         found.append(
-            f"{CONTROL} is not in the tree: {', '.join(recovered)} were trained on, and are compared with dense, "
+            f"{CONTROL} is not in the tree: {', '.join(trained)} were trained on, and are compared with dense, "
             "which was not"
         )
+    found += _untold_by_rounding(config)
     if reference != ROOT and dense_drop is not None and dense_drop.low > 0:
         found.append(
             f"training dense on with its own answers as teacher gains {dense_drop.points:.1f} points: dense was not "
             "trained to its end (finetune.epochs), drops are counted against dense-kd"
         )
     return (*found, *_unreachable(config, labels_V, dense_V, classes))
+
+
+def _untold_by_rounding(config: Config) -> list[str]:
+    """Int8 candidates that may be trained under rounding, whose float parent was not trained on as long."""
+    found = []
+    for name, candidate in config.candidates.items():
+        if not isinstance(candidate, Quantize) or candidate.recovery is None:
+            continue
+        alike = (
+            other.recovery.epochs
+            for other in config.candidates.values()
+            if isinstance(other, Distill) and (other.parent, other.student) == (candidate.parent, "same")
+        )
+        if candidate.recovery.epochs not in alike:
+            found.append(
+                f"{name} may train {candidate.parent} on for {candidate.recovery.epochs} epochs: what rounding costs "
+                f"is not told from what training on gains; the control is {{from: {candidate.parent}, method: distill, "
+                "student: same} with that recovery"
+            )
+    return found
 
 
 def _unreachable(

@@ -26,6 +26,7 @@ from torch import nn
 
 from winnow.compression.channels import macs_by_layer, parameters, prunable_groups
 from winnow.compression.fake_quantization import simulated_int8
+from winnow.config.backbones import is_prunable
 from winnow.data.images import TRAIN, VALIDATION, ImageSet, spread
 from winnow.inference import network_input, predict_torch
 from winnow.models.attention import take_heads_apart
@@ -95,7 +96,7 @@ def sensitivities(folder: Path, images: ImageSet, share: float = 0.5) -> list[Se
     answers_N = predict_torch(model, images.images_NHWC, indices).argmax(1)
     trial = _Trial(model, architecture, images, indices, answers_N)
     layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
-    pruned = dict(_pruned(trial, share))
+    pruned = dict(_pruned(trial, share)) if is_prunable(architecture.backbone) else {}
     macs, whole = macs_by_layer(model, architecture), parameters(model)
     found = []
     for path, layer in _told(list(layers.items()), "int8", "layers"):

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from winnow.compression.aim import Goal, Stopwatch, aim, goal_of
-from winnow.compression.channels import Cut, least_channels, multiply_adds, parameters, remove_channels
+from winnow.compression.channels import Cut, NothingGoes, least_channels, multiply_adds, parameters, remove_channels
 from winnow.compression.importance import Criterion
 from winnow.config.candidates import Latency, Remove
 from winnow.errors import ConfigError
@@ -78,3 +78,14 @@ def test_a_stopwatch_tells_small_from_large(dense: tuple[nn.Module, Architecture
     goal = goal_of(Remove(latency=latency), model, architecture)
     assert goal.name == f"latency in ms (ort {precision}, batch 64)"
     assert goal.limit > 0
+
+
+def test_a_rounding_too_coarse_for_every_layer_leaves_the_others_their_chance(
+    dense: tuple[nn.Module, Architecture],
+) -> None:
+    model, architecture = dense
+    goal = goal_of(Remove(macs=0.3), model, architecture)
+    widest = max(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    assert aim(model, architecture, goal, cut(model), (2 * widest, 8)).cut.round_to == 8
+    with pytest.raises(NothingGoes, match="removes nothing from this resnet8; remove more, or lower round_to"):
+        aim(model, architecture, goal, cut(model), (2 * widest,))

@@ -13,6 +13,7 @@ from winnow.compression.channels import multiply_adds, parameters
 from winnow.compression.inputs import Inputs
 from winnow.compression.prune import learn_sparsely, prune
 from winnow.config import Prune
+from winnow.errors import ConfigError
 from winnow.models.backbones import load_model
 
 RECOVERY = {"epochs": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.05}}
@@ -38,6 +39,15 @@ def test_an_amount_is_reached(tiny_inputs: Inputs, tmp_path: Path, what: str) ->
     (told,) = details["cuts"]
     assert told["goal"] == what
     assert {"share", "reached", "round_to"} <= set(told["tried"][0])
+
+
+def test_what_is_reached_already_is_told(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    latency = {"ms": 1e4, "runtime": "ort", "precision": "f32", "batch": 1}
+    with pytest.raises(
+        ConfigError, match=r"the latency in ms .* of this resnet8 is .*, within the 1e\+04 that is asked"
+    ):
+        prune(settings(remove={"latency": latency}), tiny_inputs, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

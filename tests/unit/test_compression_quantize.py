@@ -199,6 +199,13 @@ def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays(
     assert sorted(path.name for path in out.iterdir()) == ["architecture.json", "model.onnx"]
 
 
+def test_no_rung_is_climbed_twice(tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Judge, "points_lost", lambda _judge, _file: 9.0)
+    details = quantize(settings(scheme="ladder", ranges="histogram"), tiny_inputs, tmp_path)
+    names = ["static", "percentile", "full bias correction", "worst layers in float"]
+    assert [row["rung"] for row in details["rungs"]] == names
+
+
 def test_what_a_file_loses_is_counted_against_labels_and_the_parents_answers(tiny_inputs: Inputs) -> None:
     judge = Judge.of(tiny_inputs)
     assert judge.points_lost(tiny_inputs.parent / "model.onnx") == 0

@@ -224,3 +224,12 @@ def test_a_gradual_training_that_was_stopped_ends_the_same(
 def test_patterns_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         settings(**{"sparsity": 0.5, **changes})
+
+
+@pytest.mark.parametrize("schedule", ["once", "gradual"])
+@pytest.mark.parametrize("hint", ["features", "attention"])
+def test_a_hints_own_layer_is_not_masked(tiny_inputs: Inputs, tmp_path: Path, schedule: str, hint: str) -> None:
+    given = settings(0.5, schedule=schedule, recovery={**RECOVERY, "hint": hint})
+    sparsify(given, tiny_inputs, tmp_path)
+    model, _ = load_model(tmp_path)
+    assert zeros(model) == round(0.5 * sum(value.numel() for value in masked(model).values()))

@@ -39,6 +39,9 @@ def changed(**values: Any) -> dict[str, Any]:
     return raw
 
 
+LOW_RANK = {"from": "dense", "method": "factorize", "remove": {"macs": 0.5}, "recovery": RECOVERY}
+
+
 def mistakes(raw: Any) -> dict[str, str]:
     """Dotted path -> message, and the count in the headline is right."""
     with pytest.raises(ConfigError) as caught:
@@ -197,6 +200,10 @@ def test_the_parent_is_called_from_as_dvc_reads_it() -> None:
             {"candidates.p.from": "'q' is quantized .* make 'p' from 'dense' and quantize last"},
         ),
         ({"q": INT8, "r": INT8 | {"from": "q"}}, {"candidates.r.from": "'q' is quantized"}),
+        (
+            {"f": LOW_RANK, "s": SELF | {"from": "f"}, "p": PRUNE | {"from": "s"}},
+            {"candidates.p.from": "'s' is of low rank already: prune first"},
+        ),
         ({"dense": INT8}, {"candidates.dense": "the root of the tree"}),
         *[
             ({name: INT8}, {f"candidates.{name}": f"step or its folder; call the candidate {name}-1"})
@@ -223,6 +230,11 @@ def test_the_tree(candidates: dict[str, Any], expected: dict[str, str]) -> None:
         found.pop("finetune.epochs", None)
         assert set(found) == set(expected)
         assert all(re.search(message, found[path]) for path, message in expected.items())
+
+
+def test_a_student_of_a_low_rank_network_is_none_itself() -> None:
+    student = SELF | {"from": "f", "student": "resnet8"}
+    assert check_config(changed(candidates={"f": LOW_RANK, "s": student, "p": PRUNE | {"from": "s"}}))
 
 
 def test_what_is_trained_on_is_told_by_its_type(tiny_config: Config) -> None:

@@ -192,3 +192,8 @@ def test_zipped_size(tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(np.random.default_rng(0).bytes(100_000))
     assert zipped_bytes(tmp_path / "zeros") < 200
     assert zipped_bytes(tmp_path / "noise") == pytest.approx(100_000, rel=0.01)
+
+
+def test_a_file_is_int8_as_soon_as_a_part_of_it_is() -> None:
+    assert Contents(macs=100, int8_macs=10, zeros=0).precision == "int8"
+    assert Contents(macs=100, int8_macs=0, zeros=0).precision == "f32"

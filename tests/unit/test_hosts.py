@@ -160,5 +160,6 @@ def test_x86_without_vnni_saturates(host: Host, flags: tuple[str, ...], expected
     }
     config = check_config(tiny_params() | {"candidates": candidates})
     there = host.model_copy(update={"machine": host.machine.model_copy(update={"flags": flags})})
-    assert hosting.overflowing(config, there) == expected
+    assert hosting.overflowing(config, there.machine.flags) == expected
+    assert hosting.saturates(flags) == bool(expected)
     assert hosting.is_silent(there) == (not flags)

@@ -36,9 +36,9 @@ def test_by_the_definition(pairs: list[tuple[int, int]]) -> None:
 
 
 def test_the_cheapest_within_the_allowance_is_chosen() -> None:
-    assert choose(SOME, 1.0) == SOME[2]
-    assert choose(SOME, 0.1) == SOME[0]
-    assert choose(SOME, -1) is None
+    assert choose(SOME, lambda each: each.drop <= 1.0) == SOME[2]
+    assert choose(SOME, lambda each: each.drop <= 0.1) == SOME[0]
+    assert choose(SOME, lambda each: False) is None
 
 
 def test_the_knee_is_farthest_below_the_line() -> None:

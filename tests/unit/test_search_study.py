@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,16 @@ class World:
         self.made.append((number, point))
         if self.impossible:
             raise ConfigError("no channel can go")
-        look = Look(
-            (1 - point.macs) * 4 + (0.3 if point.int8 else 0), point.macs / (3 if point.int8 else 1), {}, ("x",)
-        )
+        left = point.macs * point.width
+        drop, cost = (1 - left) * 4 + (0.3 if point.int8 else 0), left / (3 if point.int8 else 1)
+        look = Look(drop, drop + 0.5, cost, {}, ("x",))
         if len(self.made) in self.give_up:
             raise GivenUp(look, "slow and bad")
         return look, look
 
 
 class Meter:
-    def cost(self, _folder: Path, _precision: str) -> float:
+    def cost(self, _folder: Path, _precision: str, _images: Any) -> float:
         return 1.0
 
 
@@ -117,9 +118,9 @@ def test_where_nothing_can_be_made_it_ends(world: World, tmp_path: Path, tiny_de
 
 
 def test_where_nothing_new_is_left_it_ends(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
-    changes = {"structures": ["student"], "int8": "never", "least_macs": 0.9}
+    changes = {"structures": ["prune"], "int8": "never", "least_macs": 0.95}
     progress, _ = go(tmp_path, tiny_dense, tiny_data, trials=500, **changes)
-    assert len(progress.trials) == 4  # two shares are one width; four hints
+    assert len(progress.trials) == 12  # one share, four hints, three importances
 
 
 def test_time_is_a_budget_over_all_calls(
@@ -139,6 +140,27 @@ def test_time_is_a_budget_over_all_calls(
     progress, seen = go(tmp_path, tiny_dense, tiny_data, trials=0, minutes=3)
     assert len(seen) == 1
     assert progress.seconds == 200
+
+
+def test_what_ended_as_the_process_was_killed_is_not_run_again(
+    world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("winnow.search.study._tell", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, tiny_dense, tiny_data)
+    progress, _ = go(tmp_path, tiny_dense, tiny_data)
+    assert len(progress.trials) == len(world.made) == 6
+    assert [trial.state for trial in progress.trials] == ["finished"] * 6
+
+
+def test_another_control_is_another_search(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
+    candidates = tmp_path / "candidates"
+    shutil.copytree(tiny_dense, candidates / "dense")
+    go(tmp_path, candidates / "dense", tiny_data, trials=1)
+    shutil.copytree(tiny_dense, candidates / "dense-kd")
+    with pytest.raises(ConfigError, match=r"holds a search with another dense-kd: give this one a name"):
+        go(tmp_path, candidates / "dense", tiny_data, trials=2)
 
 
 def test_other_settings_are_another_search(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:

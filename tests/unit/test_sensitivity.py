@@ -91,3 +91,10 @@ def test_rows_say_percent(tiny_dense: Path, tiny_set: ImageSet) -> None:
     table = rows(sensitivities(tiny_dense, tiny_set))
     assert sum(row["macs_percent"] for row in table) == pytest.approx(100)
     assert table[-1]["pruned_changed_percent"] is None
+
+
+def test_what_cannot_be_pruned_is_rounded_alone(tiny_set: ImageSet, tmp_path: Path) -> None:
+    architecture = Architecture(backbone="shufflenet_v2_x0_5", num_classes=len(tiny_set.classes), image_size=16)
+    save_model(tmp_path, build(architecture), architecture)
+    found = sensitivities(tmp_path, tiny_set)
+    assert {each.pruned for each in found} == {None}

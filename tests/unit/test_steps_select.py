@@ -14,8 +14,10 @@ from tests.tiny_run import CANDIDATES, build, record_benchmark, rewrite
 from winnow.config import Config, check_config
 from winnow.data.images import TEST, VALIDATION, load_images
 from winnow.errors import ArtifactError
-from winnow.intervals import paired_drop
+from winnow.evidence import Evidence
+from winnow.intervals import Drop, paired_drop
 from winnow.records import StepRecord, read_record, record_digest, sha256_of, this_machine
+from winnow.remarks import remarks
 from winnow.steps.select import select
 
 
@@ -111,6 +113,24 @@ def test_a_tree_without_the_control_is_told(tiny_data: Path, tmp_path: Path) -> 
     record = run(artifacts, check_config(params))
     assert any("dense-kd is not in the tree: pruned, sparse, student" in warning for warning in record.warnings)
     assert [row["bought_by"] for row in record.details["controls"]] == ["a teacher"]
+
+
+def test_rounding_that_trains_on_wants_a_control(tiny_data: Path, tmp_path: Path) -> None:
+    artifacts, params = build(tiny_data, tmp_path / "artifacts"), tiny_params()
+    recovery = params["candidates"]["pruned"]["recovery"]
+    params["candidates"]["pruned-int8"] |= {"scheme": "qat", "recovery": recovery}
+    told = "the control is {from: pruned, method: distill, student: same}"
+    assert any(told in warning for warning in run(artifacts, check_config(params)).warnings)
+    control = {"from": "pruned", "method": "distill", "student": "same", "recovery": recovery}
+    assert remarks_of(check_config(params | {"candidates": params["candidates"] | {"pruned-on": control}})) == []
+
+
+def remarks_of(config: Config) -> list[str]:
+    """Those on the tree alone."""
+    nothing = Drop(0.0, 0.0, 0.0)
+    labels_V = np.arange(600) % 2
+    found = remarks(config, "dense", Evidence(nothing, nothing), labels_V, labels_V, ("a", "b"))
+    return [each for each in found if "in the tree" in each or "the control is" in each]
 
 
 def test_times_of_another_machine_are_refused(artifacts: Path) -> None:

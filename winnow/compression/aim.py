@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from winnow.compression.channels import COUNTS, Cut, Uncuttable, copy_with_gradients, multiply_adds, remove_channels
+from winnow.compression.channels import COUNTS, Cut, NothingGoes, copy_with_gradients, multiply_adds, remove_channels
 from winnow.compression.post_training import quantize_statically
 from winnow.config.candidates import Latency, Remove
 from winnow.errors import ConfigError
@@ -59,13 +59,19 @@ def aim(model: nn.Module, architecture: Architecture, goal: Goal, cut: Cut, roun
     """
     found: list[tuple[int, Aim]] = []
     tried: list[dict[str, float]] = []
+    refused: NothingGoes | None = None
     for rounding in roundings:
         mine = dataclasses.replace(cut, round_to=rounding)
-        best = _bisect(model, architecture, goal, mine, tried)
+        try:
+            best = _bisect(model, architecture, goal, mine, tried)
+        except NothingGoes as error:  # every layer is too narrow for this rounding
+            refused, best = error, None
         if best is not None:
             found.append((best[1], Aim(best[0], tried)))
     if not found:
-        reached = min((row["reached"] for row in tried), default=float("nan"))
+        if refused is not None and not tried:
+            raise refused
+        reached = min(row["reached"] for row in tried)
         raise ConfigError(
             f"candidates: method prune cannot bring the {goal.name} of this {architecture.backbone} down to "
             f"{goal.limit:.4g}: with max_channels and round_to as they are it reaches {reached:.4g}; remove less, "
@@ -94,7 +100,7 @@ def _bisect(
         middle = (low + high) // 2
         try:
             found = look(middle)
-        except Uncuttable:  # nothing goes: too little was asked for
+        except NothingGoes:  # too little was asked for
             found = None
         if found is None:
             low = middle

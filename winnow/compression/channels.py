@@ -39,6 +39,10 @@ class Uncuttable(ConfigError):
     """This network, or this amount: the message says which."""
 
 
+class NothingGoes(Uncuttable):
+    """Every layer is too narrow for the rounding, or too little was asked for."""
+
+
 def least_channels(model: nn.Module, max_channels: float) -> dict[str, int]:
     """What `max_channels` leaves of each layer -> channels. Takes attention's heads apart, in place."""
     take_heads_apart(model)
@@ -70,7 +74,7 @@ def remove_channels(model: nn.Module, architecture: Architecture, cut: Cut) -> A
     except (RuntimeError, ArithmeticError, AttributeError) as error:
         raise Uncuttable(_unfit(architecture, " ".join(str(error).split())[:200])) from error
     if parameters(model) == before:
-        raise Uncuttable(
+        raise NothingGoes(
             f"candidates: method prune, asked for {cut.share:.0%} of the channels with round_to: {cut.round_to}, "
             f"removes nothing from this {architecture.backbone}; remove more, or lower round_to"
         )

@@ -26,6 +26,7 @@ from winnow.models.attention import take_heads_apart
 from winnow.models.backbones import Architecture, load_model, save_model
 from winnow.models.factors import factorizable, split
 from winnow.models.heads import head_path
+from winnow.quiet import busy_turn
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def low_rank(model: nn.Module, architecture: Architecture, ranks: Ranks) -> Arch
     return architecture.model_copy(update={"ranks": {**architecture.ranks, **ranks}})
 
 
+@busy_turn()
 def choose_ranks(model: nn.Module, architecture: Architecture, settings: Factorize) -> tuple[Ranks, float]:
     """(layer -> rank, share of energy kept): the most energy with which the amount is gone.
 

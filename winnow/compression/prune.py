@@ -22,6 +22,7 @@ from winnow.compression.importance import prepare, pruning_library
 from winnow.compression.inputs import Inputs
 from winnow.compression.recovery import recover
 from winnow.config import Prune
+from winnow.errors import ConfigError
 from winnow.export import export_onnx
 from winnow.model_file import MODEL
 from winnow.models.attention import take_heads_apart
@@ -52,6 +53,11 @@ def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
     before = counted(model, architecture, "before")
     goal = None if settings.remove.channels else goal_of(settings.remove, model, architecture)
     begin = goal.measure(model, architecture) if goal else 1.0
+    if goal and begin <= goal.limit:
+        raise ConfigError(
+            f"candidates: method prune: the {goal.name} of this {architecture.backbone} is {begin:.4g}, within the "
+            f"{goal.limit:.4g} that is asked for, so there is nothing to remove; ask for less"
+        )
     course = _Course(settings, inputs, least_channels(model, settings.max_channels), goal, begin)
     curves_before: dict[str, list[Row]] = {}
     if settings.sparse_learning.epochs:

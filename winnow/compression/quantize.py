@@ -124,11 +124,15 @@ def _rungs(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], j
         allowed = settings.max_drop_points / 100
         quantize_with_control(source, file, pixels_NHWC, plain, judge.pairs, allowed)
 
+    recipes = {
+        "static": plain,
+        "histogram": dataclasses.replace(plain, ranges="histogram"),
+        "percentile": dataclasses.replace(plain, ranges="percentile"),
+        "full bias correction": dataclasses.replace(plain, bias_correction="full"),
+    }
+    different = {name: recipe for name, recipe in recipes.items() if name == "static" or recipe != plain}
     rungs = [
-        statically("static", plain),
-        statically("histogram", dataclasses.replace(plain, ranges="histogram")),
-        statically("percentile", dataclasses.replace(plain, ranges="percentile")),
-        statically("full bias correction", dataclasses.replace(plain, bias_correction="full")),
+        *(statically(name, recipe) for name, recipe in different.items()),
         _Rung("worst layers in float", controlled),
     ]
     if settings.recovery:

@@ -36,7 +36,10 @@ def recover(
     name: str = "recovery",
     hooks: Hooks = NO_HOOKS,
 ) -> list[Row]:
-    """Train `model` in place and return its curves. `name`: of the checkpoint, one for each training of a method."""
+    """Train `model` in place and return its curves. `name`: of the checkpoint, one for each training of a method.
+
+    `hooks` are told `model`, without the layer that a hint adds to it.
+    """
     images = inputs.images
     chosen = images.indices(TRAIN) if settings.images == "all" else inputs.budget
     batches = Batches(images.images_NHWC, inputs.labels_N, chosen, settings.batch_size, settings.seed)
@@ -45,7 +48,8 @@ def recover(
     guide = _still(load_backbone(inputs.pretrained)) if settings.hint == "pretrained" else teacher
     trained = with_translation(model, settings, guide)
     loss = distillation(settings, teacher, guide)
-    curves = drain(fit(trained, batches, loss, plan, Checkpoint(inputs.scratch, name), hooks))
+    inner = Hooks(lambda _, step: hooks.after_backward(model, step), lambda _, step: hooks.after_step(model, step))
+    curves = drain(fit(trained, batches, loss, plan, Checkpoint(inputs.scratch, name), inner))
     model.cpu().eval()
     return curves
 

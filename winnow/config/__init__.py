@@ -29,6 +29,7 @@ from winnow.config.candidates import (
     Recovery,
     Sparsify,
     in_order,
+    trains,
     tree_errors,
 )
 from winnow.config.data import Data
@@ -71,6 +72,7 @@ __all__ = [
     "check_config",
     "in_order",
     "load_config",
+    "trains",
 ]
 
 

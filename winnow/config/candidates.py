@@ -238,6 +238,11 @@ class Quantize(Candidate):
         return self
 
 
+def trains(candidate: Candidate) -> bool:
+    """Whether making it trains a network."""
+    return isinstance(candidate, Recovered) or (isinstance(candidate, Quantize) and candidate.recovery is not None)
+
+
 class Distill(Recovered):
     """Teach a student. `student: same` is the parent itself, trained on: the control for every recovery."""
 
@@ -289,7 +294,7 @@ def tree_errors(
                     f"make {name!r} from {parent.parent!r} and quantize last",
                 )
             )
-        if isinstance(parent, Factorize) and isinstance(candidate, Prune | Factorize):
+        if isinstance(candidate, Prune | Factorize) and _is_of_low_rank(candidate.parent, candidates):
             found.append((f"{here}.from", f"{candidate.parent!r} is of low rank already: prune first, factorize then"))
         if _in_cycle(name, candidates):
             found.append((f"{here}.from", f"{name!r} descends from itself; every chain must end at {ROOT!r}"))
@@ -304,6 +309,20 @@ def tree_errors(
                     )
                 )
     return found
+
+
+def _is_of_low_rank(name: str, candidates: dict[str, Candidate]) -> bool:
+    """Whether `name` or what it was made of was factorized; a student of another backbone begins anew."""
+    seen = set[str]()
+    while name in candidates and name not in seen:
+        seen.add(name)
+        candidate = candidates[name]
+        if isinstance(candidate, Factorize):
+            return True
+        if isinstance(candidate, Distill) and candidate.student != "same":
+            return False
+        name = candidate.parent
+    return False
 
 
 def _backbone_of(name: str, candidates: dict[str, Candidate], dense: str | None) -> str | None:

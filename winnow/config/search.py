@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from winnow.config.backbones import IN_WIDTHS
 from winnow.config.section import Count, Number, Positive, Section, Seed
 
 Structure = Literal["prune", "factorize", "student"]
+MOST_MACS = 0.95
+"""Share of dense's multiply-adds above which nothing is tried."""
 
 
 class Search(Section):
@@ -29,8 +32,10 @@ class Search(Section):
     """Of a trial's recovery; a first look takes a quarter of them."""
     learning_rate: Positive = 0.05
     batch_size: Count = 128
-    least_macs: Annotated[Number, Field(gt=0, lt=1)] = 0.1
-    """Share of dense's multiply-adds below which nothing is tried."""
+    least_macs: Annotated[Number, Field(gt=0, le=MOST_MACS)] = 0.1
+    """Share of dense's multiply-adds below which nothing is pruned or factorized."""
+    student: str = "resnet8"
+    """Students are of this backbone, in widths."""
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -38,3 +43,10 @@ class Search(Section):
         if len(set(self.structures)) < len(self.structures):
             raise ValueError("structures: one of them is there twice")
         return self
+
+    @field_validator("student")
+    @classmethod
+    def _in_widths(cls, value: str) -> str:
+        if value not in IN_WIDTHS:
+            raise ValueError(f"{value!r} does not come in widths; valid: {', '.join(IN_WIDTHS)}")
+        return value

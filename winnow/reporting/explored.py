@@ -38,7 +38,7 @@ def sensitivity(rows: Sequence[Mapping[str, Any]], share: float) -> bytes:
     return render(paint, (7.0, 1.2 + 0.17 * len(rows)), "png")
 
 
-def swept(rows: Sequence[Mapping[str, Any]], name: str) -> bytes:
+def swept(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
     """Images/s and ms a call over the batch; a colour for each runtime and precision, a dash for the threads."""
     kinds = list(dict.fromkeys((row["runtime"], row["precision"]) for row in rows))
     threads = sorted({row["threads"] for row in rows}, reverse=True)
@@ -62,7 +62,7 @@ def swept(rows: Sequence[Mapping[str, Any]], name: str) -> bytes:
         axes[0].set_ylim(bottom=0)
         axes[1].set_yscale("log")
         axes[1].yaxis.set_major_formatter("{x:g}")
-        fig.suptitle(name, fontsize=10)
+        fig.suptitle(title, fontsize=10)
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
     return render(paint, (9.0, 4.6), "png")

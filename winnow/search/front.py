@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +28,10 @@ def front(found: Sequence[Found]) -> list[Found]:
     return kept
 
 
-def choose(found: Sequence[Found], max_drop: float) -> Found | None:
-    """The cheapest within the allowance."""
-    fitting = [each for each in found if each.drop <= max_drop]
-    return min(fitting, key=lambda one: (one.cost, one.drop, one.number), default=None)
+def choose(found: Sequence[Found], fits: Callable[[Found], bool]) -> Found | None:
+    """The cheapest that fits."""
+    cheapest_first = sorted(found, key=lambda one: (one.cost, one.drop, one.number))
+    return next((each for each in cheapest_first if fits(each)), None)
 
 
 def knee(found: Sequence[Found]) -> Found | None:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from winnow.config import Search
-from winnow.config.search import Structure
+from winnow.config.search import MOST_MACS, Structure
 
 MACS_STEP = 0.05
-WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+FIRST_WIDTHS = (0.75, 0.5)
 HINTS = ("none", "features", "attention", "pretrained")
 IMPORTANCES = ("magnitude", "taylor", "lamp")
 
@@ -37,20 +38,28 @@ class Point:
 
     structure: Structure
     macs: float
-    """Share of dense's multiply-adds that stays; of a student, about its width squared."""
+    """Share of dense's multiply-adds that stays; 1 of a student, which has its own."""
     hint: str
     importance: str = "magnitude"
     """Of pruning."""
     int8: bool = False
+    width: float = 1.0
+    """Of a student, as a share of its backbone's."""
 
 
 def propose(trial: Proposes, settings: Search, pretrained: bool) -> Point:
     """The optimiser's next point."""
     structure: Structure = trial.suggest_categorical("structure", list(settings.structures))
     hints = [hint for hint in HINTS if pretrained or hint != "pretrained"]
+    macs = width = 1.0
+    if structure == "student":
+        width = trial.suggest_categorical("width", list(WIDTHS))
+    else:
+        macs = round(trial.suggest_float("macs", settings.least_macs, MOST_MACS, step=MACS_STEP), 4)
     return Point(
         structure,
-        macs=round(trial.suggest_float("macs", settings.least_macs, 0.95, step=MACS_STEP), 4),
+        macs,
+        width=width,
         hint=trial.suggest_categorical("hint", hints),
         importance=trial.suggest_categorical("importance", list(IMPORTANCES)) if structure == "prune" else "magnitude",
         int8={"always": True, "never": False}[settings.int8]
@@ -62,11 +71,13 @@ def propose(trial: Proposes, settings: Search, pretrained: bool) -> Point:
 def first_points(settings: Search) -> list[dict[str, Any]]:
     """What is tried before the optimiser has anything to learn from, as it would have proposed it."""
     shares = [share for share in (0.5, 0.25) if share > settings.least_macs]
-    found: list[dict[str, Any]] = [
-        {"structure": kind, "macs": _on_grid(share, settings), "hint": "none"}
-        for kind in settings.structures
-        for share in shares
-    ]
+    found: list[dict[str, Any]] = []
+    for kind in settings.structures:
+        sizes = [{"macs": _on_grid(share, settings)} for share in shares]
+        found += [
+            {"structure": kind, **size, "hint": "none"}
+            for size in ([{"width": width} for width in FIRST_WIDTHS] if kind == "student" else sizes)
+        ]
     for each in found:
         if each["structure"] == "prune":
             each["importance"] = "magnitude"
@@ -79,8 +90,10 @@ def _on_grid(share: float, settings: Search) -> float:
     return round(settings.least_macs + round((share - settings.least_macs) / MACS_STEP) * MACS_STEP, 4)
 
 
-def chain(point: Point, settings: Search, epochs: int, name: str = "found") -> dict[str, dict[str, Any]]:
-    """Candidates of `params.yaml`, the parent first."""
+def chain(
+    point: Point, settings: Search, epochs: int, name: str = "found", overflow_safe: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Candidates of `params.yaml`, the parent first. `overflow_safe`: for a processor whose sums would saturate."""
     recovery = {
         "epochs": epochs,
         "batch_size": settings.batch_size,
@@ -99,7 +112,7 @@ def chain(point: Point, settings: Search, epochs: int, name: str = "found") -> d
         "augmentation": {"crop_scale_min": 0.6, "flip": True, "jitter": 0.0, "grayscale": 0.0},
         "seed": settings.seed,
     }
-    made = {name: {"from": "dense", **STRUCTURES[point.structure](point), "recovery": recovery}}
+    made = {name: {"from": "dense", **STRUCTURES[point.structure](point, settings), "recovery": recovery}}
     if point.int8:
         made[f"{name}-int8"] = {
             "from": name,
@@ -107,12 +120,13 @@ def chain(point: Point, settings: Search, epochs: int, name: str = "found") -> d
             "scheme": "static",
             "calibration_images": 500,
             "preset": "mixed",
+            "overflow_safe": overflow_safe,
             "seed": settings.seed,
         }
     return made
 
 
-def _pruned(point: Point) -> dict[str, Any]:
+def _pruned(point: Point, _settings: Search) -> dict[str, Any]:
     return {
         "method": "prune",
         "remove": {"macs": round(1 - point.macs, 4)},
@@ -125,16 +139,15 @@ def _pruned(point: Point) -> dict[str, Any]:
     }
 
 
-def _factorized(point: Point) -> dict[str, Any]:
+def _factorized(point: Point, _settings: Search) -> dict[str, Any]:
     return {"method": "factorize", "remove": {"macs": round(1 - point.macs, 4)}, "round_to": 8}
 
 
-def _student(point: Point) -> dict[str, Any]:
-    width = min(WIDTHS, key=lambda each: abs(each**2 - point.macs))
-    return {"method": "distill", "student": "resnet8", "width": width}
+def _student(point: Point, settings: Search) -> dict[str, Any]:
+    return {"method": "distill", "student": settings.student, "width": point.width}
 
 
-STRUCTURES: dict[Structure, Callable[[Point], dict[str, Any]]] = {
+STRUCTURES: dict[Structure, Callable[[Point, Search], dict[str, Any]]] = {
     "prune": _pruned,
     "factorize": _factorized,
     "student": _student,

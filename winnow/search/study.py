@@ -15,18 +15,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from winnow.config import ROOT, NoPretraining
+from winnow.config import CONTROL, ROOT, NoPretraining
 from winnow.config.search import Structure
+from winnow.data.images import load_images
 from winnow.errors import ConfigError, MissingExtra
 from winnow.progress import duration
-from winnow.records import record_digest, write_json
+from winnow.records import RECORD, record_digest, write_json
 from winnow.search.front import Found
+from winnow.search.meter import batch_of, describe_cost
 from winnow.search.space import Point, chain, first_points, propose
-from winnow.search.trial import Earlier, Look, Result, Workplace, describe_cost, meter_of, run_point
+from winnow.search.trial import Earlier, Look, Result, Workplace, meter_of, run_point
 
 log = logging.getLogger(__name__)
 
 NAME = "winnow"
+RESULT = "result"
+"""What became of a trial, as one attribute: a stop leaves all of it or nothing."""
 MANY_REPEATS = 25
 """Proposals in a row that were all tried already: nothing new is left."""
 MANY_IMPOSSIBLE = 8
@@ -122,6 +126,8 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
             log.info("trial %d begins: %s", trial.number, what_of(point))
             runner.submit(place, folder, point, _earlier(study), dense_cost)
         if not under_way:
+            if repeats == MANY_REPEATS:
+                log.info("the last %d proposals were all tried already: the search ends here", repeats)
             break
         folder, result = runner.next()
         repeats = 0  # the optimiser knows more now
@@ -139,7 +145,7 @@ def _new(optuna: Any, study: Any, place: Workplace) -> tuple[Any, Point]:
     settings = place.config.search
     trial = study.ask()
     point = propose(trial, settings, not isinstance(place.config.pretrain, NoPretraining))
-    key = json.dumps(chain(point, settings, settings.epochs), sort_keys=True)
+    key = json.dumps(chain(point, settings, settings.epochs, overflow_safe=place.overflow_safe), sort_keys=True)
     every = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
     same = next((each for each in every if each.user_attrs.get("key") == key and _stands(optuna, each)), None)
     if same is None:
@@ -157,15 +163,18 @@ def _new(optuna: Any, study: Any, place: Workplace) -> tuple[Any, Point]:
 
 def _stands(optuna: Any, trial: Any) -> bool:
     """Whether a trial ended, or is under way: not one that was killed and taken up again."""
-    return "state" in trial.user_attrs or trial.state == optuna.trial.TrialState.RUNNING
+    return RESULT in trial.user_attrs or trial.state == optuna.trial.TrialState.RUNNING
 
 
-MADE: dict[Structure, str] = {"prune": "pruned to", "factorize": "factorized to", "student": "student of about"}
+MADE: dict[Structure, str] = {"prune": "pruned to", "factorize": "factorized to"}
 
 
 def what_of(point: Point) -> str:
     """A point in words."""
-    what = f"{MADE[point.structure]} {point.macs:.0%} of the multiply-adds"
+    if point.structure == "student":
+        what = f"student at width {point.width:g}"
+    else:
+        what = f"{MADE[point.structure]} {point.macs:.0%} of the multiply-adds"
     what += f", hint {point.hint}" if point.hint != "none" else ""
     what += f", {point.importance}" if point.structure == "prune" and point.importance != "magnitude" else ""
     return what + (", int8" if point.int8 else "")
@@ -202,9 +211,12 @@ def _open(optuna: Any, storage: Path, place: Workplace, slots: int) -> Any:
     asked = settings.model_dump(mode="json", exclude={"minutes", "trials", "max_drop_points"})
     dense = place.folders.candidates / ROOT
     asked |= {"machine": place.machine, "data": record_digest(place.folders.data), "dense": record_digest(dense)}
+    control = place.folders.candidates / CONTROL
+    asked["overflow_safe"] = place.overflow_safe
+    asked |= {CONTROL: record_digest(control) if (control / RECORD).is_file() else "", "batch": batch_of(place.config)}
     before = study.user_attrs.get("asked")
     if before is None:
-        study.set_user_attr("dense_cost", meter_of(place).cost(dense, "f32"))
+        study.set_user_attr("dense_cost", meter_of(place).cost(dense, "f32", load_images(place.folders.data)))
         study.set_user_attr("asked", asked)
         for params in first_points(settings):
             study.enqueue_trial(params)
@@ -220,6 +232,9 @@ def _open(optuna: Any, storage: Path, place: Workplace, slots: int) -> Any:
 def _take_up(optuna: Any, study: Any) -> None:
     """What a process that was killed left under way waits for its turn again, in its own folder."""
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        if RESULT in trial.user_attrs:
+            _tell(optuna, study, trial.number, trial.user_attrs[RESULT])
+            continue
         folder = trial.user_attrs.get("folder", trial.number)
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         if trial.params:
@@ -228,15 +243,10 @@ def _take_up(optuna: Any, study: Any) -> None:
 
 def _note(optuna: Any, study: Any, trial: Any, place: Workplace, result: Result) -> Trial:
     """Tell the optimiser, and keep all of it with the trial."""
-    states = optuna.trial.TrialState
     kept = {"seconds": result.seconds, "state": result.state, "why": result.why}
     kept |= {"look": _kept(result.look), "first": _kept(result.first)}
-    for name, value in kept.items():
-        trial.set_user_attr(name, value)
-    if result.state == "finished" and result.look is not None:
-        study.tell(trial, [result.look.drop, result.look.cost])
-    else:
-        study.tell(trial, state=states.PRUNED if result.state == "given up" else states.FAIL)
+    trial.set_user_attr(RESULT, kept)
+    _tell(optuna, study, trial, kept)
     told_of = trial.user_attrs
     home = place.trials / f"{told_of['folder']:04d}"
     home.mkdir(parents=True, exist_ok=True)
@@ -252,38 +262,51 @@ def _note(optuna: Any, study: Any, trial: Any, place: Workplace, result: Result)
     )
 
 
+def _tell(optuna: Any, study: Any, trial: Any, kept: Mapping[str, Any]) -> None:
+    """The optimiser learns what became of a trial, or of the one of that number."""
+    states = optuna.trial.TrialState
+    if kept["state"] == "finished":
+        study.tell(trial, [kept["look"]["drop"], kept["look"]["cost"]])
+    else:
+        study.tell(trial, state=states.PRUNED if kept["state"] == "given up" else states.FAIL)
+
+
 def _kept(look: Look | None) -> dict[str, Any] | None:
     return None if look is None else {**asdict(look), "metrics": dict(look.metrics), "names": list(look.names)}
 
 
 def _look_of(raw: Mapping[str, Any] | None) -> Look | None:
-    return None if raw is None else Look(raw["drop"], raw["cost"], raw["metrics"], tuple(raw["names"]))
+    return None if raw is None else Look(**{**raw, "names": tuple(raw["names"])})
 
 
 def _earlier(study: Any) -> list[Earlier]:
-    firsts = (trial.user_attrs.get("first") for trial in study.get_trials(deepcopy=False))
+    firsts = (kept["first"] for _, kept in _results(study))
     return [Earlier(first["drop"], first["cost"]) for first in firsts if first]
 
 
 def _trials(study: Any) -> list[Trial]:
     """Those that were run, each once."""
     found = []
-    for trial in study.get_trials(deepcopy=False):
-        kept = trial.user_attrs
-        if "state" in kept:
-            look = _look_of(kept["look"])
-            point = Point(**kept["point"])
-            found.append(Trial(trial.number, kept["folder"], point, kept["state"], look, kept["why"], kept["seconds"]))
+    for trial, kept in _results(study):
+        look, point = _look_of(kept["look"]), Point(**trial.user_attrs["point"])
+        folder = trial.user_attrs["folder"]
+        found.append(Trial(trial.number, folder, point, kept["state"], look, kept["why"], kept["seconds"]))
     return found
 
 
+def _results(study: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """(trial, what became of it) of those that ended."""
+    every = study.get_trials(deepcopy=False)
+    return [(trial, trial.user_attrs[RESULT]) for trial in every if RESULT in trial.user_attrs]
+
+
 def _seconds(study: Any) -> float:
-    return float(sum(trial.user_attrs.get("seconds", 0.0) for trial in study.get_trials(deepcopy=False)))
+    return float(sum(kept["seconds"] for _, kept in _results(study)))
 
 
 def _spent(study: Any, place: Workplace, under_way: int) -> bool:
     settings = place.config.search
-    done = sum("state" in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+    done = len(_results(study))
     return _seconds(study) >= settings.minutes * 60 or 0 < settings.trials <= done + under_way
 
 

@@ -1,7 +1,11 @@
 """One trial: its chain of candidates made in a folder of its own by the steps that make any candidate, then measured.
 
 A first look trains a quarter of the epochs. Where an earlier trial was both faster and, at its own first look, more
-accurate by more than a point, this one is given up: it would end behind it, too.
+accurate by more than a point, and more than so many images can tell, this one is given up: it would end behind it,
+too.
+Trials that differ in int8 alone share the float network that it is made from.
+
+What is timed has to answer there as the file itself does, as in the benchmark.
 
 Cost is measured interleaved with dense on the same runtime and told as if dense took what it took at the search's
 start, so that a clock that drifts moves no trial against another.
@@ -10,10 +14,12 @@ start, so that a clock that drifts moves no trial against another.
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,27 +31,20 @@ from numpy.typing import NDArray
 from winnow.config import CONTROL, ROOT, Config, check_config
 from winnow.controls import better_reference
 from winnow.data.images import VALIDATION, ImageSet, load_images
-from winnow.energy import joules
 from winnow.errors import ArtifactError, ConfigError, TrainingError
 from winnow.evaluation import load_logits, right_answers
-from winnow.evidence import losses
+from winnow.evidence import Evidence, losses
 from winnow.intervals import Drop
-from winnow.machine import cores
-from winnow.model_file import MODEL
-from winnow.quiet import quiet_machine
 from winnow.records import RECORD, read_record, this_machine
-from winnow.runtimes import Cell, Precision, Predict, open_cell
+from winnow.search.meter import Meter
 from winnow.search.space import Point, chain
 from winnow.steps.compress import Folders, compress
-from winnow.timing import timed_in_turns
 
 log = logging.getLogger(__name__)
 
 FIRST_LOOK = 4
 """Share of the epochs that the first look takes: one in so many."""
 MARGIN_POINTS = 1.0
-VISITS, CALLS_SINGLE, CALLS_LARGE = 5, 40, 3
-ENERGY_CALLS = 200
 
 
 def machine_here() -> str:
@@ -65,6 +64,8 @@ class Workplace:
     """A folder for each trial is made here."""
     machine: str = field(default_factory=machine_here)
     """Where costs are measured; the figures of another one are refused."""
+    overflow_safe: bool = False
+    """Whether the machine that serves needs int8 weights of 7 bits."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Look:
 
     drop: float
     """Points lost against the better of dense and dense-kd; changed answers in percent where there is no label."""
+    high: float
+    """Upper end of its 95 % interval."""
     cost: float
     metrics: Mapping[str, float]
     names: tuple[str, ...]
@@ -150,7 +153,8 @@ def attempt(
     first = None
     if short < settings.epochs:
         first = _look(place, number, point, short, meter)
-        better = [one for one in earlier if one.cost < first.cost and one.drop < first.drop - MARGIN_POINTS]
+        margin = max(MARGIN_POINTS, first.high - first.drop)
+        better = [one for one in earlier if one.cost < first.cost and one.drop < first.drop - margin]
         if better:
             told = f"{first.drop:.1f} points lost after {short} epochs, and {len(better)} were faster and better then"
             raise GivenUp(first, told)
@@ -170,24 +174,34 @@ def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter
     if not dense.exists():
         dense.symlink_to((place.folders.candidates / ROOT).resolve())
     raw = place.config.model_dump(mode="json", by_alias=True)
-    made = chain(point, place.config.search, epochs)
+    made = chain(point, place.config.search, epochs, overflow_safe=place.overflow_safe)
     config = check_config(raw | {"candidates": made})
-    for name in made:
-        if not (tree / name).exists():  # made before a stop
-            scratch, answers = home / "scratch" / name, place.folders.answers
-            folders = Folders(place.folders.data, place.folders.pretrain, tree, scratch, answers)
-            compress(config, name, folders, tree / name)
-    shutil.rmtree(home / "scratch", ignore_errors=True)
     names = tuple(made)
+
+    def make(name: str, at: Path) -> None:
+        scratch = home / "scratch" if at == tree else at / "scratch"
+        if not (at / name).exists():  # made before a stop, or by a trial that begins alike
+            folders = Folders(place.folders.data, place.folders.pretrain, tree, scratch / name, place.folders.answers)
+            compress(config, name, folders, at / name)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+    shared = place.trials / "shared" / _digest(made[names[0]])
+    with _alone(shared):
+        make(names[0], shared)
+    if not (tree / names[0]).exists():
+        (tree / names[0]).symlink_to((shared / names[0]).resolve())
+    for name in names[1:]:
+        make(name, tree)
     images = load_images(place.folders.data)
     record = read_record(tree / names[-1])
-    cost = meter.cost(tree / names[-1], record.details["precision"])
-    return Look(points_lost(tree / names[-1], place, images), cost, record.metrics, names)
+    cost = meter.cost(tree / names[-1], record.details["precision"], images)
+    drop = lost(reference_logits(place, images), tree / names[-1], images)
+    return Look(drop.points, drop.high, cost, record.metrics, names)
 
 
-def points_lost(candidate: Path, place: Workplace, images: ImageSet) -> float:
-    """Top-1 below the better of dense and, where it is there, dense-kd; without labels the answers that change, %."""
-    return lost(reference_logits(place, images), candidate, images).points
+def _digest(settings: Mapping[str, Any]) -> str:
+    """Names a folder by what is made in it."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def reference_logits(place: Workplace, images: ImageSet) -> NDArray[np.float32]:
@@ -198,73 +212,17 @@ def reference_logits(place: Workplace, images: ImageSet) -> NDArray[np.float32]:
 
 
 def lost(reference_VC: NDArray[np.float32], candidate: Path, images: ImageSet) -> Drop:
-    """Points of top-1 lost, paired, with their interval; where no image has a label, answers that change."""
-    labels_V = images.labels_N[images.indices(VALIDATION)]
-    top1 = losses(reference_VC, load_logits(candidate, images), labels_V).top1
+    """Points of top-1 lost, paired, with their interval; where no image has a label, answers that change, %."""
+    top1 = evidence(reference_VC, candidate, images)
     return top1.labelled or top1.answers
+
+
+def evidence(reference_VC: NDArray[np.float32], candidate: Path, images: ImageSet) -> Evidence:
+    """What is known of the points of top-1 that a candidate's file loses."""
+    labels_V = images.labels_N[images.indices(VALIDATION)]
+    return losses(reference_VC, load_logits(candidate, images), labels_V).top1
 
 
 def meter_of(place: Workplace, dense_cost: float | None = None) -> Meter:
     """The meter of a search; `dense_cost`: as it was measured when the search began."""
     return Meter(place.config, place.folders.candidates / ROOT, place.config.data.image_size, dense_cost)
-
-
-class Meter:
-    """Measures a file's cost beside dense's, by the objective that is set."""
-
-    def __init__(self, config: Config, dense: Path, image_size: int, dense_cost: float | None = None) -> None:
-        self.settings = config.search
-        self.batch = config.benchmark.large_batch if self.settings.objective == "throughput" else 1
-        self.pixels_NHWC = np.random.default_rng(0).integers(0, 256, (self.batch, image_size, image_size, 3), np.uint8)
-        self.dense = dense
-        self.reference = self._open(dense, "f32")
-        self.dense_ms = 0.0 if dense_cost is None else self._ms_of(dense_cost)
-        if not self.dense_ms and self.settings.objective in ("latency", "throughput"):
-            self.dense_ms = self._ms(self.reference)
-        if self.settings.objective == "energy" and joules(lambda: None) is None:
-            raise ConfigError(
-                "search.objective: energy cannot be read here (no powercap counter that may be read); use latency"
-            )
-
-    def cost(self, folder: Path, precision: Precision) -> float:
-        """ms a call, seconds an image of a large batch, MB, or mJ an image: the less the better."""
-        act: dict[str, Callable[[], float]] = {
-            "latency": lambda: self._ms(self._open(folder, precision)),
-            "throughput": lambda: self._ms(self._open(folder, precision)) / 1e3 / self.batch,
-            "size": lambda: (folder / MODEL).stat().st_size / 1e6,
-            "energy": lambda: self._millijoules(self._open(folder, precision)),
-        }
-        return act[self.settings.objective]()
-
-    def _ms_of(self, cost: float) -> float:
-        """Milliseconds a call of a cost; 0 where the objective is no time."""
-        return {"latency": cost, "throughput": cost * 1e3 * self.batch}.get(self.settings.objective, 0.0)
-
-    def _open(self, folder: Path, precision: Precision) -> Predict:
-        cell = Cell(folder.name, self.settings.runtime, precision, "file", self.batch, cores())
-        return open_cell(folder, cell)
-
-    def _ms(self, predict: Predict) -> float:
-        """p50 of a call, as if dense took what it took at first."""
-        calls = CALLS_SINGLE if self.batch == 1 else CALLS_LARGE
-        own, dense = timed_in_turns(predict, self.reference, self.pixels_NHWC, calls, VISITS)
-        return own / dense * self.dense_ms if self.dense_ms else own
-
-    def _millijoules(self, predict: Predict) -> float:
-        def answer() -> None:
-            for _ in range(ENERGY_CALLS):
-                predict(self.pixels_NHWC)
-
-        with quiet_machine():
-            predict(self.pixels_NHWC)
-            taken = joules(answer)
-        assert taken is not None
-        return taken / ENERGY_CALLS / self.batch * 1e3
-
-
-def describe_cost(settings: Any, cost: float) -> str:
-    """For people."""
-    if settings.objective == "throughput":
-        return f"{1 / cost:,.0f} images/s"
-    unit = {"latency": "ms", "size": "MB", "energy": "mJ an image"}[settings.objective]
-    return f"{cost:.3g} {unit}"

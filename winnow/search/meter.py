@@ -1,0 +1,104 @@
+"""What a file costs: a call's time, an image's, bytes or energy, measured beside dense by the objective that is set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from winnow.benchmarking import NEEDED_AGREEMENT, agreement, checked_images
+from winnow.config import Config
+from winnow.data.images import ImageSet
+from winnow.energy import joules
+from winnow.errors import ArtifactError, ConfigError
+from winnow.machine import cores
+from winnow.model_file import MODEL
+from winnow.quiet import quiet_machine
+from winnow.runtimes import Cell, Precision, Predict, open_cell
+from winnow.timing import timed_in_turns
+
+VISITS, CALLS_SINGLE, CALLS_LARGE = 5, 40, 3
+ENERGY_CALLS = 200
+
+
+def batch_of(config: Config) -> int:
+    """Images a call, by the objective."""
+    return config.benchmark.large_batch if config.search.objective == "throughput" else 1
+
+
+class Meter:
+    """Measures a file's cost beside dense's, by the objective that is set."""
+
+    def __init__(self, config: Config, dense: Path, image_size: int, dense_cost: float | None = None) -> None:
+        self.settings = config.search
+        self.batch = batch_of(config)
+        self.pixels_NHWC = np.random.default_rng(0).integers(0, 256, (self.batch, image_size, image_size, 3), np.uint8)
+        self.dense = dense
+        self.reference = self._open(dense, "f32")
+        self.dense_ms = 0.0 if dense_cost is None else self._ms_of(dense_cost)
+        if not self.dense_ms and self.settings.objective in ("latency", "throughput"):
+            self.dense_ms = self._ms(self.reference)
+        if self.settings.objective == "energy" and joules(lambda: None) is None:
+            raise ConfigError(
+                "search.objective: energy cannot be read here (no powercap counter that may be read); use latency"
+            )
+
+    def cost(self, folder: Path, precision: Precision, images: ImageSet) -> float:
+        """ms a call, seconds an image of a large batch, MB, or mJ an image: the less the better.
+
+        Raises ArtifactError where the runtime answers something else than the file does in ONNX Runtime.
+        """
+        if self.settings.objective == "size":
+            return (folder / MODEL).stat().st_size / 1e6
+        predict = self._open(folder, precision)
+        self._check_answers(predict, folder, precision, images)
+        act: dict[str, Callable[[], float]] = {
+            "latency": lambda: self._ms(predict),
+            "throughput": lambda: self._ms(predict) / 1e3 / self.batch,
+            "energy": lambda: self._millijoules(predict),
+        }
+        return act[self.settings.objective]()
+
+    def _check_answers(self, predict: Predict, folder: Path, precision: Precision, images: ImageSet) -> None:
+        pixels_NHWC, answers = checked_images(images, {folder.name: folder})
+        share, needed = agreement(predict, self.batch, pixels_NHWC, answers[folder.name]), NEEDED_AGREEMENT[precision]
+        if share < needed:
+            raise ArtifactError(
+                f"{self.settings.runtime} {precision} answers {share:.1%} of {len(pixels_NHWC)} images as the file "
+                f"does in ONNX Runtime, needed {needed:.0%}"
+            )
+
+    def _ms_of(self, cost: float) -> float:
+        """Milliseconds a call of a cost; 0 where the objective is no time."""
+        return {"latency": cost, "throughput": cost * 1e3 * self.batch}.get(self.settings.objective, 0.0)
+
+    def _open(self, folder: Path, precision: Precision) -> Predict:
+        cell = Cell(folder.name, self.settings.runtime, precision, "file", self.batch, cores())
+        return open_cell(folder, cell)
+
+    def _ms(self, predict: Predict) -> float:
+        """p50 of a call, as if dense took what it took at first."""
+        calls = CALLS_SINGLE if self.batch == 1 else CALLS_LARGE
+        own, dense = timed_in_turns(predict, self.reference, self.pixels_NHWC, calls, VISITS)
+        return own / dense * self.dense_ms if self.dense_ms else own
+
+    def _millijoules(self, predict: Predict) -> float:
+        def answer() -> None:
+            for _ in range(ENERGY_CALLS):
+                predict(self.pixels_NHWC)
+
+        with quiet_machine():
+            predict(self.pixels_NHWC)
+            taken = joules(answer)
+        assert taken is not None
+        return taken / ENERGY_CALLS / self.batch * 1e3
+
+
+def describe_cost(settings: Any, cost: float) -> str:
+    """For people."""
+    if settings.objective == "throughput":
+        return f"{1 / cost:,.0f} images/s"
+    unit = {"latency": "ms", "size": "MB", "energy": "mJ an image"}[settings.objective]
+    return f"{cost:.3g} {unit}"
