@@ -66,6 +66,7 @@ class Chain:
         self.scratch = self.folder / "scratch"
         self.candidates = self.folder / "candidates"
         settings = config.model_dump(mode="json", include={"data", "pretrain", "finetune", "candidates", "benchmark"})
+        del settings["data"]["path"]  # images may lie elsewhere where work goes on
         kept = self.folder / "settings.json"
         if not any(self.folder.iterdir()):
             write_json(kept, settings)

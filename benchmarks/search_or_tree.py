@@ -56,7 +56,7 @@ def main() -> None:
     tree = []
     for number, name in enumerate(shipped):
         record = read_record(chain.candidates / name)
-        cost = meter.cost(chain.candidates / name, record.details["precision"], images)
+        cost = meter.cost(chain.candidates / name, record.details["precision"])
         drop = lost(reference_logits(place, images), chain.candidates / name, images)
         tree.append(Found(number, drop.points, cost))
     worst = (WORST_POINTS, meter.dense_ms)

@@ -74,6 +74,7 @@ def tree(epochs: int) -> dict[str, Any]:
     """All candidates, recovering for so many epochs."""
     recovery = {**RECOVERY, "epochs": epochs}
     alone = {**recovery, "teacher": "none", "images": "labelled"}
+    sparse = max(1, epochs // SPARSE_PART)
     student = {"from": "dense", "method": "distill", "student": "resnet8", "recovery": recovery}
     made: dict[str, Any] = {
         "eighth": pruned(1 / 8, recovery),
@@ -85,9 +86,7 @@ def tree(epochs: int) -> dict[str, Any]:
         "eighth-longer": {**student, "from": "eighth", "student": "same"},
         "eighth-stepwise": pruned(1 / 2, recovery) | {"from": "quarter"},
         "eighth-sparse-first": pruned(
-            1 / 8,
-            {**recovery, "epochs": epochs - epochs // SPARSE_PART},
-            sparse_learning={"epochs": max(1, epochs // SPARSE_PART), "strength": 5.0e-4},
+            1 / 8, {**recovery, "epochs": epochs - sparse}, sparse_learning={"epochs": sparse, "strength": 5.0e-4}
         ),
         "student": student,
         "student-alone": {**student, "recovery": alone},
@@ -189,7 +188,8 @@ def main() -> None:
     ]
     conditions = (
         f"CIFAR-10 (JPEG), all labels, one seed; dense trained for {chain.config.finetune.epochs} epochs from random "
-        f"weights, every recovery for {given.recovery_epochs} (longer and stepwise: after those of their parent). "
+        f"weights, every recovery for {given.recovery_epochs} (longer and stepwise: after those of their parent; "
+        f"sparse-first: sparse learning is a part of them; training under rounding: {SHORT['epochs']}). "
         "Points lost on "
         f"{len(answers.right['dense']):,} validation images against {answers.reference}, the better of dense and "
         "dense-kd where that was made, paired, 95 % intervals."

@@ -23,6 +23,7 @@ from winnow.config import ROOT, Config
 from winnow.data.images import load_images
 from winnow.errors import ConfigError, MissingExtra
 from winnow.evaluation import load_logits
+from winnow.machine import cpu_flags
 from winnow.progress import duration
 from winnow.records import write_json
 from winnow.reporting.explored import SearchPoint
@@ -65,7 +66,7 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
     check_crew(places, crew)
     with checkout.run_alone(places):
         folders = Folders(at / "data", at / "pretrain", at / "candidates", home / "scratch", places.answers)
-        safe = hosting.saturates(hosting.serving_flags(places, config))
+        safe = any(map(hosting.saturates, (hosting.serving_flags(places, config), cpu_flags())))
         place = Workplace(config, folders, home / "trials", overflow_safe=safe)
         log = searched.Log(places, config, name)
         try:
@@ -77,13 +78,13 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
         taken = next((trial for trial in progress.trials if trial.number == chosen), None)
         verdict = _verdict(rows, progress, config)
         _leave(home, name, progress, rows, place, verdict)
+        _show(rows, verdict)
+        console.print(f"In {home.relative_to(places.root)}: report.html, front.png, search.json")
+        if add and taken is not None:
+            _add(places, config, chain(taken.point, config.search, config.search.epochs, add, safe), add)
+        elif taken is not None:
+            console.print(f"winnow search --name {name} --add NAME puts the chosen candidates into params.yaml")
         log.close(progress, taken, [home / file for file in ("front.png", "search.json", "report.html")])
-    _show(rows, verdict)
-    console.print(f"In {home.relative_to(places.root)}: report.html, front.png, search.json")
-    if add and taken is not None:
-        _add(places, config, chain(taken.point, config.search, config.search.epochs, add, safe), add)
-    elif taken is not None:
-        console.print(f"winnow search --name {name} --add NAME puts the chosen candidates into params.yaml")
     return 0
 
 
@@ -164,11 +165,12 @@ def _leave(home: Path, name: str, progress: Progress, rows: list[OnFront], place
     """front.png, search.json and report.html."""
     settings = place.config.search
     best = {row.number: row for row in rows}
+    unbeaten = {each.number for each in front(progress.found)}
     points = []
     for each in progress.found:
         row = best.get(each.number)
         ends = (row.drop.low, row.drop.high) if row else None
-        points.append(SearchPoint(each.cost, each.drop, ends, row.marks if row else ()))
+        points.append(SearchPoint(each.cost, each.drop, ends, row.marks if row else (), each.number in unbeaten))
     axis = {"latency": "p50 of a call, ms", "throughput": "seconds an image", "size": "MB", "energy": "mJ an image"}
     label = f"{axis[settings.objective]} ({settings.runtime}; left is better)"
     home.mkdir(parents=True, exist_ok=True)
@@ -177,7 +179,6 @@ def _leave(home: Path, name: str, progress: Progress, rows: list[OnFront], place
     (home / "report.html").write_text(
         page(name, verdict, rows, picture, _conditions(progress, place)), encoding="utf-8"
     )
-    unbeaten = {each.number for each in front(progress.found)}
     table = [
         {
             "number": trial.number,

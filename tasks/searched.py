@@ -19,7 +19,7 @@ from winnow.records import read_json, write_json
 from winnow.search.study import Progress, Trial, told
 
 log = logging.getLogger(__name__)
-KIND = "winnow.kind"
+KIND, NUMBER = "winnow.kind", "winnow.trial"
 KEPT = "; what was tried stays, and `winnow search` goes on from there"
 
 
@@ -38,8 +38,8 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for ending, handler in before.items():
             signal.signal(ending, handler)
-    if came:
-        raise KeyboardInterrupt
+        if came:
+            raise KeyboardInterrupt
 
 
 class Log:
@@ -81,24 +81,33 @@ class Log:
             log.warning("trial %d is not in MLflow yet: %s", trial.number, error)
 
     def _tell(self, trial: Trial) -> None:
-        with uninterrupted(), store.answering(self.places, kept=KEPT):
-            client, experiment = store.connect(self.places), store.experiment_id(self.places, self.config)
-            tags = origin_tags(self.places.root) | {PARENT: self.run_id, KIND: "trial", "winnow.state": trial.state}
-            tags[NOTE] = told(trial, self.config.search)
-            run = client.create_run(experiment, tags=store.cut(tags), run_name=f"trial {trial.number}")
-            figures = {"search/seconds": trial.seconds}
-            if trial.look is not None:
-                figures |= {"search/drop_points": trial.look.drop, "search/cost": trial.look.cost, **trial.look.metrics}
-            params = {key: str(value) for key, value in asdict(trial.point).items()}
-            store.log(client, run.info.run_id, store.metrics(figures), params)
-            client.set_terminated(run.info.run_id, "FAILED" if trial.state == "impossible" else "FINISHED")
+        with uninterrupted():
+            with store.answering(self.places, kept=KEPT):
+                self._write(trial)
             self.told.append(trial.number)
             self._remember(self.run_id)
 
+    def _write(self, trial: Trial) -> None:
+        client, experiment = store.connect(self.places), store.experiment_id(self.places, self.config)
+        tags = origin_tags(self.places.root) | {PARENT: self.run_id, KIND: "trial", "winnow.state": trial.state}
+        tags |= {NOTE: told(trial, self.config.search), NUMBER: str(trial.number)}
+        begun = f"tags.`{PARENT}` = '{self.run_id}' and tags.`{NUMBER}` = '{trial.number}'"
+        runs = client.search_runs([experiment], begun, max_results=1)  # MLflow went down within the last try
+        run = runs[0] if runs else client.create_run(experiment, tags=store.cut(tags), run_name=f"trial {trial.number}")
+        figures = {"search/seconds": trial.seconds}
+        if trial.look is not None:
+            figures |= {"search/drop_points": trial.look.drop, "search/cost": trial.look.cost, **trial.look.metrics}
+        params = {key: str(value) for key, value in asdict(trial.point).items()}
+        store.log(client, run.info.run_id, store.metrics(figures), params)
+        client.set_terminated(run.info.run_id, "FAILED" if trial.state == "impossible" else "FINISHED")
+
     def pause(self) -> None:
         """The search stops here, for now."""
-        with uninterrupted(), store.answering(self.places, kept=KEPT):
-            store.connect(self.places).set_terminated(self.run_id, "FINISHED")
+        try:
+            with uninterrupted(), store.answering(self.places, kept=KEPT):
+                store.connect(self.places).set_terminated(self.run_id, "FINISHED")
+        except store.StoreError as error:
+            log.warning("the search's run in MLflow stays open: %s", error)
 
     def close(self, progress: Progress, chosen: Trial | None, files: Sequence[Path]) -> None:
         """What came of it; trials that were not told, as a store was down or a process was killed, are told now."""

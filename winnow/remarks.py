@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Distill, Quantize, trains
+from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Distill, Quantize, Recovery, may_train
 from winnow.evidence import Evidence
 from winnow.intervals import Drop, least_worst_end, macro_f1_drop
 from winnow.selection import WORST_END, allowance
@@ -31,11 +31,11 @@ def remarks(
             f"{count} labelled validation images show little: a loss counts as no larger than the share of all "
             f"{len(labels_V)} validation images, labelled or not, that get another answer"
         )
-    trained = [name for name, candidate in config.candidates.items() if trains(candidate)]
+    trained = [name for name, candidate in config.candidates.items() if may_train(candidate)]
     if trained and CONTROL not in config.candidates:
         found.append(
-            f"{CONTROL} is not in the tree: {', '.join(trained)} were trained on, and are compared with dense, "
-            "which was not"
+            f"{CONTROL} is not in the tree: {', '.join(trained)} are trained on, or may be, and are compared with "
+            "dense, which is not"
         )
     found += _untold_by_rounding(config)
     if reference != ROOT and dense_drop is not None and dense_drop.low > 0:
@@ -52,18 +52,24 @@ def _untold_by_rounding(config: Config) -> list[str]:
     for name, candidate in config.candidates.items():
         if not isinstance(candidate, Quantize) or candidate.recovery is None:
             continue
-        alike = (
-            other.recovery.epochs
+        wanted = _what_counts(candidate.recovery)
+        controls = (
+            other
             for other in config.candidates.values()
             if isinstance(other, Distill) and (other.parent, other.student) == (candidate.parent, "same")
         )
-        if candidate.recovery.epochs not in alike:
+        if not any(_what_counts(control.recovery) == wanted for control in controls):
             found.append(
                 f"{name} may train {candidate.parent} on for {candidate.recovery.epochs} epochs: what rounding costs "
                 f"is not told from what training on gains; the control is {{from: {candidate.parent}, method: distill, "
                 "student: same} with that recovery"
             )
     return found
+
+
+def _what_counts(recovery: Recovery) -> tuple[object, ...]:
+    """What two trainings must share for one to be the other's control."""
+    return (recovery.epochs, recovery.teacher, recovery.images, recovery.hint)
 
 
 def _unreachable(

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks import projection, settings, store, tracked, tracking
+from tasks import projection, searched, settings, store, tracked, tracking
 from tasks.settings import Places
 from tests.handmade import CURVES, DATA_VERSION, forget, write_candidate, write_verdicts
 from winnow.config import Config
 from winnow.errors import ArtifactError
+from winnow.search.space import Point
+from winnow.search.study import Progress, Trial
+from winnow.search.trial import Look
 
 pytest_plugins = "tests.stores"
 CANDIDATES = ("dense", "quick", "wrong")
@@ -302,6 +305,29 @@ def test_without_artifacts_there_is_nothing_to_track(places: Places, config: Con
     assert not tracking.is_complete(places, config)
     with pytest.raises(ArtifactError, match="nothing to track"):
         tracking.track(places, config)
+
+
+def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
+    places: Places, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = searched.Log(places, config, "mine")
+    look = Look(1.0, 2.0, 0.5, {"quality/top1": 0.9}, ("found",))
+    trials = [Trial(number, number, Point("prune", 0.5, "none"), "finished", look, "", 3.0) for number in (0, 1)]
+    log.trial(trials[0])
+    with monkeypatch.context() as down, caplog.at_level(logging.WARNING, logger="tasks.searched"):
+        down.setattr(store, "log", lambda *_: (_ for _ in ()).throw(store.StoreError("MLflow is down")))
+        log.trial(trials[1])  # its run was made, and could not be filled
+        log.trial(trials[1])
+    assert "trial 1 is not in MLflow yet: MLflow is down" in caplog.text
+    again = searched.Log(places, config, "mine")
+    assert again.told == [0]
+    again.close(Progress(trials, 6.0, 1.0), trials[1], [])
+    kinds = _runs(places, config, "tags.`winnow.kind` = 'trial'")
+    assert sorted((run.info.run_name, run.info.status) for run in kinds) == [
+        ("trial 0", "FINISHED"),
+        ("trial 1", "FINISHED"),
+    ]
+    assert {run.data.metrics["search/cost"] for run in kinds} == {0.5}
 
 
 def test_completeness_is_known_without_mlflow(places: Places, config: Config) -> None:

@@ -96,10 +96,16 @@ except KeyboardInterrupt:
     print("ends", signal.getsignal(signal.SIGINT) == before)
 with uninterrupted():
     print("goes on")
+try:
+    with uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError
+except KeyboardInterrupt:
+    print("ends too")
 """
 
 
 def test_a_write_is_finished_before_ctrl_c_counts() -> None:
     """In a process of its own: a signal would end the one that tests."""
     told = subprocess.run([sys.executable, "-c", WRITES], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines() == ["whole", "ends True", "goes on"]
+    assert told.stdout.splitlines() == ["whole", "ends True", "goes on", "ends too"]

@@ -45,7 +45,7 @@ class World:
 
 
 class Meter:
-    def cost(self, _folder: Path, _precision: str, _images: Any) -> float:
+    def cost(self, _folder: Path, _precision: str) -> float:
         return 1.0
 
 

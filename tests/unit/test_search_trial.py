@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.searching import front_of
+from flows.searching import _leave, front_of
 from tests.conftest import tiny_params
 from winnow.config import Config, check_config
 from winnow.data.images import VALIDATION, load_images
 from winnow.energy import joules
 from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation import LOGITS
-from winnow.records import read_record
+from winnow.records import read_json, read_record
+from winnow.reporting.explored import SearchPoint
 from winnow.search.meter import Meter, describe_cost
 from winnow.search.space import Point
 from winnow.search.study import Progress, Trial
@@ -109,7 +110,8 @@ def test_what_answers_otherwise_where_it_is_timed_is_not_timed(
     other = shutil.copytree(tiny_dense, tmp_path / "other")
     np.save(other / LOGITS, np.roll(np.load(tiny_dense / LOGITS), 1, axis=1))
     with pytest.raises(ArtifactError, match=r"ort f32 answers 0\.0% of .* images as the file does in ONNX Runtime"):
-        meter.cost(other, "f32", load_images(tiny_data))
+        meter.check_answers(other, "f32", load_images(tiny_data))
+    meter.check_answers(tiny_dense, "f32", load_images(tiny_data))
 
 
 def test_with_int8_and_without_share_their_float_network(place: Workplace, meter: Meter) -> None:
@@ -118,6 +120,27 @@ def test_with_int8_and_without_share_their_float_network(place: Workplace, meter
     mine, its = (tree_of(place, number, 4) / "found" for number in (1, 2))
     assert mine.resolve() == its.resolve()
     assert look.metrics == read_record(mine).metrics
+    elsewhere = dataclasses.replace(place, trials=place.trials.rename(place.trials.with_name("moved")))
+    assert read_record(tree_of(elsewhere, 2, 4) / "found").metrics == look.metrics
+
+
+def test_a_chosen_trial_beside_the_front_is_no_part_of_its_line(
+    place: Workplace, meter: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = Point("student", 1.0, "none", width=0.5)
+    look, _ = attempt(place, 0, point, [], meter)
+    sure = dataclasses.replace(look, drop=look.drop + 1, cost=look.cost * 2)
+    trials = [Trial(number, 0, point, "finished", each, "", 1.0) for number, each in enumerate((look, sure))]
+    chosen = trials[1].found
+    monkeypatch.setattr("flows.searching.choose", lambda *_: chosen)
+    progress = Progress(trials, 2.0, look.cost)
+    rows = front_of(progress, place)
+    assert [(row.number, row.marks) for row in rows] == [(0, ()), (1, ("chosen",))]
+    drawn: list[SearchPoint] = []
+    monkeypatch.setattr("flows.searching.drawn", lambda points, *_: drawn.extend(points) or b"")
+    _leave(tmp_path, "mine", progress, rows, place, "Trial 1.")
+    assert [each.on_front for each in drawn] == [True, False]
+    assert [each["on_front"] for each in read_json(tmp_path / "search.json")["trials"]] == [True, False]
 
 
 def test_a_few_images_give_nobody_up(place: Workplace, meter: Meter) -> None:
@@ -131,10 +154,10 @@ def test_a_few_images_give_nobody_up(place: Workplace, meter: Meter) -> None:
         attempt(place, 2, point, [Earlier(first.drop - 1.1 * margin, 0.0)], meter)
 
 
-def test_costs_are_told_against_dense(tiny_dense: Path, tiny_data: Path) -> None:
+def test_costs_are_told_against_dense(tiny_dense: Path) -> None:
     for objective, least, most in (("latency", 0.3, 3.0), ("throughput", 0.3, 3.0), ("size", 1.0, 1.0)):
         meter = Meter(config(objective=objective), tiny_dense, 16)
-        own = meter.cost(tiny_dense, "f32", load_images(tiny_data))
+        own = meter.cost(tiny_dense, "f32")
         reference = {
             "latency": meter.dense_ms,
             "throughput": meter.dense_ms / 1e3 / 8,

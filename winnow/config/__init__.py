@@ -29,7 +29,7 @@ from winnow.config.candidates import (
     Recovery,
     Sparsify,
     in_order,
-    trains,
+    may_train,
     tree_errors,
 )
 from winnow.config.data import Data
@@ -72,7 +72,7 @@ __all__ = [
     "check_config",
     "in_order",
     "load_config",
-    "trains",
+    "may_train",
 ]
 
 

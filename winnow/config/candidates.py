@@ -238,8 +238,8 @@ class Quantize(Candidate):
         return self
 
 
-def trains(candidate: Candidate) -> bool:
-    """Whether making it trains a network."""
+def may_train(candidate: Candidate) -> bool:
+    """Whether making it trains a network; a ladder does on its last rung alone."""
     return isinstance(candidate, Recovered) or (isinstance(candidate, Quantize) and candidate.recovery is not None)
 
 

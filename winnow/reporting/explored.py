@@ -75,9 +75,10 @@ class SearchPoint:
     cost: float
     drop: float
     ends: tuple[float, float] | None = None
-    """Of the interval of `drop`, where the trial is on the front."""
+    """Of the interval of `drop`, where the trial is on the front or chosen."""
     marks: tuple[str, ...] = ()
     """chosen, knee."""
+    on_front: bool = False
 
 
 def searched(points: Sequence[SearchPoint], dense_cost: float, allowed: float, cost_label: str) -> bytes:
@@ -85,7 +86,7 @@ def searched(points: Sequence[SearchPoint], dense_cost: float, allowed: float, c
 
     def paint(fig: Figure) -> None:
         axes = fig.subplots()
-        line = sorted((point.cost, point.drop) for point in points if point.ends)
+        line = sorted((point.cost, point.drop) for point in points if point.on_front)
         axes.plot(*np.array(line).reshape(-1, 2).T, color=BLUE, linewidth=1.2, zorder=2)
         for point in points:
             colour = VERMILLION if "chosen" in point.marks else BLUE if point.ends else MUTED

@@ -15,7 +15,7 @@ from winnow.energy import joules
 from winnow.errors import ArtifactError, ConfigError
 from winnow.machine import cores
 from winnow.model_file import MODEL
-from winnow.quiet import quiet_machine
+from winnow.quiet import busy_turn, quiet_machine
 from winnow.runtimes import Cell, Precision, Predict, open_cell
 from winnow.timing import timed_in_turns
 
@@ -45,25 +45,24 @@ class Meter:
                 "search.objective: energy cannot be read here (no powercap counter that may be read); use latency"
             )
 
-    def cost(self, folder: Path, precision: Precision, images: ImageSet) -> float:
-        """ms a call, seconds an image of a large batch, MB, or mJ an image: the less the better.
-
-        Raises ArtifactError where the runtime answers something else than the file does in ONNX Runtime.
-        """
-        if self.settings.objective == "size":
-            return (folder / MODEL).stat().st_size / 1e6
-        predict = self._open(folder, precision)
-        self._check_answers(predict, folder, precision, images)
+    def cost(self, folder: Path, precision: Precision) -> float:
+        """ms a call, seconds an image of a large batch, MB, or mJ an image: the less the better."""
         act: dict[str, Callable[[], float]] = {
-            "latency": lambda: self._ms(predict),
-            "throughput": lambda: self._ms(predict) / 1e3 / self.batch,
-            "energy": lambda: self._millijoules(predict),
+            "latency": lambda: self._ms(self._open(folder, precision)),
+            "throughput": lambda: self._ms(self._open(folder, precision)) / 1e3 / self.batch,
+            "size": lambda: (folder / MODEL).stat().st_size / 1e6,
+            "energy": lambda: self._millijoules(self._open(folder, precision)),
         }
         return act[self.settings.objective]()
 
-    def _check_answers(self, predict: Predict, folder: Path, precision: Precision, images: ImageSet) -> None:
-        pixels_NHWC, answers = checked_images(images, {folder.name: folder})
-        share, needed = agreement(predict, self.batch, pixels_NHWC, answers[folder.name]), NEEDED_AGREEMENT[precision]
+    def check_answers(self, folder: Path, precision: Precision, images: ImageSet) -> None:
+        """Raise ArtifactError where the runtime answers something else than the file does in ONNX Runtime."""
+        if self.settings.objective == "size":
+            return
+        predict, (pixels_NHWC, answers) = self._open(folder, precision), checked_images(images, {folder.name: folder})
+        with busy_turn():
+            share = agreement(predict, self.batch, pixels_NHWC, answers[folder.name])
+        needed = NEEDED_AGREEMENT[precision]
         if share < needed:
             raise ArtifactError(
                 f"{self.settings.runtime} {precision} answers {share:.1%} of {len(pixels_NHWC)} images as the file "

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 from winnow.config import CONTROL, ROOT, NoPretraining
 from winnow.config.search import Structure
-from winnow.data.images import load_images
 from winnow.errors import ConfigError, MissingExtra
 from winnow.progress import duration
 from winnow.records import RECORD, record_digest, write_json
@@ -111,7 +110,7 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
     optuna, runner = _library(), runner or InTurn()
     study = _open(optuna, storage, place, runner.slots)
     dense_cost = float(study.user_attrs["dense_cost"])
-    _take_up(optuna, study)
+    _take_up(optuna, study, place)
     under_way: dict[int, Any] = {}
     repeats = impossible = 0
     while True:
@@ -216,10 +215,10 @@ def _open(optuna: Any, storage: Path, place: Workplace, slots: int) -> Any:
     asked |= {CONTROL: record_digest(control) if (control / RECORD).is_file() else "", "batch": batch_of(place.config)}
     before = study.user_attrs.get("asked")
     if before is None:
-        study.set_user_attr("dense_cost", meter_of(place).cost(dense, "f32", load_images(place.folders.data)))
-        study.set_user_attr("asked", asked)
+        study.set_user_attr("dense_cost", meter_of(place).cost(dense, "f32"))
         for params in first_points(settings):
-            study.enqueue_trial(params)
+            study.enqueue_trial(params, skip_if_exists=True)
+        study.set_user_attr("asked", asked)  # last: what was stopped before is begun anew
     elif before != asked:
         changed = ", ".join(sorted(key for key in asked if before.get(key) != asked[key]))
         raise ConfigError(
@@ -229,16 +228,15 @@ def _open(optuna: Any, storage: Path, place: Workplace, slots: int) -> Any:
     return study
 
 
-def _take_up(optuna: Any, study: Any) -> None:
+def _take_up(optuna: Any, study: Any, place: Workplace) -> None:
     """What a process that was killed left under way waits for its turn again, in its own folder."""
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         if RESULT in trial.user_attrs:
-            _tell(optuna, study, trial.number, trial.user_attrs[RESULT])
+            _tell(optuna, study, trial.number, trial.user_attrs, place)
             continue
-        folder = trial.user_attrs.get("folder", trial.number)
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         if trial.params:
-            study.enqueue_trial(trial.params, user_attrs={"folder": folder})
+            study.enqueue_trial(trial.params, user_attrs={"folder": trial.user_attrs.get("folder", trial.number)})
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
 
 def _note(optuna: Any, study: Any, trial: Any, place: Workplace, result: Result) -> Trial:
@@ -246,11 +244,8 @@ def _note(optuna: Any, study: Any, trial: Any, place: Workplace, result: Result)
     kept = {"seconds": result.seconds, "state": result.state, "why": result.why}
     kept |= {"look": _kept(result.look), "first": _kept(result.first)}
     trial.set_user_attr(RESULT, kept)
-    _tell(optuna, study, trial, kept)
     told_of = trial.user_attrs
-    home = place.trials / f"{told_of['folder']:04d}"
-    home.mkdir(parents=True, exist_ok=True)
-    write_json(home / "trial.json", {"point": told_of["point"], "state": result.state, "why": result.why})
+    _tell(optuna, study, trial, told_of, place)
     return Trial(
         trial.number,
         told_of["folder"],
@@ -262,9 +257,12 @@ def _note(optuna: Any, study: Any, trial: Any, place: Workplace, result: Result)
     )
 
 
-def _tell(optuna: Any, study: Any, trial: Any, kept: Mapping[str, Any]) -> None:
-    """The optimiser learns what became of a trial, or of the one of that number."""
-    states = optuna.trial.TrialState
+def _tell(optuna: Any, study: Any, trial: Any, told_of: Mapping[str, Any], place: Workplace) -> None:
+    """The optimiser, and who looks into its folder, learn what became of a trial, or of the one of that number."""
+    states, kept = optuna.trial.TrialState, told_of[RESULT]
+    home = place.trials / f"{told_of['folder']:04d}"
+    home.mkdir(parents=True, exist_ok=True)
+    write_json(home / "trial.json", {"point": told_of["point"], "state": kept["state"], "why": kept["why"]})
     if kept["state"] == "finished":
         study.tell(trial, [kept["look"]["drop"], kept["look"]["cost"]])
     else:

@@ -5,7 +5,7 @@ accurate by more than a point, and more than so many images can tell, this one i
 too.
 Trials that differ in int8 alone share the float network that it is made from.
 
-What is timed has to answer there as the file itself does, as in the benchmark.
+A trial that was trained to its end has to answer, where it is timed, as the file itself does, as in the benchmark.
 
 Cost is measured interleaved with dense on the same runtime and told as if dense took what it took at the search's
 start, so that a clock that drifts moves no trial against another.
@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -170,9 +171,7 @@ def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter
     tree = tree_of(place, number, epochs)
     home = tree.parent
     tree.mkdir(parents=True, exist_ok=True)
-    dense = tree / ROOT
-    if not dense.exists():
-        dense.symlink_to((place.folders.candidates / ROOT).resolve())
+    _link(tree / ROOT, place.folders.candidates / ROOT)
     raw = place.config.model_dump(mode="json", by_alias=True)
     made = chain(point, place.config.search, epochs, overflow_safe=place.overflow_safe)
     config = check_config(raw | {"candidates": made})
@@ -188,15 +187,23 @@ def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter
     shared = place.trials / "shared" / _digest(made[names[0]])
     with _alone(shared):
         make(names[0], shared)
-    if not (tree / names[0]).exists():
-        (tree / names[0]).symlink_to((shared / names[0]).resolve())
+    _link(tree / names[0], shared / names[0])
     for name in names[1:]:
         make(name, tree)
     images = load_images(place.folders.data)
     record = read_record(tree / names[-1])
-    cost = meter.cost(tree / names[-1], record.details["precision"], images)
+    if epochs == place.config.search.epochs:  # before that answers are too near to each other
+        meter.check_answers(tree / names[-1], record.details["precision"], images)
+    cost = meter.cost(tree / names[-1], record.details["precision"])
     drop = lost(reference_logits(place, images), tree / names[-1], images)
     return Look(drop.points, drop.high, cost, record.metrics, names)
+
+
+def _link(here: Path, to: Path) -> None:
+    """A relative link, so that a project may be moved; one that leads nowhere is made anew."""
+    if not here.exists():
+        here.unlink(missing_ok=True)
+        here.symlink_to(os.path.relpath(to.resolve(), here.parent.resolve()))
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
