@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--only", help="candidates to make; default: all")
     parser.add_argument("--untimed", action="store_true", help="make them, and no table")
     parser.add_argument("--made", action="store_true", help="make nothing more: the table of what is there")
+    parser.add_argument("--trained-on", default="the same machine", help="said beside the table")
     parser.add_argument("--test", action="store_true", help="read the test split, once everything is chosen")
     given = parser.parse_args()
     chain = Chain(NAME, config_of(given.images, given.epochs, given.recovery_epochs))
@@ -190,6 +191,7 @@ def main() -> None:
         f"CIFAR-10 (JPEG), all labels, one seed; dense trained for {chain.config.finetune.epochs} epochs from random "
         f"weights, every recovery for {given.recovery_epochs} (longer and stepwise: after those of their parent; "
         f"sparse-first: sparse learning is a part of them; training under rounding: {SHORT['epochs']}). "
+        f"Trained on {given.trained_on}. "
         "Points lost on "
         f"{len(answers.right['dense']):,} validation images against {answers.reference}, the better of dense and "
         "dense-kd where that was made, paired, 95 % intervals."
@@ -201,7 +203,7 @@ def main() -> None:
         "attribution": timed.details["attribution"],
         "test": {name: float(right.mean()) for name, right in tested.items()},
         "records": {name: record.metrics for name, record in records.items()},
-        "config": chain.config.model_dump(mode="json"),
+        "config": chain.config.model_dump(mode="json", exclude={"data": {"path"}}),
     }
     leave(NAME, conditions, figures, table, timed.machine)
 
