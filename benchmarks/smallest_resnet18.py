@@ -8,8 +8,8 @@ and controls: dense trained on as long, without a teacher, channels drawn at ran
 hints, sparse learning first (a sixth of the same epochs), and, with twice the epochs in all, the eighth trained on or
 pruned from the quarter. Everything is chosen on validation; with --test, at the end, the test split is read for dense
 and the fastest file within the allowance. --only makes some candidates, which take hours together on two cores;
---untimed makes them and no table, on a GPU, say; --made makes the table of those that are there, where
-.winnow/benchmarks/ was copied to.
+--untimed makes them and no table, on a GPU, say; --made, with the same epochs, makes the table of those that are
+there, where .winnow/benchmarks/ was copied to.
 """
 
 from __future__ import annotations

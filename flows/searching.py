@@ -31,7 +31,6 @@ from winnow.reporting.explored import searched as drawn
 from winnow.reporting.searched import OnFront, page, span
 from winnow.search.front import Found, choose, front, knee
 from winnow.search.meter import describe_cost
-from winnow.search.space import chain
 from winnow.search.study import Progress, search, what_of
 from winnow.search.trial import Workplace, evidence, lost, reference_logits, tree_of
 from winnow.selection import judge_drop
@@ -81,7 +80,7 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
         _show(rows, verdict)
         console.print(f"In {home.relative_to(places.root)}: report.html, front.png, search.json")
         if add and taken is not None:
-            _add(places, config, chain(taken.point, config.search, config.search.epochs, add, safe), add)
+            _add(places, config, place.candidates_of(taken.point, config.search.epochs, add), add)
         elif taken is not None:
             console.print(f"winnow search --name {name} --add NAME puts the chosen candidates into params.yaml")
         log.close(progress, taken, [home / file for file in ("front.png", "search.json", "report.html")])

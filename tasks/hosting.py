@@ -12,8 +12,9 @@ from winnow.data.images import load_images
 from winnow.errors import DataError
 from winnow.exporting import HostCheck
 from winnow.hosts import Host, read_host, speeds_on
+from winnow.machine import cpu_flags
 from winnow.model_file import MODEL
-from winnow.records import RECORD, read_record, sha256_of, this_machine, write_json
+from winnow.records import RECORD, read_record, sha256_of, write_json
 
 WIDE = {"avx2", "avx512f"}
 """Only x86 processors have one of these."""
@@ -67,10 +68,10 @@ def saturates(flags: Collection[str]) -> bool:
     return bool(WIDE & set(flags)) and not SUMS_IN_32_BITS & set(flags)
 
 
-def serving_flags(places: Places, config: Config) -> tuple[str, ...]:
+def serving_flags(places: Places, config: Config) -> Collection[str]:
     """Of the machine that serves: benchmark.target, or this one."""
     host = target_of(places, config)
-    return host.machine.flags if host else this_machine().flags
+    return host.machine.flags if host else cpu_flags()
 
 
 def overflowing(config: Config, flags: Collection[str]) -> list[str]:

@@ -7,6 +7,7 @@ one file in winnow/compression/ named as the method, and one line in that packag
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -311,30 +312,27 @@ def tree_errors(
     return found
 
 
-def _is_of_low_rank(name: str, candidates: dict[str, Candidate]) -> bool:
-    """Whether `name` or what it was made of was factorized; a student of another backbone begins anew."""
-    seen = set[str]()
+def _line_of(name: str, candidates: dict[str, Candidate]) -> Iterator[Candidate]:
+    """`name` and what it was made of, up to dense or a student of another backbone, who begins anew."""
+    seen = set[str]()  # a tree may have a cycle, which is told apart
     while name in candidates and name not in seen:
         seen.add(name)
         candidate = candidates[name]
-        if isinstance(candidate, Factorize):
-            return True
+        yield candidate
         if isinstance(candidate, Distill) and candidate.student != "same":
-            return False
+            return
         name = candidate.parent
-    return False
+
+
+def _is_of_low_rank(name: str, candidates: dict[str, Candidate]) -> bool:
+    """Whether `name` or what it was made of was factorized."""
+    return any(isinstance(candidate, Factorize) for candidate in _line_of(name, candidates))
 
 
 def _backbone_of(name: str, candidates: dict[str, Candidate], dense: str | None) -> str | None:
-    """The network that `name`, in a tree without cycles above it, is made of."""
-    seen = set[str]()
-    while name in candidates and name not in seen:
-        seen.add(name)
-        candidate = candidates[name]
-        if isinstance(candidate, Distill) and candidate.student != "same":
-            return candidate.student
-        name = candidate.parent
-    return dense
+    """The network that `name` is made of."""
+    students = (each.student for each in _line_of(name, candidates) if isinstance(each, Distill))
+    return next((student for student in students if student != "same"), dense)
 
 
 def _control_errors(control: Candidate | None) -> list[tuple[str, str]]:

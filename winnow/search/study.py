@@ -22,7 +22,7 @@ from winnow.progress import duration
 from winnow.records import RECORD, record_digest, write_json
 from winnow.search.front import Found
 from winnow.search.meter import batch_of, describe_cost
-from winnow.search.space import Point, chain, first_points, propose
+from winnow.search.space import Point, first_points, propose
 from winnow.search.trial import Earlier, Look, Result, Workplace, meter_of, run_point
 
 log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _new(optuna: Any, study: Any, place: Workplace) -> tuple[Any, Point]:
     settings = place.config.search
     trial = study.ask()
     point = propose(trial, settings, not isinstance(place.config.pretrain, NoPretraining))
-    key = json.dumps(chain(point, settings, settings.epochs, overflow_safe=place.overflow_safe), sort_keys=True)
+    key = json.dumps(place.candidates_of(point, settings.epochs), sort_keys=True)
     every = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
     same = next((each for each in every if each.user_attrs.get("key") == key and _stands(optuna, each)), None)
     if same is None:

@@ -2,8 +2,7 @@
 
 A first look trains a quarter of the epochs. Where an earlier trial was both faster and, at its own first look, more
 accurate by more than a point, and more than so many images can tell, this one is given up: it would end behind it,
-too.
-Trials that differ in int8 alone share the float network that it is made from.
+too. Trials that differ in int8 alone share the float network that it is made from.
 
 A trial that was trained to its end has to answer, where it is timed, as the file itself does, as in the benchmark.
 
@@ -66,7 +65,11 @@ class Workplace:
     machine: str = field(default_factory=machine_here)
     """Where costs are measured; the figures of another one are refused."""
     overflow_safe: bool = False
-    """Whether the machine that serves needs int8 weights of 7 bits."""
+    """Whether the machine that serves, or this one, needs int8 weights of 7 bits."""
+
+    def candidates_of(self, point: Point, epochs: int, name: str = "found") -> dict[str, dict[str, Any]]:
+        """What a point is in params.yaml, the parent first."""
+        return chain(point, self.config.search, epochs, name, self.overflow_safe)
 
 
 @dataclass(frozen=True)
@@ -173,12 +176,11 @@ def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter
     tree.mkdir(parents=True, exist_ok=True)
     _link(tree / ROOT, place.folders.candidates / ROOT)
     raw = place.config.model_dump(mode="json", by_alias=True)
-    made = chain(point, place.config.search, epochs, overflow_safe=place.overflow_safe)
+    made = place.candidates_of(point, epochs)
     config = check_config(raw | {"candidates": made})
     names = tuple(made)
 
-    def make(name: str, at: Path) -> None:
-        scratch = home / "scratch" if at == tree else at / "scratch"
+    def make(name: str, at: Path, scratch: Path) -> None:
         if not (at / name).exists():  # made before a stop, or by a trial that begins alike
             folders = Folders(place.folders.data, place.folders.pretrain, tree, scratch / name, place.folders.answers)
             compress(config, name, folders, at / name)
@@ -186,10 +188,10 @@ def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter
 
     shared = place.trials / "shared" / _digest(made[names[0]])
     with _alone(shared):
-        make(names[0], shared)
+        make(names[0], shared, shared / "scratch")
     _link(tree / names[0], shared / names[0])
     for name in names[1:]:
-        make(name, tree)
+        make(name, tree, home / "scratch")
     images = load_images(place.folders.data)
     record = read_record(tree / names[-1])
     if epochs == place.config.search.epochs:  # before that answers are too near to each other
