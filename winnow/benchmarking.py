@@ -33,7 +33,7 @@ from winnow.evaluation import load_logits
 from winnow.machine import has_fast_bf16
 from winnow.progress import duration
 from winnow.quiet import quiet_machine
-from winnow.runtimes import Cell, Layout, NotHere, Precision, Predict, Runtime, set_torch_threads
+from winnow.runtimes import Cell, Layout, NotHere, Precision, Predict, Runtime, on_cpu, set_torch_threads
 from winnow.timing import WARM_UP_LARGE, WARM_UP_SINGLE, time_calls
 
 log = logging.getLogger(__name__)
@@ -65,19 +65,18 @@ def plan(int8: Mapping[str, bool], settings: Benchmark, threads: int, cuda: bool
     for batch in (settings.large_batch, 1):
         for count in sorted({threads, 1}, reverse=True):
             for name, is_int8 in int8.items():
-                kinds = _file_kinds(is_int8, cuda and count == threads)
+                kinds = _file_kinds(is_int8, batch, count, cuda and count == threads)
                 if not is_int8 and (name == ROOT or settings.grid == "full"):
                     kinds += _torch_kinds(cuda and count == threads)
                 cells += [Cell(name, *kind, batch=batch, threads=count) for kind in kinds]
     return cells
 
 
-def _file_kinds(is_int8: bool, cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:
-    if is_int8:
-        return [("ort", "int8", "file"), ("openvino", "int8", "file")]
-    kinds: list[tuple[Runtime, Precision, Layout]] = [("ort", "f32", "file"), ("openvino", "f32", "file")]
-    kinds += [("openvino", "bf16", "file")] if has_fast_bf16() else []
-    return kinds + ([("ort-cuda", "f32", "file"), ("ort-tensorrt", "f32", "file")] if cuda else [])
+def _file_kinds(is_int8: bool, batch: int, threads: int, cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:
+    kinds = on_cpu("int8" if is_int8 else "f32", batch, threads)
+    if cuda and not is_int8:
+        kinds += [("ort-cuda", "f32"), ("ort-tensorrt", "f32")]
+    return [(runtime, precision, "file") for runtime, precision in kinds]
 
 
 def _torch_kinds(cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:

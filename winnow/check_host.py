@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import platform
@@ -25,6 +26,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 WARM_UP_SINGLE, WARM_UP_LARGE, CALLS_LARGE = 5, 1, 3
 """Untimed calls a round of one image and of a batch, and timed ones of a batch."""
 X86 = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+OPENVINO = ("openvino", "openvino-throughput")
+"""Its two modes: a call has all threads; streams share them."""
 ARM = ("asimd", "asimddp", "i8mm", "bf16", "sve")
 Row = dict[str, Any]
 Answer = Callable[[Any], Any]
@@ -67,19 +70,37 @@ def openvino() -> Any:
 
 def opened(path: pathlib.Path, side: int, cell: Row) -> Answer:
     """The model on the cell's runtime."""
-    if cell["runtime"] == "openvino":
-        core = openvino().Core()
-        model = core.read_model(str(path))
-        model.reshape([cell["batch"], side, side, 3])
-        hint = "bf16" if cell["precision"] == "bf16" else "f32"
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": cell["threads"]}
-        settings["INFERENCE_PRECISION_HINT"] = hint
-        request = core.compile_model(model, "CPU", settings).create_infer_request()
-        return lambda pixels: request.infer([pixels], share_inputs=True)[0]
+    if cell["runtime"] in OPENVINO:
+        return in_streams(path, side, cell)
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, cell["threads"]
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(["logits"], {"pixels": pixels})[0]
+
+
+def in_streams(path: pathlib.Path, side: int, cell: Row) -> Answer:
+    """The model in OpenVINO: for latency a whole batch, for throughput dealt out to streams side by side."""
+    streams = math.gcd(cell["batch"], cell["threads"]) if cell["runtime"] == "openvino-throughput" else 1
+    part = cell["batch"] // streams
+    core = openvino().Core()
+    model = core.read_model(str(path))
+    model.reshape([part, side, side, 3])
+    settings = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams} if streams > 1 else {}
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": cell["threads"], **settings}
+    settings["INFERENCE_PRECISION_HINT"] = "bf16" if cell["precision"] == "bf16" else "f32"
+    compiled = core.compile_model(model, "CPU", settings)
+    requests = [compiled.create_infer_request() for _ in range(streams)]
+    if streams == 1:
+        return lambda pixels: requests[0].infer([pixels], share_inputs=True)[0]
+
+    def answer(pixels: Any) -> Any:
+        for at, request in enumerate(requests):
+            request.start_async([pixels[at * part : (at + 1) * part]], share_inputs=True)
+        for request in requests:
+            request.wait()
+        return numpy.concatenate([request.get_output_tensor(0).data for request in requests])
+
+    return answer
 
 
 def cells(models: list[Row], large: int, about: Row) -> Iterator[tuple[Row, Row]]:
@@ -89,8 +110,9 @@ def cells(models: list[Row], large: int, about: Row) -> Iterator[tuple[Row, Row]
         for threads in sorted({about["threads"], 1}, reverse=True):
             for model in models:
                 own = model["precision"]
-                kinds = [("ort", own)] + ([("openvino", own)] if openvino() is not None else [])
-                kinds += [("openvino", "bf16")] if bf16 and own == "f32" else []
+                modes = OPENVINO[: 2 if math.gcd(batch, threads) > 1 else 1] if openvino() is not None else ()
+                kinds = [("ort", own), *((mode, own) for mode in modes)]
+                kinds += [(mode, "bf16") for mode in modes] if bf16 and own == "f32" else []
                 for runtime, precision in kinds:
                     cell = {"candidate": model["name"], "sha256": model["sha256"], "runtime": runtime}
                     yield model, {**cell, "precision": precision, "batch": batch, "threads": threads}

@@ -16,7 +16,7 @@ from typing import Any
 
 from winnow.export import load_onnx, macs_by_node
 from winnow.model_file import MODEL
-from winnow.runtimes import Cell, compiled_openvino
+from winnow.runtimes import OPENVINO, Cell, compiled_openvino
 
 TOLD = ("originalLayersNames", "primitiveType", "runtimePrecision")
 INT8 = ("u8", "i8", "int8_t", "uint8_t")
@@ -30,7 +30,7 @@ def executed(folder: Path, cell: Cell) -> dict[str, Any]:
     """
     macs = macs_by_node(folder / MODEL)
     whole = sum(macs.values())
-    nodes = {"openvino": _by_openvino, "ort": _by_onnxruntime}[cell.runtime](folder, cell)
+    nodes = (_by_openvino if cell.runtime in OPENVINO else _by_onnxruntime)(folder, cell)
     kernels: Counter[str] = Counter()
     in_int8 = 0
     for name, kernel, is_int8 in nodes:

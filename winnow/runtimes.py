@@ -10,7 +10,7 @@
     ort          f32, int8    ONNX Runtime on the CPU, the file as it is
     openvino     f32, bf16,   OpenVINO on the CPU, compiled for this batch. The precision is always named: left alone,
                  int8         OpenVINO runs "float32" in bf16 on processors with AMX, and a baseline would not be one
-    openvino-throughput       the same in several streams; a batch is dealt out to them (winnow sweep)
+    openvino-throughput       the same in several streams side by side, the batch dealt out to them
     eager-cuda   f32, bf16    PyTorch on the GPU, the copies to it and back included
     ort-cuda     f32          ONNX Runtime on the GPU; needs onnxruntime-gpu in place of onnxruntime
     ort-tensorrt f32 (TF32)   the same through TensorRT 10, which has to be installed, too
@@ -26,7 +26,7 @@ import importlib
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.errors import MissingExtra
+from winnow.machine import has_fast_bf16
 from winnow.model_file import MODEL, check_exists, damaged, onnxruntime_library, open_session
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """uint8 pixels (N, S, S, 3) -> float32 logits (N, classes)."""
 
 PYTORCH = ("eager", "compile")
+OPENVINO = ("openvino", "openvino-throughput")
 ON_GPU = ("eager-cuda", "ort-cuda", "ort-tensorrt")
 PROVIDERS = {"ort-cuda": "CUDAExecutionProvider", "ort-tensorrt": "TensorrtExecutionProvider"}
 """ONNX Runtime's own names."""
@@ -70,6 +72,15 @@ class Cell:
 
 class NotHere(Exception):
     """This machine cannot run the runtime; the message says why. Caught by the benchmark, which lists it."""
+
+
+def on_cpu(precision: Precision, batch: int, threads: int) -> list[tuple[Runtime, Precision]]:
+    """Where a file of that precision, f32 or int8, runs on this processor; f32 also in bf16 where that is fast."""
+    modes: list[Runtime] = ["openvino"]
+    if math.gcd(batch, threads) > 1:
+        modes.append("openvino-throughput")
+    precisions: list[Precision] = [precision, "bf16"] if precision == "f32" and has_fast_bf16() else [precision]
+    return [("ort", precision), *((mode, how) for how in precisions for mode in modes)]
 
 
 def has_compiler() -> bool:
@@ -117,8 +128,11 @@ def _onnxruntime_gpu(folder: Path, cell: Cell) -> Predict:
     return predict
 
 
-def compiled_openvino(folder: Path, cell: Cell, streams: int = 1) -> Any:
-    """The file compiled for this cell; for throughput with several streams. Raises ArtifactError, MissingExtra."""
+def compiled_openvino(folder: Path, cell: Cell) -> Any:
+    """The file compiled for this cell: for a whole batch, or for each stream's part of it.
+
+    Raises ArtifactError, MissingExtra.
+    """
     try:
         import openvino
     except ModuleNotFoundError as error:
@@ -130,7 +144,8 @@ def compiled_openvino(folder: Path, cell: Cell, streams: int = 1) -> Any:
         model = core.read_model(str(path))
     except RuntimeError as error:
         raise damaged(path, error) from error
-    model.reshape([cell.batch, *list(model.input(0).partial_shape)[1:]])
+    streams = _streams(cell)
+    model.reshape([cell.batch // streams, *list(model.input(0).partial_shape)[1:]])
     throughput = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
     settings = {
         **(throughput if streams > 1 else {"PERFORMANCE_HINT": "LATENCY"}),
@@ -139,6 +154,11 @@ def compiled_openvino(folder: Path, cell: Cell, streams: int = 1) -> Any:
         "INFERENCE_PRECISION_HINT": "bf16" if cell.precision == "bf16" else "f32",
     }
     return core.compile_model(model, "CPU", settings)
+
+
+def _streams(cell: Cell) -> int:
+    """Streams that take equal parts of the batch and equally many of the threads."""
+    return math.gcd(cell.batch, cell.threads) if cell.runtime == "openvino-throughput" else 1
 
 
 def _openvino(folder: Path, cell: Cell) -> Predict:
@@ -153,11 +173,10 @@ def _openvino(folder: Path, cell: Cell) -> Predict:
 
 def _openvino_streams(folder: Path, cell: Cell) -> Predict:
     """A batch is dealt out in equal parts to streams that run side by side, as many as divide it and the threads."""
+    compiled, streams = compiled_openvino(folder, cell), _streams(cell)
     import openvino
 
-    streams = math.gcd(cell.batch, cell.threads)
     part = cell.batch // streams
-    compiled = compiled_openvino(folder, replace(cell, batch=part), streams)
     queue = openvino.AsyncInferQueue(compiled, streams)
     logits_NC = np.empty((cell.batch, compiled.output(0).shape[1]), np.float32)
 

@@ -21,6 +21,7 @@ from winnow.errors import WinnowError
 from winnow.evaluation import softmax
 from winnow.predicting import answered, opened
 from winnow.records import read_json
+from winnow.runtimes import OPENVINO
 
 JSON = "application/json"
 
@@ -34,7 +35,7 @@ class Model:
 
     def __init__(self, folder: Path, max_batch: int) -> None:
         self.card: dict[str, Any] = read_json(folder / "card.json")
-        fixed = self.card["serving"]["runtime"] == "openvino"
+        fixed = self.card["serving"]["runtime"] in OPENVINO
         self.sizes = _sizes(max_batch) if fixed else (max_batch,)
         self._answers = {size: opened(folder, self.card, size) for size in self.sizes}
         self._is_fixed = fixed

@@ -22,7 +22,7 @@ from winnow.errors import ArtifactError
 from winnow.runtimes import ON_GPU, PYTORCH
 
 Row = dict[str, Any]
-SHORT = {"ort": "ort", "openvino": "ov"}
+SHORT = {"ort": "ort", "openvino": "ov", "openvino-throughput": "ov-streams"}
 
 
 def fastest(rows: list[Row], keep: Callable[[Row], bool]) -> Row | None:

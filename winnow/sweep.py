@@ -9,15 +9,14 @@ streams as both threads and batch divide by; the batch is dealt out to them).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from winnow.benchmarking import Outcome, Row, checked_images, measure
 from winnow.config import Benchmark
 from winnow.data.images import ImageSet
-from winnow.machine import cores, has_fast_bf16
-from winnow.runtimes import Cell, Precision, Runtime, open_cell
+from winnow.machine import cores
+from winnow.runtimes import Cell, Precision, on_cpu, open_cell
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -44,11 +43,7 @@ def cells(name: str, precision: Precision, batches: Sequence[int], threads: Sequ
     grid = []
     for batch in sorted(set(batches)):
         for count in threads:
-            kinds: list[tuple[Runtime, Precision]] = [("ort", precision), ("openvino", precision)]
-            if math.gcd(batch, count) > 1:
-                kinds.append(("openvino-throughput", precision))
-            if precision == "f32" and has_fast_bf16():
-                kinds += [(runtime, "bf16") for runtime, _ in kinds if runtime != "ort"]
+            kinds = on_cpu(precision, batch, count)
             grid += [Cell(name, *kind, layout="file", batch=batch, threads=count) for kind in kinds]
     return grid
 

@@ -188,7 +188,7 @@ def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays(
     out = tmp_path / "out"
     out.mkdir()
     details = quantize(settings(scheme="ladder", recovery=RECOVERY), tiny_inputs, out)
-    names = ["static", "histogram", "percentile", "full bias correction", "worst layers in float", "trained"]
+    names = ["static", "min-max", "histogram", "percentile", "full bias correction", "worst layers in float", "trained"]
     assert [row["rung"] for row in details["rungs"]] == names
     possible = [
         row for row in details["rungs"] if "points_lost" in row
@@ -202,7 +202,7 @@ def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays(
 def test_no_rung_is_climbed_twice(tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Judge, "points_lost", lambda _judge, _file: 9.0)
     details = quantize(settings(scheme="ladder", ranges="histogram"), tiny_inputs, tmp_path)
-    names = ["static", "percentile", "full bias correction", "worst layers in float"]
+    names = ["static", "min-max", "percentile", "full bias correction", "worst layers in float"]
     assert [row["rung"] for row in details["rungs"]] == names
 
 

@@ -173,6 +173,11 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
             "candidates.dense-kd",
             "width: 'same' comes in one width",
         ),
+        (
+            {"search": {"runtime": "openvino-throughput"}},
+            "search",
+            "openvino-throughput goes with objective: throughput, not latency",
+        ),
     ],
 )
 def test_one_mistake(changes: dict[str, Any], path: str, message: str) -> None:

@@ -15,10 +15,10 @@ from winnow.runtimes import Cell, Runtime
 
 
 def cell(runtime: Runtime) -> Cell:
-    return Cell("some", runtime, "int8", "file", 1, 1)
+    return Cell("some", runtime, "int8", "file", 4, 2)
 
 
-@pytest.mark.parametrize("runtime", ["ort", "openvino"])
+@pytest.mark.parametrize("runtime", ["ort", "openvino", "openvino-throughput"])
 def test_an_int8_file_runs_in_int8_and_a_float_one_does_not(
     runtime: Runtime, tiny_candidate: Callable[[str], Path], tiny_dense: Path
 ) -> None:

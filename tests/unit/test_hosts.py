@@ -70,6 +70,8 @@ def test_every_cell_is_timed_with_its_machine(exported: Path, host: Host) -> Non
         for threads in {1, here.threads}
     }
     assert expected <= timed
+    in_streams = {(name, "openvino-throughput", 8, count) for name in NAMES for count in {here.threads} - {1}}
+    assert timed - expected == in_streams
     assert all(row.p50_ms > 0 and row.samples in (20, 6) and row.p95_ms is None for row in host.rows)
     assert {row.sha256 for row in host.rows} == {sha256_of(exported / "check" / f"{name}.onnx") for name in NAMES}
 

@@ -164,6 +164,8 @@ def test_costs_are_told_against_dense(tiny_dense: Path) -> None:
             "size": (tiny_dense / "model.onnx").stat().st_size / 1e6,
         }[objective]
         assert least <= own / reference <= most
+    dealt = Meter(config(objective="throughput", runtime="openvino-throughput"), tiny_dense, 16)
+    assert 0.3 <= dealt.cost(tiny_dense, "f32") / (dealt.dense_ms / 1e3 / 8) <= 3.0
     assert describe_cost(config().search, 0.1234) == "0.123 ms"
     assert describe_cost(config(objective="throughput").search, 0.001) == "1,000 images/s"
 

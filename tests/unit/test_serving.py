@@ -23,11 +23,11 @@ def encoded(seed: int = 0, form: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(params=[("ort", "f32"), ("openvino", "f32")])
+@pytest.fixture(params=[("ort", 1), ("openvino", 1), ("openvino-throughput", 2)])
 def folder(tiny_candidate: Callable[[str], Path], tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     there = Path(shutil.copytree(tiny_candidate("dense"), tmp_path / "model"))
     card = json.loads((there / "card.json").read_text())
-    card["serving"] = {"runtime": request.param[0], "precision": request.param[1], "threads": 1}
+    card["serving"] = {"runtime": request.param[0], "precision": "f32", "threads": request.param[1]}
     (there / "card.json").write_text(json.dumps(card))
     return there
 

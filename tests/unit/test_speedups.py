@@ -32,6 +32,7 @@ ROWS = [
     row("pruned-int8", "ort", "int8", 1.0, threads=1, p95_ms=1.2),
     row("pruned-int8", "openvino", "int8", 1.5),
     row("pruned-int8", "ort", "int8", 40.0, batch=64),
+    row("pruned-int8", "openvino-throughput", "int8", 64.0, batch=64),
     row("dense", "eager", "f32", 400.0, batch=64),
     row("dense", "ort", "f32", 200.0, batch=64),
 ]
@@ -114,6 +115,7 @@ def test_flat_figures() -> None:
             "latency/ort_b1_p50_ms": 1.0,
             "latency/ort_b1_p95_ms": 1.2,
             "throughput/ort_b64_ips": 1600.0,
+            "throughput/ov-streams_b64_ips": 1000.0,
             "memory/ort_peak_mb": 90.0,
             "start/ort_load_ms": 8.0,
             "start/ort_first_call_ms": 2.0,

@@ -2,9 +2,10 @@
 
 static   NNCF's post-training quantization of the ONNX file, calibrated on unlabelled training images, biases corrected
          (winnow/compression/post_training.py). No label is used.
-ladder   static, and while more is lost than `max_drop_points` the next rung: ranges of least error on a histogram,
-         ranges without outliers, full bias correction, the worst layers back in float, training under rounding (where
-         `recovery` is given). The first rung that is good enough stays; where none is, the best.
+ladder   static, and while more is lost than `max_drop_points` the next rung: ranges from the smallest to the largest
+         value, of least error on a histogram, without outliers, full bias correction, the worst layers back in float,
+         training under rounding (where `recovery` is given). The first rung that is good enough stays; where none is,
+         the best.
 qat      training under rounding at once (fake_quantization.py), then static
 dynamic  ONNX Runtime measures ranges at run time. For convolutions this has no fast kernel: smaller, not faster
          (benchmarks/dynamic_int8.py shows it). Not in the shipped tree.
@@ -126,6 +127,7 @@ def _rungs(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], j
 
     recipes = {
         "static": plain,
+        "min-max": dataclasses.replace(plain, ranges="minmax"),
         "histogram": dataclasses.replace(plain, ranges="histogram"),
         "percentile": dataclasses.replace(plain, ranges="percentile"),
         "full bias correction": dataclasses.replace(plain, bias_correction="full"),

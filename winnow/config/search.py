@@ -23,7 +23,8 @@ class Search(Section):
     """At most so many; 0: as many as the minutes hold."""
     objective: Literal["latency", "throughput", "size", "energy"] = "latency"
     """latency: ms a call at batch 1; throughput: images/s at benchmark.large_batch; size: MB; energy: mJ an image."""
-    runtime: Literal["ort", "openvino"] = "openvino"
+    runtime: Literal["ort", "openvino", "openvino-throughput"] = "openvino"
+    """openvino-throughput deals a large batch out to streams that run side by side."""
     max_drop_points: Annotated[Number, Field(gt=0, le=100)] = 1.0
     """Allowance: points of top-1 below the better of dense and dense-kd that the chosen point may lose."""
     structures: Annotated[tuple[Structure, ...], Field(min_length=1)] = ("prune", "student")
@@ -42,6 +43,12 @@ class Search(Section):
     def _different(self) -> Search:
         if len(set(self.structures)) < len(self.structures):
             raise ValueError("structures: one of them is there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_to_deal_out(self) -> Search:
+        if self.runtime == "openvino-throughput" and self.objective != "throughput":
+            raise ValueError(f"runtime: openvino-throughput goes with objective: throughput, not {self.objective}")
         return self
 
     @field_validator("student")

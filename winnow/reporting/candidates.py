@@ -39,6 +39,7 @@ RUNTIMES = {
     "compile": "torch.compile",
     "ort": "ONNX Runtime",
     "openvino": "OpenVINO",
+    "openvino-throughput": "OpenVINO (throughput)",
     "eager-cuda": "PyTorch on the GPU",
     "ort-cuda": "ONNX Runtime on the GPU",
     "ort-tensorrt": "ONNX Runtime with TensorRT",
