@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.chain import Chain, all_labels, configure, leave, markdown, rungs_told
-from tasks.hosting import SUMS_IN_32_BITS
+from tasks.hosting import saturates
 from winnow.data.images import VALIDATION, load_images
 from winnow.evaluation import load_logits
 from winnow.intervals import paired_drop
@@ -38,7 +38,7 @@ RECOVERY: dict[str, Any] = {
 }
 TEACHING = {**RECOVERY, "epochs": 20, "optimiser": {"learning_rate": 0.1}}
 PARENT, CONTROL = "half", "half-on"
-SATURATES = not SUMS_IN_32_BITS & cpu_flags()
+SATURATES = saturates(cpu_flags())
 INT8: dict[str, Any] = {"from": PARENT, "method": "quantize", "overflow_safe": SATURATES}
 TREE: dict[str, Any] = {
     PARENT: {
