@@ -9,7 +9,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from tasks import settings
 
@@ -17,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 settings.apply(ROOT)
 
 from winnow.config import Config, check_config, in_order  # noqa: E402
+from winnow.data.images import TEST, ImageSet  # noqa: E402
 from winnow.errors import WinnowError  # noqa: E402
+from winnow.model_file import MODEL  # noqa: E402
 from winnow.records import RECORD, Machine, read_json, this_machine, write_json  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -127,6 +131,15 @@ class Chain:
         which = "" if len(some) == len(self.config.candidates) else f"-of-{'-'.join(sorted(names))}"
         data, out = self.data(), self.folder / f"benchmark{which}"
         return self._once(out, lambda: benchmark(config, data, self.candidates, out))
+
+
+def right_on_test(folder: Path, images: ImageSet) -> NDArray[np.bool_]:
+    """Which images of the test split the file in `folder` has right."""
+    from winnow.inference import predict_file
+
+    indices = images.indices(TEST)
+    logits_NC = predict_file(folder / MODEL, images.images_NHWC, indices)
+    return np.asarray(logits_NC.argmax(1) == images.labels_N[indices])
 
 
 def leave(name: str, conditions: str, figures: dict[str, Any], table: str, machine: Machine | None = None) -> None:

@@ -19,12 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chain import Chain, all_labels, configure, leave, markdown
-from winnow.data.images import TEST, TRAIN, VALIDATION, load_images
+from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test
+from winnow.data.images import TRAIN, VALIDATION, load_images
 from winnow.evaluation import load_logits
-from winnow.inference import predict_file
 from winnow.intervals import paired_drop
-from winnow.model_file import MODEL
 from winnow.progress import duration
 from winnow.records import read_record
 
@@ -70,12 +68,11 @@ def main() -> None:
     each = float(kept.read_text())
     chain.tree()
     images = load_images(chain.data())
-    validation, test = (images.labels_N[images.indices(split)] for split in (VALIDATION, TEST))
+    validation = images.labels_N[images.indices(VALIDATION)]
     right = {
         name: {
             "validation": load_logits(chain.candidates / name, images).argmax(1) == validation,
-            "test": predict_file(chain.candidates / name / MODEL, images.images_NHWC, images.indices(TEST)).argmax(1)
-            == test,
+            "test": right_on_test(chain.candidates / name, images),
         }
         for name in ("dense", *names)
     }

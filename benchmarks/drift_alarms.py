@@ -41,7 +41,7 @@ def blurred(pixels: Pixels) -> Pixels:
     padded = np.pad(pixels.astype(np.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     side = pixels.shape[1]
     shifted = [padded[:, y : y + side, x : x + side] for y in range(3) for x in range(3)]
-    return np.mean(shifted, axis=0).astype(np.uint8)
+    return np.asarray(np.mean(shifted, axis=0), np.uint8)
 
 
 CHANGES: dict[str, Callable[[Pixels], Pixels] | None] = {

@@ -88,7 +88,7 @@ def make(images: Path, out: Path) -> None:
 def on_disk_gb(*folders: Path) -> float:
     """Bytes of all files below, each inode once."""
     seen = {(info.st_dev, info.st_ino): info.st_size for at in folders for info in _infos(at)}
-    return sum(seen.values()) / 1e9
+    return float(sum(seen.values())) / 1e9
 
 
 def _infos(folder: Path) -> list:  # type: ignore[type-arg]

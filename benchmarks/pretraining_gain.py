@@ -10,6 +10,7 @@ from __future__ import annotations
 from safetensors.torch import load_file
 
 from benchmarks.chain import Chain, configure, leave, markdown
+from winnow.config import NoPretraining
 from winnow.data.images import TRAIN, load_images
 from winnow.finetuning import train_arms
 from winnow.intervals import paired_gain
@@ -39,6 +40,7 @@ def main() -> None:
         for seed in SEEDS
     ]
     knn = read_record(pretrained).metrics
+    assert not isinstance(config.pretrain, NoPretraining)
     table = markdown(rows) + f"\n\nGain: **{mean:+.1f} points** (95 % interval {low:+.1f} to {high:+.1f}, 5 pairs)."
     conditions = (
         f"CIFAR-10 (JPEG) sample, {config.data.label_budget} labels per class, {config.pretrain.backbone}, "

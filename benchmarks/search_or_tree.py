@@ -21,15 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.chain import RESULTS, Chain, configure, leave, markdown
+from benchmarks.chain import RESULTS, Chain, configure, leave, markdown, right_on_test
 from tasks.hosting import saturates
 from winnow.config import ROOT, Config, Quantize
-from winnow.data.images import TEST, ImageSet, load_images
-from winnow.inference import predict_file
+from winnow.data.images import ImageSet, load_images
 from winnow.machine import cpu_flags
-from winnow.model_file import MODEL
 from winnow.records import read_json, read_record
 from winnow.search.front import Found, front, hypervolume
 from winnow.search.study import Progress, search
@@ -117,20 +114,14 @@ class Scene:
     """What fronts of one seed are measured on."""
 
     def __init__(self, images: ImageSet, dense: Path) -> None:
-        self.images, self.indices = images, images.indices(TEST)
-        self.dense_right = self._right(dense)
-
-    def _right(self, folder: Path) -> NDArray[np.bool_]:
-        logits_NC = predict_file(folder / MODEL, self.images.images_NHWC, self.indices)
-        return np.asarray(logits_NC.argmax(1) == self.images.labels_N[self.indices])
+        self.images = images
+        self.dense = float(right_on_test(dense, images).mean())
 
     def told(self, found: Sequence[Found], made: Mapping[int, Path], seconds: float) -> dict[str, Any]:
         """A front, and the same files on the test split."""
-        chosen, dense = front(found), self.dense_right.mean()
-        tested = [
-            Found(each.number, float((dense - self._right(made[each.number]).mean()) * 100), each.cost)
-            for each in chosen
-        ]
+        chosen = front(found)
+        share = {each.number: float(right_on_test(made[each.number], self.images).mean()) for each in chosen}
+        tested = [Found(each.number, (self.dense - share[each.number]) * 100, each.cost) for each in chosen]
         return {
             "minutes": seconds / 60,
             "files": len(found),

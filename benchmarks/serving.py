@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -90,7 +91,8 @@ def main() -> None:
         taken, rate = asyncio.run(load(image, options.client))
         print(json.dumps({"ms": taken, "rate": rate}))
         return
-    folder, found = options.export.resolve(), {clients: [] for clients in CLIENTS}  # type: dict[int, list[Any]]
+    folder: Path = options.export.resolve()
+    found: dict[int, list[Any]] = {clients: [] for clients in CLIENTS}
     alone: list[float] = []
     for _ in range(ROUNDS):
         alone += bare(folder, image)

@@ -21,13 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.chain import Chain, all_labels, configure, leave, markdown, rungs_told
+from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test, rungs_told
 from winnow.config import Config
-from winnow.data.images import TEST, VALIDATION, load_images
+from winnow.data.images import VALIDATION, load_images
 from winnow.evaluation import load_logits
-from winnow.inference import predict_file
 from winnow.intervals import paired_drop
-from winnow.model_file import MODEL
 from winnow.records import RECORD, StepRecord, read_record
 from winnow.speedups import best
 
@@ -108,12 +106,6 @@ class Answers:
         there = [name for name in ("dense", "dense-kd") if name in self.right]
         self.reference = max(there, key=lambda name: self.right[name].mean())
 
-    def test_right(self, folder: Path) -> NDArray[np.bool_]:
-        """The same on the test split, of one file."""
-        indices = self.images.indices(TEST)
-        logits_NC = predict_file(folder / MODEL, self.images.images_NHWC, indices)
-        return logits_NC.argmax(1) == self.labels_N[indices]
-
 
 def config_of(images: Path, epochs: int, recovery_epochs: int) -> Config:
     """The whole experiment."""
@@ -179,7 +171,8 @@ def main() -> None:
     ]
     cost = {name: best(timed.details["rows"], name, 1) for name in within}
     winner = min((name for name in within if cost[name]), key=lambda name: cost[name]["p50_ms"])  # type: ignore[index]
-    tested = {name: answers.test_right(chain.candidates / name) for name in {"dense": 0, winner: 0} if given.test}
+    read = ["dense", winner] if given.test else []
+    tested = {name: right_on_test(chain.candidates / name, answers.images) for name in read}
     told = f"The fastest within {ALLOWED_POINTS} points at batch 1: {winner}. " + _told(tested, winner)
     records = {name: read_record(chain.candidates / name) for name in there}
     climbed = [
