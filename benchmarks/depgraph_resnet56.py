@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     given = parser.parse_args()
     names = tree(given.epochs)
-    changes = {"finetune.epochs": given.epochs, "finetune.cross_validation": "never"}
+    changes = {"finetune.epochs": given.epochs, "finetune.cross_validation": "never", "data.validation_fraction": 0.1}
     chain = Chain(NAME, configure(all_labels("resnet56", given.images) | changes, names))
     chain.data()
     began = time.monotonic()
