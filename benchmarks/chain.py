@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Collection
 from copy import deepcopy
 from pathlib import Path
@@ -69,6 +70,7 @@ class Chain:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.scratch = self.folder / "scratch"
         self.candidates = self.folder / "candidates"
+        self._spent = self.folder / "seconds.json"
         settings = config.model_dump(mode="json", include={"data", "pretrain", "finetune", "candidates", "benchmark"})
         del settings["data"]["path"]  # images may lie elsewhere where work goes on
         kept = self.folder / "settings.json"
@@ -80,8 +82,18 @@ class Chain:
     def _once(self, out: Path, act: Any) -> Path:
         if not (out / RECORD).is_file():
             logging.getLogger(__name__).info("== %s", out.name)
-            act()
+            began = time.monotonic()
+            try:
+                act()
+            finally:
+                spent = self.seconds()
+                spent[out.name] = spent.get(out.name, 0.0) + time.monotonic() - began
+                write_json(self._spent, spent)
         return out
+
+    def seconds(self) -> dict[str, float]:
+        """What each step has taken, over all calls."""
+        return dict(read_json(self._spent)) if self._spent.exists() else {}
 
     def data(self) -> Path:
         """Ingested images."""

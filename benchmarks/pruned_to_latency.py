@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.chain import Chain, all_labels, configure, leave, markdown
+from tasks.hosting import saturates
+from winnow.config import ROOT
+from winnow.machine import cores, cpu_flags
 from winnow.records import read_record
 
 NAME = "pruned_to_latency"
@@ -31,7 +34,10 @@ ARMS: dict[str, Any] = {"measured": "measured", "multiples-of-8": 8, "any-number
 TREE: dict[str, Any] = {
     name: {"from": "dense", "method": "prune", "remove": GOAL, "round_to": rounding, "recovery": RECOVERY}
     for name, rounding in ARMS.items()
-} | {f"{name}-int8": {"from": name, "method": "quantize"} for name in ARMS}
+} | {
+    f"{name}-int8": {"from": name, "method": "quantize", "overflow_safe": saturates(cpu_flags())}
+    for name in (ROOT, *ARMS)
+}
 
 
 def main() -> None:
@@ -42,13 +48,11 @@ def main() -> None:
             f"{NAME}/{seed}", configure(all_labels("resnet8", seed=seed) | {"finetune.cross_validation": "never"}, TREE)
         )
         timed = read_record(chain.benchmark()).details["rows"]
-        fastest = {
-            name: min(
-                row["p50_ms"]
-                for row in timed
-                if (row["candidate"], row["runtime"], row["batch"]) == (f"{name}-int8", "openvino", 1)
-            )
-            for name in ARMS
+        where = ("openvino", 1, cores())  # as the goal was measured
+        ms = {
+            row["candidate"].removesuffix("-int8"): row["p50_ms"]
+            for row in timed
+            if row["precision"] == "int8" and (row["runtime"], row["batch"], row["threads"]) == where
         }
         dense = read_record(chain.candidates / "dense").metrics
         for name in ARMS:
@@ -58,25 +62,26 @@ def main() -> None:
             found[name].append(
                 {
                     "lost": (dense["quality/top1"] - int8.metrics["quality/top1"]) * 100,
-                    "ms": fastest[name],
+                    "share": ms[name] / ms[ROOT] if {name, ROOT} <= ms.keys() else float("nan"),
                     "macs": record.details["macs_after"] / record.details["macs_before"],
                 }
             )
     rows = []
     for name in ARMS:
-        figures = {key: np.array([each[key] for each in found[name]]) for key in ("lost", "ms", "macs")}
+        figures = {key: np.array([each[key] for each in found[name]]) for key in ("lost", "share", "macs")}
         rows.append(
             {
                 "arm": name,
                 "multiples chosen": ", ".join(str(each["round_to"]) for each in told[name]),
-                "ms, int8, measured anew": ", ".join(f"{value:.3f}" for value in figures["ms"]),
+                "of dense's time, int8, measured anew": ", ".join(f"{value:.0%}" for value in figures["share"]),
                 "MACs left": ", ".join(f"{value:.0%}" for value in figures["macs"]),
                 "points lost, int8": f"{figures['lost'].mean():.1f} ({', '.join(f'{v:.1f}' for v in figures['lost'])})",
             }
         )
     conditions = (
-        "resnet8 on all labels of the sample, three seeds of dense; goal: 40 % of dense's time of a call less, in "
-        f"OpenVINO int8, batch 1; recovery of {RECOVERY['epochs']} epochs. Points of top-1 below dense on validation."
+        f"resnet8 on all labels of the sample, three seeds of dense; goal: {GOAL['latency']['share']:.0%} of dense's "
+        f"time of a call in OpenVINO int8, batch 1, all threads; recovery of {RECOVERY['epochs']} epochs. Points of "
+        "top-1 below dense on validation."
     )
     leave(NAME, conditions, {"found": found, "cuts": told}, markdown(rows))
 

@@ -37,7 +37,7 @@ from winnow.machine import cores
 from winnow.model_file import MODEL
 from winnow.quiet import quiet_machine
 from winnow.records import Machine, sha256_of, this_machine
-from winnow.runtimes import Cell, NotHere, Predict, open_cell
+from winnow.runtimes import OPENVINO, Cell, NotHere, Predict, open_cell, openvino_modes
 from winnow.selection import UNITS, judge_drop, judge_macro_f1
 from winnow.speedups import best
 from winnow.timing import time_calls
@@ -196,11 +196,16 @@ def _time(
 
 
 def cells_of(card: Card, config: Config, here: Machine) -> list[Cell]:
-    """Where a file is timed: as its card says that it serves, or everywhere if the card speaks of something else."""
+    """Where a file is timed: as its card says that it serves, or everywhere if the card speaks of something else.
+
+    Of OpenVINO in both of its modes: nobody wins by a mode that the other was not timed in.
+    """
     objective, serving = config.promotion.objective, card["serving"]
     batch = config.benchmark.large_batch if objective == "throughput" else 1
     there = Machine.model_validate(card["machine"])
     if (serving["objective"], serving["batch"], there.identity) == (objective, batch, here.identity):
-        return [Cell(card["name"], serving["runtime"], serving["precision"], "file", batch, serving["threads"])]
+        runtime, threads = serving["runtime"], serving["threads"]
+        modes = openvino_modes(batch, threads) if runtime in OPENVINO else [runtime]
+        return [Cell(card["name"], mode, serving["precision"], "file", batch, threads) for mode in modes]
     grid = plan({card["name"]: card["precision"] == "int8"}, config.benchmark, cores(), cuda=False)
     return [cell for cell in grid if cell.layout == "file" and cell.batch == batch]

@@ -30,6 +30,7 @@ from winnow.errors import ArtifactError, WinnowError
 from winnow.hosts import target_digest
 from winnow.model_file import MODEL
 from winnow.records import StepRecord, read_json, read_record, record_digest, sha256_of
+from winnow.runtimes import streams_of
 from winnow.selection import SERVES
 
 ROLLED_BACK, REPLACED, SINCE = "winnow.rolled_back", "winnow.replaced", "winnow.champion_since"
@@ -159,6 +160,8 @@ def _card(places: Places, config: Config, selection: StepRecord, winner: str) ->
     if best is None:
         raise ArtifactError(f"{winner} was timed on no runtime, so nobody knows how to serve it; run winnow again")
     serving = {key: best[key] for key in ("runtime", "precision", "threads", "batch", "p50_ms")}
+    if (streams := streams_of(best["runtime"], best["batch"], best["threads"])) > 1:
+        serving["streams"] = streams
     return {
         **read_json(places.artifacts / "candidates" / winner / CARD),
         "serving": {**serving, "objective": objective},

@@ -28,6 +28,7 @@ from tasks.settings import Places, registered_model_name
 from tasks.store import KEPT, answering, connect, experiment_id
 from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
+from winnow.exporting import how_served
 from winnow.model_file import MODEL
 from winnow.records import read_json, sha256_of, write_json
 
@@ -202,7 +203,7 @@ def _description(card: Mapping[str, Any]) -> str:
         [
             f"**{card['name']}** ({' > '.join(card['lineage'])}): {top1}{metrics['size/mb']:.2f} MB, "
             f"{labels['training']} labels for training, {labels['choosing']} for choosing.",
-            f"Serve with {serving['runtime']} {serving['precision']}, {serving['threads']} threads. {card['why']}",
+            f"Serve with {how_served(serving)}. {card['why']}",
         ]
     )
 

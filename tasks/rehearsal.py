@@ -53,8 +53,6 @@ if TYPE_CHECKING:
 
 CALIBRATED = (8, 72)
 """Images that a file is quantized with, to tell the cost of one from that of beginning."""
-STATIC_RUNGS = 4
-"""Of a ladder that is climbed to its end; the worst layers back in float are not forecast."""
 PLAIN_SECONDS = {"select": 5.0, "report": 6.0}
 """Steps that only read and draw."""
 
@@ -174,6 +172,8 @@ class Rehearsal:
         return Cost(making + max(0, steps - done) * each + finishing, disk_mb, told)
 
     def _quantized(self, name: str, settings: Quantize) -> Cost:
+        from winnow.compression.quantize import recipe_of, static_rungs
+
         plain = settings.model_copy(update={"scheme": "static", "recovery": None})
         taken = []
         for count in CALIBRATED:
@@ -184,7 +184,8 @@ class Rehearsal:
         told = f"{wanted} images at {each * 1e3:.0f} ms"
         seconds = taken[1] + max(0.0, each * (wanted - CALIBRATED[1]))
         if settings.scheme == "ladder":
-            seconds, told = seconds * STATIC_RUNGS, f"up to {STATIC_RUNGS} times {told}"
+            rungs = len(static_rungs(recipe_of(settings)))  # the worst layers back in float are not forecast
+            seconds, told = seconds * rungs, f"up to {rungs} times {told}"
         if settings.recovery is not None:
             training, steps = self._rounding(settings.parent, settings.recovery)
             seconds, told = seconds + training, f"{told}, {steps}"

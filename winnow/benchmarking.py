@@ -10,8 +10,8 @@ is not given.
 Before a cell is timed, its answers are compared with the candidate's own (validation_logits.npy): a fast runtime that
 answers something else is listed as refused, with the number, and not timed.
 
-It does not say what a machine can do at best (one process, one stream, no load), and times of two machines are never
-compared. Reddi et al. 2019, MLPerf Inference (arXiv 1911.02549) calls these cells single-stream and offline.
+It does not say what a machine can do at best (one process, one call at a time, no load), and times of two machines are
+never compared. Reddi et al. 2019, MLPerf Inference (arXiv 1911.02549) calls these cells single-stream and offline.
 """
 
 from __future__ import annotations

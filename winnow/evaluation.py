@@ -50,8 +50,11 @@ def load_logits(folder: Path, images: ImageSet, file: str = LOGITS) -> NDArray[n
 
 
 def served_file(row: Mapping[str, Any]) -> str:
-    """The benchmark's file of what a candidate answers in the runtime and precision of one of its rows."""
-    return f"{row['candidate']}-{row['runtime']}-{row['precision']}.npy"
+    """The benchmark's file of what a candidate answers in the runtime and precision of one of its rows.
+
+    OpenVINO's two modes compute the same.
+    """
+    return f"{row['candidate']}-{row['runtime'].removesuffix('-throughput')}-{row['precision']}.npy"
 
 
 def quality(

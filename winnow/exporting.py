@@ -161,7 +161,7 @@ An image classifier: one of {len(classes)} classes for each image. {shown}.
 | size | {metrics["size/mb"]:.2f} MB, {metrics["size/parameters"] / 1e6:.2f} M parameters |
 | input | `{card["input"]["name"]}`: uint8 RGB, {json.dumps(card["input"]["shape"])}. {card["resize_policy"]} |
 | output | `{card["output"]["name"]}`: float32 {card["output"]["note"]}, {json.dumps(card["output"]["shape"])} |
-| serve with | {serving["runtime"]}, {serving["precision"]}, {serving["threads"]} threads |
+| serve with | {how_served(serving)} |
 
 {card["input"]["note"]}.
 
@@ -193,6 +193,15 @@ Data version `{card["data_version"]}`. Why this one: {card["why"]}.
     python predict.py IMAGE ...
     python check_host.py            how fast it is on this machine, with OpenVINO too where that is installed
 """
+
+
+def how_served(serving: Mapping[str, Any]) -> str:
+    """Runtime, precision and threads of a card, in words."""
+    runtime = serving["runtime"]
+    if "streams" in serving:
+        part = serving["batch"] // serving["streams"]
+        runtime = f"openvino (PERFORMANCE_HINT THROUGHPUT, {serving['streams']} streams of {part} images each)"
+    return f"{runtime}, {serving['precision']}, {serving['threads']} threads"
 
 
 def _quality(metrics: Mapping[str, float]) -> str:

@@ -62,6 +62,8 @@ def predict_files(folder: Path, paths: Iterable[Path], top: int = 1) -> tuple[in
 
 def _stream(folder: Path, card: dict[str, Any], paths: list[Path], count: int, top: int) -> Iterator[Prediction]:
     batch = chunk_size(count, card["image_size"])  # a larger one would be filled up each time, with work for nothing
+    if card["serving"]["runtime"] == "openvino-throughput":
+        batch = -(-batch // cores()) * cores()  # of which every stream has its part
     answer, scale = opened(folder, card, batch), card.get("temperature", 1.0)
     classes = card["classes"]
     items = (Item(path, -1, False, path) for path in files_of(paths))

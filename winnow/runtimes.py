@@ -49,7 +49,7 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """uint8 pixels (N, S, S, 3) -> float32 logits (N, classes)."""
 
 PYTORCH = ("eager", "compile")
-OPENVINO = ("openvino", "openvino-throughput")
+OPENVINO: tuple[Runtime, ...] = ("openvino", "openvino-throughput")
 ON_GPU = ("eager-cuda", "ort-cuda", "ort-tensorrt")
 PROVIDERS = {"ort-cuda": "CUDAExecutionProvider", "ort-tensorrt": "TensorrtExecutionProvider"}
 """ONNX Runtime's own names."""
@@ -76,11 +76,18 @@ class NotHere(Exception):
 
 def on_cpu(precision: Precision, batch: int, threads: int) -> list[tuple[Runtime, Precision]]:
     """Where a file of that precision, f32 or int8, runs on this processor; f32 also in bf16 where that is fast."""
-    modes: list[Runtime] = ["openvino"]
-    if math.gcd(batch, threads) > 1:
-        modes.append("openvino-throughput")
     precisions: list[Precision] = [precision, "bf16"] if precision == "f32" and has_fast_bf16() else [precision]
-    return [("ort", precision), *((mode, how) for how in precisions for mode in modes)]
+    return [("ort", precision), *((mode, how) for how in precisions for mode in openvino_modes(batch, threads))]
+
+
+def streams_of(runtime: str, batch: int, threads: int) -> int:
+    """Streams that take equal parts of a batch and equally many of the threads; 1 but in OpenVINO's throughput mode."""
+    return math.gcd(batch, threads) if runtime == "openvino-throughput" else 1
+
+
+def openvino_modes(batch: int, threads: int) -> list[Runtime]:
+    """For latency, and for throughput where streams can share such a batch and the threads."""
+    return [mode for mode in OPENVINO if mode == "openvino" or streams_of(mode, batch, threads) > 1]
 
 
 def has_compiler() -> bool:
@@ -144,7 +151,7 @@ def compiled_openvino(folder: Path, cell: Cell) -> Any:
         model = core.read_model(str(path))
     except RuntimeError as error:
         raise damaged(path, error) from error
-    streams = _streams(cell)
+    streams = streams_of(cell.runtime, cell.batch, cell.threads)
     model.reshape([cell.batch // streams, *list(model.input(0).partial_shape)[1:]])
     throughput = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
     settings = {
@@ -154,11 +161,6 @@ def compiled_openvino(folder: Path, cell: Cell) -> Any:
         "INFERENCE_PRECISION_HINT": "bf16" if cell.precision == "bf16" else "f32",
     }
     return core.compile_model(model, "CPU", settings)
-
-
-def _streams(cell: Cell) -> int:
-    """Streams that take equal parts of the batch and equally many of the threads."""
-    return math.gcd(cell.batch, cell.threads) if cell.runtime == "openvino-throughput" else 1
 
 
 def _openvino(folder: Path, cell: Cell) -> Predict:
@@ -173,23 +175,16 @@ def _openvino(folder: Path, cell: Cell) -> Predict:
 
 def _openvino_streams(folder: Path, cell: Cell) -> Predict:
     """A batch is dealt out in equal parts to streams that run side by side, as many as divide it and the threads."""
-    compiled, streams = compiled_openvino(folder, cell), _streams(cell)
-    import openvino
-
+    compiled, streams = compiled_openvino(folder, cell), streams_of(cell.runtime, cell.batch, cell.threads)
     part = cell.batch // streams
-    queue = openvino.AsyncInferQueue(compiled, streams)
-    logits_NC = np.empty((cell.batch, compiled.output(0).shape[1]), np.float32)
-
-    def keep(request: Any, at: int) -> None:
-        logits_NC[at : at + part] = request.get_output_tensor(0).data
-
-    queue.set_callback(keep)
+    requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        for at in range(0, cell.batch, part):
-            queue.start_async([pixels_NHWC[at : at + part]], at, share_inputs=True)
-        queue.wait_all()
-        return logits_NC.copy()
+        for at, request in enumerate(requests):
+            request.start_async([pixels_NHWC[at * part : (at + 1) * part]], share_inputs=True)
+        for request in requests:
+            request.wait()
+        return np.concatenate([request.get_output_tensor(0).data for request in requests])
 
     return predict
 

@@ -360,6 +360,19 @@ def test_a_card_of_another_machine_objective_or_batch_names_no_runtime(config: C
         }
 
 
+def test_openvino_is_timed_in_both_modes_whatever_the_card_names(config: Config) -> None:
+    config = config.model_copy(update={"promotion": config.promotion.model_copy(update={"objective": "throughput"})})
+    here, batch = this_machine(), config.benchmark.large_batch
+    for runtime, expected in (
+        ("openvino", ["openvino", "openvino-throughput"]),
+        ("openvino-throughput", ["openvino", "openvino-throughput"]),
+        ("ort", ["ort"]),
+    ):
+        serving = {"runtime": runtime, "precision": "f32", "threads": 2, "batch": batch, "objective": "throughput"}
+        card = {"name": "quick", "precision": "f32", "serving": serving, "machine": here.model_dump(mode="json")}
+        assert [cell.runtime for cell in cells_of(card, config, here)] == expected
+
+
 def test_a_card_of_another_machine_still_gives_a_contest(places: Places, config: Config) -> None:
     folder, elsewhere = places.artifacts / "candidates", this_machine().model_copy(update={"cpu": "another"})
     serving = {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "objective": "latency"}

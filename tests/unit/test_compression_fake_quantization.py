@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from winnow.compression.fake_quantization import RANGE, RoundedWeight, rounded_activation, simulated_int8
 from winnow.compression.inputs import Inputs
+from winnow.compression.quantize import quantize
 from winnow.compression.recovery import recover
-from winnow.config import Recovery
+from winnow.config import Quantize, Recovery
 from winnow.models.backbones import load_model
 
 
@@ -32,6 +35,26 @@ def test_weights_are_rounded_by_channel() -> None:
     np.testing.assert_allclose(rounded.numpy(), on_grid(weight.numpy()), rtol=1e-4, atol=1e-4)
     assert all(len(torch.unique(channel)) <= 255 for channel in rounded)
     torch.testing.assert_close(RoundedWeight()(rounded), rounded)
+
+
+def test_seven_bits_are_those_of_the_file(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    """Beside NNCF's own: the head, which has no batch normalisation to fold."""
+    settings = {"from": "dense", "method": "quantize", "calibration_images": 8, "overflow_safe": True}
+    quantize(Quantize.model_validate(settings), tiny_inputs, tmp_path)
+    model, _ = load_model(tiny_inputs.parent)
+    layer = next(each for each in model.modules() if isinstance(each, nn.Linear))
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    arrays = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    head = next(node for node in nodes if node.input[0] in arrays and arrays[node.input[0]].shape == layer.weight.shape)
+    stored, scale, _ = (arrays[name] for name in head.input)
+    with simulated_int8(model, overflow_safe=True):
+        rounded = layer.weight.detach().numpy()
+    np.testing.assert_allclose(rounded, stored * scale[:, None], rtol=1e-4, atol=1e-6)
+    thin, wide = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3)
+    with simulated_int8(nn.Sequential(thin, wide), overflow_safe=True):
+        steps = [layer.parametrizations["weight"][0].steps for layer in (thin, wide)]  # type: ignore[union-attr,index]
+    assert steps == [127, 63.5]
 
 
 def test_a_scale_of_batch_normalisation_changes_no_step() -> None:

@@ -57,6 +57,10 @@ def test_what_is_in_it(promoted: Path, tmp_path: Path) -> None:
     assert f"{card['metrics']['quality/top1'] * 100:.1f} %" in text
     for key in [key for key in card["metrics"] if key.startswith("quality/") and key != "quality/agreement"]:
         del card["metrics"][key]
+    dealt = {"runtime": "openvino-throughput", "precision": "int8", "threads": 4, "batch": 64, "streams": 4}
+    assert "| serve with | openvino (PERFORMANCE_HINT THROUGHPUT, 4 streams of 16 images each), int8, 4 threads |" in (
+        model_card(card | {"serving": dealt}, "in streams")
+    )
     assert "top-1" not in model_card(card, "no labels").partition("## How fast")[0].partition("## How good")[2]
 
 

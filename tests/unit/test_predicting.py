@@ -18,6 +18,7 @@ from winnow.errors import DataError
 from winnow.evaluation import softmax
 from winnow.inference import predict_file
 from winnow.predicting import answered, files_of, predict_files
+from winnow.runtimes import Cell, Predict, open_cell
 
 RUNTIMES = [("ort", "f32"), ("openvino", "f32")]
 
@@ -56,6 +57,26 @@ def test_every_file_is_answered_as_alone(model: Path, tmp_path: Path, count: int
     assert [row.path for row in rows] == list(map(str, files))
     np.testing.assert_allclose([row.probabilities for row in rows], np.sort(expected, axis=1)[:, :-3:-1], atol=1e-3)
     assert [row.classes[0] for row in rows] == [CLASSES[at] for at in expected.argmax(1)]
+
+
+@pytest.mark.parametrize("model", [("openvino-throughput", "f32")], indirect=True)
+def test_every_stream_has_its_part(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = photos(tmp_path / "photos", 100)  # decoded in seventeens
+    card = json.loads((model / "card.json").read_text())
+    (model / "card.json").write_text(json.dumps(card | {"serving": card["serving"] | {"threads": 2}}))
+    for module in ("winnow.data.decoding", "winnow.predicting"):
+        monkeypatch.setattr(f"{module}.cores", lambda: 2)
+    opened: list[int] = []
+
+    def watched(folder: Path, cell: Cell) -> Predict:
+        opened.append(cell.batch)
+        return open_cell(folder, cell)
+
+    monkeypatch.setattr("winnow.predicting.open_cell", watched)
+    pixels = np.stack([decode(file.read_bytes(), SIZE)[0] for file in files])
+    answers = predict_file(model / "model.onnx", pixels, np.arange(100)).argmax(1)
+    assert [row.classes[0] for row in predict_files(model, [tmp_path / "photos"])[1]] == [CLASSES[at] for at in answers]
+    assert opened == [18]
 
 
 def test_no_large_image_is_answered_among_copies_that_fill_up_a_batch(

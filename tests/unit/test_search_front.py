@@ -51,17 +51,28 @@ def test_the_knee_is_farthest_below_the_line() -> None:
 
 def test_hypervolume_counts_the_dominated_area() -> None:
     assert hypervolume(found((1.0, 1.0)), (3.0, 5.0)) == pytest.approx(2 * 4)
-    assert hypervolume(found((1.0, 3.0), (2.0, 1.0)), (3.0, 5.0)) == pytest.approx(2 * 2 + 1 * 2)
+    assert hypervolume(front(found((1.0, 3.0), (2.0, 1.0))), (3.0, 5.0)) == pytest.approx(2 * 2 + 1 * 2)
     assert hypervolume(found((9.0, 1.0)), (3.0, 5.0)) == 0
+    assert hypervolume(found((1.0, 9.0)), (3.0, 5.0)) == 0
+    assert hypervolume([], (3.0, 5.0)) == 0
     # Against a fine grid.
     drops, costs = np.meshgrid(np.linspace(0, 5, 1001)[:-1] + 0.0025, np.linspace(0, 5, 1001)[:-1] + 0.0025)
     covered = np.zeros_like(drops, dtype=bool)
     for each in SOME:
         covered |= (drops > each.drop) & (costs > each.cost)
-    assert hypervolume(SOME, (5.0, 5.0)) == pytest.approx(float(covered.mean()) * 25, abs=0.05)
+    assert hypervolume(front(SOME), (5.0, 5.0)) == pytest.approx(float(covered.mean()) * 25, abs=0.05)
 
 
 def test_another_point_never_takes_away() -> None:
-    before = hypervolume(SOME, (5.0, 5.0))
-    assert hypervolume([*SOME, Found(9, 0.1, 3.0)], (5.0, 5.0)) >= before
-    assert hypervolume([*SOME, Found(9, 4.9, 4.9)], (5.0, 5.0)) == before
+    before = hypervolume(front(SOME), (5.0, 5.0))
+    assert hypervolume(front([*SOME, Found(9, 0.1, 3.0)]), (5.0, 5.0)) >= before
+    assert hypervolume(front([*SOME, Found(9, 4.9, 4.9)]), (5.0, 5.0)) == before
+
+
+def test_on_other_images_a_front_is_taken_as_it_was_chosen() -> None:
+    pair = front(found((1.0, 3.0), (2.0, 1.0)))  # the cheaper one first
+    assert [each.cost for each in pair] == [1.0, 3.0]
+    assert hypervolume(pair, (3.0, 5.0), [0.5, 2.5]) == pytest.approx(
+        2 * 2.5 + 2 * 0.5
+    )  # lucky there, and left all the same
+    assert hypervolume(pair, (3.0, 5.0), [-4.0, 9.0]) == pytest.approx(2 * 3.0)

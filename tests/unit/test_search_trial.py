@@ -166,6 +166,10 @@ def test_costs_are_told_against_dense(tiny_dense: Path) -> None:
         assert least <= own / reference <= most
     dealt = Meter(config(objective="throughput", runtime="openvino-throughput"), tiny_dense, 16)
     assert 0.3 <= dealt.cost(tiny_dense, "f32") / (dealt.dense_ms / 1e3 / 8) <= 3.0
+    odd = check_config(tiny_params() | {"search": {"objective": "throughput", "runtime": "openvino-throughput"}})
+    odd = odd.model_copy(update={"benchmark": odd.benchmark.model_copy(update={"large_batch": 7})})
+    with pytest.raises(ConfigError, match=r"batches of 7 are not dealt out to streams on .* threads: set"):
+        Meter(odd, tiny_dense, 16)
     assert describe_cost(config().search, 0.1234) == "0.123 ms"
     assert describe_cost(config(objective="throughput").search, 0.001) == "1,000 images/s"
 

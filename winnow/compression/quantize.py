@@ -125,6 +125,17 @@ def _rungs(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], j
         allowed = settings.max_drop_points / 100
         quantize_with_control(source, file, pixels_NHWC, plain, judge.pairs, allowed)
 
+    rungs = [
+        *(statically(name, recipe) for name, recipe in static_rungs(plain).items()),
+        _Rung("worst layers in float", controlled),
+    ]
+    if settings.recovery:
+        rungs.append(_Rung("trained", lambda file: _trained(settings, inputs, pixels_NHWC, plain, file)))
+    return rungs
+
+
+def static_rungs(plain: Recipe) -> dict[str, Recipe]:
+    """The rungs of a ladder that need no label: `plain`, and what differs from it."""
     recipes = {
         "static": plain,
         "min-max": dataclasses.replace(plain, ranges="minmax"),
@@ -132,14 +143,7 @@ def _rungs(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], j
         "percentile": dataclasses.replace(plain, ranges="percentile"),
         "full bias correction": dataclasses.replace(plain, bias_correction="full"),
     }
-    different = {name: recipe for name, recipe in recipes.items() if name == "static" or recipe != plain}
-    rungs = [
-        *(statically(name, recipe) for name, recipe in different.items()),
-        _Rung("worst layers in float", controlled),
-    ]
-    if settings.recovery:
-        rungs.append(_Rung("trained", lambda file: _trained(settings, inputs, pixels_NHWC, plain, file)))
-    return rungs
+    return {name: recipe for name, recipe in recipes.items() if name == "static" or recipe != plain}
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _trained(
     """Train the parent under rounding, export it, quantize that -> curves."""
     assert settings.recovery is not None
     model, architecture = load_model(inputs.parent)
-    with simulated_int8(model):
+    with simulated_int8(model, overflow_safe=recipe.overflow_safe):
         curves = recover(model, settings.recovery, inputs, "rounding")
     export_onnx(model, architecture, target)
     quantize_statically(target, target, pixels_NHWC, recipe)

@@ -47,10 +47,13 @@ def knee(found: Sequence[Found]) -> Found | None:
     return points[int(np.argmax(1 - x - y))]
 
 
-def hypervolume(found: Sequence[Found], worst: tuple[float, float]) -> float:
-    """Area between the front and `worst` = (drop, cost), beyond which nothing counts (Zitzler and Thiele 1999)."""
-    area, drop_before = 0.0, worst[0]
-    for each in front([one for one in found if one.drop < worst[0] and one.cost < worst[1]]):
-        area += (worst[1] - each.cost) * (drop_before - each.drop)
-        drop_before = each.drop
-    return area
+def hypervolume(chosen: Sequence[Found], worst: tuple[float, float], drops: Sequence[float] | None = None) -> float:
+    """Area that a front, the cheapest first, dominates up to `worst` = (drop, cost) (Zitzler and Thiele 1999).
+
+    Whoever can spend some cost takes the file of the front that costs no more and loses least. `drops`: what those
+    files lose on other images than they were chosen on; a gain counts like no loss.
+    """
+    ends = [*(each.cost for each in chosen), worst[1]][1:]
+    widths = (max(0.0, min(end, worst[1]) - each.cost) for each, end in zip(chosen, ends, strict=True))
+    lost = [each.drop for each in chosen] if drops is None else drops
+    return sum(width * (worst[0] - min(max(drop, 0.0), worst[0])) for width, drop in zip(widths, lost, strict=True))

@@ -16,7 +16,7 @@ from winnow.errors import ArtifactError, ConfigError
 from winnow.machine import cores
 from winnow.model_file import MODEL
 from winnow.quiet import busy_turn, quiet_machine
-from winnow.runtimes import Cell, Precision, Predict, open_cell
+from winnow.runtimes import Cell, Precision, Predict, open_cell, openvino_modes
 from winnow.timing import timed_in_turns
 
 VISITS, CALLS_SINGLE, CALLS_LARGE = 5, 40, 3
@@ -35,6 +35,12 @@ class Meter:
         self.settings = config.search
         self.batch = batch_of(config)
         self.pixels_NHWC = np.random.default_rng(0).integers(0, 256, (self.batch, image_size, image_size, 3), np.uint8)
+        runtime, threads = self.settings.runtime, cores()
+        if runtime not in (*openvino_modes(self.batch, threads), "ort"):
+            raise ConfigError(
+                f"search.runtime: batches of {self.batch} are not dealt out to streams on {threads} threads: set "
+                "benchmark.large_batch to a multiple of them, or runtime: openvino"
+            )
         self.dense = dense
         self.reference = self._open(dense, "f32")
         self.dense_ms = 0.0 if dense_cost is None else self._ms_of(dense_cost)
