@@ -4,11 +4,12 @@
 
 Depthwise convolutions and hard-swish leave wide ranges in few channels; such networks are known to lose points in
 post-training quantization (timm's mobilenetv3_small_050 falls from 57.9 to 42.2 % on ImageNet). The parent is taught
-by dense, of full width. Rungs: static (NNCF), static with other ranges, full bias correction, the worst layers back in
-float, training under rounding. The last trains on: so the parent taught on by the same recovery stands beside it, and
-drops are counted against the better of the two. On a processor without VNNI sums of two products saturate: there all
-int8 files keep weights in 7 bits, and one more, static with 8, shows what that spares. IMAGES is a folder of class
-folders; the embedded sample without it. On validation and test; three seeds of dense, each with its own tree.
+by dense, of full width. Arms: static (NNCF), static with other ranges, full bias correction, the worst layers back in
+float until 0.3 points or less are lost, the ladder over all of these, and training under rounding. That trains on: so
+the parent taught on by the same recovery stands beside it, and drops are counted against the better of the two. On a
+processor without VNNI sums of two products saturate: there all int8 files keep weights in 7 bits, and one more, static
+with 8, shows what that spares. IMAGES is a folder of class folders; the embedded sample without it. On validation and
+test; three seeds of dense, each with its own tree.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ TREE: dict[str, Any] = {
     "percentile": INT8 | {"ranges": "percentile"},
     "full-bias": INT8 | {"bias_correction": "full"},
     "ladder": INT8 | {"scheme": "ladder", "max_drop_points": 0.3},
+    "controlled": INT8 | {"scheme": "controlled", "max_drop_points": 0.3},
     "trained": INT8 | {"scheme": "qat", "recovery": RECOVERY},
     CONTROL: {"from": PARENT, "method": "distill", "student": "same", "recovery": RECOVERY},
     f"{CONTROL}-static": INT8 | {"from": CONTROL},

@@ -184,8 +184,10 @@ class Rehearsal:
         told = f"{wanted} images at {each * 1e3:.0f} ms"
         seconds = taken[1] + max(0.0, each * (wanted - CALIBRATED[1]))
         if settings.scheme == "ladder":
-            rungs = len(static_rungs(recipe_of(settings)))  # the worst layers back in float are not forecast
+            rungs = len(static_rungs(recipe_of(settings)))
             seconds, told = seconds * rungs, f"up to {rungs} times {told}"
+        if settings.scheme in ("ladder", "controlled"):
+            told += ", layers that go back to float not counted"
         if settings.recovery is not None:
             training, steps = self._rounding(settings.parent, settings.recovery)
             seconds, told = seconds + training, f"{told}, {steps}"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,23 @@ def test_worst_layers_go_back_to_float(tiny_inputs: Inputs, tmp_path: Path) -> N
     assert float_layers(controlled)
 
 
+def test_controlled_keeps_what_it_may_not_lose_in_float(
+    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def watched(source: Path, target: Path, pixels: np.ndarray, recipe: Recipe, pairs: Any, allowed: float) -> None:
+        asked.append(allowed)
+        assert len(pairs) == len(tiny_inputs.images.indices(VALIDATION))
+        quantize_with_control(source, target, pixels, recipe, pairs, allowed)
+
+    monkeypatch.setattr(sys.modules["winnow.compression.quantize"], "quantize_with_control", watched)
+    details = quantize(settings(scheme="controlled", max_drop_points=2.0), tiny_inputs, tmp_path)
+    assert asked == [0.02]
+    assert details["float_layers"] == float_layers(tmp_path / "model.onnx")
+    assert Judge.of(tiny_inputs).points_lost(tmp_path / "model.onnx") <= 2.0 or details["float_layers"]
+
+
 @pytest.mark.parametrize("ranges", ["minmax", "histogram", "percentile"])
 def test_ranges_differ_and_all_answer(tiny_inputs: Inputs, tmp_path: Path, ranges: str) -> None:
     files = []
@@ -291,6 +309,7 @@ def test_depthwise_networks_run_in_both_runtimes(backbone: str, tmp_path: Path) 
     [
         ({"scheme": "qat"}, "give it a recovery"),
         ({"recovery": RECOVERY}, "static trains nothing"),
+        ({"scheme": "controlled", "recovery": RECOVERY}, "controlled trains nothing"),
         ({"ranges": "entropy"}, "'mean', 'minmax', 'histogram' or 'percentile'"),
     ],
 )

@@ -6,6 +6,8 @@ ladder   static, and while more is lost than `max_drop_points` the next rung: ra
          value, of least error on a histogram, without outliers, full bias correction, the worst layers back in float,
          training under rounding (where `recovery` is given). The first rung that is good enough stays; where none is,
          the best.
+controlled  static, and the layers that cost most answers back in float, one by one, until no more is lost than
+         `max_drop_points`; labels of the validation split are used
 qat      training under rounding at once (fake_quantization.py), then static
 dynamic  ONNX Runtime measures ranges at run time. For convolutions this has no fast kernel: smaller, not faster
          (benchmarks/dynamic_int8.py shows it). Not in the shipped tree.
@@ -55,6 +57,9 @@ def quantize(settings: Quantize, inputs: Inputs, folder: Path) -> dict[str, Any]
     details: dict[str, Any] = {"calibration_images": len(pixels_NHWC)}
     if settings.scheme == "ladder":
         return details | _climb(settings, inputs, pixels_NHWC, target)
+    if settings.scheme == "controlled":
+        _controlled(settings, inputs, pixels_NHWC, Judge.of(inputs), target)
+        return details | {"float_layers": float_layers(target)}
     if settings.scheme == "qat":
         return details | {"curves": _trained(settings, inputs, pixels_NHWC, recipe_of(settings), target)}
     quantize_statically(source, target, pixels_NHWC, recipe_of(settings))
@@ -121,13 +126,9 @@ def _rungs(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], j
 
         return _Rung(name, make)
 
-    def controlled(file: Path) -> None:
-        allowed = settings.max_drop_points / 100
-        quantize_with_control(source, file, pixels_NHWC, plain, judge.pairs, allowed)
-
     rungs = [
         *(statically(name, recipe) for name, recipe in static_rungs(plain).items()),
-        _Rung("worst layers in float", controlled),
+        _Rung("worst layers in float", lambda file: _controlled(settings, inputs, pixels_NHWC, judge, file)),
     ]
     if settings.recovery:
         rungs.append(_Rung("trained", lambda file: _trained(settings, inputs, pixels_NHWC, plain, file)))
@@ -178,6 +179,11 @@ class Judge:
         """Right answers of the parent less those of the file, in points."""
         answers_V = predict_file(file, self.images_NHWC, self.indices_V).argmax(1)
         return (self.right - float((answers_V == self.wanted_V).mean())) * 100
+
+
+def _controlled(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], judge: Judge, target: Path) -> None:
+    allowed = settings.max_drop_points / 100
+    quantize_with_control(inputs.parent / MODEL, target, pixels_NHWC, recipe_of(settings), judge.pairs, allowed)
 
 
 def _trained(

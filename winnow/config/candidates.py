@@ -211,10 +211,11 @@ class Cluster(Recovered):
 
 class Quantize(Candidate):
     """Int8. static: calibrated on unlabelled training images (NNCF). ladder: static, then what costs more, while too
-    much is lost. qat: trained under rounding first. dynamic: ranges at run time (ONNX Runtime)."""
+    much is lost. controlled: static, then layers back to float while too much is lost. qat: trained under rounding
+    first. dynamic: ranges at run time (ONNX Runtime)."""
 
     method: Literal["quantize"]
-    scheme: Literal["static", "ladder", "qat", "dynamic"] = "static"
+    scheme: Literal["static", "ladder", "controlled", "qat", "dynamic"] = "static"
     calibration_images: Count = 500
     preset: Literal["mixed", "performance"] = "mixed"
     """mixed: asymmetric activations; performance: symmetric ones."""
@@ -225,7 +226,7 @@ class Quantize(Candidate):
     overflow_safe: bool = False
     """Weights in 7 bits, for processors without VNNI, where sums of two products saturate."""
     max_drop_points: Positive = 0.5
-    """ladder: what a rung may lose against the parent on the validation split."""
+    """ladder, controlled: what may be lost against the parent on the validation split."""
     recovery: Recovery | None = None
     """qat, and the last rung of a ladder: the training."""
     seed: Seed = 0
@@ -234,7 +235,7 @@ class Quantize(Candidate):
     def _can_train(self) -> Quantize:
         if self.scheme == "qat" and self.recovery is None:
             raise ValueError("scheme: qat trains: give it a recovery, as prune has")
-        if self.scheme in ("static", "dynamic") and self.recovery is not None:
+        if self.scheme in ("static", "controlled", "dynamic") and self.recovery is not None:
             raise ValueError(f"scheme: {self.scheme} trains nothing: remove recovery, or set scheme: qat or ladder")
         return self
 
