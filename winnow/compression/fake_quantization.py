@@ -7,9 +7,8 @@
 Jacob et al. 2018 (arXiv 1712.05877). What is simulated is what `post_training` does to the exported file: weights
 signed, symmetric, one scale an output channel, 127 steps each way or, where sums may overflow, 63.5 (not of depthwise
 convolutions, which add up few products); inputs of convolutions and linear layers 8 bits, one range a tensor, a running
-mean of each batch's smallest and largest value.
-Batch normalisation stays apart here and is folded there; one scale a channel makes that the same. The exporter loses
-Q/DQ pairs, so the float network is exported and quantized as any other.
+mean of each batch's smallest and largest value. Batch normalisation stays apart here and is folded there; one scale a
+channel makes that the same. The exporter loses Q/DQ pairs, so the float network is exported and quantized as any other.
 """
 
 from __future__ import annotations
