@@ -19,13 +19,18 @@ from tasks import settings
 ROOT = Path(__file__).resolve().parent.parent
 settings.apply(ROOT)
 
+from tasks.hosting import saturates  # noqa: E402
 from winnow.config import Config, check_config, in_order  # noqa: E402
 from winnow.data.images import TEST, ImageSet  # noqa: E402
 from winnow.errors import WinnowError  # noqa: E402
+from winnow.intervals import Drop  # noqa: E402
+from winnow.machine import cpu_flags  # noqa: E402
 from winnow.model_file import MODEL  # noqa: E402
 from winnow.records import RECORD, Machine, read_json, this_machine, write_json  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
+SATURATES = saturates(cpu_flags())
+"""Whether int8 files need weights of 7 bits on this machine."""
 SAMPLE = {"data.source": "sample", "data.path": "data/cifar10-jpeg-sample.tar.xz"}
 
 
@@ -173,6 +178,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [" | ".join(heading), " | ".join("---" for _ in heading)]
     lines += [" | ".join(str(row[name]) for name in heading) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def span(drop: Drop, digits: int) -> str:
+    """Points lost, and the ends of their interval."""
+    return f"{drop.points:.{digits}f} ({drop.low:.{digits}f} to {drop.high:.{digits}f})"
 
 
 def rungs_told(rungs: list[dict[str, Any]]) -> str:

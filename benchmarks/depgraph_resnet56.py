@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test
+from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test, span
 from winnow.data.images import TRAIN, VALIDATION, load_images
 from winnow.evaluation import load_logits
 from winnow.intervals import paired_drop
@@ -84,7 +84,7 @@ def main() -> None:
         for split in ("validation", "test"):
             drop = paired_drop(right[better][split], hits[split])
             row[f"{split}, %"] = f"{hits[split].mean() * 100:.2f}"
-            row[f"points below {better}, {split}"] = f"{drop.points:.2f} ({drop.low:.2f} to {drop.high:.2f})"
+            row[f"points below {better}, {split}"] = span(drop, 2)
         rows.append(row)
     conditions = (
         f"ResNet-56, CIFAR-10 (JPEG), {len(images.indices(TRAIN)):,} training images; {given.epochs} epochs from "

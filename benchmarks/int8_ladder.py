@@ -20,12 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test, rungs_told
-from tasks.hosting import saturates
+from benchmarks.chain import SATURATES, Chain, all_labels, configure, leave, markdown, right_on_test, rungs_told, span
 from winnow.data.images import VALIDATION, load_images
 from winnow.evaluation import load_logits
-from winnow.intervals import Drop, paired_drop
-from winnow.machine import cpu_flags
+from winnow.intervals import paired_drop
 from winnow.records import read_record
 
 NAME = "int8_ladder"
@@ -39,7 +37,6 @@ RECOVERY: dict[str, Any] = {
 }
 TEACHING = {**RECOVERY, "epochs": 20, "optimiser": {"learning_rate": 0.1}}
 PARENT, CONTROL = "half", "half-on"
-SATURATES = saturates(cpu_flags())
 INT8: dict[str, Any] = {"from": PARENT, "method": "quantize", "overflow_safe": SATURATES}
 TREE: dict[str, Any] = {
     PARENT: {
@@ -84,11 +81,6 @@ def lost(chain: Chain) -> dict[str, Any]:
     }
 
 
-def span(drop: Drop) -> str:
-    """Points, and the ends of their interval."""
-    return f"{drop.points:.1f} ({drop.low:.1f} to {drop.high:.1f})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, nargs="?", default=None, help="a folder of class folders")
@@ -110,7 +102,7 @@ def main() -> None:
             {
                 "file": name,
                 "top-1 %, mean of 3 seeds": f"{tops.mean():.1f}",
-                "points lost": ", ".join(span(each[name]["drop"]) for each in found),
+                "points lost": ", ".join(span(each[name]["drop"], 1) for each in found),
                 "points lost on test: mean": f"{np.mean(tested):.1f} ({', '.join(f'{each:.1f}' for each in tested)})",
             }
         )
@@ -119,8 +111,8 @@ def main() -> None:
     conditions = (
         f"mobilenet_v3_small at 64 pixels, all labels of {what}, 20 epochs; half the width taught as long; training "
         f"under rounding, and {CONTROL}, its control, {RECOVERY['epochs']} epochs. Points of top-1 lost on validation "
-        f"against the better of {PARENT} and {CONTROL}, paired, with 95 % intervals; the same on the test split, which "
-        "is read once: ladder chose its rung on validation."
+        f"against the better of {PARENT} and {CONTROL}, paired, with 95 % intervals; the same on the test split, on "
+        "which nothing was chosen: ladder chose its rung on validation."
         f"{' Weights in 7 bits, but for static-8-bits.' if SATURATES else ''}"
     )
     table = f"{markdown(rows)}\n\nWhat the ladder lost on its rungs, against its parent:\n\n{climbed}"

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chain import Chain, all_labels, configure, leave, markdown
-from tasks.hosting import saturates
+from benchmarks.chain import SATURATES, Chain, all_labels, configure, leave, markdown
 from winnow.config import ROOT
-from winnow.machine import cores, cpu_flags
+from winnow.machine import cores
 from winnow.records import read_record
 
 NAME = "pruned_to_latency"
@@ -34,10 +33,7 @@ ARMS: dict[str, Any] = {"measured": "measured", "multiples-of-8": 8, "any-number
 TREE: dict[str, Any] = {
     name: {"from": "dense", "method": "prune", "remove": GOAL, "round_to": rounding, "recovery": RECOVERY}
     for name, rounding in ARMS.items()
-} | {
-    f"{name}-int8": {"from": name, "method": "quantize", "overflow_safe": saturates(cpu_flags())}
-    for name in (ROOT, *ARMS)
-}
+} | {f"{name}-int8": {"from": name, "method": "quantize", "overflow_safe": SATURATES} for name in (ROOT, *ARMS)}
 
 
 def main() -> None:

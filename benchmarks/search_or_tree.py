@@ -22,12 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chain import RESULTS, Chain, configure, leave, markdown, right_on_test
-from tasks.hosting import saturates
+from benchmarks.chain import RESULTS, SATURATES, Chain, configure, leave, markdown, right_on_test
 from winnow.config import ROOT, Config, Quantize
 from winnow.data.images import ImageSet, load_images
 from winnow.errors import WinnowError
-from winnow.machine import cpu_flags
 from winnow.records import read_json, read_record
 from winnow.search.front import Found, front, hypervolume
 from winnow.search.study import Progress, search
@@ -64,7 +62,7 @@ def shipped(seed: int, minutes: float) -> Config:
         if name not in CONTROLS:
             tree[name] = settings.model_dump(mode="json", by_alias=True)
             if isinstance(settings, Quantize):
-                tree[name]["overflow_safe"] = saturates(cpu_flags())
+                tree[name]["overflow_safe"] = SATURATES
     return configure(changes, tree)
 
 
@@ -83,13 +81,14 @@ def compare(seed: int, config: Config) -> dict[str, Any]:
     tree_seconds = sum(chain.seconds()[name] for name in config.candidates)
     answers = chain.folder / "search-answers"  # of its own: the tree's work is not to be had for nothing
     folders = Folders(chain.data(), chain.pretrained(), chain.candidates, chain.scratch / "search", answers)
-    place = Workplace(config, folders, chain.folder / "trials", overflow_safe=saturates(cpu_flags()))
+    place = Workplace(config, folders, chain.folder / "trials", overflow_safe=SATURATES)
     meter, images = meter_of(place), load_images(chain.data())
+    dense_VC = reference_logits(place, images)
     made, tree = {}, []
     for number, name in enumerate(config.candidates):
         made[number] = chain.candidates / name
         cost = meter.cost(made[number], read_record(made[number]).details["precision"])
-        drop = lost(reference_logits(place, images), made[number], images).points
+        drop = lost(dense_VC, made[number], images).points
         tree.append(Found(number, drop, cost / meter.dense_ms))
     progress = search(place, chain.folder / "study.db", lambda _trial: None)
     trials = {

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test, rungs_told
+from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test, rungs_told, span
 from winnow.config import Config
 from winnow.data.images import VALIDATION, load_images
 from winnow.evaluation import load_logits
@@ -122,7 +122,7 @@ def row_of(chain: Chain, timed: StepRecord, name: str, answers: Answers) -> dict
     row = {
         "file": name,
         "top-1 %": f"{answers.right[name].mean() * 100:.2f}",
-        f"points below {answers.reference}": f"{drop.points:.2f} ({drop.low:.2f} to {drop.high:.2f})",
+        f"points below {answers.reference}": span(drop, 2),
         "MACs": f"1/{dense.metrics['compute/macs'] / record.metrics['compute/macs']:.1f}",
         "bytes": f"1/{dense.metrics['size/mb'] / record.metrics['size/mb']:.1f}",
     }

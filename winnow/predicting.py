@@ -63,7 +63,7 @@ def predict_files(folder: Path, paths: Iterable[Path], top: int = 1) -> tuple[in
 def _stream(folder: Path, card: dict[str, Any], paths: list[Path], count: int, top: int) -> Iterator[Prediction]:
     batch = chunk_size(count, card["image_size"])  # a larger one would be filled up each time, with work for nothing
     if card["serving"]["runtime"] == "openvino-throughput":
-        batch = -(-batch // cores()) * cores()  # of which every stream has its part
+        batch = -(-batch // _threads(card)) * _threads(card)  # of which every stream has its part
     answer, scale = opened(folder, card, batch), card.get("temperature", 1.0)
     classes = card["classes"]
     items = (Item(path, -1, False, path) for path in files_of(paths))
@@ -94,8 +94,14 @@ def _likeliest(
 def opened(folder: Path, card: dict[str, Any], batch: int) -> Predict:
     """The file in the runtime and precision that its card names, for batches of this size."""
     serving = card["serving"]
-    threads = min(serving["threads"], cores())
-    return open_cell(folder, Cell(card["name"], serving["runtime"], serving["precision"], "file", batch, threads))
+    return open_cell(
+        folder, Cell(card["name"], serving["runtime"], serving["precision"], "file", batch, _threads(card))
+    )
+
+
+def _threads(card: dict[str, Any]) -> int:
+    """As many as its card names, and this machine has."""
+    return int(min(card["serving"]["threads"], cores()))
 
 
 def answered(answer: Predict, pixels_KHWC: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:

@@ -64,8 +64,8 @@ def test_every_stream_has_its_part(model: Path, tmp_path: Path, monkeypatch: pyt
     files = photos(tmp_path / "photos", 100)  # decoded in seventeens
     card = json.loads((model / "card.json").read_text())
     (model / "card.json").write_text(json.dumps(card | {"serving": card["serving"] | {"threads": 2}}))
-    for module in ("winnow.data.decoding", "winnow.predicting"):
-        monkeypatch.setattr(f"{module}.cores", lambda: 2)
+    monkeypatch.setattr("winnow.data.decoding.cores", lambda: 2)
+    monkeypatch.setattr("winnow.predicting.cores", lambda: 3)  # the card's two threads count, not all
     opened: list[int] = []
 
     def watched(folder: Path, cell: Cell) -> Predict:
