@@ -123,6 +123,14 @@ def test_where_nothing_new_is_left_it_ends(world: World, tmp_path: Path, tiny_de
     assert len(progress.trials) == 12  # one share, four hints, three importances
 
 
+def test_it_goes_on_where_the_optimiser_goes_in_circles(
+    world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path
+) -> None:
+    world.give_up = set(range(5, 100))  # what is like the best is given up again and again, and proposed again
+    progress, _ = go(tmp_path, tiny_dense, tiny_data, trials=60, minutes=60)
+    assert len({point for _, point in world.made}) == len(progress.trials) == 60
+
+
 def test_time_is_a_budget_over_all_calls(
     world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

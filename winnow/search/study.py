@@ -30,8 +30,10 @@ log = logging.getLogger(__name__)
 NAME = "winnow"
 RESULT = "result"
 """What became of a trial, as one attribute: a stop leaves all of it or nothing."""
-MANY_REPEATS = 25
-"""Proposals in a row that were all tried already: nothing new is left."""
+FEW_REPEATS = 3
+"""Proposals in a row that were all tried already: the optimiser goes in circles, and the next are drawn at random."""
+MANY_REPEATS = 50
+"""As many of them, those at random included: nothing new is left."""
 MANY_IMPOSSIBLE = 8
 """Trials in a row that cannot be made: something is wrong with the settings."""
 
@@ -115,7 +117,7 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
     repeats = impossible = 0
     while True:
         while len(under_way) < runner.slots and repeats < MANY_REPEATS and not _spent(study, place, len(under_way)):
-            trial, point = _new(optuna, study, place)
+            trial, point = _new(optuna, study, place, at_random=repeats >= FEW_REPEATS)
             if trial is None:
                 repeats += 1
                 continue
@@ -139,11 +141,14 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
     return Progress(_trials(study), _seconds(study), dense_cost)
 
 
-def _new(optuna: Any, study: Any, place: Workplace) -> tuple[Any, Point]:
+def _new(optuna: Any, study: Any, place: Workplace, at_random: bool) -> tuple[Any, Point]:
     """The next trial with its point; None in its place where the same chain was run, or runs, already."""
-    settings = place.config.search
+    settings, optimiser = place.config.search, study.sampler
+    if at_random:
+        study.sampler = optuna.samplers.RandomSampler(seed=settings.seed + len(study.get_trials(deepcopy=False)))
     trial = study.ask()
     point = propose(trial, settings, not isinstance(place.config.pretrain, NoPretraining))
+    study.sampler = optimiser
     key = json.dumps(place.candidates_of(point, settings.epochs), sort_keys=True)
     every = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
     same = next((each for each in every if each.user_attrs.get("key") == key and _stands(optuna, each)), None)
@@ -156,7 +161,8 @@ def _new(optuna: Any, study: Any, place: Workplace) -> tuple[Any, Point]:
     if same.values is not None:
         study.tell(trial, list(same.values))  # the optimiser gets the same answer, and nothing is run
     else:
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        states = optuna.trial.TrialState
+        study.tell(trial, state=states.PRUNED if same.state == states.PRUNED else states.FAIL)
     return None, point
 
 
