@@ -69,13 +69,19 @@ def test_a_trial_leaves_candidates_and_figures(place: Workplace, meter: Meter) -
 
 
 def test_who_is_behind_at_a_first_look_is_given_up(place: Workplace, meter: Meter) -> None:
-    better = [Earlier(drop=-500.0, cost=0.0)]
-    with pytest.raises(GivenUp, match=r"points lost after 1 epochs, and 1 were faster and better then") as end:
+    better = [Earlier("student", drop=-500.0, cost=0.0)]
+    with pytest.raises(
+        GivenUp, match=r"points lost after 1 epochs, and 1 of this structure were faster and bet"
+    ) as end:
         attempt(place, 0, Point("student", 1.0, "none", width=0.5), better, meter)
     assert end.value.look.names == ("found",)
     assert not (place.trials / "0000" / "epochs-4").exists()
-    # Faster but worse, or better but slower, is no reason.
-    for earlier in (Earlier(drop=500.0, cost=0.0), Earlier(drop=-500.0, cost=1e9)):
+    # Faster but worse, better but slower, or of another structure, is no reason.
+    for earlier in (
+        Earlier("student", drop=500.0, cost=0.0),
+        Earlier("student", drop=-500.0, cost=1e9),
+        Earlier("prune", drop=-500.0, cost=0.0),
+    ):
         look, _ = attempt(place, 0, Point("student", 1.0, "none", width=0.5), [earlier], meter)
         assert look.drop < 500
 
@@ -149,9 +155,9 @@ def test_a_few_images_give_nobody_up(place: Workplace, meter: Meter) -> None:
     assert first is not None
     margin = first.high - first.drop
     assert margin > 1  # one of these few images is more than a point
-    attempt(place, 1, point, [Earlier(first.drop - 0.9 * margin, 0.0)], meter)
+    attempt(place, 1, point, [Earlier(point.structure, first.drop - 0.9 * margin, 0.0)], meter)
     with pytest.raises(GivenUp):
-        attempt(place, 2, point, [Earlier(first.drop - 1.1 * margin, 0.0)], meter)
+        attempt(place, 2, point, [Earlier(point.structure, first.drop - 1.1 * margin, 0.0)], meter)
 
 
 def test_costs_are_told_against_dense(tiny_dense: Path) -> None:

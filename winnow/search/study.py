@@ -284,8 +284,8 @@ def _look_of(raw: Mapping[str, Any] | None) -> Look | None:
 
 
 def _earlier(study: Any) -> list[Earlier]:
-    firsts = (kept["first"] for _, kept in _results(study))
-    return [Earlier(first["drop"], first["cost"]) for first in firsts if first]
+    firsts = ((trial.user_attrs["point"]["structure"], kept["first"]) for trial, kept in _results(study))
+    return [Earlier(structure, first["drop"], first["cost"]) for structure, first in firsts if first]
 
 
 def _trials(study: Any) -> list[Trial]:

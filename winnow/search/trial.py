@@ -1,8 +1,10 @@
 """One trial: its chain of candidates made in a folder of its own by the steps that make any candidate, then measured.
 
-A first look trains a quarter of the epochs. Where an earlier trial was both faster and, at its own first look, more
-accurate by more than a point, and more than so many images can tell, this one is given up: it would end behind it,
-too. Trials that differ in int8 alone share the float network that it is made from.
+A first look trains a quarter of the epochs. Where an earlier trial of the same structure was both faster and, at its
+own first look, more accurate by more than a point, and more than so many images can tell, this one is given up: it
+would end behind it, too. Of another structure that is not known: a student that begins from random weights is points
+behind a pruned network then, and level with it at the end. Trials that differ in int8 alone share the float network
+that it is made from.
 
 A trial that was trained to its end has to answer, where it is timed, as the file itself does, as in the benchmark.
 
@@ -29,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.config import CONTROL, ROOT, Config, check_config
+from winnow.config.search import Structure
 from winnow.controls import better_reference
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError, ConfigError, TrainingError
@@ -90,6 +93,7 @@ class Look:
 class Earlier:
     """A first look of an earlier trial."""
 
+    structure: Structure
     drop: float
     cost: float
 
@@ -158,9 +162,13 @@ def attempt(
     if short < settings.epochs:
         first = _look(place, number, point, short, meter)
         margin = max(MARGIN_POINTS, first.high - first.drop)
-        better = [one for one in earlier if one.cost < first.cost and one.drop < first.drop - margin]
+        alike = [one for one in earlier if one.structure == point.structure]
+        better = [one for one in alike if one.cost < first.cost and one.drop < first.drop - margin]
         if better:
-            told = f"{first.drop:.1f} points lost after {short} epochs, and {len(better)} were faster and better then"
+            told = (
+                f"{first.drop:.1f} points lost after {short} epochs, and {len(better)} of this structure were faster "
+                "and better then"
+            )
             raise GivenUp(first, told)
     return _look(place, number, point, settings.epochs, meter), first
 
