@@ -104,7 +104,7 @@ def compare(seed: int, config: Config) -> dict[str, Any]:
         "search, in the tree's time": Arm(within(progress, tree_seconds), trials, tree_seconds),
         "search": Arm(within(progress, math.inf), trials, progress.seconds),
     }
-    shares = shares_anew(meter, {file for arm in arms.values() for file in arm.front_files})
+    shares = shares_anew(meter, {file for arm in arms.values() for _, file in arm.front})
     scene = Scene(images, chain.candidates / ROOT, shares)
     return {
         "machine": machine_here(),
@@ -134,9 +134,9 @@ class Arm:
     seconds: float
 
     @property
-    def front_files(self) -> list[Path]:
-        """Files of its front."""
-        return [self.made[each.number] for each in front(self.found)]
+    def front(self) -> list[tuple[Found, Path]]:
+        """What nobody beats, each with its file."""
+        return [(each, self.made[each.number]) for each in front(self.found)]
 
 
 def within(progress: Progress, seconds: float) -> list[Found]:
@@ -167,8 +167,8 @@ class Scene:
 
     def told(self, arm: Arm) -> dict[str, Any]:
         """A front as it was found, and its files on the test split, at times taken anew."""
-        chosen = front(arm.found)
-        anew = front([replace(each, cost=self.shares[arm.made[each.number]]) for each in chosen])
+        chosen = [each for each, _ in arm.front]
+        anew = front([replace(each, cost=self.shares[file]) for each, file in arm.front])
         tested = [(self.dense - self._share_right(arm.made[each.number])) * 100 for each in anew]
         return {
             "minutes": arm.seconds / 60,

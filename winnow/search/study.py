@@ -144,13 +144,13 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
 def _new(optuna: Any, study: Any, place: Workplace, at_random: bool) -> tuple[Any, Point]:
     """The next trial with its point; None in its place where the same chain was run, or runs, already."""
     settings, optimiser = place.config.search, study.sampler
+    every = study.get_trials(deepcopy=False)
     if at_random:
-        study.sampler = optuna.samplers.RandomSampler(seed=settings.seed + len(study.get_trials(deepcopy=False)))
+        study.sampler = optuna.samplers.RandomSampler(seed=settings.seed + len(every))
     trial = study.ask()
     point = propose(trial, settings, not isinstance(place.config.pretrain, NoPretraining))
     study.sampler = optimiser
     key = json.dumps(place.candidates_of(point, settings.epochs), sort_keys=True)
-    every = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
     same = next((each for each in every if each.user_attrs.get("key") == key and _stands(optuna, each)), None)
     if same is None:
         values = {"folder": trial.user_attrs.get("folder", trial.number), "point": asdict(point), "key": key}
