@@ -39,10 +39,12 @@ CODE = (
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several workers: the one that has made the finished project runs every test of it."""
+    """Several workers: the one that has made the finished project runs every test of it. The slow tiers have long."""
     for item in items:
         if "finished" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("finished"))
+        if item.get_closest_marker("slow") or item.get_closest_marker("services"):
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Project:
         ours = {"HOME": str(self.home), "PATH": path, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
         return {**kept, **ours, **self.variables}
 
-    def call(self, *arguments: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+    def call(self, *arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         """Run a command in the project."""
         return subprocess.run(
             arguments,

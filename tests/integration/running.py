@@ -62,8 +62,11 @@ class Up:
         body = {"state": state, "parameters": made["parameters"]}
         return str(self.post(f"deployments/{made['id']}/create_flow_run", body)["id"])
 
-    def wait(self, run: str, *states: str, seconds: float = 180, through: Sequence[str] = ()) -> dict[str, Any]:
-        """The run, once its state is one of these; a type of state in `through` is not its end."""
+    def wait(self, run: str, *states: str, seconds: float = 900, through: Sequence[str] = ()) -> dict[str, Any]:
+        """The run, once its state is one of these; a type of state in `through` is not its end.
+
+        It has long: a machine may be slow, and a run that ends otherwise is told at once.
+        """
         deadline = time.monotonic() + seconds
         found: dict[str, Any] = {"state": "no answer"}
         while time.monotonic() < deadline:

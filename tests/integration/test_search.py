@@ -20,7 +20,7 @@ from tests.integration.conftest import Project
 from winnow.config import Search
 from winnow.records import read_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 TRIALS = 5
 ASK = """
 import json, sys
