@@ -24,7 +24,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect_dask import DaskTaskRunner
 
-from flows.working import leave_at_once
+from flows.working import leave_at_once, without_tracebacks
 from tasks import settings
 from tasks.searched import Log
 from winnow.errors import ConfigError
@@ -45,6 +45,7 @@ def search_side_by_side(place: Workplace, storage: Path, log: Log, workers: int,
 
     Raises ConfigError where there are none, or such that cannot be used.
     """
+    without_tracebacks()
     own_server = not os.environ.get("PREFECT_API_URL")
     runner = DaskTaskRunner(address=scheduler) if scheduler else DaskTaskRunner(cluster_class=_cluster_of(workers))
 
@@ -52,8 +53,8 @@ def search_side_by_side(place: Workplace, storage: Path, log: Log, workers: int,
     def winnow_search() -> Progress:
         try:
             return search(place, storage, log.trial, OnDask(place.machine))
-        except (KeyboardInterrupt, SystemExit):
-            if own_server:
+        except BaseException as error:
+            if own_server and not isinstance(error, Exception):  # Ctrl-C, or Prefect's word for a kill
                 log.pause()
                 logging.disable()  # Dask tells at length that its workers are gone
                 _end_workers()

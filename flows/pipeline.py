@@ -6,7 +6,6 @@ each other down, and DVC allows one writer. Results are small JSON; the artifact
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any
 
@@ -17,12 +16,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import showing
 from flows.promote import show_form
-from flows.working import working
+from flows.working import without_tracebacks, working
 from tasks import fetching, settled, stages, tracking, versioning
 from tasks.settings import Places, check_files
 from tasks.store import StoreError
 from winnow.config import Config, load_config
-from winnow.errors import WinnowError
 
 
 @flow(
@@ -37,8 +35,7 @@ def pipeline(root: str = ".", retries: int = 0) -> list[dict[str, Any]]:
 
     `retries`: further tries of a step that was killed, or that MLflow did not answer.
     """
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_no_traceback)
+    without_tracebacks()
     with working(root) as places:
         return _bring_up_to_date(places, retries)
 
@@ -100,11 +97,3 @@ def _run_stages(
         futures[stage.name] = future
     # The first failure in the graph's order is the cause; what depends on it never started.
     return [future.result() for future in futures.values()]
-
-
-def _no_traceback(record: logging.LogRecord) -> bool:
-    """Drop Prefect's copies of an error that is the user's to mend: the command line says it once, in full."""
-    if os.environ.get("WINNOW_TRACEBACK"):
-        return True
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, WinnowError) and "NotReady(" not in record.getMessage()

@@ -7,8 +7,6 @@ then on its candidates are stages like any other.
 from __future__ import annotations
 
 import importlib.util
-import logging
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.setting import edited_by, write_params
-from tasks import checkout, hosting, searched, servers, slots
-from tasks.settings import Places, quieten
-from winnow.config import ROOT, Config
+from flows.telling import tell_progress
+from tasks import checkout, hosting, searched, servers, slots, versioning
+from tasks.settings import Places
+from tasks.versioning import CANDIDATE
+from winnow.config import CONTROL, ROOT, Config
+from winnow.config.candidates import NAME, TAKEN
 from winnow.data.images import load_images
 from winnow.errors import ConfigError, MissingExtra
 from winnow.evaluation import load_logits
@@ -54,14 +55,10 @@ ALONE = Crew()
 
 def run_search(places: Places, config: Config, name: str, add: str, crew: Crew = ALONE) -> int:
     """Search, show, and perhaps add what was chosen to params.yaml."""
-    at = places.artifacts
-    for needed in (at / "data", at / "pretrain", at / "candidates" / ROOT):
-        if not (needed / "record.json").is_file():
-            raise ConfigError(f"{needed} is not there: winnow run first, which makes dense; the search begins from it")
-    home = places.hidden / "search" / name
-    logging.basicConfig(stream=sys.stdout, format="%(message)s")
-    logging.getLogger("winnow").setLevel(logging.INFO)
-    quieten()
+    check_names(config, name, add)
+    _check_made(places, config)
+    at, home = places.artifacts, places.hidden / "search" / name
+    tell_progress()
     check_crew(places, crew)
     with checkout.run_alone(places):
         folders = Folders(at / "data", at / "pretrain", at / "candidates", home / "scratch", places.answers)
@@ -79,12 +76,31 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
         _leave(home, name, progress, rows, place, verdict)
         _show(rows, verdict)
         console.print(f"In {home.relative_to(places.root)}: report.html, front.png, search.json")
+        log.close(progress, taken, [home / file for file in ("front.png", "search.json", "report.html")])
         if add and taken is not None:
-            _add(places, config, place.candidates_of(taken.point, config.search.epochs, add), add)
+            _add(places, place.candidates_of(taken.point, config.search.epochs, add))
         elif taken is not None:
             console.print(f"winnow search --name {name} --add NAME puts the chosen candidates into params.yaml")
-        log.close(progress, taken, [home / file for file in ("front.png", "search.json", "report.html")])
     return 0
+
+
+def check_names(config: Config, name: str, add: str) -> None:
+    """Raise ConfigError for a search or candidates that cannot be called so, before anything is searched."""
+    for option, given in (("--name", name), ("--add", add)):
+        if given and not NAME.fullmatch(given):
+            raise ConfigError(f"{option} {given}: small letters, digits and single hyphens ([a-z0-9-]+)")
+    taken = sorted({add, f"{add}-int8"} & {*config.candidates, *TAKEN, ROOT, CONTROL})
+    if taken:
+        raise ConfigError(f"--add {add}: {', '.join(taken)} is there already; choose another name")
+
+
+def _check_made(places: Places, config: Config) -> None:
+    """Raise ConfigError where what the search begins from is not there, or not what params.yaml says."""
+    needed = ["ingest", "pretrain", "finetune", *([f"{CANDIDATE}{CONTROL}"] if CONTROL in config.candidates else [])]
+    stale = versioning.stale(places.root, config)
+    for stage in needed:
+        if stage in stale:
+            raise ConfigError(f"the search begins from {stage}, which has to run ({stale[stage][0]}): winnow run first")
 
 
 def check_crew(places: Places, crew: Crew) -> None:
@@ -123,7 +139,8 @@ def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
         return tree_of(place, trial.folder, settings.epochs) / trial.look.names[-1]
 
     def fits(each: Found) -> bool:
-        return judge_drop(evidence(better, made_by(each), images), settings.max_drop_points).passed
+        gains = each.cost < progress.dense_cost
+        return gains and judge_drop(evidence(better, made_by(each), images), settings.max_drop_points).passed
 
     chosen, bend = choose(progress.found, fits), knee(progress.found)
     rows = []
@@ -152,7 +169,10 @@ def _verdict(rows: list[OnFront], progress: Progress, config: Config) -> str:
     dense = f"Dense: {describe_cost(settings, progress.dense_cost)}."
     row = next((row for row in rows if row.chosen), None)
     if row is None:
-        return f"Nothing is shown to lose {settings.max_drop_points:g} points or less; dense stays the best. {dense}"
+        return (
+            f"Nothing that is {BETTER[settings.objective]} than dense is shown to lose {settings.max_drop_points:g} "
+            f"points or less; dense stays the best. {dense}"
+        )
     return (
         f"Trial {row.number} ({row.what}) is the cheapest shown to lose {settings.max_drop_points:g} points or less: "
         f"{row.cost_told}, {row.times_dense:.2f} times {BETTER[settings.objective]} than dense; against dense, 95 % "
@@ -218,10 +238,8 @@ def _show(rows: list[OnFront], verdict: str) -> None:
     console.print(verdict)
 
 
-def _add(places: Places, config: Config, made: dict[str, Any], name: str) -> None:
+def _add(places: Places, made: dict[str, Any]) -> None:
     """The chosen chain as candidates of params.yaml."""
-    if taken := sorted(made.keys() & config.candidates.keys()):
-        raise ConfigError(f"--add {name}: params.yaml has {', '.join(taken)} already; choose another name")
 
     def join(document: Any) -> None:
         document["candidates"].update(made)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from flows.telling import tell_progress
 from tasks.settings import Places
 from winnow.config import Config
 from winnow.data.images import load_images
@@ -24,6 +24,7 @@ def show(places: Places, config: Config, name: str, share: float) -> int:
         raise ConfigError(
             f"{name}: there is no network in {folder}; run winnow run first, and name a candidate that is not int8"
         )
+    tell_progress()
     found = sensitivities(folder, load_images(places.artifacts / "data"), share)
     out = places.hidden / "sensitivity" / name
     out.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ def show(places: Places, config: Config, name: str, share: float) -> int:
 
     (out / "layers.png").write_bytes(sensitivity(table, share))
     _print(found, share)
-    Console(highlight=False, soft_wrap=True).print(f"In {_near(out, places)}: layers.csv, layers.png")
+    Console(highlight=False, soft_wrap=True).print(f"In {out.relative_to(places.root)}: layers.csv, layers.png")
     return 0
 
 
@@ -59,7 +60,3 @@ def _percent(share: float) -> str:
 
 def _points(points: float | None) -> str:
     return "-" if points is None else f"{points:.1f}"
-
-
-def _near(path: Path, places: Places) -> Path:
-    return path.relative_to(places.root) if path.is_relative_to(places.root) else path

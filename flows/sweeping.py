@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.telling import tell_progress
 from tasks import checkout
 from tasks.settings import Places
 from winnow.benchmarking import Outcome
@@ -26,6 +27,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 def show(places: Places, config: Config, name: str, batches: tuple[int, ...]) -> int:
     """Time candidate `name` ("" for the winner), print and keep what came of it."""
+    tell_progress()
     with checkout.run_alone(places):
         name = name or _winner(places)
         folder = places.artifacts / "candidates" / name
@@ -81,11 +83,6 @@ def _print(outcome: Outcome, name: str) -> None:
     for what, key in (("Shortest call", "latency"), ("Most images", "throughput")):
         if (row := fastest_of(rows, key)) is not None:
             console.print(f"{what}: {_told(row)}")
-    for refused in outcome.refused:
-        where = f"{refused['runtime']} {refused['precision']}, batch {refused['batch']}"
-        console.print(f"Not timed: {where}: answers agree with the file's own on {refused['agreement']:.1%}")
-    for absent in outcome.absent:
-        console.print(f"Not here: {absent['runtime']} {absent['precision']}: {absent['reason']}")
 
 
 def _told(row: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -88,6 +89,19 @@ def working(root: str) -> Iterator[Places]:
         if runtime.deployment.id and not (was_stopped and not _is_cancelled()):
             emit_event(ENDED, {"prefect.resource.id": f"prefect.flow-run.{runtime.flow_run.id}"})
             time.sleep(HEED_SECONDS)
+
+
+def without_tracebacks() -> None:
+    """Drop Prefect's copies of an error that is the user's to mend: the command line says it once, in full."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    if os.environ.get("WINNOW_TRACEBACK"):
+        return True
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, WinnowError) and "NotReady(" not in record.getMessage()
 
 
 @contextlib.contextmanager

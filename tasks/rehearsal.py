@@ -219,9 +219,10 @@ class Rehearsal:
 
     def _is_answered(self, recovery: Recovery) -> bool:
         """Whether a candidate before this one asked the teacher the same, and all of it."""
-        from winnow.compression.answers import is_recalled
+        from winnow.compression.answers import LARGEST, is_recalled, row_bytes
 
-        if not is_recalled(recovery):
+        rows = recovery.epochs * self.counts.train // recovery.batch_size
+        if not is_recalled(recovery) or rows * row_bytes(recovery.batch_size, self.counts.classes) > LARGEST:
             return False
         views = recovery.model_dump_json(include={"batch_size", "images", "augmentation", "seed"})
         before, self.answered[views] = self.answered.get(views, 0), max(self.answered.get(views, 0), recovery.epochs)

@@ -25,12 +25,12 @@ KEPT = "; what was tried stays, and `winnow search` goes on from there"
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and a kill wait for the end of this: within a write it would leave MLflow's database locked."""
+    """Who ends winnow waits for the end of this: within a write MLflow's database would stay locked."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
-    before = {ending: signal.getsignal(ending) for ending in (signal.SIGINT, signal.SIGTERM)}
+    before = {ending: signal.getsignal(ending) for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for ending in before:
         signal.signal(ending, lambda number, _frame: came.append(number))
     try:
@@ -54,7 +54,7 @@ class Log:
 
     def _open(self) -> str:
         places = self.places
-        with store.answering(places, kept=KEPT):
+        with uninterrupted(), store.answering(places, kept=KEPT):
             client, experiment = store.connect(places), store.experiment_id(places, self.config)
             kept = read_json(self.remembered) if self.remembered.is_file() else {}
             if kept and client.search_runs([experiment], f"attributes.run_id = '{kept['run']}'"):
@@ -63,10 +63,10 @@ class Log:
                 return str(kept["run"])
             tags = origin_tags(places.root) | {KIND: "search", "winnow.search": self.name}
             run = client.create_run(experiment, tags=store.cut(tags), run_name=f"search {self.name}")
+            self._remember(str(run.info.run_id))
             settings = self.config.search.model_dump(mode="json")
             params = {f"search.{key}": str(value) for key, value in settings.items()}
             store.log(client, run.info.run_id, params=params)
-        self._remember(str(run.info.run_id))
         return str(run.info.run_id)
 
     def _remember(self, run_id: str) -> None:
@@ -123,7 +123,7 @@ class Log:
         }
         if chosen is not None and chosen.look is not None:
             figures |= {"search/chosen_drop_points": chosen.look.drop, "search/chosen_cost": chosen.look.cost}
-        with store.answering(self.places, kept=KEPT):
+        with uninterrupted(), store.answering(self.places, kept=KEPT):
             client = store.connect(self.places)
             store.log(client, self.run_id, store.metrics(figures))
             for file in files:

@@ -137,6 +137,13 @@ OPTIMISER = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "warm
 RECOVERY = {"epochs": 2, "batch_size": 32, "optimiser": OPTIMISER}
 
 
+def without_control() -> dict:
+    """tiny_params whose dense is the only reference of a search."""
+    params = tiny_params()
+    del params["candidates"]["dense-kd"]
+    return params
+
+
 def tiny_params() -> dict:
     """params.yaml for seconds: every section, every method."""
     alone = {**RECOVERY, "teacher": "none", "images": "labelled"}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from winnow.errors import ArtifactError
 from winnow.evaluation import load_logits
 from winnow.machine import has_fast_bf16
 from winnow.progress import duration
-from winnow.quiet import quiet_machine
+from winnow.quiet import busy_turn, quiet_machine
 from winnow.runtimes import Cell, Layout, NotHere, Precision, Predict, Runtime, on_cpu, set_torch_threads
 from winnow.timing import WARM_UP_LARGE, WARM_UP_SINGLE, time_calls
 
@@ -59,14 +59,21 @@ class Outcome:
     absent: list[Row] = field(default_factory=list)
 
 
-def plan(int8: Mapping[str, bool], settings: Benchmark, threads: int, cuda: bool) -> list[Cell]:
-    """Every cell, group by group. `int8`: candidate -> is its file int8; `threads`: all of this machine."""
+def plan(
+    int8: Mapping[str, bool], settings: Benchmark, threads: int, cuda: bool, networks: Collection[str] | None = None
+) -> list[Cell]:
+    """Every cell, group by group. `int8`: candidate -> is its file int8; `threads`: all of this machine.
+
+    `networks`: candidates with weights for PyTorch, all that are not int8 if None; a quantized one that ended in float
+    has none.
+    """
+    networks = {name for name, is_int8 in int8.items() if not is_int8} if networks is None else networks
     cells = []
     for batch in (settings.large_batch, 1):
         for count in sorted({threads, 1}, reverse=True):
             for name, is_int8 in int8.items():
                 kinds = _file_kinds(is_int8, batch, count, cuda and count == threads)
-                if not is_int8 and (name == ROOT or settings.grid == "full"):
+                if name in networks and (name == ROOT or settings.grid == "full"):
                     kinds += _torch_kinds(cuda and count == threads)
                 cells += [Cell(name, *kind, batch=batch, threads=count) for kind in kinds]
     return cells
@@ -120,7 +127,8 @@ def measure(
     for (batch, threads), group in groups.items():
         before = set_torch_threads(threads)
         try:
-            opened = _open_all(group, open_cell, pixels_NHWC, answers, outcome)
+            with busy_turn():
+                opened = _open_all(group, open_cell, pixels_NHWC, answers, outcome)
             with quiet_machine():
                 outcome.rows += _time_group(opened, _cut(pixels_NHWC, 0, batch), settings)
         finally:

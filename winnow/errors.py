@@ -38,4 +38,9 @@ class MissingExtra(WinnowError):
     """An optional package is missing."""
 
     def __init__(self, package: str, extra: str) -> None:
+        self.package, self.extra = package, extra
         super().__init__(f"the package {package!r} is not installed; get it with: pip install 'winnow-vision[{extra}]'")
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
+        """As it was made: a worker of another process sends it."""
+        return type(self), (self.package, self.extra)

@@ -1,11 +1,12 @@
-"""Timings never share a machine with other work: who times waits until nobody works, and workers wait for who times.
+"""Timings share the machine with no other work of winnow: who times waits for who works, and workers for who times.
 
     with busy_turn():          # each step of a training, a calibration, an export, a pass over the images
         ...
     with quiet_machine():      # around whatever is timed
         ...
 
-Two locks on files in the machine's folder for temporary files, so that processes of any project know of each other.
+Two locks on files in the machine's folder for temporary files, so that processes of
+any project of one user know of each other.
 Workers share one; who times holds it alone. A gate before it keeps workers, which take their turn again and again, from
 starving who waits to time. The system opens both when a process ends, however it does.
 

@@ -52,13 +52,13 @@ def _untold_by_rounding(config: Config) -> list[str]:
     for name, candidate in config.candidates.items():
         if not isinstance(candidate, Quantize) or candidate.recovery is None:
             continue
-        wanted = _what_counts(candidate.recovery)
+        wanted = _training(candidate.recovery)
         controls = (
             other
             for other in config.candidates.values()
             if isinstance(other, Distill) and (other.parent, other.student) == (candidate.parent, "same")
         )
-        if not any(_what_counts(control.recovery) == wanted for control in controls):
+        if not any(_training(control.recovery) == wanted for control in controls):
             found.append(
                 f"{name} may train {candidate.parent} on for {candidate.recovery.epochs} epochs: what rounding costs "
                 f"is not told from what training on gains; the control is {{from: {candidate.parent}, method: distill, "
@@ -67,9 +67,9 @@ def _untold_by_rounding(config: Config) -> list[str]:
     return found
 
 
-def _what_counts(recovery: Recovery) -> tuple[object, ...]:
-    """What two trainings must share for one to be the other's control."""
-    return (recovery.epochs, recovery.teacher, recovery.images, recovery.hint)
+def _training(recovery: Recovery) -> dict[str, object]:
+    """What two trainings must share for one to be the other's control: all but the draw."""
+    return recovery.model_dump(exclude={"seed"})
 
 
 def _unreachable(

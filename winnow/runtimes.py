@@ -25,7 +25,7 @@ import contextlib
 import importlib
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,6 +68,11 @@ class Cell:
     layout: Layout
     batch: int
     threads: int
+
+
+def cell_of(row: Mapping[str, Any]) -> Cell:
+    """The cell of a row of the benchmark."""
+    return Cell(**{name: row[name] for name in Cell.__dataclass_fields__})
 
 
 class NotHere(Exception):
@@ -259,7 +264,8 @@ def _cuda(folder: Path, cell: Cell) -> Predict:
     network = _network(folder, cell.layout).cuda()
 
     def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=cell.precision == "bf16"):
+        f32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # as ONNX Runtime on CUDA
+        with f32, torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=cell.precision == "bf16"):
             logits_NC = network(torch.from_numpy(pixels_NHWC).cuda()).float().cpu()
         torch.cuda.synchronize()
         array: NDArray[np.float32] = logits_NC.numpy()

@@ -1,9 +1,10 @@
 """Which layer bears what: one layer at a time is pruned, or rounded to int8, and nothing is trained.
 
 Pruned: the given share of its channels, those of least magnitude, with all that has to go with them (what is added to
-it, the inputs of what reads it). Int8: its weights and inputs rounded as post-training quantization would, the rest of
-the network in float. What is told is the share of validation images that get another answer, for which no label is
-needed, and the points of top-1 lost where there are labels.
+it, the inputs of what reads it). Int8: its weights rounded, and its inputs between the smallest and the largest of 128
+images, the rest of the network in float; post-training quantization takes the mean of each image's range unless it is
+told otherwise (`ranges`), so a layer with outliers may look worse here. What is told is the share of validation images
+that get another answer, for which no label is needed, and the points of top-1 lost where there are labels.
 
 A layer that loses nothing here may still be one too many beside others: losses do not add up. It tells where to look
 (Li et al. 2017, arXiv 1608.08710, section 3.2).
@@ -31,6 +32,7 @@ from winnow.data.images import TRAIN, VALIDATION, ImageSet, spread
 from winnow.inference import network_input, predict_torch
 from winnow.models.attention import take_heads_apart
 from winnow.models.backbones import Architecture, load_model
+from winnow.models.layers import layers_of
 from winnow.progress import duration
 
 log = logging.getLogger(__name__)
@@ -95,7 +97,7 @@ def sensitivities(folder: Path, images: ImageSet, share: float = 0.5) -> list[Se
     indices = all_indices[spread(len(all_indices), IMAGES)]
     answers_N = predict_torch(model, images.images_NHWC, indices).argmax(1)
     trial = _Trial(model, architecture, images, indices, answers_N)
-    layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    layers = layers_of(model)
     pruned = dict(_pruned(trial, share)) if is_prunable(architecture.backbone) else {}
     macs, whole = macs_by_layer(model, architecture), parameters(model)
     found = []

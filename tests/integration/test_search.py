@@ -103,7 +103,7 @@ def test_a_search_that_is_killed_loses_no_trial_and_its_choice_joins_the_tree(se
     assert "candidate@pruned" not in stale
     taken = searching.winnow("search", "--add", "pruned")
     assert taken.returncode == 2
-    assert "params.yaml has pruned already" in taken.stderr or "has pruned" in taken.stderr
+    assert "--add pruned: pruned, pruned-int8 is there already" in taken.stderr
 
 
 def test_of_two_workers_one_is_killed_and_no_trial_is_lost_or_counted_twice(searching: Project) -> None:

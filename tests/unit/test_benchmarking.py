@@ -218,6 +218,8 @@ def test_the_plan(grid: str, threads: int) -> None:
     assert any(kind[2] == "bf16" for kind in found) == has_fast_bf16()
     eager = {which.layout for which in cells if which.runtime == "eager"}
     assert eager == {"contiguous", "channels_last"}
+    in_float = plan({"dense": False, "ladder": False}, settings, threads, False, {"dense"})  # quantized, and all float
+    assert {kind[:2] for kind in kinds(in_float) if kind[0] == "ladder"} == {("ladder", name) for name in runtimes}
     on_gpu = plan({"dense": False, "dense-int8": True}, settings, threads, cuda=True)
     assert {which.threads for which in on_gpu if which.runtime in ON_GPU} == {threads}
     files = {(which.candidate, which.runtime) for which in on_gpu if which.runtime in ("ort-cuda", "ort-tensorrt")}

@@ -80,12 +80,26 @@ def test_the_oldest_go_when_all_are_too_large(tmp_path: Path, monkeypatch: pytes
         teacher(views(1))
         os.utime(teacher.mine, (number, number))
         made.append(teacher.mine)
-    monkeypatch.setattr(answers, "LARGEST", 4 * made[0].stat().st_size)
+    monkeypatch.setattr(answers, "LARGEST", 2 * made[0].stat().st_size)
     Answers(Counting(), tmp_path, "teacher 2")
     assert [file.exists() for file in made] == [False, True, True]
 
 
-def test_a_full_folder_takes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_training_wrote_is_there_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Answers(Counting(), tmp_path, "dense")
+    first(views(0))
+    monkeypatch.setattr(answers, "LARGEST", 4 * first.mine.stat().st_size)
+    for seed in range(1, 10):
+        first = Answers(Counting(), tmp_path, "dense") if seed == 1 else first
+        first(views(seed))
+    teacher = Counting()
+    again = Answers(teacher, tmp_path, "dense")
+    for seed in range(1, 5):
+        again(views(seed))
+    assert (again.found, teacher.asked) == (4, 0)
+
+
+def test_a_training_adds_so_much_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Answers(Counting(), tmp_path, "dense")
     first(views(0))
     row = first.mine.stat().st_size
@@ -93,7 +107,7 @@ def test_a_full_folder_takes_nothing_more(tmp_path: Path, monkeypatch: pytest.Mo
     teacher = Answers(Counting(), tmp_path, "dense")
     for seed in range(1, 10):
         assert torch.equal(teacher(views(seed)), Counting()(views(seed)))
-    assert sum(file.stat().st_size for file in tmp_path.iterdir()) == 4 * row
+    assert teacher.mine.stat().st_size == 4 * row
 
 
 def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from winnow.compression.importance import Criterion
 from winnow.config.backbones import is_prunable
 from winnow.errors import ConfigError
 from winnow.export import export_onnx, look_into
-from winnow.models.backbones import Architecture, build, load_model, save_model
+from winnow.models.backbones import Architecture, build, load_model, save_model, with_heads_apart
+from winnow.models.layers import layers_of
 
 
 def cut(model: nn.Module, share: float = 0.3, round_to: int = 8, most: float = 0.75) -> Cut:
@@ -195,6 +196,19 @@ def test_heads_of_a_vision_transformer_go_whole(tmp_path: Path) -> None:
     save_model(tmp_path, model, after)
     x = torch.rand(2, 3, 64, 64)
     assert torch.equal(load_model(tmp_path)[0](x), model.eval()(x))
+
+
+def test_heads_that_are_apart_come_back_apart() -> None:
+    architecture = Architecture(backbone="vit_b_32", num_classes=5, image_size=64)
+    whole, x = build(architecture), torch.rand(2, 3, 64, 64)
+    before = whole.eval()(x)
+    model, apart = with_heads_apart(whole, architecture)
+    again = build(apart, seed=1)
+    again.load_state_dict(model.state_dict())
+    assert "encoder.layers.encoder_layer_0.self_attention.query" in layers_of(again)
+    torch.testing.assert_close(again.eval()(x), before)
+    plain = Architecture(backbone="resnet8", num_classes=5, image_size=16)
+    assert with_heads_apart(build(plain), plain)[1] == plain
 
 
 def test_multiply_adds_are_those_of_the_file(pair: tuple[nn.Module, nn.Module, Architecture], tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from winnow.compression.channels import multiply_adds, parameters
+from winnow.compression.channels import multiply_adds, parameters, root_channels
 from winnow.compression.inputs import Inputs
 from winnow.compression.prune import learn_sparsely, prune
 from winnow.config import Prune
 from winnow.errors import ConfigError
-from winnow.models.backbones import load_model
+from winnow.models.backbones import Architecture, build, load_model
 
 RECOVERY = {"epochs": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.05}}
 
@@ -78,7 +78,27 @@ def test_rounds_end_where_one_cut_ends(tiny_inputs: Inputs, tmp_path: Path) -> N
 
 def test_shares_of_channels_lie_on_a_line(tiny_inputs: Inputs, tmp_path: Path) -> None:
     details = prune(settings(remove={"channels": 0.5}, rounds=2, round_to=1), tiny_inputs, tmp_path)
-    assert [told["share"] for told in details["cuts"]] == pytest.approx([0.25, 1 - 0.5 / 0.75])
+    assert [told["share"] for told in details["cuts"]] == pytest.approx([0.25, 1 - 0.5 / 0.75], abs=0.01)
+
+
+def test_rounding_does_not_add_up_over_rounds(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    gone = {}
+    for rounds in (1, 5):
+        folder = tmp_path / f"in-{rounds}"
+        folder.mkdir()
+        inputs = dataclasses.replace(tiny_inputs, scratch=tmp_path / f"scratch-{rounds}")
+        details = prune(settings(remove={"channels": 0.3}, rounds=rounds, round_to=8), inputs, folder)
+        before = details["cuts"][0]["before"]
+        gone[rounds] = 1 - root_channels(*load_model(folder)) / before
+        assert len(details["cuts"]) == rounds
+    assert 0.3 <= gone[1] <= 0.36
+    assert gone[5] <= 0.36
+
+
+def test_sparse_learning_refuses_what_it_cannot_follow(tiny_inputs: Inputs) -> None:
+    architecture = Architecture(backbone="regnet_x_400mf", num_classes=3, image_size=16)
+    with pytest.raises(ConfigError, match="sparse_learning cannot follow the grouped convolutions of a regnet_x_400mf"):
+        learn_sparsely(build(architecture), architecture, settings(sparse_learning={"epochs": 1}), tiny_inputs)
 
 
 def test_a_stopped_pruning_goes_on_with_the_cuts_it_made(tiny_inputs: Inputs, tmp_path: Path) -> None:

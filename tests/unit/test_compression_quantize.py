@@ -196,7 +196,7 @@ def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays(
     ]  # full bias correction is not, for some networks
     assert details["chosen"] == min(possible, key=lambda row: row["points_lost"])["rung"]
     assert len(possible) >= 5
-    assert len(details["curves"]) == 1
+    assert "curves" not in details  # the network that was trained is not the one that stays
     assert sorted(path.name for path in out.iterdir()) == ["architecture.json", "model.onnx"]
 
 

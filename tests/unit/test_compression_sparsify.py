@@ -15,6 +15,7 @@ from winnow.compression.inputs import Inputs
 from winnow.compression.recovery import recover
 from winnow.compression.sparsify import apply_masks, gradual_share, group_masks, magnitude_masks, sparsify
 from winnow.config import Recovery, Sparsify
+from winnow.errors import ConfigError
 from winnow.export import look_into
 from winnow.models.backbones import load_model
 from winnow.records import read_record
@@ -219,11 +220,22 @@ def test_a_gradual_training_that_was_stopped_ends_the_same(
         ({"pattern": "2:4", "sparsity": 0.8}, "2:4 makes 0.5 of the weights zero"),
         ({"pattern": "4:4"}, "leaves nothing out"),
         ({"pattern": "half"}, "should match pattern"),
+        ({"pattern": 124}, "YAML reads N:M without quotes as a number, here 124; write it in quotes"),
     ],
 )
 def test_patterns_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         settings(**{"sparsity": 0.5, **changes})
+
+
+def test_the_share_that_is_asked_for_is_taken_as_it_was_printed() -> None:
+    assert settings(0.6667, pattern="1:3").group == 3
+
+
+def test_a_pattern_that_fits_no_layer_is_refused_before_any_training(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"1:5 fits no layer.*multiple of 5; this network's layers have 3, 48, 96"):
+        sparsify(settings(0.8, pattern="1:5"), tiny_inputs, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("schedule", ["once", "gradual"])

@@ -20,6 +20,8 @@ from winnow.errors import ConfigError
 INT8 = {"from": "dense", "method": "quantize"}
 PRUNE = {"from": "dense", "method": "prune", "remove": {"channels": 0.3}, "recovery": RECOVERY}
 ALONE = RECOVERY | {"teacher": "none", "images": "labelled"}
+CLUSTER = {"from": "dense", "method": "cluster", "recovery": RECOVERY}
+NO_PRETRAINING = {"pretrain": {"method": "none", "backbone": "resnet8"}, "finetune__learning_rates": [0.1]}
 SELF = {"from": "dense", "method": "distill", "recovery": RECOVERY}
 NOT_A_NUMBER = "write it with a decimal point and a signed exponent, as in 1.0e-1"
 
@@ -173,6 +175,30 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
             "candidates.dense-kd",
             "width: 'same' comes in one width",
         ),
+        (
+            {
+                "candidates__q": INT8 | {"scheme": "qat", "recovery": RECOVERY | {"hint": "pretrained"}},
+                **NO_PRETRAINING,
+            },
+            "candidates.q.recovery.hint",
+            "pretrained needs pretraining",
+        ),
+        (
+            {"candidates__v": SELF | {"student": "vit_b_16", "recovery": RECOVERY | {"hint": "attention"}}},
+            "candidates.v.recovery.hint",
+            "which a vit_b_16 has only at its start; set features",
+        ),
+        (
+            {"candidates__d": INT8 | {"scheme": "dynamic", "overflow_safe": True}},
+            "candidates.d",
+            "scheme: dynamic has no overflow_safe",
+        ),
+        (
+            {"candidates__c": CLUSTER | {"values": "16"}},
+            "candidates.c.values",
+            "YAML reads 16 as text",
+        ),
+        ({"search": {"trials": True}}, "search.trials", "expected a number, got true"),
         (
             {"search": {"runtime": "openvino-throughput"}},
             "search",

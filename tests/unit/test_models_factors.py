@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from winnow.compression.channels import macs_by_layer
 from winnow.models.backbones import Architecture, build, load_model, save_model
 from winnow.models.factors import factorizable, halves, split, thin_pair
 
@@ -49,6 +50,18 @@ def test_head_and_grouped_convolutions_stay() -> None:
     assert "classifier.0" in found
     assert "classifier.3" not in found
     assert all(layer.groups == 1 for layer in found.values() if isinstance(layer, nn.Conv2d))
+
+
+def test_swins_attention_stays_and_is_counted() -> None:
+    architecture = Architecture(backbone="swin_t", num_classes=3, image_size=64)
+    model = build(architecture)
+    found = factorizable(model, "head")
+    assert "features.1.0.mlp.0" in found
+    assert not any(".attn." in path for path in found)
+    split(model, {"features.1.0.mlp.0": 8})
+    assert model.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3)
+    # 16 x 16 places in windows of 7: padded to 21 x 21.
+    assert macs_by_layer(model, architecture)["features.1.0.attn.qkv"] == 96 * 288 * 21 * 21
 
 
 def test_rebuilt_from_json_to_the_bit(tiny_dense: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -220,4 +221,7 @@ def test_every_error_is_a_value_error_of_ours() -> None:
     assert len(tree) == 6
     assert all(issubclass(kind, WinnowError) and issubclass(kind, ValueError) for kind in tree)
     assert all(kind.__name__ in str(errors.__doc__) for kind in tree)
+    for error in (MissingExtra("openvino", "runtimes"), errors.ConfigError("x")):  # workers send them
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (type(error), str(error))
     assert "pip install 'winnow-vision[runtimes]'" in str(MissingExtra("openvino", "runtimes"))

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import tiny_params
 from winnow.config import Search, check_config
 from winnow.errors import ConfigError
-from winnow.search.space import Point, chain, first_points, propose
+from winnow.search.space import HINTS, Point, chain, first_points, hints_of, propose
 
 
 class Fixed:
@@ -60,21 +60,24 @@ def test_int8_is_overflow_safe_where_the_machine_needs_it() -> None:
 
 def test_only_what_matters_is_asked() -> None:
     trial = Fixed(structure="student", width=0.5, hint="none", int8=True)
-    assert propose(trial, EVERYTHING, pretrained=True) == Point("student", 1.0, "none", int8=True, width=0.5)
+    assert propose(trial, EVERYTHING, list(HINTS)) == Point("student", 1.0, "none", int8=True, width=0.5)
     assert trial.asked == ["structure", "width", "hint", "int8"]
     never = Search(structures=("prune",), int8="never")
-    pruned = propose(Fixed(structure="prune", macs=0.5, hint="none", importance="lamp"), never, pretrained=True)
+    pruned = propose(Fixed(structure="prune", macs=0.5, hint="none", importance="lamp"), never, list(HINTS))
     assert (pruned.importance, pruned.int8) == ("lamp", False)
 
 
-def test_without_pretraining_its_hint_is_not_proposed() -> None:
+def test_hints_that_dense_cannot_give_are_not_proposed() -> None:
+    assert hints_of(check_config(tiny_params())) == list(HINTS)
+    without = check_config(tiny_params() | {"pretrain": {"method": "none", "backbone": "vit_b_16"}})
+    assert hints_of(without) == ["none", "features"]
     with pytest.raises(AssertionError):
-        propose(Fixed(structure="student", width=0.5, hint="pretrained", int8=True), EVERYTHING, pretrained=False)
+        propose(Fixed(structure="student", width=0.5, hint="pretrained", int8=True), EVERYTHING, hints_of(without))
 
 
 def test_what_is_tried_first_lies_in_the_space() -> None:
     for params in first_points(EVERYTHING):
-        point = propose(Fixed(**params), EVERYTHING, pretrained=False)
+        point = propose(Fixed(**params), EVERYTHING, ["none"])
         steps = (point.macs - EVERYTHING.least_macs) / 0.05
         assert point.structure == "student" or steps == pytest.approx(round(steps))
     assert {params["structure"] for params in first_points(EVERYTHING)} == {"prune", "factorize", "student"}

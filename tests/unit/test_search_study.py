@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import tiny_params
+from tests.conftest import tiny_params, without_control
 from winnow.config import check_config
 from winnow.errors import ConfigError
 from winnow.search.space import Point
@@ -26,6 +26,7 @@ class World:
         self.kill_at: int | None = None
         self.give_up: set[int] = set()
         self.impossible = False
+        self.crash = 0
 
     def attempt(
         self, _place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], _meter: Any
@@ -33,6 +34,9 @@ class World:
         if self.kill_at == len(self.made):
             self.kill_at = None
             raise KeyboardInterrupt
+        if self.crash and number == 2:
+            self.crash -= 1
+            raise MemoryError
         self.made.append((number, point))
         if self.impossible:
             raise ConfigError("no channel can go")
@@ -59,7 +63,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def go(tmp_path: Path, dense: Path, data: Path, **changes: Any) -> tuple[Progress, list[Trial]]:
-    config = check_config(tiny_params() | {"search": {"trials": 6, "minutes": 5, **changes}})
+    params = tiny_params() if (dense.parent / "dense-kd").is_dir() else without_control()
+    config = check_config(params | {"search": {"trials": 6, "minutes": 5, **changes}})
     folders = Folders(data, dense.parent.parent / "pretrain", dense.parent, tmp_path / "scratch")
     seen: list[Trial] = []
     place = Workplace(config, folders, tmp_path / "trials")
@@ -97,6 +102,30 @@ def test_a_killed_trial_is_taken_up_in_its_folder(
     folders = [number for number, _ in world.made]
     assert 2 in folders[2:]
     assert len(set(folders)) == len(folders)
+
+
+def test_a_trial_that_ends_its_process_again_and_again_is_passed_over(
+    world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path
+) -> None:
+    world.crash = 99
+    for _ in range(3):
+        with pytest.raises(MemoryError):
+            go(tmp_path, tiny_dense, tiny_data)
+    progress, seen = go(tmp_path, tiny_dense, tiny_data)
+    (given,) = [trial for trial in seen if trial.state == "impossible"]
+    assert (given.folder, given.why) == (2, "its process ended 3 times within it, for want of memory perhaps")
+    assert len(progress.trials) == 6
+
+
+def test_a_trial_that_a_person_stops_is_not_to_blame(
+    world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path
+) -> None:
+    for at in (2, 0, 0, 0):
+        world.made, world.kill_at = [], at
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, tiny_dense, tiny_data)
+    progress, _ = go(tmp_path, tiny_dense, tiny_data)
+    assert {trial.state for trial in progress.trials} == {"finished"}
 
 
 def test_what_is_given_up_or_impossible_is_told_and_not_chosen(

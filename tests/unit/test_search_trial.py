@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.searching import _leave, front_of
-from tests.conftest import tiny_params
+from flows.searching import _leave, _verdict, check_names, front_of
+from tests.conftest import tiny_params, without_control
 from winnow.config import Config, check_config
 from winnow.data.images import VALIDATION, load_images
 from winnow.energy import joules
@@ -35,7 +36,7 @@ from winnow.steps.compress import Folders
 
 def config(**changes: Any) -> Config:
     small = {"epochs": 4, "batch_size": 32, "runtime": "ort"}
-    return check_config(tiny_params() | {"search": {**small, **changes}})
+    return check_config(without_control() | {"search": {**small, **changes}})
 
 
 @pytest.fixture
@@ -103,10 +104,12 @@ def test_points_are_lost_against_the_better_reference(place: Workplace, tiny_den
         np.save(
             shutil.copytree(tiny_dense, here / name) / LOGITS, np.eye(len(images.classes), dtype=np.float32)[answers_V]
         )
-    beside = dataclasses.replace(place, folders=dataclasses.replace(place.folders, candidates=here))
+    beside = dataclasses.replace(
+        place, folders=dataclasses.replace(place.folders, candidates=here), config=check_config(tiny_params())
+    )
     a_point = 100 / len(labels_V)
     assert lost(reference_logits(beside, images), here / "dense", images).points == pytest.approx(a_point)
-    shutil.rmtree(here / "dense-kd")
+    beside = dataclasses.replace(beside, config=place.config)  # its folder stays where it left the tree
     assert lost(reference_logits(beside, images), here / "dense", images).points == 0
 
 
@@ -180,6 +183,22 @@ def test_costs_are_told_against_dense(tiny_dense: Path) -> None:
     assert describe_cost(config(objective="throughput").search, 0.001) == "1,000 images/s"
 
 
+@pytest.mark.parametrize(
+    ("name", "add", "message"),
+    [
+        ("/tmp/x", "", "--name /tmp/x: small letters"),
+        ("..", "", "--name ..: small letters"),
+        ("mine", "My_Net", "--add My_Net: small letters"),
+        ("mine", "dense", "--add dense: dense, dense-int8 is there already"),
+        ("mine", "pruned", "--add pruned: pruned, pruned-int8 is there already"),
+    ],
+)
+def test_names_are_looked_at_before_anything_is_searched(name: str, add: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_names(config(), name, add)
+    check_names(config(), "mine", "found")
+
+
 def test_energy_is_read_where_it_can_be(tmp_path: Path, tiny_dense: Path) -> None:
     package = tmp_path / "intel-rapl:0"
     (package / "intel-rapl:0:0").mkdir(parents=True)  # a part of the package counts with it
@@ -213,6 +232,9 @@ def test_the_interval_is_of_the_whole_look(place: Workplace, meter: Meter, tiny_
     assert row.drop == mine
     allowing = dataclasses.replace(place, config=config(max_drop_points=100.0))
     assert front_of(found, allowing)[0].marks == ("chosen",)
+    dear = dataclasses.replace(found, dense_cost=look.cost / 2)
+    assert front_of(dear, allowing)[0].marks == ()  # what costs more than dense is no choice
+    assert "Nothing that is shorter than dense is shown to lose" in _verdict(front_of(dear, allowing), dear, config())
     shutil.rmtree(tree_of(place, 5, 1))
     assert front_of(found, place) == [row]
     shutil.rmtree(tree_of(place, 5, 4))

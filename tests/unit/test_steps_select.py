@@ -123,6 +123,8 @@ def test_rounding_that_trains_on_wants_a_control(tiny_data: Path, tmp_path: Path
     assert any(told in warning for warning in run(artifacts, check_config(params)).warnings)
     control = {"from": "pruned", "method": "distill", "student": "same", "recovery": recovery}
     assert remarks_of(check_config(params | {"candidates": params["candidates"] | {"pruned-on": control}})) == []
+    control |= {"recovery": {**recovery, "batch_size": 2 * recovery["batch_size"]}}  # half as many steps
+    assert remarks_of(check_config(params | {"candidates": params["candidates"] | {"pruned-on": control}}))
 
 
 def remarks_of(config: Config) -> list[str]:

@@ -18,7 +18,15 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from winnow.compression.channels import COUNTS, Cut, NothingGoes, copy_with_gradients, multiply_adds, remove_channels
+from winnow.compression.channels import (
+    COUNTS,
+    Cut,
+    NothingGoes,
+    copy_with_gradients,
+    multiply_adds,
+    remove_channels,
+    root_channels,
+)
 from winnow.compression.post_training import quantize_statically
 from winnow.config.candidates import Latency, Remove
 from winnow.errors import ConfigError
@@ -37,7 +45,7 @@ CALLS, VISITS = 20, 5
 
 @dataclass(frozen=True)
 class Aim:
-    """What was found: the cut, what it leaves of the parent, and what was tried on the way."""
+    """What was found: the cut, and what was tried on the way."""
 
     cut: Cut
     tried: list[dict[str, float]]
@@ -110,13 +118,13 @@ def _bisect(
 
 
 def goal_of(remove: Remove, model: nn.Module, architecture: Architecture) -> Goal:
-    """What `remove` asks of this network; not for `channels`. A latency is measured for the network first."""
+    """What `remove` asks of this network. A latency is measured for the network first."""
     ((name, value),) = remove.goal.items()
     if isinstance(value, Latency):
         watch = Stopwatch(value, model, architecture)
         limit = value.ms if value.ms is not None else watch.parent_ms * (1 - (value.share or 0.0))
         return Goal(f"latency in ms ({value.runtime} {value.precision}, batch {value.batch})", limit, watch.ms)
-    measure = COUNTS[name]
+    measure = root_channels if name == "channels" else COUNTS[name]
     return Goal(name, measure(model, architecture) * (1 - value), measure)
 
 

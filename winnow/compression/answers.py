@@ -4,8 +4,8 @@
     logits_BC = teacher(views_BCHW)          # from the folder, where an earlier training asked the same
 
 A batch is known by the hash of its pixels after augmentation, so what is found is what the teacher would have said, to
-the bit, on the same number of threads. It lies in the folder as one file for each training that added to it. All
-together stay below LARGEST: the oldest go when a training begins, and once the folder is full nothing is added.
+the bit, on the same number of threads. It lies in the folder as one file for each training that added to it, at most
+LARGEST bytes. When a training begins the oldest go, until no more than that is left.
 Only on the CPU: a GPU answers faster than pixels come back from it to be hashed.
 """
 
@@ -28,9 +28,14 @@ from winnow.training import bf16_is_fast, device
 
 log = logging.getLogger(__name__)
 
-LARGEST = 10**9
-"""Bytes of all files together."""
+LARGEST = 500_000_000
+"""Bytes that a training adds, and that are kept of those before it."""
 KEY_BYTES, HEADER_BYTES = 16, 8
+
+
+def row_bytes(batch: int, classes: int) -> int:
+    """Of one batch's answers on disk."""
+    return HEADER_BYTES + KEY_BYTES + batch * classes * 4
 
 
 def is_recalled(recovery: Recovery) -> bool:
@@ -52,7 +57,8 @@ class Answers(nn.Module):
         self.known: dict[tuple[bytes, int], NDArray[np.float32]] = {}
         self.asked = self.found = 0
         folder.mkdir(parents=True, exist_ok=True)
-        self.room = LARGEST - _tidy(folder, LARGEST // 2)
+        _tidy(folder, LARGEST)
+        self.room = LARGEST
         """Bytes that this training may add."""
         for file in sorted(folder.glob(f"{stem}-*.bin")):
             with contextlib.suppress(OSError, ValueError):  # gone just now, or empty
@@ -118,17 +124,15 @@ def _key(views_BCHW: torch.Tensor) -> tuple[bytes, int]:
     return hashlib.blake2b(pixels.tobytes(), digest_size=KEY_BYTES).digest(), len(pixels)
 
 
-def _tidy(folder: Path, most: int) -> int:
-    """Drop the oldest files while all are larger than `most` bytes -> what is left. Others may tidy just now, too."""
+def _tidy(folder: Path, most: int) -> None:
+    """Drop the oldest files while all are larger than `most` bytes. Others may tidy just now, too."""
     files = []
     for file in folder.glob("*.bin"):
         with contextlib.suppress(FileNotFoundError):
             told = file.stat()
             files.append((told.st_mtime, told.st_size, file))
-    left = 0
+    whole = 0
     for _, size, file in sorted(files, reverse=True):
-        if left + size > most:
+        whole += size
+        if whole > most:
             file.unlink(missing_ok=True)
-        else:
-            left += size
-    return left

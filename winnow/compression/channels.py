@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from winnow.compression.importance import Criterion, pruning_library
 from winnow.errors import ConfigError
 from winnow.models.attention import HeadwiseAttention, heads_of, take_heads_apart
 from winnow.models.backbones import Architecture, settle
 from winnow.models.heads import head_path
+from winnow.models.layers import layers_of
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,7 @@ class NothingGoes(Uncuttable):
 def least_channels(model: nn.Module, max_channels: float) -> dict[str, int]:
     """What `max_channels` leaves of each layer -> channels. Takes attention's heads apart, in place."""
     take_heads_apart(model)
-    sizes = {
-        path: module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
+    sizes = {path: int(layer.weight.shape[0]) for path, layer in layers_of(model).items()}
     return {path: size - int(size * max_channels + 1e-9) for path, size in sizes.items()}
 
 
@@ -94,14 +92,23 @@ def multiply_adds(model: nn.Module, architecture: Architecture) -> int:
 
 def macs_by_layer(model: nn.Module, architecture: Architecture) -> dict[str, int]:
     """Convolution or linear layer -> multiply-adds for one image: each weight once for every place of the output."""
-    layers = {module: path for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    layers: dict[nn.Module, str] = {layer: path for path, layer in layers_of(model).items()}
     found = dict.fromkeys(layers.values(), 0)
 
     def count(module: Any, _inputs: Any, output: torch.Tensor) -> None:
         places = math.prod(output.shape[2:]) if isinstance(module, nn.Conv2d) else output.numel() // output.shape[-1]
         found[layers[module]] += module.weight.numel() * places
 
+    def count_windows(module: Any, inputs: Any, _output: Any) -> None:
+        """Swin reads the weights of these two without calling them, at each place of its padded windows."""
+        sides = zip(inputs[0].shape[1:3], module.window_size, strict=True)
+        places = math.prod(math.ceil(side / window) * window for side, window in sides)
+        for layer in (module.qkv, module.proj):
+            found[layers[layer]] += layer.weight.numel() * places
+
     hooks = [layer.register_forward_hook(count) for layer in layers]
+    windowed = [module for module in model.modules() if isinstance(module, ShiftedWindowAttention)]
+    hooks += [module.register_forward_hook(count_windows) for module in windowed]
     try:
         with torch.inference_mode():
             model.eval()(_example(architecture))
@@ -176,6 +183,12 @@ def prunable_groups(model: nn.Module, architecture: Architecture) -> list[LayerG
         if layers:
             found.append(LayerGroup(tuple(dict.fromkeys(layers))))
     return found
+
+
+def root_channels(model: nn.Module, architecture: Architecture) -> int:
+    """Channels that can go, those that go together counted once: what a share of the channels is a share of."""
+    layers = layers_of(model)
+    return sum(int(layers[group.layers[0]].weight.shape[0]) for group in prunable_groups(model, architecture))
 
 
 def copy_with_gradients(model: nn.Module) -> nn.Module:

@@ -21,7 +21,9 @@ from winnow.config import Cluster
 from winnow.errors import MissingExtra
 from winnow.export import export_onnx
 from winnow.model_file import MODEL
-from winnow.models.backbones import load_model, save_model
+from winnow.models.backbones import load_model, save_model, with_heads_apart
+from winnow.models.layers import layers_of
+from winnow.quiet import busy_turn
 from winnow.training import Hooks
 
 Tie = tuple[torch.Tensor, torch.Tensor]
@@ -32,7 +34,7 @@ SAMPLE = 50_000
 
 def cluster(settings: Cluster, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Tie the parent's weights, recover tied, and leave weights and model.onnx in `folder` -> details."""
-    model, architecture = load_model(inputs.parent)
+    model, architecture = with_heads_apart(*load_model(inputs.parent))
     for weight in _weights(model).values():
         tie(weight, settings.values, settings.recovery.seed)
     ties = _Ties()
@@ -43,13 +45,10 @@ def cluster(settings: Cluster, inputs: Inputs, folder: Path) -> dict[str, Any]:
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        f"{path}.weight": module.weight.detach()
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
+    return {f"{path}.weight": layer.weight.detach() for path, layer in layers_of(model).items()}
 
 
+@busy_turn()
 def tie(weight: torch.Tensor, values: int, seed: int) -> None:
     """Give every entry the nearest of `values` values, in place; a tensor with no more than these is left alone."""
     try:

@@ -55,6 +55,7 @@ def factorize(settings: Factorize, inputs: Inputs, folder: Path) -> dict[str, An
     }
 
 
+@busy_turn()
 def low_rank(model: nn.Module, architecture: Architecture, ranks: Ranks) -> Architecture:
     """Split, in place -> the new architecture."""
     take_heads_apart(model)

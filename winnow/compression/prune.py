@@ -40,8 +40,7 @@ class _Course:
     inputs: Inputs
     least: dict[str, int]
     """Channels that each layer of the parent keeps."""
-    goal: Goal | None
-    """None where a share of the channels is given."""
+    goal: Goal
     begin: float
     """The goal's quantity before the first cut."""
 
@@ -51,9 +50,9 @@ def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
     model, architecture = load_model(inputs.parent)
     take_heads_apart(model)
     before = counted(model, architecture, "before")
-    goal = None if settings.remove.channels else goal_of(settings.remove, model, architecture)
-    begin = goal.measure(model, architecture) if goal else 1.0
-    if goal and begin <= goal.limit:
+    goal = goal_of(settings.remove, model, architecture)
+    begin = goal.measure(model, architecture)
+    if begin <= goal.limit:
         raise ConfigError(
             f"candidates: method prune: the {goal.name} of this {architecture.backbone} is {begin:.4g}, within the "
             f"{goal.limit:.4g} that is asked for, so there is nothing to remove; ask for less"
@@ -84,8 +83,9 @@ def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
 def _cut(course: _Course, model: nn.Module, architecture: Architecture, number: int) -> tuple[Architecture, Any]:
     """Round `number`, in place -> (the new architecture, what was tried).
 
-    A cut that was made before a stop is made again from its history: a latency that is measured anew may name another
-    share, and what was trained since would not fit.
+    The amounts of all rounds lie on a line. Rounding takes more than was asked for: a round that finds its amount gone
+    removes nothing. A cut that was made before a stop is made again from its history: a latency that is measured anew
+    may name another share, and what was trained since would not fit.
     """
     settings, kept = course.settings, course.inputs.scratch / f"cut-{number}.json"
     if kept.is_file():
@@ -94,26 +94,23 @@ def _cut(course: _Course, model: nn.Module, architecture: Architecture, number: 
         return architecture.model_copy(update={"pruning": [*architecture.pruning, *made["history"]]}), made["told"]
     criterion = prepare(model, settings.importance, course.inputs, settings.recovery.seed)
     rounding = 8 if settings.round_to == "measured" else settings.round_to
-    cut, told = Cut(0.5, criterion, rounding, course.least), {}
-    if course.goal is None:
-        cut = dataclasses.replace(cut, share=_share_of_the_rest(settings, number))
-    else:
-        limit = course.begin + (course.goal.limit - course.begin) * number / settings.rounds
-        roundings = ROUNDINGS if settings.round_to == "measured" else (rounding,)
-        found = aim(model, architecture, dataclasses.replace(course.goal, limit=limit), cut, roundings)
-        cut, told = found.cut, {"goal": course.goal.name, "limit": limit, "tried": found.tried}
-    after = remove_channels(model, architecture, cut)
+    cut = Cut(0.0, criterion, rounding, course.least)
+    limit = course.begin + (course.goal.limit - course.begin) * number / settings.rounds
+    now = course.begin if number == 1 else course.goal.measure(model, architecture)
+    told: dict[str, Any] = {"goal": course.goal.name, "limit": limit, "before": now}
+    after = architecture
+    if now > limit:
+        if settings.remove.channels:
+            cut = dataclasses.replace(cut, share=1 - limit / now)
+        else:
+            roundings = ROUNDINGS if settings.round_to == "measured" else (rounding,)
+            found = aim(model, architecture, dataclasses.replace(course.goal, limit=limit), cut, roundings)
+            cut, told = found.cut, told | {"tried": found.tried}
+        after = remove_channels(model, architecture, cut)
     told |= {"share": cut.share, "round_to": cut.round_to, "parameters": parameters(model)}
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, {"history": after.pruning[len(architecture.pruning) :], "told": told})
     return after, told
-
-
-def _share_of_the_rest(settings: Prune, number: int) -> float:
-    """Of the channels that are left before round `number`, so that the shares of all rounds lie on a line."""
-    whole = settings.remove.channels or 0.0
-    left = [1 - whole * done / settings.rounds for done in (number - 1, number)]
-    return 1 - left[1] / left[0]
 
 
 def learn_sparsely(model: nn.Module, architecture: Architecture, settings: Prune, inputs: Inputs) -> list[Row]:
@@ -123,6 +120,11 @@ def learn_sparsely(model: nn.Module, architecture: Architecture, settings: Prune
     a group gets strength * 2^(4 (max - importance) / (max - min)) times the weight added.
     """
     model.eval().requires_grad_(True)
+    if any(isinstance(module, nn.Conv2d) and 1 < module.groups < module.in_channels for module in model.modules()):
+        raise ConfigError(
+            f"candidates: method prune: sparse_learning cannot follow the grouped convolutions of a "
+            f"{architecture.backbone}; leave it out"
+        )
     library = pruning_library()
     side = architecture.image_size
     pruner = library.pruner.GroupNormPruner(

@@ -39,6 +39,7 @@ from winnow.errors import ConfigError, MissingExtra
 from winnow.export import export_onnx, float_layers, load_onnx, save_onnx
 from winnow.inference import predict_file
 from winnow.model_file import MODEL
+from winnow.models.attention import take_heads_apart
 from winnow.models.backbones import ARCHITECTURE, load_architecture, load_model
 from winnow.records import write_json
 from winnow.training import Row
@@ -92,7 +93,7 @@ def _climb(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], t
     judge = Judge.of(inputs)
     rungs = _rungs(settings, inputs, pixels_NHWC, judge)
     told: list[dict[str, Any]] = []
-    curves: dict[str, list[Row]] = {}
+    curves: dict[int, list[Row]] = {}
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
         for rung in rungs:
             file = Path(name) / f"{len(told)}.onnx"
@@ -105,7 +106,7 @@ def _climb(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], t
                 log.info("int8, %s: impossible here", rung.name)
                 continue
             if learned:
-                curves["curves"] = learned
+                curves[len(told)] = learned
             lost = judge.points_lost(file)
             left = float_layers(file)
             told.append({"rung": rung.name, "points_lost": lost, "float_layers": left})
@@ -114,7 +115,8 @@ def _climb(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], t
                 break
         best = min((at for at in range(len(told)) if "points_lost" in told[at]), key=lambda at: told[at]["points_lost"])
         shutil.move(Path(name) / f"{best}.onnx", target)
-    return {"rungs": told, "chosen": told[best]["rung"], "float_layers": told[best]["float_layers"], **curves}
+    details = {"rungs": told, "chosen": told[best]["rung"], "float_layers": told[best]["float_layers"]}
+    return details | ({"curves": curves[best]} if best in curves else {})
 
 
 def _rungs(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], judge: Judge) -> list[_Rung]:
@@ -192,6 +194,7 @@ def _trained(
     """Train the parent under rounding, export it, quantize that -> curves."""
     assert settings.recovery is not None
     model, architecture = load_model(inputs.parent)
+    take_heads_apart(model)
     with simulated_int8(model, overflow_safe=recipe.overflow_safe):
         curves = recover(model, settings.recovery, inputs, "rounding")
     export_onnx(model, architecture, target)

@@ -23,9 +23,11 @@ from torch import nn
 from winnow.compression.inputs import Inputs
 from winnow.compression.recovery import recover, recovery_steps
 from winnow.config import Sparsify
+from winnow.errors import ConfigError
 from winnow.export import export_onnx
 from winnow.model_file import MODEL
-from winnow.models.backbones import load_model, save_model
+from winnow.models.backbones import load_model, save_model, with_heads_apart
+from winnow.models.layers import layers_of
 from winnow.training import Hooks
 
 Masks = dict[str, torch.Tensor]
@@ -36,7 +38,8 @@ CUTS = 50
 
 def sparsify(settings: Sparsify, inputs: Inputs, folder: Path) -> dict[str, Any]:
     """Mask the parent, recover under the mask, and leave weights and model.onnx in `folder` -> details."""
-    model, architecture = load_model(inputs.parent)
+    model, architecture = with_heads_apart(*load_model(inputs.parent))
+    _check(model, settings)
     holder = _Holder(settings, recovery_steps(settings.recovery, inputs))
     if settings.schedule == "once":
         holder.masks = masks_of(model, settings, settings.sparsity)
@@ -48,10 +51,20 @@ def sparsify(settings: Sparsify, inputs: Inputs, folder: Path) -> dict[str, Any]
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / MODEL)
     kept = sum(int(mask.sum()) for mask in final.values())
-    names = set(final)
-    dense = [path for path, _ in _layers(model) if f"{path}.weight" not in names]
+    dense = [path for path in layers_of(model) if f"{path}.weight" not in final]
     masked_share = 1 - kept / sum(mask.numel() for mask in final.values())
     return {"curves": curves, "masked_share": masked_share, "dense_layers": dense}
+
+
+def _check(model: nn.Module, settings: Sparsify) -> None:
+    """Raise ConfigError where no layer can take the pattern, before anything is trained."""
+    if settings.group is None or masks_of(model, settings, settings.sparsity):
+        return
+    inputs = sorted({int(layer.weight.shape[1]) for layer in layers_of(model).values()})
+    raise ConfigError(
+        f"candidates: method sparsify: pattern: {settings.pattern} fits no layer, as the inputs of each must be a "
+        f"multiple of {settings.group}; this network's layers have {', '.join(map(str, inputs))}"
+    )
 
 
 class _Holder:
@@ -103,7 +116,7 @@ def magnitude_masks(model: nn.Module, sparsity: float) -> Masks:
 def group_masks(model: nn.Module, group: int, sparsity: float) -> Masks:
     """Of weights alone: in every `group` of them along the inputs round(sparsity * group) are zero."""
     zeros, masks = round(sparsity * group), {}
-    for path, layer in _layers(model):
+    for path, layer in layers_of(model).items():
         weight = layer.weight.detach()
         if weight.shape[1] % group:
             continue
@@ -123,14 +136,10 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
         parameter.mul_(mask.to(parameter.device))
 
 
-def _layers(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
-    return [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-
-
 def _maskable(model: nn.Module) -> dict[str, torch.Tensor]:
     """Weights and biases of convolutions and linear layers."""
     return {
         f"{path}.{name}": parameter
-        for path, layer in _layers(model)
+        for path, layer in layers_of(model).items()
         for name, parameter in layer.named_parameters(recurse=False)
     }

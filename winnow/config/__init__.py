@@ -28,9 +28,7 @@ from winnow.config.candidates import (
     Recovered,
     Recovery,
     Sparsify,
-    in_order,
     may_train,
-    tree_errors,
 )
 from winnow.config.data import Data
 from winnow.config.drift import Drift
@@ -39,6 +37,7 @@ from winnow.config.pretrain import NoPretraining, Pretrain, RotNet, SimCLR
 from winnow.config.promotion import Gates, Promotion
 from winnow.config.search import Search
 from winnow.config.section import Augmentation, Optimiser, Section
+from winnow.config.tree import in_order, tree_errors
 from winnow.errors import ConfigError
 
 __all__ = [

@@ -105,6 +105,11 @@ IN_WIDTHS = (*OWN, "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
 """Those whose channels a factor scales; to make another narrower, prune it."""
 
 
+def has_maps(name: str) -> bool:
+    """Whether its inner layers give (B, C, H, W): convolutional networks."""
+    return not name.startswith(("vit_", "swin_"))
+
+
 def is_prunable(name: str) -> bool:
     """Whether `prune` works on the backbone."""
     return not name.startswith(UNPRUNABLE)

@@ -1,19 +1,19 @@
 """`candidates:`: the tree of compressed models. Each names the one it is made `from` and one `method`.
 
 `dense`, the fine-tuned model, is the root. The union below is told apart by `method`; a new method is one model here,
-one file in winnow/compression/ named as the method, and one line in that package's dict.
+one file in winnow/compression/ named as the method, and one line in that package's dict. What holds of the tree as a
+whole is in tree.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from winnow.config.backbones import IN_WIDTHS, Student, is_prunable
-from winnow.config.section import Augmentation, Count, Fraction, Number, Optimiser, Positive, Section, Seed
+from winnow.config.backbones import IN_WIDTHS, Student
+from winnow.config.section import Augmentation, Count, Fraction, Integer, Number, Optimiser, Positive, Section, Seed
 
 ROOT = "dense"
 CONTROL = "dense-kd"
@@ -118,7 +118,7 @@ class Remove(Section):
 class SparseLearning(Section):
     """Training before the cut that shrinks the channels that will go (group regularisation, Fang et al. 2023)."""
 
-    epochs: Annotated[int, Field(ge=0)] = 0
+    epochs: Annotated[Integer, Field(ge=0)] = 0
     """0: none. Taught, augmented and optimised as in `recovery`."""
     strength: Positive = 5.0e-4
 
@@ -155,13 +155,22 @@ class Prune(Recovered):
         return self
 
 
+def _quoted(value: Any) -> Any:
+    """YAML 1.1 reads 2:4 as a number to the base 60."""
+    if isinstance(value, int):
+        raise ValueError(f'YAML reads N:M without quotes as a number, here {value}; write it in quotes, as in "2:4"')
+    return value
+
+
 class Sparsify(Recovered):
     """Set the smallest weights and biases to zero and hold them there: smaller when zipped, not faster."""
 
     method: Literal["sparsify"]
     sparsity: Share
     """Share of zeros."""
-    pattern: Annotated[str, Field(pattern=r"^(unstructured|[1-9]\d?:[1-9]\d?)$")] = "unstructured"
+    pattern: Annotated[str, BeforeValidator(_quoted), Field(pattern=r"^(unstructured|[1-9]\d?:[1-9]\d?)$")] = (
+        "unstructured"
+    )
     """unstructured: over the whole network. N:M, as in "2:4": N of every M weights stay."""
     schedule: Literal["once", "gradual"] = "once"
     """gradual: more and more during the first two thirds of the recovery."""
@@ -173,7 +182,7 @@ class Sparsify(Recovered):
         stay = int(self.pattern.partition(":")[0])
         if stay >= self.group:
             raise ValueError(f"pattern: {self.pattern} leaves nothing out; write how many stay of how many, as in 2:4")
-        if abs(self.sparsity - (1 - stay / self.group)) > 1e-6:
+        if abs(self.sparsity - (1 - stay / self.group)) > 1e-3:
             raise ValueError(
                 f"pattern: {self.pattern} makes {1 - stay / self.group:.4g} of the weights zero; set sparsity to it"
             )
@@ -205,7 +214,7 @@ class Cluster(Recovered):
     """Let all weights of a layer share a few values, then recover: smaller when zipped, not faster."""
 
     method: Literal["cluster"]
-    values: Annotated[int, Field(ge=2, le=256)] = 16
+    values: Annotated[Integer, Field(ge=2, le=256)] = 16
     """Of each layer: 16 take 4 bits a weight where a file stores them so."""
 
 
@@ -237,7 +246,14 @@ class Quantize(Candidate):
             raise ValueError("scheme: qat trains: give it a recovery, as prune has")
         if self.scheme in ("static", "controlled", "dynamic") and self.recovery is not None:
             raise ValueError(f"scheme: {self.scheme} trains nothing: remove recovery, or set scheme: qat or ladder")
+        ignored = sorted({"preset", "ranges", "bias_correction", "overflow_safe"} & self._changed())
+        if self.scheme == "dynamic" and ignored:
+            raise ValueError(f"scheme: dynamic has no {', '.join(ignored)}: leave it out, or set scheme: static")
         return self
+
+    def _changed(self) -> set[str]:
+        """Settings that are not as they are by default."""
+        return {name for name, about in type(self).model_fields.items() if getattr(self, name) != about.default}
 
 
 def may_train(candidate: Candidate) -> bool:
@@ -262,117 +278,3 @@ class Distill(Recovered):
 
 
 AnyCandidate = Annotated[Prune | Sparsify | Factorize | Cluster | Quantize | Distill, Field(discriminator="method")]
-
-
-def tree_errors(
-    candidates: dict[str, Candidate], backbone: str | None = None, pretrained: bool = True
-) -> list[tuple[str, str]]:
-    """What is wrong with the tree as a whole: (dotted path, message) pairs, empty when it is sound.
-
-    `backbone`: of dense, where it is known; `pretrained`: whether it is pretrained here.
-    """
-    found = _control_errors(candidates.get(CONTROL))
-    for name, candidate in candidates.items():
-        here = f"candidates.{name}"
-        if not NAME.fullmatch(name):
-            found.append((here, f"{name!r} is no usable name: small letters, digits and single hyphens ([a-z0-9-]+)"))
-        if name in TAKEN:
-            found.append((here, f"{name!r} is the name of a step or its folder; call the candidate {name}-1, say"))
-        if name == ROOT:
-            found.append((here, f"{ROOT!r} is the fine-tuned model itself, the root of the tree; choose another name"))
-            continue
-        if candidate.parent != ROOT and candidate.parent not in candidates:
-            choices = ", ".join([ROOT, *candidates])
-            found.append((f"{here}.from", f"no candidate is called {candidate.parent!r}; valid: {choices}"))
-            continue
-        if isinstance(candidate, Recovered) and candidate.recovery.hint == "pretrained" and not pretrained:
-            found.append((f"{here}.recovery.hint", "pretrained needs pretraining, and pretrain.method is none"))
-        parent = candidates.get(candidate.parent)
-        if isinstance(parent, Quantize) and candidate.parent != ROOT:
-            found.append(
-                (
-                    f"{here}.from",
-                    f"{candidate.parent!r} is quantized and cannot be changed further; "
-                    f"make {name!r} from {parent.parent!r} and quantize last",
-                )
-            )
-        if isinstance(candidate, Prune | Factorize) and _is_of_low_rank(candidate.parent, candidates):
-            found.append((f"{here}.from", f"{candidate.parent!r} is of low rank already: prune first, factorize then"))
-        if _in_cycle(name, candidates):
-            found.append((f"{here}.from", f"{name!r} descends from itself; every chain must end at {ROOT!r}"))
-        elif isinstance(candidate, Prune):
-            network = _backbone_of(candidate.parent, candidates, backbone)
-            if network and not is_prunable(network):
-                found.append(
-                    (
-                        here,
-                        f"channels cannot be removed from a {network}: its windows or shuffled channels cannot be "
-                        "followed; remove the candidate, or choose another backbone",
-                    )
-                )
-    return found
-
-
-def _line_of(name: str, candidates: dict[str, Candidate]) -> Iterator[Candidate]:
-    """`name` and what it was made of, up to dense or a student of another backbone, who begins anew."""
-    seen = set[str]()  # a tree may have a cycle, which is told apart
-    while name in candidates and name not in seen:
-        seen.add(name)
-        candidate = candidates[name]
-        yield candidate
-        if isinstance(candidate, Distill) and candidate.student != "same":
-            return
-        name = candidate.parent
-
-
-def _is_of_low_rank(name: str, candidates: dict[str, Candidate]) -> bool:
-    """Whether `name` or what it was made of was factorized."""
-    return any(isinstance(candidate, Factorize) for candidate in _line_of(name, candidates))
-
-
-def _backbone_of(name: str, candidates: dict[str, Candidate], dense: str | None) -> str | None:
-    """The network that `name` is made of."""
-    students = (each.student for each in _line_of(name, candidates) if isinstance(each, Distill))
-    return next((student for student in students if student != "same"), dense)
-
-
-def _control_errors(control: Candidate | None) -> list[tuple[str, str]]:
-    """Drops are counted against the control, so it must be dense trained on and nothing else."""
-    if control is None:
-        return []
-    here = f"candidates.{CONTROL}"
-    why = f"{CONTROL!r} is the control, {ROOT!r} trained on with itself as teacher"
-    if not isinstance(control, Distill):
-        return [(f"{here}.method", f"{why}: it must be distill; or give the candidate another name")]
-    wanted = (
-        ("from", control.parent, ROOT),
-        ("student", control.student, "same"),
-        ("recovery.teacher", control.recovery.teacher, ROOT),
-    )
-    return [
-        (f"{here}.{key}", f"{why}: it must be {needed}, not {value!r}; or give the candidate another name")
-        for key, value, needed in wanted
-        if value != needed
-    ]
-
-
-def _in_cycle(name: str, candidates: dict[str, Candidate]) -> bool:
-    at, seen = name, set[str]()
-    while at in candidates and at not in seen:
-        seen.add(at)
-        at = candidates[at].parent
-    return at == name
-
-
-def in_order(candidates: dict[str, AnyCandidate]) -> list[str]:
-    """Names with every parent before its children; otherwise as written."""
-    done: list[str] = []
-
-    def place(name: str) -> None:
-        if name in candidates and name not in done:
-            place(candidates[name].parent)
-            done.append(name)
-
-    for name in candidates:
-        place(name)
-    return done

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from winnow.config.backbones import IN_WIDTHS
-from winnow.config.section import Count, Number, Positive, Section, Seed
+from winnow.config.section import Count, Integer, Number, Positive, Section, Seed
 
 Structure = Literal["prune", "factorize", "student"]
 MOST_MACS = 0.95
@@ -19,7 +19,7 @@ class Search(Section):
 
     minutes: Positive = 30.0
     """Of work in all, over every call of the same name. What is under way at its end is finished."""
-    trials: Annotated[int, Field(ge=0)] = 0
+    trials: Annotated[Integer, Field(ge=0)] = 0
     """At most so many; 0: as many as the minutes hold."""
     objective: Literal["latency", "throughput", "size", "energy"] = "latency"
     """latency: ms a call at batch 1; throughput: images/s at benchmark.large_batch; size: MB; energy: mJ an image."""

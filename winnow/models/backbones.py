@@ -54,6 +54,8 @@ class Architecture(BaseModel):
     """torch-pruning's history: [layer, is it the out side, indexes]."""
     ranks: dict[str, int] = {}
     """Layers that were split into two after that, with their rank (winnow/models/factors.py)."""
+    heads_apart: bool = False
+    """Queries, keys and values of a vision transformer are layers of their own (winnow/models/attention.py)."""
 
 
 class SmallResNet(nn.Module):
@@ -108,6 +110,8 @@ def build(architecture: Architecture, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _fresh(architecture)
+    if architecture.heads_apart:
+        take_heads_apart(model)
     if architecture.pruning:
         replay(model, architecture.image_size, architecture.pruning)
     if architecture.ranks:
@@ -154,6 +158,13 @@ def settle(model: nn.Module) -> None:
     """Tell a pruned network its own width, where its code asks an attribute and not the weights."""
     if isinstance(model, torchvision.models.VisionTransformer):
         model.hidden_dim = model.conv_proj.out_channels
+
+
+def with_heads_apart(model: nn.Module, architecture: Architecture) -> tuple[nn.Module, Architecture]:
+    """The network with queries, keys and values as layers, in place, and the architecture that says so."""
+    take_heads_apart(model)
+    apart = isinstance(model, torchvision.models.VisionTransformer)
+    return model, architecture.model_copy(update={"heads_apart": apart}) if apart else architecture
 
 
 def save_model(folder: Path, model: nn.Module, architecture: Architecture) -> None:

@@ -12,17 +12,18 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 
 def factorizable(model: nn.Module, head: str) -> dict[str, nn.Conv2d | nn.Linear]:
     """Layers that may be split: convolutions without groups and linear layers, all but the head.
 
-    Parts of nn.MultiheadAttention are read by it as parameters, not called: they stay.
+    Parts of nn.MultiheadAttention and of Swin's attention are read as parameters, not called: they stay.
     """
     inside = {
         f"{path}.{name}"
         for path, module in model.named_modules()
-        if isinstance(module, nn.MultiheadAttention)
+        if isinstance(module, nn.MultiheadAttention | ShiftedWindowAttention)
         for name, _ in module.named_modules()
     }
     return {

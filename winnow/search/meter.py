@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from winnow.runtimes import Cell, Precision, Predict, open_cell, openvino_modes
 from winnow.timing import timed_in_turns
 
 VISITS, CALLS_SINGLE, CALLS_LARGE = 5, 40, 3
-ENERGY_CALLS = 200
+ENERGY_VISITS, ENERGY_SECONDS = 3, 1.0
 
 
 def batch_of(config: Config) -> int:
@@ -43,6 +44,7 @@ class Meter:
             )
         self.dense = dense
         self.reference = self._open(dense, "f32")
+        self.dense_mj = (dense_cost or 0.0) if self.settings.objective == "energy" else 0.0
         self.dense_ms = 0.0 if dense_cost is None else self._ms_of(dense_cost)
         if not self.dense_ms and self.settings.objective in ("latency", "throughput"):
             self.dense_ms = self._ms(self.reference)
@@ -90,15 +92,30 @@ class Meter:
         return own / dense * self.dense_ms if self.dense_ms else own
 
     def _millijoules(self, predict: Predict) -> float:
-        def answer() -> None:
-            for _ in range(ENERGY_CALLS):
-                predict(self.pixels_NHWC)
-
+        """An image's, as if dense took what it took at first; visited in turns with it."""
+        own = dense = 0.0
         with quiet_machine():
-            predict(self.pixels_NHWC)
-            taken = joules(answer)
-        assert taken is not None
-        return taken / ENERGY_CALLS / self.batch * 1e3
+            for _ in range(ENERGY_VISITS):
+                own += self._visit_mj(predict)
+                dense += self._visit_mj(self.reference)
+        return own / dense * self.dense_mj if self.dense_mj else own / ENERGY_VISITS
+
+    def _visit_mj(self, predict: Predict) -> float:
+        """mJ an image over a second of calls."""
+        calls = 0
+
+        def answer() -> None:
+            nonlocal calls
+            until = time.perf_counter() + ENERGY_SECONDS
+            while time.perf_counter() < until:
+                predict(self.pixels_NHWC)
+                calls += 1
+
+        predict(self.pixels_NHWC)
+        taken = joules(answer)
+        if taken is None:
+            raise ConfigError("search.objective: energy could be read before and cannot now; use latency")
+        return taken / calls / self.batch * 1e3
 
 
 def describe_cost(settings: Any, cost: float) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from winnow.config import Search
+from winnow.config import Config, NoPretraining, Search
+from winnow.config.backbones import has_maps
 from winnow.config.search import MOST_MACS, Structure
 
 MACS_STEP = 0.05
@@ -47,10 +48,19 @@ class Point:
     """Of a student, as a share of its backbone's."""
 
 
-def propose(trial: Proposes, settings: Search, pretrained: bool) -> Point:
-    """The optimiser's next point."""
+def hints_of(config: Config) -> list[str]:
+    """Those that dense can give: the pretrained backbone's where there is one, maps where it and students have them."""
+    missing = set()
+    if isinstance(config.pretrain, NoPretraining):
+        missing.add("pretrained")
+    if not has_maps(config.pretrain.backbone):
+        missing.add("attention")
+    return [hint for hint in HINTS if hint not in missing]
+
+
+def propose(trial: Proposes, settings: Search, hints: list[str]) -> Point:
+    """The optimiser's next point; `hints`: those that may be tried."""
     structure: Structure = trial.suggest_categorical("structure", list(settings.structures))
-    hints = [hint for hint in HINTS if pretrained or hint != "pretrained"]
     macs = width = 1.0
     if structure == "student":
         width = trial.suggest_categorical("width", list(WIDTHS))

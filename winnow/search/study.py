@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from winnow.config import CONTROL, ROOT, NoPretraining
+from winnow.config import CONTROL, ROOT
 from winnow.config.search import Structure
 from winnow.errors import ConfigError, MissingExtra
 from winnow.progress import duration
-from winnow.records import RECORD, record_digest, write_json
+from winnow.records import record_digest, write_json
 from winnow.search.front import Found
 from winnow.search.meter import batch_of, describe_cost
-from winnow.search.space import Point, first_points, propose
+from winnow.search.space import Point, first_points, hints_of, propose
 from winnow.search.trial import Earlier, Look, Result, Workplace, meter_of, run_point
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ FEW_REPEATS = 3
 """Proposals in a row that were all tried already: the optimiser goes in circles, and the next are drawn at random."""
 MANY_REPEATS = 50
 """As many of them, those at random included: nothing new is left."""
+MANY_BEGINNINGS = 3
+"""Times that a trial is begun whose process ends within it, as for want of memory; a stop by a person is none."""
 MANY_IMPOSSIBLE = 8
 """Trials in a row that cannot be made: something is wrong with the settings."""
 
@@ -125,12 +128,18 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
             folder = trial.user_attrs["folder"]
             under_way[folder] = trial
             log.info("trial %d begins: %s", trial.number, what_of(point))
-            runner.submit(place, folder, point, _earlier(study), dense_cost)
+            if (times := trial.user_attrs.get("ended_within", 0)) >= MANY_BEGINNINGS:
+                why = f"its process ended {times} times within it, for want of memory perhaps"
+                tell(_note(optuna, study, under_way.pop(folder), place, Result("impossible", why, None, None, 0.0)))
+                continue
+            with _marked_if_stopped(under_way):
+                runner.submit(place, folder, point, _earlier(study), dense_cost)
         if not under_way:
             if repeats == MANY_REPEATS:
                 log.info("the last %d proposals were all tried already: the search ends here", repeats)
             break
-        folder, result = runner.next()
+        with _marked_if_stopped(under_way):
+            folder, result = runner.next()
         repeats = 0  # the optimiser knows more now
         done = _note(optuna, study, under_way.pop(folder), place, result)
         log.info("trial %d: %s; %s", done.number, told(done, place.config.search), _left(study, place))
@@ -141,6 +150,18 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
     return Progress(_trials(study), _seconds(study), dense_cost)
 
 
+@contextmanager
+def _marked_if_stopped(under_way: Mapping[int, Any]) -> Iterator[None]:
+    """Trials that a person stops are not to blame for it."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            for trial in under_way.values():
+                trial.set_user_attr("stopped", True)
+        raise
+
+
 def _new(optuna: Any, study: Any, place: Workplace, at_random: bool) -> tuple[Any, Point]:
     """The next trial with its point; None in its place where the same chain was run, or runs, already."""
     settings, optimiser = place.config.search, study.sampler
@@ -148,7 +169,7 @@ def _new(optuna: Any, study: Any, place: Workplace, at_random: bool) -> tuple[An
     if at_random:
         study.sampler = optuna.samplers.RandomSampler(seed=settings.seed + len(every))
     trial = study.ask()
-    point = propose(trial, settings, not isinstance(place.config.pretrain, NoPretraining))
+    point = propose(trial, settings, hints_of(place.config))
     study.sampler = optimiser
     key = json.dumps(place.candidates_of(point, settings.epochs), sort_keys=True)
     same = next((each for each in every if each.user_attrs.get("key") == key and _stands(optuna, each)), None)
@@ -216,9 +237,10 @@ def _open(optuna: Any, storage: Path, place: Workplace, slots: int) -> Any:
     asked = settings.model_dump(mode="json", exclude={"minutes", "trials", "max_drop_points"})
     dense = place.folders.candidates / ROOT
     asked |= {"machine": place.machine, "data": record_digest(place.folders.data), "dense": record_digest(dense)}
-    control = place.folders.candidates / CONTROL
+    references = place.references
     asked["overflow_safe"] = place.overflow_safe
-    asked |= {CONTROL: record_digest(control) if (control / RECORD).is_file() else "", "batch": batch_of(place.config)}
+    control = record_digest(references[CONTROL]) if CONTROL in references else ""
+    asked |= {CONTROL: control, "batch": batch_of(place.config)}
     before = study.user_attrs.get("asked")
     if before is None:
         study.set_user_attr("dense_cost", meter_of(place).cost(dense, "f32"))
@@ -241,7 +263,10 @@ def _take_up(optuna: Any, study: Any, place: Workplace) -> None:
             _tell(optuna, study, trial.number, trial.user_attrs, place)
             continue
         if trial.params:
-            study.enqueue_trial(trial.params, user_attrs={"folder": trial.user_attrs.get("folder", trial.number)})
+            known = trial.user_attrs
+            ended = known.get("ended_within", 0) + (0 if known.get("stopped") else 1)
+            again = {"folder": known.get("folder", trial.number), "ended_within": ended}
+            study.enqueue_trial(trial.params, user_attrs=again)
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
 

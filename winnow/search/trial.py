@@ -38,7 +38,7 @@ from winnow.errors import ArtifactError, ConfigError, TrainingError
 from winnow.evaluation import load_logits, right_answers
 from winnow.evidence import Evidence, losses
 from winnow.intervals import Drop
-from winnow.records import RECORD, read_record, this_machine
+from winnow.records import read_record, this_machine
 from winnow.search.meter import Meter
 from winnow.search.space import Point, chain
 from winnow.steps.compress import Folders, compress
@@ -52,8 +52,7 @@ MARGIN_POINTS = 1.0
 
 def machine_here() -> str:
     """What has to be the same for two costs to be compared."""
-    here = this_machine()
-    return f"{here.cpu}, {here.threads} threads, {' '.join(here.flags)}"
+    return this_machine().identity
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,12 @@ class Workplace:
     """Where costs are measured; the figures of another one are refused."""
     overflow_safe: bool = False
     """Whether the machine that serves, or this one, needs int8 weights of 7 bits."""
+
+    @property
+    def references(self) -> dict[str, Path]:
+        """Folders of dense and, where the tree has it, dense-kd: losses are counted against the better one."""
+        names = [ROOT, CONTROL] if CONTROL in self.config.candidates else [ROOT]
+        return {name: self.folders.candidates / name for name in names}
 
     def candidates_of(self, point: Point, epochs: int, name: str = "found") -> dict[str, dict[str, Any]]:
         """What a point is in params.yaml, the parent first."""
@@ -121,17 +126,19 @@ class GivenUp(Exception):
 def run_point(place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense_cost: float) -> Result:
     """Make and measure the point's chain, in this process; `dense_cost`: what dense costs in this search.
 
-    Raises ConfigError on another machine than the search's: costs of two are not compared.
+    Raises ConfigError on another machine than the search's, as costs of two are not compared, and where the objective
+    cannot be measured.
     """
     if (here := machine_here()) != place.machine:
         raise ConfigError(f"costs of this search are measured on {place.machine}; this is {here}")
+    meter = meter_of(place, dense_cost)
     began = time.monotonic()
     state, why = "finished", ""
     look: Look | None = None
     first: Look | None = None
     try:
         with _alone(place.trials / f"{number:04d}"):
-            look, first = attempt(place, number, point, earlier, meter_of(place, dense_cost))
+            look, first = attempt(place, number, point, earlier, meter)
     except GivenUp as end:
         look = first = end.look
         state, why = "given up", str(end)
@@ -222,9 +229,8 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 
 def reference_logits(place: Workplace, images: ImageSet) -> NDArray[np.float32]:
-    """Of the better of dense and, where it is there, dense-kd."""
-    references = {ROOT: place.folders.candidates / ROOT, CONTROL: place.folders.candidates / CONTROL}
-    known = {name: load_logits(at, images) for name, at in references.items() if (at / RECORD).is_file()}
+    """Of the better of dense and, where the tree has it, dense-kd."""
+    known = {name: load_logits(at, images) for name, at in place.references.items()}
     return known[better_reference(right_answers(known, images))]
 
 

@@ -20,10 +20,11 @@ from winnow.evaluation import served_file
 from winnow.executed import executed
 from winnow.footprint import footprint
 from winnow.machine import cores, has_fast_bf16
+from winnow.models.backbones import WEIGHTS
 from winnow.peaks import peaks
-from winnow.quiet import quiet_machine
+from winnow.quiet import busy_turn, quiet_machine
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, this_machine, write_record
-from winnow.runtimes import Cell, Precision, open_cell
+from winnow.runtimes import Cell, Precision, cell_of, open_cell
 from winnow.speedups import Row, attribution, baselines, best, figures
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,12 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     gpu, threads = _gpu(), cores()
     images = load_images(data)
     pixels_NHWC, answers = checked_images(images, {name: candidates / name for name in records})
-    cells = plan(int8, settings, threads, cuda=bool(gpu))
+    networks = {name for name in records if (candidates / name / WEIGHTS).is_file()}
+    cells = plan(int8, settings, threads, bool(gpu), networks)
     outcome = measure(cells, lambda cell: open_cell(candidates / cell.candidate, cell), pixels_NHWC, answers, settings)
     outcome.absent += _absent(bool(gpu))
     with quiet_machine():
-        processes = _footprints(int8, config, candidates, pixels_NHWC.shape[1], threads)
+        processes = _footprints(int8, networks, config, candidates, pixels_NHWC.shape[1], threads)
         peak = peaks()
     proofs = _executed(outcome, candidates)
     rows = outcome.rows
@@ -88,6 +90,7 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     return record
 
 
+@busy_turn()
 def _answer_where_fastest(
     bests: dict[str, dict[str, Row | None]], images: ImageSet, candidates: Path, folder: Path
 ) -> list[str]:
@@ -98,20 +101,17 @@ def _answer_where_fastest(
         for row in rows.values():
             if row is None or (file := served_file(row)) in written:
                 continue
-            cell = Cell(**{field: row[field] for field in Cell.__dataclass_fields__})
+            cell = cell_of(row)
             predict = open_cell(candidates / name, cell)
             np.save(folder / file, answer_all(predict, cell.batch, images.images_NHWC, indices))
             written.append(file)
     return written
 
 
+@busy_turn()
 def _executed(outcome: Outcome, candidates: Path) -> list[Row]:
     """What of each int8 file a runtime computes in int8, as its own graph tells."""
-    cells = {
-        (row["candidate"], row["runtime"]): Cell(**{field: row[field] for field in Cell.__dataclass_fields__})
-        for row in outcome.rows
-        if row["precision"] == "int8"
-    }
+    cells = {(row["candidate"], row["runtime"]): cell_of(row) for row in outcome.rows if row["precision"] == "int8"}
     return [executed(candidates / cell.candidate, cell) for cell in cells.values()]
 
 
@@ -131,7 +131,7 @@ def _float_ancestor(lineage: list[str], int8: dict[str, bool]) -> str:
 
 
 def _footprints(
-    int8: dict[str, bool], config: Config, candidates: Path, side: int, threads: int
+    int8: dict[str, bool], networks: set[str], config: Config, candidates: Path, side: int, threads: int
 ) -> list[dict[str, Any]]:
     """A fresh process per file and runtime. quick: the files' own runtimes, and eager for dense."""
     full, cells = config.benchmark.grid == "full", []
@@ -140,7 +140,7 @@ def _footprints(
         kinds = [("ort", own, "file"), ("openvino", own, "file")]
         if not is_int8 and full and has_fast_bf16():
             kinds.append(("openvino", "bf16", "file"))
-        if not is_int8 and (full or name == ROOT):
+        if name in networks and (full or name == ROOT):
             kinds.append(("eager", "f32", "contiguous"))
         cells += [Cell(name, *kind, batch=1, threads=threads) for kind in kinds]  # type: ignore[arg-type]
     log.info("benchmark: memory and start-up of %d files, each in a process of its own", len(cells))
