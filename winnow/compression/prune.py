@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from winnow.compression.aim import ROUNDINGS, Goal, aim, goal_of
-from winnow.compression.channels import Cut, counted, least_channels, parameters, remove_channels
+from winnow.compression.channels import Cut, NothingGoes, counted, least_channels, parameters, remove_channels
 from winnow.compression.importance import prepare, pruning_library
 from winnow.compression.inputs import Inputs
 from winnow.compression.recovery import recover
@@ -106,7 +106,12 @@ def _cut(course: _Course, model: nn.Module, architecture: Architecture, number: 
             roundings = ROUNDINGS if settings.round_to == "measured" else (rounding,)
             found = aim(model, architecture, dataclasses.replace(course.goal, limit=limit), cut, roundings)
             cut, told = found.cut, told | {"tried": found.tried}
-        after = remove_channels(model, architecture, cut)
+        try:
+            after = remove_channels(model, architecture, cut)
+        except NothingGoes:
+            if number == 1:
+                raise
+            cut = dataclasses.replace(cut, share=0.0)  # rounds before it went as far as `max_channels` lets them
     told |= {"share": cut.share, "round_to": cut.round_to, "parameters": parameters(model)}
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, {"history": after.pruning[len(architecture.pruning) :], "told": told})
