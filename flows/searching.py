@@ -20,7 +20,7 @@ from tasks import checkout, hosting, searched, servers, slots, versioning
 from tasks.settings import Places
 from tasks.versioning import CANDIDATE
 from winnow.config import CONTROL, ROOT, Config
-from winnow.config.candidates import NAME, TAKEN
+from winnow.config.candidates import NAME, NAME_IN_WORDS, TAKEN
 from winnow.data.images import load_images
 from winnow.errors import ConfigError, MissingExtra
 from winnow.evaluation import load_logits
@@ -88,7 +88,7 @@ def check_names(config: Config, name: str, add: str) -> None:
     """Raise ConfigError for a search or candidates that cannot be called so, before anything is searched."""
     for option, given in (("--name", name), ("--add", add)):
         if given and not NAME.fullmatch(given):
-            raise ConfigError(f"{option} {given}: small letters, digits and single hyphens ([a-z0-9-]+)")
+            raise ConfigError(f"{option} {given}: {NAME_IN_WORDS}")
     taken = sorted({add, f"{add}-int8"} & {*config.candidates, *TAKEN, ROOT, CONTROL})
     if taken:
         raise ConfigError(f"--add {add}: {', '.join(taken)} is there already; choose another name")

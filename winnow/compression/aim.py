@@ -34,6 +34,7 @@ from winnow.export import export_onnx
 from winnow.machine import cores
 from winnow.model_file import MODEL
 from winnow.models.backbones import Architecture
+from winnow.quiet import busy_turn
 from winnow.runtimes import Cell, Predict, open_cell
 from winnow.timing import timed_in_turns
 
@@ -95,8 +96,9 @@ def _bisect(
 
     def look(hundredths: int) -> tuple[Cut, int] | None:
         share = dataclasses.replace(cut, share=hundredths / 100)
-        trial = copy_with_gradients(model)
-        smaller = remove_channels(trial, architecture, share)
+        with busy_turn():
+            trial = copy_with_gradients(model)
+            smaller = remove_channels(trial, architecture, share)
         reached = goal.measure(trial, smaller)
         log.info("%d %% of the channels, multiples of %d: %s %.4g", hundredths, cut.round_to, goal.name, reached)
         tried.append({"share": share.share, "round_to": float(cut.round_to), "reached": reached})

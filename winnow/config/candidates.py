@@ -18,6 +18,7 @@ from winnow.config.section import Augmentation, Count, Fraction, Integer, Number
 ROOT = "dense"
 CONTROL = "dense-kd"
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+NAME_IN_WORDS = "small letters, digits and single hyphens ([a-z0-9-]+)"
 TAKEN = frozenset({"data", "ingest", "pretrain", "finetune", "benchmark", "select", "report"})
 """Steps and their folders: records, checkpoints and runs go by name."""
 

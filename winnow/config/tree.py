@@ -8,6 +8,7 @@ from winnow.config.backbones import has_maps, is_prunable
 from winnow.config.candidates import (
     CONTROL,
     NAME,
+    NAME_IN_WORDS,
     ROOT,
     TAKEN,
     AnyCandidate,
@@ -30,7 +31,7 @@ def tree_errors(
     for name, candidate in candidates.items():
         here = f"candidates.{name}"
         if not NAME.fullmatch(name):
-            found.append((here, f"{name!r} is no usable name: small letters, digits and single hyphens ([a-z0-9-]+)"))
+            found.append((here, f"{name!r} is no usable name: {NAME_IN_WORDS}"))
         if name in TAKEN:
             found.append((here, f"{name!r} is the name of a step or its folder; call the candidate {name}-1, say"))
         if name == ROOT:
