@@ -34,12 +34,12 @@ from winnow.search.front import Found, choose, front, knee
 from winnow.search.meter import describe_cost
 from winnow.search.study import Progress, search, what_of
 from winnow.search.trial import Workplace, evidence, lost, reference_logits, tree_of
-from winnow.selection import judge_drop
+from winnow.selection import WORST_END, judge_drop
 from winnow.steps.compress import Folders
 
 console = Console(highlight=False, soft_wrap=True)
 TIMED = ("latency", "throughput")
-BETTER = {"latency": "shorter", "throughput": "faster", "size": "smaller", "energy": "less"}
+BETTER = {"latency": "faster", "throughput": "faster", "size": "smaller", "energy": "cheaper"}
 
 
 @dataclass(frozen=True)
@@ -166,15 +166,15 @@ def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
 def _verdict(rows: list[OnFront], progress: Progress, config: Config) -> str:
     """What was found, in a sentence or two."""
     settings = config.search
+    most = settings.max_drop_points
+    allowed = f"{most:g} points or less ({WORST_END * most:g} at the worst end of the interval)"
     dense = f"Dense: {describe_cost(settings, progress.dense_cost)}."
     row = next((row for row in rows if row.chosen), None)
     if row is None:
-        return (
-            f"Nothing that is {BETTER[settings.objective]} than dense is shown to lose {settings.max_drop_points:g} "
-            f"points or less; dense stays the best. {dense}"
-        )
+        better = BETTER[settings.objective]
+        return f"Nothing {better} than dense is shown to lose {allowed}: dense stays the best. {dense}"
     return (
-        f"Trial {row.number} ({row.what}) is the cheapest shown to lose {settings.max_drop_points:g} points or less: "
+        f"Trial {row.number} ({row.what}) is the cheapest shown to lose {allowed}: "
         f"{row.cost_told}, {row.times_dense:.2f} times {BETTER[settings.objective]} than dense; against dense, 95 % "
         f"interval: {span(row.to_dense)} points lost. {dense}"
     )

@@ -234,7 +234,7 @@ def test_the_interval_is_of_the_whole_look(place: Workplace, meter: Meter, tiny_
     assert front_of(found, allowing)[0].marks == ("chosen",)
     dear = dataclasses.replace(found, dense_cost=look.cost / 2)
     assert front_of(dear, allowing)[0].marks == ()  # what costs more than dense is no choice
-    assert "Nothing that is shorter than dense is shown to lose" in _verdict(front_of(dear, allowing), dear, config())
+    assert "Nothing faster than dense is shown to lose" in _verdict(front_of(dear, allowing), dear, config())
     shutil.rmtree(tree_of(place, 5, 1))
     assert front_of(found, place) == [row]
     shutil.rmtree(tree_of(place, 5, 4))

@@ -48,6 +48,8 @@ def swept(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
         for kind, colour in zip(kinds, cycle((BLUE, ORANGE, GREEN, VERMILLION, MUTED)), strict=False):
             for count, dash in zip(threads, cycle(("solid", "dashed", "dotted", "dashdot")), strict=False):
                 own = [row for row in rows if (row["runtime"], row["precision"], row["threads"]) == (*kind, count)]
+                if not own:
+                    continue
                 batches = [row["batch"] for row in own]
                 label = f"{' '.join(kind)}, {count} thread{'s' if count > 1 else ''}"
                 style = {"color": colour, "linestyle": dash, "marker": "o", "markersize": 3, "linewidth": 1.2}
@@ -104,7 +106,7 @@ def searched(points: Sequence[SearchPoint], dense_cost: float, allowed: float, c
             axes.set_xscale("log")
             plain_ticks(axes)
         axes.annotate(
-            "allowance", (1, allowed), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            "allowance", (0.01, allowed), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=8
         )
         axes.annotate(
             "dense ", (dense_cost, 0.01), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=8
