@@ -118,35 +118,34 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
     _take_up(optuna, study, place)
     under_way: dict[int, Any] = {}
     repeats = impossible = 0
-    while True:
-        while len(under_way) < runner.slots and repeats < MANY_REPEATS and not _spent(study, place, len(under_way)):
-            trial, point = _new(optuna, study, place, at_random=repeats >= FEW_REPEATS)
-            if trial is None:
-                repeats += 1
-                continue
-            repeats = 0
-            folder = trial.user_attrs["folder"]
-            under_way[folder] = trial
-            log.info("trial %d begins: %s", trial.number, what_of(point))
-            if (times := trial.user_attrs.get("ended_within", 0)) >= MANY_BEGINNINGS:
-                why = f"its process ended {times} times within it, for want of memory perhaps"
-                tell(_note(optuna, study, under_way.pop(folder), place, Result("impossible", why, None, None, 0.0)))
-                continue
-            with _marked_if_stopped(under_way):
+    with _marked_if_stopped(under_way):
+        while True:
+            while len(under_way) < runner.slots and repeats < MANY_REPEATS and not _spent(study, place, len(under_way)):
+                trial, point = _new(optuna, study, place, at_random=repeats >= FEW_REPEATS)
+                if trial is None:
+                    repeats += 1
+                    continue
+                repeats = 0
+                folder = trial.user_attrs["folder"]
+                under_way[folder] = trial
+                log.info("trial %d begins: %s", trial.number, what_of(point))
+                if (times := trial.user_attrs.get("ended_within", 0)) >= MANY_BEGINNINGS:
+                    why = f"its process ended {times} times within it, for want of memory perhaps"
+                    tell(_note(optuna, study, under_way.pop(folder), place, Result("impossible", why, None, None, 0.0)))
+                    continue
                 runner.submit(place, folder, point, _earlier(study), dense_cost)
-        if not under_way:
-            if repeats == MANY_REPEATS:
-                log.info("the last %d proposals were all tried already: the search ends here", repeats)
-            break
-        with _marked_if_stopped(under_way):
+            if not under_way:
+                if repeats == MANY_REPEATS:
+                    log.info("the last %d proposals were all tried already: the search ends here", repeats)
+                break
             folder, result = runner.next()
-        repeats = 0  # the optimiser knows more now
-        done = _note(optuna, study, under_way.pop(folder), place, result)
-        log.info("trial %d: %s; %s", done.number, told(done, place.config.search), _left(study, place))
-        tell(done)
-        impossible = impossible + 1 if done.state == "impossible" else 0
-        if impossible == MANY_IMPOSSIBLE:
-            raise ConfigError(f"{impossible} trials in a row were impossible, the last because: {done.why}")
+            repeats = 0  # the optimiser knows more now
+            done = _note(optuna, study, under_way.pop(folder), place, result)
+            log.info("trial %d: %s; %s", done.number, told(done, place.config.search), _left(study, place))
+            tell(done)
+            impossible = impossible + 1 if done.state == "impossible" else 0
+            if impossible == MANY_IMPOSSIBLE:
+                raise ConfigError(f"{impossible} trials in a row were impossible, the last because: {done.why}")
     return Progress(_trials(study), _seconds(study), dense_cost)
 
 
