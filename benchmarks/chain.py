@@ -19,12 +19,11 @@ from tasks import settings
 ROOT = Path(__file__).resolve().parent.parent
 settings.apply(ROOT)
 
-from tasks.hosting import saturates  # noqa: E402
 from winnow.config import Config, check_config, in_order  # noqa: E402
 from winnow.data.images import TEST, ImageSet  # noqa: E402
 from winnow.errors import WinnowError  # noqa: E402
 from winnow.intervals import Drop  # noqa: E402
-from winnow.machine import cpu_flags  # noqa: E402
+from winnow.machine import cpu_flags, saturates  # noqa: E402
 from winnow.model_file import MODEL  # noqa: E402
 from winnow.records import RECORD, Machine, read_json, this_machine, write_json  # noqa: E402
 

@@ -219,11 +219,12 @@ def _serve(places: Places, options: argparse.Namespace) -> int:
 def _check_host(places: Places, options: argparse.Namespace) -> int:
     from flows.setting import aim_at
     from tasks import checkout, hosting
+    from winnow.remarks import overflowing
 
     with checkout.run_alone(places):
         config = _config(places)
         host, missing = hosting.take_in(places, config, options.file)
-        unsafe = hosting.overflowing(config, host.machine.flags)
+        unsafe = overflowing(config, host.machine.flags)
         aim_at(places, hosting.TARGET, unsafe)
     machine = host.machine
     print(f"Gates go by {machine.cpu}, {machine.threads} threads, from now on; winnow run applies it.")

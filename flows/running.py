@@ -50,12 +50,10 @@ def run(places: Places, config: Config) -> int:
 
 def _warn_of_overflow(places: Places, config: Config) -> None:
     from tasks import hosting
+    from winnow.remarks import overflow_told, overflowing
 
-    if unsafe := hosting.overflowing(config, hosting.serving_flags(places, config)):
-        console.print(
-            "The processor that serves has no VNNI, so sums of int8 products saturate there; set overflow_safe: true "
-            f"(weights of 7 bits) in {', '.join(unsafe)}."
-        )
+    if unsafe := overflowing(config, hosting.serving_flags(places, config)):
+        console.print(f"Note: {overflow_told(unsafe)}")
 
 
 def fetch(places: Places, config: Config) -> None:
@@ -115,10 +113,10 @@ def show_results(places: Places, config: Config) -> None:
         style = {"winner": "bold green", "passed": "green"}.get(row["verdict"], "")
         table.add_row(*row.values(), style=style)
     Console(highlight=False, width=max(console.width, 160)).print(table)
-    flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_"))) or "no int8 or bf16"
+    flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_")))
     console.print(
         f"Speed-ups are batch 1 / batch {config.benchmark.large_batch}, the file's best runtime against dense. "
-        f"Measured on {machine.cpu}, {machine.threads} threads, {flags}."
+        f"Measured on {machine.cpu}, {machine.threads} threads, {flags or 'neither VNNI nor bf16'}."
     )
     for line in (*summary.learned_lines(places), *summary.reason_lines(places), *summary.promotion_lines(places)):
         console.print(f"- {line}")

@@ -19,20 +19,21 @@ from flows.telling import tell_progress
 from tasks import checkout, hosting, searched, servers, slots, versioning
 from tasks.settings import Places
 from tasks.versioning import CANDIDATE
-from winnow.config import CONTROL, ROOT, Config
+from winnow.config import CONTROL, ROOT, Config, Search
 from winnow.config.candidates import NAME, NAME_IN_WORDS, TAKEN
 from winnow.data.images import load_images
 from winnow.errors import ConfigError, MissingExtra
 from winnow.evaluation import load_logits
-from winnow.machine import cpu_flags
+from winnow.machine import cpu_flags, saturates
 from winnow.progress import duration
-from winnow.records import write_json
+from winnow.records import RECORD, read_record, write_json
+from winnow.reporting.candidates import RUNTIMES
 from winnow.reporting.explored import SearchPoint
 from winnow.reporting.explored import searched as drawn
-from winnow.reporting.searched import OnFront, page, span
+from winnow.reporting.searched import OnFront, Tried, page, span
 from winnow.search.front import Found, choose, front, knee
 from winnow.search.meter import describe_cost
-from winnow.search.study import Progress, search, what_of
+from winnow.search.study import Progress, Trial, search, what_of
 from winnow.search.trial import Workplace, evidence, lost, reference_logits, tree_of
 from winnow.selection import WORST_END, judge_drop
 from winnow.steps.compress import Folders
@@ -62,8 +63,10 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
     check_crew(places, crew)
     with checkout.run_alone(places):
         folders = Folders(at / "data", at / "pretrain", at / "candidates", home / "scratch", places.answers)
-        safe = any(map(hosting.saturates, (hosting.serving_flags(places, config), cpu_flags())))
+        safe = any(map(saturates, (hosting.serving_flags(places, config), cpu_flags())))
         place = Workplace(config, folders, home / "trials", overflow_safe=safe)
+        if remark := _elsewhere(at, config):
+            console.print(f"Note: {remark}")
         log = searched.Log(places, config, name)
         try:
             progress = _search(place, home / "study.db", log, crew)
@@ -88,7 +91,7 @@ def check_names(config: Config, name: str, add: str) -> None:
     """Raise ConfigError for a search or candidates that cannot be called so, before anything is searched."""
     for option, given in (("--name", name), ("--add", add)):
         if given and not NAME.fullmatch(given):
-            raise ConfigError(f"{option} {given}: {NAME_IN_WORDS}")
+            raise ConfigError(f"{option} {given}: no usable name, which consists of {NAME_IN_WORDS}")
     taken = sorted({add, f"{add}-int8"} & {*config.candidates, *TAKEN, ROOT, CONTROL})
     if taken:
         raise ConfigError(f"--add {add}: {', '.join(taken)} is there already; choose another name")
@@ -189,15 +192,16 @@ def _leave(home: Path, name: str, progress: Progress, rows: list[OnFront], place
     for each in progress.found:
         row = best.get(each.number)
         ends = (row.drop.low, row.drop.high) if row else None
-        points.append(SearchPoint(each.cost, each.drop, ends, row.marks if row else (), each.number in unbeaten))
+        marks = row.marks if row else ()
+        points.append(SearchPoint(each.number, each.cost, each.drop, ends, marks, each.number in unbeaten))
     axis = {"latency": "p50 of a call, ms", "throughput": "seconds an image", "size": "MB", "energy": "mJ an image"}
     label = f"{axis[settings.objective]} ({settings.runtime}; left is better)"
     home.mkdir(parents=True, exist_ok=True)
     picture = drawn(points, progress.dense_cost, settings.max_drop_points, label)
     (home / "front.png").write_bytes(picture)
-    (home / "report.html").write_text(
-        page(name, verdict, rows, picture, _conditions(progress, place)), encoding="utf-8"
-    )
+    tried = [_tried(trial, settings) for trial in progress.trials]
+    html = page(name, verdict, rows, tried, picture, _conditions(progress, place))
+    (home / "report.html").write_text(html, encoding="utf-8")
     table = [
         {
             "number": trial.number,
@@ -214,6 +218,29 @@ def _leave(home: Path, name: str, progress: Progress, rows: list[OnFront], place
     write_json(home / "search.json", {"trials": table, "dense_cost": progress.dense_cost, "seconds": progress.seconds})
 
 
+def _tried(trial: Trial, settings: Search) -> Tried:
+    look, outcome = trial.look, f"{trial.state}: {trial.why}" if trial.why else trial.state
+    if look is None:
+        return Tried(trial.number, what_of(trial.point), outcome, None, "")
+    return Tried(trial.number, what_of(trial.point), outcome, look.drop, describe_cost(settings, look.cost))
+
+
+def _elsewhere(artifacts: Path, config: Config) -> str:
+    """Where the runtime that the search measures on is not the one on which the last run's winner is fastest."""
+    settings, decided = config.search, artifacts / "select"
+    if settings.objective not in TIMED or not (decided / RECORD).is_file():
+        return ""
+    details = read_record(decided).details
+    name = details["winner"] or ROOT
+    row = details["speeds"]["best"][name][settings.objective]
+    if row is None or row["runtime"] == settings.runtime:
+        return ""
+    return (
+        f"{name} of the last run is fastest on {RUNTIMES[row['runtime']]}, this search measures on "
+        f"{RUNTIMES[settings.runtime]} (search.runtime): winnow run times what it finds on all of them"
+    )
+
+
 def _conditions(progress: Progress, place: Workplace) -> list[str]:
     settings = place.config.search
     states = [trial.state for trial in progress.trials]
@@ -222,6 +249,7 @@ def _conditions(progress: Progress, place: Workplace) -> list[str]:
     return [
         f"{len(states)} trials ({', '.join(counts)}), {duration(progress.seconds)} of work",
         f"Objective: {settings.objective} on {settings.runtime}" + (in_turns if settings.objective in TIMED else ""),
+        *([remark] if (remark := _elsewhere(place.folders.candidates.parent, place.config)) else []),
         f"Recovery of {settings.epochs} epochs; structures: {', '.join(settings.structures)}; int8: {settings.int8}",
         f"Machine: {place.machine}",
     ]

@@ -7,23 +7,25 @@ import csv
 from rich.console import Console
 from rich.table import Table
 
+from flows.made import folder_of
 from flows.telling import tell_progress
 from tasks.settings import Places
 from winnow.config import Config
 from winnow.data.images import load_images
 from winnow.errors import ConfigError
+from winnow.models.backbones import WEIGHTS
 from winnow.sensitivity import Sensitivity, rows, sensitivities
+
+WIDTH = 120
+"""Of the table at least, in characters: a layer's name is not cut."""
+console = Console(highlight=False, soft_wrap=True)
 
 
 def show(places: Places, config: Config, name: str, share: float) -> int:
     """Try every layer of candidate `name`, print and keep what it costs."""
     if not 0 < share < 1:
         raise ConfigError(f"--share {share:g}: a share of the channels lies between 0 and 1")
-    folder = places.artifacts / "candidates" / name
-    if not (folder / "weights.safetensors").is_file():
-        raise ConfigError(
-            f"{name}: there is no network in {folder}; run winnow run first, and name a candidate that is not int8"
-        )
+    folder = folder_of(places, name, WEIGHTS)  # an int8 candidate is a file alone
     tell_progress()
     found = sensitivities(folder, load_images(places.artifacts / "data"), share)
     out = places.hidden / "sensitivity" / name
@@ -37,21 +39,24 @@ def show(places: Places, config: Config, name: str, share: float) -> int:
 
     (out / "layers.png").write_bytes(sensitivity(table, share))
     _print(found, share)
-    Console(highlight=False, soft_wrap=True).print(f"In {out.relative_to(places.root)}: layers.csv, layers.png")
+    console.print(f"In {out.relative_to(places.root)}: layers.csv, layers.png")
     return 0
 
 
 def _print(found: list[Sensitivity], share: float) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("layer")
+    table.add_column("layer", no_wrap=True)
     for heading in ("MACs", f"{share:.0%} of it pruned", "points lost", "in int8", "points lost"):
         table.add_column(heading, justify="right")
     for each in found:
         pruned = ("-", "-") if each.pruned is None else (_percent(each.pruned.changed), _points(each.pruned.points))
         table.add_row(each.layer, _percent(each.macs), *pruned, _percent(each.int8.changed), _points(each.int8.points))
-    console = Console(highlight=False)
-    console.print(table)
+    Console(highlight=False, width=max(console.width, WIDTH)).print(table)
     console.print("Percentages beside pruned and int8: validation images that get another answer, nothing trained.")
+    if any(each.together for each in found):
+        console.print(
+            "Layers whose outputs are added lose the same channels, and share one figure; layers.csv names them."
+        )
 
 
 def _percent(share: float) -> str:

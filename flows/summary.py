@@ -6,7 +6,7 @@ from typing import Any
 
 from tasks import settled
 from tasks.settings import Places
-from winnow.config import in_order, load_config
+from winnow.config import GATES, in_order, load_config
 from winnow.config.candidates import ROOT
 from winnow.records import StepRecord, read_record
 
@@ -43,7 +43,7 @@ def _row(
         "x eager f32": _pair(speed, "eager", batch),
         "x best PyTorch": _pair(speed, "pytorch", batch),
         "x best float": _pair(speed, "float", batch),
-        "fastest on": f"{best['runtime']} {best['precision']}" if best else NOTHING,
+        "fastest on, b1": f"{best['runtime']} {best['precision']}" if best else NOTHING,
         "verdict": _verdict(verdict, won),
     }
 
@@ -70,7 +70,7 @@ def _verdict(verdict: dict[str, Any] | None, won: bool) -> str:
         return "reference"
     if won:
         return "winner"
-    failed = [gate["name"] for gate in verdict["gates"] if not gate["passed"]]
+    failed = [GATES[gate["name"]] for gate in verdict["gates"] if not gate["passed"]]
     return f"fails: {', '.join(failed)}" if failed else "passed"
 
 

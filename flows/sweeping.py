@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.made import folder_of
 from flows.telling import tell_progress
 from tasks import checkout
 from tasks.settings import Places
@@ -30,9 +31,7 @@ def show(places: Places, config: Config, name: str, batches: tuple[int, ...]) ->
     tell_progress()
     with checkout.run_alone(places):
         name = name or _winner(places)
-        folder = places.artifacts / "candidates" / name
-        if not (folder / MODEL).is_file():
-            raise ConfigError(f"{name}: there is no {MODEL} in {folder}; run winnow run first, and name a candidate")
+        folder = folder_of(places, name, MODEL)
         precision = read_record(folder).details["precision"]
         images = load_images(places.artifacts / "data")
         outcome = sweep(name, folder, precision, images, batches or BATCHES, config.benchmark)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from tasks.settings import Places
-from winnow.config import ROOT, Config, Quantize, in_order
+from winnow.config import ROOT, Config, in_order
 from winnow.config.section import NOTHING
 from winnow.data.images import load_images
 from winnow.errors import DataError
@@ -16,9 +16,6 @@ from winnow.machine import cpu_flags
 from winnow.model_file import MODEL
 from winnow.records import RECORD, read_record, sha256_of, write_json
 
-WIDE = {"avx2", "avx512f"}
-"""Only x86 processors have one of these."""
-SUMS_IN_32_BITS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 TARGET = "data/target.json"
 """Where figures of the machine that will serve lie, once they are taken in."""
 
@@ -63,26 +60,10 @@ def take_in(places: Places, config: Config, file: Path) -> tuple[Host, dict[str,
     return host, missing
 
 
-def saturates(flags: Collection[str]) -> bool:
-    """Whether sums of int8 products overflow on a processor with these flags: x86 without VNNI adds them in 16 bits."""
-    return bool(WIDE & set(flags)) and not SUMS_IN_32_BITS & set(flags)
-
-
 def serving_flags(places: Places, config: Config) -> Collection[str]:
     """Of the machine that serves: benchmark.target, or this one."""
     host = target_of(places, config)
     return host.machine.flags if host else cpu_flags()
-
-
-def overflowing(config: Config, flags: Collection[str]) -> list[str]:
-    """Int8 candidates whose sums of products would saturate on a machine with these flags."""
-    if not saturates(flags):
-        return []
-    return [
-        name
-        for name, candidate in config.candidates.items()
-        if isinstance(candidate, Quantize) and candidate.scheme != "dynamic" and not candidate.overflow_safe
-    ]
 
 
 def is_silent(host: Host) -> bool:

@@ -15,6 +15,7 @@ machines are not locked against each other; the champion is looked up again just
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
 from winnow.hosts import target_digest
 from winnow.model_file import MODEL
-from winnow.records import StepRecord, read_json, read_record, record_digest, sha256_of
+from winnow.records import RECORD, StepRecord, read_json, read_record, record_digest, sha256_of
 from winnow.runtimes import streams_of
 from winnow.selection import SERVES
 
@@ -156,21 +157,43 @@ def _checked(places: Places, config: Config, selection: StepRecord, winner: str)
 def _card(places: Places, config: Config, selection: StepRecord, winner: str) -> dict[str, Any]:
     """The candidate's card with what only the whole run knows: speed, machine, how to serve it, data version, why."""
     speeds, objective = selection.details["speeds"], config.promotion.objective
-    best = speeds["best"][winner][SERVES[objective]]
+    fastest = speeds["best"][winner]
+    best = fastest[SERVES[objective]]
     if best is None:
         raise ArtifactError(f"{winner} was timed on no runtime, so nobody knows how to serve it; run winnow again")
-    serving = {key: best[key] for key in ("runtime", "precision", "threads", "batch", "p50_ms")}
-    if (streams := streams_of(best["runtime"], best["batch"], best["threads"])) > 1:
-        serving["streams"] = streams
+    serving = _how(best) | {"p50_ms": best["p50_ms"]}
     return {
         **read_json(places.artifacts / "candidates" / winner / CARD),
         "serving": {**serving, "objective": objective},
         "speed": speeds["candidates"][winner],
+        "fastest": {what: _how(row) for what, row in fastest.items() if row is not None},
         "machine": speeds["machine"],
+        "test": _tested(places, winner),
         "data_version": data_version(places),
         "split": _split(read_record(places.artifacts / "data")),
         "why": selection.details["why"],
     }
+
+
+def _how(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The cell of a timed row: how the file ran."""
+    how = {key: row[key] for key in ("runtime", "precision", "threads", "batch")}
+    if (streams := streams_of(row["runtime"], row["batch"], row["threads"])) > 1:
+        how["streams"] = streams
+    return how
+
+
+def _tested(places: Places, winner: str) -> dict[str, float]:
+    """{images, top1, top1_low, top1_high} on the test split, of the report on this selection; {} without one."""
+    folder = places.artifacts / "report"
+    if not (folder / RECORD).is_file():
+        return {}
+    report, prefix = read_record(folder), "test/winner_"
+    seen = report.inputs.get("select") == record_digest(places.artifacts / "select")
+    if not seen or report.details["winner"] != winner or f"{prefix}top1" not in report.metrics:
+        return {}
+    found = {key: report.metrics[prefix + key] for key in ("top1", "top1_low", "top1_high")}
+    return found | {"images": report.metrics["test/images"]}
 
 
 def _split(data: StepRecord) -> dict[str, float]:

@@ -173,6 +173,7 @@ Measured on {card["measured_on"]}, by which it was chosen: {labels["choosing"]} 
 | | |
 |---|---|
 {_quality(metrics)}
+{_tested(card.get("test", {}))}
 Images unlike those that it was trained on are answered all the same, and as surely. `winnow drift` tells
 when they come.
 
@@ -180,7 +181,7 @@ when they come.
 
 | | |
 |---|---|
-{_speed(card["speed"])}
+{_speed(card["speed"], card.get("fastest", {}))}
 On {machine["cpu"]}, {machine["threads"]} threads, {machine["system"]}; another machine has other numbers.
 
 ## Where it comes from
@@ -219,7 +220,18 @@ def _quality(metrics: Mapping[str, float]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _speed(speed: Mapping[str, float]) -> str:
+def _tested(told: Mapping[str, float]) -> str:
+    """The figure that nothing was chosen by."""
+    if not told:
+        return ""
+    low, high = told["top1_low"] * 100, told["top1_high"] * 100
+    return (
+        f"On {told['images']:.0f} test images, by which nothing was chosen: {told['top1'] * 100:.1f} % top-1 "
+        f"(95 % interval {low:.1f} to {high:.1f}).\n"
+    )
+
+
+def _speed(speed: Mapping[str, float], fastest: Mapping[str, Mapping[str, Any]]) -> str:
     words = {
         "best/latency_ms": ("p50 latency, one image", "{:.3g} ms"),
         "best/throughput_ips": ("throughput", "{:.0f} images/s"),
@@ -227,4 +239,11 @@ def _speed(speed: Mapping[str, float]) -> str:
         "speedup/pytorch_b1": ("one image, against the best PyTorch", "{:.1f} times"),
         "speedup/float_b1": ("one image, against the uncompressed model at its best", "{:.1f} times"),
     }
-    return "".join(f"| {what} | {form.format(speed[key])} |\n" for key, (what, form) in words.items() if key in speed)
+    kinds = {"best/latency_ms": "latency", "best/throughput_ips": "throughput"}
+    rows = []
+    for key, (what, form) in words.items():
+        if key in speed:
+            how = fastest.get(kinds.get(key, ""))
+            where = f" ({how_served(how)}, batch {how['batch']})" if how else ""
+            rows.append(f"| {what} | {form.format(speed[key])}{where} |\n")
+    return "".join(rows)

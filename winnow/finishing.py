@@ -26,9 +26,11 @@ log = logging.getLogger(__name__)
 
 CARD = "card.json"
 PARITY_IMAGES = 64
-INPUT_NOTE = (
-    "RGB, not normalised. In OpenVINO reshape the model to a fixed N first: with N free its int8 results are wrong"
-)
+INPUT_NOTE = {
+    "f32": "RGB, not normalised",
+    "int8": "RGB, not normalised. In OpenVINO reshape the model to a fixed N first: with N free its results are wrong",
+}
+"""By the file's precision."""
 
 
 def finish(
@@ -110,7 +112,7 @@ def _sizes(folder: Path, contents: Contents) -> dict[str, float]:
 
 def _write_card(folder: Path, name: str, images: ImageSet, metrics: dict[str, float], details: dict[str, Any]) -> None:
     """What somebody who serves the file must know."""
-    side = images.image_size
+    side, note = images.image_size, INPUT_NOTE[details["precision"]]
     write_json(
         folder / CARD,
         {
@@ -119,7 +121,7 @@ def _write_card(folder: Path, name: str, images: ImageSet, metrics: dict[str, fl
             "classes": list(images.classes),
             "image_size": side,
             "resize_policy": RESIZE_POLICY.replace("S", str(side)),
-            "input": {"name": INPUT, "type": "uint8", "shape": ["N", side, side, 3], "note": INPUT_NOTE},
+            "input": {"name": INPUT, "type": "uint8", "shape": ["N", side, side, 3], "note": note},
             "output": {
                 "name": OUTPUT,
                 "type": "float32",

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Collection
 from pathlib import Path
 
 SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+WIDE_FLAGS = frozenset({"avx2", "avx512f"})
+"""Only x86 processors have one of these."""
+VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""Products of int8 are summed in 32 bits."""
 
 
 def cpu_flags() -> frozenset[str]:
@@ -41,6 +46,11 @@ def cores() -> int:
 def memory_gb() -> float:
     """Physical memory, GB (1e9 bytes)."""
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+
+
+def saturates(flags: Collection[str]) -> bool:
+    """Whether sums of int8 products overflow on a processor with these flags: x86 without VNNI adds them in 16 bits."""
+    return not WIDE_FLAGS.isdisjoint(flags) and VNNI_FLAGS.isdisjoint(flags)
 
 
 def has_fast_bf16() -> bool:

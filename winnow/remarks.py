@@ -1,9 +1,9 @@
-"""What to know before relying on a selection: few labels, missing controls, gates that nothing can pass."""
+"""What to know before relying on a selection: few labels, missing controls, sums that saturate, gates out of reach."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Distill, Quantize, Recovery, may_train
 from winnow.evidence import Evidence
 from winnow.intervals import Drop, least_worst_end, macro_f1_drop
+from winnow.machine import saturates
 from winnow.selection import WORST_END, allowance
 
 
@@ -21,8 +22,12 @@ def remarks(
     labels_V: NDArray[np.int64],
     dense_V: NDArray[np.int64],
     classes: Sequence[str],
+    flags: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """`dense`: what it lost against the reference; `dense_V`: its answers; `labels_V`: -1 for none."""
+    """`dense`: what it lost against the reference; `dense_V`: its answers; `labels_V`: -1 for none.
+
+    `flags`: of the processor that serves.
+    """
     found, count, dense_drop = [], int((labels_V >= 0).sum()), dense.labelled
     if not count:
         found.append("no validation image has a label: accuracy is not known, only that answers stay the same")
@@ -38,12 +43,34 @@ def remarks(
             "dense, which is not"
         )
     found += _untold_by_rounding(config)
+    if unsafe := overflowing(config, flags):
+        found.append(overflow_told(unsafe))
     if reference != ROOT and dense_drop is not None and dense_drop.low > 0:
         found.append(
             f"training dense on with its own answers as teacher gains {dense_drop.points:.1f} points: dense was not "
             "trained to its end (finetune.epochs), drops are counted against dense-kd"
         )
     return (*found, *_unreachable(config, labels_V, dense_V, classes))
+
+
+def overflowing(config: Config, flags: Collection[str]) -> list[str]:
+    """Int8 candidates whose sums of products would saturate on a processor with these flags."""
+    if not saturates(flags):
+        return []
+    return [
+        name
+        for name, candidate in config.candidates.items()
+        if isinstance(candidate, Quantize) and candidate.scheme != "dynamic" and not candidate.overflow_safe
+    ]
+
+
+def overflow_told(unsafe: Sequence[str]) -> str:
+    """What that means for these candidates, and the command that mends it."""
+    settings = " ".join(f"-S candidates.{name}.overflow_safe=true" for name in unsafe)
+    return (
+        f"the processor that serves has no VNNI: sums of int8 products saturate there, so {', '.join(unsafe)} may "
+        f"answer worse than elsewhere. Weights in 7 bits do not: winnow run {settings}"
+    )
 
 
 def _untold_by_rounding(config: Config) -> list[str]:

@@ -23,6 +23,7 @@ from winnow.benchmarking import (
 from winnow.config import Benchmark
 from winnow.machine import has_fast_bf16
 from winnow.runtimes import ON_GPU, Cell, NotHere, Predict
+from winnow.steps.benchmark import UNSTEADY, warnings_of
 
 Array = np.ndarray
 SETTINGS = Benchmark(large_batch=8, samples=20, rounds=4)
@@ -225,3 +226,14 @@ def test_the_plan(grid: str, threads: int) -> None:
     files = {(which.candidate, which.runtime) for which in on_gpu if which.runtime in ("ort-cuda", "ort-tensorrt")}
     assert files == {("dense", "ort-cuda"), ("dense", "ort-tensorrt")}
     assert not any(which.runtime in ON_GPU for which in cells)
+
+
+def test_times_of_an_unsteady_machine_are_told_to_be_rough() -> None:
+    def best(spread: float) -> dict:
+        return {"latency": {"spread": spread}, "throughput": {"spread": 0.01}}
+
+    steady, shaken = best(UNSTEADY), best(UNSTEADY + 0.2)
+    nothing = Outcome([], [], [])
+    assert warnings_of(nothing, {"dense": steady, "sparse": {"latency": None, "throughput": None}}) == ()
+    (told,) = warnings_of(nothing, {"dense": steady, "pruned": shaken})
+    assert told.startswith("medians of the rounds lay up to 50% apart (pruned): something else worked on this machine")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from flows.setting import edited
 from tasks import hosting
 from tests.conftest import SIZE, tiny_params
 from winnow.config import Benchmark, check_config
@@ -17,7 +19,9 @@ from winnow.data.images import VALIDATION, ImageSet
 from winnow.errors import ArtifactError, DataError
 from winnow.exporting import check_pixels, write_check
 from winnow.hosts import Host, read_host, speeds_on
+from winnow.machine import saturates
 from winnow.records import sha256_of, this_machine
+from winnow.remarks import overflow_told, overflowing
 
 SETTINGS = Benchmark(large_batch=8, samples=20, rounds=2)
 NAMES = ("dense", "dense-int8")
@@ -162,6 +166,11 @@ def test_x86_without_vnni_saturates(host: Host, flags: tuple[str, ...], expected
     }
     config = check_config(tiny_params() | {"candidates": candidates})
     there = host.model_copy(update={"machine": host.machine.model_copy(update={"flags": flags})})
-    assert hosting.overflowing(config, there.machine.flags) == expected
-    assert hosting.saturates(flags) == bool(expected)
+    assert overflowing(config, there.machine.flags) == expected
+    assert saturates(flags) == bool(expected)
+    if expected:
+        command = overflow_told(expected).partition("winnow run ")[2]
+        params = yaml.safe_dump(config.model_dump(mode="json", by_alias=True))
+        after = check_config(yaml.safe_load(edited(params, command.replace("-S ", "").split())))
+        assert overflowing(after, there.machine.flags) == []
     assert hosting.is_silent(there) == (not flags)

@@ -20,7 +20,7 @@ from winnow.records import read_json, read_record
 from winnow.reporting.explored import SearchPoint
 from winnow.search.meter import Meter, describe_cost
 from winnow.search.space import Point
-from winnow.search.study import Progress, Trial
+from winnow.search.study import Progress, Trial, what_of
 from winnow.search.trial import (
     Earlier,
     GivenUp,
@@ -149,6 +149,9 @@ def test_a_chosen_trial_beside_the_front_is_no_part_of_its_line(
     monkeypatch.setattr("flows.searching.drawn", lambda points, *_: drawn.extend(points) or b"")
     _leave(tmp_path, "mine", progress, rows, place, "Trial 1.")
     assert [each.on_front for each in drawn] == [True, False]
+    html = (tmp_path / "report.html").read_text()
+    assert "Every trial" in html
+    assert html.count(what_of(point)) == 4  # each on the front, and among all
     assert [each["on_front"] for each in read_json(tmp_path / "search.json")["trials"]] == [True, False]
 
 
@@ -186,9 +189,9 @@ def test_costs_are_told_against_dense(tiny_dense: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "add", "message"),
     [
-        ("/tmp/x", "", "--name /tmp/x: small letters"),
-        ("..", "", "--name ..: small letters"),
-        ("mine", "My_Net", "--add My_Net: small letters"),
+        ("/tmp/x", "", "--name /tmp/x: no usable name"),
+        ("..", "", "--name ..: no usable name"),
+        ("mine", "My_Net", "--add My_Net: no usable name"),
         ("mine", "dense", "--add dense: dense, dense-int8 is there already"),
         ("mine", "pruned", "--add pruned: pruned, pruned-int8 is there already"),
     ],

@@ -159,7 +159,10 @@ class Prune(Recovered):
 def _quoted(value: Any) -> Any:
     """YAML 1.1 reads 2:4 as a number to the base 60."""
     if isinstance(value, int):
-        raise ValueError(f'YAML reads N:M without quotes as a number, here {value}; write it in quotes, as in "2:4"')
+        raise ValueError(
+            f'YAML reads N:M without quotes as a number, here {value}; write it in quotes, as in pattern: "2:4" '
+            """(in a shell: -S 'candidates.NAME.pattern="2:4"')"""
+        )
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from winnow.config import ROOT
+from winnow.config import GATES, ROOT
 from winnow.reporting import plots
 from winnow.reporting.facts import Facts
 from winnow.reporting.html import (
@@ -43,14 +43,6 @@ RUNTIMES = {
     "eager-cuda": "PyTorch on the GPU",
     "ort-cuda": "ONNX Runtime on the GPU",
     "ort-tensorrt": "ONNX Runtime with TensorRT",
-}
-GATES = {
-    "drop": "drop",
-    "macro-f1": "macro F1",
-    "agreement": "agreement",
-    "size": "size",
-    "speedup": "speed-up",
-    "int8": "int8 executed",
 }
 SHOWN_CLASSES = 30
 
@@ -119,7 +111,8 @@ def _speed(facts: Facts) -> Html:
     caption = (
         f"Speed of each file on its fastest runtime: latency of one image, throughput in batches of {large}, speed-ups "
         f"for both (one image / batch). {machine.cpu}, {machine.threads} threads. Of peak: multiply-adds a second "
-        f"as a share of a large matrix product's in the same precision ({_peaks(facts)})"
+        f"as a share of a large matrix product's in the same precision ({_peaks(facts)}), by PyTorch or ONNX "
+        "Runtime: a runtime that is better at it on this processor comes to more than 100 %"
     )
     where = two_lines("fastest on", f"one image; below: batch of {large}, if another")
     heading: list[Content] = ["candidate", where, "p50, ms", "p95, ms", "images/s", two_lines("of peak", "one / batch")]

@@ -156,7 +156,9 @@ def _gates(settings: dict[str, Any]) -> str:
         f"Gates: drop at most {gates['max_drop_points']:g} points of top-1 and "
         f"{gates['max_macro_f1_drop_points']:g} of macro F1, agreement at least "
         f"{percent(gates['min_agreement'], 0)}, file at most {percent(gates['max_size_ratio'], 0)} of dense's, at "
-        f"least {gates['min_speedup']:g} times as fast as dense's best float; objective: {settings['objective']}."
+        f"least {gates['min_speedup']:g} times as fast as dense's best float, of an int8 file at least "
+        f"{percent(gates['min_int8_share'], 0)} of the multiply-adds executed in int8; "
+        f"objective: {settings['objective']}."
     )
 
 

@@ -28,7 +28,8 @@ def sensitivity(rows: Sequence[Mapping[str, Any]], share: float) -> bytes:
         for label, (key, colour, marker) in kinds.items():
             values = [row[key] for row in rows]
             known = [at for at, value in enumerate(values) if value is not None]
-            axes.plot([values[at] for at in known], known, marker, color=colour, label=label, markersize=5)
+            shown = [values[at] for at in known]
+            axes.plot(shown, known, marker, color=colour, label=label, markersize=5, clip_on=False, zorder=3)
         axes.set_yticks(places, [str(row["layer"]) for row in rows], fontsize=7)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("validation images that get another answer, %")
@@ -74,6 +75,7 @@ def swept(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
 class SearchPoint:
     """A finished trial of a search."""
 
+    number: int
     cost: float
     drop: float
     ends: tuple[float, float] | None = None
@@ -96,9 +98,9 @@ def searched(points: Sequence[SearchPoint], dense_cost: float, allowed: float, c
             axes.scatter(point.cost, point.drop, s=42, facecolor=face, edgecolor=colour, linewidth=1.3, zorder=3)
             if point.ends:
                 axes.plot([point.cost] * 2, point.ends, color=colour, linewidth=0.8, alpha=0.7, zorder=2)
-            if point.marks:
-                at = (point.cost, point.drop)
-                axes.annotate(", ".join(point.marks), at, (6, 5), textcoords="offset points", fontsize=8, color=colour)
+            if point.on_front or point.marks:
+                at, name = (point.cost, point.drop), ", ".join((str(point.number), *point.marks))
+                axes.annotate(name, at, (6, 5), textcoords="offset points", fontsize=8, color=colour)
         axes.axhline(allowed, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.axvline(dense_cost, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         costs = [point.cost for point in points] + [dense_cost]

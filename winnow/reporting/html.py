@@ -171,14 +171,14 @@ ul { padding-left: 1.2rem; }
 .tile strong { display: block; font-size: 1.55rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.86rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.38rem 0.75rem; text-align: right; vertical-align: top; white-space: nowrap; font-weight: normal; }
+th, td { padding: 0.38rem 0.55rem; text-align: right; vertical-align: top; white-space: nowrap; font-weight: normal; }
 .left { text-align: left; }
 thead th { vertical-align: bottom; font-weight: 600; border-bottom: 2px solid var(--ink); }
 tbody tr { border-bottom: 1px solid var(--rule); }
 tbody th { position: sticky; left: 0; background: #fff; font-weight: 600; }
 td small, th small { display: block; color: var(--muted); font-size: 0.9em; font-weight: normal; }
 tr.marked, tr.marked th { background: var(--mark); }
-.prose td { white-space: normal; min-width: 10.5rem; max-width: 17rem; text-align: left; font-size: 0.82rem; }
+.prose td { white-space: normal; min-width: 8.6rem; max-width: 17rem; text-align: left; font-size: 0.82rem; }
 td:has(.fails) { background: var(--bad); }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(25rem, 100%), 1fr)); gap: 0 2rem; }
 .pair > * { min-width: 0; }

@@ -187,7 +187,9 @@ def _tested_table(facts: Facts, tested: LastLook) -> Html:
     if facts.winner:
         rows.append(_test_row(tested.metrics, "winner", facts.winner))
     caption = f"On the test split, version {tested.version}; the step counts and prints how often it was read"
-    return table(["test split", "top-1", "macro F1", "calibration error"], rows, caption=caption)
+    return table(
+        ["test split", "top-1", "macro F1", two_lines("calibration error", "before temperature")], rows, caption=caption
+    )
 
 
 def _test_row(told: dict[str, float], who: str, name: str) -> Row:

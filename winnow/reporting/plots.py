@@ -164,7 +164,7 @@ def factors(rows: Mapping[str, Mapping[str, Any]]) -> bytes:
                 place = at + 0.25 * (step - 1)
                 axes.barh(place, high - low, 0.22, low, color=colour, label=name if at == 0 else None)
                 axes.plot([reached, reached], [place - 0.11, place + 0.36 * (step < 2)], color=MUTED, linewidth=0.7)
-            end = (max(reached, 1.0), at + 0.25)
+            end = (max(start, reached, 1.0), at + 0.25)
             axes.annotate(f"{row['total']:.1f} ×", end, (5, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.axvline(1.0, color=INK, linewidth=0.9)
         axes.set_yticks(range(len(rows)), list(rows))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from winnow.intervals import Drop
 from winnow.reporting.html import (
+    MISSING,
     Row,
     bullets,
     document,
@@ -27,6 +28,11 @@ FRONT = (
     "the allowance."
 )
 HEADINGS = ("trial", "what", "points lost", "against dense", "cost", "× dense", "")
+TRIED = ("trial", "what", "outcome", "points lost", "cost")
+EVERY = (
+    "In the order of their proposal. What was given up shows the figures of its first look, after a quarter of the "
+    "epochs, which a finished one has left behind: the two kinds do not compare"
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,29 @@ def span(drop: Drop) -> str:
     return f"{signed(drop.low)} to {signed(drop.high)}"
 
 
-def page(name: str, verdict: str, rows: Sequence[OnFront], picture: bytes, conditions: Sequence[str]) -> str:
+@dataclass(frozen=True)
+class Tried:
+    """Any trial, as the table of all has it."""
+
+    number: int
+    what: str
+    state: str
+    """finished, given up, impossible; with the reason."""
+    drop: float | None
+    cost_told: str
+    """Empty where it was not measured."""
+
+
+def page(
+    name: str,
+    verdict: str,
+    rows: Sequence[OnFront],
+    tried: Sequence[Tried],
+    picture: bytes,
+    conditions: Sequence[str],
+) -> str:
     """One HTML file that asks the network for nothing."""
+    every = [Row((str(one.number), one.what, one.state, signed(one.drop), one.cost_told or MISSING)) for one in tried]
     cells = [
         Row(
             (
@@ -79,5 +106,6 @@ def page(name: str, verdict: str, rows: Sequence[OnFront], picture: bytes, condi
         paragraph(verdict, css="lead"),
         figure(picture, PICTURE, "Marks with a bar are on the front, or chosen; bars are 95 % intervals.", css="wide"),
         section("front", "The front", table(HEADINGS, cells, caption=FRONT, left=2)),
+        section("trials", "Every trial", table(TRIED, every, caption=EVERY, left=3)),
         section("conditions", "Conditions", bullets(conditions)),
     )

@@ -116,6 +116,7 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
     study = _open(optuna, storage, place, runner.slots)
     dense_cost = float(study.user_attrs["dense_cost"])
     _take_up(optuna, study, place)
+    _tell_what_is_there(study, place)
     under_way: dict[int, Any] = {}
     repeats = impossible = 0
     with _marked_if_stopped(under_way):
@@ -147,6 +148,17 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
             if impossible == MANY_IMPOSSIBLE:
                 raise ConfigError(f"{impossible} trials in a row were impossible, the last because: {done.why}")
     return Progress(_trials(study), _seconds(study), dense_cost)
+
+
+def _tell_what_is_there(study: Any, place: Workplace) -> None:
+    """Of a search that goes on: how far it is, and how to end it here."""
+    if (done := len(_results(study))) and not _spent(study, place, 0):
+        log.info(
+            "%d trials are there, %s: the search goes on; -S search.trials=%d ends it with these",
+            done,
+            _left(study, place),
+            done,
+        )
 
 
 @contextmanager
@@ -210,7 +222,10 @@ def told(trial: Trial, settings: Any) -> str:
     what = what_of(trial.point)
     if trial.look is None:
         return f"{what}: {trial.state} ({trial.why})"
-    return f"{what}: {trial.look.drop:.1f} points lost, {describe_cost(settings, trial.look.cost)}, {trial.state}"
+    at = f"{trial.look.drop:.1f} points lost, {describe_cost(settings, trial.look.cost)}"
+    if trial.state == "given up":
+        return f"{what}: given up at its first look, after a quarter of its epochs ({at})"
+    return f"{what}: {at}, {trial.state}"
 
 
 def _library() -> Any:

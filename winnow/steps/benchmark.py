@@ -28,6 +28,8 @@ from winnow.runtimes import Cell, Precision, cell_of, open_cell
 from winnow.speedups import Row, attribution, baselines, best, figures
 
 log = logging.getLogger(__name__)
+UNSTEADY = 0.3
+"""Rounds of a file's fastest rows farther apart than this share of the median: its times are told to be rough."""
 
 
 def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRecord:
@@ -81,7 +83,7 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
                 "image_size": pixels_NHWC.shape[1],
             },
         },
-        warnings=_warnings(outcome),
+        warnings=warnings_of(outcome, bests),
         machine=this_machine(gpu),
     )
     with publish(out) as folder:
@@ -164,9 +166,20 @@ def _absent(cuda: bool) -> list[dict[str, Any]]:
     return found
 
 
-def _warnings(outcome: Outcome) -> tuple[str, ...]:
+def warnings_of(outcome: Outcome, bests: Mapping[str, Mapping[str, Row | None]]) -> tuple[str, ...]:
+    """Files that could not be timed somewhere, and times that are rough."""
     refused = sorted({(row["candidate"], row["runtime"], row["precision"]) for row in outcome.refused})
-    return tuple(
+    found = [
         f"{name} on {runtime} {precision} was not timed: its answers differ from the file's own (see details.refused)"
         for name, runtime, precision in refused
-    )
+    ]
+    spreads = {
+        name: max(row["spread"] for row in rows.values() if row) for name, rows in bests.items() if any(rows.values())
+    }
+    if noisy := [name for name, spread in spreads.items() if spread > UNSTEADY]:
+        found.append(
+            f"medians of the rounds lay up to {max(spreads.values()):.0%} apart ({', '.join(noisy)}): something else "
+            "worked on this machine, so times, and which runtime and threads are the fastest, are rough; "
+            "dvc repro --force --single-item benchmark takes them again, then winnow run"
+        )
+    return tuple(found)

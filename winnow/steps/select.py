@@ -110,7 +110,9 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
                 "speeds": speeds,
                 "controls": controls(config, right),
             },
-            warnings=remarks(config, reference, lost[ROOT].top1, labels_V, dense_V, images.classes),
+            warnings=remarks(
+                config, reference, lost[ROOT].top1, labels_V, dense_V, images.classes, speeds["machine"]["flags"]
+            ),
             artifacts=describe(folder, PLOT, FIGURES),
         )
         write_record(folder, record)
