@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test, span
 from tasks.trials import Trials
+from winnow.controls import better_reference
 from winnow.data.images import TRAIN, VALIDATION, ImageSet, load_images
 from winnow.evaluation import load_logits
 from winnow.finetuning import classification
@@ -85,7 +86,7 @@ def main() -> None:
         }
         for name in ("dense", *names)
     }
-    better = max(("dense", "dense-kd"), key=lambda name: float(right[name]["validation"].mean()))
+    better = better_reference({name: hits["validation"] for name, hits in right.items()})
     dense = read_record(chain.candidates / "dense").metrics
     rows = []
     for name, hits in right.items():

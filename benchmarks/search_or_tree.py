@@ -108,7 +108,7 @@ def compare(seed: int, config: Config) -> dict[str, Any]:
     scene = Scene(images, chain.candidates / ROOT, shares)
     return {
         "machine": machine_here(),
-        "dense_ms": meter.dense_ms,
+        "dense_ms": meter.dense_cost,
         "rows": {what: scene.told(arm) for what, arm in arms.items()},
         "tried": len(progress.trials),
     }
@@ -116,7 +116,7 @@ def compare(seed: int, config: Config) -> dict[str, Any]:
 
 def share_of_dense(meter: Meter, folder: Path) -> float:
     """Share of dense's time that a call of a file takes."""
-    return meter.cost(folder, read_record(folder).details["precision"]) / meter.dense_ms
+    return meter.cost(folder, read_record(folder).details["precision"]) / meter.dense_cost
 
 
 def shares_anew(meter: Meter, files: Collection[Path]) -> dict[Path, float]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test, rungs_told, span
 from winnow.config import Config
+from winnow.controls import better_reference
 from winnow.data.images import VALIDATION, load_images
 from winnow.evaluation import load_logits
 from winnow.intervals import paired_drop
@@ -103,8 +104,7 @@ class Answers:
         self.right: dict[str, NDArray[np.bool_]] = {
             name: load_logits(chain.candidates / name, self.images).argmax(1) == validation for name in names
         }
-        there = [name for name in ("dense", "dense-kd") if name in self.right]
-        self.reference = max(there, key=lambda name: self.right[name].mean())
+        self.reference = better_reference(self.right)
 
 
 def config_of(images: Path, epochs: int, recovery_epochs: int) -> Config:

@@ -23,5 +23,5 @@ def test_a_name_that_was_not_made_is_told_those_that_were(tmp_path: Path) -> Non
     assert folder_of(places, "dense-int8", MODEL) == places.artifacts / "candidates" / "dense-int8"
     with pytest.raises(ConfigError, match=r"dense-int8: no candidate .* a weights\.safetensors in .*; valid: dense$"):
         folder_of(places, "dense-int8", WEIGHTS)
-    with pytest.raises(ConfigError, match="valid: dense, dense-int8$"):
+    with pytest.raises(ConfigError, match=r"valid: dense, dense-int8$"):
         folder_of(places, "../dense", MODEL)

@@ -167,17 +167,20 @@ def test_a_few_images_give_nobody_up(place: Workplace, meter: Meter) -> None:
 
 
 def test_costs_are_told_against_dense(tiny_dense: Path) -> None:
-    for objective, least, most in (("latency", 0.3, 3.0), ("throughput", 0.3, 3.0), ("size", 1.0, 1.0)):
-        meter = Meter(config(objective=objective), tiny_dense, 16)
-        own = meter.cost(tiny_dense, "f32")
-        reference = {
-            "latency": meter.dense_ms,
-            "throughput": meter.dense_ms / 1e3 / 8,
-            "size": (tiny_dense / "model.onnx").stat().st_size / 1e6,
-        }[objective]
-        assert least <= own / reference <= most
-    dealt = Meter(config(objective="throughput", runtime="openvino-throughput"), tiny_dense, 16)
-    assert 0.3 <= dealt.cost(tiny_dense, "f32") / (dealt.dense_ms / 1e3 / 8) <= 3.0
+    size = (tiny_dense / "model.onnx").stat().st_size / 1e6
+    assert Meter(config(objective="size"), tiny_dense, 16).dense_cost == size
+    latency = Meter(config(), tiny_dense, 16).dense_cost
+    for changes, batch in (
+        ({"objective": "latency"}, 1),
+        ({"objective": "throughput"}, 8),
+        ({"objective": "throughput", "runtime": "openvino-throughput"}, 8),
+    ):
+        meter = Meter(config(**changes), tiny_dense, 16)
+        assert 0.3 <= meter.cost(tiny_dense, "f32") / meter.dense_cost <= 3.0
+        ms_a_call = meter.dense_cost * (1e3 * batch if batch > 1 else 1)
+        assert 0.3 * latency <= ms_a_call <= 10 * batch * latency
+        as_before = Meter(config(**changes), tiny_dense, 16, dense_cost=1000.0)
+        assert 300 <= as_before.cost(tiny_dense, "f32") <= 3000
     odd = check_config(tiny_params() | {"search": {"objective": "throughput", "runtime": "openvino-throughput"}})
     odd = odd.model_copy(update={"benchmark": odd.benchmark.model_copy(update={"large_batch": 7})})
     with pytest.raises(ConfigError, match=r"batches of 7 are not dealt out to streams on .* threads: set"):

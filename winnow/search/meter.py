@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +43,19 @@ class Meter:
             )
         self.dense = dense
         self.reference = self._open(dense, "f32")
-        self.dense_mj = (dense_cost or 0.0) if self.settings.objective == "energy" else 0.0
-        self.dense_ms = 0.0 if dense_cost is None else self._ms_of(dense_cost)
-        if not self.dense_ms and self.settings.objective in ("latency", "throughput"):
-            self.dense_ms = self._ms(self.reference)
         if self.settings.objective == "energy" and joules(lambda: None) is None:
             raise ConfigError(
                 "search.objective: energy cannot be read here (no powercap counter that may be read); use latency"
             )
+        self.dense_cost = self._measured(dense, "f32")[0] if dense_cost is None else dense_cost
 
     def cost(self, folder: Path, precision: Precision) -> float:
-        """ms a call, seconds an image of a large batch, MB, or mJ an image: the less the better."""
-        act: dict[str, Callable[[], float]] = {
-            "latency": lambda: self._ms(self._open(folder, precision)),
-            "throughput": lambda: self._ms(self._open(folder, precision)) / 1e3 / self.batch,
-            "size": lambda: (folder / MODEL).stat().st_size / 1e6,
-            "energy": lambda: self._millijoules(self._open(folder, precision)),
-        }
-        return act[self.settings.objective]()
+        """ms a call, seconds an image of a large batch, MB, or mJ an image: the less the better.
+
+        What is measured counts as if dense cost beside it what it cost at first.
+        """
+        own, dense = self._measured(folder, precision)
+        return own / dense * self.dense_cost
 
     def check_answers(self, folder: Path, precision: Precision, images: ImageSet) -> None:
         """Raise ArtifactError where the runtime answers something else than the file does in ONNX Runtime."""
@@ -77,28 +71,32 @@ class Meter:
                 f"does in ONNX Runtime, needed {needed:.0%}"
             )
 
-    def _ms_of(self, cost: float) -> float:
-        """Milliseconds a call of a cost; 0 where the objective is no time."""
-        return {"latency": cost, "throughput": cost * 1e3 * self.batch}.get(self.settings.objective, 0.0)
+    def _measured(self, folder: Path, precision: Precision) -> tuple[float, float]:
+        """What the file costs, and what dense does beside it."""
+        objective = self.settings.objective
+        if objective == "size":
+            own, dense = ((each / MODEL).stat().st_size / 1e6 for each in (folder, self.dense))
+            return own, dense
+        predict = self._open(folder, precision)
+        if objective == "energy":
+            return self._millijoules(predict)
+        calls = CALLS_SINGLE if self.batch == 1 else CALLS_LARGE
+        own, dense = timed_in_turns(predict, self.reference, self.pixels_NHWC, calls, VISITS)
+        scale = 1e3 * self.batch if objective == "throughput" else 1.0
+        return own / scale, dense / scale
 
     def _open(self, folder: Path, precision: Precision) -> Predict:
         cell = Cell(folder.name, self.settings.runtime, precision, "file", self.batch, cores())
         return open_cell(folder, cell)
 
-    def _ms(self, predict: Predict) -> float:
-        """p50 of a call, as if dense took what it took at first."""
-        calls = CALLS_SINGLE if self.batch == 1 else CALLS_LARGE
-        own, dense = timed_in_turns(predict, self.reference, self.pixels_NHWC, calls, VISITS)
-        return own / dense * self.dense_ms if self.dense_ms else own
-
-    def _millijoules(self, predict: Predict) -> float:
-        """An image's, as if dense took what it took at first; visited in turns with it."""
+    def _millijoules(self, predict: Predict) -> tuple[float, float]:
+        """An image's, and dense's, visited in turns."""
         own = dense = 0.0
         with quiet_machine():
             for _ in range(ENERGY_VISITS):
                 own += self._visit_mj(predict)
                 dense += self._visit_mj(self.reference)
-        return own / dense * self.dense_mj if self.dense_mj else own / ENERGY_VISITS
+        return own / ENERGY_VISITS, dense / ENERGY_VISITS
 
     def _visit_mj(self, predict: Predict) -> float:
         """mJ an image over a second of calls."""

@@ -257,7 +257,7 @@ def _open(optuna: Any, storage: Path, place: Workplace, slots: int) -> Any:
     asked |= {CONTROL: control, "batch": batch_of(place.config)}
     before = study.user_attrs.get("asked")
     if before is None:
-        study.set_user_attr("dense_cost", meter_of(place).cost(dense, "f32"))
+        study.set_user_attr("dense_cost", meter_of(place).dense_cost)
         for params in first_points(settings):
             study.enqueue_trial(params, skip_if_exists=True)
         study.set_user_attr("asked", asked)  # last: what was stopped before is begun anew
