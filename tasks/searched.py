@@ -16,7 +16,8 @@ from tasks.settings import Places
 from tasks.tracking import NOTE, PARENT
 from winnow.config import Config
 from winnow.records import read_json, write_json
-from winnow.search.study import Progress, Trial, told
+from winnow.search.memory import Trial
+from winnow.search.study import Progress, told
 
 log = logging.getLogger(__name__)
 KIND, NUMBER = "winnow.kind", "winnow.trial"

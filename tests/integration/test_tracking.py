@@ -16,8 +16,9 @@ from tasks.settings import Places
 from tests.handmade import CURVES, DATA_VERSION, forget, write_candidate, write_verdicts
 from winnow.config import Config
 from winnow.errors import ArtifactError
+from winnow.search.memory import Trial
 from winnow.search.space import Point
-from winnow.search.study import Progress, Trial
+from winnow.search.study import Progress
 from winnow.search.trial import Look
 
 pytest_plugins = "tests.stores"

@@ -12,8 +12,9 @@ import pytest
 from tests.conftest import tiny_params, without_control
 from winnow.config import check_config
 from winnow.errors import ConfigError
+from winnow.search.memory import Trial
 from winnow.search.space import Point
-from winnow.search.study import Progress, Trial, search, told
+from winnow.search.study import Progress, search, told
 from winnow.search.trial import Earlier, GivenUp, Look, Workplace
 from winnow.steps.compress import Folders
 
@@ -56,7 +57,7 @@ class Meter:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     monkeypatch.setattr("winnow.search.trial.attempt", made.attempt)
-    for place in ("winnow.search.trial", "winnow.search.study"):
+    for place in ("winnow.search.trial", "winnow.search.memory"):
         monkeypatch.setattr(f"{place}.meter_of", lambda *_: Meter())
     return made
 
@@ -182,7 +183,7 @@ def test_what_ended_as_the_process_was_killed_is_not_run_again(
     world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("winnow.search.study._tell", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("winnow.search.memory.Memory._tell", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path, tiny_dense, tiny_data)
     progress, _ = go(tmp_path, tiny_dense, tiny_data)

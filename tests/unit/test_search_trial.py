@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.searching import _leave, _verdict, check_names, front_of
+from flows.found import front_of, leave, verdict_of
+from flows.searching import check_names
 from tests.conftest import tiny_params, without_control
 from winnow.config import Config, check_config
 from winnow.data.images import VALIDATION, load_images
@@ -18,9 +19,10 @@ from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation import LOGITS
 from winnow.records import read_json, read_record
 from winnow.reporting.explored import SearchPoint
+from winnow.search.memory import Trial
 from winnow.search.meter import Meter, describe_cost
 from winnow.search.space import Point
-from winnow.search.study import Progress, Trial, what_of
+from winnow.search.study import Progress, what_of
 from winnow.search.trial import (
     Earlier,
     GivenUp,
@@ -141,13 +143,13 @@ def test_a_chosen_trial_beside_the_front_is_no_part_of_its_line(
     sure = dataclasses.replace(look, drop=look.drop + 1, cost=look.cost * 2)
     trials = [Trial(number, 0, point, "finished", each, "", 1.0) for number, each in enumerate((look, sure))]
     chosen = trials[1].found
-    monkeypatch.setattr("flows.searching.choose", lambda *_: chosen)
+    monkeypatch.setattr("flows.found.choose", lambda *_: chosen)
     progress = Progress(trials, 2.0, look.cost)
     rows = front_of(progress, place)
     assert [(row.number, row.marks) for row in rows] == [(0, ()), (1, ("chosen",))]
     drawn: list[SearchPoint] = []
-    monkeypatch.setattr("flows.searching.drawn", lambda points, *_: drawn.extend(points) or b"")
-    _leave(tmp_path, "mine", progress, rows, place, "Trial 1.")
+    monkeypatch.setattr("flows.found.drawn", lambda points, *_: drawn.extend(points) or b"")
+    leave(tmp_path, "mine", progress, rows, place, "Trial 1.")
     assert [each.on_front for each in drawn] == [True, False]
     html = (tmp_path / "report.html").read_text()
     assert "Every trial" in html
@@ -240,7 +242,7 @@ def test_the_interval_is_of_the_whole_look(place: Workplace, meter: Meter, tiny_
     assert front_of(found, allowing)[0].marks == ("chosen",)
     dear = dataclasses.replace(found, dense_cost=look.cost / 2)
     assert front_of(dear, allowing)[0].marks == ()  # what costs more than dense is no choice
-    assert "Nothing faster than dense is shown to lose" in _verdict(front_of(dear, allowing), dear, config())
+    assert "Nothing faster than dense is shown to lose" in verdict_of(front_of(dear, allowing), dear, config())
     shutil.rmtree(tree_of(place, 5, 1))
     assert front_of(found, place) == [row]
     shutil.rmtree(tree_of(place, 5, 4))

@@ -1,0 +1,166 @@
+"""What a search found: its front with intervals, the verdict in words, and the files and tables that show both."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from winnow.config import ROOT, Config, Search
+from winnow.data.images import load_images
+from winnow.evaluation import load_logits
+from winnow.progress import duration
+from winnow.records import RECORD, read_record, write_json
+from winnow.reporting.candidates import RUNTIMES
+from winnow.reporting.explored import SearchPoint
+from winnow.reporting.explored import searched as drawn
+from winnow.reporting.searched import OnFront, Tried, page, span
+from winnow.search.front import Found, choose, front, knee
+from winnow.search.memory import Trial
+from winnow.search.meter import describe_cost
+from winnow.search.study import Progress, what_of
+from winnow.search.trial import Workplace, evidence, lost, reference_logits, tree_of
+from winnow.selection import WORST_END, judge_drop
+
+console = Console(highlight=False, soft_wrap=True)
+TIMED = ("latency", "throughput")
+BETTER = {"latency": "faster", "throughput": "faster", "size": "smaller", "energy": "cheaper"}
+
+
+def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
+    """The trials that nobody beats, the cheapest first, each with its intervals; the chosen one last if it is none."""
+    settings, images = place.config.search, load_images(place.folders.data)
+    finished = {trial.number: trial for trial in progress.trials if trial.found}
+    better, dense = reference_logits(place, images), load_logits(place.folders.candidates / ROOT, images)
+
+    def made_by(each: Found) -> Path:
+        trial = finished[each.number]
+        assert trial.look is not None
+        return tree_of(place, trial.folder, settings.epochs) / trial.look.names[-1]
+
+    def fits(each: Found) -> bool:
+        gains = each.cost < progress.dense_cost
+        return gains and judge_drop(evidence(better, made_by(each), images), settings.max_drop_points).passed
+
+    chosen, bend = choose(progress.found, fits), knee(progress.found)
+    rows = []
+    shown = front(progress.found)
+    for each in shown if chosen is None or chosen in shown else [*shown, chosen]:
+        trial, made = finished[each.number], made_by(each)
+        marks = {"chosen": each == chosen, "knee": each == bend}
+        rows.append(
+            OnFront(
+                each.number,
+                what_of(trial.point),
+                lost(better, made, images),
+                lost(dense, made, images),
+                each.cost,
+                describe_cost(settings, each.cost),
+                progress.dense_cost / each.cost,
+                tuple(mark for mark, holds in marks.items() if holds),
+            )
+        )
+    return rows
+
+
+def verdict_of(rows: list[OnFront], progress: Progress, config: Config) -> str:
+    """What was found, in a sentence or two."""
+    settings = config.search
+    most = settings.max_drop_points
+    allowed = f"{most:g} points or less ({WORST_END * most:g} at the worst end of the interval)"
+    dense = f"Dense: {describe_cost(settings, progress.dense_cost)}."
+    row = next((row for row in rows if row.chosen), None)
+    if row is None:
+        better = BETTER[settings.objective]
+        return f"Nothing {better} than dense is shown to lose {allowed}: dense stays the best. {dense}"
+    return (
+        f"Trial {row.number} ({row.what}) is the cheapest shown to lose {allowed}: "
+        f"{row.cost_told}, {row.times_dense:.2f} times {BETTER[settings.objective]} than dense; against dense, 95 % "
+        f"interval: {span(row.to_dense)} points lost. {dense}"
+    )
+
+
+def leave(home: Path, name: str, progress: Progress, rows: list[OnFront], place: Workplace, verdict: str) -> None:
+    """front.png, search.json and report.html."""
+    settings = place.config.search
+    best = {row.number: row for row in rows}
+    unbeaten = {each.number for each in front(progress.found)}
+    points = []
+    for each in progress.found:
+        row = best.get(each.number)
+        ends = (row.drop.low, row.drop.high) if row else None
+        marks = row.marks if row else ()
+        points.append(SearchPoint(each.number, each.cost, each.drop, ends, marks, each.number in unbeaten))
+    axis = {"latency": "p50 of a call, ms", "throughput": "seconds an image", "size": "MB", "energy": "mJ an image"}
+    label = f"{axis[settings.objective]} ({settings.runtime}; left is better)"
+    home.mkdir(parents=True, exist_ok=True)
+    picture = drawn(points, progress.dense_cost, settings.max_drop_points, label)
+    (home / "front.png").write_bytes(picture)
+    tried = [_tried(trial, settings) for trial in progress.trials]
+    html = page(name, verdict, rows, tried, picture, _conditions(progress, place))
+    (home / "report.html").write_text(html, encoding="utf-8")
+    table = [
+        {
+            "number": trial.number,
+            "state": trial.state,
+            "why": trial.why,
+            "seconds": trial.seconds,
+            "point": asdict(trial.point),
+            "drop": trial.look.drop if trial.look else None,
+            "cost": trial.look.cost if trial.look else None,
+            "on_front": trial.number in unbeaten,
+        }
+        for trial in progress.trials
+    ]
+    write_json(home / "search.json", {"trials": table, "dense_cost": progress.dense_cost, "seconds": progress.seconds})
+
+
+def _tried(trial: Trial, settings: Search) -> Tried:
+    look, outcome = trial.look, f"{trial.state}: {trial.why}" if trial.why else trial.state
+    if look is None:
+        return Tried(trial.number, what_of(trial.point), outcome, None, "")
+    return Tried(trial.number, what_of(trial.point), outcome, look.drop, describe_cost(settings, look.cost))
+
+
+def elsewhere(artifacts: Path, config: Config) -> str:
+    """Where the runtime that the search measures on is not the one on which the last run's winner is fastest."""
+    settings, decided = config.search, artifacts / "select"
+    if settings.objective not in TIMED or not (decided / RECORD).is_file():
+        return ""
+    details = read_record(decided).details
+    name = details["winner"] or ROOT
+    row = details["speeds"]["best"][name][settings.objective]
+    if row is None or row["runtime"] == settings.runtime:
+        return ""
+    return (
+        f"{name} of the last run is fastest on {RUNTIMES[row['runtime']]}, this search measures on "
+        f"{RUNTIMES[settings.runtime]} (search.runtime): winnow run times what it finds on all of them"
+    )
+
+
+def _conditions(progress: Progress, place: Workplace) -> list[str]:
+    settings = place.config.search
+    states = [trial.state for trial in progress.trials]
+    counts = [f"{states.count(state)} {state}" for state in ("finished", "given up", "impossible")]
+    in_turns = ", measured in turns with dense, while no other winnow process of this user trained"
+    return [
+        f"{len(states)} trials ({', '.join(counts)}), {duration(progress.seconds)} of work",
+        f"Objective: {settings.objective} on {settings.runtime}" + (in_turns if settings.objective in TIMED else ""),
+        *([remark] if (remark := elsewhere(place.folders.candidates.parent, place.config)) else []),
+        f"Recovery of {settings.epochs} epochs; structures: {', '.join(settings.structures)}; int8: {settings.int8}",
+        f"Machine: {place.machine}",
+    ]
+
+
+def show(rows: list[OnFront], verdict: str) -> None:
+    """The front as a table, and the verdict, on the terminal."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("trial", "what", "points lost", "cost", "x dense", ""):
+        table.add_column(heading)
+    for row in rows:
+        cells = (f"{row.drop.points:.1f}", row.cost_told, f"{row.times_dense:.2f}")
+        table.add_row(str(row.number), row.what, *cells, ", ".join(row.marks))
+    console.print(table)
+    console.print(verdict)
