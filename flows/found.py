@@ -10,9 +10,10 @@ from rich.table import Table
 
 from winnow.config import ROOT, Config, Search
 from winnow.data.images import load_images
+from winnow.errors import ArtifactError
 from winnow.evaluation import load_logits
 from winnow.progress import duration
-from winnow.records import RECORD, read_record, write_json
+from winnow.records import read_record, write_json
 from winnow.reporting.candidates import RUNTIMES
 from winnow.reporting.explored import SearchPoint
 from winnow.reporting.explored import searched as drawn
@@ -82,8 +83,8 @@ def verdict_of(rows: list[OnFront], progress: Progress, config: Config) -> str:
     )
 
 
-def leave(home: Path, name: str, progress: Progress, rows: list[OnFront], place: Workplace, verdict: str) -> None:
-    """front.png, search.json and report.html."""
+def write_files(home: Path, progress: Progress, rows: list[OnFront], place: Workplace, verdict: str) -> None:
+    """front.png, search.json and report.html, in the folder that is named after the search."""
     settings = place.config.search
     best = {row.number: row for row in rows}
     unbeaten = {each.number for each in front(progress.found)}
@@ -99,7 +100,7 @@ def leave(home: Path, name: str, progress: Progress, rows: list[OnFront], place:
     picture = drawn(points, progress.dense_cost, settings.max_drop_points, label)
     (home / "front.png").write_bytes(picture)
     tried = [_tried(trial, settings) for trial in progress.trials]
-    html = page(name, verdict, rows, tried, picture, _conditions(progress, place))
+    html = page(home.name, verdict, rows, tried, picture, _conditions(progress, place))
     (home / "report.html").write_text(html, encoding="utf-8")
     table = [
         {
@@ -124,19 +125,22 @@ def _tried(trial: Trial, settings: Search) -> Tried:
     return Tried(trial.number, what_of(trial.point), outcome, look.drop, describe_cost(settings, look.cost))
 
 
-def elsewhere(artifacts: Path, config: Config) -> str:
-    """Where the runtime that the search measures on is not the one on which the last run's winner is fastest."""
-    settings, decided = config.search, artifacts / "select"
-    if settings.objective not in TIMED or not (decided / RECORD).is_file():
+def runtime_remark(artifacts: Path, config: Config) -> str:
+    """Where the last run's winner is fastest, if the search measures on another runtime; "" where nobody knows."""
+    settings = config.search
+    if settings.objective not in TIMED:
         return ""
-    details = read_record(decided).details
+    try:
+        details = read_record(artifacts / "select").details
+    except ArtifactError:
+        return ""
     name = details["winner"] or ROOT
     row = details["speeds"]["best"][name][settings.objective]
     if row is None or row["runtime"] == settings.runtime:
         return ""
     return (
-        f"{name} of the last run is fastest on {RUNTIMES[row['runtime']]}, this search measures on "
-        f"{RUNTIMES[settings.runtime]} (search.runtime): winnow run times what it finds on all of them"
+        f"in the last run {name} was fastest on {RUNTIMES[row['runtime']]}, while this search measures on "
+        f"{RUNTIMES[settings.runtime]} (search.runtime); winnow run times what it finds on all of them"
     )
 
 
@@ -148,13 +152,12 @@ def _conditions(progress: Progress, place: Workplace) -> list[str]:
     return [
         f"{len(states)} trials ({', '.join(counts)}), {duration(progress.seconds)} of work",
         f"Objective: {settings.objective} on {settings.runtime}" + (in_turns if settings.objective in TIMED else ""),
-        *([remark] if (remark := elsewhere(place.folders.candidates.parent, place.config)) else []),
         f"Recovery of {settings.epochs} epochs; structures: {', '.join(settings.structures)}; int8: {settings.int8}",
         f"Machine: {place.machine}",
     ]
 
 
-def show(rows: list[OnFront], verdict: str) -> None:
+def print_front(rows: list[OnFront], verdict: str) -> None:
     """The front as a table, and the verdict, on the terminal."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("trial", "what", "points lost", "cost", "x dense", ""):

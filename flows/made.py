@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.settings import Places
+from winnow.config.candidates import NAME
 from winnow.errors import ConfigError
 
 
 def folder_of(places: Places, name: str, file: str) -> Path:
     """Its folder; `file` has to be in it. Raises ConfigError, which lists the names that there are."""
     candidates = places.artifacts / "candidates"
-    there = sorted(path.parent.name for path in candidates.glob(f"*/{file}"))
+    there = sorted(path.parent.name for path in candidates.glob(f"*/{file}") if NAME.fullmatch(path.parent.name))
     if name in there:
         return candidates / name
     known = f"valid: {', '.join(there)}" if there else "winnow run makes them first"

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.found import elsewhere, front_of, leave, show, verdict_of
+from flows.found import front_of, print_front, runtime_remark, verdict_of, write_files
 from flows.setting import edited_by, write_params
 from flows.telling import tell_progress
 from tasks import checkout, hosting, searched, servers, slots, versioning
@@ -52,7 +52,7 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
         folders = Folders(at / "data", at / "pretrain", at / "candidates", home / "scratch", places.answers)
         safe = any(map(saturates, (hosting.serving_flags(places, config), cpu_flags())))
         place = Workplace(config, folders, home / "trials", overflow_safe=safe)
-        if remark := elsewhere(at, config):
+        if remark := runtime_remark(at, config):
             console.print(f"Note: {remark}")
         log = searched.Log(places, config, name)
         try:
@@ -63,8 +63,8 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
         chosen = next((row.number for row in rows if row.chosen), None)
         taken = next((trial for trial in progress.trials if trial.number == chosen), None)
         verdict = verdict_of(rows, progress, config)
-        leave(home, name, progress, rows, place, verdict)
-        show(rows, verdict)
+        write_files(home, progress, rows, place, verdict)
+        print_front(rows, verdict)
         console.print(f"In {home.relative_to(places.root)}: report.html, front.png, search.json")
         log.close(progress, taken, [home / file for file in ("front.png", "search.json", "report.html")])
         if add and taken is not None:

@@ -1,4 +1,4 @@
-"""`-S key=value`: set existing keys of params.yaml, keep its comments, check the whole, show what changed.
+"""`-S key=value`: set keys of params.yaml, keep its comments, check the whole, show what changed.
 
 Values are YAML, so that `-S data.path=/my photos/2024, summer=hot` and `-S finetune.seeds=[0,1]` mean what they say.
 Nothing is written unless the result is sound and what it names is there.
@@ -16,6 +16,7 @@ import yaml
 
 from tasks.settings import Places, check_files
 from winnow.config import check_config
+from winnow.config.keys import keys_below
 from winnow.errors import ConfigError
 
 TEXT = "tag:yaml.org,2002:str"
@@ -87,13 +88,20 @@ def _assign(document: Any, assignment: str) -> None:
     *above, last = key.strip().split(".")
     at = document
     for depth, part in enumerate([*above, last]):
-        if not isinstance(at, MutableMapping) or part not in at:
-            known = ", ".join(map(str, at)) if isinstance(at, MutableMapping) else "nothing below it"
-            where = ".".join([*above, last][:depth]) or "params.yaml"
-            raise ConfigError(f"-S {assignment}: {where} has no key {part!r}; it has {known}")
+        known = _known(document, above[:depth], at)
+        if not isinstance(at, MutableMapping) or part not in (known if depth == len(above) else at):
+            where = ".".join(above[:depth]) or "params.yaml"
+            told = ", ".join(known) or "nothing below it"
+            raise ConfigError(f"-S {assignment}: {where} has no key {part!r}; it has {told}")
         if depth < len(above):
             at = at[part]
     at[last] = _as_written(_value(text.strip(), assignment))
+
+
+def _known(document: Any, path: list[str], at: Any) -> list[str]:
+    """Keys that the file has there, and those that it may have."""
+    there = list(map(str, at)) if isinstance(at, MutableMapping) else []
+    return list(dict.fromkeys((*there, *keys_below(path, document))))
 
 
 def _value(text: str, assignment: str) -> Any:

@@ -6,9 +6,10 @@ from typing import Any
 
 from tasks import settled
 from tasks.settings import Places
-from winnow.config import GATES, in_order, load_config
+from winnow.config import in_order, load_config
 from winnow.config.candidates import ROOT
 from winnow.records import StepRecord, read_record
+from winnow.selection import GATES
 
 NOTHING = "-"
 

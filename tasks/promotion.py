@@ -155,7 +155,10 @@ def _checked(places: Places, config: Config, selection: StepRecord, winner: str)
 
 
 def _card(places: Places, config: Config, selection: StepRecord, winner: str) -> dict[str, Any]:
-    """The candidate's card with what only the whole run knows: speed, machine, how to serve it, data version, why."""
+    """The candidate's card with what only the whole run knows: speed, machine, how to serve it, data version, why.
+
+    Its figures on the test split, too, where the report has looked: nothing is chosen by them (decision 0017).
+    """
     speeds, objective = selection.details["speeds"], config.promotion.objective
     fastest = speeds["best"][winner]
     best = fastest[SERVES[objective]]

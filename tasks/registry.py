@@ -187,13 +187,21 @@ def _save(path: Path, folder: Path, card: Mapping[str, Any], logged: Any) -> Non
         ),
         signature=signature,
         input_example=np.zeros((EXAMPLE_IMAGES, side, side, 3), np.uint8),
-        pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in PINNED],
+        pip_requirements=list(map(_pinned, PINNED)),
         onnx_execution_providers=["CPUExecutionProvider"],
         save_as_external_data=False,
     )
     # MLflow writes the model anew; the file that was measured is the one to serve.
     shutil.copyfile(folder / MODEL, path / MODEL)
     write_json(path / CARD, dict(card))
+
+
+def _pinned(package: str) -> str:
+    """With its version; ONNX Runtime for GPUs comes under another name in place of the other."""
+    try:
+        return f"{package}=={importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package}-gpu=={importlib.metadata.version(f'{package}-gpu')}"
 
 
 def _description(card: Mapping[str, Any]) -> str:

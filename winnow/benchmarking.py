@@ -4,7 +4,8 @@ A cell is a candidate on a runtime, at a precision, with a batch and a number of
 with the same batch and threads form a group. Within a group every cell is visited once in each round, in an order that
 turns from round to round, so that a noisy neighbour or a clock that drifts hits all cells alike; at each visit some
 calls go untimed first. p50 and p95 are taken over all timed calls, and `spread` says how far the rounds were apart:
-(largest - smallest median of a round) / p50. A p95 of fewer than 200 calls would be the second worst of a handful and
+(largest - smallest median of a round) / p50; `inner_spread` leaves out the fastest and the slowest round, since one
+disturbed round moves no p50. A p95 of fewer than 200 calls would be the second worst of a handful and
 is not given.
 
 Before a cell is timed, its answers are compared with the candidate's own (validation_logits.npy): a fast runtime that
@@ -216,7 +217,7 @@ def _time_group(opened: list[tuple[Cell, Predict]], pixels_NHWC: NDArray[np.uint
 def summarise(cell: Cell, seconds_by_round: list[list[float]]) -> Row:
     """One row of the record: milliseconds per call, images per second, and how steady they were."""
     milliseconds = np.concatenate([np.asarray(part) for part in seconds_by_round]) * 1e3
-    medians = [float(np.median(part)) * 1e3 for part in seconds_by_round]
+    medians = sorted(float(np.median(part)) * 1e3 for part in seconds_by_round)
     p50 = float(np.median(milliseconds))
     enough = len(milliseconds) >= SAMPLES_FOR_P95
     return {
@@ -226,4 +227,5 @@ def summarise(cell: Cell, seconds_by_round: list[list[float]]) -> Row:
         "images_per_s": cell.batch / p50 * 1e3,
         "samples": len(milliseconds),
         "spread": (max(medians) - min(medians)) / p50,
+        "inner_spread": (medians[-2] - medians[1]) / p50 if len(medians) > 3 else 0.0,
     }

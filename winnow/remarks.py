@@ -22,12 +22,8 @@ def remarks(
     labels_V: NDArray[np.int64],
     dense_V: NDArray[np.int64],
     classes: Sequence[str],
-    flags: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """`dense`: what it lost against the reference; `dense_V`: its answers; `labels_V`: -1 for none.
-
-    `flags`: of the processor that serves.
-    """
+    """`dense`: what it lost against the reference; `dense_V`: its answers; `labels_V`: -1 for none."""
     found, count, dense_drop = [], int((labels_V >= 0).sum()), dense.labelled
     if not count:
         found.append("no validation image has a label: accuracy is not known, only that answers stay the same")
@@ -43,8 +39,6 @@ def remarks(
             "dense, which is not"
         )
     found += _untold_by_rounding(config)
-    if unsafe := overflowing(config, flags):
-        found.append(overflow_told(unsafe))
     if reference != ROOT and dense_drop is not None and dense_drop.low > 0:
         found.append(
             f"training dense on with its own answers as teacher gains {dense_drop.points:.1f} points: dense was not "

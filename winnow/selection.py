@@ -34,6 +34,15 @@ from winnow.records import Gate, Verdict
 
 WORST_END = 2.0
 """How many allowances the worst end of the interval may reach."""
+GATES = {
+    "drop": "drop",
+    "macro-f1": "macro F1",
+    "agreement": "agreement",
+    "size": "size",
+    "speedup": "speed-up",
+    "int8": "int8 executed",
+}
+"""Of each gate, what it is called for people."""
 UNITS = {"latency": "ms", "throughput": "images/s", "size": "MB"}
 SERVES = {"latency": "latency", "throughput": "throughput", "size": "latency"}
 """Objective -> which of a candidate's best rows in the benchmark is the one that serves."""
@@ -273,5 +282,5 @@ def _why_nobody(verdicts: Sequence[Verdict]) -> str:
     passes = f"; it would pass with promotion.gates.{' and '.join(needs)}" if len(needs) == len(failed) else ""
     return (
         f"no candidate passes every gate; the nearest is {fewest.candidate}, which fails "
-        f"{', '.join(gate.name for gate in failed)}{passes}"
+        f"{', '.join(GATES[gate.name] for gate in failed)}{passes}"
     )

@@ -20,7 +20,15 @@ from winnow.data.images import VALIDATION, load_images
 from winnow.errors import ArtifactError, WinnowError
 from winnow.evidence import Evidence, Losses
 from winnow.intervals import Drop
-from winnow.records import read_json, sha256_of, this_machine, write_json
+from winnow.records import (
+    StepRecord,
+    read_json,
+    record_digest,
+    sha256_of,
+    this_machine,
+    write_json,
+    write_record,
+)
 
 pytest_plugins = "tests.stores"
 SLOW, FAST = {"quick": {"ballast": 700}}, {"quick": {}}
@@ -93,6 +101,25 @@ def test_a_version_holds_the_very_file_its_card_and_can_be_served(places: Places
     pinned = (folder / "requirements.txt").read_text().split()
     assert all("==" in line for line in pinned)
     assert any(line.startswith("onnxruntime==") for line in pinned)
+
+
+@pytest.mark.parametrize("of", ["this selection", "another"])
+def test_the_card_repeats_the_test_figures_of_this_selection_alone(places: Places, config: Config, of: str) -> None:
+    select = record_digest(places.artifacts / "select") if of == "this selection" else "0" * 64
+    figures = {"top1": 0.5, "top1_low": 0.4, "top1_high": 0.6}
+    report = StepRecord(
+        step="report",
+        name="report",
+        parameters={},
+        inputs={"select": select},
+        metrics={"test/images": 50.0, **{f"test/winner_{key}": value for key, value in figures.items()}},
+        details={"winner": "quick"},
+    )
+    write_record(places.artifacts / "report", report)
+    promote(places, config)
+    card = read_json(fetched(places, "champion") / "card.json")
+    assert card["test"] == (figures | {"images": 50.0} if of == "this selection" else {})
+    assert card["fastest"]["throughput"] == {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 8}
 
 
 def test_the_same_file_is_registered_once(places: Places, config: Config) -> None:

@@ -23,7 +23,7 @@ from winnow.benchmarking import (
 from winnow.config import Benchmark
 from winnow.machine import has_fast_bf16
 from winnow.runtimes import ON_GPU, Cell, NotHere, Predict
-from winnow.steps.benchmark import UNSTEADY, warnings_of
+from winnow.steps.benchmark import warnings_of
 
 Array = np.ndarray
 SETTINGS = Benchmark(large_batch=8, samples=20, rounds=4)
@@ -229,11 +229,18 @@ def test_the_plan(grid: str, threads: int) -> None:
 
 
 def test_times_of_an_unsteady_machine_are_told_to_be_rough() -> None:
-    def best(spread: float) -> dict:
-        return {"latency": {"spread": spread}, "throughput": {"spread": 0.01}}
+    def best(*milliseconds: float) -> dict:
+        row = summarise(Cell("x", "ort", "f32", "file", 1, 1), [[each / 1e3] * 40 for each in milliseconds])
+        return {"latency": row, "throughput": {"inner_spread": 0.0}}
 
-    steady, shaken = best(UNSTEADY), best(UNSTEADY + 0.2)
-    nothing = Outcome([], [], [])
-    assert warnings_of(nothing, {"dense": steady, "sparse": {"latency": None, "throughput": None}}) == ()
-    (told,) = warnings_of(nothing, {"dense": steady, "pruned": shaken})
-    assert told.startswith("medians of the rounds lay up to 50% apart (pruned): something else worked on this machine")
+    bests = {
+        "dense": best(1.0, 1.0, 9.0, 1.05, 0.9),  # one round moves no median
+        "pruned": best(1.0, 1.5, 1.0, 1.5, 1.5),
+        "untimed": {"latency": None, "throughput": None},
+    }
+    assert bests["dense"]["latency"]["spread"] == pytest.approx(8.1)
+    assert bests["dense"]["latency"]["inner_spread"] == pytest.approx(0.05)
+    (told,) = warnings_of(Outcome(), bests)
+    assert told.startswith("times of pruned varied by up to 33% from round to round")
+    assert warnings_of(Outcome(), {"dense": bests["dense"], "untimed": bests["untimed"]}) == ()
+    assert summarise(Cell("x", "ort", "f32", "file", 1, 1), [[1.0], [2.0], [3.0]])["inner_spread"] == 0.0

@@ -283,7 +283,9 @@ def test_parents_come_before_children() -> None:
 
 def test_pretraining_may_be_none_but_then_takes_no_epochs() -> None:
     assert isinstance(check_config(changed(pretrain={"method": "none"})).pretrain, NoPretraining)
-    assert set(mistakes(changed(pretrain={"method": "none", "optimiser": OPTIMISER}))) == {"pretrain.optimiser"}
+    left = {"method": "none", "optimiser": OPTIMISER, "epochs": 3}  # of the method before it
+    assert check_config(changed(pretrain=left)).pretrain == NoPretraining(method="none")
+    assert set(mistakes(changed(pretrain={"method": "none", "optimizer": OPTIMISER}))) == {"pretrain.optimizer"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def test_a_name_that_was_not_made_is_told_those_that_were(tmp_path: Path) -> Non
     places = Places(tmp_path)
     with pytest.raises(ConfigError, match=r"dense: no candidate of that name has .* winnow run makes them first"):
         folder_of(places, "dense", WEIGHTS)
-    for name, files in {"dense": (WEIGHTS, MODEL), "dense-int8": (MODEL,)}.items():
+    for name, files in {"dense": (WEIGHTS, MODEL), "dense-int8": (MODEL,), ".pruned.12.tmp": (MODEL,)}.items():
         folder = places.artifacts / "candidates" / name
         folder.mkdir(parents=True)
         for file in files:

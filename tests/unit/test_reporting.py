@@ -215,7 +215,7 @@ def test_nobody_wins(tiny_data: Path, tmp_path: Path) -> None:
     bare = {key: value for key, value in TESTED.metrics.items() if "winner" not in key and "drop" not in key}
     words = Outline(page(facts, LastLook("0123abcd", bare))).words
     assert "Nothing is proposed for production" in words
-    assert "No candidate passes every gate; the nearest is dense-int8, which fails speedup" in words
+    assert "No candidate passes every gate; the nearest is dense-int8, which fails speed-up" in words
     assert "The nearest candidate, dense-int8, beside dense:" in words
     assert "dense has 90.0 % right; with nobody proposed, nobody else was looked at" in words
 

@@ -31,10 +31,14 @@ class Fixed:
 EVERYTHING = Search(structures=("prune", "factorize", "student"))
 
 
+def tree(point: Point, epochs: int = 5, search: Search = EVERYTHING, **more: Any) -> dict[str, dict[str, Any]]:
+    return chain(point, check_config(tiny_params() | {"search": search.model_dump(mode="json")}), epochs, **more)
+
+
 @pytest.mark.parametrize("structure", ["prune", "factorize", "student"])
 @pytest.mark.parametrize("int8", [True, False])
 def test_every_point_is_a_sound_tree(structure: Any, int8: bool) -> None:
-    made = chain(Point(structure, 0.35, "features", int8=int8), EVERYTHING, epochs=7, name="mine")
+    made = tree(Point(structure, 0.35, "features", int8=int8), epochs=7, name="mine")
     config = check_config(tiny_params() | {"candidates": made})
     assert list(config.candidates) == (["mine", "mine-int8"] if int8 else ["mine"])
     assert config.candidates["mine"].recovery.epochs == 7  # type: ignore[union-attr]
@@ -42,19 +46,27 @@ def test_every_point_is_a_sound_tree(structure: Any, int8: bool) -> None:
 
 
 def test_a_share_that_stays_is_a_share_that_is_removed() -> None:
-    assert chain(Point("prune", 0.35, "none"), EVERYTHING, 5)["found"]["remove"] == {"macs": 0.65}
+    assert tree(Point("prune", 0.35, "none"))["found"]["remove"] == {"macs": 0.65}
 
 
 def test_a_student_has_a_width_and_a_backbone_that_comes_in_widths() -> None:
     narrow = Search(structures=("student",), student="mobilenet_v3_small")
-    made = chain(Point("student", 1.0, "none", width=0.5), narrow, 5)["found"]
+    made = tree(Point("student", 1.0, "none", width=0.5), search=narrow)["found"]
     assert (made["student"], made["width"]) == ("mobilenet_v3_small", 0.5)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_images_that_are_not_mirrored_before_are_not_here(flip: bool) -> None:
+    params = tiny_params()
+    params["finetune"]["augmentation"] = {"flip": flip}
+    made = chain(Point("prune", 0.35, "none"), check_config(params), 5)["found"]
+    assert made["recovery"]["augmentation"]["flip"] is flip
 
 
 def test_int8_is_overflow_safe_where_the_machine_needs_it() -> None:
     point = Point("prune", 0.35, "none", int8=True)
     for safe in (True, False):
-        made = check_config(tiny_params() | {"candidates": chain(point, EVERYTHING, 5, overflow_safe=safe)})
+        made = check_config(tiny_params() | {"candidates": tree(point, overflow_safe=safe)})
         assert made.candidates["found-int8"].overflow_safe is safe  # type: ignore[union-attr]
 
 
@@ -85,7 +97,7 @@ def test_what_is_tried_first_lies_in_the_space() -> None:
 
 def key(point: Point) -> str:
     """By which the search tells what was tried."""
-    return json.dumps(chain(point, EVERYTHING, 5), sort_keys=True)
+    return json.dumps(tree(point), sort_keys=True)
 
 
 def test_equal_points_have_equal_keys() -> None:

@@ -62,6 +62,18 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
+def test_a_search_that_goes_on_says_how_to_end_it(
+    world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "winnow")
+    go(tmp_path, tiny_dense, tiny_data, trials=2)
+    assert "goes on" not in caplog.text
+    go(tmp_path, tiny_dense, tiny_data, trials=3)
+    assert (
+        "2 trials are there, 0 s of 5:00 spent: the search goes on; to end it here: -S search.trials=2" in caplog.text
+    )
+
+
 def go(tmp_path: Path, dense: Path, data: Path, **changes: Any) -> tuple[Progress, list[Trial]]:
     params = tiny_params() if (dense.parent / "dense-kd").is_dir() else without_control()
     config = check_config(params | {"search": {"trials": 6, "minutes": 5, **changes}})
@@ -137,7 +149,7 @@ def test_what_is_given_up_or_impossible_is_told_and_not_chosen(
     assert [trial.found is None for trial in progress.trials] == [False, True, True, False, False, False]
     assert "slow and bad" in progress.trials[1].why
     settings = check_config(tiny_params()).search
-    assert "given up" in told(progress.trials[1], settings)
+    assert told(progress.trials[1], settings).endswith(" ms; slow and bad")
 
 
 def test_where_nothing_can_be_made_it_ends(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.found import front_of, leave, verdict_of
+from flows.found import front_of, runtime_remark, verdict_of, write_files
 from flows.searching import check_names
 from tests.conftest import tiny_params, without_control
 from winnow.config import Config, check_config
@@ -17,7 +18,7 @@ from winnow.data.images import VALIDATION, load_images
 from winnow.energy import joules
 from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation import LOGITS
-from winnow.records import read_json, read_record
+from winnow.records import StepRecord, read_json, read_record, write_record
 from winnow.reporting.explored import SearchPoint
 from winnow.search.memory import Trial
 from winnow.search.meter import Meter, describe_cost
@@ -144,17 +145,36 @@ def test_a_chosen_trial_beside_the_front_is_no_part_of_its_line(
     trials = [Trial(number, 0, point, "finished", each, "", 1.0) for number, each in enumerate((look, sure))]
     chosen = trials[1].found
     monkeypatch.setattr("flows.found.choose", lambda *_: chosen)
-    progress = Progress(trials, 2.0, look.cost)
+    impossible = Trial(2, 2, point, "impossible", None, "no <channel> can go", 1.0)
+    progress = Progress([*trials, impossible], 2.0, look.cost)
     rows = front_of(progress, place)
     assert [(row.number, row.marks) for row in rows] == [(0, ()), (1, ("chosen",))]
     drawn: list[SearchPoint] = []
     monkeypatch.setattr("flows.found.drawn", lambda points, *_: drawn.extend(points) or b"")
-    leave(tmp_path, "mine", progress, rows, place, "Trial 1.")
+    write_files(tmp_path, progress, rows, place, "Trial 1.")
     assert [each.on_front for each in drawn] == [True, False]
     html = (tmp_path / "report.html").read_text()
     assert "Every trial" in html
-    assert html.count(what_of(point)) == 4  # each on the front, and among all
-    assert [each["on_front"] for each in read_json(tmp_path / "search.json")["trials"]] == [True, False]
+    assert html.count(what_of(point)) == 5  # two as the front's rows, and all three
+    assert "impossible: no &lt;channel&gt; can go" in html
+    assert [each["on_front"] for each in read_json(tmp_path / "search.json")["trials"]] == [True, False, False]
+
+
+def test_a_winner_that_is_faster_on_another_runtime_is_told(tmp_path: Path) -> None:
+    def remark(name: str | None, **changes: Any) -> str:
+        best = {"dense": {"latency": {"runtime": "ort"}}, "pruned": {"latency": {"runtime": "openvino"}}}
+        details = {"winner": name, "speeds": {"best": best}}
+        record = StepRecord(step="select", name="select", parameters={}, inputs={}, metrics={}, details=details)
+        (tmp_path / "select").mkdir(exist_ok=True)
+        write_record(tmp_path / "select", record)
+        return runtime_remark(tmp_path, config(**changes))
+
+    assert "pruned was fastest on OpenVINO, while this search measures on ONNX Runtime" in remark("pruned")
+    assert remark(None) == ""  # dense is fastest where the search measures
+    assert "dense was fastest on ONNX Runtime" in remark(None, runtime="openvino")
+    assert remark("pruned", objective="size") == ""
+    (tmp_path / "select" / "record.json").write_text("{")
+    assert runtime_remark(tmp_path, config()) == ""
 
 
 def test_a_few_images_give_nobody_up(place: Workplace, meter: Meter) -> None:
@@ -168,21 +188,34 @@ def test_a_few_images_give_nobody_up(place: Workplace, meter: Meter) -> None:
         attempt(place, 2, point, [Earlier(point.structure, first.drop - 1.1 * margin, 0.0)], meter)
 
 
-def test_costs_are_told_against_dense(tiny_dense: Path) -> None:
-    size = (tiny_dense / "model.onnx").stat().st_size / 1e6
-    assert Meter(config(objective="size"), tiny_dense, 16).dense_cost == size
-    latency = Meter(config(), tiny_dense, 16).dense_cost
-    for changes, batch in (
-        ({"objective": "latency"}, 1),
-        ({"objective": "throughput"}, 8),
-        ({"objective": "throughput", "runtime": "openvino-throughput"}, 8),
-    ):
-        meter = Meter(config(**changes), tiny_dense, 16)
+def test_costs_are_told_as_if_dense_cost_what_it_did_at_first(
+    tiny_dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    larger = shutil.copytree(tiny_dense, tmp_path / "larger")
+    (larger / "model.onnx").write_bytes((tiny_dense / "model.onnx").read_bytes() + bytes(1_000_000))
+    size = Meter(config(objective="size"), tiny_dense, 16)
+    assert size.cost(larger, "f32") == pytest.approx(size.dense_cost + 1.0)  # MB
+    for objective, runtime in (("latency", "ort"), ("throughput", "ort"), ("throughput", "openvino-throughput")):
+        meter = Meter(config(objective=objective, runtime=runtime), tiny_dense, 16)
         assert 0.3 <= meter.cost(tiny_dense, "f32") / meter.dense_cost <= 3.0
-        ms_a_call = meter.dense_cost * (1e3 * batch if batch > 1 else 1)
-        assert 0.3 * latency <= ms_a_call <= 10 * batch * latency
-        as_before = Meter(config(**changes), tiny_dense, 16, dense_cost=1000.0)
-        assert 300 <= as_before.cost(tiny_dense, "f32") <= 3000
+    times = iter([(4.0, 4.0), (2.0, 8.0)] * 2)  # ms a call of the file and of dense; meanwhile the machine grew slow
+    monkeypatch.setattr("winnow.search.meter.timed_in_turns", lambda *_: next(times))
+    for objective, dense_cost in (("latency", 4.0), ("throughput", 4.0 / 1e3 / 8)):  # ms, seconds an image
+        meter = Meter(config(objective=objective), tiny_dense, 16)
+        assert meter.dense_cost == pytest.approx(dense_cost)
+        assert meter.cost(tiny_dense, "f32") == pytest.approx(dense_cost / 4)
+
+
+def test_energy_is_an_images(tiny_dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=0.25)
+    readings = iter([0.0, *[0.009, 0.003] * 3])  # J of three calls, of the file and of dense
+    monkeypatch.setattr("winnow.search.meter.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("winnow.search.meter.joules", lambda act: (act(), next(readings))[1])
+    meter = Meter(config(objective="energy"), tiny_dense, 16, dense_cost=5.0)
+    assert meter.cost(tiny_dense, "f32") == pytest.approx(15.0)  # mJ: 3 against 1, as if dense took 5
+
+
+def test_what_cannot_be_dealt_out_is_refused(tiny_dense: Path) -> None:
     odd = check_config(tiny_params() | {"search": {"objective": "throughput", "runtime": "openvino-throughput"}})
     odd = odd.model_copy(update={"benchmark": odd.benchmark.model_copy(update={"large_batch": 7})})
     with pytest.raises(ConfigError, match=r"batches of 7 are not dealt out to streams on .* threads: set"):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from winnow import selection
 from winnow.config import Gates, Promotion
 from winnow.evidence import Evidence
 from winnow.intervals import Drop
@@ -68,6 +69,7 @@ def test_gates(change: dict, failing: set[str]) -> None:
     outcome = judged(replace(GOOD, **change))
     assert {name for name, passed in outcome.items() if not passed} == failing
     assert set(outcome) == {"drop", "macro-f1", "agreement", "size", "speedup"}
+    assert set(outcome) | {"int8"} == set(selection.GATES)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_nobody_passing_names_the_nearest_and_with_which_gates_it_would() -> Non
     near = replace(GOOD, name="near", speedup=1.1)
     decision = decide(DENSE, [far, near], POLICY)
     assert decision.winner is None
-    told = "nearest is near, which fails speedup; it would pass with promotion.gates.min_speedup 1.1"
+    told = "nearest is near, which fails speed-up; it would pass with promotion.gates.min_speedup 1.1"
     assert decision.why.endswith(told)
     assert "1.1 times, less than 1.2 times" in decision.verdicts[1].gates[-1].reason
 
@@ -149,7 +151,7 @@ def test_what_the_nearest_would_pass_with_is_enough_and_hardly_more(lacking: Con
 
 def test_what_was_never_timed_would_pass_with_no_gate() -> None:
     why = decide(DENSE, [replace(GOOD, name="near", speedup=None)], POLICY).why
-    assert why.endswith("the nearest is near, which fails speedup")
+    assert why.endswith("the nearest is near, which fails speed-up")
 
 
 def test_without_candidates_there_is_nothing_to_choose() -> None:

@@ -133,6 +133,8 @@ def test_values_are_yaml(places: Places, assignment: str, value: object) -> None
         ),
         (["dta.source=folder"], r"params\.yaml has no key 'dta'; it has data, pretrain, finetune, candidates"),
         (["candidates.small.epochs=1"], r"candidates has no key 'small'; it has dense-int8, pruned, pruned-int8"),
+        (["candidates.dense-int8.overflow=true"], r"has no key 'overflow'; it has from, .*, seed, ranges, bias_corr"),
+        (["candidates.dense-int8.recovery.epochs=1"], r"candidates\.dense-int8 has no key 'recovery'; it has from"),
         (["data.path.x=1"], r"data\.path has no key 'x'; it has nothing below it"),
         (["data.image_size"], "expected key=value, as in -S data.source=folder"),
         (["data.path="], "the value is empty"),

@@ -127,6 +127,17 @@ def test_rounding_that_trains_on_wants_a_control(tiny_data: Path, tmp_path: Path
     assert remarks_of(check_config(params | {"candidates": params["candidates"] | {"pruned-on": control}}))
 
 
+@pytest.mark.parametrize(("flags", "told"), [(("avx2",), True), (("avx2", "avx_vnni"), False)])
+def test_sums_that_saturate_where_a_file_will_serve_are_told(
+    artifacts: Path, flags: tuple[str, ...], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = this_machine().model_copy(update={"flags": flags})
+    monkeypatch.setattr("winnow.steps.select.this_machine", lambda: here)
+    record_benchmark(artifacts, CANDIDATES, machine=here)
+    command = " -S candidates.pruned-int8.overflow_safe=true"
+    assert any(command in warning for warning in run(artifacts).warnings) is told
+
+
 def remarks_of(config: Config) -> list[str]:
     """Those on the tree alone."""
     nothing = Drop(0.0, 0.0, 0.0)

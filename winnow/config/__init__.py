@@ -34,7 +34,7 @@ from winnow.config.data import Data
 from winnow.config.drift import Drift
 from winnow.config.finetune import FEW_LABELS, Finetune
 from winnow.config.pretrain import NoPretraining, Pretrain, RotNet, SimCLR
-from winnow.config.promotion import GATES, Gates, Promotion
+from winnow.config.promotion import Gates, Promotion
 from winnow.config.search import Search
 from winnow.config.section import Augmentation, Optimiser, Section
 from winnow.config.tree import in_order, tree_errors
@@ -43,7 +43,6 @@ from winnow.errors import ConfigError
 __all__ = [
     "CONTROL",
     "FEW_LABELS",
-    "GATES",
     "ROOT",
     "AnyCandidate",
     "Augmentation",

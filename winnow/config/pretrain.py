@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from winnow.config.backbones import Backbone
 from winnow.config.section import Augmentation, Count, Optimiser, Positive, Section, Seed
@@ -26,9 +26,15 @@ class _Trained(_Pretraining):
 
 
 class NoPretraining(_Pretraining):
-    """Random initial weights, for comparison."""
+    """Random initial weights, for comparison. Settings of a training are passed over, so that they may stay."""
 
     method: Literal["none"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trains_nothing(cls, raw: Any) -> Any:
+        of_trainings = set(_Trained.model_fields) - set(_Pretraining.model_fields)
+        return {key: raw[key] for key in raw if key not in of_trainings} if isinstance(raw, dict) else raw
 
 
 class RotNet(_Trained):

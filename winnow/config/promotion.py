@@ -8,16 +8,6 @@ from pydantic import Field
 
 from winnow.config.section import Fraction, Number, Positive, Section
 
-GATES = {
-    "drop": "drop",
-    "macro-f1": "macro F1",
-    "agreement": "agreement",
-    "size": "size",
-    "speedup": "speed-up",
-    "int8": "int8 executed",
-}
-"""Of a gate, what it is called for people."""
-
 
 class Gates(Section):
     """All must pass. The words are those of docs/measuring.md."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from winnow.config import GATES, ROOT
+from winnow.config import ROOT
 from winnow.reporting import plots
 from winnow.reporting.facts import Facts
 from winnow.reporting.html import (
@@ -27,6 +27,7 @@ from winnow.reporting.html import (
     tag,
     two_lines,
 )
+from winnow.selection import GATES
 
 SPEEDUPS = {
     "eager": ("PyTorch eager f32", two_lines("× eager", "PyTorch f32")),

@@ -30,8 +30,8 @@ FRONT = (
 HEADINGS = ("trial", "what", "points lost", "against dense", "cost", "× dense", "")
 TRIED = ("trial", "what", "outcome", "points lost", "cost")
 EVERY = (
-    "In the order of their proposal. What was given up shows the figures of its first look, after a quarter of the "
-    "epochs, which a finished one has left behind: the two kinds do not compare"
+    "In the order of their proposal. What was given up shows the figures of its first look, after fewer epochs than "
+    "finished ones had: the two kinds do not compare"
 )
 
 
@@ -106,6 +106,6 @@ def page(
         paragraph(verdict, css="lead"),
         figure(picture, PICTURE, "Marks with a bar are on the front, or chosen; bars are 95 % intervals.", css="wide"),
         section("front", "The front", table(HEADINGS, cells, caption=FRONT, left=2)),
-        section("trials", "Every trial", table(TRIED, every, caption=EVERY, left=3)),
+        section("trials", "Every trial", tag("div", table(TRIED, every, caption=EVERY, left=len(TRIED)), css="prose")),
         section("conditions", "Conditions", bullets(conditions)),
     )

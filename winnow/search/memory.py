@@ -48,6 +48,7 @@ class Trial:
 
     number: int
     folder: int
+    """As of the one that was begun."""
     point: Point
     state: str
     """finished, given up, impossible."""
@@ -247,7 +248,8 @@ def _library() -> Any:
 
 def _trial_of(number: int, known: Mapping[str, Any]) -> Trial:
     kept, point = known[RESULT], Point(**known["point"])
-    look = kept["look"] and Look(**{**kept["look"], "names": tuple(kept["look"]["names"])})
+    raw = kept["look"]
+    look = None if raw is None else Look(**{**raw, "names": tuple(raw["names"])})
     return Trial(number, known["folder"], point, kept["state"], look, kept["why"], kept["seconds"])
 
 

@@ -101,9 +101,13 @@ def _on_grid(share: float, settings: Search) -> float:
 
 
 def chain(
-    point: Point, settings: Search, epochs: int, name: str = "found", overflow_safe: bool = False
+    point: Point, config: Config, epochs: int, name: str = "found", overflow_safe: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Candidates of `params.yaml`, the parent first. `overflow_safe`: for a processor whose sums would saturate."""
+    """Candidates of `params.yaml`, the parent first. `overflow_safe`: for a processor whose sums would saturate.
+
+    Where fine-tuning mirrors no image, they do not, either.
+    """
+    settings = config.search
     recovery = {
         "epochs": epochs,
         "batch_size": settings.batch_size,
@@ -119,7 +123,12 @@ def chain(
         "images": "all",
         "hint": point.hint,
         "hint_weight": 1.0,
-        "augmentation": {"crop_scale_min": 0.6, "flip": True, "jitter": 0.0, "grayscale": 0.0},
+        "augmentation": {
+            "crop_scale_min": 0.6,
+            "flip": config.finetune.augmentation.flip,
+            "jitter": 0.0,
+            "grayscale": 0.0,
+        },
         "seed": settings.seed,
     }
     made = {name: {"from": "dense", **STRUCTURES[point.structure](point, settings), "recovery": recovery}}

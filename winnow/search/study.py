@@ -118,8 +118,10 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
 def _tell_what_is_there(memory: Memory) -> None:
     """Of a search that goes on: how far it is, and how to end it here."""
     if (done := len(memory.trials)) and not memory.is_spent:
-        told_how = "%d trials are there, %s: the search goes on; -S search.trials=%d ends it with these"
-        log.info(told_how, done, memory.spent, done)
+        log.info(
+            "%d trials are there, %s: the search goes on; to end it here: -S search.trials=%d", done, memory.spent, done
+        )
+        log.info("(it stays in params.yaml; 0 takes it back)")
 
 
 MADE: dict[Structure, str] = {"prune": "pruned to", "factorize": "factorized to"}
@@ -141,7 +143,7 @@ def told(trial: Trial, settings: Search) -> str:
     what = what_of(trial.point)
     if trial.look is None:
         return f"{what}: {trial.state} ({trial.why})"
-    at = f"{trial.look.drop:.1f} points lost, {describe_cost(settings, trial.look.cost)}"
+    cost = describe_cost(settings, trial.look.cost)
     if trial.state == "given up":
-        return f"{what}: given up at its first look, after a quarter of its epochs ({at})"
-    return f"{what}: {at}, {trial.state}"
+        return f"{what}: given up at {cost}; {trial.why}"
+    return f"{what}: {trial.look.drop:.1f} points lost, {cost}, {trial.state}"

@@ -77,7 +77,7 @@ class Workplace:
 
     def candidates_of(self, point: Point, epochs: int, name: str = "found") -> dict[str, dict[str, Any]]:
         """What a point is in params.yaml, the parent first."""
-        return chain(point, self.config.search, epochs, name, self.overflow_safe)
+        return chain(point, self.config, epochs, name, self.overflow_safe)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from winnow.runtimes import Cell, Precision, cell_of, open_cell
 from winnow.speedups import Row, attribution, baselines, best, figures
 
 log = logging.getLogger(__name__)
-UNSTEADY = 0.3
-"""Rounds of a file's fastest rows farther apart than this share of the median: its times are told to be rough."""
+UNSTEADY = 0.2
+"""Inner spread of a file's fastest rows beyond which its times are told to be rough."""
 
 
 def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRecord:
@@ -174,12 +174,14 @@ def warnings_of(outcome: Outcome, bests: Mapping[str, Mapping[str, Row | None]])
         for name, runtime, precision in refused
     ]
     spreads = {
-        name: max(row["spread"] for row in rows.values() if row) for name, rows in bests.items() if any(rows.values())
+        name: max(row["inner_spread"] for row in rows.values() if row)
+        for name, rows in bests.items()
+        if any(rows.values())
     }
     if noisy := [name for name, spread in spreads.items() if spread > UNSTEADY]:
         found.append(
-            f"medians of the rounds lay up to {max(spreads.values()):.0%} apart ({', '.join(noisy)}): something else "
-            "worked on this machine, so times, and which runtime and threads are the fastest, are rough; "
-            "dvc repro --force --single-item benchmark takes them again, then winnow run"
+            f"times of {', '.join(noisy)} varied by up to {max(spreads.values()):.0%} from round to round, the fastest "
+            "and the slowest left out: something else may have worked on this machine. What is compared with them is "
+            "rough; to time anew: dvc repro --force --single-item benchmark, then winnow run"
         )
     return tuple(found)

@@ -1,9 +1,9 @@
 """Step 7, the last: the page of the run, and the one look at the test split.
 
 Only here are test images read, for `dense` and the winner alone, after everything has been chosen; no step reads what
-this one leaves, so nothing can be chosen by it. Each look is counted for this version of the test split, in a file
-outside the step's folder, and the count is printed: a test split that has been read often is no longer unseen. The
-count is not in the record, whose bytes follow from its inputs.
+this one leaves, so nothing can be chosen by it; the card of a promoted model repeats it. Each look is counted for this
+version of the test split, in a file outside the step's folder, and the count is printed: a test split that has been
+read often is no longer unseen. The count is not in the record, whose bytes follow from its inputs.
 """
 
 from __future__ import annotations

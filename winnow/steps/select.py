@@ -39,7 +39,7 @@ from winnow.records import (
     write_json,
     write_record,
 )
-from winnow.remarks import remarks
+from winnow.remarks import overflow_told, overflowing, remarks
 from winnow.reporting.plots import Point, pareto
 from winnow.selection import SERVES, Contender, Decision, decide
 
@@ -88,6 +88,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     }
     decision = decide(contenders[ROOT], [contenders[name] for name in names[1:]], policy)
     log.info("select: %s", decision.why)
+    unsafe = overflowing(config, speeds["machine"]["flags"])
     with publish(out) as folder:
         (folder / PLOT).write_bytes(pareto([point(contenders[name], decision) for name in names]))
         write_json(folder / FIGURES, {name: compared(records[name].metrics) for name in names})
@@ -110,8 +111,9 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
                 "speeds": speeds,
                 "controls": controls(config, right),
             },
-            warnings=remarks(
-                config, reference, lost[ROOT].top1, labels_V, dense_V, images.classes, speeds["machine"]["flags"]
+            warnings=(
+                *remarks(config, reference, lost[ROOT].top1, labels_V, dense_V, images.classes),
+                *([overflow_told(unsafe)] if unsafe else []),
             ),
             artifacts=describe(folder, PLOT, FIGURES),
         )
