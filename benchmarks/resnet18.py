@@ -41,7 +41,8 @@ def headline(chain: Chain, timed: StepRecord, large: int) -> list[dict[str, str]
     rows = []
     for name in ("dense", *CANDIDATES):
         figures, causes = timed.details["candidates"][name], timed.details["attribution"][name]
-        for batch, cause in ((1, causes["latency"]), (large, causes["throughput"])):
+        for batch, what in ((1, "latency"), (large, "throughput")):
+            cause, share = causes[what], timed.details["peak_share"][name][what]
             speeds = {kind: f"{figures[f'speedup/{kind}_b{batch}']:.1f}" for kind in ("eager", "pytorch", "float")}
             rows.append(
                 {
@@ -52,6 +53,7 @@ def headline(chain: Chain, timed: StepRecord, large: int) -> list[dict[str, str]
                     "x eager f32": speeds["eager"],
                     "x best PyTorch": speeds["pytorch"],
                     "x best float": speeds["float"],
+                    "of peak": f"{share:.0%}",
                     "runtime x structure x precision": " x ".join(
                         f"{cause[factor]:.2f}" for factor in ("runtime", "structure", "precision")
                     ),
@@ -95,7 +97,7 @@ def main() -> None:
     figures = {
         "rows": rows,
         "candidates": timed.details["candidates"],
-        "attribution": timed.details["attribution"],
+        **{key: timed.details[key] for key in ("attribution", "peaks", "peak_share")},
         "ort_int8_over_its_f32": {str(batch): ratio for batch, ratio in ort.items()},
         "records": {name: read_record(chain.candidates / name).metrics for name in ("dense", *CANDIDATES)},
         "config": config.model_dump(mode="json"),

@@ -126,7 +126,8 @@ def row_of(chain: Chain, timed: StepRecord, name: str, answers: Answers) -> dict
         "MACs": f"1/{dense.metrics['compute/macs'] / record.metrics['compute/macs']:.1f}",
         "bytes": f"1/{dense.metrics['size/mb'] / record.metrics['size/mb']:.1f}",
     }
-    for batch in (1, large):
+    shares = timed.details["peak_share"].get(name, {})
+    for batch, what in ((1, "latency"), (large, "throughput")):
         fastest = best(timed.details["rows"], name, batch)
         speeds = [figures.get(f"speedup/{kind}_b{batch}") for kind in ("eager", "pytorch", "float")]
         row[f"fastest, batch {batch}"] = (
@@ -138,6 +139,7 @@ def row_of(chain: Chain, timed: StepRecord, name: str, answers: Answers) -> dict
         row[f"x eager / PyTorch / float, batch {batch}"] = " / ".join(
             "-" if value is None else f"{value:.1f}" for value in speeds
         )
+        row[f"of peak, batch {batch}"] = f"{shares[what]:.0%}" if what in shares else "-"
     causes = timed.details["attribution"].get(name, {}).get("throughput")
     row[f"runtime x structure x precision, batch {large}"] = (
         " x ".join(f"{causes[factor]:.2f}" for factor in ("runtime", "structure", "precision")) if causes else "-"
@@ -193,7 +195,7 @@ def main() -> None:
     table = f"{markdown(rows)}\n\n{told}\n\n{rungs}"
     figures = {
         "rows": timed.details["rows"],
-        "attribution": timed.details["attribution"],
+        **{key: timed.details[key] for key in ("attribution", "peaks", "peak_share")},
         "test": {name: float(right.mean()) for name, right in tested.items()},
         "records": {name: record.metrics for name, record in records.items()},
         "config": chain.config.model_dump(mode="json", exclude={"data": {"path"}}),

@@ -116,6 +116,7 @@ def show_results(places: Places, config: Config) -> None:
     flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_")))
     console.print(
         f"Speed-ups are batch 1 / batch {config.benchmark.large_batch}, the file's best runtime against dense. "
+        "Of peak: multiply-adds a second as a share of a large matrix product's in the same precision. "
         f"Measured on {machine.cpu}, {machine.threads} threads, {flags or 'neither VNNI nor bf16'}."
     )
     for line in (*summary.learned_lines(places), *summary.reason_lines(places), *summary.promotion_lines(places)):

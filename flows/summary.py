@@ -44,6 +44,7 @@ def _row(
         "x eager f32": _pair(speed, "eager", batch),
         "x best PyTorch": _pair(speed, "pytorch", batch),
         "x best float": _pair(speed, "float", batch),
+        "of peak, %": _of_peak(benchmark.details["peak_share"][name]),
         "fastest on, b1": f"{best['runtime']} {best['precision']}" if best else NOTHING,
         "verdict": _verdict(verdict, won),
     }
@@ -64,6 +65,11 @@ def _accuracy(quality: dict[str, float]) -> str:
 def _pair(speed: dict[str, float], kind: str, batch: int) -> str:
     ratios = [speed.get(f"speedup/{kind}_b{size}") for size in (1, batch)]
     return " / ".join(_cell("{:.1f}", ratio) for ratio in ratios)
+
+
+def _of_peak(shares: dict[str, float]) -> str:
+    """Of one image's and a large batch's multiply-adds a second."""
+    return " / ".join(_cell("{:.0f}", shares.get(what), 100) for what in ("latency", "throughput"))
 
 
 def _verdict(verdict: dict[str, Any] | None, won: bool) -> str:

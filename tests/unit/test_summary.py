@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.summary import learned_lines
+from flows.summary import candidate_rows, learned_lines
 from tasks.settings import Places
 from tests.conftest import tiny_params
 from tests.tiny_run import build, rewrite
@@ -25,6 +25,15 @@ def places(tiny_data: Path, tmp_path: Path) -> Places:
     record = StepRecord(step="report", name="report", parameters={}, inputs={}, metrics={"test/images": 30.0})
     write_record(at / "report", record)
     return places
+
+
+def test_a_row_names_gates_as_people_do_and_tells_the_share_of_the_peak(places: Places) -> None:
+    rows = {row["candidate"]: row for row in candidate_rows(places)}
+    assert rows["student"]["verdict"] == "fails: drop"
+    failing = " ".join(row["verdict"] for row in rows.values())
+    assert "speed-up" in failing
+    assert "speedup" not in failing
+    assert {row["of peak, %"] for row in rows.values()} == {"1 / 10"}
 
 
 def test_labels_and_gain_are_told(places: Places) -> None:
