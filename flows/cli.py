@@ -36,8 +36,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from flows import ENDINGS, STOPPED
+from flows import STOPPED
 from flows.arguments import Act, parser_of
+from tasks import ENDINGS
 from tasks.settings import Places, apply, registered_model_name
 from winnow.config import Config, load_config
 from winnow.errors import ConfigError, WinnowError

@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from tasks import ENDINGS
 from winnow.errors import WinnowError
 
 HOST = "127.0.0.1"
@@ -128,7 +129,7 @@ class Supervisor:
 
     def _end(self) -> None:
         # A second Ctrl-C would leave half of them behind.
-        before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {one: signal.signal(one, signal.SIG_IGN) for one in ENDINGS}
         for program in reversed(self.programs):
             if program.process is not None:
                 end([program.process.pid], program.end_with)

@@ -22,8 +22,8 @@ from prefect.events import emit_event
 from prefect.exceptions import Pause
 from prefect.logging import get_run_logger
 
-from flows import ENDINGS, STOPPED
-from tasks import checkout
+from flows import STOPPED
+from tasks import ENDINGS, checkout
 from tasks.settings import OWNER, Places
 from winnow.errors import WinnowError
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from tasks import store
+from tasks import ENDINGS, store
 from tasks.origin import origin_tags
 from tasks.settings import Places
 from tasks.tracking import NOTE, PARENT
@@ -31,7 +31,7 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {ending: signal.getsignal(ending) for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {ending: signal.getsignal(ending) for ending in ENDINGS}
     for ending in before:
         signal.signal(ending, lambda number, _frame: came.append(number))
     try:
