@@ -1,14 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from winnow import peaks as module
-from winnow.machine import has_fast_bf16
-from winnow.peaks import _integers, _rate, peaks
+from winnow.machine import cpu_flags, has_fast_bf16, saturates
+from winnow.peaks import FLOAT, INT32, SIDE, _in_onnxruntime, _rate, peaks
 
 
-def test_every_precision_that_is_there_has_a_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SIDE", 256)
+def test_every_precision_that_is_there_has_a_peak() -> None:
     found = peaks()
     assert set(found) == {"f32", "int8"} | ({"bf16"} if has_fast_bf16() else set())
     assert all(1e8 < rate < 1e15 for rate in found.values())
@@ -23,8 +23,21 @@ def test_it_is_the_cube_over_the_shortest_call(monkeypatch: pytest.MonkeyPatch) 
     assert len(calls) == 21  # one untimed
 
 
-def test_integers_are_multiplied_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SIDE", 64)
-    (product,) = _integers()()  # type: ignore[misc]
-    assert product.dtype.name == "int32"
-    assert abs(int(product.max())) > 255
+def test_products_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (SIDE, SIDE), np.uint8)
+    weights = rng.integers(-127, 128, (SIDE, SIDE), np.int8)
+    (whole,) = _in_onnxruntime("MatMulInteger", pixels, weights, INT32)()  # type: ignore[misc]
+    expected = pixels[:4].astype(np.int64) @ weights.astype(np.int64)
+    if not saturates(cpu_flags()):
+        np.testing.assert_array_equal(whole[:4], expected)
+    assert whole.dtype == np.int32
+    a, b = (rng.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
+    (product,) = _in_onnxruntime("MatMul", a, b, FLOAT)()  # type: ignore[misc]
+    np.testing.assert_allclose(product, a @ b, atol=1e-2)
+
+
+def test_the_faster_library_is_the_peak_of_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([2.0, 3.0, 5.0, 7.0])
+    monkeypatch.setattr(module, "_rate", lambda _multiply: next(rates))
+    assert peaks()["f32"] == 3.0
