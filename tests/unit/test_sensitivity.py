@@ -81,7 +81,7 @@ def test_the_command_leaves_a_table_and_a_picture(
     said = capsys.readouterr().out
     assert "blocks.2.conv2" in said
     assert "layers.csv" in said
-    with pytest.raises(ConfigError, match="name a candidate that is not int8"):
+    with pytest.raises(ConfigError, match=r"dense-int8: no candidate of that name has a weights\.safetensors"):
         show(Places(tmp_path), tiny_config, "dense-int8", 0.5)
     with pytest.raises(ConfigError, match="lies between 0 and 1"):
         show(Places(tmp_path), tiny_config, "dense", 1.5)

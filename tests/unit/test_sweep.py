@@ -68,5 +68,5 @@ def test_the_command_leaves_a_table_and_a_picture(
     assert "Most images: " in said
     with pytest.raises(ConfigError, match="no candidate has won; name one"):
         show(Places(tmp_path), config, "", ())
-    with pytest.raises(ConfigError, match="name a candidate"):
+    with pytest.raises(ConfigError, match=r"dense: no candidate of that name has a model\.onnx"):
         show(Places(tmp_path), config, "dense", ())
