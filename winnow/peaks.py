@@ -22,8 +22,6 @@ from winnow.runtimes import Precision
 
 SIDE = 1024
 CALLS = 20
-FLOAT, INT32 = 1, 6
-"""Element types of ONNX."""
 
 
 def peaks() -> dict[Precision, float]:
@@ -31,14 +29,14 @@ def peaks() -> dict[Precision, float]:
     import torch
 
     a, b = (torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    floats = _in_onnxruntime("MatMul", a.numpy(), b.numpy(), FLOAT)
+    floats = _in_onnxruntime("MatMul", a.numpy(), b.numpy(), np.float32)
     found: dict[Precision, float] = {"f32": max(_rate(lambda: a @ b), _rate(floats))}
     if has_fast_bf16():
         c, d = a.bfloat16(), b.bfloat16()
         found["bf16"] = _rate(lambda: c @ d)
     rng = np.random.default_rng(0)
     pixels, weights = rng.integers(0, 256, (SIDE, SIDE), np.uint8), rng.integers(-127, 128, (SIDE, SIDE), np.int8)
-    found["int8"] = _rate(_in_onnxruntime("MatMulInteger", pixels, weights, INT32))
+    found["int8"] = _rate(_in_onnxruntime("MatMulInteger", pixels, weights, np.int32))
     return found
 
 
@@ -52,20 +50,20 @@ def _rate(multiply: Callable[[], object]) -> float:
     return float(SIDE**3 / min(seconds))
 
 
-def _in_onnxruntime(operator: str, a: NDArray[Any], b: NDArray[Any], out: int) -> Callable[[], object]:
-    """a (SIDE, SIDE) @ b by one operator of ONNX; `out`: the result's element type there."""
+def _in_onnxruntime(operator: str, a: NDArray[Any], b: NDArray[Any], out: type) -> Callable[[], object]:
+    """a (SIDE, SIDE) @ b by one operator of ONNX; `out`: the type of the result's elements."""
     try:
         import onnx
         import onnxruntime
         from onnx import helper
     except ModuleNotFoundError as error:
         raise MissingExtra("onnxruntime", "runtimes") from error
-    given = helper.np_dtype_to_tensor_dtype(a.dtype)
+    given, result = (helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for kind in (a.dtype, out))
     graph = helper.make_graph(
         [helper.make_node(operator, ["a", "b"], ["c"])],
         "peak",
         [helper.make_tensor_value_info("a", given, [SIDE, SIDE])],
-        [helper.make_tensor_value_info("c", out, [SIDE, SIDE])],
+        [helper.make_tensor_value_info("c", result, [SIDE, SIDE])],
         [onnx.numpy_helper.from_array(b, "b")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

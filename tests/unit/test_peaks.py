@@ -5,7 +5,7 @@ import pytest
 
 from winnow import peaks as module
 from winnow.machine import cpu_flags, has_fast_bf16, saturates
-from winnow.peaks import FLOAT, INT32, SIDE, _in_onnxruntime, _rate, peaks
+from winnow.peaks import SIDE, _in_onnxruntime, _rate, peaks
 
 
 def test_every_precision_that_is_there_has_a_peak() -> None:
@@ -27,13 +27,13 @@ def test_products_are_those_of_numpy() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (SIDE, SIDE), np.uint8)
     weights = rng.integers(-127, 128, (SIDE, SIDE), np.int8)
-    (whole,) = _in_onnxruntime("MatMulInteger", pixels, weights, INT32)()  # type: ignore[misc]
+    (whole,) = _in_onnxruntime("MatMulInteger", pixels, weights, np.int32)()  # type: ignore[misc]
     expected = pixels[:4].astype(np.int64) @ weights.astype(np.int64)
     if not saturates(cpu_flags()):
         np.testing.assert_array_equal(whole[:4], expected)
     assert whole.dtype == np.int32
     a, b = (rng.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
-    (product,) = _in_onnxruntime("MatMul", a, b, FLOAT)()  # type: ignore[misc]
+    (product,) = _in_onnxruntime("MatMul", a, b, np.float32)()  # type: ignore[misc]
     np.testing.assert_allclose(product, a @ b, atol=1e-2)
 
 

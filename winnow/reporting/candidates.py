@@ -112,8 +112,8 @@ def _speed(facts: Facts) -> Html:
     caption = (
         f"Speed of each file on its fastest runtime: latency of one image, throughput in batches of {large}, speed-ups "
         f"for both (one image / batch). {machine.cpu}, {machine.threads} threads. Of peak: multiply-adds a second "
-        f"as a share of a large matrix product's in the same precision ({_peaks(facts)}), the faster of PyTorch's and "
-        "ONNX Runtime's"
+        f"as a share of a large matrix product's in the same precision ({_peaks(facts)}; of f32, the faster of "
+        "PyTorch's and ONNX Runtime's)"
     )
     where = two_lines("fastest on", f"one image; below: batch of {large}, if another")
     heading: list[Content] = ["candidate", where, "p50, ms", "p95, ms", "images/s", two_lines("of peak", "one / batch")]
