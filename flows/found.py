@@ -14,19 +14,19 @@ from winnow.errors import ArtifactError
 from winnow.evaluation import load_logits
 from winnow.progress import duration
 from winnow.records import read_record, write_json
-from winnow.reporting.candidates import RUNTIMES
+from winnow.reporting.candidates import RUNTIMES, of_peak_told
 from winnow.reporting.explored import SearchPoint
 from winnow.reporting.explored import searched as drawn
+from winnow.reporting.html import percent
 from winnow.reporting.searched import OnFront, Tried, page, span
 from winnow.search.front import Found, choose, front, knee
 from winnow.search.memory import Trial
-from winnow.search.meter import describe_cost
+from winnow.search.meter import TIMED, describe_cost, seconds_an_image
 from winnow.search.study import Progress, what_of
 from winnow.search.trial import Workplace, evidence, lost, reference_logits, tree_of
 from winnow.selection import WORST_END, judge_drop
 
 console = Console(highlight=False, soft_wrap=True)
-TIMED = ("latency", "throughput")
 BETTER = {"latency": "faster", "throughput": "faster", "size": "smaller", "energy": "cheaper"}
 
 
@@ -45,6 +45,11 @@ def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
         gains = each.cost < progress.dense_cost
         return gains and judge_drop(evidence(better, made_by(each), images), settings.max_drop_points).passed
 
+    def of_peak(each: Found) -> float | None:
+        seconds, look = seconds_an_image(settings, each.cost), finished[each.number].look
+        peak = progress.peaks.get(read_record(made_by(each)).details["precision"])
+        return look.metrics["compute/macs"] / seconds / peak if look and seconds and peak else None
+
     chosen, bend = choose(progress.found, fits), knee(progress.found)
     rows = []
     shown = front(progress.found)
@@ -60,6 +65,7 @@ def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
                 each.cost,
                 describe_cost(settings, each.cost),
                 progress.dense_cost / each.cost,
+                of_peak(each),
                 tuple(mark for mark, holds in marks.items() if holds),
             )
         )
@@ -76,10 +82,11 @@ def verdict_of(rows: list[OnFront], progress: Progress, config: Config) -> str:
     if row is None:
         better = BETTER[settings.objective]
         return f"Nothing {better} than dense is shown to lose {allowed}: dense stays the best. {dense}"
+    at = "" if row.of_peak is None else f", at {percent(row.of_peak)} of the processor's peak"
     return (
         f"Trial {row.number} ({row.what}) is the cheapest shown to lose {allowed}: "
-        f"{row.cost_told}, {row.times_dense:.2f} times {BETTER[settings.objective]} than dense; against dense, 95 % "
-        f"interval: {span(row.to_dense)} points lost. {dense}"
+        f"{row.cost_told}, {row.times_dense:.2f} times {BETTER[settings.objective]} than dense{at}; against dense, "
+        f"95 % interval: {span(row.to_dense)} points lost. {dense}"
     )
 
 
@@ -115,7 +122,8 @@ def write_files(home: Path, progress: Progress, rows: list[OnFront], place: Work
         }
         for trial in progress.trials
     ]
-    write_json(home / "search.json", {"trials": table, "dense_cost": progress.dense_cost, "seconds": progress.seconds})
+    summary = {"dense_cost": progress.dense_cost, "peaks": dict(progress.peaks), "seconds": progress.seconds}
+    write_json(home / "search.json", {"trials": table, **summary})
 
 
 def _tried(trial: Trial, settings: Search) -> Tried:
@@ -153,6 +161,7 @@ def _conditions(progress: Progress, place: Workplace) -> list[str]:
         f"{len(states)} trials ({', '.join(counts)}), {duration(progress.seconds)} of work",
         f"Objective: {settings.objective} on {settings.runtime}" + (in_turns if settings.objective in TIMED else ""),
         f"Recovery of {settings.epochs} epochs; structures: {', '.join(settings.structures)}; int8: {settings.int8}",
+        *([f"{of_peak_told(progress.peaks)}, timed when the search began"] if progress.peaks else []),
         f"Machine: {place.machine}",
     ]
 
@@ -160,10 +169,10 @@ def _conditions(progress: Progress, place: Workplace) -> list[str]:
 def print_front(rows: list[OnFront], verdict: str) -> None:
     """The front as a table, and the verdict, on the terminal."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("trial", "what", "points lost", "cost", "x dense", ""):
+    for heading in ("trial", "what", "points lost", "cost", "x dense", "of peak", ""):
         table.add_column(heading)
     for row in rows:
-        cells = (f"{row.drop.points:.1f}", row.cost_told, f"{row.times_dense:.2f}")
+        cells = (f"{row.drop.points:.1f}", row.cost_told, f"{row.times_dense:.2f}", percent(row.of_peak))
         table.add_row(str(row.number), row.what, *cells, ", ".join(row.marks))
     console.print(table)
     console.print(verdict)

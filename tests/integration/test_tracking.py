@@ -322,7 +322,7 @@ def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
     assert "trial 1 is not in MLflow yet: MLflow is down" in caplog.text
     again = searched.Log(places, config, "mine")
     assert again.told == [0]
-    again.close(Progress(trials, 6.0, 1.0), trials[1], [])
+    again.close(Progress(trials, 6.0, 1.0, {}), trials[1], [])
     kinds = _runs(places, config, "tags.`winnow.kind` = 'trial'")
     assert sorted((run.info.run_name, run.info.status) for run in kinds) == [
         ("trial 0", "FINISHED"),

@@ -52,6 +52,9 @@ class World:
 class Meter:
     dense_cost = 1.0
 
+    def peaks(self) -> dict[str, float]:
+        return {"f32": 2.0}
+
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
@@ -87,7 +90,7 @@ def test_as_many_trials_as_asked_none_twice(world: World, tmp_path: Path, tiny_d
     progress, seen = go(tmp_path, tiny_dense, tiny_data, trials=12)
     assert len(progress.trials) == len(seen) == len(world.made) == 12
     assert len({point for _, point in world.made}) == 12
-    assert progress.dense_cost == 1.0
+    assert (progress.dense_cost, progress.peaks) == (1.0, {"f32": 2.0})
     assert {trial.state for trial in progress.trials} == {"finished"}
 
 

@@ -22,7 +22,7 @@ from winnow.evaluation import LOGITS
 from winnow.records import StepRecord, read_json, read_record, write_record
 from winnow.reporting.explored import SearchPoint
 from winnow.search.memory import Trial
-from winnow.search.meter import Meter, describe_cost
+from winnow.search.meter import Meter, describe_cost, seconds_an_image
 from winnow.search.space import Point
 from winnow.search.study import Progress, what_of
 from winnow.search.trial import (
@@ -147,7 +147,7 @@ def test_a_chosen_trial_beside_the_front_is_no_part_of_its_line(
     chosen = trials[1].found
     monkeypatch.setattr("flows.found.choose", lambda *_: chosen)
     impossible = Trial(2, 2, point, "impossible", None, "no <channel> can go", 1.0)
-    progress = Progress([*trials, impossible], 2.0, look.cost)
+    progress = Progress([*trials, impossible], 2.0, look.cost, {})
     rows = front_of(progress, place)
     assert [(row.number, row.marks) for row in rows] == [(0, ()), (1, ("chosen",))]
     drawn: list[SearchPoint] = []
@@ -225,6 +225,15 @@ def test_what_cannot_be_dealt_out_is_refused(tiny_dense: Path) -> None:
     assert describe_cost(config(objective="throughput").search, 0.001) == "1,000 images/s"
 
 
+def test_only_a_time_has_a_share_of_the_peak(tiny_dense: Path) -> None:
+    timed, small = config().search, config(objective="size").search
+    assert seconds_an_image(timed, 2.0) == 0.002
+    assert seconds_an_image(config(objective="throughput").search, 0.001) == 0.001
+    assert seconds_an_image(small, 2.0) is None
+    assert Meter(config(), tiny_dense, 16).peaks()["f32"] > 0
+    assert Meter(config(objective="size"), tiny_dense, 16).peaks() == {}
+
+
 @pytest.mark.parametrize(
     ("name", "add", "message"),
     [
@@ -265,15 +274,21 @@ def test_the_interval_is_of_the_whole_look(place: Workplace, meter: Meter, tiny_
     trial = Trial(
         9, 5, Point("student", 1.0, "none", width=0.5), "finished", look, "", 1.0
     )  # taken up in the folder of another
-    found = Progress([trial], 1.0, 2 * look.cost)
+    macs_per_ms = look.metrics["compute/macs"] / look.cost
+    found = Progress([trial], 1.0, 2 * look.cost, {"f32": 4e3 * macs_per_ms, "int8": macs_per_ms})
     (row,) = front_of(found, place)
     assert row.to_dense.low <= row.to_dense.points <= row.to_dense.high
     assert (row.times_dense, row.marks) == (2.0, ())  # so few images show no loss to be within a point
+    assert row.of_peak == pytest.approx(0.25)
     images = load_images(tiny_data)
     mine = lost(reference_logits(place, images), tree_of(place, 5, 4) / "found", images)
     assert row.drop == mine
     allowing = dataclasses.replace(place, config=config(max_drop_points=100.0))
     assert front_of(found, allowing)[0].marks == ("chosen",)
+    assert "2.00 times faster than dense, at 25.0\xa0% of the processor's peak;" in verdict_of(
+        front_of(found, allowing), found, config()
+    )
+    assert front_of(dataclasses.replace(found, peaks={}), place)[0].of_peak is None
     dear = dataclasses.replace(found, dense_cost=look.cost / 2)
     assert front_of(dear, allowing)[0].marks == ()  # what costs more than dense is no choice
     assert "Nothing faster than dense is shown to lose" in verdict_of(front_of(dear, allowing), dear, config())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from winnow.config import ROOT
@@ -109,11 +109,10 @@ def _speed(facts: Facts) -> Html:
             *pairs,
         ]
         rows.append(Row(cells, _marked(facts, name)))
+    peaks = facts.benchmark.details["peaks"]
     caption = (
         f"Speed of each file on its fastest runtime: latency of one image, throughput in batches of {large}, speed-ups "
-        f"for both (one image / batch). {machine.cpu}, {machine.threads} threads. Of peak: multiply-adds a second "
-        f"as a share of a large matrix product's in the same precision ({_peaks(facts)}; of f32, the faster of "
-        "PyTorch's and ONNX Runtime's)"
+        f"for both (one image / batch). {machine.cpu}, {machine.threads} threads. {of_peak_told(peaks)}"
     )
     where = two_lines("fastest on", f"one image; below: batch of {large}, if another")
     heading: list[Content] = ["candidate", where, "p50, ms", "p95, ms", "images/s", two_lines("of peak", "one / batch")]
@@ -125,9 +124,13 @@ def _of_peak(facts: Facts, name: str) -> Content:
     return " / ".join(percent(shares[kind]) if kind in shares else MISSING for kind in ("latency", "throughput"))
 
 
-def _peaks(facts: Facts) -> str:
-    found = facts.benchmark.details["peaks"]
-    return ", ".join(f"{precision} {rate / 1e9:,.0f} billion" for precision, rate in found.items())
+def of_peak_told(peaks: Mapping[str, float]) -> str:
+    """What "of peak" means; `peaks`: precision -> multiply-adds a second of the processor at its best."""
+    rates = ", ".join(f"{precision} {rate / 1e9:,.0f} billion" for precision, rate in peaks.items())
+    return (
+        f"Of peak: multiply-adds a second as a share of a large matrix product's in the same precision ({rates}; of "
+        "f32, the faster of PyTorch's and ONNX Runtime's)"
+    )
 
 
 def _there(facts: Facts) -> Html:

@@ -14,6 +14,7 @@ from winnow.reporting.html import (
     figure,
     number,
     paragraph,
+    percent,
     section,
     signed,
     table,
@@ -27,7 +28,7 @@ FRONT = (
     "flatter a little. A chosen trial that is not on the front stands last: what beats it is not shown to be within "
     "the allowance."
 )
-HEADINGS = ("trial", "what", "points lost", "against dense", "cost", "× dense", "")
+HEADINGS = ("trial", "what", "points lost", "against dense", "cost", "× dense", "of peak", "")
 TRIED = ("trial", "what", "outcome", "points lost", "cost")
 EVERY = (
     "In the order of their proposal. What was given up shows the figures of its first look, after fewer epochs than "
@@ -47,6 +48,8 @@ class OnFront:
     cost: float
     cost_told: str
     times_dense: float
+    of_peak: float | None
+    """Its multiply-adds a second as a share of what the processor can do; None where its cost is no time."""
     marks: tuple[str, ...]
     """chosen, knee."""
 
@@ -93,6 +96,7 @@ def page(
                 span(row.to_dense),
                 row.cost_told,
                 number(row.times_dense, 2),
+                percent(row.of_peak),
                 ", ".join(row.marks),
             ),
             css="marked" if row.chosen else "",

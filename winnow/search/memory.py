@@ -83,6 +83,11 @@ class Memory:
         return float(self._study.user_attrs["dense_cost"])
 
     @property
+    def peaks(self) -> dict[str, float]:
+        """Precision -> what the processor did at its best then, multiply-adds a second; none where cost is no time."""
+        return dict(self._study.user_attrs.get("peaks", {}))
+
+    @property
     def under_way(self) -> int:
         """Trials that were begun and have not ended."""
         return len(self._under_way)
@@ -170,7 +175,9 @@ class Memory:
         )
         asked, before = self._asked(), study.user_attrs.get("asked")
         if before is None:
-            study.set_user_attr("dense_cost", meter_of(self.place).dense_cost)
+            meter = meter_of(self.place)
+            for name, value in {"dense_cost": meter.dense_cost, "peaks": meter.peaks()}.items():
+                study.set_user_attr(name, value)
             for params in first_points(settings):
                 study.enqueue_trial(params, skip_if_exists=True)
             study.set_user_attr("asked", asked)  # last: what was stopped before is begun anew

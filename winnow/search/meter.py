@@ -15,10 +15,13 @@ from winnow.energy import joules
 from winnow.errors import ArtifactError, ConfigError
 from winnow.machine import cores
 from winnow.model_file import MODEL
+from winnow.peaks import peaks
 from winnow.quiet import busy_turn, quiet_machine
 from winnow.runtimes import Cell, Precision, Predict, open_cell, openvino_modes
 from winnow.timing import timed_in_turns
 
+TIMED = ("latency", "throughput")
+"""Objectives that are times."""
 VISITS, CALLS_SINGLE, CALLS_LARGE = 5, 40, 3
 ENERGY_VISITS, ENERGY_SECONDS = 3, 1.0
 
@@ -56,6 +59,13 @@ class Meter:
         """
         own, dense = self._measured(folder, precision)
         return own / dense * self.dense_cost
+
+    def peaks(self) -> dict[Precision, float]:
+        """Precision -> multiply-adds a second of this processor at its best; none where the objective is no time."""
+        if self.settings.objective not in TIMED:
+            return {}
+        with quiet_machine():
+            return peaks()
 
     def check_answers(self, folder: Path, precision: Precision, images: ImageSet) -> None:
         """Raise ArtifactError where the runtime answers something else than the file does in ONNX Runtime."""
@@ -114,6 +124,11 @@ class Meter:
         if taken is None:
             raise ConfigError("search.objective: energy could be read before and cannot now; use latency")
         return taken / calls / self.batch * 1e3
+
+
+def seconds_an_image(settings: Any, cost: float) -> float | None:
+    """Of a cost that is a time; None for others."""
+    return {"latency": cost / 1e3, "throughput": cost}.get(settings.objective)
 
 
 def describe_cost(settings: Any, cost: float) -> str:

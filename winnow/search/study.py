@@ -8,7 +8,7 @@ What was tried, and what to try next, is in memory.py; a search that was stopped
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +41,8 @@ class Progress:
     trials: list[Trial]
     seconds: float
     dense_cost: float
+    peaks: Mapping[str, float]
+    """Precision -> multiply-adds a second of the processor at best, as the search began; none where cost is no time."""
 
     @property
     def found(self) -> list[Found]:
@@ -112,7 +114,7 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
             impossible = impossible + 1 if done.state == "impossible" else 0
             if impossible == MANY_IMPOSSIBLE:
                 raise ConfigError(f"{impossible} trials in a row were impossible, the last because: {done.why}")
-    return Progress(memory.trials, memory.seconds, memory.dense_cost)
+    return Progress(memory.trials, memory.seconds, memory.dense_cost, memory.peaks)
 
 
 def _tell_what_is_there(memory: Memory) -> None:
