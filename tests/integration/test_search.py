@@ -83,6 +83,7 @@ def test_a_search_that_is_killed_loses_no_trial_and_its_choice_joins_the_tree(se
     assert (home / "front.png").read_bytes().startswith(b"\x89PNG")
     assert "chosen" in again.stdout
     assert "95 % interval" in again.stdout
+    assert "of the processor's peak" in again.stdout
 
     # In MLflow: one search, a run below it for every trial.
     runs = json.loads(searching.call(sys.executable, "-c", ASK).stdout.splitlines()[-1])
