@@ -116,7 +116,9 @@ def main() -> None:
         f"{' Weights in 7 bits, but for static-8-bits.' if SATURATES else ''}"
     )
     table = f"{markdown(rows)}\n\nWhat the ladder lost on its rungs, against its parent:\n\n{climbed}"
-    leave(NAME, conditions, {"rows": rows, "rungs": rungs, "config": config.model_dump(mode="json")}, table)
+    leave(
+        NAME, conditions, {"rows": rows, "rungs": rungs, "config": config.model_dump(mode="json", by_alias=True)}, table
+    )
 
 
 if __name__ == "__main__":

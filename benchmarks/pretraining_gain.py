@@ -53,7 +53,7 @@ def main() -> None:
         "gain_points": {"mean": mean, "low": low, "high": high},
         "top1": top1,
         "tried": [{"arm": t.arm, **t.row()} for t in tried],
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", by_alias=True),
     }
     leave(NAME, conditions, figures, table)
 

@@ -100,7 +100,7 @@ def main() -> None:
         **{key: timed.details[key] for key in ("attribution", "peaks", "peak_share")},
         "ort_int8_over_its_f32": {str(batch): ratio for batch, ratio in ort.items()},
         "records": {name: read_record(chain.candidates / name).metrics for name in ("dense", *CANDIDATES)},
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", by_alias=True),
     }
     conditions = (
         "CIFAR-10 (JPEG) sample, all labels of its training split, validation accuracy, one seed. Times: medians of "

@@ -12,6 +12,7 @@ from winnow.config import ROOT, Config, Search
 from winnow.data.images import load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import load_logits
+from winnow.peaks import share_of_peak
 from winnow.progress import duration
 from winnow.records import read_record, write_json
 from winnow.reporting.candidates import RUNTIMES, of_peak_told
@@ -48,7 +49,7 @@ def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
     def of_peak(each: Found) -> float | None:
         seconds, look = seconds_an_image(settings, each.cost), finished[each.number].look
         peak = progress.peaks.get(read_record(made_by(each)).details["precision"])
-        return look.metrics["compute/macs"] / seconds / peak if look and seconds and peak else None
+        return share_of_peak(1 / seconds, look.metrics["compute/macs"], peak) if look and seconds and peak else None
 
     chosen, bend = choose(progress.found, fits), knee(progress.found)
     rows = []

@@ -45,6 +45,11 @@ def peaks() -> dict[Precision, float]:
     return found
 
 
+def share_of_peak(images_per_s: float, macs: float, peak: float) -> float:
+    """Of a file that does `macs` multiply-adds an image, where the processor does `peak` a second."""
+    return images_per_s * macs / peak
+
+
 def _rate(multiply: Callable[[], object]) -> float:
     multiply()
     seconds = []

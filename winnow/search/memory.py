@@ -176,8 +176,8 @@ class Memory:
         asked, before = self._asked(), study.user_attrs.get("asked")
         if before is None:
             meter = meter_of(self.place)
-            for name, value in {"dense_cost": meter.dense_cost, "peaks": meter.peaks()}.items():
-                study.set_user_attr(name, value)
+            study.set_user_attr("dense_cost", meter.dense_cost)
+            study.set_user_attr("peaks", meter.peaks())
             for params in first_points(settings):
                 study.enqueue_trial(params, skip_if_exists=True)
             study.set_user_attr("asked", asked)  # last: what was stopped before is begun anew

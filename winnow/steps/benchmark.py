@@ -21,7 +21,7 @@ from winnow.executed import executed
 from winnow.footprint import footprint
 from winnow.machine import cores, has_fast_bf16
 from winnow.models.backbones import WEIGHTS
-from winnow.peaks import peaks
+from winnow.peaks import peaks, share_of_peak
 from winnow.quiet import busy_turn, quiet_machine
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, this_machine, write_record
 from winnow.runtimes import Cell, Precision, cell_of, open_cell
@@ -123,7 +123,7 @@ def _share_of_peak(peak: Mapping[Precision, float], record: StepRecord, best: di
     """What the file's best rows do of the processor's peak in their precision."""
     macs = record.metrics["compute/macs"]
     return {
-        kind: row["images_per_s"] * macs / peak[row["precision"]]
+        kind: share_of_peak(row["images_per_s"], macs, peak[row["precision"]])
         for kind, row in best.items()
         if row is not None and row["precision"] in peak
     }
