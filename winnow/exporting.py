@@ -202,7 +202,8 @@ def how_served(serving: Mapping[str, Any]) -> str:
     if "streams" in serving:
         part = serving["batch"] // serving["streams"]
         runtime = f"openvino (PERFORMANCE_HINT THROUGHPUT, {serving['streams']} streams of {part} images each)"
-    return f"{runtime}, {serving['precision']}, {serving['threads']} threads"
+    threads = "1 thread" if serving["threads"] == 1 else f"{serving['threads']} threads"
+    return f"{runtime}, {serving['precision']}, {threads}"
 
 
 def _quality(metrics: Mapping[str, float]) -> str:
