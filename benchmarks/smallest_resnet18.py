@@ -198,7 +198,7 @@ def main() -> None:
         **{key: timed.details[key] for key in ("attribution", "peaks", "peak_share")},
         "test": {name: float(right.mean()) for name, right in tested.items()},
         "records": {name: record.metrics for name, record in records.items()},
-        "config": chain.config.model_dump(mode="json", exclude={"data": {"path"}}),
+        "config": chain.config.model_dump(mode="json", by_alias=True, exclude={"data": {"path"}}),
     }
     leave(NAME, conditions, figures, table, timed.machine)
 

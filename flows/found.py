@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from winnow.evaluation import load_logits
 from winnow.peaks import share_of_peak
 from winnow.progress import duration
 from winnow.records import read_record, write_json
-from winnow.reporting.candidates import RUNTIMES, of_peak_told
+from winnow.reporting.candidates import RUNTIMES
 from winnow.reporting.explored import SearchPoint
 from winnow.reporting.explored import searched as drawn
 from winnow.reporting.html import percent
+from winnow.reporting.peak import of_peak_told
 from winnow.reporting.searched import OnFront, Tried, page, span
 from winnow.search.front import Found, choose, front, knee
 from winnow.search.memory import Trial
@@ -48,8 +50,12 @@ def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
 
     def of_peak(each: Found) -> float | None:
         seconds, look = seconds_an_image(settings, each.cost), finished[each.number].look
-        peak = progress.peaks.get(read_record(made_by(each)).details["precision"])
-        return share_of_peak(1 / seconds, look.metrics["compute/macs"], peak) if look and seconds and peak else None
+        if (
+            look is None or seconds is None or not progress.peaks
+        ):  # cost is no time, or an older winnow began the search
+            return None
+        peak = progress.peaks[read_record(made_by(each)).details["precision"]]
+        return share_of_peak(1 / seconds, look.metrics["compute/macs"], peak)
 
     chosen, bend = choose(progress.found, fits), knee(progress.found)
     rows = []
@@ -83,7 +89,7 @@ def verdict_of(rows: list[OnFront], progress: Progress, config: Config) -> str:
     if row is None:
         better = BETTER[settings.objective]
         return f"Nothing {better} than dense is shown to lose {allowed}: dense stays the best. {dense}"
-    at = "" if row.of_peak is None else f", at {percent(row.of_peak)} of the processor's peak"
+    at = "" if row.of_peak is None else f", at {percent(row.of_peak, 0)} of the processor's peak"
     return (
         f"Trial {row.number} ({row.what}) is the cheapest shown to lose {allowed}: "
         f"{row.cost_told}, {row.times_dense:.2f} times {BETTER[settings.objective]} than dense{at}; against dense, "
@@ -167,13 +173,16 @@ def _conditions(progress: Progress, place: Workplace) -> list[str]:
     ]
 
 
-def print_front(rows: list[OnFront], verdict: str) -> None:
-    """The front as a table, and the verdict, on the terminal."""
+def print_front(rows: list[OnFront], verdict: str, peaks: Mapping[str, float]) -> None:
+    """The front as a table, what its shares of the peak mean, and the verdict, on the terminal."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("trial", "what", "points lost", "cost", "x dense", "of peak", ""):
+    for heading in ("trial", "what", "points lost", "cost", "x dense", *(["of peak"] if peaks else []), ""):
         table.add_column(heading)
     for row in rows:
-        cells = (f"{row.drop.points:.1f}", row.cost_told, f"{row.times_dense:.2f}", percent(row.of_peak))
-        table.add_row(str(row.number), row.what, *cells, ", ".join(row.marks))
+        cells = [f"{row.drop.points:.1f}", row.cost_told, f"{row.times_dense:.2f}"]
+        shares = [percent(row.of_peak, 0)] if peaks else []
+        table.add_row(str(row.number), row.what, *cells, *shares, ", ".join(row.marks))
     console.print(table)
+    if peaks:
+        console.print(f"{of_peak_told(peaks)}, timed when the search began.")
     console.print(verdict)

@@ -16,6 +16,7 @@ from tasks import checkout, servers, settled, versioning
 from tasks.settings import Places
 from winnow.config import Config
 from winnow.records import read_json, read_record, this_machine
+from winnow.reporting.peak import of_peak_told
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -100,7 +101,8 @@ def version_drift(places: Places) -> list[str]:
 def show_results(places: Places, config: Config) -> None:
     """The table of candidates, what pretraining bought, the verdict."""
     rows = summary.candidate_rows(places)
-    machine = read_record(places.artifacts / "benchmark").machine
+    timed = read_record(places.artifacts / "benchmark")
+    machine, peaks = timed.machine, timed.details["peaks"]
     assert machine is not None
     source = read_record(places.artifacts / "data").details["source"]
     title = f"Candidates on the validation split of {source}"
@@ -116,7 +118,7 @@ def show_results(places: Places, config: Config) -> None:
     flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_")))
     console.print(
         f"Speed-ups are batch 1 / batch {config.benchmark.large_batch}, the file's best runtime against dense. "
-        "Of peak: multiply-adds a second as a share of a large matrix product's in the same precision. "
+        f"{of_peak_told(peaks)}. "
         f"Measured on {machine.cpu}, {machine.threads} threads, {flags or 'neither VNNI nor bf16'}."
     )
     for line in (*summary.learned_lines(places), *summary.reason_lines(places), *summary.promotion_lines(places)):

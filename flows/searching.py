@@ -64,7 +64,7 @@ def run_search(places: Places, config: Config, name: str, add: str, crew: Crew =
         taken = next((trial for trial in progress.trials if trial.number == chosen), None)
         verdict = verdict_of(rows, progress, config)
         write_files(home, progress, rows, place, verdict)
-        print_front(rows, verdict)
+        print_front(rows, verdict, progress.peaks)
         console.print(f"In {home.relative_to(places.root)}: report.html, front.png, search.json")
         log.close(progress, taken, [home / file for file in ("front.png", "search.json", "report.html")])
         if add and taken is not None:

@@ -44,7 +44,7 @@ def _row(
         "x eager f32": _pair(speed, "eager", batch),
         "x best PyTorch": _pair(speed, "pytorch", batch),
         "x best float": _pair(speed, "float", batch),
-        "of peak, %": _of_peak(benchmark.details["peak_share"][name]),
+        "of peak, %": _of_peak(benchmark.details["peak_share"][name], benchmark.details["best"][name]),
         "fastest on, b1": f"{best['runtime']} {best['precision']}" if best else NOTHING,
         "verdict": _verdict(verdict, won),
     }
@@ -67,9 +67,14 @@ def _pair(speed: dict[str, float], kind: str, batch: int) -> str:
     return " / ".join(_cell("{:.1f}", ratio) for ratio in ratios)
 
 
-def _of_peak(shares: dict[str, float]) -> str:
-    """Of one image's and a large batch's multiply-adds a second."""
-    return " / ".join(_cell("{:.0f}", shares.get(what), 100) for what in ("latency", "throughput"))
+def _of_peak(shares: dict[str, float], best: dict[str, Any]) -> str:
+    """Of one image's and a large batch's multiply-adds a second, with the precision; once where it is the same."""
+    kinds = ("latency", "throughput")
+    cells = [_cell("{:.0f}", shares.get(kind), 100) for kind in kinds]
+    precisions = [f" {best[kind]['precision']}" if kind in shares else "" for kind in kinds]
+    if precisions[0] == precisions[1]:
+        return " / ".join(cells) + precisions[0]
+    return " / ".join(cell + precision for cell, precision in zip(cells, precisions, strict=True))
 
 
 def _verdict(verdict: dict[str, Any] | None, won: bool) -> str:

@@ -285,7 +285,7 @@ def test_the_interval_is_of_the_whole_look(place: Workplace, meter: Meter, tiny_
     assert row.drop == mine
     allowing = dataclasses.replace(place, config=config(max_drop_points=100.0))
     assert front_of(found, allowing)[0].marks == ("chosen",)
-    assert "2.00 times faster than dense, at 25.0\xa0% of the processor's peak;" in verdict_of(
+    assert "2.00 times faster than dense, at 25\xa0% of the processor's peak;" in verdict_of(
         front_of(found, allowing), found, config()
     )
     assert front_of(dataclasses.replace(found, peaks={}), place)[0].of_peak is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from winnow.config import ROOT
@@ -27,6 +27,7 @@ from winnow.reporting.html import (
     tag,
     two_lines,
 )
+from winnow.reporting.peak import of_peak_told
 from winnow.selection import GATES
 
 SPEEDUPS = {
@@ -122,15 +123,6 @@ def _speed(facts: Facts) -> Html:
 def _of_peak(facts: Facts, name: str) -> Content:
     shares = facts.benchmark.details["peak_share"][name]
     return " / ".join(percent(shares[kind]) if kind in shares else MISSING for kind in ("latency", "throughput"))
-
-
-def of_peak_told(peaks: Mapping[str, float]) -> str:
-    """What "of peak" means; `peaks`: precision -> multiply-adds a second of the processor at its best."""
-    rates = ", ".join(f"{precision} {rate / 1e9:,.0f} billion" for precision, rate in peaks.items())
-    return (
-        f"Of peak: multiply-adds a second as a share of a large matrix product's in the same precision ({rates}; of "
-        "f32, the faster of PyTorch's and ONNX Runtime's)"
-    )
 
 
 def _there(facts: Facts) -> Html:

@@ -21,10 +21,10 @@ from winnow.executed import executed
 from winnow.footprint import footprint
 from winnow.machine import cores, has_fast_bf16
 from winnow.models.backbones import WEIGHTS
-from winnow.peaks import peaks, share_of_peak
+from winnow.peaks import best_of, peaks, shares_of_peak
 from winnow.quiet import busy_turn, quiet_machine
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, this_machine, write_record
-from winnow.runtimes import Cell, Precision, cell_of, open_cell
+from winnow.runtimes import Cell, cell_of, open_cell
 from winnow.speedups import Row, attribution, baselines, best, figures
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     outcome.absent += _absent(bool(gpu))
     with quiet_machine():
         processes = _footprints(int8, networks, config, candidates, pixels_NHWC.shape[1], threads)
-        peak = {precision: max(rate, before[precision]) for precision, rate in peaks().items()}
+        peak = best_of(before, peaks())
     proofs = _executed(outcome, candidates)
     rows = outcome.rows
     bests = {name: {"latency": best(rows, name, 1), "throughput": best(rows, name, large)} for name in records}
@@ -71,7 +71,10 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
             "processes": processes,
             "executed": proofs,
             "peaks": peak,
-            "peak_share": {name: _share_of_peak(peak, records[name], bests[name]) for name in records},
+            "peak_share": {
+                name: shares_of_peak(bests[name], record.metrics["compute/macs"], peak)
+                for name, record in records.items()
+            },
             "refused": outcome.refused,
             "absent": outcome.absent,
             "candidates": {name: figures(rows, processes, name, large) for name in records},
@@ -117,16 +120,6 @@ def _executed(outcome: Outcome, candidates: Path) -> list[Row]:
     """What of each int8 file a runtime computes in int8, as its own graph tells."""
     cells = {(row["candidate"], row["runtime"]): cell_of(row) for row in outcome.rows if row["precision"] == "int8"}
     return [executed(candidates / cell.candidate, cell) for cell in cells.values()]
-
-
-def _share_of_peak(peak: Mapping[Precision, float], record: StepRecord, best: dict[str, Row | None]) -> Row:
-    """What the file's best rows do of the processor's peak in their precision."""
-    macs = record.metrics["compute/macs"]
-    return {
-        kind: share_of_peak(row["images_per_s"], macs, peak[row["precision"]])
-        for kind, row in best.items()
-        if row is not None and row["precision"] in peak
-    }
 
 
 def _float_ancestor(lineage: list[str], int8: dict[str, bool]) -> str:
