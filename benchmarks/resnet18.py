@@ -7,6 +7,7 @@ runtime; ONNX Runtime's int8 also against its own f32. The cause is named: runti
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from benchmarks.chain import Chain, all_labels, configure, leave, markdown
@@ -34,6 +35,11 @@ def best(rows: list[dict[str, Any]], batch: int, **wanted: str) -> float:
     """Images per second of the fastest row that fits, over threads and layouts."""
     fitting = [r for r in rows if r["batch"] == batch and all(r[k] == v for k, v in wanted.items())]
     return max(1000 * batch / r["p50_ms"] for r in fitting) if fitting else float("nan")
+
+
+def told(figure: float, shape: str) -> str:
+    """A dash where nothing was timed: OpenVINO's throughput mode has no batch of 1."""
+    return "-" if math.isnan(figure) else format(figure, shape)
 
 
 def headline(chain: Chain, timed: StepRecord, large: int) -> list[dict[str, str]]:
@@ -84,9 +90,9 @@ def main() -> None:
                     "MACs": f"{record.metrics['compute/macs'] / 1e6:.0f} M",
                     "MB": f"{record.metrics['size/mb']:.2f}",
                     "runtime": f"{runtime} {precision}",
-                    "ms at batch 1": f"{1000 / speeds[1]:.2f}",
+                    "ms at batch 1": told(1000 / speeds[1], ".2f"),
                     f"images/s at batch {large}": f"{speeds[large]:,.0f}",
-                    f"x eager f32 (1 / {large})": f"{speeds[1] / eager[1]:.1f} / {speeds[large] / eager[large]:.1f}",
+                    f"x eager f32 (1 / {large})": " / ".join(told(speeds[b] / eager[b], ".1f") for b in speeds),
                 }
             )
     ort = {
