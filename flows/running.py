@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from flows import planning, summary
@@ -110,7 +110,9 @@ def show_results(places: Places, config: Config) -> None:
     for index, name in enumerate(rows[0]):
         last = index == len(rows[0]) - 1
         heading = "\n".join(name.rsplit(" ", 1))
-        table.add_column(heading, justify="left" if index == 0 or last else "right", no_wrap=not last)
+        folds = name == summary.OF_PEAK  # two precisions, one below the other
+        justify: JustifyMethod = "left" if index == 0 or last else "right"
+        table.add_column(heading, justify=justify, no_wrap=not last and not folds, max_width=12 if folds else None)
     for row in rows:
         style = {"winner": "bold green", "passed": "green"}.get(row["verdict"], "")
         table.add_row(*row.values(), style=style)

@@ -12,6 +12,8 @@ from winnow.records import StepRecord, read_record
 from winnow.selection import GATES
 
 NOTHING = "-"
+NBSP = "\N{NO-BREAK SPACE}"
+OF_PEAK = "of peak, %"
 
 
 def candidate_rows(places: Places) -> list[dict[str, str]]:
@@ -44,7 +46,7 @@ def _row(
         "x eager f32": _pair(speed, "eager", batch),
         "x best PyTorch": _pair(speed, "pytorch", batch),
         "x best float": _pair(speed, "float", batch),
-        "of peak, %": _of_peak(benchmark.details["peak_share"][name], benchmark.details["best"][name]),
+        OF_PEAK: _of_peak(benchmark.details["peak_share"][name], benchmark.details["best"][name]),
         "fastest on, b1": f"{best['runtime']} {best['precision']}" if best else NOTHING,
         "verdict": _verdict(verdict, won),
     }
@@ -71,7 +73,7 @@ def _of_peak(shares: dict[str, float], best: dict[str, Any]) -> str:
     """Of one image's and a large batch's multiply-adds a second, with the precision; once where it is the same."""
     kinds = ("latency", "throughput")
     cells = [_cell("{:.0f}", shares.get(kind), 100) for kind in kinds]
-    precisions = [f" {best[kind]['precision']}" if kind in shares else "" for kind in kinds]
+    precisions = [f"{NBSP}{best[kind]['precision']}" if kind in shares else "" for kind in kinds]
     if precisions[0] == precisions[1]:
         return " / ".join(cells) + precisions[0]
     return " / ".join(cell + precision for cell, precision in zip(cells, precisions, strict=True))
