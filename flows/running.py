@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from typing import Any
 
 from rich import box
-from rich.console import Console, JustifyMethod
+from rich.console import Console
 from rich.table import Table
 
 from flows import planning, summary
@@ -110,13 +111,12 @@ def show_results(places: Places, config: Config) -> None:
     for index, name in enumerate(rows[0]):
         last = index == len(rows[0]) - 1
         heading = "\n".join(name.rsplit(" ", 1))
-        folds = name == summary.OF_PEAK  # two precisions, one below the other
-        justify: JustifyMethod = "left" if index == 0 or last else "right"
-        table.add_column(heading, justify=justify, no_wrap=not last and not folds, max_width=12 if folds else None)
+        table.add_column(heading, justify="left" if index == 0 or last else "right", no_wrap=not last)
     for row in rows:
         style = {"winner": "bold green", "passed": "green"}.get(row["verdict"], "")
-        table.add_row(*row.values(), style=style)
-    Console(highlight=False, width=max(console.width, 160)).print(table)
+        of_peak = re.sub(r"(\d \w+) / ", r"\1 /\n", row[summary.OF_PEAK])  # two precisions: one below the other
+        table.add_row(*{**row, summary.OF_PEAK: of_peak}.values(), style=style)
+    Console(highlight=False, width=max(console.width, 170)).print(table)
     flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_")))
     console.print(
         f"Speed-ups are batch 1 / batch {config.benchmark.large_batch}, the file's best runtime against dense. "

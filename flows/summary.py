@@ -12,7 +12,6 @@ from winnow.records import StepRecord, read_record
 from winnow.selection import GATES
 
 NOTHING = "-"
-NBSP = "\N{NO-BREAK SPACE}"
 OF_PEAK = "of peak, %"
 
 
@@ -73,7 +72,7 @@ def _of_peak(shares: dict[str, float], best: dict[str, Any]) -> str:
     """Of one image's and a large batch's multiply-adds a second, with the precision; once where it is the same."""
     kinds = ("latency", "throughput")
     cells = [_cell("{:.0f}", shares.get(kind), 100) for kind in kinds]
-    precisions = [f"{NBSP}{best[kind]['precision']}" if kind in shares else "" for kind in kinds]
+    precisions = [f" {best[kind]['precision']}" if kind in shares else "" for kind in kinds]
     if precisions[0] == precisions[1]:
         return " / ".join(cells) + precisions[0]
     return " / ".join(cell + precision for cell, precision in zip(cells, precisions, strict=True))

@@ -34,7 +34,7 @@ def test_a_row_names_gates_as_people_do_and_tells_the_share_of_the_peak(places: 
     assert "speed-up" in failing
     assert "speedup" not in failing
     shown = {name: row["of peak, %"] for name, row in rows.items()}
-    assert shown == {name: f"1 / 10\xa0{'int8' if name.endswith('int8') else 'f32'}" for name in rows}
+    assert shown == {name: f"1 / 10 {'int8' if name.endswith('int8') else 'f32'}" for name in rows}
 
 
 def test_labels_and_gain_are_told(places: Places) -> None:
