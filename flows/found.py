@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from winnow.config import ROOT, Config, Search
+from winnow.config import CONTROL, ROOT, Config, Search
 from winnow.data.images import load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import load_logits
@@ -19,7 +19,7 @@ from winnow.records import read_record, write_json
 from winnow.reporting.candidates import RUNTIMES
 from winnow.reporting.explored import SearchPoint
 from winnow.reporting.explored import searched as drawn
-from winnow.reporting.html import percent
+from winnow.reporting.html import percent, signed
 from winnow.reporting.peak import of_peak_told
 from winnow.reporting.searched import OnFront, Tried, page, span
 from winnow.search.front import Found, choose, front, knee
@@ -84,16 +84,18 @@ def verdict_of(rows: list[OnFront], progress: Progress, config: Config) -> str:
     settings = config.search
     most = settings.max_drop_points
     allowed = f"{most:g} points or less ({WORST_END * most:g} at the worst end of the interval)"
-    dense = f"Dense: {describe_cost(settings, progress.dense_cost)}."
+    on = f" on {RUNTIMES[settings.runtime]}" if settings.objective in TIMED else ""
+    dense = f"Dense: {describe_cost(settings, progress.dense_cost)}{on}."
     row = next((row for row in rows if row.chosen), None)
     if row is None:
         better = BETTER[settings.objective]
         return f"Nothing {better} than dense is shown to lose {allowed}: dense stays the best. {dense}"
     at = "" if row.of_peak is None else f", at {percent(row.of_peak, 0)} of the processor's peak"
+    judged = "" if row.drop == row.to_dense else f"{span(row.drop)} against the better of dense and {CONTROL}, "
     return (
         f"Trial {row.number} ({row.what}) is the cheapest shown to lose {allowed}: "
-        f"{row.cost_told}, {row.times_dense:.2f} times {BETTER[settings.objective]} than dense{at}; against dense, "
-        f"95 % interval: {span(row.to_dense)} points lost. {dense}"
+        f"{row.cost_told}, {row.times_dense:.2f} times {BETTER[settings.objective]} than dense{on}{at}. "
+        f"Points lost, 95 % interval: {judged}{span(row.to_dense)} against dense. {dense}"
     )
 
 
@@ -165,7 +167,7 @@ def _conditions(progress: Progress, place: Workplace) -> list[str]:
     counts = [f"{states.count(state)} {state}" for state in ("finished", "given up", "impossible")]
     in_turns = ", measured in turns with dense, while no other winnow process of this user trained"
     return [
-        f"{len(states)} trials ({', '.join(counts)}), {duration(progress.seconds)} of work",
+        f"Trials: {len(states)} ({', '.join(counts)}), {duration(progress.seconds)} of work",
         f"Objective: {settings.objective} on {settings.runtime}" + (in_turns if settings.objective in TIMED else ""),
         f"Recovery of {settings.epochs} epochs; structures: {', '.join(settings.structures)}; int8: {settings.int8}",
         *([f"{of_peak_told(progress.peaks)}, timed when the search began"] if progress.peaks else []),
@@ -179,7 +181,7 @@ def print_front(rows: list[OnFront], verdict: str, peaks: Mapping[str, float]) -
     for heading in ("trial", "what", "points lost", "cost", "x dense", *(["of peak"] if peaks else []), ""):
         table.add_column(heading)
     for row in rows:
-        cells = [f"{row.drop.points:.1f}", row.cost_told, f"{row.times_dense:.2f}"]
+        cells = [signed(row.drop.points), row.cost_told, f"{row.times_dense:.2f}"]
         shares = [percent(row.of_peak, 0)] if peaks else []
         table.add_row(str(row.number), row.what, *cells, *shares, ", ".join(row.marks))
     console.print(table)

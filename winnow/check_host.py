@@ -1,8 +1,9 @@
 """Times the models beside this script on the machine that will serve them, and writes host.json: python check_host.py
 
 Needs onnxruntime, numpy and Pillow; OpenVINO is timed too where it is installed. Nothing else of winnow is needed. A
-model is timed only where it answers here as it did where it was made. Take host.json back and run
-`winnow check-host host.json` there: from then on speed gates go by this machine's figures alone.
+model is timed only where it answers here as it did where it was made. With all candidates beside it (`winnow export DIR
+--candidates`), take host.json back and run `winnow check-host host.json` there: from then on speed gates go by this
+machine's figures alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 WARM_UP_SINGLE, WARM_UP_LARGE, CALLS_LARGE = 5, 1, 3
 """Untimed calls a round of one image and of a batch, and timed ones of a batch."""
 X86 = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+REFERENCE = "dense"
+"""Speed gates compare with it: without its figures those of others are no use to them."""
 OPENVINO = ("openvino", "openvino-throughput")
 """Its two modes: a call has all threads; streams share them."""
 ARM = ("asimd", "asimddp", "i8mm", "bf16", "sve")
@@ -195,7 +198,9 @@ def main() -> None:
     told = {"format": 1, "machine": about, "large_batch": manifest["large_batch"], "rows": rows, "refused": refused}
     out = pathlib.Path("host.json").resolve()
     out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(rows)} cells timed, {len(refused)} refused; take this back: {out}")  # noqa: T201
+    whole = any(model["name"] == REFERENCE for model in manifest["models"])
+    then = "take this back" if whole else "gates need all candidates here (winnow export DIR --candidates); figures"
+    print(f"{len(rows)} cells timed, {len(refused)} refused; {then}: {out}")  # noqa: T201
 
 
 if __name__ == "__main__":

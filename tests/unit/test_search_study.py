@@ -217,7 +217,7 @@ def test_another_control_is_another_search(world: World, tmp_path: Path, tiny_de
 
 def test_other_settings_are_another_search(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
     go(tmp_path, tiny_dense, tiny_data, trials=1)
-    with pytest.raises(ConfigError, match=r"holds a search with another objective: give this one a name"):
+    with pytest.raises(ConfigError, match=r"another objective \(latency, now size\): give this one a name"):
         go(tmp_path, tiny_dense, tiny_data, objective="size")
     progress, _ = go(tmp_path, tiny_dense, tiny_data, trials=2, max_drop_points=3.0)  # only who is chosen hangs on it
     assert len(progress.trials) == 2

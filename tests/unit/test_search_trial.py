@@ -21,6 +21,7 @@ from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation import LOGITS
 from winnow.records import StepRecord, read_json, read_record, write_record
 from winnow.reporting.explored import SearchPoint
+from winnow.reporting.searched import span
 from winnow.search.memory import Trial
 from winnow.search.meter import Meter, describe_cost, seconds_an_image
 from winnow.search.space import Point
@@ -285,9 +286,13 @@ def test_the_interval_is_of_the_whole_look(place: Workplace, meter: Meter, tiny_
     assert row.drop == mine
     allowing = dataclasses.replace(place, config=config(max_drop_points=100.0))
     assert front_of(found, allowing)[0].marks == ("chosen",)
-    assert "2.00 times faster than dense, at 25\xa0% of the processor's peak;" in verdict_of(
-        front_of(found, allowing), found, config()
-    )
+    rows = front_of(found, allowing)
+    told = verdict_of(rows, found, config())
+    assert "2.00 times faster than dense on ONNX Runtime, at 25\xa0% of the processor's peak. Points lost, 95 %" in told
+    assert told.count("against") == 1  # there is no control: both intervals are one
+    apart = dataclasses.replace(rows[0], drop=dataclasses.replace(mine, high=9.0))
+    judged = f"{span(apart.drop)} against the better of dense and dense-kd, {span(rows[0].to_dense)} against dense."
+    assert judged in verdict_of([apart], found, config())
     assert front_of(dataclasses.replace(found, peaks={}), place)[0].of_peak is None
     dear = dataclasses.replace(found, dense_cost=look.cost / 2)
     assert front_of(dear, allowing)[0].marks == ()  # what costs more than dense is no choice

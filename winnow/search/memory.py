@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from winnow.config import CONTROL, ROOT
+from winnow.config import CONTROL, ROOT, Search
 from winnow.errors import ConfigError, MissingExtra
 from winnow.progress import duration
 from winnow.records import record_digest, write_json
@@ -27,6 +27,8 @@ NAME = "winnow"
 RESULT = "result"
 """What became of a trial, as one attribute: a stop leaves all of it or nothing."""
 STARTUP_TRIALS = 8
+SETTINGS = Search.model_fields.keys() - {"minutes", "trials", "max_drop_points"}
+"""Of a search, what has to be the same for it to go on; the others say when it ends and what is chosen."""
 """Drawn at random before the optimiser has something to go by."""
 
 
@@ -182,10 +184,11 @@ class Memory:
                 study.enqueue_trial(params, skip_if_exists=True)
             study.set_user_attr("asked", asked)  # last: what was stopped before is begun anew
         elif before != asked:
-            changed = ", ".join(sorted(key for key in asked if before.get(key) != asked[key]))
+            changed = [key for key in sorted(asked) if before.get(key) != asked[key]]
+            told = (f"{key} ({before.get(key)}, now {asked[key]})" if key in SETTINGS else key for key in changed)
             raise ConfigError(
-                f"{storage.parent} holds a search with another {changed}: give this one a name of its own (--name), or "
-                "delete that folder"
+                f"{storage.parent} holds a search with another {', '.join(told)}: give this one a name of its own "
+                "(--name), delete that folder, or set back what changed to go on with it"
             )
         return study
 
@@ -193,7 +196,7 @@ class Memory:
         """What has to be the same for a search to go on."""
         place, references = self.place, self.place.references
         return {
-            **self.settings.model_dump(mode="json", exclude={"minutes", "trials", "max_drop_points"}),
+            **{key: value for key, value in self.settings.model_dump(mode="json").items() if key in SETTINGS},
             "machine": place.machine,
             "data": record_digest(place.folders.data),
             ROOT: record_digest(references[ROOT]),
