@@ -51,7 +51,19 @@ def host(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
     done = run(exported, at)
     assert done.returncode == 0, done.stderr
     assert "round 2 of 2, about 0 s left" in done.stdout
+    assert "take this back: " in done.stdout
     return read_host(at / "host.json")
+
+
+def test_figures_without_dense_are_told_to_be_no_use_to_gates(
+    tiny_candidate: Callable[[str], Path], tiny_set: ImageSet, tmp_path: Path
+) -> None:
+    model = ("dense-int8", tiny_candidate("dense-int8") / "model.onnx", "int8")
+    (tmp_path / "alone").mkdir()
+    write_check(tmp_path / "alone", [model], check_pixels(tiny_set, SIZE), SETTINGS)
+    done = run(tmp_path / "alone", tmp_path)
+    assert "gates need all candidates here (winnow export DIR --candidates); figures: " in done.stdout
+    assert "take this back" not in done.stdout
 
 
 def test_the_script_imports_nothing_of_winnow(exported: Path) -> None:
