@@ -71,6 +71,7 @@ def test_a_search_that_goes_on_says_how_to_end_it(
     caplog.set_level("INFO", "winnow")
     go(tmp_path, tiny_dense, tiny_data, trials=2)
     assert "goes on" not in caplog.text
+    assert "the budget is spent: the search ends here, 0 s of 5:00 spent" in caplog.text
     go(tmp_path, tiny_dense, tiny_data, trials=3)
     assert (
         "2 trials are there, 0 s of 5:00 spent: the search goes on; to end it here: -S search.trials=2" in caplog.text

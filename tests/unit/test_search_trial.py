@@ -55,10 +55,14 @@ def meter(tiny_dense: Path) -> Meter:
     return Meter(config(), tiny_dense, 16)
 
 
-def test_a_trial_leaves_candidates_and_figures(place: Workplace, meter: Meter) -> None:
+def test_a_trial_leaves_candidates_and_figures(
+    place: Workplace, meter: Meter, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "winnow")
     look, first = attempt(place, 3, Point("prune", 0.4, "none", int8=True), [], meter)
     assert look.names == ("found", "found-int8")
     assert first is not None
+    assert caplog.text.index("first look: 1 of 4 epochs") < caplog.text.index("worth going on: all 4 epochs")
     home = place.trials / "0003"
     for epochs in (1, 4):
         for name in look.names:

@@ -106,6 +106,8 @@ def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runne
             if not memory.under_way:
                 if repeats == MANY_REPEATS:
                     log.info("the last %d proposals were all tried already: the search ends here", repeats)
+                else:
+                    log.info("the budget is spent: the search ends here, %s", memory.spent)
                 break
             done = memory.end(*runner.next())
             repeats = 0  # the optimiser knows more now
@@ -148,4 +150,4 @@ def told(trial: Trial, settings: Search) -> str:
     cost = describe_cost(settings, trial.look.cost)
     if trial.state == "given up":
         return f"{what}: given up at {cost}; {trial.why}"
-    return f"{what}: {trial.look.drop:.1f} points lost, {cost}, {trial.state}"
+    return f"{what}: {round(trial.look.drop, 1) + 0.0:.1f} points lost, {cost}, {trial.state}"

@@ -167,6 +167,7 @@ def attempt(
     short = max(1, settings.epochs // FIRST_LOOK)
     first = None
     if short < settings.epochs:
+        log.info("first look: %d of %d epochs", short, settings.epochs)
         first = _look(place, number, point, short, meter)
         margin = max(MARGIN_POINTS, first.high - first.drop)
         alike = [one for one in earlier if one.structure == point.structure]
@@ -177,6 +178,7 @@ def attempt(
                 "and better then"
             )
             raise GivenUp(first, told)
+        log.info("worth going on: all %d epochs", settings.epochs)
     return _look(place, number, point, settings.epochs, meter), first
 
 
