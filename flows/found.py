@@ -50,9 +50,7 @@ def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
 
     def of_peak(each: Found) -> float | None:
         seconds, look = seconds_an_image(settings, each.cost), finished[each.number].look
-        if (
-            look is None or seconds is None or not progress.peaks
-        ):  # cost is no time, or an older winnow began the search
+        if look is None or seconds is None or not progress.peaks:  # begun by an older winnow, where cost is a time
             return None
         peak = progress.peaks[read_record(made_by(each)).details["precision"]]
         return share_of_peak(1 / seconds, look.metrics["compute/macs"], peak)

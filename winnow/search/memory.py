@@ -27,9 +27,9 @@ NAME = "winnow"
 RESULT = "result"
 """What became of a trial, as one attribute: a stop leaves all of it or nothing."""
 STARTUP_TRIALS = 8
+"""Drawn at random before the optimiser has something to go by."""
 SETTINGS = Search.model_fields.keys() - {"minutes", "trials", "max_drop_points"}
 """Of a search, what has to be the same for it to go on; the others say when it ends and what is chosen."""
-"""Drawn at random before the optimiser has something to go by."""
 
 
 @dataclass(frozen=True)
