@@ -196,7 +196,7 @@ class Memory:
         """What has to be the same for a search to go on."""
         place, references = self.place, self.place.references
         return {
-            **{key: value for key, value in self.settings.model_dump(mode="json").items() if key in SETTINGS},
+            **self.settings.model_dump(mode="json", include=SETTINGS),
             "machine": place.machine,
             "data": record_digest(place.folders.data),
             ROOT: record_digest(references[ROOT]),
