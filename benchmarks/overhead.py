@@ -43,7 +43,7 @@ SETTINGS = {
     "candidates.student-alone.recovery.epochs": 1,
     "candidates.dense-kd.recovery.epochs": 1,
     "benchmark.samples": 20,
-    "benchmark.rounds": 2,
+    "benchmark.rounds": 6,
 }
 FLOW = """
 import cProfile, io, json, pstats, sys, time

@@ -1,7 +1,7 @@
 """ResNet-18 at 32x32 (3x3 stem), trained on all labels of the sample: dense and half its parameters, float and int8.
 
 Accuracy stands beside every speed. Each figure is a ratio within this one run: against PyTorch eager f32 (the better of
-its two layouts), against the best PyTorch of any kind, and against dense as the best float of any precision and
+its two layouts), against the best float PyTorch, and against dense as the best float of any precision and
 runtime; ONNX Runtime's int8 also against its own f32. The cause is named: runtime, precision, structure.
 """
 
@@ -57,7 +57,7 @@ def headline(chain: Chain, timed: StepRecord, large: int) -> list[dict[str, str]
                     "batch": str(batch),
                     "fastest on": f"{cause['on']} {cause['ends_in']}",
                     "x eager f32": speeds["eager"],
-                    "x best PyTorch": speeds["pytorch"],
+                    "x best float PyTorch": speeds["pytorch"],
                     "x best float": speeds["float"],
                     "of peak": f"{share:.0%}",
                     "runtime x structure x precision": " x ".join(

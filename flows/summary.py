@@ -8,6 +8,7 @@ from tasks import settled
 from tasks.settings import Places
 from winnow.config import in_order, load_config
 from winnow.config.candidates import ROOT
+from winnow.measurement_error import describe_errors
 from winnow.records import StepRecord, read_record
 from winnow.selection import GATES
 
@@ -43,8 +44,8 @@ def _row(
         "p50 ms, b1": _cell("{:.2f}", speed.get("best/latency_ms")),
         f"images/s, b{batch}": _cell("{:,.0f}", speed.get("best/throughput_ips")),
         "x eager f32": _pair(speed, "eager", batch),
-        "x best PyTorch": _pair(speed, "pytorch", batch),
-        "x best float": _pair(speed, "float", batch),
+        "x best float PyTorch": _pair(speed, "pytorch", batch),
+        "x best float": " / ".join(_with_ends(speed, f"speedup/float_b{size}") for size in (1, batch)),
         OF_PEAK: _of_peak(benchmark.details["peak_share"][name], benchmark.details["best"][name]),
         "fastest on, b1": f"{best['runtime']} {best['precision']}" if best else NOTHING,
         "verdict": _verdict(verdict, won),
@@ -66,6 +67,13 @@ def _accuracy(quality: dict[str, float]) -> str:
 def _pair(speed: dict[str, float], kind: str, batch: int) -> str:
     ratios = [speed.get(f"speedup/{kind}_b{size}") for size in (1, batch)]
     return " / ".join(_cell("{:.1f}", ratio) for ratio in ratios)
+
+
+def _with_ends(speed: dict[str, float], key: str) -> str:
+    """A ratio with the ends of its interval, as far as they are known."""
+    if f"{key}_low" not in speed:
+        return _cell("{:.1f}", speed.get(key))
+    return f"{speed[key]:.1f} ({speed[f'{key}_low']:.1f}-{speed[f'{key}_high']:.1f})"
 
 
 def _of_peak(shares: dict[str, float], best: dict[str, Any]) -> str:
@@ -125,9 +133,12 @@ def learned_lines(places: Places) -> list[str]:
             f"{gain['arm']} against from scratch, same labels and steps: {gain['mean']:+.1f} points of top-1"
             f"{interval}, {gain['pairs']} label seed{'s' if gain['pairs'] != 1 else ''}"
         )
-    for row in read_record(places.artifacts / "benchmark").details["absent"]:
+    timed = read_record(places.artifacts / "benchmark").details
+    if told := describe_errors(timed["measurement_error"]):
+        lines.append(f"speed-ups with 95 % intervals; {told}")
+    for row in timed["absent"]:
         if row["runtime"] == "compile":
-            lines.append(f"torch.compile was not timed: {row['reason']}; the best PyTorch is eager alone")
+            lines.append(f"torch.compile was not timed: {row['reason']}; the best float PyTorch is eager alone")
             break
     return lines + _warning_lines(places)
 

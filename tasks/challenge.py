@@ -3,49 +3,45 @@
 Accuracy is paired on the labelled images of the validation split, each file answering in the runtime and precision
 that its card names, since those serve. Speed is timed in turns, each file on the runtime that its card names; a card
 that was written on another machine, or for another objective, names nothing here, and the file is timed on every
-runtime for files and represented by its fastest. A runtime whose answers differ from the file's own is not timed.
+runtime for files and represented by its fastest. Both are then compared in rounds of their own, so that the gain has
+an interval. A runtime whose answers differ from the file's own is not timed.
 
 `judge_challenge` is pure. The challenger must lose no more than the gates on top-1 and macro F1 allow (the difference
 within the allowance, the worst end of its interval within twice that), and must be better: in accuracy by an amount
-that is shown (the whole interval on its side), or on the objective by promotion.min_gain.
+that is shown (the whole interval on its side), or on the objective, where the lower end of the gain's interval counts,
+by promotion.min_gain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.benchmarking import (
-    CHECKED_IMAGES,
-    NEEDED_AGREEMENT,
-    agreement,
-    answer_all,
-    plan,
-    visiting_order,
-)
+from winnow import benchmarking
+from winnow.benchmarking import CHECKED_IMAGES, answer_all, plan, screening
 from winnow.config import Config, Promotion
 from winnow.data.images import VALIDATION, ImageSet, load_images, spread
 from winnow.evidence import Losses, losses
 from winnow.hosts import Host
 from winnow.inference import predict_file
+from winnow.intervals import Ratio
 from winnow.machine import cores
 from winnow.model_file import MODEL
-from winnow.quiet import quiet_machine
 from winnow.records import Machine, sha256_of, this_machine
-from winnow.runtimes import OPENVINO, Cell, NotHere, Predict, open_cell, openvino_modes
+from winnow.runtimes import OPENVINO, Cell, NotHere, Predict, cell_of, open_cell, openvino_modes
 from winnow.selection import UNITS, judge_drop, judge_macro_f1
-from winnow.speedups import best
-from winnow.timing import time_calls
+from winnow.speedups import Row, best, speedup
 
-WARM_UP, CALLS_LARGE = 5, 3
-"""Calls per round: untimed ones, and timed ones of a large batch."""
+SIDES, AGAIN = ("champion", "challenger"), "champion again"
 
 Card = Mapping[str, Any]
+Sides = tuple[tuple[Path, Card], tuple[Path, Card]]
+"""Champion and challenger: folder and card."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,8 @@ class Contest:
     champion: float | None
     """On the objective (ms, images/s or MB); None where no runtime here answers as the file should."""
     challenger: float | None
+    times_better: Ratio | None
+    """How many times the challenger is better on the objective; of sizes without uncertainty."""
 
 
 def incomparable(champion: Card, challenger: Card) -> str:
@@ -92,8 +90,10 @@ def judge_challenge(contest: Contest, policy: Promotion) -> tuple[bool, str]:
     if gain is None:
         return False, f"{accuracy}, but {compared}"
     needed = f"{policy.min_gain * 100:g} %"
-    if gain >= policy.min_gain and gain > 0:
+    if gain.low >= policy.min_gain and gain.low > 0:
         return True, f"{accuracy}, and {compared}, at least {needed} better"
+    if gain.value >= policy.min_gain and gain.value > 0:
+        return False, f"{accuracy}, but no better by a shown amount, and {compared}, not shown to be {needed} better"
     return False, f"{accuracy}, but no better by a shown amount, and {compared}, not {needed} better"
 
 
@@ -112,14 +112,19 @@ def _judge_accuracy(contest: Contest, policy: Promotion) -> tuple[bool, str]:
     return True, f"top-1 {gained} points ({low} to {high}) against the champion"
 
 
-def _gain(contest: Contest, objective: str) -> tuple[float | None, str]:
+def _gain(contest: Contest, objective: str) -> tuple[Ratio | None, str]:
     """Share by which the challenger is better on the objective, and both values in words."""
-    unit, theirs, own = UNITS[objective], contest.champion, contest.challenger
-    if own is None or theirs is None:
+    unit, theirs, own, times = UNITS[objective], contest.champion, contest.challenger, contest.times_better
+    if own is None or theirs is None or times is None:
         who = "the challenger" if own is None else "the champion"
         return None, f"{who} has no times: no runtime here, or on the machine of benchmark.target, answered as its file"
-    gain = own / theirs - 1 if objective == "throughput" else 1 - own / theirs
-    return gain, f"{objective} {own:.4g} {unit} against {theirs:.4g} ({gain * 100:+.1f} %)"
+    # Images a second grow by the factor; times and bytes shrink by it.
+    ends = (times.value, times.low, times.high)
+    gain = Ratio(*(end - 1 for end in ends)) if objective == "throughput" else Ratio(*(1 - 1 / end for end in ends))
+    told = f"{gain.value * 100:+.1f} %"
+    if objective != "size":
+        told += f", 95 % interval {gain.low * 100:+.1f} to {gain.high * 100:+.1f} %"
+    return gain, f"{objective} {own:.4g} {unit} against {theirs:.4g} ({told})"
 
 
 def measure(
@@ -129,29 +134,40 @@ def measure(
     images, policy, both = load_images(data), config.promotion, (champion, challenger)
     indices = images.indices(VALIDATION)
     served = [_serve(folder, card, images, indices) for folder, card in both]
+    theirs: float | None
+    own: float | None
     if policy.objective == "size":
-        values: list[float | None] = [(folder / MODEL).stat().st_size / 1e6 for folder, _ in both]
-    elif host is not None:
-        values = [_there(host, folder, config) for folder, _ in both]
-    else:
-        at = spread(len(indices), CHECKED_IMAGES)
-        files = [predict_file(folder / MODEL, images.images_NHWC, indices[at]) for folder, _ in both]
-        pixels_NHWC = np.ascontiguousarray(images.images_NHWC[indices[at]])
-        values = _time(list(both), config, pixels_NHWC, [file_NC.argmax(1).astype(np.int64) for file_NC in files])
-    return Contest(
-        losses=losses(served[0], served[1], images.labels_N[indices]),
-        champion=values[0],
-        challenger=values[1],
-    )
+        theirs, own = ((folder / MODEL).stat().st_size / 1e6 for folder, _ in both)
+        times = Ratio(theirs / own, theirs / own, theirs / own)
+        return Contest(losses(served[0], served[1], images.labels_N[indices]), theirs, own, times)
+    rows = _rows_there(host, both, config) if host is not None else _rows_here(both, config, images)
+    (theirs, own), ratio = [_value(row, policy.objective) for row in rows[:2]], None
+    if rows[0] is not None and rows[1] is not None:
+        ratio = speedup(rows[0], rows[1], _error(rows[0], rows[2]))
+    return Contest(losses(served[0], served[1], images.labels_N[indices]), theirs, own, ratio)
 
 
-def _there(host: Host, folder: Path, config: Config) -> float | None:
-    """The file's best on the machine that will serve; None where it was not timed there."""
-    objective, large = config.promotion.objective, config.benchmark.large_batch
-    row = best(host.rows_of({"it": sha256_of(folder / MODEL)}), "it", large if objective == "throughput" else 1)
+def _value(row: Row | None, objective: str) -> float | None:
     if row is None:
         return None
     return float(row["images_per_s"] if objective == "throughput" else row["p50_ms"])
+
+
+def _error(row: Row, again: Row | None) -> float:
+    """How far the same file differs from itself, as a share."""
+    if again is None:
+        return 0.0
+    return float(max(row["p50_ms"], again["p50_ms"]) / min(row["p50_ms"], again["p50_ms"])) - 1
+
+
+def _batch(config: Config) -> int:
+    return config.benchmark.large_batch if config.promotion.objective == "throughput" else 1
+
+
+def _rows_there(host: Host, both: Sides, config: Config) -> tuple[Row | None, Row | None, Row | None]:
+    """Each file's best row on the machine that will serve; None where it was not timed there."""
+    found = [best(host.rows_of({"it": sha256_of(folder / MODEL)}), "it", _batch(config)) for folder, _ in both]
+    return found[0], found[1], None
 
 
 def _serve(folder: Path, card: Card, images: ImageSet, indices_V: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -165,34 +181,32 @@ def _serve(folder: Path, card: Card, images: ImageSet, indices_V: NDArray[np.int
         return predict_file(folder / MODEL, images.images_NHWC, indices_V)
 
 
-def _time(
-    sides: list[tuple[Path, Card]], config: Config, pixels_NHWC: NDArray[np.uint8], answers: list[NDArray[np.int64]]
-) -> list[float | None]:
-    """Each side's best p50 at batch 1 (ms) or images/s at the large batch; all cells take turns in every round."""
-    settings, objective = config.benchmark, config.promotion.objective
-    batch = settings.large_batch if objective == "throughput" else 1
-    cells: list[tuple[int, Predict]] = []
-    for side, (folder, card) in enumerate(sides):
-        for cell in cells_of(card, config, this_machine()):
-            try:
-                predict = open_cell(folder, cell)
-            except NotHere:
-                continue
-            if agreement(predict, batch, pixels_NHWC, answers[side]) >= NEEDED_AGREEMENT[cell.precision]:
-                cells.append((side, predict))
-    pixels = np.resize(pixels_NHWC, (batch, *pixels_NHWC.shape[1:]))
-    calls = CALLS_LARGE if batch > 1 else -(-settings.samples // settings.rounds)
-    seconds: list[list[float]] = [[] for _ in cells]
-    with quiet_machine():
-        for round_ in range(settings.rounds):
-            for at in visiting_order(len(cells), round_):
-                seconds[at] += time_calls(cells[at][1], pixels, WARM_UP if batch == 1 else 1, calls)
-    fastest_of: list[float | None] = []
-    for side in range(len(sides)):
-        medians = [float(np.median(taken)) for (of, _), taken in zip(cells, seconds, strict=True) if of == side]
-        fastest = min(medians, default=None)
-        fastest_of.append(None if fastest is None else batch / fastest if objective == "throughput" else fastest * 1e3)
-    return fastest_of
+def _rows_here(both: Sides, config: Config, images: ImageSet) -> tuple[Row | None, Row | None, Row | None]:
+    """The fastest row of champion and challenger, and the champion's file opened again: all compared in turns."""
+    indices = images.indices(VALIDATION)
+    at = spread(len(indices), CHECKED_IMAGES)
+    pixels_NHWC = np.ascontiguousarray(images.images_NHWC[indices[at]])
+    folders = dict(zip(SIDES, (folder for folder, _ in both), strict=True)) | {AGAIN: both[0][0]}
+    answers = {
+        side: predict_file(folders[side] / MODEL, images.images_NHWC, indices[at]).argmax(1).astype(np.int64)
+        for side in SIDES
+    }
+
+    def opened(cell: Cell) -> Predict:
+        return open_cell(folders[cell.candidate], cell)
+
+    cells = [
+        replace(cell, candidate=side)
+        for side, (_, card) in zip(SIDES, both, strict=True)
+        for cell in cells_of(card, config, this_machine())
+    ]
+    screened = benchmarking.measure(cells, opened, pixels_NHWC, answers, screening(config.benchmark)).rows
+    fastest = [best(screened, side, _batch(config)) for side in SIDES]
+    if fastest[0] is None or fastest[1] is None:
+        return fastest[0], fastest[1], None
+    chosen = [cell_of(fastest[0]), cell_of(fastest[1]), replace(cell_of(fastest[0]), candidate=AGAIN)]
+    rows = benchmarking.compare(chosen, opened, pixels_NHWC, config.benchmark)
+    return rows[0], rows[1], rows[2]
 
 
 def cells_of(card: Card, config: Config, here: Machine) -> list[Cell]:

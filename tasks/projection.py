@@ -20,6 +20,7 @@ import yaml
 from tasks import versioning
 from tasks.settings import Places
 from winnow.config import ROOT, Config
+from winnow.measurement_error import describe_errors
 from winnow.records import RECORD, Machine, StepRecord, read_record, record_digest
 
 CANDIDATE_STEPS = ("finetune", "candidate")
@@ -36,8 +37,9 @@ COLUMNS: tuple[tuple[str, str, float, str], ...] = (
     ("p50 ms (b1)", "best/latency_ms", 1, ".2f"),
     ("images/s", "best/throughput_ips", 1, ",.0f"),
     ("x eager f32", "speedup/eager_b1", 1, ".1f"),
-    ("x best PyTorch", "speedup/pytorch_b1", 1, ".1f"),
+    ("x best float PyTorch", "speedup/pytorch_b1", 1, ".1f"),
     ("x best float", "speedup/float_b1", 1, ".1f"),
+    ("at least", "speedup/float_b1_low", 1, ".1f"),
 )
 """Of the table on an execution's page: title, metric, factor, format."""
 
@@ -210,8 +212,11 @@ def execution_tags(places: Places) -> dict[str, str]:
     return {"winnow.winner": details["winner"] or "nobody", "winnow.reason": details["why"][:TAG_LENGTH]}
 
 
-def execution_note(shown: Sequence[RunContent], experiment: str, runs: Mapping[str, str]) -> str:
+def execution_note(
+    shown: Sequence[RunContent], experiment: str, runs: Mapping[str, str], judging: Judging | None = None
+) -> str:
     """Markdown: a table of the candidates. `runs`: digest -> run, for links to their pages."""
+    error = describe_errors(judging.benchmark.details["measurement_error"]) if judging else ""
     head = " | ".join(["candidate", *(title for title, *_ in COLUMNS), "verdict"])
     rows = [f"| {head} |", "|" + " --- |" * (len(COLUMNS) + 2)]
     others = []
@@ -223,7 +228,7 @@ def execution_note(shown: Sequence[RunContent], experiment: str, runs: Mapping[s
         known = content.metrics | content.figures
         cells = [format(known[key] * times, form) if key in known else "-" for _, key, times, form in COLUMNS]
         rows.append(f"| {' | '.join([link, *cells, content.tags.get('winnow.verdict', 'not judged')])} |")
-    return "\n".join([*rows, "", f"Steps: {', '.join(others)}"])
+    return "\n".join([*rows, "", *([error] if error else []), f"Steps: {', '.join(others)}"])
 
 
 def execution_files(places: Places) -> list[Path]:

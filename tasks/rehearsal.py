@@ -26,7 +26,7 @@ import psutil
 from tasks.memory import watched
 from tasks.planning import Counts, Forecast
 from tasks.trials import Trials, hash_rate, random_images, seconds_per_file
-from winnow.benchmarking import CALLS_PER_ROUND_LARGE, CHECKED_IMAGES
+from winnow.benchmarking import CHECKED_IMAGES, SCREENING_ROUNDS, calls_per_round
 from winnow.config import (
     ROOT,
     Benchmark,
@@ -46,11 +46,13 @@ from winnow.data.images import TRAIN, VALIDATION
 from winnow.errors import WinnowError
 from winnow.machine import cores
 from winnow.runtimes import Cell, NotHere, Predict
-from winnow.timing import WARM_UP_LARGE, WARM_UP_SINGLE
+from winnow.timing import SLICE_SECONDS
 
 if TYPE_CHECKING:
     from torch import nn
 
+COMPARED_CELLS = 2
+"""Cells a candidate that the benchmark compares: its own, and its part of the baselines and what lies between."""
 CALIBRATED = (8, 72)
 """Images that a file is quantized with, to tell the cost of one from that of beginning."""
 PLAIN_SECONDS = {"select": 5.0, "report": 6.0}
@@ -315,8 +317,11 @@ class Rehearsal:
                 set_torch_threads(before)
             key = (cell.candidate, cell.batch)
             fastest[key] = min(call, fastest.get(key, call))
-            seconds += opening + call * _calls(settings, cell.batch, min(counts.validation, CHECKED_IMAGES))
-        seconds += sum(call * -(-counts.validation // batch) for (_, batch), call in fastest.items())
+            checked = -(-min(counts.validation, CHECKED_IMAGES) // cell.batch)
+            seconds += opening + call * checked + SCREENING_ROUNDS * _visit_seconds(settings, cell.batch, call)
+        for (_, batch), call in fastest.items():
+            compared = COMPARED_CELLS * settings.rounds * _visit_seconds(settings, batch, call)
+            seconds += compared + call * -(-counts.validation // batch)
         began = time.monotonic()
         footprint(self.folder / ROOT, Cell(ROOT, "ort", "f32", "file", 1, cores()), self.config.data.image_size)
         processes = 2 * len(names) + 1
@@ -333,12 +338,9 @@ def _shortest(settings: Recovered) -> Recovered:
     return settings.model_copy(update=changes)
 
 
-def _calls(settings: Benchmark, batch: int, checked: int) -> int:
-    """How often a cell is called: to check its answers, warm-up, and timed."""
-    checking = -(-checked // batch)
-    if batch > 1:
-        return checking + settings.rounds * (WARM_UP_LARGE + CALLS_PER_ROUND_LARGE)
-    return checking + settings.rounds * (WARM_UP_SINGLE + -(-settings.samples // settings.rounds))
+def _visit_seconds(settings: Benchmark, batch: int, call: float) -> float:
+    """Seconds of one visit to a cell whose call takes `call` seconds: rest, warm-up and timed calls."""
+    return SLICE_SECONDS + max(call, settings.warm_up_ms / 1e3) + call * calls_per_round(batch, settings)
 
 
 def _steps(steps: int, batch: int, each: float) -> str:

@@ -114,7 +114,13 @@ def track(places: Places, config: Config, parent: str | None = None) -> str:
         try:
             for content in missing:
                 runs[content.digest] = _project(places, client, experiment, execution, content)
-            _describe(places, client, execution, projection.execution_note(shown, experiment, runs), whole)
+            _describe(
+                places,
+                client,
+                execution,
+                projection.execution_note(shown, experiment, runs, projection.read_judging(places)),
+                whole,
+            )
         except BaseException:
             if parent is None:
                 close_execution(places, execution, ok=False)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,7 +129,8 @@ class Trials:
         pixels_NHWC = np.ascontiguousarray(
             np.resize(self.images.images_NHWC, (cell.batch, *self.images.images_NHWC.shape[1:]))
         )
-        return opening, float(np.median(time_calls(predict, pixels_NHWC, 1, 1 if cell.batch > 1 else 5))), predict
+        calls = 1 if cell.batch > 1 else 5
+        return opening, float(np.median(time_calls(partial(predict, pixels_NHWC), calls, warm_up_ms=0.0))), predict
 
     def probed(self, model: nn.Module, labels: int, classes: int) -> float:
         """Seconds of the linear probe on so many features."""

@@ -187,7 +187,14 @@ def tiny_params() -> dict:
             },
             "dense-kd": {"from": "dense", "method": "distill", "student": "same", "recovery": RECOVERY},
         },
-        "benchmark": {"grid": "quick", "target": "data/none", "large_batch": 8, "samples": 20, "rounds": 2},
+        "benchmark": {
+            "grid": "quick",
+            "target": "data/none",
+            "large_batch": 8,
+            "samples": 20,
+            "rounds": 6,
+            "warm_up_ms": 0,
+        },
         # 60 images: the intervals are wide
         "promotion": {"gates": {"max_drop_points": 4.0, "max_macro_f1_drop_points": 6.0}},
     }

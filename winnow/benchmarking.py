@@ -1,12 +1,15 @@
-"""The grid of cells and how they are timed: interleaved, warmed up, and only if the answers are right.
+"""The grid of cells and how they are timed: screened, then compared, and only if the answers are right.
 
-A cell is a candidate on a runtime, at a precision, with a batch and a number of threads (winnow/runtimes.py). Cells
-with the same batch and threads form a group. Within a group every cell is visited once in each round, in an order that
-turns from round to round, so that a noisy neighbour or a clock that drifts hits all cells alike; at each visit some
-calls go untimed first. p50 and p95 are taken over all timed calls, and `spread` says how far the rounds were apart:
-(largest - smallest median of a round) / p50; `inner_spread` leaves out the fastest and the slowest round, since one
-disturbed round moves no p50. A p95 of fewer than 200 calls would be the second worst of a handful and
-is not given.
+A cell is a candidate on a runtime, at a precision, with a batch and a number of threads (winnow/runtimes.py). There are
+two passes. `measure` screens every cell: those with the same batch and threads take turns for a few rounds, which tells
+on which runtime and threads a file is fastest. `compare` then times the cells that count, one or two of each candidate
+and the baselines, again: all of one batch in the same rounds, more of them. The fastest of many short timings is
+partly luck, so what is published of the cells that count comes from the second pass alone, and its rounds are the pairs
+that a speed-up's interval is made of. Every visit begins at rest and warm (winnow/timing.py).
+
+p50 and p95 are taken over all timed calls. `round_ms` holds the median of each round; `spread` says how far they were
+apart: (largest - smallest) / p50; `inner_spread` leaves out the fastest and the slowest round, since one disturbed
+round moves no p50. A p95 of fewer than 200 calls would be the second worst of a handful and is not given.
 
 Before a cell is timed, its answers are compared with the candidate's own (validation_logits.npy): a fast runtime that
 answers something else is listed as refused, with the number, and not timed.
@@ -35,7 +38,7 @@ from winnow.machine import has_fast_bf16
 from winnow.progress import duration
 from winnow.quiet import busy_turn, quiet_machine
 from winnow.runtimes import Cell, Layout, NotHere, Precision, Predict, Runtime, on_cpu, set_torch_threads
-from winnow.timing import WARM_UP_LARGE, WARM_UP_SINGLE, time_calls
+from winnow.timing import SecondsByRound, TimedFile, medians_ms, time_in_turns
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +48,11 @@ CHECKED_IMAGES = 256
 NEEDED_AGREEMENT: dict[Precision, float] = {
     "f32": 0.99,  # the same arithmetic in another order: only ties may fall differently
     "bf16": 0.95,  # 8 bits of mantissa move logits by a hundredth; close calls flip
+    "int8-bf16": 0.95,
     "int8": 0.95,  # runtimes round differently, and without VNNI products saturate: more than this is another model
 }
 CALLS_PER_ROUND_LARGE = 3
+SCREENING_ROUNDS = 3
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -75,7 +80,7 @@ def plan(
             for name, is_int8 in int8.items():
                 kinds = _file_kinds(is_int8, batch, count, cuda and count == threads)
                 if name in networks and (name == ROOT or settings.grid == "full"):
-                    kinds += _torch_kinds(cuda and count == threads)
+                    kinds += _torch_kinds(cuda and count == threads, name == ROOT and settings.grid == "full")
                 cells += [Cell(name, *kind, batch=batch, threads=count) for kind in kinds]
     return cells
 
@@ -87,11 +92,13 @@ def _file_kinds(is_int8: bool, batch: int, threads: int, cuda: bool) -> list[tup
     return [(runtime, precision, "file") for runtime, precision in kinds]
 
 
-def _torch_kinds(cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:
+def _torch_kinds(cuda: bool, autotune: bool) -> list[tuple[Runtime, Precision, Layout]]:
+    """`autotune`: also torch.compile in the mode that takes minutes to compile."""
     precisions: list[Precision] = ["f32", "bf16"] if has_fast_bf16() else ["f32"]
     layouts: tuple[Layout, ...] = ("contiguous", "channels_last")
     kinds: list[tuple[Runtime, Precision, Layout]] = [("eager", how, at) for how in precisions for at in layouts]
-    kinds += [("compile", how, "channels_last") for how in precisions]
+    modes: tuple[Runtime, ...] = ("compile", "compile-autotune") if autotune else ("compile",)
+    kinds += [(mode, how, "channels_last") for mode in modes for how in precisions]
     if cuda:
         kinds += [("eager-cuda", "f32", "channels_last"), ("eager-cuda", "bf16", "channels_last")]
     return kinds
@@ -119,7 +126,10 @@ def measure(
     answers: Mapping[str, NDArray[np.int64]],
     settings: Benchmark,
 ) -> Outcome:
-    """Time all cells. `answers`: candidate -> the class it gives for each of the pixels."""
+    """Time all cells, those of one batch and number of threads in the same `settings.rounds` rounds.
+
+    `answers`: candidate -> the class it gives for each of the pixels.
+    """
     outcome, started, last = Outcome(), time.monotonic(), 0.0
     groups: dict[tuple[int, int], list[Cell]] = {}
     for cell in cells:
@@ -197,27 +207,54 @@ def _cut(pixels_NHWC: NDArray[np.uint8], at: int, batch: int) -> NDArray[np.uint
     return np.ascontiguousarray(pixels_NHWC[(np.arange(at, at + batch)) % len(pixels_NHWC)])
 
 
-def visiting_order(cells: int, round_: int) -> list[int]:
-    """Every cell once; each round begins elsewhere, odd rounds run backwards, so no cell always follows the same."""
-    step = -1 if round_ % 2 else 1
-    return [(round_ + step * at) % cells for at in range(cells)]
+def compare(
+    cells: list[Cell], open_cell: Callable[[Cell], Predict], pixels_NHWC: NDArray[np.uint8], settings: Benchmark
+) -> list[Row]:
+    """Time cells that `measure` has found to answer as they should: all of one batch in the same rounds."""
+    rows: list[Row] = []
+    for batch in sorted({cell.batch for cell in cells}, reverse=True):
+        together = [cell for cell in cells if cell.batch == batch]
+        log.info("benchmark: %d cells of batch %d compared in turns", len(together), batch)
+        before = set_torch_threads(together[0].threads)
+        try:
+            with busy_turn():
+                opened = [(cell, _open_with_its_threads(cell, open_cell)) for cell in together]
+            with quiet_machine():
+                rows += _time_group(opened, _cut(pixels_NHWC, 0, batch), settings)
+        finally:
+            set_torch_threads(before)
+    return rows
+
+
+def _open_with_its_threads(cell: Cell, open_cell: Callable[[Cell], Predict]) -> Predict:
+    """torch.compile counts the threads as it compiles."""
+    set_torch_threads(cell.threads)
+    return open_cell(cell)
+
+
+def screening(settings: Benchmark) -> Benchmark:
+    """Return the settings of the first pass: as many calls a visit as in the comparison, in fewer rounds."""
+    samples = -(-settings.samples // settings.rounds) * SCREENING_ROUNDS
+    return settings.model_copy(update={"rounds": SCREENING_ROUNDS, "samples": samples})
+
+
+def calls_per_round(batch: int, settings: Benchmark) -> int:
+    """Return how many calls are timed at each visit."""
+    return -(-settings.samples // settings.rounds) if batch == 1 else CALLS_PER_ROUND_LARGE
 
 
 def _time_group(opened: list[tuple[Cell, Predict]], pixels_NHWC: NDArray[np.uint8], settings: Benchmark) -> list[Row]:
-    single = len(pixels_NHWC) == 1
-    calls = -(-settings.samples // settings.rounds) if single else CALLS_PER_ROUND_LARGE
-    warm_up = WARM_UP_SINGLE if single else WARM_UP_LARGE
-    seconds: list[list[list[float]]] = [[] for _ in opened]
-    for round_ in range(settings.rounds):
-        for at in visiting_order(len(opened), round_):
-            seconds[at].append(time_calls(opened[at][1], pixels_NHWC, warm_up, calls))
+    calls = calls_per_round(len(pixels_NHWC), settings)
+    files = [TimedFile(predict, pixels_NHWC, cell.threads) for cell, predict in opened]
+    seconds = time_in_turns(files, settings.rounds, calls, settings.warm_up_ms)
     return [summarise(cell, by_round) for (cell, _), by_round in zip(opened, seconds, strict=True)]
 
 
-def summarise(cell: Cell, seconds_by_round: list[list[float]]) -> Row:
-    """One row of the record: milliseconds per call, images per second, and how steady they were."""
+def summarise(cell: Cell, seconds_by_round: SecondsByRound) -> Row:
+    """Return one row of the record: milliseconds per call, images per second, and how steady they were."""
     milliseconds = np.concatenate([np.asarray(part) for part in seconds_by_round]) * 1e3
-    medians = sorted(float(np.median(part)) * 1e3 for part in seconds_by_round)
+    round_ms = medians_ms(seconds_by_round)
+    medians = sorted(round_ms)
     p50 = float(np.median(milliseconds))
     enough = len(milliseconds) >= SAMPLES_FOR_P95
     return {
@@ -226,6 +263,7 @@ def summarise(cell: Cell, seconds_by_round: list[list[float]]) -> Row:
         "p95_ms": float(np.percentile(milliseconds, 95)) if enough else None,
         "images_per_s": cell.batch / p50 * 1e3,
         "samples": len(milliseconds),
+        "round_ms": round_ms,
         "spread": (max(medians) - min(medians)) / p50,
         "inner_spread": (medians[-2] - medians[1]) / p50 if len(medians) > 3 else 0.0,
     }

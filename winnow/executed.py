@@ -24,7 +24,9 @@ INTEGER_NODES = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQua
 
 
 def executed(folder: Path, cell: Cell) -> dict[str, Any]:
-    """{candidate, runtime, int8_share, kernels} of a candidate's file; kernels: name -> share of the multiply-adds.
+    """Return {candidate, runtime, precision, int8_share, kernels} of a candidate's file.
+
+    kernels: name -> share of the multiply-adds.
 
     Raises ArtifactError for a file that cannot be opened.
     """
@@ -40,6 +42,7 @@ def executed(folder: Path, cell: Cell) -> dict[str, Any]:
     return {
         "candidate": cell.candidate,
         "runtime": cell.runtime,
+        "precision": cell.precision,
         "int8_share": in_int8 / whole if whole else 0.0,
         "kernels": {kernel: count / whole for kernel, count in kernels.most_common()},
     }

@@ -11,6 +11,7 @@ exported from a quantized network (QDQ through the exporter loses nodes).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 import warnings
@@ -123,6 +124,21 @@ def load_onnx(path: Path) -> Any:
     except (OSError, ValueError, DecodeError) as error:
         raise ArtifactError(f"{path} is no ONNX file that can be read; run its step again ({error})") from error
     return proto
+
+
+def graph_digest(path: Path) -> str:
+    """Return a digest of an ONNX file's operators, attributes and shapes, without the values of its weights.
+
+    Raises ArtifactError when the file is missing or damaged.
+    """
+    graph = load_onnx(path).graph
+    digest = hashlib.sha256()
+    for node in graph.node:
+        attributes = [attribute.SerializeToString(deterministic=True) for attribute in node.attribute]
+        digest.update(repr((node.op_type, list(node.input), list(node.output), attributes)).encode())
+    for weights in graph.initializer:
+        digest.update(repr((weights.name, list(weights.dims), weights.data_type)).encode())
+    return digest.hexdigest()
 
 
 def look_into(path: Path) -> Contents:

@@ -138,7 +138,7 @@ def write_check(
         described.append(row)
     manifest = {
         "image_size": pixels_NHWC.shape[1],
-        **{key: getattr(settings, key) for key in ("large_batch", "samples", "rounds")},
+        **{key: getattr(settings, key) for key in ("large_batch", "samples", "rounds", "warm_up_ms")},
         "needed_agreement": dict(NEEDED_AGREEMENT),
         "models": described,
     }
@@ -237,7 +237,7 @@ def _speed(speed: Mapping[str, float], fastest: Mapping[str, Mapping[str, Any]])
         "best/latency_ms": ("p50 latency, one image", "{:.3g} ms"),
         "best/throughput_ips": ("throughput", "{:.0f} images/s"),
         "speedup/eager_b1": ("one image, against PyTorch eager float32", "{:.1f} times"),
-        "speedup/pytorch_b1": ("one image, against the best PyTorch", "{:.1f} times"),
+        "speedup/pytorch_b1": ("one image, against the best float PyTorch", "{:.1f} times"),
         "speedup/float_b1": ("one image, against the uncompressed model at its best", "{:.1f} times"),
     }
     kinds = {"best/latency_ms": "latency", "best/throughput_ips": "throughput"}

@@ -25,7 +25,14 @@ from winnow.errors import ArtifactError
 from winnow.runtimes import Cell, Layout, Precision, Runtime, open_cell, set_torch_threads
 
 TIMEOUT_SECONDS = 600
-IMPORTS = {"ort": "onnxruntime", "openvino": "openvino", "eager": "torch", "compile": "torch", "eager-cuda": "torch"}
+IMPORTS = {
+    "ort": "onnxruntime",
+    "openvino": "openvino",
+    "eager": "torch",
+    "compile": "torch",
+    "compile-autotune": "torch",
+    "eager-cuda": "torch",
+}
 
 
 def footprint(folder: Path, cell: Cell, image_size: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ figures of a candidate that has been made anew since count for nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from winnow.config import Config
 from winnow.config.section import NOTHING
 from winnow.errors import ArtifactError, DataError
+from winnow.measurement_error import largest_error, measurement_errors
 from winnow.model_file import MODEL
 from winnow.records import Machine, StepRecord, sha256_of
 from winnow.runtimes import Precision, Runtime
-from winnow.speedups import Row, best, best_float
+from winnow.speedups import Row, best, best_float, ratio_figures, speedup
+
+FORMAT = 2
+"""What check_host.py writes; 1 had no times by round, and so no intervals."""
 
 
 class HostRow(BaseModel):
@@ -38,10 +42,12 @@ class HostRow(BaseModel):
     threads: int
     agreement: float
     p50_ms: float
+    round_ms: tuple[float, ...]
     p95_ms: float | None
     images_per_s: float
     samples: int
     spread: float
+    screened: bool = False
 
 
 class Host(BaseModel):
@@ -61,7 +67,11 @@ class Host(BaseModel):
         for name, digest in digests.items():
             names.setdefault(digest, []).append(name)
         return [
-            {**row.model_dump(exclude={"sha256", "agreement"}), "candidate": name, "layout": "file"}
+            {
+                **row.model_dump(exclude={"sha256", "agreement"}, exclude_defaults=True),
+                "candidate": name,
+                "layout": "file",
+            }
             for row in self.rows
             for name in names.get(row.sha256, [])
         ]
@@ -70,7 +80,13 @@ class Host(BaseModel):
 def read_host(path: Path) -> Host:
     """Raises DataError when it is not what check_host.py writes."""
     try:
-        return Host.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and raw.get("format") != FORMAT:
+            raise DataError(
+                f"{path} has format {raw.get('format')!r}, this winnow reads {FORMAT}: run winnow export DIR "
+                "--candidates and the check_host.py that it writes on the machine that will serve"
+            )
+        return Host.model_validate(raw)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
     except ValidationError as error:
@@ -87,11 +103,14 @@ def target_digest(config: Config, root: Path) -> str | None:
     return None if path == NOTHING else sha256_of(root / path)
 
 
-def speeds_on(host: Host, digests: Mapping[str, str], large: int) -> dict[str, Any]:
-    """{best, candidates}, as the benchmark's details have them, from that machine's rows alone.
+def speeds_on(
+    host: Host, digests: Mapping[str, str], large: int, identical: Sequence[tuple[str, str]] = ()
+) -> dict[str, Any]:
+    """{best, candidates, measurement_error}, as the benchmark's details have them, from that machine's rows alone.
 
-    A candidate that was not timed there has None and {}, and without dense's times nobody has a speed-up. Raises
-    ArtifactError where batches of another size were timed.
+    A candidate that was not timed there has None and {}, and without dense's times nobody has a speed-up. `identical`:
+    pairs of candidates with the same graph, whose times tell the measurement error. Raises ArtifactError where batches
+    of another size were timed.
     """
     if host.large_batch != large:
         raise ArtifactError(
@@ -100,8 +119,12 @@ def speeds_on(host: Host, digests: Mapping[str, str], large: int) -> dict[str, A
         )
     rows = host.rows_of(digests)
     bests = {name: {"latency": best(rows, name, 1), "throughput": best(rows, name, large)} for name in digests}
-    figures = {name: _figures(rows, bests[name], large) for name in digests}
-    return {"best": bests, "candidates": figures}
+    pairs = [pair for pair in identical if set(pair) <= digests.keys()]
+    errors = {batch: measurement_errors(rows, pairs, batch) for batch in (1, large)}
+    largest = {batch: largest_error(found) for batch, found in errors.items()}
+    figures = {name: _figures(rows, bests[name], large, largest) for name in digests}
+    told = [row for found in errors.values() for row in found]
+    return {"best": bests, "candidates": figures, "measurement_error": told}
 
 
 def serving_speeds(config: Config, timed: StepRecord, records: Mapping[str, StepRecord]) -> dict[str, Any]:
@@ -109,17 +132,21 @@ def serving_speeds(config: Config, timed: StepRecord, records: Mapping[str, Step
     if config.benchmark.target == NOTHING:
         assert timed.machine is not None
         found = {key: {name: timed.details[key][name] for name in records} for key in ("best", "candidates")}
+        found["measurement_error"] = timed.details["measurement_error"]
         return {"machine": timed.machine.model_dump(mode="json"), "is_target": False, **found}
     host = read_host(Path(config.benchmark.target))
     digests = {
         name: next((artifact.sha256 for artifact in record.artifacts if artifact.name == MODEL), "missing")
         for name, record in records.items()
     }
-    found = speeds_on(host, digests, config.benchmark.large_batch)
+    identical = [tuple(pair) for pair in timed.details["identical_graphs"]]
+    found = speeds_on(host, digests, config.benchmark.large_batch, identical)
     return {"machine": host.machine.model_dump(mode="json"), "is_target": True, **found}
 
 
-def _figures(rows: list[Row], own: Mapping[str, Row | None], large: int) -> dict[str, float]:
+def _figures(
+    rows: list[Row], own: Mapping[str, Row | None], large: int, errors: Mapping[int, float]
+) -> dict[str, float]:
     found: dict[str, float] = {}
     for what, batch, key in (("latency", 1, "p50_ms"), ("throughput", large, "images_per_s")):
         row, base = own[what], best_float(rows, batch)
@@ -127,5 +154,5 @@ def _figures(rows: list[Row], own: Mapping[str, Row | None], large: int) -> dict
             continue
         found["best/latency_ms" if what == "latency" else "best/throughput_ips"] = row[key]
         if base is not None:
-            found[f"speedup/float_b{batch}"] = base["p50_ms"] / row["p50_ms"]
+            found |= ratio_figures(f"speedup/float_b{batch}", speedup(base, row, errors[batch]))
     return found

@@ -36,6 +36,46 @@ class Drop:
     high: float
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster a file is than another, with the ends of the 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def widened(self, error: float) -> Ratio:
+        """Return the interval with both ends at least the factor 1 + `error` away."""
+        return Ratio(self.value, min(self.low, self.value / (1 + error)), max(self.high, self.value * (1 + error)))
+
+
+def paired_ratio(reference_R: Sequence[float], own_R: Sequence[float], value: float | None = None) -> Ratio:
+    """Return how many times `reference_R` is of `own_R`, pairs in time such as the medians of one round.
+
+    The interval is that of the median of the pairs' ratios by order statistics, whatever their distribution (Thompson
+    1936, Annals of Mathematical Statistics 7): one disturbed round moves it little. With fewer than 6 pairs it has no
+    ends. `value`: a better estimate of the ratio, such as that of medians over all calls; the median ratio if None.
+    Raises ValueError where the two do not pair.
+    """
+    if len(reference_R) != len(own_R) or not len(own_R):
+        raise ValueError(f"{len(reference_R)} and {len(own_R)} times do not pair")
+    ratios = sorted(reference / own for reference, own in zip(reference_R, own_R, strict=True))
+    value = statistics.median(ratios) if value is None else value
+    outside = _ranks_outside(len(ratios))
+    if not outside:
+        return Ratio(value, 0.0, math.inf)
+    return Ratio(value, min(value, ratios[outside - 1]), max(value, ratios[-outside]))
+
+
+def _ranks_outside(count: int) -> int:
+    """The largest k for which the k-th smallest and k-th largest of `count` hold the median in 95 % of all draws."""
+    below, k = 0.5**count, 0
+    while below <= (1 - 0.95) / 2:
+        k += 1
+        below += math.comb(count, k) * 0.5**count
+    return k
+
+
 def wilson_interval(right: int, count: int) -> tuple[float, float]:
     """95 % interval of a proportion, as fractions."""
     if not 0 <= right <= count or count == 0:

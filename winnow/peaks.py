@@ -5,14 +5,12 @@ multiplied by every library that has it here: float32 by PyTorch, ONNX Runtime a
 OpenVINO, unsigned by signed 8-bit integers by ONNX Runtime and OpenVINO; the fastest is the peak, since a file must not
 exceed it because it runs in a better library. All threads, matrices of 1024, the best of many calls; OpenVINO takes
 float32 in and gives it back, so of bfloat16 and integers it multiplies several in a row. Each is visited several times,
-in turns: what ran just before may still hold the cores for a moment, and one visit then told half of the truth. Taken
-in the run that measures the files, since clocks and neighbours differ from run to run. Small networks stay far below
-it: calls, copies and additions take their time, too.
+in turns, from rest and warm (winnow/timing.py). Taken in the run that measures the files, since clocks and neighbours
+differ from run to run. Small networks stay far below it: calls, copies and additions take their time, too.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +21,8 @@ from numpy.typing import NDArray
 
 from winnow.errors import MissingExtra
 from winnow.machine import cores, has_fast_bf16
-from winnow.runtimes import Precision, set_torch_threads
+from winnow.runtimes import INT8, Precision, set_torch_threads
+from winnow.timing import time_calls
 
 SIDE, IN_A_ROW = 1024, 8
 VISITS, CALLS = 3, 10
@@ -65,21 +64,23 @@ def share_of_peak(images_per_s: float, macs: float, peak: float) -> float:
 def shares_of_peak(
     rows: Mapping[str, Mapping[str, Any] | None], macs: float, peak: Mapping[Precision, float]
 ) -> dict[str, float]:
-    """Of each of a file's rows of the benchmark, by the peak in the row's precision; none where either is missing."""
+    """Of each of a file's rows of the benchmark, by the peak in the row's precision; none where either is missing.
+
+    An int8 file whose rest is bf16 is measured by the peak of int8.
+    """
     return {
-        kind: share_of_peak(row["images_per_s"], macs, peak[row["precision"]])
+        kind: share_of_peak(row["images_per_s"], macs, peak[of])
         for kind, row in rows.items()
-        if row is not None and row["precision"] in peak
+        if row is not None and (of := _peak_precision(row["precision"])) in peak
     }
 
 
+def _peak_precision(precision: Precision) -> Precision:
+    return "int8" if precision in INT8 else precision
+
+
 def _rate(way: Multiplication) -> float:
-    way.call()
-    seconds = []
-    for _ in range(CALLS):
-        started = time.perf_counter()
-        way.call()
-        seconds.append(time.perf_counter() - started)
+    seconds = time_calls(way.call, CALLS)
     return float(way.products * SIDE**3 / min(seconds))
 
 

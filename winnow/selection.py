@@ -1,8 +1,9 @@
 """Which candidate may serve: gates, Pareto front, winner. Pure: numbers in, reasons out; nothing is read or written.
 
 `dense`, the fine-tuned network, is the reference and no contender. Every other candidate, the controls too, must pass
-all gates of params.yaml; among those who pass, the best on the objective wins, and between equals the one that loses
-less accuracy. Nobody passing is an answer like any other, and has a reason.
+all gates of params.yaml; among those who pass, the best on the objective wins. Those that are not shown to be slower
+than the fastest are its equals, and between equals the one wins that loses less accuracy: noise decides nothing.
+Nobody passing is an answer like any other, and has a reason.
 
     drop        top-1 lost against the better of dense and dense-kd, paired on the same validation images: the point
                 difference within the allowance and the worst end of its 95 % interval within twice the allowance.
@@ -16,7 +17,8 @@ less accuracy. Nobody passing is an answer like any other, and has a reason.
     agreement   share of validation images, labelled or not, answered like dense
     size        the file, as a share of dense's
     int8        of an int8 file, the share of multiply-adds that the runtime executes in int8
-    speedup     against dense as the best float of any precision and runtime
+    speedup     against dense as the best float of any precision and runtime: the lower end of the 95 % interval.
+                More than the threshold with a lower end below it is "not shown", which does not pass
 
 The front holds those that no other beats in accuracy, size and latency at once; dense is on it like any other.
 """
@@ -29,7 +31,7 @@ from dataclasses import dataclass
 
 from winnow.config import Gates, Promotion
 from winnow.evidence import Evidence
-from winnow.intervals import Drop
+from winnow.intervals import Drop, Ratio, paired_ratio
 from winnow.records import Gate, Verdict
 
 WORST_END = 2.0
@@ -60,8 +62,10 @@ class Contender:
     size_mb: float
     latency_ms: float | None
     throughput_ips: float | None
-    speedup: float | None
+    speedup: Ratio | None
     """Over dense as the best float, on the objective's batch."""
+    round_ms: tuple[float, ...] = ()
+    """Median call of each round in which it was compared with the others, where it would serve."""
     int8_share: float | None = None
     """Of an int8 file's multiply-adds, as executed where it would serve; None for float, and where nobody looked."""
 
@@ -78,8 +82,11 @@ class Decision:
     """Names, dense among them where nothing beats it."""
 
 
-def decide(dense: Contender, contenders: Sequence[Contender], policy: Promotion) -> Decision:
-    """Judge every contender and pick the winner, if there is one."""
+def decide(dense: Contender, contenders: Sequence[Contender], policy: Promotion, error: float = 0.0) -> Decision:
+    """Judge every contender and pick the winner, if there is one.
+
+    `error`: by how much timings of the same thing differ in this run, a share.
+    """
     front = pareto_front([dense, *contenders])
     verdicts = []
     for contender in contenders:
@@ -88,9 +95,19 @@ def decide(dense: Contender, contenders: Sequence[Contender], policy: Promotion)
         verdicts.append(Verdict(candidate=contender.name, passed=passed, gates=gates, on_front=contender.name in front))
     passing = [c for c, verdict in zip(contenders, verdicts, strict=True) if verdict.passed]
     ranked = sorted(passing, key=lambda c: (_cost(c, policy.objective), _lost(c), c.name))
-    winner = ranked[0].name if ranked else None
-    why = _why_won(ranked, policy.objective) if ranked else _why_nobody(verdicts)
-    return Decision(tuple(verdicts), winner, why, front)
+    if not ranked:
+        return Decision(tuple(verdicts), None, _why_nobody(verdicts), front)
+    equals = [c for c in ranked if c is ranked[0] or not _is_shown_worse(c, ranked[0], policy.objective, error)]
+    winner = min(equals, key=lambda c: (round(_lost(c), 6), _cost(c, policy.objective), c.name))
+    return Decision(tuple(verdicts), winner.name, _why_won(winner, ranked, policy.objective), front)
+
+
+def _is_shown_worse(contender: Contender, best: Contender, objective: str, error: float) -> bool:
+    """Whether the interval of how much worse it is than the best on the objective leaves out equality."""
+    if objective == "size" or not contender.round_ms or len(contender.round_ms) != len(best.round_ms):
+        return _cost(contender, objective) > _cost(best, objective)
+    value = _cost(contender, "latency") / _cost(best, "latency") if objective == "latency" else None
+    return paired_ratio(contender.round_ms, best.round_ms, value).widened(error).low > 1
 
 
 def _lost(contender: Contender) -> float:
@@ -195,16 +212,23 @@ def _size_gate(contender: Contender, dense: Contender, allowed: float) -> Gate:
     return Gate(name="size", passed=False, reason=f"{what}, more than {allowed * 100:g} %", needs=needs)
 
 
-def _speed_gate(speedup: float | None, needed: float) -> Gate:
+def _speed_gate(speedup: Ratio | None, needed: float) -> Gate:
     if speedup is None:
         return Gate(
             name="speedup",
             passed=False,
             reason=f"was not timed beside dense on the machine that serves; {needed:g} times dense's best is needed",
         )
-    least = _down(speedup, 2)
+    least = _down(speedup.low, 2)
     needs = f"min_speedup {least:g}" if least > 0 else ""  # params.yaml takes none that is not positive
-    return _at_least("speedup", "speed over dense's best float", speedup, needed, " times", needs)
+    ends = f"{speedup.low:.2f} to {speedup.high:.2f}" if math.isfinite(speedup.high) else "interval not known"
+    what = f"speed over dense's best float {speedup.value:.2f} times ({ends})"
+    if speedup.low >= needed:
+        return Gate(name="speedup", passed=True, reason=f"{what}, its lower end at least {needed:g}")
+    if speedup.value >= needed:
+        reason = f"not shown: {what} may be at least {needed:g}, but its lower end is less"
+        return Gate(name="speedup", passed=False, reason=reason, needs=needs)
+    return Gate(name="speedup", passed=False, reason=f"{what} is less than {needed:g}", needs=needs)
 
 
 def _share(name: str, what: str, value: float, needed: float, key: str) -> Gate:
@@ -260,17 +284,25 @@ def pareto_front(contenders: Sequence[Contender]) -> tuple[str, ...]:
     return tuple(name for name, own in points.items() if not beaten(own))
 
 
-def _why_won(ranked: list[Contender], objective: str) -> str:
-    first, unit = ranked[0], UNITS[objective]
-    value = f"{_value(first, objective):.4g} {unit}"
-    superlative = {"latency": "answers fastest", "throughput": "has the highest throughput", "size": "is the smallest"}
+def _why_won(winner: Contender, ranked: Sequence[Contender], objective: str) -> str:
     if len(ranked) == 1:
-        return f"{first.name} is the only candidate that passes every gate ({value})"
-    second = ranked[1]
+        return f"{winner.name} is the only candidate that passes every gate ({_told_value(winner, objective)})"
+    superlative = {"latency": "answers fastest", "throughput": "has the highest throughput", "size": "is the smallest"}
+    first, second = ranked[:2]
+    if winner is first:
+        return (
+            f"{winner.name} {superlative[objective]} of the {len(ranked)} candidates that pass every gate: "
+            f"{_told_value(winner, objective)}, before {second.name} with {_told_value(second, objective)}"
+        )
     return (
-        f"{first.name} {superlative[objective]} of the {len(ranked)} candidates that pass every gate: {value}, "
-        f"before {second.name} with {_value(second, objective):.4g} {unit}"
+        f"{winner.name} loses least of those that are not shown to be slower than the fastest of the {len(ranked)} "
+        f"candidates that pass every gate: {_signed(_lost(winner))} points at {_told_value(winner, objective)}, where "
+        f"{first.name} loses {_signed(_lost(first))} at {_told_value(first, objective)}"
     )
+
+
+def _told_value(contender: Contender, objective: str) -> str:
+    return f"{_value(contender, objective):.4g} {UNITS[objective]}"
 
 
 def _why_nobody(verdicts: Sequence[Verdict]) -> str:

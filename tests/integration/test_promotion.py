@@ -19,7 +19,7 @@ from winnow.config import Config, Promotion
 from winnow.data.images import VALIDATION, load_images
 from winnow.errors import ArtifactError, WinnowError
 from winnow.evidence import Evidence, Losses
-from winnow.intervals import Drop
+from winnow.intervals import Drop, Ratio
 from winnow.records import (
     StepRecord,
     read_json,
@@ -315,34 +315,55 @@ RARE = Losses(Evidence(KEPT, FAR), Evidence(Drop(3.0, 1.0, 5.0), FAR))
 """A rare class has died."""
 
 
+def contest(
+    losses: Losses, champion: float | None, challenger: float | None, uncertain: float = 1.0, rate: bool = False
+) -> Contest:
+    """Times, or with `rate` images a second; `uncertain`: factor to both ends of the interval."""
+    if champion is None or challenger is None:
+        return Contest(losses, champion, challenger, None)
+    better = challenger / champion if rate else champion / challenger
+    return Contest(losses, champion, challenger, Ratio(better, better / uncertain, better * uncertain))
+
+
 @pytest.mark.parametrize(
-    ("contest", "objective", "passed", "said"),
+    ("found", "objective", "passed", "said"),
     [
-        (Contest(SAME, 1.0, 0.90), "latency", True, "latency 0.9 ms against 1 (+10.0 %), at least 5 % better"),
-        (Contest(SAME, 1.0, 0.96), "latency", False, "(+4.0 %), not 5 % better"),
-        (Contest(SAME, 1000.0, 1100.0), "throughput", True, "1100 images/s against 1000 (+10.0 %)"),
-        (Contest(SAME, 1000.0, 900.0), "throughput", False, "(-10.0 %), not 5 % better"),
-        (Contest(SAME, 2.0, 1.0), "size", True, "size 1 MB against 2 (+50.0 %)"),
-        (Contest(lost(1.1, 0.2, 1.9), 1.0, 0.1), "latency", False, "exceeds 1"),
-        (Contest(lost(0.5, -1.1, 2.1), 1.0, 0.1), "latency", False, "top-1 against the champion: not shown"),
-        (Contest(lost(1.0, 0.0, 2.0), 1.0, 0.1), "latency", True, "top-1 -1.0 points (-2.0 to +0.0)"),
-        (Contest(lost(-2.0, -3.0, -1.0), 1.0, 3.0), "latency", True, "which is shown to be better"),
-        (Contest(lost(-2.0, -4.0, 0.0), 1.0, 3.0), "latency", False, "no better by a shown amount"),
-        (Contest(lost(-2.0, -3.0, -1.0), None, 3.0), "latency", True, "the champion has no times"),
-        (Contest(SAME, 1.0, None), "latency", False, "the challenger has no times"),
         (
-            Contest(RARE, 1.0, 0.1),
+            contest(SAME, 1.0, 0.90),
+            "latency",
+            True,
+            "+10.0 to +10.0 %), at least 5 % better",
+        ),
+        (
+            contest(SAME, 1.0, 0.90, 1.07),
+            "latency",
+            False,
+            "+3.7 to +15.9 %), not shown to be 5 %",
+        ),
+        (contest(SAME, 1.0, 0.96), "latency", False, "+4.0 to +4.0 %), not 5 % better"),
+        (contest(SAME, 1000.0, 1100.0, rate=True), "throughput", True, "1100 images/s against 1000 (+10.0 %, 95 %"),
+        (contest(SAME, 1000.0, 900.0, rate=True), "throughput", False, "-10.0 to -10.0 %), not 5 % better"),
+        (contest(SAME, 2.0, 1.0), "size", True, "size 1 MB against 2 (+50.0 %)"),
+        (contest(lost(1.1, 0.2, 1.9), 1.0, 0.1), "latency", False, "exceeds 1"),
+        (contest(lost(0.5, -1.1, 2.1), 1.0, 0.1), "latency", False, "top-1 against the champion: not shown"),
+        (contest(lost(1.0, 0.0, 2.0), 1.0, 0.1), "latency", True, "top-1 -1.0 points (-2.0 to +0.0)"),
+        (contest(lost(-2.0, -3.0, -1.0), 1.0, 3.0), "latency", True, "which is shown to be better"),
+        (contest(lost(-2.0, -4.0, 0.0), 1.0, 3.0), "latency", False, "no better by a shown amount"),
+        (contest(lost(-2.0, -3.0, -1.0), None, 3.0), "latency", True, "the champion has no times"),
+        (contest(SAME, 1.0, None), "latency", False, "the challenger has no times"),
+        (
+            contest(RARE, 1.0, 0.1),
             "latency",
             False,
             "macro F1 against the champion: macro F1 drop 3.0 points",
         ),
-        (Contest(unlabelled(1.2), 1.0, 0.1), "latency", False, "answers differ on 1.2 % of the images"),
-        (Contest(unlabelled(0.8), 1.0, 0.1), "latency", True, "0.8 % of the validation images get another answer"),
-        (Contest(unlabelled(0.8), 1.0, 1.0), "latency", False, "not 5 % better"),
+        (contest(unlabelled(1.2), 1.0, 0.1), "latency", False, "answers differ on 1.2 % of the images"),
+        (contest(unlabelled(0.8), 1.0, 0.1), "latency", True, "0.8 % of the validation images get another answer"),
+        (contest(unlabelled(0.8), 1.0, 1.0), "latency", False, "not 5 % better"),
     ],
 )
-def test_judging(contest: Contest, objective: str, passed: bool, said: str) -> None:
-    verdict, reason = judge_challenge(contest, Promotion(objective=objective))
+def test_judging(found: Contest, objective: str, passed: bool, said: str) -> None:
+    verdict, reason = judge_challenge(found, Promotion(objective=objective))
     assert verdict is passed, reason
     assert said in reason
 
@@ -358,8 +379,8 @@ def test_figures_of_another_machine_that_came_after_the_selection_are_not_passed
 
 
 def test_no_gain_is_no_gain_even_where_none_is_asked_for() -> None:
-    assert not judge_challenge(Contest(SAME, 1.0, 1.0), Promotion(min_gain=0))[0]
-    assert judge_challenge(Contest(SAME, 1.0, 0.99), Promotion(min_gain=0))[0]
+    assert not judge_challenge(contest(SAME, 1.0, 1.0), Promotion(min_gain=0))[0]
+    assert judge_challenge(contest(SAME, 1.0, 0.99), Promotion(min_gain=0))[0]
 
 
 def test_comparability() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -14,19 +13,20 @@ from winnow.benchmarking import (
     SAMPLES_FOR_P95,
     Outcome,
     agreement,
+    compare,
     measure,
     plan,
+    screening,
     summarise,
-    time_calls,
-    visiting_order,
 )
 from winnow.config import Benchmark
 from winnow.machine import has_fast_bf16
 from winnow.runtimes import ON_GPU, Cell, NotHere, Predict
 from winnow.steps.benchmark import warnings_of
+from winnow.timing import visiting_order
 
 Array = np.ndarray
-SETTINGS = Benchmark(large_batch=8, samples=20, rounds=4)
+SETTINGS = Benchmark(large_batch=8, samples=24, rounds=6, warm_up_ms=0)
 PIXELS = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3), dtype=np.uint8)
 
 
@@ -84,13 +84,36 @@ def test_cells_are_interleaved_warmed_and_called_with_their_batch_and_threads() 
     ]
     assert all(size == which.batch and threads == which.threads for which, size, threads in spy.calls)
     assert torch.get_num_threads() == before
-    # Batch 1: 21 to check the answers, then 4 rounds of 5 warm-up and 5 timed calls; batch 8: 3, then 4 of 1 and 3.
+    # Batch 1: 21 to check the answers, then 6 rounds of 1 warm-up and 4 timed calls; batch 8: 3, then 6 of 1 and 3.
     counted = Counter(which for which, _, _ in spy.calls)
-    assert all(counted[which] == (21 + 4 * (5 + 5) if which.batch == 1 else 3 + 4 * (1 + 3)) for which in cells)
+    assert all(counted[which] == (21 + 6 * (1 + 4) if which.batch == 1 else 3 + 6 * (1 + 3)) for which in cells)
     timed = [which.candidate for which, size, _ in spy.calls if size == 1][3 * 21 :]
-    visits = [timed[at] for at in range(0, len(timed), 10)]
-    assert [sorted(visits[at : at + 3]) for at in range(0, 12, 3)] == [["dense", "pruned", "sparse"]] * 4
-    assert all(row["samples"] == (20 if row["batch"] == 1 else 12) for row in outcome.rows)
+    visits = [timed[at] for at in range(0, len(timed), 5)]
+    assert [sorted(visits[at : at + 3]) for at in range(0, 18, 3)] == [["dense", "pruned", "sparse"]] * 6
+    assert all(row["samples"] == (24 if row["batch"] == 1 else 18) for row in outcome.rows)
+    assert all(len(row["round_ms"]) == 6 for row in outcome.rows)
+
+
+def test_the_comparison_visits_all_cells_of_a_batch_in_the_same_rounds() -> None:
+    cells = [cell("dense", batch=batch, threads=threads) for batch in (8, 1) for threads in (2, 1)]
+    spy, before = Spy(), torch.get_num_threads()
+    rows = compare(cells, spy, PIXELS, SETTINGS)
+    assert [(row["batch"], row["threads"], len(row["round_ms"])) for row in rows] == [
+        (8, 2, 6),
+        (8, 1, 6),
+        (1, 2, 6),
+        (1, 1, 6),
+    ]
+    assert all(threads == which.threads for which, _, threads in spy.calls)  # each visit sets its own
+    assert torch.get_num_threads() == before
+    single = [which.threads for which, size, _ in spy.calls if size == 1]
+    visits = [single[at] for at in range(0, len(single), 5)]
+    assert [sorted(visits[at : at + 2]) for at in range(0, 12, 2)] == [[1, 2]] * 6
+
+
+def test_screening_takes_fewer_rounds_of_the_same_visits() -> None:
+    few = screening(Benchmark(samples=200, rounds=10))
+    assert (few.rounds, few.samples) == (3, 60)
 
 
 def test_wrong_answers_are_refused_with_the_number() -> None:
@@ -180,23 +203,9 @@ def test_a_row_against_numpy_and_p95_from_200_calls_only(samples: int) -> None:
 
 
 def test_enough_samples_for_a_p95_as_shipped() -> None:
-    settings = Benchmark(large_batch=2, samples=200, rounds=5)
+    settings = Benchmark(large_batch=2, samples=200, rounds=10, warm_up_ms=0)
     outcome = measure([cell(), cell(batch=2)], Spy(), PIXELS, {"dense": ANSWERS}, settings)
     assert [row["p95_ms"] is not None for row in outcome.rows] == [True, False]
-
-
-def test_time_is_that_of_the_calls_without_the_warm_up() -> None:
-    waits = iter([0.05, 0.05, 0.002, 0.004, 0.006])
-
-    def predict(_pixels: Array) -> Array:
-        time.sleep(next(waits))
-        return truth(PIXELS)
-
-    found = time_calls(predict, PIXELS, 2, 3)
-    assert len(found) == 3
-    assert found[0] >= 0.002
-    assert found[2] >= 0.006
-    assert next(waits, None) is None
 
 
 def kinds(cells: list[Cell]) -> Iterator[tuple[str, str, str]]:

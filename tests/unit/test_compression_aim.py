@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,27 @@ def test_of_the_roundings_the_one_that_keeps_most(dense: tuple[nn.Module, Archit
     found = aim(model, architecture, goal, cut(model), (8, 16))
     assert found.cut.round_to == 16
     assert {row["round_to"] for row in found.tried} == {8, 16}
+
+
+def test_a_lucky_measurement_is_timed_again_and_more_goes(dense: tuple[nn.Module, Architecture]) -> None:
+    model, architecture = dense
+    whole = multiply_adds(model, architecture)
+
+    def lucky(network: nn.Module, its: Architecture) -> float:
+        return multiply_adds(network, its) * 0.8
+
+    goal = Goal("time", whole * 0.6, lucky, confirm=multiply_adds)
+    found = aim(model, architecture, goal, cut(model), (8,))
+    exact = aim(model, architecture, Goal("time", whole * 0.6, multiply_adds), cut(model), (8,))
+    assert found.cut == exact.cut
+    confirmed = [row["confirmed"] for row in found.tried if "confirmed" in row]
+    assert confirmed[-1] <= whole * 0.6 < min(confirmed[:-1])
+    assert len(confirmed) == len(set(confirmed))  # a share that leaves the same network is not timed twice
+    never = Goal("time", whole * 0.6, lucky, confirm=lambda *_: whole)
+    with pytest.raises(
+        ConfigError, match=re.escape(f"with max_channels and round_to as they are it reaches {whole:.4g}")
+    ):
+        aim(model, architecture, never, cut(model), (8,))
 
 
 @pytest.mark.slow

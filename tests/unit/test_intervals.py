@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_rel
@@ -7,11 +9,13 @@ from sklearn.metrics import f1_score
 
 from winnow.intervals import (
     Z95,
+    Ratio,
     answered_otherwise,
     least_worst_end,
     macro_f1_drop,
     paired_drop,
     paired_gain,
+    paired_ratio,
     wilson_interval,
 )
 
@@ -205,3 +209,34 @@ def test_macro_f1_drop_of_many_classes_ignores_those_that_never_occur() -> None:
 def test_macro_f1_drop_wants_the_same_images(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="same images"):
         macro_f1_drop(*(np.zeros(size, np.int64) for size in sizes))
+
+
+@pytest.mark.parametrize(("pairs", "outside"), [(6, 1), (8, 1), (9, 2), (10, 2), (15, 4), (20, 6)])
+def test_the_interval_of_a_ratio_is_that_of_order_statistics(pairs: int, outside: int) -> None:
+    # Ranks of the table in Conover, Practical Nonparametric Statistics, for the 95 % interval of a median.
+    own = np.ones(pairs)
+    reference = np.random.default_rng(0).permutation(np.arange(1.0, pairs + 1))
+    found = paired_ratio(reference.tolist(), own.tolist())
+    assert (found.low, found.high) == (outside, pairs + 1 - outside)
+    assert found.value == (pairs + 1) / 2
+
+
+def test_the_interval_of_a_ratio_covers_it_in_95_of_100_draws() -> None:
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        drift = rng.gamma(4, size=10)  # of the machine, in both
+        own, reference = (drift * rng.lognormal(sigma=0.1, size=10) for _ in range(2))
+        found = paired_ratio((2 * reference).tolist(), own.tolist())
+        covered += found.low <= 2 <= found.high
+    assert covered >= 950
+
+
+def test_too_few_pairs_have_no_interval_and_a_better_value_stays_inside() -> None:
+    assert paired_ratio([2.0] * 5, [1.0] * 5) == Ratio(2.0, 0.0, math.inf)
+    assert paired_ratio([2.0] * 6, [1.0] * 6, 2.5) == Ratio(2.5, 2.0, 2.5)
+    assert Ratio(2.0, 1.9, 2.1).widened(0.0) == Ratio(2.0, 1.9, 2.1)
+    assert Ratio(2.0, 1.9, 2.1).widened(0.25) == Ratio(2.0, 1.6, 2.5)
+    with pytest.raises(ValueError, match="do not pair"):
+        paired_ratio([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="do not pair"):
+        paired_ratio([], [])

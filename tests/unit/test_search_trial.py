@@ -204,8 +204,10 @@ def test_costs_are_told_as_if_dense_cost_what_it_did_at_first(
     for objective, runtime in (("latency", "ort"), ("throughput", "ort"), ("throughput", "openvino-throughput")):
         meter = Meter(config(objective=objective, runtime=runtime), tiny_dense, 16)
         assert 0 < meter.cost(tiny_dense, "f32") < math.inf  # how much, a busy machine decides
-    times = iter([(4.0, 4.0), (2.0, 8.0)] * 2)  # ms a call of the file and of dense; meanwhile the machine grew slow
-    monkeypatch.setattr("winnow.search.meter.timed_in_turns", lambda *_: next(times))
+    times = iter(
+        [([4.0] * 5, [4.0] * 5), ([2.0] * 5, [8.0] * 5)] * 2
+    )  # ms a call of the file and of dense; meanwhile the machine grew slow
+    monkeypatch.setattr("winnow.search.meter.time_pair", lambda *_: next(times))
     for objective, dense_cost in (("latency", 4.0), ("throughput", 4.0 / 1e3 / 8)):  # ms, seconds an image
         meter = Meter(config(objective=objective), tiny_dense, 16)
         assert meter.dense_cost == pytest.approx(dense_cost)
@@ -214,8 +216,9 @@ def test_costs_are_told_as_if_dense_cost_what_it_did_at_first(
 
 def test_energy_is_an_images(tiny_dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(step=0.25)
-    readings = iter([0.0, *[0.009, 0.003] * 3])  # J of three calls, of the file and of dense
+    readings = iter([0.0, 0.009, 0.003, 0.003, 0.009, 0.009, 0.003])  # J of three calls, of the file and of dense
     monkeypatch.setattr("winnow.search.meter.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("winnow.search.meter.settle", lambda: True)
     monkeypatch.setattr("winnow.search.meter.joules", lambda act: (act(), next(readings))[1])
     meter = Meter(config(objective="energy"), tiny_dense, 16, dense_cost=5.0)
     assert meter.cost(tiny_dense, "f32") == pytest.approx(15.0)  # mJ: 3 against 1, as if dense took 5

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from winnow import selection
 from winnow.config import Gates, Promotion
 from winnow.evidence import Evidence
-from winnow.intervals import Drop
+from winnow.intervals import Drop, Ratio
 from winnow.selection import Contender, decide, pareto_front
 
 FAR = Drop(9.0, 8.0, 10.0)
@@ -18,9 +19,13 @@ def known(points: float, low: float, high: float, answers: Drop = FAR) -> Eviden
     return Evidence(Drop(points, low, high), answers)
 
 
+def times(value: float, low: float | None = None, high: float | None = None) -> Ratio:
+    return Ratio(value, value if low is None else low, value if high is None else high)
+
+
 NOTHING = known(0.0, 0.0, 0.0)
-DENSE = Contender("dense", 0.80, NOTHING, NOTHING, 1.0, 2.0, 4.0, 500.0, 1.0)
-GOOD = Contender("good", 0.80, known(0.2, -0.5, 0.9), known(0.3, -0.6, 1.2), 0.95, 0.5, 2.0, 1500.0, 2.0)
+DENSE = Contender("dense", 0.80, NOTHING, NOTHING, 1.0, 2.0, 4.0, 500.0, times(1.0))
+GOOD = Contender("good", 0.80, known(0.2, -0.5, 0.9), known(0.3, -0.6, 1.2), 0.95, 0.5, 2.0, 1500.0, times(2.0))
 GATES = {"max_drop_points": 1.0, "max_macro_f1_drop_points": 2.0, "min_agreement": 0.7, "max_size_ratio": 0.5}
 POLICY = Promotion(gates=Gates(**GATES, min_speedup=1.2))
 
@@ -59,10 +64,13 @@ def judged(contender: Contender, policy: Promotion = POLICY) -> dict[str, bool]:
         ({"agreement": 0.6999}, {"agreement"}),
         ({"size_mb": 1.0}, set()),
         ({"size_mb": 1.001}, {"size"}),
-        ({"speedup": 1.2}, set()),
-        ({"speedup": 1.19}, {"speedup"}),
+        ({"speedup": times(1.2)}, set()),
+        ({"speedup": times(1.19)}, {"speedup"}),
+        ({"speedup": times(2.0, 1.2, 3.0)}, set()),
+        ({"speedup": times(2.0, 1.19, 3.0)}, {"speedup"}),  # not shown
+        ({"speedup": times(2.0, 0.0, math.inf)}, {"speedup"}),
         ({"speedup": None, "latency_ms": None, "throughput_ips": None}, {"speedup"}),
-        ({"size_mb": 2.0, "speedup": 1.0}, {"size", "speedup"}),
+        ({"size_mb": 2.0, "speedup": times(1.0)}, {"size", "speedup"}),
     ],
 )
 def test_gates(change: dict, failing: set[str]) -> None:
@@ -82,7 +90,9 @@ def test_gates(change: dict, failing: set[str]) -> None:
         ({"macro_f1": known(1.0, -6.0, 8.0, Drop(1.1, 0.5, 3.0))}, "macro-f1", ["1.0", "8.0", "truth 1.1", "most 3.0"]),
         ({"agreement": 0.6999}, "agreement", ["69.99 %", "70 %", "less than"]),
         ({"size_mb": 1.5}, "size", ["1.50 MB", "75 %", "2.00 MB", "50 %"]),
-        ({"speedup": 1.1}, "speedup", ["1.1 times", "1.2 times", "less than"]),
+        ({"speedup": times(1.1)}, "speedup", ["1.10 times", "(1.10 to 1.10)", "less than 1.2"]),
+        ({"speedup": times(1.3, 1.1, 1.5)}, "speedup", ["not shown", "1.30 times", "(1.10 to 1.50)", "least 1.2"]),
+        ({"speedup": times(1.3, 0.0, math.inf)}, "speedup", ["not shown", "1.30 times", "interval not known"]),
     ],
 )
 def test_reasons_hold_both_numbers(change: dict, gate: str, numbers: list[str]) -> None:
@@ -113,14 +123,32 @@ def test_between_equals_the_smaller_drop_wins_whatever_the_order() -> None:
     assert decide(DENSE, [better, worse], POLICY).winner == "b-better"
 
 
+def test_noise_orders_nobody() -> None:
+    steady = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0]
+    rounds = {"quick": [0.97 * at for at in steady[::-1]], "exact": steady, "slow": [1.5 * at for at in steady]}
+    lost = {"quick": 0.9, "exact": 0.2, "slow": 0.0}
+    contenders = [
+        replace(GOOD, name=name, latency_ms=sorted(of)[3], round_ms=tuple(of), drop=known(lost[name], -1.0, 1.5))
+        for name, of in rounds.items()
+    ]
+    assert decide(DENSE, contenders, POLICY).winner == "quick"  # 3 % faster, and that is shown
+    decision = decide(DENSE, contenders, POLICY, error=0.05)  # but not beyond what this run measures of equals
+    assert decision.winner == "exact"
+    told = "exact loses least of those that are not shown to be slower than the fastest of the 3 candidates"
+    assert decision.why.startswith(told)
+    assert "0.2 points at 1 ms, where quick loses 0.9 at 0.97 ms" in decision.why
+    alike = [replace(at, drop=known(0.2, -1.0, 1.5)) for at in contenders]
+    assert decide(DENSE, alike, POLICY, error=0.05).winner == "quick"  # as accurate: the faster one
+
+
 def test_nobody_passing_names_the_nearest_and_with_which_gates_it_would() -> None:
-    far = replace(GOOD, name="far", agreement=0.1, size_mb=1.9, speedup=0.5)
-    near = replace(GOOD, name="near", speedup=1.1)
+    far = replace(GOOD, name="far", agreement=0.1, size_mb=1.9, speedup=times(0.5))
+    near = replace(GOOD, name="near", speedup=times(1.1))
     decision = decide(DENSE, [far, near], POLICY)
     assert decision.winner is None
     told = "nearest is near, which fails speed-up; it would pass with promotion.gates.min_speedup 1.1"
     assert decision.why.endswith(told)
-    assert "1.1 times, less than 1.2 times" in decision.verdicts[1].gates[-1].reason
+    assert "1.10 times (1.10 to 1.10) is less than 1.2" in decision.verdicts[1].gates[-1].reason
 
 
 @pytest.mark.parametrize(
@@ -131,10 +159,10 @@ def test_nobody_passing_names_the_nearest_and_with_which_gates_it_would() -> Non
         replace(GOOD, macro_f1=known(0.2, -4.0, 12.51)),
         replace(GOOD, agreement=0.61237),
         replace(GOOD, size_mb=1.337),
-        replace(GOOD, speedup=1.0999),
+        replace(GOOD, speedup=times(1.0999)),
         replace(GOOD, int8_share=0.43219),
         replace(GOOD, int8_share=0.0),
-        replace(GOOD, drop=known(3.04, 1.0, 5.0), speedup=0.3),
+        replace(GOOD, drop=known(3.04, 1.0, 5.0), speedup=times(0.3)),
     ],
 )
 def test_what_the_nearest_would_pass_with_is_enough_and_hardly_more(lacking: Contender) -> None:

@@ -15,9 +15,10 @@ from winnow.config import Config, check_config
 from winnow.data.images import TEST, VALIDATION, load_images
 from winnow.errors import ArtifactError
 from winnow.evidence import Evidence
-from winnow.intervals import Drop, paired_drop
+from winnow.intervals import Drop, Ratio, paired_drop
 from winnow.records import StepRecord, read_record, record_digest, sha256_of, this_machine
 from winnow.remarks import remarks
+from winnow.speedups import ratio_figures
 from winnow.steps.select import select
 
 
@@ -180,13 +181,13 @@ def test_the_objective_says_which_batch_the_gate_looks_at(tiny_data: Path, tmp_p
     artifacts = build(tiny_data, tmp_path / "artifacts")
     benchmark = read_record(artifacts / "benchmark")
     candidates = benchmark.details["candidates"]
-    candidates["pruned-int8"]["speedup/float_b8"] = 1.1
+    candidates["pruned-int8"] |= ratio_figures("speedup/float_b8", Ratio(1.1, 1.05, 1.15))
     rewrite(artifacts / "benchmark", details={**benchmark.details, "candidates": candidates})
     for objective, passed in (("latency", True), ("size", True), ("throughput", False)):
         record = run(artifacts, configured(objective=objective))
         gate = gates(record, "pruned-int8")["speedup"]
         assert gate["passed"] is passed
-        assert ("4.0 times" if passed else "1.1 times") in gate["reason"]
+        assert ("4.00 times (" if passed else "1.10 times (1.05 to 1.15)") in gate["reason"]
 
 
 def test_without_labels_the_answers_decide(tiny_data: Path, tmp_path: Path) -> None:
@@ -286,10 +287,17 @@ def there(artifacts: Path, faster: str, **changes: Any) -> Path:
             p50 = (0.1 if name == faster else 5.0 + len(name)) * batch
             row = {"candidate": name, "sha256": sha256_of(artifacts / "candidates" / name / "model.onnx")}
             row |= {"runtime": "ort", "precision": "int8" if "int8" in name else "f32", "batch": batch, "threads": 4}
-            row |= {"p50_ms": p50, "p95_ms": None, "images_per_s": batch / p50 * 1e3, "samples": 20, "spread": 0.1}
+            row |= {
+                "round_ms": [p50] * 6,
+                "p50_ms": p50,
+                "p95_ms": None,
+                "images_per_s": batch / p50 * 1e3,
+                "samples": 20,
+                "spread": 0.1,
+            }
             rows.append(row | {"agreement": 1.0})
     machine = this_machine().model_copy(update={"cpu": "Cortex-A76"}).model_dump(mode="json")
-    told = {"format": 1, "machine": machine, "large_batch": 8, "rows": rows, "refused": []} | changes
+    told = {"format": 2, "machine": machine, "large_batch": 8, "rows": rows, "refused": []} | changes
     (artifacts / "target.json").write_text(json.dumps(told))
     return artifacts / "target.json"
 

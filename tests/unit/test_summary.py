@@ -78,4 +78,4 @@ def test_a_run_without_a_compiler_says_so_once(places: Places) -> None:
     absent = [{"runtime": "compile", "precision": precision, "reason": reason} for precision in ("f32", "bf16")]
     rewrite(benchmark, details={**read_record(benchmark).details, "absent": absent})
     told = [line for line in learned_lines(places) if "torch.compile" in line]
-    assert told == [f"torch.compile was not timed: {reason}; the best PyTorch is eager alone"]
+    assert told == [f"torch.compile was not timed: {reason}; the best float PyTorch is eager alone"]

@@ -15,7 +15,7 @@ from winnow.errors import ConfigError
 from winnow.machine import cores
 from winnow.sweep import cells, fastest_of, sweep, thread_counts
 
-SETTINGS = Benchmark(large_batch=8, samples=20, rounds=2)
+SETTINGS = Benchmark(large_batch=8, samples=20, rounds=6, warm_up_ms=0)
 
 
 def test_threads_double_up_to_all() -> None:

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from winnow.config.section import NOTHING, Count, Integer, Section
+from winnow.config.section import NOTHING, Integer, Number, Section
+
+ROUNDS_FOR_AN_INTERVAL = 6
+"""Of fewer pairs not even smallest and largest make a 95 % interval of their median."""
 
 
 class Benchmark(Section):
@@ -20,5 +23,7 @@ class Benchmark(Section):
     large_batch: Annotated[Integer, Field(ge=2, le=4096)] = 64
     samples: Annotated[Integer, Field(ge=20)] = 200
     """Timed calls behind each latency figure at batch 1; a p95 is given from 200 on."""
-    rounds: Count = 5
-    """Interleaved rounds: every cell is visited once in each."""
+    rounds: Annotated[Integer, Field(ge=ROUNDS_FOR_AN_INTERVAL)] = 10
+    """Rounds in which the cells that count are compared; every one is visited once in each. An interval takes 6."""
+    warm_up_ms: Annotated[Number, Field(ge=0)] = 100.0
+    """Untimed calls before the timed ones of each visit, at least one call."""

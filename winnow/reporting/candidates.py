@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from winnow.config import ROOT
+from winnow.measurement_error import describe_errors
 from winnow.reporting import plots
 from winnow.reporting.facts import Facts
 from winnow.reporting.html import (
@@ -32,13 +33,14 @@ from winnow.selection import GATES
 
 SPEEDUPS = {
     "eager": ("PyTorch eager f32", two_lines("× eager", "PyTorch f32")),
-    "pytorch": ("the best PyTorch of any kind", two_lines("× PyTorch", "best of any kind")),
+    "pytorch": ("the best float PyTorch", two_lines("× PyTorch", "best float")),
     "float": ("dense as the best float", two_lines("× best float", "dense, any runtime")),
 }
 """Kind of baseline -> its name in a sentence, and in a table's heading."""
 RUNTIMES = {
     "eager": "PyTorch eager",
     "compile": "torch.compile",
+    "compile-autotune": "torch.compile (max-autotune)",
     "ort": "ONNX Runtime",
     "openvino": "OpenVINO",
     "openvino-throughput": "OpenVINO (throughput)",
@@ -98,7 +100,9 @@ def _speed(facts: Facts) -> Html:
         if one is None or many is None:
             rows.append(Row([name, "not timed: its answers differ there", *[MISSING] * 7]))
             continue
-        pairs = [f"{speed[f'speedup/{kind}_b1']:.2f} / {speed[f'speedup/{kind}_b{large}']:.2f}" for kind in SPEEDUPS]
+        pairs = [
+            two_lines(*(ratio_told(speed, f"speedup/{kind}_b{batch}") for batch in (1, large))) for kind in SPEEDUPS
+        ]
         on: Content = two_lines(_where(one), _where(many)) if _where(one) != _where(many) else _where(one)
         cells: list[Content] = [
             name,
@@ -113,11 +117,23 @@ def _speed(facts: Facts) -> Html:
     peaks = facts.benchmark.details["peaks"]
     caption = (
         f"Speed of each file on its fastest runtime: latency of one image, throughput in batches of {large}, speed-ups "
-        f"for both (one image / batch). {machine.cpu}, {machine.threads} threads. {of_peak_told(peaks)}"
+        f"for both (one image; below: batch) with 95 % intervals. {machine.cpu}, {machine.threads} threads. "
+        f"{of_peak_told(peaks)}"
     )
+    if told := describe_errors(facts.benchmark.details["measurement_error"]):
+        caption += f" {told[0].upper()}{told[1:]}."
     where = two_lines("fastest on", f"one image; below: batch of {large}, if another")
     heading: list[Content] = ["candidate", where, "p50, ms", "p95, ms", "images/s", two_lines("of peak", "one / batch")]
     return table([*heading, *[short for _, short in SPEEDUPS.values()]], rows, caption=caption, left=2)
+
+
+def ratio_told(speed: Mapping[str, float], key: str) -> str:
+    """A ratio with the ends of its interval, as far as they are known."""
+    if key not in speed:
+        return MISSING
+    if f"{key}_low" not in speed:
+        return f"{speed[key]:.2f}"
+    return f"{speed[key]:.2f} ({speed[f'{key}_low']:.2f} to {speed[f'{key}_high']:.2f})"
 
 
 def _of_peak(facts: Facts, name: str) -> Content:
@@ -137,7 +153,7 @@ def _there(facts: Facts) -> Html:
         if one is None or many is None:
             rows.append(Row([name, "not timed there", *[MISSING] * 5]))
             continue
-        ratios = [digits(figures.get(f"speedup/float_b{batch}")) for batch in (1, facts.large)]
+        ratios = [ratio_told(figures, f"speedup/float_b{batch}") for batch in (1, facts.large)]
         on: Content = two_lines(_where(one), _where(many)) if _where(one) != _where(many) else _where(one)
         cells: list[Content] = [name, on, digits(one["p50_ms"]), digits(one["p95_ms"]), number(many["images_per_s"])]
         rows.append(Row([*cells, *ratios], _marked(facts, name)))

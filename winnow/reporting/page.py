@@ -10,6 +10,7 @@ markup, plots the pictures.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from winnow.config import ROOT
@@ -19,6 +20,7 @@ from winnow.reporting.conditions import controls, glossary, memory, method
 from winnow.reporting.facts import Facts
 from winnow.reporting.html import (
     MISSING,
+    Content,
     Html,
     Row,
     bullets,
@@ -164,10 +166,18 @@ def _speedups(facts: Facts, name: str) -> Html:
     """All three, for both batches."""
     speed, rows = facts.speed(name), []
     for kind, (base, _) in SPEEDUPS.items():
-        ratios = (speed.get(f"speedup/{kind}_b{batch}") for batch in (1, facts.large))
-        rows.append(Row([base, *[MISSING if ratio is None else f"{ratio:.1f} ×" for ratio in ratios]]))
+        rows.append(Row([base, *[_ratio_cell(speed, f"speedup/{kind}_b{batch}") for batch in (1, facts.large)]]))
     heading = ["speed-up against", "one image", f"batch of {facts.large}"]
-    return table(heading, rows, caption=f"How many times as fast {name} is, on its fastest runtime")
+    return table(
+        heading, rows, caption=f"How many times as fast {name} is, on its fastest runtime; below: 95 % intervals"
+    )
+
+
+def _ratio_cell(speed: Mapping[str, float], key: str) -> Content:
+    """The ratio, and below it the ends of its interval."""
+    if f"{key}_low" not in speed:
+        return f"{speed[key]:.1f} ×" if key in speed else MISSING
+    return two_lines(f"{speed[key]:.1f} ×", f"{speed[f'{key}_low']:.1f} to {speed[f'{key}_high']:.1f}")
 
 
 def _tested_words(facts: Facts, told: dict[str, float]) -> str:

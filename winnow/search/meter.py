@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from winnow.model_file import MODEL
 from winnow.peaks import peaks
 from winnow.quiet import busy_turn, quiet_machine
 from winnow.runtimes import Cell, Precision, Predict, open_cell, openvino_modes
-from winnow.timing import timed_in_turns
+from winnow.timing import settle, time_pair
 
 TIMED = ("latency", "throughput")
 """Objectives that are times."""
@@ -91,7 +92,8 @@ class Meter:
         if objective == "energy":
             return self._millijoules(predict)
         calls = CALLS_SINGLE if self.batch == 1 else CALLS_LARGE
-        own, dense = timed_in_turns(predict, self.reference, self.pixels_NHWC, calls, VISITS)
+        times = time_pair(predict, self.reference, self.pixels_NHWC, calls, VISITS)
+        own, dense = (statistics.median(rounds) for rounds in times)
         scale = 1e3 * self.batch if objective == "throughput" else 1.0
         return own / scale, dense / scale
 
@@ -101,12 +103,13 @@ class Meter:
 
     def _millijoules(self, predict: Predict) -> tuple[float, float]:
         """An image's, and dense's, visited in turns."""
-        own = dense = 0.0
+        spent = {predict: 0.0, self.reference: 0.0}
         with quiet_machine():
-            for _ in range(ENERGY_VISITS):
-                own += self._visit_mj(predict)
-                dense += self._visit_mj(self.reference)
-        return own / ENERGY_VISITS, dense / ENERGY_VISITS
+            for visit in range(ENERGY_VISITS):
+                # Neither is always the first.
+                for file in (predict, self.reference) if visit % 2 == 0 else (self.reference, predict):
+                    spent[file] += self._visit_mj(file)
+        return spent[predict] / ENERGY_VISITS, spent[self.reference] / ENERGY_VISITS
 
     def _visit_mj(self, predict: Predict) -> float:
         """mJ an image over a second of calls."""
@@ -119,6 +122,7 @@ class Meter:
                 predict(self.pixels_NHWC)
                 calls += 1
 
+        settle()
         predict(self.pixels_NHWC)
         taken = joules(answer)
         if taken is None:

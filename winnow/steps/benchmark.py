@@ -1,5 +1,8 @@
 """Step 5: how fast the files are, on this machine. The one step whose record holds times, and the machine with them.
 
+Every cell is screened; each candidate's fastest, the baselines and what lies between are compared in rounds of their
+own, of which speed-ups, their intervals and the measurement error come (winnow/benchmarking.py, winnow/speedups.py).
+
 Beside the times it leaves what each file answers to all validation images where it is fastest, one .npy per candidate,
 runtime and precision: a bf16 that is fast and less accurate is judged by its own answers.
 """
@@ -13,19 +16,32 @@ from typing import Any
 
 import numpy as np
 
-from winnow.benchmarking import NEEDED_AGREEMENT, Outcome, answer_all, checked_images, measure, plan
+from winnow.benchmarking import (
+    NEEDED_AGREEMENT,
+    Outcome,
+    answer_all,
+    checked_images,
+    compare,
+    measure,
+    plan,
+    screening,
+)
 from winnow.config import ROOT, Config, in_order
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.evaluation import served_file
 from winnow.executed import executed
+from winnow.export import graph_digest
 from winnow.footprint import footprint
 from winnow.machine import cores, has_fast_bf16
+from winnow.measurement_error import identical_graphs, largest_error, measurement_errors
+from winnow.model_file import MODEL
 from winnow.models.backbones import WEIGHTS
 from winnow.peaks import best_of, peaks, shares_of_peak
 from winnow.quiet import busy_turn, quiet_machine
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, this_machine, write_record
-from winnow.runtimes import Cell, cell_of, open_cell
-from winnow.speedups import Row, attribution, baselines, best, figures
+from winnow.runtimes import INT8, Cell, Predict, cell_of, open_cell
+from winnow.speedups import Row, attribution, baselines, best, figures, replaced, shortlist
+from winnow.timing import settle
 
 log = logging.getLogger(__name__)
 UNSTEADY = 0.2
@@ -45,8 +61,15 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     cells = plan(int8, settings, threads, bool(gpu), networks)
     with quiet_machine():
         before = peaks()
-    outcome = measure(cells, lambda cell: open_cell(candidates / cell.candidate, cell), pixels_NHWC, answers, settings)
+
+    def opened(cell: Cell) -> Predict:
+        return open_cell(candidates / cell.candidate, cell)
+
+    outcome = measure(cells, opened, pixels_NHWC, answers, screening(settings))
     outcome.absent += _absent(bool(gpu))
+    pairs = identical_graphs({name: graph_digest(candidates / name / MODEL) for name in records})
+    wanted = [cell for batch in (large, 1) for cell in shortlist(outcome.rows, ancestors, pairs, batch)]
+    outcome.rows = replaced(outcome.rows, compare(wanted, opened, pixels_NHWC, settings))
     with quiet_machine():
         processes = _footprints(int8, networks, config, candidates, pixels_NHWC.shape[1], threads)
         peak = best_of(before, peaks())
@@ -60,12 +83,18 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
         }
         for name in records
     }
+    errors = {batch: measurement_errors(rows, pairs, batch) for batch in (1, large)}
+    largest = {batch: largest_error(found) for batch, found in errors.items()}
     record = StepRecord(
         step="benchmark",
         name="benchmark",
         parameters=settings.model_dump(mode="json", exclude={"target"}),
         inputs={"data": record_digest(data), **{name: record_digest(candidates / name) for name in records}},
-        metrics={"cells/timed": len(rows), "cells/refused": len(outcome.refused)},
+        metrics={
+            "cells/timed": len(rows),
+            "cells/refused": len(outcome.refused),
+            **{f"error/b{batch}": error for batch, error in largest.items() if errors[batch]},
+        },
         details={
             "rows": rows,
             "processes": processes,
@@ -77,7 +106,9 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
             },
             "refused": outcome.refused,
             "absent": outcome.absent,
-            "candidates": {name: figures(rows, processes, name, large) for name in records},
+            "candidates": {name: figures(rows, processes, name, large, largest) for name in records},
+            "identical_graphs": [list(pair) for pair in pairs],
+            "measurement_error": [row for found in errors.values() for row in found],
             "best": bests,
             "baselines": {f"b{batch}": baselines(rows, batch) for batch in (1, large)},
             "attribution": causes,
@@ -118,7 +149,8 @@ def _answer_where_fastest(
 @busy_turn()
 def _executed(outcome: Outcome, candidates: Path) -> list[Row]:
     """What of each int8 file a runtime computes in int8, as its own graph tells."""
-    cells = {(row["candidate"], row["runtime"]): cell_of(row) for row in outcome.rows if row["precision"] == "int8"}
+    rows = [row for row in outcome.rows if row["precision"] in INT8]
+    cells = {(row["candidate"], row["runtime"], row["precision"]): cell_of(row) for row in rows}
     return [executed(candidates / cell.candidate, cell) for cell in cells.values()]
 
 
@@ -140,6 +172,7 @@ def _footprints(
         if name in networks and (full or name == ROOT):
             kinds.append(("eager", "f32", "contiguous"))
         cells += [Cell(name, *kind, batch=1, threads=threads) for kind in kinds]  # type: ignore[arg-type]
+    settle()
     log.info("benchmark: memory and start-up of %d files, each in a process of its own", len(cells))
     return [footprint(candidates / cell.candidate, cell, side) for cell in cells]
 

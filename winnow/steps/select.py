@@ -29,6 +29,7 @@ from winnow.errors import ArtifactError
 from winnow.evaluation import agreement, load_logits, right_answers, served_file
 from winnow.evidence import losses
 from winnow.hosts import serving_speeds, target_digest
+from winnow.measurement_error import largest_error
 from winnow.records import (
     StepRecord,
     describe,
@@ -41,7 +42,9 @@ from winnow.records import (
 )
 from winnow.remarks import overflow_told, overflowing, remarks
 from winnow.reporting.plots import Point, pareto
+from winnow.runtimes import INT8
 from winnow.selection import SERVES, Contender, Decision, decide
+from winnow.speedups import ratio_figures, ratio_of
 
 log = logging.getLogger(__name__)
 PLOT, FIGURES = "pareto.png", "metrics.json"
@@ -86,7 +89,8 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
         )
         for name in names
     }
-    decision = decide(contenders[ROOT], [contenders[name] for name in names[1:]], policy)
+    error = largest_error([row for row in speeds["measurement_error"] if row["batch"] == _batch(config)])
+    decision = decide(contenders[ROOT], [contenders[name] for name in names[1:]], policy, error)
     log.info("select: %s", decision.why)
     unsafe = overflowing(config, speeds["machine"]["flags"])
     with publish(out) as folder:
@@ -143,11 +147,12 @@ def _cell(speeds: Mapping[str, Any], name: str, objective: str) -> Row | None:
 def _int8_share(speeds: Mapping[str, Any], timed: StepRecord, name: str, objective: str) -> float | None:
     """What the runtime that would serve executes in int8; None for a float file, and on another machine."""
     row = _cell(speeds, name, objective)
-    if row is None or row["precision"] != "int8" or speeds["is_target"]:
+    if row is None or row["precision"] not in INT8 or speeds["is_target"]:
         return None
     proofs: list[Row] = timed.details.get("executed", [])
+    wanted = (name, row["runtime"], row["precision"])
     found = [
-        proof["int8_share"] for proof in proofs if (proof["candidate"], proof["runtime"]) == (name, row["runtime"])
+        proof["int8_share"] for proof in proofs if (proof["candidate"], proof["runtime"], proof["precision"]) == wanted
     ]
     return float(found[0]) if found else None
 
@@ -163,15 +168,21 @@ def _served(
     return {name: load_logits(benchmark, images, served_file(row)) for name, row in found.items()}
 
 
-def _speed(speeds: Mapping[str, Any], name: str, config: Config) -> dict[str, float | None]:
+def _speed(speeds: Mapping[str, Any], name: str, config: Config) -> dict[str, Any]:
     """Latency, throughput and speed-up over dense as the best float; None where no runtime could be timed."""
     figures: dict[str, float] = speeds["candidates"][name]
-    batch = config.benchmark.large_batch if config.promotion.objective == "throughput" else 1
+    row = _cell(speeds, name, config.promotion.objective)
     return {
         "latency_ms": figures.get("best/latency_ms"),
         "throughput_ips": figures.get("best/throughput_ips"),
-        "speedup": figures.get(f"speedup/float_b{batch}"),
+        "speedup": ratio_of(figures, f"speedup/float_b{_batch(config)}"),
+        "round_ms": tuple(row.get("round_ms", ())) if row else (),
     }
+
+
+def _batch(config: Config) -> int:
+    """Images a call, by the objective."""
+    return config.benchmark.large_batch if config.promotion.objective == "throughput" else 1
 
 
 def compared(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -211,7 +222,7 @@ def _metrics(decision: Decision, contenders: Mapping[str, Contender]) -> dict[st
     metrics["winner/agreement"] = winner.agreement
     metrics["winner/size_ratio"] = winner.size_mb / dense.size_mb
     if winner.speedup is not None:
-        metrics["winner/speedup"] = winner.speedup
+        metrics |= ratio_figures("winner/speedup", winner.speedup)
     if winner.drop.labelled is not None:
         metrics |= {f"winner/drop_{end}": getattr(winner.drop.labelled, end) for end in ("points", "low", "high")}
     return metrics
