@@ -18,6 +18,7 @@ from winnow.data.images import VALIDATION, load_images
 from winnow.drift import Answers, answer, compare
 from winnow.intervals import wilson_interval
 from winnow.model_file import MODEL
+from winnow.random_streams import stream_seed
 
 NAME = "drift_alarms"
 DRAWS = 500
@@ -90,7 +91,7 @@ def main() -> None:
 
 def _look(chain: Chain, plain: Answers, changed: Answers, common: Any, size: int, seed: int) -> Any:
     """One draw: the tests on a random reference and on fresh images, a third of them of one class where asked for."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(stream_seed(seed, "halves"))
     order = rng.permutation(len(plain.logits_NC))
     reference, rest = order[: len(order) // 2], order[len(order) // 2 :]
     fresh = rest[:size]

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.chain import ROOT, leave, markdown
+from winnow.random_streams import stream_seed
 
 NAME = "ingest_scale"
 COUNTS = (10_000, 100_000, 1_000_000)
@@ -33,7 +34,7 @@ CLASSES = 10
 def fill(job: tuple[str, int, list[str]]) -> None:
     """One folder of images, each its own."""
     folder, number, sources = job
-    rng, at = np.random.default_rng(number), Path(folder)
+    rng, at = np.random.default_rng(stream_seed(number, "folder")), Path(folder)
     at.mkdir(parents=True, exist_ok=True)
     for index in range(PER_FOLDER):
         data = Path(sources[int(rng.integers(len(sources)))]).read_bytes()
@@ -74,6 +75,7 @@ CHILD = """
 import json, sys, time
 from pathlib import Path
 from benchmarks.chain import configure
+from winnow.random_streams import stream_seed
 from tasks.memory import watched
 from winnow.steps.ingest import ingest
 

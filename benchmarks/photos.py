@@ -25,6 +25,7 @@ from benchmarks.chain import ROOT, leave, markdown
 from flows.summary import candidate_rows, learned_lines, promotion_lines
 from tasks.settings import Places, environment
 from winnow.progress import duration
+from winnow.random_streams import stream_seed
 from winnow.records import read_json
 
 NAME, COUNT, LABELLED = "photos", 20_000, 500
@@ -58,7 +59,7 @@ def settings(folder: Path) -> dict[str, str]:
 def photograph(job: tuple[str, str, int]) -> None:
     """One enlarged copy with grain."""
     source, target, seed = job
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(stream_seed(seed, "grain"))
     width, height = (int(side) for side in rng.integers(*SIDES, 2))
     with Image.open(source) as image:
         large = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)

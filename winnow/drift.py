@@ -24,6 +24,7 @@ from winnow.config.drift import Drift
 from winnow.errors import MissingExtra
 from winnow.evaluation import softmax
 from winnow.model_file import open_session
+from winnow.random_streams import stream_seed
 
 TESTS = ("embeddings", "classes", "confidence")
 
@@ -113,7 +114,7 @@ def _embeddings(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(stream_seed(seed, "drift"))
     halves = [np.array_split(rng.permutation(len(side)), 2) for side in (reference_ND, fresh_ND)]
     teach = np.concatenate([reference_ND[halves[0][0]], fresh_ND[halves[1][0]]])
     is_fresh = np.repeat([0, 1], [len(halves[0][0]), len(halves[1][0])])

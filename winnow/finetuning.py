@@ -31,6 +31,7 @@ from winnow.errors import ArtifactError, DataError, MissingExtra
 from winnow.inference import embed, predict_torch
 from winnow.models.backbones import Architecture, build
 from winnow.models.heads import backbone_state, head_path, new_classifier
+from winnow.random_streams import stream_seed
 from winnow.training import Checkpoint, Loss, Plan, Row, drain, fit
 
 log = logging.getLogger(__name__)
@@ -126,9 +127,10 @@ def _learn(
 ) -> tuple[int, list[Row]]:
     """Train on the labels of `chosen` in place; `how` is seed and rate -> steps and curves."""
     settings, (seed, rate) = config.finetune, how
-    batches = Batches(images.images_NHWC, visible_labels(images, chosen), chosen, settings.batch_size, seed)
+    stream = stream_seed(seed, "fine-tuning")
+    batches = Batches(images.images_NHWC, visible_labels(images, chosen), chosen, settings.batch_size, stream)
     per_epoch = settings.steps_for(len(chosen)) // settings.epochs
-    plan = Plan(settings.epochs, per_epoch, settings.optimiser(rate), seed)
+    plan = Plan(settings.epochs, per_epoch, settings.optimiser(rate), stream)
     curves = drain(fit(model, batches, classification(settings), plan, checkpoint))
     model.cpu().eval()
     return plan.steps, curves
@@ -174,7 +176,7 @@ def cross_validate(
     labels, groups = images.labels_N[known], images.groups_N[known]
     folds = min(config.finetune.folds, len(np.unique(groups)), int(np.bincount(labels).max()))
     logits_LC = np.empty((len(known), len(images.classes)), dtype=np.float32)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=dense.seed)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=stream_seed(dense.seed, "folds"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         parts = list(splitter.split(known, labels, groups))

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.errors import MissingExtra
+from winnow.random_streams import stream_seed
 
 Z95 = statistics.NormalDist().inv_cdf(0.975)
 BISECTIONS = 60
@@ -157,7 +158,7 @@ def macro_f1_drop(
     cells_K3 = np.concatenate([seen_K3, np.array(imagined)])
     shapes = np.concatenate([counts, np.full(len(imagined), HALF_A_PAIR)])
     support_C = np.bincount(labels_N, minlength=nothing + 1).astype(np.float64)
-    rng, drops = np.random.default_rng(seed), []
+    rng, drops = np.random.default_rng(stream_seed(seed, "bootstrap")), []
     rows = max(1, min(REPLICATES, WEIGHTS_AT_ONCE // len(cells_K3)))
     for start in range(0, REPLICATES, rows):
         weights_RK = rng.standard_gamma(shapes, (min(rows, REPLICATES - start), len(cells_K3)))

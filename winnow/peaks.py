@@ -87,7 +87,8 @@ def _rate(way: Multiplication) -> float:
 def _in_pytorch() -> list[Multiplication]:
     import torch
 
-    a, b = (torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(SIDE, SIDE, generator=generator) for _ in range(2))
     ways = [Multiplication("f32", 1, lambda: a @ b)]
     if has_fast_bf16():
         c, d = a.bfloat16(), b.bfloat16()

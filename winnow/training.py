@@ -5,8 +5,9 @@
 
     curves = drain(fit(model, batches, loss, plan, Checkpoint(folder, name)), look)
 
-Every step is a function of (seed, step): the batch, the augmentation's random numbers and dropout are drawn from them,
-so a killed training that goes on from its last checkpoint ends bit-identical on a CPU with the same threads.
+Every step is a function of (seed, step): the batch, the augmentation's random numbers and dropout are drawn from a hash
+of them (winnow/random_streams.py), so a killed training that goes on from its last checkpoint ends bit-identical on a
+CPU with the same threads.
 Forward passes run in bf16 where the processor has it for real (AMX or AVX512-BF16) or the GPU does; losses are float32.
 """
 
@@ -32,6 +33,7 @@ from winnow.errors import ArtifactError, TrainingError
 from winnow.machine import has_fast_bf16
 from winnow.progress import duration
 from winnow.quiet import busy_turn
+from winnow.random_streams import stream_seed
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, how fast, from which seed."""
+    """How long, how fast, from which seed: one that no training of another kind has (winnow/random_streams.py)."""
 
     epochs: int
     steps_per_epoch: int
@@ -148,7 +150,7 @@ def fit(
     first = state.step
     while state.step < plan.steps:
         model.train()
-        torch.manual_seed((plan.seed << 32) + state.step)
+        torch.manual_seed(stream_seed(plan.seed, "augmentation", state.step))
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(state.step, plan)
         with busy_turn():

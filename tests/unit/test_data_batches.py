@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from winnow.data.batches import Batches
+from winnow.random_streams import stream_seed
 
 
 def batches(count: int = 23, size: int = 8, seed: int = 0, indices: np.ndarray | None = None) -> Batches:
@@ -33,7 +34,8 @@ def test_every_epoch_is_a_permutation(size: int) -> None:
 
 def test_a_batch_is_the_permutation_of_numpy() -> None:
     indices = np.array([3, 5, 7, 11, 13, 17, 19])
-    laid = np.concatenate([np.random.default_rng([9, epoch]).permutation(indices) for epoch in range(4)])
+    seeds = [stream_seed(9, "order", epoch) for epoch in range(4)]
+    laid = np.concatenate([np.random.default_rng(seed).permutation(indices) for seed in seeds])
     found = batches(size=4, seed=9, indices=indices)
     assert [numbers(found, step) for step in range(7)] == laid.reshape(7, 4).tolist()
 

@@ -24,6 +24,7 @@ from winnow.model_file import MODEL
 from winnow.models.backbones import load_model, save_model, with_heads_apart
 from winnow.models.layers import layers_of
 from winnow.quiet import busy_turn
+from winnow.random_streams import stream_seed
 from winnow.training import Hooks
 
 Tie = tuple[torch.Tensor, torch.Tensor]
@@ -58,7 +59,7 @@ def tie(weight: torch.Tensor, values: int, seed: int) -> None:
     flat = weight.flatten().numpy()
     if len(np.unique(flat)) <= values:
         return
-    drawn = np.random.default_rng(seed).choice(flat, min(SAMPLE, len(flat)), replace=False)
+    drawn = np.random.default_rng(stream_seed(seed, "clusters")).choice(flat, min(SAMPLE, len(flat)), replace=False)
     starts = np.linspace(drawn.min(), drawn.max(), values)[:, None]
     found = np.sort(KMeans(values, init=starts, n_init=1).fit(drawn[:, None]).cluster_centers_[:, 0])
     nearest = np.searchsorted((found[1:] + found[:-1]) / 2, flat)

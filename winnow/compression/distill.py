@@ -16,6 +16,7 @@ from winnow.config import Distill
 from winnow.export import export_onnx
 from winnow.model_file import MODEL
 from winnow.models.backbones import build, load_model, save_model
+from winnow.random_streams import stream_seed
 
 
 def distill(settings: Distill, inputs: Inputs, folder: Path) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def distill(settings: Distill, inputs: Inputs, folder: Path) -> dict[str, Any]:
         architecture = architecture.model_copy(
             update={"backbone": settings.student, "width": settings.width, "pruning": [], "ranks": {}}
         )
-        model = build(architecture, seed=settings.recovery.seed)
+        model = build(architecture, seed=stream_seed(settings.recovery.seed, "student"))
     curves = recover(model, settings.recovery, inputs)
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / MODEL)

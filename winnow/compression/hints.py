@@ -22,6 +22,7 @@ from torch import nn
 
 from winnow.errors import ConfigError
 from winnow.models.heads import feature_dim, head_path
+from winnow.random_streams import stream_seed
 
 Told = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -33,7 +34,7 @@ class Hinted(nn.Module):
         super().__init__()
         self.student = student
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(stream_seed(seed, "hint"))
             self.translate = nn.Linear(feature_dim(student), width)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,7 @@ from winnow.model_file import MODEL
 from winnow.models.attention import take_heads_apart
 from winnow.models.backbones import Architecture, load_model, replay, save_model
 from winnow.models.heads import head_path
+from winnow.random_streams import stream_seed
 from winnow.records import read_json, write_json
 from winnow.training import Hooks, Row
 
@@ -92,7 +93,7 @@ def _cut(course: _Course, model: nn.Module, architecture: Architecture, number: 
         made = read_json(kept)
         replay(model, architecture.image_size, made["history"])
         return architecture.model_copy(update={"pruning": [*architecture.pruning, *made["history"]]}), made["told"]
-    criterion = prepare(model, settings.importance, course.inputs, settings.recovery.seed)
+    criterion = prepare(model, settings.importance, course.inputs, stream_seed(settings.recovery.seed, "cut", number))
     rounding = 8 if settings.round_to == "measured" else settings.round_to
     cut = Cut(0.0, criterion, rounding, course.least)
     limit = course.begin + (course.goal.limit - course.begin) * number / settings.rounds

@@ -41,6 +41,7 @@ from winnow.inference import predict_file
 from winnow.model_file import MODEL
 from winnow.models.attention import take_heads_apart
 from winnow.models.backbones import ARCHITECTURE, load_architecture, load_model
+from winnow.random_streams import stream_seed
 from winnow.records import write_json
 from winnow.training import Row
 
@@ -76,7 +77,9 @@ def calibration_images(settings: Quantize, inputs: Inputs) -> NDArray[np.uint8]:
     """Training images drawn from the seed, labels unseen, uint8 (N, S, S, 3)."""
     pool = inputs.images.indices(TRAIN)
     count = min(settings.calibration_images, len(pool))
-    chosen = np.sort(np.random.default_rng(settings.seed).choice(pool, count, replace=False))
+    chosen = np.sort(
+        np.random.default_rng(stream_seed(settings.seed, "calibration")).choice(pool, count, replace=False)
+    )
     return np.ascontiguousarray(inputs.images.images_NHWC[chosen])
 
 

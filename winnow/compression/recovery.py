@@ -25,6 +25,7 @@ from winnow.data.images import TRAIN
 from winnow.data.views import augment
 from winnow.models.backbones import load_backbone, load_model
 from winnow.models.heads import feature_dim
+from winnow.random_streams import stream_seed
 from winnow.records import record_digest
 from winnow.training import NO_HOOKS, Checkpoint, Hooks, Loss, Plan, Row, device, drain, fit
 
@@ -41,9 +42,10 @@ def recover(
     `hooks` are told `model`, without the layer that a hint adds to it.
     """
     images = inputs.images
+    stream = stream_seed(settings.seed, "recovery")
     chosen = images.indices(TRAIN) if settings.images == "all" else inputs.budget
-    batches = Batches(images.images_NHWC, inputs.labels_N, chosen, settings.batch_size, settings.seed)
-    plan = Plan(settings.epochs, recovery_steps(settings, inputs) // settings.epochs, settings.optimiser, settings.seed)
+    batches = Batches(images.images_NHWC, inputs.labels_N, chosen, settings.batch_size, stream)
+    plan = Plan(settings.epochs, recovery_steps(settings, inputs) // settings.epochs, settings.optimiser, stream)
     teacher = _teacher(settings, inputs)
     guide = _still(load_backbone(inputs.pretrained)) if settings.hint == "pretrained" else teacher
     trained = with_translation(model, settings, guide)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from winnow.random_streams import stream_seed
+
 
 class Batches:
     """uint8 images (N, H, W, 3), usually a memory map, and their labels (N,), -1 where there is none."""
@@ -37,7 +39,7 @@ class Batches:
         return max(1, len(self.indices) // self.batch_size)
 
     def _draw(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.indices)
+        return np.random.default_rng(stream_seed(self.seed, "order", epoch)).permutation(self.indices)
 
     def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images uint8 (B, 3, H, W), channels last in memory, and labels int64 (B,)."""

@@ -32,6 +32,7 @@ from winnow.errors import ArtifactError, ConfigError, MissingExtra
 from winnow.models.attention import take_heads_apart
 from winnow.models.factors import split
 from winnow.models.heads import feature_dim, set_head
+from winnow.random_streams import stream_seed
 from winnow.records import read_json, write_json
 
 SMALL_IMAGE = 64
@@ -108,7 +109,7 @@ def build(architecture: Architecture, seed: int = 0) -> nn.Module:
     if architecture.backbone not in BACKBONES:
         raise ConfigError(unknown_backbone(architecture.backbone))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(stream_seed(seed, "network"))
         model = _fresh(architecture)
     if architecture.heads_apart:
         take_heads_apart(model)

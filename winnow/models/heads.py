@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from winnow.errors import ConfigError
+from winnow.random_streams import stream_seed
 
 
 def head_path(model: nn.Module) -> str:
@@ -37,7 +38,7 @@ def set_head(model: nn.Module, head: nn.Module) -> nn.Module:
 def new_classifier(model: nn.Module, num_classes: int, seed: int) -> nn.Module:
     """A classifier drawn from `seed` alone, so that both arms of an experiment begin with the same one."""
     width = feature_dim(model)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(stream_seed(seed, "head"))
     head = nn.Linear(width, num_classes)
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.01)

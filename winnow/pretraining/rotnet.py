@@ -15,6 +15,7 @@ from torch import nn
 from winnow.config import RotNet
 from winnow.data.views import augment
 from winnow.models.heads import feature_dim, set_head
+from winnow.random_streams import stream_seed
 from winnow.training import Loss
 
 ROTATIONS = 4
@@ -23,7 +24,7 @@ ROTATIONS = 4
 def rotnet(settings: RotNet, model: nn.Module) -> Loss:
     """Put a four-way head on `model`, in place, and return the loss that trains it."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(stream_seed(settings.seed, "pretraining head"))
         set_head(model, nn.Linear(feature_dim(model), ROTATIONS))
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, _labels_B: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 from winnow.config import SimCLR
 from winnow.data.views import augment
 from winnow.models.heads import feature_dim, set_head
+from winnow.random_streams import stream_seed
 from winnow.training import Loss
 
 
@@ -22,7 +23,7 @@ def simclr(settings: SimCLR, model: nn.Module) -> Loss:
     """Put the projector on `model`, in place, and return the loss that trains both."""
     width = feature_dim(model)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(stream_seed(settings.seed, "pretraining head"))
         hidden = nn.Linear(width, settings.projector_width)
         projector = nn.Sequential(hidden, nn.ReLU(), nn.Linear(settings.projector_width, settings.projection_dim))
     set_head(model, projector)

@@ -17,6 +17,7 @@ from typing import Any
 from winnow.config import CONTROL, ROOT, Search
 from winnow.errors import ConfigError, MissingExtra
 from winnow.progress import duration
+from winnow.random_streams import stream_seed
 from winnow.records import record_digest, write_json
 from winnow.search.front import Found
 from winnow.search.meter import batch_of
@@ -127,7 +128,9 @@ class Memory:
         study, optimiser = self._study, self._study.sampler
         every = study.get_trials(deepcopy=False)
         if at_random:
-            study.sampler = self._optuna.samplers.RandomSampler(seed=self.settings.seed + len(every))
+            study.sampler = self._optuna.samplers.RandomSampler(
+                seed=stream_seed(self.settings.seed, "random proposals", len(every))
+            )
         trial = study.ask()
         point = propose(trial, self.settings, hints_of(self.place.config))
         study.sampler = optimiser
@@ -167,7 +170,9 @@ class Memory:
         storage.parent.mkdir(parents=True, exist_ok=True)
         settings, samplers = self.settings, self._optuna.samplers
         # Constant liar: of several trials at once no two look for the same thing.
-        sampler = samplers.TPESampler(seed=settings.seed, n_startup_trials=STARTUP_TRIALS, constant_liar=slots > 1)
+        sampler = samplers.TPESampler(
+            seed=stream_seed(settings.seed, "proposals"), n_startup_trials=STARTUP_TRIALS, constant_liar=slots > 1
+        )
         study = self._optuna.create_study(
             study_name=NAME,
             storage=f"sqlite:///{storage}",

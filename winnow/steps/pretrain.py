@@ -21,6 +21,7 @@ from winnow.models.backbones import ARCHITECTURE, WEIGHTS, Architecture, build
 from winnow.models.heads import backbone_state, head_path
 from winnow.pretraining import METHODS
 from winnow.pretraining.monitor import COLLAPSED, Bank, look
+from winnow.random_streams import stream_seed
 from winnow.records import StepRecord, describe, publish, record_digest, write_json, write_record
 from winnow.training import Checkpoint, Epoch, Plan, Row, drain, fit
 
@@ -43,12 +44,10 @@ def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord
     curves: list[Row] = []
     warnings: tuple[str, ...] = ()
     if not isinstance(settings, NoPretraining):
-        loss = METHODS[type(settings)](settings, model)
-        batches = Batches(
-            images.images_NHWC, images.labels_N, images.indices(TRAIN), settings.batch_size, settings.seed
-        )
+        loss, stream = METHODS[type(settings)](settings, model), stream_seed(settings.seed, "pretraining")
+        batches = Batches(images.images_NHWC, images.labels_N, images.indices(TRAIN), settings.batch_size, stream)
         bank = _bank(config, images)
-        plan = Plan(settings.epochs, batches.steps_per_epoch, settings.optimiser, settings.seed)
+        plan = Plan(settings.epochs, batches.steps_per_epoch, settings.optimiser, stream)
         log.info("%s: %d images, %d steps", settings.method, len(batches.indices), plan.steps)
 
         def monitor(epoch: Epoch) -> None:
