@@ -213,3 +213,35 @@ def paired_gain(treated: Sequence[float], control: Sequence[float]) -> tuple[flo
         raise MissingExtra("scipy", "report") from error
     half = float(t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
     return mean, mean - half, mean + half
+
+
+def crossed_gain(gains_BS: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return the mean gain and the ends of its 95 % interval, of B pretrained backbones on S label draws each.
+
+    Both are drawn at random, and every backbone meets every draw, so that 15 gains of 3 backbones are not 15
+    independent ones. The interval is the widest of three: Student's over the backbones' means, right where backbones
+    differ; over the draws' means, right where draws do; and that of the two-way random-effects model without repeats,
+    with Satterthwaite's degrees of freedom (1946, Biometrics Bulletin 2), for where both do. Raises ValueError with
+    fewer than two of either.
+    """
+    backbones, draws = gains_BS.shape
+    if backbones < 2 or draws < 2:
+        raise ValueError(f"{backbones} backbones on {draws} label draws have no interval; it takes two of each")
+    try:
+        from scipy.stats import t
+    except ModuleNotFoundError as error:
+        raise MissingExtra("scipy", "report") from error
+    mean, count = float(gains_BS.mean()), backbones * draws
+    by_backbone_B, by_draw_S = gains_BS.mean(1), gains_BS.mean(0)
+    rest_BS = gains_BS - by_backbone_B[:, None] - by_draw_S[None] + mean
+    squares = (  # mean square, degrees of freedom, sign in the variance of the mean
+        (draws * float(by_backbone_B.var(ddof=1)), backbones - 1, 1),
+        (backbones * float(by_draw_S.var(ddof=1)), draws - 1, 1),
+        (float((rest_BS**2).sum()) / ((backbones - 1) * (draws - 1)), (backbones - 1) * (draws - 1), -1),
+    )
+    halves = [float(t.ppf(0.975, degrees)) * (square / count) ** 0.5 for square, degrees, sign in squares if sign > 0]
+    total = sum(sign * square for square, _, sign in squares)
+    if total > 0:
+        freedom = total**2 / sum(square**2 / degrees for square, degrees, _ in squares)
+        halves.append(float(t.ppf(0.975, max(1.0, freedom))) * (total / count) ** 0.5)
+    return mean, mean - max(halves), mean + max(halves)

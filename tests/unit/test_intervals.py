@@ -11,6 +11,7 @@ from winnow.intervals import (
     Z95,
     Ratio,
     answered_otherwise,
+    crossed_gain,
     least_worst_end,
     macro_f1_drop,
     paired_drop,
@@ -240,3 +241,24 @@ def test_too_few_pairs_have_no_interval_and_a_better_value_stays_inside() -> Non
         paired_ratio([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="do not pair"):
         paired_ratio([], [])
+
+
+def test_crossed_gains_cover_the_mean_whichever_factor_varies() -> None:
+    rng = np.random.default_rng(0)
+    for of_backbone, of_draw, of_rest in ((1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.2), (0.0, 0.0, 1.0)):
+        covered = 0
+        for _ in range(400):
+            gains = of_backbone * rng.standard_normal((3, 1)) + of_draw * rng.standard_normal((1, 5))
+            mean, low, high = crossed_gain(5.0 + gains + of_rest * rng.standard_normal((3, 5)))
+            assert low <= mean <= high
+            covered += low <= 5.0 <= high
+        assert covered >= 0.94 * 400, (of_backbone, of_draw, of_rest, covered)
+
+
+def test_crossed_gains_are_not_independent() -> None:
+    gains = np.repeat(np.array([[1.0], [2.0], [6.0]]), 5, axis=1)  # every draw says the same of a backbone
+    mean, low, high = crossed_gain(gains + np.random.default_rng(0).normal(0, 1e-6, (3, 5)))
+    expected = ttest_rel([1.0, 2.0, 6.0], [0.0] * 3).confidence_interval()
+    assert (mean, low, high) == pytest.approx((3.0, expected.low, expected.high), abs=1e-3)
+    with pytest.raises(ValueError, match="it takes two of each"):
+        crossed_gain(gains[:1])
