@@ -121,11 +121,12 @@ def learned_lines(places: Places) -> list[str]:
     """How many labels were used, what pretraining bought, what could not be timed, and the warnings of every step."""
     record = read_record(places.artifacts / "candidates" / ROOT)
     gain, labels = record.details["arms"]["gain"], record.details["labels"]
-    test = read_record(places.artifacts / "report").metrics
+    report = read_record(places.artifacts / "report")
+    test = report.metrics
     lines = [
         f"labels used: {labels['training']:,} for training, {labels['choosing']:,} for choosing, "
         f"{test['test/images']:,.0f} for the test",
-        *_elsewhere(record, test),
+        *_elsewhere(record, report),
     ]
     if gain is not None:
         interval = f" (95 % interval {gain['low']:+.1f} to {gain['high']:+.1f})" if gain["pairs"] > 1 else ""
@@ -143,15 +144,19 @@ def learned_lines(places: Places) -> list[str]:
     return lines + _warning_lines(places)
 
 
-def _elsewhere(dense: StepRecord, test: dict[str, float]) -> list[str]:
+def _elsewhere(dense: StepRecord, report: StepRecord) -> list[str]:
     """Accuracy elsewhere than on the validation split: over all labels, and on the test split."""
-    lines = []
+    lines, test = [], report.metrics
     if crossed := dense.details["cross_validation"]:
         told = _top1(dense.metrics, "cross_validation/")
         lines.append(f"dense, cross-validated: {told}, {crossed['labels']:,} labels")
     if "test/dense_top1" in test:
-        winner = f", the winner {_top1(test, 'test/winner_')}" if "test/winner_top1" in test else ""
-        lines.append(f"on the test images: dense {_top1(test, 'test/dense_')}{winner}")
+        baseline = report.details.get("baseline", ROOT)
+        others = [baseline] if baseline != ROOT else []
+        told = ", ".join(f"{name} {_top1(test, f'test/{name}_')}" for name in (ROOT, *others))
+        if "test/winner_top1" in test:
+            told += f", the winner {_top1(test, 'test/winner_')} in {report.details['measured_in']}"
+        lines.append(f"on the test images: {told}")
     return lines
 
 
@@ -161,10 +166,10 @@ def _top1(metrics: dict[str, float], prefix: str) -> str:
 
 
 def _warning_lines(places: Places) -> list[str]:
-    """The warnings of every step, each once."""
+    """The warnings of every step, each once; first those of the report, which measures on the test split."""
     candidates = load_config(places.root / "params.yaml").candidates
     names = [ROOT, *in_order(dict(candidates))]
-    folders = ["data", "pretrain", *(f"candidates/{name}" for name in names), "benchmark", "select", "report"]
+    folders = ["report", "data", "pretrain", *(f"candidates/{name}" for name in names), "benchmark", "select"]
     found: dict[str, str] = {}
     for folder in folders:
         record = read_record(places.artifacts / folder)

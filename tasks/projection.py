@@ -122,6 +122,8 @@ def content(folder: Path, step: str, judging: Judging | None = None) -> RunConte
         note="\n".join([*_details_lines(record), *(f"- warning: {text}" for text in record.warnings)]),
         curves=record.details.get("curves", []),
     )
+    if step == "report":
+        return replace(own, tags=own.tags | tags_of_the_test(record))
     if step not in CANDIDATE_STEPS:
         return own
     own = replace(own, params={"method": str(record.details["method"])} | own.params, tags=own.tags | _lineage(record))
@@ -209,7 +211,17 @@ def execution_tags(places: Places) -> dict[str, str]:
     if judging is None:
         return {}
     details = judging.selection.details
-    return {"winnow.winner": details["winner"] or "nobody", "winnow.reason": details["why"][:TAG_LENGTH]}
+    tags = {"winnow.winner": details["winner"] or "nobody", "winnow.reason": details["why"][:TAG_LENGTH]}
+    report = places.artifacts / "report"
+    return tags | (tags_of_the_test(read_record(report)) if (report / RECORD).is_file() else {})
+
+
+def tags_of_the_test(report: StepRecord) -> dict[str, str]:
+    """Return what the figures on the test split are: their baseline, where they were measured, their first warnings."""
+    if "baseline" not in report.details:
+        return {}
+    tags = {f"winnow.test.{key}": str(report.details[key]) for key in ("baseline", "measured_in")}
+    return tags | ({"winnow.test.warning": "; ".join(report.warnings)[:TAG_LENGTH]} if report.warnings else {})
 
 
 def execution_note(

@@ -28,6 +28,7 @@ from tasks.registry import CARD, CHALLENGER, CHAMPION, PREVIOUS, Version
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
+from winnow.evaluation import drop_metrics_on_test
 from winnow.hosts import target_digest
 from winnow.model_file import MODEL
 from winnow.records import RECORD, StepRecord, read_json, read_record, record_digest, sha256_of
@@ -186,8 +187,11 @@ def _how(row: Mapping[str, Any]) -> dict[str, Any]:
     return how
 
 
-def _tested(places: Places, winner: str) -> dict[str, float]:
-    """{images, top1, top1_low, top1_high} on the test split, of the report on this selection; {} without one."""
+def _tested(places: Places, winner: str) -> dict[str, Any]:
+    """Return the report's figures on the test split, where it is of this selection; {} without one.
+
+    images, top1, top1_low, top1_high; baseline, drop_points, drop_low, drop_high against it; measured_in; warnings.
+    """
     folder = places.artifacts / "report"
     if not (folder / RECORD).is_file():
         return {}
@@ -195,8 +199,16 @@ def _tested(places: Places, winner: str) -> dict[str, float]:
     seen = report.inputs.get("select") == record_digest(places.artifacts / "select")
     if not seen or report.details["winner"] != winner or f"{prefix}top1" not in report.metrics:
         return {}
-    found = {key: report.metrics[prefix + key] for key in ("top1", "top1_low", "top1_high")}
-    return found | {"images": report.metrics["test/images"]}
+    baseline = str(report.details["baseline"])
+    drop = zip(("drop_points", "drop_low", "drop_high"), drop_metrics_on_test(baseline), strict=True)
+    return {
+        "images": report.metrics["test/images"],
+        **{key: report.metrics[prefix + key] for key in ("top1", "top1_low", "top1_high")},
+        "baseline": baseline,
+        **{key: report.metrics[name] for key, name in drop},
+        "measured_in": report.details["measured_in"],
+        "warnings": list(report.warnings),
+    }
 
 
 def _split(data: StepRecord) -> dict[str, float]:

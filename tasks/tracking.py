@@ -240,6 +240,8 @@ def _describe(places: Places, client: Any, run_id: str, note: str, digest: str) 
         client.log_artifact(run_id, str(path))
     tags = projection.execution_tags(places)
     reason = tags.get("winnow.reason", "no verdict yet")
+    if warning := tags.get("winnow.test.warning"):
+        reason = f"**Warning of the test split:** {warning}\n\n{reason}"
     store.log(client, run_id, tags=tags | {NOTE: f"{reason}\n\n{note}\n\nWhy it ran: {why}", DIGEST: digest})
 
 

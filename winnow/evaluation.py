@@ -57,6 +57,12 @@ def served_file(row: Mapping[str, Any]) -> str:
     return f"{row['candidate']}-{row['runtime'].removesuffix('-throughput')}-{row['precision']}.npy"
 
 
+def drop_metrics_on_test(baseline: str) -> tuple[str, str, str]:
+    """Return the names of the winner's drop on the test split and of the ends of its interval, points."""
+    start = f"test/drop_from_{baseline}"
+    return f"{start}_points", f"{start}_low", f"{start}_high"
+
+
 def quality(
     logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64], classes: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, Any]]:

@@ -167,8 +167,8 @@ An image classifier: one of {len(classes)} classes for each image. {shown}.
 
 ## How good it is
 
-Measured on {card["measured_on"]}, by which it was chosen: {labels["choosing"]} labelled images.
-{labels["training"]} labels were trained on.
+{_test_warnings(card.get("test", {}))}Measured on {card["measured_on"]}, by which it was chosen:
+{labels["choosing"]} labelled images. {labels["training"]} labels were trained on.
 
 | | |
 |---|---|
@@ -221,15 +221,26 @@ def _quality(metrics: Mapping[str, float]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _tested(told: Mapping[str, float]) -> str:
-    """The figure that nothing was chosen by."""
-    if not told:
+def _tested(test: Mapping[str, Any]) -> str:
+    """The figure that nothing was chosen by. Cards of earlier versions hold no baseline."""
+    if not test:
         return ""
-    low, high = told["top1_low"] * 100, told["top1_high"] * 100
-    return (
-        f"On {told['images']:.0f} test images, by which nothing was chosen: {told['top1'] * 100:.1f} % top-1 "
-        f"(95 % interval {low:.1f} to {high:.1f}).\n"
+    low, high = test["top1_low"] * 100, test["top1_high"] * 100
+    text = (
+        f"On {test['images']:.0f} test images, by which nothing was chosen: {test['top1'] * 100:.1f} % top-1 "
+        f"(95 % interval {low:.1f} to {high:.1f})"
     )
+    if "baseline" in test:
+        text += (
+            f", measured in {test['measured_in']}; {test['drop_points']:.1f} points below {test['baseline']} "
+            f"({test['drop_low']:.1f} to {test['drop_high']:.1f})"
+        )
+    return f"{text}.\n"
+
+
+def _test_warnings(test: Mapping[str, Any]) -> str:
+    """What the test split warns of, before any figure."""
+    return "".join(f"**Warning:** {warning}.\n\n" for warning in test.get("warnings", []))
 
 
 def _speed(speed: Mapping[str, float], fastest: Mapping[str, Mapping[str, Any]]) -> str:

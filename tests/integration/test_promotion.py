@@ -107,18 +107,27 @@ def test_a_version_holds_the_very_file_its_card_and_can_be_served(places: Places
 def test_the_card_repeats_the_test_figures_of_this_selection_alone(places: Places, config: Config, of: str) -> None:
     select = record_digest(places.artifacts / "select") if of == "this selection" else "0" * 64
     figures = {"top1": 0.5, "top1_low": 0.4, "top1_high": 0.6}
+    lost = {"points": 1.0, "low": -1.0, "high": 3.0}
     report = StepRecord(
         step="report",
         name="report",
         parameters={},
         inputs={"select": select},
-        metrics={"test/images": 50.0, **{f"test/winner_{key}": value for key, value in figures.items()}},
-        details={"winner": "quick"},
+        metrics={
+            "test/images": 50.0,
+            **{f"test/winner_{key}": value for key, value in figures.items()},
+            **{f"test/drop_from_dense-kd_{part}": value for part, value in lost.items()},
+        },
+        details={"winner": "quick", "baseline": "dense-kd", "measured_in": "ort f32, batches of 1"},
+        warnings=("test and validation disagree",),
     )
     write_record(places.artifacts / "report", report)
     promote(places, config)
     card = read_json(fetched(places, "champion") / "card.json")
-    assert card["test"] == (figures | {"images": 50.0} if of == "this selection" else {})
+    told = figures | {f"drop_{part}": value for part, value in lost.items()}
+    told |= {"images": 50.0, "baseline": "dense-kd", "measured_in": "ort f32, batches of 1"}
+    told |= {"warnings": ["test and validation disagree"]}
+    assert card["test"] == (told if of == "this selection" else {})
     assert card["fastest"]["throughput"] == {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 8}
 
 

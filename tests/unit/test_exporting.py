@@ -60,6 +60,13 @@ def test_what_is_in_it(promoted: Path, tiny_candidate: Callable[[str], Path], tm
     assert "| p50 latency, one image | 0.112 ms (ort, int8, 2 threads, batch 1) |" in text
     assert "18546 images/s (openvino (PERFORMANCE_HINT THROUGHPUT, 2 streams of 32 images each), int8, 2 thr" in text
     assert "On 2000 test images, by which nothing was chosen: 43.8 % top-1 (95 % interval 41.6 to 46.0).\n" in text
+    figures = {"baseline": "dense-kd", "drop_points": 1.25, "drop_low": 0.5, "drop_high": 2.0}
+    deployed = {"measured_in": "openvino int8, batches of 1", "warnings": ["the intervals do not overlap"]}
+    whole = model_card(
+        json.loads((promoted / "card.json").read_text()) | {"test": MORE["test"] | figures | deployed}, "t"
+    )
+    assert ", measured in openvino int8, batches of 1; 1.2 points below dense-kd (0.5 to 2.0).\n" in whole
+    assert "## How good it is\n\n**Warning:** the intervals do not overlap.\n\nMeasured on" in whole
     assert "reshape the model" in text
     float_card = json.loads((tiny_candidate("dense") / "card.json").read_text()) | MORE | {"test": {}}
     assert "reshape the model" not in model_card(float_card, "float")

@@ -25,10 +25,11 @@ TESTED = LastLook(
         "test/images": 30.0,
         **{f"test/{who}_{part}": 0.9 for who in ("dense", "winner") for part in ("top1", "macro_f1", "ece")},
         **{f"test/{who}_top1_{end}": 0.8 for who in ("dense", "winner") for end in ("low", "high")},
-        "test/drop_points": 1.25,
-        "test/drop_low": -3.75,
-        "test/drop_high": 6.25,
+        "test/drop_from_dense_points": 1.25,
+        "test/drop_from_dense_low": -3.75,
+        "test/drop_from_dense_high": 6.25,
     },
+    measured_in="openvino int8, batches of 1",
 )
 VOID = {"meta", "img"}
 
@@ -97,7 +98,7 @@ def test_the_verdict_stands_at_the_top(facts: Facts, html: str) -> None:
     assert "validation images of tiny <shapes>" in top
     assert facts.selection.details["why"] in top
     assert "On 30 test images of tiny <shapes>" in top
-    assert "loses 1.2 points against dense (95 % interval of the loss −3.8 to 6.2)" in top
+    assert "loses 1.2 points against dense (95 % interval of the loss −3.8 to 6.2), measured in openvino int8" in top
     assert "only 60 labelled validation images" in top
     assert "0123abcd" in top
 

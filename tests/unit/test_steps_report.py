@@ -3,18 +3,20 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.conftest import tiny_params
-from tests.tiny_run import build, write_network
+from tests.tiny_run import build, rewrite, write_network
 from winnow.config import Config, check_config
 from winnow.data.images import TEST, load_images
 from winnow.errors import ArtifactError
 from winnow.inference import predict_file
 from winnow.intervals import paired_drop
 from winnow.records import StepRecord, read_record, record_digest
+from winnow.runtimes import OPENERS, Cell, NotHere
 from winnow.steps.report import count_reading, report, version_of
 from winnow.steps.select import select
 
@@ -40,6 +42,8 @@ def run(artifacts: Path, config: Config | None = None, out: str = "report") -> S
 def test_dense_and_the_winner_are_tested(artifacts: Path) -> None:
     write_network(artifacts / "candidates" / "pruned-int8" / "model.onnx", 0.38)
     record = run(artifacts)
+    assert record.details["measured_in"] == "openvino int8, batches of 1"
+    assert record.details["baseline"] == "dense"
     images = load_images(artifacts / "data")
     indices = images.indices(TEST)
     labels = images.labels_N[indices]
@@ -53,14 +57,96 @@ def test_dense_and_the_winner_are_tested(artifacts: Path) -> None:
     assert told["test/images"] == 30
     assert told["test/dense_top1"] == pytest.approx(right["dense"].mean())
     assert told["test/winner_top1"] == pytest.approx(right["pruned-int8"].mean())
-    assert 0 < told["test/drop_points"] == pytest.approx(drop.points)
-    assert (told["test/drop_low"], told["test/drop_high"]) == (drop.low, drop.high)
+    assert 0 < told["test/drop_from_dense_points"] == pytest.approx(drop.points)
+    assert (told["test/drop_from_dense_low"], told["test/drop_from_dense_high"]) == (drop.low, drop.high)
     assert told["test/winner_top1_low"] < told["test/winner_top1"] < told["test/winner_top1_high"]
     assert record.details["test"]["pruned-int8"]["per_class"]["stripes"]["support"] == 10
     assert record.inputs["select"] == record_digest(artifacts / "select")
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
     assert f"{told['test/winner_top1'] * 100:.1f}" in page
     assert version_of(images) in page
+
+
+def served_otherwise(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO answers the second class for every image; the file in ONNX Runtime answers as before."""
+
+    def always_the_second(folder: Path, cell: Cell) -> Any:
+        assert (cell.runtime, cell.batch) == ("openvino", 1)
+        return lambda pixels_NHWC: np.eye(3, dtype=np.float32)[np.ones(len(pixels_NHWC), np.int64)]
+
+    monkeypatch.setitem(OPENERS, "openvino", always_the_second)
+
+
+def test_the_winner_answers_in_the_runtime_that_serves_it(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served_otherwise(artifacts, monkeypatch)
+    record = run(artifacts)
+    assert record.metrics["test/winner_top1"] == pytest.approx(1 / 3)
+    assert record.metrics["test/dense_top1"] > 0.9
+    assert record.details["measured_in"] == "openvino int8, batches of 1"
+    assert record.details["fallback"] == ""
+    page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
+    assert "measured in openvino int8, batches of 1" in page
+
+
+def test_test_and_validation_that_disagree_are_the_first_warning(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(artifacts).warnings == ()
+    served_otherwise(artifacts, monkeypatch)
+    first = run(artifacts).warnings[0]
+    assert first.startswith("pruned-int8 has 33.3 % top-1 on the test split (95 % interval 19.2 to 51.2), below the")
+    assert "98.3 % on validation (91.1 to 99.7): the intervals do not overlap" in first
+    page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
+    assert page.index("the intervals do not overlap") < page.index("smaller than dense")
+
+
+def test_dense_that_disagrees_is_told_without_a_winner_too(artifacts: Path) -> None:
+    params = tiny_params()
+    params["promotion"]["gates"] |= {"min_speedup": 50.0}
+    config = check_config(params)
+    chosen(artifacts, config)
+    write_network(artifacts / "candidates" / "dense" / "model.onnx", 0.99)
+    assert "dense has 66.7 % top-1 on the test split" in run(artifacts, config).warnings[0]
+
+
+def test_the_drop_is_counted_from_the_stronger_baseline(tiny_data: Path, tmp_path: Path) -> None:
+    built = build(tiny_data, tmp_path / "artifacts", {"dense-kd": {"blind": 0.34}, "student": {"blind": 0.5}})
+    params = tiny_params()
+    params["promotion"]["gates"] |= {"max_drop_points": 40.0, "max_macro_f1_drop_points": 40.0, "min_agreement": 0.5}
+    config = check_config(params)
+    record = run(chosen(built, config), config)
+    assert record.details["baseline"] == "dense-kd"
+    told = record.metrics
+    lost = (told["test/dense-kd_top1"] - told["test/winner_top1"]) * 100
+    assert told["test/drop_from_dense-kd_points"] == pytest.approx(lost)
+    assert {"test/dense-kd_top1", "test/dense_top1", "test/winner_top1"} <= set(told)
+    assert not any(key.startswith("test/drop_from_dense_") for key in told)
+    page = (built / "report" / "report.html").read_text(encoding="utf-8")
+    assert "against dense-kd (95\xa0% interval" in page.replace("95 %", "95\xa0%")
+
+
+@pytest.mark.parametrize("why", ["another machine", "no such runtime"])
+def test_where_the_serving_runtime_cannot_be_had_the_file_answers_and_it_is_told(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    select_record = read_record(artifacts / "select")
+    if why == "another machine":
+        speeds = {**select_record.details["speeds"], "is_target": True}
+        rewrite(artifacts / "select", details={**select_record.details, "speeds": speeds})
+        (artifacts / "benchmark" / "pruned-int8-openvino-int8.npy").unlink()
+    else:
+
+        def missing(folder: Path, cell: Cell) -> Any:
+            raise NotHere("no such processor")
+
+        monkeypatch.setitem(OPENERS, "openvino", missing)
+    record = run(artifacts)
+    assert record.details["measured_in"] == "ONNX Runtime, the file as it is"
+    told = "has no answers in that" if why == "another machine" else "does not run here (no such processor)"
+    assert record.details["fallback"].startswith("it will serve in openvino int8")
+    assert told in record.details["fallback"]
+    assert record.warnings[0].startswith("pruned-int8 was tested in ONNX Runtime")
+    assert told in (artifacts / "report" / "report.html").read_text(encoding="utf-8")
 
 
 def test_nobody_else_is_tested(artifacts: Path) -> None:

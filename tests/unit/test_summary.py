@@ -52,16 +52,19 @@ def test_accuracy_elsewhere_than_on_validation_is_told(places: Places) -> None:
     details = record.details | {"cross_validation": {"labels": 100}}
     rewrite(dense, metrics=record.metrics | crossed, details=details)
     test = {f"test/{who}_top1{end}": 0.5 for who in ("dense", "winner") for end in ("", "_low", "_high")}
-    rewrite(places.artifacts / "report", metrics={"test/images": 30.0, **test})
+    where = {"baseline": "dense-kd", "measured_in": "openvino int8, batches of 1"}
+    test |= {f"test/dense-kd_top1{end}": 0.6 for end in ("", "_low", "_high")}
+    rewrite(places.artifacts / "report", metrics={"test/images": 30.0, **test}, details=where)
     told = learned_lines(places)
     assert told[1] == "dense, cross-validated: top-1 46.0 % (95 % interval 36.6 to 55.7), 100 labels"
-    assert told[2].startswith(
-        "on the test images: dense top-1 50.0 % (95 % interval 50.0 to 50.0), the winner top-1 50"
+    assert told[2] == (
+        "on the test images: dense top-1 50.0 % (95 % interval 50.0 to 50.0), dense-kd top-1 60.0 % (95 % interval "
+        "60.0 to 60.0), the winner top-1 50.0 % (95 % interval 50.0 to 50.0) in openvino int8, batches of 1"
     )
 
 
-def test_warnings_of_every_step_each_once(places: Places) -> None:
-    folders = ["data", "pretrain", "candidates/dense", "candidates/pruned", "benchmark", "select", "report"]
+def test_warnings_of_every_step_each_once_those_of_the_report_first(places: Places) -> None:
+    folders = ["report", "data", "pretrain", "candidates/dense", "candidates/pruned", "benchmark", "select"]
     for folder in folders:
         rewrite(places.artifacts / folder, warnings=("of all", f"of {folder}"))
     lines = learned_lines(places)

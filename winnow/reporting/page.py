@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from winnow.config import ROOT
+from winnow.evaluation import drop_metrics_on_test
 from winnow.intervals import Drop
 from winnow.reporting.candidates import SPEEDUPS, by_class, candidates, causes, span, trade_off
 from winnow.reporting.conditions import controls, glossary, memory, method
@@ -66,7 +67,13 @@ class LastLook:
     version: str
     """Digest of its images."""
     metrics: dict[str, float]
-    """test/images, test/dense_top1, test/winner_top1, test/drop_points, ..., with intervals; empty without images."""
+    """As winnow/test_evaluation.py names them; test/images alone without labelled test images."""
+    baseline: str = ROOT
+    """What the drop is counted against: dense or dense-kd."""
+    measured_in: str = ""
+    """Where the winner answered."""
+    warnings: tuple[str, ...] = ()
+    """What a user must know first."""
 
 
 def page(facts: Facts, tested: LastLook) -> str:
@@ -85,10 +92,11 @@ def verdict(facts: Facts, tested: LastLook) -> Html:
         "header",
         paragraph(f"winnow report · {facts.source}", css="above"),
         tag("h1", title),
+        *([_first_warnings(tested.warnings)] if tested.warnings else []),
         paragraph(_promise(facts, name) if name else why[0].upper() + why[1:], css="lead"),
         *([paragraph(why)] if name else []),
         *([_figures(facts, facts.shown)] if facts.shown else []),
-        paragraph(_tested_words(facts, tested.metrics)),
+        paragraph(_tested_words(facts, tested)),
         side_by_side(
             *([_speedups(facts, facts.shown)] if facts.shown else []),
             *([_tested_table(facts, tested)] if KNOWN in tested.metrics else []),
@@ -180,20 +188,30 @@ def _ratio_cell(speed: Mapping[str, float], key: str) -> Content:
     return two_lines(f"{speed[key]:.1f} ×", f"{speed[f'{key}_low']:.1f} to {speed[f'{key}_high']:.1f}")
 
 
-def _tested_words(facts: Facts, told: dict[str, float]) -> str:
+def _first_warnings(warnings: tuple[str, ...]) -> Html:
+    """What the test split warns of, before any figure."""
+    return tag("div", *[paragraph(f"{warning}.") for warning in warnings], css="heed")
+
+
+def _tested_words(facts: Facts, tested: LastLook) -> str:
     """The only figures that nothing was chosen by."""
-    if KNOWN not in told:
+    metrics = tested.metrics
+    if KNOWN not in metrics:
         return "There is no labelled test image: every figure on this page is of the validation split."
-    text = f"On {number(told['test/images'])} test images of {facts.source}, by which nothing was chosen, "
+    text = f"On {number(metrics['test/images'])} test images of {facts.source}, by which nothing was chosen, "
     if not facts.winner:
-        return f"{text}dense has {percent(told[KNOWN])} right; with nobody proposed, nobody else was looked at."
-    points, ends = told["test/drop_points"], span(told["test/drop_low"], told["test/drop_high"])
+        return f"{text}dense has {percent(metrics[KNOWN])} right; with nobody proposed, nobody else was looked at."
+    points, low, high = (metrics[key] for key in drop_metrics_on_test(tested.baseline))
     changed = _changed(points, "loses", "gains")
-    return f"{text}{facts.winner} {changed} against dense (95 % interval of the loss {ends})."
+    return (
+        f"{text}{facts.winner} {changed} against {tested.baseline} (95 % interval of the loss {span(low, high)}), "
+        f"measured in {tested.measured_in}."
+    )
 
 
 def _tested_table(facts: Facts, tested: LastLook) -> Html:
-    rows = [_test_row(tested.metrics, "dense", ROOT)]
+    names = dict.fromkeys((ROOT, tested.baseline))
+    rows = [_test_row(tested.metrics, name, name) for name in names]
     if facts.winner:
         rows.append(_test_row(tested.metrics, "winner", facts.winner))
     caption = f"On the test split, version {tested.version}; the step counts and prints how often it was read"

@@ -1,7 +1,8 @@
 """Step 7, the last: the page of the run, and the one look at the test split.
 
-Only here are test images read, for `dense` and the winner alone, after everything has been chosen; no step reads what
-this one leaves, so nothing can be chosen by it; the card of a promoted model repeats it. Each look is counted for this
+Only here are test images read, for `dense`, the stronger baseline and the winner alone, after everything has been
+chosen (winnow/test_evaluation.py); no step reads what this one leaves, so nothing can be chosen by it; the card of a
+promoted model repeats it. Each look is counted for this
 version of the test split, in a file outside the step's folder, and the count is printed: a test split that has been
 read often is no longer unseen. The count is not in the record, whose bytes follow from its inputs.
 """
@@ -12,21 +13,16 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from winnow.config import ROOT, Config, in_order
 from winnow.data.images import TEST, ImageSet, load_images
+from winnow.deployed import IN_ONNX_RUNTIME
 from winnow.errors import ArtifactError
-from winnow.evaluation import agreement, quality
-from winnow.inference import predict_file
-from winnow.intervals import paired_drop
-from winnow.model_file import MODEL
 from winnow.records import StepRecord, describe, publish, record_digest, write_json, write_record
 from winnow.reporting import plots
 from winnow.reporting.facts import Facts, read_facts
 from winnow.reporting.page import LastLook, page
+from winnow.test_evaluation import TestEvaluation, evaluate_test
 
 log = logging.getLogger(__name__)
 PAGE, LEARNING = "report.html", "learning.svg"
@@ -40,8 +36,10 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> S
     facts = read_facts(artifacts, names)
     images = load_images(artifacts / "data")
     version = version_of(images)
-    metrics, details = _look(config, artifacts, images, facts, test_readings)
-    html = page(facts, LastLook(version, metrics))
+    tested = _look(artifacts, images, facts, test_readings)
+    warnings = _warnings(tested, facts.winner)
+    at_the_top = warnings if tested.details else ()
+    html = page(facts, LastLook(version, tested.metrics, tested.baseline, tested.measured_in, at_the_top))
     folders = {name: artifacts / name for name in ("data", "pretrain", "benchmark", "select")}
     folders |= {name: artifacts / "candidates" / name for name in names}
     with publish(out) as folder:
@@ -55,9 +53,18 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> S
             name="report",
             parameters={},
             inputs={name: record_digest(path) for name, path in folders.items()},
-            metrics=metrics,
-            details={"test_version": version, "winner": facts.winner, "source": facts.source, "test": details},
-            warnings=() if details else (UNTESTED,),
+            metrics=tested.metrics,
+            details={
+                "test_version": version,
+                "winner": facts.winner,
+                "source": facts.source,
+                "test": tested.details,
+                "baseline": tested.baseline,
+                "measured_in": tested.measured_in,
+                "fallback": tested.fallback,
+                "disagreements": list(tested.disagreements),
+            },
+            warnings=warnings,
             artifacts=describe(folder, *files),
         )
         write_record(folder, record)
@@ -82,28 +89,18 @@ def count_reading(path: Path, version: str) -> int:
     return count
 
 
-def _look(
-    config: Config, artifacts: Path, images: ImageSet, facts: Facts, test_readings: Path
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Quality on the test split of dense and the winner -> (metrics, details per candidate); nothing without images."""
-    indices = images.indices(TEST, labelled=True)
-    if len(indices) == 0:
-        return {"test/images": 0.0}, {}
-    version = version_of(images)
-    count = count_reading(test_readings, version)
-    log.info("report: test split read %d time%s (version %s)", count, "" if count == 1 else "s", version)
-    labels_N = images.labels_N[indices]
-    metrics, details = {"test/images": float(len(indices))}, {}
-    right, logits = {}, {}
-    for who, name in (("dense", ROOT), ("winner", facts.winner)):
-        if name is None:
-            continue
-        logits[who] = predict_file(artifacts / "candidates" / name / MODEL, images.images_NHWC, indices)
-        told, details[name] = quality(logits[who], labels_N, images.classes)
-        metrics |= {f"test/{who}_{key.removeprefix('quality/')}": value for key, value in told.items()}
-        right[who] = np.asarray(logits[who].argmax(1) == labels_N)
-    if "winner" in right:
-        drop = paired_drop(right["dense"], right["winner"])
-        metrics |= {"test/drop_points": drop.points, "test/drop_low": drop.low, "test/drop_high": drop.high}
-        metrics["test/winner_agreement"] = agreement(logits["dense"], logits["winner"])
-    return metrics, details
+def _look(artifacts: Path, images: ImageSet, facts: Facts, test_readings: Path) -> TestEvaluation:
+    """Count the reading and evaluate the test split; neither without labelled test images."""
+    if len(images.indices(TEST, labelled=True)):
+        version = version_of(images)
+        count = count_reading(test_readings, version)
+        log.info("report: test split read %d time%s (version %s)", count, "" if count == 1 else "s", version)
+    return evaluate_test(artifacts, facts.selection.details, images)
+
+
+def _warnings(tested: TestEvaluation, winner: str | None) -> tuple[str, ...]:
+    """Return what a user must know first: that test and validation disagree, then where the winner was measured."""
+    if not tested.details:
+        return (UNTESTED,)
+    elsewhere = f"{winner} was tested in {IN_ONNX_RUNTIME}, and not as it will serve: {tested.fallback}"
+    return (*tested.disagreements, *([elsewhere] if tested.fallback else []))

@@ -1,0 +1,120 @@
+"""The one evaluation on the test split: dense, the baseline of the drop, and the winner as it is deployed.
+
+The winner is measured as on validation: in the runtime, precision and batch that serve it (winnow/deployed.py), against
+the stronger of dense and dense-kd, which `select` recorded. Where the interval of top-1 on the test split does not
+overlap the one on validation, the difference is more than chance: `disagreements` says so, and it is the first thing
+that a user is shown.
+
+Names of metrics: test/dense_*, test/dense-kd_* (where that is the baseline), test/winner_*, and the drop with the
+baseline in its name: test/drop_from_dense-kd_points, _low, _high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.config import ROOT
+from winnow.data.images import TEST, VALIDATION, ImageSet
+from winnow.deployed import IN_ONNX_RUNTIME, DeployedAnswers, deployed_answers
+from winnow.evaluation import agreement, drop_metrics_on_test, load_logits, quality
+from winnow.inference import predict_file
+from winnow.intervals import paired_drop
+from winnow.model_file import MODEL
+
+WINNER = "winner"
+TOP1 = ("quality/top1", "quality/top1_low", "quality/top1_high")
+
+
+@dataclass(frozen=True)
+class TestEvaluation:
+    """Figures of the test split."""
+
+    __test__ = False
+
+    metrics: dict[str, float]
+    details: dict[str, Any] = field(default_factory=dict)
+    """Candidate -> per-class figures, confusion, calibration; empty without labelled test images."""
+    baseline: str = ROOT
+    """What drops are counted against: dense or dense-kd."""
+    measured_in: str = IN_ONNX_RUNTIME
+    """Where the winner answered."""
+    fallback: str = ""
+    """Why that is not the place that serves it; empty where it is."""
+    disagreements: tuple[str, ...] = ()
+    """Of dense and the winner: test and validation intervals of top-1 that do not overlap."""
+
+
+def evaluate_test(artifacts: Path, selection: Mapping[str, Any], images: ImageSet) -> TestEvaluation:
+    """Measure dense, the baseline and the winner on the labelled test images. `selection`: details of `select`.
+
+    Without a winner only dense is measured. Raises ArtifactError for a file that cannot be opened.
+    """
+    indices_N = images.indices(TEST, labelled=True)
+    if len(indices_N) == 0:
+        return TestEvaluation({"test/images": 0.0})
+    winner: str | None = selection["winner"]
+    baseline = str(selection["reference"]) if winner else ROOT
+    answers = {name: _as_a_file(artifacts, name, images) for name in dict.fromkeys((ROOT, baseline))}
+    if winner:
+        answers[WINNER] = deployed_answers(artifacts, winner, selection, images)
+    logits = {who: each.test(indices_N) for who, each in answers.items()}
+    labels_N, labels_V = images.labels_N[indices_N], images.labels_N[images.indices(VALIDATION)]
+    metrics, details, disagreements = {"test/images": float(len(indices_N))}, {}, []
+    for who, logits_NC in logits.items():
+        name = (winner or "") if who == WINNER else who
+        figures, details[name] = quality(logits_NC, labels_N, images.classes)
+        metrics |= {f"test/{who}_{key.removeprefix('quality/')}": value for key, value in figures.items()}
+        if who in (ROOT, WINNER):
+            disagreements += _disagreement(name, figures, answers[who].validation(), labels_V, images.classes)
+    if not winner:
+        return TestEvaluation(metrics, details, disagreements=tuple(disagreements))
+    right = {who: np.asarray(logits_NC.argmax(1) == labels_N) for who, logits_NC in logits.items()}
+    drop = paired_drop(right[baseline], right[WINNER])
+    metrics |= dict(zip(drop_metrics_on_test(baseline), (drop.points, drop.low, drop.high), strict=True))
+    metrics["test/winner_agreement_with_dense"] = agreement(logits[ROOT], logits[WINNER])
+    deployed = answers[WINNER]
+    return TestEvaluation(
+        metrics, details, baseline, deployed.measured_in, deployed.fallback, tuple(reversed(disagreements))
+    )
+
+
+def _as_a_file(artifacts: Path, name: str, images: ImageSet) -> DeployedAnswers:
+    """Dense and dense-kd answer in ONNX Runtime, as on validation: they are compared with, and do not serve."""
+    folder = artifacts / "candidates" / name
+    return DeployedAnswers(
+        IN_ONNX_RUNTIME,
+        "",
+        lambda indices_N: predict_file(folder / MODEL, images.images_NHWC, indices_N),
+        lambda: load_logits(folder, images),
+    )
+
+
+def _disagreement(
+    name: str,
+    test: Mapping[str, float],
+    validation_VC: NDArray[np.float32],
+    labels_V: NDArray[np.int64],
+    classes: Sequence[str],
+) -> list[str]:
+    """Return the warning that the two intervals of top-1 do not overlap, if they do not."""
+    scored_V = labels_V >= 0
+    validation, _ = quality(validation_VC[scored_V], labels_V[scored_V], classes)
+    if not validation:
+        return []
+    (value, low, high), (chosen, chosen_low, chosen_high) = (
+        [figures[key] * 100 for key in TOP1] for figures in (test, validation)
+    )
+    if low <= chosen_high and chosen_low <= high:
+        return []
+    side = "below" if value < chosen else "above"
+    return [
+        f"{name} has {value:.1f} % top-1 on the test split (95 % interval {low:.1f} to {high:.1f}), {side} the "
+        f"{chosen:.1f} % on validation ({chosen_low:.1f} to {chosen_high:.1f}): the intervals do not overlap. Expect "
+        "the figure of the test split in production, and find out how the two splits differ"
+    ]
