@@ -3,12 +3,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from winnow.compression.channels import Cut, least_channels, remove_channels
 from winnow.compression.importance import Criterion, prepare, pruning_library
@@ -114,3 +115,69 @@ def test_gradients_need_labels(tiny_dense: Path, tiny_inputs: Inputs) -> None:
     blind = dataclasses.replace(tiny_inputs, labels_N=np.full_like(tiny_inputs.labels_N, -1))
     with pytest.raises(ConfigError, match="need labelled images"):
         prepare(load_model(tiny_dense)[0], "taylor", blind, 0)
+
+
+def group_of(model: nn.Module, layer: nn.Module, side: int) -> Any:
+    """All channels of the layer with what would go with them."""
+    library = pruning_library()
+    graph = library.DependencyGraph().build_dependency(model, torch.zeros(1, 3, side, side))
+    width = layer.out_channels
+    return graph.get_pruning_group(layer, library.prune_conv_out_channels, list(range(width)))
+
+
+def fpgm_by_hand(weight: np.ndarray) -> np.ndarray:
+    """He et al. 2019, equation 4: of each filter the sum of its Euclidean distances to all filters of its layer."""
+    filters = [each.ravel() for each in weight]
+    return np.array([sum(np.sqrt(((one - other) ** 2).sum()) for other in filters) for one in filters])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_fpgm_ranks_as_the_papers_formula(seed: int) -> None:
+    model = build(Architecture(backbone="resnet8", num_classes=3, image_size=32), seed).requires_grad_(True)
+    conv = model.blocks[1].conv1
+    scores = Criterion("fpgm", 0).scorer()(group_of(model, conv, 32))
+    by_hand = fpgm_by_hand(conv.weight.detach().double().numpy())
+    assert scores is not None
+    assert scores.argsort().tolist() == by_hand.argsort().tolist()
+    np.testing.assert_allclose(scores.numpy(), by_hand / by_hand.mean(), rtol=1e-5)
+
+
+def test_fpgm_tells_a_filter_from_its_negative() -> None:
+    model = build(Architecture(backbone="resnet8", num_classes=3, image_size=32), 0).requires_grad_(True)
+    conv = model.blocks[1].conv1
+    with torch.no_grad():  # two bundles of filters, and a last one opposite to the first bundle
+        conv.weight[:] = conv.weight[:1]
+        conv.weight[-1] *= -1
+    scores = Criterion("fpgm", 0).scorer()(group_of(model, conv, 32))
+    assert scores is not None
+    assert int(scores.argmax()) == len(scores) - 1
+    assert float(scores[-1]) > 2 * float(scores[0])
+
+
+def test_fpgm_counts_all_layers_whose_outputs_are_added() -> None:
+    model = build(Architecture(backbone="resnet8", num_classes=3, image_size=32), 0).requires_grad_(True)
+    group = group_of(model, model.blocks[1].conv2, 32)
+    of_outputs = (pruning_library().prune_conv_out_channels,)
+    layers = [part.dep.layer for part in group if part.dep.pruning_fn in of_outputs]
+    assert len(layers) > 1
+    by_hand = sum(fpgm_by_hand(layer.weight.detach().double().numpy()) for layer in layers)
+    scores = Criterion("fpgm", 0).scorer()(group)
+    np.testing.assert_allclose(scores.numpy(), by_hand / by_hand.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "looks"), [("magnitude", True), ("hessian", True), ("taylor", False), ("fpgm", False)]
+)
+def test_who_looks_at_batch_normalisation(name: Importance, looks: bool) -> None:
+    """As the docstring says; torch-pruning's Taylor passes it over."""
+    model = build(Architecture(backbone="resnet8", num_classes=3, image_size=32), 0).requires_grad_(True)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    conv = model.blocks[1].conv1
+    before = Criterion(name, 0).scorer()(group_of(model, conv, 32))
+    with torch.no_grad():
+        model.blocks[1].bn1.weight[0] = 100.0
+    after = Criterion(name, 0).scorer()(group_of(model, conv, 32))
+    assert before is not None
+    assert after is not None
+    assert bool((before != after).any()) == looks
