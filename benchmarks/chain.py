@@ -40,7 +40,7 @@ def configure(changes: dict[str, Any], candidates: dict[str, Any] | None = None)
         *above, last = key.split(".")
         at = raw
         for part in above:
-            at = at[part]
+            at = at.setdefault(part, {})
         at[last] = value
     if candidates is not None:
         raw["candidates"] = candidates

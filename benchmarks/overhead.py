@@ -32,16 +32,22 @@ NAME = "overhead"
 REPEATS = 3
 SETTINGS = {
     "pretrain.epochs": 1,
+    "pretrain.min_steps": 1,
     "pretrain.monitor_every": 1,
     "finetune.epochs": 1,
     "finetune.min_steps": 5,
     "finetune.seeds": "[0]",
     "finetune.learning_rates": "[0.05]",
     "candidates.pruned.recovery.epochs": 1,
+    "candidates.pruned.recovery.min_steps": 1,
     "candidates.sparse.recovery.epochs": 1,
+    "candidates.sparse.recovery.min_steps": 1,
     "candidates.student.recovery.epochs": 1,
+    "candidates.student.recovery.min_steps": 1,
     "candidates.student-alone.recovery.epochs": 1,
+    "candidates.student-alone.recovery.min_steps": 1,
     "candidates.dense-kd.recovery.epochs": 1,
+    "candidates.dense-kd.recovery.min_steps": 1,
     "benchmark.samples": 20,
     "benchmark.rounds": 6,
 }

@@ -30,12 +30,13 @@ from winnow.records import read_json
 
 NAME, COUNT, LABELLED = "photos", 20_000, 500
 SIDES = (256, 340)
-RECOVERY = {"epochs": "1", "batch_size": "64"}
+RECOVERY = {"epochs": "1", "min_steps": "1", "batch_size": "64"}
 SETTINGS = {
     "data.source": "folder",
     "data.image_size": "224",
     "pretrain.backbone": "mobilenet_v3_small",
     "pretrain.epochs": "1",
+    "pretrain.min_steps": "1",
     "pretrain.batch_size": "32",
     "finetune.seeds": "[0]",
     "finetune.learning_rates": "[0.03]",

@@ -1,7 +1,8 @@
 """`-S key=value`: set keys of params.yaml, keep its comments, check the whole, show what changed.
 
 Values are YAML, so that `-S data.path=/my photos/2024, summer=hot` and `-S finetune.seeds=[0,1]` mean what they say.
-Nothing is written unless the result is sound and what it names is there.
+Nothing is written unless the result is sound and what it names is there. Another `pretrain.method` takes the settings
+of the method before it out of the file, so that its own values count.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 
 from tasks.settings import Places, check_files
-from winnow.config import check_config
+from winnow.config import NoPretraining, check_config
 from winnow.config.keys import keys_below
 from winnow.errors import ConfigError
 
@@ -26,7 +27,14 @@ def set_keys(places: Places, assignments: list[str]) -> None:
     """Apply `dotted.key=value` assignments to params.yaml and print the difference."""
     path = places.root / "params.yaml"
     before = path.read_text(encoding="utf-8")
-    write_params(places, edited(before, assignments))
+    after = edited(before, assignments)
+    write_params(places, after)
+    if dropped := settings_of_another_method(yaml.safe_load(before), assignments):
+        method = yaml.safe_load(after)["pretrain"]["method"]
+        print(  # noqa: T201
+            f"pretrain.method: {method} has its own {', '.join(dropped)}: the values of the method before it were "
+            f"removed from params.yaml; to set one for {method}, add e.g. -S pretrain.{dropped[0]}=..."
+        )
 
 
 def write_params(places: Places, after: str) -> None:
@@ -58,10 +66,27 @@ def edited(text: str, assignments: list[str]) -> str:
     """The text of params.yaml with the assignments made; whether the values are sound is not looked at."""
 
     def assign(document: Any) -> None:
+        for key in settings_of_another_method(document, assignments):
+            del document["pretrain"][key]
         for assignment in assignments:
             _assign(document, assignment)
 
     return edited_by(text, assign)
+
+
+def settings_of_another_method(document: Any, assignments: list[str]) -> list[str]:
+    """Return the keys of `pretrain:` in the file that belong to its method, where the assignments name another one.
+
+    None where one of the two is `none`, which passes over such keys, so that they may stay.
+    """
+    section = document.get("pretrain") if isinstance(document, MutableMapping) else None
+    pairs = (assignment.partition("=") for assignment in assignments)
+    named = [text.strip() for key, _, text in pairs if key.strip() == "pretrain.method"]
+    if not isinstance(section, MutableMapping) or not named or {section.get("method"), named[-1]} & {"none"}:
+        return []
+    if section.get("method") == named[-1]:
+        return []
+    return [key for key in section if key not in NoPretraining.model_fields]
 
 
 def edited_by(text: str, change: Callable[[Any], None]) -> str:
@@ -89,12 +114,12 @@ def _assign(document: Any, assignment: str) -> None:
     at = document
     for depth, part in enumerate([*above, last]):
         known = _known(document, above[:depth], at)
-        if not isinstance(at, MutableMapping) or part not in (known if depth == len(above) else at):
+        if not isinstance(at, MutableMapping) or part not in known:
             where = ".".join(above[:depth]) or "params.yaml"
             told = ", ".join(known) or "nothing below it"
             raise ConfigError(f"-S {assignment}: {where} has no key {part!r}; it has {told}")
         if depth < len(above):
-            at = at[part]
+            at = at.setdefault(part, {})
     at[last] = _as_written(_value(text.strip(), assignment))
 
 

@@ -87,7 +87,7 @@ class Rehearsal:
             save_model(at, build(self.architecture), self.architecture)
         self.hash_rate = hash_rate()
         self.answered: dict[str, int] = {}
-        """Views that the teacher was asked about by a candidate before -> their epochs."""
+        """Views that the teacher was asked about by a candidate before -> steps."""
         self.started = 0.0
         """Seconds that each step's process takes to begin."""
 
@@ -125,7 +125,7 @@ class Rehearsal:
         model = build(self.architecture, seed=settings.seed)
         loss = METHODS[type(settings)](settings, model)
         each = self.trials.per_step(model, loss, settings.batch_size, settings.optimiser)
-        steps = settings.epochs * max(1, counts.train // settings.batch_size)
+        steps = settings.steps_for(counts.train)
         looks = -(-settings.epochs // settings.monitor_every)
         looking = looks * (counts.validation + counts.budget) / self.trials.embedded(model)
         return Cost(steps * each + looking, disk_mb, _steps(steps, settings.batch_size, each))
@@ -167,8 +167,8 @@ class Rehearsal:
         from winnow.models.backbones import load_model
 
         each = self._per_step(load_model(self.folder / name)[0], recovery)
-        steps = settings.epochs * max(1, self.counts.train // recovery.batch_size)
-        done = max(1, len(self.images.indices(TRAIN)) // recovery.batch_size)
+        steps = settings.steps_for(self.counts.train)
+        done = _shortest(settings).steps_for(len(self.images.indices(TRAIN)))
         finishing, disk_mb = self._finish(name)
         told = _steps(steps, recovery.batch_size, each)
         return Cost(making + max(0, steps - done) * each + finishing, disk_mb, told)
@@ -203,7 +203,7 @@ class Rehearsal:
         model = load_model(self.folder / parent)[0]
         with simulated_int8(model):
             each = self._per_step(model, recovery)
-        steps = recovery.epochs * max(1, self.counts.train // recovery.batch_size)
+        steps = recovery.steps_for(self.counts.train)
         return steps * each, _steps(steps, recovery.batch_size, each)
 
     def _per_step(self, model: nn.Module, recovery: Recovery) -> float:
@@ -223,12 +223,13 @@ class Rehearsal:
         """Whether a candidate before this one asked the teacher the same, and all of it."""
         from winnow.compression.answers import LARGEST, is_recalled, row_bytes
 
-        rows = recovery.epochs * self.counts.train // recovery.batch_size
+        rows = recovery.steps_for(self.counts.train)
         if not is_recalled(recovery) or rows * row_bytes(recovery.batch_size, self.counts.classes) > LARGEST:
             return False
         views = recovery.model_dump_json(include={"batch_size", "images", "augmentation", "seed"})
-        before, self.answered[views] = self.answered.get(views, 0), max(self.answered.get(views, 0), recovery.epochs)
-        return before >= recovery.epochs
+        before = self.answered.get(views, 0)
+        self.answered[views] = max(before, rows)
+        return before >= rows
 
     def _make(self, name: str, settings: Candidate) -> float:
         """Seconds of the method itself on the few random images; leaves the candidate's folder."""
@@ -332,7 +333,7 @@ class Rehearsal:
 
 def _shortest(settings: Recovered) -> Recovered:
     """With one epoch, and what comes before it left out."""
-    changes: dict[str, object] = {"recovery": settings.recovery.model_copy(update={"epochs": 1})}
+    changes: dict[str, object] = {"recovery": settings.recovery.model_copy(update={"epochs": 1, "min_steps": 1})}
     if isinstance(settings, Prune):
         changes |= {"rounds": 1, "sparse_learning": SparseLearning()}
     return settings.model_copy(update=changes)

@@ -134,7 +134,7 @@ def hide_labels(data: Path, copy: Path, per_class: int, seed: int) -> Path:
 
 
 OPTIMISER = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "warmup": 0.1}
-RECOVERY = {"epochs": 2, "batch_size": 32, "optimiser": OPTIMISER}
+RECOVERY = {"epochs": 2, "min_steps": 1, "batch_size": 32, "optimiser": OPTIMISER}
 
 
 def without_control() -> dict:
@@ -158,6 +158,7 @@ def tiny_params() -> dict:
         "pretrain": {
             "method": "rotnet",
             "epochs": 2,
+            "min_steps": 1,
             "batch_size": 32,
             "optimiser": OPTIMISER,
             "augmentation": {},

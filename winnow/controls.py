@@ -43,5 +43,7 @@ def controls(config: Config, right: Right) -> list[dict[str, Any]]:
 
 
 def _without_teacher(candidate: Recovered) -> dict[str, Any]:
-    """All settings but what a control changes: the teacher, and with it the images that only a teacher can use."""
-    return candidate.model_dump(exclude={"recovery": {"teacher", "teacher_weight", "temperature", "images"}})
+    """Return all settings but what a control changes: the teacher, the images that only a teacher can use, and the
+    augmentation, of which labels alone want more: a control weakened by its teacher's would flatter the teacher."""
+    changed = {"teacher", "teacher_weight", "temperature", "images", "augmentation"}
+    return candidate.model_dump(exclude={"recovery": changed})

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from winnow.config import Optimiser
-from winnow.data.batches import Batches
+from winnow.data.batches import BatchSource
 from winnow.errors import ArtifactError, TrainingError
 from winnow.machine import has_fast_bf16
 from winnow.progress import duration
@@ -127,7 +127,7 @@ def learning_rate_at(step: int, plan: Plan) -> float:
 
 def fit(
     model: nn.Module,
-    batches: Batches,
+    batches: BatchSource,
     loss: Loss,
     plan: Plan,
     checkpoint: Checkpoint | None = None,

@@ -42,7 +42,7 @@ print(json.dumps([{"kind": r.data.tags["winnow.kind"], "parent": r.data.tags.get
 @pytest.fixture
 def searching(project: Project) -> Project:
     params = yaml.safe_load((project.root / "params.yaml").read_text())
-    asked = {"trials": TRIALS, "epochs": 4, "batch_size": 32, "runtime": "ort", "max_drop_points": 40.0}
+    asked = {"trials": TRIALS, "epochs": 4, "min_steps": 1, "batch_size": 32, "runtime": "ort", "max_drop_points": 40.0}
     params["search"] = Search().model_dump(mode="json") | asked
     project.set_params(params)
     return project

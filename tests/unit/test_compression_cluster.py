@@ -16,7 +16,7 @@ from winnow.config import Cluster
 from winnow.export import zipped_bytes
 from winnow.models.backbones import load_model
 
-RECOVERY = {"epochs": 2, "batch_size": 32, "optimiser": {"learning_rate": 0.02}}
+RECOVERY = {"epochs": 2, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}}
 
 
 def settings(**changes: Any) -> Cluster:

@@ -24,7 +24,7 @@ STILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
 
 
 def settings(recovery: dict[str, Any] | None = None, **changes: Any) -> Distill:
-    training = {"epochs": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.05}, **(recovery or {})}
+    training = {"epochs": 1, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.05}, **(recovery or {})}
     return Distill.model_validate({"from": "dense", "method": "distill", "recovery": training, **changes})
 
 

@@ -15,7 +15,7 @@ from winnow.errors import ConfigError
 from winnow.export import look_into
 from winnow.models.backbones import Architecture, build, load_model, save_model
 
-RECOVERY = {"epochs": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}}
+RECOVERY = {"epochs": 1, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}}
 
 
 def settings(**changes: Any) -> Factorize:

@@ -124,7 +124,7 @@ def test_ranges_follow_what_is_seen_in_training_alone() -> None:
 
 
 def test_a_training_that_was_stopped_ends_the_same(tiny_inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    how = Recovery.model_validate({"epochs": 3, "batch_size": 32, "optimiser": {"learning_rate": 0.02}})
+    how = Recovery.model_validate({"epochs": 3, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}})
     whole, _ = load_model(tiny_inputs.parent)
     with simulated_int8(whole):
         recover(whole, how, dataclasses.replace(tiny_inputs, scratch=tiny_inputs.scratch / "whole"), "rounding")

@@ -19,7 +19,7 @@ from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, build, load_backbone, load_model
 from winnow.models.heads import feature_dim
 
-RECOVERY = {"epochs": 2, "batch_size": 16, "optimiser": {"learning_rate": 0.05}}
+RECOVERY = {"epochs": 2, "min_steps": 1, "batch_size": 16, "optimiser": {"learning_rate": 0.05}}
 
 
 def settings(**changes: Any) -> Recovery:

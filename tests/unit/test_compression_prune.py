@@ -16,7 +16,7 @@ from winnow.config import Prune
 from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, build, load_model
 
-RECOVERY = {"epochs": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.05}}
+RECOVERY = {"epochs": 1, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.05}}
 
 
 def settings(**changes: Any) -> Prune:

@@ -168,7 +168,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
         settings(**wrong)
 
 
-RECOVERY = {"epochs": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.01}}
+RECOVERY = {"epochs": 1, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.01}}
 
 
 def test_a_ladder_stops_at_the_first_rung_that_is_good_enough(tiny_inputs: Inputs, tmp_path: Path) -> None:

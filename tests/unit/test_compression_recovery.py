@@ -14,8 +14,17 @@ from torch import nn
 
 from winnow.compression.answers import Answers
 from winnow.compression.inputs import Inputs
-from winnow.compression.recovery import distillation, labelled_cross_entropy, recover, recovery_steps, softened_kl
+from winnow.compression.recovery import (
+    batches_of,
+    distillation,
+    labelled_cross_entropy,
+    labelled_in_batch,
+    recover,
+    recovery_steps,
+    softened_kl,
+)
 from winnow.config import Recovery
+from winnow.data.batches import Batches
 from winnow.data.images import TEST, TRAIN, VALIDATION
 from winnow.data.views import normalise, to_float
 from winnow.models.backbones import Architecture, build, load_model
@@ -26,7 +35,7 @@ ALONE = {"teacher": "none", "images": "labelled"}
 
 
 def settings(**changes: Any) -> Recovery:
-    raw = {"epochs": 2, "batch_size": 16, "optimiser": {"learning_rate": 0.05}, "augmentation": PLAIN}
+    raw = {"epochs": 2, "min_steps": 1, "batch_size": 16, "optimiser": {"learning_rate": 0.05}, "augmentation": PLAIN}
     return Recovery.model_validate({**raw, **changes})
 
 
@@ -74,15 +83,88 @@ def test_at_high_temperature_it_matches_logits() -> None:
     torch.testing.assert_close(student.grad, (student - teacher).detach() / 5 / len(student), rtol=0.02, atol=1e-3)
 
 
-def test_labelled_images_weigh_the_same_in_any_batch() -> None:
+def test_labels_weigh_the_same_however_many_images_of_a_batch_have_one() -> None:
     answers = logits(0)
-    labels = torch.tensor([0, -1, 3, -1, -1, 2])
-    known = F.cross_entropy(answers[labels >= 0], labels[labels >= 0])
-    torch.testing.assert_close(labelled_cross_entropy(answers, labels), known * 3 / 6)
-    torch.testing.assert_close(
-        labelled_cross_entropy(answers, labels.clamp(min=0)), F.cross_entropy(answers, labels.clamp(min=0))
-    )
+    for labels in (torch.tensor([0, -1, 3, -1, -1, 2]), torch.tensor([-1, -1, 3, -1, -1, -1])):
+        known = F.cross_entropy(answers[labels >= 0], labels[labels >= 0])
+        torch.testing.assert_close(labelled_cross_entropy(answers, labels), known)
     assert float(labelled_cross_entropy(answers, torch.full((6,), -1))) == 0.0
+
+
+@pytest.mark.parametrize("few", [1, 3, 40])
+def test_every_batch_holds_labelled_images_where_few_are(tiny_inputs: Inputs, few: int) -> None:
+    """teacher_weight is what its name says only if labels speak in every step."""
+    inputs = with_labels(tiny_inputs, few)
+    found = batches_of(settings(), inputs, 0)
+    for step in range(20):
+        images_BCHW, labels_B = found.at(step)
+        assert images_BCHW.shape[0] == len(labels_B) == 16
+        assert images_BCHW.is_contiguous(memory_format=torch.channels_last)
+        assert (labels_B[-labelled_in_batch(16) :] >= 0).all()
+        assert (labels_B[: -labelled_in_batch(16)] < 0).any()
+
+
+def test_labels_take_one_less_teacher_weight_of_the_gradient(tiny_inputs: Inputs) -> None:
+    """With three labelled images of 120, as with all of them."""
+    for few in (3, 120):
+        images, labels = batches_of(settings(), with_labels(tiny_inputs, few), 0).at(0)
+        parts = [
+            distillation(settings(teacher_weight=weight), small(1).eval())(small(0).eval(), images, labels).item()
+            for weight in (0.9, 1.0, 0.0)
+        ]
+        assert parts[0] == pytest.approx(0.9 * parts[1] + 0.1 * parts[2], rel=1e-4)
+        views = normalise(to_float(images[labels >= 0]))
+        expected = F.cross_entropy(small(0).eval()(views), labels[labels >= 0])
+        assert parts[2] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_where_all_images_have_labels_each_is_seen_equally_often(tiny_inputs: Inputs) -> None:
+    everything = dataclasses.replace(tiny_inputs, labels_N=np.zeros_like(tiny_inputs.labels_N))
+    assert isinstance(batches_of(settings(), everything, 0), Batches)
+    assert isinstance(batches_of(settings(images="labelled"), with_labels(tiny_inputs, 30), 0), Batches)
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 0), (2, 1), (8, 1), (16, 2), (128, 16)])
+def test_an_eighth_of_a_batch_is_labelled(size: int, count: int) -> None:
+    assert labelled_in_batch(size) == count
+
+
+def with_labels(inputs: Inputs, count: int) -> Inputs:
+    """The same images, of which the first `count` of the budget keep their labels."""
+    budget = inputs.budget[:count]
+    labels = np.full_like(inputs.labels_N, -1)
+    labels[budget] = inputs.labels_N[budget]
+    return dataclasses.replace(inputs, budget=budget, labels_N=labels)
+
+
+def test_small_data_get_their_steps(tiny_inputs: Inputs) -> None:
+    how, images = settings(epochs=10, min_steps=95), len(tiny_inputs.images.indices(TRAIN))
+    assert images == 120
+    assert recovery_steps(how, tiny_inputs) == 100  # ten epochs alone are 70
+    assert recovery_steps(how.with_epochs(2), tiny_inputs) == 20
+    assert recovery_steps(settings(epochs=10, min_steps=60), tiny_inputs) == 70
+    curves = recover(small(), settings(epochs=2, min_steps=20), tiny_inputs)
+    assert len(curves) == 2
+
+
+def test_an_interrupted_recovery_with_few_labels_ends_the_same(
+    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("winnow.training.CHECKPOINT_SECONDS", 0.0)
+    inputs = with_labels(tiny_inputs, 10)
+    whole, broken = small(), small()
+    recover(whole, settings(), dataclasses.replace(inputs, scratch=tmp_path / "whole"))
+
+    def stop(_model: nn.Module, step: int) -> None:
+        if step == 9:
+            raise KeyboardInterrupt
+
+    again = dataclasses.replace(inputs, scratch=tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt):
+        recover(broken, settings(), again, hooks=Hooks(after_backward=stop))
+    fresh = small()
+    recover(fresh, settings(), again)
+    assert state(fresh) == state(whole)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:

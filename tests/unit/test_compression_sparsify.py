@@ -21,7 +21,7 @@ from winnow.models.backbones import load_model
 from winnow.records import read_record
 from winnow.training import Hooks
 
-RECOVERY = {"epochs": 1, "batch_size": 16, "optimiser": {"learning_rate": 0.05}}
+RECOVERY = {"epochs": 1, "min_steps": 1, "batch_size": 16, "optimiser": {"learning_rate": 0.05}}
 
 
 def settings(sparsity: float, **changes: Any) -> Sparsify:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from tests.closure import ROOT
 from tests.conftest import OPTIMISER, RECOVERY, tiny_params
-from winnow.config import Config, NoPretraining, Prune, Recovered, check_config, in_order, load_config
+from winnow.config import Config, NoPretraining, Prune, Recovered, RotNet, check_config, in_order, load_config
 from winnow.errors import ConfigError
 
 INT8 = {"from": "dense", "method": "quantize"}
@@ -314,3 +314,51 @@ def test_anchors_and_merges_are_fine(tmp_path: Path) -> None:
         "a": "mixed",
         "b": "performance",
     }
+
+
+@pytest.mark.parametrize("method", ["rotnet", "simclr"])
+def test_pretraining_takes_its_methods_own_values_key_by_key(method: str) -> None:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    own = check_config({**raw, "pretrain": {"method": method}}).pretrain
+    section = {"method": method, "augmentation": {"flip": False}, "optimiser": {"momentum": 0.8}, "epochs": 3}
+    mixed = check_config({**raw, "pretrain": section}).pretrain
+    assert not isinstance(own, NoPretraining)
+    assert not isinstance(mixed, NoPretraining)
+    assert mixed.augmentation == own.augmentation.model_copy(update={"flip": False})
+    assert mixed.optimiser == own.optimiser.model_copy(update={"momentum": 0.8})
+    assert (mixed.epochs, mixed.batch_size) == (3, own.batch_size)
+
+
+def test_shipped_pretraining_is_the_methods_own() -> None:
+    assert load_config(ROOT / "params.yaml").pretrain == RotNet(method="rotnet")
+
+
+def test_other_methods_inherit_nothing_unsaid() -> None:
+    """A candidate that only names another method is refused: it lacks keys of it, or has some of the one before."""
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for name, settings in raw["candidates"].items():
+        for method in ("prune", "sparsify", "factorize", "cluster", "quantize", "distill"):
+            if method == settings["method"]:
+                continue
+            changed = {**raw, "candidates": {**raw["candidates"], name: {**settings, "method": method}}}
+            with pytest.raises(ConfigError, match=rf"candidates\.{name}"):
+                check_config(changed)
+
+
+@pytest.mark.parametrize(
+    ("images", "steps"), [(1_000, 600), (1_068, 600), (7_930, 610), (40_000, 3_120), (100_000, 7_810)]
+)
+def test_shipped_trainings_get_enough_steps_from_a_thousand_images_on(images: int, steps: int) -> None:
+    config = load_config(ROOT / "params.yaml")
+    trainings = [config.pretrain, *(each.recovery for each in config.candidates.values() if hasattr(each, "recovery"))]
+    found = {each.steps_for(images) for each in trainings if each is not None}  # type: ignore[union-attr]
+    assert found == {steps}
+
+
+def test_trainings_that_go_before_have_epochs_of_as_many_steps() -> None:
+    recovery = load_config(ROOT / "params.yaml").candidates["pruned"].recovery  # type: ignore[union-attr]
+    assert recovery is not None
+    assert recovery.with_epochs(1).steps_for(1_000) == 60
+    raw = {"from": "dense", "method": "prune", "remove": {"macs": 0.5}, "rounds": 3, "round_epochs": 2}
+    pruned = Prune.model_validate({**raw, "sparse_learning": {"epochs": 1}, "recovery": recovery.model_dump()})
+    assert pruned.steps_for(1_000) == 600 + 2 * 120 + 60

@@ -15,7 +15,7 @@ from winnow.pretraining.simclr import nt_xent
 from winnow.training import Plan, drain, fit
 
 OPTIMISER = Optimiser(learning_rate=0.05)
-COMMON = {"epochs": 3, "batch_size": 32, "optimiser": OPTIMISER, "augmentation": Augmentation()}
+COMMON = {"epochs": 3, "min_steps": 1, "batch_size": 32, "optimiser": OPTIMISER, "augmentation": Augmentation()}
 ROTNET = RotNet(method="rotnet", **COMMON)
 SIMCLR = SimCLR(method="simclr", projector_width=32, projection_dim=16, **COMMON)
 

@@ -41,7 +41,7 @@ from winnow.steps.compress import Folders
 
 
 def config(**changes: Any) -> Config:
-    small = {"epochs": 4, "batch_size": 32, "runtime": "ort"}
+    small = {"epochs": 4, "min_steps": 1, "batch_size": 32, "runtime": "ort"}
     return check_config(without_control() | {"search": {**small, **changes}})
 
 

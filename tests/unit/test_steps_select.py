@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import tiny_params
 from tests.tiny_run import CANDIDATES, build, record_benchmark, rewrite
 from winnow.config import Config, check_config
+from winnow.controls import controls
 from winnow.data.images import TEST, VALIDATION, load_images
 from winnow.errors import ArtifactError
 from winnow.evidence import Evidence
@@ -105,6 +106,16 @@ def test_controls_say_what_a_teacher_bought(artifacts: Path) -> None:
     assert (teacher["candidate"], teacher["control"]) == ("student", "student-alone")
     assert teacher["points"] == pytest.approx((right[0] - right[1]) * 100)
     assert 0 < teacher["low"] < teacher["points"] < teacher["high"]
+
+
+def test_a_control_may_have_its_own_augmentation(artifacts: Path) -> None:
+    """Labels alone want stronger views than a teacher; all else must be as in the taught twin."""
+    right = {name: np.ones(20, bool) for name in ("dense", "dense-kd", "student", "student-alone")}
+    for key, value, found in (("augmentation", {"crop_scale_min": 0.3}, 1), ("epochs", 7, 0)):
+        raw = tiny_params()
+        raw["candidates"]["student-alone"]["recovery"] |= {key: value}
+        rows = controls(check_config(raw), right)
+        assert sum(row["bought_by"] == "a teacher" for row in rows) == found
 
 
 def test_a_tree_without_the_control_is_told(tiny_data: Path, tmp_path: Path) -> None:

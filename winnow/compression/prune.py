@@ -67,7 +67,7 @@ def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
         architecture, told = _cut(course, model, architecture, number)
         cuts.append(told)
         if number < settings.rounds:
-            short = settings.recovery.model_copy(update={"epochs": settings.round_epochs})
+            short = settings.recovery.with_epochs(settings.round_epochs)
             curves_before[f"round {number}"] = recover(model, short, inputs, f"round-{number}")
     curves = recover(model, settings.recovery, inputs)
     save_model(folder, model, architecture)
@@ -147,5 +147,5 @@ def learn_sparsely(model: nn.Module, architecture: Architecture, settings: Prune
     def shrink(trained: nn.Module, _step: int) -> None:
         pruner.regularize(trained)
 
-    longer = settings.recovery.model_copy(update={"epochs": settings.sparse_learning.epochs})
+    longer = settings.recovery.with_epochs(settings.sparse_learning.epochs)
     return recover(model, longer, inputs, "sparse-learning", Hooks(after_backward=shrink))

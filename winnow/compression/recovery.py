@@ -2,8 +2,14 @@
 
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (2015, arXiv 1503.02531). The loss is
 
-    w * T^2 * KL(teacher at temperature T || student at temperature T) + (1 - w) * cross-entropy on labelled images
+    w * T^2 * KL(teacher at temperature T || student at temperature T) + (1 - w) * cross-entropy of labelled images
         + hint_weight * what a hint adds (winnow/compression/hints.py)
+
+The first mean is over the whole batch, the second over its labelled images, so w says what it is called: the weight of
+the teacher, however few images have labels. Where some have none, an eighth of every batch is drawn from the labelled
+ones (as in FixMatch, Sohn et al. 2020, arXiv 2001.07685, with seven unlabelled images for each labelled one), the rest
+from all: a mean over the three labelled images that a batch would hold by chance would be mostly noise, and missing
+from some steps.
 
 The teacher sees the very view that the student sees (Beyer et al. 2022, arXiv 2106.05237, "function matching"), so
 unlabelled images teach as well as labelled ones. Without a teacher it is cross-entropy on the label budget alone, for
@@ -12,15 +18,17 @@ the same number of steps.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
 from winnow.compression.answers import Answers, is_recalled
 from winnow.compression.hints import HINTS, Hinted
 from winnow.compression.inputs import Inputs
 from winnow.config import Recovery
-from winnow.data.batches import Batches
+from winnow.data.batches import Batches, BatchSource, JoinedBatches
 from winnow.data.images import TRAIN
 from winnow.data.views import augment
 from winnow.models.backbones import load_backbone, load_model
@@ -28,6 +36,9 @@ from winnow.models.heads import feature_dim
 from winnow.random_streams import stream_seed
 from winnow.records import record_digest
 from winnow.training import NO_HOOKS, Checkpoint, Hooks, Loss, Plan, Row, device, drain, fit
+
+LABELLED_SHARE = 1 / 8
+"""Of a batch, drawn from the labelled images where not all have labels."""
 
 
 def recover(
@@ -41,10 +52,8 @@ def recover(
 
     `hooks` are told `model`, without the layer that a hint adds to it.
     """
-    images = inputs.images
     stream = stream_seed(settings.seed, "recovery")
-    chosen = images.indices(TRAIN) if settings.images == "all" else inputs.budget
-    batches = Batches(images.images_NHWC, inputs.labels_N, chosen, settings.batch_size, stream)
+    batches = batches_of(settings, inputs, stream)
     plan = Plan(settings.epochs, recovery_steps(settings, inputs) // settings.epochs, settings.optimiser, stream)
     teacher = _teacher(settings, inputs)
     guide = _still(load_backbone(inputs.pretrained)) if settings.hint == "pretrained" else teacher
@@ -54,6 +63,25 @@ def recover(
     curves = drain(fit(trained, batches, loss, plan, Checkpoint(inputs.scratch, name), inner))
     model.cpu().eval()
     return curves
+
+
+def batches_of(settings: Recovery, inputs: Inputs, stream: int) -> BatchSource:
+    """Return the batches of a recovery: all images, and labelled ones at the end of each batch where not all are."""
+    images = inputs.images
+    chosen = images.indices(TRAIN) if settings.images == "all" else inputs.budget
+    labelled = chosen[inputs.labels_N[chosen] >= 0]
+    count = labelled_in_batch(settings.batch_size) if 0 < len(labelled) < len(chosen) else 0
+
+    def part(indices: NDArray[np.int64], size: int, seed: int) -> Batches:
+        return Batches(images.images_NHWC, inputs.labels_N, indices, size, seed)
+
+    pool = part(chosen, settings.batch_size - count, stream)
+    return JoinedBatches(pool, part(labelled, count, stream_seed(stream, "labelled"))) if count else pool
+
+
+def labelled_in_batch(batch_size: int) -> int:
+    """Return how many images of a batch are drawn from the labelled ones, where some have no label."""
+    return min(batch_size - 1, max(1, round(batch_size * LABELLED_SHARE)))  # a batch of one has no place for it
 
 
 def _teacher(settings: Recovery, inputs: Inputs) -> nn.Module | None:
@@ -66,8 +94,8 @@ def _teacher(settings: Recovery, inputs: Inputs) -> nn.Module | None:
 
 
 def recovery_steps(settings: Recovery, inputs: Inputs) -> int:
-    """Steps of a recovery: its epochs count passes over all training images, whichever of them it uses."""
-    return settings.epochs * max(1, len(inputs.images.indices(TRAIN)) // settings.batch_size)
+    """Return the steps of a recovery: its epochs count passes over all training images, whichever of them it uses."""
+    return settings.steps_for(len(inputs.images.indices(TRAIN)))
 
 
 def with_translation(model: nn.Module, settings: Recovery, guide: nn.Module | None) -> nn.Module:
@@ -117,8 +145,6 @@ def softened_kl(student_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature:
 
 
 def labelled_cross_entropy(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over the labelled images and divided by the whole batch, scalar; 0 without any.
-
-    Dividing by the batch keeps the weight of a labelled image the same, however many of them a batch happens to hold.
-    """
-    return F.cross_entropy(logits_BC, labels_B, ignore_index=-1, reduction="sum") / len(labels_B)
+    """Return the cross-entropy, mean over the labelled images of the batch, scalar; 0 without any (label -1: none)."""
+    known = (labels_B >= 0).sum().clamp(min=1)
+    return F.cross_entropy(logits_BC, labels_B, ignore_index=-1, reduction="sum") / known

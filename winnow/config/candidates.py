@@ -13,7 +13,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from winnow.config.backbones import IN_WIDTHS, Student
-from winnow.config.section import Augmentation, Count, Fraction, Integer, Number, Optimiser, Positive, Section, Seed
+from winnow.config.section import (
+    Augmentation,
+    Count,
+    Fraction,
+    Integer,
+    Number,
+    Optimiser,
+    Positive,
+    Section,
+    Seed,
+    steps_of_epoch,
+)
 
 ROOT = "dense"
 CONTROL = "dense-kd"
@@ -28,12 +39,15 @@ class Recovery(Section):
 
     epochs: Count
     """Passes over the images; without a teacher the same number of steps on the labelled ones."""
+    min_steps: Count = 600
+    """With few images `epochs` would be over at once; at least this many steps are taken, in as many epochs."""
     batch_size: Count = 128
     optimiser: Optimiser
     teacher: Literal["dense", "none"] = "dense"
     temperature: Positive = 4.0
     teacher_weight: Fraction = 0.9
-    """Share of the teacher in the loss; the rest is cross-entropy on the labelled images."""
+    """Share of the teacher in the loss; the rest is the mean cross-entropy of the labelled images, of which every batch
+    holds some."""
     images: Literal["all", "labelled"] = "all"
     """all: the unlabelled pool too, where only the teacher speaks."""
     hint: Literal["none", "features", "attention", "pretrained"] = "none"
@@ -42,6 +56,14 @@ class Recovery(Section):
     """Of the hint, beside a loss of weight 1."""
     augmentation: Augmentation = Augmentation()
     seed: Seed = 0
+
+    def steps_for(self, images: int) -> int:
+        """Return the steps of a training, with so many training images."""
+        return self.epochs * steps_of_epoch(images, self.batch_size, self.epochs, self.min_steps)
+
+    def with_epochs(self, epochs: int) -> Recovery:
+        """Return the same training in fewer or more epochs, each of as many steps."""
+        return self.model_copy(update={"epochs": epochs, "min_steps": epochs * -(-self.min_steps // self.epochs)})
 
     @model_validator(mode="after")
     def _labels_or_teacher(self) -> Recovery:
@@ -67,6 +89,10 @@ class Recovered(Candidate):
     def epochs(self) -> int:
         """Of all its trainings."""
         return self.recovery.epochs
+
+    def steps_for(self, images: int) -> int:
+        """Return the steps of all its trainings, with so many training images."""
+        return self.recovery.with_epochs(self.epochs).steps_for(images)
 
 
 Share = Annotated[Number, Field(gt=0, lt=1)]

@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from winnow.config.section import NOTHING, Augmentation, Count, Integer, Number, Optimiser, Positive, Section, Seed
+from winnow.config.section import (
+    NOTHING,
+    Augmentation,
+    Count,
+    Integer,
+    Number,
+    Optimiser,
+    Positive,
+    Section,
+    Seed,
+    steps_of_epoch,
+)
 
 FEW_LABELS = 500
 """With fewer labelled validation images figures are too uncertain to stand alone."""
@@ -51,7 +62,7 @@ class Finetune(Section):
 
     def steps_for(self, labels: int) -> int:
         """Steps of one training on so many labelled images."""
-        return self.epochs * max(1, labels // self.batch_size, -(-self.min_steps // self.epochs))
+        return self.epochs * steps_of_epoch(labels, self.batch_size, self.epochs, self.min_steps)
 
     def crosses(self, choosing: int) -> bool:
         """Whether dense is cross-validated, with so many labelled validation images."""

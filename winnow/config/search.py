@@ -31,6 +31,8 @@ class Search(Section):
     int8: Literal["both", "always", "never"] = "both"
     epochs: Count = 10
     """Of a trial's recovery; a first look takes a quarter of them."""
+    min_steps: Count = 600
+    """Of a trial's recovery at least, as in `recovery`; of a first look a quarter."""
     learning_rate: Positive = 0.05
     batch_size: Count = 128
     least_macs: Annotated[Number, Field(gt=0, le=MOST_MACS)] = 0.1

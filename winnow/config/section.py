@@ -40,6 +40,12 @@ Seed = Annotated[Integer, Field(ge=0, lt=2**32)]
 """What numpy's and torch's generators both take."""
 
 
+def steps_of_epoch(images: int, batch_size: int, epochs: int, min_steps: int) -> int:
+    """Return the steps of one epoch: full batches in a pass over the images, or more where `epochs` passes would be
+    fewer than `min_steps` steps. Every training and every forecast counts with it."""
+    return max(1, images // batch_size, -(-min_steps // epochs))
+
+
 class Augmentation(Section):
     """Random views of a training image; see winnow/data/views.py."""
 

@@ -8,12 +8,20 @@ a batch) need no special case.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from winnow.random_streams import stream_seed
+
+
+class BatchSource(Protocol):
+    """What a training takes its batches from."""
+
+    def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images uint8 (B, 3, H, W) and labels int64 (B,), a function of the step alone."""
 
 
 class Batches:
@@ -49,3 +57,15 @@ class Batches:
         chosen = np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
         images_BHWC = torch.from_numpy(np.ascontiguousarray(self.images_NHWC[chosen]))
         return images_BHWC.permute(0, 3, 1, 2), torch.from_numpy(self.labels_N[chosen].astype(np.int64))
+
+
+class JoinedBatches:
+    """Each batch is one of each source, one behind the other: a few labelled images beside many others, say."""
+
+    def __init__(self, *sources: BatchSource) -> None:
+        self.sources = sources
+
+    def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images uint8 (B, 3, H, W), channels last in memory, and labels int64 (B,)."""
+        images, labels = zip(*(source.at(step) for source in self.sources), strict=True)
+        return torch.cat(images), torch.cat(labels)

@@ -110,6 +110,7 @@ def chain(
     settings = config.search
     recovery = {
         "epochs": epochs,
+        "min_steps": epochs * -(-settings.min_steps // settings.epochs),
         "batch_size": settings.batch_size,
         "optimiser": {
             "learning_rate": settings.learning_rate,

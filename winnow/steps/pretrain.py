@@ -47,7 +47,8 @@ def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord
         loss, stream = METHODS[type(settings)](settings, model), stream_seed(settings.seed, "pretraining")
         batches = Batches(images.images_NHWC, images.labels_N, images.indices(TRAIN), settings.batch_size, stream)
         bank = _bank(config, images)
-        plan = Plan(settings.epochs, batches.steps_per_epoch, settings.optimiser, stream)
+        per_epoch = settings.steps_for(len(batches.indices)) // settings.epochs
+        plan = Plan(settings.epochs, per_epoch, settings.optimiser, stream)
         log.info("%s: %d images, %d steps", settings.method, len(batches.indices), plan.steps)
 
         def monitor(epoch: Epoch) -> None:
