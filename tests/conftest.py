@@ -197,7 +197,7 @@ def tiny_params() -> dict:
             "warm_up_ms": 0,
         },
         # 60 images: the intervals are wide
-        "promotion": {"gates": {"max_drop_points": 4.0, "max_macro_f1_drop_points": 6.0}},
+        "promotion": {"gates": {"max_drop_points": 4.99, "max_macro_f1_drop_points": 8.0}},
     }
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Distill, Quantize, Recovery, may_train
 from winnow.evidence import Evidence
-from winnow.intervals import Drop, least_worst_end, macro_f1_drop
+from winnow.intervals import Drop, least_worst_end, macro_f1_drop, simultaneous_confidence
 from winnow.machine import saturates
 from winnow.selection import WORST_END, allowance
 
@@ -44,7 +44,7 @@ def remarks(
             f"training dense on with its own answers as teacher gains {dense_drop.points:.1f} points: dense was not "
             "trained to its end (finetune.epochs), drops are counted against dense-kd"
         )
-    return (*found, *_unreachable(config, labels_V, dense_V, classes))
+    return (*found, *_unreachable(config, dense, labels_V, dense_V, classes))
 
 
 def overflowing(config: Config, flags: Collection[str]) -> list[str]:
@@ -94,20 +94,22 @@ def _training(recovery: Recovery) -> dict[str, object]:
 
 
 def _unreachable(
-    config: Config, labels_V: NDArray[np.int64], dense_V: NDArray[np.int64], classes: Sequence[str]
+    config: Config, judged: Evidence, labels_V: NDArray[np.int64], dense_V: NDArray[np.int64], classes: Sequence[str]
 ) -> list[str]:
     """Gates that not even a file could pass that changes no answer: there are too few images to show it."""
-    gates, found, count = config.promotion.gates, [], len(labels_V)
-    worst = least_worst_end(count)
+    gates, found = config.promotion.gates, []
+    confidence = simultaneous_confidence(judged.candidates)
+    labels, allowed = labels_V[labels_V >= 0], WORST_END * gates.max_macro_f1_drop_points
+    count, kind = (len(labels), "labelled ") if judged.route == "labels" else (len(labels_V), "")
+    worst = least_worst_end(count, confidence)
     if worst > WORST_END * gates.max_drop_points:
         found.append(
-            f"no candidate can pass: {count} validation images show a loss of nothing only to {worst:.1f} "
+            f"no candidate can pass: {count} {kind}validation images show a loss of nothing only to {worst:.1f} "
             f"points, more than the {WORST_END * gates.max_drop_points:g} allowed; add images, with or without labels: "
             f"as few as these show no file to be within promotion.gates.max_drop_points below {_least(worst):g}"
         )
-    labels, allowed = labels_V[labels_V >= 0], WORST_END * gates.max_macro_f1_drop_points
-    by_answers = macro_f1_drop(dense_V, dense_V, dense_V).high
-    by_labels = macro_f1_drop(labels, labels, labels).high if len(labels) else math.inf
+    by_answers = macro_f1_drop(dense_V, dense_V, dense_V, confidence=confidence).high
+    by_labels = macro_f1_drop(labels, labels, labels, confidence=confidence).high if len(labels) else math.inf
     if by_labels <= allowed:
         return found
     worst = min(by_labels, by_answers)

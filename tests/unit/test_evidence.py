@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from winnow.evidence import losses
+from winnow.evidence import losses, route_by
 from winnow.intervals import answered_otherwise, macro_f1_drop, paired_drop
 
 RNG = np.random.default_rng(0)
@@ -21,6 +21,28 @@ def test_labels_are_used_where_they_are_and_answers_everywhere() -> None:
     assert found.macro_f1.labelled == macro_f1_drop(LABELS[:50], theirs[:50], own[:50])
     assert found.macro_f1.answers == macro_f1_drop(theirs, theirs, own)
     assert found.top1.answers.high < found.top1.labelled.high
+
+
+@pytest.mark.parametrize(
+    ("labelled", "images", "route"),
+    [(0, 900, "answers"), (499, 900, "answers"), (500, 900, "labels"), (60, 60, "labels"), (59, 60, "answers")],
+)
+def test_what_decides_is_fixed_by_the_number_of_labels(labelled: int, images: int, route: str) -> None:
+    assert route_by(np.where(np.arange(images) < labelled, 1, -1)) == route
+
+
+def test_intervals_hold_for_all_candidates_together() -> None:
+    alone, together = losses(REFERENCE, CHILD, LABELS), losses(REFERENCE, CHILD, LABELS, candidates=8)
+    confidence = 1 - 0.05 / 8
+    for one, many in ((alone.top1, together.top1), (alone.macro_f1, together.macro_f1)):
+        assert (one.candidates, many.candidates) == (1, 8)
+        for a, b in ((one.labelled, many.labelled), (one.answers, many.answers)):
+            assert a is not None
+            assert b is not None
+            assert (b.points, b.confidence) == (a.points, pytest.approx(confidence))
+            assert b.low < a.low
+            assert a.high < b.high
+    assert together.macro_f1.unchanged == macro_f1_drop(LABELS, LABELS, LABELS, confidence=confidence).high
 
 
 def test_what_the_answers_say_bounds_what_all_labels_would() -> None:

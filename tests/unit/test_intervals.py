@@ -4,19 +4,22 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, ttest_rel
+from scipy.stats import binomtest, norm, ttest_rel
 from sklearn.metrics import f1_score
 
+from winnow import intervals
 from winnow.intervals import (
-    Z95,
+    REPLICATES,
     Ratio,
     answered_otherwise,
     crossed_gain,
     least_worst_end,
     macro_f1_drop,
+    normal_quantile,
     paired_drop,
     paired_gain,
     paired_ratio,
+    simultaneous_confidence,
     wilson_interval,
 )
 
@@ -85,7 +88,8 @@ def test_drop_of_a_published_example() -> None:
 @pytest.mark.parametrize("count", [30, 2000])
 def test_drop_of_equal_answers_is_still_uncertain(count: int) -> None:
     drop = paired_drop(*pairs(0, 0, count))
-    end = Z95**2 / (count + Z95**2) * 100  # in closed form
+    z2 = normal_quantile(0.95) ** 2
+    end = z2 / (count + z2) * 100  # in closed form
     assert end == pytest.approx(least_worst_end(count))
     assert (drop.points, drop.low, drop.high) == pytest.approx((0.0, -end, end), abs=1e-6)
 
@@ -262,3 +266,46 @@ def test_crossed_gains_are_not_independent() -> None:
     assert (mean, low, high) == pytest.approx((3.0, expected.low, expected.high), abs=1e-3)
     with pytest.raises(ValueError, match="it takes two of each"):
         crossed_gain(gains[:1])
+
+
+@pytest.mark.parametrize("comparisons", [1, 6, 16])
+def test_simultaneous_intervals_share_the_error(comparisons: int) -> None:
+    confidence = simultaneous_confidence(comparisons)
+    assert (1 - confidence) * comparisons == pytest.approx(0.05)
+    assert normal_quantile(confidence) == pytest.approx(norm.ppf(1 - 0.025 / comparisons))
+    wilson = wilson_interval(1900, 2000, confidence)
+    assert wilson == pytest.approx(binomtest(1900, 2000).proportion_ci(confidence, method="wilson"))
+    reference, child = right_and_wrong()
+    one, many = paired_drop(reference, child), paired_drop(reference, child, confidence)
+    assert (many.points, many.confidence) == (one.points, confidence)
+    assert many.low <= one.low
+    assert one.high <= many.high
+    assert (comparisons == 1) == (many == one)
+    with pytest.raises(ValueError, match="0 comparisons"):
+        simultaneous_confidence(0)
+
+
+@pytest.mark.parametrize("sizes", [(150, 400, 250), (120, 60, 20, 5, 3), (300, 300, 2)])
+@pytest.mark.parametrize("comparisons", [1, 8, 16])
+def test_ends_of_macro_f1_beyond_95_percent_are_where_many_replicates_put_them(
+    sizes: tuple[int, ...], comparisons: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confidence, given = simultaneous_confidence(comparisons), imagined(5, sizes)
+    ours = macro_f1_drop(*given, confidence=confidence)
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(intervals, "_moved_out", lambda drops, _: (drawn.append(drops), (0.0, 0.0))[1])
+    monkeypatch.setattr(intervals, "REPLICATES", 20 * REPLICATES)
+    macro_f1_drop(*given)
+    low, high = np.quantile(drawn[0], [(1 - confidence) / 2, (1 + confidence) / 2]) * 100
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+
+
+def test_macro_f1_drop_covers_the_truth_as_often_over_many_candidates() -> None:
+    sizes, tries, comparisons = (120, 60, 20, 5, 3), 100, 8
+    labels, *both = imagined(0, tuple(size * 400 for size in sizes))
+    truth = [f1_score(labels, answers, average="macro") * 100 for answers in both]
+    missed = 0
+    for seed in range(tries):
+        drop = macro_f1_drop(*imagined(5000 + seed, sizes), confidence=simultaneous_confidence(comparisons))
+        missed += not drop.low <= truth[0] - truth[1] <= drop.high
+    assert missed <= 2  # of 100, at 0.6 %

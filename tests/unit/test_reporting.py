@@ -94,8 +94,10 @@ def test_the_verdict_stands_at_the_top(facts: Facts, html: str) -> None:
     assert "Proposed for production: pruned-int8" in top
     assert "6.7 times smaller than dense" in top
     assert "4.0 times faster on one image" in top
-    assert "costs 0.0 points of top-1 accuracy (95 % interval of the loss −6.0 to 6.0 points; 60 labelled" in top
-    assert "validation images of tiny <shapes>" in top
+    assert (
+        "costs 0.0 points of top-1 accuracy (interval of the loss, 95 % over 5 candidates, −10.0 to 10.0 points" in top
+    )
+    assert "60 labelled validation images of tiny <shapes>" in top
     assert facts.selection.details["why"] in top
     assert "On 30 test images of tiny <shapes>" in top
     assert "loses 1.2 points against dense (95 % interval of the loss −3.8 to 6.2), measured in openvino int8" in top
@@ -151,7 +153,9 @@ def test_gates_show_both_numbers_and_mark_what_fails(facts: Facts, html: str) ->
     assert rows["pruned-int8"][1].startswith("winner")
     assert rows["dense-int8"][1].startswith("passes")
     assert rows["student"][1].startswith("does not pass")
-    assert re.fullmatch(r"Fails: drop 5\.0 points \(.* to .*\) exceeds 4", rows["student"][2])
+    assert re.fullmatch(
+        r"Fails: drop 5\.0 points \(.* to .*; 95\xa0% over 5 candidates\) exceeds 4.99", rows["student"][2]
+    )
     assert rows["sparse"][5] == "Fails: 2.00 MB are 100\xa0% of dense's 2.00 MB, more than 50\xa0%"
     failing = sum(not gate["passed"] for verdict in facts.verdicts.values() for gate in verdict["gates"])
     assert html.count('class="fails"') == failing > 0
@@ -249,8 +253,8 @@ def test_few_labels_are_told_with_what_stands_in_for_them(tiny_data: Path, tmp_p
     dense = record.model_copy(update={"metrics": metrics, "details": details})
     words = Outline(page(replace(facts, candidates={**facts.candidates, "dense": dense}), TESTED)).words
     assert (
-        "Answers bound the loss to 6.0 points (95 %): it answers like dense on 100.0 % of 60 validation images, 48 of"
-        in words
+        "Answers bound the loss to 10.0 points (95 % over 5 candidates): it answers like dense on 100.0 % of 60 "
+        "validation images, 48 of" in words
     )
     assert "each of all 42 labels answered by one of 5 networks that had not seen it: top-1 90.0 %" in words
     assert "its 12 validation labels alone say little" in words

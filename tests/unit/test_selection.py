@@ -3,13 +3,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from winnow import selection
 from winnow.config import Gates, Promotion
 from winnow.evidence import Evidence
-from winnow.intervals import Drop, Ratio
-from winnow.selection import Contender, decide, pareto_front
+from winnow.intervals import Drop, Ratio, paired_drop, simultaneous_confidence
+from winnow.selection import Contender, competing, decide, judge_drop, judge_macro_f1, pareto_front
 
 FAR = Drop(9.0, 8.0, 10.0)
 """Answers that prove nothing."""
@@ -21,6 +22,11 @@ def known(points: float, low: float, high: float, answers: Drop = FAR) -> Eviden
 
 def times(value: float, low: float | None = None, high: float | None = None) -> Ratio:
     return Ratio(value, value if low is None else low, value if high is None else high)
+
+
+def few(points: float, low: float, high: float, answers: Drop) -> Evidence:
+    """Of few labels."""
+    return Evidence(Drop(points, low, high), answers, route="answers")
 
 
 NOTHING = known(0.0, 0.0, 0.0)
@@ -43,11 +49,13 @@ def judged(contender: Contender, policy: Promotion = POLICY) -> dict[str, bool]:
         ({"drop": known(1.0, 0.0, 2.0)}, set()),  # both ends of what is allowed
         ({"drop": known(1.01, 0.5, 1.5)}, {"drop"}),  # more than the allowance
         ({"drop": known(0.5, -1.1, 2.01)}, {"drop"}),  # within it, but not shown
-        ({"drop": known(0.0, -6.0, 6.0, Drop(1.5, 1.2, 1.9))}, set()),  # shown by the answers
-        ({"drop": known(1.7, -5.0, 8.0, Drop(0.9, 0.6, 1.3))}, set()),  # by chance more than can be
-        ({"drop": known(1.7, -5.0, 8.0, Drop(1.2, 0.9, 1.6))}, {"drop"}),
-        ({"drop": known(0.0, -6.0, 6.0, Drop(1.9, 1.5, 2.3))}, {"drop"}),
-        ({"drop": known(8.0, 4.0, 15.0, Drop(0.2, 0.1, 0.3))}, {"drop"}),  # the labels contradict the bound
+        ({"drop": few(0.0, -6.0, 6.0, Drop(1.5, 1.2, 1.9))}, set()),  # shown by the answers
+        ({"drop": known(0.0, -6.0, 6.0, Drop(1.5, 1.2, 1.9))}, {"drop"}),  # labels alone decide where there are many
+        ({"drop": few(0.0, -1.0, 1.0, Drop(1.9, 1.5, 2.3))}, {"drop"}),  # answers alone where there are few
+        ({"drop": few(1.7, -5.0, 8.0, Drop(0.9, 0.6, 1.3))}, set()),  # by chance more than can be
+        ({"drop": few(1.7, -5.0, 8.0, Drop(1.2, 0.9, 1.6))}, {"drop"}),
+        ({"drop": few(0.0, -6.0, 6.0, Drop(1.9, 1.5, 2.3))}, {"drop"}),
+        ({"drop": few(8.0, 4.0, 15.0, Drop(0.2, 0.1, 0.3))}, {"drop"}),  # the labels contradict the bound
         ({"drop": known(-1.0, -2.0, 0.0)}, set()),  # better than the reference
         ({"drop": Evidence(None, Drop(0.9, 0.6, 1.3))}, set()),  # no labels: the answers stand alone
         ({"drop": Evidence(None, Drop(1.1, 0.8, 1.5))}, {"drop"}),
@@ -55,8 +63,11 @@ def judged(contender: Contender, policy: Promotion = POLICY) -> dict[str, bool]:
         ({"macro_f1": known(2.0, 0.0, 4.0)}, set()),
         ({"macro_f1": known(2.1, 1.0, 3.0)}, {"macro-f1"}),
         ({"macro_f1": known(1.0, -6.0, 8.0)}, {"macro-f1"}),
-        ({"macro_f1": known(1.0, -6.0, 8.0, Drop(1.0, 0.5, 3.0))}, set()),  # the reference's answers stand in
-        ({"macro_f1": known(2.1, -6.0, 8.0, Drop(1.0, 0.5, 3.0))}, {"macro-f1"}),  # but bound nothing
+        ({"macro_f1": few(1.0, -6.0, 8.0, Drop(1.0, 0.5, 3.0))}, set()),  # the reference's answers stand in
+        ({"macro_f1": few(2.1, -6.0, 8.0, Drop(1.0, 0.5, 3.0))}, {"macro-f1"}),  # but bound nothing
+        ({"macro_f1": known(1.0, -6.0, 8.0, Drop(1.0, 0.5, 3.0))}, {"macro-f1"}),  # not where labels could show it
+        ({"macro_f1": replace(known(1.0, -6.0, 8.0, Drop(1.0, 0.5, 3.0)), unchanged=4.1)}, set()),  # a rare class
+        ({"macro_f1": replace(known(1.0, -1.0, 3.0, Drop(1.0, 0.5, 5.0)), unchanged=4.1)}, {"macro-f1"}),
         ({"macro_f1": Evidence(None, Drop(1.0, 0.5, 3.0))}, set()),
         ({"macro_f1": Evidence(None, Drop(1.0, 0.5, 4.1))}, {"macro-f1"}),
         ({"agreement": 0.69}, {"agreement"}),
@@ -85,9 +96,9 @@ def test_gates(change: dict, failing: set[str]) -> None:
     [
         ({"drop": known(1.6, 0.4, 2.9)}, "drop", ["1.6", "0.4", "2.9", "exceeds 1"]),
         ({"drop": known(0.4, -0.8, 2.1)}, "drop", ["not shown", "0.4", "−0.8", "2.1", "within 1", "exceeds 2"]),
-        ({"drop": known(0.0, -6.0, 6.0, Drop(1.5, 1.2, 1.9))}, "drop", ["−6.0 to 6.0", "1.5 %", "at most 1.9 %"]),
+        ({"drop": few(0.0, -6.0, 6.0, Drop(1.5, 1.2, 1.9))}, "drop", ["−6.0 to 6.0", "1.5 %", "at most 1.9 %"]),
         ({"drop": Evidence(None, Drop(1.5, 1.2, 1.9))}, "drop", ["not shown", "no label", "1.5 %", "may exceed 1"]),
-        ({"macro_f1": known(1.0, -6.0, 8.0, Drop(1.1, 0.5, 3.0))}, "macro-f1", ["1.0", "8.0", "truth 1.1", "most 3.0"]),
+        ({"macro_f1": few(1.0, -6.0, 8.0, Drop(1.1, 0.5, 3.0))}, "macro-f1", ["1.0", "8.0", "truth 1.1", "most 3.0"]),
         ({"agreement": 0.6999}, "agreement", ["69.99 %", "70 %", "less than"]),
         ({"size_mb": 1.5}, "size", ["1.50 MB", "75 %", "2.00 MB", "50 %"]),
         ({"speedup": times(1.1)}, "speedup", ["1.10 times", "(1.10 to 1.10)", "less than 1.2"]),
@@ -99,6 +110,42 @@ def test_reasons_hold_both_numbers(change: dict, gate: str, numbers: list[str]) 
     verdict = decide(DENSE, [replace(GOOD, **change)], POLICY).verdicts[0]
     reason = next(item.reason for item in verdict.gates if item.name == gate)
     assert all(number in reason for number in numbers), reason
+
+
+def test_those_compete_that_pass_what_no_answer_decides() -> None:
+    changes: list[dict] = [
+        {},
+        {"drop": known(9.0, 8.0, 10.0)},
+        {"size_mb": 1.9},
+        {"speedup": times(1.0)},
+        {"int8_share": 0.1},
+    ]
+    contenders = [replace(GOOD, name=str(at), **change) for at, change in enumerate(changes)]
+    assert competing(DENSE, contenders, POLICY.gates) == 2
+
+
+def test_a_reason_tells_over_how_many_candidates_its_interval_holds() -> None:
+    several = replace(GOOD.drop, candidates=6)
+    assert judge_drop(several, 1.0).reason == (
+        "drop 0.2 points (−0.5 to 0.9; 95 % over 6 candidates) is within 1, its worst end within 2"
+    )
+    assert "over 6 candidates" in judge_macro_f1(several, 1.0).reason
+    assert "candidates" not in judge_drop(GOOD.drop, 1.0).reason
+
+
+@pytest.mark.parametrize(("together", "least", "most"), [(False, 0.12, 0.22), (True, 0.005, 0.035)])
+def test_of_eight_candidates_beyond_what_is_allowed_hardly_ever_any_passes(
+    together: bool, least: float, most: float
+) -> None:
+    rng, draws, candidates, images = np.random.default_rng(11), 600, 8, 2000
+    lost, won, allowed = 0.06, 0.04, 1.0  # two points: as much as the worst end may reach
+    confidence = simultaneous_confidence(candidates if together else 1)
+    some = 0
+    for _ in range(draws):
+        chances = rng.random((candidates, images))
+        drops = [paired_drop(chance >= won, (chance < won) | (chance >= won + lost), confidence) for chance in chances]
+        some += any(judge_drop(Evidence(drop, FAR), allowed).passed for drop in drops)
+    assert least <= some / draws <= most
 
 
 @pytest.mark.parametrize(("objective", "winner"), [("latency", "quick"), ("throughput", "broad"), ("size", "small")])

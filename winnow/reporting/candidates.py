@@ -81,7 +81,7 @@ def _quality(facts: Facts) -> Html:
     caption = (
         f"Quality on the validation split of {facts.source}, in ONNX Runtime, and size. Drop: points of top-1 lost "
         f"against {better}; drop and agreement are of the runtime and precision where the file is fastest. "
-        "Small figures: 95 % intervals"
+        f"Small figures: intervals, 95 % for top-1, {facts.level} for the drop"
     )
     heading = ["candidate", "top-1", "drop", "macro F1", "agreement", "parameters", "MACs", "MB", "MB zipped"]
     return table(heading, rows, caption=caption)

@@ -28,11 +28,13 @@ NOTICEABLE = 1.1
 """Speed-ups below this are no gain."""
 WORDS = {
     "drop": "Points of top-1 accuracy that a candidate loses against its reference, counted on the same labelled "
-    "validation images, with a 95 % score interval for paired answers. The reference is dense, or dense-kd "
-    "where that is better. A drop passes its gate when the difference is within the allowance and the worst end of "
+    "validation images, with a score interval for paired answers. The reference is dense, or dense-kd where that is "
+    "better. Of several candidates the winner is chosen by these intervals, so they are widened until all of them hold "
+    "together in 95 of 100 cases (Bonferroni); those that a gate on size, speed or int8 has ruled out do not count. A "
+    "drop passes its gate when the difference is within the allowance and the worst end of "
     "the interval within twice the allowance; otherwise it is not shown, which does not pass. No drop exceeds the "
     "share of images that get another answer, labelled or not, if the two are of one kind: where labels are few, that "
-    "share counts. The same "
+    "share decides. The same "
     "holds for macro F1 by a bootstrap within the classes, but the reference's answers only stand in for labels there.",
     "agreement": "Share of the validation images, labelled or not, on which a candidate gives the same answer as "
     "dense. Against dense itself the drop in accuracy cannot exceed the disagreement; against dense-kd it can.",

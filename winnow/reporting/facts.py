@@ -97,6 +97,12 @@ class Facts:
         found: dict[str, float] | None = self.selection.details["drops"][name]["labelled"]
         return found
 
+    @property
+    def level(self) -> str:
+        """Return how sure the intervals of drops are: together, where several candidates compete."""
+        competitors = int(self.selection.details["competitors"])
+        return "95 %" if competitors == 1 else f"95 % over {competitors} candidates"
+
     def otherwise(self, name: str) -> dict[str, float]:
         """Points of validation images that get another answer than the reference's, {points, low, high}."""
         found: dict[str, float] = self.selection.details["drops"][name]["answers"]

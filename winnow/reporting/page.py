@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from winnow.config import ROOT
 from winnow.evaluation import drop_metrics_on_test
-from winnow.intervals import Drop
 from winnow.reporting.candidates import SPEEDUPS, by_class, candidates, causes, span, trade_off
 from winnow.reporting.conditions import controls, glossary, memory, method
 from winnow.reporting.facts import Facts
@@ -40,7 +39,6 @@ from winnow.reporting.html import (
     two_lines,
 )
 from winnow.reporting.learning import images, pretraining
-from winnow.selection import is_tighter
 
 SECTIONS = {
     "images": ("The images", images),
@@ -127,16 +125,16 @@ def _promise(facts: Facts, name: str) -> str:
     reference, count = facts.selection.details["reference"], number(facts.dense.details["labels"]["choosing"])
     against = "" if reference == ROOT else f" against {reference}, which is better than dense"
     lost = f"{_changed(drop['points'], 'costs', 'gains')} of top-1 accuracy{against}"
-    interval = f"95 % interval of the loss {span(drop['low'], drop['high'])} points"
+    interval = f"interval of the loss, {facts.level}, {span(drop['low'], drop['high'])} points"
     told = f"{start}, and {lost} ({interval}; {count} labelled validation images of {facts.source})."
     bound, images = facts.otherwise(name), facts.data.metrics["data/validation"]
-    if not is_tighter(Drop(**bound), Drop(**drop)):
+    if facts.selection.details["route"] == "labels":
         return told
     unlabelled = number(images - facts.dense.details["labels"]["choosing"])
     return (
-        f"{told} Answers bound the loss to {signed(bound['high'])} points (95 %): it answers like {reference} on "
-        f"{percent(1 - bound['points'] / 100)} of {number(images)} validation images, {unlabelled} of them without a "
-        "label."
+        f"{told} Answers bound the loss to {signed(bound['high'])} points ({facts.level}): it answers like "
+        f"{reference} on {percent(1 - bound['points'] / 100)} of {number(images)} validation images, {unlabelled} of "
+        "them without a label."
     )
 
 

@@ -1,11 +1,12 @@
 """Step 6: which candidate may serve. Gathers the figures that winnow.selection judges, and keeps the reasons.
 
 Drops, of top-1 and of macro F1, are paired on the labelled validation images, against `dense` or its control
-`dense-kd`, whichever is better there: a child that was trained on must not win by having been trained longer. What the
-answers prove without labels is counted on every validation image, and so is agreement, which is with `dense`. All are
-of what the file answers in the runtime and precision where it is fastest, since that is what will serve: OpenVINO's
-bf16 is another model than the float file in ONNX Runtime. Speed comes from the benchmark, and only if that ran on this
-machine: a gate takes figures of one machine, and the candidates timed must be the very ones that lie here.
+`dense-kd`, whichever is better there: a child that was trained on must not win by having been trained longer. Their
+intervals hold together for all candidates that compete (winnow/selection.py). What the answers prove without labels
+is counted on every validation image, and so is agreement, which is with `dense`. All are of what the file answers in
+the runtime and precision where it is fastest, since that is what will serve: OpenVINO's bf16 is another model than the
+float file in ONNX Runtime. Speed comes from the benchmark, and only if that ran on this machine: a gate takes figures
+of one machine, and the candidates timed must be the very ones that lie here.
 
 Nothing is trained, timed or promoted; the test split is not read.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from winnow.controls import better_reference, controls
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation import agreement, load_logits, right_answers, served_file
-from winnow.evidence import losses
+from winnow.evidence import Losses, losses
 from winnow.hosts import serving_speeds, target_digest
 from winnow.measurement_error import largest_error
 from winnow.records import (
@@ -43,7 +44,7 @@ from winnow.records import (
 from winnow.remarks import overflow_told, overflowing, remarks
 from winnow.reporting.plots import Point, pareto
 from winnow.runtimes import INT8
-from winnow.selection import SERVES, Contender, Decision, decide
+from winnow.selection import SERVES, Contender, Decision, competing, decide
 from winnow.speedups import ratio_figures, ratio_of
 
 log = logging.getLogger(__name__)
@@ -75,19 +76,29 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     reference = better_reference(right)
     labels_V = images.labels_N[images.indices(VALIDATION)]
     dense_V = logits[ROOT].argmax(1).astype(np.int64)
-    lost = {name: losses(logits[reference], served[name], labels_V) for name in names}
+
+    def lost_among(candidates: int) -> dict[str, Losses]:
+        return {name: losses(logits[reference], served[name], labels_V, candidates) for name in names}
+
+    alone = lost_among(1)
     contenders = {
         name: Contender(
             name=name,
             top1=float(right_served[name].mean()) if right else None,
-            drop=lost[name].top1,
-            macro_f1=lost[name].macro_f1,
+            drop=alone[name].top1,
+            macro_f1=alone[name].macro_f1,
             agreement=agreement(logits[ROOT], served[name]),
             size_mb=records[name].metrics["size/mb"],
             int8_share=_int8_share(speeds, timed, name, policy.objective),
             **_speed(speeds, name, config),
         )
         for name in names
+    }
+    competitors = max(1, competing(contenders[ROOT], [contenders[name] for name in names[1:]], policy.gates))
+    lost = lost_among(competitors)
+    contenders = {
+        name: replace(contender, drop=lost[name].top1, macro_f1=lost[name].macro_f1)
+        for name, contender in contenders.items()
     }
     error = largest_error([row for row in speeds["measurement_error"] if row["batch"] == _batch(config)])
     decision = decide(contenders[ROOT], [contenders[name] for name in names[1:]], policy, error)
@@ -101,13 +112,15 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
             name="select",
             parameters=policy.model_dump(mode="json"),
             inputs={"data": record_digest(data), "benchmark": record_digest(benchmark), **digests, **target},
-            metrics=_metrics(decision, contenders),
+            metrics=_metrics(decision, contenders) | {"select/competitors": float(competitors)},
             details={
                 "verdicts": [verdict.model_dump(mode="json") for verdict in decision.verdicts],
                 "winner": decision.winner,
                 "why": decision.why,
                 "front": list(decision.front),
                 "reference": reference,
+                "competitors": competitors,
+                "route": lost[ROOT].top1.route,
                 "drops": {name: asdict(both.top1) for name, both in lost.items()},
                 "macro_f1_drops": {name: asdict(both.macro_f1) for name, both in lost.items()},
                 "agreement": {name: contender.agreement for name, contender in contenders.items()},
