@@ -18,9 +18,11 @@ from pydantic import ValidationError
 from winnow.benchmarking import NEEDED_AGREEMENT
 from winnow.compression.inputs import Inputs
 from winnow.compression.post_training import Recipe, quantize_statically, quantize_with_control
-from winnow.compression.quantize import Judge, calibration_images, quantize
+from winnow.compression.quantize import calibration_images, quantize
+from winnow.compression.rung_judge import Judge
 from winnow.config import Quantize
 from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet
+from winnow.data.splits import choosing_half
 from winnow.errors import ArtifactError
 from winnow.evaluation import agreement
 from winnow.export import export_onnx, float_layers, look_into
@@ -181,11 +183,24 @@ def test_a_ladder_stops_at_the_first_rung_that_is_good_enough(tiny_inputs: Input
     assert sha256_of(plain / "model.onnx") == sha256_of(tmp_path / "model.onnx")
 
 
-def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays(
-    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("on_the_other_half", "stays"), [((4.0, 5.0), True), ((5.0, 5.0), False), ((6.0, 5.0), False)])
+def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays_if_other_images_agree(
+    tiny_inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    on_the_other_half: tuple[float, float],
+    stays: bool,
 ) -> None:
     lost = iter([3.0, 2.0, 4.0, 1.0, 5.0, 6.0])
-    monkeypatch.setattr(Judge, "points_lost", lambda _judge, _file: next(lost))
+    chooses = int(choosing_half(tiny_inputs.images).sum())
+    other = iter(on_the_other_half)
+
+    def points_lost(judge: Judge, _file: Path) -> float:
+        if len(judge.indices_V) == chooses:
+            return next(lost)
+        return next(other)
+
+    monkeypatch.setattr(Judge, "points_lost", points_lost)
     out = tmp_path / "out"
     out.mkdir()
     details = quantize(settings(scheme="ladder", recovery=RECOVERY), tiny_inputs, out)
@@ -194,10 +209,24 @@ def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays(
     possible = [
         row for row in details["rungs"] if "points_lost" in row
     ]  # full bias correction is not, for some networks
-    assert details["chosen"] == min(possible, key=lambda row: row["points_lost"])["rung"]
+    best = min(possible, key=lambda row: row["points_lost"])["rung"]
     assert len(possible) >= 5
+    assert details["chosen"] == (best if stays else "static")
+    figures = dict(zip(("points_lost", "static_points_lost"), on_the_other_half, strict=True))
+    assert details["confirmation"] == {"rung": best, **figures, "confirmed": stays}
     assert "curves" not in details  # the network that was trained is not the one that stays
     assert sorted(path.name for path in out.iterdir()) == ["architecture.json", "model.onnx"]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    quantize(settings(), tiny_inputs, plain)
+    assert (sha256_of(plain / "model.onnx") == sha256_of(out / "model.onnx")) is not stays
+
+
+def test_one_half_chooses_and_the_other_confirms(tiny_inputs: Inputs) -> None:
+    choosing, confirming = Judge.halves(tiny_inputs)
+    every = [*choosing.indices_V.tolist(), *confirming.indices_V.tolist()]
+    assert sorted(every) == tiny_inputs.images.indices(VALIDATION).tolist()
+    assert min(len(choosing.indices_V), len(confirming.indices_V)) > 10
 
 
 def test_no_rung_is_climbed_twice(tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,13 +237,13 @@ def test_no_rung_is_climbed_twice(tiny_inputs: Inputs, tmp_path: Path, monkeypat
 
 
 def test_what_a_file_loses_is_counted_against_labels_and_the_parents_answers(tiny_inputs: Inputs) -> None:
-    judge = Judge.of(tiny_inputs)
-    assert judge.points_lost(tiny_inputs.parent / "model.onnx") == 0
-    indices = tiny_inputs.images.indices(VALIDATION)
-    labels = tiny_inputs.images.labels_N[indices]
-    answers = predict_file(tiny_inputs.parent / "model.onnx", tiny_inputs.images.images_NHWC, indices).argmax(1)
-    assert judge.wanted_V.tolist() == np.where(labels >= 0, labels, answers).tolist()
-    assert judge.right == (answers == judge.wanted_V).mean()
+    for judge in Judge.halves(tiny_inputs):
+        assert judge.points_lost(tiny_inputs.parent / "model.onnx") == 0
+        labels = tiny_inputs.images.labels_N[judge.indices_V]
+        images = tiny_inputs.images.images_NHWC
+        answers = predict_file(tiny_inputs.parent / "model.onnx", images, judge.indices_V).argmax(1)
+        assert judge.wanted_V.tolist() == np.where(labels >= 0, labels, answers).tolist()
+        assert judge.right == (answers == judge.wanted_V).mean()
 
 
 def test_trained_under_rounding(tiny_inputs: Inputs, tmp_path: Path) -> None:
@@ -250,21 +279,32 @@ def test_worst_layers_go_back_to_float(tiny_inputs: Inputs, tmp_path: Path) -> N
     assert float_layers(controlled)
 
 
-def test_controlled_keeps_what_it_may_not_lose_in_float(
-    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_controlled_keeps_layers_in_float_where_images_that_did_not_choose_them_agree(
+    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confirmed: bool
 ) -> None:
     asked: list[float] = []
+    module = sys.modules["winnow.compression.quantize"]
 
     def watched(source: Path, target: Path, pixels: np.ndarray, recipe: Recipe, pairs: Any, allowed: float) -> None:
         asked.append(allowed)
-        assert len(pairs) == len(tiny_inputs.images.indices(VALIDATION))
-        quantize_with_control(source, target, pixels, recipe, pairs, allowed)
+        assert len(pairs) == choosing_half(tiny_inputs.images).sum()
+        shutil.copyfile(source, target)  # every layer went back
 
-    monkeypatch.setattr(sys.modules["winnow.compression.quantize"], "quantize_with_control", watched)
+    lost = iter([1.0, 2.0] if confirmed else [2.0, 2.0])
+    monkeypatch.setattr(Judge, "points_lost", lambda _judge, _file: next(lost))
+    monkeypatch.setattr(module, "quantize_with_control", watched)
     details = quantize(settings(scheme="controlled", max_drop_points=2.0), tiny_inputs, tmp_path)
     assert asked == [0.02]
+    assert details["confirmation"]["confirmed"] is confirmed
     assert details["float_layers"] == float_layers(tmp_path / "model.onnx")
-    assert Judge.of(tiny_inputs).points_lost(tmp_path / "model.onnx") <= 2.0 or details["float_layers"]
+    assert bool(details["float_layers"]) is confirmed
+
+
+def test_controlled_that_keeps_nothing_in_float_is_static(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    details = quantize(settings(scheme="controlled", max_drop_points=50.0), tiny_inputs, tmp_path)
+    assert details["float_layers"] == []
+    assert "confirmation" not in details
 
 
 @pytest.mark.parametrize("ranges", ["minmax", "histogram", "percentile"])

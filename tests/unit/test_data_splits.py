@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet, group_equal
-from winnow.data.splits import LEFT_OUT, assign_splits, fractions, joined, label_budget, visible_labels
+from winnow.data.splits import LEFT_OUT, assign_splits, choosing_half, fractions, joined, label_budget, visible_labels
+from winnow.errors import ConfigError
 
 CLASSES = ("a", "b", "c")
 FRACTIONS = {"validation_fraction": 0.2, "test_fraction": 0.15}
@@ -240,3 +242,42 @@ def test_groups_are_joined_by_what_they_share() -> None:
     assert len(set(found)) == 3
     np.testing.assert_array_equal(joined(np.arange(5), np.arange(5)), np.arange(5))
     assert len(joined(np.zeros(0, np.int64), np.zeros(0, np.int64))) == 0
+
+
+def stored(keys: np.ndarray, split: np.ndarray, folder: Path, groups: np.ndarray | None = None) -> ImageSet:
+    """A set of which nothing counts but the keys, the split and the groups."""
+    if groups is not None:
+        np.save(folder / "groups.npy", groups)
+    count = len(keys)
+    return ImageSet(folder, np.zeros((count, 1, 1, 3), np.uint8), np.zeros(count, np.int64), split, keys, CLASSES)
+
+
+def test_one_half_of_validation_chooses_whatever_else_there_is(tmp_path: Path) -> None:
+    keys, labels, tested = pile(5, 3000)
+    split = assign(keys, labels, tested)[0]
+    whole = stored(keys, split, tmp_path)
+    chooses = choosing_half(whole)
+    validation = whole.indices(VALIDATION)
+    assert chooses.shape == validation.shape
+    assert chooses.mean() == pytest.approx(0.5, abs=0.08)
+    half = {keys[at].tobytes(): bool(flag) for at, flag in zip(validation, chooses, strict=True)}
+    assert [half[keys[at].tobytes()] for at in validation] == chooses.tolist()  # copies share a half
+    fewer = stored(keys[:2000], split[:2000], tmp_path)
+    later = [half[keys[at].tobytes()] for at in fewer.indices(VALIDATION)]
+    assert choosing_half(fewer).tolist() == later  # nothing moves when images are added
+
+
+def test_groups_share_a_half(tmp_path: Path) -> None:
+    keys = np.random.default_rng(0).integers(0, 256, (600, 16), dtype=np.uint8)
+    groups = np.repeat(np.arange(60), 10)
+    chooses = choosing_half(stored(keys, np.full(600, VALIDATION, np.uint8), tmp_path, groups)).reshape(60, 10)
+    assert (chooses == chooses[:, :1]).all()
+    assert 0.25 < chooses.mean() < 0.75
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_each_half_has_an_image_and_one_image_is_told_to_be_too_few(seed: int, tmp_path: Path) -> None:
+    keys = np.random.default_rng(seed).integers(0, 256, (2, 16), dtype=np.uint8)
+    assert choosing_half(stored(keys, np.full(2, VALIDATION, np.uint8), tmp_path)).sum() == 1
+    with pytest.raises(ConfigError, match="1 validation images cannot choose and confirm"):
+        choosing_half(stored(keys, np.array([VALIDATION, TRAIN], np.uint8), tmp_path))

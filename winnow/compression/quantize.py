@@ -4,13 +4,16 @@ static   NNCF's post-training quantization of the ONNX file, calibrated on unlab
          (winnow/compression/post_training.py). No label is used.
 ladder   static, and while more is lost than `max_drop_points` the next rung: ranges from the smallest to the largest
          value, of least error on a histogram, without outliers, full bias correction, the worst layers back in float,
-         training under rounding (where `recovery` is given). The first rung that is good enough stays; where none is,
-         the best.
+         training under rounding (where `recovery` is given). The first rung that is good enough is chosen; where none
+         is, the best.
 controlled  static, and the layers that cost most answers back in float, one by one, until no more is lost than
          `max_drop_points`; labels of the validation split are used
 qat      training under rounding at once (fake_quantization.py), then static
 dynamic  ONNX Runtime measures ranges at run time. For convolutions this has no fast kernel: smaller, not faster
          (benchmarks/dynamic_int8.py shows it). Not in the shipped tree.
+
+Rungs and layers are chosen on one half of the validation split (winnow/data/splits.py), and what was chosen takes the
+place of plain static only where it loses less on the other half, too: the best of seven looks better than it is.
 
 Nagel et al. 2021, A White Paper on Neural Network Quantization (arXiv 2106.08295).
 """
@@ -33,11 +36,11 @@ from winnow.compression.fake_quantization import simulated_int8
 from winnow.compression.inputs import Inputs
 from winnow.compression.post_training import Recipe, quantize_statically, quantize_with_control
 from winnow.compression.recovery import recover
+from winnow.compression.rung_judge import Judge, confirm
 from winnow.config import Quantize
-from winnow.data.images import TRAIN, VALIDATION
+from winnow.data.images import TRAIN
 from winnow.errors import ConfigError, MissingExtra
 from winnow.export import export_onnx, float_layers, load_onnx, save_onnx
-from winnow.inference import predict_file
 from winnow.model_file import MODEL
 from winnow.models.attention import take_heads_apart
 from winnow.models.backbones import ARCHITECTURE, load_architecture, load_model
@@ -46,6 +49,9 @@ from winnow.records import write_json
 from winnow.training import Row
 
 log = logging.getLogger(__name__)
+
+STATIC, CONTROLLED = "static", "worst layers in float"
+"""Names of rungs."""
 
 
 def quantize(settings: Quantize, inputs: Inputs, folder: Path) -> dict[str, Any]:
@@ -60,8 +66,7 @@ def quantize(settings: Quantize, inputs: Inputs, folder: Path) -> dict[str, Any]
     if settings.scheme == "ladder":
         return details | _climb(settings, inputs, pixels_NHWC, target)
     if settings.scheme == "controlled":
-        _controlled(settings, inputs, pixels_NHWC, Judge.of(inputs), target)
-        return details | {"float_layers": float_layers(target)}
+        return details | _controlled_if_confirmed(settings, inputs, pixels_NHWC, target)
     if settings.scheme == "qat":
         return details | {"curves": _trained(settings, inputs, pixels_NHWC, recipe_of(settings), target)}
     quantize_statically(source, target, pixels_NHWC, recipe_of(settings))
@@ -92,8 +97,12 @@ class _Rung:
 
 
 def _climb(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], target: Path) -> dict[str, Any]:
-    """The first rung that loses no more than it may, or the best of all -> what each lost, in points."""
-    judge = Judge.of(inputs)
+    """Choose the first rung that loses no more than it may, or the best of all; keep it where it is confirmed.
+
+    Returns what each rung lost on the half that chooses, in points, and what the chosen one and static lost on the
+    other.
+    """
+    judge, confirming = Judge.halves(inputs)
     rungs = _rungs(settings, inputs, pixels_NHWC, judge)
     told: list[dict[str, Any]] = []
     curves: dict[int, list[Row]] = {}
@@ -116,10 +125,34 @@ def _climb(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], t
             log.info("int8, %s: %.2f points lost", rung.name, lost)
             if lost <= settings.max_drop_points:
                 break
-        best = min((at for at in range(len(told)) if "points_lost" in told[at]), key=lambda at: told[at]["points_lost"])
+        made = [at for at in range(len(told)) if "points_lost" in told[at]]
+        best = min(made, key=lambda at: told[at]["points_lost"])
+        confirmation: dict[str, Any] = {}
+        if best != made[0] and told[made[0]]["rung"] == STATIC:
+            files = [Path(name) / f"{at}.onnx" for at in (made[0], best)]
+            confirmation = {"confirmation": confirm(confirming, told[best]["rung"], *files)}
+            best = best if confirmation["confirmation"]["confirmed"] else made[0]
         shutil.move(Path(name) / f"{best}.onnx", target)
-    details = {"rungs": told, "chosen": told[best]["rung"], "float_layers": told[best]["float_layers"]}
+    details = {"rungs": told, "chosen": told[best]["rung"], "float_layers": told[best]["float_layers"], **confirmation}
     return details | ({"curves": curves[best]} if best in curves else {})
+
+
+def _controlled_if_confirmed(
+    settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], target: Path
+) -> dict[str, Any]:
+    """Put the worst layers back in float where the half that did not choose them agrees, else leave plain static."""
+    choosing, confirming = Judge.halves(inputs)
+    with tempfile.TemporaryDirectory(dir=target.parent) as name:
+        static, controlled = Path(name) / "static.onnx", Path(name) / "controlled.onnx"
+        _controlled(settings, inputs, pixels_NHWC, choosing, controlled)
+        if not (layers := float_layers(controlled)):
+            shutil.move(controlled, target)
+            return {"float_layers": []}
+        quantize_statically(inputs.parent / MODEL, static, pixels_NHWC, recipe_of(settings))
+        confirmation = confirm(confirming, CONTROLLED, static, controlled)
+        shutil.move(controlled if confirmation["confirmed"] else static, target)
+    kept = layers if confirmation["confirmed"] else float_layers(target)
+    return {"float_layers": kept, "confirmation": confirmation}
 
 
 def _rungs(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], judge: Judge) -> list[_Rung]:
@@ -133,7 +166,7 @@ def _rungs(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], j
 
     rungs = [
         *(statically(name, recipe) for name, recipe in static_rungs(plain).items()),
-        _Rung("worst layers in float", lambda file: _controlled(settings, inputs, pixels_NHWC, judge, file)),
+        _Rung(CONTROLLED, lambda file: _controlled(settings, inputs, pixels_NHWC, judge, file)),
     ]
     if settings.recovery:
         rungs.append(_Rung("trained", lambda file: _trained(settings, inputs, pixels_NHWC, plain, file)))
@@ -143,47 +176,13 @@ def _rungs(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], j
 def static_rungs(plain: Recipe) -> dict[str, Recipe]:
     """The rungs of a ladder that need no label: `plain`, and what differs from it."""
     recipes = {
-        "static": plain,
+        STATIC: plain,
         "min-max": dataclasses.replace(plain, ranges="minmax"),
         "histogram": dataclasses.replace(plain, ranges="histogram"),
         "percentile": dataclasses.replace(plain, ranges="percentile"),
         "full bias correction": dataclasses.replace(plain, bias_correction="full"),
     }
-    return {name: recipe for name, recipe in recipes.items() if name == "static" or recipe != plain}
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What counts as right on the validation split: an image's label; where there is none, what the parent answers."""
-
-    images_NHWC: NDArray[np.uint8]
-    """All images, as they lie on disk."""
-    indices_V: NDArray[np.int64]
-    wanted_V: NDArray[np.int64]
-    right: float
-    """Share that the parent has right."""
-
-    @classmethod
-    def of(cls, inputs: Inputs) -> Judge:
-        """From the parent's file."""
-        images, indices_V = inputs.images, inputs.images.indices(VALIDATION)
-        answers_V = predict_file(inputs.parent / MODEL, images.images_NHWC, indices_V).argmax(1)
-        labels_V = images.labels_N[indices_V]
-        wanted_V = np.where(labels_V >= 0, labels_V, answers_V)
-        return cls(images.images_NHWC, indices_V, wanted_V, float((answers_V == wanted_V).mean()))
-
-    @property
-    def pairs(self) -> list[tuple[NDArray[np.uint8], int]]:
-        """Every image, read when it is looked at, with the answer that counts as right."""
-        return [
-            (self.images_NHWC[at : at + 1], int(wanted))
-            for at, wanted in zip(self.indices_V, self.wanted_V, strict=True)
-        ]
-
-    def points_lost(self, file: Path) -> float:
-        """Right answers of the parent less those of the file, in points."""
-        answers_V = predict_file(file, self.images_NHWC, self.indices_V).argmax(1)
-        return (self.right - float((answers_V == self.wanted_V).mean())) * 100
+    return {name: recipe for name, recipe in recipes.items() if name == STATIC or recipe != plain}
 
 
 def _controlled(settings: Quantize, inputs: Inputs, pixels_NHWC: NDArray[np.uint8], judge: Judge, target: Path) -> None:

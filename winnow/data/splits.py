@@ -28,7 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet, group_equal
+from winnow.errors import ConfigError
 
+CHOOSING_SALT = b"the half that chooses"
 LEFT_OUT = 255
 """Split of images that would leak, those that equal a test image above all: stored, but in no split."""
 
@@ -143,6 +145,32 @@ def _in_order(units_N: NDArray[np.int64], u_N: NDArray[np.float64], among_N: NDA
     found: NDArray[np.int64] = np.flatnonzero(among_N)
     ordered = units_N[found[np.lexsort((units_N[found], u_N[found]))]]
     return list(dict.fromkeys(ordered.tolist()))
+
+
+def choosing_half(images: ImageSet) -> NDArray[np.bool_]:
+    """Return which validation images choose among many (trials, rungs), bool (V,); the others confirm the choice.
+
+    A function of the pixels alone, as the split is, and independent of it; images of a group share a half, that of the
+    smallest digest among them. Classes are spread by chance. Both halves have an image: where one would have none, the
+    unit of the smallest digest goes there. Raises ConfigError where validation has fewer than two such units.
+    """
+    units_N, validation = images.groups_N, images.indices(VALIDATION)
+    wanted = set(units_N[validation].tolist())
+    smallest: dict[int, bytes] = {}
+    for at in np.flatnonzero(np.isin(units_N, list(wanted))).tolist():
+        unit, key = int(units_N[at]), images.keys_N16[at].tobytes()
+        smallest[unit] = min(key, smallest.get(unit, key))
+    digests = {unit: hashlib.blake2b(key, key=CHOOSING_SALT, digest_size=8).digest() for unit, key in smallest.items()}
+    if len(digests) < 2:
+        raise ConfigError(
+            f"{len(validation)} validation images cannot choose and confirm: one image (or group) chooses and another "
+            "confirms; add images, or raise data.validation_fraction"
+        )
+    chooses = {unit: digest[-1] % 2 == 0 for unit, digest in digests.items()}
+    if len(set(chooses.values())) == 1:
+        first = min(digests, key=digests.__getitem__)
+        chooses[first] = not chooses[first]
+    return np.array([chooses[unit] for unit in units_N[validation].tolist()], dtype=bool)
 
 
 def label_budget(images: ImageSet, per_class: int | None, seed: int) -> NDArray[np.int64]:
