@@ -113,8 +113,9 @@ def reason_lines(places: Places) -> list[str]:
 
 def promotion_lines(places: Places) -> list[str]:
     """What is in production after this run, and why."""
-    selection = read_record(places.artifacts / "select")
-    return [str(selection.details["why"]), *settled.reasons(places)]
+    selection, refit = read_record(places.artifacts / "select"), read_record(places.artifacts / "refit")
+    told = [str(refit.details["why"])] if selection.details["winner"] else []
+    return [str(selection.details["why"]), *told, *settled.reasons(places)]
 
 
 def learned_lines(places: Places) -> list[str]:
@@ -123,9 +124,10 @@ def learned_lines(places: Places) -> list[str]:
     gain, labels = record.details["arms"]["gain"], record.details["labels"]
     report = read_record(places.artifacts / "report")
     test = report.metrics
+    deployed = read_record(places.artifacts / "refit").details["labels"]["deployed"]
     lines = [
         f"labels used: {labels['training']:,} for training, {labels['choosing']:,} for choosing, "
-        f"{test['test/images']:,.0f} for the test",
+        f"{test['test/images']:,.0f} for the test; {deployed:,} trained the model that is deployed",
         *_elsewhere(record, report),
     ]
     if gain is not None:
@@ -156,6 +158,8 @@ def _elsewhere(dense: StepRecord, report: StepRecord) -> list[str]:
         told = ", ".join(f"{name} {_top1(test, f'test/{name}_')}" for name in (ROOT, *others))
         if "test/winner_top1" in test:
             told += f", the winner {_top1(test, 'test/winner_')} in {report.details['measured_in']}"
+        if "test/selected_top1" in test:
+            told += f", before its refit {_top1(test, 'test/selected_')}"
         lines.append(f"on the test images: {told}")
     return lines
 
@@ -169,7 +173,7 @@ def _warning_lines(places: Places) -> list[str]:
     """The warnings of every step, each once; first those of the report, which measures on the test split."""
     candidates = load_config(places.root / "params.yaml").candidates
     names = [ROOT, *in_order(dict(candidates))]
-    folders = ["report", "data", "pretrain", *(f"candidates/{name}" for name in names), "benchmark", "select"]
+    folders = ["report", "data", "pretrain", *(f"candidates/{name}" for name in names), "benchmark", "select", "refit"]
     found: dict[str, str] = {}
     for folder in folders:
         record = read_record(places.artifacts / folder)

@@ -32,10 +32,21 @@ from tasks.origin import is_alive
 from tasks.versioning import WATCHED
 from winnow.config import ROOT, Config, load_config
 from winnow.errors import WinnowError
-from winnow.records import StepRecord, record_digest, sha256_of, this_machine, write_json
+from winnow.records import (
+    StepRecord,
+    read_json,
+    read_record,
+    record_digest,
+    sha256_of,
+    this_machine,
+    write_json,
+)
+from winnow.refit_files import WINNER
 
 WATCH_SECONDS = 1.0
-USAGE = "usage: python -m tasks {ingest|pretrain|finetune|candidate NAME|benchmark|select|report}"
+STEPS = ("ingest", "pretrain", "finetune", "benchmark", "select", "refit", "report")
+"""Those that `python -m tasks` takes by name alone."""
+USAGE = "usage: python -m tasks {ingest|pretrain|finetune|candidate NAME|benchmark|select|refit|report}"
 
 
 def main(arguments: list[str]) -> int:
@@ -78,7 +89,7 @@ def _watch(starter: str) -> None:
 def _parse(arguments: list[str]) -> tuple[str, str]:
     if len(arguments) == 2 and arguments[0] == "candidate":
         return "candidate", arguments[1]
-    if len(arguments) == 1 and arguments[0] in ("ingest", "pretrain", "finetune", "benchmark", "select", "report"):
+    if len(arguments) == 1 and arguments[0] in STEPS:
         return arguments[0], arguments[0]
     raise WinnowError(USAGE)
 
@@ -141,6 +152,10 @@ def _call(config: Config, places: settings.Places, step: str, name: str, scratch
         from winnow.steps.select import select
 
         return lambda: select(config, data, candidates, at / "benchmark", at / "select")
+    if step == "refit":
+        from winnow.steps.refit import refit
+
+        return lambda: refit(config, at, at / "refit", scratch)
     from winnow.steps.report import report
 
     return lambda: report(config, at, places.test_readings, at / "report")
@@ -154,13 +169,19 @@ def _fingerprint(config: Config, places: settings.Places, step: str, name: str) 
         "finetune": [at / "data", at / "pretrain"],
         "candidate": [at / "data", at / "candidates" / ROOT],
     }.get(step, [])
+    if step == "refit":
+        winner = read_json(at / "select" / WINNER)["winner"]
+        lineage = read_record(at / "candidates" / winner).details["lineage"] if winner else [ROOT]
+        inputs = [at / "data", at / "pretrain", *(at / "candidates" / name for name in lineage)]
     section: object = config.candidates.get(name) if step == "candidate" else getattr(config, step, None)
     parent = config.candidates[name].parent if step == "candidate" and name in config.candidates else ROOT
     if parent != ROOT:
         inputs.append(at / "candidates" / parent)
     parts = [json.dumps([config.data.label_budget, repr(section), config.finetune.seeds[0]])]
     parts += [record_digest(folder) for folder in inputs]
-    if step == "finetune":
+    if step == "refit":
+        parts.append(repr(config.finetune))
+    if step in ("finetune", "refit"):
         parts.append(sha256_of(places.root / config.finetune.weights))
     library = Path(__file__).resolve().parent.parent / "winnow"
     parts += [sha256_of(path) for path in sorted(library.rglob("*.py"))]

@@ -6,6 +6,8 @@ that was written on another machine, or for another objective, names nothing her
 runtime for files and represented by its fastest. Both are then compared in rounds of their own, so that the gain has
 an interval. A runtime whose answers differ from the file's own is not timed.
 
+Of a file that was refitted, the one before the refit is measured: the refitted one has learned the validation images.
+
 `judge_challenge` is pure. The challenger must lose no more than the gates on top-1 and macro F1 allow (the difference
 within the allowance, the worst end of its interval within twice that), and must be better: in accuracy by an amount
 that is shown (the whole interval on its side), or on the objective, where the lower end of the gain's interval counts,
@@ -33,6 +35,7 @@ from winnow.intervals import Ratio
 from winnow.machine import cores
 from winnow.model_file import MODEL
 from winnow.records import Machine, sha256_of, this_machine
+from winnow.refit_files import selected_folder
 from winnow.runtimes import OPENVINO, Cell, NotHere, Predict, cell_of, open_cell, openvino_modes
 from winnow.selection import UNITS, judge_drop, judge_macro_f1
 from winnow.speedups import Row, best, speedup
@@ -69,6 +72,21 @@ def incomparable(champion: Card, challenger: Card) -> str:
             f"{_shares(challenger['split'])}: it may have learned from images that validate now"
         )
     return ""
+
+
+def newly_refitted(champion: tuple[Path, Card], challenger: tuple[Path, Card]) -> str:
+    """Return why a challenger that is the refit of the champion's own file takes its place; empty where it is none.
+
+    Both are given as folder and card. The check of the refit has compared the two, and on validation images nobody can
+    any more. A champion that was refitted itself has to be one on fewer labels.
+    """
+    (there, card), (here, told) = champion, challenger
+    if sha256_of(selected_folder(there) / MODEL) != sha256_of(selected_folder(here) / MODEL):
+        return ""
+    before, labels = card["labels"]["training"], told["labels"]["training"]
+    if "refit" not in told or labels <= before:
+        return ""
+    return f"it is the champion's file, refitted on {labels:,} labels, and the champion learned {before:,}"
 
 
 def _shares(split: Mapping[str, float]) -> str:

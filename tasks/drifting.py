@@ -2,6 +2,10 @@
 
 Fresh images are those in `drift.path` that the project has not ingested: an image is told by the digest of its pixels,
 so a picture that was copied over is not taken for news.
+
+Of a champion that was refitted, the file before the refit answers: the refitted one has learned the validation images,
+and would be surer of them than of fresh ones that have not shifted. The test split is no way out: `report` alone reads
+it.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from winnow.drift import Advice, Answers, Shift, advice, answer, compare, to_lab
 from winnow.errors import ConfigError, DataError
 from winnow.model_file import MODEL
 from winnow.records import read_json
+from winnow.refit_files import selected_folder
 
 LIST = "to-label.csv"
 
@@ -78,8 +83,9 @@ def look(places: Places, config: Config, path: str | None = None) -> Finding:
             f"{folder}: {len(files)} fresh images; drift.min_images wants {config.drift.min_images} or more"
         )
     held_out = images.indices(VALIDATION)
-    reference = answer(at / MODEL, np.ascontiguousarray(images.images_NHWC[held_out]))
-    fresh = answer(at / MODEL, pixels_NHWC)
+    file = selected_folder(at) / MODEL
+    reference = answer(file, np.ascontiguousarray(images.images_NHWC[held_out]))
+    fresh = answer(file, pixels_NHWC)
     shifts = compare(reference, fresh, config.drift)
     told = advice(shifts)
     asked = _wanted(files, fresh, card, config.drift.ask_for) if told.wants == "labels" else ()

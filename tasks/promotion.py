@@ -5,6 +5,7 @@
     the winner was rolled back        it stays out until `winnow promote --replace`
     there is no champion              the winner becomes it
     the two cannot be compared        the champion stays, or is replaced by `--replace`
+    the champion's file, refitted     the refitted file takes its place: it was accepted against this very file
     otherwise                         both are measured side by side (tasks/challenge.py)
     it won, and promotion.approval    a person is asked (tasks/approval.py); once approved, it becomes champion
 
@@ -32,6 +33,7 @@ from winnow.evaluation import drop_metrics_on_test
 from winnow.hosts import target_digest
 from winnow.model_file import MODEL
 from winnow.records import RECORD, StepRecord, read_json, read_record, record_digest, sha256_of
+from winnow.refit_files import REFIT, deployed_folder, selected_folder
 from winnow.runtimes import streams_of
 from winnow.selection import SERVES
 
@@ -72,7 +74,7 @@ def promote(places: Places, config: Config, replace: bool = False) -> Outcome:
     told = asdict(outcome) | {"reasons": list(outcome.reasons)}
     told["waits_until"] = outcome.waits.until if outcome.waits else ""
     del told["waits"]
-    settled.remember(places, model, record_digest(places.artifacts / "select"), told)
+    settled.remember(places, model, settled.chosen_digest(places), told)
     return outcome
 
 
@@ -93,7 +95,7 @@ def _promote_winner(
             "unless by `winnow promote --replace`"
         )
         return Outcome((why,), winner, sha256, known.number, None, number_of(champion))
-    card = _card(places, config, selection, winner)
+    card = _card(places, config, selection, winner, folder)
     run_id = tracking.candidate_run(places, config, winner)
     version = registry.register(places, config, folder, card, run_id)
     _supersede(places, model, version)
@@ -141,7 +143,7 @@ def number_of(version: Version | None) -> str | None:
 
 
 def _checked(places: Places, config: Config, selection: StepRecord, winner: str) -> tuple[Path, str]:
-    """The winner's folder and the digest of its file, if they are what was selected."""
+    """The folder of the file that is deployed and the file's digest, if they are what was selected and refitted."""
     folder = places.artifacts / "candidates" / winner
     if selection.inputs.get(winner) != record_digest(folder):
         raise ArtifactError(f"{folder} has changed since it was selected; run winnow again")
@@ -149,13 +151,14 @@ def _checked(places: Places, config: Config, selection: StepRecord, winner: str)
         raise ArtifactError(f"{places.artifacts / 'benchmark'} has changed since the selection; run winnow again")
     if selection.inputs.get("target") != target_digest(config, places.root):
         raise ArtifactError("benchmark.target has changed since the selection; run winnow again")
+    folder = deployed_folder(places.artifacts, winner)
     sha256 = sha256_of(folder / MODEL) if (folder / MODEL).is_file() else "missing"
     if sha256 not in {artifact.sha256 for artifact in read_record(folder).artifacts if artifact.name == MODEL}:
         raise ArtifactError(f"{folder / MODEL} is not the file of its record; delete {folder} and run winnow again")
     return folder, sha256
 
 
-def _card(places: Places, config: Config, selection: StepRecord, winner: str) -> dict[str, Any]:
+def _card(places: Places, config: Config, selection: StepRecord, winner: str, folder: Path) -> dict[str, Any]:
     """The candidate's card with what only the whole run knows: speed, machine, how to serve it, data version, why.
 
     Its figures on the test split, too, where the report has looked: nothing is chosen by them (decision 0017).
@@ -167,7 +170,7 @@ def _card(places: Places, config: Config, selection: StepRecord, winner: str) ->
         raise ArtifactError(f"{winner} was timed on no runtime, so nobody knows how to serve it; run winnow again")
     serving = _how(best) | {"p50_ms": best["p50_ms"]}
     return {
-        **read_json(places.artifacts / "candidates" / winner / CARD),
+        **read_json(folder / CARD),
         "serving": {**serving, "objective": objective},
         "speed": speeds["candidates"][winner],
         "fastest": {what: _how(row) for what, row in fastest.items() if row is not None},
@@ -196,7 +199,7 @@ def _tested(places: Places, winner: str) -> dict[str, Any]:
     if not (folder / RECORD).is_file():
         return {}
     report, prefix = read_record(folder), "test/winner_"
-    seen = report.inputs.get("select") == record_digest(places.artifacts / "select")
+    seen = all(report.inputs.get(step) == record_digest(places.artifacts / step) for step in ("select", REFIT))
     if not seen or report.details["winner"] != winner or f"{prefix}top1" not in report.metrics:
         return {}
     baseline = str(report.details["baseline"])
@@ -223,7 +226,7 @@ def _contest(
     places: Places, config: Config, champion: Version | None, challenger: tuple[Path, dict[str, Any]], replace: bool
 ) -> tuple[bool, str]:
     """Whether the challenger may take the champion's place, and why."""
-    from tasks.challenge import incomparable, judge_challenge, measure
+    from tasks.challenge import incomparable, judge_challenge, measure, newly_refitted
 
     if champion is None:
         return True, "there was none before it"
@@ -234,8 +237,11 @@ def _contest(
     except ArtifactError as error:
         obstacle = str(error)
     if not obstacle:
+        if reason := newly_refitted((there, card), challenger):
+            return True, reason
         host = hosting.target_of(places, config)
-        contest = measure(config, places.artifacts / "data", (there, card), challenger, host)
+        both = [(selected_folder(folder), told) for folder, told in ((there, card), challenger)]
+        contest = measure(config, places.artifacts / "data", both[0], both[1], host)
         return judge_challenge(contest, config.promotion)
     if replace:
         return True, f"{champion} is replaced without a comparison, as asked for with --replace: {obstacle}"

@@ -31,6 +31,7 @@ from winnow.errors import ArtifactError, WinnowError
 from winnow.exporting import how_served
 from winnow.model_file import MODEL
 from winnow.records import read_json, sha256_of, write_json
+from winnow.refit_files import SELECTED, selected_folder
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 CARD = "card.json"
@@ -194,6 +195,9 @@ def _save(path: Path, folder: Path, card: Mapping[str, Any], logged: Any) -> Non
     # MLflow writes the model anew; the file that was measured is the one to serve.
     shutil.copyfile(folder / MODEL, path / MODEL)
     write_json(path / CARD, dict(card))
+    if (selected := selected_folder(folder)) != folder:
+        (path / SELECTED).mkdir()
+        shutil.copyfile(selected / MODEL, path / SELECTED / MODEL)
 
 
 def _pinned(package: str) -> str:
@@ -207,10 +211,12 @@ def _pinned(package: str) -> str:
 def _description(card: Mapping[str, Any]) -> str:
     metrics, labels, serving = card["metrics"], card["labels"], card["serving"]
     top1 = f"{metrics['quality/top1'] * 100:.1f} % top-1, " if "quality/top1" in metrics else ""
+    refitted = ["Refitted on training and validation labels: " + card["refit"]["note"] + "."] if "refit" in card else []
     return "\n".join(
         [
             f"**{card['name']}** ({' > '.join(card['lineage'])}): {top1}{metrics['size/mb']:.2f} MB, "
             f"{labels['training']} labels for training, {labels['choosing']} for choosing.",
+            *refitted,
             f"Serve with {how_served(serving)}. {card['why']}",
         ]
     )
@@ -265,7 +271,15 @@ def fetch(places: Places, model_name: str, version: Version) -> Path:
 
 def _is_kept(kept: Path, version: Version) -> bool:
     """Compared by content: another or emptied server gives the same numbers to other models."""
-    return (kept / CARD).is_file() and (kept / MODEL).is_file() and sha256_of(kept / MODEL) == version.sha256
+    whole = (kept / CARD).is_file() and (kept / MODEL).is_file() and sha256_of(kept / MODEL) == version.sha256
+    return whole and _holds_selected(kept)
+
+
+def _holds_selected(folder: Path) -> bool:
+    """Whether the file before the refit, which the card of a refitted one names by its digest, lies there as well."""
+    wanted = read_json(folder / CARD).get("refit", {}).get("selected_sha256")
+    file = folder / SELECTED / MODEL
+    return wanted is None or (file.is_file() and sha256_of(file) == wanted)
 
 
 def _download(places: Places, model: str, version: Version, kept: Path) -> None:
@@ -285,7 +299,8 @@ def _download(places: Places, model: str, version: Version, kept: Path) -> None:
             raise ArtifactError(f"{version} of {model} holds no {MODEL} and {CARD}: it was not registered by winnow")
         if version.sha256 and sha256_of(folder / MODEL) != version.sha256:
             raise ArtifactError(f"the {MODEL} of {version} of {model} is not the file that was registered")
-        read_json(folder / CARD)
+        if not _holds_selected(folder):
+            raise ArtifactError(f"{version} of {model} lacks {SELECTED}/{MODEL}, the file before its refit")
         shutil.rmtree(kept, ignore_errors=True)
         folder.replace(kept)
     finally:

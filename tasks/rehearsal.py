@@ -97,7 +97,7 @@ class Rehearsal:
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         act = {"ingest": self._ingest, "pretrain": self._pretrain, "finetune": self._finetune}
-        act |= {"benchmark": self._benchmark}
+        act |= {"benchmark": self._benchmark, "refit": self._refit}
         with watched(every=0.05) as peak:
             if step in act:
                 cost = act[step]()
@@ -329,6 +329,28 @@ class Rehearsal:
         seconds += (time.monotonic() - began) * processes
         disk_mb = 2 * len(names) * counts.validation * counts.classes * 4 / 1e6
         return Cost(seconds, disk_mb, f"{len(cells)} cells of {len(names)} files, {processes} processes")
+
+    def _refit(self) -> Cost:
+        """dense, and a candidate: nobody knows the winner yet, so the one that trains longest, and an int8 file."""
+        from winnow.finetuning import classification
+        from winnow.models.backbones import build
+
+        counts, settings, candidates = self.counts, self.config.finetune, self.config.candidates
+        if reason := self.config.refit.reason_against(counts.choosing, self.config.data.label_budget):
+            return Cost(0.0, 0.1, f"none: {reason}")
+        rate = settings.optimiser(settings.learning_rates[0])
+        each = self.trials.per_step(build(self.architecture), classification(settings), settings.batch_size, rate)
+        seconds = settings.steps_for(counts.budget + counts.choosing) * each
+        trained = {name: c.epochs for name, c in candidates.items() if isinstance(c, Recovered)}
+        longest = max(trained, key=lambda name: trained[name], default=None)
+        int8 = next((name for name, c in candidates.items() if isinstance(c, Quantize)), None)
+        made, disk_mb = [name for name in (longest, int8) if name is not None], 0.1
+        for name in made:
+            cost = self._candidate(name)
+            seconds, disk_mb = seconds + cost.seconds, disk_mb + cost.disk_mb
+        if longest is not None:  # validation images teach, too
+            seconds *= 1 + counts.choosing / max(1, counts.train)
+        return Cost(seconds, disk_mb, f"{' and '.join((ROOT, *made))} again, if the winner is like that")
 
 
 def _shortest(settings: Recovered) -> Recovered:

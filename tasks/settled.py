@@ -6,6 +6,7 @@ say what serves. It is only a memory: whoever loses it asks the registry. No mlf
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from tasks import tracked
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
 from winnow.records import RECORD, record_digest, write_json
+from winnow.refit_files import REFIT
 
 PROMOTED = "promoted.json"
 
@@ -25,8 +27,15 @@ def is_settled(places: Places, config: Config) -> bool:
         return False
     if (until := found.get("waits_until")) and not (config.promotion.approval and _is_open(until)):
         return False
-    wanted = (_address(places), registered_model_name(config), record_digest(select))
+    wanted = (_address(places), registered_model_name(config), chosen_digest(places))
     return wanted == tuple(found.get(key) for key in ("address", "model", "select"))
+
+
+def chosen_digest(places: Places) -> str:
+    """Return a digest of the last selection and of the refit of its winner."""
+    refit = places.artifacts / REFIT
+    digests = [record_digest(places.artifacts / "select"), record_digest(refit) if (refit / RECORD).is_file() else ""]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def waits(places: Places) -> bool:

@@ -37,7 +37,7 @@ OUT_OF_MEMORY = (137, -9)
 MENDABLE = 2
 """Exit status of a step that a person has to help."""
 RETRY_SECONDS = 30
-ON_GPU = ("pretrain", "finetune", "candidate", "benchmark")
+ON_GPU = ("pretrain", "finetune", "candidate", "benchmark", "refit")
 PROMOTED, DRIFTED, WAITING = "winnow.model.promoted", "winnow.model.drifted", "winnow.model.waiting"
 """The events that every change of the champion, and every drift that is real, emit."""
 
@@ -211,10 +211,11 @@ def _follow(places: Places, label: str, run_id: str, ended: threading.Event) -> 
     started = time.time()
     while True:
         last = ended.wait(FOLLOW_SECONDS)
-        for path in sorted(places.checkpoints.glob(f"{label}-????????????????/*.curves.jsonl")):
+        # A refit trains several networks, each in a folder of its own.
+        for path in sorted(places.checkpoints.glob(f"{label}-????????????????/**/*.curves.jsonl")):
             rows, known = _rows(path, started), sent.get(path, 0)
             if len(rows) > known:
-                name = path.name.removesuffix(".curves.jsonl")
+                name = "/".join(path.relative_to(places.checkpoints).parts[1:]).removesuffix(".curves.jsonl")
                 prefix = "" if name in ("pretrain", "recovery") else name
                 tracking.log_curves(places, run_id, rows, known, prefix)
                 sent[path] = len(rows)

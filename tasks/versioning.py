@@ -68,7 +68,8 @@ def stages(config: Config) -> list[Stage]:
         *tree,
         Stage("benchmark", ("ingest", *everyone)),
         Stage("select", ("ingest", *everyone, "benchmark")),
-        Stage("report", ("ingest", "pretrain", *everyone, "benchmark", "select")),
+        Stage("refit", ("ingest", "pretrain", *everyone, "select")),
+        Stage("report", ("ingest", "pretrain", *everyone, "benchmark", "select", "refit")),
     ]
 
 

@@ -198,6 +198,7 @@ def tiny_params() -> dict:
         },
         # 60 images: the intervals are wide
         "promotion": {"gates": {"max_drop_points": 4.99, "max_macro_f1_drop_points": 8.0}},
+        "refit": {"when": "never"},
     }
 
 

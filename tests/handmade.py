@@ -21,7 +21,17 @@ from tests.conftest import CLASSES, SIZE, tiny_params, write_set
 from winnow.config import Config, check_config
 from winnow.data.images import VALIDATION, load_images
 from winnow.inference import predict_file
-from winnow.records import StepRecord, describe, record_digest, this_machine, write_json, write_record
+from winnow.records import (
+    StepRecord,
+    describe,
+    read_json,
+    record_digest,
+    sha256_of,
+    this_machine,
+    write_json,
+    write_record,
+)
+from winnow.steps.refit import NOTE
 
 DATA_VERSION = "0123456789abcdef0123456789abcdef.dir"
 MODEL = "photos"
@@ -161,7 +171,29 @@ def write_verdicts(at: Path, config: Config, names: list[str], winner: str | Non
         metrics={"select/passed": 1.0},
         details={"winner": winner, "why": why, "verdicts": verdicts, "speeds": speeds},
     )
+    write_json(at / "select" / "winner.json", {"winner": winner})
+    labels = {"training": 110, "choosing": 60, "deployed": 110}
+    details = {"winner": winner, "is_refitted": False, "why": "not refitted: refit.when is never", "labels": labels}
+    shutil.rmtree(at / "refit", ignore_errors=True)
+    _record(at / "refit", "refit", inputs=digests, details=details)
     (at / "select" / "pareto.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+
+
+def write_refit(at: Path, winner: str, variant: dict[str, Any]) -> None:
+    """artifacts/refit as the step leaves it when the refitted file, by `write_model(**variant)`, was accepted."""
+    folder, selected = at / "refit", at / "candidates" / winner
+    (folder / "selected").mkdir(parents=True, exist_ok=True)
+    write_model(folder / "model.onnx", **variant)
+    shutil.copyfile(selected / "model.onnx", folder / "selected" / "model.onnx")
+    card = read_json(selected / "card.json")
+    card["labels"] = {"training": 170, "choosing": 60}
+    check = {"images": 110, "kind": "training images", "agreement": 0.9, "kappa": 0.85}
+    digest = sha256_of(selected / "model.onnx")
+    card["refit"] = {"labels": 170, "note": NOTE, "check": check, "selected_sha256": digest}
+    write_json(folder / "card.json", card)
+    labels = {"training": 110, "choosing": 60, "deployed": 170}
+    details = {"winner": winner, "is_refitted": True, "why": f"{winner} was refitted on 170 labels", "labels": labels}
+    _record(folder, "refit", inputs={winner: record_digest(selected)}, details=details)
 
 
 def _record(folder: Path, step: str, **fields: Any) -> None:

@@ -24,6 +24,7 @@ STEP_FILES = {
     "candidate": "compress",
     "benchmark": "benchmark",
     "select": "select",
+    "refit": "refit",
     "report": "report",
 }
 DERIVED = {

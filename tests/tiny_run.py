@@ -15,11 +15,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from winnow.config import Config
 from winnow.data.images import RESIZE_POLICY, SPLITS, VALIDATION, ImageSet, load_images
 from winnow.evaluation import agreement, quality, served_file, temperature
 from winnow.inference import predict_file
 from winnow.records import Machine, StepRecord, describe, read_record, record_digest, this_machine, write_record
 from winnow.speedups import attribution, baselines, best, figures
+from winnow.steps.refit import refit
+from winnow.steps.select import select
 
 SLIGHTLY = 0.36
 LARGE = 8
@@ -241,3 +244,10 @@ def record_benchmark(
 def rewrite(folder: Path, **changes: Any) -> None:
     """The folder's record with fields replaced."""
     write_record(folder, read_record(folder).model_copy(update=changes))
+
+
+def choose(config: Config, artifacts: Path) -> Path:
+    """Run select and, as `config.refit` says, refit on what `build` left."""
+    select(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", artifacts / "select")
+    refit(config, artifacts, artifacts / "refit", artifacts.parent / "scratch")
+    return artifacts

@@ -46,20 +46,24 @@ class DeployedAnswers:
     """Logits (V, C)."""
 
 
-def deployed_answers(artifacts: Path, name: str, selection: Mapping[str, Any], images: ImageSet) -> DeployedAnswers:
+def deployed_answers(
+    artifacts: Path, name: str, selection: Mapping[str, Any], images: ImageSet, refitted: Path | None = None
+) -> DeployedAnswers:
     """Return where the candidate answers as it is deployed. `selection`: details of the record of `select`.
 
-    Raises ArtifactError for a file that cannot be opened.
+    `refitted`: the folder of its refit, whose file answers test images; validation images taught that file, so they are
+    answered by the selected one all the same. Raises ArtifactError for a file that cannot be opened.
     """
     row: Mapping[str, Any] | None = selection["served"].get(name)
-    folder = artifacts / "candidates" / name
+    selected = artifacts / "candidates" / name
+    folder = refitted or selected
     opened = _open(folder, row, artifacts / "benchmark", selection["speeds"])
     if isinstance(opened, str):
         return DeployedAnswers(
             IN_ONNX_RUNTIME,
             opened,
             lambda indices_N: predict_file(folder / MODEL, images.images_NHWC, indices_N),
-            lambda: load_logits(folder, images),
+            lambda: load_logits(selected, images),
         )
     assert row is not None
     batch, answers_file = int(row["batch"]), served_file(row)

@@ -174,3 +174,16 @@ def agreement(first_NC: NDArray[np.float32], second_NC: NDArray[np.float32]) -> 
     if first_NC.shape != second_NC.shape or len(first_NC) == 0:
         raise ValueError(f"agreement needs two equal tables of logits, got {first_NC.shape} and {second_NC.shape}")
     return float((first_NC.argmax(1) == second_NC.argmax(1)).mean())
+
+
+def cohens_kappa(first_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> float:
+    """Return the agreement of two sets of answers beyond chance: 1 on every image, 0 as often as chance would.
+
+    Cohen 1960 (Educational and Psychological Measurement 20). Where both name one and the same class throughout, 1.
+    """
+    if len(first_N) != len(second_N) or len(first_N) == 0:
+        raise ValueError(f"kappa needs the same images, at least one, for both; got {len(first_N)} and {len(second_N)}")
+    classes = int(max(first_N.max(), second_N.max())) + 1
+    shares_2C = [np.bincount(answers_N, minlength=classes) / len(answers_N) for answers_N in (first_N, second_N)]
+    observed, by_chance = float((first_N == second_N).mean()), float((shares_2C[0] * shares_2C[1]).sum())
+    return 1.0 if by_chance >= 1 else (observed - by_chance) / (1 - by_chance)

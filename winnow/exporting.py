@@ -169,7 +169,7 @@ An image classifier: one of {len(classes)} classes for each image. {shown}.
 
 {_test_warnings(card.get("test", {}))}Measured on {card["measured_on"]}, by which it was chosen:
 {labels["choosing"]} labelled images. {labels["training"]} labels were trained on.
-
+{_refitted(card)}
 | | |
 |---|---|
 {_quality(metrics)}
@@ -241,6 +241,18 @@ def _tested(test: Mapping[str, Any]) -> str:
 def _test_warnings(test: Mapping[str, Any]) -> str:
     """What the test split warns of, before any figure."""
     return "".join(f"**Warning:** {warning}.\n\n" for warning in test.get("warnings", []))
+
+
+def _refitted(card: Mapping[str, Any]) -> str:
+    """What a refit means for the figures; empty without one."""
+    if "refit" not in card:
+        return ""
+    refit, labels = card["refit"], card["labels"]
+    check, kind = refit["check"], refit["check"]["kind"]
+    return (
+        f"\nRefitted after it was chosen, on {labels['training']} labels (training and validation): {refit['note']}. "
+        f"It gives the same answer as before on {check['agreement'] * 100:.1f} % of {check['images']} {kind}.\n"
+    )
 
 
 def _speed(speed: Mapping[str, float], fastest: Mapping[str, Mapping[str, Any]]) -> str:

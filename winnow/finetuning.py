@@ -113,11 +113,11 @@ def _train(config: Config, images: ImageSet, model: nn.Module, which: tuple[str,
     arm, seed, rate = which
     budget = label_budget(images, config.data.label_budget, seed)
     checkpoint = Checkpoint(scratch, f"{arm}-seed{seed}-rate{rate:g}")
-    steps, curves = _learn(config, images, model, budget, (seed, rate), checkpoint)
+    steps, curves = learn(config, images, model, budget, (seed, rate), checkpoint)
     return Trained(arm, seed, rate, steps, validation_top1(model, images), model, curves)
 
 
-def _learn(
+def learn(
     config: Config,
     images: ImageSet,
     model: nn.Module,
@@ -125,7 +125,7 @@ def _learn(
     how: tuple[int, float],
     checkpoint: Checkpoint,
 ) -> tuple[int, list[Row]]:
-    """Train on the labels of `chosen` in place; `how` is seed and rate -> steps and curves."""
+    """Train on the labels of `chosen` in place and return (steps, curves); `how` is (seed, learning rate)."""
     settings, (seed, rate) = config.finetune, how
     stream = stream_seed(seed, "fine-tuning")
     batches = Batches(images.images_NHWC, visible_labels(images, chosen), chosen, settings.batch_size, stream)
@@ -184,7 +184,7 @@ def cross_validate(
         log.info("cross-validation over %d labels, network %d of %d", len(known), number, folds)
         model = start(architecture, state, dense.seed)
         checkpoint = Checkpoint(scratch, f"fold{number}of{folds}")
-        _learn(config, images, model, known[others], (dense.seed, dense.learning_rate), checkpoint)
+        learn(config, images, model, known[others], (dense.seed, dense.learning_rate), checkpoint)
         logits_LC[held_out] = predict_torch(model, images.images_NHWC, known[held_out])
     return Crossed(known, logits_LC, folds)
 

@@ -65,7 +65,7 @@ def finish(
         metrics["delta/top1"] = 0.0
     contents = look_into(folder / MODEL)
     if (folder / WEIGHTS).is_file():
-        metrics["parity/max_abs_difference"] = _parity(folder, images, indices[:PARITY_IMAGES])
+        metrics["parity/max_abs_difference"] = parity(folder, images, indices[:PARITY_IMAGES])
     metrics |= _sizes(folder, contents)
     labels = {"training": len(budget), "choosing": int(scored_N.sum())}
     details |= {"method": method, "precision": contents.precision, "lineage": lineage, "labels": labels}
@@ -77,8 +77,11 @@ def _agreement(logits_NC: NDArray[np.float32], other: Path | None, images: Image
     return 1.0 if other is None else agreement(logits_NC, load_logits(other, images))
 
 
-def _parity(folder: Path, images: ImageSet, indices: NDArray[np.int64]) -> float:
-    """Largest difference of logits between the file and the saved network."""
+def parity(folder: Path, images: ImageSet, indices: NDArray[np.int64]) -> float:
+    """Return the largest difference of logits between the file in `folder` and the network saved beside it.
+
+    Raises ArtifactError where it is more than PARITY_TOLERANCE allows.
+    """
     model, _ = load_model(folder)
     expected_NC = predict_torch(model, images.images_NHWC, indices)
     given_NC = predict_file(folder / MODEL, images.images_NHWC, indices)

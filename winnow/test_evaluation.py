@@ -5,6 +5,9 @@ the stronger of dense and dense-kd, which `select` recorded. Where the interval 
 overlap the one on validation, the difference is more than chance: `disagreements` says so, and it is the first thing
 that a user is shown.
 
+A winner that was refitted is measured as it is deployed, and beside it the selected file (test/selected_*): only that
+one has a figure on validation to disagree with.
+
 Names of metrics: test/dense_*, test/dense-kd_* (where that is the baseline), test/winner_*, and the drop with the
 baseline in its name: test/drop_from_dense-kd_points, _low, _high.
 """
@@ -26,8 +29,9 @@ from winnow.evaluation import agreement, drop_metrics_on_test, load_logits, qual
 from winnow.inference import predict_file
 from winnow.intervals import paired_drop
 from winnow.model_file import MODEL
+from winnow.refit_files import deployed_folder
 
-WINNER = "winner"
+WINNER, SELECTED = "winner", "selected"
 TOP1 = ("quality/top1", "quality/top1_low", "quality/top1_high")
 
 
@@ -62,15 +66,17 @@ def evaluate_test(artifacts: Path, selection: Mapping[str, Any], images: ImageSe
     baseline = str(selection["reference"]) if winner else ROOT
     answers = {name: _as_a_file(artifacts, name, images) for name in dict.fromkeys((ROOT, baseline))}
     if winner:
-        answers[WINNER] = deployed_answers(artifacts, winner, selection, images)
+        answers |= _winner(artifacts, winner, selection, images)
     logits = {who: each.test(indices_N) for who, each in answers.items()}
     labels_N, labels_V = images.labels_N[indices_N], images.labels_N[images.indices(VALIDATION)]
     metrics, details, disagreements = {"test/images": float(len(indices_N))}, {}, []
+    names = {WINNER: winner or "", SELECTED: f"{winner} before the refit"}
+    judged = (ROOT, SELECTED if SELECTED in logits else WINNER)
     for who, logits_NC in logits.items():
-        name = (winner or "") if who == WINNER else who
+        name = names.get(who, who)
         figures, details[name] = quality(logits_NC, labels_N, images.classes)
         metrics |= {f"test/{who}_{key.removeprefix('quality/')}": value for key, value in figures.items()}
-        if who in (ROOT, WINNER):
+        if who in judged:
             disagreements += _disagreement(name, figures, answers[who].validation(), labels_V, images.classes)
     if not winner:
         return TestEvaluation(metrics, details, disagreements=tuple(disagreements))
@@ -82,6 +88,15 @@ def evaluate_test(artifacts: Path, selection: Mapping[str, Any], images: ImageSe
     return TestEvaluation(
         metrics, details, baseline, deployed.measured_in, deployed.fallback, tuple(reversed(disagreements))
     )
+
+
+def _winner(artifacts: Path, winner: str, selection: Mapping[str, Any], images: ImageSet) -> dict[str, DeployedAnswers]:
+    """The file that is deployed and, where that is a refit, the selected one, which alone has a validation figure."""
+    selected = deployed_answers(artifacts, winner, selection, images)
+    folder = deployed_folder(artifacts, winner)
+    if folder == artifacts / "candidates" / winner:
+        return {WINNER: selected}
+    return {WINNER: deployed_answers(artifacts, winner, selection, images, folder), SELECTED: selected}
 
 
 def _as_a_file(artifacts: Path, name: str, images: ImageSet) -> DeployedAnswers:

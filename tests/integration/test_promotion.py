@@ -112,7 +112,7 @@ def test_the_card_repeats_the_test_figures_of_this_selection_alone(places: Place
         step="report",
         name="report",
         parameters={},
-        inputs={"select": select},
+        inputs={"select": select, "refit": record_digest(places.artifacts / "refit")},
         metrics={
             "test/images": 50.0,
             **{f"test/winner_{key}": value for key, value in figures.items()},

@@ -23,7 +23,7 @@ from winnow.search.trial import Look
 
 pytest_plugins = "tests.stores"
 CANDIDATES = ("dense", "quick", "wrong")
-ALL = ("data", "pretrain", *CANDIDATES, "benchmark", "select", "report")
+ALL = ("data", "pretrain", *CANDIDATES, "benchmark", "select", "refit", "report")
 
 
 def _runs(places: Places, config: Config, condition: str = "") -> list:

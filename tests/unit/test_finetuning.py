@@ -82,13 +82,13 @@ def test_every_label_is_answered_by_a_network_that_has_not_seen_it(
     tiny_set: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned: list[np.ndarray] = []
-    learn = finetuning._learn
+    learn = finetuning.learn
 
     def spy(config: Any, images: Any, model: Any, chosen: np.ndarray, *rest: Any) -> Any:
         learned.append(chosen)
         return learn(config, images, model, chosen, *rest)
 
-    monkeypatch.setattr(finetuning, "_learn", spy)
+    monkeypatch.setattr(finetuning, "learn", spy)
     config = configured(10, epochs=4, min_steps=24, seeds=[3], folds=4)
     dense = train_arms(config, tiny_set, SMALL, {"a": None}, tmp_path)[0][0]
     del learned[:]

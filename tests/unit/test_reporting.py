@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_params
-from tests.tiny_run import CANDIDATES, build, rewrite
+from tests.tiny_run import CANDIDATES, build, choose, rewrite
 from winnow.config import check_config
 from winnow.data.images import VALIDATION
 from winnow.records import read_record
 from winnow.reporting.facts import Facts, read_facts
 from winnow.reporting.html import Row, digits, document, join, number, percent, signed, table, tag
 from winnow.reporting.page import LastLook, page
-from winnow.steps.select import select
 
 TESTED = LastLook(
     "0123abcd",
@@ -74,7 +73,7 @@ class Outline(HTMLParser):
 
 def facts_of(artifacts: Path, params: dict | None = None) -> Facts:
     config = check_config(params or tiny_params())
-    select(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", artifacts / "select")
+    choose(config, artifacts)
     return read_facts(artifacts, ["dense", *config.candidates])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_params
-from tests.tiny_run import build, rewrite, write_network
+from tests.tiny_run import build, choose, rewrite, write_network
 from winnow.config import Config, check_config
 from winnow.data.images import TEST, load_images
 from winnow.errors import ArtifactError
@@ -18,13 +18,11 @@ from winnow.intervals import paired_drop
 from winnow.records import StepRecord, read_record, record_digest
 from winnow.runtimes import OPENERS, Cell, NotHere
 from winnow.steps.report import count_reading, report, version_of
-from winnow.steps.select import select
 
 
 def chosen(artifacts: Path, config: Config | None = None) -> Path:
     config = config or check_config(tiny_params())
-    select(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", artifacts / "select")
-    return artifacts
+    return choose(config, artifacts)
 
 
 @pytest.fixture

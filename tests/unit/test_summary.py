@@ -8,10 +8,9 @@ import yaml
 from flows.summary import candidate_rows, learned_lines
 from tasks.settings import Places
 from tests.conftest import tiny_params
-from tests.tiny_run import build, rewrite
+from tests.tiny_run import build, choose, rewrite
 from winnow.config import check_config
 from winnow.records import StepRecord, read_record, write_record
-from winnow.steps.select import select
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def places(tiny_data: Path, tmp_path: Path) -> Places:
     at = build(tiny_data, places.artifacts)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
     config = check_config(tiny_params())
-    select(config, at / "data", at / "candidates", at / "benchmark", at / "select")
+    choose(config, at)
     (at / "report").mkdir()
     record = StepRecord(step="report", name="report", parameters={}, inputs={}, metrics={"test/images": 30.0})
     write_record(at / "report", record)
@@ -39,7 +38,10 @@ def test_a_row_names_gates_as_people_do_and_tells_the_share_of_the_peak(places: 
 
 def test_labels_and_gain_are_told(places: Places) -> None:
     labels, gain, *_ = learned_lines(places)
-    assert labels == "labels used: 30 for training, 60 for choosing, 30 for the test"
+    assert (
+        labels
+        == "labels used: 30 for training, 60 for choosing, 30 for the test; 30 trained the model that is deployed"
+    )
     assert gain.startswith("pretrained against from scratch, same labels and steps: +17.5 points")
     assert not any("torch.compile" in line for line in learned_lines(places))
 

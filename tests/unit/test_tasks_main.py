@@ -72,7 +72,7 @@ def weights(places: Places, _params: dict[str, Any]) -> None:
         ("candidate", "pruned-int8", record("candidates/dense"), True),
         ("candidate", "pruned-int8", record("candidates/pruned"), True),
         ("candidate", "pruned-int8", put("candidates", "sparse", "sparsity", value=0.4), False),
-        ("candidate", "pruned-int8", put("benchmark", "rounds", value=3), False),
+        ("candidate", "pruned-int8", put("benchmark", "rounds", value=7), False),
     ],
 )
 def test_what_decides_a_training_decides_its_folder(

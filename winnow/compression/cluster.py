@@ -38,8 +38,7 @@ def cluster(settings: Cluster, inputs: Inputs, folder: Path) -> dict[str, Any]:
     model, architecture = with_heads_apart(*load_model(inputs.parent))
     for weight in _weights(model).values():
         tie(weight, settings.values, settings.recovery.seed)
-    ties = _Ties()
-    curves = recover(model, settings.recovery, inputs, hooks=Hooks(ties.share_gradients, ties.hold))
+    curves = recover(model, settings.recovery, inputs, hooks=fixed_ties())
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / MODEL)
     return {"curves": curves, "values": {name: len(torch.unique(weight)) for name, weight in _weights(model).items()}}
@@ -64,6 +63,12 @@ def tie(weight: torch.Tensor, values: int, seed: int) -> None:
     found = np.sort(KMeans(values, init=starts, n_init=1).fit(drawn[:, None]).cluster_centers_[:, 0])
     nearest = np.searchsorted((found[1:] + found[:-1]) / 2, flat)
     weight.copy_(torch.from_numpy(found[nearest].astype(flat.dtype)).view_as(weight))
+
+
+def fixed_ties() -> Hooks:
+    """Return hooks under which a network trains on and weights of one layer that share a value go on sharing one."""
+    ties = _Ties()
+    return Hooks(ties.share_gradients, ties.hold)
 
 
 class _Ties:

@@ -79,7 +79,7 @@ class _Holder:
     def look(self, model: nn.Module, _step: int) -> None:
         """Before a step: what is zero is masked. So a training that goes on from a checkpoint finds its masks."""
         if self.masks is None:
-            self.masks = {name: value.detach() != 0 for name, value in _maskable(model).items()}
+            self.masks = _nonzero(model)
 
     def hold(self, model: nn.Module, step: int) -> None:
         """After a step."""
@@ -88,6 +88,24 @@ class _Holder:
             self.masks = masks_of(model, self.settings, gradual_share(self.settings.sparsity, step / self.until))
         assert self.masks is not None
         apply_masks(model, self.masks)
+
+
+def fixed_zeros() -> Hooks:
+    """Return hooks under which a network trains on and every weight and bias that is zero stays zero."""
+    masks: Masks = {}
+
+    def read(model: nn.Module, _step: int) -> None:
+        if not masks:
+            masks.update(_nonzero(model))
+
+    def hold(model: nn.Module, _step: int) -> None:
+        apply_masks(model, masks)
+
+    return Hooks(after_backward=read, after_step=hold)
+
+
+def _nonzero(model: nn.Module) -> Masks:
+    return {name: value.detach() != 0 for name, value in _maskable(model).items()}
 
 
 def gradual_share(final: float, progress: float) -> float:

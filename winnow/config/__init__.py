@@ -35,6 +35,7 @@ from winnow.config.drift import Drift
 from winnow.config.finetune import FEW_LABELS, Finetune
 from winnow.config.pretrain import NoPretraining, Pretrain, RotNet, SimCLR
 from winnow.config.promotion import Gates, Promotion
+from winnow.config.refit import Refit
 from winnow.config.search import Search
 from winnow.config.section import Augmentation, Optimiser, Section
 from winnow.config.tree import in_order, tree_errors
@@ -64,6 +65,7 @@ __all__ = [
     "Quantize",
     "Recovered",
     "Recovery",
+    "Refit",
     "RotNet",
     "Search",
     "SimCLR",
@@ -84,6 +86,7 @@ class Config(Section):
     candidates: dict[str, AnyCandidate]
     benchmark: Benchmark
     promotion: Promotion
+    refit: Refit
     drift: Drift = Drift()
     """Watched beside the steps; no step reads it."""
     search: Search = Search()

@@ -30,7 +30,7 @@ ROOT = "dense"
 CONTROL = "dense-kd"
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 NAME_IN_WORDS = "small letters, digits and single hyphens ([a-z0-9-]+)"
-TAKEN = frozenset({"data", "ingest", "pretrain", "finetune", "benchmark", "select", "report"})
+TAKEN = frozenset({"data", "ingest", "pretrain", "finetune", "benchmark", "select", "refit", "report"})
 """Steps and their folders: records, checkpoints and runs go by name."""
 
 

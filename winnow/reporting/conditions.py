@@ -52,6 +52,9 @@ WORDS = {
     "MACs": "Multiply-adds for one image. They are not time: see the speed-ups.",
     "p50, p95": "Median, and the time that 95 of 100 calls stay below.",
     "MB": "1,000,000 bytes; zipped: after deflate.",
+    "refit": "The chosen model trained once more with the same settings on training and validation labels, after "
+    "everything was chosen; done where labels are few. It is deployed if it computes what the measured file computes "
+    "and answers much like it.",
     "labels used": "Training labels beyond the budget are hidden; validation labels choose, test labels score.",
 }
 

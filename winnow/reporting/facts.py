@@ -24,6 +24,7 @@ class Facts:
     """dense first."""
     benchmark: StepRecord
     selection: StepRecord
+    refit: StepRecord
     trade_off: bytes
     """PNG of the Pareto front."""
 
@@ -61,6 +62,11 @@ class Facts:
     def verdicts(self) -> dict[str, Row]:
         """Candidate -> verdict; dense has none."""
         return {str(verdict["candidate"]): verdict for verdict in self.selection.details["verdicts"]}
+
+    @property
+    def is_refitted(self) -> bool:
+        """Whether the deployed file was trained once more, on training and validation labels."""
+        return bool(self.refit.details["is_refitted"])
 
     def quality(self, name: str) -> dict[str, float]:
         """Metrics of a candidate's own record."""
@@ -110,7 +116,7 @@ class Facts:
 
     def warnings(self) -> list[tuple[str, str]]:
         """(step, warning) of the whole run, each warning once."""
-        steps = (self.data, self.pretrain, *self.candidates.values(), self.benchmark, self.selection)
+        steps = (self.data, self.pretrain, *self.candidates.values(), self.benchmark, self.selection, self.refit)
         found: dict[str, str] = {}
         for step in steps:
             for warning in step.warnings:
@@ -131,5 +137,6 @@ def read_facts(artifacts: Path, names: Sequence[str]) -> Facts:
         candidates={name: read_record(artifacts / "candidates" / name) for name in names},
         benchmark=read_record(artifacts / "benchmark"),
         selection=read_record(artifacts / "select"),
+        refit=read_record(artifacts / "refit"),
         trade_off=trade_off,
     )

@@ -52,10 +52,15 @@ def images(facts: Facts) -> Html:
         f"follows from its own pixels{named}. Pretraining sees all training images and no label.{hidden}"
     )
     heading = ["split", "for", "images", "with a label", "per class", "labels used"]
+    refitted = (
+        f"The deployed file learned the {number(used['validation'])} labels of the validation split, too: it was "
+        f"refitted on {number(facts.refit.details['labels']['deployed'])} labels after everything was chosen."
+    )
     left_out = f"{number(told['data/left_out'])} training images equal a test image and are left out."
     return join(
         paragraph(text),
         table(heading, rows, caption="Images and labels by split", left=2),
+        *([paragraph(refitted)] if facts.is_refitted else []),
         *([paragraph(left_out)] if told["data/left_out"] else []),
         _rejected(details["rejected"]),
     )

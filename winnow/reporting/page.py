@@ -92,7 +92,7 @@ def verdict(facts: Facts, tested: LastLook) -> Html:
         tag("h1", title),
         *([_first_warnings(tested.warnings)] if tested.warnings else []),
         paragraph(_promise(facts, name) if name else why[0].upper() + why[1:], css="lead"),
-        *([paragraph(why)] if name else []),
+        *([paragraph(why), paragraph(_deployed(facts))] if name else []),
         *([_figures(facts, facts.shown)] if facts.shown else []),
         paragraph(_tested_words(facts, tested)),
         side_by_side(
@@ -136,6 +136,13 @@ def _promise(facts: Facts, name: str) -> str:
         f"{reference} on {percent(1 - bound['points'] / 100)} of {number(images)} validation images, {unlabelled} of "
         "them without a label."
     )
+
+
+def _deployed(facts: Facts) -> str:
+    """How many labels trained the file that is deployed, and whether it is a refit."""
+    labels, why = facts.refit.details["labels"], facts.refit.details["why"]
+    rest = ". Figures on validation are those of the file before the refit" if facts.is_refitted else ""
+    return f"{number(labels['deployed'])} labels trained the file that is deployed; {why}{rest}."
 
 
 def _changed(points: float, down: str, up: str) -> str:
@@ -201,9 +208,10 @@ def _tested_words(facts: Facts, tested: LastLook) -> str:
         return f"{text}dense has {percent(metrics[KNOWN])} right; with nobody proposed, nobody else was looked at."
     points, low, high = (metrics[key] for key in drop_metrics_on_test(tested.baseline))
     changed = _changed(points, "loses", "gains")
+    refitted = f", refitted on {number(facts.refit.details['labels']['deployed'])} labels," if facts.is_refitted else ""
     return (
-        f"{text}{facts.winner} {changed} against {tested.baseline} (95 % interval of the loss {span(low, high)}), "
-        f"measured in {tested.measured_in}."
+        f"{text}{facts.winner}{refitted} {changed} against {tested.baseline} (95 % interval of the loss "
+        f"{span(low, high)}), measured in {tested.measured_in}."
     )
 
 
@@ -211,7 +219,10 @@ def _tested_table(facts: Facts, tested: LastLook) -> Html:
     names = dict.fromkeys((ROOT, tested.baseline))
     rows = [_test_row(tested.metrics, name, name) for name in names]
     if facts.winner:
-        rows.append(_test_row(tested.metrics, "winner", facts.winner))
+        name = facts.winner
+        rows.append(_test_row(tested.metrics, "winner", f"{name}, refitted" if facts.is_refitted else name))
+        if facts.is_refitted:
+            rows.append(_test_row(tested.metrics, "selected", f"{name} before the refit"))
     caption = f"On the test split, version {tested.version}; the step counts and prints how often it was read"
     return table(
         ["test split", "top-1", "macro F1", two_lines("calibration error", "before temperature")], rows, caption=caption

@@ -11,22 +11,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from winnow.config import ROOT, Config
 from winnow.config.section import NOTHING
 from winnow.data.images import ImageSet, load_images
 from winnow.data.splits import label_budget
-from winnow.errors import ArtifactError
 from winnow.evaluation import quality
 from winnow.export import export_onnx
 from winnow.finetuning import (
     Crossed,
-    State,
     Trained,
     cross_validate,
-    foreign_backbone,
     linear_probe,
     start,
     train_arms,
@@ -36,10 +30,10 @@ from winnow.finishing import finish
 from winnow.intervals import paired_gain
 from winnow.model_file import MODEL
 from winnow.models.backbones import ARCHITECTURE, WEIGHTS, load_architecture, save_model
-from winnow.records import StepRecord, describe, publish, read_record, record_digest, sha256_of, write_record
+from winnow.records import StepRecord, describe, publish, record_digest, sha256_of, write_record
+from winnow.starting_weights import SCRATCH, starting_weights
 
 log = logging.getLogger(__name__)
-SCRATCH, PRETRAINED, FOREIGN = "scratch", "pretrained", "weights"
 
 
 def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: Path) -> StepRecord:
@@ -47,24 +41,20 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
     settings = config.finetune
     images = load_images(data)
     architecture = load_architecture(pretrained)
-    arms: dict[str, State | None] = {}
-    if read_record(pretrained).parameters["method"] != "none":
-        arms[PRETRAINED] = _backbone(pretrained / WEIGHTS)
-    arms[SCRATCH] = None
+    found = starting_weights(config, pretrained, architecture)
+    arms, main = found.arms, found.main
     inputs = {"data": record_digest(data), "pretrain": record_digest(pretrained)}
     if settings.weights != NOTHING:
-        arms[FOREIGN] = foreign_backbone(Path(settings.weights), architecture)
         inputs["weights"] = sha256_of(Path(settings.weights))
     chosen, tried = train_arms(config, images, architecture, arms, scratch)
-    main = FOREIGN if FOREIGN in arms else next(iter(arms))
     dense = next(training for training in chosen if training.arm == main and training.seed == settings.seeds[0])
     probe = linear_probe(config, images, start(architecture, arms[main], settings.seeds[0]))
     arm_details, arm_metrics = _compare(chosen, tried, main, probe)
     crossed: dict[str, Any] | None = None
     crossed_metrics: dict[str, float] = {}
     if wants_cross_validation(config, images):
-        found = cross_validate(config, images, architecture, arms[main], dense, scratch)
-        crossed, crossed_metrics = _crossed(images, found)
+        answers = cross_validate(config, images, architecture, arms[main], dense, scratch)
+        crossed, crossed_metrics = _crossed(images, answers)
     with publish(out) as folder:
         save_model(folder, dense.model, architecture)
         export_onnx(dense.model, architecture, folder / MODEL)
@@ -92,16 +82,6 @@ def _crossed(images: ImageSet, found: Crossed) -> tuple[dict[str, Any], dict[str
     top1, low, high = (told[f"quality/{key}"] * 100 for key in ("top1", "top1_low", "top1_high"))
     log.info("cross-validated top-1 %.1f %% (%.1f to %.1f, %d labels)", top1, low, high, len(found.known_L))
     return {"labels": len(found.known_L), "folds": found.folds, "per_class": details["per_class"]}, metrics
-
-
-def _backbone(path: Path) -> State:
-    try:
-        state: State = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(
-            f"{path} is missing or damaged ({error}); delete its folder and run winnow again"
-        ) from error
-    return state
 
 
 def _named(weights: str) -> str:

@@ -1,4 +1,4 @@
-"""Step 7, the last: the page of the run, and the one look at the test split.
+"""Step 8, the last: the page of the run, and the one look at the test split.
 
 Only here are test images read, for `dense`, the stronger baseline and the winner alone, after everything has been
 chosen (winnow/test_evaluation.py); no step reads what this one leaves, so nothing can be chosen by it; the card of a
@@ -40,7 +40,7 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> S
     warnings = _warnings(tested, facts.winner)
     at_the_top = warnings if tested.details else ()
     html = page(facts, LastLook(version, tested.metrics, tested.baseline, tested.measured_in, at_the_top))
-    folders = {name: artifacts / name for name in ("data", "pretrain", "benchmark", "select")}
+    folders = {name: artifacts / name for name in ("data", "pretrain", "benchmark", "select", "refit")}
     folders |= {name: artifacts / "candidates" / name for name in names}
     with publish(out) as folder:
         (folder / PAGE).write_text(html, encoding="utf-8")

@@ -41,6 +41,7 @@ from winnow.records import (
     write_json,
     write_record,
 )
+from winnow.refit_files import WINNER
 from winnow.remarks import overflow_told, overflowing, remarks
 from winnow.reporting.plots import Point, pareto
 from winnow.runtimes import INT8
@@ -107,6 +108,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     with publish(out) as folder:
         (folder / PLOT).write_bytes(pareto([point(contenders[name], decision) for name in names]))
         write_json(folder / FIGURES, {name: compared(records[name].metrics) for name in names})
+        write_json(folder / WINNER, {"winner": decision.winner})
         record = StepRecord(
             step="select",
             name="select",
@@ -132,7 +134,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
                 *remarks(config, reference, lost[ROOT].top1, labels_V, dense_V, images.classes),
                 *([overflow_told(unsafe)] if unsafe else []),
             ),
-            artifacts=describe(folder, PLOT, FIGURES),
+            artifacts=describe(folder, PLOT, FIGURES, WINNER),
         )
         write_record(folder, record)
     return record

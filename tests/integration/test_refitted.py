@@ -1,0 +1,128 @@
+"""A refitted model on a real MLflow registry: what is deployed, what is compared, and the way back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import drifting, registry, settled
+from tasks.promotion import promote, rollback
+from tasks.settings import Places
+from tests.handmade import MODEL, aliases, tag, write_refit, write_run
+from tests.integration.test_drift import fresh_images
+from winnow.config import Config
+from winnow.errors import ArtifactError
+from winnow.exporting import model_card
+from winnow.records import read_json, read_record, record_digest, sha256_of, write_record
+
+pytest_plugins = "tests.stores"
+BEFORE, AFTER = {"salt": 0.5}, {"salt": 0.25}
+"""Two files of one size that answer alike: the selected one and its refit."""
+
+
+def by_size(config: Config) -> Config:
+    """Decided by bytes: a test must not depend on a clock."""
+    return config.model_copy(update={"promotion": config.promotion.model_copy(update={"objective": "size"})})
+
+
+def refitted(places: Places, selected: dict[str, Any], after: dict[str, Any]) -> Config:
+    config = by_size(write_run(places.root, "quick", {"quick": selected}))
+    write_refit(places.artifacts, "quick", after)
+    return config
+
+
+def fetched(places: Places, which: str) -> Path:
+    return registry.fetch(places, MODEL, registry.get(places, MODEL, which))
+
+
+def test_the_refitted_file_is_registered_with_the_selected_one_beside_it(places: Places) -> None:
+    config = refitted(places, BEFORE, AFTER)
+    outcome = promote(places, config)
+    folder = fetched(places, "champion")
+    assert outcome.sha256 == sha256_of(places.artifacts / "refit" / "model.onnx") == sha256_of(folder / "model.onnx")
+    selected = places.artifacts / "candidates" / "quick" / "model.onnx"
+    card = read_json(folder / "card.json")
+    assert card["refit"]["selected_sha256"] == sha256_of(selected) == sha256_of(folder / "selected" / "model.onnx")
+    assert card["labels"] == {"training": 170, "choosing": 60}
+    (folder / "selected" / "model.onnx").unlink()
+    assert (fetched(places, "champion") / "selected" / "model.onnx").is_file()
+    card |= {"resize_policy": "", "input": {"name": "pixels", "shape": [], "note": ""}}
+    card["output"] |= {"note": "", "shape": []}
+    card["metrics"] |= {"size/parameters": 1e6, "delta/top1": 0.0, "quality/top1_low": 0.9, "quality/top1_high": 1.0}
+    card["metrics"] |= {"quality/macro_f1": 1.0}
+    text = model_card({**card, "measured_on": "the validation split, before the refit"}, "photos")
+    assert "Refitted after it was chosen, on 170 labels (training and validation)" in text
+    assert "same answer as before on 90.0 % of 110 training images" in text
+
+
+def test_a_refitted_champion_is_compared_by_the_file_that_learned_no_validation_image(places: Places) -> None:
+    """Its refitted file has every validation image right, as one would that has learned them; its selected file none
+    of a class. A challenger that is right on all of them is better than that, and no better than the refitted one."""
+    promote(places, refitted(places, {"blind": 1}, AFTER))
+    outcome = promote(places, by_size(write_run(places.root, "quick", {"quick": BEFORE})))
+    assert (outcome.version, outcome.champion) == ("2", "2"), outcome.reasons
+    assert "which is shown to be better" in outcome.reasons[-1]
+
+
+def test_a_refitted_challenger_has_no_head_start(places: Places) -> None:
+    promote(places, by_size(write_run(places.root, "quick", {"quick": BEFORE})))
+    outcome = promote(places, refitted(places, {"blind": 1}, AFTER))
+    assert (outcome.version, outcome.champion) == ("2", "1")
+    assert "exceeds" in outcome.reasons[-1]
+
+
+def test_the_refit_of_the_champions_own_file_takes_its_place_and_goes_back(places: Places) -> None:
+    promote(places, by_size(write_run(places.root, "quick", {"quick": BEFORE})))
+    config = refitted(places, BEFORE, AFTER)
+    assert not settled.is_settled(places, config)
+    outcome = promote(places, config)
+    assert (outcome.version, outcome.champion) == ("2", "2")
+    assert "the champion's file, refitted on 170 labels, and the champion learned 110" in tag(
+        places, "2", "winnow.reason"
+    )
+    assert settled.is_settled(places, config)
+    rollback(places, config, "worse in the field")
+    assert aliases(places)["champion"] == "1"
+    settled.forget(places)
+    assert "was rolled back" in promote(places, config).reasons[-1]
+    assert aliases(places)["champion"] == "1"
+
+
+def test_a_refit_of_something_else_is_not_promoted(places: Places) -> None:
+    config = refitted(places, BEFORE, AFTER)
+    record = read_record(places.artifacts / "refit")
+    write_record(places.artifacts / "refit", record.model_copy(update={"inputs": {"quick": "0" * 64}}))
+    with pytest.raises(ArtifactError, match="does not belong to the present quick; run winnow again"):
+        promote(places, config)
+    assert aliases(places) == {}
+
+
+def test_test_figures_of_another_refit_are_not_repeated(places: Places) -> None:
+    config = refitted(places, BEFORE, AFTER)
+    report = read_record(places.artifacts / "report")
+    figures = {f"test/winner_{key}": 0.5 for key in ("top1", "top1_low", "top1_high")}
+    inputs = {"select": record_digest(places.artifacts / "select"), "refit": "0" * 64}
+    changes = {"inputs": inputs, "metrics": {"test/images": 30.0, **figures}, "details": {"winner": "quick"}}
+    write_record(places.artifacts / "report", report.model_copy(update=changes))
+    promote(places, config)
+    assert read_json(fetched(places, "champion") / "card.json")["test"] == {}
+
+
+def test_drift_is_seen_by_the_file_that_learned_no_validation_image(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = refitted(places, BEFORE, AFTER)
+    config = config.model_copy(update={"drift": config.drift.model_copy(update={"min_images": 60})})
+    promote(places, config)
+    asked: list[Path] = []
+    real = drifting.answer
+
+    def answer(path: Path, *arguments: Any) -> Any:
+        asked.append(path)
+        return real(path, *arguments)
+
+    monkeypatch.setattr(drifting, "answer", answer)
+    drifting.look(places, config, str(fresh_images(tmp_path / "new")))
+    assert asked == [fetched(places, "champion") / "selected" / "model.onnx"] * 2
