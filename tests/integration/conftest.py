@@ -139,6 +139,7 @@ def run_params() -> dict:
             "min_speedup": 0.01,
         }
     }
+    params["refit"] = {"when": "auto"}
     return params
 
 

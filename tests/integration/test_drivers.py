@@ -17,7 +17,7 @@ from tasks.versioning import closed
 from tests.integration.conftest import Project
 from winnow.config import load_config
 
-TAIL = {"benchmark", "select", "report"}
+TAIL = {"benchmark", "select", "refit", "report"}
 TREE = {"dense-int8", "pruned", "pruned-int8", "sparse"}
 TRAINED = {"finetune", *TREE, *TAIL}
 ALL = {"ingest", "pretrain", *TRAINED}
@@ -67,9 +67,10 @@ CHANGES: dict[str, tuple[Edit, set[str]]] = {
     "candidates: pruned": (number("candidates.pruned.remove.channels", 0.4), {"pruned", "pruned-int8", *TAIL}),
     "candidates: a leaf": (number("candidates.dense-int8.calibration_images", 16), {"dense-int8", *TAIL}),
     "benchmark": (number("benchmark.samples", 24), TAIL),
-    "promotion": (number("promotion.min_gain", 0.1), {"select", "report"}),
+    "promotion": (number("promotion.min_gain", 0.1), {"select", "refit", "report"}),
+    "refit": (number("refit.min_kappa", 0.3), {"refit", "report"}),
     "an image": (image, ALL),
-    "winnow/": (line("winnow/selection.py"), {"select", "report"}),
+    "winnow/": (line("winnow/selection.py"), {"select", "refit", "report"}),
     "winnow/ records": (line("winnow/records.py"), set()),
     "winnow/config": (line("winnow/config/candidates.py"), set()),
     "winnow/data": (line("winnow/data/splits.py"), ALL),
@@ -144,7 +145,7 @@ def ran_by_dvc(project: Project) -> set[str]:
     ("edit", "expected"),
     [
         pytest.param(number("candidates.pruned.remove.channels", 0.4), {"pruned", "pruned-int8", *TAIL}, id="a number"),
-        pytest.param(line("winnow/compression/sparsify.py"), {"sparse"}, id="a comment"),
+        pytest.param(line("winnow/compression/sparsify.py"), {"sparse", "refit"}, id="a comment"),
     ],
 )
 def test_both_drivers_run_the_same_steps(

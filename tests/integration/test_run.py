@@ -24,7 +24,8 @@ from tests.integration.conftest import Project, run_params
 from tests.integration.running import free_ports
 from winnow.config import check_config
 from winnow.data.images import decode
-from winnow.records import read_json, read_record
+from winnow.records import read_json, read_record, sha256_of
+from winnow.refit_files import deployed_folder
 
 Finished = tuple[Project, subprocess.CompletedProcess[str]]
 TREE = ("dense", *check_config(run_params()).candidates)
@@ -116,14 +117,31 @@ def test_a_changed_number_makes_that_candidate_and_its_descendants_stale(project
     project.set_params(params)
     status = project.winnow("status").stdout
     stale = {line.split()[0] for line in status.splitlines()[1:] if line and not line.startswith(" ")}
-    assert stale == {"pruned", "pruned-int8", "benchmark", "select", "report"}
+    assert stale == {"pruned", "pruned-int8", "benchmark", "select", "refit", "report"}
 
 
 def test_a_changed_method_makes_its_candidates_stale(project: Project) -> None:
     path = project.root / "winnow" / "compression" / "sparsify.py"
     path.write_text(path.read_text() + "\n# another comment\n")
     changed = json.loads(project.dvc("status", "--json").stdout)
-    assert set(changed) == {"candidate@sparse"}
+    assert set(changed) == {"candidate@sparse", "refit"}
+
+
+def test_labels_are_few_so_the_winner_learned_those_of_validation_too(finished: Finished) -> None:
+    project, result = finished
+    artifacts = project.root / "artifacts"
+    refit, test = read_record(artifacts / "refit"), read_record(artifacts / "report").metrics
+    labels = refit.details["labels"]
+    assert refit.details["is_refitted"], refit.details["why"]
+    assert labels["deployed"] == labels["training"] + labels["choosing"]
+    told = " ".join(result.stdout.split())
+    assert f"{labels['deployed']} trained the model that is deployed" in told
+    assert f"was refitted on {labels['deployed']} labels" in told
+    assert {"test/winner_top1", "test/selected_top1"} <= set(test)
+    promoted = read_json(project.root / ".winnow" / "promoted.json")
+    assert promoted["sha256"] == sha256_of(artifacts / "refit" / "model.onnx")
+    page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
+    assert "before the refit" in page
 
 
 def test_predict_names_the_class_of_a_persons_file(finished: Finished) -> None:
@@ -135,7 +153,7 @@ def test_predict_names_the_class_of_a_persons_file(finished: Finished) -> None:
     artifacts = project.root / "artifacts"
     winner = read_record(artifacts / "select").details["winner"]
     pixels = np.stack([decode(file.read_bytes(), SIZE)[0] for file in files])
-    folder = artifacts / "candidates" / winner
+    folder = deployed_folder(artifacts, winner)
     scale = read_json(folder / "card.json")["temperature"]
     expected = softmax(predict_file(folder / "model.onnx", pixels, np.arange(len(files))), scale)
     result = project.winnow("predict", *map(str, files), str(project.root / "dvc.yaml"))

@@ -135,7 +135,17 @@ def test_a_scheduled_chain_survives_the_death_of_every_server(team: Team) -> Non
         stop(up.process)
     runs = asked(team.first, RUNS)
     steps = {run["name"]: run for run in runs}
-    assert steps.keys() >= {"data", "pretrain", "dense", "pruned", "pruned-int8", "benchmark", "select", "report"}
+    assert steps.keys() >= {
+        "data",
+        "pretrain",
+        "dense",
+        "pruned",
+        "pruned-int8",
+        "benchmark",
+        "select",
+        "refit",
+        "report",
+    }
     digests = [run["digest"] for run in runs if run["digest"]]
     assert len(set(digests)) == len(digests)  # nothing is there twice
     assert "RUNNING" not in {run["status"] for run in runs}
@@ -238,11 +248,11 @@ def test_a_second_machine_goes_on_where_the_first_stopped(team: Team, tmp_path: 
     before = asked(first, RUNS)
     went_on = second.winnow("run")
     assert went_on.returncode == 0, went_on.stdout + went_on.stderr
-    assert went_on.stdout.startswith("To do: pruned-int8, benchmark, select, report")
+    assert went_on.stdout.startswith("To do: pruned-int8, benchmark, select, refit, report")
     table = went_on.stdout[went_on.stdout.index("Where the time went") :]
     outcomes = dict(line.split()[:2] for line in table.splitlines() if len(line.split()) >= 3)
     assert {step for step, outcome in outcomes.items() if outcome == "ran"} == {
-        *("pruned-int8", "benchmark", "select", "report", "promote"),
+        *("pruned-int8", "benchmark", "select", "refit", "report", "promote"),
     }
     assert list(second.home.iterdir()) == []
     runs = asked(second, RUNS)
@@ -251,7 +261,7 @@ def test_a_second_machine_goes_on_where_the_first_stopped(team: Team, tmp_path: 
     new = sorted(run["name"] for run in runs if run["id"] not in {run["id"] for run in before})
     assert [name for name in new if not name.startswith("run ")] == [
         # dense is as it was, but timed anew: a run holds both.
-        *("benchmark", "dense", "pruned", "pruned-int8", "report", "select"),
+        *("benchmark", "dense", "pruned", "pruned-int8", "refit", "report", "select"),
     ]
 
     # Back on the first: nothing is left to do.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 
-from winnow.evaluation import agreement, calibration, fit_temperature, quality, softmax, temperature
+from winnow.evaluation import agreement, calibration, cohens_kappa, fit_temperature, quality, softmax, temperature
 from winnow.intervals import wilson_interval
 
 CLASSES = ("a", "b", "c", "d")
@@ -133,3 +133,16 @@ def test_temperature_leaves_the_answer_and_moves_the_probability() -> None:
     assert (warm.max(1) <= softmax(logits).max(1)).all()
     assert (softmax(logits).max(1) <= cold.max(1)).all()
     assert softmax(logits * 3, 3.0) == pytest.approx(softmax(logits), abs=1e-6)
+
+
+def test_kappa_is_agreement_beyond_chance() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 4, 500), rng.integers(0, 4, 500)
+    second[:300] = first[:300]
+    sklearn = pytest.importorskip("sklearn.metrics")
+    assert cohens_kappa(first, second) == pytest.approx(sklearn.cohen_kappa_score(first, second))
+    assert cohens_kappa(first, first) == 1.0
+    assert cohens_kappa(first, np.zeros(500, np.int64)) == pytest.approx(0.0, abs=1e-9)
+    assert cohens_kappa(np.ones(5, np.int64), np.ones(5, np.int64)) == 1.0
+    with pytest.raises(ValueError, match="kappa needs the same images"):
+        cohens_kappa(first, second[:-1])

@@ -225,3 +225,25 @@ def test_a_failure_leaves_the_old_page(artifacts: Path) -> None:
     with pytest.raises(ArtifactError, match=r"pareto\.png is missing"):
         run(artifacts)
     assert (artifacts / "report" / "report.html").read_bytes() == before
+
+
+def test_a_refitted_winner_is_tested_as_it_is_deployed_beside_the_selected_file(artifacts: Path) -> None:
+    (artifacts / "refit" / "selected").mkdir()
+    write_network(artifacts / "refit" / "model.onnx", 0.38)
+    refit = read_record(artifacts / "refit")
+    labels = {"training": 30, "choosing": 60, "deployed": 90}
+    rewrite(artifacts / "refit", details={**refit.details, "is_refitted": True, "labels": labels})
+    record = run(artifacts)
+    images = load_images(artifacts / "data")
+    indices = images.indices(TEST)
+    files = {"winner": artifacts / "refit", "selected": artifacts / "candidates" / "pruned-int8"}
+    for who, folder in files.items():
+        answers = predict_file(folder / "model.onnx", images.images_NHWC, indices).argmax(1)
+        assert record.metrics[f"test/{who}_top1"] == pytest.approx((answers == images.labels_N[indices]).mean())
+    assert record.metrics["test/winner_top1"] < record.metrics["test/selected_top1"]
+    assert record.inputs["refit"] == record_digest(artifacts / "refit")
+    assert {"pruned-int8", "pruned-int8 before the refit"} <= set(record.details["test"])
+    page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
+    assert "90 labels trained the file that is deployed" in page
+    assert "pruned-int8, refitted on 90 labels, loses" in page
+    assert "The deployed file learned the 60 labels of the validation split, too" in page
