@@ -32,6 +32,7 @@ from tasks.planning import Counts, Forecast, counts_of
 from tasks.settings import Places
 from winnow.config import Config
 from winnow.errors import WinnowError
+from winnow.machine import memory_bytes
 from winnow.progress import duration
 from winnow.records import read_json, sha256_of, write_json
 
@@ -171,12 +172,13 @@ def _show(found: list[Forecast], counts: Counts, once: float, kind: str, places:
     console.print(table)
     needed = _on_disk_gb(found, kind)
     how = f"artifacts/ and DVC's cache share them ({kind})" if kind else "twice, in artifacts/ and in DVC's cache"
-    free, memory = shutil.disk_usage(places.root).free / 1e9, psutil.virtual_memory()
+    free, memory = shutil.disk_usage(places.root).free / 1e9, memory_bytes()
+    available = min(psutil.virtual_memory().available, memory)
     console.print(f"Disk: {needed:.1f} GB, {how}; {free:.0f} GB are free.")
     if needed > free:
         console.print("That is more than there is.", style="bold red")
-    if memory_mb * 1e6 > memory.available:
-        there = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB"
+    if memory_mb * 1e6 > available:
+        there = f"{available / 1e9:.1f} of {memory / 1e9:.1f} GB"
         console.print(f"Memory: {memory_mb / 1e3:.1f} GB, more than the {there} that are free.", style="bold red")
     console.print(f"Done about {datetime.now().astimezone() + timedelta(seconds=seconds):%Y-%m-%d %H:%M} if begun now.")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from winnow.config import Config
 from winnow.config.section import NOTHING
 from winnow.errors import ConfigError
+from winnow.machine import thread_limit
 
 NOISY = ("nncf", "onnxscript", "torch", "matplotlib", "httpx")
 """Loggers that tell a user nothing below an error."""
@@ -79,12 +80,21 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def thread_variables(limit: int) -> dict[str, str]:
+    """Return the variables that keep PyTorch, NumPy and compilers to `limit` threads; none for 0.
+
+    They look at the process's affinity themselves, but at no quota of a container, and take the cores of its host.
+    """
+    return {name: str(limit) for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")} if limit else {}
+
+
 def defaults(root: Path) -> dict[str, str]:
     """Environment variables that keep libraries quiet and inside the project."""
     places = Places(root)
     cache = places.hidden / "cache"
     return {
         OWNER: str(root),
+        **thread_variables(thread_limit()),
         "DO_NOT_TRACK": "1",
         # OpenVINO's telemetry obeys nothing else; without it `import openvino` writes into the home.
         "CI": "true",

@@ -24,6 +24,7 @@ import onnxruntime
 import PIL
 
 HERE = pathlib.Path(__file__).resolve().parent
+PROC, CGROUPS = pathlib.Path("/proc"), pathlib.Path("/sys/fs/cgroup")
 CALLS_LARGE, SCREENING_ROUNDS = 3, 3
 """Timed calls of a batch at each visit; rounds that tell where a model is fastest."""
 SLICE_SECONDS, IDLE_SHARE, PATIENCE_SECONDS = 0.01, 0.05, 2.0
@@ -40,27 +41,74 @@ Answer = Callable[[Any], Any]
 
 def machine() -> Row:
     """Processor, flags that decide speed, cores that may be used, memory, versions."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
+    text = system_text(PROC / "cpuinfo")
     lines = dict(line.split(":", 1) for line in reversed(text.splitlines()) if ":" in line)
     told = {key.strip(): value.strip() for key, value in lines.items()}
     flags = (told.get("flags") or told.get("Features") or "").split()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     versions = {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__, "pillow": PIL.__version__}
     if openvino() is not None:
         versions["openvino"] = openvino().__version__.split("-")[0]
     return {
         "cpu": told.get("model name") or told.get("Model") or platform.processor() or platform.machine(),
         "flags": [flag for flag in X86 + ARM if flag in flags],
-        "threads": threads,
-        "memory_gb": round(pages / 1e9, 1),
+        "threads": cores(),
+        "memory_gb": round(memory_bytes() / 1e9, 1),
         "gpu": "",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "versions": versions,
     }
+
+
+def cores(proc: pathlib.Path = PROC, cgroups: pathlib.Path = CGROUPS) -> int:
+    """Return how many cores this process may use: those of its affinity, fewer where a container's quota says so."""
+    found = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    for folder in group_folders(proc, cgroups, "cpu"):
+        both = numbers(folder / "cpu.max")
+        both = both or numbers(folder / "cpu.cfs_quota_us") + numbers(folder / "cpu.cfs_period_us")
+        if len(both) == 2 and min(both) > 0:
+            found.append(max(1, both[0] // both[1]))
+    return min(found)
+
+
+def memory_bytes(proc: pathlib.Path = PROC, cgroups: pathlib.Path = CGROUPS) -> int:
+    """Return the memory that this process may use, bytes: the physical, or less by a container's limit."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0]
+    for folder in group_folders(proc, cgroups, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            found += [size for size in numbers(folder / name)[:1] if size > 0]
+    return min(found)
+
+
+def group_folders(proc: pathlib.Path, cgroups: pathlib.Path, controller: str) -> Iterator[pathlib.Path]:
+    """Yield the folders of this process's control group and of all above it, as winnow/machine.py does."""
+    for line in system_text(proc / "self" / "cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            mounts = [cgroups, cgroups / "unified"]
+        elif controller in controllers.split(","):
+            mounts = [cgroups / name for name in dict.fromkeys((controllers, controller))]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        if ".." in parts:  # outside of what this process can see
+            parts = []
+        for mount in mounts:
+            yield from (mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
+
+
+def numbers(path: pathlib.Path) -> list[int]:
+    """Return the whole numbers of a control file; none where it is missing, unreadable or unlimited (`max`)."""
+    words = system_text(path).split()
+    return [int(word) for word in words] if all(word.lstrip("-").isdecimal() for word in words) else []
+
+
+def system_text(path: pathlib.Path) -> str:
+    """Return the text of a file of the system; empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def openvino() -> Any:

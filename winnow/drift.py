@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from winnow.config.drift import Drift
 from winnow.errors import MissingExtra
 from winnow.evaluation import softmax
-from winnow.model_file import open_session
+from winnow.model_file import open_session, session_of
 from winnow.random_streams import stream_seed
 
 TESTS = ("embeddings", "classes", "confidence")
@@ -59,16 +59,13 @@ def answer(path: Path, images_NHWC: NDArray[np.uint8], batch_size: int = 256) ->
     open_session(path)  # says what is wrong with a file that cannot be read
     try:
         import onnx
-        import onnxruntime
     except ImportError as error:
         raise MissingExtra("onnx", "compress") from error
     model = onnx.load(str(path))
     inner = _before_head(model.graph)
     if inner is not None:
         model.graph.output.append(onnx.helper.make_tensor_value_info(inner, onnx.TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = session_of(model.SerializeToString())
     name = session.get_inputs()[0].name
     parts = [
         session.run(None, {name: np.ascontiguousarray(images_NHWC[start : start + batch_size])})

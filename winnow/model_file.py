@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import ArtifactError, MissingExtra
+from winnow.machine import thread_limit
 
 MODEL = "model.onnx"
 INPUT, OUTPUT = "pixels", "logits"
@@ -46,7 +47,7 @@ def session_of(model: str | bytes, threads: int = 0, provider: Provider = (CPU, 
     onnxruntime = onnxruntime_library()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or thread_limit()
     return onnxruntime.InferenceSession(model, options, providers=[provider] if provider[0] == CPU else [provider, CPU])
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from winnow import errors
 from winnow.errors import ArtifactError, MissingExtra, WinnowError
-from winnow.machine import cpu_flags
+from winnow.machine import cores, cpu_flags
 from winnow.records import (
     RECORD,
     Gate,
@@ -207,7 +207,7 @@ def test_records_are_frozen_and_closed() -> None:
 def test_this_machine() -> None:
     machine = this_machine(gpu="card")
     assert machine == this_machine(gpu="card") != this_machine()
-    assert machine.threads == len(os.sched_getaffinity(0))
+    assert machine.threads == cores()
     assert machine.memory_gb > 0.1
     assert machine.cpu
     assert {"torch", "numpy"} <= set(machine.versions)

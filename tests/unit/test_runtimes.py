@@ -204,5 +204,5 @@ def test_threads_and_flags() -> None:
     before = torch.get_num_threads()
     assert set_torch_threads(1) == before
     assert (torch.get_num_threads(), set_torch_threads(before)) == (1, 1)
-    assert cores() == len(os.sched_getaffinity(0))
+    assert 1 <= cores() <= len(os.sched_getaffinity(0))
     assert has_fast_bf16() == bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
