@@ -69,7 +69,7 @@ def _execute(places: Places, config: Config, stale: dict[str, list[str]], retrie
         stages.track_run.with_options(retries=retries)(str(places.root), parent)
     except BaseException as error:
         if not isinstance(error, Exception):
-            stages.stop_running()
+            stages.stop_running(parent)
         tracking.close_execution(places, parent, ok=False)
         raise
     return done

@@ -82,7 +82,7 @@ def show_status(places: Places, config: Config) -> int:
             more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
             table.add_row(stage.removeprefix(versioning.CANDIDATE), "; ".join(reasons[:3]) + more)
         console.print(table)
-    for line in (*version_drift(places), *settled.reasons(places)):
+    for line in (*version_drift(places), *summary.unchecked_lines(places), *settled.reasons(places)):
         console.print(line)
     return 0
 
@@ -113,7 +113,7 @@ def show_results(places: Places, config: Config) -> None:
         heading = "\n".join(name.rsplit(" ", 1))
         table.add_column(heading, justify="left" if index == 0 or last else "right", no_wrap=not last)
     for row in rows:
-        style = {"winner": "bold green", "passed": "green"}.get(row["verdict"], "")
+        style = {"winner": "bold green", "passed": "green"}.get(row["verdict"].partition(" (")[0], "")
         of_peak = re.sub(r"(\d \w+) / ", r"\1 /\n", row[summary.OF_PEAK])  # two precisions: one below the other
         table.add_row(*{**row, summary.OF_PEAK: of_peak}.values(), style=style)
     Console(highlight=False, width=max(console.width, 170)).print(table)

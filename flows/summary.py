@@ -9,7 +9,7 @@ from tasks.settings import Places
 from winnow.config import in_order, load_config
 from winnow.config.candidates import ROOT
 from winnow.measurement_error import describe_errors
-from winnow.records import StepRecord, read_record
+from winnow.records import RECORD, StepRecord, read_record
 from winnow.selection import GATES
 
 NOTHING = "-"
@@ -89,6 +89,11 @@ def _of_peak(shares: dict[str, float], best: dict[str, Any]) -> str:
 def _verdict(verdict: dict[str, Any] | None, won: bool) -> str:
     if verdict is None:
         return "reference"
+    unchecked = ", ".join(GATES[gate["name"]] for gate in verdict["gates"] if not gate.get("checked", True))
+    return _outcome(verdict, won) + (f" (not checked: {unchecked})" if unchecked else "")
+
+
+def _outcome(verdict: dict[str, Any], won: bool) -> str:
     if won:
         return "winner"
     failed = [GATES[gate["name"]] for gate in verdict["gates"] if not gate["passed"]]
@@ -109,6 +114,20 @@ def reason_lines(places: Places) -> list[str]:
         if reasons := [gate["reason"] for gate in verdict["gates"] if not gate["passed"]]:
             lines.append(f"{verdict['candidate']} fails: {'; '.join(reasons)}")
     return lines
+
+
+def unchecked_lines(places: Places) -> list[str]:
+    """Return which gates of the last selection were not checked, and why; none without a selection."""
+    folder = places.artifacts / "select"
+    if not (folder / RECORD).is_file():
+        return []
+    verdicts = read_record(folder).details["verdicts"]
+    return [
+        f"{verdict['candidate']}, {GATES[gate['name']]}: {gate['reason']}"
+        for verdict in verdicts
+        for gate in verdict["gates"]
+        if not gate.get("checked", True)
+    ]
 
 
 def promotion_lines(places: Places) -> list[str]:

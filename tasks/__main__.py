@@ -151,7 +151,7 @@ def _call(config: Config, places: settings.Places, step: str, name: str, scratch
     if step == "select":
         from winnow.steps.select import select
 
-        return lambda: select(config, data, candidates, at / "benchmark", at / "select")
+        return lambda: select(config, data, candidates, at / "benchmark", at / "select", places.root)
     if step == "refit":
         from winnow.steps.refit import refit
 

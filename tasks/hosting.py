@@ -7,11 +7,10 @@ from pathlib import Path
 
 from tasks.settings import Places
 from winnow.config import ROOT, Config, in_order
-from winnow.config.section import NOTHING
 from winnow.data.images import load_images
 from winnow.errors import DataError
 from winnow.exporting import HostCheck
-from winnow.hosts import Host, read_host, speeds_on
+from winnow.hosts import Host, read_host, read_target, speeds_on
 from winnow.machine import cpu_flags
 from winnow.model_file import MODEL
 from winnow.records import RECORD, read_record, sha256_of, write_json
@@ -79,5 +78,4 @@ def _why(host: Host, digest: str) -> str:
 
 def target_of(places: Places, config: Config) -> Host | None:
     """The machine whose figures gates go by; None: this one."""
-    path = config.benchmark.target
-    return None if path == NOTHING else read_host(places.root / path)
+    return read_target(config, places.root)

@@ -22,6 +22,7 @@ from tasks.settings import Places
 from winnow.config import ROOT, Config
 from winnow.measurement_error import describe_errors
 from winnow.records import RECORD, Machine, StepRecord, read_record, record_digest
+from winnow.selection import GATES
 
 CANDIDATE_STEPS = ("finetune", "candidate")
 DATASET = "images"
@@ -150,10 +151,16 @@ def _verdict(name: str, selection: StepRecord) -> tuple[str, str]:
     if name == ROOT:
         return "reference", "every other candidate is compared with it"
     found = next(row for row in selection.details["verdicts"] if row["candidate"] == name)
-    gates = [gate["reason"] for gate in found["gates"] if gate["passed"] == found["passed"]]
+    gates = [gate["reason"] for gate in found["gates"] if gate["passed"] == found["passed"] and _is_checked(gate)]
+    gates += [f"{GATES[gate['name']]}: {gate['reason']}" for gate in found["gates"] if not _is_checked(gate)]
     if selection.details["winner"] == name:
         return "winner", "; ".join([selection.details["why"], *gates])
     return "passed" if found["passed"] else "failed", "; ".join(gates)
+
+
+def _is_checked(gate: Mapping[str, Any]) -> bool:
+    """Whether a gate was measured; one that was not blocks nothing."""
+    return bool(gate.get("checked", True))
 
 
 def _lineage(record: StepRecord) -> dict[str, str]:

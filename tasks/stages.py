@@ -31,8 +31,10 @@ from winnow.errors import WinnowError
 from winnow.records import read_json
 
 FOLLOW_SECONDS = 2.0
-_running: list[subprocess.Popen[str]] = []
-_no_more = threading.Event()
+_running: list[tuple[str, subprocess.Popen[str]]] = []
+"""(run, process) of the stages that run in this process."""
+_stopped_runs: set[str] = set()
+"""Runs that were stopped: they begin no other stage. A later run of this process has another number."""
 OUT_OF_MEMORY = (137, -9)
 MENDABLE = 2
 """Exit status of a step that a person has to help."""
@@ -78,7 +80,7 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
     started = time.monotonic()
     try:
         with slots.gpu_slot() if stage.partition("@")[0] in ON_GPU else contextlib.nullcontext():
-            lines = _stream(places, stage, label, run_id, log)
+            lines = _stream(places, stage, label, (parent_run, run_id), log)
         tracking.close_step(places, run_id, out)
     except BaseException as error:
         tracking.fail_step(places, run_id, str(error) or type(error).__name__)
@@ -139,19 +141,24 @@ def tell_that_one_waits(model: str, version: Version, request: Request) -> None:
     emit_event(WAITING, resource, payload={"version": version.number, "reason": f"{request.why}; {request.words}"})
 
 
-def stop_running() -> None:
-    """End the stage that runs, and let no other begin. For the main thread: a signal never reaches the task's own."""
-    _no_more.set()
-    for process in list(_running):
-        _stop(process)
+def stop_running(parent_run: str) -> None:
+    """End the stage of this run, and let it begin no other. For the main thread: a signal never reaches a task's own."""
+    _stopped_runs.add(parent_run)
+    for run, process in list(_running):
+        if run == parent_run:
+            _stop(process)
 
 
-def _stream(places: Places, stage: str, label: str, run_id: str, log: Any) -> list[str]:
-    """Run the stage and pass its lines on; StageFailed with the last of them when it does not end well."""
-    if _no_more.is_set():
+def _stream(places: Places, stage: str, label: str, runs: tuple[str, str], log: Any) -> list[str]:
+    """Run the stage and return its lines, passed on; StageFailed with the last of them when it does not end well.
+
+    `runs`: MLflow's run of the execution, and of this step in it.
+    """
+    parent_run, run_id = runs
+    if parent_run in _stopped_runs:
         raise StageFailed(f"step {label} was not begun: the run was stopped")
     process = versioning.reproduce(places.root, stage)
-    _running.append(process)
+    _running.append((parent_run, process))
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(places, label, run_id, ended), daemon=True)
     follower.start()
@@ -167,7 +174,7 @@ def _stream(places: Places, stage: str, label: str, run_id: str, log: Any) -> li
         _stop(process)
         raise
     finally:
-        _running.remove(process)
+        _running.remove((parent_run, process))
         ended.set()
         follower.join()
     if status != 0:

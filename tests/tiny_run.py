@@ -248,6 +248,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
 
 def choose(config: Config, artifacts: Path) -> Path:
     """Run select and, as `config.refit` says, refit on what `build` left."""
-    select(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", artifacts / "select")
+    folders = [artifacts / name for name in ("data", "candidates", "benchmark", "select")]
+    select(config, *folders, artifacts.parent)
     refit(config, artifacts, artifacts / "refit", artifacts.parent / "scratch")
     return artifacts

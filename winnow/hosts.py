@@ -97,10 +97,21 @@ def read_host(path: Path) -> Host:
         raise DataError(f"{path} is not what check_host.py writes ({error})") from error
 
 
+def target_file(config: Config, root: Path) -> Path | None:
+    """Return the file that benchmark.target names, in the project's folder `root`; None: this machine serves."""
+    return None if config.benchmark.target == NOTHING else root / config.benchmark.target
+
+
 def target_digest(config: Config, root: Path) -> str | None:
-    """Of the figures that gates go by, in the project's folder; None: this machine's."""
-    path = config.benchmark.target
-    return None if path == NOTHING else sha256_of(root / path)
+    """Return the digest of the figures that gates go by; None: this machine's. `root`: the project's folder."""
+    path = target_file(config, root)
+    return None if path is None else sha256_of(path)
+
+
+def read_target(config: Config, root: Path) -> Host | None:
+    """Return the machine whose figures gates go by; None: this one. Raises DataError for a file of another kind."""
+    path = target_file(config, root)
+    return None if path is None else read_host(path)
 
 
 def speeds_on(
@@ -127,14 +138,17 @@ def speeds_on(
     return {"best": bests, "candidates": figures, "measurement_error": told}
 
 
-def serving_speeds(config: Config, timed: StepRecord, records: Mapping[str, StepRecord]) -> dict[str, Any]:
-    """{machine, is_target, best, candidates}: times of the machine that will serve, this one or benchmark.target."""
-    if config.benchmark.target == NOTHING:
+def serving_speeds(config: Config, timed: StepRecord, records: Mapping[str, StepRecord], root: Path) -> dict[str, Any]:
+    """Return {machine, is_target, best, candidates}: times of the machine that will serve.
+
+    That is this one, or the one of benchmark.target, a path in the project's folder `root`.
+    """
+    host = read_target(config, root)
+    if host is None:
         assert timed.machine is not None
         found = {key: {name: timed.details[key][name] for name in records} for key in ("best", "candidates")}
         found["measurement_error"] = timed.details["measurement_error"]
         return {"machine": timed.machine.model_dump(mode="json"), "is_target": False, **found}
-    host = read_host(Path(config.benchmark.target))
     digests = {
         name: next((artifact.sha256 for artifact in record.artifacts if artifact.name == MODEL), "missing")
         for name, record in records.items()

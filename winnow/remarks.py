@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Distill, Quantize, Recovery, may_train
 from winnow.evidence import Evidence
 from winnow.intervals import Drop, least_worst_end, macro_f1_drop, simultaneous_confidence
-from winnow.machine import saturates
-from winnow.selection import WORST_END, allowance
+from winnow.machine import WIDE_FLAGS, saturates
+from winnow.records import Verdict
+from winnow.selection import GATES, WORST_END, allowance
 
 
 def remarks(
@@ -65,6 +67,30 @@ def overflow_told(unsafe: Sequence[str]) -> str:
         f"the processor that serves has no VNNI: sums of int8 products saturate there, so {', '.join(unsafe)} may "
         f"answer worse than elsewhere. Weights in 7 bits do not: winnow run {settings}"
     )
+
+
+def unchecked_remarks(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return a warning for each gate that was not checked, and why, with the candidates that it concerns."""
+    found: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        for gate in verdict.gates:
+            if not gate.checked:
+                found.setdefault(f"{GATES[gate.name]}: {gate.reason}", []).append(verdict.candidate)
+    return [f"{told} ({', '.join(names)}); the gate blocks none of them" for told, names in found.items()]
+
+
+def silent_remarks(config: Config, speeds: Mapping[str, Any]) -> list[str]:
+    """Return a warning where nobody knows whether int8 sums saturate: the target's system tells no processor flags.
+
+    `speeds`: what `winnow.hosts.serving_speeds` returns.
+    """
+    unsafe, machine = overflowing(config, WIDE_FLAGS), speeds["machine"]
+    if machine["flags"] or not speeds["is_target"] or not unsafe:
+        return []
+    return [
+        f"whether sums of int8 products saturate on {machine['cpu']} is not checked: its system does not tell what it "
+        f"can do; if it is an x86 processor without VNNI, set overflow_safe: true in {', '.join(unsafe)}"
+    ]
 
 
 def _untold_by_rounding(config: Config) -> list[str]:

@@ -16,7 +16,8 @@ Nobody passing is an answer like any other, and has a reason.
                 by class stands in; nothing bounds it
     agreement   share of validation images, labelled or not, answered like dense
     size        the file, as a share of dense's
-    int8        of an int8 file, the share of multiply-adds that the runtime executes in int8
+    int8        of an int8 file, the share of multiply-adds that the runtime executes in int8. Where it was not read on
+                the machine that serves the gate is "not checked": it blocks nothing, and a warning says so
     speedup     against dense as the best float of any precision and runtime: the lower end of the 95 % interval.
                 More than the threshold with a lower end below it is "not shown", which does not pass
 
@@ -71,7 +72,9 @@ class Contender:
     round_ms: tuple[float, ...] = ()
     """Median call of each round in which it was compared with the others, where it would serve."""
     int8_share: float | None = None
-    """Of an int8 file's multiply-adds, as executed where it would serve; None for float, and where nobody looked."""
+    """Of an int8 file's multiply-adds, as executed where it would serve; None for float, and where it was not read."""
+    int8_unchecked: str = ""
+    """Why the share of an int8 file was not read; empty for float, and where it was."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ def _gates_of_cost(contender: Contender, dense: Contender, gates: Gates) -> tupl
         _speed_gate(contender.speedup, gates.min_speedup),
     )
     if contender.int8_share is None:
-        return judged
+        why = contender.int8_unchecked
+        return (*judged, Gate(name="int8", passed=True, checked=False, reason=f"not checked {why}")) if why else judged
     what, needed = "multiply-adds executed in int8", gates.min_int8_share
     return (*judged, _share("int8", what, contender.int8_share, needed, "min_int8_share"))
 

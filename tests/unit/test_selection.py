@@ -271,3 +271,12 @@ def test_every_point_off_the_front_is_beaten_by_one_on_it() -> None:
         )
         assert beaten
         assert strictly == (contender.name not in front)
+
+
+def test_int8_that_was_not_read_is_not_checked_and_blocks_nothing() -> None:
+    why = "on Cortex-A76: check_host.py does not read which kernels ort int8 runs there"
+    decision = decide(DENSE, [replace(GOOD, int8_unchecked=why)], POLICY)
+    gate = decision.verdicts[0].gates[-1]
+    assert (gate.name, gate.checked, gate.passed, gate.reason) == ("int8", False, True, f"not checked {why}")
+    assert decision.winner == "good"
+    assert all(gate.checked for gate in decide(DENSE, [GOOD], POLICY).verdicts[0].gates)

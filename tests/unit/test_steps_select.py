@@ -25,7 +25,9 @@ from winnow.steps.select import select
 
 def run(artifacts: Path, config: Config | None = None, out: str = "select") -> StepRecord:
     config = config or check_config(tiny_params())
-    return select(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", artifacts / out)
+    return select(
+        config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", artifacts / out, artifacts.parent
+    )
 
 
 def configured(**promotion: Any) -> Config:
@@ -346,3 +348,58 @@ def test_what_the_target_has_not_timed_cannot_win(artifacts: Path) -> None:
     nobody = run(artifacts, check_config(params), out="again")
     assert nobody.details["winner"] is None  # and the run goes on to its end
     assert all(not gates(nobody, name)["speedup"]["passed"] for name in ("pruned", "pruned-int8"))
+
+
+def test_a_target_is_looked_for_in_the_project_and_not_in_the_working_directory(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = there(artifacts, "sparse")
+    params = tiny_params()
+    params["benchmark"]["target"] = path.relative_to(tmp_path).as_posix()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    record = run(artifacts, check_config(params))
+    assert record.details["speeds"]["is_target"]
+    assert record.inputs["target"] == sha256_of(path)
+
+
+def test_int8_that_was_not_read_on_the_target_is_told(tiny_data: Path, tmp_path: Path) -> None:
+    changes = {name: {"blind": 0.36 + at / 1e5} for at, name in enumerate(CANDIDATES)}  # files that differ
+    artifacts = build(tiny_data, tmp_path / "artifacts", changes)
+    params = tiny_params()
+    params["benchmark"]["target"] = str(there(artifacts, "pruned-int8"))
+    record = run(artifacts, check_config(params))
+    assert not gates(record, "pruned-int8")["int8"]["checked"]
+    assert "int8" not in gates(record, "pruned")
+    told = [warning for warning in record.warnings if warning.startswith("int8 executed: not checked on Cortex-A76")]
+    assert len(told) == 1
+    assert "(dense-int8, pruned-int8)" in told[0]
+
+
+def test_answers_that_this_machine_cannot_give_are_told(artifacts: Path) -> None:
+    path = there(artifacts, "sparse")
+    told = json.loads(path.read_text())
+    told["machine"]["flags"] = []
+    told["rows"] = [
+        row | ({"runtime": "openvino", "precision": "bf16"} if row["candidate"] == "sparse" else {})
+        for row in told["rows"]
+    ]
+    path.write_text(json.dumps(told))
+    params = tiny_params()
+    params["benchmark"]["target"] = str(path)
+    warnings = run(artifacts, check_config(params)).warnings
+    start = "drop, macro F1 and agreement of sparse are of its file in ONNX Runtime: it will serve in openvino bf16"
+    assert any(told.startswith(f"{start} on Cortex-A76") for told in warnings)
+    assert any("saturate on Cortex-A76 is not checked" in told for told in warnings)
+
+
+def test_int8_is_checked_where_the_benchmark_read_the_kernels(artifacts: Path) -> None:
+    timed = read_record(artifacts / "benchmark")
+    row = {"candidate": "pruned-int8", "int8_share": 0.25, "kernels": {}}
+    row |= {key: timed.details["best"]["pruned-int8"]["latency"][key] for key in ("runtime", "precision")}
+    rewrite(artifacts / "benchmark", details={**timed.details, "executed": [row]})
+    record = run(artifacts)
+    assert gates(record, "pruned-int8")["int8"]["checked"]
+    assert "25.0 %, less than" in gates(record, "pruned-int8")["int8"]["reason"]
+    assert not gates(record, "dense-int8")["int8"]["checked"]

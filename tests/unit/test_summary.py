@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.summary import candidate_rows, learned_lines
+from flows.summary import candidate_rows, learned_lines, unchecked_lines
+from tasks.projection import _verdict
 from tasks.settings import Places
 from tests.conftest import tiny_params
 from tests.tiny_run import build, choose, rewrite
@@ -34,6 +35,17 @@ def test_a_row_names_gates_as_people_do_and_tells_the_share_of_the_peak(places: 
     assert "speedup" not in failing
     shown = {name: row["of peak, %"] for name, row in rows.items()}
     assert shown == {name: f"1 / 10 {'int8' if name.endswith('int8') else 'f32'}" for name in rows}
+
+
+def test_a_gate_that_was_not_checked_is_told(places: Places) -> None:
+    rows = {row["candidate"]: row["verdict"] for row in candidate_rows(places)}
+    assert rows["pruned-int8"] == "winner (not checked: int8 executed)"
+    assert rows["pruned"] == "passed"
+    told = [line for line in unchecked_lines(places) if line.startswith("pruned-int8, int8 executed: not checked on ")]
+    assert len(told) == 1
+    verdict, reason = _verdict("pruned-int8", read_record(places.artifacts / "select"))
+    assert verdict == "winner"
+    assert "int8 executed: not checked on " in reason
 
 
 def test_labels_and_gain_are_told(places: Places) -> None:

@@ -180,7 +180,10 @@ def _gates(facts: Facts) -> Html:
         rows.append(Row(cells, _marked(facts, name)))
     if not rows:
         return paragraph("There is no candidate beside dense.")
-    caption = "Gates: all must pass, whatever the candidate is for. The reason names both numbers"
+    caption = (
+        "Gates: all must pass, whatever the candidate is for; one that was not checked blocks nobody. The reason names "
+        "both numbers"
+    )
     return tag(
         "div", table(["candidate", "verdict", *GATES.values()], rows, caption=caption, left=2 + len(GATES)), css="prose"
     )
@@ -189,6 +192,8 @@ def _gates(facts: Facts) -> Html:
 def _gate(gate: dict[str, Any] | None) -> Content:
     if gate is None:
         return MISSING
+    if not gate.get("checked", True):
+        return join(strong("Not checked"), gate["reason"].removeprefix("not checked"))
     return gate["reason"] if gate["passed"] else tag("span", strong("Fails: "), gate["reason"], css="fails")
 
 

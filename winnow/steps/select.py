@@ -42,7 +42,7 @@ from winnow.records import (
     write_record,
 )
 from winnow.refit_files import WINNER
-from winnow.remarks import overflow_told, overflowing, remarks
+from winnow.remarks import overflow_told, overflowing, remarks, silent_remarks, unchecked_remarks
 from winnow.reporting.plots import Point, pareto
 from winnow.runtimes import INT8
 from winnow.selection import SERVES, Contender, Decision, competing, decide
@@ -59,8 +59,11 @@ COMPARED = (
 Row = dict[str, Any]
 
 
-def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: Path) -> StepRecord:
-    """Judge every candidate of the tree by `config.promotion` and leave the decision in `out`."""
+def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: Path, root: Path) -> StepRecord:
+    """Judge every candidate of the tree by `config.promotion` and leave the decision in `out`.
+
+    `root`: the project's folder, in which `benchmark.target` is looked for.
+    """
     policy = config.promotion
     images = load_images(data)
     names = (ROOT, *in_order(dict(config.candidates)))
@@ -68,8 +71,8 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     timed = read_record(benchmark)
     digests = {name: record_digest(candidates / name) for name in names}
     _check_benchmark(config, timed, benchmark, digests)
-    speeds = serving_speeds(config, timed, records)
-    target = {"target": digest} if (digest := target_digest(config, Path())) else {}
+    speeds = serving_speeds(config, timed, records, root)
+    target = {"target": digest} if (digest := target_digest(config, root)) else {}
     logits = {name: load_logits(candidates / name, images) for name in names}
     right = right_answers(logits, images)
     served = logits | _served(speeds, benchmark, names[1:], policy.objective, images)
@@ -90,7 +93,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
             macro_f1=alone[name].macro_f1,
             agreement=agreement(logits[ROOT], served[name]),
             size_mb=records[name].metrics["size/mb"],
-            int8_share=_int8_share(speeds, timed, name, policy.objective),
+            **_int8(speeds, timed, records[name], policy.objective),
             **_speed(speeds, name, config),
         )
         for name in names
@@ -133,6 +136,9 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
             warnings=(
                 *remarks(config, reference, lost[ROOT].top1, labels_V, dense_V, images.classes),
                 *([overflow_told(unsafe)] if unsafe else []),
+                *unchecked_remarks(decision.verdicts),
+                *_not_answered(speeds, benchmark, names[1:], policy.objective),
+                *silent_remarks(config, speeds),
             ),
             artifacts=describe(folder, PLOT, FIGURES, WINNER),
         )
@@ -159,17 +165,23 @@ def _cell(speeds: Mapping[str, Any], name: str, objective: str) -> Row | None:
     return row
 
 
-def _int8_share(speeds: Mapping[str, Any], timed: StepRecord, name: str, objective: str) -> float | None:
-    """What the runtime that would serve executes in int8; None for a float file, and on another machine."""
-    row = _cell(speeds, name, objective)
-    if row is None or row["precision"] not in INT8 or speeds["is_target"]:
-        return None
-    proofs: list[Row] = timed.details.get("executed", [])
-    wanted = (name, row["runtime"], row["precision"])
-    found = [
-        proof["int8_share"] for proof in proofs if (proof["candidate"], proof["runtime"], proof["precision"]) == wanted
-    ]
-    return float(found[0]) if found else None
+def _int8(speeds: Mapping[str, Any], timed: StepRecord, record: StepRecord, objective: str) -> dict[str, Any]:
+    """Return {int8_share, int8_unchecked} of a candidate: what the runtime that would serve executes in int8, or why
+    that was not read. A file that serves in float has neither.
+    """
+    row, cpu = _cell(speeds, record.name, objective), speeds["machine"]["cpu"]
+    if (row["precision"] if row else record.details["precision"]) not in INT8:
+        return {}
+    if row is None:
+        return {"int8_unchecked": f"on {cpu}: no runtime was timed that could serve it"}
+    where = f"{row['runtime']} {row['precision']}"
+    if speeds["is_target"]:
+        return {"int8_unchecked": f"on {cpu}: check_host.py does not read which kernels {where} runs there"}
+    wanted = (record.name, row["runtime"], row["precision"])
+    for proof in timed.details.get("executed", []):
+        if (proof["candidate"], proof["runtime"], proof["precision"]) == wanted:
+            return {"int8_share": float(proof["int8_share"])}
+    return {"int8_unchecked": f"on {cpu}: the benchmark did not read which kernels {where} runs"}
 
 
 def _served(
@@ -181,6 +193,17 @@ def _served(
     if speeds["is_target"]:
         found = {name: row for name, row in found.items() if (benchmark / served_file(row)).is_file()}
     return {name: load_logits(benchmark, images, served_file(row)) for name, row in found.items()}
+
+
+def _not_answered(speeds: Mapping[str, Any], benchmark: Path, names: Sequence[str], objective: str) -> list[str]:
+    """Return a warning for each candidate whose drop and agreement are not of the answers that will serve."""
+    rows = {name: _cell(speeds, name, objective) for name in names}
+    return [
+        f"drop, macro F1 and agreement of {name} are of its file in ONNX Runtime: it will serve in {row['runtime']} "
+        f"{row['precision']} on {speeds['machine']['cpu']}, and the benchmark of this machine has no answers in that"
+        for name, row in rows.items()
+        if row is not None and speeds["is_target"] and not (benchmark / served_file(row)).is_file()
+    ]
 
 
 def _speed(speeds: Mapping[str, Any], name: str, config: Config) -> dict[str, Any]:
