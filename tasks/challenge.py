@@ -66,10 +66,29 @@ def incomparable(champion: Card, challenger: Card) -> str:
         return f"its classes are {_few(champion['classes'])}, the challenger's {_few(challenger['classes'])}"
     if champion["image_size"] != challenger["image_size"]:
         return f"it takes images of {champion['image_size']} pixels, the challenger {challenger['image_size']}"
-    if champion.get("split") and challenger.get("split") and champion["split"] != challenger["split"]:
+    if differs := _split_difference(champion.get("split") or {}, challenger.get("split") or {}):
+        return f"{differs}: it may have learned from images that validate now"
+    return ""
+
+
+def _split_difference(champion: Mapping[str, Any], challenger: Mapping[str, Any]) -> str:
+    """Return by what the rules differ that drew the two splits; empty where they are the same.
+
+    Cards of earlier versions hold no group key and no decoder. What is missing counts as equal, but without a group key
+    on one card the other's must be `none`.
+    """
+    if (one := _fractions(champion)) and (other := _fractions(challenger)) and one != other:
+        return f"its images were split by {_shares(one)}, the challenger's by {_shares(other)}"
+    known = [split["group_by"] for split in (champion, challenger) if "group_by" in split]
+    if len(known) == 2 and known[0] != known[1]:
+        return f"its images were split with data.group_by {known[0]!r}, the challenger's with {known[1]!r}"
+    if len(known) == 1 and known[0] != "none":
+        who = "the challenger's" if "group_by" in champion else "its"
+        return f"{who} card does not say by which group key the images were split, the other one's key is {known[0]!r}"
+    if "decoder" in champion and "decoder" in challenger and champion["decoder"] != challenger["decoder"]:
         return (
-            f"its images were split by {_shares(champion['split'])}, the challenger's by "
-            f"{_shares(challenger['split'])}: it may have learned from images that validate now"
+            "its images were split by the pixels of another decoder, which gives other pixels for the same files "
+            f"(digest {champion['decoder']}, the challenger's {challenger['decoder']})"
         )
     return ""
 
@@ -89,8 +108,12 @@ def newly_refitted(champion: tuple[Path, Card], challenger: tuple[Path, Card]) -
     return f"it is the champion's file, refitted on {labels:,} labels, and the champion learned {before:,}"
 
 
-def _shares(split: Mapping[str, float]) -> str:
-    return " and ".join(f"{key} {share:g}" for key, share in split.items())
+def _fractions(split: Mapping[str, Any]) -> dict[str, float]:
+    return {key: split[key] for key in ("validation_fraction", "test_fraction") if key in split}
+
+
+def _shares(fractions: Mapping[str, float]) -> str:
+    return " and ".join(f"{key} {share:g}" for key, share in fractions.items())
 
 
 def _few(names: list[str]) -> str:

@@ -16,6 +16,7 @@ machines are not locked against each other; the champion is looked up again just
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -178,6 +179,7 @@ def _card(places: Places, config: Config, selection: StepRecord, winner: str, fo
         "test": _tested(places, winner),
         "data_version": data_version(places),
         "split": _split(read_record(places.artifacts / "data")),
+        "pillow": importlib.metadata.version("pillow"),
         "why": selection.details["why"],
     }
 
@@ -214,12 +216,16 @@ def _tested(places: Places, winner: str) -> dict[str, Any]:
     }
 
 
-def _split(data: StepRecord) -> dict[str, float]:
-    """The shares that decide which images validate; a test set that the source names needs none."""
-    keys = ["validation_fraction"]
+def _split(data: StepRecord) -> dict[str, Any]:
+    """Return the rule by which images were split, as far as the record of ingest says it.
+
+    The fractions (a test set that the source names needs none), the group key, and the digest of the decoder.
+    """
+    keys = ["validation_fraction", "group_by"]
     if data.details.get("test_set") != "named by the source":
-        keys.append("test_fraction")
-    return {key: data.parameters[key] for key in keys if key in data.parameters}
+        keys.insert(1, "test_fraction")
+    found = {key: data.parameters[key] for key in keys if key in data.parameters}
+    return found | {key: data.details[key] for key in ("decoder",) if key in data.details}
 
 
 def _contest(

@@ -142,7 +142,10 @@ def tell_that_one_waits(model: str, version: Version, request: Request) -> None:
 
 
 def stop_running(parent_run: str) -> None:
-    """End the stage of this run, and let it begin no other. For the main thread: a signal never reaches a task's own."""
+    """End the stage of this run, and let it begin no other.
+
+    For the main thread: a signal never reaches a task's own.
+    """
     _stopped_runs.add(parent_run)
     for run, process in list(_running):
         if run == parent_run:

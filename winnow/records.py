@@ -212,7 +212,7 @@ def _is_running(process: int) -> bool:
 
 WORKERS = (
     *("torch", "torchvision", "onnxruntime", "onnxruntime-gpu", "openvino"),
-    *("nncf", "torch-pruning", "onnx", "numpy"),
+    *("nncf", "torch-pruning", "onnx", "numpy", "pillow"),
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 
 from tasks import promotion, registry, settings, settled, store, tracking
@@ -82,6 +83,7 @@ def test_a_version_holds_the_very_file_its_card_and_can_be_served(places: Places
         "objective": "latency",
     }
     assert card["machine"]["cpu"] == this_machine().cpu
+    assert card["pillow"] == PIL.__version__
     assert (card["data_version"], card["lineage"], card["labels"]["training"]) == (
         DATA_VERSION,
         ["dense", "quick"],

@@ -17,6 +17,7 @@ from PIL import Image
 from tests.closure import ROOT
 from tests.conftest import CLASSES, SIZE, draw, tiny_params
 from winnow.config import Config, check_config
+from winnow.data.decoder import decoder_digest
 from winnow.data.images import TEST, TRAIN, VALIDATION, decode, load_images
 from winnow.data.splits import label_budget
 from winnow.errors import DataError
@@ -70,6 +71,7 @@ def test_same_images_same_bytes_wherever_they_lie(image_folder: Path, tmp_path: 
     shutil.copytree(image_folder, moved)
     ingested(moved, tmp_path / "two")
     assert content(tmp_path / "one") == content(tmp_path / "two")
+    assert read_record(tmp_path / "one").details["decoder"] == decoder_digest()
     assert str(tmp_path).encode() not in b"".join(content(tmp_path / "one").values())
 
 

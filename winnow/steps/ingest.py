@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from winnow.config import FEW_LABELS, Config, Data
 from winnow.data import near_duplicates
+from winnow.data.decoder import decoder_digest
 from winnow.data.decoding import Decoded, decode_all
 from winnow.data.images import RESIZE_POLICY, SPLITS, TEST, TRAIN, VALIDATION, group_equal
 from winnow.data.sources import Source, open_source
@@ -219,6 +220,7 @@ def _record(
         "labels_per_class": data.label_budget,
         "test_set": "named by the source" if stored.named_test_N.any() else "by hash",
         "resize_policy": RESIZE_POLICY,
+        "decoder": decoder_digest(),
         "groups": None if stored.group_keys_N16 is None else len(np.unique(group_equal(stored.group_keys_N16))),
         "ignored_files": source.ignored,
         "rejected": stored.rejected,
