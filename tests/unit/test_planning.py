@@ -146,6 +146,20 @@ def test_more_work_takes_longer(tmp_path: Path, image_folder: Path) -> None:
     assert "4 trainings and 5 of cross-validation: 216 steps" in usual.rehearse("finetune").counted
 
 
+@pytest.mark.slow
+def test_a_refit_is_forecast_where_labels_are_few(tmp_path: Path) -> None:
+    params = tiny_params()
+    params["refit"] = {"when": "auto"}
+    params["candidates"] = {name: params["candidates"][name] for name in ("pruned", "pruned-int8")}
+    forecast = Rehearsal(check_config(params), COUNTS, tmp_path, tmp_path / "few").rehearse("refit")
+    assert forecast.counted == "dense and pruned and pruned-int8 again, if the winner is like that"
+    assert forecast.disk_mb > 0.2
+    params["refit"] = {"when": "never"}
+    none = Rehearsal(check_config(params), COUNTS, tmp_path, tmp_path / "none").rehearse("refit")
+    assert none.counted == "none: refit.when is never"
+    assert none.disk_mb < forecast.disk_mb
+
+
 def test_what_a_step_would_refuse_is_said_before_it_runs(
     tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
