@@ -45,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("finished"))
         if item.get_closest_marker("slow") or item.get_closest_marker("services"):
             item.add_marker(pytest.mark.timeout(1800))
+        elif "finished" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(1500))  # the first of them waits for a whole run
 
 
 @dataclass(frozen=True)
