@@ -6,7 +6,7 @@ and types must be the same, and its size within SIZE_TOLERANCE.
 Answers are compared on images that taught both files alike: validation images without a label, which taught neither;
 where there are too few, training images, which taught both (the labels of a validation image taught the refitted file
 alone, so answers there differ wherever it learned from them). A training that failed answers like chance there, and
-Cohen's kappa is near 0; honest trainings on more labels differ as two trainings do (benchmarks/refit_gain.py measured
+Cohen's kappa is near 0; honest trainings on more labels differ as two trainings do (benchmarks/refit_gain.py measures
 how much). No drop can be bounded that way: it is the share of answers that change, and a refit is to change some.
 
 On the labels themselves the comparison is biased towards the refitted file, which learned all of them where the
