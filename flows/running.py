@@ -115,7 +115,8 @@ def show_results(places: Places, config: Config) -> None:
     for row in rows:
         style = {"winner": "bold green", "passed": "green"}.get(row["verdict"].partition(" (")[0], "")
         of_peak = re.sub(r"(\d \w+) / ", r"\1 /\n", row[summary.OF_PEAK])  # two precisions: one below the other
-        table.add_row(*{**row, summary.OF_PEAK: of_peak}.values(), style=style)
+        best_float = row[summary.BEST_FLOAT].replace(" / ", " /\n")  # with intervals they are long
+        table.add_row(*{**row, summary.BEST_FLOAT: best_float, summary.OF_PEAK: of_peak}.values(), style=style)
     Console(highlight=False, width=max(console.width, 170)).print(table)
     flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_")))
     console.print(

@@ -50,7 +50,12 @@ def test_seven_bits_are_those_of_the_file(tiny_inputs: Inputs, tmp_path: Path) -
     stored, scale, _ = (arrays[name] for name in head.input)
     with simulated_int8(model, overflow_safe=True):
         rounded = layer.weight.detach().numpy()
-    np.testing.assert_allclose(rounded, stored * scale[:, None], rtol=1e-4, atol=1e-6)
+    # A channel's largest weight lies half-way between two of its 63.5 steps: rounding may take either.
+    steps = layer.weight.detach().numpy() / scale[:, None]
+    is_tie = np.abs(np.abs(steps) % 1 - 0.5) < 1e-3
+    apart = np.abs(rounded / scale[:, None] - stored)
+    assert apart[~is_tie].max() < 1e-2
+    assert apart[is_tie].max(initial=0.0) < 1.01
     thin, wide = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3)
     with simulated_int8(nn.Sequential(thin, wide), overflow_safe=True):
         steps = [layer.parametrizations["weight"][0].steps for layer in (thin, wide)]  # type: ignore[union-attr,index]
