@@ -26,12 +26,15 @@ import numpy as np
 from benchmarks.chain import RESULTS, SATURATES, Chain, configure, leave, markdown, right_on_test
 from winnow.config import ROOT, Config, Quantize
 from winnow.data.images import ImageSet, load_images
+from winnow.data.splits import choosing_half
 from winnow.errors import WinnowError
+from winnow.evaluation import load_logits
 from winnow.records import read_json, read_record
+from winnow.search.accuracy import lost, reference_logits
 from winnow.search.front import Found, front, hypervolume
 from winnow.search.meter import Meter
 from winnow.search.study import Progress, search
-from winnow.search.trial import Workplace, lost, machine_here, meter_of, reference_logits, tree_of
+from winnow.search.trial import Workplace, machine_here, meter_of, tree_of
 from winnow.steps.compress import Folders
 
 NAME = "search_or_tree"
@@ -87,11 +90,11 @@ def compare(seed: int, config: Config) -> dict[str, Any]:
     folders = Folders(chain.data(), chain.pretrained(), chain.candidates, chain.scratch / "search", answers)
     place = Workplace(config, folders, chain.folder / "trials", overflow_safe=SATURATES)
     meter, images = meter_of(place), load_images(chain.data())
-    dense_VC = reference_logits(place, images)
+    dense_VC = reference_logits(place.references, images)
     made, tree = {}, []
     for number, name in enumerate(config.candidates):
         made[number] = chain.candidates / name
-        drop = lost(dense_VC, made[number], images).points
+        drop = lost(dense_VC, load_logits(made[number], images), images, choosing_half(images)).points
         tree.append(Found(number, drop, share_of_dense(meter, made[number])))
     progress = search(place, chain.folder / "study.db", lambda _trial: None)
     trials = {

@@ -6,75 +6,112 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from winnow.config import CONTROL, ROOT, Config, Search
 from winnow.data.images import load_images
+from winnow.data.splits import choosing_half
 from winnow.errors import ArtifactError
 from winnow.evaluation import load_logits
 from winnow.peaks import share_of_peak
 from winnow.progress import duration
-from winnow.records import read_record, write_json
+from winnow.records import read_json, read_record, write_json
 from winnow.reporting.candidates import RUNTIMES
 from winnow.reporting.explored import SearchPoint
 from winnow.reporting.explored import searched as drawn
 from winnow.reporting.html import percent, signed
 from winnow.reporting.peak import of_peak_told
 from winnow.reporting.searched import OnFront, Tried, page, span
+from winnow.search.accuracy import evidence, reference_logits
 from winnow.search.front import Found, choose, front, knee
 from winnow.search.memory import Trial
 from winnow.search.meter import TIMED, describe_cost, seconds_an_image
 from winnow.search.study import Progress, what_of
-from winnow.search.trial import Workplace, evidence, lost, reference_logits, tree_of
+from winnow.search.trial import Workplace, load_answers, tree_of
 from winnow.selection import WORST_END, judge_drop
 
 console = Console(highlight=False, soft_wrap=True)
 BETTER = {"latency": "faster", "throughput": "faster", "size": "smaller", "energy": "cheaper"}
 
 
+CONFIRMATIONS = "confirmations.json"
+"""Numbers of the trials that the confirming half of validation has seen, over all calls of a search."""
+
+
 def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
-    """The trials that nobody beats, the cheapest first, each with its intervals; the chosen one last if it is none."""
+    """Return the trials that nobody beats, the cheapest first, with intervals; the chosen one last if it is none.
+
+    Figures are of the half of validation that chooses; those of the chosen trial are of the other half, which
+    confirms it or does not. Where it does not, no other trial is taken in its place: that would be choosing on the
+    confirming half.
+    """
     settings, images = place.config.search, load_images(place.folders.data)
     finished = {trial.number: trial for trial in progress.trials if trial.found}
-    better, dense = reference_logits(place, images), load_logits(place.folders.candidates / ROOT, images)
+    better, dense = reference_logits(place.references, images), load_logits(place.folders.candidates / ROOT, images)
+    chooses_V = choosing_half(images)
 
-    def made_by(each: Found) -> Path:
-        trial = finished[each.number]
-        assert trial.look is not None
-        return tree_of(place, trial.folder, settings.epochs) / trial.look.names[-1]
+    def answers(each: Found) -> NDArray[np.float32]:
+        return load_answers(place, finished[each.number].folder, images)
 
     def fits(each: Found) -> bool:
         gains = each.cost < progress.dense_cost
-        return gains and judge_drop(evidence(better, made_by(each), images), settings.max_drop_points).passed
+        return gains and judge_drop(evidence(better, answers(each), images, chooses_V), settings.max_drop_points).passed
 
-    def of_peak(each: Found) -> float | None:
-        seconds, look = seconds_an_image(settings, each.cost), finished[each.number].look
-        if look is None or seconds is None or not progress.peaks:  # begun by an older winnow, where cost is a time
-            return None
-        peak = progress.peaks[read_record(made_by(each)).details["precision"]]
-        return share_of_peak(1 / seconds, look.metrics["compute/macs"], peak)
-
-    chosen, bend = choose(progress.found, fits), knee(progress.found)
+    chosen, bend, shown = choose(progress.found, fits), knee(progress.found), front(progress.found)
     rows = []
-    shown = front(progress.found)
     for each in shown if chosen is None or chosen in shown else [*shown, chosen]:
-        trial, made = finished[each.number], made_by(each)
-        marks = {"chosen": each == chosen, "knee": each == bend}
+        candidates, gate = 1, None
+        part_V = chooses_V
+        if each == chosen:
+            candidates, part_V = _looks_at_confirming_half(place, each.number), ~chooses_V
+            gate = judge_drop(evidence(better, answers(each), images, part_V, candidates), settings.max_drop_points)
+        drop, to_dense = (
+            known.labelled or known.answers
+            for known in (evidence(one, answers(each), images, part_V, candidates) for one in (better, dense))
+        )
+        marks = {
+            "chosen": gate is not None and gate.passed,
+            "not confirmed": gate is not None and not gate.passed,
+            "knee": each == bend,
+        }
         rows.append(
             OnFront(
                 each.number,
-                what_of(trial.point),
-                lost(better, made, images),
-                lost(dense, made, images),
+                what_of(finished[each.number].point),
+                drop,
+                to_dense,
                 each.cost,
                 describe_cost(settings, each.cost),
                 progress.dense_cost / each.cost,
-                of_peak(each),
+                _of_peak(each, finished[each.number], progress, place),
                 tuple(mark for mark, holds in marks.items() if holds),
+                gate.reason if gate else "",
             )
         )
     return rows
+
+
+def _looks_at_confirming_half(place: Workplace, number: int) -> int:
+    """Count this trial among those that the confirming half has seen -> how many; as many widen the interval."""
+    path = place.trials.parent / CONFIRMATIONS
+    seen: list[int] = read_json(path) if path.is_file() else []
+    if number not in seen:
+        seen.append(number)
+        write_json(path, seen)
+    return len(seen)
+
+
+def _of_peak(each: Found, trial: Trial, progress: Progress, place: Workplace) -> float | None:
+    """Its multiply-adds a second as a share of the processor's peak; None where cost is no time."""
+    seconds, look = seconds_an_image(place.config.search, each.cost), trial.look
+    if look is None or seconds is None or not progress.peaks:
+        return None
+    made = tree_of(place, trial.folder, place.config.search.epochs) / look.names[-1]
+    peak = progress.peaks[read_record(made).details["precision"]]
+    return share_of_peak(1 / seconds, look.metrics["compute/macs"], peak)
 
 
 def verdict_of(rows: list[OnFront], progress: Progress, config: Config) -> str:
@@ -84,16 +121,25 @@ def verdict_of(rows: list[OnFront], progress: Progress, config: Config) -> str:
     allowed = f"{most:g} points or less ({WORST_END * most:g} at the worst end of the interval)"
     on = f" on {RUNTIMES[settings.runtime]}" if settings.objective in TIMED else ""
     dense = f"Dense: {describe_cost(settings, progress.dense_cost)}{on}."
+    better = BETTER[settings.objective]
     row = next((row for row in rows if row.chosen), None)
+    failed = next((row for row in rows if row.not_confirmed), None)
+    if failed is not None:
+        return (
+            f"Trial {failed.number} ({failed.what}) was chosen, but the half of validation that did not choose "
+            f"does not confirm it: {failed.reason}. Nothing is taken in its place, which would be choosing on that "
+            "half; more minutes, more validation images or a larger search.max_drop_points may find another. "
+            f"{dense}"
+        )
     if row is None:
-        better = BETTER[settings.objective]
         return f"Nothing {better} than dense is shown to lose {allowed}: dense stays the best. {dense}"
     at = "" if row.of_peak is None else f", at {percent(row.of_peak, 0)} of the processor's peak"
     judged = "" if row.drop == row.to_dense else f"{span(row.drop)} against the better of dense and {CONTROL}, "
     return (
         f"Trial {row.number} ({row.what}) is the cheapest shown to lose {allowed}: "
-        f"{row.cost_told}, {row.times_dense:.2f} times {BETTER[settings.objective]} than dense{on}{at}. "
-        f"Points lost, 95 % interval: {judged}{span(row.to_dense)} against dense. {dense}"
+        f"{row.cost_told}, {row.times_dense:.2f} times {better} than dense{on}{at}. "
+        f"Points lost on the half of validation that confirms, 95 % interval: {judged}{span(row.to_dense)} "
+        f"against dense. {dense}"
     )
 
 

@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.found import front_of, runtime_remark, verdict_of, write_files
+from flows.found import CONFIRMATIONS, front_of, runtime_remark, verdict_of, write_files
 from flows.searching import check_names
 from tests.conftest import tiny_params, without_control
 from winnow.config import Config, check_config
 from winnow.data.images import VALIDATION, load_images
+from winnow.data.splits import choosing_half
 from winnow.energy import joules
 from winnow.errors import ArtifactError, ConfigError
-from winnow.evaluation import LOGITS
+from winnow.evaluation import LOGITS, load_logits
 from winnow.records import StepRecord, read_json, read_record, write_record
 from winnow.reporting.explored import SearchPoint
 from winnow.reporting.searched import span
+from winnow.runtimes import OPENERS
 from winnow.search import trial as module
+from winnow.search.accuracy import lost, reference_logits
 from winnow.search.memory import Trial
 from winnow.search.meter import Meter, describe_cost, seconds_an_image
 from winnow.search.space import Point
@@ -32,8 +35,7 @@ from winnow.search.trial import (
     GivenUp,
     Workplace,
     attempt,
-    lost,
-    reference_logits,
+    load_answers,
     run_point,
     tree_of,
 )
@@ -70,6 +72,13 @@ def test_a_trial_leaves_candidates_and_figures(place: Workplace, meter: Meter, m
     assert not list(home.glob("*/scratch"))
     record = read_record(home / "epochs-4" / "candidates" / "found-int8")
     assert look.metrics == record.metrics
+    images = load_images(place.folders.data)
+    answers_VC = load_answers(place, 3, images)
+    np.testing.assert_array_equal(
+        answers_VC.argmax(1), load_logits(home / "epochs-4/candidates/found-int8", images).argmax(1)
+    )
+    judged = lost(reference_logits(place.references, images), answers_VC, images, choosing_half(images))
+    assert (look.drop, look.high) == (judged.points, judged.high)
     assert record.details["lineage"] == ["dense", "found", "found-int8"]
     assert look.cost > 0
     # Made candidates are not made again.
@@ -117,9 +126,10 @@ def test_points_are_lost_against_the_better_reference(place: Workplace, tiny_den
         place, folders=dataclasses.replace(place.folders, candidates=here), config=check_config(tiny_params())
     )
     a_point = 100 / len(labels_V)
-    assert lost(reference_logits(beside, images), here / "dense", images).points == pytest.approx(a_point)
+    whole_V, dense_VC = np.ones(len(labels_V), bool), load_logits(here / "dense", images)
+    assert lost(reference_logits(beside.references, images), dense_VC, images, whole_V).points == pytest.approx(a_point)
     beside = dataclasses.replace(beside, config=place.config)  # its folder stays where it left the tree
-    assert lost(reference_logits(beside, images), here / "dense", images).points == 0
+    assert lost(reference_logits(beside.references, images), dense_VC, images, whole_V).points == 0
 
 
 def test_what_answers_otherwise_where_it_is_timed_is_not_timed(
@@ -153,6 +163,7 @@ def test_a_chosen_trial_beside_the_front_is_no_part_of_its_line(
     monkeypatch.setattr("flows.found.choose", lambda *_: chosen)
     impossible = Trial(2, 2, point, "impossible", None, "no <channel> can go", 1.0)
     progress = Progress([*trials, impossible], 2.0, look.cost, {})
+    place = dataclasses.replace(place, config=config(max_drop_points=100.0))
     rows = front_of(progress, place)
     assert [(row.number, row.marks) for row in rows] == [(0, ()), (1, ("chosen",))]
     drawn: list[SearchPoint] = []
@@ -192,6 +203,63 @@ def test_a_few_images_give_nobody_up(place: Workplace, meter: Meter) -> None:
     attempt(place, 1, point, [Earlier(point.structure, first.drop - 0.9 * margin, 0.0)], meter)
     with pytest.raises(GivenUp):
         attempt(place, 2, point, [Earlier(point.structure, first.drop - 1.1 * margin, 0.0)], meter)
+
+
+def spoil(place: Workplace, number: int, part: str) -> None:
+    """Let a trial answer the half that chooses, or the other, never right."""
+    images = load_images(place.folders.data)
+    chooses_V = choosing_half(images)
+    spoilt_V = chooses_V if part == "chooses" else ~chooses_V
+    path = tree_of(place, number, 4).parent / "answers.npy"
+    answers_VC, labels_V = (
+        reference_logits(place.references, images).copy(),
+        images.labels_N[images.indices(VALIDATION)],
+    )
+    answers_VC[spoilt_V] = np.eye(len(images.classes), dtype=np.float32)[(labels_V[spoilt_V] + 1) % len(images.classes)]
+    np.save(path, answers_VC)
+
+
+def test_a_choice_that_other_images_do_not_confirm_is_not_taken_nor_is_the_next(place: Workplace, meter: Meter) -> None:
+    point = Point("student", 1.0, "none", width=0.5)
+    trials = []
+    for number in (0, 1):
+        look, _ = attempt(place, number, point, [], meter)
+        spoil(place, number, "confirms" if number == 0 else "neither")
+        cheap = dataclasses.replace(look, drop=1.0 - number, cost=1.0 + number)
+        trials.append(Trial(number, number, point, "finished", cheap, "", 1.0))
+    np.save(
+        tree_of(place, 1, 4).parent / "answers.npy", reference_logits(place.references, load_images(place.folders.data))
+    )
+    allowing = dataclasses.replace(place, config=config(max_drop_points=10.0))
+    found = Progress(trials, 1.0, 9.0, {})
+    rows = front_of(found, allowing)
+    assert [row.marks for row in rows] == [("not confirmed",), ()]
+    assert not any(row.chosen for row in rows)
+    told = verdict_of(rows, found, config())
+    assert "Trial 0 (student at width 0.5) was chosen, but the half of validation that did not choose does not" in told
+    assert "exceeds 10. Nothing is taken in its place" in told
+    # A search that goes on and chooses another widens its interval by the one that was looked at before.
+    spoil(place, 0, "chooses")
+    rows = front_of(found, allowing)
+    assert read_json(place.trials.parent / CONFIRMATIONS) == [0, 1]
+    assert rows[-1].drop.confidence == pytest.approx(0.975)
+    assert rows[-1].marks in (("chosen",), ("not confirmed",))
+
+
+def test_a_trial_is_judged_where_its_cost_is_measured(
+    place: Workplace, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def always_the_first(folder: Path, _cell: Any) -> Any:
+        return lambda pixels: np.eye(3, dtype=np.float32)[np.zeros(len(pixels), int)]
+
+    monkeypatch.setitem(OPENERS, "ort", always_the_first)
+    monkeypatch.setattr(Meter, "check_answers", lambda *_: None)
+    look, _ = attempt(place, 0, Point("student", 1.0, "none", width=0.5), [], meter)
+    assert load_answers(place, 0, load_images(place.folders.data)).argmax(1).max() == 0
+    images = load_images(place.folders.data)
+    labels = images.labels_N[images.indices(VALIDATION)][choosing_half(images)]
+    reference = reference_logits(place.references, images)[choosing_half(images)].argmax(1)
+    assert look.drop == pytest.approx(((reference == labels).mean() - (labels == 0).mean()) * 100)
 
 
 def test_costs_are_told_as_if_dense_cost_what_it_did_at_first(
@@ -289,13 +357,24 @@ def test_the_interval_is_of_the_whole_look(place: Workplace, meter: Meter, tiny_
     assert (row.times_dense, row.marks) == (2.0, ())  # so few images show no loss to be within a point
     assert row.of_peak == pytest.approx(0.25)
     images = load_images(tiny_data)
-    mine = lost(reference_logits(place, images), tree_of(place, 5, 4) / "found", images)
-    assert row.drop == mine
+    reference_VC, answers_VC, chooses_V = (
+        reference_logits(place.references, images),
+        load_answers(place, 5, images),
+        choosing_half(images),
+    )
+    assert row.drop == lost(reference_VC, answers_VC, images, chooses_V)
+    mine = lost(reference_VC, answers_VC, images, ~chooses_V)
+    assert not (place.trials.parent / CONFIRMATIONS).exists()
     allowing = dataclasses.replace(place, config=config(max_drop_points=100.0))
     assert front_of(found, allowing)[0].marks == ("chosen",)
     rows = front_of(found, allowing)
+    assert rows[0].drop == mine  # of the half that did not choose
+    assert read_json(place.trials.parent / CONFIRMATIONS) == [9]
     told = verdict_of(rows, found, config())
-    assert "2.00 times faster than dense on ONNX Runtime, at 25\xa0% of the processor's peak. Points lost, 95 %" in told
+    assert (
+        "2.00 times faster than dense on ONNX Runtime, at 25\xa0% of the processor's peak. Points lost on the "
+        "half of validation that confirms, 95 %" in told
+    )
     assert told.count("against") == 1  # there is no control: both intervals are one
     apart = dataclasses.replace(rows[0], drop=dataclasses.replace(mine, high=9.0))
     judged = f"{span(apart.drop)} against the better of dense and dense-kd, {span(rows[0].to_dense)} against dense."

@@ -24,9 +24,9 @@ from winnow.reporting.html import (
 PICTURE = "Points of accuracy lost over cost, a mark for each finished trial, the front as a line"
 FRONT = (
     "The front: nobody is cheaper and better at once. Points are lost against the better of dense and dense-kd on the "
-    "validation split; the interval is paired, 95 %, against dense alone. Chosen among many on the same images, they "
-    "flatter a little. A chosen trial that is not on the front stands last: what beats it is not shown to be within "
-    "the allowance."
+    "half of the validation split that chooses, where the best of many flatters; those of the chosen trial on the "
+    "other half, which did not choose. The interval is paired, 95 %, against dense alone. A chosen trial that is not on "
+    "the front stands last: what beats it is not shown to be within the allowance."
 )
 HEADINGS = ("trial", "what", "points lost", "against dense", "cost", "× dense", "of peak", "")
 TRIED = ("trial", "what", "outcome", "points lost", "cost")
@@ -51,12 +51,19 @@ class OnFront:
     of_peak: float | None
     """Its multiply-adds a second as a share of what the processor can do; None where its cost is no time."""
     marks: tuple[str, ...]
-    """chosen, knee."""
+    """chosen, not confirmed, knee."""
+    reason: str = ""
+    """Of the chosen trial: what the half of validation says that did not choose."""
 
     @property
     def chosen(self) -> bool:
-        """Whether it is the cheapest within the allowance."""
+        """Whether it is the cheapest within the allowance, and confirmed."""
         return "chosen" in self.marks
+
+    @property
+    def not_confirmed(self) -> bool:
+        """Whether it was chosen, and the half that did not choose does not confirm it."""
+        return "not confirmed" in self.marks
 
 
 def span(drop: Drop) -> str:

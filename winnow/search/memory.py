@@ -208,6 +208,7 @@ class Memory:
             CONTROL: record_digest(references[CONTROL]) if CONTROL in references else "",
             "overflow_safe": place.overflow_safe,
             "batch": batch_of(place.config),
+            "accuracy": "where cost is measured, on the half of validation that chooses",
         }
 
     def _take_up(self) -> None:

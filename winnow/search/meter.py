@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from winnow.benchmarking import NEEDED_AGREEMENT, agreement, checked_images
+from winnow.benchmarking import NEEDED_AGREEMENT, agreement, answer_all, checked_images
 from winnow.config import Config
-from winnow.data.images import ImageSet
+from winnow.data.images import VALIDATION, ImageSet
 from winnow.energy import joules
 from winnow.errors import ArtifactError, ConfigError
+from winnow.evaluation import load_logits
 from winnow.machine import cores
 from winnow.model_file import MODEL
 from winnow.peaks import peaks
@@ -81,6 +83,17 @@ class Meter:
                 f"{self.settings.runtime} {precision} answers {share:.1%} of {len(pixels_NHWC)} images as the file "
                 f"does in ONNX Runtime, needed {needed:.0%}"
             )
+
+    def answers(self, folder: Path, precision: Precision, images: ImageSet) -> NDArray[np.float32]:
+        """Return the logits (V, C) of all validation images in the runtime, precision and batch of the cost.
+
+        Where cost is the size of the file there is none, and the file answers in ONNX Runtime.
+        """
+        if self.settings.objective == "size":
+            return load_logits(folder, images)
+        predict = self._open(folder, precision)
+        with busy_turn():
+            return answer_all(predict, self.batch, images.images_NHWC, images.indices(VALIDATION))
 
     def _measured(self, folder: Path, precision: Precision) -> tuple[float, float]:
         """What the file costs, and what dense does beside it."""

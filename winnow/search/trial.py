@@ -6,7 +6,11 @@ would end behind it, too. Of another structure that is not known: a student that
 behind a pruned network then, and level with it at the end. Trials that differ in int8 alone share the float network
 that it is made from.
 
-A trial that was trained to its end has to answer, where it is timed, as the file itself does, as in the benchmark.
+A trial that was trained to its end has to answer, where it is timed, as the file itself does, as in the benchmark. Its
+accuracy is that of its answers there, in the runtime and precision in which its cost is measured.
+
+A search tries dozens, so accuracy is counted on the half of validation that chooses (winnow/data/splits.py). The other
+half sees the chosen trial alone (flows/found.py).
 
 Cost is measured interleaved with dense on the same runtime and told as if dense took what it took at the search's
 start, so that a clock that drifts moves no trial against another.
@@ -32,13 +36,12 @@ from numpy.typing import NDArray
 
 from winnow.config import CONTROL, ROOT, Config, check_config
 from winnow.config.search import Structure
-from winnow.controls import better_reference
-from winnow.data.images import VALIDATION, ImageSet, load_images
+from winnow.data.images import ImageSet, load_images
+from winnow.data.splits import choosing_half
 from winnow.errors import ArtifactError, ConfigError, TrainingError
-from winnow.evaluation import load_logits, right_answers
-from winnow.evidence import Evidence, losses
-from winnow.intervals import Drop
+from winnow.evaluation import load_logits
 from winnow.records import read_record, this_machine
+from winnow.search.accuracy import ANSWERS, keep_answers, lost, reference_logits
 from winnow.search.meter import Meter
 from winnow.search.space import Point, chain
 from winnow.steps.compress import Folders, compress
@@ -85,7 +88,8 @@ class Look:
     """What a look at a chain gave."""
 
     drop: float
-    """Points lost against the better of dense and dense-kd; changed answers in percent where there is no label."""
+    """Points lost against the better of dense and dense-kd, on the half of validation that chooses; changed answers in
+    percent where there is no label."""
     high: float
     """Upper end of its 95 % interval."""
     cost: float
@@ -214,7 +218,9 @@ def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter
     if epochs == place.config.search.epochs:  # before that answers are too near to each other
         meter.check_answers(tree / names[-1], record.details["precision"], images)
     cost = meter.cost(tree / names[-1], record.details["precision"])
-    drop = lost(reference_logits(place, images), tree / names[-1], images)
+    answers_VC = meter.answers(tree / names[-1], record.details["precision"], images)
+    keep_answers(home, answers_VC)
+    drop = lost(reference_logits(place.references, images), answers_VC, images, choosing_half(images))
     return Look(drop.points, drop.high, cost, record.metrics, names)
 
 
@@ -230,24 +236,11 @@ def _digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def reference_logits(place: Workplace, images: ImageSet) -> NDArray[np.float32]:
-    """Of the better of dense and, where the tree has it, dense-kd."""
-    known = {name: load_logits(at, images) for name, at in place.references.items()}
-    return known[better_reference(right_answers(known, images))]
-
-
-def lost(reference_VC: NDArray[np.float32], candidate: Path, images: ImageSet) -> Drop:
-    """Points of top-1 lost, paired, with their interval; where no image has a label, answers that change, %."""
-    top1 = evidence(reference_VC, candidate, images)
-    return top1.labelled or top1.answers
-
-
-def evidence(reference_VC: NDArray[np.float32], candidate: Path, images: ImageSet) -> Evidence:
-    """What is known of the points of top-1 that a candidate's file loses."""
-    labels_V = images.labels_N[images.indices(VALIDATION)]
-    return losses(reference_VC, load_logits(candidate, images), labels_V).top1
-
-
 def meter_of(place: Workplace, dense_cost: float | None = None) -> Meter:
     """The meter of a search; `dense_cost`: as it was measured when the search began."""
     return Meter(place.config, place.folders.candidates / ROOT, place.config.data.image_size, dense_cost)
+
+
+def load_answers(place: Workplace, number: int, images: ImageSet) -> NDArray[np.float32]:
+    """Return what a trial that was trained to its end answers (V, C) where it is timed; `number`: of its folder."""
+    return load_logits(tree_of(place, number, place.config.search.epochs).parent, images, ANSWERS)
