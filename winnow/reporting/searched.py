@@ -25,8 +25,8 @@ PICTURE = "Points of accuracy lost over cost, a mark for each finished trial, th
 FRONT = (
     "The front: nobody is cheaper and better at once. Points are lost against the better of dense and dense-kd on the "
     "half of the validation split that chooses, where the best of many flatters; those of the chosen trial on the "
-    "other half, which did not choose. The interval is paired, 95 %, against dense alone. A chosen trial that is not on "
-    "the front stands last: what beats it is not shown to be within the allowance."
+    "other half, which did not choose. The interval is paired, 95 %, against dense alone. A chosen trial that is not "
+    "on the front stands last: what beats it is not shown to be within the allowance."
 )
 HEADINGS = ("trial", "what", "points lost", "against dense", "cost", "× dense", "of peak", "")
 TRIED = ("trial", "what", "outcome", "points lost", "cost")
