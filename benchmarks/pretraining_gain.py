@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from benchmarks.chain import Chain, configure, leave, markdown
 from winnow.config import Config, NoPretraining
 from winnow.data.images import TRAIN, load_images
+from winnow.data.splits import label_budget
 from winnow.finetuning import State, train_arms
 from winnow.intervals import crossed_gain
 from winnow.models.backbones import WEIGHTS, load_architecture
@@ -45,18 +46,19 @@ def trained(chain: Chain, arm: str, factor: int) -> Trained:
         pretrained, images = chain.pretrained(), load_images(chain.data())
         state: State | None = load_file(pretrained / WEIGHTS) if arm == "pretrained" else None
         scratch = chain.scratch / f"arms-{factor}"
-        chosen, _ = train_arms(
-            longer(chain.config, factor), images, load_architecture(pretrained), {arm: state}, scratch
-        )
+        labels = len(label_budget(images, chain.config.data.label_budget, SEEDS[0]))
+        config = longer(chain.config, factor, labels)
+        chosen, _ = train_arms(config, images, load_architecture(pretrained), {arm: state}, scratch)
         told = {"top1": [each.top1 for each in chosen], "learning_rate": chosen[0].learning_rate}
         write_json(kept, told | {"steps": chosen[0].steps})
     found: Trained = read_json(kept)
     return found
 
 
-def longer(config: Config, factor: int) -> Config:
-    """The same fine-tuning with `factor` times the epochs and the least steps."""
-    changes = {"epochs": config.finetune.epochs * factor, "min_steps": config.finetune.min_steps * factor}
+def longer(config: Config, factor: int, labels: int) -> Config:
+    """The same fine-tuning on so many labels with `factor` times the epochs and the least steps."""
+    least = config.finetune.least_steps(labels)
+    changes = {"epochs": config.finetune.epochs * factor, "min_steps": least * factor}
     return config.model_copy(update={"finetune": config.finetune.model_copy(update=changes)})
 
 

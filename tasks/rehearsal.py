@@ -341,7 +341,7 @@ class Rehearsal:
         rate = settings.optimiser(settings.learning_rates[0])
         each = self.trials.per_step(build(self.architecture), classification(settings), settings.batch_size, rate)
         seconds = settings.steps_for(counts.budget + counts.choosing) * each
-        trained = {name: c.epochs for name, c in candidates.items() if isinstance(c, Recovered)}
+        trained = {name: c.steps_for(counts.train) for name, c in candidates.items() if isinstance(c, Recovered)}
         longest = max(trained, key=lambda name: trained[name], default=None)
         int8 = next((name for name, c in candidates.items() if isinstance(c, Quantize)), None)
         made, disk_mb = [name for name in (longest, int8) if name is not None], 0.1

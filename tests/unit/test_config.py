@@ -362,3 +362,15 @@ def test_trainings_that_go_before_have_epochs_of_as_many_steps() -> None:
     raw = {"from": "dense", "method": "prune", "remove": {"macs": 0.5}, "rounds": 3, "round_epochs": 2}
     pruned = Prune.model_validate({**raw, "sparse_learning": {"epochs": 1}, "recovery": recovery.model_dump()})
     assert pruned.steps_for(1_000) == 600 + 2 * 120 + 60
+
+
+@pytest.mark.parametrize(
+    ("labels", "steps"), [(30, 210), (250, 210), (499, 210), (500, 600), (1_073, 600), (7_930, 1830)]
+)
+def test_shipped_fine_tuning_gets_enough_steps_for_its_labels(labels: int, steps: int) -> None:
+    assert load_config(ROOT / "params.yaml").finetune.steps_for(labels) == steps
+
+
+def test_steps_of_fine_tuning_that_are_named_hold_for_any_number_of_labels() -> None:
+    named = load_config(ROOT / "params.yaml").finetune.model_copy(update={"min_steps": 90})
+    assert [named.steps_for(labels) for labels in (30, 1_073)] == [90, 240]

@@ -21,6 +21,8 @@ from winnow.config.section import (
 
 FEW_LABELS = 500
 """With fewer labelled validation images figures are too uncertain to stand alone."""
+LEAST_STEPS, LEAST_STEPS_OF_FEW = 600, 200
+"""Of a fine-tuning, unless set: on FEW_LABELS labels and more, and on fewer."""
 
 
 class Finetune(Section):
@@ -29,8 +31,9 @@ class Finetune(Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     """Each seed draws labels, order and head anew, for both arms alike. `dense` comes from the first."""
     epochs: Count = 30
-    min_steps: Count = 200
-    """With few labels, `epochs` would be over at once; at least this many steps are taken."""
+    min_steps: Literal["auto"] | Count = "auto"
+    """With few labels, `epochs` would be over at once; at least this many steps are taken. auto: 200 with fewer than
+    500 labels, which more steps would show a hundred times and more, else 600."""
     batch_size: Count = 128
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.03, 0.1)
     """Tried for each arm on the first seed; the better one on validation serves all seeds of that arm."""
@@ -60,9 +63,15 @@ class Finetune(Section):
             raise ValueError(f"{value!r} must end in .safetensors, .pth or .pt, or be {NOTHING}")
         return value
 
+    def least_steps(self, labels: int) -> int:
+        """Return `min_steps` as a number, for so many labelled images."""
+        if self.min_steps == "auto":
+            return LEAST_STEPS if labels >= FEW_LABELS else LEAST_STEPS_OF_FEW
+        return self.min_steps
+
     def steps_for(self, labels: int) -> int:
-        """Steps of one training on so many labelled images."""
-        return self.epochs * steps_of_epoch(labels, self.batch_size, self.epochs, self.min_steps)
+        """Return the steps of one training on so many labelled images."""
+        return self.epochs * steps_of_epoch(labels, self.batch_size, self.epochs, self.least_steps(labels))
 
     def crosses(self, choosing: int) -> bool:
         """Whether dense is cross-validated, with so many labelled validation images."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from winnow.config import CONTROL, ROOT
+from winnow.config import CONTROL, FEW_LABELS, ROOT
+from winnow.config.finetune import LEAST_STEPS, LEAST_STEPS_OF_FEW
 from winnow.model_file import MODEL
 from winnow.reporting.candidates import RUNTIMES, span
 from winnow.reporting.facts import Facts
@@ -149,8 +150,11 @@ def _pretraining(settings: dict[str, Any]) -> str:
 def _finetuning(settings: dict[str, Any]) -> str:
     seeds = ", ".join(str(seed) for seed in settings["seeds"])
     rates = " and ".join(f"{rate:g}" for rate in settings["learning_rates"])
+    least = settings["min_steps"]
+    if least == "auto":
+        least = f"{LEAST_STEPS} (with fewer than {FEW_LABELS} labels {LEAST_STEPS_OF_FEW})"
     return (
-        f"Fine-tuning takes {settings['epochs']} epochs, at least {settings['min_steps']} steps, with rates {rates} "
+        f"Fine-tuning takes {settings['epochs']} epochs, at least {least} steps, with rates {rates} "
         f"tried for every arm and label seeds {seeds}; dense is the first seed, fixed beforehand."
     )
 
