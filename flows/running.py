@@ -115,8 +115,9 @@ def show_results(places: Places, config: Config) -> None:
     for row in rows:
         style = {"winner": "bold green", "passed": "green"}.get(row["verdict"].partition(" (")[0], "")
         of_peak = re.sub(r"(\d \w+) / ", r"\1 /\n", row[summary.OF_PEAK])  # two precisions: one below the other
-        best_float = row[summary.BEST_FLOAT].replace(" / ", " /\n")  # with intervals they are long
-        table.add_row(*{**row, summary.BEST_FLOAT: best_float, summary.OF_PEAK: of_peak}.values(), style=style)
+        # Both batches one below the other, so that the verdict keeps its room.
+        stacked = {name: row[name].replace(" / ", " /\n") for name in summary.SPEEDUPS}
+        table.add_row(*{**row, **stacked, summary.OF_PEAK: of_peak}.values(), style=style)
     Console(highlight=False, width=max(console.width, 170)).print(table)
     flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_")))
     console.print(

@@ -13,7 +13,8 @@ from winnow.records import RECORD, StepRecord, read_record
 from winnow.selection import GATES
 
 NOTHING = "-"
-OF_PEAK, BEST_FLOAT = "of peak, %", "x best float"
+OF_PEAK = "of peak, %"
+SPEEDUPS = ("x eager f32", "x best float PyTorch", "x best float")
 
 
 def candidate_rows(places: Places) -> list[dict[str, str]]:
@@ -45,7 +46,7 @@ def _row(
         f"images/s, b{batch}": _cell("{:,.0f}", speed.get("best/throughput_ips")),
         "x eager f32": _pair(speed, "eager", batch),
         "x best float PyTorch": _pair(speed, "pytorch", batch),
-        BEST_FLOAT: " / ".join(_with_ends(speed, f"speedup/float_b{size}") for size in (1, batch)),
+        "x best float": " / ".join(_with_ends(speed, f"speedup/float_b{size}") for size in (1, batch)),
         OF_PEAK: _of_peak(benchmark.details["peak_share"][name], benchmark.details["best"][name]),
         "fastest on, b1": f"{best['runtime']} {best['precision']}" if best else NOTHING,
         "verdict": _verdict(verdict, won),
