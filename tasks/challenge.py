@@ -33,11 +33,12 @@ from winnow.hosts import Host
 from winnow.inference import predict_file
 from winnow.intervals import Ratio
 from winnow.machine import cores
+from winnow.measurement_error import time_difference
 from winnow.model_file import MODEL
 from winnow.records import Machine, sha256_of, this_machine
 from winnow.refit_files import selected_folder
 from winnow.runtimes import OPENVINO, Cell, NotHere, Predict, cell_of, open_cell, openvino_modes
-from winnow.selection import UNITS, judge_drop, judge_macro_f1
+from winnow.selection import UNITS, batch_of_objective, judge_drop, judge_macro_f1
 from winnow.speedups import Row, best, speedup
 
 SIDES, AGAIN = ("champion", "challenger"), "champion again"
@@ -184,7 +185,8 @@ def measure(
     rows = _rows_there(host, both, config) if host is not None else _rows_here(both, config, images)
     (theirs, own), ratio = [_value(row, policy.objective) for row in rows[:2]], None
     if rows[0] is not None and rows[1] is not None:
-        ratio = speedup(rows[0], rows[1], _error(rows[0], rows[2]))
+        error = 0.0 if rows[2] is None else time_difference(rows[0]["p50_ms"], rows[2]["p50_ms"])
+        ratio = speedup(rows[0], rows[1], error)
     return Contest(losses(served[0], served[1], images.labels_N[indices]), theirs, own, ratio)
 
 
@@ -194,15 +196,8 @@ def _value(row: Row | None, objective: str) -> float | None:
     return float(row["images_per_s"] if objective == "throughput" else row["p50_ms"])
 
 
-def _error(row: Row, again: Row | None) -> float:
-    """How far the same file differs from itself, as a share."""
-    if again is None:
-        return 0.0
-    return float(max(row["p50_ms"], again["p50_ms"]) / min(row["p50_ms"], again["p50_ms"])) - 1
-
-
 def _batch(config: Config) -> int:
-    return config.benchmark.large_batch if config.promotion.objective == "throughput" else 1
+    return batch_of_objective(config.promotion.objective, config.benchmark.large_batch)
 
 
 def _rows_there(host: Host, both: Sides, config: Config) -> tuple[Row | None, Row | None, Row | None]:
@@ -256,7 +251,7 @@ def cells_of(card: Card, config: Config, here: Machine) -> list[Cell]:
     Of OpenVINO in both of its modes: nobody wins by a mode that the other was not timed in.
     """
     objective, serving = config.promotion.objective, card["serving"]
-    batch = config.benchmark.large_batch if objective == "throughput" else 1
+    batch = _batch(config)
     there = Machine.model_validate(card["machine"])
     if (serving["objective"], serving["batch"], there.identity) == (objective, batch, here.identity):
         runtime, threads = serving["runtime"], serving["threads"]

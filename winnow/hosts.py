@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from winnow.config import Config
 from winnow.config.section import NOTHING
 from winnow.errors import ArtifactError, DataError
-from winnow.measurement_error import largest_error, measurement_errors
+from winnow.measurement_error import largest_errors, measurement_errors
 from winnow.model_file import MODEL
 from winnow.records import Machine, StepRecord, sha256_of
 from winnow.runtimes import Precision, Runtime
@@ -131,11 +131,10 @@ def speeds_on(
     rows = host.rows_of(digests)
     bests = {name: {"latency": best(rows, name, 1), "throughput": best(rows, name, large)} for name in digests}
     pairs = [pair for pair in identical if set(pair) <= digests.keys()]
-    errors = {batch: measurement_errors(rows, pairs, batch) for batch in (1, large)}
-    largest = {batch: largest_error(found) for batch, found in errors.items()}
+    errors = measurement_errors(rows, pairs)
+    largest = largest_errors(errors)
     figures = {name: _figures(rows, bests[name], large, largest) for name in digests}
-    told = [row for found in errors.values() for row in found]
-    return {"best": bests, "candidates": figures, "measurement_error": told}
+    return {"best": bests, "candidates": figures, "measurement_error": errors}
 
 
 def serving_speeds(config: Config, timed: StepRecord, records: Mapping[str, StepRecord], root: Path) -> dict[str, Any]:
@@ -168,5 +167,5 @@ def _figures(
             continue
         found["best/latency_ms" if what == "latency" else "best/throughput_ips"] = row[key]
         if base is not None:
-            found |= ratio_figures(f"speedup/float_b{batch}", speedup(base, row, errors[batch]))
+            found |= ratio_figures(f"speedup/float_b{batch}", speedup(base, row, errors.get(batch, 0.0)))
     return found

@@ -55,6 +55,11 @@ SERVES = {"latency": "latency", "throughput": "throughput", "size": "latency"}
 """Objective -> which of a candidate's best rows in the benchmark is the one that serves."""
 
 
+def batch_of_objective(objective: str, large_batch: int) -> int:
+    """Return how many images a call takes whose speed the objective looks at."""
+    return large_batch if objective == "throughput" else 1
+
+
 @dataclass(frozen=True)
 class Contender:
     """What is known of one candidate. None: not measured (no labels; not timed on any runtime)."""

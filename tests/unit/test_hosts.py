@@ -107,7 +107,7 @@ def test_speeds_are_of_the_present_files_alone(exported: Path, host: Host) -> No
     assert found["candidates"]["newer"] == {}
     assert found["candidates"]["dense"]["speedup/float_b1"] == 1.0
     own = found["candidates"]["dense-int8"]
-    rows = [row for row in host.rows if row.batch == 1]
+    rows = [row for row in host.rows if row.batch == 1 and not row.screened]  # a lucky screening decides nothing
     fastest = {name: min(row.p50_ms for row in rows if row.candidate == name) for name in NAMES}
     assert own["best/latency_ms"] == fastest["dense-int8"]
     assert own["speedup/float_b1"] == pytest.approx(fastest["dense"] / fastest["dense-int8"])

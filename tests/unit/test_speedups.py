@@ -7,7 +7,7 @@ import pytest
 
 from winnow.errors import ArtifactError
 from winnow.intervals import Ratio
-from winnow.measurement_error import largest_error, measurement_errors
+from winnow.measurement_error import largest_errors, measurement_errors
 from winnow.runtimes import Cell
 from winnow.speedups import (
     attribution,
@@ -127,11 +127,12 @@ def test_identical_graphs_tell_the_measurement_error() -> None:
         row("dense", "ort", "f32", 8.0, batch=64),
         row("dense-kd", "ort", "f32", 4.0, batch=64),
     ]
-    (found,) = measurement_errors(rows, [("dense", "dense-kd")], 1)
+    found, of_batch = measurement_errors(rows, [("dense", "dense-kd")])
     assert found["error"] == pytest.approx(0.1)
     assert (found["candidates"], found["runtime"], found["threads"]) == (["dense", "dense-kd"], "ort", 2)
-    assert largest_error(measurement_errors(rows, [("dense", "dense-kd")], 64)) == pytest.approx(1.0)
-    assert largest_error(measurement_errors(rows, [], 1)) == 0.0
+    assert (of_batch["batch"], of_batch["error"]) == (64, pytest.approx(1.0))
+    assert largest_errors([found, of_batch]) == pytest.approx({1: 0.1, 64: 1.0})
+    assert largest_errors(measurement_errors(rows, [])) == {}
 
 
 def test_baselines_take_the_better_layout_and_number_of_threads() -> None:

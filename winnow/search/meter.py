@@ -21,6 +21,7 @@ from winnow.model_file import MODEL
 from winnow.peaks import peaks
 from winnow.quiet import busy_turn, quiet_machine
 from winnow.runtimes import Cell, Precision, Predict, open_cell, openvino_modes
+from winnow.selection import batch_of_objective
 from winnow.timing import settle, time_pair
 
 TIMED = ("latency", "throughput")
@@ -31,7 +32,7 @@ ENERGY_VISITS, ENERGY_SECONDS = 3, 1.0
 
 def batch_of(config: Config) -> int:
     """Images a call, by the objective."""
-    return config.benchmark.large_batch if config.search.objective == "throughput" else 1
+    return batch_of_objective(config.search.objective, config.benchmark.large_batch)
 
 
 class Meter:

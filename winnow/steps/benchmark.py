@@ -33,7 +33,7 @@ from winnow.executed import executed
 from winnow.export import graph_digest
 from winnow.footprint import footprint
 from winnow.machine import cores, has_fast_bf16
-from winnow.measurement_error import identical_graphs, largest_error, measurement_errors
+from winnow.measurement_error import identical_graphs, largest_errors, measurement_errors
 from winnow.model_file import MODEL
 from winnow.models.backbones import WEIGHTS
 from winnow.peaks import best_of, peaks, shares_of_peak
@@ -83,8 +83,8 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
         }
         for name in records
     }
-    errors = {batch: measurement_errors(rows, pairs, batch) for batch in (1, large)}
-    largest = {batch: largest_error(found) for batch, found in errors.items()}
+    errors = measurement_errors(rows, pairs)
+    largest = largest_errors(errors)
     record = StepRecord(
         step="benchmark",
         name="benchmark",
@@ -93,7 +93,7 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
         metrics={
             "cells/timed": len(rows),
             "cells/refused": len(outcome.refused),
-            **{f"error/b{batch}": error for batch, error in largest.items() if errors[batch]},
+            **{f"error/b{batch}": error for batch, error in largest.items()},
         },
         details={
             "rows": rows,
@@ -108,7 +108,7 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
             "absent": outcome.absent,
             "candidates": {name: figures(rows, processes, name, large, largest) for name in records},
             "identical_graphs": [list(pair) for pair in pairs],
-            "measurement_error": [row for found in errors.values() for row in found],
+            "measurement_error": errors,
             "best": bests,
             "baselines": {f"b{batch}": baselines(rows, batch) for batch in (1, large)},
             "attribution": causes,

@@ -30,7 +30,7 @@ from winnow.errors import ArtifactError
 from winnow.evaluation import agreement, load_logits, right_answers, served_file
 from winnow.evidence import Losses, losses
 from winnow.hosts import serving_speeds, target_digest
-from winnow.measurement_error import largest_error
+from winnow.measurement_error import largest_errors
 from winnow.records import (
     StepRecord,
     describe,
@@ -45,7 +45,7 @@ from winnow.refit_files import WINNER
 from winnow.remarks import overflow_told, overflowing, remarks, silent_remarks, unchecked_remarks
 from winnow.reporting.plots import Point, pareto
 from winnow.runtimes import INT8
-from winnow.selection import SERVES, Contender, Decision, competing, decide
+from winnow.selection import SERVES, Contender, Decision, batch_of_objective, competing, decide
 from winnow.speedups import ratio_figures, ratio_of
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,8 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
         name: replace(contender, drop=lost[name].top1, macro_f1=lost[name].macro_f1)
         for name, contender in contenders.items()
     }
-    error = largest_error([row for row in speeds["measurement_error"] if row["batch"] == _batch(config)])
+    batch = batch_of_objective(policy.objective, config.benchmark.large_batch)
+    error = largest_errors(speeds["measurement_error"]).get(batch, 0.0)
     decision = decide(contenders[ROOT], [contenders[name] for name in names[1:]], policy, error)
     log.info("select: %s", decision.why)
     unsafe = overflowing(config, speeds["machine"]["flags"])
@@ -210,17 +211,13 @@ def _speed(speeds: Mapping[str, Any], name: str, config: Config) -> dict[str, An
     """Latency, throughput and speed-up over dense as the best float; None where no runtime could be timed."""
     figures: dict[str, float] = speeds["candidates"][name]
     row = _cell(speeds, name, config.promotion.objective)
+    batch = batch_of_objective(config.promotion.objective, config.benchmark.large_batch)
     return {
         "latency_ms": figures.get("best/latency_ms"),
         "throughput_ips": figures.get("best/throughput_ips"),
-        "speedup": ratio_of(figures, f"speedup/float_b{_batch(config)}"),
+        "speedup": ratio_of(figures, f"speedup/float_b{batch}"),
         "round_ms": tuple(row.get("round_ms", ())) if row else (),
     }
-
-
-def _batch(config: Config) -> int:
-    """Images a call, by the objective."""
-    return config.benchmark.large_batch if config.promotion.objective == "throughput" else 1
 
 
 def compared(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
