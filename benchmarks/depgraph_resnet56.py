@@ -62,7 +62,9 @@ def epoch_seconds(chain: Chain, images: ImageSet) -> float:
     model = build(load_architecture(chain.candidates / "dense"))
     rate = settings.optimiser(settings.learning_rates[0])
     with quiet_machine():
-        step = Trials(images, chain.folder).per_step(model, classification(settings), settings.batch_size, rate)
+        step = Trials(images, chain.folder).per_step(
+            model, classification(settings, images.image_size), settings.batch_size, rate
+        )
     return step * (len(images.indices(TRAIN)) // settings.batch_size)
 
 

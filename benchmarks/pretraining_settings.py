@@ -25,8 +25,6 @@ SETTINGS: dict[str, tuple[int, float, int]] = {
     "batch 64, rate 0.1, 5 epochs": (64, 0.1, 5),
     "batch 32, rate 0.05, 4 epochs": (32, 0.05, 4),
     "batch 32, rate 0.05, 6 epochs": (32, 0.05, 6),
-    "batch 32, rate 0.1, 4 epochs": (32, 0.1, 4),
-    "batch 16, rate 0.05, 4 epochs": (16, 0.05, 4),
 }
 """Name -> images a batch (each in four rotations), learning rate, epochs."""
 

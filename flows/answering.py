@@ -26,7 +26,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
 from winnow.config.serving import Serving
-from winnow.data.decoding import Decoder, Result
+from winnow.data.decoding import Decoder, Result, Sides
 from winnow.machine import cores
 from winnow.records import read_json
 from winnow.serving import Model, Unusable, is_json, pixels_of_json, told
@@ -113,7 +113,7 @@ def _free_decoders() -> asyncio.Queue[Decoder]:
     if _Here.decoders is None:
         _Here.decoders = asyncio.Queue()
         for _ in range(cores()):
-            _Here.decoders.put_nowait(Decoder(_Here.side))
+            _Here.decoders.put_nowait(Decoder(Sides(_Here.side)))
     return _Here.decoders
 
 
@@ -126,10 +126,9 @@ async def _decoded(body: bytes) -> np.ndarray:
     result = await asyncio.shield(work)
     if isinstance(result, str):
         raise Unusable(result)
-    _, pixels_KHWC, _, reasons = result
-    if reasons:
-        raise Unusable(reasons[0])
-    pixels: np.ndarray = pixels_KHWC[0]
+    if result.reasons:
+        raise Unusable(result.reasons[0])
+    pixels: np.ndarray = result.pixels_KHWC[0]
     return pixels
 
 

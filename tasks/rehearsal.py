@@ -79,7 +79,7 @@ class Rehearsal:
         self.architecture = Architecture(
             backbone=config.pretrain.backbone, num_classes=counts.classes, image_size=config.data.image_size
         )
-        self.images = random_images(folder / "data", config.data.image_size, counts.classes)
+        self.images = random_images(folder / "data", config.data, counts.classes)
         self.trials = Trials(self.images, folder)
         dense = folder / ROOT
         for at in (dense, folder / "pretrain"):
@@ -111,7 +111,7 @@ class Rehearsal:
     def _ingest(self) -> Cost:
         data, total = self.config.data, self.counts.images
         beginning, each, files = seconds_per_file(data, self.scratch, self.folder)
-        disk_mb = total * (data.image_size**2 * 3 + 60) / 1e6
+        disk_mb = total * ((data.image_size**2 + (data.larger_size or 0) ** 2) * 3 + 60) / 1e6
         return Cost(beginning + each * files, disk_mb, f"{files} files, {1 / each:.0f}/s")
 
     def _pretrain(self) -> Cost:
@@ -123,7 +123,7 @@ class Rehearsal:
         if isinstance(settings, NoPretraining):
             return Cost(0.0, disk_mb, "no pretraining")
         model = build(self.architecture, seed=settings.seed)
-        loss = METHODS[type(settings)](settings, model)
+        loss = METHODS[type(settings)](settings, model, self.architecture.image_size)
         each = self.trials.per_step(model, loss, settings.batch_size, settings.optimiser)
         steps = settings.steps_for(counts.train)
         looks = -(-settings.epochs // settings.monitor_every)
@@ -137,7 +137,9 @@ class Rehearsal:
         settings, counts = self.config.finetune, self.counts
         model = build(self.architecture)
         rate = settings.optimiser(settings.learning_rates[0])
-        each = self.trials.per_step(model, classification(settings), settings.batch_size, rate)
+        each = self.trials.per_step(
+            model, classification(settings, self.architecture.image_size), settings.batch_size, rate
+        )
         arms = 1 + (not isinstance(self.config.pretrain, NoPretraining)) + (settings.weights != NOTHING)
         trainings = arms * (len(settings.learning_rates) + len(settings.seeds) - 1)
         folds = settings.folds if settings.crosses(counts.choosing) else 0
@@ -216,7 +218,7 @@ class Rehearsal:
         if recovery.teacher == "dense":
             teacher = Recalled(self.counts.classes) if self._is_answered(recovery) else dense
         trained = with_translation(model, recovery, dense)
-        loss = distillation(recovery, teacher, dense)
+        loss = distillation(recovery, self.architecture.image_size, teacher, dense)
         return self.trials.per_step(trained, loss, recovery.batch_size, recovery.optimiser)
 
     def _is_answered(self, recovery: Recovery) -> bool:
@@ -339,7 +341,9 @@ class Rehearsal:
         if reason := self.config.refit.reason_against(counts.choosing, self.config.data.label_budget):
             return Cost(0.0, 0.1, f"none: {reason}")
         rate = settings.optimiser(settings.learning_rates[0])
-        each = self.trials.per_step(build(self.architecture), classification(settings), settings.batch_size, rate)
+        each = self.trials.per_step(
+            build(self.architecture), classification(settings, self.architecture.image_size), settings.batch_size, rate
+        )
         seconds = settings.steps_for(counts.budget + counts.choosing) * each
         trained = {name: c.steps_for(counts.train) for name, c in candidates.items() if isinstance(c, Recovered)}
         longest = max(trained, key=lambda name: trained[name], default=None)

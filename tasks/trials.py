@@ -18,7 +18,7 @@ import numpy as np
 
 from winnow.config import Data, Optimiser
 from winnow.data.decoding import Item
-from winnow.data.images import TRAIN, VALIDATION, ImageSet, load_images
+from winnow.data.images import TRAIN, TRAINING, VALIDATION, ImageSet, load_images
 from winnow.records import write_json
 from winnow.runtimes import Cell, Predict, open_cell
 from winnow.timing import time_calls
@@ -73,11 +73,14 @@ def hash_rate() -> float:
     return BYTES_HASHED / (time.monotonic() - began)
 
 
-def random_images(folder: Path, side: int, classes: int) -> ImageSet:
-    """FEW_IMAGES for training and as many for validation, in files as a stored data set is."""
+def random_images(folder: Path, data: Data, classes: int) -> ImageSet:
+    """FEW_IMAGES for training and as many for validation, in files as ingest leaves a data set."""
     folder.mkdir(parents=True)
     rng, count = np.random.default_rng(0), 2 * FEW_IMAGES
-    np.save(folder / "images.npy", rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+    sides = {"images.npy": data.image_size, TRAINING: data.larger_size}
+    for name, side in sides.items():
+        if side is not None:
+            np.save(folder / name, rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
     np.save(folder / "labels.npy", np.arange(count) % classes)
     np.save(folder / "split.npy", np.where(np.arange(count) < FEW_IMAGES, TRAIN, VALIDATION).astype(np.uint8))
     np.save(folder / "keys.npy", rng.integers(0, 256, (count, 16), dtype=np.uint8))
@@ -98,7 +101,7 @@ class Trials:
         from winnow.training import Plan, fit
 
         train = self.images.indices(TRAIN)
-        batches = Batches(self.images.images_NHWC, self.images.labels_N, train, batch, seed=0)
+        batches = Batches(self.images.training_NHWC, self.images.labels_N, train, batch, seed=0)
         training = fit(model, batches, loss, Plan(MOST_STEPS, 1, optimiser, seed=0))
         taken: list[float] = []
         with closing(training):

@@ -128,19 +128,19 @@ def learn(
     """Train on the labels of `chosen` in place and return (steps, curves); `how` is (seed, learning rate)."""
     settings, (seed, rate) = config.finetune, how
     stream = stream_seed(seed, "fine-tuning")
-    batches = Batches(images.images_NHWC, visible_labels(images, chosen), chosen, settings.batch_size, stream)
+    batches = Batches(images.training_NHWC, visible_labels(images, chosen), chosen, settings.batch_size, stream)
     per_epoch = settings.steps_for(len(chosen)) // settings.epochs
     plan = Plan(settings.epochs, per_epoch, settings.optimiser(rate), stream)
-    curves = drain(fit(model, batches, classification(settings), plan, checkpoint))
+    curves = drain(fit(model, batches, classification(settings, images.image_size), plan, checkpoint))
     model.cpu().eval()
     return plan.steps, curves
 
 
-def classification(settings: Finetune) -> Loss:
-    """Cross-entropy on augmented views."""
+def classification(settings: Finetune, side: int) -> Loss:
+    """Cross-entropy on augmented views of `side` pixels."""
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        logits = model(augment(images_BCHW, settings.augmentation)).float()
+        logits = model(augment(images_BCHW, settings.augmentation, side)).float()
         return F.cross_entropy(logits, labels_B, label_smoothing=settings.label_smoothing)
 
     return loss

@@ -104,7 +104,9 @@ def test_the_loss_adds_the_hint(weight: float) -> None:
     labels = torch.tensor([0, 1, -1, 2])
     plain = {"augmentation": {"crop_scale_min": 1.0, "flip": False}}
     values = [
-        distillation(settings(hint=kind, hint_weight=weight, **plain), teacher, teacher)(student, images, labels).item()
+        distillation(settings(hint=kind, hint_weight=weight, **plain), 16, teacher, teacher)(
+            student, images, labels
+        ).item()
         for kind in ("none", "attention")
     ]
     from winnow.data.views import normalise, to_float

@@ -109,7 +109,7 @@ def test_labels_take_one_less_teacher_weight_of_the_gradient(tiny_inputs: Inputs
     for few in (3, 120):
         images, labels = batches_of(settings(), with_labels(tiny_inputs, few), 0).at(0)
         parts = [
-            distillation(settings(teacher_weight=weight), small(1).eval())(small(0).eval(), images, labels).item()
+            distillation(settings(teacher_weight=weight), 16, small(1).eval())(small(0).eval(), images, labels).item()
             for weight in (0.9, 1.0, 0.0)
         ]
         assert parts[0] == pytest.approx(0.9 * parts[1] + 0.1 * parts[2], rel=1e-4)
@@ -184,14 +184,14 @@ def parts() -> tuple[float, float]:
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_teacher_weight_mixes_the_two(weight: float) -> None:
     taught, told = parts()
-    loss = distillation(settings(teacher_weight=weight), small(1).eval())
+    loss = distillation(settings(teacher_weight=weight), 16, small(1).eval())
     assert loss(small(0).eval(), *batch()).item() == pytest.approx(weight * taught + (1 - weight) * told, rel=1e-3)
 
 
 def test_batch_without_labels_is_taught_by_the_teacher_alone() -> None:
     images, _ = batch()
     taught, _ = parts()
-    loss = distillation(settings(teacher_weight=0.9), small(1).eval())
+    loss = distillation(settings(teacher_weight=0.9), 16, small(1).eval())
     value = loss(small(0).eval(), images, torch.full((8,), -1))
     assert value.item() == pytest.approx(0.9 * taught, rel=1e-3)
     value.backward()
@@ -201,13 +201,13 @@ def test_without_teacher_it_is_cross_entropy() -> None:
     images, labels = batch()
     model = small(0).eval()
     expected = F.cross_entropy(model(normalise(to_float(images))), labels.clamp(min=0))
-    torch.testing.assert_close(distillation(settings(**ALONE), None)(model, images, labels.clamp(min=0)), expected)
+    torch.testing.assert_close(distillation(settings(**ALONE), 16, None)(model, images, labels.clamp(min=0)), expected)
 
 
 def test_gradient_does_not_reach_the_teacher() -> None:
     teacher, student = small(1).eval(), small(0)
     before = state(teacher)
-    distillation(settings(), teacher)(student, *batch()).backward()
+    distillation(settings(), 16, teacher)(student, *batch()).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
     assert state(teacher) == before

@@ -126,6 +126,12 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
     ("changes", "path", "message"),
     [
         ({"data__labels_per_class": 0}, "data.labels_per_class", "'auto' or 'all'; or: .* equal to 1"),
+        (
+            {"data__image_size": 32, "data__training_size": 32},
+            "data",
+            r"32 must be above data.image_size \(32\) and at most 64",
+        ),
+        ({"data__image_size": 32, "data__training_size": 65}, "data", "at most 64; or auto, or none"),
         ({"data__labels_per_class": "1e1"}, "data.labels_per_class", "YAML reads 1e1 as text"),
         ({"data__image_size": 32.5}, "data.image_size", "fractional part"),
         ({"data__path": ""}, "data.path", "at least 1 character"),

@@ -23,6 +23,7 @@ from winnow.data.decoding import (
     WORTH_A_PROCESS,
     Decoded,
     Item,
+    Sides,
     _chunks,
     decode_all,
     decode_chunk,
@@ -182,7 +183,7 @@ def test_process_after_process_that_dies_is_an_error_that_says_what_to_do() -> N
 
 
 def test_all_bad_and_none_at_all() -> None:
-    kept, pixels_KHWC, keys_K16, reasons = decode_chunk([b"", b"x"], 8)
+    kept, pixels_KHWC, keys_K16, reasons, *_ = decode_chunk([b"", b"x"], Sides(8))
     assert (kept, pixels_KHWC.shape, keys_K16.shape, list(reasons)) == ([], (0, 8, 8, 3), (0, 16), [0, 1])
     assert list(decode_all([], 0, 8)) == []
 
@@ -193,7 +194,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
     paths = [str(tmp_path / name) for name in ("pipe", "link", "huge.png", ".")]
-    assert decode_chunk(paths, 8)[3] == {
+    assert decode_chunk(paths, Sides(8)).reasons == {
         0: "no plain file",
         1: "cannot be read (No such file or directory)",
         2: "200,000,001 bytes are more than 200,000,000",

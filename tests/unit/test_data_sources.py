@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.closure import ROOT
 from winnow.config import Data
-from winnow.data.decoding import MAX_FILE_BYTES, Item, decode_chunk
+from winnow.data.decoding import MAX_FILE_BYTES, Item, Sides, decode_chunk
 from winnow.data.images import decode
 from winnow.data.sources import Source, array_source, open_sample, open_source, open_tree
 from winnow.data.trees import Archive, Folder
@@ -340,7 +340,7 @@ def test_a_damaged_member_is_one_file_that_cannot_be_used(tmp_path: Path) -> Non
             file.writestr(one, b"1234567890" * 9)
     path.write_bytes(path.read_bytes().replace(b"1234567890", b"123456789x", 1))
     contents = [item.content for item in open_tree(Archive(path), "a").items()]
-    assert decode_chunk(contents[:1], 8)[3][0].startswith("damaged in its archive (Bad CRC-32")
+    assert decode_chunk(contents[:1], Sides(8)).reasons[0].startswith("damaged in its archive (Bad CRC-32")
     assert contents[1:] == [b"1234567890" * 9] * 2
 
 

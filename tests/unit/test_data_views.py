@@ -167,7 +167,7 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "flip": lambda images: flip(to_float(images)),
     "jitter": lambda images: jitter(to_float(images), 0.4),
     "grayscale": lambda images: grayscale(to_float(images), 0.5),
-    "all": lambda images: augment(images, ALL),
+    "all": lambda images: augment(images, ALL, images.shape[-1]),
 }
 
 
@@ -181,23 +181,44 @@ def test_the_seed_decides(name: str) -> None:
     assert not torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("larger", [36, 48])
+def test_crops_of_larger_images_are_resized_once(larger: int) -> None:
+    """A view of 32 pixels from an image of 36 or 48 is torchvision's crop of that image, resized."""
+    torch.manual_seed(0)
+    boxes = rectangles(resized_crop(ramps(40, larger), 0.5)).round().int().tolist()
+    x = to_float(photos(40, larger))
+    torch.manual_seed(0)
+    crops = resized_crop(x, 0.5, 32)
+    assert crops.shape == (40, 3, 32, 32)
+    for crop, image, (left, top, width, height) in zip(crops, x, boxes, strict=True):
+        expected = reference.resized_crop(image, top, left, height, width, [32, 32], antialias=False)
+        torch.testing.assert_close(crop[:, 2:-2, 2:-2], expected[:, 2:-2, 2:-2], rtol=0, atol=2e-3)
+
+
+def test_larger_images_without_a_crop_are_averaged_down() -> None:
+    nothing = Augmentation(crop_scale_min=1.0, flip=False, jitter=0.0, grayscale=0.0)
+    images = photos(8, 64)
+    expected = reference.resize(to_float(images), [32, 32], antialias=True)
+    torch.testing.assert_close(augment(images, nothing, 32), normalise(expected), rtol=0, atol=1e-4)
+
+
 def test_augment_is_float32_also_inside_autocast() -> None:
     torch.manual_seed(0)
-    expected = augment(photos(), ALL)
+    expected = augment(photos(), ALL, photos().shape[-1])
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(augment(photos(), ALL), expected, rtol=0, atol=0)
+        torch.testing.assert_close(augment(photos(), ALL, photos().shape[-1]), expected, rtol=0, atol=0)
 
 
 def test_augment_without_anything_only_normalises() -> None:
     images = photos()
     nothing = Augmentation(crop_scale_min=1.0, flip=False, jitter=0.0, grayscale=0.0)
-    assert torch.equal(augment(images, nothing), normalise(to_float(images)))
+    assert torch.equal(augment(images, nothing, images.shape[-1]), normalise(to_float(images)))
 
 
 def test_augment_is_one_view_of_each_ready_for_the_network() -> None:
     torch.manual_seed(0)
-    views = augment(photos(64, 16), ALL)
+    views = augment(photos(64, 16), ALL, 16)
     assert (views.shape, views.dtype) == ((64, 3, 16, 16), torch.float32)
     assert views.is_contiguous(memory_format=torch.channels_last)
     low, high = normalise(torch.zeros(1, 3, 1, 1)), normalise(torch.ones(1, 3, 1, 1))
@@ -208,7 +229,7 @@ def test_augment_is_one_view_of_each_ready_for_the_network() -> None:
 def test_jitter_leaves_a_fifth_alone() -> None:
     images = photos(1, 8).expand(2000, -1, -1, -1)
     torch.manual_seed(0)
-    views = augment(images, Augmentation(crop_scale_min=1.0, flip=False, jitter=0.4))
+    views = augment(images, Augmentation(crop_scale_min=1.0, flip=False, jitter=0.4), images.shape[-1])
     untouched = (views == normalise(to_float(images))).flatten(1).all(1)
     assert untouched.float().mean() == pytest.approx(0.2, abs=0.03)
 

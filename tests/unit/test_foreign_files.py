@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.closure import ROOT
-from winnow.data.decoding import decode_chunk
+from winnow.data.decoding import Sides, decode_chunk
 from winnow.data.images import decode
 from winnow.data.sources import open_tree
 from winnow.data.trees import Folder
@@ -177,7 +177,7 @@ def test_a_kind_that_is_used_gives_its_pixels(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_kind_that_is_set_aside_says_why(kind: str) -> None:
     data, reason = SET_ASIDE[kind]
-    assert re.search(reason, decode_chunk([data], SIDE)[3][0])
+    assert re.search(reason, decode_chunk([data], Sides(SIDE)).reasons[0])
 
 
 def test_names_extensions_links_and_rights(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_names_extensions_links_and_rights(tmp_path: Path) -> None:
     (cat / "secret.png").chmod(0)
     source = open_tree(Folder(tmp_path), "photos")
     items = list(source.items())
-    reasons = decode_chunk([item.content for item in items], SIDE)[3]
+    reasons = decode_chunk([item.content for item in items], Sides(SIDE)).reasons
     told = {items[at].name: reason for at, reason in reasons.items()}
     if os.geteuid() != 0:  # root reads everything
         assert told.pop("cat/secret.png") == "cannot be read (Permission denied)"
@@ -256,7 +256,7 @@ def mutated(draw: Callable) -> bytes:
 @settings(max_examples=5000, deadline=None, database=None, derandomize=True)
 @pytest.mark.filterwarnings("ignore")
 def test_a_mutated_image_is_pixels_or_a_reason(data: bytes) -> None:
-    kept, pixels_KHWC, keys_K16, reasons = decode_chunk([data], SIDE)
+    kept, pixels_KHWC, keys_K16, reasons, *_ = decode_chunk([data], Sides(SIDE))
     assert (len(kept), len(reasons)) in ((1, 0), (0, 1))
     assert pixels_KHWC.shape == (len(kept), SIDE, SIDE, 3)
     assert keys_K16.shape == (len(kept), 16)

@@ -88,7 +88,7 @@ def test_methods_learn_and_repeat(settings: RotNet | SimCLR, tiny_set: ImageSet)
     digests = []
     for _ in range(2):
         model = tiny()
-        loss = METHODS[type(settings)](settings, model)
+        loss = METHODS[type(settings)](settings, model, tiny_set.image_size)
         batches = Batches(tiny_set.images_NHWC, tiny_set.labels_N, tiny_set.indices(TRAIN), 32, 0)
         curves = drain(fit(model, batches, loss, Plan(6, batches.steps_per_epoch, OPTIMISER, 0)))
         assert curves[-1]["loss"] < curves[0]["loss"]
@@ -100,7 +100,7 @@ def test_labels_are_not_looked_at(tiny_set: ImageSet) -> None:
     results = []
     for labels in (tiny_set.labels_N, np.full_like(tiny_set.labels_N, -1)):
         model = tiny()
-        loss = METHODS[RotNet](ROTNET, model)
+        loss = METHODS[RotNet](ROTNET, model, tiny_set.image_size)
         batches = Batches(tiny_set.images_NHWC, np.asarray(labels), tiny_set.indices(TRAIN), 32, 0)
         results.append(drain(fit(model, batches, loss, Plan(1, 2, OPTIMISER, 0))))
     assert results[0] == results[1]

@@ -60,7 +60,7 @@ def views_of(seed: int, steps: int, checkpoint: Checkpoint | None = None, stop: 
         if len(seen) == stop:
             raise KeyboardInterrupt
         whole = images_BCHW.flatten(1).sum(1).argsort()  # the order of the batch does not matter here
-        views = augment(images_BCHW[whole], Augmentation(jitter=0.4))
+        views = augment(images_BCHW[whole], Augmentation(jitter=0.4), images_BCHW.shape[-1])
         seen.append(views.numpy().tobytes())
         return model(views).float().square().mean()
 

@@ -18,7 +18,7 @@ from tests.closure import ROOT
 from tests.conftest import CLASSES, SIZE, draw, tiny_params
 from winnow.config import Config, check_config
 from winnow.data.decoder import decoder_digest
-from winnow.data.images import TEST, TRAIN, VALIDATION, decode, load_images
+from winnow.data.images import TEST, TRAIN, TRAINING, VALIDATION, decode, load_images
 from winnow.data.splits import label_budget
 from winnow.errors import DataError
 from winnow.machine import cores
@@ -48,7 +48,7 @@ def add(path: Path, seed: int, mode: str = "RGB", **options: Any) -> Path:
 def test_what_it_leaves(image_folder: Path, tmp_path: Path) -> None:
     record = ingested(image_folder, tmp_path / "data")
     images = load_images(tmp_path / "data")
-    assert sorted(content(tmp_path / "data")) == sorted([*FILES, "record.json"])
+    assert sorted(content(tmp_path / "data")) == sorted([*FILES, TRAINING, "record.json"])
     assert record == read_record(tmp_path / "data")
     assert images.images_NHWC.shape == (36, SIZE, SIZE, 3)
     assert images.classes == CLASSES
@@ -63,6 +63,32 @@ def test_what_it_leaves(image_folder: Path, tmp_path: Path) -> None:
         record.metrics["data/images"] == 36 == sum(record.metrics[f"data/{s}"] for s in ("train", "validation", "test"))
     )
     assert record.details["test_set"] == "by hash"
+
+
+def test_larger_squares_are_kept_for_crops_where_images_are_that_large(image_folder: Path, tmp_path: Path) -> None:
+    """The folder's images have short sides of 30 to 48 pixels."""
+    sizes = {"auto": 18, 24: 24, "none": None}
+    for wanted, side in sizes.items():
+        out = tmp_path / f"data-{wanted}"
+        record = ingested(image_folder, out, training_size=wanted)
+        images = load_images(out)
+        assert record.details["training_size"] == side
+        assert images.image_size == SIZE
+        assert images.training_NHWC.shape == (36, side or SIZE, side or SIZE, 3)
+        assert (TRAINING in {file.name for file in record.artifacts}) == (side is not None)
+        for pixels_HWC, name in zip(images.training_NHWC, images.files, strict=True):
+            np.testing.assert_array_equal(pixels_HWC, decode((image_folder / name).read_bytes(), side or SIZE)[0])
+
+
+def test_images_too_small_for_larger_squares(image_folder: Path, tmp_path: Path) -> None:
+    record = ingested(image_folder, tmp_path / "auto", image_size=44)
+    assert record.details["training_size"] is None
+    assert TRAINING not in content(tmp_path / "auto")
+    images = load_images(tmp_path / "auto")
+    assert images.training_NHWC is images.images_NHWC
+    record = ingested(image_folder, tmp_path / "asked", image_size=44, training_size=50)
+    assert record.details["training_size"] == 50
+    assert any("36 of 36 images are smaller than data.training_size" in warning for warning in record.warnings)
 
 
 def test_same_images_same_bytes_wherever_they_lie(image_folder: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def recover(
     teacher = _teacher(settings, inputs)
     guide = _still(load_backbone(inputs.pretrained)) if settings.hint == "pretrained" else teacher
     trained = with_translation(model, settings, guide)
-    loss = distillation(settings, teacher, guide)
+    loss = distillation(settings, inputs.images.image_size, teacher, guide)
     inner = Hooks(lambda _, step: hooks.after_backward(model, step), lambda _, step: hooks.after_step(model, step))
     curves = drain(fit(trained, batches, loss, plan, Checkpoint(inputs.scratch, name), inner))
     model.cpu().eval()
@@ -73,7 +73,7 @@ def batches_of(settings: Recovery, inputs: Inputs, stream: int) -> BatchSource:
     count = labelled_in_batch(settings.batch_size) if 0 < len(labelled) < len(chosen) else 0
 
     def part(indices: NDArray[np.int64], size: int, seed: int) -> Batches:
-        return Batches(images.images_NHWC, inputs.labels_N, indices, size, seed)
+        return Batches(images.training_NHWC, inputs.labels_N, indices, size, seed)
 
     pool = part(chosen, settings.batch_size - count, stream)
     return JoinedBatches(pool, part(labelled, count, stream_seed(stream, "labelled"))) if count else pool
@@ -111,11 +111,14 @@ def _still(model: nn.Module) -> nn.Module:
     return model.to(device()).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def distillation(settings: Recovery, teacher: nn.Module | None, guide: nn.Module | None = None) -> Loss:
-    """The loss above as a function of (student, images, labels); label -1: unlabelled. `guide`: gives the hints."""
+def distillation(settings: Recovery, side: int, teacher: nn.Module | None, guide: nn.Module | None = None) -> Loss:
+    """The loss above as a function of (student, images, labels); label -1: unlabelled.
+
+    `side`: of the views, pixels. `guide`: gives the hints.
+    """
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        views_BCHW = augment(images_BCHW, settings.augmentation)
+        views_BCHW = augment(images_BCHW, settings.augmentation, side)
         guide_BC = gap = None
         if settings.hint == "none":
             student_BC = model(views_BCHW).float()

@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 from winnow.config.section import NOTHING, Count, Integer, Number, Section
 
 SAMPLE_LABELS_PER_CLASS = 25
+TRAINING_SHARE, MOST_LARGER = 1.14, 2
+"""data.training_size over data.image_size: of auto (256 / 224, as in torchvision's recipes), and at most: pixels of a
+crop are not averaged when it is resized."""
 SAMPLE_ARCHIVE, SAMPLE_TITLE = "cifar10-jpeg-sample.tar.xz", "CIFAR-10 (JPEG) sample"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 TABLES = (".csv", ".tsv", ".parquet")
@@ -33,6 +36,9 @@ class Data(Section):
     expression whose first group, found in the path, names the group."""
     image_size: Annotated[Integer, Field(ge=8, le=1024)] = 32
     """Side of the square, in pixels, that every image is resized to."""
+    training_size: Literal["auto", "none"] | Integer = "auto"
+    """Side, in pixels, of a second square that is kept of each image, for the random crops of training: above
+    image_size, at most twice as much. auto: TRAINING_SHARE of image_size, where most images are that large."""
     labels_per_class: Literal["auto", "all"] | Count
     """Label budget: the other training labels are hidden from everything. auto: 25 for the sample, else all."""
     validation_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.2
@@ -65,6 +71,23 @@ class Data(Section):
                 f"data.unlabelled: {self.unlabelled!r} must be the plain name of a folder inside data.path"
             )
         return self
+
+    @model_validator(mode="after")
+    def _training_size_fits(self) -> Data:
+        most = MOST_LARGER * self.image_size
+        if isinstance(self.training_size, int) and not self.image_size < self.training_size <= most:
+            raise ValueError(
+                f"data.training_size: {self.training_size} must be above data.image_size ({self.image_size}) and at "
+                f"most {most}; or auto, or none"
+            )
+        return self
+
+    @property
+    def larger_size(self) -> int | None:
+        """Side in pixels of the square that training crops are taken from; None: of the one that networks see."""
+        if self.training_size == "auto":
+            return round(TRAINING_SHARE * self.image_size)
+        return None if self.training_size == "none" else self.training_size
 
     @property
     def title(self) -> str:

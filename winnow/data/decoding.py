@@ -18,11 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.data.images import decode
+from winnow.data.images import open_rgb, resize
 from winnow.errors import DataError
 from winnow.machine import cores
 
@@ -59,32 +60,58 @@ class Item:
     """What shares a split with others of the same name; "" stands alone."""
 
 
+class Result(NamedTuple):
+    """What was made of some files. K of them can be used."""
+
+    kept: list[int]
+    """Positions of the usable ones."""
+    pixels_KHWC: NDArray[np.uint8]
+    keys_K16: NDArray[np.uint8]
+    reasons: dict[int, str]
+    """Position -> what is wrong with a file."""
+    larger_KHWC: NDArray[np.uint8]
+    """The same squares at a second, larger size; (K, 0, 0, 3) where none was asked for."""
+    short_sides_K: NDArray[np.int64]
+    """Of the images as they were, pixels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Some items in order. `kept` are the positions of usable ones, `reasons` say what is wrong with the others."""
+    """Some items in order, and what was made of them."""
 
     items: list[Item]
     kept: list[int]
     pixels_KHWC: NDArray[np.uint8]
     keys_K16: NDArray[np.uint8]
     reasons: dict[int, str]
+    larger_KHWC: NDArray[np.uint8]
+    short_sides_K: NDArray[np.int64]
 
 
-Result = tuple[list[int], NDArray[np.uint8], NDArray[np.uint8], dict[int, str]]
+@dataclass(frozen=True)
+class Sides:
+    """Sizes of the squares that are made of an image, pixels."""
+
+    image: int
+    larger: int = 0
+    """A second one, beside the first; 0: none."""
 
 
-def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[Decoded, None, None]:
-    """Decode `count` items, in their order. Close the generator to stop early.
+def decode_all(
+    items: Iterable[Item], count: int, image_size: int, larger: int | None = None
+) -> Generator[Decoded, None, None]:
+    """Decode `count` items, in their order, to one square each, or two. Close the generator to stop early.
 
     A file that kills the process that decodes it, or takes longer than FILE_SECONDS, is set aside like one that is
     damaged. Raises DataError when process after process dies.
     """
-    chunks = _chunks(iter(items), chunk_size(count, image_size))
+    sides = Sides(image_size, larger or 0)
+    chunks = _chunks(iter(items), chunk_size(count, max(sides.image, sides.larger)))
     if count < WORTH_A_PROCESS:
         for chunk in chunks:
-            yield Decoded(chunk, *decode_chunk([item.content for item in chunk], image_size))
+            yield Decoded(chunk, *decode_chunk([item.content for item in chunk], sides))
         return
-    crew = [Decoder(image_size) for _ in range(cores())]
+    crew = [Decoder(sides) for _ in range(cores())]
     try:
         under_way: deque[tuple[list[Item], Decoder]] = deque()
         free = deque(crew)
@@ -94,10 +121,10 @@ def decode_all(items: Iterable[Item], count: int, image_size: int) -> Generator[
             under_way.append((chunk, worker))
             if not free:
                 done, worker = under_way.popleft()
-                yield _taken(done, worker, image_size)
+                yield _taken(done, worker, sides)
                 free.append(worker)
         while under_way:
-            yield _taken(*under_way.popleft(), image_size)
+            yield _taken(*under_way.popleft(), sides)
     finally:
         for worker in crew:
             worker.end()
@@ -124,7 +151,7 @@ def _chunks(stream: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield chunk
 
 
-def _taken(chunk: list[Item], worker: Decoder, image_size: int) -> Decoded:
+def _taken(chunk: list[Item], worker: Decoder, sides: Sides) -> Decoded:
     """A chunk that is under way; file by file where that goes wrong, so that one of them spoils no other."""
     result = worker.answer(CHUNK_SECONDS)
     if isinstance(result, str):
@@ -134,18 +161,20 @@ def _taken(chunk: list[Item], worker: Decoder, image_size: int) -> Decoded:
             part = worker.answer(FILE_SECONDS)
             if isinstance(part, str):
                 deaths += part.startswith(DIES)
-                part = decode_chunk([ValueError(part)], image_size)
+                part = decode_chunk([ValueError(part)], sides)
             parts.append(part)
         if deaths == len(chunk) > MAX_DEATHS:
             raise DataError(
                 "process after process that decodes images died, most likely for want of memory; "
                 "free some, look for enormous images, or run on fewer cores (taskset -c 0 winnow run)"
             )
-        result = (
-            [position for position, (kept, *_) in enumerate(parts) if kept],
-            np.concatenate([pixels_KHWC for _, pixels_KHWC, _, _ in parts]),
-            np.concatenate([keys_K16 for _, _, keys_K16, _ in parts]),
-            {position: reasons[0] for position, (*_, reasons) in enumerate(parts) if reasons},
+        result = Result(
+            [position for position, part in enumerate(parts) if part.kept],
+            np.concatenate([part.pixels_KHWC for part in parts]),
+            np.concatenate([part.keys_K16 for part in parts]),
+            {position: part.reasons[0] for position, part in enumerate(parts) if part.reasons},
+            np.concatenate([part.larger_KHWC for part in parts]),
+            np.concatenate([part.short_sides_K for part in parts]),
         )
     return Decoded(chunk, *result)
 
@@ -157,14 +186,14 @@ class Decoder:
     pipe has one writer, so its end is seen.
     """
 
-    def __init__(self, image_size: int) -> None:
-        self._image_size = image_size
+    def __init__(self, sides: Sides) -> None:
+        self._sides = sides
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, self._image_size), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, self._sides), daemon=True)
         self._process.start()
         self._has_started = False
         theirs.close()
@@ -211,22 +240,23 @@ class Decoder:
         self._process.join()
 
 
-def _work(pipe: Connection, image_size: int) -> None:
+def _work(pipe: Connection, sides: Sides) -> None:
     """A worker: says that it is there; then chunks in, results out, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a whole group; whoever started this process ends it
     pipe.send("here")
     while True:
         try:
-            pipe.send(decode_chunk(pipe.recv(), image_size))
+            pipe.send(decode_chunk(pipe.recv(), sides))
         except (EOFError, OSError):
             return
 
 
-def decode_chunk(contents: list[Content], image_size: int) -> Result:
-    """What a worker does: positions kept, their pixels (K, S, S, 3) and keys (K, 16), reasons for the others."""
+def decode_chunk(contents: list[Content], sides: Sides) -> Result:
+    """What a worker does."""
     kept: list[int] = []
     pixels: list[NDArray[np.uint8]] = []
-    keys, reasons = [], {}
+    larger: list[NDArray[np.uint8]] = []
+    keys, reasons, short_sides = [], {}, []
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of odd files is said once, as their reason
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
@@ -234,16 +264,28 @@ def decode_chunk(contents: list[Content], image_size: int) -> Result:
             try:
                 if isinstance(content, ValueError):
                     raise content
-                pixels_HWC, key = decode(content if isinstance(content, bytes) else read_file(content), image_size)
+                rgb, key = open_rgb(content if isinstance(content, bytes) else read_file(content))
             except ValueError as error:
                 reasons[position] = str(error)
                 continue
             kept.append(position)
-            pixels.append(pixels_HWC)
             keys.append(key)
-    shape = (len(kept), image_size, image_size, 3)
-    pixels_KHWC = np.stack(pixels) if pixels else np.zeros(shape, dtype=np.uint8)
-    return kept, pixels_KHWC, np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16), reasons
+            short_sides.append(min(rgb.size))
+            pixels.append(resize(rgb, sides.image))
+            if sides.larger:
+                larger.append(resize(rgb, sides.larger))
+    return Result(
+        kept,
+        _stacked(pixels, len(kept), sides.image),
+        np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16),
+        reasons,
+        _stacked(larger, len(kept), sides.larger),
+        np.array(short_sides, dtype=np.int64),
+    )
+
+
+def _stacked(pixels: list[NDArray[np.uint8]], count: int, side: int) -> NDArray[np.uint8]:
+    return np.stack(pixels) if pixels else np.zeros((count, side, side, 3), dtype=np.uint8)
 
 
 def read_file(path: str) -> bytes:

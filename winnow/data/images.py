@@ -10,6 +10,7 @@ A stored data set is a folder:
     split.npy    uint8  (N,)             keys.npy    uint8 (N, 16), digest of the decoded pixels
     files.txt    one path a line, JSON-quoted, in the same order          classes.json   list of names
     groups.npy   int64 (N,), equal for images of one group; only with data.group_by
+    training.npy uint8  (N, T, T, 3), the same squares at data.training_size, T > S, for random crops; where it is kept
 """
 
 from __future__ import annotations
@@ -32,11 +33,21 @@ from winnow.records import read_json
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = ("train", "validation", "test")
 MAX_PIXELS = 100_000_000
+TRAINING = "training.npy"
 RESIZE_POLICY = "EXIF orientation, RGB, short side to S (bilinear, antialiased), centre crop S x S"
 
 
 def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], bytes]:
     """Bytes of an image file -> pixels uint8 (S, S, 3) and the 16-byte digest of the full-size RGB pixels.
+
+    Raises ValueError with the reason when the file cannot be used.
+    """
+    rgb, digest = open_rgb(data)
+    return resize(rgb, image_size), digest
+
+
+def open_rgb(data: bytes) -> tuple[Image.Image, bytes]:
+    """Bytes of an image file -> the upright RGB image, full size, and the 16-byte digest of its pixels.
 
     Raises ValueError with the reason when the file cannot be used.
     """
@@ -56,7 +67,7 @@ def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], bytes]:
     except DAMAGED as error:
         raise ValueError(f"damaged ({error})") from error
     digest = hashlib.blake2b(rgb.tobytes(), digest_size=16, key=f"{rgb.width}x{rgb.height}".encode()).digest()
-    return resize(rgb, image_size), digest
+    return rgb, digest
 
 
 def resize(rgb: Image.Image, image_size: int) -> NDArray[np.uint8]:
@@ -104,6 +115,15 @@ class ImageSet:
             groups_N: NDArray[np.int64] = np.load(stored, allow_pickle=False)
             return groups_N
         return group_equal(self.keys_N16)
+
+    @cached_property
+    def training_NHWC(self) -> NDArray[np.uint8]:
+        """The same images at the size that random crops are taken from; those of `images_NHWC` where none is kept."""
+        stored = self.folder / TRAINING
+        if not stored.is_file():
+            return self.images_NHWC
+        training_NHWC: NDArray[np.uint8] = np.load(stored, mmap_mode="r", allow_pickle=False)
+        return training_NHWC
 
     @property
     def image_size(self) -> int:

@@ -4,6 +4,9 @@ All functions take and return float images (B, C, H, W) in [0, 1] and draw from 
 seeds for every step. The distributions are torchvision's (RandomResizedCrop, ColorJitter, RandomGrayscale,
 RandomHorizontalFlip); the arithmetic is batched. `normalise` uses the ImageNet statistics, so that foreign torchvision
 backbones see what they were trained on; exported models carry the same numbers inside.
+
+Images may be larger than the views made of them (data.training_size): a crop is then resized once, from pixels that no
+smaller image has lost.
 """
 
 from __future__ import annotations
@@ -40,12 +43,12 @@ def flip(x_BCHW: torch.Tensor, probability: float = 0.5) -> torch.Tensor:
     return torch.where(chosen.view(-1, 1, 1, 1), x_BCHW.flip(3), x_BCHW)
 
 
-def resized_crop(x_BCHW: torch.Tensor, scale_min: float) -> torch.Tensor:
-    """A random rectangle of `scale_min` to 1 of the area, aspect 3/4 to 4/3, stretched back to (H, W), bilinear.
+def resized_crop(x_BCHW: torch.Tensor, scale_min: float, side: int | None = None) -> torch.Tensor:
+    """A random rectangle of `scale_min` to 1 of the area, aspect 3/4 to 4/3, resized to (side, side), bilinear.
 
-    One affine grid for the batch. As in torchvision, sides and corners are whole pixels, and a rectangle that does not
-    fit is drawn again, ten times at most (clipping it instead leaves visibly less variation); then the whole image is
-    taken.
+    `side`: in pixels; None: the images' own height and width. One affine grid for the batch. As in torchvision, sides
+    and corners of the rectangle are whole pixels, and one that does not fit is drawn again, ten times at most
+    (clipping it instead leaves visibly less variation); then the whole image is taken.
     """
     count, _, height, width = x_BCHW.shape
     size_2 = torch.tensor([width, height], device=x_BCHW.device)
@@ -54,7 +57,8 @@ def resized_crop(x_BCHW: torch.Tensor, scale_min: float) -> torch.Tensor:
     theta = torch.zeros(count, 2, 3, device=x_BCHW.device)
     theta[:, :, :2] = torch.diag_embed(sides_B2 / size_2)
     theta[:, :, 2] = (2 * corners_B2 + sides_B2) / size_2 - 1
-    grid = F.affine_grid(theta, list(x_BCHW.shape), align_corners=False)
+    to = (height, width) if side is None else (side, side)
+    grid = F.affine_grid(theta, [count, x_BCHW.shape[1], *to], align_corners=False)
     return F.grid_sample(x_BCHW, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -90,16 +94,21 @@ def grayscale(x_BCHW: torch.Tensor, probability: float) -> torch.Tensor:
     return torch.where(chosen.view(-1, 1, 1, 1), _gray(x_BCHW).expand_as(x_BCHW), x_BCHW)
 
 
-def augment(images_BCHW: torch.Tensor, how: Augmentation) -> torch.Tensor:
-    """uint8 images -> one random, normalised view of each. float32 inside autocast too: bf16 corners miss by pixels."""
+def augment(images_BCHW: torch.Tensor, how: Augmentation, side: int) -> torch.Tensor:
+    """uint8 images -> one random, normalised view (B, C, side, side) of each.
+
+    float32 inside autocast too: bf16 corners miss by pixels.
+    """
     with torch.autocast(images_BCHW.device.type, enabled=False):
-        return _view(images_BCHW, how)
+        return _view(images_BCHW, how, side)
 
 
-def _view(images_BCHW: torch.Tensor, how: Augmentation) -> torch.Tensor:
+def _view(images_BCHW: torch.Tensor, how: Augmentation, side: int) -> torch.Tensor:
     x_BCHW = to_float(images_BCHW)
     if how.crop_scale_min < 1:
-        x_BCHW = resized_crop(x_BCHW, how.crop_scale_min)
+        x_BCHW = resized_crop(x_BCHW, how.crop_scale_min, side)
+    elif x_BCHW.shape[2:] != (side, side):
+        x_BCHW = F.interpolate(x_BCHW, (side, side), mode="bilinear", antialias=True)
     if how.flip:
         x_BCHW = flip(x_BCHW)
     if how.jitter:

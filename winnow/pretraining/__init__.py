@@ -1,6 +1,7 @@
 """Methods that learn without labels: one paper, one file. The config's type selects the function.
 
-A method puts its own head on the backbone and returns the loss that trains both; the loop is winnow.training.fit.
+A method puts its own head on the backbone and returns the loss that trains both, on views whose side it is told; the
+loop is winnow.training.fit.
 """
 
 from __future__ import annotations
@@ -15,4 +16,4 @@ from winnow.pretraining.rotnet import rotnet
 from winnow.pretraining.simclr import simclr
 from winnow.training import Loss
 
-METHODS: dict[type, Callable[[Any, nn.Module], Loss]] = {RotNet: rotnet, SimCLR: simclr}
+METHODS: dict[type, Callable[[Any, nn.Module, int], Loss]] = {RotNet: rotnet, SimCLR: simclr}

@@ -21,14 +21,14 @@ from winnow.training import Loss
 ROTATIONS = 4
 
 
-def rotnet(settings: RotNet, model: nn.Module) -> Loss:
-    """Put a four-way head on `model`, in place, and return the loss that trains it."""
+def rotnet(settings: RotNet, model: nn.Module, side: int) -> Loss:
+    """Put a four-way head on `model`, in place, and return the loss that trains it on views of `side` pixels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(settings.seed, "pretraining head"))
         set_head(model, nn.Linear(feature_dim(model), ROTATIONS))
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, _labels_B: torch.Tensor) -> torch.Tensor:
-        views_BCHW = augment(images_BCHW, settings.augmentation)
+        views_BCHW = augment(images_BCHW, settings.augmentation, side)
         turned, turns = rotations(views_BCHW)
         return F.cross_entropy(model(turned).float(), turns)
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from array import array
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +27,7 @@ from winnow.config import FEW_LABELS, Config, Data
 from winnow.data import near_duplicates
 from winnow.data.decoder import decoder_digest
 from winnow.data.decoding import Decoded, decode_all
-from winnow.data.images import RESIZE_POLICY, SPLITS, TEST, TRAIN, VALIDATION, group_equal
+from winnow.data.images import RESIZE_POLICY, SPLITS, TEST, TRAIN, TRAINING, VALIDATION, group_equal
 from winnow.data.sources import Source, open_source
 from winnow.data.splits import LEFT_OUT, assign_splits, joined
 from winnow.errors import DataError
@@ -53,6 +53,10 @@ class Stored:
     rejected: list[dict[str, str]]
     group_keys_N16: NDArray[np.uint8] | None
     """Digests of what data.group_by names; a copy of the image's own where it names nothing. None: not asked for."""
+    training_size: int | None
+    """Side in pixels of the squares kept for training crops; None: the images are too small, or none were wanted."""
+    large_enough: int
+    """Images whose short side is not below the size asked for."""
 
 
 def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
@@ -88,17 +92,21 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
 
 
 def store(source: Source, data: Data, folder: Path, signatures: IO[bytes]) -> Stored:
-    """Write pixels and names as they are decoded. The array's header is written again when the count is known."""
+    """Write pixels and names as they are decoded."""
+    larger, large_enough = data.larger_size, 0
     labels, named_test, keys, groups = array("q"), bytearray(), bytearray(), bytearray()
     rejected = [{"file": name, "reason": reason} for name, reason in source.missing]
     with (
-        (folder / "images.npy").open("wb") as pixels,
+        _Squares(folder / "images.npy", data.image_size) as pixels,
+        nullcontext() if larger is None else _Squares(folder / TRAINING, larger) as for_crops,
         (folder / "files.txt").open("w", encoding="utf-8") as names,
-        closing(decode_all(source.items(), source.count, data.image_size)) as stream,
+        closing(decode_all(source.items(), source.count, data.image_size, larger)) as stream,
     ):
-        pixels.write(_header(0, data.image_size))
         for done in _logged(stream, source.count):
-            pixels.write(done.pixels_KHWC.data)
+            pixels.append(done.pixels_KHWC)
+            if for_crops is not None:
+                for_crops.append(done.larger_KHWC)
+                large_enough += int((done.short_sides_K >= for_crops.side).sum())
             signatures.write(near_duplicates.signatures(done.pixels_KHWC).data)
             keys += done.keys_K16.tobytes()
             for key, item in zip(done.keys_K16, (done.items[position] for position in done.kept), strict=True):
@@ -110,8 +118,6 @@ def store(source: Source, data: Data, folder: Path, signatures: IO[bytes]) -> St
             rejected += [{"file": done.items[at].name, "reason": reason} for at, reason in done.reasons.items()]
             if len(rejected) > max(data.max_rejected, SHOWN_REJECTED - 1):
                 break
-        pixels.seek(0)
-        pixels.write(_header(len(labels), data.image_size))
     listed = "".join(f"\n  {row['file']}: {row['reason']}" for row in rejected[:SHOWN_REJECTED])
     if not labels:
         raise DataError(f"{data.path}: no file can be used; repair or replace them. The first:{listed}")
@@ -120,13 +126,40 @@ def store(source: Source, data: Data, folder: Path, signatures: IO[bytes]) -> St
             f"{data.path}: {len(rejected)} or more files cannot be used, data.max_rejected allows {data.max_rejected}; "
             f"repair or remove them, or raise data.max_rejected. The first:{listed}"
         )
+    if data.training_size == "auto" and large_enough < len(labels) / 2:
+        (folder / TRAINING).unlink()
+        larger = None
     return Stored(
         np.array(labels, dtype=np.int64),
         np.frombuffer(bytes(keys), dtype=np.uint8).reshape(-1, 16),
         np.frombuffer(bytes(named_test), dtype=np.bool_),
         rejected,
         np.frombuffer(bytes(groups), dtype=np.uint8).reshape(-1, 16) if data.group_by != "none" else None,
+        larger,
+        large_enough,
     )
+
+
+class _Squares:
+    """An array uint8 (N, S, S, 3) in a .npy file that is written as its rows come; its header last."""
+
+    def __init__(self, path: Path, side: int) -> None:
+        self.side, self._count = side, 0
+        self._file = path.open("wb")
+        self._file.write(_header(0, side))
+
+    def append(self, pixels_KHWC: NDArray[np.uint8]) -> None:
+        """Write so many rows more."""
+        self._file.write(pixels_KHWC.data)
+        self._count += len(pixels_KHWC)
+
+    def __enter__(self) -> _Squares:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            self._file.seek(0)
+            self._file.write(_header(self._count, self.side))
 
 
 def _digest(group: str) -> bytes:
@@ -220,6 +253,7 @@ def _record(
         "labels_per_class": data.label_budget,
         "test_set": "named by the source" if stored.named_test_N.any() else "by hash",
         "resize_policy": RESIZE_POLICY,
+        "training_size": stored.training_size,
         "decoder": decoder_digest(),
         "groups": None if stored.group_keys_N16 is None else len(np.unique(group_equal(stored.group_keys_N16))),
         "ignored_files": source.ignored,
@@ -238,7 +272,7 @@ def _record(
         metrics=metrics,
         details=details,
         warnings=(*source.warnings, *warnings, *_warnings(data, source, stored, split_N, table), *_alike(near)),
-        artifacts=describe(folder, *FILES, *([GROUPS] if (folder / GROUPS).is_file() else [])),
+        artifacts=describe(folder, *FILES, *(name for name in (GROUPS, TRAINING) if (folder / name).is_file())),
     )
 
 
@@ -252,6 +286,12 @@ def _warnings(
         found.append(
             f"{len(stored.rejected)} files cannot be used and were set aside, the first: {first['file']} "
             f"({first['reason']}); all are listed in the record"
+        )
+    too_small = len(stored.labels_N) - stored.large_enough
+    if stored.training_size is not None and too_small > len(stored.labels_N) / 2:
+        found.append(
+            f"{too_small} of {len(stored.labels_N)} images are smaller than data.training_size "
+            f"({stored.training_size}): enlarging them costs time and shows nothing more; set it to auto"
         )
     found += _duplicates(stored, split_N)
     found += _groups(data, stored, split_N)
