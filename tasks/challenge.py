@@ -16,7 +16,7 @@ by promotion.min_gain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Contest:
     challenger: float | None
     times_better: Ratio | None
     """How many times the challenger is better on the objective; of sizes without uncertainty."""
+    substituted: tuple[str, ...] = ()
+    """Whose answers are those of the file in ONNX Runtime, as what serves it cannot run here; in words."""
 
 
 def incomparable(champion: Card, challenger: Card) -> str:
@@ -123,6 +125,11 @@ def _few(names: list[str]) -> str:
 
 def judge_challenge(contest: Contest, policy: Promotion) -> tuple[bool, str]:
     """Whether the challenger replaces the champion, and why, with both numbers."""
+    passed, reason = _judged(contest, policy)
+    return passed, "; ".join([reason, *contest.substituted])
+
+
+def _judged(contest: Contest, policy: Promotion) -> tuple[bool, str]:
     passed, accuracy = _judge_accuracy(contest, policy)
     if not passed:
         return False, accuracy
@@ -175,19 +182,20 @@ def measure(
     """Both files, given as folder and card, on the validation split of `data`; their times from `host`, where it is."""
     images, policy, both = load_images(data), config.promotion, (champion, challenger)
     indices = images.indices(VALIDATION)
-    served = [_serve(folder, card, images, indices) for folder, card in both]
+    answers = [_serve(folder, card, images, indices) for folder, card in both]
+    served, substituted = [logits for logits, _ in answers], _substituted([missing for _, missing in answers])
     theirs: float | None
     own: float | None
     if policy.objective == "size":
         theirs, own = ((folder / MODEL).stat().st_size / 1e6 for folder, _ in both)
         times = Ratio(theirs / own, theirs / own, theirs / own)
-        return Contest(losses(served[0], served[1], images.labels_N[indices]), theirs, own, times)
+        return Contest(losses(served[0], served[1], images.labels_N[indices]), theirs, own, times, substituted)
     rows = _rows_there(host, both, config) if host is not None else _rows_here(both, config, images)
     (theirs, own), ratio = [_value(row, policy.objective) for row in rows[:2]], None
     if rows[0] is not None and rows[1] is not None:
         error = 0.0 if rows[2] is None else time_difference(rows[0]["p50_ms"], rows[2]["p50_ms"])
         ratio = speedup(rows[0], rows[1], error)
-    return Contest(losses(served[0], served[1], images.labels_N[indices]), theirs, own, ratio)
+    return Contest(losses(served[0], served[1], images.labels_N[indices]), theirs, own, ratio, substituted)
 
 
 def _value(row: Row | None, objective: str) -> float | None:
@@ -206,15 +214,28 @@ def _rows_there(host: Host, both: Sides, config: Config) -> tuple[Row | None, Ro
     return found[0], found[1], None
 
 
-def _serve(folder: Path, card: Card, images: ImageSet, indices_V: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Logits (V, C) in the runtime and precision that the card names, or of the file itself where those cannot run."""
+def _serve(
+    folder: Path, card: Card, images: ImageSet, indices_V: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], str | None]:
+    """Logits (V, C) in the runtime and precision that the card names, and None.
+
+    Where those cannot run here: logits of the file in ONNX Runtime, and what is missing.
+    """
     serving = card["serving"]
     runtime, precision, batch = serving["runtime"], serving["precision"], serving["batch"]
     cell = Cell(card["name"], runtime, precision, "file", batch, min(serving["threads"], cores()))
     try:
-        return answer_all(open_cell(folder, cell), batch, images.images_NHWC, indices_V)
-    except NotHere:
-        return predict_file(folder / MODEL, images.images_NHWC, indices_V)
+        return answer_all(open_cell(folder, cell), batch, images.images_NHWC, indices_V), None
+    except NotHere as error:
+        return predict_file(folder / MODEL, images.images_NHWC, indices_V), f"{runtime} {precision} ({error})"
+
+
+def _substituted(missing: Sequence[str | None]) -> tuple[str, ...]:
+    return tuple(
+        f"the {side} answered in ONNX Runtime, as {what} cannot run here"
+        for side, what in zip(SIDES, missing, strict=True)
+        if what is not None
+    )
 
 
 def _rows_here(both: Sides, config: Config, images: ImageSet) -> tuple[Row | None, Row | None, Row | None]:

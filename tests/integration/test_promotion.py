@@ -445,5 +445,20 @@ def test_a_card_of_another_machine_still_gives_a_contest(places: Places, config:
     assert lost.labelled.points == lost.answers.points == pytest.approx(100 / 3)
 
 
+def test_a_champion_whose_runtime_is_not_here_is_judged_by_its_file_and_that_is_said(
+    places: Places, config: Config
+) -> None:
+    folder, here = places.artifacts / "candidates", this_machine().model_dump(mode="json")
+    serving = {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "objective": "size"}
+    own = {"name": "x", "precision": "f32", "serving": serving, "machine": here}
+    gone = own | {"serving": serving | {"runtime": "ort-cuda"}}
+    policy = config.promotion.model_copy(update={"objective": "size"})
+    by_size = config.model_copy(update={"promotion": policy})
+    contest = measure(by_size, places.artifacts / "data", (folder / "quick", gone), (folder / "quick", own))
+    _, reason = judge_challenge(contest, policy)
+    assert "the champion answered in ONNX Runtime, as ort-cuda f32 (this ONNX Runtime has no CUDA" in reason
+    assert "the challenger answered" not in reason
+
+
 def test_the_registered_model_is_named_after_the_data(config: Config) -> None:
     assert settings.registered_model_name(config) == MODEL
