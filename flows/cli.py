@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows import STOPPED
 from flows.arguments import Act, parser_of
+from flows.telling import say
 from tasks import ENDINGS
 from tasks.settings import Places, apply, registered_model_name
 from winnow.config import Config, load_config
@@ -58,10 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
     except WinnowError as error:
         if os.environ.get("WINNOW_TRACEBACK"):
             raise
-        print(f"winnow: {error}", file=sys.stderr)
+        say(f"winnow: {error}", sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
+        say(STOPPED, sys.stderr)
         raise SystemExit(130) from None
     for ending in ENDINGS:
         signal.signal(ending, signal.SIG_IGN)  # all is done: a second Ctrl-C changes no status
@@ -74,7 +75,7 @@ def _root() -> Path:
     for folder in (here, *here.parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
             return folder
-    print(f"winnow: no params.yaml and dvc.yaml in {here} or above; run it inside the project", file=sys.stderr)
+    say(f"winnow: no params.yaml and dvc.yaml in {here} or above; run it inside the project", sys.stderr)
     raise SystemExit(2)
 
 
@@ -141,7 +142,7 @@ def _status(places: Places, _options: argparse.Namespace) -> int:
 def _track(places: Places, _options: argparse.Namespace) -> int:
     from tasks import tracking
 
-    print(tracking.track(places, _config(places)))
+    say(tracking.track(places, _config(places)))
     return 0
 
 
@@ -171,7 +172,7 @@ def _told(places: Places, config: Config, outcome: Outcome) -> int:
     """Say what was done, and tell Prefect's server, if one is up, of another champion: it tells people."""
     from tasks import servers
 
-    print("\n".join(outcome.reasons))
+    say("\n".join(outcome.reasons))
     if outcome.is_new and servers.report_to_prefect(places):
         from tasks.stages import tell_of
 
@@ -201,9 +202,9 @@ def _export(places: Places, options: argparse.Namespace) -> int:
     else:
         version = registry.get(places, name, options.model)
         export_model(registry.fetch(places, name, version), options.folder, f"{name}, {version}", check)
-        print(f"{version} of {name} is in {options.folder}")
+        say(f"{version} of {name} is in {options.folder}")
     if options.candidates:
-        print(f"There: python check_host.py; here again: winnow check-host host.json ({len(check.others)} candidates)")
+        say(f"There: python check_host.py; here again: winnow check-host host.json ({len(check.others)} candidates)")
     return 0
 
 
@@ -228,16 +229,16 @@ def _check_host(places: Places, options: argparse.Namespace) -> int:
         unsafe = overflowing(config, host.machine.flags)
         aim_at(places, hosting.TARGET, unsafe)
     machine = host.machine
-    print(f"Gates go by {machine.cpu}, {machine.threads} threads, from now on; winnow run applies it.")
+    say(f"Gates go by {machine.cpu}, {machine.threads} threads, from now on; winnow run applies it.")
     for candidate, why in missing.items():
-        print(f"{candidate} was not timed there, and so is out of question: {why}")
+        say(f"{candidate} was not timed there, and so is out of question: {why}")
     if hosting.is_silent(host):
-        print(
+        say(
             f"{machine.system} does not tell what {machine.cpu} can do; if it is an x86 processor without VNNI, set "
             "overflow_safe: true in the int8 candidates."
         )
     if unsafe:
-        print(
+        say(
             f"{machine.cpu} has no VNNI: sums of int8 products saturate there. {', '.join(unsafe)} will be made anew "
             "with weights in 7 bits; take them there again after that, with `winnow export DIR --candidates`."
         )
@@ -263,7 +264,7 @@ def _answer(places: Places, approve: bool, reason: str) -> int:
         from flows.promote import close_form
 
         if warning := close_form(waiting.request.form, approve, person(), reason):
-            print(f"winnow: {warning}", file=sys.stderr)
+            say(f"winnow: {warning}", sys.stderr)
     return 0
 
 
@@ -274,10 +275,10 @@ def _drift(places: Places, options: argparse.Namespace) -> int:
     # A folder on the command line is the shell's; drift.path is the project's.
     finding = drifting.look(places, config, str(Path(options.folder).absolute()) if options.folder else None)
     run_id = drifting.track(places, config, finding)
-    print("\n".join(drifting.lines(finding)).replace("**", ""))
+    say("\n".join(drifting.lines(finding)))
     for file, name, chance in finding.wanted:
-        print(f"  label {file} (now {name}, {chance:.2f})")
-    print(f"MLflow run {run_id}")
+        say(f"  label {file} (now {name}, {chance:.2f})")
+    say(f"MLflow run {run_id}")
     return 0
 
 
@@ -315,16 +316,16 @@ def _account(places: Places, options: argparse.Namespace) -> int:
     accounts.check_name(options.name)
     if options.remove:
         accounts.remove(places, options.name)
-        print(f"{options.name} is no account any more")
+        say(f"{options.name} is no account any more")
         return 0
     if options.role:
         accounts.check_role(options.role)  # before there is an account without one
     make = accounts.reset if options.reset else accounts.make
     if password := make(places, options.name):
-        print(f"password of {options.name}: {password}")
+        say(f"password of {options.name}: {password}")
     if options.role:
         accounts.give_role(places, options.name, options.role)
-        print(f"{options.name} is {options.role}")
+        say(f"{options.name} is {options.role}")
     return 0
 
 

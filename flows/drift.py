@@ -36,7 +36,7 @@ def _look(places: Places, path: str) -> dict[str, Any]:
         get_run_logger().warning("nothing is compared: %s", error)
         return {}
     run_id = drifting.track(places, config, finding)
-    told = "\n".join(drifting.lines(finding))
+    told = "\n".join(drifting.lines(finding, for_markdown=True))
     create_markdown_artifact(key="drift", markdown=told, description=f"MLflow run {run_id}")
     if finding.wanted:
         rows = [

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
+from flows.terminal import Terminal
 from winnow.config import CONTROL, ROOT, Config, Search
 from winnow.data.images import load_images
 from winnow.data.splits import choosing_half
@@ -33,7 +33,7 @@ from winnow.search.study import Progress, what_of
 from winnow.search.trial import Workplace, load_answers, tree_of
 from winnow.selection import WORST_END, judge_drop
 
-console = Console(highlight=False, soft_wrap=True)
+console = Terminal()
 BETTER = {"latency": "faster", "throughput": "faster", "size": "smaller", "energy": "cheaper"}
 
 

@@ -10,13 +10,16 @@ it goes.
 from __future__ import annotations
 
 import os
+import secrets
+import sys
 from collections.abc import Mapping
 from functools import partial
 
 from rich.console import Console
 
 from flows.supervising import HOST, Program, check_ports, module, supervisor
-from tasks import servers
+from flows.terminal import Terminal
+from tasks import passwords, servers
 from tasks.origin import is_alive
 from tasks.servers import answers
 from tasks.settings import Places
@@ -24,27 +27,36 @@ from tasks.tracked import without_password
 from winnow.config import load_config
 from winnow.errors import ConfigError
 
+ACCOUNTS = "basic_auth.ini"
+"""Settings of MLflow's accounts, beside its store."""
+
 
 def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = False) -> int:
     """Start the servers, with `work` a worker too; say where they are, keep them up, and end them together."""
     ports = {"mlflow": mlflow_port, "prefect": prefect_port}
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     if not work and (up := servers.announced(places)) and is_alive(up.owner):
         _name(console, servers.mlflow_page(places), page_of(servers.prefect_api(places)))
+        _tell_password(console, places)
         console.print("They are up already.")
         return 0
     told = _told(places, prefect_port)
-    programs, pages = planned(places, os.environ["MLFLOW_TRACKING_URI"], told, ports)
+    programs, pages = planned(places, os.environ["MLFLOW_TRACKING_URI"], told, ports, passwords.own_password(places))
     api = told or f"{pages['prefect']}/api"
-    # The page asks port 4200 unless told where its own server is; the worker and `deploy` report there.
-    os.environ.update(PREFECT_SERVER_UI_API_URL=api, PREFECT_API_URL=api)
+    # The worker and `deploy` report there.
+    os.environ["PREFECT_API_URL"] = api
+    if not told:
+        os.environ["PREFECT_API_AUTH_STRING"] = passwords.auth_of(passwords.own_password(places))
     try:
         with supervisor(places.hidden / "up.mark", places.root, places.logs, console) as keeps:
             check_ports({program.name: ports[program.name] for program in programs})
+            _keep_accounts_of_mlflow(places)
             keeps.add(*programs)
             own = {program.name for program in programs}
             servers.announce(places, pages["mlflow"] if "mlflow" in own else "", "" if told else api)
             _name(console, **pages)
+            if own:
+                _tell_password(console, places)
             if not (work or programs):
                 return 0
             if work:
@@ -82,8 +94,19 @@ def _name(console: Console, mlflow: str, prefect: str) -> None:
     console.print(f"MLflow   {mlflow}\nPrefect  {prefect or 'where PREFECT_API_URL of the shell of winnow up says'}")
 
 
-def planned(places: Places, store: str, api: str, ports: Mapping[str, int]) -> tuple[list[Program], dict[str, str]]:
-    """Servers to start, and the page of each; a team's are up already and are only named."""
+def _tell_password(console: Console, places: Places) -> None:
+    """What the pages of the project's own servers ask for."""
+    password = passwords.own_password(places)
+    console.print(
+        f"Log in   MLflow: user {passwords.USER}, password {password}\n"
+        f"         Prefect: {passwords.auth_of(password)}   ({passwords.file_of(places)} keeps the password)"
+    )
+
+
+def planned(
+    places: Places, store: str, api: str, ports: Mapping[str, int], password: str
+) -> tuple[list[Program], dict[str, str]]:
+    """Servers to start, which ask for `password`, and the page of each; a team's are up already and are only named."""
     pages = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
     programs = []
     if store.startswith("http"):
@@ -91,15 +114,43 @@ def planned(places: Places, store: str, api: str, ports: Mapping[str, int]) -> t
     else:
         command = module(
             *("mlflow", "server", "--backend-store-uri", store, "--host", HOST, "--port", str(ports["mlflow"])),
-            *("--default-artifact-root", str(places.mlflow_artifacts), "--workers", "1"),
+            *("--default-artifact-root", str(places.mlflow_artifacts), "--workers", "1", "--app-name", "basic-auth"),
         )
-        programs.append(Program("mlflow", command, partial(answers, f"{pages['mlflow']}/health")))
+        up = partial(answers, f"{pages['mlflow']}/health")
+        programs.append(Program("mlflow", command, up, _mlflow_account(places, password)))
     if api:
         pages["prefect"] = page_of(api)
     else:
-        command = module("prefect", "server", "start", "--host", HOST, "--port", str(ports["prefect"]))
-        programs.append(Program("prefect", command, partial(answers, f"{pages['prefect']}/api/health")))
+        environment = {
+            "PREFECT_SERVER_API_AUTH_STRING": passwords.auth_of(password),
+            # The page asks port 4200 unless told where its own server is.
+            "PREFECT_SERVER_UI_API_URL": f"{pages['prefect']}/api",
+        }
+        command = module("flows.prefect_server", HOST, str(ports["prefect"]))
+        programs.append(Program("prefect", command, partial(answers, f"{pages['prefect']}/api/health"), environment))
     return programs, pages
+
+
+def _mlflow_account(places: Places, password: str) -> dict[str, str]:
+    """Variables of an MLflow server with one account; whoever has none sees nothing."""
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(places.hidden / "mlflow" / ACCOUNTS),
+        "MLFLOW_AUTH_ADMIN_USERNAME": passwords.USER,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+    }
+
+
+def _keep_accounts_of_mlflow(places: Places) -> None:
+    """Write where MLflow keeps its account, which it makes anew at each start: so the password is that of today."""
+    folder = places.hidden / "mlflow"
+    passwords.write_private(accounts := folder / "accounts.db", "")
+    passwords.write_private(
+        folder / ACCOUNTS,
+        "[mlflow]\ndefault_permission = NO_PERMISSIONS\n"
+        f"database_uri = sqlite:///{accounts}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
+    )
 
 
 def page_of(api: str) -> str:
@@ -129,5 +180,5 @@ def _worker(places: Places) -> Program:
     from flows import deploying
 
     pool = deploying.set_up(places)
-    command = module("prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", "1")
-    return Program("worker", command, takes_along=False)
+    quietly = ("-W", "ignore:Type 'OwnFlowsWorker'")  # it takes the place of Prefect's own, as it should
+    return Program("worker", [sys.executable, *quietly, "-m", "flows.worker", pool], takes_along=False)

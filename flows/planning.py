@@ -24,9 +24,9 @@ from typing import Any
 
 import psutil
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from flows.terminal import Terminal
 from tasks import checkout, versioning
 from tasks.planning import Counts, Forecast, counts_of
 from tasks.settings import Places
@@ -36,7 +36,7 @@ from winnow.machine import memory_bytes
 from winnow.progress import duration
 from winnow.records import read_json, sha256_of, write_json
 
-console = Console(highlight=False, soft_wrap=True)
+console = Terminal()
 PER_STEP, PER_RUN = 1.8, 10.0
 """What DVC, Prefect and MLflow take, a step and a run, in units of `dvc status` (benchmarks/results/overhead.md)."""
 LONG_STATUS = 4.0

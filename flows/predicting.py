@@ -15,12 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from flows.terminal import Terminal
 from tasks import registry
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
-from winnow.config.data import printable
 from winnow.errors import DataError, MissingExtra, WinnowError
 from winnow.predicting import Prediction, predict_files
+from winnow.printable import printable, spreadsheet_cell
 from winnow.runtimes import NotHere
 
 SHOWN_AT_MOST = 1000
@@ -54,7 +55,7 @@ def predict(places: Places, config: Config, paths: list[Path], which: str, wante
     count, predictions = predict_files(folder, paths, wanted.top)
     if count == 0:
         raise DataError("there is no image to predict: only companions of images (.txt, .csv, ...) or nothing at all")
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Terminal(stderr=True)
     if not wanted.out and count > SHOWN_AT_MOST:
         raise DataError(f"{count} files are too many to show; name a file for them: --out predictions.csv")
     rejected: list[Prediction] = []
@@ -69,7 +70,7 @@ def predict(places: Places, config: Config, paths: list[Path], which: str, wante
         raise WinnowError(f"{version} of {name} cannot run here: {error}") from error
     console.print(f"By {version} of {name}")
     for prediction in rejected[:SHOWN_REJECTED]:
-        console.print(f"winnow: {printable(prediction.path)}: {prediction.reason}", markup=False)
+        console.print(f"winnow: {printable(prediction.path)}: {prediction.reason}")
     if len(rejected) > SHOWN_REJECTED:
         console.print(f"winnow: {len(rejected) - SHOWN_REJECTED} more files cannot be used")
     if len(rejected) == count:
@@ -126,8 +127,8 @@ def _show(rows: list[Row], top: int) -> None:
             table.add_row(*(Text(text) for text in texts))
     if table.row_count:
         widths = [max(len(str(cell)) for cell in (column.header, *column.cells)) for column in table.columns]
-        console = Console(highlight=False)
-        Console(highlight=False, width=max(console.width, sum(widths) + 2 * len(widths))).print(table)
+        console = Terminal(soft_wrap=False)
+        Terminal(width=max(console.width, sum(widths) + 2 * len(widths)), soft_wrap=False).print(table)
 
 
 @contextmanager
@@ -148,7 +149,9 @@ def _csv(path: Path, top: int) -> Iterator[Callable[[Row], object]]:
     with _whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(_header(top))
-        yield lambda row: writer.writerow([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row])
+        yield lambda row: writer.writerow(
+            [f"{cell:.6f}" if isinstance(cell, float) else spreadsheet_cell(cell or "") for cell in row]
+        )
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from tasks import approval, decision, settled, stages
 from tasks.decision import Waiting
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config, load_config
+from winnow.printable import markdown
 from winnow.records import RECORD
 
 
@@ -108,8 +109,8 @@ def close_form(form: str, approve: bool, by: str, reason: str) -> str:
 def _ask(places: Places, waiting: Waiting) -> Any:
     """The person's answer; suspends the run until there is one. Prefect keeps answers by key: one key, one question."""
     lines = [
-        f"**{waiting.version} of {waiting.model}** asks to become champion.",
-        f"What it showed: {waiting.request.why}.",
+        f"**{markdown(f'{waiting.version} of {waiting.model}')}** asks to become champion.",
+        f"What it showed: {markdown(waiting.request.why)}.",
         *showing.link_lines(places),
         "The reason stays with the model.",
     ]

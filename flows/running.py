@@ -9,17 +9,17 @@ import time
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from flows import planning, summary
+from flows.terminal import Terminal
 from tasks import checkout, servers, settled, versioning
 from tasks.settings import Places
 from winnow.config import Config
 from winnow.records import read_json, read_record, this_machine
 from winnow.reporting.peak import of_peak_told
 
-console = Console(highlight=False, soft_wrap=True)
+console = Terminal()
 
 
 def run(places: Places, config: Config) -> int:
@@ -118,7 +118,7 @@ def show_results(places: Places, config: Config) -> None:
         # Both batches one below the other, so that the verdict keeps its room.
         stacked = {name: row[name].replace(" / ", " /\n") for name in summary.SPEEDUPS}
         table.add_row(*{**row, **stacked, summary.OF_PEAK: of_peak}.values(), style=style)
-    Console(highlight=False, width=max(console.width, 170)).print(table)
+    Terminal(width=max(console.width, 170), soft_wrap=False).print(table)
     flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_")))
     console.print(
         f"Speed-ups are batch 1 / batch {config.benchmark.large_batch}, the file's best runtime against dense. "

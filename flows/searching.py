@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from flows.found import front_of, print_front, runtime_remark, verdict_of, write_files
 from flows.setting import edited_by, write_params
 from flows.telling import tell_progress
+from flows.terminal import Terminal
 from tasks import checkout, hosting, searched, servers, slots, versioning
 from tasks.settings import Places
 from tasks.versioning import CANDIDATE
@@ -27,7 +26,7 @@ from winnow.search.study import Progress, search
 from winnow.search.trial import Workplace
 from winnow.steps.compress import Folders
 
-console = Console(highlight=False, soft_wrap=True)
+console = Terminal()
 
 
 @dataclass(frozen=True)

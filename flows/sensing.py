@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 
-from rich.console import Console
 from rich.table import Table
 
 from flows.made import folder_of
 from flows.telling import tell_progress
+from flows.terminal import Terminal
 from tasks.settings import Places
 from winnow.config import Config
 from winnow.data.images import load_images
@@ -18,7 +18,7 @@ from winnow.sensitivity import Sensitivity, rows, sensitivities
 
 WIDTH = 120
 """Of the table at least, in characters: a layer's name is not cut."""
-console = Console(highlight=False, soft_wrap=True)
+console = Terminal()
 
 
 def show(places: Places, config: Config, name: str, share: float) -> int:
@@ -51,7 +51,7 @@ def _print(found: list[Sensitivity], share: float) -> None:
     for each in found:
         pruned = ("-", "-") if each.pruned is None else (_percent(each.pruned.changed), _points(each.pruned.points))
         table.add_row(each.layer, _percent(each.macs), *pruned, _percent(each.int8.changed), _points(each.int8.points))
-    Console(highlight=False, width=max(console.width, WIDTH)).print(table)
+    Terminal(width=max(console.width, WIDTH), soft_wrap=False).print(table)
     console.print("Percentages beside pruned and int8: validation images that get another answer, nothing trained.")
     if any(each.together for each in found):
         console.print(

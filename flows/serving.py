@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, replace
 
 from flows.supervising import listens
+from flows.telling import say
 from tasks import registry
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
@@ -37,7 +38,7 @@ def serve(places: Places, config: Config, which: str, asked: Serving) -> int:
     except NotHere as error:
         raise WinnowError(f"{version} of {name} cannot run here: {error}") from error
     told = asdict(replace(asked, folder=str(folder), title=f"{name}, {version}"))
-    print(f"{version} of {name}: POST an image to http://{asked.host}:{asked.port}/predict; Ctrl-C ends it")  # noqa: T201
+    say(f"{version} of {name}: POST an image to http://{asked.host}:{asked.port}/predict; Ctrl-C ends it")
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-c", START, json.dumps(told)])
 

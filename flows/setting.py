@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from flows.telling import say
 from tasks.settings import Places, check_files
 from winnow.config import NoPretraining, check_config
 from winnow.config.keys import keys_below
@@ -31,7 +32,7 @@ def set_keys(places: Places, assignments: list[str]) -> None:
     write_params(places, after)
     if dropped := settings_of_another_method(yaml.safe_load(before), assignments):
         method = yaml.safe_load(after)["pretrain"]["method"]
-        print(  # noqa: T201
+        say(
             f"pretrain.method: {method} has its own {', '.join(dropped)}: the values of the method before it were "
             f"removed from params.yaml; to set one for {method}, add e.g. -S pretrain.{dropped[0]}=..."
         )
@@ -48,7 +49,7 @@ def write_params(places: Places, after: str) -> None:
     temporary.write_text(after, encoding="utf-8")
     temporary.replace(path)
     changed = difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "params.yaml", n=0, lineterm="")
-    print("\n".join(line for line in changed if not line.startswith(("@@", "---"))))  # noqa: T201
+    say("\n".join(line for line in changed if not line.startswith(("@@", "---"))))
 
 
 def aim_at(places: Places, target: str, overflowing: list[str]) -> None:

@@ -10,6 +10,7 @@ from flows.summary import candidate_rows, front_rows, promotion_lines
 from tasks import servers, tracking
 from tasks.settings import Places
 from winnow.config import load_config
+from winnow.printable import markdown
 from winnow.records import RECORD
 
 
@@ -27,7 +28,7 @@ def results(places: Places) -> None:
 
 def promotion(reasons: Sequence[str]) -> None:
     """What became of the winner, and why."""
-    listed = "\n".join(f"- {line}" for line in reasons)
+    listed = "\n".join(f"- {markdown(line)}" for line in reasons)
     create_markdown_artifact(key="promotion", markdown=listed, description="What serves, and why")
 
 

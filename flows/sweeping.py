@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from flows.made import folder_of
 from flows.telling import tell_progress
+from flows.terminal import Terminal
 from tasks import checkout
 from tasks.settings import Places
 from winnow.benchmarking import Outcome
@@ -23,7 +23,7 @@ from winnow.records import RECORD, read_record, this_machine, write_json
 from winnow.sweep import BATCHES, fastest_of, sweep
 
 COLUMNS = ("runtime", "precision", "batch", "threads", "p50_ms", "p95_ms", "images_per_s", "spread", "samples")
-console = Console(highlight=False, soft_wrap=True)
+console = Terminal()
 
 
 def show(places: Places, config: Config, name: str, batches: tuple[int, ...]) -> int:

@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from flows import postgresql
 from flows.supervising import Program, Supervisor, check_ports, listens, supervisor
+from flows.terminal import Terminal
+from tasks.passwords import SHORTEST, write_private
 from tasks.servers import answers
 from tasks.settings import Places
 from winnow.errors import MissingExtra, WinnowError
 
 BUCKET = "winnow"
 MADE_UP = ("s3_key", "s3_secret", "postgresql", "mlflow_database", "prefect_database", "flask")
-SHORTEST = 12
 PEOPLE = ("admin", "engineer", "reader", "prefect")
 
 
@@ -39,7 +39,7 @@ def serve_team(places: Places, folder: Path, host: str, ports: Mapping[str, int]
 
     `ports`: of postgresql, s3, mlflow, prefect.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     postgresql.check_installed()
     _check_host(host)
     folder.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def _start(places: Places, folder: Path, host: str, ports: Mapping[str, int], ke
     programs["mlflow"].is_up = lambda: answers(f"http://{host}:{ports['mlflow']}/health")
     programs["prefect"].is_up = lambda: answers(f"http://{host}:{ports['prefect']}/api/ready")
     cluster.make()
-    _write_private(folder / "basic_auth.ini", _filled(plan["mlflow"]["basic_auth.ini"], words))
+    write_private(folder / "basic_auth.ini", _filled(plan["mlflow"]["basic_auth.ini"], words))
     (folder / "s3").mkdir(mode=0o700, exist_ok=True)
     (folder / "s3" / BUCKET).mkdir(exist_ok=True)
     keeps.add(programs["postgresql"], programs["s3"])
@@ -88,7 +88,7 @@ def _start(places: Places, folder: Path, host: str, ports: Mapping[str, int], ke
     _make_accounts(places, f"http://{host}:{ports['mlflow']}", kept, _password_in(folder / "admin.env"))
     for name, variables in people.items():
         lines = [f"export {key}={shlex.quote(value)}\n" for key, value in variables.items()]
-        _write_private(folder / f"{name}.env", "".join(lines))
+        write_private(folder / f"{name}.env", "".join(lines))
 
 
 def _check_host(host: str) -> None:
@@ -135,17 +135,8 @@ def _secrets(path: Path) -> dict[str, str]:
             raise WinnowError(f"{path}: {', '.join(wrong)}: MLflow takes no less than {SHORTEST} characters")
         return found
     made = {name: secrets.token_hex(16) for name in MADE_UP} | {name: secrets.token_urlsafe(18) for name in PEOPLE}
-    _write_private(path, json.dumps(made, indent=2) + "\n")
+    write_private(path, json.dumps(made, indent=2) + "\n")
     return made
-
-
-def _write_private(path: Path, text: str) -> None:
-    """For its owner alone, from the first byte on; whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as opened:
-        opened.write(text)
-    temporary.replace(path)
 
 
 def _password_in(shell: Path) -> str:

@@ -32,6 +32,7 @@ from tasks.origin import is_alive
 from tasks.versioning import WATCHED
 from winnow.config import ROOT, Config, load_config
 from winnow.errors import WinnowError
+from winnow.printable import printable_text
 from winnow.records import (
     StepRecord,
     read_json,
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> int:
     except WinnowError as error:
         if os.environ.get("WINNOW_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(printable_text(f"error: {error}"), file=sys.stderr)  # noqa: T201
         return 2
     return 0
 

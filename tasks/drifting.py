@@ -27,7 +27,6 @@ from tasks.projection import flatten
 from tasks.registry import CARD, CHAMPION, Version
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
-from winnow.config.data import printable
 from winnow.config.section import NOTHING
 from winnow.data.decoding import Item, decode_all
 from winnow.data.images import VALIDATION, load_images
@@ -35,6 +34,7 @@ from winnow.data.trees import files_below
 from winnow.drift import Advice, Answers, Shift, advice, answer, compare, to_label
 from winnow.errors import ConfigError, DataError
 from winnow.model_file import MODEL
+from winnow.printable import markdown, printable, spreadsheet_cell
 from winnow.records import read_json
 from winnow.refit_files import selected_folder
 
@@ -129,27 +129,29 @@ def track(places: Places, config: Config, finding: Finding) -> str:
         "winnow.kind": "drift",
         "winnow.champion": finding.champion.number,
         "winnow.advice": str(finding.advice),
-        tracking.NOTE: "\n".join(lines(finding)),
+        tracking.NOTE: "\n".join(lines(finding, for_markdown=True)),
     }
     params = flatten(config.drift.model_dump(mode="json"), "drift.")
     with tempfile.TemporaryDirectory() as scratch:
         listed = Path(scratch) / LIST
         if finding.wanted:
             with listed.open("w", encoding="utf-8", newline="") as opened:
-                csv.writer(opened).writerows([("file", "predicted", "probability"), *finding.wanted])
+                rows = [(*map(spreadsheet_cell, (file, name)), chance) for file, name, chance in finding.wanted]
+                csv.writer(opened).writerows([("file", "predicted", "probability"), *rows])
         details = tracking.Details(metrics, params, tags, files=[listed] if finding.wanted else [])
         return tracking.log_apart(places, config, "drift", details)
 
 
-def lines(finding: Finding) -> list[str]:
-    """For people, in Markdown."""
+def lines(finding: Finding, for_markdown: bool = False) -> list[str]:
+    """For people, as plain text or Markdown."""
+    escape, bold = (markdown, "**") if for_markdown else (str, "")
     head = "Drift" if finding.is_real else "No drift"
     told = [
-        f"**{head}**: {finding.images} fresh images against {finding.reference} validation images, by "
+        f"{bold}{head}{bold}: {finding.images} fresh images against {finding.reference} validation images, by "
         f"{finding.champion}. Advice: {finding.advice}."
     ]
     for shift in finding.shifts:
         told.append(f"- {shift.test}{' (real)' if shift.is_real else ''}: {shift.words}, p = {shift.p:.2g}")
     if finding.rejected:
-        told.append(f"- {len(finding.rejected)} files could not be read: {'; '.join(finding.rejected[:3])}")
+        told.append(f"- {len(finding.rejected)} files could not be read: {escape('; '.join(finding.rejected[:3]))}")
     return told

@@ -30,6 +30,7 @@ from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
 from winnow.exporting import how_served
 from winnow.model_file import MODEL
+from winnow.printable import markdown
 from winnow.records import read_json, sha256_of, write_json
 from winnow.refit_files import SELECTED, selected_folder
 
@@ -211,13 +212,15 @@ def _pinned(package: str) -> str:
 def _description(card: Mapping[str, Any]) -> str:
     metrics, labels, serving = card["metrics"], card["labels"], card["serving"]
     top1 = f"{metrics['quality/top1'] * 100:.1f} % top-1, " if "quality/top1" in metrics else ""
-    refitted = ["Refitted on training and validation labels: " + card["refit"]["note"] + "."] if "refit" in card else []
+    note = markdown(card["refit"]["note"]) if "refit" in card else ""
+    refitted = [f"Refitted on training and validation labels: {note}."] if note else []
+    name, lineage = markdown(card["name"]), markdown(" > ".join(card["lineage"]))
     return "\n".join(
         [
-            f"**{card['name']}** ({' > '.join(card['lineage'])}): {top1}{metrics['size/mb']:.2f} MB, "
+            f"**{name}** ({lineage}): {top1}{metrics['size/mb']:.2f} MB, "
             f"{labels['training']} labels for training, {labels['choosing']} for choosing.",
             *refitted,
-            f"Serve with {how_served(serving)}. {card['why']}",
+            f"Serve with {how_served(serving)}. {markdown(card['why'])}",
         ]
     )
 
@@ -243,7 +246,7 @@ def note(places: Places, model: str, version: Version, tags: Mapping[str, str | 
                 client.delete_model_version_tag(model, version.number, key)
         if line:
             before = client.get_model_version(model, version.number).description or ""
-            client.update_model_version(model, version.number, f"{before}\n- {line}".strip())
+            client.update_model_version(model, version.number, f"{before}\n- {markdown(line)}".strip())
 
 
 def get(places: Places, model_name: str, which: str) -> Version:

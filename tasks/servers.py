@@ -12,7 +12,7 @@ import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tasks import tracked
+from tasks import passwords, tracked
 from tasks.origin import is_alive, process_identity
 from tasks.settings import Places
 from winnow.errors import WinnowError
@@ -75,9 +75,17 @@ def check_prefect() -> None:
 
 
 def report_to_prefect(places: Places) -> bool:
-    """Have this process report to the server that is up, if one is; before Prefect is imported."""
+    """Have this process report to the server that is up, if one is; before Prefect is imported.
+
+    Else Prefect starts one for this process alone, which is given a password here.
+    """
+    told = os.environ.get("PREFECT_API_URL")
     if api := prefect_api(places):
         os.environ["PREFECT_API_URL"] = api
+        if not told:
+            os.environ["PREFECT_API_AUTH_STRING"] = passwords.auth_of(passwords.own_password(places))
+    else:
+        passwords.guard_temporary_server()
     return bool(api)
 
 

@@ -38,7 +38,7 @@ class Up:
     project: Project
     process: subprocess.Popen[str]
     api: str
-    auth: tuple[str, str] | None = None
+    auth: tuple[str, str]
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         for _ in range(5):
@@ -97,9 +97,15 @@ def start(project: Project) -> Up:
     """`winnow up` on free ports, or at the servers that the project's shell names, ready to work."""
     mlflow_port, prefect_port = free_ports(2)
     process = ready(project, "up", f"--mlflow-port={mlflow_port}", f"--prefect-port={prefect_port}")
-    name, _, password = project.variables.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    auth = project.variables.get("PREFECT_API_AUTH_STRING") or own_auth(project)
+    name, _, password = auth.partition(":")
     api = project.variables.get("PREFECT_API_URL", f"http://127.0.0.1:{prefect_port}/api")
-    return Up(project, process, api, (name, password) if name else None)
+    return Up(project, process, api, (name, password))
+
+
+def own_auth(project: Project) -> str:
+    """`user:password` of the servers that the project itself starts."""
+    return f"winnow:{(project.root / '.winnow' / 'password').read_text().strip()}"
 
 
 def ready(project: Project, command: str, *options: str) -> subprocess.Popen[str]:

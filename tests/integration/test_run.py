@@ -21,7 +21,7 @@ import yaml
 
 from tests.conftest import CLASSES, SIZE
 from tests.integration.conftest import Project, run_params
-from tests.integration.running import free_ports
+from tests.integration.running import free_ports, own_auth
 from winnow.config import check_config
 from winnow.data.images import decode
 from winnow.records import read_json, read_record, sha256_of
@@ -376,7 +376,8 @@ def test_the_interfaces_start_and_a_run_reports_to_the_server(project: Project) 
         assert result.returncode == 0, result.stdout + result.stderr
         code = (
             "import httpx; print('NAMES', [r['state']['type'] for r in"
-            f" httpx.post('http://127.0.0.1:{prefect_port}/api/flow_runs/filter', json={{}}).json()])"
+            f" httpx.post('http://127.0.0.1:{prefect_port}/api/flow_runs/filter', json={{}},"
+            f" auth={tuple(own_auth(project).split(':'))}).json()])"
         )
         assert "COMPLETED" in project.call(sys.executable, "-c", code).stdout
         with urllib.request.urlopen(f"http://127.0.0.1:{prefect_port}/ui-settings", timeout=10) as told:

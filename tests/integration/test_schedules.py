@@ -67,7 +67,7 @@ def test_a_scheduled_run_finishes_with_its_page(up: Up) -> None:
     assert {"candidates", "front", "front-picture", "promotion", "links"} <= set(shown)
     assert {row["candidate"] for row in json.loads(shown["candidates"])} >= {"dense", "pruned-int8"}
     assert "report.html" in shown["links"]
-    picture = httpx.get(shown["front-picture"], timeout=30)
+    picture = httpx.get(shown["front-picture"], auth=up.auth, timeout=30)
     assert picture.content.startswith(b"\x89PNG")
     tasks = up.post("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
     assert {task["name"].partition("@")[0] for task in tasks} >= {"select", "report", "pretrain"}

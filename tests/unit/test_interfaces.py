@@ -13,33 +13,38 @@ from tasks.servers import check_prefect
 from tasks.settings import Places
 from winnow.errors import WinnowError
 
-PORTS = {"mlflow": 5000, "prefect": 4200}
+PORTS, PASSWORD = {"mlflow": 5000, "prefect": 4200}, "a long password"
 
 
 def test_a_teams_mlflow_is_named_without_its_password_and_not_started() -> None:
-    programs, pages = planned(Places(Path("/project")), "https://ann:secret@mlflow.example.org", "", PORTS)
+    programs, pages = planned(Places(Path("/project")), "https://ann:secret@mlflow.example.org", "", PORTS, PASSWORD)
     assert [program.name for program in programs] == ["prefect"]
     assert pages == {"mlflow": "https://mlflow.example.org", "prefect": "http://127.0.0.1:4200"}
 
 
 def test_a_teams_prefect_is_named_and_not_started() -> None:
     places = Places(Path("/project"))
-    programs, pages = planned(places, places.mlflow_store, "http://prefect.example.org/api", PORTS)
+    programs, pages = planned(places, places.mlflow_store, "http://prefect.example.org/api", PORTS, PASSWORD)
     assert [program.name for program in programs] == ["mlflow"]
     assert pages["prefect"] == "http://prefect.example.org"
 
 
 def test_an_address_of_another_shape_stays_as_it_is() -> None:
     places, cloud = Places(Path("/project")), "https://prefect.example.org/api/accounts/1/workspaces/2"
-    assert planned(places, places.mlflow_store, cloud, PORTS)[1]["prefect"] == cloud
+    assert planned(places, places.mlflow_store, cloud, PORTS, PASSWORD)[1]["prefect"] == cloud
 
 
 def test_the_projects_own_store_gets_a_server() -> None:
     places = Places(Path("/project"))
-    programs, pages = planned(places, places.mlflow_store, "", PORTS)
+    programs, pages = planned(places, places.mlflow_store, "", PORTS, PASSWORD)
     assert {program.name for program in programs} == set(pages) == {"mlflow", "prefect"}
     assert places.mlflow_store in next(program.command for program in programs if program.name == "mlflow")
     assert pages["mlflow"] == "http://127.0.0.1:5000"
+    for program in programs:
+        assert not any(PASSWORD in word for word in program.command)  # everybody on the machine can read commands
+    asked = {program.name: program.environment for program in programs}
+    assert asked["mlflow"]["MLFLOW_AUTH_ADMIN_PASSWORD"] == PASSWORD
+    assert asked["prefect"]["PREFECT_SERVER_API_AUTH_STRING"] == f"winnow:{PASSWORD}"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from winnow.config.section import NOTHING, Count, Integer, Number, Section
+from winnow.printable import printable
 
 SAMPLE_LABELS_PER_CLASS = 25
 TRAINING_SHARE, MOST_LARGER = 1.14, 2
@@ -128,8 +129,3 @@ def _check_grouping(group_by: str, labels: str) -> None:
 def archive_title(path: Path) -> str:
     """What the images of an archive are called: the sample by its name, others by their file's."""
     return SAMPLE_TITLE if path.name == SAMPLE_ARCHIVE else path.name.split(".")[0]
-
-
-def printable(name: str) -> str:
-    """File names may hold bytes that are no text."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from winnow.config.data import printable
 from winnow.errors import DataError
+from winnow.printable import printable
 
 COMPANIONS = (
     *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".xml", ".yaml", ".yml", ".md", ".html"),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from winnow.config import Data
-from winnow.config.data import archive_title, printable
+from winnow.config.data import archive_title
 from winnow.config.section import NOTHING
 from winnow.data.archives import members
 from winnow.data.decoding import Item
@@ -29,6 +29,7 @@ from winnow.data.labels import Labels, key_of, read_labels
 from winnow.data.layout import LAYOUT, classes_of, layout_of, remarks
 from winnow.data.trees import Archive, Folder, Tree
 from winnow.errors import DataError
+from winnow.printable import printable
 
 
 @dataclass(frozen=True)

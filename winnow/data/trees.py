@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from winnow.config.data import printable
 from winnow.data.archives import OF_A_MAC, Member, members
 from winnow.data.decoding import Content
 from winnow.data.layout import Branch, Layout, Shape, is_companion
 from winnow.errors import DataError
+from winnow.printable import printable
 
 LEVELS = 3
 """Folders by which the members of an archive are counted: one that wraps the rest, train/, the class."""
