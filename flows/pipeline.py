@@ -17,7 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import showing
 from flows.promote import show_form
 from flows.working import without_tracebacks, working
-from tasks import fetching, settled, stages, tracking, versioning
+from tasks import fetching, integrity, settled, stages, tracking, versioning
 from tasks.settings import Places, check_files
 from tasks.store import StoreError
 from winnow.config import Config, load_config
@@ -45,6 +45,9 @@ def _bring_up_to_date(places: Places, retries: int) -> list[dict[str, Any]]:
     check_files(config, places.root)
     if runtime.deployment.id and (came := fetching.fetch(places, config)):
         get_run_logger().info("fetched %d new or changed objects, %d are gone", came.fetched, came.removed)
+    if damaged := integrity.damaged(places):
+        get_run_logger().warning("%s, and will be made again", integrity.told(places, damaged))
+        integrity.repair(places, damaged)
     stale = versioning.stale(places.root, config)
     done: list[dict[str, Any]] = []
     if stale or not tracking.is_complete(places, config):

@@ -26,7 +26,7 @@ from types import FrameType
 
 import psutil
 
-from tasks import checkout, settings
+from tasks import checkout, integrity, settings
 from tasks.memory import watched
 from tasks.origin import is_alive
 from tasks.versioning import WATCHED
@@ -65,6 +65,7 @@ def main(arguments: list[str]) -> int:
         config = load_config(places.root / "params.yaml")
         # A run holds the checkout for its steps; a step of `dvc repro` asks for it.
         with contextlib.nullcontext() if starter else checkout.step_alone(places):
+            integrity.check(places)
             run_step(config, places, step, name)
     except WinnowError as error:
         if os.environ.get("WINNOW_TRACEBACK"):

@@ -155,7 +155,7 @@ def _checked(places: Places, config: Config, selection: StepRecord, winner: str)
     folder = deployed_folder(places.artifacts, winner)
     sha256 = sha256_of(folder / MODEL) if (folder / MODEL).is_file() else "missing"
     if sha256 not in {artifact.sha256 for artifact in read_record(folder).artifacts if artifact.name == MODEL}:
-        raise ArtifactError(f"{folder / MODEL} is not the file of its record; delete {folder} and run winnow again")
+        raise ArtifactError(f"{folder / MODEL} is not the file of its record; `winnow run` makes it again")
     return folder, sha256
 
 

@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from tasks import promotion, slots, tracking, versioning
+from tasks import integrity, promotion, slots, tracking, versioning
 from tasks.approval import Request
 from tasks.registry import CHAMPION, Version
 from tasks.settings import Places, registered_model_name
@@ -81,6 +81,11 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
     try:
         with slots.gpu_slot() if stage.partition("@")[0] in ON_GPU else contextlib.nullcontext():
             lines = _stream(places, stage, label, (parent_run, run_id), log)
+            if versioning.outcome(lines) == "restored" and (found := integrity.damaged(places)):
+                log.warning("%s in DVC's cache; %s runs again", integrity.told(places, found), label)
+                integrity.repair(places, found)
+                lines = _stream(places, stage, label, (parent_run, run_id), log)
+            integrity.accept(places, {stage} if versioning.outcome(lines) == "ran" else ())
         tracking.close_step(places, run_id, out)
     except BaseException as error:
         tracking.fail_step(places, run_id, str(error) or type(error).__name__)

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import yaml
 
+from tasks import integrity
 from tasks.origin import process_identity
+from tasks.settings import Places
 from winnow.config import ROOT, Config, in_order
 from winnow.errors import WinnowError
 
@@ -97,6 +99,9 @@ def stale(root: Path, config: Config) -> dict[str, list[str]]:
     if result.returncode != 0:
         raise WinnowError(f"dvc status failed in {root}:\n{_last_lines(result.stderr or result.stdout)}")
     changes = json.loads(result.stdout or "{}")
+    for entry in integrity.damaged(Places(root)):
+        name = entry.path.relative_to(root)
+        changes.setdefault(entry.stage, []).append(f"its output {name} is damaged: changed in place since it was made")
     never = changes.keys() - _ran(root) if changes else set()
     return closed(changes | {stage: ["it has not run yet", *_missing(changes[stage])] for stage in never}, config)
 
