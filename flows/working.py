@@ -23,7 +23,7 @@ from prefect.exceptions import Pause
 from prefect.logging import get_run_logger
 
 from flows import STOPPED
-from tasks import ENDINGS, checkout
+from tasks import ENDINGS, checkout, watchdog
 from tasks.settings import OWNER, Places
 from winnow.errors import WinnowError
 
@@ -70,6 +70,9 @@ def working(root: str) -> Iterator[Places]:
     """The folders of the project. A scheduled run waits for one that works there; a person's raises Occupied."""
     places = Places(Path(root).resolve())
     was_stopped = True
+    if not runtime.deployment.id:  # flows/automations.yaml looks after the others
+        with get_client(sync_client=True) as client:
+            watchdog.note_run(runtime.flow_run.id, str(client.api_url))
     try:
         if (runtime.flow_run.run_count or 0) > TAKEN_UP:
             raise WinnowError(
@@ -133,6 +136,7 @@ def leaving() -> Iterator[None]:
 
 def leave_at_once() -> None:
     """Exit without a report to Prefect's temporary server: Ctrl-C ended it too, and the report would wait for it."""
+    watchdog.dismiss()
     try:
         children = psutil.Process().children(recursive=True)
         for child in children:

@@ -1,8 +1,8 @@
 """One run at a time works in a checkout: it has one dvc.lock, and what is timed beside another run is worth nothing.
 
 A run holds .winnow/run.lock; so does a step that `dvc repro` started by hand, which shares it with other such steps
-(DVC keeps those apart), and which leaves word of its `dvc`: between two steps of that nobody else begins. The system
-lets go of the lock when its holder ends, however it ends.
+(DVC keeps those apart), and which leaves word of its `dvc`: between two steps of that nobody else begins. What serves
+has a lock of its own, .winnow/state.lock. The system lets go of a lock when its holder ends, however it ends.
 """
 
 from __future__ import annotations
@@ -71,6 +71,31 @@ def step_alone(places: Places) -> Iterator[None]:
         if not _take(lock, fcntl.LOCK_SH):
             raise _occupied(places)
         _write(places, _driver())
+        yield
+
+
+@contextlib.contextmanager
+def state_alone(places: Places) -> Iterator[None]:
+    """Keep others from changing what serves, and what is remembered of it, for some seconds: they wait.
+
+    A promotion, a rollback and a person's answer hold it; unlike the checkout it is free while a run trains.
+    """
+    with _waited_for(places.hidden / "state.lock"):
+        yield
+
+
+@contextlib.contextmanager
+def memory_alone(places: Places) -> Iterator[None]:
+    """Keep others from what is remembered of MLflow's runs while it is read and written."""
+    with _waited_for(places.hidden / "tracked.lock"):
+        yield
+
+
+@contextlib.contextmanager
+def _waited_for(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks import approval, registry, settled, tracked
+from tasks import approval, checkout, registry, settled, tracked
 from tasks.approval import Request
 from tasks.promotion import Outcome, make_champion, number_of
 from tasks.registry import CHALLENGER, CHAMPION, Version
@@ -34,6 +34,11 @@ def waiting(places: Places, config: Config) -> Waiting | None:
 
 def answer(places: Places, config: Config, approve: bool, who: str, reason: str) -> Outcome:
     """Write a person's word down and act on it: the challenger becomes champion, or stays out."""
+    with checkout.state_alone(places):
+        return _answer(places, config, approve, who, reason)
+
+
+def _answer(places: Places, config: Config, approve: bool, who: str, reason: str) -> Outcome:
     model = registered_model_name(config)
     challenger, champion = registry.find(places, model, CHALLENGER), registry.find(places, model, CHAMPION)
     if challenger is None:

@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tasks import approval, hosting, registry, settled, tracking
+from tasks import approval, checkout, hosting, registry, settled, tracking
 from tasks.approval import REASON, Request
 from tasks.projection import data_version
 from tasks.registry import CARD, CHALLENGER, CHAMPION, PREVIOUS, Version
@@ -63,6 +63,11 @@ class Outcome:
 
 def promote(places: Places, config: Config, replace: bool = False) -> Outcome:
     """Register the winner of the last selection and let it challenge the champion."""
+    with checkout.state_alone(places):
+        return _promote(places, config, replace)
+
+
+def _promote(places: Places, config: Config, replace: bool) -> Outcome:
     selection, model = read_record(places.artifacts / "select"), registered_model_name(config)
     champion = registry.find(places, model, CHAMPION)
     winner: str | None = selection.details["winner"]
@@ -273,11 +278,17 @@ def make_champion(places: Places, model: str, version: Version, champion: Versio
 
 def rollback(places: Places, config: Config, reason: str) -> Outcome:
     """Put the previous champion back; the version that leaves keeps the reason."""
+    with checkout.state_alone(places):
+        return _rollback(places, config, reason)
+
+
+def _rollback(places: Places, config: Config, reason: str) -> Outcome:
     model = registered_model_name(config)
-    champion, previous = registry.find(places, model, CHAMPION), registry.find(places, model, PREVIOUS)
+    champion = registry.find(places, model, CHAMPION)
     if champion is None:
         raise WinnowError(f"{model} has no champion, so there is nothing to roll back")
-    if previous is None or previous.number == champion.number:
+    previous = _previous(places, model, champion)
+    if previous is None:
         raise WinnowError(f"there is no previous champion of {model} to go back to; {champion} stays")
     told = f"{_today()}: {reason or 'no reason given'}"
     registry.note(places, model, champion, {ROLLED_BACK: told}, f"rolled back {told}")
@@ -295,6 +306,19 @@ def rollback(places: Places, config: Config, reason: str) -> Outcome:
         *(previous.candidate, previous.sha256, previous.number, CHAMPION, previous.number),
         is_new=True,
     )
+
+
+def _previous(places: Places, model: str, champion: Version) -> Version | None:
+    """Return the version to go back to; None where there is none.
+
+    Where the alias names the champion itself, its change was cut off between the two aliases: the champion's own tag
+    says what it replaced.
+    """
+    previous = registry.find(places, model, PREVIOUS)
+    if previous is None or previous.number != champion.number:
+        return previous
+    before = champion.tags.get(REPLACED, "")
+    return registry.find(places, model, before) if before else None
 
 
 def _today() -> str:

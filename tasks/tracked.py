@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from tasks.checkout import memory_alone
 from tasks.settings import Places
 from winnow.records import write_json
 
@@ -50,9 +51,8 @@ def recall(places: Places) -> dict[str, str]:
 
 def remember(places: Places, runs: dict[str, str]) -> None:
     """Replace what is remembered for this address; other addresses keep theirs."""
-    known = _read(places) | {without_password(address(places)): runs}
-    places.hidden.mkdir(parents=True, exist_ok=True)
-    write_json(places.hidden / MEMORY, known)
+    with memory_alone(places):
+        write_json(places.hidden / MEMORY, _read(places) | {without_password(address(places)): runs})
 
 
 def _read(places: Places) -> dict[str, dict[str, str]]:

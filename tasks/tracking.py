@@ -36,9 +36,7 @@ def open_execution(places: Places, config: Config, why: str) -> str:
     """A new parent run. Runs that killed executions on this machine left open are closed first."""
     with store.answering(places):
         client, experiment = store.connect(places), store.experiment_id(places, config)
-        for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
-            if is_dead(run.data.tags):
-                _fail(client, run.info.run_id, "its process was killed")
+        _close_dead(client, experiment)
         tags = origin_tags(places.root) | {"winnow.kind": "execution", NOTE: why}
         name = f"run {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
         run_id = str(client.create_run(experiment, tags=store.cut(tags), run_name=name).info.run_id)
@@ -46,6 +44,18 @@ def open_execution(places: Places, config: Config, why: str) -> str:
             if path.is_file():
                 client.log_artifact(run_id, str(path))
     return run_id
+
+
+def close_dead(places: Places, config: Config) -> None:
+    """Close the runs whose process on this machine is gone."""
+    with store.answering(places):
+        _close_dead(store.connect(places), store.experiment_id(places, config))
+
+
+def _close_dead(client: Any, experiment: str) -> None:
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        if is_dead(run.data.tags):
+            _fail(client, run.info.run_id, "its process was killed")
 
 
 def open_step(places: Places, parent_run: str, name: str, step: str) -> str:

@@ -81,7 +81,7 @@ def test_killed_while_pending_it_starts_after_all(up: Up) -> None:
 
 def family_of(up: Up) -> tuple[psutil.Process, list[psutil.Process]]:
     """The worker and all below it."""
-    worker = next(p for p in psutil.Process(up.process.pid).children() if "worker" in p.cmdline())
+    worker = next(p for p in psutil.Process(up.process.pid).children() if "flows.worker" in p.cmdline())
     return worker, worker.children(recursive=True)
 
 
@@ -210,3 +210,63 @@ def test_a_second_one_is_refused_and_what_a_killed_one_left_is_ended(
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+STATES = """
+import sqlite3
+from tasks import settings
+from tasks.settings import Places
+from pathlib import Path
+
+settings.apply(Path.cwd())
+prefect = sqlite3.connect(Places(Path.cwd()).hidden / "prefect" / "prefect.db")
+mlflow = sqlite3.connect(Places(Path.cwd()).hidden / "mlflow" / "mlflow.db")
+print("PREFECT", [row[0] for row in prefect.execute("select state_type from flow_run")])
+print("MLFLOW", sorted({row[0] for row in mlflow.execute("select status from runs")}))
+"""
+
+
+def test_a_killed_run_by_hand_leaves_nothing_running(fresh: Project) -> None:
+    """Neither Prefect's temporary server nor a step, nor a run that is called running."""
+    params = yaml.safe_load((fresh.root / "params.yaml").read_text())
+    params["pretrain"]["epochs"] = 5000
+    fresh.set_params(params)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run"],
+        cwd=fresh.root,
+        env=fresh.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    checkpoints, deadline = fresh.root / ".winnow" / "checkpoints", time.monotonic() + 300
+    while not list(checkpoints.glob("pretrain-*/*.safetensors")) and time.monotonic() < deadline:
+        assert run.poll() is None
+        time.sleep(0.2)
+    family = psutil.Process(run.pid).children(recursive=True)
+    commands = [" ".join(member.cmdline()) for member in family]
+    assert any("prefect.server" in command for command in commands)
+    assert any("tasks.watchdog" in command for command in commands)
+    run.kill()
+    run.wait()
+    assert gone(family, seconds=120), [member.cmdline() for member in family if member.is_running()]
+    told = fresh.call(sys.executable, "-c", STATES).stdout
+    assert "PREFECT ['CRASHED']" in told
+    assert "MLFLOW ['FAILED', 'FINISHED']" in told  # ingest had ended
+
+
+def test_a_run_that_ends_well_leaves_no_watchdog(fresh: Project) -> None:
+    params = yaml.safe_load((fresh.root / "params.yaml").read_text())
+    params["data"]["path"] = "nowhere"
+    fresh.set_params(params)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run"],
+        cwd=fresh.root,
+        env=fresh.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert run.wait(timeout=120) == 2
+    here = [one for one in psutil.process_iter(["cmdline"]) if str(fresh.root) in (one.info["cmdline"] or ())]
+    assert gone(here, seconds=10)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import PIL
 import pytest
 
-from tasks import promotion, registry, settings, settled, store, tracking
+from tasks import checkout, promotion, registry, settings, settled, store, tracking
 from tasks.challenge import Contest, cells_of, incomparable, judge_challenge, measure
 from tasks.promotion import promote, rollback
 from tasks.settings import Places
@@ -246,6 +247,43 @@ def test_rollback_goes_back_step_by_step_and_ends(places: Places, config: Config
     assert aliases(places) == {"champion": "1", "challenger": "3"}
     with pytest.raises(WinnowError, match="no previous champion"):
         rollback(places, config, "")
+    assert aliases(places)["champion"] == "1"
+
+
+def test_a_change_that_was_cut_off_between_its_two_aliases_can_be_rolled_back(places: Places, config: Config) -> None:
+    for ballast in (900, 400, 0):
+        config = _by_size(_again(places, quick={"ballast": ballast}))
+        promote(places, config)
+    registry.set_alias(places, MODEL, "champion", "2")  # killed: `previous` was written, `champion` was not
+    rollback(places, config, "")
+    assert aliases(places) == {"champion": "1", "challenger": "3"}
+
+
+def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(places: Places, config: Config) -> None:
+    for ballast in (900, 400, 0):
+        config = _by_size(_again(places, quick={"ballast": ballast}))
+        promote(places, config)
+    registry.set_alias(places, MODEL, "champion", "2")  # killed: `champion` was written, `previous` was not
+    assert aliases(places) == {"champion": "2", "challenger": "3", "previous": "2"}
+    rollback(places, config, "")
+    assert aliases(places) == {"champion": "1", "challenger": "3"}
+    with pytest.raises(WinnowError, match="no previous champion"):
+        rollback(places, config, "")
+
+
+def test_who_changes_what_serves_waits_for_another_who_does(places: Places, config: Config) -> None:
+    promote(places, _again(places, **SLOW))
+    faster = _again(places, **FAST)
+    promote(places, faster)
+    done: list[str] = []
+    with checkout.state_alone(places):
+        child = Thread(target=lambda: done.append(rollback(places, faster, "").reasons[-1]))
+        child.start()
+        child.join(1)
+        assert child.is_alive()
+        assert aliases(places)["champion"] == "2"
+    child.join(60)
+    assert done
     assert aliases(places)["champion"] == "1"
 
 
