@@ -71,8 +71,14 @@ def fetch(places: Places, config: Config) -> None:
 
 
 def show_status(places: Places, config: Config) -> int:
-    """A table of stale steps with the reasons, libraries that differ from those that ran, and what serves."""
-    checkout.check_free(places)
+    """A table of stale steps with the reasons, libraries that differ from those that ran, and what serves.
+
+    While a run works DVC cannot be asked what is stale: who works is told, at which step, and how far it is.
+    """
+    if told := checkout.who_works(places):
+        for line in (told, *_progress(places), *settled.reasons(places)):
+            console.print(line)
+        return 0
     stale = versioning.stale(places.root, config)
     if not stale:
         console.print("All steps are up to date.")
@@ -85,6 +91,18 @@ def show_status(places: Places, config: Config) -> int:
     for line in (*version_drift(places), *summary.unchecked_lines(places), *settled.reasons(places)):
         console.print(line)
     return 0
+
+
+def _progress(places: Places) -> list[str]:
+    """The last row of the curves that were written last, where a step trains."""
+    curves = sorted(places.checkpoints.glob("*/**/*.curves.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not curves:
+        return []
+    rows = curves[-1].read_text(encoding="utf-8").splitlines()
+    if not rows:
+        return []
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in json.loads(rows[-1]).items())
+    return [f"{curves[-1].name.removesuffix('.curves.jsonl')}: {shown}"]
 
 
 def version_drift(places: Places) -> list[str]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+import yaml
 
 from tasks import checkout, integrity, settings
 from tasks.memory import watched
@@ -163,6 +164,18 @@ def _call(config: Config, places: settings.Places, step: str, name: str, scratch
     return lambda: report(config, at, places.test_readings, at / "report")
 
 
+def code_of(root: Path, step: str, section: object) -> list[Path]:
+    """Return the files of code that decide a step's outcome: those that dvc.yaml names for it.
+
+    `section`: the candidate's settings, whose method is a file of its own.
+    """
+    stage = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][step]
+    named = [str(dep) for dep in stage.get("do", stage)["deps"]]
+    method = getattr(section, "method", "")
+    filled = (dep.replace("${item.method}", method) for dep in named)
+    return sorted(root / dep for dep in filled if dep.endswith(".py"))
+
+
 def _fingerprint(config: Config, places: settings.Places, step: str, name: str) -> str:
     """Digest of all that decides the outcome of a training: params, inputs, code."""
     at = places.artifacts
@@ -185,8 +198,7 @@ def _fingerprint(config: Config, places: settings.Places, step: str, name: str) 
         parts.append(repr(config.finetune))
     if step in ("finetune", "refit"):
         parts.append(sha256_of(places.root / config.finetune.weights))
-    library = Path(__file__).resolve().parent.parent / "winnow"
-    parts += [sha256_of(path) for path in sorted(library.rglob("*.py"))]
+    parts += [sha256_of(path) for path in code_of(places.root, step, section)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

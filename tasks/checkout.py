@@ -64,6 +64,31 @@ def check_free(places: Places) -> None:
         pass
 
 
+def who_works(places: Places) -> str:
+    """Return who works in this checkout just now, and at which step, for people; "" where nobody does."""
+    try:
+        check_free(places)
+    except Occupied:
+        step = _step_of(places)
+        return _message(places) + (f", at step {step}" if step else "")
+    return ""
+
+
+def note_step(places: Places, step: str) -> None:
+    """Leave word of the step that the run which holds the checkout is at; "" between two of them."""
+    with contextlib.suppress(OSError):  # it is only for people
+        (places.hidden / "run.step").write_text(f"{process_identity(os.getpid())} {step}", encoding="utf-8")
+
+
+def _step_of(places: Places) -> str:
+    """The step of the holder; "" where another run left word of one."""
+    try:
+        process, _, step = (places.hidden / "run.step").read_text(encoding="utf-8").partition(" ")
+    except OSError:
+        return ""
+    return step if is_alive(process) else ""
+
+
 @contextlib.contextmanager
 def step_alone(places: Places) -> Iterator[None]:
     """Keep runs away while a step works that nobody but DVC started; raises Occupied while a run works."""

@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from tasks import integrity, promotion, slots, tracking, versioning
+from tasks import checkout, integrity, promotion, slots, tracking, versioning
 from tasks.approval import Request
 from tasks.registry import CHAMPION, Version
 from tasks.settings import Places, registered_model_name
@@ -166,6 +166,7 @@ def _stream(places: Places, stage: str, label: str, runs: tuple[str, str], log: 
     if parent_run in _stopped_runs:
         raise StageFailed(f"step {label} was not begun: the run was stopped")
     process = versioning.reproduce(places.root, stage)
+    checkout.note_step(places, label)
     _running.append((parent_run, process))
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(places, label, run_id, ended), daemon=True)
@@ -185,6 +186,7 @@ def _stream(places: Places, stage: str, label: str, runs: tuple[str, str], log: 
         _running.remove((parent_run, process))
         ended.set()
         follower.join()
+        checkout.note_step(places, "")
     if status != 0:
         raise (StageFailed if _exit_status(lines) == MENDABLE else StageDied)(_failure(label, lines, status))
     return lines

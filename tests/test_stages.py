@@ -59,7 +59,7 @@ def code_deps(name: str) -> set[str]:
         files |= closure(method, skip=methods - {method}) - {method}
     relative = {file.relative_to(ROOT).as_posix() for file in files}
     left_out = re.compile(
-        r"winnow/(config/.*|records\.py|errors\.py|__init__\.py|(steps|data|models|reporting)/__init__\.py)"
+        r"winnow/(config/.*|(records|errors|progress|printable|__init__)\.py|(steps|data|models|reporting)/__init__\.py)"
     )
     return {file for file in relative if not left_out.fullmatch(file)}
 

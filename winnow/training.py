@@ -7,19 +7,24 @@
 
 Every step is a function of (seed, step): the batch, the augmentation's random numbers and dropout are drawn from a hash
 of them (winnow/random_streams.py), so a killed training that goes on from its last checkpoint ends bit-identical on a
-CPU with the same threads.
+CPU with the same threads. One that is stopped (Ctrl-C, SIGTERM) leaves a checkpoint of the step it was at.
 Forward passes run in bf16 where the processor has it for real (AMX or AVX512-BF16) or the GPU does; losses are float32.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -104,6 +109,40 @@ class Epoch:
     row: Row
 
 
+@dataclass
+class Stop:
+    """A signal that came while a step worked."""
+
+    signal: int | None = None
+
+    def raise_again(self) -> None:
+        """Send it once more, now to whoever handles it outside a step."""
+        assert self.signal is not None
+        os.kill(os.getpid(), self.signal)
+
+
+@contextlib.contextmanager
+def deferred_stop() -> Iterator[Stop]:
+    """Keep Ctrl-C and SIGTERM until the step is over: within it weights and momentum belong to no step.
+
+    Signals reach the main thread alone; elsewhere nothing is kept.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def keep(number: int, _frame: FrameType | None) -> None:
+        stop.signal = number
+
+    before = {number: signal.signal(number, keep) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -153,7 +192,7 @@ def fit(
         torch.manual_seed(stream_seed(plan.seed, "augmentation", state.step))
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(state.step, plan)
-        with busy_turn():
+        with deferred_stop() as stop, busy_turn():
             images_BCHW, labels_B = (part.to(where, non_blocking=True) for part in batches.at(state.step))
             with torch.autocast(where.type, dtype=torch.bfloat16, enabled=autocast):
                 value = loss(model, images_BCHW, labels_B)
@@ -184,10 +223,12 @@ def fit(
             told = time.monotonic()
             left = (told - started) / (state.step - first) * (plan.steps - state.step)
             log.info("step %d of %d  %s left", state.step, plan.steps, duration(left))
-        due = time.monotonic() - saved > CHECKPOINT_SECONDS
+        due = stop.signal is not None or time.monotonic() - saved > CHECKPOINT_SECONDS
         if checkpoint and (due or state.step % plan.steps_per_epoch == 0):
             _save(checkpoint, model, optimiser, state, tensors=due or state.step == plan.steps)
             saved = time.monotonic() if due else saved
+        if stop.signal is not None:
+            stop.raise_again()
     model.eval()
     return state.history
 

@@ -247,6 +247,10 @@ def test_a_killed_run_by_hand_leaves_nothing_running(fresh: Project) -> None:
     commands = [" ".join(member.cmdline()) for member in family]
     assert any("prefect.server" in command for command in commands)
     assert any("tasks.watchdog" in command for command in commands)
+    status = fresh.winnow("status")
+    assert status.returncode == 0, status.stderr
+    assert f"another run works in {fresh.root}" in status.stdout
+    assert "at step pretrain" in status.stdout
     run.kill()
     run.wait()
     assert gone(family, seconds=120), [member.cmdline() for member in family if member.is_running()]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tasks import __main__, stages, tracking
 from tasks.settings import Places
+from tests.closure import ROOT
 from tests.conftest import tiny_params
 from winnow.config import check_config
 from winnow.errors import ArtifactError
@@ -29,6 +31,8 @@ def places(tmp_path: Path) -> Places:
     for name in ("data", "pretrain", "candidates/dense", "candidates/pruned"):
         leave(places.artifacts / name)
     (tmp_path / "mine.pth").write_bytes(b"weights")
+    shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
+    shutil.copytree(ROOT / "winnow", tmp_path / "winnow", ignore=shutil.ignore_patterns("__pycache__"))
     return places
 
 
@@ -49,6 +53,16 @@ def put(*keys: str, value: object) -> Change:
 
 def record(name: str) -> Change:
     return lambda places, _params: leave(places.artifacts / name, 1.0)
+
+
+def code(name: str) -> Change:
+    """A changed file of the library."""
+
+    def change(places: Places, _params: dict[str, Any]) -> None:
+        with (places.root / "winnow" / name).open("a") as file:
+            file.write("# changed\n")
+
+    return change
 
 
 def weights(places: Places, _params: dict[str, Any]) -> None:
@@ -73,6 +87,14 @@ def weights(places: Places, _params: dict[str, Any]) -> None:
         ("candidate", "pruned-int8", record("candidates/pruned"), True),
         ("candidate", "pruned-int8", put("candidates", "sparse", "sparsity", value=0.4), False),
         ("candidate", "pruned-int8", put("benchmark", "rounds", value=7), False),
+        ("pretrain", "pretrain", code("pretraining/rotnet.py"), True),
+        ("pretrain", "pretrain", code("compression/quantize.py"), False),
+        ("pretrain", "pretrain", code("progress.py"), False),
+        ("pretrain", "pretrain", code("reporting/html.py"), False),
+        ("finetune", "finetune", code("training.py"), True),
+        ("finetune", "finetune", code("serving.py"), False),
+        ("candidate", "pruned-int8", code("compression/quantize.py"), True),
+        ("candidate", "pruned-int8", code("compression/sparsify.py"), False),
     ],
 )
 def test_what_decides_a_training_decides_its_folder(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,44 @@ def test_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sto
     # A finished training is not run again, and still gives its curves.
     again, batches, plan = tiny_problem()
     assert drain(fit(again, batches, dying, plan, checkpoint)) == expected
+
+
+@pytest.mark.parametrize("stop_in", [1, 5, 8, 10])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_within_a_step_it_goes_on_from_the_end_of_that_step(
+    tmp_path: Path, stop_in: int, number: signal.Signals
+) -> None:
+    whole, batches, plan = tiny_problem()
+    expected = drain(fit(whole, batches, cross_entropy, plan))
+    steps = 0
+
+    class Stopped(Exception):
+        pass
+
+    def stopped(_number: int, _frame: object) -> None:
+        raise Stopped
+
+    def hearing(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == stop_in:
+            os.kill(os.getpid(), number)
+        return cross_entropy(model, images, labels)
+
+    before = signal.signal(number, stopped)
+    try:
+        checkpoint = Checkpoint(tmp_path, "run")
+        broken, batches, plan = tiny_problem()
+        with pytest.raises(Stopped):
+            drain(fit(broken, batches, hearing, plan, checkpoint))
+        assert signal.getsignal(number) is stopped
+        fresh, batches, plan = tiny_problem()
+        curves = drain(fit(fresh, batches, hearing, plan, checkpoint))
+    finally:
+        signal.signal(number, before)
+    assert steps == plan.steps  # none was taken twice
+    assert curves == expected
+    assert weights(fresh) == weights(whole)
 
 
 def test_what_the_driver_adds_is_kept(tmp_path: Path) -> None:
