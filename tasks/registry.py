@@ -10,6 +10,7 @@ not here (tasks/promotion.py).
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -25,7 +26,7 @@ import numpy as np
 from tasks import tracked
 from tasks.projection import DATASET
 from tasks.settings import Places, registered_model_name
-from tasks.store import KEPT, answering, connect, experiment_id
+from tasks.store import KEPT, answering, connect, experiment_id, living_run
 from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
 from winnow.exporting import how_served
@@ -111,7 +112,8 @@ def register(places: Places, config: Config, folder: Path, card: Mapping[str, An
             "winnow.lineage": " > ".join(card["lineage"]),
             "winnow.data_version": str(card["data_version"]),
         }
-        run = _living_run(client, run_id)
+        run = living_run(client, run_id)
+        _give_up_pending(client, experiment, sha256)
         logged = _log_model(client, experiment, folder, card, run, tags)
         made = client.create_model_version(
             model,
@@ -124,11 +126,21 @@ def register(places: Places, config: Config, folder: Path, card: Mapping[str, An
         return _version(made)
 
 
+def _give_up_pending(client: Any, experiment: str, sha256: str) -> None:
+    """Close what an earlier registration of this file left half-made: its process was killed, or the disk was full."""
+    wanted = f"tags.`{SHA256}` = '{sha256}'"
+    for logged in client.search_logged_models([experiment], filter_string=wanted):
+        if str(logged.status) == "PENDING":
+            client.finalize_logged_model(logged.model_id, "FAILED")
+
+
 def _log_model(
     client: Any, experiment: str, folder: Path, card: Mapping[str, Any], run: Any, tags: dict[str, str]
 ) -> Any:
     """What mlflow.onnx.log_model does, but for a run that has ended (or none), and with the file's very bytes."""
     from mlflow.entities import LoggedModelOutput, Metric
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     run_id, params = (run.info.run_id, dict(run.data.params)) if run else (None, {})
     logged = client.create_logged_model(experiment, card["name"], run_id, tags, params, model_type="image-classifier")
@@ -145,24 +157,11 @@ def _log_model(
             metrics = [Metric(key, value, now, 0, **about) for key, value in figures.items()]
             client.log_batch(run_id, metrics, synchronous=True)
     except BaseException:
-        client.finalize_logged_model(logged.model_id, "FAILED")
+        # On a full disk this fails, too: the next registration of the file closes it.
+        with contextlib.suppress(MlflowException, SQLAlchemyError, OSError):
+            client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     return client.finalize_logged_model(logged.model_id, "READY")
-
-
-def _living_run(client: Any, run_id: str | None) -> Any:
-    """The run, unless it was deleted or belongs to a store that is no more."""
-    from mlflow.exceptions import MlflowException
-
-    if run_id is None:
-        return None
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-    return run if run.info.lifecycle_stage == "active" else None
 
 
 def _save(path: Path, folder: Path, card: Mapping[str, Any], logged: Any) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tasks import projection, tracked
+from tasks.deadlines import TookTooLong, deadline
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
 from winnow.errors import WinnowError
@@ -24,6 +25,9 @@ METRICS_AT_ONCE, OTHERS_AT_ONCE = 800, 100
 """MLflow takes 1000 entities in one call, 100 of them params and 100 tags."""
 Curve = Mapping[str, float]
 """One epoch: epoch, loss, ..."""
+CALL_SECONDS = 60.0
+"""A call that moves no files takes no longer, its retries included."""
+MOVES_FILES = ("log_artifact", "log_artifacts", "log_model_artifacts", "download_artifacts", "list_artifacts")
 
 
 KEPT = "; what was computed stays, and `winnow track` and `winnow promote` go on from there"
@@ -48,10 +52,12 @@ def answering(
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, TookTooLong) as error:
         account = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
         where = tracked.without_password(tracked.address(places))
         told = tracked.without_password(" ".join(str(error).split()))[:400]
+        if isinstance(error, TookTooLong):
+            told = f"a call took longer than {CALL_SECONDS:.0f} s"
         if tracked.is_own(places) or isinstance(error, PermissionError):
             todo = "See that it can be written"
         elif any(word in told for word in ("error code 401", "401 Client Error", "not authenticated")):
@@ -74,7 +80,42 @@ def _client(tracking: str, registry: str) -> Any:
 
     # Retries are told once, by the error at their end.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=tracking, registry_uri=registry)
+    return Patient(MlflowClient(tracking_uri=tracking, registry_uri=registry))
+
+
+class Patient:
+    """MLflow's client, none of whose calls takes longer than CALL_SECONDS, but for those that move files."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the client's method of this name, with a limit on its time."""
+        act = getattr(self._client, name)
+        if name in MOVES_FILES or not callable(act):
+            return act
+
+        @functools.wraps(act)
+        def limited(*arguments: Any, **named: Any) -> Any:
+            with deadline(CALL_SECONDS):
+                return act(*arguments, **named)
+
+        return limited
+
+
+def living_run(client: Any, run_id: str | None) -> Any:
+    """Return the run, unless it was deleted or belongs to a store that is no more; None then."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def experiment_id(places: Places, config: Config) -> str:

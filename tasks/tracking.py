@@ -155,13 +155,18 @@ def last_execution(places: Places, config: Config) -> tuple[str, str] | None:
     if run_id is None:
         return None
     with store.answering(places):
-        return str(store.connect(places).get_run(run_id).info.experiment_id), run_id
+        run = store.living_run(store.connect(places), run_id)
+    return (str(run.info.experiment_id), run_id) if run else None
 
 
 def candidate_run(places: Places, config: Config, name: str) -> str | None:
-    """The run that holds a candidate as it is now, if it was tracked."""
+    """The run that holds a candidate as it is now, if it was tracked and MLflow still has it."""
     digests = {content.name: content.digest for content in projection.contents(places, config)}
-    return tracked.recall(places).get(digests.get(name, ""))
+    run_id = tracked.recall(places).get(digests.get(name, ""))
+    if run_id is None:
+        return None
+    with store.answering(places):
+        return run_id if store.living_run(store.connect(places), run_id) else None
 
 
 @dataclass(frozen=True)

@@ -185,14 +185,15 @@ def fit(
         nesterov=plan.optimiser.momentum > 0,
     )
     state = _resume(checkpoint, model, optimiser) if checkpoint else _State()
-    saved = told = started = time.monotonic()
-    first = state.step
+    saved = told = time.monotonic()
+    first, worked = state.step, 0.0
     while state.step < plan.steps:
         model.train()
         torch.manual_seed(stream_seed(plan.seed, "augmentation", state.step))
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(state.step, plan)
-        with deferred_stop() as stop, busy_turn():
+        with busy_turn(), deferred_stop() as stop:
+            began = time.monotonic()  # what was waited for another process is no work
             images_BCHW, labels_B = (part.to(where, non_blocking=True) for part in batches.at(state.step))
             with torch.autocast(where.type, dtype=torch.bfloat16, enabled=autocast):
                 value = loss(model, images_BCHW, labels_B)
@@ -203,6 +204,8 @@ def fit(
             optimiser.step()
             hooks.after_step(model, state.step)
             state.loss_sum += float(value.detach())
+            worked += time.monotonic() - began
+        left = worked / (state.step - first) * (plan.steps - state.step)
         if not math.isfinite(state.loss_sum):
             raise TrainingError(
                 f"the loss is no longer a number at step {state.step} of {plan.steps} "
@@ -216,12 +219,10 @@ def fit(
             state.history.append(row)
             now = time.monotonic()
             if now - told > SECONDS_BETWEEN_LINES or number == plan.epochs:
-                left = (now - started) / (state.step - first) * (plan.steps - state.step)
                 log.info("epoch %d/%d  %s  %s left", number, plan.epochs, _shown(row), duration(left))
                 told = now
         elif time.monotonic() - told > SECONDS_WITHIN_AN_EPOCH:
             told = time.monotonic()
-            left = (told - started) / (state.step - first) * (plan.steps - state.step)
             log.info("step %d of %d  %s left", state.step, plan.steps, duration(left))
         due = stop.signal is not None or time.monotonic() - saved > CHECKPOINT_SECONDS
         if checkpoint and (due or state.step % plan.steps_per_epoch == 0):

@@ -40,6 +40,11 @@ class Up:
     api: str
     auth: tuple[str, str]
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """What a shell needs to talk to Prefect here."""
+        return {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": ":".join(self.auth)}
+
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         for _ in range(5):
             answer = httpx.post(f"{self.api}/{path}", json=body or {}, timeout=30, auth=self.auth)
@@ -184,7 +189,7 @@ deploying.set_up(Places(Path.cwd()))
 def told_to(up: Up, address: str) -> None:
     """Have the project's notifications sent to a web hook."""
     command = [sys.executable, "-c", TELL, address]
-    environment = {**up.project.environment(), "PREFECT_API_URL": up.api}
+    environment = {**up.project.environment(), **up.variables}
     done = subprocess.run(command, cwd=up.project.root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

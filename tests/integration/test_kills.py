@@ -160,7 +160,7 @@ with slot(GPU):
 
 
 def hold(up: Up, seconds: float) -> subprocess.Popen[str]:
-    environment = {**up.project.environment(), "PREFECT_API_URL": up.api}
+    environment = {**up.project.environment(), **up.variables}
     return subprocess.Popen(
         [sys.executable, "-c", HOLD, str(seconds)],
         cwd=up.project.root,

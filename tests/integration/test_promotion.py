@@ -287,6 +287,27 @@ def test_who_changes_what_serves_waits_for_another_who_does(places: Places, conf
     assert aliases(places)["champion"] == "1"
 
 
+def test_promotion_after_the_store_was_emptied(places: Places, config: Config) -> None:
+    """What this checkout remembers of runs names none that is there any more."""
+    tracking.track(places, config)
+    assert tracking.candidate_run(places, config, "quick") is not None
+    client = store.connect(places)
+    for run in client.search_runs([store.experiment_id(places, config)]):
+        client.delete_run(run.info.run_id)
+    assert tracking.candidate_run(places, config, "quick") is None
+    assert tracking.last_execution(places, config) is None
+    assert promote(places, config).champion == "1"
+
+
+def test_a_registration_that_was_cut_off_leaves_no_pending_model(places: Places, config: Config) -> None:
+    client, sha256 = store.connect(places), sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
+    half = client.create_logged_model(
+        store.experiment_id(places, config), "quick", None, {"winnow.sha256": sha256}, {}, model_type="image-classifier"
+    )
+    promote(places, config)
+    assert str(client.get_logged_model(half.model_id).status) == "FAILED"
+
+
 def test_rollback_of_nothing_says_so(places: Places, config: Config) -> None:
     with pytest.raises(WinnowError, match="has no champion, so there is nothing"):
         rollback(places, config, "")

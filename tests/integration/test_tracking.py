@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import subprocess
 import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from tasks import projection, searched, settings, store, tracked, tracking
+from tasks.deadlines import TookTooLong, deadline
 from tasks.settings import Places
 from tests.handmade import CURVES, DATA_VERSION, forget, write_candidate, write_verdicts
 from winnow.config import Config
@@ -254,6 +259,62 @@ def test_a_server_that_does_not_answer_is_one_message(
     assert "curves are sent when the step has ended" in caplog.text
     tracking.fail_step(places, "0" * 32, "the step's own error must be seen, not this one")
     tracking.close_execution(places, "0" * 32, ok=False)
+
+
+class Dripping(BaseHTTPRequestHandler):
+    """A server that answers with one byte a second: no wait for bytes is ever long."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b" ")
+                self.wfile.flush()
+                time.sleep(0.2)
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("in_a_thread", [False, True])
+def test_a_server_that_drips_is_given_up(
+    places: Places, config: Config, monkeypatch: pytest.MonkeyPatch, in_a_thread: bool
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
+        server.daemon_threads = True
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(store, "CALL_SECONDS", 2.0)
+        raised: list[BaseException] = []
+
+        def act() -> None:
+            try:
+                tracking.track(places, config)
+            except store.StoreError as error:
+                raised.append(error)
+
+        began = time.monotonic()
+        if in_a_thread:  # as Prefect's tasks are
+            worker = Thread(target=act)
+            worker.start()
+            worker.join(60)
+        else:
+            act()
+        assert time.monotonic() - began < 30
+        assert "a call took longer than 2 s" in str(raised[0])
+        assert "winnow track" in str(raised[0])
+        server.shutdown()
+
+
+def test_a_call_in_time_is_not_struck_later() -> None:
+    for _ in range(20):
+        with contextlib.suppress(TookTooLong), deadline(0.01):
+            time.sleep(0.01)
+        sum(range(1000))  # nothing may be raised here
 
 
 @pytest.mark.parametrize(
