@@ -15,7 +15,6 @@ from tasks.settings import Places, registered_model_name
 from tasks.stages import DRIFTED
 from winnow.config import load_config
 from winnow.config.section import NOTHING
-from winnow.errors import DataError
 
 
 @flow(name="drift", validate_parameters=False, persist_result=True, result_serializer="json")
@@ -32,7 +31,7 @@ def _look(places: Places, path: str) -> dict[str, Any]:
         return {}
     try:
         finding = drifting.look(places, config, path or None)
-    except DataError as error:  # too few images, or of another size: no cause to wake somebody
+    except drifting.NothingToCompare as error:
         get_run_logger().warning("nothing is compared: %s", error)
         return {}
     run_id = drifting.track(places, config, finding)

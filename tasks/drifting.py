@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,34 @@ from winnow.refit_files import selected_folder
 LIST = "to-label.csv"
 
 
+class NothingToCompare(DataError):
+    """There are too few fresh images, or they are of another size: no cause to wake somebody."""
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """What lies in a folder of fresh images, without those that were ingested and without second copies."""
+
+    files: list[str]
+    """Relative to the folder."""
+    pixels_NHWC: NDArray[np.uint8]
+    rejected: tuple[str, ...]
+    known: int
+    """Images left out because they were ingested before."""
+    copies: int
+    """Images left out because another one there is equal in every pixel."""
+
+    @property
+    def left_out(self) -> str:
+        """In words; "" where nothing was."""
+        told = {
+            "ingested before": self.known,
+            "copies of others": self.copies,
+            "not readable": len(self.rejected),
+        }
+        return ", ".join(f"{count} {why}" for why, count in told.items() if count)
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one look found."""
@@ -48,6 +76,8 @@ class Finding:
     images: int
     reference: int
     rejected: tuple[str, ...]
+    left_out: str
+    """What else lies in the folder and was not compared, in words."""
     champion: Version
     shifts: tuple[Shift, ...]
     advice: Advice
@@ -73,28 +103,34 @@ def look(places: Places, config: Config, path: str | None = None) -> Finding:
     at = registry.fetch(places, model, champion)
     card = read_json(at / CARD)
     if card["image_size"] != images.image_size:
-        raise DataError(
+        raise NothingToCompare(
             f"{champion} takes images of {card['image_size']} pixels, artifacts/data has {images.image_size}"
         )
     known = {key.tobytes() for key in images.keys_N16}
-    files, pixels_NHWC, rejected = _read(folder, card["image_size"], known)
-    if len(files) < config.drift.min_images:
-        raise DataError(
-            f"{folder}: {len(files)} fresh images; drift.min_images wants {config.drift.min_images} or more"
-        )
-    held_out = images.indices(VALIDATION)
-    file = selected_folder(at) / MODEL
-    reference = answer(file, np.ascontiguousarray(images.images_NHWC[held_out]))
-    fresh = answer(file, pixels_NHWC)
+    held_out, file = images.indices(VALIDATION), selected_folder(at) / MODEL
+    with tempfile.TemporaryFile() as scratch:
+        new = _read(folder, card["image_size"], known, scratch)
+        if (count := len(new.files)) < config.drift.min_images:
+            more = f" ({new.left_out})" if new.left_out else ""
+            raise NothingToCompare(
+                f"{folder}: {count} fresh images{more}; drift.min_images wants {config.drift.min_images} or more"
+            )
+        fresh = answer(file, new.pixels_NHWC)
+    reference = answer(file, images.images_NHWC, indices=held_out)
     shifts = compare(reference, fresh, config.drift)
     told = advice(shifts)
-    asked = _wanted(files, fresh, card, config.drift.ask_for) if told.wants == "labels" else ()
-    return Finding(len(files), len(held_out), rejected, champion, tuple(shifts), told, asked)
+    asked = _wanted(new.files, fresh, card, config.drift.ask_for) if told.wants == "labels" else ()
+    return Finding(count, len(held_out), new.rejected, new.left_out, champion, tuple(shifts), told, asked)
 
 
-def _read(folder: Path, side: int, known: set[bytes]) -> tuple[list[str], NDArray[np.uint8], tuple[str, ...]]:
-    """Files (relative), pixels (N, S, S, 3) and what could not be read, of images that are not in `known`."""
-    files, pixels, rejected = [], [], []
+def _read(folder: Path, side: int, known: set[bytes], scratch: IO[bytes]) -> Fresh:
+    """Images below `folder` that are not in `known`, each once; their pixels are written to `scratch`.
+
+    A copy would count as another sample, and fall into both halves of a test whose p value is exact only for
+    independent ones.
+    """
+    files, rejected, old, copies = [], [], 0, 0
+    seen: set[bytes] = set()
     paths = [path for path, is_image in files_below(folder) if is_image]
     items = (Item(printable(str(path.relative_to(folder))), -1, False, str(path)) for path in paths)
     with closing(decode_all(items, len(paths), side)) as stream:
@@ -102,11 +138,18 @@ def _read(folder: Path, side: int, known: set[bytes]) -> tuple[list[str], NDArra
             rejected += [f"{part.items[at].name}: {reason}" for at, reason in part.reasons.items()]
             keys = (key.tobytes() for key in part.keys_K16)
             for at, image_HWC, key in zip(part.kept, part.pixels_KHWC, keys, strict=True):
-                if key not in known:
+                if key in known:
+                    old += 1
+                elif key in seen:
+                    copies += 1
+                else:
                     files.append(part.items[at].name)
-                    pixels.append(image_HWC)
-    stacked = np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8)
-    return files, stacked, tuple(rejected)
+                    scratch.write(np.ascontiguousarray(image_HWC).data)
+                    seen.add(key)
+    scratch.flush()
+    shape = (len(files), side, side, 3)
+    pixels_NHWC = np.memmap(scratch, np.uint8, "r", shape=shape) if files else np.zeros(shape, np.uint8)
+    return Fresh(files, pixels_NHWC, tuple(rejected), old, copies)
 
 
 def _wanted(
@@ -152,6 +195,8 @@ def lines(finding: Finding, for_markdown: bool = False) -> list[str]:
     ]
     for shift in finding.shifts:
         told.append(f"- {shift.test}{' (real)' if shift.is_real else ''}: {shift.words}, p = {shift.p:.2g}")
+    if finding.left_out:
+        told.append(f"- not compared: {finding.left_out}")
     if finding.rejected:
         told.append(f"- {len(finding.rejected)} files could not be read: {escape('; '.join(finding.rejected[:3]))}")
     return told

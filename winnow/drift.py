@@ -50,8 +50,12 @@ class Shift:
     words: str
 
 
-def answer(path: Path, images_NHWC: NDArray[np.uint8], batch_size: int = 256) -> Answers:
-    """Logits and embeddings of a deployed file (float or int8), in ONNX Runtime on the CPU.
+def answer(
+    path: Path, images_NHWC: NDArray[np.uint8], batch_size: int = 256, indices: NDArray[np.int64] | None = None
+) -> Answers:
+    """Logits and embeddings of a deployed file (float or int8), in ONNX Runtime on the CPU, batch by batch.
+
+    `indices`: of the images that are asked about; None: all.
 
     Embeddings are what enters the last layer of weights; of a file without one, the logits. Raises ArtifactError for a
     damaged file.
@@ -67,12 +71,13 @@ def answer(path: Path, images_NHWC: NDArray[np.uint8], batch_size: int = 256) ->
         model.graph.output.append(onnx.helper.make_tensor_value_info(inner, onnx.TensorProto.FLOAT, None))
     session = session_of(model.SerializeToString())
     name = session.get_inputs()[0].name
+    chosen = np.arange(len(images_NHWC)) if indices is None else indices
     parts = [
-        session.run(None, {name: np.ascontiguousarray(images_NHWC[start : start + batch_size])})
-        for start in range(0, len(images_NHWC), batch_size)
+        session.run(None, {name: np.ascontiguousarray(images_NHWC[chosen[start : start + batch_size]])})
+        for start in range(0, len(chosen), batch_size)
     ]
     logits_NC, embeddings = (np.concatenate([part[at] for part in parts]) for at in (0, -1))
-    return Answers(logits_NC.astype(np.float32), embeddings.reshape(len(images_NHWC), -1).astype(np.float32))
+    return Answers(logits_NC.astype(np.float32), embeddings.reshape(len(chosen), -1).astype(np.float32))
 
 
 def _before_head(graph: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +87,24 @@ def test_what_is_known_is_no_news(places: Places, config: Config, tmp_path: Path
     keys = np.load(places.artifacts / "data" / "keys.npy")
     keys[:40] = np.stack([np.frombuffer(digest, np.uint8) for digest in digests])
     np.save(places.artifacts / "data" / "keys.npy", keys)
-    with pytest.raises(DataError, match=f"{COUNT - 40} fresh images; drift.min_images wants 60"):
+    with pytest.raises(
+        DataError, match=rf"{COUNT - 40} fresh images \(40 ingested before\); drift.min_images wants 60"
+    ):
         drifting.look(places, config, str(folder))
+
+
+def test_copies_count_once_and_that_is_said(places: Places, config: Config, tmp_path: Path) -> None:
+    folder = fresh_images(tmp_path / "new")
+    plain = drifting.look(places, config, str(folder))
+    for path in sorted(folder.rglob("*.png")):
+        for number in range(3):
+            shutil.copyfile(path, path.with_name(f"{path.stem}-{number}.png"))
+    (folder / "broken.jpg").write_bytes(b"no image")
+    found = drifting.look(places, config, str(folder))
+    assert found.images == COUNT
+    assert {shift.test for shift in found.shifts if shift.is_real} == set()
+    assert [shift.effect for shift in found.shifts[1:]] == [shift.effect for shift in plain.shifts[1:]]
+    assert f"- not compared: {3 * COUNT} copies of others, 1 not readable" in drifting.lines(found)
 
 
 def test_what_cannot_be_compared_says_so(places: Places, config: Config, tmp_path: Path) -> None:
