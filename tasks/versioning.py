@@ -19,6 +19,8 @@ from tasks import integrity
 from tasks.origin import process_identity
 from tasks.settings import Places
 from winnow.config import ROOT, Config, in_order
+from winnow.config.section import NOTHING
+from winnow.data.special_files import refuse_special_files
 from winnow.errors import WinnowError
 
 CANDIDATE = "candidate@"
@@ -87,7 +89,11 @@ def environment() -> dict[str, str]:
 
 
 def stale(root: Path, config: Config) -> dict[str, list[str]]:
-    """Stage -> why it has to run, closed over descendants, in the graph's order; empty when all is up to date."""
+    """Stage -> why it has to run, closed over descendants, in the graph's order; empty when all is up to date.
+
+    Raises DataError where data.path holds what DVC cannot hash.
+    """
+    refuse_special_files(root / config.data.path, has_class_folders=config.data.labels == NOTHING)
     result = subprocess.run(
         command("--wait-for-lock", "status", "--json"),
         cwd=root,

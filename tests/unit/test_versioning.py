@@ -11,7 +11,7 @@ import pytest
 from tasks.versioning import Stage, command, environment, is_chatter, outcome, reproduce, stages, stale
 from tests.closure import ROOT
 from winnow.config import Config, load_config
-from winnow.errors import WinnowError
+from winnow.errors import DataError, WinnowError
 
 
 def test_every_stage_comes_after_those_it_needs(tiny_config: Config) -> None:
@@ -117,4 +117,26 @@ def test_a_broken_project_is_an_error_in_dvcs_words(project: Path) -> None:
     config = load_config(project / "params.yaml")
     (project / "dvc.yaml").write_text("stages: [")
     with pytest.raises(WinnowError, match=r"dvc status failed in .*:\n(.*\n)*.*dvc\.yaml"):
+        stale(project, config)
+
+
+@pytest.mark.timeout(60)
+def test_what_dvc_would_wait_for_is_an_error_before_it_is_asked(project: Path) -> None:
+    for name in ("cat", "dog"):
+        (project / "photos" / name).mkdir(parents=True)
+        (project / "photos" / name / "1.jpg").touch()
+    params = (project / "params.yaml").read_text(encoding="utf-8")
+    params = params.replace("source: sample ", "source: folder ").replace("data/cifar10-jpeg-sample.tar.xz", "photos")
+    (project / "params.yaml").write_text(params, encoding="utf-8")
+    config = load_config(project / "params.yaml")
+    os.mkfifo(project / "photos" / "cat" / "pipe.jpg")
+    with pytest.raises(DataError, match=r"pipe\.jpg: a named pipe, no file; move it out of there"):
+        stale(project, config)
+    (project / "photos" / "cat" / "pipe.jpg").unlink()
+    assert "ingest" in stale(project, config)
+    (project / "photos" / "dog").rename(project / "behind")
+    (project / "photos" / "dog").symlink_to(project / "behind")
+    with pytest.raises(
+        DataError, match=r"dog is a link to a folder: images that are added behind it would go unnoticed"
+    ):
         stale(project, config)

@@ -34,8 +34,6 @@ OF_THE_NEXT = (
     tarfile.SOLARIS_XHDTYPE,
 )
 """Types of members that say something of the next one."""
-OF_A_MAC = "__MACOSX"
-"""Folder that macOS puts into zips, with a companion of every file."""
 
 
 @dataclass(frozen=True)

@@ -5,30 +5,29 @@
     dog/c.jpg                    val/dog/c.jpg          optional, counted as training: splits are by hash
     unlabelled/d.jpg             unlabelled/d.jpg       optional, its name is data.unlabelled
 
-Hidden files and the usual companions of images (Thumbs.db, .txt, .json, ...) are ignored and counted; any other file
-is expected to be an image.
+Folders of splits have many names (winnow.data.split_names); what only looks like a split is an error, never a class.
+A class may be spelt in two Unicode forms: it is one class. Hidden and system folders and the usual companions of images
+(winnow.data.system_files) are passed over and counted; any other file is expected to be an image.
 """
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Protocol
 
+from winnow.data.split_names import Split, looks_like_split, split_of
 from winnow.errors import DataError
 from winnow.printable import printable
 
-COMPANIONS = (
-    *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".xml", ".yaml", ".yml", ".md", ".html"),
-    *(".ini", ".db", ".log"),
-)
-MORE_TRAINING = ("val", "valid", "validation")
 LAYOUT = """expected at least two class folders with images in them:
     {0}/cat/1.jpg, {0}/dog/2.jpg
 or  {0}/train/cat/1.jpg, {0}/train/dog/2.jpg and, if there are any, {0}/test/cat/3.jpg;
 images without a label lie in {0}/{1}/"""
+SHOWN_FOLDERS = 5
 
 
 class Shape(Protocol):
@@ -45,6 +44,9 @@ class Shape(Protocol):
 
     def stray(self, top: str) -> int:
         """How many files that could be images lie directly in a top folder, or in the tree itself ("")."""
+
+    def passed_over(self) -> Counter[str]:
+        """Hidden and system folders by name, with the number of files in them; complete after `count` or `images`."""
 
 
 @dataclass(frozen=True, order=True)
@@ -73,34 +75,73 @@ class Layout:
         return {branch.parts: branch for branch in self.branches}
 
 
-def is_companion(name: str) -> bool:
-    """Whether a file is no image, by its name."""
-    return name.startswith(".") or PurePosixPath(name).suffix.lower() in COMPANIONS
+def spelt_once(name: str) -> str:
+    """Return a name in Unicode's composed form (NFC): macOS writes accents in another form than most tables do."""
+    return unicodedata.normalize("NFC", name)
 
 
 def layout_of(shape: Shape, unlabelled: str) -> Layout:
-    """Read the rules above off a tree. Raises DataError where two of them apply."""
+    """Read the rules above off a tree. Raises DataError where two of them apply, or where splits would be classes."""
     tops = shape.tops()
-    labelled = [top for top in tops if top != unlabelled]
-    parts = {top.lower(): top for top in labelled}
-    strangers = [top for top in labelled if top.lower() not in ("train", "test", *MORE_TRAINING)]
-    holds_classes = "train" in parts and bool(shape.below(parts["train"]))
+    labelled = [top for top in tops if spelt_once(top) != spelt_once(unlabelled)]
+    splits = {top: split for top in labelled if (split := split_of(top))}
+    strangers = [top for top in labelled if top not in splits]
     holders = [""]
-    if holds_classes and strangers and not shape.stray(parts["train"]):
-        raise DataError(
-            f"{shape.where}: beside train/ there may be test/, val/ and {unlabelled}/, but there is also "
-            f"{', '.join(map(printable, strangers))}; move class folders into train/"
-        )
-    if holds_classes and not strangers:
-        branches = [Branch((top, name), name, top.lower() == "test") for top in labelled for name in shape.below(top)]
+    branches: list[Branch] = []
+    _refuse_unknown_splits(shape, labelled)
+    if _hold_classes(shape, splits, strangers, unlabelled):
+        for top in labelled:
+            is_test = splits[top] == "test"
+            branches += [Branch((top, name), spelt_once(name), is_test) for name in shape.below(top)]
         holders += labelled
-    elif "test" in parts and shape.below(parts["test"]) and not shape.stray(parts["test"]):
-        raise DataError(f"{shape.where}: test/ holds class folders, but there is no train/ beside it that does")
     else:
-        branches = [Branch((top,), top, False) for top in labelled]
-    if unlabelled in tops:
-        branches.append(Branch((unlabelled,), None, False))
+        branches = [Branch((top,), spelt_once(top), False) for top in labelled]
+    branches += [Branch((top,), None, False) for top in tops if top not in labelled]
     return Layout(tuple(sorted(branches, key=lambda branch: branch.parts)), tuple(holders))
+
+
+def _hold_classes(shape: Shape, splits: Mapping[str, Split], strangers: list[str], unlabelled: str) -> bool:
+    """Return whether the top holds splits, not classes. Raises DataError where it holds both."""
+    filled = {top: split for top, split in splits.items() if shape.below(top)}
+    unmixed = [top for top in filled if not shape.stray(top)]
+    if "train" in filled.values():
+        if strangers and any(filled[top] == "train" for top in unmixed):
+            raise DataError(
+                f"{shape.where}: beside train/ there may be test/, val/ and {unlabelled}/, but there is also "
+                f"{_listed(strangers)}; move class folders into train/"
+            )
+        return not strangers
+    if unmixed:
+        raise DataError(
+            f"{shape.where}: {printable(unmixed[0])}/ holds class folders, but there is no train/ beside it that does"
+        )
+    if len(splits) > 1 and not strangers:
+        raise DataError(
+            f"{shape.where}: {_listed(list(splits))} hold images and no class folders; put the images of each class "
+            "into a folder of its own inside them, or name each image's class in a table (data.labels)"
+        )
+    return False
+
+
+def _refuse_unknown_splits(shape: Shape, labelled: list[str]) -> None:
+    """Raise DataError where folders of class folders have names that look like splits and are none that is known."""
+    doubtful = [top for top in labelled if looks_like_split(top) and not split_of(top)]
+    if not doubtful:
+        return
+    below = {top: set(shape.below(top)) for top in labelled}
+    only_splits = all(map(looks_like_split, labelled))
+    for top in doubtful:
+        others = set().union(*(names for other, names in below.items() if other != top))
+        if (only_splits or below[top] & others) and (len(labelled) > 1 or below[top]) and not shape.stray(top):
+            raise DataError(
+                f"{shape.where}: {printable(top)}/ looks like a split, but it is none that is known; name the folders "
+                "that hold class folders train/, test/ and val/ (Training, train_set, Validation and the like are read "
+                "as well). If it is a class, give it another name"
+            )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(printable, names))
 
 
 def classes_of(shape: Shape, layout: Layout, images: Mapping[Branch, int], unlabelled: str) -> tuple[str, ...]:
@@ -125,10 +166,32 @@ def classes_of(shape: Shape, layout: Layout, images: Mapping[Branch, int], unlab
 def remarks(shape: Shape, layout: Layout, classes: tuple[str, ...]) -> tuple[str, ...]:
     """Warnings about what the tree holds besides images of classes."""
     found = []
-    if more := [top for top in layout.holders if top.lower() in MORE_TRAINING]:
-        found.append(f"{more[0]}/ is used like train/: which images validate is decided by their pixels")
+    if more := [top for top in layout.holders if split_of(top) == "validation"]:
+        found.append(f"{printable(more[0])}/ is used like train/: which images validate is decided by their pixels")
     if stray := sum(map(shape.stray, layout.holders)):
         found.append(f"{stray} files lie outside class folders and are ignored")
     if empty := sorted({branch.name for branch in layout.branches if branch.name is not None} - set(classes)):
-        found.append(f"class folders without images are ignored: {', '.join(map(printable, empty))}")
-    return tuple(found)
+        found.append(f"class folders without images are ignored: {_listed(empty)}")
+    return (*found, *passed_over_remarks(shape), *_inner_remarks(shape, layout))
+
+
+def passed_over_remarks(shape: Shape) -> list[str]:
+    """One line on hidden and system folders, none where there are none."""
+    passed = shape.passed_over()
+    named = ", ".join(f"{printable(name)} ({count})" for name, count in passed.most_common(SHOWN_FOLDERS))
+    return [f"{passed.total()} files in hidden and system folders are passed over: {named}"] if passed else []
+
+
+def _inner_remarks(shape: Shape, layout: Layout) -> list[str]:
+    """Warnings about folders inside class folders that may be splits, or the classes themselves."""
+    inside = [set(shape.below(branch.parts[0])) for branch in layout.branches if branch.name and len(branch.parts) == 1]
+    inside = [names for names in inside if names]
+    if len(inside) < 2:
+        return []
+    shared = set.intersection(*inside)
+    if len(set(map(split_of, shared)) - {None}) > 1:
+        return [
+            f"the class folders hold {_listed(sorted(shared))}, which are not read as splits: to keep them, put the "
+            "class folders into train/ and test/, not the other way round"
+        ]
+    return []

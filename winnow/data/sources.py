@@ -2,8 +2,8 @@
 
 A source is a list of classes and a stream of items in an order that depends on names alone (in an archive: its own).
 It never holds more than a few files: the stream is walked twice, once to count. Which folders are classes says
-winnow.data.layout; a table of labels (winnow.data.labels) does without them. Links to folders are followed at the level
-of classes, not below.
+winnow.data.layout; a table of labels (winnow.data.labels) does without them. Links to folders are not followed; in
+place of a class folder they are an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from winnow.config.section import NOTHING
 from winnow.data.archives import members
 from winnow.data.decoding import Item
 from winnow.data.labels import Labels, key_of, read_labels
-from winnow.data.layout import LAYOUT, classes_of, layout_of, remarks
+from winnow.data.layout import LAYOUT, classes_of, layout_of, passed_over_remarks, remarks
 from winnow.data.trees import Archive, Folder, Tree
 from winnow.errors import DataError
 from winnow.printable import printable
@@ -151,7 +151,7 @@ def open_labelled(tree: Tree, title: str, labels: Labels) -> Source:
             label, is_test, group = labels.rows.get(key_of(found.name), (-1, False, ""))
             yield Item(printable(found.name), label, is_test, found.content(), group)
 
-    table, told = labels.file.name, []
+    table, told = labels.file.name, passed_over_remarks(tree)
     if labels.doubled:
         told.append(f"{len(labels.doubled)} paths stand twice in {table}, the first: {labels.doubled[0]}")
     if bare := count - named:

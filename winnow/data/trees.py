@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from winnow.data.archives import OF_A_MAC, Member, members
+from winnow.data.archives import Member, members
 from winnow.data.decoding import Content
-from winnow.data.layout import Branch, Layout, Shape, is_companion
+from winnow.data.layout import Branch, Layout, Shape
+from winnow.data.special_files import linked_folder
+from winnow.data.split_names import split_of
+from winnow.data.system_files import is_companion, is_passed_over
 from winnow.errors import DataError
 from winnow.printable import printable
 
@@ -45,18 +48,19 @@ class Tree(Shape, Protocol):
 
 
 class Folder:
-    """A folder on disk. Links to folders are followed at the level of classes, not below."""
+    """A folder on disk. A link to a folder in place of a class is an error: DVC does not see what changes behind it."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.where = root, str(root)
+        self._passed: Counter[str] = Counter()
 
     def tops(self) -> list[str]:
-        """Folders in it."""
-        return _subfolders(self.root)
+        """Folders in it. Raises DataError where one is a link."""
+        return _subfolders(self.root, may_be_classes=True)
 
     def below(self, top: str) -> list[str]:
-        """Folders in one of them."""
-        return _subfolders(self.root / top)
+        """Folders in one of them, without links. Raises DataError where a link is in place of a class of a split."""
+        return _subfolders(self.root / top, may_be_classes=split_of(top) is not None)
 
     def stray(self, top: str) -> int:
         """Files directly in it, or in one of its folders, that could be images."""
@@ -66,19 +70,29 @@ class Folder:
         """Images of each branch, and how many other files lie among them."""
         images: Counter[Branch] = Counter()
         others = 0
+        self._passed = Counter()
+        for holder in layout.holders:
+            _count_passed(self.root / holder, (entry.name for entry in _entries(self.root / holder)), self._passed)
         for branch in layout.branches:
-            for _, is_image in files_below(self.root.joinpath(*branch.parts)):
+            for _, is_image in files_below(self.root.joinpath(*branch.parts), self._passed):
                 images[branch] += is_image
                 others += not is_image
         return images, others
 
     def images(self, layout: Layout | None = None) -> Iterator[Found]:
         """Sorted inside each folder."""
+        if not layout:
+            self._passed = Counter()
         for branch in layout.branches if layout else (None,):
-            for file, is_image in files_below(self.root.joinpath(*branch.parts) if branch else self.root):
+            folder, passed = (self.root.joinpath(*branch.parts), None) if branch else (self.root, self._passed)
+            for file, is_image in files_below(folder, passed):
                 if is_image:
                     path = str(file)
                     yield Found(file.relative_to(self.root).as_posix(), branch, lambda path=path: path)  # type: ignore[misc]
+
+    def passed_over(self) -> Counter[str]:
+        """Hidden and system folders, with the files in them, as `count` or `images` saw them last."""
+        return self._passed
 
     def unusable(self, layout: Layout | None = None) -> list[tuple[str, str]]:
         """None: what cannot be read is seen when it is."""
@@ -93,8 +107,11 @@ class Archive:
         self._unusable: list[tuple[tuple[str, ...], str]] = []
         images: Counter[tuple[str, ...]] = Counter()
         others: Counter[tuple[str, ...]] = Counter()
+        self._passed: Counter[str] = Counter()
         for member in members(path):
-            if not _is_hidden(member):
+            if hidden := _hidden_folder(member):
+                self._passed[hidden] += 1
+            elif member.parts:
                 found = others if is_companion(member.parts[-1]) else images
                 found[member.parts[:-1][:LEVELS]] += 1
                 if member.problem and found is images:
@@ -132,11 +149,15 @@ class Archive:
     def images(self, layout: Layout | None = None) -> Iterator[Found]:
         """In the archive's own order."""
         for member in members(self.path):
-            if _is_hidden(member) or is_companion(member.parts[-1]) or member.problem:
+            if not member.parts or _hidden_folder(member) or is_companion(member.parts[-1]) or member.problem:
                 continue
             branch = layout.branch_of(self._unwrapped(member.parts[:-1])) if layout else None
             if branch or not layout:
                 yield Found("/".join(member.parts), branch, lambda member=member: _content(member))  # type: ignore[misc]
+
+    def passed_over(self) -> Counter[str]:
+        """Hidden and system folders, with the files in them."""
+        return self._passed
 
     def unusable(self, layout: Layout | None = None) -> list[tuple[str, str]]:
         """Members that are links, encrypted, too large, or whose names lead out."""
@@ -157,9 +178,9 @@ class Archive:
         return folders[len(self._wrapping) :]
 
 
-def _is_hidden(member: Member) -> bool:
-    """As on disk; a name that leads out is not hidden, but told."""
-    return not member.parts or any(_is_hidden_folder(part) and part != ".." for part in member.parts[:-1])
+def _hidden_folder(member: Member) -> str:
+    """Return the hidden or system folder that a member lies in; a name that leads out is not hidden, but told."""
+    return next((part for part in member.parts[:-1] if is_passed_over(part) and part != ".."), "")
 
 
 def _content(member: Member) -> Content:
@@ -169,16 +190,29 @@ def _content(member: Member) -> Content:
         return error
 
 
-def files_below(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """All files below a folder, sorted inside each folder, and whether each should be an image."""
+def files_below(folder: Path, passed: Counter[str] | None = None) -> Iterator[tuple[Path, bool]]:
+    """All files below a folder, sorted inside each folder, and whether each should be an image.
+
+    Hidden and system folders are passed over; `passed` counts the files in them. Raises DataError for a folder that
+    cannot be read.
+    """
 
     def stop(error: OSError) -> None:
         raise DataError(f"{printable(str(error.filename))}: cannot be read ({error.strerror})")
 
     for place, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = sorted(name for name in folders if not _is_hidden_folder(name))
+        if passed is not None:
+            _count_passed(Path(place), folders, passed)
+        folders[:] = sorted(name for name in folders if not is_passed_over(name))
         for name in sorted(names):
             yield Path(place, name), not is_companion(name)
+
+
+def _count_passed(place: Path, names: Iterable[str], passed: Counter[str]) -> None:
+    """Count the files in the folders among `names` that are passed over; one that cannot be read counts none."""
+    for name in names:
+        if is_passed_over(name) and (files := sum(len(files) for _, _, files in os.walk(place / name))):
+            passed[name] += files
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -188,12 +222,12 @@ def _entries(folder: Path) -> list[Path]:
         raise DataError(f"{printable(str(folder))}: cannot be read ({error.strerror})") from error
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _subfolders(folder: Path, *, may_be_classes: bool) -> list[str]:
     try:
-        return [entry.name for entry in _entries(folder) if entry.is_dir() and not _is_hidden_folder(entry.name)]
+        folders = [entry for entry in _entries(folder) if entry.is_dir() and not is_passed_over(entry.name)]
     except OSError as error:  # it may be listed, and not entered
         raise DataError(f"{printable(str(folder))}: cannot be read ({error.strerror})") from error
-
-
-def _is_hidden_folder(name: str) -> bool:
-    return name.startswith(".") or name == OF_A_MAC
+    linked = [entry for entry in folders if entry.is_symlink()]
+    if linked and may_be_classes:
+        raise DataError(linked_folder(linked[0]))
+    return [entry.name for entry in folders if entry not in linked]
