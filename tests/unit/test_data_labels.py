@@ -58,7 +58,7 @@ def test_absolute_paths_and_names_of_another_system(tmp_path: Path) -> None:
     text = f'path,label\n{tmp_path}/caf\u00e9.jpg,cat\n"b c\nd.jpg",dog\n'
     assert listed(open_labelled(tmp_path, written(tmp_path, text))) == {
         "cafe\u0301.jpg": (0, False),
-        "b c\nd.jpg": (1, False),
+        "b c\\nd.jpg": (1, False),
     }
 
 

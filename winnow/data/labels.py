@@ -6,26 +6,33 @@
     2025/IMG_0100.jpg,dog,test,        the test set, where the table names one
 
 Paths are relative to the folder (or absolute, inside it), with / or, from Windows, \\. CSV may be separated by comma,
-semicolon or tab. Only the columns in use are read, row by row; what is held is one entry a path.
+semicolon or tab, begin with Excel's line `sep=;`, and have a space after each separator. Labels that are whole numbers
+written as 0.0 and 1.0 (pandas does so beside empty cells) are 0 and 1; a label in two Unicode forms is one. Only the
+columns in use are read, row by row; what is held is one entry a path.
 """
 
 from __future__ import annotations
 
 import csv
 import posixpath
+import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from winnow.data.split_names import split_of
 from winnow.errors import DataError, MissingExtra
 
 PATH_NAMES = ("path", "file", "filename", "file_name", "image")
 LABEL_NAMES = ("label", "class", "category")
 SPLIT, GROUP = "split", "group"
 SEPARATORS = ",;\t"
+EXCEL = re.compile(r'"?sep=([,;\t])"?', re.IGNORECASE)
+"""What a first line says to Excel."""
+INTEGER = re.compile(r"-?\d+(\.0*)?")
 SHOWN = 10
 
 
@@ -53,20 +60,38 @@ def read_labels(file: Path, folder: Path) -> Labels:
         key = _normalised(path, folder)
         if not key:
             raise DataError(f"{file}: row {number} names no path")
-        row = (names.setdefault(label, len(names)) if label else -1, split == "test", sys.intern(group))
+        row = (names.setdefault(label, len(names)) if label else -1, split_of(split) == "test", sys.intern(group))
         if key not in rows:
             rows[key] = row
         else:
             (doubled if rows[key] == row else torn).append(key)
     if torn:
         raise DataError(f"{file}: two rows differ about {_listed(torn)}; keep one row of each path")
-    classes = tuple(sorted(names))
-    if len(classes) < 2:
-        raise DataError(f"{file}: labels of {len(classes)} classes, a classifier needs two")
-    order = {names[name]: position for position, name in enumerate(classes)} | {-1: -1}
+    classes, order = ordered_classes(file, names)
     for key, (number, is_test, group) in rows.items():
         rows[key] = (order[number], is_test, group)
     return Labels(file, classes, rows, any(group for *_, group in rows.values()), tuple(doubled))
+
+
+def ordered_classes(file: Path, names: Mapping[str, int]) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Return the classes, sorted, and the position of each number that `names` gives a label; -1 stays.
+
+    Raises DataError where there are fewer than two.
+    """
+    written = as_integers(names)
+    classes = tuple(sorted(set(written.values())))
+    if len(classes) < 2:
+        raise DataError(f"{file}: labels of {len(classes)} classes, a classifier needs two")
+    places = {name: position for position, name in enumerate(classes)}
+    return classes, {number: places[written[name]] for name, number in names.items()} | {-1: -1}
+
+
+def as_integers(names: Iterable[str]) -> dict[str, str]:
+    """Return the name of each class: 1.0 becomes 1 where all of them are whole numbers."""
+    names = list(names)
+    if all(INTEGER.fullmatch(name) for name in names):
+        return {name: name.partition(".")[0] for name in names}
+    return {name: name for name in names}
 
 
 def _rows(file: Path) -> Iterator[tuple[str, str, str, str]]:
@@ -79,15 +104,19 @@ def _rows(file: Path) -> Iterator[tuple[str, str, str, str]]:
 def _from_csv(file: Path) -> Iterator[tuple[str, str, str, str]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
-            header = opened.readline()
-            separator = max(SEPARATORS, key=header.count)
-            columns = _columns(file, next(csv.reader([header], delimiter=separator), []))
-            for line, row in enumerate(csv.reader(opened, delimiter=separator, strict=True), 2):
+            header, first = opened.readline(), 2
+            if named := EXCEL.fullmatch(header.strip()):
+                header, first = opened.readline(), 3
+            separator = named[1] if named else max(SEPARATORS, key=header.count)
+            is_spaced = f"{separator} " in header
+            form: dict[str, Any] = {"delimiter": separator, "skipinitialspace": is_spaced}
+            columns = column_places(file, next(csv.reader([header], **form), []))
+            for line, row in enumerate(csv.reader(opened, strict=True, **form), first):
                 if not row:
                     continue
                 if len(row) <= max(columns):
                     raise DataError(f"{file}: line {line} has {len(row)} columns, fewer than the header")
-                yield _texts(row[at] if at >= 0 else "" for at in columns)
+                yield texts(row[at] if at >= 0 else "" for at in columns)
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except (OSError, csv.Error) as error:
@@ -103,22 +132,29 @@ def _from_parquet(file: Path) -> Iterator[tuple[str, str, str, str]]:
     try:
         with parquet.ParquetFile(file) as table:
             names = list(table.schema_arrow.names)
-            columns = _columns(file, names)
+            columns = column_places(file, names)
+            kind = table.schema_arrow.types[columns[0]]
+            if pyarrow.types.is_nested(kind) or pyarrow.types.is_binary(kind):
+                raise DataError(
+                    f"{file}: its column {names[columns[0]]} holds {str(kind)[:100]} and no paths; for images inside the "
+                    "table it is to be struct<bytes, path> or binary"
+                )
             wanted = [names[at] for at in columns if at >= 0]
             for batch in table.iter_batches(columns=wanted):
                 values = {name: batch.column(name).to_pylist() for name in wanted}
                 for index in range(batch.num_rows):
-                    yield _texts(values[names[at]][index] if at >= 0 else "" for at in columns)
+                    yield texts(values[names[at]][index] if at >= 0 else "" for at in columns)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{file} cannot be read as Parquet ({' '.join(str(error).split())[:200]})") from error
 
 
-def _texts(values: Iterable[Any]) -> tuple[str, str, str, str]:
-    path, label, split, group = ("" if value is None else str(value) for value in values)
-    return path, label.strip(), split.strip().lower(), group.strip()
+def texts(values: Iterable[Any]) -> tuple[str, str, str, str]:
+    """Return path, label, split and group of a row as text; "" for what is empty, or no number (NaN)."""
+    path, label, split, group = ("" if value is None or value != value else str(value) for value in values)
+    return path, key_of(label.strip()), split.strip(), key_of(group.strip())
 
 
-def _columns(file: Path, header: list[str]) -> tuple[int, int, int, int]:
+def column_places(file: Path, header: list[str]) -> tuple[int, int, int, int]:
     """Where path, label, split and group stand; -1 for a split or group that is not there."""
     names = [str(name).strip().lower() for name in header]
     found = []

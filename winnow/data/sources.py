@@ -25,6 +25,7 @@ from winnow.config.data import archive_title
 from winnow.config.section import NOTHING
 from winnow.data.archives import members
 from winnow.data.decoding import Item
+from winnow.data.image_tables import read_image_table
 from winnow.data.labels import Labels, key_of, read_labels
 from winnow.data.layout import LAYOUT, classes_of, layout_of, passed_over_remarks, remarks
 from winnow.data.trees import Archive, Folder, Tree
@@ -57,14 +58,22 @@ def open_source(data: Data, scratch: Path) -> Source:
         return open_sample(path)
     if data.source == "folder" and not path.is_dir():
         raise DataError(f"data.path: {path} is no folder; {LAYOUT.format(path, data.unlabelled)}")
-    tree: Tree = Archive(path) if data.source == "archive" else Folder(path)
     title = data.title
     if data.labels == NOTHING:
-        return _grouped(open_tree(tree, title, data.unlabelled), data.group_by)
-    labels = read_labels(Path(data.labels), path)
+        return _grouped(open_tree(_tree(data, path), title, data.unlabelled), data.group_by)
+    table = read_image_table(Path(data.labels))
+    labels = table or read_labels(Path(data.labels), path)
     if data.group_by == "table" and not labels.has_groups:
         raise DataError(f"data.group_by is table, but {labels.file} names no group in a column of that name")
-    return _grouped(open_labelled(tree, title, labels), data.group_by)
+    if table:
+        told = f"the images are those in {table.file.name}; {path} is not looked at"
+        return _grouped(Source(title, table.classes, len(table.labels), table.items, warnings=(told,)), data.group_by)
+    assert isinstance(labels, Labels)
+    return _grouped(open_labelled(_tree(data, path), title, labels), data.group_by)
+
+
+def _tree(data: Data, path: Path) -> Tree:
+    return Archive(path) if data.source == "archive" else Folder(path)
 
 
 def _grouped(source: Source, group_by: str) -> Source:
