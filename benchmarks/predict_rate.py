@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.chain import leave, markdown
 from winnow.data.decoding import Item, decode_all
+from winnow.data.preprocessing import Preprocessing
 from winnow.predicting import answered, files_of, opened, predict_files
 from winnow.records import read_json
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=20_000, help="files at most")
     options = parser.parse_args()
     card = read_json(options.export / "card.json")
-    files = [Path(file) for file in islice(files_of([options.images]), options.limit)]
+    files = [Path(file) for file, _ in islice(files_of([options.images]), options.limit)]
     skipped = len(files) // 5
 
     def whole() -> Iterator[int]:
@@ -53,7 +54,7 @@ def main() -> None:
 
     def decoding() -> Iterator[int]:
         items = (Item(str(file), -1, False, str(file)) for file in files)
-        with closing(decode_all(items, len(files), card["image_size"])) as stream:
+        with closing(decode_all(items, len(files), card["image_size"], preprocessing=Preprocessing.of(card))) as stream:
             for done in stream:
                 yield len(done.items)
 

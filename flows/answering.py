@@ -27,6 +27,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, ge
 
 from winnow.config.serving import Serving
 from winnow.data.decoding import Decoder, Result, Sides
+from winnow.data.preprocessing import Preprocessing
 from winnow.machine import cores
 from winnow.records import read_json
 from winnow.serving import Model, Unusable, is_json, pixels_of_json, told
@@ -40,6 +41,7 @@ class _Here:
 
     settings: Serving
     side: int
+    preprocessing: Preprocessing
     decoders: asyncio.Queue[Decoder] | None = None
     """Those that have nothing to do; made where they are used."""
 
@@ -113,7 +115,7 @@ def _free_decoders() -> asyncio.Queue[Decoder]:
     if _Here.decoders is None:
         _Here.decoders = asyncio.Queue()
         for _ in range(cores()):
-            _Here.decoders.put_nowait(Decoder(Sides(_Here.side)))
+            _Here.decoders.put_nowait(Decoder(Sides(_Here.side, 0, _Here.preprocessing)))
     return _Here.decoders
 
 
@@ -193,7 +195,7 @@ def main(told: str) -> int:
     """Serve until Ctrl-C or SIGTERM; `told`: Serving as JSON."""
     settings = Serving(**json.loads(told))
     card = read_json(Path(settings.folder) / "card.json")
-    _Here.settings, _Here.side = settings, card["image_size"]
+    _Here.settings, _Here.side, _Here.preprocessing = settings, card["image_size"], Preprocessing.of(card)
     server = litserve.LitServer(
         Classifier(settings),
         accelerator="cpu",

@@ -28,6 +28,7 @@ from winnow import benchmarking
 from winnow.benchmarking import CHECKED_IMAGES, answer_all, plan, screening
 from winnow.config import Config, Promotion
 from winnow.data.images import VALIDATION, ImageSet, load_images, spread
+from winnow.data.preprocessing import Preprocessing
 from winnow.evidence import Losses, losses
 from winnow.hosts import Host
 from winnow.inference import predict_file
@@ -69,6 +70,9 @@ def incomparable(champion: Card, challenger: Card) -> str:
         return f"its classes are {_few(champion['classes'])}, the challenger's {_few(challenger['classes'])}"
     if champion["image_size"] != challenger["image_size"]:
         return f"it takes images of {champion['image_size']} pixels, the challenger {challenger['image_size']}"
+    one, other = Preprocessing.of(champion), Preprocessing.of(challenger)
+    if one != other:
+        return f"its images become pixels in another way ({one.policy}) than the challenger's ({other.policy})"
     if differs := _split_difference(champion.get("split") or {}, challenger.get("split") or {}):
         return f"{differs}: it may have learned from images that validate now"
     return ""

@@ -30,6 +30,7 @@ from winnow.config import Config
 from winnow.config.section import NOTHING
 from winnow.data.decoding import Item, decode_all
 from winnow.data.images import VALIDATION, load_images
+from winnow.data.preprocessing import Preprocessing
 from winnow.data.trees import files_below
 from winnow.drift import Advice, Answers, Shift, advice, answer, compare, to_label
 from winnow.errors import ConfigError, DataError
@@ -106,10 +107,15 @@ def look(places: Places, config: Config, path: str | None = None) -> Finding:
         raise NothingToCompare(
             f"{champion} takes images of {card['image_size']} pixels, artifacts/data has {images.image_size}"
         )
+    if (preprocessing := Preprocessing.of(card)) != images.preprocessing:
+        raise DataError(
+            f"{champion} was made with other pixels ({preprocessing.policy}) than artifacts/data holds "
+            f"({images.preprocessing.policy}); run winnow again, or set data.resize and data.bits to the champion's"
+        )
     known = {key.tobytes() for key in images.keys_N16}
     held_out, file = images.indices(VALIDATION), selected_folder(at) / MODEL
     with tempfile.TemporaryFile() as scratch:
-        new = _read(folder, card["image_size"], known, scratch)
+        new = _read(folder, card, known, scratch)
         if (count := len(new.files)) < config.drift.min_images:
             more = f" ({new.left_out})" if new.left_out else ""
             raise NothingToCompare(
@@ -123,17 +129,18 @@ def look(places: Places, config: Config, path: str | None = None) -> Finding:
     return Finding(count, len(held_out), new.rejected, new.left_out, champion, tuple(shifts), told, asked)
 
 
-def _read(folder: Path, side: int, known: set[bytes], scratch: IO[bytes]) -> Fresh:
+def _read(folder: Path, card: Mapping[str, Any], known: set[bytes], scratch: IO[bytes]) -> Fresh:
     """Images below `folder` that are not in `known`, each once; their pixels are written to `scratch`.
 
     A copy would count as another sample, and fall into both halves of a test whose p value is exact only for
     independent ones.
     """
     files, rejected, old, copies = [], [], 0, 0
+    side, preprocessing = card["image_size"], Preprocessing.of(card)
     seen: set[bytes] = set()
     paths = [path for path, is_image in files_below(folder) if is_image]
     items = (Item(printable(str(path.relative_to(folder))), -1, False, str(path)) for path in paths)
-    with closing(decode_all(items, len(paths), side)) as stream:
+    with closing(decode_all(items, len(paths), side, preprocessing=preprocessing)) as stream:
         for part in stream:
             rejected += [f"{part.items[at].name}: {reason}" for at, reason in part.reasons.items()]
             keys = (key.tobytes() for key in part.keys_K16)

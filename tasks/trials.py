@@ -40,6 +40,7 @@ BYTES_HASHED = 64_000_000
 
 def seconds_per_file(data: Data, scratch: Path, folder: Path) -> tuple[float, float, int]:
     """(seconds to begin, seconds for a file, files) of reading, decoding and writing the user's own files."""
+    from winnow.data.gray_range import preprocessing_of
     from winnow.data.sources import open_source
     from winnow.steps.ingest import store
 
@@ -52,7 +53,7 @@ def seconds_per_file(data: Data, scratch: Path, folder: Path) -> tuple[float, fl
         few = replace(source, count=count, missing=(), items=_every(source.items, stride, count))
         began = time.monotonic()
         with tempfile.TemporaryDirectory(dir=folder) as out, tempfile.TemporaryFile(dir=out) as signatures:
-            store(few, data, Path(out), signatures)
+            store(few, data, preprocessing_of(data, few), Path(out), signatures)
         taken.append((count, time.monotonic() - began))
     (few_files, few_seconds), (files, seconds) = taken
     each = seconds / files

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from winnow.config import Config
-from winnow.data.images import RESIZE_POLICY, SPLITS, VALIDATION, ImageSet, load_images
+from winnow.data.images import SPLITS, VALIDATION, ImageSet, load_images
 from winnow.evaluation import agreement, quality, served_file, temperature
 from winnow.inference import predict_file
 from winnow.records import Machine, StepRecord, describe, read_record, record_digest, this_machine, write_record
@@ -85,7 +85,7 @@ def record_data(folder: Path, images: ImageSet) -> None:
         "per_class": counts,
         "labels_per_class": 10,
         "test_set": "by hash",
-        "resize_policy": RESIZE_POLICY,
+        "resize_policy": images.preprocessing.policy,
         "rejected": [{"file": "broken & small.jpg", "reason": "damaged"}],
     }
     warnings = ("only 60 labelled validation images",)

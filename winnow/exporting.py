@@ -29,24 +29,9 @@ from winnow.model_file import INPUT, MODEL, OUTPUT, open_session
 from winnow.records import publish, read_json, sha256_of, write_json
 
 CARD, LABELS, README, EXAMPLE = "card.json", "labels.txt", "README.md", "predict.py"
+EXAMPLE_SOURCE = "example_predict.py"
 CHECK_HOST, CHECK = "check_host.py", "check"
 CHECKED_IMAGES = 64
-SCRIPT = '''"""Class and probability of image files: python predict.py IMAGE ... (onnxruntime, numpy, Pillow)"""
-import json, pathlib, sys
-import numpy, onnxruntime
-from PIL import Image, ImageOps
-
-here = pathlib.Path(__file__).parent
-card, session = json.load(open(here / "card.json")), onnxruntime.InferenceSession(here / "model.onnx")
-for path in sys.argv[1:]:
-    image, side = ImageOps.exif_transpose(Image.open(path)).convert("RGB"), card["image_size"]
-    short, (w, h) = min(image.size), image.size
-    square = ((w - short) / 2, (h - short) / 2, (w + short) / 2, (h + short) / 2)
-    pixels = numpy.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=square))
-    logits = session.run(None, {"pixels": pixels[None]})[0][0].astype("float64") / card.get("temperature", 1)
-    chances = numpy.exp(logits - logits.max()) / numpy.exp(logits - logits.max()).sum()
-    print(f"{path}\\t{card['classes'][chances.argmax()]}\\t{chances.max():.4f}")
-'''
 
 
 @dataclass(frozen=True)
@@ -71,7 +56,7 @@ def export_model(folder: Path, out: Path, title: str, check: HostCheck) -> None:
         shutil.copyfile(folder / MODEL, there / MODEL)
         shutil.copyfile(folder / CARD, there / CARD)
         (there / LABELS).write_text("".join(f"{name}\n" for name in card["classes"]), encoding="utf-8")
-        (there / EXAMPLE).write_text(SCRIPT, encoding="utf-8")
+        shutil.copyfile(Path(__file__).with_name(EXAMPLE_SOURCE), there / EXAMPLE)
         (there / README).write_text(model_card(card, title), encoding="utf-8")
         own = (card["name"], there / MODEL, card["precision"])
         others = [other for other in check.others if other[0] != card["name"] or not _same(other[1], folder / MODEL)]

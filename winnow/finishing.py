@@ -7,13 +7,14 @@ first: the file's logits against the network's, on the same images.
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.data.images import RESIZE_POLICY, VALIDATION, ImageSet
+from winnow.data.images import VALIDATION, ImageSet
 from winnow.errors import ArtifactError
 from winnow.evaluation import LOGITS, agreement, load_logits, quality, temperature
 from winnow.export import PARITY_TOLERANCE, Contents, look_into, zipped_bytes
@@ -123,7 +124,8 @@ def _write_card(folder: Path, name: str, images: ImageSet, metrics: dict[str, fl
             **{key: details[key] for key in ("method", "lineage", "precision", "labels")},
             "classes": list(images.classes),
             "image_size": side,
-            "resize_policy": RESIZE_POLICY.replace("S", str(side)),
+            **asdict(images.preprocessing),
+            "resize_policy": images.preprocessing.policy.replace("S", str(side)),
             "input": {"name": INPUT, "type": "uint8", "shape": ["N", side, side, 3], "note": note},
             "output": {
                 "name": OUTPUT,

@@ -6,6 +6,7 @@ is held at a time is a batch, however many files there are.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.data.decoding import Item, chunk_size, decode_all
+from winnow.data.decoding import Content, Item, chunk_size, decode_all
+from winnow.data.preprocessing import Preprocessing
 from winnow.data.trees import files_below
 from winnow.errors import DataError
 from winnow.evaluation import softmax
@@ -36,15 +38,19 @@ class Prediction:
     """Why it cannot be used."""
 
 
-def files_of(paths: Iterable[Path]) -> Iterator[str]:
-    """The files that are named, and all images below the folders that are. Raises DataError for what is not there."""
+def files_of(paths: Iterable[Path]) -> Iterator[tuple[str, Content]]:
+    """Yield (path, content) of the files that are named and of all images below the folders that are.
+
+    What is not there, and a folder that cannot be read, comes with the reason in place of its content.
+    """
     for path in paths:
-        if path.is_dir():
-            yield from (str(file) for file, is_image in files_below(path) if is_image)
-        elif path.exists() or path.is_symlink():
-            yield str(path)
-        else:
-            raise DataError(f"{path} does not exist (looked for in {Path.cwd()})")
+        if not os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises where a folder above may not be entered
+            yield str(path), str(path)
+            continue
+        unreadable: list[OSError] = []
+        yield from ((str(file), str(file)) for file, is_image in files_below(path, unreadable=unreadable) if is_image)
+        for error in unreadable:
+            yield str(error.filename), ValueError(f"cannot be read ({error.strerror})")
 
 
 def predict_files(folder: Path, paths: Iterable[Path], top: int = 1) -> tuple[int, Iterator[Prediction]]:
@@ -66,8 +72,8 @@ def _stream(folder: Path, card: dict[str, Any], paths: list[Path], count: int, t
         batch = -(-batch // _threads(card)) * _threads(card)  # of which every stream has its part
     answer, scale = opened(folder, card, batch), card.get("temperature", 1.0)
     classes = card["classes"]
-    items = (Item(path, -1, False, path) for path in files_of(paths))
-    with closing(decode_all(items, count, card["image_size"])) as stream:
+    items = (Item(path, -1, False, content) for path, content in files_of(paths))
+    with closing(decode_all(items, count, card["image_size"], preprocessing=Preprocessing.of(card))) as stream:
         for done in stream:
             likeliest = iter(
                 _likeliest(answered(answer, done.pixels_KHWC, batch), scale, classes, top) if done.kept else ()

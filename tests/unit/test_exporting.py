@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,11 +13,14 @@ import pytest
 from PIL import Image
 
 from tests.conftest import CLASSES, SIZE
+from tests.unit.test_foreign_files import USED, saved
 from winnow.config import Benchmark
 from winnow.data.images import decode
+from winnow.data.preprocessing import POLICIES, Preprocessing
 from winnow.errors import DataError
 from winnow.evaluation import softmax
-from winnow.exporting import SCRIPT, HostCheck, export_check, export_model, model_card
+from winnow.example_predict import pixels_of
+from winnow.exporting import HostCheck, export_check, export_model, model_card
 from winnow.inference import predict_file
 
 MORE = {
@@ -105,18 +108,54 @@ def test_the_example_answers_as_winnow_does_without_it(promoted: Path, tmp_path:
         assert line == f"{path}\t{CLASSES[chances.argmax()]}\t{chances.max():.4f}"
 
 
-def test_the_examples_pixels_are_the_same_to_the_bit() -> None:
-    """The lines of the script that make pixels, run on images of many shapes."""
-    lines = [line.strip() for line in SCRIPT.splitlines() if line.startswith("    ")]
-    code = "\n".join(line for line in lines if line.split()[0] in ("image,", "short,", "square", "pixels"))
-    rng = np.random.default_rng(3)
-    for width, height in rng.integers(1, 200, (40, 2)).tolist():
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(buffer, "PNG")
-        names: dict = {"path": io.BytesIO(buffer.getvalue()), "card": {"image_size": 48}}
-        exec("import numpy\nfrom PIL import Image, ImageOps\n" + code, names)
-        np.testing.assert_array_equal(names["pixels"], decode(buffer.getvalue(), 48)[0])
-    assert len(SCRIPT.splitlines()) <= 17  # fifteen, a description and an empty line
+RNG = np.random.default_rng(3)
+
+
+def files(folder: Path) -> list[Path]:
+    """Colour of many shapes, gray of 16 bits as PNG, TIFF and PGM, a TIFF where 0 is white, one of 12 bits."""
+    images: list[tuple[str, bytes]] = []
+    for width, height in RNG.integers(1, 200, (20, 2)).tolist():
+        images.append(("png", saved(Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)), "PNG")))
+    sixteen = Image.fromarray(RNG.integers(0, 9000, (40, 31)).astype(np.uint16))
+    images += [("png", saved(sixteen, "PNG")), ("tif", saved(sixteen, "TIFF")), ("pgm", saved(sixteen, "PPM"))]
+    images += [("tif", USED[kind][0]) for kind in ("16-bit gray TIFF where 0 is white", "12-bit gray TIFF")]
+    images += [("png", USED["EXIF-rotated"][0]), ("png", USED["palette, transparent"][0])]
+    found = []
+    for number, (suffix, data) in enumerate(images):
+        found.append(folder / f"{number}.{suffix}")
+        found[-1].write_bytes(data)
+    return found
+
+
+@pytest.mark.parametrize("how", POLICIES)
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.filterwarnings("ignore")
+def test_the_examples_pixels_are_the_same_to_the_bit(tmp_path: Path, how: str, bits: int) -> None:
+    for path in files(tmp_path):
+        found = pixels_of(str(path), {"image_size": 48, "resize": how, "bits": bits})
+        np.testing.assert_array_equal(found, decode(path.read_bytes(), 48, Preprocessing(how, bits))[0])
+
+
+def test_the_example_in_a_c_locale_and_with_files_that_cannot_be_used(promoted: Path, tmp_path: Path) -> None:
+    card = json.loads((promoted / "card.json").read_text(encoding="utf-8"))
+    names = [f"Äpfel {number}" for number in range(len(CLASSES))]
+    (promoted / "card.json").write_text(json.dumps(card | {"classes": names}, ensure_ascii=False), encoding="utf-8")
+    export_model(promoted, tmp_path / "out", "photos", CHECK)
+    good = [tmp_path / "größe.png", Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))]
+    for path in good:
+        Image.fromarray(RNG.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    bad = [tmp_path / "gone.png", tmp_path / "broken.png", tmp_path]
+    command = [sys.executable, tmp_path / "out" / "predict.py", bad[0], good[0], *bad[1:], good[1]]
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "PYTHON", "LANG"))}
+    for more in ({"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "C.UTF-8"}):
+        told = subprocess.run(command, env={**plain, **more}, capture_output=True, check=False)
+        assert told.returncode == 2, told.stderr
+        lines = told.stdout.splitlines()
+        assert [line.split(b"\t")[0] for line in lines] == [os.fsencode(path) for path in good]
+        assert all(line.split(b"\t")[1].decode() in names for line in lines)
+        errors = told.stderr.splitlines()
+        assert [line.partition(b": cannot be used (")[0] for line in errors] == [os.fsencode(path) for path in bad]
 
 
 def test_something_else_is_not_overwritten(promoted: Path, tmp_path: Path) -> None:

@@ -107,8 +107,13 @@ def test_files_folders_and_what_cannot_be_used(model: Path, tmp_path: Path) -> N
     assert count == 5
     assert rows[str(tmp_path / "photos" / "broken.png")].reason == "no image format that is read here"
     assert sum(bool(row.reason) for row in rows.values()) == 1
-    with pytest.raises(DataError, match=r"gone\.png does not exist"):
-        list(files_of([tmp_path / "gone.png"]))
+    nowhere = [tmp_path / "gone.png", tmp_path / "photos" / "broken.png" / "below.png", tmp_path / ("x" * 300)]
+    count, predictions = predict_files(model, [nowhere[0], *files, *nowhere[1:]])
+    answers = list(predictions)
+    assert count == len(answers) == 6
+    assert [bool(row.classes) for row in answers] == [False, True, True, True, False, False]
+    assert answers[0].reason == "cannot be read (No such file or directory)"
+    assert answers[4].reason == "cannot be read (Not a directory)"
     with pytest.raises(DataError, match="knows 3 classes; the 4 likeliest cannot be told"):
         predict_files(model, named, top=4)
 

@@ -40,6 +40,10 @@ class Data(Section):
     training_size: Literal["auto", "none"] | Integer = "auto"
     """Side, in pixels, of a second square that is kept of each image, for the random crops of training: above
     image_size, at most twice as much. auto: TRAINING_SHARE of image_size, where most images are that large."""
+    resize: Literal["crop", "pad", "stretch"] = "crop"
+    """How an image that is no square becomes one (winnow.data.preprocessing)."""
+    bits: Literal["auto"] | Annotated[Integer, Field(ge=8, le=16)] = "auto"
+    """How many bits of gray images that are stored with 16 count; auto: those that a sample of the images uses."""
     labels_per_class: Literal["auto", "all"] | Count
     """Label budget: the other training labels are hidden from everything. auto: 25 for the sample, else all."""
     validation_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.2

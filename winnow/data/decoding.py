@@ -23,7 +23,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.data.images import open_rgb, resize
+from winnow.data.images import open_rgb
+from winnow.data.preprocessing import AS_SHIPPED, Preprocessing, resize
 from winnow.errors import DataError
 from winnow.machine import cores
 
@@ -71,8 +72,10 @@ class Result(NamedTuple):
     """Position -> what is wrong with a file."""
     larger_KHWC: NDArray[np.uint8]
     """The same squares at a second, larger size; (K, 0, 0, 3) where none was asked for."""
-    short_sides_K: NDArray[np.int64]
-    """Of the images as they were, pixels."""
+    sides_K2: NDArray[np.int64]
+    """The short and the long side of the images as they were, pixels."""
+    clipped: int
+    """Images with gray values above the range of data.bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,8 @@ class Decoded:
     keys_K16: NDArray[np.uint8]
     reasons: dict[int, str]
     larger_KHWC: NDArray[np.uint8]
-    short_sides_K: NDArray[np.int64]
+    sides_K2: NDArray[np.int64]
+    clipped: int
 
 
 @dataclass(frozen=True)
@@ -95,17 +99,22 @@ class Sides:
     image: int
     larger: int = 0
     """A second one, beside the first; 0: none."""
+    preprocessing: Preprocessing = AS_SHIPPED
 
 
 def decode_all(
-    items: Iterable[Item], count: int, image_size: int, larger: int | None = None
+    items: Iterable[Item],
+    count: int,
+    image_size: int,
+    larger: int | None = None,
+    preprocessing: Preprocessing = AS_SHIPPED,
 ) -> Generator[Decoded, None, None]:
     """Decode `count` items, in their order, to one square each, or two. Close the generator to stop early.
 
     A file that kills the process that decodes it, or takes longer than FILE_SECONDS, is set aside like one that is
     damaged. Raises DataError when process after process dies.
     """
-    sides = Sides(image_size, larger or 0)
+    sides = Sides(image_size, larger or 0, preprocessing)
     chunks = _chunks(iter(items), chunk_size(count, max(sides.image, sides.larger)))
     if count < WORTH_A_PROCESS:
         for chunk in chunks:
@@ -174,7 +183,8 @@ def _taken(chunk: list[Item], worker: Decoder, sides: Sides) -> Decoded:
             np.concatenate([part.keys_K16 for part in parts]),
             {position: part.reasons[0] for position, part in enumerate(parts) if part.reasons},
             np.concatenate([part.larger_KHWC for part in parts]),
-            np.concatenate([part.short_sides_K for part in parts]),
+            np.concatenate([part.sides_K2 for part in parts]),
+            sum(part.clipped for part in parts),
         )
     return Decoded(chunk, *result)
 
@@ -256,7 +266,8 @@ def decode_chunk(contents: list[Content], sides: Sides) -> Result:
     kept: list[int] = []
     pixels: list[NDArray[np.uint8]] = []
     larger: list[NDArray[np.uint8]] = []
-    keys, reasons, short_sides = [], {}, []
+    keys, reasons, short_and_long, clipped = [], {}, [], 0
+    how = sides.preprocessing
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of odd files is said once, as their reason
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
@@ -264,23 +275,25 @@ def decode_chunk(contents: list[Content], sides: Sides) -> Result:
             try:
                 if isinstance(content, ValueError):
                     raise content
-                rgb, key = open_rgb(content if isinstance(content, bytes) else read_file(content))
+                opened = open_rgb(content if isinstance(content, bytes) else read_file(content), how.bits)
             except ValueError as error:
                 reasons[position] = str(error)
                 continue
             kept.append(position)
-            keys.append(key)
-            short_sides.append(min(rgb.size))
-            pixels.append(resize(rgb, sides.image))
+            keys.append(opened.key)
+            short_and_long.append(sorted(opened.rgb.size))
+            clipped += opened.is_clipped
+            pixels.append(resize(opened.rgb, sides.image, how.resize))
             if sides.larger:
-                larger.append(resize(rgb, sides.larger))
+                larger.append(resize(opened.rgb, sides.larger, how.resize))
     return Result(
         kept,
         _stacked(pixels, len(kept), sides.image),
         np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16),
         reasons,
         _stacked(larger, len(kept), sides.larger),
-        np.array(short_sides, dtype=np.int64),
+        np.array(short_and_long, dtype=np.int64).reshape(-1, 2),
+        clipped,
     )
 
 

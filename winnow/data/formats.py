@@ -1,7 +1,7 @@
 """What Pillow opens but reads wrongly, or stumbles over: mended here, or refused with the reason.
 
     turn_of(opened), check(opened, data)    before the pixels are loaded
-    to_rgb(opened)                          8 bits a channel, three channels
+    to_rgb(opened, bits)                    8 bits a channel, three channels
     unknown(data)                           what to say of a file that no reader takes
 
 Seen with Pillow 12: EXIF is written again while an image is turned, which fails on tags of odd types; JPEG 2000 of more
@@ -16,8 +16,11 @@ import struct
 import zlib
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
+
+from winnow.data.preprocessing import ALL_BITS, to_8_bits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "QOI", "ICO")
 """Pillow's readers of what people keep images in. Others start programs (EPS) or take noise for an image (TGA)."""
@@ -111,17 +114,35 @@ def _check_tiff(opened: TiffImageFile) -> None:
         raise ValueError("TIFF with a palette of 8-bit entries, where 16 are asked for; save it as PNG")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8 bits per channel. Pillow would clip 16-bit gray to white, so it keeps its high byte here."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        bits, inverted = 16, False
-        if isinstance(image, TiffImageFile):
-            bits, inverted = image.tag_v2.get(BITS, (16,))[0], image.tag_v2.get(PHOTOMETRIC) == 0
-        gray = (np.asarray(image).astype(np.int32) >> max(0, bits - 8)).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(255 - gray if inverted else gray).convert("RGB")
+def to_rgb(image: Image.Image, bits: int = ALL_BITS) -> Image.Image:
+    """8 bits per channel. Pillow would clip 16-bit gray to white; of it 2^bits - 1 is white here.
+
+    A TIFF that says itself that it holds fewer bits is believed.
+    """
+    if (gray_HW := gray_16_bits(image)) is not None:
+        return Image.fromarray(to_8_bits(gray_HW, bits)).convert("RGB")
+    if image.mode.startswith("I;16"):
+        own = image.tag_v2[BITS][0] if isinstance(image, TiffImageFile) else ALL_BITS
+        gray = to_8_bits(np.asarray(image).astype(np.int32), own)
+        return Image.fromarray(255 - gray if _is_inverted(image) else gray).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError("32-bit or signed pixels, whose range is not known; save it with 8 bits per channel")
     return image.convert("RGB")
+
+
+def gray_16_bits(image: Image.Image) -> NDArray[np.int32] | None:
+    """Return the gray values (H, W) of a loaded image that is stored with 16 bits, 0 being black; None of any other."""
+    is_pgm = image.mode == "I" and image.format == "PPM"
+    if not is_pgm and not image.mode.startswith("I;16"):
+        return None
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(BITS, (ALL_BITS,))[0] != ALL_BITS:
+        return None
+    gray_HW = np.asarray(image).astype(np.int32)
+    return (2**ALL_BITS - 1) - gray_HW if _is_inverted(image) else gray_HW
+
+
+def _is_inverted(image: Image.Image) -> bool:
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == 0
 
 
 def unknown(data: bytes) -> str:

@@ -1,8 +1,8 @@
 """Images on disk as one uint8 array, read by mmap, and the one function that turns a file into pixels.
 
 `decode` is shared by ingest and predict: EXIF orientation honoured, RGB, resized with antialiased bilinear
-interpolation so that the short side fits, then cropped to the centre square. The same file gives the same pixels in
-training and in production.
+interpolation to a square (winnow.data.preprocessing). The same file gives the same pixels in training and in
+production.
 
 A stored data set is a folder:
 
@@ -10,6 +10,7 @@ A stored data set is a folder:
     split.npy    uint8  (N,)             keys.npy    uint8 (N, 16), digest of the decoded pixels
     files.txt    one path a line, JSON-quoted, in the same order          classes.json   list of names
     groups.npy   int64 (N,), equal for images of one group; only with data.group_by
+    preprocessing.json       how files became these pixels: resize, bits
     training.npy uint8  (N, T, T, 3), the same squares at data.training_size, T > S, for random crops; where it is kept
 """
 
@@ -21,12 +22,14 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from winnow.data.formats import DAMAGED, FORMATS, check, to_rgb, turn_of, unknown
+from winnow.data.formats import DAMAGED, FORMATS, check, gray_16_bits, to_rgb, turn_of, unknown
+from winnow.data.preprocessing import ALL_BITS, AS_SHIPPED, Preprocessing, resize
 from winnow.errors import ArtifactError
 from winnow.records import read_json
 
@@ -34,22 +37,35 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = ("train", "validation", "test")
 MAX_PIXELS = 100_000_000
 TRAINING = "training.npy"
-RESIZE_POLICY = "EXIF orientation, RGB, short side to S (bilinear, antialiased), centre crop S x S"
+DARK = 4096
+"""16-bit gray without a larger value is told by all its bits: its high bytes are nearly the same in every image."""
+PREPROCESSING = "preprocessing.json"
 
 
-def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], bytes]:
+class Opened(NamedTuple):
+    """An image file, read."""
+
+    rgb: Image.Image
+    """Upright, full size, 8 bits a channel."""
+    key: bytes
+    """16-byte digest of its pixels, whatever the range of gray is."""
+    is_clipped: bool
+    """Whether gray values are above the range."""
+
+
+def decode(data: bytes, image_size: int, preprocessing: Preprocessing = AS_SHIPPED) -> tuple[NDArray[np.uint8], bytes]:
     """Bytes of an image file -> pixels uint8 (S, S, 3) and the 16-byte digest of the full-size RGB pixels.
 
     Raises ValueError with the reason when the file cannot be used.
     """
-    rgb, digest = open_rgb(data)
-    return resize(rgb, image_size), digest
+    opened = open_rgb(data, preprocessing.bits)
+    return resize(opened.rgb, image_size, preprocessing.resize), opened.key
 
 
-def open_rgb(data: bytes) -> tuple[Image.Image, bytes]:
-    """Bytes of an image file -> the upright RGB image, full size, and the 16-byte digest of its pixels.
+def open_rgb(data: bytes, bits: int = ALL_BITS) -> Opened:
+    """Bytes of an image file -> the upright RGB image, full size, and the digest of its pixels.
 
-    Raises ValueError with the reason when the file cannot be used.
+    Of 16-bit gray 2^bits - 1 is white. Raises ValueError with the reason when the file cannot be used.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
@@ -58,26 +74,27 @@ def open_rgb(data: bytes) -> tuple[Image.Image, bytes]:
             turn = turn_of(opened)
             check(opened, data)
             opened.load()
-            rgb = to_rgb(opened)
-            rgb = rgb if turn is None else rgb.transpose(turn)
+            gray_HW = gray_16_bits(opened)
+            rgb = _upright(to_rgb(opened, bits), turn)
+            whole = rgb if gray_HW is None or bits == ALL_BITS else _upright(to_rgb(opened), turn)
     except UnidentifiedImageError as error:
         raise ValueError(unknown(data)) from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
     except DAMAGED as error:
         raise ValueError(f"damaged ({error})") from error
-    digest = hashlib.blake2b(rgb.tobytes(), digest_size=16, key=f"{rgb.width}x{rgb.height}".encode()).digest()
-    return rgb, digest
+    highest = 0 if gray_HW is None else int(gray_HW.max())
+    if gray_HW is not None and highest < DARK:
+        return Opened(rgb, _digest(gray_HW.astype("<u2").tobytes(), rgb), highest >= 2**bits)
+    return Opened(rgb, _digest(whole.tobytes(), whole), highest >= 2**bits)
 
 
-def resize(rgb: Image.Image, image_size: int) -> NDArray[np.uint8]:
-    """The resize policy on an upright RGB image -> uint8 (S, S, 3)."""
-    if rgb.size != (image_size, image_size):
-        short = min(rgb.size)
-        left, top = (rgb.width - short) / 2, (rgb.height - short) / 2
-        box = (left, top, left + short, top + short)
-        rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(rgb, dtype=np.uint8)
+def _upright(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    return image if turn is None else image.transpose(turn)
+
+
+def _digest(pixels: bytes, image: Image.Image) -> bytes:
+    return hashlib.blake2b(pixels, digest_size=16, key=f"{image.width}x{image.height}".encode()).digest()
 
 
 def group_equal(keys_N16: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -124,6 +141,12 @@ class ImageSet:
             return self.images_NHWC
         training_NHWC: NDArray[np.uint8] = np.load(stored, mmap_mode="r", allow_pickle=False)
         return training_NHWC
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How files became these pixels."""
+        stored = self.folder / PREPROCESSING
+        return Preprocessing.of(read_json(stored)) if stored.is_file() else AS_SHIPPED
 
     @property
     def image_size(self) -> int:

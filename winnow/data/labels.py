@@ -136,8 +136,8 @@ def _from_parquet(file: Path) -> Iterator[tuple[str, str, str, str]]:
             kind = table.schema_arrow.types[columns[0]]
             if pyarrow.types.is_nested(kind) or pyarrow.types.is_binary(kind):
                 raise DataError(
-                    f"{file}: its column {names[columns[0]]} holds {str(kind)[:100]} and no paths; for images inside the "
-                    "table it is to be struct<bytes, path> or binary"
+                    f"{file}: its column {names[columns[0]]} holds {str(kind)[:100]} and no paths; for images in "
+                    "the table it is to be struct<bytes, path> or binary"
                 )
             wanted = [names[at] for at in columns if at >= 0]
             for batch in table.iter_batches(columns=wanted):

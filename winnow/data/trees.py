@@ -190,14 +190,19 @@ def _content(member: Member) -> Content:
         return error
 
 
-def files_below(folder: Path, passed: Counter[str] | None = None) -> Iterator[tuple[Path, bool]]:
+def files_below(
+    folder: Path, passed: Counter[str] | None = None, unreadable: list[OSError] | None = None
+) -> Iterator[tuple[Path, bool]]:
     """All files below a folder, sorted inside each folder, and whether each should be an image.
 
-    Hidden and system folders are passed over; `passed` counts the files in them. Raises DataError for a folder that
-    cannot be read.
+    Hidden and system folders are passed over; `passed` counts the files in them. A folder that cannot be read goes to
+    `unreadable`; without such a list it raises DataError.
     """
 
     def stop(error: OSError) -> None:
+        if unreadable is not None:
+            unreadable.append(error)
+            return
         raise DataError(f"{printable(str(error.filename))}: cannot be read ({error.strerror})")
 
     for place, folders, names in os.walk(folder, onerror=stop):

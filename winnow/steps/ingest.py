@@ -16,7 +16,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +27,9 @@ from winnow.config import FEW_LABELS, Config, Data
 from winnow.data import near_duplicates
 from winnow.data.decoder import decoder_digest
 from winnow.data.decoding import Decoded, decode_all
-from winnow.data.images import RESIZE_POLICY, SPLITS, TEST, TRAIN, TRAINING, VALIDATION, group_equal
+from winnow.data.gray_range import preprocessing_of
+from winnow.data.images import PREPROCESSING, SPLITS, TEST, TRAIN, TRAINING, VALIDATION, group_equal
+from winnow.data.preprocessing import ALL_BITS, Preprocessing
 from winnow.data.sources import Source, open_source
 from winnow.data.splits import LEFT_OUT, assign_splits, joined
 from winnow.errors import DataError
@@ -37,10 +39,12 @@ from winnow.records import StepRecord, describe, publish, sha256_of, write_json,
 
 log = logging.getLogger(__name__)
 
-FILES = ("images.npy", "labels.npy", "split.npy", "keys.npy", "files.txt", "classes.json")
+FILES = ("images.npy", "labels.npy", "split.npy", "keys.npy", "files.txt", "classes.json", PREPROCESSING)
 GROUPS = "groups.npy"
 SHOWN_REJECTED, SHOWN_ALIKE = 10, 100
 SECONDS_BETWEEN_LINES = 4.0
+MUCH_CUT = 0.35
+"""Share of the long side that the centre crop leaves out; of photographs of 3:2 it is a third."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class Stored:
     """Side in pixels of the squares kept for training crops; None: the images are too small, or none were wanted."""
     large_enough: int
     """Images whose short side is not below the size asked for."""
+    preprocessing: Preprocessing
+    much_cut: int
+    """Images of which the centre crop leaves MUCH_CUT of the long side out."""
+    clipped: int
+    """Images with gray values above the range."""
 
 
 def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
@@ -68,7 +77,10 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
     source = open_source(data, scratch)
     log.info("ingest: %d files, %d classes (%s)", source.count, len(source.classes), source.title)
     with publish(out) as folder, tempfile.TemporaryFile(dir=folder) as signatures:
-        stored = store(source, data, folder, signatures)
+        preprocessing = preprocessing_of(data, source)
+        if preprocessing.bits != ALL_BITS:
+            log.info("ingest: gray images of 16 bits: %d is white (data.bits)", 2**preprocessing.bits - 1)
+        stored = store(source, data, preprocessing, folder, signatures)
         split_N, warnings = assign_splits(
             stored.keys_N16,
             stored.labels_N,
@@ -85,28 +97,31 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
         if stored.group_keys_N16 is not None:
             np.save(folder / GROUPS, joined(group_equal(stored.group_keys_N16), group_equal(stored.keys_N16)))
         write_json(folder / "classes.json", list(source.classes))
+        write_json(folder / PREPROCESSING, asdict(preprocessing))
         near = _near_duplicates(folder, signatures, split_N)
         record = _record(data, source, stored, split_N, warnings, near, folder)
         write_record(folder, record)
     return record
 
 
-def store(source: Source, data: Data, folder: Path, signatures: IO[bytes]) -> Stored:
+def store(source: Source, data: Data, preprocessing: Preprocessing, folder: Path, signatures: IO[bytes]) -> Stored:
     """Write pixels and names as they are decoded."""
-    larger, large_enough = data.larger_size, 0
+    larger, large_enough, much_cut, clipped = data.larger_size, 0, 0, 0
     labels, named_test, keys, groups = array("q"), bytearray(), bytearray(), bytearray()
     rejected = [{"file": name, "reason": reason} for name, reason in source.missing]
     with (
         _Squares(folder / "images.npy", data.image_size) as pixels,
         nullcontext() if larger is None else _Squares(folder / TRAINING, larger) as for_crops,
         (folder / "files.txt").open("w", encoding="utf-8") as names,
-        closing(decode_all(source.items(), source.count, data.image_size, larger)) as stream,
+        closing(decode_all(source.items(), source.count, data.image_size, larger, preprocessing)) as stream,
     ):
         for done in _logged(stream, source.count):
             pixels.append(done.pixels_KHWC)
             if for_crops is not None:
                 for_crops.append(done.larger_KHWC)
-                large_enough += int((done.short_sides_K >= for_crops.side).sum())
+                large_enough += int((done.sides_K2[:, 0] >= for_crops.side).sum())
+            much_cut += int((done.sides_K2[:, 0] < (1 - MUCH_CUT) * done.sides_K2[:, 1]).sum())
+            clipped += done.clipped
             signatures.write(near_duplicates.signatures(done.pixels_KHWC).data)
             keys += done.keys_K16.tobytes()
             for key, item in zip(done.keys_K16, (done.items[position] for position in done.kept), strict=True):
@@ -137,6 +152,9 @@ def store(source: Source, data: Data, folder: Path, signatures: IO[bytes]) -> St
         np.frombuffer(bytes(groups), dtype=np.uint8).reshape(-1, 16) if data.group_by != "none" else None,
         larger,
         large_enough,
+        preprocessing,
+        much_cut,
+        clipped,
     )
 
 
@@ -252,7 +270,8 @@ def _record(
         },
         "labels_per_class": data.label_budget,
         "test_set": "named by the source" if stored.named_test_N.any() else "by hash",
-        "resize_policy": RESIZE_POLICY,
+        "resize_policy": stored.preprocessing.policy,
+        **asdict(stored.preprocessing),
         "training_size": stored.training_size,
         "decoder": decoder_digest(),
         "groups": None if stored.group_keys_N16 is None else len(np.unique(group_equal(stored.group_keys_N16))),
@@ -293,6 +312,7 @@ def _warnings(
             f"{too_small} of {len(stored.labels_N)} images are smaller than data.training_size "
             f"({stored.training_size}): enlarging them costs time and shows nothing more; set it to auto"
         )
+    found += _preprocessed(stored)
     found += _duplicates(stored, split_N)
     found += _groups(data, stored, split_N)
     budget = data.label_budget
@@ -304,6 +324,22 @@ def _warnings(
         found.append(
             f"only {have} labelled validation images, fewer than {FEW_LABELS}: intervals are wide, and even a file "
             f"that changes no answer is only shown by labels to lose less than {least_worst_end(have):.1f} points"
+        )
+    return found
+
+
+def _preprocessed(stored: Stored) -> list[str]:
+    """What resizing leaves out, and values above the range."""
+    found, count = [], len(stored.labels_N)
+    if stored.preprocessing.resize == "crop" and stored.much_cut > count / 2:
+        found.append(
+            f"the centre crop leaves out more than {MUCH_CUT:.0%} of the long side of {stored.much_cut} of {count} "
+            "images; where what tells the classes apart lies near the ends, set data.resize to pad or stretch"
+        )
+    if stored.clipped:
+        found.append(
+            f"{stored.clipped} gray images hold values above {2**stored.preprocessing.bits - 1}, which become white; "
+            f"set data.bits to more than {stored.preprocessing.bits}"
         )
     return found
 
