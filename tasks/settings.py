@@ -7,9 +7,12 @@ This file imports nothing heavy: the command line starts with it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from winnow.machine import thread_limit
 
 NOISY = ("nncf", "onnxscript", "torch", "matplotlib", "httpx")
 """Loggers that tell a user nothing below an error."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OWNER = "WINNOW_ROOT"
 """Names the project whose defaults are in the environment."""
 QUEUED = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"
@@ -142,7 +146,19 @@ def environment(root: Path) -> dict[str, str]:
     owner = os.environ.get(OWNER)
     stale = {} if owner is None else {k: v for k, v in defaults(Path(owner)).items() if os.environ.get(k) == v}
     kept = {key: value for key, value in os.environ.items() if key not in stale}
-    return {**defaults(root), **kept}
+    return {**defaults(root), **kept, **loopback_without_proxy(kept)}
+
+
+def loopback_without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return NO_PROXY in both spellings: what a person has set, and this machine's own addresses.
+
+    With HTTP_PROXY alone, winnow's own servers on 127.0.0.1 would be asked through the proxy, which knows them not.
+    """
+    set_by_user = [variables.get(name, "") for name in ("no_proxy", "NO_PROXY")]
+    hosts = [host.strip() for value in set_by_user for host in value.split(",") if host.strip()]
+    merged = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
+    value = "*" if "*" in hosts else merged
+    return {"no_proxy": value, "NO_PROXY": value}
 
 
 def apply(root: Path) -> None:
@@ -177,7 +193,16 @@ def check_files(config: Config, root: Path) -> None:
 
 
 def registered_model_name(config: Config) -> str:
-    """promotion.registered_model, or the data's name in small letters and hyphens."""
+    """Return promotion.registered_model, or the data's name in small letters, digits and hyphens.
+
+    A name that loses letters by that gets a digest, so that two folders whose names leave the same, or nothing, do not
+    share a model.
+    """
     if config.promotion.registered_model != "auto":
         return config.promotion.registered_model
-    return re.sub(r"[^a-z0-9]+", "-", config.data.title.lower()).strip("-") or "images"
+    title = unicodedata.normalize("NFC", config.data.title)
+    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    if name and not any(letter.isalnum() and not letter.isascii() for letter in title):
+        return name
+    digest = hashlib.blake2b(title.encode("utf-8", "backslashreplace"), digest_size=4).hexdigest()
+    return f"{name or 'images'}-{digest}"

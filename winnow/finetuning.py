@@ -29,7 +29,7 @@ from winnow.data.splits import label_budget, visible_labels
 from winnow.data.views import augment
 from winnow.errors import ArtifactError, DataError, MissingExtra
 from winnow.inference import embed, predict_torch
-from winnow.models.backbones import Architecture, build
+from winnow.models.backbones import SMALL_IMAGE, Architecture, build
 from winnow.models.heads import backbone_state, head_path, new_classifier
 from winnow.random_streams import stream_seed
 from winnow.training import Checkpoint, Loss, Plan, Row, drain, fit
@@ -37,6 +37,10 @@ from winnow.training import Checkpoint, Loss, Plan, Row, drain, fit
 log = logging.getLogger(__name__)
 
 State = dict[str, torch.Tensor]
+COUNTER = ".num_batches_tracked"
+"""Batches that a batch norm has seen: files of old torchvision lack it, and nothing hangs on it here."""
+STEM = "conv1.weight"
+"""First layer of torchvision's ResNets, which have another one for small images."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,8 @@ def fit_probe(features_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> 
 def foreign_backbone(path: Path, architecture: Architecture) -> State:
     """Backbone weights that somebody brought, matched by name and shape against the architecture.
 
+    Counters of batches that a file lacks are zero.
+
     Raises ArtifactError when the file cannot be read without pickle or does not hold this backbone.
     """
     try:
@@ -222,7 +228,7 @@ def foreign_backbone(path: Path, architecture: Architecture) -> State:
             raw = load_file(path)
         else:
             raw = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, LookupError) as error:
         raise ArtifactError(
             f"finetune.weights: {path} cannot be read ({' '.join(str(error).split())[:200]})"
         ) from error
@@ -234,19 +240,39 @@ def foreign_backbone(path: Path, architecture: Architecture) -> State:
     model = build(architecture)
     wanted = backbone_state(model, head_path(model))
     found = _plain(raw, wanted)
-    wrong = [
-        f"{name} {tuple(value.shape)}"
+    found |= {name: value for name, value in wanted.items() if name not in found and name.endswith(COUNTER)}
+    missing = [name for name in wanted if name not in found]
+    other = {
+        name: (tuple(found[name].shape), tuple(value.shape))
         for name, value in wanted.items()
-        if name not in found or found[name].shape != value.shape
-    ]
-    if wrong:
-        raise ArtifactError(
-            f"finetune.weights: {path} does not hold a {architecture.backbone} for images of "
-            f"{architecture.image_size} pixels: {len(wrong)} of {len(wanted)} tensors are missing or of another shape "
-            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}); set pretrain.backbone to the network that "
-            "the file was made from"
-        )
+        if name in found and found[name].shape != value.shape
+    }
+    if missing or other:
+        raise ArtifactError(f"finetune.weights: {path} {_misfit(architecture, len(wanted), missing, other)}")
     return {name: found[name] for name in wanted}
+
+
+def _misfit(
+    architecture: Architecture,
+    tensors: int,
+    missing: list[str],
+    other: dict[str, tuple[tuple[int, ...], tuple[int, ...]]],
+) -> str:
+    """Return what does not fit, and what to do. `other`: tensor -> (its shape in the file, in the network)."""
+    first = [f"{name} is {theirs} in the file and {ours} in the network" for name, (theirs, ours) in other.items()]
+    told = [f"{name} is not in the file" for name in missing] + first
+    if not missing and list(other) == [STEM]:
+        return (
+            f"holds a {architecture.backbone} whose first layer does not fit: {first[0]}. Networks for images of up to "
+            f"{SMALL_IMAGE} pixels begin with a convolution of 3 x 3 in place of 7 x 7, and data.image_size is "
+            f"{architecture.image_size}; set data.image_size to more than {SMALL_IMAGE} for weights of large images "
+            f"(training costs more), and to {SMALL_IMAGE} or less for weights of small ones"
+        )
+    return (
+        f"does not hold a {architecture.backbone} for images of {architecture.image_size} pixels: {len(told)} of "
+        f"{tensors} tensors are missing or of another shape ({'; '.join(told[:3])}{'; ...' if len(told) > 3 else ''}); "
+        "set pretrain.backbone to the network that the file was made from"
+    )
 
 
 def _plain(raw: object, wanted: State) -> State:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 from tests.conftest import tiny_params
@@ -268,9 +269,49 @@ def test_unreadable_weights_are_named(tmp_path: Path, name: str, content: bytes 
 def test_weights_of_another_network_name_its_tensors(tmp_path: Path) -> None:
     wide = SMALL.model_copy(update={"width": 0.5})
     save_file(backbone(0, wide), tmp_path / "w.safetensors")
-    with pytest.raises(ArtifactError, match=r"does not hold a resnet8 .* of \d+ tensors .*stem\.0\.weight \(\d+, 3, 3"):
+    with pytest.raises(
+        ArtifactError, match=r"does not hold a resnet8 .* of \d+ tensors .*stem\.0\.weight is \(\d+, 3, 3"
+    ):
         foreign_backbone(tmp_path / "w.safetensors", SMALL)
     incomplete = {name: value for name, value in backbone(0).items() if name != "blocks.1.bn1.bias"}
     torch.save(incomplete, tmp_path / "w.pth")
-    with pytest.raises(ArtifactError, match=r"1 of \d+ tensors are missing .*\(blocks\.1\.bn1\.bias"):
+    with pytest.raises(ArtifactError, match=r"1 of \d+ tensors are missing .*\(blocks\.1\.bn1\.bias is not in"):
         foreign_backbone(tmp_path / "w.pth", SMALL)
+
+
+def resnet18_file(path: Path, *, counters: bool, stem: int = 7) -> dict[str, torch.Tensor]:
+    """A file as torchvision publishes resnet18's, with random weights and 1000 classes."""
+    model = torchvision.models.resnet18()
+    if stem == 3:
+        model.conv1 = torch.nn.Conv2d(3, 64, 3, bias=False)
+    state = model.state_dict()
+    state = {name: value for name, value in state.items() if counters or not name.endswith("num_batches_tracked")}
+    torch.save(state, path)
+    return state
+
+
+@pytest.mark.parametrize("counters", [True, False])
+@pytest.mark.parametrize(("image_size", "stem"), [(224, 7), (65, 7), (32, 3), (64, 3)])
+def test_files_of_torchvision_with_and_without_counters(
+    tmp_path: Path, counters: bool, image_size: int, stem: int
+) -> None:
+    state = resnet18_file(tmp_path / "w.pth", counters=counters, stem=stem)
+    architecture = Architecture(backbone="resnet18", num_classes=3, image_size=image_size)
+    read = foreign_backbone(tmp_path / "w.pth", architecture)
+    assert {name for name in state if not name.startswith("fc.")} <= set(read)
+    assert all(torch.equal(read[name], state[name]) for name in read if name in state)
+    assert start(architecture, read, 0).state_dict()["bn1.num_batches_tracked"] == 0
+
+
+@pytest.mark.parametrize("counters", [True, False])
+@pytest.mark.parametrize(("image_size", "stem", "sizes"), [(32, 7, "7, 7"), (64, 7, "7, 7"), (224, 3, "3, 3")])
+def test_another_stem_is_named_with_what_to_do(
+    tmp_path: Path, counters: bool, image_size: int, stem: int, sizes: str
+) -> None:
+    resnet18_file(tmp_path / "w.pth", counters=counters, stem=stem)
+    architecture = Architecture(backbone="resnet18", num_classes=3, image_size=image_size)
+    with pytest.raises(ArtifactError) as caught:
+        foreign_backbone(tmp_path / "w.pth", architecture)
+    told = str(caught.value)
+    assert f"first layer does not fit: conv1.weight is (64, 3, {sizes}) in the file" in told
+    assert f"data.image_size is {image_size}; set data.image_size to more than 64" in told

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +137,12 @@ def test_files_that_params_yaml_names_must_be_there(tmp_path: Path) -> None:
         ({"path": "/somewhere/My Photos, 2024"}, "My Photos, 2024", "my-photos-2024"),
         ({"path": "/somewhere/birds/"}, "birds", "birds"),
         ({"path": "/somewhere/cats/../dogs"}, "dogs", "dogs"),
-        ({"path": "/somewhere/猫"}, "猫", "images"),
+        ({"path": "/somewhere/猫"}, "猫", "images-a68cf446"),
+        ({"path": "/somewhere/犬"}, "犬", "images-35e9595e"),
+        ({"path": "/somewhere/猫 2024"}, "猫 2024", "2024-f3ec970b"),
+        ({"path": "/somewhere/Äpfel"}, "Äpfel", "pfel-8e41bdc8"),
+        ({"path": "/somewhere/A\u0308pfel"}, "A\u0308pfel", "pfel-8e41bdc8"),  # as macOS writes it
+        ({"path": "/somewhere/!!!"}, "!!!", "images-3894b0d5"),
     ],
 )
 def test_names_of_data_and_model(data: dict[str, str], name: str, registered: str) -> None:
@@ -154,3 +161,80 @@ def test_the_name_is_the_one_that_ingest_writes_down(image_folder: Path, tmp_pat
         image_folder.rename(path)
     data = config(source=source, path=str(path)).data
     assert open_source(data, tmp_path).title == data.title
+
+
+PROXIED = """
+import sys, urllib.request
+from pathlib import Path
+from tasks.settings import apply
+apply(Path(sys.argv[1]))
+import httpx, requests
+for host in ("127.0.0.1", "localhost"):
+    url = f"http://{host}:{sys.argv[2]}/"
+    answers = [requests.get(url, timeout=5).text, httpx.get(url, timeout=5).text]
+    answers.append(urllib.request.urlopen(url, timeout=5).read().decode())
+    assert answers == ["here"] * 3, answers
+print(httpx.get("http://elsewhere.example/", timeout=5).text)
+"""
+
+
+class Answering(BaseHTTPRequestHandler):
+    text = b"here"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.text)))
+        self.end_headers()
+        self.wfile.write(self.text)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Proxy(Answering):
+    text = b"through the proxy"
+
+
+def test_a_proxy_is_not_asked_for_this_machine(tmp_path: Path) -> None:
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), kind) for kind in (Answering, Proxy)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    here, proxy = (server.server_address[1] for server in servers)
+    clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    asked = {name: f"http://127.0.0.1:{proxy}" for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY")}
+    try:
+        for more in ({}, {"NO_PROXY": "intern.example"}, {"no_proxy": "a.example, b.example"}):
+            command = [sys.executable, "-c", PROXIED, str(tmp_path), str(here)]
+            environment_of_user = {**clean, **asked, **more}
+            told = subprocess.run(
+                command, cwd=ROOT, env=environment_of_user, capture_output=True, text=True, check=False
+            )
+            assert told.stdout == "through the proxy\n", told.stderr  # other hosts go there, as the user wants
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "expected"),
+    [
+        ({}, "127.0.0.1,localhost,::1"),
+        ({"NO_PROXY": "intern.example"}, "intern.example,127.0.0.1,localhost,::1"),
+        ({"no_proxy": "localhost, b"}, "localhost,b,127.0.0.1,::1"),
+        ({"no_proxy": "a", "NO_PROXY": "b"}, "a,b,127.0.0.1,localhost,::1"),
+        ({"NO_PROXY": "*"}, "*"),
+    ],
+)
+def test_what_a_person_has_set_without_a_proxy_stays(
+    bare: pytest.MonkeyPatch, tmp_path: Path, set_by_user: dict[str, str], expected: str
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        bare.delenv(name, raising=False)
+    for name, value in set_by_user.items():
+        bare.setenv(name, value)
+    found = environment(tmp_path)
+    assert found["no_proxy"] == found["NO_PROXY"] == expected
+    for name, value in found.items():
+        bare.setenv(name, value)
+    assert environment(tmp_path) == found
