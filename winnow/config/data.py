@@ -17,6 +17,8 @@ TRAINING_SHARE, MOST_LARGER = 1.14, 2
 crop are not averaged when it is resized."""
 SAMPLE_ARCHIVE, SAMPLE_TITLE = "cifar10-jpeg-sample.tar.xz", "CIFAR-10 (JPEG) sample"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+GROUP_PATTERN = r"([^/]+)_\d+\.\w+$"
+"""An example for data.group_by: IMG_7 of cat/IMG_7_1.jpg and of dog/IMG_7_2.jpg, without the folder."""
 TABLES = (".csv", ".tsv", ".parquet")
 
 
@@ -126,7 +128,7 @@ def _check_grouping(group_by: str, labels: str) -> None:
     if not groups:
         raise ValueError(
             f"data.group_by: {group_by!r} is none, folder or table, nor a regular expression with a group in (), "
-            r"as in '(.+)_\d+\.jpg'"
+            f"as in '{GROUP_PATTERN}'"
         )
 
 

@@ -28,6 +28,7 @@ from winnow.data import near_duplicates
 from winnow.data.decoder import decoder_digest
 from winnow.data.decoding import Decoded, decode_all
 from winnow.data.gray_range import preprocessing_of
+from winnow.data.group_check import GroupCheck
 from winnow.data.images import PREPROCESSING, SPLITS, TEST, TRAIN, TRAINING, VALIDATION, group_equal
 from winnow.data.preprocessing import ALL_BITS, Preprocessing
 from winnow.data.sources import Source, open_source
@@ -68,6 +69,7 @@ class Stored:
     """Images with gray values above the range."""
     heic: int
     """Images in HEIC."""
+    group_check: GroupCheck
 
 
 def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
@@ -92,6 +94,8 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
             named_test_N=stored.named_test_N,
             group_keys_N16=stored.group_keys_N16,
         )
+        for example in stored.group_check.examples():
+            log.info("ingest: group %s", example)
         _check_training(source, stored, split_N)
         np.save(folder / "labels.npy", stored.labels_N)
         np.save(folder / "keys.npy", stored.keys_N16)
@@ -109,6 +113,7 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
 def store(source: Source, data: Data, preprocessing: Preprocessing, folder: Path, signatures: IO[bytes]) -> Stored:
     """Write pixels and names as they are decoded."""
     larger, large_enough, much_cut, clipped, heic = data.larger_size, 0, 0, 0, 0
+    group_check = GroupCheck(data.group_by, source.classes)
     labels, named_test, keys, groups = array("q"), bytearray(), bytearray(), bytearray()
     rejected = [{"file": name, "reason": reason} for name, reason in source.missing]
     with (
@@ -130,6 +135,7 @@ def store(source: Source, data: Data, preprocessing: Preprocessing, folder: Path
             for key, item in zip(done.keys_K16, (done.items[position] for position in done.kept), strict=True):
                 if data.group_by != "none":
                     groups += _digest(item.group) if item.group else key.tobytes()
+                    group_check.add(item)
                 labels.append(item.label)
                 named_test.append(item.is_test)
                 names.write(json.dumps(item.name) + "\n")
@@ -159,6 +165,7 @@ def store(source: Source, data: Data, preprocessing: Preprocessing, folder: Path
         much_cut,
         clipped,
         heic,
+        group_check,
     )
 
 
@@ -364,14 +371,15 @@ def _groups(data: Data, stored: Stored, split_N: NDArray[np.uint8]) -> list[str]
     """Whether grouping leaves shares that are far from what was asked for."""
     if stored.group_keys_N16 is None:
         return []
+    found = stored.group_check.warnings()
     sizes = np.bincount(group_equal(stored.group_keys_N16))
     share = float((split_N == VALIDATION).mean())
     told = f"data.group_by makes {len(sizes)} groups of {len(split_N)} images, the largest of {sizes.max()}"
     if len(sizes) == len(split_N):
-        return [f"{told}: no two images share one, see that it fits their paths"]
+        return [*found, f"{told}: no two images share one, see that it fits their paths"]
     if not 0.5 < share / data.validation_fraction < 2:
-        return [f"{told}: {share:.0%} are validation images, not {data.validation_fraction:.0%}"]
-    return []
+        found.append(f"{told}: {share:.0%} are validation images, not {data.validation_fraction:.0%}")
+    return found
 
 
 def _named(names: list[str]) -> str:
