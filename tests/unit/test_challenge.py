@@ -55,3 +55,18 @@ def test_the_card_holds_the_rule_of_the_split(test_set: str, expected: dict[str,
     assert _split(data) == expected | {"group_by": "folder", "decoder": "c0de"}
     earlier = data.model_copy(update={"parameters": SPLIT, "details": {"test_set": test_set}})
     assert _split(earlier) == expected
+
+
+@pytest.mark.parametrize(
+    ("champion", "challenger", "differ"),
+    [
+        ({}, {"resize": "crop", "bits": 16}, False),
+        ({"resize": "pad", "bits": 16}, {"resize": "pad", "bits": 16}, False),
+        ({}, {"resize": "stretch", "bits": 16}, True),
+        ({"resize": "crop", "bits": 16}, {"resize": "crop", "bits": 12}, True),
+    ],
+)
+def test_models_of_other_pixels_are_not_compared(champion: dict, challenger: dict, differ: bool) -> None:
+    told = incomparable(CARD | champion, CARD | challenger)
+    assert ("its images become pixels in another way" in told) == differ
+    assert bool(told) == differ

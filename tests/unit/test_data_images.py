@@ -128,7 +128,7 @@ def header_of_png(width: int, height: int) -> bytes:
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"\0\0\0\x1cftypheic" + bytes(20), "HEIC, which is not read here; convert it"),
+        (b"\0\0\0\x1cftypheic" + bytes(20), "HEIC"),
         (b"just text", "no image format"),
         (FORMS["jpeg"][:-400], "damaged"),
         (FORMS["jpeg"][:50], "no image format|damaged"),
