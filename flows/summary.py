@@ -6,6 +6,7 @@ from typing import Any
 
 from tasks import settled
 from tasks.settings import Places
+from winnow.clusters import in_groups
 from winnow.config import in_order, load_config
 from winnow.config.candidates import ROOT
 from winnow.measurement_error import describe_errors
@@ -145,9 +146,10 @@ def learned_lines(places: Places) -> list[str]:
     report = read_record(places.artifacts / "report")
     test = report.metrics
     deployed = read_record(places.artifacts / "refit").details["labels"]["deployed"]
+    choosing, tested = (in_groups(count) for count in (labels.get("choosing_groups"), test.get("test/groups")))
     lines = [
-        f"labels used: {labels['training']:,} for training, {labels['choosing']:,} for choosing, "
-        f"{test['test/images']:,.0f} for the test; {deployed:,} trained the model that is deployed",
+        f"labels used: {labels['training']:,} for training, {labels['choosing']:,}{choosing} for choosing, "
+        f"{test['test/images']:,.0f}{tested} for the test; {deployed:,} trained the model that is deployed",
         *_elsewhere(record, report),
     ]
     if gain is not None:

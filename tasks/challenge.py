@@ -188,18 +188,19 @@ def measure(
     indices = images.indices(VALIDATION)
     answers = [_serve(folder, card, images, indices) for folder, card in both]
     served, substituted = [logits for logits, _ in answers], _substituted([missing for _, missing in answers])
+    lost = losses(served[0], served[1], images.labels_N[indices], groups_N=images.groups_N[indices])
     theirs: float | None
     own: float | None
     if policy.objective == "size":
         theirs, own = ((folder / MODEL).stat().st_size / 1e6 for folder, _ in both)
         times = Ratio(theirs / own, theirs / own, theirs / own)
-        return Contest(losses(served[0], served[1], images.labels_N[indices]), theirs, own, times, substituted)
+        return Contest(lost, theirs, own, times, substituted)
     rows = _rows_there(host, both, config) if host is not None else _rows_here(both, config, images)
     (theirs, own), ratio = [_value(row, policy.objective) for row in rows[:2]], None
     if rows[0] is not None and rows[1] is not None:
         error = 0.0 if rows[2] is None else time_difference(rows[0]["p50_ms"], rows[2]["p50_ms"])
         ratio = speedup(rows[0], rows[1], error)
-    return Contest(losses(served[0], served[1], images.labels_N[indices]), theirs, own, ratio, substituted)
+    return Contest(lost, theirs, own, ratio, substituted)
 
 
 def _value(row: Row | None, objective: str) -> float | None:

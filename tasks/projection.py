@@ -19,6 +19,7 @@ import yaml
 
 from tasks import versioning
 from tasks.settings import Places
+from winnow.clusters import in_groups
 from winnow.config import ROOT, Config
 from winnow.measurement_error import describe_errors
 from winnow.records import RECORD, Machine, StepRecord, read_record, record_digest
@@ -183,7 +184,8 @@ def _details_lines(record: StepRecord) -> list[str]:
     labels = record.details["labels"]
     return [
         f"- {' > '.join(record.details['lineage'])}, {record.details['method']}, {record.details['precision']}",
-        f"- labels used: {labels['training']} for training, {labels['choosing']} for choosing",
+        f"- labels used: {labels['training']} for training, {labels['choosing']}"
+        f"{in_groups(labels.get('choosing_groups'))} for choosing",
     ]
 
 

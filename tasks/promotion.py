@@ -200,7 +200,8 @@ def _how(row: Mapping[str, Any]) -> dict[str, Any]:
 def _tested(places: Places, winner: str) -> dict[str, Any]:
     """Return the report's figures on the test split, where it is of this selection; {} without one.
 
-    images, top1, top1_low, top1_high; baseline, drop_points, drop_low, drop_high against it; measured_in; warnings.
+    images, groups where data.group_by says them; top1, top1_low, top1_high; baseline, drop_points, drop_low, drop_high
+    against it; measured_in; warnings.
     """
     folder = places.artifacts / "report"
     if not (folder / RECORD).is_file():
@@ -213,6 +214,7 @@ def _tested(places: Places, winner: str) -> dict[str, Any]:
     drop = zip(("drop_points", "drop_low", "drop_high"), drop_metrics_on_test(baseline), strict=True)
     return {
         "images": report.metrics["test/images"],
+        **({"groups": report.metrics["test/groups"]} if "test/groups" in report.metrics else {}),
         **{key: report.metrics[prefix + key] for key in ("top1", "top1_low", "top1_high")},
         "baseline": baseline,
         **{key: report.metrics[name] for key, name in drop},

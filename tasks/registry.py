@@ -27,6 +27,7 @@ from tasks import tracked
 from tasks.projection import DATASET
 from tasks.settings import Places, registered_model_name
 from tasks.store import KEPT, answering, connect, experiment_id, living_run
+from winnow.clusters import in_groups
 from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
 from winnow.exporting import how_served
@@ -217,7 +218,8 @@ def _description(card: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"**{name}** ({lineage}): {top1}{metrics['size/mb']:.2f} MB, "
-            f"{labels['training']} labels for training, {labels['choosing']} for choosing.",
+            f"{labels['training']} labels for training, {labels['choosing']}{in_groups(labels.get('choosing_groups'))} "
+            "for choosing.",
             *refitted,
             f"Serve with {how_served(serving)}. {markdown(card['why'])}",
         ]

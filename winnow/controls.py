@@ -23,10 +23,11 @@ def better_reference(right: Right) -> str:
     return CONTROL if CONTROL in right and right[CONTROL].sum() > right[ROOT].sum() else ROOT
 
 
-def controls(config: Config, right: Right) -> list[dict[str, Any]]:
+def controls(config: Config, right: Right, groups_L: NDArray[np.int64] | None = None) -> list[dict[str, Any]]:
     """What training on, and what a teacher bought: points of top-1 that a candidate has over its control, paired.
 
     The control of a taught candidate is the same one without a teacher; that of training on is dense itself.
+    `groups_L`: group of each labelled validation image.
     """
     pairs = [("training on", CONTROL, ROOT)] if CONTROL in config.candidates else []
     recovered = {name: c for name, c in config.candidates.items() if isinstance(c, Recovered)}
@@ -37,7 +38,7 @@ def controls(config: Config, right: Right) -> list[dict[str, Any]]:
                 pairs.append(("a teacher", name, alone))
     rows = []
     for what, name, control_name in pairs if right else []:
-        gain = paired_drop(right[name], right[control_name])
+        gain = paired_drop(right[name], right[control_name], groups_N=groups_L)
         rows.append({"bought_by": what, "candidate": name, "control": control_name, **asdict(gain)})
     return rows
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from winnow.data.images import VALIDATION, ImageSet
 from winnow.errors import ArtifactError, MissingExtra
-from winnow.intervals import wilson_interval
+from winnow.intervals import proportion_interval
 
 CALIBRATION_BINS = 15
 LOG_TEMPERATURES = (-3.0, 3.0)
@@ -64,10 +64,14 @@ def drop_metrics_on_test(baseline: str) -> tuple[str, str, str]:
 
 
 def quality(
-    logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64], classes: Sequence[str]
+    logits_NC: NDArray[np.float32],
+    labels_N: NDArray[np.int64],
+    classes: Sequence[str],
+    groups_N: NDArray[np.int64] | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics (fractions) and details of logits on labelled images; empty where there are none.
 
+    `groups_N`: group of each image, by which the interval of top-1 is counted.
     Macro figures are means over the classes that occur. `reliability` holds the bins of the calibration error.
     """
     if len(labels_N) == 0:
@@ -84,11 +88,11 @@ def quality(
         labels_N, answers_N, labels=numbers, zero_division=0
     )
     present = support > 0
-    right = int((answers_N == labels_N).sum())
-    low, high = wilson_interval(right, len(labels_N))
+    right_N = answers_N == labels_N
+    low, high = proportion_interval(right_N, groups_N)
     ece, bins = calibration(logits_NC, labels_N)
     metrics = {
-        "quality/top1": right / len(labels_N),
+        "quality/top1": float(right_N.mean()),
         "quality/top1_low": low,
         "quality/top1_high": high,
         "quality/macro_precision": float(precision[present].mean()),

@@ -19,8 +19,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from winnow.clusters import clusters
 from winnow.config import FEW_LABELS
-from winnow.intervals import Drop, answered_otherwise, macro_f1_drop, paired_drop, simultaneous_confidence
+from winnow.intervals import Drop, answered_otherwise, paired_drop, simultaneous_confidence
+from winnow.macro_f1 import macro_f1_drop
 
 Route = Literal["labels", "answers"]
 
@@ -40,6 +42,10 @@ class Evidence:
     """That were compared at once: the intervals hold for all of them together in 95 of 100 cases."""
     unchanged: float = 0.0
     """Of macro F1: upper end of the labelled interval of a child that changes no answer."""
+    images: int = 0
+    """That decide: the labelled ones, or all."""
+    groups: int | None = None
+    """In which these images lie; None where each is one of its own."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +67,31 @@ def losses(
     child_NC: NDArray[np.float32],
     labels_N: NDArray[np.int64],
     candidates: int = 1,
+    groups_N: NDArray[np.int64] | None = None,
 ) -> Losses:
     """Return what a child's logits lose against a reference's on the same images; label -1: none.
 
-    `candidates`: children that are compared with the reference at once, this one among them.
+    `candidates`: children that are compared with the reference at once, this one among them. `groups_N`: group of each
+    image; intervals count groups where these hold several images (winnow/clusters.py).
     """
     reference_N, child_N = (logits_NC.argmax(1).astype(np.int64) for logits_NC in (reference_NC, child_NC))
     scored_N = labels_N >= 0
     route, confidence = route_by(labels_N), simultaneous_confidence(candidates)
     top1 = macro_f1 = None
     unchanged = 0.0
+    labelled_groups_N = None if groups_N is None else groups_N[scored_N]
     if scored_N.any():
         truth, theirs, own = labels_N[scored_N], reference_N[scored_N], child_N[scored_N]
-        top1 = paired_drop(theirs == truth, own == truth, confidence)
-        macro_f1 = macro_f1_drop(truth, theirs, own, confidence=confidence)
-        unchanged = macro_f1_drop(truth, truth, truth, confidence=confidence).high
-    otherwise = answered_otherwise(reference_N, child_N, confidence)
-    stand_in = macro_f1_drop(reference_N, reference_N, child_N, confidence=confidence)
+        top1 = paired_drop(theirs == truth, own == truth, confidence, labelled_groups_N)
+        macro_f1 = macro_f1_drop(truth, theirs, own, confidence=confidence, groups_N=labelled_groups_N)
+        same = macro_f1_drop(truth, truth, truth, confidence=confidence, groups_N=labelled_groups_N)
+        unchanged = same.high
+    otherwise = answered_otherwise(reference_N, child_N, confidence, groups_N)
+    stand_in = macro_f1_drop(reference_N, reference_N, child_N, confidence=confidence, groups_N=groups_N)
+    deciding = clusters(labelled_groups_N if route == "labels" else groups_N)
+    images = int(scored_N.sum()) if route == "labels" else len(labels_N)
+    groups = None if deciding is None else deciding.groups
     return Losses(
-        Evidence(top1, otherwise, route, candidates), Evidence(macro_f1, stand_in, route, candidates, unchanged)
+        Evidence(top1, otherwise, route, candidates, images=images, groups=groups),
+        Evidence(macro_f1, stand_in, route, candidates, unchanged, images, groups),
     )

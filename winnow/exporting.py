@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from winnow.benchmarking import NEEDED_AGREEMENT
+from winnow.clusters import in_groups
 from winnow.config import Benchmark
 from winnow.data.images import VALIDATION, ImageSet, spread
 from winnow.errors import DataError
@@ -153,7 +154,8 @@ An image classifier: one of {len(classes)} classes for each image. {shown}.
 ## How good it is
 
 {_test_warnings(card.get("test", {}))}Measured on {card["measured_on"]}, by which it was chosen:
-{labels["choosing"]} labelled images. {labels["training"]} labels were trained on.
+{labels["choosing"]} labelled images{in_groups(labels.get("choosing_groups"))}.
+{labels["training"]} labels were trained on.
 {_refitted(card)}
 | | |
 |---|---|
@@ -212,8 +214,8 @@ def _tested(test: Mapping[str, Any]) -> str:
         return ""
     low, high = test["top1_low"] * 100, test["top1_high"] * 100
     text = (
-        f"On {test['images']:.0f} test images, by which nothing was chosen: {test['top1'] * 100:.1f} % top-1 "
-        f"(95 % interval {low:.1f} to {high:.1f})"
+        f"On {test['images']:.0f} test images{in_groups(test.get('groups'))}, by which nothing was chosen: "
+        f"{test['top1'] * 100:.1f} % top-1 (95 % interval {low:.1f} to {high:.1f})"
     )
     if "baseline" in test:
         text += (

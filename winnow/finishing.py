@@ -55,7 +55,9 @@ def finish(
     np.save(folder / LOGITS, logits_NC)
     labels_N = images.labels_N[indices]
     scored_N = labels_N >= 0
-    metrics, details = quality(logits_NC[scored_N], labels_N[scored_N], images.classes)
+    metrics, details = quality(
+        logits_NC[scored_N], labels_N[scored_N], images.classes, images.groups_N[indices[scored_N]]
+    )
     metrics |= temperature(logits_NC[scored_N], labels_N[scored_N])
     metrics["quality/agreement"] = _agreement(logits_NC, dense, images)
     metrics["quality/agreement_parent"] = _agreement(logits_NC, parent or dense, images)
@@ -69,6 +71,8 @@ def finish(
         metrics["parity/max_abs_difference"] = parity(folder, images, indices[:PARITY_IMAGES])
     metrics |= _sizes(folder, contents)
     labels = {"training": len(budget), "choosing": int(scored_N.sum())}
+    if (groups := images.group_count(indices[scored_N])) is not None:
+        labels["choosing_groups"] = groups
     details |= {"method": method, "precision": contents.precision, "lineage": lineage, "labels": labels}
     _write_card(folder, name, images, metrics, details)
     return metrics, details

@@ -1,8 +1,9 @@
 """How far a figure may be off: intervals of proportions, of paired losses, and of gains over seeds.
 
-Proportions carry Wilson's interval; a child is compared with its reference on the same images (top-1: Tango's score
-interval; macro F1: a bootstrap), and arms are compared over paired label seeds (Student's t). All are 95 % unless asked
-otherwise, and all stay honest where there are few images or few of them differ.
+Proportions carry Wilson's interval; a child is compared with its reference on the same images (Tango's score interval;
+macro F1: winnow/macro_f1.py), and arms are compared over paired label seeds (Student's t). All are 95 % unless asked
+otherwise, and all stay honest where there are few images or few of them differ. Where images lie in groups, such as
+crops of one photograph, the groups are what counts (winnow/clusters.py).
 
 Where one of several is chosen by its interval, each takes the confidence of `simultaneous_confidence` (Bonferroni), so
 that all of them hold together in 95 of 100 cases, whatever the candidates have in common.
@@ -20,16 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from winnow.clusters import clusters
 from winnow.errors import MissingExtra
-from winnow.random_streams import stream_seed
 
 CONFIDENCE = 0.95
 BISECTIONS = 60
-REPLICATES = 2000
-MOST_SKEWED = 1.0
-"""Skewness up to which the expansion of Cornish and Fisher is used as it is."""
-HALF_A_PAIR = 0.5
-WEIGHTS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -96,11 +92,31 @@ def normal_quantile(confidence: float) -> float:
     return statistics.NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-def wilson_interval(right: int, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def wilson_interval(right: float, count: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Return the interval of a proportion, as fractions."""
+    return _wilson(right, count, normal_quantile(confidence))
+
+
+def proportion_interval(
+    right_N: NDArray[np.bool_], groups_N: NDArray[np.int64] | None = None, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Return Wilson's interval of the share of true values, as fractions; `groups_N`: group of each image.
+
+    With fewer than LEAST_GROUPS groups it is (0, 1).
+    """
+    right, count, grouped = int(right_N.sum()), len(right_N), clusters(groups_N)
+    if grouped is None or count == 0:
+        return wilson_interval(right, count, confidence)
+    if grouped.too_few:
+        return 0.0, 1.0
+    effect = grouped.design_effect(right_N.astype(np.float64))
+    return _wilson(right / effect, count / effect, grouped.quantile(confidence))
+
+
+def _wilson(right: float, count: float, z: float) -> tuple[float, float]:
+    """Return Wilson's interval for a quantile `z`; counts may be fractions."""
     if not 0 <= right <= count or count == 0:
         raise ValueError(f"{right} right of {count} is no proportion")
-    z = normal_quantile(confidence)
     share, z2 = right / count, z**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = z / (1 + z2 / count) * ((share * (1 - share) / count + z2 / (4 * count**2)) ** 0.5)
@@ -109,40 +125,60 @@ def wilson_interval(right: int, count: int, confidence: float = CONFIDENCE) -> t
 
 
 def paired_drop(
-    reference_right_N: NDArray[np.bool_], child_right_N: NDArray[np.bool_], confidence: float = CONFIDENCE
+    reference_right_N: NDArray[np.bool_],
+    child_right_N: NDArray[np.bool_],
+    confidence: float = CONFIDENCE,
+    groups_N: NDArray[np.int64] | None = None,
 ) -> Drop:
     """Return the points lost by the child on the same images, with Tango's score interval.
 
-    Also right where few images differ: with none of 30 different the ends are +-11 points, not 0.
+    Also right where few images differ: with none of 30 different the ends are +-11 points, not 0. `groups_N`: group of
+    each image; with fewer than LEAST_GROUPS groups the ends are +-100 points.
     """
     if len(reference_right_N) != len(child_right_N) or len(child_right_N) == 0:
         raise ValueError("a paired comparison needs the same images, at least one, for both")
-    count = len(child_right_N)
-    lost = int((reference_right_N & ~child_right_N).sum())
-    won = int((child_right_N & ~reference_right_N).sum())
-    z = normal_quantile(confidence)
+    lost_N, won_N = reference_right_N & ~child_right_N, child_right_N & ~reference_right_N
+    lost, won, count = float(lost_N.sum()), float(won_N.sum()), float(len(child_right_N))
+    points, z = (lost - won) / count * 100, normal_quantile(confidence)
+    if grouped := clusters(groups_N):
+        if grouped.too_few:
+            return Drop(points, -100.0, 100.0, confidence)
+        effect = grouped.design_effect(lost_N.astype(np.float64) - won_N)
+        lost, won, count, z = lost / effect, won / effect, count / effect, grouped.quantile(confidence)
     low, high = (_tango_end(lost, won, count, score) * 100 for score in (z, -z))
-    return Drop((lost - won) / count * 100, low, high, confidence)
+    return Drop(points, low, high, confidence)
 
 
-def least_worst_end(count: int, confidence: float = CONFIDENCE) -> float:
-    """Return the points of loss that `count` images cannot rule out even for a child that answers all of them alike."""
-    z2 = normal_quantile(confidence) ** 2
-    return z2 / (count + z2) * 100
+def least_worst_end(count: int, confidence: float = CONFIDENCE, groups_N: NDArray[np.int64] | None = None) -> float:
+    """Return the points of loss that `count` images cannot rule out even for a child that answers all of them alike.
+
+    `groups_N`: group of each image.
+    """
+    grouped = clusters(groups_N)
+    if grouped is None:
+        z2 = normal_quantile(confidence) ** 2
+        return z2 / (count + z2) * 100
+    if grouped.too_few:
+        return 100.0
+    z2 = grouped.quantile(confidence) ** 2
+    return z2 / (count / grouped.design_effect(np.zeros(count)) + z2) * 100
 
 
 def answered_otherwise(
-    reference_N: NDArray[np.int64], child_N: NDArray[np.int64], confidence: float = CONFIDENCE
+    reference_N: NDArray[np.int64],
+    child_N: NDArray[np.int64],
+    confidence: float = CONFIDENCE,
+    groups_N: NDArray[np.int64] | None = None,
 ) -> Drop:
     """Return the share of images whose answer differs, in points, with Wilson's interval: no drop exceeds it."""
     if len(reference_N) != len(child_N) or len(child_N) == 0:
         raise ValueError("a paired comparison needs the same images, at least one, for both")
-    differ = int((reference_N != child_N).sum())
-    low, high = wilson_interval(differ, len(child_N), confidence)
-    return Drop(differ / len(child_N) * 100, low * 100, high * 100, confidence)
+    differs_N = reference_N != child_N
+    low, high = proportion_interval(differs_N, groups_N, confidence)
+    return Drop(float(differs_N.mean()) * 100, low * 100, high * 100, confidence)
 
 
-def _tango_end(lost: int, won: int, count: int, score: float) -> float:
+def _tango_end(lost: float, won: float, count: float, score: float) -> float:
     """Return the difference at which the score statistic is z (the lower end) or -z; it falls with the difference."""
     below, above = -1.0, 1.0
     for _ in range(BISECTIONS):
@@ -154,7 +190,7 @@ def _tango_end(lost: int, won: int, count: int, score: float) -> float:
     return above if score > 0 else below
 
 
-def _tango_score(lost: int, won: int, count: int, difference: float) -> float:
+def _tango_score(lost: float, won: float, count: float, difference: float) -> float:
     """Standardised distance of the observed difference from a supposed one (Tango 1998, equation 8)."""
     linear = -lost - won + (2 * count - lost + won) * difference
     constant = -won * difference * (1 - difference)
@@ -164,84 +200,6 @@ def _tango_score(lost: int, won: int, count: int, difference: float) -> float:
     if variance <= 0:
         return math.copysign(math.inf, distance) if distance else 0.0
     return distance / math.sqrt(variance)
-
-
-def macro_f1_drop(
-    labels_N: NDArray[np.int64],
-    reference_N: NDArray[np.int64],
-    child_N: NDArray[np.int64],
-    seed: int = 0,
-    confidence: float = CONFIDENCE,
-) -> Drop:
-    """Return the points of macro F1 that a child's answers lose against the reference's on the same images.
-
-    Classes are 0 to C - 1. The interval is a Bayesian bootstrap (Rubin 1981, Annals of Statistics 9) of the pairs of
-    answers within each class that occurs, with half a pair lost and half a pair won added to each: without these (as in
-    Agresti and Min 2005, Statistics in Medicine 24) a class of three images in which nothing differs would count as
-    known for certain. Ends beyond 95 % are those of 95 %, moved out (`_moved_out`): 2,000 replicates do not reach far.
-    """
-    if not len(labels_N) == len(reference_N) == len(child_N) or len(labels_N) == 0:
-        raise ValueError("a paired comparison needs the same images, at least one, for both")
-    classes = np.unique(labels_N)
-    nothing = int(max(labels_N.max(), reference_N.max(), child_N.max())) + 1
-    imagined = [(c, *pair) for c in classes.tolist() for pair in ((c, nothing), (nothing, c))]
-    seen_K3, counts = np.unique(np.stack([labels_N, reference_N, child_N], axis=1), axis=0, return_counts=True)
-    cells_K3 = np.concatenate([seen_K3, np.array(imagined)])
-    shapes = np.concatenate([counts, np.full(len(imagined), HALF_A_PAIR)])
-    support_C = np.bincount(labels_N, minlength=nothing + 1).astype(np.float64)
-    rng, drops = np.random.default_rng(stream_seed(seed, "bootstrap")), []
-    rows = max(1, min(REPLICATES, WEIGHTS_AT_ONCE // len(cells_K3)))
-    for start in range(0, REPLICATES, rows):
-        weights_RK = rng.standard_gamma(shapes, (min(rows, REPLICATES - start), len(cells_K3)))
-        # Each class keeps its number of images.
-        scale_RC = support_C / np.maximum(_sums(weights_RK, cells_K3[:, 0], nothing + 1), 1e-300)
-        drops.append(_macro_f1_loss(cells_K3, weights_RK * scale_RC[:, cells_K3[:, 0]], support_C))
-    points = float(_macro_f1_loss(seen_K3, counts[None].astype(np.float64), support_C)[0])
-    low, high = _moved_out(np.concatenate(drops), confidence)
-    return Drop(points * 100, min(low, points) * 100, max(high, points) * 100, confidence)
-
-
-def _moved_out(drops_R: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    """Return the ends of an interval of this confidence from the 2.5 and 97.5 percentiles of the replicates.
-
-    Their distance from the mean grows as the quantiles of Cornish and Fisher (1938) do, z + skewness (z^2 - 1) / 6.
-    """
-    mean, spread = float(drops_R.mean()), float(drops_R.std())
-    low, high = (float(end) for end in np.percentile(drops_R, [2.5, 97.5]))
-    skewness = float(((drops_R - mean) ** 3).mean() / spread**3) if spread else 0.0
-    skewness = min(max(skewness, -MOST_SKEWED), MOST_SKEWED)
-
-    def quantile(z: float, skew: float) -> float:
-        return z + skew * (z**2 - 1) / 6
-
-    near, far = normal_quantile(CONFIDENCE), normal_quantile(confidence)
-    below, above = (quantile(far, skew) / quantile(near, skew) for skew in (-skewness, skewness))
-    return mean - (mean - low) * below, mean + (high - mean) * above
-
-
-def _macro_f1_loss(
-    cells_K3: NDArray[np.int64], weights_RK: NDArray[np.float64], support_C: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Macro F1 of the second column minus that of the third, the first being the truth; fractions (R,)."""
-    truth_K, losses, occurs_C = cells_K3[:, 0], [], support_C > 0
-    for answers_K in (cells_K3[:, 1], cells_K3[:, 2]):
-        is_right = answers_K == truth_K
-        right_RC = _sums(weights_RK[:, is_right], truth_K[is_right], len(support_C))
-        named_RC = _sums(weights_RK, answers_K, len(support_C))
-        f1_RC = 2 * right_RC[:, occurs_C] / (support_C + named_RC)[:, occurs_C]
-        losses.append(f1_RC.mean(1))
-    lost_R: NDArray[np.float64] = losses[0] - losses[1]
-    return lost_R
-
-
-def _sums(weights_RK: NDArray[np.float64], keys_K: NDArray[np.int64], size: int) -> NDArray[np.float64]:
-    """Sum of the columns that share a key, (R, size)."""
-    sums = np.zeros((len(weights_RK), size))
-    order = np.argsort(keys_K, kind="stable")
-    keys, starts = np.unique(keys_K[order], return_index=True)
-    if len(keys):
-        sums[:, keys] = np.add.reduceat(weights_RK[:, order], starts, axis=1)
-    return sums
 
 
 def paired_gain(treated: Sequence[float], control: Sequence[float]) -> tuple[float, float, float]:

@@ -58,7 +58,7 @@ def check_refit(images: ImageSet, known: NDArray[np.int64], selected: Path, refi
     was_right, is_right = (
         predict_file(path, images.images_NHWC, known).argmax(1) == labels for path in (selected, refitted)
     )
-    drop = paired_drop(was_right, is_right)
+    drop = paired_drop(was_right, is_right, groups_N=images.groups_N[known])
     refusals = [other_graph(selected, refitted)]
     if kappa < min_kappa:
         refusals.append(

@@ -4,28 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from winnow.clusters import LEAST_GROUPS, Clusters, clusters
 from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Distill, Quantize, Recovery, may_train
 from winnow.evidence import Evidence
-from winnow.intervals import Drop, least_worst_end, macro_f1_drop, simultaneous_confidence
+from winnow.intervals import Drop, least_worst_end, simultaneous_confidence
 from winnow.machine import WIDE_FLAGS, saturates
+from winnow.macro_f1 import macro_f1_drop
 from winnow.records import Verdict
 from winnow.selection import GATES, WORST_END, allowance
 
+FEW_GROUPS = 50
+"""Of labelled validation images; with fewer a warning says that groups are what counts."""
 
-def remarks(
-    config: Config,
-    reference: str,
-    dense: Evidence,
-    labels_V: NDArray[np.int64],
-    dense_V: NDArray[np.int64],
-    classes: Sequence[str],
-) -> tuple[str, ...]:
-    """`dense`: what it lost against the reference; `dense_V`: its answers; `labels_V`: -1 for none."""
+
+@dataclass(frozen=True)
+class ValidationImages:
+    """What is known of them when candidates are judged."""
+
+    labels_V: NDArray[np.int64]
+    """-1: none."""
+    dense_V: NDArray[np.int64]
+    """What dense answers."""
+    classes: Sequence[str]
+    groups_V: NDArray[np.int64] | None = None
+
+    @property
+    def labelled(self) -> NDArray[np.int64]:
+        """Labels (L,) of those that have one."""
+        return self.labels_V[self.labels_V >= 0]
+
+    @property
+    def labelled_groups(self) -> NDArray[np.int64] | None:
+        """Groups (L,) of those that have a label."""
+        return None if self.groups_V is None else self.groups_V[self.labels_V >= 0]
+
+
+def remarks(config: Config, reference: str, dense: Evidence, images: ValidationImages) -> tuple[str, ...]:
+    """Return the warnings of a selection. `dense`: what it lost against the reference."""
+    labels_V = images.labels_V
     found, count, dense_drop = [], int((labels_V >= 0).sum()), dense.labelled
     if not count:
         found.append("no validation image has a label: accuracy is not known, only that answers stay the same")
@@ -34,6 +56,8 @@ def remarks(
             f"{count} labelled validation images show little: a loss counts as no larger than the share of all "
             f"{len(labels_V)} validation images, labelled or not, that get another answer"
         )
+    if (grouped := clusters(images.labelled_groups)) and grouped.groups < FEW_GROUPS:
+        found.append(_told_of_groups(count, grouped))
     trained = [name for name, candidate in config.candidates.items() if may_train(candidate)]
     if trained and CONTROL not in config.candidates:
         found.append(
@@ -46,7 +70,17 @@ def remarks(
             f"training dense on with its own answers as teacher gains {dense_drop.points:.1f} points: dense was not "
             "trained to its end (finetune.epochs), drops are counted against dense-kd"
         )
-    return (*found, *_unreachable(config, dense, labels_V, dense_V, classes))
+    return (*found, *_unreachable(config, dense, images))
+
+
+def _told_of_groups(count: int, grouped: Clusters) -> str:
+    told = f"{count} labelled validation images lie in {grouped.groups} groups, and images of a group are alike"
+    if grouped.too_few:
+        return (
+            f"{told}: with fewer than {LEAST_GROUPS} groups no interval can be told, and no drop is shown to be small. "
+            "Add groups (photographs, bursts, patients), or raise data.validation_fraction"
+        )
+    return f"{told}: intervals count groups and are wide. More groups narrow them, more images of the same ones hardly"
 
 
 def overflowing(config: Config, flags: Collection[str]) -> list[str]:
@@ -119,34 +153,40 @@ def _training(recovery: Recovery) -> dict[str, object]:
     return recovery.model_dump(exclude={"seed"})
 
 
-def _unreachable(
-    config: Config, judged: Evidence, labels_V: NDArray[np.int64], dense_V: NDArray[np.int64], classes: Sequence[str]
-) -> list[str]:
+def _unreachable(config: Config, judged: Evidence, images: ValidationImages) -> list[str]:
     """Gates that not even a file could pass that changes no answer: there are too few images to show it."""
     gates, found = config.promotion.gates, []
     confidence = simultaneous_confidence(judged.candidates)
-    labels, allowed = labels_V[labels_V >= 0], WORST_END * gates.max_macro_f1_drop_points
-    count, kind = (len(labels), "labelled ") if judged.route == "labels" else (len(labels_V), "")
-    worst = least_worst_end(count, confidence)
+    labels, allowed = images.labelled, WORST_END * gates.max_macro_f1_drop_points
+    deciding = (len(labels), "labelled ", images.labelled_groups)
+    count, kind, groups_N = deciding if judged.route == "labels" else (len(images.labels_V), "", images.groups_V)
+    worst = least_worst_end(count, confidence, groups_N)
+    grouped = clusters(groups_N)
+    where = f" in {grouped.groups} groups" if grouped else ""
     if worst > WORST_END * gates.max_drop_points:
         found.append(
-            f"no candidate can pass: {count} {kind}validation images show a loss of nothing only to {worst:.1f} "
+            f"no candidate can pass: {count} {kind}validation images{where} show a loss of nothing only to {worst:.1f} "
             f"points, more than the {WORST_END * gates.max_drop_points:g} allowed; add images, with or without labels: "
             f"as few as these show no file to be within promotion.gates.max_drop_points below {_least(worst):g}"
         )
-    by_answers = macro_f1_drop(dense_V, dense_V, dense_V, confidence=confidence).high
-    by_labels = macro_f1_drop(labels, labels, labels, confidence=confidence).high if len(labels) else math.inf
+
+    def unchanged(answers_N: NDArray[np.int64], of_N: NDArray[np.int64] | None) -> float:
+        return macro_f1_drop(answers_N, answers_N, answers_N, confidence=confidence, groups_N=of_N).high
+
+    by_answers = unchanged(images.dense_V, images.groups_V)
+    by_labels = unchanged(labels, images.labelled_groups) if len(labels) else math.inf
     if by_labels <= allowed:
         return found
     worst = min(by_labels, by_answers)
     start = "no candidate can pass" if worst > allowed else "labels cannot show that macro F1 is kept"
-    support = np.bincount(labels, minlength=len(classes))
-    smallest = min(range(len(classes)), key=lambda at: (support[at] == 0, support[at], at))
+    support = np.bincount(labels, minlength=len(images.classes))
+    rarest = min(range(len(images.classes)), key=lambda at: (support[at] == 0, support[at], at))
+    name = images.classes[rarest]
     shown = f"to {by_labels:.1f} points, more than the {allowed:g} allowed" if len(labels) else "not at all"
     rest = "; dense's answers stand in for labels" if worst <= allowed else ""
     least = f": as few as these show none within promotion.gates.max_macro_f1_drop_points below {_least(worst):g}"
     found.append(
-        f"{start}: {len(labels)} labelled validation images, {support[smallest]} of class {classes[smallest]!r}, show "
+        f"{start}: {len(labels)} labelled validation images, {support[rarest]} of class {name!r}, show "
         f"a loss of nothing {'only ' if len(labels) else ''}{shown}{rest}. Label more{least if worst > allowed else ''}"
     )
     return found

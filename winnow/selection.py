@@ -34,6 +34,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from winnow.clusters import LEAST_GROUPS
 from winnow.config import Gates, Promotion
 from winnow.evidence import Evidence
 from winnow.intervals import Drop, Ratio, paired_ratio
@@ -186,8 +187,12 @@ def judge_macro_f1(drop: Evidence, allowed: float) -> Gate:
 
 
 def _level(drop: Evidence) -> str:
-    """Return of how many candidates 95 % is said, for a reason; nothing where there is one alone."""
-    return "" if drop.candidates == 1 else f"; 95 % over {drop.candidates} candidates"
+    """Return of how many candidates 95 % is said, and of how many groups, for a reason; nothing where neither is."""
+    over = "" if drop.candidates == 1 else f"; 95 % over {drop.candidates} candidates"
+    if drop.groups is None:
+        return over
+    few = f", fewer than the {LEAST_GROUPS} that an interval takes" if drop.groups < LEAST_GROUPS else ""
+    return f"{over}; {drop.images:,} images in {drop.groups:,} groups{few}"
 
 
 def _passes(loss: Drop, allowed: float) -> bool:

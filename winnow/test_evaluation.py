@@ -14,7 +14,7 @@ baseline in its name: test/drop_from_dense-kd_points, _low, _high.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,20 +68,22 @@ def evaluate_test(artifacts: Path, selection: Mapping[str, Any], images: ImageSe
     if winner:
         answers |= _winner(artifacts, winner, selection, images)
     logits = {who: each.test(indices_N) for who, each in answers.items()}
-    labels_N, labels_V = images.labels_N[indices_N], images.labels_N[images.indices(VALIDATION)]
+    labels_N, groups_N = images.labels_N[indices_N], images.groups_N[indices_N]
     metrics, details, disagreements = {"test/images": float(len(indices_N))}, {}, []
+    if (groups := images.group_count(indices_N)) is not None:
+        metrics["test/groups"] = float(groups)
     names = {WINNER: winner or "", SELECTED: f"{winner} before the refit"}
     judged = (ROOT, SELECTED if SELECTED in logits else WINNER)
     for who, logits_NC in logits.items():
         name = names.get(who, who)
-        figures, details[name] = quality(logits_NC, labels_N, images.classes)
+        figures, details[name] = quality(logits_NC, labels_N, images.classes, groups_N)
         metrics |= {f"test/{who}_{key.removeprefix('quality/')}": value for key, value in figures.items()}
         if who in judged:
-            disagreements += _disagreement(name, figures, answers[who].validation(), labels_V, images.classes)
+            disagreements += _disagreement(name, figures, answers[who].validation(), images)
     if not winner:
         return TestEvaluation(metrics, details, disagreements=tuple(disagreements))
     right = {who: np.asarray(logits_NC.argmax(1) == labels_N) for who, logits_NC in logits.items()}
-    drop = paired_drop(right[baseline], right[WINNER])
+    drop = paired_drop(right[baseline], right[WINNER], groups_N=groups_N)
     metrics |= dict(zip(drop_metrics_on_test(baseline), (drop.points, drop.low, drop.high), strict=True))
     metrics["test/winner_agreement_with_dense"] = agreement(logits[ROOT], logits[WINNER])
     deployed = answers[WINNER]
@@ -111,15 +113,13 @@ def _as_a_file(artifacts: Path, name: str, images: ImageSet) -> DeployedAnswers:
 
 
 def _disagreement(
-    name: str,
-    test: Mapping[str, float],
-    validation_VC: NDArray[np.float32],
-    labels_V: NDArray[np.int64],
-    classes: Sequence[str],
+    name: str, test: Mapping[str, float], validation_VC: NDArray[np.float32], images: ImageSet
 ) -> list[str]:
     """Return the warning that the two intervals of top-1 do not overlap, if they do not."""
-    scored_V = labels_V >= 0
-    validation, _ = quality(validation_VC[scored_V], labels_V[scored_V], classes)
+    indices_V = images.indices(VALIDATION)
+    scored_V = images.labels_N[indices_V] >= 0
+    known_L = indices_V[scored_V]
+    validation, _ = quality(validation_VC[scored_V], images.labels_N[known_L], images.classes, images.groups_N[known_L])
     if not validation:
         return []
     (value, low, high), (chosen, chosen_low, chosen_high) = (

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from winnow.evidence import losses, route_by
-from winnow.intervals import answered_otherwise, macro_f1_drop, paired_drop
+from winnow.intervals import answered_otherwise, paired_drop
+from winnow.macro_f1 import macro_f1_drop
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 4, 400)

@@ -7,14 +7,12 @@ import pytest
 from scipy.stats import binomtest, norm, ttest_rel
 from sklearn.metrics import f1_score
 
-from winnow import intervals
+from winnow import macro_f1
 from winnow.intervals import (
-    REPLICATES,
     Ratio,
     answered_otherwise,
     crossed_gain,
     least_worst_end,
-    macro_f1_drop,
     normal_quantile,
     paired_drop,
     paired_gain,
@@ -22,6 +20,7 @@ from winnow.intervals import (
     simultaneous_confidence,
     wilson_interval,
 )
+from winnow.macro_f1 import REPLICATES, macro_f1_drop
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -293,8 +292,8 @@ def test_ends_of_macro_f1_beyond_95_percent_are_where_many_replicates_put_them(
     confidence, given = simultaneous_confidence(comparisons), imagined(5, sizes)
     ours = macro_f1_drop(*given, confidence=confidence)
     drawn: list[np.ndarray] = []
-    monkeypatch.setattr(intervals, "_moved_out", lambda drops, _: (drawn.append(drops), (0.0, 0.0))[1])
-    monkeypatch.setattr(intervals, "REPLICATES", 20 * REPLICATES)
+    monkeypatch.setattr(macro_f1, "_moved_out", lambda drops, _: (drawn.append(drops), (0.0, 0.0))[1])
+    monkeypatch.setattr(macro_f1, "REPLICATES", 20 * REPLICATES)
     macro_f1_drop(*given)
     low, high = np.quantile(drawn[0], [(1 - confidence) / 2, (1 + confidence) / 2]) * 100
     assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.1 * (high - low))

@@ -172,9 +172,27 @@ def test_a_burst_shares_a_split(tmp_path: Path) -> None:
     for name, split in zip(images.files, images.split_N, strict=True):
         splits.setdefault(name.split("burst")[1][:2], set()).add(int(split))
     assert len(splits) == record.details["groups"] == 20
+    counts = record.details["groups_by_split"]
+    assert sum(counts.values()) == 20
+    assert counts["validation"] == images.group_count(images.indices(VALIDATION)) < len(images.indices(VALIDATION))
+    warning = next(warning for warning in record.warnings if "labelled validation images" in warning)
+    assert f"in {counts['validation']} groups" in warning
     assert all(len(found) == 1 for found in splits.values())
     alone = ingested(tmp_path / "photos", tmp_path / "alone", group_by=r"_(\d+)\.png")
     assert any("no two images share one" in warning for warning in alone.warnings)
+
+
+def test_the_share_of_validation_images_is_of_those_that_a_hash_has_placed(tmp_path: Path) -> None:
+    for index in range(120):
+        add(tmp_path / "photos" / "train" / CLASSES[index % 3] / f"burst{index // 6:02d}_{index}.png", index)
+    for index in range(240):
+        add(tmp_path / "photos" / "test" / CLASSES[index % 3] / f"burst{50 + index // 6}_{index}.png", 1000 + index)
+    record = ingested(tmp_path / "photos", tmp_path / "data", group_by=r"burst(\d+)_")
+    images = load_images(tmp_path / "data")
+    share = len(images.indices(VALIDATION)) / 120
+    assert 0.1 < share < 0.4  # of all 360 images it is less than half of the fifth that was asked for
+    assert not [warning for warning in record.warnings if "are validation images" in warning]
+    assert images.group_count(images.indices(TEST)) == 40
 
 
 def test_a_table_labels_a_flat_folder(tmp_path: Path) -> None:

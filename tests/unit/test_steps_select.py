@@ -18,7 +18,7 @@ from winnow.errors import ArtifactError
 from winnow.evidence import Evidence
 from winnow.intervals import Drop, Ratio, paired_drop, simultaneous_confidence
 from winnow.records import StepRecord, read_record, record_digest, sha256_of, this_machine
-from winnow.remarks import remarks
+from winnow.remarks import ValidationImages, remarks
 from winnow.speedups import ratio_figures
 from winnow.steps.select import select
 
@@ -157,7 +157,7 @@ def remarks_of(config: Config) -> list[str]:
     """Those on the tree alone."""
     nothing = Drop(0.0, 0.0, 0.0)
     labels_V = np.arange(600) % 2
-    found = remarks(config, "dense", Evidence(nothing, nothing), labels_V, labels_V, ("a", "b"))
+    found = remarks(config, "dense", Evidence(nothing, nothing), ValidationImages(labels_V, labels_V, ("a", "b")))
     return [each for each in found if "in the tree" in each or "the control is" in each]
 
 

@@ -154,6 +154,15 @@ class ImageSet:
             return groups_N
         return group_equal(self.keys_N16)
 
+    @property
+    def is_grouped(self) -> bool:
+        """Whether data.group_by says which images belong together."""
+        return (self.folder / "groups.npy").is_file()
+
+    def group_count(self, indices: NDArray[np.int64]) -> int | None:
+        """Return in how many groups these images lie; None without data.group_by."""
+        return len(np.unique(self.groups_N[indices])) if self.is_grouped else None
+
     @cached_property
     def training_NHWC(self) -> NDArray[np.uint8]:
         """The same images at the size that random crops are taken from; those of `images_NHWC` where none is kept."""

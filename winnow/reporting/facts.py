@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from winnow.clusters import in_groups
 from winnow.config import ROOT
 from winnow.errors import ArtifactError
 from winnow.records import StepRecord, read_record
@@ -108,6 +109,12 @@ class Facts:
         """Return how sure the intervals of drops are: together, where several candidates compete."""
         competitors = int(self.selection.details["competitors"])
         return "95 %" if competitors == 1 else f"95 % over {competitors} candidates"
+
+    @property
+    def choosing(self) -> str:
+        """Number of labelled validation images, and of the groups in which they lie where data.group_by says it."""
+        labels = self.dense.details["labels"]
+        return f"{labels['choosing']:,} labelled validation images{in_groups(labels.get('choosing_groups'))}"
 
     def otherwise(self, name: str) -> dict[str, float]:
         """Points of validation images that get another answer than the reference's, {points, low, high}."""

@@ -36,11 +36,14 @@ def images(facts: Facts) -> Html:
     """Counts, splits, whose labels were used for what, and what was set aside."""
     told, details = facts.data.metrics, facts.data.details
     labels, classes, per_class = facts.dense.details["labels"], details["classes"], details["per_class"]
+    grouped = details.get("groups_by_split")
     used = {"train": labels["training"], "validation": labels["choosing"], "test": told["data/test"]}
     rows = []
     for split, purpose in PURPOSES.items():
         counts = [per_class[name][split] for name in classes]
         cells = [number(told[f"data/{split}"]), number(sum(counts)), _span(counts), number(used[split])]
+        if grouped:
+            cells.insert(1, number(grouped[split]))
         rows.append(Row([split, purpose, *cells]))
     budget = details["labels_per_class"]
     hidden = (
@@ -51,7 +54,7 @@ def images(facts: Facts) -> Html:
         f"{facts.source}: {number(told['data/images'])} images in {len(classes)} classes. The split of an image "
         f"follows from its own pixels{named}. Pretraining sees all training images and no label.{hidden}"
     )
-    heading = ["split", "for", "images", "with a label", "per class", "labels used"]
+    heading = ["split", "for", "images", *(["groups"] if grouped else []), "with a label", "per class", "labels used"]
     refitted = (
         f"The deployed file learned the {number(used['validation'])} labels of the validation split, too: it was "
         f"refitted on {number(facts.refit.details['labels']['deployed'])} labels after everything was chosen."

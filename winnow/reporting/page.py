@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from winnow.clusters import in_groups
 from winnow.config import ROOT
 from winnow.evaluation import drop_metrics_on_test
 from winnow.reporting.candidates import SPEEDUPS, by_class, candidates, causes, span, trade_off
@@ -122,11 +123,11 @@ def _promise(facts: Facts, name: str) -> str:
         return (
             f"{start}, and answers like it on {share} of {count} validation images of {facts.source}; none has a label."
         )
-    reference, count = facts.selection.details["reference"], number(facts.dense.details["labels"]["choosing"])
+    reference = facts.selection.details["reference"]
     against = "" if reference == ROOT else f" against {reference}, which is better than dense"
     lost = f"{_changed(drop['points'], 'costs', 'gains')} of top-1 accuracy{against}"
     interval = f"interval of the loss, {facts.level}, {span(drop['low'], drop['high'])} points"
-    told = f"{start}, and {lost} ({interval}; {count} labelled validation images of {facts.source})."
+    told = f"{start}, and {lost} ({interval}; {facts.choosing} of {facts.source})."
     bound, images = facts.otherwise(name), facts.data.metrics["data/validation"]
     if facts.selection.details["route"] == "labels":
         return told
@@ -203,7 +204,8 @@ def _tested_words(facts: Facts, tested: LastLook) -> str:
     metrics = tested.metrics
     if KNOWN not in metrics:
         return "There is no labelled test image: every figure on this page is of the validation split."
-    text = f"On {number(metrics['test/images'])} test images of {facts.source}, by which nothing was chosen, "
+    groups = in_groups(metrics.get("test/groups"))
+    text = f"On {number(metrics['test/images'])} test images{groups} of {facts.source}, by which nothing was chosen, "
     if not facts.winner:
         return f"{text}dense has {percent(metrics[KNOWN])} right; with nobody proposed, nobody else was looked at."
     points, low, high = (metrics[key] for key in drop_metrics_on_test(tested.baseline))

@@ -46,8 +46,9 @@ def evidence(
 
     `candidates`: how many have been looked at on these images.
     """
-    labels_V = images.labels_N[images.indices(VALIDATION)]
-    return losses(reference_VC[part_V], answers_VC[part_V], labels_V[part_V], candidates).top1
+    indices_P = images.indices(VALIDATION)[part_V]
+    labels_P, groups_P = images.labels_N[indices_P], images.groups_N[indices_P]
+    return losses(reference_VC[part_V], answers_VC[part_V], labels_P, candidates, groups_P).top1
 
 
 def keep_answers(home: Path, answers_VC: NDArray[np.float32]) -> None:

@@ -77,7 +77,9 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
 
 def _crossed(images: ImageSet, found: Crossed) -> tuple[dict[str, Any], dict[str, float]]:
     """What cross-validation says of dense's recipe."""
-    told, details = quality(found.logits_LC, images.labels_N[found.known_L], images.classes)
+    told, details = quality(
+        found.logits_LC, images.labels_N[found.known_L], images.classes, images.groups_N[found.known_L]
+    )
     metrics = {key.replace("quality/", "cross_validation/"): value for key, value in told.items()}
     top1, low, high = (told[f"quality/{key}"] * 100 for key in ("top1", "top1_low", "top1_high"))
     log.info("cross-validated top-1 %.1f %% (%.1f to %.1f, %d labels)", top1, low, high, len(found.known_L))

@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,6 +72,12 @@ class Stored:
     """Images in HEIC."""
     group_check: GroupCheck
 
+    @cached_property
+    def groups_N(self) -> NDArray[np.int64]:
+        """Numbers that are equal for images that belong together: of one group, or equal in every pixel."""
+        twins_N = group_equal(self.keys_N16)
+        return twins_N if self.group_keys_N16 is None else joined(group_equal(self.group_keys_N16), twins_N)
+
 
 def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
     """Read data.source, decode, split, and leave a stored data set (winnow.data.images) in `out`.
@@ -101,7 +108,7 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
         np.save(folder / "keys.npy", stored.keys_N16)
         np.save(folder / "split.npy", split_N)
         if stored.group_keys_N16 is not None:
-            np.save(folder / GROUPS, joined(group_equal(stored.group_keys_N16), group_equal(stored.keys_N16)))
+            np.save(folder / GROUPS, stored.groups_N)
         write_json(folder / "classes.json", list(source.classes))
         write_json(folder / PREPROCESSING, asdict(preprocessing))
         near = _near_duplicates(folder, signatures, split_N)
@@ -286,6 +293,7 @@ def _record(
         "training_size": stored.training_size,
         "decoder": decoder_digest(reads_heic=stored.heic > 0),
         "groups": None if stored.group_keys_N16 is None else len(np.unique(group_equal(stored.group_keys_N16))),
+        "groups_by_split": None if stored.group_keys_N16 is None else _groups_by_split(stored, split_N),
         "ignored_files": source.ignored,
         "rejected": stored.rejected,
         "near_duplicates": near,
@@ -332,9 +340,12 @@ def _warnings(
     if missing := [name for name, have in zip(source.classes, table_SC[TEST], strict=True) if have == 0]:
         found.append(f"there is no test image of {_named(missing)}")
     if (have := int(table_SC[VALIDATION].sum())) < FEW_LABELS:
+        groups_N = stored.groups_N[(split_N == VALIDATION) & (stored.labels_N >= 0)]
+        where = "" if stored.group_keys_N16 is None else f" in {len(np.unique(groups_N))} groups"
+        least = least_worst_end(have, groups_N=groups_N)
         found.append(
-            f"only {have} labelled validation images, fewer than {FEW_LABELS}: intervals are wide, and even a file "
-            f"that changes no answer is only shown by labels to lose less than {least_worst_end(have):.1f} points"
+            f"only {have} labelled validation images{where}, fewer than {FEW_LABELS}: intervals are wide, and even a "
+            f"file that changes no answer is only shown by labels to lose less than {least:.1f} points"
         )
     return found
 
@@ -355,6 +366,11 @@ def _preprocessed(stored: Stored) -> list[str]:
     return found
 
 
+def _groups_by_split(stored: Stored, split_N: NDArray[np.uint8]) -> dict[str, int]:
+    """Return in how many groups the images of each split lie."""
+    return {name: len(np.unique(stored.groups_N[split_N == split])) for split, name in enumerate(SPLITS)}
+
+
 def _duplicates(stored: Stored, split_N: NDArray[np.uint8]) -> list[str]:
     used = split_N != LEFT_OUT
     groups, labels = group_equal(stored.keys_N16)[used], stored.labels_N[used]
@@ -368,17 +384,18 @@ def _duplicates(stored: Stored, split_N: NDArray[np.uint8]) -> list[str]:
 
 
 def _groups(data: Data, stored: Stored, split_N: NDArray[np.uint8]) -> list[str]:
-    """Whether grouping leaves shares that are far from what was asked for."""
+    """Whether grouping leaves shares that are far from what was asked for, among images that a hash has placed."""
     if stored.group_keys_N16 is None:
         return []
     found = stored.group_check.warnings()
     sizes = np.bincount(group_equal(stored.group_keys_N16))
-    share = float((split_N == VALIDATION).mean())
+    share = float((split_N == VALIDATION)[~stored.named_test_N & (split_N != LEFT_OUT)].mean())
     told = f"data.group_by makes {len(sizes)} groups of {len(split_N)} images, the largest of {sizes.max()}"
     if len(sizes) == len(split_N):
         return [*found, f"{told}: no two images share one, see that it fits their paths"]
     if not 0.5 < share / data.validation_fraction < 2:
-        found.append(f"{told}: {share:.0%} are validation images, not {data.validation_fraction:.0%}")
+        among = "of those outside the test set that the source names " if stored.named_test_N.any() else ""
+        found.append(f"{told}: {among}{share:.0%} are validation images, not {data.validation_fraction:.0%}")
     return found
 
 

@@ -42,7 +42,7 @@ from winnow.records import (
     write_record,
 )
 from winnow.refit_files import WINNER
-from winnow.remarks import overflow_told, overflowing, remarks, silent_remarks, unchecked_remarks
+from winnow.remarks import ValidationImages, overflow_told, overflowing, remarks, silent_remarks, unchecked_remarks
 from winnow.reporting.plots import Point, pareto
 from winnow.runtimes import INT8
 from winnow.selection import SERVES, Contender, Decision, batch_of_objective, competing, decide
@@ -78,11 +78,13 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     served = logits | _served(speeds, benchmark, names[1:], policy.objective, images)
     right_served = right_answers(served, images)
     reference = better_reference(right)
-    labels_V = images.labels_N[images.indices(VALIDATION)]
+    indices_V = images.indices(VALIDATION)
+    labels_V, groups_V = images.labels_N[indices_V], images.groups_N[indices_V]
     dense_V = logits[ROOT].argmax(1).astype(np.int64)
+    validation = ValidationImages(labels_V, dense_V, images.classes, groups_V)
 
     def lost_among(candidates: int) -> dict[str, Losses]:
-        return {name: losses(logits[reference], served[name], labels_V, candidates) for name in names}
+        return {name: losses(logits[reference], served[name], labels_V, candidates, groups_V) for name in names}
 
     alone = lost_among(1)
     contenders = {
@@ -132,10 +134,10 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
                 "agreement": {name: contender.agreement for name, contender in contenders.items()},
                 "served": {name: _cell(speeds, name, policy.objective) for name in names[1:]},
                 "speeds": speeds,
-                "controls": controls(config, right),
+                "controls": controls(config, right, groups_V[labels_V >= 0]),
             },
             warnings=(
-                *remarks(config, reference, lost[ROOT].top1, labels_V, dense_V, images.classes),
+                *remarks(config, reference, lost[ROOT].top1, validation),
                 *([overflow_told(unsafe)] if unsafe else []),
                 *unchecked_remarks(decision.verdicts),
                 *_not_answered(speeds, benchmark, names[1:], policy.objective),
