@@ -11,7 +11,7 @@ from winnow.config import in_order, load_config
 from winnow.config.candidates import ROOT
 from winnow.measurement_error import describe_errors
 from winnow.records import RECORD, StepRecord, read_record
-from winnow.selection import GATES
+from winnow.selection import GATES, describe_failures, describe_reasons
 
 NOTHING = "-"
 OF_PEAK = "of peak, %"
@@ -98,8 +98,7 @@ def _verdict(verdict: dict[str, Any] | None, won: bool) -> str:
 def _outcome(verdict: dict[str, Any], won: bool) -> str:
     if won:
         return "winner"
-    failed = [GATES[gate["name"]] for gate in verdict["gates"] if not gate["passed"]]
-    return f"fails: {', '.join(failed)}" if failed else "passed"
+    return describe_failures(verdict["gates"]) or "passed"
 
 
 def front_rows(places: Places) -> list[dict[str, str]]:
@@ -113,8 +112,8 @@ def reason_lines(places: Places) -> list[str]:
     verdicts = read_record(places.artifacts / "select").details["verdicts"]
     lines = []
     for verdict in verdicts:
-        if reasons := [gate["reason"] for gate in verdict["gates"] if not gate["passed"]]:
-            lines.append(f"{verdict['candidate']} fails: {'; '.join(reasons)}")
+        if reasons := describe_reasons(verdict["gates"]):
+            lines.append(f"{verdict['candidate']} {reasons}")
     return lines
 
 

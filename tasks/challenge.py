@@ -188,7 +188,8 @@ def measure(
     indices = images.indices(VALIDATION)
     answers = [_serve(folder, card, images, indices) for folder, card in both]
     served, substituted = [logits for logits, _ in answers], _substituted([missing for _, missing in answers])
-    lost = losses(served[0], served[1], images.labels_N[indices], groups_N=images.groups_N[indices])
+    labels_V, groups_V = images.labels_N[indices], images.groups_N[indices]
+    lost = losses(served[0], served[1], labels_V, groups_N=groups_V, classes=images.classes)
     theirs: float | None
     own: float | None
     if policy.objective == "size":

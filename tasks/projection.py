@@ -156,7 +156,8 @@ def _verdict(name: str, selection: StepRecord) -> tuple[str, str]:
     gates += [f"{GATES[gate['name']]}: {gate['reason']}" for gate in found["gates"] if not _is_checked(gate)]
     if selection.details["winner"] == name:
         return "winner", "; ".join([selection.details["why"], *gates])
-    return "passed" if found["passed"] else "failed", "; ".join(gates)
+    unshown = all(not gate.get("shown", True) for gate in found["gates"] if not gate["passed"])
+    return "passed" if found["passed"] else "not shown" if unshown else "failed", "; ".join(gates)
 
 
 def _is_checked(gate: Mapping[str, Any]) -> bool:

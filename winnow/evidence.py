@@ -13,6 +13,7 @@ candidates compete.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,6 +47,8 @@ class Evidence:
     """That decide: the labelled ones, or all."""
     groups: int | None = None
     """In which these images lie; None where each is one of its own."""
+    rarest: str = ""
+    """Of macro F1: the class of which fewest images have a label, and how many: 6 images of class '2c'."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,12 @@ def losses(
     labels_N: NDArray[np.int64],
     candidates: int = 1,
     groups_N: NDArray[np.int64] | None = None,
+    classes: Sequence[str] = (),
 ) -> Losses:
     """Return what a child's logits lose against a reference's on the same images; label -1: none.
 
     `candidates`: children that are compared with the reference at once, this one among them. `groups_N`: group of each
-    image; intervals count groups where these hold several images (winnow/clusters.py).
+    image; intervals count groups where these hold several images (winnow/clusters.py). `classes`: names, for reasons.
     """
     reference_N, child_N = (logits_NC.argmax(1).astype(np.int64) for logits_NC in (reference_NC, child_NC))
     scored_N = labels_N >= 0
@@ -89,9 +93,20 @@ def losses(
     otherwise = answered_otherwise(reference_N, child_N, confidence, groups_N)
     stand_in = macro_f1_drop(reference_N, reference_N, child_N, confidence=confidence, groups_N=groups_N)
     deciding = clusters(labelled_groups_N if route == "labels" else groups_N)
+    rarest = _rarest(labels_N[scored_N], classes)
     images = int(scored_N.sum()) if route == "labels" else len(labels_N)
     groups = None if deciding is None else deciding.groups
     return Losses(
         Evidence(top1, otherwise, route, candidates, images=images, groups=groups),
-        Evidence(macro_f1, stand_in, route, candidates, unchanged, images, groups),
+        Evidence(macro_f1, stand_in, route, candidates, unchanged, images, groups, rarest),
     )
+
+
+def _rarest(labels_L: NDArray[np.int64], classes: Sequence[str]) -> str:
+    """Return the class of which fewest images have a label, among those that occur, and how many have."""
+    if not classes or len(labels_L) == 0:
+        return ""
+    found, counts = np.unique(labels_L, return_counts=True)
+    least = int(counts.argmin())
+    images = "1 image" if counts[least] == 1 else f"{counts[least]:,} images"
+    return f"{images} of class {classes[int(found[least])]!r}"

@@ -50,7 +50,10 @@ def macro_f1_drop(
     if grouped is not None and grouped.too_few:
         return Drop(points * 100, -100.0, 100.0, confidence)
     drops_R = _replicates(cells_K4, counts_K, support_C, _group_sizes(labels_N, grouped), seed)
-    quantile = normal_quantile(confidence) if grouped is None else grouped.quantile(confidence)
+    quantile = normal_quantile(confidence)
+    if grouped is not None:
+        # The weights' variance is (G - 1) / (G + 1) of the unbiased one.
+        quantile = grouped.quantile(confidence) * max(1.0, (grouped.groups + 1) / (grouped.groups - 1)) ** 0.5
     low, high = _moved_out(drops_R, quantile)
     return Drop(points * 100, min(low, points) * 100, max(high, points) * 100, confidence)
 

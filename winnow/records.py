@@ -69,6 +69,8 @@ class Gate(_Frozen):
     reason: str
     needs: str = ""
     """Of one that failed: the key of promotion.gates with the value at which it would pass, where it was measured."""
+    shown: bool = True
+    """False: it did not pass, but only because the images are too few, or the timings too noisy, to tell."""
     checked: bool = True
     """False: not measured where the file will serve, as `reason` says. Then it blocks nothing, and `passed` is true."""
 

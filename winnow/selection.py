@@ -31,15 +31,18 @@ The front holds those that no other beats in accuracy, size and latency at once;
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from winnow.clusters import LEAST_GROUPS
+from winnow.clusters import LEAST_GROUPS, in_groups
 from winnow.config import Gates, Promotion
 from winnow.evidence import Evidence
 from winnow.intervals import Drop, Ratio, paired_ratio
 from winnow.records import Gate, Verdict
 
+END_TO_END = 100.0
+"""Points: an interval that reaches so far on both sides says nothing."""
 WORST_END = 2.0
 """How many allowances the worst end of the interval may reach."""
 GATES = {
@@ -161,13 +164,14 @@ def judge_drop(drop: Evidence, allowed: float) -> Gate:
     bound = (
         f"answers differ on {_signed(answers.points)} % of the images, at most {_signed(answers.high)} %, so no more"
     )
+    few = f"{drop.images:,} images{in_groups(drop.groups)}"
     if labelled is None:
         return _judge("drop", f"drop (no label; {bound}{_level(drop)})", answers, allowed, measured=False)
     contradicted = labelled.low > min(allowed, answers.high)  # labels show more than the answers would allow
     if drop.route == "labels" or contradicted:
-        return _judge("drop", f"drop {_told(labelled)}{_level(drop)})", labelled, allowed)
+        return _judge("drop", f"drop {_told(labelled)}{_level(drop)})", labelled, allowed, few)
     least = Drop(min(labelled.points, answers.points), labelled.low, answers.high)
-    return _judge("drop", f"drop {_told(labelled)}; {bound}{_level(drop)})", least, allowed)
+    return _judge("drop", f"drop {_told(labelled)}; {bound}{_level(drop)})", least, allowed, few)
 
 
 def judge_macro_f1(drop: Evidence, allowed: float) -> Gate:
@@ -181,9 +185,9 @@ def judge_macro_f1(drop: Evidence, allowed: float) -> Gate:
         return _judge("macro-f1", f"macro F1 drop (no label; {told}{_level(drop)})", answers, allowed, measured=False)
     by_labels = drop.route == "labels" and drop.unchanged <= WORST_END * allowed
     if by_labels or labelled.points > allowed:
-        return _judge("macro-f1", f"macro F1 drop {_told(labelled)}{_level(drop)})", labelled, allowed)
+        return _judge("macro-f1", f"macro F1 drop {_told(labelled)}{_level(drop)})", labelled, allowed, drop.rarest)
     stand_in = Drop(labelled.points, labelled.low, answers.high)
-    return _judge("macro-f1", f"macro F1 drop {_told(labelled)}; {told}{_level(drop)})", stand_in, allowed)
+    return _judge("macro-f1", f"macro F1 drop {_told(labelled)}; {told}{_level(drop)})", stand_in, allowed, drop.rarest)
 
 
 def _level(drop: Evidence) -> str:
@@ -199,20 +203,27 @@ def _passes(loss: Drop, allowed: float) -> bool:
     return loss.points <= allowed and loss.high <= WORST_END * allowed
 
 
-def _judge(name: str, what: str, loss: Drop, allowed: float, measured: bool = True) -> Gate:
-    """Passed, failed or not shown, with both numbers in the reason."""
+def _judge(name: str, what: str, loss: Drop, allowed: float, few: str = "", measured: bool = True) -> Gate:
+    """Passed, failed or not shown, with both numbers in the reason. `few`: the images that are too few to show it."""
     worst = WORST_END * allowed
     if _passes(loss, allowed):
         return Gate(name=name, passed=True, reason=f"{what} is within {allowed:g}, its worst end within {worst:g}")
     key = {"drop": "max_drop_points", "macro-f1": "max_macro_f1_drop_points"}[name]
     needs = f"{key} {allowance(loss):g}"
+    shown = measured and loss.points > allowed and loss.low > -END_TO_END
     if measured and loss.points > allowed:
-        reason = f"{what} exceeds {allowed:g}"
+        reason = f"{what} exceeds {allowed:g}" if shown else f"not shown: {what}"
+    elif round(loss.points, 1) < 0 and few:
+        kind = "" if name == "drop" else " of macro F1"
+        reason = (
+            f"not shown: gains {_signed(-loss.points)} points{kind}; with {few} a loss of up to {_signed(loss.high)} "
+            f"points cannot be excluded, {worst:g} are allowed ({what}))"
+        )
     elif loss.points > allowed:
         reason = f"not shown: {what} may exceed {allowed:g}"
     else:
         reason = f"not shown: {what} may be within {allowed:g}, but its worst end exceeds {worst:g}"
-    return Gate(name=name, passed=False, reason=reason, needs=needs)
+    return Gate(name=name, passed=False, reason=reason, needs=needs, shown=shown)
 
 
 def _up(value: float, decimals: int) -> float:
@@ -261,7 +272,7 @@ def _speed_gate(speedup: Ratio | None, needed: float) -> Gate:
         return Gate(name="speedup", passed=True, reason=f"{what}, its lower end at least {needed:g}")
     if speedup.value >= needed:
         reason = f"not shown: {what} may be at least {needed:g}, but its lower end is less"
-        return Gate(name="speedup", passed=False, reason=reason, needs=needs)
+        return Gate(name="speedup", passed=False, reason=reason, needs=needs, shown=False)
     return Gate(name="speedup", passed=False, reason=f"{what} is less than {needed:g}", needs=needs)
 
 
@@ -346,7 +357,33 @@ def _why_nobody(verdicts: Sequence[Verdict]) -> str:
     failed = [gate for gate in fewest.gates if not gate.passed]
     needs = [gate.needs for gate in failed if gate.needs]
     passes = f"; it would pass with promotion.gates.{' and '.join(needs)}" if len(needs) == len(failed) else ""
-    return (
-        f"no candidate passes every gate; the nearest is {fewest.candidate}, which fails "
-        f"{', '.join(GATES[gate.name] for gate in failed)}{passes}"
+    nearest = f"no candidate passes every gate; the nearest is {fewest.candidate}"
+    return f"{nearest}, which {_missed(failed)}{passes}"
+
+
+def _missed(failed: Sequence[Gate]) -> str:
+    """Return what a candidate does not reach, as a clause: "fails size and is not shown to pass macro F1"."""
+    names = {shown: [GATES[gate.name] for gate in failed if gate.shown is shown] for shown in (True, False)}
+    verbs = {True: "fails", False: "is not shown to pass"}
+    return " and ".join(f"{verbs[shown]} {', '.join(found)}" for shown, found in names.items() if found)
+
+
+def describe_failures(gates: Sequence[Mapping[str, Any]]) -> str:
+    """Return the gates that did not pass in a few words: "fails: size; not shown: macro F1"; empty where all did.
+
+    A gate that is not shown is no failure of the file: images are too few, or times too uneven, to tell.
+    """
+    missed = [gate for gate in gates if not gate["passed"]]
+    kinds = {"fails": [gate for gate in missed if gate.get("shown", True)]}
+    kinds["not shown"] = [gate for gate in missed if not gate.get("shown", True)]
+    return "; ".join(
+        f"{kind}: {', '.join(GATES[gate['name']] for gate in found)}" for kind, found in kinds.items() if found
     )
+
+
+def describe_reasons(gates: Sequence[Mapping[str, Any]]) -> str:
+    """Return why gates did not pass, first those that failed: "fails: ...; not shown: ..."; empty where all passed."""
+    missed = [gate for gate in gates if not gate["passed"]]
+    failed = "; ".join(gate["reason"] for gate in missed if gate.get("shown", True))
+    unshown = [gate["reason"] for gate in missed if not gate.get("shown", True)]
+    return "; ".join([*([f"fails: {failed}"] if failed else []), *unshown])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +9,19 @@ import pytest
 
 from winnow import selection
 from winnow.config import Gates, Promotion
-from winnow.evidence import Evidence
+from winnow.evidence import Evidence, losses
 from winnow.intervals import Drop, Ratio, paired_drop, simultaneous_confidence
-from winnow.selection import Contender, competing, decide, judge_drop, judge_macro_f1, pareto_front
+from winnow.records import Gate
+from winnow.selection import (
+    Contender,
+    competing,
+    decide,
+    describe_failures,
+    describe_reasons,
+    judge_drop,
+    judge_macro_f1,
+    pareto_front,
+)
 
 FAR = Drop(9.0, 8.0, 10.0)
 """Answers that prove nothing."""
@@ -280,3 +291,29 @@ def test_int8_that_was_not_read_is_not_checked_and_blocks_nothing() -> None:
     assert (gate.name, gate.checked, gate.passed, gate.reason) == ("int8", False, True, f"not checked {why}")
     assert decision.winner == "good"
     assert all(gate.checked for gate in decide(DENSE, [GOOD], POLICY).verdicts[0].gates)
+
+
+def test_a_gain_that_few_images_cannot_show_is_told_as_a_gain_and_as_not_shown() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), (200, 200, 6))
+    answers = np.where(rng.random(406) < 0.7, labels, (labels + 1) % 3)
+    answers[400:] = (2, 2, 2, 0, 0, 0)  # half of the rare class
+    child = answers.copy()
+    child[400:] = (2, 2, 2, 2, 2, 0)
+    found = losses(
+        *(np.eye(3, dtype=np.float32)[each] for each in (answers, child)), labels, classes=("1e", "1c", "2c")
+    )
+    gate = judge_macro_f1(found.macro_f1, 0.01)
+    assert not gate.passed
+    assert not gate.shown
+    assert re.match(
+        r"not shown: gains \d+\.\d points of macro F1; with 6 images of class '2c' a loss of up to \d+\.\d points "
+        r"cannot be excluded, 0\.02 are allowed",
+        gate.reason,
+    )
+    size = Gate(name="size", passed=False, reason="too large")
+    gates = [gate.model_dump() for gate in (gate, size)]
+    assert describe_failures(gates[:1]) == "not shown: macro F1"
+    assert describe_failures(gates) == "fails: size; not shown: macro F1"
+    assert describe_reasons(gates) == f"fails: too large; {gate.reason}"
+    assert describe_failures([{"name": "size", "passed": True}]) == ""

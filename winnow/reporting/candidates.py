@@ -29,7 +29,7 @@ from winnow.reporting.html import (
     two_lines,
 )
 from winnow.reporting.peak import of_peak_told
-from winnow.selection import GATES
+from winnow.selection import GATES, describe_failures
 
 SPEEDUPS = {
     "eager": ("PyTorch eager f32", two_lines("× eager", "PyTorch f32")),
@@ -174,14 +174,18 @@ def _gates(facts: Facts) -> Html:
     rows = []
     for name, verdict in facts.verdicts.items():
         gates = {gate["name"]: gate for gate in verdict["gates"]}
-        outcome = "winner" if name == facts.winner else "passes" if verdict["passed"] else "does not pass"
+        missed = describe_failures(verdict["gates"])
+        outcome = "winner" if name == facts.winner else "passes"
+        if missed:
+            outcome = "does not pass" if missed.startswith("fails") else "not shown"
         front = "on the front" if verdict["on_front"] else "not on the front"
         cells = [name, two_lines(strong(outcome), front), *[_gate(gates.get(gate)) for gate in GATES]]
         rows.append(Row(cells, _marked(facts, name)))
     if not rows:
         return paragraph("There is no candidate beside dense.")
     caption = (
-        "Gates: all must pass, whatever the candidate is for; one that was not checked blocks nobody. The reason names "
+        "Gates: all must pass, whatever the candidate is for. Not shown: the images are too few, or the times too "
+        "uneven, to tell; that does not pass. One that was not checked blocks nobody. The reason names "
         "both numbers"
     )
     return tag(
@@ -194,7 +198,11 @@ def _gate(gate: dict[str, Any] | None) -> Content:
         return MISSING
     if not gate.get("checked", True):
         return join(strong("Not checked"), gate["reason"].removeprefix("not checked"))
-    return gate["reason"] if gate["passed"] else tag("span", strong("Fails: "), gate["reason"], css="fails")
+    if gate["passed"]:
+        return str(gate["reason"])
+    if not gate.get("shown", True):
+        return tag("span", strong("Not shown: "), gate["reason"].removeprefix("not shown: "), css="unshown")
+    return tag("span", strong("Fails: "), gate["reason"], css="fails")
 
 
 def trade_off(facts: Facts) -> Html:

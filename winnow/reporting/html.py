@@ -180,6 +180,7 @@ td small, th small { display: block; color: var(--muted); font-size: 0.9em; font
 tr.marked, tr.marked th { background: var(--mark); }
 .prose td { white-space: normal; min-width: 8.6rem; max-width: 17rem; text-align: left; font-size: 0.82rem; }
 td:has(.fails) { background: var(--bad); }
+td:has(.unshown) { background: #f3f4f6; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(25rem, 100%), 1fr)); gap: 0 2rem; }
 .pair > * { min-width: 0; }
 figure { margin: 1.2rem 0 1.6rem; }

@@ -84,7 +84,8 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     validation = ValidationImages(labels_V, dense_V, images.classes, groups_V)
 
     def lost_among(candidates: int) -> dict[str, Losses]:
-        return {name: losses(logits[reference], served[name], labels_V, candidates, groups_V) for name in names}
+        known = (labels_V, candidates, groups_V, images.classes)
+        return {name: losses(logits[reference], served[name], *known) for name in names}
 
     alone = lost_among(1)
     contenders = {
