@@ -18,10 +18,12 @@ from rich.text import Text
 from flows.terminal import Terminal
 from tasks import registry
 from tasks.settings import Places, registered_model_name
+from winnow.abstention import describe
 from winnow.config import Config
 from winnow.errors import DataError, MissingExtra, WinnowError
 from winnow.predicting import Prediction, predict_files
 from winnow.printable import printable, spreadsheet_cell
+from winnow.records import read_json
 from winnow.runtimes import NotHere
 
 SHOWN_AT_MOST = 1000
@@ -69,6 +71,8 @@ def predict(places: Places, config: Config, paths: list[Path], which: str, wante
     except NotHere as error:
         raise WinnowError(f"{version} of {name} cannot run here: {error}") from error
     console.print(f"By {version} of {name}")
+    if wanted.abstain_below > 0:
+        console.print(_told_of_abstention(read_json(folder / "card.json"), wanted.abstain_below))
     for prediction in rejected[:SHOWN_REJECTED]:
         console.print(f"winnow: {printable(prediction.path)}: {prediction.reason}")
     if len(rejected) > SHOWN_REJECTED:
@@ -93,6 +97,15 @@ def _watched(predictions: Iterator[Prediction], count: int, console: Console) ->
             yield prediction
             speed = progress.tasks[0].speed
             progress.update(task, advance=1, rate=f"{speed:.0f} images/s" if speed else "")
+
+
+def _told_of_abstention(card: dict[str, Any], threshold: float) -> str:
+    """Return what such a threshold gave on labelled images, by the model's card."""
+    given = card.get("test", {}).get("abstention", {})
+    told = [describe(given[split], threshold, split) for split in ("test", "validation") if split in given]
+    if not told:
+        return f"Nothing is known of what --abstain-below {threshold:g} is worth: this model met no test images"
+    return f"--abstain-below {threshold:g} when it was measured: {'; '.join(told)}"
 
 
 def _rows(predictions: Iterator[Prediction], wanted: Wanted, rejected: list[Prediction]) -> Iterator[Row]:

@@ -34,6 +34,7 @@ from flows.summary import promotion_lines
 from flows.working import working
 from tasks import approval, decision, settled, stages
 from tasks.decision import Waiting
+from tasks.promotion import ACCURACY, TEST_WARNING
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config, load_config
 from winnow.printable import markdown
@@ -108,8 +109,11 @@ def close_form(form: str, approve: bool, by: str, reason: str) -> str:
 
 def _ask(places: Places, waiting: Waiting) -> Any:
     """The person's answer; suspends the run until there is one. Prefect keeps answers by key: one key, one question."""
+    tags = waiting.version.tags
     lines = [
+        *([f"**Warning:** {markdown(tags[TEST_WARNING])}."] if TEST_WARNING in tags else []),
         f"**{markdown(f'{waiting.version} of {waiting.model}')}** asks to become champion.",
+        *([f"Accuracy: {markdown(tags[ACCURACY])}."] if ACCURACY in tags else []),
         f"What it showed: {markdown(waiting.request.why)}.",
         *showing.link_lines(places),
         "The reason stays with the model.",

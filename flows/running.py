@@ -136,6 +136,8 @@ def show_results(places: Places, config: Config) -> None:
         # Both batches one below the other, so that the verdict keeps its room.
         stacked = {name: row[name].replace(" / ", " /\n") for name in summary.SPEEDUPS}
         table.add_row(*{**row, **stacked, summary.OF_PEAK: of_peak}.values(), style=style)
+    for warning in summary.first_warnings(places):
+        console.print(f"Warning: {warning}.", style="bold yellow")
     Terminal(width=max(console.width, 170), soft_wrap=False).print(table)
     flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_")))
     console.print(

@@ -8,12 +8,13 @@ from tasks import settled
 from tasks.settings import Places
 from winnow.clusters import in_groups
 from winnow.config import in_order, load_config
-from winnow.config.candidates import ROOT
+from winnow.config.candidates import CONTROL, ROOT
 from winnow.measurement_error import describe_errors
 from winnow.records import RECORD, StepRecord, read_record
 from winnow.selection import GATES, describe_failures, describe_reasons
 
 NOTHING = "-"
+TEST = "test top-1 %"
 OF_PEAK = "of peak, %"
 SPEEDUPS = ("x eager f32", "x best float PyTorch", "x best float")
 
@@ -24,11 +25,38 @@ def candidate_rows(places: Places) -> list[dict[str, str]]:
     benchmark = read_record(places.artifacts / "benchmark")
     selection = read_record(places.artifacts / "select")
     verdicts = {verdict["candidate"]: verdict for verdict in selection.details["verdicts"]}
+    test = _test_accuracy(places, selection.details["winner"])
     rows = []
     for name in [ROOT, *in_order(dict(config.candidates))]:
         record = read_record(places.artifacts / "candidates" / name)
-        rows.append(_row(name, record, benchmark, verdicts.get(name), selection.details["winner"] == name))
+        row = _row(name, record, benchmark, verdicts.get(name), selection.details["winner"] == name)
+        if test:  # beside the accuracy on validation
+            row = {
+                "candidate": row.pop("candidate"),
+                "top-1 %": row.pop("top-1 %"),
+                TEST: test.get(name, NOTHING),
+                **row,
+            }
+        rows.append(row)
     return rows
+
+
+def _test_accuracy(places: Places, winner: str | None) -> dict[str, str]:
+    """Return top-1 on the test split of those that were tested, with half the width of its interval."""
+    folder = places.artifacts / "report"
+    metrics = read_record(folder).metrics if (folder / RECORD).is_file() else {}
+    names = {ROOT: ROOT, CONTROL: CONTROL, **({"winner": winner} if winner else {})}
+    found = {}
+    for who, name in names.items():
+        if f"test/{who}_top1" in metrics:
+            half = (metrics[f"test/{who}_top1_high"] - metrics[f"test/{who}_top1_low"]) / 2
+            found[name] = f"{metrics[f'test/{who}_top1'] * 100:.1f} ± {half * 100:.1f}"
+    return found
+
+
+def first_warnings(places: Places) -> list[str]:
+    """Return what stands before the table: the report's warnings, of accuracy on the test split above all."""
+    return list(read_record(places.artifacts / "report").warnings)
 
 
 def _row(
@@ -191,10 +219,10 @@ def _top1(metrics: dict[str, float], prefix: str) -> str:
 
 
 def _warning_lines(places: Places) -> list[str]:
-    """The warnings of every step, each once; first those of the report, which measures on the test split."""
+    """The warnings of every step but the report, each once."""
     candidates = load_config(places.root / "params.yaml").candidates
     names = [ROOT, *in_order(dict(candidates))]
-    folders = ["report", "data", "pretrain", *(f"candidates/{name}" for name in names), "benchmark", "select", "refit"]
+    folders = ["data", "pretrain", *(f"candidates/{name}" for name in names), "benchmark", "select", "refit"]
     found: dict[str, str] = {}
     for folder in folders:
         record = read_record(places.artifacts / folder)

@@ -20,7 +20,7 @@ import yaml
 from tasks import versioning
 from tasks.settings import Places
 from winnow.clusters import in_groups
-from winnow.config import ROOT, Config
+from winnow.config import CONTROL, ROOT, Config
 from winnow.measurement_error import describe_errors
 from winnow.records import RECORD, Machine, StepRecord, read_record, record_digest
 from winnow.selection import GATES
@@ -34,6 +34,7 @@ TAG_LENGTH, PARAM_LENGTH, KEY_LENGTH = 8000, 6000, 250
 """MLflow's limits, characters."""
 COLUMNS: tuple[tuple[str, str, float, str], ...] = (
     ("top-1 %", "quality/top1", 100, ".1f"),
+    ("test top-1 %", "test/top1", 100, ".1f"),
     ("agreement %", "quality/agreement", 100, ".1f"),
     ("MB", "size/mb", 1, ".2f"),
     ("p50 ms (b1)", "best/latency_ms", 1, ".2f"),
@@ -242,15 +243,29 @@ def execution_note(
     head = " | ".join(["candidate", *(title for title, *_ in COLUMNS), "verdict"])
     rows = [f"| {head} |", "|" + " --- |" * (len(COLUMNS) + 2)]
     others = []
+    tested = _test_accuracy(shown, judging)
     for content in shown:
         link = f"[{content.name}](#/experiments/{experiment}/runs/{runs[content.digest]})"
         if not content.is_candidate:
             others.append(link)
             continue
-        known = content.metrics | content.figures
+        known = content.metrics | content.figures | tested.get(content.name, {})
         cells = [format(known[key] * times, form) if key in known else "-" for _, key, times, form in COLUMNS]
         rows.append(f"| {' | '.join([link, *cells, content.tags.get('winnow.verdict', 'not judged')])} |")
     return "\n".join([*rows, "", *([error] if error else []), f"Steps: {', '.join(others)}"])
+
+
+def _test_accuracy(shown: Sequence[RunContent], judging: Judging | None) -> dict[str, dict[str, float]]:
+    """Return candidate -> {test/top1} of those that the report has measured on the test split."""
+    found = {}
+    winner = judging.selection.details["winner"] if judging else None
+    for content in shown:
+        if content.step == "report":
+            names = {"dense": ROOT, "dense-kd": CONTROL, **({"winner": winner} if winner else {})}
+            for who, name in names.items():
+                if f"test/{who}_top1" in content.metrics:
+                    found[name] = {"test/top1": content.metrics[f"test/{who}_top1"]}
+    return found
 
 
 def execution_files(places: Places) -> list[Path]:

@@ -38,6 +38,7 @@ from winnow.refit_files import REFIT, deployed_folder, selected_folder
 from winnow.runtimes import streams_of
 from winnow.selection import SERVES
 
+ACCURACY, TEST_WARNING = "winnow.accuracy", "winnow.test.warning"
 ROLLED_BACK, REPLACED, SINCE = "winnow.rolled_back", "winnow.replaced", "winnow.champion_since"
 
 
@@ -104,6 +105,7 @@ def _promote_winner(
     card = _card(places, config, selection, winner, folder)
     run_id = tracking.candidate_run(places, config, winner)
     version = registry.register(places, config, folder, card, run_id)
+    registry.note(places, model, version, accuracy_tags(card))
     _supersede(places, model, version)
     registry.set_alias(places, model, CHALLENGER, version.number)
     registered = f"{winner} is version {version.number} of {model}"
@@ -201,7 +203,7 @@ def _tested(places: Places, winner: str) -> dict[str, Any]:
     """Return the report's figures on the test split, where it is of this selection; {} without one.
 
     images, groups where data.group_by says them; top1, top1_low, top1_high; baseline, drop_points, drop_low, drop_high
-    against it; measured_in; warnings.
+    against it; measured_in; warnings; abstention.
     """
     folder = places.artifacts / "report"
     if not (folder / RECORD).is_file():
@@ -220,7 +222,16 @@ def _tested(places: Places, winner: str) -> dict[str, Any]:
         **{key: report.metrics[name] for key, name in drop},
         "measured_in": report.details["measured_in"],
         "warnings": list(report.warnings),
+        "abstention": report.details.get("abstention", {}),
     }
+
+
+def accuracy_tags(card: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return what whoever approves a version must know first: its accuracy on both splits, warnings of the test."""
+    test = card["test"]
+    shares = [("validation", card["metrics"].get("quality/top1")), ("test", test.get("top1"))]
+    told = ", ".join(f"{share * 100:.1f} % top-1 on {split}" for split, share in shares if share is not None)
+    return {ACCURACY: told or None, TEST_WARNING: "; ".join(test.get("warnings", [])) or None}
 
 
 def _split(data: StepRecord) -> dict[str, Any]:

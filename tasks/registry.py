@@ -154,7 +154,7 @@ def _log_model(
             client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
             about = {"model_id": logged.model_id, "run_id": run_id, "dataset_name": DATASET}
             about["dataset_digest"] = card["data_version"]
-            now, figures = int(time.time() * 1000), {**card["metrics"], **card["speed"]}
+            now, figures = int(time.time() * 1000), {**card["metrics"], **card["speed"], **_test_figures(card)}
             metrics = [Metric(key, value, now, 0, **about) for key, value in figures.items()]
             client.log_batch(run_id, metrics, synchronous=True)
     except BaseException:
@@ -163,6 +163,12 @@ def _log_model(
             client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     return client.finalize_logged_model(logged.model_id, "READY")
+
+
+def _test_figures(card: Mapping[str, Any]) -> dict[str, float]:
+    """Return the accuracy on the test split with its interval; nothing where it was not measured."""
+    keys = ("top1", "top1_low", "top1_high")
+    return {f"test/{key}": float(card["test"][key]) for key in keys if key in card.get("test", {})}
 
 
 def _save(path: Path, folder: Path, card: Mapping[str, Any], logged: Any) -> None:
@@ -211,12 +217,17 @@ def _pinned(package: str) -> str:
 
 def _description(card: Mapping[str, Any]) -> str:
     metrics, labels, serving = card["metrics"], card["labels"], card["serving"]
-    top1 = f"{metrics['quality/top1'] * 100:.1f} % top-1, " if "quality/top1" in metrics else ""
+    top1 = f"{metrics['quality/top1'] * 100:.1f} % top-1 on validation, " if "quality/top1" in metrics else ""
+    test = card.get("test", {})
+    if test:
+        top1 += f"{test['top1'] * 100:.1f} % on test ({test['top1_low'] * 100:.1f} to {test['top1_high'] * 100:.1f}), "
+    warnings = [f"**Warning:** {markdown(warning)}.\n" for warning in test.get("warnings", [])]
     note = markdown(card["refit"]["note"]) if "refit" in card else ""
     refitted = [f"Refitted on training and validation labels: {note}."] if note else []
     name, lineage = markdown(card["name"]), markdown(" > ".join(card["lineage"]))
     return "\n".join(
         [
+            *warnings,
             f"**{name}** ({lineage}): {top1}{metrics['size/mb']:.2f} MB, "
             f"{labels['training']} labels for training, {labels['choosing']}{in_groups(labels.get('choosing_groups'))} "
             "for choosing.",

@@ -157,9 +157,7 @@ An image classifier: one of {len(classes)} classes for each image. {shown}.
 {labels["choosing"]} labelled images{in_groups(labels.get("choosing_groups"))}.
 {labels["training"]} labels were trained on.
 {_refitted(card)}
-| | |
-|---|---|
-{_quality(metrics)}
+{_quality(metrics, card.get("test", {}))}
 {_tested(card.get("test", {}))}
 Images unlike those that it was trained on are answered all the same, and as surely. `winnow drift` tells
 when they come.
@@ -193,19 +191,24 @@ def how_served(serving: Mapping[str, Any]) -> str:
     return f"{runtime}, {serving['precision']}, {threads}"
 
 
-def _quality(metrics: Mapping[str, float]) -> str:
+def _quality(metrics: Mapping[str, float], test: Mapping[str, Any]) -> str:
+    """A table: what was measured on validation, and accuracy on the test split beside it."""
     rows = []
+    tested = (
+        f"{test['top1'] * 100:.1f} % ({test['top1_low'] * 100:.1f} to {test['top1_high'] * 100:.1f})" if test else ""
+    )
     if "quality/top1" in metrics:
         low, high = metrics["quality/top1_low"] * 100, metrics["quality/top1_high"] * 100
+        told = f"{metrics['quality/top1'] * 100:.1f} % (95 % interval {low:.1f} to {high:.1f})"
         rows = [
-            f"| top-1 accuracy | {metrics['quality/top1'] * 100:.1f} % (95 % interval {low:.1f} to {high:.1f}) |",
-            f"| macro F1 | {metrics['quality/macro_f1'] * 100:.1f} % |",
-            f"| points of top-1 beside the uncompressed model | {metrics['delta/top1']:+.1f} |",
+            f"| top-1 accuracy | {told} | {tested} |",
+            f"| macro F1 | {metrics['quality/macro_f1'] * 100:.1f} % | |",
+            f"| points of top-1 beside the uncompressed model | {metrics['delta/top1']:+.1f} | |",
         ]
     if "quality/ece_calibrated" in metrics:
-        rows.append(f"| expected calibration error | {metrics['quality/ece_calibrated'] * 100:.1f} % |")
-    rows.append(f"| same answer as the uncompressed model | {metrics['quality/agreement'] * 100:.1f} % |")
-    return "\n".join(rows) + "\n"
+        rows.append(f"| expected calibration error | {metrics['quality/ece_calibrated'] * 100:.1f} % | |")
+    rows.append(f"| same answer as the uncompressed model | {metrics['quality/agreement'] * 100:.1f} % | |")
+    return "\n".join(["| | validation | test |", "|---|---|---|", *rows]) + "\n"
 
 
 def _tested(test: Mapping[str, Any]) -> str:

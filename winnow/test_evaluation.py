@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from winnow.abstention import abstention, overconfidence
 from winnow.config import ROOT
 from winnow.data.images import TEST, VALIDATION, ImageSet
 from winnow.deployed import IN_ONNX_RUNTIME, DeployedAnswers, deployed_answers
@@ -29,6 +30,7 @@ from winnow.evaluation import agreement, drop_metrics_on_test, load_logits, qual
 from winnow.inference import predict_file
 from winnow.intervals import paired_drop
 from winnow.model_file import MODEL
+from winnow.records import read_record
 from winnow.refit_files import deployed_folder
 
 WINNER, SELECTED = "winner", "selected"
@@ -52,6 +54,10 @@ class TestEvaluation:
     """Why that is not the place that serves it; empty where it is."""
     disagreements: tuple[str, ...] = ()
     """Of dense and the winner: test and validation intervals of top-1 that do not overlap."""
+    cautions: tuple[str, ...] = ()
+    """Classes that are never recognised, and probabilities that promise too much, of what is deployed."""
+    abstention: dict[str, Any] = field(default_factory=dict)
+    """validation, test -> what thresholds on confidence give (winnow/abstention.py), of what is deployed."""
 
 
 def evaluate_test(artifacts: Path, selection: Mapping[str, Any], images: ImageSet) -> TestEvaluation:
@@ -80,16 +86,49 @@ def evaluate_test(artifacts: Path, selection: Mapping[str, Any], images: ImageSe
         metrics |= {f"test/{who}_{key.removeprefix('quality/')}": value for key, value in figures.items()}
         if who in judged:
             disagreements += _disagreement(name, figures, answers[who].validation(), images)
+    deployed_as = WINNER if winner else ROOT
+    known_V = images.indices(VALIDATION, labelled=True)
+    scored_V = images.labels_N[images.indices(VALIDATION)] >= 0
+    chosen_VC = answers[deployed_as].validation()[scored_V]
+    scale = read_record(artifacts / "candidates" / (winner or ROOT)).metrics["quality/temperature"]
+    given = {
+        "validation": abstention(chosen_VC, images.labels_N[known_V], scale),
+        "test": abstention(logits[deployed_as], labels_N, scale),
+    }
+    cautions = [
+        *_never_recognised(winner or ROOT, chosen_VC.argmax(1), logits[deployed_as].argmax(1), images),
+        *overconfidence(winner or ROOT, logits[deployed_as], labels_N, scale, groups_N),
+    ]
+    about: dict[str, Any] = {"cautions": tuple(cautions), "abstention": given}
     if not winner:
-        return TestEvaluation(metrics, details, disagreements=tuple(disagreements))
+        return TestEvaluation(metrics, details, disagreements=tuple(disagreements), **about)
     right = {who: np.asarray(logits_NC.argmax(1) == labels_N) for who, logits_NC in logits.items()}
     drop = paired_drop(right[baseline], right[WINNER], groups_N=groups_N)
     metrics |= dict(zip(drop_metrics_on_test(baseline), (drop.points, drop.low, drop.high), strict=True))
     metrics["test/winner_agreement_with_dense"] = agreement(logits[ROOT], logits[WINNER])
     deployed = answers[WINNER]
     return TestEvaluation(
-        metrics, details, baseline, deployed.measured_in, deployed.fallback, tuple(reversed(disagreements))
+        metrics, details, baseline, deployed.measured_in, deployed.fallback, tuple(reversed(disagreements)), **about
     )
+
+
+def _never_recognised(
+    name: str, validation_L: NDArray[np.int64], test_N: NDArray[np.int64], images: ImageSet
+) -> list[str]:
+    """Return a warning for each class of which not one image is recognised, on either split."""
+    found = []
+    for label, own in enumerate(images.classes):
+        missed = []
+        for split, word, answers in ((VALIDATION, "validation", validation_L), (TEST, "test", test_N)):
+            is_it = images.labels_N[images.indices(split, labelled=True)] == label
+            if is_it.any() and not (answers[is_it] == label).any():
+                missed.append(f"{int(is_it.sum()):,} {word}")
+        if missed:
+            found.append(
+                f"class {own!r} has a recall of 0 %: {name} recognises none of its {' and none of its '.join(missed)} "
+                "images. Add images of it, or do not rely on answers where it may occur"
+            )
+    return found
 
 
 def _winner(artifacts: Path, winner: str, selection: Mapping[str, Any], images: ImageSet) -> dict[str, DeployedAnswers]:

@@ -247,3 +247,23 @@ def test_a_refitted_winner_is_tested_as_it_is_deployed_beside_the_selected_file(
     assert "90 labels trained the file that is deployed" in page
     assert "pruned-int8, refitted on 90 labels, loses" in page
     assert "The deployed file learned the 60 labels of the validation split, too" in page
+
+
+def test_a_class_that_is_never_recognised_is_among_the_first_warnings(artifacts: Path) -> None:
+    write_network(artifacts / "candidates" / "pruned-int8" / "model.onnx", 0.7)
+    record = run(artifacts)
+    told = [warning for warning in record.warnings if "recall of 0 %" in warning]
+    assert len(told) == 1
+    assert "pruned-int8 recognises none of its 10 test images" in told[0]
+    page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
+    assert page.index("recall of 0") < page.index("top-1 on validation") < page.index("top-1 on test")
+    assert "--abstain-below" in page
+
+
+def test_what_abstaining_gives_is_counted_on_both_splits(artifacts: Path) -> None:
+    given = run(artifacts).details["abstention"]
+    assert (given["validation"]["images"], given["test"]["images"]) == (60, 30)
+    for counts in given.values():
+        assert counts["answered"][0] == counts["images"]
+        assert counts["answered"] == sorted(counts["answered"], reverse=True)
+        assert all(right <= answered for right, answered in zip(counts["right"], counts["answered"], strict=True))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.summary import candidate_rows, learned_lines, unchecked_lines
+from flows.summary import candidate_rows, first_warnings, learned_lines, unchecked_lines
 from tasks.projection import _verdict
 from tasks.settings import Places
 from tests.conftest import tiny_params
@@ -69,6 +69,11 @@ def test_accuracy_elsewhere_than_on_validation_is_told(places: Places) -> None:
     where = {"baseline": "dense-kd", "measured_in": "openvino int8, batches of 1"}
     test |= {f"test/dense-kd_top1{end}": 0.6 for end in ("", "_low", "_high")}
     rewrite(places.artifacts / "report", metrics={"test/images": 30.0, **test}, details=where)
+    rows = {row["candidate"]: row for row in candidate_rows(places)}
+    assert list(rows["dense"])[:3] == ["candidate", "top-1 %", "test top-1 %"]
+    shown = {name: row["test top-1 %"] for name, row in rows.items()}
+    tested = {"dense": "50.0 ± 0.0", "dense-kd": "60.0 ± 0.0", "pruned-int8": "50.0 ± 0.0"}
+    assert shown == {name: tested.get(name, "-") for name in rows}
     told = learned_lines(places)
     assert told[1] == "dense, cross-validated: top-1 46.0 % (95 % interval 36.6 to 55.7), 100 labels"
     assert told[2] == (
@@ -77,8 +82,10 @@ def test_accuracy_elsewhere_than_on_validation_is_told(places: Places) -> None:
     )
 
 
-def test_warnings_of_every_step_each_once_those_of_the_report_first(places: Places) -> None:
-    folders = ["report", "data", "pretrain", "candidates/dense", "candidates/pruned", "benchmark", "select"]
+def test_warnings_of_every_step_each_once_and_those_of_the_report_before_the_table(places: Places) -> None:
+    rewrite(places.artifacts / "report", warnings=("of report",))
+    assert first_warnings(places) == ["of report"]
+    folders = ["data", "pretrain", "candidates/dense", "candidates/pruned", "benchmark", "select"]
     for folder in folders:
         rewrite(places.artifacts / folder, warnings=("of all", f"of {folder}"))
     lines = learned_lines(places)

@@ -11,8 +11,10 @@ markup, plots the pictures.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from winnow.abstention import SHOWN, at_threshold
 from winnow.clusters import in_groups
 from winnow.config import ROOT
 from winnow.evaluation import drop_metrics_on_test
@@ -73,6 +75,8 @@ class LastLook:
     """Where the winner answered."""
     warnings: tuple[str, ...] = ()
     """What a user must know first."""
+    abstention: Mapping[str, Any] = field(default_factory=dict)
+    """validation, test -> what thresholds on confidence give."""
 
 
 def page(facts: Facts, tested: LastLook) -> str:
@@ -94,11 +98,12 @@ def verdict(facts: Facts, tested: LastLook) -> Html:
         *([_first_warnings(tested.warnings)] if tested.warnings else []),
         paragraph(_promise(facts, name) if name else why[0].upper() + why[1:], css="lead"),
         *([paragraph(why), paragraph(_deployed(facts))] if name else []),
-        *([_figures(facts, facts.shown)] if facts.shown else []),
+        *([_figures(facts, facts.shown, tested)] if facts.shown else []),
         paragraph(_tested_words(facts, tested)),
         side_by_side(
             *([_speedups(facts, facts.shown)] if facts.shown else []),
             *([_tested_table(facts, tested)] if KNOWN in tested.metrics else []),
+            *([_abstention_table(tested)] if tested.abstention else []),
         ),
         _heed(facts),
     )
@@ -155,15 +160,35 @@ def _times(ratio: float, above: str, below: str) -> str:
     return f"{ratio:.1f} times {above}" if ratio >= 1 else f"{1 / ratio:.1f} times {below}"
 
 
-def _figures(facts: Facts, name: str) -> Html:
-    """Four figures beside dense's."""
+def _abstention_table(tested: LastLook) -> Html:
+    """What `winnow predict --abstain-below` gives at some thresholds, on both splits."""
+    rows = []
+    for threshold in SHOWN:
+        cells: list[Content] = [f"{threshold:g}"]
+        for split in ("validation", "test"):
+            counts = tested.abstention[split]
+            answered, right = at_threshold(counts, threshold)
+            cells += [percent(answered / counts["images"] if counts["images"] else None)]
+            cells += [percent(right / answered if answered else None)]
+        rows.append(Row(cells))
+    caption = "Share of images answered where no class below a probability is named, and share of those that are right"
+    heading: list[Content] = ["--abstain-below"]
+    for split in ("validation", "test"):
+        heading += [two_lines("answered", split), two_lines("right", split)]
+    return table(heading, rows, caption=caption)
+
+
+def _figures(facts: Facts, name: str, tested: LastLook) -> Html:
+    """Figures beside dense's, top-1 on the test split next to that on validation."""
     own, dense, speed, base = facts.quality(name), facts.quality(ROOT), facts.serving(name), facts.serving(ROOT)
     one, many = base.get("best/latency_ms"), base.get("best/throughput_ips")
     quality = ("top-1 on validation", percent(own.get("quality/top1")), percent(dense.get("quality/top1")))
     if "quality/top1" not in own:
         quality = ("agreement on validation", percent(facts.selection.details["agreement"][name]), percent(1.0))
+    test = [percent(tested.metrics.get(f"test/{who}_top1")) for who in ("winner", ROOT)]
     tiles = (
         quality,
+        *([("top-1 on test", *test)] if KNOWN in tested.metrics else []),
         ("file", digits(own["size/mb"], "MB"), digits(dense["size/mb"], "MB")),
         ("one image, median", digits(speed.get("best/latency_ms"), "ms"), digits(one, "ms")),
         (f"images/s, batch {facts.large}", number(speed.get("best/throughput_ips")), number(many)),

@@ -39,7 +39,9 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> S
     tested = _look(artifacts, images, facts, test_readings)
     warnings = _warnings(tested, facts.winner)
     at_the_top = warnings if tested.details else ()
-    html = page(facts, LastLook(version, tested.metrics, tested.baseline, tested.measured_in, at_the_top))
+    html = page(
+        facts, LastLook(version, tested.metrics, tested.baseline, tested.measured_in, at_the_top, tested.abstention)
+    )
     folders = {name: artifacts / name for name in ("data", "pretrain", "benchmark", "select", "refit")}
     folders |= {name: artifacts / "candidates" / name for name in names}
     with publish(out) as folder:
@@ -63,6 +65,7 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> S
                 "measured_in": tested.measured_in,
                 "fallback": tested.fallback,
                 "disagreements": list(tested.disagreements),
+                "abstention": tested.abstention,
             },
             warnings=warnings,
             artifacts=describe(folder, *files),
@@ -99,8 +102,9 @@ def _look(artifacts: Path, images: ImageSet, facts: Facts, test_readings: Path) 
 
 
 def _warnings(tested: TestEvaluation, winner: str | None) -> tuple[str, ...]:
-    """Return what a user must know first: that test and validation disagree, then where the winner was measured."""
+    """Return what a user must know first: that test and validation disagree, then classes that are never recognised,
+    probabilities that promise too much, and where the winner was measured."""
     if not tested.details:
         return (UNTESTED,)
     elsewhere = f"{winner} was tested in {IN_ONNX_RUNTIME}, and not as it will serve: {tested.fallback}"
-    return (*tested.disagreements, *([elsewhere] if tested.fallback else []))
+    return (*tested.disagreements, *tested.cautions, *([elsewhere] if tested.fallback else []))
