@@ -10,6 +10,7 @@ import os
 import re
 import struct
 import tarfile
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from PIL import Image
 
 from tests.closure import ROOT
 from winnow.data.decoding import Sides, decode_chunk
+from winnow.data.headers import MAX_SCANS
 from winnow.data.images import decode
 from winnow.data.sources import open_tree
 from winnow.data.trees import Folder
@@ -58,6 +60,24 @@ def png_of_size(width: int, height: int) -> bytes:
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
     return header + struct.pack(">I", 10) + b"IDAT"
+
+
+def jpeg_of_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan is there so many times."""
+    data = saved(RGB, "JPEG", progressive=True, quality=95)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * count + data[-2:]
+
+
+def noisy_jpeg() -> bytes:
+    """A JPEG with bytes in its metadata, and behind it, that look like the beginnings of scans."""
+    exif = b"Exif\0\0" + b"\xff\xda" * 500
+    return saved(RGB, "JPEG", exif=exif, quality=95) + b"\xff\xda" * 500
+
+
+def icon(picture: bytes, side: int = 64) -> bytes:
+    """An icon that says its one picture is so wide and high."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, side, side, 0, 0, 1, 32, len(picture), 22) + picture
 
 
 def tiff(bits: list[int], photometric: int, pixels: bytes, more: dict[int, list[int]] | None = None) -> bytes:
@@ -142,6 +162,7 @@ USED: dict[str, tuple[bytes, Image.Image]] = {
     "GIF": (saved(RGB, "GIF"), RGB),
     "progressive JPEG": (saved(RGB, "JPEG", progressive=True, quality=95), RGB),
     "JPEG with bytes after its end": (saved(RGB, "JPEG", quality=95) + bytes(100), RGB),
+    "JPEG with bytes in its metadata that look like scans": (noisy_jpeg(), RGB),
 }
 SET_ASIDE: dict[str, tuple[bytes, str]] = {
     "32-bit integers": (saved(Image.fromarray(PHOTO[..., 0].astype(np.int32)), "TIFF"), "32-bit or signed pixels"),
@@ -155,6 +176,13 @@ SET_ASIDE: dict[str, tuple[bytes, str]] = {
     "PNG or JPEG of a rare kind": (png_of_size(8, 8)[:24] + bytes(30), "damaged, or PNG of a kind that is not read"),
     "JPEG XL, PSD, video": (b"8BPS\0\1" + bytes(40), "no image format that is read here"),
     "more than 100 million pixels": (png_of_size(20_000, 6_000), "20000x6000 pixels are more than 100,000,000"),
+    "a side of more than a million pixels": (png_of_size(99_000_000, 1), "99000000x1 pixels: a side is longer than"),
+    "an icon whose picture is larger than it says": (icon(png_of_size(20_000, 6_000)), "20000x6000 pixels are more"),
+    "JPEG of more than 64 scans": (jpeg_of_scans(100), "more than 64 scans; save it anew"),
+    "TIFF with tiles far larger than the picture": (
+        tiff([8, 8, 8], 2, PHOTO.tobytes(), {322: [20_000], 323: [20_000]}),
+        "tiles of 20000x20000 pixels",
+    ),
     "decompression bomb": (png_of_size(200_000, 200_000), "decompression bomb"),
     "truncated": (saved(RGB, "JPEG")[:-200], "damaged"),
     "empty": (b"", "empty"),
@@ -179,6 +207,39 @@ def test_a_kind_that_is_used_gives_its_pixels(kind: str) -> None:
 def test_a_kind_that_is_set_aside_says_why(kind: str) -> None:
     data, reason = SET_ASIDE[kind]
     assert re.search(reason, decode_chunk([data], Sides(SIDE)).reasons[0])
+
+
+SMALL_LIMIT = 1_000
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, (_, expected) in USED.items() if expected.size == RGB.size}))
+@pytest.mark.filterwarnings("ignore")
+def test_a_lower_limit_on_pixels_holds_for_every_kind(kind: str) -> None:
+    refused = decode_chunk([USED[kind][0]], Sides(SIDE, max_pixels=SMALL_LIMIT)).reasons
+    assert re.fullmatch(r"\d+x\d+ pixels are more than 1,000", refused[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_icon_is_measured_before_it_is_opened() -> None:
+    data = icon(saved(RGB.resize((256, 256)), "PNG"))
+    assert decode_chunk([data], Sides(SIDE)).kept == [0]
+    assert decode_chunk([data], Sides(SIDE, max_pixels=SMALL_LIMIT)).reasons[0].startswith("256x256 pixels")
+    bitmap = saved(RGB.resize((64, 64)), "ICO", sizes=[(64, 64)], bitmap_format="bmp")
+    assert decode_chunk([bitmap], Sides(SIDE)).kept == [0]
+    assert decode_chunk([bitmap], Sides(SIDE, max_pixels=SMALL_LIMIT)).reasons[0].startswith("64x64 pixels")
+
+
+def test_scans_are_counted_in_time() -> None:
+    began = time.perf_counter()
+    for filling in (b"\xff\xda", b"\xff", b"\xff\xd0", b"\xff\xe0\0\2"):
+        decode_chunk([b"\xff\xd8\xff\xe0\0\2" + b"\xff\xda" * 100 + filling * 1_000_000], Sides(SIDE))
+    assert time.perf_counter() - began < 5
+
+
+def test_as_many_scans_as_allowed_are_decoded() -> None:
+    data = jpeg_of_scans(MAX_SCANS - saved(RGB, "JPEG", progressive=True, quality=95).count(b"\xff\xda") + 1)
+    assert data.count(b"\xff\xda") == MAX_SCANS
+    assert decode_chunk([data], Sides(SIDE)).kept == [0]
 
 
 def test_names_extensions_links_and_rights(tmp_path: Path) -> None:

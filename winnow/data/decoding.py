@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from winnow.data.headers import MAX_PIXELS
 from winnow.data.images import open_rgb
 from winnow.data.preprocessing import AS_SHIPPED, Preprocessing, resize
 from winnow.errors import DataError
@@ -103,6 +104,8 @@ class Sides:
     larger: int = 0
     """A second one, beside the first; 0: none."""
     preprocessing: Preprocessing = AS_SHIPPED
+    max_pixels: int = MAX_PIXELS
+    """Of an image as it is; one of more is refused before it is decoded."""
 
 
 def decode_all(
@@ -279,7 +282,8 @@ def decode_chunk(contents: list[Content], sides: Sides) -> Result:
             try:
                 if isinstance(content, ValueError):
                     raise content
-                opened = open_rgb(content if isinstance(content, bytes) else read_file(content), how.bits)
+                data = content if isinstance(content, bytes) else read_file(content)
+                opened = open_rgb(data, how.bits, sides.max_pixels)
             except ValueError as error:
                 reasons[position] = str(error)
                 continue

@@ -64,7 +64,10 @@ TURNS = {
 }
 """EXIF's orientations but the upright one."""
 SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, PLANAR, COLOUR_MAP, DNG = 254, 258, 259, 262, 284, 320, 50706
+TILE_WIDTH, TILE_HEIGHT = 322, 323
 """Tags of TIFF."""
+MAX_TILE = 1 << 20
+"""Pixels of a tile of TIFF that may be larger than its picture: the last one of each row and column is filled up."""
 CODESTREAM = b"\xff\x4f\xff\x51"
 """How JPEG 2000 begins: 36 bytes of sizes, the number of components, then the bits of each, less one."""
 
@@ -110,6 +113,9 @@ def _check_tiff(opened: TiffImageFile) -> None:
     tags = opened.tag_v2
     if DNG in tags or tags.get(SUBFILE, 0) & 1:
         raise ValueError("a camera's raw file, whose first picture is a thumbnail; export it as JPEG or PNG")
+    width, height = tags.get(TILE_WIDTH, 0), tags.get(TILE_HEIGHT, 0)
+    if width * height > max(MAX_TILE, 4 * opened.width * opened.height):
+        raise ValueError(f"damaged (TIFF with tiles of {width}x{height} pixels in a picture of less)")
     if tags.get(PLANAR) == 2 and max(tags.get(BITS, (8,))) > 8:
         raise ValueError("TIFF in planes of more than 8 bits; save it with 8 bits per channel")
     if COLOUR_MAP in tags and max(tags[COLOUR_MAP]) < 256:

@@ -15,7 +15,7 @@ from PIL import Image
 from winnow.config import Data
 from winnow.data.decoding import read_file
 from winnow.data.formats import DAMAGED, FORMATS, gray_16_bits
-from winnow.data.images import MAX_PIXELS
+from winnow.data.headers import check_header, check_size
 from winnow.data.preprocessing import ALL_BITS, Preprocessing
 from winnow.data.sources import Source
 
@@ -48,11 +48,13 @@ def _highest(content: str | bytes) -> int:
     """Return the largest value of a 16-bit gray image; -1 for any other file. Only those are decoded."""
     try:
         data = read_file(content) if isinstance(content, str) else content
+        check_header(data)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                if opened.mode[0] != "I" or opened.width * opened.height > MAX_PIXELS:
+                if opened.mode[0] != "I":
                     return -1
+                check_size(opened.width, opened.height)
                 opened.load()
                 found = gray_16_bits(opened)
     except (*DAMAGED, ValueError, Image.DecompressionBombError):

@@ -40,13 +40,13 @@ from winnow.data.formats import (
     turn_of,
     unknown,
 )
+from winnow.data.headers import MAX_PIXELS, check_header, check_size
 from winnow.data.preprocessing import ALL_BITS, AS_SHIPPED, Preprocessing, resize
 from winnow.errors import ArtifactError
 from winnow.records import read_json
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = ("train", "validation", "test")
-MAX_PIXELS = 100_000_000
 TRAINING = "training.npy"
 DARK = 4096
 """16-bit gray without a larger value is told by all its bits: its high bytes are nearly the same in every image."""
@@ -74,31 +74,35 @@ def decode(data: bytes, image_size: int, preprocessing: Preprocessing = AS_SHIPP
     return resize(opened.rgb, image_size, preprocessing.resize), opened.key
 
 
-def open_rgb(data: bytes, bits: int = ALL_BITS) -> Opened:
+def open_rgb(data: bytes, bits: int = ALL_BITS, max_pixels: int = MAX_PIXELS) -> Opened:
     """Bytes of an image file -> the upright RGB image, full size, and the digest of its pixels.
 
-    Of 16-bit gray 2^bits - 1 is white. Raises ValueError with the reason when the file cannot be used.
+    Of 16-bit gray 2^bits - 1 is white. Nothing of more than `max_pixels` is decoded. Raises ValueError with the reason
+    when the file cannot be used.
     """
+    check_header(data, max_pixels)
     try:
         with _opened(data) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(f"{opened.width}x{opened.height} pixels are more than {MAX_PIXELS:,}")
+            check_size(opened.width, opened.height, max_pixels)
             turn = turn_of(opened)
             check(opened, data)
             opened.load()
             gray_HW, of_iphone = gray_16_bits(opened), opened.format == HEIC_FORMAT
             rgb = _upright(to_rgb(opened, bits), turn)
             whole = rgb if gray_HW is None or bits == ALL_BITS else _upright(to_rgb(opened), turn)
+        highest = 0 if gray_HW is None else int(gray_HW.max())
+        is_dark = gray_HW is not None and highest < DARK
+        of = whole.tobytes() if gray_HW is None or not is_dark else gray_HW.astype("<u2").tobytes()
+        key = _digest(of, whole)
     except UnidentifiedImageError as error:
         raise ValueError(unknown(data)) from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
+    except MemoryError as error:
+        raise ValueError("asks for more memory than there is to decode it, or is damaged") from error
     except DAMAGED as error:
         raise ValueError(f"damaged ({error})") from error
-    highest = 0 if gray_HW is None else int(gray_HW.max())
-    if gray_HW is not None and highest < DARK:
-        return Opened(rgb, _digest(gray_HW.astype("<u2").tobytes(), rgb), highest >= 2**bits, of_iphone)
-    return Opened(rgb, _digest(whole.tobytes(), whole), highest >= 2**bits, of_iphone)
+    return Opened(rgb, key, highest >= 2**bits, of_iphone)
 
 
 def _opened(data: bytes) -> Image.Image:
