@@ -2,8 +2,9 @@
 
 An image is decoded apart from its batch, in processes of their own, one for each core: so a bad one is this request's
 error alone, also one at which a decoder dies or hangs, and memory is bounded. Pixels go to the worker, which holds the
-model. What LitServe leaves open is closed here: requests beyond `max_waiting` get 503 at once, bodies beyond
-`max_bytes` 413 before they are read whole, and whoever waits longer than `timeout` gets 504, also if the worker hangs.
+model. What LitServe leaves open is closed: bodies beyond `max_bytes` get 413 here, before they are read whole;
+flows/http_limits.py limits how many requests wait, for how long, and what one client holds; flows/http_connections.py
+limits connections.
 
 No `from __future__ import annotations` in this file: LitServe hands annotations on to FastAPI as they are. It is not
 run as a script either: each process that it starts would import it again.
@@ -14,7 +15,6 @@ import contextlib
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +22,10 @@ import litserve  # type: ignore[import-untyped]
 import numpy as np
 from fastapi import Depends, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from flows.http_connections import client_of, connection_class
+from flows.http_limits import DecoderPool, Limits, held_by
 from winnow.config.serving import Serving
 from winnow.data.decoding import Decoder, Result, Sides
 from winnow.data.preprocessing import Preprocessing
@@ -42,58 +43,8 @@ class _Here:
     settings: Serving
     side: int
     preprocessing: Preprocessing
-    decoders: asyncio.Queue[Decoder] | None = None
-    """Those that have nothing to do; made where they are used."""
-
-
-ANSWERS = Counter("winnow_requests", "Requests by status.", ["status"])
-WAITING = Gauge("winnow_waiting", "Requests that are being read or answered.")
-SECONDS = Histogram(
-    "winnow_seconds",
-    "From the first byte of a request to the last of its answer.",
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
-)
-
-
-class Limits:
-    """ASGI middleware: how many may wait and how long, and the metrics of what they got."""
-
-    def __init__(self, app: Any) -> None:
-        self.app, self.waiting = app, 0
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass on, or answer 503 or 504."""
-        if scope["type"] != "http" or scope["path"] != PREDICT:
-            if scope["type"] == "http":
-                _free_decoders()  # whoever asks for health finds them on their way
-            await self.app(scope, receive, send)
-            return
-        settings, began = _Here.settings, time.perf_counter()
-        status = 0  # none was sent: LitServe answers 500 further out
-
-        async def noted(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        self.waiting += 1
-        WAITING.set(self.waiting)
-        try:
-            if self.waiting > settings.max_waiting:
-                text = f"{settings.max_waiting} requests are waiting already"
-                await JSONResponse({"detail": text}, 503, {"Retry-After": "1"})(scope, receive, noted)
-            else:
-                await asyncio.wait_for(self.app(scope, receive, noted), settings.timeout)
-        except TimeoutError:
-            if not status:
-                text = f"no answer within {settings.timeout:g} s"
-                await JSONResponse({"detail": text}, 504)(scope, receive, noted)
-        finally:
-            self.waiting -= 1
-            WAITING.set(self.waiting)
-            ANSWERS.labels(str(status or 500)).inc()
-            SECONDS.observe(time.perf_counter() - began)
+    pool: DecoderPool | None = None
+    """Made where it is used."""
 
 
 async def request_pixels(request: Request) -> np.ndarray:
@@ -106,25 +57,24 @@ async def request_pixels(request: Request) -> np.ndarray:
             body = await _limited(request)
         if is_json(kind):
             return await run_in_threadpool(pixels_of_json, body, _Here.side)
-        return await _decoded(body)
+        return await _decoded(body, client_of(request.client.host) if request.client else "")
     except Unusable as error:
         raise HTTPException(400, str(error)) from error
 
 
-def _free_decoders() -> asyncio.Queue[Decoder]:
-    if _Here.decoders is None:
-        _Here.decoders = asyncio.Queue()
-        for _ in range(cores()):
-            _Here.decoders.put_nowait(Decoder(Sides(_Here.side, 0, _Here.preprocessing)))
-    return _Here.decoders
+def _decoder_pool() -> DecoderPool:
+    if _Here.pool is None:
+        sides = Sides(_Here.side, 0, _Here.preprocessing, _Here.settings.max_pixels)
+        _Here.pool = DecoderPool(Decoder(sides) for _ in range(cores()))
+    return _Here.pool
 
 
-async def _decoded(body: bytes) -> np.ndarray:
+async def _decoded(body: bytes, client: str) -> np.ndarray:
     """By the next decoder that is free. It is given back when it is done, also where nobody waits any more."""
-    free = _free_decoders()
-    decoder = await free.get()
+    pool = _decoder_pool()
+    decoder = await pool.take(client)
     work = asyncio.ensure_future(run_in_threadpool(_decode, decoder, body))
-    work.add_done_callback(lambda _: free.put_nowait(decoder))
+    work.add_done_callback(lambda _: pool.give_back(decoder))
     result = await asyncio.shield(work)
     if isinstance(result, str):
         raise Unusable(result)
@@ -140,18 +90,21 @@ def _decode(decoder: Decoder, body: bytes) -> Result | str:
 
 
 async def _limited(request: Request) -> bytes:
-    parts, size, most = [], 0, _Here.settings.max_bytes
+    parts, size, most, held = [], 0, _Here.settings.max_bytes, held_by(request)
     async for part in request.stream():
         size += len(part)
         if size > most:
             raise HTTPException(413, f"more than {most:,} bytes")
+        held.add(len(part))
         parts.append(part)
     return b"".join(parts)
 
 
 async def _form_file(request: Request) -> bytes:
-    if int(request.headers.get("content-length", _Here.settings.max_bytes + 1)) > _Here.settings.max_bytes:
+    size = int(request.headers.get("content-length", _Here.settings.max_bytes + 1))
+    if size > _Here.settings.max_bytes:
         raise HTTPException(413, f"more than {_Here.settings.max_bytes:,} bytes, or of unknown length")
+    held_by(request).add(size)
     async with request.form(max_files=1, max_fields=1) as form:
         file = form.get(FORM_FIELD)
         if file is None or isinstance(file, str):
@@ -200,7 +153,7 @@ def main(told: str) -> int:
         Classifier(settings),
         accelerator="cpu",
         timeout=settings.timeout,
-        middlewares=[Limits],
+        middlewares=[(Limits, {"settings": settings, "path": PREDICT, "prepare": _decoder_pool})],
     )
     server.app.add_api_route("/metrics", metrics)
     first = os.getpid()
@@ -214,5 +167,13 @@ def main(told: str) -> int:
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, end)
     with contextlib.suppress(KeyboardInterrupt):
-        server.run(settings.host, settings.port, num_api_servers=1, generate_client_file=False, log_level="warning")
+        server.run(
+            settings.host,
+            settings.port,
+            num_api_servers=1,
+            generate_client_file=False,
+            log_level="warning",
+            http=connection_class(settings),
+            ws="none",
+        )
     return 0

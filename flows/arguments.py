@@ -56,9 +56,16 @@ def parser_of(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     server = add("serve", "the promoted model over HTTP, until Ctrl-C: POST an image to /predict")
     server.add_argument("--model", default="champion", help="alias or version of the registered model")
     for field in fields(Serving):
-        if field.name not in ("folder", "title"):
+        if field.name not in ("folder", "title", "allow_host"):
             flag = f"--{field.name.replace('_', '-')}"
             server.add_argument(flag, type=type(field.default), default=field.default, help=f"default: {field.default}")
+    server.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name or address by which clients call this server, beside 127.0.0.1 and localhost; * for any",
+    )
     host = add("check-host", "take in what check_host.py wrote on the machine that will serve")
     host.add_argument("file", type=Path, metavar="FILE", help="host.json")
     approve = add("approve", "let the challenger that waits for a person become champion")

@@ -18,7 +18,8 @@ from winnow.errors import ConfigError, MissingExtra, WinnowError
 from winnow.runtimes import NotHere
 from winnow.serving import Model
 
-HOSTS = ("127.0.0.1", "0.0.0.0", "::")
+EVERYWHERE = ("0.0.0.0", "::")
+HOSTS = ("127.0.0.1", *EVERYWHERE)
 PORTS = range(1024, 65536)
 START = "import sys; from flows.answering import main; raise SystemExit(main(sys.argv[1]))"
 """Not -m: each process that the server starts would import it again."""
@@ -37,6 +38,12 @@ def serve(places: Places, config: Config, which: str, asked: Serving) -> int:
         Model(folder, 1)
     except NotHere as error:
         raise WinnowError(f"{version} of {name} cannot run here: {error}") from error
+    if asked.host in EVERYWHERE and not asked.allow_host:
+        say(
+            f"winnow: {asked.host} is every address of this machine, but requests from elsewhere are refused until "
+            "--allow-host names what they call it by (its address, or a proxy's name)",
+            sys.stderr,
+        )
     told = asdict(replace(asked, folder=str(folder), title=f"{name}, {version}"))
     say(f"{version} of {name}: POST an image to http://{asked.host}:{asked.port}/predict; Ctrl-C ends it")
     sys.stdout.flush()
@@ -51,5 +58,5 @@ def _check(asked: Serving) -> None:
     if listens(asked.port, asked.host):
         raise WinnowError(f"port {asked.port} is taken; choose another one: --port {asked.port + 1}")
     for key, value in asdict(asked).items():
-        if not isinstance(value, str) and (value < 0 or (value == 0 and key != "max_wait_ms")):
+        if not isinstance(value, str | list | tuple) and (value < 0 or (value == 0 and key != "max_wait_ms")):
             raise ConfigError(f"--{key.replace('_', '-')} {value}: it is to be a positive number")

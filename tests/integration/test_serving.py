@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,10 @@ def healthy(url: str) -> bool:
         return False
 
 
+FEW_FILES = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)); "
+FEW_FILES += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+
+
 @pytest.fixture
 def serve(places: Places, config: Config) -> Callable[..., Iterator[str]]:
     """Starts `winnow serve` with these options."""
@@ -79,7 +84,8 @@ def serve(places: Places, config: Config) -> Callable[..., Iterator[str]]:
         (port,) = free_ports(1)
         asked = [f"--{key.replace('_', '-')}={value}" for key, value in {"port": port, **options}.items()]
         address = f"http://127.0.0.1:{port}"
-        with served(places, [sys.executable, "-m", "flows.cli", "serve", *asked], address, "/health") as process:
+        command = [sys.executable, "-c", FEW_FILES, "-m", "flows.cli", "serve", *asked]
+        with served(places, command, address, "/health") as process:
             yield address, process
 
     return start
@@ -125,6 +131,55 @@ def test_what_a_client_sees(serve: Callable, places: Places) -> None:
 
 
 @pytest.mark.services
+def test_nobody_starves_the_others(serve: Callable, places: Places) -> None:
+    half = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+    with serve(header_timeout=3) as (address, process):
+        where = ("127.0.0.1", int(address.rpartition(":")[2]))
+        held = [socket.create_connection(where) for _ in range(200)]
+        for each in held:
+            each.sendall(half)
+        began = time.monotonic()
+        assert post(address, encoded(0), timeout=2).status_code == 200
+        assert time.monotonic() - began < 2
+        while not all(ended(each) for each in held):
+            assert time.monotonic() - began < 6
+        left = socket.create_connection(where)
+        left.sendall(half + b"\r\nhalf of a body")
+        left.close()
+
+        huge, many_scans = io.BytesIO(), io.BytesIO()
+        Image.new("RGB", (9990, 9990)).save(huge, "WEBP", lossless=True)
+        Image.new("RGB", (64, 64)).save(many_scans, "JPEG", progressive=True)
+        scan = many_scans.getvalue().rindex(b"\xff\xda")
+        scans = many_scans.getvalue()[:scan] + many_scans.getvalue()[scan:-2] * 400
+        began = time.monotonic()
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(lambda _: post(address, huge.getvalue(), "image/webp"), range(20)))
+        assert time.monotonic() - began < 3
+        assert {answer.status_code for answer in answers} == {400}
+        assert answers[0].json()["detail"] == "9990x9990 pixels are more than 25,000,000"
+        assert "more than 64 scans" in post(address, scans, "image/jpeg").json()["detail"]
+        family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+        assert max(psutil.Process(member).memory_info().rss for member in family) < 1e9
+        foreign = httpx.post(f"{address}/predict", content=encoded(0), headers={"Host": "evil.example"})
+        assert foreign.status_code == 400
+        assert "not 'evil.example'" in foreign.json()["detail"]
+        assert 'winnow_requests_total{status="499"} 1.0' in httpx.get(f"{address}/metrics").text
+    assert "Traceback" not in (places.root / "server.log").read_text()
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the server has closed it."""
+    connection.settimeout(0.05)
+    try:
+        return connection.recv(1000) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+@pytest.mark.services
 def test_whoever_waits_too_long_or_behind_too_many_is_told(serve: Callable) -> None:
     with serve(timeout=2, max_waiting=3) as (address, process):
         family = psutil.Process(process.pid).children(recursive=True)
@@ -156,6 +211,7 @@ def test_whoever_waits_too_long_or_behind_too_many_is_told(serve: Callable) -> N
     [
         (["--host", "10.0.0.1"], "--host 10.0.0.1: it is to be 127.0.0.1"),
         (["--port", "80"], "--port 80: it is to be from 1024 to 65535"),
+        (["--max-pixels", "0"], "--max-pixels 0: it is to be a positive number"),
         (["--timeout", "0"], "--timeout 0.0: it is to be a positive number"),
         (["--model", "17"], "17"),
     ],
