@@ -72,7 +72,7 @@ def is_silent(host: Host) -> bool:
 
 def _why(host: Host, digest: str) -> str:
     """Why a file has no times: refused there, or never there."""
-    reasons = {str(row["reason"]) for row in host.refused if row.get("sha256") == digest}
+    reasons = {cell.reason for cell in host.refused if cell.sha256 == digest}
     return "; ".join(sorted(reasons)) or "it was not there"
 
 

@@ -3,7 +3,8 @@
     champion      serves                          previous      served before; `winnow rollback` goes back to it
     challenger    the last winner of a run, whether it became champion or not
 
-A version is told by the sha256 of its model.onnx (tag `winnow.sha256`): the same file is registered once. Setting an
+A version is told by the sha256 of its model.onnx (tag `winnow.sha256`): the same file is registered once. The tag
+`winnow.card_sha256` is that of its card, so that nobody serves classes that were renamed on the way. Setting an
 alias is one write of MLflow's and the last one stands, so callers look again just before they set one. What decides is
 not here (tasks/promotion.py).
 """
@@ -11,6 +12,7 @@ not here (tasks/promotion.py).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import shutil
@@ -33,12 +35,12 @@ from winnow.errors import ArtifactError, WinnowError
 from winnow.exporting import how_served
 from winnow.model_file import MODEL
 from winnow.printable import markdown
-from winnow.records import read_json, sha256_of, write_json
+from winnow.records import json_text, read_json, sha256_of, write_json
 from winnow.refit_files import SELECTED, selected_folder
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 CARD = "card.json"
-SHA256, CANDIDATE = "winnow.sha256", "winnow.candidate"
+SHA256, CARD_SHA256, CANDIDATE = "winnow.sha256", "winnow.card_sha256", "winnow.candidate"
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What MLflow answers for a model, an alias or a version that is not there."""
 FORBIDDEN = "PERMISSION_DENIED"
@@ -109,6 +111,7 @@ def register(places: Places, config: Config, folder: Path, card: Mapping[str, An
                 raise
         tags = {
             SHA256: sha256,
+            CARD_SHA256: hashlib.sha256(json_text(dict(card)).encode()).hexdigest(),
             CANDIDATE: str(card["name"]),
             "winnow.lineage": " > ".join(card["lineage"]),
             "winnow.data_version": str(card["data_version"]),
@@ -285,8 +288,12 @@ def fetch(places: Places, model_name: str, version: Version) -> Path:
 
 
 def _is_kept(kept: Path, version: Version) -> bool:
-    """Compared by content: another or emptied server gives the same numbers to other models."""
-    whole = (kept / CARD).is_file() and (kept / MODEL).is_file() and sha256_of(kept / MODEL) == version.sha256
+    """Compared by content: another or emptied server gives the same numbers to other models.
+
+    A version from before cards had digests is fetched each time.
+    """
+    wanted = {MODEL: version.sha256, CARD: version.tags.get(CARD_SHA256, "")}
+    whole = all((kept / name).is_file() and sha256_of(kept / name) == digest for name, digest in wanted.items())
     return whole and _holds_selected(kept)
 
 
@@ -314,6 +321,12 @@ def _download(places: Places, model: str, version: Version, kept: Path) -> None:
             raise ArtifactError(f"{version} of {model} holds no {MODEL} and {CARD}: it was not registered by winnow")
         if version.sha256 and sha256_of(folder / MODEL) != version.sha256:
             raise ArtifactError(f"the {MODEL} of {version} of {model} is not the file that was registered")
+        if (wanted := version.tags.get(CARD_SHA256)) and sha256_of(folder / CARD) != wanted:
+            raise ArtifactError(
+                f"the {CARD} of {version} of {model} is not the one that was registered: somebody changed it, or its "
+                "file is damaged, where MLflow keeps it; put another version in its place (winnow rollback), or bring "
+                "that file back from a backup"
+            )
         if not _holds_selected(folder):
             raise ArtifactError(f"{version} of {model} lacks {SELECTED}/{MODEL}, the file before its refit")
         shutil.rmtree(kept, ignore_errors=True)

@@ -8,7 +8,6 @@ seeds. The last step is the result. A linear probe (logistic regression on froze
 from __future__ import annotations
 
 import logging
-import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from winnow.config import Config, Finetune
@@ -27,20 +24,16 @@ from winnow.data.batches import Batches
 from winnow.data.images import VALIDATION, ImageSet
 from winnow.data.splits import label_budget, visible_labels
 from winnow.data.views import augment
-from winnow.errors import ArtifactError, DataError, MissingExtra
+from winnow.errors import DataError, MissingExtra
 from winnow.inference import embed, predict_torch
-from winnow.models.backbones import SMALL_IMAGE, Architecture, build
-from winnow.models.heads import backbone_state, head_path, new_classifier
+from winnow.models.backbones import Architecture, build
+from winnow.models.heads import new_classifier
 from winnow.random_streams import stream_seed
 from winnow.training import Checkpoint, Loss, Plan, Row, drain, fit
 
 log = logging.getLogger(__name__)
 
 State = dict[str, torch.Tensor]
-COUNTER = ".num_batches_tracked"
-"""Batches that a batch norm has seen: files of old torchvision lack it, and nothing hangs on it here."""
-STEM = "conv1.weight"
-"""First layer of torchvision's ResNets, which have another one for small images."""
 
 
 @dataclass(frozen=True)
@@ -214,79 +207,3 @@ def fit_probe(features_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> 
     except ModuleNotFoundError as error:
         raise MissingExtra("scikit-learn", "report") from error
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1)).fit(features_ND, labels_N)
-
-
-def foreign_backbone(path: Path, architecture: Architecture) -> State:
-    """Backbone weights that somebody brought, matched by name and shape against the architecture.
-
-    Counters of batches that a file lacks are zero.
-
-    Raises ArtifactError when the file cannot be read without pickle or does not hold this backbone.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            raw = load_file(path)
-        else:
-            raw = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, LookupError) as error:
-        raise ArtifactError(
-            f"finetune.weights: {path} cannot be read ({' '.join(str(error).split())[:200]})"
-        ) from error
-    except pickle.UnpicklingError as error:
-        raise ArtifactError(
-            f"finetune.weights: {path} is damaged or holds more than tensors, and is not loaded, since that could run "
-            "foreign code; save the state_dict alone (torch.save(model.state_dict(), ...)) or use safetensors"
-        ) from error
-    model = build(architecture)
-    wanted = backbone_state(model, head_path(model))
-    found = _plain(raw, wanted)
-    found |= {name: value for name, value in wanted.items() if name not in found and name.endswith(COUNTER)}
-    missing = [name for name in wanted if name not in found]
-    other = {
-        name: (tuple(found[name].shape), tuple(value.shape))
-        for name, value in wanted.items()
-        if name in found and found[name].shape != value.shape
-    }
-    if missing or other:
-        raise ArtifactError(f"finetune.weights: {path} {_misfit(architecture, len(wanted), missing, other)}")
-    return {name: found[name] for name in wanted}
-
-
-def _misfit(
-    architecture: Architecture,
-    tensors: int,
-    missing: list[str],
-    other: dict[str, tuple[tuple[int, ...], tuple[int, ...]]],
-) -> str:
-    """Return what does not fit, and what to do. `other`: tensor -> (its shape in the file, in the network)."""
-    first = [f"{name} is {theirs} in the file and {ours} in the network" for name, (theirs, ours) in other.items()]
-    told = [f"{name} is not in the file" for name in missing] + first
-    if not missing and list(other) == [STEM]:
-        return (
-            f"holds a {architecture.backbone} whose first layer does not fit: {first[0]}. Networks for images of up to "
-            f"{SMALL_IMAGE} pixels begin with a convolution of 3 x 3 in place of 7 x 7, and data.image_size is "
-            f"{architecture.image_size}; set data.image_size to more than {SMALL_IMAGE} for weights of large images "
-            f"(training costs more), and to {SMALL_IMAGE} or less for weights of small ones"
-        )
-    return (
-        f"does not hold a {architecture.backbone} for images of {architecture.image_size} pixels: {len(told)} of "
-        f"{tensors} tensors are missing or of another shape ({'; '.join(told[:3])}{'; ...' if len(told) > 3 else ''}); "
-        "set pretrain.backbone to the network that the file was made from"
-    )
-
-
-def _plain(raw: object, wanted: State) -> State:
-    """Unwrap {'state_dict': ...} and strip the prefixes that trainers add, but not the network's own."""
-    while isinstance(raw, dict):
-        inner = next((raw[key] for key in ("state_dict", "model", "backbone", "teacher") if key in raw), None)
-        if not isinstance(inner, dict):
-            break
-        raw = inner
-    if not isinstance(raw, dict):
-        return {}
-    state = {str(name): value for name, value in raw.items() if isinstance(value, torch.Tensor)}
-    for prefix in ("module.", "model.", "backbone.", "encoder."):
-        stripped = {name.removeprefix(prefix): value for name, value in state.items()}
-        if len(stripped.keys() & wanted.keys()) >= len(state.keys() & wanted.keys()):
-            state = stripped
-    return state

@@ -9,18 +9,18 @@ figures of a candidate that has been made anew since count for nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from winnow.config import Config
 from winnow.config.section import NOTHING
 from winnow.errors import ArtifactError, DataError
 from winnow.measurement_error import largest_errors, measurement_errors
 from winnow.model_file import MODEL
+from winnow.printable import printable
 from winnow.records import Machine, StepRecord, sha256_of
 from winnow.runtimes import Precision, Runtime
 from winnow.speedups import Row, best, best_float, ratio_figures, speedup
@@ -29,37 +29,66 @@ FORMAT = 2
 """What check_host.py writes; 1 had no times by round, and so no intervals."""
 
 
-class HostRow(BaseModel):
-    """One cell that was timed there."""
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Time = Annotated[float, Field(gt=0, le=1e9)]
+"""Milliseconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    candidate: str
-    sha256: str
+class _Strict(BaseModel):
+    """Numbers are numbers, finite ones, and no key is unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _HostCell(_Strict):
+    """Which file, and how it runs."""
+
+    candidate: Name
+    sha256: Digest
     runtime: Runtime
     precision: Precision
-    batch: int
-    threads: int
-    agreement: float
-    p50_ms: float
-    round_ms: tuple[float, ...]
-    p95_ms: float | None
-    images_per_s: float
-    samples: int
-    spread: float
+    batch: Count
+    threads: Count
+
+
+class HostRow(_HostCell):
+    """One cell that was timed there."""
+
+    agreement: Annotated[float, Field(ge=0, le=1)]
+    p50_ms: Time
+    round_ms: Annotated[tuple[Time, ...], Field(min_length=1)]
+    p95_ms: Time | None
+    images_per_s: Annotated[float, Field(gt=0)]
+    samples: Count
+    spread: Annotated[float, Field(ge=0)]
     screened: bool = False
 
 
-class Host(BaseModel):
+class RefusedCell(_HostCell):
+    """One cell that was not timed there."""
+
+    reason: str
+
+
+class HostMachine(Machine):
+    """The machine itself; its memory is 0 where its system does not tell."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    threads: Count
+    memory_gb: Annotated[float, Field(ge=0)]
+
+
+class Host(_Strict):
     """What check_host.py wrote."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int
-    machine: Machine
-    large_batch: int
+    format: Literal[2]
+    machine: HostMachine
+    large_batch: Count
     rows: tuple[HostRow, ...]
-    refused: tuple[dict[str, Any], ...]
+    refused: tuple[RefusedCell, ...]
 
     def rows_of(self, digests: Mapping[str, str]) -> list[Row]:
         """Rows of those files alone, under their present names; `digests`: candidate -> sha256."""
@@ -77,24 +106,35 @@ class Host(BaseModel):
         ]
 
 
+class _Versioned(BaseModel):
+    """The format alone, whatever else there is."""
+
+    format: Any = None
+
+
 def read_host(path: Path) -> Host:
-    """Raises DataError when it is not what check_host.py writes."""
+    """Raises DataError, which names the file and the key, when it is not what check_host.py writes."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and raw.get("format") != FORMAT:
+        text = path.read_bytes()
+        found = _Versioned.model_validate_json(text).format
+        if found != FORMAT:
             raise DataError(
-                f"{path} has format {raw.get('format')!r}, this winnow reads {FORMAT}: run winnow export DIR "
-                "--candidates and the check_host.py that it writes on the machine that will serve"
+                f"{path} is not what check_host.py writes (at format: it is {printable(repr(found)[:50])}, this winnow "
+                f"reads {FORMAT}); run winnow export DIR --candidates, and the check_host.py that it writes on the "
+                "machine that will serve"
             )
-        return Host.model_validate(raw)
+        return Host.model_validate_json(text)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the top"
-        raise DataError(f"{path} is not what check_host.py writes (at {where}: {first['msg']})") from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not what check_host.py writes ({error})") from error
+        is_plain = isinstance(first["input"], int | float | bool | None)
+        value = f", it is {first['input']!r}" if is_plain and first["type"] != "missing" else ""
+        raise DataError(
+            f"{path} is not what check_host.py writes (at {printable(where)}: {first['msg']}{value}); take the "
+            "host.json that it wrote, unchanged, or run it again"
+        ) from error
 
 
 def target_file(config: Config, root: Path) -> Path | None:

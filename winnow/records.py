@@ -121,9 +121,13 @@ def describe(folder: Path, *names: str) -> tuple[Artifact, ...]:
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON, written to a temporary name and renamed."""
     temporary = path.with_name(path.name + ".tmp")
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.write_text(json_text(value), encoding="utf-8")
     temporary.replace(path)
+
+
+def json_text(value: Any) -> str:
+    """Return what `write_json` writes."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

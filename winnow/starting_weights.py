@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from winnow.config import Config
 from winnow.config.section import NOTHING
 from winnow.errors import ArtifactError
-from winnow.finetuning import State, foreign_backbone
+from winnow.finetuning import State
+from winnow.foreign_weights import foreign_backbone
 from winnow.models.backbones import WEIGHTS, Architecture
 from winnow.records import read_record
 

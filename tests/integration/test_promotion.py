@@ -350,6 +350,30 @@ def test_fetching_says_what_is_missing_and_mends_its_copy(places: Places, config
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
 
 
+def renamed(card: Path) -> None:
+    card.write_text(card.read_text().replace(CLASSES[0], "something else"))
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_card_that_was_changed_is_fetched_anew(places: Places, config: Config, is_old: bool) -> None:
+    promote(places, config)
+    if is_old:  # registered before cards had digests
+        store.connect(places).delete_model_version_tag(MODEL, "1", registry.CARD_SHA256)
+    card = fetched(places, "champion") / "card.json"
+    good = card.read_bytes()
+    renamed(card)
+    assert card.read_bytes() != good
+    assert (fetched(places, "champion") / "card.json").read_bytes() == good
+
+
+def test_a_card_that_was_changed_in_the_store_is_refused(places: Places, config: Config) -> None:
+    promote(places, config)
+    for card in places.mlflow_artifacts.rglob("card.json"):
+        renamed(card)
+    with pytest.raises(ArtifactError, match=r"the card\.json of version 1 .* is not the one that was registered"):
+        fetched(places, "champion")
+
+
 def test_settled_is_for_this_address_and_store_only(
     places: Places, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,28 +2,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torchvision
-from safetensors.torch import save_file
 
 from tests.conftest import tiny_params
 from winnow import finetuning
 from winnow.config import Config, check_config
 from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import label_budget
-from winnow.errors import ArtifactError, DataError
+from winnow.errors import DataError
 from winnow.finetuning import (
     State,
     Trained,
-    _plain,
     cross_validate,
-    foreign_backbone,
     linear_probe,
     start,
     train_arms,
@@ -197,121 +192,3 @@ def test_without_validation_labels_nothing_can_be_chosen(tiny_set: ImageSet, tmp
     labels = np.where(tiny_set.split_N == VALIDATION, -1, tiny_set.labels_N)
     with pytest.raises(DataError, match="no validation image has a label"):
         train_arms(configured(), dataclasses.replace(tiny_set, labels_N=labels), SMALL, {"a": None}, tmp_path)
-
-
-def prefixed(state: State, prefix: str) -> State:
-    return {prefix + name: value for name, value in state.items()}
-
-
-WRAPPINGS: dict[str, Any] = {
-    "plain": lambda s: s,
-    "module": lambda s: prefixed(s, "module."),
-    "module.backbone": lambda s: prefixed(s, "module.backbone."),
-    "encoder": lambda s: prefixed(s, "encoder."),
-    "state_dict": lambda s: {"state_dict": prefixed(s, "model."), "epoch": 3},
-    "nested": lambda s: {"model": {"state_dict": s}, "args": {"lr": 0.1}},
-    "with head": lambda s: {**s, "fc.weight": torch.zeros(1000, 40), "fc.bias": torch.zeros(1000)},
-    "half": lambda s: {name: value.half() if value.is_floating_point() else value for name, value in s.items()},
-}
-
-
-@pytest.mark.parametrize("how", list(WRAPPINGS))
-def test_foreign_weights_are_unwrapped(how: str, tmp_path: Path) -> None:
-    torch.save(WRAPPINGS[how](backbone(9)), tmp_path / "w.pth")
-    read = foreign_backbone(tmp_path / "w.pth", SMALL)
-    assert set(read) == set(backbone(9))
-    for name, value in backbone(9).items():
-        torch.testing.assert_close(read[name].to(value.dtype), value, rtol=1e-3, atol=1e-4)
-    start(SMALL, read, 0)
-
-
-def test_foreign_safetensors(tmp_path: Path) -> None:
-    save_file(prefixed(backbone(9), "module."), tmp_path / "w.safetensors")
-    read = foreign_backbone(tmp_path / "w.safetensors", SMALL)
-    assert all(torch.equal(read[name], value) for name, value in backbone(9).items())
-
-
-def test_prefixes_that_are_the_networks_own_stay() -> None:
-    # torchvision's vision transformers call their tensors encoder.layers...
-    wanted = {"class_token": torch.zeros(1), "encoder.ln.weight": torch.ones(2)}
-    assert _plain(wanted, wanted).keys() == wanted.keys()
-    assert _plain(prefixed(wanted, "module."), wanted).keys() == wanted.keys()
-    assert _plain([1, 2], wanted) == {}
-
-
-class Evil:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    torch.save({"state_dict": backbone(9), "evil": Evil(tmp_path / "ran")}, tmp_path / "w.pth")
-    with pytest.raises(ArtifactError, match=r"w\.pth .* more than tensors.*foreign code; save the state_dict alone"):
-        foreign_backbone(tmp_path / "w.pth", SMALL)
-    (tmp_path / "w.pt").write_bytes(pickle.dumps(Evil(tmp_path / "ran"), protocol=2))
-    with pytest.raises(ArtifactError, match=r"finetune\.weights: .*w\.pt"):
-        foreign_backbone(tmp_path / "w.pt", SMALL)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-@pytest.mark.parametrize("content", [None, b"", b"no weights", bytes(100)])
-def test_unreadable_weights_are_named(tmp_path: Path, name: str, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(ArtifactError, match=rf"finetune\.weights: .*{name}"):
-        foreign_backbone(tmp_path / name, SMALL)
-
-
-def test_weights_of_another_network_name_its_tensors(tmp_path: Path) -> None:
-    wide = SMALL.model_copy(update={"width": 0.5})
-    save_file(backbone(0, wide), tmp_path / "w.safetensors")
-    with pytest.raises(
-        ArtifactError, match=r"does not hold a resnet8 .* of \d+ tensors .*stem\.0\.weight is \(\d+, 3, 3"
-    ):
-        foreign_backbone(tmp_path / "w.safetensors", SMALL)
-    incomplete = {name: value for name, value in backbone(0).items() if name != "blocks.1.bn1.bias"}
-    torch.save(incomplete, tmp_path / "w.pth")
-    with pytest.raises(ArtifactError, match=r"1 of \d+ tensors are missing .*\(blocks\.1\.bn1\.bias is not in"):
-        foreign_backbone(tmp_path / "w.pth", SMALL)
-
-
-def resnet18_file(path: Path, *, counters: bool, stem: int = 7) -> dict[str, torch.Tensor]:
-    """A file as torchvision publishes resnet18's, with random weights and 1000 classes."""
-    model = torchvision.models.resnet18()
-    if stem == 3:
-        model.conv1 = torch.nn.Conv2d(3, 64, 3, bias=False)
-    state = model.state_dict()
-    state = {name: value for name, value in state.items() if counters or not name.endswith("num_batches_tracked")}
-    torch.save(state, path)
-    return state
-
-
-@pytest.mark.parametrize("counters", [True, False])
-@pytest.mark.parametrize(("image_size", "stem"), [(224, 7), (65, 7), (32, 3), (64, 3)])
-def test_files_of_torchvision_with_and_without_counters(
-    tmp_path: Path, counters: bool, image_size: int, stem: int
-) -> None:
-    state = resnet18_file(tmp_path / "w.pth", counters=counters, stem=stem)
-    architecture = Architecture(backbone="resnet18", num_classes=3, image_size=image_size)
-    read = foreign_backbone(tmp_path / "w.pth", architecture)
-    assert {name for name in state if not name.startswith("fc.")} <= set(read)
-    assert all(torch.equal(read[name], state[name]) for name in read if name in state)
-    assert start(architecture, read, 0).state_dict()["bn1.num_batches_tracked"] == 0
-
-
-@pytest.mark.parametrize("counters", [True, False])
-@pytest.mark.parametrize(("image_size", "stem", "sizes"), [(32, 7, "7, 7"), (64, 7, "7, 7"), (224, 3, "3, 3")])
-def test_another_stem_is_named_with_what_to_do(
-    tmp_path: Path, counters: bool, image_size: int, stem: int, sizes: str
-) -> None:
-    resnet18_file(tmp_path / "w.pth", counters=counters, stem=stem)
-    architecture = Architecture(backbone="resnet18", num_classes=3, image_size=image_size)
-    with pytest.raises(ArtifactError) as caught:
-        foreign_backbone(tmp_path / "w.pth", architecture)
-    told = str(caught.value)
-    assert f"first layer does not fit: conv1.weight is (64, 3, {sizes}) in the file" in told
-    assert f"data.image_size is {image_size}; set data.image_size to more than 64" in told

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,8 +131,8 @@ def test_another_answer_is_refused_and_another_file_stops_it(exported: Path, tmp
     assert run(wrong, tmp_path).returncode == 0
     host = read_host(tmp_path / "host.json")
     assert {row.candidate for row in host.rows} == {"dense"}
-    assert {row["candidate"] for row in host.refused} == {"dense-int8"}
-    assert all("answers agree on" in row["reason"] for row in host.refused)
+    assert {cell.candidate for cell in host.refused} == {"dense-int8"}
+    assert all("answers agree on" in cell.reason for cell in host.refused)
     with (wrong / "check" / "dense.onnx").open("ab") as file:
         file.write(b"x")
     done = run(wrong, tmp_path)
@@ -154,6 +157,57 @@ def test_something_else_is_no_report(tmp_path: Path, text: str) -> None:
         read_host(tmp_path / "host.json")
     with pytest.raises(DataError, match="cannot be read"):
         read_host(tmp_path / "nowhere.json")
+
+
+def put(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set a value by its dotted path."""
+    *folders, key = [int(part) if part.isdigit() else part for part in path.split(".")]
+    at: Any = raw
+    for folder in folders:
+        at = at[folder]
+    at[key] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *(("rows.0.p50_ms", value) for value in (-1, 0, math.nan, math.inf, True, "1", None, [1])),
+        *(("rows.0.threads", value) for value in (-1, 0, 1.5, 10**30)),
+        ("rows.0.round_ms.1", -1.0),
+        ("rows.0.round_ms", []),
+        ("rows.0.images_per_s", 0),
+        ("rows.0.samples", -3),
+        ("rows.0.agreement", 1.5),
+        ("rows.0.sha256", "../x"),
+        ("rows.0.runtime", "python"),
+        ("rows.0.p95_ms", math.nan),
+        ("machine.threads", -1),
+        ("machine.memory_gb", math.nan),
+        ("large_batch", 0),
+    ],
+)
+def test_figures_that_cannot_be_are_named(host: Host, tmp_path: Path, path: str, value: Any) -> None:
+    raw = host.model_dump(mode="json")
+    (tmp_path / "host.json").write_text(json.dumps(raw))
+    assert read_host(tmp_path / "host.json") == host
+    put(raw, path, value)
+    (tmp_path / "host.json").write_text(json.dumps(raw))
+    with pytest.raises(DataError, match=rf"host\.json is not what check_host\.py writes \(at {re.escape(path)}: "):
+        read_host(tmp_path / "host.json")
+
+
+@pytest.mark.parametrize("found", [99, 1, "2", True, None, [2]])
+def test_another_format_is_refused(host: Host, tmp_path: Path, found: Any) -> None:
+    (tmp_path / "host.json").write_text(json.dumps({**host.model_dump(mode="json"), "format": found}))
+    with pytest.raises(DataError, match=r"host\.json is not what check_host\.py writes \(at format"):
+        read_host(tmp_path / "host.json")
+
+
+@pytest.mark.parametrize(("open_", "close"), [("[", "]"), ('{"format":', "}")])
+def test_deep_nesting_is_refused(tmp_path: Path, open_: str, close: str) -> None:
+    (tmp_path / "host.json").write_text(f'{{"format": 2, "machine": {open_ * 100_000}1{close * 100_000}}}')
+    with pytest.raises(DataError, match=r"host\.json is not what check_host\.py writes"):
+        read_host(tmp_path / "host.json")
 
 
 @pytest.mark.parametrize(
