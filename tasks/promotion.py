@@ -222,7 +222,7 @@ def _tested(places: Places, winner: str) -> dict[str, Any]:
         **{key: report.metrics[name] for key, name in drop},
         "measured_in": report.details["measured_in"],
         "warnings": list(report.warnings),
-        "abstention": report.details.get("abstention", {}),
+        **({"abstention": report.details["abstention"]} if "abstention" in report.details else {}),
     }
 
 
