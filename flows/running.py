@@ -138,7 +138,7 @@ def show_results(places: Places, config: Config) -> None:
         table.add_row(*{**row, **stacked, summary.OF_PEAK: of_peak}.values(), style=style)
     for warning in summary.first_warnings(places):
         console.print(f"Warning: {warning}.", style="bold yellow")
-    Terminal(width=max(console.width, 170), soft_wrap=False).print(table)
+    Terminal(width=max(console.width, 190), soft_wrap=False).print(table)
     flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_")))
     console.print(
         f"Speed-ups are batch 1 / batch {config.benchmark.large_batch}, the file's best runtime against dense. "

@@ -317,6 +317,7 @@ def test_what_cannot_be_compared_is_replaced_only_when_asked(places: Places, con
     promote(places, _again(places, **SLOW))
     card = fetched(places, "champion") / "card.json"
     write_json(card, read_json(card) | {"classes": ["cat", "dog", "cow"]})
+    registry.note(places, MODEL, registry.get(places, MODEL, "1"), {"winnow.card_sha256": sha256_of(card)})
     config = _again(places, **FAST)
     outcome = promote(places, config)
     assert (outcome.version, outcome.champion) == ("2", "1")

@@ -119,9 +119,9 @@ def test_drift_is_seen_by_the_file_that_learned_no_validation_image(
     asked: list[Path] = []
     real = drifting.answer
 
-    def answer(path: Path, *arguments: Any) -> Any:
+    def answer(path: Path, *arguments: Any, **named: Any) -> Any:
         asked.append(path)
-        return real(path, *arguments)
+        return real(path, *arguments, **named)
 
     monkeypatch.setattr(drifting, "answer", answer)
     drifting.look(places, config, str(fresh_images(tmp_path / "new")))
