@@ -24,13 +24,12 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
 
 from flows.http_connections import client_of
-from winnow.config.serving import Serving
+from winnow.config.serving import EVERYWHERE, Serving
 from winnow.data.decoding import Decoder
 from winnow.printable import printable
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 ANY = "*"
-EVERYWHERE = ("0.0.0.0", "::")
 HELD = "winnow.held"
 GONE = 499
 """What is counted where a client left before its answer; nginx counts it so."""

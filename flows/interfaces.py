@@ -41,18 +41,20 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
         console.print("They are up already.")
         return 0
     told = _told(places, prefect_port)
-    programs, pages = planned(places, os.environ["MLFLOW_TRACKING_URI"], told, ports, passwords.own_password(places))
+    password = passwords.own_password(places)
+    programs, pages = planned(places, os.environ["MLFLOW_TRACKING_URI"], told, ports, password)
+    own = {program.name for program in programs}
     api = told or f"{pages['prefect']}/api"
     # The worker and `deploy` report there.
     os.environ["PREFECT_API_URL"] = api
     if not told:
-        os.environ["PREFECT_API_AUTH_STRING"] = passwords.auth_of(passwords.own_password(places))
+        os.environ["PREFECT_API_AUTH_STRING"] = passwords.auth_of(password)
     try:
         with supervisor(places.hidden / "up.mark", places.root, places.logs, console) as keeps:
             check_ports({program.name: ports[program.name] for program in programs})
-            _keep_accounts_of_mlflow(places)
+            if "mlflow" in own:
+                _keep_accounts_of_mlflow(places)
             keeps.add(*programs)
-            own = {program.name for program in programs}
             servers.announce(places, pages["mlflow"] if "mlflow" in own else "", "" if told else api)
             _name(console, **pages)
             if own:

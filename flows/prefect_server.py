@@ -43,13 +43,13 @@ def main(host: str, port: int) -> None:
 
     app = create_app(final=True)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
-    api = get_current_settings().server.api
+    settings = get_current_settings().server
     uvicorn.run(
         app,
         host=host,
         port=port,
-        timeout_keep_alive=api.keepalive_timeout,
-        log_level=get_current_settings().server.logging_level.lower(),
+        timeout_keep_alive=settings.api.keepalive_timeout,
+        log_level=settings.logging_level.lower(),
     )
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flows import planning, summary
 from flows.terminal import Terminal
-from tasks import checkout, servers, settled, versioning
+from tasks import checkout, servers, settled, versioning, watchdog
 from tasks.settings import Places
 from winnow.config import Config
 from winnow.records import read_json, read_record, this_machine
@@ -35,6 +35,7 @@ def run(places: Places, config: Config) -> int:
         _warn_of_overflow(places, config)
         servers.check_prefect()
         servers.report_to_prefect(places)
+        watchdog.start(places)  # it asks Prefect with the same password
         # Only now: these imports cost four seconds.
         from flows.pipeline import pipeline
         from flows.working import leaving

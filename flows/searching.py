@@ -15,7 +15,7 @@ from flows.found import front_of, print_front, runtime_remark, verdict_of, write
 from flows.setting import edited_by, write_params
 from flows.telling import tell_progress
 from flows.terminal import Terminal
-from tasks import checkout, hosting, searched, servers, slots, versioning
+from tasks import checkout, hosting, searched, servers, slots, versioning, watchdog
 from tasks.settings import Places
 from tasks.versioning import CANDIDATE
 from winnow.config import CONTROL, ROOT, Config
@@ -106,6 +106,7 @@ def check_crew(places: Places, crew: Crew) -> None:
     servers.check_prefect()
     if not servers.report_to_prefect(places) and crew.scheduler:
         raise ConfigError("--scheduler: its workers report to Prefect; set PREFECT_API_URL to a server they reach")
+    watchdog.start(places)
 
 
 def _search(place: Workplace, storage: Path, log: searched.Log, crew: Crew) -> Progress:

@@ -13,12 +13,11 @@ from flows.telling import say
 from tasks import registry
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
-from winnow.config.serving import Serving
+from winnow.config.serving import EVERYWHERE, Serving
 from winnow.errors import ConfigError, MissingExtra, WinnowError
 from winnow.runtimes import NotHere
 from winnow.serving import Model
 
-EVERYWHERE = ("0.0.0.0", "::")
 HOSTS = ("127.0.0.1", *EVERYWHERE)
 PORTS = range(1024, 65536)
 START = "import sys; from flows.answering import main; raise SystemExit(main(sys.argv[1]))"

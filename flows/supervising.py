@@ -17,20 +17,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 
 from tasks import ENDINGS
+from tasks.processes import end, marked
 from winnow.errors import WinnowError
 
 HOST = "127.0.0.1"
 START_SECONDS = 120
-END_SECONDS = 30
 RESTARTS, LIVED_SECONDS = 5, 60.0
 """A program that so many times in a row did not live so long is not started again."""
 PAUSE_SECONDS = 0.5
@@ -123,7 +122,7 @@ class Supervisor:
             raise WinnowError(f"{program.name} stops again and again; its log is {log}")
         self.console.print(f"{program.name} has stopped (status {program.process.returncode}); it is started again")
         if program.takes_along:
-            end(_marked(f"{self.mark}/{program.name}"))
+            end(marked(MARK, f"{self.mark}/{program.name}"))
         time.sleep(PAUSE_SECONDS * 2 ** (program.deaths - 1))
         self._start(program)
 
@@ -133,7 +132,7 @@ class Supervisor:
         for program in reversed(self.programs):
             if program.process is not None:
                 end([program.process.pid], program.end_with)
-                end(_marked(f"{self.mark}/{program.name}"))
+                end(marked(MARK, f"{self.mark}/{program.name}"))
                 program.process.wait()
         for one, handler in before.items():
             signal.signal(one, handler)
@@ -159,7 +158,7 @@ def supervisor(file: Path, root: Path, logs: Path, console: Console) -> Iterator
         lock.write(str(os.getpid()))
         lock.flush()
         if file.is_file():
-            end(_marked(f"{file.read_text(encoding='utf-8').strip()}/"))
+            end(marked(MARK, f"{file.read_text(encoding='utf-8').strip()}/"))
         mark = secrets.token_hex(8)
         file.write_text(mark + "\n", encoding="utf-8")
         keeps = Supervisor(mark, root, logs, console)
@@ -168,53 +167,6 @@ def supervisor(file: Path, root: Path, logs: Path, console: Console) -> Iterator
         finally:
             keeps._end()
             file.unlink(missing_ok=True)
-
-
-def end(numbers: Sequence[int], politely: signal.Signals | None = None) -> None:
-    """These processes and all below them, politely, then not: a server with an open connection may take its time.
-
-    `politely` is for the processes themselves; without it all are sent SIGTERM.
-    """
-    members = []
-    for number in numbers:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            members += [psutil.Process(number), *psutil.Process(number).children(recursive=True)]
-    for member in members:
-        if politely is None or member.pid in numbers:
-            _send(member, politely or signal.SIGTERM)
-    for member in _still_there(members):
-        _send(member, signal.SIGKILL)
-    _still_there(members)
-
-
-def _still_there(members: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended when the time is over. A zombie has: whoever should ask for its status may be slow."""
-    deadline = time.monotonic() + END_SECONDS
-    while (left := [member for member in members if _runs(member)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _marked(mark: str) -> list[int]:
-    """Processes whose environment carries a mark that begins so: a program's, and all that came of it."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(MARK, "").startswith(mark):
-                found.append(process.pid)
-    return found
-
-
-def _send(process: psutil.Process, what: signal.Signals) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(what)
 
 
 def identity(account: pwd.struct_passwd | None) -> dict[str, Any]:

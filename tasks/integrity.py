@@ -24,7 +24,6 @@ from tasks.settings import Places
 from winnow.errors import ArtifactError
 from winnow.records import write_json
 
-CHUNK = 1 << 20
 DIRECTORY = ".dir"
 """How the names of objects end that list the files of a folder."""
 
@@ -86,9 +85,9 @@ def damaged(places: Places, full: bool = False) -> list[Entry]:
     return found
 
 
-def accept(places: Places, stages: Collection[str]) -> None:
-    """Take the objects of stages that have just run for right: DVC has hashed them a moment ago."""
-    fresh = {entry.md5: _look(entry.content) for entry in _entries(places) if entry.stage in stages}
+def accept(places: Places, stage: str) -> None:
+    """Take the objects of a stage that has just run for right: DVC has hashed them a moment ago."""
+    fresh = {entry.md5: _look(entry.content) for entry in _entries(places) if entry.stage == stage}
     _keep(places, _seen(places) | {md5: look for md5, look in fresh.items() if look is not None})
 
 
@@ -170,11 +169,8 @@ def _look(path: Path) -> Seen | None:
 
 
 def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _file_of(places: Places) -> Path:

@@ -12,7 +12,7 @@ import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tasks import passwords, tracked, watchdog
+from tasks import passwords, tracked
 from tasks.origin import is_alive, process_identity
 from tasks.settings import Places
 from winnow.errors import WinnowError
@@ -86,7 +86,6 @@ def report_to_prefect(places: Places) -> bool:
             os.environ["PREFECT_API_AUTH_STRING"] = passwords.auth_of(passwords.own_password(places))
     else:
         passwords.guard_temporary_server()
-    watchdog.start(places)  # it asks with the same password
     return bool(api)
 
 

@@ -85,12 +85,13 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
                 log.warning("%s in DVC's cache; %s runs again", integrity.told(places, found), label)
                 integrity.repair(places, found)
                 lines = _stream(places, stage, label, (parent_run, run_id), log)
-            integrity.accept(places, {stage} if versioning.outcome(lines) == "ran" else ())
+        outcome = versioning.outcome(lines)
+        if outcome == "ran":
+            integrity.accept(places, stage)
         tracking.close_step(places, run_id, out)
     except BaseException as error:
         tracking.fail_step(places, run_id, str(error) or type(error).__name__)
         raise
-    outcome = versioning.outcome(lines)
     own = read_json(places.hidden / "times" / f"{label}.json")["step"] if outcome == "ran" else 0.0
     return {"stage": label, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from tasks.processes import end, marked
 from tasks.settings import Places, apply
 
 MARK = "WINNOW_TEMPORARY_SERVER"
@@ -73,17 +74,22 @@ def _write(line: str) -> None:
 
 def _tidy(places: Places, known: Mapping[str, str]) -> None:
     """What a killed run leaves behind, one after the other; none keeps the next from being done."""
-    mark = os.environ.get(MARK, "")
+    mark = os.environ[MARK]
     if known:
         _tell_prefect(known["run"], known["api"])
-    for process in _marked(mark):
-        with contextlib.suppress(psutil.Error):
-            if any(SERVER in word for word in process.cmdline()):
-                _end(process)
+    end([number for number in marked(MARK, mark) if _is_server(number)])
     deadline = time.monotonic() + STEPS_END_WITHIN
-    while _marked(mark) and time.monotonic() < deadline:
+    while marked(MARK, mark) and time.monotonic() < deadline:
         time.sleep(0.5)
     _tell_mlflow(places)
+
+
+def _is_server(number: int) -> bool:
+    """Return whether a process is Prefect's temporary server. Steps end by themselves, and leave checkpoints."""
+    try:
+        return any(SERVER in word for word in psutil.Process(number).cmdline())
+    except psutil.Error:
+        return False
 
 
 def _tell_prefect(run: str, api: str) -> None:
@@ -105,24 +111,6 @@ def _tell_mlflow(places: Places) -> None:
     from winnow.config import load_config
 
     tracking.close_dead(places, load_config(places.root / "params.yaml"))
-
-
-def _end(process: psutil.Process) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=10)
-    except psutil.TimeoutExpired:
-        process.kill()
-
-
-def _marked(mark: str) -> list[psutil.Process]:
-    """Processes that carry the mark: all that the run started, but for this one."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and mark and process.environ().get(MARK) == mark:
-                found.append(process)
-    return found
 
 
 def main(root: str) -> int:

@@ -23,6 +23,7 @@ from PIL import Image
 from tasks.promotion import promote
 from tasks.settings import Places
 from tests.conftest import CLASSES, SIZE, draw
+from tests.connections import is_ended
 from tests.handmade import MODEL
 from tests.integration.running import free_ports
 from winnow.config import Config
@@ -141,7 +142,7 @@ def test_nobody_starves_the_others(serve: Callable, places: Places) -> None:
         began = time.monotonic()
         assert post(address, encoded(0), timeout=2).status_code == 200
         assert time.monotonic() - began < 2
-        while not all(ended(each) for each in held):
+        while not all(is_ended(each) for each in held):
             assert time.monotonic() - began < 6
         left = socket.create_connection(where)
         left.sendall(half + b"\r\nhalf of a body")
@@ -166,17 +167,6 @@ def test_nobody_starves_the_others(serve: Callable, places: Places) -> None:
         assert "not 'evil.example'" in foreign.json()["detail"]
         assert 'winnow_requests_total{status="499"} 1.0' in httpx.get(f"{address}/metrics").text
     assert "Traceback" not in (places.root / "server.log").read_text()
-
-
-def ended(connection: socket.socket) -> bool:
-    """Whether the server has closed it."""
-    connection.settimeout(0.05)
-    try:
-        return connection.recv(1000) == b""
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
 
 
 @pytest.mark.services

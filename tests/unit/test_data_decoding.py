@@ -183,7 +183,8 @@ def test_process_after_process_that_dies_is_an_error_that_says_what_to_do() -> N
 
 
 def test_all_bad_and_none_at_all() -> None:
-    kept, pixels_KHWC, keys_K16, reasons, *_ = decode_chunk([b"", b"x"], Sides(8))
+    made = decode_chunk([b"", b"x"], Sides(8))
+    kept, pixels_KHWC, keys_K16, reasons = made.kept, made.pixels_KHWC, made.keys_K16, made.reasons
     assert (kept, pixels_KHWC.shape, keys_K16.shape, list(reasons)) == ([], (0, 8, 8, 3), (0, 16), [0, 1])
     assert list(decode_all([], 0, 8)) == []
 

@@ -318,7 +318,8 @@ def mutated(draw: Callable) -> bytes:
 @settings(max_examples=5000, deadline=None, database=None, derandomize=True)
 @pytest.mark.filterwarnings("ignore")
 def test_a_mutated_image_is_pixels_or_a_reason(data: bytes) -> None:
-    kept, pixels_KHWC, keys_K16, reasons, *_ = decode_chunk([data], Sides(SIDE))
+    made = decode_chunk([data], Sides(SIDE))
+    kept, pixels_KHWC, keys_K16, reasons = made.kept, made.pixels_KHWC, made.keys_K16, made.reasons
     assert (len(kept), len(reasons)) in ((1, 0), (0, 1))
     assert pixels_KHWC.shape == (len(kept), SIDE, SIDE, 3)
     assert keys_K16.shape == (len(kept), 16)

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 
 from flows.http_connections import client_of, connection_class, connection_limit
 from flows.http_limits import DecoderPool, Limits, allowed_hosts, held_by, host_of
+from tests.connections import is_ended
 from winnow.config.serving import Serving
 
 SETTINGS = Serving(header_timeout=0.6, timeout=1.5, max_per_client=4, max_client_bytes=1_000)
@@ -74,17 +75,6 @@ def connected(port: int, data: bytes = b"", source: str = "") -> socket.socket:
     made = socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(source, 0) if source else None)
     made.sendall(data)
     return made
-
-
-def is_ended(connection: socket.socket) -> bool:
-    """Whether the other end has closed it."""
-    connection.settimeout(0.01)
-    try:
-        return connection.recv(1_000_000) == b""
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
 
 
 def seconds_open(connection: socket.socket, send: bytes = b"") -> float:
@@ -171,7 +161,7 @@ def test_half_open_connections_leave_room_for_others(source: str) -> None:
         began = time.monotonic()
         assert httpx.post(f"http://127.0.0.1:{port}/predict", content=b"abc", timeout=2).json() == {"bytes": 3}
         assert time.monotonic() - began < 2
-        held = sum(not is_ended(each) for each in half_open)
+        held = sum(not is_ended(each, 0.01) for each in half_open)
         assert 20 <= held <= 25
         for each in half_open:
             each.close()
@@ -181,7 +171,7 @@ def test_many_addresses_share_what_there_is() -> None:
     with server(replace(SETTINGS, header_timeout=60, max_connections=50)) as port:
         half_open = [connected(port, HALF, f"127.0.1.{1 + at % 5}") for at in range(200)]
         assert httpx.post(f"http://127.0.0.1:{port}/predict", content=b"abc", timeout=2).json() == {"bytes": 3}
-        assert 40 <= sum(not is_ended(each) for each in half_open) <= 50
+        assert 40 <= sum(not is_ended(each, 0.01) for each in half_open) <= 50
         for each in half_open:
             each.close()
 

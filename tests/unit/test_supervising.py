@@ -12,7 +12,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from flows.supervising import MARK, RESTARTS, Program, end, listens, supervisor
+from flows.supervising import MARK, RESTARTS, Program, listens, supervisor
+from tasks.processes import end
 from tests.closure import ROOT
 from winnow.errors import WinnowError
 
@@ -165,7 +166,7 @@ def test_what_a_killed_one_left_is_ended_wherever_it_is(tmp_path: Path) -> None:
 
 
 def test_a_stubborn_one_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.supervising.END_SECONDS", 0.5)
+    monkeypatch.setattr("tasks.processes.END_SECONDS", 0.5)
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
     stubborn = subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True)
     assert stubborn.stdout is not None

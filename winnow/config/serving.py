@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+EVERYWHERE = ("0.0.0.0", "::")
+"""Addresses that stand for all of this machine."""
+
 
 @dataclass(frozen=True)
 class Serving:

@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +61,8 @@ class Item:
     """What shares a split with others of the same name; "" stands alone."""
 
 
-class Result(NamedTuple):
+@dataclass(frozen=True)
+class Result:
     """What was made of some files. K of them can be used."""
 
     kept: list[int]
@@ -81,19 +81,11 @@ class Result(NamedTuple):
     """Images in HEIC, which an extra package decodes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """Some items in order, and what was made of them."""
+@dataclass(frozen=True)
+class Decoded(Result):
+    """What was made of some items, in their order."""
 
     items: list[Item]
-    kept: list[int]
-    pixels_KHWC: NDArray[np.uint8]
-    keys_K16: NDArray[np.uint8]
-    reasons: dict[int, str]
-    larger_KHWC: NDArray[np.uint8]
-    sides_K2: NDArray[np.int64]
-    clipped: int
-    heic: int
 
 
 @dataclass(frozen=True)
@@ -124,7 +116,7 @@ def decode_all(
     chunks = _chunks(iter(items), chunk_size(count, max(sides.image, sides.larger)))
     if count < WORTH_A_PROCESS:
         for chunk in chunks:
-            yield Decoded(chunk, *decode_chunk([item.content for item in chunk], sides))
+            yield Decoded(**vars(decode_chunk([item.content for item in chunk], sides)), items=chunk)
         return
     crew = [Decoder(sides) for _ in range(cores())]
     try:
@@ -193,7 +185,7 @@ def _taken(chunk: list[Item], worker: Decoder, sides: Sides) -> Decoded:
             sum(part.clipped for part in parts),
             sum(part.heic for part in parts),
         )
-    return Decoded(chunk, *result)
+    return Decoded(**vars(result), items=chunk)
 
 
 class Decoder:

@@ -44,10 +44,8 @@ def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord
     curves: list[Row] = []
     warnings: tuple[str, ...] = ()
     if not isinstance(settings, NoPretraining):
-        loss, stream = (
-            METHODS[type(settings)](settings, model, images.image_size),
-            stream_seed(settings.seed, "pretraining"),
-        )
+        loss = METHODS[type(settings)](settings, model, images.image_size)
+        stream = stream_seed(settings.seed, "pretraining")
         batches = Batches(images.training_NHWC, images.labels_N, images.indices(TRAIN), settings.batch_size, stream)
         bank = _bank(config, images)
         per_epoch = settings.steps_for(len(batches.indices)) // settings.epochs
