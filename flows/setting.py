@@ -17,7 +17,7 @@ import yaml
 
 from flows.telling import say
 from tasks.settings import Places, check_files
-from winnow.config import NoPretraining, check_config
+from winnow.config import TOO_DEEP, NoPretraining, check_config
 from winnow.config.keys import keys_below
 from winnow.errors import ConfigError
 
@@ -101,6 +101,8 @@ def edited_by(text: str, change: Callable[[Any], None]) -> str:
         document = editor.load(text)
     except YAMLError as error:
         raise ConfigError(f"params.yaml is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"params.yaml: {TOO_DEEP}") from error
     change(document)
     buffer = io.StringIO()
     editor.dump(document, buffer)
@@ -136,6 +138,8 @@ def _value(text: str, assignment: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+    except RecursionError as error:
+        raise ConfigError(f"-S {assignment[:40]}...: {TOO_DEEP}") from error
     if not text:
         raise ConfigError(f"-S {assignment}: the value is empty")
     only_looks_so = (

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.compile_cache import compile_cache
 from winnow.config import Config
 from winnow.config.section import NOTHING
 from winnow.errors import ConfigError
@@ -110,7 +111,7 @@ def defaults(root: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "MPLCONFIGDIR": str(cache / "matplotlib"),
         "TORCH_HOME": str(cache / "torch"),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TORCHINDUCTOR_CACHE_DIR": str(compile_cache(cache / "inductor")),
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "XDG_CACHE_HOME": str(cache),
         "MLFLOW_TRACKING_URI": places.mlflow_store,

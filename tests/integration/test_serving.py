@@ -136,6 +136,7 @@ def test_nobody_starves_the_others(serve: Callable, places: Places) -> None:
     half = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
     with serve(header_timeout=3) as (address, process):
         where = ("127.0.0.1", int(address.rpartition(":")[2]))
+        assert post(address, encoded(0)).status_code == 200  # decoders have started
         held = [socket.create_connection(where) for _ in range(200)]
         for each in held:
             each.sendall(half)

@@ -253,3 +253,17 @@ def test_times_of_an_unsteady_machine_are_told_to_be_rough() -> None:
     assert told.startswith("times of pruned varied by up to 33% from round to round")
     assert warnings_of(Outcome(), {"dense": bests["dense"], "untimed": bests["untimed"]}) == ()
     assert summarise(Cell("x", "ort", "f32", "file", 1, 1), [[1.0], [2.0], [3.0]])["inner_spread"] == 0.0
+
+
+def test_pytorch_that_does_not_compile_is_warned_of() -> None:
+    outcome = Outcome()
+    outcome.absent += [
+        {"runtime": "compile", "precision": "f32", "reason": "torch.compile failed: CppCompileError"},
+        {"runtime": "compile-autotune", "precision": "f32", "reason": "torch.compile failed: CppCompileError"},
+        {"runtime": "eager-cuda", "precision": "all", "reason": "no CUDA device"},
+    ]
+    (told,) = warnings_of(outcome, {})
+    assert told.startswith(
+        "compiled PyTorch did not run here (compile f32, compile-autotune f32: torch.compile failed: CppCompileError), "
+        "so the best float PyTorch is of what is left"
+    )

@@ -165,6 +165,14 @@ def test_a_broken_file_is_said_to_be_broken(places: Places) -> None:
     assert written(places) == "data: [1, 2"
 
 
+def test_what_is_nested_too_deeply_is_said(places: Places) -> None:
+    with pytest.raises(ConfigError, match=r"-S data\.path=\[\[.*nested too deeply"):
+        set_keys(places, ["data.path=" + "[" * 3000])
+    (places.root / "params.yaml").write_text("data: " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(ConfigError, match=r"params\.yaml: nested too deeply"):
+        set_keys(places, ["data.image_size=64"])
+
+
 def test_another_pretraining_method_brings_its_own_values(places: Places) -> None:
     set_keys(places, ["pretrain.method=simclr"])
     settings = load_config(places.root / "params.yaml").pretrain

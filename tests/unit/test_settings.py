@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,6 +48,39 @@ def test_defaults_keep_libraries_inside_the_project(tmp_path: Path) -> None:
     paths = {name: value.removeprefix("sqlite:///") for name, value in values.items() if "/" in value and name != OWNER}
     assert len(paths) >= 8
     assert all(Path(value).is_relative_to(tmp_path / ".winnow") for value in paths.values())
+
+
+@pytest.mark.parametrize("name", ["it's", "my photos", "größe", 'a"b', "a\\b"])
+def test_compilers_get_paths_that_they_can_be_given(bare: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    bare.setenv("HOME", str(tmp_path / "home"))
+    cache = Path(defaults(tmp_path / name)["TORCHINDUCTOR_CACHE_DIR"])
+    assert cache.is_relative_to(tmp_path / "home" / ".cache" / "winnow")
+    assert cache != Path(defaults(tmp_path / (name + "2"))["TORCHINDUCTOR_CACHE_DIR"])
+    bare.setenv("HOME", str(tmp_path / name))
+    shared = Path(tempfile.gettempdir()) / f"winnow-{os.getuid()}"
+    assert Path(defaults(tmp_path / name)["TORCHINDUCTOR_CACHE_DIR"]).is_relative_to(shared)
+    assert shared.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_shared_folder_of_somebody_else_is_not_used(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bare.setenv("HOME", str(tmp_path / "it's"))
+    bare.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"winnow-{os.getuid()}").symlink_to(tmp_path)
+    own = tmp_path / "it's" / ".winnow" / "cache" / "inductor"
+    assert defaults(tmp_path / "it's")["TORCHINDUCTOR_CACHE_DIR"] == str(own)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["it's", "my größe"])
+def test_pytorch_compiles_in_any_folder(bare: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    code = "import torch; print(torch.compile(lambda x: torch.relu(x * 2).sum())(torch.ones(64)).item())"
+    (tmp_path / name).mkdir()
+    bare.setenv("HOME", str(tmp_path / "home"))
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=environment(tmp_path / name), cwd=tmp_path / name, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "128.0", done.stderr[-500:]
 
 
 def test_what_a_person_has_set_stays(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:

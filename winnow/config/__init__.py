@@ -106,6 +106,9 @@ TAG_AT = {"pretrain": 1, "candidates": 2}
 """Where in the location of an error pydantic puts the method's name, which is no key of the file."""
 
 
+TOO_DEEP = "nested too deeply to be read; no setting lies deeper than a few levels"
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML whose mappings name every key once: of two candidates with one name the first would vanish."""
 
@@ -132,6 +135,8 @@ def load_config(path: str | Path) -> Config:
         raw = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: {TOO_DEEP}") from error
     return check_config(raw, str(path))
 
 

@@ -39,7 +39,7 @@ from winnow.models.backbones import WEIGHTS
 from winnow.peaks import best_of, peaks, shares_of_peak
 from winnow.quiet import busy_turn, quiet_machine
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, this_machine, write_record
-from winnow.runtimes import INT8, Cell, Predict, cell_of, open_cell
+from winnow.runtimes import INT8, PYTORCH, Cell, Predict, cell_of, open_cell
 from winnow.speedups import Row, attribution, baselines, best, figures, replaced, shortlist
 from winnow.timing import settle
 
@@ -195,12 +195,21 @@ def _absent(cuda: bool) -> list[dict[str, Any]]:
 
 
 def warnings_of(outcome: Outcome, bests: Mapping[str, Mapping[str, Row | None]]) -> tuple[str, ...]:
-    """Files that could not be timed somewhere, and times that are rough."""
+    """Return warnings of files that could not be timed somewhere, PyTorch that did not compile, and rough times."""
     refused = sorted({(row["candidate"], row["runtime"], row["precision"]) for row in outcome.refused})
     found = [
         f"{name} on {runtime} {precision} was not timed: its answers differ from the file's own (see details.refused)"
         for name, runtime, precision in refused
     ]
+    compiled = [row for row in outcome.absent if row["runtime"] in PYTORCH]
+    if compiled:
+        reasons = "; ".join(dict.fromkeys(row["reason"] for row in compiled))
+        where = ", ".join(dict.fromkeys(f"{row['runtime']} {row['precision']}" for row in compiled))
+        found.append(
+            f"compiled PyTorch did not run here ({where}: {reasons}), so the best float PyTorch is of what is left, "
+            "and speed-ups over it may be too high; once it can run: dvc repro --force --single-item benchmark, then "
+            "winnow run"
+        )
     spreads = {
         name: max(row["inner_spread"] for row in rows.values() if row)
         for name, rows in bests.items()
