@@ -20,10 +20,11 @@ import yaml
 from tasks import slots
 from tasks.settings import Places, registered_model_name
 from tasks.stages import DRIFTED, PROMOTED, WAITING
+from tasks.state_files import read_memory
 from tasks.tracked import without_password
 from winnow.config import load_config
 from winnow.errors import WinnowError
-from winnow.records import read_json, write_json
+from winnow.records import write_json
 
 PROJECT = "WINNOW_PROJECT"
 FLOWS = ("winnow", "promote", "drift")
@@ -87,7 +88,7 @@ def _forget_former(places: Places, project: str) -> None:
     from prefect.exceptions import ObjectNotFound
 
     path, key = places.hidden / "deployed.json", f"{places.root} at {without_password(os.environ['PREFECT_API_URL'])}"
-    known: dict[str, list[str]] = read_json(path) if path.is_file() else {}
+    known: dict[str, list[str]] = read_memory(path, dict[str, list[str]], {})
     left = [project]
     for former in set(known.get(key, [])) - {project}:
         if _has_worker(pool_of(former)):

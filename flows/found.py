@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from flows.terminal import Terminal
+from tasks.state_files import read_kept
 from winnow.config import CONTROL, ROOT, Config, Search
 from winnow.data.images import load_images
 from winnow.data.splits import choosing_half
@@ -18,7 +19,7 @@ from winnow.errors import ArtifactError
 from winnow.evaluation import load_logits
 from winnow.peaks import share_of_peak
 from winnow.progress import duration
-from winnow.records import read_json, read_record, write_json
+from winnow.records import read_record, write_json
 from winnow.reporting.candidates import RUNTIMES
 from winnow.reporting.explored import SearchPoint
 from winnow.reporting.explored import searched as drawn
@@ -97,7 +98,8 @@ def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
 def _looks_at_confirming_half(place: Workplace, number: int) -> int:
     """Count this trial among those that the confirming half has seen -> how many; as many widen the interval."""
     path = place.trials.parent / CONFIRMATIONS
-    seen: list[int] = read_json(path) if path.is_file() else []
+    remedy = "nobody knows how often the confirming half was looked at; search anew, under another name (--name)"
+    seen: list[int] = read_kept(path, list[int], [], remedy)
     if number not in seen:
         seen.append(number)
         write_json(path, seen)

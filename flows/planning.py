@@ -25,16 +25,18 @@ from typing import Any
 import psutil
 from rich import box
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from flows.terminal import Terminal
 from tasks import checkout, versioning
 from tasks.planning import Counts, Forecast, counts_of
 from tasks.settings import Places
+from tasks.state_files import read_memory
 from winnow.config import Config
 from winnow.errors import WinnowError
 from winnow.machine import memory_bytes
 from winnow.progress import duration
-from winnow.records import read_json, sha256_of, write_json
+from winnow.records import sha256_of, write_json
 
 console = Terminal()
 PER_STEP, PER_RUN = 1.8, 10.0
@@ -43,6 +45,21 @@ LONG_STATUS = 4.0
 """Seconds above which `dvc status` has hashed files that it did not know yet."""
 FICLONE = 0x40049409
 Row = dict[str, Any]
+
+
+class PlannedStep(TypedDict):
+    """What is compared of a step's forecast."""
+
+    seconds: float
+    memory_mb: float
+    disk_mb: float
+
+
+class KeptPlan(TypedDict):
+    """What is compared of the last plan with what came of it."""
+
+    params: str
+    steps: dict[str, PlannedStep]
 
 
 def plan(places: Places, config: Config) -> int:
@@ -82,13 +99,10 @@ def beside(places: Places, times: dict[str, dict[str, float]]) -> tuple[dict[str
 
     `times`: step -> {seconds, memory_mb, disk_mb} as they turned out.
     """
-    path = places.hidden / "plan.json"
-    if not path.is_file():
+    kept = read_memory(places.hidden / "plan.json", KeptPlan | None, None)
+    if kept is None or kept["params"] != sha256_of(places.root / "params.yaml") or not set(kept["steps"]) >= set(times):
         return {}, ""
-    kept = read_json(path)
-    if kept["params"] != sha256_of(places.root / "params.yaml") or not set(kept["steps"]) >= set(times):
-        return {}, ""
-    planned = {step: kept["steps"][step] for step in times}
+    planned: dict[str, Row] = {step: dict(kept["steps"][step]) for step in times}
     return planned, _nearness(planned, times)
 
 

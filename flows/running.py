@@ -15,8 +15,9 @@ from flows import planning, summary
 from flows.terminal import Terminal
 from tasks import checkout, servers, settled, versioning, watchdog
 from tasks.settings import Places
+from tasks.state_files import Times, read_memory
 from winnow.config import Config
-from winnow.records import read_json, read_record, this_machine
+from winnow.records import read_record, this_machine
 from winnow.reporting.peak import of_peak_told
 
 console = Terminal()
@@ -111,7 +112,7 @@ def version_drift(places: Places) -> list[str]:
     now = this_machine().versions
     lines = []
     for path in sorted((places.hidden / "versions").glob("*.json")):
-        then: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        then: dict[str, str] = read_memory(path, dict[str, str], {})
         drift = [f"{name} {then[name]} -> {now.get(name, 'missing')}" for name in then if now.get(name) != then[name]]
         if drift:
             lines.append(f"{path.stem} ran with other versions: {', '.join(drift)}")
@@ -190,11 +191,16 @@ def _show_times(places: Places, done: list[dict[str, Any]], total: float, since:
 
 def _measured(places: Places, done: list[dict[str, Any]], since: float) -> dict[str, dict[str, float]]:
     """Step -> {seconds, memory_mb, disk_mb} of those that ran."""
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for row in done:
         path = places.hidden / "times" / f"{row['stage']}.json"
-        if row["outcome"] == "ran" and path.is_file() and path.stat().st_mtime >= since:
-            found[row["stage"]] = {**read_json(path), "seconds": row["seconds"]}
+        is_new = row["outcome"] == "ran" and path.is_file() and path.stat().st_mtime >= since
+        if is_new and (times := read_memory(path, Times | None, None)):
+            found[row["stage"]] = {
+                "seconds": row["seconds"],
+                "memory_mb": times["memory_mb"],
+                "disk_mb": times["disk_mb"],
+            }
     return found
 
 

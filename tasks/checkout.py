@@ -84,7 +84,7 @@ def _step_of(places: Places) -> str:
     """The step of the holder; "" where another run left word of one."""
     try:
         process, _, step = (places.hidden / "run.step").read_text(encoding="utf-8").partition(" ")
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""
     return step if is_alive(process) else ""
 
@@ -169,7 +169,7 @@ def _holder(places: Places) -> tuple[str, str] | None:
     """(process, since) of who took the checkout last, if it still runs."""
     try:
         process, _, since = _file_of(places).read_text(encoding="utf-8").partition(" ")
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
     return (process, since) if is_alive(process) else None
 

@@ -15,12 +15,12 @@ import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
 from tasks.settings import Places
+from tasks.state_files import read_memory
 from winnow.errors import ArtifactError
 from winnow.records import write_json
 
@@ -141,7 +141,7 @@ def _listed(listing: Path) -> list[dict[str, str]]:
     try:
         rows: list[dict[str, str]] = json.loads(listing.read_text(encoding="utf-8"))
         return [{"relpath": row["relpath"], "md5": row["md5"]} for row in rows]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
@@ -186,8 +186,4 @@ def _keep(places: Places, known: dict[str, Seen]) -> None:
 
 def _seen(places: Places) -> dict[str, Seen]:
     """Return what was right at the last look, by MD5; nothing where that is not known any more."""
-    try:
-        found: Any = json.loads(_file_of(places).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_memory(_file_of(places), dict[str, Seen], {})

@@ -41,7 +41,10 @@ def own_password(places: Places) -> str:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_private(path, f"{secrets.token_urlsafe(18)}\n")
-    password = path.read_text(encoding="utf-8").strip()
+    try:
+        password = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WinnowError(f"{path} cannot be read ({error}); delete it, and a new password is made up") from error
     if len(password) < SHORTEST:
         raise WinnowError(f"{path} holds fewer than {SHORTEST} characters; delete it, and a new password is made up")
     return password

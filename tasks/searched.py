@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from tasks import ENDINGS, store
 from tasks.origin import origin_tags
 from tasks.settings import Places
+from tasks.state_files import read_memory
 from tasks.tracking import NOTE, PARENT
 from winnow.config import Config
-from winnow.records import read_json, write_json
+from winnow.records import write_json
 from winnow.search.memory import Trial
 from winnow.search.study import Progress, told
 
@@ -43,6 +46,13 @@ def uninterrupted() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
+class Kept(TypedDict):
+    """What is remembered of a search's run in MLflow."""
+
+    run: str
+    trials: list[int]
+
+
 class Log:
     """Of one search."""
 
@@ -57,7 +67,7 @@ class Log:
         places = self.places
         with uninterrupted(), store.answering(places, kept=KEPT):
             client, experiment = store.connect(places), store.experiment_id(places, self.config)
-            kept = read_json(self.remembered) if self.remembered.is_file() else {}
+            kept = read_memory(self.remembered, Kept | None, None)
             if kept and client.search_runs([experiment], f"attributes.run_id = '{kept['run']}'"):
                 client.update_run(kept["run"], status="RUNNING")
                 self.told = kept["trials"]

@@ -5,7 +5,6 @@ No mlflow and no prefect here: an unchanged `winnow run` reads this.
 
 from __future__ import annotations
 
-import json
 import os
 import urllib.error
 import urllib.request
@@ -15,6 +14,7 @@ from pathlib import Path
 from tasks import passwords, tracked
 from tasks.origin import is_alive, process_identity
 from tasks.settings import Places
+from tasks.state_files import read_memory
 from winnow.errors import WinnowError
 from winnow.records import write_json
 
@@ -50,10 +50,7 @@ def withdraw(places: Places) -> None:
 
 def announced(places: Places) -> Announced | None:
     """What was written down last, by a process that may be gone; None where the file is missing or damaged."""
-    try:
-        return Announced(**json.loads(file_of(places).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
+    return read_memory(file_of(places), Announced | None, None)
 
 
 def prefect_api(places: Places) -> str:

@@ -7,17 +7,30 @@ say what serves. It is only a memory: whoever loses it asks the registry. No mlf
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Required
+
+from typing_extensions import TypedDict
 
 from tasks import tracked
 from tasks.settings import Places, registered_model_name
+from tasks.state_files import read_memory
 from winnow.config import Config
 from winnow.records import RECORD, record_digest, write_json
 from winnow.refit_files import REFIT
 
 PROMOTED = "promoted.json"
+
+
+class Settled(TypedDict, total=False):
+    """What the file holds; nothing where it is missing."""
+
+    address: Required[str]
+    model: Required[str]
+    select: Required[str]
+    champion: str | None
+    reasons: list[str]
+    waits_until: str
 
 
 def is_settled(places: Places, config: Config) -> bool:
@@ -69,11 +82,7 @@ def forget(places: Places) -> None:
 
 def _recall(places: Places) -> dict[str, Any]:
     """Nothing where the file is missing or damaged."""
-    try:
-        found = json.loads((places.hidden / PROMOTED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return dict(read_memory(places.hidden / PROMOTED, Settled | None, None) or {})
 
 
 def _is_open(until: str) -> bool:

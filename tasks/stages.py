@@ -25,10 +25,10 @@ from tasks import checkout, integrity, promotion, slots, tracking, versioning
 from tasks.approval import Request
 from tasks.registry import CHAMPION, Version
 from tasks.settings import Places, registered_model_name
+from tasks.state_files import Times, read_memory
 from tasks.store import StoreError
 from winnow.config import load_config
 from winnow.errors import WinnowError
-from winnow.records import read_json
 
 FOLLOW_SECONDS = 2.0
 _running: list[tuple[str, subprocess.Popen[str]]] = []
@@ -92,7 +92,8 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
     except BaseException as error:
         tracking.fail_step(places, run_id, str(error) or type(error).__name__)
         raise
-    own = read_json(places.hidden / "times" / f"{label}.json")["step"] if outcome == "ran" else 0.0
+    times = read_memory(places.hidden / "times" / f"{label}.json", Times | None, None) if outcome == "ran" else None
+    own = times["step"] if times else 0.0
     return {"stage": label, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
 
 

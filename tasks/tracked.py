@@ -6,13 +6,13 @@ It is only a memory: whoever loses it finds the same runs by their digests. No m
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
 from tasks.checkout import memory_alone
 from tasks.settings import Places
+from tasks.state_files import read_memory
 from winnow.records import write_json
 
 MEMORY = "tracked.json"
@@ -57,8 +57,4 @@ def remember(places: Places, runs: dict[str, str]) -> None:
 
 def _read(places: Places) -> dict[str, dict[str, str]]:
     """Nothing where the file is missing or damaged: then MLflow is asked."""
-    try:
-        found = json.loads((places.hidden / MEMORY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_memory(places.hidden / MEMORY, dict[str, dict[str, str]], {})

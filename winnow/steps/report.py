@@ -85,7 +85,7 @@ def count_reading(path: Path, version: str) -> int:
     try:
         counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         count = int(counts.get(version, 0)) + 1
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); delete it: counting begins again") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**counts, version: count})
