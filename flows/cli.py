@@ -40,6 +40,7 @@ from flows import STOPPED
 from flows.arguments import Act, parser_of
 from flows.telling import say
 from tasks import ENDINGS
+from tasks.disk_errors import disk_problem
 from tasks.settings import Places, apply, registered_model_name
 from winnow.config import Config, load_config
 from winnow.errors import ConfigError, WinnowError
@@ -64,6 +65,12 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         say(STOPPED, sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        told = disk_problem(error, places.root)
+        if told is None or os.environ.get("WINNOW_TRACEBACK"):
+            raise
+        say(f"winnow: {told}", sys.stderr)
+        raise SystemExit(2) from None
     for ending in ENDINGS:
         signal.signal(ending, signal.SIG_IGN)  # all is done: a second Ctrl-C changes no status
     raise SystemExit(status)

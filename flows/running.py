@@ -14,6 +14,7 @@ from rich.table import Table
 from flows import planning, summary
 from flows.terminal import Terminal
 from tasks import checkout, servers, settled, versioning, watchdog
+from tasks.disk_errors import check_room
 from tasks.settings import Places
 from tasks.state_files import Times, read_memory
 from winnow.config import Config
@@ -28,6 +29,7 @@ def run(places: Places, config: Config) -> int:
     started = time.monotonic()
     checkout.check_free(places)
     fetch(places, config)
+    check_room(places.root)
     stale = versioning.stale(places.root, config)
     done: list[dict[str, Any]] = []
     began = time.time()

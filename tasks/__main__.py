@@ -28,6 +28,7 @@ import psutil
 import yaml
 
 from tasks import checkout, integrity, settings
+from tasks.disk_errors import disk_problem
 from tasks.memory import watched
 from tasks.origin import is_alive
 from tasks.versioning import WATCHED
@@ -54,7 +55,6 @@ USAGE = "usage: python -m tasks {ingest|pretrain|finetune|candidate NAME|benchma
 def main(arguments: list[str]) -> int:
     """Run one step in the current folder, the project's root."""
     places = settings.Places(Path.cwd())
-    settings.apply(places.root)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     settings.quieten()
     signal.signal(signal.SIGTERM, _leave)
@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> int:
     if starter:
         threading.Thread(target=_watch, args=(starter,), daemon=True).start()
     try:
+        settings.apply(places.root)
         step, name = _parse(arguments)
         config = load_config(places.root / "params.yaml")
         # A run holds the checkout for its steps; a step of `dvc repro` asks for it.
@@ -71,9 +72,18 @@ def main(arguments: list[str]) -> int:
     except WinnowError as error:
         if os.environ.get("WINNOW_TRACEBACK"):
             raise
-        print(printable_text(f"error: {error}"), file=sys.stderr)  # noqa: T201
-        return 2
+        return _failed(str(error))
+    except Exception as error:
+        told = disk_problem(error, places.root)
+        if told is None or os.environ.get("WINNOW_TRACEBACK"):
+            raise
+        return _failed(told)
     return 0
+
+
+def _failed(told: str) -> int:
+    print(printable_text(f"error: {told}"), file=sys.stderr)  # noqa: T201
+    return 2
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from tasks import projection, tracked
 from tasks.deadlines import TookTooLong, deadline
+from tasks.disk_errors import disk_problem
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
 from winnow.errors import WinnowError
@@ -30,6 +31,8 @@ CALL_SECONDS = 60.0
 MOVES_FILES = ("log_artifact", "log_artifacts", "log_model_artifacts", "download_artifacts", "list_artifacts")
 
 
+DAMAGED = ("file is not a database", "malformed", "Can't locate revision", "no such table", "no such column")
+"""What SQLite and MLflow say of a damaged database."""
 KEPT = "; what was computed stays, and `winnow track` and `winnow promote` go on from there"
 
 
@@ -58,7 +61,16 @@ def answering(
         told = tracked.without_password(" ".join(str(error).split()))[:400]
         if isinstance(error, TookTooLong):
             told = f"a call took longer than {CALL_SECONDS:.0f} s"
-        if tracked.is_own(places) or isinstance(error, PermissionError):
+        if (disk := disk_problem(error, places.root)) and tracked.is_own(places):
+            todo = disk[0].upper() + disk[1:]
+        elif tracked.is_own(places) and any(word in told for word in DAMAGED):
+            todo = (
+                "The file is damaged. Move it away and keep it (sqlite3 FILE .recover may read what it holds of former "
+                "runs); `winnow track` and `winnow promote` write the present run anew from artifacts"
+            )
+        elif tracked.is_own(places) and "out-of-date database schema" in told:
+            todo = "Another version of MLflow made that file; copy it away, then upgrade it as MLflow says"
+        elif tracked.is_own(places) or isinstance(error, PermissionError):
             todo = "See that it can be written"
         elif any(word in told for word in ("error code 401", "401 Client Error", "not authenticated")):
             todo = f"It knows no account {account!r} with this password: see MLFLOW_TRACKING_USERNAME and ..._PASSWORD"

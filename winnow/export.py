@@ -29,6 +29,7 @@ from winnow.errors import ArtifactError, MissingExtra
 from winnow.model_file import INPUT, OUTPUT
 from winnow.models.backbones import Architecture
 from winnow.quiet import busy_turn
+from winnow.records import renamed
 
 OPSET = 20
 THROUGH = ("DequantizeLinear", "QuantizeLinear", "Reshape", "Transpose", "Identity")
@@ -76,9 +77,8 @@ def export_onnx(model: nn.Module, architecture: Architecture, path: Path) -> Non
 def save_onnx(proto: Any, path: Path) -> None:
     """Write a model as one file, without notes of exporters and machines, to a temporary name and renamed."""
     _strip(proto)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(proto.SerializeToString(deterministic=True))
-    temporary.replace(path)
+    with renamed(path.with_name(path.name + ".tmp"), path) as temporary:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def _strip(proto: Any) -> None:

@@ -120,9 +120,19 @@ def describe(folder: Path, *names: str) -> tuple[Artifact, ...]:
 
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON, written to a temporary name and renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json_text(value), encoding="utf-8")
-    temporary.replace(path)
+    with renamed(path.with_name(path.name + ".tmp"), path) as temporary:
+        temporary.write_text(json_text(value), encoding="utf-8")
+
+
+@contextmanager
+def renamed(temporary: Path, path: Path) -> Iterator[Path]:
+    """A name to write to; the file becomes `path` if the block ends well, and is removed if not (a full disk)."""
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def json_text(value: Any) -> str:

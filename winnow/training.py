@@ -39,6 +39,7 @@ from winnow.machine import has_fast_bf16
 from winnow.progress import duration
 from winnow.quiet import busy_turn
 from winnow.random_streams import stream_seed
+from winnow.records import renamed
 
 log = logging.getLogger(__name__)
 
@@ -271,9 +272,8 @@ def _save(
 ) -> None:
     """Curves after every epoch; weights, momentum and step together in one file, so that they cannot disagree."""
     checkpoint.folder.mkdir(parents=True, exist_ok=True)
-    temporary = checkpoint.curves.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in state.history), encoding="utf-8")
-    temporary.replace(checkpoint.curves)
+    with renamed(checkpoint.curves.with_suffix(".tmp"), checkpoint.curves) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in state.history), encoding="utf-8")
     if not tensors:
         return
     kept = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -282,9 +282,8 @@ def _save(
             f"optimiser.{index}.{k}": v.cpu().contiguous() for k, v in slots.items() if isinstance(v, torch.Tensor)
         }
     meta = {"step": state.step, "loss_sum": state.loss_sum, "history": state.history}
-    partial = checkpoint.tensors.with_suffix(".tmp")
-    save_file(kept, partial, metadata={"state": json.dumps(meta)})
-    partial.replace(checkpoint.tensors)
+    with renamed(checkpoint.tensors.with_suffix(".tmp"), checkpoint.tensors) as partial:
+        save_file(kept, partial, metadata={"state": json.dumps(meta)})
 
 
 def _resume(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer) -> _State:

@@ -1,0 +1,216 @@
+"""Disks that are full or read-only, for real: a tmpfs where one can be mounted, else a limit on the size of files.
+
+Each command ends with one message and status 2, and leaves no half-written file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors import SafetensorError
+
+from tasks import registry, tracking
+from tasks.disk_errors import disk_problem
+from tasks.settings import Places
+from tasks.store import StoreError
+from tests.closure import ROOT
+from tests.conftest import tiny_params, write_folder, write_set
+from winnow.config import Config
+from winnow.records import renamed, write_json
+
+pytest_plugins = "tests.stores"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def project(root: Path) -> Path:
+    """A project with photographs, ready for its first step."""
+    write_folder(root / "photos")
+    params = tiny_params()
+    params["data"] |= {"source": "folder", "path": "photos"}
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
+    (root / "winnow").symlink_to(ROOT / "winnow")
+    return root
+
+
+def step(root: Path, *arguments: str, most: int = resource.RLIM_INFINITY) -> subprocess.CompletedProcess[str]:
+    """Run a module in the project; no file may grow beyond `most` bytes."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def is_told(done: subprocess.CompletedProcess[str], said: str) -> None:
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def left_over(root: Path) -> list[str]:
+    return [str(path) for path in root.rglob("*.tmp")]
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """Leave so many bytes of room."""
+    filler = disk / "filler"
+    with filler.open("wb") as file:
+        file.write(bytes(max(0, shutil.disk_usage(disk).free - leave)))
+    return filler
+
+
+def test_a_limit_on_the_size_of_files_is_told(tmp_path: Path) -> None:
+    done = step(project(tmp_path), "tasks", "ingest", most=20_000)
+    is_told(done, "the disk is full, or a quota is used up")
+    assert left_over(tmp_path) == []
+    assert not (tmp_path / "artifacts" / "data").exists()
+
+
+def test_a_disk_that_fills_up_during_training_is_told_and_work_goes_on(small_disk: Path) -> None:
+    root = project(small_disk)
+    write_set(root / "artifacts" / "data")
+    filler = fill(root, 200_000)
+    done = step(root, "tasks", "pretrain")
+    is_told(done, "the disk is full, or a quota is used up")
+    assert "make room, and give the same command again" in done.stderr
+    assert left_over(root) == []
+    filler.unlink()
+    assert step(root, "tasks", "pretrain").returncode == 0
+
+
+def test_a_full_disk_is_told_by_the_command_line(small_disk: Path) -> None:
+    root = project(small_disk)
+    fill(root, 0)
+    is_told(step(root, "flows.cli", "run", "-S", "data.image_size=32"), "the disk is full, or a quota is used up")
+    assert yaml.safe_load((root / "params.yaml").read_text())["data"]["image_size"] == 16
+
+
+def test_a_run_that_has_no_room_does_not_begin(small_disk: Path) -> None:
+    root = project(small_disk)
+    (root / "data").mkdir()
+    (root / "data" / "none").touch()
+    is_told(step(root, "flows.cli", "run"), "MB left, and a run takes 64 MB before its first step; make room")
+
+
+@pytest.mark.parametrize("command", [("flows.cli", "status"), ("flows.cli", "run"), ("tasks", "ingest")])
+def test_a_read_only_project_is_told(small_disk: Path, command: tuple[str, ...]) -> None:
+    root = project(small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    is_told(step(root, *command), "the disk is mounted read-only; winnow keeps what it makes in")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/p/a"), "the disk is full, .*/p/a cannot be written"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full, .*/project cannot be written"),
+        (OSError("1000 requested and 12 written"), "the disk is full"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (sqlite3.OperationalError("database or disk is full"), "the disk is full"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/p/a"),
+            "/p/a cannot be written: the disk is mounted read-only",
+        ),
+        (sqlite3.OperationalError("attempt to write a readonly database"), "mounted read-only"),
+        (PermissionError(errno.EACCES, "Permission denied", "/p/a"), "/p/a: permission denied"),
+    ],
+)
+def test_what_libraries_raise(error: Exception, said: str) -> None:
+    for raised in (error, chained(error)):
+        told = disk_problem(raised, Path("/project"))
+        assert told is not None
+        with pytest.raises(RuntimeError, match=said):
+            raise RuntimeError(told)
+
+
+def chained(error: Exception) -> Exception:
+    """An error that another one led to."""
+    outer = RuntimeError("outer")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.ENOENT, "No such file"), PermissionError("x")])
+def test_other_errors_stay(error: Exception) -> None:
+    assert disk_problem(error, Path("/project")) is None
+
+
+def test_half_of_a_file_is_removed(tmp_path: Path) -> None:
+    def stop(path: Path) -> None:
+        with renamed(path, tmp_path / "whole"):
+            path.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    acts: list[Callable[[], object]] = [
+        lambda: stop(tmp_path / "part"),
+        lambda: write_json(tmp_path / "a.json", float("nan")),
+    ]
+    for act in acts:
+        with pytest.raises((OSError, ValueError)):
+            act()
+    assert list(tmp_path.iterdir()) == []
+
+
+def cut_in_half(database: Path) -> None:
+    database.write_bytes(database.read_bytes()[: database.stat().st_size // 2])
+
+
+def without_its_first_page(database: Path) -> None:
+    database.write_bytes(bytes(4096) + database.read_bytes()[4096:])
+
+
+def of_an_unknown_version(database: Path) -> None:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("update alembic_version set version_num = 'ffffffffffff'")
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut_in_half, "The file is damaged. Move it away and keep it"),
+        (without_its_first_page, "The file is damaged. Move it away and keep it"),
+        (of_an_unknown_version, "Another version of MLflow made that file"),
+    ],
+)
+def test_a_damaged_store_of_mlflow_is_told(
+    places: Places, config: Config, damage: Callable[[Path], None], said: str
+) -> None:
+    damage(places.hidden / "mlflow" / "mlflow.db")
+    with pytest.raises(StoreError, match=said):
+        tracking.track(places, config)
+    with pytest.raises(StoreError, match=said):
+        registry.find(places, "model", "champion")
