@@ -46,7 +46,7 @@ def disk_problem(error: BaseException, root: Path) -> str | None:
         number = each.errno if isinstance(each, OSError) else None
         named = each.filename if isinstance(each, OSError) else None
         where = printable(str(named)) if named else str(root)
-        if number in FULL_NUMBERS or FULL.search(str(each)):
+        if _is_full(each):
             return (
                 f"the disk is full, or a quota is used up ({where} cannot be written); make room, and give the same "
                 "command again: it goes on where it stopped. `winnow plan` tells what a run takes, `dvc gc -w` removes "
@@ -57,6 +57,15 @@ def disk_problem(error: BaseException, root: Path) -> str | None:
         if number in FORBIDDEN and named:
             return f"{where}: {errno_text(number)}; see that this account may read it, and write in {root}"
     return None
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether a full disk, or a quota, is behind an error."""
+    return any(_is_full(each) for each in _causes(error))
+
+
+def _is_full(error: BaseException) -> bool:
+    return (isinstance(error, OSError) and error.errno in FULL_NUMBERS) or FULL.search(str(error)) is not None
 
 
 def errno_text(number: int | None) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tasks import projection, tracked
 from tasks.deadlines import TookTooLong, deadline
-from tasks.disk_errors import disk_problem
+from tasks.disk_errors import is_full
 from tasks.settings import Places, registered_model_name
 from winnow.config import Config
 from winnow.errors import WinnowError
@@ -61,8 +61,8 @@ def answering(
         told = tracked.without_password(" ".join(str(error).split()))[:400]
         if isinstance(error, TookTooLong):
             told = f"a call took longer than {CALL_SECONDS:.0f} s"
-        if (disk := disk_problem(error, places.root)) and tracked.is_own(places):
-            todo = disk[0].upper() + disk[1:]
+        if tracked.is_own(places) and is_full(error):
+            todo = "Make room on its disk"
         elif tracked.is_own(places) and any(word in told for word in DAMAGED):
             todo = (
                 "The file is damaged. Move it away and keep it (sqlite3 FILE .recover may read what it holds of former "
