@@ -29,7 +29,8 @@ def candidate_rows(places: Places) -> list[dict[str, str]]:
     rows = []
     for name in [ROOT, *in_order(dict(config.candidates))]:
         record = read_record(places.artifacts / "candidates" / name)
-        row = _row(name, record, benchmark, verdicts.get(name), selection.details["winner"] == name)
+        quality = record.metrics | selection.details.get("quality", {}).get(name, {})
+        row = _row(name, quality, benchmark, verdicts.get(name), selection.details["winner"] == name)
         if test:  # beside the accuracy on validation
             row = {
                 "candidate": row.pop("candidate"),
@@ -60,9 +61,9 @@ def first_warnings(places: Places) -> list[str]:
 
 
 def _row(
-    name: str, record: StepRecord, benchmark: StepRecord, verdict: dict[str, Any] | None, won: bool
+    name: str, quality: dict[str, float], benchmark: StepRecord, verdict: dict[str, Any] | None, won: bool
 ) -> dict[str, str]:
-    quality, speed = record.metrics, benchmark.details["candidates"][name]
+    speed = benchmark.details["candidates"][name]
     batch = benchmark.parameters["large_batch"]
     best = benchmark.details["best"][name]["latency"]
     return {

@@ -137,6 +137,7 @@ def content(folder: Path, step: str, judging: Judging | None = None) -> RunConte
 
 def _judged(own: RunContent, judging: Judging) -> RunContent:
     figures: dict[str, float] = judging.benchmark.details["candidates"][own.name]
+    figures = figures | judging.selection.details.get("quality", {}).get(own.name, {})
     verdict, reason = _verdict(own.name, judging.selection)
     parts = [own.record_digest, figures, verdict, reason]
     return replace(

@@ -177,8 +177,11 @@ def _card(places: Places, config: Config, selection: StepRecord, winner: str, fo
     if best is None:
         raise ArtifactError(f"{winner} was timed on no runtime, so nobody knows how to serve it; run winnow again")
     serving = _how(best) | {"p50_ms": best["p50_ms"]}
+    own = read_json(folder / CARD)
     return {
-        **read_json(folder / CARD),
+        **own,
+        # One value for one figure: what the report shows is of the runtime that serves, too.
+        "metrics": own["metrics"] | selection.details.get("quality", {}).get(winner, {}),
         "serving": {**serving, "objective": objective},
         "speed": speeds["candidates"][winner],
         "fastest": {what: _how(row) for what, row in fastest.items() if row is not None},

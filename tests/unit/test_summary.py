@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from flows.summary import candidate_rows, first_warnings, learned_lines, unchecked_lines
 from tasks.projection import _verdict
+from tasks.promotion import _card
 from tasks.settings import Places
 from tests.conftest import tiny_params
-from tests.tiny_run import build, choose, rewrite
+from tests.tiny_run import CANDIDATES, build, choose, rewrite
 from winnow.config import check_config
+from winnow.evaluation import served_file
 from winnow.records import StepRecord, read_record, write_record
+from winnow.reporting.facts import read_facts
+from winnow.steps.select import select
 
 
 @pytest.fixture
@@ -103,3 +109,23 @@ def test_a_run_without_a_compiler_says_so_once(places: Places) -> None:
     rewrite(benchmark, details={**read_record(benchmark).details, "absent": absent})
     told = [line for line in learned_lines(places) if "torch.compile" in line]
     assert told == [f"torch.compile was not timed: {reason}; the best float PyTorch is eager alone"]
+
+
+def test_table_report_and_card_show_one_value_where_runtimes_differ(places: Places) -> None:
+    at, config = places.artifacts, check_config(tiny_params())
+    cell = read_record(at / "select").details["served"]["pruned-int8"]
+    logits = np.load(at / "benchmark" / served_file(cell))
+    logits[0] = np.roll(logits[0], 1)  # one image gets another answer where the file serves
+    np.save(at / "benchmark" / served_file(cell), logits)
+    selection = select(config, at / "data", at / "candidates", at / "benchmark", at / "select", at.parent)
+    own = read_record(at / "candidates" / "pruned-int8").metrics
+    served = selection.details["quality"]["pruned-int8"]
+    assert served["quality/top1"] == pytest.approx(own["quality/top1"] - 1 / 60)
+    assert served["quality/agreement"] == selection.details["agreement"]["pruned-int8"]
+    row = next(row for row in candidate_rows(places) if row["candidate"] == "pruned-int8")
+    assert row["top-1 %"].startswith(f"{served['quality/top1'] * 100:.1f} ")
+    facts = read_facts(at, tuple(CANDIDATES))
+    assert {key: facts.quality("pruned-int8")[key] for key in served} == served
+    (at / "candidates" / "pruned-int8" / "card.json").write_text(json.dumps({"metrics": own}))
+    card = _card(places, config, selection, "pruned-int8", at / "candidates" / "pruned-int8")
+    assert {key: card["metrics"][key] for key in served} == served

@@ -64,7 +64,7 @@ def _marked(facts: Facts, name: str) -> str:
 def _quality(facts: Facts) -> Html:
     rows, reference = [], facts.selection.details["reference"]
     for name, record in facts.candidates.items():
-        told, drop = record.metrics, facts.drop(name)
+        told, drop = facts.quality(name), facts.drop(name)
         lost: Content = MISSING if drop is None else two_lines(signed(drop["points"]), span(drop["low"], drop["high"]))
         top1: Content = MISSING
         if "quality/top1" in told:
@@ -79,8 +79,8 @@ def _quality(facts: Facts) -> Html:
         rows.append(Row(cells, _marked(facts, name)))
     better = f"{reference}, better than dense" if reference != ROOT else reference
     caption = (
-        f"Quality on the validation split of {facts.source}, in ONNX Runtime, and size. Drop: points of top-1 lost "
-        f"against {better}; drop and agreement are of the runtime and precision where the file is fastest. "
+        f"Quality on the validation split of {facts.source}, in the runtime and precision where each file is fastest "
+        f"(dense: in ONNX Runtime), and size. Drop: points of top-1 lost against {better}. "
         f"Small figures: intervals, 95 % for top-1, {facts.level} for the drop"
     )
     heading = ["candidate", "top-1", "drop", "macro F1", "agreement", "parameters", "MACs", "MB", "MB zipped"]
@@ -282,7 +282,7 @@ def _calibrated(metrics: dict[str, float]) -> str:
 def _class_table(name: str, dense: dict[str, Any], own: dict[str, Any]) -> Html:
     """Those that lost most first where there are many."""
     classes: Sequence[str] = list(dense)
-    caption = f"{name} beside dense, on validation. Change: points of F1"
+    caption = f"{name} beside dense, on validation, both as files in ONNX Runtime. Change: points of F1"
     if len(classes) > SHOWN_CLASSES:
         classes = sorted(classes, key=lambda label: own[label]["f1"] - dense[label]["f1"])[:SHOWN_CLASSES]
         caption += f"; the {SHOWN_CLASSES} of {len(dense)} classes that lost most"

@@ -70,8 +70,9 @@ class Facts:
         return bool(self.refit.details["is_refitted"])
 
     def quality(self, name: str) -> dict[str, float]:
-        """Metrics of a candidate's own record."""
-        return self.candidates[name].metrics
+        """Metrics of a candidate: its record's, and accuracy in the runtime and precision that would serve it."""
+        as_served: dict[str, float] = self.selection.details["quality"][name]
+        return self.candidates[name].metrics | as_served
 
     def speed(self, name: str) -> dict[str, float]:
         """Flat metrics of a candidate in the benchmark; sparse where it could not be timed."""

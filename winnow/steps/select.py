@@ -27,7 +27,7 @@ from winnow.config.section import NOTHING
 from winnow.controls import better_reference, controls
 from winnow.data.images import VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError
-from winnow.evaluation import agreement, load_logits, right_answers, served_file
+from winnow.evaluation import agreement, load_logits, quality, right_answers, served_file
 from winnow.evidence import Losses, losses
 from winnow.hosts import serving_speeds, target_digest
 from winnow.measurement_error import largest_errors
@@ -133,6 +133,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
                 "drops": {name: asdict(both.top1) for name, both in lost.items()},
                 "macro_f1_drops": {name: asdict(both.macro_f1) for name, both in lost.items()},
                 "agreement": {name: contender.agreement for name, contender in contenders.items()},
+                "quality": _quality_as_served(served, contenders, images),
                 "served": {name: _cell(speeds, name, policy.objective) for name in names[1:]},
                 "speeds": speeds,
                 "controls": controls(config, right, groups_V[labels_V >= 0]),
@@ -161,6 +162,26 @@ def _check_benchmark(config: Config, timed: StepRecord, benchmark: Path, digests
         )
     if other := [name for name, digest in digests.items() if timed.inputs.get(name) != digest]:
         raise ArtifactError(f"{benchmark} has not timed the present {', '.join(other)}; run the benchmark again")
+
+
+def _quality_as_served(
+    served: Mapping[str, NDArray[np.float32]], contenders: Mapping[str, Contender], images: ImageSet
+) -> dict[str, dict[str, float]]:
+    """Return the accuracy of each candidate in the runtime and precision that would serve it, as its card repeats it.
+
+    Its own record holds that of its file in ONNX Runtime. Without a labelled image: agreement alone.
+    """
+    known_L = images.indices(VALIDATION, labelled=True)
+    scored_V = images.labels_N[images.indices(VALIDATION)] >= 0
+    labels_L, groups_L = images.labels_N[known_L], images.groups_N[known_L]
+    found = {}
+    for name, contender in contenders.items():
+        figures, _ = quality(served[name][scored_V], labels_L, images.classes, groups_L)
+        kept = {key: value for key, value in figures.items() if key != "quality/ece"}
+        found[name] = {**kept, "quality/agreement": contender.agreement}
+        if figures:
+            found[name]["delta/top1"] = (figures["quality/top1"] - found[ROOT]["quality/top1"]) * 100
+    return found
 
 
 def _cell(speeds: Mapping[str, Any], name: str, objective: str) -> Row | None:
