@@ -11,6 +11,7 @@ from winnow.config import in_order, load_config
 from winnow.config.candidates import CONTROL, ROOT
 from winnow.measurement_error import describe_errors
 from winnow.records import RECORD, StepRecord, read_record
+from winnow.reporting.advice import pretraining_advice
 from winnow.selection import GATES, describe_failures, describe_reasons
 
 NOTHING = "-"
@@ -186,6 +187,10 @@ def learned_lines(places: Places) -> list[str]:
             f"{gain['arm']} against from scratch, same labels and steps: {gain['mean']:+.1f} points of top-1"
             f"{interval}, {gain['pairs']} label seed{'s' if gain['pairs'] != 1 else ''}"
         )
+    method = read_record(places.artifacts / "pretrain").parameters["method"]
+    is_up = read_record(places.artifacts / "data").parameters.get("up", True)
+    if advice := pretraining_advice(gain, method, is_up):
+        lines.append(advice)
     timed = read_record(places.artifacts / "benchmark").details
     if told := describe_errors(timed["measurement_error"]):
         lines.append(f"speed-ups with 95 % intervals; {told}")

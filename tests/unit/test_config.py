@@ -14,8 +14,19 @@ from pydantic import ValidationError
 
 from tests.closure import ROOT
 from tests.conftest import OPTIMISER, RECOVERY, tiny_params
-from winnow.config import Config, NoPretraining, Prune, Recovered, RotNet, check_config, in_order, load_config
+from winnow.config import (
+    Augmentation,
+    Config,
+    NoPretraining,
+    Prune,
+    Recovered,
+    RotNet,
+    check_config,
+    in_order,
+    load_config,
+)
 from winnow.errors import ConfigError
+from winnow.search.space import Point, chain
 
 INT8 = {"from": "dense", "method": "quantize"}
 PRUNE = {"from": "dense", "method": "prune", "remove": {"channels": 0.3}, "recovery": RECOVERY}
@@ -93,7 +104,7 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         changed(
             data__source="ftp",
             data__validation_fraction=0.7,
-            data__colour="red",
+            data__tint="red",
             pretrain__method="byol",
             finetune__learning_rates=["1e-1", 0.1],
             finetune__epochs=True,
@@ -108,7 +119,7 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
     assert found == {
         "data.source": "Input should be 'sample', 'folder', 'archive' or 'cifar10' (found 'ftp')",
         "data.validation_fraction": "Input should be less than or equal to 0.5 (found 0.7)",
-        "data.colour": unknown,
+        "data.tint": unknown,
         "pretrain.method": "'byol' is none of 'none', 'rotnet', 'simclr'",
         "finetune.learning_rates.0": f"YAML reads 1e-1 as text; {NOT_A_NUMBER} (found '1e-1')",
         "finetune.epochs": "expected a number, got true (found True)",
@@ -383,3 +394,52 @@ def test_shipped_fine_tuning_gets_enough_steps_for_its_labels(labels: int, steps
 def test_steps_of_fine_tuning_that_are_named_hold_for_any_number_of_labels() -> None:
     named = load_config(ROOT / "params.yaml").finetune.model_copy(update={"min_steps": 90})
     assert [named.steps_for(labels) for labels in (30, 1_073)] == [90, 240]
+
+
+@pytest.mark.parametrize(
+    ("switch", "changes"),
+    [
+        ("mirrors", {"flip": False}),
+        ("colour", {"jitter": 0.0, "grayscale": 0.0}),
+        ("scale", {"crop_scale_min": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("method", ["rotnet", "simclr"])
+def test_one_switch_sets_every_augmentation(switch: str, changes: dict[str, Any], method: str) -> None:
+    raw = {**yaml.safe_load((ROOT / "params.yaml").read_text()), "pretrain": {"method": method}}
+    before, after = check_config(raw), check_config({**raw, "data": {**raw["data"], switch: False}})
+    found = 0
+    for old, new in zip(augmentations(before), augmentations(after), strict=True):
+        assert new == old.model_copy(update=changes)
+        found += 1
+    assert found == 2 + sum(hasattr(candidate, "recovery") for candidate in after.candidates.values()) - sum(
+        getattr(candidate, "recovery", 0) is None for candidate in after.candidates.values()
+    )
+    point = Point("student", 1.0, "none")
+    trial = check_config(after.model_dump(mode="json", by_alias=True) | {"candidates": chain(point, after, 4)})
+    assert augmentations(trial)[-1] == augmentations(check_config({**raw, "candidates": chain(point, before, 4)}))[
+        -1
+    ].model_copy(update=changes)
+
+
+def augmentations(config: Config) -> list[Augmentation]:
+    """Of every training, the candidates' in their order."""
+    assert not isinstance(config.pretrain, NoPretraining)
+    recoveries = (getattr(candidate, "recovery", None) for candidate in config.candidates.values())
+    return [
+        config.pretrain.augmentation,
+        config.finetune.augmentation,
+        *(recovery.augmentation for recovery in recoveries if recovery is not None),
+    ]
+
+
+def test_without_an_upright_orientation_rotnet_is_refused_with_what_to_set() -> None:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    turned = {**raw, "data": {**raw["data"], "up": False}}
+    with pytest.raises(ConfigError, match=r"pretrain\.method: rotnet .*data\.up: false\); set simclr, or none"):
+        check_config(turned)
+    for method in ("simclr", "none"):
+        check_config({**turned, "pretrain": {"method": method}})
+    plain = {**turned, "data": {**turned["data"], "colour": False, "scale": False}, "pretrain": {"method": "simclr"}}
+    with pytest.raises(ConfigError, match=r"pretrain\.method: simclr .* set none$"):
+        check_config(plain)

@@ -33,6 +33,7 @@ from winnow.config.candidates import (
 from winnow.config.data import Data
 from winnow.config.drift import Drift
 from winnow.config.finetune import FEW_LABELS, Finetune
+from winnow.config.invariances import pretraining_problem, with_invariances
 from winnow.config.pretrain import NoPretraining, Pretrain, RotNet, SimCLR
 from winnow.config.promotion import Gates, Promotion
 from winnow.config.refit import Refit
@@ -153,8 +154,10 @@ def check_config(raw: Any, where: str = "params.yaml") -> Config:
     else:
         pretrained = not isinstance(config.pretrain, NoPretraining)
         problems = tree_errors(dict(config.candidates), config.pretrain.backbone, pretrained)
+        if problem := pretraining_problem(config.data, config.pretrain.method):
+            problems.append(("pretrain.method", problem))
         if not problems:
-            return config
+            return with_invariances(config.data, config)
     lines = "\n".join(f"  {path}: {message}" for path, message in problems)
     count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     raise ConfigError(f"{where} has {count}:\n{lines}")

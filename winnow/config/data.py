@@ -46,6 +46,14 @@ class Data(Section):
     """How an image that is no square becomes one (winnow.data.preprocessing)."""
     bits: Literal["auto"] | Annotated[Integer, Field(ge=8, le=16)] = "auto"
     """How many bits of gray images that are stored with 16 count; auto: those that a sample of the images uses."""
+    mirrors: bool = True
+    """Whether a mirrored image is of the same class; false for digits, text, left and right shoes."""
+    colour: bool = True
+    """Whether it is of the same class in changed colours; false where colour tells classes apart."""
+    scale: bool = True
+    """Whether it is of the same class larger, smaller and in part; false where size or small details tell."""
+    up: bool = True
+    """Whether images have an upright orientation; false for microscopy, aerial views, coins on a table."""
     labels_per_class: Literal["auto", "all"] | Count
     """Label budget: the other training labels are hidden from everything. auto: 25 for the sample, else all."""
     validation_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.2

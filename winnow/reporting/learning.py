@@ -7,6 +7,7 @@ from typing import Any
 
 from winnow.config import ROOT
 from winnow.reporting import plots
+from winnow.reporting.advice import ENOUGH_PAIRS, pretraining_advice
 from winnow.reporting.facts import Facts
 from winnow.reporting.html import (
     MISSING,
@@ -19,13 +20,12 @@ from winnow.reporting.html import (
     percent,
     side_by_side,
     signed,
+    strong,
     table,
 )
 
 KNN_SPAN = 8.0
 """Points that the axis of the kNN plot spans at least: its own noise would fill it otherwise."""
-ENOUGH_PAIRS = 5
-"""Label seeds from which on a gain over scratch counts as shown."""
 PURPOSES = {"train": "learning", "validation": "choosing", "test": "the last look"}
 SHORT = {"scratch": "random weights", "pretrained": "pretrained", "weights": "own weights"}
 SHOWN_REJECTED = 10
@@ -102,8 +102,12 @@ def pretraining(facts: Facts) -> Html:
         alt = f"kNN accuracy over {knn[-1]['epoch']:.0f} epochs, at the end {percent(knn[-1]['knn'])}"
         drawn = plots.curves(knn, "knn", "kNN accuracy on validation, %", 100, least_span=KNN_SPAN)
         pictures.append(figure(drawn, alt, told))
+    advice = pretraining_advice(
+        arms["gain"], facts.pretrain.parameters["method"], facts.data.parameters.get("up", True)
+    )
     return join(
         paragraph(_gain(facts, arms["gain"])),
+        *([paragraph(strong("What to try: "), f"{advice}.")] if advice else []),
         _arm_table(by_arm, probe, caption),
         *_crossed(facts),
         side_by_side(*pictures),

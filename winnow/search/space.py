@@ -105,7 +105,8 @@ def chain(
 ) -> dict[str, dict[str, Any]]:
     """Candidates of `params.yaml`, the parent first. `overflow_safe`: for a processor whose sums would saturate.
 
-    Where fine-tuning mirrors no image, they do not, either.
+    Where fine-tuning mirrors no image, they do not, either; data.mirrors, data.colour and data.scale hold for them as
+    for all candidates.
     """
     settings = config.search
     recovery = {
