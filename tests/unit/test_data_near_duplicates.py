@@ -75,3 +75,29 @@ def test_a_signature_fits_any_size(side: int) -> None:
     rows = signatures(RNG.integers(0, 256, (3, side, side, 3), dtype=np.uint8))
     assert (rows.shape, rows.dtype) == ((3, SIGNATURE), np.uint8)
     assert find(np.zeros((2, side, side, 3), np.uint8), np.array([], np.int64), np.array([0])).pairs == ()
+
+
+def disc(seed: int) -> np.ndarray:
+    """A round thing before a rough background, turned and marked in its own way: coins look like that."""
+    rng = np.random.default_rng(seed)
+    down, across = np.mgrid[:80, :80] - 39.5 - rng.integers(-3, 4, (2, 1, 1))
+    coarse = Image.fromarray(rng.integers(0, 140, (8, 8), dtype=np.uint8))
+    marks = np.asarray(coarse.resize((80, 80), Image.Resampling.BICUBIC)).astype(int)
+    level = np.where(down**2 + across**2 < rng.integers(28, 33) ** 2, 60 + marks, 190 + rng.integers(-12, 13, (80, 80)))
+    return pixels(Image.fromarray(np.repeat(level.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)))
+
+
+def test_things_of_one_shape_before_one_background_are_not_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.stack([disc(seed) for seed in range(300)])
+    assert find(images, np.arange(150), np.arange(150, 300)).pairs == ()
+    monkeypatch.setattr(near_duplicates, "MAX_BITS", 28)
+    monkeypatch.setattr(near_duplicates, "MAX_LEVELS", 15.0)
+    assert len(find(images, np.arange(150), np.arange(150, 300)).pairs) > 10  # what was reported before
+
+
+def test_the_most_alike_come_first() -> None:
+    originals = [pixels(photo(seed)) for seed in range(20)]
+    noisy = [pixels(photo(seed).crop((2, 0, 80, 78))) for seed in range(10)]
+    images = np.stack([*originals, *noisy, *originals[10:]])
+    found = find(images, np.arange(20, 40), np.arange(20))
+    assert [held for held, _ in found.pairs[:10]] == list(range(30, 40))

@@ -343,3 +343,25 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     few, many, many_alone = peak("few", 400, 2), peak("many", 3200, 2), peak("many", 3200, 1)
     added_mb = 2800 * 96 * 96 * 3 / 1e6
     assert max(many, many_alone) - few < 0.2 * added_mb
+
+
+def test_near_duplicates_are_shown_by_position_and_groups_are_advised_only_where_there_are_none(tmp_path: Path) -> None:
+    for index in range(60):
+        path = add(tmp_path / "photos" / CLASSES[index % 3] / f"{index:02d}_a.png", index)
+        with Image.open(path) as image:
+            image.save(path.with_name(f"{index:02d}_b.jpg"), quality=60)
+    alone = ingested(tmp_path / "photos", tmp_path / "data", image_size=32)
+    near, images = alone.details["near_duplicates"], load_images(tmp_path / "data")
+    assert near["found"] > 0
+    for (held_out, training), (one, other) in zip(near["positions"], near["pairs"], strict=True):
+        assert (images.files[held_out], images.files[training]) == (one, other)
+        assert images.split_N[held_out] != TRAIN
+        assert images.split_N[training] == TRAIN
+    warning = next(warning for warning in alone.warnings if "almost equal" in warning)
+    assert "data.group_by keeps them so" in warning
+    wrong = ingested(tmp_path / "photos", tmp_path / "wrong", image_size=32, group_by=r"(\w+)\.(?:png|jpg)")
+    warning = next(warning for warning in wrong.warnings if "almost equal" in warning)
+    assert "different groups of data.group_by" in warning
+    assert "keeps them so" not in warning
+    grouped = ingested(tmp_path / "photos", tmp_path / "grouped", image_size=32, group_by=r"([^/]+)_\w\.\w+$")
+    assert grouped.details["near_duplicates"]["found"] < near["found"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import tiny_params
 from tests.tiny_run import build, choose, rewrite, write_network
@@ -16,6 +18,7 @@ from winnow.errors import ArtifactError
 from winnow.inference import predict_file
 from winnow.intervals import paired_drop
 from winnow.records import StepRecord, read_record, record_digest
+from winnow.reporting.thumbnails import GAP, SIDE, pairs_png
 from winnow.runtimes import OPENERS, Cell, NotHere
 from winnow.steps.report import count_reading, report, version_of
 
@@ -267,3 +270,26 @@ def test_what_abstaining_gives_is_counted_on_both_splits(artifacts: Path) -> Non
         assert counts["answered"][0] == counts["images"]
         assert counts["answered"] == sorted(counts["answered"], reverse=True)
         assert all(right <= answered for right, answered in zip(counts["right"], counts["answered"], strict=True))
+
+
+def test_the_page_shows_near_duplicates(artifacts: Path) -> None:
+    data = artifacts / "data"
+    near = {"looked_at": 90, "found": 20, "pairs": [["a<b>.jpg", "c.jpg"]] * 20, "positions": [[0, 130]] * 20}
+    record = read_record(data)
+    rewrite(data, details={**record.details, "near_duplicates": near})
+    run(artifacts)
+    page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
+    assert "20 of 90 held-out images almost equal a training image, the 16 most alike" in page
+    assert "16. a&lt;b&gt;.jpg and c.jpg" in page
+    assert "17. " not in page
+
+
+def test_thumbnails_are_side_by_side() -> None:
+    images = np.stack([np.full((8, 8, 3), level, dtype=np.uint8) for level in (0, 120)])
+    with Image.open(io.BytesIO(pairs_png(images, [[0, 1]] * 6))) as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (2 * SIDE + GAP, 4 * (2 * SIDE + GAP) - GAP, 3)
+    assert (pixels[:SIDE, :SIDE] == 0).all()
+    assert (pixels[:SIDE, SIDE : 2 * SIDE] == 120).all()
+    assert (pixels[:SIDE, 2 * SIDE : 2 * SIDE + GAP] == 255).all()
+    assert pairs_png(images, []) == b""

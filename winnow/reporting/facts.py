@@ -28,6 +28,8 @@ class Facts:
     refit: StepRecord
     trade_off: bytes
     """PNG of the Pareto front."""
+    near_duplicates: bytes = b""
+    """PNG of held-out images beside the training images that they almost equal; empty where there are none."""
 
     @property
     def source(self) -> str:

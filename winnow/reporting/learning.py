@@ -23,6 +23,7 @@ from winnow.reporting.html import (
     strong,
     table,
 )
+from winnow.reporting.thumbnails import SHOWN
 
 KNN_SPAN = 8.0
 """Points that the axis of the kNN plot spans at least: its own noise would fill it otherwise."""
@@ -65,8 +66,25 @@ def images(facts: Facts) -> Html:
         table(heading, rows, caption="Images and labels by split", left=2),
         *([paragraph(refitted)] if facts.is_refitted else []),
         *([paragraph(left_out)] if told["data/left_out"] else []),
+        *_near_duplicates(facts),
         _rejected(details["rejected"]),
     )
+
+
+def _near_duplicates(facts: Facts) -> list[Html]:
+    """The first pairs of a held-out image and the training image that it almost equals, to be looked at."""
+    near = facts.data.details.get("near_duplicates", {})
+    if not facts.near_duplicates:
+        return []
+    pairs = near["pairs"][:SHOWN]
+    names = "; ".join(f"{at}. {one} and {other}" for at, (one, other) in enumerate(pairs, start=1))
+    first = f", the {len(pairs)} most alike" if near["found"] > len(pairs) else ""
+    caption = (
+        f"{number(near['found'])} of {number(near['looked_at'])} held-out images almost equal a training image"
+        f"{first}, row by row, the held-out one on the left: {names}"
+    )
+    alt = "Pairs of images that are almost equal, named below"
+    return [figure(facts.near_duplicates, alt, caption, css="wide")]
 
 
 def _span(counts: list[int]) -> str:

@@ -210,17 +210,21 @@ def _near_duplicates(folder: Path, signatures: IO[bytes], split_N: NDArray[np.ui
     with (folder / "files.txt").open(encoding="utf-8") as names:
         named = {position: json.loads(line) for position, line in enumerate(names) if position in wanted}
     pairs = [[named[one], named[other]] for one, other in found.pairs[:SHOWN_ALIKE]]
-    return {"looked_at": found.looked_at, "found": len(found.pairs), "pairs": pairs}
+    positions = [list(pair) for pair in found.pairs[:SHOWN_ALIKE]]
+    return {"looked_at": found.looked_at, "found": len(found.pairs), "pairs": pairs, "positions": positions}
 
 
-def _alike(near: dict[str, Any]) -> list[str]:
+def _alike(near: dict[str, Any], group_by: str) -> list[str]:
     if not near["found"]:
         return []
     one, other = near["pairs"][0]
-    return [
-        f"{near['found']} of {near['looked_at']} held-out images almost equal a training image, as {one} does {other}: "
-        "figures flatter a little; where names tell which belong together, data.group_by keeps them so"
-    ]
+    told = (
+        f"{near['found']} of {near['looked_at']} held-out images almost equal a training image, as {one} does {other}; "
+        "the report shows the first. Figures flatter a little"
+    )
+    if group_by == "none":
+        return [f"{told}; where names tell which belong together, data.group_by keeps them so"]
+    return [f"{told}: these are of different groups of data.group_by, such as one object photographed twice"]
 
 
 def _header(count: int, side: int) -> bytes:
@@ -309,7 +313,12 @@ def _record(
         inputs={"archive": sha256_of(Path(data.path))} if data.source == "sample" else {},
         metrics=metrics,
         details=details,
-        warnings=(*source.warnings, *warnings, *_warnings(data, source, stored, split_N, table), *_alike(near)),
+        warnings=(
+            *source.warnings,
+            *warnings,
+            *_warnings(data, source, stored, split_N, table),
+            *_alike(near, data.group_by),
+        ),
         artifacts=describe(folder, *FILES, *(name for name in (GROUPS, TRAINING) if (folder / name).is_file())),
     )
 

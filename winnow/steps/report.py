@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from winnow.config import ROOT, Config, in_order
@@ -22,6 +23,7 @@ from winnow.records import StepRecord, describe, publish, record_digest, write_j
 from winnow.reporting import plots
 from winnow.reporting.facts import Facts, read_facts
 from winnow.reporting.page import LastLook, page
+from winnow.reporting.thumbnails import pairs_png
 from winnow.test_evaluation import TestEvaluation, evaluate_test
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> S
     names = (ROOT, *in_order(dict(config.candidates)))
     facts = read_facts(artifacts, names)
     images = load_images(artifacts / "data")
+    positions = facts.data.details.get("near_duplicates", {}).get("positions", [])
+    facts = replace(facts, near_duplicates=pairs_png(images.images_NHWC, positions))
     version = version_of(images)
     tested = _look(artifacts, images, facts, test_readings)
     warnings = _warnings(tested, facts.winner)

@@ -1,0 +1,33 @@
+"""Pairs of images side by side in one picture, as the page shows near-duplicates."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SHOWN, COLUMNS = 16, 4
+"""Pairs at most, and pairs in a row."""
+SIDE, GAP = 96, 12
+"""Of a thumbnail, and between pairs, pixels."""
+
+
+def pairs_png(images_NHWC: NDArray[np.uint8], positions: Sequence[Sequence[int]]) -> bytes:
+    """Return a PNG of the first SHOWN pairs, row by row, the held-out image on the left; b"" without a pair."""
+    shown = positions[:SHOWN]
+    if not shown:
+        return b""
+    columns, rows = min(COLUMNS, len(shown)), -(-len(shown) // COLUMNS)
+    sheet = Image.new("RGB", (columns * (2 * SIDE + GAP) - GAP, rows * (SIDE + GAP) - GAP), "white")
+    for number, pair in enumerate(shown):
+        left, top = number % COLUMNS * (2 * SIDE + GAP), number // COLUMNS * (SIDE + GAP)
+        for place, position in enumerate(pair):
+            pixels = Image.fromarray(np.asarray(images_NHWC[position]))
+            kind = Image.Resampling.NEAREST if pixels.width < SIDE else Image.Resampling.LANCZOS
+            sheet.paste(pixels.resize((SIDE, SIDE), kind), (left + place * SIDE, top))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
