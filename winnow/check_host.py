@@ -8,6 +8,7 @@ machine's figures alone.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -120,6 +121,12 @@ def openvino() -> Any:
     return found
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """One Core as long as the process lives: see winnow/runtimes.py."""
+    return openvino().Core()
+
+
 def opened(path: pathlib.Path, side: int, cell: Row) -> Answer:
     """The model on the cell's runtime."""
     if cell["runtime"] in OPENVINO:
@@ -134,7 +141,7 @@ def in_streams(path: pathlib.Path, side: int, cell: Row) -> Answer:
     """The model in OpenVINO: for latency a whole batch, for throughput dealt out to streams side by side."""
     streams = math.gcd(cell["batch"], cell["threads"]) if cell["runtime"] == "openvino-throughput" else 1
     part = cell["batch"] // streams
-    core = openvino().Core()
+    core = openvino_core()
     model = core.read_model(str(path))
     model.reshape([part, side, side, 3])
     settings = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams} if streams > 1 else {}

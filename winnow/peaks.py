@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from winnow.errors import MissingExtra
 from winnow.machine import cores, has_fast_bf16
-from winnow.runtimes import INT8, Precision, set_torch_threads
+from winnow.runtimes import INT8, Precision, openvino_core, set_torch_threads
 from winnow.timing import time_calls
 
 SIDE, IN_A_ROW = 1024, 8
@@ -147,11 +147,10 @@ def _in_openvino() -> list[Multiplication]:
 
 def _in_a_row(products: int, precision: Precision) -> Any:
     """A compiled model: products with constant matrices (SIDE, SIDE), each of the last one's result."""
-    try:
-        import openvino
-        from openvino import opset13 as operators
-    except ModuleNotFoundError as error:
-        raise MissingExtra("openvino", "runtimes") from error
+    core = openvino_core()
+    import openvino
+    from openvino import opset13 as operators
+
     rng, int8 = np.random.default_rng(1), precision == "int8"
     low, high = np.float32(0), np.float32(255)
     given = at = operators.parameter([SIDE, SIDE], np.uint8 if int8 else np.float32)
@@ -170,4 +169,4 @@ def _in_a_row(products: int, precision: Precision) -> Any:
         "INFERENCE_NUM_THREADS": cores(),
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
     }
-    return openvino.Core().compile_model(openvino.Model([at], [given], "peak"), "CPU", settings)
+    return core.compile_model(openvino.Model([at], [given], "peak"), "CPU", settings)

@@ -24,6 +24,7 @@ numpy is imported at the top: a process that serves a file by ONNX Runtime or Op
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import math
 import shutil
@@ -153,18 +154,31 @@ def _onnxruntime_gpu(folder: Path, cell: Cell) -> Predict:
     return predict
 
 
-def compiled_openvino(folder: Path, cell: Cell) -> Any:
-    """The file compiled for this cell: for a whole batch, or for each stream's part of it.
+def openvino_core() -> Any:
+    """Return the one openvino.Core of this process, which lives as long as the process. Raises MissingExtra.
 
-    Raises ArtifactError, MissingExtra.
+    Each Core sets a signal stack of its own and puts the former one back when it goes: two that do not go in reverse
+    order leave a freed one (2026.4), and the next signal that Python handles (Ctrl-C) ends the process by SIGSEGV.
     """
     try:
         import openvino
     except ModuleNotFoundError as error:
         raise MissingExtra("openvino", "runtimes") from error
-    path = folder / MODEL
+    return _made_once(openvino.Core)
+
+
+@functools.cache
+def _made_once(kind: Callable[[], Any]) -> Any:
+    return kind()
+
+
+def compiled_openvino(folder: Path, cell: Cell) -> Any:
+    """The file compiled for this cell: for a whole batch, or for each stream's part of it.
+
+    Raises ArtifactError, MissingExtra.
+    """
+    core, path = openvino_core(), folder / MODEL
     check_exists(path)
-    core = openvino.Core()
     try:
         model = core.read_model(str(path))
     except RuntimeError as error:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 from onnx import numpy_helper
 from pydantic import ValidationError
@@ -29,7 +28,7 @@ from winnow.export import export_onnx, float_layers, look_into
 from winnow.inference import predict_file
 from winnow.models.backbones import Architecture, build
 from winnow.records import sha256_of
-from winnow.runtimes import Cell, open_cell
+from winnow.runtimes import Cell, open_cell, openvino_core
 
 
 def settings(**changes: Any) -> Quantize:
@@ -87,7 +86,7 @@ def test_weights_are_the_parents_rounded(tiny_candidate: Callable[[str], Path], 
 
 
 def test_both_runtimes_give_the_same_answers(tiny_candidate: Callable[[str], Path], tiny_set: ImageSet) -> None:
-    folder, core = tiny_candidate("dense-int8"), openvino.Core()
+    folder, core = tiny_candidate("dense-int8"), openvino_core()
     pixels = np.ascontiguousarray(tiny_set.images_NHWC[tiny_set.indices(VALIDATION)])
     model = core.read_model(folder / "model.onnx")
     # As winnow/runtimes.py does: with a free batch OpenVINO 2026.4 computes int8 convolutions wrongly.

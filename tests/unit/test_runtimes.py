@@ -200,6 +200,28 @@ def test_a_server_of_files_loads_no_torch(served: Path, runtime: str) -> None:
     assert told.stdout.strip() == "(1, 3) False"
 
 
+CTRL_C = """
+import signal
+from pathlib import Path
+from winnow.runtimes import Cell, open_cell
+
+cell = Cell("dense", "openvino", "f32", "file", 1, 1)
+cells = [open_cell(Path({served!r}), cell) for _ in range(3)]
+while cells:
+    cells.pop(0)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        print("heard", len(cells))
+"""
+
+
+def test_ctrl_c_is_heard_after_models_of_openvino_were_closed_in_any_order(served: Path) -> None:
+    code = CTRL_C.format(served=str(served))
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout.split("\n")[:-1]) == (0, ["heard 2", "heard 1", "heard 0"]), told.stderr
+
+
 def test_threads_and_flags() -> None:
     before = torch.get_num_threads()
     assert set_torch_threads(1) == before
