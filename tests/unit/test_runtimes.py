@@ -205,6 +205,7 @@ import signal
 from pathlib import Path
 from winnow.runtimes import Cell, open_cell
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born with Ctrl-C ignored
 cell = Cell("dense", "openvino", "f32", "file", 1, 1)
 cells = [open_cell(Path({served!r}), cell) for _ in range(3)]
 while cells:
