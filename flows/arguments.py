@@ -31,7 +31,12 @@ def parser_of(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     for command in (run, plan):
         _add_settings(command)
     add("fetch", "bring data.path up to what lies in S3, as winnow run does first (data.fetch)")
-    add("status", "which steps are stale, and why")
+    status = add("status", "which steps are stale, and why")
+    status.add_argument(
+        "--full",
+        action="store_true",
+        help="read everything that DVC keeps of this state, too: a disk may change bytes and no times",
+    )
     add("track", "project the records onto MLflow, as after dvc repro")
     promote = add("promote", "register the winner and let it challenge the champion")
     promote.add_argument(

@@ -3,7 +3,7 @@
     winnow run [-S KEY=VALUE ...]   bring everything up to date, track it, promote the winner
     winnow plan [-S KEY=VALUE ...]  how long that would take here, and how much memory and disk
     winnow fetch                    bring data.path up to what lies in S3 (data.fetch); winnow run does it first
-    winnow status                   which steps are stale, and why
+    winnow status [--full]          which steps are stale, and why
     winnow track                    project the records onto MLflow (after dvc repro)
     winnow promote [--replace]      let the winner challenge the champion
     winnow rollback                 the previous champion back into production
@@ -140,10 +140,10 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _status(places: Places, _options: argparse.Namespace) -> int:
+def _status(places: Places, options: argparse.Namespace) -> int:
     from flows.running import show_status
 
-    return show_status(places, _config(places))
+    return show_status(places, _config(places), options.full)
 
 
 def _track(places: Places, _options: argparse.Namespace) -> int:

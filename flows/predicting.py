@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from winnow.config import Config
 from winnow.errors import DataError, MissingExtra, WinnowError
 from winnow.predicting import Prediction, predict_files
 from winnow.printable import printable, spreadsheet_cell
-from winnow.records import read_json
+from winnow.records import read_json, renamed
 from winnow.runtimes import NotHere
 
 SHOWN_AT_MOST = 1000
@@ -147,14 +146,11 @@ def _show(rows: list[Row], top: int) -> None:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A name beside `path`, which becomes it when all is written; nothing is left of a half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        temporary.replace(path)
+        with renamed(path) as temporary:
+            yield temporary
     except OSError as error:
         raise DataError(f"--out {path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from rich import box
 from rich.table import Table
 
 from flows import planning, summary
 from flows.terminal import Terminal
-from tasks import checkout, servers, settled, versioning, watchdog
+from tasks import checkout, integrity, servers, settled, versioning, watchdog
 from tasks.disk_errors import check_room
 from tasks.settings import Places
 from tasks.state_files import Times, read_memory
@@ -29,11 +29,11 @@ def run(places: Places, config: Config) -> int:
     started = time.monotonic()
     checkout.check_free(places)
     fetch(places, config)
-    check_room(places.root)
     stale = versioning.stale(places.root, config)
     done: list[dict[str, Any]] = []
     began = time.time()
     if stale or _untracked(places, config):
+        check_room(places.root)
         _announce(stale)
         _warn_of_overflow(places, config)
         servers.check_prefect()
@@ -74,15 +74,18 @@ def fetch(places: Places, config: Config) -> None:
         fetching.fetch(places, config)
 
 
-def show_status(places: Places, config: Config) -> int:
+def show_status(places: Places, config: Config, full: bool = False) -> int:
     """A table of stale steps with the reasons, libraries that differ from those that ran, and what serves.
 
-    While a run works DVC cannot be asked what is stale: who works is told, at which step, and how far it is.
+    While a run works DVC cannot be asked what is stale: who works is told, at which step, and how far it is. `full`:
+    read every file that DVC keeps of this state, not only those whose size, time or inode have changed.
     """
     if told := checkout.who_works(places):
         for line in (told, *_progress(places), *settled.reasons(places)):
             console.print(line)
         return 0
+    if full:
+        integrity.damaged(places, full=True)  # what it finds stays in doubt, and is told as stale
     stale = versioning.stale(places.root, config)
     if not stale:
         console.print("All steps are up to date.")
@@ -102,10 +105,14 @@ def _progress(places: Places) -> list[str]:
     curves = sorted(places.checkpoints.glob("*/**/*.curves.jsonl"), key=lambda path: path.stat().st_mtime)
     if not curves:
         return []
-    rows = curves[-1].read_text(encoding="utf-8").splitlines()
-    if not rows:
+    try:
+        rows = curves[-1].read_text(encoding="utf-8").splitlines()
+        row = TypeAdapter(dict[str, float]).validate_json(rows[-1]) if rows else {}
+    except (OSError, UnicodeDecodeError, ValidationError):  # it is written anew with the next epoch
         return []
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in json.loads(rows[-1]).items())
+    if not row:
+        return []
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
     return [f"{curves[-1].name.removesuffix('.curves.jsonl')}: {shown}"]
 
 

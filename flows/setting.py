@@ -20,6 +20,7 @@ from tasks.settings import Places, check_files
 from winnow.config import TOO_DEEP, NoPretraining, check_config
 from winnow.config.keys import keys_below
 from winnow.errors import ConfigError
+from winnow.records import renamed
 
 TEXT = "tag:yaml.org,2002:str"
 
@@ -45,9 +46,8 @@ def write_params(places: Places, after: str) -> None:
     check_files(check_config(yaml.safe_load(after), "params.yaml with these settings"), places.root)
     if after == before:
         return
-    temporary = path.with_name(".params.yaml.tmp")
-    temporary.write_text(after, encoding="utf-8")
-    temporary.replace(path)
+    with renamed(path) as temporary:
+        temporary.write_text(after, encoding="utf-8")
     changed = difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "params.yaml", n=0, lineterm="")
     say("\n".join(line for line in changed if not line.startswith(("@@", "---"))))
 

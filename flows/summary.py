@@ -9,8 +9,9 @@ from tasks.settings import Places
 from winnow.clusters import in_groups
 from winnow.config import in_order, load_config
 from winnow.config.candidates import CONTROL, ROOT
+from winnow.config.data import Data
 from winnow.measurement_error import describe_errors
-from winnow.records import RECORD, StepRecord, read_record
+from winnow.records import RECORD, StepRecord, quality_as_served, read_record
 from winnow.reporting.advice import pretraining_advice
 from winnow.selection import GATES, describe_failures, describe_reasons
 
@@ -30,8 +31,13 @@ def candidate_rows(places: Places) -> list[dict[str, str]]:
     rows = []
     for name in [ROOT, *in_order(dict(config.candidates))]:
         record = read_record(places.artifacts / "candidates" / name)
-        quality = record.metrics | selection.details.get("quality", {}).get(name, {})
-        row = _row(name, quality, benchmark, verdicts.get(name), selection.details["winner"] == name)
+        row = _row(
+            name,
+            record.metrics | quality_as_served(selection, name),
+            benchmark,
+            verdicts.get(name),
+            selection.details["winner"] == name,
+        )
         if test:  # beside the accuracy on validation
             row = {
                 "candidate": row.pop("candidate"),
@@ -188,16 +194,12 @@ def learned_lines(places: Places) -> list[str]:
             f"{interval}, {gain['pairs']} label seed{'s' if gain['pairs'] != 1 else ''}"
         )
     method = read_record(places.artifacts / "pretrain").parameters["method"]
-    is_up = read_record(places.artifacts / "data").parameters.get("up", True)
-    if advice := pretraining_advice(gain, method, is_up):
+    data = Data.model_validate(read_record(places.artifacts / "data").parameters)
+    if advice := pretraining_advice(gain, method, data):
         lines.append(advice)
     timed = read_record(places.artifacts / "benchmark").details
     if told := describe_errors(timed["measurement_error"]):
         lines.append(f"speed-ups with 95 % intervals; {told}")
-    for row in timed["absent"]:
-        if row["runtime"] == "compile":
-            lines.append(f"torch.compile was not timed: {row['reason']}; the best float PyTorch is eager alone")
-            break
     return lines + _warning_lines(places)
 
 

@@ -157,8 +157,8 @@ def supervisor(file: Path, root: Path, logs: Path, console: Console) -> Iterator
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        if file.is_file():
-            end(marked(MARK, f"{file.read_text(encoding='utf-8').strip()}/"))
+        if file.is_file() and (left := file.read_bytes().decode("ascii", "replace").strip()):
+            end(marked(MARK, f"{left}/"))
         mark = secrets.token_hex(8)
         file.write_text(mark + "\n", encoding="utf-8")
         keeps = Supervisor(mark, root, logs, console)

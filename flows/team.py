@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from flows import postgresql
 from flows.supervising import Program, Supervisor, check_ports, listens, supervisor
@@ -126,10 +127,11 @@ def _secrets(path: Path) -> dict[str, str]:
     """The passwords, made up on the first start."""
     if path.is_file():
         try:
-            found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            found = TypeAdapter(dict[str, str]).validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]["msg"]
             raise WinnowError(
-                f"{path} is no JSON any more ({error}); mend it: the databases know its passwords"
+                f"{path} is no JSON object of texts any more ({first}); mend it: the databases know its passwords"
             ) from error
         if wrong := [name for name in (*MADE_UP, *PEOPLE) if len(str(found.get(name, ""))) < SHORTEST]:
             raise WinnowError(f"{path}: {', '.join(wrong)}: MLflow takes no less than {SHORTEST} characters")

@@ -21,6 +21,7 @@ import psutil
 from tasks.origin import is_alive, process_identity
 from tasks.settings import Places
 from winnow.errors import WinnowError
+from winnow.records import renamed
 
 WAIT_SECONDS = 1.0
 _held: set[Path] = set()
@@ -159,10 +160,8 @@ def _file_of(places: Places) -> Path:
 
 
 def _write(places: Places, process: str) -> None:
-    path = _file_of(places)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(f"{process} {datetime.now().astimezone():%Y-%m-%d %H:%M}", encoding="utf-8")
-    temporary.replace(path)
+    with renamed(_file_of(places)) as temporary:
+        temporary.write_text(f"{process} {datetime.now().astimezone():%Y-%m-%d %H:%M}", encoding="utf-8")
 
 
 def _holder(places: Places) -> tuple[str, str] | None:

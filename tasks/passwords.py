@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tasks.settings import Places
 from winnow.errors import WinnowError
+from winnow.records import renamed
 
 USER = "winnow"
 SHORTEST = 12
@@ -20,11 +21,11 @@ SHORTEST = 12
 
 def write_private(path: Path, text: str) -> None:
     """Write a file for its owner alone, from the first byte on; whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as opened:
-        opened.write(text)
-    temporary.replace(path)
+    with renamed(path) as temporary:
+        temporary.unlink(missing_ok=True)
+        number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(number, "w", encoding="utf-8") as opened:
+            opened.write(text)
 
 
 def file_of(places: Places) -> Path:

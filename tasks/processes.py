@@ -15,7 +15,12 @@ END_SECONDS = 30
 
 
 def marked(variable: str, mark: str) -> list[int]:
-    """Return the processes whose variable begins with a mark, without this one: a program's and all that came of it."""
+    """Return the processes whose variable begins with a mark, without this one: a program's and all that came of it.
+
+    Raises ValueError for an empty mark, which every process would carry.
+    """
+    if not mark:
+        raise ValueError(f"an empty mark in {variable}")
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):

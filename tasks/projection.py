@@ -22,7 +22,7 @@ from tasks.settings import Places
 from winnow.clusters import in_groups
 from winnow.config import CONTROL, ROOT, Config
 from winnow.measurement_error import describe_errors
-from winnow.records import RECORD, Machine, StepRecord, read_record, record_digest
+from winnow.records import RECORD, Machine, StepRecord, quality_as_served, read_record, record_digest
 from winnow.selection import GATES
 
 CANDIDATE_STEPS = ("finetune", "candidate")
@@ -137,7 +137,7 @@ def content(folder: Path, step: str, judging: Judging | None = None) -> RunConte
 
 def _judged(own: RunContent, judging: Judging) -> RunContent:
     figures: dict[str, float] = judging.benchmark.details["candidates"][own.name]
-    figures = figures | judging.selection.details.get("quality", {}).get(own.name, {})
+    figures = figures | quality_as_served(judging.selection, own.name)
     verdict, reason = _verdict(own.name, judging.selection)
     parts = [own.record_digest, figures, verdict, reason]
     return replace(

@@ -33,7 +33,7 @@ from winnow.errors import ArtifactError, WinnowError
 from winnow.evaluation import drop_metrics_on_test
 from winnow.hosts import target_digest
 from winnow.model_file import MODEL
-from winnow.records import RECORD, StepRecord, read_json, read_record, record_digest, sha256_of
+from winnow.records import RECORD, StepRecord, quality_as_served, read_json, read_record, record_digest, sha256_of
 from winnow.refit_files import REFIT, deployed_folder, selected_folder
 from winnow.runtimes import streams_of
 from winnow.selection import SERVES
@@ -181,7 +181,7 @@ def _card(places: Places, config: Config, selection: StepRecord, winner: str, fo
     return {
         **own,
         # One value for one figure: what the report shows is of the runtime that serves, too.
-        "metrics": own["metrics"] | selection.details.get("quality", {}).get(winner, {}),
+        "metrics": own["metrics"] | quality_as_served(selection, winner),
         "serving": {**serving, "objective": objective},
         "speed": speeds["candidates"][winner],
         "fastest": {what: _how(row) for what, row in fastest.items() if row is not None},

@@ -58,17 +58,18 @@ def answering(
     except (MlflowException, SQLAlchemyError, OSError, TookTooLong) as error:
         account = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
         where = tracked.without_password(tracked.address(places))
-        told = tracked.without_password(" ".join(str(error).split()))[:400]
+        whole = tracked.without_password(" ".join(str(error).split()))
+        told = whole[:400]
         if isinstance(error, TookTooLong):
             told = f"a call took longer than {CALL_SECONDS:.0f} s"
         if tracked.is_own(places) and is_full(error):
             todo = "Make room on its disk"
-        elif tracked.is_own(places) and any(word in told for word in DAMAGED):
+        elif tracked.is_own(places) and any(word in whole for word in DAMAGED):
             todo = (
                 "The file is damaged. Move it away and keep it (sqlite3 FILE .recover may read what it holds of former "
                 "runs); `winnow track` and `winnow promote` write the present run anew from artifacts"
             )
-        elif tracked.is_own(places) and "out-of-date database schema" in told:
+        elif tracked.is_own(places) and "out-of-date database schema" in whole:
             todo = "Another version of MLflow made that file; copy it away, then upgrade it as MLflow says"
         elif tracked.is_own(places) or isinstance(error, PermissionError):
             todo = "See that it can be written"

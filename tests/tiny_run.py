@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from winnow.config import Config
+from tests.conftest import tiny_params
+from winnow.config import Config, check_config
 from winnow.data.images import SPLITS, VALIDATION, ImageSet, load_images
 from winnow.evaluation import agreement, quality, served_file, temperature
 from winnow.inference import predict_file
@@ -94,7 +95,7 @@ def record_data(folder: Path, images: ImageSet) -> None:
         StepRecord(
             step="ingest",
             name="ingest",
-            parameters={},
+            parameters=check_config(tiny_params()).data.model_dump(mode="json"),
             inputs={},
             metrics=metrics,
             details=details,

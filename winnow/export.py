@@ -77,7 +77,7 @@ def export_onnx(model: nn.Module, architecture: Architecture, path: Path) -> Non
 def save_onnx(proto: Any, path: Path) -> None:
     """Write a model as one file, without notes of exporters and machines, to a temporary name and renamed."""
     _strip(proto)
-    with renamed(path.with_name(path.name + ".tmp"), path) as temporary:
+    with renamed(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
 
 

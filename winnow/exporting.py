@@ -206,7 +206,9 @@ def _quality(metrics: Mapping[str, float], test: Mapping[str, Any]) -> str:
             f"| points of top-1 beside the uncompressed model | {metrics['delta/top1']:+.1f} | |",
         ]
     if "quality/ece_calibrated" in metrics:
-        rows.append(f"| expected calibration error | {metrics['quality/ece_calibrated'] * 100:.1f} % | |")
+        rows.append(
+            f"| expected calibration error, in ONNX Runtime | {metrics['quality/ece_calibrated'] * 100:.1f} % | |"
+        )
     rows.append(f"| same answer as the uncompressed model | {metrics['quality/agreement'] * 100:.1f} % | |")
     return "\n".join(["| | validation | test |", "|---|---|---|", *rows]) + "\n"
 

@@ -120,19 +120,33 @@ def describe(folder: Path, *names: str) -> tuple[Artifact, ...]:
 
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON, written to a temporary name and renamed."""
-    with renamed(path.with_name(path.name + ".tmp"), path) as temporary:
+    with renamed(path) as temporary:
         temporary.write_text(json_text(value), encoding="utf-8")
 
 
 @contextmanager
-def renamed(temporary: Path, path: Path) -> Iterator[Path]:
-    """A name to write to; the file becomes `path` if the block ends well, and is removed if not (a full disk)."""
+def renamed(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; the file becomes `path` if the block ends well, and is removed if not.
+
+    It is on the disk before it takes the name, so that a power cut leaves the former file or this one.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        _flush(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _flush(path: Path) -> None:
+    """Have what was written to a file or a folder on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def json_text(value: Any) -> str:
@@ -171,6 +185,16 @@ def read_record(folder: Path) -> StepRecord:
         ) from error
 
 
+def quality_as_served(selection: StepRecord, name: str) -> dict[str, float]:
+    """Return what the record of the step select holds of a candidate in the runtime and precision that would serve it.
+
+    quality/top1 and its interval, quality/macro_f1, quality/agreement and delta/top1; a candidate's own record holds
+    these of its file in ONNX Runtime.
+    """
+    found: dict[str, float] = selection.details["quality"][name]
+    return found
+
+
 def record_digest(folder: Path) -> str:
     """Digest of a step's record; it covers the step's files, whose digests the record holds."""
     if not (folder / RECORD).is_file():
@@ -191,6 +215,9 @@ def publish(out: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for path in temporary.rglob("*"):
+            _flush(path)
+        _flush(temporary)
         if out.exists():
             out.replace(aside)
         try:

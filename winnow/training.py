@@ -272,7 +272,7 @@ def _save(
 ) -> None:
     """Curves after every epoch; weights, momentum and step together in one file, so that they cannot disagree."""
     checkpoint.folder.mkdir(parents=True, exist_ok=True)
-    with renamed(checkpoint.curves.with_suffix(".tmp"), checkpoint.curves) as temporary:
+    with renamed(checkpoint.curves) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in state.history), encoding="utf-8")
     if not tensors:
         return
@@ -282,7 +282,7 @@ def _save(
             f"optimiser.{index}.{k}": v.cpu().contiguous() for k, v in slots.items() if isinstance(v, torch.Tensor)
         }
     meta = {"step": state.step, "loss_sum": state.loss_sum, "history": state.history}
-    with renamed(checkpoint.tensors.with_suffix(".tmp"), checkpoint.tensors) as partial:
+    with renamed(checkpoint.tensors) as partial:
         save_file(kept, partial, metadata={"state": json.dumps(meta)})
 
 

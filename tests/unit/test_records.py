@@ -95,6 +95,37 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert read_json(path) == {"ä": [1, 2.5]}
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what is written to the disk and of what is renamed, in order; both are done, too."""
+    done: list[str] = []
+    flush, replace = os.fsync, Path.replace
+
+    def flushed(number: int) -> None:
+        done.append(f"flush {Path(f'/proc/self/fd/{number}').readlink().name}")
+        flush(number)
+
+    def replaced(path: Path, target: Path) -> Path:
+        done.append(f"rename {path.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", replaced)
+    return done
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, calls: list[str]) -> None:
+    """A power cut between the two would leave an empty file under the right name."""
+    write_json(tmp_path / "x.json", [1])
+    name = f".x.json.{os.getpid()}.tmp"
+    assert calls == [f"flush {name}", f"rename {name}"]
+    calls.clear()
+    with publish(tmp_path / "out") as folder:
+        (folder / "images.npy").write_bytes(b"1")
+    name = f".out.{os.getpid()}.tmp"
+    assert calls == ["flush images.npy", f"flush {name}", f"rename {name}"]
+
+
 @pytest.mark.parametrize("before", [True, False], ids=["replaces", "makes"])
 def test_publish(tmp_path: Path, before: bool) -> None:
     out = tmp_path / "deep" / "out"

@@ -102,15 +102,6 @@ def test_warnings_of_every_step_each_once_and_those_of_the_report_before_the_tab
     assert "pruned: of candidates/pruned" in lines
 
 
-def test_a_run_without_a_compiler_says_so_once(places: Places) -> None:
-    benchmark = places.artifacts / "benchmark"
-    reason = "no compiler: g++ is not on the PATH"
-    absent = [{"runtime": "compile", "precision": precision, "reason": reason} for precision in ("f32", "bf16")]
-    rewrite(benchmark, details={**read_record(benchmark).details, "absent": absent})
-    told = [line for line in learned_lines(places) if "torch.compile" in line]
-    assert told == [f"torch.compile was not timed: {reason}; the best float PyTorch is eager alone"]
-
-
 def test_table_report_and_card_show_one_value_where_runtimes_differ(places: Places) -> None:
     at, config = places.artifacts, check_config(tiny_params())
     cell = read_record(at / "select").details["served"]["pruned-int8"]

@@ -80,7 +80,8 @@ def _quality(facts: Facts) -> Html:
     better = f"{reference}, better than dense" if reference != ROOT else reference
     caption = (
         f"Quality on the validation split of {facts.source}, in the runtime and precision where each file is fastest "
-        f"(dense: in ONNX Runtime), and size. Drop: points of top-1 lost against {better}. "
+        f"(dense, and what has not answered there: in ONNX Runtime), and size. "
+        f"Drop: points of top-1 lost against {better}. "
         f"Small figures: intervals, 95 % for top-1, {facts.level} for the drop"
     )
     heading = ["candidate", "top-1", "drop", "macro F1", "agreement", "parameters", "MACs", "MB", "MB zipped"]

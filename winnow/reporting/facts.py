@@ -10,7 +10,7 @@ from typing import Any
 from winnow.clusters import in_groups
 from winnow.config import ROOT
 from winnow.errors import ArtifactError
-from winnow.records import StepRecord, read_record
+from winnow.records import StepRecord, quality_as_served, read_record
 
 Row = dict[str, Any]
 
@@ -73,8 +73,7 @@ class Facts:
 
     def quality(self, name: str) -> dict[str, float]:
         """Metrics of a candidate: its record's, and accuracy in the runtime and precision that would serve it."""
-        as_served: dict[str, float] = self.selection.details["quality"][name]
-        return self.candidates[name].metrics | as_served
+        return self.candidates[name].metrics | quality_as_served(self.selection, name)
 
     def speed(self, name: str) -> dict[str, float]:
         """Flat metrics of a candidate in the benchmark; sparse where it could not be timed."""

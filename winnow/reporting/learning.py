@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from winnow.config import ROOT
+from winnow.config.data import Data
 from winnow.reporting import plots
 from winnow.reporting.advice import ENOUGH_PAIRS, pretraining_advice
 from winnow.reporting.facts import Facts
@@ -121,7 +122,7 @@ def pretraining(facts: Facts) -> Html:
         drawn = plots.curves(knn, "knn", "kNN accuracy on validation, %", 100, least_span=KNN_SPAN)
         pictures.append(figure(drawn, alt, told))
     advice = pretraining_advice(
-        arms["gain"], facts.pretrain.parameters["method"], facts.data.parameters.get("up", True)
+        arms["gain"], facts.pretrain.parameters["method"], Data.model_validate(facts.data.parameters)
     )
     return join(
         paragraph(_gain(facts, arms["gain"])),

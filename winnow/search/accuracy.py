@@ -16,6 +16,7 @@ from winnow.data.images import VALIDATION, ImageSet
 from winnow.evaluation import load_logits, right_answers
 from winnow.evidence import Evidence, losses
 from winnow.intervals import Drop
+from winnow.records import renamed
 
 ANSWERS = "answers.npy"
 """What a trial's last candidate answers to the validation images where it is timed, beside its candidates."""
@@ -53,7 +54,5 @@ def evidence(
 
 def keep_answers(home: Path, answers_VC: NDArray[np.float32]) -> None:
     """Leave what a trial answers to the validation images (V, C) in its folder, whole or not at all."""
-    temporary = home / f"{ANSWERS}.tmp"
-    with temporary.open("wb") as file:
+    with renamed(home / ANSWERS) as temporary, temporary.open("wb") as file:
         np.save(file, answers_VC)
-    temporary.replace(home / ANSWERS)

@@ -127,7 +127,8 @@ def chain(
         "hint_weight": 1.0,
         "augmentation": {
             "crop_scale_min": 0.6,
-            "flip": config.finetune.augmentation.flip,
+            # Where data.mirrors says no, that switch does it at each load, also after it was set back.
+            "flip": config.finetune.augmentation.flip or not config.data.mirrors,
             "jitter": 0.0,
             "grayscale": 0.0,
         },

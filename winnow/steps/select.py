@@ -54,7 +54,8 @@ COMPARED = (
     *("quality/top1", "quality/macro_f1", "quality/ece", "quality/agreement"),
     *("size/mb", "size/zipped_mb", "size/parameters", "size/nonzero_parameters", "compute/macs"),
 )
-"""Figures for `dvc metrics diff`: those that a candidate's inputs decide; times differ from run to run."""
+"""Figures for `dvc metrics diff`: those that a candidate's inputs decide, of its file in ONNX Runtime. Where it would
+serve is decided by times, which differ from run to run."""
 
 Row = dict[str, Any]
 
@@ -169,7 +170,8 @@ def _quality_as_served(
 ) -> dict[str, dict[str, float]]:
     """Return the accuracy of each candidate in the runtime and precision that would serve it, as its card repeats it.
 
-    Its own record holds that of its file in ONNX Runtime. Without a labelled image: agreement alone.
+    Its own record holds that of its file in ONNX Runtime, and so does this where the machine that will serve is another
+    one whose runtime has not answered here (`_not_answered`). Without a labelled image: agreement alone.
     """
     known_L = images.indices(VALIDATION, labelled=True)
     scored_V = images.labels_N[images.indices(VALIDATION)] >= 0
@@ -224,8 +226,9 @@ def _not_answered(speeds: Mapping[str, Any], benchmark: Path, names: Sequence[st
     """Return a warning for each candidate whose drop and agreement are not of the answers that will serve."""
     rows = {name: _cell(speeds, name, objective) for name in names}
     return [
-        f"drop, macro F1 and agreement of {name} are of its file in ONNX Runtime: it will serve in {row['runtime']} "
-        f"{row['precision']} on {speeds['machine']['cpu']}, and the benchmark of this machine has no answers in that"
+        f"top-1, drop, macro F1 and agreement of {name} are of its file in ONNX Runtime: it will serve in "
+        f"{row['runtime']} {row['precision']} on {speeds['machine']['cpu']}, and the benchmark of this machine has no "
+        "answers in that"
         for name, row in rows.items()
         if row is not None and speeds["is_target"] and not (benchmark / served_file(row)).is_file()
     ]
