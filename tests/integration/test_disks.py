@@ -116,6 +116,7 @@ def test_a_full_disk_is_told_by_the_command_line(small_disk: Path) -> None:
     fill(root, 0)
     is_told(step(root, "flows.cli", "run", "-S", "data.image_size=32"), "the disk is full, or a quota is used up")
     assert yaml.safe_load((root / "params.yaml").read_text())["data"]["image_size"] == 16
+    assert left_over(root) == []
 
 
 def test_a_run_that_has_no_room_does_not_begin(small_disk: Path) -> None:
@@ -170,8 +171,8 @@ def test_other_errors_stay(error: Exception) -> None:
 
 def test_half_of_a_file_is_removed(tmp_path: Path) -> None:
     def stop(path: Path) -> None:
-        with renamed(path, tmp_path / "whole"):
-            path.write_text("half")
+        with renamed(path) as temporary:
+            temporary.write_text("half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
     acts: list[Callable[[], object]] = [

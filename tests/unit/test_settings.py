@@ -62,6 +62,12 @@ def test_compilers_get_paths_that_they_can_be_given(bare: pytest.MonkeyPatch, tm
     assert shared.stat().st_mode & 0o777 == 0o700
 
 
+def test_an_account_without_a_home_compiles_too(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bare.setenv("HOME", "~")  # what an account that nobody knows is given
+    shared = Path(tempfile.gettempdir()) / f"winnow-{os.getuid()}"
+    assert Path(defaults(tmp_path / "it's")["TORCHINDUCTOR_CACHE_DIR"]).is_relative_to(shared)
+
+
 def test_a_shared_folder_of_somebody_else_is_not_used(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bare.setenv("HOME", str(tmp_path / "it's"))
     bare.setattr(tempfile, "tempdir", str(tmp_path))
