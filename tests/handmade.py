@@ -25,6 +25,7 @@ from winnow.records import (
     StepRecord,
     describe,
     read_json,
+    read_record,
     record_digest,
     sha256_of,
     this_machine,
@@ -163,13 +164,17 @@ def write_verdicts(at: Path, config: Config, names: list[str], winner: str | Non
     machine = this_machine().model_dump(mode="json")
     speeds = {"machine": machine, "is_target": False, "best": bests, "candidates": dict.fromkeys(names, figures)}
     speeds["measurement_error"] = []
+    quality = {
+        name: {key: value for key, value in read_record(at / "candidates" / name).metrics.items() if "quality/" in key}
+        for name in names
+    }
     why = f"{winner} answers fastest" if winner else "no candidate passes every gate"
     _record(
         at / "select",
         "select",
         inputs={"benchmark": record_digest(at / "benchmark"), **digests},
         metrics={"select/passed": 1.0},
-        details={"winner": winner, "why": why, "verdicts": verdicts, "speeds": speeds},
+        details={"winner": winner, "why": why, "verdicts": verdicts, "speeds": speeds, "quality": quality},
     )
     write_json(at / "select" / "winner.json", {"winner": winner})
     labels = {"training": 110, "choosing": 60, "deployed": 110}

@@ -189,9 +189,11 @@ def quality_as_served(selection: StepRecord, name: str) -> dict[str, float]:
     """Return what the record of the step select holds of a candidate in the runtime and precision that would serve it.
 
     quality/top1 and its interval, quality/macro_f1, quality/agreement and delta/top1; a candidate's own record holds
-    these of its file in ONNX Runtime.
+    these of its file in ONNX Runtime. Raises ArtifactError where another version of winnow has selected.
     """
-    found: dict[str, float] = selection.details["quality"][name]
+    found: dict[str, float] | None = selection.details.get("quality", {}).get(name)
+    if found is None:
+        raise ArtifactError(f"the selection holds no quality of {name}: another version of winnow made it; winnow run")
     return found
 
 

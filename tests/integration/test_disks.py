@@ -123,6 +123,9 @@ def test_a_run_that_has_no_room_does_not_begin(small_disk: Path) -> None:
     root = project(small_disk)
     (root / "data").mkdir()
     (root / "data" / "none").touch()
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    (root / ".dvc").mkdir()
+    shutil.copyfile(ROOT / ".dvc" / "config", root / ".dvc" / "config")
     is_told(step(root, "flows.cli", "run"), "MB left, and a run takes 64 MB before its first step; make room")
 
 

@@ -22,6 +22,7 @@ from winnow.records import (
     Verdict,
     describe,
     publish,
+    quality_as_served,
     read_json,
     read_record,
     record_digest,
@@ -256,3 +257,9 @@ def test_every_error_is_a_value_error_of_ours() -> None:
         again = pickle.loads(pickle.dumps(error))
         assert (type(again), str(again)) == (type(error), str(error))
     assert "pip install 'winnow-vision[runtimes]'" in str(MissingExtra("openvino", "runtimes"))
+
+
+def test_a_selection_of_another_version_says_so() -> None:
+    record = StepRecord(step="select", name="select", parameters={}, inputs={}, metrics={}, details={})
+    with pytest.raises(ArtifactError, match=r"no quality of dense: another version of winnow made it; winnow run"):
+        quality_as_served(record, "dense")
