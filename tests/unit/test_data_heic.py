@@ -36,6 +36,36 @@ def photo() -> np.ndarray:
     return np.stack([x * 4, y * 5, 255 - x * 3], 2).clip(0, 255).astype(np.uint8)
 
 
+def with_irot(data: bytes, turns: int) -> bytes:
+    """The image with a box that turns it by so many quarters against the clock, as an upright iPhone adds."""
+    box = (9).to_bytes(4, "big") + b"irot" + bytes([turns])
+    grown = bytearray(data)
+
+    def start(name: bytes) -> int:
+        return grown.index(name) - 4
+
+    def grow(name: bytes, by: int) -> None:
+        at = start(name)
+        grown[at : at + 4] = (int.from_bytes(grown[at : at + 4], "big") + by).to_bytes(4, "big")
+
+    payload = start(b"mdat") + 8
+    properties, at = 0, start(b"ipco") + 8
+    end = start(b"ipco") + int.from_bytes(grown[start(b"ipco") : start(b"ipco") + 4], "big")
+    while at < end:
+        properties, at = properties + 1, at + int.from_bytes(grown[at : at + 4], "big")
+    count = start(b"ipma") + 18  # after the size, name, version, number of items and the item's number
+    grown.insert(count + 1 + grown[count], 0x80 | (properties + 1))  # 0x80: whoever does not know it must not show it
+    grown[count] += 1
+    grown[end:end] = box
+    grow(b"ipma", 1)
+    grow(b"ipco", len(box))
+    grow(b"iprp", len(box) + 1)
+    grow(b"meta", len(box) + 1)
+    where = grown.index(payload.to_bytes(4, "big"), start(b"iloc"))
+    grown[where : where + 4] = (payload + len(box) + 1).to_bytes(4, "big")
+    return bytes(grown)
+
+
 @pytest.fixture
 def reader() -> None:
     pytest.importorskip("pi_heif")
@@ -54,6 +84,13 @@ def test_it_is_read_and_exif_does_not_turn_it(turns: int, tmp_path: Path) -> Non
 
     pi_heif.register_heif_opener()  # as the exported example does
     np.testing.assert_array_equal(pixels_of(str(tmp_path / "a.heic"), {"image_size": 16}), decode(data, 16)[0])
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_the_box_that_turns_it_is_obeyed_once(turns: int) -> None:
+    opened = open_rgb(with_irot(UPRIGHT, turns))
+    assert np.abs(np.asarray(opened.rgb).astype(int) - np.rot90(photo(), turns)).mean() < LOSSY
 
 
 @pytest.mark.usefixtures("reader")
