@@ -19,13 +19,16 @@ from httpx import HTTPError
 from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
-from prefect.exceptions import Pause
+from prefect.exceptions import Pause, PrefectException
 from prefect.logging import get_run_logger
+from prefect.states import Crashed
 
 from flows import STOPPED
 from tasks import ENDINGS, checkout, watchdog
 from tasks.settings import OWNER, Places
+from tasks.state_files import read_memory
 from winnow.errors import WinnowError
+from winnow.records import write_json
 
 TAKEN_UP = 5
 """A run whose process was gone is taken up again (flows/automations.yaml), but not for ever."""
@@ -66,6 +69,25 @@ def _is_cancelled() -> bool:
 
 
 @contextlib.contextmanager
+def _noted(places: Places) -> Iterator[None]:
+    """Note this run in the project while it works there alone. One that was noted before was stopped or killed: close it."""
+    note = places.hidden / "prefect-run.json"
+    if former := read_memory(note, UUID | None, None):
+        with get_client(sync_client=True) as client, contextlib.suppress(HTTPError, PrefectException):
+            if not client.read_flow_run(former).state.is_final():
+                client.set_flow_run_state(
+                    former, Crashed(message="The process of this run was stopped or killed."), force=True
+                )
+    write_json(note, runtime.flow_run.id)
+    try:
+        yield
+    except (Exception, Pause):  # Prefect hears of these; of one that a person stops it does not
+        note.unlink(missing_ok=True)
+        raise
+    note.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def working(root: str) -> Iterator[Places]:
     """The folders of the project. A scheduled run waits for one that works there; a person's raises Occupied."""
     places = Places(Path(root).resolve())
@@ -80,7 +102,8 @@ def working(root: str) -> Iterator[Places]:
             )
         with checkout.run_alone(places, wait=get_run_logger().warning if runtime.deployment.id else None):
             _under_way.set()
-            yield places
+            with contextlib.nullcontext() if runtime.deployment.id else _noted(places):
+                yield places
         was_stopped = False
     except (Exception, Pause):
         was_stopped = False
