@@ -70,7 +70,7 @@ def _is_cancelled() -> bool:
 
 @contextlib.contextmanager
 def _noted(places: Places) -> Iterator[None]:
-    """Note this run in the project while it works there alone. One that was noted before was stopped or killed: close it."""
+    """Note this run in the project while it works there alone. One that was noted before was ended: close it."""
     note = places.hidden / "prefect-run.json"
     if former := read_memory(note, UUID | None, None):
         with get_client(sync_client=True) as client, contextlib.suppress(HTTPError, PrefectException):
