@@ -10,6 +10,7 @@ nothing changed. The one exception is the benchmark, whose figures are times and
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -128,9 +129,13 @@ def write_json(path: Path, value: Any) -> None:
 def renamed(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; the file becomes `path` if the block ends well, and is removed if not.
 
-    It is on the disk before it takes the name, so that a power cut leaves the former file or this one.
+    It is on the disk before it takes the name, so that a power cut leaves the former file or this one. What a killed
+    process left of it is removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for left, _ in _left_by_ended_processes(path):
+        if left != temporary:  # another thread's: it becomes `path`, or this one does
+            left.unlink(missing_ok=True)
     try:
         yield temporary
         _flush(temporary)
@@ -235,14 +240,19 @@ def publish(out: Path) -> Iterator[Path]:
 
 def _sweep(out: Path) -> None:
     """Remove what a killed process left beside `out`; the version that it had set aside comes back if `out` is gone."""
-    for left in out.parent.glob(f".{out.name}.*.tmp"):
-        maker, *kind = left.name.removeprefix(f".{out.name}.").split(".")
-        if not maker.isdigit() or (int(maker) != os.getpid() and _is_running(int(maker))):
-            continue
+    for left, kind in _left_by_ended_processes(out):
         if kind == ["old", "tmp"] and not out.exists():
             left.replace(out)
         else:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _left_by_ended_processes(path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield temporary names beside `path`, and what follows the number of the process, of this one and ended ones."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        maker, *kind = left.name.removeprefix(f".{path.name}.").split(".")
+        if maker.isdigit() and (int(maker) == os.getpid() or not _is_running(int(maker))):
+            yield left, kind
 
 
 def _is_running(process: int) -> bool:

@@ -171,6 +171,19 @@ def test_publish_sweeps_up_after_a_killed_process_only(tmp_path: Path) -> None:
     assert all((folder / "images.npy").exists() for folder in (running, *others))
 
 
+def test_what_a_killed_process_left_of_a_file_goes_with_the_next(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    left, running, other = (
+        tmp_path / name
+        for name in (f".a[1].json.{dead.pid}.tmp", f".a[1].json.{os.getppid()}.tmp", f".b.json.{dead.pid}.tmp")
+    )
+    for path in (left, running, other):
+        path.touch()
+    write_json(tmp_path / "a[1].json", [1])
+    assert sorted(tmp_path.iterdir()) == sorted([running, other, tmp_path / "a[1].json"])
+
+
 def test_publish_keeps_the_old_where_the_new_cannot_take_its_place(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
