@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -132,6 +133,24 @@ def ready(project: Project, command: str, *options: str) -> subprocess.Popen[str
             return process
         time.sleep(0.1)
     raise AssertionError(said.read_text())
+
+
+def run_log(project: Project) -> Path:
+    """What `begun_by_hand` writes to."""
+    return project.root.parent / "run.log"
+
+
+def begun_by_hand(project: Project) -> subprocess.Popen[bytes]:
+    """`winnow run`, in a session of its own, whose output goes to a file."""
+    with run_log(project).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run"],
+            cwd=project.root,
+            env=project.environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def stop(process: subprocess.Popen[str]) -> None:

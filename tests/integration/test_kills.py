@@ -17,7 +17,7 @@ import yaml
 
 from tasks import slots
 from tests.integration.conftest import Project
-from tests.integration.running import Up, start, stop
+from tests.integration.running import Up, begun_by_hand, start, stop
 
 pytestmark = pytest.mark.services
 
@@ -225,18 +225,6 @@ mlflow = sqlite3.connect(Places(Path.cwd()).hidden / "mlflow" / "mlflow.db")
 print("PREFECT", [row[0] for row in prefect.execute("select state_type from flow_run")])
 print("MLFLOW", sorted({row[0] for row in mlflow.execute("select status from runs")}))
 """
-
-
-def begun_by_hand(project: Project) -> subprocess.Popen[bytes]:
-    """`winnow run`, whose output nobody reads."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run"],
-        cwd=project.root,
-        env=project.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
 
 
 def test_a_killed_run_by_hand_leaves_nothing_running(fresh: Project) -> None:

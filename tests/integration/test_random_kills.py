@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import pytest
 import yaml
 
 from tests.integration.conftest import Project, make_project
+from tests.integration.running import begun_by_hand, run_log
 from winnow.records import sha256_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(6000)]
@@ -61,19 +61,6 @@ class Span:
     end: float
 
 
-def started(project: Project) -> subprocess.Popen[bytes]:
-    """`winnow run`, whose output goes to a file."""
-    with (project.root.parent / "run.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "run"],
-            cwd=project.root,
-            env=project.environment(),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-
 def step_of(project: Project) -> str:
     """What the run is at; "" between two steps."""
     try:
@@ -95,7 +82,7 @@ def new_project(folder: Path) -> Project:
 
 def spans_of(project: Project) -> list[Span]:
     """Run to the end, and when each step was at work."""
-    run, start, spans, last, begin = started(project), time.monotonic(), [], "", 0.0
+    run, start, spans, last, begin = begun_by_hand(project), time.monotonic(), [], "", 0.0
     while run.poll() is None:
         now, step = time.monotonic() - start, step_of(project)
         if step != last:
@@ -103,7 +90,7 @@ def spans_of(project: Project) -> list[Span]:
                 spans.append(Span(last, begin, now))
             last, begin = step, now
         time.sleep(0.02)
-    assert run.returncode == 0, (project.root.parent / "run.log").read_text()
+    assert run.returncode == 0, run_log(project).read_text()
     return [*spans, Span(END, spans[-1].end, time.monotonic() - start)]
 
 
@@ -151,7 +138,7 @@ def until_gone(project: Project, seconds: float) -> float:
 
 def killed(project: Project, span: Span, share: float, at_once: bool) -> str:
     """Kill a run within a step of it; the step in which it was, or "" where it had ended."""
-    run, seen = started(project), False
+    run, seen = begun_by_hand(project), False
     last = time.monotonic() + 600
     while run.poll() is None and time.monotonic() < last:
         step = step_of(project)
