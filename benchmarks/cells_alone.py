@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.chain import ROOT, leave, markdown
-from winnow.measurement_error import describe_errors
-from winnow.quiet import quiet_machine
+from winnow.benchmark.measurement_error import describe_errors
+from winnow.benchmark.timing import time_calls
+from winnow.deploy.runtimes import Cell, cell_of, open_cell, set_torch_threads
 from winnow.records import read_record
-from winnow.runtimes import Cell, cell_of, open_cell, set_torch_threads
-from winnow.timing import time_calls
+from winnow.timing_lock import quiet_machine
 
 NAME = "cells_alone"
 WARM_UP_MS, CALLS_SINGLE, CALLS_LARGE = 2000.0, 400, 40

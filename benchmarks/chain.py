@@ -14,17 +14,17 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from tasks import settings
+from tasks.project import paths
 
 ROOT = Path(__file__).resolve().parent.parent
-settings.apply(ROOT)
+paths.apply(ROOT)
 
 from winnow.config import Config, check_config, in_order  # noqa: E402
-from winnow.data.images import TEST, ImageSet  # noqa: E402
+from winnow.data.dataset import TEST, ImageSet  # noqa: E402
+from winnow.deploy.onnx_session import MODEL  # noqa: E402
 from winnow.errors import WinnowError  # noqa: E402
-from winnow.intervals import Drop  # noqa: E402
-from winnow.machine import cpu_flags, saturates  # noqa: E402
-from winnow.model_file import MODEL  # noqa: E402
+from winnow.evaluation.intervals import Drop  # noqa: E402
+from winnow.hardware import cpu_flags, saturates  # noqa: E402
 from winnow.records import RECORD, Machine, read_json, this_machine, write_json  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -151,7 +151,7 @@ class Chain:
 
 def right_on_test(folder: Path, images: ImageSet) -> NDArray[np.bool_]:
     """Which images of the test split the file in `folder` has right."""
-    from winnow.inference import predict_file
+    from winnow.deploy.batch_inference import predict_file
 
     indices = images.indices(TEST)
     logits_NC = predict_file(folder / MODEL, images.images_NHWC, indices)

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test, span
-from tasks.trials import Trials
-from winnow.controls import better_reference
-from winnow.data.images import TRAIN, VALIDATION, ImageSet, load_images
-from winnow.evaluation import load_logits
-from winnow.finetuning import classification
-from winnow.intervals import paired_drop
+from tasks.forecast.microbenchmarks import Trials
+from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
+from winnow.eta import duration
+from winnow.evaluation.ablations import better_reference
+from winnow.evaluation.intervals import paired_drop
+from winnow.evaluation.metrics import load_logits
 from winnow.models.backbones import build, load_architecture
-from winnow.progress import duration
-from winnow.quiet import quiet_machine
 from winnow.records import read_record
+from winnow.timing_lock import quiet_machine
+from winnow.training.finetuning import classification
 
 NAME = "depgraph_resnet56"
 FEWER = 2.6

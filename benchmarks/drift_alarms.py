@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.chain import Chain, configure, leave, markdown
-from winnow.data.images import VALIDATION, load_images
-from winnow.drift import Answers, answer, compare
-from winnow.intervals import wilson_interval
-from winnow.model_file import MODEL
+from winnow.data.dataset import VALIDATION, load_images
+from winnow.deploy.drift_tests import Answers, answer, compare
+from winnow.deploy.onnx_session import MODEL
+from winnow.evaluation.intervals import wilson_interval
 from winnow.random_streams import stream_seed
 
 NAME = "drift_alarms"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.chain import ROOT, leave, markdown
-from winnow.model_file import MODEL, open_session
+from winnow.deploy.onnx_session import MODEL, open_session
 from winnow.records import read_json
 
 FOLDER = ROOT / ".winnow" / "benchmarks" / "elsewhere"

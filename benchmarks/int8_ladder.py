@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.chain import SATURATES, Chain, all_labels, configure, leave, markdown, right_on_test, rungs_told, span
-from winnow.data.images import VALIDATION, load_images
-from winnow.evaluation import load_logits
-from winnow.intervals import paired_drop
+from winnow.data.dataset import VALIDATION, load_images
+from winnow.evaluation.intervals import paired_drop
+from winnow.evaluation.metrics import load_logits
 from winnow.records import read_record
 
 NAME = "int8_ladder"

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chain import ROOT, leave, markdown
-from tasks.settings import environment
+from tasks.project.paths import environment
 
 NAME = "overhead"
 REPEATS = 3
@@ -121,9 +121,9 @@ def main() -> None:
     shutil.rmtree(project, ignore_errors=True)  # a stage that is there already would not run
     subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
     sets = [f"-S{key}={value}" for key, value in SETTINGS.items()]
-    _seconds(project, sys.executable, "-m", "flows.cli", "run", *sets)
+    _seconds(project, sys.executable, "-m", "winnow.cli.main", "run", *sets)
     unchanged = {
-        "winnow run": _median(project, sys.executable, "-m", "flows.cli", "run"),
+        "winnow run": _median(project, sys.executable, "-m", "winnow.cli.main", "run"),
         "dvc repro": _median(project, sys.executable, "-m", "dvc", "repro"),
     }
     runs = [_everything(project) for _ in range(REPEATS)]

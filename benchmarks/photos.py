@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.chain import ROOT, leave, markdown
-from flows.summary import candidate_rows, learned_lines, promotion_lines
-from tasks.settings import Places, environment
-from winnow.progress import duration
+from tasks.project.paths import Places, environment
+from tasks.project.run_summary import candidate_rows, learned_lines, promotion_lines
+from winnow.eta import duration
 from winnow.random_streams import stream_seed
 from winnow.records import read_json
 
@@ -106,7 +106,7 @@ def main() -> None:
     shutil.rmtree(project, ignore_errors=True)
     subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
     sets = [f"-S{key}={value}" for key, value in settings(folder / "photos").items()]
-    winnow = [sys.executable, "-m", "flows.cli"]
+    winnow = [sys.executable, "-m", "winnow.cli.main"]
     began = time.monotonic()
     subprocess.run([*winnow, "plan", *sets], cwd=project, env=environment(project), check=True)
     planning = time.monotonic() - began

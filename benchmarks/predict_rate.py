@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.chain import leave, markdown
 from winnow.data.decoding import Item, decode_all
 from winnow.data.preprocessing import Preprocessing
-from winnow.predicting import answered, files_of, opened, predict_files
+from winnow.deploy.file_predictor import answered, files_of, opened, predict_files
 from winnow.records import read_json
 
 NAME, ROUNDS, BATCH = "predict_rate", 5, 64

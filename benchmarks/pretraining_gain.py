@@ -1,11 +1,11 @@
 """What pretraining buys on the embedded sample at 25 labels per class: three backbones, five paired label seeds.
 
-Both arms get the same labels, head, order, augmentation, steps and tried rates (winnow/finetuning.py); each arm's rate
-is chosen on validation with the first seed. A baseline that stopped too early would flatter pretraining, so both arms
-are also trained three times as long, and the arm from scratch until that gains it less than half a point. The gain is
-that of the shipped fine-tuning over the best arm from scratch, however long that took. Accuracy is that of the last
-step on the validation split, single pass. Backbones and label draws both vary (winnow.intervals.crossed_gain). Work
-goes on where it stopped.
+Both arms get the same labels, head, order, augmentation, steps and tried rates (winnow/training/finetuning.py); each
+arm's rate is chosen on validation with the first seed. A baseline that stopped too early would flatter pretraining, so
+both arms are also trained three times as long, and the arm from scratch until that gains it less than half a point. The
+gain is that of the shipped fine-tuning over the best arm from scratch, however long that took. Accuracy is that of the
+last step on the validation split, single pass. Backbones and label draws both vary
+(winnow.evaluation.intervals.crossed_gain). Work goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 
 from benchmarks.chain import Chain, configure, leave, markdown
 from winnow.config import Config, NoPretraining
-from winnow.data.images import TRAIN, load_images
+from winnow.data.dataset import TRAIN, load_images
 from winnow.data.splits import label_budget
-from winnow.finetuning import State, train_arms
-from winnow.intervals import crossed_gain
+from winnow.evaluation.intervals import crossed_gain
 from winnow.models.backbones import WEIGHTS, load_architecture
 from winnow.records import read_json, read_record, write_json
+from winnow.training.finetuning import State, train_arms
 
 NAME = "pretraining_gain"
 BACKBONES, SEEDS = (0, 1, 2), [0, 1, 2, 3, 4]

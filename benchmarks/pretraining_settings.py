@@ -13,10 +13,10 @@ from typing import Any
 from safetensors.torch import load_file
 
 from benchmarks.chain import Chain, configure, leave, markdown
-from winnow.data.images import TRAIN, load_images
-from winnow.finetuning import State, train_arms
+from winnow.data.dataset import TRAIN, load_images
 from winnow.models.backbones import WEIGHTS, load_architecture
 from winnow.records import read_json, read_record, write_json
+from winnow.training.finetuning import State, train_arms
 
 NAME = "pretraining_settings"
 BACKBONE_SEEDS, LABEL_SEEDS = (0, 1), [0, 1, 2]

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.chain import SATURATES, Chain, all_labels, configure, leave, markdown
 from winnow.config import ROOT
-from winnow.machine import cores
+from winnow.hardware import cores
 from winnow.records import read_record
 
 NAME = "pruned_to_latency"

@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.chain import Chain, configure, leave, markdown, right_on_test
 from winnow.config import Config
-from winnow.data.images import TEST, VALIDATION, ImageSet, load_images
-from winnow.intervals import paired_gain
+from winnow.data.dataset import TEST, VALIDATION, ImageSet, load_images
+from winnow.evaluation.intervals import paired_gain
 from winnow.records import read_record, write_json, write_record
 from winnow.steps.compress import Folders, compress
 from winnow.steps.finetune import finetune

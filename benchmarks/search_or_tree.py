@@ -25,15 +25,15 @@ import numpy as np
 
 from benchmarks.chain import RESULTS, SATURATES, Chain, configure, leave, markdown, right_on_test
 from winnow.config import ROOT, Config, Quantize
-from winnow.data.images import ImageSet, load_images
+from winnow.data.dataset import ImageSet, load_images
 from winnow.data.splits import choosing_half
 from winnow.errors import WinnowError
-from winnow.evaluation import load_logits
+from winnow.evaluation.metrics import load_logits
 from winnow.records import read_json, read_record
-from winnow.search.accuracy import lost, reference_logits
-from winnow.search.front import Found, front, hypervolume
-from winnow.search.meter import Meter
-from winnow.search.study import Progress, search
+from winnow.search.accuracy_loss import lost, reference_logits
+from winnow.search.cost import Meter
+from winnow.search.loop import Progress, search
+from winnow.search.pareto import Found, front, hypervolume
 from winnow.search.trial import Workplace, machine_here, meter_of, tree_of
 from winnow.steps.compress import Folders
 

@@ -24,11 +24,11 @@ import httpx
 import numpy as np
 
 from benchmarks.chain import ROOT, leave, markdown
-from flows.serving import START
+from winnow.cli.serve import START
 from winnow.config.serving import Serving
-from winnow.data.images import decode
+from winnow.data.dataset import decode
+from winnow.deploy.request_predictor import Model
 from winnow.records import read_json
-from winnow.serving import Model
 
 NAME, CLIENTS, ROUNDS, SECONDS = "serving", (1, 8, 64), 3, 6.0
 PORT = 8765

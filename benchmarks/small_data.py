@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from benchmarks.chain import ROOT, SATURATES, Chain, configure, leave, markdown, span
 from winnow.config import Config, Recovered
-from winnow.controls import better_reference
-from winnow.data.images import TRAIN, VALIDATION, load_images
-from winnow.evaluation import load_logits, right_answers
-from winnow.intervals import paired_drop
+from winnow.data.dataset import TRAIN, VALIDATION, load_images
+from winnow.evaluation.ablations import better_reference
+from winnow.evaluation.intervals import paired_drop
+from winnow.evaluation.metrics import load_logits, right_answers
 from winnow.random_streams import stream_seed
 
 NAME = "small_data"

@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test, rungs_told, span
+from winnow.benchmark.speedups import best
 from winnow.config import Config
-from winnow.controls import better_reference
-from winnow.data.images import VALIDATION, load_images
-from winnow.evaluation import load_logits
-from winnow.intervals import paired_drop
+from winnow.data.dataset import VALIDATION, load_images
+from winnow.evaluation.ablations import better_reference
+from winnow.evaluation.intervals import paired_drop
+from winnow.evaluation.metrics import load_logits
 from winnow.records import RECORD, StepRecord, read_record
-from winnow.speedups import best
 
 NAME = "smallest_resnet18"
 ALLOWED_POINTS = 0.5

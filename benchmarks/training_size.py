@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.chain import Chain, all_labels, configure, leave, markdown
-from winnow.data.images import TRAIN, load_images
-from winnow.finetuning import train_arms
-from winnow.inference import predict_torch
-from winnow.intervals import paired_gain
+from winnow.data.dataset import TRAIN, load_images
+from winnow.deploy.batch_inference import predict_torch
+from winnow.evaluation.intervals import paired_gain
 from winnow.models.backbones import load_architecture
 from winnow.records import read_json, read_record, write_json
+from winnow.training.finetuning import train_arms
 
 NAME = "training_size"
 SHARES = {"none": 1.0, "auto": 1.14, "half as large again": 1.5}

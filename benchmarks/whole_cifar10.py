@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from benchmarks.chain import ROOT, leave
-from flows.summary import candidate_rows, learned_lines, promotion_lines
-from tasks.settings import Places, environment
+from tasks.project.paths import Places, environment
+from tasks.project.run_summary import candidate_rows, learned_lines, promotion_lines
 from winnow.records import read_record
 
 NAME = "whole_cifar10"
@@ -38,7 +38,9 @@ def main() -> None:
     subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
     sets = [f"-S{key}={value}" for key, value in {**SETTINGS, "data.path": str(folder)}.items()]
     started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "flows.cli", "run", *sets], cwd=project, env=environment(project), check=True)
+    subprocess.run(
+        [sys.executable, "-m", "winnow.cli.main", "run", *sets], cwd=project, env=environment(project), check=True
+    )
     minutes = (time.monotonic() - started) / 60
     places = Places(project)
     rows = candidate_rows(places)

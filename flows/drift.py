@@ -9,9 +9,9 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from flows.working import working
-from tasks import drifting
-from tasks.settings import Places, registered_model_name
+from flows.runtime import working
+from tasks import drift as drift_task
+from tasks.project.paths import Places, registered_model_name
 from tasks.stages import DRIFTED
 from winnow.config import load_config
 from winnow.config.section import NOTHING
@@ -30,12 +30,12 @@ def _look(places: Places, path: str) -> dict[str, Any]:
         get_run_logger().info("drift.path names no folder of fresh images: nothing is compared.")
         return {}
     try:
-        finding = drifting.look(places, config, path or None)
-    except drifting.NothingToCompare as error:
+        finding = drift_task.look(places, config, path or None)
+    except drift_task.NothingToCompare as error:
         get_run_logger().warning("nothing is compared: %s", error)
         return {}
-    run_id = drifting.track(places, config, finding)
-    told = "\n".join(drifting.lines(finding, for_markdown=True))
+    run_id = drift_task.track(places, config, finding)
+    told = "\n".join(drift_task.lines(finding, for_markdown=True))
     create_markdown_artifact(key="drift", markdown=told, description=f"MLflow run {run_id}")
     if finding.wanted:
         rows = [

@@ -14,12 +14,15 @@ from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import showing
+from flows import artifacts
 from flows.promote import show_form
-from flows.working import without_tracebacks, working
-from tasks import fetching, integrity, settled, stages, tracking, versioning
-from tasks.settings import Places, check_files
-from tasks.store import StoreError
+from flows.runtime import without_tracebacks, working
+from tasks import stages
+from tasks.project.paths import Places, check_files
+from tasks.registry import promotion_state
+from tasks.tracking import mlflow_runs
+from tasks.tracking.mlflow_client import StoreError
+from tasks.versioning import dvc_stages, integrity, s3_fetch
 from winnow.config import Config, load_config
 
 
@@ -43,16 +46,16 @@ def pipeline(root: str = ".", retries: int = 0) -> list[dict[str, Any]]:
 def _bring_up_to_date(places: Places, retries: int) -> list[dict[str, Any]]:
     config = load_config(places.root / "params.yaml")
     check_files(config, places.root)
-    if runtime.deployment.id and (came := fetching.fetch(places, config)):
+    if runtime.deployment.id and (came := s3_fetch.fetch(places, config)):
         get_run_logger().info("fetched %d new or changed objects, %d are gone", came.fetched, came.removed)
     if damaged := integrity.damaged(places):
         get_run_logger().warning("%s, and will be made again", integrity.told(places, damaged))
         integrity.repair(places, damaged)
-    stale = versioning.stale(places.root, config)
+    stale = dvc_stages.stale(places.root, config)
     done: list[dict[str, Any]] = []
-    if stale or not tracking.is_complete(places, config):
+    if stale or not mlflow_runs.is_complete(places, config):
         done = _execute(places, config, stale, retries)
-    if not settled.is_settled(places, config):
+    if not promotion_state.is_settled(places, config):
         done.append(stages.promote_winner.with_options(retries=retries)(str(places.root)))
         if done[-1]["waits"] and os.environ.get("PREFECT_API_URL"):
             show_form(config)
@@ -73,7 +76,7 @@ def _execute(places: Places, config: Config, stale: dict[str, list[str]], retrie
     except BaseException as error:
         if not isinstance(error, Exception):
             stages.stop_running(parent)
-        tracking.close_execution(places, parent, ok=False)
+        mlflow_runs.close_execution(places, parent, ok=False)
         raise
     return done
 
@@ -81,7 +84,7 @@ def _execute(places: Places, config: Config, stale: dict[str, list[str]], retrie
 def _show(places: Places) -> None:
     """The run's page; without MLflow its links are missing, and that fails no run."""
     try:
-        showing.results(places)
+        artifacts.results(places)
     except StoreError as error:
         get_run_logger().warning("this page has no links: %s", error)
 
@@ -91,7 +94,7 @@ def _run_stages(
 ) -> list[dict[str, Any]]:
     run_stage = stages.run_stage.with_options(retries=retries)
     futures: dict[str, PrefectFuture[dict[str, Any]]] = {}
-    for stage in versioning.stages(config):
+    for stage in dvc_stages.stages(config):
         needs = [futures[need] for need in stage.needs]
         if stage.name in stale:
             future = run_stage.submit(str(places.root), stage.name, parent, return_state=False, wait_for=needs)

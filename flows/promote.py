@@ -29,13 +29,14 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled
 from pydantic import Field
 
-from flows import showing
-from flows.summary import promotion_lines
-from flows.working import working
-from tasks import approval, decision, settled, stages
-from tasks.decision import Waiting
-from tasks.promotion import ACCURACY, TEST_WARNING
-from tasks.settings import Places, registered_model_name
+from flows import artifacts
+from flows.runtime import working
+from tasks import stages
+from tasks.project.paths import Places, registered_model_name
+from tasks.project.run_summary import promotion_lines
+from tasks.registry import approval_decision, approval_request, promotion_state
+from tasks.registry.approval_decision import Waiting
+from tasks.registry.promotion import ACCURACY, TEST_WARNING
 from winnow.config import Config, load_config
 from winnow.printable import markdown
 from winnow.records import RECORD
@@ -59,29 +60,29 @@ def promote(root: str = ".") -> list[str]:
 def _promote(places: Places) -> list[str]:
     config = load_config(places.root / "params.yaml")
     run_id = str(runtime.flow_run.id)
-    waiting = decision.waiting(places, config)
+    waiting = approval_decision.waiting(places, config)
     # Who answers needs no artifacts: the run may have been resumed in another checkout.
     is_answered_here = waiting is not None and waiting.request.form == run_id
     if not is_answered_here and not (places.artifacts / "select" / RECORD).is_file():
         get_run_logger().info("Nothing was selected yet: there is nothing to promote.")
         return []
-    if waiting is None and settled.is_settled(places, config) and not settled.waits(places):
+    if waiting is None and promotion_state.is_settled(places, config) and not promotion_state.waits(places):
         # A contest that was lost is not measured again: by the hour, noise would win it some day.
         _end_other_forms("")
         return promotion_lines(places)
     if waiting is None or waiting.request.form != run_id:
         reasons: list[str] = stages.promote_winner(str(places.root))["reasons"]
-        waiting = decision.waiting(places, config)
+        waiting = approval_decision.waiting(places, config)
         if waiting is None or not runtime.deployment.id or _has_form(waiting.request.form):
             _end_other_forms(waiting.request.form if waiting else "")
-            showing.promotion(reasons)
+            artifacts.promotion(reasons)
             return reasons
-        approval.show_on(places, waiting.model, waiting.version, waiting.request, run_id)
+        approval_request.show_on(places, waiting.model, waiting.version, waiting.request, run_id)
         _end_other_forms(run_id)
         stages.tell_that_one_waits(waiting.model, waiting.version, waiting.request)
     answer = _ask(places, waiting)
-    outcome = decision.answer(places, config, answer.decision == "approve", answer.by, answer.reason)
-    showing.promotion(list(outcome.reasons))
+    outcome = approval_decision.answer(places, config, answer.decision == "approve", answer.by, answer.reason)
+    artifacts.promotion(list(outcome.reasons))
     stages.tell_of(outcome, waiting.model)
     return list(outcome.reasons)
 
@@ -115,7 +116,7 @@ def _ask(places: Places, waiting: Waiting) -> Any:
         f"**{markdown(f'{waiting.version} of {waiting.model}')}** asks to become champion.",
         *([f"Accuracy: {markdown(tags[ACCURACY])}."] if ACCURACY in tags else []),
         f"What it showed: {markdown(waiting.request.why)}.",
-        *showing.link_lines(places),
+        *artifacts.link_lines(places),
         "The reason stays with the model.",
     ]
     form = Approval.with_initial_data(description="\n\n".join(lines))

@@ -27,11 +27,12 @@ from types import FrameType
 import psutil
 import yaml
 
-from tasks import checkout, integrity, settings
-from tasks.disk_errors import disk_problem
-from tasks.memory import watched
-from tasks.origin import is_alive
-from tasks.versioning import WATCHED
+from tasks.project import paths, run_lock
+from tasks.project.disk_errors import disk_problem
+from tasks.project.peak_memory import watched
+from tasks.project.run_origin import is_alive
+from tasks.versioning import integrity
+from tasks.versioning.dvc_stages import WATCHED
 from winnow.config import ROOT, Config, load_config
 from winnow.errors import WinnowError
 from winnow.printable import printable_text
@@ -44,7 +45,7 @@ from winnow.records import (
     this_machine,
     write_json,
 )
-from winnow.refit_files import WINNER
+from winnow.refit.deployed_folder import WINNER
 
 WATCH_SECONDS = 1.0
 STEPS = ("ingest", "pretrain", "finetune", "benchmark", "select", "refit", "report")
@@ -54,19 +55,19 @@ USAGE = "usage: python -m tasks {ingest|pretrain|finetune|candidate NAME|benchma
 
 def main(arguments: list[str]) -> int:
     """Run one step in the current folder, the project's root."""
-    places = settings.Places(Path.cwd())
+    places = paths.Places(Path.cwd())
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    settings.quieten()
+    paths.quieten()
     signal.signal(signal.SIGTERM, _leave)
     starter = os.environ.get(WATCHED)
     if starter:
         threading.Thread(target=_watch, args=(starter,), daemon=True).start()
     try:
-        settings.apply(places.root)
+        paths.apply(places.root)
         step, name = _parse(arguments)
         config = load_config(places.root / "params.yaml")
         # A run holds the checkout for its steps; a step of `dvc repro` asks for it.
-        with contextlib.nullcontext() if starter else checkout.step_alone(places):
+        with contextlib.nullcontext() if starter else run_lock.step_alone(places):
             integrity.check(places)
             run_step(config, places, step, name)
     except WinnowError as error:
@@ -107,7 +108,7 @@ def _parse(arguments: list[str]) -> tuple[str, str]:
     raise WinnowError(USAGE)
 
 
-def run_step(config: Config, places: settings.Places, step: str, name: str) -> StepRecord:
+def run_step(config: Config, places: paths.Places, step: str, name: str) -> StepRecord:
     """Run a step on the project's folders; its checkpoints are removed once it has ended well.
 
     Those of a training that was given up go first: whoever follows the step's curves would take them for its own.
@@ -136,7 +137,7 @@ def run_step(config: Config, places: settings.Places, step: str, name: str) -> S
     return record
 
 
-def _call(config: Config, places: settings.Places, step: str, name: str, scratch: Path) -> Callable[[], StepRecord]:
+def _call(config: Config, places: paths.Places, step: str, name: str, scratch: Path) -> Callable[[], StepRecord]:
     """The step's function with its folders. Imported here, so that a quick step does not wait for torch."""
     at = places.artifacts
     data, candidates = at / "data", at / "candidates"
@@ -186,7 +187,7 @@ def code_of(root: Path, step: str, section: object) -> list[Path]:
     return sorted(root / dep for dep in filled if dep.endswith(".py"))
 
 
-def _fingerprint(config: Config, places: settings.Places, step: str, name: str) -> str:
+def _fingerprint(config: Config, places: paths.Places, step: str, name: str) -> str:
     """Digest of all that decides the outcome of a training: params, inputs, code."""
     at = places.artifacts
     inputs = {

@@ -21,12 +21,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from tasks import checkout, integrity, promotion, slots, tracking, versioning
-from tasks.approval import Request
-from tasks.registry import CHAMPION, Version
-from tasks.settings import Places, registered_model_name
-from tasks.state_files import Times, read_memory
-from tasks.store import StoreError
+from tasks.project import gpu_slots, run_lock
+from tasks.project.paths import Places, registered_model_name
+from tasks.project.state_files import Times, read_memory
+from tasks.registry import promotion
+from tasks.registry.approval_request import Request
+from tasks.registry.registered_models import CHAMPION, Version
+from tasks.tracking import mlflow_runs
+from tasks.tracking.mlflow_client import StoreError
+from tasks.versioning import dvc_stages, integrity
 from winnow.config import load_config
 from winnow.errors import WinnowError
 
@@ -73,24 +76,24 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
     `own`: seconds of the step itself, without process, imports, DVC and tracking; 0 where it did not run.
     """
     places = Places(Path(root))
-    known = {item.name: item for item in versioning.stages(load_config(places.root / "params.yaml"))}
+    known = {item.name: item for item in dvc_stages.stages(load_config(places.root / "params.yaml"))}
     label, out = known[stage].label, places.artifacts / known[stage].out
     log = get_run_logger()
-    run_id = tracking.open_step(places, parent_run, known[stage].out.rpartition("/")[2], stage.partition("@")[0])
+    run_id = mlflow_runs.open_step(places, parent_run, known[stage].out.rpartition("/")[2], stage.partition("@")[0])
     started = time.monotonic()
     try:
-        with slots.gpu_slot() if stage.partition("@")[0] in ON_GPU else contextlib.nullcontext():
+        with gpu_slots.gpu_slot() if stage.partition("@")[0] in ON_GPU else contextlib.nullcontext():
             lines = _stream(places, stage, label, (parent_run, run_id), log)
-            if versioning.outcome(lines) == "restored" and (found := integrity.damaged(places)):
+            if dvc_stages.outcome(lines) == "restored" and (found := integrity.damaged(places)):
                 log.warning("%s in DVC's cache; %s runs again", integrity.told(places, found), label)
                 integrity.repair(places, found)
                 lines = _stream(places, stage, label, (parent_run, run_id), log)
-        outcome = versioning.outcome(lines)
+        outcome = dvc_stages.outcome(lines)
         if outcome == "ran":
             integrity.accept(places, stage)
-        tracking.close_step(places, run_id, out)
+        mlflow_runs.close_step(places, run_id, out)
     except BaseException as error:
-        tracking.fail_step(places, run_id, str(error) or type(error).__name__)
+        mlflow_runs.fail_step(places, run_id, str(error) or type(error).__name__)
         raise
     times = read_memory(places.hidden / "times" / f"{label}.json", Times | None, None) if outcome == "ran" else None
     own = times["step"] if times else 0.0
@@ -101,22 +104,22 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
 def open_run(root: str, why: str) -> str:
     """Open the execution's run in MLflow; returns its number."""
     places = Places(Path(root))
-    return tracking.open_execution(places, load_config(places.root / "params.yaml"), why)
+    return mlflow_runs.open_execution(places, load_config(places.root / "params.yaml"), why)
 
 
 @task(name="track", **TRIED_AGAIN)
 def track_run(root: str, parent_run: str) -> str:
     """Complete MLflow from the records, and close the execution's run; returns a line for people."""
     places = Places(Path(root))
-    told = tracking.track(places, load_config(places.root / "params.yaml"), parent_run)
-    tracking.close_execution(places, parent_run, ok=True)
+    told = mlflow_runs.track(places, load_config(places.root / "params.yaml"), parent_run)
+    mlflow_runs.close_execution(places, parent_run, ok=True)
     return told
 
 
 @task(name="unchanged", task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
 def keep_stage(stage: str) -> dict[str, Any]:
     """A stage that DVC calls up to date: drawn in the graph, not run."""
-    return {"stage": stage.removeprefix(versioning.CANDIDATE), "outcome": "unchanged", "seconds": 0.0, "own": 0.0}
+    return {"stage": stage.removeprefix(dvc_stages.CANDIDATE), "outcome": "unchanged", "seconds": 0.0, "own": 0.0}
 
 
 @task(name="promote", **TRIED_AGAIN)
@@ -132,7 +135,7 @@ def promote_winner(root: str) -> dict[str, Any]:
 
 
 def tell_of(outcome: promotion.Outcome, model: str) -> None:
-    """Emit an event where the champion has changed; flows/deploying.py sends it on to people."""
+    """Emit an event where the champion has changed; flows/deployments.py sends it on to people."""
     if outcome.alias == CHAMPION and outcome.is_new:
         name = f"version {outcome.version} is the champion of {model}"
         resource = {"prefect.resource.id": f"winnow.model.{model}", "prefect.resource.name": name}
@@ -140,7 +143,7 @@ def tell_of(outcome: promotion.Outcome, model: str) -> None:
 
 
 def tell_that_one_waits(model: str, version: Version, request: Request) -> None:
-    """Emit an event where a person is asked; flows/deploying.py sends it on to people."""
+    """Emit an event where a person is asked; flows/deployments.py sends it on to people."""
     resource = {
         "prefect.resource.id": f"winnow.model.{model}",
         "prefect.resource.name": f"{version} of {model} waits for approval",
@@ -167,8 +170,8 @@ def _stream(places: Places, stage: str, label: str, runs: tuple[str, str], log: 
     parent_run, run_id = runs
     if parent_run in _stopped_runs:
         raise StageFailed(f"step {label} was not begun: the run was stopped")
-    process = versioning.reproduce(places.root, stage)
-    checkout.note_step(places, label)
+    process = dvc_stages.reproduce(places.root, stage)
+    run_lock.note_step(places, label)
     _running.append((parent_run, process))
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(places, label, run_id, ended), daemon=True)
@@ -178,7 +181,7 @@ def _stream(places: Places, stage: str, label: str, runs: tuple[str, str], log: 
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line.rstrip())
-            if not versioning.is_chatter(line):
+            if not dvc_stages.is_chatter(line):
                 log.info("%s", line.rstrip())
         status = process.wait()
     except BaseException:
@@ -188,7 +191,7 @@ def _stream(places: Places, stage: str, label: str, runs: tuple[str, str], log: 
         _running.remove((parent_run, process))
         ended.set()
         follower.join()
-        checkout.note_step(places, "")
+        run_lock.note_step(places, "")
     if status != 0:
         raise (StageFailed if _exit_status(lines) == MENDABLE else StageDied)(_failure(label, lines, status))
     return lines
@@ -236,7 +239,7 @@ def _follow(places: Places, label: str, run_id: str, ended: threading.Event) -> 
             if len(rows) > known:
                 name = "/".join(path.relative_to(places.checkpoints).parts[1:]).removesuffix(".curves.jsonl")
                 prefix = "" if name in ("pretrain", "recovery") else name
-                tracking.log_curves(places, run_id, rows, known, prefix)
+                mlflow_runs.log_curves(places, run_id, rows, known, prefix)
                 sent[path] = len(rows)
         if last:
             return

@@ -26,20 +26,20 @@ atexit.register(_throw_away)
 # Tiny networks gain nothing from a second thread, and two busy processes with two each would spin on one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tasks import settings  # noqa: E402
+from tasks.project import paths  # noqa: E402
 
-settings.apply(_HIDDEN)
+paths.apply(_HIDDEN)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from winnow.config import Config, check_config  # noqa: E402
-from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet, load_images  # noqa: E402
+from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet, load_images  # noqa: E402
 from winnow.records import StepRecord, write_json, write_record  # noqa: E402
 
 if TYPE_CHECKING:
-    from winnow.compression.inputs import Inputs
+    from winnow.compression.method_inputs import Inputs
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -245,7 +245,7 @@ def tiny_candidate(
 @pytest.fixture
 def tiny_inputs(tiny_set: ImageSet, tiny_dense: Path, tmp_path: Path) -> Inputs:
     """What a method of compression is given: all training labels may be seen, the parent is `dense`."""
-    from winnow.compression.inputs import Inputs
+    from winnow.compression.method_inputs import Inputs
     from winnow.data.splits import visible_labels
 
     budget = tiny_set.indices(TRAIN, labelled=True)

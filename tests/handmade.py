@@ -15,12 +15,12 @@ import onnx
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
-from tasks import registry
-from tasks.settings import Places
+from tasks.project.paths import Places
+from tasks.registry import registered_models
 from tests.conftest import CLASSES, SIZE, tiny_params, write_set
 from winnow.config import Config, check_config
-from winnow.data.images import VALIDATION, load_images
-from winnow.inference import predict_file
+from winnow.data.dataset import VALIDATION, load_images
+from winnow.deploy.batch_inference import predict_file
 from winnow.records import (
     StepRecord,
     describe,
@@ -217,12 +217,12 @@ def forget(places: Places) -> None:
 
 def aliases(places: Places) -> dict[str, str]:
     """Alias -> number of the version it points at."""
-    found = {alias: registry.find(places, MODEL, alias) for alias in ("champion", "challenger", "previous")}
+    found = {alias: registered_models.find(places, MODEL, alias) for alias in ("champion", "challenger", "previous")}
     return {alias: version.number for alias, version in found.items() if version}
 
 
 def tag(places: Places, number: str, key: str) -> str:
     """A version's tag, "" where it has none."""
-    version = registry.find(places, MODEL, number)
+    version = registered_models.find(places, MODEL, number)
     assert version is not None
     return version.tags.get(key, "")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks import settings
-from tasks.settings import Places
+from tasks.project import paths
+from tasks.project.paths import Places
 from tests.handmade import write_run
 from winnow.config import Config
 
@@ -25,7 +25,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def places(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     """A project of its own with an empty store, in the environment that the command line sets."""
-    for key, value in settings.environment(tmp_path).items():
+    for key, value in paths.environment(tmp_path).items():
         monkeypatch.setenv(key, value)
     places = Places(tmp_path)
     places.mlflow_artifacts.mkdir(parents=True)

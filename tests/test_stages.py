@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from tasks.versioning import stages
+from tasks.versioning.dvc_stages import stages
 from tests.closure import ROOT, closure
 from winnow.compression import METHODS
 from winnow.config import Benchmark, load_config
@@ -59,7 +59,7 @@ def code_deps(name: str) -> set[str]:
         files |= closure(method, skip=methods - {method}) - {method}
     relative = {file.relative_to(ROOT).as_posix() for file in files}
     left_out = re.compile(
-        r"winnow/(config/.*|(records|errors|progress|printable|__init__)\.py|(steps|data|models|reporting)/__init__\.py)"
+        r"winnow/(config/.*|(records|errors|eta|printable|__init__)\.py|(steps|data|models|reporting|evaluation|deploy|benchmark|training|refit|selection)/__init__\.py)"
     )
     return {file for file in relative if not left_out.fullmatch(file)}
 

@@ -16,12 +16,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import tiny_params
+from winnow.benchmark.speedups import attribution, baselines, best, figures
 from winnow.config import Config, check_config
-from winnow.data.images import SPLITS, VALIDATION, ImageSet, load_images
-from winnow.evaluation import agreement, quality, served_file, temperature
-from winnow.inference import predict_file
+from winnow.data.dataset import SPLITS, VALIDATION, ImageSet, load_images
+from winnow.deploy.batch_inference import predict_file
+from winnow.evaluation.metrics import agreement, quality, served_file, temperature
 from winnow.records import Machine, StepRecord, describe, read_record, record_digest, this_machine, write_record
-from winnow.speedups import attribution, baselines, best, figures
 from winnow.steps.refit import refit
 from winnow.steps.select import select
 

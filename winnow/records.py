@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from winnow.errors import ArtifactError
-from winnow.machine import SPEED_FLAGS, cores, cpu_flags, cpu_name, memory_gb
+from winnow.hardware import SPEED_FLAGS, cores, cpu_flags, cpu_name, memory_gb
 
 RECORD = "record.json"
 FORMAT = 1

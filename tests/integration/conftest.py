@@ -23,7 +23,7 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 
-from tasks.settings import OWNER, defaults
+from tasks.project.paths import OWNER, defaults
 from tests.closure import ROOT
 from tests.conftest import CLASSES, draw, tiny_params
 
@@ -80,7 +80,7 @@ class Project:
 
     def winnow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `winnow ...`, whose code is the project's own."""
-        return self.call(sys.executable, "-m", "flows.cli", *arguments)
+        return self.call(sys.executable, "-m", "winnow.cli.main", *arguments)
 
     def dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `dvc ...`."""

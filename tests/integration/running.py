@@ -120,7 +120,7 @@ def ready(project: Project, command: str, *options: str) -> subprocess.Popen[str
     said.parent.mkdir(parents=True, exist_ok=True)
     with said.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", command, *options],
+            [sys.executable, "-m", "winnow.cli.main", command, *options],
             cwd=project.root,
             env={**project.environment(), "PYTHONUNBUFFERED": "1"},
             stdout=output,
@@ -144,7 +144,7 @@ def begun_by_hand(project: Project) -> subprocess.Popen[bytes]:
     """`winnow run`, in a session of its own, whose output goes to a file."""
     with run_log(project).open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "run"],
+            [sys.executable, "-m", "winnow.cli.main", "run"],
             cwd=project.root,
             env=project.environment(),
             stdout=log,

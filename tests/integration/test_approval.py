@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks import approval, decision, registry, settled, tracking
-from tasks.promotion import promote, rollback
-from tasks.settings import Places
+from tasks.project.paths import Places
+from tasks.registry import approval_decision, approval_request, promotion_state, registered_models
+from tasks.registry.promotion import promote, rollback
+from tasks.tracking import mlflow_runs
 from tests.handmade import MODEL, aliases, tag, write_run
 from tests.integration.conftest import Project, make_project
 from tests.integration.running import Up, assert_told, start, stop, told_to, web_hook
@@ -33,16 +34,16 @@ def next_run(places: Places, ballast: int, **values: Any) -> Config:
 
 
 def test_a_winner_waits_and_is_asked_about_once(places: Places, config: Config) -> None:
-    tracking.track(places, config)
+    mlflow_runs.track(places, config)
     first = promote(places, asking(config))
     assert first.waits is not None
     assert first.waits.state == "asked"
     assert (first.alias, first.champion) == ("challenger", None)
     assert "waits for approval" in first.reasons[-1]
     assert aliases(places) == {"challenger": "1"}
-    assert settled.is_settled(places, asking(config))
-    assert settled.waits(places)
-    assert not settled.is_settled(places, config)  # nobody is asked any more
+    assert promotion_state.is_settled(places, asking(config))
+    assert promotion_state.waits(places)
+    assert not promotion_state.is_settled(places, config)  # nobody is asked any more
     again = promote(places, asking(config))
     assert again.waits == first.waits
     assert "waits for approval" in tag(places, "1", "winnow.reason")
@@ -50,23 +51,23 @@ def test_a_winner_waits_and_is_asked_about_once(places: Places, config: Config) 
 
 def test_approved_it_serves_and_the_word_stays_with_it(places: Places, config: Config) -> None:
     promote(places, asking(config))
-    outcome = decision.answer(places, asking(config), True, "Ann", "looks right")
+    outcome = approval_decision.answer(places, asking(config), True, "Ann", "looks right")
     assert (outcome.alias, outcome.champion, outcome.is_new) == ("champion", "1", True)
     assert "approved by Ann" in outcome.reasons[-1]
     assert "looks right" in tag(places, "1", "winnow.reason")
     assert aliases(places) == {"champion": "1", "challenger": "1"}
     with pytest.raises(WinnowError, match="was approved already"):
-        decision.answer(places, asking(config), True, "Ann", "")
-    assert settled.reasons(places) == list(outcome.reasons)
-    assert not settled.waits(places)
+        approval_decision.answer(places, asking(config), True, "Ann", "")
+    assert promotion_state.reasons(places) == list(outcome.reasons)
+    assert not promotion_state.waits(places)
     assert "is the champion" in promote(places, asking(config)).reasons[-1]
 
 
 def test_a_damaged_question_is_not_taken_for_none(places: Places, config: Config) -> None:
     promote(places, asking(config))
-    version = registry.find(places, MODEL, "challenger")
+    version = registered_models.find(places, MODEL, "challenger")
     assert version is not None
-    registry.note(places, MODEL, version, {approval.TAG: "{"})
+    registered_models.note(places, MODEL, version, {approval_request.TAG: "{"})
     with pytest.raises(ArtifactError, match=r"winnow\.approval of version 1"):
         promote(places, asking(config))
 
@@ -76,8 +77,8 @@ def test_a_denial_holds(places: Places, config: Config) -> None:
     wanted = next_run(places, 0)
     assert promote(places, wanted).waits is not None
     with pytest.raises(WinnowError, match="needs a reason"):
-        decision.answer(places, wanted, False, "Ann", "")
-    outcome = decision.answer(places, wanted, False, "Ann", "wrong on cats")
+        approval_decision.answer(places, wanted, False, "Ann", "")
+    outcome = approval_decision.answer(places, wanted, False, "Ann", "wrong on cats")
     assert (outcome.alias, outcome.champion, outcome.is_new) == ("challenger", "1", False)
     assert "wrong on cats" in tag(places, "2", "winnow.reason")
     for config_now in (wanted, asking(wanted, approval=False)):
@@ -85,7 +86,7 @@ def test_a_denial_holds(places: Places, config: Config) -> None:
         assert refused.waits is None
         assert "denied by Ann" in refused.reasons[-1]
         assert aliases(places)["champion"] == "1"
-    assert settled.is_settled(places, wanted)
+    assert promotion_state.is_settled(places, wanted)
     assert promote(places, wanted, replace=True).waits is not None  # asked for anew
 
 
@@ -95,18 +96,18 @@ def test_a_question_that_nobody_answers_expires(
     wanted = asking(config, approval_hours=2.0)
     promote(places, wanted)
     later = datetime.now(UTC) + timedelta(hours=3)
-    assert settled.is_settled(places, wanted)
-    for module in (approval, settled):
+    assert promotion_state.is_settled(places, wanted)
+    for module in (approval_request, promotion_state):
         monkeypatch.setattr(module, "_now", lambda: later)
-    assert not settled.is_settled(places, wanted)  # so the next run of the chain writes it down
+    assert not promotion_state.is_settled(places, wanted)  # so the next run of the chain writes it down
     outcome = promote(places, wanted)
     assert outcome.waits is None
     assert "not approved in time: nobody answered" in outcome.reasons[-1]
     assert "nobody answered" in tag(places, "1", "winnow.reason")
     assert aliases(places) == {"challenger": "1"}
-    assert settled.is_settled(places, wanted)
+    assert promotion_state.is_settled(places, wanted)
     # A person's word counts late, too.
-    assert decision.answer(places, wanted, True, "Ann", "was ill").champion == "1"
+    assert approval_decision.answer(places, wanted, True, "Ann", "was ill").champion == "1"
 
 
 def test_the_next_challenger_ends_the_question(places: Places, config: Config) -> None:
@@ -114,7 +115,7 @@ def test_the_next_challenger_ends_the_question(places: Places, config: Config) -
     wanted = next_run(places, 400)
     assert promote(places, wanted).version == "2"
     assert "not approved before version 2 (quick) took its place" in tag(places, "1", "winnow.reason")
-    question = decision.waiting(places, wanted)
+    question = approval_decision.waiting(places, wanted)
     assert question is not None
     assert question.version.number == "2"
     # The first one wins a later selection: it is asked about anew.
@@ -125,12 +126,12 @@ def test_the_word_is_about_the_champion_of_the_question(places: Places, config: 
     promote(places, write_run(places.root, "quick", {"quick": {"ballast": 900}}))
     wanted = next_run(places, 400)
     promote(places, wanted)
-    question = decision.waiting(places, wanted)
+    question = approval_decision.waiting(places, wanted)
     assert question is not None
-    registry.set_alias(places, MODEL, "champion", question.version.number)
+    registered_models.set_alias(places, MODEL, "champion", question.version.number)
     with pytest.raises(WinnowError, match="has changed since approval was asked for"):
-        decision.answer(places, wanted, True, "Ann", "")
-    assert decision.waiting(places, wanted) is None
+        approval_decision.answer(places, wanted, True, "Ann", "")
+    assert approval_decision.waiting(places, wanted) is None
 
 
 def test_after_a_rollback_a_person_is_asked_anew(places: Places, config: Config) -> None:
@@ -139,7 +140,7 @@ def test_after_a_rollback_a_person_is_asked_anew(places: Places, config: Config)
     wanted = next_run(places, 0)
     before = promote(places, wanted).waits
     assert rollback(places, wanted, "slow on Mondays").champion == "1"
-    assert not settled.is_settled(places, wanted)
+    assert not promotion_state.is_settled(places, wanted)
     after = promote(places, wanted).waits
     assert before is not None
     assert after is not None
@@ -148,10 +149,10 @@ def test_after_a_rollback_a_person_is_asked_anew(places: Places, config: Config)
 
 def test_nothing_to_answer_says_so(places: Places, config: Config) -> None:
     with pytest.raises(WinnowError, match="no challenger"):
-        decision.answer(places, config, True, "Ann", "")
+        approval_decision.answer(places, config, True, "Ann", "")
     promote(places, config)
     with pytest.raises(WinnowError, match="waits for no approval"):
-        decision.answer(places, config, True, "Ann", "")
+        approval_decision.answer(places, config, True, "Ann", "")
 
 
 @pytest.fixture(scope="module")

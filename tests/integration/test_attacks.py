@@ -62,7 +62,7 @@ def deployed(up: Up, **changes: Any) -> str:
         "work_pool_name": "winnow-photos",
         "entrypoint": "flows/pipeline.py:pipeline",
         "path": ".",
-        "pull_steps": [{"flows.working.enter_checkout": {}}],
+        "pull_steps": [{"flows.runtime.enter_checkout": {}}],
     }
     return str(up.post("deployments/", made | changes)["id"])
 

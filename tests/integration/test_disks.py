@@ -20,10 +20,11 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from tasks import registry, tracking
-from tasks.disk_errors import disk_problem
-from tasks.settings import Places
-from tasks.store import StoreError
+from tasks.project.disk_errors import disk_problem
+from tasks.project.paths import Places
+from tasks.registry import registered_models
+from tasks.tracking import mlflow_runs
+from tasks.tracking.mlflow_client import StoreError
 from tests.closure import ROOT
 from tests.conftest import tiny_params, write_folder, write_set
 from winnow.config import Config
@@ -114,7 +115,7 @@ def test_a_disk_that_fills_up_during_training_is_told_and_work_goes_on(small_dis
 def test_a_full_disk_is_told_by_the_command_line(small_disk: Path) -> None:
     root = project(small_disk)
     fill(root, 0)
-    is_told(step(root, "flows.cli", "run", "-S", "data.image_size=32"), "the disk is full, or a quota is used up")
+    is_told(step(root, "winnow.cli.main", "run", "-S", "data.image_size=32"), "the disk is full, or a quota is used up")
     assert yaml.safe_load((root / "params.yaml").read_text())["data"]["image_size"] == 16
     assert left_over(root) == []
 
@@ -126,10 +127,10 @@ def test_a_run_that_has_no_room_does_not_begin(small_disk: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     (root / ".dvc").mkdir()
     shutil.copyfile(ROOT / ".dvc" / "config", root / ".dvc" / "config")
-    is_told(step(root, "flows.cli", "run"), "MB left, and a run takes 64 MB before its first step; make room")
+    is_told(step(root, "winnow.cli.main", "run"), "MB left, and a run takes 64 MB before its first step; make room")
 
 
-@pytest.mark.parametrize("command", [("flows.cli", "status"), ("flows.cli", "run"), ("tasks", "ingest")])
+@pytest.mark.parametrize("command", [("winnow.cli.main", "status"), ("winnow.cli.main", "run"), ("tasks", "ingest")])
 def test_a_read_only_project_is_told(small_disk: Path, command: tuple[str, ...]) -> None:
     root = project(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -215,6 +216,6 @@ def test_a_damaged_store_of_mlflow_is_told(
 ) -> None:
     damage(places.hidden / "mlflow" / "mlflow.db")
     with pytest.raises(StoreError, match=said):
-        tracking.track(places, config)
+        mlflow_runs.track(places, config)
     with pytest.raises(StoreError, match=said):
-        registry.find(places, "model", "champion")
+        registered_models.find(places, "model", "champion")

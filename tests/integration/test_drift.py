@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks import drifting, store, tracking
-from tasks.promotion import promote
-from tasks.settings import Places
+from tasks import drift
+from tasks.project.paths import Places
+from tasks.registry.promotion import promote
+from tasks.tracking import mlflow_client, mlflow_runs
 from tests.conftest import CLASSES, SIZE, draw
 from tests.handmade import write_run
 from winnow.config import Config
@@ -39,16 +40,16 @@ def config(places: Places) -> Config:
     """A run whose winner serves."""
     made = write_run(places.root)
     made = made.model_copy(update={"drift": made.drift.model_copy(update={"min_images": 60})})
-    tracking.track(places, made)
+    mlflow_runs.track(places, made)
     promote(places, made)
     return made
 
 
 def test_images_of_the_same_kind_are_no_drift_and_are_tracked(places: Places, config: Config, tmp_path: Path) -> None:
-    finding = drifting.look(places, config, str(fresh_images(tmp_path / "new")))
+    finding = drift.look(places, config, str(fresh_images(tmp_path / "new")))
     assert (finding.images, finding.is_real, finding.wanted) == (COUNT, False, ())
     assert finding.advice.wants == "nothing"
-    run = store.connect(places).get_run(drifting.track(places, config, finding))
+    run = mlflow_client.connect(places).get_run(drift.track(places, config, finding))
     assert run.info.status == "FINISHED"
     assert run.data.metrics["drift/real"] == 0.0
     assert {"drift/embeddings_p", "drift/classes_effect", "drift/confidence_p"} <= set(run.data.metrics)
@@ -58,20 +59,20 @@ def test_images_of_the_same_kind_are_no_drift_and_are_tracked(places: Places, co
 
 def test_darker_images_are_drift_and_a_retrain_is_asked_for(places: Places, config: Config, tmp_path: Path) -> None:
     """The colours still differ, so the model is as sure as before."""
-    finding = drifting.look(places, config, str(fresh_images(tmp_path / "new", brightness=0.4)))
+    finding = drift.look(places, config, str(fresh_images(tmp_path / "new", brightness=0.4)))
     assert {shift.test for shift in finding.shifts if shift.is_real} == {"embeddings"}
     assert finding.advice.wants == "retrain"
     assert finding.wanted == ()
-    assert any(line.startswith("- embeddings (real)") for line in drifting.lines(finding))
+    assert any(line.startswith("- embeddings (real)") for line in drift.lines(finding))
 
 
 def test_faded_images_are_drift_and_labels_are_asked_for(places: Places, config: Config, tmp_path: Path) -> None:
     """Almost grey: the model is less sure."""
-    finding = drifting.look(places, config, str(fresh_images(tmp_path / "new", colour=0.02)))
+    finding = drift.look(places, config, str(fresh_images(tmp_path / "new", colour=0.02)))
     assert "confidence" in {shift.test for shift in finding.shifts if shift.is_real}
     assert finding.advice.wants == "labels"
-    run_id = drifting.track(places, config, finding)
-    listed = store.connect(places).download_artifacts(run_id, drifting.LIST, str(tmp_path))
+    run_id = drift.track(places, config, finding)
+    listed = mlflow_client.connect(places).download_artifacts(run_id, drift.LIST, str(tmp_path))
     with Path(listed).open(encoding="utf-8", newline="") as opened:
         rows = list(csv.DictReader(opened))
     assert len(rows) == config.drift.ask_for
@@ -80,7 +81,7 @@ def test_faded_images_are_drift_and_labels_are_asked_for(places: Places, config:
 
 def test_what_is_known_is_no_news(places: Places, config: Config, tmp_path: Path) -> None:
     """Ingested pictures that lie there too are left out."""
-    from winnow.data.images import decode
+    from winnow.data.dataset import decode
 
     folder = fresh_images(tmp_path / "new")
     digests = [decode(path.read_bytes(), SIZE)[1] for path in sorted(folder.rglob("*.png"))[:40]]
@@ -90,34 +91,34 @@ def test_what_is_known_is_no_news(places: Places, config: Config, tmp_path: Path
     with pytest.raises(
         DataError, match=rf"{COUNT - 40} fresh images \(40 ingested before\); drift.min_images wants 60"
     ):
-        drifting.look(places, config, str(folder))
+        drift.look(places, config, str(folder))
 
 
 def test_copies_count_once_and_that_is_said(places: Places, config: Config, tmp_path: Path) -> None:
     folder = fresh_images(tmp_path / "new")
-    plain = drifting.look(places, config, str(folder))
+    plain = drift.look(places, config, str(folder))
     for path in sorted(folder.rglob("*.png")):
         for number in range(3):
             shutil.copyfile(path, path.with_name(f"{path.stem}-{number}.png"))
     (folder / "broken.jpg").write_bytes(b"no image")
-    found = drifting.look(places, config, str(folder))
+    found = drift.look(places, config, str(folder))
     assert found.images == COUNT
     assert {shift.test for shift in found.shifts if shift.is_real} == set()
     assert [shift.effect for shift in found.shifts[1:]] == [shift.effect for shift in plain.shifts[1:]]
-    assert f"- not compared: {3 * COUNT} copies of others, 1 not readable" in drifting.lines(found)
+    assert f"- not compared: {3 * COUNT} copies of others, 1 not readable" in drift.lines(found)
 
 
 def test_what_cannot_be_compared_says_so(places: Places, config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="names no folder"):
-        drifting.look(places, config)
+        drift.look(places, config)
     with pytest.raises(ConfigError, match="is no folder"):
-        drifting.look(places, config, str(tmp_path / "nowhere"))
+        drift.look(places, config, str(tmp_path / "nowhere"))
     folder = fresh_images(tmp_path / "new")
     (folder / "broken.jpg").write_bytes(b"no image")
-    assert drifting.look(places, config, str(folder)).rejected[0].startswith("broken.jpg")
+    assert drift.look(places, config, str(folder)).rejected[0].startswith("broken.jpg")
 
 
 def test_without_a_champion_nothing_is_compared(places: Places, tmp_path: Path) -> None:
     config = write_run(places.root)
     with pytest.raises(WinnowError, match="nothing has been promoted yet"):
-        drifting.look(places, config, str(fresh_images(tmp_path / "new")))
+        drift.look(places, config, str(fresh_images(tmp_path / "new")))

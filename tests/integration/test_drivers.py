@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tasks.versioning import closed
+from tasks.versioning.dvc_stages import closed
 from tests.integration.conftest import Project
 from winnow.config import load_config
 
@@ -70,18 +70,18 @@ CHANGES: dict[str, tuple[Edit, set[str]]] = {
     "promotion": (number("promotion.min_gain", 0.1), {"select", "refit", "report"}),
     "refit": (number("refit.min_kappa", 0.3), {"refit", "report"}),
     "an image": (image, ALL),
-    "winnow/": (line("winnow/selection.py"), {"select", "refit", "report"}),
+    "winnow/": (line("winnow/selection/decision.py"), {"select", "refit", "report"}),
     "winnow/ records": (line("winnow/records.py"), set()),
     "winnow/config": (line("winnow/config/candidates.py"), set()),
     "winnow/data": (line("winnow/data/splits.py"), ALL),
-    "winnow/models": (line("winnow/models/heads.py"), ALL - {"ingest"}),
+    "winnow/models": (line("winnow/models/classifier_head.py"), ALL - {"ingest"}),
     "winnow/pretraining": (line("winnow/pretraining/simclr.py"), ALL - {"ingest"}),
     "winnow/compression": (line("winnow/compression/prune.py"), {"pruned", "pruned-int8", *TAIL}),
     "winnow/compression, of all": (line("winnow/compression/recovery.py"), TREE | TAIL),
-    "winnow/search": (line("winnow/search/front.py"), set()),
+    "winnow/search": (line("winnow/search/pareto.py"), set()),
     "winnow/steps": (line("winnow/steps/benchmark.py"), TAIL),
     "winnow/reporting": (line("winnow/reporting/html.py"), {"report"}),
-    "tasks": (line("tasks/tracking.py"), set()),
+    "tasks": (line("tasks/tracking/mlflow_runs.py"), set()),
     "flows": (line("flows/pipeline.py"), set()),
 }
 """What is changed -> how, and which steps that makes stale."""

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from tasks import slots
+from tasks.project import gpu_slots
 from tests.integration.conftest import Project
 from tests.integration.running import Up, begun_by_hand, start, stop
 
@@ -82,7 +82,7 @@ def test_killed_while_pending_it_starts_after_all(up: Up) -> None:
 
 def family_of(up: Up) -> tuple[psutil.Process, list[psutil.Process]]:
     """The worker and all below it."""
-    worker = next(p for p in psutil.Process(up.process.pid).children() if "flows.worker" in p.cmdline())
+    worker = next(p for p in psutil.Process(up.process.pid).children() if "winnow.servers.worker" in p.cmdline())
     return worker, worker.children(recursive=True)
 
 
@@ -176,7 +176,7 @@ def test_the_slot_of_a_killed_process_comes_back(up: Up) -> None:
     first = hold(up, 600)
     assert first.stdout is not None
     assert first.stdout.readline() == "held\n"
-    assert up.get(f"v2/concurrency_limits/{slots.GPU}")["active_slots"] == 1
+    assert up.get(f"v2/concurrency_limits/{gpu_slots.GPU}")["active_slots"] == 1
     second = hold(up, 0)
     time.sleep(5)
     assert second.poll() is None  # it waits
@@ -184,9 +184,9 @@ def test_the_slot_of_a_killed_process_comes_back(up: Up) -> None:
     first.wait()
     assert second.wait(timeout=180) == 0
     deadline = time.monotonic() + 10
-    while up.get(f"v2/concurrency_limits/{slots.GPU}")["active_slots"] and time.monotonic() < deadline:
+    while up.get(f"v2/concurrency_limits/{gpu_slots.GPU}")["active_slots"] and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert up.get(f"v2/concurrency_limits/{slots.GPU}")["active_slots"] == 0
+    assert up.get(f"v2/concurrency_limits/{gpu_slots.GPU}")["active_slots"] == 0
 
 
 def test_a_second_one_is_refused_and_what_a_killed_one_left_is_ended(
@@ -240,7 +240,7 @@ def test_a_killed_run_by_hand_leaves_nothing_running(fresh: Project) -> None:
     family = psutil.Process(run.pid).children(recursive=True)
     commands = [" ".join(member.cmdline()) for member in family]
     assert any("prefect.server" in command for command in commands)
-    assert any("tasks.watchdog" in command for command in commands)
+    assert any("tasks.project.watchdog" in command for command in commands)
     status = fresh.winnow("status")
     assert status.returncode == 0, status.stderr
     assert f"another run works in {fresh.root}" in status.stdout

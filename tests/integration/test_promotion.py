@@ -11,17 +11,19 @@ import numpy as np
 import PIL
 import pytest
 
-from tasks import checkout, promotion, registry, settings, settled, store, tracking
-from tasks.challenge import Contest, cells_of, incomparable, judge_challenge, measure
-from tasks.promotion import promote, rollback
-from tasks.settings import Places
+from tasks.project import paths, run_lock
+from tasks.project.paths import Places
+from tasks.registry import promotion, promotion_state, registered_models
+from tasks.registry.champion_challenger import Contest, cells_of, incomparable, judge_challenge, measure
+from tasks.registry.promotion import promote, rollback
+from tasks.tracking import mlflow_client, mlflow_runs
 from tests.conftest import CLASSES, SIZE
 from tests.handmade import DATA_VERSION, MODEL, aliases, forget, tag, write_run
 from winnow.config import Config, Promotion
-from winnow.data.images import VALIDATION, load_images
+from winnow.data.dataset import VALIDATION, load_images
 from winnow.errors import ArtifactError, WinnowError
-from winnow.evidence import Evidence, Losses
-from winnow.intervals import Drop, Ratio
+from winnow.evaluation.accuracy_drop import Evidence, Losses
+from winnow.evaluation.intervals import Drop, Ratio
 from winnow.records import (
     StepRecord,
     read_json,
@@ -48,26 +50,26 @@ def _by_size(config: Config) -> Config:
 
 def fetched(places: Places, which: str) -> Path:
     """The folder of an alias or a version's number."""
-    return registry.fetch(places, MODEL, registry.get(places, MODEL, which))
+    return registered_models.fetch(places, MODEL, registered_models.get(places, MODEL, which))
 
 
 def test_the_first_winner_becomes_champion(places: Places, config: Config) -> None:
-    tracking.track(places, config)
-    assert not settled.is_settled(places, config)
+    mlflow_runs.track(places, config)
+    assert not promotion_state.is_settled(places, config)
     outcome = promote(places, config)
     assert (outcome.version, outcome.alias, outcome.champion) == ("1", "champion", "1")
     assert "there was none before it" in outcome.reasons[-1]
     assert aliases(places) == {"champion": "1", "challenger": "1"}
-    assert settled.is_settled(places, config)
+    assert promotion_state.is_settled(places, config)
     remembered = json.loads((places.hidden / "promoted.json").read_text())
     assert remembered["reasons"] == list(outcome.reasons)
     assert remembered["sha256"] == sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
-    version = store.connect(places).get_model_version(MODEL, "1")
-    assert version.run_id == tracking.candidate_run(places, config, "quick")
+    version = mlflow_client.connect(places).get_model_version(MODEL, "1")
+    assert version.run_id == mlflow_runs.candidate_run(places, config, "quick")
     assert "there was none before it" in version.description
-    run = store.connect(places).get_run(version.run_id)
+    run = mlflow_client.connect(places).get_run(version.run_id)
     assert run.data.tags["winnow.promotion"].startswith(f"version 1 of {MODEL}")
-    logged = store.connect(places).get_logged_model(version.source.removeprefix("models:/"))
+    logged = mlflow_client.connect(places).get_logged_model(version.source.removeprefix("models:/"))
     assert {metric.key: metric.value for metric in logged.metrics}["quality/top1"] == 1.0
     assert {metric.dataset_digest for metric in logged.metrics} == {DATA_VERSION}
     assert logged.params["optimiser.learning_rate"] == "0.05"
@@ -137,18 +139,18 @@ def test_the_card_repeats_the_test_figures_of_this_selection_alone(places: Place
 def test_the_same_file_is_registered_once(places: Places, config: Config) -> None:
     promote(places, config)
     forget(places)
-    assert not settled.is_settled(places, config)
+    assert not promotion_state.is_settled(places, config)
     outcome = promote(places, config)
     assert "is the same file" in outcome.reasons[-1]
-    assert len(store.connect(places).search_model_versions(f"name = '{MODEL}'")) == 1
-    assert settled.is_settled(places, config)
+    assert len(mlflow_client.connect(places).search_model_versions(f"name = '{MODEL}'")) == 1
+    assert promotion_state.is_settled(places, config)
 
 
 def test_a_version_that_a_crash_left_without_alias_is_completed(places: Places, config: Config) -> None:
     card = read_json(places.artifacts / "candidates" / "quick" / "card.json")
     serving = {"runtime": "ort", "precision": "f32", "threads": 1}
     card |= {"serving": serving, "data_version": DATA_VERSION, "why": "", "speed": {}}
-    registry.register(places, config, places.artifacts / "candidates" / "quick", card, run_id="0" * 32)
+    registered_models.register(places, config, places.artifacts / "candidates" / "quick", card, run_id="0" * 32)
     assert aliases(places) == {}
     assert promote(places, config).champion == "1"
     assert aliases(places) == {"champion": "1", "challenger": "1"}
@@ -160,7 +162,7 @@ def test_nobody_passing_moves_nothing(places: Places, config: Config) -> None:
     assert (outcome.version, outcome.champion) == (None, None)
     assert "no candidate passes every gate" in outcome.reasons[-1]
     assert aliases(places) == {}
-    assert settled.is_settled(places, config)
+    assert promotion_state.is_settled(places, config)
     with pytest.raises(WinnowError, match="nothing has been promoted yet"):
         fetched(places, "champion")
 
@@ -168,22 +170,22 @@ def test_nobody_passing_moves_nothing(places: Places, config: Config) -> None:
 def test_nobody_passing_leaves_the_champion_that_is_there(places: Places, config: Config) -> None:
     promote(places, config)
     nobody = _again(places, winner=None)
-    assert not settled.is_settled(places, nobody)
+    assert not promotion_state.is_settled(places, nobody)
     outcome = promote(places, nobody)
     assert (outcome.version, outcome.alias, outcome.champion) == (None, None, "1")
     assert "no candidate passes every gate; version 1 (quick) stays champion of photos" in outcome.reasons[-1]
     assert aliases(places) == {"champion": "1", "challenger": "1"}
-    assert settled.is_settled(places, nobody)
+    assert promotion_state.is_settled(places, nobody)
 
 
 def test_a_champion_that_changed_meanwhile_is_not_overwritten(places: Places, config: Config) -> None:
     promote(places, _by_size(_again(places, quick={"ballast": 400})))
-    stale = registry.find(places, MODEL, "champion")
+    stale = registered_models.find(places, MODEL, "champion")
     promote(places, _by_size(_again(places)))
     promote(places, _by_size(_again(places, quick={"blind": 1})))
     before = aliases(places)
     assert before == {"champion": "2", "challenger": "3", "previous": "1"}
-    challenger = registry.find(places, MODEL, "challenger")
+    challenger = registered_models.find(places, MODEL, "challenger")
     assert challenger is not None
     with pytest.raises(WinnowError, match="has changed while its challenger was measured"):
         promotion.make_champion(places, MODEL, challenger, stale)
@@ -194,13 +196,13 @@ def test_a_champion_that_changed_meanwhile_is_not_overwritten(places: Places, co
 def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(places: Places, config: Config) -> None:
     promote(places, config)
     worse = _by_size(_again(places, quick={"blind": 1}))
-    assert not settled.is_settled(places, worse)
+    assert not promotion_state.is_settled(places, worse)
     outcome = promote(places, worse)
     assert (outcome.version, outcome.alias, outcome.champion) == ("2", "challenger", "1")
     assert aliases(places) == {"champion": "1", "challenger": "2"}
     assert "top-1 against the champion: drop 33.3 points" in outcome.reasons[-1]
     assert "top-1 against the champion: drop 33.3 points" in tag(places, "2", "winnow.reason")
-    assert settled.is_settled(places, worse)
+    assert promotion_state.is_settled(places, worse)
 
 
 def test_a_winner_that_is_no_better_does_not_move_the_champion(places: Places, config: Config) -> None:
@@ -224,7 +226,7 @@ def test_a_faster_winner_replaces_the_champion_and_rolls_back(places: Places, co
     assert line.startswith("version 1 (quick) is the champion")
     assert aliases(places) == {"champion": "1", "challenger": "2"}
     assert "wrong on Mondays" in tag(places, "2", "winnow.rolled_back")
-    assert settled.is_settled(places, faster)
+    assert promotion_state.is_settled(places, faster)
     assert "wrong on Mondays" in json.loads((places.hidden / "promoted.json").read_text())["reasons"][0]
 
     refused = promote(places, faster)
@@ -254,7 +256,7 @@ def test_a_change_that_was_cut_off_between_its_two_aliases_can_be_rolled_back(pl
     for ballast in (900, 400, 0):
         config = _by_size(_again(places, quick={"ballast": ballast}))
         promote(places, config)
-    registry.set_alias(places, MODEL, "champion", "2")  # killed: `previous` was written, `champion` was not
+    registered_models.set_alias(places, MODEL, "champion", "2")  # killed: `previous` was written, `champion` was not
     rollback(places, config, "")
     assert aliases(places) == {"champion": "1", "challenger": "3"}
 
@@ -263,7 +265,7 @@ def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(places: Pla
     for ballast in (900, 400, 0):
         config = _by_size(_again(places, quick={"ballast": ballast}))
         promote(places, config)
-    registry.set_alias(places, MODEL, "champion", "2")  # killed: `champion` was written, `previous` was not
+    registered_models.set_alias(places, MODEL, "champion", "2")  # killed: `champion` was written, `previous` was not
     assert aliases(places) == {"champion": "2", "challenger": "3", "previous": "2"}
     rollback(places, config, "")
     assert aliases(places) == {"champion": "1", "challenger": "3"}
@@ -276,7 +278,7 @@ def test_who_changes_what_serves_waits_for_another_who_does(places: Places, conf
     faster = _again(places, **FAST)
     promote(places, faster)
     done: list[str] = []
-    with checkout.state_alone(places):
+    with run_lock.state_alone(places):
         child = Thread(target=lambda: done.append(rollback(places, faster, "").reasons[-1]))
         child.start()
         child.join(1)
@@ -289,20 +291,25 @@ def test_who_changes_what_serves_waits_for_another_who_does(places: Places, conf
 
 def test_promotion_after_the_store_was_emptied(places: Places, config: Config) -> None:
     """What this checkout remembers of runs names none that is there any more."""
-    tracking.track(places, config)
-    assert tracking.candidate_run(places, config, "quick") is not None
-    client = store.connect(places)
-    for run in client.search_runs([store.experiment_id(places, config)]):
+    mlflow_runs.track(places, config)
+    assert mlflow_runs.candidate_run(places, config, "quick") is not None
+    client = mlflow_client.connect(places)
+    for run in client.search_runs([mlflow_client.experiment_id(places, config)]):
         client.delete_run(run.info.run_id)
-    assert tracking.candidate_run(places, config, "quick") is None
-    assert tracking.last_execution(places, config) is None
+    assert mlflow_runs.candidate_run(places, config, "quick") is None
+    assert mlflow_runs.last_execution(places, config) is None
     assert promote(places, config).champion == "1"
 
 
 def test_a_registration_that_was_cut_off_leaves_no_pending_model(places: Places, config: Config) -> None:
-    client, sha256 = store.connect(places), sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
+    client, sha256 = mlflow_client.connect(places), sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
     half = client.create_logged_model(
-        store.experiment_id(places, config), "quick", None, {"winnow.sha256": sha256}, {}, model_type="image-classifier"
+        mlflow_client.experiment_id(places, config),
+        "quick",
+        None,
+        {"winnow.sha256": sha256},
+        {},
+        model_type="image-classifier",
     )
     promote(places, config)
     assert str(client.get_logged_model(half.model_id).status) == "FAILED"
@@ -317,7 +324,9 @@ def test_what_cannot_be_compared_is_replaced_only_when_asked(places: Places, con
     promote(places, _again(places, **SLOW))
     card = fetched(places, "champion") / "card.json"
     write_json(card, read_json(card) | {"classes": ["cat", "dog", "cow"]})
-    registry.note(places, MODEL, registry.get(places, MODEL, "1"), {"winnow.card_sha256": sha256_of(card)})
+    registered_models.note(
+        places, MODEL, registered_models.get(places, MODEL, "1"), {"winnow.card_sha256": sha256_of(card)}
+    )
     config = _again(places, **FAST)
     outcome = promote(places, config)
     assert (outcome.version, outcome.champion) == ("2", "1")
@@ -359,7 +368,7 @@ def renamed(card: Path) -> None:
 def test_a_card_that_was_changed_is_fetched_anew(places: Places, config: Config, is_old: bool) -> None:
     promote(places, config)
     if is_old:  # registered before cards had digests
-        store.connect(places).delete_model_version_tag(MODEL, "1", registry.CARD_SHA256)
+        mlflow_client.connect(places).delete_model_version_tag(MODEL, "1", registered_models.CARD_SHA256)
     card = fetched(places, "champion") / "card.json"
     good = card.read_bytes()
     renamed(card)
@@ -381,13 +390,13 @@ def test_settled_is_for_this_address_and_store_only(
     promote(places, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert not settled.is_settled(places, config)
-    with pytest.raises(store.StoreError, match="winnow promote"):
+    assert not promotion_state.is_settled(places, config)
+    with pytest.raises(mlflow_client.StoreError, match="winnow promote"):
         promote(places, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", places.mlflow_store)
-    assert settled.is_settled(places, config)
+    assert promotion_state.is_settled(places, config)
     (places.hidden / "mlflow" / "mlflow.db").unlink()
-    assert not settled.is_settled(places, config)
+    assert not promotion_state.is_settled(places, config)
 
 
 KEPT = Drop(0.0, -0.5, 0.5)
@@ -545,4 +554,4 @@ def test_a_champion_whose_runtime_is_not_here_is_judged_by_its_file_and_that_is_
 
 
 def test_the_registered_model_is_named_after_the_data(config: Config) -> None:
-    assert settings.registered_model_name(config) == MODEL
+    assert paths.registered_model_name(config) == MODEL

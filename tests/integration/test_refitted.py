@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from tasks import drifting, registry, settled
-from tasks.promotion import promote, rollback
-from tasks.settings import Places
+from tasks import drift
+from tasks.project.paths import Places
+from tasks.registry import promotion_state, registered_models
+from tasks.registry.promotion import promote, rollback
 from tests.handmade import MODEL, aliases, tag, write_refit, write_run
 from tests.integration.test_drift import fresh_images
 from winnow.config import Config
+from winnow.deploy.bundle import model_card
 from winnow.errors import ArtifactError
-from winnow.exporting import model_card
 from winnow.records import read_json, read_record, record_digest, sha256_of, write_record
 
 pytest_plugins = "tests.stores"
@@ -34,7 +35,7 @@ def refitted(places: Places, selected: dict[str, Any], after: dict[str, Any]) ->
 
 
 def fetched(places: Places, which: str) -> Path:
-    return registry.fetch(places, MODEL, registry.get(places, MODEL, which))
+    return registered_models.fetch(places, MODEL, registered_models.get(places, MODEL, which))
 
 
 def test_the_refitted_file_is_registered_with_the_selected_one_beside_it(places: Places) -> None:
@@ -76,16 +77,16 @@ def test_a_refitted_challenger_has_no_head_start(places: Places) -> None:
 def test_the_refit_of_the_champions_own_file_takes_its_place_and_goes_back(places: Places) -> None:
     promote(places, by_size(write_run(places.root, "quick", {"quick": BEFORE})))
     config = refitted(places, BEFORE, AFTER)
-    assert not settled.is_settled(places, config)
+    assert not promotion_state.is_settled(places, config)
     outcome = promote(places, config)
     assert (outcome.version, outcome.champion) == ("2", "2")
     assert "the champion's file, refitted on 170 labels, and the champion learned 110" in tag(
         places, "2", "winnow.reason"
     )
-    assert settled.is_settled(places, config)
+    assert promotion_state.is_settled(places, config)
     rollback(places, config, "worse in the field")
     assert aliases(places)["champion"] == "1"
-    settled.forget(places)
+    promotion_state.forget(places)
     assert "was rolled back" in promote(places, config).reasons[-1]
     assert aliases(places)["champion"] == "1"
 
@@ -117,12 +118,12 @@ def test_drift_is_seen_by_the_file_that_learned_no_validation_image(
     config = config.model_copy(update={"drift": config.drift.model_copy(update={"min_images": 60})})
     promote(places, config)
     asked: list[Path] = []
-    real = drifting.answer
+    real = drift.answer
 
     def answer(path: Path, *arguments: Any, **named: Any) -> Any:
         asked.append(path)
         return real(path, *arguments, **named)
 
-    monkeypatch.setattr(drifting, "answer", answer)
-    drifting.look(places, config, str(fresh_images(tmp_path / "new")))
+    monkeypatch.setattr(drift, "answer", answer)
+    drift.look(places, config, str(fresh_images(tmp_path / "new")))
     assert asked == [fetched(places, "champion") / "selected" / "model.onnx"] * 2

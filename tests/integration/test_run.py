@@ -23,9 +23,9 @@ from tests.conftest import CLASSES, SIZE
 from tests.integration.conftest import Project, run_params
 from tests.integration.running import free_ports, own_auth
 from winnow.config import check_config
-from winnow.data.images import decode
+from winnow.data.dataset import decode
 from winnow.records import read_json, read_record, sha256_of
-from winnow.refit_files import deployed_folder
+from winnow.refit.deployed_folder import deployed_folder
 
 Finished = tuple[Project, subprocess.CompletedProcess[str]]
 TREE = ("dense", *check_config(run_params()).candidates)
@@ -145,8 +145,8 @@ def test_labels_are_few_so_the_winner_learned_those_of_validation_too(finished: 
 
 
 def test_predict_names_the_class_of_a_persons_file(finished: Finished) -> None:
-    from winnow.evaluation import softmax
-    from winnow.inference import predict_file
+    from winnow.deploy.batch_inference import predict_file
+    from winnow.evaluation.metrics import softmax
 
     project, _ = finished
     files = [project.root / "photos" / "disc" / "00.png", project.root / "photos" / "wedge" / "01.png"]
@@ -170,7 +170,7 @@ def test_predict_names_the_class_of_a_persons_file(finished: Finished) -> None:
 
 def test_no_run_is_left_running_and_metric_names_are_the_same(finished: Finished) -> None:
     code = (
-        "import json, os; from pathlib import Path; from tasks.settings import apply; apply(Path.cwd())\n"
+        "import json, os; from pathlib import Path; from tasks.project.paths import apply; apply(Path.cwd())\n"
         "from mlflow import MlflowClient\n"
         "client = MlflowClient()\n"
         "ids = [e.experiment_id for e in client.search_experiments()]\n"
@@ -236,7 +236,7 @@ def endless_run(project: Project) -> Iterator[subprocess.Popen[str]]:
     params = yaml.safe_load((project.root / "params.yaml").read_text())
     params["pretrain"]["epochs"] = 5000
     project.set_params(params)
-    command = [sys.executable, "-m", "flows.cli", "run"]
+    command = [sys.executable, "-m", "winnow.cli.main", "run"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     run = subprocess.Popen(command, cwd=project.root, env=project.environment(), **streams)
     try:
@@ -289,7 +289,7 @@ def _processes_in(folder: Path) -> list[str]:
 
 KILLED = """
 import os, signal
-import winnow.training as training
+import winnow.training.loop as training
 
 training.CHECKPOINT_SECONDS = 0.0  # weights after every step
 steps = 0
@@ -338,8 +338,8 @@ def test_settings_on_the_command_line_are_checked_and_shown(project: Project) ->
 
 
 def test_validation_logits_are_those_of_the_file(finished: Finished) -> None:
-    from winnow.data.images import VALIDATION, load_images
-    from winnow.inference import predict_file
+    from winnow.data.dataset import VALIDATION, load_images
+    from winnow.deploy.batch_inference import predict_file
 
     artifacts = finished[0].root / "artifacts"
     images = load_images(artifacts / "data")
@@ -355,7 +355,7 @@ def test_the_interfaces_start_and_a_run_reports_to_the_server(project: Project) 
     mlflow_port, prefect_port = free_ports(2)
     ports = ["--mlflow-port", str(mlflow_port), "--prefect-port", str(prefect_port)]
     ui = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "ui", *ports],
+        [sys.executable, "-m", "winnow.cli.main", "ui", *ports],
         cwd=project.root,
         env=project.environment(),
         stdout=subprocess.PIPE,

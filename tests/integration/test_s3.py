@@ -1,4 +1,4 @@
-"""`winnow.data.s3` against a real S3 server (rclone), directly and through a proxy that makes its network bad."""
+"""The S3 mirror against a real S3 server (rclone), directly and through a proxy that makes its network bad."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.supervising import listens
+from tasks.versioning import s3_mirror
+from tasks.versioning.s3_mirror import Mirrored, mirror
 from tests.integration.conftest import make_project, run_params
 from tests.integration.running import free_ports
-from winnow.data import s3
-from winnow.data.s3 import Mirrored, mirror
 from winnow.errors import DataError
+from winnow.servers.supervisor import listens
 
 KEY, SECRET = "AKTEST0001", "sktest00000001"
 RCLONE = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
@@ -51,7 +51,7 @@ def bucket(server: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> Iterato
         put(path, f"photos/{'cat' if index % 2 else 'dog'}/{index}.jpg", bytes([index]) * (1000 + index))
     put(path, "other/no.jpg", b"not below the prefix")
     point_to(monkeypatch, server[1])
-    monkeypatch.setattr(s3, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(s3_mirror, "PAUSE_SECONDS", 0.05)
     yield path
     shutil.rmtree(path)
 

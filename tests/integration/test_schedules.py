@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tasks import slots
+from tasks.project import gpu_slots
 from tests.conftest import draw
 from tests.integration.conftest import NEVER_DUE, Project
 from tests.integration.running import Up, assert_told, told_to, web_hook
@@ -42,7 +42,7 @@ def test_what_is_scheduled_is_what_prefect_yaml_says(up: Up) -> None:
     assert nightly["global_concurrency_limit"]["limit"] == 1
     assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert str(up.project.root) not in json.dumps([nightly, hourly])
-    assert up.get(f"v2/concurrency_limits/{slots.GPU}")["limit"] == 1
+    assert up.get(f"v2/concurrency_limits/{gpu_slots.GPU}")["limit"] == 1
     names = {row["name"] for row in up.post("automations/filter")}
     assert len({name for name in names if name.startswith("winnow photos: ")}) == 3
 

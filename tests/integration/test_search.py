@@ -50,7 +50,7 @@ def searching(project: Project) -> Project:
 
 def begun(project: Project, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "search", *options],
+        [sys.executable, "-m", "winnow.cli.main", "search", *options],
         cwd=project.root,
         env=project.environment(),
         stdout=subprocess.PIPE,

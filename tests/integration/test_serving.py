@@ -20,14 +20,14 @@ import psutil
 import pytest
 from PIL import Image
 
-from tasks.promotion import promote
-from tasks.settings import Places
+from tasks.project.paths import Places
+from tasks.registry.promotion import promote
 from tests.conftest import CLASSES, SIZE, draw
 from tests.connections import is_ended
 from tests.handmade import MODEL
 from tests.integration.running import free_ports
 from winnow.config import Config
-from winnow.data.images import decode
+from winnow.data.dataset import decode
 
 pytest_plugins = "tests.stores"
 CODE = Path(__file__).resolve().parent.parent.parent
@@ -85,7 +85,7 @@ def serve(places: Places, config: Config) -> Callable[..., Iterator[str]]:
         (port,) = free_ports(1)
         asked = [f"--{key.replace('_', '-')}={value}" for key, value in {"port": port, **options}.items()]
         address = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-c", FEW_FILES, "-m", "flows.cli", "serve", *asked]
+        command = [sys.executable, "-c", FEW_FILES, "-m", "winnow.cli.main", "serve", *asked]
         with served(places, command, address, "/health") as process:
             yield address, process
 
@@ -209,7 +209,7 @@ def test_whoever_waits_too_long_or_behind_too_many_is_told(serve: Callable) -> N
 )
 def test_what_cannot_be_served_is_said(places: Places, config: Config, options: list[str], said: str) -> None:
     promote(places, config)
-    command = [sys.executable, "-m", "flows.cli", "serve", *options]
+    command = [sys.executable, "-m", "winnow.cli.main", "serve", *options]
     environment = {**os.environ, "PYTHONPATH": str(CODE)}
     done = subprocess.run(command, cwd=places.root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2

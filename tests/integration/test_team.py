@@ -18,11 +18,11 @@ import psutil
 import psycopg2
 import pytest
 
-from flows import postgresql
-from flows.supervising import MARK, listens
 from tests.integration.conftest import Project, make_project, run_params
 from tests.integration.running import free_ports, ready, start, stop
 from winnow.errors import WinnowError
+from winnow.servers import postgresql
+from winnow.servers.supervisor import MARK, listens
 
 pytestmark = pytest.mark.services
 SERVERS = ("postgresql", "s3", "mlflow", "prefect")
@@ -279,7 +279,7 @@ def test_a_second_machine_goes_on_where_the_first_stopped(team: Team, tmp_path: 
 def have_run(project: Project) -> None:
     """For a test that is run alone: the chain, which an earlier one has run else."""
     if not (project.root / "dvc.lock").exists():
-        done(project, sys.executable, "-m", "flows.cli", "run")
+        done(project, sys.executable, "-m", "winnow.cli.main", "run")
 
 
 def person(name: str, password: str) -> dict[str, str]:

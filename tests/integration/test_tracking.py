@@ -15,15 +15,16 @@ from threading import Thread
 
 import pytest
 
-from tasks import projection, searched, settings, store, tracked, tracking
-from tasks.deadlines import TookTooLong, deadline
-from tasks.settings import Places
+from tasks.project import paths
+from tasks.project.deadlines import TookTooLong, deadline
+from tasks.project.paths import Places
+from tasks.tracking import mlflow_client, mlflow_runs, run_content, search_runs, tracked_runs
 from tests.handmade import CURVES, DATA_VERSION, forget, write_candidate, write_verdicts
 from winnow.config import Config
 from winnow.errors import ArtifactError
-from winnow.search.memory import Trial
+from winnow.search.loop import Progress
+from winnow.search.optuna_study import Trial
 from winnow.search.space import Point
-from winnow.search.study import Progress
 from winnow.search.trial import Look
 
 pytest_plugins = "tests.stores"
@@ -32,7 +33,7 @@ ALL = ("data", "pretrain", *CANDIDATES, "benchmark", "select", "refit", "report"
 
 
 def _runs(places: Places, config: Config, condition: str = "") -> list:
-    return list(store.connect(places).search_runs([store.experiment_id(places, config)], condition))
+    return list(mlflow_client.connect(places).search_runs([mlflow_client.experiment_id(places, config)], condition))
 
 
 def _named(places: Places, config: Config) -> dict:
@@ -62,7 +63,7 @@ def _parents(places: Places, config: Config) -> list:
 
 
 def test_every_record_is_a_run_below_one_parent(places: Places, config: Config) -> None:
-    line = tracking.track(places, config)
+    line = mlflow_runs.track(places, config)
     assert line.startswith(f"{len(ALL)} of {len(ALL)} records were new")
     (parent,) = _parents(places, config)
     children = _named(places, config)
@@ -70,7 +71,7 @@ def test_every_record_is_a_run_below_one_parent(places: Places, config: Config) 
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert {run.inputs.dataset_inputs[0].dataset.digest for run in children.values()} == {DATA_VERSION}
-    client = store.connect(places)
+    client = mlflow_client.connect(places)
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files == {"params.yaml", "dvc.yaml", "dvc.lock", "report.html", "pareto.png"}
     note = parent.data.tags["mlflow.note.content"]
@@ -79,7 +80,7 @@ def test_every_record_is_a_run_below_one_parent(places: Places, config: Config) 
 
 
 def test_candidates_show_figures_verdict_and_parameters_alike(places: Places, config: Config) -> None:
-    tracking.track(places, config)
+    mlflow_runs.track(places, config)
     runs = {name: _named(places, config)[name] for name in CANDIDATES}
     curves = {"curves/loss"}
     metrics = {name: set(run.data.metrics) - curves for name, run in runs.items()}
@@ -93,54 +94,54 @@ def test_candidates_show_figures_verdict_and_parameters_alike(places: Places, co
     assert (params["method"], params["optimiser.learning_rate"], params["seeds"]) == ("quantize", "0.05", "[0, 1]")
     assert runs["quick"].data.tags["winnow.parent"] == "dense"
     assert "threads" in runs["quick"].data.tags["winnow.machine"]
-    history = store.connect(places).get_metric_history(runs["dense"].info.run_id, "curves/loss")
+    history = mlflow_client.connect(places).get_metric_history(runs["dense"].info.run_id, "curves/loss")
     assert [(point.step, point.value) for point in history] == [(row["epoch"], row["loss"]) for row in CURVES]
 
 
 def test_a_second_track_logs_nothing(places: Places, config: Config) -> None:
-    assert not tracking.is_complete(places, config)
-    tracking.track(places, config)
-    assert tracking.is_complete(places, config)
+    assert not mlflow_runs.is_complete(places, config)
+    mlflow_runs.track(places, config)
+    assert mlflow_runs.is_complete(places, config)
     before = {run.info.run_id for run in _runs(places, config)}
-    assert "holds all" in tracking.track(places, config)
+    assert "holds all" in mlflow_runs.track(places, config)
     forget(places)
-    assert not tracking.is_complete(places, config)
-    assert "holds all" in tracking.track(places, config)
+    assert not mlflow_runs.is_complete(places, config)
+    assert "holds all" in mlflow_runs.track(places, config)
     assert {run.info.run_id for run in _runs(places, config)} == before
-    assert tracking.is_complete(places, config)
+    assert mlflow_runs.is_complete(places, config)
 
 
 def test_runs_that_the_store_lost_are_logged_again(places: Places, config: Config) -> None:
-    tracking.track(places, config)
+    mlflow_runs.track(places, config)
     lost = _named(places, config)["quick"].info.run_id
-    store.connect(places).delete_run(lost)
-    assert tracking.track(places, config).startswith(f"1 of {len(ALL)} ")
+    mlflow_client.connect(places).delete_run(lost)
+    assert mlflow_runs.track(places, config).startswith(f"1 of {len(ALL)} ")
     assert _named(places, config)["quick"].info.run_id != lost
 
 
 def test_another_address_is_filled_and_the_first_is_remembered(
     places: Places, config: Config, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracking.track(places, config)
+    mlflow_runs.track(places, config)
     other = places.root / "team.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
-    assert not tracking.is_complete(places, config)
+    assert not mlflow_runs.is_complete(places, config)
     other.write_bytes(empty_store.read_bytes())
-    assert not tracking.is_complete(places, config)
+    assert not mlflow_runs.is_complete(places, config)
     monkeypatch.chdir(places.root)  # a foreign store puts its files where it likes, a bare database into ./mlruns
-    assert tracking.track(places, config).startswith(f"{len(ALL)} of {len(ALL)} ")
-    assert tracking.is_complete(places, config)
+    assert mlflow_runs.track(places, config).startswith(f"{len(ALL)} of {len(ALL)} ")
+    assert mlflow_runs.is_complete(places, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", places.mlflow_store)
-    assert tracking.is_complete(places, config)
+    assert mlflow_runs.is_complete(places, config)
 
 
 def test_new_figures_make_new_runs_of_candidates_and_keep_the_old(places: Places, config: Config) -> None:
-    tracking.track(places, config)
+    mlflow_runs.track(places, config)
     before = _named(places, config)
     write_verdicts(places.artifacts, config, list(CANDIDATES), "quick", latency_ms=0.4)
-    assert not tracking.is_complete(places, config)
+    assert not mlflow_runs.is_complete(places, config)
     changed = len(CANDIDATES) + 2
-    assert tracking.track(places, config).startswith(f"{changed} of {len(ALL)} ")
+    assert mlflow_runs.track(places, config).startswith(f"{changed} of {len(ALL)} ")
     runs = _runs(places, config, "tags.`winnow.name` = 'quick'")
     assert {run.data.metrics["best/latency_ms"] for run in runs} == {0.4, 0.5}
     assert before["quick"].info.run_id in {run.info.run_id for run in runs}
@@ -149,7 +150,7 @@ def test_new_figures_make_new_runs_of_candidates_and_keep_the_old(places: Places
 
 def test_figures_of_another_candidate_of_that_name_are_not_shown(places: Places, config: Config) -> None:
     write_candidate(places.artifacts, "quick", {"salt": 2.0})
-    tracking.track(places, config)
+    mlflow_runs.track(places, config)
     runs = _named(places, config)
     assert "best/latency_ms" not in runs["quick"].data.metrics
     assert "winnow.verdict" not in runs["quick"].data.tags
@@ -157,14 +158,14 @@ def test_figures_of_another_candidate_of_that_name_are_not_shown(places: Places,
 
 
 def test_a_step_shows_its_curves_while_it_runs(places: Places, config: Config) -> None:
-    parent = tracking.open_execution(places, config, "pretrain: params.yaml")
-    run_id = tracking.open_step(places, parent, "pretrain", "pretrain")
-    tracking.log_curves(places, run_id, CURVES[:1], 0, "")
-    tracking.log_curves(places, run_id, CURVES[:2], 1, "")
-    client = store.connect(places)
+    parent = mlflow_runs.open_execution(places, config, "pretrain: params.yaml")
+    run_id = mlflow_runs.open_step(places, parent, "pretrain", "pretrain")
+    mlflow_runs.log_curves(places, run_id, CURVES[:1], 0, "")
+    mlflow_runs.log_curves(places, run_id, CURVES[:2], 1, "")
+    client = mlflow_client.connect(places)
     running = client.get_run(run_id)
     assert (running.info.status, running.data.metrics["curves/loss"]) == ("RUNNING", CURVES[1]["loss"])
-    tracking.close_step(places, run_id, places.artifacts / "pretrain")
+    mlflow_runs.close_step(places, run_id, places.artifacts / "pretrain")
     history = client.get_metric_history(run_id, "curves/loss")
     assert [point.step for point in history] == [row["epoch"] for row in CURVES]
     assert client.get_run(run_id).info.status == "FINISHED"
@@ -172,40 +173,40 @@ def test_a_step_shows_its_curves_while_it_runs(places: Places, config: Config) -
 
 
 def test_track_completes_the_run_that_was_open_while_training(places: Places, config: Config) -> None:
-    parent = tracking.open_execution(places, config, "all")
-    run_id = tracking.open_step(places, parent, "quick", "candidate")
-    tracking.log_curves(places, run_id, CURVES, 0, "scratch-seed0-rate0.1")
-    tracking.close_step(places, run_id, places.artifacts / "candidates" / "quick")
-    assert "best/latency_ms" not in store.connect(places).get_run(run_id).data.metrics
-    tracking.track(places, config, parent)
-    tracking.close_execution(places, parent, ok=True)
+    parent = mlflow_runs.open_execution(places, config, "all")
+    run_id = mlflow_runs.open_step(places, parent, "quick", "candidate")
+    mlflow_runs.log_curves(places, run_id, CURVES, 0, "scratch-seed0-rate0.1")
+    mlflow_runs.close_step(places, run_id, places.artifacts / "candidates" / "quick")
+    assert "best/latency_ms" not in mlflow_client.connect(places).get_run(run_id).data.metrics
+    mlflow_runs.track(places, config, parent)
+    mlflow_runs.close_execution(places, parent, ok=True)
     quick = _named(places, config)["quick"]
-    assert quick.info.run_id == run_id == tracking.candidate_run(places, config, "quick")
+    assert quick.info.run_id == run_id == mlflow_runs.candidate_run(places, config, "quick")
     assert quick.data.metrics["best/latency_ms"] == 0.5
     assert quick.data.tags["winnow.verdict"] == "winner"
     assert "scratch-seed0-rate0.1/loss" in quick.data.metrics
     (execution,) = _parents(places, config)
     assert (execution.info.run_id, execution.info.status) == (parent, "FINISHED")
-    assert tracking.is_complete(places, config)
+    assert mlflow_runs.is_complete(places, config)
 
 
 def test_a_restored_step_leaves_no_second_run(places: Places, config: Config) -> None:
-    tracking.track(places, config)
-    parent = tracking.open_execution(places, config, "a parameter was set back")
+    mlflow_runs.track(places, config)
+    parent = mlflow_runs.open_execution(places, config, "a parameter was set back")
     for name, step in (("pretrain", "pretrain"), ("quick", "candidate")):
-        run_id = tracking.open_step(places, parent, name, step)
+        run_id = mlflow_runs.open_step(places, parent, name, step)
         out = places.artifacts / (name if step == "pretrain" else f"candidates/{name}")
-        tracking.close_step(places, run_id, out)
-    tracking.track(places, config, parent)
+        mlflow_runs.close_step(places, run_id, out)
+    mlflow_runs.track(places, config, parent)
     assert set(_named(places, config)) == set(ALL)
 
 
 def test_failures_are_closed_and_say_why(places: Places, config: Config) -> None:
-    parent = tracking.open_execution(places, config, "all")
-    failed = tracking.open_step(places, parent, "pretrain", "pretrain")
-    left = tracking.open_step(places, parent, "dense", "finetune")
-    tracking.fail_step(places, failed, "step pretrain failed: the loss is not a number")
-    tracking.close_execution(places, parent, ok=False)
+    parent = mlflow_runs.open_execution(places, config, "all")
+    failed = mlflow_runs.open_step(places, parent, "pretrain", "pretrain")
+    left = mlflow_runs.open_step(places, parent, "dense", "finetune")
+    mlflow_runs.fail_step(places, failed, "step pretrain failed: the loss is not a number")
+    mlflow_runs.close_execution(places, parent, ok=False)
     runs = {run.info.run_id: run for run in _runs(places, config)}
     assert {run.info.status for run in runs.values()} == {"FAILED"}
     assert "not a number" in runs[failed].data.tags["mlflow.note.content"]
@@ -215,13 +216,13 @@ def test_failures_are_closed_and_say_why(places: Places, config: Config) -> None
 def test_a_try_whose_end_mlflow_did_not_hear_does_not_stay_open(
     places: Places, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parent = tracking.open_execution(places, config, why="first run")
-    lost = tracking.open_step(places, parent, "pretrain", "pretrain")
+    parent = mlflow_runs.open_execution(places, config, why="first run")
+    lost = mlflow_runs.open_step(places, parent, "pretrain", "pretrain")
     with monkeypatch.context() as gone:
         gone.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        tracking.fail_step(places, lost, "MLflow does not answer")  # quiet
-    tracking.close_execution(places, parent, ok=True)  # a later try did well
-    client = store.connect(places)
+        mlflow_runs.fail_step(places, lost, "MLflow does not answer")  # quiet
+    mlflow_runs.close_execution(places, parent, ok=True)  # a later try did well
+    client = mlflow_client.connect(places)
     assert client.get_run(lost).info.status == "FAILED"
     assert client.get_run(parent).info.status == "FINISHED"
 
@@ -233,8 +234,8 @@ def test_runs_of_a_killed_execution_are_closed_by_the_next(places: Places, confi
     )
     _python(code, places)
     assert [run.info.status for run in _runs(places, config)] == ["RUNNING", "RUNNING"]
-    alive = tracking.open_execution(places, config, "again")
-    tracking.open_execution(places, config, "at the same time")
+    alive = mlflow_runs.open_execution(places, config, "again")
+    mlflow_runs.open_execution(places, config, "at the same time")
     status = {run.info.run_id: run.info.status for run in _runs(places, config)}
     assert sorted(status.values()) == ["FAILED", "FAILED", "RUNNING", "RUNNING"]
     assert status[alive] == "RUNNING"
@@ -246,19 +247,19 @@ def test_a_server_that_does_not_answer_is_one_message(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for act in (
-        lambda: tracking.track(places, config),
-        lambda: tracking.open_execution(places, config, "all"),
-        lambda: tracking.open_step(places, "0" * 32, "dense", "finetune"),
+        lambda: mlflow_runs.track(places, config),
+        lambda: mlflow_runs.open_execution(places, config, "all"),
+        lambda: mlflow_runs.open_step(places, "0" * 32, "dense", "finetune"),
     ):
-        with pytest.raises(store.StoreError, match=r"http://127\.0\.0\.1:1 does not answer") as raised:
+        with pytest.raises(mlflow_client.StoreError, match=r"http://127\.0\.0\.1:1 does not answer") as raised:
             act()
         assert "winnow track" in str(raised.value)
         assert "secret" not in str(raised.value)
-    with caplog.at_level(logging.WARNING, logger="tasks.tracking"):
-        tracking.log_curves(places, "0" * 32, CURVES, 0, "")
+    with caplog.at_level(logging.WARNING, logger="tasks.tracking.mlflow_runs"):
+        mlflow_runs.log_curves(places, "0" * 32, CURVES, 0, "")
     assert "curves are sent when the step has ended" in caplog.text
-    tracking.fail_step(places, "0" * 32, "the step's own error must be seen, not this one")
-    tracking.close_execution(places, "0" * 32, ok=False)
+    mlflow_runs.fail_step(places, "0" * 32, "the step's own error must be seen, not this one")
+    mlflow_runs.close_execution(places, "0" * 32, ok=False)
 
 
 class Dripping(BaseHTTPRequestHandler):
@@ -288,13 +289,13 @@ def test_a_server_that_drips_is_given_up(
         server.daemon_threads = True
         Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(store, "CALL_SECONDS", 2.0)
+        monkeypatch.setattr(mlflow_client, "CALL_SECONDS", 2.0)
         raised: list[BaseException] = []
 
         def act() -> None:
             try:
-                tracking.track(places, config)
-            except store.StoreError as error:
+                mlflow_runs.track(places, config)
+            except mlflow_client.StoreError as error:
                 raised.append(error)
 
         began = time.monotonic()
@@ -332,56 +333,56 @@ def test_an_error_says_whose_it_is(
 ) -> None:
     if address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    with pytest.raises(store.StoreError, match=said), store.answering(places):
+    with pytest.raises(mlflow_client.StoreError, match=said), mlflow_client.answering(places):
         raise error
 
 
 def test_a_lost_database_is_made_and_filled_without_noise(places: Places, config: Config) -> None:
-    tracking.track(places, config)
+    mlflow_runs.track(places, config)
     (places.hidden / "mlflow" / "mlflow.db").unlink()
-    assert not tracking.is_complete(places, config)
+    assert not mlflow_runs.is_complete(places, config)
     result = _python(HERE + "print(tracking.track(places, config))", places)
     assert result.stderr == ""
     assert result.stdout.startswith(f"{len(ALL)} of {len(ALL)} records were new to MLflow at sqlite:///")
     assert result.stdout.count("\n") == 1
-    assert tracking.is_complete(places, config)
+    assert mlflow_runs.is_complete(places, config)
 
 
 def test_a_moved_store_is_not_written_into_the_old_folder(places: Places, config: Config) -> None:
-    client = store.connect(places)
-    name = f"winnow/{settings.registered_model_name(config)}"
+    client = mlflow_client.connect(places)
+    name = f"winnow/{paths.registered_model_name(config)}"
     client.create_experiment(name, artifact_location=(places.root / "elsewhere").as_uri())
-    with pytest.raises(store.StoreError, match="was made in another folder"):
-        tracking.track(places, config)
+    with pytest.raises(mlflow_client.StoreError, match="was made in another folder"):
+        mlflow_runs.track(places, config)
 
 
 def test_a_deleted_experiment_comes_back(places: Places, config: Config) -> None:
-    tracking.track(places, config)
-    store.connect(places).delete_experiment(store.experiment_id(places, config))
-    tracking.track(places, config)
+    mlflow_runs.track(places, config)
+    mlflow_client.connect(places).delete_experiment(mlflow_client.experiment_id(places, config))
+    mlflow_runs.track(places, config)
     assert set(_named(places, config)) == set(ALL)
 
 
 def test_without_artifacts_there_is_nothing_to_track(places: Places, config: Config) -> None:
     places.artifacts.rename(places.root / "gone")
-    assert not tracking.is_complete(places, config)
+    assert not mlflow_runs.is_complete(places, config)
     with pytest.raises(ArtifactError, match="nothing to track"):
-        tracking.track(places, config)
+        mlflow_runs.track(places, config)
 
 
 def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
     places: Places, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = searched.Log(places, config, "mine")
+    log = search_runs.Log(places, config, "mine")
     look = Look(1.0, 2.0, 0.5, {"quality/top1": 0.9}, ("found",))
     trials = [Trial(number, number, Point("prune", 0.5, "none"), "finished", look, "", 3.0) for number in (0, 1)]
     log.trial(trials[0])
-    with monkeypatch.context() as down, caplog.at_level(logging.WARNING, logger="tasks.searched"):
-        down.setattr(store, "log", lambda *_: (_ for _ in ()).throw(store.StoreError("MLflow is down")))
+    with monkeypatch.context() as down, caplog.at_level(logging.WARNING, logger="tasks.tracking.search_runs"):
+        down.setattr(mlflow_client, "log", lambda *_: (_ for _ in ()).throw(mlflow_client.StoreError("MLflow is down")))
         log.trial(trials[1])  # its run was made, and could not be filled
         log.trial(trials[1])
     assert "trial 1 is not in MLflow yet: MLflow is down" in caplog.text
-    again = searched.Log(places, config, "mine")
+    again = search_runs.Log(places, config, "mine")
     assert again.told == [0]
     again.close(Progress(trials, 6.0, 1.0, {}), trials[1], [])
     kinds = _runs(places, config, "tags.`winnow.kind` = 'trial'")
@@ -393,7 +394,7 @@ def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
 
 
 def test_completeness_is_known_without_mlflow(places: Places, config: Config) -> None:
-    tracking.track(places, config)
+    mlflow_runs.track(places, config)
     code = HERE + (
         "from tasks import settled;"
         "print(tracking.is_complete(places, config), settled.is_settled(places, config), 'mlflow' in sys.modules)"
@@ -402,11 +403,11 @@ def test_completeness_is_known_without_mlflow(places: Places, config: Config) ->
 
 
 def test_more_than_one_call_may_hold_arrives_whole(places: Places, config: Config) -> None:
-    run_id = tracking.open_execution(places, config, "much to say")
+    run_id = mlflow_runs.open_execution(places, config, "much to say")
     metrics = {f"m/{index}": float(index) for index in range(1700)}
     params = {f"p.{index}": str(index) for index in range(150)}
-    client = store.connect(places)
-    store.log(client, run_id, store.metrics(metrics), params, {f"t.{name}": name for name in params})
+    client = mlflow_client.connect(places)
+    mlflow_client.log(client, run_id, mlflow_client.metrics(metrics), params, {f"t.{name}": name for name in params})
     data = client.get_run(run_id).data
     assert data.metrics == metrics
     assert data.params == params
@@ -414,13 +415,13 @@ def test_more_than_one_call_may_hold_arrives_whole(places: Places, config: Confi
 
 
 def test_flatten_keeps_within_mlflows_limits() -> None:
-    flat = projection.flatten({"a": {"b": 1e-3, "c": None}, "list": [0.03, 0.1], "text": "x" * 7000, "on": True})
+    flat = run_content.flatten({"a": {"b": 1e-3, "c": None}, "list": [0.03, 0.1], "text": "x" * 7000, "on": True})
     assert flat == {"a.b": "0.001", "a.c": "null", "list": "[0.03, 0.1]", "text": "x" * 6000, "on": "true"}
 
 
 def test_a_damaged_memory_is_only_forgotten(places: Places, config: Config) -> None:
-    tracking.track(places, config)
-    (places.hidden / tracked.MEMORY).write_text("{ not json")
-    assert not tracking.is_complete(places, config)
-    assert "holds all" in tracking.track(places, config)
-    assert json.loads((places.hidden / tracked.MEMORY).read_text()).keys() == {places.mlflow_store}
+    mlflow_runs.track(places, config)
+    (places.hidden / tracked_runs.MEMORY).write_text("{ not json")
+    assert not mlflow_runs.is_complete(places, config)
+    assert "holds all" in mlflow_runs.track(places, config)
+    assert json.loads((places.hidden / tracked_runs.MEMORY).read_text()).keys() == {places.mlflow_store}

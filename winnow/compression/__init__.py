@@ -9,7 +9,7 @@ from typing import Any
 from winnow.compression.cluster import cluster
 from winnow.compression.distill import distill
 from winnow.compression.factorize import factorize
-from winnow.compression.inputs import Inputs
+from winnow.compression.method_inputs import Inputs
 from winnow.compression.prune import prune
 from winnow.compression.quantize import quantize
 from winnow.compression.sparsify import sparsify

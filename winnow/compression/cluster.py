@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from winnow.compression.inputs import Inputs
+from winnow.compression.method_inputs import Inputs
 from winnow.compression.recovery import recover
 from winnow.config import Cluster
+from winnow.deploy.onnx_export import export_onnx
+from winnow.deploy.onnx_session import MODEL
 from winnow.errors import MissingExtra
-from winnow.export import export_onnx
-from winnow.model_file import MODEL
 from winnow.models.backbones import load_model, save_model, with_heads_apart
 from winnow.models.layers import layers_of
-from winnow.quiet import busy_turn
 from winnow.random_streams import stream_seed
-from winnow.training import Hooks
+from winnow.timing_lock import busy_turn
+from winnow.training.loop import Hooks
 
 Tie = tuple[torch.Tensor, torch.Tensor]
 

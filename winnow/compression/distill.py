@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from winnow.compression.inputs import Inputs
+from winnow.compression.method_inputs import Inputs
 from winnow.compression.recovery import recover
 from winnow.config import Distill
-from winnow.export import export_onnx
-from winnow.model_file import MODEL
+from winnow.deploy.onnx_export import export_onnx
+from winnow.deploy.onnx_session import MODEL
 from winnow.models.backbones import build, load_model, save_model
 from winnow.random_streams import stream_seed
 

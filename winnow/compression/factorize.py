@@ -2,8 +2,8 @@
 
 Each layer keeps the same share of its energy (the sum of squared singular values of its weights), so layers that hold
 little in many directions are cut most; that share is searched for until the amount that `remove` names is gone. Layers
-that a pair would not make cheaper stay (winnow/models/factors.py does the splitting). Half of the multiply-adds in two
-layers is not half of the time: two calls and an intermediate map cost, too, and the benchmark says how much.
+that a pair would not make cheaper stay (winnow/models/low_rank_layers.py does the splitting). Half of the multiply-adds
+in two layers is not half of the time: two calls and an intermediate map cost, too, and the benchmark says how much.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.compression.channels import COUNTS, counted, macs_by_layer
-from winnow.compression.inputs import Inputs
+from winnow.compression.channel_pruning import COUNTS, counted, macs_by_layer
+from winnow.compression.method_inputs import Inputs
 from winnow.compression.recovery import recover
 from winnow.config import Factorize
+from winnow.deploy.onnx_export import export_onnx
+from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
-from winnow.export import export_onnx
-from winnow.model_file import MODEL
 from winnow.models.attention import take_heads_apart
 from winnow.models.backbones import Architecture, load_model, save_model
-from winnow.models.factors import factorizable, split
-from winnow.models.heads import head_path
-from winnow.quiet import busy_turn
+from winnow.models.classifier_head import head_path
+from winnow.models.low_rank_layers import factorizable, split
+from winnow.timing_lock import busy_turn
 
 log = logging.getLogger(__name__)
 

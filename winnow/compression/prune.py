@@ -1,9 +1,9 @@
 """Structured pruning: channels that matter least leave, then the network recovers, taught by dense.
 
-How much goes is said as a share of channels, parameters or multiply-adds, or as a latency (winnow/compression/aim.py);
-which channels go, by an importance (importance.py); how they are taken out, in channels.py. In one cut, or in several
-with short recoveries between (`rounds`); with sparse learning before, which shrinks what will go, so that less is lost
-in the cut (Fang et al. 2023, section 3.3).
+How much goes is said as a share of channels, parameters or multiply-adds, or as a latency
+(winnow/compression/pruning_target.py); which channels go, by an importance (importance.py); how they are taken out, in
+channels.py. In one cut, or in several with short recoveries between (`rounds`); with sparse learning before, which
+shrinks what will go, so that less is lost in the cut (Fang et al. 2023, section 3.3).
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.compression.aim import ROUNDINGS, Goal, aim, goal_of
-from winnow.compression.channels import Cut, NothingGoes, counted, least_channels, parameters, remove_channels
-from winnow.compression.importance import prepare, pruning_library
-from winnow.compression.inputs import Inputs
+from winnow.compression.channel_importance import prepare, pruning_library
+from winnow.compression.channel_pruning import Cut, NothingGoes, counted, least_channels, parameters, remove_channels
+from winnow.compression.method_inputs import Inputs
+from winnow.compression.pruning_target import ROUNDINGS, Goal, aim, goal_of
 from winnow.compression.recovery import recover
 from winnow.config import Prune
+from winnow.deploy.onnx_export import export_onnx
+from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
-from winnow.export import export_onnx
-from winnow.model_file import MODEL
 from winnow.models.attention import take_heads_apart
 from winnow.models.backbones import Architecture, load_model, replay, save_model
-from winnow.models.heads import head_path
+from winnow.models.classifier_head import head_path
 from winnow.random_streams import stream_seed
 from winnow.records import read_json, write_json
-from winnow.training import Hooks, Row
+from winnow.training.loop import Hooks, Row
 
 
 @dataclass(frozen=True)

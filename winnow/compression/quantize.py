@@ -1,7 +1,7 @@
 """Int8: weights and activations in 8 bits, from the exported float file; one file for ONNX Runtime and OpenVINO.
 
 static   NNCF's post-training quantization of the ONNX file, calibrated on unlabelled training images, biases corrected
-         (winnow/compression/post_training.py). No label is used.
+         (winnow/compression/post_training_quantization.py). No label is used.
 ladder   static, and while more is lost than `max_drop_points` the next rung: ranges from the smallest to the largest
          value, of least error on a histogram, without outliers, full bias correction, the worst layers back in float,
          training under rounding (where `recovery` is given). The first rung that is good enough is chosen; where none
@@ -33,20 +33,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.compression.fake_quantization import simulated_int8
-from winnow.compression.inputs import Inputs
-from winnow.compression.post_training import Recipe, quantize_statically, quantize_with_control
+from winnow.compression.ladder_acceptance import Judge, confirm
+from winnow.compression.method_inputs import Inputs
+from winnow.compression.post_training_quantization import Recipe, quantize_statically, quantize_with_control
 from winnow.compression.recovery import recover
-from winnow.compression.rung_judge import Judge, confirm
 from winnow.config import Quantize
-from winnow.data.images import TRAIN
+from winnow.data.dataset import TRAIN
+from winnow.deploy.onnx_export import export_onnx, float_layers, load_onnx, save_onnx
+from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError, MissingExtra
-from winnow.export import export_onnx, float_layers, load_onnx, save_onnx
-from winnow.model_file import MODEL
 from winnow.models.attention import take_heads_apart
 from winnow.models.backbones import ARCHITECTURE, load_architecture, load_model
 from winnow.random_streams import stream_seed
 from winnow.records import write_json
-from winnow.training import Row
+from winnow.training.loop import Row
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (2015, arXiv 1503.02531). The loss is
 
     w * T^2 * KL(teacher at temperature T || student at temperature T) + (1 - w) * cross-entropy of labelled images
-        + hint_weight * what a hint adds (winnow/compression/hints.py)
+        + hint_weight * what a hint adds (winnow/compression/feature_distillation.py)
 
 The first mean is over the whole batch, the second over its labelled images, so w says what it is called: the weight of
 the teacher, however few images have labels. Where some have none, an eighth of every batch is drawn from the labelled
@@ -24,18 +24,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from winnow.compression.answers import Answers, is_recalled
-from winnow.compression.hints import HINTS, Hinted
-from winnow.compression.inputs import Inputs
+from winnow.compression.feature_distillation import HINTS, Hinted
+from winnow.compression.method_inputs import Inputs
+from winnow.compression.teacher_cache import Answers, is_recalled
 from winnow.config import Recovery
+from winnow.data.augmentation import augment
 from winnow.data.batches import Batches, BatchSource, JoinedBatches
-from winnow.data.images import TRAIN
-from winnow.data.views import augment
+from winnow.data.dataset import TRAIN
 from winnow.models.backbones import load_backbone, load_model
-from winnow.models.heads import feature_dim
+from winnow.models.classifier_head import feature_dim
 from winnow.random_streams import stream_seed
 from winnow.records import record_digest
-from winnow.training import NO_HOOKS, Checkpoint, Hooks, Loss, Plan, Row, device, drain, fit
+from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, Loss, Plan, Row, device, drain, fit
 
 LABELLED_SHARE = 1 / 8
 """Of a batch, drawn from the labelled images where not all have labels."""

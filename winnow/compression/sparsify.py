@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.compression.inputs import Inputs
+from winnow.compression.method_inputs import Inputs
 from winnow.compression.recovery import recover, recovery_steps
 from winnow.config import Sparsify
+from winnow.deploy.onnx_export import export_onnx
+from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
-from winnow.export import export_onnx
-from winnow.model_file import MODEL
 from winnow.models.backbones import load_model, save_model, with_heads_apart
 from winnow.models.layers import layers_of
-from winnow.training import Hooks
+from winnow.training.loop import Hooks
 
 Masks = dict[str, torch.Tensor]
 """Parameter name -> bool, True where the value stays."""

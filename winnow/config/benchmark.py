@@ -13,7 +13,7 @@ ROUNDS_FOR_AN_INTERVAL = 6
 
 
 class Benchmark(Section):
-    """The grid of runtimes, precisions, batches and threads; winnow/benchmarking.py says what each cell means."""
+    """The grid of runtimes, precisions, batches and threads; winnow/benchmark/grid.py says what each cell means."""
 
     grid: Literal["quick", "full"] = "quick"
     """quick: every file on ONNX Runtime and OpenVINO, PyTorch for the dense model. full: every file everywhere."""

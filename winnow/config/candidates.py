@@ -51,7 +51,7 @@ class Recovery(Section):
     images: Literal["all", "labelled"] = "all"
     """all: the unlabelled pool too, where only the teacher speaks."""
     hint: Literal["none", "features", "attention", "pretrained"] = "none"
-    """What is learned from the teacher beside its answers (winnow/compression/hints.py)."""
+    """What is learned from the teacher beside its answers (winnow/compression/feature_distillation.py)."""
     hint_weight: Positive = 1.0
     """Of the hint, beside a loss of weight 1."""
     augmentation: Augmentation = Augmentation()
@@ -159,7 +159,7 @@ class Prune(Recovered):
     method: Literal["prune"]
     remove: Remove
     importance: Importance = "magnitude"
-    """How channels are ranked (winnow/compression/importance.py)."""
+    """How channels are ranked (winnow/compression/channel_importance.py)."""
     max_channels: Share = 0.75
     """No layer loses more than this share."""
     round_to: Count | Literal["measured"] = 8

@@ -47,7 +47,7 @@ def steps_of_epoch(images: int, batch_size: int, epochs: int, min_steps: int) ->
 
 
 class Augmentation(Section):
-    """Random views of a training image; see winnow/data/views.py."""
+    """Random views of a training image; see winnow/data/augmentation.py."""
 
     crop_scale_min: Annotated[Number, Field(gt=0, le=1)] = 0.6
     """Smallest share of the image's area that a random crop keeps; 1.0: no crop."""

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.data.headers import MAX_PIXELS
-from winnow.data.images import open_rgb
+from winnow.data.dataset import open_rgb
+from winnow.data.header_limits import MAX_PIXELS
 from winnow.data.preprocessing import AS_SHIPPED, Preprocessing, resize
 from winnow.errors import DataError
-from winnow.machine import cores
+from winnow.hardware import cores
 
 MAX_FILE_BYTES = 200_000_000
 CHUNK_BYTES = 4_000_000

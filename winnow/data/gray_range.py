@@ -14,8 +14,8 @@ from PIL import Image
 
 from winnow.config import Data
 from winnow.data.decoding import read_file
-from winnow.data.formats import DAMAGED, FORMATS, gray_16_bits
-from winnow.data.headers import check_header, check_size
+from winnow.data.header_limits import check_header, check_size
+from winnow.data.image_formats import DAMAGED, FORMATS, gray_16_bits
 from winnow.data.preprocessing import ALL_BITS, Preprocessing
 from winnow.data.sources import Source
 

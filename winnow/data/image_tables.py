@@ -2,7 +2,7 @@
 
     image: struct<bytes: binary, path: string>     or binary
     label: int64 or string                         names of integer labels are read from Hugging Face's metadata
-    split, group                                   optional, as in any table of labels (winnow.data.labels)
+    split, group                                   optional, as in any table of labels (winnow.data.label_table)
 
 Bytes come from the table, row by row; data.path is not looked at. What is held is a label, a flag and a group a row.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.data.decoding import Content, Item
-from winnow.data.labels import column_places, ordered_classes, texts
+from winnow.data.label_table import column_places, ordered_classes, texts
 from winnow.data.split_names import split_of
 from winnow.errors import DataError
 from winnow.printable import printable
@@ -59,7 +59,7 @@ def read_image_table(file: Path) -> ImageTable | None:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        return None  # winnow.data.labels says what is missing
+        return None  # winnow.data.label_table says what is missing
     try:
         with parquet.ParquetFile(file) as table:
             schema = table.schema_arrow

@@ -1,9 +1,9 @@
 """Where images come from: the sample's archive, a person's folder or archive, the official CIFAR-10.
 
-A source is a list of classes and a stream of items in an order that depends on names alone (in an archive: its own).
-It never holds more than a few files: the stream is walked twice, once to count. Which folders are classes says
-winnow.data.layout; a table of labels (winnow.data.labels) does without them. Links to folders are not followed; in
-place of a class folder they are an error.
+A source is a list of classes and a stream of items in an order that depends on names alone (in an archive: its own). It
+never holds more than a few files: the stream is walked twice, once to count. Which folders are classes says
+winnow.data.folder_layout; a table of labels (winnow.data.label_table) does without them. Links to folders are not
+followed; in place of a class folder they are an error.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from winnow.config.data import archive_title
 from winnow.config.section import NOTHING
 from winnow.data.archives import members
 from winnow.data.decoding import Item
+from winnow.data.file_tree import Archive, Folder, Tree
+from winnow.data.folder_layout import LAYOUT, classes_of, layout_of, passed_over_remarks, remarks
 from winnow.data.image_tables import read_image_table
-from winnow.data.labels import Labels, key_of, read_labels
-from winnow.data.layout import LAYOUT, classes_of, layout_of, passed_over_remarks, remarks
-from winnow.data.trees import Archive, Folder, Tree
+from winnow.data.label_table import Labels, key_of, read_labels
 from winnow.errors import DataError
 from winnow.printable import printable
 

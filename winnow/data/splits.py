@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.data.images import TEST, TRAIN, VALIDATION, ImageSet, group_equal
+from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet, group_equal
 from winnow.errors import ConfigError
 
 CHOOSING_SALT = b"the half that chooses"

@@ -30,8 +30,8 @@ from torchvision.models.resnet import BasicBlock
 from winnow.config.backbones import BACKBONES, IN_WIDTHS, OWN, unknown_backbone
 from winnow.errors import ArtifactError, ConfigError, MissingExtra
 from winnow.models.attention import take_heads_apart
-from winnow.models.factors import split
-from winnow.models.heads import feature_dim, set_head
+from winnow.models.classifier_head import feature_dim, set_head
+from winnow.models.low_rank_layers import split
 from winnow.random_streams import stream_seed
 from winnow.records import read_json, write_json
 
@@ -54,7 +54,7 @@ class Architecture(BaseModel):
     pruning: list[Any] = []
     """torch-pruning's history: [layer, is it the out side, indexes]."""
     ranks: dict[str, int] = {}
-    """Layers that were split into two after that, with their rank (winnow/models/factors.py)."""
+    """Layers that were split into two after that, with their rank (winnow/models/low_rank_layers.py)."""
     heads_apart: bool = False
     """Queries, keys and values of a vision transformer are layers of their own (winnow/models/attention.py)."""
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from winnow.config import SimCLR
-from winnow.data.views import augment
-from winnow.models.heads import feature_dim, set_head
+from winnow.data.augmentation import augment
+from winnow.models.classifier_head import feature_dim, set_head
 from winnow.random_streams import stream_seed
-from winnow.training import Loss
+from winnow.training.loop import Loss
 
 
 def simclr(settings: SimCLR, model: nn.Module, side: int) -> Loss:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from winnow.errors import MissingExtra
-from winnow.reporting.labelling import Label, place_labels
+from winnow.reporting.plot_labels import Label, place_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 INK, MUTED, RULE = "#1f2430", "#6b7280", "#d9dce3"
 BLUE, ORANGE, GREEN, VERMILLION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 FACTORS = {"runtime": BLUE, "structure": ORANGE, "precision": GREEN}
-"""One colour per factor of winnow.speedups.attribution."""
+"""One colour per factor of winnow.benchmark.speedups.attribution."""
 LARGEST_MARKER = 700.0
 """Area of the largest file's marker, points squared."""
 STYLE: dict[Any, Any] = {

@@ -10,7 +10,7 @@ A trial that was trained to its end has to answer, where it is timed, as the fil
 accuracy is that of its answers there, in the runtime and precision in which its cost is measured.
 
 A search tries dozens, so accuracy is counted on the half of validation that chooses (winnow/data/splits.py). The other
-half sees the chosen trial alone (flows/found.py).
+half sees the chosen trial alone (winnow/cli/search_results.py).
 
 Cost is measured interleaved with dense on the same runtime and told as if dense took what it took at the search's
 start, so that a clock that drifts moves no trial against another.
@@ -36,13 +36,13 @@ from numpy.typing import NDArray
 
 from winnow.config import CONTROL, ROOT, Config, check_config
 from winnow.config.search import Structure
-from winnow.data.images import ImageSet, load_images
+from winnow.data.dataset import ImageSet, load_images
 from winnow.data.splits import choosing_half
 from winnow.errors import ArtifactError, ConfigError, TrainingError
-from winnow.evaluation import load_logits
+from winnow.evaluation.metrics import load_logits
 from winnow.records import read_record, this_machine
-from winnow.search.accuracy import ANSWERS, keep_answers, lost, reference_logits
-from winnow.search.meter import Meter
+from winnow.search.accuracy_loss import ANSWERS, keep_answers, lost, reference_logits
+from winnow.search.cost import Meter
 from winnow.search.space import Point, chain
 from winnow.steps.compress import Folders, compress
 

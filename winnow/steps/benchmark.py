@@ -1,7 +1,8 @@
 """Step 5: how fast the files are, on this machine. The one step whose record holds times, and the machine with them.
 
 Every cell is screened; each candidate's fastest, the baselines and what lies between are compared in rounds of their
-own, of which speed-ups, their intervals and the measurement error come (winnow/benchmarking.py, winnow/speedups.py).
+own, of which speed-ups, their intervals and the measurement error come (winnow/benchmark/grid.py,
+winnow/benchmark/speedups.py).
 
 Beside the times it leaves what each file answers to all validation images where it is fastest, one .npy per candidate,
 runtime and precision: a bf16 that is fast and less accurate is judged by its own answers.
@@ -16,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from winnow.benchmarking import (
-    NEEDED_AGREEMENT,
+from winnow.benchmark.grid import (
     Outcome,
     answer_all,
     checked_images,
@@ -26,22 +26,22 @@ from winnow.benchmarking import (
     plan,
     screening,
 )
+from winnow.benchmark.int8_coverage import executed
+from winnow.benchmark.measurement_error import identical_graphs, largest_errors, measurement_errors
+from winnow.benchmark.memory_footprint import footprint
+from winnow.benchmark.peak_throughput import best_of, peaks, shares_of_peak
+from winnow.benchmark.speedups import Row, attribution, baselines, best, figures, replaced, shortlist
+from winnow.benchmark.timing import settle
 from winnow.config import ROOT, Config, in_order
-from winnow.data.images import VALIDATION, ImageSet, load_images
-from winnow.evaluation import served_file
-from winnow.executed import executed
-from winnow.export import graph_digest
-from winnow.footprint import footprint
-from winnow.machine import cores, has_fast_bf16
-from winnow.measurement_error import identical_graphs, largest_errors, measurement_errors
-from winnow.model_file import MODEL
+from winnow.data.dataset import VALIDATION, ImageSet, load_images
+from winnow.deploy.onnx_export import graph_digest
+from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.runtimes import INT8, NEEDED_AGREEMENT, PYTORCH, Cell, Predict, cell_of, open_cell
+from winnow.evaluation.metrics import served_file
+from winnow.hardware import cores, has_fast_bf16
 from winnow.models.backbones import WEIGHTS
-from winnow.peaks import best_of, peaks, shares_of_peak
-from winnow.quiet import busy_turn, quiet_machine
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, this_machine, write_record
-from winnow.runtimes import INT8, PYTORCH, Cell, Predict, cell_of, open_cell
-from winnow.speedups import Row, attribution, baselines, best, figures, replaced, shortlist
-from winnow.timing import settle
+from winnow.timing_lock import busy_turn, quiet_machine
 
 log = logging.getLogger(__name__)
 UNSTEADY = 0.2

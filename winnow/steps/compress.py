@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from winnow.compression import METHODS
-from winnow.compression.inputs import Inputs
+from winnow.compression.method_inputs import Inputs
 from winnow.config import ROOT, Config
-from winnow.data.images import load_images
+from winnow.data.dataset import load_images
 from winnow.data.splits import label_budget, visible_labels
+from winnow.deploy.candidate_card import CARD, finish
+from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
-from winnow.evaluation import LOGITS
-from winnow.finishing import CARD, finish
-from winnow.model_file import MODEL
+from winnow.evaluation.metrics import LOGITS
 from winnow.models.backbones import ARCHITECTURE, WEIGHTS
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, write_record
 
@@ -31,7 +31,7 @@ class Folders:
     scratch: Path
     """Checkpoints of this candidate with these settings alone: training goes on from what lies there."""
     answers: Path | None = None
-    """What teachers said, shared by all candidates (winnow/compression/answers.py); None: nothing is kept."""
+    """What teachers said, shared by all candidates (winnow/compression/teacher_cache.py); None: nothing is kept."""
 
 
 def compress(config: Config, name: str, folders: Folders, out: Path) -> StepRecord:

@@ -13,11 +13,16 @@ from typing import Any
 
 from winnow.config import ROOT, Config
 from winnow.config.section import NOTHING
-from winnow.data.images import ImageSet, load_images
+from winnow.data.dataset import ImageSet, load_images
 from winnow.data.splits import label_budget
-from winnow.evaluation import quality
-from winnow.export import export_onnx
-from winnow.finetuning import (
+from winnow.deploy.candidate_card import finish
+from winnow.deploy.onnx_export import export_onnx
+from winnow.deploy.onnx_session import MODEL
+from winnow.evaluation.intervals import paired_gain
+from winnow.evaluation.metrics import quality
+from winnow.models.backbones import ARCHITECTURE, WEIGHTS, load_architecture, save_model
+from winnow.records import StepRecord, describe, publish, record_digest, sha256_of, write_record
+from winnow.training.finetuning import (
     Crossed,
     Trained,
     cross_validate,
@@ -26,12 +31,7 @@ from winnow.finetuning import (
     train_arms,
     wants_cross_validation,
 )
-from winnow.finishing import finish
-from winnow.intervals import paired_gain
-from winnow.model_file import MODEL
-from winnow.models.backbones import ARCHITECTURE, WEIGHTS, load_architecture, save_model
-from winnow.records import StepRecord, describe, publish, record_digest, sha256_of, write_record
-from winnow.starting_weights import SCRATCH, starting_weights
+from winnow.training.starting_weights import SCRATCH, starting_weights
 
 log = logging.getLogger(__name__)
 

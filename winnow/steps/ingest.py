@@ -26,17 +26,17 @@ from numpy.typing import NDArray
 
 from winnow.config import FEW_LABELS, Config, Data
 from winnow.data import near_duplicates
-from winnow.data.decoder import decoder_digest
+from winnow.data.dataset import PREPROCESSING, SPLITS, TEST, TRAIN, TRAINING, VALIDATION, group_equal
+from winnow.data.decoder_digest import decoder_digest
 from winnow.data.decoding import Decoded, decode_all
 from winnow.data.gray_range import preprocessing_of
-from winnow.data.group_check import GroupCheck
-from winnow.data.images import PREPROCESSING, SPLITS, TEST, TRAIN, TRAINING, VALIDATION, group_equal
+from winnow.data.group_key_check import GroupCheck
 from winnow.data.preprocessing import ALL_BITS, Preprocessing
 from winnow.data.sources import Source, open_source
 from winnow.data.splits import LEFT_OUT, assign_splits, joined
 from winnow.errors import DataError
-from winnow.intervals import least_worst_end
-from winnow.progress import duration
+from winnow.eta import duration
+from winnow.evaluation.intervals import least_worst_end
 from winnow.records import StepRecord, describe, publish, sha256_of, write_json, write_record
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Stored:
 
 
 def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
-    """Read data.source, decode, split, and leave a stored data set (winnow.data.images) in `out`.
+    """Read data.source, decode, split, and leave a stored data set (winnow.data.dataset) in `out`.
 
     Raises DataError when the images cannot serve as they are; `out` is then as it was.
     """

@@ -14,16 +14,16 @@ from safetensors.torch import save_file
 
 from winnow.config import Config, NoPretraining, RotNet, SimCLR
 from winnow.data.batches import Batches
-from winnow.data.images import TRAIN, VALIDATION, ImageSet, load_images
+from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
 from winnow.data.splits import label_budget, visible_labels
 from winnow.errors import DataError
 from winnow.models.backbones import ARCHITECTURE, WEIGHTS, Architecture, build
-from winnow.models.heads import backbone_state, head_path
+from winnow.models.classifier_head import backbone_state, head_path
 from winnow.pretraining import METHODS
-from winnow.pretraining.monitor import COLLAPSED, Bank, look
+from winnow.pretraining.monitoring import COLLAPSED, Bank, look
 from winnow.random_streams import stream_seed
 from winnow.records import StepRecord, describe, publish, record_digest, write_json, write_record
-from winnow.training import Checkpoint, Epoch, Plan, Row, drain, fit
+from winnow.training.loop import Checkpoint, Epoch, Plan, Row, drain, fit
 
 log = logging.getLogger(__name__)
 CURVES = "curves.json"

@@ -2,9 +2,9 @@
 
 Validation labels choose, and the chosen model has learned nothing from them. Where labels are few that is a fifth of
 what people labelled by hand. So the chosen settings are trained again on all of them, as scikit-learn's
-GridSearchCV(refit=True) does (winnow/refitting.py). The refitted file is accepted only if it computes what the measured
-file computes and answers much like it (winnow/refit_check.py); otherwise the selected file is deployed, with the
-reason. The figures of the run stay those of the selected file: on validation images the refitted one would be
+GridSearchCV(refit=True) does (winnow/refit/training.py). The refitted file is accepted only if it computes what the
+measured file computes and answers much like it (winnow/refit/acceptance.py); otherwise the selected file is deployed,
+with the reason. The figures of the run stay those of the selected file: on validation images the refitted one would be
 flattered.
 
 The test split is not read, and neither are times: a new benchmark with the same winner trains nothing again.
@@ -21,10 +21,10 @@ from typing import Any
 
 from winnow.config import ROOT, Config
 from winnow.config.section import NOTHING
-from winnow.data.images import VALIDATION, ImageSet, load_images
+from winnow.data.dataset import VALIDATION, ImageSet, load_images
+from winnow.deploy.candidate_card import CARD, PARITY_IMAGES, parity
+from winnow.deploy.onnx_session import MODEL
 from winnow.errors import TrainingError
-from winnow.finishing import CARD, PARITY_IMAGES, parity
-from winnow.model_file import MODEL
 from winnow.models.backbones import ARCHITECTURE, WEIGHTS
 from winnow.records import (
     StepRecord,
@@ -37,10 +37,10 @@ from winnow.records import (
     write_json,
     write_record,
 )
-from winnow.refit_check import Check, check_refit
-from winnow.refit_files import SELECTED, WINNER
-from winnow.refitting import Sources, Trainings, chain_of, known_labels, obstacle, refit_chain
-from winnow.training import Row
+from winnow.refit.acceptance import Check, check_refit
+from winnow.refit.deployed_folder import SELECTED, WINNER
+from winnow.refit.training import Sources, Trainings, chain_of, known_labels, obstacle, refit_chain
+from winnow.training.loop import Row
 
 log = logging.getLogger(__name__)
 NOTE = (

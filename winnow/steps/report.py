@@ -1,10 +1,10 @@
 """Step 8, the last: the page of the run, and the one look at the test split.
 
 Only here are test images read, for `dense`, the stronger baseline and the winner alone, after everything has been
-chosen (winnow/test_evaluation.py); no step reads what this one leaves, so nothing can be chosen by it; the card of a
-promoted model repeats it. Each look is counted for this
-version of the test split, in a file outside the step's folder, and the count is printed: a test split that has been
-read often is no longer unseen. The count is not in the record, whose bytes follow from its inputs.
+chosen (winnow/selection/test_evaluation.py); no step reads what this one leaves, so nothing can be chosen by it; the
+card of a promoted model repeats it. Each look is counted for this version of the test split, in a file outside the
+step's folder, and the count is printed: a test split that has been read often is no longer unseen. The count is not in
+the record, whose bytes follow from its inputs.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from winnow.benchmark.deployed_answers import IN_ONNX_RUNTIME
 from winnow.config import ROOT, Config, in_order
-from winnow.data.images import TEST, ImageSet, load_images
-from winnow.deployed import IN_ONNX_RUNTIME
+from winnow.data.dataset import TEST, ImageSet, load_images
 from winnow.errors import ArtifactError
 from winnow.records import StepRecord, describe, publish, record_digest, write_json, write_record
 from winnow.reporting import plots
-from winnow.reporting.facts import Facts, read_facts
-from winnow.reporting.page import LastLook, page
+from winnow.reporting.run_page import LastLook, page
+from winnow.reporting.run_records import Facts, read_facts
 from winnow.reporting.thumbnails import pairs_png
-from winnow.test_evaluation import TestEvaluation, evaluate_test
+from winnow.selection.test_evaluation import TestEvaluation, evaluate_test
 
 log = logging.getLogger(__name__)
 PAGE, LEARNING = "report.html", "learning.svg"

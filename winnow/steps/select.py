@@ -1,12 +1,12 @@
-"""Step 6: which candidate may serve. Gathers the figures that winnow.selection judges, and keeps the reasons.
+"""Step 6: which candidate may serve. Gathers the figures that winnow.selection.decision judges, and keeps the reasons.
 
 Drops, of top-1 and of macro F1, are paired on the labelled validation images, against `dense` or its control
 `dense-kd`, whichever is better there: a child that was trained on must not win by having been trained longer. Their
-intervals hold together for all candidates that compete (winnow/selection.py). What the answers prove without labels
-is counted on every validation image, and so is agreement, which is with `dense`. All are of what the file answers in
-the runtime and precision where it is fastest, since that is what will serve: OpenVINO's bf16 is another model than the
-float file in ONNX Runtime. Speed comes from the benchmark, and only if that ran on this machine: a gate takes figures
-of one machine, and the candidates timed must be the very ones that lie here.
+intervals hold together for all candidates that compete (winnow/selection/decision.py). What the answers prove without
+labels is counted on every validation image, and so is agreement, which is with `dense`. All are of what the file
+answers in the runtime and precision where it is fastest, since that is what will serve: OpenVINO's bf16 is another
+model than the float file in ONNX Runtime. Speed comes from the benchmark, and only if that ran on this machine: a gate
+takes figures of one machine, and the candidates timed must be the very ones that lie here.
 
 Nothing is trained, timed or promoted; the test split is not read.
 """
@@ -22,15 +22,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from winnow.benchmark.measurement_error import largest_errors
+from winnow.benchmark.speedups import ratio_figures, ratio_of
+from winnow.benchmark.target_measurements import serving_speeds, target_digest
 from winnow.config import ROOT, Config, in_order
 from winnow.config.section import NOTHING
-from winnow.controls import better_reference, controls
-from winnow.data.images import VALIDATION, ImageSet, load_images
+from winnow.data.dataset import VALIDATION, ImageSet, load_images
+from winnow.deploy.runtimes import INT8
 from winnow.errors import ArtifactError
-from winnow.evaluation import agreement, load_logits, quality, right_answers, served_file
-from winnow.evidence import Losses, losses
-from winnow.hosts import serving_speeds, target_digest
-from winnow.measurement_error import largest_errors
+from winnow.evaluation.ablations import better_reference, controls
+from winnow.evaluation.accuracy_drop import Losses, losses
+from winnow.evaluation.metrics import agreement, load_logits, quality, right_answers, served_file
 from winnow.records import (
     StepRecord,
     describe,
@@ -41,12 +43,17 @@ from winnow.records import (
     write_json,
     write_record,
 )
-from winnow.refit_files import WINNER
-from winnow.remarks import ValidationImages, overflow_told, overflowing, remarks, silent_remarks, unchecked_remarks
+from winnow.refit.deployed_folder import WINNER
 from winnow.reporting.plots import Point, pareto
-from winnow.runtimes import INT8
-from winnow.selection import SERVES, Contender, Decision, batch_of_objective, competing, decide
-from winnow.speedups import ratio_figures, ratio_of
+from winnow.selection.caveats import (
+    ValidationImages,
+    overflow_told,
+    overflowing,
+    remarks,
+    silent_remarks,
+    unchecked_remarks,
+)
+from winnow.selection.decision import SERVES, Contender, Decision, batch_of_objective, competing, decide
 
 log = logging.getLogger(__name__)
 PLOT, FIGURES = "pareto.png", "metrics.json"

@@ -1,0 +1,1 @@
+"""The project's folder: paths and environment, locks, state files, processes."""

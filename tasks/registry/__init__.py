@@ -1,0 +1,1 @@
+"""Models in MLflow's registry: versions, aliases, champion and challenger, approval, accounts."""

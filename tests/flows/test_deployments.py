@@ -1,0 +1,75 @@
+"""prefect.yaml and flows/automations.yaml against the code and against Prefect's own schemas; no server here."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import yaml
+from prefect import Flow
+from prefect.automations import AutomationCore
+from prefect.states import Failed
+from prefect.utilities.templating import apply_values
+
+from flows import deployments
+from flows.runtime import ENDED
+from tasks import stages
+from tasks.project.paths import Places, defaults
+from tasks.tracking.mlflow_client import StoreError
+from tests.closure import ROOT
+from winnow.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(deployments.PROJECT, "photos")
+
+
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS["deployments"], ids=lambda deployment: deployment["entrypoint"])
+def test_every_deployment_names_a_flow_a_pool_and_what_happens_when_runs_meet(deployment: dict) -> None:
+    file, _, function = deployment["entrypoint"].partition(":")
+    flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
+    assert isinstance(flow, Flow)
+    filled = apply_values({"pool": deployment["work_pool"]["name"], "name": deployment["name"]}, {})
+    assert filled == {"pool": deployments.pool_of("photos"), "name": "photos"}
+    assert apply_values(deployment["tags"], {}) == [deployments.pool_of("photos")]
+    assert flow.name in deployments.FLOWS
+    assert deployment["concurrency_limit"]["limit"] == 1
+    assert set(deployment.get("parameters", {})) <= set(flow.parameters.properties)
+    assert all(schedule["timezone"] for schedule in deployment["schedules"])
+
+
+def test_automations_are_what_prefect_takes_and_fit_the_heartbeat() -> None:
+    automations = [AutomationCore.model_validate(row) for row in deployments._automations(Places(ROOT))]
+    assert all(automation.name.startswith(deployments.prefix_of("photos")) for automation in automations)
+    assert len({automation.name for automation in automations}) == len(automations) == 3
+    # Another project's runs on the same server are not theirs.
+    related = {str(automation.trigger.match_related) for automation in automations}
+    assert len(related) == 1
+    assert "prefect.tag.winnow-photos" in related.pop()
+    running = automations[0].trigger
+    assert ENDED in running.expect
+    assert "prefect.flow-run.Crashed" not in running.expect
+    assert running.within.total_seconds() >= 3 * int(defaults(ROOT)["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+
+
+def test_no_machine_is_named() -> None:
+    text = (ROOT / "prefect.yaml").read_text() + (ROOT / "flows" / "automations.yaml").read_text()
+    assert "/" + "work" not in text
+    assert str(ROOT) not in text
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (stages.StageDied("killed"), True),
+        (StoreError("no answer"), True),
+        (stages.StageFailed("exited with 2"), False),
+        (ConfigError("pretrain.epochs"), False),
+    ],
+)
+def test_only_what_may_pass_by_itself_is_tried_again(error: Exception, again: bool) -> None:
+    assert stages.may_pass(None, None, Failed(data=error)) is again

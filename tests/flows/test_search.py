@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed.scheduler import KilledWorker
+
+from flows.search import _trial, check_workers, outcome
+from tasks.project.paths import Places
+from tests.closure import ROOT
+from winnow.cli.search import Crew, check_crew
+from winnow.errors import ConfigError, MissingExtra
+from winnow.search.space import Point
+from winnow.search.trial import Result
+
+
+def test_a_worker_with_several_threads_is_refused() -> None:
+    with pytest.raises(ConfigError, match="tcp://there has 4 threads; start it with `dask worker --nthreads 1`"):
+        check_workers({"tcp://here": 1, "tcp://there": 4}, {}, "this processor")
+
+
+def test_a_worker_on_another_processor_is_refused() -> None:
+    check_workers({"a": 1}, {"a": "this processor"}, "this processor")
+    with pytest.raises(ConfigError, match="measured on this processor; the Dask worker b is on another: leave it out"):
+        check_workers({}, {"a": "this processor", "b": "another"}, "this processor")
+
+
+def test_a_trial_whose_workers_all_died_is_impossible_and_took_its_time() -> None:
+    def killed() -> Result:
+        raise KilledWorker("trial", None, 3)
+
+    found = outcome(killed, 12.0)
+    assert (found.state, found.seconds) == ("impossible", 12.0)
+    assert "died 4 times" in found.why
+    done = Result("finished", "", None, None, 1.0)
+    assert outcome(lambda: done, 12.0) is done
+
+
+def test_a_trial_takes_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr("flows.search.run_point", lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    work: Any = _trial.fn
+    try:
+        with ThreadPoolExecutor(1) as apart:  # torch's number is a thread's own
+            apart.submit(work, os.environ["WINNOW_ROOT"], 3, None, 0, Point("prune", 0.5, "none"), [], 1.0).result()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [3]
+
+
+def search(tmp_path: Path, crew: Crew) -> None:
+    check_crew(Places(tmp_path), crew)
+
+
+@pytest.mark.parametrize("crew", [Crew(0), Crew(2, "tcp://127.0.0.1:1")])
+def test_how_many_workers_is_said_once(tmp_path: Path, crew: Crew) -> None:
+    with pytest.raises(ConfigError, match="--workers: at least 1, and none beside --scheduler"):
+        search(tmp_path, crew)
+
+
+def test_a_scheduler_needs_a_prefect_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with pytest.raises(ConfigError, match="set PREFECT_API_URL to a server they reach"):
+        search(tmp_path, Crew(scheduler="tcp://127.0.0.1:1"))
+
+
+def test_on_a_gpu_trials_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search.slots, "has_gpu", lambda: True)
+    with pytest.raises(ConfigError, match="the GPU here, which takes one at a time"):
+        search(tmp_path, Crew(2))
+
+
+def test_without_dask_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match="parallel"):
+        search(tmp_path, Crew(2))
+
+
+WRITES = """
+import signal
+from tasks.searched import uninterrupted
+before = signal.getsignal(signal.SIGINT)
+try:
+    with uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        print("whole")
+except KeyboardInterrupt:
+    print("ends", signal.getsignal(signal.SIGINT) == before)
+with uninterrupted():
+    print("goes on")
+try:
+    with uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError
+except KeyboardInterrupt:
+    print("ends too")
+"""
+
+
+def test_a_write_is_finished_before_ctrl_c_counts() -> None:
+    """In a process of its own: a signal would end the one that tests."""
+    told = subprocess.run([sys.executable, "-c", WRITES], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines() == ["whole", "ends True", "goes on", "ends too"]

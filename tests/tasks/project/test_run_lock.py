@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.project import run_lock
+from tasks.project.paths import Places
+from tests.closure import ROOT
+from winnow.cli import main
+
+HOLD = """
+import sys
+from pathlib import Path
+from tasks import checkout
+from tasks.settings import Places
+with getattr(checkout, sys.argv[1])(Places(Path(sys.argv[2]))):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path)
+
+
+@pytest.fixture
+def other(places: Places, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """Another process that works in the checkout."""
+    command = [sys.executable, "-c", HOLD, request.param, str(places.root)]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("other", ["run_alone"], indirect=True)
+def test_a_run_keeps_others_out_and_is_named(places: Places, other: subprocess.Popen[str]) -> None:
+    for asking in (run_lock.run_alone, run_lock.step_alone):
+        with pytest.raises(run_lock.Occupied, match=f"process {other.pid}, since .*wait for its end"), asking(places):
+            pass
+
+
+@pytest.mark.parametrize("other", ["run_alone"], indirect=True)
+@pytest.mark.usefixtures("other")
+def test_a_refused_run_changes_no_params_under_the_one_that_works(places: Places) -> None:
+    params = places.root / "params.yaml"
+    params.write_text("seed: 1\n")
+    with pytest.raises(run_lock.Occupied):
+        main._run(places, Namespace(sets=["seed=2"]))
+    assert params.read_text() == "seed: 1\n"
+
+
+def test_a_run_holds_its_checkout_once(places: Places) -> None:
+    with run_lock.run_alone(places):
+        with run_lock.run_alone(places):
+            pass
+        assert (places.hidden / "run.holder").exists()  # still this one's
+        run_lock.check_free(places)
+    assert not (places.hidden / "run.holder").exists()
+
+
+@pytest.mark.parametrize("other", ["run_alone"], indirect=True)
+def test_a_killed_run_lets_go(places: Places, other: subprocess.Popen[str]) -> None:
+    other.kill()
+    other.wait()
+    with run_lock.run_alone(places):
+        pass
+
+
+@pytest.mark.parametrize("other", ["run_alone"], indirect=True)
+def test_who_waits_says_so_once_and_goes_on(places: Places, other: subprocess.Popen[str]) -> None:
+    told: list[str] = []
+
+    def wait(message: str) -> None:
+        told.append(message)
+        assert other.stdin is not None
+        other.stdin.close()
+
+    with run_lock.run_alone(places, wait):
+        assert len(told) == 1
+        assert f"process {other.pid}" in told[0]
+
+
+@pytest.mark.parametrize("other", ["step_alone"], indirect=True)
+def test_steps_by_hand_share_and_keep_runs_out(places: Places, other: subprocess.Popen[str]) -> None:
+    assert other.poll() is None
+    with run_lock.step_alone(places):
+        pass
+    with pytest.raises(run_lock.Occupied, match="another run works in"), run_lock.run_alone(places):
+        pass
+
+
+def test_between_two_steps_of_dvc_nobody_begins(places: Places, tmp_path: Path) -> None:
+    """A stand-in named dvc runs a step to its end, and then waits for the next."""
+    (tmp_path / "bin").mkdir()
+    driver = tmp_path / "bin" / "dvc"
+    step = HOLD.replace("    sys.stdin.read()\n", "")
+    driver.write_text(
+        "import subprocess, sys\n"
+        f"subprocess.run([sys.executable, '-c', {step!r}, 'step_alone', {str(places.root)!r}])\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(driver)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    time.sleep(0.5)  # the step has ended
+    with pytest.raises(run_lock.Occupied, match=f"process {process.pid}"), run_lock.run_alone(places):
+        pass
+    process.communicate("")
+    with run_lock.run_alone(places):
+        pass
+
+
+def test_two_runs_after_one_another(places: Places) -> None:
+    for _ in range(2):
+        with run_lock.run_alone(places):
+            pass

@@ -1,0 +1,99 @@
+"""Whatever lies in the state directory, its readers return something of its type or say which file to mend."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.project import announced_servers, passwords, run_lock
+from tasks.project.paths import Places
+from tasks.project.state_files import read_kept, read_memory
+from tasks.registry import promotion_state
+from tasks.tracking import tracked_runs
+from tasks.versioning import integrity
+from winnow.cli import plan, run
+from winnow.errors import ArtifactError, WinnowError
+from winnow.records import read_json, write_json
+from winnow.steps.report import count_reading
+
+DAMAGED = {
+    "empty": b"",
+    "zeros": bytes(100),
+    "cut": b'{"a": {"b": ',
+    "list": b'[1, "a"]',
+    "null in it": b'{"a": null}',
+    "number": b"1e999",
+    "nested": b"[" * 100_000,
+    "nested below a key": b'{"a": ' * 100_000,
+    "no text": b"\xff\xfe\x00",
+    "other types": b'{"a": [[1]], "prefect_api": 3, "address": 1, "params": {}, "steps": [], "step": "x"}',
+}
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    (tmp_path / ".winnow" / "versions").mkdir(parents=True)
+    (tmp_path / "params.yaml").write_text("data: 1\n")
+    return Places(tmp_path)
+
+
+MEMORIES: dict[str, Callable[[Places], Any]] = {
+    tracked_runs.MEMORY: tracked_runs.recall,
+    promotion_state.PROMOTED: promotion_state.reasons,
+    "servers.json": announced_servers.announced,
+    "verified.json": integrity._seen,
+    "plan.json": lambda places: plan.beside(places, {"pretrain": {}})[0],
+    "versions/pretrain.json": run.version_drift,
+    "run.step": run_lock._step_of,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_memory_that_is_damaged_is_passed_over(places: Places, name: str, content: str) -> None:
+    (places.hidden / name).write_bytes(DAMAGED[content])
+    assert not MEMORIES[name](places)
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_folder_in_its_place_is_passed_over(places: Places, name: str) -> None:
+    (places.hidden / name).mkdir()
+    assert not MEMORIES[name](places)
+
+
+def test_what_is_passed_over_is_logged(places: Places, caplog: pytest.LogCaptureFixture) -> None:
+    path = places.hidden / "some.json"
+    assert read_memory(path, dict[str, int], {"b": 1}) == {"b": 1}
+    assert not caplog.records
+    path.write_text('{"a": "x"}')
+    with caplog.at_level(logging.WARNING):
+        assert read_memory(path, dict[str, int], {}) == {}
+    assert f"{path} is damaged (at a: " in caplog.text
+    write_json(path, {"a": 2})
+    assert read_memory(path, dict[str, int], {}) == {"a": 2}
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_what_cannot_be_made_anew_is_named(places: Places, content: str) -> None:
+    path = places.hidden / "confirmations.json"
+    assert read_kept(path, list[int], [], "search anew") == []
+    path.write_bytes(DAMAGED[content])
+    with pytest.raises(ArtifactError, match=r"confirmations\.json is damaged \(at .*; search anew"):
+        read_kept(path, list[int], [], "search anew")
+
+
+@pytest.mark.parametrize("content", ["empty", "zeros", "cut", "nested", "no text"])
+def test_other_files_are_named(places: Places, content: str) -> None:
+    for path in (places.test_readings, places.hidden / "password", places.root / "card.json"):
+        path.write_bytes(DAMAGED[content])
+    with pytest.raises(ArtifactError, match=r"test-readings\.json is damaged .*delete it: counting begins again"):
+        count_reading(places.test_readings, "abc")
+    with pytest.raises(ArtifactError, match=r"card\.json is damaged"):
+        read_json(places.root / "card.json")
+    if content in ("empty", "no text"):
+        with pytest.raises(WinnowError, match=r"password .*; delete it, and a new password is made up"):
+            passwords.own_password(places)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.versioning.dvc_stages import Stage, command, environment, is_chatter, outcome, reproduce, stages, stale
+from tests.closure import ROOT
+from winnow.config import Config, load_config
+from winnow.errors import DataError, WinnowError
+
+
+def test_every_stage_comes_after_those_it_needs(tiny_config: Config) -> None:
+    found = stages(tiny_config)
+    names = [stage.name for stage in found]
+    steps = {"ingest", "pretrain", "finetune", "benchmark", "select", "refit", "report"}
+    assert sorted(names) == sorted(steps | {f"candidate@{name}" for name in tiny_config.candidates})
+    for at, stage in enumerate(found):
+        assert set(stage.needs) <= set(names[:at])
+        assert len(stage.needs) == len(set(stage.needs))
+    by_name = {stage.name: stage for stage in found}
+    assert by_name["candidate@pruned-int8"].needs == ("ingest", "pretrain", "finetune", "candidate@pruned")
+    assert by_name["candidate@pruned"].needs == ("ingest", "pretrain", "finetune")
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "out"),
+    [
+        ("ingest", "ingest", "data"),
+        ("finetune", "finetune", "candidates/dense"),
+        ("candidate@pruned-int8", "pruned-int8", "candidates/pruned-int8"),
+        ("report", "report", "report"),
+    ],
+)
+def test_labels_and_folders(name: str, label: str, out: str) -> None:
+    stage = Stage(name, ())
+    assert (stage.label, stage.out) == (label, out)
+
+
+def test_the_same_python_runs_dvc_and_its_stages() -> None:
+    assert command("status") == [sys.executable, "-m", "dvc", "status"]
+    assert environment()["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    version = subprocess.run(command("--version"), env=environment(), capture_output=True, text=True, check=True)
+    assert version.stdout[0].isdigit()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The shipped params.yaml and dvc.yaml in a project of DVC, without any data or code."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    subprocess.run(command("init", "--no-scm", "-q"), cwd=tmp_path, env=environment(), check=True)
+    return tmp_path
+
+
+def test_in_an_empty_project_everything_is_stale_and_says_why(project: Path) -> None:
+    config = load_config(project / "params.yaml")
+    found = stale(project, config)
+    assert list(found) == [stage.name for stage in stages(config)]
+    assert all(reasons[0] == "it has not run yet" for reasons in found.values())
+    assert "data/cifar10-jpeg-sample.tar.xz: deleted" in found["ingest"]
+    assert not any("artifacts/" in reason for reasons in found.values() for reason in reasons)
+    assert all(isinstance(reason, str) and reason for reasons in found.values() for reason in reasons)
+
+
+TWO = """
+stages:
+  ingest:
+    cmd: mkdir -p artifacts/data && cp params.yaml artifacts/data/
+    params: [data.image_size]
+    outs: [artifacts/data]
+  pretrain:
+    cmd: test ! -f fail && mkdir -p artifacts/pretrain && echo hello from the stage && touch artifacts/pretrain/x
+    deps: [artifacts/data]
+    outs: [artifacts/pretrain]
+"""
+
+
+def ran(project: Path, stage: str) -> tuple[int, list[str]]:
+    with reproduce(project, stage) as child:
+        assert child.stdout is not None
+        lines = child.stdout.read().splitlines()
+    return child.returncode, lines
+
+
+def test_a_stage_is_run_left_alone_or_restored_and_its_children_follow(project: Path) -> None:
+    (project / "dvc.yaml").write_text(TWO)
+    config = load_config(project / "params.yaml")
+    said = [ran(project, stage)[1] for stage in ("ingest", "pretrain")]
+    assert [outcome(lines) for lines in said] == ["ran", "ran"]
+    assert [line for lines in said for line in lines if not is_chatter(line) and line[:2] != "> "] == [
+        "hello from the stage"
+    ]
+    assert stale(project, config) == {}
+    assert outcome(ran(project, "ingest")[1]) == "unchanged"
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("image_size: 32", "image_size: 64"))
+    found = stale(project, config)
+    assert found["ingest"] == ["data.image_size: modified"]
+    assert found["pretrain"] == ["ingest has to run"]  # DVC itself says nothing of it yet
+    assert outcome(ran(project, "ingest")[1]) == "ran"
+    (project / "params.yaml").write_text(text)
+    assert outcome(ran(project, "ingest")[1]) == "restored"
+    (project / "fail").touch()
+    shutil.rmtree(project / "artifacts" / "pretrain")
+    shutil.rmtree(project / ".dvc" / "cache")
+    status, lines = ran(project, "pretrain")
+    assert status != 0
+    assert any("failed to run" in line for line in lines)
+
+
+def test_a_broken_project_is_an_error_in_dvcs_words(project: Path) -> None:
+    config = load_config(project / "params.yaml")
+    (project / "dvc.yaml").write_text("stages: [")
+    with pytest.raises(WinnowError, match=r"dvc status failed in .*:\n(.*\n)*.*dvc\.yaml"):
+        stale(project, config)
+
+
+@pytest.mark.timeout(60)
+def test_what_dvc_would_wait_for_is_an_error_before_it_is_asked(project: Path) -> None:
+    for name in ("cat", "dog"):
+        (project / "photos" / name).mkdir(parents=True)
+        (project / "photos" / name / "1.jpg").touch()
+    params = (project / "params.yaml").read_text(encoding="utf-8")
+    params = params.replace("source: sample ", "source: folder ").replace("data/cifar10-jpeg-sample.tar.xz", "photos")
+    (project / "params.yaml").write_text(params, encoding="utf-8")
+    config = load_config(project / "params.yaml")
+    os.mkfifo(project / "photos" / "cat" / "pipe.jpg")
+    with pytest.raises(DataError, match=r"pipe\.jpg: a named pipe, no file; move it out of there"):
+        stale(project, config)
+    (project / "photos" / "cat" / "pipe.jpg").unlink()
+    assert "ingest" in stale(project, config)
+    (project / "photos" / "dog").rename(project / "behind")
+    (project / "photos" / "dog").symlink_to(project / "behind")
+    with pytest.raises(
+        DataError, match=r"dog is a link to a folder: images that are added behind it would go unnoticed"
+    ):
+        stale(project, config)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from winnow.benchmark import peak_throughput as module
+from winnow.benchmark.peak_throughput import (
+    CALLS,
+    IN_A_ROW,
+    SIDE,
+    VISITS,
+    Multiplication,
+    _in_a_row,
+    _in_onnxruntime,
+    _in_openvino,
+    _in_pytorch,
+    _one_operator,
+    _rate,
+    best_of,
+    peaks,
+    shares_of_peak,
+)
+from winnow.hardware import cpu_flags, has_fast_bf16, saturates
+
+PRECISIONS = {"f32", "int8"} | ({"bf16"} if has_fast_bf16() else set())
+
+
+def multiplied(operator: str, a: NDArray[Any], b: NDArray[Any], out: type) -> NDArray[Any]:
+    results: Any = _one_operator(operator, a, b, out)()
+    product: NDArray[Any] = results[0]
+    return product
+
+
+def test_every_precision_that_is_there_has_a_peak() -> None:
+    found = peaks()
+    assert set(found) == PRECISIONS
+    assert all(1e8 < rate < 1e15 for rate in found.values())
+
+
+def test_it_is_the_cube_over_the_shortest_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SIDE", 100)
+    waits = iter([0.06, 0.06, *[0.03] * (CALLS - 1), 0.01])  # 100 ms untimed, then CALLS
+    rate = _rate(Multiplication("f32", 8, lambda: time.sleep(next(waits))))
+    assert 8 * 100**3 / 0.03 < rate <= 8 * 100**3 / 0.01
+    assert next(waits, None) is None
+
+
+def test_products_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (SIDE, SIDE), np.uint8)
+    weights = rng.integers(-127, 128, (SIDE, SIDE), np.int8)
+    whole = multiplied("MatMulInteger", pixels, weights, np.int32)
+    expected = pixels[:4].astype(np.int64) @ weights.astype(np.int64)
+    if not saturates(cpu_flags()):
+        np.testing.assert_array_equal(whole[:4], expected)
+    assert whole.dtype == np.int32
+    a, b = (rng.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
+    product = multiplied("MatMul", a, b, np.float32)
+    np.testing.assert_allclose(product, a @ b, atol=1e-2)
+
+
+@pytest.mark.parametrize(("precision", "executed"), [("f32", "f32"), ("bf16", "bf16"), ("int8", "u8")])
+def test_openvino_multiplies_in_that_precision(precision: str, executed: str) -> None:
+    if precision not in PRECISIONS:
+        pytest.skip("this processor has no bf16")
+    nodes = [node.get_rt_info() for node in _in_a_row(IN_A_ROW, precision).get_runtime_model().get_ops()]  # type: ignore[arg-type]
+    kinds = [(info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in nodes]
+    assert [how for what, how in kinds if what in ("FullyConnected", "MatMul")] == [executed] * IN_A_ROW
+
+
+def test_every_library_multiplies_each_precision_that_it_has() -> None:
+    fast = ["bf16"] if has_fast_bf16() else []
+    assert [way.precision for way in _in_pytorch()] == ["f32", *fast]
+    assert [way.precision for way in _in_onnxruntime()] == ["f32", "int8"]
+    assert [(way.precision, way.products) for way in _in_openvino()] == [
+        ("f32", 1),
+        *[(precision, IN_A_ROW) for precision in (*fast, "int8")],
+    ]
+
+
+def test_the_fastest_library_of_all_visits_is_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    def way(precision: str) -> Multiplication:
+        return Multiplication(precision, 1, lambda: None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_in_pytorch", lambda: [way("f32"), way("bf16")])
+    monkeypatch.setattr(module, "_in_onnxruntime", lambda: [way("f32"), way("int8")])
+    monkeypatch.setattr(module, "_in_openvino", lambda: [way("bf16")])
+    rates = iter([2.0, 3.0, 3.0, 7.0, 9.0] + [1.0, 8.0, 4.0, 2.0, 5.0] * (VISITS - 1))
+    monkeypatch.setattr(module, "_rate", lambda _way: next(rates))
+    assert peaks() == {"f32": 4.0, "bf16": 9.0, "int8": 7.0}
+    assert next(rates, None) is None
+
+
+def test_a_file_has_a_share_of_the_peak_in_the_precision_that_it_runs_in() -> None:
+    rows = {
+        "latency": {"images_per_s": 1e3, "precision": "f32"},
+        "throughput": {"images_per_s": 2e4, "precision": "bf16"},
+        "elsewhere": {"images_per_s": 1.0, "precision": "int8"},
+        "untimed": None,
+    }
+    assert shares_of_peak(rows, 1e6, {"f32": 1e10, "bf16": 4e10}) == {"latency": 0.1, "throughput": 0.5}
+
+
+def test_the_best_of_two_times_is_taken_by_precision() -> None:
+    assert best_of({"f32": 2.0, "int8": 5.0}, {"f32": 3.0, "int8": 4.0}) == {"f32": 3.0, "int8": 5.0}

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks.project.paths import Places
+from winnow.benchmark.sweep import cells, fastest_of, sweep, thread_counts
+from winnow.cli.sweep import show
+from winnow.config import Benchmark, Config
+from winnow.data.dataset import ImageSet
+from winnow.errors import ConfigError
+from winnow.hardware import cores
+
+SETTINGS = Benchmark(large_batch=8, samples=20, rounds=6, warm_up_ms=0)
+
+
+def test_threads_double_up_to_all() -> None:
+    assert [thread_counts(most) for most in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_streams_need_an_equal_share_each() -> None:
+    grid = cells("dense", "int8", (9, 1, 9), (1, 2, 6))
+    assert [(cell.batch, cell.threads) for cell in grid if cell.runtime == "openvino-throughput"] == [(9, 6)]
+    assert {cell.batch for cell in grid} == {1, 9}
+    assert {cell.precision for cell in grid} == {"int8"}
+
+
+def test_every_combination_that_answers_rightly_is_timed(
+    tiny_candidate: Callable[[str], Path], tiny_set: ImageSet
+) -> None:
+    outcome = sweep("dense", tiny_candidate("dense"), "f32", tiny_set, (1, 4), SETTINGS)
+    timed = {(row["runtime"], row["batch"], row["threads"]) for row in outcome.rows if row["precision"] == "f32"}
+    counts = thread_counts(cores())
+    whole = {(runtime, batch, count) for runtime in ("ort", "openvino") for batch in (1, 4) for count in counts}
+    assert timed == whole | {("openvino-throughput", 4, count) for count in counts if math.gcd(4, count) > 1}
+    shortest, most = fastest_of(outcome.rows, "latency"), fastest_of(outcome.rows, "throughput")
+    assert shortest is not None
+    assert most is not None
+    assert shortest["p50_ms"] == min(row["p50_ms"] for row in outcome.rows)
+    assert most["images_per_s"] == max(row["images_per_s"] for row in outcome.rows)
+    assert fastest_of([], "latency") is None
+
+
+def test_the_command_leaves_a_table_and_a_picture(
+    tiny_candidate: Callable[[str], Path],
+    tiny_data: Path,
+    tiny_config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "artifacts" / "candidates").mkdir(parents=True)
+    (tmp_path / "artifacts" / "candidates" / "dense-int8").symlink_to(tiny_candidate("dense-int8"))
+    (tmp_path / "artifacts" / "data").symlink_to(tiny_data)
+    config = tiny_config.model_copy(update={"benchmark": SETTINGS})
+    assert show(Places(tmp_path), config, "dense-int8", (1, 2)) == 0
+    out = tmp_path / ".winnow" / "sweep" / "dense-int8"
+    with (out / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["batch"] for row in rows} == {"1", "2"}
+    assert all(float(row["images_per_s"]) > 0 for row in rows)
+    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert "Shortest call: " in said
+    assert "Most images: " in said
+    with pytest.raises(ConfigError, match="no candidate has won; name one"):
+        show(Places(tmp_path), config, "", ())
+    with pytest.raises(ConfigError, match=r"dense: no candidate of that name has a model\.onnx"):
+        show(Places(tmp_path), config, "dense", ())

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tasks.project import benchmark_target
+from tests.conftest import SIZE, tiny_params
+from winnow.benchmark.target_measurements import Host, read_host, speeds_on
+from winnow.cli.params_editor import edited
+from winnow.config import Benchmark, check_config
+from winnow.data.dataset import VALIDATION, ImageSet
+from winnow.deploy.bundle import check_pixels, write_check
+from winnow.errors import ArtifactError, DataError
+from winnow.hardware import saturates
+from winnow.records import sha256_of, this_machine
+from winnow.selection.caveats import overflow_told, overflowing
+
+SETTINGS = Benchmark(large_batch=8, samples=20, rounds=6, warm_up_ms=0)
+NAMES = ("dense", "dense-int8")
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tiny_candidate: Callable[[str], Path], tiny_set: ImageSet, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder that is taken to the other machine."""
+    out = tmp_path_factory.mktemp("hosts") / "export"
+    out.mkdir()
+    models = [(name, tiny_candidate(name) / "model.onnx", "int8" if "int8" in name else "f32") for name in NAMES]
+    write_check(out, models, check_pixels(tiny_set, SIZE), SETTINGS)
+    return out
+
+
+def run(exported: Path, at: Path) -> subprocess.CompletedProcess[str]:
+    """As over there: without winnow on the path, from any folder."""
+    command = [sys.executable, "-I", str(exported / "check_host.py")]
+    return subprocess.run(command, cwd=at, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def host(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    at = tmp_path_factory.mktemp("there")
+    done = run(exported, at)
+    assert done.returncode == 0, done.stderr
+    assert "round 6 of 6, about 0 s left" in done.stdout
+    assert "take this back: " in done.stdout
+    return read_host(at / "host.json")
+
+
+def test_figures_without_dense_are_told_to_be_no_use_to_gates(
+    tiny_candidate: Callable[[str], Path], tiny_set: ImageSet, tmp_path: Path
+) -> None:
+    model = ("dense-int8", tiny_candidate("dense-int8") / "model.onnx", "int8")
+    (tmp_path / "alone").mkdir()
+    write_check(tmp_path / "alone", [model], check_pixels(tiny_set, SIZE), SETTINGS)
+    done = run(tmp_path / "alone", tmp_path)
+    assert "gates need all candidates here (winnow export DIR --candidates); figures: " in done.stdout
+    assert "take this back" not in done.stdout
+
+
+def test_the_script_imports_nothing_of_winnow(exported: Path) -> None:
+    text = (exported / "check_host.py").read_text()
+    assert "from winnow" not in text
+    assert "import winnow" not in text
+
+
+def test_every_cell_is_timed_with_its_machine(exported: Path, host: Host) -> None:
+    here = this_machine()
+    assert (host.machine.cpu, host.machine.threads) == (here.cpu, here.threads)
+    assert set(here.flags) <= set(host.machine.flags)
+    assert {"onnxruntime", "numpy", "pillow", "openvino"} <= set(host.machine.versions)
+    timed = {(row.candidate, row.runtime, row.batch, row.threads) for row in host.rows}
+    expected = {
+        (name, runtime, batch, threads)
+        for name in NAMES
+        for runtime in ("ort", "openvino")
+        for batch in (1, 8)
+        for threads in {1, here.threads}
+    }
+    assert expected <= timed
+    in_streams = {(name, "openvino-throughput", 8, count) for name in NAMES for count in {here.threads} - {1}}
+    assert timed - expected == in_streams
+    assert all(row.p50_ms > 0 and row.samples in (24, 18, 12, 9) and row.p95_ms is None for row in host.rows)
+    assert {row.sha256 for row in host.rows} == {sha256_of(exported / "check" / f"{name}.onnx") for name in NAMES}
+
+
+def test_the_check_images_are_of_the_validation_split(tiny_set: ImageSet) -> None:
+    pixels = check_pixels(tiny_set, SIZE)
+    validation = tiny_set.images_NHWC[tiny_set.indices(VALIDATION)]
+    assert all((validation == one).all(axis=(1, 2, 3)).any() for one in pixels)
+    assert check_pixels(tiny_set, 40).shape == (64, 40, 40, 3)
+    assert np.array_equal(check_pixels(None, 40), check_pixels(None, 40))
+
+
+def test_speeds_are_of_the_present_files_alone(exported: Path, host: Host) -> None:
+    digests = {name: sha256_of(exported / "check" / f"{name}.onnx") for name in NAMES}
+    found = speeds_on(host, digests | {"newer": "0" * 64}, 8)
+    assert found["best"]["newer"] == {"latency": None, "throughput": None}
+    assert found["candidates"]["newer"] == {}
+    assert found["candidates"]["dense"]["speedup/float_b1"] == 1.0
+    own = found["candidates"]["dense-int8"]
+    rows = [row for row in host.rows if row.batch == 1 and not row.screened]  # a lucky screening decides nothing
+    fastest = {name: min(row.p50_ms for row in rows if row.candidate == name) for name in NAMES}
+    assert own["best/latency_ms"] == fastest["dense-int8"]
+    assert own["speedup/float_b1"] == pytest.approx(fastest["dense"] / fastest["dense-int8"])
+    alone = speeds_on(host, digests | {"dense": "1" * 64}, 8)["candidates"]
+    assert alone["dense"] == {}
+    assert "speedup/float_b1" not in alone["dense-int8"]
+    assert alone["dense-int8"]["best/latency_ms"] == own["best/latency_ms"]
+    with pytest.raises(ArtifactError, match=r"are of batches of 8, benchmark\.large_batch is 64"):
+        speeds_on(host, digests, 64)
+
+
+def test_another_answer_is_refused_and_another_file_stops_it(exported: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    shutil.copytree(exported, wrong)
+    manifest = json.loads((wrong / "check" / "manifest.json").read_text())
+    manifest["models"][1]["answers"] = [(answer + 1) % 3 for answer in manifest["models"][1]["answers"]]
+    (wrong / "check" / "manifest.json").write_text(json.dumps(manifest))
+    assert run(wrong, tmp_path).returncode == 0
+    host = read_host(tmp_path / "host.json")
+    assert {row.candidate for row in host.rows} == {"dense"}
+    assert {cell.candidate for cell in host.refused} == {"dense-int8"}
+    assert all("answers agree on" in cell.reason for cell in host.refused)
+    with (wrong / "check" / "dense.onnx").open("ab") as file:
+        file.write(b"x")
+    done = run(wrong, tmp_path)
+    assert done.returncode == 1
+    assert "is not the file that was exported" in done.stderr
+
+
+def test_without_openvino_onnx_runtime_is_timed_alone(exported: Path, tmp_path: Path) -> None:
+    code = "import runpy, sys; sys.modules['openvino'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    command = [sys.executable, "-c", code, exported / "check_host.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    host = read_host(tmp_path / "host.json")
+    assert {row.runtime for row in host.rows} == {"ort"}
+    assert "openvino" not in host.machine.versions
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "machine": {}, "rows": []}', "\x00"])
+def test_something_else_is_no_report(tmp_path: Path, text: str) -> None:
+    (tmp_path / "host.json").write_text(text)
+    with pytest.raises(DataError, match=r"is not what check_host\.py writes"):
+        read_host(tmp_path / "host.json")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_host(tmp_path / "nowhere.json")
+
+
+def put(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set a value by its dotted path."""
+    *folders, key = [int(part) if part.isdigit() else part for part in path.split(".")]
+    at: Any = raw
+    for folder in folders:
+        at = at[folder]
+    at[key] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *(("rows.0.p50_ms", value) for value in (-1, 0, math.nan, math.inf, True, "1", None, [1])),
+        *(("rows.0.threads", value) for value in (-1, 0, 1.5, 10**30)),
+        ("rows.0.round_ms.1", -1.0),
+        ("rows.0.round_ms", []),
+        ("rows.0.images_per_s", 0),
+        ("rows.0.samples", -3),
+        ("rows.0.agreement", 1.5),
+        ("rows.0.sha256", "../x"),
+        ("rows.0.runtime", "python"),
+        ("rows.0.p95_ms", math.nan),
+        ("machine.threads", -1),
+        ("machine.memory_gb", math.nan),
+        ("large_batch", 0),
+    ],
+)
+def test_figures_that_cannot_be_are_named(host: Host, tmp_path: Path, path: str, value: Any) -> None:
+    raw = host.model_dump(mode="json")
+    (tmp_path / "host.json").write_text(json.dumps(raw))
+    assert read_host(tmp_path / "host.json") == host
+    put(raw, path, value)
+    (tmp_path / "host.json").write_text(json.dumps(raw))
+    with pytest.raises(DataError, match=rf"host\.json is not what check_host\.py writes \(at {re.escape(path)}: "):
+        read_host(tmp_path / "host.json")
+
+
+@pytest.mark.parametrize("found", [99, 1, "2", True, None, [2]])
+def test_another_format_is_refused(host: Host, tmp_path: Path, found: Any) -> None:
+    (tmp_path / "host.json").write_text(json.dumps({**host.model_dump(mode="json"), "format": found}))
+    with pytest.raises(DataError, match=r"host\.json is not what check_host\.py writes \(at format"):
+        read_host(tmp_path / "host.json")
+
+
+@pytest.mark.parametrize(("open_", "close"), [("[", "]"), ('{"format":', "}")])
+def test_deep_nesting_is_refused(tmp_path: Path, open_: str, close: str) -> None:
+    (tmp_path / "host.json").write_text(f'{{"format": 2, "machine": {open_ * 100_000}1{close * 100_000}}}')
+    with pytest.raises(DataError, match=r"host\.json is not what check_host\.py writes"):
+        read_host(tmp_path / "host.json")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("avx2",), ["static", "ladder"]),
+        (("avx2", "avx512f"), ["static", "ladder"]),
+        (("avx2", "avx_vnni"), []),
+        (("avx512f", "avx512_vnni"), []),
+        (("asimd", "asimddp"), []),
+        ((), []),
+    ],
+)
+def test_x86_without_vnni_saturates(host: Host, flags: tuple[str, ...], expected: list[str]) -> None:
+    quantized = {"from": "dense", "method": "quantize", "calibration_images": 32}
+    candidates = {
+        "static": quantized,
+        "ladder": {**quantized, "scheme": "ladder"},
+        "dynamic": {**quantized, "scheme": "dynamic"},
+        "safe": {**quantized, "overflow_safe": True},
+        "pruned": tiny_params()["candidates"]["pruned"],
+    }
+    config = check_config(tiny_params() | {"candidates": candidates})
+    there = host.model_copy(update={"machine": host.machine.model_copy(update={"flags": flags})})
+    assert overflowing(config, there.machine.flags) == expected
+    assert saturates(flags) == bool(expected)
+    if expected:
+        command = overflow_told(expected).partition("winnow run ")[2]
+        params = yaml.safe_dump(tiny_params() | {"candidates": candidates})  # which leaves most keys at their defaults
+        after = check_config(yaml.safe_load(edited(params, command.replace("-S ", "").split())))
+        assert overflowing(after, there.machine.flags) == []
+    assert benchmark_target.is_silent(there) == (not flags)

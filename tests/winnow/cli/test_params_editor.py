@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.project.paths import Places
+from tests.closure import ROOT
+from winnow.cli.params_editor import edited, set_keys
+from winnow.config import Optimiser, SimCLR, check_config, load_config
+from winnow.errors import ConfigError
+
+SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    (tmp_path / "params.yaml").write_text(SHIPPED, encoding="utf-8")
+    (tmp_path / "data").mkdir()
+    for name in ("none", "cifar10-jpeg-sample.tar.xz"):
+        (tmp_path / "data" / name).touch()
+    return Places(tmp_path)
+
+
+def written(places: Places) -> str:
+    assert not list(places.root.glob(".*"))
+    return (places.root / "params.yaml").read_text(encoding="utf-8")
+
+
+def test_nothing_but_the_line_changes_and_the_difference_is_shown(
+    places: Places, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_keys(places, ["data.image_size=64", "candidates.pruned.recovery.epochs=3"])
+    before, after = SHIPPED.splitlines(), written(places).splitlines()
+    assert len(before) == len(after)
+    changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    assert changed == [("  image_size: 32", "  image_size: 64"), ("      epochs: 10", "      epochs: 3")]
+    assert capsys.readouterr().out.splitlines() == [
+        "+++ params.yaml",
+        "-  image_size: 32",
+        "+  image_size: 64",
+        "-      epochs: 10",
+        "+      epochs: 3",
+    ]
+    config = load_config(places.root / "params.yaml")
+    assert (config.data.image_size, config.candidates["pruned"].recovery.epochs) == (64, 3)  # type: ignore[union-attr]
+
+
+def test_comments_stay(places: Places) -> None:
+    (places.root / "photos").mkdir()
+    set_keys(places, ["data.source=folder", "data.path=photos", "finetune.seeds=[3, 4, 5]"])
+    comments = [line.partition("#")[2] for line in SHIPPED.splitlines() if "#" in line]
+    after = written(places)
+    assert [line.partition("#")[2] for line in after.splitlines() if "#" in line] == comments
+    assert "  seeds: [3, 4, 5] " in after
+    assert "  source: folder              # sample | folder | archive | cifar10" in after
+
+
+def test_what_is_already_so_is_left_alone(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    stamp = (places.root / "params.yaml").stat()
+    set_keys(places, ["data.image_size=32", "data.max_rejected= 10"])
+    assert (places.root / "params.yaml").stat() == stamp
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "photos",
+        "/my photos/2024, summer=hot",
+        "Fotos/Müller & Söhne/größe",
+        "写真/猫",
+        "a: b",
+        "photos #2",
+        "#1",
+        "[2024] trip",
+        "{odd",
+        "*star",
+        "it's",
+        'the "best" of',
+        "2024-05-01",
+        "~/photos",
+        "- dash",
+        "null island",
+        "100%",
+        "a\\b",
+    ],
+)
+def test_a_path_means_what_it_says(path: str) -> None:
+    after = edited(SHIPPED, ["data.source=folder", f"data.path={path}"])
+    assert check_config(yaml.safe_load(after)).data.path == path
+    after = edited(after, ["data.max_rejected=3"])  # and it survives the next change of something else
+    assert check_config(yaml.safe_load(after)).data.path == path
+
+
+@pytest.mark.parametrize("path", ["2024", "on", "null", "1:30", "1e-1", "0x10", "~", "1_000", "=", "2024-05-01"])
+def test_quotes_make_text_of_what_is_none(path: str) -> None:
+    after = edited(SHIPPED, ["data.source=folder", f"data.path='{path}'"])
+    assert check_config(yaml.safe_load(after)).data.path == path
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("finetune.seeds=[0,1]", (0, 1)),
+        ("finetune.seeds=[7]", (7,)),
+        ("finetune.learning_rates=[0.00002, 1]", (2e-5, 1.0)),
+        ("finetune.weight_decay=1.0e-5", 1e-5),
+        ("finetune.weight_decay=0.00001", 1e-5),
+        ("finetune.weight_decay=0", 0.0),
+        ("data.labels_per_class=all", "all"),
+        ("data.labels_per_class=40", 40),
+        ("pretrain.augmentation.flip=false", False),
+        (" data.max_rejected = 7 ", 7),
+    ],
+)
+def test_values_are_yaml(places: Places, assignment: str, value: object) -> None:
+    set_keys(places, [assignment])
+    at: object = load_config(places.root / "params.yaml")
+    for key in assignment.partition("=")[0].strip().split("."):
+        at = getattr(at, key)
+    assert at == value
+    assert type(at) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (
+            ["data.sorce=folder"],
+            r"data has no key 'sorce'; it has source, path, fetch, unlabelled, labels, ",
+        ),
+        (["dta.source=folder"], r"params\.yaml has no key 'dta'; it has data, pretrain, finetune, candidates"),
+        (["candidates.small.epochs=1"], r"candidates has no key 'small'; it has dense-int8, pruned, pruned-int8"),
+        (["candidates.dense-int8.overflow=true"], r"has no key 'overflow'; it has from, .*, seed, ranges, bias_corr"),
+        (["candidates.dense-int8.recovery.epochs=1"], r"dense-int8\.recovery\.optimiser: missing"),
+        (["data.path.x=1"], r"data\.path has no key 'x'; it has nothing below it"),
+        (["data.image_size"], "expected key=value, as in -S data.source=folder"),
+        (["data.path="], "the value is empty"),
+        (["data.path=  "], "the value is empty"),
+        (["data.image_size=64", "data.sorce=folder"], "no key 'sorce'"),
+        (["data.image_size=64", "pretrain.epochs=ten"], r"pretrain\.epochs: expected a number, got the text 'ten'"),
+        (["finetune.learning_rates=[1e-1]"], "YAML reads 1e-1 as text"),
+        (["data.path=2024", "data.source=folder"], r"data\.path: .*found 2024"),
+        (["candidates.pruned-int8.from=dense-int8"], r"candidates\.pruned-int8\.from: 'dense-int8' is quantized"),
+        (["data.source=folder", "data.path=/typo"], r"not there:\n  data\.path: '/typo' does not exist"),
+        (["finetune.weights=mine.pth"], r"finetune\.weights: 'mine\.pth' is no file"),
+        (["data=photos"], r"these settings has 1 mistake:\n  data: "),
+    ],
+)
+def test_nothing_is_written_on_a_mistake(
+    places: Places, capsys: pytest.CaptureFixture[str], assignments: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        set_keys(places, assignments)
+    assert written(places) == SHIPPED
+    assert capsys.readouterr().out == ""
+
+
+def test_a_broken_file_is_said_to_be_broken(places: Places) -> None:
+    (places.root / "params.yaml").write_text("data: [1, 2")
+    with pytest.raises(ConfigError, match=r"params\.yaml is not valid YAML"):
+        set_keys(places, ["data.image_size=64"])
+    assert written(places) == "data: [1, 2"
+
+
+def test_what_is_nested_too_deeply_is_said(places: Places) -> None:
+    with pytest.raises(ConfigError, match=r"-S data\.path=\[\[.*nested too deeply"):
+        set_keys(places, ["data.path=" + "[" * 3000])
+    (places.root / "params.yaml").write_text("data: " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(ConfigError, match=r"params\.yaml: nested too deeply"):
+        set_keys(places, ["data.image_size=64"])
+
+
+def test_another_pretraining_method_brings_its_own_values(places: Places) -> None:
+    set_keys(places, ["pretrain.method=simclr"])
+    settings = load_config(places.root / "params.yaml").pretrain
+    assert settings == SimCLR(method="simclr")
+    assert (settings.batch_size, settings.augmentation.jitter) == (256, 0.4)
+
+
+def test_settings_of_the_method_before_leave_the_file(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a file that holds RotNet's values, written by hand or by an earlier version."""
+    set_keys(places, ["pretrain.epochs=3", "pretrain.augmentation.crop_scale_min=0.9", "pretrain.seed=7"])
+    assert "removed" not in capsys.readouterr().out
+    set_keys(places, ["pretrain.method=simclr", "pretrain.batch_size=64", "pretrain.augmentation.flip=false"])
+    own = SimCLR(method="simclr")
+    after = load_config(places.root / "params.yaml").pretrain
+    augmentation = own.augmentation.model_copy(update={"flip": False})
+    assert after == own.model_copy(update={"seed": 7, "batch_size": 64, "augmentation": augmentation})
+    assert "pretrain.method: simclr has its own epochs, augmentation: the values" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["none", "rotnet"])
+def test_settings_stay_where_the_method_does(places: Places, method: str) -> None:
+    set_keys(places, ["pretrain.epochs=3"])
+    set_keys(places, [f"pretrain.method={method}"])
+    assert "  epochs: 3" in written(places)
+
+
+def test_a_key_of_a_section_that_the_file_leaves_out_can_be_set(places: Places) -> None:
+    set_keys(places, ["pretrain.optimiser.learning_rate=0.05"])
+    assert load_config(places.root / "params.yaml").pretrain.optimiser == Optimiser(learning_rate=0.05)  # type: ignore[union-attr]

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.forecast.data_counts import Counts, Forecast, counts_of, expected
+from tasks.forecast.step_costs import Rehearsal, main
+from tasks.project.paths import Places
+from tests.closure import ROOT
+from tests.conftest import CLASSES, tiny_params, write_folder
+from winnow.benchmark import grid
+from winnow.cli import plan
+from winnow.config import Config, check_config
+from winnow.errors import WinnowError
+from winnow.hardware import cores
+from winnow.records import sha256_of, write_json
+from winnow.steps.ingest import ingest
+
+COUNTS = Counts(train=220, validation=60, test=40, budget=60, choosing=60, classes=3)
+
+
+def configured(folder: Path, **sections: dict) -> Config:
+    params = tiny_params()
+    params["data"]["path"] = str(folder)
+    for section, changes in sections.items():
+        params[section] |= changes
+    return check_config(params)
+
+
+PEAKS = """
+import subprocess, sys, time
+import numpy as np
+from tasks.memory import watched
+
+def peak(act):
+    with watched(every=0.02) as seen:
+        act()
+    return seen.mb
+
+np.save(sys.argv[1], np.ones(25_000_000))
+child = "import time; x = b'x' * 150_000_000; time.sleep(0.5)"
+idle = peak(lambda: None)
+mapped = peak(lambda: np.load(sys.argv[1], mmap_mode="r").sum())
+below = peak(lambda: subprocess.run([sys.executable, "-c", child], check=True))
+def hold():
+    kept = np.ones(25_000_000)
+    time.sleep(0.5)
+
+print(mapped - idle, below - idle, peak(hold) - idle)
+"""
+
+
+def test_a_peak_is_of_this_process_and_those_below_it_without_pages_of_files(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PEAKS, str(tmp_path / "large.npy")]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    mapped, below, own = (float(number) for number in told.split())
+    assert mapped < 50
+    assert 120 < below < 300
+    assert own == pytest.approx(200, abs=30)
+
+
+@pytest.mark.parametrize("pool", [0, 90])
+def test_expected_counts_are_near_those_of_ingest(image_folder: Path, tmp_path: Path, pool: int) -> None:
+    for number in range(pool):
+        (image_folder / "unlabelled").mkdir(exist_ok=True)
+        shutil.copy(next((image_folder / CLASSES[0]).iterdir()), image_folder / "unlabelled" / f"{number}.png")
+    config = configured(image_folder)
+    guessed = expected(config, tmp_path)
+    ingest(config, tmp_path / "data", tmp_path)
+    true = counts_of(config, tmp_path / "data", tmp_path)
+    assert guessed.classes == true.classes == 3
+    assert guessed.images == pytest.approx(true.images, abs=2)
+    for key, value in asdict(true).items():
+        assert asdict(guessed)[key] == pytest.approx(value, abs=12 + pool), key
+
+
+def test_a_test_set_that_the_source_names_and_a_budget_are_counted(image_folder: Path, tmp_path: Path) -> None:
+    split = tmp_path / "split"
+    for part in ("train", "test"):
+        for name in CLASSES:
+            (split / part / name).mkdir(parents=True)
+            for file in sorted((image_folder / name).iterdir())[:: 1 if part == "train" else 5]:
+                shutil.copy(file, split / part / name / file.name)
+    counts = expected(configured(split, data={"labels_per_class": 4}), tmp_path)
+    named = sum(1 for path in (split / "test").rglob("*") if path.is_file())
+    assert counts.test == named
+    assert counts.budget == 4 * len(CLASSES)
+
+
+@pytest.fixture(scope="module")
+def forecasts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Forecast]:
+    """The first steps of the tiny tree, tried once."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    rehearsal = Rehearsal(configured(write_folder(folder / "photos")), COUNTS, folder, folder / "tried")
+    return {step: rehearsal.rehearse(step) for step in ("ingest", "pretrain", "finetune")}
+
+
+@pytest.mark.slow
+def test_steps_are_forecast_by_what_they_count(forecasts: dict[str, Forecast]) -> None:
+    for forecast in forecasts.values():
+        assert 0 < forecast.seconds < 600
+        assert 50 < forecast.memory_mb < 10_000
+    assert forecasts["ingest"].disk_mb == pytest.approx(320 * (16 * 16 * 3 + 60) / 1e6)
+    assert forecasts["pretrain"].counted.startswith("12 steps of 32 images at ")
+    assert forecasts["finetune"].counted.startswith("4 trainings: 96 steps of 32 images at ")
+
+
+@pytest.mark.slow
+def test_candidates_are_made_in_small(forecasts: dict[str, Forecast], tmp_path: Path) -> None:
+    rehearsal = Rehearsal(check_config(tiny_params()), COUNTS, tmp_path, tmp_path / "tried")
+    int8, pruned, student = (rehearsal.rehearse(step) for step in ("pruned-int8", "pruned", "student"))
+    assert int8.counted.startswith("32 images at ")
+    assert pruned.counted.startswith("12 steps of 32 images at ")
+    assert int8.disk_mb < pruned.disk_mb < forecasts["finetune"].disk_mb
+    assert student.disk_mb < pruned.disk_mb
+
+
+@pytest.mark.slow
+def test_the_benchmark_is_forecast_by_its_cells(tmp_path: Path) -> None:
+    params = tiny_params()
+    params["candidates"] = {"dense-int8": params["candidates"]["dense-int8"]}
+    short = Rehearsal(check_config(params), COUNTS, tmp_path, tmp_path / "short")
+    forecast = short.rehearse("benchmark")
+    cells = grid.plan({"dense": False, "dense-int8": True}, short.config.benchmark, cores(), cuda=False)
+    assert forecast.counted == f"{len(cells)} cells of 2 files, 5 processes"
+    params["benchmark"] |= {"samples": 100_000}
+    longer = Rehearsal(check_config(params), COUNTS, tmp_path, tmp_path / "longer")
+    assert longer.rehearse("benchmark").seconds > forecast.seconds + 20
+
+
+@pytest.mark.slow
+def test_more_work_takes_longer(tmp_path: Path, image_folder: Path) -> None:
+    usual = Rehearsal(configured(image_folder), COUNTS, tmp_path, tmp_path / "tried")
+    longer = configured(image_folder, pretrain={"epochs": 2000})
+    short = usual.rehearse("pretrain")
+    usual.config = longer
+    assert usual.rehearse("pretrain").seconds > 20 * (short.seconds - usual.started)
+    usual.config = configured(image_folder, finetune={"cross_validation": "always"})
+    assert "4 trainings and 5 of cross-validation: 216 steps" in usual.rehearse("finetune").counted
+
+
+@pytest.mark.slow
+def test_a_refit_is_forecast_where_labels_are_few(tmp_path: Path) -> None:
+    params = tiny_params()
+    params["refit"] = {"when": "auto"}
+    params["candidates"] = {name: params["candidates"][name] for name in ("pruned", "pruned-int8")}
+    forecast = Rehearsal(check_config(params), COUNTS, tmp_path, tmp_path / "few").rehearse("refit")
+    assert forecast.counted == "dense and pruned and pruned-int8 again, if the winner is like that"
+    assert forecast.disk_mb > 0.2
+    params["refit"] = {"when": "never"}
+    none = Rehearsal(check_config(params), COUNTS, tmp_path, tmp_path / "none").rehearse("refit")
+    assert none.counted == "none: refit.when is never"
+    assert none.disk_mb < forecast.disk_mb
+
+
+def test_what_a_step_would_refuse_is_said_before_it_runs(
+    tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = tiny_params()
+    params["data"]["path"] = str(image_folder)
+    params["candidates"] = {"pruned": params["candidates"]["pruned"] | {"remove": {"channels": 0.01}, "round_to": 512}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    status = main(
+        [str(tmp_path / "params.yaml"), json.dumps(asdict(COUNTS)), str(tmp_path), str(tmp_path / "in"), "pruned"]
+    )
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert status == 2
+    assert "removes nothing from this resnet8" in told["error"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "params.yaml", "photos"]
+
+
+def test_the_plan_is_shown_beside_the_truth_of_the_same_parameters(tmp_path: Path) -> None:
+    places = Places(tmp_path)
+    places.hidden.mkdir()
+    (tmp_path / "params.yaml").write_text("a: 1\n")
+    forecast = Forecast("pretrain", 90.0, 1000.0, 100.0, "")
+    steps = {row.step: asdict(row) for row in (forecast, replace(forecast, step="select"))}
+    write_json(places.hidden / "plan.json", {"params": sha256_of(tmp_path / "params.yaml"), "steps": steps})
+    true = {"pretrain": {"seconds": 100.0, "memory_mb": 800.0, "disk_mb": 100.0}}
+    planned, told = plan.beside(places, true)
+    assert set(planned) == {"pretrain"}
+    assert told == (
+        "Planned: 1:30, it took 1:40 (forecast -10 %); 0.10 GB of artifacts, 0.10 GB (forecast +0 %); "
+        "memory 1.00 GB, 0.80 GB (forecast +25 %)"
+    )
+    assert plan.beside(places, true | {"report": true["pretrain"]}) == ({}, "")
+    (tmp_path / "params.yaml").write_text("a: 2\n")
+    assert plan.beside(places, true) == ({}, "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds"),
+    [('type = "hardlink,copy"', {"hardlink"}), ("type = copy", {""}), ("", {"", "reflink"})],
+)
+def test_how_the_cache_shares_files_is_tried(tmp_path: Path, settings: str, kinds: set[str]) -> None:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".winnow").mkdir()
+    (tmp_path / ".dvc" / "config").write_text(f"[cache]\n    {settings}\n")
+    assert plan.link_type(Places(tmp_path)) in kinds
+
+
+def test_a_child_that_dies_is_an_error_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    (tmp_path / ".winnow").mkdir()
+    with pytest.raises(WinnowError, match="could not be tried in small"):
+        list(plan._forecasts(Places(tmp_path), check_config(tiny_params()), COUNTS, ["pretrain"]))

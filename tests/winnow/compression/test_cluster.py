@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from winnow.compression.cluster import cluster, tie
+from winnow.compression.method_inputs import Inputs
+from winnow.config import Cluster
+from winnow.deploy.onnx_export import zipped_bytes
+from winnow.models.backbones import load_model
+
+RECOVERY = {"epochs": 2, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}}
+
+
+def settings(**changes: Any) -> Cluster:
+    given = {"from": "dense", "method": "cluster", "values": 8, "recovery": RECOVERY, **changes}
+    return Cluster.model_validate(given)
+
+
+def values(model: nn.Module) -> dict[str, int]:
+    layers = {path: m for path, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    return {f"{path}.weight": len(torch.unique(layer.weight)) for path, layer in layers.items()}
+
+
+@pytest.mark.parametrize("count", [2, 5, 16])
+def test_each_weight_gets_the_nearest_value(count: int) -> None:
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    tied = weight.clone()
+    tie(tied, count, 0)
+    found = torch.unique(tied)
+    assert len(found) == count
+    nearest = (weight.flatten()[:, None] - found).abs().amin(1)
+    torch.testing.assert_close((weight - tied).abs().flatten(), nearest, rtol=1e-4, atol=1e-5)
+    # Lloyd's algorithm has ended: every value is the mean of its weights.
+    for value in found:
+        assert float(weight[tied == value].mean()) == pytest.approx(float(value), abs=0.02)
+
+
+def test_more_values_are_nearer_and_few_stay_as_they_are() -> None:
+    weight = torch.randn(500, generator=torch.Generator().manual_seed(1))
+    gaps = []
+    for count in (2, 8, 32):
+        tied = weight.clone()
+        tie(tied, count, 0)
+        gaps.append(float((tied - weight).square().mean()))
+    assert gaps == sorted(gaps, reverse=True)
+    few = torch.tensor([0.5, -1.0, 0.5, 2.0])
+    before = few.clone()
+    tie(few, 3, 0)
+    assert torch.equal(few, before)
+
+
+def test_method_keeps_the_ties_and_learns_the_values(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    details = cluster(settings(), tiny_inputs, tmp_path)
+    tied, _ = load_model(tmp_path)
+    dense, _ = load_model(tiny_inputs.parent)
+    assert values(tied) == details["values"]
+    assert set(values(tied).values()) == {8}
+    start = dense.blocks[1].conv1.weight.detach().clone()
+    tie(start, 8, 0)
+    moved = tied.blocks[1].conv1.weight.detach()
+    assert not torch.equal(torch.unique(moved), torch.unique(start))
+    # Which weights share a value is as it was.
+    groups = [np.unique(part.numpy().ravel(), return_inverse=True)[1] for part in (start, moved)]
+    pairs = set(zip(*(part.tolist() for part in groups), strict=True))
+    assert len(pairs) == 8
+
+
+def test_only_the_zipped_file_gets_smaller(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    cluster(settings(values=4), tiny_inputs, tmp_path)
+    files = (tiny_inputs.dense / "model.onnx", tmp_path / "model.onnx")
+    sizes, zipped = [file.stat().st_size for file in files], [zipped_bytes(file) for file in files]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+    assert zipped[1] < 0.3 * zipped[0]
+
+
+def test_a_training_that_was_stopped_ends_the_same(
+    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    for folder in (whole, again):
+        folder.mkdir()
+    cluster(settings(), dataclasses.replace(tiny_inputs, scratch=tmp_path / "apart"), whole)
+    monkeypatch.setattr("winnow.training.loop.CHECKPOINT_SECONDS", 0.0)
+    ties = sys.modules["winnow.compression.cluster"]._Ties
+    hold, steps = ties.hold, []
+
+    def holds_until(self: Any, model: nn.Module, step: int) -> None:
+        steps.append(step)
+        if len(steps) == 4:
+            raise Stopped
+        hold(self, model, step)
+
+    monkeypatch.setattr(ties, "hold", holds_until)
+    with pytest.raises(Stopped):
+        cluster(settings(), tiny_inputs, again)
+    cluster(settings(), tiny_inputs, again)
+    assert steps[3:5] == [4, 4]
+    assert (whole / "weights.safetensors").read_bytes() == (again / "weights.safetensors").read_bytes()

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from winnow.compression.distill import distill
+from winnow.compression.method_inputs import Inputs
+from winnow.config import Distill
+from winnow.data.dataset import VALIDATION
+from winnow.deploy.batch_inference import predict_file
+from winnow.evaluation.metrics import agreement
+from winnow.models.backbones import build, load_model, save_model
+from winnow.records import sha256_of
+
+STILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
+
+
+def settings(recovery: dict[str, Any] | None = None, **changes: Any) -> Distill:
+    training = {"epochs": 1, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.05}, **(recovery or {})}
+    return Distill.model_validate({"from": "dense", "method": "distill", "recovery": training, **changes})
+
+
+ALONE = settings({"teacher": "none", "images": "labelled"}, student="resnet8", width=0.25)
+
+
+def made(how: Distill, inputs: Inputs, folder: Path) -> dict[str, torch.Tensor]:
+    """Weights of the student, made in `folder` with checkpoints of its own."""
+    folder.mkdir()
+    distill(how, dataclasses.replace(inputs, scratch=folder / "scratch"), folder)
+    return load_file(folder / "weights.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_same_starts_from_the_parent(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    student = made(settings({"optimiser": STILL}), tiny_inputs, tmp_path / "student")
+    parent, architecture = load_model(tiny_inputs.parent)
+    assert load_model(tmp_path / "student")[1] == architecture
+    for name, value in parent.named_parameters():
+        torch.testing.assert_close(student[name], value.detach(), rtol=0, atol=1e-8)
+    moved = made(settings(), tiny_inputs, tmp_path / "moved")
+    assert all((moved[name] != student[name]).any() for name, _ in parent.named_parameters())
+
+
+def test_same_of_a_pruned_parent_stays_pruned(
+    tiny_inputs: Inputs, tmp_path: Path, tiny_candidate: Callable[[str], Path]
+) -> None:
+    pruned = tiny_candidate("pruned")
+    student = made(settings(), dataclasses.replace(tiny_inputs, parent=pruned), tmp_path / "student")
+    assert {name: value.shape for name, value in student.items()} == {
+        name: value.shape for name, value in load_file(pruned / "weights.safetensors").items()
+    }
+
+
+def parameters_by_hand(channels: list[int], classes: int) -> int:
+    """A resnet8: 3x3 stem, blocks of two 3x3 convolutions, 1x1 shortcuts where the width changes, linear head."""
+    total, previous = 9 * 3 * channels[0] + 2 * channels[0], channels[0]
+    for wide in channels:
+        total += 9 * previous * wide + 9 * wide * wide + 4 * wide
+        total += previous * wide + 2 * wide if wide != previous else 0
+        previous = wide
+    return total + previous * classes + classes
+
+
+@pytest.mark.parametrize(("width", "channels"), [(0.5, [24, 48, 96]), (0.25, [16, 24, 48])])
+def test_width_scales_the_student(tiny_inputs: Inputs, tmp_path: Path, width: float, channels: list[int]) -> None:
+    made(settings(student="resnet8", width=width), tiny_inputs, tmp_path / "student")
+    model, architecture = load_model(tmp_path / "student")
+    assert architecture.width == width
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters_by_hand(channels, 3)
+
+
+def test_another_student_inherits_neither_cuts_nor_ranks(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    parent = Path(shutil.copytree(tiny_inputs.parent, tmp_path / "factorized"))
+    _, architecture = load_model(parent)
+    ranked = architecture.model_copy(update={"ranks": {"blocks.1.conv2": 4}})
+    save_model(parent, build(ranked), ranked)
+    made(settings(student="resnet8", width=0.25), dataclasses.replace(tiny_inputs, parent=parent), tmp_path / "student")
+    student, architecture = load_model(tmp_path / "student")
+    assert (architecture.pruning, architecture.ranks) == ([], {})
+    assert sum(parameter.numel() for parameter in student.parameters()) == parameters_by_hand([16, 24, 48], 3)
+
+
+@pytest.mark.slow
+def test_student_alone_owes_dense_nothing(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny_inputs.dense, tmp_path / "other"))
+    weights = load_file(other / "weights.safetensors")
+    save_file({name: value.flip(0).clone() for name, value in weights.items()}, other / "weights.safetensors")
+    altered = dataclasses.replace(tiny_inputs, parent=other, dense=other)
+    alone = made(ALONE, tiny_inputs, tmp_path / "alone")
+    assert same(alone, made(ALONE, altered, tmp_path / "alone-again"))
+    for file in ("weights.safetensors", "model.onnx", "architecture.json"):
+        assert sha256_of(tmp_path / "alone" / file) == sha256_of(tmp_path / "alone-again" / file)
+    taught = settings(student="resnet8", width=0.25)
+    assert not same(made(taught, tiny_inputs, tmp_path / "taught"), made(taught, altered, tmp_path / "taught-wrong"))
+    assert not same(alone, load_file(tmp_path / "taught" / "weights.safetensors"))
+
+
+def test_student_learns_to_answer_as_dense(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    """From a teacher that calls every class by the next one's name; the labels have next to no say."""
+    wrong = Path(shutil.copytree(tiny_inputs.dense, tmp_path / "wrong"))
+    weights = load_file(wrong / "weights.safetensors")
+    for name in ("fc.weight", "fc.bias"):
+        weights[name] = weights[name].roll(1, dims=0)
+    save_file(weights, wrong / "weights.safetensors")
+    how = settings({"epochs": 8, "teacher_weight": 1.0}, student="resnet8", width=0.5)
+    (tmp_path / "student").mkdir()
+    details = distill(how, dataclasses.replace(tiny_inputs, dense=wrong), tmp_path / "student")
+    assert details["teacher"] == "dense"
+    assert len(details["curves"]) == 8
+    images = tiny_inputs.images
+    indices = images.indices(VALIDATION)
+    answers = predict_file(tmp_path / "student" / "model.onnx", images.images_NHWC, indices)
+    taught = np.eye(3, dtype=np.float32)[(images.labels_N[indices] + 1) % 3]
+    assert agreement(answers, taught) > 0.9

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from winnow.compression.fake_quantization import RANGE, RoundedWeight, rounded_activation, simulated_int8
+from winnow.compression.method_inputs import Inputs
+from winnow.compression.quantize import quantize
+from winnow.compression.recovery import recover
+from winnow.config import Quantize, Recovery
+from winnow.models.backbones import load_model
+
+
+def on_grid(weight: np.ndarray) -> np.ndarray:
+    """By the formula, channel by channel: round(w / s) s with s = max |w| / 127."""
+    rows = []
+    for row in weight.reshape(len(weight), -1).astype(np.float64):
+        scale = np.abs(row).max() / 127
+        rows.append(np.round(row / scale) * scale)
+    return np.stack(rows).reshape(weight.shape)
+
+
+def test_weights_are_rounded_by_channel() -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight[2] *= 100  # another channel's size does not matter
+    rounded = RoundedWeight()(weight)
+    np.testing.assert_allclose(rounded.numpy(), on_grid(weight.numpy()), rtol=1e-4, atol=1e-4)
+    assert all(len(torch.unique(channel)) <= 255 for channel in rounded)
+    torch.testing.assert_close(RoundedWeight()(rounded), rounded)
+
+
+def test_seven_bits_are_those_of_the_file(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    """Beside NNCF's own: the head, which has no batch normalisation to fold."""
+    settings = {"from": "dense", "method": "quantize", "calibration_images": 8, "overflow_safe": True}
+    quantize(Quantize.model_validate(settings), tiny_inputs, tmp_path)
+    model, _ = load_model(tiny_inputs.parent)
+    layer = next(each for each in model.modules() if isinstance(each, nn.Linear))
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    arrays = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    head = next(node for node in nodes if node.input[0] in arrays and arrays[node.input[0]].shape == layer.weight.shape)
+    stored, scale, _ = (arrays[name] for name in head.input)
+    with simulated_int8(model, overflow_safe=True):
+        rounded = layer.weight.detach().numpy()
+    # A channel's largest weight lies half-way between two of its 63.5 steps: rounding may take either.
+    steps = layer.weight.detach().numpy() / scale[:, None]
+    is_tie = np.abs(np.abs(steps) % 1 - 0.5) < 1e-3
+    apart = np.abs(rounded / scale[:, None] - stored)
+    assert apart[~is_tie].max() < 1e-2
+    assert apart[is_tie].max(initial=0.0) < 1.01
+    thin, wide = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3)
+    with simulated_int8(nn.Sequential(thin, wide), overflow_safe=True):
+        steps = [layer.parametrizations["weight"][0].steps for layer in (thin, wide)]  # type: ignore[union-attr,index]
+    assert steps == [127, 63.5]
+
+
+def test_a_scale_of_batch_normalisation_changes_no_step() -> None:
+    """Why folding it into the weights afterwards makes no other grid."""
+    weight, factor = torch.randn(5, 8), torch.tensor([0.1, 3.0, 1.0, 20.0, 0.5])[:, None]
+    torch.testing.assert_close(RoundedWeight()(weight * factor), RoundedWeight()(weight) * factor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 5.0), (-2.0, 3.0), (1.0, 4.0)])
+def test_activations_keep_zero_and_lose_half_a_step_at_most(low: float, high: float) -> None:
+    x = torch.linspace(low, high, 1001)
+    rounded = rounded_activation(x, torch.tensor(low), torch.tensor(high))
+    step = (high - min(low, 0.0)) / 255
+    assert float((rounded - x).abs().max()) <= step * 0.51 + step * 0.5  # half a step, and as much where the grid ends
+    assert float(rounded_activation(torch.zeros(1), torch.tensor(low), torch.tensor(high))) == 0
+    assert len(torch.unique(rounded)) <= 256
+    assert float(rounded_activation(torch.tensor([1e6]), torch.tensor(low), torch.tensor(high))) == pytest.approx(
+        high, abs=step
+    )
+
+
+def test_gradients_pass_straight_through() -> None:
+    layer = nn.Linear(4, 3)
+    x = torch.rand(5, 4)
+    with simulated_int8(nn.Sequential(layer)) as model:
+        model.train()(x).sum().backward()
+        gradient = layer.parametrizations["weight"].original.grad
+    torch.testing.assert_close(gradient, x.sum(0).expand(3, 4), rtol=0.02, atol=0.02)
+
+
+def test_afterwards_the_network_is_as_it_was(tiny_dense: Path) -> None:
+    model, _ = load_model(tiny_dense)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.rand(4, 3, 16, 16)
+    plain = model(x).detach()
+    with simulated_int8(model):
+        model.train()(x)
+        model.eval()
+        rounded = model(x).detach()
+        assert RANGE in dict(model.stem[0].named_buffers())
+    assert 0 < float((rounded - plain).abs().max()) < 0.3 * float(plain.abs().max())
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(
+        torch.equal(after[name], before[name]) for name in before if "running" not in name and "num_" not in name
+    )
+    assert not model.stem[0]._forward_pre_hooks
+
+
+def test_it_is_undone_where_training_fails(tiny_dense: Path) -> None:
+    model, _ = load_model(tiny_dense)
+    names = set(model.state_dict())
+    with pytest.raises(ZeroDivisionError), simulated_int8(model):
+        raise ZeroDivisionError
+    assert set(model.state_dict()) == names
+
+
+def test_ranges_follow_what_is_seen_in_training_alone() -> None:
+    layer = nn.Linear(2, 2)
+    with simulated_int8(nn.Sequential(layer)) as model:
+        model.train()(torch.tensor([[0.0, 4.0]]))
+        assert getattr(layer, RANGE).tolist() == [0.0, 4.0]
+        model(torch.tensor([[-1.0, 8.0]]))
+        np.testing.assert_allclose(getattr(layer, RANGE).tolist(), [-0.05, 4.2], rtol=1e-5)
+        model.eval()(torch.tensor([[-100.0, 100.0]]))
+        np.testing.assert_allclose(getattr(layer, RANGE).tolist(), [-0.05, 4.2], rtol=1e-5)
+
+
+def test_a_training_that_was_stopped_ends_the_same(tiny_inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = Recovery.model_validate({"epochs": 3, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}})
+    whole, _ = load_model(tiny_inputs.parent)
+    with simulated_int8(whole):
+        recover(whole, how, dataclasses.replace(tiny_inputs, scratch=tiny_inputs.scratch / "whole"), "rounding")
+    monkeypatch.setattr("winnow.training.loop.CHECKPOINT_SECONDS", 0.0)
+    from winnow.training.loop import Hooks
+
+    class Stopped(Exception):
+        pass
+
+    def stop(_model: nn.Module, step: int) -> None:
+        if step == 5:
+            raise Stopped
+
+    again, _ = load_model(tiny_inputs.parent)
+    with pytest.raises(Stopped), simulated_int8(again):
+        recover(again, how, tiny_inputs, "rounding", Hooks(after_step=stop))
+    fresh, _ = load_model(tiny_inputs.parent)
+    with simulated_int8(fresh):
+        recover(fresh, how, tiny_inputs, "rounding")
+    pairs: Any = zip(whole.state_dict().values(), fresh.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import nn
+
+from winnow.compression.feature_distillation import HINTS, Hinted, attention_gap, direction_gap, features_of, maps_of
+from winnow.compression.method_inputs import Inputs
+from winnow.compression.recovery import distillation, recover
+from winnow.config import Recovery
+from winnow.errors import ConfigError
+from winnow.models.backbones import Architecture, build, load_backbone, load_model
+from winnow.models.classifier_head import feature_dim
+
+RECOVERY = {"epochs": 2, "min_steps": 1, "batch_size": 16, "optimiser": {"learning_rate": 0.05}}
+
+
+def settings(**changes: Any) -> Recovery:
+    return Recovery.model_validate({**RECOVERY, **changes})
+
+
+def network(width: float = 0.5, seed: int = 0) -> nn.Module:
+    return build(Architecture(backbone="resnet8", num_classes=3, image_size=16, width=width), seed).eval()
+
+
+def views(count: int = 4) -> torch.Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_direction_gap_is_one_less_the_cosine() -> None:
+    one, other = torch.randn(5, 7), torch.randn(5, 7)
+    by_hand = [1 - float(a @ b / (a.norm() * b.norm())) for a, b in zip(one, other, strict=True)]
+    assert float(direction_gap(one, other)) == pytest.approx(sum(by_hand) / 5, rel=1e-4)
+    assert float(direction_gap(one, 3 * one)) == pytest.approx(0, abs=1e-6)
+    assert float(direction_gap(one, -one)) == pytest.approx(2, rel=1e-5)
+
+
+def test_attention_gap_is_zagoruykos() -> None:
+    one, other = torch.randn(3, 6, 4, 4), torch.randn(3, 9, 4, 4)
+    maps = [F.normalize((part**2).sum(1).view(3, -1)) for part in (one, other)]
+    expected = (maps[0] - maps[1]).pow(2).sum(1).mean()
+    torch.testing.assert_close(attention_gap({4: one}, {4: other}), expected)
+    # Neither the number of channels nor their scale matters, and resolutions that only one has are passed over.
+    assert float(attention_gap({4: one}, {4: torch.cat([one, one], 1) * 3, 2: other})) == pytest.approx(0, abs=1e-6)
+
+
+def test_without_a_common_resolution_it_says_so() -> None:
+    with pytest.raises(ConfigError, match="share none; use hint: features"):
+        attention_gap({4: torch.rand(1, 2, 4, 4)}, {8: torch.rand(1, 2, 8, 8)})
+
+
+def test_features_are_what_the_head_reads() -> None:
+    model = network()
+    with features_of(model) as seen:
+        logits = model(views())
+    torch.testing.assert_close(model.fc(seen[0]), logits)
+    assert not model.fc._forward_pre_hooks
+
+
+def test_maps_are_the_last_of_each_resolution() -> None:
+    model = network()
+    with maps_of(model) as seen:
+        model(views())
+    assert {height: part.shape[1] for height, part in seen.items()} == {8: 24, 4: 48, 2: 96}
+    assert all(not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["features", "attention"])
+def test_a_hint_is_zero_for_the_same_network_and_leads_to_it(kind: str) -> None:
+    guide = network(seed=1)
+    student: nn.Module = copy.deepcopy(guide)
+    if kind == "features":
+        student = Hinted(student, feature_dim(guide), 0)
+        nn.init.eye_(student.translate.weight)
+        nn.init.zeros_(student.translate.bias)
+    student_BC, guide_BC, gap = HINTS[kind](student, guide, views())
+    torch.testing.assert_close(student_BC, guide_BC)
+    assert gap.item() == pytest.approx(0, abs=1e-5)
+    other: nn.Module = network(width=0.25)
+    other = Hinted(other, feature_dim(guide), 0) if kind == "features" else other
+    optimiser = torch.optim.SGD(other.parameters(), lr=0.05)
+    gaps = []
+    for _ in range(12):
+        gap = HINTS[kind](other, guide, views())[2]
+        optimiser.zero_grad()
+        gap.backward()
+        optimiser.step()
+        gaps.append(gap.item())
+    assert gaps[-1] < 0.8 * gaps[0]
+    assert all(parameter.grad is None for parameter in guide.parameters())
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_the_loss_adds_the_hint(weight: float) -> None:
+    teacher, student = network(seed=1), network(width=0.25)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, -1, 2])
+    plain = {"augmentation": {"crop_scale_min": 1.0, "flip": False}}
+    values = [
+        distillation(settings(hint=kind, hint_weight=weight, **plain), 16, teacher, teacher)(
+            student, images, labels
+        ).item()
+        for kind in ("none", "attention")
+    ]
+    from winnow.data.augmentation import normalise, to_float
+
+    gap = HINTS["attention"](student, teacher, normalise(to_float(images)))[2].item()
+    assert values[1] == pytest.approx(values[0] + weight * gap, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["features", "attention", "pretrained"])
+def test_recovery_with_a_hint_trains_the_student_and_leaves_it_as_it_was_built(tiny_inputs: Inputs, kind: str) -> None:
+    model = network(width=0.25)
+    before = list(model.state_dict())
+    curves = recover(model, settings(hint=kind, epochs=4), tiny_inputs)
+    assert curves[-1]["loss"] < curves[0]["loss"]
+    assert list(model.state_dict()) == before
+    plain = network(width=0.25)
+    recover(plain, settings(epochs=4), dataclasses.replace(tiny_inputs, scratch=tiny_inputs.scratch / "plain"))
+    assert not torch.equal(plain.fc.weight, model.fc.weight)
+
+
+def test_the_pretrained_backbone_comes_from_its_folder(tiny_inputs: Inputs) -> None:
+    pretrained, dense = load_backbone(tiny_inputs.pretrained), load_model(tiny_inputs.dense)[0]
+    assert not torch.equal(pretrained.stem[0].weight, dense.stem[0].weight)
+    assert not pretrained.training
+
+
+def test_hints_of_a_teacher_need_one() -> None:
+    with pytest.raises(ValidationError, match="hint: features is the teacher's; set teacher: dense"):
+        settings(hint="features", teacher="none", images="labelled")
+    assert settings(hint="pretrained", teacher="none", images="labelled").hint == "pretrained"
+
+
+def test_damaged_weights_are_told(tiny_inputs: Inputs, tmp_path: Path) -> None:
+    for file in tiny_inputs.pretrained.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "weights.safetensors").write_bytes(b"x")
+    with pytest.raises(Exception, match="is missing or damaged"):
+        load_backbone(tmp_path)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.project.paths import Places
+from winnow.cli.sensitivity import show
+from winnow.compression.channel_pruning import prunable_groups
+from winnow.compression.sensitivity import rows, sensitivities
+from winnow.config import Config
+from winnow.data.dataset import ImageSet
+from winnow.errors import ConfigError
+from winnow.models.backbones import Architecture, build, load_model, save_model
+
+
+def test_every_layer_has_a_row_and_shares_add_up(tiny_dense: Path, tiny_set: ImageSet) -> None:
+    found = sensitivities(tiny_dense, tiny_set)
+    model, _ = load_model(tiny_dense)
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert [each.layer for each in found] == layers
+    assert sum(each.macs for each in found) == pytest.approx(1)
+    assert [each.layer for each in found if each.pruned is None] == ["fc"]
+    together = {each.layer: each.together for each in found}
+    assert together["stem.0"] == ("blocks.0.conv2",)
+    assert together["blocks.1.conv1"] == ()
+    assert all(0 <= each.int8.changed <= 0.2 for each in found)
+    assert any(each.pruned and each.pruned.changed > 0 for each in sensitivities(tiny_dense, tiny_set, 0.9))
+
+
+def test_channels_that_nobody_reads_cost_nothing(tiny_dense: Path, tiny_set: ImageSet, tmp_path: Path) -> None:
+    model, architecture = load_model(tiny_dense)
+    block = model.blocks[1]
+    unread = list(range(0, 96, 2))
+    with torch.no_grad():
+        block.conv1.weight[unread] = 0
+        block.bn1.weight[unread] = 0
+        block.bn1.bias[unread] = 0
+        block.conv2.weight[:, unread] = 0
+    save_model(tmp_path, model, architecture)
+    found = {each.layer: each for each in sensitivities(tmp_path, tiny_set, share=0.5)}
+    assert found["blocks.1.conv1"].pruned is not None
+    assert found["blocks.1.conv1"].pruned.changed == 0
+    assert found["blocks.1.conv1"].pruned.points == 0
+
+
+def test_more_of_a_layer_costs_more(tiny_dense: Path, tiny_set: ImageSet) -> None:
+    little, much = (sensitivities(tiny_dense, tiny_set, share) for share in (0.1, 0.9))
+    total = [sum(each.pruned.changed for each in found if each.pruned) for found in (little, much)]
+    assert total[0] < total[1]
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "densenet121", "regnet_y_400mf"])
+def test_a_group_of_any_backbone_can_be_cut(backbone: str) -> None:
+    architecture = Architecture(backbone=backbone, num_classes=3, image_size=32)
+    groups = prunable_groups(build(architecture), architecture)
+    assert groups
+    for group in groups[:4]:
+        model = build(architecture)
+        before = sum(parameter.numel() for parameter in model.parameters())
+        group.remove_least(model, architecture, 0.5)
+        assert model.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+        assert sum(parameter.numel() for parameter in model.parameters()) < before
+
+
+def test_the_command_leaves_a_table_and_a_picture(
+    tiny_dense: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "artifacts" / "candidates").mkdir(parents=True)
+    (tmp_path / "artifacts" / "candidates" / "dense").symlink_to(tiny_dense)
+    (tmp_path / "artifacts" / "data").symlink_to(tiny_data)
+    assert show(Places(tmp_path), tiny_config, "dense", 0.5) == 0
+    out = tmp_path / ".winnow" / "sensitivity" / "dense"
+    with (out / "layers.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert table[0]["layer"] == "stem.0"
+    assert (out / "layers.png").read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert "blocks.2.conv2" in said
+    assert "layers.csv" in said
+    with pytest.raises(ConfigError, match=r"dense-int8: no candidate of that name has a weights\.safetensors"):
+        show(Places(tmp_path), tiny_config, "dense-int8", 0.5)
+    with pytest.raises(ConfigError, match="lies between 0 and 1"):
+        show(Places(tmp_path), tiny_config, "dense", 1.5)
+
+
+def test_rows_say_percent(tiny_dense: Path, tiny_set: ImageSet) -> None:
+    table = rows(sensitivities(tiny_dense, tiny_set))
+    assert sum(row["macs_percent"] for row in table) == pytest.approx(100)
+    assert table[-1]["pruned_changed_percent"] is None
+
+
+def test_what_cannot_be_pruned_is_rounded_alone(tiny_set: ImageSet, tmp_path: Path) -> None:
+    architecture = Architecture(backbone="shufflenet_v2_x0_5", num_classes=len(tiny_set.classes), image_size=16)
+    save_model(tmp_path, build(architecture), architecture)
+    found = sensitivities(tmp_path, tiny_set)
+    assert {each.pruned for each in found} == {None}

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torchvision.transforms import v2
+
+from winnow.data.augmentation import MEAN, STD
+from winnow.data.dataset import VALIDATION, ImageSet
+from winnow.deploy.batch_inference import embed, predict_file, predict_torch
+from winnow.errors import ArtifactError
+from winnow.models.backbones import Architecture, build, load_model
+
+PREPARE = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+
+def noise(count: int, side: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def tiny(backbone: str = "resnet8", side: int = 16) -> torch.nn.Module:
+    return build(Architecture(backbone=backbone, num_classes=3, image_size=side), seed=1)
+
+
+def test_network_sees_what_torchvision_would_show_it() -> None:
+    model, images = tiny().train(), noise(6, 16)
+    given = predict_torch(model, images, np.array([4, 0, 2]))
+    assert not model.training
+    with torch.inference_mode():
+        expected = torch.cat([model(PREPARE(images[index])[None]) for index in (4, 0, 2)])
+    np.testing.assert_allclose(given, expected.numpy(), atol=1e-5)
+    assert given.dtype == np.float32
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_batches_change_nothing(batch_size: int) -> None:
+    model, images = tiny(), noise(9, 16)
+    whole = predict_torch(model, images, np.arange(9), batch_size=9)
+    np.testing.assert_allclose(predict_torch(model, images, np.arange(9), batch_size), whole, atol=1e-5)
+    np.testing.assert_array_equal(predict_torch(model, images, np.arange(9), batch_size=9), whole)
+
+
+@pytest.mark.parametrize(("backbone", "width"), [("resnet8", 192), ("mobilenet_v3_small", 576), ("vit_b_32", 768)])
+def test_embeddings_are_what_reaches_the_head(backbone: str, width: int) -> None:
+    model, images = tiny(backbone, 32).train(), noise(5, 32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    features = embed(model, images, np.arange(5), batch_size=2)
+    # mobilenet's head is a container (two linear layers): all of it is taken off.
+    assert features.shape == (5, width)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    if backbone == "resnet8":
+        expected = predict_torch(model, images, np.arange(5))
+        np.testing.assert_allclose(model.fc(features).detach().numpy(), expected, atol=1e-4)
+
+
+def test_file_answers_as_its_network(tiny_dense: Path, tiny_set: ImageSet) -> None:
+    indices = tiny_set.indices(VALIDATION)
+    model, _ = load_model(tiny_dense)
+    expected = predict_torch(model, tiny_set.images_NHWC, indices)
+    for batch_size in (7, 256):
+        given = predict_file(tiny_dense / "model.onnx", tiny_set.images_NHWC, indices, batch_size)
+        assert given.dtype == np.float32
+        np.testing.assert_allclose(given, expected, atol=1e-3)
+
+
+def damaged(source: bytes, how: str) -> bytes:
+    return {
+        "empty": b"",
+        "text": b"no ONNX file at all",
+        "cut": source[: len(source) // 2],
+        "short": source[:10],
+        "name": source.replace(b"pixels", b"p\xff\xfeels", 1),
+        "operator": source.replace(b"Gemm", b"Gamm"),
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "text", "cut", "short", "name", "operator"])
+def test_damaged_file_says_what_to_do(tiny_dense: Path, tmp_path: Path, how: str) -> None:
+    path = tmp_path / "model.onnx"
+    if how != "missing":
+        path.write_bytes(damaged((tiny_dense / "model.onnx").read_bytes(), how))
+    with pytest.raises(ArtifactError, match=r"model\.onnx is (missing; run the step|damaged .* delete its folder)"):
+        predict_file(path, noise(2, 16), np.arange(2))
+
+
+def test_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "broken",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 4, 4, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2])],
+        [numpy_helper.from_array(np.full((48, 2), np.nan, np.float32), "weights")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    with pytest.raises(ArtifactError, match="not finite numbers"):
+        predict_file(tmp_path / "m.onnx", noise(2, 4), np.arange(2))

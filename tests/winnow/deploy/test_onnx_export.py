@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch.utils.flop_counter import FlopCounterMode
+
+from winnow.compression.channel_importance import Criterion
+from winnow.compression.channel_pruning import Cut, least_channels, remove_channels
+from winnow.compression.sparsify import apply_masks, magnitude_masks
+from winnow.deploy.batch_inference import predict_file, predict_torch
+from winnow.deploy.onnx_export import Contents, Deployable, export_onnx, load_onnx, look_into, save_onnx, zipped_bytes
+from winnow.errors import ArtifactError
+from winnow.models.backbones import Architecture, build
+from winnow.records import sha256_of
+
+ROOT = Path(__file__).resolve().parents[3]
+TINY = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
+
+
+def network(architecture: Architecture = TINY, seed: int = 3) -> torch.nn.Module:
+    """Random weights and, as if it were trained, random statistics."""
+    model = build(architecture, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    export_onnx(network(), TINY, path)
+    return path
+
+
+def pixels(count: int, side: int = 16) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_file_equals_the_network_at_any_batch(file: Path, batch: int) -> None:
+    expected = predict_torch(network(), pixels(7), np.arange(batch))
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(predict_file(file, pixels(7), np.arange(batch)), expected, atol=1e-5)
+
+
+def test_deployable_is_the_network_behind_its_preprocessing() -> None:
+    with torch.inference_mode():
+        given = Deployable(network())(torch.from_numpy(pixels(3)))
+    np.testing.assert_allclose(given.numpy(), predict_torch(network(), pixels(3), np.arange(3)), atol=1e-6)
+
+
+def test_input_is_bytes_of_pixels_and_batch_is_free(file: Path) -> None:
+    graph = onnx.load(file).graph
+    (given,), (answer,) = graph.input, graph.output
+    assert (given.name, answer.name) == ("pixels", "logits")
+    assert given.type.tensor_type.elem_type == TensorProto.UINT8
+    assert answer.type.tensor_type.elem_type == TensorProto.FLOAT
+    assert [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim] == ["N", 16, 16, 3]
+    assert [dim.dim_param or dim.dim_value for dim in answer.type.tensor_type.shape.dim] == ["N", 3]
+
+
+def test_one_file_that_tells_nothing_of_its_machine(file: Path) -> None:
+    assert [path.name for path in file.parent.iterdir()] == ["model.onnx"]
+    content = file.read_bytes()
+    for told in (str(ROOT), str(Path.home()), "site-packages", "torch/nn", 'File "', "stack_trace", "data_location"):
+        assert told.encode() not in content
+    onnx.checker.check_model(onnx.load(file), full_check=True)
+
+
+def test_same_network_same_bytes_in_any_memory_format(file: Path, tmp_path: Path) -> None:
+    export_onnx(network().to(memory_format=torch.channels_last).train(), TINY, tmp_path / "again.onnx")
+    export_onnx(network(seed=4), TINY, tmp_path / "other.onnx")
+    assert sha256_of(tmp_path / "again.onnx") == sha256_of(file)
+    assert sha256_of(tmp_path / "other.onnx") != sha256_of(file)
+
+
+@pytest.mark.slow
+def test_same_bytes_in_another_process_and_folder(file: Path, tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path; from tests.winnow.deploy.test_onnx_export import TINY, network\n"
+        "from winnow.deploy.onnx_export import export_onnx; export_onnx(network(), TINY, Path('model.onnx'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "77"}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert sha256_of(tmp_path / "model.onnx") == sha256_of(file)
+
+
+def flops(model: torch.nn.Module, side: int) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, side, side))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "side"),
+    [
+        ("resnet8", 32),
+        ("resnet8 pruned", 16),
+        ("resnet18", 32),
+        pytest.param("mobilenet_v3_small", 64, marks=pytest.mark.slow),
+        pytest.param("regnet_y_400mf", 32, marks=pytest.mark.slow),
+        pytest.param("convnext_tiny", 32, marks=pytest.mark.slow),
+    ],
+)
+def test_backbones_survive_and_are_counted(backbone: str, side: int, tmp_path: Path) -> None:
+    architecture = Architecture(backbone=backbone.split()[0], num_classes=3, image_size=side)
+    model = network(architecture)
+    if "pruned" in backbone:
+        cut = Cut(0.3, Criterion("magnitude", 0), 8, least_channels(model, 0.75))
+        architecture = remove_channels(model, architecture, cut)
+    export_onnx(model, architecture, tmp_path / "model.onnx")
+    contents = look_into(tmp_path / "model.onnx")
+    assert 2 * contents.macs == flops(model, side)
+    assert (contents.int8_macs, contents.precision) == (0, "f32")
+    expected = predict_torch(model, pixels(3, side), np.arange(3))
+    given = predict_file(tmp_path / "model.onnx", pixels(3, side), np.arange(3))
+    np.testing.assert_allclose(given, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+
+
+def test_zeros_are_those_of_the_weights(tmp_path: Path) -> None:
+    model = network()
+    apply_masks(model, magnitude_masks(model, 0.5))
+    export_onnx(model, TINY, tmp_path / "model.onnx")
+    weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert look_into(tmp_path / "model.onnx").zeros == sum(int((weight == 0).sum()) for weight in weights)
+
+
+def by_hand(path: Path, nodes: list[onnx.NodeProto], given: list[object], **arrays: np.ndarray) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "made at /home/someone",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, given)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+        doc_string="/home/someone/script.py",
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {"trace": "/home/someone"})
+    onnx.save(model, path)
+    return path
+
+
+def test_a_matrix_is_used_once_per_token(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    path = by_hand(tmp_path / "m.onnx", nodes, ["N", 5, 8], w=np.zeros((8, 4), np.float32))
+    assert look_into(path) == Contents(macs=5 * 8 * 4, int8_macs=0, zeros=32)
+
+
+def test_dynamic_int8_counts_from_its_zero_point(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("MatMulInteger", ["q", "w", "zero", "w_zero"], ["whole"]),
+        helper.make_node("Cast", ["whole"], ["y"], to=TensorProto.FLOAT),
+    ]
+    weights = np.array([[7, 0], [7, 9], [1, 7]], np.uint8)
+    path = by_hand(tmp_path / "m.onnx", nodes, ["N", 3], w=weights, w_zero=np.array(7, np.uint8))
+    assert look_into(path) == Contents(macs=6, int8_macs=6, zeros=3)
+    assert look_into(path).precision == "int8"
+
+
+def test_notes_are_stripped_and_nothing_is_left_beside(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], doc_string="/home/someone")]
+    path = by_hand(tmp_path / "m.onnx", nodes, ["N", 2], w=np.ones((2, 2), np.float32))
+    assert b"/home/someone" in path.read_bytes()
+    save_onnx(load_onnx(path), path)
+    assert b"/home/someone" not in path.read_bytes()
+    assert [left.name for left in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no ONNX file at all", b"half"])
+def test_damaged_file_is_named(file: Path, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(file.read_bytes()[:20_000] if content == b"half" else content)
+    with pytest.raises(ArtifactError, match=r"model\.onnx is no ONNX file that can be read; run its step again"):
+        look_into(path)
+
+
+def test_zipped_size(tmp_path: Path) -> None:
+    (tmp_path / "zeros").write_bytes(bytes(100_000))
+    (tmp_path / "noise").write_bytes(np.random.default_rng(0).bytes(100_000))
+    assert zipped_bytes(tmp_path / "zeros") < 200
+    assert zipped_bytes(tmp_path / "noise") == pytest.approx(100_000, rel=0.01)
+
+
+def test_a_file_is_int8_as_soon_as_a_part_of_it_is() -> None:
+    assert Contents(macs=100, int8_macs=10, zeros=0).precision == "int8"
+    assert Contents(macs=100, int8_macs=0, zeros=0).precision == "f32"

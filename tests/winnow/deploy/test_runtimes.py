@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import functional as reference
+
+from tests.closure import ROOT
+from winnow.data.dataset import VALIDATION, ImageSet
+from winnow.deploy.onnx_export import export_onnx
+from winnow.deploy.runtimes import Cell, NotHere, open_cell, set_torch_threads
+from winnow.errors import ArtifactError, MissingExtra
+from winnow.hardware import cores, cpu_flags, has_fast_bf16
+from winnow.models.backbones import Architecture, build, load_model, save_model
+
+BATCH = 12
+CELLS = {
+    "eager": Cell("dense", "eager", "f32", "contiguous", BATCH, 2),
+    "eager, channels last": Cell("dense", "eager", "f32", "channels_last", BATCH, 2),
+    "ort": Cell("dense", "ort", "f32", "file", BATCH, 2),
+    "openvino": Cell("dense", "openvino", "f32", "file", BATCH, 2),
+    "openvino, streams": Cell("dense", "openvino-throughput", "f32", "file", BATCH, 2),
+    "ort, int8": Cell("dense", "ort", "int8", "file", BATCH, 1),  # a file's own precision is not touched
+    "openvino, int8": Cell("dense", "openvino", "int8", "file", BATCH, 1),
+}
+
+
+def make_candidate(folder: Path) -> Path:
+    """The files of a candidate that runtimes open: an untrained network of three classes, 16x16 pixels."""
+    folder.mkdir()
+    architecture = Architecture(backbone="resnet8", num_classes=3, image_size=16)
+    model = build(architecture, seed=1)
+    save_model(folder, model, architecture)
+    export_onnx(model, architecture, folder / "model.onnx")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_candidate(tmp_path_factory.mktemp("served") / "dense")
+
+
+@pytest.fixture(scope="module")
+def pixels(tiny_set: ImageSet) -> np.ndarray:
+    return np.ascontiguousarray(tiny_set.images_NHWC[tiny_set.indices(VALIDATION)[:BATCH]])
+
+
+@pytest.fixture(scope="module")
+def expected(served: Path, pixels: np.ndarray) -> np.ndarray:
+    """Logits of the network by torchvision's own preprocessing, in double precision."""
+    model = load_model(served)[0].double()
+    images = torch.stack([reference.to_tensor(image) for image in pixels]).double()
+    with torch.inference_mode():
+        logits: np.ndarray = model(reference.normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])).numpy()
+    return logits
+
+
+@pytest.mark.parametrize("name", list(CELLS))
+def test_every_runtime_gives_the_networks_logits(
+    served: Path, pixels: np.ndarray, expected: np.ndarray, name: str
+) -> None:
+    predict = open_cell(served, CELLS[name])
+    logits = predict(pixels)
+    assert (logits.dtype, logits.shape) == (np.float32, (BATCH, 3))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * max(1.0, np.abs(expected).max()))
+    np.testing.assert_array_equal(predict(pixels), logits)  # and again the same
+    assert pixels.flags["C_CONTIGUOUS"]
+
+
+@pytest.mark.parametrize("name", list(CELLS))
+def test_an_answer_belongs_to_its_image_alone(served: Path, pixels: np.ndarray, name: str) -> None:
+    predict = open_cell(served, CELLS[name])
+    order = np.random.default_rng(0).permutation(BATCH)
+    kept = predict(pixels).copy()
+    np.testing.assert_allclose(predict(pixels[order]), kept[order], rtol=0, atol=1e-4 * max(1.0, np.abs(kept).max()))
+    assert np.abs(kept[1:] - kept[:-1]).max() > 1e-2  # images are told apart
+    np.testing.assert_array_equal(predict(pixels), kept)  # an earlier answer is not written over
+
+
+@pytest.mark.parametrize(
+    ("runtime", "layout"), [("eager", "contiguous"), ("eager", "channels_last"), ("openvino", "file")]
+)
+def test_bf16_is_near_and_not_f32(
+    served: Path, pixels: np.ndarray, expected: np.ndarray, runtime: str, layout: str
+) -> None:
+    if runtime == "openvino" and not has_fast_bf16():
+        pytest.skip("OpenVINO runs bf16 on processors that have it")
+    logits = open_cell(served, Cell("dense", runtime, "bf16", layout, BATCH, 2))(pixels)  # type: ignore[arg-type]
+    assert logits.dtype == np.float32
+    off = np.abs(logits - expected).max() / max(1.0, np.abs(expected).max())
+    assert 1e-4 < off < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, BATCH])
+def test_compiled_code_gives_the_networks_logits(
+    served: Path, pixels: np.ndarray, expected: np.ndarray, batch: int
+) -> None:
+    predict = open_cell(served, Cell("dense", "compile", "f32", "channels_last", batch, 2))
+    logits = predict(pixels[:batch])
+    np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-4 * max(1.0, np.abs(expected).max()))
+
+
+def test_without_a_compiler_there_is_no_compiled_code(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotHere, match=r"g\+\+ is not on the PATH"):
+        open_cell(served, Cell("dense", "compile", "f32", "channels_last", 1, 1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_without_a_gpu_there_is_none(served: Path) -> None:
+    with pytest.raises(NotHere, match="no CUDA device"):
+        open_cell(served, Cell("dense", "eager-cuda", "f32", "channels_last", 1, 1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize(("runtime", "needs"), [("ort-cuda", "the extra cuda"), ("ort-tensorrt", "tensorrt-cu13")])
+def test_onnxruntime_on_the_gpu_says_what_it_needs(served: Path, runtime: str, needs: str) -> None:
+    with pytest.raises(NotHere, match=f"needs an NVIDIA GPU and .*{needs}"):
+        open_cell(served, Cell("dense", runtime, "f32", "file", 1, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("runtime", ["ort-cuda", "ort-tensorrt"])
+def test_onnxruntime_on_the_gpu_gives_the_networks_logits(
+    served: Path, pixels: np.ndarray, expected: np.ndarray, runtime: str
+) -> None:
+    try:
+        predict = open_cell(served, Cell("dense", runtime, "f32", "file", BATCH, 1))  # type: ignore[arg-type]
+    except NotHere as reason:
+        pytest.skip(str(reason))
+    np.testing.assert_allclose(predict(pixels), expected, rtol=0, atol=1e-2 * max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_the_gpu_gives_the_networks_logits(
+    served: Path, pixels: np.ndarray, expected: np.ndarray, precision: str
+) -> None:
+    logits = open_cell(served, Cell("dense", "eager-cuda", precision, "channels_last", BATCH, 1))(pixels)  # type: ignore[arg-type]
+    allowed = (1e-2 if precision == "f32" else 0.1) * max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=allowed)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name", "damage", "message"),
+    [
+        ("ort", "model.onnx", Path.unlink, r"model\.onnx is missing; run the step"),
+        ("openvino", "model.onnx", Path.unlink, r"model\.onnx is missing; run the step"),
+        ("ort", "model.onnx", cut, r"model\.onnx is damaged"),
+        ("openvino", "model.onnx", cut, r"model\.onnx is damaged"),
+        ("ort", "model.onnx", lambda path: path.write_bytes(b""), r"model\.onnx is damaged"),
+        ("openvino", "model.onnx", lambda path: path.write_bytes(b""), r"model\.onnx is damaged"),
+        ("ort", "model.onnx", lambda path: path.write_bytes(b"text" * 99), r"model\.onnx is damaged"),
+        ("openvino", "model.onnx", lambda path: path.write_bytes(b"text" * 99), r"model\.onnx is damaged"),
+        ("eager", "weights.safetensors", cut, r"weights\.safetensors is missing or damaged"),
+        ("eager", "architecture.json", Path.unlink, r"architecture\.json is missing"),
+    ],
+)
+def test_a_bad_file_says_what_to_do(
+    served: Path, tmp_path: Path, runtime: str, name: str, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = tmp_path / "dense"
+    shutil.copytree(served, folder)
+    damage(folder / name)
+    with pytest.raises(ArtifactError, match=message):
+        open_cell(folder, Cell("dense", runtime, "f32", "contiguous", 1, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("runtime", "package"), [("ort", "onnxruntime"), ("openvino", "openvino")])
+def test_a_missing_package_names_its_extra(
+    served: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # how Python notes that an import must fail
+    with pytest.raises(MissingExtra, match=rf"'{package}' is not installed.*winnow-vision\[runtimes\]"):
+        open_cell(served, Cell("dense", runtime, "f32", "file", 1, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("runtime", ["ort", "openvino"])
+def test_a_server_of_files_loads_no_torch(served: Path, runtime: str) -> None:
+    code = (
+        "import sys, numpy as np; from pathlib import Path; from winnow.deploy.runtimes import Cell, open_cell\n"
+        f"predict = open_cell(Path({str(served)!r}), Cell('dense', {runtime!r}, 'f32', 'file', 1, 1))\n"
+        "print(predict(np.zeros((1, 16, 16, 3), np.uint8)).shape, 'torch' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "(1, 3) False"
+
+
+CTRL_C = """
+import signal
+from pathlib import Path
+from winnow.runtimes import Cell, open_cell
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born with Ctrl-C ignored
+cell = Cell("dense", "openvino", "f32", "file", 1, 1)
+cells = [open_cell(Path({served!r}), cell) for _ in range(3)]
+while cells:
+    cells.pop(0)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        print("heard", len(cells))
+"""
+
+
+def test_ctrl_c_is_heard_after_models_of_openvino_were_closed_in_any_order(served: Path) -> None:
+    code = CTRL_C.format(served=str(served))
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout.split("\n")[:-1]) == (0, ["heard 2", "heard 1", "heard 0"]), told.stderr
+
+
+def test_threads_and_flags() -> None:
+    before = torch.get_num_threads()
+    assert set_torch_threads(1) == before
+    assert (torch.get_num_threads(), set_torch_threads(before)) == (1, 1)
+    assert 1 <= cores() <= len(os.sched_getaffinity(0))
+    assert has_fast_bf16() == bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})

@@ -1,0 +1,68 @@
+"""What refuses a refitted file: another graph, another size, other answers, fewer labels right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tests.handmade import write_model
+from winnow.data.dataset import VALIDATION, ImageSet
+from winnow.refit.acceptance import check_refit, guard_images, other_graph
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    paths = tmp_path / "selected.onnx", tmp_path / "refitted.onnx"
+    write_model(paths[0], salt=0.5)
+    write_model(paths[1], salt=0.25)
+    return paths
+
+
+def test_other_weights_are_the_same_graph(files: tuple[Path, Path]) -> None:
+    assert files[0].read_bytes() != files[1].read_bytes()
+    assert other_graph(*files) == ""
+
+
+def test_another_graph_is_named(files: tuple[Path, Path]) -> None:
+    write_model(files[1], ballast=3)
+    assert "its graph is not the one that was measured: operation 3 is MatMul" in other_graph(*files)
+    assert "was MatMul" in other_graph(files[1], files[0])
+
+
+def test_a_weight_of_another_shape_or_type_is_another_graph(files: tuple[Path, Path]) -> None:
+    for changed in (np.zeros(1, np.float32), np.zeros(3, np.float64)):
+        model = onnx.load(files[0])
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "bias")
+        tensor.CopyFrom(numpy_helper.from_array(changed, "bias"))
+        files[1].write_bytes(model.SerializeToString())
+        assert "operation 3 is Add" in other_graph(*files)
+
+
+def test_a_larger_file_is_refused(files: tuple[Path, Path]) -> None:
+    model = onnx.load(files[0])
+    model.doc_string = "x" * 1000
+    files[1].write_bytes(model.SerializeToString())
+    assert "bytes, and the file that was measured" in other_graph(*files)
+
+
+def test_answers_and_labels_decide(tiny_set: ImageSet, files: tuple[Path, Path]) -> None:
+    known = tiny_set.indices(VALIDATION)
+    kept = check_refit(tiny_set, known, *files, 0.4)
+    assert (kept.agreement, kept.kappa, kept.gain_on_labels, kept.refusal) == (1.0, 1.0, 0.0, "")
+    write_model(files[1], blind=0)
+    lost = check_refit(tiny_set, known, *files, 0.4)
+    assert lost.kappa < 1
+    assert lost.gain_on_labels == pytest.approx(-100 / 3)
+    assert "it has 33.3 points fewer right than the selected file" in lost.refusal
+    gained = check_refit(tiny_set, known, files[1], files[0], 0.4)
+    assert gained.refusal == ""
+    assert "less than refit.min_kappa 0.9" in check_refit(tiny_set, known, files[1], files[0], 0.9).refusal
+
+
+def test_no_labelled_validation_image_and_no_test_image_is_looked_at(tiny_set: ImageSet) -> None:
+    at, kind = guard_images(tiny_set)
+    assert (kind, set(tiny_set.split_N[at])) == ("training images", {0})

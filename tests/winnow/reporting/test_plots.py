@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import io
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from winnow.errors import MissingExtra
+from winnow.reporting import plots
+from winnow.reporting.plot_labels import Label, place_labels
+
+POINTS = [
+    plots.Point("dense", 0.62, 0.612, 2.8, False, True, False),
+    plots.Point("sparse", 0.621, 0.611, 2.8, False, False, False),
+    plots.Point("dense-kd", 0.615, 0.615, 2.8, False, True, False),
+    plots.Point("pruned-int8", 0.26, 0.61, 0.4, False, True, True),
+    plots.Point("untimed", None, 0.7, 0.4, False, False, False),
+]
+FACTORS = {
+    "dense": {"runtime": 3.0, "structure": 1.0, "precision": 1.0, "total": 3.0},
+    "worse": {"runtime": 0.5, "structure": 2.0, "precision": 0.4, "total": 0.4},
+}
+BINS = {"dense": [{"confidence": 0.4, "accuracy": 0.5, "count": 3}], "other": []}
+
+
+def pictures() -> dict[str, bytes]:
+    rows = [{"epoch": 1.0}, {"epoch": 2.0, "knn": 0.4}]
+    return {
+        "pareto": plots.pareto(POINTS),
+        "curves": plots.curves(rows, "knn", "kNN, %", 100),
+        "arms": plots.arms({"scratch": [0.5, 0.6], "pretrained": [0.7, 0.65]}, 0.6),
+        "factors": plots.factors(FACTORS),
+        "confusion": plots.confusion([[3, 1], [0, 0]], ["$a_1$", "<b>"], "dense"),
+        "reliability": plots.reliability(BINS),
+    }
+
+
+def test_the_same_numbers_give_the_same_bytes_and_no_date() -> None:
+    first, again = pictures(), pictures()
+    assert first == again
+    for name, picture in first.items():
+        if name == "pareto":
+            image = Image.open(io.BytesIO(picture))
+            assert image.size == (1440, 920)
+            assert set(image.info) <= {"dpi"}
+        else:
+            assert ElementTree.fromstring(picture).tag.endswith("svg")
+            assert b"<dc:date>" not in picture
+            assert b"matplotlib.org" not in picture
+
+
+def test_drawing_leaves_matplotlib_as_it_was() -> None:
+    before = dict(matplotlib.rcParams)
+    pictures()
+    assert dict(matplotlib.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_a_style_of_the_persons_own_changes_nothing() -> None:
+    expected = plots.curves([{"epoch": 1.0, "loss": 2.0}], "loss", "loss")
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "black"}):
+        assert plots.curves([{"epoch": 1.0, "loss": 2.0}], "loss", "loss") == expected
+
+
+def test_numbers_decide_the_picture() -> None:
+    moved = [*POINTS[:3], plots.Point("pruned-int8", 0.3, 0.61, 0.4, False, True, True)]
+    assert plots.pareto(moved) != plots.pareto(POINTS)
+
+
+def test_nothing_to_draw_is_no_error() -> None:
+    assert plots.pareto([POINTS[-1]]).startswith(b"\x89PNG")
+    assert plots.curves([{"epoch": 1.0}], "knn", "kNN").startswith(b"<?xml")
+
+
+def test_a_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtra, match=r"matplotlib.*winnow-vision\[report\]"):
+        plots.arms({"scratch": [0.5]}, None)
+
+
+def _boxes(figure: Figure) -> list[tuple[float, float, float, float]]:
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    return [tuple(text.get_window_extent(renderer).extents) for text in figure.axes[0].texts]
+
+
+def test_labels_meet_neither_each_other_nor_markers_nor_the_line() -> None:
+    figure = Figure(figsize=(7.2, 4.6))
+    axes = figure.subplots()
+    rng = np.random.default_rng(0)
+    at = [*rng.uniform(0.3, 0.7, (8, 2)).tolist(), [0.5, 0.5], [0.505, 0.5], [0.5, 0.505]]
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    labels = [Label(f"candidate-{index}, 2.79 MB", x, y, 300.0) for index, (x, y) in enumerate(at)]
+    line = [(0.05, 0.9), (0.95, 0.95)]
+    place_labels(axes, labels, line)
+    boxes = _boxes(figure)
+    centres = axes.transData.transform(at)
+    radius = (300.0 / np.pi) ** 0.5 * figure.dpi / 72
+    frame = axes.get_window_extent().extents
+    assert len(boxes) == len(labels)
+    for index, (left, bottom, right, top) in enumerate(boxes):
+        assert frame[0] <= left
+        assert frame[1] <= bottom
+        assert right <= frame[2]
+        assert top <= frame[3]
+        for other in boxes[index + 1 :]:
+            assert right <= other[0] or other[2] <= left or top <= other[1] or other[3] <= bottom
+        for x, y in centres:
+            inside = np.hypot(x - np.clip(x, left, right), y - np.clip(y, bottom, top))
+            assert inside >= radius - 1
+        for share in np.linspace(0, 1, 200):
+            x, y = axes.transData.transform((0.05 + 0.9 * share, 0.9 + 0.05 * share))
+            assert not (left < x < right and bottom < y < top)

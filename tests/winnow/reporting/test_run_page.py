@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import tiny_params
+from tests.tiny_run import CANDIDATES, build, choose, rewrite
+from winnow.config import check_config
+from winnow.data.dataset import VALIDATION
+from winnow.records import read_record
+from winnow.reporting.html import Row, digits, document, join, number, percent, signed, table, tag
+from winnow.reporting.run_page import LastLook, page
+from winnow.reporting.run_records import Facts, read_facts
+
+TESTED = LastLook(
+    "0123abcd",
+    {
+        "test/images": 30.0,
+        **{f"test/{who}_{part}": 0.9 for who in ("dense", "winner") for part in ("top1", "macro_f1", "ece")},
+        **{f"test/{who}_top1_{end}": 0.8 for who in ("dense", "winner") for end in ("low", "high")},
+        "test/drop_from_dense_points": 1.25,
+        "test/drop_from_dense_low": -3.75,
+        "test/drop_from_dense_high": 6.25,
+    },
+    measured_in="openvino int8, batches of 1",
+)
+VOID = {"meta", "img"}
+
+
+class Outline(HTMLParser):
+    """Checks that tags are balanced; gathers text, ids and links."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.cells: list[list[str]] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.attributes += attributes
+        if name not in VOID:
+            self.open.append(name)
+        if name == "tr":
+            self.cells.append([])
+        if name in ("th", "td"):
+            self.cells[-1].append("")
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.open.pop() == name
+
+    def handle_data(self, text: str) -> None:
+        self.text.append(text)
+        if self.cells and {"th", "td"} & set(self.open):
+            self.cells[-1][-1] += text
+
+    def row(self, *start: str) -> list[list[str]]:
+        return [cells for cells in self.cells if cells[0].startswith(start)]
+
+    @property
+    def words(self) -> str:
+        return " ".join("".join(self.text).split())
+
+
+def facts_of(artifacts: Path, params: dict | None = None) -> Facts:
+    config = check_config(params or tiny_params())
+    choose(config, artifacts)
+    return read_facts(artifacts, ["dense", *config.candidates])
+
+
+@pytest.fixture(scope="module")
+def facts(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    return facts_of(build(tiny_data, tmp_path_factory.mktemp("run") / "artifacts"))
+
+
+@pytest.fixture(scope="module")
+def html(facts: Facts) -> str:
+    return page(facts, TESTED)
+
+
+def test_the_verdict_stands_at_the_top(facts: Facts, html: str) -> None:
+    words = Outline(html).words
+    top = words[: words.index("The images")]
+    assert "Proposed for production: pruned-int8" in top
+    assert "6.7 times smaller than dense" in top
+    assert "4.0 times faster on one image" in top
+    assert (
+        "costs 0.0 points of top-1 accuracy (interval of the loss, 95 % over 5 candidates, −10.0 to 10.0 points" in top
+    )
+    assert "60 labelled validation images of tiny <shapes>" in top
+    assert facts.selection.details["why"] in top
+    assert "On 30 test images of tiny <shapes>" in top
+    assert "loses 1.2 points against dense (95 % interval of the loss −3.8 to 6.2), measured in openvino int8" in top
+    assert "only 60 labelled validation images" in top
+    assert "0123abcd" in top
+
+
+def test_the_page_is_one_sound_file_that_asks_for_nothing(facts: Facts, html: str) -> None:
+    outline = Outline(html)
+    addresses = [value or "" for name, value in outline.attributes if name in ("src", "href")]
+    ids = [value for name, value in outline.attributes if name == "id"]
+    assert len([address for address in addresses if address.startswith("data:image/")]) == 7
+    assert all(address.startswith(("#", "data:image/")) for address in addresses)
+    assert {address[1:] for address in addresses if address.startswith("#")} == set(ids)
+    assert len(ids) == len(set(ids))
+    assert not re.search(r"https?:|url\(|@import|<script", html)
+    assert all(value for name, value in outline.attributes if name == "alt")
+    assert page(facts, TESTED) == html
+
+
+def test_every_candidate_has_its_rows(facts: Facts, html: str) -> None:
+    outline = Outline(html)
+    for name in CANDIDATES:
+        exact = [cells for cells in outline.cells if re.match(rf"{name}( |$|the |dense →|pruned →)", cells[0])]
+        assert len(exact) >= 5, name
+    quality = next(cells for cells in outline.row("student") if "dense → distill" in cells[0])
+    told = facts.quality("student")
+    assert quality[1].startswith(percent(told["quality/top1"]))
+    assert quality[2].startswith("5.0")
+    assert quality[3:] == [
+        percent(told["quality/macro_f1"]),
+        percent(told["quality/agreement"]),
+        "0.750\xa0M",
+        "12.5\xa0M",
+        "0.500",
+        "0.450",
+    ]
+    speed = next(cells for cells in outline.row("pruned-int8") if "OpenVINO int8, 2 threads" in cells[1])
+    assert speed[2:] == [
+        "0.500",
+        "0.600",
+        "4,000",
+        "1.0\xa0% / 10.0\xa0%",
+        "12.00 (12.00 to 12.00)12.00 (12.00 to 12.00)",  # one image; below: a batch
+        "12.00 (12.00 to 12.00)12.00 (12.00 to 12.00)",
+        "4.00 (4.00 to 4.00)4.00 (4.00 to 4.00)",
+    ]
+
+
+def test_gates_show_both_numbers_and_mark_what_fails(facts: Facts, html: str) -> None:
+    rows = {cells[0]: cells for cells in Outline(html).cells if len(cells) == 8 and "on the front" in cells[1]}
+    assert set(rows) == set(CANDIDATES) - {"dense"}
+    assert rows["pruned-int8"][1].startswith("winner")
+    assert rows["dense-int8"][1].startswith("passes")
+    assert rows["student"][1].startswith("does not pass")
+    assert re.fullmatch(
+        r"Fails: drop 5\.0 points \(.* to .*; 95\xa0% over 5 candidates\) exceeds 4.99", rows["student"][2]
+    )
+    assert rows["sparse"][5] == "Fails: 2.00 MB are 100\xa0% of dense's 2.00 MB, more than 50\xa0%"
+    failing = sum(not gate["passed"] for verdict in facts.verdicts.values() for gate in verdict["gates"])
+    assert html.count('class="fails"') == failing > 0
+
+
+def test_where_the_speed_came_from(html: str) -> None:
+    row = next(cells for cells in Outline(html).row("pruned-int8") if "=" in cells[1])
+    assert row[1].startswith("3.00 × 1.82 × 2.20 = 12.00")
+
+
+def test_controls_and_the_sparse_line_are_honest(facts: Facts, html: str) -> None:
+    words = Outline(html).words
+    bought = next(row for row in facts.selection.details["controls"] if row["bought_by"] == "a teacher")
+    assert f"student over student-alone {signed(bought['points'], plus=True)}" in _spaced(html)
+    assert "sparse: 80 % of its parameters are zero" in words
+    assert "zipped it takes 1.80 MB instead of 1.80 MB" in words
+    assert "1.00 times as fast as dense: runtimes multiply zeros like any other number" in words
+
+
+def _spaced(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+def test_a_gain_of_few_seeds_is_called_a_hint(html: str) -> None:
+    words = Outline(html).words
+    gain = "Fine-tuning what rotnet pretrained instead of random weights: +17.5 points of top-1"
+    assert f"{gain} (95 % interval −14.3 to +49.3, 2 label seeds). Fewer than 5 seeds: take it as a hint." in words
+    assert "own weights" not in words
+
+
+def test_weights_of_ones_own_are_an_arm(facts: Facts) -> None:
+    record = facts.dense
+    arms = {**record.details["arms"], "weights": [{"seed": 0, "learning_rate": 0.05, "top1": 0.95}]}
+    arms["gain"] = {"arm": "weights", "mean": 25.0, "low": 25.0, "high": 25.0, "pairs": 1}
+    parameters = {**record.parameters, "weights": "somewhere/mine.safetensors"}
+    changed = record.model_copy(update={"details": {**record.details, "arms": arms}, "parameters": parameters})
+    shown = page(replace(facts, candidates={**facts.candidates, "dense": changed}), TESTED)
+    outline = Outline(shown)
+    assert outline.row("own weights (mine.safetensors)")[0][1:] == ["95.0\xa0%", "95.0\xa0%", "–", "0.05"]
+    assert "Fine-tuning own weights (mine.safetensors) instead of random ones: +25.0 points" in outline.words
+    assert "single label seed: a hint" in outline.words
+
+
+def test_without_pretraining_there_is_no_gain_to_tell(facts: Facts) -> None:
+    dense, pretrained = facts.dense, facts.pretrain
+    arms = {**dense.details["arms"], "gain": None}
+    del arms["pretrained"]
+    dense = dense.model_copy(update={"details": {**dense.details, "arms": arms}})
+    pretrained = pretrained.model_copy(
+        update={"parameters": {"method": "none", "backbone": "resnet8"}, "details": {"curves": []}}
+    )
+    bare = replace(facts, pretrain=pretrained, candidates={**facts.candidates, "dense": dense})
+    words = Outline(page(bare, TESTED)).words
+    assert "Nothing was pretrained: dense starts from random weights." in words
+    assert "instead of random" not in words
+
+
+def test_nobody_wins(tiny_data: Path, tmp_path: Path) -> None:
+    params = tiny_params()
+    params["promotion"]["gates"] |= {"min_speedup": 9.0}
+    facts = facts_of(build(tiny_data, tmp_path / "artifacts"), params)
+    bare = {key: value for key, value in TESTED.metrics.items() if "winner" not in key and "drop" not in key}
+    words = Outline(page(facts, LastLook("0123abcd", bare))).words
+    assert "Nothing is proposed for production" in words
+    assert "No candidate passes every gate; the nearest is dense-int8, which fails speed-up" in words
+    assert "The nearest candidate, dense-int8, beside dense:" in words
+    assert "dense has 90.0 % right; with nobody proposed, nobody else was looked at" in words
+
+
+def test_a_run_without_labels_for_choosing(tiny_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    labels, split = np.load(data / "labels.npy"), np.load(data / "split.npy")
+    labels[split == VALIDATION] = -1
+    np.save(data / "labels.npy", labels)
+    facts = facts_of(build(data, tmp_path / "artifacts"))
+    outline = Outline(page(facts, LastLook("none", {"test/images": 0.0})))
+    assert "answers like it on 100.0 % of 60 validation images of tiny <shapes>; none has a label" in outline.words
+    assert "There is no labelled test image" in outline.words
+    assert "nan" not in outline.words
+
+
+def test_few_labels_are_told_with_what_stands_in_for_them(tiny_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    labels, split = np.load(data / "labels.npy"), np.load(data / "split.npy")
+    labels[np.flatnonzero(split == VALIDATION)[12:]] = -1
+    np.save(data / "labels.npy", labels)
+    facts = facts_of(build(data, tmp_path / "artifacts"))
+    record = facts.dense
+    told = {"labels": 42, "folds": 5}
+    crossed = {"top1": 0.9, "top1_low": 0.78, "top1_high": 0.96, "macro_f1": 0.88}
+    metrics = record.metrics | {f"cross_validation/{key}": value for key, value in crossed.items()}
+    details = record.details | {"cross_validation": told}
+    dense = record.model_copy(update={"metrics": metrics, "details": details})
+    words = Outline(page(replace(facts, candidates={**facts.candidates, "dense": dense}), TESTED)).words
+    assert (
+        "Answers bound the loss to 10.0 points (95 % over 5 candidates): it answers like dense on 100.0 % of 60 "
+        "validation images, 48 of" in words
+    )
+    assert "each of all 42 labels answered by one of 5 networks that had not seen it: top-1 90.0 %" in words
+    assert "its 12 validation labels alone say little" in words
+
+
+def test_a_winner_may_be_larger_slower_and_better(tiny_data: Path, tmp_path: Path) -> None:
+    params = tiny_params()
+    params["candidates"] = {"pruned": params["candidates"]["pruned"]}
+    params["promotion"]["gates"] |= {"max_size_ratio": 3.0, "min_speedup": 0.1}
+    changes = {"pruned": {"ms": 4.0, "mb": 3.0, "blind": 0.34}}
+    words = Outline(page(facts_of(build(tiny_data, tmp_path / "artifacts", changes), params), TESTED)).words
+    assert "pruned is 1.5 times larger than dense" in words
+    assert "2.0 times slower on one image" in words
+    assert "gains 1.7 points of top-1 accuracy" in words
+
+
+def test_a_candidate_that_was_refused_is_shown_as_such(tiny_data: Path, tmp_path: Path) -> None:
+    artifacts = build(tiny_data, tmp_path / "artifacts", {"dense-int8": {"ms": None}})
+    benchmark = read_record(artifacts / "benchmark")
+    refused = [{"candidate": "dense-int8", "runtime": "ort", "precision": "int8", "agreement": 0.913, "needed": 0.95}]
+    rewrite(artifacts / "benchmark", details={**benchmark.details, "refused": refused})
+    html = page(facts_of(artifacts), TESTED)
+    assert "dense-int8 not timed: its answers differ there" in _spaced(html)
+    refusal = (
+        "dense-int8 on ONNX Runtime int8 was refused: its answers agree with the file's own on 91.3 %, needed 95 %"
+    )
+    assert refusal in Outline(html).words
+
+
+def test_dense_alone(tiny_data: Path, tmp_path: Path) -> None:
+    params = tiny_params()
+    params["candidates"] = {}
+    words = Outline(page(facts_of(build(tiny_data, tmp_path / "artifacts"), params), TESTED)).words
+    assert "There is no candidate beside dense" in words
+
+
+def test_names_cannot_become_markup() -> None:
+    nasty = '<img src=x onerror="alert(1)"> & co'
+    html = document(nasty, table([nasty], [Row([nasty, nasty])], caption=nasty), tag("p", join(nasty, nasty)))
+    assert "<img" not in html
+    assert html.count("&lt;img") == 7
+    Outline(html)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (percent(0.6149), "61.5\xa0%"),
+        (percent(None), "–"),
+        (signed(-0.04), "0.0"),
+        (signed(-1.25), "−1.2"),
+        (signed(2.0, plus=True), "+2.0"),
+        (signed(0.01, plus=True), "0.0"),
+        (number(12512.4), "12,512"),
+        (digits(0.02651), "0.0265"),
+        (digits(0.265), "0.265"),
+        (digits(2.654, "MB"), "2.65\xa0MB"),
+        (digits(26.54), "26.5"),
+        (digits(2654.0), "2,654"),
+        (digits(0.0), "0.0000"),
+    ],
+)
+def test_numbers_as_people_write_them(value: str, shown: str) -> None:
+    assert value == shown

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import socket
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from tasks.project import announced_servers
+from tasks.project.announced_servers import check_prefect
+from tasks.project.paths import Places
+from winnow.errors import WinnowError
+from winnow.servers.local import _told, planned, serve
+
+PORTS, PASSWORD = {"mlflow": 5000, "prefect": 4200}, "a long password"
+
+
+def test_a_teams_mlflow_is_named_without_its_password_and_not_started() -> None:
+    programs, pages = planned(Places(Path("/project")), "https://ann:secret@mlflow.example.org", "", PORTS, PASSWORD)
+    assert [program.name for program in programs] == ["prefect"]
+    assert pages == {"mlflow": "https://mlflow.example.org", "prefect": "http://127.0.0.1:4200"}
+
+
+def test_a_teams_prefect_is_named_and_not_started() -> None:
+    places = Places(Path("/project"))
+    programs, pages = planned(places, places.mlflow_store, "http://prefect.example.org/api", PORTS, PASSWORD)
+    assert [program.name for program in programs] == ["mlflow"]
+    assert pages["prefect"] == "http://prefect.example.org"
+
+
+def test_an_address_of_another_shape_stays_as_it_is() -> None:
+    places, cloud = Places(Path("/project")), "https://prefect.example.org/api/accounts/1/workspaces/2"
+    assert planned(places, places.mlflow_store, cloud, PORTS, PASSWORD)[1]["prefect"] == cloud
+
+
+def test_the_projects_own_store_gets_a_server() -> None:
+    places = Places(Path("/project"))
+    programs, pages = planned(places, places.mlflow_store, "", PORTS, PASSWORD)
+    assert {program.name for program in programs} == set(pages) == {"mlflow", "prefect"}
+    assert places.mlflow_store in next(program.command for program in programs if program.name == "mlflow")
+    assert pages["mlflow"] == "http://127.0.0.1:5000"
+    for program in programs:
+        assert not any(PASSWORD in word for word in program.command)  # everybody on the machine can read commands
+    asked = {program.name: program.environment for program in programs}
+    assert asked["mlflow"]["MLFLOW_AUTH_ADMIN_PASSWORD"] == PASSWORD
+    assert asked["prefect"]["PREFECT_SERVER_API_AUTH_STRING"] == f"winnow:{PASSWORD}"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_the_address_of_its_own_server_names_no_team(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("PREFECT_API_URL", f"http://{host}:{port}/api")
+    assert _told(Places(tmp_path), port) == ""  # nobody is there: it is to be started
+    assert _told(Places(tmp_path), port + 1) == f"http://{host}:{port}/api"
+
+
+def test_whoever_answers_at_that_address_is_the_team_unless_this_project_started_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    places = Places(tmp_path)
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/api"
+        monkeypatch.setenv("PREFECT_API_URL", address)
+        assert _told(places, server.server_port) == address
+        places.hidden.mkdir()
+        announced_servers.announce(places, "", address)
+        assert _told(places, server.server_port) == ""
+        server.shutdown()
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that wants a password."""
+
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_a_prefect_that_is_not_there_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://ann:secret@127.0.0.1:1/api")
+    with pytest.raises(WinnowError, match=r"nobody answers at http://127\.0\.0\.1:1/api: start that server"):
+        check_prefect()
+
+
+@pytest.mark.parametrize(
+    ("mlflow", "prefect", "said"),
+    [
+        (99999, 4200, "--mlflow-port 99999: a port is a number"),
+        (0, 4200, "from 1 to 65535"),
+        (65001, 65001, "two servers cannot have one port"),
+    ],
+)
+def test_ports_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow: int, prefect: int, said: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x.db")
+    for name in ("PREFECT_API_URL", "PREFECT_SERVER_UI_API_URL"):
+        monkeypatch.setenv(name, "")
+    with pytest.raises(WinnowError, match=said):
+        serve(Places(tmp_path), mlflow, prefect)

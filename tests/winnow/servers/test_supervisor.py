@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from tasks.project.processes import end
+from tests.closure import ROOT
+from winnow.errors import WinnowError
+from winnow.servers.supervisor import MARK, RESTARTS, Program, listens, supervisor
+
+QUIET = Console(quiet=True)
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_a_program_that_dies_is_started_again_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("winnow.servers.supervisor.PAUSE_SECONDS", 0.05)
+    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
+        keeps.add(Program("short", python("import time; print('here', flush=True); time.sleep(0.5)")))
+        with pytest.raises(WinnowError, match=r"short stops again and again; its log is .*short\.log"):
+            keeps.keep_up()
+    assert (tmp_path / "short.log").read_text().count("here") == RESTARTS + 1
+    assert not (tmp_path / "up.mark").exists()
+
+
+LIVES_TWICE = """
+import time
+starts = open("starts", "a+")
+starts.write("x")
+starts.flush()
+if starts.seek(0) or len(starts.read()) <= 2:
+    time.sleep(0.6)
+"""
+
+
+def test_one_that_has_lived_is_given_all_its_restarts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("winnow.servers.supervisor.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("winnow.servers.supervisor.LIVED_SECONDS", 0.5)
+    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
+        keeps.add(Program("longer", python(LIVES_TWICE)))
+        monkeypatch.setattr("winnow.servers.supervisor.time.sleep", lambda _seconds, sleep=time.sleep: sleep(0.02))
+        with pytest.raises(WinnowError, match="longer stops again and again"):
+            keeps.keep_up()
+    # Two that lived; the second counts as the first death in a row.
+    assert len((tmp_path / "starts").read_text()) == 2 + RESTARTS
+
+
+def test_one_that_does_not_come_up_is_told(tmp_path: Path) -> None:
+    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:  # noqa: SIM117
+        with pytest.raises(WinnowError, match=r"broken did not start; its log is .*broken\.log"):
+            keeps.add(Program("broken", python("raise SystemExit(3)"), lambda: False))
+
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_end_takes_children_along(tmp_path: Path) -> None:
+    log = tmp_path / "parent.log"
+    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
+        keeps.add(Program("parent", python(PARENT), lambda: bool(log.read_text())))
+        child = psutil.Process(int(log.read_text()))
+        assert child.is_running()
+    assert keeps.programs[0].process is not None
+    assert keeps.programs[0].process.returncode is not None
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+HOLDS_A_PORT = """
+import socket, subprocess, sys, time
+if len(sys.argv) == 1:
+    subprocess.Popen([sys.executable, __file__, "child"])
+    time.sleep(600)
+with socket.create_server(("127.0.0.1", PORT)):
+    print("listens", flush=True)
+    time.sleep(600)
+"""
+
+
+KEEPS_UP = """
+import signal, sys
+from pathlib import Path
+from rich.console import Console
+from flows.supervising import Program, listens, supervisor
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born with Ctrl-C ignored
+try:
+    with supervisor(Path("up.mark"), Path("."), Path("."), Console(quiet=True)) as keeps:
+        keeps.add(Program("server", [sys.executable, "server.py"], lambda: listens(int(sys.argv[1]))))
+        print(keeps.programs[0].process.pid, flush=True)
+        keeps.keep_up()
+except KeyboardInterrupt:
+    print("ended", flush=True)
+"""
+
+
+def test_what_a_killed_program_started_holds_no_port_against_the_next(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    (tmp_path / "server.py").write_text(HOLDS_A_PORT.replace("PORT", str(port)))
+    keeper = subprocess.Popen(
+        [*python(KEEPS_UP), str(port)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert keeper.stdout is not None
+    os.kill(int(keeper.stdout.readline()), signal.SIGKILL)
+    log, deadline = tmp_path / "server.log", time.monotonic() + 30
+    while log.read_text().count("listens") < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert log.read_text().count("listens") == 2
+    assert listens(port)
+    keeper.send_signal(signal.SIGINT)
+    assert keeper.communicate(timeout=30)[0] == "ended\n"
+    assert not listens(port)
+
+
+def test_a_second_one_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "up.mark"
+    with supervisor(file, tmp_path, tmp_path, QUIET) as keeps:
+        keeps.add(Program("long", python("import time; time.sleep(600)")))
+        refused = pytest.raises(WinnowError, match=f"process {os.getpid()} keeps servers up here already")
+        with refused, supervisor(file, tmp_path, tmp_path, QUIET):
+            pass
+    assert not (tmp_path / "up.mark").exists()
+
+
+LEFT = """
+import os, sys
+from pathlib import Path
+from rich.console import Console
+from flows.supervising import Program, supervisor
+with supervisor(Path("up.mark"), Path("."), Path("."), Console(quiet=True)) as keeps:
+    said = Path("parent.log")
+    keeps.add(Program("parent", [sys.executable, "-c", sys.argv[1]], lambda: said.read_text().strip() != ""))
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_one_left_is_ended_wherever_it_is(tmp_path: Path) -> None:
+    parent = PARENT.replace('time.sleep(600)"])', 'time.sleep(600)"], start_new_session=True)', 1)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*python(LEFT), parent], cwd=tmp_path, env=environment, check=False)
+    child = psutil.Process(int((tmp_path / "parent.log").read_text()))
+    assert child.is_running()
+    assert child.environ()[MARK].startswith((tmp_path / "up.mark").read_text().strip())
+    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET):
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert not (tmp_path / "up.mark").exists()
+
+
+def test_a_stubborn_one_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.project.processes.END_SECONDS", 0.5)
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    stubborn = subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True)
+    assert stubborn.stdout is not None
+    assert stubborn.stdout.readline() == "up\n"
+    end([stubborn.pid])
+    assert stubborn.wait(timeout=1) == -9

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import hide_labels, tiny_params
+from winnow.config import Config, check_config
+from winnow.data.dataset import VALIDATION, ImageSet
+from winnow.deploy.batch_inference import predict_file
+from winnow.errors import ArtifactError, ConfigError
+from winnow.records import read_record, record_digest, sha256_of
+from winnow.steps.compress import Folders, compress
+
+NAMES = list(tiny_params()["candidates"])
+FILES = {"model.onnx", "card.json", "validation_logits.npy", "architecture.json"}
+
+UNUSED = Path("no pretrained backbone is asked for")
+
+
+@pytest.fixture
+def tree(tiny_candidate: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A folder of candidates with dense and pruned in it, to spoil."""
+    for name in ("dense", "pruned"):
+        shutil.copytree(tiny_candidate(name), tmp_path / "candidates" / name)
+    return tmp_path / "candidates"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_record_tells_what_was_done(
+    name: str, tiny_candidate: Callable[[str], Path], tiny_data: Path, tiny_dense: Path, tiny_config: Config
+) -> None:
+    folder, settings = tiny_candidate(name), tiny_config.candidates[name]
+    record, parent = read_record(folder), read_record(tiny_candidate(settings.parent))
+    assert (record.step, record.name, record.warnings, record.machine) == ("compress", name, (), None)
+    assert record.parameters == settings.model_dump(mode="json", by_alias=True)
+    assert record.parameters["from"] == settings.parent
+    assert record.inputs == {
+        "data": record_digest(tiny_data),
+        "dense": record_digest(tiny_dense),
+        settings.parent: record_digest(tiny_candidate(settings.parent)),
+    }
+    assert record.details["lineage"] == [*parent.details["lineage"], name]
+    assert record.details["method"] == settings.method
+    assert record.details["precision"] == ("int8" if settings.method == "quantize" else "f32")
+    # Every candidate has the same metrics, but for what only a float network or only dense has.
+    expected = {key for key in read_record(tiny_dense).metrics if not key.startswith("pretraining/")}
+    is_float = settings.method != "quantize"
+    assert set(record.metrics) == (expected if is_float else expected - {"parity/max_abs_difference"})
+    assert {a.name for a in record.artifacts} == FILES | ({"weights.safetensors"} if is_float else set())
+    assert {path.name for path in folder.iterdir()} == {a.name for a in record.artifacts} | {"record.json"}
+    assert all(sha256_of(folder / artifact.name) == artifact.sha256 for artifact in record.artifacts)
+    assert ("curves" in record.details) == is_float
+    assert json.loads((folder / "card.json").read_text())["lineage"] == record.details["lineage"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_are_those_of_the_file(
+    name: str, tiny_candidate: Callable[[str], Path], tiny_dense: Path, tiny_set: ImageSet
+) -> None:
+    folder, indices = tiny_candidate(name), tiny_set.indices(VALIDATION)
+    metrics = read_record(folder).metrics
+    answers = predict_file(folder / "model.onnx", tiny_set.images_NHWC, indices).argmax(1)
+    dense = np.load(tiny_dense / "validation_logits.npy").argmax(1)
+    assert metrics["quality/top1"] == (answers == tiny_set.labels_N[indices]).mean()
+    assert metrics["quality/agreement"] == (answers == dense).mean()
+    assert metrics["size/mb"] == (folder / "model.onnx").stat().st_size / 1e6
+
+
+@pytest.mark.parametrize("name", ["pruned-int8", "sparse"])
+def test_same_inputs_same_bytes(
+    name: str, tree: Path, tiny_candidate: Callable[[str], Path], tiny_data: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    compress(tiny_config, name, Folders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tmp_path / "again")
+    assert (tmp_path / "again" / "record.json").read_text() == (tiny_candidate(name) / "record.json").read_text()
+
+
+def test_step_that_had_trained_goes_on_from_there(
+    tree: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    """A step killed while it exported: the training is not run again, and the bytes are the same."""
+    expected = (tree / "pruned" / "record.json").read_text()
+    times = []
+    for _ in range(2):
+        compress(tiny_config, "pruned", Folders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tree / "pruned")
+        assert (tree / "pruned" / "record.json").read_text() == expected
+        (checkpoint,) = (tmp_path / "scratch").glob("*.safetensors")
+        times.append(checkpoint.stat().st_mtime_ns)
+    assert times[0] == times[1]
+    checkpoint.write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match=r"checkpoint .* is damaged"):
+        compress(tiny_config, "pruned", Folders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tree / "pruned")
+    assert (tree / "pruned" / "record.json").read_text() == expected
+
+
+def test_labels_outside_the_budget_teach_nothing(tree: Path, tiny_data: Path, tmp_path: Path) -> None:
+    raw = tiny_params()
+    raw["data"]["labels_per_class"] = 5
+    config = check_config(raw)
+    hidden = hide_labels(tiny_data, tmp_path / "hidden", per_class=5, seed=config.finetune.seeds[0])
+    for name, data in (("a", tiny_data), ("b", hidden)):
+        compress(config, "pruned", Folders(data, UNUSED, tree, tmp_path / f"scratch-{name}"), tmp_path / name)
+    for file in ("weights.safetensors", "record.json"):
+        assert sha256_of(tmp_path / "a" / file) == sha256_of(tmp_path / "b" / file), file
+
+
+def test_seed_of_recovery_decides(tree: Path, tiny_data: Path, tmp_path: Path) -> None:
+    raw = tiny_params()
+    raw["candidates"]["pruned"]["recovery"] = {**raw["candidates"]["pruned"]["recovery"], "seed": 1}
+    other = compress(
+        check_config(raw), "pruned", Folders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tmp_path / "out"
+    )
+    first = read_record(tree / "pruned")
+    assert other.details["curves"] != first.details["curves"]
+    assert other.metrics["size/parameters"] == first.metrics["size/parameters"]
+
+
+def test_unknown_candidate_names_valid_ones(tree: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no candidate is called 'prunde'; valid: dense-int8, pruned, "):
+        compress(tiny_config, "prunde", Folders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("pruned-int8", "pruned/model.onnx"),
+        ("pruned-int8", "pruned/architecture.json"),
+        ("pruned-int8", "pruned/record.json"),
+        ("pruned-int8", "pruned/validation_logits.npy"),
+        ("pruned-int8", "dense/validation_logits.npy"),
+        ("student", "dense/weights.safetensors"),
+    ],
+)
+@pytest.mark.parametrize("content", [None, b"damaged"])
+def test_damaged_parent_leaves_everything_as_it_was(
+    name: str, file: str, content: bytes | None, tree: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    (tree / file).unlink()
+    if content is not None:
+        (tree / file).write_bytes(content)
+    (tree / name).mkdir()
+    (tree / name / "old").write_text("kept")
+    with pytest.raises(ArtifactError, match=rf"{file} is (missing|damaged|no ONNX file)"):
+        compress(tiny_config, name, Folders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tree / name)
+    assert sorted(path.name for path in tree.iterdir()) == sorted(["dense", "pruned", name])
+    assert [path.name for path in (tree / name).iterdir()] == ["old"]

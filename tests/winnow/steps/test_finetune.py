@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import tiny_params
+from winnow.config import Config, check_config
+from winnow.data.dataset import VALIDATION, ImageSet
+from winnow.deploy.batch_inference import predict_torch
+from winnow.errors import ArtifactError, TrainingError
+from winnow.models.backbones import load_model
+from winnow.records import StepRecord, read_record, record_digest, sha256_of
+from winnow.steps.finetune import finetune
+from winnow.steps.pretrain import pretrain
+
+
+def configured(pretrain_method: str = "rotnet", **changes: Any) -> Config:
+    raw = tiny_params()
+    raw["finetune"] |= changes
+    if pretrain_method == "none":
+        raw["pretrain"] = {"method": "none"}
+    return check_config(raw)
+
+
+@pytest.fixture
+def pretrained(tiny_dense: Path) -> Path:
+    """What `tiny_dense` was made from."""
+    return tiny_dense.parents[1] / "pretrain"
+
+
+def run(config: Config, data: Path, pretrained: Path, root: Path) -> StepRecord:
+    return finetune(config, data, pretrained, root / "dense", root / "scratch")
+
+
+def test_record_tells_what_was_done(tiny_dense: Path, tiny_data: Path, pretrained: Path) -> None:
+    record = read_record(tiny_dense)
+    config = configured()
+    assert (record.step, record.name, record.warnings, record.machine) == ("finetune", "dense", (), None)
+    assert record.parameters == config.finetune.model_dump(mode="json")
+    assert record.inputs == {"data": record_digest(tiny_data), "pretrain": record_digest(pretrained)}
+    details = record.details
+    assert (details["method"], details["precision"], details["lineage"]) == ("finetune", "f32", ["dense"])
+    assert details["labels"] == {"training": 110, "choosing": 60}
+    assert [row["epoch"] for row in details["curves"]] == [1, 2, 3, 4]
+    arms = details["arms"]
+    assert [row["seed"] for row in arms["pretrained"]] == [row["seed"] for row in arms["scratch"]] == [0, 1]
+    assert [(row["arm"], row["seed"], row["learning_rate"]) for row in arms["tried"]] == [
+        ("pretrained", 0, 0.05),
+        ("scratch", 0, 0.05),
+    ]
+    assert (arms["gain"]["arm"], arms["gain"]["pairs"]) == ("pretrained", 2)
+    assert {artifact.name for artifact in record.artifacts} == {
+        "model.onnx",
+        "card.json",
+        "validation_logits.npy",
+        "weights.safetensors",
+        "architecture.json",
+    }
+    for artifact in record.artifacts:
+        assert sha256_of(tiny_dense / artifact.name) == artifact.sha256
+
+
+def test_dense_is_the_first_seed_of_the_pretrained_arm(tiny_dense: Path, tiny_set: ImageSet) -> None:
+    record = read_record(tiny_dense)
+    trained = load_file(tiny_dense.parents[1] / "scratch" / "pretrained-seed0-rate0.05.safetensors")
+    for name, value in load_file(tiny_dense / "weights.safetensors").items():
+        assert torch.equal(value, trained[f"model.{name}"])
+    indices = tiny_set.indices(VALIDATION)
+    answers = predict_torch(load_model(tiny_dense)[0], tiny_set.images_NHWC, indices).argmax(1)
+    assert record.metrics["quality/top1"] == (answers == tiny_set.labels_N[indices]).mean()
+    assert record.metrics["quality/top1"] == record.details["arms"]["pretrained"][0]["top1"]
+    for arm, metric in (("pretrained", "arm"), ("scratch", "scratch")):
+        mean = np.mean([row["top1"] for row in record.details["arms"][arm]])
+        assert record.metrics[f"pretraining/{metric}_top1"] == pytest.approx(mean)
+    gain = record.metrics["pretraining/arm_top1"] - record.metrics["pretraining/scratch_top1"]
+    assert record.metrics["pretraining/gain_points"] == pytest.approx(gain * 100)
+
+
+def test_same_inputs_same_bytes(tiny_dense: Path, tiny_data: Path, pretrained: Path, tmp_path: Path) -> None:
+    run(configured(), tiny_data, pretrained, tmp_path)
+    assert (tmp_path / "dense" / "record.json").read_text() == (tiny_dense / "record.json").read_text()
+    # With its checkpoints there, nothing is trained again and the bytes are the same once more.
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "scratch").glob("*.safetensors")}
+    shutil.rmtree(tmp_path / "dense")
+    run(configured(), tiny_data, pretrained, tmp_path)
+    assert (tmp_path / "dense" / "record.json").read_text() == (tiny_dense / "record.json").read_text()
+    assert len(finished) == 4
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+
+
+def test_without_pretraining_there_is_one_arm_and_no_gain(tiny_data: Path, tmp_path: Path) -> None:
+    config = configured("none", epochs=2, min_steps=2, seeds=[3])
+    pretrain(config, tiny_data, tmp_path / "pretrain", tmp_path / "none")
+    record = run(config, tiny_data, tmp_path / "pretrain", tmp_path)
+    arms = record.details["arms"]
+    assert arms["gain"] is None
+    assert set(arms) == {"scratch", "linear_probe", "tried", "gain"}
+    assert record.metrics["quality/top1"] == arms["scratch"][0]["top1"]
+    assert "pretraining/gain_points" not in record.metrics
+    assert record.metrics["pretraining/arm_top1"] == record.metrics["pretraining/scratch_top1"]
+
+
+def test_weights_of_ones_own_become_dense(tiny_data: Path, pretrained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    weights = load_file(pretrained / "weights.safetensors")
+    save_file({f"module.{name}": value for name, value in weights.items()}, file)
+    record = run(
+        configured(epochs=1, min_steps=1, seeds=[0], weights=str(file)), tiny_data, pretrained, tmp_path / "run"
+    )
+    arms = record.details["arms"]
+    assert record.inputs["weights"] == sha256_of(file)
+    assert arms["gain"]["arm"] == "weights"
+    # The same backbone under another name: the arms are equal, and so is what is fine-tuned from it.
+    assert arms["weights"] == arms["pretrained"]
+    assert [row["arm"] for row in arms["tried"]] == ["pretrained", "scratch", "weights"]
+    assert str(tmp_path) not in (tmp_path / "run" / "dense" / "record.json").read_text()
+    assert record.parameters["weights"] == "mine.safetensors"
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "architecture.json", "record.json"])
+@pytest.mark.parametrize("content", [None, b"", b"damaged"])
+def test_damaged_pretraining_leaves_everything_as_it_was(
+    tiny_data: Path, pretrained: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    spoiled = Path(shutil.copytree(pretrained, tmp_path / "pretrain"))
+    (spoiled / name).unlink()
+    if content is not None:
+        (spoiled / name).write_bytes(content)
+    (tmp_path / "dense").mkdir()
+    (tmp_path / "dense" / "old").write_text("kept")
+    with pytest.raises(ArtifactError, match=rf"{name} is (missing|damaged)"):
+        run(configured(), tiny_data, spoiled, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "pretrain"]
+    assert [path.name for path in (tmp_path / "dense").iterdir()] == ["old"]
+
+
+def test_training_that_goes_astray_leaves_nothing(tiny_data: Path, pretrained: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        run(configured(learning_rates=[1e30]), tiny_data, pretrained, tmp_path)
+    assert not (tmp_path / "dense").exists()
+    assert not list(tmp_path.glob(".dense*"))

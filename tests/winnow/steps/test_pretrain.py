@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import hide_labels, tiny_params, write_set
+from winnow.config import Config, check_config
+from winnow.data.dataset import TEST, TRAIN, ImageSet
+from winnow.errors import ArtifactError, DataError, TrainingError
+from winnow.models.backbones import build, load_architecture
+from winnow.pretraining.monitoring import COLLAPSED
+from winnow.records import StepRecord, read_record, record_digest, sha256_of
+from winnow.steps.pretrain import _collapse, pretrain
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def configured(**changes: Any) -> Config:
+    raw = tiny_params()
+    raw["pretrain"] = {**raw["pretrain"], **changes}
+    return check_config(raw)
+
+
+def run(config: Config, data: Path, root: Path, name: str = "pretrain") -> StepRecord:
+    return pretrain(config, data, root / name, root / f"scratch-{name}")
+
+
+def test_record_tells_what_was_done(tiny_data: Path, tiny_set: ImageSet, tmp_path: Path) -> None:
+    config = configured()
+    record = run(config, tiny_data, tmp_path)
+    assert record == read_record(tmp_path / "pretrain")
+    assert (record.step, record.name, record.warnings, record.machine) == ("pretrain", "pretrain", (), None)
+    assert record.parameters == config.pretrain.model_dump(mode="json")
+    assert record.inputs == {"data": record_digest(tiny_data)}
+    assert set(record.metrics) == {"pretrain/loss", "pretrain/knn", "pretrain/spread"}
+    curves = record.details["curves"]
+    assert [row["epoch"] for row in curves] == [1, 2]
+    assert record.metrics["pretrain/knn"] == curves[-1]["knn"] > 0.5
+    assert json.loads((tmp_path / "pretrain" / "curves.json").read_text()) == curves
+    for artifact in record.artifacts:
+        assert sha256_of(tmp_path / "pretrain" / artifact.name) == artifact.sha256
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pretrain", "scratch-pretrain"]
+
+
+def test_leaves_a_backbone_without_head(tiny_data: Path, tmp_path: Path) -> None:
+    run(configured(), tiny_data, tmp_path)
+    architecture = load_architecture(tmp_path / "pretrain")
+    state = load_file(tmp_path / "pretrain" / "weights.safetensors")
+    fresh = build(architecture, 0).state_dict()
+    assert architecture.num_classes == 3
+    assert set(state) == {name for name in fresh if not name.startswith("fc.")}
+    assert all(value.shape == fresh[name].shape for name, value in state.items())
+    assert not torch.equal(state["stem.0.weight"], fresh["stem.0.weight"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": "simclr", "projector_width": 16, "projection_dim": 8}])
+def test_same_inputs_same_bytes(tiny_data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(configured(seed=seed, **changes), tiny_data, tmp_path, name)
+    a, b, c = ((tmp_path / name / "record.json").read_text() for name in "abc")
+    assert a == b != c
+
+
+def test_labels_and_test_images_teach_nothing(tiny_data: Path, tiny_set: ImageSet, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    pixels, labels = np.load(data / "images.npy"), np.load(data / "labels.npy")
+    pixels[tiny_set.indices(TEST)] = 0
+    labels[tiny_set.indices(TRAIN)] = -1
+    np.save(data / "images.npy", pixels)
+    np.save(data / "labels.npy", labels)
+    run(configured(), tiny_data, tmp_path, "a")
+    record = run(configured(), data, tmp_path, "b")
+    assert "pretrain/knn" not in record.metrics
+    weights = [sha256_of(tmp_path / name / "weights.safetensors") for name in "ab"]
+    assert weights[0] == weights[1]
+
+
+def test_labels_outside_the_budget_are_not_looked_at(tiny_data: Path, tmp_path: Path) -> None:
+    """The monitor's neighbours are the label budget: the record is the same where no other label is known."""
+    noise = Path(shutil.copytree(tiny_data, tmp_path / "noise"))  # what a neighbour says depends on which there are
+    pixels = np.load(noise / "images.npy")
+    np.save(noise / "images.npy", np.random.default_rng(0).integers(0, 256, pixels.shape, dtype=np.uint8))
+    raw = tiny_params()
+    raw["data"]["labels_per_class"] = 5
+    for name, data in (("a", noise), ("b", hide_labels(noise, tmp_path / "hidden", per_class=5, seed=0))):
+        record = run(check_config(raw), data, tmp_path, name)
+        assert "pretrain/knn" in record.metrics
+    assert (tmp_path / "a" / "record.json").read_text() == (tmp_path / "b" / "record.json").read_text()
+
+
+def test_without_pretraining_the_weights_are_the_seeds(tiny_data: Path, tmp_path: Path) -> None:
+    raw = tiny_params()
+    raw["pretrain"] = {"method": "none", "seed": 5}
+    record = run(check_config(raw), tiny_data, tmp_path)
+    assert (record.metrics, record.details, record.warnings) == ({}, {"curves": []}, ())
+    fresh = build(load_architecture(tmp_path / "pretrain"), 5).state_dict()
+    for name, value in load_file(tmp_path / "pretrain" / "weights.safetensors").items():
+        assert torch.equal(value, fresh[name])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import winnow.training.loop as training
+from tests.winnow.steps.test_pretrain import configured, run
+
+training.CHECKPOINT_SECONDS = 0.0  # weights after every step
+save, saves = training._save, 0
+
+def counted(*arguments, **named):
+    global saves
+    save(*arguments, **named)
+    saves += 1
+    if saves == 14:  # in the fifth epoch of three steps each
+        os.kill(os.getpid(), signal.SIGKILL)
+
+training._save = counted
+run(configured(epochs=9, monitor_every=2), Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_step_goes_on_to_the_same_bytes(tiny_data: Path, tmp_path: Path) -> None:
+    config = configured(epochs=9, monitor_every=2)
+    run(config, tiny_data, tmp_path / "whole")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", KILLED, str(tiny_data), str(tmp_path / "killed")]
+    killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "killed" / "pretrain").exists()
+    curves = tmp_path / "killed" / "scratch-pretrain" / "pretrain.curves.jsonl"
+    assert len(curves.read_text().splitlines()) == 4
+    run(config, tiny_data, tmp_path / "killed")
+    for name in ("weights.safetensors", "curves.json", "record.json"):
+        digests = [sha256_of(tmp_path / which / "pretrain" / name) for which in ("whole", "killed")]
+        assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("record.json", None)]
+    + [(name, content) for name in ("images.npy", "labels.npy", "classes.json") for content in (None, b"damaged")],
+)
+def test_damaged_data_leave_everything_as_it_was(
+    tiny_data: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "old").write_text("kept")
+    (data / name).unlink()
+    if content is not None:
+        (data / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{name} is (missing|damaged)"):
+        run(configured(), data, tmp_path)
+    assert [path.name for path in (tmp_path / "pretrain").iterdir()] == ["old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "pretrain"]
+
+
+def test_training_that_goes_astray_leaves_nothing(tiny_data: Path, tmp_path: Path) -> None:
+    astray = {"optimiser": {"learning_rate": 1e30}}
+    with pytest.raises(TrainingError, match="learning rate"):
+        run(configured(**astray), tiny_data, tmp_path)
+    assert not (tmp_path / "pretrain").exists()
+
+
+@pytest.mark.parametrize("validation", [0, 1])
+def test_too_few_validation_images_are_told_before_training(tmp_path: Path, validation: int) -> None:
+    write_set(tmp_path / "data", train=40, validation=validation, test=3)
+    with pytest.raises(DataError, match=rf"validation split holds {validation} images"):
+        run(configured(), tmp_path / "data", tmp_path)
+    assert not list(tmp_path.glob("scratch*"))
+
+
+def test_collapse_is_told_with_what_to_do() -> None:
+    settings = configured().pretrain
+    assert _collapse(settings, [{"spread": 0.01}, {"spread": COLLAPSED}]) == ()
+    (warning,) = _collapse(settings, [{"spread": 0.9}, {"spread": 0.0123}])
+    assert "collapsed: their spread is 0.012" in warning
+    assert "Lower pretrain.optimiser.learning_rate (now 0.05)" in warning
+
+
+def test_collapse_reaches_the_record(tmp_path: Path, tiny_data: Path) -> None:
+    """All images equal: nothing can be told apart, so the embeddings are one point."""
+    data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    np.save(data / "images.npy", np.full_like(np.load(data / "images.npy"), 90))
+    record = run(configured(), data, tmp_path)
+    assert record.metrics["pretrain/spread"] < 0.01
+    assert record.warnings == read_record(tmp_path / "pretrain").warnings != ()

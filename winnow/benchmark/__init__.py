@@ -1,0 +1,1 @@
+"""How fast files are on a machine: timing, the grid of cases, speed-ups with intervals, memory, int8 coverage."""

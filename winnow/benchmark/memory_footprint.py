@@ -1,0 +1,115 @@
+"""Memory, load time and first call of one file on one runtime, each in a fresh process.
+
+In the benchmark's own process they cannot be seen: libraries are loaded, pools are warm, and memory of other models is
+mixed in. So a child process is started that imports one runtime, opens one file, answers once and says what it took.
+The peak is the high-water mark of the child's resident memory with everything in it (the interpreter and the runtime's
+libraries too): what a machine must have to serve the file. It does not say what a busy server needs.
+
+    python -m winnow.benchmark.memory_footprint FOLDER RUNTIME PRECISION LAYOUT THREADS IMAGE_SIZE  # a JSON object
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from winnow.deploy.runtimes import Cell, Layout, Precision, Runtime, open_cell, set_torch_threads
+from winnow.errors import ArtifactError
+
+TIMEOUT_SECONDS = 600
+IMPORTS = {
+    "ort": "onnxruntime",
+    "openvino": "openvino",
+    "eager": "torch",
+    "compile": "torch",
+    "compile-autotune": "torch",
+    "eager-cuda": "torch",
+}
+
+
+def footprint(folder: Path, cell: Cell, image_size: int) -> dict[str, Any]:
+    """{candidate, runtime, precision, import_ms, load_ms, first_call_ms, peak_mb} of a fresh process at batch 1.
+
+    Raises ArtifactError with the child's last words when it fails.
+    """
+    arguments = [str(folder), cell.runtime, cell.precision, cell.layout, str(cell.threads), str(image_size)]
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "winnow.benchmark.memory_footprint", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([_root(), os.environ.get("PYTHONPATH", "")])},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ArtifactError(
+            f"{folder}: {cell.runtime} did not answer within {TIMEOUT_SECONDS} s in a process of its own"
+        ) from error
+    if child.returncode != 0:
+        told = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        raise ArtifactError(f"{folder}: {cell.runtime} could not serve its model in a process of its own ({told})")
+    figures: dict[str, float] = json.loads(child.stdout.strip().splitlines()[-1])
+    return {"candidate": cell.candidate, "runtime": cell.runtime, "precision": cell.precision, **figures}
+
+
+def _root() -> str:
+    return str(Path(__file__).resolve().parents[2])
+
+
+def peak_mb() -> float:
+    """High-water mark of this process's resident memory, MB (1e6 bytes).
+
+    Linux tells it per address space (VmHWM). getrusage would not do there: it keeps the mark of the process that was
+    copied to start this one, so a child of a large parent would look large.
+    """
+    try:
+        text = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        import resource
+
+        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return usage / 1e6 if sys.platform == "darwin" else usage * 1024 / 1e6
+    line = next(line for line in text.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def _child(arguments: list[str]) -> None:
+    """What the fresh process does."""
+    folder, runtime, precision, layout, threads, side = arguments
+    cell = Cell(
+        Path(folder).name,
+        cast(Runtime, runtime),
+        cast(Precision, precision),
+        cast(Layout, layout),
+        batch=1,
+        threads=int(threads),
+    )
+    started = time.perf_counter()
+    importlib.import_module(IMPORTS[runtime])
+    if IMPORTS[runtime] == "torch":
+        set_torch_threads(cell.threads)
+    imported = time.perf_counter()
+    predict = open_cell(Path(folder), cell)
+    loaded = time.perf_counter()
+    predict(np.zeros((1, int(side), int(side), 3), np.uint8))
+    answered = time.perf_counter()
+    figures = {
+        "import_ms": (imported - started) * 1e3,
+        "load_ms": (loaded - imported) * 1e3,
+        "first_call_ms": (answered - loaded) * 1e3,
+        "peak_mb": peak_mb(),
+    }
+    sys.stdout.write(json.dumps({name: round(value, 3) for name, value in figures.items()}) + "\n")
+
+
+if __name__ == "__main__":
+    _child(sys.argv[1:])

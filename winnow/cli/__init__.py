@@ -1,0 +1,1 @@
+"""The command line `winnow`: one command per file. The outermost layer."""

@@ -1,0 +1,144 @@
+"""What every candidate ends with: its file is checked and measured on the validation split, and gets a card.
+
+The file itself is measured (in ONNX Runtime), not the network it came from. For a float candidate parity is checked
+first: the file's logits against the network's, on the same images.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.data.dataset import VALIDATION, ImageSet
+from winnow.deploy.batch_inference import predict_file, predict_torch
+from winnow.deploy.onnx_export import PARITY_TOLERANCE, Contents, look_into, zipped_bytes
+from winnow.deploy.onnx_session import INPUT, MODEL, OUTPUT
+from winnow.errors import ArtifactError
+from winnow.evaluation.metrics import LOGITS, agreement, load_logits, quality, temperature
+from winnow.models.backbones import WEIGHTS, build, load_architecture, load_model
+from winnow.records import write_json
+
+log = logging.getLogger(__name__)
+
+CARD = "card.json"
+PARITY_IMAGES = 64
+INPUT_NOTE = {
+    "f32": "RGB, not normalised",
+    "int8": "RGB, not normalised. In OpenVINO reshape the model to a fixed N first: with N free its results are wrong",
+}
+"""By the file's precision."""
+
+
+def finish(
+    folder: Path,
+    *,
+    name: str,
+    method: str,
+    lineage: list[str],
+    images: ImageSet,
+    budget: NDArray[np.int64],
+    dense: Path | None,
+    parent: Path | None = None,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Measure folder/model.onnx, leave validation_logits.npy and card.json beside it -> (metrics, details).
+
+    `dense` and `parent` are the folders to compare with, None for dense itself. Raises ArtifactError when the file does
+    not compute what its network does.
+    """
+    indices = images.indices(VALIDATION)
+    logits_NC = predict_file(folder / MODEL, images.images_NHWC, indices)
+    np.save(folder / LOGITS, logits_NC)
+    labels_N = images.labels_N[indices]
+    scored_N = labels_N >= 0
+    metrics, details = quality(
+        logits_NC[scored_N], labels_N[scored_N], images.classes, images.groups_N[indices[scored_N]]
+    )
+    metrics |= temperature(logits_NC[scored_N], labels_N[scored_N])
+    metrics["quality/agreement"] = _agreement(logits_NC, dense, images)
+    metrics["quality/agreement_parent"] = _agreement(logits_NC, parent or dense, images)
+    if dense is not None and "quality/top1" in metrics:
+        reference_N = load_logits(dense, images)[scored_N].argmax(1)
+        metrics["delta/top1"] = (metrics["quality/top1"] - float((reference_N == labels_N[scored_N]).mean())) * 100
+    elif "quality/top1" in metrics:
+        metrics["delta/top1"] = 0.0
+    contents = look_into(folder / MODEL)
+    if (folder / WEIGHTS).is_file():
+        metrics["parity/max_abs_difference"] = parity(folder, images, indices[:PARITY_IMAGES])
+    metrics |= _sizes(folder, contents)
+    labels = {"training": len(budget), "choosing": int(scored_N.sum())}
+    if (groups := images.group_count(indices[scored_N])) is not None:
+        labels["choosing_groups"] = groups
+    details |= {"method": method, "precision": contents.precision, "lineage": lineage, "labels": labels}
+    _write_card(folder, name, images, metrics, details)
+    return metrics, details
+
+
+def _agreement(logits_NC: NDArray[np.float32], other: Path | None, images: ImageSet) -> float:
+    return 1.0 if other is None else agreement(logits_NC, load_logits(other, images))
+
+
+def parity(folder: Path, images: ImageSet, indices: NDArray[np.int64]) -> float:
+    """Return the largest difference of logits between the file in `folder` and the network saved beside it.
+
+    Raises ArtifactError where it is more than PARITY_TOLERANCE allows.
+    """
+    model, _ = load_model(folder)
+    expected_NC = predict_torch(model, images.images_NHWC, indices)
+    given_NC = predict_file(folder / MODEL, images.images_NHWC, indices)
+    difference = float(np.abs(expected_NC - given_NC).max())
+    allowed = PARITY_TOLERANCE * max(1.0, float(np.abs(expected_NC).max()))
+    if difference > allowed:
+        raise ArtifactError(
+            f"{folder / MODEL}: the exported file differs from the network by {difference:.2g} in its logits, "
+            f"more than {allowed:.2g}; this backbone does not survive the export, choose another one"
+        )
+    return difference
+
+
+def _sizes(folder: Path, contents: Contents) -> dict[str, float]:
+    """Sizes of the file (MB are 1e6 bytes) and of the network it came from."""
+    network = build(load_architecture(folder))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    zeros = contents.zeros
+    if (folder / WEIGHTS).is_file():
+        network = load_model(folder)[0]
+        zeros = sum(int((parameter == 0).sum()) for parameter in network.parameters())
+    return {
+        "size/mb": (folder / MODEL).stat().st_size / 1e6,
+        "size/zipped_mb": zipped_bytes(folder / MODEL) / 1e6,
+        "size/parameters": float(parameters),
+        "size/nonzero_parameters": float(parameters - zeros),
+        "compute/macs": float(contents.macs),
+        "compute/int8_share": contents.int8_macs / contents.macs if contents.macs else 0.0,
+    }
+
+
+def _write_card(folder: Path, name: str, images: ImageSet, metrics: dict[str, float], details: dict[str, Any]) -> None:
+    """What somebody who serves the file must know."""
+    side, note = images.image_size, INPUT_NOTE[details["precision"]]
+    write_json(
+        folder / CARD,
+        {
+            "name": name,
+            **{key: details[key] for key in ("method", "lineage", "precision", "labels")},
+            "classes": list(images.classes),
+            "image_size": side,
+            **asdict(images.preprocessing),
+            "resize_policy": images.preprocessing.policy.replace("S", str(side)),
+            "input": {"name": INPUT, "type": "uint8", "shape": ["N", side, side, 3], "note": note},
+            "output": {
+                "name": OUTPUT,
+                "type": "float32",
+                "shape": ["N", len(images.classes)],
+                "note": "logits; softmax(logits / temperature) are probabilities",
+            },
+            "temperature": metrics["quality/temperature"],
+            "metrics": metrics,
+            "measured_on": "the validation split",
+        },
+    )

@@ -1,0 +1,134 @@
+"""What this machine has: processor, flags that decide speed, cores, memory. Only the standard library is imported.
+
+In a container the limits of its control group count, not what the host has: cores are the processor time that the group
+may use (`cpu.max` of cgroup v2, `cpu.cfs_quota_us` over `cpu.cfs_period_us` of v1), memory is `memory.max` or
+`memory.limit_in_bytes`. A group above a process's own limits it too; the tightest one counts. Groups are looked for
+where every distribution mounts them. winnow/deploy/check_host.py has a copy of these functions, for it imports no
+winnow. Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html, scheduler/sched-bwc.html.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+WIDE_FLAGS = frozenset({"avx2", "avx512f"})
+"""Only x86 processors have one of these."""
+VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""Products of int8 are summed in 32 bits."""
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the processor says it can do; empty where the system does not tell (only Linux does)."""
+    line = next((line for line in _cpuinfo().splitlines() if line.startswith(("flags", "Features"))), ":")
+    return frozenset(line.split(":", 1)[1].split())
+
+
+def cpu_name() -> str:
+    """The processor's own name."""
+    text = _cpuinfo()
+    if not text:
+        return platform.processor() or platform.machine()
+    named = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def _cpuinfo() -> str:
+    """What Linux tells of its processors; empty elsewhere."""
+    return _text(PROC / "cpuinfo")
+
+
+def cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Return how many cores this process may use: those of its affinity, fewer where a control group's quota says so.
+
+    A quota is rounded down, to one core at least.
+    """
+    return min(_quotas(proc, cgroups))
+
+
+def thread_limit(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Return the threads that a library must be told to keep to; 0 where none is tighter than the affinity.
+
+    Libraries look at the affinity themselves, and at no quota.
+    """
+    limit = cores(proc, cgroups)
+    return limit if limit < _affinity() else 0
+
+
+def memory_gb(proc: Path = PROC, cgroups: Path = CGROUPS) -> float:
+    """Return the memory that this process may use, GB (1e9 bytes): the physical, or less by a control group's limit."""
+    return round(memory_bytes(proc, cgroups) / 1e9, 1)
+
+
+def memory_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Return the memory that this process may use, bytes."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for folder in _group_folders(proc, cgroups, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            found += [size for size in _numbers(folder / name)[:1] if size > 0]
+    return min(found)
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _quotas(proc: Path, cgroups: Path) -> list[int]:
+    """Return the affinity, and the whole cores (one at least) of each control group with a quota."""
+    found = [_affinity()]
+    for folder in _group_folders(proc, cgroups, "cpu"):
+        both = _numbers(folder / "cpu.max")
+        both = both or _numbers(folder / "cpu.cfs_quota_us") + _numbers(folder / "cpu.cfs_period_us")
+        if len(both) == 2 and min(both) > 0:
+            found.append(max(1, both[0] // both[1]))
+    return found
+
+
+def _group_folders(proc: Path, cgroups: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's control group and of all above it, of v2 and of v1's `controller`.
+
+    A path that is the host's does not exist in a container: there its own group is the topmost folder.
+    """
+    for line in _text(proc / "self" / "cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            mounts = [cgroups, cgroups / "unified"]
+        elif controller in controllers.split(","):
+            mounts = [cgroups / name for name in dict.fromkeys((controllers, controller))]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        if ".." in parts:  # outside of what this process can see
+            parts = []
+        for mount in mounts:
+            yield from (mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
+
+
+def _numbers(path: Path) -> list[int]:
+    """Return the whole numbers of a control file; none where it is missing, unreadable or unlimited (`max`)."""
+    words = _text(path).split()
+    return [int(word) for word in words] if all(word.lstrip("-").isdecimal() for word in words) else []
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file of the system; empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def saturates(flags: Collection[str]) -> bool:
+    """Whether sums of int8 products overflow on a processor with these flags: x86 without VNNI adds them in 16 bits."""
+    return not WIDE_FLAGS.isdisjoint(flags) and VNNI_FLAGS.isdisjoint(flags)
+
+
+def has_fast_bf16() -> bool:
+    """Whether the processor multiplies bf16 in hardware; elsewhere it is emulated and slower than f32."""
+    return bool(BF16_FLAGS & cpu_flags())

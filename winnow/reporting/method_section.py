@@ -1,0 +1,205 @@
+"""The page on what stands behind the figures: memory and start-up, controls, method, machine, and the words used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from winnow.config import CONTROL, FEW_LABELS, ROOT
+from winnow.config.finetune import LEAST_STEPS, LEAST_STEPS_OF_FEW
+from winnow.deploy.onnx_session import MODEL
+from winnow.reporting.candidates_section import RUNTIMES, span
+from winnow.reporting.html import (
+    MISSING,
+    Html,
+    Row,
+    bullets,
+    digits,
+    join,
+    number,
+    paragraph,
+    percent,
+    signed,
+    table,
+    tag,
+    two_lines,
+)
+from winnow.reporting.run_records import Facts
+
+NOTICEABLE = 1.1
+"""Speed-ups below this are no gain."""
+WORDS = {
+    "drop": "Points of top-1 accuracy that a candidate loses against its reference, counted on the same labelled "
+    "validation images, with a score interval for paired answers. The reference is dense, or dense-kd where that is "
+    "better. Of several candidates the winner is chosen by these intervals, so they are widened until all of them hold "
+    "together in 95 of 100 cases (Bonferroni); those that a gate on size, speed or int8 has ruled out do not count. A "
+    "drop passes its gate when the difference is within the allowance and the worst end of "
+    "the interval within twice the allowance; otherwise it is not shown, which does not pass. No drop exceeds the "
+    "share of images that get another answer, labelled or not, if the two are of one kind: where labels are few, that "
+    "share decides. The same "
+    "holds for macro F1 by a bootstrap within the classes, but the reference's answers only stand in for labels there.",
+    "agreement": "Share of the validation images, labelled or not, on which a candidate gives the same answer as "
+    "dense. Against dense itself the drop in accuracy cannot exceed the disagreement; against dense-kd it can.",
+    "speed-up": "How many times as fast a file is on its fastest runtime. Always three numbers: against dense in "
+    "PyTorch eager f32 (the better of two memory layouts, and of one thread and all), against dense on the best "
+    "PyTorch of any kind, and against dense as the best float of any precision and runtime. Only the last is what "
+    "compression bought; gates use it.",
+    "dense": "The fine-tuned network that all candidates are made from.",
+    "front": "The candidates that no other beats in accuracy, size and latency at once (Pareto).",
+    "top-1, macro F1": "Share of images whose first answer is right; mean over the classes of the harmonic mean of "
+    "precision and recall.",
+    "calibration error": "Mean gap between the confidence of an answer and the share of right ones at that "
+    "confidence. A temperature, fitted on validation, divides the logits before they become probabilities; the gap "
+    "with it is counted on the half of the images that it was not fitted on.",
+    "MACs": "Multiply-adds for one image. They are not time: see the speed-ups.",
+    "p50, p95": "Median, and the time that 95 of 100 calls stay below.",
+    "MB": "1,000,000 bytes; zipped: after deflate.",
+    "refit": "The chosen model trained once more with the same settings on training and validation labels, after "
+    "everything was chosen; done where labels are few. It is deployed if it computes what the measured file computes "
+    "and answers much like it.",
+    "labels used": "Training labels beyond the budget are hidden; validation labels choose, test labels score.",
+}
+
+
+def memory(facts: Facts) -> Html:
+    """What a machine must have to serve each file, each measured in a fresh process."""
+    rows = []
+    for row in facts.benchmark.details["processes"]:
+        where = f"{RUNTIMES[row['runtime']]} {row['precision']}"
+        times = [digits(row[part]) for part in ("import_ms", "load_ms", "first_call_ms")]
+        whole = digits(row["import_ms"] + row["load_ms"] + row["first_call_ms"])
+        css = "marked" if row["candidate"] == facts.winner else ""
+        rows.append(Row([row["candidate"], where, number(row["peak_mb"]), *times, whole], css))
+    caption = (
+        "Each file in a fresh process on one image. Peak memory includes the interpreter and the runtime's libraries"
+    )
+    heading = ["candidate", "on", "peak, MB", "import, ms", "load, ms", "first call, ms", "cold start, ms"]
+    return table(heading, rows, caption=caption, left=2)
+
+
+def controls(facts: Facts) -> Html:
+    """What a teacher and longer training bought, and what zeros did not."""
+    rows = []
+    for row in facts.selection.details["controls"]:
+        points, ends = signed(row["points"], plus=True), span(row["low"], row["high"], plus=True)
+        compared = f"{row['candidate']} over {row['control']}"
+        rows.append(Row([f"what {row['bought_by']} bought", compared, points, ends]))
+    heading = ["control", "compared", "points of top-1", "95 % interval"]
+    caption = (
+        "Same recipe but for the one thing named. With a teacher come the unlabelled images, which only a teacher can "
+        "use. Controls must pass the same gates as everybody"
+    )
+    sparse = [_sparse(facts, name) for name, c in facts.candidates.items() if c.details["method"] == "sparsify"]
+    absent = paragraph("The tree has no control, or no validation image has a label.", css="note")
+    return join(
+        table(heading, rows, caption=caption, left=2) if rows else absent, *[paragraph(text) for text in sparse]
+    )
+
+
+def _sparse(facts: Facts, name: str) -> str:
+    """Zeros make a smaller archive; whether they make it faster is what was measured."""
+    own, dense = facts.quality(name), facts.quality(ROOT)
+    zeros = 1 - own["size/nonzero_parameters"] / own["size/parameters"]
+    text = (
+        f"{name}: {percent(zeros, 0)} of its parameters are zero. The file is as large as before "
+        f"({digits(own['size/mb'], 'MB')}; dense {digits(dense['size/mb'], 'MB')}), zipped it takes "
+        f"{digits(own['size/zipped_mb'], 'MB')} instead of {digits(dense['size/zipped_mb'], 'MB')}. "
+    )
+    speedup = facts.speed(name).get("speedup/float_b1")
+    if speedup is None:
+        return text + "It was not timed."
+    told = f"{text}One image runs {speedup:.2f} times as fast as dense"
+    return f"{told}: runtimes multiply zeros like any other number." if speedup < NOTICEABLE else f"{told}."
+
+
+def method(facts: Facts) -> Html:
+    """How it was trained, timed and judged, on which machine, from which files."""
+    machine, settings = facts.benchmark.machine, facts.benchmark.parameters
+    assert machine is not None
+    versions = ", ".join(f"{package} {version}" for package, version in machine.versions.items())
+    spread = max((row["spread"] for row in facts.benchmark.details["rows"]), default=0.0)
+    conditions = facts.benchmark.details["conditions"]
+    pixels = conditions["image_size"]
+    side = f"{pixels} × {pixels}"
+    policy = facts.data.details["resize_policy"].replace("S x S", side).replace("to S", f"to {pixels}")
+    items = {
+        "Data": f"{facts.source}, {side} pixels. {policy}.",
+        "Training": f"{_pretraining(facts.pretrain.parameters)} {_finetuning(facts.dense.parameters)}",
+        "Choice": "Everything is chosen on the validation split. Last epoch, single pass, no test-time augmentation. "
+        f"{_gates(facts.selection.parameters)}",
+        "Timing": f"{settings['rounds']} interleaved rounds, warm-up apart, at least {settings['samples']} timed calls "
+        f"behind every latency of one image; medians of the rounds lay up to {percent(spread, 0)} apart. A file is "
+        f"timed only where its answers to {conditions['images_checked']} images are its own.",
+        "Machine": f"{machine.cpu}, {machine.threads} threads, {digits(machine.memory_gb, 'GB')} of memory, "
+        f"{machine.gpu or 'no GPU'}. {machine.system}. Flags that matter here: {' '.join(machine.flags) or 'none'}. "
+        "Figures of two machines are never compared.",
+        "Versions": f"{versions}.",
+    }
+    terms = [part for name, text in items.items() for part in (tag("dt", name), tag("dd", text))]
+    return join(tag("dl", *terms), _left_out(facts), _files(facts))
+
+
+def _pretraining(settings: dict[str, Any]) -> str:
+    if settings["method"] == "none":
+        return f"No pretraining: a fresh {settings['backbone']}."
+    return (
+        f"{settings['method']} pretrains a {settings['backbone']} for {settings['epochs']} epochs in batches of "
+        f"{settings['batch_size']}."
+    )
+
+
+def _finetuning(settings: dict[str, Any]) -> str:
+    seeds = ", ".join(str(seed) for seed in settings["seeds"])
+    rates = " and ".join(f"{rate:g}" for rate in settings["learning_rates"])
+    least = settings["min_steps"]
+    if least == "auto":
+        least = f"{LEAST_STEPS} (with fewer than {FEW_LABELS} labels {LEAST_STEPS_OF_FEW})"
+    return (
+        f"Fine-tuning takes {settings['epochs']} epochs, at least {least} steps, with rates {rates} "
+        f"tried for every arm and label seeds {seeds}; dense is the first seed, fixed beforehand."
+    )
+
+
+def _gates(settings: dict[str, Any]) -> str:
+    gates = settings["gates"]
+    return (
+        f"Gates: drop at most {gates['max_drop_points']:g} points of top-1 and "
+        f"{gates['max_macro_f1_drop_points']:g} of macro F1, agreement at least "
+        f"{percent(gates['min_agreement'], 0)}, file at most {percent(gates['max_size_ratio'], 0)} of dense's, at "
+        f"least {gates['min_speedup']:g} times as fast as dense's best float, of an int8 file at least "
+        f"{percent(gates['min_int8_share'], 0)} of the multiply-adds executed in int8; "
+        f"objective: {settings['objective']}."
+    )
+
+
+def _left_out(facts: Facts) -> Html:
+    """Cells that were refused or could not run here."""
+    refused = sorted(
+        {
+            f"{row['candidate']} on {RUNTIMES[row['runtime']]} {row['precision']} was refused: its answers agree with "
+            f"the file's own on {percent(row['agreement'])}, needed {percent(row['needed'], 0)}"
+            for row in facts.benchmark.details["refused"]
+        }
+    )
+    absent = [
+        f"{RUNTIMES.get(row['runtime'], 'every runtime')} "
+        f"{'' if row['precision'] == 'all' else row['precision'] + ' '}was left out: {row['reason']}"
+        for row in facts.benchmark.details["absent"]
+    ]
+    return join(tag("h3", "Not timed"), bullets([*refused, *absent])) if refused or absent else join()
+
+
+def _files(facts: Facts) -> Html:
+    """Digests: which files these figures belong to."""
+    rows = []
+    for name, record in facts.candidates.items():
+        digest = next((file.sha256 for file in record.artifacts if file.name == MODEL), MISSING)
+        rows.append(Row([name, tag("code", digest)]))
+    images = next((file.sha256 for file in facts.data.artifacts if file.name == "images.npy"), MISSING)
+    rows.append(Row([two_lines("images", "pixels, as decoded"), tag("code", images)]))
+    return table(["file", "sha256"], rows, caption="The files that were measured: model.onnx of each", left=2)
+
+
+def glossary(_facts: Facts) -> Html:
+    """The words of this page."""
+    words = {**WORDS, CONTROL: "The control: dense trained on with the candidates' recovery, itself as its teacher."}
+    return tag("dl", *[part for word, meaning in words.items() for part in (tag("dt", word), tag("dd", meaning))])

@@ -1,0 +1,1 @@
+"""The training loop, and fine-tuning on the label budget."""

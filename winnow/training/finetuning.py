@@ -1,0 +1,209 @@
+"""Fine-tuning on the label budget, in arms that differ in nothing but where the backbone comes from.
+
+An arm is a set of starting weights. All arms get the same labels, head, order of images, augmentation, steps and as
+many tried learning rates; the rate of an arm is chosen on validation with the first seed and then serves its other
+seeds. The last step is the result. A linear probe (logistic regression on frozen features) stands beside them.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from winnow.config import Config, Finetune
+from winnow.data.augmentation import augment
+from winnow.data.batches import Batches
+from winnow.data.dataset import VALIDATION, ImageSet
+from winnow.data.splits import label_budget, visible_labels
+from winnow.deploy.batch_inference import embed, predict_torch
+from winnow.errors import DataError, MissingExtra
+from winnow.models.backbones import Architecture, build
+from winnow.models.classifier_head import new_classifier
+from winnow.random_streams import stream_seed
+from winnow.training.loop import Checkpoint, Loss, Plan, Row, drain, fit
+
+log = logging.getLogger(__name__)
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training of one arm."""
+
+    arm: str
+    seed: int
+    learning_rate: float
+    steps: int
+    top1: float
+    """On the labelled validation images, a fraction."""
+    model: nn.Module
+    curves: list[Row]
+
+    def row(self) -> dict[str, float]:
+        """What the record keeps of it."""
+        return {"seed": self.seed, "learning_rate": self.learning_rate, "steps": self.steps, "top1": self.top1}
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Cross-validation: logits for every visible label, each by a network that has not seen it."""
+
+    known_L: NDArray[np.int64]
+    """Indices of the labelled images, training and validation."""
+    logits_LC: NDArray[np.float32]
+    folds: int
+
+
+def train_arms(
+    config: Config, images: ImageSet, architecture: Architecture, arms: dict[str, State | None], scratch: Path
+) -> tuple[list[Trained], list[Trained]]:
+    """Every arm on every seed. `arms` maps a name to backbone weights, None for random ones.
+
+    Returns (the trainings at the chosen rates, all those tried on the first seed). Raises DataError when there is no
+    labelled validation image.
+    """
+    settings = config.finetune
+    if len(images.indices(VALIDATION, labelled=True)) == 0:
+        raise DataError(
+            "no validation image has a label, so no learning rate can be chosen and nothing measured; add labelled "
+            "images, or raise data.validation_fraction"
+        )
+    first, *others = settings.seeds
+    total = len(arms) * (len(settings.learning_rates) + len(others))
+    tried: list[Trained] = []
+    chosen: list[Trained] = []
+    done = 0
+
+    def one(arm: str, seed: int, rate: float) -> Trained:
+        nonlocal done
+        done += 1
+        log.info("training %d of %d: %s, seed %d, rate %g", done, total, arm, seed, rate)
+        return _train(config, images, start(architecture, arms[arm], seed), (arm, seed, rate), scratch)
+
+    for arm in arms:
+        attempts = [one(arm, first, rate) for rate in settings.learning_rates]
+        best = max(attempts, key=lambda training: training.top1)
+        tried += attempts
+        chosen += [best, *(one(arm, seed, best.learning_rate) for seed in others)]
+    return chosen, tried
+
+
+def start(architecture: Architecture, state: State | None, seed: int) -> nn.Module:
+    """Backbone weights of the arm, and a head drawn from the seed alone, the same for every arm."""
+    model = build(architecture, seed=seed)
+    if state is not None:
+        model.load_state_dict({**model.state_dict(), **state})
+    return new_classifier(model, architecture.num_classes, seed)
+
+
+def _train(config: Config, images: ImageSet, model: nn.Module, which: tuple[str, int, float], scratch: Path) -> Trained:
+    arm, seed, rate = which
+    budget = label_budget(images, config.data.label_budget, seed)
+    checkpoint = Checkpoint(scratch, f"{arm}-seed{seed}-rate{rate:g}")
+    steps, curves = learn(config, images, model, budget, (seed, rate), checkpoint)
+    return Trained(arm, seed, rate, steps, validation_top1(model, images), model, curves)
+
+
+def learn(
+    config: Config,
+    images: ImageSet,
+    model: nn.Module,
+    chosen: NDArray[np.int64],
+    how: tuple[int, float],
+    checkpoint: Checkpoint,
+) -> tuple[int, list[Row]]:
+    """Train on the labels of `chosen` in place and return (steps, curves); `how` is (seed, learning rate)."""
+    settings, (seed, rate) = config.finetune, how
+    stream = stream_seed(seed, "fine-tuning")
+    batches = Batches(images.training_NHWC, visible_labels(images, chosen), chosen, settings.batch_size, stream)
+    per_epoch = settings.steps_for(len(chosen)) // settings.epochs
+    plan = Plan(settings.epochs, per_epoch, settings.optimiser(rate), stream)
+    curves = drain(fit(model, batches, classification(settings, images.image_size), plan, checkpoint))
+    model.cpu().eval()
+    return plan.steps, curves
+
+
+def classification(settings: Finetune, side: int) -> Loss:
+    """Cross-entropy on augmented views of `side` pixels."""
+
+    def loss(model: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        logits = model(augment(images_BCHW, settings.augmentation, side)).float()
+        return F.cross_entropy(logits, labels_B, label_smoothing=settings.label_smoothing)
+
+    return loss
+
+
+def validation_top1(model: nn.Module, images: ImageSet) -> float:
+    """Share of the labelled validation images that the network names rightly."""
+    indices = images.indices(VALIDATION, labelled=True)
+    logits = predict_torch(model, images.images_NHWC, indices)
+    return float((logits.argmax(1) == images.labels_N[indices]).mean())
+
+
+def wants_cross_validation(config: Config, images: ImageSet) -> bool:
+    """Whether finetune.cross_validation asks for it, or the labelled validation images are few."""
+    return config.finetune.crosses(len(images.indices(VALIDATION, labelled=True)))
+
+
+def cross_validate(
+    config: Config, images: ImageSet, architecture: Architecture, state: State | None, dense: Trained, scratch: Path
+) -> Crossed:
+    """Answers to every visible label by networks that have not seen it.
+
+    They start as `dense` did, at its rate, and learn from the other folds of training and validation labels
+    together. What belongs together (groups, duplicates) shares a fold; classes are spread evenly (scikit-learn's
+    StratifiedGroupKFold). The rate was chosen on the validation part of the labels, which flatters a little.
+    """
+    try:
+        from sklearn.model_selection import StratifiedGroupKFold
+    except ModuleNotFoundError as error:
+        raise MissingExtra("scikit-learn", "report") from error
+    budget = label_budget(images, config.data.label_budget, dense.seed)
+    known = np.sort(np.concatenate([budget, images.indices(VALIDATION, labelled=True)]))
+    labels, groups = images.labels_N[known], images.groups_N[known]
+    folds = min(config.finetune.folds, len(np.unique(groups)), int(np.bincount(labels).max()))
+    logits_LC = np.empty((len(known), len(images.classes)), dtype=np.float32)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=stream_seed(dense.seed, "folds"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        parts = list(splitter.split(known, labels, groups))
+    for number, (others, held_out) in enumerate(parts, start=1):
+        log.info("cross-validation over %d labels, network %d of %d", len(known), number, folds)
+        model = start(architecture, state, dense.seed)
+        checkpoint = Checkpoint(scratch, f"fold{number}of{folds}")
+        learn(config, images, model, known[others], (dense.seed, dense.learning_rate), checkpoint)
+        logits_LC[held_out] = predict_torch(model, images.images_NHWC, known[held_out])
+    return Crossed(known, logits_LC, folds)
+
+
+def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> dict[str, float]:
+    """Logistic regression on standardised frozen features of the first seed's budget -> {seed, top1}."""
+    seed = config.finetune.seeds[0]
+    budget = label_budget(images, config.data.label_budget, seed)
+    validation = images.indices(VALIDATION, labelled=True)
+    features = embed(model.eval(), images.images_NHWC, budget).numpy()
+    queries = embed(model, images.images_NHWC, validation).numpy()
+    probe = fit_probe(features, images.labels_N[budget])
+    truth: NDArray[np.int64] = images.labels_N[validation]
+    return {"seed": seed, "top1": float((probe.predict(queries) == truth).mean())}
+
+
+def fit_probe(features_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> Any:
+    """scikit-learn's logistic regression on standardised features."""
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ModuleNotFoundError as error:
+        raise MissingExtra("scikit-learn", "report") from error
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1)).fit(features_ND, labels_N)
