@@ -24,9 +24,9 @@ import numpy as np
 from benchmarks.chain import ROOT, leave, markdown
 from winnow.benchmark.measurement_error import describe_errors
 from winnow.benchmark.timing import time_calls
-from winnow.deploy.runtimes import Cell, cell_of, open_cell, set_torch_threads
+from winnow.deploy.runtimes import BenchmarkCase, cell_of, open_cell, set_torch_threads
 from winnow.records import read_record
-from winnow.timing_lock import quiet_machine
+from winnow.timing_lock import timing_lock
 
 NAME = "cells_alone"
 WARM_UP_MS, CALLS_SINGLE, CALLS_LARGE = 2000.0, 400, 40
@@ -36,14 +36,14 @@ NOTICEABLE = 0.15
 
 def alone_ms(candidates: Path, row: dict[str, Any], side: int) -> float:
     """Return the p50 in ms of a row's cell in a process of its own. Raises CalledProcessError where that fails."""
-    cell = json.dumps({name: row[name] for name in Cell.__dataclass_fields__})
+    cell = json.dumps({name: row[name] for name in BenchmarkCase.__dataclass_fields__})
     command = [sys.executable, "-m", "benchmarks.cells_alone", "--cell", cell, "--side", str(side), str(candidates)]
-    with quiet_machine():
+    with timing_lock():
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout.strip().splitlines()[-1])
 
 
-def one_cell(candidates: Path, cell: Cell, side: int) -> float:
+def one_cell(candidates: Path, cell: BenchmarkCase, side: int) -> float:
     """The p50 in ms of this cell, in this process."""
     set_torch_threads(cell.threads)
     predict = open_cell(candidates / cell.candidate, cell)
@@ -57,7 +57,7 @@ def compared(rows: list[dict[str, Any]], candidates: Path, side: int) -> list[di
     found = []
     for at, row in enumerate(rows):
         alone = alone_ms(candidates, row, side)
-        kept = {name: row[name] for name in (*Cell.__dataclass_fields__, "p50_ms")}
+        kept = {name: row[name] for name in (*BenchmarkCase.__dataclass_fields__, "p50_ms")}
         found.append({**kept, "pass": "screened" if "screened" in row else "compared", "alone_ms": alone})
         found[-1]["ratio"] = row["p50_ms"] / alone
         print(f"{at + 1} of {len(rows)}: {kept} alone {alone:.4g} ms, ratio {found[-1]['ratio']:.3f}", flush=True)

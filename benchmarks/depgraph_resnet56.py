@@ -22,12 +22,12 @@ from benchmarks.chain import Chain, all_labels, configure, leave, markdown, righ
 from tasks.forecast.microbenchmarks import Trials
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
 from winnow.eta import duration
-from winnow.evaluation.ablations import better_reference
+from winnow.evaluation.ablations import stronger_baseline
 from winnow.evaluation.intervals import paired_drop
 from winnow.evaluation.metrics import load_logits
 from winnow.models.backbones import build, load_architecture
 from winnow.records import read_record
-from winnow.timing_lock import quiet_machine
+from winnow.timing_lock import timing_lock
 from winnow.training.finetuning import classification
 
 NAME = "depgraph_resnet56"
@@ -61,7 +61,7 @@ def epoch_seconds(chain: Chain, images: ImageSet) -> float:
     settings = chain.config.finetune
     model = build(load_architecture(chain.candidates / "dense"))
     rate = settings.optimiser(settings.learning_rates[0])
-    with quiet_machine():
+    with timing_lock():
         step = Trials(images, chain.folder).per_step(
             model, classification(settings, images.image_size), settings.batch_size, rate
         )
@@ -88,7 +88,7 @@ def main() -> None:
         }
         for name in ("dense", *names)
     }
-    better = better_reference({name: hits["validation"] for name, hits in right.items()})
+    better = stronger_baseline({name: hits["validation"] for name, hits in right.items()})
     dense = read_record(chain.candidates / "dense").metrics
     rows = []
     for name, hits in right.items():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.chain import Chain, configure, leave, markdown
 from winnow.data.dataset import VALIDATION, load_images
-from winnow.deploy.drift_tests import Answers, answer, compare
+from winnow.deploy.drift_tests import DriftFeatures, answer, compare
 from winnow.deploy.onnx_session import MODEL
 from winnow.evaluation.intervals import wilson_interval
 from winnow.random_streams import stream_seed
@@ -53,8 +53,8 @@ CHANGES: dict[str, Callable[[Pixels], Pixels] | None] = {
 }
 
 
-def part(answers: Answers, chosen: NDArray[np.int64]) -> Answers:
-    return Answers(answers.logits_NC[chosen], answers.embeddings_ND[chosen])
+def part(answers: DriftFeatures, chosen: NDArray[np.int64]) -> DriftFeatures:
+    return DriftFeatures(answers.logits_NC[chosen], answers.embeddings_ND[chosen])
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def main() -> None:
     leave(NAME, conditions, {"settings": settings, "rows": figures}, markdown(rows))
 
 
-def _look(chain: Chain, plain: Answers, changed: Answers, common: Any, size: int, seed: int) -> Any:
+def _look(chain: Chain, plain: DriftFeatures, changed: DriftFeatures, common: Any, size: int, seed: int) -> Any:
     """One draw: the tests on a random reference and on fresh images, a third of them of one class where asked for."""
     rng = np.random.default_rng(stream_seed(seed, "halves"))
     order = rng.permutation(len(plain.logits_NC))

@@ -76,7 +76,7 @@ import json, sys, time
 from pathlib import Path
 from benchmarks.chain import configure
 from winnow.random_streams import stream_seed
-from tasks.memory import watched
+from tasks.project.peak_memory import watched
 from winnow.steps.ingest import ingest
 
 if __name__ == "__main__":

@@ -54,15 +54,16 @@ SETTINGS = {
 FLOW = """
 import cProfile, io, json, pstats, sys, time
 from pathlib import Path
-from tasks.settings import Places, apply
+from tasks.project.paths import ProjectPaths, apply
 apply(Path.cwd())
 from flows.pipeline import pipeline
-from tasks import stages, tracking, versioning
+from tasks import stages
+from tasks.tracking import mlflow_runs
 
 # Seconds of every step's calls: MLflow's, and DVC's child process from its start to its end.
 spent, profile = {}, cProfile.Profile()
-inner = {name: getattr(tracking, name) for name in ("open_step", "close_step")}
-label, ended, stream, open_execution = [""], [0.0], stages._stream, tracking.open_execution
+inner = {name: getattr(mlflow_runs, name) for name in ("open_step", "close_step")}
+label, ended, stream, open_execution = [""], [0.0], stages._stream, mlflow_runs.open_execution
 
 def timed(name):
     def call(*arguments):
@@ -92,8 +93,8 @@ def began(places, parent, name, step):
     spent[label[0]] = {"mlflow": 0.0, "child": 0.0, "prefect": time.monotonic() - ended[0]}
     return timed("open_step")(places, parent, name, step)
 
-tracking.open_execution = opened
-tracking.open_step, tracking.close_step, stages._stream = began, timed("close_step"), child
+mlflow_runs.open_execution = opened
+mlflow_runs.open_step, mlflow_runs.close_step, stages._stream = began, timed("close_step"), child
 started = time.monotonic()
 done = pipeline(str(Path.cwd()))
 total = time.monotonic() - started
@@ -105,7 +106,7 @@ Path(sys.argv[1]).write_text(json.dumps(told))
 DVC_PROFILED = """
 import cProfile, pstats, sys
 from pathlib import Path
-from tasks.settings import apply
+from tasks.project.paths import apply
 apply(Path.cwd())
 profile = cProfile.Profile()
 profile.enable()

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.chain import ROOT, leave, markdown
-from tasks.project.paths import Places, environment
+from tasks.project.paths import ProjectPaths, environment
 from tasks.project.run_summary import candidate_rows, learned_lines, promotion_lines
 from winnow.eta import duration
 from winnow.random_streams import stream_seed
@@ -113,9 +113,9 @@ def main() -> None:
     began = time.monotonic()
     subprocess.run([*winnow, "run"], cwd=project, env=environment(project), check=True)
     total = time.monotonic() - began
-    places = Places(project)
-    planned = read_json(places.hidden / "plan.json")
-    times = {name: read_json(places.hidden / "times" / f"{name}.json") for name in planned["steps"]}
+    places = ProjectPaths(project)
+    planned = read_json(places.state_dir / "plan.json")
+    times = {name: read_json(places.state_dir / "times" / f"{name}.json") for name in planned["steps"]}
     pairs = {
         "time": (planned["total_seconds"], total, duration),
         "disk, GB": (planned["disk_gb"], on_disk_gb(places.artifacts, project / ".dvc" / "cache"), "{:.2f}".format),

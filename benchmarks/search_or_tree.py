@@ -31,10 +31,10 @@ from winnow.errors import WinnowError
 from winnow.evaluation.metrics import load_logits
 from winnow.records import read_json, read_record
 from winnow.search.accuracy_loss import lost, reference_logits
-from winnow.search.cost import Meter
+from winnow.search.cost import CostMeasurer
 from winnow.search.loop import Progress, search
-from winnow.search.pareto import Found, front, hypervolume
-from winnow.search.trial import Workplace, machine_here, meter_of, tree_of
+from winnow.search.pareto import TrialPoint, front, hypervolume
+from winnow.search.trial import SearchContext, machine_here, meter_of, tree_of
 from winnow.steps.compress import Folders
 
 NAME = "search_or_tree"
@@ -88,14 +88,14 @@ def compare(seed: int, config: Config) -> dict[str, Any]:
     tree_seconds = sum(chain.seconds()[name] for name in config.candidates)
     answers = chain.folder / "search-answers"  # of its own: the tree's work is not to be had for nothing
     folders = Folders(chain.data(), chain.pretrained(), chain.candidates, chain.scratch / "search", answers)
-    place = Workplace(config, folders, chain.folder / "trials", overflow_safe=SATURATES)
+    place = SearchContext(config, folders, chain.folder / "trials", overflow_safe=SATURATES)
     meter, images = meter_of(place), load_images(chain.data())
     dense_VC = reference_logits(place.references, images)
     made, tree = {}, []
     for number, name in enumerate(config.candidates):
         made[number] = chain.candidates / name
         drop = lost(dense_VC, load_logits(made[number], images), images, choosing_half(images)).points
-        tree.append(Found(number, drop, share_of_dense(meter, made[number])))
+        tree.append(TrialPoint(number, drop, share_of_dense(meter, made[number])))
     progress = search(place, chain.folder / "study.db", lambda _trial: None)
     trials = {
         trial.number: tree_of(place, trial.folder, config.search.epochs) / trial.look.names[-1]
@@ -117,12 +117,12 @@ def compare(seed: int, config: Config) -> dict[str, Any]:
     }
 
 
-def share_of_dense(meter: Meter, folder: Path) -> float:
+def share_of_dense(meter: CostMeasurer, folder: Path) -> float:
     """Share of dense's time that a call of a file takes."""
     return meter.cost(folder, read_record(folder).details["precision"]) / meter.dense_cost
 
 
-def shares_anew(meter: Meter, files: Collection[Path]) -> dict[Path, float]:
+def shares_anew(meter: CostMeasurer, files: Collection[Path]) -> dict[Path, float]:
     """The same of all these files, in turns."""
     rounds = [{file: share_of_dense(meter, file) for file in sorted(files)} for _ in range(ROUNDS)]
     return {file: float(np.median([each[file] for each in rounds])) for file in files}
@@ -132,23 +132,23 @@ def shares_anew(meter: Meter, files: Collection[Path]) -> dict[Path, float]:
 class Arm:
     """What one way has found."""
 
-    found: list[Found]
+    found: list[TrialPoint]
     made: Mapping[int, Path]
     seconds: float
 
     @property
-    def front(self) -> list[tuple[Found, Path]]:
+    def front(self) -> list[tuple[TrialPoint, Path]]:
         """What nobody beats, each with its file."""
         return [(each, self.made[each.number]) for each in front(self.found)]
 
 
-def within(progress: Progress, seconds: float) -> list[Found]:
+def within(progress: Progress, seconds: float) -> list[TrialPoint]:
     """What the search had found by then; costs as shares of dense's."""
     spent, found = 0.0, []
     for trial in progress.trials:
         spent += trial.seconds
         if trial.found and spent <= seconds:
-            found.append(Found(trial.number, trial.found.drop, trial.found.cost / progress.dense_cost))
+            found.append(TrialPoint(trial.number, trial.found.drop, trial.found.cost / progress.dense_cost))
     return found
 
 

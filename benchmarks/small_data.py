@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from benchmarks.chain import ROOT, SATURATES, Chain, configure, leave, markdown, span
 from winnow.config import Config, Recovered
 from winnow.data.dataset import TRAIN, VALIDATION, load_images
-from winnow.evaluation.ablations import better_reference
+from winnow.evaluation.ablations import stronger_baseline
 from winnow.evaluation.intervals import paired_drop
 from winnow.evaluation.metrics import load_logits, right_answers
 from winnow.random_streams import stream_seed
@@ -86,7 +86,7 @@ def rows_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each network, the validation images of all seeds together."""
     names = list(runs[0]["right"])
     right: dict[str, NDArray[np.bool_]] = {name: np.concatenate([run["right"][name] for run in runs]) for name in names}
-    better = np.concatenate([run["right"][better_reference(run["right"])] for run in runs])
+    better = np.concatenate([run["right"][stronger_baseline(run["right"])] for run in runs])
     return [
         {
             "network": name.removesuffix(SHORT),

@@ -25,7 +25,7 @@ from benchmarks.chain import Chain, all_labels, configure, leave, markdown, righ
 from winnow.benchmark.speedups import best
 from winnow.config import Config
 from winnow.data.dataset import VALIDATION, load_images
-from winnow.evaluation.ablations import better_reference
+from winnow.evaluation.ablations import stronger_baseline
 from winnow.evaluation.intervals import paired_drop
 from winnow.evaluation.metrics import load_logits
 from winnow.records import RECORD, StepRecord, read_record
@@ -104,7 +104,7 @@ class Answers:
         self.right: dict[str, NDArray[np.bool_]] = {
             name: load_logits(chain.candidates / name, self.images).argmax(1) == validation for name in names
         }
-        self.reference = better_reference(self.right)
+        self.reference = stronger_baseline(self.right)
 
 
 def config_of(images: Path, epochs: int, recovery_epochs: int) -> Config:

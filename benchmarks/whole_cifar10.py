@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.chain import ROOT, leave
-from tasks.project.paths import Places, environment
+from tasks.project.paths import ProjectPaths, environment
 from tasks.project.run_summary import candidate_rows, learned_lines, promotion_lines
 from winnow.records import read_record
 
@@ -42,7 +42,7 @@ def main() -> None:
         [sys.executable, "-m", "winnow.cli.main", "run", *sets], cwd=project, env=environment(project), check=True
     )
     minutes = (time.monotonic() - started) / 60
-    places = Places(project)
+    places = ProjectPaths(project)
     rows = candidate_rows(places)
     dense = read_record(places.artifacts / "candidates" / "dense")
     report = read_record(places.artifacts / "report")

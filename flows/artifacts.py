@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from tasks.project import announced_servers
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.run_summary import candidate_rows, front_rows, promotion_lines
 from tasks.tracking import mlflow_runs
 from winnow.config import load_config
@@ -15,7 +15,7 @@ from winnow.printable import markdown
 from winnow.records import RECORD
 
 
-def results(places: Places) -> None:
+def results(places: ProjectPaths) -> None:
     """Everything, after a run of the chain."""
     create_table_artifact(key="candidates", table=candidate_rows(places), description="Candidates of this run")
     create_table_artifact(key="front", table=front_rows(places), description="Nobody is better in all three at once")
@@ -33,7 +33,7 @@ def promotion(reasons: Sequence[str]) -> None:
     create_markdown_artifact(key="promotion", markdown=listed, description="What serves, and why")
 
 
-def link_lines(places: Places) -> list[str]:
+def link_lines(places: ProjectPaths) -> list[str]:
     """Markdown: the report and MLflow's pages, or how to open them."""
     shown = _in_mlflow(places)
     if shown is None:
@@ -43,7 +43,7 @@ def link_lines(places: Places) -> list[str]:
     return [f"- [report]({at}/artifacts/report.html)", f"- [this run in MLflow]({at})", f"- [models]({page}/#/models)"]
 
 
-def _in_mlflow(places: Places) -> tuple[str, str, str] | None:
+def _in_mlflow(places: ProjectPaths) -> tuple[str, str, str] | None:
     """(page, experiment, run) of the last execution for a browser; None where there is none or MLflow is not up."""
     if not (places.artifacts / "select" / RECORD).is_file():
         return None

@@ -18,7 +18,7 @@ from typing import Any, cast
 import yaml
 
 from tasks.project import gpu_slots
-from tasks.project.paths import Places, registered_model_name
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import read_memory
 from tasks.stages import DRIFTED, PROMOTED, WAITING
 from tasks.tracking.tracked_runs import without_password
@@ -44,7 +44,7 @@ def prefix_of(project: str) -> str:
     return f"winnow {project}: "
 
 
-def set_up(places: Places) -> str:
+def set_up(places: ProjectPaths) -> str:
     """Bring the server at PREFECT_API_URL up to date and return the name of the project's work pool.
 
     Raises WinnowError when the server does not answer, or does not take a deployment.
@@ -62,7 +62,7 @@ def set_up(places: Places) -> str:
         ) from error
 
 
-def _set_up(places: Places) -> str:
+def _set_up(places: ProjectPaths) -> str:
     project = registered_model_name(load_config(places.root / "params.yaml"))
     os.environ[PROJECT] = project  # for what both files leave open
     _forget_former(places, project)
@@ -82,12 +82,15 @@ def _set_up(places: Places) -> str:
     return pool_of(project)
 
 
-def _forget_former(places: Places, project: str) -> None:
+def _forget_former(places: ProjectPaths, project: str) -> None:
     """Take what this checkout had deployed under other names off the server, unless a worker still works at it."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
-    path, key = places.hidden / "deployed.json", f"{places.root} at {without_password(os.environ['PREFECT_API_URL'])}"
+    path, key = (
+        places.state_dir / "deployed.json",
+        f"{places.root} at {without_password(os.environ['PREFECT_API_URL'])}",
+    )
     known: dict[str, list[str]] = read_memory(path, dict[str, list[str]], {})
     left = [project]
     for former in set(known.get(key, [])) - {project}:
@@ -129,7 +132,7 @@ def _make_pool(pool: str) -> None:
             client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
 
 
-def _automations(places: Places) -> list[dict[str, Any]]:
+def _automations(places: ProjectPaths) -> list[dict[str, Any]]:
     """Those of the project's file, filled in as Prefect fills in prefect.yaml."""
     from prefect.utilities.templating import apply_values
 

@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 
 from flows.runtime import working
 from tasks import drift as drift_task
-from tasks.project.paths import Places, registered_model_name
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.stages import DRIFTED
 from winnow.config import load_config
 from winnow.config.section import NOTHING
@@ -24,7 +24,7 @@ def drift(root: str = ".", path: str = "") -> dict[str, Any]:
         return _look(places, path)
 
 
-def _look(places: Places, path: str) -> dict[str, Any]:
+def _look(places: ProjectPaths, path: str) -> dict[str, Any]:
     config = load_config(places.root / "params.yaml")
     if not path and config.drift.path == NOTHING:
         get_run_logger().info("drift.path names no folder of fresh images: nothing is compared.")

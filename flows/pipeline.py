@@ -18,7 +18,7 @@ from flows import artifacts
 from flows.promote import show_form
 from flows.runtime import without_tracebacks, working
 from tasks import stages
-from tasks.project.paths import Places, check_files
+from tasks.project.paths import ProjectPaths, check_files
 from tasks.registry import promotion_state
 from tasks.tracking import mlflow_runs
 from tasks.tracking.mlflow_client import StoreError
@@ -43,7 +43,7 @@ def pipeline(root: str = ".", retries: int = 0) -> list[dict[str, Any]]:
         return _bring_up_to_date(places, retries)
 
 
-def _bring_up_to_date(places: Places, retries: int) -> list[dict[str, Any]]:
+def _bring_up_to_date(places: ProjectPaths, retries: int) -> list[dict[str, Any]]:
     config = load_config(places.root / "params.yaml")
     check_files(config, places.root)
     if runtime.deployment.id and (came := s3_fetch.fetch(places, config)):
@@ -66,7 +66,7 @@ def _bring_up_to_date(places: Places, retries: int) -> list[dict[str, Any]]:
     return done
 
 
-def _execute(places: Places, config: Config, stale: dict[str, list[str]], retries: int) -> list[dict[str, Any]]:
+def _execute(places: ProjectPaths, config: Config, stale: dict[str, list[str]], retries: int) -> list[dict[str, Any]]:
     """The stages, in a run of MLflow's that is closed whatever happens."""
     why = "; ".join(f"{stage}: {reasons[0]}" for stage, reasons in stale.items())[:1000]
     parent: str = stages.open_run.with_options(retries=retries)(str(places.root), why)
@@ -81,7 +81,7 @@ def _execute(places: Places, config: Config, stale: dict[str, list[str]], retrie
     return done
 
 
-def _show(places: Places) -> None:
+def _show(places: ProjectPaths) -> None:
     """The run's page; without MLflow its links are missing, and that fails no run."""
     try:
         artifacts.results(places)
@@ -90,7 +90,7 @@ def _show(places: Places) -> None:
 
 
 def _run_stages(
-    places: Places, config: Config, stale: dict[str, list[str]], parent: str, retries: int
+    places: ProjectPaths, config: Config, stale: dict[str, list[str]], parent: str, retries: int
 ) -> list[dict[str, Any]]:
     run_stage = stages.run_stage.with_options(retries=retries)
     futures: dict[str, PrefectFuture[dict[str, Any]]] = {}

@@ -32,7 +32,7 @@ from pydantic import Field
 from flows import artifacts
 from flows.runtime import working
 from tasks import stages
-from tasks.project.paths import Places, registered_model_name
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.run_summary import promotion_lines
 from tasks.registry import approval_decision, approval_request, promotion_state
 from tasks.registry.approval_decision import Waiting
@@ -57,7 +57,7 @@ def promote(root: str = ".") -> list[str]:
         return _promote(places)
 
 
-def _promote(places: Places) -> list[str]:
+def _promote(places: ProjectPaths) -> list[str]:
     config = load_config(places.root / "params.yaml")
     run_id = str(runtime.flow_run.id)
     waiting = approval_decision.waiting(places, config)
@@ -83,7 +83,7 @@ def _promote(places: Places) -> list[str]:
     answer = _ask(places, waiting)
     outcome = approval_decision.answer(places, config, answer.decision == "approve", answer.by, answer.reason)
     artifacts.promotion(list(outcome.reasons))
-    stages.tell_of(outcome, waiting.model)
+    stages.emit_promoted(outcome, waiting.model)
     return list(outcome.reasons)
 
 
@@ -108,7 +108,7 @@ def close_form(form: str, approve: bool, by: str, reason: str) -> str:
     return ""
 
 
-def _ask(places: Places, waiting: Waiting) -> Any:
+def _ask(places: ProjectPaths, waiting: Waiting) -> Any:
     """The person's answer; suspends the run until there is one. Prefect keeps answers by key: one key, one question."""
     tags = waiting.version.tags
     lines = [

@@ -26,7 +26,7 @@ from prefect.states import Crashed
 from flows import STOPPED
 from tasks import ENDINGS
 from tasks.project import run_lock, watchdog
-from tasks.project.paths import OWNER, Places
+from tasks.project.paths import OWNER, ProjectPaths
 from tasks.project.state_files import read_memory
 from winnow.errors import WinnowError
 from winnow.records import write_json
@@ -52,7 +52,7 @@ def enter_checkout() -> dict[str, str]:
     """
     if OWNER not in os.environ:
         raise WinnowError("this worker does not know its checkout; start it there by `winnow up`")
-    places = Places(Path(os.environ[OWNER]))
+    places = ProjectPaths(Path(os.environ[OWNER]))
     os.chdir(places.root)
     places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (places.logs / "flows.log").open("ab") as log:
@@ -70,9 +70,9 @@ def _is_cancelled() -> bool:
 
 
 @contextlib.contextmanager
-def _noted(places: Places) -> Iterator[None]:
+def _noted(places: ProjectPaths) -> Iterator[None]:
     """Note this run in the project while it works there alone. One that was noted before was ended: close it."""
-    note = places.hidden / "prefect-run.json"
+    note = places.state_dir / "prefect-run.json"
     if former := read_memory(note, UUID | None, None):
         with get_client(sync_client=True) as client, contextlib.suppress(HTTPError, PrefectException):
             if not client.read_flow_run(former).state.is_final():
@@ -89,9 +89,9 @@ def _noted(places: Places) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def working(root: str) -> Iterator[Places]:
+def working(root: str) -> Iterator[ProjectPaths]:
     """The folders of the project. A scheduled run waits for one that works there; a person's raises Occupied."""
-    places = Places(Path(root).resolve())
+    places = ProjectPaths(Path(root).resolve())
     was_stopped = True
     if not runtime.deployment.id:  # flows/automations.yaml looks after the others
         with get_client(sync_client=True) as client:

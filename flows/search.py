@@ -32,7 +32,7 @@ from winnow.errors import ConfigError
 from winnow.hardware import cores
 from winnow.search.loop import Progress, search
 from winnow.search.space import Point
-from winnow.search.trial import Earlier, Result, Workplace, machine_here, run_point
+from winnow.search.trial import Earlier, Result, SearchContext, machine_here, run_point
 
 DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 """What a worker does first: Ctrl-C in a terminal reaches a whole group, and this process ends its workers itself."""
@@ -40,7 +40,7 @@ WORKERS_WITHIN = 60
 """Seconds until the first worker has to be there."""
 
 
-def search_side_by_side(place: Workplace, storage: Path, log: Log, workers: int, scheduler: str) -> Progress:
+def search_side_by_side(place: SearchContext, storage: Path, log: Log, workers: int, scheduler: str) -> Progress:
     """winnow.search.loop.search with `workers` processes of this machine, or the workers of a Dask scheduler.
 
     Raises ConfigError where there are none, or such that cannot be used.
@@ -114,7 +114,7 @@ class OnDask:
         self._under_way: dict[int, tuple[float, Any]] = {}
         self._ended: SimpleQueue[int] = SimpleQueue()
 
-    def submit(self, place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense: float) -> None:
+    def submit(self, place: SearchContext, number: int, point: Point, earlier: Sequence[Earlier], dense: float) -> None:
         """Hand a trial to a worker."""
         root = os.environ[paths.OWNER]
         future: Any = _trial.submit(root, self.threads, place, number, point, list(earlier), dense)
@@ -149,7 +149,7 @@ def outcome(result: Callable[[], Result], seconds: float) -> Result:
 
 @task(name="trial", task_run_name="trial {number}", persist_result=False)
 def _trial(
-    root: str, threads: int, place: Workplace, number: int, point: Point, earlier: list[Earlier], dense: float
+    root: str, threads: int, place: SearchContext, number: int, point: Point, earlier: list[Earlier], dense: float
 ) -> Result:
     """On a worker, which knows nothing of the project yet."""
     paths.apply(Path(root))

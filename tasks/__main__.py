@@ -55,7 +55,7 @@ USAGE = "usage: python -m tasks {ingest|pretrain|finetune|candidate NAME|benchma
 
 def main(arguments: list[str]) -> int:
     """Run one step in the current folder, the project's root."""
-    places = paths.Places(Path.cwd())
+    places = paths.ProjectPaths(Path.cwd())
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     paths.quieten()
     signal.signal(signal.SIGTERM, _leave)
@@ -108,7 +108,7 @@ def _parse(arguments: list[str]) -> tuple[str, str]:
     raise WinnowError(USAGE)
 
 
-def run_step(config: Config, places: paths.Places, step: str, name: str) -> StepRecord:
+def run_step(config: Config, places: paths.ProjectPaths, step: str, name: str) -> StepRecord:
     """Run a step on the project's folders; its checkpoints are removed once it has ended well.
 
     Those of a training that was given up go first: whoever follows the step's curves would take them for its own.
@@ -130,21 +130,21 @@ def run_step(config: Config, places: paths.Places, step: str, name: str) -> Step
         "disk_mb": sum(artifact.bytes for artifact in record.artifacts) / 1e6,
     }
     for kind, told in (("versions", this_machine().versions), ("times", times)):
-        (places.hidden / kind).mkdir(parents=True, exist_ok=True)
-        write_json(places.hidden / kind / f"{name}.json", told)
+        (places.state_dir / kind).mkdir(parents=True, exist_ok=True)
+        write_json(places.state_dir / kind / f"{name}.json", told)
     for warning in record.warnings:
         logging.getLogger(__name__).warning("warning: %s", warning)
     return record
 
 
-def _call(config: Config, places: paths.Places, step: str, name: str, scratch: Path) -> Callable[[], StepRecord]:
+def _call(config: Config, places: paths.ProjectPaths, step: str, name: str, scratch: Path) -> Callable[[], StepRecord]:
     """The step's function with its folders. Imported here, so that a quick step does not wait for torch."""
     at = places.artifacts
     data, candidates = at / "data", at / "candidates"
     if step == "ingest":
         from winnow.steps.ingest import ingest
 
-        return lambda: ingest(config, data, places.hidden)
+        return lambda: ingest(config, data, places.state_dir)
     if step == "pretrain":
         from winnow.steps.pretrain import pretrain
 
@@ -187,7 +187,7 @@ def code_of(root: Path, step: str, section: object) -> list[Path]:
     return sorted(root / dep for dep in filled if dep.endswith(".py"))
 
 
-def _fingerprint(config: Config, places: paths.Places, step: str, name: str) -> str:
+def _fingerprint(config: Config, places: paths.ProjectPaths, step: str, name: str) -> str:
     """Digest of all that decides the outcome of a training: params, inputs, code."""
     at = places.artifacts
     inputs = {

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.project.paths import Places, registered_model_name
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.run_origin import origin_tags
 from tasks.registry import registered_models
 from tasks.registry.registered_models import CARD, CHAMPION, Version
@@ -33,7 +33,7 @@ from winnow.data.dataset import VALIDATION, load_images
 from winnow.data.decoding import Item, decode_all
 from winnow.data.file_tree import files_below
 from winnow.data.preprocessing import Preprocessing
-from winnow.deploy.drift_tests import Advice, Answers, Shift, advice, answer, compare, to_label
+from winnow.deploy.drift_tests import Advice, DriftFeatures, Shift, advice, answer, compare, to_label
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError, DataError
 from winnow.printable import markdown, printable, spreadsheet_cell
@@ -92,7 +92,7 @@ class Finding:
         return any(shift.is_real for shift in self.shifts)
 
 
-def look(places: Places, config: Config, path: str | None = None) -> Finding:
+def look(places: ProjectPaths, config: Config, path: str | None = None) -> Finding:
     """Compare the images below `path` (drift.path by default); raises ConfigError or DataError where it cannot."""
     folder = Path(path or config.drift.path)
     if str(folder) == NOTHING:
@@ -161,7 +161,7 @@ def _read(folder: Path, card: Mapping[str, Any], known: set[bytes], scratch: IO[
 
 
 def _wanted(
-    files: list[str], fresh: Answers, card: Mapping[str, Any], count: int
+    files: list[str], fresh: DriftFeatures, card: Mapping[str, Any], count: int
 ) -> tuple[tuple[str, str, float], ...]:
     from winnow.evaluation.metrics import softmax
 
@@ -171,7 +171,7 @@ def _wanted(
     )
 
 
-def track(places: Places, config: Config, finding: Finding) -> str:
+def track(places: ProjectPaths, config: Config, finding: Finding) -> str:
     """A run in MLflow that holds the finding and, where labels are wanted, the list of files; its number."""
     metrics = {"drift/images": float(finding.images), "drift/real": float(finding.is_real)}
     for shift in finding.shifts:

@@ -22,7 +22,7 @@ from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from tasks.project import gpu_slots, run_lock
-from tasks.project.paths import Places, registered_model_name
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import Times, read_memory
 from tasks.registry import promotion
 from tasks.registry.approval_request import Request
@@ -75,7 +75,7 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
 
     `own`: seconds of the step itself, without process, imports, DVC and tracking; 0 where it did not run.
     """
-    places = Places(Path(root))
+    places = ProjectPaths(Path(root))
     known = {item.name: item for item in dvc_stages.stages(load_config(places.root / "params.yaml"))}
     label, out = known[stage].label, places.artifacts / known[stage].out
     log = get_run_logger()
@@ -95,7 +95,7 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
     except BaseException as error:
         mlflow_runs.fail_step(places, run_id, str(error) or type(error).__name__)
         raise
-    times = read_memory(places.hidden / "times" / f"{label}.json", Times | None, None) if outcome == "ran" else None
+    times = read_memory(places.state_dir / "times" / f"{label}.json", Times | None, None) if outcome == "ran" else None
     own = times["step"] if times else 0.0
     return {"stage": label, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
 
@@ -103,14 +103,14 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
 @task(name="open run", **TRIED_AGAIN)
 def open_run(root: str, why: str) -> str:
     """Open the execution's run in MLflow; returns its number."""
-    places = Places(Path(root))
+    places = ProjectPaths(Path(root))
     return mlflow_runs.open_execution(places, load_config(places.root / "params.yaml"), why)
 
 
 @task(name="track", **TRIED_AGAIN)
 def track_run(root: str, parent_run: str) -> str:
     """Complete MLflow from the records, and close the execution's run; returns a line for people."""
-    places = Places(Path(root))
+    places = ProjectPaths(Path(root))
     told = mlflow_runs.track(places, load_config(places.root / "params.yaml"), parent_run)
     mlflow_runs.close_execution(places, parent_run, ok=True)
     return told
@@ -125,16 +125,16 @@ def keep_stage(stage: str) -> dict[str, Any]:
 @task(name="promote", **TRIED_AGAIN)
 def promote_winner(root: str) -> dict[str, Any]:
     """Register the winner and let it challenge the champion. Returns {stage, outcome, seconds, reasons, waits}."""
-    places = Places(Path(root))
+    places = ProjectPaths(Path(root))
     started = time.monotonic()
     config = load_config(places.root / "params.yaml")
     outcome = promotion.promote(places, config)
-    tell_of(outcome, registered_model_name(config))
+    emit_promoted(outcome, registered_model_name(config))
     told = {"reasons": list(outcome.reasons), "waits": outcome.waits is not None}
     return {"stage": "promote", "outcome": "ran", "seconds": time.monotonic() - started, **told}
 
 
-def tell_of(outcome: promotion.Outcome, model: str) -> None:
+def emit_promoted(outcome: promotion.PromotionResult, model: str) -> None:
     """Emit an event where the champion has changed; flows/deployments.py sends it on to people."""
     if outcome.alias == CHAMPION and outcome.is_new:
         name = f"version {outcome.version} is the champion of {model}"
@@ -162,7 +162,7 @@ def stop_running(parent_run: str) -> None:
             _stop(process)
 
 
-def _stream(places: Places, stage: str, label: str, runs: tuple[str, str], log: Any) -> list[str]:
+def _stream(places: ProjectPaths, stage: str, label: str, runs: tuple[str, str], log: Any) -> list[str]:
     """Run the stage and return its lines, passed on; StageFailed with the last of them when it does not end well.
 
     `runs`: MLflow's run of the execution, and of this step in it.
@@ -227,7 +227,7 @@ def _failure(label: str, lines: list[str], status: int) -> str:
     return f"step {label} failed: {told.strip()}{hint}"
 
 
-def _follow(places: Places, label: str, run_id: str, ended: threading.Event) -> None:
+def _follow(places: ProjectPaths, label: str, run_id: str, ended: threading.Event) -> None:
     """Every two seconds: new rows of curves to MLflow. A file that an earlier training left is not this one's yet."""
     sent: dict[Path, int] = {}
     started = time.time()

@@ -15,7 +15,7 @@ import onnx
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.registry import registered_models
 from tests.conftest import CLASSES, SIZE, tiny_params, write_set
 from winnow.config import Config, check_config
@@ -208,20 +208,20 @@ def _record(folder: Path, step: str, **fields: Any) -> None:
     write_record(folder, StepRecord(step=step, artifacts=describe(folder, *files), **{**empty, **fields}))
 
 
-def forget(places: Places) -> None:
+def forget(places: ProjectPaths) -> None:
     """As on another machine: everything in .winnow but the store is gone."""
-    for path in places.hidden.iterdir():
+    for path in places.state_dir.iterdir():
         if path.name != "mlflow":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def aliases(places: Places) -> dict[str, str]:
+def aliases(places: ProjectPaths) -> dict[str, str]:
     """Alias -> number of the version it points at."""
     found = {alias: registered_models.find(places, MODEL, alias) for alias in ("champion", "challenger", "previous")}
     return {alias: version.number for alias, version in found.items() if version}
 
 
-def tag(places: Places, number: str, key: str) -> str:
+def tag(places: ProjectPaths, number: str, key: str) -> str:
     """A version's tag, "" where it has none."""
     version = registered_models.find(places, MODEL, number)
     assert version is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.project import paths
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tests.handmade import write_run
 from winnow.config import Config
 
@@ -23,17 +23,17 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def places(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+def places(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
     """A project of its own with an empty store, in the environment that the command line sets."""
     for key, value in paths.environment(tmp_path).items():
         monkeypatch.setenv(key, value)
-    places = Places(tmp_path)
+    places = ProjectPaths(tmp_path)
     places.mlflow_artifacts.mkdir(parents=True)
-    (places.hidden / "mlflow" / "mlflow.db").write_bytes(empty_store.read_bytes())
+    (places.state_dir / "mlflow" / "mlflow.db").write_bytes(empty_store.read_bytes())
     return places
 
 
 @pytest.fixture
-def config(places: Places) -> Config:
+def config(places: ProjectPaths) -> Config:
     """The run that lies in `places`."""
     return write_run(places.root)

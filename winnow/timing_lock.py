@@ -41,7 +41,7 @@ _mine = _Mine()
 
 
 @contextmanager
-def busy_turn() -> Iterator[None]:
+def compute_lock() -> Iterator[None]:
     """Work that would spoil a timing; waits while somebody else times or is about to.
 
     Within another turn, or within one's own quiet_machine, it changes nothing. Also a decorator: `@busy_turn()`.
@@ -56,7 +56,7 @@ def busy_turn() -> Iterator[None]:
 
 
 @contextmanager
-def quiet_machine() -> Iterator[None]:
+def timing_lock() -> Iterator[None]:
     """Nobody else takes a turn on this machine within.
 
     Raises RuntimeError within one's own turn or quiet_machine, for whose end it would wait for ever.

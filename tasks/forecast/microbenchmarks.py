@@ -20,7 +20,7 @@ from winnow.benchmark.timing import time_calls
 from winnow.config import Data, Optimiser
 from winnow.data.dataset import TRAIN, TRAINING, VALIDATION, ImageSet, load_images
 from winnow.data.decoding import Item
-from winnow.deploy.runtimes import Cell, Predict, open_cell
+from winnow.deploy.runtimes import BenchmarkCase, Predict, open_cell
 from winnow.records import write_json
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Trials:
             self._embedded = len(indices) / (time.monotonic() - began)
         return self._embedded
 
-    def opened(self, cell: Cell) -> tuple[float, float, Predict]:
+    def opened(self, cell: BenchmarkCase) -> tuple[float, float, Predict]:
         """Seconds to open it, and of a call; and what was opened, which takes memory while it is kept."""
         began = time.monotonic()
         predict = open_cell(self.folder / cell.candidate, cell)

@@ -44,7 +44,7 @@ from winnow.config import (
 from winnow.config.candidates import SparseLearning
 from winnow.config.section import NOTHING
 from winnow.data.dataset import TRAIN, VALIDATION
-from winnow.deploy.runtimes import Cell, NotHere, Predict
+from winnow.deploy.runtimes import BenchmarkCase, Predict, RuntimeUnavailable
 from winnow.errors import WinnowError
 from winnow.hardware import cores
 
@@ -210,13 +210,13 @@ class Rehearsal:
 
     def _per_step(self, model: nn.Module, recovery: Recovery) -> float:
         from winnow.compression.recovery import distillation, with_translation
-        from winnow.compression.teacher_cache import Recalled
+        from winnow.compression.teacher_cache import CacheHit
         from winnow.models.backbones import load_model
 
         dense = load_model(self.folder / ROOT)[0]
         teacher = None
         if recovery.teacher == "dense":
-            teacher = Recalled(self.counts.classes) if self._is_answered(recovery) else dense
+            teacher = CacheHit(self.counts.classes) if self._is_answered(recovery) else dense
         trained = with_translation(model, recovery, dense)
         loss = distillation(recovery, self.architecture.image_size, teacher, dense)
         return self.trials.per_step(trained, loss, recovery.batch_size, recovery.optimiser)
@@ -314,7 +314,7 @@ class Rehearsal:
                 else:
                     opening, call, predict = self.trials.opened(cell)
                     held.append(predict)
-            except NotHere:
+            except RuntimeUnavailable:
                 continue
             finally:
                 set_torch_threads(before)
@@ -326,7 +326,9 @@ class Rehearsal:
             compared = COMPARED_CELLS * settings.rounds * _visit_seconds(settings, batch, call)
             seconds += compared + call * -(-counts.validation // batch)
         began = time.monotonic()
-        footprint(self.folder / ROOT, Cell(ROOT, "ort", "f32", "file", 1, cores()), self.config.data.image_size)
+        footprint(
+            self.folder / ROOT, BenchmarkCase(ROOT, "ort", "f32", "file", 1, cores()), self.config.data.image_size
+        )
         processes = 2 * len(names) + 1
         seconds += (time.monotonic() - began) * processes
         disk_mb = 2 * len(names) * counts.validation * counts.classes * 4 / 1e6

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tasks.project import passwords
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_alive, process_identity
 from tasks.project.state_files import read_memory
 from tasks.tracking import tracked_runs
@@ -33,28 +33,28 @@ class Announced:
     """The process that keeps them up, as tasks/project/run_origin.py names it."""
 
 
-def file_of(places: Places) -> Path:
+def file_of(places: ProjectPaths) -> Path:
     """Where they are written down."""
-    return places.hidden / "servers.json"
+    return places.state_dir / "servers.json"
 
 
-def announce(places: Places, mlflow: str, prefect_api: str) -> None:
+def announce(places: ProjectPaths, mlflow: str, prefect_api: str) -> None:
     """They are up now, and this process keeps them so."""
     write_json(file_of(places), asdict(Announced(mlflow, prefect_api, process_identity(os.getpid()))))
 
 
-def withdraw(places: Places) -> None:
+def withdraw(places: ProjectPaths) -> None:
     """They are down, if they were this process's."""
     if (found := announced(places)) and found.owner == process_identity(os.getpid()):
         file_of(places).unlink(missing_ok=True)
 
 
-def announced(places: Places) -> Announced | None:
+def announced(places: ProjectPaths) -> Announced | None:
     """What was written down last, by a process that may be gone; None where the file is missing or damaged."""
     return read_memory(file_of(places), Announced | None, None)
 
 
-def prefect_api(places: Places) -> str:
+def prefect_api(places: ProjectPaths) -> str:
     """Address of the API that runs report to: the one in the environment, the project's own, or "" for neither."""
     if told := os.environ.get("PREFECT_API_URL"):
         return told
@@ -72,7 +72,7 @@ def check_prefect() -> None:
         )
 
 
-def report_to_prefect(places: Places) -> bool:
+def report_to_prefect(places: ProjectPaths) -> bool:
     """Have this process report to the server that is up, if one is; before Prefect is imported.
 
     Else Prefect starts one for this process alone, which is given a password here.
@@ -87,7 +87,7 @@ def report_to_prefect(places: Places) -> bool:
     return bool(api)
 
 
-def mlflow_page(places: Places) -> str:
+def mlflow_page(places: ProjectPaths) -> str:
     """Address of MLflow's pages for a browser: the team's server, the project's own, or "" where none is up."""
     told = tracked_runs.address(places)
     if told.startswith("http"):

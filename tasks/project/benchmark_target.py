@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from tasks.project.paths import Places
-from winnow.benchmark.target_measurements import Host, read_host, read_target, speeds_on
+from tasks.project.paths import ProjectPaths
+from winnow.benchmark.target_measurements import TargetMeasurements, read_host, read_target, speeds_on
 from winnow.config import ROOT, Config, in_order
 from winnow.data.dataset import load_images
 from winnow.deploy.bundle import HostCheck
@@ -19,7 +19,7 @@ TARGET = "data/target.json"
 """Where figures of the machine that will serve lie, once they are taken in."""
 
 
-def host_check(places: Places, config: Config, with_candidates: bool) -> HostCheck:
+def host_check(places: ProjectPaths, config: Config, with_candidates: bool) -> HostCheck:
     """What is exported beside a model; with every candidate of the last run, so that gates can go by their times.
 
     Only with candidates do validation images go along: who takes a model away does not give pictures away.
@@ -35,7 +35,7 @@ def host_check(places: Places, config: Config, with_candidates: bool) -> HostChe
     return HostCheck(config.benchmark, images, tuple(found))
 
 
-def take_in(places: Places, config: Config, file: Path) -> tuple[Host, dict[str, str]]:
+def import_target(places: ProjectPaths, config: Config, file: Path) -> tuple[TargetMeasurements, dict[str, str]]:
     """Keep what check_host.py wrote as data/target.json -> it, and why present candidates were not timed there.
 
     Raises DataError where it is something else, or of none of the present candidates.
@@ -59,23 +59,23 @@ def take_in(places: Places, config: Config, file: Path) -> tuple[Host, dict[str,
     return host, missing
 
 
-def serving_flags(places: Places, config: Config) -> Collection[str]:
+def serving_flags(places: ProjectPaths, config: Config) -> Collection[str]:
     """Of the machine that serves: benchmark.target, or this one."""
     host = target_of(places, config)
     return host.machine.flags if host else cpu_flags()
 
 
-def is_silent(host: Host) -> bool:
+def is_silent(host: TargetMeasurements) -> bool:
     """Whether that machine's system does not tell what its processor can do."""
     return not host.machine.flags
 
 
-def _why(host: Host, digest: str) -> str:
+def _why(host: TargetMeasurements, digest: str) -> str:
     """Why a file has no times: refused there, or never there."""
     reasons = {cell.reason for cell in host.refused if cell.sha256 == digest}
     return "; ".join(sorted(reasons)) or "it was not there"
 
 
-def target_of(places: Places, config: Config) -> Host | None:
+def target_of(places: ProjectPaths, config: Config) -> TargetMeasurements | None:
     """The machine whose figures gates go by; None: this one."""
     return read_target(config, places.root)

@@ -10,7 +10,7 @@ import os
 import secrets
 from pathlib import Path
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from winnow.errors import WinnowError
 from winnow.records import renamed
 
@@ -28,12 +28,12 @@ def write_private(path: Path, text: str) -> None:
             opened.write(text)
 
 
-def file_of(places: Places) -> Path:
+def file_of(places: ProjectPaths) -> Path:
     """Where the password of this project's servers lies."""
-    return places.hidden / "password"
+    return places.state_dir / "password"
 
 
-def own_password(places: Places) -> str:
+def own_password(places: ProjectPaths) -> str:
     """Return the password of this project's servers, made up where there is none yet.
 
     Raises WinnowError where the file holds no password that MLflow would take.

@@ -32,7 +32,7 @@ QUEUED = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"
 
 
 @dataclass(frozen=True)
-class Places:
+class ProjectPaths:
     """The folders of a project. Two of them are left behind by runs, both ignored by git: artifacts/ and .winnow/."""
 
     root: Path
@@ -43,34 +43,34 @@ class Places:
         return self.root / "artifacts"
 
     @property
-    def hidden(self) -> Path:
+    def state_dir(self) -> Path:
         """Everything that is no artifact: stores, checkpoints, logs, caches."""
         return self.root / ".winnow"
 
     @property
     def checkpoints(self) -> Path:
         """Where interrupted trainings go on."""
-        return self.hidden / "checkpoints"
+        return self.state_dir / "checkpoints"
 
     @property
     def answers(self) -> Path:
         """What teachers said, kept for candidates that see the same views."""
-        return self.hidden / "answers"
+        return self.state_dir / "answers"
 
     @property
     def logs(self) -> Path:
         """Output of servers and of scheduled runs."""
-        return self.hidden / "logs"
+        return self.state_dir / "logs"
 
     @property
     def mlflow_store(self) -> str:
         """Address of the project's own MLflow store."""
-        return f"sqlite:///{self.hidden / 'mlflow' / 'mlflow.db'}"
+        return f"sqlite:///{self.state_dir / 'mlflow' / 'mlflow.db'}"
 
     @property
     def mlflow_artifacts(self) -> Path:
         """Files of the project's own MLflow store."""
-        return self.hidden / "mlflow" / "artifacts"
+        return self.state_dir / "mlflow" / "artifacts"
 
     @property
     def test_readings(self) -> Path:
@@ -95,8 +95,8 @@ def thread_variables(limit: int) -> dict[str, str]:
 
 def defaults(root: Path) -> dict[str, str]:
     """Environment variables that keep libraries quiet and inside the project."""
-    places = Places(root)
-    cache = places.hidden / "cache"
+    places = ProjectPaths(root)
+    cache = places.state_dir / "cache"
     return {
         OWNER: str(root),
         **thread_variables(thread_limit()),
@@ -127,7 +127,7 @@ def defaults(root: Path) -> dict[str, str]:
         # A store that does not answer should be an error in seconds, not in minutes.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-        "PREFECT_HOME": str(places.hidden / "prefect"),
+        "PREFECT_HOME": str(places.state_dir / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
@@ -165,8 +165,8 @@ def loopback_without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
 def apply(root: Path) -> None:
     """Put `environment` into this process and make the folders that libraries expect."""
     os.environ.update(environment(root))
-    places = Places(root)
-    for folder in (places.mlflow_artifacts, places.checkpoints, places.hidden / "cache" / "matplotlib"):
+    places = ProjectPaths(root)
+    for folder in (places.mlflow_artifacts, places.checkpoints, places.state_dir / "cache" / "matplotlib"):
         folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -18,7 +18,7 @@ from typing import IO
 
 import psutil
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_alive, process_identity
 from winnow.errors import WinnowError
 from winnow.records import renamed
@@ -33,7 +33,7 @@ class Occupied(WinnowError):
 
 
 @contextlib.contextmanager
-def run_alone(places: Places, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def run_alone(places: ProjectPaths, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the checkout. While another one does: raise Occupied, or tell `wait` once who it is and wait for its end.
 
     Within itself it changes nothing: the process has it already.
@@ -59,13 +59,13 @@ def run_alone(places: Places, wait: Callable[[str], None] | None = None) -> Iter
             _file_of(places).unlink(missing_ok=True)
 
 
-def check_free(places: Places) -> None:
+def check_free(places: ProjectPaths) -> None:
     """Raise Occupied while another one works: nobody can even ask DVC what is stale then."""
     with run_alone(places):
         pass
 
 
-def who_works(places: Places) -> str:
+def who_works(places: ProjectPaths) -> str:
     """Return who works in this checkout just now, and at which step, for people; "" where nobody does."""
     try:
         check_free(places)
@@ -75,23 +75,23 @@ def who_works(places: Places) -> str:
     return ""
 
 
-def note_step(places: Places, step: str) -> None:
+def note_step(places: ProjectPaths, step: str) -> None:
     """Leave word of the step that the run which holds the checkout is at; "" between two of them."""
     with contextlib.suppress(OSError):  # it is only for people
-        (places.hidden / "run.step").write_text(f"{process_identity(os.getpid())} {step}", encoding="utf-8")
+        (places.state_dir / "run.step").write_text(f"{process_identity(os.getpid())} {step}", encoding="utf-8")
 
 
-def _step_of(places: Places) -> str:
+def _step_of(places: ProjectPaths) -> str:
     """The step of the holder; "" where another run left word of one."""
     try:
-        process, _, step = (places.hidden / "run.step").read_text(encoding="utf-8").partition(" ")
+        process, _, step = (places.state_dir / "run.step").read_text(encoding="utf-8").partition(" ")
     except (OSError, UnicodeDecodeError):
         return ""
     return step if is_alive(process) else ""
 
 
 @contextlib.contextmanager
-def step_alone(places: Places) -> Iterator[None]:
+def step_alone(places: ProjectPaths) -> Iterator[None]:
     """Keep runs away while a step works that nobody but DVC started; raises Occupied while a run works."""
     with _opened(places) as lock:
         if not _take(lock, fcntl.LOCK_SH):
@@ -101,19 +101,19 @@ def step_alone(places: Places) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def state_alone(places: Places) -> Iterator[None]:
+def state_alone(places: ProjectPaths) -> Iterator[None]:
     """Keep others from changing what serves, and what is remembered of it, for some seconds: they wait.
 
     A promotion, a rollback and a person's answer hold it; unlike the checkout it is free while a run trains.
     """
-    with _waited_for(places.hidden / "state.lock"):
+    with _waited_for(places.state_dir / "state.lock"):
         yield
 
 
 @contextlib.contextmanager
-def memory_alone(places: Places) -> Iterator[None]:
+def memory_alone(places: ProjectPaths) -> Iterator[None]:
     """Keep others from what is remembered of MLflow's runs while it is read and written."""
-    with _waited_for(places.hidden / "tracked.lock"):
+    with _waited_for(places.state_dir / "tracked.lock"):
         yield
 
 
@@ -125,9 +125,9 @@ def _waited_for(path: Path) -> Iterator[None]:
         yield
 
 
-def _opened(places: Places) -> IO[str]:
-    places.hidden.mkdir(parents=True, exist_ok=True)
-    return (places.hidden / "run.lock").open("a+", encoding="utf-8")
+def _opened(places: ProjectPaths) -> IO[str]:
+    places.state_dir.mkdir(parents=True, exist_ok=True)
+    return (places.state_dir / "run.lock").open("a+", encoding="utf-8")
 
 
 def _take(lock: IO[str], how: int) -> bool:
@@ -138,7 +138,7 @@ def _take(lock: IO[str], how: int) -> bool:
     return True
 
 
-def _take_alone(places: Places, lock: IO[str]) -> bool:
+def _take_alone(places: ProjectPaths, lock: IO[str]) -> bool:
     """The lock, unless it is free only because a `dvc repro` by hand is between two of its steps."""
     if not _take(lock, fcntl.LOCK_EX):
         return False
@@ -154,17 +154,17 @@ def _driver() -> str:
     return process_identity(above[-1].pid if above else os.getpid())
 
 
-def _file_of(places: Places) -> Path:
+def _file_of(places: ProjectPaths) -> Path:
     """Who took the checkout last, and when."""
-    return places.hidden / "run.holder"
+    return places.state_dir / "run.holder"
 
 
-def _write(places: Places, process: str) -> None:
+def _write(places: ProjectPaths, process: str) -> None:
     with renamed(_file_of(places)) as temporary:
         temporary.write_text(f"{process} {datetime.now().astimezone():%Y-%m-%d %H:%M}", encoding="utf-8")
 
 
-def _holder(places: Places) -> tuple[str, str] | None:
+def _holder(places: ProjectPaths) -> tuple[str, str] | None:
     """(process, since) of who took the checkout last, if it still runs."""
     try:
         process, _, since = _file_of(places).read_text(encoding="utf-8").partition(" ")
@@ -173,11 +173,11 @@ def _holder(places: Places) -> tuple[str, str] | None:
     return (process, since) if is_alive(process) else None
 
 
-def _occupied(places: Places) -> Occupied:
+def _occupied(places: ProjectPaths) -> Occupied:
     return Occupied(f"{_message(places)}; wait for its end, or stop it")
 
 
-def _message(places: Places) -> str:
+def _message(places: ProjectPaths) -> str:
     holder = _holder(places)
     told = f" (process {holder[0].partition('@')[0]}, since {holder[1]})" if holder else ""
     return f"another run works in {places.root}{told}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.registry import promotion_state
 from winnow.benchmark.measurement_error import describe_errors
 from winnow.config import in_order, load_config
@@ -21,7 +21,7 @@ OF_PEAK = "of peak, %"
 SPEEDUPS = ("x eager f32", "x best float PyTorch", "x best float")
 
 
-def candidate_rows(places: Places) -> list[dict[str, str]]:
+def candidate_rows(places: ProjectPaths) -> list[dict[str, str]]:
     """One row per candidate, dense first, ready to print; units are in the keys."""
     config = load_config(places.root / "params.yaml")
     benchmark = read_record(places.artifacts / "benchmark")
@@ -49,7 +49,7 @@ def candidate_rows(places: Places) -> list[dict[str, str]]:
     return rows
 
 
-def _test_accuracy(places: Places, winner: str | None) -> dict[str, str]:
+def _test_accuracy(places: ProjectPaths, winner: str | None) -> dict[str, str]:
     """Return top-1 on the test split of those that were tested, with half the width of its interval."""
     folder = places.artifacts / "report"
     metrics = read_record(folder).metrics if (folder / RECORD).is_file() else {}
@@ -62,7 +62,7 @@ def _test_accuracy(places: Places, winner: str | None) -> dict[str, str]:
     return found
 
 
-def first_warnings(places: Places) -> list[str]:
+def first_warnings(places: ProjectPaths) -> list[str]:
     """Return what stands before the table: the report's warnings, of accuracy on the test split above all."""
     return list(read_record(places.artifacts / "report").warnings)
 
@@ -137,13 +137,13 @@ def _outcome(verdict: dict[str, Any], won: bool) -> str:
     return describe_failures(verdict["gates"]) or "passed"
 
 
-def front_rows(places: Places) -> list[dict[str, str]]:
+def front_rows(places: ProjectPaths) -> list[dict[str, str]]:
     """The rows of those that nobody beats in accuracy, size and latency at once."""
     front = read_record(places.artifacts / "select").details["front"]
     return [row for row in candidate_rows(places) if row["candidate"] in front]
 
 
-def reason_lines(places: Places) -> list[str]:
+def reason_lines(places: ProjectPaths) -> list[str]:
     """Why each candidate that failed did, with both numbers."""
     verdicts = read_record(places.artifacts / "select").details["verdicts"]
     lines = []
@@ -153,7 +153,7 @@ def reason_lines(places: Places) -> list[str]:
     return lines
 
 
-def unchecked_lines(places: Places) -> list[str]:
+def unchecked_lines(places: ProjectPaths) -> list[str]:
     """Return which gates of the last selection were not checked, and why; none without a selection."""
     folder = places.artifacts / "select"
     if not (folder / RECORD).is_file():
@@ -167,14 +167,14 @@ def unchecked_lines(places: Places) -> list[str]:
     ]
 
 
-def promotion_lines(places: Places) -> list[str]:
+def promotion_lines(places: ProjectPaths) -> list[str]:
     """What is in production after this run, and why."""
     selection, refit = read_record(places.artifacts / "select"), read_record(places.artifacts / "refit")
     told = [str(refit.details["why"])] if selection.details["winner"] else []
     return [str(selection.details["why"]), *told, *promotion_state.reasons(places)]
 
 
-def learned_lines(places: Places) -> list[str]:
+def learned_lines(places: ProjectPaths) -> list[str]:
     """How many labels were used, what pretraining bought, what could not be timed, and the warnings of every step."""
     record = read_record(places.artifacts / "candidates" / ROOT)
     gain, labels = record.details["arms"]["gain"], record.details["labels"]
@@ -226,7 +226,7 @@ def _top1(metrics: dict[str, float], prefix: str) -> str:
     return f"top-1 {value:.1f} % (95 % interval {low:.1f} to {high:.1f})"
 
 
-def _warning_lines(places: Places) -> list[str]:
+def _warning_lines(places: ProjectPaths) -> list[str]:
     """The warnings of every step but the report, each once."""
     candidates = load_config(places.root / "params.yaml").candidates
     names = [ROOT, *in_order(dict(candidates))]

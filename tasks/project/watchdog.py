@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from tasks.project.paths import Places, apply
+from tasks.project.paths import ProjectPaths, apply
 from tasks.project.processes import end, marked
 
 MARK = "WINNOW_TEMPORARY_SERVER"
@@ -37,7 +37,7 @@ _pipes: list[int] = []
 """The writing end, where a watchdog runs beside this process."""
 
 
-def start(places: Places) -> None:
+def start(places: ProjectPaths) -> None:
     """Have a watchdog beside this process, before Prefect is imported; within itself it changes nothing."""
     if _pipes:
         return
@@ -73,7 +73,7 @@ def _write(line: str) -> None:
             os.write(pipe, f"{line}\n".encode())
 
 
-def _tidy(places: Places, known: Mapping[str, str]) -> None:
+def _tidy(places: ProjectPaths, known: Mapping[str, str]) -> None:
     """What a killed run leaves behind, one after the other; none keeps the next from being done."""
     mark = os.environ[MARK]
     if known:
@@ -106,7 +106,7 @@ def _tell_prefect(run: str, api: str) -> None:
         logging.warning("Prefect was not told: %s", error)
 
 
-def _tell_mlflow(places: Places) -> None:
+def _tell_mlflow(places: ProjectPaths) -> None:
     """Close the runs whose process is gone."""
     from tasks.tracking import mlflow_runs
     from winnow.config import load_config
@@ -121,7 +121,7 @@ def main(root: str) -> int:
         if line.strip() == DONE:
             return 0
         known = json.loads(line)
-    places = Places(Path(root))
+    places = ProjectPaths(Path(root))
     apply(places.root)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.info("the run beside this process was killed")

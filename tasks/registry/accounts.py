@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.tracking import tracked_runs
 from tasks.tracking.mlflow_client import answering
 from winnow.errors import MissingExtra, WinnowError
@@ -30,7 +30,7 @@ OWN = (ADMINISTRATOR := "admin", *ROLES)
 WORKSPACE = "default"
 
 
-def make(places: Places, name: str) -> str:
+def make(places: ProjectPaths, name: str) -> str:
     """See that there is an account; returns its password where it is new, "" where it keeps its own.
 
     The environment names the server and the administrator. Raises WinnowError where there is no such server.
@@ -42,7 +42,7 @@ def make(places: Places, name: str) -> str:
         return password
 
 
-def reset(places: Places, name: str) -> str:
+def reset(places: ProjectPaths, name: str) -> str:
     """A new password, which is returned. Raises WinnowError where there is no such account."""
     with _administrator(places) as client:
         if not _is_there(client, name):
@@ -51,7 +51,7 @@ def reset(places: Places, name: str) -> str:
         return password
 
 
-def keep(places: Places, name: str, password: str) -> None:
+def keep(places: ProjectPaths, name: str, password: str) -> None:
     """See that there is an account with this very password."""
     with _administrator(places) as client:
         if _is_there(client, name):
@@ -75,7 +75,7 @@ def check_role(role: str) -> None:
         raise WinnowError(f"--role {role}: it is one of {', '.join(ROLES)}")
 
 
-def give_role(places: Places, name: str, role: str) -> None:
+def give_role(places: ProjectPaths, name: str, role: str) -> None:
     """See that an account has this role and not the other; raises WinnowError for a role that there is not."""
     check_role(role)
     with _administrator(places) as client:
@@ -94,7 +94,7 @@ def give_role(places: Places, name: str, role: str) -> None:
             client.unassign_role(name, roles[former])
 
 
-def remove(places: Places, name: str) -> None:
+def remove(places: ProjectPaths, name: str) -> None:
     """End an account; its runs and versions stay. Raises WinnowError where there is none."""
     with _administrator(places) as client:
         if not _is_there(client, name):
@@ -103,7 +103,7 @@ def remove(places: Places, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _administrator(places: Places) -> Iterator[Any]:
+def _administrator(places: ProjectPaths) -> Iterator[Any]:
     where = tracked_runs.address(places)
     if not where.startswith("http"):
         raise WinnowError("accounts are a server's: set MLFLOW_TRACKING_URI, and the administrator's name and password")
@@ -117,7 +117,7 @@ def _administrator(places: Places) -> Iterator[Any]:
         yield AuthServiceClient(where)
 
 
-def _missing(places: Places, name: str) -> WinnowError:
+def _missing(places: ProjectPaths, name: str) -> WinnowError:
     return WinnowError(f"there is no account {name} at {tracked_runs.without_password(tracked_runs.address(places))}")
 
 

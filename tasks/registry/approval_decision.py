@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tasks.project import run_lock
-from tasks.project.paths import Places, registered_model_name
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry import approval_request, promotion_state, registered_models
 from tasks.registry.approval_request import Request
-from tasks.registry.promotion import Outcome, make_champion, number_of
+from tasks.registry.promotion import PromotionResult, make_champion, number_of
 from tasks.registry.registered_models import CHALLENGER, CHAMPION, Version
 from tasks.tracking import tracked_runs
 from winnow.config import Config
@@ -24,7 +24,7 @@ class Waiting:
     request: Request
 
 
-def waiting(places: Places, config: Config) -> Waiting | None:
+def waiting(places: ProjectPaths, config: Config) -> Waiting | None:
     """The challenger that waits for an answer against the champion of today, if there is one."""
     model = registered_model_name(config)
     challenger, champion = (
@@ -37,13 +37,13 @@ def waiting(places: Places, config: Config) -> Waiting | None:
     return Waiting(model, challenger, request)
 
 
-def answer(places: Places, config: Config, approve: bool, who: str, reason: str) -> Outcome:
+def answer(places: ProjectPaths, config: Config, approve: bool, who: str, reason: str) -> PromotionResult:
     """Write a person's word down and act on it: the challenger becomes champion, or stays out."""
     with run_lock.state_alone(places):
         return _answer(places, config, approve, who, reason)
 
 
-def _answer(places: Places, config: Config, approve: bool, who: str, reason: str) -> Outcome:
+def _answer(places: ProjectPaths, config: Config, approve: bool, who: str, reason: str) -> PromotionResult:
     model = registered_model_name(config)
     challenger, champion = (
         registered_models.find(places, model, CHALLENGER),
@@ -62,8 +62,8 @@ def _answer(places: Places, config: Config, approve: bool, who: str, reason: str
     else:
         told = f"{challenger} {request.words}; {champion or 'nobody'} stays champion"
     serves = challenger if approve else champion
-    promotion_state.amend(places, model, number_of(serves), told)
-    return Outcome(
+    promotion_state.update(places, model, number_of(serves), told)
+    return PromotionResult(
         (told,),
         *(challenger.candidate, challenger.sha256, challenger.number),
         CHAMPION if approve else CHALLENGER,

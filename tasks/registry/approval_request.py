@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.registry import registered_models
 from tasks.registry.registered_models import Version
 from winnow.errors import ArtifactError, WinnowError
@@ -71,7 +71,7 @@ def stored(version: Version) -> Request | None:
         raise ArtifactError(f"the tag {TAG} of {version} is damaged; delete it in MLflow to ask anew") from error
 
 
-def read(places: Places, model: str, version: Version) -> Request | None:
+def read(places: ProjectPaths, model: str, version: Version) -> Request | None:
     """The version's request; one whose time is over is written down as expired."""
     request = stored(version)
     if request and request.state == "asked" and request.seconds_left == 0:
@@ -82,7 +82,9 @@ def read(places: Places, model: str, version: Version) -> Request | None:
     return request
 
 
-def ask(places: Places, model: str, version: Version, champion: Version | None, why: str, hours: float) -> Request:
+def ask(
+    places: ProjectPaths, model: str, version: Version, champion: Version | None, why: str, hours: float
+) -> Request:
     """Open a request; one that was there before is replaced."""
     now = _now()
     request = Request(
@@ -96,7 +98,7 @@ def ask(places: Places, model: str, version: Version, champion: Version | None, 
     return request
 
 
-def supersede(places: Places, model: str, former: Version, by: Version) -> None:
+def supersede(places: ProjectPaths, model: str, former: Version, by: Version) -> None:
     """Nobody is asked about `former` any more; its own tag says so."""
     with contextlib.suppress(ArtifactError):  # one that cannot be read asks nobody
         request = stored(former)
@@ -105,12 +107,12 @@ def supersede(places: Places, model: str, former: Version, by: Version) -> None:
             _write(places, model, former, replace(request, state="superseded", answer=answer))
 
 
-def show_on(places: Places, model: str, version: Version, request: Request, form: str) -> None:
+def show_on(places: ProjectPaths, model: str, version: Version, request: Request, form: str) -> None:
     """Note which run of Prefect's shows the form."""
     registered_models.note(places, model, version, {TAG: json.dumps(asdict(replace(request, form=form)))})
 
 
-def answer(places: Places, model: str, version: Version, approve: bool, who: str, reason: str) -> Request:
+def answer(places: ProjectPaths, model: str, version: Version, approve: bool, who: str, reason: str) -> Request:
     """Write the answer down. Raises WinnowError where nothing was asked, or a denial names no reason."""
     request = stored(version)
     if request is None or request.state == "approved":
@@ -126,7 +128,7 @@ def answer(places: Places, model: str, version: Version, approve: bool, who: str
     return answered
 
 
-def _write(places: Places, model: str, version: Version, request: Request) -> None:
+def _write(places: ProjectPaths, model: str, version: Version, request: Request) -> None:
     text = request.words
     registered_models.note(
         places, model, version, {TAG: json.dumps(asdict(request)), REASON: f"{request.why}; {text}"}, text

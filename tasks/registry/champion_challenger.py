@@ -28,14 +28,22 @@ from winnow.benchmark import grid
 from winnow.benchmark.grid import CHECKED_IMAGES, answer_all, plan, screening
 from winnow.benchmark.measurement_error import time_difference
 from winnow.benchmark.speedups import Row, best, speedup
-from winnow.benchmark.target_measurements import Host
+from winnow.benchmark.target_measurements import TargetMeasurements
 from winnow.config import Config, Promotion
 from winnow.data.dataset import VALIDATION, ImageSet, load_images, spread
 from winnow.data.preprocessing import Preprocessing
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import OPENVINO, Cell, NotHere, Predict, cell_of, open_cell, openvino_modes
-from winnow.evaluation.accuracy_drop import Losses, losses
+from winnow.deploy.runtimes import (
+    OPENVINO,
+    BenchmarkCase,
+    Predict,
+    RuntimeUnavailable,
+    cell_of,
+    open_cell,
+    openvino_modes,
+)
+from winnow.evaluation.accuracy_drop import DropReport, losses
 from winnow.evaluation.intervals import Ratio
 from winnow.hardware import cores
 from winnow.records import Machine, sha256_of, this_machine
@@ -50,10 +58,10 @@ Sides = tuple[tuple[Path, Card], tuple[Path, Card]]
 
 
 @dataclass(frozen=True)
-class Contest:
+class ContestResult:
     """What was measured of both."""
 
-    losses: Losses
+    losses: DropReport
     """Of the challenger against the champion."""
     champion: float | None
     """On the objective (ms, images/s or MB); None where no runtime here answers as the file should."""
@@ -127,13 +135,13 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def judge_challenge(contest: Contest, policy: Promotion) -> tuple[bool, str]:
+def judge_challenge(contest: ContestResult, policy: Promotion) -> tuple[bool, str]:
     """Whether the challenger replaces the champion, and why, with both numbers."""
     passed, reason = _judged(contest, policy)
     return passed, "; ".join([reason, *contest.substituted])
 
 
-def _judged(contest: Contest, policy: Promotion) -> tuple[bool, str]:
+def _judged(contest: ContestResult, policy: Promotion) -> tuple[bool, str]:
     passed, accuracy = _judge_accuracy(contest, policy)
     if not passed:
         return False, accuracy
@@ -150,7 +158,7 @@ def _judged(contest: Contest, policy: Promotion) -> tuple[bool, str]:
     return False, f"{accuracy}, but no better by a shown amount, and {compared}, not {needed} better"
 
 
-def _judge_accuracy(contest: Contest, policy: Promotion) -> tuple[bool, str]:
+def _judge_accuracy(contest: ContestResult, policy: Promotion) -> tuple[bool, str]:
     """The gates on top-1 and macro F1, against the champion."""
     top1, macro_f1, gates = contest.losses.top1, contest.losses.macro_f1, policy.gates
     judged = judge_drop(top1, gates.max_drop_points), judge_macro_f1(macro_f1, gates.max_macro_f1_drop_points)
@@ -165,7 +173,7 @@ def _judge_accuracy(contest: Contest, policy: Promotion) -> tuple[bool, str]:
     return True, f"top-1 {gained} points ({low} to {high}) against the champion"
 
 
-def _gain(contest: Contest, objective: str) -> tuple[Ratio | None, str]:
+def _gain(contest: ContestResult, objective: str) -> tuple[Ratio | None, str]:
     """Share by which the challenger is better on the objective, and both values in words."""
     unit, theirs, own, times = UNITS[objective], contest.champion, contest.challenger, contest.times_better
     if own is None or theirs is None or times is None:
@@ -181,8 +189,12 @@ def _gain(contest: Contest, objective: str) -> tuple[Ratio | None, str]:
 
 
 def measure(
-    config: Config, data: Path, champion: tuple[Path, Card], challenger: tuple[Path, Card], host: Host | None = None
-) -> Contest:
+    config: Config,
+    data: Path,
+    champion: tuple[Path, Card],
+    challenger: tuple[Path, Card],
+    host: TargetMeasurements | None = None,
+) -> ContestResult:
     """Both files, given as folder and card, on the validation split of `data`; their times from `host`, where it is."""
     images, policy, both = load_images(data), config.promotion, (champion, challenger)
     indices = images.indices(VALIDATION)
@@ -195,13 +207,13 @@ def measure(
     if policy.objective == "size":
         theirs, own = ((folder / MODEL).stat().st_size / 1e6 for folder, _ in both)
         times = Ratio(theirs / own, theirs / own, theirs / own)
-        return Contest(lost, theirs, own, times, substituted)
+        return ContestResult(lost, theirs, own, times, substituted)
     rows = _rows_there(host, both, config) if host is not None else _rows_here(both, config, images)
     (theirs, own), ratio = [_value(row, policy.objective) for row in rows[:2]], None
     if rows[0] is not None and rows[1] is not None:
         error = 0.0 if rows[2] is None else time_difference(rows[0]["p50_ms"], rows[2]["p50_ms"])
         ratio = speedup(rows[0], rows[1], error)
-    return Contest(lost, theirs, own, ratio, substituted)
+    return ContestResult(lost, theirs, own, ratio, substituted)
 
 
 def _value(row: Row | None, objective: str) -> float | None:
@@ -214,7 +226,7 @@ def _batch(config: Config) -> int:
     return batch_of_objective(config.promotion.objective, config.benchmark.large_batch)
 
 
-def _rows_there(host: Host, both: Sides, config: Config) -> tuple[Row | None, Row | None, Row | None]:
+def _rows_there(host: TargetMeasurements, both: Sides, config: Config) -> tuple[Row | None, Row | None, Row | None]:
     """Each file's best row on the machine that will serve; None where it was not timed there."""
     found = [best(host.rows_of({"it": sha256_of(folder / MODEL)}), "it", _batch(config)) for folder, _ in both]
     return found[0], found[1], None
@@ -229,10 +241,10 @@ def _serve(
     """
     serving = card["serving"]
     runtime, precision, batch = serving["runtime"], serving["precision"], serving["batch"]
-    cell = Cell(card["name"], runtime, precision, "file", batch, min(serving["threads"], cores()))
+    cell = BenchmarkCase(card["name"], runtime, precision, "file", batch, min(serving["threads"], cores()))
     try:
         return answer_all(open_cell(folder, cell), batch, images.images_NHWC, indices_V), None
-    except NotHere as error:
+    except RuntimeUnavailable as error:
         return predict_file(folder / MODEL, images.images_NHWC, indices_V), f"{runtime} {precision} ({error})"
 
 
@@ -255,7 +267,7 @@ def _rows_here(both: Sides, config: Config, images: ImageSet) -> tuple[Row | Non
         for side in SIDES
     }
 
-    def opened(cell: Cell) -> Predict:
+    def opened(cell: BenchmarkCase) -> Predict:
         return open_cell(folders[cell.candidate], cell)
 
     cells = [
@@ -272,7 +284,7 @@ def _rows_here(both: Sides, config: Config, images: ImageSet) -> tuple[Row | Non
     return rows[0], rows[1], rows[2]
 
 
-def cells_of(card: Card, config: Config, here: Machine) -> list[Cell]:
+def cells_of(card: Card, config: Config, here: Machine) -> list[BenchmarkCase]:
     """Where a file is timed: as its card says that it serves, or everywhere if the card speaks of something else.
 
     Of OpenVINO in both of its modes: nobody wins by a mode that the other was not timed in.
@@ -283,6 +295,6 @@ def cells_of(card: Card, config: Config, here: Machine) -> list[Cell]:
     if (serving["objective"], serving["batch"], there.identity) == (objective, batch, here.identity):
         runtime, threads = serving["runtime"], serving["threads"]
         modes = openvino_modes(batch, threads) if runtime in OPENVINO else [runtime]
-        return [Cell(card["name"], mode, serving["precision"], "file", batch, threads) for mode in modes]
+        return [BenchmarkCase(card["name"], mode, serving["precision"], "file", batch, threads) for mode in modes]
     cells = plan({card["name"]: card["precision"] == "int8"}, config.benchmark, cores(), cuda=False)
     return [cell for cell in cells if cell.layout == "file" and cell.batch == batch]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.project import benchmark_target, run_lock
-from tasks.project.paths import Places, registered_model_name
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry import approval_request, promotion_state, registered_models
 from tasks.registry.approval_request import REASON, Request
 from tasks.registry.registered_models import CARD, CHALLENGER, CHAMPION, PREVIOUS, Version
@@ -45,7 +45,7 @@ ROLLED_BACK, REPLACED, SINCE = "winnow.rolled_back", "winnow.replaced", "winnow.
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PromotionResult:
     """What `promote` did."""
 
     reasons: tuple[str, ...]
@@ -64,36 +64,36 @@ class Outcome:
     """Whether the champion has changed."""
 
 
-def promote(places: Places, config: Config, replace: bool = False) -> Outcome:
+def promote(places: ProjectPaths, config: Config, replace: bool = False) -> PromotionResult:
     """Register the winner of the last selection and let it challenge the champion."""
     with run_lock.state_alone(places):
         return _promote(places, config, replace)
 
 
-def _promote(places: Places, config: Config, replace: bool) -> Outcome:
+def _promote(places: ProjectPaths, config: Config, replace: bool) -> PromotionResult:
     selection, model = read_record(places.artifacts / "select"), registered_model_name(config)
     champion = registered_models.find(places, model, CHAMPION)
     winner: str | None = selection.details["winner"]
     if winner is None:
         stays = f"{champion} stays champion of {model}" if champion else f"{model} has no champion yet"
         reason = f"nothing is promoted: {selection.details['why']}; {stays}"
-        outcome = Outcome((reason,), champion=number_of(champion))
+        outcome = PromotionResult((reason,), champion=number_of(champion))
     else:
         outcome = _promote_winner(places, config, selection, winner, champion, replace)
     told = asdict(outcome) | {"reasons": list(outcome.reasons)}
     told["waits_until"] = outcome.waits.until if outcome.waits else ""
     del told["waits"]
-    promotion_state.remember(places, model, promotion_state.chosen_digest(places), told)
+    promotion_state.save(places, model, promotion_state.chosen_digest(places), told)
     return outcome
 
 
 def _promote_winner(
-    places: Places, config: Config, selection: StepRecord, winner: str, champion: Version | None, replace: bool
-) -> Outcome:
+    places: ProjectPaths, config: Config, selection: StepRecord, winner: str, champion: Version | None, replace: bool
+) -> PromotionResult:
     model = registered_model_name(config)
     folder, sha256 = _checked(places, config, selection, winner)
     if champion and champion.sha256 == sha256:
-        return Outcome(
+        return PromotionResult(
             (f"{winner} is the champion of {model} already: {champion} is the same file",),
             *(winner, sha256, champion.number, CHAMPION, champion.number),
         )
@@ -103,7 +103,7 @@ def _promote_winner(
             f"{known} of {model} was rolled back ({known.tags[ROLLED_BACK]}) and is not promoted again "
             "unless by `winnow promote --replace`"
         )
-        return Outcome((why,), winner, sha256, known.number, None, number_of(champion))
+        return PromotionResult((why,), winner, sha256, known.number, None, number_of(champion))
     card = _card(places, config, selection, winner, folder)
     run_id = mlflow_runs.candidate_run(places, config, winner)
     version = registered_models.register(places, config, folder, card, run_id)
@@ -117,29 +117,31 @@ def _promote_winner(
         _write_reason(places, model, version, run_id, reason)
         if not passed:
             last = f"{champion} stays champion: {reason}"
-            return Outcome((registered, last), winner, sha256, version.number, CHALLENGER, number_of(champion))
+            return PromotionResult((registered, last), winner, sha256, version.number, CHALLENGER, number_of(champion))
         if config.promotion.approval:
             request = approval_request.ask(places, model, version, champion, reason, config.promotion.approval_hours)
     if request and request.state != "approved":
         stays = f"{champion} stays champion" if champion else f"{model} has no champion yet"
         last = f"{version} {request.words}; {stays}. What it showed: {request.why}"
         waits = request if request.state == "asked" else None
-        return Outcome((registered, last), winner, sha256, version.number, CHALLENGER, number_of(champion), waits)
+        return PromotionResult(
+            (registered, last), winner, sha256, version.number, CHALLENGER, number_of(champion), waits
+        )
     if request:
         reason = f"{request.why}; {request.words}"
     make_champion(places, model, version, champion)
     last = f"{version} is the new champion: {reason}"
-    return Outcome((registered, last), winner, sha256, version.number, CHAMPION, version.number, is_new=True)
+    return PromotionResult((registered, last), winner, sha256, version.number, CHAMPION, version.number, is_new=True)
 
 
-def _supersede(places: Places, model: str, version: Version) -> None:
+def _supersede(places: ProjectPaths, model: str, version: Version) -> None:
     """A challenger that still waits for a person waits no more: this one stands in its place."""
     former = registered_models.find(places, model, CHALLENGER)
     if former and former.number != version.number:
         approval_request.supersede(places, model, former, version)
 
 
-def _request(places: Places, config: Config, version: Version, champion: Version | None) -> Request | None:
+def _request(places: ProjectPaths, config: Config, version: Version, champion: Version | None) -> Request | None:
     """What was asked about this version against the champion of today. A denial holds, also where nobody asks now."""
     request = approval_request.read(places, registered_model_name(config), version)
     if request is None or request.state == "superseded" or request.champion != number_of(champion):
@@ -152,7 +154,7 @@ def number_of(version: Version | None) -> str | None:
     return version.number if version else None
 
 
-def _checked(places: Places, config: Config, selection: StepRecord, winner: str) -> tuple[Path, str]:
+def _checked(places: ProjectPaths, config: Config, selection: StepRecord, winner: str) -> tuple[Path, str]:
     """The folder of the file that is deployed and the file's digest, if they are what was selected and refitted."""
     folder = places.artifacts / "candidates" / winner
     if selection.inputs.get(winner) != record_digest(folder):
@@ -168,7 +170,7 @@ def _checked(places: Places, config: Config, selection: StepRecord, winner: str)
     return folder, sha256
 
 
-def _card(places: Places, config: Config, selection: StepRecord, winner: str, folder: Path) -> dict[str, Any]:
+def _card(places: ProjectPaths, config: Config, selection: StepRecord, winner: str, folder: Path) -> dict[str, Any]:
     """The candidate's card with what only the whole run knows: speed, machine, how to serve it, data version, why.
 
     Its figures on the test split, too, where the report has looked: nothing is chosen by them (decision 0017).
@@ -204,7 +206,7 @@ def _how(row: Mapping[str, Any]) -> dict[str, Any]:
     return how
 
 
-def _tested(places: Places, winner: str) -> dict[str, Any]:
+def _tested(places: ProjectPaths, winner: str) -> dict[str, Any]:
     """Return the report's figures on the test split, where it is of this selection; {} without one.
 
     images, groups where data.group_by says them; top1, top1_low, top1_high; baseline, drop_points, drop_low, drop_high
@@ -252,7 +254,11 @@ def _split(data: StepRecord) -> dict[str, Any]:
 
 
 def _contest(
-    places: Places, config: Config, champion: Version | None, challenger: tuple[Path, dict[str, Any]], replace: bool
+    places: ProjectPaths,
+    config: Config,
+    champion: Version | None,
+    challenger: tuple[Path, dict[str, Any]],
+    replace: bool,
 ) -> tuple[bool, str]:
     """Whether the challenger may take the champion's place, and why."""
     from tasks.registry.champion_challenger import incomparable, judge_challenge, measure, newly_refitted
@@ -277,13 +283,13 @@ def _contest(
     return False, f"the two cannot be compared: {obstacle}. `winnow promote --replace` puts the challenger in its place"
 
 
-def _write_reason(places: Places, model: str, version: Version, run_id: str | None, reason: str) -> None:
+def _write_reason(places: ProjectPaths, model: str, version: Version, run_id: str | None, reason: str) -> None:
     registered_models.note(places, model, version, {REASON: reason}, f"{_today()}: {reason}")
     if run_id:
         mlflow_runs.tag_run(places, run_id, {"winnow.promotion": f"version {version.number} of {model}: {reason}"})
 
 
-def make_champion(places: Places, model: str, version: Version, champion: Version | None) -> None:
+def make_champion(places: ProjectPaths, model: str, version: Version, champion: Version | None) -> None:
     """Move the alias, last of all."""
     if number_of(registered_models.find(places, model, CHAMPION)) != number_of(champion):
         raise WinnowError(f"the champion of {model} has changed while its challenger was measured; run winnow promote")
@@ -294,13 +300,13 @@ def make_champion(places: Places, model: str, version: Version, champion: Versio
     registered_models.set_alias(places, model, CHAMPION, version.number)
 
 
-def rollback(places: Places, config: Config, reason: str) -> Outcome:
+def rollback(places: ProjectPaths, config: Config, reason: str) -> PromotionResult:
     """Put the previous champion back; the version that leaves keeps the reason."""
     with run_lock.state_alone(places):
         return _rollback(places, config, reason)
 
 
-def _rollback(places: Places, config: Config, reason: str) -> Outcome:
+def _rollback(places: ProjectPaths, config: Config, reason: str) -> PromotionResult:
     model = registered_model_name(config)
     champion = registered_models.find(places, model, CHAMPION)
     if champion is None:
@@ -316,17 +322,17 @@ def _rollback(places: Places, config: Config, reason: str) -> Outcome:
     registered_models.set_alias(places, model, PREVIOUS, number_of(older))
     line = f"{previous} is the champion of {model} again; {champion} was rolled back: {reason or 'no reason given'}"
     if promotion_state.waits(places):
-        promotion_state.forget(places)  # a person was asked about the champion that leaves
+        promotion_state.clear(places)  # a person was asked about the champion that leaves
     else:
-        promotion_state.amend(places, model, previous.number, line)
-    return Outcome(
+        promotion_state.update(places, model, previous.number, line)
+    return PromotionResult(
         (line,),
         *(previous.candidate, previous.sha256, previous.number, CHAMPION, previous.number),
         is_new=True,
     )
 
 
-def _previous(places: Places, model: str, champion: Version) -> Version | None:
+def _previous(places: ProjectPaths, model: str, champion: Version) -> Version | None:
     """Return the version to go back to; None where there is none.
 
     Where the alias names the champion itself, its change was cut off between the two aliases: the champion's own tag

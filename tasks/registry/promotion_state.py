@@ -12,7 +12,7 @@ from typing import Any, Required
 
 from typing_extensions import TypedDict
 
-from tasks.project.paths import Places, registered_model_name
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import read_memory
 from tasks.tracking import tracked_runs
 from winnow.config import Config
@@ -33,7 +33,7 @@ class Settled(TypedDict, total=False):
     waits_until: str
 
 
-def is_settled(places: Places, config: Config) -> bool:
+def is_settled(places: ProjectPaths, config: Config) -> bool:
     """Whether the last selection was promoted or refused at this address, or waits for the person that it asked."""
     found, select = _recall(places), places.artifacts / "select"
     if (
@@ -48,45 +48,45 @@ def is_settled(places: Places, config: Config) -> bool:
     return wanted == tuple(found.get(key) for key in ("address", "model", "select"))
 
 
-def chosen_digest(places: Places) -> str:
+def chosen_digest(places: ProjectPaths) -> str:
     """Return a digest of the last selection and of the refit of its winner."""
     refit = places.artifacts / REFIT
     digests = [record_digest(places.artifacts / "select"), record_digest(refit) if (refit / RECORD).is_file() else ""]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def waits(places: Places) -> bool:
+def waits(places: ProjectPaths) -> bool:
     """Whether it waited for a person when it was last seen; it may have been answered elsewhere since."""
     return bool(_recall(places).get("waits_until"))
 
 
-def reasons(places: Places) -> list[str]:
+def reasons(places: ProjectPaths) -> list[str]:
     """Why what serves does, and the last winner does or does not."""
     return list(_recall(places).get("reasons", []))
 
 
-def remember(places: Places, model: str, select: str, outcome: dict[str, Any]) -> None:
+def save(places: ProjectPaths, model: str, select: str, outcome: dict[str, Any]) -> None:
     """Replace what was known by `outcome` of the selection with this digest: `champion`, `reasons`, `waits_until`."""
     where = {"address": _address(places), "model": model, "select": select}
-    write_json(places.hidden / PROMOTED, {**where, **outcome})
+    write_json(places.state_dir / PROMOTED, {**where, **outcome})
 
 
-def amend(places: Places, model: str, champion: str | None, reason: str) -> None:
+def update(places: ProjectPaths, model: str, champion: str | None, reason: str) -> None:
     """A person has acted since: another champion, or a word on the one that waited."""
     found = _recall(places)
     if found and (found["address"], found["model"]) == (_address(places), model):
         changed = {"champion": champion, "reasons": [reason], "waits_until": ""}
-        write_json(places.hidden / PROMOTED, {**found, **changed})
+        write_json(places.state_dir / PROMOTED, {**found, **changed})
 
 
-def forget(places: Places) -> None:
+def clear(places: ProjectPaths) -> None:
     """What was settled no longer is: the next promotion measures and asks anew."""
-    (places.hidden / PROMOTED).unlink(missing_ok=True)
+    (places.state_dir / PROMOTED).unlink(missing_ok=True)
 
 
-def _recall(places: Places) -> dict[str, Any]:
+def _recall(places: ProjectPaths) -> dict[str, Any]:
     """Nothing where the file is missing or damaged."""
-    return dict(read_memory(places.hidden / PROMOTED, Settled | None, None) or {})
+    return dict(read_memory(places.state_dir / PROMOTED, Settled | None, None) or {})
 
 
 def _is_open(until: str) -> bool:
@@ -98,5 +98,5 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _address(places: Places) -> str:
+def _address(places: ProjectPaths) -> str:
     return tracked_runs.without_password(tracked_runs.registry_address(places))

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.project.paths import Places, registered_model_name
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.tracking import tracked_runs
 from tasks.tracking.mlflow_client import KEPT, answering, connect, experiment_id, living_run
 from tasks.tracking.run_content import DATASET
@@ -61,7 +61,7 @@ class Version:
         return f"version {self.number} ({self.candidate})"
 
 
-def find(places: Places, model: str, which: str, kept: str = KEPT) -> Version | None:
+def find(places: ProjectPaths, model: str, which: str, kept: str = KEPT) -> Version | None:
     """The version with this alias or number. `kept`: as in `answering`."""
     from mlflow.exceptions import MlflowException
 
@@ -82,7 +82,7 @@ def _is_unseen(client: Any, model: str) -> bool:
     return not client.search_registered_models(f"name = '{model}'", max_results=1)
 
 
-def find_file(places: Places, model: str, sha256: str) -> Version | None:
+def find_file(places: ProjectPaths, model: str, sha256: str) -> Version | None:
     """The version that holds this very file."""
     with answering(places):
         wanted = f"name = '{model}' and tags.`{SHA256}` = '{sha256}'"
@@ -95,7 +95,9 @@ def _version(found: Any) -> Version:
     return Version(str(found.version), tags.get(SHA256, ""), tags.get(CANDIDATE, "?"), tags)
 
 
-def register(places: Places, config: Config, folder: Path, card: Mapping[str, Any], run_id: str | None) -> Version:
+def register(
+    places: ProjectPaths, config: Config, folder: Path, card: Mapping[str, Any], run_id: str | None
+) -> Version:
     """A version of folder/model.onnx with `card` beside it, made by `run_id`; the one that is there already, if any."""
     from mlflow.exceptions import MlflowException
 
@@ -240,7 +242,7 @@ def _description(card: Mapping[str, Any]) -> str:
     )
 
 
-def set_alias(places: Places, model: str, alias: str, number: str | None) -> None:
+def set_alias(places: ProjectPaths, model: str, alias: str, number: str | None) -> None:
     """Point an alias at a version; None takes it away."""
     with answering(places):
         client = connect(places)
@@ -250,7 +252,7 @@ def set_alias(places: Places, model: str, alias: str, number: str | None) -> Non
             client.set_registered_model_alias(model, alias, number)
 
 
-def note(places: Places, model: str, version: Version, tags: Mapping[str, str | None], line: str = "") -> None:
+def note(places: ProjectPaths, model: str, version: Version, tags: Mapping[str, str | None], line: str = "") -> None:
     """Write tags (None takes one away) and a line of the description onto a version."""
     with answering(places):
         client = connect(places)
@@ -264,7 +266,7 @@ def note(places: Places, model: str, version: Version, tags: Mapping[str, str | 
             client.update_model_version(model, version.number, f"{before}\n- {markdown(line)}".strip())
 
 
-def get(places: Places, model_name: str, which: str) -> Version:
+def get(places: ProjectPaths, model_name: str, which: str) -> Version:
     """The version with this alias or number; raises WinnowError where there is none."""
     found = find(places, model_name, which, kept="")
     where = tracked_runs.without_password(tracked_runs.registry_address(places))
@@ -279,9 +281,9 @@ def get(places: Places, model_name: str, which: str) -> Version:
     return found
 
 
-def fetch(places: Places, model_name: str, version: Version) -> Path:
+def fetch(places: ProjectPaths, model_name: str, version: Version) -> Path:
     """A folder with the model.onnx and card.json of a version, kept in .winnow/models."""
-    kept = places.hidden / "models" / model_name / version.number
+    kept = places.state_dir / "models" / model_name / version.number
     if not _is_kept(kept, version):
         _download(places, model_name, version, kept)
     return kept
@@ -304,7 +306,7 @@ def _holds_selected(folder: Path) -> bool:
     return wanted is None or (file.is_file() and sha256_of(file) == wanted)
 
 
-def _download(places: Places, model: str, version: Version, kept: Path) -> None:
+def _download(places: ProjectPaths, model: str, version: Version, kept: Path) -> None:
     import mlflow.artifacts
 
     temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")

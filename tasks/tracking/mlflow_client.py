@@ -17,7 +17,7 @@ from typing import Any
 
 from tasks.project.deadlines import TookTooLong, deadline
 from tasks.project.disk_errors import is_full
-from tasks.project.paths import Places, registered_model_name
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.tracking import run_content, tracked_runs
 from winnow.config import Config
 from winnow.errors import WinnowError
@@ -42,7 +42,7 @@ class StoreError(WinnowError):
 
 @contextlib.contextmanager
 def answering(
-    places: Places,
+    places: ProjectPaths,
     takes: str = "the role engineer",
     kept: str = KEPT,
 ) -> Iterator[None]:
@@ -82,7 +82,7 @@ def answering(
         raise StoreError(f"MLflow at {where} does not answer as it should: {told}\n{todo}{kept}") from error
 
 
-def connect(places: Places) -> Any:
+def connect(places: ProjectPaths) -> Any:
     """The client of the project's address."""
     return _client(tracked_runs.address(places), tracked_runs.registry_address(places))
 
@@ -131,7 +131,7 @@ def living_run(client: Any, run_id: str | None) -> Any:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def experiment_id(places: Places, config: Config) -> str:
+def experiment_id(places: ProjectPaths, config: Config) -> str:
     """The project's experiment, made on first use, brought back where it was deleted."""
     from mlflow.exceptions import MlflowException
 
@@ -151,8 +151,9 @@ def experiment_id(places: Places, config: Config) -> str:
         client.restore_experiment(found.experiment_id)
     if own and found.artifact_location.rstrip("/") != own:
         raise StoreError(
-            f"the MLflow store in {places.hidden / 'mlflow'} was made in another folder ({found.artifact_location}), "
-            "where its files lie; move the project back, or delete that store and run `winnow track`"
+            f"the MLflow store in {places.state_dir / 'mlflow'} was made in another folder "
+            f"({found.artifact_location}), where its files lie; move the project back, or delete that store and run "
+            "`winnow track`"
         )
     return str(found.experiment_id)
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_dead, origin_tags
 from tasks.tracking import mlflow_client, run_content, tracked_runs
 from tasks.tracking.mlflow_client import Curve
@@ -33,7 +33,7 @@ PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 DIGEST, RECORD = "winnow.digest", "winnow.record"
 
 
-def open_execution(places: Places, config: Config, why: str) -> str:
+def open_execution(places: ProjectPaths, config: Config, why: str) -> str:
     """A new parent run. Runs that killed executions on this machine left open are closed first."""
     with mlflow_client.answering(places):
         client, experiment = mlflow_client.connect(places), mlflow_client.experiment_id(places, config)
@@ -47,7 +47,7 @@ def open_execution(places: Places, config: Config, why: str) -> str:
     return run_id
 
 
-def close_dead(places: Places, config: Config) -> None:
+def close_dead(places: ProjectPaths, config: Config) -> None:
     """Close the runs whose process on this machine is gone."""
     with mlflow_client.answering(places):
         _close_dead(mlflow_client.connect(places), mlflow_client.experiment_id(places, config))
@@ -59,7 +59,7 @@ def _close_dead(client: Any, experiment: str) -> None:
             _fail(client, run.info.run_id, "its process was killed")
 
 
-def open_step(places: Places, parent_run: str, name: str, step: str) -> str:
+def open_step(places: ProjectPaths, parent_run: str, name: str, step: str) -> str:
     """A child run for a step that is about to run."""
     with mlflow_client.answering(places):
         client = mlflow_client.connect(places)
@@ -67,7 +67,7 @@ def open_step(places: Places, parent_run: str, name: str, step: str) -> str:
         return _open_child(places, client, experiment, parent_run, name, step)
 
 
-def log_curves(places: Places, run_id: str, rows: Sequence[Curve], already_sent: int, prefix: str) -> None:
+def log_curves(places: ProjectPaths, run_id: str, rows: Sequence[Curve], already_sent: int, prefix: str) -> None:
     """New rows of a training that goes on. A store that does not answer stops no training: `close_step` fills in."""
     try:
         with mlflow_client.answering(places):
@@ -80,7 +80,7 @@ def log_curves(places: Places, run_id: str, rows: Sequence[Curve], already_sent:
         log.warning("curves are sent when the step has ended: %s", str(error).partition("\n")[0])
 
 
-def close_step(places: Places, run_id: str, out: Path) -> None:
+def close_step(places: ProjectPaths, run_id: str, out: Path) -> None:
     """Fill a step's run with the record that it left in `out`; drop the run where that record is tracked already."""
     with mlflow_client.answering(places):
         client = mlflow_client.connect(places)
@@ -93,13 +93,13 @@ def close_step(places: Places, run_id: str, out: Path) -> None:
         _fill(places, client, run_id, content, _unsent(client, run_id, content.curves))
 
 
-def fail_step(places: Places, run_id: str, message: str) -> None:
+def fail_step(places: ProjectPaths, run_id: str, message: str) -> None:
     """Close the run of a step that did not end well. Quiet when the store is gone: the step's own error matters."""
     with contextlib.suppress(mlflow_client.StoreError), mlflow_client.answering(places):
         _fail(mlflow_client.connect(places), run_id, message)
 
 
-def close_execution(places: Places, parent: str, ok: bool) -> None:
+def close_execution(places: ProjectPaths, parent: str, ok: bool) -> None:
     """Close the parent run, and every child that is still open: of a step that did not end, or of a try that MLflow,
     gone just then, did not hear the end of. After a failure quiet when the store is gone."""
     gone = contextlib.nullcontext() if ok else contextlib.suppress(mlflow_client.StoreError)
@@ -112,7 +112,7 @@ def close_execution(places: Places, parent: str, ok: bool) -> None:
         client.set_terminated(parent, "FINISHED" if ok else "FAILED")
 
 
-def track(places: Places, config: Config, parent: str | None = None) -> str:
+def track(places: ProjectPaths, config: Config, parent: str | None = None) -> str:
     """Bring MLflow up to what lies in artifacts/, below `parent` or a run of its own; returns a line for people."""
     shown = run_content.contents(places, config)
     if not shown:
@@ -125,7 +125,7 @@ def track(places: Places, config: Config, parent: str | None = None) -> str:
         )
         missing = [content for content in shown if content.digest not in runs]
         if parent is None and not missing and whole in runs:
-            tracked_runs.remember(places, runs)
+            tracked_runs.save(places, runs)
             return f"MLflow at {where} holds all {len(shown)} records already"
         execution = parent or open_execution(places, config, why="records made without the flow")
         try:
@@ -144,11 +144,11 @@ def track(places: Places, config: Config, parent: str | None = None) -> str:
             raise
         if parent is None:
             close_execution(places, execution, ok=True)
-    tracked_runs.remember(places, runs | {whole: execution})
+    tracked_runs.save(places, runs | {whole: execution})
     return f"{len(missing)} of {len(shown)} records were new to MLflow at {where}"
 
 
-def is_complete(places: Places, config: Config) -> bool:
+def is_complete(places: ProjectPaths, config: Config) -> bool:
     """Whether everything is tracked at this address, from files alone."""
     if not (tracked_runs.store_exists(tracked_runs.address(places)) and run_content.is_whole(places, config)):
         return False
@@ -158,7 +158,7 @@ def is_complete(places: Places, config: Config) -> bool:
     ).keys()
 
 
-def last_execution(places: Places, config: Config) -> tuple[str, str] | None:
+def last_execution(places: ProjectPaths, config: Config) -> tuple[str, str] | None:
     """(experiment, run) of what lies in artifacts/, if it was tracked."""
     run_id = tracked_runs.recall(places).get(run_content.execution_digest(run_content.contents(places, config)))
     if run_id is None:
@@ -168,7 +168,7 @@ def last_execution(places: Places, config: Config) -> tuple[str, str] | None:
     return (str(run.info.experiment_id), run_id) if run else None
 
 
-def candidate_run(places: Places, config: Config, name: str) -> str | None:
+def candidate_run(places: ProjectPaths, config: Config, name: str) -> str | None:
     """The run that holds a candidate as it is now, if it was tracked and MLflow still has it."""
     digests = {content.name: content.digest for content in run_content.contents(places, config)}
     run_id = tracked_runs.recall(places).get(digests.get(name, ""))
@@ -188,7 +188,7 @@ class Details:
     files: Sequence[Path] = ()
 
 
-def log_apart(places: Places, config: Config, name: str, details: Details) -> str:
+def log_apart(places: ProjectPaths, config: Config, name: str, details: Details) -> str:
     """A run of its own, for what is found beside the steps; returns its number."""
     with mlflow_client.answering(places):
         client, experiment = mlflow_client.connect(places), mlflow_client.experiment_id(places, config)
@@ -200,7 +200,7 @@ def log_apart(places: Places, config: Config, name: str, details: Details) -> st
     return run_id
 
 
-def tag_run(places: Places, run_id: str, tags: Mapping[str, str]) -> None:
+def tag_run(places: ProjectPaths, run_id: str, tags: Mapping[str, str]) -> None:
     """Add tags to a run, an ended one too."""
     with mlflow_client.answering(places):
         mlflow_client.log(mlflow_client.connect(places), run_id, tags=tags)
@@ -220,7 +220,7 @@ def _present(client: Any, experiment: str, digests: list[str], remembered: dict[
     return {digest: found[digest] for digest in digests if digest in found}
 
 
-def _project(places: Places, client: Any, experiment: str, parent: str, content: RunContent) -> str:
+def _project(places: ProjectPaths, client: Any, experiment: str, parent: str, content: RunContent) -> str:
     """A run for one record: the one that waits for its verdict, where there is one, else a new one."""
     if content.is_judged:
         waiting = f"tags.`{DIGEST}` = '{content.record_digest}'"
@@ -233,12 +233,12 @@ def _project(places: Places, client: Any, experiment: str, parent: str, content:
     return run_id
 
 
-def _open_child(places: Places, client: Any, experiment: str, parent: str, name: str, step: str) -> str:
+def _open_child(places: ProjectPaths, client: Any, experiment: str, parent: str, name: str, step: str) -> str:
     tags = origin_tags(places.root) | {PARENT: parent, "winnow.step": step, "winnow.name": name}
     return str(client.create_run(experiment, tags=mlflow_client.cut(tags), run_name=name).info.run_id)
 
 
-def _fill(places: Places, client: Any, run_id: str, content: RunContent, curves: Sequence[Curve]) -> None:
+def _fill(places: ProjectPaths, client: Any, run_id: str, content: RunContent, curves: Sequence[Curve]) -> None:
     """Everything of a record; the digest comes last, so that a run that was cut off is not taken for a whole one."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -257,7 +257,7 @@ def _fill(places: Places, client: Any, run_id: str, content: RunContent, curves:
     mlflow_client.log(client, run_id, tags={RECORD: content.record_digest, DIGEST: content.digest})
 
 
-def _describe(places: Places, client: Any, run_id: str, note: str, digest: str) -> None:
+def _describe(places: ProjectPaths, client: Any, run_id: str, note: str, digest: str) -> None:
     """The parent's page: table, lock file, report and plots."""
     why = client.get_run(run_id).data.tags.get(NOTE, "")
     for path in run_content.execution_files(places):

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.versioning import dvc_stages
 from winnow.benchmark.measurement_error import describe_errors
 from winnow.config import CONTROL, ROOT, Config
@@ -77,14 +77,14 @@ class RunContent:
 
 
 @dataclass(frozen=True)
-class Judging:
+class VerdictRecords:
     """The last two steps that speak of candidates."""
 
     benchmark: StepRecord
     selection: StepRecord
 
 
-def contents(places: Places, config: Config) -> list[RunContent]:
+def contents(places: ProjectPaths, config: Config) -> list[RunContent]:
     """Every step that has left a record, in the graph's order."""
     judging = read_judging(places)
     found = []
@@ -95,21 +95,21 @@ def contents(places: Places, config: Config) -> list[RunContent]:
     return found
 
 
-def is_whole(places: Places, config: Config) -> bool:
+def is_whole(places: ProjectPaths, config: Config) -> bool:
     """Whether every step has left a record."""
     return all((places.artifacts / stage.out / RECORD).is_file() for stage in dvc_stages.stages(config))
 
 
-def read_judging(places: Places) -> Judging | None:
+def read_judging(places: ProjectPaths) -> VerdictRecords | None:
     """Benchmark and verdict, if they belong together."""
     benchmark, selection = places.artifacts / "benchmark", places.artifacts / "select"
     if not ((benchmark / RECORD).is_file() and (selection / RECORD).is_file()):
         return None
-    judging = Judging(read_record(benchmark), read_record(selection))
+    judging = VerdictRecords(read_record(benchmark), read_record(selection))
     return judging if judging.selection.inputs.get("benchmark") == record_digest(benchmark) else None
 
 
-def content(folder: Path, step: str, judging: Judging | None = None) -> RunContent:
+def content(folder: Path, step: str, judging: VerdictRecords | None = None) -> RunContent:
     """What the run of one step shows. Without `judging` a candidate has no figures of speed and no verdict."""
     record, digest, name = read_record(folder), record_digest(folder), folder.name
     own = RunContent(
@@ -135,7 +135,7 @@ def content(folder: Path, step: str, judging: Judging | None = None) -> RunConte
     return _judged(own, judging)
 
 
-def _judged(own: RunContent, judging: Judging) -> RunContent:
+def _judged(own: RunContent, judging: VerdictRecords) -> RunContent:
     figures: dict[str, float] = judging.benchmark.details["candidates"][own.name]
     figures = figures | quality_as_served(judging.selection, own.name)
     verdict, reason = _verdict(own.name, judging.selection)
@@ -217,7 +217,7 @@ def execution_digest(shown: Sequence[RunContent]) -> str:
     return hashlib.sha256("\n".join(content.digest for content in shown).encode()).hexdigest()
 
 
-def execution_tags(places: Places) -> dict[str, str]:
+def execution_tags(places: ProjectPaths) -> dict[str, str]:
     """What the execution as a whole ended with."""
     judging = read_judging(places)
     if judging is None:
@@ -237,7 +237,7 @@ def tags_of_the_test(report: StepRecord) -> dict[str, str]:
 
 
 def execution_note(
-    shown: Sequence[RunContent], experiment: str, runs: Mapping[str, str], judging: Judging | None = None
+    shown: Sequence[RunContent], experiment: str, runs: Mapping[str, str], judging: VerdictRecords | None = None
 ) -> str:
     """Markdown: a table of the candidates. `runs`: digest -> run, for links to their pages."""
     error = describe_errors(judging.benchmark.details["measurement_error"]) if judging else ""
@@ -256,7 +256,7 @@ def execution_note(
     return "\n".join([*rows, "", *([error] if error else []), f"Steps: {', '.join(others)}"])
 
 
-def _test_accuracy(shown: Sequence[RunContent], judging: Judging | None) -> dict[str, dict[str, float]]:
+def _test_accuracy(shown: Sequence[RunContent], judging: VerdictRecords | None) -> dict[str, dict[str, float]]:
     """Return candidate -> {test/top1} of those that the report has measured on the test split."""
     found = {}
     winner = judging.selection.details["winner"] if judging else None
@@ -269,7 +269,7 @@ def _test_accuracy(shown: Sequence[RunContent], judging: Judging | None) -> dict
     return found
 
 
-def execution_files(places: Places) -> list[Path]:
+def execution_files(places: ProjectPaths) -> list[Path]:
     """What belongs to an execution as a whole: the lock file, the report's page and the plots."""
     lock = places.root / "dvc.lock"
     folders = (places.artifacts / "report", places.artifacts / "select")
@@ -277,7 +277,7 @@ def execution_files(places: Places) -> list[Path]:
     return [lock, *pages] if lock.is_file() else pages
 
 
-def data_version(places: Places) -> str:
+def data_version(places: ProjectPaths) -> str:
     """DVC's hash of artifacts/data, which fits MLflow's 36 characters; before DVC has one, the record's digest."""
     try:
         lock = yaml.safe_load((places.root / "dvc.lock").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing_extensions import TypedDict
 
 from tasks import ENDINGS
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import origin_tags
 from tasks.project.state_files import read_memory
 from tasks.tracking import mlflow_client
@@ -57,9 +57,9 @@ class Kept(TypedDict):
 class Log:
     """Of one search."""
 
-    def __init__(self, places: Places, config: Config, name: str) -> None:
+    def __init__(self, places: ProjectPaths, config: Config, name: str) -> None:
         self.places, self.config, self.name = places, config, name
-        self.remembered = places.hidden / "search" / name / "mlflow.json"
+        self.remembered = places.state_dir / "search" / name / "mlflow.json"
         self.told: list[int] = []
         """Numbers of the trials that are there."""
         self.run_id = self._open()

@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.run_lock import memory_alone
 from tasks.project.state_files import read_memory
 from winnow.records import write_json
@@ -19,17 +19,17 @@ MEMORY = "tracked.json"
 SQLITE = "sqlite:///"
 
 
-def address(places: Places) -> str:
+def address(places: ProjectPaths) -> str:
     """MLFLOW_TRACKING_URI, or the project's own store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or places.mlflow_store
 
 
-def registry_address(places: Places) -> str:
+def registry_address(places: ProjectPaths) -> str:
     """Where models are registered: the same place, unless MLFLOW_REGISTRY_URI says otherwise."""
     return os.environ.get("MLFLOW_REGISTRY_URI") or address(places)
 
 
-def is_own(places: Places) -> bool:
+def is_own(places: ProjectPaths) -> bool:
     """Whether runs go to the project's own store."""
     return address(places) == places.mlflow_store
 
@@ -44,17 +44,17 @@ def store_exists(where: str) -> bool:
     return not where.startswith(SQLITE) or Path(where.removeprefix(SQLITE)).is_file()
 
 
-def recall(places: Places) -> dict[str, str]:
+def recall(places: ProjectPaths) -> dict[str, str]:
     """Digest -> run, as remembered for this address."""
     return _read(places).get(without_password(address(places)), {})
 
 
-def remember(places: Places, runs: dict[str, str]) -> None:
+def save(places: ProjectPaths, runs: dict[str, str]) -> None:
     """Replace what is remembered for this address; other addresses keep theirs."""
     with memory_alone(places):
-        write_json(places.hidden / MEMORY, _read(places) | {without_password(address(places)): runs})
+        write_json(places.state_dir / MEMORY, _read(places) | {without_password(address(places)): runs})
 
 
-def _read(places: Places) -> dict[str, dict[str, str]]:
+def _read(places: ProjectPaths) -> dict[str, dict[str, str]]:
     """Nothing where the file is missing or damaged: then MLflow is asked."""
-    return read_memory(places.hidden / MEMORY, dict[str, dict[str, str]], {})
+    return read_memory(places.state_dir / MEMORY, dict[str, dict[str, str]], {})

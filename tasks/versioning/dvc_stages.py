@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import process_identity
 from tasks.versioning import integrity
 from winnow.config import ROOT, Config, in_order
@@ -105,7 +105,7 @@ def stale(root: Path, config: Config) -> dict[str, list[str]]:
     if result.returncode != 0:
         raise WinnowError(f"dvc status failed in {root}:\n{_last_lines(result.stderr or result.stdout)}")
     changes = json.loads(result.stdout or "{}")
-    for entry in integrity.damaged(Places(root)):
+    for entry in integrity.damaged(ProjectPaths(root)):
         name = entry.path.relative_to(root)
         changes.setdefault(entry.stage, []).append(f"its output {name} is damaged: changed in place since it was made")
     never = changes.keys() - _ran(root) if changes else set()

@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import read_memory
 from winnow.errors import ArtifactError
 from winnow.records import write_json
@@ -64,7 +64,7 @@ class Entry:
         return f"{self.content.parent.name}{self.content.name}".removesuffix(DIRECTORY)
 
 
-def damaged(places: Places, full: bool = False) -> list[Entry]:
+def damaged(places: ProjectPaths, full: bool = False) -> list[Entry]:
     """Return what dvc.lock names and whose object in the cache has another content. Missing objects are DVC's matter.
 
     `full`: read every object, also those that look as they did at the last look.
@@ -85,13 +85,13 @@ def damaged(places: Places, full: bool = False) -> list[Entry]:
     return found
 
 
-def accept(places: Places, stage: str) -> None:
+def accept(places: ProjectPaths, stage: str) -> None:
     """Take the objects of a stage that has just run for right: DVC has hashed them a moment ago."""
     fresh = {entry.md5: _look(entry.content) for entry in _entries(places) if entry.stage == stage}
     _keep(places, _seen(places) | {md5: look for md5, look in fresh.items() if look is not None})
 
 
-def repair(places: Places, found: Collection[Entry]) -> None:
+def repair(places: ProjectPaths, found: Collection[Entry]) -> None:
     """Remove damaged objects and the files that share them, so that their stages run again.
 
     A file of its own, with the right content, stays: DVC takes it back into the cache.
@@ -103,7 +103,7 @@ def repair(places: Places, found: Collection[Entry]) -> None:
         entry.content.unlink(missing_ok=True)
 
 
-def check(places: Places) -> None:
+def check(places: ProjectPaths) -> None:
     """Raise ArtifactError where something is damaged that a step might read."""
     if found := damaged(places):
         raise ArtifactError(
@@ -111,14 +111,14 @@ def check(places: Places) -> None:
         )
 
 
-def told(places: Places, found: Collection[Entry]) -> str:
+def told(places: ProjectPaths, found: Collection[Entry]) -> str:
     """Return the damaged files by name, for a sentence."""
     names = [str(entry.path.relative_to(places.root)) for entry in found]
     more = f" and {len(names) - 3} more files" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'} damaged"
 
 
-def _entries(places: Places) -> Iterator[Entry]:
+def _entries(places: ProjectPaths) -> Iterator[Entry]:
     """All files of all outputs that dvc.lock names and the cache can list."""
     try:
         text = (places.root / "dvc.lock").read_text(encoding="utf-8")
@@ -149,7 +149,7 @@ def _object(cache: Path, md5: str) -> Path:
     return cache / md5[:2] / md5[2:]
 
 
-def _cache(places: Places) -> Path:
+def _cache(places: ProjectPaths) -> Path:
     """Return the folder of DVC's cache: .dvc/cache, or what cache.dir of its settings names."""
     settings = configparser.ConfigParser(interpolation=None)
     try:
@@ -173,17 +173,17 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _file_of(places: Places) -> Path:
-    return places.hidden / "verified.json"
+def _file_of(places: ProjectPaths) -> Path:
+    return places.state_dir / "verified.json"
 
 
-def _keep(places: Places, known: dict[str, Seen]) -> None:
+def _keep(places: ProjectPaths, known: dict[str, Seen]) -> None:
     """Write down what was right. Where that cannot be written, the next look reads everything again."""
     with contextlib.suppress(OSError):
-        places.hidden.mkdir(parents=True, exist_ok=True)
+        places.state_dir.mkdir(parents=True, exist_ok=True)
         write_json(_file_of(places), known)
 
 
-def _seen(places: Places) -> dict[str, Seen]:
+def _seen(places: ProjectPaths) -> dict[str, Seen]:
     """Return what was right at the last look, by MD5; nothing where that is not known any more."""
     return read_memory(_file_of(places), dict[str, Seen], {})

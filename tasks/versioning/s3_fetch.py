@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.versioning.s3_mirror import Mirrored, mirror
 from winnow.config import Config
 
 
-def fetch(places: Places, config: Config) -> Mirrored | None:
+def fetch(places: ProjectPaths, config: Config) -> Mirrored | None:
     """None where there is nothing to fetch from. Raises DataError; what was fetched until then stays."""
     if config.data.fetch == "none":
         return None

@@ -14,7 +14,7 @@ from prefect.utilities.templating import apply_values
 from flows import deployments
 from flows.runtime import ENDED
 from tasks import stages
-from tasks.project.paths import Places, defaults
+from tasks.project.paths import ProjectPaths, defaults
 from tasks.tracking.mlflow_client import StoreError
 from tests.closure import ROOT
 from winnow.errors import ConfigError
@@ -43,7 +43,7 @@ def test_every_deployment_names_a_flow_a_pool_and_what_happens_when_runs_meet(de
 
 
 def test_automations_are_what_prefect_takes_and_fit_the_heartbeat() -> None:
-    automations = [AutomationCore.model_validate(row) for row in deployments._automations(Places(ROOT))]
+    automations = [AutomationCore.model_validate(row) for row in deployments._automations(ProjectPaths(ROOT))]
     assert all(automation.name.startswith(deployments.prefix_of("photos")) for automation in automations)
     assert len({automation.name for automation in automations}) == len(automations) == 3
     # Another project's runs on the same server are not theirs.

@@ -12,9 +12,9 @@ import torch
 from distributed.scheduler import KilledWorker
 
 from flows.search import _trial, check_workers, outcome
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tests.closure import ROOT
-from winnow.cli.search import Crew, check_crew
+from winnow.cli.search import WorkerPool, check_crew
 from winnow.errors import ConfigError, MissingExtra
 from winnow.search.space import Point
 from winnow.search.trial import Result
@@ -55,12 +55,12 @@ def test_a_trial_takes_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -
     assert seen == [3]
 
 
-def search(tmp_path: Path, crew: Crew) -> None:
-    check_crew(Places(tmp_path), crew)
+def search(tmp_path: Path, crew: WorkerPool) -> None:
+    check_crew(ProjectPaths(tmp_path), crew)
 
 
-@pytest.mark.parametrize("crew", [Crew(0), Crew(2, "tcp://127.0.0.1:1")])
-def test_how_many_workers_is_said_once(tmp_path: Path, crew: Crew) -> None:
+@pytest.mark.parametrize("crew", [WorkerPool(0), WorkerPool(2, "tcp://127.0.0.1:1")])
+def test_how_many_workers_is_said_once(tmp_path: Path, crew: WorkerPool) -> None:
     with pytest.raises(ConfigError, match="--workers: at least 1, and none beside --scheduler"):
         search(tmp_path, crew)
 
@@ -68,24 +68,24 @@ def test_how_many_workers_is_said_once(tmp_path: Path, crew: Crew) -> None:
 def test_a_scheduler_needs_a_prefect_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with pytest.raises(ConfigError, match="set PREFECT_API_URL to a server they reach"):
-        search(tmp_path, Crew(scheduler="tcp://127.0.0.1:1"))
+        search(tmp_path, WorkerPool(scheduler="tcp://127.0.0.1:1"))
 
 
 def test_on_a_gpu_trials_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search.slots, "has_gpu", lambda: True)
     with pytest.raises(ConfigError, match="the GPU here, which takes one at a time"):
-        search(tmp_path, Crew(2))
+        search(tmp_path, WorkerPool(2))
 
 
 def test_without_dask_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="parallel"):
-        search(tmp_path, Crew(2))
+        search(tmp_path, WorkerPool(2))
 
 
 WRITES = """
 import signal
-from tasks.searched import uninterrupted
+from tasks.tracking.search_runs import uninterrupted
 before = signal.getsignal(signal.SIGINT)
 try:
     with uninterrupted():

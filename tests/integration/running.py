@@ -195,13 +195,13 @@ def web_hook() -> Iterator[tuple[str, list[str]]]:
 TELL = """
 import sys
 from pathlib import Path
-from tasks.settings import Places, apply
+from tasks.project.paths import ProjectPaths, apply
 apply(Path.cwd())
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from flows import deploying
+from flows import deployments
 body = {"text": "{{subject}} {{body}}"}
 CustomWebhookNotificationBlock(name="inbox", url=sys.argv[1], json_data=body).save("winnow-notify", overwrite=True)
-deploying.set_up(Places(Path.cwd()))
+deployments.set_up(ProjectPaths(Path.cwd()))
 """
 
 

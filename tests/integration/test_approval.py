@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.registry import approval_decision, approval_request, promotion_state, registered_models
 from tasks.registry.promotion import promote, rollback
 from tasks.tracking import mlflow_runs
@@ -29,11 +29,11 @@ def asking(config: Config, **values: Any) -> Config:
     return config.model_copy(update={"promotion": config.promotion.model_copy(update=policy)})
 
 
-def next_run(places: Places, ballast: int, **values: Any) -> Config:
+def next_run(places: ProjectPaths, ballast: int, **values: Any) -> Config:
     return asking(write_run(places.root, "quick", {"quick": {"ballast": ballast}}), **values)
 
 
-def test_a_winner_waits_and_is_asked_about_once(places: Places, config: Config) -> None:
+def test_a_winner_waits_and_is_asked_about_once(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
     first = promote(places, asking(config))
     assert first.waits is not None
@@ -49,7 +49,7 @@ def test_a_winner_waits_and_is_asked_about_once(places: Places, config: Config) 
     assert "waits for approval" in tag(places, "1", "winnow.reason")
 
 
-def test_approved_it_serves_and_the_word_stays_with_it(places: Places, config: Config) -> None:
+def test_approved_it_serves_and_the_word_stays_with_it(places: ProjectPaths, config: Config) -> None:
     promote(places, asking(config))
     outcome = approval_decision.answer(places, asking(config), True, "Ann", "looks right")
     assert (outcome.alias, outcome.champion, outcome.is_new) == ("champion", "1", True)
@@ -63,7 +63,7 @@ def test_approved_it_serves_and_the_word_stays_with_it(places: Places, config: C
     assert "is the champion" in promote(places, asking(config)).reasons[-1]
 
 
-def test_a_damaged_question_is_not_taken_for_none(places: Places, config: Config) -> None:
+def test_a_damaged_question_is_not_taken_for_none(places: ProjectPaths, config: Config) -> None:
     promote(places, asking(config))
     version = registered_models.find(places, MODEL, "challenger")
     assert version is not None
@@ -72,7 +72,7 @@ def test_a_damaged_question_is_not_taken_for_none(places: Places, config: Config
         promote(places, asking(config))
 
 
-def test_a_denial_holds(places: Places, config: Config) -> None:
+def test_a_denial_holds(places: ProjectPaths, config: Config) -> None:
     promote(places, write_run(places.root, "quick", {"quick": {"ballast": 400}}))
     wanted = next_run(places, 0)
     assert promote(places, wanted).waits is not None
@@ -91,7 +91,7 @@ def test_a_denial_holds(places: Places, config: Config) -> None:
 
 
 def test_a_question_that_nobody_answers_expires(
-    places: Places, config: Config, monkeypatch: pytest.MonkeyPatch
+    places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = asking(config, approval_hours=2.0)
     promote(places, wanted)
@@ -110,7 +110,7 @@ def test_a_question_that_nobody_answers_expires(
     assert approval_decision.answer(places, wanted, True, "Ann", "was ill").champion == "1"
 
 
-def test_the_next_challenger_ends_the_question(places: Places, config: Config) -> None:
+def test_the_next_challenger_ends_the_question(places: ProjectPaths, config: Config) -> None:
     promote(places, next_run(places, 900))
     wanted = next_run(places, 400)
     assert promote(places, wanted).version == "2"
@@ -122,7 +122,7 @@ def test_the_next_challenger_ends_the_question(places: Places, config: Config) -
     assert promote(places, next_run(places, 900)).waits is not None
 
 
-def test_the_word_is_about_the_champion_of_the_question(places: Places, config: Config) -> None:
+def test_the_word_is_about_the_champion_of_the_question(places: ProjectPaths, config: Config) -> None:
     promote(places, write_run(places.root, "quick", {"quick": {"ballast": 900}}))
     wanted = next_run(places, 400)
     promote(places, wanted)
@@ -134,7 +134,7 @@ def test_the_word_is_about_the_champion_of_the_question(places: Places, config: 
     assert approval_decision.waiting(places, wanted) is None
 
 
-def test_after_a_rollback_a_person_is_asked_anew(places: Places, config: Config) -> None:
+def test_after_a_rollback_a_person_is_asked_anew(places: ProjectPaths, config: Config) -> None:
     for ballast in (900, 400):
         promote(places, write_run(places.root, "quick", {"quick": {"ballast": ballast}}))
     wanted = next_run(places, 0)
@@ -147,7 +147,7 @@ def test_after_a_rollback_a_person_is_asked_anew(places: Places, config: Config)
     assert (before.champion, after.champion) == ("2", "1")
 
 
-def test_nothing_to_answer_says_so(places: Places, config: Config) -> None:
+def test_nothing_to_answer_says_so(places: ProjectPaths, config: Config) -> None:
     with pytest.raises(WinnowError, match="no challenger"):
         approval_decision.answer(places, config, True, "Ann", "")
     promote(places, config)

@@ -108,11 +108,11 @@ def test_whoever_has_the_password_starts_only_the_projects_own_flows(
 
 ASK_TEMPORARY = """
 from pathlib import Path
-from tasks import servers, settings
-from tasks.settings import Places
+from tasks.project import announced_servers, paths
+from tasks.project.paths import ProjectPaths
 
-settings.apply(Path.cwd())
-assert not servers.report_to_prefect(Places(Path.cwd()))
+paths.apply(Path.cwd())
+assert not announced_servers.report_to_prefect(ProjectPaths(Path.cwd()))
 import httpx
 from prefect.client.orchestration import get_client
 

@@ -21,7 +21,7 @@ import yaml
 from safetensors import SafetensorError
 
 from tasks.project.disk_errors import disk_problem
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.registry import registered_models
 from tasks.tracking import mlflow_runs
 from tasks.tracking.mlflow_client import StoreError
@@ -212,9 +212,9 @@ def of_an_unknown_version(database: Path) -> None:
     ],
 )
 def test_a_damaged_store_of_mlflow_is_told(
-    places: Places, config: Config, damage: Callable[[Path], None], said: str
+    places: ProjectPaths, config: Config, damage: Callable[[Path], None], said: str
 ) -> None:
-    damage(places.hidden / "mlflow" / "mlflow.db")
+    damage(places.state_dir / "mlflow" / "mlflow.db")
     with pytest.raises(StoreError, match=said):
         mlflow_runs.track(places, config)
     with pytest.raises(StoreError, match=said):

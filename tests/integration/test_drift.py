@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tasks import drift
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.registry.promotion import promote
 from tasks.tracking import mlflow_client, mlflow_runs
 from tests.conftest import CLASSES, SIZE, draw
@@ -36,7 +36,7 @@ def fresh_images(folder: Path, brightness: float = 1.0, colour: float = 1.0, see
 
 
 @pytest.fixture
-def config(places: Places) -> Config:
+def config(places: ProjectPaths) -> Config:
     """A run whose winner serves."""
     made = write_run(places.root)
     made = made.model_copy(update={"drift": made.drift.model_copy(update={"min_images": 60})})
@@ -45,7 +45,9 @@ def config(places: Places) -> Config:
     return made
 
 
-def test_images_of_the_same_kind_are_no_drift_and_are_tracked(places: Places, config: Config, tmp_path: Path) -> None:
+def test_images_of_the_same_kind_are_no_drift_and_are_tracked(
+    places: ProjectPaths, config: Config, tmp_path: Path
+) -> None:
     finding = drift.look(places, config, str(fresh_images(tmp_path / "new")))
     assert (finding.images, finding.is_real, finding.wanted) == (COUNT, False, ())
     assert finding.advice.wants == "nothing"
@@ -57,7 +59,9 @@ def test_images_of_the_same_kind_are_no_drift_and_are_tracked(places: Places, co
     assert run.data.params["drift.alpha"] == "0.01"
 
 
-def test_darker_images_are_drift_and_a_retrain_is_asked_for(places: Places, config: Config, tmp_path: Path) -> None:
+def test_darker_images_are_drift_and_a_retrain_is_asked_for(
+    places: ProjectPaths, config: Config, tmp_path: Path
+) -> None:
     """The colours still differ, so the model is as sure as before."""
     finding = drift.look(places, config, str(fresh_images(tmp_path / "new", brightness=0.4)))
     assert {shift.test for shift in finding.shifts if shift.is_real} == {"embeddings"}
@@ -66,7 +70,7 @@ def test_darker_images_are_drift_and_a_retrain_is_asked_for(places: Places, conf
     assert any(line.startswith("- embeddings (real)") for line in drift.lines(finding))
 
 
-def test_faded_images_are_drift_and_labels_are_asked_for(places: Places, config: Config, tmp_path: Path) -> None:
+def test_faded_images_are_drift_and_labels_are_asked_for(places: ProjectPaths, config: Config, tmp_path: Path) -> None:
     """Almost grey: the model is less sure."""
     finding = drift.look(places, config, str(fresh_images(tmp_path / "new", colour=0.02)))
     assert "confidence" in {shift.test for shift in finding.shifts if shift.is_real}
@@ -79,7 +83,7 @@ def test_faded_images_are_drift_and_labels_are_asked_for(places: Places, config:
     assert all((tmp_path / "new" / row["file"]).is_file() for row in rows)
 
 
-def test_what_is_known_is_no_news(places: Places, config: Config, tmp_path: Path) -> None:
+def test_what_is_known_is_no_news(places: ProjectPaths, config: Config, tmp_path: Path) -> None:
     """Ingested pictures that lie there too are left out."""
     from winnow.data.dataset import decode
 
@@ -94,7 +98,7 @@ def test_what_is_known_is_no_news(places: Places, config: Config, tmp_path: Path
         drift.look(places, config, str(folder))
 
 
-def test_copies_count_once_and_that_is_said(places: Places, config: Config, tmp_path: Path) -> None:
+def test_copies_count_once_and_that_is_said(places: ProjectPaths, config: Config, tmp_path: Path) -> None:
     folder = fresh_images(tmp_path / "new")
     plain = drift.look(places, config, str(folder))
     for path in sorted(folder.rglob("*.png")):
@@ -108,7 +112,7 @@ def test_copies_count_once_and_that_is_said(places: Places, config: Config, tmp_
     assert f"- not compared: {3 * COUNT} copies of others, 1 not readable" in drift.lines(found)
 
 
-def test_what_cannot_be_compared_says_so(places: Places, config: Config, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_says_so(places: ProjectPaths, config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="names no folder"):
         drift.look(places, config)
     with pytest.raises(ConfigError, match="is no folder"):
@@ -118,7 +122,7 @@ def test_what_cannot_be_compared_says_so(places: Places, config: Config, tmp_pat
     assert drift.look(places, config, str(folder)).rejected[0].startswith("broken.jpg")
 
 
-def test_without_a_champion_nothing_is_compared(places: Places, tmp_path: Path) -> None:
+def test_without_a_champion_nothing_is_compared(places: ProjectPaths, tmp_path: Path) -> None:
     config = write_run(places.root)
     with pytest.raises(WinnowError, match="nothing has been promoted yet"):
         drift.look(places, config, str(fresh_images(tmp_path / "new")))

@@ -11,15 +11,15 @@ from tests.integration.conftest import Project
 FLOW = """
 import os, signal, sys
 from pathlib import Path
-from tasks.settings import Places, apply
+from tasks.project.paths import ProjectPaths, apply
 
 apply(Path.cwd())
-from tasks import servers
+from tasks.project import announced_servers
 
-servers.report_to_prefect(Places(Path.cwd()))
+announced_servers.report_to_prefect(ProjectPaths(Path.cwd()))
 import psutil
 from prefect import flow
-from flows.working import working
+from flows.runtime import working
 
 @flow
 def short():

@@ -151,9 +151,9 @@ def test_what_ended_together_with_its_server_goes_on_when_both_are_back(
 HOLD = """
 import sys, time
 from pathlib import Path
-from tasks.settings import apply
+from tasks.project.paths import apply
 apply(Path.cwd())
-from tasks.slots import GPU, slot
+from tasks.project.gpu_slots import GPU, slot
 with slot(GPU):
     print("held", flush=True)
     time.sleep(float(sys.argv[1]))
@@ -215,13 +215,13 @@ def test_a_second_one_is_refused_and_what_a_killed_one_left_is_ended(
 
 STATES = """
 import sqlite3
-from tasks import settings
-from tasks.settings import Places
 from pathlib import Path
+from tasks.project import paths
+from tasks.project.paths import ProjectPaths
 
-settings.apply(Path.cwd())
-prefect = sqlite3.connect(Places(Path.cwd()).hidden / "prefect" / "prefect.db")
-mlflow = sqlite3.connect(Places(Path.cwd()).hidden / "mlflow" / "mlflow.db")
+paths.apply(Path.cwd())
+prefect = sqlite3.connect(ProjectPaths(Path.cwd()).state_dir / "prefect" / "prefect.db")
+mlflow = sqlite3.connect(ProjectPaths(Path.cwd()).state_dir / "mlflow" / "mlflow.db")
 print("PREFECT", [row[0] for row in prefect.execute("select state_type from flow_run")])
 print("MLFLOW", sorted({row[0] for row in mlflow.execute("select status from runs")}))
 """

@@ -12,9 +12,9 @@ import PIL
 import pytest
 
 from tasks.project import paths, run_lock
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.registry import promotion, promotion_state, registered_models
-from tasks.registry.champion_challenger import Contest, cells_of, incomparable, judge_challenge, measure
+from tasks.registry.champion_challenger import ContestResult, cells_of, incomparable, judge_challenge, measure
 from tasks.registry.promotion import promote, rollback
 from tasks.tracking import mlflow_client, mlflow_runs
 from tests.conftest import CLASSES, SIZE
@@ -22,7 +22,7 @@ from tests.handmade import DATA_VERSION, MODEL, aliases, forget, tag, write_run
 from winnow.config import Config, Promotion
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.errors import ArtifactError, WinnowError
-from winnow.evaluation.accuracy_drop import Evidence, Losses
+from winnow.evaluation.accuracy_drop import DropEvidence, DropReport
 from winnow.evaluation.intervals import Drop, Ratio
 from winnow.records import (
     StepRecord,
@@ -38,7 +38,7 @@ pytest_plugins = "tests.stores"
 SLOW, FAST = {"quick": {"ballast": 700}}, {"quick": {}}
 
 
-def _again(places: Places, winner: str | None = "quick", **models: dict[str, Any]) -> Config:
+def _again(places: ProjectPaths, winner: str | None = "quick", **models: dict[str, Any]) -> Config:
     """The next run of the same project, with another file of the winner."""
     return write_run(places.root, winner, models)
 
@@ -48,12 +48,12 @@ def _by_size(config: Config) -> Config:
     return config.model_copy(update={"promotion": config.promotion.model_copy(update={"objective": "size"})})
 
 
-def fetched(places: Places, which: str) -> Path:
+def fetched(places: ProjectPaths, which: str) -> Path:
     """The folder of an alias or a version's number."""
     return registered_models.fetch(places, MODEL, registered_models.get(places, MODEL, which))
 
 
-def test_the_first_winner_becomes_champion(places: Places, config: Config) -> None:
+def test_the_first_winner_becomes_champion(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
     assert not promotion_state.is_settled(places, config)
     outcome = promote(places, config)
@@ -61,7 +61,7 @@ def test_the_first_winner_becomes_champion(places: Places, config: Config) -> No
     assert "there was none before it" in outcome.reasons[-1]
     assert aliases(places) == {"champion": "1", "challenger": "1"}
     assert promotion_state.is_settled(places, config)
-    remembered = json.loads((places.hidden / "promoted.json").read_text())
+    remembered = json.loads((places.state_dir / "promoted.json").read_text())
     assert remembered["reasons"] == list(outcome.reasons)
     assert remembered["sha256"] == sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
     version = mlflow_client.connect(places).get_model_version(MODEL, "1")
@@ -75,7 +75,7 @@ def test_the_first_winner_becomes_champion(places: Places, config: Config) -> No
     assert logged.params["optimiser.learning_rate"] == "0.05"
 
 
-def test_a_version_holds_the_very_file_its_card_and_can_be_served(places: Places, config: Config) -> None:
+def test_a_version_holds_the_very_file_its_card_and_can_be_served(places: ProjectPaths, config: Config) -> None:
     promote(places, config)
     folder = fetched(places, "champion")
     original = places.artifacts / "candidates" / "quick" / "model.onnx"
@@ -109,7 +109,9 @@ def test_a_version_holds_the_very_file_its_card_and_can_be_served(places: Places
 
 
 @pytest.mark.parametrize("of", ["this selection", "another"])
-def test_the_card_repeats_the_test_figures_of_this_selection_alone(places: Places, config: Config, of: str) -> None:
+def test_the_card_repeats_the_test_figures_of_this_selection_alone(
+    places: ProjectPaths, config: Config, of: str
+) -> None:
     select = record_digest(places.artifacts / "select") if of == "this selection" else "0" * 64
     figures = {"top1": 0.5, "top1_low": 0.4, "top1_high": 0.6}
     lost = {"points": 1.0, "low": -1.0, "high": 3.0}
@@ -136,7 +138,7 @@ def test_the_card_repeats_the_test_figures_of_this_selection_alone(places: Place
     assert card["fastest"]["throughput"] == {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 8}
 
 
-def test_the_same_file_is_registered_once(places: Places, config: Config) -> None:
+def test_the_same_file_is_registered_once(places: ProjectPaths, config: Config) -> None:
     promote(places, config)
     forget(places)
     assert not promotion_state.is_settled(places, config)
@@ -146,7 +148,7 @@ def test_the_same_file_is_registered_once(places: Places, config: Config) -> Non
     assert promotion_state.is_settled(places, config)
 
 
-def test_a_version_that_a_crash_left_without_alias_is_completed(places: Places, config: Config) -> None:
+def test_a_version_that_a_crash_left_without_alias_is_completed(places: ProjectPaths, config: Config) -> None:
     card = read_json(places.artifacts / "candidates" / "quick" / "card.json")
     serving = {"runtime": "ort", "precision": "f32", "threads": 1}
     card |= {"serving": serving, "data_version": DATA_VERSION, "why": "", "speed": {}}
@@ -156,7 +158,7 @@ def test_a_version_that_a_crash_left_without_alias_is_completed(places: Places, 
     assert aliases(places) == {"champion": "1", "challenger": "1"}
 
 
-def test_nobody_passing_moves_nothing(places: Places, config: Config) -> None:
+def test_nobody_passing_moves_nothing(places: ProjectPaths, config: Config) -> None:
     _again(places, winner=None)
     outcome = promote(places, config)
     assert (outcome.version, outcome.champion) == (None, None)
@@ -167,7 +169,7 @@ def test_nobody_passing_moves_nothing(places: Places, config: Config) -> None:
         fetched(places, "champion")
 
 
-def test_nobody_passing_leaves_the_champion_that_is_there(places: Places, config: Config) -> None:
+def test_nobody_passing_leaves_the_champion_that_is_there(places: ProjectPaths, config: Config) -> None:
     promote(places, config)
     nobody = _again(places, winner=None)
     assert not promotion_state.is_settled(places, nobody)
@@ -178,7 +180,7 @@ def test_nobody_passing_leaves_the_champion_that_is_there(places: Places, config
     assert promotion_state.is_settled(places, nobody)
 
 
-def test_a_champion_that_changed_meanwhile_is_not_overwritten(places: Places, config: Config) -> None:
+def test_a_champion_that_changed_meanwhile_is_not_overwritten(places: ProjectPaths, config: Config) -> None:
     promote(places, _by_size(_again(places, quick={"ballast": 400})))
     stale = registered_models.find(places, MODEL, "champion")
     promote(places, _by_size(_again(places)))
@@ -193,7 +195,9 @@ def test_a_champion_that_changed_meanwhile_is_not_overwritten(places: Places, co
     assert tag(places, "3", "winnow.champion_since") == ""
 
 
-def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(places: Places, config: Config) -> None:
+def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(
+    places: ProjectPaths, config: Config
+) -> None:
     promote(places, config)
     worse = _by_size(_again(places, quick={"blind": 1}))
     assert not promotion_state.is_settled(places, worse)
@@ -205,7 +209,7 @@ def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(pla
     assert promotion_state.is_settled(places, worse)
 
 
-def test_a_winner_that_is_no_better_does_not_move_the_champion(places: Places, config: Config) -> None:
+def test_a_winner_that_is_no_better_does_not_move_the_champion(places: ProjectPaths, config: Config) -> None:
     promote(places, config)
     equal = _by_size(_again(places, quick={"salt": 3.0}))
     outcome = promote(places, equal)
@@ -213,7 +217,7 @@ def test_a_winner_that_is_no_better_does_not_move_the_champion(places: Places, c
     assert "+0.0 %), not 5 % better" in outcome.reasons[-1]
 
 
-def test_a_faster_winner_replaces_the_champion_and_rolls_back(places: Places, config: Config) -> None:
+def test_a_faster_winner_replaces_the_champion_and_rolls_back(places: ProjectPaths, config: Config) -> None:
     promote(places, _again(places, **SLOW))
     faster = _again(places, **FAST)
     outcome = promote(places, faster)
@@ -227,7 +231,7 @@ def test_a_faster_winner_replaces_the_champion_and_rolls_back(places: Places, co
     assert aliases(places) == {"champion": "1", "challenger": "2"}
     assert "wrong on Mondays" in tag(places, "2", "winnow.rolled_back")
     assert promotion_state.is_settled(places, faster)
-    assert "wrong on Mondays" in json.loads((places.hidden / "promoted.json").read_text())["reasons"][0]
+    assert "wrong on Mondays" in json.loads((places.state_dir / "promoted.json").read_text())["reasons"][0]
 
     refused = promote(places, faster)
     assert (refused.alias, refused.champion) == (None, "1")
@@ -238,7 +242,7 @@ def test_a_faster_winner_replaces_the_champion_and_rolls_back(places: Places, co
     assert aliases(places)["previous"] == "1"
 
 
-def test_rollback_goes_back_step_by_step_and_ends(places: Places, config: Config) -> None:
+def test_rollback_goes_back_step_by_step_and_ends(places: ProjectPaths, config: Config) -> None:
     for ballast in (900, 400, 0):
         config = _by_size(_again(places, quick={"ballast": ballast}))
         promote(places, config)
@@ -252,7 +256,9 @@ def test_rollback_goes_back_step_by_step_and_ends(places: Places, config: Config
     assert aliases(places)["champion"] == "1"
 
 
-def test_a_change_that_was_cut_off_between_its_two_aliases_can_be_rolled_back(places: Places, config: Config) -> None:
+def test_a_change_that_was_cut_off_between_its_two_aliases_can_be_rolled_back(
+    places: ProjectPaths, config: Config
+) -> None:
     for ballast in (900, 400, 0):
         config = _by_size(_again(places, quick={"ballast": ballast}))
         promote(places, config)
@@ -261,7 +267,7 @@ def test_a_change_that_was_cut_off_between_its_two_aliases_can_be_rolled_back(pl
     assert aliases(places) == {"champion": "1", "challenger": "3"}
 
 
-def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(places: Places, config: Config) -> None:
+def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(places: ProjectPaths, config: Config) -> None:
     for ballast in (900, 400, 0):
         config = _by_size(_again(places, quick={"ballast": ballast}))
         promote(places, config)
@@ -273,7 +279,7 @@ def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(places: Pla
         rollback(places, config, "")
 
 
-def test_who_changes_what_serves_waits_for_another_who_does(places: Places, config: Config) -> None:
+def test_who_changes_what_serves_waits_for_another_who_does(places: ProjectPaths, config: Config) -> None:
     promote(places, _again(places, **SLOW))
     faster = _again(places, **FAST)
     promote(places, faster)
@@ -289,7 +295,7 @@ def test_who_changes_what_serves_waits_for_another_who_does(places: Places, conf
     assert aliases(places)["champion"] == "1"
 
 
-def test_promotion_after_the_store_was_emptied(places: Places, config: Config) -> None:
+def test_promotion_after_the_store_was_emptied(places: ProjectPaths, config: Config) -> None:
     """What this checkout remembers of runs names none that is there any more."""
     mlflow_runs.track(places, config)
     assert mlflow_runs.candidate_run(places, config, "quick") is not None
@@ -301,7 +307,7 @@ def test_promotion_after_the_store_was_emptied(places: Places, config: Config) -
     assert promote(places, config).champion == "1"
 
 
-def test_a_registration_that_was_cut_off_leaves_no_pending_model(places: Places, config: Config) -> None:
+def test_a_registration_that_was_cut_off_leaves_no_pending_model(places: ProjectPaths, config: Config) -> None:
     client, sha256 = mlflow_client.connect(places), sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
     half = client.create_logged_model(
         mlflow_client.experiment_id(places, config),
@@ -315,12 +321,12 @@ def test_a_registration_that_was_cut_off_leaves_no_pending_model(places: Places,
     assert str(client.get_logged_model(half.model_id).status) == "FAILED"
 
 
-def test_rollback_of_nothing_says_so(places: Places, config: Config) -> None:
+def test_rollback_of_nothing_says_so(places: ProjectPaths, config: Config) -> None:
     with pytest.raises(WinnowError, match="has no champion, so there is nothing"):
         rollback(places, config, "")
 
 
-def test_what_cannot_be_compared_is_replaced_only_when_asked(places: Places, config: Config) -> None:
+def test_what_cannot_be_compared_is_replaced_only_when_asked(places: ProjectPaths, config: Config) -> None:
     promote(places, _again(places, **SLOW))
     card = fetched(places, "champion") / "card.json"
     write_json(card, read_json(card) | {"classes": ["cat", "dog", "cow"]})
@@ -338,7 +344,7 @@ def test_what_cannot_be_compared_is_replaced_only_when_asked(places: Places, con
     assert aliases(places)["previous"] == "1"
 
 
-def test_files_that_changed_since_the_selection_are_refused(places: Places, config: Config) -> None:
+def test_files_that_changed_since_the_selection_are_refused(places: ProjectPaths, config: Config) -> None:
     model = places.artifacts / "candidates" / "quick" / "model.onnx"
     model.write_bytes(model.read_bytes() + b" ")
     with pytest.raises(ArtifactError, match="is not the file of its record"):
@@ -346,7 +352,7 @@ def test_files_that_changed_since_the_selection_are_refused(places: Places, conf
     assert aliases(places) == {}
 
 
-def test_fetching_says_what_is_missing_and_mends_its_copy(places: Places, config: Config) -> None:
+def test_fetching_says_what_is_missing_and_mends_its_copy(places: ProjectPaths, config: Config) -> None:
     promote(places, config)
     with pytest.raises(WinnowError, match="no version or alias '7'"):
         fetched(places, "7")
@@ -365,7 +371,7 @@ def renamed(card: Path) -> None:
 
 
 @pytest.mark.parametrize("is_old", [False, True])
-def test_a_card_that_was_changed_is_fetched_anew(places: Places, config: Config, is_old: bool) -> None:
+def test_a_card_that_was_changed_is_fetched_anew(places: ProjectPaths, config: Config, is_old: bool) -> None:
     promote(places, config)
     if is_old:  # registered before cards had digests
         mlflow_client.connect(places).delete_model_version_tag(MODEL, "1", registered_models.CARD_SHA256)
@@ -376,7 +382,7 @@ def test_a_card_that_was_changed_is_fetched_anew(places: Places, config: Config,
     assert (fetched(places, "champion") / "card.json").read_bytes() == good
 
 
-def test_a_card_that_was_changed_in_the_store_is_refused(places: Places, config: Config) -> None:
+def test_a_card_that_was_changed_in_the_store_is_refused(places: ProjectPaths, config: Config) -> None:
     promote(places, config)
     for card in places.mlflow_artifacts.rglob("card.json"):
         renamed(card)
@@ -385,7 +391,7 @@ def test_a_card_that_was_changed_in_the_store_is_refused(places: Places, config:
 
 
 def test_settled_is_for_this_address_and_store_only(
-    places: Places, config: Config, monkeypatch: pytest.MonkeyPatch
+    places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promote(places, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
@@ -395,7 +401,7 @@ def test_settled_is_for_this_address_and_store_only(
         promote(places, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", places.mlflow_store)
     assert promotion_state.is_settled(places, config)
-    (places.hidden / "mlflow" / "mlflow.db").unlink()
+    (places.state_dir / "mlflow" / "mlflow.db").unlink()
     assert not promotion_state.is_settled(places, config)
 
 
@@ -404,29 +410,29 @@ FAR = Drop(9.0, 8.0, 10.0)
 """Answers that prove nothing."""
 
 
-def lost(points: float, low: float, high: float) -> Losses:
+def lost(points: float, low: float, high: float) -> DropReport:
     """Of top-1; macro F1 is kept."""
-    return Losses(Evidence(Drop(points, low, high), FAR), Evidence(KEPT, FAR))
+    return DropReport(DropEvidence(Drop(points, low, high), FAR), DropEvidence(KEPT, FAR))
 
 
-def unlabelled(points: float) -> Losses:
+def unlabelled(points: float) -> DropReport:
     """That share of the answers differs, and nobody knows which are right."""
-    return Losses(Evidence(None, Drop(points, points - 0.3, points + 0.3)), Evidence(None, KEPT))
+    return DropReport(DropEvidence(None, Drop(points, points - 0.3, points + 0.3)), DropEvidence(None, KEPT))
 
 
 SAME = lost(0.0, -0.5, 0.5)
-RARE = Losses(Evidence(KEPT, FAR), Evidence(Drop(3.0, 1.0, 5.0), FAR))
+RARE = DropReport(DropEvidence(KEPT, FAR), DropEvidence(Drop(3.0, 1.0, 5.0), FAR))
 """A rare class has died."""
 
 
 def contest(
-    losses: Losses, champion: float | None, challenger: float | None, uncertain: float = 1.0, rate: bool = False
-) -> Contest:
+    losses: DropReport, champion: float | None, challenger: float | None, uncertain: float = 1.0, rate: bool = False
+) -> ContestResult:
     """Times, or with `rate` images a second; `uncertain`: factor to both ends of the interval."""
     if champion is None or challenger is None:
-        return Contest(losses, champion, challenger, None)
+        return ContestResult(losses, champion, challenger, None)
     better = challenger / champion if rate else champion / challenger
-    return Contest(losses, champion, challenger, Ratio(better, better / uncertain, better * uncertain))
+    return ContestResult(losses, champion, challenger, Ratio(better, better / uncertain, better * uncertain))
 
 
 @pytest.mark.parametrize(
@@ -466,14 +472,14 @@ def contest(
         (contest(unlabelled(0.8), 1.0, 1.0), "latency", False, "not 5 % better"),
     ],
 )
-def test_judging(found: Contest, objective: str, passed: bool, said: str) -> None:
+def test_judging(found: ContestResult, objective: str, passed: bool, said: str) -> None:
     verdict, reason = judge_challenge(found, Promotion(objective=objective))
     assert verdict is passed, reason
     assert said in reason
 
 
 def test_figures_of_another_machine_that_came_after_the_selection_are_not_passed_over(
-    places: Places, config: Config
+    places: ProjectPaths, config: Config
 ) -> None:
     write_json(places.root / "target.json", {})
     later = config.model_copy(update={"benchmark": config.benchmark.model_copy(update={"target": "target.json"})})
@@ -525,7 +531,7 @@ def test_openvino_is_timed_in_both_modes_whatever_the_card_names(config: Config)
         assert [cell.runtime for cell in cells_of(card, config, here)] == expected
 
 
-def test_a_card_of_another_machine_still_gives_a_contest(places: Places, config: Config) -> None:
+def test_a_card_of_another_machine_still_gives_a_contest(places: ProjectPaths, config: Config) -> None:
     folder, elsewhere = places.artifacts / "candidates", this_machine().model_copy(update={"cpu": "another"})
     serving = {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "objective": "latency"}
     card = {"name": "x", "precision": "f32", "serving": serving, "machine": elsewhere.model_dump(mode="json")}
@@ -539,7 +545,7 @@ def test_a_card_of_another_machine_still_gives_a_contest(places: Places, config:
 
 
 def test_a_champion_whose_runtime_is_not_here_is_judged_by_its_file_and_that_is_said(
-    places: Places, config: Config
+    places: ProjectPaths, config: Config
 ) -> None:
     folder, here = places.artifacts / "candidates", this_machine().model_dump(mode="json")
     serving = {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "objective": "size"}

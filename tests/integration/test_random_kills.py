@@ -39,9 +39,9 @@ MEASURED = ("benchmark", "select", "report")
 STATES = """
 import json, sqlite3, sys
 from pathlib import Path
-from tasks.settings import Places
+from tasks.project.paths import ProjectPaths
 
-hidden = Places(Path.cwd()).hidden
+hidden = ProjectPaths(Path.cwd()).state_dir
 ask = lambda file, text: [row[0] for row in sqlite3.connect(hidden / file).execute(text)]
 json.dump({
     "prefect": ask("prefect/prefect.db", "select state_type from flow_run"),

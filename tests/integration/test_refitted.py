@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks import drift
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.registry import promotion_state, registered_models
 from tasks.registry.promotion import promote, rollback
 from tests.handmade import MODEL, aliases, tag, write_refit, write_run
@@ -28,17 +28,17 @@ def by_size(config: Config) -> Config:
     return config.model_copy(update={"promotion": config.promotion.model_copy(update={"objective": "size"})})
 
 
-def refitted(places: Places, selected: dict[str, Any], after: dict[str, Any]) -> Config:
+def refitted(places: ProjectPaths, selected: dict[str, Any], after: dict[str, Any]) -> Config:
     config = by_size(write_run(places.root, "quick", {"quick": selected}))
     write_refit(places.artifacts, "quick", after)
     return config
 
 
-def fetched(places: Places, which: str) -> Path:
+def fetched(places: ProjectPaths, which: str) -> Path:
     return registered_models.fetch(places, MODEL, registered_models.get(places, MODEL, which))
 
 
-def test_the_refitted_file_is_registered_with_the_selected_one_beside_it(places: Places) -> None:
+def test_the_refitted_file_is_registered_with_the_selected_one_beside_it(places: ProjectPaths) -> None:
     config = refitted(places, BEFORE, AFTER)
     outcome = promote(places, config)
     folder = fetched(places, "champion")
@@ -58,7 +58,7 @@ def test_the_refitted_file_is_registered_with_the_selected_one_beside_it(places:
     assert "same answer as before on 90.0 % of 110 training images" in text
 
 
-def test_a_refitted_champion_is_compared_by_the_file_that_learned_no_validation_image(places: Places) -> None:
+def test_a_refitted_champion_is_compared_by_the_file_that_learned_no_validation_image(places: ProjectPaths) -> None:
     """Its refitted file has every validation image right, as one would that has learned them; its selected file none
     of a class. A challenger that is right on all of them is better than that, and no better than the refitted one."""
     promote(places, refitted(places, {"blind": 1}, AFTER))
@@ -67,14 +67,14 @@ def test_a_refitted_champion_is_compared_by_the_file_that_learned_no_validation_
     assert "which is shown to be better" in outcome.reasons[-1]
 
 
-def test_a_refitted_challenger_has_no_head_start(places: Places) -> None:
+def test_a_refitted_challenger_has_no_head_start(places: ProjectPaths) -> None:
     promote(places, by_size(write_run(places.root, "quick", {"quick": BEFORE})))
     outcome = promote(places, refitted(places, {"blind": 1}, AFTER))
     assert (outcome.version, outcome.champion) == ("2", "1")
     assert "exceeds" in outcome.reasons[-1]
 
 
-def test_the_refit_of_the_champions_own_file_takes_its_place_and_goes_back(places: Places) -> None:
+def test_the_refit_of_the_champions_own_file_takes_its_place_and_goes_back(places: ProjectPaths) -> None:
     promote(places, by_size(write_run(places.root, "quick", {"quick": BEFORE})))
     config = refitted(places, BEFORE, AFTER)
     assert not promotion_state.is_settled(places, config)
@@ -86,12 +86,12 @@ def test_the_refit_of_the_champions_own_file_takes_its_place_and_goes_back(place
     assert promotion_state.is_settled(places, config)
     rollback(places, config, "worse in the field")
     assert aliases(places)["champion"] == "1"
-    promotion_state.forget(places)
+    promotion_state.clear(places)
     assert "was rolled back" in promote(places, config).reasons[-1]
     assert aliases(places)["champion"] == "1"
 
 
-def test_a_refit_of_something_else_is_not_promoted(places: Places) -> None:
+def test_a_refit_of_something_else_is_not_promoted(places: ProjectPaths) -> None:
     config = refitted(places, BEFORE, AFTER)
     record = read_record(places.artifacts / "refit")
     write_record(places.artifacts / "refit", record.model_copy(update={"inputs": {"quick": "0" * 64}}))
@@ -100,7 +100,7 @@ def test_a_refit_of_something_else_is_not_promoted(places: Places) -> None:
     assert aliases(places) == {}
 
 
-def test_test_figures_of_another_refit_are_not_repeated(places: Places) -> None:
+def test_test_figures_of_another_refit_are_not_repeated(places: ProjectPaths) -> None:
     config = refitted(places, BEFORE, AFTER)
     report = read_record(places.artifacts / "report")
     figures = {f"test/winner_{key}": 0.5 for key in ("top1", "top1_low", "top1_high")}
@@ -112,7 +112,7 @@ def test_test_figures_of_another_refit_are_not_repeated(places: Places) -> None:
 
 
 def test_drift_is_seen_by_the_file_that_learned_no_validation_image(
-    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: ProjectPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = refitted(places, BEFORE, AFTER)
     config = config.model_copy(update={"drift": config.drift.model_copy(update={"min_images": 60})})

@@ -68,7 +68,7 @@ def test_records_and_files_of_every_step(finished: Finished) -> None:
 HEAVY = """
 import atexit, sys
 atexit.register(lambda: print("HEAVY", [name for name in ("torch", "prefect", "mlflow") if name in sys.modules]))
-from flows.cli import main
+from winnow.cli.main import main
 main(["run"])
 """
 

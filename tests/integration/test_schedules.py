@@ -22,10 +22,10 @@ pytestmark = pytest.mark.services
 
 FORGET_CHAMPION = """
 from pathlib import Path
-from tasks.settings import Places, apply
+from tasks.project.paths import ProjectPaths, apply
 apply(Path.cwd())
-from tasks import registry
-registry.set_alias(Places(Path.cwd()), "photos", "champion", None)
+from tasks.registry import registered_models
+registered_models.set_alias(ProjectPaths(Path.cwd()), "photos", "champion", None)
 """
 
 

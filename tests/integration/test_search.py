@@ -26,13 +26,14 @@ ASK = """
 import json, sys
 from pathlib import Path
 from mlflow import MlflowClient
-from tasks import settings, store
-from tasks.settings import Places
+from tasks.project import paths
+from tasks.tracking import mlflow_client
+from tasks.project.paths import ProjectPaths
 from winnow.config import load_config
-settings.apply(Path.cwd())
-places = Places(Path.cwd())
-client = store.connect(places)
-experiment = store.experiment_id(places, load_config("params.yaml"))
+paths.apply(Path.cwd())
+places = ProjectPaths(Path.cwd())
+client = mlflow_client.connect(places)
+experiment = mlflow_client.experiment_id(places, load_config("params.yaml"))
 runs = [r for kind in ("search", "trial") for r in client.search_runs([experiment], f"tags.`winnow.kind` = '{kind}'")]
 print(json.dumps([{"kind": r.data.tags["winnow.kind"], "parent": r.data.tags.get("mlflow.parentRunId"),
                    "id": r.info.run_id, "status": r.info.status, "metrics": r.data.metrics} for r in runs]))

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.registry.promotion import promote
 from tests.conftest import CLASSES, SIZE, draw
 from tests.connections import is_ended
@@ -40,7 +40,7 @@ def encoded(label: int, form: str = "PNG") -> bytes:
 
 
 @contextmanager
-def served(places: Places, command: list[str], address: str, health: str) -> Iterator[subprocess.Popen[bytes]]:
+def served(places: ProjectPaths, command: list[str], address: str, health: str) -> Iterator[subprocess.Popen[bytes]]:
     """The server, once it is healthy; at the end it is told to end, and nothing of it may be left."""
     environment = {**os.environ, "PYTHONPATH": str(CODE), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with (places.root / "server.log").open("wb") as log:
@@ -76,7 +76,7 @@ FEW_FILES += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 
 
 @pytest.fixture
-def serve(places: Places, config: Config) -> Callable[..., Iterator[str]]:
+def serve(places: ProjectPaths, config: Config) -> Callable[..., Iterator[str]]:
     """Starts `winnow serve` with these options."""
     promote(places, config)
 
@@ -96,7 +96,7 @@ def post(address: str, content: bytes, kind: str = "image/png", timeout: float =
     return httpx.post(f"{address}/predict", content=content, headers={"Content-Type": kind}, timeout=timeout)
 
 
-def test_what_a_client_sees(serve: Callable, places: Places) -> None:
+def test_what_a_client_sees(serve: Callable, places: ProjectPaths) -> None:
     with serve(top=2, max_bytes=100_000) as (address, process):
         for label, name in enumerate(CLASSES):
             answer = post(address, encoded(label))
@@ -132,7 +132,7 @@ def test_what_a_client_sees(serve: Callable, places: Places) -> None:
 
 
 @pytest.mark.services
-def test_nobody_starves_the_others(serve: Callable, places: Places) -> None:
+def test_nobody_starves_the_others(serve: Callable, places: ProjectPaths) -> None:
     half = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
     with serve(header_timeout=3) as (address, process):
         where = ("127.0.0.1", int(address.rpartition(":")[2]))
@@ -207,7 +207,7 @@ def test_whoever_waits_too_long_or_behind_too_many_is_told(serve: Callable) -> N
         (["--model", "17"], "17"),
     ],
 )
-def test_what_cannot_be_served_is_said(places: Places, config: Config, options: list[str], said: str) -> None:
+def test_what_cannot_be_served_is_said(places: ProjectPaths, config: Config, options: list[str], said: str) -> None:
     promote(places, config)
     command = [sys.executable, "-m", "winnow.cli.main", "serve", *options]
     environment = {**os.environ, "PYTHONPATH": str(CODE)}
@@ -217,7 +217,7 @@ def test_what_cannot_be_served_is_said(places: Places, config: Config, options: 
 
 
 @pytest.mark.services
-def test_mlflow_serves_the_champion_too(places: Places, config: Config) -> None:
+def test_mlflow_serves_the_champion_too(places: ProjectPaths, config: Config) -> None:
     promote(places, config)
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{MODEL}@champion"]

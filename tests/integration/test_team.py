@@ -294,15 +294,15 @@ def done(project: Project, *command: str) -> None:
 START = """
 import json, sys
 from pathlib import Path
-from tasks.settings import Places, apply
+from tasks.project.paths import ProjectPaths, apply
 apply(Path.cwd())
-from flows.team import _make_accounts
-_make_accounts(Places(Path.cwd()), sys.argv[1], json.loads(sys.argv[2]), sys.argv[3])
+from winnow.servers.team import _make_accounts
+_make_accounts(ProjectPaths(Path.cwd()), sys.argv[1], json.loads(sys.argv[2]), sys.argv[3])
 """
 CLIENT = """
 import json
 from pathlib import Path
-from tasks.settings import apply
+from tasks.project.paths import apply
 apply(Path.cwd())
 from mlflow import MlflowClient
 client = MlflowClient()

@@ -17,7 +17,7 @@ import pytest
 
 from tasks.project import paths
 from tasks.project.deadlines import TookTooLong, deadline
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.tracking import mlflow_client, mlflow_runs, run_content, search_runs, tracked_runs
 from tests.handmade import CURVES, DATA_VERSION, forget, write_candidate, write_verdicts
 from winnow.config import Config
@@ -25,18 +25,18 @@ from winnow.errors import ArtifactError
 from winnow.search.loop import Progress
 from winnow.search.optuna_study import Trial
 from winnow.search.space import Point
-from winnow.search.trial import Look
+from winnow.search.trial import TrialEvaluation
 
 pytest_plugins = "tests.stores"
 CANDIDATES = ("dense", "quick", "wrong")
 ALL = ("data", "pretrain", *CANDIDATES, "benchmark", "select", "refit", "report")
 
 
-def _runs(places: Places, config: Config, condition: str = "") -> list:
+def _runs(places: ProjectPaths, config: Config, condition: str = "") -> list:
     return list(mlflow_client.connect(places).search_runs([mlflow_client.experiment_id(places, config)], condition))
 
 
-def _named(places: Places, config: Config) -> dict:
+def _named(places: ProjectPaths, config: Config) -> dict:
     """Children by name; a name that occurs twice fails here."""
     children = [run for run in _runs(places, config) if "winnow.name" in run.data.tags]
     names = [run.data.tags["winnow.name"] for run in children]
@@ -45,24 +45,25 @@ def _named(places: Places, config: Config) -> dict:
 
 
 HERE = (
-    "import os, signal, sys; from pathlib import Path; from tasks import settings, tracking;"
-    "from winnow.config import load_config; places = settings.Places(Path.cwd()); settings.apply(places.root);"
+    "import os, signal, sys; from pathlib import Path; from tasks.project import paths;"
+    "from tasks.tracking import mlflow_runs;"
+    "from winnow.config import load_config; places = paths.ProjectPaths(Path.cwd()); paths.apply(places.root);"
     "config = load_config('params.yaml');"
 )
 
 
-def _python(code: str, places: Places) -> subprocess.CompletedProcess[str]:
+def _python(code: str, places: ProjectPaths) -> subprocess.CompletedProcess[str]:
     """Another process of the same project."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=places.root, env=environment, capture_output=True, text=True, check=False)
 
 
-def _parents(places: Places, config: Config) -> list:
+def _parents(places: ProjectPaths, config: Config) -> list:
     return _runs(places, config, "tags.`winnow.kind` = 'execution'")
 
 
-def test_every_record_is_a_run_below_one_parent(places: Places, config: Config) -> None:
+def test_every_record_is_a_run_below_one_parent(places: ProjectPaths, config: Config) -> None:
     line = mlflow_runs.track(places, config)
     assert line.startswith(f"{len(ALL)} of {len(ALL)} records were new")
     (parent,) = _parents(places, config)
@@ -79,7 +80,7 @@ def test_every_record_is_a_run_below_one_parent(places: Places, config: Config) 
     assert f"[wrong](#/experiments/{parent.info.experiment_id}/runs/{children['wrong'].info.run_id})" in note
 
 
-def test_candidates_show_figures_verdict_and_parameters_alike(places: Places, config: Config) -> None:
+def test_candidates_show_figures_verdict_and_parameters_alike(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
     runs = {name: _named(places, config)[name] for name in CANDIDATES}
     curves = {"curves/loss"}
@@ -98,7 +99,7 @@ def test_candidates_show_figures_verdict_and_parameters_alike(places: Places, co
     assert [(point.step, point.value) for point in history] == [(row["epoch"], row["loss"]) for row in CURVES]
 
 
-def test_a_second_track_logs_nothing(places: Places, config: Config) -> None:
+def test_a_second_track_logs_nothing(places: ProjectPaths, config: Config) -> None:
     assert not mlflow_runs.is_complete(places, config)
     mlflow_runs.track(places, config)
     assert mlflow_runs.is_complete(places, config)
@@ -111,7 +112,7 @@ def test_a_second_track_logs_nothing(places: Places, config: Config) -> None:
     assert mlflow_runs.is_complete(places, config)
 
 
-def test_runs_that_the_store_lost_are_logged_again(places: Places, config: Config) -> None:
+def test_runs_that_the_store_lost_are_logged_again(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
     lost = _named(places, config)["quick"].info.run_id
     mlflow_client.connect(places).delete_run(lost)
@@ -120,7 +121,7 @@ def test_runs_that_the_store_lost_are_logged_again(places: Places, config: Confi
 
 
 def test_another_address_is_filled_and_the_first_is_remembered(
-    places: Places, config: Config, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+    places: ProjectPaths, config: Config, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow_runs.track(places, config)
     other = places.root / "team.db"
@@ -135,7 +136,7 @@ def test_another_address_is_filled_and_the_first_is_remembered(
     assert mlflow_runs.is_complete(places, config)
 
 
-def test_new_figures_make_new_runs_of_candidates_and_keep_the_old(places: Places, config: Config) -> None:
+def test_new_figures_make_new_runs_of_candidates_and_keep_the_old(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
     before = _named(places, config)
     write_verdicts(places.artifacts, config, list(CANDIDATES), "quick", latency_ms=0.4)
@@ -148,7 +149,7 @@ def test_new_figures_make_new_runs_of_candidates_and_keep_the_old(places: Places
     assert len(_runs(places, config, "tags.`winnow.name` = 'pretrain'")) == 1
 
 
-def test_figures_of_another_candidate_of_that_name_are_not_shown(places: Places, config: Config) -> None:
+def test_figures_of_another_candidate_of_that_name_are_not_shown(places: ProjectPaths, config: Config) -> None:
     write_candidate(places.artifacts, "quick", {"salt": 2.0})
     mlflow_runs.track(places, config)
     runs = _named(places, config)
@@ -157,7 +158,7 @@ def test_figures_of_another_candidate_of_that_name_are_not_shown(places: Places,
     assert "best/latency_ms" in runs["wrong"].data.metrics
 
 
-def test_a_step_shows_its_curves_while_it_runs(places: Places, config: Config) -> None:
+def test_a_step_shows_its_curves_while_it_runs(places: ProjectPaths, config: Config) -> None:
     parent = mlflow_runs.open_execution(places, config, "pretrain: params.yaml")
     run_id = mlflow_runs.open_step(places, parent, "pretrain", "pretrain")
     mlflow_runs.log_curves(places, run_id, CURVES[:1], 0, "")
@@ -172,7 +173,7 @@ def test_a_step_shows_its_curves_while_it_runs(places: Places, config: Config) -
     assert "pretrain/loss" in client.get_run(run_id).data.metrics
 
 
-def test_track_completes_the_run_that_was_open_while_training(places: Places, config: Config) -> None:
+def test_track_completes_the_run_that_was_open_while_training(places: ProjectPaths, config: Config) -> None:
     parent = mlflow_runs.open_execution(places, config, "all")
     run_id = mlflow_runs.open_step(places, parent, "quick", "candidate")
     mlflow_runs.log_curves(places, run_id, CURVES, 0, "scratch-seed0-rate0.1")
@@ -190,7 +191,7 @@ def test_track_completes_the_run_that_was_open_while_training(places: Places, co
     assert mlflow_runs.is_complete(places, config)
 
 
-def test_a_restored_step_leaves_no_second_run(places: Places, config: Config) -> None:
+def test_a_restored_step_leaves_no_second_run(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
     parent = mlflow_runs.open_execution(places, config, "a parameter was set back")
     for name, step in (("pretrain", "pretrain"), ("quick", "candidate")):
@@ -201,7 +202,7 @@ def test_a_restored_step_leaves_no_second_run(places: Places, config: Config) ->
     assert set(_named(places, config)) == set(ALL)
 
 
-def test_failures_are_closed_and_say_why(places: Places, config: Config) -> None:
+def test_failures_are_closed_and_say_why(places: ProjectPaths, config: Config) -> None:
     parent = mlflow_runs.open_execution(places, config, "all")
     failed = mlflow_runs.open_step(places, parent, "pretrain", "pretrain")
     left = mlflow_runs.open_step(places, parent, "dense", "finetune")
@@ -214,7 +215,7 @@ def test_failures_are_closed_and_say_why(places: Places, config: Config) -> None
 
 
 def test_a_try_whose_end_mlflow_did_not_hear_does_not_stay_open(
-    places: Places, config: Config, monkeypatch: pytest.MonkeyPatch
+    places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = mlflow_runs.open_execution(places, config, why="first run")
     lost = mlflow_runs.open_step(places, parent, "pretrain", "pretrain")
@@ -227,10 +228,10 @@ def test_a_try_whose_end_mlflow_did_not_hear_does_not_stay_open(
     assert client.get_run(parent).info.status == "FINISHED"
 
 
-def test_runs_of_a_killed_execution_are_closed_by_the_next(places: Places, config: Config) -> None:
+def test_runs_of_a_killed_execution_are_closed_by_the_next(places: ProjectPaths, config: Config) -> None:
     code = HERE + (
-        "parent = tracking.open_execution(places, config, 'all');"
-        "tracking.open_step(places, parent, 'pretrain', 'pretrain'); os.kill(os.getpid(), signal.SIGKILL)"
+        "parent = mlflow_runs.open_execution(places, config, 'all');"
+        "mlflow_runs.open_step(places, parent, 'pretrain', 'pretrain'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     _python(code, places)
     assert [run.info.status for run in _runs(places, config)] == ["RUNNING", "RUNNING"]
@@ -242,7 +243,7 @@ def test_runs_of_a_killed_execution_are_closed_by_the_next(places: Places, confi
 
 
 def test_a_server_that_does_not_answer_is_one_message(
-    places: Places, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -283,7 +284,7 @@ class Dripping(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("in_a_thread", [False, True])
 def test_a_server_that_drips_is_given_up(
-    places: Places, config: Config, monkeypatch: pytest.MonkeyPatch, in_a_thread: bool
+    places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, in_a_thread: bool
 ) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
         server.daemon_threads = True
@@ -329,7 +330,7 @@ def test_a_call_in_time_is_not_struck_later() -> None:
     ],
 )
 def test_an_error_says_whose_it_is(
-    places: Places, monkeypatch: pytest.MonkeyPatch, address: str, error: Exception, said: str
+    places: ProjectPaths, monkeypatch: pytest.MonkeyPatch, address: str, error: Exception, said: str
 ) -> None:
     if address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
@@ -337,18 +338,18 @@ def test_an_error_says_whose_it_is(
         raise error
 
 
-def test_a_lost_database_is_made_and_filled_without_noise(places: Places, config: Config) -> None:
+def test_a_lost_database_is_made_and_filled_without_noise(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
-    (places.hidden / "mlflow" / "mlflow.db").unlink()
+    (places.state_dir / "mlflow" / "mlflow.db").unlink()
     assert not mlflow_runs.is_complete(places, config)
-    result = _python(HERE + "print(tracking.track(places, config))", places)
+    result = _python(HERE + "print(mlflow_runs.track(places, config))", places)
     assert result.stderr == ""
     assert result.stdout.startswith(f"{len(ALL)} of {len(ALL)} records were new to MLflow at sqlite:///")
     assert result.stdout.count("\n") == 1
     assert mlflow_runs.is_complete(places, config)
 
 
-def test_a_moved_store_is_not_written_into_the_old_folder(places: Places, config: Config) -> None:
+def test_a_moved_store_is_not_written_into_the_old_folder(places: ProjectPaths, config: Config) -> None:
     client = mlflow_client.connect(places)
     name = f"winnow/{paths.registered_model_name(config)}"
     client.create_experiment(name, artifact_location=(places.root / "elsewhere").as_uri())
@@ -356,14 +357,14 @@ def test_a_moved_store_is_not_written_into_the_old_folder(places: Places, config
         mlflow_runs.track(places, config)
 
 
-def test_a_deleted_experiment_comes_back(places: Places, config: Config) -> None:
+def test_a_deleted_experiment_comes_back(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
     mlflow_client.connect(places).delete_experiment(mlflow_client.experiment_id(places, config))
     mlflow_runs.track(places, config)
     assert set(_named(places, config)) == set(ALL)
 
 
-def test_without_artifacts_there_is_nothing_to_track(places: Places, config: Config) -> None:
+def test_without_artifacts_there_is_nothing_to_track(places: ProjectPaths, config: Config) -> None:
     places.artifacts.rename(places.root / "gone")
     assert not mlflow_runs.is_complete(places, config)
     with pytest.raises(ArtifactError, match="nothing to track"):
@@ -371,10 +372,10 @@ def test_without_artifacts_there_is_nothing_to_track(places: Places, config: Con
 
 
 def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
-    places: Places, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = search_runs.Log(places, config, "mine")
-    look = Look(1.0, 2.0, 0.5, {"quality/top1": 0.9}, ("found",))
+    look = TrialEvaluation(1.0, 2.0, 0.5, {"quality/top1": 0.9}, ("found",))
     trials = [Trial(number, number, Point("prune", 0.5, "none"), "finished", look, "", 3.0) for number in (0, 1)]
     log.trial(trials[0])
     with monkeypatch.context() as down, caplog.at_level(logging.WARNING, logger="tasks.tracking.search_runs"):
@@ -393,16 +394,17 @@ def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
     assert {run.data.metrics["search/cost"] for run in kinds} == {0.5}
 
 
-def test_completeness_is_known_without_mlflow(places: Places, config: Config) -> None:
+def test_completeness_is_known_without_mlflow(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
     code = HERE + (
-        "from tasks import settled;"
-        "print(tracking.is_complete(places, config), settled.is_settled(places, config), 'mlflow' in sys.modules)"
+        "from tasks.registry import promotion_state;"
+        "print(mlflow_runs.is_complete(places, config), promotion_state.is_settled(places, config));"
+        "print('mlflow' in sys.modules)"
     )
     assert _python(code, places).stdout.split() == ["True", "False", "False"]
 
 
-def test_more_than_one_call_may_hold_arrives_whole(places: Places, config: Config) -> None:
+def test_more_than_one_call_may_hold_arrives_whole(places: ProjectPaths, config: Config) -> None:
     run_id = mlflow_runs.open_execution(places, config, "much to say")
     metrics = {f"m/{index}": float(index) for index in range(1700)}
     params = {f"p.{index}": str(index) for index in range(150)}
@@ -419,9 +421,9 @@ def test_flatten_keeps_within_mlflows_limits() -> None:
     assert flat == {"a.b": "0.001", "a.c": "null", "list": "[0.03, 0.1]", "text": "x" * 6000, "on": "true"}
 
 
-def test_a_damaged_memory_is_only_forgotten(places: Places, config: Config) -> None:
+def test_a_damaged_memory_is_only_forgotten(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
-    (places.hidden / tracked_runs.MEMORY).write_text("{ not json")
+    (places.state_dir / tracked_runs.MEMORY).write_text("{ not json")
     assert not mlflow_runs.is_complete(places, config)
     assert "holds all" in mlflow_runs.track(places, config)
-    assert json.loads((places.hidden / tracked_runs.MEMORY).read_text()).keys() == {places.mlflow_store}
+    assert json.loads((places.state_dir / tracked_runs.MEMORY).read_text()).keys() == {places.mlflow_store}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tasks import __main__, stages
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.tracking import mlflow_runs
 from tests.closure import ROOT
 from tests.conftest import tiny_params
@@ -18,7 +18,7 @@ from winnow.config import check_config
 from winnow.errors import ArtifactError
 from winnow.records import StepRecord, write_record
 
-Change = Callable[[Places, dict[str, Any]], object]
+Change = Callable[[ProjectPaths, dict[str, Any]], object]
 
 
 def leave(folder: Path, number: float = 0.0) -> None:
@@ -27,8 +27,8 @@ def leave(folder: Path, number: float = 0.0) -> None:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    places = Places(tmp_path)
+def places(tmp_path: Path) -> ProjectPaths:
+    places = ProjectPaths(tmp_path)
     for name in ("data", "pretrain", "candidates/dense", "candidates/pruned"):
         leave(places.artifacts / name)
     (tmp_path / "mine.pth").write_bytes(b"weights")
@@ -37,12 +37,12 @@ def places(tmp_path: Path) -> Places:
     return places
 
 
-def fingerprint(places: Places, params: dict[str, Any], step: str, name: str) -> str:
+def fingerprint(places: ProjectPaths, params: dict[str, Any], step: str, name: str) -> str:
     return __main__._fingerprint(check_config(params), places, step, name)
 
 
 def put(*keys: str, value: object) -> Change:
-    def change(_places: Places, params: dict[str, Any]) -> None:
+    def change(_places: ProjectPaths, params: dict[str, Any]) -> None:
         at = params
         for key in keys[:-1]:
             at[key] = dict(at[key])
@@ -59,14 +59,14 @@ def record(name: str) -> Change:
 def code(name: str) -> Change:
     """A changed file of the library."""
 
-    def change(places: Places, _params: dict[str, Any]) -> None:
+    def change(places: ProjectPaths, _params: dict[str, Any]) -> None:
         with (places.root / "winnow" / name).open("a") as file:
             file.write("# changed\n")
 
     return change
 
 
-def weights(places: Places, _params: dict[str, Any]) -> None:
+def weights(places: ProjectPaths, _params: dict[str, Any]) -> None:
     (places.root / "mine.pth").write_bytes(b"weightz")
 
 
@@ -99,7 +99,7 @@ def weights(places: Places, _params: dict[str, Any]) -> None:
     ],
 )
 def test_what_decides_a_training_decides_its_folder(
-    places: Places, step: str, name: str, change: Change, differs: bool
+    places: ProjectPaths, step: str, name: str, change: Change, differs: bool
 ) -> None:
     params = tiny_params()
     params["finetune"]["weights"] = "mine.pth"
@@ -109,7 +109,7 @@ def test_what_decides_a_training_decides_its_folder(
     assert (fingerprint(places, params, step, name) != before) is differs
 
 
-def test_checkpoints_of_a_training_that_was_given_up_go_before_the_step_runs(places: Places) -> None:
+def test_checkpoints_of_a_training_that_was_given_up_go_before_the_step_runs(places: ProjectPaths) -> None:
     config = check_config(tiny_params() | {"pretrain": {"method": "none"}})
     own = places.checkpoints / f"pretrain-{__main__._fingerprint(config, places, 'pretrain', 'pretrain')}"
     given_up, other = places.checkpoints / f"pretrain-{'0' * 16}", places.checkpoints / f"pruned-{'0' * 16}"
@@ -120,7 +120,7 @@ def test_checkpoints_of_a_training_that_was_given_up_go_before_the_step_runs(pla
     assert sorted(places.checkpoints.iterdir()) == sorted([own, other])
 
 
-def test_curves_that_lay_there_before_are_not_passed_on(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_that_lay_there_before_are_not_passed_on(places: ProjectPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
     monkeypatch.setattr(mlflow_runs, "log_curves", lambda *arguments: sent.append(arguments[2][0]["from"]))
     for digest, age in (("a" * 16, 100), ("b" * 16, -100)):

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tasks import stages
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 
 
 def test_a_stop_ends_one_run_and_not_the_next_in_the_same_process(tmp_path: Path) -> None:
-    places, log = Places(tmp_path), logging.getLogger("test")
+    places, log = ProjectPaths(tmp_path), logging.getLogger("test")
     stages.stop_running("first")
     with pytest.raises(stages.StageFailed, match="ingest was not begun: the run was stopped"):
         stages._stream(places, "ingest", "ingest", ("first", "step"), log)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from winnow.timing_lock import FOLDER, busy_turn, quiet_machine
+from winnow.timing_lock import FOLDER, compute_lock, timing_lock
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -21,7 +21,7 @@ def train(steps: Path, stop: Event) -> None:
     """Writes when each step began and ended."""
     with steps.open("a") as file:
         while not stop.is_set():
-            with busy_turn():
+            with compute_lock():
                 began = time.monotonic()
                 time.sleep(0.01)
                 file.write(f"{began} {time.monotonic()}\n")
@@ -38,7 +38,7 @@ def test_who_times_is_alone_and_gets_a_turn(tmp_path: Path) -> None:
     quiet = []
     for _ in range(3):
         asked = time.monotonic()
-        with quiet_machine():
+        with timing_lock():
             began = time.monotonic()
             time.sleep(0.1)
             quiet.append((began, time.monotonic()))
@@ -55,18 +55,18 @@ def test_who_times_is_alone_and_gets_a_turn(tmp_path: Path) -> None:
 
 
 def test_a_turn_within_a_turn_is_the_same_one() -> None:
-    with busy_turn(), busy_turn():
+    with compute_lock(), compute_lock():
         pass
-    with quiet_machine(), busy_turn():  # one's own work does not disturb one
+    with timing_lock(), compute_lock():  # one's own work does not disturb one
         pass
-    with busy_turn(), pytest.raises(RuntimeError, match="quiet_machine within busy waits for itself"), quiet_machine():
+    with compute_lock(), pytest.raises(RuntimeError, match="quiet_machine within busy waits for itself"), timing_lock():
         pass
-    with quiet_machine():  # nothing is left over
+    with timing_lock():  # nothing is left over
         pass
 
 
 def hold(ready: Event) -> None:
-    with quiet_machine():
+    with timing_lock():
         ready.set()
         time.sleep(60)
 
@@ -78,7 +78,7 @@ def test_a_killed_process_holds_nothing() -> None:
     assert ready.wait(30)
     holder.kill()
     holder.join()
-    with busy_turn(), busy_turn():
+    with compute_lock(), compute_lock():
         pass
-    with quiet_machine():
+    with timing_lock():
         pass

@@ -24,11 +24,11 @@ from winnow.benchmark.grid import answer_all
 from winnow.data.dataset import ImageSet
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import NotHere, Predict, cell_of, open_cell
+from winnow.deploy.runtimes import Predict, RuntimeUnavailable, cell_of, open_cell
 from winnow.errors import MissingExtra
 from winnow.evaluation.metrics import load_logits, served_file
 from winnow.hardware import has_fast_bf16
-from winnow.timing_lock import busy_turn
+from winnow.timing_lock import compute_lock
 
 IN_ONNX_RUNTIME = "ONNX Runtime, the file as it is"
 
@@ -69,7 +69,7 @@ def deployed_answers(
     batch, answers_file = int(row["batch"]), served_file(row)
     here = " (timed on another machine, answered on this one)" if selection["speeds"]["is_target"] else ""
 
-    @busy_turn()
+    @compute_lock()
     def answer(indices_N: NDArray[np.int64]) -> NDArray[np.float32]:
         return answer_all(opened, batch, images.images_NHWC, indices_N)
 
@@ -93,5 +93,5 @@ def _open(folder: Path, row: Mapping[str, Any] | None, benchmark: Path, speeds: 
         return f"it will serve in {where}, which the processor of this machine does not have"
     try:
         return open_cell(folder, cell_of(row))
-    except (NotHere, MissingExtra) as error:
+    except (RuntimeUnavailable, MissingExtra) as error:
         return f"it will serve in {where}, which does not run here ({error})"

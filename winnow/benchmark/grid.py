@@ -35,12 +35,12 @@ from winnow.config import ROOT, Benchmark
 from winnow.data.dataset import VALIDATION, ImageSet, spread
 from winnow.deploy.runtimes import (
     NEEDED_AGREEMENT,
-    Cell,
+    BenchmarkCase,
     Layout,
-    NotHere,
     Precision,
     Predict,
     Runtime,
+    RuntimeUnavailable,
     on_cpu,
     set_torch_threads,
 )
@@ -48,7 +48,7 @@ from winnow.errors import ArtifactError
 from winnow.eta import duration
 from winnow.evaluation.metrics import load_logits
 from winnow.hardware import has_fast_bf16
-from winnow.timing_lock import busy_turn, quiet_machine
+from winnow.timing_lock import compute_lock, timing_lock
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass
-class Outcome:
+class BenchmarkResult:
     """What the grid gave: timed rows, cells whose answers were wrong, cells that cannot run here."""
 
     rows: list[Row] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Outcome:
 
 def plan(
     int8: Mapping[str, bool], settings: Benchmark, threads: int, cuda: bool, networks: Collection[str] | None = None
-) -> list[Cell]:
+) -> list[BenchmarkCase]:
     """Every cell, group by group. `int8`: candidate -> is its file int8; `threads`: all of this machine.
 
     `networks`: candidates with weights for PyTorch, all that are not int8 if None; a quantized one that ended in float
@@ -85,7 +85,7 @@ def plan(
                 kinds = _file_kinds(is_int8, batch, count, cuda and count == threads)
                 if name in networks and (name == ROOT or settings.grid == "full"):
                     kinds += _torch_kinds(cuda and count == threads, name == ROOT and settings.grid == "full")
-                cells += [Cell(name, *kind, batch=batch, threads=count) for kind in kinds]
+                cells += [BenchmarkCase(name, *kind, batch=batch, threads=count) for kind in kinds]
     return cells
 
 
@@ -124,27 +124,27 @@ def checked_images(
 
 
 def measure(
-    cells: list[Cell],
-    open_cell: Callable[[Cell], Predict],
+    cells: list[BenchmarkCase],
+    open_cell: Callable[[BenchmarkCase], Predict],
     pixels_NHWC: NDArray[np.uint8],
     answers: Mapping[str, NDArray[np.int64]],
     settings: Benchmark,
-) -> Outcome:
+) -> BenchmarkResult:
     """Time all cells, those of one batch and number of threads in the same `settings.rounds` rounds.
 
     `answers`: candidate -> the class it gives for each of the pixels.
     """
-    outcome, started, last = Outcome(), time.monotonic(), 0.0
-    groups: dict[tuple[int, int], list[Cell]] = {}
+    outcome, started, last = BenchmarkResult(), time.monotonic(), 0.0
+    groups: dict[tuple[int, int], list[BenchmarkCase]] = {}
     for cell in cells:
         groups.setdefault((cell.batch, cell.threads), []).append(cell)
     done = 0
     for (batch, threads), group in groups.items():
         before = set_torch_threads(threads)
         try:
-            with busy_turn():
+            with compute_lock():
                 opened = _open_all(group, open_cell, pixels_NHWC, answers, outcome)
-            with quiet_machine():
+            with timing_lock():
                 outcome.rows += _time_group(opened, _cut(pixels_NHWC, 0, batch), settings)
         finally:
             set_torch_threads(before)
@@ -157,18 +157,18 @@ def measure(
 
 
 def _open_all(
-    group: list[Cell],
-    open_cell: Callable[[Cell], Predict],
+    group: list[BenchmarkCase],
+    open_cell: Callable[[BenchmarkCase], Predict],
     pixels_NHWC: NDArray[np.uint8],
     answers: Mapping[str, NDArray[np.int64]],
-    outcome: Outcome,
-) -> list[tuple[Cell, Predict]]:
+    outcome: BenchmarkResult,
+) -> list[tuple[BenchmarkCase, Predict]]:
     """The cells of a group that run here and answer as they should; the others go into `outcome`."""
     opened = []
     for cell in group:
         try:
             predict = open_cell(cell)
-        except NotHere as reason:
+        except RuntimeUnavailable as reason:
             row = {"runtime": cell.runtime, "precision": cell.precision, "reason": str(reason)}
             if row not in outcome.absent:
                 outcome.absent.append(row)
@@ -187,7 +187,7 @@ def _open_all(
     return opened
 
 
-def _needed(cell: Cell) -> float:
+def _needed(cell: BenchmarkCase) -> float:
     return NEEDED_AGREEMENT[cell.precision]
 
 
@@ -212,7 +212,10 @@ def _cut(pixels_NHWC: NDArray[np.uint8], at: int, batch: int) -> NDArray[np.uint
 
 
 def compare(
-    cells: list[Cell], open_cell: Callable[[Cell], Predict], pixels_NHWC: NDArray[np.uint8], settings: Benchmark
+    cells: list[BenchmarkCase],
+    open_cell: Callable[[BenchmarkCase], Predict],
+    pixels_NHWC: NDArray[np.uint8],
+    settings: Benchmark,
 ) -> list[Row]:
     """Time cells that `measure` has found to answer as they should: all of one batch in the same rounds."""
     rows: list[Row] = []
@@ -221,16 +224,16 @@ def compare(
         log.info("benchmark: %d cells of batch %d compared in turns", len(together), batch)
         before = set_torch_threads(together[0].threads)
         try:
-            with busy_turn():
+            with compute_lock():
                 opened = [(cell, _open_with_its_threads(cell, open_cell)) for cell in together]
-            with quiet_machine():
+            with timing_lock():
                 rows += _time_group(opened, _cut(pixels_NHWC, 0, batch), settings)
         finally:
             set_torch_threads(before)
     return rows
 
 
-def _open_with_its_threads(cell: Cell, open_cell: Callable[[Cell], Predict]) -> Predict:
+def _open_with_its_threads(cell: BenchmarkCase, open_cell: Callable[[BenchmarkCase], Predict]) -> Predict:
     """torch.compile counts the threads as it compiles."""
     set_torch_threads(cell.threads)
     return open_cell(cell)
@@ -247,14 +250,16 @@ def calls_per_round(batch: int, settings: Benchmark) -> int:
     return -(-settings.samples // settings.rounds) if batch == 1 else CALLS_PER_ROUND_LARGE
 
 
-def _time_group(opened: list[tuple[Cell, Predict]], pixels_NHWC: NDArray[np.uint8], settings: Benchmark) -> list[Row]:
+def _time_group(
+    opened: list[tuple[BenchmarkCase, Predict]], pixels_NHWC: NDArray[np.uint8], settings: Benchmark
+) -> list[Row]:
     calls = calls_per_round(len(pixels_NHWC), settings)
     files = [TimedFile(predict, pixels_NHWC, cell.threads) for cell, predict in opened]
     seconds = time_in_turns(files, settings.rounds, calls, settings.warm_up_ms)
     return [summarise(cell, by_round) for (cell, _), by_round in zip(opened, seconds, strict=True)]
 
 
-def summarise(cell: Cell, seconds_by_round: SecondsByRound) -> Row:
+def summarise(cell: BenchmarkCase, seconds_by_round: SecondsByRound) -> Row:
     """Return one row of the record: milliseconds per call, images per second, and how steady they were."""
     milliseconds = np.concatenate([np.asarray(part) for part in seconds_by_round]) * 1e3
     round_ms = medians_ms(seconds_by_round)

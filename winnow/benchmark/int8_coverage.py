@@ -16,14 +16,14 @@ from typing import Any
 
 from winnow.deploy.onnx_export import load_onnx, macs_by_node
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import OPENVINO, Cell, compiled_openvino
+from winnow.deploy.runtimes import OPENVINO, BenchmarkCase, compiled_openvino
 
 TOLD = ("originalLayersNames", "primitiveType", "runtimePrecision")
 INT8 = ("u8", "i8", "int8_t", "uint8_t")
 INTEGER_NODES = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize")
 
 
-def executed(folder: Path, cell: Cell) -> dict[str, Any]:
+def executed(folder: Path, cell: BenchmarkCase) -> dict[str, Any]:
     """Return {candidate, runtime, precision, int8_share, kernels} of a candidate's file.
 
     kernels: name -> share of the multiply-adds.
@@ -48,7 +48,7 @@ def executed(folder: Path, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _by_openvino(folder: Path, cell: Cell) -> Iterator[tuple[str, str, bool]]:
+def _by_openvino(folder: Path, cell: BenchmarkCase) -> Iterator[tuple[str, str, bool]]:
     """(name in the file, kernel, is it int8) of each node that was executed."""
     for node in compiled_openvino(folder, cell).get_runtime_model().get_ops():
         about = node.get_rt_info()
@@ -58,7 +58,7 @@ def _by_openvino(folder: Path, cell: Cell) -> Iterator[tuple[str, str, bool]]:
             yield name.partition("/")[0], told.get("primitiveType", ""), told.get("runtimePrecision", "") in INT8
 
 
-def _by_onnxruntime(folder: Path, cell: Cell) -> Iterator[tuple[str, str, bool]]:
+def _by_onnxruntime(folder: Path, cell: BenchmarkCase) -> Iterator[tuple[str, str, bool]]:
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as name:

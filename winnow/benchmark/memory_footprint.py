@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from winnow.deploy.runtimes import Cell, Layout, Precision, Runtime, open_cell, set_torch_threads
+from winnow.deploy.runtimes import BenchmarkCase, Layout, Precision, Runtime, open_cell, set_torch_threads
 from winnow.errors import ArtifactError
 
 TIMEOUT_SECONDS = 600
@@ -35,7 +35,7 @@ IMPORTS = {
 }
 
 
-def footprint(folder: Path, cell: Cell, image_size: int) -> dict[str, Any]:
+def footprint(folder: Path, cell: BenchmarkCase, image_size: int) -> dict[str, Any]:
     """{candidate, runtime, precision, import_ms, load_ms, first_call_ms, peak_mb} of a fresh process at batch 1.
 
     Raises ArtifactError with the child's last words when it fails.
@@ -85,7 +85,7 @@ def peak_mb() -> float:
 def _child(arguments: list[str]) -> None:
     """What the fresh process does."""
     folder, runtime, precision, layout, threads, side = arguments
-    cell = Cell(
+    cell = BenchmarkCase(
         Path(folder).name,
         cast(Runtime, runtime),
         cast(Precision, precision),

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from winnow.config import ROOT
-from winnow.deploy.runtimes import INT8, ON_GPU, PYTORCH, Cell, cell_of
+from winnow.deploy.runtimes import INT8, ON_GPU, PYTORCH, BenchmarkCase, cell_of
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import Ratio, paired_ratio
 
@@ -93,7 +93,7 @@ def speedup(reference: Row, own: Row, error: float = 0.0) -> Ratio:
 
 def shortlist(
     rows: list[Row], ancestors: Mapping[str, str], pairs: Sequence[tuple[str, str]], batch: int
-) -> list[Cell]:
+) -> list[BenchmarkCase]:
     """Return the cells of this batch that count, in the order of `rows`.
 
     Each candidate's fastest, the three baselines, what the attribution goes through, and of each pair of identical

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from winnow.benchmark.grid import Outcome, Row, checked_images, measure
+from winnow.benchmark.grid import BenchmarkResult, Row, checked_images, measure
 from winnow.config import Benchmark
 from winnow.data.dataset import ImageSet
-from winnow.deploy.runtimes import Cell, Precision, on_cpu, open_cell
+from winnow.deploy.runtimes import BenchmarkCase, Precision, on_cpu, open_cell
 from winnow.hardware import cores
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -23,7 +23,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 def sweep(
     name: str, folder: Path, precision: Precision, images: ImageSet, batches: Sequence[int], settings: Benchmark
-) -> Outcome:
+) -> BenchmarkResult:
     """Time the file of candidate `name`, f32 or int8, at each of the batches and all powers of two of threads.
 
     Raises ArtifactError where it cannot be opened.
@@ -38,13 +38,13 @@ def thread_counts(most: int) -> list[int]:
     return sorted({*(2**power for power in range(most.bit_length()) if 2**power <= most), most})
 
 
-def cells(name: str, precision: Precision, batches: Sequence[int], threads: Sequence[int]) -> list[Cell]:
+def cells(name: str, precision: Precision, batches: Sequence[int], threads: Sequence[int]) -> list[BenchmarkCase]:
     """The grid of a sweep."""
     grid = []
     for batch in sorted(set(batches)):
         for count in threads:
             kinds = on_cpu(precision, batch, count)
-            grid += [Cell(name, *kind, layout="file", batch=batch, threads=count) for kind in kinds]
+            grid += [BenchmarkCase(name, *kind, layout="file", batch=batch, threads=count) for kind in kinds]
     return grid
 
 

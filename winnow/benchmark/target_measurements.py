@@ -81,7 +81,7 @@ class HostMachine(Machine):
     memory_gb: Annotated[float, Field(ge=0)]
 
 
-class Host(_Strict):
+class TargetMeasurements(_Strict):
     """What check_host.py wrote."""
 
     format: Literal[2]
@@ -112,7 +112,7 @@ class _Versioned(BaseModel):
     format: Any = None
 
 
-def read_host(path: Path) -> Host:
+def read_host(path: Path) -> TargetMeasurements:
     """Raises DataError, which names the file and the key, when it is not what check_host.py writes."""
     try:
         text = path.read_bytes()
@@ -123,7 +123,7 @@ def read_host(path: Path) -> Host:
                 f"reads {FORMAT}); run winnow export DIR --candidates, and the check_host.py that it writes on the "
                 "machine that will serve"
             )
-        return Host.model_validate_json(text)
+        return TargetMeasurements.model_validate_json(text)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
     except ValidationError as error:
@@ -148,14 +148,14 @@ def target_digest(config: Config, root: Path) -> str | None:
     return None if path is None else sha256_of(path)
 
 
-def read_target(config: Config, root: Path) -> Host | None:
+def read_target(config: Config, root: Path) -> TargetMeasurements | None:
     """Return the machine whose figures gates go by; None: this one. Raises DataError for a file of another kind."""
     path = target_file(config, root)
     return None if path is None else read_host(path)
 
 
 def speeds_on(
-    host: Host, digests: Mapping[str, str], large: int, identical: Sequence[tuple[str, str]] = ()
+    host: TargetMeasurements, digests: Mapping[str, str], large: int, identical: Sequence[tuple[str, str]] = ()
 ) -> dict[str, Any]:
     """{best, candidates, measurement_error}, as the benchmark's details have them, from that machine's rows alone.
 

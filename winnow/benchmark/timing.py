@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.deploy.runtimes import Predict, set_torch_threads
-from winnow.timing_lock import quiet_machine
+from winnow.timing_lock import timing_lock
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,6 @@ def time_pair(
 ) -> tuple[list[float], list[float]]:
     """Return the median call in ms of each round, of `predict` and of `reference`, while nobody trains here."""
     pair = [TimedFile(predict, pixels_NHWC), TimedFile(reference, pixels_NHWC)]
-    with quiet_machine():
+    with timing_lock():
         own, its = time_in_turns(pair, rounds, calls)
     return medians_ms(own), medians_ms(its)

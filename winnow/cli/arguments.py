@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from winnow.config.serving import Serving
 
-Act = Callable[[Places, argparse.Namespace], int]
+Act = Callable[[ProjectPaths, argparse.Namespace], int]
 """Returns the exit status."""
 
 

@@ -39,20 +39,20 @@ from typing import TYPE_CHECKING, Any
 from flows import STOPPED
 from tasks import ENDINGS
 from tasks.project.disk_errors import disk_problem
-from tasks.project.paths import Places, apply, registered_model_name
+from tasks.project.paths import ProjectPaths, apply, registered_model_name
 from winnow.cli.arguments import Act, parser_of
 from winnow.cli.progress import say
 from winnow.config import Config, load_config
 from winnow.errors import ConfigError, WinnowError
 
 if TYPE_CHECKING:
-    from tasks.registry.promotion import Outcome
+    from tasks.registry.promotion import PromotionResult
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse, act, and leave with the exit status."""
     options = parser_of(ACTS).parse_args(arguments)
-    places = Places(_root())
+    places = ProjectPaths(_root())
     _end_politely()
     try:
         apply(places.root)
@@ -86,7 +86,7 @@ def _root() -> Path:
     raise SystemExit(2)
 
 
-def _set(places: Places, options: argparse.Namespace) -> None:
+def _set(places: ProjectPaths, options: argparse.Namespace) -> None:
     from tasks.project import run_lock
     from winnow.cli.params_editor import set_keys
 
@@ -95,7 +95,7 @@ def _set(places: Places, options: argparse.Namespace) -> None:
             set_keys(places, options.sets)
 
 
-def _config(places: Places) -> Config:
+def _config(places: ProjectPaths) -> Config:
     from tasks.project.paths import check_files
 
     config = load_config(places.root / "params.yaml")
@@ -103,7 +103,7 @@ def _config(places: Places) -> Config:
     return config
 
 
-def _fetch(places: Places, _options: argparse.Namespace) -> int:
+def _fetch(places: ProjectPaths, _options: argparse.Namespace) -> int:
     from winnow.cli.run import fetch
 
     config = _config(places)
@@ -113,7 +113,7 @@ def _fetch(places: Places, _options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(places: Places, options: argparse.Namespace) -> int:
+def _run(places: ProjectPaths, options: argparse.Namespace) -> int:
     from tasks.project import run_lock
     from winnow.cli.run import run
 
@@ -122,7 +122,7 @@ def _run(places: Places, options: argparse.Namespace) -> int:
         return run(places, _config(places))
 
 
-def _plan(places: Places, options: argparse.Namespace) -> int:
+def _plan(places: ProjectPaths, options: argparse.Namespace) -> int:
     from winnow.cli.plan import plan
 
     _set(places, options)
@@ -140,20 +140,20 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _status(places: Places, options: argparse.Namespace) -> int:
+def _status(places: ProjectPaths, options: argparse.Namespace) -> int:
     from winnow.cli.run import show_status
 
     return show_status(places, _config(places), options.full)
 
 
-def _track(places: Places, _options: argparse.Namespace) -> int:
+def _track(places: ProjectPaths, _options: argparse.Namespace) -> int:
     from tasks.tracking import mlflow_runs
 
     say(mlflow_runs.track(places, _config(places)))
     return 0
 
 
-def _promote(places: Places, options: argparse.Namespace) -> int:
+def _promote(places: ProjectPaths, options: argparse.Namespace) -> int:
     from tasks.project import announced_servers, run_lock
     from tasks.registry.promotion import promote
 
@@ -168,27 +168,27 @@ def _promote(places: Places, options: argparse.Namespace) -> int:
     return told
 
 
-def _rollback(places: Places, options: argparse.Namespace) -> int:
+def _rollback(places: ProjectPaths, options: argparse.Namespace) -> int:
     from tasks.registry.promotion import rollback
 
     config = _config(places)
     return _told(places, config, rollback(places, config, options.reason))
 
 
-def _told(places: Places, config: Config, outcome: Outcome) -> int:
+def _told(places: ProjectPaths, config: Config, outcome: PromotionResult) -> int:
     """Say what was done, and tell Prefect's server, if one is up, of another champion: it tells people."""
     from tasks.project import announced_servers
 
     say("\n".join(outcome.reasons))
     if outcome.is_new and announced_servers.report_to_prefect(places):
-        from tasks.stages import tell_of
+        from tasks.stages import emit_promoted
 
         logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it warns that it has one event left to send
-        tell_of(outcome, registered_model_name(config))
+        emit_promoted(outcome, registered_model_name(config))
     return 0
 
 
-def _predict(places: Places, options: argparse.Namespace) -> int:
+def _predict(places: ProjectPaths, options: argparse.Namespace) -> int:
     from winnow.cli.predict import Wanted, predict
 
     config = load_config(places.root / "params.yaml")
@@ -196,7 +196,7 @@ def _predict(places: Places, options: argparse.Namespace) -> int:
     return predict(places, config, options.images, options.model, wanted)
 
 
-def _export(places: Places, options: argparse.Namespace) -> int:
+def _export(places: ProjectPaths, options: argparse.Namespace) -> int:
     from tasks.project import benchmark_target
     from tasks.registry import registered_models
     from winnow.deploy.bundle import export_check, export_model
@@ -216,7 +216,7 @@ def _export(places: Places, options: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(places: Places, options: argparse.Namespace) -> int:
+def _serve(places: ProjectPaths, options: argparse.Namespace) -> int:
     from dataclasses import fields
 
     from winnow.cli.serve import serve
@@ -226,16 +226,16 @@ def _serve(places: Places, options: argparse.Namespace) -> int:
     return serve(places, load_config(places.root / "params.yaml"), options.model, Serving(**asked))
 
 
-def _check_host(places: Places, options: argparse.Namespace) -> int:
+def _check_host(places: ProjectPaths, options: argparse.Namespace) -> int:
     from tasks.project import benchmark_target, run_lock
-    from winnow.cli.params_editor import aim_at
+    from winnow.cli.params_editor import set_benchmark_target
     from winnow.selection.caveats import overflowing
 
     with run_lock.run_alone(places):
         config = _config(places)
-        host, missing = benchmark_target.take_in(places, config, options.file)
+        host, missing = benchmark_target.import_target(places, config, options.file)
         unsafe = overflowing(config, host.machine.flags)
-        aim_at(places, benchmark_target.TARGET, unsafe)
+        set_benchmark_target(places, benchmark_target.TARGET, unsafe)
     machine = host.machine
     say(f"Gates go by {machine.cpu}, {machine.threads} threads, from now on; winnow run applies it.")
     for candidate, why in missing.items():
@@ -253,15 +253,15 @@ def _check_host(places: Places, options: argparse.Namespace) -> int:
     return 0
 
 
-def _approve(places: Places, options: argparse.Namespace) -> int:
+def _approve(places: ProjectPaths, options: argparse.Namespace) -> int:
     return _answer(places, True, options.reason)
 
 
-def _deny(places: Places, options: argparse.Namespace) -> int:
+def _deny(places: ProjectPaths, options: argparse.Namespace) -> int:
     return _answer(places, False, options.reason)
 
 
-def _answer(places: Places, approve: bool, reason: str) -> int:
+def _answer(places: ProjectPaths, approve: bool, reason: str) -> int:
     from tasks.project import announced_servers
     from tasks.project.run_origin import person
     from tasks.registry import approval_decision
@@ -277,7 +277,7 @@ def _answer(places: Places, approve: bool, reason: str) -> int:
     return 0
 
 
-def _drift(places: Places, options: argparse.Namespace) -> int:
+def _drift(places: ProjectPaths, options: argparse.Namespace) -> int:
     from tasks import drift
 
     config = _config(places)
@@ -291,35 +291,35 @@ def _drift(places: Places, options: argparse.Namespace) -> int:
     return 0
 
 
-def _search(places: Places, options: argparse.Namespace) -> int:
-    from winnow.cli.search import Crew, run_search
+def _search(places: ProjectPaths, options: argparse.Namespace) -> int:
+    from winnow.cli.search import WorkerPool, run_search
 
     _set(places, options)
-    crew = Crew(options.workers, options.scheduler)
+    crew = WorkerPool(options.workers, options.scheduler)
     return run_search(places, _config(places), options.name, options.add, crew)
 
 
-def _sensitivity(places: Places, options: argparse.Namespace) -> int:
+def _sensitivity(places: ProjectPaths, options: argparse.Namespace) -> int:
     from winnow.cli.sensitivity import show
 
     return show(places, load_config(places.root / "params.yaml"), options.name, options.share)
 
 
-def _sweep(places: Places, options: argparse.Namespace) -> int:
+def _sweep(places: ProjectPaths, options: argparse.Namespace) -> int:
     from winnow.cli.sweep import show
 
     return show(places, load_config(places.root / "params.yaml"), options.name, options.batches)
 
 
-def _team(places: Places, options: argparse.Namespace) -> int:
+def _team(places: ProjectPaths, options: argparse.Namespace) -> int:
     from winnow.servers.team import serve_team
 
-    folder = (options.folder or places.hidden / "team").absolute()
+    folder = (options.folder or places.state_dir / "team").absolute()
     ports = {name: getattr(options, f"{name}_port") for name in ("postgresql", "s3", "mlflow", "prefect")}
     return serve_team(places, folder, options.host, ports)
 
 
-def _account(places: Places, options: argparse.Namespace) -> int:
+def _account(places: ProjectPaths, options: argparse.Namespace) -> int:
     from tasks.registry import accounts
 
     accounts.check_name(options.name)
@@ -338,14 +338,14 @@ def _account(places: Places, options: argparse.Namespace) -> int:
     return 0
 
 
-def _up(places: Places, options: argparse.Namespace) -> int:
+def _up(places: ProjectPaths, options: argparse.Namespace) -> int:
     from winnow.servers.local import serve
 
     _config(places)
     return serve(places, options.mlflow_port, options.prefect_port, work=True)
 
 
-def _ui(places: Places, options: argparse.Namespace) -> int:
+def _ui(places: ProjectPaths, options: argparse.Namespace) -> int:
     from winnow.servers.local import serve
 
     return serve(places, options.mlflow_port, options.prefect_port)

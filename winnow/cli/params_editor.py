@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tasks.project.paths import Places, check_files
+from tasks.project.paths import ProjectPaths, check_files
 from winnow.cli.progress import say
 from winnow.config import TOO_DEEP, NoPretraining, check_config
 from winnow.config.keys import keys_below
@@ -25,7 +25,7 @@ from winnow.records import renamed
 TEXT = "tag:yaml.org,2002:str"
 
 
-def set_keys(places: Places, assignments: list[str]) -> None:
+def set_keys(places: ProjectPaths, assignments: list[str]) -> None:
     """Apply `dotted.key=value` assignments to params.yaml and print the difference."""
     path = places.root / "params.yaml"
     before = path.read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def set_keys(places: Places, assignments: list[str]) -> None:
         )
 
 
-def write_params(places: Places, after: str) -> None:
+def write_params(places: ProjectPaths, after: str) -> None:
     """The new text of params.yaml, if it is sound, and print the difference."""
     path = places.root / "params.yaml"
     before = path.read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def write_params(places: Places, after: str) -> None:
     say("\n".join(line for line in changed if not line.startswith(("@@", "---"))))
 
 
-def aim_at(places: Places, target: str, overflowing: list[str]) -> None:
+def set_benchmark_target(places: ProjectPaths, target: str, overflowing: list[str]) -> None:
     """Let gates go by the figures in the file `target`; int8 candidates in `overflowing` no longer saturate."""
 
     def change(document: Any) -> None:

@@ -29,7 +29,7 @@ from typing_extensions import TypedDict
 
 from tasks.forecast.data_counts import Counts, Forecast, counts_of
 from tasks.project import run_lock
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import read_memory
 from tasks.versioning import dvc_stages
 from winnow.cli.terminal import Terminal
@@ -63,7 +63,7 @@ class KeptPlan(TypedDict):
     steps: dict[str, PlannedStep]
 
 
-def plan(places: Places, config: Config) -> int:
+def plan(places: ProjectPaths, config: Config) -> int:
     """Measure and print what `winnow run` would take; nothing of a run is started."""
     with run_lock.run_alone(places):
         stale, asking = _asked(places, config)
@@ -71,19 +71,19 @@ def plan(places: Places, config: Config) -> int:
             console.print("Nothing has changed: no step would run.")
             return 0
         data = None if "ingest" in stale else places.artifacts / "data"
-        counts = counts_of(config, data, places.hidden)
+        counts = counts_of(config, data, places.state_dir)
         console.print(f"To do: {len(stale)} steps. Each is tried in small, which takes a minute or two.")
         found = []
         for forecast in _forecasts(places, config, counts, list(stale)):
             found.append(replace(forecast, seconds=forecast.seconds + PER_STEP * asking))
             console.print(f"  {forecast.step}: {duration(found[-1].seconds)}", style="dim")
         once, kind = PER_RUN * asking, link_type(places)
-        write_json(places.hidden / "plan.json", _kept(places, found, once, kind))
+        write_json(places.state_dir / "plan.json", _kept(places, found, once, kind))
     _show(found, counts, once, kind, places)
     return 0
 
 
-def _asked(places: Places, config: Config) -> tuple[dict[str, list[str]], float]:
+def _asked(places: ProjectPaths, config: Config) -> tuple[dict[str, list[str]], float]:
     """What is stale, and how long `dvc status` takes once it knows all files."""
     began = time.monotonic()
     stale = dvc_stages.stale(places.root, config)
@@ -95,12 +95,12 @@ def _asked(places: Places, config: Config) -> tuple[dict[str, list[str]], float]
     return stale, taken
 
 
-def beside(places: Places, times: dict[str, dict[str, float]]) -> tuple[dict[str, Row], str]:
+def beside(places: ProjectPaths, times: dict[str, dict[str, float]]) -> tuple[dict[str, Row], str]:
     """What was planned for the steps that ran, and one line on how near it was; nothing without a fitting plan.
 
     `times`: step -> {seconds, memory_mb, disk_mb} as they turned out.
     """
-    kept = read_memory(places.hidden / "plan.json", KeptPlan | None, None)
+    kept = read_memory(places.state_dir / "plan.json", KeptPlan | None, None)
     if kept is None or kept["params"] != sha256_of(places.root / "params.yaml") or not set(kept["steps"]) >= set(times):
         return {}, ""
     planned: dict[str, Row] = {step: dict(kept["steps"][step]) for step in times}
@@ -124,7 +124,7 @@ def _off(planned: float, true: float) -> str:
     return f"forecast {(planned / true - 1) * 100:+.0f} %" if true else "-"
 
 
-def _forecasts(places: Places, config: Config, counts: Counts, stages: list[str]) -> Iterator[Forecast]:
+def _forecasts(places: ProjectPaths, config: Config, counts: Counts, stages: list[str]) -> Iterator[Forecast]:
     """From the child process, as they come. Raises WinnowError with what a step has to say against its settings."""
     steps = [stage.removeprefix(dvc_stages.CANDIDATE) for stage in stages]
     told: list[str] = []
@@ -136,9 +136,9 @@ def _forecasts(places: Places, config: Config, counts: Counts, stages: list[str]
         json.dumps(asdict(counts)),
     ]
     with (
-        tempfile.TemporaryDirectory(dir=places.hidden) as folder,
+        tempfile.TemporaryDirectory(dir=places.state_dir) as folder,
         subprocess.Popen(
-            [*command, str(places.hidden), folder, *steps],
+            [*command, str(places.state_dir), folder, *steps],
             cwd=places.root,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -163,7 +163,7 @@ def _forecasts(places: Places, config: Config, counts: Counts, stages: list[str]
         raise WinnowError(f"the steps could not be tried in small:\n{''.join(told[-8:]).strip()}")
 
 
-def _kept(places: Places, found: list[Forecast], once: float, kind: str) -> Row:
+def _kept(places: ProjectPaths, found: list[Forecast], once: float, kind: str) -> Row:
     return {
         "params": sha256_of(places.root / "params.yaml"),
         "total_seconds": sum(row.seconds for row in found) + once,
@@ -177,7 +177,7 @@ def _on_disk_gb(found: list[Forecast], kind: str) -> float:
     return sum(row.disk_mb for row in found) * (1 if kind else 2) / 1e3
 
 
-def _show(found: list[Forecast], counts: Counts, once: float, kind: str, places: Places) -> None:
+def _show(found: list[Forecast], counts: Counts, once: float, kind: str, places: ProjectPaths) -> None:
     told = f"About {counts.images:,} images: {counts.train:,} for training, {counts.budget:,} labels"
     table = Table("step", title=told, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("time", "memory, GB", "disk, GB"):
@@ -204,7 +204,7 @@ def _show(found: list[Forecast], counts: Counts, once: float, kind: str, places:
     console.print(f"Done about {datetime.now().astimezone() + timedelta(seconds=seconds):%Y-%m-%d %H:%M} if begun now.")
 
 
-def link_type(places: Places) -> str:
+def link_type(places: ProjectPaths) -> str:
     """How DVC's cache shares files with artifacts/ here: reflink, hardlink or symlink; empty where it copies them."""
     settings = configparser.ConfigParser()
     settings.read([places.root / ".dvc" / "config", places.root / ".dvc" / "config.local"])
@@ -213,7 +213,7 @@ def link_type(places: Places) -> str:
     if not cache.parent.is_dir():
         return ""
     with (
-        tempfile.TemporaryDirectory(dir=places.hidden) as folder,
+        tempfile.TemporaryDirectory(dir=places.state_dir) as folder,
         tempfile.TemporaryDirectory(dir=cache.parent) as there,  # the cache itself may have to be made first
     ):
         source, target = Path(folder, "a"), Path(there, "b")

@@ -14,12 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from tasks.project.paths import Places, registered_model_name
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry import registered_models
 from winnow.cli.terminal import Terminal
 from winnow.config import Config
 from winnow.deploy.file_predictor import Prediction, predict_files
-from winnow.deploy.runtimes import NotHere
+from winnow.deploy.runtimes import RuntimeUnavailable
 from winnow.errors import DataError, MissingExtra, WinnowError
 from winnow.evaluation.abstention import describe
 from winnow.printable import printable, spreadsheet_cell
@@ -44,7 +44,7 @@ class Wanted:
     out: Path | None = None
 
 
-def predict(places: Places, config: Config, paths: list[Path], which: str, wanted: Wanted) -> int:
+def predict(places: ProjectPaths, config: Config, paths: list[Path], which: str, wanted: Wanted) -> int:
     """Print or write class and probability of every file; where one cannot be used the status is 2."""
     if wanted.out and wanted.out.suffix.lower() not in WRITERS:
         raise DataError(f"--out {wanted.out}: it is to end in {' or '.join(WRITERS)}")
@@ -67,7 +67,7 @@ def predict(places: Places, config: Config, paths: list[Path], which: str, wante
             console.print(f"{count} files in {wanted.out}")
         else:
             _show(list(rows), wanted.top)
-    except NotHere as error:
+    except RuntimeUnavailable as error:
         raise WinnowError(f"{version} of {name} cannot run here: {error}") from error
     console.print(f"By {version} of {name}")
     if wanted.abstain_below > 0:

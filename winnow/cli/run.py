@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tasks.project import announced_servers, run_lock, run_summary, watchdog
 from tasks.project.disk_errors import check_room
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import Times, read_memory
 from tasks.registry import promotion_state
 from tasks.versioning import dvc_stages, integrity
@@ -26,7 +26,7 @@ from winnow.reporting.wording import of_peak_told
 console = Terminal()
 
 
-def run(places: Places, config: Config) -> int:
+def run(places: ProjectPaths, config: Config) -> int:
     """Do what is stale, track and promote; nothing at all when all is up to date."""
     started = time.monotonic()
     run_lock.check_free(places)
@@ -56,7 +56,7 @@ def run(places: Places, config: Config) -> int:
     return 0
 
 
-def _warn_of_overflow(places: Places, config: Config) -> None:
+def _warn_of_overflow(places: ProjectPaths, config: Config) -> None:
     from tasks.project import benchmark_target
     from winnow.selection.caveats import overflow_told, overflowing
 
@@ -64,7 +64,7 @@ def _warn_of_overflow(places: Places, config: Config) -> None:
         console.print(f"Note: {overflow_told(unsafe)}")
 
 
-def fetch(places: Places, config: Config) -> None:
+def fetch(places: ProjectPaths, config: Config) -> None:
     """Bring data.path up to what lies in S3, where data.fetch says so, and say what came."""
     if config.data.fetch == "none":
         return
@@ -76,7 +76,7 @@ def fetch(places: Places, config: Config) -> None:
         s3_fetch.fetch(places, config)
 
 
-def show_status(places: Places, config: Config, full: bool = False) -> int:
+def show_status(places: ProjectPaths, config: Config, full: bool = False) -> int:
     """A table of stale steps with the reasons, libraries that differ from those that ran, and what serves.
 
     While a run works DVC cannot be asked what is stale: who works is told, at which step, and how far it is. `full`:
@@ -102,7 +102,7 @@ def show_status(places: Places, config: Config, full: bool = False) -> int:
     return 0
 
 
-def _progress(places: Places) -> list[str]:
+def _progress(places: ProjectPaths) -> list[str]:
     """The last row of the curves that were written last, where a step trains."""
     curves = sorted(places.checkpoints.glob("*/**/*.curves.jsonl"), key=lambda path: path.stat().st_mtime)
     if not curves:
@@ -118,11 +118,11 @@ def _progress(places: Places) -> list[str]:
     return [f"{curves[-1].name.removesuffix('.curves.jsonl')}: {shown}"]
 
 
-def version_drift(places: Places) -> list[str]:
+def version_drift(places: ProjectPaths) -> list[str]:
     """Libraries whose version differs from the one a step ran with; they make nothing stale."""
     now = this_machine().versions
     lines = []
-    for path in sorted((places.hidden / "versions").glob("*.json")):
+    for path in sorted((places.state_dir / "versions").glob("*.json")):
         then: dict[str, str] = read_memory(path, dict[str, str], {})
         drift = [f"{name} {then[name]} -> {now.get(name, 'missing')}" for name in then if now.get(name) != then[name]]
         if drift:
@@ -130,7 +130,7 @@ def version_drift(places: Places) -> list[str]:
     return lines
 
 
-def show_results(places: Places, config: Config) -> None:
+def show_results(places: ProjectPaths, config: Config) -> None:
     """The table of candidates, what pretraining bought, the verdict."""
     rows = run_summary.candidate_rows(places)
     timed = read_record(places.artifacts / "benchmark")
@@ -171,14 +171,14 @@ def _announce(stale: dict[str, list[str]]) -> None:
     console.print(f"To do: {', '.join(names) or 'tracking and promotion'}")
 
 
-def _untracked(places: Places, config: Config) -> bool:
+def _untracked(places: ProjectPaths, config: Config) -> bool:
     """Whether MLflow or the registry lacks something; answered from files, without asking a server."""
     from tasks.tracking import mlflow_runs
 
     return not (mlflow_runs.is_complete(places, config) and promotion_state.is_settled(places, config))
 
 
-def _show_times(places: Places, done: list[dict[str, Any]], total: float, since: float) -> None:
+def _show_times(places: ProjectPaths, done: list[dict[str, Any]], total: float, since: float) -> None:
     """Where the time went, beside what was planned where somebody asked."""
     true = _measured(places, done, since)
     planned, nearness = plan.beside(places, true)
@@ -204,11 +204,11 @@ def _show_times(places: Places, done: list[dict[str, Any]], total: float, since:
         console.print(nearness)
 
 
-def _measured(places: Places, done: list[dict[str, Any]], since: float) -> dict[str, dict[str, float]]:
+def _measured(places: ProjectPaths, done: list[dict[str, Any]], since: float) -> dict[str, dict[str, float]]:
     """Step -> {seconds, memory_mb, disk_mb} of those that ran."""
     found: dict[str, dict[str, float]] = {}
     for row in done:
-        path = places.hidden / "times" / f"{row['stage']}.json"
+        path = places.state_dir / "times" / f"{row['stage']}.json"
         is_new = row["outcome"] == "ran" and path.is_file() and path.stat().st_mtime >= since
         if is_new and (times := read_memory(path, Times | None, None)):
             found[row["stage"]] = {
@@ -219,7 +219,7 @@ def _measured(places: Places, done: list[dict[str, Any]], since: float) -> dict[
     return found
 
 
-def _show_where(places: Places) -> None:
+def _show_where(places: ProjectPaths) -> None:
     page = announced_servers.mlflow_page(places)
     console.print(
         f"Report: {places.artifacts.relative_to(places.root) / 'report' / 'report.html'}\n"

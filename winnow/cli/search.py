@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.project import announced_servers, benchmark_target, gpu_slots, run_lock, watchdog
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.tracking import search_runs
 from tasks.versioning import dvc_stages
 from tasks.versioning.dvc_stages import CANDIDATE
@@ -25,34 +25,34 @@ from winnow.config.candidates import NAME, NAME_IN_WORDS, TAKEN
 from winnow.errors import ConfigError, MissingExtra
 from winnow.hardware import cpu_flags, saturates
 from winnow.search.loop import Progress, search
-from winnow.search.trial import Workplace
+from winnow.search.trial import SearchContext
 from winnow.steps.compress import Folders
 
 console = Terminal()
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerPool:
     """Who runs trials: so many processes of this machine, or the workers of a Dask scheduler."""
 
     workers: int = 1
     scheduler: str = ""
 
 
-ALONE = Crew()
+ALONE = WorkerPool()
 
 
-def run_search(places: Places, config: Config, name: str, add: str, crew: Crew = ALONE) -> int:
+def run_search(places: ProjectPaths, config: Config, name: str, add: str, crew: WorkerPool = ALONE) -> int:
     """Search, show, and perhaps add what was chosen to params.yaml."""
     check_names(config, name, add)
     _check_made(places, config)
-    at, home = places.artifacts, places.hidden / "search" / name
+    at, home = places.artifacts, places.state_dir / "search" / name
     tell_progress()
     check_crew(places, crew)
     with run_lock.run_alone(places):
         folders = Folders(at / "data", at / "pretrain", at / "candidates", home / "scratch", places.answers)
         safe = any(map(saturates, (benchmark_target.serving_flags(places, config), cpu_flags())))
-        place = Workplace(config, folders, home / "trials", overflow_safe=safe)
+        place = SearchContext(config, folders, home / "trials", overflow_safe=safe)
         if remark := runtime_remark(at, config):
             console.print(f"Note: {remark}")
         log = search_runs.Log(places, config, name)
@@ -85,7 +85,7 @@ def check_names(config: Config, name: str, add: str) -> None:
         raise ConfigError(f"--add {add}: {', '.join(taken)} is there already; choose another name")
 
 
-def _check_made(places: Places, config: Config) -> None:
+def _check_made(places: ProjectPaths, config: Config) -> None:
     """Raise ConfigError where what the search begins from is not there, or not what params.yaml says."""
     needed = ["ingest", "pretrain", "finetune", *([f"{CANDIDATE}{CONTROL}"] if CONTROL in config.candidates else [])]
     stale = dvc_stages.stale(places.root, config)
@@ -94,7 +94,7 @@ def _check_made(places: Places, config: Config) -> None:
             raise ConfigError(f"the search begins from {stage}, which has to run ({stale[stage][0]}): winnow run first")
 
 
-def check_crew(places: Places, crew: Crew) -> None:
+def check_crew(places: ProjectPaths, crew: WorkerPool) -> None:
     """Raise ConfigError or MissingExtra for workers that cannot be had here, before anything is begun."""
     if crew == ALONE:
         return
@@ -111,7 +111,7 @@ def check_crew(places: Places, crew: Crew) -> None:
     watchdog.start(places)
 
 
-def _search(place: Workplace, storage: Path, log: search_runs.Log, crew: Crew) -> Progress:
+def _search(place: SearchContext, storage: Path, log: search_runs.Log, crew: WorkerPool) -> Progress:
     if crew == ALONE:
         return search(place, storage, log.trial)
     from flows.search import search_side_by_side
@@ -119,7 +119,7 @@ def _search(place: Workplace, storage: Path, log: search_runs.Log, crew: Crew) -
     return search_side_by_side(place, storage, log, crew.workers, crew.scheduler)
 
 
-def _add(places: Places, made: dict[str, Any]) -> None:
+def _add(places: ProjectPaths, made: dict[str, Any]) -> None:
     """The chosen chain as candidates of params.yaml."""
 
     def join(document: Any) -> None:

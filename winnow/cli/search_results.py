@@ -30,8 +30,8 @@ from winnow.search.accuracy_loss import evidence, reference_logits
 from winnow.search.cost import TIMED, describe_cost, seconds_an_image
 from winnow.search.loop import Progress, what_of
 from winnow.search.optuna_study import Trial
-from winnow.search.pareto import Found, choose, front, knee
-from winnow.search.trial import Workplace, load_answers, tree_of
+from winnow.search.pareto import TrialPoint, choose, front, knee
+from winnow.search.trial import SearchContext, load_answers, tree_of
 from winnow.selection.decision import WORST_END, judge_drop
 
 console = Terminal()
@@ -42,7 +42,7 @@ CONFIRMATIONS = "confirmations.json"
 """Numbers of the trials that the confirming half of validation has seen, over all calls of a search."""
 
 
-def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
+def front_of(progress: Progress, place: SearchContext) -> list[OnFront]:
     """Return the trials that nobody beats, the cheapest first, with intervals; the chosen one last if it is none.
 
     Figures are of the half of validation that chooses; those of the chosen trial are of the other half, which
@@ -54,10 +54,10 @@ def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
     better, dense = reference_logits(place.references, images), load_logits(place.folders.candidates / ROOT, images)
     chooses_V = choosing_half(images)
 
-    def answers(each: Found) -> NDArray[np.float32]:
+    def answers(each: TrialPoint) -> NDArray[np.float32]:
         return load_answers(place, finished[each.number].folder, images)
 
-    def fits(each: Found) -> bool:
+    def fits(each: TrialPoint) -> bool:
         gains = each.cost < progress.dense_cost
         return gains and judge_drop(evidence(better, answers(each), images, chooses_V), settings.max_drop_points).passed
 
@@ -95,7 +95,7 @@ def front_of(progress: Progress, place: Workplace) -> list[OnFront]:
     return rows
 
 
-def _looks_at_confirming_half(place: Workplace, number: int) -> int:
+def _looks_at_confirming_half(place: SearchContext, number: int) -> int:
     """Count this trial among those that the confirming half has seen -> how many; as many widen the interval."""
     path = place.trials.parent / CONFIRMATIONS
     remedy = "nobody knows how often the confirming half was looked at; search anew, under another name (--name)"
@@ -106,7 +106,7 @@ def _looks_at_confirming_half(place: Workplace, number: int) -> int:
     return len(seen)
 
 
-def _of_peak(each: Found, trial: Trial, progress: Progress, place: Workplace) -> float | None:
+def _of_peak(each: TrialPoint, trial: Trial, progress: Progress, place: SearchContext) -> float | None:
     """Its multiply-adds a second as a share of the processor's peak; None where cost is no time."""
     seconds, look = seconds_an_image(place.config.search, each.cost), trial.look
     if look is None or seconds is None or not progress.peaks:
@@ -145,7 +145,7 @@ def verdict_of(rows: list[OnFront], progress: Progress, config: Config) -> str:
     )
 
 
-def write_files(home: Path, progress: Progress, rows: list[OnFront], place: Workplace, verdict: str) -> None:
+def write_files(home: Path, progress: Progress, rows: list[OnFront], place: SearchContext, verdict: str) -> None:
     """front.png, search.json and report.html, in the folder that is named after the search."""
     settings = place.config.search
     best = {row.number: row for row in rows}
@@ -207,7 +207,7 @@ def runtime_remark(artifacts: Path, config: Config) -> str:
     )
 
 
-def _conditions(progress: Progress, place: Workplace) -> list[str]:
+def _conditions(progress: Progress, place: SearchContext) -> list[str]:
     settings = place.config.search
     states = [trial.state for trial in progress.trials]
     counts = [f"{states.count(state)} {state}" for state in ("finished", "given up", "impossible")]

@@ -6,7 +6,7 @@ import csv
 
 from rich.table import Table
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from winnow.cli.candidate_lookup import folder_of
 from winnow.cli.progress import tell_progress
 from winnow.cli.terminal import Terminal
@@ -21,14 +21,14 @@ WIDTH = 120
 console = Terminal()
 
 
-def show(places: Places, config: Config, name: str, share: float) -> int:
+def show(places: ProjectPaths, config: Config, name: str, share: float) -> int:
     """Try every layer of candidate `name`, print and keep what it costs."""
     if not 0 < share < 1:
         raise ConfigError(f"--share {share:g}: a share of the channels lies between 0 and 1")
     folder = folder_of(places, name, WEIGHTS)  # an int8 candidate is a file alone
     tell_progress()
     found = sensitivities(folder, load_images(places.artifacts / "data"), share)
-    out = places.hidden / "sensitivity" / name
+    out = places.state_dir / "sensitivity" / name
     out.mkdir(parents=True, exist_ok=True)
     table = rows(found)
     with (out / "layers.csv").open("w", encoding="utf-8", newline="") as file:

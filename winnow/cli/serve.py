@@ -8,13 +8,13 @@ import os
 import sys
 from dataclasses import asdict, replace
 
-from tasks.project.paths import Places, registered_model_name
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry import registered_models
 from winnow.cli.progress import say
 from winnow.config import Config
 from winnow.config.serving import EVERYWHERE, Serving
 from winnow.deploy.request_predictor import Model
-from winnow.deploy.runtimes import NotHere
+from winnow.deploy.runtimes import RuntimeUnavailable
 from winnow.errors import ConfigError, MissingExtra, WinnowError
 from winnow.servers.supervisor import listens
 
@@ -24,7 +24,7 @@ START = "import sys; from winnow.servers.http import main; raise SystemExit(main
 """Not -m: each process that the server starts would import it again."""
 
 
-def serve(places: Places, config: Config, which: str, asked: Serving) -> int:
+def serve(places: ProjectPaths, config: Config, which: str, asked: Serving) -> int:
     """Never comes back where all is well: this process becomes the server, without MLflow's libraries and threads."""
     for package in ("litserve", "prometheus_client", "python_multipart"):
         if importlib.util.find_spec(package) is None:
@@ -35,7 +35,7 @@ def serve(places: Places, config: Config, which: str, asked: Serving) -> int:
     folder = registered_models.fetch(places, name, version)
     try:
         Model(folder, 1)
-    except NotHere as error:
+    except RuntimeUnavailable as error:
         raise WinnowError(f"{version} of {name} cannot run here: {error}") from error
     if asked.host in EVERYWHERE and not asked.allow_host:
         say(

@@ -10,8 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from tasks.project import run_lock
-from tasks.project.paths import Places
-from winnow.benchmark.grid import Outcome
+from tasks.project.paths import ProjectPaths
+from winnow.benchmark.grid import BenchmarkResult
 from winnow.benchmark.sweep import BATCHES, fastest_of, sweep
 from winnow.cli.candidate_lookup import folder_of
 from winnow.cli.progress import tell_progress
@@ -26,7 +26,7 @@ COLUMNS = ("runtime", "precision", "batch", "threads", "p50_ms", "p95_ms", "imag
 console = Terminal()
 
 
-def show(places: Places, config: Config, name: str, batches: tuple[int, ...]) -> int:
+def show(places: ProjectPaths, config: Config, name: str, batches: tuple[int, ...]) -> int:
     """Time candidate `name` ("" for the winner), print and keep what came of it."""
     tell_progress()
     with run_lock.run_alone(places):
@@ -35,14 +35,14 @@ def show(places: Places, config: Config, name: str, batches: tuple[int, ...]) ->
         precision = read_record(folder).details["precision"]
         images = load_images(places.artifacts / "data")
         outcome = sweep(name, folder, precision, images, batches or BATCHES, config.benchmark)
-    out = places.hidden / "sweep" / name
+    out = places.state_dir / "sweep" / name
     _leave(out, outcome, name)
     _print(outcome, name)
     console.print(f"In {out.relative_to(places.root)}: sweep.csv, sweep.json, sweep.png")
     return 0
 
 
-def _winner(places: Places) -> str:
+def _winner(places: ProjectPaths) -> str:
     verdict = places.artifacts / "select"
     winner = read_record(verdict).details.get("winner") if (verdict / RECORD).is_file() else None
     if not winner:
@@ -50,7 +50,7 @@ def _winner(places: Places) -> str:
     return str(winner)
 
 
-def _leave(out: Path, outcome: Outcome, name: str) -> None:
+def _leave(out: Path, outcome: BenchmarkResult, name: str) -> None:
     """sweep.csv, sweep.png, and sweep.json, which holds the machine and the versions too."""
     from winnow.reporting.exploration_plots import swept
 
@@ -64,7 +64,7 @@ def _leave(out: Path, outcome: Outcome, name: str) -> None:
     (out / "sweep.png").write_bytes(swept(rows, f"{name} on {machine.cpu}, {machine.threads} threads"))
 
 
-def _print(outcome: Outcome, name: str) -> None:
+def _print(outcome: BenchmarkResult, name: str) -> None:
     """Images a second by batch, a line for each runtime, precision and number of threads."""
     rows = outcome.rows
     batches = sorted({row["batch"] for row in rows})

@@ -34,7 +34,7 @@ from winnow.config.candidates import Importance
 from winnow.deploy.batch_inference import network_input
 from winnow.errors import ConfigError, MissingExtra
 from winnow.random_streams import stream_seed
-from winnow.timing_lock import busy_turn
+from winnow.timing_lock import compute_lock
 from winnow.training.loop import device
 
 SAMPLES = 256
@@ -65,7 +65,7 @@ class Criterion:
         return made
 
 
-@busy_turn()
+@compute_lock()
 def prepare(model: nn.Module, name: Importance, inputs: Inputs, seed: int) -> Criterion:
     """The criterion, with the gradients that it needs left on the parameters of `model`, which stays in eval mode.
 

@@ -27,7 +27,7 @@ from winnow.models.layers import layers_of
 
 
 @dataclass(frozen=True)
-class Cut:
+class PruningStep:
     """One cut: what share of all channels goes, ranked how, and what must stay."""
 
     share: float
@@ -37,11 +37,11 @@ class Cut:
     """Layer -> channels that it must keep."""
 
 
-class Uncuttable(ConfigError):
+class UnsupportedPruning(ConfigError):
     """This network, or this amount: the message says which."""
 
 
-class NothingGoes(Uncuttable):
+class EmptyPruning(UnsupportedPruning):
     """Every layer is too narrow for the rounding, or too little was asked for."""
 
 
@@ -52,7 +52,7 @@ def least_channels(model: nn.Module, max_channels: float) -> dict[str, int]:
     return {path: size - int(size * max_channels + 1e-9) for path, size in sizes.items()}
 
 
-def remove_channels(model: nn.Module, architecture: Architecture, cut: Cut) -> Architecture:
+def remove_channels(model: nn.Module, architecture: Architecture, cut: PruningStep) -> Architecture:
     """Remove channels from `model`, in place, and return its new architecture.
 
     Raises Uncuttable when nothing can be removed (every layer is too narrow for `round_to` and `least`) and for
@@ -61,7 +61,7 @@ def remove_channels(model: nn.Module, architecture: Architecture, cut: Cut) -> A
     before = parameters(model)
     take_heads_apart(model)
     if any("Attention" in type(module).__name__ for module in set(model.modules()) - _headwise(model)):
-        raise Uncuttable(_unfit(architecture, "its attention's heads cannot be removed"))
+        raise UnsupportedPruning(_unfit(architecture, "its attention's heads cannot be removed"))
     try:
         pruner = _pruner(model, architecture, cut)
         pruner.DG.check_pruning_group = lambda _group: True  # _limited sees to it
@@ -70,9 +70,9 @@ def remove_channels(model: nn.Module, architecture: Architecture, cut: Cut) -> A
         settle(model)
         model(_example(architecture))
     except (RuntimeError, ArithmeticError, AttributeError) as error:
-        raise Uncuttable(_unfit(architecture, " ".join(str(error).split())[:200])) from error
+        raise UnsupportedPruning(_unfit(architecture, " ".join(str(error).split())[:200])) from error
     if parameters(model) == before:
-        raise NothingGoes(
+        raise EmptyPruning(
             f"candidates: method prune, asked for {cut.share:.0%} of the channels with round_to: {cut.round_to}, "
             f"removes nothing from this {architecture.backbone}; remove more, or lower round_to"
         )
@@ -207,7 +207,7 @@ def _headwise(model: nn.Module) -> set[nn.Module]:
     return {module for module in model.modules() if isinstance(module, HeadwiseAttention)}
 
 
-def _pruner(model: nn.Module, architecture: Architecture, cut: Cut) -> Any:
+def _pruner(model: nn.Module, architecture: Architecture, cut: PruningStep) -> Any:
     model.eval().requires_grad_(True)
     heads = heads_of(model)
     return pruning_library().pruner.BasePruner(
@@ -227,7 +227,7 @@ def _pruner(model: nn.Module, architecture: Architecture, cut: Cut) -> Any:
     )
 
 
-def _limited(pruner: Any, group: Any, cut: Cut) -> Any:
+def _limited(pruner: Any, group: Any, cut: PruningStep) -> Any:
     """The group of channels to remove, or its least important ones where a layer would lose more than it may.
 
     torch-pruning checks a limit of its own before a cut, not after it, and leaves a layer whole of which all would go.
@@ -260,7 +260,7 @@ class _Units:
     """Attention heads: a block goes or stays. Else every block loses the same channels."""
 
 
-def _units(pruner: Any, group: Any, channels: int, cut: Cut) -> tuple[_Units, int]:
+def _units(pruner: Any, group: Any, channels: int, cut: PruningStep) -> tuple[_Units, int]:
     """(how they hang together, how many channels must stay)."""
     names = {module: path for path, module in pruner.model.named_modules()}
     targets = [part.target.module for part, _ in group if pruner.DG.is_out_channel_pruning_fn(part.handler)]

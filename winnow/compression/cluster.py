@@ -24,7 +24,7 @@ from winnow.errors import MissingExtra
 from winnow.models.backbones import load_model, save_model, with_heads_apart
 from winnow.models.layers import layers_of
 from winnow.random_streams import stream_seed
-from winnow.timing_lock import busy_turn
+from winnow.timing_lock import compute_lock
 from winnow.training.loop import Hooks
 
 Tie = tuple[torch.Tensor, torch.Tensor]
@@ -48,7 +48,7 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {f"{path}.weight": layer.weight.detach() for path, layer in layers_of(model).items()}
 
 
-@busy_turn()
+@compute_lock()
 def tie(weight: torch.Tensor, values: int, seed: int) -> None:
     """Give every entry the nearest of `values` values, in place; a tensor with no more than these is left alone."""
     try:

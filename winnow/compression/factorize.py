@@ -26,7 +26,7 @@ from winnow.models.attention import take_heads_apart
 from winnow.models.backbones import Architecture, load_model, save_model
 from winnow.models.classifier_head import head_path
 from winnow.models.low_rank_layers import factorizable, split
-from winnow.timing_lock import busy_turn
+from winnow.timing_lock import compute_lock
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def factorize(settings: Factorize, inputs: Inputs, folder: Path) -> dict[str, An
     }
 
 
-@busy_turn()
+@compute_lock()
 def low_rank(model: nn.Module, architecture: Architecture, ranks: Ranks) -> Architecture:
     """Split, in place -> the new architecture."""
     take_heads_apart(model)
@@ -63,7 +63,7 @@ def low_rank(model: nn.Module, architecture: Architecture, ranks: Ranks) -> Arch
     return architecture.model_copy(update={"ranks": {**architecture.ranks, **ranks}})
 
 
-@busy_turn()
+@compute_lock()
 def choose_ranks(model: nn.Module, architecture: Architecture, settings: Factorize) -> tuple[Ranks, float]:
     """(layer -> rank, share of energy kept): the most energy with which the amount is gone.
 

@@ -24,10 +24,10 @@ from winnow.errors import ConfigError
 from winnow.models.classifier_head import feature_dim, head_path
 from winnow.random_streams import stream_seed
 
-Told = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+HintOutput = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-class Hinted(nn.Module):
+class FeatureProjector(nn.Module):
     """A student with the layer that translates its features; answers as the student does."""
 
     def __init__(self, student: nn.Module, width: int, seed: int) -> None:
@@ -99,8 +99,8 @@ def _attention(map_BCHW: torch.Tensor) -> torch.Tensor:
     return F.normalize(map_BCHW.float().square().sum(1).flatten(1), dim=1)
 
 
-def _by_features(model: nn.Module, guide: nn.Module, views_BCHW: torch.Tensor) -> Told:
-    assert isinstance(model, Hinted)
+def _by_features(model: nn.Module, guide: nn.Module, views_BCHW: torch.Tensor) -> HintOutput:
+    assert isinstance(model, FeatureProjector)
     with features_of(model.student) as seen:
         student_BC = model(views_BCHW).float()
     with torch.no_grad(), features_of(guide) as shown:
@@ -108,7 +108,7 @@ def _by_features(model: nn.Module, guide: nn.Module, views_BCHW: torch.Tensor) -
     return student_BC, guide_BC, direction_gap(model.translate(seen[-1]), shown[-1])
 
 
-def _by_attention(model: nn.Module, guide: nn.Module, views_BCHW: torch.Tensor) -> Told:
+def _by_attention(model: nn.Module, guide: nn.Module, views_BCHW: torch.Tensor) -> HintOutput:
     with maps_of(model) as seen:
         student_BC = model(views_BCHW).float()
     with torch.no_grad(), maps_of(guide) as shown:
@@ -116,7 +116,7 @@ def _by_attention(model: nn.Module, guide: nn.Module, views_BCHW: torch.Tensor) 
     return student_BC, guide_BC, attention_gap(seen, shown)
 
 
-HINTS: dict[str, Callable[[nn.Module, nn.Module, torch.Tensor], Told]] = {
+HINTS: dict[str, Callable[[nn.Module, nn.Module, torch.Tensor], HintOutput]] = {
     "features": _by_features,
     "pretrained": _by_features,
     "attention": _by_attention,

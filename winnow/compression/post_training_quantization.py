@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from winnow.deploy.onnx_export import load_onnx, save_onnx
 from winnow.deploy.onnx_session import INPUT, session_of
 from winnow.errors import ConfigError, MissingExtra
-from winnow.timing_lock import busy_turn
+from winnow.timing_lock import compute_lock
 
 CALIBRATION_BATCH = 1
 Pixels = NDArray[np.uint8]
@@ -39,7 +39,7 @@ class Recipe:
 PLAIN = Recipe()
 
 
-@busy_turn()
+@compute_lock()
 def quantize_statically(source: Path, target: Path, pixels_NHWC: Pixels, recipe: Recipe = PLAIN) -> None:
     """Calibrate on the pixels and write int8; `source` and `target` may be one file.
 
@@ -71,7 +71,7 @@ def _refusals(nncf: Any, source: Path, recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-@busy_turn()
+@compute_lock()
 def quantize_with_control(
     source: Path,
     target: Path,

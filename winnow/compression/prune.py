@@ -17,9 +17,16 @@ import torch
 from torch import nn
 
 from winnow.compression.channel_importance import prepare, pruning_library
-from winnow.compression.channel_pruning import Cut, NothingGoes, counted, least_channels, parameters, remove_channels
+from winnow.compression.channel_pruning import (
+    EmptyPruning,
+    PruningStep,
+    counted,
+    least_channels,
+    parameters,
+    remove_channels,
+)
 from winnow.compression.method_inputs import Inputs
-from winnow.compression.pruning_target import ROUNDINGS, Goal, aim, goal_of
+from winnow.compression.pruning_target import ROUNDINGS, Budget, aim, goal_of
 from winnow.compression.recovery import recover
 from winnow.config import Prune
 from winnow.deploy.onnx_export import export_onnx
@@ -34,14 +41,14 @@ from winnow.training.loop import Hooks, Row
 
 
 @dataclass(frozen=True)
-class _Course:
+class _PruningRun:
     """What all rounds share."""
 
     settings: Prune
     inputs: Inputs
     least: dict[str, int]
     """Channels that each layer of the parent keeps."""
-    goal: Goal
+    goal: Budget
     begin: float
     """The goal's quantity before the first cut."""
 
@@ -58,7 +65,7 @@ def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
             f"candidates: method prune: the {goal.name} of this {architecture.backbone} is {begin:.4g}, within the "
             f"{goal.limit:.4g} that is asked for, so there is nothing to remove; ask for less"
         )
-    course = _Course(settings, inputs, least_channels(model, settings.max_channels), goal, begin)
+    course = _PruningRun(settings, inputs, least_channels(model, settings.max_channels), goal, begin)
     curves_before: dict[str, list[Row]] = {}
     if settings.sparse_learning.epochs:
         curves_before["sparse learning"] = learn_sparsely(model, architecture, settings, inputs)
@@ -81,7 +88,7 @@ def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
     }
 
 
-def _cut(course: _Course, model: nn.Module, architecture: Architecture, number: int) -> tuple[Architecture, Any]:
+def _cut(course: _PruningRun, model: nn.Module, architecture: Architecture, number: int) -> tuple[Architecture, Any]:
     """Round `number`, in place -> (the new architecture, what was tried).
 
     The amounts of all rounds lie on a line. Rounding takes more than was asked for: a round that finds its amount gone
@@ -95,7 +102,7 @@ def _cut(course: _Course, model: nn.Module, architecture: Architecture, number: 
         return architecture.model_copy(update={"pruning": [*architecture.pruning, *made["history"]]}), made["told"]
     criterion = prepare(model, settings.importance, course.inputs, stream_seed(settings.recovery.seed, "cut", number))
     rounding = 8 if settings.round_to == "measured" else settings.round_to
-    cut = Cut(0.0, criterion, rounding, course.least)
+    cut = PruningStep(0.0, criterion, rounding, course.least)
     limit = course.begin + (course.goal.limit - course.begin) * number / settings.rounds
     now = course.begin if number == 1 else course.goal.measure(model, architecture)
     told: dict[str, Any] = {"goal": course.goal.name, "limit": limit, "before": now}
@@ -109,7 +116,7 @@ def _cut(course: _Course, model: nn.Module, architecture: Architecture, number: 
             cut, told = found.cut, told | {"tried": found.tried}
         try:
             after = remove_channels(model, architecture, cut)
-        except NothingGoes:
+        except EmptyPruning:
             if number == 1:
                 raise
             cut = dataclasses.replace(cut, share=0.0)  # rounds before it went as far as `max_channels` lets them

@@ -25,8 +25,8 @@ from torch import nn
 from winnow.benchmark.timing import time_pair
 from winnow.compression.channel_pruning import (
     COUNTS,
-    Cut,
-    NothingGoes,
+    EmptyPruning,
+    PruningStep,
     copy_with_gradients,
     multiply_adds,
     remove_channels,
@@ -36,11 +36,11 @@ from winnow.compression.post_training_quantization import quantize_statically
 from winnow.config.candidates import Latency, Remove
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import Cell, Predict, open_cell
+from winnow.deploy.runtimes import BenchmarkCase, Predict, open_cell
 from winnow.errors import ConfigError
 from winnow.hardware import cores
 from winnow.models.backbones import Architecture
-from winnow.timing_lock import busy_turn
+from winnow.timing_lock import compute_lock
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +50,15 @@ CALLS, ROUNDS, CONFIRMING_ROUNDS = 20, 5, 15
 
 
 @dataclass(frozen=True)
-class Aim:
+class PruningPlan:
     """What was found: the cut, and what was tried on the way."""
 
-    cut: Cut
+    cut: PruningStep
     tried: list[dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Goal:
+class Budget:
     """A quantity of a network that must come down to `limit`."""
 
     name: str
@@ -68,22 +68,24 @@ class Goal:
     """Measures what was chosen by a noisy `measure` again, more closely; None where `measure` is exact."""
 
 
-def aim(model: nn.Module, architecture: Architecture, goal: Goal, cut: Cut, roundings: tuple[int, ...]) -> Aim:
+def aim(
+    model: nn.Module, architecture: Architecture, goal: Budget, cut: PruningStep, roundings: tuple[int, ...]
+) -> PruningPlan:
     """The smallest share of channels with which `goal` is reached, for the rounding that keeps most multiply-adds.
 
     `cut` gives all but share and rounding. Raises ConfigError where even the largest share does not reach it.
     """
-    found: list[tuple[int, Aim]] = []
+    found: list[tuple[int, PruningPlan]] = []
     tried: list[dict[str, float]] = []
-    refused: NothingGoes | None = None
+    refused: EmptyPruning | None = None
     for rounding in roundings:
         mine = dataclasses.replace(cut, round_to=rounding)
         try:
             best = _bisect(model, architecture, goal, mine, tried)
-        except NothingGoes as error:  # every layer is too narrow for this rounding
+        except EmptyPruning as error:  # every layer is too narrow for this rounding
             refused, best = error, None
         if best is not None:
-            found.append((best[1], Aim(best[0], tried)))
+            found.append((best[1], PruningPlan(best[0], tried)))
     if not found:
         if refused is not None and not tried:
             raise refused
@@ -98,11 +100,11 @@ def aim(model: nn.Module, architecture: Architecture, goal: Goal, cut: Cut, roun
 
 
 def _bisect(
-    model: nn.Module, architecture: Architecture, goal: Goal, cut: Cut, tried: list[dict[str, float]]
-) -> tuple[Cut, int] | None:
+    model: nn.Module, architecture: Architecture, goal: Budget, cut: PruningStep, tried: list[dict[str, float]]
+) -> tuple[PruningStep, int] | None:
     """(the cut, the multiply-adds it leaves) of the smallest share that reaches the goal; None where none does."""
 
-    def look(hundredths: int) -> tuple[Cut, int] | None:
+    def look(hundredths: int) -> tuple[PruningStep, int] | None:
         share, trial, smaller = _removed(model, architecture, cut, hundredths)
         reached = goal.measure(trial, smaller)
         log.info("%d %% of the channels, multiples of %d: %s %.4g", hundredths, cut.round_to, goal.name, reached)
@@ -115,7 +117,7 @@ def _bisect(
         middle = (low + high) // 2
         try:
             found = look(middle)
-        except NothingGoes:  # too little was asked for
+        except EmptyPruning:  # too little was asked for
             found = None
         if found is None:
             low = middle
@@ -127,18 +129,18 @@ def _bisect(
 
 
 def _removed(
-    model: nn.Module, architecture: Architecture, cut: Cut, hundredths: int
-) -> tuple[Cut, nn.Module, Architecture]:
+    model: nn.Module, architecture: Architecture, cut: PruningStep, hundredths: int
+) -> tuple[PruningStep, nn.Module, Architecture]:
     """The cut at that share, and what it leaves of a copy of the network."""
     share = dataclasses.replace(cut, share=hundredths / 100)
-    with busy_turn():
+    with compute_lock():
         trial = copy_with_gradients(model)
         return share, trial, remove_channels(trial, architecture, share)
 
 
 def _confirmed(
-    model: nn.Module, architecture: Architecture, goal: Goal, cut: Cut, tried: list[dict[str, float]]
-) -> tuple[Cut, int] | None:
+    model: nn.Module, architecture: Architecture, goal: Budget, cut: PruningStep, tried: list[dict[str, float]]
+) -> tuple[PruningStep, int] | None:
     """(the cut, the multiply-adds it leaves) of the first share from the chosen one on that `confirm` bears out."""
     assert goal.confirm is not None
     refuted: int | None = None
@@ -157,19 +159,19 @@ def _confirmed(
     return None
 
 
-def goal_of(remove: Remove, model: nn.Module, architecture: Architecture) -> Goal:
+def goal_of(remove: Remove, model: nn.Module, architecture: Architecture) -> Budget:
     """What `remove` asks of this network. A latency is measured for the network first."""
     ((name, value),) = remove.goal.items()
     if isinstance(value, Latency):
-        watch = Stopwatch(value, model, architecture)
+        watch = LatencyProbe(value, model, architecture)
         limit = value.ms if value.ms is not None else watch.parent_ms * (1 - (value.share or 0.0))
         name = f"latency in ms ({value.runtime} {value.precision}, batch {value.batch})"
-        return Goal(name, limit, watch.ms, partial(watch.ms, rounds=CONFIRMING_ROUNDS))
+        return Budget(name, limit, watch.ms, partial(watch.ms, rounds=CONFIRMING_ROUNDS))
     measure = root_channels if name == "channels" else COUNTS[name]
-    return Goal(name, measure(model, architecture) * (1 - value), measure)
+    return Budget(name, measure(model, architecture) * (1 - value), measure)
 
 
-class Stopwatch:
+class LatencyProbe:
     """Times networks against the one it was made with, visit by visit in turn."""
 
     def __init__(self, latency: Latency, parent: nn.Module, architecture: Architecture) -> None:
@@ -190,7 +192,7 @@ class Stopwatch:
 
     def _open(self, network: nn.Module, architecture: Architecture) -> Predict:
         latency = self.latency
-        cell = Cell("trial", latency.runtime, latency.precision, "file", latency.batch, cores())
+        cell = BenchmarkCase("trial", latency.runtime, latency.precision, "file", latency.batch, cores())
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             export_onnx(network, architecture, folder / MODEL)

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from winnow.compression.feature_distillation import HINTS, Hinted
+from winnow.compression.feature_distillation import HINTS, FeatureProjector
 from winnow.compression.method_inputs import Inputs
-from winnow.compression.teacher_cache import Answers, is_recalled
+from winnow.compression.teacher_cache import CachedTeacher, is_recalled
 from winnow.config import Recovery
 from winnow.data.augmentation import augment
 from winnow.data.batches import Batches, BatchSource, JoinedBatches
@@ -90,7 +90,7 @@ def _teacher(settings: Recovery, inputs: Inputs) -> nn.Module | None:
     network = _still(load_model(inputs.dense)[0])
     if inputs.answers is None or not is_recalled(settings):
         return network
-    return Answers(network, inputs.answers, record_digest(inputs.dense))
+    return CachedTeacher(network, inputs.answers, record_digest(inputs.dense))
 
 
 def recovery_steps(settings: Recovery, inputs: Inputs) -> int:
@@ -103,7 +103,7 @@ def with_translation(model: nn.Module, settings: Recovery, guide: nn.Module | No
     if settings.hint not in ("features", "pretrained"):
         return model
     assert guide is not None
-    return Hinted(model, feature_dim(guide), settings.seed)
+    return FeatureProjector(model, feature_dim(guide), settings.seed)
 
 
 def _still(model: nn.Module) -> nn.Module:

@@ -44,7 +44,7 @@ def is_recalled(recovery: Recovery) -> bool:
     return recovery.teacher == "dense" and not looks_in and device().type == "cpu"
 
 
-class Answers(nn.Module):
+class CachedTeacher(nn.Module):
     """The teacher, with the memory of earlier trainings. `teacher`: digest of what it was loaded from."""
 
     def __init__(self, network: nn.Module, folder: Path, teacher: str) -> None:
@@ -107,7 +107,7 @@ class Answers(nn.Module):
             log.info("the teacher's answers are not kept any more: %s", error.strerror)
 
 
-class Recalled(nn.Module):
+class CacheHit(nn.Module):
     """What a teacher costs whose every answer is known; says nothing. For a forecast."""
 
     def __init__(self, classes: int) -> None:

@@ -23,7 +23,7 @@ LEVELS = 3
 
 
 @dataclass(frozen=True)
-class Found:
+class TreeContents:
     """An image of a tree."""
 
     name: str
@@ -40,7 +40,7 @@ class Tree(Shape, Protocol):
     def count(self, layout: Layout) -> tuple[Mapping[Branch, int], int]:
         """Images of each branch, and how many other files lie among them."""
 
-    def images(self, layout: Layout | None = None) -> Iterator[Found]:
+    def images(self, layout: Layout | None = None) -> Iterator[TreeContents]:
         """The images of a layout's branches, or all of them."""
 
     def unusable(self, layout: Layout | None = None) -> list[tuple[str, str]]:
@@ -79,7 +79,7 @@ class Folder:
                 others += not is_image
         return images, others
 
-    def images(self, layout: Layout | None = None) -> Iterator[Found]:
+    def images(self, layout: Layout | None = None) -> Iterator[TreeContents]:
         """Sorted inside each folder."""
         if not layout:
             self._passed = Counter()
@@ -88,7 +88,7 @@ class Folder:
             for file, is_image in files_below(folder, passed):
                 if is_image:
                     path = str(file)
-                    yield Found(file.relative_to(self.root).as_posix(), branch, lambda path=path: path)  # type: ignore[misc]
+                    yield TreeContents(file.relative_to(self.root).as_posix(), branch, lambda path=path: path)  # type: ignore[misc]
 
     def passed_over(self) -> Counter[str]:
         """Hidden and system folders, with the files in them, as `count` or `images` saw them last."""
@@ -146,14 +146,14 @@ class Archive:
             counts.append(counted)
         return counts[0], counts[1].total()
 
-    def images(self, layout: Layout | None = None) -> Iterator[Found]:
+    def images(self, layout: Layout | None = None) -> Iterator[TreeContents]:
         """In the archive's own order."""
         for member in members(self.path):
             if not member.parts or _hidden_folder(member) or is_companion(member.parts[-1]) or member.problem:
                 continue
             branch = layout.branch_of(self._unwrapped(member.parts[:-1])) if layout else None
             if branch or not layout:
-                yield Found("/".join(member.parts), branch, lambda member=member: _content(member))  # type: ignore[misc]
+                yield TreeContents("/".join(member.parts), branch, lambda member=member: _content(member))  # type: ignore[misc]
 
     def passed_over(self) -> Counter[str]:
         """Hidden and system folders, with the files in them."""

@@ -17,7 +17,7 @@ from winnow.data.augmentation import normalise, to_float
 from winnow.deploy.onnx_session import open_session
 from winnow.errors import ArtifactError
 from winnow.models.classifier_head import head_path
-from winnow.timing_lock import busy_turn
+from winnow.timing_lock import compute_lock
 
 
 def network_input(images_NHWC: NDArray[np.uint8], chosen_B: NDArray[np.int64], where: torch.device) -> torch.Tensor:
@@ -26,7 +26,7 @@ def network_input(images_NHWC: NDArray[np.uint8], chosen_B: NDArray[np.int64], w
     return normalise(to_float(pixels_BHWC.permute(0, 3, 1, 2).to(where)))
 
 
-@busy_turn()
+@compute_lock()
 def predict_torch(
     model: nn.Module, images_NHWC: NDArray[np.uint8], indices: NDArray[np.int64], batch_size: int = 256
 ) -> NDArray[np.float32]:
@@ -51,7 +51,7 @@ def embed(
     return torch.from_numpy(predict_torch(bare, images_NHWC, indices, batch_size)).flatten(1)
 
 
-@busy_turn()
+@compute_lock()
 def predict_file(
     path: Path, images_NHWC: NDArray[np.uint8], indices: NDArray[np.int64], batch_size: int = 256
 ) -> NDArray[np.float32]:

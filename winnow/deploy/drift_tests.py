@@ -30,7 +30,7 @@ TESTS = ("embeddings", "classes", "confidence")
 
 
 @dataclass(frozen=True)
-class Answers:
+class DriftFeatures:
     """What a file says of N images."""
 
     logits_NC: NDArray[np.float32]
@@ -52,7 +52,7 @@ class Shift:
 
 def answer(
     path: Path, images_NHWC: NDArray[np.uint8], batch_size: int = 256, indices: NDArray[np.int64] | None = None
-) -> Answers:
+) -> DriftFeatures:
     """Logits and embeddings of a deployed file (float or int8), in ONNX Runtime on the CPU, batch by batch.
 
     `indices`: of the images that are asked about; None: all.
@@ -77,7 +77,7 @@ def answer(
         for start in range(0, len(chosen), batch_size)
     ]
     logits_NC, embeddings = (np.concatenate([part[at] for part in parts]) for at in (0, -1))
-    return Answers(logits_NC.astype(np.float32), embeddings.reshape(len(chosen), -1).astype(np.float32))
+    return DriftFeatures(logits_NC.astype(np.float32), embeddings.reshape(len(chosen), -1).astype(np.float32))
 
 
 def _before_head(graph: Any) -> str | None:
@@ -92,7 +92,7 @@ def _before_head(graph: Any) -> str | None:
     return tensor
 
 
-def compare(reference: Answers, fresh: Answers, settings: Drift, seed: int = 0) -> list[Shift]:
+def compare(reference: DriftFeatures, fresh: DriftFeatures, settings: Drift, seed: int = 0) -> list[Shift]:
     """The three tests, in the order of TESTS. Raises MissingExtra without scikit-learn or scipy."""
     try:
         import scipy.stats  # noqa: F401
@@ -158,7 +158,7 @@ def _confidence(
     return Shift("confidence", p, effect, real, f"mean confidence {now.mean():.2f}, was {then.mean():.2f}")
 
 
-def to_label(fresh: Answers, count: int) -> NDArray[np.int64]:
+def to_label(fresh: DriftFeatures, count: int) -> NDArray[np.int64]:
     """Positions of the images whose labels would teach most: the least sure ones, of every predicted class in turn."""
     chances_NC = softmax(fresh.logits_NC)
     predicted_N, sure_N = chances_NC.argmax(1), chances_NC.max(1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from winnow.data.decoding import Content, Item, chunk_size, decode_all
 from winnow.data.file_tree import files_below
 from winnow.data.preprocessing import Preprocessing
-from winnow.deploy.runtimes import Cell, Predict, open_cell
+from winnow.deploy.runtimes import BenchmarkCase, Predict, open_cell
 from winnow.errors import DataError
 from winnow.evaluation.metrics import softmax
 from winnow.hardware import cores
@@ -101,7 +101,7 @@ def opened(folder: Path, card: dict[str, Any], batch: int) -> Predict:
     """The file in the runtime and precision that its card names, for batches of this size."""
     serving = card["serving"]
     return open_cell(
-        folder, Cell(card["name"], serving["runtime"], serving["precision"], "file", batch, _threads(card))
+        folder, BenchmarkCase(card["name"], serving["runtime"], serving["precision"], "file", batch, _threads(card))
     )
 
 

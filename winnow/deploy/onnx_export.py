@@ -29,7 +29,7 @@ from winnow.deploy.onnx_session import INPUT, OUTPUT
 from winnow.errors import ArtifactError, MissingExtra
 from winnow.models.backbones import Architecture
 from winnow.records import renamed
-from winnow.timing_lock import busy_turn
+from winnow.timing_lock import compute_lock
 
 OPSET = 20
 THROUGH = ("DequantizeLinear", "QuantizeLinear", "Reshape", "Transpose", "Identity")
@@ -51,7 +51,7 @@ class Deployable(nn.Module):
         return logits
 
 
-@busy_turn()
+@compute_lock()
 def export_onnx(model: nn.Module, architecture: Architecture, path: Path) -> None:
     """Write the network in eval mode as one ONNX file. The model is moved to the CPU, its memory format is kept out."""
     onnx = _onnx()

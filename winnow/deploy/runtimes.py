@@ -79,7 +79,7 @@ run eager code instead."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class BenchmarkCase:
     """One cell of the grid: what runs, where, how."""
 
     candidate: str
@@ -90,12 +90,12 @@ class Cell:
     threads: int
 
 
-def cell_of(row: Mapping[str, Any]) -> Cell:
+def cell_of(row: Mapping[str, Any]) -> BenchmarkCase:
     """The cell of a row of the benchmark."""
-    return Cell(**{name: row[name] for name in Cell.__dataclass_fields__})
+    return BenchmarkCase(**{name: row[name] for name in BenchmarkCase.__dataclass_fields__})
 
 
-class NotHere(Exception):
+class RuntimeUnavailable(Exception):
     """This machine cannot run the runtime; the message says why. Caught by the benchmark, which lists it."""
 
 
@@ -121,12 +121,12 @@ def has_compiler() -> bool:
     return shutil.which("g++") is not None
 
 
-def open_cell(folder: Path, cell: Cell) -> Predict:
+def open_cell(folder: Path, cell: BenchmarkCase) -> Predict:
     """The cell's function. Raises ArtifactError for a file that cannot be opened, NotHere where it cannot run."""
     return OPENERS[cell.runtime](folder, cell)
 
 
-def _onnxruntime(folder: Path, cell: Cell) -> Predict:
+def _onnxruntime(folder: Path, cell: BenchmarkCase) -> Predict:
     session = open_session(folder / MODEL, cell.threads)
     name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
 
@@ -137,13 +137,13 @@ def _onnxruntime(folder: Path, cell: Cell) -> Predict:
     return predict
 
 
-def _onnxruntime_gpu(folder: Path, cell: Cell) -> Predict:
+def _onnxruntime_gpu(folder: Path, cell: BenchmarkCase) -> Predict:
     provider, onnxruntime = PROVIDERS[cell.runtime], onnxruntime_library()
     tensorrt = cell.runtime == "ort-tensorrt"
     needs = "needs an NVIDIA GPU and the extra cuda, with onnxruntime uninstalled before (docs/compression.md)"
     needs += ", and NVIDIA's package tensorrt-cu13 in version 10" if tensorrt else ""
     if provider not in onnxruntime.get_available_providers():
-        raise NotHere(f"this ONNX Runtime has no {provider}: it {needs}")
+        raise RuntimeUnavailable(f"this ONNX Runtime has no {provider}: it {needs}")
     onnxruntime.preload_dlls()  # those that pip installed
     if tensorrt:
         with contextlib.suppress(ModuleNotFoundError):
@@ -151,7 +151,7 @@ def _onnxruntime_gpu(folder: Path, cell: Cell) -> Predict:
     # f32 as on the CPU, not TF32.
     session = open_session(folder / MODEL, cell.threads, (provider, {} if tensorrt else {"use_tf32": "0"}))
     if provider not in session.get_providers():
-        raise NotHere(f"{provider} does not start here: it {needs}")
+        raise RuntimeUnavailable(f"{provider} does not start here: it {needs}")
     name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -179,7 +179,7 @@ def _made_once(kind: Callable[[], Any]) -> Any:
     return kind()
 
 
-def compiled_openvino(folder: Path, cell: Cell) -> Any:
+def compiled_openvino(folder: Path, cell: BenchmarkCase) -> Any:
     """The file compiled for this cell: for a whole batch, or for each stream's part of it.
 
     Raises ArtifactError, MissingExtra.
@@ -205,10 +205,10 @@ def compiled_openvino(folder: Path, cell: Cell) -> Any:
         if cell.precision != "int8-bf16":
             raise
         # OpenVINO 2026.4 compiles no int8 file whose rest is bf16 on some processors with AMX.
-        raise NotHere(f"OpenVINO cannot compile it: {' '.join(str(error).split())[:200]}") from error
+        raise RuntimeUnavailable(f"OpenVINO cannot compile it: {' '.join(str(error).split())[:200]}") from error
 
 
-def _openvino(folder: Path, cell: Cell) -> Predict:
+def _openvino(folder: Path, cell: BenchmarkCase) -> Predict:
     request = compiled_openvino(folder, cell).create_infer_request()
 
     def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -218,7 +218,7 @@ def _openvino(folder: Path, cell: Cell) -> Predict:
     return predict
 
 
-def _openvino_streams(folder: Path, cell: Cell) -> Predict:
+def _openvino_streams(folder: Path, cell: BenchmarkCase) -> Predict:
     """A batch is dealt out in equal parts to streams that run side by side, as many as divide it and the threads."""
     compiled, streams = compiled_openvino(folder, cell), streams_of(cell.runtime, cell.batch, cell.threads)
     part = cell.batch // streams
@@ -263,7 +263,7 @@ def _network(folder: Path, layout: Layout, precision: Precision) -> torch.nn.Mod
     return Deployable(InLayout(model.to(number).to(memory_format=memory))).eval().requires_grad_(False)
 
 
-def _eager(folder: Path, cell: Cell) -> Predict:
+def _eager(folder: Path, cell: BenchmarkCase) -> Predict:
     return _torch_call(_network(folder, cell.layout, cell.precision))
 
 
@@ -278,10 +278,10 @@ def _torch_call(network: Callable[[torch.Tensor], torch.Tensor]) -> Predict:
     return predict
 
 
-def _compiled(folder: Path, cell: Cell) -> Predict:
+def _compiled(folder: Path, cell: BenchmarkCase) -> Predict:
     """Compiled for this batch and thread count, with the first call made: later ones compile nothing."""
     if not has_compiler():
-        raise NotHere("no compiler: g++ is not on the PATH")
+        raise RuntimeUnavailable("no compiler: g++ is not on the PATH")
     import torch
     import torch._dynamo as dynamo
     import torch._inductor.config as inductor
@@ -297,15 +297,15 @@ def _compiled(folder: Path, cell: Cell) -> Predict:
             predict(np.zeros((cell.batch, side, side, 3), np.uint8))
     except (RuntimeError, dynamo.exc.TorchDynamoException) as error:
         # A g++ without Python's or OpenMP's headers: torch's message begins with what is missing.
-        raise NotHere(f"torch.compile failed: {' '.join(str(error).split())[:300]}") from error
+        raise RuntimeUnavailable(f"torch.compile failed: {' '.join(str(error).split())[:300]}") from error
     return predict
 
 
-def _cuda(folder: Path, cell: Cell) -> Predict:
+def _cuda(folder: Path, cell: BenchmarkCase) -> Predict:
     import torch
 
     if not torch.cuda.is_available():
-        raise NotHere("no CUDA device")
+        raise RuntimeUnavailable("no CUDA device")
     network = _network(folder, cell.layout, cell.precision).cuda()
 
     def predict(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -325,7 +325,7 @@ def _image_size(folder: Path) -> int:
     return load_architecture(folder).image_size
 
 
-OPENERS: dict[Runtime, Callable[[Path, Cell], Predict]] = {
+OPENERS: dict[Runtime, Callable[[Path, BenchmarkCase], Predict]] = {
     "eager": _eager,
     "compile": _compiled,
     "compile-autotune": _compiled,

@@ -18,7 +18,7 @@ Right = Mapping[str, NDArray[np.bool_]]
 """Candidate -> is its answer right, for each labelled validation image."""
 
 
-def better_reference(right: Right) -> str:
+def stronger_baseline(right: Right) -> str:
     """dense, or dense-kd where it is in the tree and has more validation images right."""
     return CONTROL if CONTROL in right and right[CONTROL].sum() > right[ROOT].sum() else ROOT
 

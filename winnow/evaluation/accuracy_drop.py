@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from winnow.config import FEW_LABELS
 from winnow.evaluation.effective_sample_size import clusters
-from winnow.evaluation.intervals import Drop, answered_otherwise, paired_drop, simultaneous_confidence
+from winnow.evaluation.intervals import Drop, disagreement_interval, paired_drop, simultaneous_confidence
 from winnow.evaluation.macro_f1_drop import macro_f1_drop
 
 Route = Literal["labels", "answers"]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class DropEvidence:
     """Of one loss, in points."""
 
     labelled: Drop | None
@@ -52,11 +52,11 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Losses:
+class DropReport:
     """Of both kinds."""
 
-    top1: Evidence
-    macro_f1: Evidence
+    top1: DropEvidence
+    macro_f1: DropEvidence
 
 
 def route_by(labels_N: NDArray[np.int64]) -> Route:
@@ -72,7 +72,7 @@ def losses(
     candidates: int = 1,
     groups_N: NDArray[np.int64] | None = None,
     classes: Sequence[str] = (),
-) -> Losses:
+) -> DropReport:
     """Return what a child's logits lose against a reference's on the same images; label -1: none.
 
     `candidates`: children that are compared with the reference at once, this one among them. `groups_N`: group of each
@@ -91,15 +91,15 @@ def losses(
         macro_f1 = macro_f1_drop(truth, theirs, own, confidence=confidence, groups_N=labelled_groups_N)
         same = macro_f1_drop(truth, truth, truth, confidence=confidence, groups_N=labelled_groups_N)
         unchanged = same.high
-    otherwise = answered_otherwise(reference_N, child_N, confidence, groups_N)
+    otherwise = disagreement_interval(reference_N, child_N, confidence, groups_N)
     stand_in = macro_f1_drop(reference_N, reference_N, child_N, confidence=confidence, groups_N=groups_N)
     deciding = clusters(labelled_groups_N if route == "labels" else groups_N)
     rarest = _rarest(labels_N[scored_N], classes)
     images = int(scored_N.sum()) if route == "labels" else len(labels_N)
     groups = None if deciding is None else deciding.groups
-    return Losses(
-        Evidence(top1, otherwise, route, candidates, images=images, groups=groups),
-        Evidence(macro_f1, stand_in, route, candidates, unchanged, images, groups, rarest),
+    return DropReport(
+        DropEvidence(top1, otherwise, route, candidates, images=images, groups=groups),
+        DropEvidence(macro_f1, stand_in, route, candidates, unchanged, images, groups, rarest),
     )
 
 

@@ -164,7 +164,7 @@ def least_worst_end(count: int, confidence: float = CONFIDENCE, groups_N: NDArra
     return z2 / (count / grouped.design_effect(np.zeros(count)) + z2) * 100
 
 
-def answered_otherwise(
+def disagreement_interval(
     reference_N: NDArray[np.int64],
     child_N: NDArray[np.int64],
     confidence: float = CONFIDENCE,

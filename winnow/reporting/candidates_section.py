@@ -27,7 +27,7 @@ from winnow.reporting.html import (
     tag,
     two_lines,
 )
-from winnow.reporting.run_records import Facts
+from winnow.reporting.run_records import RunRecords
 from winnow.reporting.wording import of_peak_told
 from winnow.selection.decision import GATES, describe_failures
 
@@ -51,17 +51,17 @@ RUNTIMES = {
 SHOWN_CLASSES = 30
 
 
-def candidates(facts: Facts) -> Html:
+def candidates(facts: RunRecords) -> Html:
     """Three tables with one row per candidate, dense first."""
     there = [_there(facts)] if facts.target else []
     return join(_quality(facts), *there, _speed(facts), _gates(facts))
 
 
-def _marked(facts: Facts, name: str) -> str:
+def _marked(facts: RunRecords, name: str) -> str:
     return "marked" if name == facts.winner else ""
 
 
-def _quality(facts: Facts) -> Html:
+def _quality(facts: RunRecords) -> Html:
     rows, reference = [], facts.selection.details["reference"]
     for name, record in facts.candidates.items():
         told, drop = facts.quality(name), facts.drop(name)
@@ -93,7 +93,7 @@ def span(low: float, high: float, plus: bool = False) -> str:
     return f"{signed(low, plus)} to {signed(high, plus)}"
 
 
-def _speed(facts: Facts) -> Html:
+def _speed(facts: RunRecords) -> Html:
     rows, large, machine = [], facts.large, facts.benchmark.machine
     assert machine is not None
     for name in facts.candidates:
@@ -137,12 +137,12 @@ def ratio_told(speed: Mapping[str, float], key: str) -> str:
     return f"{speed[key]:.2f} ({speed[f'{key}_low']:.2f} to {speed[f'{key}_high']:.2f})"
 
 
-def _of_peak(facts: Facts, name: str) -> Content:
+def _of_peak(facts: RunRecords, name: str) -> Content:
     shares = facts.benchmark.details["peak_share"][name]
     return " / ".join(percent(shares[kind]) if kind in shares else MISSING for kind in ("latency", "throughput"))
 
 
-def _there(facts: Facts) -> Html:
+def _there(facts: RunRecords) -> Html:
     """Times of the machine that will serve, which gates go by."""
     rows = []
     for name in facts.candidates:
@@ -171,7 +171,7 @@ def _where(row: dict[str, Any]) -> str:
     return f"{RUNTIMES[row['runtime']]} {row['precision']}, {threads}"
 
 
-def _gates(facts: Facts) -> Html:
+def _gates(facts: RunRecords) -> Html:
     rows = []
     for name, verdict in facts.verdicts.items():
         gates = {gate["name"]: gate for gate in verdict["gates"]}
@@ -206,7 +206,7 @@ def _gate(gate: dict[str, Any] | None) -> Content:
     return tag("span", strong("Fails: "), gate["reason"], css="fails")
 
 
-def trade_off(facts: Facts) -> Html:
+def trade_off(facts: RunRecords) -> Html:
     """The Pareto front."""
     names = ", ".join(facts.selection.details["front"])
     caption = (
@@ -218,7 +218,7 @@ def trade_off(facts: Facts) -> Html:
     return figure(facts.trade_off, alt, caption, css="wide")
 
 
-def causes(facts: Facts) -> Html:
+def causes(facts: RunRecords) -> Html:
     """Speed-ups over eager f32 as products of runtime, structure and precision."""
     found = facts.benchmark.details["attribution"]
     one = {name: found[name]["latency"] for name in facts.candidates if found[name]["latency"]}
@@ -246,7 +246,7 @@ def _product(row: dict[str, Any] | None) -> Content:
     return two_lines(f"{factors} = {row['total']:.2f}", f"{RUNTIMES[row['on']]}, {row['ends_in']}")
 
 
-def by_class(facts: Facts) -> Html:
+def by_class(facts: RunRecords) -> Html:
     """Precision, recall and F1 of every class, confusion and calibration: the shown candidate against dense."""
     name, dense = facts.shown, facts.dense.details
     if name is None or "per_class" not in dense:

@@ -23,7 +23,7 @@ from winnow.reporting.html import (
     tag,
     two_lines,
 )
-from winnow.reporting.run_records import Facts
+from winnow.reporting.run_records import RunRecords
 
 NOTICEABLE = 1.1
 """Speed-ups below this are no gain."""
@@ -60,7 +60,7 @@ WORDS = {
 }
 
 
-def memory(facts: Facts) -> Html:
+def memory(facts: RunRecords) -> Html:
     """What a machine must have to serve each file, each measured in a fresh process."""
     rows = []
     for row in facts.benchmark.details["processes"]:
@@ -76,7 +76,7 @@ def memory(facts: Facts) -> Html:
     return table(heading, rows, caption=caption, left=2)
 
 
-def controls(facts: Facts) -> Html:
+def controls(facts: RunRecords) -> Html:
     """What a teacher and longer training bought, and what zeros did not."""
     rows = []
     for row in facts.selection.details["controls"]:
@@ -95,7 +95,7 @@ def controls(facts: Facts) -> Html:
     )
 
 
-def _sparse(facts: Facts, name: str) -> str:
+def _sparse(facts: RunRecords, name: str) -> str:
     """Zeros make a smaller archive; whether they make it faster is what was measured."""
     own, dense = facts.quality(name), facts.quality(ROOT)
     zeros = 1 - own["size/nonzero_parameters"] / own["size/parameters"]
@@ -111,7 +111,7 @@ def _sparse(facts: Facts, name: str) -> str:
     return f"{told}: runtimes multiply zeros like any other number." if speedup < NOTICEABLE else f"{told}."
 
 
-def method(facts: Facts) -> Html:
+def method(facts: RunRecords) -> Html:
     """How it was trained, timed and judged, on which machine, from which files."""
     machine, settings = facts.benchmark.machine, facts.benchmark.parameters
     assert machine is not None
@@ -171,7 +171,7 @@ def _gates(settings: dict[str, Any]) -> str:
     )
 
 
-def _left_out(facts: Facts) -> Html:
+def _left_out(facts: RunRecords) -> Html:
     """Cells that were refused or could not run here."""
     refused = sorted(
         {
@@ -188,7 +188,7 @@ def _left_out(facts: Facts) -> Html:
     return join(tag("h3", "Not timed"), bullets([*refused, *absent])) if refused or absent else join()
 
 
-def _files(facts: Facts) -> Html:
+def _files(facts: RunRecords) -> Html:
     """Digests: which files these figures belong to."""
     rows = []
     for name, record in facts.candidates.items():
@@ -199,7 +199,7 @@ def _files(facts: Facts) -> Html:
     return table(["file", "sha256"], rows, caption="The files that were measured: model.onnx of each", left=2)
 
 
-def glossary(_facts: Facts) -> Html:
+def glossary(_facts: RunRecords) -> Html:
     """The words of this page."""
     words = {**WORDS, CONTROL: "The control: dense trained on with the candidates' recovery, itself as its teacher."}
     return tag("dl", *[part for word, meaning in words.items() for part in (tag("dt", word), tag("dd", meaning))])

@@ -40,7 +40,7 @@ from winnow.reporting.html import (
     two_lines,
 )
 from winnow.reporting.method_section import controls, glossary, memory, method
-from winnow.reporting.run_records import Facts
+from winnow.reporting.run_records import RunRecords
 from winnow.reporting.training_section import images, pretraining
 
 SECTIONS = {
@@ -62,7 +62,7 @@ HALF_A_DIGIT = 0.05
 
 
 @dataclass(frozen=True)
-class LastLook:
+class TestResult:
     """What the test split said, once everything had been chosen."""
 
     version: str
@@ -79,7 +79,7 @@ class LastLook:
     """validation, test -> what thresholds on confidence give."""
 
 
-def page(facts: Facts, tested: LastLook) -> str:
+def page(facts: RunRecords, tested: TestResult) -> str:
     """The HTML file. Raises MissingExtra without matplotlib."""
     links = [join(tag("a", title, more=f'href="#{anchor}"'), " ") for anchor, (title, _) in SECTIONS.items()]
     nav = tag("nav", *links, more='aria-label="Sections"')
@@ -87,7 +87,7 @@ def page(facts: Facts, tested: LastLook) -> str:
     return document(f"winnow report: {facts.source}", verdict(facts, tested), nav, *parts)
 
 
-def verdict(facts: Facts, tested: LastLook) -> Html:
+def verdict(facts: RunRecords, tested: TestResult) -> Html:
     """The answer in a sentence, its figures, the test split, and what to know before relying on it."""
     name, why = facts.winner, f"{facts.selection.details['why']}."
     title = f"Proposed for production: {name}" if name else "Nothing is proposed for production"
@@ -109,7 +109,7 @@ def verdict(facts: Facts, tested: LastLook) -> Html:
     )
 
 
-def _promise(facts: Facts, name: str) -> str:
+def _promise(facts: RunRecords, name: str) -> str:
     """How much smaller and faster, what it costs, on which data."""
     batch = facts.large if facts.selection.parameters["objective"] == "throughput" else 1
     smaller = _times(facts.quality(ROOT)["size/mb"] / facts.quality(name)["size/mb"], "smaller", "larger")
@@ -144,7 +144,7 @@ def _promise(facts: Facts, name: str) -> str:
     )
 
 
-def _deployed(facts: Facts) -> str:
+def _deployed(facts: RunRecords) -> str:
     """How many labels trained the file that is deployed, and whether it is a refit."""
     labels, why = facts.refit.details["labels"], facts.refit.details["why"]
     rest = ". Figures on validation are those of the file before the refit" if facts.is_refitted else ""
@@ -160,7 +160,7 @@ def _times(ratio: float, above: str, below: str) -> str:
     return f"{ratio:.1f} times {above}" if ratio >= 1 else f"{1 / ratio:.1f} times {below}"
 
 
-def _abstention_table(tested: LastLook) -> Html:
+def _abstention_table(tested: TestResult) -> Html:
     """What `winnow predict --abstain-below` gives at some thresholds, on both splits."""
     rows = []
     for threshold in SHOWN:
@@ -178,7 +178,7 @@ def _abstention_table(tested: LastLook) -> Html:
     return table(heading, rows, caption=caption)
 
 
-def _figures(facts: Facts, name: str, tested: LastLook) -> Html:
+def _figures(facts: RunRecords, name: str, tested: TestResult) -> Html:
     """Figures beside dense's, top-1 on the test split next to that on validation."""
     own, dense, speed, base = facts.quality(name), facts.quality(ROOT), facts.serving(name), facts.serving(ROOT)
     one, many = base.get("best/latency_ms"), base.get("best/throughput_ips")
@@ -201,7 +201,7 @@ def _figures(facts: Facts, name: str, tested: LastLook) -> Html:
     return join(*intro, tag("div", *boxes, css="tiles"))
 
 
-def _speedups(facts: Facts, name: str) -> Html:
+def _speedups(facts: RunRecords, name: str) -> Html:
     """All three, for both batches."""
     speed, rows = facts.speed(name), []
     for kind, (base, _) in SPEEDUPS.items():
@@ -224,7 +224,7 @@ def _first_warnings(warnings: tuple[str, ...]) -> Html:
     return tag("div", *[paragraph(f"{warning}.") for warning in warnings], css="heed")
 
 
-def _tested_words(facts: Facts, tested: LastLook) -> str:
+def _tested_words(facts: RunRecords, tested: TestResult) -> str:
     """The only figures that nothing was chosen by."""
     metrics = tested.metrics
     if KNOWN not in metrics:
@@ -242,7 +242,7 @@ def _tested_words(facts: Facts, tested: LastLook) -> str:
     )
 
 
-def _tested_table(facts: Facts, tested: LastLook) -> Html:
+def _tested_table(facts: RunRecords, tested: TestResult) -> Html:
     names = dict.fromkeys((ROOT, tested.baseline))
     rows = [_test_row(tested.metrics, name, name) for name in names]
     if facts.winner:
@@ -262,7 +262,7 @@ def _test_row(told: dict[str, float], who: str, name: str) -> Row:
     return Row([name, two_lines(percent(told[f"test/{who}_top1"]), ends), *rest])
 
 
-def _heed(facts: Facts) -> Html:
+def _heed(facts: RunRecords) -> Html:
     found = [join(strong(step), f": {warning}") for step, warning in facts.warnings()]
     if not found:
         return paragraph("No step had a warning.", css="note")

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunRecords:
     """What the steps before the report left."""
 
     data: StepRecord
@@ -133,14 +133,14 @@ class Facts:
         return [(step_name, warning) for warning, step_name in found.items()]
 
 
-def read_facts(artifacts: Path, names: Sequence[str]) -> Facts:
+def read_facts(artifacts: Path, names: Sequence[str]) -> RunRecords:
     """Read every record below `artifacts`; `names` are the candidates, dense first. Raises ArtifactError."""
     picture = artifacts / "select" / "pareto.png"
     try:
         trade_off = picture.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{picture} is missing; delete its folder and run winnow again") from error
-    return Facts(
+    return RunRecords(
         data=read_record(artifacts / "data"),
         pretrain=read_record(artifacts / "pretrain"),
         candidates={name: read_record(artifacts / "candidates" / name) for name in names},

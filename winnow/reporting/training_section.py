@@ -23,7 +23,7 @@ from winnow.reporting.html import (
     table,
 )
 from winnow.reporting.pretraining_advice import ENOUGH_PAIRS, pretraining_advice
-from winnow.reporting.run_records import Facts
+from winnow.reporting.run_records import RunRecords
 from winnow.reporting.thumbnails import SHOWN
 
 KNN_SPAN = 8.0
@@ -34,7 +34,7 @@ SHOWN_REJECTED = 10
 NOT_PRETRAINED = "Nothing was pretrained: dense starts from random weights."
 
 
-def images(facts: Facts) -> Html:
+def images(facts: RunRecords) -> Html:
     """Counts, splits, whose labels were used for what, and what was set aside."""
     told, details = facts.data.metrics, facts.data.details
     labels, classes, per_class = facts.dense.details["labels"], details["classes"], details["per_class"]
@@ -72,7 +72,7 @@ def images(facts: Facts) -> Html:
     )
 
 
-def _near_duplicates(facts: Facts) -> list[Html]:
+def _near_duplicates(facts: RunRecords) -> list[Html]:
     """The first pairs of a held-out image and the training image that it almost equals, to be looked at."""
     near = facts.data.details.get("near_duplicates", {})
     if not facts.near_duplicates:
@@ -102,7 +102,7 @@ def _rejected(rejected: list[dict[str, str]]) -> Html:
     return table(["file", "why it cannot be used"], rows, caption=caption, left=2)
 
 
-def pretraining(facts: Facts) -> Html:
+def pretraining(facts: RunRecords) -> Html:
     """Arms per label seed, the gain with its interval, the linear probe, and the curve of kNN."""
     arms: dict[str, Any] = facts.dense.details["arms"]
     names = {"scratch": "random weights", "pretrained": _pretrained(facts), "weights": _weights(facts)}
@@ -133,7 +133,7 @@ def pretraining(facts: Facts) -> Html:
     )
 
 
-def _crossed(facts: Facts) -> list[Html]:
+def _crossed(facts: RunRecords) -> list[Html]:
     """What cross-validation says of dense, where labels were few."""
     found, told = facts.dense.details["cross_validation"], facts.quality(ROOT)
     if found is None:
@@ -151,19 +151,19 @@ def _crossed(facts: Facts) -> list[Html]:
     ]
 
 
-def _pretrained(facts: Facts) -> str:
+def _pretrained(facts: RunRecords) -> str:
     method = facts.pretrain.parameters["method"]
     return "no pretraining" if method == "none" else f"pretrained by {method}"
 
 
-def _start(facts: Facts, arm: str) -> str:
+def _start(facts: RunRecords, arm: str) -> str:
     """The first words on the gain."""
     if arm == "weights":
         return f"Fine-tuning {_weights(facts)} instead of random ones"
     return f"Fine-tuning what {facts.pretrain.parameters['method']} pretrained instead of random weights"
 
 
-def _weights(facts: Facts) -> str:
+def _weights(facts: RunRecords) -> str:
     return f"own weights ({str(facts.dense.parameters.get('weights', '')).rpartition('/')[2]})"
 
 
@@ -180,7 +180,7 @@ def _arm_table(by_arm: dict[str, list[dict[str, float]]], probe: dict[str, float
     return table(heading, rows, caption=caption)
 
 
-def _gain(facts: Facts, gain: dict[str, Any] | None) -> str:
+def _gain(facts: RunRecords, gain: dict[str, Any] | None) -> str:
     """What was gained over scratch, and how far that is shown."""
     if gain is None:
         return NOT_PRETRAINED

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.data.dataset import VALIDATION, ImageSet
-from winnow.evaluation.ablations import better_reference
-from winnow.evaluation.accuracy_drop import Evidence, losses
+from winnow.evaluation.ablations import stronger_baseline
+from winnow.evaluation.accuracy_drop import DropEvidence, losses
 from winnow.evaluation.intervals import Drop
 from winnow.evaluation.metrics import load_logits, right_answers
 from winnow.records import renamed
@@ -25,7 +25,7 @@ ANSWERS = "answers.npy"
 def reference_logits(references: Mapping[str, Path], images: ImageSet) -> NDArray[np.float32]:
     """Return the logits (V, C) of the better of dense and dense-kd. `references`: name -> its folder."""
     known = {name: load_logits(at, images) for name, at in references.items()}
-    return known[better_reference(right_answers(known, images))]
+    return known[stronger_baseline(right_answers(known, images))]
 
 
 def lost(
@@ -42,7 +42,7 @@ def evidence(
     images: ImageSet,
     part_V: NDArray[np.bool_],
     candidates: int = 1,
-) -> Evidence:
+) -> DropEvidence:
     """Return what is known of the points of top-1 that a candidate loses on the validation images of `part_V`.
 
     `candidates`: how many have been looked at on these images.

@@ -17,12 +17,12 @@ from winnow.benchmark.timing import settle, time_pair
 from winnow.config import Config
 from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import NEEDED_AGREEMENT, Cell, Precision, Predict, open_cell, openvino_modes
+from winnow.deploy.runtimes import NEEDED_AGREEMENT, BenchmarkCase, Precision, Predict, open_cell, openvino_modes
 from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation.metrics import load_logits
 from winnow.hardware import cores
 from winnow.selection.decision import batch_of_objective
-from winnow.timing_lock import busy_turn, quiet_machine
+from winnow.timing_lock import compute_lock, timing_lock
 
 TIMED = ("latency", "throughput")
 """Objectives that are times."""
@@ -35,7 +35,7 @@ def batch_of(config: Config) -> int:
     return batch_of_objective(config.search.objective, config.benchmark.large_batch)
 
 
-class Meter:
+class CostMeasurer:
     """Measures a file's cost beside dense's, by the objective that is set."""
 
     def __init__(self, config: Config, dense: Path, image_size: int, dense_cost: float | None = None) -> None:
@@ -68,7 +68,7 @@ class Meter:
         """Precision -> multiply-adds a second of this processor at its best; none where the objective is no time."""
         if self.settings.objective not in TIMED:
             return {}
-        with quiet_machine():
+        with timing_lock():
             return peaks()
 
     def check_answers(self, folder: Path, precision: Precision, images: ImageSet) -> None:
@@ -76,7 +76,7 @@ class Meter:
         if self.settings.objective == "size":
             return
         predict, (pixels_NHWC, answers) = self._open(folder, precision), checked_images(images, {folder.name: folder})
-        with busy_turn():
+        with compute_lock():
             share = agreement(predict, self.batch, pixels_NHWC, answers[folder.name])
         needed = NEEDED_AGREEMENT[precision]
         if share < needed:
@@ -93,7 +93,7 @@ class Meter:
         if self.settings.objective == "size":
             return load_logits(folder, images)
         predict = self._open(folder, precision)
-        with busy_turn():
+        with compute_lock():
             return answer_all(predict, self.batch, images.images_NHWC, images.indices(VALIDATION))
 
     def _measured(self, folder: Path, precision: Precision) -> tuple[float, float]:
@@ -112,13 +112,13 @@ class Meter:
         return own / scale, dense / scale
 
     def _open(self, folder: Path, precision: Precision) -> Predict:
-        cell = Cell(folder.name, self.settings.runtime, precision, "file", self.batch, cores())
+        cell = BenchmarkCase(folder.name, self.settings.runtime, precision, "file", self.batch, cores())
         return open_cell(folder, cell)
 
     def _millijoules(self, predict: Predict) -> tuple[float, float]:
         """An image's, and dense's, visited in turns."""
         spent = {predict: 0.0, self.reference: 0.0}
-        with quiet_machine():
+        with timing_lock():
             for visit in range(ENERGY_VISITS):
                 # Neither is always the first.
                 for file in (predict, self.reference) if visit % 2 == 0 else (self.reference, predict):

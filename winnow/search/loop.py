@@ -18,9 +18,9 @@ from winnow.config.search import Structure
 from winnow.errors import ConfigError
 from winnow.search.cost import describe_cost
 from winnow.search.optuna_study import Memory, Trial
-from winnow.search.pareto import Found
+from winnow.search.pareto import TrialPoint
 from winnow.search.space import Point
-from winnow.search.trial import Earlier, Result, Workplace, run_point
+from winnow.search.trial import Earlier, Result, SearchContext, run_point
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Progress:
     """Precision -> multiply-adds a second of the processor at best, as the search began; none where cost is no time."""
 
     @property
-    def found(self) -> list[Found]:
+    def found(self) -> list[TrialPoint]:
         """Where the finished ones lie."""
         return [trial.found for trial in self.trials if trial.found]
 
@@ -56,7 +56,7 @@ class Runner(Protocol):
     slots: int
     """How many at once."""
 
-    def submit(self, place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense: float) -> None:
+    def submit(self, place: SearchContext, number: int, point: Point, earlier: Sequence[Earlier], dense: float) -> None:
         """Begin with a trial; `number` names its folder, `dense` is what dense costs."""
 
     def next(self) -> tuple[int, Result]:
@@ -71,7 +71,7 @@ class InTurn:
     def __init__(self) -> None:
         self._ended: list[tuple[int, Result]] = []
 
-    def submit(self, place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense: float) -> None:
+    def submit(self, place: SearchContext, number: int, point: Point, earlier: Sequence[Earlier], dense: float) -> None:
         """Run it."""
         self._ended.append((number, run_point(place, number, point, earlier, dense)))
 
@@ -80,7 +80,9 @@ class InTurn:
         return self._ended.pop()
 
 
-def search(place: Workplace, storage: Path, tell: Callable[[Trial], None], runner: Runner | None = None) -> Progress:
+def search(
+    place: SearchContext, storage: Path, tell: Callable[[Trial], None], runner: Runner | None = None
+) -> Progress:
     """Search until the budget is spent or nothing new is left; `tell` is called for every trial that was run now.
 
     Raises ConfigError where `storage` holds a search of other settings or other data, or where nothing can be made.

@@ -20,9 +20,9 @@ from winnow.eta import duration
 from winnow.random_streams import stream_seed
 from winnow.records import record_digest, write_json
 from winnow.search.cost import batch_of
-from winnow.search.pareto import Found
+from winnow.search.pareto import TrialPoint
 from winnow.search.space import Point, first_points, hints_of, propose
-from winnow.search.trial import Earlier, Look, Result, Workplace, meter_of
+from winnow.search.trial import Earlier, Result, SearchContext, TrialEvaluation, meter_of
 
 NAME = "winnow"
 RESULT = "result"
@@ -34,7 +34,7 @@ SETTINGS = Search.model_fields.keys() - {"minutes", "trials", "max_drop_points"}
 
 
 @dataclass(frozen=True)
-class Begun:
+class RunningTrial:
     """A trial under way."""
 
     number: int
@@ -55,16 +55,16 @@ class Trial:
     point: Point
     state: str
     """finished, given up, impossible."""
-    look: Look | None
+    look: TrialEvaluation | None
     why: str
     seconds: float
 
     @property
-    def found(self) -> Found | None:
+    def found(self) -> TrialPoint | None:
         """Where it lies, if it was finished."""
         if self.state != "finished" or self.look is None:
             return None
-        return Found(self.number, self.look.drop, self.look.cost)
+        return TrialPoint(self.number, self.look.drop, self.look.cost)
 
 
 class Memory:
@@ -73,7 +73,7 @@ class Memory:
     Raises ConfigError where `storage` holds a search of other settings or other data.
     """
 
-    def __init__(self, place: Workplace, storage: Path, slots: int) -> None:
+    def __init__(self, place: SearchContext, storage: Path, slots: int) -> None:
         self.place, self.settings = place, place.config.search
         self._optuna = _library()
         self._study = self._open(storage, slots)
@@ -123,7 +123,7 @@ class Memory:
         """How much of the budget is, for people."""
         return f"{duration(self.seconds)} of {duration(self.settings.minutes * 60)} spent"
 
-    def begin(self, at_random: bool) -> Begun | None:
+    def begin(self, at_random: bool) -> RunningTrial | None:
         """The next trial; None in its place where the same chain was run, or runs, already."""
         study, optimiser = self._study, self._study.sampler
         every = study.get_trials(deepcopy=False)
@@ -144,7 +144,7 @@ class Memory:
         for name, value in {"folder": folder, "point": asdict(point), "key": key}.items():
             trial.set_user_attr(name, value)
         self._under_way[folder] = trial
-        return Begun(trial.number, folder, point, known.get("ended_within", 0))
+        return RunningTrial(trial.number, folder, point, known.get("ended_within", 0))
 
     def end(self, folder: int, result: Result) -> Trial:
         """Tell the optimiser what became of the trial of that folder, and keep all of it."""
@@ -265,9 +265,9 @@ def _library() -> Any:
 def _trial_of(number: int, known: Mapping[str, Any]) -> Trial:
     kept, point = known[RESULT], Point(**known["point"])
     raw = kept["look"]
-    look = None if raw is None else Look(**{**raw, "names": tuple(raw["names"])})
+    look = None if raw is None else TrialEvaluation(**{**raw, "names": tuple(raw["names"])})
     return Trial(number, known["folder"], point, kept["state"], look, kept["why"], kept["seconds"])
 
 
-def _kept(look: Look | None) -> dict[str, Any] | None:
+def _kept(look: TrialEvaluation | None) -> dict[str, Any] | None:
     return None if look is None else {**asdict(look), "metrics": dict(look.metrics), "names": list(look.names)}

@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Found:
+class TrialPoint:
     """A finished trial: what it loses and what it costs, both the less the better."""
 
     number: int
@@ -19,22 +19,22 @@ class Found:
     """ms, MB, mJ, or seconds an image."""
 
 
-def front(found: Sequence[Found]) -> list[Found]:
+def front(found: Sequence[TrialPoint]) -> list[TrialPoint]:
     """Those that no other beats in drop and cost at once, the cheapest first; of equals the first."""
-    kept: list[Found] = []
+    kept: list[TrialPoint] = []
     for each in sorted(found, key=lambda one: (one.cost, one.drop, one.number)):
         if not kept or each.drop < kept[-1].drop:
             kept.append(each)
     return kept
 
 
-def choose(found: Sequence[Found], fits: Callable[[Found], bool]) -> Found | None:
+def choose(found: Sequence[TrialPoint], fits: Callable[[TrialPoint], bool]) -> TrialPoint | None:
     """The cheapest that fits."""
     cheapest_first = sorted(found, key=lambda one: (one.cost, one.drop, one.number))
     return next((each for each in cheapest_first if fits(each)), None)
 
 
-def knee(found: Sequence[Found]) -> Found | None:
+def knee(found: Sequence[TrialPoint]) -> TrialPoint | None:
     """Where more savings begin to cost much: the point of the front farthest below the line between its ends.
 
     Both axes are scaled to the front's own range (Satopaa et al. 2011, Kneedle). None for fewer than three points.
@@ -47,7 +47,9 @@ def knee(found: Sequence[Found]) -> Found | None:
     return points[int(np.argmax(1 - x - y))]
 
 
-def hypervolume(chosen: Sequence[Found], worst: tuple[float, float], drops: Sequence[float] | None = None) -> float:
+def hypervolume(
+    chosen: Sequence[TrialPoint], worst: tuple[float, float], drops: Sequence[float] | None = None
+) -> float:
     """Area that a front, the cheapest first, dominates up to `worst` = (drop, cost) (Zitzler and Thiele 1999).
 
     Whoever can spend some cost takes the file of the front that costs no more and loses least. `drops`: what those

@@ -42,7 +42,7 @@ from winnow.errors import ArtifactError, ConfigError, TrainingError
 from winnow.evaluation.metrics import load_logits
 from winnow.records import read_record, this_machine
 from winnow.search.accuracy_loss import ANSWERS, keep_answers, lost, reference_logits
-from winnow.search.cost import Meter
+from winnow.search.cost import CostMeasurer
 from winnow.search.space import Point, chain
 from winnow.steps.compress import Folders, compress
 
@@ -59,7 +59,7 @@ def machine_here() -> str:
 
 
 @dataclass(frozen=True)
-class Workplace:
+class SearchContext:
     """What all trials share."""
 
     config: Config
@@ -84,7 +84,7 @@ class Workplace:
 
 
 @dataclass(frozen=True)
-class Look:
+class TrialEvaluation:
     """What a look at a chain gave."""
 
     drop: float
@@ -114,20 +114,20 @@ class Result:
     state: str
     """finished, given up, impossible."""
     why: str
-    look: Look | None
-    first: Look | None
+    look: TrialEvaluation | None
+    first: TrialEvaluation | None
     seconds: float
 
 
-class GivenUp(Exception):
+class TrialPruned(Exception):
     """The trial is worse than another at its first look; the message says which way."""
 
-    def __init__(self, look: Look, why: str) -> None:
+    def __init__(self, look: TrialEvaluation, why: str) -> None:
         super().__init__(why)
         self.look = look
 
 
-def run_point(place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], dense_cost: float) -> Result:
+def run_point(place: SearchContext, number: int, point: Point, earlier: Sequence[Earlier], dense_cost: float) -> Result:
     """Make and measure the point's chain, in this process; `dense_cost`: what dense costs in this search.
 
     Raises ConfigError on another machine than the search's, as costs of two are not compared, and where the objective
@@ -138,12 +138,12 @@ def run_point(place: Workplace, number: int, point: Point, earlier: Sequence[Ear
     meter = meter_of(place, dense_cost)
     began = time.monotonic()
     state, why = "finished", ""
-    look: Look | None = None
-    first: Look | None = None
+    look: TrialEvaluation | None = None
+    first: TrialEvaluation | None = None
     try:
         with _alone(place.trials / f"{number:04d}"):
             look, first = attempt(place, number, point, earlier, meter)
-    except GivenUp as end:
+    except TrialPruned as end:
         look = first = end.look
         state, why = "given up", str(end)
     except (ConfigError, ArtifactError, TrainingError) as error:
@@ -161,8 +161,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def attempt(
-    place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], meter: Meter
-) -> tuple[Look, Look | None]:
+    place: SearchContext, number: int, point: Point, earlier: Sequence[Earlier], meter: CostMeasurer
+) -> tuple[TrialEvaluation, TrialEvaluation | None]:
     """Make and measure the point's chain -> (the whole look, the first one).
 
     Raises GivenUp after a first look that is not worth going on from.
@@ -181,17 +181,17 @@ def attempt(
                 f"{first.drop:.1f} points lost after {short} epochs, and {len(better)} of this structure were faster "
                 "and better then"
             )
-            raise GivenUp(first, told)
+            raise TrialPruned(first, told)
         log.info("worth going on: all %d epochs", settings.epochs)
     return _look(place, number, point, settings.epochs, meter), first
 
 
-def tree_of(place: Workplace, number: int, epochs: int) -> Path:
+def tree_of(place: SearchContext, number: int, epochs: int) -> Path:
     """Where the candidates of a look lie; the whole one has as many epochs as the settings say."""
     return place.trials / f"{number:04d}" / f"epochs-{epochs}" / "candidates"
 
 
-def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter) -> Look:
+def _look(place: SearchContext, number: int, point: Point, epochs: int, meter: CostMeasurer) -> TrialEvaluation:
     tree = tree_of(place, number, epochs)
     home = tree.parent
     tree.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def _look(place: Workplace, number: int, point: Point, epochs: int, meter: Meter
     answers_VC = meter.answers(tree / names[-1], record.details["precision"], images)
     keep_answers(home, answers_VC)
     drop = lost(reference_logits(place.references, images), answers_VC, images, choosing_half(images))
-    return Look(drop.points, drop.high, cost, record.metrics, names)
+    return TrialEvaluation(drop.points, drop.high, cost, record.metrics, names)
 
 
 def _link(here: Path, to: Path) -> None:
@@ -236,11 +236,11 @@ def _digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def meter_of(place: Workplace, dense_cost: float | None = None) -> Meter:
+def meter_of(place: SearchContext, dense_cost: float | None = None) -> CostMeasurer:
     """The meter of a search; `dense_cost`: as it was measured when the search began."""
-    return Meter(place.config, place.folders.candidates / ROOT, place.config.data.image_size, dense_cost)
+    return CostMeasurer(place.config, place.folders.candidates / ROOT, place.config.data.image_size, dense_cost)
 
 
-def load_answers(place: Workplace, number: int, images: ImageSet) -> NDArray[np.float32]:
+def load_answers(place: SearchContext, number: int, images: ImageSet) -> NDArray[np.float32]:
     """Return what a trial that was trained to its end answers (V, C) where it is timed; `number`: of its folder."""
     return load_logits(tree_of(place, number, place.config.search.epochs).parent, images, ANSWERS)

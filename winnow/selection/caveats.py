@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Distill, Quantize, Recovery, may_train
-from winnow.evaluation.accuracy_drop import Evidence
+from winnow.evaluation.accuracy_drop import DropEvidence
 from winnow.evaluation.effective_sample_size import LEAST_GROUPS, Clusters, clusters
 from winnow.evaluation.intervals import Drop, least_worst_end, simultaneous_confidence
 from winnow.evaluation.macro_f1_drop import macro_f1_drop
@@ -45,7 +45,7 @@ class ValidationImages:
         return None if self.groups_V is None else self.groups_V[self.labels_V >= 0]
 
 
-def remarks(config: Config, reference: str, dense: Evidence, images: ValidationImages) -> tuple[str, ...]:
+def remarks(config: Config, reference: str, dense: DropEvidence, images: ValidationImages) -> tuple[str, ...]:
     """Return the warnings of a selection. `dense`: what it lost against the reference."""
     labels_V = images.labels_V
     found, count, dense_drop = [], int((labels_V >= 0).sum()), dense.labelled
@@ -153,7 +153,7 @@ def _training(recovery: Recovery) -> dict[str, object]:
     return recovery.model_dump(exclude={"seed"})
 
 
-def _unreachable(config: Config, judged: Evidence, images: ValidationImages) -> list[str]:
+def _unreachable(config: Config, judged: DropEvidence, images: ValidationImages) -> list[str]:
     """Gates that not even a file could pass that changes no answer: there are too few images to show it."""
     gates, found = config.promotion.gates, []
     confidence = simultaneous_confidence(judged.candidates)

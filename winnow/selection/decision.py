@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from winnow.config import Gates, Promotion
-from winnow.evaluation.accuracy_drop import Evidence
+from winnow.evaluation.accuracy_drop import DropEvidence
 from winnow.evaluation.effective_sample_size import LEAST_GROUPS, in_groups
 from winnow.evaluation.intervals import Drop, Ratio, paired_ratio
 from winnow.records import Gate, Verdict
@@ -65,13 +65,13 @@ def batch_of_objective(objective: str, large_batch: int) -> int:
 
 
 @dataclass(frozen=True)
-class Contender:
+class CandidateMetrics:
     """What is known of one candidate. None: not measured (no labels; not timed on any runtime)."""
 
     name: str
     top1: float | None
-    drop: Evidence
-    macro_f1: Evidence
+    drop: DropEvidence
+    macro_f1: DropEvidence
     agreement: float
     size_mb: float
     latency_ms: float | None
@@ -98,7 +98,9 @@ class Decision:
     """Names, dense among them where nothing beats it."""
 
 
-def decide(dense: Contender, contenders: Sequence[Contender], policy: Promotion, error: float = 0.0) -> Decision:
+def decide(
+    dense: CandidateMetrics, contenders: Sequence[CandidateMetrics], policy: Promotion, error: float = 0.0
+) -> Decision:
     """Judge every contender and pick the winner, if there is one.
 
     `error`: by how much timings of the same thing differ in this run, a share.
@@ -118,7 +120,7 @@ def decide(dense: Contender, contenders: Sequence[Contender], policy: Promotion,
     return Decision(tuple(verdicts), winner.name, _why_won(winner, ranked, policy.objective), front)
 
 
-def _is_shown_worse(contender: Contender, best: Contender, objective: str, error: float) -> bool:
+def _is_shown_worse(contender: CandidateMetrics, best: CandidateMetrics, objective: str, error: float) -> bool:
     """Whether the interval of how much worse it is than the best on the objective leaves out equality."""
     if objective == "size" or not contender.round_ms or len(contender.round_ms) != len(best.round_ms):
         return _cost(contender, objective) > _cost(best, objective)
@@ -126,17 +128,17 @@ def _is_shown_worse(contender: Contender, best: Contender, objective: str, error
     return paired_ratio(contender.round_ms, best.round_ms, value).widened(error).low > 1
 
 
-def _lost(contender: Contender) -> float:
+def _lost(contender: CandidateMetrics) -> float:
     """Points of top-1, by which equals are ordered."""
     return (contender.drop.labelled or contender.drop.answers).points
 
 
-def competing(dense: Contender, contenders: Sequence[Contender], gates: Gates) -> int:
+def competing(dense: CandidateMetrics, contenders: Sequence[CandidateMetrics], gates: Gates) -> int:
     """Return how many pass every gate that asks for no answer to an image: from these the winner is chosen."""
     return sum(all(gate.passed for gate in _gates_of_cost(contender, dense, gates)) for contender in contenders)
 
 
-def _gates(contender: Contender, dense: Contender, gates: Gates) -> tuple[Gate, ...]:
+def _gates(contender: CandidateMetrics, dense: CandidateMetrics, gates: Gates) -> tuple[Gate, ...]:
     return (
         judge_drop(contender.drop, gates.max_drop_points),
         judge_macro_f1(contender.macro_f1, gates.max_macro_f1_drop_points),
@@ -145,7 +147,7 @@ def _gates(contender: Contender, dense: Contender, gates: Gates) -> tuple[Gate, 
     )
 
 
-def _gates_of_cost(contender: Contender, dense: Contender, gates: Gates) -> tuple[Gate, ...]:
+def _gates_of_cost(contender: CandidateMetrics, dense: CandidateMetrics, gates: Gates) -> tuple[Gate, ...]:
     """Judge what no answer to an image decides."""
     judged = (
         _size_gate(contender, dense, gates.max_size_ratio),
@@ -158,7 +160,7 @@ def _gates_of_cost(contender: Contender, dense: Contender, gates: Gates) -> tupl
     return (*judged, _share("int8", what, contender.int8_share, needed, "min_int8_share"))
 
 
-def judge_drop(drop: Evidence, allowed: float) -> Gate:
+def judge_drop(drop: DropEvidence, allowed: float) -> Gate:
     """Judge top-1 by labels; where those are few, by the share of images that get another answer, which bounds it."""
     labelled, answers = drop.labelled, drop.answers
     bound = (
@@ -174,7 +176,7 @@ def judge_drop(drop: Evidence, allowed: float) -> Gate:
     return _judge("drop", f"drop {_told(labelled)}; {bound}{_level(drop)})", least, allowed, few)
 
 
-def judge_macro_f1(drop: Evidence, allowed: float) -> Gate:
+def judge_macro_f1(drop: DropEvidence, allowed: float) -> Gate:
     """Judge macro F1 by labels; where those are too few to show it, the reference's answers stand in for them.
 
     They are too few where they are few, and where they could not show it of a child that changes no answer.
@@ -190,7 +192,7 @@ def judge_macro_f1(drop: Evidence, allowed: float) -> Gate:
     return _judge("macro-f1", f"macro F1 drop {_told(labelled)}; {told}{_level(drop)})", stand_in, allowed, drop.rarest)
 
 
-def _level(drop: Evidence) -> str:
+def _level(drop: DropEvidence) -> str:
     """Return of how many candidates 95 % is said, and of how many groups, for a reason; nothing where neither is."""
     over = "" if drop.candidates == 1 else f"; 95 % over {drop.candidates} candidates"
     if drop.groups is None:
@@ -248,7 +250,7 @@ def _told(loss: Drop) -> str:
     return f"{_signed(loss.points)} points ({_signed(loss.low)} to {_signed(loss.high)}"
 
 
-def _size_gate(contender: Contender, dense: Contender, allowed: float) -> Gate:
+def _size_gate(contender: CandidateMetrics, dense: CandidateMetrics, allowed: float) -> Gate:
     ratio = contender.size_mb / dense.size_mb
     what = f"{contender.size_mb:.2f} MB are {ratio * 100:.0f} % of dense's {dense.size_mb:.2f} MB"
     if ratio <= allowed:
@@ -295,7 +297,7 @@ def _signed(points: float) -> str:
     return f"{round(points, 1) + 0.0:.1f}".replace("-", "−")
 
 
-def _cost(contender: Contender, objective: str) -> float:
+def _cost(contender: CandidateMetrics, objective: str) -> float:
     """Smaller is better, whatever the objective; infinite where it was not measured."""
     value = _value(contender, objective)
     if value is None:
@@ -303,7 +305,7 @@ def _cost(contender: Contender, objective: str) -> float:
     return -value if objective == "throughput" else value
 
 
-def _value(contender: Contender, objective: str) -> float | None:
+def _value(contender: CandidateMetrics, objective: str) -> float | None:
     return {
         "latency": contender.latency_ms,
         "throughput": contender.throughput_ips,
@@ -311,7 +313,7 @@ def _value(contender: Contender, objective: str) -> float | None:
     }[objective]
 
 
-def pareto_front(contenders: Sequence[Contender]) -> tuple[str, ...]:
+def pareto_front(contenders: Sequence[CandidateMetrics]) -> tuple[str, ...]:
     """Names of those that no other beats: at least as good in accuracy, size and latency, and better in one.
 
     Accuracy is top-1, or agreement with dense where no image has a label. Equals stay on the front together. A
@@ -329,7 +331,7 @@ def pareto_front(contenders: Sequence[Contender]) -> tuple[str, ...]:
     return tuple(name for name, own in points.items() if not beaten(own))
 
 
-def _why_won(winner: Contender, ranked: Sequence[Contender], objective: str) -> str:
+def _why_won(winner: CandidateMetrics, ranked: Sequence[CandidateMetrics], objective: str) -> str:
     if len(ranked) == 1:
         return f"{winner.name} is the only candidate that passes every gate ({_told_value(winner, objective)})"
     superlative = {"latency": "answers fastest", "throughput": "has the highest throughput", "size": "is the smallest"}
@@ -346,7 +348,7 @@ def _why_won(winner: Contender, ranked: Sequence[Contender], objective: str) -> 
     )
 
 
-def _told_value(contender: Contender, objective: str) -> str:
+def _told_value(contender: CandidateMetrics, objective: str) -> str:
     return f"{_value(contender, objective):.4g} {UNITS[objective]}"
 
 

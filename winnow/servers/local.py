@@ -19,7 +19,7 @@ from rich.console import Console
 
 from tasks.project import announced_servers, passwords
 from tasks.project.announced_servers import answers
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_alive
 from tasks.tracking.tracked_runs import without_password
 from winnow.cli.terminal import Terminal
@@ -31,7 +31,7 @@ ACCOUNTS = "basic_auth.ini"
 """Settings of MLflow's accounts, beside its store."""
 
 
-def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = False) -> int:
+def serve(places: ProjectPaths, mlflow_port: int, prefect_port: int, work: bool = False) -> int:
     """Start the servers, with `work` a worker too; say where they are, keep them up, and end them together."""
     ports = {"mlflow": mlflow_port, "prefect": prefect_port}
     console = Terminal()
@@ -50,7 +50,7 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
     if not told:
         os.environ["PREFECT_API_AUTH_STRING"] = passwords.auth_of(password)
     try:
-        with supervisor(places.hidden / "up.mark", places.root, places.logs, console) as keeps:
+        with supervisor(places.state_dir / "up.mark", places.root, places.logs, console) as keeps:
             check_ports({program.name: ports[program.name] for program in programs})
             if "mlflow" in own:
                 _keep_accounts_of_mlflow(places)
@@ -77,7 +77,7 @@ def serve(places: Places, mlflow_port: int, prefect_port: int, work: bool = Fals
     return 0
 
 
-def _told(places: Places, port: int) -> str:
+def _told(places: ProjectPaths, port: int) -> str:
     """The team's Prefect, if the shell names one. The address of our own is for `prefect` on the command line.
 
     Both may be the same one: ours is what this project has up there, or what nobody has.
@@ -96,7 +96,7 @@ def _name(console: Console, mlflow: str, prefect: str) -> None:
     console.print(f"MLflow   {mlflow}\nPrefect  {prefect or 'where PREFECT_API_URL of the shell of winnow up says'}")
 
 
-def _tell_password(console: Console, places: Places) -> None:
+def _tell_password(console: Console, places: ProjectPaths) -> None:
     """What the pages of the project's own servers ask for."""
     password = passwords.own_password(places)
     console.print(
@@ -106,7 +106,7 @@ def _tell_password(console: Console, places: Places) -> None:
 
 
 def planned(
-    places: Places, store: str, api: str, ports: Mapping[str, int], password: str
+    places: ProjectPaths, store: str, api: str, ports: Mapping[str, int], password: str
 ) -> tuple[list[Program], dict[str, str]]:
     """Servers to start, which ask for `password`, and the page of each; a team's are up already and are only named."""
     pages = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
@@ -133,19 +133,19 @@ def planned(
     return programs, pages
 
 
-def _mlflow_account(places: Places, password: str) -> dict[str, str]:
+def _mlflow_account(places: ProjectPaths, password: str) -> dict[str, str]:
     """Variables of an MLflow server with one account; whoever has none sees nothing."""
     return {
-        "MLFLOW_AUTH_CONFIG_PATH": str(places.hidden / "mlflow" / ACCOUNTS),
+        "MLFLOW_AUTH_CONFIG_PATH": str(places.state_dir / "mlflow" / ACCOUNTS),
         "MLFLOW_AUTH_ADMIN_USERNAME": passwords.USER,
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
     }
 
 
-def _keep_accounts_of_mlflow(places: Places) -> None:
+def _keep_accounts_of_mlflow(places: ProjectPaths) -> None:
     """Write where MLflow keeps its account, which it makes anew at each start: so the password is that of today."""
-    folder = places.hidden / "mlflow"
+    folder = places.state_dir / "mlflow"
     passwords.write_private(accounts := folder / "accounts.db", "")
     passwords.write_private(
         folder / ACCOUNTS,
@@ -160,7 +160,7 @@ def page_of(api: str) -> str:
     return without_password(api).rstrip("/").removesuffix("/api")
 
 
-def _check_name(places: Places) -> None:
+def _check_name(places: ProjectPaths) -> None:
     """At a server that others use, `photos` may be somebody else's: raise ConfigError unless the name was chosen."""
     if load_config(places.root / "params.yaml").promotion.registered_model == "auto":
         raise ConfigError(
@@ -169,7 +169,7 @@ def _check_name(places: Places) -> None:
         )
 
 
-def _check_mlflow(places: Places) -> None:
+def _check_mlflow(places: ProjectPaths) -> None:
     """Raise StoreError now, not at night, where a team's MLflow does not answer or this account may not log runs."""
     from tasks.tracking.mlflow_client import answering, experiment_id
 
@@ -177,7 +177,7 @@ def _check_mlflow(places: Places) -> None:
         experiment_id(places, load_config(places.root / "params.yaml"))
 
 
-def _worker(places: Places) -> Program:
+def _worker(places: ProjectPaths) -> Program:
     """Register what is to run, then the one who runs it: one run at a time, as DVC wants it."""
     from flows import deployments
 

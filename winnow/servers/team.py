@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.project.announced_servers import answers
 from tasks.project.passwords import SHORTEST, write_private
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from winnow.cli.terminal import Terminal
 from winnow.errors import MissingExtra, WinnowError
 from winnow.servers import postgresql
@@ -35,7 +35,7 @@ MADE_UP = ("s3_key", "s3_secret", "postgresql", "mlflow_database", "prefect_data
 PEOPLE = ("admin", "engineer", "reader", "prefect")
 
 
-def serve_team(places: Places, folder: Path, host: str, ports: Mapping[str, int]) -> int:
+def serve_team(places: ProjectPaths, folder: Path, host: str, ports: Mapping[str, int]) -> int:
     """Start the four, say where they are, keep them up, and end them together.
 
     `ports`: of postgresql, s3, mlflow, prefect.
@@ -61,7 +61,7 @@ def serve_team(places: Places, folder: Path, host: str, ports: Mapping[str, int]
     return 0
 
 
-def _start(places: Places, folder: Path, host: str, ports: Mapping[str, int], keeps: Supervisor) -> None:
+def _start(places: ProjectPaths, folder: Path, host: str, ports: Mapping[str, int], keeps: Supervisor) -> None:
     """In the order of their needs; what has to be made once is made in between."""
     plan = yaml.safe_load((places.root / "mlflow" / "team.yaml").read_text(encoding="utf-8"))
     kept = _secrets(folder / "secrets.json")
@@ -148,7 +148,7 @@ def _password_in(shell: Path) -> str:
     return next((value for key, _, value in words if key == "MLFLOW_TRACKING_PASSWORD"), "")
 
 
-def _make_accounts(places: Places, mlflow: str, passwords: Mapping[str, str], former: str) -> None:
+def _make_accounts(places: ProjectPaths, mlflow: str, passwords: Mapping[str, str], former: str) -> None:
     """The three that secrets.json names, with the passwords that it names. `former`: the administrator's last one."""
     from tasks.registry import accounts
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from winnow.benchmark.grid import (
-    Outcome,
+    BenchmarkResult,
     answer_all,
     checked_images,
     compare,
@@ -36,12 +36,12 @@ from winnow.config import ROOT, Config, in_order
 from winnow.data.dataset import VALIDATION, ImageSet, load_images
 from winnow.deploy.onnx_export import graph_digest
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import INT8, NEEDED_AGREEMENT, PYTORCH, Cell, Predict, cell_of, open_cell
+from winnow.deploy.runtimes import INT8, NEEDED_AGREEMENT, PYTORCH, BenchmarkCase, Predict, cell_of, open_cell
 from winnow.evaluation.metrics import served_file
 from winnow.hardware import cores, has_fast_bf16
 from winnow.models.backbones import WEIGHTS
 from winnow.records import StepRecord, describe, publish, read_record, record_digest, this_machine, write_record
-from winnow.timing_lock import busy_turn, quiet_machine
+from winnow.timing_lock import compute_lock, timing_lock
 
 log = logging.getLogger(__name__)
 UNSTEADY = 0.2
@@ -59,10 +59,10 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     pixels_NHWC, answers = checked_images(images, {name: candidates / name for name in records})
     networks = {name for name in records if (candidates / name / WEIGHTS).is_file()}
     cells = plan(int8, settings, threads, bool(gpu), networks)
-    with quiet_machine():
+    with timing_lock():
         before = peaks()
 
-    def opened(cell: Cell) -> Predict:
+    def opened(cell: BenchmarkCase) -> Predict:
         return open_cell(candidates / cell.candidate, cell)
 
     outcome = measure(cells, opened, pixels_NHWC, answers, screening(settings))
@@ -70,7 +70,7 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     pairs = identical_graphs({name: graph_digest(candidates / name / MODEL) for name in records})
     wanted = [cell for batch in (large, 1) for cell in shortlist(outcome.rows, ancestors, pairs, batch)]
     outcome.rows = replaced(outcome.rows, compare(wanted, opened, pixels_NHWC, settings))
-    with quiet_machine():
+    with timing_lock():
         processes = _footprints(int8, networks, config, candidates, pixels_NHWC.shape[1], threads)
         peak = best_of(before, peaks())
     proofs = _executed(outcome, candidates)
@@ -128,7 +128,7 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     return record
 
 
-@busy_turn()
+@compute_lock()
 def _answer_where_fastest(
     bests: dict[str, dict[str, Row | None]], images: ImageSet, candidates: Path, folder: Path
 ) -> list[str]:
@@ -146,8 +146,8 @@ def _answer_where_fastest(
     return written
 
 
-@busy_turn()
-def _executed(outcome: Outcome, candidates: Path) -> list[Row]:
+@compute_lock()
+def _executed(outcome: BenchmarkResult, candidates: Path) -> list[Row]:
     """What of each int8 file a runtime computes in int8, as its own graph tells."""
     rows = [row for row in outcome.rows if row["precision"] in INT8]
     cells = {(row["candidate"], row["runtime"], row["precision"]): cell_of(row) for row in rows}
@@ -171,7 +171,7 @@ def _footprints(
             kinds.append(("openvino", "bf16", "file"))
         if name in networks and (full or name == ROOT):
             kinds.append(("eager", "f32", "contiguous"))
-        cells += [Cell(name, *kind, batch=1, threads=threads) for kind in kinds]  # type: ignore[arg-type]
+        cells += [BenchmarkCase(name, *kind, batch=1, threads=threads) for kind in kinds]  # type: ignore[arg-type]
     settle()
     log.info("benchmark: memory and start-up of %d files, each in a process of its own", len(cells))
     return [footprint(candidates / cell.candidate, cell, side) for cell in cells]
@@ -194,7 +194,7 @@ def _absent(cuda: bool) -> list[dict[str, Any]]:
     return found
 
 
-def warnings_of(outcome: Outcome, bests: Mapping[str, Mapping[str, Row | None]]) -> tuple[str, ...]:
+def warnings_of(outcome: BenchmarkResult, bests: Mapping[str, Mapping[str, Row | None]]) -> tuple[str, ...]:
     """Return warnings of files that could not be timed somewhere, PyTorch that did not compile, and rough times."""
     refused = sorted({(row["candidate"], row["runtime"], row["precision"]) for row in outcome.refused})
     found = [

@@ -23,7 +23,7 @@ from winnow.evaluation.metrics import quality
 from winnow.models.backbones import ARCHITECTURE, WEIGHTS, load_architecture, save_model
 from winnow.records import StepRecord, describe, publish, record_digest, sha256_of, write_record
 from winnow.training.finetuning import (
-    Crossed,
+    CrossValidation,
     Trained,
     cross_validate,
     linear_probe,
@@ -75,7 +75,7 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
     return record
 
 
-def _crossed(images: ImageSet, found: Crossed) -> tuple[dict[str, Any], dict[str, float]]:
+def _crossed(images: ImageSet, found: CrossValidation) -> tuple[dict[str, Any], dict[str, float]]:
     """What cross-validation says of dense's recipe."""
     told, details = quality(
         found.logits_LC, images.labels_N[found.known_L], images.classes, images.groups_N[found.known_L]

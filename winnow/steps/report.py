@@ -21,8 +21,8 @@ from winnow.data.dataset import TEST, ImageSet, load_images
 from winnow.errors import ArtifactError
 from winnow.records import StepRecord, describe, publish, record_digest, write_json, write_record
 from winnow.reporting import plots
-from winnow.reporting.run_page import LastLook, page
-from winnow.reporting.run_records import Facts, read_facts
+from winnow.reporting.run_page import TestResult, page
+from winnow.reporting.run_records import RunRecords, read_facts
 from winnow.reporting.thumbnails import pairs_png
 from winnow.selection.test_evaluation import TestEvaluation, evaluate_test
 
@@ -44,7 +44,7 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> S
     warnings = _warnings(tested, facts.winner)
     at_the_top = warnings if tested.details else ()
     html = page(
-        facts, LastLook(version, tested.metrics, tested.baseline, tested.measured_in, at_the_top, tested.abstention)
+        facts, TestResult(version, tested.metrics, tested.baseline, tested.measured_in, at_the_top, tested.abstention)
     )
     folders = {name: artifacts / name for name in ("data", "pretrain", "benchmark", "select", "refit")}
     folders |= {name: artifacts / "candidates" / name for name in names}
@@ -96,7 +96,7 @@ def count_reading(path: Path, version: str) -> int:
     return count
 
 
-def _look(artifacts: Path, images: ImageSet, facts: Facts, test_readings: Path) -> TestEvaluation:
+def _look(artifacts: Path, images: ImageSet, facts: RunRecords, test_readings: Path) -> TestEvaluation:
     """Count the reading and evaluate the test split; neither without labelled test images."""
     if len(images.indices(TEST, labelled=True)):
         version = version_of(images)

@@ -30,8 +30,8 @@ from winnow.config.section import NOTHING
 from winnow.data.dataset import VALIDATION, ImageSet, load_images
 from winnow.deploy.runtimes import INT8
 from winnow.errors import ArtifactError
-from winnow.evaluation.ablations import better_reference, controls
-from winnow.evaluation.accuracy_drop import Losses, losses
+from winnow.evaluation.ablations import controls, stronger_baseline
+from winnow.evaluation.accuracy_drop import DropReport, losses
 from winnow.evaluation.metrics import agreement, load_logits, quality, right_answers, served_file
 from winnow.records import (
     StepRecord,
@@ -53,7 +53,7 @@ from winnow.selection.caveats import (
     silent_remarks,
     unchecked_remarks,
 )
-from winnow.selection.decision import SERVES, Contender, Decision, batch_of_objective, competing, decide
+from winnow.selection.decision import SERVES, CandidateMetrics, Decision, batch_of_objective, competing, decide
 
 log = logging.getLogger(__name__)
 PLOT, FIGURES = "pareto.png", "metrics.json"
@@ -85,19 +85,19 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     right = right_answers(logits, images)
     served = logits | _served(speeds, benchmark, names[1:], policy.objective, images)
     right_served = right_answers(served, images)
-    reference = better_reference(right)
+    reference = stronger_baseline(right)
     indices_V = images.indices(VALIDATION)
     labels_V, groups_V = images.labels_N[indices_V], images.groups_N[indices_V]
     dense_V = logits[ROOT].argmax(1).astype(np.int64)
     validation = ValidationImages(labels_V, dense_V, images.classes, groups_V)
 
-    def lost_among(candidates: int) -> dict[str, Losses]:
+    def lost_among(candidates: int) -> dict[str, DropReport]:
         known = (labels_V, candidates, groups_V, images.classes)
         return {name: losses(logits[reference], served[name], *known) for name in names}
 
     alone = lost_among(1)
     contenders = {
-        name: Contender(
+        name: CandidateMetrics(
             name=name,
             top1=float(right_served[name].mean()) if right else None,
             drop=alone[name].top1,
@@ -173,7 +173,7 @@ def _check_benchmark(config: Config, timed: StepRecord, benchmark: Path, digests
 
 
 def _quality_as_served(
-    served: Mapping[str, NDArray[np.float32]], contenders: Mapping[str, Contender], images: ImageSet
+    served: Mapping[str, NDArray[np.float32]], contenders: Mapping[str, CandidateMetrics], images: ImageSet
 ) -> dict[str, dict[str, float]]:
     """Return the accuracy of each candidate in the runtime and precision that would serve it, as its card repeats it.
 
@@ -264,7 +264,7 @@ def compared(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
     return nested
 
 
-def point(contender: Contender, decision: Decision) -> Point:
+def point(contender: CandidateMetrics, decision: Decision) -> Point:
     """How the candidate is drawn: top-1 with its interval, or agreement where no image has a label."""
     accuracy = contender.agreement if contender.top1 is None else contender.top1
     return Point(
@@ -278,7 +278,7 @@ def point(contender: Contender, decision: Decision) -> Point:
     )
 
 
-def _metrics(decision: Decision, contenders: Mapping[str, Contender]) -> dict[str, float]:
+def _metrics(decision: Decision, contenders: Mapping[str, CandidateMetrics]) -> dict[str, float]:
     """Counts, and the winner's figures where there is one."""
     metrics = {
         "select/candidates": float(len(decision.verdicts)),

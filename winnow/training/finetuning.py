@@ -55,7 +55,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Crossed:
+class CrossValidation:
     """Cross-validation: logits for every visible label, each by a network that has not seen it."""
 
     known_L: NDArray[np.int64]
@@ -157,7 +157,7 @@ def wants_cross_validation(config: Config, images: ImageSet) -> bool:
 
 def cross_validate(
     config: Config, images: ImageSet, architecture: Architecture, state: State | None, dense: Trained, scratch: Path
-) -> Crossed:
+) -> CrossValidation:
     """Answers to every visible label by networks that have not seen it.
 
     They start as `dense` did, at its rate, and learn from the other folds of training and validation labels
@@ -183,7 +183,7 @@ def cross_validate(
         checkpoint = Checkpoint(scratch, f"fold{number}of{folds}")
         learn(config, images, model, known[others], (dense.seed, dense.learning_rate), checkpoint)
         logits_LC[held_out] = predict_torch(model, images.images_NHWC, known[held_out])
-    return Crossed(known, logits_LC, folds)
+    return CrossValidation(known, logits_LC, folds)
 
 
 def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> dict[str, float]:

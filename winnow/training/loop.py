@@ -39,7 +39,7 @@ from winnow.eta import duration
 from winnow.hardware import has_fast_bf16
 from winnow.random_streams import stream_seed
 from winnow.records import renamed
-from winnow.timing_lock import busy_turn
+from winnow.timing_lock import compute_lock
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def fit(
         torch.manual_seed(stream_seed(plan.seed, "augmentation", state.step))
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(state.step, plan)
-        with busy_turn(), deferred_stop() as stop:
+        with compute_lock(), deferred_stop() as stop:
             began = time.monotonic()  # what was waited for another process is no work
             images_BCHW, labels_B = (part.to(where, non_blocking=True) for part in batches.at(state.step))
             with torch.autocast(where.type, dtype=torch.bfloat16, enabled=autocast):

@@ -7,27 +7,27 @@ from pathlib import Path
 import pytest
 
 from tasks.project import passwords
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from winnow.errors import WinnowError
 
 
 def test_it_is_made_up_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        password = passwords.own_password(Places(tmp_path))
+        password = passwords.own_password(ProjectPaths(tmp_path))
     finally:
         os.umask(before)
     assert len(password) >= passwords.SHORTEST
-    assert passwords.own_password(Places(tmp_path)) == password
-    assert passwords.own_password(Places(tmp_path / "another")) != password
-    assert stat.S_IMODE(passwords.file_of(Places(tmp_path)).stat().st_mode) == 0o600
+    assert passwords.own_password(ProjectPaths(tmp_path)) == password
+    assert passwords.own_password(ProjectPaths(tmp_path / "another")) != password
+    assert stat.S_IMODE(passwords.file_of(ProjectPaths(tmp_path)).stat().st_mode) == 0o600
 
 
 def test_one_that_is_too_short_is_refused(tmp_path: Path) -> None:
-    passwords.own_password(Places(tmp_path))
-    passwords.file_of(Places(tmp_path)).write_text("short\n")
+    passwords.own_password(ProjectPaths(tmp_path))
+    passwords.file_of(ProjectPaths(tmp_path)).write_text("short\n")
     with pytest.raises(WinnowError, match="fewer than 12 characters; delete it"):
-        passwords.own_password(Places(tmp_path))
+        passwords.own_password(ProjectPaths(tmp_path))
 
 
 def test_the_temporary_server_gets_what_this_process_asks_with(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tasks.project.paths import OWNER, Places, apply, check_files, defaults, environment, registered_model_name
+from tasks.project.paths import OWNER, ProjectPaths, apply, check_files, defaults, environment, registered_model_name
 from tests.closure import ROOT
 from tests.conftest import tiny_params
 from winnow.config import Config, check_config
@@ -29,7 +29,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_everything_lies_in_two_folders() -> None:
-    places = Places(Path("/project"))
+    places = ProjectPaths(Path("/project"))
     hidden = (places.checkpoints, places.logs, places.mlflow_artifacts, places.test_readings)
     assert places.artifacts == Path("/project/artifacts")
     assert all(path.is_relative_to("/project/.winnow") for path in hidden)
@@ -37,9 +37,13 @@ def test_everything_lies_in_two_folders() -> None:
 
 
 def test_queued_experiments_count_their_readings_of_the_test_split_in_the_project() -> None:
-    queued = Places(Path("/project/.dvc/tmp/exps/tmpabc"))
-    assert queued.test_readings == Places(Path("/project")).test_readings == Path("/project/.winnow/test-readings.json")
-    assert queued.hidden == Path("/project/.dvc/tmp/exps/tmpabc/.winnow")
+    queued = ProjectPaths(Path("/project/.dvc/tmp/exps/tmpabc"))
+    assert (
+        queued.test_readings
+        == ProjectPaths(Path("/project")).test_readings
+        == Path("/project/.winnow/test-readings.json")
+    )
+    assert queued.state_dir == Path("/project/.dvc/tmp/exps/tmpabc/.winnow")
 
 
 def test_defaults_keep_libraries_inside_the_project(tmp_path: Path) -> None:
@@ -107,7 +111,7 @@ def test_another_project_replaces_what_winnow_set_and_nothing_else(bare: pytest.
     found = environment(second)
     assert found[OWNER] == str(second)
     assert (found["PREFECT_HOME"], found["TORCH_HOME"]) == ("/mine", "/also mine")
-    assert found["MLFLOW_TRACKING_URI"] == Places(second).mlflow_store
+    assert found["MLFLOW_TRACKING_URI"] == ProjectPaths(second).mlflow_store
     assert not [name for name, value in found.items() if value.startswith(str(first))]
     for name, value in found.items():
         bare.setenv(name, value)
@@ -121,8 +125,8 @@ def test_apply_makes_folders_and_reaches_children(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if name not in defaults(tmp_path)}
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True, check=True)
     assert told.stdout.split() == [str(tmp_path / ".winnow" / "cache" / "dvc"), "set()"]
-    assert Places(tmp_path).mlflow_artifacts.is_dir()
-    assert Places(tmp_path).checkpoints.is_dir()
+    assert ProjectPaths(tmp_path).mlflow_artifacts.is_dir()
+    assert ProjectPaths(tmp_path).checkpoints.is_dir()
     assert [path.name for path in tmp_path.iterdir()] == [".winnow"]
 
 
@@ -206,7 +210,7 @@ def test_the_name_is_the_one_that_ingest_writes_down(image_folder: Path, tmp_pat
 PROXIED = """
 import sys, urllib.request
 from pathlib import Path
-from tasks.settings import apply
+from tasks.project.paths import apply
 apply(Path(sys.argv[1]))
 import httpx, requests
 for host in ("127.0.0.1", "localhost"):

@@ -10,28 +10,28 @@ from pathlib import Path
 import pytest
 
 from tasks.project import run_lock
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tests.closure import ROOT
 from winnow.cli import main
 
 HOLD = """
 import sys
 from pathlib import Path
-from tasks import checkout
-from tasks.settings import Places
-with getattr(checkout, sys.argv[1])(Places(Path(sys.argv[2]))):
+from tasks.project import run_lock
+from tasks.project.paths import ProjectPaths
+with getattr(run_lock, sys.argv[1])(ProjectPaths(Path(sys.argv[2]))):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path)
+def places(tmp_path: Path) -> ProjectPaths:
+    return ProjectPaths(tmp_path)
 
 
 @pytest.fixture
-def other(places: Places, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+def other(places: ProjectPaths, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     """Another process that works in the checkout."""
     command = [sys.executable, "-c", HOLD, request.param, str(places.root)]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -43,7 +43,7 @@ def other(places: Places, request: pytest.FixtureRequest) -> Iterator[subprocess
 
 
 @pytest.mark.parametrize("other", ["run_alone"], indirect=True)
-def test_a_run_keeps_others_out_and_is_named(places: Places, other: subprocess.Popen[str]) -> None:
+def test_a_run_keeps_others_out_and_is_named(places: ProjectPaths, other: subprocess.Popen[str]) -> None:
     for asking in (run_lock.run_alone, run_lock.step_alone):
         with pytest.raises(run_lock.Occupied, match=f"process {other.pid}, since .*wait for its end"), asking(places):
             pass
@@ -51,7 +51,7 @@ def test_a_run_keeps_others_out_and_is_named(places: Places, other: subprocess.P
 
 @pytest.mark.parametrize("other", ["run_alone"], indirect=True)
 @pytest.mark.usefixtures("other")
-def test_a_refused_run_changes_no_params_under_the_one_that_works(places: Places) -> None:
+def test_a_refused_run_changes_no_params_under_the_one_that_works(places: ProjectPaths) -> None:
     params = places.root / "params.yaml"
     params.write_text("seed: 1\n")
     with pytest.raises(run_lock.Occupied):
@@ -59,17 +59,17 @@ def test_a_refused_run_changes_no_params_under_the_one_that_works(places: Places
     assert params.read_text() == "seed: 1\n"
 
 
-def test_a_run_holds_its_checkout_once(places: Places) -> None:
+def test_a_run_holds_its_checkout_once(places: ProjectPaths) -> None:
     with run_lock.run_alone(places):
         with run_lock.run_alone(places):
             pass
-        assert (places.hidden / "run.holder").exists()  # still this one's
+        assert (places.state_dir / "run.holder").exists()  # still this one's
         run_lock.check_free(places)
-    assert not (places.hidden / "run.holder").exists()
+    assert not (places.state_dir / "run.holder").exists()
 
 
 @pytest.mark.parametrize("other", ["run_alone"], indirect=True)
-def test_a_killed_run_lets_go(places: Places, other: subprocess.Popen[str]) -> None:
+def test_a_killed_run_lets_go(places: ProjectPaths, other: subprocess.Popen[str]) -> None:
     other.kill()
     other.wait()
     with run_lock.run_alone(places):
@@ -77,7 +77,7 @@ def test_a_killed_run_lets_go(places: Places, other: subprocess.Popen[str]) -> N
 
 
 @pytest.mark.parametrize("other", ["run_alone"], indirect=True)
-def test_who_waits_says_so_once_and_goes_on(places: Places, other: subprocess.Popen[str]) -> None:
+def test_who_waits_says_so_once_and_goes_on(places: ProjectPaths, other: subprocess.Popen[str]) -> None:
     told: list[str] = []
 
     def wait(message: str) -> None:
@@ -91,7 +91,7 @@ def test_who_waits_says_so_once_and_goes_on(places: Places, other: subprocess.Po
 
 
 @pytest.mark.parametrize("other", ["step_alone"], indirect=True)
-def test_steps_by_hand_share_and_keep_runs_out(places: Places, other: subprocess.Popen[str]) -> None:
+def test_steps_by_hand_share_and_keep_runs_out(places: ProjectPaths, other: subprocess.Popen[str]) -> None:
     assert other.poll() is None
     with run_lock.step_alone(places):
         pass
@@ -99,7 +99,7 @@ def test_steps_by_hand_share_and_keep_runs_out(places: Places, other: subprocess
         pass
 
 
-def test_between_two_steps_of_dvc_nobody_begins(places: Places, tmp_path: Path) -> None:
+def test_between_two_steps_of_dvc_nobody_begins(places: ProjectPaths, tmp_path: Path) -> None:
     """A stand-in named dvc runs a step to its end, and then waits for the next."""
     (tmp_path / "bin").mkdir()
     driver = tmp_path / "bin" / "dvc"
@@ -122,7 +122,7 @@ def test_between_two_steps_of_dvc_nobody_begins(places: Places, tmp_path: Path) 
         pass
 
 
-def test_two_runs_after_one_another(places: Places) -> None:
+def test_two_runs_after_one_another(places: ProjectPaths) -> None:
     for _ in range(2):
         with run_lock.run_alone(places):
             pass

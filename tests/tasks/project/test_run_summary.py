@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.run_summary import candidate_rows, first_warnings, learned_lines, unchecked_lines
 from tasks.registry.promotion import _card
 from tasks.tracking.run_content import _verdict
@@ -21,8 +21,8 @@ from winnow.steps.select import select
 
 
 @pytest.fixture
-def places(tiny_data: Path, tmp_path: Path) -> Places:
-    places = Places(tmp_path)
+def places(tiny_data: Path, tmp_path: Path) -> ProjectPaths:
+    places = ProjectPaths(tmp_path)
     at = build(tiny_data, places.artifacts)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
     config = check_config(tiny_params())
@@ -33,7 +33,7 @@ def places(tiny_data: Path, tmp_path: Path) -> Places:
     return places
 
 
-def test_a_row_names_gates_as_people_do_and_tells_the_share_of_the_peak(places: Places) -> None:
+def test_a_row_names_gates_as_people_do_and_tells_the_share_of_the_peak(places: ProjectPaths) -> None:
     rows = {row["candidate"]: row for row in candidate_rows(places)}
     assert rows["student"]["verdict"] == "fails: drop"
     failing = " ".join(row["verdict"] for row in rows.values())
@@ -43,7 +43,7 @@ def test_a_row_names_gates_as_people_do_and_tells_the_share_of_the_peak(places: 
     assert shown == {name: f"1 / 10 {'int8' if name.endswith('int8') else 'f32'}" for name in rows}
 
 
-def test_a_gate_that_was_not_checked_is_told(places: Places) -> None:
+def test_a_gate_that_was_not_checked_is_told(places: ProjectPaths) -> None:
     rows = {row["candidate"]: row["verdict"] for row in candidate_rows(places)}
     assert rows["pruned-int8"] == "winner (not checked: int8 executed)"
     assert rows["pruned"] == "passed"
@@ -54,7 +54,7 @@ def test_a_gate_that_was_not_checked_is_told(places: Places) -> None:
     assert "int8 executed: not checked on " in reason
 
 
-def test_labels_and_gain_are_told(places: Places) -> None:
+def test_labels_and_gain_are_told(places: ProjectPaths) -> None:
     labels, gain, *_ = learned_lines(places)
     assert (
         labels
@@ -64,7 +64,7 @@ def test_labels_and_gain_are_told(places: Places) -> None:
     assert not any("torch.compile" in line for line in learned_lines(places))
 
 
-def test_accuracy_elsewhere_than_on_validation_is_told(places: Places) -> None:
+def test_accuracy_elsewhere_than_on_validation_is_told(places: ProjectPaths) -> None:
     assert not any("top-1 " in line for line in learned_lines(places)[2:])
     dense = places.artifacts / "candidates" / "dense"
     crossed = {"cross_validation/top1": 0.46, "cross_validation/top1_low": 0.366, "cross_validation/top1_high": 0.557}
@@ -88,7 +88,7 @@ def test_accuracy_elsewhere_than_on_validation_is_told(places: Places) -> None:
     )
 
 
-def test_warnings_of_every_step_each_once_and_those_of_the_report_before_the_table(places: Places) -> None:
+def test_warnings_of_every_step_each_once_and_those_of_the_report_before_the_table(places: ProjectPaths) -> None:
     rewrite(places.artifacts / "report", warnings=("of report",))
     assert first_warnings(places) == ["of report"]
     folders = ["data", "pretrain", "candidates/dense", "candidates/pruned", "benchmark", "select"]
@@ -102,7 +102,7 @@ def test_warnings_of_every_step_each_once_and_those_of_the_report_before_the_tab
     assert "pruned: of candidates/pruned" in lines
 
 
-def test_table_report_and_card_show_one_value_where_runtimes_differ(places: Places) -> None:
+def test_table_report_and_card_show_one_value_where_runtimes_differ(places: ProjectPaths) -> None:
     at, config = places.artifacts, check_config(tiny_params())
     cell = read_record(at / "select").details["served"]["pruned-int8"]
     logits = np.load(at / "benchmark" / served_file(cell))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tasks.project import announced_servers, passwords, run_lock
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import read_kept, read_memory
 from tasks.registry import promotion_state
 from tasks.tracking import tracked_runs
@@ -35,13 +35,13 @@ DAMAGED = {
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
+def places(tmp_path: Path) -> ProjectPaths:
     (tmp_path / ".winnow" / "versions").mkdir(parents=True)
     (tmp_path / "params.yaml").write_text("data: 1\n")
-    return Places(tmp_path)
+    return ProjectPaths(tmp_path)
 
 
-MEMORIES: dict[str, Callable[[Places], Any]] = {
+MEMORIES: dict[str, Callable[[ProjectPaths], Any]] = {
     tracked_runs.MEMORY: tracked_runs.recall,
     promotion_state.PROMOTED: promotion_state.reasons,
     "servers.json": announced_servers.announced,
@@ -54,19 +54,19 @@ MEMORIES: dict[str, Callable[[Places], Any]] = {
 
 @pytest.mark.parametrize("content", DAMAGED)
 @pytest.mark.parametrize("name", MEMORIES)
-def test_a_memory_that_is_damaged_is_passed_over(places: Places, name: str, content: str) -> None:
-    (places.hidden / name).write_bytes(DAMAGED[content])
+def test_a_memory_that_is_damaged_is_passed_over(places: ProjectPaths, name: str, content: str) -> None:
+    (places.state_dir / name).write_bytes(DAMAGED[content])
     assert not MEMORIES[name](places)
 
 
 @pytest.mark.parametrize("name", MEMORIES)
-def test_a_folder_in_its_place_is_passed_over(places: Places, name: str) -> None:
-    (places.hidden / name).mkdir()
+def test_a_folder_in_its_place_is_passed_over(places: ProjectPaths, name: str) -> None:
+    (places.state_dir / name).mkdir()
     assert not MEMORIES[name](places)
 
 
-def test_what_is_passed_over_is_logged(places: Places, caplog: pytest.LogCaptureFixture) -> None:
-    path = places.hidden / "some.json"
+def test_what_is_passed_over_is_logged(places: ProjectPaths, caplog: pytest.LogCaptureFixture) -> None:
+    path = places.state_dir / "some.json"
     assert read_memory(path, dict[str, int], {"b": 1}) == {"b": 1}
     assert not caplog.records
     path.write_text('{"a": "x"}')
@@ -78,8 +78,8 @@ def test_what_is_passed_over_is_logged(places: Places, caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-def test_what_cannot_be_made_anew_is_named(places: Places, content: str) -> None:
-    path = places.hidden / "confirmations.json"
+def test_what_cannot_be_made_anew_is_named(places: ProjectPaths, content: str) -> None:
+    path = places.state_dir / "confirmations.json"
     assert read_kept(path, list[int], [], "search anew") == []
     path.write_bytes(DAMAGED[content])
     with pytest.raises(ArtifactError, match=r"confirmations\.json is damaged \(at .*; search anew"):
@@ -87,8 +87,8 @@ def test_what_cannot_be_made_anew_is_named(places: Places, content: str) -> None
 
 
 @pytest.mark.parametrize("content", ["empty", "zeros", "cut", "nested", "no text"])
-def test_other_files_are_named(places: Places, content: str) -> None:
-    for path in (places.test_readings, places.hidden / "password", places.root / "card.json"):
+def test_other_files_are_named(places: ProjectPaths, content: str) -> None:
+    for path in (places.test_readings, places.state_dir / "password", places.root / "card.json"):
         path.write_bytes(DAMAGED[content])
     with pytest.raises(ArtifactError, match=r"test-readings\.json is damaged .*delete it: counting begins again"):
         count_reading(places.test_readings, "abc")

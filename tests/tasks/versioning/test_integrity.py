@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tasks.versioning import integrity
 from tasks.versioning.dvc_stages import command, environment, outcome, reproduce, stale
 from tests.closure import ROOT
@@ -64,9 +64,9 @@ def damage(path: Path, keep_time: bool = False) -> bytes:
 
 
 def test_what_is_right_is_looked_at_once(project: Path) -> None:
-    places = Places(project)
+    places = ProjectPaths(project)
     assert integrity.damaged(places) == []
-    seen = json.loads((places.hidden / "verified.json").read_text())
+    seen = json.loads((places.state_dir / "verified.json").read_text())
     assert len(seen) == 4  # two listings, deep/more, and one object for images.npy and its copy
     integrity.check(places)
 
@@ -80,7 +80,7 @@ def test_dvc_alone_puts_the_damaged_file_back(project: Path) -> None:
 
 @pytest.mark.parametrize("looked_before", [True, False])
 def test_damage_is_seen_said_and_repaired(project: Path, looked_before: bool) -> None:
-    places, config = Places(project), load_config(project / "params.yaml")
+    places, config = ProjectPaths(project), load_config(project / "params.yaml")
     if looked_before:
         assert stale(project, config) == {}
     good = damage(project / IMAGES)
@@ -98,7 +98,7 @@ def test_damage_is_seen_said_and_repaired(project: Path, looked_before: bool) ->
 
 
 def test_a_disk_that_changes_bytes_and_no_times_is_found_by_the_full_look(project: Path) -> None:
-    places = Places(project)
+    places = ProjectPaths(project)
     assert integrity.damaged(places) == []
     damage(project / IMAGES, keep_time=True)
     assert integrity.damaged(places) == []
@@ -108,7 +108,7 @@ def test_a_disk_that_changes_bytes_and_no_times_is_found_by_the_full_look(projec
 
 def test_a_good_file_of_its_own_stays_and_the_object_is_made_from_it(project: Path) -> None:
     """Where artifacts are copies, damage to the cache is none to them."""
-    places, mine = Places(project), project / IMAGES
+    places, mine = ProjectPaths(project), project / IMAGES
     content = mine.read_bytes()
     mine.unlink()
     mine.write_bytes(content)
@@ -125,7 +125,7 @@ def test_a_good_file_of_its_own_stays_and_the_object_is_made_from_it(project: Pa
 
 def test_an_older_result_that_comes_back_damaged_is_seen(project: Path) -> None:
     """DVC keeps results of other settings, and restores them when these come back."""
-    places, params = Places(project), project / "params.yaml"
+    places, params = ProjectPaths(project), project / "params.yaml"
     integrity.damaged(places)
     text, kept = params.read_text(), {entry.path: entry.content for entry in integrity._entries(places)}
     (project / "dvc.yaml").write_text(PIPELINE.replace("echo pixels", "echo others"))
@@ -140,12 +140,12 @@ def test_an_older_result_that_comes_back_damaged_is_seen(project: Path) -> None:
 @pytest.mark.parametrize("content", ["", "stages: [", "stages:\n  a:\n    outs: 3\n", "[]", "stages:\n  a: 1\n"])
 def test_a_lock_that_cannot_be_read_is_dvcs_to_tell_of(tmp_path: Path, content: str) -> None:
     (tmp_path / "dvc.lock").write_text(content)
-    assert integrity.damaged(Places(tmp_path)) == []
+    assert integrity.damaged(ProjectPaths(tmp_path)) == []
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}'])
 def test_a_damaged_list_of_looks_costs_another_look(project: Path, content: str) -> None:
-    places = Places(project)
+    places = ProjectPaths(project)
     integrity.damaged(places)
-    (places.hidden / "verified.json").write_text(content)
+    (places.state_dir / "verified.json").write_text(content)
     assert integrity.damaged(places) == []

@@ -10,7 +10,7 @@ import torch
 
 from winnow.benchmark.grid import (
     SAMPLES_FOR_P95,
-    Outcome,
+    BenchmarkResult,
     agreement,
     compare,
     measure,
@@ -20,7 +20,7 @@ from winnow.benchmark.grid import (
 )
 from winnow.benchmark.timing import visiting_order
 from winnow.config import Benchmark
-from winnow.deploy.runtimes import NEEDED_AGREEMENT, ON_GPU, Cell, NotHere, Predict
+from winnow.deploy.runtimes import NEEDED_AGREEMENT, ON_GPU, BenchmarkCase, Predict, RuntimeUnavailable
 from winnow.hardware import has_fast_bf16
 from winnow.steps.benchmark import warnings_of
 
@@ -39,8 +39,8 @@ ANSWERS = truth(PIXELS).argmax(1)
 
 def cell(
     candidate: str = "dense", runtime: str = "ort", precision: str = "f32", batch: int = 1, threads: int = 1
-) -> Cell:
-    return Cell(candidate, runtime, precision, "file", batch, threads)  # type: ignore[arg-type]
+) -> BenchmarkCase:
+    return BenchmarkCase(candidate, runtime, precision, "file", batch, threads)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 4, 7, 12])
@@ -58,11 +58,11 @@ def test_every_cell_is_visited_once_a_round(cells: int) -> None:
 class Spy:
     """Opens cells that count their calls."""
 
-    def __init__(self, answer: Callable[[Cell], Predict] | None = None) -> None:
-        self.calls: list[tuple[Cell, int, int]] = []
+    def __init__(self, answer: Callable[[BenchmarkCase], Predict] | None = None) -> None:
+        self.calls: list[tuple[BenchmarkCase, int, int]] = []
         self.answer = answer or (lambda _cell: truth)
 
-    def __call__(self, which: Cell) -> Predict:
+    def __call__(self, which: BenchmarkCase) -> Predict:
         predict = self.answer(which)
 
         def called(pixels_NHWC: Array) -> Array:
@@ -118,7 +118,7 @@ def test_screening_takes_fewer_rounds_of_the_same_visits() -> None:
 def test_wrong_answers_are_refused_with_the_number() -> None:
     flipped = np.random.default_rng(1).permutation(len(PIXELS))[:2]
 
-    def answer(which: Cell) -> Predict:
+    def answer(which: BenchmarkCase) -> Predict:
         def wrong(pixels_NHWC: Array) -> Array:
             logits = truth(pixels_NHWC)
             hit = [any((image == PIXELS[at]).all() for at in flipped) for image in pixels_NHWC]
@@ -150,9 +150,9 @@ def test_the_border_of_agreement(precision: str, extra: int) -> None:
 
 
 def test_what_is_not_here_is_listed_once_with_its_reason() -> None:
-    def answer(which: Cell) -> Predict:
+    def answer(which: BenchmarkCase) -> Predict:
         if which.runtime == "compile":
-            raise NotHere("no compiler: g++ is not on the PATH")
+            raise RuntimeUnavailable("no compiler: g++ is not on the PATH")
         return truth
 
     cells = [cell(runtime=runtime, batch=batch) for batch in (8, 1) for runtime in ("compile", "ort")]
@@ -162,13 +162,13 @@ def test_what_is_not_here_is_listed_once_with_its_reason() -> None:
     ]
     assert ([row["runtime"] for row in outcome.rows], outcome.refused) == (["ort", "ort"], [])
     nothing = measure(cells[:1], Spy(answer), PIXELS, {"dense": ANSWERS}, SETTINGS)
-    assert nothing == Outcome(absent=outcome.absent)
+    assert nothing == BenchmarkResult(absent=outcome.absent)
 
 
 def test_an_error_is_raised_and_the_threads_are_put_back() -> None:
     before = torch.get_num_threads()
 
-    def broken(_cell: Cell) -> Predict:
+    def broken(_cell: BenchmarkCase) -> Predict:
         raise OSError("model.onnx")
 
     with pytest.raises(OSError, match=r"model\.onnx"):
@@ -207,7 +207,7 @@ def test_enough_samples_for_a_p95_as_shipped() -> None:
     assert [row["p95_ms"] is not None for row in outcome.rows] == [True, False]
 
 
-def kinds(cells: list[Cell]) -> Iterator[tuple[str, str, str]]:
+def kinds(cells: list[BenchmarkCase]) -> Iterator[tuple[str, str, str]]:
     return ((which.candidate, which.runtime, which.precision) for which in cells)
 
 
@@ -238,7 +238,7 @@ def test_the_plan(grid: str, threads: int) -> None:
 
 def test_times_of_an_unsteady_machine_are_told_to_be_rough() -> None:
     def best(*milliseconds: float) -> dict:
-        row = summarise(Cell("x", "ort", "f32", "file", 1, 1), [[each / 1e3] * 40 for each in milliseconds])
+        row = summarise(BenchmarkCase("x", "ort", "f32", "file", 1, 1), [[each / 1e3] * 40 for each in milliseconds])
         return {"latency": row, "throughput": {"inner_spread": 0.0}}
 
     bests = {
@@ -248,14 +248,14 @@ def test_times_of_an_unsteady_machine_are_told_to_be_rough() -> None:
     }
     assert bests["dense"]["latency"]["spread"] == pytest.approx(8.1)
     assert bests["dense"]["latency"]["inner_spread"] == pytest.approx(0.05)
-    (told,) = warnings_of(Outcome(), bests)
+    (told,) = warnings_of(BenchmarkResult(), bests)
     assert told.startswith("times of pruned varied by up to 33% from round to round")
-    assert warnings_of(Outcome(), {"dense": bests["dense"], "untimed": bests["untimed"]}) == ()
-    assert summarise(Cell("x", "ort", "f32", "file", 1, 1), [[1.0], [2.0], [3.0]])["inner_spread"] == 0.0
+    assert warnings_of(BenchmarkResult(), {"dense": bests["dense"], "untimed": bests["untimed"]}) == ()
+    assert summarise(BenchmarkCase("x", "ort", "f32", "file", 1, 1), [[1.0], [2.0], [3.0]])["inner_spread"] == 0.0
 
 
 def test_pytorch_that_does_not_compile_is_warned_of() -> None:
-    outcome = Outcome()
+    outcome = BenchmarkResult()
     outcome.absent += [
         {"runtime": "compile", "precision": "f32", "reason": "torch.compile failed: CppCompileError"},
         {"runtime": "compile-autotune", "precision": "f32", "reason": "torch.compile failed: CppCompileError"},

@@ -10,12 +10,12 @@ import pytest
 
 from winnow.benchmark.int8_coverage import executed
 from winnow.deploy.onnx_export import float_layers, look_into, macs_by_node
-from winnow.deploy.runtimes import Cell, Runtime
+from winnow.deploy.runtimes import BenchmarkCase, Runtime
 from winnow.errors import ArtifactError
 
 
-def cell(runtime: Runtime) -> Cell:
-    return Cell("some", runtime, "int8", "file", 4, 2)
+def cell(runtime: Runtime) -> BenchmarkCase:
+    return BenchmarkCase("some", runtime, "int8", "file", 4, 2)
 
 
 @pytest.mark.parametrize("runtime", ["ort", "openvino", "openvino-throughput"])

@@ -12,7 +12,7 @@ import pytest
 import winnow.benchmark.memory_footprint
 from tests.winnow.deploy.test_runtimes import make_candidate
 from winnow.benchmark.memory_footprint import footprint, peak_mb
-from winnow.deploy.runtimes import Cell, Precision, Runtime
+from winnow.deploy.runtimes import BenchmarkCase, Precision, Runtime
 from winnow.errors import ArtifactError
 
 SIDE = 16
@@ -23,8 +23,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_candidate(tmp_path_factory.mktemp("served") / "dense")
 
 
-def cell(runtime: Runtime, precision: Precision = "f32") -> Cell:
-    return Cell("dense", runtime, precision, "contiguous" if runtime == "eager" else "file", 1, 1)
+def cell(runtime: Runtime, precision: Precision = "f32") -> BenchmarkCase:
+    return BenchmarkCase("dense", runtime, precision, "contiguous" if runtime == "eager" else "file", 1, 1)
 
 
 PEAKS = """

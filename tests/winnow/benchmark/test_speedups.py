@@ -19,7 +19,7 @@ from winnow.benchmark.speedups import (
     speedup,
     speedups,
 )
-from winnow.deploy.runtimes import Cell
+from winnow.deploy.runtimes import BenchmarkCase
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import Ratio
 
@@ -108,7 +108,9 @@ def test_what_counts_is_compared_and_the_rest_only_screened() -> None:
         ("dense", "ort", "f32", 2),  # what the attribution goes through
         ("dense", "openvino", "f32", 1),
     }
-    assert chosen == [cell for at in ROWS for cell in chosen if cell == Cell(**{k: at[k] for k in cell.__dict__})]
+    assert chosen == [
+        cell for at in ROWS for cell in chosen if cell == BenchmarkCase(**{k: at[k] for k in cell.__dict__})
+    ]
     lucky = row("pruned", "openvino", "f32", 0.1, threads=1)
     compared = row("pruned", "ort", "f32", 2.4)
     rows = replaced([*ROWS, lucky], [compared])

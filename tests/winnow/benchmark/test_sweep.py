@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from winnow.benchmark.sweep import cells, fastest_of, sweep, thread_counts
 from winnow.cli.sweep import show
 from winnow.config import Benchmark, Config
@@ -56,7 +56,7 @@ def test_the_command_leaves_a_table_and_a_picture(
     (tmp_path / "artifacts" / "candidates" / "dense-int8").symlink_to(tiny_candidate("dense-int8"))
     (tmp_path / "artifacts" / "data").symlink_to(tiny_data)
     config = tiny_config.model_copy(update={"benchmark": SETTINGS})
-    assert show(Places(tmp_path), config, "dense-int8", (1, 2)) == 0
+    assert show(ProjectPaths(tmp_path), config, "dense-int8", (1, 2)) == 0
     out = tmp_path / ".winnow" / "sweep" / "dense-int8"
     with (out / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -67,6 +67,6 @@ def test_the_command_leaves_a_table_and_a_picture(
     assert "Shortest call: " in said
     assert "Most images: " in said
     with pytest.raises(ConfigError, match="no candidate has won; name one"):
-        show(Places(tmp_path), config, "", ())
+        show(ProjectPaths(tmp_path), config, "", ())
     with pytest.raises(ConfigError, match=r"dense: no candidate of that name has a model\.onnx"):
-        show(Places(tmp_path), config, "dense", ())
+        show(ProjectPaths(tmp_path), config, "dense", ())

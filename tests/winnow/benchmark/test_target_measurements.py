@@ -16,7 +16,7 @@ import yaml
 
 from tasks.project import benchmark_target
 from tests.conftest import SIZE, tiny_params
-from winnow.benchmark.target_measurements import Host, read_host, speeds_on
+from winnow.benchmark.target_measurements import TargetMeasurements, read_host, speeds_on
 from winnow.cli.params_editor import edited
 from winnow.config import Benchmark, check_config
 from winnow.data.dataset import VALIDATION, ImageSet
@@ -49,7 +49,7 @@ def run(exported: Path, at: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def host(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
+def host(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> TargetMeasurements:
     at = tmp_path_factory.mktemp("there")
     done = run(exported, at)
     assert done.returncode == 0, done.stderr
@@ -75,7 +75,7 @@ def test_the_script_imports_nothing_of_winnow(exported: Path) -> None:
     assert "import winnow" not in text
 
 
-def test_every_cell_is_timed_with_its_machine(exported: Path, host: Host) -> None:
+def test_every_cell_is_timed_with_its_machine(exported: Path, host: TargetMeasurements) -> None:
     here = this_machine()
     assert (host.machine.cpu, host.machine.threads) == (here.cpu, here.threads)
     assert set(here.flags) <= set(host.machine.flags)
@@ -103,7 +103,7 @@ def test_the_check_images_are_of_the_validation_split(tiny_set: ImageSet) -> Non
     assert np.array_equal(check_pixels(None, 40), check_pixels(None, 40))
 
 
-def test_speeds_are_of_the_present_files_alone(exported: Path, host: Host) -> None:
+def test_speeds_are_of_the_present_files_alone(exported: Path, host: TargetMeasurements) -> None:
     digests = {name: sha256_of(exported / "check" / f"{name}.onnx") for name in NAMES}
     found = speeds_on(host, digests | {"newer": "0" * 64}, 8)
     assert found["best"]["newer"] == {"latency": None, "throughput": None}
@@ -186,7 +186,7 @@ def put(raw: dict[str, Any], path: str, value: Any) -> None:
         ("large_batch", 0),
     ],
 )
-def test_figures_that_cannot_be_are_named(host: Host, tmp_path: Path, path: str, value: Any) -> None:
+def test_figures_that_cannot_be_are_named(host: TargetMeasurements, tmp_path: Path, path: str, value: Any) -> None:
     raw = host.model_dump(mode="json")
     (tmp_path / "host.json").write_text(json.dumps(raw))
     assert read_host(tmp_path / "host.json") == host
@@ -197,7 +197,7 @@ def test_figures_that_cannot_be_are_named(host: Host, tmp_path: Path, path: str,
 
 
 @pytest.mark.parametrize("found", [99, 1, "2", True, None, [2]])
-def test_another_format_is_refused(host: Host, tmp_path: Path, found: Any) -> None:
+def test_another_format_is_refused(host: TargetMeasurements, tmp_path: Path, found: Any) -> None:
     (tmp_path / "host.json").write_text(json.dumps({**host.model_dump(mode="json"), "format": found}))
     with pytest.raises(DataError, match=r"host\.json is not what check_host\.py writes \(at format"):
         read_host(tmp_path / "host.json")
@@ -221,7 +221,7 @@ def test_deep_nesting_is_refused(tmp_path: Path, open_: str, close: str) -> None
         ((), []),
     ],
 )
-def test_x86_without_vnni_saturates(host: Host, flags: tuple[str, ...], expected: list[str]) -> None:
+def test_x86_without_vnni_saturates(host: TargetMeasurements, flags: tuple[str, ...], expected: list[str]) -> None:
     quantized = {"from": "dense", "method": "quantize", "calibration_images": 32}
     candidates = {
         "static": quantized,

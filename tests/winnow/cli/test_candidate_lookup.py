@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from winnow.cli.candidate_lookup import folder_of
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
@@ -12,7 +12,7 @@ from winnow.models.backbones import WEIGHTS
 
 
 def test_a_name_that_was_not_made_is_told_those_that_were(tmp_path: Path) -> None:
-    places = Places(tmp_path)
+    places = ProjectPaths(tmp_path)
     with pytest.raises(ConfigError, match=r"dense: no candidate of that name has .* winnow run makes them first"):
         folder_of(places, "dense", WEIGHTS)
     for name, files in {"dense": (WEIGHTS, MODEL), "dense-int8": (MODEL,), ".pruned.12.tmp": (MODEL,)}.items():

@@ -12,8 +12,8 @@ from tests.closure import ROOT
 CODE = """
 import os, signal, time
 signal.signal(signal.SIGHUP, signal.{hangup})
-from flows import cli
-cli._end_politely()
+from winnow.cli import main
+main._end_politely()
 try:
     os.kill(os.getpid(), signal.{sent})
     time.sleep(0.2)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tests.closure import ROOT
 from winnow.cli.params_editor import edited, set_keys
 from winnow.config import Optimiser, SimCLR, check_config, load_config
@@ -15,21 +15,21 @@ SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
+def places(tmp_path: Path) -> ProjectPaths:
     (tmp_path / "params.yaml").write_text(SHIPPED, encoding="utf-8")
     (tmp_path / "data").mkdir()
     for name in ("none", "cifar10-jpeg-sample.tar.xz"):
         (tmp_path / "data" / name).touch()
-    return Places(tmp_path)
+    return ProjectPaths(tmp_path)
 
 
-def written(places: Places) -> str:
+def written(places: ProjectPaths) -> str:
     assert not list(places.root.glob(".*"))
     return (places.root / "params.yaml").read_text(encoding="utf-8")
 
 
 def test_nothing_but_the_line_changes_and_the_difference_is_shown(
-    places: Places, capsys: pytest.CaptureFixture[str]
+    places: ProjectPaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_keys(places, ["data.image_size=64", "candidates.pruned.recovery.epochs=3"])
     before, after = SHIPPED.splitlines(), written(places).splitlines()
@@ -47,7 +47,7 @@ def test_nothing_but_the_line_changes_and_the_difference_is_shown(
     assert (config.data.image_size, config.candidates["pruned"].recovery.epochs) == (64, 3)  # type: ignore[union-attr]
 
 
-def test_comments_stay(places: Places) -> None:
+def test_comments_stay(places: ProjectPaths) -> None:
     (places.root / "photos").mkdir()
     set_keys(places, ["data.source=folder", "data.path=photos", "finetune.seeds=[3, 4, 5]"])
     comments = [line.partition("#")[2] for line in SHIPPED.splitlines() if "#" in line]
@@ -57,7 +57,7 @@ def test_comments_stay(places: Places) -> None:
     assert "  source: folder              # sample | folder | archive | cifar10" in after
 
 
-def test_what_is_already_so_is_left_alone(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_already_so_is_left_alone(places: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
     stamp = (places.root / "params.yaml").stat()
     set_keys(places, ["data.image_size=32", "data.max_rejected= 10"])
     assert (places.root / "params.yaml").stat() == stamp
@@ -115,7 +115,7 @@ def test_quotes_make_text_of_what_is_none(path: str) -> None:
         (" data.max_rejected = 7 ", 7),
     ],
 )
-def test_values_are_yaml(places: Places, assignment: str, value: object) -> None:
+def test_values_are_yaml(places: ProjectPaths, assignment: str, value: object) -> None:
     set_keys(places, [assignment])
     at: object = load_config(places.root / "params.yaml")
     for key in assignment.partition("=")[0].strip().split("."):
@@ -150,7 +150,7 @@ def test_values_are_yaml(places: Places, assignment: str, value: object) -> None
     ],
 )
 def test_nothing_is_written_on_a_mistake(
-    places: Places, capsys: pytest.CaptureFixture[str], assignments: list[str], message: str
+    places: ProjectPaths, capsys: pytest.CaptureFixture[str], assignments: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         set_keys(places, assignments)
@@ -158,14 +158,14 @@ def test_nothing_is_written_on_a_mistake(
     assert capsys.readouterr().out == ""
 
 
-def test_a_broken_file_is_said_to_be_broken(places: Places) -> None:
+def test_a_broken_file_is_said_to_be_broken(places: ProjectPaths) -> None:
     (places.root / "params.yaml").write_text("data: [1, 2")
     with pytest.raises(ConfigError, match=r"params\.yaml is not valid YAML"):
         set_keys(places, ["data.image_size=64"])
     assert written(places) == "data: [1, 2"
 
 
-def test_what_is_nested_too_deeply_is_said(places: Places) -> None:
+def test_what_is_nested_too_deeply_is_said(places: ProjectPaths) -> None:
     with pytest.raises(ConfigError, match=r"-S data\.path=\[\[.*nested too deeply"):
         set_keys(places, ["data.path=" + "[" * 3000])
     (places.root / "params.yaml").write_text("data: " + "[" * 3000 + "]" * 3000)
@@ -173,14 +173,14 @@ def test_what_is_nested_too_deeply_is_said(places: Places) -> None:
         set_keys(places, ["data.image_size=64"])
 
 
-def test_another_pretraining_method_brings_its_own_values(places: Places) -> None:
+def test_another_pretraining_method_brings_its_own_values(places: ProjectPaths) -> None:
     set_keys(places, ["pretrain.method=simclr"])
     settings = load_config(places.root / "params.yaml").pretrain
     assert settings == SimCLR(method="simclr")
     assert (settings.batch_size, settings.augmentation.jitter) == (256, 0.4)
 
 
-def test_settings_of_the_method_before_leave_the_file(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_of_the_method_before_leave_the_file(places: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
     """As in a file that holds RotNet's values, written by hand or by an earlier version."""
     set_keys(places, ["pretrain.epochs=3", "pretrain.augmentation.crop_scale_min=0.9", "pretrain.seed=7"])
     assert "removed" not in capsys.readouterr().out
@@ -193,12 +193,12 @@ def test_settings_of_the_method_before_leave_the_file(places: Places, capsys: py
 
 
 @pytest.mark.parametrize("method", ["none", "rotnet"])
-def test_settings_stay_where_the_method_does(places: Places, method: str) -> None:
+def test_settings_stay_where_the_method_does(places: ProjectPaths, method: str) -> None:
     set_keys(places, ["pretrain.epochs=3"])
     set_keys(places, [f"pretrain.method={method}"])
     assert "  epochs: 3" in written(places)
 
 
-def test_a_key_of_a_section_that_the_file_leaves_out_can_be_set(places: Places) -> None:
+def test_a_key_of_a_section_that_the_file_leaves_out_can_be_set(places: ProjectPaths) -> None:
     set_keys(places, ["pretrain.optimiser.learning_rate=0.05"])
     assert load_config(places.root / "params.yaml").pretrain.optimiser == Optimiser(learning_rate=0.05)  # type: ignore[union-attr]

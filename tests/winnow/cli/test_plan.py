@@ -12,7 +12,7 @@ import yaml
 
 from tasks.forecast.data_counts import Counts, Forecast, counts_of, expected
 from tasks.forecast.step_costs import Rehearsal, main
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from tests.closure import ROOT
 from tests.conftest import CLASSES, tiny_params, write_folder
 from winnow.benchmark import grid
@@ -37,7 +37,7 @@ def configured(folder: Path, **sections: dict) -> Config:
 PEAKS = """
 import subprocess, sys, time
 import numpy as np
-from tasks.memory import watched
+from tasks.project.peak_memory import watched
 
 def peak(act):
     with watched(every=0.02) as seen:
@@ -177,12 +177,12 @@ def test_what_a_step_would_refuse_is_said_before_it_runs(
 
 
 def test_the_plan_is_shown_beside_the_truth_of_the_same_parameters(tmp_path: Path) -> None:
-    places = Places(tmp_path)
-    places.hidden.mkdir()
+    places = ProjectPaths(tmp_path)
+    places.state_dir.mkdir()
     (tmp_path / "params.yaml").write_text("a: 1\n")
     forecast = Forecast("pretrain", 90.0, 1000.0, 100.0, "")
     steps = {row.step: asdict(row) for row in (forecast, replace(forecast, step="select"))}
-    write_json(places.hidden / "plan.json", {"params": sha256_of(tmp_path / "params.yaml"), "steps": steps})
+    write_json(places.state_dir / "plan.json", {"params": sha256_of(tmp_path / "params.yaml"), "steps": steps})
     true = {"pretrain": {"seconds": 100.0, "memory_mb": 800.0, "disk_mb": 100.0}}
     planned, told = plan.beside(places, true)
     assert set(planned) == {"pretrain"}
@@ -203,11 +203,11 @@ def test_how_the_cache_shares_files_is_tried(tmp_path: Path, settings: str, kind
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".winnow").mkdir()
     (tmp_path / ".dvc" / "config").write_text(f"[cache]\n    {settings}\n")
-    assert plan.link_type(Places(tmp_path)) in kinds
+    assert plan.link_type(ProjectPaths(tmp_path)) in kinds
 
 
 def test_a_child_that_dies_is_an_error_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     (tmp_path / ".winnow").mkdir()
     with pytest.raises(WinnowError, match="could not be tried in small"):
-        list(plan._forecasts(Places(tmp_path), check_config(tiny_params()), COUNTS, ["pretrain"]))
+        list(plan._forecasts(ProjectPaths(tmp_path), check_config(tiny_params()), COUNTS, ["pretrain"]))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from winnow.compression.channel_importance import Criterion, prepare, pruning_library
-from winnow.compression.channel_pruning import Cut, least_channels, remove_channels
+from winnow.compression.channel_pruning import PruningStep, least_channels, remove_channels
 from winnow.compression.method_inputs import Inputs
 from winnow.config.candidates import Importance
 from winnow.data.augmentation import normalise, to_float
@@ -25,7 +25,7 @@ NAMES = get_args(Importance)
 def removed(folder: Path, name: Importance, inputs: Inputs, seed: int = 0) -> list[object]:
     model, architecture = load_model(folder)
     criterion = prepare(model, name, inputs, seed)
-    return remove_channels(model, architecture, Cut(0.4, criterion, 8, least_channels(model, 0.75))).pruning
+    return remove_channels(model, architecture, PruningStep(0.4, criterion, 8, least_channels(model, 0.75))).pruning
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,7 +88,7 @@ def test_what_the_loss_does_not_feel_goes_first_by_taylor(tiny_dense: Path, tiny
     block.conv2.weight.data[:, dead] = 0
     before = copy.deepcopy(block.bn1.running_mean)
     criterion = prepare(model, "taylor", tiny_inputs, 0)
-    remove_channels(model, architecture, Cut(0.1, criterion, 8, least_channels(model, 0.75)))
+    remove_channels(model, architecture, PruningStep(0.1, criterion, 8, least_channels(model, 0.75)))
     kept = {int((before == value).int().argmax()) for value in block.bn1.running_mean}
     assert not kept & set(dead)
 

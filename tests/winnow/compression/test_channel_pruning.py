@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from winnow.compression.channel_importance import Criterion
-from winnow.compression.channel_pruning import Cut, copy_with_gradients, least_channels, multiply_adds, remove_channels
+from winnow.compression.channel_pruning import (
+    PruningStep,
+    copy_with_gradients,
+    least_channels,
+    multiply_adds,
+    remove_channels,
+)
 from winnow.config.backbones import is_prunable
 from winnow.deploy.onnx_export import export_onnx, look_into
 from winnow.errors import ConfigError
@@ -17,8 +23,8 @@ from winnow.models.backbones import Architecture, build, load_model, save_model,
 from winnow.models.layers import layers_of
 
 
-def cut(model: nn.Module, share: float = 0.3, round_to: int = 8, most: float = 0.75) -> Cut:
-    return Cut(share, Criterion("magnitude", 0), round_to, least_channels(model, most))
+def cut(model: nn.Module, share: float = 0.3, round_to: int = 8, most: float = 0.75) -> PruningStep:
+    return PruningStep(share, Criterion("magnitude", 0), round_to, least_channels(model, most))
 
 
 def count(model: nn.Module) -> int:

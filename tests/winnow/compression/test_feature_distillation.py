@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import nn
 
-from winnow.compression.feature_distillation import HINTS, Hinted, attention_gap, direction_gap, features_of, maps_of
+from winnow.compression.feature_distillation import (
+    HINTS,
+    FeatureProjector,
+    attention_gap,
+    direction_gap,
+    features_of,
+    maps_of,
+)
 from winnow.compression.method_inputs import Inputs
 from winnow.compression.recovery import distillation, recover
 from winnow.config import Recovery
@@ -77,14 +84,14 @@ def test_a_hint_is_zero_for_the_same_network_and_leads_to_it(kind: str) -> None:
     guide = network(seed=1)
     student: nn.Module = copy.deepcopy(guide)
     if kind == "features":
-        student = Hinted(student, feature_dim(guide), 0)
+        student = FeatureProjector(student, feature_dim(guide), 0)
         nn.init.eye_(student.translate.weight)
         nn.init.zeros_(student.translate.bias)
     student_BC, guide_BC, gap = HINTS[kind](student, guide, views())
     torch.testing.assert_close(student_BC, guide_BC)
     assert gap.item() == pytest.approx(0, abs=1e-5)
     other: nn.Module = network(width=0.25)
-    other = Hinted(other, feature_dim(guide), 0) if kind == "features" else other
+    other = FeatureProjector(other, feature_dim(guide), 0) if kind == "features" else other
     optimiser = torch.optim.SGD(other.parameters(), lr=0.05)
     gaps = []
     for _ in range(12):

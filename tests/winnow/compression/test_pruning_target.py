@@ -9,14 +9,14 @@ from torch import nn
 
 from winnow.compression.channel_importance import Criterion
 from winnow.compression.channel_pruning import (
-    Cut,
-    NothingGoes,
+    EmptyPruning,
+    PruningStep,
     least_channels,
     multiply_adds,
     parameters,
     remove_channels,
 )
-from winnow.compression.pruning_target import Goal, Stopwatch, aim, goal_of
+from winnow.compression.pruning_target import Budget, LatencyProbe, aim, goal_of
 from winnow.config.candidates import Latency, Remove
 from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, load_model
@@ -27,8 +27,8 @@ def dense(tiny_dense: Path) -> tuple[nn.Module, Architecture]:
     return load_model(tiny_dense)
 
 
-def cut(model: nn.Module, most: float = 0.75) -> Cut:
-    return Cut(0.5, Criterion("magnitude", 0), 8, least_channels(model, most))
+def cut(model: nn.Module, most: float = 0.75) -> PruningStep:
+    return PruningStep(0.5, Criterion("magnitude", 0), 8, least_channels(model, most))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
@@ -43,7 +43,7 @@ def test_the_smallest_share_that_reaches_it(dense: tuple[nn.Module, Architecture
     assert count[what](model, architecture) == whole  # tries are on copies
     for less, reaches in ((0.0, True), (0.01, False)):
         trial, same = load_model_again(dense)
-        smaller = remove_channels(trial, same, Cut(found.share - less, found.criterion, 8, found.least))
+        smaller = remove_channels(trial, same, PruningStep(found.share - less, found.criterion, 8, found.least))
         assert (count[what](trial, smaller) <= goal.limit) is reaches
 
 
@@ -68,7 +68,7 @@ def test_of_the_roundings_the_one_that_keeps_most(dense: tuple[nn.Module, Archit
         odd = any(m.out_channels % 16 for m in network.modules() if isinstance(m, nn.Conv2d))
         return multiply_adds(network, its) * (2.0 if odd else 1.0)
 
-    goal = Goal("time", multiply_adds(model, architecture) * 0.6, clock)
+    goal = Budget("time", multiply_adds(model, architecture) * 0.6, clock)
     found = aim(model, architecture, goal, cut(model), (8, 16))
     assert found.cut.round_to == 16
     assert {row["round_to"] for row in found.tried} == {8, 16}
@@ -81,14 +81,14 @@ def test_a_lucky_measurement_is_timed_again_and_more_goes(dense: tuple[nn.Module
     def lucky(network: nn.Module, its: Architecture) -> float:
         return multiply_adds(network, its) * 0.8
 
-    goal = Goal("time", whole * 0.6, lucky, confirm=multiply_adds)
+    goal = Budget("time", whole * 0.6, lucky, confirm=multiply_adds)
     found = aim(model, architecture, goal, cut(model), (8,))
-    exact = aim(model, architecture, Goal("time", whole * 0.6, multiply_adds), cut(model), (8,))
+    exact = aim(model, architecture, Budget("time", whole * 0.6, multiply_adds), cut(model), (8,))
     assert found.cut == exact.cut
     confirmed = [row["confirmed"] for row in found.tried if "confirmed" in row]
     assert confirmed[-1] <= whole * 0.6 < min(confirmed[:-1])
     assert len(confirmed) == len(set(confirmed))  # a share that leaves the same network is not timed twice
-    never = Goal("time", whole * 0.6, lucky, confirm=lambda *_: whole)
+    never = Budget("time", whole * 0.6, lucky, confirm=lambda *_: whole)
     with pytest.raises(
         ConfigError, match=re.escape(f"with max_channels and round_to as they are it reaches {whole:.4g}")
     ):
@@ -100,9 +100,9 @@ def test_a_lucky_measurement_is_timed_again_and_more_goes(dense: tuple[nn.Module
 def test_a_stopwatch_tells_small_from_large(dense: tuple[nn.Module, Architecture], precision: str) -> None:
     model, architecture = dense
     latency = Latency.model_validate({"share": 0.2, "runtime": "ort", "precision": precision, "batch": 64})
-    watch = Stopwatch(latency, model, architecture)
+    watch = LatencyProbe(latency, model, architecture)
     small, same = load_model_again(dense)
-    smaller = remove_channels(small, same, Cut(0.7, Criterion("magnitude", 0), 8, least_channels(small, 0.75)))
+    smaller = remove_channels(small, same, PruningStep(0.7, Criterion("magnitude", 0), 8, least_channels(small, 0.75)))
     assert 0 < watch.ms(small, smaller) < watch.parent_ms
     goal = goal_of(Remove(latency=latency), model, architecture)
     assert goal.name == f"latency in ms (ort {precision}, batch 64)"
@@ -116,5 +116,5 @@ def test_a_rounding_too_coarse_for_every_layer_leaves_the_others_their_chance(
     goal = goal_of(Remove(macs=0.3), model, architecture)
     widest = max(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     assert aim(model, architecture, goal, cut(model), (2 * widest, 8)).cut.round_to == 8
-    with pytest.raises(NothingGoes, match="removes nothing from this resnet8; remove more, or lower round_to"):
+    with pytest.raises(EmptyPruning, match="removes nothing from this resnet8; remove more, or lower round_to"):
         aim(model, architecture, goal, cut(model), (2 * widest,))

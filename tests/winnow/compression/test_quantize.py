@@ -23,7 +23,7 @@ from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import choosing_half
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.onnx_export import export_onnx, float_layers, look_into
-from winnow.deploy.runtimes import NEEDED_AGREEMENT, Cell, open_cell, openvino_core
+from winnow.deploy.runtimes import NEEDED_AGREEMENT, BenchmarkCase, open_cell, openvino_core
 from winnow.errors import ArtifactError
 from winnow.evaluation.metrics import agreement
 from winnow.models.backbones import Architecture, build
@@ -335,10 +335,10 @@ def test_depthwise_networks_run_in_both_runtimes(backbone: str, tmp_path: Path) 
     architecture = Architecture(backbone=backbone, num_classes=4, image_size=32)
     export_onnx(build(architecture), architecture, tmp_path / "model.onnx")
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
-    whole = open_cell(tmp_path, Cell("x", "ort", "f32", "file", 8, 1))(pixels)
+    whole = open_cell(tmp_path, BenchmarkCase("x", "ort", "f32", "file", 8, 1))(pixels)
     quantize_statically(tmp_path / "model.onnx", tmp_path / "model.onnx", pixels)
     for runtime in ("ort", "openvino"):
-        answers = open_cell(tmp_path, Cell("x", runtime, "int8", "file", 8, 1))(pixels)
+        answers = open_cell(tmp_path, BenchmarkCase("x", runtime, "int8", "file", 8, 1))(pixels)
         assert np.corrcoef(answers.ravel(), whole.ravel())[0, 1] > 0.99
 
 

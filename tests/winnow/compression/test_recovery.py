@@ -22,7 +22,7 @@ from winnow.compression.recovery import (
     recovery_steps,
     softened_kl,
 )
-from winnow.compression.teacher_cache import Answers
+from winnow.compression.teacher_cache import CachedTeacher
 from winnow.config import Recovery
 from winnow.data.augmentation import normalise, to_float
 from winnow.data.batches import Batches
@@ -217,8 +217,8 @@ def test_kept_answers_train_the_same_network_to_the_bit(
     tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, asked = [], []
-    ask = Answers._ask
-    monkeypatch.setattr(Answers, "_ask", lambda self, views: asked.append(1) or ask(self, views))
+    ask = CachedTeacher._ask
+    monkeypatch.setattr(CachedTeacher, "_ask", lambda self, views: asked.append(1) or ask(self, views))
     for place, answers in (("a", None), ("b", tmp_path / "answers"), ("c", tmp_path / "answers")):
         model = small()
         recover(model, settings(), dataclasses.replace(tiny_inputs, scratch=tmp_path / place, answers=answers))

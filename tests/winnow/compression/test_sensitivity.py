@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from winnow.cli.sensitivity import show
 from winnow.compression.channel_pruning import prunable_groups
 from winnow.compression.sensitivity import rows, sensitivities
@@ -72,7 +72,7 @@ def test_the_command_leaves_a_table_and_a_picture(
     (tmp_path / "artifacts" / "candidates").mkdir(parents=True)
     (tmp_path / "artifacts" / "candidates" / "dense").symlink_to(tiny_dense)
     (tmp_path / "artifacts" / "data").symlink_to(tiny_data)
-    assert show(Places(tmp_path), tiny_config, "dense", 0.5) == 0
+    assert show(ProjectPaths(tmp_path), tiny_config, "dense", 0.5) == 0
     out = tmp_path / ".winnow" / "sensitivity" / "dense"
     with (out / "layers.csv").open() as file:
         table = list(csv.DictReader(file))
@@ -82,9 +82,9 @@ def test_the_command_leaves_a_table_and_a_picture(
     assert "blocks.2.conv2" in said
     assert "layers.csv" in said
     with pytest.raises(ConfigError, match=r"dense-int8: no candidate of that name has a weights\.safetensors"):
-        show(Places(tmp_path), tiny_config, "dense-int8", 0.5)
+        show(ProjectPaths(tmp_path), tiny_config, "dense-int8", 0.5)
     with pytest.raises(ConfigError, match="lies between 0 and 1"):
-        show(Places(tmp_path), tiny_config, "dense", 1.5)
+        show(ProjectPaths(tmp_path), tiny_config, "dense", 1.5)
 
 
 def test_rows_say_percent(tiny_dense: Path, tiny_set: ImageSet) -> None:

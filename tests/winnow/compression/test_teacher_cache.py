@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from winnow.compression import teacher_cache
-from winnow.compression.teacher_cache import Answers, Recalled, is_recalled
+from winnow.compression.teacher_cache import CachedTeacher, CacheHit, is_recalled
 from winnow.config import Recovery
 
 
@@ -30,10 +30,10 @@ def views(seed: int, batch: int = 4) -> torch.Tensor:
 
 def test_what_was_asked_once_is_known_to_every_later_training(tmp_path: Path) -> None:
     teacher = Counting()
-    first = Answers(teacher, tmp_path, "dense")
+    first = CachedTeacher(teacher, tmp_path, "dense")
     said = [first(views(seed)) for seed in (1, 2)]
     assert teacher.asked == 2
-    again = Answers(teacher, tmp_path, "dense")
+    again = CachedTeacher(teacher, tmp_path, "dense")
     for seed, expected in zip((1, 2), said, strict=True):
         assert torch.equal(again(views(seed)), expected)
         assert torch.equal(again(views(seed).contiguous(memory_format=torch.channels_last)), expected)
@@ -45,20 +45,20 @@ def test_what_was_asked_once_is_known_to_every_later_training(tmp_path: Path) ->
 
 
 def test_another_teacher_knows_nothing(tmp_path: Path) -> None:
-    Answers(Counting(), tmp_path, "dense")(views(1))
+    CachedTeacher(Counting(), tmp_path, "dense")(views(1))
     other = Counting()
-    Answers(other, tmp_path, "another dense")(views(1))
+    CachedTeacher(other, tmp_path, "another dense")(views(1))
     assert other.asked == 1
 
 
 @pytest.mark.parametrize("cut", [1, 20, 50])
 def test_a_torn_end_loses_no_more_than_itself(tmp_path: Path, cut: int) -> None:
-    first = Answers(Counting(), tmp_path, "dense")
+    first = CachedTeacher(Counting(), tmp_path, "dense")
     for seed in (1, 2):
         first(views(seed))
     os.truncate(first.mine, first.mine.stat().st_size - cut)
     teacher = Counting()
-    again = Answers(teacher, tmp_path, "dense")
+    again = CachedTeacher(teacher, tmp_path, "dense")
     for seed in (1, 2):
         assert torch.equal(again(views(seed)), Counting()(views(seed)))
     assert teacher.asked == 1
@@ -66,7 +66,7 @@ def test_a_torn_end_loses_no_more_than_itself(tmp_path: Path, cut: int) -> None:
 
 def test_what_is_handed_out_can_be_changed_without_harm(tmp_path: Path) -> None:
     for _ in range(3):
-        teacher = Answers(Counting(), tmp_path, "dense")
+        teacher = CachedTeacher(Counting(), tmp_path, "dense")
         for _ in range(2):
             said = teacher(views(1))
             assert torch.equal(said, Counting()(views(1)))
@@ -76,42 +76,42 @@ def test_what_is_handed_out_can_be_changed_without_harm(tmp_path: Path) -> None:
 def test_the_oldest_go_when_all_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     for number in range(3):
-        teacher = Answers(Counting(), tmp_path, f"teacher {number}")
+        teacher = CachedTeacher(Counting(), tmp_path, f"teacher {number}")
         teacher(views(1))
         os.utime(teacher.mine, (number, number))
         made.append(teacher.mine)
     monkeypatch.setattr(teacher_cache, "LARGEST", 2 * made[0].stat().st_size)
-    Answers(Counting(), tmp_path, "teacher 2")
+    CachedTeacher(Counting(), tmp_path, "teacher 2")
     assert [file.exists() for file in made] == [False, True, True]
 
 
 def test_what_a_training_wrote_is_there_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Answers(Counting(), tmp_path, "dense")
+    first = CachedTeacher(Counting(), tmp_path, "dense")
     first(views(0))
     monkeypatch.setattr(teacher_cache, "LARGEST", 4 * first.mine.stat().st_size)
     for seed in range(1, 10):
-        first = Answers(Counting(), tmp_path, "dense") if seed == 1 else first
+        first = CachedTeacher(Counting(), tmp_path, "dense") if seed == 1 else first
         first(views(seed))
     teacher = Counting()
-    again = Answers(teacher, tmp_path, "dense")
+    again = CachedTeacher(teacher, tmp_path, "dense")
     for seed in range(1, 5):
         again(views(seed))
     assert (again.found, teacher.asked) == (4, 0)
 
 
 def test_a_training_adds_so_much_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Answers(Counting(), tmp_path, "dense")
+    first = CachedTeacher(Counting(), tmp_path, "dense")
     first(views(0))
     row = first.mine.stat().st_size
     monkeypatch.setattr(teacher_cache, "LARGEST", 4 * row)
-    teacher = Answers(Counting(), tmp_path, "dense")
+    teacher = CachedTeacher(Counting(), tmp_path, "dense")
     for seed in range(1, 10):
         assert torch.equal(teacher(views(seed)), Counting()(views(seed)))
     assert teacher.mine.stat().st_size == 4 * row
 
 
 def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:
-    teacher = Answers(Counting(), tmp_path, "dense")
+    teacher = CachedTeacher(Counting(), tmp_path, "dense")
     teacher.mine = tmp_path / "gone" / "file.bin"
     for seed in (1, 2):
         assert torch.equal(teacher(views(seed)), Counting()(views(seed)))
@@ -119,20 +119,20 @@ def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:
 
 
 def test_a_file_that_another_one_tidies_away_is_only_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Answers(Counting(), tmp_path, "dense")(views(1))
+    CachedTeacher(Counting(), tmp_path, "dense")(views(1))
     (tmp_path / "gone.bin").symlink_to(tmp_path / "nowhere")
     (tmp_path / "empty.bin").touch()
     monkeypatch.setattr(teacher_cache, "_tidy", lambda folder, most: [f.unlink() for f in folder.glob("*-*.bin")] and 0)
     teacher = Counting()
-    Answers(teacher, tmp_path, "dense")(views(1))
+    CachedTeacher(teacher, tmp_path, "dense")(views(1))
     assert teacher.asked == 1
 
 
 def test_other_numbers_of_threads_round_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Answers(Counting(), tmp_path, "dense")(views(1))
+    CachedTeacher(Counting(), tmp_path, "dense")(views(1))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 96)
     teacher = Counting()
-    Answers(teacher, tmp_path, "dense")(views(1))
+    CachedTeacher(teacher, tmp_path, "dense")(views(1))
     assert teacher.asked == 1
 
 
@@ -142,7 +142,7 @@ def test_a_hint_looks_into_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     for hint in ("features", "attention"):
         assert not is_recalled(plain.model_copy(update={"hint": hint}))
     assert not is_recalled(plain.model_copy(update={"teacher": "none"}))
-    assert Recalled(5)(views(1)).shape == (4, 5)
+    assert CacheHit(5)(views(1)).shape == (4, 5)
 
 
 RECOVERY = {

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import tiny_params
 from winnow.config import Drift, check_config
 from winnow.data.dataset import VALIDATION, ImageSet
-from winnow.deploy.drift_tests import Answers, advice, answer, compare, to_label
+from winnow.deploy.drift_tests import DriftFeatures, advice, answer, compare, to_label
 from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation.metrics import softmax
 
@@ -20,16 +20,16 @@ SETTINGS = Drift()
 
 def drawn(
     count: int, seed: int, classes: tuple[float, ...] = (1, 1, 1), shift: float = 0.0, sure: float = 3.0
-) -> Answers:
+) -> DriftFeatures:
     """Answers of a model that is `sure`, to images of classes in these shares, whose features are moved by `shift`."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(3, count, p=np.array(classes) / sum(classes))
     embeddings = rng.normal(0, 1, (count, 8)) + np.eye(3, 8)[labels] * 2 + shift
     logits = rng.normal(0, 1, (count, 3)) + np.eye(3)[labels] * sure
-    return Answers(logits.astype(np.float32), embeddings.astype(np.float32))
+    return DriftFeatures(logits.astype(np.float32), embeddings.astype(np.float32))
 
 
-def real(fresh: Answers) -> set[str]:
+def real(fresh: DriftFeatures) -> set[str]:
     return {shift.test for shift in compare(drawn(600, 0), fresh, SETTINGS) if shift.is_real}
 
 
@@ -69,7 +69,7 @@ def test_false_alarms_stay_within_what_is_accepted() -> None:
         (drawn(400, 2, shift=0.7), "retrain"),
     ],
 )
-def test_advice(fresh: Answers, wanted: str) -> None:
+def test_advice(fresh: DriftFeatures, wanted: str) -> None:
     assert advice(compare(drawn(600, 0), fresh, SETTINGS)).wants == wanted
 
 

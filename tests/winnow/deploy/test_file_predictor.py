@@ -16,7 +16,7 @@ from winnow.data.dataset import decode
 from winnow.data.decoding import MAX_CHUNK
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.file_predictor import answered, files_of, predict_files
-from winnow.deploy.runtimes import Cell, Predict, open_cell
+from winnow.deploy.runtimes import BenchmarkCase, Predict, open_cell
 from winnow.errors import DataError
 from winnow.evaluation.metrics import softmax
 
@@ -68,7 +68,7 @@ def test_every_stream_has_its_part(model: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("winnow.deploy.file_predictor.cores", lambda: 3)  # the card's two threads count, not all
     opened: list[int] = []
 
-    def watched(folder: Path, cell: Cell) -> Predict:
+    def watched(folder: Path, cell: BenchmarkCase) -> Predict:
         opened.append(cell.batch)
         return open_cell(folder, cell)
 

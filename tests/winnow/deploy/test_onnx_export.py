@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from winnow.compression.channel_importance import Criterion
-from winnow.compression.channel_pruning import Cut, least_channels, remove_channels
+from winnow.compression.channel_pruning import PruningStep, least_channels, remove_channels
 from winnow.compression.sparsify import apply_masks, magnitude_masks
 from winnow.deploy.batch_inference import predict_file, predict_torch
 from winnow.deploy.onnx_export import Contents, Deployable, export_onnx, load_onnx, look_into, save_onnx, zipped_bytes
@@ -117,7 +117,7 @@ def test_backbones_survive_and_are_counted(backbone: str, side: int, tmp_path: P
     architecture = Architecture(backbone=backbone.split()[0], num_classes=3, image_size=side)
     model = network(architecture)
     if "pruned" in backbone:
-        cut = Cut(0.3, Criterion("magnitude", 0), 8, least_channels(model, 0.75))
+        cut = PruningStep(0.3, Criterion("magnitude", 0), 8, least_channels(model, 0.75))
         architecture = remove_channels(model, architecture, cut)
     export_onnx(model, architecture, tmp_path / "model.onnx")
     contents = look_into(tmp_path / "model.onnx")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from winnow.evaluation.accuracy_drop import losses, route_by
-from winnow.evaluation.intervals import answered_otherwise, paired_drop
+from winnow.evaluation.intervals import disagreement_interval, paired_drop
 from winnow.evaluation.macro_f1_drop import macro_f1_drop
 
 RNG = np.random.default_rng(0)
@@ -18,7 +18,7 @@ def test_labels_are_used_where_they_are_and_answers_everywhere() -> None:
     found = losses(REFERENCE, CHILD, labels)
     theirs, own = REFERENCE.argmax(1), CHILD.argmax(1)
     assert found.top1.labelled == paired_drop(theirs[:50] == LABELS[:50], own[:50] == LABELS[:50])
-    assert found.top1.answers == answered_otherwise(theirs, own)
+    assert found.top1.answers == disagreement_interval(theirs, own)
     assert found.macro_f1.labelled == macro_f1_drop(LABELS[:50], theirs[:50], own[:50])
     assert found.macro_f1.answers == macro_f1_drop(theirs, theirs, own)
     assert found.top1.answers.high < found.top1.labelled.high

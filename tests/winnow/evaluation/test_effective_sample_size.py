@@ -6,7 +6,7 @@ import pytest
 from winnow.evaluation.accuracy_drop import losses
 from winnow.evaluation.effective_sample_size import LEAST_GROUPS, clusters, in_groups
 from winnow.evaluation.intervals import (
-    answered_otherwise,
+    disagreement_interval,
     least_worst_end,
     paired_drop,
     proportion_interval,
@@ -91,7 +91,7 @@ def test_images_that_are_alone_in_their_group_count_as_without_groups() -> None:
     assert clusters(None) is None
     assert proportion_interval(right, alone) == proportion_interval(right) == wilson_interval(right.sum(), 400)
     assert paired_drop(right, other, groups_N=alone) == paired_drop(right, other)
-    assert answered_otherwise(one, two, groups_N=alone) == answered_otherwise(one, two)
+    assert disagreement_interval(one, two, groups_N=alone) == disagreement_interval(one, two)
     assert macro_f1_drop(labels, one, two, groups_N=alone) == macro_f1_drop(labels, one, two)
     assert least_worst_end(400, groups_N=alone) == least_worst_end(400)
 

@@ -9,8 +9,8 @@ from sklearn.metrics import f1_score
 
 from winnow.evaluation.intervals import (
     Ratio,
-    answered_otherwise,
     crossed_gain,
+    disagreement_interval,
     least_worst_end,
     normal_quantile,
     paired_drop,
@@ -145,7 +145,7 @@ def test_gain_of_one_pair_has_no_spread_and_no_pair_is_refused() -> None:
 def test_other_answers_are_a_proportion(differ: int, count: int) -> None:
     reference = np.arange(count) % 5
     child = np.where(np.arange(count) < differ, reference + 1, reference)
-    drop = answered_otherwise(reference, child)
+    drop = disagreement_interval(reference, child)
     low, high = wilson_interval(differ, count)
     assert (drop.points, drop.low, drop.high) == pytest.approx((differ / count * 100, low * 100, high * 100))
 

@@ -15,10 +15,10 @@ from winnow.config import check_config
 from winnow.data.dataset import VALIDATION
 from winnow.records import read_record
 from winnow.reporting.html import Row, digits, document, join, number, percent, signed, table, tag
-from winnow.reporting.run_page import LastLook, page
-from winnow.reporting.run_records import Facts, read_facts
+from winnow.reporting.run_page import TestResult, page
+from winnow.reporting.run_records import RunRecords, read_facts
 
-TESTED = LastLook(
+TESTED = TestResult(
     "0123abcd",
     {
         "test/images": 30.0,
@@ -71,23 +71,23 @@ class Outline(HTMLParser):
         return " ".join("".join(self.text).split())
 
 
-def facts_of(artifacts: Path, params: dict | None = None) -> Facts:
+def facts_of(artifacts: Path, params: dict | None = None) -> RunRecords:
     config = check_config(params or tiny_params())
     choose(config, artifacts)
     return read_facts(artifacts, ["dense", *config.candidates])
 
 
 @pytest.fixture(scope="module")
-def facts(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Facts:
+def facts(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRecords:
     return facts_of(build(tiny_data, tmp_path_factory.mktemp("run") / "artifacts"))
 
 
 @pytest.fixture(scope="module")
-def html(facts: Facts) -> str:
+def html(facts: RunRecords) -> str:
     return page(facts, TESTED)
 
 
-def test_the_verdict_stands_at_the_top(facts: Facts, html: str) -> None:
+def test_the_verdict_stands_at_the_top(facts: RunRecords, html: str) -> None:
     words = Outline(html).words
     top = words[: words.index("The images")]
     assert "Proposed for production: pruned-int8" in top
@@ -104,7 +104,7 @@ def test_the_verdict_stands_at_the_top(facts: Facts, html: str) -> None:
     assert "0123abcd" in top
 
 
-def test_the_page_is_one_sound_file_that_asks_for_nothing(facts: Facts, html: str) -> None:
+def test_the_page_is_one_sound_file_that_asks_for_nothing(facts: RunRecords, html: str) -> None:
     outline = Outline(html)
     addresses = [value or "" for name, value in outline.attributes if name in ("src", "href")]
     ids = [value for name, value in outline.attributes if name == "id"]
@@ -117,7 +117,7 @@ def test_the_page_is_one_sound_file_that_asks_for_nothing(facts: Facts, html: st
     assert page(facts, TESTED) == html
 
 
-def test_every_candidate_has_its_rows(facts: Facts, html: str) -> None:
+def test_every_candidate_has_its_rows(facts: RunRecords, html: str) -> None:
     outline = Outline(html)
     for name in CANDIDATES:
         exact = [cells for cells in outline.cells if re.match(rf"{name}( |$|the |dense →|pruned →)", cells[0])]
@@ -146,7 +146,7 @@ def test_every_candidate_has_its_rows(facts: Facts, html: str) -> None:
     ]
 
 
-def test_gates_show_both_numbers_and_mark_what_fails(facts: Facts, html: str) -> None:
+def test_gates_show_both_numbers_and_mark_what_fails(facts: RunRecords, html: str) -> None:
     rows = {cells[0]: cells for cells in Outline(html).cells if len(cells) == 8 and "on the front" in cells[1]}
     assert set(rows) == set(CANDIDATES) - {"dense"}
     assert rows["pruned-int8"][1].startswith("winner")
@@ -165,7 +165,7 @@ def test_where_the_speed_came_from(html: str) -> None:
     assert row[1].startswith("3.00 × 1.82 × 2.20 = 12.00")
 
 
-def test_controls_and_the_sparse_line_are_honest(facts: Facts, html: str) -> None:
+def test_controls_and_the_sparse_line_are_honest(facts: RunRecords, html: str) -> None:
     words = Outline(html).words
     bought = next(row for row in facts.selection.details["controls"] if row["bought_by"] == "a teacher")
     assert f"student over student-alone {signed(bought['points'], plus=True)}" in _spaced(html)
@@ -185,7 +185,7 @@ def test_a_gain_of_few_seeds_is_called_a_hint(html: str) -> None:
     assert "own weights" not in words
 
 
-def test_weights_of_ones_own_are_an_arm(facts: Facts) -> None:
+def test_weights_of_ones_own_are_an_arm(facts: RunRecords) -> None:
     record = facts.dense
     arms = {**record.details["arms"], "weights": [{"seed": 0, "learning_rate": 0.05, "top1": 0.95}]}
     arms["gain"] = {"arm": "weights", "mean": 25.0, "low": 25.0, "high": 25.0, "pairs": 1}
@@ -198,7 +198,7 @@ def test_weights_of_ones_own_are_an_arm(facts: Facts) -> None:
     assert "single label seed: a hint" in outline.words
 
 
-def test_without_pretraining_there_is_no_gain_to_tell(facts: Facts) -> None:
+def test_without_pretraining_there_is_no_gain_to_tell(facts: RunRecords) -> None:
     dense, pretrained = facts.dense, facts.pretrain
     arms = {**dense.details["arms"], "gain": None}
     del arms["pretrained"]
@@ -217,7 +217,7 @@ def test_nobody_wins(tiny_data: Path, tmp_path: Path) -> None:
     params["promotion"]["gates"] |= {"min_speedup": 9.0}
     facts = facts_of(build(tiny_data, tmp_path / "artifacts"), params)
     bare = {key: value for key, value in TESTED.metrics.items() if "winner" not in key and "drop" not in key}
-    words = Outline(page(facts, LastLook("0123abcd", bare))).words
+    words = Outline(page(facts, TestResult("0123abcd", bare))).words
     assert "Nothing is proposed for production" in words
     assert "No candidate passes every gate; the nearest is dense-int8, which fails speed-up" in words
     assert "The nearest candidate, dense-int8, beside dense:" in words
@@ -231,7 +231,7 @@ def test_a_run_without_labels_for_choosing(tiny_data: Path, tmp_path: Path) -> N
     labels[split == VALIDATION] = -1
     np.save(data / "labels.npy", labels)
     facts = facts_of(build(data, tmp_path / "artifacts"))
-    outline = Outline(page(facts, LastLook("none", {"test/images": 0.0})))
+    outline = Outline(page(facts, TestResult("none", {"test/images": 0.0})))
     assert "answers like it on 100.0 % of 60 validation images of tiny <shapes>; none has a label" in outline.words
     assert "There is no labelled test image" in outline.words
     assert "nan" not in outline.words

@@ -15,7 +15,7 @@ from winnow.errors import ConfigError
 from winnow.search.loop import Progress, search, told
 from winnow.search.optuna_study import Trial
 from winnow.search.space import Point
-from winnow.search.trial import Earlier, GivenUp, Look, Workplace
+from winnow.search.trial import Earlier, SearchContext, TrialEvaluation, TrialPruned
 from winnow.steps.compress import Folders
 
 
@@ -30,8 +30,8 @@ class World:
         self.crash = 0
 
     def attempt(
-        self, _place: Workplace, number: int, point: Point, earlier: Sequence[Earlier], _meter: Any
-    ) -> tuple[Look, Look]:
+        self, _place: SearchContext, number: int, point: Point, earlier: Sequence[Earlier], _meter: Any
+    ) -> tuple[TrialEvaluation, TrialEvaluation]:
         if self.kill_at == len(self.made):
             self.kill_at = None
             raise KeyboardInterrupt
@@ -43,9 +43,9 @@ class World:
             raise ConfigError("no channel can go")
         left = point.macs * point.width
         drop, cost = (1 - left) * 4 + (0.3 if point.int8 else 0), left / (3 if point.int8 else 1)
-        look = Look(drop, drop + 0.5, cost, {}, ("x",))
+        look = TrialEvaluation(drop, drop + 0.5, cost, {}, ("x",))
         if len(self.made) in self.give_up:
-            raise GivenUp(look, "slow and bad")
+            raise TrialPruned(look, "slow and bad")
         return look, look
 
 
@@ -83,7 +83,7 @@ def go(tmp_path: Path, dense: Path, data: Path, **changes: Any) -> tuple[Progres
     config = check_config(params | {"search": {"trials": 6, "minutes": 5, **changes}})
     folders = Folders(data, dense.parent.parent / "pretrain", dense.parent, tmp_path / "scratch")
     seen: list[Trial] = []
-    place = Workplace(config, folders, tmp_path / "trials")
+    place = SearchContext(config, folders, tmp_path / "trials")
     return search(place, tmp_path / "study.db", seen.append), seen
 
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from winnow.search.pareto import Found, choose, front, hypervolume, knee
+from winnow.search.pareto import TrialPoint, choose, front, hypervolume, knee
 
 
-def found(*pairs: tuple[float, float]) -> list[Found]:
-    return [Found(number, drop, cost) for number, (drop, cost) in enumerate(pairs)]
+def found(*pairs: tuple[float, float]) -> list[TrialPoint]:
+    return [TrialPoint(number, drop, cost) for number, (drop, cost) in enumerate(pairs)]
 
 
 SOME = found((0.0, 4.0), (0.2, 2.0), (1.0, 1.5), (0.5, 2.5), (3.0, 1.0), (4.0, 1.2))
@@ -45,8 +45,8 @@ def test_the_knee_is_farthest_below_the_line() -> None:
     assert knee(SOME) == SOME[1]
     assert knee(SOME[:2]) is None
     # Neither axis' unit matters.
-    assert knee([Found(each.number, each.drop * 7, each.cost * 1e-3) for each in SOME]) is not None
-    assert knee([Found(each.number, each.drop * 7, each.cost * 1e-3) for each in SOME]).number == 1  # type: ignore[union-attr]
+    assert knee([TrialPoint(each.number, each.drop * 7, each.cost * 1e-3) for each in SOME]) is not None
+    assert knee([TrialPoint(each.number, each.drop * 7, each.cost * 1e-3) for each in SOME]).number == 1  # type: ignore[union-attr]
 
 
 def test_hypervolume_counts_the_dominated_area() -> None:
@@ -65,8 +65,8 @@ def test_hypervolume_counts_the_dominated_area() -> None:
 
 def test_another_point_never_takes_away() -> None:
     before = hypervolume(front(SOME), (5.0, 5.0))
-    assert hypervolume(front([*SOME, Found(9, 0.1, 3.0)]), (5.0, 5.0)) >= before
-    assert hypervolume(front([*SOME, Found(9, 4.9, 4.9)]), (5.0, 5.0)) == before
+    assert hypervolume(front([*SOME, TrialPoint(9, 0.1, 3.0)]), (5.0, 5.0)) >= before
+    assert hypervolume(front([*SOME, TrialPoint(9, 4.9, 4.9)]), (5.0, 5.0)) == before
 
 
 def test_on_other_images_a_front_is_taken_as_it_was_chosen() -> None:

@@ -26,14 +26,14 @@ from winnow.reporting.exploration_plots import SearchPoint
 from winnow.reporting.search_page import span
 from winnow.search import trial as module
 from winnow.search.accuracy_loss import lost, reference_logits
-from winnow.search.cost import Meter, describe_cost, seconds_an_image
+from winnow.search.cost import CostMeasurer, describe_cost, seconds_an_image
 from winnow.search.loop import Progress, what_of
 from winnow.search.optuna_study import Trial
 from winnow.search.space import Point
 from winnow.search.trial import (
     Earlier,
-    GivenUp,
-    Workplace,
+    SearchContext,
+    TrialPruned,
     attempt,
     load_answers,
     run_point,
@@ -48,17 +48,19 @@ def config(**changes: Any) -> Config:
 
 
 @pytest.fixture
-def place(tiny_dense: Path, tiny_data: Path, tmp_path: Path) -> Workplace:
+def place(tiny_dense: Path, tiny_data: Path, tmp_path: Path) -> SearchContext:
     folders = Folders(tiny_data, tiny_dense.parent.parent / "pretrain", tiny_dense.parent, tmp_path / "scratch")
-    return Workplace(config(), folders, tmp_path / "trials")
+    return SearchContext(config(), folders, tmp_path / "trials")
 
 
 @pytest.fixture
-def meter(tiny_dense: Path) -> Meter:
-    return Meter(config(), tiny_dense, 16)
+def meter(tiny_dense: Path) -> CostMeasurer:
+    return CostMeasurer(config(), tiny_dense, 16)
 
 
-def test_a_trial_leaves_candidates_and_figures(place: Workplace, meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_leaves_candidates_and_figures(
+    place: SearchContext, meter: CostMeasurer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     monkeypatch.setattr(module.log, "info", lambda text, *given: said.append(text % given))
     look, first = attempt(place, 3, Point("prune", 0.4, "none", int8=True), [], meter)
@@ -87,10 +89,10 @@ def test_a_trial_leaves_candidates_and_figures(place: Workplace, meter: Meter, m
     assert (home / "epochs-4" / "candidates" / "found" / "record.json").stat().st_mtime_ns == stamp
 
 
-def test_who_is_behind_at_a_first_look_is_given_up(place: Workplace, meter: Meter) -> None:
+def test_who_is_behind_at_a_first_look_is_given_up(place: SearchContext, meter: CostMeasurer) -> None:
     better = [Earlier("student", drop=-500.0, cost=0.0)]
     with pytest.raises(
-        GivenUp, match=r"points lost after 1 epochs, and 1 of this structure were faster and bet"
+        TrialPruned, match=r"points lost after 1 epochs, and 1 of this structure were faster and bet"
     ) as end:
         attempt(place, 0, Point("student", 1.0, "none", width=0.5), better, meter)
     assert end.value.look.names == ("found",)
@@ -105,14 +107,14 @@ def test_who_is_behind_at_a_first_look_is_given_up(place: Workplace, meter: Mete
         assert look.drop < 500
 
 
-def test_another_machines_figures_are_refused(place: Workplace) -> None:
+def test_another_machines_figures_are_refused(place: SearchContext) -> None:
     elsewhere = dataclasses.replace(place, machine="another processor, 4 threads")
     with pytest.raises(ConfigError, match="are measured on another processor, 4 threads; this is"):
         run_point(elsewhere, 0, Point("student", 1.0, "none", width=0.5), [], 1.0)
     assert not (place.trials / "0000").exists()
 
 
-def test_points_are_lost_against_the_better_reference(place: Workplace, tiny_dense: Path, tiny_data: Path) -> None:
+def test_points_are_lost_against_the_better_reference(place: SearchContext, tiny_dense: Path, tiny_data: Path) -> None:
     images = load_images(tiny_data)
     labels_V = images.labels_N[images.indices(VALIDATION)]
     here = place.trials.parent / "candidates"
@@ -133,7 +135,7 @@ def test_points_are_lost_against_the_better_reference(place: Workplace, tiny_den
 
 
 def test_what_answers_otherwise_where_it_is_timed_is_not_timed(
-    meter: Meter, tiny_dense: Path, tiny_data: Path, tmp_path: Path
+    meter: CostMeasurer, tiny_dense: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(tiny_dense, tmp_path / "other")
     np.save(other / LOGITS, np.roll(np.load(tiny_dense / LOGITS), 1, axis=1))
@@ -142,7 +144,7 @@ def test_what_answers_otherwise_where_it_is_timed_is_not_timed(
     meter.check_answers(tiny_dense, "f32", load_images(tiny_data))
 
 
-def test_with_int8_and_without_share_their_float_network(place: Workplace, meter: Meter) -> None:
+def test_with_int8_and_without_share_their_float_network(place: SearchContext, meter: CostMeasurer) -> None:
     attempt(place, 1, Point("prune", 0.4, "none", int8=True), [], meter)
     look, _ = attempt(place, 2, Point("prune", 0.4, "none"), [], meter)
     mine, its = (tree_of(place, number, 4) / "found" for number in (1, 2))
@@ -153,7 +155,7 @@ def test_with_int8_and_without_share_their_float_network(place: Workplace, meter
 
 
 def test_a_chosen_trial_beside_the_front_is_no_part_of_its_line(
-    place: Workplace, meter: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: SearchContext, meter: CostMeasurer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     point = Point("student", 1.0, "none", width=0.5)
     look, _ = attempt(place, 0, point, [], meter)
@@ -194,18 +196,18 @@ def test_a_winner_that_is_faster_on_another_runtime_is_told(tmp_path: Path) -> N
     assert runtime_remark(tmp_path, config()) == ""
 
 
-def test_a_few_images_give_nobody_up(place: Workplace, meter: Meter) -> None:
+def test_a_few_images_give_nobody_up(place: SearchContext, meter: CostMeasurer) -> None:
     point = Point("student", 1.0, "none", width=0.5)
     _, first = attempt(place, 0, point, [], meter)
     assert first is not None
     margin = first.high - first.drop
     assert margin > 1  # one of these few images is more than a point
     attempt(place, 1, point, [Earlier(point.structure, first.drop - 0.9 * margin, 0.0)], meter)
-    with pytest.raises(GivenUp):
+    with pytest.raises(TrialPruned):
         attempt(place, 2, point, [Earlier(point.structure, first.drop - 1.1 * margin, 0.0)], meter)
 
 
-def spoil(place: Workplace, number: int, part: str) -> None:
+def spoil(place: SearchContext, number: int, part: str) -> None:
     """Let a trial answer the half that chooses, or the other, never right."""
     images = load_images(place.folders.data)
     chooses_V = choosing_half(images)
@@ -219,7 +221,9 @@ def spoil(place: Workplace, number: int, part: str) -> None:
     np.save(path, answers_VC)
 
 
-def test_a_choice_that_other_images_do_not_confirm_is_not_taken_nor_is_the_next(place: Workplace, meter: Meter) -> None:
+def test_a_choice_that_other_images_do_not_confirm_is_not_taken_nor_is_the_next(
+    place: SearchContext, meter: CostMeasurer
+) -> None:
     point = Point("student", 1.0, "none", width=0.5)
     trials = []
     for number in (0, 1):
@@ -247,13 +251,13 @@ def test_a_choice_that_other_images_do_not_confirm_is_not_taken_nor_is_the_next(
 
 
 def test_a_trial_is_judged_where_its_cost_is_measured(
-    place: Workplace, meter: Meter, monkeypatch: pytest.MonkeyPatch
+    place: SearchContext, meter: CostMeasurer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def always_the_first(folder: Path, _cell: Any) -> Any:
         return lambda pixels: np.eye(3, dtype=np.float32)[np.zeros(len(pixels), int)]
 
     monkeypatch.setitem(OPENERS, "ort", always_the_first)
-    monkeypatch.setattr(Meter, "check_answers", lambda *_: None)
+    monkeypatch.setattr(CostMeasurer, "check_answers", lambda *_: None)
     look, _ = attempt(place, 0, Point("student", 1.0, "none", width=0.5), [], meter)
     assert load_answers(place, 0, load_images(place.folders.data)).argmax(1).max() == 0
     images = load_images(place.folders.data)
@@ -267,17 +271,17 @@ def test_costs_are_told_as_if_dense_cost_what_it_did_at_first(
 ) -> None:
     larger = shutil.copytree(tiny_dense, tmp_path / "larger")
     (larger / "model.onnx").write_bytes((tiny_dense / "model.onnx").read_bytes() + bytes(1_000_000))
-    size = Meter(config(objective="size"), tiny_dense, 16)
+    size = CostMeasurer(config(objective="size"), tiny_dense, 16)
     assert size.cost(larger, "f32") == pytest.approx(size.dense_cost + 1.0)  # MB
     for objective, runtime in (("latency", "ort"), ("throughput", "ort"), ("throughput", "openvino-throughput")):
-        meter = Meter(config(objective=objective, runtime=runtime), tiny_dense, 16)
+        meter = CostMeasurer(config(objective=objective, runtime=runtime), tiny_dense, 16)
         assert 0 < meter.cost(tiny_dense, "f32") < math.inf  # how much, a busy machine decides
     times = iter(
         [([4.0] * 5, [4.0] * 5), ([2.0] * 5, [8.0] * 5)] * 2
     )  # ms a call of the file and of dense; meanwhile the machine grew slow
     monkeypatch.setattr("winnow.search.cost.time_pair", lambda *_: next(times))
     for objective, dense_cost in (("latency", 4.0), ("throughput", 4.0 / 1e3 / 8)):  # ms, seconds an image
-        meter = Meter(config(objective=objective), tiny_dense, 16)
+        meter = CostMeasurer(config(objective=objective), tiny_dense, 16)
         assert meter.dense_cost == pytest.approx(dense_cost)
         assert meter.cost(tiny_dense, "f32") == pytest.approx(dense_cost / 4)
 
@@ -288,7 +292,7 @@ def test_energy_is_an_images(tiny_dense: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("winnow.search.cost.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr("winnow.search.cost.settle", lambda: True)
     monkeypatch.setattr("winnow.search.cost.joules", lambda act: (act(), next(readings))[1])
-    meter = Meter(config(objective="energy"), tiny_dense, 16, dense_cost=5.0)
+    meter = CostMeasurer(config(objective="energy"), tiny_dense, 16, dense_cost=5.0)
     assert meter.cost(tiny_dense, "f32") == pytest.approx(15.0)  # mJ: 3 against 1, as if dense took 5
 
 
@@ -296,7 +300,7 @@ def test_what_cannot_be_dealt_out_is_refused(tiny_dense: Path) -> None:
     odd = check_config(tiny_params() | {"search": {"objective": "throughput", "runtime": "openvino-throughput"}})
     odd = odd.model_copy(update={"benchmark": odd.benchmark.model_copy(update={"large_batch": 7})})
     with pytest.raises(ConfigError, match=r"batches of 7 are not dealt out to streams on .* threads: set"):
-        Meter(odd, tiny_dense, 16)
+        CostMeasurer(odd, tiny_dense, 16)
     assert describe_cost(config().search, 0.1234) == "0.123 ms"
     assert describe_cost(config(objective="throughput").search, 0.001) == "1,000 images/s"
 
@@ -306,8 +310,8 @@ def test_only_a_time_has_a_share_of_the_peak(tiny_dense: Path) -> None:
     assert seconds_an_image(timed, 2.0) == 0.002
     assert seconds_an_image(config(objective="throughput").search, 0.001) == 0.001
     assert seconds_an_image(small, 2.0) is None
-    assert Meter(config(), tiny_dense, 16).peaks()["f32"] > 0
-    assert Meter(config(objective="size"), tiny_dense, 16).peaks() == {}
+    assert CostMeasurer(config(), tiny_dense, 16).peaks()["f32"] > 0
+    assert CostMeasurer(config(objective="size"), tiny_dense, 16).peaks() == {}
 
 
 @pytest.mark.parametrize(
@@ -337,15 +341,15 @@ def test_energy_is_read_where_it_can_be(tmp_path: Path, tiny_dense: Path) -> Non
     assert joules(lambda: None, tmp_path / "none") is None
     if joules(lambda: None) is None:
         with pytest.raises(ConfigError, match="energy cannot be read here"):
-            Meter(config(objective="energy"), tiny_dense, 16)
+            CostMeasurer(config(objective="energy"), tiny_dense, 16)
 
 
 def test_pixels_are_those_of_the_batch(tiny_dense: Path) -> None:
-    assert Meter(config(objective="throughput"), tiny_dense, 16).pixels_NHWC.shape == (8, 16, 16, 3)
-    assert Meter(config(), tiny_dense, 16).pixels_NHWC.dtype == np.uint8
+    assert CostMeasurer(config(objective="throughput"), tiny_dense, 16).pixels_NHWC.shape == (8, 16, 16, 3)
+    assert CostMeasurer(config(), tiny_dense, 16).pixels_NHWC.dtype == np.uint8
 
 
-def test_the_interval_is_of_the_whole_look(place: Workplace, meter: Meter, tiny_data: Path) -> None:
+def test_the_interval_is_of_the_whole_look(place: SearchContext, meter: CostMeasurer, tiny_data: Path) -> None:
     look, _ = attempt(place, 5, Point("student", 1.0, "none", width=0.5), [], meter)
     trial = Trial(
         9, 5, Point("student", 1.0, "none", width=0.5), "finished", look, "", 1.0

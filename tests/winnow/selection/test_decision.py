@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from winnow.config import Gates, Promotion
-from winnow.evaluation.accuracy_drop import Evidence, losses
+from winnow.evaluation.accuracy_drop import DropEvidence, losses
 from winnow.evaluation.intervals import Drop, Ratio, paired_drop, simultaneous_confidence
 from winnow.records import Gate
 from winnow.selection.decision import (
     GATES,
-    Contender,
+    CandidateMetrics,
     competing,
     decide,
     describe_failures,
@@ -27,27 +27,27 @@ FAR = Drop(9.0, 8.0, 10.0)
 """Answers that prove nothing."""
 
 
-def known(points: float, low: float, high: float, answers: Drop = FAR) -> Evidence:
-    return Evidence(Drop(points, low, high), answers)
+def known(points: float, low: float, high: float, answers: Drop = FAR) -> DropEvidence:
+    return DropEvidence(Drop(points, low, high), answers)
 
 
 def times(value: float, low: float | None = None, high: float | None = None) -> Ratio:
     return Ratio(value, value if low is None else low, value if high is None else high)
 
 
-def few(points: float, low: float, high: float, answers: Drop) -> Evidence:
+def few(points: float, low: float, high: float, answers: Drop) -> DropEvidence:
     """Of few labels."""
-    return Evidence(Drop(points, low, high), answers, route="answers")
+    return DropEvidence(Drop(points, low, high), answers, route="answers")
 
 
 NOTHING = known(0.0, 0.0, 0.0)
-DENSE = Contender("dense", 0.80, NOTHING, NOTHING, 1.0, 2.0, 4.0, 500.0, times(1.0))
-GOOD = Contender("good", 0.80, known(0.2, -0.5, 0.9), known(0.3, -0.6, 1.2), 0.95, 0.5, 2.0, 1500.0, times(2.0))
+DENSE = CandidateMetrics("dense", 0.80, NOTHING, NOTHING, 1.0, 2.0, 4.0, 500.0, times(1.0))
+GOOD = CandidateMetrics("good", 0.80, known(0.2, -0.5, 0.9), known(0.3, -0.6, 1.2), 0.95, 0.5, 2.0, 1500.0, times(2.0))
 LIMITS = {"max_drop_points": 1.0, "max_macro_f1_drop_points": 2.0, "min_agreement": 0.7, "max_size_ratio": 0.5}
 POLICY = Promotion(gates=Gates(**LIMITS, min_speedup=1.2))
 
 
-def judged(contender: Contender, policy: Promotion = POLICY) -> dict[str, bool]:
+def judged(contender: CandidateMetrics, policy: Promotion = POLICY) -> dict[str, bool]:
     verdict = decide(DENSE, [contender], policy).verdicts[0]
     assert verdict.passed == all(gate.passed for gate in verdict.gates)
     return {gate.name: gate.passed for gate in verdict.gates}
@@ -68,9 +68,9 @@ def judged(contender: Contender, policy: Promotion = POLICY) -> dict[str, bool]:
         ({"drop": few(0.0, -6.0, 6.0, Drop(1.9, 1.5, 2.3))}, {"drop"}),
         ({"drop": few(8.0, 4.0, 15.0, Drop(0.2, 0.1, 0.3))}, {"drop"}),  # the labels contradict the bound
         ({"drop": known(-1.0, -2.0, 0.0)}, set()),  # better than the reference
-        ({"drop": Evidence(None, Drop(0.9, 0.6, 1.3))}, set()),  # no labels: the answers stand alone
-        ({"drop": Evidence(None, Drop(1.1, 0.8, 1.5))}, {"drop"}),
-        ({"drop": Evidence(None, Drop(0.9, 0.1, 3.0))}, {"drop"}),
+        ({"drop": DropEvidence(None, Drop(0.9, 0.6, 1.3))}, set()),  # no labels: the answers stand alone
+        ({"drop": DropEvidence(None, Drop(1.1, 0.8, 1.5))}, {"drop"}),
+        ({"drop": DropEvidence(None, Drop(0.9, 0.1, 3.0))}, {"drop"}),
         ({"macro_f1": known(2.0, 0.0, 4.0)}, set()),
         ({"macro_f1": known(2.1, 1.0, 3.0)}, {"macro-f1"}),
         ({"macro_f1": known(1.0, -6.0, 8.0)}, {"macro-f1"}),
@@ -79,8 +79,8 @@ def judged(contender: Contender, policy: Promotion = POLICY) -> dict[str, bool]:
         ({"macro_f1": known(1.0, -6.0, 8.0, Drop(1.0, 0.5, 3.0))}, {"macro-f1"}),  # not where labels could show it
         ({"macro_f1": replace(known(1.0, -6.0, 8.0, Drop(1.0, 0.5, 3.0)), unchanged=4.1)}, set()),  # a rare class
         ({"macro_f1": replace(known(1.0, -1.0, 3.0, Drop(1.0, 0.5, 5.0)), unchanged=4.1)}, {"macro-f1"}),
-        ({"macro_f1": Evidence(None, Drop(1.0, 0.5, 3.0))}, set()),
-        ({"macro_f1": Evidence(None, Drop(1.0, 0.5, 4.1))}, {"macro-f1"}),
+        ({"macro_f1": DropEvidence(None, Drop(1.0, 0.5, 3.0))}, set()),
+        ({"macro_f1": DropEvidence(None, Drop(1.0, 0.5, 4.1))}, {"macro-f1"}),
         ({"agreement": 0.69}, {"agreement"}),
         ({"agreement": 0.7}, set()),
         ({"agreement": 0.6999}, {"agreement"}),
@@ -108,7 +108,7 @@ def test_gates(change: dict, failing: set[str]) -> None:
         ({"drop": known(1.6, 0.4, 2.9)}, "drop", ["1.6", "0.4", "2.9", "exceeds 1"]),
         ({"drop": known(0.4, -0.8, 2.1)}, "drop", ["not shown", "0.4", "−0.8", "2.1", "within 1", "exceeds 2"]),
         ({"drop": few(0.0, -6.0, 6.0, Drop(1.5, 1.2, 1.9))}, "drop", ["−6.0 to 6.0", "1.5 %", "at most 1.9 %"]),
-        ({"drop": Evidence(None, Drop(1.5, 1.2, 1.9))}, "drop", ["not shown", "no label", "1.5 %", "may exceed 1"]),
+        ({"drop": DropEvidence(None, Drop(1.5, 1.2, 1.9))}, "drop", ["not shown", "no label", "1.5 %", "may exceed 1"]),
         ({"macro_f1": few(1.0, -6.0, 8.0, Drop(1.1, 0.5, 3.0))}, "macro-f1", ["1.0", "8.0", "truth 1.1", "most 3.0"]),
         ({"agreement": 0.6999}, "agreement", ["69.99 %", "70 %", "less than"]),
         ({"size_mb": 1.5}, "size", ["1.50 MB", "75 %", "2.00 MB", "50 %"]),
@@ -155,7 +155,7 @@ def test_of_eight_candidates_beyond_what_is_allowed_hardly_ever_any_passes(
     for _ in range(draws):
         chances = rng.random((candidates, images))
         drops = [paired_drop(chance >= won, (chance < won) | (chance >= won + lost), confidence) for chance in chances]
-        some += any(judge_drop(Evidence(drop, FAR), allowed).passed for drop in drops)
+        some += any(judge_drop(DropEvidence(drop, FAR), allowed).passed for drop in drops)
     assert least <= some / draws <= most
 
 
@@ -223,7 +223,7 @@ def test_nobody_passing_names_the_nearest_and_with_which_gates_it_would() -> Non
         replace(GOOD, drop=known(3.04, 1.0, 5.0), speedup=times(0.3)),
     ],
 )
-def test_what_the_nearest_would_pass_with_is_enough_and_hardly_more(lacking: Contender) -> None:
+def test_what_the_nearest_would_pass_with_is_enough_and_hardly_more(lacking: CandidateMetrics) -> None:
     told = decide(DENSE, [lacking], POLICY).why.rpartition("it would pass with promotion.gates.")[2]
     needed = {key: float(value) for key, value in (each.split() for each in told.split(" and "))}
     loosened = POLICY.model_copy(update={"gates": POLICY.gates.model_copy(update=needed)})
@@ -268,7 +268,7 @@ def test_every_point_off_the_front_is_beaten_by_one_on_it() -> None:
     ]
     front = set(pareto_front(many))
 
-    def key(c: Contender) -> tuple[float, float, float]:
+    def key(c: CandidateMetrics) -> tuple[float, float, float]:
         assert c.top1 is not None
         assert c.latency_ms is not None
         return (-c.top1, c.size_mb, c.latency_ms)

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.project import announced_servers
 from tasks.project.announced_servers import check_prefect
-from tasks.project.paths import Places
+from tasks.project.paths import ProjectPaths
 from winnow.errors import WinnowError
 from winnow.servers.local import _told, planned, serve
 
@@ -17,25 +17,27 @@ PORTS, PASSWORD = {"mlflow": 5000, "prefect": 4200}, "a long password"
 
 
 def test_a_teams_mlflow_is_named_without_its_password_and_not_started() -> None:
-    programs, pages = planned(Places(Path("/project")), "https://ann:secret@mlflow.example.org", "", PORTS, PASSWORD)
+    programs, pages = planned(
+        ProjectPaths(Path("/project")), "https://ann:secret@mlflow.example.org", "", PORTS, PASSWORD
+    )
     assert [program.name for program in programs] == ["prefect"]
     assert pages == {"mlflow": "https://mlflow.example.org", "prefect": "http://127.0.0.1:4200"}
 
 
 def test_a_teams_prefect_is_named_and_not_started() -> None:
-    places = Places(Path("/project"))
+    places = ProjectPaths(Path("/project"))
     programs, pages = planned(places, places.mlflow_store, "http://prefect.example.org/api", PORTS, PASSWORD)
     assert [program.name for program in programs] == ["mlflow"]
     assert pages["prefect"] == "http://prefect.example.org"
 
 
 def test_an_address_of_another_shape_stays_as_it_is() -> None:
-    places, cloud = Places(Path("/project")), "https://prefect.example.org/api/accounts/1/workspaces/2"
+    places, cloud = ProjectPaths(Path("/project")), "https://prefect.example.org/api/accounts/1/workspaces/2"
     assert planned(places, places.mlflow_store, cloud, PORTS, PASSWORD)[1]["prefect"] == cloud
 
 
 def test_the_projects_own_store_gets_a_server() -> None:
-    places = Places(Path("/project"))
+    places = ProjectPaths(Path("/project"))
     programs, pages = planned(places, places.mlflow_store, "", PORTS, PASSWORD)
     assert {program.name for program in programs} == set(pages) == {"mlflow", "prefect"}
     assert places.mlflow_store in next(program.command for program in programs if program.name == "mlflow")
@@ -53,20 +55,20 @@ def test_the_address_of_its_own_server_names_no_team(
 ) -> None:
     port = free_port()
     monkeypatch.setenv("PREFECT_API_URL", f"http://{host}:{port}/api")
-    assert _told(Places(tmp_path), port) == ""  # nobody is there: it is to be started
-    assert _told(Places(tmp_path), port + 1) == f"http://{host}:{port}/api"
+    assert _told(ProjectPaths(tmp_path), port) == ""  # nobody is there: it is to be started
+    assert _told(ProjectPaths(tmp_path), port + 1) == f"http://{host}:{port}/api"
 
 
 def test_whoever_answers_at_that_address_is_the_team_unless_this_project_started_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    places = Places(tmp_path)
+    places = ProjectPaths(tmp_path)
     with HTTPServer(("127.0.0.1", 0), Refusing) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/api"
         monkeypatch.setenv("PREFECT_API_URL", address)
         assert _told(places, server.server_port) == address
-        places.hidden.mkdir()
+        places.state_dir.mkdir()
         announced_servers.announce(places, "", address)
         assert _told(places, server.server_port) == ""
         server.shutdown()
@@ -109,4 +111,4 @@ def test_ports_that_cannot_be(
     for name in ("PREFECT_API_URL", "PREFECT_SERVER_UI_API_URL"):
         monkeypatch.setenv(name, "")
     with pytest.raises(WinnowError, match=said):
-        serve(Places(tmp_path), mlflow, prefect)
+        serve(ProjectPaths(tmp_path), mlflow, prefect)

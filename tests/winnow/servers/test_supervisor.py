@@ -96,7 +96,7 @@ KEEPS_UP = """
 import signal, sys
 from pathlib import Path
 from rich.console import Console
-from flows.supervising import Program, listens, supervisor
+from winnow.servers.supervisor import Program, listens, supervisor
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born with Ctrl-C ignored
 try:
     with supervisor(Path("up.mark"), Path("."), Path("."), Console(quiet=True)) as keeps:
@@ -145,7 +145,7 @@ LEFT = """
 import os, sys
 from pathlib import Path
 from rich.console import Console
-from flows.supervising import Program, supervisor
+from winnow.servers.supervisor import Program, supervisor
 with supervisor(Path("up.mark"), Path("."), Path("."), Console(quiet=True)) as keeps:
     said = Path("parent.log")
     keeps.add(Program("parent", [sys.executable, "-c", sys.argv[1]], lambda: said.read_text().strip() != ""))

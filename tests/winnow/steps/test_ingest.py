@@ -309,7 +309,7 @@ CHILD = """
 import json, os, sys
 from pathlib import Path
 from winnow.config import check_config
-from winnow.footprint import peak_mb
+from winnow.benchmark.memory_footprint import peak_mb
 from winnow.steps.ingest import ingest
 if __name__ == "__main__":
     params, out, cores = sys.argv[1:]

@@ -15,7 +15,7 @@ from tests.tiny_run import build, choose, rewrite, write_network
 from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, load_images
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.runtimes import OPENERS, Cell, NotHere
+from winnow.deploy.runtimes import OPENERS, BenchmarkCase, RuntimeUnavailable
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import paired_drop
 from winnow.records import StepRecord, read_record, record_digest
@@ -71,7 +71,7 @@ def test_dense_and_the_winner_are_tested(artifacts: Path) -> None:
 def served_otherwise(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO answers the second class for every image; the file in ONNX Runtime answers as before."""
 
-    def always_the_second(folder: Path, cell: Cell) -> Any:
+    def always_the_second(folder: Path, cell: BenchmarkCase) -> Any:
         assert (cell.runtime, cell.batch) == ("openvino", 1)
         return lambda pixels_NHWC: np.eye(3, dtype=np.float32)[np.ones(len(pixels_NHWC), np.int64)]
 
@@ -137,8 +137,8 @@ def test_where_the_serving_runtime_cannot_be_had_the_file_answers_and_it_is_told
         (artifacts / "benchmark" / "pruned-int8-openvino-int8.npy").unlink()
     else:
 
-        def missing(folder: Path, cell: Cell) -> Any:
-            raise NotHere("no such processor")
+        def missing(folder: Path, cell: BenchmarkCase) -> Any:
+            raise RuntimeUnavailable("no such processor")
 
         monkeypatch.setitem(OPENERS, "openvino", missing)
     record = run(artifacts)

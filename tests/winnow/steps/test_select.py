@@ -16,7 +16,7 @@ from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, VALIDATION, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation.ablations import controls
-from winnow.evaluation.accuracy_drop import Evidence
+from winnow.evaluation.accuracy_drop import DropEvidence
 from winnow.evaluation.intervals import Drop, Ratio, paired_drop, simultaneous_confidence
 from winnow.records import StepRecord, read_record, record_digest, sha256_of, this_machine
 from winnow.selection.caveats import ValidationImages, remarks
@@ -157,7 +157,7 @@ def remarks_of(config: Config) -> list[str]:
     """Those on the tree alone."""
     nothing = Drop(0.0, 0.0, 0.0)
     labels_V = np.arange(600) % 2
-    found = remarks(config, "dense", Evidence(nothing, nothing), ValidationImages(labels_V, labels_V, ("a", "b")))
+    found = remarks(config, "dense", DropEvidence(nothing, nothing), ValidationImages(labels_V, labels_V, ("a", "b")))
     return [each for each in found if "in the tree" in each or "the control is" in each]
 
 
