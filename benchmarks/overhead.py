@@ -57,13 +57,13 @@ from pathlib import Path
 from tasks.project.paths import ProjectPaths, apply
 apply(Path.cwd())
 from flows.pipeline import pipeline
-from tasks import stages
+from tasks import stage_runner
 from tasks.tracking import mlflow_runs
 
 # Seconds of every step's calls: MLflow's, and DVC's child process from its start to its end.
 spent, profile = {}, cProfile.Profile()
 inner = {name: getattr(mlflow_runs, name) for name in ("open_step", "close_step")}
-label, ended, stream, open_execution = [""], [0.0], stages._stream, mlflow_runs.open_execution
+label, ended, stream, open_execution = [""], [0.0], stage_runner._stream, mlflow_runs.open_execution
 
 def timed(name):
     def call(*arguments):
@@ -94,7 +94,7 @@ def began(places, parent, name, step):
     return timed("open_step")(places, parent, name, step)
 
 mlflow_runs.open_execution = opened
-mlflow_runs.open_step, mlflow_runs.close_step, stages._stream = began, timed("close_step"), child
+mlflow_runs.open_step, mlflow_runs.close_step, stage_runner._stream = began, timed("close_step"), child
 started = time.monotonic()
 done = pipeline(str(Path.cwd()))
 total = time.monotonic() - started

@@ -17,10 +17,10 @@ from typing import Any, cast
 
 import yaml
 
+from tasks.events import DRIFTED, PROMOTED, WAITING
 from tasks.project import gpu_slots
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import read_memory
-from tasks.stages import DRIFTED, PROMOTED, WAITING
 from tasks.tracking.tracked_runs import without_password
 from winnow.config import load_config
 from winnow.errors import WinnowError

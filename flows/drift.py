@@ -6,13 +6,12 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from flows.runtime import working
 from tasks import drift as drift_task
+from tasks.events import emit_drifted
 from tasks.project.paths import ProjectPaths, registered_model_name
-from tasks.stages import DRIFTED
 from winnow.config import load_config
 from winnow.config.section import NOTHING
 
@@ -43,7 +42,5 @@ def _look(places: ProjectPaths, path: str) -> dict[str, Any]:
         ]
         create_table_artifact(key="to-label", table=rows, description="Labels of these would teach most")
     if finding.is_real:
-        model = registered_model_name(config)
-        resource = {"prefect.resource.id": f"winnow.model.{model}", "prefect.resource.name": f"{model}: images drift"}
-        emit_event(DRIFTED, resource, payload={"reason": told})
+        emit_drifted(registered_model_name(config), told)
     return {"is_real": finding.is_real, "advice": str(finding.advice), "run": run_id}

@@ -1,12 +1,13 @@
-"""The flow: every stage of the tree as a task, in the order of its needs, then promotion.
+"""The flow of the whole chain: ingest, pretrain, finetune, compress, benchmark, select, refit, report, promote.
 
-Stages that DVC calls up to date are drawn and not run. One stage at a time: two trainings on one machine only slow
-each other down, and DVC allows one writer. Results are small JSON; the artifacts stay where DVC put them.
+Stages that DVC calls up to date show in the graph and do not run. One stage at a time: two trainings on one machine
+only slow each other down, and DVC allows one writer. Results are small JSON; the artifacts stay where DVC put them.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from prefect import flow, runtime
@@ -17,13 +18,23 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import artifacts
 from flows.promote import show_form
 from flows.runtime import without_tracebacks, working
-from tasks import stages
+from tasks.benchmark import benchmark
+from tasks.compress import METHODS
+from tasks.finetune import finetune
+from tasks.ingest import ingest
+from tasks.pretrain import pretrain
 from tasks.project.paths import ProjectPaths, check_files
+from tasks.promote import promote
+from tasks.refit import refit
 from tasks.registry import promotion_state
+from tasks.report import report
+from tasks.select import select
+from tasks.stage_runner import StageResult, stop_running
+from tasks.track import open_run, track
 from tasks.tracking import mlflow_runs
 from tasks.tracking.mlflow_client import StoreError
 from tasks.versioning import dvc_stages, integrity, s3_fetch
-from winnow.config import Config, load_config
+from winnow.config import ROOT, Config, in_order, load_config
 
 
 @flow(
@@ -33,7 +44,7 @@ from winnow.config import Config, load_config
     persist_result=True,  # so that nothing puts a completed run back
     result_serializer="json",
 )
-def pipeline(root: str = ".", retries: int = 0) -> list[dict[str, Any]]:
+def pipeline(root: str = ".", retries: int = 0) -> list[Mapping[str, Any]]:
     """Bring all stages up to date, track them, promote the winner; returns what each stage did and its seconds.
 
     `retries`: further tries of a step that was killed, or that MLflow did not answer.
@@ -43,7 +54,7 @@ def pipeline(root: str = ".", retries: int = 0) -> list[dict[str, Any]]:
         return _bring_up_to_date(places, retries)
 
 
-def _bring_up_to_date(places: ProjectPaths, retries: int) -> list[dict[str, Any]]:
+def _bring_up_to_date(places: ProjectPaths, retries: int) -> list[Mapping[str, Any]]:
     config = load_config(places.root / "params.yaml")
     check_files(config, places.root)
     if runtime.deployment.id and (came := s3_fetch.fetch(places, config)):
@@ -52,12 +63,13 @@ def _bring_up_to_date(places: ProjectPaths, retries: int) -> list[dict[str, Any]
         get_run_logger().warning("%s, and will be made again", integrity.told(places, damaged))
         integrity.repair(places, damaged)
     stale = dvc_stages.stale(places.root, config)
-    done: list[dict[str, Any]] = []
+    done: list[Mapping[str, Any]] = []
     if stale or not mlflow_runs.is_complete(places, config):
-        done = _execute(places, config, stale, retries)
+        done += _execute(places, config, stale, retries)
     if not promotion_state.is_settled(places, config):
-        done.append(stages.promote_winner.with_options(retries=retries)(str(places.root)))
-        if done[-1]["waits"] and os.environ.get("PREFECT_API_URL"):
+        promotion = promote.with_options(retries=retries)(str(places.root))
+        done.append(promotion)
+        if promotion["waits"] and os.environ.get("PREFECT_API_URL"):
             show_form(config)
     if done:
         _show(places)
@@ -66,40 +78,52 @@ def _bring_up_to_date(places: ProjectPaths, retries: int) -> list[dict[str, Any]
     return done
 
 
-def _execute(places: ProjectPaths, config: Config, stale: dict[str, list[str]], retries: int) -> list[dict[str, Any]]:
-    """The stages, in a run of MLflow's that is closed whatever happens."""
+def _execute(
+    places: ProjectPaths, config: Config, stale: Mapping[str, Sequence[str]], retries: int
+) -> list[StageResult]:
+    """Run the chain within a run of MLflow, which is closed whatever happens."""
     why = "; ".join(f"{stage}: {reasons[0]}" for stage, reasons in stale.items())[:1000]
-    parent: str = stages.open_run.with_options(retries=retries)(str(places.root), why)
+    parent_run: str = open_run.with_options(retries=retries)(str(places.root), why)
     try:
-        done = _run_stages(places, config, stale, parent, retries)
-        stages.track_run.with_options(retries=retries)(str(places.root), parent)
+        results = _run_chain(places, config, stale, parent_run, retries)
+        track.with_options(retries=retries)(str(places.root), parent_run)
     except BaseException as error:
         if not isinstance(error, Exception):
-            stages.stop_running(parent)
-        mlflow_runs.close_execution(places, parent, ok=False)
+            stop_running(parent_run)
+        mlflow_runs.close_execution(places, parent_run, ok=False)
         raise
-    return done
+    return results
+
+
+def _run_chain(
+    places: ProjectPaths, config: Config, stale: Collection[str], parent_run: str, retries: int
+) -> list[StageResult]:
+    """Run every step after the one whose result it reads. Raises the first failure; what depends on it never starts."""
+    futures: list[PrefectFuture[StageResult]] = []
+
+    def submit(step: Any, stage: str, *names: str, after: Sequence[PrefectFuture[StageResult]]) -> Any:
+        run = parent_run if stage in stale else None
+        call = step.with_options(retries=retries).submit
+        futures.append(call(str(places.root), *names, run, return_state=False, wait_for=after))
+        return futures[-1]
+
+    data = submit(ingest, "ingest", after=[])
+    backbone = submit(pretrain, "pretrain", after=[data])
+    candidates = {ROOT: submit(finetune, "finetune", after=[backbone])}
+    for name in in_order(dict(config.candidates)):
+        candidate = config.candidates[name]
+        stage, parent = dvc_stages.CANDIDATE + name, candidates[candidate.parent]
+        candidates[name] = submit(METHODS[candidate.method], stage, name, after=[parent])
+    speeds = submit(benchmark, "benchmark", after=list(candidates.values()))
+    winner = submit(select, "select", after=[speeds])
+    deployed = submit(refit, "refit", after=[winner])
+    submit(report, "report", after=[deployed])
+    return [future.result() for future in futures]
 
 
 def _show(places: ProjectPaths) -> None:
-    """The run's page; without MLflow its links are missing, and that fails no run."""
+    """Write the run's page; where MLflow does not answer its links are missing, and that fails no run."""
     try:
         artifacts.results(places)
     except StoreError as error:
         get_run_logger().warning("this page has no links: %s", error)
-
-
-def _run_stages(
-    places: ProjectPaths, config: Config, stale: dict[str, list[str]], parent: str, retries: int
-) -> list[dict[str, Any]]:
-    run_stage = stages.run_stage.with_options(retries=retries)
-    futures: dict[str, PrefectFuture[dict[str, Any]]] = {}
-    for stage in dvc_stages.stages(config):
-        needs = [futures[need] for need in stage.needs]
-        if stage.name in stale:
-            future = run_stage.submit(str(places.root), stage.name, parent, return_state=False, wait_for=needs)
-        else:
-            future = stages.keep_stage.submit(stage.name, return_state=False, wait_for=needs)
-        futures[stage.name] = future
-    # The first failure in the graph's order is the cause; what depends on it never started.
-    return [future.result() for future in futures.values()]

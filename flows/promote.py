@@ -31,9 +31,10 @@ from pydantic import Field
 
 from flows import artifacts
 from flows.runtime import working
-from tasks import stages
+from tasks.events import emit_promoted, emit_waiting
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.run_summary import promotion_lines
+from tasks.promote import promote as promote_task
 from tasks.registry import approval_decision, approval_request, promotion_state
 from tasks.registry.approval_decision import Waiting
 from tasks.registry.promotion import ACCURACY, TEST_WARNING
@@ -71,7 +72,7 @@ def _promote(places: ProjectPaths) -> list[str]:
         _end_other_forms("")
         return promotion_lines(places)
     if waiting is None or waiting.request.form != run_id:
-        reasons: list[str] = stages.promote_winner(str(places.root))["reasons"]
+        reasons: list[str] = promote_task(str(places.root))["reasons"]
         waiting = approval_decision.waiting(places, config)
         if waiting is None or not runtime.deployment.id or _has_form(waiting.request.form):
             _end_other_forms(waiting.request.form if waiting else "")
@@ -79,11 +80,11 @@ def _promote(places: ProjectPaths) -> list[str]:
             return reasons
         approval_request.show_on(places, waiting.model, waiting.version, waiting.request, run_id)
         _end_other_forms(run_id)
-        stages.tell_that_one_waits(waiting.model, waiting.version, waiting.request)
+        emit_waiting(waiting.model, waiting.version, waiting.request)
     answer = _ask(places, waiting)
     outcome = approval_decision.answer(places, config, answer.decision == "approve", answer.by, answer.reason)
     artifacts.promotion(list(outcome.reasons))
-    stages.emit_promoted(outcome, waiting.model)
+    emit_promoted(outcome, waiting.model)
     return list(outcome.reasons)
 
 

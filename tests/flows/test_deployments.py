@@ -13,7 +13,7 @@ from prefect.utilities.templating import apply_values
 
 from flows import deployments
 from flows.runtime import ENDED
-from tasks import stages
+from tasks import stage_runner
 from tasks.project.paths import ProjectPaths, defaults
 from tasks.tracking.mlflow_client import StoreError
 from tests.closure import ROOT
@@ -65,11 +65,11 @@ def test_no_machine_is_named() -> None:
 @pytest.mark.parametrize(
     ("error", "again"),
     [
-        (stages.StageDied("killed"), True),
+        (stage_runner.StageDied("killed"), True),
         (StoreError("no answer"), True),
-        (stages.StageFailed("exited with 2"), False),
+        (stage_runner.StageFailed("exited with 2"), False),
         (ConfigError("pretrain.epochs"), False),
     ],
 )
 def test_only_what_may_pass_by_itself_is_tried_again(error: Exception, again: bool) -> None:
-    assert stages.may_pass(None, None, Failed(data=error)) is again
+    assert stage_runner.can_be_retried(None, None, Failed(data=error)) is again

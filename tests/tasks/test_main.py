@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tasks import __main__, stages
+from tasks import __main__, stage_runner
 from tasks.project.paths import ProjectPaths
 from tasks.tracking import mlflow_runs
 from tests.closure import ROOT
@@ -130,5 +130,5 @@ def test_curves_that_lay_there_before_are_not_passed_on(places: ProjectPaths, mo
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
     ended = threading.Event()
     ended.set()
-    stages._follow(places, "pretrain", "run", ended)
+    stage_runner._follow(places, "pretrain", "run", ended)
     assert sent == ["b"]

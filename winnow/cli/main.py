@@ -181,7 +181,7 @@ def _told(places: ProjectPaths, config: Config, outcome: PromotionResult) -> int
 
     say("\n".join(outcome.reasons))
     if outcome.is_new and announced_servers.report_to_prefect(places):
-        from tasks.stages import emit_promoted
+        from tasks.events import emit_promoted
 
         logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it warns that it has one event left to send
         emit_promoted(outcome, registered_model_name(config))

@@ -1,6 +1,7 @@
-"""Prefect's tasks: one verb each. A stage runs in a child process: one that runs out of memory is a failed task.
+"""One way to run a DVC stage, which the Prefect task of every step shares (tasks/pretrain.py and its neighbours).
 
-While a stage trains, its curves are read from the checkpoint folder and passed on to MLflow.
+The stage runs in a child process: a step that runs out of memory is a failed task, and not the end of the flow. While
+it trains, its curves are read from the checkpoint folder and passed on to MLflow.
 """
 
 from __future__ import annotations
@@ -14,19 +15,14 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from tasks.project import gpu_slots, run_lock
-from tasks.project.paths import ProjectPaths, registered_model_name
+from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import Times, read_memory
-from tasks.registry import promotion
-from tasks.registry.approval_request import Request
-from tasks.registry.registered_models import CHAMPION, Version
 from tasks.tracking import mlflow_runs
 from tasks.tracking.mlflow_client import StoreError
 from tasks.versioning import dvc_stages, integrity
@@ -35,59 +31,73 @@ from winnow.errors import WinnowError
 
 FOLLOW_SECONDS = 2.0
 _running: list[tuple[str, subprocess.Popen[str]]] = []
-"""(run, process) of the stages that run in this process."""
+"""(MLflow run of the execution, process) of the stages that run in this process."""
 _stopped_runs: set[str] = set()
-"""Runs that were stopped: they begin no other stage. A later run of this process has another number."""
+"""Executions that were stopped: they begin no other stage. A later one of this process has another number."""
 OUT_OF_MEMORY = (137, -9)
 MENDABLE = 2
-"""Exit status of a step that a person has to help."""
+"""Exit status of a step whose error the user has to mend."""
 RETRY_SECONDS = 30
 ON_GPU = ("pretrain", "finetune", "candidate", "benchmark", "refit")
-PROMOTED, DRIFTED, WAITING = "winnow.model.promoted", "winnow.model.drifted", "winnow.model.waiting"
-"""The events that every change of the champion, and every drift that is real, emit."""
 
 
 class StageFailed(WinnowError):
-    """A step ended with an error that a person has to mend; the message is the step's own last lines."""
+    """A step ended with an error that the user has to mend; the message holds the step's own last lines."""
 
 
 class StageDied(StageFailed):
-    """A step was killed, or ended by an error of ours: another try may end well."""
+    """A step was killed, or ended by an internal error: another try may end well."""
 
 
-def may_pass(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether a failed task is worth another try: its step died, or MLflow did not answer."""
+class StageResult(TypedDict):
+    """The outcome of a stage."""
+
+    stage: str
+    """Name of the step or candidate: pretrain, pruned-int8, ..."""
+    outcome: str
+    """ran, restored (from DVC's cache) or unchanged."""
+    seconds: float
+    """Seconds of the whole task."""
+    own: float
+    """Seconds of the step itself, without process, imports, DVC and tracking; 0 where it did not run."""
+
+
+def can_be_retried(_task: Any, _run: Any, state: Any) -> bool:
+    """Return whether a failed task is worth another try: its step died, or MLflow did not answer."""
     return isinstance(state.data, StageDied | StoreError)
 
 
-TRIED_AGAIN: dict[str, Any] = {
+RETRIED: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "persist_result": False,
     "retry_delay_seconds": RETRY_SECONDS,
-    "retry_condition_fn": may_pass,
+    "retry_condition_fn": can_be_retried,
 }
-"""Of tasks whose `retries` the flow sets."""
+"""Options of all tasks; the flow sets how many `retries` they have."""
 
 
-@task(name="stage", task_run_name="{stage}", **TRIED_AGAIN)
-def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
-    """Bring one DVC stage up to date and track its record. Returns {stage, outcome, seconds, own}.
+def run_stage(root: str, stage: str, parent_run: str | None) -> StageResult:
+    """Bring one DVC stage up to date and log its record to MLflow below `parent_run`.
 
-    `own`: seconds of the step itself, without process, imports, DVC and tracking; 0 where it did not run.
+    `parent_run`: None where DVC calls the stage up to date: nothing is run then, and the task only shows in the graph.
+    Raises StageFailed.
     """
+    step, name = stage.partition("@")[0], stage.removeprefix(dvc_stages.CANDIDATE)
+    if parent_run is None:
+        return {"stage": name, "outcome": "unchanged", "seconds": 0.0, "own": 0.0}
     places = ProjectPaths(Path(root))
     known = {item.name: item for item in dvc_stages.stages(load_config(places.root / "params.yaml"))}
-    label, out = known[stage].label, places.artifacts / known[stage].out
+    out = places.artifacts / known[stage].out
     log = get_run_logger()
-    run_id = mlflow_runs.open_step(places, parent_run, known[stage].out.rpartition("/")[2], stage.partition("@")[0])
+    run_id = mlflow_runs.open_step(places, parent_run, known[stage].out.rpartition("/")[2], step)
     started = time.monotonic()
     try:
-        with gpu_slots.gpu_slot() if stage.partition("@")[0] in ON_GPU else contextlib.nullcontext():
-            lines = _stream(places, stage, label, (parent_run, run_id), log)
-            if dvc_stages.outcome(lines) == "restored" and (found := integrity.damaged(places)):
-                log.warning("%s in DVC's cache; %s runs again", integrity.told(places, found), label)
-                integrity.repair(places, found)
-                lines = _stream(places, stage, label, (parent_run, run_id), log)
+        with gpu_slots.gpu_slot() if step in ON_GPU else contextlib.nullcontext():
+            lines = _stream(places, stage, name, (parent_run, run_id), log)
+            if dvc_stages.outcome(lines) == "restored" and (damaged := integrity.damaged(places)):
+                log.warning("%s in DVC's cache; %s runs again", integrity.told(places, damaged), name)
+                integrity.repair(places, damaged)
+                lines = _stream(places, stage, name, (parent_run, run_id), log)
         outcome = dvc_stages.outcome(lines)
         if outcome == "ran":
             integrity.accept(places, stage)
@@ -95,60 +105,9 @@ def run_stage(root: str, stage: str, parent_run: str) -> dict[str, Any]:
     except BaseException as error:
         mlflow_runs.fail_step(places, run_id, str(error) or type(error).__name__)
         raise
-    times = read_memory(places.state_dir / "times" / f"{label}.json", Times | None, None) if outcome == "ran" else None
+    times = read_memory(places.state_dir / "times" / f"{name}.json", Times | None, None) if outcome == "ran" else None
     own = times["step"] if times else 0.0
-    return {"stage": label, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
-
-
-@task(name="open run", **TRIED_AGAIN)
-def open_run(root: str, why: str) -> str:
-    """Open the execution's run in MLflow; returns its number."""
-    places = ProjectPaths(Path(root))
-    return mlflow_runs.open_execution(places, load_config(places.root / "params.yaml"), why)
-
-
-@task(name="track", **TRIED_AGAIN)
-def track_run(root: str, parent_run: str) -> str:
-    """Complete MLflow from the records, and close the execution's run; returns a line for people."""
-    places = ProjectPaths(Path(root))
-    told = mlflow_runs.track(places, load_config(places.root / "params.yaml"), parent_run)
-    mlflow_runs.close_execution(places, parent_run, ok=True)
-    return told
-
-
-@task(name="unchanged", task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
-def keep_stage(stage: str) -> dict[str, Any]:
-    """A stage that DVC calls up to date: drawn in the graph, not run."""
-    return {"stage": stage.removeprefix(dvc_stages.CANDIDATE), "outcome": "unchanged", "seconds": 0.0, "own": 0.0}
-
-
-@task(name="promote", **TRIED_AGAIN)
-def promote_winner(root: str) -> dict[str, Any]:
-    """Register the winner and let it challenge the champion. Returns {stage, outcome, seconds, reasons, waits}."""
-    places = ProjectPaths(Path(root))
-    started = time.monotonic()
-    config = load_config(places.root / "params.yaml")
-    outcome = promotion.promote(places, config)
-    emit_promoted(outcome, registered_model_name(config))
-    told = {"reasons": list(outcome.reasons), "waits": outcome.waits is not None}
-    return {"stage": "promote", "outcome": "ran", "seconds": time.monotonic() - started, **told}
-
-
-def emit_promoted(outcome: promotion.PromotionResult, model: str) -> None:
-    """Emit an event where the champion has changed; flows/deployments.py sends it on to people."""
-    if outcome.alias == CHAMPION and outcome.is_new:
-        name = f"version {outcome.version} is the champion of {model}"
-        resource = {"prefect.resource.id": f"winnow.model.{model}", "prefect.resource.name": name}
-        emit_event(PROMOTED, resource, payload={"version": outcome.version, "reason": "\n".join(outcome.reasons)})
-
-
-def tell_that_one_waits(model: str, version: Version, request: Request) -> None:
-    """Emit an event where a person is asked; flows/deployments.py sends it on to people."""
-    resource = {
-        "prefect.resource.id": f"winnow.model.{model}",
-        "prefect.resource.name": f"{version} of {model} waits for approval",
-    }
-    emit_event(WAITING, resource, payload={"version": version.number, "reason": f"{request.why}; {request.words}"})
+    return {"stage": name, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
 
 
 def stop_running(parent_run: str) -> None:

@@ -1,0 +1,42 @@
+"""The Prefect task that promotes: the winner challenges the champion (tasks/registry/promotion.py)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TypedDict
+
+from prefect import task
+
+from tasks.events import emit_promoted
+from tasks.project.paths import ProjectPaths, registered_model_name
+from tasks.registry import promotion
+from tasks.stage_runner import RETRIED
+from winnow.config import load_config
+
+
+class Promotion(TypedDict):
+    """The outcome of a promotion."""
+
+    stage: str
+    outcome: str
+    seconds: float
+    reasons: list[str]
+    waits: bool
+    """Whether somebody has to approve the challenger."""
+
+
+@task(name="promote", **RETRIED)
+def promote(root: str) -> Promotion:
+    """Register the winner and let it challenge the champion."""
+    places, started = ProjectPaths(Path(root)), time.monotonic()
+    config = load_config(places.root / "params.yaml")
+    result = promotion.promote(places, config)
+    emit_promoted(result, registered_model_name(config))
+    return {
+        "stage": "promote",
+        "outcome": "ran",
+        "seconds": time.monotonic() - started,
+        "reasons": list(result.reasons),
+        "waits": result.waits is not None,
+    }

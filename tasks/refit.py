@@ -1,0 +1,13 @@
+"""The Prefect task that trains the winner once more on training and validation labels (winnow/steps/refit.py)."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from tasks.stage_runner import RETRIED, StageResult, run_stage
+
+
+@task(name="refit", task_run_name="refit", **RETRIED)
+def refit(root: str, parent_run: str | None) -> StageResult:
+    """Refit the winner where `refit:` asks for it, and check that it still answers as it did."""
+    return run_stage(root, "refit", parent_run)
