@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.chain import ROOT, leave, markdown
 from winnow.benchmark.measurement_error import describe_errors
 from winnow.benchmark.timing import time_calls
-from winnow.deploy.runtimes import BenchmarkCase, cell_of, open_cell, set_torch_threads
+from winnow.deploy.runtimes import BenchmarkCase, case_from_row, open_case, set_torch_threads
 from winnow.records import read_record
 from winnow.timing_lock import timing_lock
 
@@ -46,7 +46,7 @@ def alone_ms(candidates: Path, row: dict[str, Any], side: int) -> float:
 def one_cell(candidates: Path, cell: BenchmarkCase, side: int) -> float:
     """The p50 in ms of this cell, in this process."""
     set_torch_threads(cell.threads)
-    predict = open_cell(candidates / cell.candidate, cell)
+    predict = open_case(candidates / cell.candidate, cell)
     pixels_NHWC = np.random.default_rng(0).integers(0, 256, (cell.batch, side, side, 3), np.uint8)
     calls = CALLS_SINGLE if cell.batch == 1 else CALLS_LARGE
     return statistics.median(time_calls(partial(predict, pixels_NHWC), calls, WARM_UP_MS)) * 1e3
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.cell:
-        print(one_cell(given.project, cell_of(json.loads(given.cell)), given.side))
+        print(one_cell(given.project, case_from_row(json.loads(given.cell)), given.side))
         return
     artifacts = given.project.resolve() / "artifacts"
     timed = read_record(artifacts / "benchmark")

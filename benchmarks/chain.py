@@ -14,21 +14,21 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from tasks.project import paths
+from tasks.project import environment
 
 ROOT = Path(__file__).resolve().parent.parent
-paths.apply(ROOT)
+environment.apply(ROOT)
 
-from winnow.config import Config, check_config, in_order  # noqa: E402
+from winnow.config import Config, check_config, topological_order  # noqa: E402
 from winnow.data.dataset import TEST, ImageSet  # noqa: E402
 from winnow.deploy.onnx_session import MODEL  # noqa: E402
 from winnow.errors import WinnowError  # noqa: E402
 from winnow.evaluation.intervals import Drop  # noqa: E402
-from winnow.hardware import cpu_flags, saturates  # noqa: E402
+from winnow.hardware import cpu_flags, int8_sums_saturate  # noqa: E402
 from winnow.records import RECORD, Machine, read_json, this_machine, write_json  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-SATURATES = saturates(cpu_flags())
+SATURATES = int8_sums_saturate(cpu_flags())
 """Whether int8 files need weights of 7 bits on this machine."""
 SAMPLE = {"data.source": "sample", "data.path": "data/cifar10-jpeg-sample.tar.xz"}
 
@@ -121,15 +121,15 @@ class Chain:
 
     def tree(self, names: Collection[str] | None = None) -> Path:
         """Those candidates, or all, each once."""
-        from winnow.steps.compress import Folders, compress
+        from winnow.steps.compress import CandidateFolders, compress
 
         data, pretrained = self.data(), self.pretrained()
         self.dense()
-        for name in in_order(dict(self.config.candidates)):
+        for name in topological_order(dict(self.config.candidates)):
             if names is not None and name not in names:
                 continue
             out, scratch, answers = self.candidates / name, self.scratch / name, self.folder / "answers"
-            folders = Folders(data, pretrained, self.candidates, scratch, answers)
+            folders = CandidateFolders(data, pretrained, self.candidates, scratch, answers)
             self._once(out, lambda n=name, o=out, f=folders: compress(self.config, n, f, o))
         return self.candidates
 

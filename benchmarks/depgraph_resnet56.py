@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test, span
-from tasks.forecast.microbenchmarks import Trials
+from tasks.forecast.microbenchmarks import Microbenchmarks
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
-from winnow.eta import duration
+from winnow.eta import format_duration
 from winnow.evaluation.ablations import stronger_baseline
 from winnow.evaluation.intervals import paired_drop
 from winnow.evaluation.metrics import load_logits
-from winnow.models.backbones import build, load_architecture
+from winnow.models.backbones import build_model, load_architecture
 from winnow.records import read_record
 from winnow.timing_lock import timing_lock
-from winnow.training.finetuning import classification
+from winnow.training.finetuning import classification_loss
 
 NAME = "depgraph_resnet56"
 FEWER = 2.6
@@ -59,11 +59,11 @@ def tree(epochs: int) -> dict[str, Any]:
 def epoch_seconds(chain: Chain, images: ImageSet) -> float:
     """Of dense's training: the median of some steps on a quiet machine, whatever ran beside the training itself."""
     settings = chain.config.finetune
-    model = build(load_architecture(chain.candidates / "dense"))
+    model = build_model(load_architecture(chain.candidates / "dense"))
     rate = settings.optimiser(settings.learning_rates[0])
     with timing_lock():
-        step = Trials(images, chain.folder).per_step(
-            model, classification(settings, images.image_size), settings.batch_size, rate
+        step = Microbenchmarks(images, chain.folder).seconds_per_step(
+            model, classification_loss(settings, images.image_size), settings.batch_size, rate
         )
     return step * (len(images.indices(TRAIN)) // settings.batch_size)
 
@@ -106,8 +106,8 @@ def main() -> None:
     conditions = (
         f"ResNet-56, CIFAR-10 (JPEG), {len(images.indices(TRAIN)):,} training images; {given.epochs} epochs from "
         f"random weights, then {2 * max(1, given.epochs // 4)} for each (of sparse-first one half under the penalty); "
-        f"one seed. An epoch takes {duration(each)} here: the "
-        f"published {PUBLISHED_EPOCHS} epochs would take {duration(each * PUBLISHED_EPOCHS)}."
+        f"one seed. An epoch takes {format_duration(each)} here: the "
+        f"published {PUBLISHED_EPOCHS} epochs would take {format_duration(each * PUBLISHED_EPOCHS)}."
     )
     figures = {
         "accuracy": {name: {split: float(np.mean(hit)) for split, hit in hits.items()} for name, hits in right.items()},

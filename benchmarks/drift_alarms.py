@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.chain import Chain, configure, leave, markdown
 from winnow.data.dataset import VALIDATION, load_images
-from winnow.deploy.drift_tests import DriftFeatures, answer, compare
+from winnow.deploy.drift_tests import DriftFeatures, compute_features, run_drift_tests
 from winnow.deploy.onnx_session import MODEL
 from winnow.evaluation.intervals import wilson_interval
 from winnow.random_streams import stream_seed
@@ -62,12 +62,12 @@ def main() -> None:
     chain = Chain(NAME, configure(changes, {}))
     folder, images = chain.dense(), load_images(chain.data())
     pixels = np.ascontiguousarray(images.images_NHWC[images.indices(VALIDATION)])
-    plain = answer(folder / MODEL, pixels)
+    plain = compute_features(folder / MODEL, pixels)
     common = plain.logits_NC.argmax(1) == np.bincount(plain.logits_NC.argmax(1)).argmax()
     rows: list[dict[str, Any]] = []
     figures: list[dict[str, Any]] = []
     for what, change in [*CHANGES.items(), ("a third of one predicted class", None)]:
-        changed = plain if change is None else answer(folder / MODEL, change(pixels))
+        changed = plain if change is None else compute_features(folder / MODEL, change(pixels))
         for size in SIZES:
             if "class" in what and size // 3 > 0.4 * common.sum():
                 continue  # the other half would not hold so many of that class
@@ -98,7 +98,7 @@ def _look(chain: Chain, plain: DriftFeatures, changed: DriftFeatures, common: An
     if common is not None:
         extra, others = rest[common[rest]], rest[~common[rest]]
         fresh = np.concatenate([extra[: size // 3], others[: size - size // 3]])
-    return compare(part(plain, reference), part(changed, fresh), chain.config.drift, seed)
+    return run_drift_tests(part(plain, reference), part(changed, fresh), chain.config.drift, seed)
 
 
 if __name__ == "__main__":

@@ -76,13 +76,13 @@ import json, sys, time
 from pathlib import Path
 from benchmarks.chain import configure
 from winnow.random_streams import stream_seed
-from tasks.project.peak_memory import watched
+import tasks.project.peak_memory
 from winnow.steps.ingest import ingest
 
 if __name__ == "__main__":
     config = configure({"data.source": "folder", "data.path": sys.argv[1]})
     began = time.monotonic()
-    with watched(every=0.1) as peak:
+    with tasks.project.peak_memory.measure_peak_memory(every=0.1) as peak:
         record = ingest(config, Path(sys.argv[2]), Path(sys.argv[2]).parent)
     told = {"seconds": time.monotonic() - began, "peak_mb": peak.mb, "images": record.metrics["data/images"]}
     print(json.dumps(told))

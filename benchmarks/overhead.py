@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chain import ROOT, leave, markdown
-from tasks.project.paths import environment
+from tasks.project.environment import process_environment
 
 NAME = "overhead"
 REPEATS = 3
@@ -54,7 +54,8 @@ SETTINGS = {
 FLOW = """
 import cProfile, io, json, pstats, sys, time
 from pathlib import Path
-from tasks.project.paths import ProjectPaths, apply
+from tasks.project.environment import apply
+from tasks.project.paths import ProjectPaths
 apply(Path.cwd())
 from flows.pipeline import pipeline
 from tasks import stage_runner
@@ -106,7 +107,7 @@ Path(sys.argv[1]).write_text(json.dumps(told))
 DVC_PROFILED = """
 import cProfile, pstats, sys
 from pathlib import Path
-from tasks.project.paths import apply
+from tasks.project.environment import apply
 apply(Path.cwd())
 profile = cProfile.Profile()
 profile.enable()
@@ -184,7 +185,7 @@ def _median(project: Path, *command: str) -> float:
 
 def _environment(project: Path) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**environment(project), "PATH": path, "PYTHONPATH": str(project)}
+    return {**process_environment(project), "PATH": path, "PYTHONPATH": str(project)}
 
 
 def _profile_of_dvc(project: Path) -> str:

@@ -22,9 +22,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.chain import ROOT, leave, markdown
-from tasks.project.paths import ProjectPaths, environment
-from tasks.project.run_summary import candidate_rows, learned_lines, promotion_lines
-from winnow.eta import duration
+from tasks.project.environment import process_environment
+from tasks.project.paths import ProjectPaths
+from tasks.project.run_summary import candidate_rows, promotion_lines, training_lines
+from winnow.eta import format_duration
 from winnow.random_streams import stream_seed
 from winnow.records import read_json
 
@@ -108,16 +109,16 @@ def main() -> None:
     sets = [f"-S{key}={value}" for key, value in settings(folder / "photos").items()]
     winnow = [sys.executable, "-m", "winnow.cli.main"]
     began = time.monotonic()
-    subprocess.run([*winnow, "plan", *sets], cwd=project, env=environment(project), check=True)
+    subprocess.run([*winnow, "plan", *sets], cwd=project, env=process_environment(project), check=True)
     planning = time.monotonic() - began
     began = time.monotonic()
-    subprocess.run([*winnow, "run"], cwd=project, env=environment(project), check=True)
+    subprocess.run([*winnow, "run"], cwd=project, env=process_environment(project), check=True)
     total = time.monotonic() - began
     places = ProjectPaths(project)
     planned = read_json(places.state_dir / "plan.json")
     times = {name: read_json(places.state_dir / "times" / f"{name}.json") for name in planned["steps"]}
     pairs = {
-        "time": (planned["total_seconds"], total, duration),
+        "time": (planned["total_seconds"], total, format_duration),
         "disk, GB": (planned["disk_gb"], on_disk_gb(places.artifacts, project / ".dvc" / "cache"), "{:.2f}".format),
         "memory, GB": (
             max(row["memory_mb"] for row in planned["steps"].values()) / 1e3,
@@ -129,10 +130,10 @@ def main() -> None:
         {"": what, "planned": show(one), "it was": show(other), "off by": f"{(one / other - 1) * 100:+.0f} %"}
         for what, (one, other, show) in pairs.items()
     ]
-    lines = "\n".join(f"- {line}" for line in (*learned_lines(places), *promotion_lines(places)))
+    lines = "\n".join(f"- {line}" for line in (*training_lines(places), *promotion_lines(places)))
     conditions = (
         f"{COUNT:,} photographs of 224 pixels, {LABELLED} of them labelled, {SETTINGS}, recoveries of one epoch in "
-        f"batches of 64. `winnow plan` took {duration(planning)}."
+        f"batches of 64. `winnow plan` took {format_duration(planning)}."
     )
     figures = {"planned": planned, "times": times, "seconds": total, "table": candidate_rows(places)}
     leave(NAME, conditions, figures, f"{markdown(rows)}\n\n{lines}")

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.chain import leave, markdown
 from winnow.data.decoding import Item, decode_all
 from winnow.data.preprocessing import Preprocessing
-from winnow.deploy.file_predictor import answered, files_of, opened, predict_files
+from winnow.deploy.file_predictor import list_files, open_card_runtime, predict_batches, predict_files
 from winnow.records import read_json
 
 NAME, ROUNDS, BATCH = "predict_rate", 5, 64
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=20_000, help="files at most")
     options = parser.parse_args()
     card = read_json(options.export / "card.json")
-    files = [Path(file) for file, _ in islice(files_of([options.images]), options.limit)]
+    files = [Path(file) for file, _ in islice(list_files([options.images]), options.limit)]
     skipped = len(files) // 5
 
     def whole() -> Iterator[int]:
@@ -59,11 +59,11 @@ def main() -> None:
                 yield len(done.items)
 
     def model() -> Iterator[int]:
-        answer = opened(options.export, card, BATCH)
+        answer = open_card_runtime(options.export, card, BATCH)
         side = card["image_size"]
         pixels = np.random.default_rng(0).integers(0, 256, (BATCH, side, side, 3), dtype=np.uint8)
         for _ in range(max(2, len(files) // BATCH)):
-            answered(answer, pixels, BATCH)
+            predict_batches(answer, pixels, BATCH)
             yield BATCH
 
     kinds: dict[str, Callable[[], Iterator[int]]] = {"winnow predict": whole, "decoding": decoding, "the model": model}

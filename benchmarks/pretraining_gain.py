@@ -5,7 +5,7 @@ arm's rate is chosen on validation with the first seed. A baseline that stopped 
 both arms are also trained three times as long, and the arm from scratch until that gains it less than half a point. The
 gain is that of the shipped fine-tuning over the best arm from scratch, however long that took. Accuracy is that of the
 last step on the validation split, single pass. Backbones and label draws both vary
-(winnow.evaluation.intervals.crossed_gain). Work goes on where it stopped.
+(winnow.evaluation.intervals.two_way_gain). Work goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from benchmarks.chain import Chain, configure, leave, markdown
 from winnow.config import Config, NoPretraining
 from winnow.data.dataset import TRAIN, load_images
-from winnow.data.splits import label_budget
-from winnow.evaluation.intervals import crossed_gain
-from winnow.models.backbones import WEIGHTS, load_architecture
+from winnow.data.splits import draw_label_budget
+from winnow.evaluation.intervals import two_way_gain
+from winnow.models.backbones import WEIGHTS_FILE, load_architecture
 from winnow.records import read_json, read_record, write_json
-from winnow.training.finetuning import State, train_arms
+from winnow.training.finetuning import StateDict, train_arms
 
 NAME = "pretraining_gain"
 BACKBONES, SEEDS = (0, 1, 2), [0, 1, 2, 3, 4]
@@ -44,9 +44,9 @@ def trained(chain: Chain, arm: str, factor: int) -> Trained:
     kept = chain.folder / f"{arm}-{factor}.json"
     if not kept.exists():
         pretrained, images = chain.pretrained(), load_images(chain.data())
-        state: State | None = load_file(pretrained / WEIGHTS) if arm == "pretrained" else None
+        state: StateDict | None = load_file(pretrained / WEIGHTS_FILE) if arm == "pretrained" else None
         scratch = chain.scratch / f"arms-{factor}"
-        labels = len(label_budget(images, chain.config.data.label_budget, SEEDS[0]))
+        labels = len(draw_label_budget(images, chain.config.data.label_budget, SEEDS[0]))
         config = longer(chain.config, factor, labels)
         chosen, _ = train_arms(config, images, load_architecture(pretrained), {arm: state}, scratch)
         told = {"top1": [each.top1 for each in chosen], "learning_rate": chosen[0].learning_rate}
@@ -57,7 +57,7 @@ def trained(chain: Chain, arm: str, factor: int) -> Trained:
 
 def longer(config: Config, factor: int, labels: int) -> Config:
     """The same fine-tuning on so many labels with `factor` times the epochs and the least steps."""
-    least = config.finetune.least_steps(labels)
+    least = config.finetune.resolve_min_steps(labels)
     changes = {"epochs": config.finetune.epochs * factor, "min_steps": least * factor}
     return config.model_copy(update={"finetune": config.finetune.model_copy(update=changes)})
 
@@ -100,9 +100,9 @@ def main() -> None:
         row = {"steps": alone["steps"], "from scratch, top-1 %": f"{points(alone):.1f}"}
         of = pretrained.get(factor)
         row["pretrained, top-1 %, by backbone"] = ", ".join(f"{points(one):.1f}" for one in of) if of else "-"
-        row["gain at equal steps, points"] = told(crossed_gain(gains(of, alone))) if of else "-"
+        row["gain at equal steps, points"] = told(two_way_gain(gains(of, alone))) if of else "-"
         rows.append(row)
-    mean, low, high = crossed_gain(gains(pretrained[1], scratch[best]))
+    mean, low, high = two_way_gain(gains(pretrained[1], scratch[best]))
     config, first = chains[0].config, chains[0]
     assert not isinstance(config.pretrain, NoPretraining)
     knn = [read_record(chain.pretrained()).metrics["pretrain/knn"] * 100 for chain in chains]

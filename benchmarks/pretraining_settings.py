@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from benchmarks.chain import Chain, configure, leave, markdown
 from winnow.data.dataset import TRAIN, load_images
-from winnow.models.backbones import WEIGHTS, load_architecture
+from winnow.models.backbones import WEIGHTS_FILE, load_architecture
 from winnow.records import read_json, read_record, write_json
-from winnow.training.finetuning import State, train_arms
+from winnow.training.finetuning import StateDict, train_arms
 
 NAME = "pretraining_settings"
 BACKBONE_SEEDS, LABEL_SEEDS = (0, 1), [0, 1, 2]
@@ -44,7 +44,7 @@ def measured(setting: tuple[int, float, int], seed: int) -> dict[str, Any]:
     kept = chain.folder / "measured.json"
     if not kept.exists():
         images, pretrained = load_images(chain.data()), chain.pretrained()
-        arms: dict[str, State | None] = {"pretrained": load_file(pretrained / WEIGHTS)}
+        arms: dict[str, StateDict | None] = {"pretrained": load_file(pretrained / WEIGHTS_FILE)}
         chosen, _ = train_arms(config, images, load_architecture(pretrained), arms, chain.scratch / "arms")
         found = {"top1": [each.top1 for each in chosen], "steps": chosen[0].steps}
         found |= {"knn": read_record(pretrained).metrics["pretrain/knn"], "images": len(images.indices(TRAIN))}

@@ -22,7 +22,7 @@ from winnow.config import Config
 from winnow.data.dataset import TEST, VALIDATION, ImageSet, load_images
 from winnow.evaluation.intervals import paired_gain
 from winnow.records import read_record, write_json, write_record
-from winnow.steps.compress import Folders, compress
+from winnow.steps.compress import CandidateFolders, compress
 from winnow.steps.finetune import finetune
 from winnow.steps.refit import refit
 
@@ -91,7 +91,7 @@ def _make(config: Config, data: Path, pretrained: Path, at: Path, seed: int) -> 
         finetune(config, at / "data", at / "pretrain", candidates / "dense", at / "scratch" / "finetune")
     for name in CHAIN:
         if not (candidates / name).is_dir():
-            folders = Folders(at / "data", at / "pretrain", candidates, at / "scratch" / name)
+            folders = CandidateFolders(at / "data", at / "pretrain", candidates, at / "scratch" / name)
             compress(config, name, folders, candidates / name)
     (at / "select").mkdir(exist_ok=True)
     write_json(at / "select" / "winner.json", {"winner": CHAIN[-1]})

@@ -26,16 +26,16 @@ import numpy as np
 from benchmarks.chain import RESULTS, SATURATES, Chain, configure, leave, markdown, right_on_test
 from winnow.config import ROOT, Config, Quantize
 from winnow.data.dataset import ImageSet, load_images
-from winnow.data.splits import choosing_half
+from winnow.data.splits import selection_half
 from winnow.errors import WinnowError
 from winnow.evaluation.metrics import load_logits
 from winnow.records import read_json, read_record
-from winnow.search.accuracy_loss import lost, reference_logits
+from winnow.search.accuracy_loss import points_lost, reference_logits
 from winnow.search.cost import CostMeasurer
-from winnow.search.loop import Progress, search
-from winnow.search.pareto import TrialPoint, front, hypervolume
-from winnow.search.trial import SearchContext, machine_here, meter_of, tree_of
-from winnow.steps.compress import Folders
+from winnow.search.loop import SearchProgress, search
+from winnow.search.pareto import TrialPoint, hypervolume, pareto_front
+from winnow.search.trial import SearchContext, candidates_folder, machine_identity, make_cost_measurer
+from winnow.steps.compress import CandidateFolders
 
 NAME = "search_or_tree"
 CONTROLS = ("dense-kd", "student-alone")
@@ -87,18 +87,18 @@ def compare(seed: int, config: Config) -> dict[str, Any]:
     chain.tree()
     tree_seconds = sum(chain.seconds()[name] for name in config.candidates)
     answers = chain.folder / "search-answers"  # of its own: the tree's work is not to be had for nothing
-    folders = Folders(chain.data(), chain.pretrained(), chain.candidates, chain.scratch / "search", answers)
+    folders = CandidateFolders(chain.data(), chain.pretrained(), chain.candidates, chain.scratch / "search", answers)
     place = SearchContext(config, folders, chain.folder / "trials", overflow_safe=SATURATES)
-    meter, images = meter_of(place), load_images(chain.data())
+    meter, images = make_cost_measurer(place), load_images(chain.data())
     dense_VC = reference_logits(place.references, images)
     made, tree = {}, []
     for number, name in enumerate(config.candidates):
         made[number] = chain.candidates / name
-        drop = lost(dense_VC, load_logits(made[number], images), images, choosing_half(images)).points
+        drop = points_lost(dense_VC, load_logits(made[number], images), images, selection_half(images)).points
         tree.append(TrialPoint(number, drop, share_of_dense(meter, made[number])))
     progress = search(place, chain.folder / "study.db", lambda _trial: None)
     trials = {
-        trial.number: tree_of(place, trial.folder, config.search.epochs) / trial.look.names[-1]
+        trial.number: candidates_folder(place, trial.folder, config.search.epochs) / trial.look.names[-1]
         for trial in progress.trials
         if trial.look is not None and trial.state == "finished"
     }
@@ -110,7 +110,7 @@ def compare(seed: int, config: Config) -> dict[str, Any]:
     shares = shares_anew(meter, {file for arm in arms.values() for _, file in arm.front})
     scene = Scene(images, chain.candidates / ROOT, shares)
     return {
-        "machine": machine_here(),
+        "machine": machine_identity(),
         "dense_ms": meter.dense_cost,
         "rows": {what: scene.told(arm) for what, arm in arms.items()},
         "tried": len(progress.trials),
@@ -139,10 +139,10 @@ class Arm:
     @property
     def front(self) -> list[tuple[TrialPoint, Path]]:
         """What nobody beats, each with its file."""
-        return [(each, self.made[each.number]) for each in front(self.found)]
+        return [(each, self.made[each.number]) for each in pareto_front(self.found)]
 
 
-def within(progress: Progress, seconds: float) -> list[TrialPoint]:
+def within(progress: SearchProgress, seconds: float) -> list[TrialPoint]:
     """What the search had found by then; costs as shares of dense's."""
     spent, found = 0.0, []
     for trial in progress.trials:
@@ -171,7 +171,7 @@ class Scene:
     def told(self, arm: Arm) -> dict[str, Any]:
         """A front as it was found, and its files on the test split, at times taken anew."""
         chosen = [each for each, _ in arm.front]
-        anew = front([replace(each, cost=self.shares[file]) for each, file in arm.front])
+        anew = pareto_front([replace(each, cost=self.shares[file]) for each, file in arm.front])
         tested = [(self.dense - self._share_right(arm.made[each.number])) * 100 for each in anew]
         return {
             "minutes": arm.seconds / 60,

@@ -25,9 +25,9 @@ import numpy as np
 
 from benchmarks.chain import ROOT, leave, markdown
 from winnow.cli.serve import START
-from winnow.config.serving import Serving
+from winnow.config.serving import ServingConfig
 from winnow.data.dataset import decode
-from winnow.deploy.request_predictor import Model
+from winnow.deploy.request_predictor import RequestPredictor
 from winnow.records import read_json
 
 NAME, CLIENTS, ROUNDS, SECONDS = "serving", (1, 8, 64), 3, 6.0
@@ -36,7 +36,7 @@ PORT = 8765
 
 def bare(folder: Path, image: bytes) -> list[float]:
     """Milliseconds of decoding and answering one image, many times."""
-    model, taken = Model(folder, max_batch=1), []
+    model, taken = RequestPredictor(folder, max_batch=1), []
     side, stop = model.card["image_size"], time.perf_counter() + SECONDS
     while time.perf_counter() < stop:
         began = time.perf_counter()
@@ -69,7 +69,7 @@ async def load(image: bytes, clients: int) -> tuple[list[float], float]:
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     """The server, ready."""
-    told = json.dumps({**asdict(Serving()), "folder": str(folder), "title": "benchmark", "port": PORT})
+    told = json.dumps({**asdict(ServingConfig()), "folder": str(folder), "title": "benchmark", "port": PORT})
     process = subprocess.Popen([sys.executable, "-c", START, told], cwd=ROOT)
     while process.poll() is None:
         try:
@@ -113,7 +113,7 @@ def main() -> None:
         name = f"{clients} client{'' if clients == 1 else 's'}"
         rows.append(_row(name, every, float(np.median([one["rate"] for one in rounds]))))
     card = read_json(folder / "card.json")
-    serving, asked = card["serving"], Serving()
+    serving, asked = card["serving"], ServingConfig()
     note = (
         f"{card['name']} at {card['image_size']} pixels on {serving['runtime']} {serving['precision']}, "
         f"{serving['threads']} threads; {options.image.suffix[1:]} of {len(image):,} bytes; batches of at most "

@@ -20,11 +20,11 @@ import yaml
 from numpy.typing import NDArray
 
 from benchmarks.chain import ROOT, SATURATES, Chain, configure, leave, markdown, span
-from winnow.config import Config, Recovered
+from winnow.config import Config, TrainedCandidate
 from winnow.data.dataset import TRAIN, VALIDATION, load_images
 from winnow.evaluation.ablations import stronger_baseline
 from winnow.evaluation.intervals import paired_drop
-from winnow.evaluation.metrics import load_logits, right_answers
+from winnow.evaluation.metrics import correct_predictions, load_logits
 from winnow.random_streams import stream_seed
 
 NAME = "small_data"
@@ -77,9 +77,9 @@ def measure(photos: Path, seed: int) -> dict[str, Any]:
     folder, images = chain.tree(), load_images(chain.data())
     known = {name: load_logits(folder / name, images) for name in ("dense", *chain.config.candidates)}
     counts = {part: len(images.indices(split)) for part, split in (("train", TRAIN), ("validation", VALIDATION))}
-    trained = {name: each for name, each in chain.config.candidates.items() if isinstance(each, Recovered)}
+    trained = {name: each for name, each in chain.config.candidates.items() if isinstance(each, TrainedCandidate)}
     steps = {name: each.steps_for(counts["train"]) for name, each in trained.items()}
-    return {"right": right_answers(known, images), "steps": steps, **counts}
+    return {"right": correct_predictions(known, images), "steps": steps, **counts}
 
 
 def rows_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

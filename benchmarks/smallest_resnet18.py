@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.chain import Chain, all_labels, configure, leave, markdown, right_on_test, rungs_told, span
-from winnow.benchmark.speedups import best
+from winnow.benchmark.speedups import best_row
 from winnow.config import Config
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.evaluation.ablations import stronger_baseline
@@ -128,7 +128,7 @@ def row_of(chain: Chain, timed: StepRecord, name: str, answers: Answers) -> dict
     }
     shares = timed.details["peak_share"].get(name, {})
     for batch, what in ((1, "latency"), (large, "throughput")):
-        fastest = best(timed.details["rows"], name, batch)
+        fastest = best_row(timed.details["rows"], name, batch)
         speeds = [figures.get(f"speedup/{kind}_b{batch}") for kind in ("eager", "pytorch", "float")]
         row[f"fastest, batch {batch}"] = (
             "not timed"
@@ -171,7 +171,7 @@ def main() -> None:
         for name in there
         if paired_drop(answers.right[answers.reference], answers.right[name]).points <= ALLOWED_POINTS
     ]
-    cost = {name: best(timed.details["rows"], name, 1) for name in within}
+    cost = {name: best_row(timed.details["rows"], name, 1) for name in within}
     winner = min((name for name in within if cost[name]), key=lambda name: cost[name]["p50_ms"])  # type: ignore[index]
     read = ["dense", winner] if given.test else []
     tested = {name: right_on_test(chain.candidates / name, answers.images) for name in read}

@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 from benchmarks.chain import ROOT, leave
-from tasks.project.paths import ProjectPaths, environment
-from tasks.project.run_summary import candidate_rows, learned_lines, promotion_lines
+from tasks.project.environment import process_environment
+from tasks.project.paths import ProjectPaths
+from tasks.project.run_summary import candidate_rows, promotion_lines, training_lines
 from winnow.records import read_record
 
 NAME = "whole_cifar10"
@@ -39,7 +40,10 @@ def main() -> None:
     sets = [f"-S{key}={value}" for key, value in {**SETTINGS, "data.path": str(folder)}.items()]
     started = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "winnow.cli.main", "run", *sets], cwd=project, env=environment(project), check=True
+        [sys.executable, "-m", "winnow.cli.main", "run", *sets],
+        cwd=project,
+        env=process_environment(project),
+        check=True,
     )
     minutes = (time.monotonic() - started) / 60
     places = ProjectPaths(project)
@@ -57,7 +61,7 @@ def main() -> None:
             "|" + " --- |" * len(rows[0]),
             *("| " + " | ".join(row.values()) + " |" for row in rows),
             "",
-            *(f"- {line}" for line in (*learned_lines(places), *promotion_lines(places))),
+            *(f"- {line}" for line in (*training_lines(places), *promotion_lines(places))),
         ]
     )
     figures = {"minutes": minutes, "table": rows, "arms": dense.details["arms"], "test": report.metrics}

@@ -1,4 +1,3 @@
-"""Prefect flows and the command line `winnow`. No file here is named after a library: Prefect puts this folder on the
-import path when it loads a flow."""
+"""Prefect flows. No file here is named after a library: Prefect puts this folder on the import path to load a flow."""
 
-STOPPED = "winnow: stopped; run it again to go on where it was"
+STOPPED_MESSAGE = "winnow: stopped; run it again to resume"

@@ -1,4 +1,4 @@
-"""What a flow leaves on its own page in Prefect: the table of candidates, the front, the verdict, and where to look."""
+"""Prefect artifacts of a flow run: the table of candidates, the Pareto front, the promotion, and links."""
 
 from __future__ import annotations
 
@@ -15,40 +15,48 @@ from winnow.printable import markdown
 from winnow.records import RECORD
 
 
-def results(places: ProjectPaths) -> None:
-    """Everything, after a run of the chain."""
+def create_result_artifacts(places: ProjectPaths) -> None:
+    """Create all artifacts after a run of the chain."""
     create_table_artifact(key="candidates", table=candidate_rows(places), description="Candidates of this run")
-    create_table_artifact(key="front", table=front_rows(places), description="Nobody is better in all three at once")
-    if shown := _in_mlflow(places):
-        page, _, run = shown
-        picture = f"{page}/get-artifact?path=pareto.png&run_uuid={run}"
-        create_image_artifact(key="front-picture", image_url=picture, description="Accuracy, latency and size")
-    promotion(promotion_lines(places))
-    create_markdown_artifact(key="links", markdown="\n".join(link_lines(places)), description="Where to look")
+    create_table_artifact(
+        key="front",
+        table=front_rows(places),
+        description="Pareto front: no candidate is better in accuracy, size and latency at once",
+    )
+    if location := _mlflow_location(places):
+        page, _, run = location
+        image_url = f"{page}/get-artifact?path=pareto.png&run_uuid={run}"
+        create_image_artifact(key="front-picture", image_url=image_url, description="Accuracy, latency and size")
+    create_promotion_artifact(promotion_lines(places))
+    create_markdown_artifact(key="links", markdown="\n".join(link_lines(places)), description="Report and MLflow")
 
 
-def promotion(reasons: Sequence[str]) -> None:
-    """What became of the winner, and why."""
-    listed = "\n".join(f"- {markdown(line)}" for line in reasons)
-    create_markdown_artifact(key="promotion", markdown=listed, description="What serves, and why")
+def create_promotion_artifact(reasons: Sequence[str]) -> None:
+    """Create the artifact with the outcome of the promotion and its reasons."""
+    bullet_list = "\n".join(f"- {markdown(line)}" for line in reasons)
+    create_markdown_artifact(key="promotion", markdown=bullet_list, description="The model in production, and why")
 
 
 def link_lines(places: ProjectPaths) -> list[str]:
-    """Markdown: the report and MLflow's pages, or how to open them."""
-    shown = _in_mlflow(places)
-    if shown is None:
+    """Return Markdown lines with links to the report and MLflow's pages, or the way to open them."""
+    location = _mlflow_location(places)
+    if location is None:
         return [f"- report: `{places.artifacts / 'report' / 'report.html'}`", "- MLflow: `winnow ui`"]
-    page, experiment, run = shown
-    at = f"{page}/#/experiments/{experiment}/runs/{run}"
-    return [f"- [report]({at}/artifacts/report.html)", f"- [this run in MLflow]({at})", f"- [models]({page}/#/models)"]
+    page, experiment, run = location
+    run_page = f"{page}/#/experiments/{experiment}/runs/{run}"
+    return [
+        f"- [report]({run_page}/artifacts/report.html)",
+        f"- [this run in MLflow]({run_page})",
+        f"- [models]({page}/#/models)",
+    ]
 
 
-def _in_mlflow(places: ProjectPaths) -> tuple[str, str, str] | None:
-    """(page, experiment, run) of the last execution for a browser; None where there is none or MLflow is not up."""
+def _mlflow_location(places: ProjectPaths) -> tuple[str, str, str] | None:
+    """Return (MLflow's URL, experiment, run) of the last execution; None without one, or where MLflow is down."""
     if not (places.artifacts / "select" / RECORD).is_file():
         return None
     page, run = (
-        announced_servers.mlflow_page(places),
+        announced_servers.mlflow_url(places),
         mlflow_runs.last_execution(places, load_config(places.root / "params.yaml")),
     )
     return (page, *run) if page and run else None

@@ -1,8 +1,8 @@
-"""What Prefect's server must know before anything runs by itself: pool, slots, automations, deployments.
+"""Register the project at a Prefect server: work pool, GPU slots, automations, deployments.
 
-`set_up` may be repeated; afterwards the server holds what prefect.yaml and flows/automations.yaml say. A team's server
-knows several projects: pool, deployments and automations carry the project's name (that of its registered model, in
-those files as WINNOW_PROJECT), and automations act on runs with its tag alone.
+`set_up` is idempotent: afterwards the server holds what prefect.yaml and flows/automations.yaml say. Several projects
+can share a team's server: pool, deployments and automations carry the project's name (that of its registered model,
+WINNOW_PROJECT in those files), and automations act only on runs with its tag.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import yaml
 from tasks.events import DRIFTED, PROMOTED, WAITING
 from tasks.project import gpu_slots
 from tasks.project.paths import ProjectPaths, registered_model_name
-from tasks.project.state_files import read_memory
-from tasks.tracking.tracked_runs import without_password
+from tasks.project.state_files import read_cache
+from tasks.tracking.tracked_runs import redact_password
 from winnow.config import load_config
 from winnow.errors import WinnowError
 from winnow.records import write_json
@@ -29,25 +29,25 @@ from winnow.records import write_json
 PROJECT = "WINNOW_PROJECT"
 FLOWS = ("winnow", "promote", "drift")
 NOTIFY_BLOCK = "winnow-notify"
-"""Name of the notification block (of any kind) that a person makes to be told."""
+"""The name of the notification block, of any type, that users create to receive notifications."""
 PAGE = 200
-"""How many blocks or automations Prefect's server hands out at once."""
+"""The largest page of blocks or automations that Prefect's server returns."""
 
 
-def pool_of(project: str) -> str:
-    """The work pool whose runs work in this project's checkout."""
+def work_pool_name(project: str) -> str:
+    """Return the name of the project's work pool."""
     return f"winnow-{project}"
 
 
-def prefix_of(project: str) -> str:
-    """Automations whose names begin so are this project's."""
+def automation_prefix(project: str) -> str:
+    """Return the prefix of the names of the project's automations."""
     return f"winnow {project}: "
 
 
 def set_up(places: ProjectPaths) -> str:
-    """Bring the server at PREFECT_API_URL up to date and return the name of the project's work pool.
+    """Register the project at the server of PREFECT_API_URL and return the name of its work pool.
 
-    Raises WinnowError when the server does not answer, or does not take a deployment.
+    Raises WinnowError when the server does not answer, or rejects a deployment.
     """
     from httpx import HTTPError
     from prefect.exceptions import PrefectHTTPStatusError
@@ -55,20 +55,20 @@ def set_up(places: ProjectPaths) -> str:
     try:
         return _set_up(places)
     except (HTTPError, PrefectHTTPStatusError) as error:
-        told = " ".join(str(error).split())[:300]
+        message = " ".join(str(error).split())[:300]
         raise WinnowError(
-            f"Prefect at {without_password(os.environ['PREFECT_API_URL'])} does not answer as it should: {told}\n"
-            "See PREFECT_API_URL and PREFECT_API_AUTH_STRING, and whether the server is up"
+            f"Prefect at {redact_password(os.environ['PREFECT_API_URL'])} failed: {message}\n"
+            "Check PREFECT_API_URL, PREFECT_API_AUTH_STRING, and that the server is running"
         ) from error
 
 
 def _set_up(places: ProjectPaths) -> str:
     project = registered_model_name(load_config(places.root / "params.yaml"))
-    os.environ[PROJECT] = project  # for what both files leave open
-    _forget_former(places, project)
-    _make_pool(pool_of(project))
-    gpu_slots.ensure(gpu_slots.GPU)
-    _automate(prefix_of(project), [*_automations(places), *_notifications(project)])
+    os.environ[PROJECT] = project  # a placeholder in both files
+    _delete_renamed(places, project)
+    _make_pool(work_pool_name(project))
+    gpu_slots.create_limit(gpu_slots.GPU)
+    _automate(automation_prefix(project), [*_automations(places), *_notifications(project)])
     result = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=places.root,
@@ -77,34 +77,34 @@ def _set_up(places: ProjectPaths) -> str:
         check=False,
     )
     if result.returncode != 0:
-        told = "\n".join((result.stdout + result.stderr).strip().splitlines()[-12:])
-        raise WinnowError(f"Prefect does not take the deployments of {places.root / 'prefect.yaml'}:\n{told}")
-    return pool_of(project)
+        output = "\n".join((result.stdout + result.stderr).strip().splitlines()[-12:])
+        raise WinnowError(f"Prefect rejected the deployments of {places.root / 'prefect.yaml'}:\n{output}")
+    return work_pool_name(project)
 
 
-def _forget_former(places: ProjectPaths, project: str) -> None:
-    """Take what this checkout had deployed under other names off the server, unless a worker still works at it."""
+def _delete_renamed(places: ProjectPaths, project: str) -> None:
+    """Delete what this checkout deployed under other project names, unless a worker still serves them."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
     path, key = (
         places.state_dir / "deployed.json",
-        f"{places.root} at {without_password(os.environ['PREFECT_API_URL'])}",
+        f"{places.root} at {redact_password(os.environ['PREFECT_API_URL'])}",
     )
-    known: dict[str, list[str]] = read_memory(path, dict[str, list[str]], {})
-    left = [project]
-    for former in set(known.get(key, [])) - {project}:
-        if _has_worker(pool_of(former)):
-            left.append(former)
+    deployed: dict[str, list[str]] = read_cache(path, dict[str, list[str]], {})
+    names = [project]
+    for old_name in set(deployed.get(key, [])) - {project}:
+        if _has_worker(work_pool_name(old_name)):
+            names.append(old_name)
             continue
         with get_client(sync_client=True) as client:
             for flow in FLOWS:
                 with contextlib.suppress(ObjectNotFound):
-                    client.delete_deployment(client.read_deployment_by_name(f"{flow}/{former}").id)
+                    client.delete_deployment(client.read_deployment_by_name(f"{flow}/{old_name}").id)
             with contextlib.suppress(ObjectNotFound):
-                client.delete_work_pool(pool_of(former))
-        _automate(prefix_of(former), [])
-    write_json(path, {**known, key: left})
+                client.delete_work_pool(work_pool_name(old_name))
+        _automate(automation_prefix(old_name), [])
+    write_json(path, {**deployed, key: names})
 
 
 def _has_worker(pool: str) -> bool:
@@ -113,11 +113,13 @@ def _has_worker(pool: str) -> bool:
 
     with get_client(sync_client=True) as client:
         try:
-            where = {"work_pool_name": pool}
-            found = client.request("POST", "/work_pools/{work_pool_name}/workers/filter", path_params=where, json={})
+            path_params = {"work_pool_name": pool}
+            response = client.request(
+                "POST", "/work_pools/{work_pool_name}/workers/filter", path_params=path_params, json={}
+            )
         except ObjectNotFound:
             return False
-    return any(worker["status"] == "ONLINE" for worker in found.json())
+    return any(worker["status"] == "ONLINE" for worker in response.json())
 
 
 def _make_pool(pool: str) -> None:
@@ -133,26 +135,26 @@ def _make_pool(pool: str) -> None:
 
 
 def _automations(places: ProjectPaths) -> list[dict[str, Any]]:
-    """Those of the project's file, filled in as Prefect fills in prefect.yaml."""
+    """Return the automations of flows/automations.yaml, with placeholders filled in like those of prefect.yaml."""
     from prefect.utilities.templating import apply_values
 
     path = places.root / "flows" / "automations.yaml"
-    listed = yaml.safe_load(path.read_text(encoding="utf-8"))["automations"]
-    return cast(list[dict[str, Any]], apply_values(listed, {}, remove_notset=False))
+    automations = yaml.safe_load(path.read_text(encoding="utf-8"))["automations"]
+    return cast(list[dict[str, Any]], apply_values(automations, {}, remove_notset=False))
 
 
 def _notifications(project: str) -> list[dict[str, Any]]:
-    """One for failures and one for what becomes of models, where a block says whom to tell."""
+    """Return the automations that notify of failed runs and of model events; none without a notification block."""
     block = _notify_block()
     if block is None:
         return []
     return [
         {
-            "name": f"{prefix_of(project)}tell of runs that failed",
+            "name": f"{automation_prefix(project)}notify of failed runs",
             "trigger": {
-                **_each("prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"),
+                **_on_events("prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"),
                 "match": {"prefect.resource.id": "prefect.flow-run.*"},
-                "match_related": {"prefect.resource.id": f"prefect.tag.{pool_of(project)}"},
+                "match_related": {"prefect.resource.id": f"prefect.tag.{work_pool_name(project)}"},
             },
             "actions": [
                 _send(
@@ -163,9 +165,9 @@ def _notifications(project: str) -> list[dict[str, Any]]:
             ],
         },
         {
-            "name": f"{prefix_of(project)}tell of promotions, approvals and drift",
+            "name": f"{automation_prefix(project)}notify of promotions, approvals and drift",
             "trigger": {
-                **_each(PROMOTED, DRIFTED, WAITING),
+                **_on_events(PROMOTED, DRIFTED, WAITING),
                 "match": {"prefect.resource.id": f"winnow.model.{project}"},
             },
             "actions": [_send(block, "winnow: {{ event.resource.name }}", "{{ event.payload.reason }}")],
@@ -173,8 +175,8 @@ def _notifications(project: str) -> list[dict[str, Any]]:
     ]
 
 
-def _each(*events: str) -> dict[str, Any]:
-    """A trigger for every single one of these events."""
+def _on_events(*events: str) -> dict[str, Any]:
+    """Return a trigger that fires on each of these events."""
     return {"type": "event", "posture": "Reactive", "expect": list(events), "threshold": 1, "within": 0}
 
 
@@ -186,34 +188,36 @@ def _notify_block() -> str | None:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        found = _all(lambda offset: client.read_block_documents(offset=offset, limit=PAGE, include_secrets=False))
-        return next((str(block.id) for block in found if block.name == NOTIFY_BLOCK), None)
+        blocks = _all_pages(
+            lambda offset: client.read_block_documents(offset=offset, limit=PAGE, include_secrets=False)
+        )
+        return next((str(block.id) for block in blocks if block.name == NOTIFY_BLOCK), None)
 
 
-def _automate(mine: str, wanted: list[dict[str, Any]]) -> None:
-    """Those whose names begin with `mine` become `wanted`: the same name is updated, others are removed.
+def _automate(prefix: str, desired: list[dict[str, Any]]) -> None:
+    """Replace the automations whose names start with `prefix` by `desired`: update by name, delete the others.
 
-    One that is as wanted is left alone: an update makes it forget the runs that it is waiting for.
+    An unchanged automation is not updated: an update makes it forget the runs that it waits for.
     """
     from prefect.automations import AutomationCore
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        found = _all(lambda offset: client.read_automations(offset=offset, limit=PAGE))
-        known = {automation.name: automation for automation in found if automation.name.startswith(mine)}
-        for automation in wanted:
+        automations = _all_pages(lambda offset: client.read_automations(offset=offset, limit=PAGE))
+        existing = {automation.name: automation for automation in automations if automation.name.startswith(prefix)}
+        for automation in desired:
             core = AutomationCore.model_validate(automation)
-            there = known.pop(core.name, None)
-            if there is None:
+            current = existing.pop(core.name, None)
+            if current is None:
                 client.create_automation(core)
-            elif core.model_dump() != AutomationCore.model_validate(there.model_dump()).model_dump():
-                client.update_automation(there.id, core)
-        for left in known.values():
-            client.delete_automation(left.id)
+            elif core.model_dump() != AutomationCore.model_validate(current.model_dump()).model_dump():
+                client.update_automation(current.id, core)
+        for obsolete in existing.values():
+            client.delete_automation(obsolete.id)
 
 
-def _all(read: Callable[[int], list[Any]]) -> Iterator[Any]:
-    """Page after page of what `read` hands out from an offset on."""
+def _all_pages(read: Callable[[int], list[Any]]) -> Iterator[Any]:
+    """Yield the items of all pages; `read` returns the page at an offset."""
     for offset in itertools.count(0, PAGE):
         page = read(offset)
         yield from page

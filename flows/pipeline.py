@@ -17,7 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import artifacts
 from flows.promote import show_form
-from flows.runtime import without_tracebacks, working
+from flows.runtime import hide_tracebacks, locked_project
 from tasks.benchmark import benchmark
 from tasks.compress import METHODS
 from tasks.finetune import finetune
@@ -34,7 +34,7 @@ from tasks.track import open_run, track
 from tasks.tracking import mlflow_runs
 from tasks.tracking.mlflow_client import StoreError
 from tasks.versioning import dvc_stages, integrity, s3_fetch
-from winnow.config import ROOT, Config, in_order, load_config
+from winnow.config import ROOT, Config, load_config, topological_order
 
 
 @flow(
@@ -49,8 +49,8 @@ def pipeline(root: str = ".", retries: int = 0) -> list[Mapping[str, Any]]:
 
     `retries`: further tries of a step that was killed, or that MLflow did not answer.
     """
-    without_tracebacks()
-    with working(root) as places:
+    hide_tracebacks()
+    with locked_project(root) as places:
         return _bring_up_to_date(places, retries)
 
 
@@ -59,14 +59,14 @@ def _bring_up_to_date(places: ProjectPaths, retries: int) -> list[Mapping[str, A
     check_files(config, places.root)
     if runtime.deployment.id and (came := s3_fetch.fetch(places, config)):
         get_run_logger().info("fetched %d new or changed objects, %d are gone", came.fetched, came.removed)
-    if damaged := integrity.damaged(places):
-        get_run_logger().warning("%s, and will be made again", integrity.told(places, damaged))
-        integrity.repair(places, damaged)
-    stale = dvc_stages.stale(places.root, config)
+    if damaged := integrity.find_damaged(places):
+        get_run_logger().warning("%s, and will be made again", integrity.describe_damaged(places, damaged))
+        integrity.remove_damaged(places, damaged)
+    stale = dvc_stages.stale_stages(places.root, config)
     done: list[Mapping[str, Any]] = []
     if stale or not mlflow_runs.is_complete(places, config):
         done += _execute(places, config, stale, retries)
-    if not promotion_state.is_settled(places, config):
+    if not promotion_state.is_up_to_date(places, config):
         promotion = promote.with_options(retries=retries)(str(places.root))
         done.append(promotion)
         if promotion["waits"] and os.environ.get("PREFECT_API_URL"):
@@ -110,9 +110,9 @@ def _run_chain(
     data = submit(ingest, "ingest", after=[])
     backbone = submit(pretrain, "pretrain", after=[data])
     candidates = {ROOT: submit(finetune, "finetune", after=[backbone])}
-    for name in in_order(dict(config.candidates)):
+    for name in topological_order(dict(config.candidates)):
         candidate = config.candidates[name]
-        stage, parent = dvc_stages.CANDIDATE + name, candidates[candidate.parent]
+        stage, parent = dvc_stages.CANDIDATE_PREFIX + name, candidates[candidate.parent]
         candidates[name] = submit(METHODS[candidate.method], stage, name, after=[parent])
     speeds = submit(benchmark, "benchmark", after=list(candidates.values()))
     winner = submit(select, "select", after=[speeds])
@@ -124,6 +124,6 @@ def _run_chain(
 def _show(places: ProjectPaths) -> None:
     """Write the run's page; where MLflow does not answer its links are missing, and that fails no run."""
     try:
-        artifacts.results(places)
+        artifacts.create_result_artifacts(places)
     except StoreError as error:
         get_run_logger().warning("this page has no links: %s", error)

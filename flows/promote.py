@@ -1,8 +1,8 @@
-"""The flow of promotion: the last winner against the champion; where params.yaml wants it, a person decides.
+"""The promotion flow: the last winner challenges the champion; with `promotion.approval` a person decides.
 
-With `promotion.approval` the run suspends (it holds no process) and its page shows a form with a link to the report.
-When it is answered, the run is taken up again, and the body runs a second time from its beginning: so the answer is
-looked for first. A run whose time is over fails on Prefect's side; the next run writes down that nobody answered.
+With `promotion.approval` the run suspends, which needs no process, and its page in Prefect shows a form with a link to
+the report. Once answered, the run resumes: its body runs again from the beginning, so it looks for the answer first.
+A run that times out fails in Prefect; the next run records that nobody answered.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from prefect.states import Cancelled
 from pydantic import Field
 
 from flows import artifacts
-from flows.runtime import working
+from flows.runtime import locked_project
 from tasks.events import emit_promoted, emit_waiting
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.run_summary import promotion_lines
 from tasks.promote import promote as promote_task
 from tasks.registry import approval_decision, approval_request, promotion_state
-from tasks.registry.approval_decision import Waiting
-from tasks.registry.promotion import ACCURACY, TEST_WARNING
+from tasks.registry.approval_decision import PendingApproval
+from tasks.registry.deployment_card import ACCURACY, TEST_WARNING
 from winnow.config import Config, load_config
 from winnow.printable import markdown
 from winnow.records import RECORD
 
 
 class Approval(RunInput):
-    """The form. Nothing is filled in: who submits it unread has decided nothing."""
+    """The approval form. It has no default decision, so that it cannot be submitted unread."""
 
     decision: Literal["approve", "deny"]
     by: str = Field(min_length=1)
@@ -53,55 +53,59 @@ class Approval(RunInput):
 
 @flow(name="promote", validate_parameters=False, persist_result=True, result_serializer="json")
 def promote(root: str = ".") -> list[str]:
-    """Let the winner challenge the champion, wait for a person where one is asked; returns the reasons."""
-    with working(root) as places:
+    """Let the winner challenge the champion, wait for approval where required, and return the reasons."""
+    with locked_project(root) as places:
         return _promote(places)
 
 
 def _promote(places: ProjectPaths) -> list[str]:
     config = load_config(places.root / "params.yaml")
     run_id = str(runtime.flow_run.id)
-    waiting = approval_decision.waiting(places, config)
-    # Who answers needs no artifacts: the run may have been resumed in another checkout.
+    waiting = approval_decision.pending_approval(places, config)
+    # An answer needs no artifacts: the run may have been resumed in another checkout.
     is_answered_here = waiting is not None and waiting.request.form == run_id
     if not is_answered_here and not (places.artifacts / "select" / RECORD).is_file():
-        get_run_logger().info("Nothing was selected yet: there is nothing to promote.")
+        get_run_logger().info("There is no selection yet, so nothing is promoted.")
         return []
-    if waiting is None and promotion_state.is_settled(places, config) and not promotion_state.waits(places):
-        # A contest that was lost is not measured again: by the hour, noise would win it some day.
+    if (
+        waiting is None
+        and promotion_state.is_up_to_date(places, config)
+        and not promotion_state.is_awaiting_approval(places)
+    ):
+        # A lost comparison is not repeated: repeated every hour, noise would win it eventually.
         _end_other_forms("")
         return promotion_lines(places)
     if waiting is None or waiting.request.form != run_id:
         reasons: list[str] = promote_task(str(places.root))["reasons"]
-        waiting = approval_decision.waiting(places, config)
+        waiting = approval_decision.pending_approval(places, config)
         if waiting is None or not runtime.deployment.id or _has_form(waiting.request.form):
             _end_other_forms(waiting.request.form if waiting else "")
-            artifacts.promotion(reasons)
+            artifacts.create_promotion_artifact(reasons)
             return reasons
-        approval_request.show_on(places, waiting.model, waiting.version, waiting.request, run_id)
+        approval_request.set_form(places, waiting.model, waiting.version, waiting.request, run_id)
         _end_other_forms(run_id)
         emit_waiting(waiting.model, waiting.version, waiting.request)
     answer = _ask(places, waiting)
-    outcome = approval_decision.answer(places, config, answer.decision == "approve", answer.by, answer.reason)
-    artifacts.promotion(list(outcome.reasons))
+    outcome = approval_decision.decide(places, config, answer.decision == "approve", answer.by, answer.reason)
+    artifacts.create_promotion_artifact(list(outcome.reasons))
     emit_promoted(outcome, waiting.model)
     return list(outcome.reasons)
 
 
 def show_form(config: Config) -> None:
-    """Have a run of this flow ask now, where the server knows its deployment; else the next hourly one does."""
+    """Start a run of this flow that shows the form, where the flow is deployed; else the next hourly run shows it."""
     with contextlib.suppress(ObjectNotFound):
         run_deployment(f"promote/{registered_model_name(config)}", timeout=0, as_subflow=False)
 
 
 def close_form(form: str, approve: bool, by: str, reason: str) -> str:
-    """Pass an answer that was given elsewhere on to the run that shows the form, which then ends.
+    """Pass an answer given elsewhere to the run that shows the form, so that it ends; return "" or a warning.
 
-    The answer holds already: what goes wrong here is returned as a line for people, and fails nothing.
+    The answer is stored already, so an error here is only a warning.
     """
-    answered = {"decision": "approve" if approve else "deny", "by": by, "reason": reason}
+    answer = {"decision": "approve" if approve else "deny", "by": by, "reason": reason}
     try:
-        resume_flow_run(UUID(form), run_input=answered)
+        resume_flow_run(UUID(form), run_input=answer)
     except (NotPausedError, ObjectNotFound, FlowPauseTimeout):
         return ""
     except (RuntimeError, HTTPError) as error:
@@ -109,16 +113,16 @@ def close_form(form: str, approve: bool, by: str, reason: str) -> str:
     return ""
 
 
-def _ask(places: ProjectPaths, waiting: Waiting) -> Any:
-    """The person's answer; suspends the run until there is one. Prefect keeps answers by key: one key, one question."""
+def _ask(places: ProjectPaths, waiting: PendingApproval) -> Any:
+    """Suspend the run until the form is answered, and return the answer. Prefect stores answers by key."""
     tags = waiting.version.tags
     lines = [
         *([f"**Warning:** {markdown(tags[TEST_WARNING])}."] if TEST_WARNING in tags else []),
-        f"**{markdown(f'{waiting.version} of {waiting.model}')}** asks to become champion.",
+        f"**{markdown(f'{waiting.version} of {waiting.model}')}** is waiting for approval as champion.",
         *([f"Accuracy: {markdown(tags[ACCURACY])}."] if ACCURACY in tags else []),
-        f"What it showed: {markdown(waiting.request.why)}.",
+        f"Result of the comparison: {markdown(waiting.request.why)}.",
         *artifacts.link_lines(places),
-        "The reason stays with the model.",
+        "The reason is stored with the model version.",
     ]
     form = Approval.with_initial_data(description="\n\n".join(lines))
     seconds = math.ceil(max(1.0, waiting.request.seconds_left))
@@ -127,7 +131,7 @@ def _ask(places: ProjectPaths, waiting: Waiting) -> Any:
 
 
 def _end_other_forms(form: str) -> None:
-    """Cancel runs that show a form about a challenger of which nobody asks any more; `form` is the one to keep."""
+    """Cancel suspended runs whose form is obsolete; `form` is the id of the run to keep."""
     if not runtime.deployment.id:
         return
     suspended = FlowRunFilter(
@@ -137,11 +141,11 @@ def _end_other_forms(form: str) -> None:
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=suspended):
             if str(run.id) not in {form, runtime.flow_run.id}:
-                client.set_flow_run_state(run.id, Cancelled(message="This is not asked any more."))
+                client.set_flow_run_state(run.id, Cancelled(message="This approval is no longer needed."))
 
 
 def _has_form(form: str) -> bool:
-    """Whether the run that shows the form is still there to be answered."""
+    """Return whether the run with this id still shows its form."""
     if not form:
         return False
     with get_client(sync_client=True) as client:

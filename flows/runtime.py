@@ -1,4 +1,4 @@
-"""What every flow does first: enter the checkout, work there alone, give up where its process was gone too often."""
+"""Set-up shared by all flows: enter the checkout, lock it, and fail a run whose process died too often."""
 
 from __future__ import annotations
 
@@ -23,36 +23,37 @@ from prefect.exceptions import Pause, PrefectException
 from prefect.logging import get_run_logger
 from prefect.states import Crashed
 
-from flows import STOPPED
-from tasks import ENDINGS
+from flows import STOPPED_MESSAGE
+from tasks import STOP_SIGNALS
 from tasks.project import run_lock, watchdog
-from tasks.project.paths import OWNER, ProjectPaths
-from tasks.project.state_files import read_memory
+from tasks.project.environment import ROOT_VARIABLE
+from tasks.project.paths import ProjectPaths
+from tasks.project.state_files import read_cache
 from winnow.errors import WinnowError
 from winnow.records import write_json
 
-TAKEN_UP = 5
-"""A run whose process was gone is taken up again (flows/automations.yaml), but not for ever."""
+MAX_RESTARTS = 5
+"""The number of restarts of a run whose process died (flows/automations.yaml) before it fails."""
 
 _under_way = threading.Event()
-"""Whether a flow works in this process."""
+"""Set while a flow works in this process."""
 
-ENDED = "winnow.flow-run.ended"
-"""The event that a scheduled run came to its own end, well or not, or a person's. Killed or stopped, it emits none."""
-HEED_SECONDS = 0.5
-"""On SQLite, Prefect's server loses an event that comes while it writes a state down: this run's last one is next."""
+ENDED_EVENT = "winnow.flow-run.ended"
+"""The event of a scheduled run that completed, failed or was cancelled. A killed or stopped run emits none."""
+EVENT_SECONDS = 0.5
+"""Pause after the event: on SQLite, Prefect's server loses an event that arrives while it writes the last state."""
 STDOUT, STDERR = 1, 2
 
 
 def enter_checkout() -> dict[str, str]:
-    """The pull step of every deployment: a run works in the checkout of the worker that took it.
+    """Change to the worker's checkout: the pull step of every deployment. Return {directory}.
 
-    From here on it writes to a log of its own. The worker's pipe would break when the worker dies, and what writes to a
-    broken pipe ends (rich leaves the process).
+    Output goes to .winnow/logs/flows.log from here on. The worker's pipe breaks when the worker dies, and writing to a
+    broken pipe would end the process (rich exits).
     """
-    if OWNER not in os.environ:
-        raise WinnowError("this worker does not know its checkout; start it there by `winnow up`")
-    places = ProjectPaths(Path(os.environ[OWNER]))
+    if ROOT_VARIABLE not in os.environ:
+        raise WinnowError("this worker has no checkout; start it in one with `winnow up`")
+    places = ProjectPaths(Path(os.environ[ROOT_VARIABLE]))
     os.chdir(places.root)
     places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (places.logs / "flows.log").open("ab") as log:
@@ -62,7 +63,7 @@ def enter_checkout() -> dict[str, str]:
 
 
 def _is_cancelled() -> bool:
-    """Whether it was a person who stopped this run. Where the server does not answer it is taken up again."""
+    """Return whether a user cancelled this run; False where the server does not answer: then the run is restarted."""
     with get_client(sync_client=True) as client, contextlib.suppress(HTTPError):
         state = client.read_flow_run(UUID(runtime.flow_run.id)).state
         return state is not None and (state.is_cancelling() or state.is_cancelled())
@@ -70,40 +71,40 @@ def _is_cancelled() -> bool:
 
 
 @contextlib.contextmanager
-def _noted(places: ProjectPaths) -> Iterator[None]:
-    """Note this run in the project while it works there alone. One that was noted before was ended: close it."""
-    note = places.state_dir / "prefect-run.json"
-    if former := read_memory(note, UUID | None, None):
+def _recorded(places: ProjectPaths) -> Iterator[None]:
+    """Record this run in the project while it works there, and mark one left over from a killed process as crashed."""
+    note_path = places.state_dir / "prefect-run.json"
+    if previous := read_cache(note_path, UUID | None, None):
         with get_client(sync_client=True) as client, contextlib.suppress(HTTPError, PrefectException):
-            if not client.read_flow_run(former).state.is_final():
+            if not client.read_flow_run(previous).state.is_final():
                 client.set_flow_run_state(
-                    former, Crashed(message="The process of this run was stopped or killed."), force=True
+                    previous, Crashed(message="The process of this run was stopped or killed."), force=True
                 )
-    write_json(note, runtime.flow_run.id)
+    write_json(note_path, runtime.flow_run.id)
     try:
         yield
-    except (Exception, Pause):  # Prefect hears of these; of one that a person stops it does not
-        note.unlink(missing_ok=True)
+    except (Exception, Pause):  # Prefect reports these itself, but not a run that a user stops
+        note_path.unlink(missing_ok=True)
         raise
-    note.unlink(missing_ok=True)
+    note_path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def working(root: str) -> Iterator[ProjectPaths]:
-    """The folders of the project. A scheduled run waits for one that works there; a person's raises Occupied."""
+def locked_project(root: str) -> Iterator[ProjectPaths]:
+    """Lock the project and yield its paths. A scheduled run waits for the lock; a manual one raises Occupied."""
     places = ProjectPaths(Path(root).resolve())
     was_stopped = True
-    if not runtime.deployment.id:  # flows/automations.yaml looks after the others
+    if not runtime.deployment.id:  # flows/automations.yaml restarts the scheduled ones
         with get_client(sync_client=True) as client:
-            watchdog.note_run(runtime.flow_run.id, str(client.api_url))
+            watchdog.set_flow_run(runtime.flow_run.id, str(client.api_url))
     try:
-        if (runtime.flow_run.run_count or 0) > TAKEN_UP:
+        if (runtime.flow_run.run_count or 0) > MAX_RESTARTS:
             raise WinnowError(
-                f"this run's process was gone {TAKEN_UP} times; see .winnow/logs/flows.log and the memory it takes"
+                f"the process of this run died {MAX_RESTARTS} times; see .winnow/logs/flows.log and its use of memory"
             )
-        with run_lock.run_alone(places, wait=get_run_logger().warning if runtime.deployment.id else None):
+        with run_lock.lock_run(places, wait=get_run_logger().warning if runtime.deployment.id else None):
             _under_way.set()
-            with contextlib.nullcontext() if runtime.deployment.id else _noted(places):
+            with contextlib.nullcontext() if runtime.deployment.id else _recorded(places):
                 yield places
         was_stopped = False
     except (Exception, Pause):
@@ -112,19 +113,19 @@ def working(root: str) -> Iterator[ProjectPaths]:
     finally:
         _under_way.clear()
         if was_stopped and not os.environ.get("PREFECT_API_URL"):
-            leave_at_once()
+            exit_now()
         if runtime.deployment.id and not (was_stopped and not _is_cancelled()):
-            emit_event(ENDED, {"prefect.resource.id": f"prefect.flow-run.{runtime.flow_run.id}"})
-            time.sleep(HEED_SECONDS)
+            emit_event(ENDED_EVENT, {"prefect.resource.id": f"prefect.flow-run.{runtime.flow_run.id}"})
+            time.sleep(EVENT_SECONDS)
 
 
-def without_tracebacks() -> None:
-    """Drop Prefect's copies of an error that is the user's to mend: the command line says it once, in full."""
+def hide_tracebacks() -> None:
+    """Filter Prefect's tracebacks of WinnowErrors from the log: the command line prints the message once."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_is_news)
+        logging.getLogger(name).addFilter(_is_unexpected)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_unexpected(record: logging.LogRecord) -> bool:
     if os.environ.get("WINNOW_TRACEBACK"):
         return True
     error = record.exc_info[1] if record.exc_info else None
@@ -132,11 +133,10 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def leaving() -> Iterator[None]:
-    """Around a flow on Prefect's temporary server: beyond the flow's own work a stop leaves at once.
+def exit_on_stop() -> Iterator[None]:
+    """Around a flow on Prefect's temporary server: exit at once on a signal outside the flow's own work.
 
-    Ctrl-C in a terminal ends that server too, and Prefect would try for minutes to tell it. Until the
-    flow works, SIGTERM is handled by Prefect.
+    Ctrl-C in a terminal ends that server too, and Prefect would retry for minutes to report to it.
     """
     if os.environ.get("PREFECT_API_URL"):
         yield
@@ -145,21 +145,21 @@ def leaving() -> Iterator[None]:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         if _under_way.is_set():
             raise KeyboardInterrupt
-        leave_at_once()
+        exit_now()
 
-    before = {ending: signal.getsignal(ending) for ending in ENDINGS}
-    for ending, handler in before.items():
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in handlers.items():
         if handler != signal.SIG_IGN:
-            signal.signal(ending, stop)
+            signal.signal(number, stop)
     try:
         yield
     finally:
-        for ending, handler in before.items():
-            signal.signal(ending, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def leave_at_once() -> None:
-    """Exit without a report to Prefect's temporary server: Ctrl-C ended it too, and the report would wait for it."""
+def exit_now() -> None:
+    """End all child processes and exit, without reporting to Prefect's temporary server, which Ctrl-C has ended too."""
     watchdog.dismiss()
     try:
         children = psutil.Process().children(recursive=True)
@@ -167,9 +167,9 @@ def leave_at_once() -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.terminate()
         psutil.wait_procs(children, timeout=5)
-        with contextlib.suppress(OSError, RuntimeError):  # the terminal is gone; or a write was interrupted by this one
+        with contextlib.suppress(OSError, RuntimeError):  # the terminal is gone, or this interrupted a write
             sys.stdout.flush()
-            sys.stderr.write(f"{STOPPED}\n")
+            sys.stderr.write(f"{STOPPED_MESSAGE}\n")
             sys.stderr.flush()
     finally:
         os._exit(130)

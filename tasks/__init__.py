@@ -1,6 +1,9 @@
-"""Adapters: what a DVC stage runs, Prefect tasks, MLflow. Imports winnow, never flows."""
+"""The steps as DVC stages and Prefect tasks, and the adapters for DVC, MLflow and the project folder.
+
+Imports winnow, never flows.
+"""
 
 import signal
 
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What a person or the system sends to end a command."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals with which a user or the system ends a command."""

@@ -1,10 +1,10 @@
-"""`python -m tasks STEP [NAME]`: what a DVC stage runs. No Prefect, no MLflow; one step, its record, its exit status.
+"""`python -m tasks STEP [NAME]`: the command of every DVC stage. No Prefect and no MLflow: one step and its record.
 
     python -m tasks pretrain
     python -m tasks candidate pruned
 
-Exit status 2 and one message without a traceback for everything a person has to mend (WINNOW_TRACEBACK=1 shows it).
-Checkpoints lie in .winnow/checkpoints/, in a folder named after what decides the result: the step's section of
+An error that the user has to mend ends it with status 2 and one message (WINNOW_TRACEBACK=1 shows the traceback).
+Checkpoints lie in .winnow/checkpoints/, in a folder named after all that decides the result: the step's section of
 params.yaml, the records that it reads and winnow's own code. A killed step goes on there; a changed one starts anew.
 """
 
@@ -27,12 +27,12 @@ from types import FrameType
 import psutil
 import yaml
 
-from tasks.project import paths, run_lock
-from tasks.project.disk_errors import disk_problem
-from tasks.project.peak_memory import watched
+from tasks.project import environment, paths, run_lock
+from tasks.project.disk_errors import describe_disk_error
+from tasks.project.peak_memory import measure_peak_memory as peak_memory
 from tasks.project.run_origin import is_alive
 from tasks.versioning import integrity
-from tasks.versioning.dvc_stages import WATCHED
+from tasks.versioning.dvc_stages import STARTER_VARIABLE
 from winnow.config import ROOT, Config, load_config
 from winnow.errors import WinnowError
 from winnow.printable import printable_text
@@ -48,62 +48,61 @@ from winnow.records import (
 from winnow.refit.deployed_folder import WINNER
 
 WATCH_SECONDS = 1.0
-STEPS = ("ingest", "pretrain", "finetune", "benchmark", "select", "refit", "report")
-"""Those that `python -m tasks` takes by name alone."""
+log = logging.getLogger(__name__)
 USAGE = "usage: python -m tasks {ingest|pretrain|finetune|candidate NAME|benchmark|select|refit|report}"
 
 
 def main(arguments: list[str]) -> int:
-    """Run one step in the current folder, the project's root."""
+    """Run one step in the current folder, the project's root, and return the exit status."""
     places = paths.ProjectPaths(Path.cwd())
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    paths.quieten()
-    signal.signal(signal.SIGTERM, _leave)
-    starter = os.environ.get(WATCHED)
+    environment.silence_loggers()
+    signal.signal(signal.SIGTERM, _exit)
+    starter = os.environ.get(STARTER_VARIABLE)
     if starter:
-        threading.Thread(target=_watch, args=(starter,), daemon=True).start()
+        threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
     try:
-        paths.apply(places.root)
+        environment.apply(places.root)
         step, name = _parse(arguments)
         config = load_config(places.root / "params.yaml")
         # A run holds the checkout for its steps; a step of `dvc repro` asks for it.
-        with contextlib.nullcontext() if starter else run_lock.step_alone(places):
+        with contextlib.nullcontext() if starter else run_lock.lock_step(places):
             integrity.check(places)
             run_step(config, places, step, name)
     except WinnowError as error:
         if os.environ.get("WINNOW_TRACEBACK"):
             raise
-        return _failed(str(error))
+        return _fail(str(error))
     except Exception as error:
-        told = disk_problem(error, places.root)
-        if told is None or os.environ.get("WINNOW_TRACEBACK"):
+        message = describe_disk_error(error, places.root)
+        if message is None or os.environ.get("WINNOW_TRACEBACK"):
             raise
-        return _failed(told)
+        return _fail(message)
     return 0
 
 
-def _failed(told: str) -> int:
-    print(printable_text(f"error: {told}"), file=sys.stderr)  # noqa: T201
+def _fail(message: str) -> int:
+    print(printable_text(f"error: {message}"), file=sys.stderr)  # noqa: T201
     return 2
 
 
-def _leave(_signal: int, _frame: FrameType | None) -> None:
-    """An ordinary exit, so that half-written folders are removed on the way out."""
+def _exit(_signal: int, _frame: FrameType | None) -> None:
+    """Exit in the ordinary way, so that half-written folders are removed."""
     raise SystemExit(143)
 
 
-def _watch(starter: str) -> None:
-    """End politely when the flow that started this step is gone: whoever takes its run up goes on from here."""
+def _end_with(starter: str) -> None:
+    """End this step once the flow that started it is gone: the run that follows goes on from its checkpoint."""
     while is_alive(starter):
         time.sleep(WATCH_SECONDS)
-    logging.getLogger(__name__).warning("the run that started this step is gone, so it ends; the next one goes on here")
+    log.warning("the run that started this step is gone, so it ends; the next run goes on from its checkpoint")
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _parse(arguments: list[str]) -> tuple[str, str]:
     if len(arguments) == 2 and arguments[0] == "candidate":
         return "candidate", arguments[1]
-    if len(arguments) == 1 and arguments[0] in STEPS:
+    if len(arguments) == 1 and arguments[0] in STEPS and arguments[0] != "candidate":
         return arguments[0], arguments[0]
     raise WinnowError(USAGE)
 
@@ -111,17 +110,16 @@ def _parse(arguments: list[str]) -> tuple[str, str]:
 def run_step(config: Config, places: paths.ProjectPaths, step: str, name: str) -> StepRecord:
     """Run a step on the project's folders; its checkpoints are removed once it has ended well.
 
-    Those of a training that was given up go first: whoever follows the step's curves would take them for its own.
+    Checkpoints of a training with other settings go first, so that nobody follows their curves in place of these.
     """
     scratch = places.checkpoints / f"{name}-{_fingerprint(config, places, step, name)}"
     for folder in places.checkpoints.glob(f"{name}-????????????????"):
         if folder != scratch:
             shutil.rmtree(folder, ignore_errors=True)
-    act = _call(config, places, step, name, scratch)
-    began = time.monotonic()
-    with watched() as peak:
-        record = act()
-    seconds = time.monotonic() - began
+    started = time.monotonic()
+    with peak_memory() as peak:
+        record = STEPS[step](config, places, name, scratch)
+    seconds = time.monotonic() - started
     shutil.rmtree(scratch, ignore_errors=True)
     times = {
         "step": seconds,
@@ -129,82 +127,115 @@ def run_step(config: Config, places: paths.ProjectPaths, step: str, name: str) -
         "memory_mb": peak.mb,
         "disk_mb": sum(artifact.bytes for artifact in record.artifacts) / 1e6,
     }
-    for kind, told in (("versions", this_machine().versions), ("times", times)):
+    for kind, content in (("versions", this_machine().versions), ("times", times)):
         (places.state_dir / kind).mkdir(parents=True, exist_ok=True)
-        write_json(places.state_dir / kind / f"{name}.json", told)
+        write_json(places.state_dir / kind / f"{name}.json", content)
     for warning in record.warnings:
-        logging.getLogger(__name__).warning("warning: %s", warning)
+        log.warning("warning: %s", warning)
     return record
 
 
-def _call(config: Config, places: paths.ProjectPaths, step: str, name: str, scratch: Path) -> Callable[[], StepRecord]:
-    """The step's function with its folders. Imported here, so that a quick step does not wait for torch."""
-    at = places.artifacts
-    data, candidates = at / "data", at / "candidates"
-    if step == "ingest":
-        from winnow.steps.ingest import ingest
+# Each step with its folders. Its function is imported here, so that a quick step does not wait for torch.
 
-        return lambda: ingest(config, data, places.state_dir)
-    if step == "pretrain":
-        from winnow.steps.pretrain import pretrain
 
-        return lambda: pretrain(config, data, at / "pretrain", scratch)
-    if step == "finetune":
-        from winnow.steps.finetune import finetune
+def _ingest(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> StepRecord:
+    from winnow.steps.ingest import ingest
 
-        return lambda: finetune(config, data, at / "pretrain", candidates / ROOT, scratch)
-    if step == "candidate":
-        from winnow.steps.compress import Folders, compress
+    return ingest(config, places.artifacts / "data", places.state_dir)
 
-        folders = Folders(data, at / "pretrain", candidates, scratch, places.answers)
-        return lambda: compress(config, name, folders, candidates / name)
-    if step == "benchmark":
-        from winnow.steps.benchmark import benchmark
 
-        return lambda: benchmark(config, data, candidates, at / "benchmark")
-    if step == "select":
-        from winnow.steps.select import select
+def _pretrain(config: Config, places: paths.ProjectPaths, _name: str, scratch: Path) -> StepRecord:
+    from winnow.steps.pretrain import pretrain
 
-        return lambda: select(config, data, candidates, at / "benchmark", at / "select", places.root)
-    if step == "refit":
-        from winnow.steps.refit import refit
+    return pretrain(config, places.artifacts / "data", places.artifacts / "pretrain", scratch)
 
-        return lambda: refit(config, at, at / "refit", scratch)
+
+def _finetune(config: Config, places: paths.ProjectPaths, _name: str, scratch: Path) -> StepRecord:
+    from winnow.steps.finetune import finetune
+
+    artifacts = places.artifacts
+    dense = artifacts / "candidates" / ROOT
+    return finetune(config, artifacts / "data", artifacts / "pretrain", dense, scratch)
+
+
+def _compress(config: Config, places: paths.ProjectPaths, name: str, scratch: Path) -> StepRecord:
+    from winnow.steps.compress import CandidateFolders, compress
+
+    data, candidates = places.artifacts / "data", places.artifacts / "candidates"
+    folders = CandidateFolders(data, places.artifacts / "pretrain", candidates, scratch, places.answers)
+    return compress(config, name, folders, candidates / name)
+
+
+def _benchmark(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> StepRecord:
+    from winnow.steps.benchmark import benchmark
+
+    artifacts = places.artifacts
+    return benchmark(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark")
+
+
+def _select(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> StepRecord:
+    from winnow.steps.select import select
+
+    artifacts = places.artifacts
+    out = artifacts / "select"
+    return select(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", out, places.root)
+
+
+def _refit(config: Config, places: paths.ProjectPaths, _name: str, scratch: Path) -> StepRecord:
+    from winnow.steps.refit import refit
+
+    return refit(config, places.artifacts, places.artifacts / "refit", scratch)
+
+
+def _report(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> StepRecord:
     from winnow.steps.report import report
 
-    return lambda: report(config, at, places.test_readings, at / "report")
+    return report(config, places.artifacts, places.test_readings, places.artifacts / "report")
+
+
+STEPS: dict[str, Callable[[Config, paths.ProjectPaths, str, Path], StepRecord]] = {
+    "ingest": _ingest,
+    "pretrain": _pretrain,
+    "finetune": _finetune,
+    "candidate": _compress,
+    "benchmark": _benchmark,
+    "select": _select,
+    "refit": _refit,
+    "report": _report,
+}
+"""(config, places, name, checkpoints) -> record, by the name of the DVC stage."""
 
 
 def code_of(root: Path, step: str, section: object) -> list[Path]:
-    """Return the files of code that decide a step's outcome: those that dvc.yaml names for it.
+    """Return the code files that decide a step's outcome: those that dvc.yaml lists for it.
 
     `section`: the candidate's settings, whose method is a file of its own.
     """
     stage = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][step]
-    named = [str(dep) for dep in stage.get("do", stage)["deps"]]
+    listed = [str(dep) for dep in stage.get("do", stage)["deps"]]
     method = getattr(section, "method", "")
-    filled = (dep.replace("${item.method}", method) for dep in named)
-    return sorted(root / dep for dep in filled if dep.endswith(".py"))
+    files = (dep.replace("${item.method}", method) for dep in listed)
+    return sorted(root / file for file in files if file.endswith(".py"))
+
+
+def _inputs(config: Config, artifacts: Path, step: str, name: str) -> list[Path]:
+    """Return the folders whose records a training reads."""
+    data, pretrain, dense = artifacts / "data", artifacts / "pretrain", artifacts / "candidates" / ROOT
+    if step == "candidate":
+        parent = config.candidates[name].parent if name in config.candidates else ROOT
+        return [data, dense, *([artifacts / "candidates" / parent] if parent != ROOT else [])]
+    if step == "refit":
+        winner = read_json(artifacts / "select" / WINNER)["winner"]
+        lineage = read_record(artifacts / "candidates" / winner).details["lineage"] if winner else [ROOT]
+        return [data, pretrain, *(artifacts / "candidates" / ancestor for ancestor in lineage)]
+    return {"pretrain": [data], "finetune": [data, pretrain]}.get(step, [])
 
 
 def _fingerprint(config: Config, places: paths.ProjectPaths, step: str, name: str) -> str:
-    """Digest of all that decides the outcome of a training: params, inputs, code."""
-    at = places.artifacts
-    inputs = {
-        "pretrain": [at / "data"],
-        "finetune": [at / "data", at / "pretrain"],
-        "candidate": [at / "data", at / "candidates" / ROOT],
-    }.get(step, [])
-    if step == "refit":
-        winner = read_json(at / "select" / WINNER)["winner"]
-        lineage = read_record(at / "candidates" / winner).details["lineage"] if winner else [ROOT]
-        inputs = [at / "data", at / "pretrain", *(at / "candidates" / name for name in lineage)]
+    """Return a digest of all that decides the outcome of a training: settings, inputs, code."""
     section: object = config.candidates.get(name) if step == "candidate" else getattr(config, step, None)
-    parent = config.candidates[name].parent if step == "candidate" and name in config.candidates else ROOT
-    if parent != ROOT:
-        inputs.append(at / "candidates" / parent)
     parts = [json.dumps([config.data.label_budget, repr(section), config.finetune.seeds[0]])]
-    parts += [record_digest(folder) for folder in inputs]
+    parts += [record_digest(folder) for folder in _inputs(config, places.artifacts, step, name)]
     if step == "refit":
         parts.append(repr(config.finetune))
     if step in ("finetune", "refit"):

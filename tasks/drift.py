@@ -1,11 +1,11 @@
-"""Fresh images against the validation split, by the champion's own answers; the finding goes to MLflow.
+"""Drift detection: compare the champion's outputs on fresh images and on the validation split, and log the result.
 
-Fresh images are those in `drift.path` that the project has not ingested: an image is told by the digest of its pixels,
-so a picture that was copied over is not taken for news.
+Fresh images are those in `drift.path` that the project has not ingested. An image is identified by the digest of its
+pixels, so a copy of an ingested image is not fresh.
 
-Of a champion that was refitted, the file before the refit answers: the refitted one has learned the validation images,
-and would be surer of them than of fresh ones that have not shifted. The test split is no way out: `report` alone reads
-it.
+For a refitted champion, the file before the refit is used: the refitted one was trained on the validation images and
+would be more confident on them than on fresh images without any shift. The test split is no alternative: only `report`
+reads it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,24 @@ from numpy.typing import NDArray
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.run_origin import origin_tags
 from tasks.registry import registered_models
-from tasks.registry.registered_models import CARD, CHAMPION, Version
+from tasks.registry.registered_models import CARD, CHAMPION, ModelVersion
 from tasks.tracking import mlflow_runs
-from tasks.tracking.run_content import flatten
+from tasks.tracking.run_content import flatten_params
 from winnow.config import Config
-from winnow.config.section import NOTHING
+from winnow.config.section import NO_FILE
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.data.decoding import Item, decode_all
-from winnow.data.file_tree import files_below
+from winnow.data.file_tree import walk_files
 from winnow.data.preprocessing import Preprocessing
-from winnow.deploy.drift_tests import Advice, DriftFeatures, Shift, advice, answer, compare, to_label
+from winnow.deploy.drift_tests import (
+    DriftFeatures,
+    DriftTestResult,
+    Recommendation,
+    compute_features,
+    recommend_action,
+    run_drift_tests,
+    select_images_to_label,
+)
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError, DataError
 from winnow.printable import markdown, printable, spreadsheet_cell
@@ -44,135 +52,155 @@ LIST = "to-label.csv"
 
 
 class NothingToCompare(DataError):
-    """There are too few fresh images, or they are of another size: no cause to wake somebody."""
+    """Raised where the fresh images are too few or of another size; a scheduled flow does not fail because of it."""
 
 
 @dataclass(frozen=True)
-class Fresh:
-    """What lies in a folder of fresh images, without those that were ingested and without second copies."""
+class FreshImages:
+    """The images of a folder, without those that were ingested and without duplicates."""
 
     files: list[str]
-    """Relative to the folder."""
+    """Paths relative to the folder."""
     pixels_NHWC: NDArray[np.uint8]
     rejected: tuple[str, ...]
     known: int
-    """Images left out because they were ingested before."""
+    """The number of images left out because they were ingested before."""
     copies: int
-    """Images left out because another one there is equal in every pixel."""
+    """The number of images left out because another one has the same pixels."""
 
     @property
     def left_out(self) -> str:
-        """In words; "" where nothing was."""
-        told = {
+        """The counts of excluded files, for users; "" where there are none."""
+        counts = {
             "ingested before": self.known,
             "copies of others": self.copies,
             "not readable": len(self.rejected),
         }
-        return ", ".join(f"{count} {why}" for why, count in told.items() if count)
+        return ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What one look found."""
+class DriftResult:
+    """The result of one comparison."""
 
     images: int
     reference: int
     rejected: tuple[str, ...]
     left_out: str
-    """What else lies in the folder and was not compared, in words."""
-    champion: Version
-    shifts: tuple[Shift, ...]
-    advice: Advice
-    wanted: tuple[tuple[str, str, float], ...]
-    """(file, predicted class, probability) of the images whose labels would teach most; empty where none are wanted."""
+    """The counts of files that were not compared, for users."""
+    champion: ModelVersion
+    shifts: tuple[DriftTestResult, ...]
+    advice: Recommendation
+    to_label: tuple[tuple[str, str, float], ...]
+    """(file, predicted class, probability) of the images most worth labelling; empty where no labels are needed."""
 
     @property
     def is_real(self) -> bool:
-        """Whether somebody should act."""
+        """True where at least one shift is significant and large enough to act on."""
         return any(shift.is_real for shift in self.shifts)
 
 
-def look(places: ProjectPaths, config: Config, path: str | None = None) -> Finding:
-    """Compare the images below `path` (drift.path by default); raises ConfigError or DataError where it cannot."""
+def detect_drift(places: ProjectPaths, config: Config, path: str | None = None) -> DriftResult:
+    """Compare the images below `path` (drift.path by default) with the validation split.
+
+    Raises ConfigError where the folder does not exist, NothingToCompare where there are too few fresh images, DataError
+    where the champion was trained with another preprocessing.
+    """
     folder = Path(path or config.drift.path)
-    if str(folder) == NOTHING:
-        raise ConfigError("drift.path: names no folder of fresh images; winnow drift FOLDER, or set drift.path")
+    if str(folder) == NO_FILE:
+        raise ConfigError("drift.path: no folder of fresh images is set; run `winnow drift FOLDER`, or set drift.path")
     folder = folder if folder.is_absolute() else places.root / folder
     if not folder.is_dir():
-        raise ConfigError(f"drift.path: {folder} is no folder")
+        raise ConfigError(f"drift.path: {folder} is not a folder")
     model = registered_model_name(config)
     champion, images = registered_models.get(places, model, CHAMPION), load_images(places.artifacts / "data")
-    at = registered_models.fetch(places, model, champion)
-    card = read_json(at / CARD)
+    model_folder = registered_models.fetch(places, model, champion)
+    card = read_json(model_folder / CARD)
     if card["image_size"] != images.image_size:
         raise NothingToCompare(
             f"{champion} takes images of {card['image_size']} pixels, artifacts/data has {images.image_size}"
         )
     if (preprocessing := Preprocessing.of(card)) != images.preprocessing:
         raise DataError(
-            f"{champion} was made with other pixels ({preprocessing.policy}) than artifacts/data holds "
-            f"({images.preprocessing.policy}); run winnow again, or set data.resize and data.bits to the champion's"
+            f"{champion} was trained with another preprocessing ({preprocessing.policy}) than that of artifacts/data "
+            f"({images.preprocessing.policy}); run winnow again, or set data.resize and data.bits as for the champion"
         )
-    known = {key.tobytes() for key in images.keys_N16}
-    held_out, file = images.indices(VALIDATION), selected_folder(at) / MODEL
+    ingested_keys = {key.tobytes() for key in images.keys_N16}
+    validation_indices, model_file = images.indices(VALIDATION), selected_folder(model_folder) / MODEL
     with tempfile.TemporaryFile() as scratch:
-        new = _read(folder, card, known, scratch)
-        if (count := len(new.files)) < config.drift.min_images:
-            more = f" ({new.left_out})" if new.left_out else ""
+        fresh_images = _read_fresh(folder, card, ingested_keys, scratch)
+        if (count := len(fresh_images.files)) < config.drift.min_images:
+            exclusions = f" ({fresh_images.left_out})" if fresh_images.left_out else ""
             raise NothingToCompare(
-                f"{folder}: {count} fresh images{more}; drift.min_images wants {config.drift.min_images} or more"
+                f"{folder}: {count} fresh images{exclusions}; "
+                f"drift.min_images requires at least {config.drift.min_images}"
             )
-        fresh = answer(file, new.pixels_NHWC)
-    reference = answer(file, images.images_NHWC, indices=held_out)
-    shifts = compare(reference, fresh, config.drift)
-    told = advice(shifts)
-    asked = _wanted(new.files, fresh, card, config.drift.ask_for) if told.wants == "labels" else ()
-    return Finding(count, len(held_out), new.rejected, new.left_out, champion, tuple(shifts), told, asked)
-
-
-def _read(folder: Path, card: Mapping[str, Any], known: set[bytes], scratch: IO[bytes]) -> Fresh:
-    """Images below `folder` that are not in `known`, each once; their pixels are written to `scratch`.
-
-    A copy would count as another sample, and fall into both halves of a test whose p value is exact only for
-    independent ones.
-    """
-    files, rejected, old, copies = [], [], 0, 0
-    side, preprocessing = card["image_size"], Preprocessing.of(card)
-    seen: set[bytes] = set()
-    paths = [path for path, is_image in files_below(folder) if is_image]
-    items = (Item(printable(str(path.relative_to(folder))), -1, False, str(path)) for path in paths)
-    with closing(decode_all(items, len(paths), side, preprocessing=preprocessing)) as stream:
-        for part in stream:
-            rejected += [f"{part.items[at].name}: {reason}" for at, reason in part.reasons.items()]
-            keys = (key.tobytes() for key in part.keys_K16)
-            for at, image_HWC, key in zip(part.kept, part.pixels_KHWC, keys, strict=True):
-                if key in known:
-                    old += 1
-                elif key in seen:
-                    copies += 1
-                else:
-                    files.append(part.items[at].name)
-                    scratch.write(np.ascontiguousarray(image_HWC).data)
-                    seen.add(key)
-    scratch.flush()
-    shape = (len(files), side, side, 3)
-    pixels_NHWC = np.memmap(scratch, np.uint8, "r", shape=shape) if files else np.zeros(shape, np.uint8)
-    return Fresh(files, pixels_NHWC, tuple(rejected), old, copies)
-
-
-def _wanted(
-    files: list[str], fresh: DriftFeatures, card: Mapping[str, Any], count: int
-) -> tuple[tuple[str, str, float], ...]:
-    from winnow.evaluation.metrics import softmax
-
-    classes, chances_NC = card["classes"], softmax(fresh.logits_NC, card.get("temperature", 1.0))
-    return tuple(
-        (files[at], classes[int(chances_NC[at].argmax())], float(chances_NC[at].max())) for at in to_label(fresh, count)
+        fresh_features = compute_features(model_file, fresh_images.pixels_NHWC)
+    reference_features = compute_features(model_file, images.images_NHWC, indices=validation_indices)
+    shifts = run_drift_tests(reference_features, fresh_features, config.drift)
+    recommendation = recommend_action(shifts)
+    to_be_labelled = (
+        _most_informative(fresh_images.files, fresh_features, card, config.drift.ask_for)
+        if recommendation.wants == "labels"
+        else ()
+    )
+    return DriftResult(
+        count,
+        len(validation_indices),
+        fresh_images.rejected,
+        fresh_images.left_out,
+        champion,
+        tuple(shifts),
+        recommendation,
+        to_be_labelled,
     )
 
 
-def track(places: ProjectPaths, config: Config, finding: Finding) -> str:
-    """A run in MLflow that holds the finding and, where labels are wanted, the list of files; its number."""
+def _read_fresh(folder: Path, card: Mapping[str, Any], ingested_keys: set[bytes], scratch: IO[bytes]) -> FreshImages:
+    """Return the images below `folder` whose digest is not in `ingested_keys`, without duplicates.
+
+    Their pixels are written to `scratch` and mapped. Duplicates are left out because the p values are exact only for
+    independent samples.
+    """
+    files, rejected, ingested, copies = [], [], 0, 0
+    side, preprocessing = card["image_size"], Preprocessing.of(card)
+    fresh_keys: set[bytes] = set()
+    paths = [path for path, is_image in walk_files(folder) if is_image]
+    items = (Item(printable(str(path.relative_to(folder))), -1, False, str(path)) for path in paths)
+    with closing(decode_all(items, len(paths), side, preprocessing=preprocessing)) as stream:
+        for batch in stream:
+            rejected += [f"{batch.items[index].name}: {reason}" for index, reason in batch.reasons.items()]
+            keys = (key.tobytes() for key in batch.keys_K16)
+            for index, image_HWC, key in zip(batch.kept, batch.pixels_KHWC, keys, strict=True):
+                if key in ingested_keys:
+                    ingested += 1
+                elif key in fresh_keys:
+                    copies += 1
+                else:
+                    files.append(batch.items[index].name)
+                    scratch.write(np.ascontiguousarray(image_HWC).data)
+                    fresh_keys.add(key)
+    scratch.flush()
+    shape = (len(files), side, side, 3)
+    pixels_NHWC = np.memmap(scratch, np.uint8, "r", shape=shape) if files else np.zeros(shape, np.uint8)
+    return FreshImages(files, pixels_NHWC, tuple(rejected), ingested, copies)
+
+
+def _most_informative(
+    files: list[str], features: DriftFeatures, card: Mapping[str, Any], count: int
+) -> tuple[tuple[str, str, float], ...]:
+    """Return (file, predicted class, probability) of the `count` images whose labels would help most."""
+    from winnow.evaluation.metrics import softmax
+
+    classes, probabilities_NC = card["classes"], softmax(features.logits_NC, card.get("temperature", 1.0))
+    return tuple(
+        (files[index], classes[int(probabilities_NC[index].argmax())], float(probabilities_NC[index].max()))
+        for index in select_images_to_label(features, count)
+    )
+
+
+def log_drift(places: ProjectPaths, config: Config, finding: DriftResult) -> str:
+    """Log the result and the list of files to label in an MLflow run of its own; return the run's id."""
     metrics = {"drift/images": float(finding.images), "drift/real": float(finding.is_real)}
     for shift in finding.shifts:
         metrics |= {f"drift/{shift.test}_p": shift.p, f"drift/{shift.test}_effect": shift.effect}
@@ -180,31 +208,33 @@ def track(places: ProjectPaths, config: Config, finding: Finding) -> str:
         "winnow.kind": "drift",
         "winnow.champion": finding.champion.number,
         "winnow.advice": str(finding.advice),
-        mlflow_runs.NOTE: "\n".join(lines(finding, for_markdown=True)),
+        mlflow_runs.NOTE_TAG: "\n".join(report_lines(finding, for_markdown=True)),
     }
-    params = flatten(config.drift.model_dump(mode="json"), "drift.")
+    params = flatten_params(config.drift.model_dump(mode="json"), "drift.")
     with tempfile.TemporaryDirectory() as scratch:
-        listed = Path(scratch) / LIST
-        if finding.wanted:
-            with listed.open("w", encoding="utf-8", newline="") as opened:
-                rows = [(*map(spreadsheet_cell, (file, name)), chance) for file, name, chance in finding.wanted]
-                csv.writer(opened).writerows([("file", "predicted", "probability"), *rows])
-        details = mlflow_runs.Details(metrics, params, tags, files=[listed] if finding.wanted else [])
-        return mlflow_runs.log_apart(places, config, "drift", details)
+        list_path = Path(scratch) / LIST
+        if finding.to_label:
+            with list_path.open("w", encoding="utf-8", newline="") as list_file:
+                rows = [
+                    (*map(spreadsheet_cell, (file, name)), probability) for file, name, probability in finding.to_label
+                ]
+                csv.writer(list_file).writerows([("file", "predicted", "probability"), *rows])
+        details = mlflow_runs.RunDetails(metrics, params, tags, files=[list_path] if finding.to_label else [])
+        return mlflow_runs.log_separate_run(places, config, "drift", details)
 
 
-def lines(finding: Finding, for_markdown: bool = False) -> list[str]:
-    """For people, as plain text or Markdown."""
+def report_lines(finding: DriftResult, for_markdown: bool = False) -> list[str]:
+    """Return the result as lines of plain text or Markdown."""
     escape, bold = (markdown, "**") if for_markdown else (str, "")
-    head = "Drift" if finding.is_real else "No drift"
-    told = [
-        f"{bold}{head}{bold}: {finding.images} fresh images against {finding.reference} validation images, by "
+    headline = "Drift" if finding.is_real else "No drift"
+    report = [
+        f"{bold}{headline}{bold}: {finding.images} fresh images against {finding.reference} validation images, by "
         f"{finding.champion}. Advice: {finding.advice}."
     ]
     for shift in finding.shifts:
-        told.append(f"- {shift.test}{' (real)' if shift.is_real else ''}: {shift.words}, p = {shift.p:.2g}")
+        report.append(f"- {shift.test}{' (real)' if shift.is_real else ''}: {shift.words}, p = {shift.p:.2g}")
     if finding.left_out:
-        told.append(f"- not compared: {finding.left_out}")
+        report.append(f"- not compared: {finding.left_out}")
     if finding.rejected:
-        told.append(f"- {len(finding.rejected)} files could not be read: {escape('; '.join(finding.rejected[:3]))}")
-    return told
+        report.append(f"- {len(finding.rejected)} files could not be read: {escape('; '.join(finding.rejected[:3]))}")
+    return report

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect.events import emit_event
 
-from tasks.registry.approval_request import Request
+from tasks.registry.approval_request import ApprovalRequest
 from tasks.registry.promotion import PromotionResult
-from tasks.registry.registered_models import CHAMPION, Version
+from tasks.registry.registered_models import CHAMPION, ModelVersion
 
 PROMOTED, DRIFTED, WAITING = "winnow.model.promoted", "winnow.model.drifted", "winnow.model.waiting"
 """The champion has changed; fresh images have drifted; a challenger waits for approval."""
@@ -25,7 +25,7 @@ def emit_promoted(result: PromotionResult, model: str) -> None:
         )
 
 
-def emit_waiting(model: str, version: Version, request: Request) -> None:
+def emit_waiting(model: str, version: ModelVersion, request: ApprovalRequest) -> None:
     """Emit an event that a challenger waits for approval."""
     reason = f"{request.why}; {request.words}"
     _emit(WAITING, model, f"{version} of {model} waits for approval", version=version.number, reason=reason)

@@ -22,7 +22,7 @@ from prefect.logging import get_run_logger
 
 from tasks.project import gpu_slots, run_lock
 from tasks.project.paths import ProjectPaths
-from tasks.project.state_files import Times, read_memory
+from tasks.project.state_files import StepTimes, read_cache
 from tasks.tracking import mlflow_runs
 from tasks.tracking.mlflow_client import StoreError
 from tasks.versioning import dvc_stages, integrity
@@ -82,7 +82,7 @@ def run_stage(root: str, stage: str, parent_run: str | None) -> StageResult:
     `parent_run`: None where DVC calls the stage up to date: nothing is run then, and the task only shows in the graph.
     Raises StageFailed.
     """
-    step, name = stage.partition("@")[0], stage.removeprefix(dvc_stages.CANDIDATE)
+    step, name = stage.partition("@")[0], stage.removeprefix(dvc_stages.CANDIDATE_PREFIX)
     if parent_run is None:
         return {"stage": name, "outcome": "unchanged", "seconds": 0.0, "own": 0.0}
     places = ProjectPaths(Path(root))
@@ -94,18 +94,20 @@ def run_stage(root: str, stage: str, parent_run: str | None) -> StageResult:
     try:
         with gpu_slots.gpu_slot() if step in ON_GPU else contextlib.nullcontext():
             lines = _stream(places, stage, name, (parent_run, run_id), log)
-            if dvc_stages.outcome(lines) == "restored" and (damaged := integrity.damaged(places)):
-                log.warning("%s in DVC's cache; %s runs again", integrity.told(places, damaged), name)
-                integrity.repair(places, damaged)
+            if dvc_stages.parse_outcome(lines) == "restored" and (damaged := integrity.find_damaged(places)):
+                log.warning("%s in DVC's cache; %s runs again", integrity.describe_damaged(places, damaged), name)
+                integrity.remove_damaged(places, damaged)
                 lines = _stream(places, stage, name, (parent_run, run_id), log)
-        outcome = dvc_stages.outcome(lines)
+        outcome = dvc_stages.parse_outcome(lines)
         if outcome == "ran":
-            integrity.accept(places, stage)
+            integrity.mark_verified(places, stage)
         mlflow_runs.close_step(places, run_id, out)
     except BaseException as error:
         mlflow_runs.fail_step(places, run_id, str(error) or type(error).__name__)
         raise
-    times = read_memory(places.state_dir / "times" / f"{name}.json", Times | None, None) if outcome == "ran" else None
+    times = (
+        read_cache(places.state_dir / "times" / f"{name}.json", StepTimes | None, None) if outcome == "ran" else None
+    )
     own = times["step"] if times else 0.0
     return {"stage": name, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
 
@@ -129,8 +131,8 @@ def _stream(places: ProjectPaths, stage: str, label: str, runs: tuple[str, str],
     parent_run, run_id = runs
     if parent_run in _stopped_runs:
         raise StageFailed(f"step {label} was not begun: the run was stopped")
-    process = dvc_stages.reproduce(places.root, stage)
-    run_lock.note_step(places, label)
+    process = dvc_stages.start_stage(places.root, stage)
+    run_lock.record_step(places, label)
     _running.append((parent_run, process))
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(places, label, run_id, ended), daemon=True)
@@ -140,7 +142,7 @@ def _stream(places: ProjectPaths, stage: str, label: str, runs: tuple[str, str],
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line.rstrip())
-            if not dvc_stages.is_chatter(line):
+            if not dvc_stages.is_noise(line):
                 log.info("%s", line.rstrip())
         status = process.wait()
     except BaseException:
@@ -150,7 +152,7 @@ def _stream(places: ProjectPaths, stage: str, label: str, runs: tuple[str, str],
         _running.remove((parent_run, process))
         ended.set()
         follower.join()
-        run_lock.note_step(places, "")
+        run_lock.record_step(places, "")
     if status != 0:
         raise (StageFailed if _exit_status(lines) == MENDABLE else StageDied)(_failure(label, lines, status))
     return lines

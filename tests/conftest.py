@@ -26,9 +26,9 @@ atexit.register(_throw_away)
 # Tiny networks gain nothing from a second thread, and two busy processes with two each would spin on one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tasks.project import paths  # noqa: E402
+from tasks.project import environment  # noqa: E402
 
-paths.apply(_HIDDEN)
+environment.apply(_HIDDEN)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -39,7 +39,7 @@ from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet, load_images  
 from winnow.records import StepRecord, write_json, write_record  # noqa: E402
 
 if TYPE_CHECKING:
-    from winnow.compression.method_inputs import Inputs
+    from winnow.compression.method_inputs import MethodInputs
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -121,11 +121,11 @@ def tiny_set(tiny_data: Path) -> ImageSet:
 
 def hide_labels(data: Path, copy: Path, per_class: int, seed: int) -> Path:
     """A copy of `data` in which the training images outside the label budget have no label."""
-    from winnow.data.splits import label_budget
+    from winnow.data.splits import draw_label_budget
 
     shutil.copytree(data, copy)
     images = load_images(data)
-    hidden = np.setdiff1d(images.indices(TRAIN, labelled=True), label_budget(images, per_class, seed))
+    hidden = np.setdiff1d(images.indices(TRAIN, labelled=True), draw_label_budget(images, per_class, seed))
     labels = np.array(images.labels_N)
     assert len(hidden) > len(images.classes) * per_class
     labels[hidden] = -1
@@ -226,7 +226,7 @@ def tiny_candidate(
     tiny_data: Path, tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """Name -> folder of a candidate of `tiny_params`, made when first asked for, its parents before it."""
-    from winnow.steps.compress import Folders, compress
+    from winnow.steps.compress import CandidateFolders, compress
 
     config = check_config(tiny_params())
     root = tmp_path_factory.mktemp("tree")
@@ -235,7 +235,7 @@ def tiny_candidate(
     def made(name: str) -> Path:
         if not (root / name).exists():
             made(config.candidates[name].parent)
-            folders = Folders(tiny_data, root / "pretrain", root, root / "scratch" / name)
+            folders = CandidateFolders(tiny_data, root / "pretrain", root, root / "scratch" / name)
             compress(config, name, folders, root / name)
         return root / name
 
@@ -243,12 +243,12 @@ def tiny_candidate(
 
 
 @pytest.fixture
-def tiny_inputs(tiny_set: ImageSet, tiny_dense: Path, tmp_path: Path) -> Inputs:
+def tiny_inputs(tiny_set: ImageSet, tiny_dense: Path, tmp_path: Path) -> MethodInputs:
     """What a method of compression is given: all training labels may be seen, the parent is `dense`."""
-    from winnow.compression.method_inputs import Inputs
+    from winnow.compression.method_inputs import MethodInputs
     from winnow.data.splits import visible_labels
 
     budget = tiny_set.indices(TRAIN, labelled=True)
     labels_N = visible_labels(tiny_set, budget)
     pretrained = tiny_dense.parent.parent / "pretrain"
-    return Inputs(tiny_set, budget, labels_N, tiny_dense, tiny_dense, pretrained, tmp_path / "scratch")
+    return MethodInputs(tiny_set, budget, labels_N, tiny_dense, tiny_dense, pretrained, tmp_path / "scratch")

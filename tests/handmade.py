@@ -23,7 +23,7 @@ from winnow.data.dataset import VALIDATION, load_images
 from winnow.deploy.batch_inference import predict_file
 from winnow.records import (
     StepRecord,
-    describe,
+    describe_files,
     read_json,
     read_record,
     record_digest,
@@ -205,7 +205,7 @@ def _record(folder: Path, step: str, **fields: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = [name for name in ("model.onnx", "card.json", "validation_logits.npy") if (folder / name).is_file()]
     empty: dict[str, Any] = {"name": folder.name, "parameters": {}, "inputs": {}, "metrics": {}}
-    write_record(folder, StepRecord(step=step, artifacts=describe(folder, *files), **{**empty, **fields}))
+    write_record(folder, StepRecord(step=step, artifacts=describe_files(folder, *files), **{**empty, **fields}))
 
 
 def forget(places: ProjectPaths) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.project import paths
+from tasks.project import environment
 from tasks.project.paths import ProjectPaths
 from tests.handmade import write_run
 from winnow.config import Config
@@ -25,7 +25,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def places(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
     """A project of its own with an empty store, in the environment that the command line sets."""
-    for key, value in paths.environment(tmp_path).items():
+    for key, value in environment.process_environment(tmp_path).items():
         monkeypatch.setenv(key, value)
     places = ProjectPaths(tmp_path)
     places.mlflow_artifacts.mkdir(parents=True)

@@ -26,6 +26,12 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             assert heading in anchors, f"{page.name} -> {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_of_code_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"`((?:winnow|tasks|flows|tests|benchmarks)/[\w/]+\.py)`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 def test_every_test_in_the_table_of_faults_is_there() -> None:
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")))
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))

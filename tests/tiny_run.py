@@ -16,12 +16,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import tiny_params
-from winnow.benchmark.speedups import attribution, baselines, best, figures
+from winnow.benchmark.speedups import attribute_speedup, baseline_rows, best_row, candidate_metrics
 from winnow.config import Config, check_config
 from winnow.data.dataset import SPLITS, VALIDATION, ImageSet, load_images
 from winnow.deploy.batch_inference import predict_file
-from winnow.evaluation.metrics import agreement, quality, served_file, temperature
-from winnow.records import Machine, StepRecord, describe, read_record, record_digest, this_machine, write_record
+from winnow.evaluation.metrics import agreement, benchmark_logits_file, quality_metrics, temperature_metrics
+from winnow.records import Machine, StepRecord, describe_files, read_record, record_digest, this_machine, write_record
 from winnow.steps.refit import refit
 from winnow.steps.select import select
 
@@ -140,9 +140,9 @@ def _candidate(candidates: Path, name: str, plan: dict[str, Any], images: ImageS
     np.save(folder / "validation_logits.npy", logits)
     labels = np.asarray(images.labels_N[indices])
     scored = labels >= 0
-    metrics, details = quality(logits[scored], labels[scored], images.classes)
+    metrics, details = quality_metrics(logits[scored], labels[scored], images.classes)
     dense = np.load(candidates / "dense" / "validation_logits.npy")
-    metrics |= temperature(logits[scored], labels[scored])
+    metrics |= temperature_metrics(logits[scored], labels[scored])
     metrics["quality/agreement"] = agreement(dense, logits)
     metrics |= {"size/mb": plan["mb"], "size/zipped_mb": plan["mb"] * 0.9, "size/parameters": 7.5e5}
     metrics |= {"size/nonzero_parameters": 7.5e5 * (0.2 if name == "sparse" else 1.0), "compute/macs": 1.25e7}
@@ -161,7 +161,7 @@ def _candidate(candidates: Path, name: str, plan: dict[str, Any], images: ImageS
             inputs={},
             metrics=metrics,
             details=details | ({"arms": ARMS, "cross_validation": None} if name == "dense" else {}),
-            artifacts=describe(folder, "model.onnx", "validation_logits.npy"),
+            artifacts=describe_files(folder, "model.onnx", "validation_logits.npy"),
         ),
     )
 
@@ -203,10 +203,10 @@ def record_benchmark(
     folder = artifacts / "benchmark"
     folder.mkdir(exist_ok=True)
     digests = {name: record_digest(artifacts / "candidates" / name) for name in names}
-    bests = {n: {"latency": best(timed, n, 1), "throughput": best(timed, n, LARGE)} for n in names}
+    bests = {n: {"latency": best_row(timed, n, 1), "throughput": best_row(timed, n, LARGE)} for n in names}
     for row in [row for rows in bests.values() for row in rows.values() if row is not None]:
         answers = artifacts / "candidates" / row["candidate"] / "validation_logits.npy"
-        (folder / served_file(row)).write_bytes(answers.read_bytes())
+        (folder / benchmark_logits_file(row)).write_bytes(answers.read_bytes())
     write_record(
         folder,
         StepRecord(
@@ -223,15 +223,15 @@ def record_benchmark(
                 "peak_share": {name: {"latency": 0.01, "throughput": 0.1} for name in names},
                 "refused": [],
                 "absent": [{"runtime": "eager-cuda", "precision": "all", "reason": "no CUDA device"}],
-                "candidates": {name: figures(timed, processes, name, LARGE) for name in names},
+                "candidates": {name: candidate_metrics(timed, processes, name, LARGE) for name in names},
                 "best": bests,
                 "identical_graphs": [],
                 "measurement_error": [],
-                "baselines": {f"b{batch}": baselines(timed, batch) for batch in (1, LARGE)},
+                "baselines": {f"b{batch}": baseline_rows(timed, batch) for batch in (1, LARGE)},
                 "attribution": {
                     n: {
-                        "latency": attribution(timed, n, ancestors[n], 1),
-                        "throughput": attribution(timed, n, ancestors[n], LARGE),
+                        "latency": attribute_speedup(timed, n, ancestors[n], 1),
+                        "throughput": attribute_speedup(timed, n, ancestors[n], LARGE),
                     }
                     for n in names
                 },

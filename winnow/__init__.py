@@ -1,7 +1,7 @@
-"""winnow, the library: pretrain without labels, fine-tune on few, compress, accelerate, compare.
+"""The winnow library: pretrain without labels, fine-tune on few labels, compress, accelerate and compare.
 
-Pure steps and their parts. Nothing here imports prefect, mlflow or dvc: this package alone runs on a GPU node or in a
-notebook with torch, torchvision, numpy, pydantic, pyyaml, pillow and safetensors. Start with `winnow.steps`.
+Apart from `cli` and `servers`, nothing here imports prefect, mlflow or dvc: the library alone runs on a GPU node or in
+a notebook with torch, torchvision, numpy, pydantic, pyyaml, pillow and safetensors. Start with `winnow.steps`.
 """
 
 __version__ = "0.1.0"

@@ -1,12 +1,12 @@
-"""What winnow says when a person has to act. All are ValueErrors; the command line prints them and exits with 2.
+"""The errors that a user has to act on. All are ValueErrors; the command line prints them and exits with status 2.
 
     ValueError
     └── WinnowError
         ├── ConfigError     params.yaml: dotted path, value, valid choices; all mistakes at once
-        ├── DataError       images, labels and archives that a person brought
+        ├── DataError       the user's images, labels and archives
         ├── ArtifactError   a record, checkpoint or model file is missing, damaged or from another version
         ├── TrainingError   a training that cannot go on (the loss is not a number)
-        └── MissingExtra    an optional package is not installed; names the extra that brings it
+        └── MissingExtra    an optional package is not installed; names the extra that installs it
 
 `assert` is for our own bugs only.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 
 class WinnowError(ValueError):
-    """What is wrong, where, and what to do about it."""
+    """An error whose message says what is wrong, where, and what to do about it."""
 
 
 class ConfigError(WinnowError):
@@ -27,7 +27,7 @@ class DataError(WinnowError):
 
 
 class ArtifactError(WinnowError):
-    """A file that an earlier step left is missing, damaged or from another version."""
+    """A file of an earlier step is missing, damaged or from another version."""
 
 
 class TrainingError(WinnowError):
@@ -42,5 +42,5 @@ class MissingExtra(WinnowError):
         super().__init__(f"the package {package!r} is not installed; get it with: pip install 'winnow-vision[{extra}]'")
 
     def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
-        """As it was made: a worker of another process sends it."""
+        """Return how to rebuild the error from its two arguments, so that it can be pickled between processes."""
         return type(self), (self.package, self.extra)

@@ -1,12 +1,12 @@
-"""How long something takes or will take, in words for people."""
+"""Format durations for people."""
 
 from __future__ import annotations
 
 
-def duration(seconds: float) -> str:
-    """1:02:03, 2:03 or 12 s."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+def format_duration(seconds: float) -> str:
+    """Return seconds as text: "1:02:03", "2:03" or "12 s"."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    minutes, remainder = divmod(total, 60)
+    return f"{minutes}:{remainder:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{remainder:02d}"

@@ -1,7 +1,8 @@
-"""What a step leaves beside its files: one `record.json`, read by the next step, by tracking and by people.
+"""The record that each step writes beside its files: one `record.json`, read by the next step, by tracking and by
+people.
 
 A record holds no wall time and no path outside its folder: the same inputs give the same bytes, so DVC can stop where
-nothing changed. The one exception is the benchmark, whose figures are times and carry the machine they were taken on.
+nothing changed. The one exception is the benchmark, whose figures are times; its record names the machine.
 
     with publish(out) as folder:            # a temporary name beside `out`, renamed when all went well
         ...                                 # write files into `folder`
@@ -31,11 +32,11 @@ RECORD = "record.json"
 FORMAT = 1
 
 
-class _Frozen(BaseModel):
+class _FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Artifact(_Frozen):
+class Artifact(_FrozenModel):
     """A file of a step, by its name inside the step's folder."""
 
     name: str
@@ -43,63 +44,63 @@ class Artifact(_Frozen):
     bytes: int
 
 
-class Machine(_Frozen):
-    """Where a figure was taken. Figures of two machines are never compared."""
+class Machine(_FrozenModel):
+    """The machine on which a figure was measured. Figures of two machines are never compared."""
 
     cpu: str
     flags: tuple[str, ...]
-    """Those that decide speed here: avx2, avx512f, avx512_vnni, avx512_bf16, amx_tile, amx_int8, amx_bf16."""
+    """The processor flags that decide speed: avx2, avx512f, avx512_vnni, avx512_bf16, amx_tile, amx_int8, amx_bf16."""
     threads: int
     memory_gb: float
     gpu: str
     system: str
     versions: dict[str, str]
-    """Libraries that do the work: torch, onnxruntime, openvino, ..."""
+    """Versions of the libraries that do the work: torch, onnxruntime, openvino, ..."""
 
     @property
     def identity(self) -> str:
-        """What makes the times of two machines different ones; versions are recorded and do not invalidate."""
+        """Return what must be equal for times to be comparable; versions are recorded, but do not invalidate times."""
         return f"{self.cpu}, {self.threads} threads, {' '.join(self.flags) or 'no flags'}"
 
 
-class Gate(_Frozen):
-    """One condition with both numbers in it."""
+class Gate(_FrozenModel):
+    """One condition for promotion; the reason states the value and the threshold."""
 
     name: str
     passed: bool
     reason: str
     needs: str = ""
-    """Of one that failed: the key of promotion.gates with the value at which it would pass, where it was measured."""
+    """The key of promotion.gates with the value at which a failed gate would pass, where that is known."""
     shown: bool = True
-    """False: it did not pass, but only because the images are too few, or the timings too noisy, to tell."""
+    """False where the gate did not pass only because the images are too few, or the timings too noisy, to decide it."""
     checked: bool = True
-    """False: not measured where the file will serve, as `reason` says. Then it blocks nothing, and `passed` is true."""
+    """False where the value was not measured on the serving machine, as `reason` says. `passed` is then true."""
 
 
-class Verdict(_Frozen):
-    """What `decide` says of one candidate."""
+class Verdict(_FrozenModel):
+    """The decision on one candidate."""
 
     candidate: str
     passed: bool
     gates: tuple[Gate, ...]
     on_front: bool
-    """No other candidate is better in accuracy, size and latency at once."""
+    """True where no other candidate is better in accuracy, size and latency at once."""
 
 
-class StepRecord(_Frozen):
-    """What a step did: its settings, what it read, what it measured, what it left."""
+class StepRecord(_FrozenModel):
+    """The settings, inputs, metrics and files of one step."""
 
     step: str
     name: str
-    """The step itself, or the candidate's name."""
+    """The step's name, or the candidate's."""
     parameters: dict[str, Any]
-    """The section of params.yaml that it read, resolved."""
+    """The step's section of params.yaml, resolved."""
     inputs: dict[str, str]
-    """Digests of the records (or files) it read."""
+    """Digests of the records (or files) that the step read."""
     metrics: dict[str, float]
-    """Flat, the same names for all candidates: quality/top1, size/mb, ..."""
+    """Flat, with the same names for all candidates: quality/top1, size/mb, ..."""
     details: dict[str, Any] = {}
-    """Everything that is no single number: per-class tables, curves, reasons."""
+    """Everything that is not a single number: per-class tables, curves, reasons."""
     warnings: tuple[str, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     machine: Machine | None = None
@@ -107,35 +108,35 @@ class StepRecord(_Frozen):
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Return the hex digest of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe(folder: Path, *names: str) -> tuple[Artifact, ...]:
-    """Artifacts for files inside `folder`."""
+def describe_files(folder: Path, *names: str) -> tuple[Artifact, ...]:
+    """Return the artifacts for files inside `folder`."""
     return tuple(
         Artifact(name=name, sha256=sha256_of(folder / name), bytes=(folder / name).stat().st_size) for name in names
     )
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Readable JSON, written to a temporary name and renamed."""
-    with renamed(path) as temporary:
+    """Write readable JSON under a temporary name, then rename it."""
+    with atomic_path(path) as temporary:
         temporary.write_text(json_text(value), encoding="utf-8")
 
 
 @contextmanager
-def renamed(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; the file becomes `path` if the block ends well, and is removed if not.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file becomes `path` if the block ends well, and is removed otherwise.
 
-    It is on the disk before it takes the name, so that a power cut leaves the former file or this one. What a killed
-    process left of it is removed.
+    It is flushed to disk before the rename, so that a power cut leaves the former file or the new one. Leftovers of
+    killed processes are removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    for left, _ in _left_by_ended_processes(path):
-        if left != temporary:  # another thread's: it becomes `path`, or this one does
-            left.unlink(missing_ok=True)
+    for leftover, _ in _leftovers(path):
+        if leftover != temporary:  # may be another thread's, which is still writing
+            leftover.unlink(missing_ok=True)
     try:
         yield temporary
         _flush(temporary)
@@ -146,21 +147,21 @@ def renamed(path: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Have what was written to a file or a folder on the disk."""
-    number = os.open(path, os.O_RDONLY)
+    """Flush a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def json_text(value: Any) -> str:
-    """Return what `write_json` writes."""
+    """Return the text that `write_json` writes."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file of ours; ArtifactError says which one is missing or damaged."""
+    """Return the content of a JSON file of ours. Raises ArtifactError where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -170,12 +171,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_record(folder: Path, record: StepRecord) -> None:
-    """Leave the record in the step's folder."""
+    """Write the record into the step's folder."""
     write_json(folder / RECORD, record.model_dump(mode="json"))
 
 
 def read_record(folder: Path) -> StepRecord:
-    """The record in a step's folder. Raises ArtifactError when it is missing, damaged or of another version."""
+    """Return the record in a step's folder. Raises ArtifactError when it is missing, damaged or of another version."""
     path = folder / RECORD
     raw = read_json(path)
     if isinstance(raw, dict) and raw.get("format") != FORMAT:
@@ -184,26 +185,26 @@ def read_record(folder: Path) -> StepRecord:
         return StepRecord.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        location = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(
-            f"{path} is damaged (at {where or 'the top'}: {first['msg']}); delete its folder and run winnow again"
+            f"{path} is damaged (at {location or 'the top'}: {first['msg']}); delete its folder and run winnow again"
         ) from error
 
 
 def quality_as_served(selection: StepRecord, name: str) -> dict[str, float]:
-    """Return what the record of the step select holds of a candidate in the runtime and precision that would serve it.
+    """Return a candidate's metrics, from the record of select, in the runtime and precision that would serve it.
 
-    quality/top1 and its interval, quality/macro_f1, quality/agreement and delta/top1; a candidate's own record holds
-    these of its file in ONNX Runtime. Raises ArtifactError where another version of winnow has selected.
+    These are quality/top1 and its interval, quality/macro_f1, quality/agreement and delta/top1. A candidate's own
+    record holds them for its file in ONNX Runtime. Raises ArtifactError for a selection by another version of winnow.
     """
-    found: dict[str, float] | None = selection.details.get("quality", {}).get(name)
-    if found is None:
-        raise ArtifactError(f"the selection holds no quality of {name}: another version of winnow made it; winnow run")
-    return found
+    metrics: dict[str, float] | None = selection.details.get("quality", {}).get(name)
+    if metrics is None:
+        raise ArtifactError(f"the selection has no quality of {name}: another version of winnow wrote it; winnow run")
+    return metrics
 
 
 def record_digest(folder: Path) -> str:
-    """Digest of a step's record; it covers the step's files, whose digests the record holds."""
+    """Return the digest of a step's record, which covers the step's files, since the record holds their digests."""
     if not (folder / RECORD).is_file():
         raise ArtifactError(f"{folder / RECORD} is missing; run the step that makes it (winnow status shows which)")
     return sha256_of(folder / RECORD)
@@ -211,14 +212,14 @@ def record_digest(folder: Path) -> str:
 
 @contextmanager
 def publish(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into; it becomes `out` if the block ends well and vanishes if not.
+    """Yield a temporary folder beside `out`; it becomes `out` if the block ends well, and is removed otherwise.
 
-    What was there before is set aside until the new one is in place, and comes back where that fails; where the process
-    is killed in between, the next `publish` brings it back.
+    The previous `out` is set aside until the new one is in place, and restored where that fails. Where the process is
+    killed in between, the next `publish` restores it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary, aside = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old.tmp"))
-    _sweep(out)
+    temporary, previous = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old.tmp"))
+    _remove_leftovers(out)
     temporary.mkdir()
     try:
         yield temporary
@@ -226,33 +227,37 @@ def publish(out: Path) -> Iterator[Path]:
             _flush(path)
         _flush(temporary)
         if out.exists():
-            out.replace(aside)
+            out.replace(previous)
         try:
             temporary.replace(out)
         except BaseException:
-            if aside.exists():
-                aside.replace(out)
+            if previous.exists():
+                previous.replace(out)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sweep(out: Path) -> None:
-    """Remove what a killed process left beside `out`; the version that it had set aside comes back if `out` is gone."""
-    for left, kind in _left_by_ended_processes(out):
+def _remove_leftovers(out: Path) -> None:
+    """Remove leftovers of killed processes beside `out`, or restore the version that they had set aside if `out` is
+    gone.
+    """
+    for leftover, kind in _leftovers(out):
         if kind == ["old", "tmp"] and not out.exists():
-            left.replace(out)
+            leftover.replace(out)
         else:
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _left_by_ended_processes(path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield temporary names beside `path`, and what follows the number of the process, of this one and ended ones."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        maker, *kind = left.name.removeprefix(f".{path.name}.").split(".")
-        if maker.isdigit() and (int(maker) == os.getpid() or not _is_running(int(maker))):
-            yield left, kind
+def _leftovers(path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield (path, name parts after the process id) of temporary names beside `path`, of this process and of ended
+    ones.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process, *kind = leftover.name.removeprefix(f".{path.name}.").split(".")
+        if process.isdigit() and (int(process) == os.getpid() or not _is_running(int(process))):
+            yield leftover, kind
 
 
 def _is_running(process: int) -> bool:
@@ -265,16 +270,18 @@ def _is_running(process: int) -> bool:
     return True
 
 
-WORKERS = (
+VERSIONED_PACKAGES = (
     *("torch", "torchvision", "onnxruntime", "onnxruntime-gpu", "openvino"),
     *("nncf", "torch-pruning", "onnx", "numpy", "pillow"),
 )
 
 
 def this_machine(gpu: str = "") -> Machine:
-    """This machine; `gpu` is the device's name where torch sees one (this file imports no torch)."""
+    """Return the description of this machine. `gpu`: the device's name where torch finds one (this file imports no
+    torch).
+    """
     versions = {}
-    for package in WORKERS:
+    for package in VERSIONED_PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

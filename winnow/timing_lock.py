@@ -1,16 +1,15 @@
-"""Timings share the machine with no other work of winnow: who times waits for who works, and workers for who times.
+"""Keep timings apart from other work of winnow: a timing waits for work to end, and work waits for a timing.
 
-    with busy_turn():          # each step of a training, a calibration, an export, a pass over the images
+    with compute_lock():       # each step of a training, a calibration, an export, a pass over the images
         ...
-    with quiet_machine():      # around whatever is timed
+    with timing_lock():        # around whatever is timed
         ...
 
-Two locks on files in the machine's folder for temporary files, so that processes of
-any project of one user know of each other.
-Workers share one; who times holds it alone. A gate before it keeps workers, which take their turn again and again, from
-starving who waits to time. The system opens both when a process ends, however it does.
+These are two locks on files in the machine's folder for temporary files, so that processes of any project of one user
+share them. Work holds the machine lock shared; a timing holds it alone. A gate in front of it keeps work, which takes
+the lock again and again, from starving a waiting timing. The system releases both when a process ends, however it ends.
 
-It keeps apart what goes through winnow; a browser or a compiler beside it spoils a timing all the same.
+Only work of winnow is kept apart: a browser or a compiler beside it still disturbs a timing.
 """
 
 from __future__ import annotations
@@ -27,70 +26,71 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-FOLDER = "WINNOW_LOCKS"
-"""Variable that names another folder for the locks."""
-SAY_AFTER = 5.0
+LOCK_FOLDER_VARIABLE = "WINNOW_LOCKS"
+"""Environment variable that names another folder for the locks."""
+LOG_WAIT_AFTER_S = 5.0
 
 
-class _Mine(threading.local):
+class _ThreadState(threading.local):
     held = ""
-    """busy, quiet."""
+    """"", compute_lock or timing_lock."""
 
 
-_mine = _Mine()
+_thread_state = _ThreadState()
 
 
 @contextmanager
 def compute_lock() -> Iterator[None]:
-    """Work that would spoil a timing; waits while somebody else times or is about to.
+    """Hold the lock for work that would disturb a timing; wait while another process times or is about to.
 
-    Within another turn, or within one's own quiet_machine, it changes nothing. Also a decorator: `@busy_turn()`.
+    Inside another compute_lock, or inside one's own timing_lock, it does nothing. It is also a decorator:
+    `@compute_lock()`.
     """
-    if _mine.held:
+    if _thread_state.held:
         yield
         return
-    with _held("gate", fcntl.LOCK_SH):
+    with _file_lock("gate", fcntl.LOCK_SH):
         pass
-    with _held("machine", fcntl.LOCK_SH), _marked("busy"):
+    with _file_lock("machine", fcntl.LOCK_SH), _marking("compute_lock"):
         yield
 
 
 @contextmanager
 def timing_lock() -> Iterator[None]:
-    """Nobody else takes a turn on this machine within.
+    """Hold the machine alone: no other process of winnow computes meanwhile.
 
-    Raises RuntimeError within one's own turn or quiet_machine, for whose end it would wait for ever.
+    Raises RuntimeError inside one's own compute_lock or timing_lock, for whose end it would wait for ever.
     """
-    if _mine.held:
-        raise RuntimeError(f"quiet_machine within {_mine.held} waits for itself")
-    with _held("gate", fcntl.LOCK_EX), _held("machine", fcntl.LOCK_EX), _marked("quiet"):
+    if _thread_state.held:
+        raise RuntimeError(f"timing_lock within {_thread_state.held} would wait for itself")
+    with _file_lock("gate", fcntl.LOCK_EX), _file_lock("machine", fcntl.LOCK_EX), _marking("timing_lock"):
         yield
 
 
 @contextmanager
-def _marked(held: str) -> Iterator[None]:
-    """This thread holds that."""
-    _mine.held = held
+def _marking(held: str) -> Iterator[None]:
+    """Mark this thread as the holder of a lock while the block runs."""
+    _thread_state.held = held
     try:
         yield
     finally:
-        _mine.held = ""
+        _thread_state.held = ""
 
 
 @contextmanager
-def _held(name: str, how: int) -> Iterator[None]:
-    path = Path(os.environ.get(FOLDER) or tempfile.gettempdir()) / f"winnow-{os.getuid()}-{name}.lock"
+def _file_lock(name: str, operation: int) -> Iterator[None]:
+    path = Path(os.environ.get(LOCK_FOLDER_VARIABLE) or tempfile.gettempdir()) / f"winnow-{os.getuid()}-{name}.lock"
     with path.open("a") as file:
-        _take(file.fileno(), how)
-        yield  # closing the file opens the lock
+        _acquire(file.fileno(), operation)
+        yield  # closing the file releases the lock
 
 
-def _take(file: int, how: int) -> None:
+def _acquire(file: int, operation: int) -> None:
     try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
         return
     except BlockingIOError:
-        began = time.monotonic()
-    fcntl.flock(file, how)
-    if time.monotonic() - began > SAY_AFTER:
-        log.info("waited %.0f s for another process that works or times here", time.monotonic() - began)
+        started = time.monotonic()
+    fcntl.flock(file, operation)
+    if time.monotonic() - started > LOG_WAIT_AFTER_S:
+        log.info("waited %.0f s for another winnow process on this machine", time.monotonic() - started)

@@ -1,1 +1,1 @@
-"""What a run will take: each step's work tried in small and timed."""
+"""Forecast of a run's time, memory and disk: the work of each step is timed on a small scale."""

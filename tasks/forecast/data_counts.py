@@ -1,8 +1,8 @@
-"""What a run will take: how many images there are, and what each step will need of time, memory and disk.
+"""The number of images and labels that a run will use, and the forecast of a step.
 
-tasks/forecast/step_costs.py does the work of each step in small; what it measured per unit is multiplied by the units
-that params.yaml and the images ask for. Left out: a wait for a GPU slot, a person's approval, and a machine that others
-slow down.
+tasks/forecast/step_costs.py times a small part of each step's work and multiplies the cost per unit by the number of
+units (images, steps, files) that params.yaml and the data ask for. The forecast leaves out the wait for a GPU slot, the
+wait for an approval, and other load on the machine.
 """
 
 from __future__ import annotations
@@ -16,77 +16,91 @@ from winnow.records import read_record
 
 @dataclass(frozen=True)
 class Counts:
-    """What is known of the images before they are decoded; shares where the split is not known yet."""
+    """The number of images and labels per split, estimated from the split fractions before the images are ingested."""
 
     train: int
     validation: int
     test: int
     budget: int
-    """Training labels that may be used."""
+    """Labels of training images, at most data.label_budget per class."""
     choosing: int
     """Labelled validation images."""
     classes: int
 
     @property
     def images(self) -> int:
-        """All of them."""
+        """The number of all images."""
         return self.train + self.validation + self.test
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one step."""
+    """The forecast of one step."""
 
     step: str
-    """As people call it: pretrain, pruned-int8."""
+    """The label of the DVC stage: pretrain, pruned-int8."""
     seconds: float
     memory_mb: float
-    """Peak, less what the system can take back (files in its cache)."""
+    """Peak memory in MB, without cached files that the system can free."""
     disk_mb: float
-    """Of what it leaves."""
-    counted: str
-    """What was multiplied, in words."""
+    """Size of the step's outputs in MB."""
+    basis: str
+    """The units and their cost, for users."""
 
 
-def counts_of(config: Config, data: Path | None, scratch: Path) -> Counts:
-    """From the stored images in `data`, or, where they are not up to date (None), by listing the source."""
+@dataclass(frozen=True)
+class Cost:
+    """The time and disk that the work of a step takes, without the start of its process."""
+
+    seconds: float
+    disk_mb: float
+    basis: str
+    """The units and their cost, for users."""
+
+
+def count_images(config: Config, data: Path | None, scratch: Path) -> Counts:
+    """Return the counts in the record of `data`, or `expected_counts` where the data is not up to date (None)."""
     if data is not None:
         record = read_record(data)
-        told = {key.removeprefix("data/"): int(value) for key, value in record.metrics.items()}
+        counts = {key.removeprefix("data/"): int(value) for key, value in record.metrics.items()}
         return Counts(
-            train=told["train"],
-            validation=told["validation"],
-            test=told["test"],
-            budget=told["label_budget"],
-            choosing=told["labelled_validation"],
+            train=counts["train"],
+            validation=counts["validation"],
+            test=counts["test"],
+            budget=counts["label_budget"],
+            choosing=counts["labelled_validation"],
             classes=len(record.details["classes"]),
         )
-    return expected(config, scratch)
+    return expected_counts(config, scratch)
 
 
-def expected(config: Config, scratch: Path) -> Counts:
-    """What the shares of params.yaml make of the source's files; nothing is decoded."""
+def expected_counts(config: Config, scratch: Path) -> Counts:
+    """Estimate the counts from the source's file list and the fractions in params.yaml, without decoding images."""
     from winnow.data.sources import open_source
 
     source, settings = open_source(config.data, scratch), config.data
-    named = unlabelled = 0
+    test_images = unlabelled = 0
     per_class = [0] * len(source.classes)
     for item in source.items():
         if item.is_test:
-            named += 1
+            test_images += 1
         elif item.label < 0:
             unlabelled += 1
         else:
             per_class[item.label] += 1
     labelled = sum(per_class)
-    chosen, tested = settings.validation_fraction, 0.0 if named else settings.test_fraction
-    trained = [round(count * (1 - chosen - tested)) for count in per_class]
-    budget = sum(trained) if settings.label_budget is None else sum(min(settings.label_budget, n) for n in trained)
+    validation_share, test_share = settings.validation_fraction, 0.0 if test_images else settings.test_fraction
+    train_per_class = [round(count * (1 - validation_share - test_share)) for count in per_class]
+    budget = (
+        sum(train_per_class)
+        if settings.label_budget is None
+        else sum(min(settings.label_budget, n) for n in train_per_class)
+    )
     return Counts(
-        train=sum(trained) + round(unlabelled * (1 - chosen)),
-        validation=round((labelled + unlabelled) * chosen),
-        test=named or round(labelled * tested),
+        train=sum(train_per_class) + round(unlabelled * (1 - validation_share)),
+        validation=round((labelled + unlabelled) * validation_share),
+        test=test_images or round(labelled * test_share),
         budget=budget,
-        choosing=round(labelled * chosen),
+        choosing=round(labelled * validation_share),
         classes=len(source.classes),
     )

@@ -1,4 +1,4 @@
-"""Pieces of work that are tried and timed: a training step, answering images, opening a file, decoding some files."""
+"""Small timed pieces of work: decode files, run training steps, predict images, open an ONNX session, fit a probe."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import numpy as np
 
 from winnow.benchmark.timing import time_calls
 from winnow.config import Data, Optimiser
-from winnow.data.dataset import TRAIN, TRAINING, VALIDATION, ImageSet, load_images
+from winnow.data.dataset import TRAIN, TRAINING_FILE, VALIDATION, ImageSet, load_images
 from winnow.data.decoding import Item
-from winnow.deploy.runtimes import BenchmarkCase, Predict, open_cell
+from winnow.deploy.runtimes import BenchmarkCase, Predict, open_case
 from winnow.records import write_json
 
 if TYPE_CHECKING:
@@ -29,37 +29,37 @@ if TYPE_CHECKING:
     from winnow.training.loop import Loss
 
 MEASURED_SECONDS, MOST_STEPS = 2.0, 12
-"""A training is tried for so long, or so many steps."""
+"""Limits on a timed training: seconds and steps."""
 SAMPLED_FILES = (256, 2048)
-"""The difference between the two holds no start of processes."""
+"""Two sample sizes: the difference of their times does not contain the start of the worker processes."""
 LEAST_SHARE = 0.3
-"""Of the time for a file, with the start of processes in it, that reading and decoding take at least."""
+"""Lower bound on the share of a file's time, process start included, that reading and decoding take."""
 FEW_IMAGES = 128
 BYTES_HASHED = 64_000_000
 
 
 def seconds_per_file(data: Data, scratch: Path, folder: Path) -> tuple[float, float, int]:
-    """(seconds to begin, seconds for a file, files) of reading, decoding and writing the user's own files."""
-    from winnow.data.gray_range import preprocessing_of
+    """Time reading, decoding and writing the user's files; return (start-up seconds, seconds per file, files)."""
+    from winnow.data.gray_range import resolve_preprocessing
     from winnow.data.sources import open_source
-    from winnow.steps.ingest import store
+    from winnow.steps.image_storage import store_images
 
-    taken = []
-    for wanted in SAMPLED_FILES:
+    timings = []
+    for limit in SAMPLED_FILES:
         source = open_source(data, scratch)
-        count = min(wanted, source.count)
-        # Of a folder every so-manieth file; an archive would have to be read whole for that.
+        count = min(limit, source.count)
+        # Sample a folder evenly. An archive would have to be read whole for that, so take its first files.
         stride = max(1, source.count // count) if data.source == "folder" else 1
-        few = replace(source, count=count, missing=(), items=_every(source.items, stride, count))
-        began = time.monotonic()
+        sample = replace(source, count=count, missing=(), items=_every(source.items, stride, count))
+        started = time.monotonic()
         with tempfile.TemporaryDirectory(dir=folder) as out, tempfile.TemporaryFile(dir=out) as signatures:
-            store(few, data, preprocessing_of(data, few), Path(out), signatures)
-        taken.append((count, time.monotonic() - began))
-    (few_files, few_seconds), (files, seconds) = taken
-    each = seconds / files
-    if files > few_files:
-        each = max((seconds - few_seconds) / (files - few_files), each * LEAST_SHARE)
-    return max(0.0, seconds - files * each), each, source.count
+            store_images(sample, data, resolve_preprocessing(data, sample), Path(out), signatures)
+        timings.append((count, time.monotonic() - started))
+    (first_files, first_seconds), (files, seconds) = timings
+    per_file = seconds / files
+    if files > first_files:
+        per_file = max((seconds - first_seconds) / (files - first_files), per_file * LEAST_SHARE)
+    return max(0.0, seconds - files * per_file), per_file, source.count
 
 
 def _every(items: Callable[[], Iterator[Item]], stride: int, count: int) -> Callable[[], Iterator[Item]]:
@@ -67,18 +67,18 @@ def _every(items: Callable[[], Iterator[Item]], stride: int, count: int) -> Call
 
 
 def hash_rate() -> float:
-    """Bytes a second that DVC reads and hashes of what a step leaves."""
+    """Return the MD5 throughput in bytes/s, with which DVC hashes the outputs of a step."""
     content = os.urandom(BYTES_HASHED // 8) * 8
-    began = time.monotonic()
+    started = time.monotonic()
     hashlib.md5(content, usedforsecurity=False).digest()
-    return BYTES_HASHED / (time.monotonic() - began)
+    return BYTES_HASHED / (time.monotonic() - started)
 
 
 def random_images(folder: Path, data: Data, classes: int) -> ImageSet:
-    """FEW_IMAGES for training and as many for validation, in files as ingest leaves a data set."""
+    """Write a data set of random images like ingest does: FEW_IMAGES for training and as many for validation."""
     folder.mkdir(parents=True)
     rng, count = np.random.default_rng(0), 2 * FEW_IMAGES
-    sides = {"images.npy": data.image_size, TRAINING: data.larger_size}
+    sides = {"images.npy": data.image_size, TRAINING_FILE: data.larger_size}
     for name, side in sides.items():
         if side is not None:
             np.save(folder / name, rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
@@ -89,55 +89,62 @@ def random_images(folder: Path, data: Data, classes: int) -> ImageSet:
     return load_images(folder)
 
 
-class Trials:
-    """On one machine, with a few random images."""
+class Microbenchmarks:
+    """Timed pieces of training and inference on a few random images."""
 
     def __init__(self, images: ImageSet, folder: Path) -> None:
         self.images, self.folder = images, folder
-        self._embedded: float | None = None
+        self._images_per_second: float | None = None
 
-    def per_step(self, model: nn.Module, loss: Loss, batch: int, optimiser: Optimiser) -> float:
-        """Seconds of a training step, the first ones left out: they make room and choose kernels."""
+    def seconds_per_step(self, model: nn.Module, loss: Loss, batch: int, optimiser: Optimiser) -> float:
+        """Return the median seconds of a training step, without the first, which allocates memory and picks kernels."""
         from winnow.data.batches import Batches
-        from winnow.training.loop import Plan, fit
+        from winnow.training.loop import TrainingPlan, fit
 
         train = self.images.indices(TRAIN)
         batches = Batches(self.images.training_NHWC, self.images.labels_N, train, batch, seed=0)
-        training = fit(model, batches, loss, Plan(MOST_STEPS, 1, optimiser, seed=0))
-        taken: list[float] = []
+        training = fit(model, batches, loss, TrainingPlan(MOST_STEPS, 1, optimiser, seed=0))
+        seconds: list[float] = []
         with closing(training):
-            while len(taken) < MOST_STEPS - 1 and (len(taken) < 3 or sum(taken[1:]) < MEASURED_SECONDS):
-                began = time.monotonic()
+            while len(seconds) < MOST_STEPS - 1 and (len(seconds) < 3 or sum(seconds[1:]) < MEASURED_SECONDS):
+                started = time.monotonic()
                 next(training)
-                taken.append(time.monotonic() - began)
+                seconds.append(time.monotonic() - started)
         model.cpu()
-        return float(np.median(taken[1:]))
+        return float(np.median(seconds[1:]))
 
-    def embedded(self, model: nn.Module) -> float:
-        """Images a second that the network answers in PyTorch, as training looks at them."""
+    def images_per_second(self, model: nn.Module) -> float:
+        """Return the images/s of inference in PyTorch, as used during training. Measured once, for any network."""
         from winnow.deploy.batch_inference import predict_torch
 
-        if self._embedded is None:
+        if self._images_per_second is None:
             indices = self.images.indices(VALIDATION)
             predict_torch(model, self.images.images_NHWC, indices[:8])
-            began = time.monotonic()
+            started = time.monotonic()
             predict_torch(model, self.images.images_NHWC, indices)
-            self._embedded = len(indices) / (time.monotonic() - began)
-        return self._embedded
+            self._images_per_second = len(indices) / (time.monotonic() - started)
+        return self._images_per_second
 
-    def opened(self, cell: BenchmarkCase) -> tuple[float, float, Predict]:
-        """Seconds to open it, and of a call; and what was opened, which takes memory while it is kept."""
-        began = time.monotonic()
-        predict = open_cell(self.folder / cell.candidate, cell)
-        opening = time.monotonic() - began
+    def time_session(self, case: BenchmarkCase) -> tuple[float, float, Predict]:
+        """Open the runtime of a case; return (seconds to open, seconds per call, the open predictor).
+
+        The predictor holds its memory until the caller drops it.
+        """
+        started = time.monotonic()
+        predict = open_case(self.folder / case.candidate, case)
+        opening_seconds = time.monotonic() - started
         pixels_NHWC = np.ascontiguousarray(
-            np.resize(self.images.images_NHWC, (cell.batch, *self.images.images_NHWC.shape[1:]))
+            np.resize(self.images.images_NHWC, (case.batch, *self.images.images_NHWC.shape[1:]))
         )
-        calls = 1 if cell.batch > 1 else 5
-        return opening, float(np.median(time_calls(partial(predict, pixels_NHWC), calls, warm_up_ms=0.0))), predict
+        calls = 1 if case.batch > 1 else 5
+        return (
+            opening_seconds,
+            float(np.median(time_calls(partial(predict, pixels_NHWC), calls, warm_up_ms=0.0))),
+            predict,
+        )
 
-    def probed(self, model: nn.Module, labels: int, classes: int) -> float:
-        """Seconds of the linear probe on so many features."""
+    def probe_seconds(self, model: nn.Module, labels: int, classes: int) -> float:
+        """Return the seconds to fit the linear probe on `labels` feature vectors."""
         from winnow.models.classifier_head import feature_dim
         from winnow.training.finetuning import fit_probe
 
@@ -145,6 +152,6 @@ class Trials:
         rng = np.random.default_rng(0)
         classes_N = np.arange(count) % classes
         features_ND = rng.normal(size=(count, feature_dim(model))) + classes_N[:, None] * 0.01
-        began = time.monotonic()
+        started = time.monotonic()
         fit_probe(features_ND, classes_N)
-        return (time.monotonic() - began) * labels / max(1, count)
+        return (time.monotonic() - started) * labels / max(1, count)

@@ -1,6 +1,6 @@
-"""Which servers of the project are up: .winnow/servers.json, written by whoever starts them, read by runs and links.
+"""The project's running servers: .winnow/servers.json, written by `winnow ui` and `winnow up`, read by runs.
 
-No mlflow and no prefect here: an unchanged `winnow run` reads this.
+Imports neither mlflow nor prefect, so that a `winnow run` with nothing to do starts fast.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from tasks.project import passwords
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_alive, process_identity
-from tasks.project.state_files import read_memory
+from tasks.project.state_files import read_cache
 from tasks.tracking import tracked_runs
 from winnow.errors import WinnowError
 from winnow.records import write_json
@@ -23,90 +23,90 @@ ANSWER_SECONDS = 2
 
 
 @dataclass(frozen=True)
-class Announced:
-    """What `winnow ui` or `winnow up` keeps up; "" for what is a team's, which a shell has to name, and may lack."""
+class AnnouncedServers:
+    """The addresses of the servers that `winnow ui` or `winnow up` runs; "" for a team's server, named by the shell."""
 
     mlflow: str
-    """Page."""
+    """The URL of MLflow's pages."""
     prefect_api: str
     owner: str
-    """The process that keeps them up, as tasks/project/run_origin.py names it."""
+    """The process that runs them (tasks.project.run_origin.process_identity)."""
 
 
-def file_of(places: ProjectPaths) -> Path:
-    """Where they are written down."""
+def servers_file(places: ProjectPaths) -> Path:
+    """Return the path of servers.json."""
     return places.state_dir / "servers.json"
 
 
 def announce(places: ProjectPaths, mlflow: str, prefect_api: str) -> None:
-    """They are up now, and this process keeps them so."""
-    write_json(file_of(places), asdict(Announced(mlflow, prefect_api, process_identity(os.getpid()))))
+    """Write servers.json for servers that this process runs."""
+    write_json(servers_file(places), asdict(AnnouncedServers(mlflow, prefect_api, process_identity(os.getpid()))))
 
 
 def withdraw(places: ProjectPaths) -> None:
-    """They are down, if they were this process's."""
-    if (found := announced(places)) and found.owner == process_identity(os.getpid()):
-        file_of(places).unlink(missing_ok=True)
+    """Delete servers.json, if this process wrote it."""
+    if (announcement := read_announcement(places)) and announcement.owner == process_identity(os.getpid()):
+        servers_file(places).unlink(missing_ok=True)
 
 
-def announced(places: ProjectPaths) -> Announced | None:
-    """What was written down last, by a process that may be gone; None where the file is missing or damaged."""
-    return read_memory(file_of(places), Announced | None, None)
+def read_announcement(places: ProjectPaths) -> AnnouncedServers | None:
+    """Return the content of servers.json, whose owner may be gone; None where the file is missing or damaged."""
+    return read_cache(servers_file(places), AnnouncedServers | None, None)
 
 
 def prefect_api(places: ProjectPaths) -> str:
-    """Address of the API that runs report to: the one in the environment, the project's own, or "" for neither."""
-    if told := os.environ.get("PREFECT_API_URL"):
-        return told
-    found = announced(places)
-    is_up = found and is_alive(found.owner) and answers(f"{found.prefect_api}/health")
-    return found.prefect_api if found and is_up else ""
+    """Return the Prefect API that runs report to: PREFECT_API_URL, the project's own server, or "" for neither."""
+    if address := os.environ.get("PREFECT_API_URL"):
+        return address
+    announcement = read_announcement(places)
+    is_running = announcement and is_alive(announcement.owner) and is_healthy(f"{announcement.prefect_api}/health")
+    return announcement.prefect_api if announcement and is_running else ""
 
 
 def check_prefect() -> None:
-    """Raise WinnowError where the shell names a Prefect server and nobody is there: Prefect's own error is long."""
-    told = os.environ.get("PREFECT_API_URL", "")
-    if told and not is_there(f"{told.rstrip('/')}/health"):
+    """Raise WinnowError where PREFECT_API_URL is set and no server responds there: Prefect's own error is long."""
+    address = os.environ.get("PREFECT_API_URL", "")
+    if address and not is_reachable(f"{address.rstrip('/')}/health"):
         raise WinnowError(
-            f"nobody answers at {tracked_runs.without_password(told)}: start that server, or unset PREFECT_API_URL"
+            f"no server responds at {tracked_runs.redact_password(address)}: start it, or unset PREFECT_API_URL"
         )
 
 
 def report_to_prefect(places: ProjectPaths) -> bool:
-    """Have this process report to the server that is up, if one is; before Prefect is imported.
+    """Configure this process to report to the running Prefect server; return whether there is one.
 
-    Else Prefect starts one for this process alone, which is given a password here.
+    Call before Prefect is imported. Without a server, Prefect starts a temporary one, which gets a password here.
     """
-    told = os.environ.get("PREFECT_API_URL")
+    configured = os.environ.get("PREFECT_API_URL")
     if api := prefect_api(places):
         os.environ["PREFECT_API_URL"] = api
-        if not told:
-            os.environ["PREFECT_API_AUTH_STRING"] = passwords.auth_of(passwords.own_password(places))
+        if not configured:
+            os.environ["PREFECT_API_AUTH_STRING"] = passwords.auth_string(passwords.project_password(places))
     else:
-        passwords.guard_temporary_server()
+        passwords.set_temporary_password()
     return bool(api)
 
 
-def mlflow_page(places: ProjectPaths) -> str:
-    """Address of MLflow's pages for a browser: the team's server, the project's own, or "" where none is up."""
-    told = tracked_runs.address(places)
-    if told.startswith("http"):
-        return tracked_runs.without_password(told).rstrip("/")
-    found = announced(places)
-    return found.mlflow if found and is_alive(found.owner) else ""
+def mlflow_url(places: ProjectPaths) -> str:
+    """Return the URL of MLflow's pages: the team's server, the project's own, or "" where none is running."""
+    address = tracked_runs.tracking_address(places)
+    if address.startswith("http"):
+        return tracked_runs.redact_password(address).rstrip("/")
+    announcement = read_announcement(places)
+    return announcement.mlflow if announcement and is_alive(announcement.owner) else ""
 
 
-def answers(address: str) -> bool:
-    """Whether a server answers well."""
+def is_healthy(address: str) -> bool:
+    """Return whether a GET of the address returns status 200."""
     try:
-        with urllib.request.urlopen(address, timeout=ANSWER_SECONDS) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(address, timeout=ANSWER_SECONDS) as response:
+            return bool(response.status == 200)
     except (OSError, ValueError, urllib.error.URLError):
         return False
 
 
-def is_there(address: str) -> bool:
-    """Whether somebody answers, be it with a refusal."""
+def is_reachable(address: str) -> bool:
+    """Return whether a server responds at all, even with an error status."""
     try:
         urllib.request.urlopen(address, timeout=ANSWER_SECONDS).close()
     except urllib.error.HTTPError:

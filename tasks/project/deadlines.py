@@ -1,6 +1,6 @@
-"""A limit on how long a call may take, whatever it waits for.
+"""A limit on the total time of a call.
 
-A time limit of an HTTP library is on the wait for the next bytes: a server that sends one byte a second holds its
+The timeout of an HTTP library limits the wait for the next bytes: a server that sends one byte per second can hold its
 client for hours.
 """
 
@@ -12,33 +12,33 @@ import threading
 from collections.abc import Iterator
 
 
-class TookTooLong(BaseException):
-    """Raised in the thread whose time is over.
+class CallTimeout(BaseException):
+    """Raised in the thread whose time limit has passed.
 
-    No Exception: a library that tries again after any of those would try again.
+    Not an Exception, because libraries that retry after any Exception would retry.
     """
 
 
 @contextlib.contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Raise TookTooLong here where the block takes longer, as soon as this thread is back in Python's own code.
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TookTooLong in the block once it has taken `seconds`, as soon as the thread executes Python code again.
 
-    A wait for a socket comes back there with every piece of data, and at its own time limit at the latest.
+    A wait for a socket returns to Python code with every piece of data, and at its own timeout at the latest.
     """
-    thread, over, lock = ctypes.c_ulong(threading.get_ident()), False, threading.Lock()
+    thread, has_ended, lock = ctypes.c_ulong(threading.get_ident()), False, threading.Lock()
 
-    def strike() -> None:
+    def interrupt() -> None:
         with lock:
-            if not over:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TookTooLong))
+            if not has_ended:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(CallTimeout))
 
-    timer = threading.Timer(seconds, strike)
+    timer = threading.Timer(seconds, interrupt)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         with lock:
-            over = True
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)  # one that has not arrived yet
+            has_ended = True
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)  # cancels an exception that is still pending
         timer.cancel()

@@ -1,7 +1,7 @@
-"""Named concurrency slots of Prefect's: work on the GPU takes `gpu-HOSTNAME`, so that no two runs train on it at once.
+"""One GPU job at a time per machine, by a global concurrency limit of Prefect named `gpu-HOSTNAME`.
 
-A slot is held by a lease that the holder renews; a killed holder's lease runs out after LEASE_SECONDS and the slot is
-free again. The limit is made before its first use, and one that a person has changed stays as it is.
+A slot is held by a lease that the holder renews; after a kill the lease expires in LEASE_SECONDS and the slot is free
+again. The limit is created before its first use; a limit that a user has changed stays.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 GPU = f"gpu-{socket.gethostname()}"
-"""This machine's: two machines at one server do not wait for one another."""
+"""The name of this machine's limit: machines that share a server do not wait for each other."""
 LEASE_SECONDS = 60
-"""The least that Prefect's server takes."""
+"""The shortest lease that Prefect's server accepts."""
 DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
 def has_gpu() -> bool:
-    """Whether a step would find an NVIDIA GPU here; asked of the driver, without torch."""
+    """Return whether this process can see an NVIDIA GPU, from the driver's files, without torch."""
     return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and DRIVER.is_dir() and any(DRIVER.iterdir())
 
 
 @contextlib.contextmanager
 def gpu_slot() -> Iterator[None]:
-    """Hold the GPU's slot, waiting for it; nothing where there is no GPU."""
+    """Wait for the GPU's slot and hold it; do nothing on a machine without GPU."""
     if not has_gpu():
         yield
         return
@@ -36,16 +36,16 @@ def gpu_slot() -> Iterator[None]:
 
 @contextlib.contextmanager
 def slot(name: str) -> Iterator[None]:
-    """Hold one slot of a limit, which is made where it is missing. A lost lease stops no training that goes on."""
+    """Hold one slot of a limit, which is created where it is missing. A lost lease does not stop the training."""
     from prefect.concurrency.sync import concurrency
 
-    ensure(name)
+    create_limit(name)
     with concurrency(name, occupy=1, lease_duration=LEASE_SECONDS, strict=True, raise_on_lease_renewal_failure=False):
         yield
 
 
-def ensure(name: str, limit: int = 1) -> None:
-    """Make a limit that is not there."""
+def create_limit(name: str, limit: int = 1) -> None:
+    """Create a concurrency limit, unless it exists."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
@@ -54,8 +54,9 @@ def ensure(name: str, limit: int = 1) -> None:
         try:
             client.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound:
-            made = GlobalConcurrencyLimitCreate(name=name, limit=limit)
+            new_limit = GlobalConcurrencyLimitCreate(name=name, limit=limit)
             try:
-                client.create_global_concurrency_limit(made)
+                client.create_global_concurrency_limit(new_limit)
             except (ObjectAlreadyExists, PrefectHTTPStatusError):
-                client.read_global_concurrency_limit_by_name(name)  # somebody else was quicker, or it is told why not
+                # Another process may have created it meanwhile; otherwise this raises the reason.
+                client.read_global_concurrency_limit_by_name(name)

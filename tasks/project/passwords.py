@@ -1,7 +1,7 @@
-"""Passwords of the project's own servers: made up once, kept where their owner alone can read them.
+"""Passwords of the project's own servers: generated once, in files that only their owner can read.
 
-Without one, any account of the machine and any page in its browser could start runs, answer approvals and move
-aliases, which servers on 127.0.0.1 do for whoever reaches them.
+Without a password, every account of the machine and every page in its browser could start runs, answer approvals and
+move aliases, since a server on 127.0.0.1 serves every local process.
 """
 
 from __future__ import annotations
@@ -12,54 +12,56 @@ from pathlib import Path
 
 from tasks.project.paths import ProjectPaths
 from winnow.errors import WinnowError
-from winnow.records import renamed
+from winnow.records import atomic_path
 
 USER = "winnow"
-SHORTEST = 12
-"""Characters; MLflow takes no fewer."""
+MIN_LENGTH = 12
+"""The shortest password that MLflow accepts, in characters."""
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file for its owner alone, from the first byte on; whole or not at all."""
-    with renamed(path) as temporary:
+def write_private_file(path: Path, text: str) -> None:
+    """Write a file atomically with permissions 0600 from the start."""
+    with atomic_path(path) as temporary:
         temporary.unlink(missing_ok=True)
-        number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(number, "w", encoding="utf-8") as opened:
-            opened.write(text)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
 
 
-def file_of(places: ProjectPaths) -> Path:
-    """Where the password of this project's servers lies."""
+def password_file(places: ProjectPaths) -> Path:
+    """Return the path of the file with the project's password."""
     return places.state_dir / "password"
 
 
-def own_password(places: ProjectPaths) -> str:
-    """Return the password of this project's servers, made up where there is none yet.
+def project_password(places: ProjectPaths) -> str:
+    """Return the password of this project's servers, generated where there is none yet.
 
-    Raises WinnowError where the file holds no password that MLflow would take.
+    Raises WinnowError where the file holds no password that MLflow accepts.
     """
-    path = file_of(places)
+    path = password_file(places)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_private(path, f"{secrets.token_urlsafe(18)}\n")
+        write_private_file(path, f"{secrets.token_urlsafe(18)}\n")
     try:
         password = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise WinnowError(f"{path} cannot be read ({error}); delete it, and a new password is made up") from error
-    if len(password) < SHORTEST:
-        raise WinnowError(f"{path} holds fewer than {SHORTEST} characters; delete it, and a new password is made up")
+        raise WinnowError(f"{path} cannot be read ({error}); delete it, and a new password is generated") from error
+    if len(password) < MIN_LENGTH:
+        raise WinnowError(
+            f"{path} holds fewer than {MIN_LENGTH} characters; delete it, and a new password is generated"
+        )
     return password
 
 
-def auth_of(password: str) -> str:
-    """Return what Prefect's server is started with and asked with: `user:password`."""
+def auth_string(password: str) -> str:
+    """Return the value of Prefect's AUTH_STRING settings: `user:password`."""
     return f"{USER}:{password}"
 
 
-def guard_temporary_server() -> None:
-    """Give the server that Prefect starts for this process alone a password of its own, which ends with it.
+def set_temporary_password() -> None:
+    """Set a random password for the temporary server that Prefect starts for this process.
 
     Call before Prefect is imported, where no PREFECT_API_URL is set.
     """
-    auth = os.environ.get("PREFECT_API_AUTH_STRING") or auth_of(secrets.token_urlsafe(18))
+    auth = os.environ.get("PREFECT_API_AUTH_STRING") or auth_string(secrets.token_urlsafe(18))
     os.environ.update(PREFECT_API_AUTH_STRING=auth, PREFECT_SERVER_API_AUTH_STRING=auth)

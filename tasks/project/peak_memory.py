@@ -1,7 +1,7 @@
-"""Peak memory of a stretch of work, with the processes that it starts.
+"""Peak memory of a block of code, including its child processes.
 
-Pages of files, such as a memory map of all images, do not count: the system takes them back when memory is short.
-Linux tells the two apart; elsewhere the resident memory of this process alone is taken.
+Memory-mapped files, such as the images, do not count: the system frees their pages when memory is short. Only Linux
+separates the two; elsewhere the resident memory of this process is used.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ PROCESSES = Path("/proc")
 
 
 @dataclass
-class Peak:
-    """High-water mark of this process and those below it, MB (1e6 bytes)."""
+class PeakMemory:
+    """The peak memory of this process and its children in MB (1e6 bytes)."""
 
     mb: float = 0.0
     ended: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
-def watched(every: float = 0.5) -> Iterator[Peak]:
-    """Look at the memory so many seconds apart; what comes and goes in between is not seen."""
-    peak = Peak()
+def measure_peak_memory(every: float = 0.5) -> Iterator[PeakMemory]:
+    """Measure the peak memory of the block by sampling every `every` seconds; shorter peaks are missed."""
+    peak = PeakMemory()
     watcher = threading.Thread(target=_watch, args=(peak, every), daemon=True)
     watcher.start()
     try:
@@ -38,7 +38,7 @@ def watched(every: float = 0.5) -> Iterator[Peak]:
         watcher.join()
 
 
-def _watch(peak: Peak, every: float) -> None:
+def _watch(peak: PeakMemory, every: float) -> None:
     own = psutil.Process().pid
     while True:
         ended = peak.ended.wait(every)
@@ -48,11 +48,11 @@ def _watch(peak: Peak, every: float) -> None:
 
 
 def _family(pid: int) -> Iterator[int]:
-    """The process and all below it, as the system lists them; those that are gone meanwhile have none."""
+    """Yield the ids of a process and its descendants."""
     yield pid
-    for listed in (PROCESSES / str(pid) / "task").glob("*/children"):
+    for children_file in (PROCESSES / str(pid) / "task").glob("*/children"):
         try:
-            children = listed.read_text(encoding="ascii").split()
+            children = children_file.read_text(encoding="ascii").split()
         except OSError:
             continue
         for child in children:
@@ -66,6 +66,6 @@ def _memory_mb(pid: int) -> float:
         return 0.0 if PROCESSES.is_dir() else psutil.Process(pid).memory_info().rss / 1e6
     except ProcessLookupError:
         return 0.0
-    # A process that has ended and was not waited for has none.
+    # A zombie process has no RssAnon line.
     line = next((line for line in text.splitlines() if line.startswith("RssAnon")), "RssAnon: 0 kB")
     return int(line.split()[1]) * 1024 / 1e6

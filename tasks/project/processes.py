@@ -1,4 +1,4 @@
-"""Processes of this machine: those that carry a mark in their environment, and how to end them."""
+"""Find processes of this machine by a variable in their environment, and end them."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from collections.abc import Sequence
 import psutil
 
 END_SECONDS = 30
-"""A process that is asked to end has so long."""
+"""Seconds that a process has to end after a signal."""
 
 
-def marked(variable: str, mark: str) -> list[int]:
-    """Return the processes whose variable begins with a mark, without this one: a program's and all that came of it.
+def find_marked(variable: str, mark: str) -> list[int]:
+    """Return the ids of other processes whose environment variable starts with `mark`, which children inherit.
 
-    Raises ValueError for an empty mark, which every process would carry.
+    Raises ValueError for an empty mark, which would match every process.
     """
     if not mark:
         raise ValueError(f"an empty mark in {variable}")
-    found = []
+    pids = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and process.environ().get(variable, "").startswith(mark):
-                found.append(process.pid)
-    return found
+                pids.append(process.pid)
+    return pids
 
 
-def end(numbers: Sequence[int], politely: signal.Signals | None = None) -> None:
-    """End these processes and all below them, politely, then not: a server with open connections may take its time.
+def end_processes(pids: Sequence[int], first_signal: signal.Signals | None = None) -> None:
+    """End processes and their descendants: SIGTERM first, then SIGKILL after END_SECONDS.
 
-    `politely` is for the processes themselves; without it all are sent SIGTERM.
+    `first_signal`: a signal for the processes themselves in place of SIGTERM; they have to end their own descendants.
     """
     members = []
-    for number in numbers:
+    for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
-            members += [psutil.Process(number), *psutil.Process(number).children(recursive=True)]
+            members += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     for member in members:
-        if politely is None or member.pid in numbers:
-            _send(member, politely or signal.SIGTERM)
-    for member in _still_there(members):
+        if first_signal is None or member.pid in pids:
+            _send(member, first_signal or signal.SIGTERM)
+    for member in _wait(members):
         _send(member, signal.SIGKILL)
-    _still_there(members)
+    _wait(members)
 
 
-def _still_there(members: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended when the time is over. A zombie has: whoever should ask for its status may be slow."""
+def _wait(members: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Wait up to END_SECONDS and return the processes that still run. A zombie counts as ended."""
     deadline = time.monotonic() + END_SECONDS
-    while (left := [member for member in members if _runs(member)]) and time.monotonic() < deadline:
+    while (alive := [member for member in members if _runs(member)]) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return left
+    return alive
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -61,6 +61,6 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def _send(process: psutil.Process, what: signal.Signals) -> None:
+def _send(process: psutil.Process, number: signal.Signals) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(what)
+        process.send_signal(number)

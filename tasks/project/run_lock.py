@@ -1,8 +1,9 @@
-"""One run at a time works in a checkout: it has one dvc.lock, and what is timed beside another run is worth nothing.
+"""File locks of a project, so that one run at a time works in a checkout.
 
-A run holds .winnow/run.lock; so does a step that `dvc repro` started by hand, which shares it with other such steps
-(DVC keeps those apart), and which leaves word of its `dvc`: between two steps of that nobody else begins. What serves
-has a lock of its own, .winnow/state.lock. The system lets go of a lock when its holder ends, however it ends.
+A checkout has one dvc.lock, and a benchmark beside another run measures nothing useful. A run holds .winnow/run.lock
+exclusively. A step of a `dvc repro` started by hand shares the lock with other such steps, which DVC keeps apart, and
+records its `dvc` process, so that no run starts between two of its steps. Promotions hold .winnow/state.lock. The
+system releases the lock of a process that ends in any way.
 """
 
 from __future__ import annotations
@@ -21,34 +22,34 @@ import psutil
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_alive, process_identity
 from winnow.errors import WinnowError
-from winnow.records import renamed
+from winnow.records import atomic_path
 
 WAIT_SECONDS = 1.0
 _held: set[Path] = set()
-"""Checkouts that this process holds."""
+"""Roots of the projects whose run lock this process holds."""
 
 
-class Occupied(WinnowError):
-    """Another run works in this checkout."""
+class ProjectLocked(WinnowError):
+    """Raised where another run works in this checkout."""
 
 
 @contextlib.contextmanager
-def run_alone(places: ProjectPaths, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the checkout. While another one does: raise Occupied, or tell `wait` once who it is and wait for its end.
+def lock_run(places: ProjectPaths, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the run lock. Where another process holds it, raise Occupied, or call `wait` once with a message and wait.
 
-    Within itself it changes nothing: the process has it already.
+    Nested calls of the same process do nothing.
     """
     if places.root in _held:
         yield
         return
     with _opened(places) as lock:
-        told = False
+        is_reported = False
         while not _take_alone(places, lock):
             if wait is None:
                 raise _occupied(places)
-            if not told:
-                wait(f"{_message(places)}; this run waits for its end")
-            told = True
+            if not is_reported:
+                wait(f"{_message(places)}; this run waits for it to end")
+            is_reported = True
             time.sleep(WAIT_SECONDS)
         _write(places, process_identity(os.getpid()))
         _held.add(places.root)
@@ -59,30 +60,30 @@ def run_alone(places: ProjectPaths, wait: Callable[[str], None] | None = None) -
             _file_of(places).unlink(missing_ok=True)
 
 
-def check_free(places: ProjectPaths) -> None:
-    """Raise Occupied while another one works: nobody can even ask DVC what is stale then."""
-    with run_alone(places):
+def check_unlocked(places: ProjectPaths) -> None:
+    """Raise Occupied while another run works in this checkout: then even `dvc status` fails."""
+    with lock_run(places):
         pass
 
 
-def who_works(places: ProjectPaths) -> str:
-    """Return who works in this checkout just now, and at which step, for people; "" where nobody does."""
+def describe_current_run(places: ProjectPaths) -> str:
+    """Return a message with the run that works in this checkout, and its step; "" where there is none."""
     try:
-        check_free(places)
-    except Occupied:
+        check_unlocked(places)
+    except ProjectLocked:
         step = _step_of(places)
         return _message(places) + (f", at step {step}" if step else "")
     return ""
 
 
-def note_step(places: ProjectPaths, step: str) -> None:
-    """Leave word of the step that the run which holds the checkout is at; "" between two of them."""
-    with contextlib.suppress(OSError):  # it is only for people
+def record_step(places: ProjectPaths, step: str) -> None:
+    """Record the current step of the run that holds the lock; "" between two steps."""
+    with contextlib.suppress(OSError):  # only shown to users
         (places.state_dir / "run.step").write_text(f"{process_identity(os.getpid())} {step}", encoding="utf-8")
 
 
 def _step_of(places: ProjectPaths) -> str:
-    """The step of the holder; "" where another run left word of one."""
+    """Return the recorded step; "" where its process is gone."""
     try:
         process, _, step = (places.state_dir / "run.step").read_text(encoding="utf-8").partition(" ")
     except (OSError, UnicodeDecodeError):
@@ -91,8 +92,8 @@ def _step_of(places: ProjectPaths) -> str:
 
 
 @contextlib.contextmanager
-def step_alone(places: ProjectPaths) -> Iterator[None]:
-    """Keep runs away while a step works that nobody but DVC started; raises Occupied while a run works."""
+def lock_step(places: ProjectPaths) -> Iterator[None]:
+    """Share the run lock with other steps of a `dvc repro` started by hand; raises Occupied while a run works."""
     with _opened(places) as lock:
         if not _take(lock, fcntl.LOCK_SH):
             raise _occupied(places)
@@ -101,24 +102,24 @@ def step_alone(places: ProjectPaths) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def state_alone(places: ProjectPaths) -> Iterator[None]:
-    """Keep others from changing what serves, and what is remembered of it, for some seconds: they wait.
+def lock_registry(places: ProjectPaths) -> Iterator[None]:
+    """Wait for the lock on the registry and its local state, and hold it.
 
-    A promotion, a rollback and a person's answer hold it; unlike the checkout it is free while a run trains.
+    A promotion, a rollback and an approval hold it for some seconds; unlike the run lock it is free during training.
     """
-    with _waited_for(places.state_dir / "state.lock"):
+    with _exclusive(places.state_dir / "state.lock"):
         yield
 
 
 @contextlib.contextmanager
-def memory_alone(places: ProjectPaths) -> Iterator[None]:
-    """Keep others from what is remembered of MLflow's runs while it is read and written."""
-    with _waited_for(places.state_dir / "tracked.lock"):
+def lock_tracking(places: ProjectPaths) -> Iterator[None]:
+    """Wait for the lock on tracked.json, and hold it while the file is read and written."""
+    with _exclusive(places.state_dir / "tracked.lock"):
         yield
 
 
 @contextlib.contextmanager
-def _waited_for(path: Path) -> Iterator[None]:
+def _exclusive(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -130,16 +131,16 @@ def _opened(places: ProjectPaths) -> IO[str]:
     return (places.state_dir / "run.lock").open("a+", encoding="utf-8")
 
 
-def _take(lock: IO[str], how: int) -> bool:
+def _take(lock: IO[str], operation: int) -> bool:
     try:
-        fcntl.flock(lock, how | fcntl.LOCK_NB)
+        fcntl.flock(lock, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
 def _take_alone(places: ProjectPaths, lock: IO[str]) -> bool:
-    """The lock, unless it is free only because a `dvc repro` by hand is between two of its steps."""
+    """Take the lock exclusively, unless a `dvc repro` started by hand is between two of its steps."""
     if not _take(lock, fcntl.LOCK_EX):
         return False
     if (holder := _holder(places)) and holder[0] != process_identity(os.getpid()):
@@ -149,23 +150,27 @@ def _take_alone(places: ProjectPaths, lock: IO[str]) -> bool:
 
 
 def _driver() -> str:
-    """The process that brought this step about: the `dvc` above it, or the step itself."""
-    above = [one for one in psutil.Process().parents() if "dvc" in {Path(part).name for part in one.cmdline()[:3]}]
-    return process_identity(above[-1].pid if above else os.getpid())
+    """Return the identity of the outermost `dvc` process above this step, or of the step itself."""
+    dvc_processes = [
+        process
+        for process in psutil.Process().parents()
+        if "dvc" in {Path(part).name for part in process.cmdline()[:3]}
+    ]
+    return process_identity(dvc_processes[-1].pid if dvc_processes else os.getpid())
 
 
 def _file_of(places: ProjectPaths) -> Path:
-    """Who took the checkout last, and when."""
+    """Return the path of the file with the last holder of the run lock."""
     return places.state_dir / "run.holder"
 
 
 def _write(places: ProjectPaths, process: str) -> None:
-    with renamed(_file_of(places)) as temporary:
+    with atomic_path(_file_of(places)) as temporary:
         temporary.write_text(f"{process} {datetime.now().astimezone():%Y-%m-%d %H:%M}", encoding="utf-8")
 
 
 def _holder(places: ProjectPaths) -> tuple[str, str] | None:
-    """(process, since) of who took the checkout last, if it still runs."""
+    """Return (process, since) of the last holder, if it still runs."""
     try:
         process, _, since = _file_of(places).read_text(encoding="utf-8").partition(" ")
     except (OSError, UnicodeDecodeError):
@@ -173,11 +178,11 @@ def _holder(places: ProjectPaths) -> tuple[str, str] | None:
     return (process, since) if is_alive(process) else None
 
 
-def _occupied(places: ProjectPaths) -> Occupied:
-    return Occupied(f"{_message(places)}; wait for its end, or stop it")
+def _occupied(places: ProjectPaths) -> ProjectLocked:
+    return ProjectLocked(f"{_message(places)}; wait for it to end, or stop it")
 
 
 def _message(places: ProjectPaths) -> str:
     holder = _holder(places)
-    told = f" (process {holder[0].partition('@')[0]}, since {holder[1]})" if holder else ""
-    return f"another run works in {places.root}{told}"
+    details = f" (process {holder[0].partition('@')[0]}, since {holder[1]})" if holder else ""
+    return f"another run works in {places.root}{details}"

@@ -1,7 +1,7 @@
-"""Who made a run of MLflow: the person, the commit, the machine and the process, as tags.
+"""The origin of an MLflow run as tags: user, commit, machine and process.
 
-A process is told by its number and its start, because numbers are given out again; so a run that is still open can be
-recognised as left behind by one that was killed.
+A process is identified by its id and start time, because ids are reused. So an open run whose process was killed can
+be recognised.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ HOST, PROCESS = "winnow.host", "winnow.pid"
 
 
 def origin_tags(root: Path) -> dict[str, str]:
-    """Tags of a run that this process opens for the project in `root`."""
+    """Return the tags of an MLflow run that this process creates for the project in `root`."""
     commit, dirty = git_commit(root)
     return {
-        "mlflow.user": user(),
+        "mlflow.user": user_name(),
         "mlflow.source.name": "winnow",
         "mlflow.source.type": "LOCAL",
         HOST: socket.gethostname(),
@@ -29,53 +29,53 @@ def origin_tags(root: Path) -> dict[str, str]:
     } | ({"mlflow.source.git.commit": commit, "winnow.git_dirty": str(dirty).lower()} if commit else {})
 
 
-def person() -> str:
-    """Who gives a word that stays with a model: the account of MLflow, which several may share, and the system's."""
+def approver_name() -> str:
+    """Return the name recorded with an approval: the MLflow account, which several people may share, and the user."""
     account = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
-    return f"{account} ({user()})" if account not in ("", user()) else user()
+    return f"{account} ({user_name()})" if account not in ("", user_name()) else user_name()
 
 
 def is_dead(tags: Mapping[str, str]) -> bool:
-    """Whether a run's process was on this machine and is no more; another machine's is not asked."""
+    """Return whether a run's process was on this machine and has ended; False for runs of other machines."""
     if tags.get(HOST) != socket.gethostname() or PROCESS not in tags:
         return False
     return not is_alive(tags[PROCESS])
 
 
 def is_alive(identity: str) -> bool:
-    """Whether this very process still runs on this machine."""
-    number = identity.partition("@")[0]
-    return number.isdigit() and process_identity(int(number)) == identity
+    """Return whether the process with this identity still runs on this machine."""
+    pid = identity.partition("@")[0]
+    return pid.isdigit() and process_identity(int(pid)) == identity
 
 
-def process_identity(number: int) -> str:
-    """Number and start of a process; "" for one that is not running, or has ended and was not waited for.
+def process_identity(pid: int) -> str:
+    """Return "PID@START" of a process; "" for one that does not run, or is a zombie.
 
-    On Linux the start is counted in ticks since the boot, and the boot is named: a clock that is set changes neither.
+    On Linux START is the boot id and the ticks since boot, which do not change when the clock is set.
     """
     import psutil
 
     try:
-        process = psutil.Process(number)
+        process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return ""
-        return f"{number}@{_ticks(number) or f'{process.create_time():.0f}'}"
+        return f"{pid}@{_ticks(pid) or f'{process.create_time():.0f}'}"
     except psutil.NoSuchProcess:
         return ""
 
 
-def _ticks(number: int) -> str:
-    """Boot and start of a process, "" where there is no /proc."""
+def _ticks(pid: int) -> str:
+    """Return "BOOT-TICKS" of a process; "" on a system without /proc."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        after_name = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
     except OSError:
         return ""
-    return f"{boot[:8]}-{after_name.split()[19]}"
+    return f"{boot_id[:8]}-{after_name.split()[19]}"
 
 
-def user() -> str:
-    """The account's name; containers may run under a number that has none."""
+def user_name() -> str:
+    """Return the account's name, or its number where it has no name, as in some containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -84,10 +84,10 @@ def user() -> str:
 
 @functools.cache
 def git_commit(root: Path) -> tuple[str, bool]:
-    """The project's commit and whether files differ from it; ("", False) outside of git."""
+    """Return (commit, whether tracked files differ from it); ("", False) outside of a git repository."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        description = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "", False
-    return found.removesuffix("-dirty"), found.endswith("-dirty")
+    return description.removesuffix("-dirty"), description.endswith("-dirty")

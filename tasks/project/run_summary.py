@@ -1,4 +1,4 @@
-"""What a run ended with, from its records: rows for the terminal and for Prefect's page. Imports nothing heavy."""
+"""Summary of a run from its records, as rows and lines for the terminal and for Prefect. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from tasks.project.paths import ProjectPaths
 from tasks.registry import promotion_state
 from winnow.benchmark.measurement_error import describe_errors
-from winnow.config import in_order, load_config
+from winnow.config import load_config, topological_order
 from winnow.config.candidates import CONTROL, ROOT
 from winnow.config.data import Data
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.records import RECORD, StepRecord, quality_as_served, read_record
 from winnow.reporting.pretraining_advice import pretraining_advice
-from winnow.selection.decision import GATES, describe_failures, describe_reasons
+from winnow.selection.gates import GATES, describe_failures, describe_reasons
 
 NOTHING = "-"
 TEST = "test top-1 %"
@@ -22,14 +22,14 @@ SPEEDUPS = ("x eager f32", "x best float PyTorch", "x best float")
 
 
 def candidate_rows(places: ProjectPaths) -> list[dict[str, str]]:
-    """One row per candidate, dense first, ready to print; units are in the keys."""
+    """Return one row per candidate, dense first, formatted; the keys contain the units."""
     config = load_config(places.root / "params.yaml")
     benchmark = read_record(places.artifacts / "benchmark")
     selection = read_record(places.artifacts / "select")
     verdicts = {verdict["candidate"]: verdict for verdict in selection.details["verdicts"]}
-    test = _test_accuracy(places, selection.details["winner"])
+    test_accuracy = _test_accuracy(places, selection.details["winner"])
     rows = []
-    for name in [ROOT, *in_order(dict(config.candidates))]:
+    for name in [ROOT, *topological_order(dict(config.candidates))]:
         record = read_record(places.artifacts / "candidates" / name)
         row = _row(
             name,
@@ -38,11 +38,11 @@ def candidate_rows(places: ProjectPaths) -> list[dict[str, str]]:
             verdicts.get(name),
             selection.details["winner"] == name,
         )
-        if test:  # beside the accuracy on validation
+        if test_accuracy:  # next to the accuracy on the validation split
             row = {
                 "candidate": row.pop("candidate"),
                 "top-1 %": row.pop("top-1 %"),
-                TEST: test.get(name, NOTHING),
+                TEST: test_accuracy.get(name, NOTHING),
                 **row,
             }
         rows.append(row)
@@ -50,20 +50,20 @@ def candidate_rows(places: ProjectPaths) -> list[dict[str, str]]:
 
 
 def _test_accuracy(places: ProjectPaths, winner: str | None) -> dict[str, str]:
-    """Return top-1 on the test split of those that were tested, with half the width of its interval."""
+    """Return candidate -> top-1 on the test split ± half its interval, for the candidates that were tested."""
     folder = places.artifacts / "report"
     metrics = read_record(folder).metrics if (folder / RECORD).is_file() else {}
     names = {ROOT: ROOT, CONTROL: CONTROL, **({"winner": winner} if winner else {})}
-    found = {}
-    for who, name in names.items():
-        if f"test/{who}_top1" in metrics:
-            half = (metrics[f"test/{who}_top1_high"] - metrics[f"test/{who}_top1_low"]) / 2
-            found[name] = f"{metrics[f'test/{who}_top1'] * 100:.1f} ± {half * 100:.1f}"
-    return found
+    accuracy = {}
+    for key, name in names.items():
+        if f"test/{key}_top1" in metrics:
+            half = (metrics[f"test/{key}_top1_high"] - metrics[f"test/{key}_top1_low"]) / 2
+            accuracy[name] = f"{metrics[f'test/{key}_top1'] * 100:.1f} ± {half * 100:.1f}"
+    return accuracy
 
 
-def first_warnings(places: ProjectPaths) -> list[str]:
-    """Return what stands before the table: the report's warnings, of accuracy on the test split above all."""
+def report_warnings(places: ProjectPaths) -> list[str]:
+    """Return the warnings of the report, mainly about the test split, to be shown before the table."""
     return list(read_record(places.artifacts / "report").warnings)
 
 
@@ -90,12 +90,12 @@ def _row(
     }
 
 
-def _cell(shape: str, value: float | None, factor: float = 1.0) -> str:
-    return NOTHING if value is None else shape.format(value * factor)
+def _cell(template: str, value: float | None, factor: float = 1.0) -> str:
+    return NOTHING if value is None else template.format(value * factor)
 
 
 def _accuracy(quality: dict[str, float]) -> str:
-    """Top-1 with half the width of its interval; nothing where no validation image has a label."""
+    """Return top-1 in % ± half its 95 % interval; "-" without labelled validation images."""
     if "quality/top1" not in quality:
         return NOTHING
     half = (quality["quality/top1_high"] - quality["quality/top1_low"]) / 2
@@ -108,14 +108,14 @@ def _pair(speed: dict[str, float], kind: str, batch: int) -> str:
 
 
 def _with_ends(speed: dict[str, float], key: str) -> str:
-    """A ratio with the ends of its interval, as far as they are known."""
+    """Format a ratio with its 95 % interval, where there is one."""
     if f"{key}_low" not in speed:
         return _cell("{:.1f}", speed.get(key))
     return f"{speed[key]:.1f} ({speed[f'{key}_low']:.1f}-{speed[f'{key}_high']:.1f})"
 
 
 def _of_peak(shares: dict[str, float], best: dict[str, Any]) -> str:
-    """Of one image's and a large batch's multiply-adds a second, with the precision; once where it is the same."""
+    """Format the shares of peak throughput for one image and a large batch, with the precision of each."""
     kinds = ("latency", "throughput")
     cells = [_cell("{:.0f}", shares.get(kind), 100) for kind in kinds]
     precisions = [f" {best[kind]['precision']}" if kind in shares else "" for kind in kinds]
@@ -138,13 +138,13 @@ def _outcome(verdict: dict[str, Any], won: bool) -> str:
 
 
 def front_rows(places: ProjectPaths) -> list[dict[str, str]]:
-    """The rows of those that nobody beats in accuracy, size and latency at once."""
+    """Return the rows of the candidates on the Pareto front of accuracy, size and latency."""
     front = read_record(places.artifacts / "select").details["front"]
     return [row for row in candidate_rows(places) if row["candidate"] in front]
 
 
-def reason_lines(places: ProjectPaths) -> list[str]:
-    """Why each candidate that failed did, with both numbers."""
+def failure_lines(places: ProjectPaths) -> list[str]:
+    """Return a line per failed candidate with the value and the limit of each failed gate."""
     verdicts = read_record(places.artifacts / "select").details["verdicts"]
     lines = []
     for verdict in verdicts:
@@ -154,7 +154,7 @@ def reason_lines(places: ProjectPaths) -> list[str]:
 
 
 def unchecked_lines(places: ProjectPaths) -> list[str]:
-    """Return which gates of the last selection were not checked, and why; none without a selection."""
+    """Return a line per gate that the last selection did not check, with the reason; [] without a selection."""
     folder = places.artifacts / "select"
     if not (folder / RECORD).is_file():
         return []
@@ -168,14 +168,14 @@ def unchecked_lines(places: ProjectPaths) -> list[str]:
 
 
 def promotion_lines(places: ProjectPaths) -> list[str]:
-    """What is in production after this run, and why."""
+    """Return the reasons of the selection, the refit and the promotion."""
     selection, refit = read_record(places.artifacts / "select"), read_record(places.artifacts / "refit")
-    told = [str(refit.details["why"])] if selection.details["winner"] else []
-    return [str(selection.details["why"]), *told, *promotion_state.reasons(places)]
+    refit_reasons = [str(refit.details["why"])] if selection.details["winner"] else []
+    return [str(selection.details["why"]), *refit_reasons, *promotion_state.read_reasons(places)]
 
 
-def learned_lines(places: ProjectPaths) -> list[str]:
-    """How many labels were used, what pretraining bought, what could not be timed, and the warnings of every step."""
+def training_lines(places: ProjectPaths) -> list[str]:
+    """Return lines on the labels used, accuracy, the gain of pretraining, the measurement error, and all warnings."""
     record = read_record(places.artifacts / "candidates" / ROOT)
     gain, labels = record.details["arms"]["gain"], record.details["labels"]
     report = read_record(places.artifacts / "report")
@@ -185,7 +185,7 @@ def learned_lines(places: ProjectPaths) -> list[str]:
     lines = [
         f"labels used: {labels['training']:,} for training, {labels['choosing']:,}{choosing} for choosing, "
         f"{test['test/images']:,.0f}{tested} for the test; {deployed:,} trained the model that is deployed",
-        *_elsewhere(record, report),
+        *_other_accuracy_lines(record, report),
     ]
     if gain is not None:
         interval = f" (95 % interval {gain['low']:+.1f} to {gain['high']:+.1f})" if gain["pairs"] > 1 else ""
@@ -197,27 +197,27 @@ def learned_lines(places: ProjectPaths) -> list[str]:
     data = Data.model_validate(read_record(places.artifacts / "data").parameters)
     if advice := pretraining_advice(gain, method, data):
         lines.append(advice)
-    timed = read_record(places.artifacts / "benchmark").details
-    if told := describe_errors(timed["measurement_error"]):
-        lines.append(f"speed-ups with 95 % intervals; {told}")
+    benchmark = read_record(places.artifacts / "benchmark").details
+    if error := describe_errors(benchmark["measurement_error"]):
+        lines.append(f"speed-ups with 95 % intervals; {error}")
     return lines + _warning_lines(places)
 
 
-def _elsewhere(dense: StepRecord, report: StepRecord) -> list[str]:
-    """Accuracy elsewhere than on the validation split: over all labels, and on the test split."""
+def _other_accuracy_lines(dense: StepRecord, report: StepRecord) -> list[str]:
+    """Return lines with the cross-validated accuracy and the accuracy on the test split."""
     lines, test = [], report.metrics
-    if crossed := dense.details["cross_validation"]:
-        told = _top1(dense.metrics, "cross_validation/")
-        lines.append(f"dense, cross-validated: {told}, {crossed['labels']:,} labels")
+    if cross_validation := dense.details["cross_validation"]:
+        accuracy = _top1(dense.metrics, "cross_validation/")
+        lines.append(f"dense, cross-validated: {accuracy}, {cross_validation['labels']:,} labels")
     if "test/dense_top1" in test:
         baseline = report.details.get("baseline", ROOT)
         others = [baseline] if baseline != ROOT else []
-        told = ", ".join(f"{name} {_top1(test, f'test/{name}_')}" for name in (ROOT, *others))
+        accuracy = ", ".join(f"{name} {_top1(test, f'test/{name}_')}" for name in (ROOT, *others))
         if "test/winner_top1" in test:
-            told += f", the winner {_top1(test, 'test/winner_')} in {report.details['measured_in']}"
+            accuracy += f", the winner {_top1(test, 'test/winner_')} in {report.details['measured_in']}"
         if "test/selected_top1" in test:
-            told += f", before its refit {_top1(test, 'test/selected_')}"
-        lines.append(f"on the test images: {told}")
+            accuracy += f", before its refit {_top1(test, 'test/selected_')}"
+        lines.append(f"on the test images: {accuracy}")
     return lines
 
 
@@ -227,13 +227,13 @@ def _top1(metrics: dict[str, float], prefix: str) -> str:
 
 
 def _warning_lines(places: ProjectPaths) -> list[str]:
-    """The warnings of every step but the report, each once."""
+    """Return the warnings of every step but the report, each once."""
     candidates = load_config(places.root / "params.yaml").candidates
-    names = [ROOT, *in_order(dict(candidates))]
+    names = [ROOT, *topological_order(dict(candidates))]
     folders = ["data", "pretrain", *(f"candidates/{name}" for name in names), "benchmark", "select", "refit"]
-    found: dict[str, str] = {}
+    first_by_warning: dict[str, str] = {}
     for folder in folders:
         record = read_record(places.artifacts / folder)
         for warning in record.warnings:
-            found.setdefault(warning, f"{record.name}: {warning}")
-    return list(found.values())
+            first_by_warning.setdefault(warning, f"{record.name}: {warning}")
+    return list(first_by_warning.values())

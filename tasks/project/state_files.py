@@ -1,9 +1,9 @@
-"""JSON files in .winnow that only remember: what cannot be read is passed over, and made anew.
+"""Typed reading of the JSON state files in .winnow.
 
-    read_memory(path, dict[str, str], {})             what the file holds; {} where it is missing or damaged
-    read_kept(path, list[int], [], "start anew")      the same for what cannot be made anew: ArtifactError where damaged
+    read_memory(path, dict[str, str], {})             for caches: {} where the file is missing or damaged
+    read_kept(path, list[int], [], "start anew")      for data that cannot be recomputed: ArtifactError where damaged
 
-Every file is checked against its type, so that a damaged one never reaches the code that uses it. A file of another
+Every file is validated against a type, so that damaged content never reaches the code that uses it. A file of another
 version of winnow counts as damaged.
 """
 
@@ -23,28 +23,28 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Times(TypedDict):
-    """What `python -m tasks` leaves of a step in .winnow/times."""
+class StepTimes(TypedDict):
+    """The measurements that `python -m tasks` writes to .winnow/times for each step."""
 
     step: float
-    """Seconds of the step alone."""
+    """Seconds of the step itself."""
     process: float
-    """Seconds since its process began."""
+    """Seconds since the start of its process."""
     memory_mb: float
     disk_mb: float
 
 
-def read_memory(path: Path, kind: Any, otherwise: T) -> T:
-    """Return what a file of type `kind` holds; `otherwise` where it is missing or damaged, which is logged."""
+def read_cache(path: Path, kind: Any, otherwise: T) -> T:
+    """Return the content of a file of type `kind`, or `otherwise` where it is missing or damaged; log a damaged one."""
     try:
         return _read(path, kind, otherwise)
     except ArtifactError as error:
-        log.warning("%s; it is passed over, and written anew", error)
+        log.warning("%s; it is ignored and will be written again", error)
         return otherwise
 
 
-def read_kept(path: Path, kind: Any, otherwise: T, remedy: str) -> T:
-    """Return what a file of type `kind` holds; `otherwise` where it is missing.
+def read_required(path: Path, kind: Any, otherwise: T, remedy: str) -> T:
+    """Return the content of a file of type `kind`, or `otherwise` where it is missing.
 
     Raises ArtifactError with `remedy` where it is damaged.
     """
@@ -56,13 +56,13 @@ def read_kept(path: Path, kind: Any, otherwise: T, remedy: str) -> T:
 
 def _read(path: Path, kind: Any, otherwise: T) -> T:
     try:
-        found: T = TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+        content: T = TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
         return otherwise
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top"
-        raise ArtifactError(f"{path} is damaged (at {where}: {first['msg']})") from error
-    return found
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        location = ".".join(str(part) for part in problem["loc"]) or "the top"
+        raise ArtifactError(f"{path} is damaged (at {location}: {problem['msg']})") from error
+    return content

@@ -1,9 +1,10 @@
-"""A process beside a run that tidies up after it where it is killed: `python -m tasks.project.watchdog`, started by
-`start`.
+"""The watchdog: a process beside a run that cleans up if the run is killed. Started by `start`.
 
-A run that is killed (kill -9, or for want of memory) can end nothing itself: the server that Prefect started for it
-would stay, and its runs would be Running in MLflow and Prefect until somebody looks. This process holds the other end
-of a pipe: the system closes it when the run is gone, however that came about. Steps end by themselves (tasks/__main__).
+A run that is killed (kill -9, out of memory) cannot clean up: Prefect's temporary server would stay, and its runs would
+stay Running in MLflow and Prefect. The watchdog reads from a pipe that the system closes when the run ends in any way.
+Steps end by themselves (tasks/__main__.py).
+
+    python -m tasks.project.watchdog ROOT
 """
 
 from __future__ import annotations
@@ -22,23 +23,24 @@ from pathlib import Path
 
 import psutil
 
-from tasks.project.paths import ProjectPaths, apply
-from tasks.project.processes import end, marked
+from tasks.project.environment import apply
+from tasks.project.paths import ProjectPaths
+from tasks.project.processes import end_processes, find_marked
 
 MARK = "WINNOW_TEMPORARY_SERVER"
-"""Variable that Prefect's temporary server inherits, and this process knows it by."""
+"""The variable that Prefect's temporary server inherits and by which the watchdog finds it."""
 SERVER = "prefect.server.api.server:create_app"
-"""Part of the command of that server."""
+"""A part of the command line of that server."""
 STEPS_END_WITHIN = 30.0
-"""Seconds that the steps of a killed run have to end by themselves."""
+"""Seconds to wait for the steps of a killed run to end by themselves."""
 DONE = "done"
 
 _pipes: list[int] = []
-"""The writing end, where a watchdog runs beside this process."""
+"""The write end of the pipe, once a watchdog runs beside this process."""
 
 
 def start(places: ProjectPaths) -> None:
-    """Have a watchdog beside this process, before Prefect is imported; within itself it changes nothing."""
+    """Start a watchdog for this process, unless it has one. Call before Prefect is imported."""
     if _pipes:
         return
     os.environ[MARK] = secrets.token_hex(8)
@@ -50,51 +52,51 @@ def start(places: ProjectPaths) -> None:
             stdin=reader,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C in a terminal is for the run
+            start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
         )
     os.close(reader)
     _pipes.append(writer)
     atexit.register(dismiss)
 
 
-def note_run(run: str, api: str) -> None:
-    """Tell the watchdog, if there is one, which run of Prefect's at which address has crashed if this process dies."""
+def set_flow_run(run: str, api: str) -> None:
+    """Send the watchdog, if there is one, the Prefect flow run that has crashed if this process dies."""
     _write(json.dumps({"run": run, "api": api}))
 
 
 def dismiss() -> None:
-    """Tell the watchdog that this process ends by itself."""
+    """Tell the watchdog that this process ends regularly."""
     _write(DONE)
 
 
 def _write(line: str) -> None:
-    with contextlib.suppress(OSError):  # somebody ended the watchdog
+    with contextlib.suppress(OSError):  # the watchdog has ended
         for pipe in _pipes:
             os.write(pipe, f"{line}\n".encode())
 
 
-def _tidy(places: ProjectPaths, known: Mapping[str, str]) -> None:
-    """What a killed run leaves behind, one after the other; none keeps the next from being done."""
-    mark = os.environ[MARK]
-    if known:
-        _tell_prefect(known["run"], known["api"])
-    end([number for number in marked(MARK, mark) if _is_server(number)])
+def _clean_up(places: ProjectPaths, flow_run: Mapping[str, str]) -> None:
+    """Mark the flow run as crashed, end Prefect's temporary server, wait for the steps, close the runs in MLflow."""
+    run_mark = os.environ[MARK]
+    if flow_run:
+        _mark_crashed(flow_run["run"], flow_run["api"])
+    end_processes([pid for pid in find_marked(MARK, run_mark) if _is_server(pid)])
     deadline = time.monotonic() + STEPS_END_WITHIN
-    while marked(MARK, mark) and time.monotonic() < deadline:
+    while find_marked(MARK, run_mark) and time.monotonic() < deadline:
         time.sleep(0.5)
-    _tell_mlflow(places)
+    _close_mlflow_runs(places)
 
 
-def _is_server(number: int) -> bool:
-    """Return whether a process is Prefect's temporary server. Steps end by themselves, and leave checkpoints."""
+def _is_server(pid: int) -> bool:
+    """Return whether a process is Prefect's temporary server. Steps are left to end at a checkpoint."""
     try:
-        return any(SERVER in word for word in psutil.Process(number).cmdline())
+        return any(SERVER in argument for argument in psutil.Process(pid).cmdline())
     except psutil.Error:
         return False
 
 
-def _tell_prefect(run: str, api: str) -> None:
-    """Write down that the run crashed: nobody else can know before its heartbeat is missed, and some have none."""
+def _mark_crashed(run: str, api: str) -> None:
+    """Set the flow run's state to Crashed. Prefect itself would notice a missing heartbeat late, or never."""
     import httpx
 
     user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
@@ -102,30 +104,30 @@ def _tell_prefect(run: str, api: str) -> None:
     address = f"{api.rstrip('/')}/flow_runs/{run}/set_state"
     try:
         httpx.post(address, json={"state": state, "force": True}, auth=(user, password), timeout=30).raise_for_status()
-    except httpx.HTTPError as error:  # the server may be gone, too
-        logging.warning("Prefect was not told: %s", error)
+    except httpx.HTTPError as error:  # the server may be gone as well
+        logging.warning("the flow run could not be marked as crashed: %s", error)
 
 
-def _tell_mlflow(places: ProjectPaths) -> None:
-    """Close the runs whose process is gone."""
+def _close_mlflow_runs(places: ProjectPaths) -> None:
+    """Mark the MLflow runs whose process is gone as failed."""
     from tasks.tracking import mlflow_runs
     from winnow.config import load_config
 
-    mlflow_runs.close_dead(places, load_config(places.root / "params.yaml"))
+    mlflow_runs.close_orphaned(places, load_config(places.root / "params.yaml"))
 
 
 def main(root: str) -> int:
-    """Wait for the end of the run that started this process; tidy up where it was killed."""
-    known: dict[str, str] = {}
+    """Wait for the end of the run that started this process, and clean up if it was killed."""
+    flow_run: dict[str, str] = {}
     for line in sys.stdin:
         if line.strip() == DONE:
             return 0
-        known = json.loads(line)
+        flow_run = json.loads(line)
     places = ProjectPaths(Path(root))
     apply(places.root)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.info("the run beside this process was killed")
-    _tidy(places, known)
+    logging.info("the run of this watchdog was killed")
+    _clean_up(places, flow_run)
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Accounts of a team's MLflow and their two roles, by the administrator's own account.
+"""Accounts of a team's MLflow server and their two roles, managed with the administrator's account.
 
     reader      compares runs, loads models
-    engineer    a reader who also logs runs, registers versions and moves aliases: what `winnow run` and `promote` need
+    engineer    also logs runs, registers versions and moves aliases, as `winnow run` and `winnow promote` do
 
 An account without a role sees nothing.
 """
@@ -17,117 +17,124 @@ from typing import Any
 
 from tasks.project.paths import ProjectPaths
 from tasks.tracking import tracked_runs
-from tasks.tracking.mlflow_client import answering
+from tasks.tracking.mlflow_client import convert_errors
 from winnow.errors import MissingExtra, WinnowError
 
 ROLES = {
     "reader": {"experiment": "READ", "registered_model": "READ"},
     "engineer": {"experiment": "MANAGE", "registered_model": "MANAGE", "workspace": "USE"},
 }
-"""Role -> kind -> permission on all of that kind. Deleting a tag or an alias takes MANAGE, making new ones USE."""
-OWN = (ADMINISTRATOR := "admin", *ROLES)
-"""Accounts that `winnow team` makes, with the passwords of its secrets.json."""
+"""Role -> resource type -> permission on all resources of that type.
+
+Deleting a tag or an alias requires MANAGE; creating experiments and models requires USE of the workspace.
+"""
+TEAM_ACCOUNTS = (ADMINISTRATOR := "admin", *ROLES)
+"""Accounts that `winnow team` creates, with the passwords of its secrets.json."""
 WORKSPACE = "default"
 
 
-def make(places: ProjectPaths, name: str) -> str:
-    """See that there is an account; returns its password where it is new, "" where it keeps its own.
+def create_account(places: ProjectPaths, name: str) -> str:
+    """Create an account, unless it exists; return the password of a new account, else "".
 
-    The environment names the server and the administrator. Raises WinnowError where there is no such server.
+    Environment variables name the server and the administrator. Raises WinnowError without a server.
     """
     with _administrator(places) as client:
-        if _is_there(client, name):
+        if _exists(client, name):
             return ""
         client.create_user(name, password := secrets.token_urlsafe(18))
         return password
 
 
-def reset(places: ProjectPaths, name: str) -> str:
-    """A new password, which is returned. Raises WinnowError where there is no such account."""
+def reset_password(places: ProjectPaths, name: str) -> str:
+    """Set a random password and return it. Raises WinnowError where the account does not exist."""
     with _administrator(places) as client:
-        if not _is_there(client, name):
+        if not _exists(client, name):
             raise _missing(places, name)
         _set_password(client, name, password := secrets.token_urlsafe(18))
         return password
 
 
-def keep(places: ProjectPaths, name: str, password: str) -> None:
-    """See that there is an account with this very password."""
+def ensure_account(places: ProjectPaths, name: str, password: str) -> None:
+    """Create an account with this password, or set the password of an existing one."""
     with _administrator(places) as client:
-        if _is_there(client, name):
+        if _exists(client, name):
             _set_password(client, name, password)
         else:
             client.create_user(name, password)
 
 
 def check_name(name: str) -> None:
-    """Raise WinnowError for an account that the team's servers make themselves at each start."""
-    if name in OWN:
+    """Raise WinnowError for an account that the team's servers create at each start."""
+    if name in TEAM_ACCOUNTS:
         raise WinnowError(
-            f"{name} is the team's own account: its password stands in secrets.json of the team's folder; "
-            "to change it, edit that file and start `make team` again"
+            f"{name} is an account of the team's servers: its password is in secrets.json of the team's folder; "
+            "to change it, edit that file and restart `make team`"
         )
 
 
 def check_role(role: str) -> None:
-    """Raise WinnowError for a role that there is not."""
+    """Raise WinnowError for an unknown role."""
     if role not in ROLES:
-        raise WinnowError(f"--role {role}: it is one of {', '.join(ROLES)}")
+        raise WinnowError(f"--role {role}: choose one of {', '.join(ROLES)}")
 
 
-def give_role(places: ProjectPaths, name: str, role: str) -> None:
-    """See that an account has this role and not the other; raises WinnowError for a role that there is not."""
+def assign_role(places: ProjectPaths, name: str, role: str) -> None:
+    """Assign a role to an account and remove its other role. Raises WinnowError for an unknown role."""
     check_role(role)
     with _administrator(places) as client:
-        roles = {found.name: found.id for found in client.list_roles(WORKSPACE)}
-        for wanted, permissions in ROLES.items():
-            if wanted not in roles:
-                roles[wanted] = client.create_role(WORKSPACE, wanted, "made by winnow").id
-            granted = {found.resource_type for found in client.list_role_permissions(roles[wanted])}
+        role_ids = {existing.name: existing.id for existing in client.list_roles(WORKSPACE)}
+        for role_name, permissions in ROLES.items():
+            if role_name not in role_ids:
+                role_ids[role_name] = client.create_role(WORKSPACE, role_name, "made by winnow").id
+            granted = {entry.resource_type for entry in client.list_role_permissions(role_ids[role_name])}
             for resource, permission in permissions.items():
-                if resource not in granted:  # an earlier start may have been cut off
-                    client.add_role_permission(roles[wanted], resource, "*", permission)
-        has = {found.name for found in client.list_user_roles(name)}
-        if role not in has:
-            client.assign_role(name, roles[role])
-        for former in has & (ROLES.keys() - {role}):
-            client.unassign_role(name, roles[former])
+                if resource not in granted:  # an earlier start may have been interrupted
+                    client.add_role_permission(role_ids[role_name], resource, "*", permission)
+        assigned = {existing.name for existing in client.list_user_roles(name)}
+        if role not in assigned:
+            client.assign_role(name, role_ids[role])
+        for other_role in assigned & (ROLES.keys() - {role}):
+            client.unassign_role(name, role_ids[other_role])
 
 
-def remove(places: ProjectPaths, name: str) -> None:
-    """End an account; its runs and versions stay. Raises WinnowError where there is none."""
+def delete_account(places: ProjectPaths, name: str) -> None:
+    """Delete an account; its runs and versions stay. Raises WinnowError where it does not exist."""
     with _administrator(places) as client:
-        if not _is_there(client, name):
+        if not _exists(client, name):
             raise _missing(places, name)
         client.delete_user(name)
 
 
 @contextlib.contextmanager
 def _administrator(places: ProjectPaths) -> Iterator[Any]:
-    where = tracked_runs.address(places)
-    if not where.startswith("http"):
-        raise WinnowError("accounts are a server's: set MLFLOW_TRACKING_URI, and the administrator's name and password")
-    with answering(places, takes="the administrator's account", kept=""):
+    address = tracked_runs.tracking_address(places)
+    if not address.startswith("http"):
+        raise WinnowError(
+            "accounts need an MLflow server: set MLFLOW_TRACKING_URI, and the administrator's name and password"
+        )
+    with convert_errors(places, takes="the administrator's account", kept=""):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a library of MLflow's, about its own future
+                warnings.simplefilter("ignore")  # a deprecation warning inside MLflow
                 from mlflow.server.auth.client import AuthServiceClient
         except ImportError as error:
             raise MissingExtra("mlflow[auth]", "servers") from error
-        yield AuthServiceClient(where)
+        yield AuthServiceClient(address)
 
 
 def _missing(places: ProjectPaths, name: str) -> WinnowError:
-    return WinnowError(f"there is no account {name} at {tracked_runs.without_password(tracked_runs.address(places))}")
+    return WinnowError(
+        f"there is no account {name} at {tracked_runs.redact_password(tracked_runs.tracking_address(places))}"
+    )
 
 
 def _set_password(client: Any, name: str, password: str) -> None:
-    """Whoever changes his own has to know the one before."""
-    own = name == os.environ.get("MLFLOW_TRACKING_USERNAME")
-    client.update_user_password(name, password, os.environ.get("MLFLOW_TRACKING_PASSWORD") if own else None)
+    """Set a password. To change their own, users have to send the old one as well."""
+    is_own = name == os.environ.get("MLFLOW_TRACKING_USERNAME")
+    client.update_user_password(name, password, os.environ.get("MLFLOW_TRACKING_PASSWORD") if is_own else None)
 
 
-def _is_there(client: Any, name: str) -> bool:
+def _exists(client: Any, name: str) -> bool:
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,4 +1,7 @@
-"""A person's word on the challenger: what waits for one, and what follows from it. The registry alone, no artifacts."""
+"""Manual approval of the challenger: find the one that waits, and act on the decision.
+
+Uses only the registry, no artifacts, so that a decision can be given from any machine.
+"""
 
 from __future__ import annotations
 
@@ -7,66 +10,74 @@ from dataclasses import dataclass
 from tasks.project import run_lock
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry import approval_request, promotion_state, registered_models
-from tasks.registry.approval_request import Request
-from tasks.registry.promotion import PromotionResult, make_champion, number_of
-from tasks.registry.registered_models import CHALLENGER, CHAMPION, Version
+from tasks.registry.approval_request import ApprovalRequest
+from tasks.registry.promotion import PromotionResult, make_champion, version_number
+from tasks.registry.registered_models import CHALLENGER, CHAMPION, ModelVersion
 from tasks.tracking import tracked_runs
 from winnow.config import Config
 from winnow.errors import WinnowError
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A challenger about which a person is asked."""
+class PendingApproval:
+    """A challenger that waits for approval."""
 
     model: str
-    version: Version
-    request: Request
+    version: ModelVersion
+    request: ApprovalRequest
 
 
-def waiting(places: ProjectPaths, config: Config) -> Waiting | None:
-    """The challenger that waits for an answer against the champion of today, if there is one."""
+def pending_approval(places: ProjectPaths, config: Config) -> PendingApproval | None:
+    """Return the challenger that waits for approval against the current champion, or None."""
     model = registered_model_name(config)
     challenger, champion = (
         registered_models.find(places, model, CHALLENGER),
         registered_models.find(places, model, CHAMPION),
     )
-    request = approval_request.stored(challenger) if challenger else None
-    if challenger is None or request is None or request.state != "asked" or request.champion != number_of(champion):
+    request = approval_request.parse_request(challenger) if challenger else None
+    if (
+        challenger is None
+        or request is None
+        or request.state != "asked"
+        or request.champion != version_number(champion)
+    ):
         return None
-    return Waiting(model, challenger, request)
+    return PendingApproval(model, challenger, request)
 
 
-def answer(places: ProjectPaths, config: Config, approve: bool, who: str, reason: str) -> PromotionResult:
-    """Write a person's word down and act on it: the challenger becomes champion, or stays out."""
-    with run_lock.state_alone(places):
-        return _answer(places, config, approve, who, reason)
+def decide(places: ProjectPaths, config: Config, approve: bool, by: str, reason: str) -> PromotionResult:
+    """Record a decision and act on it: an approved challenger becomes champion.
+
+    Raises WinnowError where no challenger waits, the champion has changed since, or a denial has no reason.
+    """
+    with run_lock.lock_registry(places):
+        return _answer(places, config, approve, by, reason)
 
 
-def _answer(places: ProjectPaths, config: Config, approve: bool, who: str, reason: str) -> PromotionResult:
+def _answer(places: ProjectPaths, config: Config, approve: bool, by: str, reason: str) -> PromotionResult:
     model = registered_model_name(config)
     challenger, champion = (
         registered_models.find(places, model, CHALLENGER),
         registered_models.find(places, model, CHAMPION),
     )
     if challenger is None:
-        where = tracked_runs.without_password(tracked_runs.registry_address(places))
-        raise WinnowError(f"{model} at {where} has no challenger, so nothing waits for an answer; winnow run makes one")
-    request = approval_request.stored(challenger)
-    if approve and request and request.state != "approved" and request.champion != number_of(champion):
+        address = tracked_runs.redact_password(tracked_runs.registry_address(places))
+        raise WinnowError(f"{model} at {address} has no challenger, so nothing waits for approval; run winnow first")
+    request = approval_request.parse_request(challenger)
+    if approve and request and request.state != "approved" and request.champion != version_number(champion):
         raise WinnowError(f"the champion of {model} has changed since approval was asked for; run winnow promote")
-    request = approval_request.answer(places, model, challenger, approve, who, reason)
+    request = approval_request.answer_request(places, model, challenger, approve, by, reason)
     if approve:
         make_champion(places, model, challenger, champion)
-        told = f"{challenger} is the new champion: {request.why}; {request.words}"
+        reason_text = f"{challenger} is the new champion: {request.why}; {request.words}"
     else:
-        told = f"{challenger} {request.words}; {champion or 'nobody'} stays champion"
-    serves = challenger if approve else champion
-    promotion_state.update(places, model, number_of(serves), told)
+        reason_text = f"{challenger} {request.words}; {champion or 'no version'} stays champion"
+    in_production = challenger if approve else champion
+    promotion_state.update(places, model, version_number(in_production), reason_text)
     return PromotionResult(
-        (told,),
+        (reason_text,),
         *(challenger.candidate, challenger.sha256, challenger.number),
         CHAMPION if approve else CHALLENGER,
-        number_of(serves),
+        version_number(in_production),
         is_new=approve,
     )

@@ -1,14 +1,13 @@
-"""A person's word before the champion changes: asked for, given and kept on the challenger's version.
+"""Approval requests: manual approval before the champion changes, stored with the challenger's version.
 
-    asked      it won against the champion, and nobody has answered; open for `promotion.approval_hours`
-    approved   it may become champion, as long as the one that it won against still serves
-    denied     it stays out, and the reason stays with it
-    expired    nobody answered in time; it stays out
-    superseded another challenger came before anybody answered
+    asked      it won against the champion and waits for an answer, for `promotion.approval_hours`
+    approved   it becomes champion, as long as the champion that it was compared with has not changed
+    denied     it does not become champion; the reason is stored
+    expired    nobody answered in time; it does not become champion
+    superseded another challenger came before the answer
 
-A version that was denied or has expired is asked for again only by `winnow promote --replace`. What a request says is
-one JSON text in the version's tag `winnow.approval`, so it reads the same from every machine. Nothing here moves an
-alias.
+Only `winnow promote --replace` promotes a version that was denied or has expired. A request is JSON in the version's
+tag `winnow.approval`, so every machine sees the same. Nothing here moves an alias.
 """
 
 from __future__ import annotations
@@ -21,38 +20,38 @@ from typing import Literal
 
 from tasks.project.paths import ProjectPaths
 from tasks.registry import registered_models
-from tasks.registry.registered_models import Version
+from tasks.registry.registered_models import ModelVersion
 from winnow.errors import ArtifactError, WinnowError
 
-TAG, REASON = "winnow.approval", "winnow.reason"
-State = Literal["asked", "approved", "denied", "expired", "superseded"]
+REQUEST_TAG, REASON_TAG = "winnow.approval", "winnow.reason"
+RequestState = Literal["asked", "approved", "denied", "expired", "superseded"]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What was asked of whom, and what came of it."""
+class ApprovalRequest:
+    """A request for approval and its answer."""
 
-    state: State
+    state: RequestState
     champion: str | None
-    """The version that serves and that it won against; None where nothing served."""
+    """The version of the champion that it won against; None where there was no champion."""
     why: str
-    """What the contest found."""
+    """The result of the comparison."""
     asked: str
     until: str
-    """Both in ISO form, UTC."""
+    """`asked` and `until` are UTC times in ISO 8601."""
     form: str = ""
-    """The run of Prefect's that shows the form."""
+    """The id of the Prefect flow run that shows the form."""
     answer: str = ""
-    """Who answered, when and why."""
+    """Who answered, when and why, for users."""
 
     @property
     def seconds_left(self) -> float:
-        """Until the request expires; 0 when it is over."""
+        """The seconds until the request expires; 0 afterwards."""
         return max(0.0, (datetime.fromisoformat(self.until) - _now()).total_seconds())
 
     @property
     def words(self) -> str:
-        """For people."""
+        """The state for users."""
         if self.state == "asked":
             until = datetime.fromisoformat(self.until).astimezone()
             return (
@@ -61,19 +60,21 @@ class Request:
         return f"{self.state if self.state in ('approved', 'denied') else 'not approved'} {self.answer}"
 
 
-def stored(version: Version) -> Request | None:
-    """The version's request as it was written, if one was made; raises ArtifactError where it cannot be read."""
-    if TAG not in version.tags:
+def parse_request(version: ModelVersion) -> ApprovalRequest | None:
+    """Return the request stored with a version, or None. Raises ArtifactError where the tag is damaged."""
+    if REQUEST_TAG not in version.tags:
         return None
     try:
-        return Request(**json.loads(version.tags[TAG]))
+        return ApprovalRequest(**json.loads(version.tags[REQUEST_TAG]))
     except (ValueError, TypeError) as error:
-        raise ArtifactError(f"the tag {TAG} of {version} is damaged; delete it in MLflow to ask anew") from error
+        raise ArtifactError(
+            f"the tag {REQUEST_TAG} of {version} is damaged; delete it in MLflow to create a new request"
+        ) from error
 
 
-def read(places: ProjectPaths, model: str, version: Version) -> Request | None:
-    """The version's request; one whose time is over is written down as expired."""
-    request = stored(version)
+def read_request(places: ProjectPaths, model: str, version: ModelVersion) -> ApprovalRequest | None:
+    """Return the request of a version, or None; mark it as expired where its time is over."""
+    request = parse_request(version)
     if request and request.state == "asked" and request.seconds_left == 0:
         asked = datetime.fromisoformat(request.asked).astimezone()
         expired = replace(request, state="expired", answer=f"in time: nobody answered since {asked:%Y-%m-%d %H:%M %Z}")
@@ -82,12 +83,12 @@ def read(places: ProjectPaths, model: str, version: Version) -> Request | None:
     return request
 
 
-def ask(
-    places: ProjectPaths, model: str, version: Version, champion: Version | None, why: str, hours: float
-) -> Request:
-    """Open a request; one that was there before is replaced."""
+def create_request(
+    places: ProjectPaths, model: str, version: ModelVersion, champion: ModelVersion | None, why: str, hours: float
+) -> ApprovalRequest:
+    """Create a request, which replaces an earlier one of the version."""
     now = _now()
-    request = Request(
+    request = ApprovalRequest(
         state="asked",
         champion=champion.number if champion else None,
         why=why,
@@ -98,40 +99,42 @@ def ask(
     return request
 
 
-def supersede(places: ProjectPaths, model: str, former: Version, by: Version) -> None:
-    """Nobody is asked about `former` any more; its own tag says so."""
-    with contextlib.suppress(ArtifactError):  # one that cannot be read asks nobody
-        request = stored(former)
+def supersede(places: ProjectPaths, model: str, previous: ModelVersion, successor: ModelVersion) -> None:
+    """Mark an open request of `previous` as superseded."""
+    with contextlib.suppress(ArtifactError):  # a damaged request is not open
+        request = parse_request(previous)
         if request and request.state == "asked":
-            answer = f"before {by} took its place as challenger"
-            _write(places, model, former, replace(request, state="superseded", answer=answer))
+            answer = f"before {successor} took its place as challenger"
+            _write(places, model, previous, replace(request, state="superseded", answer=answer))
 
 
-def show_on(places: ProjectPaths, model: str, version: Version, request: Request, form: str) -> None:
-    """Note which run of Prefect's shows the form."""
-    registered_models.note(places, model, version, {TAG: json.dumps(asdict(replace(request, form=form)))})
+def set_form(places: ProjectPaths, model: str, version: ModelVersion, request: ApprovalRequest, form: str) -> None:
+    """Store the id of the Prefect flow run that shows the form."""
+    registered_models.annotate(places, model, version, {REQUEST_TAG: json.dumps(asdict(replace(request, form=form)))})
 
 
-def answer(places: ProjectPaths, model: str, version: Version, approve: bool, who: str, reason: str) -> Request:
-    """Write the answer down. Raises WinnowError where nothing was asked, or a denial names no reason."""
-    request = stored(version)
+def answer_request(
+    places: ProjectPaths, model: str, version: ModelVersion, approve: bool, by: str, reason: str
+) -> ApprovalRequest:
+    """Store the answer. Raises WinnowError without an open request, or for a denial without a reason."""
+    request = parse_request(version)
     if request is None or request.state == "approved":
-        state = f"was approved already ({request.answer})" if request else "waits for no approval"
-        raise WinnowError(f"{version} of {model} {state}; `winnow promote` says what serves")
+        state = f"was approved already ({request.answer})" if request else "does not wait for approval"
+        raise WinnowError(f"{version} of {model} {state}; `winnow promote` shows the champion")
     if approve and request.state == "denied" and not reason:
-        raise WinnowError(f"{version} of {model} was denied {request.answer}. To turn that round, give a --reason")
+        raise WinnowError(f"{version} of {model} was denied {request.answer}. To approve it now, give a --reason")
     if not approve and not reason:
-        raise WinnowError("a denial needs a reason: it stays with the model")
-    told = f"by {who} on {_now().astimezone():%Y-%m-%d %H:%M %Z}" + (f": {reason}" if reason else "")
-    answered = replace(request, state="approved" if approve else "denied", answer=told)
+        raise WinnowError("a denial needs a reason, which is stored with the model")
+    answer_text = f"by {by} on {_now().astimezone():%Y-%m-%d %H:%M %Z}" + (f": {reason}" if reason else "")
+    answered = replace(request, state="approved" if approve else "denied", answer=answer_text)
     _write(places, model, version, answered)
     return answered
 
 
-def _write(places: ProjectPaths, model: str, version: Version, request: Request) -> None:
+def _write(places: ProjectPaths, model: str, version: ModelVersion, request: ApprovalRequest) -> None:
     text = request.words
-    registered_models.note(
-        places, model, version, {TAG: json.dumps(asdict(request)), REASON: f"{request.why}; {text}"}, text
+    registered_models.annotate(
+        places, model, version, {REQUEST_TAG: json.dumps(asdict(request)), REASON_TAG: f"{request.why}; {text}"}, text
     )
 
 

@@ -1,17 +1,17 @@
-"""A challenger against the champion: both files measured side by side in this process, then judged. Nothing is moved.
+"""The comparison of a challenger with the champion: both files are measured side by side, then judged.
 
-Accuracy is paired on the labelled images of the validation split, each file answering in the runtime and precision
-that its card names, since those serve. Speed is timed in turns, each file on the runtime that its card names; a card
-that was written on another machine, or for another objective, names nothing here, and the file is timed on every
-runtime for files and represented by its fastest. Both are then compared in rounds of their own, so that the gain has
-an interval. A runtime whose answers differ from the file's own is not timed.
+Accuracy is a paired comparison on the labelled validation images, with each file in the runtime and precision that its
+card names, because those will serve. Speed is timed in alternating rounds on the runtime of the card. Where the card is
+from another machine or for another objective, the file is timed on every runtime, and its fastest one counts. Both are
+then compared in further rounds, so that the gain has an interval. A runtime whose predictions differ from those of the
+file in ONNX Runtime is not timed.
 
-Of a file that was refitted, the one before the refit is measured: the refitted one has learned the validation images.
+For a refitted file, the file before the refit is measured: the refitted one was trained on the validation images.
 
-`judge_challenge` is pure. The challenger must lose no more than the gates on top-1 and macro F1 allow (the difference
-within the allowance, the worst end of its interval within twice that), and must be better: in accuracy by an amount
-that is shown (the whole interval on its side), or on the objective, where the lower end of the gain's interval counts,
-by promotion.min_gain.
+`judge_challenge` is a pure function. The challenger must pass the gates on top-1 and macro F1 against the champion (the
+drop within the limit, the worse end of its interval within twice the limit), and must be better: in accuracy, where the
+whole interval is above zero, or on the objective, where the lower end of the gain is at least promotion.min_gain.
+Nothing here moves an alias.
 """
 
 from __future__ import annotations
@@ -25,32 +25,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.benchmark import grid
-from winnow.benchmark.grid import CHECKED_IMAGES, answer_all, plan, screening
+from winnow.benchmark.grid import CHECKED_IMAGES, plan_cells, predict_all, screening_settings
 from winnow.benchmark.measurement_error import time_difference
-from winnow.benchmark.speedups import Row, best, speedup
+from winnow.benchmark.speedups import Row, best_row, speedup
 from winnow.benchmark.target_measurements import TargetMeasurements
 from winnow.config import Config, Promotion
-from winnow.data.dataset import VALIDATION, ImageSet, load_images, spread
-from winnow.data.preprocessing import Preprocessing
+from winnow.data.dataset import VALIDATION, ImageSet, load_images, spread_indices
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.onnx_session import MODEL
 from winnow.deploy.runtimes import (
-    OPENVINO,
+    OPENVINO_RUNTIMES,
     BenchmarkCase,
     Predict,
     RuntimeUnavailable,
-    cell_of,
-    open_cell,
+    case_from_row,
+    open_case,
     openvino_modes,
 )
-from winnow.evaluation.accuracy_drop import DropReport, losses
+from winnow.evaluation.accuracy_drop import DropReport, measure_drops
 from winnow.evaluation.intervals import Ratio
 from winnow.hardware import cores
 from winnow.records import Machine, sha256_of, this_machine
-from winnow.refit.deployed_folder import selected_folder
-from winnow.selection.decision import UNITS, batch_of_objective, judge_drop, judge_macro_f1
+from winnow.selection.decision import UNITS, batch_of_objective
+from winnow.selection.gates import judge_drop, judge_macro_f1
 
-SIDES, AGAIN = ("champion", "challenger"), "champion again"
+SIDES, REPEATED_CHAMPION = ("champion", "challenger"), "champion again"
 
 Card = Mapping[str, Any]
 Sides = tuple[tuple[Path, Card], tuple[Path, Card]]
@@ -59,84 +58,21 @@ Sides = tuple[tuple[Path, Card], tuple[Path, Card]]
 
 @dataclass(frozen=True)
 class ContestResult:
-    """What was measured of both."""
+    """The measurements of champion and challenger."""
 
     losses: DropReport
-    """Of the challenger against the champion."""
+    """The drop in accuracy from champion to challenger."""
     champion: float | None
-    """On the objective (ms, images/s or MB); None where no runtime here answers as the file should."""
+    """The objective in ms, images/s or MB; None where no runtime here reproduces the file's predictions."""
     challenger: float | None
     times_better: Ratio | None
-    """How many times the challenger is better on the objective; of sizes without uncertainty."""
+    """The factor by which the challenger is better on the objective, with its interval (a point for sizes)."""
     substituted: tuple[str, ...] = ()
-    """Whose answers are those of the file in ONNX Runtime, as what serves it cannot run here; in words."""
-
-
-def incomparable(champion: Card, challenger: Card) -> str:
-    """Why the two cannot be compared on one validation split; empty when they can."""
-    if list(champion["classes"]) != list(challenger["classes"]):
-        return f"its classes are {_few(champion['classes'])}, the challenger's {_few(challenger['classes'])}"
-    if champion["image_size"] != challenger["image_size"]:
-        return f"it takes images of {champion['image_size']} pixels, the challenger {challenger['image_size']}"
-    one, other = Preprocessing.of(champion), Preprocessing.of(challenger)
-    if one != other:
-        return f"its images become pixels in another way ({one.policy}) than the challenger's ({other.policy})"
-    if differs := _split_difference(champion.get("split") or {}, challenger.get("split") or {}):
-        return f"{differs}: it may have learned from images that validate now"
-    return ""
-
-
-def _split_difference(champion: Mapping[str, Any], challenger: Mapping[str, Any]) -> str:
-    """Return by what the rules differ that drew the two splits; empty where they are the same.
-
-    Cards of earlier versions hold no group key and no decoder. What is missing counts as equal, but without a group key
-    on one card the other's must be `none`.
-    """
-    if (one := _fractions(champion)) and (other := _fractions(challenger)) and one != other:
-        return f"its images were split by {_shares(one)}, the challenger's by {_shares(other)}"
-    known = [split["group_by"] for split in (champion, challenger) if "group_by" in split]
-    if len(known) == 2 and known[0] != known[1]:
-        return f"its images were split with data.group_by {known[0]!r}, the challenger's with {known[1]!r}"
-    if len(known) == 1 and known[0] != "none":
-        who = "the challenger's" if "group_by" in champion else "its"
-        return f"{who} card does not say by which group key the images were split, the other one's key is {known[0]!r}"
-    if "decoder" in champion and "decoder" in challenger and champion["decoder"] != challenger["decoder"]:
-        return (
-            "its images were split by the pixels of another decoder, which gives other pixels for the same files "
-            f"(digest {champion['decoder']}, the challenger's {challenger['decoder']})"
-        )
-    return ""
-
-
-def newly_refitted(champion: tuple[Path, Card], challenger: tuple[Path, Card]) -> str:
-    """Return why a challenger that is the refit of the champion's own file takes its place; empty where it is none.
-
-    Both are given as folder and card. The check of the refit has compared the two, and on validation images nobody can
-    any more. A champion that was refitted itself has to be one on fewer labels.
-    """
-    (there, card), (here, told) = champion, challenger
-    if sha256_of(selected_folder(there) / MODEL) != sha256_of(selected_folder(here) / MODEL):
-        return ""
-    before, labels = card["labels"]["training"], told["labels"]["training"]
-    if "refit" not in told or labels <= before:
-        return ""
-    return f"it is the champion's file, refitted on {labels:,} labels, and the champion learned {before:,}"
-
-
-def _fractions(split: Mapping[str, Any]) -> dict[str, float]:
-    return {key: split[key] for key in ("validation_fraction", "test_fraction") if key in split}
-
-
-def _shares(fractions: Mapping[str, float]) -> str:
-    return " and ".join(f"{key} {share:g}" for key, share in fractions.items())
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    """A sentence for each side that was evaluated in ONNX Runtime, because its own runtime cannot run here."""
 
 
 def judge_challenge(contest: ContestResult, policy: Promotion) -> tuple[bool, str]:
-    """Whether the challenger replaces the champion, and why, with both numbers."""
+    """Return (whether the challenger replaces the champion, the reason with both values)."""
     passed, reason = _judged(contest, policy)
     return passed, "; ".join([reason, *contest.substituted])
 
@@ -154,66 +90,82 @@ def _judged(contest: ContestResult, policy: Promotion) -> tuple[bool, str]:
     if gain.low >= policy.min_gain and gain.low > 0:
         return True, f"{accuracy}, and {compared}, at least {needed} better"
     if gain.value >= policy.min_gain and gain.value > 0:
-        return False, f"{accuracy}, but no better by a shown amount, and {compared}, not shown to be {needed} better"
-    return False, f"{accuracy}, but no better by a shown amount, and {compared}, not {needed} better"
+        return False, f"{accuracy}, but not shown to be more accurate, and {compared}, not shown to be {needed} better"
+    return False, f"{accuracy}, but not shown to be more accurate, and {compared}, not {needed} better"
 
 
 def _judge_accuracy(contest: ContestResult, policy: Promotion) -> tuple[bool, str]:
-    """The gates on top-1 and macro F1, against the champion."""
+    """Apply the gates on top-1 and macro F1 against the champion; return (passed, reason)."""
     top1, macro_f1, gates = contest.losses.top1, contest.losses.macro_f1, policy.gates
-    judged = judge_drop(top1, gates.max_drop_points), judge_macro_f1(macro_f1, gates.max_macro_f1_drop_points)
-    for what, gate in zip(("top-1", "macro F1"), judged, strict=True):
+    results = judge_drop(top1, gates.max_drop_points), judge_macro_f1(macro_f1, gates.max_macro_f1_drop_points)
+    for metric, gate in zip(("top-1", "macro F1"), results, strict=True):
         if not gate.passed:
-            return False, f"{what} against the champion: {gate.reason}"
+            return False, f"{metric} against the champion: {gate.reason}"
     if top1.labelled is None:
-        return True, f"{top1.answers.points:.1f} % of the validation images get another answer than the champion's"
-    gained, low, high = (
+        return True, f"{top1.answers.points:.1f} % of the validation images get another prediction than the champion's"
+    gain, low, high = (
         f"{round(-end, 1) + 0.0:+.1f}" for end in (top1.labelled.points, top1.labelled.high, top1.labelled.low)
     )
-    return True, f"top-1 {gained} points ({low} to {high}) against the champion"
+    return True, f"top-1 {gain} points ({low} to {high}) against the champion"
 
 
 def _gain(contest: ContestResult, objective: str) -> tuple[Ratio | None, str]:
-    """Share by which the challenger is better on the objective, and both values in words."""
-    unit, theirs, own, times = UNITS[objective], contest.champion, contest.challenger, contest.times_better
-    if own is None or theirs is None or times is None:
-        who = "the challenger" if own is None else "the champion"
-        return None, f"{who} has no times: no runtime here, or on the machine of benchmark.target, answered as its file"
-    # Images a second grow by the factor; times and bytes shrink by it.
-    ends = (times.value, times.low, times.high)
-    gain = Ratio(*(end - 1 for end in ends)) if objective == "throughput" else Ratio(*(1 - 1 / end for end in ends))
-    told = f"{gain.value * 100:+.1f} %"
+    """Return (the relative gain on the objective with its interval, both values for users); None without times."""
+    unit, champion_value, challenger_value, speedup_ratio = (
+        UNITS[objective],
+        contest.champion,
+        contest.challenger,
+        contest.times_better,
+    )
+    if challenger_value is None or champion_value is None or speedup_ratio is None:
+        side = "the challenger" if challenger_value is None else "the champion"
+        return (
+            None,
+            f"{side} has no times: no runtime, here or on benchmark.target, reproduced the predictions of its file",
+        )
+    # Throughput is multiplied by the factor; times and sizes are divided by it.
+    factors = (speedup_ratio.value, speedup_ratio.low, speedup_ratio.high)
+    gain = (
+        Ratio(*(factor - 1 for factor in factors))
+        if objective == "throughput"
+        else Ratio(*(1 - 1 / factor for factor in factors))
+    )
+    percent = f"{gain.value * 100:+.1f} %"
     if objective != "size":
-        told += f", 95 % interval {gain.low * 100:+.1f} to {gain.high * 100:+.1f} %"
-    return gain, f"{objective} {own:.4g} {unit} against {theirs:.4g} ({told})"
+        percent += f", 95 % interval {gain.low * 100:+.1f} to {gain.high * 100:+.1f} %"
+    return gain, f"{objective} {challenger_value:.4g} {unit} against {champion_value:.4g} ({percent})"
 
 
-def measure(
+def measure_contest(
     config: Config,
     data: Path,
     champion: tuple[Path, Card],
     challenger: tuple[Path, Card],
-    host: TargetMeasurements | None = None,
+    target: TargetMeasurements | None = None,
 ) -> ContestResult:
-    """Both files, given as folder and card, on the validation split of `data`; their times from `host`, where it is."""
-    images, policy, both = load_images(data), config.promotion, (champion, challenger)
+    """Measure both files, given as (folder, card), on the validation split of `data`; `target` holds measured times."""
+    images, policy, sides = load_images(data), config.promotion, (champion, challenger)
     indices = images.indices(VALIDATION)
-    answers = [_serve(folder, card, images, indices) for folder, card in both]
-    served, substituted = [logits for logits, _ in answers], _substituted([missing for _, missing in answers])
+    answers = [_serve(folder, card, images, indices) for folder, card in sides]
+    logits_by_side, substituted = [logits for logits, _ in answers], _substituted([missing for _, missing in answers])
     labels_V, groups_V = images.labels_N[indices], images.groups_N[indices]
-    lost = losses(served[0], served[1], labels_V, groups_N=groups_V, classes=images.classes)
-    theirs: float | None
-    own: float | None
+    drop_report = measure_drops(
+        logits_by_side[0], logits_by_side[1], labels_V, groups_N=groups_V, classes=images.classes
+    )
+    champion_value: float | None
+    challenger_value: float | None
     if policy.objective == "size":
-        theirs, own = ((folder / MODEL).stat().st_size / 1e6 for folder, _ in both)
-        times = Ratio(theirs / own, theirs / own, theirs / own)
-        return ContestResult(lost, theirs, own, times, substituted)
-    rows = _rows_there(host, both, config) if host is not None else _rows_here(both, config, images)
-    (theirs, own), ratio = [_value(row, policy.objective) for row in rows[:2]], None
+        champion_value, challenger_value = ((folder / MODEL).stat().st_size / 1e6 for folder, _ in sides)
+        size_ratio = Ratio(
+            champion_value / challenger_value, champion_value / challenger_value, champion_value / challenger_value
+        )
+        return ContestResult(drop_report, champion_value, challenger_value, size_ratio, substituted)
+    rows = _target_rows(target, sides, config) if target is not None else _local_rows(sides, config, images)
+    (champion_value, challenger_value), ratio = [_value(row, policy.objective) for row in rows[:2]], None
     if rows[0] is not None and rows[1] is not None:
         error = 0.0 if rows[2] is None else time_difference(rows[0]["p50_ms"], rows[2]["p50_ms"])
         ratio = speedup(rows[0], rows[1], error)
-    return ContestResult(lost, theirs, own, ratio, substituted)
+    return ContestResult(drop_report, champion_value, challenger_value, ratio, substituted)
 
 
 def _value(row: Row | None, objective: str) -> float | None:
@@ -226,75 +178,82 @@ def _batch(config: Config) -> int:
     return batch_of_objective(config.promotion.objective, config.benchmark.large_batch)
 
 
-def _rows_there(host: TargetMeasurements, both: Sides, config: Config) -> tuple[Row | None, Row | None, Row | None]:
-    """Each file's best row on the machine that will serve; None where it was not timed there."""
-    found = [best(host.rows_of({"it": sha256_of(folder / MODEL)}), "it", _batch(config)) for folder, _ in both]
-    return found[0], found[1], None
+def _target_rows(target: TargetMeasurements, sides: Sides, config: Config) -> tuple[Row | None, Row | None, Row | None]:
+    """Return each file's fastest row on the benchmark target; None where it was not timed there."""
+    rows = [best_row(target.rows_of({"it": sha256_of(folder / MODEL)}), "it", _batch(config)) for folder, _ in sides]
+    return rows[0], rows[1], None
 
 
 def _serve(
     folder: Path, card: Card, images: ImageSet, indices_V: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], str | None]:
-    """Logits (V, C) in the runtime and precision that the card names, and None.
+    """Return (logits (V, C) in the runtime and precision of the card, None).
 
-    Where those cannot run here: logits of the file in ONNX Runtime, and what is missing.
+    Where that runtime cannot run here: (logits in ONNX Runtime, a description of the missing runtime).
     """
     serving = card["serving"]
     runtime, precision, batch = serving["runtime"], serving["precision"], serving["batch"]
     cell = BenchmarkCase(card["name"], runtime, precision, "file", batch, min(serving["threads"], cores()))
     try:
-        return answer_all(open_cell(folder, cell), batch, images.images_NHWC, indices_V), None
+        return predict_all(open_case(folder, cell), batch, images.images_NHWC, indices_V), None
     except RuntimeUnavailable as error:
         return predict_file(folder / MODEL, images.images_NHWC, indices_V), f"{runtime} {precision} ({error})"
 
 
 def _substituted(missing: Sequence[str | None]) -> tuple[str, ...]:
     return tuple(
-        f"the {side} answered in ONNX Runtime, as {what} cannot run here"
-        for side, what in zip(SIDES, missing, strict=True)
-        if what is not None
+        f"the {side} was evaluated in ONNX Runtime, as {runtime} cannot run here"
+        for side, runtime in zip(SIDES, missing, strict=True)
+        if runtime is not None
     )
 
 
-def _rows_here(both: Sides, config: Config, images: ImageSet) -> tuple[Row | None, Row | None, Row | None]:
-    """The fastest row of champion and challenger, and the champion's file opened again: all compared in turns."""
+def _local_rows(sides: Sides, config: Config, images: ImageSet) -> tuple[Row | None, Row | None, Row | None]:
+    """Return the rows of champion, challenger, and the champion a second time, compared in alternating rounds.
+
+    The two rows of the champion show the measurement error.
+    """
     indices = images.indices(VALIDATION)
-    at = spread(len(indices), CHECKED_IMAGES)
-    pixels_NHWC = np.ascontiguousarray(images.images_NHWC[indices[at]])
-    folders = dict(zip(SIDES, (folder for folder, _ in both), strict=True)) | {AGAIN: both[0][0]}
+    checked = spread_indices(len(indices), CHECKED_IMAGES)
+    pixels_NHWC = np.ascontiguousarray(images.images_NHWC[indices[checked]])
+    folders = dict(zip(SIDES, (folder for folder, _ in sides), strict=True)) | {REPEATED_CHAMPION: sides[0][0]}
     answers = {
-        side: predict_file(folders[side] / MODEL, images.images_NHWC, indices[at]).argmax(1).astype(np.int64)
+        side: predict_file(folders[side] / MODEL, images.images_NHWC, indices[checked]).argmax(1).astype(np.int64)
         for side in SIDES
     }
 
     def opened(cell: BenchmarkCase) -> Predict:
-        return open_cell(folders[cell.candidate], cell)
+        return open_case(folders[cell.candidate], cell)
 
     cells = [
         replace(cell, candidate=side)
-        for side, (_, card) in zip(SIDES, both, strict=True)
-        for cell in cells_of(card, config, this_machine())
+        for side, (_, card) in zip(SIDES, sides, strict=True)
+        for cell in benchmark_cases(card, config, this_machine())
     ]
-    screened = grid.measure(cells, opened, pixels_NHWC, answers, screening(config.benchmark)).rows
-    fastest = [best(screened, side, _batch(config)) for side in SIDES]
+    screened = grid.time_cells(cells, opened, pixels_NHWC, answers, screening_settings(config.benchmark)).rows
+    fastest = [best_row(screened, side, _batch(config)) for side in SIDES]
     if fastest[0] is None or fastest[1] is None:
         return fastest[0], fastest[1], None
-    chosen = [cell_of(fastest[0]), cell_of(fastest[1]), replace(cell_of(fastest[0]), candidate=AGAIN)]
-    rows = grid.compare(chosen, opened, pixels_NHWC, config.benchmark)
+    chosen = [
+        case_from_row(fastest[0]),
+        case_from_row(fastest[1]),
+        replace(case_from_row(fastest[0]), candidate=REPEATED_CHAMPION),
+    ]
+    rows = grid.compare_cells(chosen, opened, pixels_NHWC, config.benchmark)
     return rows[0], rows[1], rows[2]
 
 
-def cells_of(card: Card, config: Config, here: Machine) -> list[BenchmarkCase]:
-    """Where a file is timed: as its card says that it serves, or everywhere if the card speaks of something else.
+def benchmark_cases(card: Card, config: Config, machine: Machine) -> list[BenchmarkCase]:
+    """Return the benchmark cases of a file: the runtime of its card, or all runtimes for a card of another machine.
 
-    Of OpenVINO in both of its modes: nobody wins by a mode that the other was not timed in.
+    OpenVINO is timed in both of its modes, so that no file wins by a mode in which the other was not timed.
     """
     objective, serving = config.promotion.objective, card["serving"]
     batch = _batch(config)
-    there = Machine.model_validate(card["machine"])
-    if (serving["objective"], serving["batch"], there.identity) == (objective, batch, here.identity):
+    card_machine = Machine.model_validate(card["machine"])
+    if (serving["objective"], serving["batch"], card_machine.identity) == (objective, batch, machine.identity):
         runtime, threads = serving["runtime"], serving["threads"]
-        modes = openvino_modes(batch, threads) if runtime in OPENVINO else [runtime]
+        modes = openvino_modes(batch, threads) if runtime in OPENVINO_RUNTIMES else [runtime]
         return [BenchmarkCase(card["name"], mode, serving["precision"], "file", batch, threads) for mode in modes]
-    cells = plan({card["name"]: card["precision"] == "int8"}, config.benchmark, cores(), cuda=False)
+    cells = plan_cells({card["name"]: card["precision"] == "int8"}, config.benchmark, cores(), cuda=False)
     return [cell for cell in cells if cell.layout == "file" and cell.batch == batch]

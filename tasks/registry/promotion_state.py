@@ -1,7 +1,7 @@
-"""What became of the last selection, as this checkout remembers it: .winnow/promoted.json.
+"""The outcome of the last promotion in this checkout: .winnow/promoted.json.
 
-For which selection, at which address, with which reasons: so that an unchanged `winnow run` asks nobody and can still
-say what serves. It is only a memory: whoever loses it asks the registry. No mlflow here.
+It holds the digest of the selection, the registry's address and the reasons, so that a `winnow run` with nothing to do
+needs no request to MLflow. The file is a cache: without it the registry is asked again. Imports no mlflow.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any, Required
 from typing_extensions import TypedDict
 
 from tasks.project.paths import ProjectPaths, registered_model_name
-from tasks.project.state_files import read_memory
+from tasks.project.state_files import read_cache
 from tasks.tracking import tracked_runs
 from winnow.config import Config
 from winnow.records import RECORD, record_digest, write_json
 from winnow.refit.deployed_folder import REFIT
 
-PROMOTED = "promoted.json"
+STATE_FILE = "promoted.json"
 
 
-class Settled(TypedDict, total=False):
-    """What the file holds; nothing where it is missing."""
+class PromotionState(TypedDict, total=False):
+    """The content of promoted.json."""
 
     address: Required[str]
     model: Required[str]
@@ -33,64 +33,64 @@ class Settled(TypedDict, total=False):
     waits_until: str
 
 
-def is_settled(places: ProjectPaths, config: Config) -> bool:
-    """Whether the last selection was promoted or refused at this address, or waits for the person that it asked."""
-    found, select = _recall(places), places.artifacts / "select"
+def is_up_to_date(places: ProjectPaths, config: Config) -> bool:
+    """Return whether the last selection was promoted or rejected at this address, or waits for approval."""
+    state, selection_folder = _recall(places), places.artifacts / "select"
     if (
-        not found
-        or not (select / RECORD).is_file()
+        not state
+        or not (selection_folder / RECORD).is_file()
         or not tracked_runs.store_exists(tracked_runs.registry_address(places))
     ):
         return False
-    if (until := found.get("waits_until")) and not (config.promotion.approval and _is_open(until)):
+    if (until := state.get("waits_until")) and not (config.promotion.approval and _is_open(until)):
         return False
-    wanted = (_address(places), registered_model_name(config), chosen_digest(places))
-    return wanted == tuple(found.get(key) for key in ("address", "model", "select"))
+    current = (_address(places), registered_model_name(config), selection_digest(places))
+    return current == tuple(state.get(key) for key in ("address", "model", "select"))
 
 
-def chosen_digest(places: ProjectPaths) -> str:
-    """Return a digest of the last selection and of the refit of its winner."""
+def selection_digest(places: ProjectPaths) -> str:
+    """Return a digest of the records of the last selection and refit."""
     refit = places.artifacts / REFIT
     digests = [record_digest(places.artifacts / "select"), record_digest(refit) if (refit / RECORD).is_file() else ""]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def waits(places: ProjectPaths) -> bool:
-    """Whether it waited for a person when it was last seen; it may have been answered elsewhere since."""
+def is_awaiting_approval(places: ProjectPaths) -> bool:
+    """Return whether the winner waited for approval when it was last checked; it may have been approved since."""
     return bool(_recall(places).get("waits_until"))
 
 
-def reasons(places: ProjectPaths) -> list[str]:
-    """Why what serves does, and the last winner does or does not."""
+def read_reasons(places: ProjectPaths) -> list[str]:
+    """Return the reasons of the last promotion."""
     return list(_recall(places).get("reasons", []))
 
 
 def save(places: ProjectPaths, model: str, select: str, outcome: dict[str, Any]) -> None:
-    """Replace what was known by `outcome` of the selection with this digest: `champion`, `reasons`, `waits_until`."""
+    """Write the outcome (`champion`, `reasons`, `waits_until`) for the selection with this digest."""
     where = {"address": _address(places), "model": model, "select": select}
-    write_json(places.state_dir / PROMOTED, {**where, **outcome})
+    write_json(places.state_dir / STATE_FILE, {**where, **outcome})
 
 
 def update(places: ProjectPaths, model: str, champion: str | None, reason: str) -> None:
-    """A person has acted since: another champion, or a word on the one that waited."""
-    found = _recall(places)
-    if found and (found["address"], found["model"]) == (_address(places), model):
-        changed = {"champion": champion, "reasons": [reason], "waits_until": ""}
-        write_json(places.state_dir / PROMOTED, {**found, **changed})
+    """Set champion and reason after an approval, a denial or a rollback."""
+    state = _recall(places)
+    if state and (state["address"], state["model"]) == (_address(places), model):
+        changes = {"champion": champion, "reasons": [reason], "waits_until": ""}
+        write_json(places.state_dir / STATE_FILE, {**state, **changes})
 
 
 def clear(places: ProjectPaths) -> None:
-    """What was settled no longer is: the next promotion measures and asks anew."""
-    (places.state_dir / PROMOTED).unlink(missing_ok=True)
+    """Delete the file, so that the next promotion measures and asks again."""
+    (places.state_dir / STATE_FILE).unlink(missing_ok=True)
 
 
 def _recall(places: ProjectPaths) -> dict[str, Any]:
-    """Nothing where the file is missing or damaged."""
-    return dict(read_memory(places.state_dir / PROMOTED, Settled | None, None) or {})
+    """Return the content of the file; {} where it is missing or damaged."""
+    return dict(read_cache(places.state_dir / STATE_FILE, PromotionState | None, None) or {})
 
 
 def _is_open(until: str) -> bool:
-    """Whether a question may still be answered; once its time is over somebody has to write that down."""
+    """Return whether a request is still open; an expired one has to be recorded by the next promotion."""
     return _now() < datetime.fromisoformat(until)
 
 
@@ -99,4 +99,4 @@ def _now() -> datetime:
 
 
 def _address(places: ProjectPaths) -> str:
-    return tracked_runs.without_password(tracked_runs.registry_address(places))
+    return tracked_runs.redact_password(tracked_runs.registry_address(places))

@@ -1,56 +1,44 @@
-"""Models in MLflow's registry: versions in ONNX form, aliases that say which one serves, and the reasons why.
+"""Versions in MLflow's model registry: look up, annotate, download, and set aliases.
 
-    champion      serves                          previous      served before; `winnow rollback` goes back to it
+    champion      the version in production
+    previous      the champion before it; `winnow rollback` restores it
     challenger    the last winner of a run, whether it became champion or not
 
-A version is told by the sha256 of its model.onnx (tag `winnow.sha256`): the same file is registered once. The tag
-`winnow.card_sha256` is that of its card, so that nobody serves classes that were renamed on the way. Setting an
-alias is one write of MLflow's and the last one stands, so callers look again just before they set one. What decides is
-not here (tasks/registry/promotion.py).
+A version is identified by the sha256 of its model.onnx (tag `winnow.sha256`), so the same file is registered once. The
+tag `winnow.card_sha256` is the digest of its card, so that a changed card (renamed classes) is never served. MLflow has
+no conditional write of an alias, so callers check the current one just before they set it. The decision to promote is
+in promotion.py, the upload of a model in model_upload.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib.metadata
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tasks.project.paths import ProjectPaths, registered_model_name
+from tasks.project.paths import ProjectPaths
 from tasks.tracking import tracked_runs
-from tasks.tracking.mlflow_client import KEPT, answering, connect, experiment_id, living_run
-from tasks.tracking.run_content import DATASET
-from winnow.config import Config
-from winnow.deploy.bundle import how_served
+from tasks.tracking.mlflow_client import RESUME_HINT, connect, convert_errors
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ArtifactError, WinnowError
-from winnow.evaluation.effective_sample_size import in_groups
 from winnow.printable import markdown
-from winnow.records import json_text, read_json, sha256_of, write_json
-from winnow.refit.deployed_folder import SELECTED, selected_folder
+from winnow.records import read_json, sha256_of
+from winnow.refit.deployed_folder import SELECTED
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 CARD = "card.json"
 SHA256, CARD_SHA256, CANDIDATE = "winnow.sha256", "winnow.card_sha256", "winnow.candidate"
-ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-"""What MLflow answers for a model, an alias or a version that is not there."""
-FORBIDDEN = "PERMISSION_DENIED"
-PINNED = ("mlflow", "numpy", "onnx", "onnxruntime")
-EXAMPLE_IMAGES = 1
+NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's error codes for a missing model, alias or version."""
+FORBIDDEN_CODE = "PERMISSION_DENIED"
 
 
 @dataclass(frozen=True)
-class Version:
-    """A registered version."""
+class ModelVersion:
+    """A version of a registered model."""
 
     number: str
     sha256: str
@@ -61,190 +49,46 @@ class Version:
         return f"version {self.number} ({self.candidate})"
 
 
-def find(places: ProjectPaths, model: str, which: str, kept: str = KEPT) -> Version | None:
-    """The version with this alias or number. `kept`: as in `answering`."""
+def find(places: ProjectPaths, model: str, which: str, kept: str = RESUME_HINT) -> ModelVersion | None:
+    """Return the version with this alias or number, or None. `kept`: as in `convert_errors`."""
     from mlflow.exceptions import MlflowException
 
-    with answering(places, "the role reader", kept):
+    with convert_errors(places, "the role reader", kept):
         client = connect(places)
         try:
             if which.isdigit():
-                return _version(client.get_model_version(model, which))
-            return _version(client.get_model_version_by_alias(model, which))
+                return to_version(client.get_model_version(model, which))
+            return to_version(client.get_model_version_by_alias(model, which))
         except MlflowException as error:
-            if error.error_code in ABSENT or (error.error_code == FORBIDDEN and _is_unseen(client, model)):
+            if error.error_code in NOT_FOUND_CODES or (
+                error.error_code == FORBIDDEN_CODE and _is_unseen(client, model)
+            ):
                 return None
             raise
 
 
 def _is_unseen(client: Any, model: str) -> bool:
-    """Whether there is no such model for this account: a server with accounts refuses to speak of one that is not."""
+    """Return whether the account sees no such model: a server with accounts reports a missing model as forbidden."""
     return not client.search_registered_models(f"name = '{model}'", max_results=1)
 
 
-def find_file(places: ProjectPaths, model: str, sha256: str) -> Version | None:
-    """The version that holds this very file."""
-    with answering(places):
-        wanted = f"name = '{model}' and tags.`{SHA256}` = '{sha256}'"
-        hits = connect(places).search_model_versions(wanted, max_results=1)
-        return _version(hits[0]) if hits else None
+def find_by_digest(places: ProjectPaths, model: str, sha256: str) -> ModelVersion | None:
+    """Return the version with the file of this digest, or None."""
+    with convert_errors(places):
+        query = f"name = '{model}' and tags.`{SHA256}` = '{sha256}'"
+        versions = connect(places).search_model_versions(query, max_results=1)
+        return to_version(versions[0]) if versions else None
 
 
-def _version(found: Any) -> Version:
-    tags = dict(found.tags)
-    return Version(str(found.version), tags.get(SHA256, ""), tags.get(CANDIDATE, "?"), tags)
-
-
-def register(
-    places: ProjectPaths, config: Config, folder: Path, card: Mapping[str, Any], run_id: str | None
-) -> Version:
-    """A version of folder/model.onnx with `card` beside it, made by `run_id`; the one that is there already, if any."""
-    from mlflow.exceptions import MlflowException
-
-    model, sha256 = registered_model_name(config), sha256_of(folder / MODEL)
-    if known := find_file(places, model, sha256):
-        return known
-    with answering(places):
-        client, experiment = connect(places), experiment_id(places, config)
-        try:
-            client.create_registered_model(model, description="Compressed classifiers that winnow has promoted.")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        tags = {
-            SHA256: sha256,
-            CARD_SHA256: hashlib.sha256(json_text(dict(card)).encode()).hexdigest(),
-            CANDIDATE: str(card["name"]),
-            "winnow.lineage": " > ".join(card["lineage"]),
-            "winnow.data_version": str(card["data_version"]),
-        }
-        run = living_run(client, run_id)
-        _give_up_pending(client, experiment, sha256)
-        logged = _log_model(client, experiment, folder, card, run, tags)
-        made = client.create_model_version(
-            model,
-            f"models:/{logged.model_id}",
-            logged.source_run_id,
-            tags,
-            description=_description(card),
-            model_id=logged.model_id,
-        )
-        return _version(made)
-
-
-def _give_up_pending(client: Any, experiment: str, sha256: str) -> None:
-    """Close what an earlier registration of this file left half-made: its process was killed, or the disk was full."""
-    wanted = f"tags.`{SHA256}` = '{sha256}'"
-    for logged in client.search_logged_models([experiment], filter_string=wanted):
-        if str(logged.status) == "PENDING":
-            client.finalize_logged_model(logged.model_id, "FAILED")
-
-
-def _log_model(
-    client: Any, experiment: str, folder: Path, card: Mapping[str, Any], run: Any, tags: dict[str, str]
-) -> Any:
-    """What mlflow.onnx.log_model does, but for a run that has ended (or none), and with the file's very bytes."""
-    from mlflow.entities import LoggedModelOutput, Metric
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    run_id, params = (run.info.run_id, dict(run.data.params)) if run else (None, {})
-    logged = client.create_logged_model(experiment, card["name"], run_id, tags, params, model_type="image-classifier")
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "model"
-            _save(path, folder, card, logged)
-            client.log_model_artifacts(logged.model_id, str(path))
-        if run_id:
-            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
-            about = {"model_id": logged.model_id, "run_id": run_id, "dataset_name": DATASET}
-            about["dataset_digest"] = card["data_version"]
-            now, figures = int(time.time() * 1000), {**card["metrics"], **card["speed"], **_test_figures(card)}
-            metrics = [Metric(key, value, now, 0, **about) for key, value in figures.items()]
-            client.log_batch(run_id, metrics, synchronous=True)
-    except BaseException:
-        # On a full disk this fails, too: the next registration of the file closes it.
-        with contextlib.suppress(MlflowException, SQLAlchemyError, OSError):
-            client.finalize_logged_model(logged.model_id, "FAILED")
-        raise
-    return client.finalize_logged_model(logged.model_id, "READY")
-
-
-def _test_figures(card: Mapping[str, Any]) -> dict[str, float]:
-    """Return the accuracy on the test split with its interval; nothing where it was not measured."""
-    keys = ("top1", "top1_low", "top1_high")
-    return {f"test/{key}": float(card["test"][key]) for key in keys if key in card.get("test", {})}
-
-
-def _save(path: Path, folder: Path, card: Mapping[str, Any], logged: Any) -> None:
-    """The folder that MLflow serves: signature, example, requirements, the file and its card."""
-    import mlflow.onnx
-    import onnx
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    side, classes = card["image_size"], len(card["classes"])
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, side, side, 3))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes), name=card["output"]["name"])]),
-    )
-    mlflow.onnx.save_model(
-        onnx.load(str(folder / MODEL)),
-        str(path),
-        mlflow_model=Model(
-            artifact_path=logged.artifact_location,
-            run_id=logged.source_run_id,
-            model_uuid=logged.model_id,
-            model_id=logged.model_id,
-            metadata={"winnow": "card.json says what the model is and how to feed it"},
-        ),
-        signature=signature,
-        input_example=np.zeros((EXAMPLE_IMAGES, side, side, 3), np.uint8),
-        pip_requirements=list(map(_pinned, PINNED)),
-        onnx_execution_providers=["CPUExecutionProvider"],
-        save_as_external_data=False,
-    )
-    # MLflow writes the model anew; the file that was measured is the one to serve.
-    shutil.copyfile(folder / MODEL, path / MODEL)
-    write_json(path / CARD, dict(card))
-    if (selected := selected_folder(folder)) != folder:
-        (path / SELECTED).mkdir()
-        shutil.copyfile(selected / MODEL, path / SELECTED / MODEL)
-
-
-def _pinned(package: str) -> str:
-    """With its version; ONNX Runtime for GPUs comes under another name in place of the other."""
-    try:
-        return f"{package}=={importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{package}-gpu=={importlib.metadata.version(f'{package}-gpu')}"
-
-
-def _description(card: Mapping[str, Any]) -> str:
-    metrics, labels, serving = card["metrics"], card["labels"], card["serving"]
-    top1 = f"{metrics['quality/top1'] * 100:.1f} % top-1 on validation, " if "quality/top1" in metrics else ""
-    test = card.get("test", {})
-    if test:
-        top1 += f"{test['top1'] * 100:.1f} % on test ({test['top1_low'] * 100:.1f} to {test['top1_high'] * 100:.1f}), "
-    warnings = [f"**Warning:** {markdown(warning)}.\n" for warning in test.get("warnings", [])]
-    note = markdown(card["refit"]["note"]) if "refit" in card else ""
-    refitted = [f"Refitted on training and validation labels: {note}."] if note else []
-    name, lineage = markdown(card["name"]), markdown(" > ".join(card["lineage"]))
-    return "\n".join(
-        [
-            *warnings,
-            f"**{name}** ({lineage}): {top1}{metrics['size/mb']:.2f} MB, "
-            f"{labels['training']} labels for training, {labels['choosing']}{in_groups(labels.get('choosing_groups'))} "
-            "for choosing.",
-            *refitted,
-            f"Serve with {how_served(serving)}. {markdown(card['why'])}",
-        ]
-    )
+def to_version(entity: Any) -> ModelVersion:
+    """Convert a ModelVersion of MLflow."""
+    tags = dict(entity.tags)
+    return ModelVersion(str(entity.version), tags.get(SHA256, ""), tags.get(CANDIDATE, "?"), tags)
 
 
 def set_alias(places: ProjectPaths, model: str, alias: str, number: str | None) -> None:
-    """Point an alias at a version; None takes it away."""
-    with answering(places):
+    """Point an alias at a version number; None deletes the alias."""
+    with convert_errors(places):
         client = connect(places)
         if number is None:
             client.delete_registered_model_alias(model, alias)
@@ -252,9 +96,11 @@ def set_alias(places: ProjectPaths, model: str, alias: str, number: str | None) 
             client.set_registered_model_alias(model, alias, number)
 
 
-def note(places: ProjectPaths, model: str, version: Version, tags: Mapping[str, str | None], line: str = "") -> None:
-    """Write tags (None takes one away) and a line of the description onto a version."""
-    with answering(places):
+def annotate(
+    places: ProjectPaths, model: str, version: ModelVersion, tags: Mapping[str, str | None], line: str = ""
+) -> None:
+    """Set tags of a version (None deletes a tag), and append a line to its description."""
+    with convert_errors(places):
         client = connect(places)
         for key, value in tags.items():
             if value is not None:
@@ -262,76 +108,77 @@ def note(places: ProjectPaths, model: str, version: Version, tags: Mapping[str, 
             elif key in version.tags:
                 client.delete_model_version_tag(model, version.number, key)
         if line:
-            before = client.get_model_version(model, version.number).description or ""
-            client.update_model_version(model, version.number, f"{before}\n- {markdown(line)}".strip())
+            description = client.get_model_version(model, version.number).description or ""
+            client.update_model_version(model, version.number, f"{description}\n- {markdown(line)}".strip())
 
 
-def get(places: ProjectPaths, model_name: str, which: str) -> Version:
-    """The version with this alias or number; raises WinnowError where there is none."""
-    found = find(places, model_name, which, kept="")
-    where = tracked_runs.without_password(tracked_runs.registry_address(places))
-    if found is None and which == CHAMPION:
+def get(places: ProjectPaths, model_name: str, which: str) -> ModelVersion:
+    """Return the version with this alias or number. Raises WinnowError where there is none."""
+    version = find(places, model_name, which, kept="")
+    address = tracked_runs.redact_password(tracked_runs.registry_address(places))
+    if version is None and which == CHAMPION:
         raise WinnowError(
-            f"nothing has been promoted yet: {model_name} has no champion at {where}; "
-            "run `winnow run`; where no candidate passes its gates, it ends with why, and with gates one would pass"
-            f"{'' if tracked_runs.is_own(places) else ' (or your account has no role there: ask its administrator)'}"
+            f"nothing has been promoted yet: {model_name} has no champion at {address}; "
+            "run `winnow run`; where no candidate passes the gates, it prints the reasons, and gates to pass"
+            f"{'' if tracked_runs.is_local_store(places) else ' (or your account has no role: ask its administrator)'}"
         )
-    if found is None:
-        raise WinnowError(f"{model_name} at {where} has no version or alias {which!r}; its page in MLflow lists them")
-    return found
+    if version is None:
+        raise WinnowError(f"{model_name} at {address} has no version or alias {which!r}; its page in MLflow lists them")
+    return version
 
 
-def fetch(places: ProjectPaths, model_name: str, version: Version) -> Path:
-    """A folder with the model.onnx and card.json of a version, kept in .winnow/models."""
-    kept = places.state_dir / "models" / model_name / version.number
-    if not _is_kept(kept, version):
-        _download(places, model_name, version, kept)
-    return kept
+def fetch(places: ProjectPaths, model_name: str, version: ModelVersion) -> Path:
+    """Return the folder with model.onnx and card.json of a version, downloaded to .winnow/models on first use."""
+    folder = places.state_dir / "models" / model_name / version.number
+    if not _is_cached(folder, version):
+        _download(places, model_name, version, folder)
+    return folder
 
 
-def _is_kept(kept: Path, version: Version) -> bool:
-    """Compared by content: another or emptied server gives the same numbers to other models.
+def _is_cached(folder: Path, version: ModelVersion) -> bool:
+    """Return whether the folder holds the version's files, by content.
 
-    A version from before cards had digests is fetched each time.
+    Another server can have the same version numbers for other models. Versions of earlier winnow releases have no
+    digest of the card and are downloaded each time.
     """
-    wanted = {MODEL: version.sha256, CARD: version.tags.get(CARD_SHA256, "")}
-    whole = all((kept / name).is_file() and sha256_of(kept / name) == digest for name, digest in wanted.items())
-    return whole and _holds_selected(kept)
+    digests = {MODEL: version.sha256, CARD: version.tags.get(CARD_SHA256, "")}
+    matches = all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in digests.items())
+    return matches and _holds_selected(folder)
 
 
 def _holds_selected(folder: Path) -> bool:
-    """Whether the file before the refit, which the card of a refitted one names by its digest, lies there as well."""
-    wanted = read_json(folder / CARD).get("refit", {}).get("selected_sha256")
+    """Return whether the file before the refit is present, where the card names its digest."""
+    digest = read_json(folder / CARD).get("refit", {}).get("selected_sha256")
     file = folder / SELECTED / MODEL
-    return wanted is None or (file.is_file() and sha256_of(file) == wanted)
+    return digest is None or (file.is_file() and sha256_of(file) == digest)
 
 
-def _download(places: ProjectPaths, model: str, version: Version, kept: Path) -> None:
+def _download(places: ProjectPaths, model: str, version: ModelVersion, target: Path) -> None:
     import mlflow.artifacts
 
-    temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with answering(places, "the role reader", ""):
-            got = mlflow.artifacts.download_artifacts(
+        with convert_errors(places, "the role reader", ""):
+            downloaded = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"models:/{model}/{version.number}",
                 dst_path=str(temporary),
-                tracking_uri=tracked_runs.address(places),
+                tracking_uri=tracked_runs.tracking_address(places),
                 registry_uri=tracked_runs.registry_address(places),
             )
-        folder = Path(got)
+        folder = Path(downloaded)
         if not ((folder / MODEL).is_file() and (folder / CARD).is_file()):
             raise ArtifactError(f"{version} of {model} holds no {MODEL} and {CARD}: it was not registered by winnow")
         if version.sha256 and sha256_of(folder / MODEL) != version.sha256:
             raise ArtifactError(f"the {MODEL} of {version} of {model} is not the file that was registered")
-        if (wanted := version.tags.get(CARD_SHA256)) and sha256_of(folder / CARD) != wanted:
+        if (digest := version.tags.get(CARD_SHA256)) and sha256_of(folder / CARD) != digest:
             raise ArtifactError(
-                f"the {CARD} of {version} of {model} is not the one that was registered: somebody changed it, or its "
-                "file is damaged, where MLflow keeps it; put another version in its place (winnow rollback), or bring "
-                "that file back from a backup"
+                f"the {CARD} of {version} of {model} is not the one that was registered: it was changed or damaged in "
+                "MLflow's artifact store; roll back to another version (winnow rollback), or restore the file from a "
+                "backup"
             )
         if not _holds_selected(folder):
             raise ArtifactError(f"{version} of {model} lacks {SELECTED}/{MODEL}, the file before its refit")
-        shutil.rmtree(kept, ignore_errors=True)
-        folder.replace(kept)
+        shutil.rmtree(target, ignore_errors=True)
+        folder.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,1 +1,1 @@
-"""The only code that logs to MLflow: the client, runs, and what of the records they hold."""
+"""The only code that logs to MLflow: the client, the runs, and their content from the records."""

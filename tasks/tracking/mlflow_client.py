@@ -1,7 +1,7 @@
-"""MLflow's store as everything here speaks to it: one client, errors that say what to do, few calls.
+"""Access to MLflow: one client with a time limit, errors with a remedy, few calls.
 
-Every call names its run (MlflowClient): the active run of mlflow's short functions belongs to one thread, and another
-thread's `log_metric` would open a stray run. mlflow is imported inside functions: it takes 2.6 s.
+Every call passes its run id to MlflowClient. The active run of `mlflow.log_metric` and the like belongs to one thread,
+and a call from another thread would create a new run. mlflow is imported inside functions: the import takes 2.6 s.
 """
 
 from __future__ import annotations
@@ -15,109 +15,113 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tasks.project.deadlines import TookTooLong, deadline
-from tasks.project.disk_errors import is_full
+from tasks.project.deadlines import CallTimeout, time_limit
+from tasks.project.disk_errors import is_disk_full
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.tracking import run_content, tracked_runs
 from winnow.config import Config
 from winnow.errors import WinnowError
 
 METRICS_AT_ONCE, OTHERS_AT_ONCE = 800, 100
-"""MLflow takes 1000 entities in one call, 100 of them params and 100 tags."""
+"""Entities per call: MLflow accepts 1000, of them 100 params and 100 tags."""
 Curve = Mapping[str, float]
-"""One epoch: epoch, loss, ..."""
+"""The values of one epoch: epoch, loss, ..."""
 CALL_SECONDS = 60.0
-"""A call that moves no files takes no longer, its retries included."""
-MOVES_FILES = ("log_artifact", "log_artifacts", "log_model_artifacts", "download_artifacts", "list_artifacts")
+"""Time limit of a call that transfers no files, including retries."""
+FILE_CALLS = ("log_artifact", "log_artifacts", "log_model_artifacts", "download_artifacts", "list_artifacts")
 
 
-DAMAGED = ("file is not a database", "malformed", "Can't locate revision", "no such table", "no such column")
-"""What SQLite and MLflow say of a damaged database."""
-KEPT = "; what was computed stays, and `winnow track` and `winnow promote` go on from there"
+DAMAGED_TEXTS = ("file is not a database", "malformed", "Can't locate revision", "no such table", "no such column")
+"""Parts of the messages of SQLite and MLflow about a damaged database."""
+RESUME_HINT = "; all results are kept: continue with `winnow track` and `winnow promote`"
 
 
 class StoreError(WinnowError):
-    """MLflow does not answer, or refuses what it was asked."""
+    """Raised where MLflow does not respond, or rejects a request."""
 
 
 @contextlib.contextmanager
-def answering(
+def convert_errors(
     places: ProjectPaths,
     takes: str = "the role engineer",
-    kept: str = KEPT,
+    kept: str = RESUME_HINT,
 ) -> Iterator[None]:
-    """Turns what MLflow, its database and the network raise into a StoreError that says what to do.
+    """Convert exceptions of MLflow, its database and the network into a StoreError with a remedy.
 
-    `takes`: what an account has to have for this. `kept`: what an error leaves as it is, and how to go on.
+    `takes`: the role that the account needs. `kept`: the end of the message, on how to continue.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError, TookTooLong) as error:
-        account = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
-        where = tracked_runs.without_password(tracked_runs.address(places))
-        whole = tracked_runs.without_password(" ".join(str(error).split()))
-        told = whole[:400]
-        if isinstance(error, TookTooLong):
-            told = f"a call took longer than {CALL_SECONDS:.0f} s"
-        if tracked_runs.is_own(places) and is_full(error):
-            todo = "Make room on its disk"
-        elif tracked_runs.is_own(places) and any(word in whole for word in DAMAGED):
-            todo = (
-                "The file is damaged. Move it away and keep it (sqlite3 FILE .recover may read what it holds of former "
-                "runs); `winnow track` and `winnow promote` write the present run anew from artifacts"
-            )
-        elif tracked_runs.is_own(places) and "out-of-date database schema" in whole:
-            todo = "Another version of MLflow made that file; copy it away, then upgrade it as MLflow says"
-        elif tracked_runs.is_own(places) or isinstance(error, PermissionError):
-            todo = "See that it can be written"
-        elif any(word in told for word in ("error code 401", "401 Client Error", "not authenticated")):
-            todo = f"It knows no account {account!r} with this password: see MLFLOW_TRACKING_USERNAME and ..._PASSWORD"
-        elif any(word in told for word in ("Permission denied", "error code 403", "Forbidden")):
-            todo = f"The account {account!r} may not do that; it takes {takes}"
-        else:
-            todo = "See that it is up, and that MLFLOW_TRACKING_URI is its address"
-        raise StoreError(f"MLflow at {where} does not answer as it should: {told}\n{todo}{kept}") from error
+    except (MlflowException, SQLAlchemyError, OSError, CallTimeout) as error:
+        address = tracked_runs.redact_password(tracked_runs.tracking_address(places))
+        full_text = tracked_runs.redact_password(" ".join(str(error).split()))
+        reason = full_text[:400]
+        if isinstance(error, CallTimeout):
+            reason = f"a call took longer than {CALL_SECONDS:.0f} s"
+        remedy = _remedy(error, full_text, takes, tracked_runs.is_local_store(places))
+        raise StoreError(f"MLflow at {address} does not respond as expected: {reason}\n{remedy}{kept}") from error
+
+
+def _remedy(error: BaseException, text: str, takes: str, is_local: bool) -> str:
+    """Return what the user can do about an error of MLflow. `is_local`: the project's own SQLite store."""
+    account = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+    if is_local and is_disk_full(error):
+        return "Make room on its disk"
+    if is_local and any(word in text for word in DAMAGED_TEXTS):
+        return (
+            "The file is damaged. Move it away and keep it (`sqlite3 FILE .recover` may restore former runs); "
+            "`winnow track` and `winnow promote` log the present run again from artifacts"
+        )
+    if is_local and "out-of-date database schema" in text:
+        return "Another version of MLflow created that file; copy it, then upgrade it as MLflow says"
+    if is_local or isinstance(error, PermissionError):
+        return "Check that it is writable"
+    if any(word in text[:400] for word in ("error code 401", "401 Client Error", "not authenticated")):
+        return f"It knows no account {account!r} with this password: check MLFLOW_TRACKING_USERNAME and ..._PASSWORD"
+    if any(word in text[:400] for word in ("Permission denied", "error code 403", "Forbidden")):
+        return f"The account {account!r} may not do that; it needs {takes}"
+    return "Check that it is running, and that MLFLOW_TRACKING_URI is its address"
 
 
 def connect(places: ProjectPaths) -> Any:
-    """The client of the project's address."""
-    return _client(tracked_runs.address(places), tracked_runs.registry_address(places))
+    """Return the client for the project's tracking and registry addresses."""
+    return _client(tracked_runs.tracking_address(places), tracked_runs.registry_address(places))
 
 
 @functools.lru_cache(maxsize=4)
 def _client(tracking: str, registry: str) -> Any:
     from mlflow import MlflowClient
 
-    # Retries are told once, by the error at their end.
+    # Retries are reported once, by the final error.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    return Patient(MlflowClient(tracking_uri=tracking, registry_uri=registry))
+    return TimeLimitedClient(MlflowClient(tracking_uri=tracking, registry_uri=registry))
 
 
-class Patient:
-    """MLflow's client, none of whose calls takes longer than CALL_SECONDS, but for those that move files."""
+class TimeLimitedClient:
+    """An MlflowClient whose calls take at most CALL_SECONDS, except for those that transfer files."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     def __getattr__(self, name: str) -> Any:
-        """Return the client's method of this name, with a limit on its time."""
-        act = getattr(self._client, name)
-        if name in MOVES_FILES or not callable(act):
-            return act
+        """Return the client's method of this name with a time limit."""
+        attribute = getattr(self._client, name)
+        if name in FILE_CALLS or not callable(attribute):
+            return attribute
 
-        @functools.wraps(act)
-        def limited(*arguments: Any, **named: Any) -> Any:
-            with deadline(CALL_SECONDS):
-                return act(*arguments, **named)
+        @functools.wraps(attribute)
+        def limited(*arguments: Any, **keywords: Any) -> Any:
+            with time_limit(CALL_SECONDS):
+                return attribute(*arguments, **keywords)
 
         return limited
 
 
-def living_run(client: Any, run_id: str | None) -> Any:
-    """Return the run, unless it was deleted or belongs to a store that is no more; None then."""
+def active_run(client: Any, run_id: str | None) -> Any:
+    """Return the run; None where it is deleted or not in this store."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:
@@ -132,69 +136,77 @@ def living_run(client: Any, run_id: str | None) -> Any:
 
 
 def experiment_id(places: ProjectPaths, config: Config) -> str:
-    """The project's experiment, made on first use, brought back where it was deleted."""
+    """Return the id of the project's experiment, created on first use and restored where it was deleted."""
     from mlflow.exceptions import MlflowException
 
     name, client = f"winnow/{registered_model_name(config)}", connect(places)
-    own = places.mlflow_artifacts.as_uri() if tracked_runs.is_own(places) else None
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    artifact_location = places.mlflow_artifacts.as_uri() if tracked_runs.is_local_store(places) else None
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
-            # The kind keeps MLflow's pages on training; without it they ask.
+            # Without the kind, MLflow's page asks the user for it.
             tags = {"mlflow.experimentKind": "custom_model_development"}
-            return str(client.create_experiment(name, artifact_location=own, tags=tags))
+            return str(client.create_experiment(name, artifact_location=artifact_location, tags=tags))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # somebody else was quicker
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    if own and found.artifact_location.rstrip("/") != own:
+            experiment = client.get_experiment_by_name(name)  # created by another process meanwhile
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    if artifact_location and experiment.artifact_location.rstrip("/") != artifact_location:
         raise StoreError(
-            f"the MLflow store in {places.state_dir / 'mlflow'} was made in another folder "
-            f"({found.artifact_location}), where its files lie; move the project back, or delete that store and run "
-            "`winnow track`"
+            f"the MLflow store in {places.state_dir / 'mlflow'} was created in another folder "
+            f"({experiment.artifact_location}), where its files are; move the project back, or delete that store and "
+            "run `winnow track`"
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
-def log(
+def log_values(
     client: Any,
     run_id: str,
     metrics: Sequence[Any] = (),
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """In as few calls as MLflow's limits allow."""
+    """Log metrics, params and tags in as few calls as MLflow's limits allow."""
     from mlflow.entities import Param, RunTag
 
-    left = list(metrics)
-    settings = [Param(key, value) for key, value in (params or {}).items()]
-    labels = [RunTag(key, value) for key, value in cut(tags or {}).items()]
-    while left or settings or labels:
+    pending_metrics = list(metrics)
+    pending_params = [Param(key, value) for key, value in (params or {}).items()]
+    pending_tags = [RunTag(key, value) for key, value in truncate_tags(tags or {}).items()]
+    while pending_metrics or pending_params or pending_tags:
         client.log_batch(
-            run_id, left[:METRICS_AT_ONCE], settings[:OTHERS_AT_ONCE], labels[:OTHERS_AT_ONCE], synchronous=True
+            run_id,
+            pending_metrics[:METRICS_AT_ONCE],
+            pending_params[:OTHERS_AT_ONCE],
+            pending_tags[:OTHERS_AT_ONCE],
+            synchronous=True,
         )
-        left, settings, labels = left[METRICS_AT_ONCE:], settings[OTHERS_AT_ONCE:], labels[OTHERS_AT_ONCE:]
+        pending_metrics, pending_params, pending_tags = (
+            pending_metrics[METRICS_AT_ONCE:],
+            pending_params[OTHERS_AT_ONCE:],
+            pending_tags[OTHERS_AT_ONCE:],
+        )
 
 
-def cut(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags, short enough for MLflow."""
+def truncate_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags with values cut to MLflow's limit."""
     return {key: value[: run_content.TAG_LENGTH] for key, value in tags.items()}
 
 
-def metrics(values: Mapping[str, float], step: int = 0) -> list[Any]:
-    """MLflow's metrics of now, with the characters that it takes in names."""
+def to_metrics(values: Mapping[str, float], step: int = 0) -> list[Any]:
+    """Return MLflow metrics with the current time and only characters that MLflow allows in names."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
     return [Metric(re.sub(r"[^\w\-. :/]", "_", key), float(value), now, step) for key, value in values.items()]
 
 
-def curves(rows: Sequence[Curve], prefix: str) -> list[Any]:
-    """One metric per column, at step = epoch."""
-    found = []
+def to_curve_metrics(rows: Sequence[Curve], prefix: str) -> list[Any]:
+    """Return one MLflow metric per row and column, with the epoch as its step."""
+    entities = []
     for row in rows:
         values = {f"{prefix}/{key}": value for key, value in row.items() if key != "epoch"}
-        found += metrics(values, step=int(row["epoch"]))
-    return found
+        entities += to_metrics(values, step=int(row["epoch"]))
+    return entities

@@ -1,7 +1,7 @@
-"""Which MLflow is meant, and what it is known to hold: .winnow/tracked.json, (address, digest) -> run.
+"""MLflow's address, and a cache of the runs it holds: .winnow/tracked.json, address -> {digest: run id}.
 
-It is only a memory: whoever loses it finds the same runs by their digests. No mlflow here, so that an unchanged
-`winnow run` need not import it.
+Without the cache the same runs are found by their digests. Imports no mlflow, so that a `winnow run` with nothing to do
+starts fast.
 """
 
 from __future__ import annotations
@@ -11,50 +11,50 @@ import re
 from pathlib import Path
 
 from tasks.project.paths import ProjectPaths
-from tasks.project.run_lock import memory_alone
-from tasks.project.state_files import read_memory
+from tasks.project.run_lock import lock_tracking
+from tasks.project.state_files import read_cache
 from winnow.records import write_json
 
-MEMORY = "tracked.json"
+CACHE_FILE = "tracked.json"
 SQLITE = "sqlite:///"
 
 
-def address(places: ProjectPaths) -> str:
-    """MLFLOW_TRACKING_URI, or the project's own store."""
+def tracking_address(places: ProjectPaths) -> str:
+    """Return MLFLOW_TRACKING_URI, or the address of the project's own store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or places.mlflow_store
 
 
 def registry_address(places: ProjectPaths) -> str:
-    """Where models are registered: the same place, unless MLFLOW_REGISTRY_URI says otherwise."""
-    return os.environ.get("MLFLOW_REGISTRY_URI") or address(places)
+    """Return MLFLOW_REGISTRY_URI, or the tracking address."""
+    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_address(places)
 
 
-def is_own(places: ProjectPaths) -> bool:
-    """Whether runs go to the project's own store."""
-    return address(places) == places.mlflow_store
+def is_local_store(places: ProjectPaths) -> bool:
+    """Return whether runs are tracked in the project's own store."""
+    return tracking_address(places) == places.mlflow_store
 
 
-def without_password(text: str) -> str:
-    """An address, or a message that holds some, for people and files."""
+def redact_password(text: str) -> str:
+    """Return a text without the user and password parts of its URLs."""
     return re.sub(r"://[^/@\s]+@", "://", text)
 
 
-def store_exists(where: str) -> bool:
-    """False where the address is a file that is not there; a server is not asked."""
-    return not where.startswith(SQLITE) or Path(where.removeprefix(SQLITE)).is_file()
+def store_exists(uri: str) -> bool:
+    """Return False for a SQLite file that does not exist; servers are not contacted."""
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).is_file()
 
 
-def recall(places: ProjectPaths) -> dict[str, str]:
-    """Digest -> run, as remembered for this address."""
-    return _read(places).get(without_password(address(places)), {})
+def read_runs(places: ProjectPaths) -> dict[str, str]:
+    """Return the cached digest -> run id of this address."""
+    return _read(places).get(redact_password(tracking_address(places)), {})
 
 
-def save(places: ProjectPaths, runs: dict[str, str]) -> None:
-    """Replace what is remembered for this address; other addresses keep theirs."""
-    with memory_alone(places):
-        write_json(places.state_dir / MEMORY, _read(places) | {without_password(address(places)): runs})
+def write_runs(places: ProjectPaths, runs: dict[str, str]) -> None:
+    """Replace the cached runs of this address, not of others."""
+    with lock_tracking(places):
+        write_json(places.state_dir / CACHE_FILE, _read(places) | {redact_password(tracking_address(places)): runs})
 
 
 def _read(places: ProjectPaths) -> dict[str, dict[str, str]]:
-    """Nothing where the file is missing or damaged: then MLflow is asked."""
-    return read_memory(places.state_dir / MEMORY, dict[str, dict[str, str]], {})
+    """Return the cache; {} where the file is missing or damaged."""
+    return read_cache(places.state_dir / CACHE_FILE, dict[str, dict[str, str]], {})

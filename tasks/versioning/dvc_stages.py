@@ -1,6 +1,6 @@
-"""DVC, by its command line in a child process: its Python functions that run stages are internal, not thread-safe.
+"""DVC stages, through DVC's command line in a child process: its Python functions are internal and not thread-safe.
 
-DVC alone decides what is stale. `stages` is the graph that the flow draws; a test holds it equal to dvc.yaml's.
+Only DVC decides what is stale. `stages` is the graph of dvc.yaml; a test compares the two.
 """
 
 from __future__ import annotations
@@ -18,82 +18,82 @@ import yaml
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import process_identity
 from tasks.versioning import integrity
-from winnow.config import ROOT, Config, in_order
-from winnow.config.section import NOTHING
-from winnow.data.special_files import refuse_special_files
+from winnow.config import ROOT, Config, topological_order
+from winnow.config.section import NO_FILE
+from winnow.data.special_files import check_special_files
 from winnow.errors import WinnowError
 
-CANDIDATE = "candidate@"
-WATCHED = "WINNOW_STARTED_BY"
-"""Names the process without which a step ends: of a flow that was killed nothing must go on."""
+CANDIDATE_PREFIX = "candidate@"
+STARTER_VARIABLE = "WINNOW_STARTED_BY"
+"""The variable with the identity of the flow's process; a step ends when that process is gone."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A DVC stage: `name` as DVC calls it, `label` as people do, `needs` as DVC's names."""
+    """A DVC stage: `name` and `needs` are names in dvc.yaml, `label` is the name for users."""
 
     name: str
     needs: tuple[str, ...]
 
     @property
     def label(self) -> str:
-        """pretrain, pruned-int8, ..."""
-        return self.name.removeprefix(CANDIDATE)
+        """The name for users: pretrain, pruned-int8, ..."""
+        return self.name.removeprefix(CANDIDATE_PREFIX)
 
     @property
     def out(self) -> str:
-        """The folder it writes, relative to artifacts/."""
+        """The output folder, relative to artifacts/."""
         if self.name == "finetune":
             return f"candidates/{ROOT}"
-        if self.name.startswith(CANDIDATE):
+        if self.name.startswith(CANDIDATE_PREFIX):
             return f"candidates/{self.label}"
         return "data" if self.name == "ingest" else self.name
 
 
 def stages(config: Config) -> list[Stage]:
-    """Every stage after those it needs."""
-    names = in_order(dict(config.candidates))
+    """Return all stages in topological order."""
+    names = topological_order(dict(config.candidates))
 
     def stage_of(candidate: str) -> str:
-        return "finetune" if candidate == ROOT else CANDIDATE + candidate
+        return "finetune" if candidate == ROOT else CANDIDATE_PREFIX + candidate
 
-    tree = [
+    compression_stages = [
         Stage(
             stage_of(name),
             tuple(dict.fromkeys(("ingest", "pretrain", "finetune", stage_of(config.candidates[name].parent)))),
         )
         for name in names
     ]
-    everyone = ("finetune", *(stage.name for stage in tree))
+    candidate_stages = ("finetune", *(stage.name for stage in compression_stages))
     return [
         Stage("ingest", ()),
         Stage("pretrain", ("ingest",)),
         Stage("finetune", ("ingest", "pretrain")),
-        *tree,
-        Stage("benchmark", ("ingest", *everyone)),
-        Stage("select", ("ingest", *everyone, "benchmark")),
-        Stage("refit", ("ingest", "pretrain", *everyone, "select")),
-        Stage("report", ("ingest", "pretrain", *everyone, "benchmark", "select", "refit")),
+        *compression_stages,
+        Stage("benchmark", ("ingest", *candidate_stages)),
+        Stage("select", ("ingest", *candidate_stages, "benchmark")),
+        Stage("refit", ("ingest", "pretrain", *candidate_stages, "select")),
+        Stage("report", ("ingest", "pretrain", *candidate_stages, "benchmark", "select", "refit")),
     ]
 
 
 def command(*arguments: str) -> list[str]:
-    """DVC of this very environment."""
+    """Return a command line for the DVC of this Python environment."""
     return [sys.executable, "-m", "dvc", *arguments]
 
 
 def environment() -> dict[str, str]:
-    """A stage's `python` must be ours: the environment's folder leads the PATH."""
+    """Return os.environ with this Python environment first in PATH, for the `python` of the stages."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {**os.environ, "PATH": path}
 
 
-def stale(root: Path, config: Config) -> dict[str, list[str]]:
-    """Stage -> why it has to run, closed over descendants, in the graph's order; empty when all is up to date.
+def stale_stages(root: Path, config: Config) -> dict[str, list[str]]:
+    """Return stage -> reasons to run, with all descendants, in topological order; {} when everything is up to date.
 
-    Raises DataError where data.path holds what DVC cannot hash.
+    Raises DataError where data.path holds files that DVC cannot hash.
     """
-    refuse_special_files(root / config.data.path, has_class_folders=config.data.labels == NOTHING)
+    check_special_files(root / config.data.path, has_class_folders=config.data.labels == NO_FILE)
     result = subprocess.run(
         command("--wait-for-lock", "status", "--json"),
         cwd=root,
@@ -105,21 +105,23 @@ def stale(root: Path, config: Config) -> dict[str, list[str]]:
     if result.returncode != 0:
         raise WinnowError(f"dvc status failed in {root}:\n{_last_lines(result.stderr or result.stdout)}")
     changes = json.loads(result.stdout or "{}")
-    for entry in integrity.damaged(ProjectPaths(root)):
+    for entry in integrity.find_damaged(ProjectPaths(root)):
         name = entry.path.relative_to(root)
-        changes.setdefault(entry.stage, []).append(f"its output {name} is damaged: changed in place since it was made")
-    never = changes.keys() - _ran(root) if changes else set()
-    return closed(changes | {stage: ["it has not run yet", *_missing(changes[stage])] for stage in never}, config)
+        changes.setdefault(entry.stage, []).append(f"its output {name} is damaged: it was changed in place")
+    never_run = changes.keys() - _stages_in_lock(root) if changes else set()
+    return propagate_changes(
+        changes | {stage: ["it has not run yet", *_missing(changes[stage])] for stage in never_run}, config
+    )
 
 
 def _missing(changes: list[object]) -> list[str]:
-    """What a stage needs that no other stage makes, and that is not there."""
+    """Return the reasons about missing dependencies that are not outputs of other stages."""
     reasons = [reason for change in changes for reason in _reasons(change)]
     return [reason for reason in reasons if reason.endswith(": deleted") and "artifacts/" not in reason]
 
 
-def _ran(root: Path) -> set[str]:
-    """Stages that have run here, as dvc.lock has them."""
+def _stages_in_lock(root: Path) -> set[str]:
+    """Return the stages in dvc.lock, which have run here."""
     try:
         text = (root / "dvc.lock").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -127,20 +129,22 @@ def _ran(root: Path) -> set[str]:
     return set((yaml.safe_load(text) or {}).get("stages", {}))
 
 
-def closed(changes: Mapping[str, list[object]], config: Config) -> dict[str, list[str]]:
-    """What DVC says of stages that have changed themselves, in words, and with those that hang on them."""
-    found: dict[str, list[str]] = {}
+def propagate_changes(changes: Mapping[str, list[object]], config: Config) -> dict[str, list[str]]:
+    """Return stage -> reasons for the changed stages and all their descendants, from the output of `dvc status`."""
+    reasons_by_stage: dict[str, list[str]] = {}
     for stage in stages(config):
         reasons = [reason for change in changes.get(stage.name, []) for reason in _reasons(change)]
         if not reasons:
-            reasons = [f"{need.removeprefix(CANDIDATE)} has to run" for need in stage.needs if need in found]
+            reasons = [
+                f"{need.removeprefix(CANDIDATE_PREFIX)} has to run" for need in stage.needs if need in reasons_by_stage
+            ]
         if reasons:
-            found[stage.name] = reasons
-    return found
+            reasons_by_stage[stage.name] = reasons
+    return reasons_by_stage
 
 
 def _reasons(change: object) -> Iterator[str]:
-    """One entry of `dvc status --json` in words."""
+    """Yield the reasons in one entry of `dvc status --json`."""
     if not isinstance(change, dict):
         yield str(change)
         return
@@ -150,19 +154,19 @@ def _reasons(change: object) -> Iterator[str]:
             continue
         for path, state in items.items():
             if isinstance(state, dict):
-                yield from (f"{key}: {how}" for key, how in state.items())
+                yield from (f"{key}: {state_of_key}" for key, state_of_key in state.items())
             elif kind == "changed outs":
                 yield f"its output {path}: {state}"
             else:
                 yield f"{path}: {state}"
 
 
-def reproduce(root: Path, stage: str) -> subprocess.Popen[str]:
-    """Start one stage; its output comes line by line from `stdout`."""
+def start_stage(root: Path, stage: str) -> subprocess.Popen[str]:
+    """Start `dvc repro` of one stage; the process's stdout holds its output."""
     return subprocess.Popen(
         command("--wait-for-lock", "repro", "--single-item", stage),
         cwd=root,
-        env={**environment(), WATCHED: process_identity(os.getpid())},
+        env={**environment(), STARTER_VARIABLE: process_identity(os.getpid())},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -172,7 +176,7 @@ def reproduce(root: Path, stage: str) -> subprocess.Popen[str]:
     )
 
 
-CHATTER = (
+NOISE = (
     "Running stage",
     "> python -m tasks",
     "Updating lock file",
@@ -186,15 +190,15 @@ CHATTER = (
 )
 
 
-def is_chatter(line: str) -> bool:
-    """Lines of DVC and of torch's own log that tell a person nothing."""
+def is_noise(line: str) -> bool:
+    """Return whether a line of DVC or torch is not worth showing to users."""
     text = line.strip()
     noise = text.startswith("WARNING") and ("is empty." in text or "had been killed" in text)
-    return not text or noise or text.startswith(CHATTER) or "No CUDA runtime is found" in text
+    return not text or noise or text.startswith(NOISE) or "No CUDA runtime is found" in text
 
 
-def outcome(lines: list[str]) -> str:
-    """What DVC did, from what it said: ran, restored (from its cache), or unchanged."""
+def parse_outcome(lines: list[str]) -> str:
+    """Return what DVC did, from its output: "ran", "restored" (from its cache), or "unchanged"."""
     text = "\n".join(lines)
     if "Running stage" in text:
         return "ran"

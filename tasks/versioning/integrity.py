@@ -1,9 +1,9 @@
-"""Whether what DVC keeps is still what dvc.lock says. DVC trusts every read-only object of its cache without a look.
+"""Integrity of DVC's cache: find and remove objects whose content differs from their MD5 in dvc.lock.
 
-Artifacts and cache share their files by hard links where the file system has no reflinks. So bytes that are changed in
-place (by an account that may do everything, by a disk) change both, and DVC would put the damaged object back, share
-it and call it up to date. Here an object's content is compared with its name, which is its MD5: fully where its
-size, time or inode differ from those of the last look, else by these alone.
+DVC trusts every read-only object of its cache. Artifacts and cache share files by hard links where the file system has
+no reflinks, so a change in place (by root, by a failing disk) damages both: DVC would restore and push the damaged
+object and call it up to date. Here the MD5 of each object is compared with its name. An object whose size, mtime and
+inode are those of the last check is not read again.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ import yaml
 from pydantic import BaseModel
 
 from tasks.project.paths import ProjectPaths
-from tasks.project.state_files import read_memory
+from tasks.project.state_files import read_cache
 from winnow.errors import ArtifactError
 from winnow.records import write_json
 
 DIRECTORY = ".dir"
-"""How the names of objects end that list the files of a folder."""
+"""The suffix of objects that list the files of a folder."""
 
-Seen = list[int]
-"""size, mtime_ns, inode of an object whose content was right."""
+Fingerprint = list[int]
+"""[size, mtime_ns, inode] of an object whose content was verified."""
 
 
-class Out(BaseModel):
-    """An output in dvc.lock; without an MD5 where DVC does not keep it."""
+class LockedOutput(BaseModel):
+    """An output in dvc.lock; it has no MD5 where DVC does not cache it."""
 
     path: str
     md5: str = ""
 
 
-class Locked(BaseModel):
+class LockedStage(BaseModel):
     """A stage in dvc.lock."""
 
-    outs: list[Out] = []
+    outs: list[LockedOutput] = []
 
 
-class Lock(BaseModel):
-    """What is read of dvc.lock."""
+class LockFile(BaseModel):
+    """The part of dvc.lock that is used here."""
 
-    stages: dict[str, Locked] = {}
+    stages: dict[str, LockedStage] = {}
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A file of a stage's output, and the object of the cache that holds its content."""
+class CachedFile:
+    """A file of a stage's output, and the object in the cache with its content."""
 
     stage: str
     path: Path
@@ -60,84 +60,87 @@ class Entry:
 
     @property
     def md5(self) -> str:
-        """What its content has to hash to."""
+        """The expected MD5 of the content."""
         return f"{self.content.parent.name}{self.content.name}".removesuffix(DIRECTORY)
 
 
-def damaged(places: ProjectPaths, full: bool = False) -> list[Entry]:
-    """Return what dvc.lock names and whose object in the cache has another content. Missing objects are DVC's matter.
+def find_damaged(places: ProjectPaths, full: bool = False) -> list[CachedFile]:
+    """Return the entries of dvc.lock whose object in the cache has another content; missing objects are left to DVC.
 
-    `full`: read every object, also those that look as they did at the last look.
+    `full`: read every object, also those that have not changed since the last check.
     """
-    seen = {} if full else _seen(places)
-    known: dict[str, Seen] = {}
-    found = []
+    verified = {} if full else _verified(places)
+    still_verified: dict[str, Fingerprint] = {}
+    damaged_entries = []
     for entry in _entries(places):
-        look = _look(entry.content)
-        if look is None:
+        fingerprint = _fingerprint(entry.content)
+        if fingerprint is None:
             continue
-        if seen.get(entry.md5) == look or _md5(entry.content) == entry.md5:
-            known[entry.md5] = look
+        if verified.get(entry.md5) == fingerprint or _md5(entry.content) == entry.md5:
+            still_verified[entry.md5] = fingerprint
         else:
-            found.append(entry)
-    if known != seen:
-        _keep(places, known)
-    return found
+            damaged_entries.append(entry)
+    if still_verified != verified:
+        _save_verified(places, still_verified)
+    return damaged_entries
 
 
-def accept(places: ProjectPaths, stage: str) -> None:
-    """Take the objects of a stage that has just run for right: DVC has hashed them a moment ago."""
-    fresh = {entry.md5: _look(entry.content) for entry in _entries(places) if entry.stage == stage}
-    _keep(places, _seen(places) | {md5: look for md5, look in fresh.items() if look is not None})
+def mark_verified(places: ProjectPaths, stage: str) -> None:
+    """Record the objects of a stage that has just run as verified: DVC has just hashed them."""
+    fingerprints = {entry.md5: _fingerprint(entry.content) for entry in _entries(places) if entry.stage == stage}
+    _save_verified(
+        places,
+        _verified(places) | {md5: fingerprint for md5, fingerprint in fingerprints.items() if fingerprint is not None},
+    )
 
 
-def repair(places: ProjectPaths, found: Collection[Entry]) -> None:
-    """Remove damaged objects and the files that share them, so that their stages run again.
+def remove_damaged(places: ProjectPaths, entries: Collection[CachedFile]) -> None:
+    """Delete damaged objects and the files that share them, so that their stages run again.
 
-    A file of its own, with the right content, stays: DVC takes it back into the cache.
+    A separate file with the right content stays: DVC adds it to the cache again.
     """
-    for entry in found:
-        look = _look(entry.path)
-        if look is not None and _md5(entry.path) != entry.md5:
+    for entry in entries:
+        fingerprint = _fingerprint(entry.path)
+        if fingerprint is not None and _md5(entry.path) != entry.md5:
             entry.path.unlink()
         entry.content.unlink(missing_ok=True)
 
 
 def check(places: ProjectPaths) -> None:
-    """Raise ArtifactError where something is damaged that a step might read."""
-    if found := damaged(places):
+    """Raise ArtifactError where an output is damaged."""
+    if entries := find_damaged(places):
         raise ArtifactError(
-            f"{told(places, found)}: changed in place since the step that made it; `winnow run` makes it again"
+            f"{describe_damaged(places, entries)}: changed in place after it was created; `winnow run` creates it again"
         )
 
 
-def told(places: ProjectPaths, found: Collection[Entry]) -> str:
-    """Return the damaged files by name, for a sentence."""
-    names = [str(entry.path.relative_to(places.root)) for entry in found]
-    more = f" and {len(names) - 3} more files" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'} damaged"
+def describe_damaged(places: ProjectPaths, entries: Collection[CachedFile]) -> str:
+    """Return "NAMES is/are damaged" for a message."""
+    names = [str(entry.path.relative_to(places.root)) for entry in entries]
+    others = f" and {len(names) - 3} more files" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{others} {'is' if len(names) == 1 else 'are'} damaged"
 
 
-def _entries(places: ProjectPaths) -> Iterator[Entry]:
-    """All files of all outputs that dvc.lock names and the cache can list."""
+def _entries(places: ProjectPaths) -> Iterator[CachedFile]:
+    """Yield all files of all outputs in dvc.lock, as far as the cache lists them."""
     try:
         text = (places.root / "dvc.lock").read_text(encoding="utf-8")
-        lock = Lock.model_validate(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {})
-    except (OSError, ValueError, yaml.YAMLError):  # absent, or DVC says what is wrong with it
+        lock = LockFile.model_validate(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {})
+    except (OSError, ValueError, yaml.YAMLError):  # missing, or invalid, which DVC reports
         return
     cache = _cache(places) / "files" / "md5"
     for stage, locked in lock.stages.items():
         for out in locked.outs:
             if not out.md5:
                 continue
-            listing, at = _object(cache, out.md5), places.root / out.path
-            yield Entry(stage, at, listing)
-            for row in _listed(listing) if out.md5.endswith(DIRECTORY) else ():
-                yield Entry(stage, at / row["relpath"], _object(cache, row["md5"]))
+            object_path, out_path = _object(cache, out.md5), places.root / out.path
+            yield CachedFile(stage, out_path, object_path)
+            for row in _listed(object_path) if out.md5.endswith(DIRECTORY) else ():
+                yield CachedFile(stage, out_path / row["relpath"], _object(cache, row["md5"]))
 
 
 def _listed(listing: Path) -> list[dict[str, str]]:
-    """Return the files of a folder; none where the listing is missing or damaged itself."""
+    """Return the files in a folder's listing; [] where the listing is missing or damaged."""
     try:
         rows: list[dict[str, str]] = json.loads(listing.read_text(encoding="utf-8"))
         return [{"relpath": row["relpath"], "md5": row["md5"]} for row in rows]
@@ -150,22 +153,22 @@ def _object(cache: Path, md5: str) -> Path:
 
 
 def _cache(places: ProjectPaths) -> Path:
-    """Return the folder of DVC's cache: .dvc/cache, or what cache.dir of its settings names."""
+    """Return the folder of DVC's cache: cache.dir of its config, or .dvc/cache."""
     settings = configparser.ConfigParser(interpolation=None)
     try:
         settings.read([places.root / ".dvc" / name for name in ("config", "config.local")], encoding="utf-8")
     except configparser.Error:
         return places.root / ".dvc" / "cache"
-    named = settings.get("cache", "dir", fallback="").strip("\"'")
-    return (places.root / ".dvc" / named) if named else places.root / ".dvc" / "cache"
+    folder = settings.get("cache", "dir", fallback="").strip("\"'")
+    return (places.root / ".dvc" / folder) if folder else places.root / ".dvc" / "cache"
 
 
-def _look(path: Path) -> Seen | None:
+def _fingerprint(path: Path) -> Fingerprint | None:
     try:
-        about = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return None if path.is_dir() else [about.st_size, about.st_mtime_ns, about.st_ino]
+    return None if path.is_dir() else [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def _md5(path: Path) -> str:
@@ -177,13 +180,13 @@ def _file_of(places: ProjectPaths) -> Path:
     return places.state_dir / "verified.json"
 
 
-def _keep(places: ProjectPaths, known: dict[str, Seen]) -> None:
-    """Write down what was right. Where that cannot be written, the next look reads everything again."""
+def _save_verified(places: ProjectPaths, verified: dict[str, Fingerprint]) -> None:
+    """Write the verified objects to verified.json. Where that fails, the next check reads everything again."""
     with contextlib.suppress(OSError):
         places.state_dir.mkdir(parents=True, exist_ok=True)
-        write_json(_file_of(places), known)
+        write_json(_file_of(places), verified)
 
 
-def _seen(places: ProjectPaths) -> dict[str, Seen]:
-    """Return what was right at the last look, by MD5; nothing where that is not known any more."""
-    return read_memory(_file_of(places), dict[str, Seen], {})
+def _verified(places: ProjectPaths) -> dict[str, Fingerprint]:
+    """Return MD5 -> fingerprint of the last check; {} where the file is missing or damaged."""
+    return read_cache(_file_of(places), dict[str, Fingerprint], {})

@@ -1,22 +1,25 @@
-"""Bring `data.path` up to what lies in S3 below `data.fetch`, before anybody asks what is stale."""
+"""Mirror the S3 prefix of `data.fetch` to `data.path`, before DVC checks what is stale."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tasks.project.paths import ProjectPaths
-from tasks.versioning.s3_mirror import Mirrored, mirror
+from tasks.versioning.s3_mirror import MirrorResult, mirror
 from winnow.config import Config
 
 
-def fetch(places: ProjectPaths, config: Config) -> Mirrored | None:
-    """None where there is nothing to fetch from. Raises DataError; what was fetched until then stays."""
+def fetch(places: ProjectPaths, config: Config) -> MirrorResult | None:
+    """Mirror data.fetch; return what was done, or None where data.fetch is none.
+
+    Raises DataError; objects that were fetched before the error stay.
+    """
     if config.data.fetch == "none":
         return None
     folder = places.root / config.data.path
-    return mirror(config.data.fetch, folder, index_of(folder))
+    return mirror(config.data.fetch, folder, index_path(folder))
 
 
-def index_of(folder: Path) -> Path:
-    """What was fetched: beside the folder, since DVC hashes what is in it, and `make clean` leaves it."""
+def index_path(folder: Path) -> Path:
+    """Return the path of the index of fetched objects: beside the folder, whose content DVC hashes."""
     return folder.with_name(f".{folder.name}.fetched.db")

@@ -12,9 +12,10 @@ from prefect.states import Failed
 from prefect.utilities.templating import apply_values
 
 from flows import deployments
-from flows.runtime import ENDED
+from flows.runtime import ENDED_EVENT
 from tasks import stage_runner
-from tasks.project.paths import ProjectPaths, defaults
+from tasks.project.environment import default_variables
+from tasks.project.paths import ProjectPaths
 from tasks.tracking.mlflow_client import StoreError
 from tests.closure import ROOT
 from winnow.errors import ConfigError
@@ -34,8 +35,8 @@ def test_every_deployment_names_a_flow_a_pool_and_what_happens_when_runs_meet(de
     flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
     assert isinstance(flow, Flow)
     filled = apply_values({"pool": deployment["work_pool"]["name"], "name": deployment["name"]}, {})
-    assert filled == {"pool": deployments.pool_of("photos"), "name": "photos"}
-    assert apply_values(deployment["tags"], {}) == [deployments.pool_of("photos")]
+    assert filled == {"pool": deployments.work_pool_name("photos"), "name": "photos"}
+    assert apply_values(deployment["tags"], {}) == [deployments.work_pool_name("photos")]
     assert flow.name in deployments.FLOWS
     assert deployment["concurrency_limit"]["limit"] == 1
     assert set(deployment.get("parameters", {})) <= set(flow.parameters.properties)
@@ -44,16 +45,16 @@ def test_every_deployment_names_a_flow_a_pool_and_what_happens_when_runs_meet(de
 
 def test_automations_are_what_prefect_takes_and_fit_the_heartbeat() -> None:
     automations = [AutomationCore.model_validate(row) for row in deployments._automations(ProjectPaths(ROOT))]
-    assert all(automation.name.startswith(deployments.prefix_of("photos")) for automation in automations)
+    assert all(automation.name.startswith(deployments.automation_prefix("photos")) for automation in automations)
     assert len({automation.name for automation in automations}) == len(automations) == 3
     # Another project's runs on the same server are not theirs.
     related = {str(automation.trigger.match_related) for automation in automations}
     assert len(related) == 1
     assert "prefect.tag.winnow-photos" in related.pop()
     running = automations[0].trigger
-    assert ENDED in running.expect
+    assert ENDED_EVENT in running.expect
     assert "prefect.flow-run.Crashed" not in running.expect
-    assert running.within.total_seconds() >= 3 * int(defaults(ROOT)["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    assert running.within.total_seconds() >= 3 * int(default_variables(ROOT)["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
 
 
 def test_no_machine_is_named() -> None:

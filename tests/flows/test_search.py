@@ -11,13 +11,13 @@ import pytest
 import torch
 from distributed.scheduler import KilledWorker
 
-from flows.search import _trial, check_workers, outcome
+from flows.search import _trial, check_workers, trial_result
 from tasks.project.paths import ProjectPaths
 from tests.closure import ROOT
-from winnow.cli.search import WorkerPool, check_crew
+from winnow.cli.search import WorkerPool, check_pool
 from winnow.errors import ConfigError, MissingExtra
 from winnow.search.space import Point
-from winnow.search.trial import Result
+from winnow.search.trial import TrialResult
 
 
 def test_a_worker_with_several_threads_is_refused() -> None:
@@ -32,14 +32,14 @@ def test_a_worker_on_another_processor_is_refused() -> None:
 
 
 def test_a_trial_whose_workers_all_died_is_impossible_and_took_its_time() -> None:
-    def killed() -> Result:
+    def killed() -> TrialResult:
         raise KilledWorker("trial", None, 3)
 
-    found = outcome(killed, 12.0)
+    found = trial_result(killed, 12.0)
     assert (found.state, found.seconds) == ("impossible", 12.0)
     assert "died 4 times" in found.why
-    done = Result("finished", "", None, None, 1.0)
-    assert outcome(lambda: done, 12.0) is done
+    done = TrialResult("finished", "", None, None, 1.0)
+    assert trial_result(lambda: done, 12.0) is done
 
 
 def test_a_trial_takes_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,48 +55,44 @@ def test_a_trial_takes_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -
     assert seen == [3]
 
 
-def search(tmp_path: Path, crew: WorkerPool) -> None:
-    check_crew(ProjectPaths(tmp_path), crew)
-
-
 @pytest.mark.parametrize("crew", [WorkerPool(0), WorkerPool(2, "tcp://127.0.0.1:1")])
 def test_how_many_workers_is_said_once(tmp_path: Path, crew: WorkerPool) -> None:
-    with pytest.raises(ConfigError, match="--workers: at least 1, and none beside --scheduler"):
-        search(tmp_path, crew)
+    with pytest.raises(ConfigError, match="--workers: at least 1, and not together with --scheduler"):
+        check_pool(ProjectPaths(tmp_path), crew)
 
 
 def test_a_scheduler_needs_a_prefect_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    with pytest.raises(ConfigError, match="set PREFECT_API_URL to a server they reach"):
-        search(tmp_path, WorkerPool(scheduler="tcp://127.0.0.1:1"))
+    with pytest.raises(ConfigError, match="set PREFECT_API_URL to a server that they can reach"):
+        check_pool(ProjectPaths(tmp_path), WorkerPool(scheduler="tcp://127.0.0.1:1"))
 
 
 def test_on_a_gpu_trials_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search.slots, "has_gpu", lambda: True)
-    with pytest.raises(ConfigError, match="the GPU here, which takes one at a time"):
-        search(tmp_path, WorkerPool(2))
+    monkeypatch.setattr("winnow.cli.search.gpu_slots.has_gpu", lambda: True)
+    with pytest.raises(ConfigError, match="its GPU, one training at a time"):
+        check_pool(ProjectPaths(tmp_path), WorkerPool(2))
 
 
 def test_without_dask_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("winnow.cli.search.importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="parallel"):
-        search(tmp_path, WorkerPool(2))
+        check_pool(ProjectPaths(tmp_path), WorkerPool(2))
 
 
 WRITES = """
 import signal
-from tasks.tracking.search_runs import uninterrupted
+import tasks.tracking.search_runs
 before = signal.getsignal(signal.SIGINT)
 try:
-    with uninterrupted():
+    with tasks.tracking.search_runs.defer_signals():
         signal.raise_signal(signal.SIGINT)
         print("whole")
 except KeyboardInterrupt:
     print("ends", signal.getsignal(signal.SIGINT) == before)
-with uninterrupted():
+with tasks.tracking.search_runs.defer_signals():
     print("goes on")
 try:
-    with uninterrupted():
+    with tasks.tracking.search_runs.defer_signals():
         signal.raise_signal(signal.SIGINT)
         raise ValueError
 except KeyboardInterrupt:
@@ -106,5 +102,5 @@ except KeyboardInterrupt:
 
 def test_a_write_is_finished_before_ctrl_c_counts() -> None:
     """In a process of its own: a signal would end the one that tests."""
-    told = subprocess.run([sys.executable, "-c", WRITES], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines() == ["whole", "ends True", "goes on", "ends too"]
+    result = subprocess.run([sys.executable, "-c", WRITES], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == ["whole", "ends True", "goes on", "ends too"]

@@ -23,7 +23,7 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 
-from tasks.project.paths import OWNER, defaults
+from tasks.project.environment import ROOT_VARIABLE, default_variables
 from tests.closure import ROOT
 from tests.conftest import CLASSES, draw, tiny_params
 
@@ -60,7 +60,7 @@ class Project:
 
     def environment(self) -> dict[str, str]:
         """What a newcomer's shell holds, with our environment's python first."""
-        set_by_winnow = defaults(Path(os.environ[OWNER]))
+        set_by_winnow = default_variables(Path(os.environ[ROOT_VARIABLE]))
         kept = {name: value for name, value in os.environ.items() if name not in set_by_winnow}
         path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
         ours = {"HOME": str(self.home), "PATH": path, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}

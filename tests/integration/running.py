@@ -195,7 +195,8 @@ def web_hook() -> Iterator[tuple[str, list[str]]]:
 TELL = """
 import sys
 from pathlib import Path
-from tasks.project.paths import ProjectPaths, apply
+from tasks.project.environment import apply
+from tasks.project.paths import ProjectPaths
 apply(Path.cwd())
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from flows import deployments

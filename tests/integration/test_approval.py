@@ -41,9 +41,9 @@ def test_a_winner_waits_and_is_asked_about_once(places: ProjectPaths, config: Co
     assert (first.alias, first.champion) == ("challenger", None)
     assert "waits for approval" in first.reasons[-1]
     assert aliases(places) == {"challenger": "1"}
-    assert promotion_state.is_settled(places, asking(config))
-    assert promotion_state.waits(places)
-    assert not promotion_state.is_settled(places, config)  # nobody is asked any more
+    assert promotion_state.is_up_to_date(places, asking(config))
+    assert promotion_state.is_awaiting_approval(places)
+    assert not promotion_state.is_up_to_date(places, config)  # nobody is asked any more
     again = promote(places, asking(config))
     assert again.waits == first.waits
     assert "waits for approval" in tag(places, "1", "winnow.reason")
@@ -51,15 +51,15 @@ def test_a_winner_waits_and_is_asked_about_once(places: ProjectPaths, config: Co
 
 def test_approved_it_serves_and_the_word_stays_with_it(places: ProjectPaths, config: Config) -> None:
     promote(places, asking(config))
-    outcome = approval_decision.answer(places, asking(config), True, "Ann", "looks right")
+    outcome = approval_decision.decide(places, asking(config), True, "Ann", "looks right")
     assert (outcome.alias, outcome.champion, outcome.is_new) == ("champion", "1", True)
     assert "approved by Ann" in outcome.reasons[-1]
     assert "looks right" in tag(places, "1", "winnow.reason")
     assert aliases(places) == {"champion": "1", "challenger": "1"}
     with pytest.raises(WinnowError, match="was approved already"):
-        approval_decision.answer(places, asking(config), True, "Ann", "")
-    assert promotion_state.reasons(places) == list(outcome.reasons)
-    assert not promotion_state.waits(places)
+        approval_decision.decide(places, asking(config), True, "Ann", "")
+    assert promotion_state.read_reasons(places) == list(outcome.reasons)
+    assert not promotion_state.is_awaiting_approval(places)
     assert "is the champion" in promote(places, asking(config)).reasons[-1]
 
 
@@ -67,7 +67,7 @@ def test_a_damaged_question_is_not_taken_for_none(places: ProjectPaths, config: 
     promote(places, asking(config))
     version = registered_models.find(places, MODEL, "challenger")
     assert version is not None
-    registered_models.note(places, MODEL, version, {approval_request.TAG: "{"})
+    registered_models.annotate(places, MODEL, version, {approval_request.REQUEST_TAG: "{"})
     with pytest.raises(ArtifactError, match=r"winnow\.approval of version 1"):
         promote(places, asking(config))
 
@@ -77,8 +77,8 @@ def test_a_denial_holds(places: ProjectPaths, config: Config) -> None:
     wanted = next_run(places, 0)
     assert promote(places, wanted).waits is not None
     with pytest.raises(WinnowError, match="needs a reason"):
-        approval_decision.answer(places, wanted, False, "Ann", "")
-    outcome = approval_decision.answer(places, wanted, False, "Ann", "wrong on cats")
+        approval_decision.decide(places, wanted, False, "Ann", "")
+    outcome = approval_decision.decide(places, wanted, False, "Ann", "wrong on cats")
     assert (outcome.alias, outcome.champion, outcome.is_new) == ("challenger", "1", False)
     assert "wrong on cats" in tag(places, "2", "winnow.reason")
     for config_now in (wanted, asking(wanted, approval=False)):
@@ -86,7 +86,7 @@ def test_a_denial_holds(places: ProjectPaths, config: Config) -> None:
         assert refused.waits is None
         assert "denied by Ann" in refused.reasons[-1]
         assert aliases(places)["champion"] == "1"
-    assert promotion_state.is_settled(places, wanted)
+    assert promotion_state.is_up_to_date(places, wanted)
     assert promote(places, wanted, replace=True).waits is not None  # asked for anew
 
 
@@ -96,18 +96,18 @@ def test_a_question_that_nobody_answers_expires(
     wanted = asking(config, approval_hours=2.0)
     promote(places, wanted)
     later = datetime.now(UTC) + timedelta(hours=3)
-    assert promotion_state.is_settled(places, wanted)
+    assert promotion_state.is_up_to_date(places, wanted)
     for module in (approval_request, promotion_state):
         monkeypatch.setattr(module, "_now", lambda: later)
-    assert not promotion_state.is_settled(places, wanted)  # so the next run of the chain writes it down
+    assert not promotion_state.is_up_to_date(places, wanted)  # so the next run of the chain writes it down
     outcome = promote(places, wanted)
     assert outcome.waits is None
     assert "not approved in time: nobody answered" in outcome.reasons[-1]
     assert "nobody answered" in tag(places, "1", "winnow.reason")
     assert aliases(places) == {"challenger": "1"}
-    assert promotion_state.is_settled(places, wanted)
+    assert promotion_state.is_up_to_date(places, wanted)
     # A person's word counts late, too.
-    assert approval_decision.answer(places, wanted, True, "Ann", "was ill").champion == "1"
+    assert approval_decision.decide(places, wanted, True, "Ann", "was ill").champion == "1"
 
 
 def test_the_next_challenger_ends_the_question(places: ProjectPaths, config: Config) -> None:
@@ -115,7 +115,7 @@ def test_the_next_challenger_ends_the_question(places: ProjectPaths, config: Con
     wanted = next_run(places, 400)
     assert promote(places, wanted).version == "2"
     assert "not approved before version 2 (quick) took its place" in tag(places, "1", "winnow.reason")
-    question = approval_decision.waiting(places, wanted)
+    question = approval_decision.pending_approval(places, wanted)
     assert question is not None
     assert question.version.number == "2"
     # The first one wins a later selection: it is asked about anew.
@@ -126,12 +126,12 @@ def test_the_word_is_about_the_champion_of_the_question(places: ProjectPaths, co
     promote(places, write_run(places.root, "quick", {"quick": {"ballast": 900}}))
     wanted = next_run(places, 400)
     promote(places, wanted)
-    question = approval_decision.waiting(places, wanted)
+    question = approval_decision.pending_approval(places, wanted)
     assert question is not None
     registered_models.set_alias(places, MODEL, "champion", question.version.number)
     with pytest.raises(WinnowError, match="has changed since approval was asked for"):
-        approval_decision.answer(places, wanted, True, "Ann", "")
-    assert approval_decision.waiting(places, wanted) is None
+        approval_decision.decide(places, wanted, True, "Ann", "")
+    assert approval_decision.pending_approval(places, wanted) is None
 
 
 def test_after_a_rollback_a_person_is_asked_anew(places: ProjectPaths, config: Config) -> None:
@@ -140,7 +140,7 @@ def test_after_a_rollback_a_person_is_asked_anew(places: ProjectPaths, config: C
     wanted = next_run(places, 0)
     before = promote(places, wanted).waits
     assert rollback(places, wanted, "slow on Mondays").champion == "1"
-    assert not promotion_state.is_settled(places, wanted)
+    assert not promotion_state.is_up_to_date(places, wanted)
     after = promote(places, wanted).waits
     assert before is not None
     assert after is not None
@@ -149,10 +149,10 @@ def test_after_a_rollback_a_person_is_asked_anew(places: ProjectPaths, config: C
 
 def test_nothing_to_answer_says_so(places: ProjectPaths, config: Config) -> None:
     with pytest.raises(WinnowError, match="no challenger"):
-        approval_decision.answer(places, config, True, "Ann", "")
+        approval_decision.decide(places, config, True, "Ann", "")
     promote(places, config)
-    with pytest.raises(WinnowError, match="waits for no approval"):
-        approval_decision.answer(places, config, True, "Ann", "")
+    with pytest.raises(WinnowError, match="does not wait for approval"):
+        approval_decision.decide(places, config, True, "Ann", "")
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_the_form_says_what_is_asked(up: Up) -> None:
     assert up.post(f"flow_runs/{run}/resume", nobody)["status"] == "REJECT"
     keys = up.get(f"flow_runs/{run}")["state"]["state_details"]["run_input_keyset"]
     text = up.get(f"flow_runs/{run}/input/{keys['description']}")
-    assert "asks to become champion" in text
+    assert "is waiting for approval as champion" in text
     assert "report" in text
     told = answer(up, run, decision="approve", by="Ann", reason="small enough")
     assert "is the new champion" in told

@@ -108,10 +108,10 @@ def test_whoever_has_the_password_starts_only_the_projects_own_flows(
 
 ASK_TEMPORARY = """
 from pathlib import Path
-from tasks.project import announced_servers, paths
+from tasks.project import announced_servers, environment
 from tasks.project.paths import ProjectPaths
 
-paths.apply(Path.cwd())
+environment.apply(Path.cwd())
 assert not announced_servers.report_to_prefect(ProjectPaths(Path.cwd()))
 import httpx
 from prefect.client.orchestration import get_client

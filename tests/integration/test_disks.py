@@ -20,7 +20,7 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from tasks.project.disk_errors import disk_problem
+from tasks.project.disk_errors import describe_disk_error
 from tasks.project.paths import ProjectPaths
 from tasks.registry import registered_models
 from tasks.tracking import mlflow_runs
@@ -28,7 +28,7 @@ from tasks.tracking.mlflow_client import StoreError
 from tests.closure import ROOT
 from tests.conftest import tiny_params, write_folder, write_set
 from winnow.config import Config
-from winnow.records import renamed, write_json
+from winnow.records import atomic_path, write_json
 
 pytest_plugins = "tests.stores"
 
@@ -106,7 +106,7 @@ def test_a_disk_that_fills_up_during_training_is_told_and_work_goes_on(small_dis
     filler = fill(root, 200_000)
     done = step(root, "tasks", "pretrain")
     is_told(done, "the disk is full, or a quota is used up")
-    assert "make room, and give the same command again" in done.stderr
+    assert "make room, and run the same command again" in done.stderr
     assert left_over(root) == []
     filler.unlink()
     assert step(root, "tasks", "pretrain").returncode == 0
@@ -127,14 +127,14 @@ def test_a_run_that_has_no_room_does_not_begin(small_disk: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     (root / ".dvc").mkdir()
     shutil.copyfile(ROOT / ".dvc" / "config", root / ".dvc" / "config")
-    is_told(step(root, "winnow.cli.main", "run"), "MB left, and a run takes 64 MB before its first step; make room")
+    is_told(step(root, "winnow.cli.main", "run"), "MB left, and a run needs 64 MB before its first step; make room")
 
 
 @pytest.mark.parametrize("command", [("winnow.cli.main", "status"), ("winnow.cli.main", "run"), ("tasks", "ingest")])
 def test_a_read_only_project_is_told(small_disk: Path, command: tuple[str, ...]) -> None:
     root = project(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    is_told(step(root, *command), "the disk is mounted read-only; winnow keeps what it makes in")
+    is_told(step(root, *command), "the disk is mounted read-only; winnow writes to")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_read_only_project_is_told(small_disk: Path, command: tuple[str, ...])
 )
 def test_what_libraries_raise(error: Exception, said: str) -> None:
     for raised in (error, chained(error)):
-        told = disk_problem(raised, Path("/project"))
+        told = describe_disk_error(raised, Path("/project"))
         assert told is not None
         with pytest.raises(RuntimeError, match=said):
             raise RuntimeError(told)
@@ -170,12 +170,12 @@ def chained(error: Exception) -> Exception:
 
 @pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.ENOENT, "No such file"), PermissionError("x")])
 def test_other_errors_stay(error: Exception) -> None:
-    assert disk_problem(error, Path("/project")) is None
+    assert describe_disk_error(error, Path("/project")) is None
 
 
 def test_half_of_a_file_is_removed(tmp_path: Path) -> None:
     def stop(path: Path) -> None:
-        with renamed(path) as temporary:
+        with atomic_path(path) as temporary:
             temporary.write_text("half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -208,7 +208,7 @@ def of_an_unknown_version(database: Path) -> None:
     [
         (cut_in_half, "The file is damaged. Move it away and keep it"),
         (without_its_first_page, "The file is damaged. Move it away and keep it"),
-        (of_an_unknown_version, "Another version of MLflow made that file"),
+        (of_an_unknown_version, "Another version of MLflow created that file"),
     ],
 )
 def test_a_damaged_store_of_mlflow_is_told(

@@ -48,10 +48,10 @@ def config(places: ProjectPaths) -> Config:
 def test_images_of_the_same_kind_are_no_drift_and_are_tracked(
     places: ProjectPaths, config: Config, tmp_path: Path
 ) -> None:
-    finding = drift.look(places, config, str(fresh_images(tmp_path / "new")))
-    assert (finding.images, finding.is_real, finding.wanted) == (COUNT, False, ())
+    finding = drift.detect_drift(places, config, str(fresh_images(tmp_path / "new")))
+    assert (finding.images, finding.is_real, finding.to_label) == (COUNT, False, ())
     assert finding.advice.wants == "nothing"
-    run = mlflow_client.connect(places).get_run(drift.track(places, config, finding))
+    run = mlflow_client.connect(places).get_run(drift.log_drift(places, config, finding))
     assert run.info.status == "FINISHED"
     assert run.data.metrics["drift/real"] == 0.0
     assert {"drift/embeddings_p", "drift/classes_effect", "drift/confidence_p"} <= set(run.data.metrics)
@@ -63,19 +63,19 @@ def test_darker_images_are_drift_and_a_retrain_is_asked_for(
     places: ProjectPaths, config: Config, tmp_path: Path
 ) -> None:
     """The colours still differ, so the model is as sure as before."""
-    finding = drift.look(places, config, str(fresh_images(tmp_path / "new", brightness=0.4)))
+    finding = drift.detect_drift(places, config, str(fresh_images(tmp_path / "new", brightness=0.4)))
     assert {shift.test for shift in finding.shifts if shift.is_real} == {"embeddings"}
     assert finding.advice.wants == "retrain"
-    assert finding.wanted == ()
-    assert any(line.startswith("- embeddings (real)") for line in drift.lines(finding))
+    assert finding.to_label == ()
+    assert any(line.startswith("- embeddings (real)") for line in drift.report_lines(finding))
 
 
 def test_faded_images_are_drift_and_labels_are_asked_for(places: ProjectPaths, config: Config, tmp_path: Path) -> None:
     """Almost grey: the model is less sure."""
-    finding = drift.look(places, config, str(fresh_images(tmp_path / "new", colour=0.02)))
+    finding = drift.detect_drift(places, config, str(fresh_images(tmp_path / "new", colour=0.02)))
     assert "confidence" in {shift.test for shift in finding.shifts if shift.is_real}
     assert finding.advice.wants == "labels"
-    run_id = drift.track(places, config, finding)
+    run_id = drift.log_drift(places, config, finding)
     listed = mlflow_client.connect(places).download_artifacts(run_id, drift.LIST, str(tmp_path))
     with Path(listed).open(encoding="utf-8", newline="") as opened:
         rows = list(csv.DictReader(opened))
@@ -93,36 +93,36 @@ def test_what_is_known_is_no_news(places: ProjectPaths, config: Config, tmp_path
     keys[:40] = np.stack([np.frombuffer(digest, np.uint8) for digest in digests])
     np.save(places.artifacts / "data" / "keys.npy", keys)
     with pytest.raises(
-        DataError, match=rf"{COUNT - 40} fresh images \(40 ingested before\); drift.min_images wants 60"
+        DataError, match=rf"{COUNT - 40} fresh images \(40 ingested before\); drift.min_images requires at least 60"
     ):
-        drift.look(places, config, str(folder))
+        drift.detect_drift(places, config, str(folder))
 
 
 def test_copies_count_once_and_that_is_said(places: ProjectPaths, config: Config, tmp_path: Path) -> None:
     folder = fresh_images(tmp_path / "new")
-    plain = drift.look(places, config, str(folder))
+    plain = drift.detect_drift(places, config, str(folder))
     for path in sorted(folder.rglob("*.png")):
         for number in range(3):
             shutil.copyfile(path, path.with_name(f"{path.stem}-{number}.png"))
     (folder / "broken.jpg").write_bytes(b"no image")
-    found = drift.look(places, config, str(folder))
+    found = drift.detect_drift(places, config, str(folder))
     assert found.images == COUNT
     assert {shift.test for shift in found.shifts if shift.is_real} == set()
     assert [shift.effect for shift in found.shifts[1:]] == [shift.effect for shift in plain.shifts[1:]]
-    assert f"- not compared: {3 * COUNT} copies of others, 1 not readable" in drift.lines(found)
+    assert f"- not compared: {3 * COUNT} copies of others, 1 not readable" in drift.report_lines(found)
 
 
 def test_what_cannot_be_compared_says_so(places: ProjectPaths, config: Config, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="names no folder"):
-        drift.look(places, config)
-    with pytest.raises(ConfigError, match="is no folder"):
-        drift.look(places, config, str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="no folder of fresh images"):
+        drift.detect_drift(places, config)
+    with pytest.raises(ConfigError, match="is not a folder"):
+        drift.detect_drift(places, config, str(tmp_path / "nowhere"))
     folder = fresh_images(tmp_path / "new")
     (folder / "broken.jpg").write_bytes(b"no image")
-    assert drift.look(places, config, str(folder)).rejected[0].startswith("broken.jpg")
+    assert drift.detect_drift(places, config, str(folder)).rejected[0].startswith("broken.jpg")
 
 
 def test_without_a_champion_nothing_is_compared(places: ProjectPaths, tmp_path: Path) -> None:
     config = write_run(places.root)
     with pytest.raises(WinnowError, match="nothing has been promoted yet"):
-        drift.look(places, config, str(fresh_images(tmp_path / "new")))
+        drift.detect_drift(places, config, str(fresh_images(tmp_path / "new")))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tasks.versioning.dvc_stages import closed
+from tasks.versioning.dvc_stages import propagate_changes
 from tests.integration.conftest import Project
 from winnow.config import load_config
 
@@ -70,11 +70,18 @@ CHANGES: dict[str, tuple[Edit, set[str]]] = {
     "promotion": (number("promotion.min_gain", 0.1), {"select", "refit", "report"}),
     "refit": (number("refit.min_kappa", 0.3), {"refit", "report"}),
     "an image": (image, ALL),
-    "winnow/": (line("winnow/selection/decision.py"), {"select", "refit", "report"}),
-    "winnow/ records": (line("winnow/records.py"), set()),
+    "winnow/": (line("winnow/records.py"), set()),
     "winnow/config": (line("winnow/config/candidates.py"), set()),
     "winnow/data": (line("winnow/data/splits.py"), ALL),
     "winnow/models": (line("winnow/models/classifier_head.py"), ALL - {"ingest"}),
+    "winnow/evaluation": (line("winnow/evaluation/accuracy_drop.py"), {"select", "refit", "report"}),
+    "winnow/deploy": (line("winnow/deploy/candidate_card.py"), TRAINED),
+    "winnow/benchmark": (line("winnow/benchmark/speedups.py"), TAIL),
+    "winnow/training": (line("winnow/training/loop.py"), ALL - {"ingest"}),
+    "winnow/refit": (line("winnow/refit/acceptance.py"), {"refit", "report"}),
+    "winnow/selection": (line("winnow/selection/decision.py"), {"select", "refit", "report"}),
+    "winnow/cli": (line("winnow/cli/run.py"), set()),
+    "winnow/servers": (line("winnow/servers/local.py"), set()),
     "winnow/pretraining": (line("winnow/pretraining/simclr.py"), ALL - {"ingest"}),
     "winnow/compression": (line("winnow/compression/prune.py"), {"pruned", "pruned-int8", *TAIL}),
     "winnow/compression, of all": (line("winnow/compression/recovery.py"), TREE | TAIL),
@@ -109,7 +116,7 @@ def stale(root: Path) -> set[str]:
     from dvc.repo import Repo
 
     with contextlib.chdir(root), Repo() as repo:
-        return names(closed(repo.status(), load_config(root / "params.yaml")))
+        return names(propagate_changes(repo.status(), load_config(root / "params.yaml")))
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -21,7 +21,7 @@ def test_gates_go_by_the_machine_that_will_serve(project: Project, tmp_path: Pat
     project.winnow("run")  # a copy has no registry yet
     exported = project.winnow("export", str(tmp_path / "taken"), "--candidates")
     assert exported.returncode == 0, exported.stderr
-    assert "There: python check_host.py" in exported.stdout
+    assert "On the serving machine: python check_host.py" in exported.stdout
     script = [sys.executable, "-I", str(tmp_path / "taken" / "check_host.py")]
     subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
     told = read_json(tmp_path / "host.json")
@@ -29,7 +29,7 @@ def test_gates_go_by_the_machine_that_will_serve(project: Project, tmp_path: Pat
     (tmp_path / "host.json").write_text(json.dumps(told))
     taken = project.winnow("check-host", str(tmp_path / "host.json"))
     assert taken.returncode == 0, taken.stderr
-    assert "Gates go by Cortex-A76" in taken.stdout
+    assert "Gates use Cortex-A76" in taken.stdout
     assert yaml.safe_load((root / "params.yaml").read_text())["benchmark"]["target"] == "data/target.json"
     assert set(json.loads(project.dvc("status", "--json").stdout)) == {"select"}  # and report, which reads it
     result = project.winnow("run")
@@ -63,6 +63,6 @@ def test_what_is_no_report_changes_nothing(project: Project, tmp_path: Path) -> 
     before = (project.root / "params.yaml").read_text()
     result = project.winnow("check-host", str(tmp_path / "host.json"))
     assert result.returncode == 2
-    assert "is not what check_host.py writes" in result.stderr
+    assert "is not a file of check_host.py" in result.stderr
     assert (project.root / "params.yaml").read_text() == before
     assert not (project.root / "data" / "target.json").exists()

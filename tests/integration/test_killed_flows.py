@@ -11,7 +11,8 @@ from tests.integration.conftest import Project
 FLOW = """
 import os, signal, sys
 from pathlib import Path
-from tasks.project.paths import ProjectPaths, apply
+from tasks.project.environment import apply
+from tasks.project.paths import ProjectPaths
 
 apply(Path.cwd())
 from tasks.project import announced_servers
@@ -19,11 +20,11 @@ from tasks.project import announced_servers
 announced_servers.report_to_prefect(ProjectPaths(Path.cwd()))
 import psutil
 from prefect import flow
-from flows.runtime import working
+import flows.runtime
 
 @flow
 def short():
-    with working("."):
+    with flows.runtime.locked_project("."):
         if sys.argv[1] == "dies":
             for process in [*psutil.Process().children(recursive=True), psutil.Process()]:
                 process.kill()

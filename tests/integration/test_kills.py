@@ -48,7 +48,7 @@ def log_lines(up: Up, run: str) -> str:
 def goes_on(up: Up, run: str, seconds: float = 60) -> bool:
     """Whether the run says in time that its step goes on from a checkpoint."""
     deadline = time.monotonic() + seconds
-    while "going on from step" not in log_lines(up, run):
+    while "resuming from step" not in log_lines(up, run):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.5)
@@ -65,7 +65,7 @@ def test_killed_while_running_it_goes_on_from_its_checkpoint(up: Up) -> None:
     assert 60 < time.monotonic() - killed < 200
     found = up.wait(run, "Completed")
     assert found["run_count"] == 2
-    assert "going on from step" in log_lines(up, run)
+    assert "resuming from step" in log_lines(up, run)
 
 
 def test_killed_while_pending_it_starts_after_all(up: Up) -> None:
@@ -151,7 +151,7 @@ def test_what_ended_together_with_its_server_goes_on_when_both_are_back(
 HOLD = """
 import sys, time
 from pathlib import Path
-from tasks.project.paths import apply
+from tasks.project.environment import apply
 apply(Path.cwd())
 from tasks.project.gpu_slots import GPU, slot
 with slot(GPU):
@@ -197,7 +197,7 @@ def test_a_second_one_is_refused_and_what_a_killed_one_left_is_ended(
     try:
         refused = first.project.winnow("up")
         assert refused.returncode == 2
-        assert f"process {first.process.pid} keeps servers up here already" in refused.stderr
+        assert f"process {first.process.pid} already runs the servers of this project" in refused.stderr
         shown = first.project.winnow("ui")
         assert shown.returncode == 0, shown.stderr
         assert first.api.removesuffix("/api") in shown.stdout
@@ -216,10 +216,10 @@ def test_a_second_one_is_refused_and_what_a_killed_one_left_is_ended(
 STATES = """
 import sqlite3
 from pathlib import Path
-from tasks.project import paths
+from tasks.project import environment
 from tasks.project.paths import ProjectPaths
 
-paths.apply(Path.cwd())
+environment.apply(Path.cwd())
 prefect = sqlite3.connect(ProjectPaths(Path.cwd()).state_dir / "prefect" / "prefect.db")
 mlflow = sqlite3.connect(ProjectPaths(Path.cwd()).state_dir / "mlflow" / "mlflow.db")
 print("PREFECT", [row[0] for row in prefect.execute("select state_type from flow_run")])

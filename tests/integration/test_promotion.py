@@ -13,8 +13,9 @@ import pytest
 
 from tasks.project import paths, run_lock
 from tasks.project.paths import ProjectPaths
-from tasks.registry import promotion, promotion_state, registered_models
-from tasks.registry.champion_challenger import ContestResult, cells_of, incomparable, judge_challenge, measure
+from tasks.registry import model_upload, promotion, promotion_state, registered_models
+from tasks.registry.champion_challenger import ContestResult, benchmark_cases, judge_challenge, measure_contest
+from tasks.registry.comparability import find_difference
 from tasks.registry.promotion import promote, rollback
 from tasks.tracking import mlflow_client, mlflow_runs
 from tests.conftest import CLASSES, SIZE
@@ -55,18 +56,18 @@ def fetched(places: ProjectPaths, which: str) -> Path:
 
 def test_the_first_winner_becomes_champion(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
-    assert not promotion_state.is_settled(places, config)
+    assert not promotion_state.is_up_to_date(places, config)
     outcome = promote(places, config)
     assert (outcome.version, outcome.alias, outcome.champion) == ("1", "champion", "1")
-    assert "there was none before it" in outcome.reasons[-1]
+    assert "it is the first champion" in outcome.reasons[-1]
     assert aliases(places) == {"champion": "1", "challenger": "1"}
-    assert promotion_state.is_settled(places, config)
+    assert promotion_state.is_up_to_date(places, config)
     remembered = json.loads((places.state_dir / "promoted.json").read_text())
     assert remembered["reasons"] == list(outcome.reasons)
     assert remembered["sha256"] == sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
     version = mlflow_client.connect(places).get_model_version(MODEL, "1")
     assert version.run_id == mlflow_runs.candidate_run(places, config, "quick")
-    assert "there was none before it" in version.description
+    assert "it is the first champion" in version.description
     run = mlflow_client.connect(places).get_run(version.run_id)
     assert run.data.tags["winnow.promotion"].startswith(f"version 1 of {MODEL}")
     logged = mlflow_client.connect(places).get_logged_model(version.source.removeprefix("models:/"))
@@ -141,18 +142,18 @@ def test_the_card_repeats_the_test_figures_of_this_selection_alone(
 def test_the_same_file_is_registered_once(places: ProjectPaths, config: Config) -> None:
     promote(places, config)
     forget(places)
-    assert not promotion_state.is_settled(places, config)
+    assert not promotion_state.is_up_to_date(places, config)
     outcome = promote(places, config)
     assert "is the same file" in outcome.reasons[-1]
     assert len(mlflow_client.connect(places).search_model_versions(f"name = '{MODEL}'")) == 1
-    assert promotion_state.is_settled(places, config)
+    assert promotion_state.is_up_to_date(places, config)
 
 
 def test_a_version_that_a_crash_left_without_alias_is_completed(places: ProjectPaths, config: Config) -> None:
     card = read_json(places.artifacts / "candidates" / "quick" / "card.json")
     serving = {"runtime": "ort", "precision": "f32", "threads": 1}
     card |= {"serving": serving, "data_version": DATA_VERSION, "why": "", "speed": {}}
-    registered_models.register(places, config, places.artifacts / "candidates" / "quick", card, run_id="0" * 32)
+    model_upload.register(places, config, places.artifacts / "candidates" / "quick", card, run_id="0" * 32)
     assert aliases(places) == {}
     assert promote(places, config).champion == "1"
     assert aliases(places) == {"champion": "1", "challenger": "1"}
@@ -164,7 +165,7 @@ def test_nobody_passing_moves_nothing(places: ProjectPaths, config: Config) -> N
     assert (outcome.version, outcome.champion) == (None, None)
     assert "no candidate passes every gate" in outcome.reasons[-1]
     assert aliases(places) == {}
-    assert promotion_state.is_settled(places, config)
+    assert promotion_state.is_up_to_date(places, config)
     with pytest.raises(WinnowError, match="nothing has been promoted yet"):
         fetched(places, "champion")
 
@@ -172,12 +173,12 @@ def test_nobody_passing_moves_nothing(places: ProjectPaths, config: Config) -> N
 def test_nobody_passing_leaves_the_champion_that_is_there(places: ProjectPaths, config: Config) -> None:
     promote(places, config)
     nobody = _again(places, winner=None)
-    assert not promotion_state.is_settled(places, nobody)
+    assert not promotion_state.is_up_to_date(places, nobody)
     outcome = promote(places, nobody)
     assert (outcome.version, outcome.alias, outcome.champion) == (None, None, "1")
     assert "no candidate passes every gate; version 1 (quick) stays champion of photos" in outcome.reasons[-1]
     assert aliases(places) == {"champion": "1", "challenger": "1"}
-    assert promotion_state.is_settled(places, nobody)
+    assert promotion_state.is_up_to_date(places, nobody)
 
 
 def test_a_champion_that_changed_meanwhile_is_not_overwritten(places: ProjectPaths, config: Config) -> None:
@@ -200,13 +201,13 @@ def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(
 ) -> None:
     promote(places, config)
     worse = _by_size(_again(places, quick={"blind": 1}))
-    assert not promotion_state.is_settled(places, worse)
+    assert not promotion_state.is_up_to_date(places, worse)
     outcome = promote(places, worse)
     assert (outcome.version, outcome.alias, outcome.champion) == ("2", "challenger", "1")
     assert aliases(places) == {"champion": "1", "challenger": "2"}
     assert "top-1 against the champion: drop 33.3 points" in outcome.reasons[-1]
     assert "top-1 against the champion: drop 33.3 points" in tag(places, "2", "winnow.reason")
-    assert promotion_state.is_settled(places, worse)
+    assert promotion_state.is_up_to_date(places, worse)
 
 
 def test_a_winner_that_is_no_better_does_not_move_the_champion(places: ProjectPaths, config: Config) -> None:
@@ -230,7 +231,7 @@ def test_a_faster_winner_replaces_the_champion_and_rolls_back(places: ProjectPat
     assert line.startswith("version 1 (quick) is the champion")
     assert aliases(places) == {"champion": "1", "challenger": "2"}
     assert "wrong on Mondays" in tag(places, "2", "winnow.rolled_back")
-    assert promotion_state.is_settled(places, faster)
+    assert promotion_state.is_up_to_date(places, faster)
     assert "wrong on Mondays" in json.loads((places.state_dir / "promoted.json").read_text())["reasons"][0]
 
     refused = promote(places, faster)
@@ -284,7 +285,7 @@ def test_who_changes_what_serves_waits_for_another_who_does(places: ProjectPaths
     faster = _again(places, **FAST)
     promote(places, faster)
     done: list[str] = []
-    with run_lock.state_alone(places):
+    with run_lock.lock_registry(places):
         child = Thread(target=lambda: done.append(rollback(places, faster, "").reasons[-1]))
         child.start()
         child.join(1)
@@ -330,7 +331,7 @@ def test_what_cannot_be_compared_is_replaced_only_when_asked(places: ProjectPath
     promote(places, _again(places, **SLOW))
     card = fetched(places, "champion") / "card.json"
     write_json(card, read_json(card) | {"classes": ["cat", "dog", "cow"]})
-    registered_models.note(
+    registered_models.annotate(
         places, MODEL, registered_models.get(places, MODEL, "1"), {"winnow.card_sha256": sha256_of(card)}
     )
     config = _again(places, **FAST)
@@ -347,7 +348,7 @@ def test_what_cannot_be_compared_is_replaced_only_when_asked(places: ProjectPath
 def test_files_that_changed_since_the_selection_are_refused(places: ProjectPaths, config: Config) -> None:
     model = places.artifacts / "candidates" / "quick" / "model.onnx"
     model.write_bytes(model.read_bytes() + b" ")
-    with pytest.raises(ArtifactError, match="is not the file of its record"):
+    with pytest.raises(ArtifactError, match="does not match its record"):
         promote(places, config)
     assert aliases(places) == {}
 
@@ -396,13 +397,13 @@ def test_settled_is_for_this_address_and_store_only(
     promote(places, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert not promotion_state.is_settled(places, config)
+    assert not promotion_state.is_up_to_date(places, config)
     with pytest.raises(mlflow_client.StoreError, match="winnow promote"):
         promote(places, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", places.mlflow_store)
-    assert promotion_state.is_settled(places, config)
+    assert promotion_state.is_up_to_date(places, config)
     (places.state_dir / "mlflow" / "mlflow.db").unlink()
-    assert not promotion_state.is_settled(places, config)
+    assert not promotion_state.is_up_to_date(places, config)
 
 
 KEPT = Drop(0.0, -0.5, 0.5)
@@ -458,7 +459,7 @@ def contest(
         (contest(lost(0.5, -1.1, 2.1), 1.0, 0.1), "latency", False, "top-1 against the champion: not shown"),
         (contest(lost(1.0, 0.0, 2.0), 1.0, 0.1), "latency", True, "top-1 -1.0 points (-2.0 to +0.0)"),
         (contest(lost(-2.0, -3.0, -1.0), 1.0, 3.0), "latency", True, "which is shown to be better"),
-        (contest(lost(-2.0, -4.0, 0.0), 1.0, 3.0), "latency", False, "no better by a shown amount"),
+        (contest(lost(-2.0, -4.0, 0.0), 1.0, 3.0), "latency", False, "not shown to be more accurate"),
         (contest(lost(-2.0, -3.0, -1.0), None, 3.0), "latency", True, "the champion has no times"),
         (contest(SAME, 1.0, None), "latency", False, "the challenger has no times"),
         (
@@ -468,7 +469,7 @@ def contest(
             "macro F1 against the champion: macro F1 drop 3.0 points",
         ),
         (contest(unlabelled(1.2), 1.0, 0.1), "latency", False, "answers differ on 1.2 % of the images"),
-        (contest(unlabelled(0.8), 1.0, 0.1), "latency", True, "0.8 % of the validation images get another answer"),
+        (contest(unlabelled(0.8), 1.0, 0.1), "latency", True, "0.8 % of the validation images get another prediction"),
         (contest(unlabelled(0.8), 1.0, 1.0), "latency", False, "not 5 % better"),
     ],
 )
@@ -495,22 +496,22 @@ def test_no_gain_is_no_gain_even_where_none_is_asked_for() -> None:
 
 def test_comparability() -> None:
     card = {"classes": ["a", "b"], "image_size": 32}
-    assert incomparable(card, dict(card)) == ""
-    assert "32 pixels, the challenger 64" in incomparable(card, card | {"image_size": 64})
-    assert "b, a" in incomparable(card, card | {"classes": ["b", "a"]})
+    assert find_difference(card, dict(card)) == ""
+    assert "32 pixels, the challenger 64" in find_difference(card, card | {"image_size": 64})
+    assert "b, a" in find_difference(card, card | {"classes": ["b", "a"]})
 
 
 def test_a_card_of_another_machine_objective_or_batch_names_no_runtime(config: Config) -> None:
     here = this_machine()
     serving = {"runtime": "openvino", "precision": "f32", "threads": 1, "batch": 1, "objective": "latency"}
     card = {"name": "quick", "precision": "f32", "serving": serving, "machine": here.model_dump(mode="json")}
-    (cell,) = cells_of(card, config, here)
+    (cell,) = benchmark_cases(card, config, here)
     assert (cell.runtime, cell.precision, cell.threads, cell.batch) == ("openvino", "f32", 1, 1)
     elsewhere = here.model_copy(update={"cpu": "another"})
     for other in (
-        cells_of(card, config, elsewhere),
-        cells_of(card | {"serving": serving | {"objective": "throughput"}}, config, here),
-        cells_of(card | {"serving": serving | {"batch": 64}}, config, here),
+        benchmark_cases(card, config, elsewhere),
+        benchmark_cases(card | {"serving": serving | {"objective": "throughput"}}, config, here),
+        benchmark_cases(card | {"serving": serving | {"batch": 64}}, config, here),
     ):
         assert {(cell.runtime, cell.layout, cell.batch) for cell in other} == {
             ("ort", "file", 1),
@@ -528,14 +529,14 @@ def test_openvino_is_timed_in_both_modes_whatever_the_card_names(config: Config)
     ):
         serving = {"runtime": runtime, "precision": "f32", "threads": 2, "batch": batch, "objective": "throughput"}
         card = {"name": "quick", "precision": "f32", "serving": serving, "machine": here.model_dump(mode="json")}
-        assert [cell.runtime for cell in cells_of(card, config, here)] == expected
+        assert [cell.runtime for cell in benchmark_cases(card, config, here)] == expected
 
 
 def test_a_card_of_another_machine_still_gives_a_contest(places: ProjectPaths, config: Config) -> None:
     folder, elsewhere = places.artifacts / "candidates", this_machine().model_copy(update={"cpu": "another"})
     serving = {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "objective": "latency"}
     card = {"name": "x", "precision": "f32", "serving": serving, "machine": elsewhere.model_dump(mode="json")}
-    contest = measure(config, places.artifacts / "data", (folder / "quick", card), (folder / "wrong", card))
+    contest = measure_contest(config, places.artifacts / "data", (folder / "quick", card), (folder / "wrong", card))
     assert contest.champion is not None
     assert contest.challenger is not None
     assert 0 < contest.champion < 50
@@ -553,9 +554,9 @@ def test_a_champion_whose_runtime_is_not_here_is_judged_by_its_file_and_that_is_
     gone = own | {"serving": serving | {"runtime": "ort-cuda"}}
     policy = config.promotion.model_copy(update={"objective": "size"})
     by_size = config.model_copy(update={"promotion": policy})
-    contest = measure(by_size, places.artifacts / "data", (folder / "quick", gone), (folder / "quick", own))
+    contest = measure_contest(by_size, places.artifacts / "data", (folder / "quick", gone), (folder / "quick", own))
     _, reason = judge_challenge(contest, policy)
-    assert "the champion answered in ONNX Runtime, as ort-cuda f32 (this ONNX Runtime has no CUDA" in reason
+    assert "the champion was evaluated in ONNX Runtime, as ort-cuda f32 (this ONNX Runtime has no CUDA" in reason
     assert "the challenger answered" not in reason
 
 

@@ -14,7 +14,7 @@ from tasks.registry.promotion import promote, rollback
 from tests.handmade import MODEL, aliases, tag, write_refit, write_run
 from tests.integration.test_drift import fresh_images
 from winnow.config import Config
-from winnow.deploy.bundle import model_card
+from winnow.deploy.bundle import render_model_card
 from winnow.errors import ArtifactError
 from winnow.records import read_json, read_record, record_digest, sha256_of, write_record
 
@@ -53,9 +53,9 @@ def test_the_refitted_file_is_registered_with_the_selected_one_beside_it(places:
     card["output"] |= {"note": "", "shape": []}
     card["metrics"] |= {"size/parameters": 1e6, "delta/top1": 0.0, "quality/top1_low": 0.9, "quality/top1_high": 1.0}
     card["metrics"] |= {"quality/macro_f1": 1.0}
-    text = model_card({**card, "measured_on": "the validation split, before the refit"}, "photos")
-    assert "Refitted after it was chosen, on 170 labels (training and validation)" in text
-    assert "same answer as before on 90.0 % of 110 training images" in text
+    text = render_model_card({**card, "measured_on": "the validation split, before the refit"}, "photos")
+    assert "Refitted after its selection, on 170 labels (training and validation)" in text
+    assert "same prediction as before on 90.0 % of 110 training images" in text
 
 
 def test_a_refitted_champion_is_compared_by_the_file_that_learned_no_validation_image(places: ProjectPaths) -> None:
@@ -77,13 +77,13 @@ def test_a_refitted_challenger_has_no_head_start(places: ProjectPaths) -> None:
 def test_the_refit_of_the_champions_own_file_takes_its_place_and_goes_back(places: ProjectPaths) -> None:
     promote(places, by_size(write_run(places.root, "quick", {"quick": BEFORE})))
     config = refitted(places, BEFORE, AFTER)
-    assert not promotion_state.is_settled(places, config)
+    assert not promotion_state.is_up_to_date(places, config)
     outcome = promote(places, config)
     assert (outcome.version, outcome.champion) == ("2", "2")
-    assert "the champion's file, refitted on 170 labels, and the champion learned 110" in tag(
+    assert "the champion's file, refitted on 170 labels, and the champion was trained on 110" in tag(
         places, "2", "winnow.reason"
     )
-    assert promotion_state.is_settled(places, config)
+    assert promotion_state.is_up_to_date(places, config)
     rollback(places, config, "worse in the field")
     assert aliases(places)["champion"] == "1"
     promotion_state.clear(places)
@@ -95,7 +95,7 @@ def test_a_refit_of_something_else_is_not_promoted(places: ProjectPaths) -> None
     config = refitted(places, BEFORE, AFTER)
     record = read_record(places.artifacts / "refit")
     write_record(places.artifacts / "refit", record.model_copy(update={"inputs": {"quick": "0" * 64}}))
-    with pytest.raises(ArtifactError, match="does not belong to the present quick; run winnow again"):
+    with pytest.raises(ArtifactError, match="does not belong to the current quick; run winnow again"):
         promote(places, config)
     assert aliases(places) == {}
 
@@ -118,12 +118,12 @@ def test_drift_is_seen_by_the_file_that_learned_no_validation_image(
     config = config.model_copy(update={"drift": config.drift.model_copy(update={"min_images": 60})})
     promote(places, config)
     asked: list[Path] = []
-    real = drift.answer
+    real = drift.compute_features
 
-    def answer(path: Path, *arguments: Any, **named: Any) -> Any:
+    def compute_features(path: Path, *arguments: Any, **named: Any) -> Any:
         asked.append(path)
         return real(path, *arguments, **named)
 
-    monkeypatch.setattr(drift, "answer", answer)
-    drift.look(places, config, str(fresh_images(tmp_path / "new")))
+    monkeypatch.setattr(drift, "compute_features", compute_features)
+    drift.detect_drift(places, config, str(fresh_images(tmp_path / "new")))
     assert asked == [fetched(places, "champion") / "selected" / "model.onnx"] * 2

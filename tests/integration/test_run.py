@@ -170,7 +170,7 @@ def test_predict_names_the_class_of_a_persons_file(finished: Finished) -> None:
 
 def test_no_run_is_left_running_and_metric_names_are_the_same(finished: Finished) -> None:
     code = (
-        "import json, os; from pathlib import Path; from tasks.project.paths import apply; apply(Path.cwd())\n"
+        "import json, os; from pathlib import Path; from tasks.project.environment import apply; apply(Path.cwd())\n"
         "from mlflow import MlflowClient\n"
         "client = MlflowClient()\n"
         "ids = [e.experiment_id for e in client.search_experiments()]\n"
@@ -317,7 +317,7 @@ def test_dvc_alone_and_a_killed_step_end_with_the_same_bytes(finished: Finished,
     assert not (fresh.root / "artifacts" / "pretrain").exists()
     result = fresh.dvc("repro", "candidate@pruned")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "going on from step 5" in result.stdout
+    assert "resuming from step 5" in result.stdout
     for name in ("data", "pretrain", "candidates/dense", "candidates/pruned"):
         here, there = (p.root / "artifacts" / name / "record.json" for p in (fresh, finished[0]))
         assert here.read_bytes() == there.read_bytes(), name

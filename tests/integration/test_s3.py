@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.versioning import s3_mirror
-from tasks.versioning.s3_mirror import Mirrored, mirror
+from tasks.versioning import s3_bucket
+from tasks.versioning.s3_mirror import MirrorResult, mirror
 from tests.integration.conftest import make_project, run_params
 from tests.integration.running import free_ports
 from winnow.errors import DataError
-from winnow.servers.supervisor import listens
+from winnow.servers.supervisor import is_port_taken
 
 KEY, SECRET = "AKTEST0001", "sktest00000001"
 RCLONE = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int
     (folder / "buckets").mkdir()
     command += ["--dir-cache-time", "0s", "--addr", f"127.0.0.1:{port}", str(folder / "buckets")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not listens(port):
+    while not is_port_taken(port):
         assert process.poll() is None
         time.sleep(0.05)
     yield folder / "buckets", port
@@ -51,7 +51,7 @@ def bucket(server: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> Iterato
         put(path, f"photos/{'cat' if index % 2 else 'dog'}/{index}.jpg", bytes([index]) * (1000 + index))
     put(path, "other/no.jpg", b"not below the prefix")
     point_to(monkeypatch, server[1])
-    monkeypatch.setattr(s3_mirror, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(s3_bucket, "PAUSE_SECONDS", 0.05)
     yield path
     shutil.rmtree(path)
 
@@ -74,11 +74,11 @@ def point_to(monkeypatch: pytest.MonkeyPatch, port: int, secret: str = SECRET) -
         monkeypatch.setenv(name, value)
 
 
-def run(folder: Path, url: str = "s3://pictures/photos") -> Mirrored:
+def run(folder: Path, url: str = "s3://pictures/photos") -> MirrorResult:
     return mirror(url, folder / "photos", folder / "index.db")
 
 
-def counts(done: Mirrored) -> tuple[int, int, int]:
+def counts(done: MirrorResult) -> tuple[int, int, int]:
     return done.fetched, done.unchanged, done.removed
 
 
@@ -104,7 +104,7 @@ def test_nothing_is_fetched_twice_and_what_is_gone_goes(bucket: Path, tmp_path: 
 def test_what_was_not_fetched_stays(bucket: Path, tmp_path: Path) -> None:
     own = tmp_path / "photos" / "cat" / "1.jpg"
     put(tmp_path, "photos/cat/1.jpg", b"mine")
-    with pytest.raises(DataError, match=r"cat/1\.jpg is there and was not fetched from s3://pictures/photos; move it"):
+    with pytest.raises(DataError, match=r"cat/1\.jpg exists and was not fetched from s3://pictures/photos; move it"):
         run(tmp_path)
     assert own.read_bytes() == b"mine"
     assert len(files(tmp_path / "photos")) == 1
@@ -124,10 +124,10 @@ def test_more_objects_than_a_page(bucket: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "secret", "message"),
     [
-        ("s3://pictures/photos", "wrong", r"s3://pictures/photos/: .*403.*see AWS_ACCESS_KEY_ID or AWS_PROFILE"),
+        ("s3://pictures/photos", "wrong", r"s3://pictures/photos/: .*403.*check AWS_ACCESS_KEY_ID or AWS_PROFILE"),
         ("s3://nobody/photos", SECRET, r"s3://nobody/photos/: NoSuchBucket .*there is no such bucket"),
         ("s3://pictures/nothing", SECRET, r"s3://pictures/nothing holds no object"),
-        ("pictures/photos", SECRET, r"'pictures/photos' is no address of the form s3://bucket/prefix"),
+        ("pictures/photos", SECRET, r"'pictures/photos' is not of the form s3://bucket/prefix"),
     ],
 )
 @pytest.mark.usefixtures("bucket")
@@ -150,7 +150,7 @@ def test_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.usefixtures("bucket")
 def test_a_server_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point_to(monkeypatch, free_ports(1)[0])
-    with pytest.raises(DataError, match=r"s3://pictures/photos/: .*see that the server is up, and AWS_ENDPOINT_URL"):
+    with pytest.raises(DataError, match=r"s3://pictures/photos/: .*check that the server is running"):
         run(tmp_path)
 
 
@@ -221,7 +221,7 @@ def test_what_was_fetched_before_the_end_stays_and_half_an_object_is_none(
 
     with bad_network(server[1], one_never) as port:
         point_to(monkeypatch, port)
-        with pytest.raises(DataError, match=r"s3://pictures/photos/dog/8\.jpg: .*what was fetched stays"):
+        with pytest.raises(DataError, match=r"s3://pictures/photos/dog/8\.jpg: .*fetched objects are kept"):
             run(tmp_path)
     there = files(tmp_path / "photos")
     assert "dog/8.jpg" not in there
@@ -245,7 +245,7 @@ def test_objects_that_change_or_go_while_they_are_fetched(
         point_to(monkeypatch, port)
         done = run(tmp_path)
     assert done.fetched == 11
-    assert done.skipped == ["s3://pictures/photos/dog/6.jpg is gone since it was listed; it is passed over"]
+    assert done.skipped == ["s3://pictures/photos/dog/6.jpg was deleted after it was listed; it is skipped"]
     assert files(tmp_path / "photos")["dog/8.jpg"] == b"changed since it was listed"
     point_to(monkeypatch, server[1])
     assert counts(run(tmp_path)) == (0, 11, 0)
@@ -272,4 +272,4 @@ def test_a_projects_folder_follows_its_bucket(server: tuple[Path, int], bucket: 
     assert list(project.home.iterdir()) == []
     params["data"]["fetch"] = "none"
     project.set_params(params)
-    assert "data.fetch: names nothing to fetch" in project.winnow("fetch").stderr
+    assert "data.fetch is none: set it to s3://bucket/prefix" in project.winnow("fetch").stderr

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.services
 
 FORGET_CHAMPION = """
 from pathlib import Path
-from tasks.project.paths import ProjectPaths, apply
+from tasks.project.environment import apply
+from tasks.project.paths import ProjectPaths
 apply(Path.cwd())
 from tasks.registry import registered_models
 registered_models.set_alias(ProjectPaths(Path.cwd()), "photos", "champion", None)
@@ -116,4 +117,4 @@ def test_a_person_is_told_of_another_champion_and_of_drift(up: Up) -> None:
         assert up.project.call(sys.executable, "-c", FORGET_CHAMPION).returncode == 0
         result = up.project.winnow("promote")
         assert "is the new champion" in result.stdout, result.stdout + result.stderr
-        assert_told(received, "is the champion of photos", "there was none before it")
+        assert_told(received, "is the champion of photos", "it is the first champion")

@@ -26,11 +26,11 @@ ASK = """
 import json, sys
 from pathlib import Path
 from mlflow import MlflowClient
-from tasks.project import paths
+from tasks.project import environment
 from tasks.tracking import mlflow_client
 from tasks.project.paths import ProjectPaths
 from winnow.config import load_config
-paths.apply(Path.cwd())
+environment.apply(Path.cwd())
 places = ProjectPaths(Path.cwd())
 client = mlflow_client.connect(places)
 experiment = mlflow_client.experiment_id(places, load_config("params.yaml"))
@@ -105,7 +105,7 @@ def test_a_search_that_is_killed_loses_no_trial_and_its_choice_joins_the_tree(se
     assert "candidate@pruned" not in stale
     taken = searching.winnow("search", "--add", "pruned")
     assert taken.returncode == 2
-    assert "--add pruned: pruned, pruned-int8 is there already" in taken.stderr
+    assert "--add pruned: pruned, pruned-int8 exists already" in taken.stderr
 
 
 def test_of_two_workers_one_is_killed_and_no_trial_is_lost_or_counted_twice(searching: Project) -> None:

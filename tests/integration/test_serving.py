@@ -110,7 +110,7 @@ def test_what_a_client_sees(serve: Callable, places: ProjectPaths) -> None:
             assert httpx.post(f"{address}/predict", json=pixels).json() == told
             assert httpx.post(f"{address}/predict", files={"image": encoded(label)}).json() == told
         for content, kind, status, said in [
-            (b"no image", "image/png", 400, "no image format that is read here"),
+            (b"no image", "image/png", 400, "not a supported image format"),
             (encoded(0)[:60], "image/png", 400, "damaged"),
             (b'{"pixels": [[1]]}', "application/json", 400, f"{SIZE} rows of {SIZE}"),
             (b"x" * 100_001, "image/png", 413, "more than 100,000 bytes"),
@@ -200,10 +200,10 @@ def test_whoever_waits_too_long_or_behind_too_many_is_told(serve: Callable) -> N
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--host", "10.0.0.1"], "--host 10.0.0.1: it is to be 127.0.0.1"),
-        (["--port", "80"], "--port 80: it is to be from 1024 to 65535"),
-        (["--max-pixels", "0"], "--max-pixels 0: it is to be a positive number"),
-        (["--timeout", "0"], "--timeout 0.0: it is to be a positive number"),
+        (["--host", "10.0.0.1"], "--host 10.0.0.1: it must be 127.0.0.1"),
+        (["--port", "80"], "--port 80: it must be from 1024 to 65535"),
+        (["--max-pixels", "0"], "--max-pixels 0: it must be a positive number"),
+        (["--timeout", "0"], "--timeout 0.0: it must be a positive number"),
         (["--model", "17"], "17"),
     ],
 )

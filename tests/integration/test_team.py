@@ -22,7 +22,7 @@ from tests.integration.conftest import Project, make_project, run_params
 from tests.integration.running import free_ports, ready, start, stop
 from winnow.errors import WinnowError
 from winnow.servers import postgresql
-from winnow.servers.supervisor import MARK, listens
+from winnow.servers.supervisor import MARK, is_port_taken
 
 pytestmark = pytest.mark.services
 SERVERS = ("postgresql", "s3", "mlflow", "prefect")
@@ -60,7 +60,7 @@ def small() -> dict:
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     try:
-        postgresql.binaries(Path("none yet"))
+        postgresql.binaries_folder(Path("none yet"))
     except WinnowError as error:
         pytest.skip(str(error))
     if shutil.which("rclone", path=str(Path(sys.executable).parent)) is None:
@@ -124,9 +124,9 @@ def test_a_scheduled_chain_survives_the_death_of_every_server(team: Team) -> Non
             said, deadline = team.first.root / ".winnow" / "logs" / "winnow-team.log", time.monotonic() + 90
             while f"{name} has stopped (status -9)" not in said.read_text() and time.monotonic() < deadline:
                 time.sleep(0.2)
-            while not listens(team.ports[name]) and time.monotonic() < deadline:
+            while not is_port_taken(team.ports[name]) and time.monotonic() < deadline:
                 time.sleep(0.2)
-            assert listens(team.ports[name]), (team.folder / "logs" / f"{name}.log").read_text()[-2000:]
+            assert is_port_taken(team.ports[name]), (team.folder / "logs" / f"{name}.log").read_text()[-2000:]
         up.wait(run, "Completed", through=("CRASHED",))
         shown = up.artifacts(run)
         assert {row["candidate"] for row in json.loads(shown["candidates"])} == {"dense", "pruned", "pruned-int8"}
@@ -294,7 +294,8 @@ def done(project: Project, *command: str) -> None:
 START = """
 import json, sys
 from pathlib import Path
-from tasks.project.paths import ProjectPaths, apply
+from tasks.project.environment import apply
+from tasks.project.paths import ProjectPaths
 apply(Path.cwd())
 from winnow.servers.team import _make_accounts
 _make_accounts(ProjectPaths(Path.cwd()), sys.argv[1], json.loads(sys.argv[2]), sys.argv[3])
@@ -302,7 +303,7 @@ _make_accounts(ProjectPaths(Path.cwd()), sys.argv[1], json.loads(sys.argv[2]), s
 CLIENT = """
 import json
 from pathlib import Path
-from tasks.project.paths import apply
+from tasks.project.environment import apply
 apply(Path.cwd())
 from mlflow import MlflowClient
 client = MlflowClient()

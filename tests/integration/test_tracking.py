@@ -16,14 +16,14 @@ from threading import Thread
 import pytest
 
 from tasks.project import paths
-from tasks.project.deadlines import TookTooLong, deadline
+from tasks.project.deadlines import CallTimeout, time_limit
 from tasks.project.paths import ProjectPaths
 from tasks.tracking import mlflow_client, mlflow_runs, run_content, search_runs, tracked_runs
 from tests.handmade import CURVES, DATA_VERSION, forget, write_candidate, write_verdicts
 from winnow.config import Config
 from winnow.errors import ArtifactError
-from winnow.search.loop import Progress
-from winnow.search.optuna_study import Trial
+from winnow.search.loop import SearchProgress
+from winnow.search.optuna_study import EndedTrial
 from winnow.search.space import Point
 from winnow.search.trial import TrialEvaluation
 
@@ -45,9 +45,9 @@ def _named(places: ProjectPaths, config: Config) -> dict:
 
 
 HERE = (
-    "import os, signal, sys; from pathlib import Path; from tasks.project import paths;"
+    "import os, signal, sys; from pathlib import Path; from tasks.project import environment, paths;"
     "from tasks.tracking import mlflow_runs;"
-    "from winnow.config import load_config; places = paths.ProjectPaths(Path.cwd()); paths.apply(places.root);"
+    "from winnow.config import load_config; places = paths.ProjectPaths(Path.cwd()); environment.apply(places.root);"
     "config = load_config('params.yaml');"
 )
 
@@ -104,10 +104,10 @@ def test_a_second_track_logs_nothing(places: ProjectPaths, config: Config) -> No
     mlflow_runs.track(places, config)
     assert mlflow_runs.is_complete(places, config)
     before = {run.info.run_id for run in _runs(places, config)}
-    assert "holds all" in mlflow_runs.track(places, config)
+    assert "has all" in mlflow_runs.track(places, config)
     forget(places)
     assert not mlflow_runs.is_complete(places, config)
-    assert "holds all" in mlflow_runs.track(places, config)
+    assert "has all" in mlflow_runs.track(places, config)
     assert {run.info.run_id for run in _runs(places, config)} == before
     assert mlflow_runs.is_complete(places, config)
 
@@ -252,13 +252,13 @@ def test_a_server_that_does_not_answer_is_one_message(
         lambda: mlflow_runs.open_execution(places, config, "all"),
         lambda: mlflow_runs.open_step(places, "0" * 32, "dense", "finetune"),
     ):
-        with pytest.raises(mlflow_client.StoreError, match=r"http://127\.0\.0\.1:1 does not answer") as raised:
+        with pytest.raises(mlflow_client.StoreError, match=r"http://127\.0\.0\.1:1 does not respond") as raised:
             act()
         assert "winnow track" in str(raised.value)
         assert "secret" not in str(raised.value)
     with caplog.at_level(logging.WARNING, logger="tasks.tracking.mlflow_runs"):
         mlflow_runs.log_curves(places, "0" * 32, CURVES, 0, "")
-    assert "curves are sent when the step has ended" in caplog.text
+    assert "curves will be logged when the step has ended" in caplog.text
     mlflow_runs.fail_step(places, "0" * 32, "the step's own error must be seen, not this one")
     mlflow_runs.close_execution(places, "0" * 32, ok=False)
 
@@ -314,7 +314,7 @@ def test_a_server_that_drips_is_given_up(
 
 def test_a_call_in_time_is_not_struck_later() -> None:
     for _ in range(20):
-        with contextlib.suppress(TookTooLong), deadline(0.01):
+        with contextlib.suppress(CallTimeout), time_limit(0.01):
             time.sleep(0.01)
         sum(range(1000))  # nothing may be raised here
 
@@ -322,11 +322,11 @@ def test_a_call_in_time_is_not_struck_later() -> None:
 @pytest.mark.parametrize(
     ("address", "error", "said"),
     [
-        ("", PermissionError(13, "Permission denied", "mlflow/artifacts"), "See that it can be written"),
-        ("http://127.0.0.1:1", PermissionError(13, "Permission denied", "models"), "See that it can be written"),
+        ("", PermissionError(13, "Permission denied", "mlflow/artifacts"), "Check that it is writable"),
+        ("http://127.0.0.1:1", PermissionError(13, "Permission denied", "models"), "Check that it is writable"),
         ("http://127.0.0.1:1", OSError("failed with error code 401 != 200"), "knows no account ''"),
-        ("http://127.0.0.1:1", OSError("failed with error code 403 != 200"), "it takes the role engineer"),
-        ("http://127.0.0.1:1", ConnectionError("refused"), "See that it is up"),
+        ("http://127.0.0.1:1", OSError("failed with error code 403 != 200"), "it needs the role engineer"),
+        ("http://127.0.0.1:1", ConnectionError("refused"), "Check that it is running"),
     ],
 )
 def test_an_error_says_whose_it_is(
@@ -334,7 +334,7 @@ def test_an_error_says_whose_it_is(
 ) -> None:
     if address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    with pytest.raises(mlflow_client.StoreError, match=said), mlflow_client.answering(places):
+    with pytest.raises(mlflow_client.StoreError, match=said), mlflow_client.convert_errors(places):
         raise error
 
 
@@ -353,7 +353,7 @@ def test_a_moved_store_is_not_written_into_the_old_folder(places: ProjectPaths, 
     client = mlflow_client.connect(places)
     name = f"winnow/{paths.registered_model_name(config)}"
     client.create_experiment(name, artifact_location=(places.root / "elsewhere").as_uri())
-    with pytest.raises(mlflow_client.StoreError, match="was made in another folder"):
+    with pytest.raises(mlflow_client.StoreError, match="was created in another folder"):
         mlflow_runs.track(places, config)
 
 
@@ -374,18 +374,21 @@ def test_without_artifacts_there_is_nothing_to_track(places: ProjectPaths, confi
 def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
     places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = search_runs.Log(places, config, "mine")
+    log = search_runs.SearchRun(places, config, "mine")
     look = TrialEvaluation(1.0, 2.0, 0.5, {"quality/top1": 0.9}, ("found",))
-    trials = [Trial(number, number, Point("prune", 0.5, "none"), "finished", look, "", 3.0) for number in (0, 1)]
+    trials = [EndedTrial(number, number, Point("prune", 0.5, "none"), "finished", look, "", 3.0) for number in (0, 1)]
     log.trial(trials[0])
     with monkeypatch.context() as down, caplog.at_level(logging.WARNING, logger="tasks.tracking.search_runs"):
-        down.setattr(mlflow_client, "log", lambda *_: (_ for _ in ()).throw(mlflow_client.StoreError("MLflow is down")))
+        down.setattr(
+            "tasks.tracking.mlflow_client.log_values",
+            lambda *_: (_ for _ in ()).throw(mlflow_client.StoreError("MLflow is down")),
+        )
         log.trial(trials[1])  # its run was made, and could not be filled
         log.trial(trials[1])
     assert "trial 1 is not in MLflow yet: MLflow is down" in caplog.text
-    again = search_runs.Log(places, config, "mine")
-    assert again.told == [0]
-    again.close(Progress(trials, 6.0, 1.0, {}), trials[1], [])
+    again = search_runs.SearchRun(places, config, "mine")
+    assert again.logged == [0]
+    again.close(SearchProgress(trials, 6.0, 1.0, {}), trials[1], [])
     kinds = _runs(places, config, "tags.`winnow.kind` = 'trial'")
     assert sorted((run.info.run_name, run.info.status) for run in kinds) == [
         ("trial 0", "FINISHED"),
@@ -397,8 +400,8 @@ def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
 def test_completeness_is_known_without_mlflow(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
     code = HERE + (
-        "from tasks.registry import promotion_state;"
-        "print(mlflow_runs.is_complete(places, config), promotion_state.is_settled(places, config));"
+        "import tasks.registry.promotion_state;"
+        "print(mlflow_runs.is_complete(places, config), tasks.registry.promotion_state.is_up_to_date(places, config));"
         "print('mlflow' in sys.modules)"
     )
     assert _python(code, places).stdout.split() == ["True", "False", "False"]
@@ -409,7 +412,9 @@ def test_more_than_one_call_may_hold_arrives_whole(places: ProjectPaths, config:
     metrics = {f"m/{index}": float(index) for index in range(1700)}
     params = {f"p.{index}": str(index) for index in range(150)}
     client = mlflow_client.connect(places)
-    mlflow_client.log(client, run_id, mlflow_client.metrics(metrics), params, {f"t.{name}": name for name in params})
+    mlflow_client.log_values(
+        client, run_id, mlflow_client.to_metrics(metrics), params, {f"t.{name}": name for name in params}
+    )
     data = client.get_run(run_id).data
     assert data.metrics == metrics
     assert data.params == params
@@ -417,13 +422,15 @@ def test_more_than_one_call_may_hold_arrives_whole(places: ProjectPaths, config:
 
 
 def test_flatten_keeps_within_mlflows_limits() -> None:
-    flat = run_content.flatten({"a": {"b": 1e-3, "c": None}, "list": [0.03, 0.1], "text": "x" * 7000, "on": True})
+    flat = run_content.flatten_params(
+        {"a": {"b": 1e-3, "c": None}, "list": [0.03, 0.1], "text": "x" * 7000, "on": True}
+    )
     assert flat == {"a.b": "0.001", "a.c": "null", "list": "[0.03, 0.1]", "text": "x" * 6000, "on": "true"}
 
 
 def test_a_damaged_memory_is_only_forgotten(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
-    (places.state_dir / tracked_runs.MEMORY).write_text("{ not json")
+    (places.state_dir / tracked_runs.CACHE_FILE).write_text("{ not json")
     assert not mlflow_runs.is_complete(places, config)
-    assert "holds all" in mlflow_runs.track(places, config)
-    assert json.loads((places.state_dir / tracked_runs.MEMORY).read_text()).keys() == {places.mlflow_store}
+    assert "has all" in mlflow_runs.track(places, config)
+    assert json.loads((places.state_dir / tracked_runs.CACHE_FILE).read_text()).keys() == {places.mlflow_store}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.project.paths import thread_variables
+from tasks.project.environment import thread_variables
 from winnow import hardware
-from winnow.benchmark import check_host
+from winnow.deploy import check_host
 
 HAS = hardware.cores(Path("/nowhere"), Path("/nowhere"))
 PHYSICAL = hardware.memory_bytes(Path("/nowhere"), Path("/nowhere"))

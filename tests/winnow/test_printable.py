@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from winnow.cli.progress import say
+from winnow.cli.progress import print_line
 from winnow.cli.terminal import Terminal
 from winnow.printable import markdown, printable, printable_text, spreadsheet_cell
 
@@ -81,5 +81,5 @@ def test_a_terminal_prints_foreign_text_as_text(terminal: bool) -> None:
 
 
 def test_what_is_said_without_rich(capsys: pytest.CaptureFixture[str]) -> None:
-    say(HOSTILE)
+    print_line(HOSTILE)
     assert "\x1b" not in capsys.readouterr().out

@@ -15,7 +15,7 @@ from winnow.config import Augmentation, Optimiser
 from winnow.data.augmentation import augment
 from winnow.data.batches import Batches
 from winnow.random_streams import stream_seed
-from winnow.training.loop import Checkpoint, Plan, drain, fit
+from winnow.training.loop import Checkpoint, TrainingPlan, fit, run_to_end
 
 SEEDED = {"manual_seed", "default_rng", "RandomState", "TPESampler", "RandomSampler", "StratifiedGroupKFold"}
 """Calls that begin a random stream."""
@@ -69,7 +69,7 @@ def views_of(seed: int, steps: int, checkpoint: Checkpoint | None = None, stop: 
         model[1].weight.fill_(0.01)
         model[1].bias.zero_()
     with contextlib.suppress(KeyboardInterrupt):
-        drain(fit(model, batches, loss, Plan(steps, 1, Optimiser(learning_rate=0.01), seed), checkpoint))
+        run_to_end(fit(model, batches, loss, TrainingPlan(steps, 1, Optimiser(learning_rate=0.01), seed), checkpoint))
     seen.append(model[1].weight.detach().numpy().tobytes())
     return seen
 

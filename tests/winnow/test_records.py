@@ -20,7 +20,7 @@ from winnow.records import (
     Machine,
     StepRecord,
     Verdict,
-    describe,
+    describe_files,
     publish,
     quality_as_served,
     read_json,
@@ -41,7 +41,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"abc")
     machine = Machine(cpu="c", flags=("avx2",), threads=2, memory_gb=1.5, gpu="", system="s", versions={"numpy": "2"})
     written = record(
-        details={"table": [1, {"ü": None}]}, warnings=("w",), artifacts=describe(tmp_path, "a.bin"), machine=machine
+        details={"table": [1, {"ü": None}]},
+        warnings=("w",),
+        artifacts=describe_files(tmp_path, "a.bin"),
+        machine=machine,
     )
     write_record(tmp_path, written)
     assert read_record(tmp_path) == written
@@ -274,5 +277,5 @@ def test_every_error_is_a_value_error_of_ours() -> None:
 
 def test_a_selection_of_another_version_says_so() -> None:
     record = StepRecord(step="select", name="select", parameters={}, inputs={}, metrics={}, details={})
-    with pytest.raises(ArtifactError, match=r"no quality of dense: another version of winnow made it; winnow run"):
+    with pytest.raises(ArtifactError, match=r"no quality of dense: another version of winnow wrote it; winnow run"):
         quality_as_served(record, "dense")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from winnow.timing_lock import FOLDER, compute_lock, timing_lock
+from winnow.timing_lock import LOCK_FOLDER_VARIABLE, compute_lock, timing_lock
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture(autouse=True)
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(LOCK_FOLDER_VARIABLE, str(tmp_path))
 
 
 def train(steps: Path, stop: Event) -> None:
@@ -59,7 +59,11 @@ def test_a_turn_within_a_turn_is_the_same_one() -> None:
         pass
     with timing_lock(), compute_lock():  # one's own work does not disturb one
         pass
-    with compute_lock(), pytest.raises(RuntimeError, match="quiet_machine within busy waits for itself"), timing_lock():
+    with (
+        compute_lock(),
+        pytest.raises(RuntimeError, match="timing_lock within compute_lock would wait for itself"),
+        timing_lock(),
+    ):
         pass
     with timing_lock():  # nothing is left over
         pass

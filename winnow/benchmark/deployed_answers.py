@@ -1,13 +1,13 @@
-"""Answers of a candidate as it is deployed: in the runtime, precision and batch that serve it.
+"""Logits of a candidate as it is deployed: in the runtime, precision and batch size of production.
 
     answers = deployed_answers(artifacts, "pruned-int8", selection.details, images)
     answers.test(indices)          logits (N, C) of any images
-    answers.validation()           logits (V, C) of the validation split, from the same place
+    answers.validation()           logits (V, C) of the validation split, in the same runtime
     answers.measured_in            "openvino int8, batches of 1"
 
-The row that serves is the one that `select` recorded. Where this machine cannot run it, because it was timed on another
-machine (`benchmark.target`) or because the runtime is missing here, the file answers in ONNX Runtime instead, and
-`fallback` says why. Validation and test always answer in the same place, so that the two can be compared.
+`select` recorded the benchmark row that serves. If this machine cannot run it, because it was timed on another machine
+(`benchmark.target`) or the runtime is missing, ONNX Runtime runs the file instead, and `fallback` gives the reason.
+Validation and test always use the same runtime, so that they can be compared.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.benchmark.grid import answer_all
+from winnow.benchmark.grid import predict_all
 from winnow.data.dataset import ImageSet
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import Predict, RuntimeUnavailable, cell_of, open_cell
+from winnow.deploy.runtimes import Predict, RuntimeUnavailable, case_from_row, open_case
 from winnow.errors import MissingExtra
-from winnow.evaluation.metrics import load_logits, served_file
+from winnow.evaluation.metrics import benchmark_logits_file, load_logits
 from winnow.hardware import has_fast_bf16
 from winnow.timing_lock import compute_lock
 
@@ -34,64 +34,64 @@ IN_ONNX_RUNTIME = "ONNX Runtime, the file as it is"
 
 
 @dataclass(frozen=True)
-class DeployedAnswers:
-    """Where a candidate answers, and how to ask it."""
+class DeployedPredictions:
+    """The runtime that computes the logits, and functions that return them."""
 
     measured_in: str
     fallback: str
-    """Why this is not the place that serves; empty where it is."""
+    """Reason why this is not the runtime of production; empty if it is."""
     test: Callable[[NDArray[np.int64]], NDArray[np.float32]]
     """Indices (N,) -> logits (N, C)."""
     validation: Callable[[], NDArray[np.float32]]
     """Logits (V, C)."""
 
 
-def deployed_answers(
+def deployed_predictions(
     artifacts: Path, name: str, selection: Mapping[str, Any], images: ImageSet, refitted: Path | None = None
-) -> DeployedAnswers:
-    """Return where the candidate answers as it is deployed. `selection`: details of the record of `select`.
+) -> DeployedPredictions:
+    """Return the logits of a candidate as it is deployed. `selection`: details of the record of `select`.
 
-    `refitted`: the folder of its refit, whose file answers test images; validation images taught that file, so they are
-    answered by the selected one all the same. Raises ArtifactError for a file that cannot be opened.
+    `refitted`: the folder of its refit, whose file is used for test images. Validation images trained that file, so the
+    selected file is used for them. Raises ArtifactError for a file that cannot be opened.
     """
     row: Mapping[str, Any] | None = selection["served"].get(name)
     selected = artifacts / "candidates" / name
     folder = refitted or selected
     opened = _open(folder, row, artifacts / "benchmark", selection["speeds"])
     if isinstance(opened, str):
-        return DeployedAnswers(
+        return DeployedPredictions(
             IN_ONNX_RUNTIME,
             opened,
             lambda indices_N: predict_file(folder / MODEL, images.images_NHWC, indices_N),
             lambda: load_logits(selected, images),
         )
     assert row is not None
-    batch, answers_file = int(row["batch"]), served_file(row)
-    here = " (timed on another machine, answered on this one)" if selection["speeds"]["is_target"] else ""
+    batch, answers_file = int(row["batch"]), benchmark_logits_file(row)
+    note = " (timed on another machine, predicted on this one)" if selection["speeds"]["is_target"] else ""
 
     @compute_lock()
-    def answer(indices_N: NDArray[np.int64]) -> NDArray[np.float32]:
-        return answer_all(opened, batch, images.images_NHWC, indices_N)
+    def predict(indices_N: NDArray[np.int64]) -> NDArray[np.float32]:
+        return predict_all(opened, batch, images.images_NHWC, indices_N)
 
-    return DeployedAnswers(
-        f"{row['runtime']} {row['precision']}, batches of {batch}{here}",
+    return DeployedPredictions(
+        f"{row['runtime']} {row['precision']}, batches of {batch}{note}",
         "",
-        answer,
+        predict,
         lambda: load_logits(artifacts / "benchmark", images, answers_file),
     )
 
 
 def _open(folder: Path, row: Mapping[str, Any] | None, benchmark: Path, speeds: Mapping[str, Any]) -> Predict | str:
-    """Return the function of the cell that serves, or the reason why it cannot answer here."""
+    """Return the predict function of the benchmark row, or the reason why it cannot run here."""
     if row is None:
-        return "no runtime was timed that could serve it"
-    where = f"{row['runtime']} {row['precision']}"
-    if speeds["is_target"] and not (benchmark / served_file(row)).is_file():
+        return "no runtime that could serve it was timed"
+    runtime = f"{row['runtime']} {row['precision']}"
+    if speeds["is_target"] and not (benchmark / benchmark_logits_file(row)).is_file():
         machine = speeds["machine"]["cpu"]
-        return f"it will serve in {where} on {machine}, and the benchmark of this machine has no answers in that"
+        return f"it is deployed in {runtime} on {machine}, for which the benchmark on this machine has no predictions"
     if row["precision"] == "bf16" and not has_fast_bf16():
-        return f"it will serve in {where}, which the processor of this machine does not have"
+        return f"it is deployed in {runtime}, which the processor of this machine does not support"
     try:
-        return open_cell(folder, cell_of(row))
+        return open_case(folder, case_from_row(row))
     except (RuntimeUnavailable, MissingExtra) as error:
-        return f"it will serve in {where}, which does not run here ({error})"
+        return f"it is deployed in {runtime}, which does not run on this machine ({error})"

@@ -1,7 +1,7 @@
-"""Energy of a piece of work, where the processor counts it and lets us read: RAPL, by Linux's powercap.
+"""Energy of a function call, from the processor's RAPL counters in Linux's powercap, if they are readable.
 
-The counter is of the whole package: whatever else runs is counted, too. It wraps around; work should take a second at
-least.
+The counters cover the whole processor package, so other processes count too. They wrap around and have a coarse
+resolution: a call should take at least a second.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-PACKAGES = Path("/sys/class/powercap")
+POWERCAP = Path("/sys/class/powercap")
 
 
-def joules(act: Callable[[], object], packages: Path = PACKAGES) -> float | None:
-    """What all packages used while `act` ran, or None where it cannot be read."""
+def measure_joules(call: Callable[[], object], packages: Path = POWERCAP) -> float | None:
+    """Return the energy of all packages in joules while `call` runs; None if it cannot be read."""
     counters = sorted(packages.glob("intel-rapl:[0-9]*/energy_uj"))
     counters = [counter for counter in counters if counter.parent.name.count(":") == 1]
     before = [_read(counter) for counter in counters]
     if not counters or None in before:
         return None
-    act()
+    call()
     total = 0.0
-    for counter, first in zip(counters, before, strict=True):
-        last = _read(counter)
-        if last is None or first is None:
+    for counter, start in zip(counters, before, strict=True):
+        end = _read(counter)
+        if end is None or start is None:
             return None
-        wrapped = last < first
-        total += last - first + ((_read(counter.with_name("max_energy_range_uj")) or 0.0) if wrapped else 0.0)
+        wrapped = end < start
+        total += end - start + ((_read(counter.with_name("max_energy_range_uj")) or 0.0) if wrapped else 0.0)
     return total / 1e6
 
 

@@ -1,21 +1,22 @@
-"""The grid of cells and how they are timed: screened, then compared, and only if the answers are right.
+"""The benchmark grid and its timing: check predictions, screen all cells, then compare the important ones.
 
-A cell is a candidate on a runtime, at a precision, with a batch and a number of threads (winnow/deploy/runtimes.py).
-There are two passes. `measure` screens every cell: those with the same batch and threads take turns for a few rounds,
-which tells on which runtime and threads a file is fastest. `compare` then times the cells that count, one or two of
-each candidate and the baselines, again: all of one batch in the same rounds, more of them. The fastest of many short
-timings is partly luck, so what is published of the cells that count comes from the second pass alone, and its rounds
-are the pairs that a speed-up's interval is made of. Every visit begins at rest and warm (winnow/benchmark/timing.py).
+A cell is a candidate in a runtime, at a precision, with a batch size and a number of threads
+(winnow/deploy/runtimes.py). There are two passes. `time_cells` screens every cell: cells of the same batch and
+threads are timed in turns for a few rounds, which shows the fastest runtime and threads of a file. `compare_cells`
+times the important cells again, one or two of each candidate and the baselines: all of one batch in the same rounds,
+and more rounds. The fastest of many short timings is partly luck, so published times of these cells come from the
+second pass alone, and its rounds are the pairs for the interval of a speed-up. Every visit starts idle and warmed up
+(winnow/benchmark/timing.py).
 
-p50 and p95 are taken over all timed calls. `round_ms` holds the median of each round; `spread` says how far they were
-apart: (largest - smallest) / p50; `inner_spread` leaves out the fastest and the slowest round, since one disturbed
-round moves no p50. A p95 of fewer than 200 calls would be the second worst of a handful and is not given.
+p50 and p95 are over all timed calls. `round_ms` holds the median of each round. `spread` is (largest - smallest) / p50
+of these; `inner_spread` leaves out the fastest and the slowest round, since one disturbed round does not change p50. A
+p95 of fewer than 200 calls would rest on a few calls and is not given.
 
-Before a cell is timed, its answers are compared with the candidate's own (validation_logits.npy): a fast runtime that
-answers something else is listed as refused, with the number, and not timed.
+Before a cell is timed, its predictions are compared with the candidate's own (validation_logits.npy). A runtime whose
+predictions differ is listed as refused, with the agreement, and not timed.
 
-It does not say what a machine can do at best (one process, one call at a time, no load), and times of two machines are
-never compared. Reddi et al. 2019, MLPerf Inference (arXiv 1911.02549) calls these cells single-stream and offline.
+The times are of one process with one call at a time, not of a loaded server, and times of two machines are never
+compared. Reddi et al. 2019, MLPerf Inference (arXiv 1911.02549) calls these cells single-stream and offline.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 
 from winnow.benchmark.timing import SecondsByRound, TimedFile, medians_ms, time_in_turns
 from winnow.config import ROOT, Benchmark
-from winnow.data.dataset import VALIDATION, ImageSet, spread
+from winnow.data.dataset import VALIDATION, ImageSet, spread_indices
 from winnow.deploy.runtimes import (
     NEEDED_AGREEMENT,
     BenchmarkCase,
@@ -41,11 +42,11 @@ from winnow.deploy.runtimes import (
     Predict,
     Runtime,
     RuntimeUnavailable,
-    on_cpu,
+    list_cpu_runtimes,
     set_torch_threads,
 )
 from winnow.errors import ArtifactError
-from winnow.eta import duration
+from winnow.eta import format_duration
 from winnow.evaluation.metrics import load_logits
 from winnow.hardware import has_fast_bf16
 from winnow.timing_lock import compute_lock, timing_lock
@@ -62,126 +63,130 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass
 class BenchmarkResult:
-    """What the grid gave: timed rows, cells whose answers were wrong, cells that cannot run here."""
+    """Timed rows, cells with wrong predictions, and cells that cannot run on this machine."""
 
     rows: list[Row] = field(default_factory=list)
     refused: list[Row] = field(default_factory=list)
     absent: list[Row] = field(default_factory=list)
 
 
-def plan(
+def plan_cells(
     int8: Mapping[str, bool], settings: Benchmark, threads: int, cuda: bool, networks: Collection[str] | None = None
 ) -> list[BenchmarkCase]:
-    """Every cell, group by group. `int8`: candidate -> is its file int8; `threads`: all of this machine.
+    """Return all cells, group by group.
 
-    `networks`: candidates with weights for PyTorch, all that are not int8 if None; a quantized one that ended in float
-    has none.
+    `int8`: candidate -> is its file int8; `threads`: all threads of this machine; `networks`: candidates with weights
+    for PyTorch, by default all that are not int8 (a quantized candidate that ended in float has none).
     """
     networks = {name for name, is_int8 in int8.items() if not is_int8} if networks is None else networks
     cells = []
     for batch in (settings.large_batch, 1):
-        for count in sorted({threads, 1}, reverse=True):
+        for thread_count in sorted({threads, 1}, reverse=True):
             for name, is_int8 in int8.items():
-                kinds = _file_kinds(is_int8, batch, count, cuda and count == threads)
+                kinds = _file_kinds(is_int8, batch, thread_count, cuda and thread_count == threads)
                 if name in networks and (name == ROOT or settings.grid == "full"):
-                    kinds += _torch_kinds(cuda and count == threads, name == ROOT and settings.grid == "full")
-                cells += [BenchmarkCase(name, *kind, batch=batch, threads=count) for kind in kinds]
+                    kinds += _torch_kinds(cuda and thread_count == threads, name == ROOT and settings.grid == "full")
+                cells += [BenchmarkCase(name, *kind, batch=batch, threads=thread_count) for kind in kinds]
     return cells
 
 
 def _file_kinds(is_int8: bool, batch: int, threads: int, cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:
-    kinds = on_cpu("int8" if is_int8 else "f32", batch, threads)
+    kinds = list_cpu_runtimes("int8" if is_int8 else "f32", batch, threads)
     if cuda and not is_int8:
         kinds += [("ort-cuda", "f32"), ("ort-tensorrt", "f32")]
     return [(runtime, precision, "file") for runtime, precision in kinds]
 
 
 def _torch_kinds(cuda: bool, autotune: bool) -> list[tuple[Runtime, Precision, Layout]]:
-    """`autotune`: also torch.compile in the mode that takes minutes to compile."""
+    """Return the kinds of PyTorch cells; `autotune` adds the mode of torch.compile that takes minutes."""
     precisions: list[Precision] = ["f32", "bf16"] if has_fast_bf16() else ["f32"]
     layouts: tuple[Layout, ...] = ("contiguous", "channels_last")
-    kinds: list[tuple[Runtime, Precision, Layout]] = [("eager", how, at) for how in precisions for at in layouts]
+    kinds: list[tuple[Runtime, Precision, Layout]] = [
+        ("eager", precision, layout) for precision in precisions for layout in layouts
+    ]
     modes: tuple[Runtime, ...] = ("compile", "compile-autotune") if autotune else ("compile",)
-    kinds += [(mode, how, "channels_last") for mode in modes for how in precisions]
+    kinds += [(mode, precision, "channels_last") for mode in modes for precision in precisions]
     if cuda:
         kinds += [("eager-cuda", "f32", "channels_last"), ("eager-cuda", "bf16", "channels_last")]
     return kinds
 
 
-def checked_images(
+def sample_check_images(
     images: ImageSet, folders: Mapping[str, Path]
 ) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int64]]]:
-    """Pixels spread evenly over the validation split, and the class that each candidate's own file gave them.
+    """Return pixels spread evenly over the validation split, and the class that each candidate's file predicts.
 
-    Raises ArtifactError where there is no validation image.
+    Raises ArtifactError without validation images.
     """
     indices = images.indices(VALIDATION)
     if not len(indices):
-        raise ArtifactError("there is no validation image to check the files on; run winnow again with more images")
-    at = spread(len(indices), CHECKED_IMAGES)
-    answers = {name: load_logits(at_, images)[at].argmax(1).astype(np.int64) for name, at_ in folders.items()}
-    return np.ascontiguousarray(images.images_NHWC[indices[at]]), answers
+        raise ArtifactError("there are no validation images to check the files on; run winnow again with more images")
+    positions = spread_indices(len(indices), CHECKED_IMAGES)
+    predictions = {
+        name: load_logits(folder, images)[positions].argmax(1).astype(np.int64) for name, folder in folders.items()
+    }
+    return np.ascontiguousarray(images.images_NHWC[indices[positions]]), predictions
 
 
-def measure(
+def time_cells(
     cells: list[BenchmarkCase],
-    open_cell: Callable[[BenchmarkCase], Predict],
+    open_case: Callable[[BenchmarkCase], Predict],
     pixels_NHWC: NDArray[np.uint8],
     answers: Mapping[str, NDArray[np.int64]],
     settings: Benchmark,
 ) -> BenchmarkResult:
-    """Time all cells, those of one batch and number of threads in the same `settings.rounds` rounds.
+    """Time all cells; cells of one batch and number of threads share the `settings.rounds` rounds.
 
-    `answers`: candidate -> the class it gives for each of the pixels.
+    `answers`: candidate -> the class that it predicts for each of the pixels.
     """
-    outcome, started, last = BenchmarkResult(), time.monotonic(), 0.0
+    result, started, last_log = BenchmarkResult(), time.monotonic(), 0.0
     groups: dict[tuple[int, int], list[BenchmarkCase]] = {}
     for cell in cells:
         groups.setdefault((cell.batch, cell.threads), []).append(cell)
     done = 0
     for (batch, threads), group in groups.items():
-        before = set_torch_threads(threads)
+        previous_threads = set_torch_threads(threads)
         try:
             with compute_lock():
-                opened = _open_all(group, open_cell, pixels_NHWC, answers, outcome)
+                opened = _open_all(group, open_case, pixels_NHWC, answers, result)
             with timing_lock():
-                outcome.rows += _time_group(opened, _cut(pixels_NHWC, 0, batch), settings)
+                result.rows += _time_group(opened, _take(pixels_NHWC, 0, batch), settings)
         finally:
-            set_torch_threads(before)
+            set_torch_threads(previous_threads)
         done += len(group)
-        now = time.monotonic() - started
-        if now - last > SECONDS_BETWEEN_LINES or done == len(cells):
-            last, left = now, now / done * (len(cells) - done)
-            log.info("benchmark: %d of %d cells timed, about %s left", done, len(cells), duration(left))
-    return outcome
+        elapsed = time.monotonic() - started
+        if elapsed - last_log > SECONDS_BETWEEN_LINES or done == len(cells):
+            last_log, left = elapsed, elapsed / done * (len(cells) - done)
+            log.info("benchmark: %d of %d cells timed, about %s left", done, len(cells), format_duration(left))
+    return result
 
 
 def _open_all(
     group: list[BenchmarkCase],
-    open_cell: Callable[[BenchmarkCase], Predict],
+    open_case: Callable[[BenchmarkCase], Predict],
     pixels_NHWC: NDArray[np.uint8],
     answers: Mapping[str, NDArray[np.int64]],
-    outcome: BenchmarkResult,
+    result: BenchmarkResult,
 ) -> list[tuple[BenchmarkCase, Predict]]:
-    """The cells of a group that run here and answer as they should; the others go into `outcome`."""
+    """Return the cells of a group that run here with correct predictions; add the others to `result`."""
     opened = []
     for cell in group:
         try:
-            predict = open_cell(cell)
-        except RuntimeUnavailable as reason:
-            row = {"runtime": cell.runtime, "precision": cell.precision, "reason": str(reason)}
-            if row not in outcome.absent:
-                outcome.absent.append(row)
-                log.info("benchmark: %s %s left out: %s", cell.runtime, cell.precision, reason)
+            predict = open_case(cell)
+        except RuntimeUnavailable as error:
+            row = {"runtime": cell.runtime, "precision": cell.precision, "reason": str(error)}
+            if row not in result.absent:
+                result.absent.append(row)
+                log.info("benchmark: %s %s skipped: %s", cell.runtime, cell.precision, error)
             continue
         share, needed = agreement(predict, cell.batch, pixels_NHWC, answers[cell.candidate]), _needed(cell)
         if share >= needed:
             opened.append((cell, predict))
             continue
-        outcome.refused.append({**asdict(cell), "agreement": share, "needed": needed, "images": len(pixels_NHWC)})
+        result.refused.append({**asdict(cell), "agreement": share, "needed": needed, "images": len(pixels_NHWC)})
         log.warning(
-            "%s on %s %s (batch %d) is not timed: its answers agree with the file's own on %.1f %% of %d images, "
-            "needed %.0f %%",
+            "%s on %s %s (batch %d) is not timed: its predictions agree with the file's own on %.1f %% of %d images, "
+            "%.0f %% are needed",
             *(cell.candidate, cell.runtime, cell.precision, cell.batch, share * 100, len(pixels_NHWC), needed * 100),
         )
     return opened
@@ -191,62 +196,62 @@ def _needed(cell: BenchmarkCase) -> float:
     return NEEDED_AGREEMENT[cell.precision]
 
 
-def agreement(predict: Predict, batch: int, pixels_NHWC: NDArray[np.uint8], answers_N: NDArray[np.int64]) -> float:
-    """Share of images for which `predict`, called in full batches, names the class in `answers_N`."""
-    logits_NC = answer_all(predict, batch, pixels_NHWC, np.arange(len(pixels_NHWC)))
-    return float((logits_NC.argmax(1) == answers_N).mean())
+def agreement(predict: Predict, batch: int, pixels_NHWC: NDArray[np.uint8], expected_N: NDArray[np.int64]) -> float:
+    """Return the share of images for which `predict`, called in full batches, gives the class in `expected_N`."""
+    logits_NC = predict_all(predict, batch, pixels_NHWC, np.arange(len(pixels_NHWC)))
+    return float((logits_NC.argmax(1) == expected_N).mean())
 
 
-def answer_all(
+def predict_all(
     predict: Predict, batch: int, images_NHWC: NDArray[np.uint8], indices_N: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Logits (N, C) of the named images, called in full batches: the last one begins again at the front."""
+    """Return logits (N, C) of the given images, computed in full batches; the last one is filled from the start."""
     count = len(indices_N)
-    wanted = (indices_N[np.arange(at, at + batch) % count] for at in range(0, count, batch))
-    return np.concatenate([predict(np.ascontiguousarray(images_NHWC[chosen_B])) for chosen_B in wanted])[:count]
+    batches = (indices_N[np.arange(start, start + batch) % count] for start in range(0, count, batch))
+    return np.concatenate([predict(np.ascontiguousarray(images_NHWC[chosen_B])) for chosen_B in batches])[:count]
 
 
-def _cut(pixels_NHWC: NDArray[np.uint8], at: int, batch: int) -> NDArray[np.uint8]:
-    """`batch` images from position `at`, beginning again at the end."""
-    return np.ascontiguousarray(pixels_NHWC[(np.arange(at, at + batch)) % len(pixels_NHWC)])
+def _take(pixels_NHWC: NDArray[np.uint8], start: int, batch: int) -> NDArray[np.uint8]:
+    """Return `batch` images from position `start`, continuing at the start after the end."""
+    return np.ascontiguousarray(pixels_NHWC[(np.arange(start, start + batch)) % len(pixels_NHWC)])
 
 
-def compare(
+def compare_cells(
     cells: list[BenchmarkCase],
-    open_cell: Callable[[BenchmarkCase], Predict],
+    open_case: Callable[[BenchmarkCase], Predict],
     pixels_NHWC: NDArray[np.uint8],
     settings: Benchmark,
 ) -> list[Row]:
-    """Time cells that `measure` has found to answer as they should: all of one batch in the same rounds."""
+    """Time cells that `time_cells` has checked; all cells of one batch share the same rounds."""
     rows: list[Row] = []
     for batch in sorted({cell.batch for cell in cells}, reverse=True):
-        together = [cell for cell in cells if cell.batch == batch]
-        log.info("benchmark: %d cells of batch %d compared in turns", len(together), batch)
-        before = set_torch_threads(together[0].threads)
+        batch_cells = [cell for cell in cells if cell.batch == batch]
+        log.info("benchmark: comparing %d cells of batch %d in turns", len(batch_cells), batch)
+        previous_threads = set_torch_threads(batch_cells[0].threads)
         try:
             with compute_lock():
-                opened = [(cell, _open_with_its_threads(cell, open_cell)) for cell in together]
+                opened = [(cell, _open_with_threads(cell, open_case)) for cell in batch_cells]
             with timing_lock():
-                rows += _time_group(opened, _cut(pixels_NHWC, 0, batch), settings)
+                rows += _time_group(opened, _take(pixels_NHWC, 0, batch), settings)
         finally:
-            set_torch_threads(before)
+            set_torch_threads(previous_threads)
     return rows
 
 
-def _open_with_its_threads(cell: BenchmarkCase, open_cell: Callable[[BenchmarkCase], Predict]) -> Predict:
-    """torch.compile counts the threads as it compiles."""
+def _open_with_threads(cell: BenchmarkCase, open_case: Callable[[BenchmarkCase], Predict]) -> Predict:
+    """Open a cell with its number of PyTorch threads, which torch.compile reads while it compiles."""
     set_torch_threads(cell.threads)
-    return open_cell(cell)
+    return open_case(cell)
 
 
-def screening(settings: Benchmark) -> Benchmark:
-    """Return the settings of the first pass: as many calls a visit as in the comparison, in fewer rounds."""
+def screening_settings(settings: Benchmark) -> Benchmark:
+    """Return the settings of the first pass: as many calls per visit as in the comparison, in fewer rounds."""
     samples = -(-settings.samples // settings.rounds) * SCREENING_ROUNDS
     return settings.model_copy(update={"rounds": SCREENING_ROUNDS, "samples": samples})
 
 
 def calls_per_round(batch: int, settings: Benchmark) -> int:
-    """Return how many calls are timed at each visit."""
+    """Return the number of timed calls per visit."""
     return -(-settings.samples // settings.rounds) if batch == 1 else CALLS_PER_ROUND_LARGE
 
 
@@ -256,20 +261,20 @@ def _time_group(
     calls = calls_per_round(len(pixels_NHWC), settings)
     files = [TimedFile(predict, pixels_NHWC, cell.threads) for cell, predict in opened]
     seconds = time_in_turns(files, settings.rounds, calls, settings.warm_up_ms)
-    return [summarise(cell, by_round) for (cell, _), by_round in zip(opened, seconds, strict=True)]
+    return [summarise_timings(cell, by_round) for (cell, _), by_round in zip(opened, seconds, strict=True)]
 
 
-def summarise(cell: BenchmarkCase, seconds_by_round: SecondsByRound) -> Row:
-    """Return one row of the record: milliseconds per call, images per second, and how steady they were."""
-    milliseconds = np.concatenate([np.asarray(part) for part in seconds_by_round]) * 1e3
+def summarise_timings(cell: BenchmarkCase, seconds_by_round: SecondsByRound) -> Row:
+    """Return a row of the record: milliseconds per call, images per second, and their spread."""
+    milliseconds = np.concatenate([np.asarray(seconds) for seconds in seconds_by_round]) * 1e3
     round_ms = medians_ms(seconds_by_round)
     medians = sorted(round_ms)
     p50 = float(np.median(milliseconds))
-    enough = len(milliseconds) >= SAMPLES_FOR_P95
+    has_p95 = len(milliseconds) >= SAMPLES_FOR_P95
     return {
         **asdict(cell),
         "p50_ms": p50,
-        "p95_ms": float(np.percentile(milliseconds, 95)) if enough else None,
+        "p95_ms": float(np.percentile(milliseconds, 95)) if has_p95 else None,
         "images_per_s": cell.batch / p50 * 1e3,
         "samples": len(milliseconds),
         "round_ms": round_ms,

@@ -1,9 +1,9 @@
-"""Whether int8 ran: the share of multiply-adds that a runtime executes in int8, read from its own executed graph.
+"""Int8 coverage: the share of multiply-adds that a runtime really executes in int8, from its executed graph.
 
-A file that stores int8 weights is no proof: a runtime that has no kernel for what it finds computes in float, as slowly
-as before, and says nothing. OpenVINO tells the precision and the kernel of each node of its compiled model; ONNX
-Runtime writes the graph it made of the file, in which only QLinear... and ...Integer nodes compute in int8. Nodes are
-told by the names they have in the file; what cannot be found again counts as float.
+Int8 weights in a file prove nothing: a runtime without a kernel for a pattern silently computes in float, as slowly as
+before. OpenVINO reports precision and kernel of each node of its compiled model. ONNX Runtime writes its optimised
+graph, in which only QLinear... and ...Integer nodes compute in int8. Nodes are matched by their names in the file;
+unmatched nodes count as float.
 """
 
 from __future__ import annotations
@@ -16,23 +16,21 @@ from typing import Any
 
 from winnow.deploy.onnx_export import load_onnx, macs_by_node
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import OPENVINO, BenchmarkCase, compiled_openvino
+from winnow.deploy.runtimes import OPENVINO_RUNTIMES, BenchmarkCase, compile_openvino
 
-TOLD = ("originalLayersNames", "primitiveType", "runtimePrecision")
+NODE_INFO_KEYS = ("originalLayersNames", "primitiveType", "runtimePrecision")
 INT8 = ("u8", "i8", "int8_t", "uint8_t")
 INTEGER_NODES = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize")
 
 
-def executed(folder: Path, cell: BenchmarkCase) -> dict[str, Any]:
+def measure_int8_coverage(folder: Path, cell: BenchmarkCase) -> dict[str, Any]:
     """Return {candidate, runtime, precision, int8_share, kernels} of a candidate's file.
 
-    kernels: name -> share of the multiply-adds.
-
-    Raises ArtifactError for a file that cannot be opened.
+    kernels: name -> share of the multiply-adds. Raises ArtifactError for a file that cannot be opened.
     """
     macs = macs_by_node(folder / MODEL)
-    whole = sum(macs.values())
-    nodes = (_by_openvino if cell.runtime in OPENVINO else _by_onnxruntime)(folder, cell)
+    total = sum(macs.values())
+    nodes = (_by_openvino if cell.runtime in OPENVINO_RUNTIMES else _by_onnxruntime)(folder, cell)
     kernels: Counter[str] = Counter()
     in_int8 = 0
     for name, kernel, is_int8 in nodes:
@@ -43,30 +41,31 @@ def executed(folder: Path, cell: BenchmarkCase) -> dict[str, Any]:
         "candidate": cell.candidate,
         "runtime": cell.runtime,
         "precision": cell.precision,
-        "int8_share": in_int8 / whole if whole else 0.0,
-        "kernels": {kernel: count / whole for kernel, count in kernels.most_common()},
+        "int8_share": in_int8 / total if total else 0.0,
+        "kernels": {kernel: count / total for kernel, count in kernels.most_common()},
     }
 
 
 def _by_openvino(folder: Path, cell: BenchmarkCase) -> Iterator[tuple[str, str, bool]]:
-    """(name in the file, kernel, is it int8) of each node that was executed."""
-    for node in compiled_openvino(folder, cell).get_runtime_model().get_ops():
-        about = node.get_rt_info()
-        told = {key: str(about[key].value) for key in TOLD if key in about}
-        for name in told.get("originalLayersNames", "").split(","):
-            # A fused node has several; a linear layer is "node_linear/WithoutBiases/...".
-            yield name.partition("/")[0], told.get("primitiveType", ""), told.get("runtimePrecision", "") in INT8
+    """Yield (name in the file, kernel, is it int8) of each executed node."""
+    for node in compile_openvino(folder, cell).get_runtime_model().get_ops():
+        runtime_info = node.get_rt_info()
+        info = {key: str(runtime_info[key].value) for key in NODE_INFO_KEYS if key in runtime_info}
+        for name in info.get("originalLayersNames", "").split(","):
+            # A fused node has several names; a linear layer is "node_linear/WithoutBiases/...".
+            yield name.partition("/")[0], info.get("primitiveType", ""), info.get("runtimePrecision", "") in INT8
 
 
 def _by_onnxruntime(folder: Path, cell: BenchmarkCase) -> Iterator[tuple[str, str, bool]]:
+    """Yield (name in the file, operator, is it int8) of each node of ONNX Runtime's optimised graph."""
     import onnxruntime
 
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as temporary:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        options.optimized_model_filepath = str(Path(name) / MODEL)
+        options.optimized_model_filepath = str(Path(temporary) / MODEL)
         onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
-        graph = load_onnx(Path(name) / MODEL).graph
+        graph = load_onnx(Path(temporary) / MODEL).graph
     for node in graph.node:
-        # What it fused is called "node_Conv_198_token_11".
+        # Fused nodes have names such as "node_Conv_198_token_11".
         yield node.name.partition("_token_")[0], node.op_type, node.op_type.startswith(INTEGER_NODES)

@@ -1,9 +1,9 @@
-"""Memory, load time and first call of one file on one runtime, each in a fresh process.
+"""Memory, load time and first call of one file in one runtime, each in a fresh process.
 
-In the benchmark's own process they cannot be seen: libraries are loaded, pools are warm, and memory of other models is
-mixed in. So a child process is started that imports one runtime, opens one file, answers once and says what it took.
-The peak is the high-water mark of the child's resident memory with everything in it (the interpreter and the runtime's
-libraries too): what a machine must have to serve the file. It does not say what a busy server needs.
+In the benchmark's own process libraries are loaded, thread pools are warm, and memory of other models is included. So a
+child process imports one runtime, opens one file, predicts once and reports the times. The peak is the high-water mark
+of the child's resident memory, including the interpreter and the runtime's libraries: what a machine needs to serve the
+file. A loaded server may need more.
 
     python -m winnow.benchmark.memory_footprint FOLDER RUNTIME PRECISION LAYOUT THREADS IMAGE_SIZE  # a JSON object
 """
@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from winnow.deploy.runtimes import BenchmarkCase, Layout, Precision, Runtime, open_cell, set_torch_threads
+from winnow.deploy.runtimes import BenchmarkCase, Layout, Precision, Runtime, open_case, set_torch_threads
 from winnow.errors import ArtifactError
 
 TIMEOUT_SECONDS = 600
@@ -35,10 +35,10 @@ IMPORTS = {
 }
 
 
-def footprint(folder: Path, cell: BenchmarkCase, image_size: int) -> dict[str, Any]:
-    """{candidate, runtime, precision, import_ms, load_ms, first_call_ms, peak_mb} of a fresh process at batch 1.
+def measure_footprint(folder: Path, cell: BenchmarkCase, image_size: int) -> dict[str, Any]:
+    """Return {candidate, runtime, precision, import_ms, load_ms, first_call_ms, peak_mb} at batch 1.
 
-    Raises ArtifactError with the child's last words when it fails.
+    Raises ArtifactError with the last line of stderr if the child process fails.
     """
     arguments = [str(folder), cell.runtime, cell.precision, cell.layout, str(cell.threads), str(image_size)]
     try:
@@ -52,13 +52,13 @@ def footprint(folder: Path, cell: BenchmarkCase, image_size: int) -> dict[str, A
         )
     except subprocess.TimeoutExpired as error:
         raise ArtifactError(
-            f"{folder}: {cell.runtime} did not answer within {TIMEOUT_SECONDS} s in a process of its own"
+            f"{folder}: {cell.runtime} did not finish within {TIMEOUT_SECONDS} s in a separate process"
         ) from error
     if child.returncode != 0:
-        told = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-        raise ArtifactError(f"{folder}: {cell.runtime} could not serve its model in a process of its own ({told})")
-    figures: dict[str, float] = json.loads(child.stdout.strip().splitlines()[-1])
-    return {"candidate": cell.candidate, "runtime": cell.runtime, "precision": cell.precision, **figures}
+        reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        raise ArtifactError(f"{folder}: {cell.runtime} could not run the model in a separate process ({reason})")
+    measurements: dict[str, float] = json.loads(child.stdout.strip().splitlines()[-1])
+    return {"candidate": cell.candidate, "runtime": cell.runtime, "precision": cell.precision, **measurements}
 
 
 def _root() -> str:
@@ -66,10 +66,10 @@ def _root() -> str:
 
 
 def peak_mb() -> float:
-    """High-water mark of this process's resident memory, MB (1e6 bytes).
+    """Return the high-water mark of this process's resident memory in MB (1e6 bytes).
 
-    Linux tells it per address space (VmHWM). getrusage would not do there: it keeps the mark of the process that was
-    copied to start this one, so a child of a large parent would look large.
+    Linux reports it per address space (VmHWM). getrusage is wrong there: it starts from the mark of the process that
+    was forked, so a child of a large parent would look large.
     """
     try:
         text = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -83,7 +83,7 @@ def peak_mb() -> float:
 
 
 def _child(arguments: list[str]) -> None:
-    """What the fresh process does."""
+    """Measure one file in this fresh process and print a JSON object."""
     folder, runtime, precision, layout, threads, side = arguments
     cell = BenchmarkCase(
         Path(folder).name,
@@ -98,17 +98,17 @@ def _child(arguments: list[str]) -> None:
     if IMPORTS[runtime] == "torch":
         set_torch_threads(cell.threads)
     imported = time.perf_counter()
-    predict = open_cell(Path(folder), cell)
+    predict = open_case(Path(folder), cell)
     loaded = time.perf_counter()
     predict(np.zeros((1, int(side), int(side), 3), np.uint8))
-    answered = time.perf_counter()
-    figures = {
+    predicted = time.perf_counter()
+    measurements = {
         "import_ms": (imported - started) * 1e3,
         "load_ms": (loaded - imported) * 1e3,
-        "first_call_ms": (answered - loaded) * 1e3,
+        "first_call_ms": (predicted - loaded) * 1e3,
         "peak_mb": peak_mb(),
     }
-    sys.stdout.write(json.dumps({name: round(value, 3) for name, value in figures.items()}) + "\n")
+    sys.stdout.write(json.dumps({name: round(value, 3) for name, value in measurements.items()}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What this processor can do at best: multiply-adds a second of large matrix products, in each precision.
+"""Peak throughput of this processor: multiply-adds per second of large matrix products, in each precision.
 
-A speed-up says how much better than something else; the share of the peak says how much is left. Each precision is
-multiplied by every library that has it here: float32 by PyTorch, ONNX Runtime and OpenVINO, bfloat16 by PyTorch and
-OpenVINO, unsigned by signed 8-bit integers by ONNX Runtime and OpenVINO; the fastest is the peak, since a file must not
-exceed it because it runs in a better library. All threads, matrices of 1024, the best of many calls; OpenVINO takes
-float32 in and gives it back, so of bfloat16 and integers it multiplies several in a row. Each is visited several times,
-in turns, from rest and warm (winnow/benchmark/timing.py). Taken in the run that measures the files, since clocks and
-neighbours differ from run to run. Small networks stay far below it: calls, copies and additions take their time, too.
+A speed-up compares with another file; the share of the peak shows how much is left. Each precision is measured in every
+library that supports it: float32 in PyTorch, ONNX Runtime and OpenVINO, bfloat16 in PyTorch and OpenVINO, unsigned by
+signed 8-bit integers in ONNX Runtime and OpenVINO. The fastest is the peak, so that no file exceeds it by running in a
+better library. Matrices of 1024, all threads, the best of many calls. OpenVINO takes and returns float32, so for
+bfloat16 and integers it chains several products. Each product is visited several times, in turns, idle and warmed up
+(winnow/benchmark/timing.py). Peaks are measured in the same run as the files, since clocks and load differ from run to
+run. Small networks stay far below the peak: calls, copies and additions take time too.
 """
 
 from __future__ import annotations
@@ -20,106 +20,110 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.benchmark.timing import time_calls
-from winnow.deploy.runtimes import INT8, Precision, openvino_core, set_torch_threads
+from winnow.deploy.runtimes import INT8_PRECISIONS, Precision, openvino_core, set_torch_threads
 from winnow.errors import MissingExtra
 from winnow.hardware import cores, has_fast_bf16
 
-SIDE, IN_A_ROW = 1024, 8
+SIDE, CHAINED_PRODUCTS = 1024, 8
+"""Side of the matrices, and products that OpenVINO chains in one call."""
 VISITS, CALLS = 3, 10
+"""Visits of each product, and timed calls per visit."""
 
 
 @dataclass(frozen=True)
-class Multiplication:
-    """One way to multiply matrices (SIDE, SIDE): `products` of them a call."""
+class MatrixProduct:
+    """A way to multiply matrices (SIDE, SIDE); each call computes `products` of them."""
 
     precision: Precision
     products: int
     call: Callable[[], object]
 
 
-def peaks() -> dict[Precision, float]:
-    """Precision -> multiply-adds a second; bf16 only where the processor has it. Raises MissingExtra."""
-    before = set_torch_threads(cores())
+def measure_peaks() -> dict[Precision, float]:
+    """Return precision -> multiply-adds per second; bf16 only with hardware support. Raises MissingExtra."""
+    previous_threads = set_torch_threads(cores())
     try:
-        ways = [*_in_pytorch(), *_in_onnxruntime(), *_in_openvino()]
-        return best_of(*({way.precision: _rate(way)} for _ in range(VISITS) for way in ways))
+        multiplications = [*_in_pytorch(), *_in_onnxruntime(), *_in_openvino()]
+        visits = [{item.precision: _rate(item)} for _ in range(VISITS) for item in multiplications]
+        return highest_rates(*visits)
     finally:
-        set_torch_threads(before)
+        set_torch_threads(previous_threads)
 
 
-def best_of(*visits: Mapping[Precision, float]) -> dict[Precision, float]:
-    """The highest rate of each precision."""
-    found: dict[Precision, float] = {}
+def highest_rates(*visits: Mapping[Precision, float]) -> dict[Precision, float]:
+    """Return the highest rate of each precision."""
+    highest: dict[Precision, float] = {}
     for visit in visits:
         for precision, rate in visit.items():
-            found[precision] = max(rate, found.get(precision, 0.0))
-    return found
+            highest[precision] = max(rate, highest.get(precision, 0.0))
+    return highest
 
 
 def share_of_peak(images_per_s: float, macs: float, peak: float) -> float:
-    """Of a file that does `macs` multiply-adds an image, where the processor does `peak` a second."""
+    """Return the share of `peak` (multiply-adds per second) used by a file with `macs` multiply-adds per image."""
     return images_per_s * macs / peak
 
 
 def shares_of_peak(
     rows: Mapping[str, Mapping[str, Any] | None], macs: float, peak: Mapping[Precision, float]
 ) -> dict[str, float]:
-    """Of each of a file's rows of the benchmark, by the peak in the row's precision; none where either is missing.
+    """Return kind -> share of the peak in each row's precision; without rows or peaks that are missing.
 
-    An int8 file whose rest is bf16 is measured by the peak of int8.
+    For an int8 file with a bf16 remainder the peak of int8 is used.
     """
     return {
-        kind: share_of_peak(row["images_per_s"], macs, peak[of])
+        kind: share_of_peak(row["images_per_s"], macs, peak[precision])
         for kind, row in rows.items()
-        if row is not None and (of := _peak_precision(row["precision"])) in peak
+        if row is not None and (precision := _peak_precision(row["precision"])) in peak
     }
 
 
 def _peak_precision(precision: Precision) -> Precision:
-    return "int8" if precision in INT8 else precision
+    return "int8" if precision in INT8_PRECISIONS else precision
 
 
-def _rate(way: Multiplication) -> float:
-    seconds = time_calls(way.call, CALLS)
-    return float(way.products * SIDE**3 / min(seconds))
+def _rate(multiplication: MatrixProduct) -> float:
+    """Return the multiply-adds per second of the fastest call."""
+    seconds = time_calls(multiplication.call, CALLS)
+    return float(multiplication.products * SIDE**3 / min(seconds))
 
 
-def _in_pytorch() -> list[Multiplication]:
+def _in_pytorch() -> list[MatrixProduct]:
     import torch
 
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(SIDE, SIDE, generator=generator) for _ in range(2))
-    ways = [Multiplication("f32", 1, lambda: a @ b)]
+    multiplications = [MatrixProduct("f32", 1, lambda: a @ b)]
     if has_fast_bf16():
         c, d = a.bfloat16(), b.bfloat16()
-        ways.append(Multiplication("bf16", 1, lambda: c @ d))
-    return ways
+        multiplications.append(MatrixProduct("bf16", 1, lambda: c @ d))
+    return multiplications
 
 
-def _in_onnxruntime() -> list[Multiplication]:
+def _in_onnxruntime() -> list[MatrixProduct]:
     rng = np.random.default_rng(0)
     floats = rng.standard_normal((2, SIDE, SIDE), np.float32)
     pixels, weights = rng.integers(0, 256, (SIDE, SIDE), np.uint8), rng.integers(-127, 128, (SIDE, SIDE), np.int8)
     return [
-        Multiplication("f32", 1, _one_operator("MatMul", floats[0], floats[1], np.float32)),
-        Multiplication("int8", 1, _one_operator("MatMulInteger", pixels, weights, np.int32)),
+        MatrixProduct("f32", 1, _one_operator("MatMul", floats[0], floats[1], np.float32)),
+        MatrixProduct("int8", 1, _one_operator("MatMulInteger", pixels, weights, np.int32)),
     ]
 
 
 def _one_operator(operator: str, a: NDArray[Any], b: NDArray[Any], out: type) -> Callable[[], object]:
-    """a (SIDE, SIDE) @ b by one operator of ONNX; `out`: the type of the result's elements."""
+    """Return a call of one ONNX operator, a (SIDE, SIDE) @ b; `out`: element type of the result."""
     try:
         import onnx
         import onnxruntime
         from onnx import helper
     except ModuleNotFoundError as error:
         raise MissingExtra("onnxruntime", "runtimes") from error
-    given, result = (helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for kind in (a.dtype, out))
+    input_type, output_type = (helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for dtype in (a.dtype, out))
     graph = helper.make_graph(
         [helper.make_node(operator, ["a", "b"], ["c"])],
         "peak",
-        [helper.make_tensor_value_info("a", given, [SIDE, SIDE])],
-        [helper.make_tensor_value_info("c", result, [SIDE, SIDE])],
+        [helper.make_tensor_value_info("a", input_type, [SIDE, SIDE])],
+        [helper.make_tensor_value_info("c", output_type, [SIDE, SIDE])],
         [onnx.numpy_helper.from_array(b, "b")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -129,44 +133,44 @@ def _one_operator(operator: str, a: NDArray[Any], b: NDArray[Any], out: type) ->
     return lambda: session.run(None, {"a": a})
 
 
-def _in_openvino() -> list[Multiplication]:
+def _in_openvino() -> list[MatrixProduct]:
     precisions: list[Precision] = ["f32", "bf16", "int8"] if has_fast_bf16() else ["f32", "int8"]
     rng = np.random.default_rng(0)
-    ways = []
+    multiplications = []
     for precision in precisions:
         if precision == "int8":
-            given: NDArray[Any] = rng.integers(0, 256, (SIDE, SIDE), np.uint8)
+            matrix: NDArray[Any] = rng.integers(0, 256, (SIDE, SIDE), np.uint8)
         else:
-            given = rng.standard_normal((SIDE, SIDE), np.float32)
-        products = 1 if precision == "f32" else IN_A_ROW
-        request = _in_a_row(products, precision).create_infer_request()
-        call = partial(request.infer, [given], share_inputs=True)
-        ways.append(Multiplication(precision, products, call))
-    return ways
+            matrix = rng.standard_normal((SIDE, SIDE), np.float32)
+        products = 1 if precision == "f32" else CHAINED_PRODUCTS
+        request = _chained_products(products, precision).create_infer_request()
+        call = partial(request.infer, [matrix], share_inputs=True)
+        multiplications.append(MatrixProduct(precision, products, call))
+    return multiplications
 
 
-def _in_a_row(products: int, precision: Precision) -> Any:
-    """A compiled model: products with constant matrices (SIDE, SIDE), each of the last one's result."""
+def _chained_products(products: int, precision: Precision) -> Any:
+    """Return a compiled OpenVINO model that multiplies by `products` constant matrices, one after the other."""
     core = openvino_core()
     import openvino
     from openvino import opset13 as operators
 
-    rng, int8 = np.random.default_rng(1), precision == "int8"
+    rng, is_int8 = np.random.default_rng(1), precision == "int8"
     low, high = np.float32(0), np.float32(255)
-    given = at = operators.parameter([SIDE, SIDE], np.uint8 if int8 else np.float32)
-    if int8:
-        at = operators.convert(at, "f32")
+    parameter = node = operators.parameter([SIDE, SIDE], np.uint8 if is_int8 else np.float32)
+    if is_int8:
+        node = operators.convert(node, "f32")
     for _ in range(products):
-        if int8:
-            at = operators.fake_quantize(at, low, high, low, high, 256)
+        if is_int8:
+            node = operators.fake_quantize(node, low, high, low, high, 256)
             weights = operators.constant(rng.integers(-127, 128, (SIDE, SIDE), np.int8))
             weights = operators.multiply(operators.convert(weights, "f32"), np.float32(1e-3))
         else:
             weights = operators.constant(rng.standard_normal((SIDE, SIDE), np.float32) / np.float32(SIDE**0.5))
-        at = operators.matmul(at, weights, False, True)
+        node = operators.matmul(node, weights, False, True)
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": cores(),
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
     }
-    return core.compile_model(openvino.Model([at], [given], "peak"), "CPU", settings)
+    return core.compile_model(openvino.Model([node], [parameter], "peak"), "CPU", settings)

@@ -1,10 +1,10 @@
-"""Figures of the machine that will serve, where that is another one: what check_host.py wrote there.
+"""Measurements of the deployment machine, if it is not this one: the JSON file that check_host.py writes there.
 
     host = read_host(Path("data/target.json"))
-    speeds_on(host, {"dense": sha256, ...}, large=64)      as the benchmark's details have them
+    speeds_on(host, {"dense": sha256, ...}, large=64)      like the benchmark's details
 
-winnow/deploy/bundle.py sends winnow/deploy/check_host.py there, which imports nothing of winnow. A file is told by its
-sha256, so figures of a candidate that has been made anew since count for nothing.
+winnow/deploy/bundle.py exports winnow/deploy/check_host.py, which imports nothing of winnow, to run there. Files are
+identified by their sha256, so measurements of a candidate that has changed since are ignored.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from winnow.benchmark.measurement_error import largest_errors, measurement_errors
-from winnow.benchmark.speedups import Row, best, best_float, ratio_figures, speedup
+from winnow.benchmark.speedups import Row, best_float_row, best_row, ratio_metrics, speedup
 from winnow.config import Config
-from winnow.config.section import NOTHING
+from winnow.config.section import NO_FILE
 from winnow.deploy.onnx_session import MODEL
 from winnow.deploy.runtimes import Precision, Runtime
 from winnow.errors import ArtifactError, DataError
 from winnow.printable import printable
 from winnow.records import Machine, StepRecord, sha256_of
 
-FORMAT = 2
-"""What check_host.py writes; 1 had no times by round, and so no intervals."""
+FORMAT_VERSION = 2
+"""Version that check_host.py writes; version 1 had no times per round, so no intervals."""
 
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Time = Annotated[float, Field(gt=0, le=1e9)]
+Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
 """Milliseconds."""
 
 
 class _Strict(BaseModel):
-    """Numbers are numbers, finite ones, and no key is unknown."""
+    """A model without conversions, infinite numbers or unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class _HostCell(_Strict):
-    """Which file, and how it runs."""
+    """A file and the way it runs."""
 
     candidate: Name
     sha256: Digest
@@ -53,13 +53,13 @@ class _HostCell(_Strict):
     threads: Count
 
 
-class HostRow(_HostCell):
-    """One cell that was timed there."""
+class TargetRow(_HostCell):
+    """A cell that was timed on the target machine."""
 
     agreement: Annotated[float, Field(ge=0, le=1)]
-    p50_ms: Time
-    round_ms: Annotated[tuple[Time, ...], Field(min_length=1)]
-    p95_ms: Time | None
+    p50_ms: Milliseconds
+    round_ms: Annotated[tuple[Milliseconds, ...], Field(min_length=1)]
+    p95_ms: Milliseconds | None
     images_per_s: Annotated[float, Field(gt=0)]
     samples: Count
     spread: Annotated[float, Field(ge=0)]
@@ -67,13 +67,13 @@ class HostRow(_HostCell):
 
 
 class RefusedCell(_HostCell):
-    """One cell that was not timed there."""
+    """A cell that was not timed on the target machine."""
 
     reason: str
 
 
-class HostMachine(Machine):
-    """The machine itself; its memory is 0 where its system does not tell."""
+class TargetMachine(Machine):
+    """The target machine; its memory is 0 if its system does not report it."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -82,16 +82,16 @@ class HostMachine(Machine):
 
 
 class TargetMeasurements(_Strict):
-    """What check_host.py wrote."""
+    """The content of the file that check_host.py writes."""
 
     format: Literal[2]
-    machine: HostMachine
+    machine: TargetMachine
     large_batch: Count
-    rows: tuple[HostRow, ...]
+    rows: tuple[TargetRow, ...]
     refused: tuple[RefusedCell, ...]
 
     def rows_of(self, digests: Mapping[str, str]) -> list[Row]:
-        """Rows of those files alone, under their present names; `digests`: candidate -> sha256."""
+        """Return the rows of these files under their current names; `digests`: candidate -> sha256."""
         names: dict[str, list[str]] = {}
         for name, digest in digests.items():
             names.setdefault(digest, []).append(name)
@@ -107,105 +107,108 @@ class TargetMeasurements(_Strict):
 
 
 class _Versioned(BaseModel):
-    """The format alone, whatever else there is."""
+    """The format version alone."""
 
     format: Any = None
 
 
-def read_host(path: Path) -> TargetMeasurements:
-    """Raises DataError, which names the file and the key, when it is not what check_host.py writes."""
+def read_measurements(path: Path) -> TargetMeasurements:
+    """Return the content of the file. Raises DataError with file and key if check_host.py did not write it."""
     try:
         text = path.read_bytes()
-        found = _Versioned.model_validate_json(text).format
-        if found != FORMAT:
+        version = _Versioned.model_validate_json(text).format
+        if version != FORMAT_VERSION:
             raise DataError(
-                f"{path} is not what check_host.py writes (at format: it is {printable(repr(found)[:50])}, this winnow "
-                f"reads {FORMAT}); run winnow export DIR --candidates, and the check_host.py that it writes on the "
-                "machine that will serve"
+                f"{path} is not a file of check_host.py (format is {printable(repr(version)[:50])}, this winnow reads "
+                f"{FORMAT_VERSION}); run winnow export DIR --candidates, and then the exported check_host.py on the "
+                "target machine"
             )
         return TargetMeasurements.model_validate_json(text)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top"
+        location = ".".join(str(part) for part in first["loc"]) or "the top level"
         is_plain = isinstance(first["input"], int | float | bool | None)
-        value = f", it is {first['input']!r}" if is_plain and first["type"] != "missing" else ""
+        value = f", got {first['input']!r}" if is_plain and first["type"] != "missing" else ""
         raise DataError(
-            f"{path} is not what check_host.py writes (at {printable(where)}: {first['msg']}{value}); take the "
+            f"{path} is not a file of check_host.py (at {printable(location)}: {first['msg']}{value}); use the "
             "host.json that it wrote, unchanged, or run it again"
         ) from error
 
 
 def target_file(config: Config, root: Path) -> Path | None:
-    """Return the file that benchmark.target names, in the project's folder `root`; None: this machine serves."""
-    return None if config.benchmark.target == NOTHING else root / config.benchmark.target
+    """Return the file of benchmark.target in the project's folder `root`; None if this machine is the target."""
+    return None if config.benchmark.target == NO_FILE else root / config.benchmark.target
 
 
 def target_digest(config: Config, root: Path) -> str | None:
-    """Return the digest of the figures that gates go by; None: this machine's. `root`: the project's folder."""
+    """Return the digest of the measurements that gates use; None if this machine is the target."""
     path = target_file(config, root)
     return None if path is None else sha256_of(path)
 
 
 def read_target(config: Config, root: Path) -> TargetMeasurements | None:
-    """Return the machine whose figures gates go by; None: this one. Raises DataError for a file of another kind."""
+    """Return the target's measurements; None if this machine is the target. Raises DataError for another file."""
     path = target_file(config, root)
-    return None if path is None else read_host(path)
+    return None if path is None else read_measurements(path)
 
 
-def speeds_on(
+def speeds_on_target(
     host: TargetMeasurements, digests: Mapping[str, str], large: int, identical: Sequence[tuple[str, str]] = ()
 ) -> dict[str, Any]:
-    """{best, candidates, measurement_error}, as the benchmark's details have them, from that machine's rows alone.
+    """Return {best, candidates, measurement_error} like the benchmark's details, from the target's rows alone.
 
-    A candidate that was not timed there has None and {}, and without dense's times nobody has a speed-up. `identical`:
-    pairs of candidates with the same graph, whose times tell the measurement error. Raises ArtifactError where batches
-    of another size were timed.
+    A candidate that was not timed there has None and {}; without dense's times there are no speed-ups. `identical`:
+    pairs of candidates with the same graph, for the measurement error. Raises ArtifactError if the large batch
+    differs.
     """
     if host.large_batch != large:
         raise ArtifactError(
-            f"the figures of {host.machine.cpu} are of batches of {host.large_batch}, benchmark.large_batch is "
-            f"{large}; export again and run check_host.py there"
+            f"the measurements of {host.machine.cpu} are for batches of {host.large_batch}, but benchmark.large_batch "
+            f"is {large}; export again and run check_host.py there"
         )
     rows = host.rows_of(digests)
-    bests = {name: {"latency": best(rows, name, 1), "throughput": best(rows, name, large)} for name in digests}
+    best_rows = {
+        name: {"latency": best_row(rows, name, 1), "throughput": best_row(rows, name, large)} for name in digests
+    }
     pairs = [pair for pair in identical if set(pair) <= digests.keys()]
     errors = measurement_errors(rows, pairs)
     largest = largest_errors(errors)
-    figures = {name: _figures(rows, bests[name], large, largest) for name in digests}
-    return {"best": bests, "candidates": figures, "measurement_error": errors}
+    metrics = {name: _target_metrics(rows, best_rows[name], large, largest) for name in digests}
+    return {"best": best_rows, "candidates": metrics, "measurement_error": errors}
 
 
 def serving_speeds(config: Config, timed: StepRecord, records: Mapping[str, StepRecord], root: Path) -> dict[str, Any]:
-    """Return {machine, is_target, best, candidates}: times of the machine that will serve.
+    """Return {machine, is_target, best, candidates, measurement_error} of the deployment machine.
 
-    That is this one, or the one of benchmark.target, a path in the project's folder `root`.
+    That is this machine, or the one of benchmark.target, a path in the project's folder `root`.
     """
     host = read_target(config, root)
     if host is None:
         assert timed.machine is not None
-        found = {key: {name: timed.details[key][name] for name in records} for key in ("best", "candidates")}
-        found["measurement_error"] = timed.details["measurement_error"]
-        return {"machine": timed.machine.model_dump(mode="json"), "is_target": False, **found}
+        speeds = {key: {name: timed.details[key][name] for name in records} for key in ("best", "candidates")}
+        speeds["measurement_error"] = timed.details["measurement_error"]
+        return {"machine": timed.machine.model_dump(mode="json"), "is_target": False, **speeds}
     digests = {
         name: next((artifact.sha256 for artifact in record.artifacts if artifact.name == MODEL), "missing")
         for name, record in records.items()
     }
     identical = [tuple(pair) for pair in timed.details["identical_graphs"]]
-    found = speeds_on(host, digests, config.benchmark.large_batch, identical)
-    return {"machine": host.machine.model_dump(mode="json"), "is_target": True, **found}
+    speeds = speeds_on_target(host, digests, config.benchmark.large_batch, identical)
+    return {"machine": host.machine.model_dump(mode="json"), "is_target": True, **speeds}
 
 
-def _figures(
+def _target_metrics(
     rows: list[Row], own: Mapping[str, Row | None], large: int, errors: Mapping[int, float]
 ) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for what, batch, key in (("latency", 1, "p50_ms"), ("throughput", large, "images_per_s")):
-        row, base = own[what], best_float(rows, batch)
+    """Return best times and speed-ups over the best float of one candidate."""
+    metrics: dict[str, float] = {}
+    for kind, batch, key in (("latency", 1, "p50_ms"), ("throughput", large, "images_per_s")):
+        row, baseline = own[kind], best_float_row(rows, batch)
         if row is None:
             continue
-        found["best/latency_ms" if what == "latency" else "best/throughput_ips"] = row[key]
-        if base is not None:
-            found |= ratio_figures(f"speedup/float_b{batch}", speedup(base, row, errors.get(batch, 0.0)))
-    return found
+        metrics["best/latency_ms" if kind == "latency" else "best/throughput_ips"] = row[key]
+        if baseline is not None:
+            metrics |= ratio_metrics(f"speedup/float_b{batch}", speedup(baseline, row, errors.get(batch, 0.0)))
+    return metrics

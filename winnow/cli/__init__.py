@@ -1,1 +1,3 @@
-"""The command line `winnow`: one command per file. The outermost layer."""
+"""The command line `winnow` (main.py), one file per longer command. The outermost layer: it calls flows, tasks and
+steps.
+"""

@@ -1,19 +1,21 @@
-"""A candidate that was made, by the name that a person typed."""
+"""Find a candidate's folder by the name that the user typed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tasks.project.paths import ProjectPaths
-from winnow.config.candidates import NAME
+from winnow.config.candidates import NAME_PATTERN
 from winnow.errors import ConfigError
 
 
-def folder_of(places: ProjectPaths, name: str, file: str) -> Path:
-    """Its folder; `file` has to be in it. Raises ConfigError, which lists the names that there are."""
-    candidates = places.artifacts / "candidates"
-    there = sorted(path.parent.name for path in candidates.glob(f"*/{file}") if NAME.fullmatch(path.parent.name))
-    if name in there:
+def candidate_folder(paths: ProjectPaths, name: str, file: str) -> Path:
+    """Return the candidate's folder, which must contain `file`. Raises ConfigError, which lists the valid names."""
+    candidates = paths.artifacts / "candidates"
+    names = sorted(
+        path.parent.name for path in candidates.glob(f"*/{file}") if NAME_PATTERN.fullmatch(path.parent.name)
+    )
+    if name in names:
         return candidates / name
-    known = f"valid: {', '.join(there)}" if there else "winnow run makes them first"
-    raise ConfigError(f"{name}: no candidate of that name has a {file} in {candidates}; {known}")
+    hint = f"valid: {', '.join(names)}" if names else "winnow run makes them first"
+    raise ConfigError(f"{name}: no candidate of that name has a {file} in {candidates}; {hint}")

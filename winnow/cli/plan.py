@@ -1,7 +1,7 @@
-"""`winnow plan`: what will run, how long it will take on this machine, how much memory and disk; and how near that was.
+"""`winnow plan`: forecast which steps run, how long they take on this machine, and how much memory and disk they need.
 
-The forecast is kept in .winnow/plan.json with the digest of params.yaml. A run of the same parameters prints it beside
-what each step took.
+The forecast is stored in .winnow/plan.json with the digest of params.yaml. A run of the same parameters prints it
+beside what each step took.
 """
 
 from __future__ import annotations
@@ -27,119 +27,124 @@ from rich import box
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from tasks.forecast.data_counts import Counts, Forecast, counts_of
+from tasks.forecast.data_counts import Counts, Forecast, count_images
 from tasks.project import run_lock
 from tasks.project.paths import ProjectPaths
-from tasks.project.state_files import read_memory
+from tasks.project.state_files import read_cache
 from tasks.versioning import dvc_stages
 from winnow.cli.terminal import Terminal
 from winnow.config import Config
 from winnow.errors import WinnowError
-from winnow.eta import duration
+from winnow.eta import format_duration
 from winnow.hardware import memory_bytes
 from winnow.records import sha256_of, write_json
 
 console = Terminal()
 PER_STEP, PER_RUN = 1.8, 10.0
-"""What DVC, Prefect and MLflow take, a step and a run, in units of `dvc status` (benchmarks/results/overhead.md)."""
+"""Overhead of DVC, Prefect and MLflow per step and per run, in units of `dvc status` (benchmarks/results/overhead.md).
+"""
 LONG_STATUS = 4.0
-"""Seconds above which `dvc status` has hashed files that it did not know yet."""
+"""Seconds above which `dvc status` has hashed files that it did not know before."""
 FICLONE = 0x40049409
 Row = dict[str, Any]
 
 
 class PlannedStep(TypedDict):
-    """What is compared of a step's forecast."""
+    """The forecast of one step."""
 
     seconds: float
     memory_mb: float
     disk_mb: float
 
 
-class KeptPlan(TypedDict):
-    """What is compared of the last plan with what came of it."""
+class SavedPlan(TypedDict):
+    """The last plan, as far as a run is compared with it."""
 
     params: str
     steps: dict[str, PlannedStep]
 
 
-def plan(places: ProjectPaths, config: Config) -> int:
-    """Measure and print what `winnow run` would take; nothing of a run is started."""
-    with run_lock.run_alone(places):
-        stale, asking = _asked(places, config)
+def plan(paths: ProjectPaths, config: Config) -> int:
+    """Measure and print what `winnow run` would take, without starting a run."""
+    with run_lock.lock_run(paths):
+        stale, status_seconds = _stale_stages(paths, config)
         if not stale:
             console.print("Nothing has changed: no step would run.")
             return 0
-        data = None if "ingest" in stale else places.artifacts / "data"
-        counts = counts_of(config, data, places.state_dir)
-        console.print(f"To do: {len(stale)} steps. Each is tried in small, which takes a minute or two.")
-        found = []
-        for forecast in _forecasts(places, config, counts, list(stale)):
-            found.append(replace(forecast, seconds=forecast.seconds + PER_STEP * asking))
-            console.print(f"  {forecast.step}: {duration(found[-1].seconds)}", style="dim")
-        once, kind = PER_RUN * asking, link_type(places)
-        write_json(places.state_dir / "plan.json", _kept(places, found, once, kind))
-    _show(found, counts, once, kind, places)
+        data = None if "ingest" in stale else paths.artifacts / "data"
+        counts = count_images(config, data, paths.state_dir)
+        console.print(f"To do: {len(stale)} steps. Each is measured on a small sample, which takes a minute or two.")
+        forecasts = []
+        for forecast in _forecasts(paths, config, counts, list(stale)):
+            forecasts.append(replace(forecast, seconds=forecast.seconds + PER_STEP * status_seconds))
+            console.print(f"  {forecast.step}: {format_duration(forecasts[-1].seconds)}", style="dim")
+        overhead, kind = PER_RUN * status_seconds, link_type(paths)
+        write_json(paths.state_dir / "plan.json", _plan_content(paths, forecasts, overhead, kind))
+    _show(forecasts, counts, overhead, kind, paths)
     return 0
 
 
-def _asked(places: ProjectPaths, config: Config) -> tuple[dict[str, list[str]], float]:
-    """What is stale, and how long `dvc status` takes once it knows all files."""
-    began = time.monotonic()
-    stale = dvc_stages.stale(places.root, config)
-    taken = time.monotonic() - began
-    if taken > LONG_STATUS:
-        began = time.monotonic()
-        dvc_stages.stale(places.root, config)
-        taken = time.monotonic() - began
-    return stale, taken
+def _stale_stages(paths: ProjectPaths, config: Config) -> tuple[dict[str, list[str]], float]:
+    """Return the stale stages, and the seconds that `dvc status` takes once it knows all files."""
+    started = time.monotonic()
+    stale = dvc_stages.stale_stages(paths.root, config)
+    seconds = time.monotonic() - started
+    if seconds > LONG_STATUS:
+        started = time.monotonic()
+        dvc_stages.stale_stages(paths.root, config)
+        seconds = time.monotonic() - started
+    return stale, seconds
 
 
-def beside(places: ProjectPaths, times: dict[str, dict[str, float]]) -> tuple[dict[str, Row], str]:
-    """What was planned for the steps that ran, and one line on how near it was; nothing without a fitting plan.
+def compare_with_plan(paths: ProjectPaths, times: dict[str, dict[str, float]]) -> tuple[dict[str, Row], str]:
+    """Return the forecasts of the steps that ran, and one line on their error; empty without a fitting plan.
 
-    `times`: step -> {seconds, memory_mb, disk_mb} as they turned out.
+    `times`: step -> measured {seconds, memory_mb, disk_mb}.
     """
-    kept = read_memory(places.state_dir / "plan.json", KeptPlan | None, None)
-    if kept is None or kept["params"] != sha256_of(places.root / "params.yaml") or not set(kept["steps"]) >= set(times):
+    saved = read_cache(paths.state_dir / "plan.json", SavedPlan | None, None)
+    if (
+        saved is None
+        or saved["params"] != sha256_of(paths.root / "params.yaml")
+        or not set(saved["steps"]) >= set(times)
+    ):
         return {}, ""
-    planned: dict[str, Row] = {step: dict(kept["steps"][step]) for step in times}
-    return planned, _nearness(planned, times)
+    planned: dict[str, Row] = {step: dict(saved["steps"][step]) for step in times}
+    return planned, _compare(planned, times)
 
 
-def _nearness(planned: dict[str, Row], times: dict[str, dict[str, float]]) -> str:
-    def both(key: str, total: Callable[[Iterable[float]], float]) -> tuple[float, float]:
+def _compare(planned: dict[str, Row], times: dict[str, dict[str, float]]) -> str:
+    def totals(key: str, total: Callable[[Iterable[float]], float]) -> tuple[float, float]:
         return total(row[key] for row in planned.values()), total(row[key] for row in times.values())
 
-    seconds, disk, memory = both("seconds", sum), both("disk_mb", sum), both("memory_mb", max)
+    seconds, disk, memory = totals("seconds", sum), totals("disk_mb", sum), totals("memory_mb", max)
     return (
-        f"Planned: {duration(seconds[0])}, it took {duration(seconds[1])} ({_off(*seconds)}); "
-        f"{disk[0] / 1e3:.2f} GB of artifacts, {disk[1] / 1e3:.2f} GB ({_off(*disk)}); "
-        f"memory {memory[0] / 1e3:.2f} GB, {memory[1] / 1e3:.2f} GB ({_off(*memory)})"
+        f"Planned: {format_duration(seconds[0])}, it took {format_duration(seconds[1])} ({_relative_error(*seconds)}); "
+        f"{disk[0] / 1e3:.2f} GB of artifacts, {disk[1] / 1e3:.2f} GB ({_relative_error(*disk)}); "
+        f"memory {memory[0] / 1e3:.2f} GB, {memory[1] / 1e3:.2f} GB ({_relative_error(*memory)})"
     )
 
 
-def _off(planned: float, true: float) -> str:
-    """How far the forecast was off, as a share of the truth."""
-    return f"forecast {(planned / true - 1) * 100:+.0f} %" if true else "-"
+def _relative_error(planned: float, actual: float) -> str:
+    """Return the forecast's error relative to the measured value."""
+    return f"forecast {(planned / actual - 1) * 100:+.0f} %" if actual else "-"
 
 
-def _forecasts(places: ProjectPaths, config: Config, counts: Counts, stages: list[str]) -> Iterator[Forecast]:
-    """From the child process, as they come. Raises WinnowError with what a step has to say against its settings."""
-    steps = [stage.removeprefix(dvc_stages.CANDIDATE) for stage in stages]
-    told: list[str] = []
+def _forecasts(paths: ProjectPaths, config: Config, counts: Counts, stages: list[str]) -> Iterator[Forecast]:
+    """Yield forecasts from the child process as they come. Raises WinnowError where a step rejects its settings."""
+    steps = [stage.removeprefix(dvc_stages.CANDIDATE_PREFIX) for stage in stages]
+    stderr_lines: list[str] = []
     command = [
         sys.executable,
         "-m",
         "tasks.forecast.step_costs",
-        str(places.root / "params.yaml"),
+        str(paths.root / "params.yaml"),
         json.dumps(asdict(counts)),
     ]
     with (
-        tempfile.TemporaryDirectory(dir=places.state_dir) as folder,
+        tempfile.TemporaryDirectory(dir=paths.state_dir) as folder,
         subprocess.Popen(
-            [*command, str(places.state_dir), folder, *steps],
-            cwd=places.root,
+            [*command, str(paths.state_dir), folder, *steps],
+            cwd=paths.root,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -147,8 +152,8 @@ def _forecasts(places: ProjectPaths, config: Config, counts: Counts, stages: lis
     ):
         assert child.stdout is not None
         assert child.stderr is not None
-        noise = threading.Thread(target=lambda: told.extend(child.stderr or ()), daemon=True)
-        noise.start()
+        stderr_reader = threading.Thread(target=lambda: stderr_lines.extend(child.stderr or ()), daemon=True)
+        stderr_reader.start()
         try:
             for line in child.stdout:
                 if line.startswith('{"error"'):
@@ -158,73 +163,75 @@ def _forecasts(places: ProjectPaths, config: Config, counts: Counts, stages: lis
         except BaseException:
             child.terminate()
             raise
-        noise.join()
+        stderr_reader.join()
     if child.returncode != 0:
-        raise WinnowError(f"the steps could not be tried in small:\n{''.join(told[-8:]).strip()}")
+        raise WinnowError(f"the steps could not be measured on a sample:\n{''.join(stderr_lines[-8:]).strip()}")
 
 
-def _kept(places: ProjectPaths, found: list[Forecast], once: float, kind: str) -> Row:
+def _plan_content(paths: ProjectPaths, forecasts: list[Forecast], overhead: float, kind: str) -> Row:
     return {
-        "params": sha256_of(places.root / "params.yaml"),
-        "total_seconds": sum(row.seconds for row in found) + once,
-        "disk_gb": _on_disk_gb(found, kind),
-        "steps": {forecast.step: asdict(forecast) for forecast in found},
+        "params": sha256_of(paths.root / "params.yaml"),
+        "total_seconds": sum(row.seconds for row in forecasts) + overhead,
+        "disk_gb": _on_disk_gb(forecasts, kind),
+        "steps": {forecast.step: asdict(forecast) for forecast in forecasts},
     }
 
 
-def _on_disk_gb(found: list[Forecast], kind: str) -> float:
-    """In artifacts/ and DVC's cache, which share their files where there are links of some kind."""
-    return sum(row.disk_mb for row in found) * (1 if kind else 2) / 1e3
+def _on_disk_gb(forecasts: list[Forecast], kind: str) -> float:
+    """Return GB in artifacts/ and DVC's cache, which share their files where DVC links instead of copying."""
+    return sum(row.disk_mb for row in forecasts) * (1 if kind else 2) / 1e3
 
 
-def _show(found: list[Forecast], counts: Counts, once: float, kind: str, places: ProjectPaths) -> None:
-    told = f"About {counts.images:,} images: {counts.train:,} for training, {counts.budget:,} labels"
-    table = Table("step", title=told, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def _show(forecasts: list[Forecast], counts: Counts, overhead: float, kind: str, paths: ProjectPaths) -> None:
+    title = f"About {counts.images:,} images: {counts.train:,} for training, {counts.budget:,} labels"
+    table = Table("step", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("time", "memory, GB", "disk, GB"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("what it does")
-    for forecast in found:
+    for forecast in forecasts:
         sizes = (f"{forecast.memory_mb / 1e3:.1f}", f"{forecast.disk_mb / 1e3:.2f}")
-        table.add_row(forecast.step, duration(forecast.seconds), *sizes, forecast.counted)
-    seconds, disk_mb = sum(row.seconds for row in found) + once, sum(row.disk_mb for row in found)
-    memory_mb = max(row.memory_mb for row in found)
-    table.add_row("flow, tracking and servers", duration(once), "", "", "")
-    table.add_row("total", duration(seconds), f"{memory_mb / 1e3:.1f}", f"{disk_mb / 1e3:.2f}", "", style="bold")
+        table.add_row(forecast.step, format_duration(forecast.seconds), *sizes, forecast.basis)
+    seconds, disk_mb = sum(row.seconds for row in forecasts) + overhead, sum(row.disk_mb for row in forecasts)
+    memory_mb = max(row.memory_mb for row in forecasts)
+    table.add_row("flow, tracking and servers", format_duration(overhead), "", "", "")
+    table.add_row("total", format_duration(seconds), f"{memory_mb / 1e3:.1f}", f"{disk_mb / 1e3:.2f}", "", style="bold")
     console.print(table)
-    needed = _on_disk_gb(found, kind)
-    how = f"artifacts/ and DVC's cache share them ({kind})" if kind else "twice, in artifacts/ and in DVC's cache"
-    free, memory = shutil.disk_usage(places.root).free / 1e9, memory_bytes()
+    needed = _on_disk_gb(forecasts, kind)
+    storage = f"artifacts/ and DVC's cache share them ({kind})" if kind else "twice, in artifacts/ and in DVC's cache"
+    free_disk, memory = shutil.disk_usage(paths.root).free / 1e9, memory_bytes()
     available = min(psutil.virtual_memory().available, memory)
-    console.print(f"Disk: {needed:.1f} GB, {how}; {free:.0f} GB are free.")
-    if needed > free:
-        console.print("That is more than there is.", style="bold red")
+    console.print(f"Disk: {needed:.1f} GB, {storage}; {free_disk:.0f} GB are free.")
+    if needed > free_disk:
+        console.print("That is more than is free.", style="bold red")
     if memory_mb * 1e6 > available:
-        there = f"{available / 1e9:.1f} of {memory / 1e9:.1f} GB"
-        console.print(f"Memory: {memory_mb / 1e3:.1f} GB, more than the {there} that are free.", style="bold red")
-    console.print(f"Done about {datetime.now().astimezone() + timedelta(seconds=seconds):%Y-%m-%d %H:%M} if begun now.")
+        free_memory = f"{available / 1e9:.1f} of {memory / 1e9:.1f} GB"
+        console.print(f"Memory: {memory_mb / 1e3:.1f} GB, more than the {free_memory} that are free.", style="bold red")
+    console.print(
+        f"Done about {datetime.now().astimezone() + timedelta(seconds=seconds):%Y-%m-%d %H:%M} if started now."
+    )
 
 
-def link_type(places: ProjectPaths) -> str:
-    """How DVC's cache shares files with artifacts/ here: reflink, hardlink or symlink; empty where it copies them."""
+def link_type(paths: ProjectPaths) -> str:
+    """Return how DVC's cache shares files with artifacts/: reflink, hardlink or symlink; empty where it copies them."""
     settings = configparser.ConfigParser()
-    settings.read([places.root / ".dvc" / "config", places.root / ".dvc" / "config.local"])
+    settings.read([paths.root / ".dvc" / "config", paths.root / ".dvc" / "config.local"])
     kinds = settings.get("cache", "type", fallback="reflink,copy")
-    cache = places.root / ".dvc" / settings.get("cache", "dir", fallback="cache").strip('"')
+    cache = paths.root / ".dvc" / settings.get("cache", "dir", fallback="cache").strip('"')
     if not cache.parent.is_dir():
         return ""
     with (
-        tempfile.TemporaryDirectory(dir=places.state_dir) as folder,
-        tempfile.TemporaryDirectory(dir=cache.parent) as there,  # the cache itself may have to be made first
+        tempfile.TemporaryDirectory(dir=paths.state_dir) as folder,
+        tempfile.TemporaryDirectory(dir=cache.parent) as cache_folder,  # the cache itself may have to be made first
     ):
-        source, target = Path(folder, "a"), Path(there, "b")
+        source, target = Path(folder, "a"), Path(cache_folder, "b")
         source.write_bytes(b"winnow")
         for kind in (kind.strip() for kind in kinds.strip('"').split(",")):
             with contextlib.suppress(OSError):
                 if kind == "copy":
                     return ""
                 if kind == "reflink":
-                    with source.open("rb") as one, target.open("wb") as other:
-                        fcntl.ioctl(other.fileno(), FICLONE, one.fileno())
+                    with source.open("rb") as source_file, target.open("wb") as target_file:
+                        fcntl.ioctl(target_file.fileno(), FICLONE, source_file.fileno())
                 elif kind == "hardlink":
                     target.unlink(missing_ok=True)
                     target.hardlink_to(source)

@@ -1,4 +1,4 @@
-"""`winnow predict`: the promoted model on a person's files and folders, as a table, or streamed to CSV or Parquet."""
+"""`winnow predict`: apply the promoted model to files and folders; print a table, or stream to CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -21,57 +21,57 @@ from winnow.config import Config
 from winnow.deploy.file_predictor import Prediction, predict_files
 from winnow.deploy.runtimes import RuntimeUnavailable
 from winnow.errors import DataError, MissingExtra, WinnowError
-from winnow.evaluation.abstention import describe
+from winnow.evaluation.abstention import describe_counts
 from winnow.printable import printable, spreadsheet_cell
-from winnow.records import read_json, renamed
+from winnow.records import atomic_path, read_json
 
-SHOWN_AT_MOST = 1000
-"""Rows of a table on the terminal."""
-ROWS_AT_ONCE = 10_000
-"""Of a Parquet file."""
+MAX_ROWS_SHOWN = 1000
+"""Rows of the table on the terminal at most."""
+ROWS_PER_GROUP = 10_000
+"""Rows of a Parquet row group."""
 SHOWN_REJECTED = 10
 Row = list[Any]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked of a prediction."""
+class PredictOptions:
+    """The options of a prediction."""
 
     top: int = 1
-    """How many classes."""
+    """The number of classes per image."""
     abstain_below: float = 0.0
-    """Where the likeliest class is less likely than this, none is named."""
+    """No class is named where the most likely one has a lower probability."""
     out: Path | None = None
 
 
-def predict(places: ProjectPaths, config: Config, paths: list[Path], which: str, wanted: Wanted) -> int:
-    """Print or write class and probability of every file; where one cannot be used the status is 2."""
-    if wanted.out and wanted.out.suffix.lower() not in WRITERS:
-        raise DataError(f"--out {wanted.out}: it is to end in {' or '.join(WRITERS)}")
-    if not 0 <= wanted.abstain_below <= 1:
-        raise DataError(f"--abstain-below {wanted.abstain_below:g}: a probability is a number from 0 to 1")
+def predict(paths: ProjectPaths, config: Config, files: list[Path], model: str, options: PredictOptions) -> int:
+    """Print or write class and probability of every file; the status is 2 where one cannot be used."""
+    if options.out and options.out.suffix.lower() not in WRITERS:
+        raise DataError(f"--out {options.out}: it must end in {' or '.join(WRITERS)}")
+    if not 0 <= options.abstain_below <= 1:
+        raise DataError(f"--abstain-below {options.abstain_below:g}: a probability is a number from 0 to 1")
     name = registered_model_name(config)
-    version = registered_models.get(places, name, which)
-    folder = registered_models.fetch(places, name, version)
-    count, predictions = predict_files(folder, paths, wanted.top)
+    version = registered_models.get(paths, name, model)
+    folder = registered_models.fetch(paths, name, version)
+    count, predictions = predict_files(folder, files, options.top)
     if count == 0:
-        raise DataError("there is no image to predict: only companions of images (.txt, .csv, ...) or nothing at all")
+        raise DataError("there is no image to predict: the paths hold only other files (.txt, .csv, ...) or nothing")
     console = Terminal(stderr=True)
-    if not wanted.out and count > SHOWN_AT_MOST:
-        raise DataError(f"{count} files are too many to show; name a file for them: --out predictions.csv")
+    if not options.out and count > MAX_ROWS_SHOWN:
+        raise DataError(f"{count} files are too many for the terminal; write them to a file: --out predictions.csv")
     rejected: list[Prediction] = []
-    rows = _rows(_watched(predictions, count, console), wanted, rejected)
+    rows = _rows(_with_progress(predictions, count, console), options, rejected)
     try:
-        if wanted.out:
-            _write(rows, wanted.out, wanted.top)
-            console.print(f"{count} files in {wanted.out}")
+        if options.out:
+            _write(rows, options.out, options.top)
+            console.print(f"{count} files in {options.out}")
         else:
-            _show(list(rows), wanted.top)
+            _show(list(rows), options.top)
     except RuntimeUnavailable as error:
         raise WinnowError(f"{version} of {name} cannot run here: {error}") from error
     console.print(f"By {version} of {name}")
-    if wanted.abstain_below > 0:
-        console.print(_told_of_abstention(read_json(folder / "card.json"), wanted.abstain_below))
+    if options.abstain_below > 0:
+        console.print(_describe_abstention(read_json(folder / "card.json"), options.abstain_below))
     for prediction in rejected[:SHOWN_REJECTED]:
         console.print(f"winnow: {printable(prediction.path)}: {prediction.reason}")
     if len(rejected) > SHOWN_REJECTED:
@@ -87,50 +87,52 @@ def _write(rows: Iterator[Row], out: Path, top: int) -> None:
             write(row)
 
 
-def _watched(predictions: Iterator[Prediction], count: int, console: Console) -> Iterator[Prediction]:
-    """The same, with a bar, a rate and the time left on a terminal."""
+def _with_progress(predictions: Iterator[Prediction], count: int, console: Console) -> Iterator[Prediction]:
+    """Yield the same predictions, with a bar, a rate and the time left on a terminal."""
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=count, rate="")
         for prediction in predictions:
             yield prediction
-            speed = progress.tasks[0].speed
-            progress.update(task, advance=1, rate=f"{speed:.0f} images/s" if speed else "")
+            rate = progress.tasks[0].speed
+            progress.update(task, advance=1, rate=f"{rate:.0f} images/s" if rate else "")
 
 
-def _told_of_abstention(card: dict[str, Any], threshold: float) -> str:
-    """Return what such a threshold gave on labelled images, by the model's card."""
-    given = card.get("test", {}).get("abstention", {})
-    told = [describe(given[split], threshold, split) for split in ("test", "validation") if split in given]
-    if not told:
-        return f"Nothing is known of what --abstain-below {threshold:g} is worth: this model met no test images"
-    return f"--abstain-below {threshold:g} when it was measured: {'; '.join(told)}"
+def _describe_abstention(card: dict[str, Any], threshold: float) -> str:
+    """Return the effect of this threshold on labelled images, from the model's card."""
+    counts = card.get("test", {}).get("abstention", {})
+    descriptions = [
+        describe_counts(counts[split], threshold, split) for split in ("test", "validation") if split in counts
+    ]
+    if not descriptions:
+        return f"The effect of --abstain-below {threshold:g} is not known: this model was not evaluated on test images"
+    return f"--abstain-below {threshold:g} as measured: {'; '.join(descriptions)}"
 
 
-def _rows(predictions: Iterator[Prediction], wanted: Wanted, rejected: list[Prediction]) -> Iterator[Row]:
-    """path, then class and probability by turns, then why there is none."""
+def _rows(predictions: Iterator[Prediction], options: PredictOptions, rejected: list[Prediction]) -> Iterator[Row]:
+    """Yield rows of path, then class and probability alternately, then the reason where there is none."""
     for prediction in predictions:
         row: Row = [printable(prediction.path)]
         if prediction.reason:
             rejected.append(prediction)
-            yield [*row, *("", None) * wanted.top, prediction.reason]
+            yield [*row, *("", None) * options.top, prediction.reason]
             continue
-        unsure = prediction.probabilities[0] < wanted.abstain_below
-        for name, chance in zip(prediction.classes, prediction.probabilities, strict=True):
-            row += ["" if unsure else name, chance]
-        yield [*row, f"abstained: less than {wanted.abstain_below:g}" if unsure else ""]
+        is_unsure = prediction.probabilities[0] < options.abstain_below
+        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
+            row += ["" if is_unsure else name, probability]
+        yield [*row, f"abstained: less than {options.abstain_below:g}" if is_unsure else ""]
 
 
 def _header(top: int) -> list[str]:
     names = ["path"]
     for rank in range(1, top + 1):
-        more = "" if rank == 1 else f"_{rank}"
-        names += [f"class{more}", f"probability{more}"]
+        suffix = "" if rank == 1 else f"_{rank}"
+        names += [f"class{suffix}", f"probability{suffix}"]
     return [*names, "reason"]
 
 
 def _show(rows: list[Row], top: int) -> None:
-    """As wide as it takes: the terminal may wrap a long path, but nothing is cut."""
+    """Print the table at full width: the terminal may wrap a long path, but nothing is cut."""
     table = Table(*("image", *_header(top)[1:-1]), box=None, header_style="bold", pad_edge=False)
     for row in rows:
         if row[2] is not None:
@@ -144,10 +146,10 @@ def _show(rows: list[Row], top: int) -> None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name beside `path`, which becomes it when all is written; nothing is left of a half."""
+def _atomic(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path`, which becomes `path` when all is written; nothing is left otherwise."""
     try:
-        with renamed(path) as temporary:
+        with atomic_path(path) as temporary:
             yield temporary
     except OSError as error:
         raise DataError(f"--out {path}: cannot be written ({error.strerror or error})") from error
@@ -155,7 +157,7 @@ def _whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _csv(path: Path, top: int) -> Iterator[Callable[[Row], object]]:
-    with _whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with _atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(_header(top))
         yield lambda row: writer.writerow(
@@ -175,7 +177,7 @@ def _parquet(path: Path, top: int) -> Iterator[Callable[[Row], object]]:
     schema = pyarrow.schema(zip(names, kinds, strict=True))
     rows: list[Row] = []
 
-    with _whole(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+    with _atomic(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
 
         def flush() -> None:
             columns = zip(*rows, strict=True) if rows else ([] for _ in names)
@@ -185,7 +187,7 @@ def _parquet(path: Path, top: int) -> Iterator[Callable[[Row], object]]:
 
         def write(row: Row) -> None:
             rows.append(row)
-            if len(rows) >= ROWS_AT_ONCE:
+            if len(rows) >= ROWS_PER_GROUP:
                 flush()
 
         yield write

@@ -1,4 +1,4 @@
-"""What commands say line by line, without rich, which takes a while to load."""
+"""Print lines without rich, which takes a while to load, and show the log of winnow."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import logging
 import sys
 from typing import TextIO
 
-from tasks.project.paths import quieten
+from tasks.project.environment import silence_loggers
 from winnow.printable import printable_text
 
 
-def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line; control characters in foreign text are shown, not obeyed. `file`: standard output by default."""
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Print a line with control characters escaped. `file`: standard output by default."""
     print(printable_text(text), file=file or sys.stdout)
 
 
-def tell_progress() -> None:
-    """What winnow notes while it works, for people; the libraries below it stay quiet."""
+def show_log() -> None:
+    """Show winnow's own log messages; other libraries stay quiet."""
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("winnow").setLevel(logging.INFO)
-    quieten()
+    silence_loggers()

@@ -1,7 +1,7 @@
-"""`winnow search`: candidates that nobody wrote down, within a budget, and the front of what was found.
+"""`winnow search`: generate candidates within a budget, and show the Pareto front of those that were tried.
 
-Each trial is a run in MLflow below one run of the search. The chosen point goes into params.yaml with `--add`; from
-then on its candidates are stages like any other.
+Each trial is a run in MLflow below one run of the search. `--add` puts the chosen candidates into params.yaml; from
+then on they are stages like any other.
 """
 
 from __future__ import annotations
@@ -15,115 +15,124 @@ from tasks.project import announced_servers, benchmark_target, gpu_slots, run_lo
 from tasks.project.paths import ProjectPaths
 from tasks.tracking import search_runs
 from tasks.versioning import dvc_stages
-from tasks.versioning.dvc_stages import CANDIDATE
-from winnow.cli.params_editor import edited_by, write_params
-from winnow.cli.progress import tell_progress
-from winnow.cli.search_results import front_of, print_front, runtime_remark, verdict_of, write_files
+from tasks.versioning.dvc_stages import CANDIDATE_PREFIX
+from winnow.cli.params_editor import edit_document, write_params
+from winnow.cli.progress import show_log
+from winnow.cli.search_results import describe_verdict, front_rows, print_front, runtime_note, write_files
 from winnow.cli.terminal import Terminal
 from winnow.config import CONTROL, ROOT, Config
-from winnow.config.candidates import NAME, NAME_IN_WORDS, TAKEN
+from winnow.config.candidates import NAME_PATTERN, NAME_RULE, RESERVED_NAMES
 from winnow.errors import ConfigError, MissingExtra
-from winnow.hardware import cpu_flags, saturates
-from winnow.search.loop import Progress, search
+from winnow.hardware import cpu_flags, int8_sums_saturate
+from winnow.search.loop import SearchProgress, search
 from winnow.search.trial import SearchContext
-from winnow.steps.compress import Folders
+from winnow.steps.compress import CandidateFolders
 
 console = Terminal()
 
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Who runs trials: so many processes of this machine, or the workers of a Dask scheduler."""
+    """The processes that run trials: on this machine, or the workers of a Dask scheduler."""
 
     workers: int = 1
     scheduler: str = ""
 
 
-ALONE = WorkerPool()
+THIS_PROCESS = WorkerPool()
 
 
-def run_search(places: ProjectPaths, config: Config, name: str, add: str, crew: WorkerPool = ALONE) -> int:
-    """Search, show, and perhaps add what was chosen to params.yaml."""
+def run_search(paths: ProjectPaths, config: Config, name: str, add: str, pool: WorkerPool = THIS_PROCESS) -> int:
+    """Search, print the front, and add the chosen candidates to params.yaml where `add` names them."""
     check_names(config, name, add)
-    _check_made(places, config)
-    at, home = places.artifacts, places.state_dir / "search" / name
-    tell_progress()
-    check_crew(places, crew)
-    with run_lock.run_alone(places):
-        folders = Folders(at / "data", at / "pretrain", at / "candidates", home / "scratch", places.answers)
-        safe = any(map(saturates, (benchmark_target.serving_flags(places, config), cpu_flags())))
-        place = SearchContext(config, folders, home / "trials", overflow_safe=safe)
-        if remark := runtime_remark(at, config):
-            console.print(f"Note: {remark}")
-        log = search_runs.Log(places, config, name)
+    _check_inputs(paths, config)
+    artifacts, folder = paths.artifacts, paths.state_dir / "search" / name
+    show_log()
+    check_pool(paths, pool)
+    with run_lock.lock_run(paths):
+        folders = CandidateFolders(
+            artifacts / "data", artifacts / "pretrain", artifacts / "candidates", folder / "scratch", paths.answers
+        )
+        overflow_safe = any(map(int8_sums_saturate, (benchmark_target.serving_flags(paths, config), cpu_flags())))
+        context = SearchContext(config, folders, folder / "trials", overflow_safe=overflow_safe)
+        if note := runtime_note(artifacts, config):
+            console.print(f"Note: {note}")
+        log = search_runs.SearchRun(paths, config, name)
         try:
-            progress = _search(place, home / "study.db", log, crew)
+            progress = _run_trials(context, folder / "study.db", log, pool)
         finally:
             log.pause()
-        rows = front_of(progress, place)
+        rows = front_rows(progress, context)
         chosen = next((row.number for row in rows if row.chosen), None)
-        taken = next((trial for trial in progress.trials if trial.number == chosen), None)
-        verdict = verdict_of(rows, progress, config)
-        write_files(home, progress, rows, place, verdict)
+        chosen_trial = next((trial for trial in progress.trials if trial.number == chosen), None)
+        verdict = describe_verdict(rows, progress, config)
+        write_files(folder, progress, rows, context, verdict)
         print_front(rows, verdict, progress.peaks)
-        console.print(f"In {home.relative_to(places.root)}: report.html, front.png, search.json")
-        log.close(progress, taken, [home / file for file in ("front.png", "search.json", "report.html")])
-        if add and taken is not None:
-            _add(places, place.candidates_of(taken.point, config.search.epochs, add))
-        elif taken is not None:
-            console.print(f"winnow search --name {name} --add NAME puts the chosen candidates into params.yaml")
+        console.print(f"In {folder.relative_to(paths.root)}: report.html, front.png, search.json")
+        log.close(progress, chosen_trial, [folder / file for file in ("front.png", "search.json", "report.html")])
+        if add and chosen_trial is not None:
+            _add_candidates(paths, context.candidates_of(chosen_trial.point, config.search.epochs, add))
+        elif chosen_trial is not None:
+            console.print(f"winnow search --name {name} --add NAME adds the chosen candidates to params.yaml")
     return 0
 
 
 def check_names(config: Config, name: str, add: str) -> None:
-    """Raise ConfigError for a search or candidates that cannot be called so, before anything is searched."""
-    for option, given in (("--name", name), ("--add", add)):
-        if given and not NAME.fullmatch(given):
-            raise ConfigError(f"{option} {given}: no usable name, which consists of {NAME_IN_WORDS}")
-    taken = sorted({add, f"{add}-int8"} & {*config.candidates, *TAKEN, ROOT, CONTROL})
-    if taken:
-        raise ConfigError(f"--add {add}: {', '.join(taken)} is there already; choose another name")
+    """Raise ConfigError for an invalid name of a search or of candidates, before the search begins."""
+    for option, name_given in (("--name", name), ("--add", add)):
+        if name_given and not NAME_PATTERN.fullmatch(name_given):
+            raise ConfigError(f"{option} {name_given}: not a valid name, which consists of {NAME_RULE}")
+    taken_names = sorted({add, f"{add}-int8"} & {*config.candidates, *RESERVED_NAMES, ROOT, CONTROL})
+    if taken_names:
+        raise ConfigError(f"--add {add}: {', '.join(taken_names)} exists already; choose another name")
 
 
-def _check_made(places: ProjectPaths, config: Config) -> None:
-    """Raise ConfigError where what the search begins from is not there, or not what params.yaml says."""
-    needed = ["ingest", "pretrain", "finetune", *([f"{CANDIDATE}{CONTROL}"] if CONTROL in config.candidates else [])]
-    stale = dvc_stages.stale(places.root, config)
+def _check_inputs(paths: ProjectPaths, config: Config) -> None:
+    """Raise ConfigError where the inputs of the search are missing or stale."""
+    needed = [
+        "ingest",
+        "pretrain",
+        "finetune",
+        *([f"{CANDIDATE_PREFIX}{CONTROL}"] if CONTROL in config.candidates else []),
+    ]
+    stale = dvc_stages.stale_stages(paths.root, config)
     for stage in needed:
         if stage in stale:
-            raise ConfigError(f"the search begins from {stage}, which has to run ({stale[stage][0]}): winnow run first")
+            raise ConfigError(f"the search needs {stage}, which is stale ({stale[stage][0]}): winnow run first")
 
 
-def check_crew(places: ProjectPaths, crew: WorkerPool) -> None:
-    """Raise ConfigError or MissingExtra for workers that cannot be had here, before anything is begun."""
-    if crew == ALONE:
+def check_pool(paths: ProjectPaths, pool: WorkerPool) -> None:
+    """Raise ConfigError or MissingExtra for workers that are not available, before the search begins."""
+    if pool == THIS_PROCESS:
         return
-    if crew.workers < 1 or (crew.scheduler and crew.workers > 1):
-        raise ConfigError("--workers: at least 1, and none beside --scheduler, whose workers are there already")
-    if gpu_slots.has_gpu() and not crew.scheduler:
-        raise ConfigError("--workers: trainings run on the GPU here, which takes one at a time; leave it out")
+    if pool.workers < 1 or (pool.scheduler and pool.workers > 1):
+        raise ConfigError("--workers: at least 1, and not together with --scheduler, which has its own workers")
+    if gpu_slots.has_gpu() and not pool.scheduler:
+        raise ConfigError("--workers: this machine trains on its GPU, one training at a time; leave it out")
     for package in ("distributed", "prefect_dask"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "parallel")
     announced_servers.check_prefect()
-    if not announced_servers.report_to_prefect(places) and crew.scheduler:
-        raise ConfigError("--scheduler: its workers report to Prefect; set PREFECT_API_URL to a server they reach")
-    watchdog.start(places)
+    if not announced_servers.report_to_prefect(paths) and pool.scheduler:
+        raise ConfigError(
+            "--scheduler: its workers report to Prefect; set PREFECT_API_URL to a server that they can reach"
+        )
+    watchdog.start(paths)
 
 
-def _search(place: SearchContext, storage: Path, log: search_runs.Log, crew: WorkerPool) -> Progress:
-    if crew == ALONE:
-        return search(place, storage, log.trial)
-    from flows.search import search_side_by_side
+def _run_trials(context: SearchContext, storage: Path, log: search_runs.SearchRun, pool: WorkerPool) -> SearchProgress:
+    if pool == THIS_PROCESS:
+        return search(context, storage, log.trial)
+    from flows.search import search_in_parallel
 
-    return search_side_by_side(place, storage, log, crew.workers, crew.scheduler)
+    return search_in_parallel(context, storage, log, pool.workers, pool.scheduler)
 
 
-def _add(places: ProjectPaths, made: dict[str, Any]) -> None:
-    """The chosen chain as candidates of params.yaml."""
+def _add_candidates(paths: ProjectPaths, candidates: dict[str, Any]) -> None:
+    """Add the chosen chain to the candidates of params.yaml."""
 
     def join(document: Any) -> None:
-        document["candidates"].update(made)
+        document["candidates"].update(candidates)
 
-    write_params(places, edited_by((places.root / "params.yaml").read_text(encoding="utf-8"), join))
-    console.print(f"winnow run makes {', '.join(made)} and judges with the others")
+    write_params(paths, edit_document((paths.root / "params.yaml").read_text(encoding="utf-8"), join))
+    console.print(f"winnow run makes {', '.join(candidates)} and judges with the others")

@@ -1,4 +1,4 @@
-"""What a search found: its front with intervals, the verdict in words, and the files and tables that show both."""
+"""The results of a search: its front with intervals, the verdict in words, and the files and tables that show both."""
 
 from __future__ import annotations
 
@@ -10,84 +10,98 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from tasks.project.state_files import read_kept
+from tasks.project.state_files import read_required
 from winnow.benchmark.peak_throughput import share_of_peak
 from winnow.cli.terminal import Terminal
 from winnow.config import CONTROL, ROOT, Config, Search
 from winnow.data.dataset import load_images
-from winnow.data.splits import choosing_half
+from winnow.data.splits import selection_half
 from winnow.errors import ArtifactError
-from winnow.eta import duration
+from winnow.eta import format_duration
 from winnow.evaluation.metrics import load_logits
 from winnow.records import read_record, write_json
-from winnow.reporting.candidates_section import RUNTIMES
 from winnow.reporting.exploration_plots import SearchPoint
-from winnow.reporting.exploration_plots import searched as drawn
+from winnow.reporting.exploration_plots import plot_search as drawn
 from winnow.reporting.html import percent, signed
-from winnow.reporting.search_page import OnFront, Tried, page, span
-from winnow.reporting.wording import of_peak_told
-from winnow.search.accuracy_loss import evidence, reference_logits
-from winnow.search.cost import TIMED, describe_cost, seconds_an_image
-from winnow.search.loop import Progress, what_of
-from winnow.search.optuna_study import Trial
-from winnow.search.pareto import TrialPoint, choose, front, knee
-from winnow.search.trial import SearchContext, load_answers, tree_of
-from winnow.selection.decision import WORST_END, judge_drop
+from winnow.reporting.search_page import FrontRow, TrialRow, format_interval, render_search_page
+from winnow.reporting.speed_section import RUNTIME_NAMES
+from winnow.reporting.wording import describe_peak_share
+from winnow.search.accuracy_loss import measure_drop, reference_logits
+from winnow.search.cost import TIME_OBJECTIVES, describe_cost, seconds_per_image
+from winnow.search.loop import SearchProgress, describe_point
+from winnow.search.optuna_study import EndedTrial
+from winnow.search.pareto import TrialPoint, cheapest_fitting, knee_point, pareto_front
+from winnow.search.trial import SearchContext, candidates_folder, load_trial_logits
+from winnow.selection.gates import WORST_END_ALLOWANCES, judge_drop
 
 console = Terminal()
 BETTER = {"latency": "faster", "throughput": "faster", "size": "smaller", "energy": "cheaper"}
 
 
 CONFIRMATIONS = "confirmations.json"
-"""Numbers of the trials that the confirming half of validation has seen, over all calls of a search."""
+"""File with the numbers of the trials evaluated on the confirming half of validation, over all calls of a search."""
 
 
-def front_of(progress: Progress, place: SearchContext) -> list[OnFront]:
-    """Return the trials that nobody beats, the cheapest first, with intervals; the chosen one last if it is none.
+def front_rows(progress: SearchProgress, context: SearchContext) -> list[FrontRow]:
+    """Return the rows of the front, the cheapest first, with intervals; the chosen trial last if it is not on the
+    front.
 
-    Figures are of the half of validation that chooses; those of the chosen trial are of the other half, which
-    confirms it or does not. Where it does not, no other trial is taken in its place: that would be choosing on the
-    confirming half.
+    Figures are of the half of validation that chooses; those of the chosen trial are of the other half, which confirms
+    it or does not. Where it does not, no other trial is chosen: that would be choosing on the confirming half.
     """
-    settings, images = place.config.search, load_images(place.folders.data)
+    settings, images = context.config.search, load_images(context.folders.data)
     finished = {trial.number: trial for trial in progress.trials if trial.found}
-    better, dense = reference_logits(place.references, images), load_logits(place.folders.candidates / ROOT, images)
-    chooses_V = choosing_half(images)
+    reference, dense = (
+        reference_logits(context.references, images),
+        load_logits(context.folders.candidates / ROOT, images),
+    )
+    choosing_V = selection_half(images)
 
-    def answers(each: TrialPoint) -> NDArray[np.float32]:
-        return load_answers(place, finished[each.number].folder, images)
+    def answers(point: TrialPoint) -> NDArray[np.float32]:
+        return load_trial_logits(context, finished[point.number].folder, images)
 
-    def fits(each: TrialPoint) -> bool:
-        gains = each.cost < progress.dense_cost
-        return gains and judge_drop(evidence(better, answers(each), images, chooses_V), settings.max_drop_points).passed
+    def fits(point: TrialPoint) -> bool:
+        gains = point.cost < progress.dense_cost
+        return (
+            gains
+            and judge_drop(measure_drop(reference, answers(point), images, choosing_V), settings.max_drop_points).passed
+        )
 
-    chosen, bend, shown = choose(progress.found, fits), knee(progress.found), front(progress.found)
+    chosen, at_knee, front_points = (
+        cheapest_fitting(progress.found, fits),
+        knee_point(progress.found),
+        pareto_front(progress.found),
+    )
     rows = []
-    for each in shown if chosen is None or chosen in shown else [*shown, chosen]:
+    for point in front_points if chosen is None or chosen in front_points else [*front_points, chosen]:
         candidates, gate = 1, None
-        part_V = chooses_V
-        if each == chosen:
-            candidates, part_V = _looks_at_confirming_half(place, each.number), ~chooses_V
-            gate = judge_drop(evidence(better, answers(each), images, part_V, candidates), settings.max_drop_points)
+        part_V = choosing_V
+        if point == chosen:
+            candidates, part_V = _count_confirmation(context, point.number), ~choosing_V
+            gate = judge_drop(
+                measure_drop(reference, answers(point), images, part_V, candidates), settings.max_drop_points
+            )
         drop, to_dense = (
-            known.labelled or known.answers
-            for known in (evidence(one, answers(each), images, part_V, candidates) for one in (better, dense))
+            drop_evidence.labelled or drop_evidence.answers
+            for drop_evidence in (
+                measure_drop(baseline, answers(point), images, part_V, candidates) for baseline in (reference, dense)
+            )
         )
         marks = {
             "chosen": gate is not None and gate.passed,
             "not confirmed": gate is not None and not gate.passed,
-            "knee": each == bend,
+            "knee": point == at_knee,
         }
         rows.append(
-            OnFront(
-                each.number,
-                what_of(finished[each.number].point),
+            FrontRow(
+                point.number,
+                describe_point(finished[point.number].point),
                 drop,
                 to_dense,
-                each.cost,
-                describe_cost(settings, each.cost),
-                progress.dense_cost / each.cost,
-                _of_peak(each, finished[each.number], progress, place),
+                point.cost,
+                describe_cost(settings, point.cost),
+                progress.dense_cost / point.cost,
+                _peak_share(point, finished[point.number], progress, context),
                 tuple(mark for mark, holds in marks.items() if holds),
                 gate.reason if gate else "",
             )
@@ -95,75 +109,81 @@ def front_of(progress: Progress, place: SearchContext) -> list[OnFront]:
     return rows
 
 
-def _looks_at_confirming_half(place: SearchContext, number: int) -> int:
-    """Count this trial among those that the confirming half has seen -> how many; as many widen the interval."""
-    path = place.trials.parent / CONFIRMATIONS
-    remedy = "nobody knows how often the confirming half was looked at; search anew, under another name (--name)"
-    seen: list[int] = read_kept(path, list[int], [], remedy)
+def _count_confirmation(context: SearchContext, number: int) -> int:
+    """Count this trial among those evaluated on the confirming half and return how many, for the interval."""
+    path = context.trials.parent / CONFIRMATIONS
+    remedy = "the number of evaluations on the confirming half is lost; start a new search with another --name"
+    seen: list[int] = read_required(path, list[int], [], remedy)
     if number not in seen:
         seen.append(number)
         write_json(path, seen)
     return len(seen)
 
 
-def _of_peak(each: TrialPoint, trial: Trial, progress: Progress, place: SearchContext) -> float | None:
-    """Its multiply-adds a second as a share of the processor's peak; None where cost is no time."""
-    seconds, look = seconds_an_image(place.config.search, each.cost), trial.look
-    if look is None or seconds is None or not progress.peaks:
+def _peak_share(point: TrialPoint, trial: EndedTrial, progress: SearchProgress, context: SearchContext) -> float | None:
+    """Return its multiply-adds per second as a share of the processor's peak; None where cost is not a time."""
+    seconds, evaluation = seconds_per_image(context.config.search, point.cost), trial.look
+    if evaluation is None or seconds is None or not progress.peaks:
         return None
-    made = tree_of(place, trial.folder, place.config.search.epochs) / look.names[-1]
-    peak = progress.peaks[read_record(made).details["precision"]]
-    return share_of_peak(1 / seconds, look.metrics["compute/macs"], peak)
+    candidate_folder = candidates_folder(context, trial.folder, context.config.search.epochs) / evaluation.names[-1]
+    peak = progress.peaks[read_record(candidate_folder).details["precision"]]
+    return share_of_peak(1 / seconds, evaluation.metrics["compute/macs"], peak)
 
 
-def verdict_of(rows: list[OnFront], progress: Progress, config: Config) -> str:
-    """What was found, in a sentence or two."""
+def describe_verdict(rows: list[FrontRow], progress: SearchProgress, config: Config) -> str:
+    """Return the result of the search in a sentence or two."""
     settings = config.search
-    most = settings.max_drop_points
-    allowed = f"{most:g} points or less ({WORST_END * most:g} at the worst end of the interval)"
-    on = f" on {RUNTIMES[settings.runtime]}" if settings.objective in TIMED else ""
-    dense = f"Dense: {describe_cost(settings, progress.dense_cost)}{on}."
-    better = BETTER[settings.objective]
+    limit = settings.max_drop_points
+    allowed = f"{limit:g} points or less ({WORST_END_ALLOWANCES * limit:g} at the worst end of the interval)"
+    runtime = f" on {RUNTIME_NAMES[settings.runtime]}" if settings.objective in TIME_OBJECTIVES else ""
+    dense = f"Dense: {describe_cost(settings, progress.dense_cost)}{runtime}."
+    comparative = BETTER[settings.objective]
     row = next((row for row in rows if row.chosen), None)
     failed = next((row for row in rows if row.not_confirmed), None)
     if failed is not None:
         return (
-            f"Trial {failed.number} ({failed.what}) was chosen, but the half of validation that did not choose "
-            f"does not confirm it: {failed.reason}. Nothing is taken in its place, which would be choosing on that "
-            "half; more minutes, more validation images or a larger search.max_drop_points may find another. "
+            f"Trial {failed.number} ({failed.what}) was chosen, but the confirming half of validation does not confirm "
+            f"it: {failed.reason}. No other trial is chosen instead, since that would be choosing on that half; "
+            "more minutes, more validation images or a larger search.max_drop_points may find another. "
             f"{dense}"
         )
     if row is None:
-        return f"Nothing {better} than dense is shown to lose {allowed}: dense stays the best. {dense}"
-    at = "" if row.of_peak is None else f", at {percent(row.of_peak, 0)} of the processor's peak"
-    judged = "" if row.drop == row.to_dense else f"{span(row.drop)} against the better of dense and {CONTROL}, "
+        return f"No candidate {comparative} than dense is shown to lose {allowed}: dense stays the best. {dense}"
+    peak_share = "" if row.of_peak is None else f", at {percent(row.of_peak, 0)} of the processor's peak"
+    reference_interval = (
+        ""
+        if row.drop == row.drop_to_dense
+        else f"{format_interval(row.drop)} against the better of dense and {CONTROL}, "
+    )
     return (
         f"Trial {row.number} ({row.what}) is the cheapest shown to lose {allowed}: "
-        f"{row.cost_told}, {row.times_dense:.2f} times {better} than dense{on}{at}. "
-        f"Points lost on the half of validation that confirms, 95 % interval: {judged}{span(row.to_dense)} "
-        f"against dense. {dense}"
+        f"{row.cost_text}, {row.times_dense:.2f} times {comparative} than dense{runtime}{peak_share}. "
+        f"Points lost on the half of validation that confirms, 95 % interval: {reference_interval}"
+        f"{format_interval(row.drop_to_dense)} against dense. {dense}"
     )
 
 
-def write_files(home: Path, progress: Progress, rows: list[OnFront], place: SearchContext, verdict: str) -> None:
-    """front.png, search.json and report.html, in the folder that is named after the search."""
-    settings = place.config.search
-    best = {row.number: row for row in rows}
-    unbeaten = {each.number for each in front(progress.found)}
+def write_files(
+    folder: Path, progress: SearchProgress, rows: list[FrontRow], context: SearchContext, verdict: str
+) -> None:
+    """Write front.png, search.json and report.html into the search's folder."""
+    settings = context.config.search
+    row_of = {row.number: row for row in rows}
+    front_numbers = {point.number for point in pareto_front(progress.found)}
     points = []
-    for each in progress.found:
-        row = best.get(each.number)
+    for point in progress.found:
+        row = row_of.get(point.number)
         ends = (row.drop.low, row.drop.high) if row else None
         marks = row.marks if row else ()
-        points.append(SearchPoint(each.number, each.cost, each.drop, ends, marks, each.number in unbeaten))
+        points.append(SearchPoint(point.number, point.cost, point.drop, ends, marks, point.number in front_numbers))
     axis = {"latency": "p50 of a call, ms", "throughput": "seconds an image", "size": "MB", "energy": "mJ an image"}
     label = f"{axis[settings.objective]} ({settings.runtime}; left is better)"
-    home.mkdir(parents=True, exist_ok=True)
-    picture = drawn(points, progress.dense_cost, settings.max_drop_points, label)
-    (home / "front.png").write_bytes(picture)
-    tried = [_tried(trial, settings) for trial in progress.trials]
-    html = page(home.name, verdict, rows, tried, picture, _conditions(progress, place))
-    (home / "report.html").write_text(html, encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    plot = drawn(points, progress.dense_cost, settings.max_drop_points, label)
+    (folder / "front.png").write_bytes(plot)
+    trial_rows = [_trial_row(trial, settings) for trial in progress.trials]
+    html = render_search_page(folder.name, verdict, rows, trial_rows, plot, _conditions(progress, context))
+    (folder / "report.html").write_text(html, encoding="utf-8")
     table = [
         {
             "number": trial.number,
@@ -173,25 +193,27 @@ def write_files(home: Path, progress: Progress, rows: list[OnFront], place: Sear
             "point": asdict(trial.point),
             "drop": trial.look.drop if trial.look else None,
             "cost": trial.look.cost if trial.look else None,
-            "on_front": trial.number in unbeaten,
+            "on_front": trial.number in front_numbers,
         }
         for trial in progress.trials
     ]
     summary = {"dense_cost": progress.dense_cost, "peaks": dict(progress.peaks), "seconds": progress.seconds}
-    write_json(home / "search.json", {"trials": table, **summary})
+    write_json(folder / "search.json", {"trials": table, **summary})
 
 
-def _tried(trial: Trial, settings: Search) -> Tried:
-    look, outcome = trial.look, f"{trial.state}: {trial.why}" if trial.why else trial.state
-    if look is None:
-        return Tried(trial.number, what_of(trial.point), outcome, None, "")
-    return Tried(trial.number, what_of(trial.point), outcome, look.drop, describe_cost(settings, look.cost))
+def _trial_row(trial: EndedTrial, settings: Search) -> TrialRow:
+    evaluation, outcome = trial.look, f"{trial.state}: {trial.why}" if trial.why else trial.state
+    if evaluation is None:
+        return TrialRow(trial.number, describe_point(trial.point), outcome, None, "")
+    return TrialRow(
+        trial.number, describe_point(trial.point), outcome, evaluation.drop, describe_cost(settings, evaluation.cost)
+    )
 
 
-def runtime_remark(artifacts: Path, config: Config) -> str:
-    """Where the last run's winner is fastest, if the search measures on another runtime; "" where nobody knows."""
+def runtime_note(artifacts: Path, config: Config) -> str:
+    """Return a note if the last run's winner is fastest on another runtime than the search's; else ""."""
     settings = config.search
-    if settings.objective not in TIMED:
+    if settings.objective not in TIME_OBJECTIVES:
         return ""
     try:
         details = read_record(artifacts / "select").details
@@ -202,35 +224,36 @@ def runtime_remark(artifacts: Path, config: Config) -> str:
     if row is None or row["runtime"] == settings.runtime:
         return ""
     return (
-        f"in the last run {name} was fastest on {RUNTIMES[row['runtime']]}, while this search measures on "
-        f"{RUNTIMES[settings.runtime]} (search.runtime); winnow run times what it finds on all of them"
+        f"in the last run {name} was fastest on {RUNTIME_NAMES[row['runtime']]}, while this search measures on "
+        f"{RUNTIME_NAMES[settings.runtime]} (search.runtime); winnow run times the chosen candidates on all runtimes"
     )
 
 
-def _conditions(progress: Progress, place: SearchContext) -> list[str]:
-    settings = place.config.search
+def _conditions(progress: SearchProgress, context: SearchContext) -> list[str]:
+    settings = context.config.search
     states = [trial.state for trial in progress.trials]
     counts = [f"{states.count(state)} {state}" for state in ("finished", "given up", "impossible")]
-    in_turns = ", measured in turns with dense, while no other winnow process of this user trained"
+    in_turns = ", measured in turns with dense, while no other winnow process of this user was computing"
     return [
-        f"Trials: {len(states)} ({', '.join(counts)}), {duration(progress.seconds)} of work",
-        f"Objective: {settings.objective} on {settings.runtime}" + (in_turns if settings.objective in TIMED else ""),
+        f"Trials: {len(states)} ({', '.join(counts)}), {format_duration(progress.seconds)} of work",
+        f"Objective: {settings.objective} on {settings.runtime}"
+        + (in_turns if settings.objective in TIME_OBJECTIVES else ""),
         f"Recovery of {settings.epochs} epochs; structures: {', '.join(settings.structures)}; int8: {settings.int8}",
-        *([f"{of_peak_told(progress.peaks)}, timed when the search began"] if progress.peaks else []),
-        f"Machine: {place.machine}",
+        *([f"{describe_peak_share(progress.peaks)}, timed when the search began"] if progress.peaks else []),
+        f"Machine: {context.machine}",
     ]
 
 
-def print_front(rows: list[OnFront], verdict: str, peaks: Mapping[str, float]) -> None:
-    """The front as a table, what its shares of the peak mean, and the verdict, on the terminal."""
+def print_front(rows: list[FrontRow], verdict: str, peaks: Mapping[str, float]) -> None:
+    """Print the front as a table, the meaning of its peak shares, and the verdict."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("trial", "what", "points lost", "cost", "x dense", *(["of peak"] if peaks else []), ""):
+    for heading in ("trial", "candidate", "points lost", "cost", "x dense", *(["of peak"] if peaks else []), ""):
         table.add_column(heading)
     for row in rows:
-        cells = [signed(row.drop.points), row.cost_told, f"{row.times_dense:.2f}"]
+        cells = [signed(row.drop.points), row.cost_text, f"{row.times_dense:.2f}"]
         shares = [percent(row.of_peak, 0)] if peaks else []
         table.add_row(str(row.number), row.what, *cells, *shares, ", ".join(row.marks))
     console.print(table)
     if peaks:
-        console.print(f"{of_peak_told(peaks)}, timed when the search began.")
+        console.print(f"{describe_peak_share(peaks)}, timed when the search began.")
     console.print(verdict)

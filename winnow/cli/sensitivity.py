@@ -1,4 +1,4 @@
-"""`winnow sensitivity`: which layer of a candidate bears pruning and int8, as a table, a CSV and a picture."""
+"""`winnow sensitivity`: per-layer sensitivity of a candidate to pruning and int8, as a table, a CSV and a picture."""
 
 from __future__ import annotations
 
@@ -7,53 +7,55 @@ import csv
 from rich.table import Table
 
 from tasks.project.paths import ProjectPaths
-from winnow.cli.candidate_lookup import folder_of
-from winnow.cli.progress import tell_progress
+from winnow.cli.candidate_lookup import candidate_folder
+from winnow.cli.progress import show_log
 from winnow.cli.terminal import Terminal
-from winnow.compression.sensitivity import Sensitivity, rows, sensitivities
+from winnow.compression.sensitivity import LayerSensitivity, measure_sensitivities, table_rows
 from winnow.config import Config
 from winnow.data.dataset import load_images
 from winnow.errors import ConfigError
-from winnow.models.backbones import WEIGHTS
+from winnow.models.backbones import WEIGHTS_FILE
 
 WIDTH = 120
-"""Of the table at least, in characters: a layer's name is not cut."""
+"""Minimum width of the table in characters, so that no layer's name is cut."""
 console = Terminal()
 
 
-def show(places: ProjectPaths, config: Config, name: str, share: float) -> int:
-    """Try every layer of candidate `name`, print and keep what it costs."""
+def run_sensitivity(paths: ProjectPaths, config: Config, name: str, share: float) -> int:
+    """Measure every layer of candidate `name`, print the results and write them to files."""
     if not 0 < share < 1:
         raise ConfigError(f"--share {share:g}: a share of the channels lies between 0 and 1")
-    folder = folder_of(places, name, WEIGHTS)  # an int8 candidate is a file alone
-    tell_progress()
-    found = sensitivities(folder, load_images(places.artifacts / "data"), share)
-    out = places.state_dir / "sensitivity" / name
+    folder = candidate_folder(paths, name, WEIGHTS_FILE)  # an int8 candidate has no weights file
+    show_log()
+    results = measure_sensitivities(folder, load_images(paths.artifacts / "data"), share)
+    out = paths.state_dir / "sensitivity" / name
     out.mkdir(parents=True, exist_ok=True)
-    table = rows(found)
+    table = table_rows(results)
     with (out / "layers.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
-    from winnow.reporting.exploration_plots import sensitivity
+    from winnow.reporting.exploration_plots import plot_sensitivity
 
-    (out / "layers.png").write_bytes(sensitivity(table, share))
-    _print(found, share)
-    console.print(f"In {out.relative_to(places.root)}: layers.csv, layers.png")
+    (out / "layers.png").write_bytes(plot_sensitivity(table, share))
+    _print(results, share)
+    console.print(f"In {out.relative_to(paths.root)}: layers.csv, layers.png")
     return 0
 
 
-def _print(found: list[Sensitivity], share: float) -> None:
+def _print(layers: list[LayerSensitivity], share: float) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("layer", no_wrap=True)
     for heading in ("MACs", f"{share:.0%} of it pruned", "points lost", "in int8", "points lost"):
         table.add_column(heading, justify="right")
-    for each in found:
-        pruned = ("-", "-") if each.pruned is None else (_percent(each.pruned.changed), _points(each.pruned.points))
-        table.add_row(each.layer, _percent(each.macs), *pruned, _percent(each.int8.changed), _points(each.int8.points))
+    for layer in layers:
+        pruned = ("-", "-") if layer.pruned is None else (_percent(layer.pruned.changed), _points(layer.pruned.points))
+        table.add_row(
+            layer.layer, _percent(layer.macs), *pruned, _percent(layer.int8.changed), _points(layer.int8.points)
+        )
     Terminal(width=max(console.width, WIDTH), soft_wrap=False).print(table)
-    console.print("Percentages beside pruned and int8: validation images that get another answer, nothing trained.")
-    if any(each.together for each in found):
+    console.print("Percentages beside pruned and int8: validation images whose answer changes, without training.")
+    if any(layer.pruned_with for layer in layers):
         console.print(
             "Layers whose outputs are added lose the same channels, and share one figure; layers.csv names them."
         )

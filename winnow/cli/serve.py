@@ -1,4 +1,4 @@
-"""`winnow serve`: the promoted model over HTTP. Fetches it, then becomes the server (winnow/servers/http.py)."""
+"""`winnow serve`: fetch the promoted model, then become the HTTP server (winnow/servers/http.py)."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from dataclasses import asdict, replace
 
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry import registered_models
-from winnow.cli.progress import say
+from winnow.cli.progress import print_line
 from winnow.config import Config
-from winnow.config.serving import EVERYWHERE, Serving
-from winnow.deploy.request_predictor import Model
+from winnow.config.serving import ALL_INTERFACES, ServingConfig
+from winnow.deploy.request_predictor import RequestPredictor
 from winnow.deploy.runtimes import RuntimeUnavailable
 from winnow.errors import ConfigError, MissingExtra, WinnowError
-from winnow.servers.supervisor import listens
+from winnow.servers.supervisor import is_port_taken
 
-HOSTS = ("127.0.0.1", *EVERYWHERE)
+HOSTS = ("127.0.0.1", *ALL_INTERFACES)
 PORTS = range(1024, 65536)
 START = "import sys; from winnow.servers.http import main; raise SystemExit(main(sys.argv[1]))"
-"""Not -m: each process that the server starts would import it again."""
+"""Not `-m`: each process that the server starts would import the module again."""
 
 
-def serve(places: ProjectPaths, config: Config, which: str, asked: Serving) -> int:
-    """Never comes back where all is well: this process becomes the server, without MLflow's libraries and threads."""
+def serve(paths: ProjectPaths, config: Config, model: str, settings: ServingConfig) -> int:
+    """Become the server, without MLflow's libraries and threads; returns only by an error."""
     for package in ("litserve", "prometheus_client", "python_multipart"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package.replace("_", "-"), "serve")
-    _check(asked)
+    _check(settings)
     name = registered_model_name(config)
-    version = registered_models.get(places, name, which)
-    folder = registered_models.fetch(places, name, version)
+    version = registered_models.get(paths, name, model)
+    folder = registered_models.fetch(paths, name, version)
     try:
-        Model(folder, 1)
+        RequestPredictor(folder, 1)
     except RuntimeUnavailable as error:
         raise WinnowError(f"{version} of {name} cannot run here: {error}") from error
-    if asked.host in EVERYWHERE and not asked.allow_host:
-        say(
-            f"winnow: {asked.host} is every address of this machine, but requests from elsewhere are refused until "
-            "--allow-host names what they call it by (its address, or a proxy's name)",
+    if settings.host in ALL_INTERFACES and not settings.allow_host:
+        print_line(
+            f"winnow: {settings.host} is every address of this machine, but requests from elsewhere are refused until "
+            "--allow-host lists the host name that they use (its address, or a proxy's name)",
             sys.stderr,
         )
-    told = asdict(replace(asked, folder=str(folder), title=f"{name}, {version}"))
-    say(f"{version} of {name}: POST an image to http://{asked.host}:{asked.port}/predict; Ctrl-C ends it")
+    serving_json = asdict(replace(settings, folder=str(folder), title=f"{name}, {version}"))
+    print_line(f"{version} of {name}: POST an image to http://{settings.host}:{settings.port}/predict; Ctrl-C ends it")
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-c", START, json.dumps(told)])
+    os.execv(sys.executable, [sys.executable, "-c", START, json.dumps(serving_json)])
 
 
-def _check(asked: Serving) -> None:
-    if asked.host not in HOSTS:
-        raise ConfigError(f"--host {asked.host}: it is to be {', '.join(HOSTS)}; 127.0.0.1 is this machine alone")
-    if asked.port not in PORTS:
-        raise ConfigError(f"--port {asked.port}: it is to be from 1024 to 65535")
-    if listens(asked.port, asked.host):
-        raise WinnowError(f"port {asked.port} is taken; choose another one: --port {asked.port + 1}")
-    for key, value in asdict(asked).items():
+def _check(settings: ServingConfig) -> None:
+    if settings.host not in HOSTS:
+        raise ConfigError(f"--host {settings.host}: it must be {', '.join(HOSTS)}; 127.0.0.1 is this machine alone")
+    if settings.port not in PORTS:
+        raise ConfigError(f"--port {settings.port}: it must be from 1024 to 65535")
+    if is_port_taken(settings.port, settings.host):
+        raise WinnowError(f"port {settings.port} is taken; choose another one: --port {settings.port + 1}")
+    for key, value in asdict(settings).items():
         if not isinstance(value, str | list | tuple) and (value < 0 or (value == 0 and key != "max_wait_ms")):
-            raise ConfigError(f"--{key.replace('_', '-')} {value}: it is to be a positive number")
+            raise ConfigError(f"--{key.replace('_', '-')} {value}: it must be a positive number")

@@ -1,4 +1,4 @@
-"""Methods that make a network smaller or faster: one file each, named as in params.yaml. The config's type selects."""
+"""Methods that make a network smaller or faster, one file each. `METHODS` maps the type of a config to its function."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from winnow.compression.cluster import cluster
 from winnow.compression.distill import distill
 from winnow.compression.factorize import factorize
-from winnow.compression.method_inputs import Inputs
+from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.prune import prune
 from winnow.compression.quantize import quantize
 from winnow.compression.sparsify import sparsify
 from winnow.config import Cluster, Distill, Factorize, Prune, Quantize, Sparsify
 
-METHODS: dict[type, Callable[[Any, Inputs, Path], dict[str, Any]]] = {
+METHODS: dict[type, Callable[[Any, MethodInputs, Path], dict[str, Any]]] = {
     Prune: prune,
     Sparsify: sparsify,
     Factorize: factorize,
@@ -23,4 +23,4 @@ METHODS: dict[type, Callable[[Any, Inputs, Path], dict[str, Any]]] = {
     Quantize: quantize,
     Distill: distill,
 }
-"""(the candidate's settings, what it is given, the folder to write into) -> details for the record."""
+"""Config type -> function of (settings, inputs, output folder) that returns the details for record.json."""

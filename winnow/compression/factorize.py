@@ -1,9 +1,9 @@
-"""Low-rank factorisation: wide layers become two thin ones, then the network recovers, taught by dense.
+"""Low-rank factorisation: replace wide layers by pairs of thin ones, then recover with dense as the teacher.
 
-Each layer keeps the same share of its energy (the sum of squared singular values of its weights), so layers that hold
-little in many directions are cut most; that share is searched for until the amount that `remove` names is gone. Layers
-that a pair would not make cheaper stay (winnow/models/low_rank_layers.py does the splitting). Half of the multiply-adds
-in two layers is not half of the time: two calls and an intermediate map cost, too, and the benchmark says how much.
+Every layer keeps the same share of its energy (the sum of squared singular values of its weights), so layers with
+concentrated energy are reduced most. Bisection finds the share that removes the amount in `remove`. Layers that a pair
+would not make cheaper stay as they are (winnow/models/low_rank_layers.py does the splitting). Half of the multiply-adds
+is not half of the latency: two calls and an intermediate tensor cost time too; the benchmark measures how much.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.compression.channel_pruning import COUNTS, counted, macs_by_layer
-from winnow.compression.method_inputs import Inputs
+from winnow.compression.method_inputs import MethodInputs
+from winnow.compression.network_size import SIZE_MEASURES, macs_by_layer, size_metrics
 from winnow.compression.recovery import recover
 from winnow.config import Factorize
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
-from winnow.models.attention import take_heads_apart
+from winnow.models.attention import split_heads
 from winnow.models.backbones import Architecture, load_model, save_model
 from winnow.models.classifier_head import head_path
-from winnow.models.low_rank_layers import factorizable, split
+from winnow.models.low_rank_layers import factorizable_layers, factorize_layers
 from winnow.timing_lock import compute_lock
 
 log = logging.getLogger(__name__)
 
 Ranks = dict[str, int]
-STEPS = 12
-"""Halvings of the interval of energies."""
+BISECTIONS = 12
+"""Bisections of the interval of energy shares."""
 
 
-def factorize(settings: Factorize, inputs: Inputs, folder: Path) -> dict[str, Any]:
-    """Split the parent's layers, recover, and leave weights, architecture and model.onnx in `folder` -> details."""
+def factorize(settings: Factorize, inputs: MethodInputs, folder: Path) -> dict[str, Any]:
+    """Factorise the parent's layers, recover, write weights and model.onnx to `folder`, and return the details."""
     model, architecture = load_model(inputs.parent)
-    take_heads_apart(model)
-    before = counted(model, architecture, "before")
+    split_heads(model)
+    before = size_metrics(model, architecture, "before")
     ranks, energy = choose_ranks(model, architecture, settings)
     log.info("%d layers keep %.1f %% of their energy", len(ranks), energy * 100)
-    architecture = low_rank(model, architecture, ranks)
+    architecture = apply_ranks(model, architecture, ranks)
     curves = recover(model, settings.recovery, inputs)
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / MODEL)
@@ -51,59 +51,60 @@ def factorize(settings: Factorize, inputs: Inputs, folder: Path) -> dict[str, An
         "ranks": ranks,
         "energy": energy,
         **before,
-        **counted(model, architecture, "after"),
+        **size_metrics(model, architecture, "after"),
     }
 
 
 @compute_lock()
-def low_rank(model: nn.Module, architecture: Architecture, ranks: Ranks) -> Architecture:
-    """Split, in place -> the new architecture."""
-    take_heads_apart(model)
-    split(model, ranks)
+def apply_ranks(model: nn.Module, architecture: Architecture, ranks: Ranks) -> Architecture:
+    """Split layers to these ranks, in place, and return the new architecture."""
+    split_heads(model)
+    factorize_layers(model, ranks)
     return architecture.model_copy(update={"ranks": {**architecture.ranks, **ranks}})
 
 
 @compute_lock()
 def choose_ranks(model: nn.Module, architecture: Architecture, settings: Factorize) -> tuple[Ranks, float]:
-    """(layer -> rank, share of energy kept): the most energy with which the amount is gone.
+    """Return (layer -> rank, share of energy kept) with the most energy for which the amount in `remove` is removed.
 
-    Raises ConfigError where even rank `round_to` everywhere leaves too much.
+    Raises ConfigError where even rank `round_to` everywhere removes too little.
     """
-    ((what, share),) = settings.remove.goal.items()
+    ((quantity, share),) = settings.remove.goal.items()
     assert isinstance(share, float)
-    take_heads_apart(model)
-    layers = factorizable(model, head_path(model))
-    places = dict.fromkeys(layers, 1)
-    if what == "macs":
+    split_heads(model)
+    layers = factorizable_layers(model, head_path(model))
+    positions = dict.fromkeys(layers, 1)
+    if quantity == "macs":
         macs = macs_by_layer(model, architecture)
-        places = {path: macs[path] // layer.weight.numel() for path, layer in layers.items()}
+        positions = {path: macs[path] // layer.weight.numel() for path, layer in layers.items()}
     energies = {path: _energies(layer.weight) for path, layer in layers.items()}
-    whole = COUNTS[what](model, architecture)
+    total = SIZE_MEASURES[quantity](model, architecture)
 
     def ranks_at(energy: float) -> tuple[Ranks, int]:
         ranks, saved = {}, 0
         for path, layer in layers.items():
             needed = int((energies[path] < energy * energies[path][-1]).sum()) + 1
             rank = -(-needed // settings.round_to) * settings.round_to
-            outs, ins = layer.weight.shape[0], layer.weight[0].numel()
-            gain = outs * ins - rank * (outs + ins)
+            outputs, inputs = layer.weight.shape[0], layer.weight[0].numel()
+            gain = outputs * inputs - rank * (outputs + inputs)
             if gain > 0:
-                ranks[path], saved = rank, saved + gain * places[path]
+                ranks[path], saved = rank, saved + gain * positions[path]
         return ranks, saved
 
     low, high = 0.0, 1.0
-    if ranks_at(low)[1] < share * whole:
+    if ranks_at(low)[1] < share * total:
         raise ConfigError(
-            f"candidates: method factorize cannot remove {share:.0%} of the {what} of this {architecture.backbone}: "
-            f"with ranks of {settings.round_to} everywhere {ranks_at(low)[1] / whole:.0%} go; remove less"
+            f"candidates: method factorize cannot remove {share:.0%} of the {quantity} of this "
+            f"{architecture.backbone}: rank {settings.round_to} in every layer removes "
+            f"{ranks_at(low)[1] / total:.0%}; remove less"
         )
-    for _ in range(STEPS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if ranks_at(middle)[1] >= share * whole else (low, middle)
+        low, high = (middle, high) if ranks_at(middle)[1] >= share * total else (low, middle)
     return ranks_at(low)[0], low
 
 
 def _energies(weight: torch.Tensor) -> torch.Tensor:
-    """Sum of the largest squared singular values, as many as the position says, (min(O, I),)."""
+    """Return the cumulative sums of the squared singular values, largest first, (min(O, I),)."""
     singular: torch.Tensor = torch.linalg.svdvals(weight.detach().flatten(1).double())
     return singular.square().cumsum(0)

@@ -1,14 +1,15 @@
-"""Quantization-aware training: the network trains while its weights and activations are rounded as int8 would.
+"""Quantization-aware training: train while weights and activations are rounded as int8 inference rounds them.
 
     with simulated_int8(model):
-        ... train ...                       # gradients pass straight through the rounding (Bengio et al. 2013)
-    # the weights are float again, and lie where rounding hurts least
+        ... train ...                       # straight-through gradients (Bengio et al. 2013)
+    # the weights are float again, near values that int8 represents well
 
-Jacob et al. 2018 (arXiv 1712.05877). What is simulated is what `post_training` does to the exported file: weights
-signed, symmetric, one scale an output channel, 127 steps each way or, where sums may overflow, 63.5 (not of depthwise
-convolutions, which add up few products); inputs of convolutions and linear layers 8 bits, one range a tensor, a running
-mean of each batch's smallest and largest value. Batch normalisation stays apart here and is folded there; one scale a
-channel makes that the same. The exporter loses Q/DQ pairs, so the float network is exported and quantized as any other.
+Jacob et al. 2018 (arXiv 1712.05877). It simulates what `post_training_quantization` does to the exported file. Weights
+are signed and symmetric, with one scale per output channel and 127 steps each way, or 63.5 where sums may overflow (not
+for depthwise convolutions, which add up few products). Inputs of convolutions and linear layers have 8 bits and one
+range per tensor, a running mean of each batch's smallest and largest value. Batch normalisation is not folded here but
+in the exported file; one scale per channel makes both equal. The exporter drops Q/DQ pairs, so the float network is
+exported and quantized like any other.
 """
 
 from __future__ import annotations
@@ -24,28 +25,31 @@ from torch.nn.utils import parametrize
 
 MOMENTUM = 0.05
 """Weight of a new batch in the running range."""
-RANGE = "int8_input_range"
-STEPS, SAFE_STEPS = 127.0, 63.5
-"""Of a weight, from 0 to its channel's largest; NNCF's 7 bits, of which no sum of two products overflows 16."""
+RANGE_BUFFER = "int8_input_range"
+"""Name of the buffer that holds a layer's input range."""
+WEIGHT_STEPS, SAFE_WEIGHT_STEPS = 127.0, 63.5
+"""Steps from 0 to the largest weight of a channel: 8 bits; NNCF's 7 bits, where two products fit into 16 bits."""
 
 
-class RoundedWeight(nn.Module):
-    """A weight as int8 holds it: symmetric, so many steps up to the largest of each output channel."""
+class FakeQuantizedWeight(nn.Module):
+    """Parametrization that rounds a weight to int8: symmetric, `steps` up to each output channel's largest value."""
 
-    def __init__(self, steps: float = STEPS) -> None:
+    def __init__(self, steps: float = WEIGHT_STEPS) -> None:
         super().__init__()
         self.steps = steps
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """Same shape, on the grid."""
+        """Return the rounded weight, of the same shape."""
         scales = weight.detach().float().flatten(1).abs().amax(1).clamp(min=1e-12) / self.steps
         zeros = torch.zeros_like(scales, dtype=torch.int32)
-        most = math.ceil(self.steps)
-        return torch.fake_quantize_per_channel_affine(weight.float(), scales, zeros, 0, -most, most).to(weight.dtype)
+        largest = math.ceil(self.steps)
+        return torch.fake_quantize_per_channel_affine(weight.float(), scales, zeros, 0, -largest, largest).to(
+            weight.dtype
+        )
 
 
-def rounded_activation(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """As 8 bits hold it between `low` and `high`, both drawn to include 0, which stays exact."""
+def fake_quantize_activation(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Return `x` rounded to 8 bits between `low` and `high`; both are extended to include 0, which stays exact."""
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     scale = ((high - low) / 255).clamp(min=1e-12)
     zero = (-low / scale).round().clamp(0, 255).to(torch.int32)
@@ -53,31 +57,32 @@ def rounded_activation(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -
 
 
 def _round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    x, seen = inputs[0], getattr(layer, RANGE)
+    """Round a layer's input to 8 bits, and update its running range while the layer trains."""
+    x, range_2 = inputs[0], getattr(layer, RANGE_BUFFER)
     if layer.training:
         with torch.no_grad():
             low, high = x.detach().float().aminmax()
-            now = torch.stack((low, high))
-            seen.copy_(now if bool(seen.isnan().any()) else seen + MOMENTUM * (now - seen))
-    return (rounded_activation(x, seen[0], seen[1]), *inputs[1:])
+            batch_2 = torch.stack((low, high))
+            range_2.copy_(batch_2 if bool(range_2.isnan().any()) else range_2 + MOMENTUM * (batch_2 - range_2))
+    return (fake_quantize_activation(x, range_2[0], range_2[1]), *inputs[1:])
 
 
 @contextmanager
 def simulated_int8(
     model: nn.Module, only: Iterable[nn.Module] | None = None, overflow_safe: bool = False
 ) -> Iterator[nn.Module]:
-    """The model with rounding in every convolution and linear layer; as it was afterwards, but for what it learned.
+    """Round inputs and weights of every convolution and linear layer within; yields the model.
 
-    The running ranges are buffers of the layers, so that a checkpoint holds them. `only`: in these layers alone;
-    `overflow_safe`: weights in 7 bits.
+    Afterwards the model has its trained float weights. The running ranges are buffers of the layers, so a checkpoint
+    holds them. `only`: round these layers alone; `overflow_safe`: weights in 7 bits.
     """
     layers = [module for module in only or model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     hooks = []
     for layer in layers:
-        layer.register_buffer(RANGE, torch.full((2,), float("nan")))
+        layer.register_buffer(RANGE_BUFFER, torch.full((2,), float("nan")))
         depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
-        steps = SAFE_STEPS if overflow_safe and not depthwise else STEPS
-        parametrize.register_parametrization(layer, "weight", RoundedWeight(steps))
+        steps = SAFE_WEIGHT_STEPS if overflow_safe and not depthwise else WEIGHT_STEPS
+        parametrize.register_parametrization(layer, "weight", FakeQuantizedWeight(steps))
         hooks.append(layer.register_forward_pre_hook(_round_input))
     try:
         yield model
@@ -87,4 +92,4 @@ def simulated_int8(
             original = layer.parametrizations["weight"].original.detach().clone()  # type: ignore[union-attr,index]
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
             layer.weight = nn.Parameter(original)
-            delattr(layer, RANGE)
+            delattr(layer, RANGE_BUFFER)

@@ -1,13 +1,14 @@
-"""Hints: what a student learns from inside its teacher, beside the answers.
+"""Hints: what a student learns from inside its teacher, besides the teacher's outputs.
 
-features    the features before the head, through a linear layer that is learned along and thrown away (Romero et al.
-            2015, arXiv 1412.6550; direction alone, as in Tian et al. 2020, arXiv 1910.10699: lengths differ by width)
-attention   where the networks look: the sum of squared channels at each resolution that both have, as a unit vector
-            (Zagoruyko and Komodakis 2017, arXiv 1612.03928)
-pretrained  as `features`, but those of the backbone that was pretrained without labels and not fine-tuned: on
-            unlabelled images it knows what a few labels made the fine-tuned network forget
+features    the features before the head, through a linear projector that is trained along and then dropped (Romero et
+            al. 2015, arXiv 1412.6550). Only their direction counts (as in Tian et al. 2020, arXiv 1910.10699), since
+            norms depend on the width.
+attention   the attention maps: the sum of squared channels at each resolution that both networks have, as a unit
+            vector (Zagoruyko and Komodakis 2017, arXiv 1612.03928)
+pretrained  as `features`, but those of the backbone that was pretrained without labels and not fine-tuned: its features
+            of unlabelled images contain what fine-tuning on few labels may have lost
 
-All return one number a batch, 0 where student and teacher agree.
+Each returns one number per batch, 0 where student and teacher agree.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from winnow.models.classifier_head import feature_dim, head_path
 from winnow.random_streams import stream_seed
 
 HintOutput = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""(student logits (B, C), guide logits (B, C), distance, a scalar)."""
 
 
 class FeatureProjector(nn.Module):
-    """A student with the layer that translates its features; answers as the student does."""
+    """A student with a linear layer that maps its features to the guide's width. Its outputs are the student's."""
 
     def __init__(self, student: nn.Module, width: int, seed: int) -> None:
         super().__init__()
@@ -38,82 +40,89 @@ class FeatureProjector(nn.Module):
             self.translate = nn.Linear(feature_dim(student), width)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """The student's logits."""
+        """Return the student's logits (B, C)."""
         logits: torch.Tensor = self.student(x_BCHW)
         return logits
 
 
 @contextmanager
-def features_of(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """What reaches the head in each forward pass within, (B, D)."""
-    found: list[torch.Tensor] = []
+def capture_features(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect the features that reach the head in each forward pass within, (B, D)."""
+    features: list[torch.Tensor] = []
 
-    def note(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        found.append(inputs[0].flatten(1))
+    def collect(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        features.append(inputs[0].flatten(1))
 
-    hook = model.get_submodule(head_path(model)).register_forward_pre_hook(note)
+    hook = model.get_submodule(head_path(model)).register_forward_pre_hook(collect)
     try:
-        yield found
+        yield features
     finally:
         hook.remove()
 
 
 @contextmanager
-def maps_of(model: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
-    """The last map of each resolution in a forward pass within: height -> (B, C, H, W)."""
-    found: dict[int, torch.Tensor] = {}
+def capture_feature_maps(model: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
+    """Collect the last feature map of each resolution in a forward pass within: height -> (B, C, H, W)."""
+    maps: dict[int, torch.Tensor] = {}
 
-    def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def collect(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2] > 1:
-            found[output.shape[2]] = output
+            maps[output.shape[2]] = output
 
-    hooks = [module.register_forward_hook(note) for module in model.modules() if module is not model]
+    hooks = [module.register_forward_hook(collect) for module in model.modules() if module is not model]
     try:
-        yield found
+        yield maps
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def direction_gap(student_BD: torch.Tensor, teacher_BD: torch.Tensor) -> torch.Tensor:
-    """1 - cosine, mean over the batch; 0 to 2."""
+def cosine_distance(student_BD: torch.Tensor, teacher_BD: torch.Tensor) -> torch.Tensor:
+    """Return 1 - cosine similarity, mean over the batch; 0 to 2."""
     return (1 - F.cosine_similarity(student_BD.float(), teacher_BD.float(), dim=1)).mean()
 
 
-def attention_gap(student: dict[int, torch.Tensor], teacher: dict[int, torch.Tensor]) -> torch.Tensor:
-    """Squared distance of the unit attention maps, summed over places, mean over the batch and over resolutions."""
+def attention_distance(student: dict[int, torch.Tensor], teacher: dict[int, torch.Tensor]) -> torch.Tensor:
+    """Return the squared distance of the unit attention maps, mean over the batch and over shared resolutions.
+
+    Raises ConfigError where student and teacher share no resolution.
+    """
     shared = [
         height for height in student if height in teacher and student[height].shape[3] == teacher[height].shape[3]
     ]
     if not shared:
         raise ConfigError(
-            "candidates: hint: attention compares maps of one resolution, and student and teacher share none; "
-            "use hint: features"
+            "candidates: hint: attention compares feature maps of the same resolution, and student and teacher share "
+            "none; use hint: features"
         )
-    gaps = [(_attention(student[at]) - _attention(teacher[at])).square().sum(1).mean() for at in shared]
-    return torch.stack(gaps).mean()
+    distances = [
+        (_attention(student[height]) - _attention(teacher[height])).square().sum(1).mean() for height in shared
+    ]
+    return torch.stack(distances).mean()
 
 
 def _attention(map_BCHW: torch.Tensor) -> torch.Tensor:
-    """(B, H * W), of length 1."""
+    """Return the attention map as a vector of length 1, (B, H * W)."""
     return F.normalize(map_BCHW.float().square().sum(1).flatten(1), dim=1)
 
 
 def _by_features(model: nn.Module, guide: nn.Module, views_BCHW: torch.Tensor) -> HintOutput:
+    """Compare the features before the head, the student's after the projector."""
     assert isinstance(model, FeatureProjector)
-    with features_of(model.student) as seen:
+    with capture_features(model.student) as student_features:
         student_BC = model(views_BCHW).float()
-    with torch.no_grad(), features_of(guide) as shown:
+    with torch.no_grad(), capture_features(guide) as guide_features:
         guide_BC = guide(views_BCHW).float()
-    return student_BC, guide_BC, direction_gap(model.translate(seen[-1]), shown[-1])
+    return student_BC, guide_BC, cosine_distance(model.translate(student_features[-1]), guide_features[-1])
 
 
 def _by_attention(model: nn.Module, guide: nn.Module, views_BCHW: torch.Tensor) -> HintOutput:
-    with maps_of(model) as seen:
+    """Compare the attention maps of all shared resolutions."""
+    with capture_feature_maps(model) as student_maps:
         student_BC = model(views_BCHW).float()
-    with torch.no_grad(), maps_of(guide) as shown:
+    with torch.no_grad(), capture_feature_maps(guide) as guide_maps:
         guide_BC = guide(views_BCHW).float()
-    return student_BC, guide_BC, attention_gap(seen, shown)
+    return student_BC, guide_BC, attention_distance(student_maps, guide_maps)
 
 
 HINTS: dict[str, Callable[[nn.Module, nn.Module, torch.Tensor], HintOutput]] = {
@@ -121,4 +130,4 @@ HINTS: dict[str, Callable[[nn.Module, nn.Module, torch.Tensor], HintOutput]] = {
     "pretrained": _by_features,
     "attention": _by_attention,
 }
-"""(student, guide, views (B, 3, H, W)) -> the student's logits, the guide's, and the gap."""
+"""Name in params.yaml -> function of (student, guide, views (B, 3, H, W))."""

@@ -1,7 +1,7 @@
-"""What int8 files lose against their float parent: on the half of validation that chooses one, and on the other half.
+"""Accuracy that int8 files lose against their float parent, on two halves of the validation split.
 
-Of several files the best on one set of images looks better than it is. So one half chooses (winnow/data/splits.py), and
-what was chosen takes the place of plain static quantization only where it loses less on the half that did not choose.
+Of several files the best on one set of images looks better than it is. So one half selects (winnow/data/splits.py), and
+the selected file replaces plain static quantization only where it loses less on the other half, which did not select.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.compression.method_inputs import Inputs
+from winnow.compression.method_inputs import MethodInputs
 from winnow.data.dataset import VALIDATION
-from winnow.data.splits import choosing_half
+from winnow.data.splits import selection_half
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.onnx_session import MODEL
 
@@ -24,50 +24,50 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What counts as right on a half of validation: an image's label; where there is none, what the parent answers."""
+class ValidationHalf:
+    """Images of one half with their targets: an image's label, or the parent's prediction where it has none."""
 
     images_NHWC: NDArray[np.uint8]
-    """All images, as they lie on disk."""
+    """All images, in the order of the data set."""
     indices_V: NDArray[np.int64]
-    wanted_V: NDArray[np.int64]
+    targets_V: NDArray[np.int64]
     right: float
-    """Share that the parent has right."""
+    """Accuracy of the parent on these targets, a fraction."""
 
     @classmethod
-    def halves(cls, inputs: Inputs) -> tuple[Judge, Judge]:
-        """Return the judge that chooses and the one that confirms, from the parent's file."""
+    def halves(cls, inputs: MethodInputs) -> tuple[ValidationHalf, ValidationHalf]:
+        """Return the half that selects and the half that confirms, with targets from the parent's file."""
         images, indices_V = inputs.images, inputs.images.indices(VALIDATION)
-        answers_V = predict_file(inputs.parent / MODEL, images.images_NHWC, indices_V).argmax(1)
+        parent_V = predict_file(inputs.parent / MODEL, images.images_NHWC, indices_V).argmax(1)
         labels_V = images.labels_N[indices_V]
-        wanted_V = np.where(labels_V >= 0, labels_V, answers_V)
-        chooses_V = choosing_half(images)
-        choosing, confirming = (
-            cls(images.images_NHWC, indices_V[half_V], wanted_V[half_V], float((answers_V == wanted_V)[half_V].mean()))
-            for half_V in (chooses_V, ~chooses_V)
+        targets_V = np.where(labels_V >= 0, labels_V, parent_V)
+        selects_V = selection_half(images)
+        selecting, confirming = (
+            cls(images.images_NHWC, indices_V[half_V], targets_V[half_V], float((parent_V == targets_V)[half_V].mean()))
+            for half_V in (selects_V, ~selects_V)
         )
-        return choosing, confirming
+        return selecting, confirming
 
     @property
     def pairs(self) -> list[tuple[NDArray[np.uint8], int]]:
-        """Every image, read when it is looked at, with the answer that counts as right."""
+        """Every image with its target; pixels are read on access."""
         return [
-            (self.images_NHWC[at : at + 1], int(wanted))
-            for at, wanted in zip(self.indices_V, self.wanted_V, strict=True)
+            (self.images_NHWC[index : index + 1], int(target))
+            for index, target in zip(self.indices_V, self.targets_V, strict=True)
         ]
 
     def points_lost(self, file: Path) -> float:
-        """Right answers of the parent less those of the file, in points."""
-        answers_V = predict_file(file, self.images_NHWC, self.indices_V).argmax(1)
-        return (self.right - float((answers_V == self.wanted_V).mean())) * 100
+        """Return the accuracy of the parent minus that of the file, in points."""
+        predictions_V = predict_file(file, self.images_NHWC, self.indices_V).argmax(1)
+        return (self.right - float((predictions_V == self.targets_V).mean())) * 100
 
 
-def confirm(judge: Judge, rung: str, static: Path, other: Path) -> dict[str, Any]:
-    """Compare what was chosen with plain static on images that did not choose -> both losses, and which one stays."""
-    lost, lost_by_static = judge.points_lost(other), judge.points_lost(static)
-    confirmed = lost < lost_by_static
+def confirm_selection(confirming: ValidationHalf, rung: str, static: Path, selected: Path) -> dict[str, Any]:
+    """Compare the selected file with plain static quantization on the confirming half and return both losses."""
+    points_lost, static_points_lost = confirming.points_lost(selected), confirming.points_lost(static)
+    confirmed = points_lost < static_points_lost
     log.info(
-        "int8, %s: %.2f points lost on the half that confirms, static %.2f: %s",
-        *(rung, lost, lost_by_static, "it stays" if confirmed else "not confirmed, static stays"),
+        "int8, %s: %.2f points lost on the confirming half, static %.2f: %s",
+        *(rung, points_lost, static_points_lost, "confirmed" if confirmed else "not confirmed, static is used"),
     )
-    return {"rung": rung, "points_lost": lost, "static_points_lost": lost_by_static, "confirmed": confirmed}
+    return {"rung": rung, "points_lost": points_lost, "static_points_lost": static_points_lost, "confirmed": confirmed}

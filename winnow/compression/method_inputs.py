@@ -1,4 +1,4 @@
-"""What every method is given: images, the labels it may see, the folders of its parent and of dense."""
+"""The inputs of every compression method: images, visible labels, and the folders of its parent and of dense."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from winnow.data.dataset import ImageSet
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """A method reads these and writes model.onnx (and weights, where there are any) into the folder it is given."""
+class MethodInputs:
+    """Data and folders that a method reads. It writes model.onnx, and weights if it has any, to its own folder."""
 
     images: ImageSet
     budget: NDArray[np.int64]
-    """Training images whose label may be used."""
+    """Indices of the training images whose labels may be used."""
     labels_N: NDArray[np.int64]
-    """-1 wherever a label must not be seen."""
+    """Class of each image; -1 wherever the label must not be used."""
     parent: Path
     dense: Path
     pretrained: Path
-    """The backbone without a head, as `pretrain` left it."""
+    """Folder of `pretrain`, with the backbone without a head."""
     scratch: Path
-    """Checkpoints."""
+    """Folder for checkpoints."""
     answers: Path | None = None
-    """What teachers said, for all candidates (winnow/compression/teacher_cache.py); None: nothing is kept."""
+    """Folder of cached teacher logits for all candidates (winnow/compression/teacher_cache.py); None: no cache."""

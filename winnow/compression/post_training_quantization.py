@@ -1,8 +1,8 @@
-"""Static post-training quantization of an ONNX file by NNCF.
+"""Static post-training quantization of an ONNX file with NNCF.
 
-Activations are unsigned after a ReLU (elsewhere signed, which ONNX Runtime shifts to unsigned on x86 itself), one
-range a tensor; weights are signed, one scale an output channel; Q/DQ pairs stand in the graph. No label is used, but
-by `quantize_with_control`.
+Activations are unsigned after a ReLU and signed elsewhere (ONNX Runtime shifts signed ones to unsigned on x86), with
+one range per tensor. Weights are signed, with one scale per output channel. The graph holds Q/DQ pairs. Only
+`quantize_with_accuracy_control` uses labels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.deploy.onnx_export import load_onnx, save_onnx
-from winnow.deploy.onnx_session import INPUT, session_of
+from winnow.deploy.onnx_session import INPUT, create_session
 from winnow.errors import ConfigError, MissingExtra
 from winnow.timing_lock import compute_lock
 
@@ -28,7 +28,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a file is quantized; named as in params.yaml."""
+    """Options of post-training quantization, named as in params.yaml."""
 
     preset: Literal["mixed", "performance"] = "mixed"
     ranges: Literal["mean", "minmax", "histogram", "percentile"] = "mean"
@@ -36,18 +36,18 @@ class Recipe:
     overflow_safe: bool = False
 
 
-PLAIN = Recipe()
+DEFAULT_RECIPE = Recipe()
 
 
 @compute_lock()
-def quantize_statically(source: Path, target: Path, pixels_NHWC: Pixels, recipe: Recipe = PLAIN) -> None:
-    """Calibrate on the pixels and write int8; `source` and `target` may be one file.
+def quantize_statically(source: Path, target: Path, pixels_NHWC: Pixels, recipe: Recipe = DEFAULT_RECIPE) -> None:
+    """Calibrate on the pixels and write the int8 file; `source` and `target` may be the same path.
 
     Raises ConfigError for a network that NNCF cannot quantize.
     """
-    nncf = quantization_library()
+    nncf = import_nncf()
     model = load_onnx(source)
-    with _refusals(nncf, source, recipe):
+    with _config_errors(nncf, source, recipe):
         quantized = nncf.quantize(
             model, nncf.Dataset(_batches(pixels_NHWC), _feed), **_settings(nncf, model, recipe, len(pixels_NHWC))
         )
@@ -55,8 +55,8 @@ def quantize_statically(source: Path, target: Path, pixels_NHWC: Pixels, recipe:
 
 
 @contextmanager
-def _refusals(nncf: Any, source: Path, recipe: Recipe) -> Iterator[None]:
-    """What NNCF cannot do, said to people."""
+def _config_errors(nncf: Any, source: Path, recipe: Recipe) -> Iterator[None]:
+    """Raise ConfigError, with advice, for what NNCF cannot quantize."""
     try:
         yield
     except (nncf.ValidationError, nncf.UnsupportedModelError) as error:
@@ -64,15 +64,15 @@ def _refusals(nncf: Any, source: Path, recipe: Recipe) -> Iterator[None]:
     except RuntimeError as error:
         if recipe.bias_correction != "full":
             raise
-        # It cuts pieces out of the graph; of some residual networks they are no whole graphs.
+        # It extracts subgraphs, which are not valid graphs for some residual networks.
         raise ConfigError(
-            f"{source}: NNCF's full bias correction cannot follow this network ({' '.join(str(error).split())[:150]}); "
-            "use bias_correction: fast"
+            f"{source}: NNCF's full bias correction does not support this network "
+            f"({' '.join(str(error).split())[:150]}); use bias_correction: fast"
         ) from error
 
 
 @compute_lock()
-def quantize_with_control(
+def quantize_with_accuracy_control(
     source: Path,
     target: Path,
     pixels_NHWC: Pixels,
@@ -80,21 +80,22 @@ def quantize_with_control(
     checked: Sequence[tuple[Pixels, int]],
     max_drop: float,
 ) -> None:
-    """As above; then the layers that cost most answers go back to float, one by one, until few enough are lost.
+    """Quantize, then return the layers that cost most accuracy to float, one by one, until the drop is small enough.
 
-    `checked`: images (1, S, S, 3), each with the answer that counts as right; `max_drop`: share that may be lost.
+    `checked`: images (1, S, S, 3), each with its target class; `max_drop`: fraction of these images that may be lost.
+    Raises ConfigError for a network that NNCF cannot quantize.
     """
-    nncf = quantization_library()
+    nncf = import_nncf()
     model = load_onnx(source)
 
     def score(candidate: Any, items: Iterable[tuple[Pixels, int]]) -> tuple[float, list[float]]:
-        session = session_of(candidate.SerializeToString())
-        hits = [float(session.run(None, {INPUT: pixels})[0].argmax(1)[0] == answer) for pixels, answer in items]
+        session = create_session(candidate.SerializeToString())
+        hits = [float(session.run(None, {INPUT: pixels})[0].argmax(1)[0] == target) for pixels, target in items]
         return float(np.mean(hits)), hits
 
     settings = _settings(nncf, model, recipe, len(pixels_NHWC))
     advanced = settings.pop("advanced_parameters")
-    with _refusals(nncf, source, recipe):
+    with _config_errors(nncf, source, recipe):
         quantized = nncf.quantize_with_accuracy_control(
             model,
             nncf.Dataset(_batches(pixels_NHWC), _feed),
@@ -108,8 +109,8 @@ def quantize_with_control(
     save_onnx(quantized, target)
 
 
-def quantization_library() -> Any:
-    """nncf, quiet. Raises MissingExtra."""
+def import_nncf() -> Any:
+    """Import and return nncf, with its log at errors. Raises MissingExtra."""
     try:
         import nncf
     except ModuleNotFoundError as error:
@@ -119,7 +120,7 @@ def quantization_library() -> Any:
 
 
 def _batches(pixels_NHWC: Pixels) -> list[Pixels]:
-    return [pixels_NHWC[at : at + CALIBRATION_BATCH] for at in range(0, len(pixels_NHWC), CALIBRATION_BATCH)]
+    return [pixels_NHWC[start : start + CALIBRATION_BATCH] for start in range(0, len(pixels_NHWC), CALIBRATION_BATCH)]
 
 
 def _feed(batch: Pixels) -> dict[str, Pixels]:
@@ -137,15 +138,15 @@ def _settings(nncf: Any, model: Any, recipe: Recipe, images: int) -> dict[str, A
         "histogram": Ranges.HISTOGRAM,
         "percentile": Ranges.MEAN_QUANTILE,
     }
-    attends = any(node.op_type == "Softmax" for node in model.graph.node)
+    has_attention = any(node.op_type == "Softmax" for node in model.graph.node)
     return {
         "preset": presets[recipe.preset],
         "target_device": nncf.TargetDevice.CPU,
         "subset_size": images,
         "fast_bias_correction": recipe.bias_correction == "fast",
-        "model_type": nncf.ModelType.TRANSFORMER if attends else None,
+        "model_type": nncf.ModelType.TRANSFORMER if has_attention else None,
         "advanced_parameters": nncf.AdvancedQuantizationParameters(
-            # One range a tensor also before depthwise convolutions: ONNX Runtime's kernel refuses others.
+            # One range per tensor also before depthwise convolutions: ONNX Runtime's kernel needs it.
             activations_quantization_params=QuantizationParameters(per_channel=False),
             activations_range_estimator_params=ranges[recipe.ranges],
             overflow_fix=nncf.OverflowFix.ENABLE if recipe.overflow_safe else None,

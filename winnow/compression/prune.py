@@ -1,9 +1,9 @@
-"""Structured pruning: channels that matter least leave, then the network recovers, taught by dense.
+"""Structured pruning: remove the least important channels, then recover with dense as the teacher.
 
-How much goes is said as a share of channels, parameters or multiply-adds, or as a latency
-(winnow/compression/pruning_target.py); which channels go, by an importance (importance.py); how they are taken out, in
-channels.py. In one cut, or in several with short recoveries between (`rounds`); with sparse learning before, which
-shrinks what will go, so that less is lost in the cut (Fang et al. 2023, section 3.3).
+The amount is a share of channels, parameters or multiply-adds, or a latency (winnow/compression/pruning_target.py). An
+importance criterion ranks the channels (channel_importance.py), and channel_pruning.py removes them. Pruning takes one
+round, or several with short recoveries between them (`rounds`). Sparse learning may precede it: it shrinks the weights
+that will be removed, so that less accuracy is lost (Fang et al. 2023, section 3.3).
 """
 
 from __future__ import annotations
@@ -16,24 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.compression.channel_importance import prepare, pruning_library
-from winnow.compression.channel_pruning import (
-    EmptyPruning,
-    PruningStep,
-    counted,
-    least_channels,
-    parameters,
-    remove_channels,
-)
-from winnow.compression.method_inputs import Inputs
-from winnow.compression.pruning_target import ROUNDINGS, Budget, aim, goal_of
+from winnow.compression.channel_importance import import_torch_pruning, prepare_criterion
+from winnow.compression.channel_pruning import EmptyPruning, PruningStep, min_channels_by_layer, remove_channels
+from winnow.compression.method_inputs import MethodInputs
+from winnow.compression.network_size import count_parameters, size_metrics
+from winnow.compression.pruning_target import ROUNDINGS, Budget, make_budget, plan_pruning
 from winnow.compression.recovery import recover
 from winnow.config import Prune
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
-from winnow.models.attention import take_heads_apart
-from winnow.models.backbones import Architecture, load_model, replay, save_model
+from winnow.models.attention import split_heads
+from winnow.models.backbones import Architecture, load_model, replay_pruning, save_model
 from winnow.models.classifier_head import head_path
 from winnow.random_streams import stream_seed
 from winnow.records import read_json, write_json
@@ -42,40 +36,40 @@ from winnow.training.loop import Hooks, Row
 
 @dataclass(frozen=True)
 class _PruningRun:
-    """What all rounds share."""
+    """The state that all rounds of one pruning share."""
 
     settings: Prune
-    inputs: Inputs
-    least: dict[str, int]
+    inputs: MethodInputs
+    min_channels: dict[str, int]
     """Channels that each layer of the parent keeps."""
-    goal: Budget
-    begin: float
-    """The goal's quantity before the first cut."""
+    budget: Budget
+    initial: float
+    """The budget's quantity before the first round."""
 
 
-def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
-    """Prune the parent, recover, and leave weights, architecture and model.onnx in `folder` -> details."""
+def prune(settings: Prune, inputs: MethodInputs, folder: Path) -> dict[str, Any]:
+    """Prune the parent, recover, write weights, architecture and model.onnx to `folder`, and return the details."""
     model, architecture = load_model(inputs.parent)
-    take_heads_apart(model)
-    before = counted(model, architecture, "before")
-    goal = goal_of(settings.remove, model, architecture)
-    begin = goal.measure(model, architecture)
-    if begin <= goal.limit:
+    split_heads(model)
+    before = size_metrics(model, architecture, "before")
+    budget = make_budget(settings.remove, model, architecture)
+    initial = budget.measure(model, architecture)
+    if initial <= budget.limit:
         raise ConfigError(
-            f"candidates: method prune: the {goal.name} of this {architecture.backbone} is {begin:.4g}, within the "
-            f"{goal.limit:.4g} that is asked for, so there is nothing to remove; ask for less"
+            f"candidates: method prune: the {budget.name} of this {architecture.backbone} is {initial:.4g}, already at "
+            f"or below the target of {budget.limit:.4g}, so there is nothing to remove; set a smaller target"
         )
-    course = _PruningRun(settings, inputs, least_channels(model, settings.max_channels), goal, begin)
+    run = _PruningRun(settings, inputs, min_channels_by_layer(model, settings.max_channels), budget, initial)
     curves_before: dict[str, list[Row]] = {}
     if settings.sparse_learning.epochs:
-        curves_before["sparse learning"] = learn_sparsely(model, architecture, settings, inputs)
+        curves_before["sparse learning"] = train_with_group_sparsity(model, architecture, settings, inputs)
     cuts = []
     for number in range(1, settings.rounds + 1):
-        architecture, told = _cut(course, model, architecture, number)
-        cuts.append(told)
+        architecture, row = _prune_round(run, model, architecture, number)
+        cuts.append(row)
         if number < settings.rounds:
-            short = settings.recovery.with_epochs(settings.round_epochs)
-            curves_before[f"round {number}"] = recover(model, short, inputs, f"round-{number}")
+            short_recovery = settings.recovery.with_epochs(settings.round_epochs)
+            curves_before[f"round {number}"] = recover(model, short_recovery, inputs, f"round-{number}")
     curves = recover(model, settings.recovery, inputs)
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / MODEL)
@@ -84,61 +78,68 @@ def prune(settings: Prune, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "curves_before": curves_before,
         "cuts": cuts,
         **before,
-        **counted(model, architecture, "after"),
+        **size_metrics(model, architecture, "after"),
     }
 
 
-def _cut(course: _PruningRun, model: nn.Module, architecture: Architecture, number: int) -> tuple[Architecture, Any]:
-    """Round `number`, in place -> (the new architecture, what was tried).
+def _prune_round(
+    run: _PruningRun, model: nn.Module, architecture: Architecture, number: int
+) -> tuple[Architecture, Any]:
+    """Prune the network in round `number`, in place, and return (the new architecture, the row for the record).
 
-    The amounts of all rounds lie on a line. Rounding takes more than was asked for: a round that finds its amount gone
-    removes nothing. A cut that was made before a stop is made again from its history: a latency that is measured anew
-    may name another share, and what was trained since would not fit.
+    The budgets of all rounds lie on a straight line. Rounding removes more than was asked for, so a round whose budget
+    is already met removes nothing. A round that was finished before an interruption is replayed from its saved history:
+    a new latency measurement may give another share, and the weights trained since then would not fit.
     """
-    settings, kept = course.settings, course.inputs.scratch / f"cut-{number}.json"
-    if kept.is_file():
-        made = read_json(kept)
-        replay(model, architecture.image_size, made["history"])
-        return architecture.model_copy(update={"pruning": [*architecture.pruning, *made["history"]]}), made["told"]
-    criterion = prepare(model, settings.importance, course.inputs, stream_seed(settings.recovery.seed, "cut", number))
+    settings, file = run.settings, run.inputs.scratch / f"cut-{number}.json"
+    if file.is_file():
+        saved = read_json(file)
+        replay_pruning(model, architecture.image_size, saved["history"])
+        return architecture.model_copy(update={"pruning": [*architecture.pruning, *saved["history"]]}), saved["told"]
+    criterion = prepare_criterion(
+        model, settings.importance, run.inputs, stream_seed(settings.recovery.seed, "cut", number)
+    )
     rounding = 8 if settings.round_to == "measured" else settings.round_to
-    cut = PruningStep(0.0, criterion, rounding, course.least)
-    limit = course.begin + (course.goal.limit - course.begin) * number / settings.rounds
-    now = course.begin if number == 1 else course.goal.measure(model, architecture)
-    told: dict[str, Any] = {"goal": course.goal.name, "limit": limit, "before": now}
-    after = architecture
-    if now > limit:
+    step = PruningStep(0.0, criterion, rounding, run.min_channels)
+    limit = run.initial + (run.budget.limit - run.initial) * number / settings.rounds
+    current = run.initial if number == 1 else run.budget.measure(model, architecture)
+    row: dict[str, Any] = {"goal": run.budget.name, "limit": limit, "before": current}
+    pruned = architecture
+    if current > limit:
         if settings.remove.channels:
-            cut = dataclasses.replace(cut, share=1 - limit / now)
+            step = dataclasses.replace(step, share=1 - limit / current)
         else:
             roundings = ROUNDINGS if settings.round_to == "measured" else (rounding,)
-            found = aim(model, architecture, dataclasses.replace(course.goal, limit=limit), cut, roundings)
-            cut, told = found.cut, told | {"tried": found.tried}
+            plan = plan_pruning(model, architecture, dataclasses.replace(run.budget, limit=limit), step, roundings)
+            step, row = plan.cut, row | {"tried": plan.tried}
         try:
-            after = remove_channels(model, architecture, cut)
+            pruned = remove_channels(model, architecture, step)
         except EmptyPruning:
             if number == 1:
                 raise
-            cut = dataclasses.replace(cut, share=0.0)  # rounds before it went as far as `max_channels` lets them
-    told |= {"share": cut.share, "round_to": cut.round_to, "parameters": parameters(model)}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_json(kept, {"history": after.pruning[len(architecture.pruning) :], "told": told})
-    return after, told
+            step = dataclasses.replace(step, share=0.0)  # earlier rounds have reached `max_channels`
+    row |= {"share": step.share, "round_to": step.round_to, "parameters": count_parameters(model)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"history": pruned.pruning[len(architecture.pruning) :], "told": row})
+    return pruned, row
 
 
-def learn_sparsely(model: nn.Module, architecture: Architecture, settings: Prune, inputs: Inputs) -> list[Row]:
-    """Train with a penalty on whole groups that is larger the less they matter, in place -> curves.
+def train_with_group_sparsity(
+    model: nn.Module, architecture: Architecture, settings: Prune, inputs: MethodInputs
+) -> list[Row]:
+    """Train with a penalty on whole groups, larger for less important ones, in place; return the curves.
 
     Group regularisation, Fang et al. 2023 (arXiv 2301.12900, equation 5): at every step the gradient of each weight of
-    a group gets strength * 2^(4 (max - importance) / (max - min)) times the weight added.
+    a group gets strength * 2^(4 (max - importance) / (max - min)) times the weight added. Raises ConfigError for
+    grouped convolutions.
     """
     model.eval().requires_grad_(True)
     if any(isinstance(module, nn.Conv2d) and 1 < module.groups < module.in_channels for module in model.modules()):
         raise ConfigError(
-            f"candidates: method prune: sparse_learning cannot follow the grouped convolutions of a "
-            f"{architecture.backbone}; leave it out"
+            f"candidates: method prune: sparse_learning does not support the grouped convolutions of "
+            f"a {architecture.backbone}; remove sparse_learning"
         )
-    library = pruning_library()
+    library = import_torch_pruning()
     side = architecture.image_size
     pruner = library.pruner.GroupNormPruner(
         model,
@@ -151,8 +152,8 @@ def learn_sparsely(model: nn.Module, architecture: Architecture, settings: Prune
         out_channel_groups={},
     )
 
-    def shrink(trained: nn.Module, _step: int) -> None:
-        pruner.regularize(trained)
+    def shrink(network: nn.Module, _step: int) -> None:
+        pruner.regularize(network)
 
-    longer = settings.recovery.with_epochs(settings.sparse_learning.epochs)
-    return recover(model, longer, inputs, "sparse-learning", Hooks(after_backward=shrink))
+    recovery = settings.recovery.with_epochs(settings.sparse_learning.epochs)
+    return recover(model, recovery, inputs, "sparse-learning", Hooks(after_backward=shrink))

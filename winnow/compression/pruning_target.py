@@ -1,11 +1,12 @@
-"""From an amount (half of the multiply-adds, 0.8 ms a call) to the share of channels that reaches it: by bisection.
+"""Find the share of channels to remove for a target (half of the multiply-adds, 0.8 ms per call) by bisection.
 
-Channels, parameters, multiply-adds and milliseconds are four different things: 30 % of the channels are half of the
-parameters, and any share of the milliseconds. So each try removes channels from a copy and looks. A latency is measured
-on the machine, interleaved with the network it is compared with; the tries have random answers, which cost the same
-time. Shares are tried to a hundredth; the smallest that reaches the amount is taken. Of many short timings the one that
-reaches a latency is a lucky one, so the network is timed again, for longer, and more channels go until a timing that
-chose nothing reaches it.
+Shares of channels, parameters, multiply-adds and milliseconds all differ: 30 % of the channels are half of the
+parameters, and any share of the milliseconds. So each trial prunes a copy and measures it. A latency is measured on
+this machine, interleaved with the unpruned network; the pruned copies are not trained, which costs the same time.
+Shares have a resolution of one percent; the smallest that reaches the target is taken.
+
+The shortest of many noisy timings is biased towards lucky ones. So the chosen network is timed again, for longer, and
+more channels are removed until such an independent timing reaches the target.
 """
 
 from __future__ import annotations
@@ -24,19 +25,18 @@ from torch import nn
 
 from winnow.benchmark.timing import time_pair
 from winnow.compression.channel_pruning import (
-    COUNTS,
     EmptyPruning,
     PruningStep,
     copy_with_gradients,
-    multiply_adds,
+    count_prunable_channels,
     remove_channels,
-    root_channels,
 )
+from winnow.compression.network_size import SIZE_MEASURES, count_macs
 from winnow.compression.post_training_quantization import quantize_statically
-from winnow.config.candidates import Latency, Remove
+from winnow.config.removal import Latency, Remove
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import BenchmarkCase, Predict, open_cell
+from winnow.deploy.runtimes import BenchmarkCase, Predict, open_case
 from winnow.errors import ConfigError
 from winnow.hardware import cores
 from winnow.models.backbones import Architecture
@@ -45,13 +45,14 @@ from winnow.timing_lock import compute_lock
 log = logging.getLogger(__name__)
 
 ROUNDINGS = (4, 8, 16, 32)
-MOST_HUNDREDTHS = 99
+MAX_PERCENT = 99
 CALLS, ROUNDS, CONFIRMING_ROUNDS = 20, 5, 15
+"""Timed calls per round, and rounds of a trial and of a confirmation."""
 
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What was found: the cut, and what was tried on the way."""
+    """The chosen pruning step, and every trial on the way to it."""
 
     cut: PruningStep
     tried: list[dict[str, float]]
@@ -59,120 +60,120 @@ class PruningPlan:
 
 @dataclass(frozen=True)
 class Budget:
-    """A quantity of a network that must come down to `limit`."""
+    """An upper limit for a quantity of a network."""
 
     name: str
     limit: float
     measure: Callable[[nn.Module, Architecture], float]
     confirm: Callable[[nn.Module, Architecture], float] | None = None
-    """Measures what was chosen by a noisy `measure` again, more closely; None where `measure` is exact."""
+    """Measures the chosen network again, more precisely; None where `measure` is exact."""
 
 
-def aim(
-    model: nn.Module, architecture: Architecture, goal: Budget, cut: PruningStep, roundings: tuple[int, ...]
+def plan_pruning(
+    model: nn.Module, architecture: Architecture, budget: Budget, step: PruningStep, roundings: tuple[int, ...]
 ) -> PruningPlan:
-    """The smallest share of channels with which `goal` is reached, for the rounding that keeps most multiply-adds.
+    """Return the plan with the smallest share that meets the budget, for the rounding that keeps most multiply-adds.
 
-    `cut` gives all but share and rounding. Raises ConfigError where even the largest share does not reach it.
+    `step` gives all but share and rounding. Raises ConfigError where even the largest share does not meet the budget.
     """
-    found: list[tuple[int, PruningPlan]] = []
+    plans: list[tuple[int, PruningPlan]] = []
     tried: list[dict[str, float]] = []
-    refused: EmptyPruning | None = None
+    empty: EmptyPruning | None = None
     for rounding in roundings:
-        mine = dataclasses.replace(cut, round_to=rounding)
+        rounded_step = dataclasses.replace(step, round_to=rounding)
         try:
-            best = _bisect(model, architecture, goal, mine, tried)
+            best = _bisect(model, architecture, budget, rounded_step, tried)
         except EmptyPruning as error:  # every layer is too narrow for this rounding
-            refused, best = error, None
+            empty, best = error, None
         if best is not None:
-            found.append((best[1], PruningPlan(best[0], tried)))
-    if not found:
-        if refused is not None and not tried:
-            raise refused
+            plans.append((best[1], PruningPlan(best[0], tried)))
+    if not plans:
+        if empty is not None and not tried:
+            raise empty
         confirmed = [row["confirmed"] for row in tried if "confirmed" in row]
         reached = min(confirmed or [row["reached"] for row in tried])
         raise ConfigError(
-            f"candidates: method prune cannot bring the {goal.name} of this {architecture.backbone} down to "
-            f"{goal.limit:.4g}: with max_channels and round_to as they are it reaches {reached:.4g}; remove less, "
+            f"candidates: method prune cannot bring the {budget.name} of this {architecture.backbone} down to "
+            f"{budget.limit:.4g}: with the present max_channels and round_to it reaches {reached:.4g}; remove less, "
             "raise max_channels, or lower round_to"
         )
-    return max(found, key=lambda one: one[0])[1]
+    return max(plans, key=lambda x: x[0])[1]
 
 
 def _bisect(
-    model: nn.Module, architecture: Architecture, goal: Budget, cut: PruningStep, tried: list[dict[str, float]]
+    model: nn.Module, architecture: Architecture, budget: Budget, step: PruningStep, tried: list[dict[str, float]]
 ) -> tuple[PruningStep, int] | None:
-    """(the cut, the multiply-adds it leaves) of the smallest share that reaches the goal; None where none does."""
+    """Return (step, multiply-adds left) for the smallest share that meets the budget; None where none does."""
 
-    def look(hundredths: int) -> tuple[PruningStep, int] | None:
-        share, trial, smaller = _removed(model, architecture, cut, hundredths)
-        reached = goal.measure(trial, smaller)
-        log.info("%d %% of the channels, multiples of %d: %s %.4g", hundredths, cut.round_to, goal.name, reached)
-        tried.append({"share": share.share, "round_to": float(cut.round_to), "reached": reached})
-        return (share, multiply_adds(trial, smaller)) if reached <= goal.limit else None
+    def evaluate(percent: int) -> tuple[PruningStep, int] | None:
+        trial_step, trial, smaller = _pruned_copy(model, architecture, step, percent)
+        reached = budget.measure(trial, smaller)
+        log.info("%d %% of the channels, multiples of %d: %s %.4g", percent, step.round_to, budget.name, reached)
+        tried.append({"share": trial_step.share, "round_to": float(step.round_to), "reached": reached})
+        return (trial_step, count_macs(trial, smaller)) if reached <= budget.limit else None
 
-    low, high = 0, MOST_HUNDREDTHS
-    best = look(high)
+    low, high = 0, MAX_PERCENT
+    best = evaluate(high)
     while best is not None and high - low > 1:
         middle = (low + high) // 2
         try:
-            found = look(middle)
-        except EmptyPruning:  # too little was asked for
-            found = None
-        if found is None:
+            result = evaluate(middle)
+        except EmptyPruning:  # the share is too small
+            result = None
+        if result is None:
             low = middle
         else:
-            best, high = found, middle
-    if best is None or goal.confirm is None:
+            best, high = result, middle
+    if best is None or budget.confirm is None:
         return best
-    return _confirmed(model, architecture, goal, best[0], tried)
+    return _confirmed(model, architecture, budget, best[0], tried)
 
 
-def _removed(
-    model: nn.Module, architecture: Architecture, cut: PruningStep, hundredths: int
+def _pruned_copy(
+    model: nn.Module, architecture: Architecture, step: PruningStep, percent: int
 ) -> tuple[PruningStep, nn.Module, Architecture]:
-    """The cut at that share, and what it leaves of a copy of the network."""
-    share = dataclasses.replace(cut, share=hundredths / 100)
+    """Return (the step at that share, a pruned copy of the network, its architecture)."""
+    trial_step = dataclasses.replace(step, share=percent / 100)
     with compute_lock():
         trial = copy_with_gradients(model)
-        return share, trial, remove_channels(trial, architecture, share)
+        return trial_step, trial, remove_channels(trial, architecture, trial_step)
 
 
 def _confirmed(
-    model: nn.Module, architecture: Architecture, goal: Budget, cut: PruningStep, tried: list[dict[str, float]]
+    model: nn.Module, architecture: Architecture, budget: Budget, step: PruningStep, tried: list[dict[str, float]]
 ) -> tuple[PruningStep, int] | None:
-    """(the cut, the multiply-adds it leaves) of the first share from the chosen one on that `confirm` bears out."""
-    assert goal.confirm is not None
-    refuted: int | None = None
-    for hundredths in range(round(cut.share * 100), MOST_HUNDREDTHS + 1):
-        share, trial, smaller = _removed(model, architecture, cut, hundredths)
-        macs = multiply_adds(trial, smaller)
-        if macs == refuted:  # rounding left the same network
+    """Return (step, multiply-adds left) for the first share, from the chosen one on, that a second timing confirms."""
+    assert budget.confirm is not None
+    rejected_macs: int | None = None
+    for percent in range(round(step.share * 100), MAX_PERCENT + 1):
+        trial_step, trial, smaller = _pruned_copy(model, architecture, step, percent)
+        macs = count_macs(trial, smaller)
+        if macs == rejected_macs:  # rounding gives the same network again
             continue
-        reached = goal.confirm(trial, smaller)
-        told = "confirmed" if reached <= goal.limit else f"not within {goal.limit:.4g} when timed again"
-        log.info("%d %% of the channels: %s %.4g, %s", hundredths, goal.name, reached, told)
-        tried.append({"share": share.share, "round_to": float(cut.round_to), "confirmed": reached})
-        if reached <= goal.limit:
-            return share, macs
-        refuted = macs
+        reached = budget.confirm(trial, smaller)
+        verdict = "confirmed" if reached <= budget.limit else f"not within {budget.limit:.4g} when timed again"
+        log.info("%d %% of the channels: %s %.4g, %s", percent, budget.name, reached, verdict)
+        tried.append({"share": trial_step.share, "round_to": float(step.round_to), "confirmed": reached})
+        if reached <= budget.limit:
+            return trial_step, macs
+        rejected_macs = macs
     return None
 
 
-def goal_of(remove: Remove, model: nn.Module, architecture: Architecture) -> Budget:
-    """What `remove` asks of this network. A latency is measured for the network first."""
+def make_budget(remove: Remove, model: nn.Module, architecture: Architecture) -> Budget:
+    """Return the budget that `remove` sets for this network; for a latency the network is timed first."""
     ((name, value),) = remove.goal.items()
     if isinstance(value, Latency):
-        watch = LatencyProbe(value, model, architecture)
-        limit = value.ms if value.ms is not None else watch.parent_ms * (1 - (value.share or 0.0))
+        probe = LatencyProbe(value, model, architecture)
+        limit = value.ms if value.ms is not None else probe.parent_ms * (1 - (value.share or 0.0))
         name = f"latency in ms ({value.runtime} {value.precision}, batch {value.batch})"
-        return Budget(name, limit, watch.ms, partial(watch.ms, rounds=CONFIRMING_ROUNDS))
-    measure = root_channels if name == "channels" else COUNTS[name]
+        return Budget(name, limit, probe.ms, partial(probe.ms, rounds=CONFIRMING_ROUNDS))
+    measure = count_prunable_channels if name == "channels" else SIZE_MEASURES[name]
     return Budget(name, measure(model, architecture) * (1 - value), measure)
 
 
 class LatencyProbe:
-    """Times networks against the one it was made with, visit by visit in turn."""
+    """Times networks in turns with the parent network it was created with."""
 
     def __init__(self, latency: Latency, parent: nn.Module, architecture: Architecture) -> None:
         self.latency = latency
@@ -183,19 +184,20 @@ class LatencyProbe:
         self.parent_ms = statistics.median(self._times(self.parent, CONFIRMING_ROUNDS)[1])
 
     def ms(self, network: nn.Module, architecture: Architecture, rounds: int = ROUNDS) -> float:
-        """Return the p50 of a call in ms, as if the parent took what it took at first: what drifts hits both."""
-        mine, its = self._times(self._open(network, architecture), rounds)
-        return statistics.median(own / reference for own, reference in zip(mine, its, strict=True)) * self.parent_ms
+        """Return the p50 of a call in ms, corrected for drift by the parent's time in the same rounds."""
+        own_R, parent_R = self._times(self._open(network, architecture), rounds)
+        ratios = [own_ms / parent_ms for own_ms, parent_ms in zip(own_R, parent_R, strict=True)]
+        return statistics.median(ratios) * self.parent_ms
 
     def _times(self, predict: Predict, rounds: int) -> tuple[list[float], list[float]]:
         return time_pair(predict, self.parent, self.pixels_NHWC, CALLS, rounds)
 
     def _open(self, network: nn.Module, architecture: Architecture) -> Predict:
         latency = self.latency
-        cell = BenchmarkCase("trial", latency.runtime, latency.precision, "file", latency.batch, cores())
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        case = BenchmarkCase("trial", latency.runtime, latency.precision, "file", latency.batch, cores())
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
             export_onnx(network, architecture, folder / MODEL)
             if latency.precision == "int8":
                 quantize_statically(folder / MODEL, folder / MODEL, self.pixels_NHWC[:1])
-            return open_cell(folder, cell)
+            return open_case(folder, case)

@@ -1,14 +1,14 @@
-"""Weights become zero and stay so, the network keeps its shape.
+"""Sparsity: set weights to zero and keep them zero; shapes do not change.
 
 unstructured  the smallest weights and biases of the whole network (Han et al. 2015, arXiv 1506.02626)
-N:M           of every M weights of an output along its inputs the N largest stay (Mishra et al. 2021, arXiv
-              2104.08378); layers whose inputs are no multiple of M stay dense
+N:M           of every M weights of an output along its inputs the N largest are kept (Mishra et al. 2021, arXiv
+              2104.08378); layers whose number of inputs is no multiple of M stay dense
 
-At once, or gradually while the network recovers: at step t of the first two thirds of its T steps the share of zeros is
-s (1 - (1 - 1.5 t / T)^3) (Zhu and Gupta 2017, arXiv 1710.01878), the smallest of what is left going each time.
+At once, or gradually during recovery: at step t of the first two thirds of its T steps the share of zeros is
+s (1 - (1 - 1.5 t / T)^3), always the smallest remaining values (Zhu and Gupta 2017, arXiv 1710.01878).
 
-Runtimes multiply zeros as fast as any other number, so the file is as large and as fast as before; only what is zipped
-gets smaller. It is in the tree to show that. N:M is what GPUs with sparse tensor cores can use; nothing here does.
+CPU runtimes multiply zeros as fast as any other number, so the file keeps its size and latency; only the zipped file
+shrinks. The method is in the tree to show that. N:M serves GPUs with sparse tensor cores, which no runtime here uses.
 Normalisation layers keep their parameters.
 """
 
@@ -20,108 +20,110 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.compression.method_inputs import Inputs
+from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.recovery import recover, recovery_steps
 from winnow.config import Sparsify
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
-from winnow.models.backbones import load_model, save_model, with_heads_apart
-from winnow.models.layers import layers_of
+from winnow.models.backbones import load_model, save_model, with_split_heads
+from winnow.models.layers import weight_layers
 from winnow.training.loop import Hooks
 
 Masks = dict[str, torch.Tensor]
-"""Parameter name -> bool, True where the value stays."""
-CUTS = 50
-"""Times that a gradual schedule masks anew."""
+"""Parameter name -> bool, True where the value is kept."""
+MASK_UPDATES = 50
+"""Mask updates of a gradual schedule."""
 
 
-def sparsify(settings: Sparsify, inputs: Inputs, folder: Path) -> dict[str, Any]:
-    """Mask the parent, recover under the mask, and leave weights and model.onnx in `folder` -> details."""
-    model, architecture = with_heads_apart(*load_model(inputs.parent))
+def sparsify(settings: Sparsify, inputs: MethodInputs, folder: Path) -> dict[str, Any]:
+    """Mask the parent, recover under the mask, write weights and model.onnx to `folder`, and return the details."""
+    model, architecture = with_split_heads(*load_model(inputs.parent))
     _check(model, settings)
-    holder = _Holder(settings, recovery_steps(settings.recovery, inputs))
+    schedule = _MaskSchedule(settings, recovery_steps(settings.recovery, inputs))
     if settings.schedule == "once":
-        holder.masks = masks_of(model, settings, settings.sparsity)
-        apply_masks(model, holder.masks)
-    hooks = Hooks(after_backward=holder.look, after_step=holder.hold)
+        schedule.masks = make_masks(model, settings, settings.sparsity)
+        apply_masks(model, schedule.masks)
+    hooks = Hooks(after_backward=schedule.read, after_step=schedule.apply)
     curves = recover(model, settings.recovery, inputs, hooks=hooks)
-    final = masks_of(model, settings, settings.sparsity)
+    final = make_masks(model, settings, settings.sparsity)
     apply_masks(model, final)
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / MODEL)
-    kept = sum(int(mask.sum()) for mask in final.values())
-    dense = [path for path in layers_of(model) if f"{path}.weight" not in final]
-    masked_share = 1 - kept / sum(mask.numel() for mask in final.values())
+    remaining = sum(int(mask.sum()) for mask in final.values())
+    dense = [path for path in weight_layers(model) if f"{path}.weight" not in final]
+    masked_share = 1 - remaining / sum(mask.numel() for mask in final.values())
     return {"curves": curves, "masked_share": masked_share, "dense_layers": dense}
 
 
 def _check(model: nn.Module, settings: Sparsify) -> None:
     """Raise ConfigError where no layer can take the pattern, before anything is trained."""
-    if settings.group is None or masks_of(model, settings, settings.sparsity):
+    if settings.group is None or make_masks(model, settings, settings.sparsity):
         return
-    inputs = sorted({int(layer.weight.shape[1]) for layer in layers_of(model).values()})
+    inputs = sorted({int(layer.weight.shape[1]) for layer in weight_layers(model).values()})
     raise ConfigError(
-        f"candidates: method sparsify: pattern: {settings.pattern} fits no layer, as the inputs of each must be a "
+        f"candidates: method sparsify: pattern: {settings.pattern} fits no layer: the number of inputs must be a "
         f"multiple of {settings.group}; this network's layers have {', '.join(map(str, inputs))}"
     )
 
 
-class _Holder:
-    """The masks of a training: those it began with, or ever more on a schedule."""
+class _MaskSchedule:
+    """The masks of a training: fixed ones, or ones that grow on the gradual schedule."""
 
     def __init__(self, settings: Sparsify, steps: int) -> None:
         self.settings = settings
-        self.until = max(1, steps * 2 // 3)
-        self.every = max(1, self.until // CUTS)
+        self.last_step = max(1, steps * 2 // 3)
+        self.interval = max(1, self.last_step // MASK_UPDATES)
         self.masks: Masks | None = None
 
-    def look(self, model: nn.Module, _step: int) -> None:
-        """Before a step: what is zero is masked. So a training that goes on from a checkpoint finds its masks."""
+    def read(self, model: nn.Module, _step: int) -> None:
+        """Mask the values that are zero before a step, so that a resumed training finds its masks again."""
         if self.masks is None:
             self.masks = _nonzero(model)
 
-    def hold(self, model: nn.Module, step: int) -> None:
-        """After a step."""
+    def apply(self, model: nn.Module, step: int) -> None:
+        """Apply the masks after a step, with more zeros where the schedule is due."""
         gradual = self.settings.schedule == "gradual"
-        if gradual and (step == self.until or (step < self.until and step % self.every == 0)):
-            self.masks = masks_of(model, self.settings, gradual_share(self.settings.sparsity, step / self.until))
+        if gradual and (step == self.last_step or (step < self.last_step and step % self.interval == 0)):
+            self.masks = make_masks(
+                model, self.settings, scheduled_sparsity(self.settings.sparsity, step / self.last_step)
+            )
         assert self.masks is not None
         apply_masks(model, self.masks)
 
 
-def fixed_zeros() -> Hooks:
-    """Return hooks under which a network trains on and every weight and bias that is zero stays zero."""
+def fixed_zero_hooks() -> Hooks:
+    """Return hooks that keep every zero weight and bias at zero while the network trains."""
     masks: Masks = {}
 
     def read(model: nn.Module, _step: int) -> None:
         if not masks:
             masks.update(_nonzero(model))
 
-    def hold(model: nn.Module, _step: int) -> None:
+    def apply(model: nn.Module, _step: int) -> None:
         apply_masks(model, masks)
 
-    return Hooks(after_backward=read, after_step=hold)
+    return Hooks(after_backward=read, after_step=apply)
 
 
 def _nonzero(model: nn.Module) -> Masks:
     return {name: value.detach() != 0 for name, value in _maskable(model).items()}
 
 
-def gradual_share(final: float, progress: float) -> float:
-    """Share of zeros once `progress` (0 to 1) of the schedule is over."""
+def scheduled_sparsity(final: float, progress: float) -> float:
+    """Return the share of zeros at `progress` (0 to 1) of the schedule."""
     return final * (1 - (1 - min(1.0, progress)) ** 3)
 
 
-def masks_of(model: nn.Module, settings: Sparsify, sparsity: float) -> Masks:
-    """By the pattern that is set."""
+def make_masks(model: nn.Module, settings: Sparsify, sparsity: float) -> Masks:
+    """Return the masks for the configured pattern."""
     if settings.group is None:
         return magnitude_masks(model, sparsity)
     return group_masks(model, settings.group, sparsity)
 
 
 def magnitude_masks(model: nn.Module, sparsity: float) -> Masks:
-    """Of all weights and biases, `sparsity` being the share of zeros over all of them."""
+    """Return masks of weights and biases with `sparsity` as the share of zeros over all of them."""
     values = _maskable(model)
     magnitudes = torch.cat([value.detach().abs().flatten() for value in values.values()])
     removed = round(sparsity * magnitudes.numel())
@@ -132,9 +134,9 @@ def magnitude_masks(model: nn.Module, sparsity: float) -> Masks:
 
 
 def group_masks(model: nn.Module, group: int, sparsity: float) -> Masks:
-    """Of weights alone: in every `group` of them along the inputs round(sparsity * group) are zero."""
+    """Return masks of weights: round(sparsity * group) zeros in every `group` of them along the inputs."""
     zeros, masks = round(sparsity * group), {}
-    for path, layer in layers_of(model).items():
+    for path, layer in weight_layers(model).items():
         weight = layer.weight.detach()
         if weight.shape[1] % group:
             continue
@@ -148,16 +150,16 @@ def group_masks(model: nn.Module, group: int, sparsity: float) -> Masks:
 
 @torch.no_grad()
 def apply_masks(model: nn.Module, masks: Masks) -> None:
-    """Zero what the masks take away, in place."""
+    """Set masked values to zero, in place."""
     for name, mask in masks.items():
         parameter = model.get_parameter(name)
         parameter.mul_(mask.to(parameter.device))
 
 
 def _maskable(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights and biases of convolutions and linear layers."""
+    """Return parameter name -> weight or bias of convolutions and linear layers."""
     return {
         f"{path}.{name}": parameter
-        for path, layer in layers_of(model).items()
+        for path, layer in weight_layers(model).items()
         for name, parameter in layer.named_parameters(recurse=False)
     }

@@ -1,9 +1,9 @@
-"""params.yaml as frozen models, checked whole at load: every mistake at once, each with path, value and choices.
+"""Load params.yaml as frozen models and report all mistakes at once, each with path, value and choices.
 
     config = load_config("params.yaml")
     config.pretrain.epochs
 
-Imports no torch, so that `winnow status` and an unchanged run stay quick.
+This package does not import torch, so that `winnow status` and an unchanged run stay fast.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from winnow.config.candidates import (
     Factorize,
     Prune,
     Quantize,
-    Recovered,
     Recovery,
     Sparsify,
+    TrainedCandidate,
     may_train,
 )
 from winnow.config.data import Data
 from winnow.config.drift import Drift
 from winnow.config.finetune import FEW_LABELS, Finetune
-from winnow.config.invariances import pretraining_problem, with_invariances
+from winnow.config.invariances import apply_invariances, pretraining_problem
 from winnow.config.pretrain import NoPretraining, Pretrain, RotNet, SimCLR
 from winnow.config.promotion import Gates, Promotion
 from winnow.config.refit import Refit
 from winnow.config.search import Search
 from winnow.config.section import Augmentation, Optimiser, Section
-from winnow.config.tree import in_order, tree_errors
+from winnow.config.tree import topological_order, tree_errors
 from winnow.errors import ConfigError
 
 __all__ = [
@@ -64,17 +64,17 @@ __all__ = [
     "Promotion",
     "Prune",
     "Quantize",
-    "Recovered",
     "Recovery",
     "Refit",
     "RotNet",
     "Search",
     "SimCLR",
     "Sparsify",
+    "TrainedCandidate",
     "check_config",
-    "in_order",
     "load_config",
     "may_train",
+    "topological_order",
 ]
 
 
@@ -89,44 +89,42 @@ class Config(Section):
     promotion: Promotion
     refit: Refit
     drift: Drift = Drift()
-    """Watched beside the steps; no step reads it."""
+    """The settings of `winnow drift`; no step reads them."""
     search: Search = Search()
-    """For `winnow search`; no step reads it."""
+    """The settings of `winnow search`; no step reads them."""
 
 
-TREE = TypeAdapter(dict[str, AnyCandidate])
-PLAIN = {
+CANDIDATES_ADAPTER = TypeAdapter(dict[str, AnyCandidate])
+PLAIN_MESSAGES = {
     "tuple_type": "expected a list, as in [0, 1]",
     "too_short": "expected a list with at least one value, as in [0, 1]",
     "model_type": "expected a section with keys of its own; see params.yaml as shipped",
     "model_attributes_type": "expected a section with keys of its own; see params.yaml as shipped",
     "dict_type": "expected a section with keys of its own; see params.yaml as shipped",
 }
-"""Pydantic's kinds of error whose own words speak of Python."""
-TAG_AT = {"pretrain": 1, "candidates": 2}
-"""Where in the location of an error pydantic puts the method's name, which is no key of the file."""
+"""Messages for the pydantic error types whose own messages are about Python."""
+METHOD_POSITIONS = {"pretrain": 1, "candidates": 2}
+"""The position of the method's name in an error's location; it is not a key of the file."""
 
 
-TOO_DEEP = "nested too deeply to be read; no setting lies deeper than a few levels"
+TOO_DEEP_MESSAGE = "nested too deeply to be read; no setting lies deeper than a few levels"
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose mappings name every key once: of two candidates with one name the first would vanish."""
+    """A YAML loader that rejects duplicate keys: the first of two candidates with one name would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping. Raises ConstructorError at a key's second mention."""
+        """Return the mapping. Raises ConstructorError for a duplicate key."""
         seen = set()
         for key, _ in node.value:
-            if (known := (key.tag, str(key.value))) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
-                )
-            seen.add(known)
+            if (identity := (key.tag, str(key.value))) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
+            seen.add(identity)
         return super().construct_mapping(node, deep)
 
 
 def load_config(path: str | Path) -> Config:
-    """Read and check params.yaml. Raises ConfigError that lists every mistake."""
+    """Read and check params.yaml. Raises ConfigError with all mistakes."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -137,59 +135,62 @@ def load_config(path: str | Path) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except RecursionError as error:
-        raise ConfigError(f"{path}: {TOO_DEEP}") from error
+        raise ConfigError(f"{path}: {TOO_DEEP_MESSAGE}") from error
     return check_config(raw, str(path))
 
 
 def check_config(raw: Any, where: str = "params.yaml") -> Config:
-    """Check an already parsed params.yaml; `where` names it in the message."""
+    """Check a parsed params.yaml, which messages call `where`. Raises ConfigError with all mistakes."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: expected sections (data, pretrain, ...), found {type(raw).__name__}")
     try:
         config = Config.model_validate(raw, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems = _readable(error)
+        problems = _list_problems(error)
         if not any(path.startswith("candidates") for path, _ in problems):
-            problems += tree_errors(dict(TREE.validate_python(raw["candidates"], by_alias=True, by_name=False)))
+            problems += tree_errors(
+                dict(CANDIDATES_ADAPTER.validate_python(raw["candidates"], by_alias=True, by_name=False))
+            )
     else:
-        pretrained = not isinstance(config.pretrain, NoPretraining)
-        problems = tree_errors(dict(config.candidates), config.pretrain.backbone, pretrained)
+        is_pretrained = not isinstance(config.pretrain, NoPretraining)
+        problems = tree_errors(dict(config.candidates), config.pretrain.backbone, is_pretrained)
         if problem := pretraining_problem(config.data, config.pretrain.method):
             problems.append(("pretrain.method", problem))
         if not problems:
-            return with_invariances(config.data, config)
+            return apply_invariances(config.data, config)
     lines = "\n".join(f"  {path}: {message}" for path, message in problems)
     count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     raise ConfigError(f"{where} has {count}:\n{lines}")
 
 
-def _readable(error: ValidationError) -> list[tuple[str, str]]:
-    """(dotted path, message) of every mistake."""
-    found: dict[str, str] = {}
+def _list_problems(error: ValidationError) -> list[tuple[str, str]]:
+    """Return (dotted path, message) of every mistake."""
+    messages: dict[str, str] = {}
     for item in error.errors():
         if item["type"] == "too_short" and item["input"]:
-            continue  # a list whose items are wrong; they speak for themselves
-        path, message = _one(item)
-        # Each arm of a union (`auto | all | a number`) complains about the same value.
-        found[path] = f"{found[path].partition(' (found ')[0]}; or: {message}" if path in found else message
-    return list(found.items())
+            continue  # its items are wrong and have errors of their own
+        path, message = _describe_problem(item)
+        # Each member of a union (`auto | all | a number`) reports the same value.
+        messages[path] = f"{messages[path].partition(' (found ')[0]}; or: {message}" if path in messages else message
+    return list(messages.items())
 
 
-def _one(item: Any) -> tuple[str, str]:
+def _describe_problem(item: Any) -> tuple[str, str]:
+    """Return (dotted path, message) of one of pydantic's errors."""
     keys, value, kind = list(item["loc"]), item["input"], item["type"]
     context = item.get("ctx", {})
-    if len(keys) > TAG_AT.get(keys[0], len(keys)):
-        del keys[TAG_AT[keys[0]]]
+    if len(keys) > METHOD_POSITIONS.get(keys[0], len(keys)):
+        del keys[METHOD_POSITIONS[keys[0]]]
     path = ".".join(map(str, keys[:2] if keys[:2] == ["data", "labels_per_class"] else keys))
     if kind == "extra_forbidden":
         return path, "unknown key; remove it, or see params.yaml as shipped for the keys of this section"
     if kind == "missing":
-        return path, "missing; every section of params.yaml as shipped must be there"
+        return path, "missing; every section of params.yaml as shipped is required"
     if kind == "union_tag_invalid":
-        return f"{path}.method", f"{context['tag']!r} is none of {context['expected_tags']}"
+        return f"{path}.method", f"{context['tag']!r} is not one of {context['expected_tags']}"
     if kind == "union_tag_not_found":
-        return f"{path}.method", "missing; it says which method this is"
-    message = PLAIN.get(kind, str(item["msg"]).removeprefix("Value error, "))
+        return f"{path}.method", "missing; it names the method"
+    message = PLAIN_MESSAGES.get(kind, str(item["msg"]).removeprefix("Value error, "))
     if isinstance(value, dict):
         return path, message
     return path, f"{message} (found {value!r})"

@@ -1,7 +1,7 @@
-"""The names of backbones, checked at load. A list and not a question to torchvision: this package imports no torch.
+"""List the valid names of backbones. The list is written out because this package does not import torch.
 
-`OWN` are winnow's, the others are torchvision's classifiers; a test holds the list equal to those installed, less
-`HEADLESS`.
+`WINNOW_BACKBONES` are winnow's backbones, the others torchvision's classifiers. A test checks that the list equals
+those of the installed torchvision, except `HEADLESS`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-OWN = ("resnet8", "resnet20", "resnet56")
+WINNOW_BACKBONES = ("resnet8", "resnet20", "resnet56")
 BACKBONES = (
-    *OWN,
+    *WINNOW_BACKBONES,
     "alexnet",
     "convnext_base",
     "convnext_large",
@@ -96,44 +96,47 @@ BACKBONES = (
 
 
 HEADLESS = ("squeezenet1_0", "squeezenet1_1")
-"""torchvision's classifiers that end without a linear layer, which a new head would take the place of."""
-UNPRUNABLE = ("maxvit_t", "shufflenet_", "swin_")
-"""How the names begin of those whose channels torch-pruning cannot follow: windowed attention, shuffled channels."""
+"""torchvision's classifiers without a final linear layer that a new head could replace."""
+UNPRUNABLE_PREFIXES = ("maxvit_t", "shufflenet_", "swin_")
+"""Name prefixes of networks that torch-pruning cannot trace: windowed attention, shuffled channels."""
 
 
-IN_WIDTHS = (*OWN, "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
-"""Those whose channels a factor scales; to make another narrower, prune it."""
+SCALABLE_BACKBONES = (*WINNOW_BACKBONES, "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
+"""Backbones whose channels a width factor scales; to make another one narrower, prune it."""
 
 
-def has_maps(name: str) -> bool:
-    """Whether its inner layers give (B, C, H, W): convolutional networks."""
+def has_feature_maps(name: str) -> bool:
+    """Return whether the inner layers output feature maps (B, C, H, W), as convolutional networks do."""
     return not name.startswith(("vit_", "swin_"))
 
 
 def is_prunable(name: str) -> bool:
-    """Whether `prune` works on the backbone."""
-    return not name.startswith(UNPRUNABLE)
+    """Return whether `prune` works on the backbone."""
+    return not name.startswith(UNPRUNABLE_PREFIXES)
 
 
-def unknown_backbone(name: str) -> str:
-    """What to say of a name that is not among `BACKBONES`: the nearest that are."""
-    near = difflib.get_close_matches(name, BACKBONES, n=4) or ("resnet8", "resnet18")
-    return f"{name!r} is no backbone; valid are {', '.join(OWN)} and torchvision's classifiers, e.g. {', '.join(near)}"
+def unknown_backbone_message(name: str) -> str:
+    """Return the error message for a name that is not in `BACKBONES`, with the closest valid names."""
+    closest = difflib.get_close_matches(name, BACKBONES, n=4) or ("resnet8", "resnet18")
+    return (
+        f"{name!r} is not a backbone; valid are {', '.join(WINNOW_BACKBONES)} and torchvision's classifiers, e.g. "
+        f"{', '.join(closest)}"
+    )
 
 
-def _known(name: str) -> str:
+def _check_backbone(name: str) -> str:
     if name in HEADLESS:
         raise ValueError(f"{name!r} has no linear head that could be replaced; choose another backbone")
     if name not in BACKBONES:
-        raise ValueError(unknown_backbone(name))
+        raise ValueError(unknown_backbone_message(name))
     return name
 
 
-def _known_or_same(name: str) -> str:
+def _check_student(name: str) -> str:
     if name not in ("same", *BACKBONES):
-        raise ValueError(f"{unknown_backbone(name)}; or same: the parent itself")
+        raise ValueError(f"{unknown_backbone_message(name)}; or same: the parent itself")
     return name
 
 
-Backbone = Annotated[str, AfterValidator(_known)]
-Student = Annotated[str, AfterValidator(_known_or_same)]
+Backbone = Annotated[str, AfterValidator(_check_backbone)]
+Student = Annotated[str, AfterValidator(_check_student)]

@@ -1,4 +1,4 @@
-"""`data:`: where the images come from, how they are split, how many labels may be used."""
+"""The section `data:`: the source of the images, their splits and the label budget."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from winnow.config.section import NOTHING, Count, Integer, Number, Section
+from winnow.config.section import NO_FILE, Count, Integer, Number, Section
 from winnow.printable import printable
 
 SAMPLE_LABELS_PER_CLASS = 25
-TRAINING_SHARE, MOST_LARGER = 1.14, 2
-"""data.training_size over data.image_size: of auto (256 / 224, as in torchvision's recipes), and at most: pixels of a
-crop are not averaged when it is resized."""
+TRAINING_SIZE_RATIO, MAX_TRAINING_SIZE_RATIO = 1.14, 2
+"""The ratio of data.training_size to data.image_size: with auto (256 / 224, as in torchvision's recipes), and at most,
+since a crop is resized without averaging its pixels."""
 SAMPLE_ARCHIVE, SAMPLE_TITLE = "cifar10-jpeg-sample.tar.xz", "CIFAR-10 (JPEG) sample"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 GROUP_PATTERN = r"([^/]+)_\d+\.\w+$"
@@ -23,63 +23,63 @@ TABLES = (".csv", ".tsv", ".parquet")
 
 
 class Data(Section):
-    """The source of the images and what may be seen of it."""
+    """The source of the images, their preprocessing, splits and label budget."""
 
     source: Literal["sample", "folder", "archive", "cifar10"]
     path: Annotated[str, Field(min_length=1)]
-    """The sample's archive or the user's folder or archive; cifar10 downloads to .winnow/ and does not look at it."""
+    """The sample's archive or the user's folder or archive; cifar10 downloads to .winnow/ and ignores it."""
     fetch: Annotated[str, Field(pattern=r"^(none|s3://[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?)$")] = "none"
-    """s3://bucket/prefix that `path`, a folder then, is brought up to before a run."""
+    """The s3://bucket/prefix that the folder `path` is synchronized with before a run."""
     unlabelled: Annotated[str, Field(min_length=1)] = "unlabelled"
-    """Name of the folder inside `path` that holds images without labels, where there is one."""
-    labels: str = NOTHING
+    """The name of the optional folder inside `path` that holds images without labels."""
+    labels: str = NO_FILE
     """A CSV or Parquet table of path and label for the images in `path`, which then need no class folders."""
     group_by: Annotated[str, Field(min_length=1)] = "none"
-    """What keeps images in one split: none, folder (theirs), table (column `group` of `labels`), or a regular
-    expression whose first group, found in the path, names the group."""
+    """The rule that keeps images in one split: none, folder (theirs), table (column `group` of `labels`), or a regular
+    expression whose first group, matched in the path, is the name of the group."""
     image_size: Annotated[Integer, Field(ge=8, le=1024)] = 32
-    """Side of the square, in pixels, that every image is resized to."""
+    """The side of the square in pixels that every image is resized to."""
     training_size: Literal["auto", "none"] | Integer = "auto"
-    """Side, in pixels, of a second square that is kept of each image, for the random crops of training: above
-    image_size, at most twice as much. auto: TRAINING_SHARE of image_size, where most images are that large."""
+    """The side in pixels of a second square of each image, for the random crops of training: above image_size, at most
+    twice as much. auto: TRAINING_SIZE_RATIO times image_size, where most images are that large."""
     resize: Literal["crop", "pad", "stretch"] = "crop"
-    """How an image that is no square becomes one (winnow.data.preprocessing)."""
+    """The way to make an image square (winnow.data.preprocessing)."""
     bits: Literal["auto"] | Annotated[Integer, Field(ge=8, le=16)] = "auto"
-    """How many bits of gray images that are stored with 16 count; auto: those that a sample of the images uses."""
+    """The bits in use of gray images that are stored with 16; auto: estimated from a sample of the images."""
     mirrors: bool = True
-    """Whether a mirrored image is of the same class; false for digits, text, left and right shoes."""
+    """True where a mirrored image has the same class; false for digits, text, left and right shoes."""
     colour: bool = True
-    """Whether it is of the same class in changed colours; false where colour tells classes apart."""
+    """True where an image in changed colours has the same class; false where colour distinguishes classes."""
     scale: bool = True
-    """Whether it is of the same class larger, smaller and in part; false where size or small details tell."""
+    """True where a larger, smaller or cropped image has the same class; false where size or details distinguish."""
     up: bool = True
-    """Whether images have an upright orientation; false for microscopy, aerial views, coins on a table."""
+    """True where images have an upright orientation; false for microscopy, aerial views, coins on a table."""
     labels_per_class: Literal["auto", "all"] | Count
-    """Label budget: the other training labels are hidden from everything. auto: 25 for the sample, else all."""
+    """The label budget; all other training labels stay unused. auto: 25 for the sample, else all."""
     validation_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.2
     test_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.15
-    """Used where the source names no test set of its own."""
+    """The share of the test split, where the source defines no test set."""
     max_rejected: Annotated[Integer, Field(ge=0)] = 10
-    """More unusable files than this stop the run."""
+    """The most unusable files before the run stops."""
 
     @model_validator(mode="after")
-    def _path_fits_source(self) -> Data:
-        archive = self.path.lower().endswith(ARCHIVES)
-        if self.source == "folder" and archive:
+    def _check_source(self) -> Data:
+        is_archive = self.path.lower().endswith(ARCHIVES)
+        if self.source == "folder" and is_archive:
             raise ValueError(f"data.path: {self.path!r} is an archive; set data.source: archive for it")
-        if self.source == "archive" and not archive:
-            raise ValueError(f"data.path: {self.path!r} is no archive, which would end in {', '.join(ARCHIVES)}")
-        if self.source == "sample" and not archive:
+        if self.source == "archive" and not is_archive:
+            raise ValueError(f"data.path: {self.path!r} is not an archive; it must end in {', '.join(ARCHIVES)}")
+        if self.source == "sample" and not is_archive:
             raise ValueError(
-                f"data.path: {self.path!r} is no archive; to use your own images add data.source: folder "
+                f"data.path: {self.path!r} is not an archive; to use your own images add data.source: folder "
                 "(on the command line: -S data.source=folder)"
             )
         if self.fetch != "none" and self.source != "folder":
-            raise ValueError("data.fetch: what lies in S3 is fetched into a folder: set data.source: folder for it")
-        if self.labels != NOTHING and self.source not in ("folder", "archive"):
-            raise ValueError("data.labels: a table of labels goes with data.source: folder or archive")
-        if self.labels != NOTHING and not self.labels.lower().endswith(TABLES):
-            raise ValueError(f"data.labels: {self.labels!r} must end in {', '.join(TABLES)}, or be {NOTHING}")
+            raise ValueError("data.fetch: objects from S3 are fetched into a folder: set data.source: folder")
+        if self.labels != NO_FILE and self.source not in ("folder", "archive"):
+            raise ValueError("data.labels: a table of labels needs data.source: folder or archive")
+        if self.labels != NO_FILE and not self.labels.lower().endswith(TABLES):
+            raise ValueError(f"data.labels: {self.labels!r} must end in {', '.join(TABLES)}, or be {NO_FILE}")
         _check_grouping(self.group_by, self.labels)
         if "/" in self.unlabelled or self.unlabelled in (".", ".."):
             raise ValueError(
@@ -88,25 +88,25 @@ class Data(Section):
         return self
 
     @model_validator(mode="after")
-    def _training_size_fits(self) -> Data:
-        most = MOST_LARGER * self.image_size
-        if isinstance(self.training_size, int) and not self.image_size < self.training_size <= most:
+    def _check_training_size(self) -> Data:
+        limit = MAX_TRAINING_SIZE_RATIO * self.image_size
+        if isinstance(self.training_size, int) and not self.image_size < self.training_size <= limit:
             raise ValueError(
                 f"data.training_size: {self.training_size} must be above data.image_size ({self.image_size}) and at "
-                f"most {most}; or auto, or none"
+                f"most {limit}; or auto, or none"
             )
         return self
 
     @property
     def larger_size(self) -> int | None:
-        """Side in pixels of the square that training crops are taken from; None: of the one that networks see."""
+        """Return the side in pixels of the square that training crops from; None where it is image_size."""
         if self.training_size == "auto":
-            return round(TRAINING_SHARE * self.image_size)
+            return round(TRAINING_SIZE_RATIO * self.image_size)
         return None if self.training_size == "none" else self.training_size
 
     @property
     def title(self) -> str:
-        """How the data are called beside every number: the folder's or the archive's name, or that of a known one."""
+        """Return the data set's name in reports: CIFAR-10, the sample's title, or the folder's or archive's name."""
         if self.source == "cifar10":
             return "CIFAR-10"
         path = Path(self.path)
@@ -116,7 +116,7 @@ class Data(Section):
 
     @property
     def label_budget(self) -> int | None:
-        """Labels per class that may be used; None: all of them."""
+        """Return the number of labels per class that may be used; None for all."""
         if self.labels_per_class == "auto":
             return SAMPLE_LABELS_PER_CLASS if self.source == "sample" else None
         return None if self.labels_per_class == "all" else self.labels_per_class
@@ -126,20 +126,20 @@ def _check_grouping(group_by: str, labels: str) -> None:
     if group_by in ("none", "folder"):
         return
     if group_by == "table":
-        if labels == NOTHING:
-            raise ValueError("data.group_by: table takes the column group of data.labels, which names no table")
+        if labels == NO_FILE:
+            raise ValueError("data.group_by: table needs the column group of data.labels, which names no table")
         return
     try:
         groups = re.compile(group_by).groups
     except re.error as error:
-        raise ValueError(f"data.group_by: {group_by!r} is no regular expression ({error})") from error
+        raise ValueError(f"data.group_by: {group_by!r} is not a valid regular expression ({error})") from error
     if not groups:
         raise ValueError(
-            f"data.group_by: {group_by!r} is none, folder or table, nor a regular expression with a group in (), "
+            f"data.group_by: {group_by!r} must be none, folder, table, or a regular expression with a group in (), "
             f"as in '{GROUP_PATTERN}'"
         )
 
 
 def archive_title(path: Path) -> str:
-    """What the images of an archive are called: the sample by its name, others by their file's."""
+    """Return the title of an archive's images: the sample's title, or the stem of the file name."""
     return SAMPLE_TITLE if path.name == SAMPLE_ARCHIVE else path.name.split(".")[0]

@@ -1,4 +1,4 @@
-"""`finetune:`: the label budget at work, from the pretrained backbone and from scratch under equal conditions."""
+"""The section `finetune:`: training on the label budget, from the pretrained backbone and from scratch alike."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from winnow.config.section import (
-    NOTHING,
+    NO_FILE,
     Augmentation,
     Count,
     Integer,
@@ -16,67 +16,67 @@ from winnow.config.section import (
     Positive,
     Section,
     Seed,
-    steps_of_epoch,
+    steps_per_epoch,
 )
 
 FEW_LABELS = 500
-"""With fewer labelled validation images figures are too uncertain to stand alone."""
-LEAST_STEPS, LEAST_STEPS_OF_FEW = 600, 200
-"""Of a fine-tuning, unless set: on FEW_LABELS labels and more, and on fewer."""
+"""The number of labelled validation images below which a metric alone is too uncertain."""
+DEFAULT_MIN_STEPS, DEFAULT_MIN_STEPS_FEW_LABELS = 600, 200
+"""The default minimum of steps: with FEW_LABELS labels or more, and with fewer."""
 
 
 class Finetune(Section):
-    """Both arms: same labels, steps, augmentation and tried rates."""
+    """The settings of both arms, which share labels, steps, augmentation and learning rates."""
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    """Each seed draws labels, order and head anew, for both arms alike. `dense` comes from the first."""
+    """Each seed draws labels, order and head, the same for both arms. `dense` comes from the first."""
     epochs: Count = 30
     min_steps: Literal["auto"] | Count = "auto"
-    """With few labels, `epochs` would be over at once; at least this many steps are taken. auto: 200 with fewer than
-    500 labels, which more steps would show a hundred times and more, else 600."""
+    """The fewest steps, since `epochs` are short with few labels. auto: 200 with fewer than 500 labels, which more
+    steps would repeat a hundred times and more, else 600."""
     batch_size: Count = 128
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.03, 0.1)
-    """Tried for each arm on the first seed; the better one on validation serves all seeds of that arm."""
+    """The learning rates to try for each arm on the first seed; all its seeds use the better one on validation."""
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     augmentation: Augmentation = Augmentation()
     cross_validation: Literal["auto", "always", "never"] = "auto"
-    """Whether dense's quality is also measured over all labels, each image by a network that has not seen it; auto:
-    with fewer than 500 labelled validation images."""
+    """When to measure dense over all labels, too, each image by a network that was not trained on it; auto: with fewer
+    than 500 labelled validation images."""
     folds: Annotated[Integer, Field(ge=2, le=20)] = 5
-    """Networks that are trained for it."""
+    """The folds of cross-validation, each of which trains one network."""
     weights: str
-    """A backbone of your own (.safetensors, or .pth read with weights_only=True) instead of the pretrained one."""
+    """The user's backbone (.safetensors, or .pth read with weights_only=True) in place of the pretrained one."""
 
     @field_validator("seeds", "learning_rates")
     @classmethod
-    def _distinct(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_distinct(cls, values: tuple[float, ...]) -> tuple[float, ...]:
         if len(set(values)) != len(values):
-            raise ValueError(f"values appear twice: {list(values)}")
+            raise ValueError(f"duplicate values: {list(values)}")
         return values
 
     @field_validator("weights")
     @classmethod
-    def _known_suffix(cls, value: str) -> str:
-        if value != NOTHING and not value.endswith((".safetensors", ".pth", ".pt")):
-            raise ValueError(f"{value!r} must end in .safetensors, .pth or .pt, or be {NOTHING}")
+    def _check_suffix(cls, value: str) -> str:
+        if value != NO_FILE and not value.endswith((".safetensors", ".pth", ".pt")):
+            raise ValueError(f"{value!r} must end in .safetensors, .pth or .pt, or be {NO_FILE}")
         return value
 
-    def least_steps(self, labels: int) -> int:
-        """Return `min_steps` as a number, for so many labelled images."""
+    def resolve_min_steps(self, labels: int) -> int:
+        """Return `min_steps` as a number, for this many labelled images."""
         if self.min_steps == "auto":
-            return LEAST_STEPS if labels >= FEW_LABELS else LEAST_STEPS_OF_FEW
+            return DEFAULT_MIN_STEPS if labels >= FEW_LABELS else DEFAULT_MIN_STEPS_FEW_LABELS
         return self.min_steps
 
     def steps_for(self, labels: int) -> int:
-        """Return the steps of one training on so many labelled images."""
-        return self.epochs * steps_of_epoch(labels, self.batch_size, self.epochs, self.least_steps(labels))
+        """Return the steps of one training on this many labelled images."""
+        return self.epochs * steps_per_epoch(labels, self.batch_size, self.epochs, self.resolve_min_steps(labels))
 
-    def crosses(self, choosing: int) -> bool:
-        """Whether dense is cross-validated, with so many labelled validation images."""
-        return self.cross_validation == "always" or (self.cross_validation == "auto" and choosing < FEW_LABELS)
+    def needs_cross_validation(self, validation_labels: int) -> bool:
+        """Return whether dense is cross-validated, given the number of labelled validation images."""
+        return self.cross_validation == "always" or (self.cross_validation == "auto" and validation_labels < FEW_LABELS)
 
     def optimiser(self, learning_rate: float) -> Optimiser:
-        """The optimiser of one arm at one of the tried rates."""
+        """Return the optimiser settings for a learning rate."""
         return Optimiser(learning_rate=learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)

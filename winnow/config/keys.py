@@ -1,4 +1,4 @@
-"""Which keys a section of params.yaml may have, those included that the file leaves at their defaults."""
+"""List the keys that a section of params.yaml may have, including those that the file leaves at their defaults."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from winnow.config import Config
 from winnow.config.section import Section
 
 
-def keys_below(path: Sequence[str], raw: Any) -> tuple[str, ...]:
-    """Keys of the section at `path` in a file's contents `raw`; () where names are free, as below candidates."""
-    kinds: list[Any] = [Config]
-    at = raw
-    for part in path:
-        inner = (kind for each in kinds for kind in _inner(each, part))
-        at = at.get(part) if isinstance(at, Mapping) else None
-        kinds = [kind for kind in inner if _is_meant(kind, at)]
-    found = (name for kind in kinds if _is_section(kind) for name in _names(kind))
-    return tuple(dict.fromkeys(found))
+def section_keys(path: Sequence[str], raw: Any) -> tuple[str, ...]:
+    """Return the keys of the section at `path` in a file's contents `raw`; () where names are free (candidates)."""
+    models: list[Any] = [Config]
+    value = raw
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+        types_below = (inner for model in models for inner in _types_below(model, key))
+        models = [model for model in types_below if _matches_method(model, value)]
+    names = (name for model in models if _is_section(model) for name in _key_names(model))
+    return tuple(dict.fromkeys(names))
 
 
-def _inner(kind: Any, part: str) -> Iterator[Any]:
-    """What may stand below `part` in a section, or in a mapping of free names."""
-    if _is_section(kind):
-        for name, field in kind.model_fields.items():
-            if part in (name, field.alias):
-                yield from _plain(field.annotation)
-    elif get_origin(kind) is dict:
-        yield from _plain(get_args(kind)[1])
+def _types_below(model: Any, key: str) -> Iterator[Any]:
+    """Yield the types that a key may have in a section, or in a mapping of free names."""
+    if _is_section(model):
+        for name, field in model.model_fields.items():
+            if key in (name, field.alias):
+                yield from _union_members(field.annotation)
+    elif get_origin(model) is dict:
+        yield from _union_members(get_args(model)[1])
 
 
-def _plain(annotation: Any) -> Iterator[Any]:
-    """The types of an annotation, each by itself."""
+def _union_members(annotation: Any) -> Iterator[Any]:
+    """Yield each type of an annotation."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        yield from _plain(get_args(annotation)[0])
+        yield from _union_members(get_args(annotation)[0])
     elif origin in (Union, types.UnionType):
-        for part in get_args(annotation):
-            yield from _plain(part)
+        for member in get_args(annotation):
+            yield from _union_members(member)
     else:
         yield annotation
 
 
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section)
+def _is_section(model: Any) -> bool:
+    return isinstance(model, type) and issubclass(model, Section)
 
 
-def _is_meant(kind: Any, at: Any) -> bool:
-    """Whether a section is the one of the method that the file names."""
-    if not _is_section(kind) or not isinstance(at, Mapping) or "method" not in kind.model_fields:
+def _matches_method(model: Any, value: Any) -> bool:
+    """Return whether a section belongs to the method that the file names, or depends on none."""
+    if not _is_section(model) or not isinstance(value, Mapping) or "method" not in model.model_fields:
         return True
-    return at.get("method") in get_args(kind.model_fields["method"].annotation)
+    return value.get("method") in get_args(model.model_fields["method"].annotation)
 
 
-def _names(kind: type[Section]) -> Iterator[str]:
-    for name, field in kind.model_fields.items():
+def _key_names(model: type[Section]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
         yield field.alias or name

@@ -1,4 +1,4 @@
-"""`pretrain:`: the backbone and how it learns without labels. The method's name picks the model below it."""
+"""The section `pretrain:`: the backbone and the method that trains it without labels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from winnow.config.backbones import Backbone
-from winnow.config.section import Augmentation, Count, Optimiser, Positive, Section, Seed, steps_of_epoch
+from winnow.config.section import Augmentation, Count, Optimiser, Positive, Section, Seed, steps_per_epoch
 
 
 class _Pretraining(Section):
@@ -17,48 +17,48 @@ class _Pretraining(Section):
 
 
 class _Trained(_Pretraining):
-    """What both methods are told. Values that params.yaml leaves out are the method's own, key by key."""
+    """The settings of both methods. Each key that params.yaml leaves out has the method's own default."""
 
     epochs: Count = 10
     min_steps: Count = 600
-    """With few images `epochs` would be over at once; at least this many steps are taken, in as many epochs."""
+    """The fewest steps, in as many epochs: `epochs` are short with few images."""
     batch_size: Count = 128
     optimiser: Optimiser
     augmentation: Augmentation
     monitor_every: Count = 2
-    """Epochs between two looks at kNN accuracy and the spread of the embeddings."""
+    """The epochs between two evaluations of kNN accuracy and the spread of the embeddings."""
 
     @model_validator(mode="before")
     @classmethod
-    def _own_values(cls, raw: Any) -> Any:
-        """Fill what a section leaves out from the method's own values, not from those of sections at large."""
+    def _fill_defaults(cls, raw: Any) -> Any:
+        """Fill missing keys of optimiser and augmentation with the method's defaults, not those of their sections."""
         if not isinstance(raw, dict):
             return raw
         filled = dict(raw)
         for name in ("optimiser", "augmentation"):
-            own, given = cls.model_fields[name].get_default().model_dump(), raw.get(name, {})
-            filled[name] = own | given if isinstance(given, dict) else given
+            defaults, values = cls.model_fields[name].get_default().model_dump(), raw.get(name, {})
+            filled[name] = defaults | values if isinstance(values, dict) else values
         return filled
 
     def steps_for(self, images: int) -> int:
-        """Return the steps of the training, on so many images."""
-        return self.epochs * steps_of_epoch(images, self.batch_size, self.epochs, self.min_steps)
+        """Return the steps of a training on this many images."""
+        return self.epochs * steps_per_epoch(images, self.batch_size, self.epochs, self.min_steps)
 
 
 class NoPretraining(_Pretraining):
-    """Random initial weights, for comparison. Settings of a training are passed over, so that they may stay."""
+    """Random initial weights, for comparison. Training settings are ignored, so that they may stay in the file."""
 
     method: Literal["none"]
 
     @model_validator(mode="before")
     @classmethod
-    def _trains_nothing(cls, raw: Any) -> Any:
-        of_trainings = set(_Trained.model_fields) - set(_Pretraining.model_fields)
-        return {key: raw[key] for key in raw if key not in of_trainings} if isinstance(raw, dict) else raw
+    def _drop_training_keys(cls, raw: Any) -> Any:
+        training_keys = set(_Trained.model_fields) - set(_Pretraining.model_fields)
+        return {key: raw[key] for key in raw if key not in training_keys} if isinstance(raw, dict) else raw
 
 
 class RotNet(_Trained):
-    """Tell by how much an image was turned: winnow/pretraining/rotnet.py."""
+    """Predict by how much an image was rotated (winnow/pretraining/rotnet.py)."""
 
     method: Literal["rotnet"]
     optimiser: Optimiser = Optimiser(learning_rate=0.1)
@@ -66,11 +66,11 @@ class RotNet(_Trained):
 
 
 class SimCLR(_Trained):
-    """Find the other crop of the same image: winnow/pretraining/simclr.py.
+    """Match two views of the same image among the views of others (winnow/pretraining/simclr.py).
 
-    Views are those of the paper's experiment on CIFAR-10 (appendix B.9: no blur, colour at strength 0.5), the rate is
-    one for SGD. The larger the batch, the more images to tell an image from; an epoch takes half as long as RotNet's,
-    which shows each image four times.
+    The views are those of the paper's experiment on CIFAR-10 (appendix B.9: no blur, colour at strength 0.5), the
+    learning rate suits SGD. A larger batch has more negatives; an epoch takes half as long as RotNet's, which shows
+    each image four times.
     """
 
     method: Literal["simclr"]

@@ -1,4 +1,4 @@
-"""`promotion:`: what a candidate must show before it may serve, and what then makes one better than another."""
+"""The section `promotion:`: the gates that a candidate must pass, the objective that ranks them, and approval."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from winnow.config.section import Fraction, Number, Positive, Section
 
 
 class Gates(Section):
-    """All must pass. The words are those of docs/measuring.md."""
+    """The gates, all of which a candidate must pass; docs/measuring.md explains the terms."""
 
     max_drop_points: Annotated[Number, Field(ge=0, le=100)] = 1.0
-    """Top-1 below the better of dense and dense-kd, in points; the interval's worst end within twice this."""
+    """The largest drop of top-1 from the better of dense and dense-kd in points; the worst end of its confidence
+    interval may reach twice this."""
     max_macro_f1_drop_points: Annotated[Number, Field(ge=0, le=100)] = 2.0
-    """The same for the mean F1 of the classes, which a rare class moves as much as a common one."""
+    """The same for macro F1, in which rare and common classes count alike."""
     min_agreement: Fraction = 0.7
-    """Share of validation images, labelled or not, on which child and dense give the same answer."""
+    """The smallest share of validation images, labelled or not, with the same prediction by candidate and dense."""
     max_size_ratio: Annotated[Number, Field(gt=0)] = 0.5
-    """File size as a share of dense's."""
+    """The largest file size as a share of dense's."""
     min_int8_share: Fraction = 0.9
-    """Of an int8 file: share of its multiply-adds that the runtime which serves executes in int8."""
+    """The smallest share of an int8 file's multiply-adds that the serving runtime executes in int8."""
     min_speedup: Positive = 1.2
-    """Against dense as the best float of any precision and runtime, on the objective's batch."""
+    """The smallest speedup over dense in its fastest float precision and runtime, at the objective's batch size."""
 
 
 class Promotion(Section):
-    """Gates, the objective that orders those who pass, and the champion's defence."""
+    """The gates, the objective that ranks the candidates which pass, and the champion/challenger contest."""
 
     registered_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "auto"
-    """Name in MLflow's registry; auto: named after the data."""
+    """The name in MLflow's model registry; auto: named after the data."""
     gates: Gates = Gates()
     objective: Literal["latency", "throughput", "size"] = "latency"
     """latency: p50 at batch 1; throughput: images/s at the large batch; size: bytes on disk."""
     min_gain: Annotated[Number, Field(ge=0)] = 0.05
-    """A challenger as accurate as the champion must be this much better on the objective, as a share."""
+    """The relative gain on the objective that a challenger as accurate as the champion needs."""
     approval: bool = False
-    """Whether a person has to approve before a winner serves."""
+    """True where a promotion needs manual approval."""
     approval_hours: Positive = 72.0
-    """How long the question stays open."""
+    """The hours until an approval request expires."""

@@ -1,4 +1,4 @@
-"""`refit:`: whether the chosen model is trained once more, on training and validation labels, before it is deployed."""
+"""The section `refit:`: when to train the selected model again on training and validation labels before deployment."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from winnow.config.section import Number, Section
 
 
 class Refit(Section):
-    """When the winner is trained again, and how much of its answers must stay."""
+    """The condition for a refit, and the agreement that it must reach."""
 
     when: Literal["auto", "always", "never"] = "auto"
-    """auto: with fewer than 500 labelled validation images, and not where data.labels_per_class limits the labels."""
+    """auto: with fewer than 500 labelled validation images, unless data.labels_per_class limits the labels."""
     min_kappa: Annotated[Number, Field(ge=0, lt=1)] = 0.4
-    """Least agreement of the refitted and the selected file, corrected for chance (Cohen's kappa: 0 by chance, 1 on
-    every image); below it the selected file is deployed."""
+    """The smallest agreement of the refitted and the selected file, corrected for chance (Cohen's kappa: 0 by chance, 1
+    on every image); below it the selected file is deployed."""
 
-    def reason_against(self, choosing: int, label_budget: int | None) -> str:
-        """Return why there is no refit with `choosing` labelled validation images; empty where there is one.
+    def reason_against(self, validation_labels: int, label_budget: int | None) -> str:
+        """Return the reason for no refit, given the number of labelled validation images; "" where there is a refit.
 
-        `label_budget`: labels per class that may be used, None where all may.
+        `label_budget` is the number of labels per class that may be used, None for all.
         """
         if self.when == "never":
             return "refit.when is never"
-        if not choosing:
+        if not validation_labels:
             return "no validation image has a label, so there is no label to add"
         if self.when == "always":
             return ""
         if label_budget is not None:
             return (
-                f"data.labels_per_class limits training to {label_budget} labels per class; the {choosing:,} "
-                "validation labels would exceed them (refit.when: always uses them all the same)"
+                f"data.labels_per_class limits training to {label_budget} labels per class; the "
+                f"{validation_labels:,} validation labels would exceed them (refit.when: always uses them anyway)"
             )
-        if choosing >= FEW_LABELS:
-            return f"{choosing:,} validation images have a label; refit.when: auto takes fewer than {FEW_LABELS}"
+        if validation_labels >= FEW_LABELS:
+            return (
+                f"{validation_labels:,} validation images have a label; refit.when: auto requires fewer than "
+                f"{FEW_LABELS}"
+            )
         return ""

@@ -1,4 +1,4 @@
-"""`search:`: how `winnow search` looks for candidates that nobody wrote down. No step reads it."""
+"""The section `search:`: the budget and space in which `winnow search` generates candidates. No step reads it."""
 
 from __future__ import annotations
 
@@ -6,56 +6,56 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from winnow.config.backbones import IN_WIDTHS
+from winnow.config.backbones import SCALABLE_BACKBONES
 from winnow.config.section import Count, Integer, Number, Positive, Section, Seed
 
 Structure = Literal["prune", "factorize", "student"]
-MOST_MACS = 0.95
-"""Share of dense's multiply-adds above which nothing is tried."""
+MAX_MACS = 0.95
+"""The largest share of dense's multiply-adds that a trial may keep."""
 
 
 class Search(Section):
-    """Budget, objective, and what may be tried."""
+    """The budget, objective and search space."""
 
     minutes: Positive = 30.0
-    """Of work in all, over every call of the same name. What is under way at its end is finished."""
+    """The total minutes of work over all calls of the same name; running trials are finished."""
     trials: Annotated[Integer, Field(ge=0)] = 0
-    """At most so many; 0: as many as the minutes hold."""
+    """The most trials; 0 for no limit but the minutes."""
     objective: Literal["latency", "throughput", "size", "energy"] = "latency"
     """latency: ms a call at batch 1; throughput: images/s at benchmark.large_batch; size: MB; energy: mJ an image."""
     runtime: Literal["ort", "openvino", "openvino-throughput"] = "openvino"
-    """openvino-throughput deals a large batch out to streams that run side by side."""
+    """openvino-throughput divides a large batch among parallel streams."""
     max_drop_points: Annotated[Number, Field(gt=0, le=100)] = 1.0
-    """Allowance: points of top-1 below the better of dense and dense-kd that the chosen point may lose."""
+    """The largest drop of top-1 from the better of dense and dense-kd, in points, that the selected trial may have."""
     structures: Annotated[tuple[Structure, ...], Field(min_length=1)] = ("prune", "student")
     int8: Literal["both", "always", "never"] = "both"
     epochs: Count = 10
-    """Of a trial's recovery; a first look takes a quarter of them."""
+    """The epochs of a trial's recovery; the first evaluation comes after a quarter of them."""
     min_steps: Count = 600
-    """Of a trial's recovery at least, as in `recovery`; of a first look a quarter."""
+    """The fewest steps of a trial's recovery, as in `recovery`; a quarter of it before the first evaluation."""
     learning_rate: Positive = 0.05
     batch_size: Count = 128
-    least_macs: Annotated[Number, Field(gt=0, le=MOST_MACS)] = 0.1
-    """Share of dense's multiply-adds below which nothing is pruned or factorized."""
+    least_macs: Annotated[Number, Field(gt=0, le=MAX_MACS)] = 0.1
+    """The smallest share of dense's multiply-adds that pruning or factorizing may keep."""
     student: str = "resnet8"
-    """Students are of this backbone, in widths."""
+    """The backbone of students, which vary in width."""
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _different(self) -> Search:
+    def _check_structures(self) -> Search:
         if len(set(self.structures)) < len(self.structures):
-            raise ValueError("structures: one of them is there twice")
+            raise ValueError("structures: duplicate values")
         return self
 
     @model_validator(mode="after")
-    def _batch_to_deal_out(self) -> Search:
+    def _check_runtime(self) -> Search:
         if self.runtime == "openvino-throughput" and self.objective != "throughput":
-            raise ValueError(f"runtime: openvino-throughput goes with objective: throughput, not {self.objective}")
+            raise ValueError(f"runtime: openvino-throughput needs objective: throughput, not {self.objective}")
         return self
 
     @field_validator("student")
     @classmethod
-    def _in_widths(cls, value: str) -> str:
-        if value not in IN_WIDTHS:
-            raise ValueError(f"{value!r} does not come in widths; valid: {', '.join(IN_WIDTHS)}")
+    def _check_student(cls, value: str) -> str:
+        if value not in SCALABLE_BACKBONES:
+            raise ValueError(f"{value!r} has no widths to search; valid: {', '.join(SCALABLE_BACKBONES)}")
         return value

@@ -1,4 +1,4 @@
-"""What every section of params.yaml has in common: frozen, no unknown keys, no silent conversion of text to numbers."""
+"""Define the model of each section of params.yaml: frozen, no unknown keys, no silent conversion of text to numbers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-NOTHING = "data/none"
-"""An empty file: stands for no file of your own where DVC, which watches it, wants a path."""
+NO_FILE = "data/none"
+"""An empty file that stands for "no file", since a DVC dependency must be a path."""
 
 
 class Section(BaseModel):
@@ -16,8 +16,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
-def _no_text(value: Any) -> Any:
-    """YAML 1.1 reads 1e-1 as text (it wants 1.0e-1): say so instead of guessing."""
+def _check_number(value: Any) -> Any:
+    """Raise ValueError for text and booleans. YAML 1.1 reads 1e-1 as text (it wants 1.0e-1), which the message says."""
     if isinstance(value, str):
         try:
             float(value)
@@ -31,32 +31,34 @@ def _no_text(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_no_text)]
-Integer = Annotated[int, BeforeValidator(_no_text)]
+Number = Annotated[float, BeforeValidator(_check_number)]
+Integer = Annotated[int, BeforeValidator(_check_number)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[Integer, Field(ge=1)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]
-"""What numpy's and torch's generators both take."""
+"""A seed that numpy's and torch's generators both accept."""
 
 
-def steps_of_epoch(images: int, batch_size: int, epochs: int, min_steps: int) -> int:
-    """Return the steps of one epoch: full batches in a pass over the images, or more where `epochs` passes would be
-    fewer than `min_steps` steps. Every training and every forecast counts with it."""
+def steps_per_epoch(images: int, batch_size: int, epochs: int, min_steps: int) -> int:
+    """Return the steps of one epoch: a pass over the images, or more where `epochs` passes have too few steps.
+
+    Every training and every forecast uses it, so that both count alike.
+    """
     return max(1, images // batch_size, -(-min_steps // epochs))
 
 
 class Augmentation(Section):
-    """Random views of a training image; see winnow/data/augmentation.py."""
+    """The random views of a training image (winnow/data/augmentation.py)."""
 
     crop_scale_min: Annotated[Number, Field(gt=0, le=1)] = 0.6
-    """Smallest share of the image's area that a random crop keeps; 1.0: no crop."""
+    """The smallest share of the image's area that a random crop keeps; 1.0: no crop."""
     flip: bool = True
-    """Mirror half of the views left to right; false for digits, text and the like."""
+    """True to mirror half of the views left to right; false for digits, text and the like."""
     jitter: Annotated[Number, Field(ge=0, le=1)] = 0.0
-    """Strength of brightness, contrast and saturation changes; the hue moves by a quarter of it."""
+    """The strength of brightness, contrast and saturation changes; the hue changes by a quarter of it."""
     grayscale: Fraction = 0.0
-    """Share of the views without colour."""
+    """The share of views without colour."""
 
 
 class Optimiser(Section):
@@ -66,4 +68,4 @@ class Optimiser(Section):
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
     warmup: Fraction = 0.1
-    """Share of all steps during which the rate climbs from zero."""
+    """The share of all steps during which the learning rate rises from zero."""

@@ -1,43 +1,43 @@
-"""What `winnow serve` is told, on its command line: no section of params.yaml, since it changes no result."""
+"""The settings of `winnow serve`, set on its command line. They are not in params.yaml, since they change no result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-EVERYWHERE = ("0.0.0.0", "::")
-"""Addresses that stand for all of this machine."""
+ALL_INTERFACES = ("0.0.0.0", "::")
+"""The addresses that stand for all interfaces of this machine."""
 
 
 @dataclass(frozen=True)
-class Serving:
-    """Of one server."""
+class ServingConfig:
+    """The settings of one server."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     top: int = 3
-    """Classes in an answer, the likeliest first."""
+    """The number of classes in a response, the most probable first."""
     max_batch: int = 16
-    """Images that are answered together, if they arrive together."""
+    """The most images in one batch."""
     max_wait_ms: float = 2.0
-    """How long a batch waits for company."""
+    """The time in ms that a batch waits for more images."""
     timeout: float = 10.0
-    """Seconds until 504."""
+    """The seconds until a request gets 504."""
     max_bytes: int = 10_000_000
-    """Of a request's body; more get 413."""
+    """The largest body of a request; a larger one gets 413."""
     max_waiting: int = 128
-    """Requests; more get 503."""
+    """The most waiting requests; further ones get 503."""
     header_timeout: float = 5.0
-    """Seconds that the header of a request may take to arrive, and an idle connection may stay."""
+    """The seconds that a request's header may take to arrive, and that an idle connection may stay open."""
     max_pixels: int = 25_000_000
-    """Of an image; one of more gets 400 before it is decoded."""
+    """The most pixels of an image; a larger one gets 400 before it is decoded."""
     max_per_client: int = 64
-    """Requests of one address; more get 429."""
+    """The most concurrent requests of one address; further ones get 429."""
     max_client_bytes: int = 100_000_000
-    """Of bodies of one address that are under way; more get 429."""
+    """The most bytes of request bodies in flight of one address; further ones get 429."""
     max_connections: int = 512
-    """Beyond these the one that waits longest for a request is closed; one address may hold half of them."""
+    """The most connections; beyond them the longest idle one is closed. One address may hold half of them."""
     allow_host: tuple[str, ...] = ()
-    """Names, beside this machine's own, that requests may call the server by."""
+    """The accepted names of the server in a request's Host header, beside this machine's own."""
     folder: str = ""
     title: str = ""
-    """Name and version of the model, told with every answer."""
+    """The name and version of the model, included in every response."""

@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are stored, split, augmented and fed."""
+"""Read, store, split, augment and batch images."""

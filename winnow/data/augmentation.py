@@ -1,12 +1,11 @@
-"""Random views of a whole batch at once: tensors in, tensors out, no per-image Python.
+"""Augment a whole batch at once: tensors in, tensors out, no Python loop over images.
 
 All functions take and return float images (B, C, H, W) in [0, 1] and draw from the global generator, which `fit`
 seeds for every step. The distributions are torchvision's (RandomResizedCrop, ColorJitter, RandomGrayscale,
-RandomHorizontalFlip); the arithmetic is batched. `normalise` uses the ImageNet statistics, so that foreign torchvision
-backbones see what they were trained on; exported models carry the same numbers inside.
+RandomHorizontalFlip); the arithmetic is batched. `normalise` uses the ImageNet statistics, so that torchvision's
+pretrained backbones see the range they were trained on; exported models hold the same numbers.
 
-Images may be larger than the views made of them (data.training_size): a crop is then resized once, from pixels that no
-smaller image has lost.
+Images may be larger than their views (data.training_size), so that a crop is resized once, from full detail.
 """
 
 from __future__ import annotations
@@ -26,29 +25,28 @@ GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 
 
 def to_float(images_BCHW: torch.Tensor) -> torch.Tensor:
-    """uint8 -> float32 in [0, 1]; keeps the memory format."""
+    """Convert uint8 to float32 in [0, 1]; keep the memory format."""
     return images_BCHW.float() / 255
 
 
 def normalise(x_BCHW: torch.Tensor) -> torch.Tensor:
-    """Subtract the mean and divide by the deviation of each channel."""
+    """Subtract the mean and divide by the standard deviation of each channel."""
     mean = torch.tensor(MEAN, device=x_BCHW.device).view(1, 3, 1, 1)
     std = torch.tensor(STD, device=x_BCHW.device).view(1, 3, 1, 1)
     return (x_BCHW - mean) / std
 
 
 def flip(x_BCHW: torch.Tensor, probability: float = 0.5) -> torch.Tensor:
-    """Mirror some images left to right."""
-    chosen = torch.rand(len(x_BCHW), device=x_BCHW.device) < probability
-    return torch.where(chosen.view(-1, 1, 1, 1), x_BCHW.flip(3), x_BCHW)
+    """Mirror each image left to right with this probability."""
+    return torch.where(_random_mask(x_BCHW, probability), x_BCHW.flip(3), x_BCHW)
 
 
 def resized_crop(x_BCHW: torch.Tensor, scale_min: float, side: int | None = None) -> torch.Tensor:
-    """A random rectangle of `scale_min` to 1 of the area, aspect 3/4 to 4/3, resized to (side, side), bilinear.
+    """Crop a random rectangle of `scale_min` to 1 of the area, aspect 3/4 to 4/3; resize to (side, side), bilinear.
 
-    `side`: in pixels; None: the images' own height and width. One affine grid for the batch. As in torchvision, sides
-    and corners of the rectangle are whole pixels, and one that does not fit is drawn again, ten times at most
-    (clipping it instead leaves visibly less variation); then the whole image is taken.
+    `side` is in pixels; None keeps the images' height and width. The batch shares one affine grid. As in torchvision,
+    sides and corners are whole pixels, and a rectangle that does not fit is drawn again, at most ten times; then the
+    whole image is taken. Clipping it instead would leave visibly less variation.
     """
     count, _, height, width = x_BCHW.shape
     size_2 = torch.tensor([width, height], device=x_BCHW.device)
@@ -57,85 +55,86 @@ def resized_crop(x_BCHW: torch.Tensor, scale_min: float, side: int | None = None
     theta = torch.zeros(count, 2, 3, device=x_BCHW.device)
     theta[:, :, :2] = torch.diag_embed(sides_B2 / size_2)
     theta[:, :, 2] = (2 * corners_B2 + sides_B2) / size_2 - 1
-    to = (height, width) if side is None else (side, side)
-    grid = F.affine_grid(theta, [count, x_BCHW.shape[1], *to], align_corners=False)
+    out_size = (height, width) if side is None else (side, side)
+    grid = F.affine_grid(theta, [count, x_BCHW.shape[1], *out_size], align_corners=False)
     return F.grid_sample(x_BCHW, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def _fitting_sides(count: int, size_2: torch.Tensor, scale_min: float) -> torch.Tensor:
-    """Width and height (B, 2) in pixels of the first of ten draws that fits, else of the image."""
+    """Return width and height (B, 2) in pixels of the first of ten draws that fits, else of the image."""
     area_TB = torch.empty(CROP_TRIALS, count, device=size_2.device).uniform_(scale_min, 1.0) * size_2.prod()
     aspect_TB = torch.empty(CROP_TRIALS, count, device=size_2.device).uniform_(*map(math.log, ASPECT_RATIO)).exp()
     sides_TB2 = torch.stack([area_TB * aspect_TB, area_TB / aspect_TB], dim=2).sqrt().round()
     fits_TB = ((sides_TB2 >= 1) & (sides_TB2 <= size_2)).all(2)
     trials_T1 = torch.arange(CROP_TRIALS, device=size_2.device).unsqueeze(1)
     first_B = torch.where(fits_TB, trials_T1, CROP_TRIALS).amin(0)
-    tried_UB2 = torch.cat([sides_TB2, size_2.expand(1, count, 2)])
-    return tried_UB2[first_B, torch.arange(count, device=size_2.device)]
+    sides_UB2 = torch.cat([sides_TB2, size_2.expand(1, count, 2)])
+    return sides_UB2[first_B, torch.arange(count, device=size_2.device)]
 
 
 def jitter(x_BCHW: torch.Tensor, strength: float) -> torch.Tensor:
-    """Brightness, contrast and saturation by a factor of 1 +- strength each, hue by +- strength/4 of the circle."""
+    """Scale brightness, contrast and saturation by 1 +- strength each; rotate the hue by +- strength/4 of a turn."""
     count, device = len(x_BCHW), x_BCHW.device
 
-    def factor() -> torch.Tensor:
+    def draw_factor() -> torch.Tensor:
         return torch.empty(count, 1, 1, 1, device=device).uniform_(max(0.0, 1 - strength), 1 + strength)
 
-    x_BCHW = (x_BCHW * factor()).clamp(0, 1)
-    mean = _gray(x_BCHW).mean((2, 3), keepdim=True)
-    x_BCHW = torch.lerp(mean, x_BCHW, factor()).clamp(0, 1)
-    x_BCHW = torch.lerp(_gray(x_BCHW), x_BCHW, factor()).clamp(0, 1)
-    return _turn_hue(x_BCHW, torch.empty(count, device=device).uniform_(-strength / 4, strength / 4))
+    x_BCHW = (x_BCHW * draw_factor()).clamp(0, 1)
+    mean = _luma(x_BCHW).mean((2, 3), keepdim=True)
+    x_BCHW = torch.lerp(mean, x_BCHW, draw_factor()).clamp(0, 1)
+    x_BCHW = torch.lerp(_luma(x_BCHW), x_BCHW, draw_factor()).clamp(0, 1)
+    return _rotate_hue(x_BCHW, torch.empty(count, device=device).uniform_(-strength / 4, strength / 4))
 
 
 def grayscale(x_BCHW: torch.Tensor, probability: float) -> torch.Tensor:
-    """Take the colour out of some images."""
-    chosen = torch.rand(len(x_BCHW), device=x_BCHW.device) < probability
-    return torch.where(chosen.view(-1, 1, 1, 1), _gray(x_BCHW).expand_as(x_BCHW), x_BCHW)
+    """Remove the colour of each image with this probability."""
+    return torch.where(_random_mask(x_BCHW, probability), _luma(x_BCHW).expand_as(x_BCHW), x_BCHW)
 
 
-def augment(images_BCHW: torch.Tensor, how: Augmentation, side: int) -> torch.Tensor:
-    """uint8 images -> one random, normalised view (B, C, side, side) of each.
+def augment(images_BCHW: torch.Tensor, augmentation: Augmentation, side: int) -> torch.Tensor:
+    """Return one random, normalised view (B, C, side, side) of each uint8 image.
 
-    float32 inside autocast too: bf16 corners miss by pixels.
+    Computes in float32 under autocast, too: in bf16 the corners of crops are off by pixels.
     """
     with torch.autocast(images_BCHW.device.type, enabled=False):
-        return _view(images_BCHW, how, side)
+        return _random_view(images_BCHW, augmentation, side)
 
 
-def _view(images_BCHW: torch.Tensor, how: Augmentation, side: int) -> torch.Tensor:
+def _random_view(images_BCHW: torch.Tensor, augmentation: Augmentation, side: int) -> torch.Tensor:
     x_BCHW = to_float(images_BCHW)
-    if how.crop_scale_min < 1:
-        x_BCHW = resized_crop(x_BCHW, how.crop_scale_min, side)
+    if augmentation.crop_scale_min < 1:
+        x_BCHW = resized_crop(x_BCHW, augmentation.crop_scale_min, side)
     elif x_BCHW.shape[2:] != (side, side):
         x_BCHW = F.interpolate(x_BCHW, (side, side), mode="bilinear", antialias=True)
-    if how.flip:
+    if augmentation.flip:
         x_BCHW = flip(x_BCHW)
-    if how.jitter:
-        x_BCHW = torch.where(_coin(x_BCHW, 0.8), jitter(x_BCHW, how.jitter), x_BCHW)
-    if how.grayscale:
-        x_BCHW = grayscale(x_BCHW, how.grayscale)
+    if augmentation.jitter:
+        x_BCHW = torch.where(_random_mask(x_BCHW, 0.8), jitter(x_BCHW, augmentation.jitter), x_BCHW)
+    if augmentation.grayscale:
+        x_BCHW = grayscale(x_BCHW, augmentation.grayscale)
     return normalise(x_BCHW).contiguous(memory_format=torch.channels_last)
 
 
-def _coin(x_BCHW: torch.Tensor, probability: float) -> torch.Tensor:
+def _random_mask(x_BCHW: torch.Tensor, probability: float) -> torch.Tensor:
+    """Return booleans (B, 1, 1, 1), each true with this probability."""
     return torch.rand(len(x_BCHW), 1, 1, 1, device=x_BCHW.device) < probability
 
 
-def _gray(x_BCHW: torch.Tensor) -> torch.Tensor:
+def _luma(x_BCHW: torch.Tensor) -> torch.Tensor:
+    """Return the gray values (B, 1, H, W)."""
     weights = torch.tensor(GRAY_WEIGHTS, device=x_BCHW.device).view(1, 3, 1, 1)
     return (x_BCHW * weights).sum(1, keepdim=True)
 
 
-def _turn_hue(x_BCHW: torch.Tensor, turns_B: torch.Tensor) -> torch.Tensor:
-    """Rotate the colour plane of YIQ; close to a turn of HSV's hue and a single matrix product."""
-    angle = -turns_B * 2 * math.pi  # red, green, blue follow each other clockwise in that plane
+def _rotate_hue(x_BCHW: torch.Tensor, turns_B: torch.Tensor) -> torch.Tensor:
+    """Rotate the colour plane of YIQ, a single matrix product that is close to a rotation of HSV's hue."""
+    angle = -turns_B * 2 * math.pi  # red, green and blue run clockwise in that plane
     to_yiq = torch.tensor(
         [[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]], device=x_BCHW.device
     )
-    turn = torch.zeros(len(x_BCHW), 3, 3, device=x_BCHW.device)
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1], turn[:, 1, 2] = angle.cos(), -angle.sin()
-    turn[:, 2, 1], turn[:, 2, 2] = angle.sin(), angle.cos()
-    matrix_B33 = torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    rotation_B33 = torch.zeros(len(x_BCHW), 3, 3, device=x_BCHW.device)
+    rotation_B33[:, 0, 0] = 1
+    rotation_B33[:, 1, 1], rotation_B33[:, 1, 2] = angle.cos(), -angle.sin()
+    rotation_B33[:, 2, 1], rotation_B33[:, 2, 2] = angle.sin(), angle.cos()
+    matrix_B33 = torch.linalg.inv(to_yiq) @ rotation_B33 @ to_yiq
     return torch.einsum("bij,bjhw->bihw", matrix_B33, x_BCHW).clamp(0, 1)

@@ -1,8 +1,8 @@
-"""Endless seeded batches: a batch is a function of its step, so a resumed training sees what it would have seen.
+"""Endless seeded batches. A batch depends on its step alone, so a resumed training sees the same batches.
 
-Epoch e is a permutation of all images drawn from (seed, e); batch `step` is the stretch from step*B to (step+1)*B of
-the epochs laid end to end. Every batch is full, every image is seen equally often, and small sets (fewer images than
-a batch) need no special case.
+Epoch e is a permutation of all images drawn from (seed, e); batch `step` covers positions step*B to (step+1)*B of
+the concatenated epochs. Every batch is full, every image is seen equally often, and sets smaller than a batch need no
+special case.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from winnow.random_streams import stream_seed
 
 
 class BatchSource(Protocol):
-    """What a training takes its batches from."""
+    """A source of training batches."""
 
     def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images uint8 (B, 3, H, W) and labels int64 (B,), a function of the step alone."""
+        """Return images uint8 (B, 3, H, W) and labels int64 (B,); they depend on the step alone."""
 
 
 class Batches:
-    """uint8 images (N, H, W, 3), usually a memory map, and their labels (N,), -1 where there is none."""
+    """Batches of uint8 images (N, H, W, 3), usually a memory map, and their labels (N,), -1 for no label."""
 
     def __init__(
         self,
@@ -39,28 +39,28 @@ class Batches:
             raise ValueError("no images to train on")
         self.images_NHWC, self.labels_N, self.indices = images_NHWC, labels_N, indices
         self.batch_size, self.seed = batch_size, seed
-        self._order = lru_cache(maxsize=4)(self._draw)
+        self._epoch_order = lru_cache(maxsize=4)(self._draw_order)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in one pass, at least one."""
+        """Return the number of full batches in one pass, at least one."""
         return max(1, len(self.indices) // self.batch_size)
 
-    def _draw(self, epoch: int) -> NDArray[np.int64]:
+    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng(stream_seed(self.seed, "order", epoch)).permutation(self.indices)
 
     def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images uint8 (B, 3, H, W), channels last in memory, and labels int64 (B,)."""
-        first, count = step * self.batch_size, len(self.indices)
-        positions = np.arange(first, first + self.batch_size)
-        epochs, places = positions // count, positions % count
-        chosen = np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
-        images_BHWC = torch.from_numpy(np.ascontiguousarray(self.images_NHWC[chosen]))
-        return images_BHWC.permute(0, 3, 1, 2), torch.from_numpy(self.labels_N[chosen].astype(np.int64))
+        """Return images uint8 (B, 3, H, W), channels last in memory, and labels int64 (B,)."""
+        start, count = step * self.batch_size, len(self.indices)
+        positions_B = np.arange(start, start + self.batch_size)
+        epochs_B, offsets_B = positions_B // count, positions_B % count
+        indices_B = np.concatenate([self._epoch_order(int(e))[offsets_B[epochs_B == e]] for e in np.unique(epochs_B)])
+        images_BHWC = torch.from_numpy(np.ascontiguousarray(self.images_NHWC[indices_B]))
+        return images_BHWC.permute(0, 3, 1, 2), torch.from_numpy(self.labels_N[indices_B].astype(np.int64))
 
 
 class JoinedBatches:
-    """Each batch is one of each source, one behind the other: a few labelled images beside many others, say."""
+    """Batches that concatenate one batch of each source, such as a few labelled images and many others."""
 
     def __init__(self, *sources: BatchSource) -> None:
         self.sources = sources

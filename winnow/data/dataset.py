@@ -1,8 +1,7 @@
-"""Images on disk as one uint8 array, read by mmap, and the one function that turns a file into pixels.
+"""The stored data set, one memory-mapped uint8 array, and the function that decodes an image file.
 
-`decode` is shared by ingest and predict: EXIF orientation honoured, RGB, resized with antialiased bilinear
-interpolation to a square (winnow.data.preprocessing). The same file gives the same pixels in training and in
-production.
+`decode` is shared by ingest and predict, so a file gives the same pixels in training and in production: EXIF
+orientation applied, RGB, resized to a square with antialiased bilinear interpolation (winnow.data.preprocessing).
 
 A stored data set is a folder:
 
@@ -10,8 +9,8 @@ A stored data set is a folder:
     split.npy    uint8  (N,)             keys.npy    uint8 (N, 16), digest of the decoded pixels
     files.txt    one path a line, JSON-quoted, in the same order          classes.json   list of names
     groups.npy   int64 (N,), equal for images of one group; only with data.group_by
-    preprocessing.json       how files became these pixels: resize, bits
-    training.npy uint8  (N, T, T, 3), the same squares at data.training_size, T > S, for random crops; where it is kept
+    preprocessing.json       the preprocessing that gave these pixels: resize, bits
+    training.npy uint8  (N, T, T, 3), optional: the same squares at data.training_size, T > S, for random crops
 """
 
 from __future__ import annotations
@@ -30,82 +29,84 @@ from PIL import Image, UnidentifiedImageError
 
 from winnow.data.header_limits import MAX_PIXELS, check_header, check_size
 from winnow.data.image_formats import (
-    DAMAGED,
     FORMATS,
     HEIC_FORMAT,
-    check,
+    PILLOW_ERRORS,
+    check_readable,
+    explain_unreadable,
     gray_16_bits,
     is_heic,
     reads_heic,
     to_rgb,
-    turn_of,
-    unknown,
+    upright_transpose,
 )
-from winnow.data.preprocessing import ALL_BITS, AS_SHIPPED, Preprocessing, resize
+from winnow.data.preprocessing import ALL_BITS, DEFAULT_PREPROCESSING, Preprocessing, resize
 from winnow.errors import ArtifactError
 from winnow.records import read_json
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = ("train", "validation", "test")
-TRAINING = "training.npy"
-DARK = 4096
-"""16-bit gray without a larger value is told by all its bits: its high bytes are nearly the same in every image."""
-PREPROCESSING = "preprocessing.json"
+TRAINING_FILE = "training.npy"
+MAX_DARK_GRAY = 4096
+"""16-bit gray whose values all lie below is hashed with all its bits: its high bytes are nearly equal in all images."""
+PREPROCESSING_FILE = "preprocessing.json"
 
 
-class Opened(NamedTuple):
-    """An image file, read."""
+class DecodedImage(NamedTuple):
+    """A decoded image file."""
 
     rgb: Image.Image
-    """Upright, full size, 8 bits a channel."""
+    """The upright image at full size, 8 bits a channel."""
     key: bytes
-    """16-byte digest of its pixels, whatever the range of gray is."""
+    """The 16-byte digest of its pixels; it does not depend on the gray range."""
     is_clipped: bool
-    """Whether gray values are above the range."""
+    """True where gray values exceed the range."""
     is_heic: bool
 
 
-def decode(data: bytes, image_size: int, preprocessing: Preprocessing = AS_SHIPPED) -> tuple[NDArray[np.uint8], bytes]:
-    """Bytes of an image file -> pixels uint8 (S, S, 3) and the 16-byte digest of the full-size RGB pixels.
+def decode(
+    data: bytes, image_size: int, preprocessing: Preprocessing = DEFAULT_PREPROCESSING
+) -> tuple[NDArray[np.uint8], bytes]:
+    """Decode an image file to pixels uint8 (S, S, 3) and the 16-byte digest of the full-size RGB pixels.
 
     Raises ValueError with the reason when the file cannot be used.
     """
-    opened = open_rgb(data, preprocessing.bits)
-    return resize(opened.rgb, image_size, preprocessing.resize), opened.key
+    image = open_rgb(data, preprocessing.bits)
+    return resize(image.rgb, image_size, preprocessing.resize), image.key
 
 
-def open_rgb(data: bytes, bits: int = ALL_BITS, max_pixels: int = MAX_PIXELS) -> Opened:
-    """Bytes of an image file -> the upright RGB image, full size, and the digest of its pixels.
+def open_rgb(data: bytes, bits: int = ALL_BITS, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """Decode an image file to the upright RGB image at full size and the digest of its pixels.
 
-    Of 16-bit gray 2^bits - 1 is white. Nothing of more than `max_pixels` is decoded. Raises ValueError with the reason
-    when the file cannot be used.
+    In 16-bit gray 2^bits - 1 is white. An image of more than `max_pixels` is not decoded. Raises ValueError with the
+    reason when the file cannot be used.
     """
     check_header(data, max_pixels)
     try:
-        with _opened(data) as opened:
-            check_size(opened.width, opened.height, max_pixels)
-            turn = turn_of(opened)
-            check(opened, data)
-            opened.load()
-            gray_HW, of_iphone = gray_16_bits(opened), opened.format == HEIC_FORMAT
-            rgb = _upright(to_rgb(opened, bits), turn)
-            whole = rgb if gray_HW is None or bits == ALL_BITS else _upright(to_rgb(opened), turn)
+        with _open_image(data) as image:
+            check_size(image.width, image.height, max_pixels)
+            transpose = upright_transpose(image)
+            check_readable(image, data)
+            image.load()
+            gray_HW, is_heic_file = gray_16_bits(image), image.format == HEIC_FORMAT
+            rgb = _make_upright(to_rgb(image, bits), transpose)
+            full_range = rgb if gray_HW is None or bits == ALL_BITS else _make_upright(to_rgb(image), transpose)
         highest = 0 if gray_HW is None else int(gray_HW.max())
-        is_dark = gray_HW is not None and highest < DARK
-        of = whole.tobytes() if gray_HW is None or not is_dark else gray_HW.astype("<u2").tobytes()
-        key = _digest(of, whole)
+        is_dark = gray_HW is not None and highest < MAX_DARK_GRAY
+        hashed = full_range.tobytes() if gray_HW is None or not is_dark else gray_HW.astype("<u2").tobytes()
+        key = _digest_pixels(hashed, full_range)
     except UnidentifiedImageError as error:
-        raise ValueError(unknown(data)) from error
+        raise ValueError(explain_unreadable(data)) from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
     except MemoryError as error:
-        raise ValueError("asks for more memory than there is to decode it, or is damaged") from error
-    except DAMAGED as error:
+        raise ValueError("needs more memory to decode than there is, or is damaged") from error
+    except PILLOW_ERRORS as error:
         raise ValueError(f"damaged ({error})") from error
-    return Opened(rgb, key, highest >= 2**bits, of_iphone)
+    return DecodedImage(rgb, key, highest >= 2**bits, is_heic_file)
 
 
-def _opened(data: bytes) -> Image.Image:
+def _open_image(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -114,28 +115,28 @@ def _opened(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=(HEIC_FORMAT,))
 
 
-def _upright(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
-    return image if turn is None else image.transpose(turn)
+def _make_upright(image: Image.Image, transpose: Image.Transpose | None) -> Image.Image:
+    return image if transpose is None else image.transpose(transpose)
 
 
-def _digest(pixels: bytes, image: Image.Image) -> bytes:
+def _digest_pixels(pixels: bytes, image: Image.Image) -> bytes:
     return hashlib.blake2b(pixels, digest_size=16, key=f"{image.width}x{image.height}".encode()).digest()
 
 
-def group_equal(keys_N16: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Numbers (N,) that are equal where the keys are."""
+def number_equal_keys(keys_N16: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return numbers (N,) that are equal where the keys are."""
     halves_N2 = np.ascontiguousarray(keys_N16).view(">u8").astype(np.uint64)
     return np.unique(halves_N2, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def spread(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many positions among `count`, evenly spread."""
+def spread_indices(count: int, most: int) -> NDArray[np.int64]:
+    """Return at most `most` positions among `count`, evenly spread, int64."""
     return np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A stored data set. Arrays are memory maps; nothing is read before it is used."""
+    """A stored data set. Its arrays are memory maps, read on use."""
 
     folder: Path
     images_NHWC: NDArray[np.uint8]
@@ -146,57 +147,57 @@ class ImageSet:
 
     @cached_property
     def files(self) -> list[str]:
-        """Where each image came from, relative to the source."""
+        """Return the path of each image, relative to the source."""
         return [json.loads(line) for line in (self.folder / "files.txt").read_text(encoding="utf-8").splitlines()]
 
     @cached_property
     def groups_N(self) -> NDArray[np.int64]:
-        """Numbers that are equal for images that belong together: of one group, or equal in every pixel."""
-        stored = self.folder / "groups.npy"
-        if stored.is_file():
-            groups_N: NDArray[np.int64] = np.load(stored, allow_pickle=False)
+        """Return numbers (N,) that are equal for images of one group, or equal in every pixel."""
+        path = self.folder / "groups.npy"
+        if path.is_file():
+            groups_N: NDArray[np.int64] = np.load(path, allow_pickle=False)
             return groups_N
-        return group_equal(self.keys_N16)
+        return number_equal_keys(self.keys_N16)
 
     @property
     def is_grouped(self) -> bool:
-        """Whether data.group_by says which images belong together."""
+        """Return whether data.group_by defines the groups."""
         return (self.folder / "groups.npy").is_file()
 
     def group_count(self, indices: NDArray[np.int64]) -> int | None:
-        """Return in how many groups these images lie; None without data.group_by."""
+        """Return the number of groups of these images; None without data.group_by."""
         return len(np.unique(self.groups_N[indices])) if self.is_grouped else None
 
     @cached_property
     def training_NHWC(self) -> NDArray[np.uint8]:
-        """The same images at the size that random crops are taken from; those of `images_NHWC` where none is kept."""
-        stored = self.folder / TRAINING
-        if not stored.is_file():
+        """Return the images at the size that random crops are taken from; `images_NHWC` where none are stored."""
+        path = self.folder / TRAINING_FILE
+        if not path.is_file():
             return self.images_NHWC
-        training_NHWC: NDArray[np.uint8] = np.load(stored, mmap_mode="r", allow_pickle=False)
+        training_NHWC: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
         return training_NHWC
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
-        """How files became these pixels."""
-        stored = self.folder / PREPROCESSING
-        return Preprocessing.of(read_json(stored)) if stored.is_file() else AS_SHIPPED
+        """Return the preprocessing that gave these pixels."""
+        path = self.folder / PREPROCESSING_FILE
+        return Preprocessing.of(read_json(path)) if path.is_file() else DEFAULT_PREPROCESSING
 
     @property
     def image_size(self) -> int:
-        """Side of the square, pixels."""
+        """Return the side of the square in pixels."""
         return int(self.images_NHWC.shape[1])
 
     def indices(self, split: int, labelled: bool | None = None) -> NDArray[np.int64]:
-        """Positions of a split's images: all, only those with a label (True) or only those without (False)."""
-        chosen = self.split_N == split
+        """Return the positions of a split's images: all, those with a label (True) or those without (False)."""
+        selected_N = self.split_N == split
         if labelled is not None:
-            chosen = chosen & ((self.labels_N >= 0) == labelled)
-        return np.flatnonzero(chosen).astype(np.int64)
+            selected_N = selected_N & ((self.labels_N >= 0) == labelled)
+        return np.flatnonzero(selected_N).astype(np.int64)
 
 
 def load_images(folder: Path) -> ImageSet:
-    """Open what ingest wrote. Raises ArtifactError when a file is missing or the arrays do not fit together."""
+    """Open the data set that ingest wrote. Raises ArtifactError for a missing file or arrays of unequal length."""
     arrays = {}
     for name in ("images", "labels", "split", "keys"):
         path = folder / f"{name}.npy"

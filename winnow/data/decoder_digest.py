@@ -1,8 +1,8 @@
-"""Which pixels this machine's decoder makes of a file: three tiny images, decoded, as one digest.
+"""Identify this machine's image decoder by a digest of the pixels that it gives for three tiny files.
 
-A split hangs on decoded pixels (winnow/data/splits.py), and those of a JPEG with subsampled chroma or of a lossy WebP
-differ between decoders by rounding, which moves images between splits. Versions do not tell: one version of Pillow is
-built with several codecs, and most versions decode alike. So what they decode is compared.
+Splits depend on decoded pixels (winnow/data/splits.py). Decoders round a JPEG with subsampled chroma or a lossy WebP
+differently, which moves images between splits. Version numbers do not tell decoders apart: one version of Pillow is
+built with several codecs, and most versions decode alike. So their output is compared.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 
 from winnow.data.dataset import decode
 
-IMAGES = {
+SAMPLE_FILES = {
     "JPEG": (
         "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxO"
         "UlNSMj5aYVpQYEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09P"
@@ -34,8 +34,8 @@ IMAGES = {
         "XJuwh/JgTyFyv99KTWIoAgAAAA=="
     ),
 }
-"""Format -> a file in base64: 23x17 pixels in JPEG (4:2:0) and in lossy WebP, 9x7 in PNG."""
-HEIC = (
+"""A file in base64 by format: 23x17 pixels in JPEG (4:2:0) and in lossy WebP, 9x7 in PNG."""
+HEIC_FILE = (
     "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAX1tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJp"
     "bG9jAAAAAERAAAEAAQAAAAABoQABAAAAAAAAAJsAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAAB"
     "AAAA/WlwcnAAAADdaXBjbwAAAHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEA"
@@ -45,19 +45,19 @@ HEIC = (
     "GyClUioW7/eElJYO/qLoxvjSDsN77IYTuoMx322rs+CAKWA5NFlgjlYmUYtrVFz1JhUsfm98l4JdLY+ybNkcW+dcSKmsxOPfGptcruPG"
     "w7A8K4C7UE8SDvw8tbfLTVWNKApvTkpww+A="
 )
-"""64x48 pixels, which count only where images of this kind are read: their decoder is an extra package."""
+"""A file of 64x48 pixels, used only where HEIC images are read: their decoder is an extra package."""
 SIDE = 8
-"""Any will do: the digest is of the pixels at full size."""
+"""The size to decode to, in pixels; it does not matter, since the digest covers the full-size pixels."""
 
 
 def decoder_digest(*, reads_heic: bool = False) -> str:
-    """Return 16 hex digits that are equal where the same files give the same pixels. A format that fails counts too."""
-    found = hashlib.blake2b(digest_size=8)
-    images = IMAGES | {"HEIC": HEIC} if reads_heic else IMAGES
-    for name, text in images.items():
+    """Return 16 hex digits that are equal for decoders which give equal pixels, or fail on the same formats."""
+    combined = hashlib.blake2b(digest_size=8)
+    files = SAMPLE_FILES | {"HEIC": HEIC_FILE} if reads_heic else SAMPLE_FILES
+    for name, base64_text in files.items():
         try:
-            digest = decode(base64.b64decode(text), SIDE)[1]
+            digest = decode(base64.b64decode(base64_text), SIDE)[1]
         except ValueError:
             digest = b"cannot be decoded"
-        found.update(name.encode() + b":" + digest + b";")
-    return found.hexdigest()
+        combined.update(name.encode() + b":" + digest + b";")
+    return combined.hexdigest()

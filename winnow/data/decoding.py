@@ -1,8 +1,7 @@
-"""Files to pixels on all cores, in order, with a bounded number of files under way.
+"""Decode files to pixels on all cores, in order, with a bounded number of files in flight.
 
-Worker processes are spawned, not forked (torch and Prefect run threads that do not survive a fork), and import only
-this file and what it imports: numpy and Pillow, not torch. Memory is bounded by the files under way, not by their
-number.
+Worker processes are spawned, not forked (torch and Prefect run threads that do not survive a fork), and import numpy
+and Pillow, not torch. Memory is bounded by the files in flight, not by their total number.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ from numpy.typing import NDArray
 
 from winnow.data.dataset import open_rgb
 from winnow.data.header_limits import MAX_PIXELS
-from winnow.data.preprocessing import AS_SHIPPED, Preprocessing, resize
+from winnow.data.preprocessing import DEFAULT_PREPROCESSING, Preprocessing, resize
 from winnow.errors import DataError
 from winnow.hardware import cores
 
 MAX_FILE_BYTES = 200_000_000
 CHUNK_BYTES = 4_000_000
-MAX_CHUNK = 64
+MAX_CHUNK_IMAGES = 64
 CHUNKS_PER_WORKER = 3
-MAX_CONTENT = 16_000_000
-"""Bytes of files in a chunk, where they come with it from an archive."""
-WORTH_A_PROCESS = 8
-"""Images below which the calling process decodes them itself, and one that hangs is not set aside."""
+MAX_CONTENT_BYTES = 16_000_000
+"""The bytes of file content that a chunk may carry, where files come from an archive."""
+MIN_PARALLEL_IMAGES = 8
+"""With fewer images than this the calling process decodes them itself; a file that hangs it is then not rejected."""
 CHUNK_SECONDS, FILE_SECONDS = 120.0, 60.0
-"""What takes longer hangs."""
+"""Time limits, after which a decoder counts as hanging."""
 MAX_DEATHS = 3
-DIES = "ends the process that decodes it"
+CRASH_REASON = "crashes the process that decodes it"
 
 
 Content = str | bytes | ValueError
-"""A file's path, read where it is decoded; its bytes; or why there are none."""
+"""The path of a file, which the decoder reads; its bytes; or the reason why it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,53 +50,53 @@ class Item:
     """One image of a source."""
 
     name: str
-    """Path inside the source, with /."""
+    """The path inside the source, with /."""
     label: int
-    """-1: none."""
+    """The position of its class; -1 for no label."""
     is_test: bool
-    """Whether the source itself calls it a test image."""
+    """True where the source puts the image into its test set."""
     content: Content
     group: str = ""
-    """What shares a split with others of the same name; "" stands alone."""
+    """The name of the group that shares a split; "" for none."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """What was made of some files. K of them can be used."""
+class DecodedChunk:
+    """The pixels of a chunk of files, of which K can be used."""
 
     kept: list[int]
-    """Positions of the usable ones."""
+    """The positions of the K usable files."""
     pixels_KHWC: NDArray[np.uint8]
     keys_K16: NDArray[np.uint8]
     reasons: dict[int, str]
-    """Position -> what is wrong with a file."""
-    larger_KHWC: NDArray[np.uint8]
-    """The same squares at a second, larger size; (K, 0, 0, 3) where none was asked for."""
+    """The reason why a file cannot be used, by its position."""
+    training_KHWC: NDArray[np.uint8]
+    """The same squares at a second, larger size; (K, 0, 0, 3) without one."""
     sides_K2: NDArray[np.int64]
-    """The short and the long side of the images as they were, pixels."""
+    """The short and the long side of the original images in pixels."""
     clipped: int
-    """Images with gray values above the range of data.bits."""
+    """The number of images with gray values above the range of data.bits."""
     heic: int
-    """Images in HEIC, which an extra package decodes."""
+    """The number of HEIC images, which an extra package decodes."""
 
 
 @dataclass(frozen=True)
-class Decoded(Result):
-    """What was made of some items, in their order."""
+class DecodedItems(DecodedChunk):
+    """The pixels of a chunk of items, in their order."""
 
     items: list[Item]
 
 
 @dataclass(frozen=True)
-class Sides:
-    """Sizes of the squares that are made of an image, pixels."""
+class DecodeSettings:
+    """The settings of a decoder: the sizes of the squares in pixels, preprocessing and limits."""
 
     image: int
     larger: int = 0
-    """A second one, beside the first; 0: none."""
-    preprocessing: Preprocessing = AS_SHIPPED
+    """The size of a second square; 0 for none."""
+    preprocessing: Preprocessing = DEFAULT_PREPROCESSING
     max_pixels: int = MAX_PIXELS
-    """Of an image as it is; one of more is refused before it is decoded."""
+    """The largest original image; a larger one is rejected before it is decoded."""
 
 
 def decode_all(
@@ -105,130 +104,135 @@ def decode_all(
     count: int,
     image_size: int,
     larger: int | None = None,
-    preprocessing: Preprocessing = AS_SHIPPED,
-) -> Generator[Decoded, None, None]:
-    """Decode `count` items, in their order, to one square each, or two. Close the generator to stop early.
+    preprocessing: Preprocessing = DEFAULT_PREPROCESSING,
+) -> Generator[DecodedItems, None, None]:
+    """Decode `count` items in their order, each to one square or two. Close the generator to stop early.
 
-    A file that kills the process that decodes it, or takes longer than FILE_SECONDS, is set aside like one that is
-    damaged. Raises DataError when process after process dies.
+    A file that crashes its decoder, or takes longer than FILE_SECONDS, is rejected like a damaged one. Raises DataError
+    when one process after another dies.
     """
-    sides = Sides(image_size, larger or 0, preprocessing)
+    sides = DecodeSettings(image_size, larger or 0, preprocessing)
     chunks = _chunks(iter(items), chunk_size(count, max(sides.image, sides.larger)))
-    if count < WORTH_A_PROCESS:
+    if count < MIN_PARALLEL_IMAGES:
         for chunk in chunks:
-            yield Decoded(**vars(decode_chunk([item.content for item in chunk], sides)), items=chunk)
+            yield DecodedItems(**vars(decode_chunk([item.content for item in chunk], sides)), items=chunk)
         return
-    crew = [Decoder(sides) for _ in range(cores())]
+    workers = [DecoderProcess(sides) for _ in range(cores())]
     try:
-        under_way: deque[tuple[list[Item], Decoder]] = deque()
-        free = deque(crew)
+        in_flight: deque[tuple[list[Item], DecoderProcess]] = deque()
+        idle = deque(workers)
         for chunk in chunks:
-            worker = free.popleft()
+            worker = idle.popleft()
             worker.give([item.content for item in chunk])
-            under_way.append((chunk, worker))
-            if not free:
-                done, worker = under_way.popleft()
-                yield _taken(done, worker, sides)
-                free.append(worker)
-        while under_way:
-            yield _taken(*under_way.popleft(), sides)
+            in_flight.append((chunk, worker))
+            if not idle:
+                oldest, worker = in_flight.popleft()
+                yield _collect(oldest, worker, sides)
+                idle.append(worker)
+        while in_flight:
+            yield _collect(*in_flight.popleft(), sides)
     finally:
-        for worker in crew:
+        for worker in workers:
             worker.end()
 
 
 def chunk_size(count: int, image_size: int) -> int:
-    """How many images, at most, decode_all gives at a time: of `count`, each `image_size` pixels wide and high."""
-    fair = -(-count // (cores() * CHUNKS_PER_WORKER))
-    return max(1, min(MAX_CHUNK, fair, CHUNK_BYTES // (image_size * image_size * 3)))
+    """Return the largest number of images that decode_all yields at once, for `count` images of this size in pixels."""
+    per_worker = -(-count // (cores() * CHUNKS_PER_WORKER))
+    return max(1, min(MAX_CHUNK_IMAGES, per_worker, CHUNK_BYTES // (image_size * image_size * 3)))
 
 
 def _chunks(stream: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """At most `size` items each, and no more content than MAX_CONTENT beyond the first."""
+    """Yield chunks of at most `size` items, with no more content than MAX_CONTENT beyond the first item."""
     chunk: list[Item] = []
-    held = 0
+    chunk_bytes = 0
     for item in stream:
-        content = len(item.content) if isinstance(item.content, bytes) else 0
-        if chunk and (len(chunk) == size or held + content > MAX_CONTENT):
+        item_bytes = len(item.content) if isinstance(item.content, bytes) else 0
+        if chunk and (len(chunk) == size or chunk_bytes + item_bytes > MAX_CONTENT_BYTES):
             yield chunk
-            chunk, held = [], 0
+            chunk, chunk_bytes = [], 0
         chunk.append(item)
-        held += content
+        chunk_bytes += item_bytes
     if chunk:
         yield chunk
 
 
-def _taken(chunk: list[Item], worker: Decoder, sides: Sides) -> Decoded:
-    """A chunk that is under way; file by file where that goes wrong, so that one of them spoils no other."""
+def _collect(chunk: list[Item], worker: DecoderProcess, sides: DecodeSettings) -> DecodedItems:
+    """Return a worker's result for a chunk. Where the chunk fails, decode it file by file to isolate the fault."""
     result = worker.answer(CHUNK_SECONDS)
     if isinstance(result, str):
-        parts, deaths = [], 0
-        for item in chunk:
-            worker.give([item.content])
-            part = worker.answer(FILE_SECONDS)
-            if isinstance(part, str):
-                deaths += part.startswith(DIES)
-                part = decode_chunk([ValueError(part)], sides)
-            parts.append(part)
-        if deaths == len(chunk) > MAX_DEATHS:
-            raise DataError(
-                "process after process that decodes images died, most likely for want of memory; "
-                "free some, look for enormous images, or run on fewer cores (taskset -c 0 winnow run)"
-            )
-        result = Result(
-            [position for position, part in enumerate(parts) if part.kept],
-            np.concatenate([part.pixels_KHWC for part in parts]),
-            np.concatenate([part.keys_K16 for part in parts]),
-            {position: part.reasons[0] for position, part in enumerate(parts) if part.reasons},
-            np.concatenate([part.larger_KHWC for part in parts]),
-            np.concatenate([part.sides_K2 for part in parts]),
-            sum(part.clipped for part in parts),
-            sum(part.heic for part in parts),
+        result = _decode_one_by_one(chunk, worker, sides)
+    return DecodedItems(**vars(result), items=chunk)
+
+
+def _decode_one_by_one(chunk: list[Item], worker: DecoderProcess, sides: DecodeSettings) -> DecodedChunk:
+    """Decode each file by itself. Raises DataError where all of more than MAX_DEATHS files crash the decoder."""
+    parts, deaths = [], 0
+    for item in chunk:
+        worker.give([item.content])
+        part = worker.answer(FILE_SECONDS)
+        if isinstance(part, str):
+            deaths += part.startswith(CRASH_REASON)
+            part = decode_chunk([ValueError(part)], sides)
+        parts.append(part)
+    if deaths == len(chunk) > MAX_DEATHS:
+        raise DataError(
+            "one image decoding process after another died, most likely for lack of memory; free some, look for "
+            "very large images, or run on fewer cores (taskset -c 0 winnow run)"
         )
-    return Decoded(**vars(result), items=chunk)
+    return DecodedChunk(
+        [position for position, part in enumerate(parts) if part.kept],
+        np.concatenate([part.pixels_KHWC for part in parts]),
+        np.concatenate([part.keys_K16 for part in parts]),
+        {position: part.reasons[0] for position, part in enumerate(parts) if part.reasons},
+        np.concatenate([part.training_KHWC for part in parts]),
+        np.concatenate([part.sides_K2 for part in parts]),
+        sum(part.clipped for part in parts),
+        sum(part.heic for part in parts),
+    )
 
 
-class Decoder:
-    """A process that decodes, with one chunk under way at most; in place of one that ends, the next one stands.
+class DecoderProcess:
+    """A decoding process with at most one chunk in flight; a process that ends is replaced by a new one.
 
-    Not a ProcessPoolExecutor: it waits for ever for a worker that was killed half-way through its answer. Here each
-    pipe has one writer, so its end is seen.
+    Not a ProcessPoolExecutor: that waits for ever for a worker which was killed while sending its result. Here each
+    pipe has one writer, so a dead worker closes its pipe.
     """
 
-    def __init__(self, sides: Sides) -> None:
+    def __init__(self, sides: DecodeSettings) -> None:
         self._sides = sides
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, self._sides), daemon=True)
+        self._pipe, worker_pipe = context.Pipe()
+        self._process = context.Process(target=_run_worker, args=(worker_pipe, self._sides), daemon=True)
         self._process.start()
         self._has_started = False
-        theirs.close()
+        worker_pipe.close()
 
     def give(self, contents: list[Content]) -> None:
-        """Begin with a chunk."""
-        with suppress(OSError):  # a process that is gone is seen when it should answer
+        """Send a chunk to the process."""
+        with suppress(OSError):  # `answer` reports a process that has died
             self._pipe.send(contents)
 
-    def answer(self, seconds: float) -> Result | str:
-        """What came of the chunk, or why nothing did; another process is there then."""
+    def answer(self, seconds: float) -> DecodedChunk | str:
+        """Return the chunk's result, or the reason why there is none; the process has then been replaced."""
         try:
-            self._see_started()
+            self._wait_until_started()
             if self._pipe.poll(seconds):
-                result: Result = self._pipe.recv()
+                result: DecodedChunk = self._pipe.recv()
                 return result
-            why = f"takes longer than {seconds:.0f} s to decode"
+            reason = f"takes longer than {seconds:.0f} s to decode"
         except (EOFError, OSError):
             self._process.join(1)
-            why = f"{DIES} (status {self._process.exitcode})"
+            reason = f"{CRASH_REASON} (status {self._process.exitcode})"
         self.end()
         self._start()
-        return why
+        return reason
 
-    def _see_started(self) -> None:
-        """Raise DataError where the process failed before it could be given anything: no file is to blame."""
+    def _wait_until_started(self) -> None:
+        """Wait for the process. Raises DataError where it failed before it received a file: no file is to blame."""
         if not self._has_started:
             try:
                 self._pipe.recv()
@@ -237,22 +241,22 @@ class Decoder:
                 if (self._process.exitcode or 0) <= 0:  # killed, not failed
                     raise
                 raise DataError(
-                    "a process that decodes images ends as it starts; a script that calls winnow has to be a file, and "
-                    'to do so below if __name__ == "__main__":'
+                    "an image decoding process fails at start; a script that calls winnow must be a file, and "
+                    'call it below if __name__ == "__main__":'
                 ) from error
             self._has_started = True
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self._pipe.close()
         self._process.kill()
         self._process.join()
 
 
-def _work(pipe: Connection, sides: Sides) -> None:
-    """A worker: says that it is there; then chunks in, results out, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a whole group; whoever started this process ends it
-    pipe.send("here")
+def _run_worker(pipe: Connection, sides: DecodeSettings) -> None:
+    """Report readiness, then decode chunks from the pipe until its other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends this one
+    pipe.send("ready")
     while True:
         try:
             pipe.send(decode_chunk(pipe.recv(), sides))
@@ -260,57 +264,57 @@ def _work(pipe: Connection, sides: Sides) -> None:
             return
 
 
-def decode_chunk(contents: list[Content], sides: Sides) -> Result:
-    """What a worker does."""
-    kept: list[int] = []
+def decode_chunk(contents: list[Content], sides: DecodeSettings) -> DecodedChunk:
+    """Decode files in this process: read, check, convert and resize each."""
+    usable: list[int] = []
     pixels: list[NDArray[np.uint8]] = []
     larger: list[NDArray[np.uint8]] = []
-    keys, reasons, short_and_long, clipped, heic = [], {}, [], 0, 0
-    how = sides.preprocessing
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of odd files is said once, as their reason
+    keys, reasons, original_sides, clipped, heic = [], {}, [], 0, 0
+    preprocessing = sides.preprocessing
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # the reason for a rejected file says it already
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+        warnings.simplefilter("ignore")  # Pillow warns of unusual metadata
         for position, content in enumerate(contents):
             try:
                 if isinstance(content, ValueError):
                     raise content
                 data = content if isinstance(content, bytes) else read_file(content)
-                opened = open_rgb(data, how.bits, sides.max_pixels)
+                image = open_rgb(data, preprocessing.bits, sides.max_pixels)
             except ValueError as error:
                 reasons[position] = str(error)
                 continue
-            kept.append(position)
-            keys.append(opened.key)
-            short_and_long.append(sorted(opened.rgb.size))
-            clipped += opened.is_clipped
-            heic += opened.is_heic
-            pixels.append(resize(opened.rgb, sides.image, how.resize))
+            usable.append(position)
+            keys.append(image.key)
+            original_sides.append(sorted(image.rgb.size))
+            clipped += image.is_clipped
+            heic += image.is_heic
+            pixels.append(resize(image.rgb, sides.image, preprocessing.resize))
             if sides.larger:
-                larger.append(resize(opened.rgb, sides.larger, how.resize))
-    return Result(
-        kept,
-        _stacked(pixels, len(kept), sides.image),
+                larger.append(resize(image.rgb, sides.larger, preprocessing.resize))
+    return DecodedChunk(
+        usable,
+        _stack(pixels, len(usable), sides.image),
         np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16),
         reasons,
-        _stacked(larger, len(kept), sides.larger),
-        np.array(short_and_long, dtype=np.int64).reshape(-1, 2),
+        _stack(larger, len(usable), sides.larger),
+        np.array(original_sides, dtype=np.int64).reshape(-1, 2),
         clipped,
         heic,
     )
 
 
-def _stacked(pixels: list[NDArray[np.uint8]], count: int, side: int) -> NDArray[np.uint8]:
+def _stack(pixels: list[NDArray[np.uint8]], count: int, side: int) -> NDArray[np.uint8]:
     return np.stack(pixels) if pixels else np.zeros((count, side, side, 3), dtype=np.uint8)
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of an image file. Raises ValueError for what is no plain file, too large or unreadable."""
+    """Return the bytes of an image file. Raises ValueError where it is not a regular file, too large or unreadable."""
     try:
-        about = Path(path).stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("no plain file")
-        if about.st_size > MAX_FILE_BYTES:
-            raise ValueError(f"{about.st_size:,} bytes are more than {MAX_FILE_BYTES:,}")
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{status.st_size:,} bytes are more than {MAX_FILE_BYTES:,}")
         return Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from error

@@ -1,4 +1,7 @@
-"""Trees of image files, on disk or packed, as winnow.data.folder_layout and winnow.data.sources look at them."""
+"""Trees of image files, on disk or in an archive, behind one interface.
+
+winnow.data.folder_layout finds the classes in such a tree, winnow.data.sources reads its images.
+"""
 
 from __future__ import annotations
 
@@ -9,215 +12,216 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from winnow.data.archives import Member, members
+from winnow.data.archives import Member, iter_members
 from winnow.data.decoding import Content
-from winnow.data.folder_layout import Branch, Layout, Shape
-from winnow.data.special_files import linked_folder
-from winnow.data.split_names import split_of
-from winnow.data.system_files import is_companion, is_passed_over
+from winnow.data.folder_layout import Branch, FolderLevels, Layout
+from winnow.data.special_files import linked_folder_message
+from winnow.data.split_names import parse_split
+from winnow.data.system_files import is_companion_file, is_skipped_folder
 from winnow.errors import DataError
 from winnow.printable import printable
 
-LEVELS = 3
-"""Folders by which the members of an archive are counted: one that wraps the rest, train/, the class."""
+COUNTED_LEVELS = 3
+"""The depth of folders at which members of an archive are counted: one that wraps the rest, train/, the class."""
 
 
 @dataclass(frozen=True)
-class TreeContents:
-    """An image of a tree."""
+class TreeImage:
+    """One image of a tree."""
 
     name: str
-    """Its path, with /, as the tree has it."""
+    """The path inside the tree, with /."""
     branch: Branch | None
-    """None where no layout was asked for."""
+    """The branch that the image lies in; None without a layout."""
     content: Callable[[], Content]
-    """To be called before the next image is asked for."""
+    """Return the content. Call it before asking for the next image."""
 
 
-class Tree(Shape, Protocol):
-    """A tree whose images can be walked again and again, in the same order."""
+class Tree(FolderLevels, Protocol):
+    """A tree whose images can be walked repeatedly, in the same order."""
 
     def count(self, layout: Layout) -> tuple[Mapping[Branch, int], int]:
-        """Images of each branch, and how many other files lie among them."""
+        """Return the number of images of each branch, and the number of other files among them."""
 
-    def images(self, layout: Layout | None = None) -> Iterator[TreeContents]:
-        """The images of a layout's branches, or all of them."""
+    def images(self, layout: Layout | None = None) -> Iterator[TreeImage]:
+        """Yield the images of a layout's branches, or all of them."""
 
-    def unusable(self, layout: Layout | None = None) -> list[tuple[str, str]]:
-        """(name, reason) of images that `images` leaves out."""
+    def unusable_images(self, layout: Layout | None = None) -> list[tuple[str, str]]:
+        """Return (name, reason) of the images that `images` leaves out."""
 
 
 class Folder:
-    """A folder on disk. A link to a folder in place of a class is an error: DVC does not see what changes behind it."""
+    """A folder on disk. A link in place of a class folder is an error: DVC does not see changes behind a link."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.where = root, str(root)
-        self._passed: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
 
-    def tops(self) -> list[str]:
-        """Folders in it. Raises DataError where one is a link."""
+    def top_folders(self) -> list[str]:
+        """Return the folders at the top. Raises DataError where one is a link."""
         return _subfolders(self.root, may_be_classes=True)
 
-    def below(self, top: str) -> list[str]:
-        """Folders in one of them, without links. Raises DataError where a link is in place of a class of a split."""
-        return _subfolders(self.root / top, may_be_classes=split_of(top) is not None)
+    def subfolders(self, top: str) -> list[str]:
+        """Return the folders inside a top folder, without links. Raises DataError for a link in place of a class."""
+        return _subfolders(self.root / top, may_be_classes=parse_split(top) is not None)
 
-    def stray(self, top: str) -> int:
-        """Files directly in it, or in one of its folders, that could be images."""
-        return sum(entry.is_file() and not is_companion(entry.name) for entry in _entries(self.root / top))
+    def count_stray_files(self, top: str) -> int:
+        """Return the number of files directly in a top folder, or in the root (""), that could be images."""
+        return sum(entry.is_file() and not is_companion_file(entry.name) for entry in _entries(self.root / top))
 
     def count(self, layout: Layout) -> tuple[Mapping[Branch, int], int]:
-        """Images of each branch, and how many other files lie among them."""
+        """Return the number of images of each branch, and the number of other files among them."""
         images: Counter[Branch] = Counter()
         others = 0
-        self._passed = Counter()
-        for holder in layout.holders:
-            _count_passed(self.root / holder, (entry.name for entry in _entries(self.root / holder)), self._passed)
+        self._skipped = Counter()
+        for holder in layout.container_folders:
+            _count_skipped(self.root / holder, (entry.name for entry in _entries(self.root / holder)), self._skipped)
         for branch in layout.branches:
-            for _, is_image in files_below(self.root.joinpath(*branch.parts), self._passed):
+            for _, is_image in walk_files(self.root.joinpath(*branch.parts), self._skipped):
                 images[branch] += is_image
                 others += not is_image
         return images, others
 
-    def images(self, layout: Layout | None = None) -> Iterator[TreeContents]:
-        """Sorted inside each folder."""
+    def images(self, layout: Layout | None = None) -> Iterator[TreeImage]:
+        """Yield the images, sorted inside each folder."""
         if not layout:
-            self._passed = Counter()
+            self._skipped = Counter()
         for branch in layout.branches if layout else (None,):
-            folder, passed = (self.root.joinpath(*branch.parts), None) if branch else (self.root, self._passed)
-            for file, is_image in files_below(folder, passed):
+            folder, skipped = (self.root.joinpath(*branch.parts), None) if branch else (self.root, self._skipped)
+            for file, is_image in walk_files(folder, skipped):
                 if is_image:
                     path = str(file)
-                    yield TreeContents(file.relative_to(self.root).as_posix(), branch, lambda path=path: path)  # type: ignore[misc]
+                    yield TreeImage(file.relative_to(self.root).as_posix(), branch, lambda path=path: path)  # type: ignore[misc]
 
-    def passed_over(self) -> Counter[str]:
-        """Hidden and system folders, with the files in them, as `count` or `images` saw them last."""
-        return self._passed
+    def skipped_folders(self) -> Counter[str]:
+        """Return the number of files by hidden or system folder, as of the last `count` or `images`."""
+        return self._skipped
 
-    def unusable(self, layout: Layout | None = None) -> list[tuple[str, str]]:
-        """None: what cannot be read is seen when it is."""
+    def unusable_images(self, layout: Layout | None = None) -> list[tuple[str, str]]:
+        """Return an empty list: a file that cannot be read is rejected when it is decoded."""
         return []
 
 
 class Archive:
-    """A zip or tar; one folder that holds all the others is passed over. It is read once here, for what is in it."""
+    """A zip or tar, listed once on creation. A single folder that wraps all others is ignored."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.where = path, str(path)
         self._unusable: list[tuple[tuple[str, ...], str]] = []
         images: Counter[tuple[str, ...]] = Counter()
         others: Counter[tuple[str, ...]] = Counter()
-        self._passed: Counter[str] = Counter()
-        for member in members(path):
+        self._skipped: Counter[str] = Counter()
+        for member in iter_members(path):
             if hidden := _hidden_folder(member):
-                self._passed[hidden] += 1
+                self._skipped[hidden] += 1
             elif member.parts:
-                found = others if is_companion(member.parts[-1]) else images
-                found[member.parts[:-1][:LEVELS]] += 1
-                if member.problem and found is images:
+                counts = others if is_companion_file(member.parts[-1]) else images
+                counts[member.parts[:-1][:COUNTED_LEVELS]] += 1
+                if member.problem and counts is images:
                     self._unusable.append((member.parts, member.problem))
-        tops = {folders[:1] for folders in images}
-        is_wrapped = len(tops) == 1 and any(len(folders) > 1 for folders in images)
-        self._wrapping = (
-            tops.pop() if is_wrapped else ()
-        )  # one class makes no data set: it is the folder that was packed
-        self._images, self._others = self._inner(images), self._inner(others)
+        top_folders = {folders[:1] for folders in images}
+        # A data set has two classes at least, so a single top folder is the one that was packed.
+        is_wrapped = len(top_folders) == 1 and any(len(folders) > 1 for folders in images)
+        self._wrapping = top_folders.pop() if is_wrapped else ()
+        self._images, self._others = self._unwrap_counts(images), self._unwrap_counts(others)
 
-    def tops(self) -> list[str]:
-        """Folders at the top that hold images."""
+    def top_folders(self) -> list[str]:
+        """Return the folders at the top that hold images."""
         return sorted({folders[0] for folders in self._images if folders})
 
-    def below(self, top: str) -> list[str]:
-        """Folders in one of them that hold images."""
-        return sorted({at[1] for at in self._images if at[:1] == (top,) and len(at) > 1})
+    def subfolders(self, top: str) -> list[str]:
+        """Return the folders inside a top folder that hold images."""
+        return sorted({folders[1] for folders in self._images if folders[:1] == (top,) and len(folders) > 1})
 
-    def stray(self, top: str) -> int:
-        """Images directly at the top, or in one of its folders."""
+    def count_stray_files(self, top: str) -> int:
+        """Return the number of images directly in a top folder, or in the root ("")."""
         return self._images[(top,) if top else ()]
 
     def count(self, layout: Layout) -> tuple[Mapping[Branch, int], int]:
-        """Images of each branch, and how many other files lie among them."""
-        counts: list[Counter[Branch]] = []
-        for found in (self._images, self._others):
-            counted: Counter[Branch] = Counter()
-            for folders, count in found.items():
-                if branch := layout.branch_of(folders):
-                    counted[branch] += count
-            counts.append(counted)
-        return counts[0], counts[1].total()
+        """Return the number of images of each branch, and the number of other files among them."""
+        images, others = (_count_by_branch(counts, layout) for counts in (self._images, self._others))
+        return images, others.total()
 
-    def images(self, layout: Layout | None = None) -> Iterator[TreeContents]:
-        """In the archive's own order."""
-        for member in members(self.path):
-            if not member.parts or _hidden_folder(member) or is_companion(member.parts[-1]) or member.problem:
+    def images(self, layout: Layout | None = None) -> Iterator[TreeImage]:
+        """Yield the images in the archive's own order."""
+        for member in iter_members(self.path):
+            if not member.parts or _hidden_folder(member) or is_companion_file(member.parts[-1]) or member.problem:
                 continue
-            branch = layout.branch_of(self._unwrapped(member.parts[:-1])) if layout else None
+            branch = layout.branch_of(self._unwrap(member.parts[:-1])) if layout else None
             if branch or not layout:
-                yield TreeContents("/".join(member.parts), branch, lambda member=member: _content(member))  # type: ignore[misc]
+                yield TreeImage("/".join(member.parts), branch, lambda member=member: _read_member(member))  # type: ignore[misc]
 
-    def passed_over(self) -> Counter[str]:
-        """Hidden and system folders, with the files in them."""
-        return self._passed
+    def skipped_folders(self) -> Counter[str]:
+        """Return the number of files by hidden or system folder."""
+        return self._skipped
 
-    def unusable(self, layout: Layout | None = None) -> list[tuple[str, str]]:
-        """Members that are links, encrypted, too large, or whose names lead out."""
+    def unusable_images(self, layout: Layout | None = None) -> list[tuple[str, str]]:
+        """Return the members that are links, encrypted, too large, or point outside the archive."""
         return [
             ("/".join(parts), problem)
             for parts, problem in self._unusable
-            if not layout or layout.branch_of(self._unwrapped(parts[:-1]))
+            if not layout or layout.branch_of(self._unwrap(parts[:-1]))
         ]
 
-    def _inner(self, found: Counter[tuple[str, ...]]) -> Counter[tuple[str, ...]]:
-        """Counts by the folders inside the one that wraps them."""
-        inner: Counter[tuple[str, ...]] = Counter()
-        for folders, count in found.items():
-            inner[self._unwrapped(folders)] += count
-        return inner
+    def _unwrap_counts(self, counts: Counter[tuple[str, ...]]) -> Counter[tuple[str, ...]]:
+        """Return the counts by folders without the one that wraps them."""
+        unwrapped: Counter[tuple[str, ...]] = Counter()
+        for folders, count in counts.items():
+            unwrapped[self._unwrap(folders)] += count
+        return unwrapped
 
-    def _unwrapped(self, folders: tuple[str, ...]) -> tuple[str, ...]:
+    def _unwrap(self, folders: tuple[str, ...]) -> tuple[str, ...]:
         return folders[len(self._wrapping) :]
 
 
+def _count_by_branch(counts: Counter[tuple[str, ...]], layout: Layout) -> Counter[Branch]:
+    by_branch: Counter[Branch] = Counter()
+    for folders, count in counts.items():
+        if branch := layout.branch_of(folders):
+            by_branch[branch] += count
+    return by_branch
+
+
 def _hidden_folder(member: Member) -> str:
-    """Return the hidden or system folder that a member lies in; a name that leads out is not hidden, but told."""
-    return next((part for part in member.parts[:-1] if is_passed_over(part) and part != ".."), "")
+    """Return the hidden or system folder that a member lies in, or ""; `..` is not hidden but an error of its own."""
+    return next((part for part in member.parts[:-1] if is_skipped_folder(part) and part != ".."), "")
 
 
-def _content(member: Member) -> Content:
+def _read_member(member: Member) -> Content:
     try:
         return member.read()
     except ValueError as error:
         return error
 
 
-def files_below(
-    folder: Path, passed: Counter[str] | None = None, unreadable: list[OSError] | None = None
+def walk_files(
+    folder: Path, skipped: Counter[str] | None = None, unreadable: list[OSError] | None = None
 ) -> Iterator[tuple[Path, bool]]:
-    """All files below a folder, sorted inside each folder, and whether each should be an image.
+    """Yield (file, is it expected to be an image) for all files below a folder, sorted inside each folder.
 
-    Hidden and system folders are passed over; `passed` counts the files in them. A folder that cannot be read goes to
-    `unreadable`; without such a list it raises DataError.
+    Hidden and system folders are skipped; `skipped` counts the files in them. A folder that cannot be read is added to
+    `unreadable`. Raises DataError for it where that list is missing.
     """
 
-    def stop(error: OSError) -> None:
+    def handle_error(error: OSError) -> None:
         if unreadable is not None:
             unreadable.append(error)
             return
         raise DataError(f"{printable(str(error.filename))}: cannot be read ({error.strerror})")
 
-    for place, folders, names in os.walk(folder, onerror=stop):
-        if passed is not None:
-            _count_passed(Path(place), folders, passed)
-        folders[:] = sorted(name for name in folders if not is_passed_over(name))
+    for parent, folders, names in os.walk(folder, onerror=handle_error):
+        if skipped is not None:
+            _count_skipped(Path(parent), folders, skipped)
+        folders[:] = sorted(name for name in folders if not is_skipped_folder(name))
         for name in sorted(names):
-            yield Path(place, name), not is_companion(name)
+            yield Path(parent, name), not is_companion_file(name)
 
 
-def _count_passed(place: Path, names: Iterable[str], passed: Counter[str]) -> None:
-    """Count the files in the folders among `names` that are passed over; one that cannot be read counts none."""
+def _count_skipped(parent: Path, names: Iterable[str], skipped: Counter[str]) -> None:
+    """Count the files in hidden and system folders among `names`; a folder that cannot be read counts none."""
     for name in names:
-        if is_passed_over(name) and (files := sum(len(files) for _, _, files in os.walk(place / name))):
-            passed[name] += files
+        if is_skipped_folder(name) and (files := sum(len(files) for _, _, files in os.walk(parent / name))):
+            skipped[name] += files
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -229,10 +233,10 @@ def _entries(folder: Path) -> list[Path]:
 
 def _subfolders(folder: Path, *, may_be_classes: bool) -> list[str]:
     try:
-        folders = [entry for entry in _entries(folder) if entry.is_dir() and not is_passed_over(entry.name)]
-    except OSError as error:  # it may be listed, and not entered
+        folders = [entry for entry in _entries(folder) if entry.is_dir() and not is_skipped_folder(entry.name)]
+    except OSError as error:  # a folder may be listable but not enterable
         raise DataError(f"{printable(str(folder))}: cannot be read ({error.strerror})") from error
     linked = [entry for entry in folders if entry.is_symlink()]
     if linked and may_be_classes:
-        raise DataError(linked_folder(linked[0]))
+        raise DataError(linked_folder_message(linked[0]))
     return [entry.name for entry in folders if entry not in linked]

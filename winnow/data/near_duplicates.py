@@ -1,9 +1,9 @@
-"""Held-out images that almost equal a training image: re-encoded, brightened a little, the next frame of a burst.
+"""Find held-out images that almost equal a training image: re-encoded, slightly brightened, the next frame of a burst.
 
 Two images are near-duplicates when their difference hashes (which of two neighbouring cells is brighter, in an 8 x 8
-grid, across and down: 128 bits) differ in few bits and their 8 x 8 thumbnails by few levels. N. Krawetz, "Kind of Like
-That", 2013, describes the hash. That, packed, is an image's signature: SIGNATURE bytes. Signatures
-are read from a file, and training images stream by, so memory does not grow with their number.
+grid, across and down: 128 bits) differ in few bits and their 8 x 8 thumbnails in few gray levels. N. Krawetz, "Kind of
+Like That", 2013, describes the hash. Hash and thumbnail together are an image's signature of SIGNATURE bytes.
+Signatures are read from a file, training images in chunks, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -17,32 +17,33 @@ from numpy.typing import NDArray
 
 CELLS = 8
 BITS = 2 * CELLS * CELLS
-SIGNATURE = BITS // 8 + CELLS * CELLS
-"""Bytes."""
+SIGNATURE_BYTES = BITS // 8 + CELLS * CELLS
+"""The size of a signature in bytes."""
 MAX_BITS = 16
-"""Of 128; unrelated photographs differ in about half of them, by chance in 35, but two objects of one shape before one
-background in as few as 20. Measured on crops of coins, looked at by eye: of the pairs within 16 bits and 12 levels 48
-of 51 showed one coin twice; from 17 to 24 bits fewer than half did (docs/decisions/0030)."""
+"""The most differing bits, of 128. Unrelated photographs differ in about half, by chance in 35; two objects of one
+shape on one background in as few as 20. Measured on crops of coins, judged by eye: of the pairs within 16 bits and 12
+levels 48 of 51 showed one coin twice; from 17 to 24 bits fewer than half did (docs/decisions/0030)."""
 MAX_LEVELS = 12.0
-"""Mean difference of the thumbnails' gray levels."""
+"""The largest mean difference of the thumbnails' gray levels."""
 MAX_HELD_OUT = 4_000
-"""So many held-out images are looked at, evenly spread: each is compared with all training images, and with more of
-them ingest would take longer for an image the more there are."""
+"""The most held-out images to check, evenly spread. Each is compared with all training images, so without a limit the
+time per image would grow with the data set."""
 CHUNK = 2048
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """What was found among the held-out images that were looked at."""
+    """The near-duplicates among the held-out images."""
 
-    looked_at: int
+    checked: int
+    """The number of held-out images that were checked."""
     pairs: tuple[tuple[int, int], ...]
-    """(held-out image, the training image that is most like it), positions in the data set; the most alike first."""
+    """(held-out image, most similar training image) as positions in the data set, the most similar pair first."""
 
 
-def signatures(images_NHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Signatures of images of any size, uint8 (N, SIGNATURE): the hash's bits, then the thumbnail."""
+def compute_signatures(images_NHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the signatures of images of any size, uint8 (N, SIGNATURE): the hash's bits, then the thumbnail."""
     gray_NHW = images_NHWC @ LUMA
     while gray_NHW.shape[1] < 2 * CELLS + 2:
         gray_NHW = gray_NHW.repeat(2, axis=1).repeat(2, axis=2)
@@ -50,48 +51,50 @@ def signatures(images_NHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
     sums_N99 = np.add.reduceat(np.add.reduceat(gray_NHW, edges[:-1], axis=1), edges[:-1], axis=2)
     sizes_9 = np.diff(edges).astype(np.float32)
     cells_N99 = sums_N99 / (sizes_9[:, None] * sizes_9[None])
-    here = cells_N99[:, :CELLS, :CELLS]
-    across, down = cells_N99[:, :CELLS, 1:] > here, cells_N99[:, 1:, :CELLS] > here
+    thumbs_N88 = cells_N99[:, :CELLS, :CELLS]
+    across, down = cells_N99[:, :CELLS, 1:] > thumbs_N88, cells_N99[:, 1:, :CELLS] > thumbs_N88
     bits_NB = np.concatenate([across.reshape(-1, CELLS * CELLS), down.reshape(-1, CELLS * CELLS)], axis=1)
-    return np.concatenate([np.packbits(bits_NB, axis=1), here.reshape(-1, CELLS * CELLS).astype(np.uint8)], axis=1)
+    thumbs_NC = thumbs_N88.reshape(-1, CELLS * CELLS).astype(np.uint8)
+    return np.concatenate([np.packbits(bits_NB, axis=1), thumbs_NC], axis=1)
 
 
-def find(file: IO[bytes], held_out: NDArray[np.int64], training: NDArray[np.int64]) -> NearDuplicates:
-    """Near-duplicates of the held-out images among the training images; each held-out image is in one pair at most.
+def find_near_duplicates(file: IO[bytes], held_out: NDArray[np.int64], training: NDArray[np.int64]) -> NearDuplicates:
+    """Find near-duplicates of held-out images among training images; each held-out image is in one pair at most.
 
-    `file` holds the signatures of all images, one after the other; positions are sorted.
+    `file` holds the signatures of all images in order; `held_out` and `training` are sorted positions.
     """
     if len(held_out) > MAX_HELD_OUT:
         held_out = held_out[np.linspace(0, len(held_out) - 1, MAX_HELD_OUT).astype(np.int64)]
     best_H = np.full(len(held_out), MAX_BITS + 1, dtype=np.int64)
     match_H = np.full(len(held_out), -1, dtype=np.int64)
-    looked_at = list(_chunks(file, held_out))
-    for seen, bits_TB, thumbs_TC in _chunks(file, training):
-        at = 0
-        for held, bits_HB, thumbs_HC in looked_at:
+    held_out_chunks = list(_read_chunks(file, held_out))
+    for training_T, bits_TB, thumbs_TC in _read_chunks(file, training):
+        offset = 0
+        for held_out_H, bits_HB, thumbs_HC in held_out_chunks:
+            count = len(held_out_H)
             differing_HT = (BITS - bits_HB @ bits_TB.T) / 2
             nearest_H = differing_HT.argmin(axis=1)
-            bits_H = differing_HT[np.arange(len(held)), nearest_H]
+            bits_H = differing_HT[np.arange(count), nearest_H]
             levels_H = np.abs(thumbs_HC - thumbs_TC[nearest_H]).mean(axis=1)
-            better = np.flatnonzero((bits_H < best_H[at : at + len(held)]) & (levels_H <= MAX_LEVELS))
-            best_H[at + better], match_H[at + better] = bits_H[better], seen[nearest_H[better]]
-            at += len(held)
-    found = np.flatnonzero(match_H >= 0)
-    found = found[np.argsort(best_H[found], kind="stable")]
-    return NearDuplicates(len(held_out), tuple((int(held_out[at]), int(match_H[at])) for at in found))
+            better = np.flatnonzero((bits_H < best_H[offset : offset + count]) & (levels_H <= MAX_LEVELS))
+            best_H[offset + better], match_H[offset + better] = bits_H[better], training_T[nearest_H[better]]
+            offset += count
+    matched = np.flatnonzero(match_H >= 0)
+    matched = matched[np.argsort(best_H[matched], kind="stable")]
+    return NearDuplicates(len(held_out), tuple((int(held_out[index]), int(match_H[index])) for index in matched))
 
 
-def _chunks(
-    file: IO[bytes], wanted: NDArray[np.int64]
+def _read_chunks(
+    file: IO[bytes], positions: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]]:
-    """Positions, bits as -1 and 1, and thumbnails of the wanted images, CHUNK of them in the file at a time."""
+    """Yield positions, bits as -1 and 1, and thumbnails of the images at `positions`, from CHUNK images at a time."""
     file.seek(0)
-    at = 0
-    while block := file.read(CHUNK * SIGNATURE):
-        rows = np.frombuffer(block, dtype=np.uint8).reshape(-1, SIGNATURE)
-        start, end = np.searchsorted(wanted, (at, at + len(rows)))
-        at += len(rows)
+    first = 0
+    while block := file.read(CHUNK * SIGNATURE_BYTES):
+        rows = np.frombuffer(block, dtype=np.uint8).reshape(-1, SIGNATURE_BYTES)
+        start, end = np.searchsorted(positions, (first, first + len(rows)))
         if start < end:
-            chosen = rows[wanted[start:end] - (at - len(rows))]
-            bits_NB = np.unpackbits(chosen[:, : BITS // 8], axis=1).astype(np.float32) * 2 - 1
-            yield wanted[start:end], bits_NB, chosen[:, BITS // 8 :].astype(np.float32)
+            signatures_N = rows[positions[start:end] - first]
+            bits_NB = np.unpackbits(signatures_N[:, : BITS // 8], axis=1).astype(np.float32) * 2 - 1
+            yield positions[start:end], bits_NB, signatures_N[:, BITS // 8 :].astype(np.float32)
+        first += len(rows)

@@ -1,12 +1,12 @@
-"""How an upright image becomes a square of 8-bit pixels: the same in ingest, predict, serve and the exported example.
+"""Turn an upright image into a square of 8-bit pixels, in ingest, predict, serve and the exported example alike.
 
     crop       the short side is resized to S, the centre square is cut out
-    pad        the long side is resized to S, what is missing is black
+    pad        the long side is resized to S, the rest is black
     stretch    both sides are resized to S
 
-Gray images of 16 bits hold what a sensor gave: often 10, 12 or 14 bits. `bits` says how many count, so that 2^bits - 1
-is white; what is above is white, too. It is taken from the images (data.bits: auto) or from params.yaml, once for all
-of them, and the model's card holds it.
+16-bit gray images often hold a sensor's 10, 12 or 14 bits. `bits` is the number in use: 2^bits - 1 and above is white.
+It is estimated from the images (data.bits: auto) or set in params.yaml, once for the data set, and stored in the
+model's card.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ POLICIES = {
     "pad": "EXIF orientation, RGB, long side to S (bilinear, antialiased), black bars to S x S",
     "stretch": "EXIF orientation, RGB, stretched to S x S (bilinear, antialiased)",
 }
-"""What each way does, S being the side in pixels."""
+"""A description of each way to resize; S stands for the side in pixels."""
 ALL_BITS = 16
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an image goes through besides decoding."""
+    """The way to resize, and the bits in use of 16-bit gray."""
 
     resize: str = "crop"
     bits: int = ALL_BITS
 
     @classmethod
     def of(cls, card: Mapping[str, Any]) -> Preprocessing:
-        """Return what a card or a stored data set says; earlier versions, which say nothing, cropped."""
+        """Return the preprocessing of a card or a stored data set; those of earlier versions name none and cropped."""
         return cls(card.get("resize", "crop"), card.get("bits", ALL_BITS))
 
     @property
     def policy(self) -> str:
-        """In words, S being the side in pixels."""
+        """Return a description; S stands for the side in pixels."""
         gray = "" if self.bits == ALL_BITS else f"; gray of 16 bits: {2**self.bits - 1} is white"
         return POLICIES[self.resize] + gray
 
 
-AS_SHIPPED = Preprocessing()
-"""The centre crop, and all bits."""
+DEFAULT_PREPROCESSING = Preprocessing()
+"""The default: centre crop, all bits."""
 
 
-def resize(rgb: Image.Image, image_size: int, how: str = "crop") -> NDArray[np.uint8]:
-    """Return an upright RGB image as uint8 (S, S, 3)."""
-    if how == "pad":
-        return np.asarray(_padded(rgb, image_size), dtype=np.uint8)
+def resize(rgb: Image.Image, image_size: int, policy: str = "crop") -> NDArray[np.uint8]:
+    """Resize an upright RGB image to uint8 (S, S, 3). `policy`: crop, pad or stretch."""
+    if policy == "pad":
+        return np.asarray(_pad(rgb, image_size), dtype=np.uint8)
     if rgb.size != (image_size, image_size):
         box = (0.0, 0.0, float(rgb.width), float(rgb.height))
-        if how == "crop":
+        if policy == "crop":
             short = min(rgb.size)
             left, top = (rgb.width - short) / 2, (rgb.height - short) / 2
             box = (left, top, left + short, top + short)
@@ -65,7 +65,7 @@ def resize(rgb: Image.Image, image_size: int, how: str = "crop") -> NDArray[np.u
     return np.asarray(rgb, dtype=np.uint8)
 
 
-def _padded(rgb: Image.Image, side: int) -> Image.Image:
+def _pad(rgb: Image.Image, side: int) -> Image.Image:
     longest = max(rgb.size)
     width, height = (max(1, round(length * side / longest)) for length in rgb.size)
     square = Image.new("RGB", (side, side))
@@ -74,5 +74,5 @@ def _padded(rgb: Image.Image, side: int) -> Image.Image:
 
 
 def to_8_bits(gray_HW: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
-    """Return gray of which 2^bits - 1 is white with 8 bits; what is above is white."""
+    """Scale gray values to 8 bits; 2^bits - 1 and above is white."""
     return (gray_HW >> max(0, bits - 8)).clip(0, 255).astype(np.uint8)

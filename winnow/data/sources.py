@@ -1,9 +1,9 @@
-"""Where images come from: the sample's archive, a person's folder or archive, the official CIFAR-10.
+"""Open a source of images: the sample's archive, the user's folder or archive, or the official CIFAR-10.
 
-A source is a list of classes and a stream of items in an order that depends on names alone (in an archive: its own). It
-never holds more than a few files: the stream is walked twice, once to count. Which folders are classes says
-winnow.data.folder_layout; a table of labels (winnow.data.label_table) does without them. Links to folders are not
-followed; in place of a class folder they are an error.
+A source is a list of classes and a stream of items in an order that depends on names alone (in an archive, on its own
+order). It never holds more than a few files: the stream is walked twice, once to count. winnow.data.folder_layout
+finds the class folders; a table of labels (winnow.data.label_table) needs none. Links to folders are not followed; in
+place of a class folder they are an error.
 """
 
 from __future__ import annotations
@@ -22,33 +22,42 @@ from PIL import Image
 
 from winnow.config import Data
 from winnow.config.data import archive_title
-from winnow.config.section import NOTHING
-from winnow.data.archives import members
+from winnow.config.section import NO_FILE
+from winnow.data.archives import iter_members
 from winnow.data.decoding import Item
 from winnow.data.file_tree import Archive, Folder, Tree
-from winnow.data.folder_layout import LAYOUT, classes_of, layout_of, passed_over_remarks, remarks
+from winnow.data.folder_layout import (
+    EXPECTED_LAYOUT,
+    detect_layout,
+    layout_warnings,
+    list_classes,
+    normalize_unicode,
+    skipped_folder_warnings,
+)
 from winnow.data.image_tables import read_image_table
-from winnow.data.label_table import Labels, key_of, read_labels
+from winnow.data.label_table import LabelTable, read_labels
 from winnow.errors import DataError
 from winnow.printable import printable
 
 
 @dataclass(frozen=True)
 class Source:
-    """Classes, sorted, and the items in a fixed order."""
+    """The classes, sorted, and the items of a data set in a fixed order."""
 
     title: str
     classes: tuple[str, ...]
     count: int
+    """The number of items."""
     items: Callable[[], Iterator[Item]]
     ignored: int = 0
+    """The number of files that are no images."""
     warnings: tuple[str, ...] = ()
     missing: tuple[tuple[str, str], ...] = ()
-    """(file, reason) of what is not among the items and should be."""
+    """(file, reason) of the images that should be among the items but are not."""
 
 
 def open_source(data: Data, scratch: Path) -> Source:
-    """The source that params.yaml names. Raises DataError when it holds no images or fewer than two classes."""
+    """Open the source that params.yaml names. Raises DataError where it has no images or fewer than two classes."""
     if data.source == "cifar10":
         return _open_cifar10(scratch / "downloads")
     path = Path(data.path)
@@ -57,27 +66,28 @@ def open_source(data: Data, scratch: Path) -> Source:
     if data.source == "sample":
         return open_sample(path)
     if data.source == "folder" and not path.is_dir():
-        raise DataError(f"data.path: {path} is no folder; {LAYOUT.format(path, data.unlabelled)}")
+        raise DataError(f"data.path: {path} is not a folder; {EXPECTED_LAYOUT.format(path, data.unlabelled)}")
     title = data.title
-    if data.labels == NOTHING:
-        return _grouped(open_tree(_tree(data, path), title, data.unlabelled), data.group_by)
+    if data.labels == NO_FILE:
+        return _with_groups(open_tree(_open_files(data, path), title, data.unlabelled), data.group_by)
     table = read_image_table(Path(data.labels))
     labels = table or read_labels(Path(data.labels), path)
     if data.group_by == "table" and not labels.has_groups:
-        raise DataError(f"data.group_by is table, but {labels.file} names no group in a column of that name")
+        raise DataError(f"data.group_by is table, but {labels.file} names no groups in a column `group`")
     if table:
-        told = f"the images are those in {table.file.name}; {path} is not looked at"
-        return _grouped(Source(title, table.classes, len(table.labels), table.items, warnings=(told,)), data.group_by)
-    assert isinstance(labels, Labels)
-    return _grouped(open_labelled(_tree(data, path), title, labels), data.group_by)
+        warning = f"the images in {table.file.name} are used; {path} is ignored"
+        source = Source(title, table.classes, len(table.labels), table.items, warnings=(warning,))
+        return _with_groups(source, data.group_by)
+    assert isinstance(labels, LabelTable)
+    return _with_groups(open_labelled(_open_files(data, path), title, labels), data.group_by)
 
 
-def _tree(data: Data, path: Path) -> Tree:
+def _open_files(data: Data, path: Path) -> Tree:
     return Archive(path) if data.source == "archive" else Folder(path)
 
 
-def _grouped(source: Source, group_by: str) -> Source:
-    """The same source, whose items name the group that data.group_by puts them into."""
+def _with_groups(source: Source, group_by: str) -> Source:
+    """Return the source with the group that data.group_by gives each item."""
     if group_by in ("none", "table"):
         return source
     expression = None if group_by == "folder" else re.compile(group_by)
@@ -85,8 +95,8 @@ def _grouped(source: Source, group_by: str) -> Source:
     def group_of(item: Item) -> str:
         if expression is None:
             return item.name.rpartition("/")[0]
-        found = expression.search(item.name)
-        return (found[1] or "") if found else ""
+        match = expression.search(item.name)
+        return (match[1] or "") if match else ""
 
     def items() -> Iterator[Item]:
         for item in source.items():
@@ -96,21 +106,21 @@ def _grouped(source: Source, group_by: str) -> Source:
 
 
 def open_sample(path: Path) -> Source:
-    """A tar of train/<class>/<file> and test/<class>/<file> and nothing else."""
+    """Open a tar that holds train/<class>/<file> and test/<class>/<file> only."""
     files: Counter[tuple[str, str]] = Counter()
-    for member in members(path):
+    for member in iter_members(path):
         if member.problem or len(member.parts) != 3 or member.parts[0] not in ("train", "test"):
-            raise DataError(f"{path}: {'/'.join(member.parts)!r} is no plain file train/<class>/<file> or test/...")
+            raise DataError(f"{path}: {'/'.join(member.parts)!r} is not a file train/<class>/<file> or test/...")
         files[member.parts[0], member.parts[1]] += 1
     classes = tuple(sorted({folder for part, folder in files if part == "train"}))
-    if strangers := sorted({folder for _, folder in files} - set(classes)):
-        raise DataError(f"{path}: test/ has classes that train/ lacks: {', '.join(strangers)}")
+    if test_only := sorted({folder for _, folder in files} - set(classes)):
+        raise DataError(f"{path}: test/ has classes that train/ lacks: {', '.join(test_only)}")
     if len(classes) < 2:
         raise DataError(f"{path}: images of {len(classes)} classes in train/, a classifier needs two")
     numbers = {name: label for label, name in enumerate(classes)}
 
     def items() -> Iterator[Item]:
-        for member in members(path):
+        for member in iter_members(path):
             part, name, _ = member.parts
             yield Item("/".join(member.parts), numbers[name], part == "test", member.read())
 
@@ -118,55 +128,55 @@ def open_sample(path: Path) -> Source:
 
 
 def open_tree(tree: Tree, title: str, unlabelled: str = "unlabelled") -> Source:
-    """Class folders, or train/ and test/ of class folders, and perhaps a folder of unlabelled images."""
-    layout = layout_of(tree, unlabelled)
+    """Open class folders, or train/ and test/ of class folders, with an optional folder of unlabelled images."""
+    layout = detect_layout(tree, unlabelled)
     images, ignored = tree.count(layout)
-    classes = classes_of(tree, layout, images, unlabelled)
+    classes = list_classes(tree, layout, images, unlabelled)
     numbers: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
 
     def items() -> Iterator[Item]:
-        for found in tree.images(layout):
-            branch = found.branch
+        for image in tree.images(layout):
+            branch = image.branch
             assert branch is not None
-            yield Item(printable(found.name), numbers.get(branch.name, -1), branch.is_test, found.content())
+            yield Item(printable(image.name), numbers.get(branch.name, -1), branch.is_test, image.content())
 
-    missing = _printable(tree.unusable(layout))
+    missing = _printable(tree.unusable_images(layout))
     count = sum(images.values()) - len(missing)
-    named, told = tuple(map(printable, classes)), remarks(tree, layout, classes)
-    return Source(title, named, count, items, ignored, told, missing)
+    warnings = layout_warnings(tree, layout, classes)
+    return Source(title, tuple(map(printable, classes)), count, items, ignored, warnings, missing)
 
 
-def open_labelled(tree: Tree, title: str, labels: Labels) -> Source:
-    """The images anywhere in a tree, with the labels of a table; what it does not name has none."""
-    count = named = 0
-    for found in tree.images():
-        count, named = count + 1, named + (key_of(found.name) in labels.rows)
-    if not named:
+def open_labelled(tree: Tree, title: str, labels: LabelTable) -> Source:
+    """Open the images anywhere in a tree with the labels of a table; images without a row have no label."""
+    count = listed = 0
+    for image in tree.images():
+        count, listed = count + 1, listed + (normalize_unicode(image.name) in labels.rows)
+    if not listed:
         raise DataError(
-            f"{labels.file} names none of the {count} images in {tree.where}: its paths are to be relative to that; "
+            f"{labels.file} lists none of the {count} images in {tree.where}: its paths must be relative to that; "
             f"the first are {', '.join(list(labels.rows)[:3])}"
         )
-    unusable = tree.unusable()
-    lost: set[str] = set()
-    if named < len(labels.rows):
-        lost = (
+    unusable = tree.unusable_images()
+    absent: set[str] = set()
+    if listed < len(labels.rows):
+        absent = (
             labels.rows.keys()
-            - {key_of(found.name) for found in tree.images()}
-            - {key_of(name) for name, _ in unusable}
+            - {normalize_unicode(image.name) for image in tree.images()}
+            - {normalize_unicode(name) for name, _ in unusable}
         )
 
     def items() -> Iterator[Item]:
-        for found in tree.images():
-            label, is_test, group = labels.rows.get(key_of(found.name), (-1, False, ""))
-            yield Item(printable(found.name), label, is_test, found.content(), group)
+        for image in tree.images():
+            label, is_test, group = labels.rows.get(normalize_unicode(image.name), (-1, False, ""))
+            yield Item(printable(image.name), label, is_test, image.content(), group)
 
-    table, told = labels.file.name, passed_over_remarks(tree)
-    if labels.doubled:
-        told.append(f"{len(labels.doubled)} paths stand twice in {table}, the first: {labels.doubled[0]}")
-    if bare := count - named:
-        told.append(f"{bare} images are not in {table} and are used without a label")
-    missing = [*unusable, *((name, f"in {table}, but not there") for name in sorted(lost))]
-    return Source(title, labels.classes, count, items, warnings=tuple(told), missing=_printable(missing))
+    table, warnings = labels.file.name, skipped_folder_warnings(tree)
+    if labels.repeated:
+        warnings.append(f"{len(labels.repeated)} paths have several rows in {table}, the first: {labels.repeated[0]}")
+    if unlisted := count - listed:
+        warnings.append(f"{unlisted} images are not in {table} and are used without a label")
+    missing = [*unusable, *((name, f"listed in {table}, but missing") for name in sorted(absent))]
+    return Source(title, labels.classes, count, items, warnings=tuple(warnings), missing=_printable(missing))
 
 
 def _printable(rows: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -178,23 +188,26 @@ def _open_cifar10(downloads: Path) -> Source:
 
     downloads.mkdir(parents=True, exist_ok=True)
     try:
-        parts = [CIFAR10(str(downloads), train=train, download=True) for train in (True, False)]
+        splits = [CIFAR10(str(downloads), train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         raise DataError(
-            f"CIFAR-10 could not be downloaded ({error}). Fetch {CIFAR10.filename} (md5 {CIFAR10.tgz_md5}) from "
+            f"CIFAR-10 could not be downloaded ({error}). Download {CIFAR10.filename} (md5 {CIFAR10.tgz_md5}) from "
             f"{CIFAR10.url} elsewhere and put it into {downloads}, or use data.source: sample or folder"
         ) from error
-    return array_source("CIFAR-10", tuple(parts[0].classes), [(part.data, part.targets) for part in parts])
+    return array_source("CIFAR-10", tuple(splits[0].classes), [(split.data, split.targets) for split in splits])
 
 
-def array_source(title: str, classes: tuple[str, ...], parts: list[tuple[NDArray[np.uint8], list[int]]]) -> Source:
-    """Training and test images uint8 (N, H, W, 3) in memory, each with its labels; `classes` must be sorted."""
+def array_source(title: str, classes: tuple[str, ...], splits: list[tuple[NDArray[np.uint8], list[int]]]) -> Source:
+    """Return a source of images in memory.
+
+    `splits` are those of training and test: images uint8 (N, H, W, 3) and their labels. `classes` must be sorted.
+    """
 
     def items() -> Iterator[Item]:
-        for part, (images_NHWC, labels) in zip(("train", "test"), parts, strict=True):
+        for name, (images_NHWC, labels) in zip(("train", "test"), splits, strict=True):
             for index, label in enumerate(labels):
                 bitmap = io.BytesIO()
                 Image.fromarray(images_NHWC[index]).save(bitmap, "BMP")
-                yield Item(f"{part}/{classes[label]}/{index:05d}", label, part == "test", bitmap.getvalue())
+                yield Item(f"{name}/{classes[label]}/{index:05d}", label, name == "test", bitmap.getvalue())
 
-    return Source(title, classes, sum(len(labels) for _, labels in parts), items)
+    return Source(title, classes, sum(len(labels) for _, labels in splits), items)

@@ -1,98 +1,96 @@
-"""What must not lie in data.path, since DVC hashes every file there before any step looks at it.
+"""Reject files in data.path that DVC cannot hash. DVC hashes every file there before any step reads it.
 
-DVC waits for ever for the content of a pipe or device, ends with an error of its own at a link that leads nowhere or a
-file that it may not read, and does not look behind a link to a folder: images that are added there would go unnoticed.
-`refuse_special_files` names them before DVC is called; it reads names and kinds of files, no content.
+DVC blocks on a pipe or device, fails with an unhelpful error on a broken link or an unreadable file, and does not
+follow a link to a folder, so that images added there would go unnoticed. `check_special_files` reports them before DVC
+runs; it reads names and types of files, no content.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from winnow.data.split_names import split_of
-from winnow.data.system_files import is_passed_over
+from winnow.data.split_names import parse_split
+from winnow.data.system_files import is_skipped_folder
 from winnow.errors import DataError
 from winnow.printable import printable
 
-SHOWN = 10
-KINDS = {
+MAX_SHOWN = 10
+FILE_TYPES = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-MEND_RIGHTS = "give your account the right to, or move it away"
+PERMISSION_HINT = "give your account read permission, or move it away"
 
 
-def linked_folder(path: Path) -> str:
-    """Return what to say of a link to a folder where a class should be."""
+def linked_folder_message(path: Path) -> str:
+    """Return the message for a link to a folder in place of a class."""
     return (
-        f"{printable(str(path))} is a link to a folder: images that are added behind it would go unnoticed. Put the "
+        f"{printable(str(path))} is a link to a folder: images that are added to it would go unnoticed. Put the "
         "folder itself there (move, copy or mount it), or name each image's class in a table (data.labels) of the "
         "folder that holds them all"
     )
 
 
-def refuse_special_files(path: Path, *, has_class_folders: bool) -> None:
-    """Raise DataError where `path` is or holds what DVC cannot hash, or has a link in place of a class folder."""
+def check_special_files(path: Path, *, has_class_folders: bool) -> None:
+    """Raise DataError where `path` is or holds a file that DVC cannot hash, or a link in place of a class folder."""
     if not path.exists():
-        return  # said elsewhere, or fetched before it is looked at
-    found = []
-    for problem in _problems(path, has_class_folders):
-        found.append(problem)
-        if len(found) > SHOWN:
-            break
-    if found:
-        more = "\n  ..." if len(found) > SHOWN else ""
+        return  # opening the source reports it, or it is fetched first
+    problems = list(itertools.islice(_find_problems(path, has_class_folders), MAX_SHOWN + 1))
+    if problems:
+        ellipsis = "\n  ..." if len(problems) > MAX_SHOWN else ""
         raise DataError(
-            f"data.path: {printable(str(path))} holds what cannot be read as images:"
-            + "".join(f"\n  {problem}" for problem in found[:SHOWN])
-            + more
+            f"data.path: {printable(str(path))} holds files that cannot be read as images:"
+            + "".join(f"\n  {problem}" for problem in problems[:MAX_SHOWN])
+            + ellipsis
         )
 
 
-def _problems(path: Path, has_class_folders: bool) -> Iterator[str]:
+def _find_problems(path: Path, has_class_folders: bool) -> Iterator[str]:
     if not path.is_dir():
-        if reason := _reason(path.stat().st_mode, path):
-            yield reason
+        if problem := _file_problem(path.stat().st_mode, path):
+            yield problem
         return
     folders = [str(path)]
     while folders:
         folder = folders.pop()
         try:
-            with os.scandir(folder) as entries:
-                listed = sorted(entries, key=lambda entry: entry.name)
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
-            yield f"{printable(folder)}: cannot be read ({error.strerror}); {MEND_RIGHTS}"
+            yield f"{printable(folder)}: cannot be read ({error.strerror}); {PERMISSION_HINT}"
             continue
-        is_split = Path(folder).parent == path and split_of(Path(folder).name) is not None
-        for entry in listed:
+        is_split = Path(folder).parent == path and parse_split(Path(folder).name) is not None
+        for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.path)
-            elif reason := _entry_reason(entry, has_class_folders and (folder == str(path) or is_split)):
-                yield reason
+            elif problem := _entry_problem(entry, has_class_folders and (folder == str(path) or is_split)):
+                yield problem
 
 
-def _entry_reason(entry: os.DirEntry[str], may_be_class: bool) -> str:
-    """Return what is wrong with something that is no folder; empty where nothing is."""
+def _entry_problem(entry: os.DirEntry[str], may_be_class: bool) -> str:
+    """Return the problem with a file or link, or ""."""
     path = Path(entry.path)
     try:
-        about = entry.stat()
+        status = entry.stat()
     except OSError as error:
         if entry.is_symlink():
-            return f"{printable(entry.path)}: a link that leads nowhere ({error.strerror}); remove it"
+            return f"{printable(entry.path)}: a broken link ({error.strerror}); remove it"
         return f"{printable(entry.path)}: cannot be read ({error.strerror})"
-    if stat.S_ISDIR(about.st_mode):
-        return linked_folder(path) if may_be_class and not is_passed_over(entry.name) else ""
-    return _reason(about.st_mode, path)
+    if stat.S_ISDIR(status.st_mode):
+        return linked_folder_message(path) if may_be_class and not is_skipped_folder(entry.name) else ""
+    return _file_problem(status.st_mode, path)
 
 
-def _reason(mode: int, path: Path) -> str:
-    if kind := KINDS.get(stat.S_IFMT(mode)):
-        return f"{printable(str(path))}: {kind}, no file; move it out of there or remove it"
+def _file_problem(mode: int, path: Path) -> str:
+    """Return the problem with a special or unreadable file, or ""."""
+    if file_type := FILE_TYPES.get(stat.S_IFMT(mode)):
+        return f"{printable(str(path))}: {file_type}, not a file; move it elsewhere or remove it"
     if not os.access(path, os.R_OK):
-        return f"{printable(str(path))}: cannot be read; {MEND_RIGHTS}"
+        return f"{printable(str(path))}: cannot be read; {PERMISSION_HINT}"
     return ""

@@ -1,7 +1,7 @@
-"""Folders that name a split: train, Training, train_set, TestImages, Validation, ... and names that only look so.
+"""Recognize folder names of splits: train, Training, train_set, TestImages, Validation, ...
 
-A name is cut into words at capitals, digits and signs; words such as `set`, `data` and `images` say nothing. What is
-left must be one word that is known. Anything else with such a word in it (fold_1, train2017, eval) looks like a split.
+A name is cut into words at capitals, digits and signs, and fillers such as `set`, `data` and `images` are dropped. One
+known word must remain. Any other name with a word of splits in it (fold_1, train2017, eval) only looks like a split.
 """
 
 from __future__ import annotations
@@ -23,31 +23,30 @@ WORDS: dict[str, Split] = {
     "validation": "validation",
     "dev": "validation",
 }
-LOOK_ALIKE = (*WORDS, "eval", "evaluation", "holdout", "heldout", "fold", "split", "subset")
+SPLIT_LIKE_WORDS = (*WORDS, "eval", "evaluation", "holdout", "heldout", "fold", "split", "subset")
 FILLERS = ("set", "sets", "data", "dataset", "image", "images", "img", "imgs", "photos", "pictures", "split")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
 
 
-def split_of(name: str) -> Split | None:
-    """Return the split that a folder's name means, None where it means none that is known."""
+def parse_split(name: str) -> Split | None:
+    """Return the split that a folder's name denotes, or None."""
     words = [word for word in _words(name) if word not in FILLERS]
     return WORDS.get(words[0]) if len(words) == 1 else None
 
 
 def looks_like_split(name: str) -> bool:
-    """Return whether a folder's name has a word in it that names splits."""
-    return any(word in LOOK_ALIKE for word in _words(name))
+    """Return whether a folder's name contains a word that is used for splits."""
+    return any(word in SPLIT_LIKE_WORDS for word in _words(name))
 
 
 def _words(name: str) -> list[str]:
-    """Words in small letters, without what says nothing at their ends: trainset -> train."""
-    words = [word.lower() for word in _WORD.findall(name)]
-    return [_stem(word) for word in words]
+    """Return the words of a name in lower case, without fillers at their ends: trainset -> train."""
+    return [_strip_filler(word.lower()) for word in _WORD.findall(name)]
 
 
-def _stem(word: str) -> str:
+def _strip_filler(word: str) -> str:
     for filler in sorted(FILLERS, key=len, reverse=True):
         stem = word.removesuffix(filler)
-        if stem != word and stem in LOOK_ALIKE:
+        if stem != word and stem in SPLIT_LIKE_WORDS:
             return stem
     return word

@@ -1,7 +1,7 @@
-"""Files and folders that systems and programs leave among images, told by their names alone.
+"""Recognize, by name alone, the files and folders that systems and programs leave among images.
 
-Hidden ones (a name that begins with a dot), thumbnails and trash of network drives, what Windows, macOS and Linux put
-at the top of a drive, and companions of images (Thumbs.db, .txt, .json, .xmp, ...). They are passed over and counted.
+These are hidden names (with a leading dot), thumbnails and trash of network drives, folders that Windows, macOS and
+Linux create on a drive, and companions of images (Thumbs.db, .txt, .json, .xmp, ...). They are skipped and counted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-COMPANIONS = (
+COMPANION_SUFFIXES = (
     *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".xml", ".yaml", ".yml", ".md", ".html"),
     *(".ini", ".db", ".log", ".xmp", ".aae", ".lnk", ".url"),
 )
@@ -22,16 +22,16 @@ SYSTEM_FOLDERS = frozenset(
         "lost+found",  # Linux
     )
 )
-"""In small letters."""
-RECOVERED = re.compile(r"found\.\d{3}", re.IGNORECASE)
-"""What Windows names the folders in which it puts what it recovered."""
+"""Folder names in lower case."""
+RECOVERED_FOLDER = re.compile(r"found\.\d{3}", re.IGNORECASE)
+"""A folder that Windows creates for recovered files."""
 
 
-def is_companion(name: str) -> bool:
-    """Return whether a file is no image, by its name."""
-    return name.startswith(".") or PurePosixPath(name).suffix.lower() in COMPANIONS
+def is_companion_file(name: str) -> bool:
+    """Return whether a file's name marks it as no image."""
+    return name.startswith(".") or PurePosixPath(name).suffix.lower() in COMPANION_SUFFIXES
 
 
-def is_passed_over(name: str) -> bool:
-    """Return whether a folder is hidden or one that a system or program leaves, by its name."""
-    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS or bool(RECOVERED.fullmatch(name))
+def is_skipped_folder(name: str) -> bool:
+    """Return whether a folder's name marks it as hidden or as left by a system or program."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS or bool(RECOVERED_FOLDER.fullmatch(name))

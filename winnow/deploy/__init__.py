@@ -1,1 +1,1 @@
-"""The file that is deployed: ONNX export, runtimes, cards, predictions, the bundle that users take away."""
+"""Deploy a candidate: ONNX export, runtimes, cards, predictions, the exported bundle."""

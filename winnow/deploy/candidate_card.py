@@ -1,7 +1,7 @@
-"""What every candidate ends with: its file is checked and measured on the validation split, and gets a card.
+"""Measure a finished candidate on the validation split and write its card.
 
-The file itself is measured (in ONNX Runtime), not the network it came from. For a float candidate parity is checked
-first: the file's logits against the network's, on the same images.
+The exported file is measured (in ONNX Runtime), not its network. For a float candidate parity is checked, too: the
+file's logits must equal the network's on the same images.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.deploy.batch_inference import predict_file, predict_torch
-from winnow.deploy.onnx_export import PARITY_TOLERANCE, Contents, look_into, zipped_bytes
+from winnow.deploy.onnx_export import PARITY_TOLERANCE, OnnxContents, inspect_onnx, zipped_bytes
 from winnow.deploy.onnx_session import INPUT, MODEL, OUTPUT
 from winnow.errors import ArtifactError
-from winnow.evaluation.metrics import LOGITS, agreement, load_logits, quality, temperature
-from winnow.models.backbones import WEIGHTS, build, load_architecture, load_model
+from winnow.evaluation.metrics import VALIDATION_LOGITS, agreement, load_logits, quality_metrics, temperature_metrics
+from winnow.models.backbones import WEIGHTS_FILE, build_model, load_architecture, load_model
 from winnow.records import write_json
 
 log = logging.getLogger(__name__)
@@ -31,10 +31,10 @@ INPUT_NOTE = {
     "f32": "RGB, not normalised",
     "int8": "RGB, not normalised. In OpenVINO reshape the model to a fixed N first: with N free its results are wrong",
 }
-"""By the file's precision."""
+"""The note on the model's input, by the file's precision."""
 
 
-def finish(
+def finish_candidate(
     folder: Path,
     *,
     name: str,
@@ -45,33 +45,33 @@ def finish(
     dense: Path | None,
     parent: Path | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Measure folder/model.onnx, leave validation_logits.npy and card.json beside it -> (metrics, details).
+    """Measure folder/model.onnx, write validation_logits.npy and card.json beside it, and return (metrics, details).
 
-    `dense` and `parent` are the folders to compare with, None for dense itself. Raises ArtifactError when the file does
-    not compute what its network does.
+    `dense` and `parent` are the folders to compare with, None for dense itself. Raises ArtifactError where the file's
+    logits differ from its network's.
     """
     indices = images.indices(VALIDATION)
     logits_NC = predict_file(folder / MODEL, images.images_NHWC, indices)
-    np.save(folder / LOGITS, logits_NC)
+    np.save(folder / VALIDATION_LOGITS, logits_NC)
     labels_N = images.labels_N[indices]
-    scored_N = labels_N >= 0
-    metrics, details = quality(
-        logits_NC[scored_N], labels_N[scored_N], images.classes, images.groups_N[indices[scored_N]]
+    labelled_N = labels_N >= 0
+    metrics, details = quality_metrics(
+        logits_NC[labelled_N], labels_N[labelled_N], images.classes, images.groups_N[indices[labelled_N]]
     )
-    metrics |= temperature(logits_NC[scored_N], labels_N[scored_N])
+    metrics |= temperature_metrics(logits_NC[labelled_N], labels_N[labelled_N])
     metrics["quality/agreement"] = _agreement(logits_NC, dense, images)
     metrics["quality/agreement_parent"] = _agreement(logits_NC, parent or dense, images)
     if dense is not None and "quality/top1" in metrics:
-        reference_N = load_logits(dense, images)[scored_N].argmax(1)
-        metrics["delta/top1"] = (metrics["quality/top1"] - float((reference_N == labels_N[scored_N]).mean())) * 100
+        reference_N = load_logits(dense, images)[labelled_N].argmax(1)
+        metrics["delta/top1"] = (metrics["quality/top1"] - float((reference_N == labels_N[labelled_N]).mean())) * 100
     elif "quality/top1" in metrics:
         metrics["delta/top1"] = 0.0
-    contents = look_into(folder / MODEL)
-    if (folder / WEIGHTS).is_file():
-        metrics["parity/max_abs_difference"] = parity(folder, images, indices[:PARITY_IMAGES])
-    metrics |= _sizes(folder, contents)
-    labels = {"training": len(budget), "choosing": int(scored_N.sum())}
-    if (groups := images.group_count(indices[scored_N])) is not None:
+    contents = inspect_onnx(folder / MODEL)
+    if (folder / WEIGHTS_FILE).is_file():
+        metrics["parity/max_abs_difference"] = check_parity(folder, images, indices[:PARITY_IMAGES])
+    metrics |= _size_metrics(folder, contents)
+    labels = {"training": len(budget), "choosing": int(labelled_N.sum())}
+    if (groups := images.group_count(indices[labelled_N])) is not None:
         labels["choosing_groups"] = groups
     details |= {"method": method, "precision": contents.precision, "lineage": lineage, "labels": labels}
     _write_card(folder, name, images, metrics, details)
@@ -82,30 +82,30 @@ def _agreement(logits_NC: NDArray[np.float32], other: Path | None, images: Image
     return 1.0 if other is None else agreement(logits_NC, load_logits(other, images))
 
 
-def parity(folder: Path, images: ImageSet, indices: NDArray[np.int64]) -> float:
-    """Return the largest difference of logits between the file in `folder` and the network saved beside it.
+def check_parity(folder: Path, images: ImageSet, indices: NDArray[np.int64]) -> float:
+    """Return the largest difference of logits between the file in `folder` and the network beside it.
 
-    Raises ArtifactError where it is more than PARITY_TOLERANCE allows.
+    Raises ArtifactError where it exceeds PARITY_TOLERANCE.
     """
     model, _ = load_model(folder)
     expected_NC = predict_torch(model, images.images_NHWC, indices)
-    given_NC = predict_file(folder / MODEL, images.images_NHWC, indices)
-    difference = float(np.abs(expected_NC - given_NC).max())
-    allowed = PARITY_TOLERANCE * max(1.0, float(np.abs(expected_NC).max()))
-    if difference > allowed:
+    actual_NC = predict_file(folder / MODEL, images.images_NHWC, indices)
+    difference = float(np.abs(expected_NC - actual_NC).max())
+    tolerance = PARITY_TOLERANCE * max(1.0, float(np.abs(expected_NC).max()))
+    if difference > tolerance:
         raise ArtifactError(
             f"{folder / MODEL}: the exported file differs from the network by {difference:.2g} in its logits, "
-            f"more than {allowed:.2g}; this backbone does not survive the export, choose another one"
+            f"more than {tolerance:.2g}; this backbone cannot be exported correctly, choose another one"
         )
     return difference
 
 
-def _sizes(folder: Path, contents: Contents) -> dict[str, float]:
-    """Sizes of the file (MB are 1e6 bytes) and of the network it came from."""
-    network = build(load_architecture(folder))
+def _size_metrics(folder: Path, contents: OnnxContents) -> dict[str, float]:
+    """Return the sizes of the file (MB are 1e6 bytes) and of its network."""
+    network = build_model(load_architecture(folder))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     zeros = contents.zeros
-    if (folder / WEIGHTS).is_file():
+    if (folder / WEIGHTS_FILE).is_file():
         network = load_model(folder)[0]
         zeros = sum(int((parameter == 0).sum()) for parameter in network.parameters())
     return {
@@ -119,7 +119,7 @@ def _sizes(folder: Path, contents: Contents) -> dict[str, float]:
 
 
 def _write_card(folder: Path, name: str, images: ImageSet, metrics: dict[str, float], details: dict[str, Any]) -> None:
-    """What somebody who serves the file must know."""
+    """Write the card: classes, input, output, preprocessing and metrics of the file."""
     side, note = images.image_size, INPUT_NOTE[details["precision"]]
     write_json(
         folder / CARD,

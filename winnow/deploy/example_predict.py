@@ -1,7 +1,8 @@
-"""Class and probability of image files: python predict.py IMAGE ... (onnxruntime, numpy, Pillow; pi-heif for HEIC)
+"""Print class and probability of image files: python predict.py IMAGE ...
 
-A file that cannot be used is named on standard error, and the exit status is 2; the others are answered. `winnow
-export` leaves this file beside model.onnx and card.json; it needs no winnow, and makes the same pixels to the bit.
+It needs onnxruntime, numpy and Pillow, pi-heif for HEIC, but not winnow; its pixels equal winnow's bit for bit. A file
+that cannot be used is reported on standard error and sets the exit status to 2; the others are still predicted. `winnow
+export` writes this file beside model.onnx and card.json.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 HERE = Path(__file__).resolve().parent
-UNUSABLE = (
+PILLOW_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, RuntimeError),
     *(ArithmeticError, MemoryError, struct.error, Image.DecompressionBombError),
 )
-"""What Pillow raises on broken files."""
+"""The exceptions that Pillow raises on broken files."""
 
 
-def pixels_of(path: str, card: dict[str, Any]) -> Any:
-    """Return pixels uint8 (S, S, 3): upright, 8 bits a channel, made square as the card says."""
-    side, how = card["image_size"], card.get("resize", "crop")
-    with Image.open(path) as opened:
-        image = _with_8_bits(opened, ImageOps.exif_transpose(opened), card.get("bits", 16))
+def load_pixels(path: str, card: dict[str, Any]) -> Any:
+    """Return pixels uint8 (S, S, 3): upright, 8 bits a channel, resized by the card's policy."""
+    side, policy = card["image_size"], card.get("resize", "crop")
+    with Image.open(path) as original:
+        image = _to_rgb(original, ImageOps.exif_transpose(original), card.get("bits", 16))
     width, height = image.size
-    if how == "pad":
+    if policy == "pad":
         width, height = (max(1, round(length * side / max(image.size))) for length in image.size)
         square = Image.new("RGB", (side, side))
         square.paste(
@@ -38,31 +39,31 @@ def pixels_of(path: str, card: dict[str, Any]) -> Any:
         )
         return np.asarray(square)
     short = min(width, height)
-    left, top = ((width - short) / 2, (height - short) / 2) if how == "crop" else (0, 0)
+    left, top = ((width - short) / 2, (height - short) / 2) if policy == "crop" else (0, 0)
     box = (left, top, width - left, height - top)
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
 
 
-def _with_8_bits(opened: Image.Image, upright: Image.Image, bits: int) -> Image.Image:
-    """Return an RGB image. Of gray with 16 bits 2^bits - 1 is white; a TIFF that says its own bits is believed."""
-    if opened.mode.startswith("I;16") or (opened.mode, opened.format) == ("I", "PPM"):
-        tags = getattr(opened, "tag_v2", {})
-        own, is_inverted = tags.get(258, (16,))[0], tags.get(262) == 0
+def _to_rgb(original: Image.Image, upright: Image.Image, bits: int) -> Image.Image:
+    """Return an RGB image. 2^bits - 1 is white in 16-bit gray; a TIFF that declares fewer bits keeps its own range."""
+    if original.mode.startswith("I;16") or (original.mode, original.format) == ("I", "PPM"):
+        tags = getattr(original, "tag_v2", {})
+        declared_bits, is_inverted = tags.get(258, (16,))[0], tags.get(262) == 0
         gray = np.asarray(upright).astype(np.int32)
-        if own == 16:
+        if declared_bits == 16:
             gray = 65535 - gray if is_inverted else gray
             return Image.fromarray((gray >> bits - 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-        gray = (gray >> max(0, own - 8)).clip(0, 255).astype(np.uint8)
+        gray = (gray >> max(0, declared_bits - 8)).clip(0, 255).astype(np.uint8)
         return Image.fromarray(255 - gray if is_inverted else gray).convert("RGB")
-    if opened.mode in ("I", "F"):
-        raise ValueError("32-bit or signed pixels, whose range is not known")
+    if original.mode in ("I", "F"):
+        raise ValueError("32-bit or signed pixels, whose range is unknown")
     return upright.convert("RGB")
 
 
 def main(paths: list[str]) -> int:
-    """Print a line for each path; return 2 where one could not be used."""
+    """Print a line for each path; return 2 if one cannot be used, else 0."""
     for stream in (sys.stdout, sys.stderr):
-        _speak_utf8(stream)
+        _use_utf8(stream)
     try:
         import pi_heif  # HEIC of an iPhone
 
@@ -73,21 +74,21 @@ def main(paths: list[str]) -> int:
     session = onnxruntime.InferenceSession(HERE / "model.onnx")
     for path in paths:
         try:
-            pixels = pixels_of(path, card)
-        except UNUSABLE as error:
+            pixels = load_pixels(path, card)
+        except PILLOW_ERRORS as error:
             print(f"{path}: cannot be used ({error})", file=sys.stderr)
             status = 2
             continue
         logits = session.run(None, {"pixels": pixels[None]})[0][0].astype(np.float64) / card.get("temperature", 1)
-        chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-        print(f"{path}\t{card['classes'][chances.argmax()]}\t{chances.max():.4f}")
+        probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        print(f"{path}\t{card['classes'][probabilities.argmax()]}\t{probabilities.max():.4f}")
     return status
 
 
-def _speak_utf8(stream: Any) -> None:
-    """In a C locale a stream knows no umlauts; file names may be bytes that are no text."""
-    is_narrow = stream.encoding.lower().replace("-", "") in ("ascii", "usascii", "ansi_x3.41968", "646", "utf8")
-    if is_narrow:
+def _use_utf8(stream: Any) -> None:
+    """Let a stream print any file name: a C locale lacks most characters, and names may be bytes that are no text."""
+    is_ascii_or_utf8 = stream.encoding.lower().replace("-", "") in ("ascii", "usascii", "ansi_x3.41968", "646", "utf8")
+    if is_ascii_or_utf8:
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     else:
         stream.reconfigure(errors="backslashreplace")

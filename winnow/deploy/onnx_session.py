@@ -1,6 +1,6 @@
-"""The file that is deployed: its name in a candidate's folder, and how ONNX Runtime opens it.
+"""Open deployed files in ONNX Runtime; the names of the file, its input and its output.
 
-No torch here: a process that serves the file never loads it.
+It does not import torch, so that a process which serves a file never loads it.
 """
 
 from __future__ import annotations
@@ -15,44 +15,47 @@ MODEL = "model.onnx"
 INPUT, OUTPUT = "pixels", "logits"
 
 
-CPU = "CPUExecutionProvider"
+CPU_PROVIDER = "CPUExecutionProvider"
 Provider = tuple[str, dict[str, str]]
-"""ONNX Runtime's name, and options."""
+"""The name of an execution provider of ONNX Runtime, and its options."""
 
 
-def open_session(path: Path, threads: int = 0, provider: Provider = (CPU, {})) -> Any:
-    """An onnxruntime.InferenceSession; 0 threads: as many as ONNX Runtime likes; what `provider` lacks the CPU does.
+def open_session(path: Path, threads: int = 0, provider: Provider = (CPU_PROVIDER, {})) -> Any:
+    """Open a file as an onnxruntime.InferenceSession. Operators that `provider` lacks run on the CPU.
 
-    Raises ArtifactError when the file is missing or damaged, MissingExtra without ONNX Runtime.
+    0 threads means ONNX Runtime's default. Raises ArtifactError where the file is missing or damaged, MissingExtra
+    without ONNX Runtime.
     """
-    onnxruntime = onnxruntime_library()
+    onnxruntime = import_onnxruntime()
     check_exists(path)
-    broken = onnxruntime.capi.onnxruntime_pybind11_state
+    errors = onnxruntime.capi.onnxruntime_pybind11_state
     try:
-        return session_of(str(path), threads, provider)
+        return create_session(str(path), threads, provider)
     except (
-        broken.Fail,
-        broken.InvalidArgument,
-        broken.InvalidGraph,
-        broken.InvalidProtobuf,
-        broken.NotImplemented,
-        broken.RuntimeException,
-        UnicodeDecodeError,  # what its message becomes where a damaged name is quoted
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.InvalidGraph,
+        errors.InvalidProtobuf,
+        errors.NotImplemented,
+        errors.RuntimeException,
+        UnicodeDecodeError,  # raised for a message that quotes a damaged name
     ) as error:
-        raise damaged(path, error) from error
+        raise damaged_file_error(path, error) from error
 
 
-def session_of(model: str | bytes, threads: int = 0, provider: Provider = (CPU, {})) -> Any:
-    """A session for a path, or for the bytes of a model that was just made."""
-    onnxruntime = onnxruntime_library()
+def create_session(model: str | bytes, threads: int = 0, provider: Provider = (CPU_PROVIDER, {})) -> Any:
+    """Create a session for a path or for a model's bytes."""
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or thread_limit()
-    return onnxruntime.InferenceSession(model, options, providers=[provider] if provider[0] == CPU else [provider, CPU])
+    return onnxruntime.InferenceSession(
+        model, options, providers=[provider] if provider[0] == CPU_PROVIDER else [provider, CPU_PROVIDER]
+    )
 
 
-def onnxruntime_library() -> Any:
-    """onnxruntime. Raises MissingExtra."""
+def import_onnxruntime() -> Any:
+    """Import and return onnxruntime. Raises MissingExtra."""
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -61,12 +64,12 @@ def onnxruntime_library() -> Any:
 
 
 def check_exists(path: Path) -> None:
-    """Raise ArtifactError where there is no such file."""
+    """Raise ArtifactError where the file is missing."""
     if not path.is_file():
         raise ArtifactError(f"{path} is missing; run the step that makes it (winnow status shows which)")
 
 
-def damaged(path: Path, error: Exception) -> ArtifactError:
-    """The error for a file that its runtime refuses, with the runtime's own words."""
-    told = " ".join(str(error).split())[:200]
-    return ArtifactError(f"{path} is damaged ({told}); delete its folder and run winnow again")
+def damaged_file_error(path: Path, error: Exception) -> ArtifactError:
+    """Return the error for a file that a runtime rejects, with the runtime's message."""
+    reason = " ".join(str(error).split())[:200]
+    return ArtifactError(f"{path} is damaged ({reason}); delete its folder and run winnow again")

@@ -1,1 +1,1 @@
-"""How good a network or a file is, and how surely: metrics, intervals, drops against a reference."""
+"""Quality of a network or a file, with its uncertainty: metrics, intervals, and drops against a reference."""

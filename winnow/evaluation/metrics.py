@@ -1,7 +1,7 @@
-"""How good a network or a file is: quality on labelled images, calibration, and agreement between two of them.
+"""Quality metrics on labelled images, calibration, and agreement of two networks.
 
-Everything works on logits (N, C) that were computed once (winnow/deploy/batch_inference.py). Which split is read is the
-caller's business; how far a figure may be off is that of winnow/evaluation/intervals.py.
+All functions take logits (N, C) that were computed once (winnow/deploy/batch_inference.py). The caller selects the
+split; confidence intervals are in winnow/evaluation/intervals.py.
 
 Calibration: Guo et al. 2017 (arXiv 1706.04599).
 """
@@ -21,12 +21,12 @@ from winnow.evaluation.intervals import proportion_interval
 
 CALIBRATION_BINS = 15
 LOG_TEMPERATURES = (-3.0, 3.0)
-LOGITS = "validation_logits.npy"
-"""What a candidate's file answered to the validation images, in its folder."""
+VALIDATION_LOGITS = "validation_logits.npy"
+"""File name of the validation logits in a candidate's folder."""
 
 
-def right_answers(logits: Mapping[str, NDArray[np.float32]], images: ImageSet) -> dict[str, NDArray[np.bool_]]:
-    """Name -> is it right, for each labelled validation image; empty where none has a label."""
+def correct_predictions(logits: Mapping[str, NDArray[np.float32]], images: ImageSet) -> dict[str, NDArray[np.bool_]]:
+    """Return name -> True where correct, for each labelled validation image; empty without labels."""
     labels_V = images.labels_N[images.indices(VALIDATION)]
     scored_V = labels_V >= 0
     if not scored_V.any():
@@ -34,10 +34,10 @@ def right_answers(logits: Mapping[str, NDArray[np.float32]], images: ImageSet) -
     return {name: logits_VC[scored_V].argmax(1) == labels_V[scored_V] for name, logits_VC in logits.items()}
 
 
-def load_logits(folder: Path, images: ImageSet, file: str = LOGITS) -> NDArray[np.float32]:
-    """A candidate's answers (V, C) to all validation images, in the order of the data set.
+def load_logits(folder: Path, images: ImageSet, file: str = VALIDATION_LOGITS) -> NDArray[np.float32]:
+    """Return a candidate's logits (V, C) for all validation images, in the order of the data set.
 
-    Raises ArtifactError when the file is missing, damaged or of other data.
+    Raises ArtifactError if the file is missing, damaged or of other data.
     """
     path = folder / file
     try:
@@ -49,30 +49,30 @@ def load_logits(folder: Path, images: ImageSet, file: str = LOGITS) -> NDArray[n
     return logits_VC
 
 
-def served_file(row: Mapping[str, Any]) -> str:
-    """The benchmark's file of what a candidate answers in the runtime and precision of one of its rows.
+def benchmark_logits_file(row: Mapping[str, Any]) -> str:
+    """Return the name of the benchmark's file of logits for the runtime and precision of a benchmark row.
 
-    OpenVINO's two modes compute the same.
+    OpenVINO's two modes compute the same, so they share a file.
     """
     return f"{row['candidate']}-{row['runtime'].removesuffix('-throughput')}-{row['precision']}.npy"
 
 
 def drop_metrics_on_test(baseline: str) -> tuple[str, str, str]:
-    """Return the names of the winner's drop on the test split and of the ends of its interval, points."""
+    """Return the metric names of the winner's drop on the test split and of the ends of its interval, in points."""
     start = f"test/drop_from_{baseline}"
     return f"{start}_points", f"{start}_low", f"{start}_high"
 
 
-def quality(
+def quality_metrics(
     logits_NC: NDArray[np.float32],
     labels_N: NDArray[np.int64],
     classes: Sequence[str],
     groups_N: NDArray[np.int64] | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics (fractions) and details of logits on labelled images; empty where there are none.
+    """Return metrics (fractions) and details of logits on labelled images; empty without images.
 
-    `groups_N`: group of each image, by which the interval of top-1 is counted.
-    Macro figures are means over the classes that occur. `reliability` holds the bins of the calibration error.
+    `groups_N`: group of each image, used for the interval of top-1.
+    Macro metrics are means over the classes that occur. `reliability` holds the bins of the calibration error.
     """
     if len(labels_N) == 0:
         return {}, {}
@@ -82,17 +82,17 @@ def quality(
         from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
     except ModuleNotFoundError as error:
         raise MissingExtra("scikit-learn", "report") from error
-    answers_N = logits_NC.argmax(1)
+    predictions_N = logits_NC.argmax(1)
     numbers = list(range(len(classes)))
     precision, recall, f1, support = precision_recall_fscore_support(
-        labels_N, answers_N, labels=numbers, zero_division=0
+        labels_N, predictions_N, labels=numbers, zero_division=0
     )
     present = support > 0
-    right_N = answers_N == labels_N
-    low, high = proportion_interval(right_N, groups_N)
+    is_correct_N = predictions_N == labels_N
+    low, high = proportion_interval(is_correct_N, groups_N)
     ece, bins = calibration(logits_NC, labels_N)
     metrics = {
-        "quality/top1": float(right_N.mean()),
+        "quality/top1": float(is_correct_N.mean()),
         "quality/top1_low": low,
         "quality/top1_high": high,
         "quality/macro_precision": float(precision[present].mean()),
@@ -106,34 +106,34 @@ def quality(
             name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
             for name, p, r, f, n in rows
         },
-        "confusion": confusion_matrix(labels_N, answers_N, labels=numbers).tolist(),
+        "confusion": confusion_matrix(labels_N, predictions_N, labels=numbers).tolist(),
         "reliability": bins,
     }
     return metrics, details
 
 
 def calibration(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> tuple[float, list[dict[str, float]]]:
-    """Expected calibration error over equal bins of confidence, and the bins that hold an image."""
+    """Return the expected calibration error over equal bins of confidence, and the non-empty bins."""
     probabilities_NC = softmax(logits_NC)
     confidence_N = probabilities_NC.max(1)
-    right_N = logits_NC.argmax(1) == labels_N
+    is_correct_N = logits_NC.argmax(1) == labels_N
     bin_N = np.minimum((confidence_N * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     bins, error = [], 0.0
     for index in range(CALIBRATION_BINS):
-        inside_N = bin_N == index
-        if not inside_N.any():
+        in_bin_N = bin_N == index
+        if not in_bin_N.any():
             continue
-        accuracy, confidence = float(right_N[inside_N].mean()), float(confidence_N[inside_N].mean())
-        error += float(inside_N.mean()) * abs(accuracy - confidence)
-        bins.append({"confidence": confidence, "accuracy": accuracy, "count": int(inside_N.sum())})
+        accuracy, confidence = float(is_correct_N[in_bin_N].mean()), float(confidence_N[in_bin_N].mean())
+        error += float(in_bin_N.mean()) * abs(accuracy - confidence)
+        bins.append({"confidence": confidence, "accuracy": accuracy, "count": int(in_bin_N.sum())})
     return error, bins
 
 
 def fit_temperature(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> float:
-    """The temperature whose softmax(logits / temperature) gives the labels the smallest mean log loss.
+    """Return the temperature for which softmax(logits / temperature) has the smallest mean log loss.
 
-    One imaginary label, spread over all classes, is added (after Platt 1999), so that a few images that are all right
-    do not make it as sure as can be. 1 without labels.
+    One imaginary label, spread over all classes, is added (after Platt 1999), so that a few images that are all correct
+    do not give an extreme temperature. Returns 1 without labels.
     """
     if len(labels_N) == 0:
         return 1.0
@@ -145,16 +145,16 @@ def fit_temperature(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64])
     count, logits = len(labels_N), logits_NC.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
-        chances_NC = log_softmax(logits / np.exp(log_temperature), axis=1)
-        told = chances_NC[np.arange(count), labels_N].mean()
-        return -float((count * told + chances_NC.mean()) / (count + 1))
+        log_probabilities_NC = log_softmax(logits / np.exp(log_temperature), axis=1)
+        mean_log_likelihood = log_probabilities_NC[np.arange(count), labels_N].mean()
+        return -float((count * mean_log_likelihood + log_probabilities_NC.mean()) / (count + 1))
 
-    found = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded")
-    return float(np.exp(found.x))
+    result = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded")
+    return float(np.exp(result.x))
 
 
-def temperature(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> dict[str, float]:
-    """Metrics: the fitted temperature, and the calibration error with it, each half of the images by the other's."""
+def temperature_metrics(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> dict[str, float]:
+    """Return the fitted temperature, and the calibration error, each half scaled by the other half's temperature."""
     halves = (np.arange(len(labels_N)) % 2 == 0, np.arange(len(labels_N)) % 2 == 1)
     metrics = {"quality/temperature": fit_temperature(logits_NC, labels_N)}
     if len(labels_N) >= 2:
@@ -166,7 +166,7 @@ def temperature(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> 
 
 
 def softmax(logits_NC: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Probabilities (N, C) in float64."""
+    """Return probabilities (N, C) in float64."""
     scaled_NC = logits_NC.astype(np.float64) / temperature
     exponentials_NC = np.exp(scaled_NC - scaled_NC.max(1, keepdims=True))
     probabilities_NC: NDArray[np.float64] = exponentials_NC / exponentials_NC.sum(1, keepdims=True)
@@ -174,20 +174,22 @@ def softmax(logits_NC: NDArray[np.float32], temperature: float = 1.0) -> NDArray
 
 
 def agreement(first_NC: NDArray[np.float32], second_NC: NDArray[np.float32]) -> float:
-    """Share of images on which both name the same class."""
+    """Return the share of images for which both predict the same class."""
     if first_NC.shape != second_NC.shape or len(first_NC) == 0:
-        raise ValueError(f"agreement needs two equal tables of logits, got {first_NC.shape} and {second_NC.shape}")
+        raise ValueError(
+            f"agreement needs logits of the same shape, not empty; got {first_NC.shape}, {second_NC.shape}"
+        )
     return float((first_NC.argmax(1) == second_NC.argmax(1)).mean())
 
 
 def cohens_kappa(first_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> float:
-    """Return the agreement of two sets of answers beyond chance: 1 on every image, 0 as often as chance would.
+    """Return the chance-corrected agreement of two sets of predictions: 1 if equal, 0 at chance level.
 
-    Cohen 1960 (Educational and Psychological Measurement 20). Where both name one and the same class throughout, 1.
+    Cohen 1960 (Educational and Psychological Measurement 20). Returns 1 if both always predict the same single class.
     """
     if len(first_N) != len(second_N) or len(first_N) == 0:
-        raise ValueError(f"kappa needs the same images, at least one, for both; got {len(first_N)} and {len(second_N)}")
+        raise ValueError(f"kappa needs the same number of images, at least one; got {len(first_N)} and {len(second_N)}")
     classes = int(max(first_N.max(), second_N.max())) + 1
-    shares_2C = [np.bincount(answers_N, minlength=classes) / len(answers_N) for answers_N in (first_N, second_N)]
+    shares_2C = [np.bincount(classes_N, minlength=classes) / len(classes_N) for classes_N in (first_N, second_N)]
     observed, by_chance = float((first_N == second_N).mean()), float((shares_2C[0] * shares_2C[1]).sum())
     return 1.0 if by_chance >= 1 else (observed - by_chance) / (1 - by_chance)

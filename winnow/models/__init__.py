@@ -1,1 +1,1 @@
-"""Networks: `backbones` builds them by name, `heads` finds and swaps the last layer."""
+"""Build networks: `backbones` by name, `classifier_head` finds and replaces the last layer."""

@@ -1,15 +1,15 @@
-"""Backbones by name. The architecture is JSON, the weights are safetensors: nothing here loads by pickle.
+"""Build, save and load backbones by name. The architecture is JSON, the weights are safetensors, nothing is pickled.
 
 - `resnet8`: for small images on small machines. A stride-2 3x3 stem and three residual blocks of 48, 96 and 192
   channels (0.69 M parameters, 27.6 M multiply-adds at 32x32); `width` scales the channels.
 - `resnet20`, `resnet56`: those of He et al. (2015, section 4.2) for CIFAR-10, 16, 32 and 64 channels, with 1x1
-  convolutions where a block halves the resolution; what papers on pruning compare on.
+  convolutions where a block halves the resolution; pruning papers report on them.
 - `resnet18` and its siblings at images up to 64 pixels: the 3x3 stem of He et al. (2015, section 4.2, CIFAR), stride
   1, padding 1, no max-pool. Above 64 pixels: torchvision's own stem.
 - any other torchvision classifier by its name.
 
-An `Architecture` also remembers what pruning did (torch-pruning's history), so that a pruned network is rebuilt from
-JSON and equals the one that was saved to the bit.
+An `Architecture` also records what pruning removed (torch-pruning's history), so that a pruned network is rebuilt from
+JSON, bit for bit equal to the saved one.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from winnow.config.backbones import BACKBONES, IN_WIDTHS, OWN, unknown_backbone
+from winnow.config.backbones import BACKBONES, SCALABLE_BACKBONES, WINNOW_BACKBONES, unknown_backbone_message
 from winnow.errors import ArtifactError, ConfigError, MissingExtra
-from winnow.models.attention import take_heads_apart
+from winnow.models.attention import split_heads
 from winnow.models.classifier_head import feature_dim, set_head
-from winnow.models.low_rank_layers import split
+from winnow.models.low_rank_layers import factorize_layers
 from winnow.random_streams import stream_seed
 from winnow.records import read_json, write_json
 
 SMALL_IMAGE = 64
 RESNET8_CHANNELS = (48, 96, 192)
 CIFAR_CHANNELS, CIFAR_BLOCKS = (16, 32, 64), {"resnet20": 3, "resnet56": 9}
-WEIGHTS = "weights.safetensors"
-ARCHITECTURE = "architecture.json"
+WEIGHTS_FILE = "weights.safetensors"
+ARCHITECTURE_FILE = "architecture.json"
 
 
 class Architecture(BaseModel):
-    """All it takes to build a network again."""
+    """The description from which a network is built."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,18 +52,18 @@ class Architecture(BaseModel):
     image_size: int
     width: float = 1.0
     pruning: list[Any] = []
-    """torch-pruning's history: [layer, is it the out side, indexes]."""
+    """torch-pruning's history: [layer, is it an output channel, indices]."""
     ranks: dict[str, int] = {}
-    """Layers that were split into two after that, with their rank (winnow/models/low_rank_layers.py)."""
+    """The rank of each layer that was factorized after pruning (winnow/models/low_rank_layers.py)."""
     heads_apart: bool = False
-    """Queries, keys and values of a vision transformer are layers of their own (winnow/models/attention.py)."""
+    """True where queries, keys and values of a vision transformer are separate layers (winnow/models/attention.py)."""
 
 
 class SmallResNet(nn.Module):
-    """Stem, stages of residual blocks, mean over space, linear head. (B, 3, H, W) -> (B, num_classes)."""
+    """A stem, stages of residual blocks, global average pooling, a linear head. (B, 3, H, W) -> (B, num_classes)."""
 
     def __init__(self, num_classes: int, stem_stride: int, stages: Sequence[tuple[int, int]]) -> None:
-        """`stages`: (channels, blocks) of each; every stage but the first halves the resolution."""
+        """Build the network. `stages`: (channels, blocks) of each; all but the first halve the resolution."""
         super().__init__()
         channels = stages[0][0]
         self.stem = nn.Sequential(
@@ -83,7 +83,7 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Logits."""
+        """Return logits (B, num_classes)."""
         features_BC = self.pool(self.blocks(self.stem(x_BCHW))).flatten(1)
         logits: torch.Tensor = self.fc(features_BC)
         return logits
@@ -101,120 +101,125 @@ def _small_resnet(name: str, classes: int, width: float) -> nn.Module:
     return SmallResNet(classes, stride, [(max(8, round(count * width / 8) * 8), blocks) for count in channels])
 
 
-def build(architecture: Architecture, seed: int = 0) -> nn.Module:
-    """A network with random weights drawn from `seed`, pruned where the architecture says so.
+def build_model(architecture: Architecture, seed: int = 0) -> nn.Module:
+    """Build a network with random weights drawn from `seed`, pruned and factorized as the architecture says.
 
     Raises ConfigError for an unknown backbone or one that cannot take images of this size.
     """
     if architecture.backbone not in BACKBONES:
-        raise ConfigError(unknown_backbone(architecture.backbone))
+        raise ConfigError(unknown_backbone_message(architecture.backbone))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "network"))
-        model = _fresh(architecture)
+        model = _build_dense(architecture)
     if architecture.heads_apart:
-        take_heads_apart(model)
+        split_heads(model)
     if architecture.pruning:
-        replay(model, architecture.image_size, architecture.pruning)
+        replay_pruning(model, architecture.image_size, architecture.pruning)
     if architecture.ranks:
-        take_heads_apart(model)
-        split(model, architecture.ranks, keep_weights=False)
+        split_heads(model)
+        factorize_layers(model, architecture.ranks, keep_weights=False)
     return model
 
 
-def _fresh(architecture: Architecture) -> nn.Module:
+def _build_dense(architecture: Architecture) -> nn.Module:
+    """Build the unpruned network."""
     name, classes = architecture.backbone, architecture.num_classes
-    if name in OWN:
+    if name in WINNOW_BACKBONES:
         return _small_resnet(name, classes, architecture.width)
-    small = architecture.image_size <= SMALL_IMAGE
-    scaled = {"width_mult": architecture.width} if name in IN_WIDTHS else {}
-    sized = {"image_size": architecture.image_size} if name.startswith("vit_") else {}
-    quiet = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    options: dict[str, Any] = {"width_mult": architecture.width} if name in SCALABLE_BACKBONES else {}
+    if name.startswith("vit_"):
+        options["image_size"] = architecture.image_size
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
     try:
-        model: nn.Module = torchvision.models.get_model(name, weights=None, **scaled, **sized, **quiet)
+        model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(
             f"pretrain.backbone: {name} cannot be built for images of {architecture.image_size} pixels ({error})"
         ) from error
     set_head(model, nn.Linear(feature_dim(model), classes))
-    if small and isinstance(model, torchvision.models.ResNet):
+    if architecture.image_size <= SMALL_IMAGE and isinstance(model, torchvision.models.ResNet):
         model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
     return model
 
 
-def replay(model: nn.Module, image_size: int, history: list[Any]) -> None:
-    """Remove again, in place, what torch-pruning's history names."""
+def replay_pruning(model: nn.Module, image_size: int, history: list[Any]) -> None:
+    """Prune the channels in torch-pruning's history again, in place. Raises MissingExtra without torch-pruning."""
     try:
         import torch_pruning
     except ModuleNotFoundError as error:
         raise MissingExtra("torch-pruning", "compress") from error
-    take_heads_apart(model)
+    split_heads(model)
     graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), torch.zeros(1, 3, image_size, image_size))
-    graph.load_pruning_history([[name, bool(out), list(indexes)] for name, out, indexes in history])
-    settle(model)
+    graph.load_pruning_history([[name, bool(is_out), list(indices)] for name, is_out, indices in history])
+    update_width(model)
 
 
-def settle(model: nn.Module) -> None:
-    """Tell a pruned network its own width, where its code asks an attribute and not the weights."""
+def update_width(model: nn.Module) -> None:
+    """Update the attribute from which a pruned vision transformer reads its width, in place."""
     if isinstance(model, torchvision.models.VisionTransformer):
         model.hidden_dim = model.conv_proj.out_channels
 
 
-def with_heads_apart(model: nn.Module, architecture: Architecture) -> tuple[nn.Module, Architecture]:
-    """The network with queries, keys and values as layers, in place, and the architecture that says so."""
-    take_heads_apart(model)
-    apart = isinstance(model, torchvision.models.VisionTransformer)
-    return model, architecture.model_copy(update={"heads_apart": apart}) if apart else architecture
+def with_split_heads(model: nn.Module, architecture: Architecture) -> tuple[nn.Module, Architecture]:
+    """Split queries, keys and values into layers, in place; return the network and the matching architecture."""
+    split_heads(model)
+    if isinstance(model, torchvision.models.VisionTransformer):
+        architecture = architecture.model_copy(update={"heads_apart": True})
+    return model, architecture
 
 
 def save_model(folder: Path, model: nn.Module, architecture: Architecture) -> None:
-    """weights.safetensors and architecture.json."""
+    """Write weights.safetensors and architecture.json."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
-    write_json(folder / ARCHITECTURE, architecture.model_dump(mode="json"))
+    save_file(state, folder / WEIGHTS_FILE)
+    write_json(folder / ARCHITECTURE_FILE, architecture.model_dump(mode="json"))
 
 
 def load_architecture(folder: Path) -> Architecture:
-    """The architecture beside the weights. Raises ArtifactError."""
-    raw = read_json(folder / ARCHITECTURE)
+    """Read the architecture beside the weights. Raises ArtifactError where it is missing or damaged."""
+    raw = read_json(folder / ARCHITECTURE_FILE)
     try:
         return Architecture.model_validate(raw)
     except ValueError as error:
-        raise ArtifactError(f"{folder / ARCHITECTURE} is damaged; delete the folder and run winnow again") from error
+        raise ArtifactError(
+            f"{folder / ARCHITECTURE_FILE} is damaged; delete the folder and run winnow again"
+        ) from error
 
 
 def load_backbone(folder: Path) -> nn.Module:
-    """The network of `pretrain`'s folder, in eval mode, with a random head. Raises ArtifactError as `load_model`."""
-    model = build(load_architecture(folder))
+    """Load the network of `pretrain`'s folder, in eval mode, with a random head. Raises ArtifactError."""
+    model = build_model(load_architecture(folder))
     try:
-        state = {**model.state_dict(), **load_file(folder / WEIGHTS)}
+        state = {**model.state_dict(), **load_file(folder / WEIGHTS_FILE)}
         model.load_state_dict(_with_versions(state, model))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise _unreadable(folder, error) from error
+        raise _weights_error(folder, error) from error
     return model.eval()
 
 
-def _unreadable(folder: Path, error: Exception) -> ArtifactError:
+def _weights_error(folder: Path, error: Exception) -> ArtifactError:
     return ArtifactError(
-        f"{folder / WEIGHTS} is missing or damaged ({' '.join(str(error).split())[:200]}); "
+        f"{folder / WEIGHTS_FILE} is missing or damaged ({' '.join(str(error).split())[:200]}); "
         "delete the folder and run winnow again"
     )
 
 
 def _with_versions(state: dict[str, torch.Tensor], model: nn.Module) -> OrderedDict[str, torch.Tensor]:
-    """The state with the modules' versions, which MNASNet asks for: safetensors holds tensors alone."""
-    found = OrderedDict(state)
-    found._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
-    return found
+    """Return the state with the modules' versions, which MNASNet needs and safetensors does not store."""
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return versioned
 
 
 def load_model(folder: Path) -> tuple[nn.Module, Architecture]:
-    """The network of a candidate's folder, in eval mode. Raises ArtifactError when a file is missing or damaged."""
+    """Load the network of a candidate's folder, in eval mode. Raises ArtifactError for a missing or damaged file."""
     architecture = load_architecture(folder)
-    model = build(architecture)
+    model = build_model(architecture)
     try:
-        model.load_state_dict(_with_versions(load_file(folder / WEIGHTS), model))
+        model.load_state_dict(_with_versions(load_file(folder / WEIGHTS_FILE), model))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise _unreadable(folder, error) from error
+        raise _weights_error(folder, error) from error
     return model.eval(), architecture

@@ -1,6 +1,6 @@
-"""The last linear layer of a classifier: where it sits, what goes in, how to swap it.
+"""Find, measure and replace the last linear layer of a classifier.
 
-Pretraining puts a rotation head or a projector there, fine-tuning a fresh classifier, kNN nothing at all.
+Pretraining puts a rotation head or a projector there, fine-tuning a new classifier; kNN removes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from winnow.random_streams import stream_seed
 
 
 def head_path(model: nn.Module) -> str:
-    """Dotted name of the last nn.Linear, the classifier of every torchvision network, e.g. `fc` or `classifier.3`."""
+    """Return the dotted name of the last nn.Linear, which is torchvision's classifier: `fc`, `classifier.3`, ..."""
     names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not names:
         raise ConfigError("pretrain.backbone: a network without a linear head cannot be used; choose another one")
@@ -21,14 +21,14 @@ def head_path(model: nn.Module) -> str:
 
 
 def feature_dim(model: nn.Module) -> int:
-    """Width of what reaches the head."""
+    """Return the input width of the head."""
     head = model.get_submodule(head_path(model))
     assert isinstance(head, nn.Linear)
     return head.in_features
 
 
 def set_head(model: nn.Module, head: nn.Module) -> nn.Module:
-    """Put `head` in the place of the last linear layer, in the model itself, and return the model."""
+    """Replace the last linear layer by `head`, in place, and return the model."""
     path = head_path(model)
     parent = model.get_submodule(path.rpartition(".")[0])
     setattr(parent, path.rpartition(".")[2], head)
@@ -36,7 +36,10 @@ def set_head(model: nn.Module, head: nn.Module) -> nn.Module:
 
 
 def new_classifier(model: nn.Module, num_classes: int, seed: int) -> nn.Module:
-    """A classifier drawn from `seed` alone, so that both arms of an experiment begin with the same one."""
+    """Replace the head by a linear classifier and return the model.
+
+    Its weights are drawn from `seed` alone, so that both arms of an experiment start with the same head.
+    """
     width = feature_dim(model)
     generator = torch.Generator().manual_seed(stream_seed(seed, "head"))
     head = nn.Linear(width, num_classes)
@@ -47,5 +50,5 @@ def new_classifier(model: nn.Module, num_classes: int, seed: int) -> nn.Module:
 
 
 def backbone_state(model: nn.Module, path: str) -> dict[str, torch.Tensor]:
-    """Weights without the head at `path`."""
+    """Return the weights without the head at `path`."""
     return {name: value for name, value in model.state_dict().items() if not name.startswith(path + ".")}

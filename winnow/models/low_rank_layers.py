@@ -1,9 +1,9 @@
-"""Two thin layers in the place of a wide one: a convolution or linear layer of low rank.
+"""Replace a wide convolution or linear layer by two thin ones, a factorization of low rank.
 
     (out, in, k, k)  ->  (rank, in, k, k) with stride and padding, then (out, rank, 1, 1) with the bias
 
-Zhang et al. 2016 (arXiv 1505.06798), Tai et al. 2016 (arXiv 1511.06067): the matrix of the weights, a row an output, is
-cut to its largest singular values (Eckart and Young 1936: no matrix of that rank is nearer).
+Zhang et al. 2016 (arXiv 1505.06798), Tai et al. 2016 (arXiv 1511.06067): the weight matrix, one row per output, is
+truncated to its largest singular values (Eckart and Young 1936: no matrix of that rank is nearer).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 
-def factorizable(model: nn.Module, head: str) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Layers that may be split: convolutions without groups and linear layers, all but the head.
+def factorizable_layers(model: nn.Module, head: str) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Return the layers that may be split: ungrouped convolutions and linear layers, except the head.
 
-    Parts of nn.MultiheadAttention and of Swin's attention are read as parameters, not called: they stay.
+    Layers inside nn.MultiheadAttention and Swin's attention are excluded: their parameters are read, not called.
     """
-    inside = {
+    in_attention = {
         f"{path}.{name}"
         for path, module in model.named_modules()
         if isinstance(module, nn.MultiheadAttention | ShiftedWindowAttention)
@@ -30,25 +30,25 @@ def factorizable(model: nn.Module, head: str) -> dict[str, nn.Conv2d | nn.Linear
         path: module
         for path, module in model.named_modules()
         if path != head
-        and path not in inside
+        and path not in in_attention
         and (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1))
     }
 
 
-def split(model: nn.Module, ranks: Mapping[str, int], keep_weights: bool = True) -> None:
-    """Replace the named layers by thin pairs that compute the nearest of that rank, in place.
+def factorize_layers(model: nn.Module, ranks: Mapping[str, int], keep_weights: bool = True) -> None:
+    """Replace the named layers by pairs that compute the nearest approximation of that rank, in place.
 
-    `keep_weights`: False where they are to be loaded anyway.
+    With `keep_weights` false the pairs have random weights, to be loaded later.
     """
     for path, rank in ranks.items():
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, thin_pair(model.get_submodule(path), rank, keep_weights))
+        setattr(model.get_submodule(parent), name, low_rank_pair(model.get_submodule(path), rank, keep_weights))
 
 
-def thin_pair(layer: nn.Module, rank: int, keep_weights: bool = True) -> nn.Sequential:
-    """The pair for one layer."""
+def low_rank_pair(layer: nn.Module, rank: int, keep_weights: bool = True) -> nn.Sequential:
+    """Return the pair of layers for one layer."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    biased = layer.bias is not None
+    has_bias = layer.bias is not None
     first: nn.Module
     second: nn.Module
     if isinstance(layer, nn.Conv2d):
@@ -62,19 +62,20 @@ def thin_pair(layer: nn.Module, rank: int, keep_weights: bool = True) -> nn.Sequ
             dilation=_pair(layer.dilation),
             bias=False,
         )
-        second = nn.Conv2d(rank, layer.out_channels, 1, bias=biased)
+        second = nn.Conv2d(rank, layer.out_channels, 1, bias=has_bias)
     else:
-        first, second = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=biased)
+        first = nn.Linear(layer.in_features, rank, bias=False)
+        second = nn.Linear(rank, layer.out_features, bias=has_bias)
     if keep_weights:
-        u_OR, v_RI = halves(layer.weight.detach().flatten(1), rank)
+        u_OR, v_RI = factor_matrix(layer.weight.detach().flatten(1), rank)
         first.load_state_dict({"weight": v_RI.view_as(first.weight)})
         bias = {"bias": layer.bias.detach()} if layer.bias is not None else {}
         second.load_state_dict({"weight": u_OR.view_as(second.weight), **bias})
     return nn.Sequential(first, second)
 
 
-def halves(matrix_OI: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(O, rank) and (rank, I) whose product is nearest; the singular values shared evenly between them."""
+def factor_matrix(matrix_OI: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (O, rank) and (rank, I) with the nearest product; each holds the roots of the singular values."""
     u, s, v = torch.linalg.svd(matrix_OI.double(), full_matrices=False)
     root = s[:rank].sqrt()
     return (u[:, :rank] * root).to(matrix_OI.dtype), (root[:, None] * v[:rank]).to(matrix_OI.dtype)

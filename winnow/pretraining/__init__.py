@@ -1,6 +1,6 @@
-"""Methods that learn without labels: one paper, one file. The config's type selects the function.
+"""Self-supervised pretraining methods, one file per paper. `METHODS` maps the type of a config to its function.
 
-A method puts its own head on the backbone and returns the loss that trains both, on views whose side it is told; the
+A method puts its own head on the backbone and returns the loss that trains both on views of a given size. The training
 loop is winnow.training.loop.fit.
 """
 
@@ -17,3 +17,4 @@ from winnow.pretraining.simclr import simclr
 from winnow.training.loop import Loss
 
 METHODS: dict[type, Callable[[Any, nn.Module, int], Loss]] = {RotNet: rotnet, SimCLR: simclr}
+"""Config type -> function of (settings, backbone, side of the views in pixels)."""

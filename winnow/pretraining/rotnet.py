@@ -1,9 +1,9 @@
-"""RotNet: the network tells by which multiple of 90 degrees an image was turned.
+"""RotNet: predict by which multiple of 90 degrees an image was rotated.
 
 Gidaris, Singh, Komodakis: Unsupervised Representation Learning by Predicting Image Rotations (ICLR 2018, arXiv
-1803.07728). Every image of a batch is shown in all four rotations, as the paper found best; the rotation is the
-pseudo-label and the loss is cross-entropy. Cheap per image and quick to help: the default where minutes count. It
-learns little from images without an up (textures, microscopy): take SimCLR there.
+1803.07728). Every image of a batch appears in all four rotations, as the paper found best; the rotation is the
+pseudo-label and the loss is cross-entropy. It is cheap per image and helps after a few minutes, so it is the default.
+It learns little from images without an upright direction (textures, microscopy): use SimCLR there.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def rotnet(settings: RotNet, model: nn.Module, side: int) -> Loss:
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, _labels_B: torch.Tensor) -> torch.Tensor:
         views_BCHW = augment(images_BCHW, settings.augmentation, side)
-        turned, turns = rotations(views_BCHW)
-        return F.cross_entropy(model(turned).float(), turns)
+        rotated_BCHW, rotation_B = rotations(views_BCHW)
+        return F.cross_entropy(model(rotated_BCHW).float(), rotation_B)
 
     return loss
 
 
 def rotations(x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All four rotations of square images (B, C, S, S) -> (4B, C, S, S) and their pseudo-labels 0..3 (4B,)."""
+    """Return all four rotations of square images (B, C, S, S) -> (4B, C, S, S), and their pseudo-labels 0..3 (4B,)."""
     if x_BCHW.shape[2] != x_BCHW.shape[3]:
         raise ValueError(f"rotations need square images, got {tuple(x_BCHW.shape)}")
-    turned = torch.cat([torch.rot90(x_BCHW, turn, (2, 3)) for turn in range(ROTATIONS)])
+    rotated = torch.cat([torch.rot90(x_BCHW, quarter_turns, (2, 3)) for quarter_turns in range(ROTATIONS)])
     labels = torch.arange(ROTATIONS, device=x_BCHW.device).repeat_interleave(len(x_BCHW))
-    return turned.contiguous(memory_format=torch.channels_last), labels
+    return rotated.contiguous(memory_format=torch.channels_last), labels

@@ -1,9 +1,9 @@
-"""SimCLR: find, among all views of a batch, the other random crop of the same image.
+"""SimCLR: find the other random crop of the same image among all views of a batch.
 
 Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations (ICML 2020,
 arXiv 2002.05709). Two augmented views of each image pass the backbone and a projector; the loss is NT-Xent, a
-cross-entropy over cosine similarities divided by a temperature. The projector is thrown away afterwards. It wants long
-training: at a few minutes RotNet was seen to help more.
+cross-entropy over cosine similarities divided by a temperature. The projector is dropped afterwards. It needs long
+training: in a few minutes RotNet helped more.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def simclr(settings: SimCLR, model: nn.Module, side: int) -> Loss:
 
 
 def nt_xent(first_BD: torch.Tensor, second_BD: torch.Tensor, temperature: float) -> torch.Tensor:
-    """NT-Xent (equation 1 of the paper), float32, mean over the 2B views. Row i of both inputs is the same image."""
+    """Return NT-Xent (equation 1), float32, mean over the 2B views. Row i of both inputs is the same image."""
     if first_BD.shape != second_BD.shape:
         raise ValueError(f"both views need the same shape, got {tuple(first_BD.shape)} and {tuple(second_BD.shape)}")
     count = len(first_BD)

@@ -1,10 +1,10 @@
-"""Which folder holds the file that is deployed for a winner: its own, or that of its refit. No torch here.
+"""The folder whose file is deployed for a winner: its own, or that of its refit. Imports no torch.
 
-    artifacts/refit/model.onnx, card.json          the refitted file; only where the refit was accepted
-    artifacts/refit/selected/model.onnx            the file that was selected, measured and judged
+    artifacts/refit/model.onnx, card.json          the refitted file; only if the refit was accepted
+    artifacts/refit/selected/model.onnx            the file that was selected and measured
 
-A refitted file has learned from validation images, so it is compared with no other on them; the selected file is kept
-beside it for that.
+A refitted file was trained on validation images, so it must not be compared with others on them. The selected file is
+kept beside it for that purpose.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from winnow.records import StepRecord, read_record, record_digest
 
 REFIT, SELECTED = "refit", "selected"
 WINNER = "winner.json"
-"""In select's folder, all of it that `refit` reads: other times with the same winner train nothing anew."""
+"""The only file of select's folder that `refit` reads, so that other timings with the same winner do not retrain."""
 
 
 def refit_record(artifacts: Path, winner: str) -> StepRecord:
-    """Return the record of the refit of `winner`. Raises ArtifactError where the step has not run for this very one."""
+    """Return the record of the refit of `winner`. Raises ArtifactError if the refit was of another file."""
     record = read_record(artifacts / REFIT)
     if record.inputs.get(winner) != record_digest(artifacts / "candidates" / winner):
-        raise ArtifactError(f"{artifacts / REFIT} does not belong to the present {winner}; run winnow again")
+        raise ArtifactError(f"{artifacts / REFIT} does not belong to the current {winner}; run winnow again")
     return record
 
 
@@ -35,5 +35,5 @@ def deployed_folder(artifacts: Path, winner: str) -> Path:
 
 
 def selected_folder(folder: Path) -> Path:
-    """Return the folder of the file before the refit, which no validation image taught; `folder` itself without one."""
+    """Return the folder of the file before the refit, not trained on validation images; `folder` without a refit."""
     return folder / SELECTED if (folder / SELECTED / MODEL).is_file() else folder

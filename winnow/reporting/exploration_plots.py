@@ -1,4 +1,4 @@
-"""The pictures of what was explored beside the chain: a search, a sweep, layers one at a time. All are PNG."""
+"""The plots of a search, a sweep and a sensitivity analysis. All are PNGs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def sensitivity(rows: Sequence[Mapping[str, Any]], share: float) -> bytes:
-    """Answers that change where one layer at a time is pruned or rounded to int8; the network's order."""
+def plot_sensitivity(rows: Sequence[Mapping[str, Any]], share: float) -> bytes:
+    """Plot changed answers where one layer at a time is pruned or rounded to int8, in the network's order."""
     kinds = {
         f"{share:.0%} of its channels pruned": ("pruned_changed_percent", ORANGE, "o"),
         "rounded to int8": ("int8_changed_percent", BLUE, "s"),
@@ -24,23 +24,23 @@ def sensitivity(rows: Sequence[Mapping[str, Any]], share: float) -> bytes:
 
     def paint(fig: Figure) -> None:
         axes = fig.subplots()
-        places = np.arange(len(rows))
+        positions = np.arange(len(rows))
         for label, (key, colour, marker) in kinds.items():
             values = [row[key] for row in rows]
-            known = [at for at, value in enumerate(values) if value is not None]
-            shown = [values[at] for at in known]
+            known = [position for position, value in enumerate(values) if value is not None]
+            shown = [values[position] for position in known]
             axes.plot(shown, known, marker, color=colour, label=label, markersize=5, clip_on=False, zorder=3)
-        axes.set_yticks(places, [str(row["layer"]) for row in rows], fontsize=7)
+        axes.set_yticks(positions, [str(row["layer"]) for row in rows], fontsize=7)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel("validation images that get another answer, %")
+        axes.set_xlabel("validation images whose prediction changes, %")
         axes.set_xlim(left=0)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
     return render(paint, (7.0, 1.2 + 0.17 * len(rows)), "png")
 
 
-def swept(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """Images/s and ms a call over the batch; a colour for each runtime and precision, a dash for the threads."""
+def plot_sweep(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
+    """Plot images/s and ms per call over the batch; a colour for each runtime and precision, a dash for the threads."""
     kinds = list(dict.fromkeys((row["runtime"], row["precision"]) for row in rows))
     threads = sorted({row["threads"] for row in rows}, reverse=True)
 
@@ -48,14 +48,14 @@ def swept(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
         axes = fig.subplots(1, 2)
         for kind, colour in zip(kinds, cycle((BLUE, ORANGE, GREEN, VERMILLION, MUTED)), strict=False):
             for count, dash in zip(threads, cycle(("solid", "dashed", "dotted", "dashdot")), strict=False):
-                own = [row for row in rows if (row["runtime"], row["precision"], row["threads"]) == (*kind, count)]
-                if not own:
+                series = [row for row in rows if (row["runtime"], row["precision"], row["threads"]) == (*kind, count)]
+                if not series:
                     continue
-                batches = [row["batch"] for row in own]
+                batches = [row["batch"] for row in series]
                 label = f"{' '.join(kind)}, {count} thread{'s' if count > 1 else ''}"
                 style = {"color": colour, "linestyle": dash, "marker": "o", "markersize": 3, "linewidth": 1.2}
-                axes[0].plot(batches, [row["images_per_s"] for row in own], label=label, **style)
-                axes[1].plot(batches, [row["p50_ms"] for row in own], **style)
+                axes[0].plot(batches, [row["images_per_s"] for row in series], label=label, **style)
+                axes[1].plot(batches, [row["p50_ms"] for row in series], **style)
         for axis, label in zip(axes, ("images/s (up is better)", "p50 of a call, ms"), strict=True):
             axis.set_xscale("log", base=2)
             axis.set_xticks(sorted({row["batch"] for row in rows}))
@@ -79,14 +79,14 @@ class SearchPoint:
     cost: float
     drop: float
     ends: tuple[float, float] | None = None
-    """Of the interval of `drop`, where the trial is on the front or chosen."""
+    """The ends of the interval of `drop`, where the trial is on the front or chosen."""
     marks: tuple[str, ...] = ()
-    """chosen, knee."""
+    """Of "chosen", "not confirmed" and "knee"."""
     on_front: bool = False
 
 
-def searched(points: Sequence[SearchPoint], dense_cost: float, allowed: float, cost_label: str) -> bytes:
-    """Points of accuracy lost over cost; the front as a line with intervals, allowance and dense as dashes."""
+def plot_search(points: Sequence[SearchPoint], dense_cost: float, allowed: float, cost_label: str) -> bytes:
+    """Plot points of accuracy lost over cost; the front as a line with intervals, the allowance and dense as dashes."""
 
     def paint(fig: Figure) -> None:
         axes = fig.subplots()
@@ -99,8 +99,8 @@ def searched(points: Sequence[SearchPoint], dense_cost: float, allowed: float, c
             if point.ends:
                 axes.plot([point.cost] * 2, point.ends, color=colour, linewidth=0.8, alpha=0.7, zorder=2)
             if point.on_front or point.marks:
-                at, name = (point.cost, point.drop), ", ".join((str(point.number), *point.marks))
-                axes.annotate(name, at, (6, 5), textcoords="offset points", fontsize=8, color=colour)
+                position, name = (point.cost, point.drop), ", ".join((str(point.number), *point.marks))
+                axes.annotate(name, position, (6, 5), textcoords="offset points", fontsize=8, color=colour)
         axes.axhline(allowed, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.axvline(dense_cost, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         costs = [point.cost for point in points] + [dense_cost]

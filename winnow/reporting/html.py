@@ -1,7 +1,7 @@
-"""HTML by hand: a dozen elements, the style sheet, and numbers as people write them.
+"""HTML written by hand: a dozen elements, the style sheet, and number formats.
 
-Text is escaped where it meets markup (`tag`), so a class called <b> stays a name; only `Html` passes as it is. The page
-is one file that asks the network for nothing: pictures are data, fonts are the reader's own.
+Text is escaped where it meets markup (`tag`), so a class called <b> stays a name; only `Html` passes unchanged. The
+page is one file that loads nothing from the network: pictures are data, fonts are the reader's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NBSP = "\u00a0"
 
 @dataclass(frozen=True)
 class Html:
-    """Markup that is safe already."""
+    """Markup that is already escaped."""
 
     markup: str
 
@@ -26,67 +26,67 @@ Content = str | Html
 
 
 def tag(name: str, *children: Content, css: str = "", more: str = "") -> Html:
-    """<name class=css more>children</name>; `more` is written as it is."""
+    """Return <name class=css more>children</name>; `more` is inserted unchanged."""
     opening = " ".join(part for part in (name, f'class="{html.escape(css)}"' if css else "", more) if part)
     return Html(f"<{opening}>{join(*children).markup}</{name}>")
 
 
 def join(*parts: Content) -> Html:
-    """One after the other. A number and its percent sign stay on one line."""
-    return Html("".join(part.markup if isinstance(part, Html) else _escaped(part) for part in parts))
+    """Return the parts one after the other. A number and its percent sign stay on one line."""
+    return Html("".join(part.markup if isinstance(part, Html) else _escape(part) for part in parts))
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return html.escape(text).replace(" %", f"{NBSP}%")
 
 
 def paragraph(*children: Content, css: str = "") -> Html:
-    """<p>."""
+    """Return a <p>."""
     return tag("p", *children, css=css)
 
 
 def strong(text: str) -> Html:
-    """<strong>."""
+    """Return a <strong>."""
     return tag("strong", text)
 
 
 def two_lines(first: Content, second: Content) -> Html:
-    """A figure with what qualifies it, smaller, below."""
+    """Return a figure with a smaller second line, which qualifies it."""
     return join(first, tag("small", second))
 
 
 def bullets(items: Iterable[Content]) -> Html:
-    """<ul>."""
+    """Return a <ul>."""
     return tag("ul", *[tag("li", item) for item in items])
 
 
 @dataclass(frozen=True)
 class Row:
-    """A table's row; the first cell is its heading."""
+    """A table row; the first cell is its heading."""
 
     cells: Sequence[Content]
     css: str = ""
 
 
 def table(heading: Sequence[Content], rows: Iterable[Row], *, caption: Content, left: int = 1) -> Html:
-    """A table that scrolls sideways where the page is narrow; the first `left` columns hold text, the rest numbers."""
+    """Return a table that scrolls sideways on narrow pages; the first `left` columns hold text, the rest numbers."""
 
     def css(column: int) -> str:
         return "left" if column < left else ""
 
-    head = tag("tr", *[tag("th", cell, css=css(at), more='scope="col"') for at, cell in enumerate(heading)])
+    head = tag("tr", *[tag("th", cell, css=css(column), more='scope="col"') for column, cell in enumerate(heading)])
     body = []
     for row in rows:
         first = tag("th", row.cells[0], css="left", more='scope="row"')
-        rest = [tag("td", cell, css=css(at)) for at, cell in enumerate(row.cells) if at > 0]
+        rest = [tag("td", cell, css=css(column)) for column, cell in enumerate(row.cells) if column > 0]
         body.append(tag("tr", first, *rest, css=row.css))
-    whole = tag("table", tag("thead", head), tag("tbody", *body))
-    # The caption stays outside of what scrolls, so that it can be read on a telephone.
-    return tag("figure", tag("figcaption", caption), tag("div", whole, css="scroll", more='tabindex="0"'))
+    table = tag("table", tag("thead", head), tag("tbody", *body))
+    # The caption stays outside of the scrolling part, so that it can be read on a phone.
+    return tag("figure", tag("figcaption", caption), tag("div", table, css="scroll", more='tabindex="0"'))
 
 
 def figure(picture: bytes, alt: str, caption: Content, css: str = "") -> Html:
-    """A picture (PNG or SVG) inside the page, with words for those who do not see it; css wide: scrolls if narrow."""
+    """Return a picture (PNG or SVG) inside the page with its text alternative. css "wide": scrolls on narrow pages."""
     kind = "png" if picture.startswith(b"\x89PNG") else "svg+xml"
     data = base64.b64encode(picture).decode("ascii")
     image = Html(f'<img src="data:image/{kind};base64,{data}" alt="{html.escape(alt)}">')
@@ -94,17 +94,17 @@ def figure(picture: bytes, alt: str, caption: Content, css: str = "") -> Html:
 
 
 def side_by_side(*children: Html) -> Html:
-    """Next to each other where there is room."""
+    """Return the children next to each other where there is room."""
     return tag("div", *children, css="pair")
 
 
 def section(anchor: str, title: str, *children: Html) -> Html:
-    """<section> with its heading."""
+    """Return a <section> with its heading."""
     return tag("section", tag("h2", title), *children, more=f'id="{html.escape(anchor)}"')
 
 
 def document(title: str, *body: Html) -> str:
-    """The whole file."""
+    """Return the whole HTML file."""
     head = join(
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         tag("title", title),
@@ -115,12 +115,12 @@ def document(title: str, *body: Html) -> str:
 
 
 def percent(fraction: float | None, decimals: int = 1) -> str:
-    """0.614 -> 61.4 %."""
+    """Format a fraction: 0.614 -> 61.4 %."""
     return MISSING if fraction is None else f"{fraction * 100:.{decimals}f}{NBSP}%"
 
 
 def signed(points: float | None, plus: bool = False) -> str:
-    """One decimal, a true minus sign, no minus zero; `plus`: gains carry a sign too."""
+    """Format with one decimal, a true minus sign and no minus zero; `plus`: gains get a sign, too."""
     if points is None:
         return MISSING
     rounded = round(points, 1) + 0.0
@@ -128,12 +128,12 @@ def signed(points: float | None, plus: bool = False) -> str:
 
 
 def number(value: float | None, decimals: int = 0) -> str:
-    """1234.5 -> 1,234 or 1,234.5."""
+    """Format with thousands separators: 1234.5 -> 1,234 or 1,234.5."""
     return MISSING if value is None else f"{value:,.{decimals}f}"
 
 
 def digits(value: float | None, unit: str = "") -> str:
-    """Three significant digits, never an exponent: 0.0265, 0.265, 2.65, 26.5, 265, 2,650."""
+    """Format with three significant digits, never an exponent: 0.0265, 0.265, 2.65, 26.5, 265, 2,650."""
     if value is None:
         return MISSING
     decimals = next((count for count, limit in ((0, 100), (1, 10), (2, 1), (3, 0.1)) if abs(value) >= limit), 4)
@@ -141,7 +141,7 @@ def digits(value: float | None, unit: str = "") -> str:
 
 
 def millions(value: float | None) -> str:
-    """690000 -> 0.69 M."""
+    """Format in millions: 690000 -> 0.69 M."""
     return MISSING if value is None else digits(value / 1e6, "M")
 
 

@@ -1,13 +1,13 @@
-"""The page on what stands behind the figures: memory and start-up, controls, method, machine, and the words used."""
+"""The sections of the page on the conditions: memory and start-up, controls, method, machine, and a glossary."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from winnow.config import CONTROL, FEW_LABELS, ROOT
-from winnow.config.finetune import LEAST_STEPS, LEAST_STEPS_OF_FEW
+from winnow.config.finetune import DEFAULT_MIN_STEPS, DEFAULT_MIN_STEPS_FEW_LABELS
 from winnow.deploy.onnx_session import MODEL
-from winnow.reporting.candidates_section import RUNTIMES, span
+from winnow.reporting.candidates_section import format_interval
 from winnow.reporting.html import (
     MISSING,
     Html,
@@ -24,10 +24,11 @@ from winnow.reporting.html import (
     two_lines,
 )
 from winnow.reporting.run_records import RunRecords
+from winnow.reporting.speed_section import RUNTIME_NAMES
 
 NOTICEABLE = 1.1
 """Speed-ups below this are no gain."""
-WORDS = {
+GLOSSARY = {
     "drop": "Points of top-1 accuracy that a candidate loses against its reference, counted on the same labelled "
     "validation images, with a score interval for paired answers. The reference is dense, or dense-kd where that is "
     "better. Of several candidates the winner is chosen by these intervals, so they are widened until all of them hold "
@@ -60,15 +61,18 @@ WORDS = {
 }
 
 
-def memory(facts: RunRecords) -> Html:
-    """What a machine must have to serve each file, each measured in a fresh process."""
+def render_memory(records: RunRecords) -> Html:
+    """Return the memory and start-up time of each file, each measured in a fresh process."""
     rows = []
-    for row in facts.benchmark.details["processes"]:
-        where = f"{RUNTIMES[row['runtime']]} {row['precision']}"
-        times = [digits(row[part]) for part in ("import_ms", "load_ms", "first_call_ms")]
-        whole = digits(row["import_ms"] + row["load_ms"] + row["first_call_ms"])
-        css = "marked" if row["candidate"] == facts.winner else ""
-        rows.append(Row([row["candidate"], where, number(row["peak_mb"]), *times, whole], css))
+    for row in records.benchmark.details["processes"]:
+        runtime = f"{RUNTIME_NAMES[row['runtime']]} {row['precision']}"
+        times = [digits(row[phase]) for phase in ("import_ms", "load_ms", "first_call_ms")]
+        total_ms = digits(row["import_ms"] + row["load_ms"] + row["first_call_ms"])
+        rows.append(
+            Row(
+                [row["candidate"], runtime, number(row["peak_mb"]), *times, total_ms], records.row_css(row["candidate"])
+            )
+        )
     caption = (
         "Each file in a fresh process on one image. Peak memory includes the interpreter and the runtime's libraries"
     )
@@ -76,69 +80,72 @@ def memory(facts: RunRecords) -> Html:
     return table(heading, rows, caption=caption, left=2)
 
 
-def controls(facts: RunRecords) -> Html:
-    """What a teacher and longer training bought, and what zeros did not."""
+def render_controls(records: RunRecords) -> Html:
+    """Return what the teacher and longer training contributed, and what sparsity did not."""
     rows = []
-    for row in facts.selection.details["controls"]:
-        points, ends = signed(row["points"], plus=True), span(row["low"], row["high"], plus=True)
+    for row in records.selection.details["controls"]:
+        points, interval = signed(row["points"], plus=True), format_interval(row["low"], row["high"], plus=True)
         compared = f"{row['candidate']} over {row['control']}"
-        rows.append(Row([f"what {row['bought_by']} bought", compared, points, ends]))
+        rows.append(Row([f"what {row['bought_by']} bought", compared, points, interval]))
     heading = ["control", "compared", "points of top-1", "95 % interval"]
     caption = (
-        "Same recipe but for the one thing named. With a teacher come the unlabelled images, which only a teacher can "
-        "use. Controls must pass the same gates as everybody"
+        "Same recipe except for the named difference. The teacher includes the unlabelled images, which only a teacher "
+        "can use. Controls must pass the same gates as every candidate"
     )
-    sparse = [_sparse(facts, name) for name, c in facts.candidates.items() if c.details["method"] == "sparsify"]
-    absent = paragraph("The tree has no control, or no validation image has a label.", css="note")
+    sparsity = [
+        _describe_sparsity(records, name) for name, c in records.candidates.items() if c.details["method"] == "sparsify"
+    ]
+    absent = paragraph("There is no control among the candidates, or no validation image has a label.", css="note")
     return join(
-        table(heading, rows, caption=caption, left=2) if rows else absent, *[paragraph(text) for text in sparse]
+        table(heading, rows, caption=caption, left=2) if rows else absent, *[paragraph(text) for text in sparsity]
     )
 
 
-def _sparse(facts: RunRecords, name: str) -> str:
-    """Zeros make a smaller archive; whether they make it faster is what was measured."""
-    own, dense = facts.quality(name), facts.quality(ROOT)
-    zeros = 1 - own["size/nonzero_parameters"] / own["size/parameters"]
+def _describe_sparsity(records: RunRecords, name: str) -> str:
+    """Return how much smaller the zeros make the archive, and whether they make the file faster."""
+    candidate, dense = records.quality(name), records.quality(ROOT)
+    zeros = 1 - candidate["size/nonzero_parameters"] / candidate["size/parameters"]
     text = (
         f"{name}: {percent(zeros, 0)} of its parameters are zero. The file is as large as before "
-        f"({digits(own['size/mb'], 'MB')}; dense {digits(dense['size/mb'], 'MB')}), zipped it takes "
-        f"{digits(own['size/zipped_mb'], 'MB')} instead of {digits(dense['size/zipped_mb'], 'MB')}. "
+        f"({digits(candidate['size/mb'], 'MB')}; dense {digits(dense['size/mb'], 'MB')}), zipped it takes "
+        f"{digits(candidate['size/zipped_mb'], 'MB')} instead of {digits(dense['size/zipped_mb'], 'MB')}. "
     )
-    speedup = facts.speed(name).get("speedup/float_b1")
+    speedup = records.speed(name).get("speedup/float_b1")
     if speedup is None:
         return text + "It was not timed."
-    told = f"{text}One image runs {speedup:.2f} times as fast as dense"
-    return f"{told}: runtimes multiply zeros like any other number." if speedup < NOTICEABLE else f"{told}."
+    sentence = f"{text}One image runs {speedup:.2f} times as fast as dense"
+    return f"{sentence}: runtimes multiply zeros like any other number." if speedup < NOTICEABLE else f"{sentence}."
 
 
-def method(facts: RunRecords) -> Html:
-    """How it was trained, timed and judged, on which machine, from which files."""
-    machine, settings = facts.benchmark.machine, facts.benchmark.parameters
+def render_method(records: RunRecords) -> Html:
+    """Return how the run was trained, timed and judged, on which machine, from which files."""
+    machine, settings = records.benchmark.machine, records.benchmark.parameters
     assert machine is not None
     versions = ", ".join(f"{package} {version}" for package, version in machine.versions.items())
-    spread = max((row["spread"] for row in facts.benchmark.details["rows"]), default=0.0)
-    conditions = facts.benchmark.details["conditions"]
+    spread = max((row["spread"] for row in records.benchmark.details["rows"]), default=0.0)
+    conditions = records.benchmark.details["conditions"]
     pixels = conditions["image_size"]
     side = f"{pixels} × {pixels}"
-    policy = facts.data.details["resize_policy"].replace("S x S", side).replace("to S", f"to {pixels}")
+    policy = records.data.details["resize_policy"].replace("S x S", side).replace("to S", f"to {pixels}")
     items = {
-        "Data": f"{facts.source}, {side} pixels. {policy}.",
-        "Training": f"{_pretraining(facts.pretrain.parameters)} {_finetuning(facts.dense.parameters)}",
-        "Choice": "Everything is chosen on the validation split. Last epoch, single pass, no test-time augmentation. "
-        f"{_gates(facts.selection.parameters)}",
+        "Data": f"{records.source}, {side} pixels. {policy}.",
+        "Training": f"{_describe_pretraining(records.pretrain.parameters)} "
+        f"{_describe_finetuning(records.dense.parameters)}",
+        "Selection": "Everything is chosen on validation. Last epoch, single pass, no test-time augmentation. "
+        f"{_describe_gates(records.selection.parameters)}",
         "Timing": f"{settings['rounds']} interleaved rounds, warm-up apart, at least {settings['samples']} timed calls "
         f"behind every latency of one image; medians of the rounds lay up to {percent(spread, 0)} apart. A file is "
-        f"timed only where its answers to {conditions['images_checked']} images are its own.",
+        f"timed only where its answers to {conditions['images_checked']} images agree with its own in ONNX Runtime.",
         "Machine": f"{machine.cpu}, {machine.threads} threads, {digits(machine.memory_gb, 'GB')} of memory, "
         f"{machine.gpu or 'no GPU'}. {machine.system}. Flags that matter here: {' '.join(machine.flags) or 'none'}. "
         "Figures of two machines are never compared.",
         "Versions": f"{versions}.",
     }
     terms = [part for name, text in items.items() for part in (tag("dt", name), tag("dd", text))]
-    return join(tag("dl", *terms), _left_out(facts), _files(facts))
+    return join(tag("dl", *terms), _not_timed(records), _files(records))
 
 
-def _pretraining(settings: dict[str, Any]) -> str:
+def _describe_pretraining(settings: dict[str, Any]) -> str:
     if settings["method"] == "none":
         return f"No pretraining: a fresh {settings['backbone']}."
     return (
@@ -147,19 +154,19 @@ def _pretraining(settings: dict[str, Any]) -> str:
     )
 
 
-def _finetuning(settings: dict[str, Any]) -> str:
+def _describe_finetuning(settings: dict[str, Any]) -> str:
     seeds = ", ".join(str(seed) for seed in settings["seeds"])
     rates = " and ".join(f"{rate:g}" for rate in settings["learning_rates"])
-    least = settings["min_steps"]
-    if least == "auto":
-        least = f"{LEAST_STEPS} (with fewer than {FEW_LABELS} labels {LEAST_STEPS_OF_FEW})"
+    least_steps = settings["min_steps"]
+    if least_steps == "auto":
+        least_steps = f"{DEFAULT_MIN_STEPS} (with fewer than {FEW_LABELS} labels {DEFAULT_MIN_STEPS_FEW_LABELS})"
     return (
-        f"Fine-tuning takes {settings['epochs']} epochs, at least {least} steps, with rates {rates} "
+        f"Fine-tuning takes {settings['epochs']} epochs, at least {least_steps} steps, with rates {rates} "
         f"tried for every arm and label seeds {seeds}; dense is the first seed, fixed beforehand."
     )
 
 
-def _gates(settings: dict[str, Any]) -> str:
+def _describe_gates(settings: dict[str, Any]) -> str:
     gates = settings["gates"]
     return (
         f"Gates: drop at most {gates['max_drop_points']:g} points of top-1 and "
@@ -171,35 +178,35 @@ def _gates(settings: dict[str, Any]) -> str:
     )
 
 
-def _left_out(facts: RunRecords) -> Html:
-    """Cells that were refused or could not run here."""
+def _not_timed(records: RunRecords) -> Html:
+    """Return the benchmark cases that were refused or could not run on this machine."""
     refused = sorted(
         {
-            f"{row['candidate']} on {RUNTIMES[row['runtime']]} {row['precision']} was refused: its answers agree with "
-            f"the file's own on {percent(row['agreement'])}, needed {percent(row['needed'], 0)}"
-            for row in facts.benchmark.details["refused"]
+            f"{row['candidate']} on {RUNTIME_NAMES[row['runtime']]} {row['precision']} was refused: its answers agree "
+            f"with the file's own on {percent(row['agreement'])}, needed {percent(row['needed'], 0)}"
+            for row in records.benchmark.details["refused"]
         }
     )
     absent = [
-        f"{RUNTIMES.get(row['runtime'], 'every runtime')} "
+        f"{RUNTIME_NAMES.get(row['runtime'], 'every runtime')} "
         f"{'' if row['precision'] == 'all' else row['precision'] + ' '}was left out: {row['reason']}"
-        for row in facts.benchmark.details["absent"]
+        for row in records.benchmark.details["absent"]
     ]
     return join(tag("h3", "Not timed"), bullets([*refused, *absent])) if refused or absent else join()
 
 
-def _files(facts: RunRecords) -> Html:
-    """Digests: which files these figures belong to."""
+def _files(records: RunRecords) -> Html:
+    """Return the digests of the files that were measured."""
     rows = []
-    for name, record in facts.candidates.items():
+    for name, record in records.candidates.items():
         digest = next((file.sha256 for file in record.artifacts if file.name == MODEL), MISSING)
         rows.append(Row([name, tag("code", digest)]))
-    images = next((file.sha256 for file in facts.data.artifacts if file.name == "images.npy"), MISSING)
+    images = next((file.sha256 for file in records.data.artifacts if file.name == "images.npy"), MISSING)
     rows.append(Row([two_lines("images", "pixels, as decoded"), tag("code", images)]))
     return table(["file", "sha256"], rows, caption="The files that were measured: model.onnx of each", left=2)
 
 
-def glossary(_facts: RunRecords) -> Html:
-    """The words of this page."""
-    words = {**WORDS, CONTROL: "The control: dense trained on with the candidates' recovery, itself as its teacher."}
+def render_glossary(_facts: RunRecords) -> Html:
+    """Return the terms of this page."""
+    words = {**GLOSSARY, CONTROL: "The control: dense trained on with the candidates' recovery, itself as its teacher."}
     return tag("dl", *[part for word, meaning in words.items() for part in (tag("dt", word), tag("dd", meaning))])

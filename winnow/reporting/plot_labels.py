@@ -1,8 +1,8 @@
-"""Names beside markers, so that none covers another: a greedy search over places around each marker.
+"""Place labels beside markers without overlaps, by a greedy search over positions around each marker.
 
-Every label tries eight directions at growing distances and takes the first place where it meets no other label, no
-marker and no edge; a far one gets a thin line to its marker. Deterministic, and good enough for a few dozen points: no
-optimum is sought.
+Every label tries eight directions at growing distances and takes the first position where it overlaps no other label,
+no marker and no edge; a distant one gets a thin line to its marker. This is deterministic, and good enough for a few
+dozen points; no optimum is sought.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Label:
-    """A name and the marker that it belongs to."""
+    """A label's text and its marker."""
 
     text: str
     x: float
     y: float
-    """Data coordinates of the marker."""
+    """Data coordinates of the marker, like `x`."""
     area: float
-    """Of the marker, points squared."""
+    """Area of the marker, points squared."""
     bold: bool = False
 
 
@@ -34,16 +34,16 @@ Box = tuple[float, float, float, float]
 """Left, bottom, right, top; pixels."""
 DIRECTIONS = (0, 180, 90, 270, 45, 135, 315, 225)
 DISTANCES = (3.0, 10.0, 20.0, 32.0, 46.0, 62.0, 80.0)
-"""Points between the marker's rim and the label."""
+"""Points between the marker's edge and the label."""
 FAR = 12.0
 LINE_STEP = 6.0
-"""Pixels between two looks along a line."""
+"""Pixels between two boxes along a line."""
 GAP = 2.0
 """Pixels kept free around every label."""
 
 
 def place_labels(axes: Axes, labels: Sequence[Label], line: Sequence[tuple[float, float]] = ()) -> None:
-    """Write the labels; `line` is a polyline in data coordinates that they keep clear of."""
+    """Write the labels. `line`: a polyline in data coordinates that they avoid."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure = axes.figure.get_figure(root=True)
@@ -56,17 +56,17 @@ def place_labels(axes: Axes, labels: Sequence[Label], line: Sequence[tuple[float
     radii = [math.sqrt(label.area / math.pi) * scale for label in labels]
     markers: list[Box] = [(x - r, y - r, x + r, y + r) for (x, y), r in zip(centres, radii, strict=True)]
     frame: Box = axes.get_window_extent().extents
-    taken = markers + _along(_pixels(axes, line))
+    occupied = markers + _boxes_along(_pixels(axes, line))
     for label, (x, y), radius in zip(labels, centres, radii, strict=True):
         text = axes.annotate(
             label.text, (label.x, label.y), (0, 0), textcoords="offset points", va="bottom", ha="left", fontsize=8.5
         )
         text.set_fontweight("bold" if label.bold else "normal")
         extent = text.get_window_extent(renderer)
-        places = list(_places((x, y), radius, (extent.width, extent.height), scale))
-        free = ((box, far) for box, far in places if _within(box, frame) and not _meets(box, taken))
-        (left, bottom, right, top), far = next(free, places[0])
-        taken.append((left, bottom, right, top))
+        candidates = list(_candidate_boxes((x, y), radius, (extent.width, extent.height), scale))
+        free = ((box, far) for box, far in candidates if _is_inside(box, frame) and not _overlaps(box, occupied))
+        (left, bottom, right, top), far = next(free, candidates[0])
+        occupied.append((left, bottom, right, top))
         text.set_position(((left - x) / scale, (bottom - y) / scale))
         if far > FAR:
             nearest = (min(max(x, left), right), min(max(y, bottom), top))
@@ -78,8 +78,8 @@ def _pixels(axes: Axes, points: Sequence[tuple[float, float]]) -> list[tuple[flo
     return [(float(x), float(y)) for x, y in axes.transData.transform(list(points))] if points else []
 
 
-def _along(line: Sequence[tuple[float, float]]) -> list[Box]:
-    """Small boxes along a polyline."""
+def _boxes_along(line: Sequence[tuple[float, float]]) -> list[Box]:
+    """Return small boxes along a polyline."""
     boxes: list[Box] = []
     for (x, y), (to_x, to_y) in pairwise(line):
         steps = max(1, math.ceil(math.hypot(to_x - x, to_y - y) / LINE_STEP))
@@ -89,10 +89,10 @@ def _along(line: Sequence[tuple[float, float]]) -> list[Box]:
     return boxes
 
 
-def _places(
+def _candidate_boxes(
     centre: tuple[float, float], radius: float, size: tuple[float, float], scale: float
 ) -> Iterator[tuple[Box, float]]:
-    """Boxes of `size` around a marker with their distance in points, nearest first."""
+    """Yield boxes of `size` around a marker with their distance in points, nearest first."""
     (x, y), (width, height) = centre, size
     for distance in DISTANCES:
         for degrees in DIRECTIONS:
@@ -103,12 +103,15 @@ def _places(
             yield (left, bottom, left + width, bottom + height), distance
 
 
-def _meets(box: Box, others: Sequence[Box]) -> bool:
+def _overlaps(box: Box, obstacles: Sequence[Box]) -> bool:
     return any(
-        box[0] - GAP < other[2] and other[0] < box[2] + GAP and box[1] - GAP < other[3] and other[1] < box[3] + GAP
-        for other in others
+        box[0] - GAP < obstacle[2]
+        and obstacle[0] < box[2] + GAP
+        and box[1] - GAP < obstacle[3]
+        and obstacle[1] < box[3] + GAP
+        for obstacle in obstacles
     )
 
 
-def _within(box: Box, frame: Box) -> bool:
+def _is_inside(box: Box, frame: Box) -> bool:
     return box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]

@@ -1,10 +1,10 @@
-"""The pictures of a run, as bytes: a PNG for the trade-off (MLflow shows it too), SVG for those only the page holds.
+"""The plots of a run, as bytes: a PNG of the trade-off (MLflow shows it, too), and SVGs for the page alone.
 
-Drawn by matplotlib's figure objects, without pyplot and without a change to its global state; the style holds for one
-picture. Colours are those of Okabe and Ito (2008), which stay apart for colour-blind eyes, and no meaning hangs on a
-colour alone. The same numbers give the same bytes: no date, no software's name, no random identifiers.
+They are drawn by matplotlib's figure objects, without pyplot and without changing its global state; the style holds for
+one picture. Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart, and no meaning
+depends on colour alone. The same numbers give the same bytes: no date, no software's name, no random identifiers.
 
-What the numbers are is decided elsewhere; nothing here reads a record.
+The numbers are computed elsewhere; nothing here reads a record.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 INK, MUTED, RULE = "#1f2430", "#6b7280", "#d9dce3"
 BLUE, ORANGE, GREEN, VERMILLION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 FACTORS = {"runtime": BLUE, "structure": ORANGE, "precision": GREEN}
-"""One colour per factor of winnow.benchmark.speedups.attribution."""
+"""One colour per factor of winnow.benchmark.speedups.attribute_speedup."""
 LARGEST_MARKER = 700.0
 """Area of the largest file's marker, points squared."""
 STYLE: dict[Any, Any] = {
@@ -59,21 +59,21 @@ STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Point:
-    """One candidate in the trade-off; without a latency it cannot be drawn."""
+class TradeOffPoint:
+    """One candidate in the trade-off plot; without a latency it is not drawn."""
 
     name: str
     latency_ms: float | None
     accuracy: float
     size_mb: float
     measures_agreement: bool
-    """`accuracy` is agreement with dense: no image has a label."""
+    """True where `accuracy` is agreement with dense, because no image has a label."""
     on_front: bool
     highlighted: bool
 
 
-def pareto(points: Sequence[Point]) -> bytes:
-    """PNG: accuracy over latency, the file's size as the marker's area, the front as a line, the winner in orange."""
+def plot_pareto(points: Sequence[TradeOffPoint]) -> bytes:
+    """Return a PNG: accuracy over latency, file size as marker area, the front as a line, the winner in orange."""
     drawn = [point for point in points if point.latency_ms is not None]
 
     def paint(figure: Figure) -> None:
@@ -105,10 +105,10 @@ def pareto(points: Sequence[Point]) -> bytes:
     return render(paint, (7.2, 4.6), "png")
 
 
-def curves(
+def plot_curve(
     rows: Sequence[Mapping[str, float]], column: str, label: str, scale: float = 1.0, least_span: float = 0.0
 ) -> bytes:
-    """SVG: one column of a training's curves over epochs; rows without the column are passed over.
+    """Return an SVG: one column of a training's curves over epochs; rows without the column are skipped.
 
     The axis spans `least_span` at least, so that a flat curve looks flat.
     """
@@ -130,14 +130,14 @@ def curves(
     return render(paint, (4.4, 3.0))
 
 
-def arms(top1: Mapping[str, Sequence[float]], probe: float | None) -> bytes:
-    """SVG: validation top-1 (fractions) of every arm, one line per label seed, the linear probe as a level."""
+def plot_arms(top1: Mapping[str, Sequence[float]], probe: float | None) -> bytes:
+    """Return an SVG: validation top-1 (fractions) of every arm, a line per label seed, and the linear probe."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         names = list(top1)
         for seed in range(max((len(values) for values in top1.values()), default=0)):
-            pairs = [(at, top1[name][seed] * 100) for at, name in enumerate(names) if seed < len(top1[name])]
+            pairs = [(index, top1[name][seed] * 100) for index, name in enumerate(names) if seed < len(top1[name])]
             axes.plot(*np.array(pairs).T, color=BLUE, linewidth=1.2, marker="o", markersize=5, alpha=0.8)
         if probe is not None:
             axes.axhline(probe * 100, color=ORANGE, linestyle="--", linewidth=1.2)
@@ -150,21 +150,23 @@ def arms(top1: Mapping[str, Sequence[float]], probe: float | None) -> bytes:
     return render(paint, (4.4, 3.0))
 
 
-def factors(rows: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """SVG: each candidate's speed-up over eager f32 as a waterfall of factors on a log axis; a slowdown goes left."""
+def plot_factors(rows: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Return an SVG: each candidate's speed-up over eager f32 as a waterfall of factors on a log axis; slowdowns go
+    left.
+    """
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_xscale("log")
-        for at, row in enumerate(rows.values()):
-            reached = 1.0
+        for index, row in enumerate(rows.values()):
+            product = 1.0
             for step, (name, colour) in enumerate(FACTORS.items()):
-                start, reached = reached, reached * row[name]
-                low, high = sorted((start, reached))
-                place = at + 0.25 * (step - 1)
-                axes.barh(place, high - low, 0.22, low, color=colour, label=name if at == 0 else None)
-                axes.plot([reached, reached], [place - 0.11, place + 0.36 * (step < 2)], color=MUTED, linewidth=0.7)
-            end = (max(start, reached, 1.0), at + 0.25)
+                start, product = product, product * row[name]
+                low, high = sorted((start, product))
+                y = index + 0.25 * (step - 1)
+                axes.barh(y, high - low, 0.22, low, color=colour, label=name if index == 0 else None)
+                axes.plot([product, product], [y - 0.11, y + 0.36 * (step < 2)], color=MUTED, linewidth=0.7)
+            end = (max(start, product, 1.0), index + 0.25)
             axes.annotate(f"{row['total']:.1f} ×", end, (5, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.axvline(1.0, color=INK, linewidth=0.9)
         axes.set_yticks(range(len(rows)), list(rows))
@@ -178,14 +180,14 @@ def factors(rows: Mapping[str, Mapping[str, Any]]) -> bytes:
     return render(paint, (5.6, 0.9 + 0.46 * len(rows)))
 
 
-def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> bytes:
-    """SVG: rows are the true classes, shares of each row in shades of blue; numbers and names where they fit."""
+def plot_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> bytes:
+    """Return an SVG: rows are the true classes, row shares in shades of blue; numbers and names where they fit."""
     table = np.array(counts, dtype=float)
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        # Shades stretched towards the small shares: confusions are what one looks for.
+        # A power below 1 darkens small shares, so that rare confusions stay visible.
         axes.imshow(shares**0.6, cmap="Blues", vmin=0, vmax=1)
         axes.grid(visible=False)
         axes.set_title(title)
@@ -203,8 +205,8 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: st
     return render(paint, (4.4, 4.2))
 
 
-def reliability(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
-    """SVG: accuracy over confidence for each candidate; on the diagonal, confidence can be taken at its word."""
+def plot_reliability(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """Return an SVG: accuracy over confidence for each candidate; calibrated confidence lies on the diagonal."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -225,7 +227,7 @@ def reliability(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
 
 
 def plain_ticks(axes: Axes) -> None:
-    """0.5, 1, 2 instead of powers of ten."""
+    """Label a log axis with 0.5, 1, 2 instead of powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     if axes.get_xscale() == "log":
@@ -235,19 +237,19 @@ def plain_ticks(axes: Axes) -> None:
 
 
 def render(paint: Callable[[Figure], None], inches: tuple[float, float], kind: Literal["png", "svg"] = "svg") -> bytes:
-    """A fresh figure, our style, bytes that depend on nothing else. Raises MissingExtra without matplotlib."""
+    """Return a figure that `paint` draws, in our style, as bytes. Raises MissingExtra without matplotlib."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MissingExtra("matplotlib", "report") from error
     buffer = io.BytesIO()
-    nobody = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
+    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
     style: dict[Any, Any] = {**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        # Names in scripts that the font lacks become boxes here; the page's tables have them in full.
+        # Characters that the font lacks become boxes here; the page's tables show them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=inches, layout="constrained", dpi=200 if kind == "png" else 100)
         paint(figure)
-        figure.savefig(buffer, format=kind, metadata=nobody)
+        figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()

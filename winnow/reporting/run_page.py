@@ -1,11 +1,10 @@
-"""The one-page report: what is proposed for production and why, for whoever decides, then for whoever asks further.
+"""The one-page report: what is proposed for production and why, then the evidence.
 
-    html = page(facts, tested)
+    html = page(records, test_result)
 
-Every number comes from a record of the run, those of the test split from the report step; nothing is computed here but
-ratios. No date and no count of readings stands on the page: the same records give the same bytes. This file holds the
-frame and the verdict; learning, candidates and conditions hold the sections, html the
-markup, plots the pictures.
+Every number comes from a record of the run, those of the test split from the report step; only ratios are computed
+here. The page holds no date and no count of test readings: the same records give the same bytes. This file holds the
+frame and the verdict; the files *_section.py hold the sections, html.py the markup, plots.py the plots.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from winnow.config import ROOT
-from winnow.evaluation.abstention import SHOWN, at_threshold
+from winnow.evaluation.abstention import TABLE_THRESHOLDS, counts_at_threshold
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.evaluation.metrics import drop_metrics_on_test
-from winnow.reporting.candidates_section import SPEEDUPS, by_class, candidates, causes, span, trade_off
+from winnow.reporting.candidates_section import format_interval, render_candidates, render_classes, render_trade_off
 from winnow.reporting.html import (
     MISSING,
     Content,
@@ -39,135 +38,138 @@ from winnow.reporting.html import (
     tag,
     two_lines,
 )
-from winnow.reporting.method_section import controls, glossary, memory, method
+from winnow.reporting.method_section import render_controls, render_glossary, render_memory, render_method
 from winnow.reporting.run_records import RunRecords
-from winnow.reporting.training_section import images, pretraining
+from winnow.reporting.speed_section import SPEEDUPS, render_speed_factors
+from winnow.reporting.training_section import render_images, render_pretraining
 
 SECTIONS = {
-    "images": ("The images", images),
-    "pretraining": ("What pretraining bought", pretraining),
-    "candidates": ("The candidates", candidates),
-    "trade-off": ("Accuracy, latency and size", trade_off),
-    "causes": ("Where the speed came from", causes),
-    "classes": ("Class by class", by_class),
-    "memory": ("Memory and start-up", memory),
-    "controls": ("Controls", controls),
-    "method": ("Method and conditions", method),
-    "words": ("Words", glossary),
+    "images": ("The images", render_images),
+    "pretraining": ("What pretraining bought", render_pretraining),
+    "candidates": ("The candidates", render_candidates),
+    "trade-off": ("Accuracy, latency and size", render_trade_off),
+    "causes": ("Where the speed came from", render_speed_factors),
+    "classes": ("Class by class", render_classes),
+    "memory": ("Memory and start-up", render_memory),
+    "controls": ("Controls", render_controls),
+    "method": ("Method and conditions", render_method),
+    "words": ("Words", render_glossary),
 }
-KNOWN = "test/dense_top1"
-"""Is there where the test split has images."""
-HALF_A_DIGIT = 0.05
+TEST_METRIC = "test/dense_top1"
+"""A metric that exists where the test split has images."""
+ROUNDS_TO_ZERO = 0.05
 """Points of accuracy below this are shown as 0.0."""
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """What the test split said, once everything had been chosen."""
+    """The results on the test split, which is evaluated after everything has been chosen."""
+
+    __test__ = False
 
     version: str
-    """Digest of its images."""
+    """Digest of the test images."""
     metrics: dict[str, float]
-    """As winnow/selection/test_evaluation.py names them; test/images alone without labelled test images."""
+    """Names as in winnow/selection/test_evaluation.py; test/images alone without labelled test images."""
     baseline: str = ROOT
-    """What the drop is counted against: dense or dense-kd."""
+    """The reference of the drop: dense or dense-kd."""
     measured_in: str = ""
-    """Where the winner answered."""
+    """The runtime and precision in which the winner was evaluated."""
     warnings: tuple[str, ...] = ()
-    """What a user must know first."""
+    """Warnings that come before any figure."""
     abstention: Mapping[str, Any] = field(default_factory=dict)
-    """validation, test -> what thresholds on confidence give."""
+    """"validation" and "test" -> counts at thresholds on confidence."""
 
 
-def page(facts: RunRecords, tested: TestResult) -> str:
-    """The HTML file. Raises MissingExtra without matplotlib."""
+def render_run_page(records: RunRecords, test_result: TestResult) -> str:
+    """Return the HTML file. Raises MissingExtra without matplotlib."""
     links = [join(tag("a", title, more=f'href="#{anchor}"'), " ") for anchor, (title, _) in SECTIONS.items()]
     nav = tag("nav", *links, more='aria-label="Sections"')
-    parts = [section(anchor, title, write(facts)) for anchor, (title, write) in SECTIONS.items()]
-    return document(f"winnow report: {facts.source}", verdict(facts, tested), nav, *parts)
+    parts = [section(anchor, title, write(records)) for anchor, (title, write) in SECTIONS.items()]
+    return document(f"winnow report: {records.source}", render_verdict(records, test_result), nav, *parts)
 
 
-def verdict(facts: RunRecords, tested: TestResult) -> Html:
-    """The answer in a sentence, its figures, the test split, and what to know before relying on it."""
-    name, why = facts.winner, f"{facts.selection.details['why']}."
+def render_verdict(records: RunRecords, test_result: TestResult) -> Html:
+    """Return the decision in a sentence, its figures, the test split, and the warnings."""
+    name, reason = records.winner, f"{records.selection.details['why']}."
     title = f"Proposed for production: {name}" if name else "Nothing is proposed for production"
     return tag(
         "header",
-        paragraph(f"winnow report · {facts.source}", css="above"),
+        paragraph(f"winnow report · {records.source}", css="above"),
         tag("h1", title),
-        *([_first_warnings(tested.warnings)] if tested.warnings else []),
-        paragraph(_promise(facts, name) if name else why[0].upper() + why[1:], css="lead"),
-        *([paragraph(why), paragraph(_deployed(facts))] if name else []),
-        *([_figures(facts, facts.shown, tested)] if facts.shown else []),
-        paragraph(_tested_words(facts, tested)),
+        *([_test_warnings(test_result.warnings)] if test_result.warnings else []),
+        paragraph(_summary(records, name) if name else reason[0].upper() + reason[1:], css="lead"),
+        *([paragraph(reason), paragraph(_describe_deployed(records))] if name else []),
+        *([_figures(records, records.shown, test_result)] if records.shown else []),
+        paragraph(_describe_test(records, test_result)),
         side_by_side(
-            *([_speedups(facts, facts.shown)] if facts.shown else []),
-            *([_tested_table(facts, tested)] if KNOWN in tested.metrics else []),
-            *([_abstention_table(tested)] if tested.abstention else []),
+            *([_speedups(records, records.shown)] if records.shown else []),
+            *([_test_table(records, test_result)] if TEST_METRIC in test_result.metrics else []),
+            *([_abstention_table(test_result)] if test_result.abstention else []),
         ),
-        _heed(facts),
+        _warnings(records),
     )
 
 
-def _promise(facts: RunRecords, name: str) -> str:
-    """How much smaller and faster, what it costs, on which data."""
-    batch = facts.large if facts.selection.parameters["objective"] == "throughput" else 1
-    smaller = _times(facts.quality(ROOT)["size/mb"] / facts.quality(name)["size/mb"], "smaller", "larger")
-    faster = _times(facts.serving(name)[f"speedup/float_b{batch}"], "faster", "slower")
-    where = f" on {facts.target}" if facts.target else ""
-    on = "one image" if batch == 1 else f"batches of {batch} images"
+def _summary(records: RunRecords, name: str) -> str:
+    """Return how much smaller and faster the candidate is, what it costs, and on which data."""
+    batch = records.large if records.selection.parameters["objective"] == "throughput" else 1
+    smaller = _times(records.quality(ROOT)["size/mb"] / records.quality(name)["size/mb"], "smaller", "larger")
+    faster = _times(records.serving(name)[f"speedup/float_b{batch}"], "faster", "slower")
+    machine = f" on {records.target}" if records.target else ""
+    call = "one image" if batch == 1 else f"batches of {batch} images"
     start = (
-        f"{name} is {smaller} than dense, the fine-tuned network, {faster} on {on} (each on its fastest runtime{where})"
+        f"{name} is {smaller} than dense, the fine-tuned network, and {faster} on {call} "
+        f"(each on its fastest runtime{machine})"
     )
-    drop = facts.drop(name)
+    drop = records.drop(name)
     if drop is None:
-        share, count = (
-            percent(facts.selection.details["agreement"][name]),
-            number(facts.data.metrics["data/validation"]),
-        )
+        share = percent(records.selection.details["agreement"][name])
+        count = number(records.data.metrics["data/validation"])
         return (
-            f"{start}, and answers like it on {share} of {count} validation images of {facts.source}; none has a label."
+            f"{start}, and gives the same answer on {share} of {count} validation images of {records.source}; none has "
+            "a label."
         )
-    reference = facts.selection.details["reference"]
+    reference = records.selection.details["reference"]
     against = "" if reference == ROOT else f" against {reference}, which is better than dense"
-    lost = f"{_changed(drop['points'], 'costs', 'gains')} of top-1 accuracy{against}"
-    interval = f"interval of the loss, {facts.level}, {span(drop['low'], drop['high'])} points"
-    told = f"{start}, and {lost} ({interval}; {facts.choosing} of {facts.source})."
-    bound, images = facts.otherwise(name), facts.data.metrics["data/validation"]
-    if facts.selection.details["route"] == "labels":
-        return told
-    unlabelled = number(images - facts.dense.details["labels"]["choosing"])
+    loss = f"{_describe_change(drop['points'], 'costs', 'gains')} of top-1 accuracy{against}"
+    interval = f"interval of the loss, {records.level}, {format_interval(drop['low'], drop['high'])} points"
+    summary = f"{start}, and {loss} ({interval}; {records.choosing} of {records.source})."
+    disagreement, image_count = records.otherwise(name), records.data.metrics["data/validation"]
+    if records.selection.details["route"] == "labels":
+        return summary
+    unlabelled = number(image_count - records.dense.details["labels"]["choosing"])
     return (
-        f"{told} Answers bound the loss to {signed(bound['high'])} points ({facts.level}): it answers like "
-        f"{reference} on {percent(1 - bound['points'] / 100)} of {number(images)} validation images, {unlabelled} of "
-        "them without a label."
+        f"{summary} Agreement bounds the loss to {signed(disagreement['high'])} points ({records.level}): it gives the "
+        f"same answer as {reference} on {percent(1 - disagreement['points'] / 100)} of {number(image_count)} "
+        f"validation images, {unlabelled} of them without a label."
     )
 
 
-def _deployed(facts: RunRecords) -> str:
-    """How many labels trained the file that is deployed, and whether it is a refit."""
-    labels, why = facts.refit.details["labels"], facts.refit.details["why"]
-    rest = ". Figures on validation are those of the file before the refit" if facts.is_refitted else ""
-    return f"{number(labels['deployed'])} labels trained the file that is deployed; {why}{rest}."
+def _describe_deployed(records: RunRecords) -> str:
+    """Return how many labels trained the deployed file, and whether it is a refit."""
+    labels, reason = records.refit.details["labels"], records.refit.details["why"]
+    note = ". Figures on validation are those of the file before the refit" if records.is_refitted else ""
+    return f"{number(labels['deployed'])} labels trained the file that is deployed; {reason}{note}."
 
 
-def _changed(points: float, down: str, up: str) -> str:
-    """costs 0.4 points; gains 0.2 points; nothing is gained that rounds to nothing."""
-    return f"{up if points <= -HALF_A_DIGIT else down} {signed(abs(points))} points"
+def _describe_change(points: float, loss_verb: str, gain_verb: str) -> str:
+    """Return e.g. "costs 0.4 points" or "gains 0.2 points"; a gain that rounds to zero counts as a loss of 0.0."""
+    return f"{gain_verb if points <= -ROUNDS_TO_ZERO else loss_verb} {signed(abs(points))} points"
 
 
 def _times(ratio: float, above: str, below: str) -> str:
     return f"{ratio:.1f} times {above}" if ratio >= 1 else f"{1 / ratio:.1f} times {below}"
 
 
-def _abstention_table(tested: TestResult) -> Html:
-    """What `winnow predict --abstain-below` gives at some thresholds, on both splits."""
+def _abstention_table(test_result: TestResult) -> Html:
+    """Return the coverage and accuracy of `winnow predict --abstain-below` at some thresholds, on both splits."""
     rows = []
-    for threshold in SHOWN:
+    for threshold in TABLE_THRESHOLDS:
         cells: list[Content] = [f"{threshold:g}"]
         for split in ("validation", "test"):
-            counts = tested.abstention[split]
-            answered, right = at_threshold(counts, threshold)
+            counts = test_result.abstention[split]
+            answered, right = counts_at_threshold(counts, threshold)
             cells += [percent(answered / counts["images"] if counts["images"] else None)]
             cells += [percent(right / answered if answered else None)]
         rows.append(Row(cells))
@@ -178,92 +180,100 @@ def _abstention_table(tested: TestResult) -> Html:
     return table(heading, rows, caption=caption)
 
 
-def _figures(facts: RunRecords, name: str, tested: TestResult) -> Html:
-    """Figures beside dense's, top-1 on the test split next to that on validation."""
-    own, dense, speed, base = facts.quality(name), facts.quality(ROOT), facts.serving(name), facts.serving(ROOT)
-    one, many = base.get("best/latency_ms"), base.get("best/throughput_ips")
-    quality = ("top-1 on validation", percent(own.get("quality/top1")), percent(dense.get("quality/top1")))
-    if "quality/top1" not in own:
-        quality = ("agreement on validation", percent(facts.selection.details["agreement"][name]), percent(1.0))
-    test = [percent(tested.metrics.get(f"test/{who}_top1")) for who in ("winner", ROOT)]
+def _figures(records: RunRecords, name: str, test_result: TestResult) -> Html:
+    """Return figures beside dense's, top-1 on the test split next to that on validation."""
+    candidate, dense, speed, dense_speed = (
+        records.quality(name),
+        records.quality(ROOT),
+        records.serving(name),
+        records.serving(ROOT),
+    )
+    dense_latency, dense_throughput = dense_speed.get("best/latency_ms"), dense_speed.get("best/throughput_ips")
+    quality = ("top-1 on validation", percent(candidate.get("quality/top1")), percent(dense.get("quality/top1")))
+    if "quality/top1" not in candidate:
+        quality = ("agreement on validation", percent(records.selection.details["agreement"][name]), percent(1.0))
+    test = [percent(test_result.metrics.get(f"test/{key}_top1")) for key in ("winner", ROOT)]
     tiles = (
         quality,
-        *([("top-1 on test", *test)] if KNOWN in tested.metrics else []),
-        ("file", digits(own["size/mb"], "MB"), digits(dense["size/mb"], "MB")),
-        ("one image, median", digits(speed.get("best/latency_ms"), "ms"), digits(one, "ms")),
-        (f"images/s, batch {facts.large}", number(speed.get("best/throughput_ips")), number(many)),
+        *([("top-1 on test", *test)] if TEST_METRIC in test_result.metrics else []),
+        ("file", digits(candidate["size/mb"], "MB"), digits(dense["size/mb"], "MB")),
+        ("one image, median", digits(speed.get("best/latency_ms"), "ms"), digits(dense_latency, "ms")),
+        (f"images/s, batch {records.large}", number(speed.get("best/throughput_ips")), number(dense_throughput)),
     )
     boxes = [
-        tag("div", tag("span", label), strong(value), tag("small", f"dense: {beside}"), css="tile")
-        for label, value, beside in tiles
+        tag("div", tag("span", label), strong(value), tag("small", f"dense: {dense_value}"), css="tile")
+        for label, value, dense_value in tiles
     ]
-    intro = [] if facts.winner else [paragraph("The nearest candidate, ", strong(name), ", beside dense:")]
+    intro = [] if records.winner else [paragraph("The nearest candidate, ", strong(name), ", beside dense:")]
     return join(*intro, tag("div", *boxes, css="tiles"))
 
 
-def _speedups(facts: RunRecords, name: str) -> Html:
-    """All three, for both batches."""
-    speed, rows = facts.speed(name), []
+def _speedups(records: RunRecords, name: str) -> Html:
+    """Return the speed-ups over all three baselines, for both batches."""
+    speed, rows = records.speed(name), []
     for kind, (base, _) in SPEEDUPS.items():
-        rows.append(Row([base, *[_ratio_cell(speed, f"speedup/{kind}_b{batch}") for batch in (1, facts.large)]]))
-    heading = ["speed-up against", "one image", f"batch of {facts.large}"]
+        rows.append(Row([base, *[_ratio_cell(speed, f"speedup/{kind}_b{batch}") for batch in (1, records.large)]]))
+    heading = ["speed-up against", "one image", f"batch of {records.large}"]
     return table(
         heading, rows, caption=f"How many times as fast {name} is, on its fastest runtime; below: 95 % intervals"
     )
 
 
 def _ratio_cell(speed: Mapping[str, float], key: str) -> Content:
-    """The ratio, and below it the ends of its interval."""
+    """Return the ratio, and below it the ends of its interval."""
     if f"{key}_low" not in speed:
         return f"{speed[key]:.1f} ×" if key in speed else MISSING
     return two_lines(f"{speed[key]:.1f} ×", f"{speed[f'{key}_low']:.1f} to {speed[f'{key}_high']:.1f}")
 
 
-def _first_warnings(warnings: tuple[str, ...]) -> Html:
-    """What the test split warns of, before any figure."""
+def _test_warnings(warnings: tuple[str, ...]) -> Html:
+    """Return the warnings from the test split."""
     return tag("div", *[paragraph(f"{warning}.") for warning in warnings], css="heed")
 
 
-def _tested_words(facts: RunRecords, tested: TestResult) -> str:
-    """The only figures that nothing was chosen by."""
-    metrics = tested.metrics
-    if KNOWN not in metrics:
+def _describe_test(records: RunRecords, test_result: TestResult) -> str:
+    """Return the results on the test split, by which nothing was chosen."""
+    metrics = test_result.metrics
+    if TEST_METRIC not in metrics:
         return "There is no labelled test image: every figure on this page is of the validation split."
     groups = in_groups(metrics.get("test/groups"))
-    text = f"On {number(metrics['test/images'])} test images{groups} of {facts.source}, by which nothing was chosen, "
-    if not facts.winner:
-        return f"{text}dense has {percent(metrics[KNOWN])} right; with nobody proposed, nobody else was looked at."
-    points, low, high = (metrics[key] for key in drop_metrics_on_test(tested.baseline))
-    changed = _changed(points, "loses", "gains")
-    refitted = f", refitted on {number(facts.refit.details['labels']['deployed'])} labels," if facts.is_refitted else ""
+    text = f"On {number(metrics['test/images'])} test images{groups} of {records.source}, by which nothing was chosen, "
+    if not records.winner:
+        dense = percent(metrics[TEST_METRIC])
+        return f"{text}dense has {dense} right; as no candidate is proposed, no other was evaluated."
+    points, low, high = (metrics[key] for key in drop_metrics_on_test(test_result.baseline))
+    change = _describe_change(points, "loses", "gains")
+    refit_note = (
+        f", refitted on {number(records.refit.details['labels']['deployed'])} labels," if records.is_refitted else ""
+    )
     return (
-        f"{text}{facts.winner}{refitted} {changed} against {tested.baseline} (95 % interval of the loss "
-        f"{span(low, high)}), measured in {tested.measured_in}."
+        f"{text}{records.winner}{refit_note} {change} against {test_result.baseline} (95 % interval of the loss "
+        f"{format_interval(low, high)}), measured in {test_result.measured_in}."
     )
 
 
-def _tested_table(facts: RunRecords, tested: TestResult) -> Html:
-    names = dict.fromkeys((ROOT, tested.baseline))
-    rows = [_test_row(tested.metrics, name, name) for name in names]
-    if facts.winner:
-        name = facts.winner
-        rows.append(_test_row(tested.metrics, "winner", f"{name}, refitted" if facts.is_refitted else name))
-        if facts.is_refitted:
-            rows.append(_test_row(tested.metrics, "selected", f"{name} before the refit"))
-    caption = f"On the test split, version {tested.version}; the step counts and prints how often it was read"
+def _test_table(records: RunRecords, test_result: TestResult) -> Html:
+    names = dict.fromkeys((ROOT, test_result.baseline))
+    rows = [_test_row(test_result.metrics, name, name) for name in names]
+    if records.winner:
+        name = records.winner
+        rows.append(_test_row(test_result.metrics, "winner", f"{name}, refitted" if records.is_refitted else name))
+        if records.is_refitted:
+            rows.append(_test_row(test_result.metrics, "selected", f"{name} before the refit"))
+    caption = f"On the test split, version {test_result.version}; the report step prints how often it was read"
     return table(
         ["test split", "top-1", "macro F1", two_lines("calibration error", "before temperature")], rows, caption=caption
     )
 
 
-def _test_row(told: dict[str, float], who: str, name: str) -> Row:
-    ends = f"{told[f'test/{who}_top1_low'] * 100:.1f} to {percent(told[f'test/{who}_top1_high'])}"
-    rest = [percent(told[f"test/{who}_{part}"]) for part in ("macro_f1", "ece")]
-    return Row([name, two_lines(percent(told[f"test/{who}_top1"]), ends), *rest])
+def _test_row(metrics: dict[str, float], key: str, name: str) -> Row:
+    interval = f"{metrics[f'test/{key}_top1_low'] * 100:.1f} to {percent(metrics[f'test/{key}_top1_high'])}"
+    cells = [percent(metrics[f"test/{key}_{part}"]) for part in ("macro_f1", "ece")]
+    return Row([name, two_lines(percent(metrics[f"test/{key}_top1"]), interval), *cells])
 
 
-def _heed(facts: RunRecords) -> Html:
-    found = [join(strong(step), f": {warning}") for step, warning in facts.warnings()]
-    if not found:
+def _warnings(records: RunRecords) -> Html:
+    items = [join(strong(step), f": {warning}") for step, warning in records.warnings()]
+    if not items:
         return paragraph("No step had a warning.", css="note")
-    return tag("div", tag("h3", "Before you rely on this"), bullets(found), css="heed")
+    return tag("div", tag("h3", "Before you rely on this"), bullets(items), css="heed")

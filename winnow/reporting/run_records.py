@@ -1,4 +1,4 @@
-"""All records of a run in one value, with the few questions that every part of the page asks of them."""
+"""All records of a run in one value, with the queries that the sections of the page share."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunRecords:
-    """What the steps before the report left."""
+    """The records of the steps before the report."""
 
     data: StepRecord
     pretrain: StepRecord
     candidates: dict[str, StepRecord]
-    """dense first."""
+    """Name -> record, dense first."""
     benchmark: StepRecord
     selection: StepRecord
     refit: StepRecord
@@ -33,28 +33,34 @@ class RunRecords:
 
     @property
     def source(self) -> str:
-        """How the data are called beside every number."""
+        """Return the name of the data, which stands beside every number."""
         return str(self.data.details["source"])
 
     @property
     def dense(self) -> StepRecord:
-        """The reference."""
+        """Return the record of dense, the reference."""
         return self.candidates[ROOT]
 
     @property
     def large(self) -> int:
-        """The large batch of the benchmark."""
+        """Return the large batch of the benchmark."""
         return int(self.benchmark.parameters["large_batch"])
 
     @property
     def winner(self) -> str | None:
-        """Who passed every gate and is best on the objective."""
+        """Return the candidate that passed every gate and is best on the objective, or None."""
         name = self.selection.details["winner"]
         return None if name is None else str(name)
 
+    def row_css(self, name: str) -> str:
+        """Return the CSS class of a candidate's table rows, which marks the winner's."""
+        return "marked" if name == self.winner else ""
+
     @property
     def shown(self) -> str | None:
-        """Whom the page compares with dense: the winner, or else the one that fails the fewest gates."""
+        """Return the candidate that the page compares with dense: the winner, or else the one that fails the fewest
+        gates.
+        """
         verdicts = self.selection.details["verdicts"]
         if self.winner is not None or not verdicts:
             return self.winner
@@ -63,83 +69,85 @@ class RunRecords:
 
     @property
     def verdicts(self) -> dict[str, Row]:
-        """Candidate -> verdict; dense has none."""
+        """Return candidate -> verdict; dense has none."""
         return {str(verdict["candidate"]): verdict for verdict in self.selection.details["verdicts"]}
 
     @property
     def is_refitted(self) -> bool:
-        """Whether the deployed file was trained once more, on training and validation labels."""
+        """Return whether the deployed file was trained once more, on training and validation labels."""
         return bool(self.refit.details["is_refitted"])
 
     def quality(self, name: str) -> dict[str, float]:
-        """Metrics of a candidate: its record's, and accuracy in the runtime and precision that would serve it."""
+        """Return a candidate's metrics: its record's, with the accuracy in the runtime and precision that would serve
+        it.
+        """
         return self.candidates[name].metrics | quality_as_served(self.selection, name)
 
     def speed(self, name: str) -> dict[str, float]:
-        """Flat metrics of a candidate in the benchmark; sparse where it could not be timed."""
+        """Return a candidate's flat metrics in the benchmark; sparse where it could not be timed."""
         figures: dict[str, float] = self.benchmark.details["candidates"][name]
         return figures
 
     @property
     def target(self) -> str:
-        """The machine that will serve, where it is another one than this; else empty."""
+        """Return the serving machine where it is another one than this; else ""."""
         speeds = self.selection.details["speeds"]
         return f"{speeds['machine']['cpu']}, {speeds['machine']['threads']} threads" if speeds["is_target"] else ""
 
     def serving(self, name: str) -> dict[str, float]:
-        """Flat figures of a candidate on the machine that will serve; sparse where it could not be timed there."""
+        """Return a candidate's flat metrics on the serving machine; sparse where it could not be timed there."""
         figures: dict[str, float] = self.selection.details["speeds"]["candidates"][name]
         return figures
 
-    def serving_row(self, name: str, what: str) -> Row | None:
-        """The candidate's fastest row there; `what`: latency or throughput."""
-        row: Row | None = self.selection.details["speeds"]["best"][name][what]
+    def serving_row(self, name: str, metric: str) -> Row | None:
+        """Return the candidate's fastest row on the serving machine. `metric`: latency or throughput."""
+        row: Row | None = self.selection.details["speeds"]["best"][name][metric]
         return row
 
-    def best(self, name: str, what: str) -> Row | None:
-        """The candidate's fastest row; `what`: latency or throughput."""
-        row: Row | None = self.benchmark.details["best"][name][what]
+    def best(self, name: str, metric: str) -> Row | None:
+        """Return the candidate's fastest row in the benchmark. `metric`: latency or throughput."""
+        row: Row | None = self.benchmark.details["best"][name][metric]
         return row
 
     def drop(self, name: str) -> dict[str, float] | None:
-        """Top-1 lost, {points, low, high}, against the reference; None where no validation image has a label."""
-        found: dict[str, float] | None = self.selection.details["drops"][name]["labelled"]
-        return found
+        """Return top-1 lost against the reference, {points, low, high}; None where no validation image has a label."""
+        drop: dict[str, float] | None = self.selection.details["drops"][name]["labelled"]
+        return drop
 
     @property
     def level(self) -> str:
-        """Return how sure the intervals of drops are: together, where several candidates compete."""
+        """Return the confidence level of the drops' intervals, which are simultaneous over competing candidates."""
         competitors = int(self.selection.details["competitors"])
         return "95 %" if competitors == 1 else f"95 % over {competitors} candidates"
 
     @property
     def choosing(self) -> str:
-        """Number of labelled validation images, and of the groups in which they lie where data.group_by says it."""
+        """Return the number of labelled validation images, and of their groups where data.group_by is set, as text."""
         labels = self.dense.details["labels"]
         return f"{labels['choosing']:,} labelled validation images{in_groups(labels.get('choosing_groups'))}"
 
     def otherwise(self, name: str) -> dict[str, float]:
-        """Points of validation images that get another answer than the reference's, {points, low, high}."""
-        found: dict[str, float] = self.selection.details["drops"][name]["answers"]
-        return found
+        """Return the points of validation images whose answer differs from the reference's, {points, low, high}."""
+        disagreement: dict[str, float] = self.selection.details["drops"][name]["answers"]
+        return disagreement
 
     def warnings(self) -> list[tuple[str, str]]:
-        """(step, warning) of the whole run, each warning once."""
+        """Return (step, warning) of the whole run, each warning once."""
         steps = (self.data, self.pretrain, *self.candidates.values(), self.benchmark, self.selection, self.refit)
-        found: dict[str, str] = {}
+        step_of_warning: dict[str, str] = {}
         for step in steps:
             for warning in step.warnings:
-                found.setdefault(warning, step.name)
-        return [(step_name, warning) for warning, step_name in found.items()]
+                step_of_warning.setdefault(warning, step.name)
+        return [(step_name, warning) for warning, step_name in step_of_warning.items()]
 
 
-def read_facts(artifacts: Path, names: Sequence[str]) -> RunRecords:
-    """Read every record below `artifacts`; `names` are the candidates, dense first. Raises ArtifactError."""
-    picture = artifacts / "select" / "pareto.png"
+def read_run_records(artifacts: Path, names: Sequence[str]) -> RunRecords:
+    """Return every record below `artifacts`. `names`: the candidates, dense first. Raises ArtifactError."""
+    plot = artifacts / "select" / "pareto.png"
     try:
-        trade_off = picture.read_bytes()
+        trade_off = plot.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{picture} is missing; delete its folder and run winnow again") from error
+        raise ArtifactError(f"{plot} is missing; delete its folder and run winnow again") from error
     return RunRecords(
         data=read_record(artifacts / "data"),
         pretrain=read_record(artifacts / "pretrain"),

@@ -1,4 +1,4 @@
-"""The page of a search: its front as a picture and a table, what was chosen, and under which conditions."""
+"""The page of a search: its front as a plot and a table, what was chosen, and under which conditions."""
 
 from __future__ import annotations
 
@@ -21,87 +21,91 @@ from winnow.reporting.html import (
     tag,
 )
 
-PICTURE = "Points of accuracy lost over cost, a mark for each finished trial, the front as a line"
-FRONT = (
-    "The front: nobody is cheaper and better at once. Points are lost against the better of dense and dense-kd on the "
-    "half of the validation split that chooses, where the best of many flatters; those of the chosen trial on the "
-    "other half, which did not choose. The interval is paired, 95 %, against dense alone. A chosen trial that is not "
-    "on the front stands last: what beats it is not shown to be within the allowance."
+PLOT_ALT = "Points of accuracy lost over cost, a mark for each finished trial, the front as a line"
+FRONT_CAPTION = (
+    "The front: no other trial is cheaper and more accurate at once. Points are lost against the better of dense and "
+    "dense-kd on the half of the validation split that chooses, where the best of many trials looks too good; those of "
+    "the chosen trial on the other half, which confirms. The interval is paired, 95 %, against dense alone. A chosen "
+    "trial that is not on the front stands last: the trials that beat it are not shown to be within the allowance."
 )
-HEADINGS = ("trial", "what", "points lost", "against dense", "cost", "× dense", "of peak", "")
-TRIED = ("trial", "what", "outcome", "points lost", "cost")
-EVERY = (
-    "In the order of their proposal. What was given up shows the figures of its first look, after fewer epochs than "
-    "finished ones had: the two kinds do not compare"
+FRONT_HEADINGS = ("trial", "candidate", "points lost", "against dense", "cost", "× dense", "of peak", "")
+TRIAL_HEADINGS = ("trial", "candidate", "outcome", "points lost", "cost")
+TRIALS_CAPTION = (
+    "In the order of their proposal. Trials that were given up show the figures of their short evaluation, after fewer "
+    "epochs than finished ones had: the two are not comparable"
 )
 
 
 @dataclass(frozen=True)
-class OnFront:
-    """A trial that nobody beats, or the chosen one, where what beats it is not shown to be within the allowance."""
+class FrontRow:
+    """A row of the front: a trial that no other beats, or the chosen one, which may not be on the front."""
 
     number: int
     what: str
     drop: Drop
-    """Against the better of dense and dense-kd."""
-    to_dense: Drop
+    """The drop against the better of dense and dense-kd."""
+    drop_to_dense: Drop
+    """The drop against dense."""
     cost: float
-    cost_told: str
+    cost_text: str
     times_dense: float
     of_peak: float | None
-    """Its multiply-adds a second as a share of what the processor can do; None where its cost is no time."""
+    """Its multiply-adds per second as a share of the processor's peak; None where cost is not a time."""
     marks: tuple[str, ...]
-    """chosen, not confirmed, knee."""
+    """Of "chosen", "not confirmed" and "knee"."""
     reason: str = ""
-    """Of the chosen trial: what the half of validation says that did not choose."""
+    """The result of the chosen trial on the confirming half of validation."""
 
     @property
     def chosen(self) -> bool:
-        """Whether it is the cheapest within the allowance, and confirmed."""
+        """Return whether it is the cheapest within the allowance, and confirmed."""
         return "chosen" in self.marks
 
     @property
     def not_confirmed(self) -> bool:
-        """Whether it was chosen, and the half that did not choose does not confirm it."""
+        """Return whether it was chosen, and the confirming half of validation does not confirm it."""
         return "not confirmed" in self.marks
 
 
-def span(drop: Drop) -> str:
-    """-0.4 to 1.2"""
+def format_interval(drop: Drop) -> str:
+    """Return the interval's ends: -0.4 to 1.2."""
     return f"{signed(drop.low)} to {signed(drop.high)}"
 
 
 @dataclass(frozen=True)
-class Tried:
-    """Any trial, as the table of all has it."""
+class TrialRow:
+    """A row of the table of all trials."""
 
     number: int
     what: str
     state: str
-    """finished, given up, impossible; with the reason."""
+    """"finished", "given up" or "impossible", with the reason."""
     drop: float | None
-    cost_told: str
-    """Empty where it was not measured."""
+    cost_text: str
+    """The cost with its unit; empty where it was not measured."""
 
 
-def page(
+def render_search_page(
     name: str,
     verdict: str,
-    rows: Sequence[OnFront],
-    tried: Sequence[Tried],
-    picture: bytes,
+    rows: Sequence[FrontRow],
+    trials: Sequence[TrialRow],
+    plot: bytes,
     conditions: Sequence[str],
 ) -> str:
-    """One HTML file that asks the network for nothing."""
-    every = [Row((str(one.number), one.what, one.state, signed(one.drop), one.cost_told or MISSING)) for one in tried]
+    """Return one HTML file that loads nothing from the network."""
+    trial_rows = [
+        Row((str(trial.number), trial.what, trial.state, signed(trial.drop), trial.cost_text or MISSING))
+        for trial in trials
+    ]
     cells = [
         Row(
             (
                 str(row.number),
                 row.what,
                 signed(row.drop.points),
-                span(row.to_dense),
-                row.cost_told,
+                format_interval(row.drop_to_dense),
+                row.cost_text,
                 number(row.times_dense, 2),
                 percent(row.of_peak),
                 ", ".join(row.marks),
@@ -115,8 +119,14 @@ def page(
         paragraph("winnow search", css="above"),
         tag("h1", f"Search {name}"),
         paragraph(verdict, css="lead"),
-        figure(picture, PICTURE, "Marks with a bar are on the front, or chosen; bars are 95 % intervals.", css="wide"),
-        section("front", "The front", table(HEADINGS, cells, caption=FRONT, left=2)),
-        section("trials", "Every trial", tag("div", table(TRIED, every, caption=EVERY, left=len(TRIED)), css="prose")),
+        figure(plot, PLOT_ALT, "Marks with a bar are on the front, or chosen; bars are 95 % intervals.", css="wide"),
+        section("front", "The front", table(FRONT_HEADINGS, cells, caption=FRONT_CAPTION, left=2)),
+        section(
+            "trials",
+            "Every trial",
+            tag(
+                "div", table(TRIAL_HEADINGS, trial_rows, caption=TRIALS_CAPTION, left=len(TRIAL_HEADINGS)), css="prose"
+            ),
+        ),
         section("conditions", "Conditions", bullets(conditions)),
     )

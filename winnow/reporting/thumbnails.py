@@ -1,4 +1,4 @@
-"""Pairs of images side by side in one picture, as the page shows near-duplicates."""
+"""Draw pairs of near-duplicate images side by side in one picture, for the page."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SHOWN, COLUMNS = 16, 4
-"""Pairs at most, and pairs in a row."""
+"""Pairs at most, and pairs per row."""
 SIDE, GAP = 96, 12
-"""Of a thumbnail, and between pairs, pixels."""
+"""Pixels: side of a thumbnail, and gap between pairs."""
 
 
-def pairs_png(images_NHWC: NDArray[np.uint8], positions: Sequence[Sequence[int]]) -> bytes:
+def draw_pairs(images_NHWC: NDArray[np.uint8], positions: Sequence[Sequence[int]]) -> bytes:
     """Return a PNG of the first SHOWN pairs, row by row, the held-out image on the left; b"" without a pair."""
     shown = positions[:SHOWN]
     if not shown:
@@ -24,10 +24,10 @@ def pairs_png(images_NHWC: NDArray[np.uint8], positions: Sequence[Sequence[int]]
     sheet = Image.new("RGB", (columns * (2 * SIDE + GAP) - GAP, rows * (SIDE + GAP) - GAP), "white")
     for number, pair in enumerate(shown):
         left, top = number % COLUMNS * (2 * SIDE + GAP), number // COLUMNS * (SIDE + GAP)
-        for place, position in enumerate(pair):
+        for side, position in enumerate(pair):
             pixels = Image.fromarray(np.asarray(images_NHWC[position]))
             kind = Image.Resampling.NEAREST if pixels.width < SIDE else Image.Resampling.LANCZOS
-            sheet.paste(pixels.resize((SIDE, SIDE), kind), (left + place * SIDE, top))
+            sheet.paste(pixels.resize((SIDE, SIDE), kind), (left + side * SIDE, top))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The page on where the networks come from: the images, whose labels were used, and what pretraining bought."""
+"""The sections of the page on data and training: the images, which labels were used, what pretraining gained."""
 
 from __future__ import annotations
 
@@ -27,65 +27,67 @@ from winnow.reporting.run_records import RunRecords
 from winnow.reporting.thumbnails import SHOWN
 
 KNN_SPAN = 8.0
-"""Points that the axis of the kNN plot spans at least: its own noise would fill it otherwise."""
-PURPOSES = {"train": "learning", "validation": "choosing", "test": "the last look"}
+"""Points that the axis of the kNN plot spans at least; its own noise would fill it otherwise."""
+PURPOSES = {"train": "learning", "validation": "choosing", "test": "final test"}
 SHORT = {"scratch": "random weights", "pretrained": "pretrained", "weights": "own weights"}
 SHOWN_REJECTED = 10
 NOT_PRETRAINED = "Nothing was pretrained: dense starts from random weights."
 
 
-def images(facts: RunRecords) -> Html:
-    """Counts, splits, whose labels were used for what, and what was set aside."""
-    told, details = facts.data.metrics, facts.data.details
-    labels, classes, per_class = facts.dense.details["labels"], details["classes"], details["per_class"]
-    grouped = details.get("groups_by_split")
-    used = {"train": labels["training"], "validation": labels["choosing"], "test": told["data/test"]}
+def render_images(records: RunRecords) -> Html:
+    """Return the counts, the splits, the use of the labels, and the files that were set aside."""
+    metrics, details = records.data.metrics, records.data.details
+    labels, classes, per_class = records.dense.details["labels"], details["classes"], details["per_class"]
+    groups = details.get("groups_by_split")
+    labels_used = {"train": labels["training"], "validation": labels["choosing"], "test": metrics["data/test"]}
     rows = []
     for split, purpose in PURPOSES.items():
         counts = [per_class[name][split] for name in classes]
-        cells = [number(told[f"data/{split}"]), number(sum(counts)), _span(counts), number(used[split])]
-        if grouped:
-            cells.insert(1, number(grouped[split]))
+        cells = [number(metrics[f"data/{split}"]), number(sum(counts)), _span(counts), number(labels_used[split])]
+        if groups:
+            cells.insert(1, number(groups[split]))
         rows.append(Row([split, purpose, *cells]))
     budget = details["labels_per_class"]
-    hidden = (
+    budget_note = (
         f" {budget} training labels per class may be used; the others are hidden from everything." if budget else ""
     )
-    named = " but for the test set, which the source names" if details["test_set"] == "named by the source" else ""
+    exception = " but for the test set, which the source names" if details["test_set"] == "named by the source" else ""
     text = (
-        f"{facts.source}: {number(told['data/images'])} images in {len(classes)} classes. The split of an image "
-        f"follows from its own pixels{named}. Pretraining sees all training images and no label.{hidden}"
+        f"{records.source}: {number(metrics['data/images'])} images in {len(classes)} classes. The split of an image "
+        f"follows from its own pixels{exception}. Pretraining sees all training images and no label.{budget_note}"
     )
-    heading = ["split", "for", "images", *(["groups"] if grouped else []), "with a label", "per class", "labels used"]
-    refitted = (
-        f"The deployed file learned the {number(used['validation'])} labels of the validation split, too: it was "
-        f"refitted on {number(facts.refit.details['labels']['deployed'])} labels after everything was chosen."
+    heading = ["split", "for", "images", *(["groups"] if groups else []), "with a label", "per class", "labels used"]
+    refit_note = (
+        f"The deployed file also learned the {number(labels_used['validation'])} validation labels: it was refitted on "
+        f" {number(records.refit.details['labels']['deployed'])} labels after everything was chosen."
     )
-    left_out = f"{number(told['data/left_out'])} training images equal a test image and are left out."
+    left_out_note = f"{number(metrics['data/left_out'])} training images equal a test image and are left out."
     return join(
         paragraph(text),
         table(heading, rows, caption="Images and labels by split", left=2),
-        *([paragraph(refitted)] if facts.is_refitted else []),
-        *([paragraph(left_out)] if told["data/left_out"] else []),
-        *_near_duplicates(facts),
+        *([paragraph(refit_note)] if records.is_refitted else []),
+        *([paragraph(left_out_note)] if metrics["data/left_out"] else []),
+        *_near_duplicates(records),
         _rejected(details["rejected"]),
     )
 
 
-def _near_duplicates(facts: RunRecords) -> list[Html]:
-    """The first pairs of a held-out image and the training image that it almost equals, to be looked at."""
-    near = facts.data.details.get("near_duplicates", {})
-    if not facts.near_duplicates:
+def _near_duplicates(records: RunRecords) -> list[Html]:
+    """Show the first pairs of a held-out image and the training image that it almost equals."""
+    near = records.data.details.get("near_duplicates", {})
+    if not records.near_duplicates:
         return []
     pairs = near["pairs"][:SHOWN]
-    names = "; ".join(f"{at}. {one} and {other}" for at, (one, other) in enumerate(pairs, start=1))
-    first = f", the {len(pairs)} most alike" if near["found"] > len(pairs) else ""
+    names = "; ".join(
+        f"{index}. {held_out} and {training}" for index, (held_out, training) in enumerate(pairs, start=1)
+    )
+    note = f", the {len(pairs)} most alike" if near["found"] > len(pairs) else ""
     caption = (
         f"{number(near['found'])} of {number(near['looked_at'])} held-out images almost equal a training image"
-        f"{first}, row by row, the held-out one on the left: {names}"
+        f"{note}, row by row, the held-out one on the left: {names}"
     )
     alt = "Pairs of images that are almost equal, named below"
-    return [figure(facts.near_duplicates, alt, caption, css="wide")]
+    return [figure(records.near_duplicates, alt, caption, css="wide")]
 
 
 def _span(counts: list[int]) -> str:
@@ -102,69 +104,69 @@ def _rejected(rejected: list[dict[str, str]]) -> Html:
     return table(["file", "why it cannot be used"], rows, caption=caption, left=2)
 
 
-def pretraining(facts: RunRecords) -> Html:
-    """Arms per label seed, the gain with its interval, the linear probe, and the curve of kNN."""
-    arms: dict[str, Any] = facts.dense.details["arms"]
-    names = {"scratch": "random weights", "pretrained": _pretrained(facts), "weights": _weights(facts)}
+def render_pretraining(records: RunRecords) -> Html:
+    """Return the arms per label seed, the gain with its interval, the linear probe, and the curve of kNN."""
+    arms: dict[str, Any] = records.dense.details["arms"]
+    names = {"scratch": "random weights", "pretrained": _pretrained_label(records), "weights": _weights_label(records)}
     by_arm = {names[arm]: sorted(arms[arm], key=lambda row: row["seed"]) for arm in names if arm in arms}
     probe = arms["linear_probe"]
     caption = (
-        f"Top-1 on validation. All arms had the same {number(facts.dense.details['labels']['training'])} labels per "
+        f"Top-1 on validation. All arms had the same {number(records.dense.details['labels']['training'])} labels per "
         "seed, steps, augmentation and number of tried rates; the linear probe leaves the backbone as it was pretrained"
     )
-    told = "One line per label seed; dashed: the linear probe."
+    caption_text = "One line per label seed; dashed: the linear probe."
     lines = {SHORT[arm]: [row["top1"] for row in by_arm[names[arm]]] for arm in names if arm in arms}
-    pictures = [figure(plots.arms(lines, probe["top1"]), "Top-1 of each arm, as in the table above", told)]
-    knn = [row for row in facts.pretrain.details["curves"] if "knn" in row]
+    pictures = [figure(plots.plot_arms(lines, probe["top1"]), "Top-1 of each arm, as in the table above", caption_text)]
+    knn = [row for row in records.pretrain.details["curves"] if "knn" in row]
     if knn:
-        told = "kNN over the label budget, while the backbone learns without labels: a monitor that steers nothing."
+        caption_text = "kNN over the label budget, while the backbone learns without labels: for monitoring only."
         alt = f"kNN accuracy over {knn[-1]['epoch']:.0f} epochs, at the end {percent(knn[-1]['knn'])}"
-        drawn = plots.curves(knn, "knn", "kNN accuracy on validation, %", 100, least_span=KNN_SPAN)
-        pictures.append(figure(drawn, alt, told))
+        plot = plots.plot_curve(knn, "knn", "kNN accuracy on validation, %", 100, least_span=KNN_SPAN)
+        pictures.append(figure(plot, alt, caption_text))
     advice = pretraining_advice(
-        arms["gain"], facts.pretrain.parameters["method"], Data.model_validate(facts.data.parameters)
+        arms["gain"], records.pretrain.parameters["method"], Data.model_validate(records.data.parameters)
     )
     return join(
-        paragraph(_gain(facts, arms["gain"])),
+        paragraph(_describe_gain(records, arms["gain"])),
         *([paragraph(strong("What to try: "), f"{advice}.")] if advice else []),
         _arm_table(by_arm, probe, caption),
-        *_crossed(facts),
+        *_cross_validation(records),
         side_by_side(*pictures),
     )
 
 
-def _crossed(facts: RunRecords) -> list[Html]:
-    """What cross-validation says of dense, where labels were few."""
-    found, told = facts.dense.details["cross_validation"], facts.quality(ROOT)
-    if found is None:
+def _cross_validation(records: RunRecords) -> list[Html]:
+    """Return dense's cross-validated accuracy, where labels were few."""
+    summary, metrics = records.dense.details["cross_validation"], records.quality(ROOT)
+    if summary is None:
         return []
-    top1, low, high = (told[f"cross_validation/{key}"] * 100 for key in ("top1", "top1_low", "top1_high"))
+    top1, low, high = (metrics[f"cross_validation/{key}"] * 100 for key in ("top1", "top1_low", "top1_high"))
     return [
         paragraph(
-            f"Cross-validated, each of all {number(found['labels'])} labels answered by one of {found['folds']} "
+            f"Cross-validated, each of all {number(summary['labels'])} labels answered by one of {summary['folds']} "
             f"networks that had not seen it: top-1 {top1:.1f} % (95 % interval {low:.1f} to {high:.1f}), macro F1 "
-            f"{percent(told['cross_validation/macro_f1'])}. Each network learned from about "
-            f"{number(round(found['labels'] * (1 - 1 / found['folds'])))} labels, dense from "
-            f"{number(facts.dense.details['labels']['training'])}; its "
-            f"{number(facts.dense.details['labels']['choosing'])} validation labels alone say little."
+            f"{percent(metrics['cross_validation/macro_f1'])}. Each network learned from about "
+            f"{number(round(summary['labels'] * (1 - 1 / summary['folds'])))} labels, dense from "
+            f"{number(records.dense.details['labels']['training'])}; its "
+            f"{number(records.dense.details['labels']['choosing'])} validation labels alone say little."
         )
     ]
 
 
-def _pretrained(facts: RunRecords) -> str:
-    method = facts.pretrain.parameters["method"]
+def _pretrained_label(records: RunRecords) -> str:
+    method = records.pretrain.parameters["method"]
     return "no pretraining" if method == "none" else f"pretrained by {method}"
 
 
-def _start(facts: RunRecords, arm: str) -> str:
-    """The first words on the gain."""
+def _gain_subject(records: RunRecords, arm: str) -> str:
+    """Return the first words of the sentence on the gain."""
     if arm == "weights":
-        return f"Fine-tuning {_weights(facts)} instead of random ones"
-    return f"Fine-tuning what {facts.pretrain.parameters['method']} pretrained instead of random weights"
+        return f"Fine-tuning {_weights_label(records)} instead of random ones"
+    return f"Fine-tuning what {records.pretrain.parameters['method']} pretrained instead of random weights"
 
 
-def _weights(facts: RunRecords) -> str:
-    return f"own weights ({str(facts.dense.parameters.get('weights', '')).rpartition('/')[2]})"
+def _weights_label(records: RunRecords) -> str:
+    return f"own weights ({str(records.dense.parameters.get('weights', '')).rpartition('/')[2]})"
 
 
 def _arm_table(by_arm: dict[str, list[dict[str, float]]], probe: dict[str, float], caption: str) -> Html:
@@ -180,14 +182,14 @@ def _arm_table(by_arm: dict[str, list[dict[str, float]]], probe: dict[str, float
     return table(heading, rows, caption=caption)
 
 
-def _gain(facts: RunRecords, gain: dict[str, Any] | None) -> str:
-    """What was gained over scratch, and how far that is shown."""
+def _describe_gain(records: RunRecords, gain: dict[str, Any] | None) -> str:
+    """Return the gain over scratch, and how well it is shown."""
     if gain is None:
         return NOT_PRETRAINED
     points, pairs = signed(gain["mean"], plus=True), gain["pairs"]
-    start = f"{_start(facts, gain['arm'])}: {points} points of top-1"
+    start = f"{_gain_subject(records, gain['arm'])}: {points} points of top-1"
     if pairs == 1:
         return f"{start}. That is a single label seed: a hint, without an interval."
     hint = f" Fewer than {ENOUGH_PAIRS} seeds: take it as a hint." if pairs < ENOUGH_PAIRS else ""
-    ends = f"{signed(gain['low'], plus=True)} to {signed(gain['high'], plus=True)}"
-    return f"{start} (95 % interval {ends}, {pairs} label seeds).{hint}"
+    interval = f"{signed(gain['low'], plus=True)} to {signed(gain['high'], plus=True)}"
+    return f"{start} (95 % interval {interval}, {pairs} label seeds).{hint}"

@@ -1,12 +1,12 @@
-"""What "of peak" means, in words: for the report, the terminal and the page of a search."""
+"""The explanation of "of peak" for the report, the terminal and the page of a search."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 
-def of_peak_told(peaks: Mapping[str, float]) -> str:
-    """A sentence without its full stop; `peaks`: precision -> multiply-adds a second of the processor at its best."""
+def describe_peak_share(peaks: Mapping[str, float]) -> str:
+    """Return a sentence without its full stop. `peaks`: precision -> the processor's peak multiply-adds per second."""
     rates = ", ".join(f"{precision} {rate / 1e9:,.0f} billion" for precision, rate in peaks.items())
     return (
         "Of peak: multiply-adds a second as a share of what the fastest library does in large matrix products of the "

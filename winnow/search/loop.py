@@ -1,8 +1,8 @@
-"""The search: points are proposed, each is made and measured, and the front of what was found grows.
+"""The search loop: propose points, make and measure each, and extend the Pareto front.
 
-    progress = search(place, Path("study.db"), tell=print)
+    progress = search(context, Path("study.db"), on_trial=print)
 
-What was tried, and what to try next, is in memory.py; a search that was stopped goes on from there.
+winnow/search/optuna_study.py keeps the trials and proposes the next; a search that was stopped resumes from it.
 """
 
 from __future__ import annotations
@@ -17,139 +17,145 @@ from winnow.config import Search
 from winnow.config.search import Structure
 from winnow.errors import ConfigError
 from winnow.search.cost import describe_cost
-from winnow.search.optuna_study import Memory, Trial
+from winnow.search.optuna_study import EndedTrial, SearchStudy
 from winnow.search.pareto import TrialPoint
 from winnow.search.space import Point
-from winnow.search.trial import Earlier, Result, SearchContext, run_point
+from winnow.search.trial import EarlierTrial, SearchContext, TrialResult, run_point
 
 log = logging.getLogger(__name__)
 
-FEW_REPEATS = 3
-"""Proposals in a row that were all tried already: the optimiser goes in circles, and the next are drawn at random."""
-MANY_REPEATS = 50
-"""As many of them, those at random included: nothing new is left."""
-MANY_BEGINNINGS = 3
-"""Times that a trial is begun whose process ends within it."""
-MANY_IMPOSSIBLE = 8
-"""Trials in a row that cannot be made: something is wrong with the settings."""
+REPEATS_BEFORE_RANDOM = 3
+"""Proposals in a row that were all tried before; after them the next are drawn at random."""
+MAX_REPEATS = 50
+"""Proposals in a row, random ones included, that were all tried before: nothing new is left."""
+MAX_STARTS = 3
+"""Starts of a trial during which its process died; then the trial is marked impossible."""
+MAX_IMPOSSIBLE = 8
+"""Trials in a row that cannot be made; then the settings are wrong."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What a search has done, over all its calls."""
+class SearchProgress:
+    """The trials, time and reference costs of a search, over all its calls."""
 
-    trials: list[Trial]
+    trials: list[EndedTrial]
     seconds: float
     dense_cost: float
     peaks: Mapping[str, float]
-    """Precision -> multiply-adds a second of the processor at best, as the search began; none where cost is no time."""
+    """Precision -> peak multiply-adds per second of the processor at the search's start; empty where cost is not a
+    time.
+    """
 
     @property
     def found(self) -> list[TrialPoint]:
-        """Where the finished ones lie."""
+        """Return the points of the finished trials."""
         return [trial.found for trial in self.trials if trial.found]
 
 
-class Runner(Protocol):
-    """Where trials run: in this process, or in several at once."""
+class TrialRunner(Protocol):
+    """Runs trials: in this process, or in several at once."""
 
     slots: int
-    """How many at once."""
+    """The number of trials at once."""
 
-    def submit(self, place: SearchContext, number: int, point: Point, earlier: Sequence[Earlier], dense: float) -> None:
-        """Begin with a trial; `number` names its folder, `dense` is what dense costs."""
+    def submit(
+        self, context: SearchContext, number: int, point: Point, earlier: Sequence[EarlierTrial], dense: float
+    ) -> None:
+        """Start a trial. `number` names its folder; `dense` is the cost of dense."""
 
-    def next(self) -> tuple[int, Result]:
-        """(number, what became of it) of one that has ended; waits for it."""
+    def next(self) -> tuple[int, TrialResult]:
+        """Wait for a trial to end and return (number, result)."""
 
 
-class InTurn:
-    """One trial after another, in this process."""
+class SequentialRunner:
+    """Runs one trial after another, in this process."""
 
     slots = 1
 
     def __init__(self) -> None:
-        self._ended: list[tuple[int, Result]] = []
+        self._ended: list[tuple[int, TrialResult]] = []
 
-    def submit(self, place: SearchContext, number: int, point: Point, earlier: Sequence[Earlier], dense: float) -> None:
-        """Run it."""
-        self._ended.append((number, run_point(place, number, point, earlier, dense)))
+    def submit(
+        self, context: SearchContext, number: int, point: Point, earlier: Sequence[EarlierTrial], dense: float
+    ) -> None:
+        """Run the trial."""
+        self._ended.append((number, run_point(context, number, point, earlier, dense)))
 
-    def next(self) -> tuple[int, Result]:
-        """What was just run."""
+    def next(self) -> tuple[int, TrialResult]:
+        """Return the trial that was just run."""
         return self._ended.pop()
 
 
 def search(
-    place: SearchContext, storage: Path, tell: Callable[[Trial], None], runner: Runner | None = None
-) -> Progress:
-    """Search until the budget is spent or nothing new is left; `tell` is called for every trial that was run now.
+    context: SearchContext, storage: Path, on_trial: Callable[[EndedTrial], None], runner: TrialRunner | None = None
+) -> SearchProgress:
+    """Search until the budget is spent or nothing new is left. `on_trial` is called after every trial of this call.
 
-    Raises ConfigError where `storage` holds a search of other settings or other data, or where nothing can be made.
+    Raises ConfigError where `storage` holds a search with other settings or other data, or where nothing can be made.
     """
-    runner = runner or InTurn()
-    memory = Memory(place, storage, runner.slots)
-    _tell_what_is_there(memory)
-    repeats = impossible = 0
-    with memory.marking_stops():
+    runner = runner or SequentialRunner()
+    study = SearchStudy(context, storage, runner.slots)
+    _log_resumed(study)
+    repeats = failures_in_row = 0
+    with study.marking_stops():
         while True:
-            while memory.under_way < runner.slots and repeats < MANY_REPEATS and not memory.is_spent:
-                begun = memory.begin(at_random=repeats >= FEW_REPEATS)
-                if begun is None:
+            while study.under_way < runner.slots and repeats < MAX_REPEATS and not study.is_spent:
+                running = study.begin(at_random=repeats >= REPEATS_BEFORE_RANDOM)
+                if running is None:
                     repeats += 1
                     continue
                 repeats = 0
-                log.info("trial %d begins: %s", begun.number, what_of(begun.point))
-                if begun.ended_within >= MANY_BEGINNINGS:
-                    why = f"its process ended {begun.ended_within} times within it, for want of memory perhaps"
-                    tell(memory.end(begun.folder, Result("impossible", why, None, None, 0.0)))
+                log.info("trial %d begins: %s", running.number, describe_point(running.point))
+                if running.process_deaths >= MAX_STARTS:
+                    reason = f"its process died {running.process_deaths} times during it, perhaps for lack of memory"
+                    on_trial(study.end(running.folder, TrialResult("impossible", reason, None, None, 0.0)))
                     continue
-                runner.submit(place, begun.folder, begun.point, memory.first_looks, memory.dense_cost)
-            if not memory.under_way:
-                if repeats == MANY_REPEATS:
-                    log.info("the last %d proposals were all tried already: the search ends here", repeats)
+                runner.submit(context, running.folder, running.point, study.short_evaluations, study.dense_cost)
+            if not study.under_way:
+                if repeats == MAX_REPEATS:
+                    log.info("the last %d proposals had all been tried before: the search ends", repeats)
                 else:
-                    log.info("the budget is spent: the search ends here, %s", memory.spent)
+                    log.info("the budget is spent: the search ends, %s", study.spent)
                 break
-            done = memory.end(*runner.next())
+            trial = study.end(*runner.next())
             repeats = 0  # the optimiser knows more now
-            log.info("trial %d: %s; %s", done.number, told(done, place.config.search), memory.spent)
-            tell(done)
-            impossible = impossible + 1 if done.state == "impossible" else 0
-            if impossible == MANY_IMPOSSIBLE:
-                raise ConfigError(f"{impossible} trials in a row were impossible, the last because: {done.why}")
-    return Progress(memory.trials, memory.seconds, memory.dense_cost, memory.peaks)
+            log.info("trial %d: %s; %s", trial.number, describe_trial(trial, context.config.search), study.spent)
+            on_trial(trial)
+            failures_in_row = failures_in_row + 1 if trial.state == "impossible" else 0
+            if failures_in_row == MAX_IMPOSSIBLE:
+                raise ConfigError(f"{failures_in_row} trials in a row were impossible; reason of the last: {trial.why}")
+    return SearchProgress(study.trials, study.seconds, study.dense_cost, study.peaks)
 
 
-def _tell_what_is_there(memory: Memory) -> None:
-    """Of a search that goes on: how far it is, and how to end it here."""
-    if (done := len(memory.trials)) and not memory.is_spent:
+def _log_resumed(study: SearchStudy) -> None:
+    """Log how far a resumed search is, and how to end it here."""
+    if (count := len(study.trials)) and not study.is_spent:
         log.info(
-            "%d trials are there, %s: the search goes on; to end it here: -S search.trials=%d", done, memory.spent, done
+            "resuming the search after %d trials, %s; to end it here: -S search.trials=%d", count, study.spent, count
         )
-        log.info("(it stays in params.yaml; 0 takes it back)")
+        log.info("(this stays in params.yaml; search.trials=0 removes the limit)")
 
 
-MADE: dict[Structure, str] = {"prune": "pruned to", "factorize": "factorized to"}
+STRUCTURE_WORDS: dict[Structure, str] = {"prune": "pruned to", "factorize": "factorized to"}
 
 
-def what_of(point: Point) -> str:
-    """A point in words."""
+def describe_point(point: Point) -> str:
+    """Return a point in words."""
     if point.structure == "student":
-        what = f"student at width {point.width:g}"
+        description = f"student at width {point.width:g}"
     else:
-        what = f"{MADE[point.structure]} {point.macs:.0%} of the multiply-adds"
-    what += f", hint {point.hint}" if point.hint != "none" else ""
-    what += f", {point.importance}" if point.structure == "prune" and point.importance != "magnitude" else ""
-    return what + (", int8" if point.int8 else "")
+        description = f"{STRUCTURE_WORDS[point.structure]} {point.macs:.0%} of the multiply-adds"
+    description += f", hint {point.hint}" if point.hint != "none" else ""
+    description += f", {point.importance}" if point.structure == "prune" and point.importance != "magnitude" else ""
+    return description + (", int8" if point.int8 else "")
 
 
-def told(trial: Trial, settings: Search) -> str:
-    """One line for people."""
-    what = what_of(trial.point)
+def describe_trial(trial: EndedTrial, settings: Search) -> str:
+    """Return one line on a trial, for people."""
+    description = describe_point(trial.point)
     if trial.look is None:
-        return f"{what}: {trial.state} ({trial.why})"
+        return f"{description}: {trial.state} ({trial.why})"
     cost = describe_cost(settings, trial.look.cost)
     if trial.state == "given up":
-        return f"{what}: given up at {cost}; {trial.why}"
-    return f"{what}: {round(trial.look.drop, 1) + 0.0:.1f} points lost, {cost}, {trial.state}"
+        return f"{description}: given up at {cost}; {trial.why}"
+    return f"{description}: {round(trial.look.drop, 1) + 0.0:.1f} points lost, {cost}, {trial.state}"

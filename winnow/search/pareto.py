@@ -1,4 +1,4 @@
-"""Which trials nobody beats, which of them to take, and how good a front is as a whole. Pure."""
+"""The Pareto front of a search's trials, which point of it to choose, and its quality as a whole. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TrialPoint:
-    """A finished trial: what it loses and what it costs, both the less the better."""
+    """A finished trial by what it loses and what it costs; less is better in both."""
 
     number: int
     drop: float
-    """Points of top-1 below the better of dense and dense-kd; of changed answers, where there is no label."""
+    """Points of top-1 below the better of dense and dense-kd; changed answers in percent where there is no label."""
     cost: float
-    """ms, MB, mJ, or seconds an image."""
+    """ms, MB, mJ, or seconds per image."""
 
 
-def front(found: Sequence[TrialPoint]) -> list[TrialPoint]:
-    """Those that no other beats in drop and cost at once, the cheapest first; of equals the first."""
-    kept: list[TrialPoint] = []
-    for each in sorted(found, key=lambda one: (one.cost, one.drop, one.number)):
-        if not kept or each.drop < kept[-1].drop:
-            kept.append(each)
-    return kept
+def pareto_front(points: Sequence[TrialPoint]) -> list[TrialPoint]:
+    """Return the points that no other beats in drop and cost at once, the cheapest first; of equal points the first."""
+    nondominated: list[TrialPoint] = []
+    for point in sorted(points, key=lambda point: (point.cost, point.drop, point.number)):
+        if not nondominated or point.drop < nondominated[-1].drop:
+            nondominated.append(point)
+    return nondominated
 
 
-def choose(found: Sequence[TrialPoint], fits: Callable[[TrialPoint], bool]) -> TrialPoint | None:
-    """The cheapest that fits."""
-    cheapest_first = sorted(found, key=lambda one: (one.cost, one.drop, one.number))
-    return next((each for each in cheapest_first if fits(each)), None)
+def cheapest_fitting(points: Sequence[TrialPoint], fits: Callable[[TrialPoint], bool]) -> TrialPoint | None:
+    """Return the cheapest point that fits, or None."""
+    cheapest_first = sorted(points, key=lambda point: (point.cost, point.drop, point.number))
+    return next((point for point in cheapest_first if fits(point)), None)
 
 
-def knee(found: Sequence[TrialPoint]) -> TrialPoint | None:
-    """Where more savings begin to cost much: the point of the front farthest below the line between its ends.
+def knee_point(points: Sequence[TrialPoint]) -> TrialPoint | None:
+    """Return the front's knee, beyond which savings cost much: the point farthest below the line between the front's
+    ends.
 
     Both axes are scaled to the front's own range (Satopaa et al. 2011, Kneedle). None for fewer than three points.
     """
-    points = front(found)
+    points = pareto_front(points)
     if len(points) < 3:
         return None
-    costs, drops = (np.array([getattr(each, axis) for each in points]) for axis in ("cost", "drop"))
+    costs, drops = (np.array([getattr(point, axis) for point in points]) for axis in ("cost", "drop"))
     x, y = ((axis - axis.min()) / (axis.max() - axis.min()) for axis in (costs, drops))
     return points[int(np.argmax(1 - x - y))]
 
@@ -50,12 +51,13 @@ def knee(found: Sequence[TrialPoint]) -> TrialPoint | None:
 def hypervolume(
     chosen: Sequence[TrialPoint], worst: tuple[float, float], drops: Sequence[float] | None = None
 ) -> float:
-    """Area that a front, the cheapest first, dominates up to `worst` = (drop, cost) (Zitzler and Thiele 1999).
+    """Return the area that a front, the cheapest first, dominates up to `worst` = (drop, cost) (Zitzler and Thiele
+    1999).
 
-    Whoever can spend some cost takes the file of the front that costs no more and loses least. `drops`: what those
-    files lose on other images than they were chosen on; a gain counts like no loss.
+    At any cost limit counts the front's most accurate file within it. `drops`: the losses of the front's files on other
+    images than they were chosen on; a gain counts as no loss.
     """
-    ends = [*(each.cost for each in chosen), worst[1]][1:]
-    widths = (max(0.0, min(end, worst[1]) - each.cost) for each, end in zip(chosen, ends, strict=True))
-    lost = [each.drop for each in chosen] if drops is None else drops
-    return sum(width * (worst[0] - min(max(drop, 0.0), worst[0])) for width, drop in zip(widths, lost, strict=True))
+    ends = [*(point.cost for point in chosen), worst[1]][1:]
+    widths = (max(0.0, min(next_cost, worst[1]) - point.cost) for point, next_cost in zip(chosen, ends, strict=True))
+    losses = [point.drop for point in chosen] if drops is None else drops
+    return sum(width * (worst[0] - min(max(drop, 0.0), worst[0])) for width, drop in zip(widths, losses, strict=True))

@@ -1,9 +1,9 @@
-"""What a trial is: a short chain of candidates that `params.yaml` could hold.
+"""The search space: each point is a short chain of candidates as `params.yaml` holds them.
 
     Point("prune", macs=0.35, hint="attention", int8=True)  ->  {"found": {prune ...}, "found-int8": {quantize ...}}
 
-A point is what an optimiser proposes, in round numbers, so that two that are the same are seen to be. What comes of it
-are ordinary candidates: the same steps make them, and the chosen ones go into the tree as they are.
+The optimiser proposes points in round numbers, so that equal ones are recognised. The candidates are ordinary ones: the
+same steps make them, and the chosen ones go into params.yaml unchanged.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from winnow.config import Config, NoPretraining, Search
-from winnow.config.backbones import has_maps
-from winnow.config.search import MOST_MACS, Structure
+from winnow.config.backbones import has_feature_maps
+from winnow.config.search import MAX_MACS, Structure
 
 MACS_STEP = 0.05
 WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
@@ -23,49 +23,49 @@ HINTS = ("none", "features", "attention", "pretrained")
 IMPORTANCES = ("magnitude", "taylor", "lamp")
 
 
-class Proposes(Protocol):
-    """What the optimiser asks with: Optuna's trial."""
+class ParameterSuggester(Protocol):
+    """The interface of Optuna's trial by which parameters are suggested."""
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
-        """One of these."""
+        """Return one of the choices."""
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float:
-        """A multiple of `step` above `low`."""
+        """Return `low` plus a multiple of `step`, at most `high`."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One place in the space."""
+    """One point of the search space."""
 
     structure: Structure
     macs: float
-    """Share of dense's multiply-adds that stays; 1 of a student, which has its own."""
+    """The share of dense's multiply-adds that is kept; 1 for a student, which has its own."""
     hint: str
     importance: str = "magnitude"
-    """Of pruning."""
+    """The channel importance; for pruning only."""
     int8: bool = False
     width: float = 1.0
-    """Of a student, as a share of its backbone's."""
+    """The student's width as a share of its backbone's."""
 
 
-def hints_of(config: Config) -> list[str]:
-    """Those that dense can give: the pretrained backbone's where there is one, maps where it and students have them."""
-    missing = set()
+def available_hints(config: Config) -> list[str]:
+    """Return the hints available from dense: "pretrained" with a pretrained backbone, "attention" where it has maps."""
+    unavailable = set()
     if isinstance(config.pretrain, NoPretraining):
-        missing.add("pretrained")
-    if not has_maps(config.pretrain.backbone):
-        missing.add("attention")
-    return [hint for hint in HINTS if hint not in missing]
+        unavailable.add("pretrained")
+    if not has_feature_maps(config.pretrain.backbone):
+        unavailable.add("attention")
+    return [hint for hint in HINTS if hint not in unavailable]
 
 
-def propose(trial: Proposes, settings: Search, hints: list[str]) -> Point:
-    """The optimiser's next point; `hints`: those that may be tried."""
+def propose_point(trial: ParameterSuggester, settings: Search, hints: list[str]) -> Point:
+    """Return the optimiser's next point. `hints`: those that are available."""
     structure: Structure = trial.suggest_categorical("structure", list(settings.structures))
     macs = width = 1.0
     if structure == "student":
         width = trial.suggest_categorical("width", list(WIDTHS))
     else:
-        macs = round(trial.suggest_float("macs", settings.least_macs, MOST_MACS, step=MACS_STEP), 4)
+        macs = round(trial.suggest_float("macs", settings.least_macs, MAX_MACS, step=MACS_STEP), 4)
     return Point(
         structure,
         macs,
@@ -78,35 +78,35 @@ def propose(trial: Proposes, settings: Search, hints: list[str]) -> Point:
     )
 
 
-def first_points(settings: Search) -> list[dict[str, Any]]:
-    """What is tried before the optimiser has anything to learn from, as it would have proposed it."""
+def initial_points(settings: Search) -> list[dict[str, Any]]:
+    """Return the parameters of the first trials, before the optimiser has results to learn from."""
     shares = [share for share in (0.5, 0.25) if share > settings.least_macs]
-    found: list[dict[str, Any]] = []
-    for kind in settings.structures:
+    points: list[dict[str, Any]] = []
+    for structure in settings.structures:
         sizes = [{"macs": _on_grid(share, settings)} for share in shares]
-        found += [
-            {"structure": kind, **size, "hint": "none"}
-            for size in ([{"width": width} for width in FIRST_WIDTHS] if kind == "student" else sizes)
+        points += [
+            {"structure": structure, **size, "hint": "none"}
+            for size in ([{"width": width} for width in FIRST_WIDTHS] if structure == "student" else sizes)
         ]
-    for each in found:
-        if each["structure"] == "prune":
-            each["importance"] = "magnitude"
+    for point in points:
+        if point["structure"] == "prune":
+            point["importance"] = "magnitude"
         if settings.int8 == "both":
-            each["int8"] = True
-    return found
+            point["int8"] = True
+    return points
 
 
 def _on_grid(share: float, settings: Search) -> float:
     return round(settings.least_macs + round((share - settings.least_macs) / MACS_STEP) * MACS_STEP, 4)
 
 
-def chain(
+def candidate_chain(
     point: Point, config: Config, epochs: int, name: str = "found", overflow_safe: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Candidates of `params.yaml`, the parent first. `overflow_safe`: for a processor whose sums would saturate.
+    """Return a point's candidates as in `params.yaml`, the parent first. `overflow_safe`: for processors without VNNI.
 
-    Where fine-tuning mirrors no image, they do not, either; data.mirrors, data.colour and data.scale hold for them as
-    for all candidates.
+    Recovery mirrors no image where fine-tuning mirrors none; data.mirrors, data.colour and data.scale hold as for all
+    candidates.
     """
     settings = config.search
     recovery = {
@@ -127,16 +127,16 @@ def chain(
         "hint_weight": 1.0,
         "augmentation": {
             "crop_scale_min": 0.6,
-            # Where data.mirrors says no, that switch does it at each load, also after it was set back.
+            # With data.mirrors off, loading the configuration turns flips off; this is for when it is on again.
             "flip": config.finetune.augmentation.flip or not config.data.mirrors,
             "jitter": 0.0,
             "grayscale": 0.0,
         },
         "seed": settings.seed,
     }
-    made = {name: {"from": "dense", **STRUCTURES[point.structure](point, settings), "recovery": recovery}}
+    candidates = {name: {"from": "dense", **STRUCTURES[point.structure](point, settings), "recovery": recovery}}
     if point.int8:
-        made[f"{name}-int8"] = {
+        candidates[f"{name}-int8"] = {
             "from": name,
             "method": "quantize",
             "scheme": "static",
@@ -145,7 +145,7 @@ def chain(
             "overflow_safe": overflow_safe,
             "seed": settings.seed,
         }
-    return made
+    return candidates
 
 
 def _pruned(point: Point, _settings: Search) -> dict[str, Any]:

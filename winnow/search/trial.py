@@ -1,19 +1,19 @@
-"""One trial: its chain of candidates made in a folder of its own by the steps that make any candidate, then measured.
+"""Run one trial: make its chain of candidates in its own folder with the ordinary steps, then measure it.
 
-A first look trains a quarter of the epochs. Where an earlier trial of the same structure was both faster and, at its
-own first look, more accurate by more than a point, and more than so many images can tell, this one is given up: it
-would end behind it, too. Of another structure that is not known: a student that begins from random weights is points
-behind a pruned network then, and level with it at the end. Trials that differ in int8 alone share the float network
-that it is made from.
+A short evaluation first trains a quarter of the epochs. The trial is given up where an earlier trial of the same
+structure was faster and more accurate at its own short evaluation, by more than a point and more than that many images
+can resolve: it would end behind it, too. Across structures this does not hold: a student that starts from random
+weights is points behind a pruned network then, and level with it at the end. Trials that differ in int8 alone share
+their float network.
 
-A trial that was trained to its end has to answer, where it is timed, as the file itself does, as in the benchmark. Its
-accuracy is that of its answers there, in the runtime and precision in which its cost is measured.
+A fully trained trial must answer, where it is timed, as the file itself does, as in the benchmark. Its accuracy is that
+of those answers, in the runtime and precision in which its cost is measured.
 
-A search tries dozens, so accuracy is counted on the half of validation that chooses (winnow/data/splits.py). The other
-half sees the chosen trial alone (winnow/cli/search_results.py).
+A search tries dozens of candidates, so accuracy is counted on the half of validation that chooses
+(winnow/data/splits.py). The other half is used for the chosen trial alone (winnow/cli/search_results.py).
 
-Cost is measured interleaved with dense on the same runtime and told as if dense took what it took at the search's
-start, so that a clock that drifts moves no trial against another.
+Cost is measured interleaved with dense on the same runtime, and scaled to dense's cost at the start of the search, so
+that a drifting clock moves no trial against another.
 """
 
 from __future__ import annotations
@@ -37,70 +37,71 @@ from numpy.typing import NDArray
 from winnow.config import CONTROL, ROOT, Config, check_config
 from winnow.config.search import Structure
 from winnow.data.dataset import ImageSet, load_images
-from winnow.data.splits import choosing_half
+from winnow.data.splits import selection_half
 from winnow.errors import ArtifactError, ConfigError, TrainingError
 from winnow.evaluation.metrics import load_logits
 from winnow.records import read_record, this_machine
-from winnow.search.accuracy_loss import ANSWERS, keep_answers, lost, reference_logits
+from winnow.search.accuracy_loss import LOGITS_FILE, points_lost, reference_logits, save_logits
 from winnow.search.cost import CostMeasurer
-from winnow.search.space import Point, chain
-from winnow.steps.compress import Folders, compress
+from winnow.search.space import Point, candidate_chain
+from winnow.steps.compress import CandidateFolders, compress
 
 log = logging.getLogger(__name__)
 
-FIRST_LOOK = 4
-"""Share of the epochs that the first look takes: one in so many."""
+SHORT_EVALUATION_SHARE = 4
+"""The short evaluation trains one in this many epochs."""
 MARGIN_POINTS = 1.0
 
 
-def machine_here() -> str:
-    """What has to be the same for two costs to be compared."""
+def machine_identity() -> str:
+    """Return what must be equal for two costs to be comparable."""
     return this_machine().identity
 
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What all trials share."""
+    """The configuration, folders and machine that all trials of a search share."""
 
     config: Config
-    folders: Folders
-    """data and pretrain of the project; candidates: the project's, for dense and dense-kd."""
+    folders: CandidateFolders
+    """The project's data, pretrain and candidates folders; of the candidates, dense and dense-kd are read."""
     trials: Path
-    """A folder for each trial is made here."""
-    machine: str = field(default_factory=machine_here)
-    """Where costs are measured; the figures of another one are refused."""
+    """The folder in which each trial gets its own."""
+    machine: str = field(default_factory=machine_identity)
+    """The machine on which costs are measured; figures of another one are refused."""
     overflow_safe: bool = False
-    """Whether the machine that serves, or this one, needs int8 weights of 7 bits."""
+    """Whether the serving machine, or this one, needs int8 weights of 7 bits."""
 
     @property
     def references(self) -> dict[str, Path]:
-        """Folders of dense and, where the tree has it, dense-kd: losses are counted against the better one."""
+        """Return the folders of dense and, where it is a candidate, dense-kd; losses are against the better one."""
         names = [ROOT, CONTROL] if CONTROL in self.config.candidates else [ROOT]
         return {name: self.folders.candidates / name for name in names}
 
     def candidates_of(self, point: Point, epochs: int, name: str = "found") -> dict[str, dict[str, Any]]:
-        """What a point is in params.yaml, the parent first."""
-        return chain(point, self.config, epochs, name, self.overflow_safe)
+        """Return the candidates of a point as in params.yaml, the parent first."""
+        return candidate_chain(point, self.config, epochs, name, self.overflow_safe)
 
 
 @dataclass(frozen=True)
 class TrialEvaluation:
-    """What a look at a chain gave."""
+    """The figures of a chain after the short or the full training."""
 
     drop: float
     """Points lost against the better of dense and dense-kd, on the half of validation that chooses; changed answers in
-    percent where there is no label."""
+    percent where there is no label.
+    """
     high: float
-    """Upper end of its 95 % interval."""
+    """The upper end of the drop's 95 % interval."""
     cost: float
     metrics: Mapping[str, float]
     names: tuple[str, ...]
-    """Candidates that were made, the parent first."""
+    """The candidates of the chain, the parent first."""
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """A first look of an earlier trial."""
+class EarlierTrial:
+    """The short evaluation of an earlier trial."""
 
     structure: Structure
     drop: float
@@ -108,11 +109,11 @@ class Earlier:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What became of a trial."""
+class TrialResult:
+    """The result of a trial."""
 
     state: str
-    """finished, given up, impossible."""
+    """"finished", "given up" or "impossible"."""
     why: str
     look: TrialEvaluation | None
     first: TrialEvaluation | None
@@ -120,127 +121,137 @@ class Result:
 
 
 class TrialPruned(Exception):
-    """The trial is worse than another at its first look; the message says which way."""
+    """The trial is worse than another at its short evaluation; the message says how."""
 
-    def __init__(self, look: TrialEvaluation, why: str) -> None:
-        super().__init__(why)
-        self.look = look
+    def __init__(self, evaluation: TrialEvaluation, reason: str) -> None:
+        super().__init__(reason)
+        self.look = evaluation
 
 
-def run_point(place: SearchContext, number: int, point: Point, earlier: Sequence[Earlier], dense_cost: float) -> Result:
-    """Make and measure the point's chain, in this process; `dense_cost`: what dense costs in this search.
+def run_point(
+    context: SearchContext, number: int, point: Point, earlier: Sequence[EarlierTrial], dense_cost: float
+) -> TrialResult:
+    """Make and measure the point's chain in this process. `dense_cost`: dense's cost at the search's start.
 
-    Raises ConfigError on another machine than the search's, as costs of two are not compared, and where the objective
-    cannot be measured.
+    Raises ConfigError on another machine than the search's, since costs are not comparable across machines, and where
+    the objective cannot be measured.
     """
-    if (here := machine_here()) != place.machine:
-        raise ConfigError(f"costs of this search are measured on {place.machine}; this is {here}")
-    meter = meter_of(place, dense_cost)
-    began = time.monotonic()
-    state, why = "finished", ""
-    look: TrialEvaluation | None = None
-    first: TrialEvaluation | None = None
+    if (machine := machine_identity()) != context.machine:
+        raise ConfigError(f"costs of this search are measured on {context.machine}; this is {machine}")
+    measurer = make_cost_measurer(context, dense_cost)
+    started = time.monotonic()
+    state, reason = "finished", ""
+    evaluation: TrialEvaluation | None = None
+    short_evaluation: TrialEvaluation | None = None
     try:
-        with _alone(place.trials / f"{number:04d}"):
-            look, first = attempt(place, number, point, earlier, meter)
-    except TrialPruned as end:
-        look = first = end.look
-        state, why = "given up", str(end)
+        with _locked(context.trials / f"{number:04d}"):
+            evaluation, short_evaluation = evaluate_chain(context, number, point, earlier, measurer)
+    except TrialPruned as pruned:
+        evaluation = short_evaluation = pruned.look
+        state, reason = "given up", str(pruned)
     except (ConfigError, ArtifactError, TrainingError) as error:
-        state, why = "impossible", str(error)
-    return Result(state, why, look, first, time.monotonic() - began)
+        state, reason = "impossible", str(error)
+    return TrialResult(state, reason, evaluation, short_evaluation, time.monotonic() - started)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time works at a trial: a worker that was given up for dead may still be at it."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the trial's lock: a worker that was taken for dead may still be working on it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX)
         yield
 
 
-def attempt(
-    place: SearchContext, number: int, point: Point, earlier: Sequence[Earlier], meter: CostMeasurer
+def evaluate_chain(
+    context: SearchContext, number: int, point: Point, earlier: Sequence[EarlierTrial], measurer: CostMeasurer
 ) -> tuple[TrialEvaluation, TrialEvaluation | None]:
-    """Make and measure the point's chain -> (the whole look, the first one).
+    """Make and measure the point's chain and return (full evaluation, short evaluation).
 
-    Raises GivenUp after a first look that is not worth going on from.
+    Raises TrialPruned after a short evaluation that is not worth continuing.
     """
-    settings = place.config.search
-    short = max(1, settings.epochs // FIRST_LOOK)
-    first = None
-    if short < settings.epochs:
-        log.info("first look: %d of %d epochs", short, settings.epochs)
-        first = _look(place, number, point, short, meter)
-        margin = max(MARGIN_POINTS, first.high - first.drop)
-        alike = [one for one in earlier if one.structure == point.structure]
-        better = [one for one in alike if one.cost < first.cost and one.drop < first.drop - margin]
+    settings = context.config.search
+    short_epochs = max(1, settings.epochs // SHORT_EVALUATION_SHARE)
+    short_evaluation = None
+    if short_epochs < settings.epochs:
+        log.info("short evaluation: %d of %d epochs", short_epochs, settings.epochs)
+        short_evaluation = _evaluate(context, number, point, short_epochs, measurer)
+        margin = max(MARGIN_POINTS, short_evaluation.high - short_evaluation.drop)
+        comparable = [trial for trial in earlier if trial.structure == point.structure]
+        better = [
+            trial
+            for trial in comparable
+            if trial.cost < short_evaluation.cost and trial.drop < short_evaluation.drop - margin
+        ]
         if better:
-            told = (
-                f"{first.drop:.1f} points lost after {short} epochs, and {len(better)} of this structure were faster "
-                "and better then"
+            reason = (
+                f"{short_evaluation.drop:.1f} points lost after {short_epochs} epochs; earlier trials of this "
+                f"structure that were faster and more accurate then: {len(better)}"
             )
-            raise TrialPruned(first, told)
-        log.info("worth going on: all %d epochs", settings.epochs)
-    return _look(place, number, point, settings.epochs, meter), first
+            raise TrialPruned(short_evaluation, reason)
+        log.info("continuing with all %d epochs", settings.epochs)
+    return _evaluate(context, number, point, settings.epochs, measurer), short_evaluation
 
 
-def tree_of(place: SearchContext, number: int, epochs: int) -> Path:
-    """Where the candidates of a look lie; the whole one has as many epochs as the settings say."""
-    return place.trials / f"{number:04d}" / f"epochs-{epochs}" / "candidates"
+def candidates_folder(context: SearchContext, number: int, epochs: int) -> Path:
+    """Return the folder of a trial's candidates; the full evaluation has `search.epochs` epochs."""
+    return context.trials / f"{number:04d}" / f"epochs-{epochs}" / "candidates"
 
 
-def _look(place: SearchContext, number: int, point: Point, epochs: int, meter: CostMeasurer) -> TrialEvaluation:
-    tree = tree_of(place, number, epochs)
-    home = tree.parent
-    tree.mkdir(parents=True, exist_ok=True)
-    _link(tree / ROOT, place.folders.candidates / ROOT)
-    raw = place.config.model_dump(mode="json", by_alias=True)
-    made = place.candidates_of(point, epochs)
-    config = check_config(raw | {"candidates": made})
-    names = tuple(made)
+def _evaluate(
+    context: SearchContext, number: int, point: Point, epochs: int, measurer: CostMeasurer
+) -> TrialEvaluation:
+    candidates = candidates_folder(context, number, epochs)
+    folder = candidates.parent
+    candidates.mkdir(parents=True, exist_ok=True)
+    _link(candidates / ROOT, context.folders.candidates / ROOT)
+    raw = context.config.model_dump(mode="json", by_alias=True)
+    chain_settings = context.candidates_of(point, epochs)
+    config = check_config(raw | {"candidates": chain_settings})
+    names = tuple(chain_settings)
 
-    def make(name: str, at: Path, scratch: Path) -> None:
-        if not (at / name).exists():  # made before a stop, or by a trial that begins alike
-            folders = Folders(place.folders.data, place.folders.pretrain, tree, scratch / name, place.folders.answers)
-            compress(config, name, folders, at / name)
+    def make(name: str, parent_folder: Path, scratch: Path) -> None:
+        if not (parent_folder / name).exists():  # made before a stop, or by a trial with the same parent
+            folders = CandidateFolders(
+                context.folders.data, context.folders.pretrain, candidates, scratch / name, context.folders.answers
+            )
+            compress(config, name, folders, parent_folder / name)
         shutil.rmtree(scratch, ignore_errors=True)
 
-    shared = place.trials / "shared" / _digest(made[names[0]])
-    with _alone(shared):
+    shared = context.trials / "shared" / _digest(chain_settings[names[0]])
+    with _locked(shared):
         make(names[0], shared, shared / "scratch")
-    _link(tree / names[0], shared / names[0])
+    _link(candidates / names[0], shared / names[0])
     for name in names[1:]:
-        make(name, tree, home / "scratch")
-    images = load_images(place.folders.data)
-    record = read_record(tree / names[-1])
-    if epochs == place.config.search.epochs:  # before that answers are too near to each other
-        meter.check_answers(tree / names[-1], record.details["precision"], images)
-    cost = meter.cost(tree / names[-1], record.details["precision"])
-    answers_VC = meter.answers(tree / names[-1], record.details["precision"], images)
-    keep_answers(home, answers_VC)
-    drop = lost(reference_logits(place.references, images), answers_VC, images, choosing_half(images))
+        make(name, candidates, folder / "scratch")
+    images = load_images(context.folders.data)
+    record = read_record(candidates / names[-1])
+    if epochs == context.config.search.epochs:  # a short training leaves close logits, whose order changes by rounding
+        measurer.check_answers(candidates / names[-1], record.details["precision"], images)
+    cost = measurer.cost(candidates / names[-1], record.details["precision"])
+    answers_VC = measurer.answers(candidates / names[-1], record.details["precision"], images)
+    save_logits(folder, answers_VC)
+    drop = points_lost(reference_logits(context.references, images), answers_VC, images, selection_half(images))
     return TrialEvaluation(drop.points, drop.high, cost, record.metrics, names)
 
 
-def _link(here: Path, to: Path) -> None:
-    """A relative link, so that a project may be moved; one that leads nowhere is made anew."""
-    if not here.exists():
-        here.unlink(missing_ok=True)
-        here.symlink_to(os.path.relpath(to.resolve(), here.parent.resolve()))
+def _link(link: Path, target: Path) -> None:
+    """Make a relative link, so that a project may be moved; a broken one is replaced."""
+    if not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
-    """Names a folder by what is made in it."""
+    """Return a folder name for a candidate's settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def meter_of(place: SearchContext, dense_cost: float | None = None) -> CostMeasurer:
-    """The meter of a search; `dense_cost`: as it was measured when the search began."""
-    return CostMeasurer(place.config, place.folders.candidates / ROOT, place.config.data.image_size, dense_cost)
+def make_cost_measurer(context: SearchContext, dense_cost: float | None = None) -> CostMeasurer:
+    """Return the search's cost measurer. `dense_cost`: as measured at the search's start; None measures it."""
+    return CostMeasurer(context.config, context.folders.candidates / ROOT, context.config.data.image_size, dense_cost)
 
 
-def load_answers(place: SearchContext, number: int, images: ImageSet) -> NDArray[np.float32]:
-    """Return what a trial that was trained to its end answers (V, C) where it is timed; `number`: of its folder."""
-    return load_logits(tree_of(place, number, place.config.search.epochs).parent, images, ANSWERS)
+def load_trial_logits(context: SearchContext, number: int, images: ImageSet) -> NDArray[np.float32]:
+    """Return the logits (V, C) of a fully trained trial where it is timed. `number`: of its folder."""
+    return load_logits(candidates_folder(context, number, context.config.search.epochs).parent, images, LOGITS_FILE)

@@ -1,1 +1,1 @@
-"""Which candidate may serve, what to know before relying on it, and what the test split says of it."""
+"""Decide which candidate may serve, warn of the decision's limits, and evaluate it on the test split."""

@@ -1,12 +1,12 @@
-"""The one evaluation on the test split: dense, the baseline of the drop, and the winner as it is deployed.
+"""Evaluate dense, the baseline of the drop, and the winner as it is deployed, once on the test split.
 
 The winner is measured as on validation: in the runtime, precision and batch that serve it
 (winnow/benchmark/deployed_answers.py), against the stronger of dense and dense-kd, which `select` recorded. Where the
-interval of top-1 on the test split does not overlap the one on validation, the difference is more than chance:
-`disagreements` says so, and it is the first thing that a user is shown.
+intervals of top-1 on the test split and on validation do not overlap, the difference is more than chance:
+`disagreements` says so, and the user sees it first.
 
-A winner that was refitted is measured as it is deployed, and beside it the selected file (test/selected_*): only that
-one has a figure on validation to disagree with.
+A refitted winner is measured as it is deployed, and beside it the selected file (test/selected_*): only that one has a
+figure on validation to compare with.
 
 Names of metrics: test/dense_*, test/dense-kd_* (where that is the baseline), test/winner_*, and the drop with the
 baseline in its name: test/drop_from_dense-kd_points, _low, _high.
@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.benchmark.deployed_answers import IN_ONNX_RUNTIME, DeployedAnswers, deployed_answers
+from winnow.benchmark.deployed_answers import IN_ONNX_RUNTIME, DeployedPredictions, deployed_predictions
 from winnow.config import ROOT
 from winnow.data.dataset import TEST, VALIDATION, ImageSet
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.onnx_session import MODEL
-from winnow.evaluation.abstention import abstention, overconfidence
+from winnow.evaluation.abstention import abstention_counts, overconfidence_warnings
 from winnow.evaluation.intervals import paired_drop
-from winnow.evaluation.metrics import agreement, drop_metrics_on_test, load_logits, quality
+from winnow.evaluation.metrics import agreement, drop_metrics_on_test, load_logits, quality_metrics
 from winnow.records import read_record
 from winnow.refit.deployed_folder import deployed_folder
 
@@ -39,7 +39,7 @@ TOP1 = ("quality/top1", "quality/top1_low", "quality/top1_high")
 
 @dataclass(frozen=True)
 class TestEvaluation:
-    """Figures of the test split."""
+    """The results on the test split."""
 
     __test__ = False
 
@@ -47,103 +47,114 @@ class TestEvaluation:
     details: dict[str, Any] = field(default_factory=dict)
     """Candidate -> per-class figures, confusion, calibration; empty without labelled test images."""
     baseline: str = ROOT
-    """What drops are counted against: dense or dense-kd."""
+    """The reference of the drop: dense or dense-kd."""
     measured_in: str = IN_ONNX_RUNTIME
-    """Where the winner answered."""
+    """The runtime and precision in which the winner was evaluated."""
     fallback: str = ""
-    """Why that is not the place that serves it; empty where it is."""
+    """Why the winner was not evaluated as it will be served; empty where it was."""
     disagreements: tuple[str, ...] = ()
-    """Of dense and the winner: test and validation intervals of top-1 that do not overlap."""
+    """Warnings that test and validation intervals of top-1 do not overlap, for dense and the winner."""
     cautions: tuple[str, ...] = ()
-    """Classes that are never recognised, and probabilities that promise too much, of what is deployed."""
+    """Warnings on the deployed file: classes that are never recognised, and overconfident probabilities."""
     abstention: dict[str, Any] = field(default_factory=dict)
-    """validation, test -> what thresholds on confidence give (winnow/evaluation/abstention.py), of what is deployed."""
+    """"validation" and "test" -> counts at thresholds on the deployed file's confidence
+    (winnow/evaluation/abstention.py).
+    """
 
 
 def evaluate_test(artifacts: Path, selection: Mapping[str, Any], images: ImageSet) -> TestEvaluation:
-    """Measure dense, the baseline and the winner on the labelled test images. `selection`: details of `select`.
+    """Evaluate dense, the baseline and the winner on the labelled test images. `selection`: details of `select`.
 
-    Without a winner only dense is measured. Raises ArtifactError for a file that cannot be opened.
+    Without a winner only dense is evaluated. Raises ArtifactError for a file that cannot be opened.
     """
     indices_N = images.indices(TEST, labelled=True)
     if len(indices_N) == 0:
         return TestEvaluation({"test/images": 0.0})
     winner: str | None = selection["winner"]
     baseline = str(selection["reference"]) if winner else ROOT
-    answers = {name: _as_a_file(artifacts, name, images) for name in dict.fromkeys((ROOT, baseline))}
+    answers = {name: _file_answers(artifacts, name, images) for name in dict.fromkeys((ROOT, baseline))}
     if winner:
-        answers |= _winner(artifacts, winner, selection, images)
-    logits = {who: each.test(indices_N) for who, each in answers.items()}
+        answers |= _winner_answers(artifacts, winner, selection, images)
+    logits = {key: deployed_candidate.test(indices_N) for key, deployed_candidate in answers.items()}
     labels_N, groups_N = images.labels_N[indices_N], images.groups_N[indices_N]
     metrics, details, disagreements = {"test/images": float(len(indices_N))}, {}, []
     if (groups := images.group_count(indices_N)) is not None:
         metrics["test/groups"] = float(groups)
     names = {WINNER: winner or "", SELECTED: f"{winner} before the refit"}
-    judged = (ROOT, SELECTED if SELECTED in logits else WINNER)
-    for who, logits_NC in logits.items():
-        name = names.get(who, who)
-        figures, details[name] = quality(logits_NC, labels_N, images.classes, groups_N)
-        metrics |= {f"test/{who}_{key.removeprefix('quality/')}": value for key, value in figures.items()}
-        if who in judged:
-            disagreements += _disagreement(name, figures, answers[who].validation(), images)
+    compared = (ROOT, SELECTED if SELECTED in logits else WINNER)
+    for role, logits_NC in logits.items():
+        name = names.get(role, role)
+        candidate_metrics, details[name] = quality_metrics(logits_NC, labels_N, images.classes, groups_N)
+        metrics |= {f"test/{role}_{key.removeprefix('quality/')}": value for key, value in candidate_metrics.items()}
+        if role in compared:
+            disagreements += _disagreement(name, candidate_metrics, answers[role].validation(), images)
     deployed_as = WINNER if winner else ROOT
-    known_V = images.indices(VALIDATION, labelled=True)
+    labelled_V = images.indices(VALIDATION, labelled=True)
     scored_V = images.labels_N[images.indices(VALIDATION)] >= 0
-    chosen_VC = answers[deployed_as].validation()[scored_V]
+    validation_VC = answers[deployed_as].validation()[scored_V]
     scale = read_record(artifacts / "candidates" / (winner or ROOT)).metrics["quality/temperature"]
-    given = {
-        "validation": abstention(chosen_VC, images.labels_N[known_V], scale),
-        "test": abstention(logits[deployed_as], labels_N, scale),
+    abstention = {
+        "validation": abstention_counts(validation_VC, images.labels_N[labelled_V], scale),
+        "test": abstention_counts(logits[deployed_as], labels_N, scale),
     }
     cautions = [
-        *_never_recognised(winner or ROOT, chosen_VC.argmax(1), logits[deployed_as].argmax(1), images),
-        *overconfidence(winner or ROOT, logits[deployed_as], labels_N, scale, groups_N),
+        *_never_recognised(winner or ROOT, validation_VC.argmax(1), logits[deployed_as].argmax(1), images),
+        *overconfidence_warnings(winner or ROOT, logits[deployed_as], labels_N, scale, groups_N),
     ]
-    about: dict[str, Any] = {"cautions": tuple(cautions), "abstention": given}
+    shared: dict[str, Any] = {"cautions": tuple(cautions), "abstention": abstention}
     if not winner:
-        return TestEvaluation(metrics, details, disagreements=tuple(disagreements), **about)
-    right = {who: np.asarray(logits_NC.argmax(1) == labels_N) for who, logits_NC in logits.items()}
-    drop = paired_drop(right[baseline], right[WINNER], groups_N=groups_N)
+        return TestEvaluation(metrics, details, disagreements=tuple(disagreements), **shared)
+    correct = {role: np.asarray(logits_NC.argmax(1) == labels_N) for role, logits_NC in logits.items()}
+    drop = paired_drop(correct[baseline], correct[WINNER], groups_N=groups_N)
     metrics |= dict(zip(drop_metrics_on_test(baseline), (drop.points, drop.low, drop.high), strict=True))
     metrics["test/winner_agreement_with_dense"] = agreement(logits[ROOT], logits[WINNER])
-    deployed = answers[WINNER]
+    winner_answers = answers[WINNER]
     return TestEvaluation(
-        metrics, details, baseline, deployed.measured_in, deployed.fallback, tuple(reversed(disagreements)), **about
+        metrics,
+        details,
+        baseline,
+        winner_answers.measured_in,
+        winner_answers.fallback,
+        tuple(reversed(disagreements)),
+        **shared,
     )
 
 
 def _never_recognised(
     name: str, validation_L: NDArray[np.int64], test_N: NDArray[np.int64], images: ImageSet
 ) -> list[str]:
-    """Return a warning for each class of which not one image is recognised, on either split."""
-    found = []
-    for label, own in enumerate(images.classes):
-        missed = []
-        for split, word, answers in ((VALIDATION, "validation", validation_L), (TEST, "test", test_N)):
-            is_it = images.labels_N[images.indices(split, labelled=True)] == label
-            if is_it.any() and not (answers[is_it] == label).any():
-                missed.append(f"{int(is_it.sum()):,} {word}")
-        if missed:
-            found.append(
-                f"class {own!r} has a recall of 0 %: {name} recognises none of its {' and none of its '.join(missed)} "
-                "images. Add images of it, or do not rely on answers where it may occur"
+    """Return a warning for each class of which no image is recognised on a split."""
+    warnings = []
+    for label, class_name in enumerate(images.classes):
+        unrecognised = []
+        for split, split_name, answers in ((VALIDATION, "validation", validation_L), (TEST, "test", test_N)):
+            is_class = images.labels_N[images.indices(split, labelled=True)] == label
+            if is_class.any() and not (answers[is_class] == label).any():
+                unrecognised.append(f"{int(is_class.sum()):,} {split_name}")
+        if unrecognised:
+            warnings.append(
+                f"class {class_name!r} has a recall of 0 %: {name} recognises none of its "
+                f"{' and none of its '.join(unrecognised)} images. Add images of it, or do not rely "
+                "on answers where it may occur"
             )
-    return found
+    return warnings
 
 
-def _winner(artifacts: Path, winner: str, selection: Mapping[str, Any], images: ImageSet) -> dict[str, DeployedAnswers]:
-    """The file that is deployed and, where that is a refit, the selected one, which alone has a validation figure."""
-    selected = deployed_answers(artifacts, winner, selection, images)
+def _winner_answers(
+    artifacts: Path, winner: str, selection: Mapping[str, Any], images: ImageSet
+) -> dict[str, DeployedPredictions]:
+    """Return the deployed file's answers and, where that is a refit, those of the selected file."""
+    selected = deployed_predictions(artifacts, winner, selection, images)
     folder = deployed_folder(artifacts, winner)
     if folder == artifacts / "candidates" / winner:
         return {WINNER: selected}
-    return {WINNER: deployed_answers(artifacts, winner, selection, images, folder), SELECTED: selected}
+    return {WINNER: deployed_predictions(artifacts, winner, selection, images, folder), SELECTED: selected}
 
 
-def _as_a_file(artifacts: Path, name: str, images: ImageSet) -> DeployedAnswers:
-    """Dense and dense-kd answer in ONNX Runtime, as on validation: they are compared with, and do not serve."""
+def _file_answers(artifacts: Path, name: str, images: ImageSet) -> DeployedPredictions:
+    """Return the answers of dense or dense-kd in ONNX Runtime, as on validation: these references do not serve."""
     folder = artifacts / "candidates" / name
-    return DeployedAnswers(
+    return DeployedPredictions(
         IN_ONNX_RUNTIME,
         "",
         lambda indices_N: predict_file(folder / MODEL, images.images_NHWC, indices_N),
@@ -154,11 +165,13 @@ def _as_a_file(artifacts: Path, name: str, images: ImageSet) -> DeployedAnswers:
 def _disagreement(
     name: str, test: Mapping[str, float], validation_VC: NDArray[np.float32], images: ImageSet
 ) -> list[str]:
-    """Return the warning that the two intervals of top-1 do not overlap, if they do not."""
+    """Return a warning where the two intervals of top-1 do not overlap."""
     indices_V = images.indices(VALIDATION)
     scored_V = images.labels_N[indices_V] >= 0
     known_L = indices_V[scored_V]
-    validation, _ = quality(validation_VC[scored_V], images.labels_N[known_L], images.classes, images.groups_N[known_L])
+    validation, _ = quality_metrics(
+        validation_VC[scored_V], images.labels_N[known_L], images.classes, images.groups_N[known_L]
+    )
     if not validation:
         return []
     (value, low, high), (chosen, chosen_low, chosen_high) = (

@@ -1,1 +1,1 @@
-"""Servers that winnow starts: local, of a team, and the HTTP server of `winnow serve`."""
+"""The servers that winnow starts: local ones, a team's, and the HTTP server of `winnow serve`."""

@@ -1,12 +1,12 @@
-"""What a request to `winnow serve` is held to before LitServe sees it, and what one client may hold at a time.
+"""Limits on requests to `winnow serve` before LitServe sees them, and on what one client may hold at a time.
 
-    Limits(app)             ASGI middleware: Host, requests that wait, time, bytes; metrics of what they got
-    DecoderPool(decoders)   the next free one, to each client in turn
+    Limits(app)             ASGI middleware: Host, waiting requests, time, bytes; metrics of the answers
+    DecoderPool(decoders)   the next free decoder, to each client in turn
 
 A client is an IPv4 address or an IPv6 network; behind a proxy on this machine, the address that the proxy names in
-X-Forwarded-For (uvicorn reads it, also from the proxies in FORWARDED_ALLOW_IPS). A request that calls the server by a
-name it does not know is refused: a page whose name is turned to 127.0.0.1 after it was loaded (DNS rebinding) would
-otherwise be answered through the browser of a person on this machine.
+X-Forwarded-For (uvicorn reads it, also from the proxies in FORWARDED_ALLOW_IPS). A request that calls the server by an
+unknown host name is refused: otherwise a web page whose name is redirected to 127.0.0.1 after it was loaded (DNS
+rebinding) would be answered through a browser on this machine.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from fastapi.responses import JSONResponse
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
 
-from winnow.config.serving import EVERYWHERE, Serving
-from winnow.data.decoding import Decoder
+from winnow.config.serving import ALL_INTERFACES, ServingConfig
+from winnow.data.decoding import DecoderProcess
 from winnow.printable import printable
-from winnow.servers.http_connections import client_of
+from winnow.servers.http_connections import client_key_of
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 ANY = "*"
-HELD = "winnow.held"
-GONE = 499
-"""What is counted where a client left before its answer; nginx counts it so."""
+SHARE_KEY = "winnow.held"
+CLIENT_CLOSED = 499
+"""The status counted where a client left before its answer, as nginx counts it."""
 ANSWERS = Counter("winnow_requests", "Requests by status.", ["status"])
 WAITING = Gauge("winnow_waiting", "Requests that are being read or answered.")
 SECONDS = Histogram(
@@ -42,40 +42,40 @@ SECONDS = Histogram(
 )
 
 
-def allowed_hosts(settings: Serving) -> tuple[str, ...]:
-    """Return the names by which requests may call the server."""
-    own = () if settings.host in EVERYWHERE else (settings.host,)
-    names = (*own, *LOCAL, *(name.strip("[]").lower() for name in settings.allow_host))
+def allowed_hosts(settings: ServingConfig) -> tuple[str, ...]:
+    """Return the host names by which requests may call the server."""
+    bound = () if settings.host in ALL_INTERFACES else (settings.host,)
+    names = (*bound, *LOCAL, *(name.strip("[]").lower() for name in settings.allow_host))
     return tuple(dict.fromkeys(names))
 
 
 def host_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """Return the name that a request calls the server by, without its port; "" where it has none, or several."""
-    named = [value for name, value in headers if name == b"host"]
-    if len(named) != 1:
+    """Return the host name of a request, without its port; "" where it has none, or several."""
+    values = [value for name, value in headers if name == b"host"]
+    if len(values) != 1:
         return ""
-    host = named[0].decode("latin-1").strip().lower()
+    host = values[0].decode("latin-1").strip().lower()
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 @dataclass(slots=True)
-class Share:
-    """What one client holds."""
+class ClientShare:
+    """The requests and bytes that one client holds."""
 
     requests: int = 0
     bytes: int = 0
 
 
 @dataclass(slots=True)
-class Held:
-    """What one request holds of its client's share."""
+class RequestShare:
+    """The bytes that one request holds of its client's share."""
 
-    share: Share
+    share: ClientShare
     most: int
     bytes: int = 0
 
     def add(self, count: int) -> None:
-        """Count bytes of its body. Raises HTTPException where its client holds too many."""
+        """Count bytes of the request's body. Raises HTTPException where its client holds too many."""
         if self.share.bytes + count > self.most:
             raise HTTPException(
                 429, f"requests of yours hold more than {self.most:,} bytes already", {"Retry-After": "1"}
@@ -84,26 +84,26 @@ class Held:
         self.share.bytes += count
 
 
-def held_by(request: Request) -> Held:
-    """Return what a request that came through `Limits` holds."""
-    held: Held = request.scope[HELD]
-    return held
+def share_of(request: Request) -> RequestShare:
+    """Return the share of a request that came through `Limits`."""
+    client_share: RequestShare = request.scope[SHARE_KEY]
+    return client_share
 
 
 class Limits:
-    """ASGI middleware: by which name, how many and how long, and the metrics of what they got.
+    """ASGI middleware that limits host names, requests and their time, and counts the answers.
 
     `path`: where requests wait for the model. `prepare`: called before the first request.
     """
 
-    def __init__(self, app: Any, settings: Serving, path: str, prepare: Callable[[], object]) -> None:
+    def __init__(self, app: Any, settings: ServingConfig, path: str, prepare: Callable[[], object]) -> None:
         self.app, self.settings, self.path, self.prepare = app, settings, path, prepare
         self.hosts: Collection[str] = allowed_hosts(settings)
         self.waiting = 0
-        self.shares: dict[str, Share] = {}
+        self.shares: dict[str, ClientShare] = {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass on, or answer 400, 429, 503 or 504."""
+        """Pass the request on, or answer 400, 429, 503 or 504."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 self.prepare()
@@ -119,26 +119,26 @@ class Limits:
         host = host_of(headers)
         if ANY in self.hosts or host in self.hosts:
             return None
-        known = ", ".join(self.hosts)
-        text = f"this server is called {known}, not {printable(host)!r}; winnow serve --allow-host NAME adds a name"
+        names = ", ".join(self.hosts)
+        text = f"this server is called {names}, not {printable(host)!r}; winnow serve --allow-host NAME adds a name"
         return JSONResponse({"detail": text}, 400)
 
-    def _refusal(self, share: Share) -> JSONResponse | None:
-        settings, later = self.settings, {"Retry-After": "1"}
+    def _refusal(self, share: ClientShare) -> JSONResponse | None:
+        settings, headers = self.settings, {"Retry-After": "1"}
         if self.waiting > settings.max_waiting:
-            return JSONResponse({"detail": f"{settings.max_waiting} requests are waiting already"}, 503, later)
+            return JSONResponse({"detail": f"{settings.max_waiting} requests are waiting already"}, 503, headers)
         if share.requests > settings.max_per_client:
             text = f"{settings.max_per_client} requests of yours are waiting already"
-            return JSONResponse({"detail": text}, 429, later)
+            return JSONResponse({"detail": text}, 429, headers)
         return None
 
     async def _predict(self, scope: Any, receive: Any, send: Any) -> None:
-        settings, began, status = self.settings, time.perf_counter(), 0
-        client = client_of(scope["client"][0]) if scope["client"] else ""
-        share = self.shares.setdefault(client, Share())
-        held = scope[HELD] = Held(share, settings.max_client_bytes)
+        settings, started, status = self.settings, time.perf_counter(), 0
+        client = client_key_of(scope["client"][0]) if scope["client"] else ""
+        share = self.shares.setdefault(client, ClientShare())
+        client_share = scope[SHARE_KEY] = RequestShare(share, settings.max_client_bytes)
 
-        async def noted(message: Any) -> None:
+        async def send_and_note(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -149,38 +149,40 @@ class Limits:
         WAITING.set(self.waiting)
         try:
             if refusal := self._refusal(share):
-                await refusal(scope, receive, noted)
+                await refusal(scope, receive, send_and_note)
             else:
-                await asyncio.wait_for(self.app(scope, receive, noted), settings.timeout)
+                await asyncio.wait_for(self.app(scope, receive, send_and_note), settings.timeout)
         except TimeoutError:
             if not status:
                 text = f"no answer within {settings.timeout:g} s"
-                await JSONResponse({"detail": text}, 504)(scope, receive, noted)
+                await JSONResponse({"detail": text}, 504)(scope, receive, send_and_note)
         except ClientDisconnect:
-            status = GONE
+            status = CLIENT_CLOSED
         finally:
             self.waiting -= 1
             share.requests -= 1
-            share.bytes -= held.bytes
+            share.bytes -= client_share.bytes
             if not share.requests:
                 self.shares.pop(client, None)
             WAITING.set(self.waiting)
             ANSWERS.labels(str(status or 500)).inc()  # no status: LitServe answers 500 further out
-            SECONDS.observe(time.perf_counter() - began)
+            SECONDS.observe(time.perf_counter() - started)
 
 
 class DecoderPool:
-    """Decoders, each to one request at a time; clients take turns, so that images of one do not hold up all others."""
+    """Decoders, each for one request at a time; clients take turns, so that one client's images do not block all
+    others.
+    """
 
-    def __init__(self, decoders: Iterable[Decoder]) -> None:
+    def __init__(self, decoders: Iterable[DecoderProcess]) -> None:
         self._free = deque(decoders)
-        self._queues: dict[str, deque[asyncio.Future[Decoder]]] = {}
+        self._queues: dict[str, deque[asyncio.Future[DecoderProcess]]] = {}
 
-    async def take(self, client: str) -> Decoder:
-        """Return the next free one, to be given back; where none is, this client's turn comes after all others'."""
+    async def take(self, client: str) -> DecoderProcess:
+        """Return the next free decoder; where none is free, wait for this client's turn."""
         if self._free:
             return self._free.popleft()
-        turn: asyncio.Future[Decoder] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[DecoderProcess] = asyncio.get_running_loop().create_future()
         self._queues.setdefault(client, deque()).append(turn)
         try:
             return await turn
@@ -189,8 +191,8 @@ class DecoderPool:
                 self.give_back(turn.result())
             raise
 
-    def give_back(self, decoder: Decoder) -> None:
-        """Hand it to whoever is next."""
+    def give_back(self, decoder: DecoderProcess) -> None:
+        """Pass the decoder to the next client in turn."""
         while self._queues:
             client = next(iter(self._queues))
             turns = self._queues.pop(client)

@@ -1,4 +1,4 @@
-"""PostgreSQL for a team's servers: which one is installed, its files, and the databases of the others."""
+"""PostgreSQL for a team's servers: which installation to use, its files, and the databases of the other servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import MissingExtra, WinnowError
-from winnow.servers.supervisor import HOST, identity
+from winnow.servers.supervisor import HOST, account_arguments
 
 DATABASES = {"mlflow": "mlflow", "accounts": "mlflow", "prefect": "prefect"}
 """Database -> the account that owns it."""
@@ -27,13 +27,13 @@ class Cluster:
     folder: Path
     port: int
     password: str
-    """Of its administrator, `winnow`."""
+    """The password of its administrator, `winnow`."""
 
     def make(self) -> None:
-        """Its files, where there are none yet; whole or not at all."""
+        """Create its files, where there are none yet; all of them or none."""
         if self.folder.exists():
             return
-        account = account_to_run_as()
+        account = server_account()
         unfinished = self.folder.with_name(f".{self.folder.name}.tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
@@ -44,25 +44,29 @@ class Cluster:
                 for path in (unfinished, Path(passwords.name)):
                     os.chown(path, account.pw_uid, account.pw_gid)
             options = ["-U", "winnow", "--auth=scram-sha-256", f"--pwfile={passwords.name}", "-EUTF8", "--no-locale"]
-            done = subprocess.run(
-                [binaries(self.folder) / "initdb", "-D", unfinished, *options],
+            result = subprocess.run(
+                [binaries_folder(self.folder) / "initdb", "-D", unfinished, *options],
                 env={"PATH": os.environ.get("PATH", "")},
-                **identity(account),
+                **account_arguments(account),
                 cwd="/",
                 capture_output=True,
                 text=True,
                 check=False,
             )
-        if done.returncode != 0:
-            told = "\n".join((done.stdout + done.stderr).strip().splitlines()[-4:])
-            hint = f"\nAs root it runs as {account.pw_name}, who has to reach that folder: --folder" if account else ""
-            raise WinnowError(f"PostgreSQL cannot be set up in {self.folder}:\n{told}{hint}")
+        if result.returncode != 0:
+            output = "\n".join((result.stdout + result.stderr).strip().splitlines()[-4:])
+            hint = (
+                f"\nAs root it runs as {account.pw_name}, which needs access to that folder: --folder"
+                if account
+                else ""
+            )
+            raise WinnowError(f"PostgreSQL cannot be set up in {self.folder}:\n{output}{hint}")
         unfinished.rename(self.folder)
 
     def answers(self) -> bool:
-        """Whether the server takes the administrator in.
+        """Return whether the administrator can log in.
 
-        Raises WinnowError where it never will: the files were made with another password.
+        Raises WinnowError where that cannot succeed: the files were made with another password.
         """
         import psycopg2
 
@@ -73,12 +77,12 @@ class Cluster:
             if "password authentication failed" in str(error):
                 raise WinnowError(
                     f"PostgreSQL in {self.folder} was made with other passwords than those in secrets.json beside it; "
-                    "bring that file back"
+                    "restore that file"
                 ) from error
             return False
 
     def make_databases(self, passwords: Mapping[str, str]) -> None:
-        """One account for each server (account -> password), and its databases; what is there stays as it is."""
+        """Create one account for each server (account -> password), and its databases; existing ones stay unchanged."""
         from psycopg2 import sql
 
         with self._connected() as cursor:
@@ -95,7 +99,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:
-        """The administrator's cursor."""
+        """Yield a cursor of the administrator."""
         import psycopg2
 
         connection = psycopg2.connect(
@@ -109,41 +113,42 @@ class Cluster:
             connection.close()
 
 
-def binaries(cluster: Path) -> Path:
-    """The folder of `postgres` and `initdb` that fit the files in `cluster`, the newest where there are none yet.
+def binaries_folder(cluster: Path) -> Path:
+    """Return the folder of `postgres` and `initdb` that fit the files in `cluster`; the newest where there are none
+    yet.
 
     Raises WinnowError where PostgreSQL is not installed, or not in the version that made the files.
     """
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
-    made_by = cluster / "PG_VERSION"
-    if made_by.is_file() and installed:
-        version = made_by.read_text(encoding="ascii").strip()
-        fitting = [path for path in installed if path.parts[-3] == version]
-        if not fitting:
-            raise WinnowError(f"{cluster} was made by PostgreSQL {version}, which is not installed (any more)")
-        return fitting[0].parent
+    version_file = cluster / "PG_VERSION"
+    if version_file.is_file() and installed:
+        version = version_file.read_text(encoding="ascii").strip()
+        matching = [path for path in installed if path.parts[-3] == version]
+        if not matching:
+            raise WinnowError(f"{cluster} was made by PostgreSQL {version}, which is not installed")
+        return matching[0].parent
     if installed:
         return installed[-1].parent
-    if found := shutil.which("postgres"):
-        return Path(found).resolve().parent
+    if on_path := shutil.which("postgres"):
+        return Path(on_path).resolve().parent
     raise WinnowError("PostgreSQL is neither in /usr/lib/postgresql nor on the PATH; install it (postgresql)")
 
 
-def account_to_run_as() -> pwd.struct_passwd | None:
-    """PostgreSQL refuses to run as root: then it runs as `postgres`. None for everybody else."""
+def server_account() -> pwd.struct_passwd | None:
+    """Return the account `postgres` for root, as which PostgreSQL refuses to run; None for other users."""
     if os.geteuid() != 0:
         return None
     try:
         return pwd.getpwnam("postgres")
     except KeyError as error:
         raise WinnowError(
-            "PostgreSQL does not run as root, and there is no account postgres; make one (useradd --system postgres), "
-            "or run this as somebody else"
+            "PostgreSQL does not run as root, and there is no account postgres; create it (useradd --system postgres), "
+            "or run this as another user"
         ) from error
 
 
 def check_installed() -> None:
-    """Raise MissingExtra where Python cannot speak to PostgreSQL."""
+    """Raise MissingExtra where psycopg2 is not installed."""
     try:
         import psycopg2  # noqa: F401
     except ImportError as error:

@@ -1,11 +1,11 @@
-"""Prefect's server as winnow starts it: it answers only requests that name it by an address of its own.
+"""Prefect's server as winnow starts it: it answers only requests that call it by one of its own host names.
 
     python -m winnow.servers.prefect_server HOST PORT
 
-`prefect server start` answers any Host, so a page whose name is turned to 127.0.0.1 after it was loaded (DNS
-rebinding) may talk to it; and pages of any origin may read what it says. Here both are refused; the password
-(PREFECT_SERVER_API_AUTH_STRING) is asked of everybody. WINNOW_SERVER_HOSTS names further hosts, comma-separated, as
-that of a proxy in front of it.
+`prefect server start` answers any Host, so a web page whose name is redirected to 127.0.0.1 after it was loaded (DNS
+rebinding) may talk to it, and pages of any origin may read its answers. Here both are refused; every request needs the
+password (PREFECT_SERVER_API_AUTH_STRING). WINNOW_SERVER_HOSTS lists further host names, comma-separated, such as that
+of a proxy in front of it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ LOCAL = ("127.0.0.1", "localhost")
 
 
 def allowed_hosts(host: str) -> list[str]:
-    """Names that a request may call this server by."""
-    further = [name.strip() for name in os.environ.get(HOSTS, "").split(",")]
-    return list(dict.fromkeys(name for name in (host, *LOCAL, *further) if name))
+    """Return the host names by which a request may call this server."""
+    extra_hosts = [name.strip() for name in os.environ.get(HOSTS, "").split(",")]
+    return list(dict.fromkeys(name for name in (host, *LOCAL, *extra_hosts) if name))
 
 
 def origins(hosts: list[str], port: int) -> str:
-    """Origins of its own pages, as PREFECT_SERVER_CORS_ALLOWED_ORIGINS takes them."""
+    """Return the origins of its own pages, as PREFECT_SERVER_CORS_ALLOWED_ORIGINS takes them."""
     return ",".join(
-        f"{scheme}://{name}{end}" for name in hosts for scheme, end in (("http", f":{port}"), ("https", ""))
+        f"{scheme}://{name}{port_suffix}"
+        for name in hosts
+        for scheme, port_suffix in (("http", f":{port}"), ("https", ""))
     )
 
 
 def main(host: str, port: int) -> None:
-    """Serve API and pages until a signal ends it. Raises SystemExit without a password."""
+    """Serve API and pages until a signal. Raises SystemExit without a password."""
     if not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
-        raise SystemExit("PREFECT_SERVER_API_AUTH_STRING is not set: Prefect would run what anybody asks it to")
+        raise SystemExit(
+            "PREFECT_SERVER_API_AUTH_STRING is not set: without it anyone could run anything through Prefect"
+        )
     hosts = allowed_hosts(host)
     os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", origins(hosts, port))
     import uvicorn

@@ -2,9 +2,9 @@
 
     python -m winnow.servers.worker POOL
 
-Prefect's worker runs whatever a deployment on the server names: any file, any pull step, which may be a shell command,
-any variables. Whoever can write to the API could have it run anything. This one compares deployment, work pool and
-parameters with prefect.yaml before a run begins, and refuses the run otherwise, with the reason in its state.
+Prefect's worker runs whatever a deployment on the server names: any file, any pull step (which may be a shell command),
+any variables. So anyone who can write to the API could run anything. This worker compares deployment, work pool and
+parameters with prefect.yaml before a run starts, and refuses other runs with the reason in their state.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from prefect.client.schemas.objects import FlowRun, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
-from tasks.project.paths import OWNER
+from tasks.project.environment import ROOT_VARIABLE
 from winnow.errors import WinnowError
 
 OWN_ROOT = ("", ".")
-"""What the parameter `root` of a flow may be: the checkout that the worker works in."""
+"""Allowed values of a flow's parameter `root`: the worker's own checkout."""
 
 
 class OwnFlowsWorker(ProcessWorker):
-    """Refuses runs whose deployment is not one of prefect.yaml."""
+    """Prefect's process worker, which refuses runs whose deployment is not in prefect.yaml."""
 
     async def run(
         self,
@@ -40,8 +40,8 @@ class OwnFlowsWorker(ProcessWorker):
     ) -> ProcessWorkerResult:
         """Start the run's process and wait for its end. Raises WinnowError, which Prefect shows, for a foreign run."""
         deployment = await self.client.read_deployment(flow_run.deployment_id) if flow_run.deployment_id else None
-        planned = yaml.safe_load((Path(os.environ[OWNER]) / "prefect.yaml").read_text(encoding="utf-8"))
-        if reason := refusal(planned, flow_run, deployment, self.work_pool):
+        prefect_yaml = yaml.safe_load((Path(os.environ[ROOT_VARIABLE]) / "prefect.yaml").read_text(encoding="utf-8"))
+        if reason := refusal(prefect_yaml, flow_run, deployment, self.work_pool):
             raise WinnowError(f"{reason}; this worker runs only what prefect.yaml of its checkout deploys")
         return await super().run(flow_run, configuration, task_status)
 
@@ -49,7 +49,7 @@ class OwnFlowsWorker(ProcessWorker):
 def refusal(
     planned: Mapping[str, Any], flow_run: FlowRun, deployment: DeploymentResponse | None, pool: WorkPool
 ) -> str:
-    """Return why a run is not one of those that `planned`, the content of prefect.yaml, deploys; "" where it is."""
+    """Return why a run is not one that `planned`, the content of prefect.yaml, deploys; "" where it is."""
     if deployment is None:
         return "the run belongs to no deployment"
     entrypoints = {row["entrypoint"] for row in planned["deployments"]}

@@ -1,4 +1,4 @@
-"""Step 4, once per candidate: make it from its parent by its one method, export, check and measure the file."""
+"""Step 4, once per candidate: make it from its parent by its method, then export, check and measure the file."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from winnow.compression import METHODS
-from winnow.compression.method_inputs import Inputs
+from winnow.compression.method_inputs import MethodInputs
 from winnow.config import ROOT, Config
 from winnow.data.dataset import load_images
-from winnow.data.splits import label_budget, visible_labels
-from winnow.deploy.candidate_card import CARD, finish
+from winnow.data.splits import draw_label_budget, visible_labels
+from winnow.deploy.candidate_card import CARD, finish_candidate
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
-from winnow.evaluation.metrics import LOGITS
-from winnow.models.backbones import ARCHITECTURE, WEIGHTS
-from winnow.records import StepRecord, describe, publish, read_record, record_digest, write_record
+from winnow.evaluation.metrics import VALIDATION_LOGITS
+from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE
+from winnow.records import StepRecord, describe_files, publish, read_record, record_digest, write_record
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Folders:
-    """What a candidate is made from."""
+class CandidateFolders:
+    """The folders that a candidate is made from."""
 
     data: Path
     pretrain: Path
     candidates: Path
     scratch: Path
-    """Checkpoints of this candidate with these settings alone: training goes on from what lies there."""
+    """Checkpoints of this candidate with these settings alone: training resumes from them."""
     answers: Path | None = None
-    """What teachers said, shared by all candidates (winnow/compression/teacher_cache.py); None: nothing is kept."""
+    """Cached teacher outputs, shared by all candidates (winnow/compression/teacher_cache.py); None: no cache."""
 
 
-def compress(config: Config, name: str, folders: Folders, out: Path) -> StepRecord:
-    """Make candidate `name` of config.candidates from its parent's folder and leave it in `out`."""
+def compress(config: Config, name: str, folders: CandidateFolders, out: Path) -> StepRecord:
+    """Make candidate `name` of config.candidates from its parent's folder and write it to `out`."""
     if name not in config.candidates:
-        raise ConfigError(f"candidates: no candidate is called {name!r}; valid: {', '.join(config.candidates)}")
+        raise ConfigError(f"candidates: there is no candidate {name!r}; valid: {', '.join(config.candidates)}")
     settings = config.candidates[name]
     parent, dense = folders.candidates / settings.parent, folders.candidates / ROOT
     images = load_images(folders.data)
-    budget = label_budget(images, config.data.label_budget, config.finetune.seeds[0])
+    budget = draw_label_budget(images, config.data.label_budget, config.finetune.seeds[0])
     labels_N = visible_labels(images, budget)
-    inputs = Inputs(images, budget, labels_N, parent, dense, folders.pretrain, folders.scratch, folders.answers)
+    inputs = MethodInputs(images, budget, labels_N, parent, dense, folders.pretrain, folders.scratch, folders.answers)
     lineage = [*read_record(parent).details["lineage"], name]
     log.info("%s: %s from %s", name, settings.method, settings.parent)
     with publish(out) as folder:
-        made = METHODS[type(settings)](settings, inputs, folder)
-        metrics, details = finish(
+        method_details = METHODS[type(settings)](settings, inputs, folder)
+        metrics, details = finish_candidate(
             folder,
             name=name,
             method=settings.method,
@@ -58,7 +58,11 @@ def compress(config: Config, name: str, folders: Folders, out: Path) -> StepReco
             dense=dense,
             parent=parent,
         )
-        files = [file for file in (MODEL, CARD, LOGITS, WEIGHTS, ARCHITECTURE) if (folder / file).is_file()]
+        files = [
+            file
+            for file in (MODEL, CARD, VALIDATION_LOGITS, WEIGHTS_FILE, ARCHITECTURE_FILE)
+            if (folder / file).is_file()
+        ]
         record = StepRecord(
             step="compress",
             name=name,
@@ -69,16 +73,16 @@ def compress(config: Config, name: str, folders: Folders, out: Path) -> StepReco
                 ROOT: record_digest(dense),
             },
             metrics=metrics,
-            details={**details, **made},
-            artifacts=describe(folder, *files),
+            details={**details, **method_details},
+            artifacts=describe_files(folder, *files),
         )
         write_record(folder, record)
-    log.info("%s: %s", name, _said(metrics))
+    log.info("%s: %s", name, _describe_metrics(metrics))
     return record
 
 
-def _said(metrics: dict[str, float]) -> str:
-    """One line for the terminal."""
+def _describe_metrics(metrics: dict[str, float]) -> str:
+    """Return one line for the terminal."""
     top1 = f"top-1 {metrics['quality/top1'] * 100:.1f} %, " if "quality/top1" in metrics else ""
     return (
         f"{top1}agreement with dense {metrics['quality/agreement'] * 100:.1f} %, "

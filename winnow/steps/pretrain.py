@@ -1,7 +1,7 @@
-"""Step 2: a backbone that has learned from all training images, without a label.
+"""Step 2: pretrain a backbone on all training images, without labels.
 
-Leaves weights.safetensors (the backbone without head), architecture.json and the curves. kNN over the label budget is
-a monitor and steers nothing; validation images are only looked at, test images never.
+It writes weights.safetensors (the backbone without head), architecture.json and the curves. kNN over the label budget
+is for monitoring alone; validation images are only monitored, test images never read.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from safetensors.torch import save_file
 from winnow.config import Config, NoPretraining, RotNet, SimCLR
 from winnow.data.batches import Batches
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
-from winnow.data.splits import label_budget, visible_labels
+from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.errors import DataError
-from winnow.models.backbones import ARCHITECTURE, WEIGHTS, Architecture, build
+from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, Architecture, build_model
 from winnow.models.classifier_head import backbone_state, head_path
 from winnow.pretraining import METHODS
-from winnow.pretraining.monitoring import COLLAPSED, Bank, look
+from winnow.pretraining.monitoring import MIN_SPREAD, KnnBank, monitor_embeddings
 from winnow.random_streams import stream_seed
-from winnow.records import StepRecord, describe, publish, record_digest, write_json, write_record
-from winnow.training.loop import Checkpoint, Epoch, Plan, Row, drain, fit
+from winnow.records import StepRecord, describe_files, publish, record_digest, write_json, write_record
+from winnow.training.loop import Checkpoint, Epoch, Row, TrainingPlan, fit, run_to_end
 
 log = logging.getLogger(__name__)
 CURVES = "curves.json"
@@ -32,14 +32,14 @@ CURVES = "curves.json"
 def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord:
     """Train the backbone of config.pretrain on all training images of `data`; checkpoints go to `scratch`.
 
-    Raises DataError when there are not two validation images, whose spread tells a collapse.
+    Raises DataError for fewer than two validation images, whose spread shows a collapse.
     """
     settings = config.pretrain
     images, inputs = load_images(data), {"data": record_digest(data)}
     architecture = Architecture(
         backbone=settings.backbone, num_classes=len(images.classes), image_size=images.image_size
     )
-    model = build(architecture, seed=settings.seed)
+    model = build_model(architecture, seed=settings.seed)
     head = head_path(model)
     curves: list[Row] = []
     warnings: tuple[str, ...] = ()
@@ -47,21 +47,21 @@ def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord
         loss = METHODS[type(settings)](settings, model, images.image_size)
         stream = stream_seed(settings.seed, "pretraining")
         batches = Batches(images.training_NHWC, images.labels_N, images.indices(TRAIN), settings.batch_size, stream)
-        bank = _bank(config, images)
+        bank = _monitor_bank(config, images)
         per_epoch = settings.steps_for(len(batches.indices)) // settings.epochs
-        plan = Plan(settings.epochs, per_epoch, settings.optimiser, stream)
+        plan = TrainingPlan(settings.epochs, per_epoch, settings.optimiser, stream)
         log.info("%s: %d images, %d steps", settings.method, len(batches.indices), plan.steps)
 
         def monitor(epoch: Epoch) -> None:
             if epoch.number % settings.monitor_every == 0 or epoch.number == epoch.of:
-                epoch.row.update(look(model, bank))
+                epoch.row.update(monitor_embeddings(model, bank))
 
-        curves = drain(fit(model, batches, loss, plan, Checkpoint(scratch, "pretrain")), monitor)
-        warnings = _collapse(settings, curves)
+        curves = run_to_end(fit(model, batches, loss, plan, Checkpoint(scratch, "pretrain")), monitor)
+        warnings = _collapse_warnings(settings, curves)
     with publish(out) as folder:
         state = {name: value.detach().cpu().contiguous() for name, value in backbone_state(model, head).items()}
-        save_file(state, folder / WEIGHTS)
-        write_json(folder / ARCHITECTURE, architecture.model_dump(mode="json"))
+        save_file(state, folder / WEIGHTS_FILE)
+        write_json(folder / ARCHITECTURE_FILE, architecture.model_dump(mode="json"))
         write_json(folder / CURVES, curves)
         record = StepRecord(
             step="pretrain",
@@ -71,38 +71,38 @@ def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord
             metrics=_metrics(curves),
             details={"curves": curves},
             warnings=warnings,
-            artifacts=describe(folder, WEIGHTS, ARCHITECTURE, CURVES),
+            artifacts=describe_files(folder, WEIGHTS_FILE, ARCHITECTURE_FILE, CURVES),
         )
         write_record(folder, record)
     return record
 
 
-def _bank(config: Config, images: ImageSet) -> Bank:
+def _monitor_bank(config: Config, images: ImageSet) -> KnnBank:
     queries = images.indices(VALIDATION)
     if len(queries) < 2:
         raise DataError(
-            f"the validation split holds {len(queries)} images, too few to see what pretraining does; add images, or "
-            "raise data.validation_fraction"
+            f"the validation split holds {len(queries)} images, too few to monitor pretraining; add images, or raise "
+            "data.validation_fraction"
         )
-    budget = label_budget(images, config.data.label_budget, config.pretrain.seed)
+    budget = draw_label_budget(images, config.data.label_budget, config.pretrain.seed)
     labels = np.asarray(visible_labels(images, budget))
-    return Bank(images.images_NHWC, labels, budget, queries)
+    return KnnBank(images.images_NHWC, labels, budget, queries)
 
 
 def _metrics(curves: list[Row]) -> dict[str, float]:
-    """The last value of every curve; the last epoch is the result, not the best one."""
+    """Return the last value of every curve; the last epoch is the result, not the best one."""
     if not curves:
         return {}
     return {f"pretrain/{name}": value for name, value in curves[-1].items() if name != "epoch"}
 
 
-def _collapse(settings: RotNet | SimCLR, curves: list[Row]) -> tuple[str, ...]:
+def _collapse_warnings(settings: RotNet | SimCLR, curves: list[Row]) -> tuple[str, ...]:
     final = curves[-1]["spread"] if curves else 1.0
-    if final >= COLLAPSED:
+    if final >= MIN_SPREAD:
         return ()
     message = (
-        f"the embeddings have collapsed: their spread is {final:.3f}, below {COLLAPSED}; all images look alike to the "
-        f"backbone. Lower pretrain.optimiser.learning_rate (now {settings.optimiser.learning_rate}), strengthen "
-        "pretrain.augmentation, or take another pretrain.method"
+        f"the embeddings have collapsed: their spread is {final:.3f}, below {MIN_SPREAD}; the backbone maps all images "
+        f"to nearly the same vector. Lower pretrain.optimiser.learning_rate (now {settings.optimiser.learning_rate}), "
+        "strengthen pretrain.augmentation, or use another pretrain.method"
     )
     return (message,)

@@ -1,11 +1,10 @@
-"""Step 7: the winner trained once more, on training and validation labels, before it is deployed.
+"""Step 7: train the winner once more, on training and validation labels, before it is deployed.
 
 Validation labels choose, and the chosen model has learned nothing from them. Where labels are few that is a fifth of
-what people labelled by hand. So the chosen settings are trained again on all of them, as scikit-learn's
-GridSearchCV(refit=True) does (winnow/refit/training.py). The refitted file is accepted only if it computes what the
-measured file computes and answers much like it (winnow/refit/acceptance.py); otherwise the selected file is deployed,
-with the reason. The figures of the run stay those of the selected file: on validation images the refitted one would be
-flattered.
+the labelled images. So the chosen settings are trained again on all of them, as scikit-learn's GridSearchCV(refit=True)
+does (winnow/refit/training.py). The refitted file is accepted only if it computes what the measured file computes and
+agrees with it (winnow/refit/acceptance.py); otherwise the selected file is deployed, with the reason. The figures of
+the run stay those of the selected file: on validation images those of the refitted one would be too good.
 
 The test split is not read, and neither are times: a new benchmark with the same winner trains nothing again.
 """
@@ -20,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from winnow.config import ROOT, Config
-from winnow.config.section import NOTHING
+from winnow.config.section import NO_FILE
 from winnow.data.dataset import VALIDATION, ImageSet, load_images
-from winnow.deploy.candidate_card import CARD, PARITY_IMAGES, parity
+from winnow.deploy.candidate_card import CARD, PARITY_IMAGES, check_parity
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import TrainingError
-from winnow.models.backbones import ARCHITECTURE, WEIGHTS
+from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE
 from winnow.records import (
     StepRecord,
-    describe,
+    describe_files,
     publish,
     read_json,
     read_record,
@@ -37,9 +36,9 @@ from winnow.records import (
     write_json,
     write_record,
 )
-from winnow.refit.acceptance import Check, check_refit
+from winnow.refit.acceptance import RefitCheck, check_refit
 from winnow.refit.deployed_folder import SELECTED, WINNER
-from winnow.refit.training import Sources, Trainings, chain_of, known_labels, obstacle, refit_chain
+from winnow.refit.training import RefitFolders, RefitResult, refit_chain, refit_indices, refit_obstacle, refit_order
 from winnow.training.loop import Row
 
 log = logging.getLogger(__name__)
@@ -50,38 +49,38 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """A refit that was tried."""
+class RefitAttempt:
+    """The result of a refit that was tried."""
 
-    trainings: Trainings | None
+    trainings: RefitResult | None
     """None where a training failed."""
-    check: Check | None
+    check: RefitCheck | None
     refusal: str
-    """Why the selected file is deployed after all; empty where the refitted one is."""
+    """Why the selected file is deployed instead; empty where the refitted one is."""
 
 
 def refit(config: Config, artifacts: Path, out: Path, scratch: Path) -> StepRecord:
-    """Train the winner of `artifacts` again where `config.refit` asks for it; leave what may be deployed in `out`.
+    """Train the winner of `artifacts` again where `config.refit` asks for it; write what may be deployed to `out`.
 
     Without a refit, or with one that was refused, `out` holds the record alone, with the reason.
     """
     images = load_images(artifacts / "data")
     winner: str | None = read_json(artifacts / "select" / WINNER)["winner"]
     records = _records(artifacts, winner)
-    chain = chain_of(config, records[winner].details["lineage"]) if winner else []
-    against, attempt = _reason_against(config, images, records, chain), None
-    if not against:
-        sources = Sources(artifacts / "pretrain", artifacts / "candidates", scratch)
+    chain = refit_order(config, records[winner].details["lineage"]) if winner else []
+    obstacle_text, attempt = _obstacle(config, images, records, chain), None
+    if not obstacle_text:
+        sources = RefitFolders(artifacts / "pretrain", artifacts / "candidates", scratch)
         attempt = _attempt(config, images, records, chain, sources)
     is_refitted = attempt is not None and not attempt.refusal
-    labels = _labels(records[ROOT], len(known_labels(config, images)) if is_refitted else 0)
-    why = against or _outcome(str(winner), attempt, labels)
-    log.info("refit: %s", why)
+    labels = _labels(records[ROOT], len(refit_indices(config, images)) if is_refitted else 0)
+    reason = obstacle_text or _describe_outcome(str(winner), attempt, labels)
+    log.info("refit: %s", reason)
     with publish(out) as folder:
         files: list[str] = []
         if winner and attempt and attempt.trainings and not attempt.refusal:
-            about = {"labels": labels["deployed"], "note": NOTE, "check": _checked(attempt)}
-            files = _leave(folder, artifacts / "candidates" / winner, attempt.trainings.folder, about)
+            refit_card = {"labels": labels["deployed"], "note": NOTE, "check": _check_details(attempt)}
+            files = _write_refit(folder, artifacts / "candidates" / winner, attempt.trainings.folder, refit_card)
         record = StepRecord(
             step="refit",
             name="refit",
@@ -91,65 +90,65 @@ def refit(config: Config, artifacts: Path, out: Path, scratch: Path) -> StepReco
             details={
                 "winner": winner,
                 "is_refitted": bool(files),
-                "why": why,
+                "why": reason,
                 "labels": labels,
-                "check": _checked(attempt),
+                "check": _check_details(attempt),
                 "curves": _last_curves(attempt),
                 "trainings": attempt.trainings.curves if attempt and attempt.trainings else {},
             },
-            warnings=(why,) if attempt and attempt.refusal else (),
-            artifacts=describe(folder, *files),
+            warnings=(reason,) if attempt and attempt.refusal else (),
+            artifacts=describe_files(folder, *files),
         )
         write_record(folder, record)
     return record
 
 
 def _records(artifacts: Path, winner: str | None) -> dict[str, StepRecord]:
-    """Records of dense and of the winner's whole lineage."""
+    """Return the records of dense and of the winner's whole lineage."""
     names = [ROOT]
     if winner:
         names = list(read_record(artifacts / "candidates" / winner).details["lineage"])
     return {name: read_record(artifacts / "candidates" / name) for name in names}
 
 
-def _reason_against(config: Config, images: ImageSet, records: Mapping[str, StepRecord], chain: Sequence[str]) -> str:
-    """Why nothing is trained; empty where it is."""
+def _obstacle(config: Config, images: ImageSet, records: Mapping[str, StepRecord], chain: Sequence[str]) -> str:
+    """Return why nothing is trained; empty where something is."""
     choosing = len(images.indices(VALIDATION, labelled=True))
     if reason := config.refit.reason_against(choosing, config.data.label_budget):
         return f"not refitted: {reason}"
     if not chain:
         return "not refitted: no candidate has won"
-    if reason := obstacle(config, records, chain):
+    if reason := refit_obstacle(config, records, chain):
         return f"not refitted: {reason}"
     return ""
 
 
 def _attempt(
-    config: Config, images: ImageSet, records: Mapping[str, StepRecord], chain: Sequence[str], at: Sources
-) -> Attempt:
-    """Train and check."""
+    config: Config, images: ImageSet, records: Mapping[str, StepRecord], chain: Sequence[str], sources: RefitFolders
+) -> RefitAttempt:
+    """Train the chain again and check the refitted file."""
     try:
-        trainings = refit_chain(config, images, records, chain, at)
+        trainings = refit_chain(config, images, records, chain, sources)
     except TrainingError as error:
-        return Attempt(None, None, f"its training failed: {error}")
-    if (trainings.folder / WEIGHTS).is_file():
-        parity(trainings.folder, images, images.indices(VALIDATION)[:PARITY_IMAGES])
-    selected, known = at.candidates / chain[-1], known_labels(config, images)
+        return RefitAttempt(None, None, f"its training failed: {error}")
+    if (trainings.folder / WEIGHTS_FILE).is_file():
+        check_parity(trainings.folder, images, images.indices(VALIDATION)[:PARITY_IMAGES])
+    selected, known = sources.candidates / chain[-1], refit_indices(config, images)
     check = check_refit(images, known, selected / MODEL, trainings.folder / MODEL, config.refit.min_kappa)
-    return Attempt(trainings, check, check.refusal)
+    return RefitAttempt(trainings, check, check.refusal)
 
 
 def _labels(dense: StepRecord, refitted: int) -> dict[str, int]:
-    """Labels that trained what was selected, that chose, and that trained the file that is deployed.
+    """Return the numbers of labels that trained the selection, that chose, and that trained the deployed file.
 
     `refitted`: labels of an accepted refit, 0 without one.
     """
-    used: dict[str, int] = dense.details["labels"]
-    return {**used, "deployed": refitted or used["training"]}
+    labels: dict[str, int] = dense.details["labels"]
+    return {**labels, "deployed": refitted or labels["training"]}
 
 
-def _outcome(winner: str, attempt: Attempt | None, labels: Mapping[str, int]) -> str:
-    """What the attempt ended with, for people."""
+def _describe_outcome(winner: str, attempt: RefitAttempt | None, labels: Mapping[str, int]) -> str:
+    """Return the result of the attempt, for people."""
     assert attempt is not None
     if attempt.refusal:
         return (
@@ -164,17 +163,17 @@ def _outcome(winner: str, attempt: Attempt | None, labels: Mapping[str, int]) ->
     )
 
 
-def _checked(attempt: Attempt | None) -> dict[str, Any] | None:
+def _check_details(attempt: RefitAttempt | None) -> dict[str, Any] | None:
     return asdict(attempt.check) if attempt and attempt.check else None
 
 
-def _last_curves(attempt: Attempt | None) -> list[Row]:
-    """Those of the last network that was trained."""
+def _last_curves(attempt: RefitAttempt | None) -> list[Row]:
+    """Return the curves of the network that was trained last."""
     trainings = attempt.trainings.curves.values() if attempt and attempt.trainings else ()
     return next((rows for rows in reversed(list(trainings)) if rows), [])
 
 
-def _metrics(labels: Mapping[str, int], attempt: Attempt | None, is_refitted: bool) -> dict[str, float]:
+def _metrics(labels: Mapping[str, int], attempt: RefitAttempt | None, is_refitted: bool) -> dict[str, float]:
     metrics = {"refit/is_refitted": float(is_refitted), "refit/labels": float(labels["deployed"])}
     if attempt and (check := attempt.check):
         metrics |= {"refit/agreement": check.agreement, "refit/kappa": check.kappa, "refit/images": float(check.images)}
@@ -184,21 +183,21 @@ def _metrics(labels: Mapping[str, int], attempt: Attempt | None, is_refitted: bo
 def _inputs(config: Config, artifacts: Path, records: Mapping[str, StepRecord]) -> dict[str, str]:
     inputs = {name: record_digest(artifacts / name) for name in ("data", "pretrain")}
     inputs |= {name: record_digest(artifacts / "candidates" / name) for name in records}
-    if config.finetune.weights != NOTHING:
+    if config.finetune.weights != NO_FILE:
         inputs["weights"] = sha256_of(Path(config.finetune.weights))
     return inputs
 
 
-def _leave(folder: Path, selected: Path, refitted: Path, about: Mapping[str, Any]) -> list[str]:
+def _write_refit(folder: Path, selected: Path, refitted: Path, refit_card: Mapping[str, Any]) -> list[str]:
     """Copy the refitted file and, below it, the selected one, write the card, and return the names of all files."""
-    names = [name for name in (MODEL, WEIGHTS, ARCHITECTURE) if (refitted / name).is_file()]
+    names = [name for name in (MODEL, WEIGHTS_FILE, ARCHITECTURE_FILE) if (refitted / name).is_file()]
     for name in names:
         shutil.copyfile(refitted / name, folder / name)
     (folder / SELECTED).mkdir()
     shutil.copyfile(selected / MODEL, folder / SELECTED / MODEL)
     card = read_json(selected / CARD)
-    card["labels"] = {**card["labels"], "training": about["labels"]}
+    card["labels"] = {**card["labels"], "training": refit_card["labels"]}
     card["measured_on"] = "the validation split, before the refit"
-    card["refit"] = {**about, "selected_sha256": sha256_of(selected / MODEL)}
+    card["refit"] = {**refit_card, "selected_sha256": sha256_of(selected / MODEL)}
     write_json(folder / CARD, card)
     return [*names, CARD, f"{SELECTED}/{MODEL}"]

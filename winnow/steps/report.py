@@ -1,8 +1,8 @@
-"""Step 8, the last: the page of the run, and the one look at the test split.
+"""Step 8, the last: write the page of the run, and evaluate on the test split once.
 
-Only here are test images read, for `dense`, the stronger baseline and the winner alone, after everything has been
-chosen (winnow/selection/test_evaluation.py); no step reads what this one leaves, so nothing can be chosen by it; the
-card of a promoted model repeats it. Each look is counted for this version of the test split, in a file outside the
+Test images are read only here, for `dense`, the stronger baseline and the winner alone, after everything has been
+chosen (winnow/selection/test_evaluation.py). No step reads this step's results, so nothing can be chosen by them; the
+card of a promoted model repeats them. Each reading is counted for this version of the test split, in a file outside the
 step's folder, and the count is printed: a test split that has been read often is no longer unseen. The count is not in
 the record, whose bytes follow from its inputs.
 """
@@ -16,14 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from winnow.benchmark.deployed_answers import IN_ONNX_RUNTIME
-from winnow.config import ROOT, Config, in_order
+from winnow.config import ROOT, Config, topological_order
 from winnow.data.dataset import TEST, ImageSet, load_images
 from winnow.errors import ArtifactError
-from winnow.records import StepRecord, describe, publish, record_digest, write_json, write_record
+from winnow.records import StepRecord, describe_files, publish, record_digest, write_json, write_record
 from winnow.reporting import plots
-from winnow.reporting.run_page import TestResult, page
-from winnow.reporting.run_records import RunRecords, read_facts
-from winnow.reporting.thumbnails import pairs_png
+from winnow.reporting.run_page import TestResult, render_run_page
+from winnow.reporting.run_records import RunRecords, read_run_records
+from winnow.reporting.thumbnails import draw_pairs
 from winnow.selection.test_evaluation import TestEvaluation, evaluate_test
 
 log = logging.getLogger(__name__)
@@ -33,53 +33,61 @@ UNTESTED = "there is no labelled test image: every figure of this run is of the 
 
 
 def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> StepRecord:
-    """Write report.html for the run in `artifacts`; `test_readings` is the JSON file that counts looks at the test."""
-    names = (ROOT, *in_order(dict(config.candidates)))
-    facts = read_facts(artifacts, names)
+    """Write report.html for the run in `artifacts`. `test_readings`: the JSON file that counts the test split's
+    readings.
+    """
+    names = (ROOT, *topological_order(dict(config.candidates)))
+    records = read_run_records(artifacts, names)
     images = load_images(artifacts / "data")
-    positions = facts.data.details.get("near_duplicates", {}).get("positions", [])
-    facts = replace(facts, near_duplicates=pairs_png(images.images_NHWC, positions))
-    version = version_of(images)
-    tested = _look(artifacts, images, facts, test_readings)
-    warnings = _warnings(tested, facts.winner)
-    at_the_top = warnings if tested.details else ()
-    html = page(
-        facts, TestResult(version, tested.metrics, tested.baseline, tested.measured_in, at_the_top, tested.abstention)
+    positions = records.data.details.get("near_duplicates", {}).get("positions", [])
+    records = replace(records, near_duplicates=draw_pairs(images.images_NHWC, positions))
+    version = digest_test_split(images)
+    test_evaluation = _evaluate_test(artifacts, images, records, test_readings)
+    warnings = _warnings(test_evaluation, records.winner)
+    page_warnings = warnings if test_evaluation.details else ()
+    test_result = TestResult(
+        version,
+        test_evaluation.metrics,
+        test_evaluation.baseline,
+        test_evaluation.measured_in,
+        page_warnings,
+        test_evaluation.abstention,
     )
+    html = render_run_page(records, test_result)
     folders = {name: artifacts / name for name in ("data", "pretrain", "benchmark", "select", "refit")}
     folders |= {name: artifacts / "candidates" / name for name in names}
     with publish(out) as folder:
         (folder / PAGE).write_text(html, encoding="utf-8")
         files = [PAGE]
-        if curves := facts.pretrain.details["curves"]:
-            (folder / LEARNING).write_bytes(plots.curves(curves, "loss", "loss of pretraining"))
+        if curves := records.pretrain.details["curves"]:
+            (folder / LEARNING).write_bytes(plots.plot_curve(curves, "loss", "loss of pretraining"))
             files.append(LEARNING)
         record = StepRecord(
             step="report",
             name="report",
             parameters={},
             inputs={name: record_digest(path) for name, path in folders.items()},
-            metrics=tested.metrics,
+            metrics=test_evaluation.metrics,
             details={
                 "test_version": version,
-                "winner": facts.winner,
-                "source": facts.source,
-                "test": tested.details,
-                "baseline": tested.baseline,
-                "measured_in": tested.measured_in,
-                "fallback": tested.fallback,
-                "disagreements": list(tested.disagreements),
-                "abstention": tested.abstention,
+                "winner": records.winner,
+                "source": records.source,
+                "test": test_evaluation.details,
+                "baseline": test_evaluation.baseline,
+                "measured_in": test_evaluation.measured_in,
+                "fallback": test_evaluation.fallback,
+                "disagreements": list(test_evaluation.disagreements),
+                "abstention": test_evaluation.abstention,
             },
             warnings=warnings,
-            artifacts=describe(folder, *files),
+            artifacts=describe_files(folder, *files),
         )
         write_record(folder, record)
     return record
 
 
-def version_of(images: ImageSet) -> str:
-    """Digest of the test images' own digests, whatever their order."""
+def digest_test_split(images: ImageSet) -> str:
+    """Return a digest of the test images' own digests, whatever their order."""
     keys = sorted(key.tobytes() for key in images.keys_N16[images.indices(TEST)])
     return hashlib.sha256(b"".join(keys)).hexdigest()[:VERSION_LENGTH]
 
@@ -90,25 +98,31 @@ def count_reading(path: Path, version: str) -> int:
         counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         count = int(counts.get(version, 0)) + 1
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete it: counting begins again") from error
+        raise ArtifactError(f"{path} is damaged ({error}); delete it to restart the count") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**counts, version: count})
     return count
 
 
-def _look(artifacts: Path, images: ImageSet, facts: RunRecords, test_readings: Path) -> TestEvaluation:
-    """Count the reading and evaluate the test split; neither without labelled test images."""
+def _evaluate_test(artifacts: Path, images: ImageSet, records: RunRecords, test_readings: Path) -> TestEvaluation:
+    """Count the reading and evaluate the test split; without labelled test images there is no reading."""
     if len(images.indices(TEST, labelled=True)):
-        version = version_of(images)
+        version = digest_test_split(images)
         count = count_reading(test_readings, version)
         log.info("report: test split read %d time%s (version %s)", count, "" if count == 1 else "s", version)
-    return evaluate_test(artifacts, facts.selection.details, images)
+    return evaluate_test(artifacts, records.selection.details, images)
 
 
-def _warnings(tested: TestEvaluation, winner: str | None) -> tuple[str, ...]:
-    """Return what a user must know first: that test and validation disagree, then classes that are never recognised,
-    probabilities that promise too much, and where the winner was measured."""
-    if not tested.details:
+def _warnings(test_evaluation: TestEvaluation, winner: str | None) -> tuple[str, ...]:
+    """Return the warnings in the order of their weight: test and validation disagree, classes that are never
+    recognised, overconfidence, and a winner that was not evaluated as it will be served.
+    """
+    if not test_evaluation.details:
         return (UNTESTED,)
-    elsewhere = f"{winner} was tested in {IN_ONNX_RUNTIME}, and not as it will serve: {tested.fallback}"
-    return (*tested.disagreements, *tested.cautions, *([elsewhere] if tested.fallback else []))
+    warnings = (*test_evaluation.disagreements, *test_evaluation.cautions)
+    if not test_evaluation.fallback:
+        return warnings
+    return (
+        *warnings,
+        f"{winner} was tested in {IN_ONNX_RUNTIME}, and not as it will serve: {test_evaluation.fallback}",
+    )

@@ -1,8 +1,9 @@
-"""Fine-tuning on the label budget, in arms that differ in nothing but where the backbone comes from.
+"""Fine-tuning on the label budget, in arms that differ only in where the backbone's weights come from.
 
-An arm is a set of starting weights. All arms get the same labels, head, order of images, augmentation, steps and as
-many tried learning rates; the rate of an arm is chosen on validation with the first seed and then serves its other
-seeds. The last step is the result. A linear probe (logistic regression on frozen features) stands beside them.
+An arm is a set of starting weights. All arms get the same labels, head, order of images, augmentation, number of steps
+and of learning rates. The learning rate of an arm is selected on validation with the first seed and then used for its
+other seeds. The result is the last step, not the best one. A linear probe (logistic regression on frozen features) is
+the baseline.
 """
 
 from __future__ import annotations
@@ -23,118 +24,120 @@ from winnow.config import Config, Finetune
 from winnow.data.augmentation import augment
 from winnow.data.batches import Batches
 from winnow.data.dataset import VALIDATION, ImageSet
-from winnow.data.splits import label_budget, visible_labels
+from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.deploy.batch_inference import embed, predict_torch
 from winnow.errors import DataError, MissingExtra
-from winnow.models.backbones import Architecture, build
+from winnow.models.backbones import Architecture, build_model
 from winnow.models.classifier_head import new_classifier
 from winnow.random_streams import stream_seed
-from winnow.training.loop import Checkpoint, Loss, Plan, Row, drain, fit
+from winnow.training.loop import Checkpoint, Loss, Row, TrainingPlan, fit, run_to_end
 
 log = logging.getLogger(__name__)
 
-State = dict[str, torch.Tensor]
+StateDict = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One training of one arm."""
+class FinetunedArm:
+    """One fine-tuning of one arm."""
 
     arm: str
     seed: int
     learning_rate: float
     steps: int
     top1: float
-    """On the labelled validation images, a fraction."""
+    """Top-1 accuracy on the labelled validation images, a fraction."""
     model: nn.Module
     curves: list[Row]
 
     def row(self) -> dict[str, float]:
-        """What the record keeps of it."""
+        """Return the row for the record."""
         return {"seed": self.seed, "learning_rate": self.learning_rate, "steps": self.steps, "top1": self.top1}
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Cross-validation: logits for every visible label, each by a network that has not seen it."""
+    """Cross-validated logits for every visible label, each from a network that was not trained on it."""
 
-    known_L: NDArray[np.int64]
+    labelled_L: NDArray[np.int64]
     """Indices of the labelled images, training and validation."""
     logits_LC: NDArray[np.float32]
     folds: int
 
 
 def train_arms(
-    config: Config, images: ImageSet, architecture: Architecture, arms: dict[str, State | None], scratch: Path
-) -> tuple[list[Trained], list[Trained]]:
-    """Every arm on every seed. `arms` maps a name to backbone weights, None for random ones.
+    config: Config, images: ImageSet, architecture: Architecture, arms: dict[str, StateDict | None], scratch: Path
+) -> tuple[list[FinetunedArm], list[FinetunedArm]]:
+    """Fine-tune every arm on every seed. `arms` maps a name to backbone weights, None for random ones.
 
-    Returns (the trainings at the chosen rates, all those tried on the first seed). Raises DataError when there is no
+    Returns (the trainings at the selected rates, all trainings of the first seed). Raises DataError when there is no
     labelled validation image.
     """
     settings = config.finetune
     if len(images.indices(VALIDATION, labelled=True)) == 0:
         raise DataError(
-            "no validation image has a label, so no learning rate can be chosen and nothing measured; add labelled "
-            "images, or raise data.validation_fraction"
+            "no validation image has a label, so no learning rate can be selected and no accuracy measured; add "
+            "labelled images, or raise data.validation_fraction"
         )
     first, *others = settings.seeds
     total = len(arms) * (len(settings.learning_rates) + len(others))
-    tried: list[Trained] = []
-    chosen: list[Trained] = []
+    tried: list[FinetunedArm] = []
+    chosen: list[FinetunedArm] = []
     done = 0
 
-    def one(arm: str, seed: int, rate: float) -> Trained:
+    def train_one(arm: str, seed: int, rate: float) -> FinetunedArm:
         nonlocal done
         done += 1
         log.info("training %d of %d: %s, seed %d, rate %g", done, total, arm, seed, rate)
-        return _train(config, images, start(architecture, arms[arm], seed), (arm, seed, rate), scratch)
+        return _train(config, images, initial_model(architecture, arms[arm], seed), (arm, seed, rate), scratch)
 
     for arm in arms:
-        attempts = [one(arm, first, rate) for rate in settings.learning_rates]
+        attempts = [train_one(arm, first, rate) for rate in settings.learning_rates]
         best = max(attempts, key=lambda training: training.top1)
         tried += attempts
-        chosen += [best, *(one(arm, seed, best.learning_rate) for seed in others)]
+        chosen += [best, *(train_one(arm, seed, best.learning_rate) for seed in others)]
     return chosen, tried
 
 
-def start(architecture: Architecture, state: State | None, seed: int) -> nn.Module:
-    """Backbone weights of the arm, and a head drawn from the seed alone, the same for every arm."""
-    model = build(architecture, seed=seed)
+def initial_model(architecture: Architecture, state: StateDict | None, seed: int) -> nn.Module:
+    """Return a network with the arm's backbone weights and a head drawn from the seed, the same for every arm."""
+    model = build_model(architecture, seed=seed)
     if state is not None:
         model.load_state_dict({**model.state_dict(), **state})
     return new_classifier(model, architecture.num_classes, seed)
 
 
-def _train(config: Config, images: ImageSet, model: nn.Module, which: tuple[str, int, float], scratch: Path) -> Trained:
-    arm, seed, rate = which
-    budget = label_budget(images, config.data.label_budget, seed)
+def _train(
+    config: Config, images: ImageSet, model: nn.Module, run: tuple[str, int, float], scratch: Path
+) -> FinetunedArm:
+    arm, seed, rate = run
+    budget = draw_label_budget(images, config.data.label_budget, seed)
     checkpoint = Checkpoint(scratch, f"{arm}-seed{seed}-rate{rate:g}")
-    steps, curves = learn(config, images, model, budget, (seed, rate), checkpoint)
-    return Trained(arm, seed, rate, steps, validation_top1(model, images), model, curves)
+    steps, curves = train_on_labels(config, images, model, budget, (seed, rate), checkpoint)
+    return FinetunedArm(arm, seed, rate, steps, validation_top1(model, images), model, curves)
 
 
-def learn(
+def train_on_labels(
     config: Config,
     images: ImageSet,
     model: nn.Module,
     chosen: NDArray[np.int64],
-    how: tuple[int, float],
+    seed_and_rate: tuple[int, float],
     checkpoint: Checkpoint,
 ) -> tuple[int, list[Row]]:
-    """Train on the labels of `chosen` in place and return (steps, curves); `how` is (seed, learning rate)."""
-    settings, (seed, rate) = config.finetune, how
+    """Train on the labels of `chosen` in place and return (steps, curves); `seed_and_rate`: seed, learning rate."""
+    settings, (seed, rate) = config.finetune, seed_and_rate
     stream = stream_seed(seed, "fine-tuning")
     batches = Batches(images.training_NHWC, visible_labels(images, chosen), chosen, settings.batch_size, stream)
     per_epoch = settings.steps_for(len(chosen)) // settings.epochs
-    plan = Plan(settings.epochs, per_epoch, settings.optimiser(rate), stream)
-    curves = drain(fit(model, batches, classification(settings, images.image_size), plan, checkpoint))
+    plan = TrainingPlan(settings.epochs, per_epoch, settings.optimiser(rate), stream)
+    curves = run_to_end(fit(model, batches, classification_loss(settings, images.image_size), plan, checkpoint))
     model.cpu().eval()
     return plan.steps, curves
 
 
-def classification(settings: Finetune, side: int) -> Loss:
-    """Cross-entropy on augmented views of `side` pixels."""
+def classification_loss(settings: Finetune, side: int) -> Loss:
+    """Return the cross-entropy loss on augmented views of `side` pixels."""
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
         logits = model(augment(images_BCHW, settings.augmentation, side)).float()
@@ -144,31 +147,37 @@ def classification(settings: Finetune, side: int) -> Loss:
 
 
 def validation_top1(model: nn.Module, images: ImageSet) -> float:
-    """Share of the labelled validation images that the network names rightly."""
+    """Return the top-1 accuracy on the labelled validation images, a fraction."""
     indices = images.indices(VALIDATION, labelled=True)
     logits = predict_torch(model, images.images_NHWC, indices)
     return float((logits.argmax(1) == images.labels_N[indices]).mean())
 
 
-def wants_cross_validation(config: Config, images: ImageSet) -> bool:
-    """Whether finetune.cross_validation asks for it, or the labelled validation images are few."""
-    return config.finetune.crosses(len(images.indices(VALIDATION, labelled=True)))
+def needs_cross_validation(config: Config, images: ImageSet) -> bool:
+    """Return True if finetune.cross_validation asks for it, or there are few labelled validation images."""
+    return config.finetune.needs_cross_validation(len(images.indices(VALIDATION, labelled=True)))
 
 
 def cross_validate(
-    config: Config, images: ImageSet, architecture: Architecture, state: State | None, dense: Trained, scratch: Path
+    config: Config,
+    images: ImageSet,
+    architecture: Architecture,
+    state: StateDict | None,
+    dense: FinetunedArm,
+    scratch: Path,
 ) -> CrossValidation:
-    """Answers to every visible label by networks that have not seen it.
+    """Return logits for every visible label from networks that were not trained on it.
 
-    They start as `dense` did, at its rate, and learn from the other folds of training and validation labels
-    together. What belongs together (groups, duplicates) shares a fold; classes are spread evenly (scikit-learn's
-    StratifiedGroupKFold). The rate was chosen on the validation part of the labels, which flatters a little.
+    They start like `dense`, use its learning rate, and train on the other folds of training and validation labels
+    together. Images of one group, or duplicates, share a fold; classes are spread evenly (scikit-learn's
+    StratifiedGroupKFold). The rate was selected on the validation part of the labels, so results are slightly
+    optimistic.
     """
     try:
         from sklearn.model_selection import StratifiedGroupKFold
     except ModuleNotFoundError as error:
         raise MissingExtra("scikit-learn", "report") from error
-    budget = label_budget(images, config.data.label_budget, dense.seed)
+    budget = draw_label_budget(images, config.data.label_budget, dense.seed)
     known = np.sort(np.concatenate([budget, images.indices(VALIDATION, labelled=True)]))
     labels, groups = images.labels_N[known], images.groups_N[known]
     folds = min(config.finetune.folds, len(np.unique(groups)), int(np.bincount(labels).max()))
@@ -177,19 +186,19 @@ def cross_validate(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         parts = list(splitter.split(known, labels, groups))
-    for number, (others, held_out) in enumerate(parts, start=1):
+    for number, (train_part, held_out) in enumerate(parts, start=1):
         log.info("cross-validation over %d labels, network %d of %d", len(known), number, folds)
-        model = start(architecture, state, dense.seed)
+        model = initial_model(architecture, state, dense.seed)
         checkpoint = Checkpoint(scratch, f"fold{number}of{folds}")
-        learn(config, images, model, known[others], (dense.seed, dense.learning_rate), checkpoint)
+        train_on_labels(config, images, model, known[train_part], (dense.seed, dense.learning_rate), checkpoint)
         logits_LC[held_out] = predict_torch(model, images.images_NHWC, known[held_out])
     return CrossValidation(known, logits_LC, folds)
 
 
 def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> dict[str, float]:
-    """Logistic regression on standardised frozen features of the first seed's budget -> {seed, top1}."""
+    """Return {seed, top1} of logistic regression on standardised frozen features of the first seed's budget."""
     seed = config.finetune.seeds[0]
-    budget = label_budget(images, config.data.label_budget, seed)
+    budget = draw_label_budget(images, config.data.label_budget, seed)
     validation = images.indices(VALIDATION, labelled=True)
     features = embed(model.eval(), images.images_NHWC, budget).numpy()
     queries = embed(model, images.images_NHWC, validation).numpy()
@@ -199,7 +208,7 @@ def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> dict[str
 
 
 def fit_probe(features_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> Any:
-    """scikit-learn's logistic regression on standardised features."""
+    """Return scikit-learn's logistic regression, fitted on standardised features."""
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline

@@ -1,4 +1,4 @@
-"""The weights that fine-tuning starts from, by arm: pretrained here, random, or from a file that the user brings."""
+"""The weights that fine-tuning starts from, by arm: pretrained here, random, or from a user's file."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from winnow.config import Config
-from winnow.config.section import NOTHING
+from winnow.config.section import NO_FILE
 from winnow.errors import ArtifactError
-from winnow.models.backbones import WEIGHTS, Architecture
-from winnow.models.foreign_weights import foreign_backbone
+from winnow.models.backbones import WEIGHTS_FILE, Architecture
+from winnow.models.foreign_weights import load_foreign_backbone
 from winnow.records import read_record
-from winnow.training.finetuning import State
+from winnow.training.finetuning import StateDict
 
 SCRATCH, PRETRAINED, FOREIGN = "scratch", "pretrained", "weights"
 
 
 @dataclass(frozen=True)
 class StartingWeights:
-    """Backbone weights of every arm, and the arm that `dense` comes from."""
+    """Backbone weights of every arm, and the arm that becomes `dense`."""
 
-    arms: dict[str, State | None]
+    arms: dict[str, StateDict | None]
     """None: random weights."""
     main: str
 
 
 def starting_weights(config: Config, pretrained: Path, architecture: Architecture) -> StartingWeights:
-    """Read the weights of all arms. Raises ArtifactError where a file is missing, damaged or of another backbone."""
-    arms: dict[str, State | None] = {}
+    """Return the weights of all arms. Raises ArtifactError for a missing or damaged file, or another backbone."""
+    arms: dict[str, StateDict | None] = {}
     if read_record(pretrained).parameters["method"] != "none":
-        arms[PRETRAINED] = _backbone(pretrained / WEIGHTS)
+        arms[PRETRAINED] = _backbone(pretrained / WEIGHTS_FILE)
     arms[SCRATCH] = None
-    if config.finetune.weights != NOTHING:
-        arms[FOREIGN] = foreign_backbone(Path(config.finetune.weights), architecture)
+    if config.finetune.weights != NO_FILE:
+        arms[FOREIGN] = load_foreign_backbone(Path(config.finetune.weights), architecture)
     return StartingWeights(arms, FOREIGN if FOREIGN in arms else next(iter(arms)))
 
 
-def _backbone(path: Path) -> State:
+def _backbone(path: Path) -> StateDict:
     try:
-        state: State = load_file(path)
+        state: StateDict = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(
             f"{path} is missing or damaged ({error}); delete its folder and run winnow again"

@@ -14,29 +14,29 @@ from winnow.errors import WinnowError
 def test_it_is_made_up_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        password = passwords.own_password(ProjectPaths(tmp_path))
+        password = passwords.project_password(ProjectPaths(tmp_path))
     finally:
         os.umask(before)
-    assert len(password) >= passwords.SHORTEST
-    assert passwords.own_password(ProjectPaths(tmp_path)) == password
-    assert passwords.own_password(ProjectPaths(tmp_path / "another")) != password
-    assert stat.S_IMODE(passwords.file_of(ProjectPaths(tmp_path)).stat().st_mode) == 0o600
+    assert len(password) >= passwords.MIN_LENGTH
+    assert passwords.project_password(ProjectPaths(tmp_path)) == password
+    assert passwords.project_password(ProjectPaths(tmp_path / "another")) != password
+    assert stat.S_IMODE(passwords.password_file(ProjectPaths(tmp_path)).stat().st_mode) == 0o600
 
 
 def test_one_that_is_too_short_is_refused(tmp_path: Path) -> None:
-    passwords.own_password(ProjectPaths(tmp_path))
-    passwords.file_of(ProjectPaths(tmp_path)).write_text("short\n")
+    passwords.project_password(ProjectPaths(tmp_path))
+    passwords.password_file(ProjectPaths(tmp_path)).write_text("short\n")
     with pytest.raises(WinnowError, match="fewer than 12 characters; delete it"):
-        passwords.own_password(ProjectPaths(tmp_path))
+        passwords.project_password(ProjectPaths(tmp_path))
 
 
 def test_the_temporary_server_gets_what_this_process_asks_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "")
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "")
-    passwords.guard_temporary_server()
+    passwords.set_temporary_password()
     made = os.environ["PREFECT_SERVER_API_AUTH_STRING"]
     assert made == os.environ["PREFECT_API_AUTH_STRING"]
-    assert len(made) > passwords.SHORTEST
+    assert len(made) > passwords.MIN_LENGTH
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "ann:her own password")
-    passwords.guard_temporary_server()
+    passwords.set_temporary_password()
     assert os.environ["PREFECT_SERVER_API_AUTH_STRING"] == "ann:her own password"

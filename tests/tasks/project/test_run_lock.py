@@ -17,9 +17,10 @@ from winnow.cli import main
 HOLD = """
 import sys
 from pathlib import Path
-from tasks.project import run_lock
+import tasks.project.run_lock
 from tasks.project.paths import ProjectPaths
-with getattr(run_lock, sys.argv[1])(ProjectPaths(Path(sys.argv[2]))):
+locks = {"run": tasks.project.run_lock.lock_run, "step": tasks.project.run_lock.lock_step}
+with locks[sys.argv[1]](ProjectPaths(Path(sys.argv[2]))):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -42,41 +43,44 @@ def other(places: ProjectPaths, request: pytest.FixtureRequest) -> Iterator[subp
     process.wait()
 
 
-@pytest.mark.parametrize("other", ["run_alone"], indirect=True)
+@pytest.mark.parametrize("other", ["run"], indirect=True)
 def test_a_run_keeps_others_out_and_is_named(places: ProjectPaths, other: subprocess.Popen[str]) -> None:
-    for asking in (run_lock.run_alone, run_lock.step_alone):
-        with pytest.raises(run_lock.Occupied, match=f"process {other.pid}, since .*wait for its end"), asking(places):
+    for asking in (run_lock.lock_run, run_lock.lock_step):
+        with (
+            pytest.raises(run_lock.ProjectLocked, match=f"process {other.pid}, since .*wait for it to end"),
+            asking(places),
+        ):
             pass
 
 
-@pytest.mark.parametrize("other", ["run_alone"], indirect=True)
+@pytest.mark.parametrize("other", ["run"], indirect=True)
 @pytest.mark.usefixtures("other")
 def test_a_refused_run_changes_no_params_under_the_one_that_works(places: ProjectPaths) -> None:
     params = places.root / "params.yaml"
     params.write_text("seed: 1\n")
-    with pytest.raises(run_lock.Occupied):
+    with pytest.raises(run_lock.ProjectLocked):
         main._run(places, Namespace(sets=["seed=2"]))
     assert params.read_text() == "seed: 1\n"
 
 
 def test_a_run_holds_its_checkout_once(places: ProjectPaths) -> None:
-    with run_lock.run_alone(places):
-        with run_lock.run_alone(places):
+    with run_lock.lock_run(places):
+        with run_lock.lock_run(places):
             pass
         assert (places.state_dir / "run.holder").exists()  # still this one's
-        run_lock.check_free(places)
+        run_lock.check_unlocked(places)
     assert not (places.state_dir / "run.holder").exists()
 
 
-@pytest.mark.parametrize("other", ["run_alone"], indirect=True)
+@pytest.mark.parametrize("other", ["run"], indirect=True)
 def test_a_killed_run_lets_go(places: ProjectPaths, other: subprocess.Popen[str]) -> None:
     other.kill()
     other.wait()
-    with run_lock.run_alone(places):
+    with run_lock.lock_run(places):
         pass
 
 
-@pytest.mark.parametrize("other", ["run_alone"], indirect=True)
+@pytest.mark.parametrize("other", ["run"], indirect=True)
 def test_who_waits_says_so_once_and_goes_on(places: ProjectPaths, other: subprocess.Popen[str]) -> None:
     told: list[str] = []
 
@@ -85,17 +89,17 @@ def test_who_waits_says_so_once_and_goes_on(places: ProjectPaths, other: subproc
         assert other.stdin is not None
         other.stdin.close()
 
-    with run_lock.run_alone(places, wait):
+    with run_lock.lock_run(places, wait):
         assert len(told) == 1
         assert f"process {other.pid}" in told[0]
 
 
-@pytest.mark.parametrize("other", ["step_alone"], indirect=True)
+@pytest.mark.parametrize("other", ["step"], indirect=True)
 def test_steps_by_hand_share_and_keep_runs_out(places: ProjectPaths, other: subprocess.Popen[str]) -> None:
     assert other.poll() is None
-    with run_lock.step_alone(places):
+    with run_lock.lock_step(places):
         pass
-    with pytest.raises(run_lock.Occupied, match="another run works in"), run_lock.run_alone(places):
+    with pytest.raises(run_lock.ProjectLocked, match="another run works in"), run_lock.lock_run(places):
         pass
 
 
@@ -106,7 +110,7 @@ def test_between_two_steps_of_dvc_nobody_begins(places: ProjectPaths, tmp_path: 
     step = HOLD.replace("    sys.stdin.read()\n", "")
     driver.write_text(
         "import subprocess, sys\n"
-        f"subprocess.run([sys.executable, '-c', {step!r}, 'step_alone', {str(places.root)!r}])\n"
+        f"subprocess.run([sys.executable, '-c', {step!r}, 'step', {str(places.root)!r}])\n"
         "sys.stdin.read()\n"
     )
     process = subprocess.Popen(
@@ -115,14 +119,14 @@ def test_between_two_steps_of_dvc_nobody_begins(places: ProjectPaths, tmp_path: 
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     time.sleep(0.5)  # the step has ended
-    with pytest.raises(run_lock.Occupied, match=f"process {process.pid}"), run_lock.run_alone(places):
+    with pytest.raises(run_lock.ProjectLocked, match=f"process {process.pid}"), run_lock.lock_run(places):
         pass
     process.communicate("")
-    with run_lock.run_alone(places):
+    with run_lock.lock_run(places):
         pass
 
 
 def test_two_runs_after_one_another(places: ProjectPaths) -> None:
     for _ in range(2):
-        with run_lock.run_alone(places):
+        with run_lock.lock_run(places):
             pass

@@ -8,15 +8,15 @@ import pytest
 import yaml
 
 from tasks.project.paths import ProjectPaths
-from tasks.project.run_summary import candidate_rows, first_warnings, learned_lines, unchecked_lines
-from tasks.registry.promotion import _card
+from tasks.project.run_summary import candidate_rows, report_warnings, training_lines, unchecked_lines
+from tasks.registry.deployment_card import deployment_card
 from tasks.tracking.run_content import _verdict
 from tests.conftest import tiny_params
 from tests.tiny_run import CANDIDATES, build, choose, rewrite
 from winnow.config import check_config
-from winnow.evaluation.metrics import served_file
+from winnow.evaluation.metrics import benchmark_logits_file
 from winnow.records import StepRecord, read_record, write_record
-from winnow.reporting.run_records import read_facts
+from winnow.reporting.run_records import read_run_records
 from winnow.steps.select import select
 
 
@@ -55,17 +55,17 @@ def test_a_gate_that_was_not_checked_is_told(places: ProjectPaths) -> None:
 
 
 def test_labels_and_gain_are_told(places: ProjectPaths) -> None:
-    labels, gain, *_ = learned_lines(places)
+    labels, gain, *_ = training_lines(places)
     assert (
         labels
         == "labels used: 30 for training, 60 for choosing, 30 for the test; 30 trained the model that is deployed"
     )
     assert gain.startswith("pretrained against from scratch, same labels and steps: +17.5 points")
-    assert not any("torch.compile" in line for line in learned_lines(places))
+    assert not any("torch.compile" in line for line in training_lines(places))
 
 
 def test_accuracy_elsewhere_than_on_validation_is_told(places: ProjectPaths) -> None:
-    assert not any("top-1 " in line for line in learned_lines(places)[2:])
+    assert not any("top-1 " in line for line in training_lines(places)[2:])
     dense = places.artifacts / "candidates" / "dense"
     crossed = {"cross_validation/top1": 0.46, "cross_validation/top1_low": 0.366, "cross_validation/top1_high": 0.557}
     record = read_record(dense)
@@ -80,7 +80,7 @@ def test_accuracy_elsewhere_than_on_validation_is_told(places: ProjectPaths) -> 
     shown = {name: row["test top-1 %"] for name, row in rows.items()}
     tested = {"dense": "50.0 ± 0.0", "dense-kd": "60.0 ± 0.0", "pruned-int8": "50.0 ± 0.0"}
     assert shown == {name: tested.get(name, "-") for name in rows}
-    told = learned_lines(places)
+    told = training_lines(places)
     assert told[1] == "dense, cross-validated: top-1 46.0 % (95 % interval 36.6 to 55.7), 100 labels"
     assert told[2] == (
         "on the test images: dense top-1 50.0 % (95 % interval 50.0 to 50.0), dense-kd top-1 60.0 % (95 % interval "
@@ -90,11 +90,11 @@ def test_accuracy_elsewhere_than_on_validation_is_told(places: ProjectPaths) -> 
 
 def test_warnings_of_every_step_each_once_and_those_of_the_report_before_the_table(places: ProjectPaths) -> None:
     rewrite(places.artifacts / "report", warnings=("of report",))
-    assert first_warnings(places) == ["of report"]
+    assert report_warnings(places) == ["of report"]
     folders = ["data", "pretrain", "candidates/dense", "candidates/pruned", "benchmark", "select"]
     for folder in folders:
         rewrite(places.artifacts / folder, warnings=("of all", f"of {folder}"))
-    lines = learned_lines(places)
+    lines = training_lines(places)
     assert [line.partition(": ")[2] for line in lines if ": of " in line] == [
         "of all",
         *(f"of {folder}" for folder in folders),
@@ -105,9 +105,9 @@ def test_warnings_of_every_step_each_once_and_those_of_the_report_before_the_tab
 def test_table_report_and_card_show_one_value_where_runtimes_differ(places: ProjectPaths) -> None:
     at, config = places.artifacts, check_config(tiny_params())
     cell = read_record(at / "select").details["served"]["pruned-int8"]
-    logits = np.load(at / "benchmark" / served_file(cell))
+    logits = np.load(at / "benchmark" / benchmark_logits_file(cell))
     logits[0] = np.roll(logits[0], 1)  # one image gets another answer where the file serves
-    np.save(at / "benchmark" / served_file(cell), logits)
+    np.save(at / "benchmark" / benchmark_logits_file(cell), logits)
     selection = select(config, at / "data", at / "candidates", at / "benchmark", at / "select", at.parent)
     own = read_record(at / "candidates" / "pruned-int8").metrics
     served = selection.details["quality"]["pruned-int8"]
@@ -115,8 +115,8 @@ def test_table_report_and_card_show_one_value_where_runtimes_differ(places: Proj
     assert served["quality/agreement"] == selection.details["agreement"]["pruned-int8"]
     row = next(row for row in candidate_rows(places) if row["candidate"] == "pruned-int8")
     assert row["top-1 %"].startswith(f"{served['quality/top1'] * 100:.1f} ")
-    facts = read_facts(at, tuple(CANDIDATES))
+    facts = read_run_records(at, tuple(CANDIDATES))
     assert {key: facts.quality("pruned-int8")[key] for key in served} == served
     (at / "candidates" / "pruned-int8" / "card.json").write_text(json.dumps({"metrics": own}))
-    card = _card(places, config, selection, "pruned-int8", at / "candidates" / "pruned-int8")
+    card = deployment_card(places, config, selection, "pruned-int8", at / "candidates" / "pruned-int8")
     assert {key: card["metrics"][key] for key in served} == served

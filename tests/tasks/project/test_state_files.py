@@ -11,7 +11,7 @@ import pytest
 
 from tasks.project import announced_servers, passwords, run_lock
 from tasks.project.paths import ProjectPaths
-from tasks.project.state_files import read_kept, read_memory
+from tasks.project.state_files import read_cache, read_required
 from tasks.registry import promotion_state
 from tasks.tracking import tracked_runs
 from tasks.versioning import integrity
@@ -42,12 +42,12 @@ def places(tmp_path: Path) -> ProjectPaths:
 
 
 MEMORIES: dict[str, Callable[[ProjectPaths], Any]] = {
-    tracked_runs.MEMORY: tracked_runs.recall,
-    promotion_state.PROMOTED: promotion_state.reasons,
-    "servers.json": announced_servers.announced,
-    "verified.json": integrity._seen,
-    "plan.json": lambda places: plan.beside(places, {"pretrain": {}})[0],
-    "versions/pretrain.json": run.version_drift,
+    tracked_runs.CACHE_FILE: tracked_runs.read_runs,
+    promotion_state.STATE_FILE: promotion_state.read_reasons,
+    "servers.json": announced_servers.read_announcement,
+    "verified.json": integrity._verified,
+    "plan.json": lambda places: plan.compare_with_plan(places, {"pretrain": {}})[0],
+    "versions/pretrain.json": run.version_changes,
     "run.step": run_lock._step_of,
 }
 
@@ -67,33 +67,33 @@ def test_a_folder_in_its_place_is_passed_over(places: ProjectPaths, name: str) -
 
 def test_what_is_passed_over_is_logged(places: ProjectPaths, caplog: pytest.LogCaptureFixture) -> None:
     path = places.state_dir / "some.json"
-    assert read_memory(path, dict[str, int], {"b": 1}) == {"b": 1}
+    assert read_cache(path, dict[str, int], {"b": 1}) == {"b": 1}
     assert not caplog.records
     path.write_text('{"a": "x"}')
     with caplog.at_level(logging.WARNING):
-        assert read_memory(path, dict[str, int], {}) == {}
+        assert read_cache(path, dict[str, int], {}) == {}
     assert f"{path} is damaged (at a: " in caplog.text
     write_json(path, {"a": 2})
-    assert read_memory(path, dict[str, int], {}) == {"a": 2}
+    assert read_cache(path, dict[str, int], {}) == {"a": 2}
 
 
 @pytest.mark.parametrize("content", DAMAGED)
 def test_what_cannot_be_made_anew_is_named(places: ProjectPaths, content: str) -> None:
     path = places.state_dir / "confirmations.json"
-    assert read_kept(path, list[int], [], "search anew") == []
+    assert read_required(path, list[int], [], "search anew") == []
     path.write_bytes(DAMAGED[content])
     with pytest.raises(ArtifactError, match=r"confirmations\.json is damaged \(at .*; search anew"):
-        read_kept(path, list[int], [], "search anew")
+        read_required(path, list[int], [], "search anew")
 
 
 @pytest.mark.parametrize("content", ["empty", "zeros", "cut", "nested", "no text"])
 def test_other_files_are_named(places: ProjectPaths, content: str) -> None:
     for path in (places.test_readings, places.state_dir / "password", places.root / "card.json"):
         path.write_bytes(DAMAGED[content])
-    with pytest.raises(ArtifactError, match=r"test-readings\.json is damaged .*delete it: counting begins again"):
+    with pytest.raises(ArtifactError, match=r"test-readings\.json is damaged .*delete it to restart the count"):
         count_reading(places.test_readings, "abc")
     with pytest.raises(ArtifactError, match=r"card\.json is damaged"):
         read_json(places.root / "card.json")
     if content in ("empty", "no text"):
-        with pytest.raises(WinnowError, match=r"password .*; delete it, and a new password is made up"):
-            passwords.own_password(places)
+        with pytest.raises(WinnowError, match=r"password .*; delete it, and a new password is generated"):
+            passwords.project_password(places)

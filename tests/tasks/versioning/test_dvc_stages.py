@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tasks.versioning.dvc_stages import Stage, command, environment, is_chatter, outcome, reproduce, stages, stale
+from tasks.versioning.dvc_stages import (
+    Stage,
+    command,
+    environment,
+    is_noise,
+    parse_outcome,
+    stages,
+    stale_stages,
+    start_stage,
+)
 from tests.closure import ROOT
 from winnow.config import Config, load_config
 from winnow.errors import DataError, WinnowError
@@ -59,7 +68,7 @@ def project(tmp_path: Path) -> Path:
 
 def test_in_an_empty_project_everything_is_stale_and_says_why(project: Path) -> None:
     config = load_config(project / "params.yaml")
-    found = stale(project, config)
+    found = stale_stages(project, config)
     assert list(found) == [stage.name for stage in stages(config)]
     assert all(reasons[0] == "it has not run yet" for reasons in found.values())
     assert "data/cifar10-jpeg-sample.tar.xz: deleted" in found["ingest"]
@@ -81,7 +90,7 @@ stages:
 
 
 def ran(project: Path, stage: str) -> tuple[int, list[str]]:
-    with reproduce(project, stage) as child:
+    with start_stage(project, stage) as child:
         assert child.stdout is not None
         lines = child.stdout.read().splitlines()
     return child.returncode, lines
@@ -91,20 +100,20 @@ def test_a_stage_is_run_left_alone_or_restored_and_its_children_follow(project: 
     (project / "dvc.yaml").write_text(TWO)
     config = load_config(project / "params.yaml")
     said = [ran(project, stage)[1] for stage in ("ingest", "pretrain")]
-    assert [outcome(lines) for lines in said] == ["ran", "ran"]
-    assert [line for lines in said for line in lines if not is_chatter(line) and line[:2] != "> "] == [
+    assert [parse_outcome(lines) for lines in said] == ["ran", "ran"]
+    assert [line for lines in said for line in lines if not is_noise(line) and line[:2] != "> "] == [
         "hello from the stage"
     ]
-    assert stale(project, config) == {}
-    assert outcome(ran(project, "ingest")[1]) == "unchanged"
+    assert stale_stages(project, config) == {}
+    assert parse_outcome(ran(project, "ingest")[1]) == "unchanged"
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("image_size: 32", "image_size: 64"))
-    found = stale(project, config)
+    found = stale_stages(project, config)
     assert found["ingest"] == ["data.image_size: modified"]
     assert found["pretrain"] == ["ingest has to run"]  # DVC itself says nothing of it yet
-    assert outcome(ran(project, "ingest")[1]) == "ran"
+    assert parse_outcome(ran(project, "ingest")[1]) == "ran"
     (project / "params.yaml").write_text(text)
-    assert outcome(ran(project, "ingest")[1]) == "restored"
+    assert parse_outcome(ran(project, "ingest")[1]) == "restored"
     (project / "fail").touch()
     shutil.rmtree(project / "artifacts" / "pretrain")
     shutil.rmtree(project / ".dvc" / "cache")
@@ -117,7 +126,7 @@ def test_a_broken_project_is_an_error_in_dvcs_words(project: Path) -> None:
     config = load_config(project / "params.yaml")
     (project / "dvc.yaml").write_text("stages: [")
     with pytest.raises(WinnowError, match=r"dvc status failed in .*:\n(.*\n)*.*dvc\.yaml"):
-        stale(project, config)
+        stale_stages(project, config)
 
 
 @pytest.mark.timeout(60)
@@ -130,13 +139,11 @@ def test_what_dvc_would_wait_for_is_an_error_before_it_is_asked(project: Path) -
     (project / "params.yaml").write_text(params, encoding="utf-8")
     config = load_config(project / "params.yaml")
     os.mkfifo(project / "photos" / "cat" / "pipe.jpg")
-    with pytest.raises(DataError, match=r"pipe\.jpg: a named pipe, no file; move it out of there"):
-        stale(project, config)
+    with pytest.raises(DataError, match=r"pipe\.jpg: a named pipe, not a file; move it elsewhere"):
+        stale_stages(project, config)
     (project / "photos" / "cat" / "pipe.jpg").unlink()
-    assert "ingest" in stale(project, config)
+    assert "ingest" in stale_stages(project, config)
     (project / "photos" / "dog").rename(project / "behind")
     (project / "photos" / "dog").symlink_to(project / "behind")
-    with pytest.raises(
-        DataError, match=r"dog is a link to a folder: images that are added behind it would go unnoticed"
-    ):
-        stale(project, config)
+    with pytest.raises(DataError, match=r"dog is a link to a folder: images that are added to it would go unnoticed"):
+        stale_stages(project, config)

@@ -12,7 +12,7 @@ import pytest
 
 from tasks.project.paths import ProjectPaths
 from tasks.versioning import integrity
-from tasks.versioning.dvc_stages import command, environment, outcome, reproduce, stale
+from tasks.versioning.dvc_stages import command, environment, parse_outcome, stale_stages, start_stage
 from tests.closure import ROOT
 from winnow.config import load_config
 from winnow.errors import ArtifactError
@@ -44,11 +44,11 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(project: Path, stage: str) -> str:
-    with reproduce(project, stage) as child:
+    with start_stage(project, stage) as child:
         assert child.stdout is not None
         lines = child.stdout.read().splitlines()
     assert child.returncode == 0, lines
-    return outcome(lines)
+    return parse_outcome(lines)
 
 
 def damage(path: Path, keep_time: bool = False) -> bytes:
@@ -65,7 +65,7 @@ def damage(path: Path, keep_time: bool = False) -> bytes:
 
 def test_what_is_right_is_looked_at_once(project: Path) -> None:
     places = ProjectPaths(project)
-    assert integrity.damaged(places) == []
+    assert integrity.find_damaged(places) == []
     seen = json.loads((places.state_dir / "verified.json").read_text())
     assert len(seen) == 4  # two listings, deep/more, and one object for images.npy and its copy
     integrity.check(places)
@@ -82,28 +82,31 @@ def test_dvc_alone_puts_the_damaged_file_back(project: Path) -> None:
 def test_damage_is_seen_said_and_repaired(project: Path, looked_before: bool) -> None:
     places, config = ProjectPaths(project), load_config(project / "params.yaml")
     if looked_before:
-        assert stale(project, config) == {}
+        assert stale_stages(project, config) == {}
     good = damage(project / IMAGES)
-    names = {str(entry.path.relative_to(project)) for entry in integrity.damaged(places)}
+    names = {str(entry.path.relative_to(project)) for entry in integrity.find_damaged(places)}
     assert names == {str(IMAGES), "artifacts/pretrain/copied"}
-    assert any("artifacts/data/images.npy is damaged" in reason for reason in stale(project, config)["ingest"])
-    with pytest.raises(ArtifactError, match=r"images\.npy, .*copied are damaged: .*`winnow run` makes it"):
+    assert any("artifacts/data/images.npy is damaged" in reason for reason in stale_stages(project, config)["ingest"])
+    with pytest.raises(ArtifactError, match=r"images\.npy, .*copied are damaged: .*`winnow run` creates it"):
         integrity.check(places)
-    integrity.repair(places, integrity.damaged(places))
+    integrity.remove_damaged(places, integrity.find_damaged(places))
     assert not (project / IMAGES).exists()
     assert [run(project, stage) for stage in ("ingest", "pretrain")] == ["ran", "unchanged"]
     assert (project / IMAGES).read_bytes() == (project / "artifacts/pretrain/copied").read_bytes() == good
-    assert integrity.damaged(places, full=True) == []
-    assert stale(project, config) == {}
+    assert integrity.find_damaged(places, full=True) == []
+    assert stale_stages(project, config) == {}
 
 
 def test_a_disk_that_changes_bytes_and_no_times_is_found_by_the_full_look(project: Path) -> None:
     places = ProjectPaths(project)
-    assert integrity.damaged(places) == []
+    assert integrity.find_damaged(places) == []
     damage(project / IMAGES, keep_time=True)
-    assert integrity.damaged(places) == []
-    assert {entry.path.name for entry in integrity.damaged(places, full=True)} == {"images.npy", "copied"}
-    assert {entry.path.name for entry in integrity.damaged(places)} == {"images.npy", "copied"}  # it stays in doubt
+    assert integrity.find_damaged(places) == []
+    assert {entry.path.name for entry in integrity.find_damaged(places, full=True)} == {"images.npy", "copied"}
+    assert {entry.path.name for entry in integrity.find_damaged(places)} == {
+        "images.npy",
+        "copied",
+    }  # it stays in doubt
 
 
 def test_a_good_file_of_its_own_stays_and_the_object_is_made_from_it(project: Path) -> None:
@@ -115,18 +118,18 @@ def test_a_good_file_of_its_own_stays_and_the_object_is_made_from_it(project: Pa
     damage(
         next(
             entry.content
-            for entry in integrity.damaged(places, full=True) or integrity._entries(places)
+            for entry in integrity.find_damaged(places, full=True) or integrity._entries(places)
             if entry.path == mine
         )
     )
-    integrity.repair(places, integrity.damaged(places))
+    integrity.remove_damaged(places, integrity.find_damaged(places))
     assert mine.read_bytes() == content
 
 
 def test_an_older_result_that_comes_back_damaged_is_seen(project: Path) -> None:
     """DVC keeps results of other settings, and restores them when these come back."""
     places, params = ProjectPaths(project), project / "params.yaml"
-    integrity.damaged(places)
+    integrity.find_damaged(places)
     text, kept = params.read_text(), {entry.path: entry.content for entry in integrity._entries(places)}
     (project / "dvc.yaml").write_text(PIPELINE.replace("echo pixels", "echo others"))
     assert run(project, "ingest") == "ran"
@@ -134,18 +137,18 @@ def test_an_older_result_that_comes_back_damaged_is_seen(project: Path) -> None:
     (project / "dvc.yaml").write_text(PIPELINE)
     assert run(project, "ingest") == "restored"
     assert params.read_text() == text
-    assert str(IMAGES) in integrity.told(places, integrity.damaged(places))
+    assert str(IMAGES) in integrity.describe_damaged(places, integrity.find_damaged(places))
 
 
 @pytest.mark.parametrize("content", ["", "stages: [", "stages:\n  a:\n    outs: 3\n", "[]", "stages:\n  a: 1\n"])
 def test_a_lock_that_cannot_be_read_is_dvcs_to_tell_of(tmp_path: Path, content: str) -> None:
     (tmp_path / "dvc.lock").write_text(content)
-    assert integrity.damaged(ProjectPaths(tmp_path)) == []
+    assert integrity.find_damaged(ProjectPaths(tmp_path)) == []
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}'])
 def test_a_damaged_list_of_looks_costs_another_look(project: Path, content: str) -> None:
     places = ProjectPaths(project)
-    integrity.damaged(places)
+    integrity.find_damaged(places)
     (places.state_dir / "verified.json").write_text(content)
-    assert integrity.damaged(places) == []
+    assert integrity.find_damaged(places) == []

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from winnow.benchmark.int8_coverage import executed
-from winnow.deploy.onnx_export import float_layers, look_into, macs_by_node
+from winnow.benchmark.int8_coverage import measure_int8_coverage
+from winnow.deploy.onnx_export import float_layers, inspect_onnx, macs_by_node
 from winnow.deploy.runtimes import BenchmarkCase, Runtime
 from winnow.errors import ArtifactError
 
@@ -22,11 +22,11 @@ def cell(runtime: Runtime) -> BenchmarkCase:
 def test_an_int8_file_runs_in_int8_and_a_float_one_does_not(
     runtime: Runtime, tiny_candidate: Callable[[str], Path], tiny_dense: Path
 ) -> None:
-    told = executed(tiny_candidate("dense-int8"), cell(runtime))
-    assert told["int8_share"] > 0.99
-    assert (told["candidate"], told["runtime"]) == ("some", runtime)
-    assert sum(told["kernels"].values()) == pytest.approx(1, abs=1e-6)
-    assert executed(tiny_dense, cell(runtime))["int8_share"] == 0
+    coverage = measure_int8_coverage(tiny_candidate("dense-int8"), cell(runtime))
+    assert coverage["int8_share"] > 0.99
+    assert (coverage["candidate"], coverage["runtime"]) == ("some", runtime)
+    assert sum(coverage["kernels"].values()) == pytest.approx(1, abs=1e-6)
+    assert measure_int8_coverage(tiny_dense, cell(runtime))["int8_share"] == 0
 
 
 @pytest.mark.parametrize("runtime", ["ort", "openvino"])
@@ -41,23 +41,23 @@ def test_a_layer_that_went_back_to_float_is_told(
     widest = max(macs, key=lambda name: macs[name])
     node = next(node for node in proto.graph.node if node.name == widest)
     # Its input comes past the Q/DQ pair: a runtime cannot fuse it any more.
-    made_by = {name: each for each in proto.graph.node for name in each.output}
+    made_by = {name: layer for layer in proto.graph.node for name in layer.output}
     node.input[0] = made_by[made_by[node.input[0]].input[0]].input[0]
     onnx.save(proto, path)
-    assert look_into(path).int8_macs == look_into(path).macs
-    told = executed(tmp_path / "some", cell(runtime))
+    assert inspect_onnx(path).int8_macs == inspect_onnx(path).macs
+    coverage = measure_int8_coverage(tmp_path / "some", cell(runtime))
     without = 1 - macs[widest] / sum(macs.values())
-    assert without - 0.1 < told["int8_share"] <= without + 0.001  # a neighbour may lose its fused pair with it
+    assert without - 0.1 < coverage["int8_share"] <= without + 0.001  # a neighbour may lose its fused pair with it
 
 
 def test_macs_of_nodes_add_up(tiny_dense: Path, tiny_candidate: Callable[[str], Path]) -> None:
     for folder, stored in ((tiny_dense, 10), (tiny_candidate("dense-int8"), 0)):
         path = folder / "model.onnx"
-        assert sum(macs_by_node(path).values()) == look_into(path).macs
+        assert sum(macs_by_node(path).values()) == inspect_onnx(path).macs
         assert len(float_layers(path)) == stored
     assert np.prod([len(macs_by_node(tiny_dense / "model.onnx"))]) == 10
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="no ONNX file that can be read"):
-        executed(tmp_path, cell("ort"))
+    with pytest.raises(ArtifactError, match="cannot be read as an ONNX file"):
+        measure_int8_coverage(tmp_path, cell("ort"))

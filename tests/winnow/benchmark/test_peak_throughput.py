@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from winnow.benchmark import peak_throughput as module
 from winnow.benchmark.peak_throughput import (
     CALLS,
-    IN_A_ROW,
+    CHAINED_PRODUCTS,
     SIDE,
     VISITS,
-    Multiplication,
-    _in_a_row,
+    MatrixProduct,
+    _chained_products,
     _in_onnxruntime,
     _in_openvino,
     _in_pytorch,
     _one_operator,
     _rate,
-    best_of,
-    peaks,
+    highest_rates,
+    measure_peaks,
     shares_of_peak,
 )
-from winnow.hardware import cpu_flags, has_fast_bf16, saturates
+from winnow.hardware import cpu_flags, has_fast_bf16, int8_sums_saturate
 
 PRECISIONS = {"f32", "int8"} | ({"bf16"} if has_fast_bf16() else set())
 
@@ -36,15 +36,15 @@ def multiplied(operator: str, a: NDArray[Any], b: NDArray[Any], out: type) -> ND
 
 
 def test_every_precision_that_is_there_has_a_peak() -> None:
-    found = peaks()
-    assert set(found) == PRECISIONS
-    assert all(1e8 < rate < 1e15 for rate in found.values())
+    rates = measure_peaks()
+    assert set(rates) == PRECISIONS
+    assert all(1e8 < rate < 1e15 for rate in rates.values())
 
 
 def test_it_is_the_cube_over_the_shortest_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SIDE", 100)
     waits = iter([0.06, 0.06, *[0.03] * (CALLS - 1), 0.01])  # 100 ms untimed, then CALLS
-    rate = _rate(Multiplication("f32", 8, lambda: time.sleep(next(waits))))
+    rate = _rate(MatrixProduct("f32", 8, lambda: time.sleep(next(waits))))
     assert 8 * 100**3 / 0.03 < rate <= 8 * 100**3 / 0.01
     assert next(waits, None) is None
 
@@ -55,7 +55,7 @@ def test_products_are_those_of_numpy() -> None:
     weights = rng.integers(-127, 128, (SIDE, SIDE), np.int8)
     whole = multiplied("MatMulInteger", pixels, weights, np.int32)
     expected = pixels[:4].astype(np.int64) @ weights.astype(np.int64)
-    if not saturates(cpu_flags()):
+    if not int8_sums_saturate(cpu_flags()):
         np.testing.assert_array_equal(whole[:4], expected)
     assert whole.dtype == np.int32
     a, b = (rng.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
@@ -67,9 +67,12 @@ def test_products_are_those_of_numpy() -> None:
 def test_openvino_multiplies_in_that_precision(precision: str, executed: str) -> None:
     if precision not in PRECISIONS:
         pytest.skip("this processor has no bf16")
-    nodes = [node.get_rt_info() for node in _in_a_row(IN_A_ROW, precision).get_runtime_model().get_ops()]  # type: ignore[arg-type]
+    nodes = [
+        node.get_rt_info() for node in _chained_products(CHAINED_PRODUCTS, precision).get_runtime_model().get_ops()
+    ]  # type: ignore[arg-type]
     kinds = [(info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in nodes]
-    assert [how for what, how in kinds if what in ("FullyConnected", "MatMul")] == [executed] * IN_A_ROW
+    products = [name for kind, name in kinds if kind in ("FullyConnected", "MatMul")]
+    assert products == [executed] * CHAINED_PRODUCTS
 
 
 def test_every_library_multiplies_each_precision_that_it_has() -> None:
@@ -78,20 +81,20 @@ def test_every_library_multiplies_each_precision_that_it_has() -> None:
     assert [way.precision for way in _in_onnxruntime()] == ["f32", "int8"]
     assert [(way.precision, way.products) for way in _in_openvino()] == [
         ("f32", 1),
-        *[(precision, IN_A_ROW) for precision in (*fast, "int8")],
+        *[(precision, CHAINED_PRODUCTS) for precision in (*fast, "int8")],
     ]
 
 
 def test_the_fastest_library_of_all_visits_is_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    def way(precision: str) -> Multiplication:
-        return Multiplication(precision, 1, lambda: None)  # type: ignore[arg-type]
+    def way(precision: str) -> MatrixProduct:
+        return MatrixProduct(precision, 1, lambda: None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "_in_pytorch", lambda: [way("f32"), way("bf16")])
     monkeypatch.setattr(module, "_in_onnxruntime", lambda: [way("f32"), way("int8")])
     monkeypatch.setattr(module, "_in_openvino", lambda: [way("bf16")])
     rates = iter([2.0, 3.0, 3.0, 7.0, 9.0] + [1.0, 8.0, 4.0, 2.0, 5.0] * (VISITS - 1))
     monkeypatch.setattr(module, "_rate", lambda _way: next(rates))
-    assert peaks() == {"f32": 4.0, "bf16": 9.0, "int8": 7.0}
+    assert measure_peaks() == {"f32": 4.0, "bf16": 9.0, "int8": 7.0}
     assert next(rates, None) is None
 
 
@@ -106,4 +109,4 @@ def test_a_file_has_a_share_of_the_peak_in_the_precision_that_it_runs_in() -> No
 
 
 def test_the_best_of_two_times_is_taken_by_precision() -> None:
-    assert best_of({"f32": 2.0, "int8": 5.0}, {"f32": 3.0, "int8": 4.0}) == {"f32": 3.0, "int8": 5.0}
+    assert highest_rates({"f32": 2.0, "int8": 5.0}, {"f32": 3.0, "int8": 4.0}) == {"f32": 3.0, "int8": 5.0}

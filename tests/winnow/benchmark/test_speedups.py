@@ -7,15 +7,15 @@ import pytest
 
 from winnow.benchmark.measurement_error import largest_errors, measurement_errors
 from winnow.benchmark.speedups import (
-    attribution,
-    baselines,
-    best,
-    fastest,
-    figures,
-    ratio_figures,
-    ratio_of,
-    replaced,
-    shortlist,
+    attribute_speedup,
+    baseline_rows,
+    best_row,
+    candidate_metrics,
+    fastest_row,
+    merge_compared,
+    ratio_metrics,
+    read_ratio,
+    shortlist_cells,
     speedup,
     speedups,
 )
@@ -26,8 +26,8 @@ from winnow.evaluation.intervals import Ratio
 Row = dict[str, Any]
 
 
-def row(candidate: str, runtime: str, precision: str, p50_ms: float, **other: Any) -> Row:
-    values = {"batch": 1, "threads": 2, "layout": "file", "p95_ms": None, **other}
+def row(candidate: str, runtime: str, precision: str, p50_ms: float, **fields: Any) -> Row:
+    values = {"batch": 1, "threads": 2, "layout": "file", "p95_ms": None, **fields}
     base = {"candidate": candidate, "runtime": runtime, "precision": precision, "p50_ms": p50_ms}
     return {**base, **values, "images_per_s": values["batch"] / p50_ms * 1e3}
 
@@ -57,22 +57,22 @@ def values(rows: list[Row], name: str, batch: int) -> dict[str, float]:
     return {kind: ratio.value for kind, ratio in speedups(rows, name, batch).items()}
 
 
-def timed(candidate: str, runtime: str, round_ms: list[float], **other: Any) -> Row:
-    return row(candidate, runtime, "f32", sorted(round_ms)[len(round_ms) // 2], round_ms=round_ms, **other)
+def timed(candidate: str, runtime: str, round_ms: list[float], **fields: Any) -> Row:
+    return row(candidate, runtime, "f32", sorted(round_ms)[len(round_ms) // 2], round_ms=round_ms, **fields)
 
 
 STEADY = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0]
 
 
 def test_a_speedup_has_the_interval_of_its_rounds_and_of_the_measurement_error() -> None:
-    dense, own = timed("dense", "ort", [2 * at for at in STEADY]), timed("pruned", "ort", STEADY[::-1])
-    found = speedup(dense, own)
-    assert found.value == pytest.approx(2.0)
-    assert 1.9 < found.low < 2.0 < found.high < 2.1
+    dense, own = timed("dense", "ort", [2 * row for row in STEADY]), timed("pruned", "ort", STEADY[::-1])
+    ratio = speedup(dense, own)
+    assert ratio.value == pytest.approx(2.0)
+    assert 1.9 < ratio.low < 2.0 < ratio.high < 2.1
     wide = speedup(dense, own, error=0.5)
     assert (wide.low, wide.high) == pytest.approx((2 / 1.5, 3.0))
-    drifting = [at * (1 + number) for number, at in enumerate(STEADY)]  # what hits both tells nothing
-    both = timed("dense", "ort", [2 * at for at in drifting]), timed("pruned", "ort", drifting)
+    drifting = [row * (1 + number) for number, row in enumerate(STEADY)]  # what hits both tells nothing
+    both = timed("dense", "ort", [2 * row for row in drifting]), timed("pruned", "ort", drifting)
     assert speedup(*both) == Ratio(2.0, pytest.approx(2.0), pytest.approx(2.0))  # type: ignore[arg-type]
 
 
@@ -87,17 +87,17 @@ def test_without_common_rounds_nothing_is_shown() -> None:
 
 def test_ratios_are_kept_flat() -> None:
     ratio = Ratio(2.0, 1.5, 2.5)
-    assert ratio_figures("a", ratio) == {"a": 2.0, "a_low": 1.5, "a_high": 2.5}
-    assert ratio_of(ratio_figures("a", ratio), "a") == ratio
+    assert ratio_metrics("a", ratio) == {"a": 2.0, "a_low": 1.5, "a_high": 2.5}
+    assert read_ratio(ratio_metrics("a", ratio), "a") == ratio
     unknown = Ratio(2.0, 0.0, math.inf)
-    assert ratio_figures("a", unknown) == {"a": 2.0}
-    assert ratio_of({"a": 2.0}, "a") == unknown
-    assert ratio_of({}, "a") is None
+    assert ratio_metrics("a", unknown) == {"a": 2.0}
+    assert read_ratio({"a": 2.0}, "a") == unknown
+    assert read_ratio({}, "a") is None
 
 
 def test_what_counts_is_compared_and_the_rest_only_screened() -> None:
     ancestors = {"dense": "dense", "pruned": "pruned", "pruned-int8": "pruned"}
-    chosen = shortlist(ROWS, ancestors, [("dense", "pruned")], 1)
+    chosen = shortlist_cells(ROWS, ancestors, [("dense", "pruned")], 1)
     kinds = {(cell.candidate, cell.runtime, cell.precision, cell.threads) for cell in chosen}
     assert kinds == {
         ("dense", "eager", "f32", 1),  # baselines
@@ -108,15 +108,16 @@ def test_what_counts_is_compared_and_the_rest_only_screened() -> None:
         ("dense", "ort", "f32", 2),  # what the attribution goes through
         ("dense", "openvino", "f32", 1),
     }
-    assert chosen == [
-        cell for at in ROWS for cell in chosen if cell == BenchmarkCase(**{k: at[k] for k in cell.__dict__})
+    in_order = [
+        cell for fields in ROWS for cell in chosen if cell == BenchmarkCase(**{k: fields[k] for k in cell.__dict__})
     ]
+    assert chosen == in_order
     lucky = row("pruned", "openvino", "f32", 0.1, threads=1)
     compared = row("pruned", "ort", "f32", 2.4)
-    rows = replaced([*ROWS, lucky], [compared])
-    assert best(rows, "pruned", 1) == compared  # a lucky screening decides nothing
-    assert sum("screened" in at for at in rows) == len(ROWS)
-    assert fastest(rows, lambda at: at["candidate"] == "pruned-int8" and at["batch"] == 1) is not None
+    rows = merge_compared([*ROWS, lucky], [compared])
+    assert best_row(rows, "pruned", 1) == compared  # a lucky screening decides nothing
+    assert sum("screened" in row for row in rows) == len(ROWS)
+    assert fastest_row(rows, lambda row: row["candidate"] == "pruned-int8" and row["batch"] == 1) is not None
 
 
 def test_identical_graphs_tell_the_measurement_error() -> None:
@@ -129,21 +130,23 @@ def test_identical_graphs_tell_the_measurement_error() -> None:
         row("dense", "ort", "f32", 8.0, batch=64),
         row("dense-kd", "ort", "f32", 4.0, batch=64),
     ]
-    found, of_batch = measurement_errors(rows, [("dense", "dense-kd")])
-    assert found["error"] == pytest.approx(0.1)
-    assert (found["candidates"], found["runtime"], found["threads"]) == (["dense", "dense-kd"], "ort", 2)
+    errors, of_batch = measurement_errors(rows, [("dense", "dense-kd")])
+    assert errors["error"] == pytest.approx(0.1)
+    assert (errors["candidates"], errors["runtime"], errors["threads"]) == (["dense", "dense-kd"], "ort", 2)
     assert (of_batch["batch"], of_batch["error"]) == (64, pytest.approx(1.0))
-    assert largest_errors([found, of_batch]) == pytest.approx({1: 0.1, 64: 1.0})
+    assert largest_errors([errors, of_batch]) == pytest.approx({1: 0.1, 64: 1.0})
     assert largest_errors(measurement_errors(rows, [])) == {}
 
 
 def test_baselines_take_the_better_layout_and_number_of_threads() -> None:
-    found = baselines(ROWS, 1)
-    assert {kind: at["p50_ms"] for kind, at in found.items()} == {"eager": 10.0, "pytorch": 6.0, "float": 3.0}
-    assert found["eager"]["layout"] == "channels_last"
-    assert found["eager"]["threads"] == 1  # files are searched over threads too: a baseline must not be easier to beat
-    turned = [at | {"p50_ms": 8.0} if at["layout"] == "contiguous" else at for at in ROWS]
-    assert baselines(turned, 1)["eager"]["layout"] == "contiguous"
+    by_kind = baseline_rows(ROWS, 1)
+    assert {kind: row["p50_ms"] for kind, row in by_kind.items()} == {"eager": 10.0, "pytorch": 6.0, "float": 3.0}
+    assert by_kind["eager"]["layout"] == "channels_last"
+    assert (
+        by_kind["eager"]["threads"] == 1
+    )  # files are searched over threads too: a baseline must not be easier to beat
+    turned = [row | {"p50_ms": 8.0} if row["layout"] == "contiguous" else row for row in ROWS]
+    assert baseline_rows(turned, 1)["eager"]["layout"] == "contiguous"
 
 
 @pytest.mark.parametrize(
@@ -157,15 +160,15 @@ def test_baselines_take_the_better_layout_and_number_of_threads() -> None:
 )
 def test_speedups_are_ratios_of_medians(name: str, expected: dict[str, float]) -> None:
     assert values(ROWS, name, 1) == pytest.approx(expected)
-    doubled = [at | {"p50_ms": at["p50_ms"] * 2} for at in ROWS]  # a machine half as fast changes nothing
+    doubled = [row | {"p50_ms": row["p50_ms"] * 2} for row in ROWS]  # a machine half as fast changes nothing
     assert values(doubled, name, 1) == pytest.approx(expected)
 
 
 def test_the_batch_is_kept_apart_and_the_gpu_out() -> None:
     assert values(ROWS, "pruned-int8", 64) == pytest.approx({"eager": 10.0, "pytorch": 10.0, "float": 5.0})
-    assert best(ROWS, "dense", 1) == ROWS[6]
-    assert best(ROWS, "pruned", 64) is None
-    assert fastest(ROWS, lambda at: at["runtime"] == "eager-cuda") is None
+    assert best_row(ROWS, "dense", 1) == ROWS[6]
+    assert best_row(ROWS, "pruned", 64) is None
+    assert fastest_row(ROWS, lambda row: row["runtime"] == "eager-cuda") is None
 
 
 @pytest.mark.parametrize(
@@ -177,29 +180,29 @@ def test_the_batch_is_kept_apart_and_the_gpu_out() -> None:
     ],
 )
 def test_factors_multiply_to_the_total(name: str, ancestor: str, steps: list[float]) -> None:
-    found = attribution(ROWS, name, ancestor, 1)
-    assert found is not None
-    assert found["ms"] == steps
-    assert math.prod(found[part] for part in ("runtime", "structure", "precision")) == pytest.approx(found["total"])
-    assert found["total"] == pytest.approx(speedups(ROWS, name, 1)["eager"].value)
-    own = best(ROWS, name, 1)
+    factors = attribute_speedup(ROWS, name, ancestor, 1)
+    assert factors is not None
+    assert factors["ms"] == steps
+    assert math.prod(factors[part] for part in ("runtime", "structure", "precision")) == pytest.approx(factors["total"])
+    assert factors["total"] == pytest.approx(speedups(ROWS, name, 1)["eager"].value)
+    own = best_row(ROWS, name, 1)
     assert own is not None
-    assert (found["on"], found["threads"], found["ends_in"]) == (own["runtime"], own["threads"], own["precision"])
+    assert (factors["on"], factors["threads"], factors["ends_in"]) == (own["runtime"], own["threads"], own["precision"])
 
 
 def test_no_attribution_where_a_row_is_missing() -> None:
-    assert attribution(ROWS, "unknown", "dense", 1) is None
-    assert attribution(ROWS, "pruned-int8", "pruned", 64) is None
-    without = [at for at in ROWS if (at["candidate"], at["runtime"]) != ("dense", "ort")]
-    assert attribution(without, "pruned-int8", "pruned", 1) is None
+    assert attribute_speedup(ROWS, "unknown", "dense", 1) is None
+    assert attribute_speedup(ROWS, "pruned-int8", "pruned", 64) is None
+    without = [row for row in ROWS if (row["candidate"], row["runtime"]) != ("dense", "ort")]
+    assert attribute_speedup(without, "pruned-int8", "pruned", 1) is None
 
 
 def test_without_dense_in_eager_there_is_no_figure() -> None:
-    rows = [at for at in ROWS if at["runtime"] != "eager"]
+    rows = [row for row in ROWS if row["runtime"] != "eager"]
     with pytest.raises(ArtifactError, match=r"dense could not be timed in PyTorch eager f32 at batch 1.*delete"):
         speedups(rows, "pruned", 1)
     with pytest.raises(ArtifactError, match="batch 7"):
-        baselines(ROWS, 7)
+        baseline_rows(ROWS, 7)
 
 
 def test_flat_figures() -> None:
@@ -209,7 +212,7 @@ def test_flat_figures() -> None:
         {**process, "precision": "bf16", "peak_mb": 1.0, "load_ms": 1.0, "first_call_ms": 1.0},
         {**process, "candidate": "dense", "peak_mb": 2.0, "load_ms": 2.0, "first_call_ms": 2.0},
     ]
-    assert figures(ROWS, processes, "pruned-int8", 64) == pytest.approx(
+    assert candidate_metrics(ROWS, processes, "pruned-int8", 64) == pytest.approx(
         {
             "latency/ort_b1_p50_ms": 1.0,
             "latency/ort_b1_p95_ms": 1.2,
@@ -231,4 +234,4 @@ def test_flat_figures() -> None:
             "speedup/float_b64": 5.0,
         }
     )
-    assert figures(ROWS, processes, "unknown", 64) == {}
+    assert candidate_metrics(ROWS, processes, "unknown", 64) == {}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tasks.project.paths import ProjectPaths
-from winnow.benchmark.sweep import cells, fastest_of, sweep, thread_counts
-from winnow.cli.sweep import show
+from winnow.benchmark.sweep import best_sweep_row, sweep, sweep_cells, thread_counts
+from winnow.cli.sweep import run_sweep
 from winnow.config import Benchmark, Config
 from winnow.data.dataset import ImageSet
 from winnow.errors import ConfigError
@@ -23,7 +23,7 @@ def test_threads_double_up_to_all() -> None:
 
 
 def test_streams_need_an_equal_share_each() -> None:
-    grid = cells("dense", "int8", (9, 1, 9), (1, 2, 6))
+    grid = sweep_cells("dense", "int8", (9, 1, 9), (1, 2, 6))
     assert [(cell.batch, cell.threads) for cell in grid if cell.runtime == "openvino-throughput"] == [(9, 6)]
     assert {cell.batch for cell in grid} == {1, 9}
     assert {cell.precision for cell in grid} == {"int8"}
@@ -37,12 +37,12 @@ def test_every_combination_that_answers_rightly_is_timed(
     counts = thread_counts(cores())
     whole = {(runtime, batch, count) for runtime in ("ort", "openvino") for batch in (1, 4) for count in counts}
     assert timed == whole | {("openvino-throughput", 4, count) for count in counts if math.gcd(4, count) > 1}
-    shortest, most = fastest_of(outcome.rows, "latency"), fastest_of(outcome.rows, "throughput")
+    shortest, most = best_sweep_row(outcome.rows, "latency"), best_sweep_row(outcome.rows, "throughput")
     assert shortest is not None
     assert most is not None
     assert shortest["p50_ms"] == min(row["p50_ms"] for row in outcome.rows)
     assert most["images_per_s"] == max(row["images_per_s"] for row in outcome.rows)
-    assert fastest_of([], "latency") is None
+    assert best_sweep_row([], "latency") is None
 
 
 def test_the_command_leaves_a_table_and_a_picture(
@@ -56,7 +56,7 @@ def test_the_command_leaves_a_table_and_a_picture(
     (tmp_path / "artifacts" / "candidates" / "dense-int8").symlink_to(tiny_candidate("dense-int8"))
     (tmp_path / "artifacts" / "data").symlink_to(tiny_data)
     config = tiny_config.model_copy(update={"benchmark": SETTINGS})
-    assert show(ProjectPaths(tmp_path), config, "dense-int8", (1, 2)) == 0
+    assert run_sweep(ProjectPaths(tmp_path), config, "dense-int8", (1, 2)) == 0
     out = tmp_path / ".winnow" / "sweep" / "dense-int8"
     with (out / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -67,6 +67,6 @@ def test_the_command_leaves_a_table_and_a_picture(
     assert "Shortest call: " in said
     assert "Most images: " in said
     with pytest.raises(ConfigError, match="no candidate has won; name one"):
-        show(ProjectPaths(tmp_path), config, "", ())
+        run_sweep(ProjectPaths(tmp_path), config, "", ())
     with pytest.raises(ConfigError, match=r"dense: no candidate of that name has a model\.onnx"):
-        show(ProjectPaths(tmp_path), config, "dense", ())
+        run_sweep(ProjectPaths(tmp_path), config, "dense", ())

@@ -16,15 +16,15 @@ import yaml
 
 from tasks.project import benchmark_target
 from tests.conftest import SIZE, tiny_params
-from winnow.benchmark.target_measurements import TargetMeasurements, read_host, speeds_on
-from winnow.cli.params_editor import edited
+from winnow.benchmark.target_measurements import TargetMeasurements, read_measurements, speeds_on_target
+from winnow.cli.params_editor import apply_assignments
 from winnow.config import Benchmark, check_config
 from winnow.data.dataset import VALIDATION, ImageSet
-from winnow.deploy.bundle import check_pixels, write_check
+from winnow.deploy.bundle import select_check_pixels, write_host_check
 from winnow.errors import ArtifactError, DataError
-from winnow.hardware import saturates
+from winnow.hardware import int8_sums_saturate
 from winnow.records import sha256_of, this_machine
-from winnow.selection.caveats import overflow_told, overflowing
+from winnow.selection.caveats import describe_overflow, overflowing_candidates
 
 SETTINGS = Benchmark(large_batch=8, samples=20, rounds=6, warm_up_ms=0)
 NAMES = ("dense", "dense-int8")
@@ -38,24 +38,24 @@ def exported(
     out = tmp_path_factory.mktemp("hosts") / "export"
     out.mkdir()
     models = [(name, tiny_candidate(name) / "model.onnx", "int8" if "int8" in name else "f32") for name in NAMES]
-    write_check(out, models, check_pixels(tiny_set, SIZE), SETTINGS)
+    write_host_check(out, models, select_check_pixels(tiny_set, SIZE), SETTINGS)
     return out
 
 
-def run(exported: Path, at: Path) -> subprocess.CompletedProcess[str]:
+def run(exported: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """As over there: without winnow on the path, from any folder."""
     command = [sys.executable, "-I", str(exported / "check_host.py")]
-    return subprocess.run(command, cwd=at, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def host(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> TargetMeasurements:
-    at = tmp_path_factory.mktemp("there")
-    done = run(exported, at)
+    folder = tmp_path_factory.mktemp("there")
+    done = run(exported, folder)
     assert done.returncode == 0, done.stderr
     assert "round 6 of 6, about 0 s left" in done.stdout
-    assert "take this back: " in done.stdout
-    return read_host(at / "host.json")
+    assert "copy this file back: " in done.stdout
+    return read_measurements(folder / "host.json")
 
 
 def test_figures_without_dense_are_told_to_be_no_use_to_gates(
@@ -63,10 +63,10 @@ def test_figures_without_dense_are_told_to_be_no_use_to_gates(
 ) -> None:
     model = ("dense-int8", tiny_candidate("dense-int8") / "model.onnx", "int8")
     (tmp_path / "alone").mkdir()
-    write_check(tmp_path / "alone", [model], check_pixels(tiny_set, SIZE), SETTINGS)
+    write_host_check(tmp_path / "alone", [model], select_check_pixels(tiny_set, SIZE), SETTINGS)
     done = run(tmp_path / "alone", tmp_path)
-    assert "gates need all candidates here (winnow export DIR --candidates); figures: " in done.stdout
-    assert "take this back" not in done.stdout
+    assert "gates need all candidates (winnow export DIR --candidates): " in done.stdout
+    assert "copy this file back" not in done.stdout
 
 
 def test_the_script_imports_nothing_of_winnow(exported: Path) -> None:
@@ -76,9 +76,9 @@ def test_the_script_imports_nothing_of_winnow(exported: Path) -> None:
 
 
 def test_every_cell_is_timed_with_its_machine(exported: Path, host: TargetMeasurements) -> None:
-    here = this_machine()
-    assert (host.machine.cpu, host.machine.threads) == (here.cpu, here.threads)
-    assert set(here.flags) <= set(host.machine.flags)
+    machine = this_machine()
+    assert (host.machine.cpu, host.machine.threads) == (machine.cpu, machine.threads)
+    assert set(machine.flags) <= set(host.machine.flags)
     assert {"onnxruntime", "numpy", "pillow", "openvino"} <= set(host.machine.versions)
     timed = {(row.candidate, row.runtime, row.batch, row.threads) for row in host.rows}
     expected = {
@@ -86,40 +86,40 @@ def test_every_cell_is_timed_with_its_machine(exported: Path, host: TargetMeasur
         for name in NAMES
         for runtime in ("ort", "openvino")
         for batch in (1, 8)
-        for threads in {1, here.threads}
+        for threads in {1, machine.threads}
     }
     assert expected <= timed
-    in_streams = {(name, "openvino-throughput", 8, count) for name in NAMES for count in {here.threads} - {1}}
+    in_streams = {(name, "openvino-throughput", 8, count) for name in NAMES for count in {machine.threads} - {1}}
     assert timed - expected == in_streams
     assert all(row.p50_ms > 0 and row.samples in (24, 18, 12, 9) and row.p95_ms is None for row in host.rows)
     assert {row.sha256 for row in host.rows} == {sha256_of(exported / "check" / f"{name}.onnx") for name in NAMES}
 
 
 def test_the_check_images_are_of_the_validation_split(tiny_set: ImageSet) -> None:
-    pixels = check_pixels(tiny_set, SIZE)
+    pixels = select_check_pixels(tiny_set, SIZE)
     validation = tiny_set.images_NHWC[tiny_set.indices(VALIDATION)]
-    assert all((validation == one).all(axis=(1, 2, 3)).any() for one in pixels)
-    assert check_pixels(tiny_set, 40).shape == (64, 40, 40, 3)
-    assert np.array_equal(check_pixels(None, 40), check_pixels(None, 40))
+    assert all((validation == image).all(axis=(1, 2, 3)).any() for image in pixels)
+    assert select_check_pixels(tiny_set, 40).shape == (64, 40, 40, 3)
+    assert np.array_equal(select_check_pixels(None, 40), select_check_pixels(None, 40))
 
 
 def test_speeds_are_of_the_present_files_alone(exported: Path, host: TargetMeasurements) -> None:
     digests = {name: sha256_of(exported / "check" / f"{name}.onnx") for name in NAMES}
-    found = speeds_on(host, digests | {"newer": "0" * 64}, 8)
-    assert found["best"]["newer"] == {"latency": None, "throughput": None}
-    assert found["candidates"]["newer"] == {}
-    assert found["candidates"]["dense"]["speedup/float_b1"] == 1.0
-    own = found["candidates"]["dense-int8"]
+    speeds = speeds_on_target(host, digests | {"newer": "0" * 64}, 8)
+    assert speeds["best"]["newer"] == {"latency": None, "throughput": None}
+    assert speeds["candidates"]["newer"] == {}
+    assert speeds["candidates"]["dense"]["speedup/float_b1"] == 1.0
+    own = speeds["candidates"]["dense-int8"]
     rows = [row for row in host.rows if row.batch == 1 and not row.screened]  # a lucky screening decides nothing
     fastest = {name: min(row.p50_ms for row in rows if row.candidate == name) for name in NAMES}
     assert own["best/latency_ms"] == fastest["dense-int8"]
     assert own["speedup/float_b1"] == pytest.approx(fastest["dense"] / fastest["dense-int8"])
-    alone = speeds_on(host, digests | {"dense": "1" * 64}, 8)["candidates"]
+    alone = speeds_on_target(host, digests | {"dense": "1" * 64}, 8)["candidates"]
     assert alone["dense"] == {}
     assert "speedup/float_b1" not in alone["dense-int8"]
     assert alone["dense-int8"]["best/latency_ms"] == own["best/latency_ms"]
-    with pytest.raises(ArtifactError, match=r"are of batches of 8, benchmark\.large_batch is 64"):
-        speeds_on(host, digests, 64)
+    with pytest.raises(ArtifactError, match=r"are for batches of 8, but benchmark\.large_batch is 64"):
+        speeds_on_target(host, digests, 64)
 
 
 def test_another_answer_is_refused_and_another_file_stops_it(exported: Path, tmp_path: Path) -> None:
@@ -129,10 +129,10 @@ def test_another_answer_is_refused_and_another_file_stops_it(exported: Path, tmp
     manifest["models"][1]["answers"] = [(answer + 1) % 3 for answer in manifest["models"][1]["answers"]]
     (wrong / "check" / "manifest.json").write_text(json.dumps(manifest))
     assert run(wrong, tmp_path).returncode == 0
-    host = read_host(tmp_path / "host.json")
+    host = read_measurements(tmp_path / "host.json")
     assert {row.candidate for row in host.rows} == {"dense"}
     assert {cell.candidate for cell in host.refused} == {"dense-int8"}
-    assert all("answers agree on" in cell.reason for cell in host.refused)
+    assert all("predictions agree on" in cell.reason for cell in host.refused)
     with (wrong / "check" / "dense.onnx").open("ab") as file:
         file.write(b"x")
     done = run(wrong, tmp_path)
@@ -145,7 +145,7 @@ def test_without_openvino_onnx_runtime_is_timed_alone(exported: Path, tmp_path: 
     command = [sys.executable, "-c", code, exported / "check_host.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    host = read_host(tmp_path / "host.json")
+    host = read_measurements(tmp_path / "host.json")
     assert {row.runtime for row in host.rows} == {"ort"}
     assert "openvino" not in host.machine.versions
 
@@ -153,10 +153,10 @@ def test_without_openvino_onnx_runtime_is_timed_alone(exported: Path, tmp_path: 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "machine": {}, "rows": []}', "\x00"])
 def test_something_else_is_no_report(tmp_path: Path, text: str) -> None:
     (tmp_path / "host.json").write_text(text)
-    with pytest.raises(DataError, match=r"is not what check_host\.py writes"):
-        read_host(tmp_path / "host.json")
+    with pytest.raises(DataError, match=r"is not a file of check_host\.py"):
+        read_measurements(tmp_path / "host.json")
     with pytest.raises(DataError, match="cannot be read"):
-        read_host(tmp_path / "nowhere.json")
+        read_measurements(tmp_path / "nowhere.json")
 
 
 def put(raw: dict[str, Any], path: str, value: Any) -> None:
@@ -189,25 +189,25 @@ def put(raw: dict[str, Any], path: str, value: Any) -> None:
 def test_figures_that_cannot_be_are_named(host: TargetMeasurements, tmp_path: Path, path: str, value: Any) -> None:
     raw = host.model_dump(mode="json")
     (tmp_path / "host.json").write_text(json.dumps(raw))
-    assert read_host(tmp_path / "host.json") == host
+    assert read_measurements(tmp_path / "host.json") == host
     put(raw, path, value)
     (tmp_path / "host.json").write_text(json.dumps(raw))
-    with pytest.raises(DataError, match=rf"host\.json is not what check_host\.py writes \(at {re.escape(path)}: "):
-        read_host(tmp_path / "host.json")
+    with pytest.raises(DataError, match=rf"host\.json is not a file of check_host\.py \(at {re.escape(path)}: "):
+        read_measurements(tmp_path / "host.json")
 
 
 @pytest.mark.parametrize("found", [99, 1, "2", True, None, [2]])
 def test_another_format_is_refused(host: TargetMeasurements, tmp_path: Path, found: Any) -> None:
     (tmp_path / "host.json").write_text(json.dumps({**host.model_dump(mode="json"), "format": found}))
-    with pytest.raises(DataError, match=r"host\.json is not what check_host\.py writes \(at format"):
-        read_host(tmp_path / "host.json")
+    with pytest.raises(DataError, match=r"host\.json is not a file of check_host\.py \(format is"):
+        read_measurements(tmp_path / "host.json")
 
 
 @pytest.mark.parametrize(("open_", "close"), [("[", "]"), ('{"format":', "}")])
 def test_deep_nesting_is_refused(tmp_path: Path, open_: str, close: str) -> None:
     (tmp_path / "host.json").write_text(f'{{"format": 2, "machine": {open_ * 100_000}1{close * 100_000}}}')
-    with pytest.raises(DataError, match=r"host\.json is not what check_host\.py writes"):
-        read_host(tmp_path / "host.json")
+    with pytest.raises(DataError, match=r"host\.json is not a file of check_host\.py"):
+        read_measurements(tmp_path / "host.json")
 
 
 @pytest.mark.parametrize(
@@ -231,12 +231,12 @@ def test_x86_without_vnni_saturates(host: TargetMeasurements, flags: tuple[str, 
         "pruned": tiny_params()["candidates"]["pruned"],
     }
     config = check_config(tiny_params() | {"candidates": candidates})
-    there = host.model_copy(update={"machine": host.machine.model_copy(update={"flags": flags})})
-    assert overflowing(config, there.machine.flags) == expected
-    assert saturates(flags) == bool(expected)
+    target = host.model_copy(update={"machine": host.machine.model_copy(update={"flags": flags})})
+    assert overflowing_candidates(config, target.machine.flags) == expected
+    assert int8_sums_saturate(flags) == bool(expected)
     if expected:
-        command = overflow_told(expected).partition("winnow run ")[2]
+        command = describe_overflow(expected).partition("winnow run ")[2]
         params = yaml.safe_dump(tiny_params() | {"candidates": candidates})  # which leaves most keys at their defaults
-        after = check_config(yaml.safe_load(edited(params, command.replace("-S ", "").split())))
-        assert overflowing(after, there.machine.flags) == []
-    assert benchmark_target.is_silent(there) == (not flags)
+        after = check_config(yaml.safe_load(apply_assignments(params, command.replace("-S ", "").split())))
+        assert overflowing_candidates(after, target.machine.flags) == []
+    assert benchmark_target.has_unknown_flags(target) == (not flags)

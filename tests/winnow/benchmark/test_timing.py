@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from winnow.benchmark.timing import TimedFile, medians_ms, settle, time_calls, time_in_turns, time_pair
+from winnow.benchmark.timing import TimedFile, medians_ms, time_calls, time_in_turns, time_pair, wait_until_idle
 
 PIXELS = np.zeros((1, 2, 2, 3), np.uint8)
 
@@ -32,28 +32,28 @@ class Spinner:
 def test_a_visit_begins_when_the_threads_of_the_call_before_rest() -> None:
     spinner = Spinner(0.3)
     spinner(PIXELS)
-    began: list[float] = []
-    time_calls(lambda: began.append(time.monotonic()), calls=1, warm_up_ms=0)
-    assert began[0] >= spinner.until
+    starts: list[float] = []
+    time_calls(lambda: starts.append(time.monotonic()), calls=1, warm_up_ms=0)
+    assert starts[0] >= spinner.until
 
 
 def test_rest_is_found_at_once_and_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
-    assert settle()
+    assert wait_until_idle()
     assert time.monotonic() - started < 0.5
     monkeypatch.setattr("winnow.benchmark.timing.PATIENCE_SECONDS", 0.2)
     Spinner(1.0)(PIXELS)
     started = time.monotonic()
-    assert not settle()
+    assert not wait_until_idle()
     assert time.monotonic() - started < 0.9
 
 
 def test_time_is_that_of_the_calls_without_the_warm_up() -> None:
     waits = iter([0.05, 0.05, 0.002, 0.004, 0.006])
-    found = time_calls(lambda: time.sleep(next(waits)), calls=3, warm_up_ms=80)
-    assert len(found) == 3
-    assert found[0] >= 0.002
-    assert found[2] >= 0.006
+    seconds = time_calls(lambda: time.sleep(next(waits)), calls=3, warm_up_ms=80)
+    assert len(seconds) == 3
+    assert seconds[0] >= 0.002
+    assert seconds[2] >= 0.006
     assert next(waits, None) is None
 
 
@@ -84,7 +84,7 @@ def test_neither_of_a_pair_is_always_first() -> None:
 
 
 def test_a_pair_is_timed_round_by_round() -> None:
-    own, its = time_pair(
+    own, reference = time_pair(
         # So far apart that neighbours on a busy machine do not turn them round.
         lambda _: time.sleep(0.1) or np.zeros((1, 2), np.float32),  # type: ignore[func-returns-value]
         lambda _: time.sleep(0.002) or np.zeros((1, 2), np.float32),  # type: ignore[func-returns-value]
@@ -92,5 +92,5 @@ def test_a_pair_is_timed_round_by_round() -> None:
         calls=2,
         rounds=3,
     )
-    assert len(own) == len(its) == 3
-    assert all(a > b for a, b in zip(own, its, strict=True))
+    assert len(own) == len(reference) == 3
+    assert all(a > b for a, b in zip(own, reference, strict=True))

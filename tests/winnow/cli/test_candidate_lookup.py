@@ -5,23 +5,23 @@ from pathlib import Path
 import pytest
 
 from tasks.project.paths import ProjectPaths
-from winnow.cli.candidate_lookup import folder_of
+from winnow.cli.candidate_lookup import candidate_folder
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
-from winnow.models.backbones import WEIGHTS
+from winnow.models.backbones import WEIGHTS_FILE
 
 
 def test_a_name_that_was_not_made_is_told_those_that_were(tmp_path: Path) -> None:
     places = ProjectPaths(tmp_path)
     with pytest.raises(ConfigError, match=r"dense: no candidate of that name has .* winnow run makes them first"):
-        folder_of(places, "dense", WEIGHTS)
-    for name, files in {"dense": (WEIGHTS, MODEL), "dense-int8": (MODEL,), ".pruned.12.tmp": (MODEL,)}.items():
+        candidate_folder(places, "dense", WEIGHTS_FILE)
+    for name, files in {"dense": (WEIGHTS_FILE, MODEL), "dense-int8": (MODEL,), ".pruned.12.tmp": (MODEL,)}.items():
         folder = places.artifacts / "candidates" / name
         folder.mkdir(parents=True)
         for file in files:
             (folder / file).touch()
-    assert folder_of(places, "dense-int8", MODEL) == places.artifacts / "candidates" / "dense-int8"
+    assert candidate_folder(places, "dense-int8", MODEL) == places.artifacts / "candidates" / "dense-int8"
     with pytest.raises(ConfigError, match=r"dense-int8: no candidate .* a weights\.safetensors in .*; valid: dense$"):
-        folder_of(places, "dense-int8", WEIGHTS)
+        candidate_folder(places, "dense-int8", WEIGHTS_FILE)
     with pytest.raises(ConfigError, match=r"valid: dense, dense-int8$"):
-        folder_of(places, "../dense", MODEL)
+        candidate_folder(places, "../dense", MODEL)

@@ -13,7 +13,7 @@ CODE = """
 import os, signal, time
 signal.signal(signal.SIGHUP, signal.{hangup})
 from winnow.cli import main
-main._end_politely()
+main._handle_signals()
 try:
     os.kill(os.getpid(), signal.{sent})
     time.sleep(0.2)

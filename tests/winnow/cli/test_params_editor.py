@@ -7,7 +7,7 @@ import yaml
 
 from tasks.project.paths import ProjectPaths
 from tests.closure import ROOT
-from winnow.cli.params_editor import edited, set_keys
+from winnow.cli.params_editor import apply_assignments, set_keys
 from winnow.config import Optimiser, SimCLR, check_config, load_config
 from winnow.errors import ConfigError
 
@@ -88,15 +88,15 @@ def test_what_is_already_so_is_left_alone(places: ProjectPaths, capsys: pytest.C
     ],
 )
 def test_a_path_means_what_it_says(path: str) -> None:
-    after = edited(SHIPPED, ["data.source=folder", f"data.path={path}"])
+    after = apply_assignments(SHIPPED, ["data.source=folder", f"data.path={path}"])
     assert check_config(yaml.safe_load(after)).data.path == path
-    after = edited(after, ["data.max_rejected=3"])  # and it survives the next change of something else
+    after = apply_assignments(after, ["data.max_rejected=3"])  # and it survives the next change of something else
     assert check_config(yaml.safe_load(after)).data.path == path
 
 
 @pytest.mark.parametrize("path", ["2024", "on", "null", "1:30", "1e-1", "0x10", "~", "1_000", "=", "2024-05-01"])
 def test_quotes_make_text_of_what_is_none(path: str) -> None:
-    after = edited(SHIPPED, ["data.source=folder", f"data.path='{path}'"])
+    after = apply_assignments(SHIPPED, ["data.source=folder", f"data.path='{path}'"])
     assert check_config(yaml.safe_load(after)).data.path == path
 
 
@@ -144,8 +144,8 @@ def test_values_are_yaml(places: ProjectPaths, assignment: str, value: object) -
         (["finetune.learning_rates=[1e-1]"], "YAML reads 1e-1 as text"),
         (["data.path=2024", "data.source=folder"], r"data\.path: .*found 2024"),
         (["candidates.pruned-int8.from=dense-int8"], r"candidates\.pruned-int8\.from: 'dense-int8' is quantized"),
-        (["data.source=folder", "data.path=/typo"], r"not there:\n  data\.path: '/typo' does not exist"),
-        (["finetune.weights=mine.pth"], r"finetune\.weights: 'mine\.pth' is no file"),
+        (["data.source=folder", "data.path=/typo"], r"do not exist:\n  data\.path: '/typo' does not exist"),
+        (["finetune.weights=mine.pth"], r"finetune\.weights: 'mine\.pth' is not a file"),
         (["data=photos"], r"these settings has 1 mistake:\n  data: "),
     ],
 )
@@ -189,7 +189,7 @@ def test_settings_of_the_method_before_leave_the_file(places: ProjectPaths, caps
     after = load_config(places.root / "params.yaml").pretrain
     augmentation = own.augmentation.model_copy(update={"flip": False})
     assert after == own.model_copy(update={"seed": 7, "batch_size": 64, "augmentation": augmentation})
-    assert "pretrain.method: simclr has its own epochs, augmentation: the values" in capsys.readouterr().out
+    assert "pretrain.method: simclr has its own epochs, augmentation: the previous" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", ["none", "rotnet"])

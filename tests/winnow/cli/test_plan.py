@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.forecast.data_counts import Counts, Forecast, counts_of, expected
-from tasks.forecast.step_costs import Rehearsal, main
+from tasks.forecast.data_counts import Counts, Forecast, count_images, expected_counts
+from tasks.forecast.step_costs import StepForecaster, main
 from tasks.project.paths import ProjectPaths
 from tests.closure import ROOT
 from tests.conftest import CLASSES, tiny_params, write_folder
@@ -37,10 +37,10 @@ def configured(folder: Path, **sections: dict) -> Config:
 PEAKS = """
 import subprocess, sys, time
 import numpy as np
-from tasks.project.peak_memory import watched
+import tasks.project.peak_memory
 
 def peak(act):
-    with watched(every=0.02) as seen:
+    with tasks.project.peak_memory.measure_peak_memory(every=0.02) as seen:
         act()
     return seen.mb
 
@@ -72,9 +72,9 @@ def test_expected_counts_are_near_those_of_ingest(image_folder: Path, tmp_path: 
         (image_folder / "unlabelled").mkdir(exist_ok=True)
         shutil.copy(next((image_folder / CLASSES[0]).iterdir()), image_folder / "unlabelled" / f"{number}.png")
     config = configured(image_folder)
-    guessed = expected(config, tmp_path)
+    guessed = expected_counts(config, tmp_path)
     ingest(config, tmp_path / "data", tmp_path)
-    true = counts_of(config, tmp_path / "data", tmp_path)
+    true = count_images(config, tmp_path / "data", tmp_path)
     assert guessed.classes == true.classes == 3
     assert guessed.images == pytest.approx(true.images, abs=2)
     for key, value in asdict(true).items():
@@ -88,7 +88,7 @@ def test_a_test_set_that_the_source_names_and_a_budget_are_counted(image_folder:
             (split / part / name).mkdir(parents=True)
             for file in sorted((image_folder / name).iterdir())[:: 1 if part == "train" else 5]:
                 shutil.copy(file, split / part / name / file.name)
-    counts = expected(configured(split, data={"labels_per_class": 4}), tmp_path)
+    counts = expected_counts(configured(split, data={"labels_per_class": 4}), tmp_path)
     named = sum(1 for path in (split / "test").rglob("*") if path.is_file())
     assert counts.test == named
     assert counts.budget == 4 * len(CLASSES)
@@ -98,8 +98,8 @@ def test_a_test_set_that_the_source_names_and_a_budget_are_counted(image_folder:
 def forecasts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Forecast]:
     """The first steps of the tiny tree, tried once."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    rehearsal = Rehearsal(configured(write_folder(folder / "photos")), COUNTS, folder, folder / "tried")
-    return {step: rehearsal.rehearse(step) for step in ("ingest", "pretrain", "finetune")}
+    rehearsal = StepForecaster(configured(write_folder(folder / "photos")), COUNTS, folder, folder / "tried")
+    return {step: rehearsal.forecast_step(step) for step in ("ingest", "pretrain", "finetune")}
 
 
 @pytest.mark.slow
@@ -108,16 +108,16 @@ def test_steps_are_forecast_by_what_they_count(forecasts: dict[str, Forecast]) -
         assert 0 < forecast.seconds < 600
         assert 50 < forecast.memory_mb < 10_000
     assert forecasts["ingest"].disk_mb == pytest.approx(320 * (16 * 16 * 3 + 60) / 1e6)
-    assert forecasts["pretrain"].counted.startswith("12 steps of 32 images at ")
-    assert forecasts["finetune"].counted.startswith("4 trainings: 96 steps of 32 images at ")
+    assert forecasts["pretrain"].basis.startswith("12 steps of 32 images at ")
+    assert forecasts["finetune"].basis.startswith("4 trainings: 96 steps of 32 images at ")
 
 
 @pytest.mark.slow
 def test_candidates_are_made_in_small(forecasts: dict[str, Forecast], tmp_path: Path) -> None:
-    rehearsal = Rehearsal(check_config(tiny_params()), COUNTS, tmp_path, tmp_path / "tried")
-    int8, pruned, student = (rehearsal.rehearse(step) for step in ("pruned-int8", "pruned", "student"))
-    assert int8.counted.startswith("32 images at ")
-    assert pruned.counted.startswith("12 steps of 32 images at ")
+    rehearsal = StepForecaster(check_config(tiny_params()), COUNTS, tmp_path, tmp_path / "tried")
+    int8, pruned, student = (rehearsal.forecast_step(step) for step in ("pruned-int8", "pruned", "student"))
+    assert int8.basis.startswith("32 images at ")
+    assert pruned.basis.startswith("12 steps of 32 images at ")
     assert int8.disk_mb < pruned.disk_mb < forecasts["finetune"].disk_mb
     assert student.disk_mb < pruned.disk_mb
 
@@ -126,24 +126,24 @@ def test_candidates_are_made_in_small(forecasts: dict[str, Forecast], tmp_path: 
 def test_the_benchmark_is_forecast_by_its_cells(tmp_path: Path) -> None:
     params = tiny_params()
     params["candidates"] = {"dense-int8": params["candidates"]["dense-int8"]}
-    short = Rehearsal(check_config(params), COUNTS, tmp_path, tmp_path / "short")
-    forecast = short.rehearse("benchmark")
-    cells = grid.plan({"dense": False, "dense-int8": True}, short.config.benchmark, cores(), cuda=False)
-    assert forecast.counted == f"{len(cells)} cells of 2 files, 5 processes"
+    short = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "short")
+    forecast = short.forecast_step("benchmark")
+    cells = grid.plan_cells({"dense": False, "dense-int8": True}, short.config.benchmark, cores(), cuda=False)
+    assert forecast.basis == f"{len(cells)} cells of 2 files, 5 processes"
     params["benchmark"] |= {"samples": 100_000}
-    longer = Rehearsal(check_config(params), COUNTS, tmp_path, tmp_path / "longer")
-    assert longer.rehearse("benchmark").seconds > forecast.seconds + 20
+    longer = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "longer")
+    assert longer.forecast_step("benchmark").seconds > forecast.seconds + 20
 
 
 @pytest.mark.slow
 def test_more_work_takes_longer(tmp_path: Path, image_folder: Path) -> None:
-    usual = Rehearsal(configured(image_folder), COUNTS, tmp_path, tmp_path / "tried")
+    usual = StepForecaster(configured(image_folder), COUNTS, tmp_path, tmp_path / "tried")
     longer = configured(image_folder, pretrain={"epochs": 2000})
-    short = usual.rehearse("pretrain")
+    short = usual.forecast_step("pretrain")
     usual.config = longer
-    assert usual.rehearse("pretrain").seconds > 20 * (short.seconds - usual.started)
+    assert usual.forecast_step("pretrain").seconds > 20 * (short.seconds - usual.startup_seconds)
     usual.config = configured(image_folder, finetune={"cross_validation": "always"})
-    assert "4 trainings and 5 of cross-validation: 216 steps" in usual.rehearse("finetune").counted
+    assert "4 trainings and 5 of cross-validation: 216 steps" in usual.forecast_step("finetune").basis
 
 
 @pytest.mark.slow
@@ -151,12 +151,12 @@ def test_a_refit_is_forecast_where_labels_are_few(tmp_path: Path) -> None:
     params = tiny_params()
     params["refit"] = {"when": "auto"}
     params["candidates"] = {name: params["candidates"][name] for name in ("pruned", "pruned-int8")}
-    forecast = Rehearsal(check_config(params), COUNTS, tmp_path, tmp_path / "few").rehearse("refit")
-    assert forecast.counted == "dense and pruned and pruned-int8 again, if the winner is like that"
+    forecast = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "few").forecast_step("refit")
+    assert forecast.basis == "dense and pruned and pruned-int8 again, as an upper estimate of the winner's refit"
     assert forecast.disk_mb > 0.2
     params["refit"] = {"when": "never"}
-    none = Rehearsal(check_config(params), COUNTS, tmp_path, tmp_path / "none").rehearse("refit")
-    assert none.counted == "none: refit.when is never"
+    none = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "none").forecast_step("refit")
+    assert none.basis == "none: refit.when is never"
     assert none.disk_mb < forecast.disk_mb
 
 
@@ -172,7 +172,7 @@ def test_what_a_step_would_refuse_is_said_before_it_runs(
     )
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert status == 2
-    assert "removes nothing from this resnet8" in told["error"]
+    assert "leaves this resnet8 unchanged" in told["error"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "params.yaml", "photos"]
 
 
@@ -184,15 +184,15 @@ def test_the_plan_is_shown_beside_the_truth_of_the_same_parameters(tmp_path: Pat
     steps = {row.step: asdict(row) for row in (forecast, replace(forecast, step="select"))}
     write_json(places.state_dir / "plan.json", {"params": sha256_of(tmp_path / "params.yaml"), "steps": steps})
     true = {"pretrain": {"seconds": 100.0, "memory_mb": 800.0, "disk_mb": 100.0}}
-    planned, told = plan.beside(places, true)
+    planned, told = plan.compare_with_plan(places, true)
     assert set(planned) == {"pretrain"}
     assert told == (
         "Planned: 1:30, it took 1:40 (forecast -10 %); 0.10 GB of artifacts, 0.10 GB (forecast +0 %); "
         "memory 1.00 GB, 0.80 GB (forecast +25 %)"
     )
-    assert plan.beside(places, true | {"report": true["pretrain"]}) == ({}, "")
+    assert plan.compare_with_plan(places, true | {"report": true["pretrain"]}) == ({}, "")
     (tmp_path / "params.yaml").write_text("a: 2\n")
-    assert plan.beside(places, true) == ({}, "")
+    assert plan.compare_with_plan(places, true) == ({}, "")
 
 
 @pytest.mark.parametrize(
@@ -209,5 +209,5 @@ def test_how_the_cache_shares_files_is_tried(tmp_path: Path, settings: str, kind
 def test_a_child_that_dies_is_an_error_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     (tmp_path / ".winnow").mkdir()
-    with pytest.raises(WinnowError, match="could not be tried in small"):
+    with pytest.raises(WinnowError, match="could not be measured on a sample"):
         list(plan._forecasts(ProjectPaths(tmp_path), check_config(tiny_params()), COUNTS, ["pretrain"]))

@@ -11,63 +11,65 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from winnow.compression.channel_importance import Criterion, prepare, pruning_library
-from winnow.compression.channel_pruning import PruningStep, least_channels, remove_channels
-from winnow.compression.method_inputs import Inputs
+from winnow.compression.channel_importance import Criterion, import_torch_pruning, prepare_criterion
+from winnow.compression.channel_pruning import PruningStep, min_channels_by_layer, remove_channels
+from winnow.compression.method_inputs import MethodInputs
 from winnow.config.candidates import Importance
 from winnow.data.augmentation import normalise, to_float
 from winnow.errors import ConfigError
-from winnow.models.backbones import Architecture, build, load_model
+from winnow.models.backbones import Architecture, build_model, load_model
 
 NAMES = get_args(Importance)
 
 
-def removed(folder: Path, name: Importance, inputs: Inputs, seed: int = 0) -> list[object]:
+def removed(folder: Path, name: Importance, inputs: MethodInputs, seed: int = 0) -> list[object]:
     model, architecture = load_model(folder)
-    criterion = prepare(model, name, inputs, seed)
-    return remove_channels(model, architecture, PruningStep(0.4, criterion, 8, least_channels(model, 0.75))).pruning
+    criterion = prepare_criterion(model, name, inputs, seed)
+    return remove_channels(
+        model, architecture, PruningStep(0.4, criterion, 8, min_channels_by_layer(model, 0.75))
+    ).pruning
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_removes_and_does_so_again(tiny_dense: Path, tiny_inputs: Inputs, name: Importance) -> None:
+def test_each_removes_and_does_so_again(tiny_dense: Path, tiny_inputs: MethodInputs, name: Importance) -> None:
     once = removed(tiny_dense, name, tiny_inputs)
     torch.manual_seed(7)
     assert once == removed(tiny_dense, name, tiny_inputs)
 
 
-def test_they_differ(tiny_dense: Path, tiny_inputs: Inputs) -> None:
-    found = {str(removed(tiny_dense, name, tiny_inputs)) for name in NAMES}
-    assert len(found) == len(NAMES)
+def test_they_differ(tiny_dense: Path, tiny_inputs: MethodInputs) -> None:
+    histories = {str(removed(tiny_dense, name, tiny_inputs)) for name in NAMES}
+    assert len(histories) == len(NAMES)
 
 
-def test_only_random_hangs_on_the_seed_where_all_labels_are_used(tiny_dense: Path, tiny_inputs: Inputs) -> None:
+def test_only_random_hangs_on_the_seed_where_all_labels_are_used(tiny_dense: Path, tiny_inputs: MethodInputs) -> None:
     assert removed(tiny_dense, "random", tiny_inputs, 0) != removed(tiny_dense, "random", tiny_inputs, 1)
     assert removed(tiny_dense, "magnitude", tiny_inputs, 0) == removed(tiny_dense, "magnitude", tiny_inputs, 1)
 
 
-def few(inputs: Inputs, count: int) -> Inputs:
+def few(inputs: MethodInputs, count: int) -> MethodInputs:
     return dataclasses.replace(inputs, budget=inputs.budget[:count])
 
 
-def pixels(inputs: Inputs) -> torch.Tensor:
+def pixels(inputs: MethodInputs) -> torch.Tensor:
     return normalise(to_float(torch.from_numpy(inputs.images.images_NHWC[inputs.budget]).permute(0, 3, 1, 2)))
 
 
-def test_taylors_gradient_is_that_of_the_mean_loss(tiny_dense: Path, tiny_inputs: Inputs) -> None:
+def test_taylors_gradient_is_that_of_the_mean_loss(tiny_dense: Path, tiny_inputs: MethodInputs) -> None:
     inputs = few(tiny_inputs, 12)
     model, _ = load_model(tiny_dense)
-    prepare(model, "taylor", inputs, 0)
+    prepare_criterion(model, "taylor", inputs, 0)
     twin, _ = load_model(tiny_dense)
     twin.requires_grad_(True)
     F.cross_entropy(twin(pixels(inputs)), torch.from_numpy(inputs.labels_N[inputs.budget])).backward()
-    for mine, its in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, its.grad, rtol=1e-3, atol=1e-5)
+    for parameter, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_hessian_is_the_mean_of_squared_gradients_of_single_images(tiny_dense: Path, tiny_inputs: Inputs) -> None:
+def test_hessian_is_the_mean_of_squared_gradients_of_single_images(tiny_dense: Path, tiny_inputs: MethodInputs) -> None:
     inputs = few(tiny_inputs, 5)
     model, _ = load_model(tiny_dense)
-    prepare(model, "hessian", inputs, 0)
+    prepare_criterion(model, "hessian", inputs, 0)
     twin, _ = load_model(tiny_dense)
     twin.requires_grad_(True)
     squares = torch.zeros_like(twin.fc.weight)
@@ -79,7 +81,7 @@ def test_hessian_is_the_mean_of_squared_gradients_of_single_images(tiny_dense: P
     assert model.fc.weight.grad.min() >= 0
 
 
-def test_what_the_loss_does_not_feel_goes_first_by_taylor(tiny_dense: Path, tiny_inputs: Inputs) -> None:
+def test_what_the_loss_does_not_feel_goes_first_by_taylor(tiny_dense: Path, tiny_inputs: MethodInputs) -> None:
     model, architecture = load_model(tiny_dense)
     dead = [1, 5, 9, 13, 17, 21, 25, 29]
     block = model.blocks[1]
@@ -87,39 +89,43 @@ def test_what_the_loss_does_not_feel_goes_first_by_taylor(tiny_dense: Path, tiny
     block.conv1.weight.data[dead] *= 20
     block.conv2.weight.data[:, dead] = 0
     before = copy.deepcopy(block.bn1.running_mean)
-    criterion = prepare(model, "taylor", tiny_inputs, 0)
-    remove_channels(model, architecture, PruningStep(0.1, criterion, 8, least_channels(model, 0.75)))
-    kept = {int((before == value).int().argmax()) for value in block.bn1.running_mean}
-    assert not kept & set(dead)
+    criterion = prepare_criterion(model, "taylor", tiny_inputs, 0)
+    remove_channels(model, architecture, PruningStep(0.1, criterion, 8, min_channels_by_layer(model, 0.75)))
+    remaining = {int((before == value).int().argmax()) for value in block.bn1.running_mean}
+    assert not remaining & set(dead)
 
 
 def test_scores_of_a_group_are_one_number_a_channel(tiny_dense: Path) -> None:
     model, architecture = load_model(tiny_dense)
     model.requires_grad_(True)
     side = architecture.image_size
-    graph = pruning_library().DependencyGraph().build_dependency(model, torch.zeros(1, 3, side, side))
+    graph = import_torch_pruning().DependencyGraph().build_dependency(model, torch.zeros(1, 3, side, side))
     layer = model.blocks[1].conv1
-    group = graph.get_pruning_group(layer, pruning_library().prune_conv_out_channels, list(range(layer.out_channels)))
+    group = graph.get_pruning_group(
+        layer, import_torch_pruning().prune_conv_out_channels, list(range(layer.out_channels))
+    )
     scores = Criterion("magnitude", 0).scorer()(group)
     assert scores is not None
     assert scores.shape == (layer.out_channels,)
     assert float(scores.mean()) == pytest.approx(1, rel=1e-4)
 
 
-def test_bn_scale_needs_batch_normalisation(tiny_inputs: Inputs) -> None:
-    with pytest.raises(ConfigError, match=r"bn-scale ranks by batch normalisation.*use magnitude"):
-        prepare(build(Architecture(backbone="vgg11", num_classes=3, image_size=32)), "bn-scale", tiny_inputs, 0)
+def test_bn_scale_needs_batch_normalisation(tiny_inputs: MethodInputs) -> None:
+    with pytest.raises(ConfigError, match=r"bn-scale ranks channels by batch normalisation.*use magnitude"):
+        prepare_criterion(
+            build_model(Architecture(backbone="vgg11", num_classes=3, image_size=32)), "bn-scale", tiny_inputs, 0
+        )
 
 
-def test_gradients_need_labels(tiny_dense: Path, tiny_inputs: Inputs) -> None:
+def test_gradients_need_labels(tiny_dense: Path, tiny_inputs: MethodInputs) -> None:
     blind = dataclasses.replace(tiny_inputs, labels_N=np.full_like(tiny_inputs.labels_N, -1))
     with pytest.raises(ConfigError, match="need labelled images"):
-        prepare(load_model(tiny_dense)[0], "taylor", blind, 0)
+        prepare_criterion(load_model(tiny_dense)[0], "taylor", blind, 0)
 
 
 def group_of(model: nn.Module, layer: nn.Module, side: int) -> Any:
     """All channels of the layer with what would go with them."""
-    library = pruning_library()
+    library = import_torch_pruning()
     graph = library.DependencyGraph().build_dependency(model, torch.zeros(1, 3, side, side))
     width = layer.out_channels
     return graph.get_pruning_group(layer, library.prune_conv_out_channels, list(range(width)))
@@ -127,13 +133,13 @@ def group_of(model: nn.Module, layer: nn.Module, side: int) -> Any:
 
 def fpgm_by_hand(weight: np.ndarray) -> np.ndarray:
     """He et al. 2019, equation 4: of each filter the sum of its Euclidean distances to all filters of its layer."""
-    filters = [each.ravel() for each in weight]
-    return np.array([sum(np.sqrt(((one - other) ** 2).sum()) for other in filters) for one in filters])
+    filters = [array.ravel() for array in weight]
+    return np.array([sum(np.sqrt(((first - second) ** 2).sum()) for second in filters) for first in filters])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_fpgm_ranks_as_the_papers_formula(seed: int) -> None:
-    model = build(Architecture(backbone="resnet8", num_classes=3, image_size=32), seed).requires_grad_(True)
+    model = build_model(Architecture(backbone="resnet8", num_classes=3, image_size=32), seed).requires_grad_(True)
     conv = model.blocks[1].conv1
     scores = Criterion("fpgm", 0).scorer()(group_of(model, conv, 32))
     by_hand = fpgm_by_hand(conv.weight.detach().double().numpy())
@@ -143,7 +149,7 @@ def test_fpgm_ranks_as_the_papers_formula(seed: int) -> None:
 
 
 def test_fpgm_tells_a_filter_from_its_negative() -> None:
-    model = build(Architecture(backbone="resnet8", num_classes=3, image_size=32), 0).requires_grad_(True)
+    model = build_model(Architecture(backbone="resnet8", num_classes=3, image_size=32), 0).requires_grad_(True)
     conv = model.blocks[1].conv1
     with torch.no_grad():  # two bundles of filters, and a last one opposite to the first bundle
         conv.weight[:] = conv.weight[:1]
@@ -155,9 +161,9 @@ def test_fpgm_tells_a_filter_from_its_negative() -> None:
 
 
 def test_fpgm_counts_all_layers_whose_outputs_are_added() -> None:
-    model = build(Architecture(backbone="resnet8", num_classes=3, image_size=32), 0).requires_grad_(True)
+    model = build_model(Architecture(backbone="resnet8", num_classes=3, image_size=32), 0).requires_grad_(True)
     group = group_of(model, model.blocks[1].conv2, 32)
-    of_outputs = (pruning_library().prune_conv_out_channels,)
+    of_outputs = (import_torch_pruning().prune_conv_out_channels,)
     layers = [part.dep.layer for part in group if part.dep.pruning_fn in of_outputs]
     assert len(layers) > 1
     by_hand = sum(fpgm_by_hand(layer.weight.detach().double().numpy()) for layer in layers)
@@ -170,7 +176,7 @@ def test_fpgm_counts_all_layers_whose_outputs_are_added() -> None:
 )
 def test_who_looks_at_batch_normalisation(name: Importance, looks: bool) -> None:
     """As the docstring says; torch-pruning's Taylor passes it over."""
-    model = build(Architecture(backbone="resnet8", num_classes=3, image_size=32), 0).requires_grad_(True)
+    model = build_model(Architecture(backbone="resnet8", num_classes=3, image_size=32), 0).requires_grad_(True)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     conv = model.blocks[1].conv1

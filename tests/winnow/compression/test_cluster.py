@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from winnow.compression.cluster import cluster, tie
-from winnow.compression.method_inputs import Inputs
+from winnow.compression.cluster import cluster, share_values
+from winnow.compression.method_inputs import MethodInputs
 from winnow.config import Cluster
 from winnow.deploy.onnx_export import zipped_bytes
 from winnow.models.backbones import load_model
@@ -20,8 +20,8 @@ RECOVERY = {"epochs": 2, "min_steps": 1, "batch_size": 32, "optimiser": {"learni
 
 
 def settings(**changes: Any) -> Cluster:
-    given = {"from": "dense", "method": "cluster", "values": 8, "recovery": RECOVERY, **changes}
-    return Cluster.model_validate(given)
+    fields = {"from": "dense", "method": "cluster", "values": 8, "recovery": RECOVERY, **changes}
+    return Cluster.model_validate(fields)
 
 
 def values(model: nn.Module) -> dict[str, int]:
@@ -33,13 +33,13 @@ def values(model: nn.Module) -> dict[str, int]:
 def test_each_weight_gets_the_nearest_value(count: int) -> None:
     weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
     tied = weight.clone()
-    tie(tied, count, 0)
-    found = torch.unique(tied)
-    assert len(found) == count
-    nearest = (weight.flatten()[:, None] - found).abs().amin(1)
+    share_values(tied, count, 0)
+    values = torch.unique(tied)
+    assert len(values) == count
+    nearest = (weight.flatten()[:, None] - values).abs().amin(1)
     torch.testing.assert_close((weight - tied).abs().flatten(), nearest, rtol=1e-4, atol=1e-5)
     # Lloyd's algorithm has ended: every value is the mean of its weights.
-    for value in found:
+    for value in values:
         assert float(weight[tied == value].mean()) == pytest.approx(float(value), abs=0.02)
 
 
@@ -48,23 +48,23 @@ def test_more_values_are_nearer_and_few_stay_as_they_are() -> None:
     gaps = []
     for count in (2, 8, 32):
         tied = weight.clone()
-        tie(tied, count, 0)
+        share_values(tied, count, 0)
         gaps.append(float((tied - weight).square().mean()))
     assert gaps == sorted(gaps, reverse=True)
     few = torch.tensor([0.5, -1.0, 0.5, 2.0])
     before = few.clone()
-    tie(few, 3, 0)
+    share_values(few, 3, 0)
     assert torch.equal(few, before)
 
 
-def test_method_keeps_the_ties_and_learns_the_values(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_method_keeps_the_ties_and_learns_the_values(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = cluster(settings(), tiny_inputs, tmp_path)
     tied, _ = load_model(tmp_path)
     dense, _ = load_model(tiny_inputs.parent)
     assert values(tied) == details["values"]
     assert set(values(tied).values()) == {8}
     start = dense.blocks[1].conv1.weight.detach().clone()
-    tie(start, 8, 0)
+    share_values(start, 8, 0)
     moved = tied.blocks[1].conv1.weight.detach()
     assert not torch.equal(torch.unique(moved), torch.unique(start))
     # Which weights share a value is as it was.
@@ -73,7 +73,7 @@ def test_method_keeps_the_ties_and_learns_the_values(tiny_inputs: Inputs, tmp_pa
     assert len(pairs) == 8
 
 
-def test_only_the_zipped_file_gets_smaller(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_only_the_zipped_file_gets_smaller(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     cluster(settings(values=4), tiny_inputs, tmp_path)
     files = (tiny_inputs.dense / "model.onnx", tmp_path / "model.onnx")
     sizes, zipped = [file.stat().st_size for file in files], [zipped_bytes(file) for file in files]
@@ -82,7 +82,7 @@ def test_only_the_zipped_file_gets_smaller(tiny_inputs: Inputs, tmp_path: Path) 
 
 
 def test_a_training_that_was_stopped_ends_the_same(
-    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_inputs: MethodInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stopped(Exception):
         pass
@@ -92,16 +92,16 @@ def test_a_training_that_was_stopped_ends_the_same(
         folder.mkdir()
     cluster(settings(), dataclasses.replace(tiny_inputs, scratch=tmp_path / "apart"), whole)
     monkeypatch.setattr("winnow.training.loop.CHECKPOINT_SECONDS", 0.0)
-    ties = sys.modules["winnow.compression.cluster"]._Ties
-    hold, steps = ties.hold, []
+    shared_values = sys.modules["winnow.compression.cluster"]._SharedValues
+    average, steps = shared_values.average_weights, []
 
-    def holds_until(self: Any, model: nn.Module, step: int) -> None:
+    def averages_until(self: Any, model: nn.Module, step: int) -> None:
         steps.append(step)
         if len(steps) == 4:
             raise Stopped
-        hold(self, model, step)
+        average(self, model, step)
 
-    monkeypatch.setattr(ties, "hold", holds_until)
+    monkeypatch.setattr(shared_values, "average_weights", averages_until)
     with pytest.raises(Stopped):
         cluster(settings(), tiny_inputs, again)
     cluster(settings(), tiny_inputs, again)

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from winnow.compression.distill import distill
-from winnow.compression.method_inputs import Inputs
+from winnow.compression.method_inputs import MethodInputs
 from winnow.config import Distill
 from winnow.data.dataset import VALIDATION
 from winnow.deploy.batch_inference import predict_file
 from winnow.evaluation.metrics import agreement
-from winnow.models.backbones import build, load_model, save_model
+from winnow.models.backbones import build_model, load_model, save_model
 from winnow.records import sha256_of
 
 STILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
@@ -31,10 +31,10 @@ def settings(recovery: dict[str, Any] | None = None, **changes: Any) -> Distill:
 ALONE = settings({"teacher": "none", "images": "labelled"}, student="resnet8", width=0.25)
 
 
-def made(how: Distill, inputs: Inputs, folder: Path) -> dict[str, torch.Tensor]:
+def made(settings: Distill, inputs: MethodInputs, folder: Path) -> dict[str, torch.Tensor]:
     """Weights of the student, made in `folder` with checkpoints of its own."""
     folder.mkdir()
-    distill(how, dataclasses.replace(inputs, scratch=folder / "scratch"), folder)
+    distill(settings, dataclasses.replace(inputs, scratch=folder / "scratch"), folder)
     return load_file(folder / "weights.safetensors")
 
 
@@ -42,7 +42,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_same_starts_from_the_parent(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_same_starts_from_the_parent(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     student = made(settings({"optimiser": STILL}), tiny_inputs, tmp_path / "student")
     parent, architecture = load_model(tiny_inputs.parent)
     assert load_model(tmp_path / "student")[1] == architecture
@@ -53,7 +53,7 @@ def test_same_starts_from_the_parent(tiny_inputs: Inputs, tmp_path: Path) -> Non
 
 
 def test_same_of_a_pruned_parent_stays_pruned(
-    tiny_inputs: Inputs, tmp_path: Path, tiny_candidate: Callable[[str], Path]
+    tiny_inputs: MethodInputs, tmp_path: Path, tiny_candidate: Callable[[str], Path]
 ) -> None:
     pruned = tiny_candidate("pruned")
     student = made(settings(), dataclasses.replace(tiny_inputs, parent=pruned), tmp_path / "student")
@@ -73,18 +73,18 @@ def parameters_by_hand(channels: list[int], classes: int) -> int:
 
 
 @pytest.mark.parametrize(("width", "channels"), [(0.5, [24, 48, 96]), (0.25, [16, 24, 48])])
-def test_width_scales_the_student(tiny_inputs: Inputs, tmp_path: Path, width: float, channels: list[int]) -> None:
+def test_width_scales_the_student(tiny_inputs: MethodInputs, tmp_path: Path, width: float, channels: list[int]) -> None:
     made(settings(student="resnet8", width=width), tiny_inputs, tmp_path / "student")
     model, architecture = load_model(tmp_path / "student")
     assert architecture.width == width
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters_by_hand(channels, 3)
 
 
-def test_another_student_inherits_neither_cuts_nor_ranks(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_another_student_inherits_neither_cuts_nor_ranks(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     parent = Path(shutil.copytree(tiny_inputs.parent, tmp_path / "factorized"))
     _, architecture = load_model(parent)
     ranked = architecture.model_copy(update={"ranks": {"blocks.1.conv2": 4}})
-    save_model(parent, build(ranked), ranked)
+    save_model(parent, build_model(ranked), ranked)
     made(settings(student="resnet8", width=0.25), dataclasses.replace(tiny_inputs, parent=parent), tmp_path / "student")
     student, architecture = load_model(tmp_path / "student")
     assert (architecture.pruning, architecture.ranks) == ([], {})
@@ -92,11 +92,11 @@ def test_another_student_inherits_neither_cuts_nor_ranks(tiny_inputs: Inputs, tm
 
 
 @pytest.mark.slow
-def test_student_alone_owes_dense_nothing(tiny_inputs: Inputs, tmp_path: Path) -> None:
-    other = Path(shutil.copytree(tiny_inputs.dense, tmp_path / "other"))
-    weights = load_file(other / "weights.safetensors")
-    save_file({name: value.flip(0).clone() for name, value in weights.items()}, other / "weights.safetensors")
-    altered = dataclasses.replace(tiny_inputs, parent=other, dense=other)
+def test_student_alone_owes_dense_nothing(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(tiny_inputs.dense, tmp_path / "other"))
+    weights = load_file(copied / "weights.safetensors")
+    save_file({name: value.flip(0).clone() for name, value in weights.items()}, copied / "weights.safetensors")
+    altered = dataclasses.replace(tiny_inputs, parent=copied, dense=copied)
     alone = made(ALONE, tiny_inputs, tmp_path / "alone")
     assert same(alone, made(ALONE, altered, tmp_path / "alone-again"))
     for file in ("weights.safetensors", "model.onnx", "architecture.json"):
@@ -106,16 +106,16 @@ def test_student_alone_owes_dense_nothing(tiny_inputs: Inputs, tmp_path: Path) -
     assert not same(alone, load_file(tmp_path / "taught" / "weights.safetensors"))
 
 
-def test_student_learns_to_answer_as_dense(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_student_learns_to_answer_as_dense(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     """From a teacher that calls every class by the next one's name; the labels have next to no say."""
     wrong = Path(shutil.copytree(tiny_inputs.dense, tmp_path / "wrong"))
     weights = load_file(wrong / "weights.safetensors")
     for name in ("fc.weight", "fc.bias"):
         weights[name] = weights[name].roll(1, dims=0)
     save_file(weights, wrong / "weights.safetensors")
-    how = settings({"epochs": 8, "teacher_weight": 1.0}, student="resnet8", width=0.5)
+    config = settings({"epochs": 8, "teacher_weight": 1.0}, student="resnet8", width=0.5)
     (tmp_path / "student").mkdir()
-    details = distill(how, dataclasses.replace(tiny_inputs, dense=wrong), tmp_path / "student")
+    details = distill(config, dataclasses.replace(tiny_inputs, dense=wrong), tmp_path / "student")
     assert details["teacher"] == "dense"
     assert len(details["curves"]) == 8
     images = tiny_inputs.images

@@ -7,30 +7,30 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from winnow.compression.channel_pruning import multiply_adds, parameters
-from winnow.compression.factorize import choose_ranks, factorize, low_rank
-from winnow.compression.method_inputs import Inputs
+from winnow.compression.factorize import apply_ranks, choose_ranks, factorize
+from winnow.compression.method_inputs import MethodInputs
+from winnow.compression.network_size import count_macs, count_parameters
 from winnow.config import Factorize
-from winnow.deploy.onnx_export import look_into
+from winnow.deploy.onnx_export import inspect_onnx
 from winnow.errors import ConfigError
-from winnow.models.backbones import Architecture, build, load_model, save_model
+from winnow.models.backbones import Architecture, build_model, load_model, save_model
 
 RECOVERY = {"epochs": 1, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}}
 
 
 def settings(**changes: Any) -> Factorize:
-    given = {"from": "dense", "method": "factorize", "remove": {"macs": 0.4}, "recovery": RECOVERY, **changes}
-    return Factorize.model_validate(given)
+    fields = {"from": "dense", "method": "factorize", "remove": {"macs": 0.4}, "recovery": RECOVERY, **changes}
+    return Factorize.model_validate(fields)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.4])
 @pytest.mark.parametrize("what", ["macs", "parameters"])
 def test_the_amount_goes_and_hardly_more(tiny_dense: Path, what: str, share: float) -> None:
     model, architecture = load_model(tiny_dense)
-    whole = multiply_adds(model, architecture) if what == "macs" else parameters(model)
+    whole = count_macs(model, architecture) if what == "macs" else count_parameters(model)
     ranks, energy = choose_ranks(model, architecture, settings(remove={what: share}))
-    after = low_rank(model, architecture, ranks)
-    left = multiply_adds(model, after) if what == "macs" else parameters(model)
+    after = apply_ranks(model, architecture, ranks)
+    left = count_macs(model, after) if what == "macs" else count_parameters(model)
     assert 1 - share - 0.08 < left / whole <= 1 - share
     assert 0 < energy < 1
     assert {rank % 8 for rank in ranks.values()} == {0}
@@ -45,11 +45,11 @@ def test_more_is_taken_from_layers_of_few_directions(tiny_dense: Path) -> None:
     assert ranks["blocks.2.conv2"] == 8
 
 
-def test_method_leaves_a_candidate(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_method_leaves_a_candidate(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = factorize(settings(), tiny_inputs, tmp_path)
     loaded, architecture = load_model(tmp_path)
     assert architecture.ranks == details["ranks"]
-    assert details["macs_after"] == multiply_adds(loaded, architecture) == look_into(tmp_path / "model.onnx").macs
+    assert details["macs_after"] == count_macs(loaded, architecture) == inspect_onnx(tmp_path / "model.onnx").macs
     assert details["macs_after"] <= 0.6 * details["macs_before"]
     assert [row["epoch"] for row in details["curves"]] == [1]
 
@@ -67,9 +67,9 @@ def test_it_removes_no_channels() -> None:
 
 def test_a_vision_transformer_is_split(tmp_path: Path) -> None:
     architecture = Architecture(backbone="vit_b_32", num_classes=3, image_size=32)
-    model = build(architecture)
+    model = build_model(architecture)
     ranks = {"encoder.layers.encoder_layer_0.mlp.0": 64, "encoder.layers.encoder_layer_0.self_attention.query": 64}
-    after = low_rank(model, architecture, ranks)
+    after = apply_ranks(model, architecture, ranks)
     save_model(tmp_path, model, after)
     x = torch.rand(1, 3, 32, 32)
     assert torch.equal(load_model(tmp_path)[0](x), model.eval()(x))

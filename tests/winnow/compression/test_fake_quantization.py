@@ -11,8 +11,13 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from winnow.compression.fake_quantization import RANGE, RoundedWeight, rounded_activation, simulated_int8
-from winnow.compression.method_inputs import Inputs
+from winnow.compression.fake_quantization import (
+    RANGE_BUFFER,
+    FakeQuantizedWeight,
+    fake_quantize_activation,
+    simulated_int8,
+)
+from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.quantize import quantize
 from winnow.compression.recovery import recover
 from winnow.config import Quantize, Recovery
@@ -31,20 +36,20 @@ def on_grid(weight: np.ndarray) -> np.ndarray:
 def test_weights_are_rounded_by_channel() -> None:
     weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     weight[2] *= 100  # another channel's size does not matter
-    rounded = RoundedWeight()(weight)
+    rounded = FakeQuantizedWeight()(weight)
     np.testing.assert_allclose(rounded.numpy(), on_grid(weight.numpy()), rtol=1e-4, atol=1e-4)
     assert all(len(torch.unique(channel)) <= 255 for channel in rounded)
-    torch.testing.assert_close(RoundedWeight()(rounded), rounded)
+    torch.testing.assert_close(FakeQuantizedWeight()(rounded), rounded)
 
 
-def test_seven_bits_are_those_of_the_file(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_seven_bits_are_those_of_the_file(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     """Beside NNCF's own: the head, which has no batch normalisation to fold."""
     settings = {"from": "dense", "method": "quantize", "calibration_images": 8, "overflow_safe": True}
     quantize(Quantize.model_validate(settings), tiny_inputs, tmp_path)
     model, _ = load_model(tiny_inputs.parent)
-    layer = next(each for each in model.modules() if isinstance(each, nn.Linear))
+    layer = next(tensor for tensor in model.modules() if isinstance(tensor, nn.Linear))
     graph = onnx.load(tmp_path / "model.onnx").graph
-    arrays = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     nodes = [node for node in graph.node if node.op_type == "DequantizeLinear"]
     head = next(node for node in nodes if node.input[0] in arrays and arrays[node.input[0]].shape == layer.weight.shape)
     stored, scale, _ = (arrays[name] for name in head.input)
@@ -65,18 +70,20 @@ def test_seven_bits_are_those_of_the_file(tiny_inputs: Inputs, tmp_path: Path) -
 def test_a_scale_of_batch_normalisation_changes_no_step() -> None:
     """Why folding it into the weights afterwards makes no other grid."""
     weight, factor = torch.randn(5, 8), torch.tensor([0.1, 3.0, 1.0, 20.0, 0.5])[:, None]
-    torch.testing.assert_close(RoundedWeight()(weight * factor), RoundedWeight()(weight) * factor, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        FakeQuantizedWeight()(weight * factor), FakeQuantizedWeight()(weight) * factor, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 5.0), (-2.0, 3.0), (1.0, 4.0)])
 def test_activations_keep_zero_and_lose_half_a_step_at_most(low: float, high: float) -> None:
     x = torch.linspace(low, high, 1001)
-    rounded = rounded_activation(x, torch.tensor(low), torch.tensor(high))
+    rounded = fake_quantize_activation(x, torch.tensor(low), torch.tensor(high))
     step = (high - min(low, 0.0)) / 255
     assert float((rounded - x).abs().max()) <= step * 0.51 + step * 0.5  # half a step, and as much where the grid ends
-    assert float(rounded_activation(torch.zeros(1), torch.tensor(low), torch.tensor(high))) == 0
+    assert float(fake_quantize_activation(torch.zeros(1), torch.tensor(low), torch.tensor(high))) == 0
     assert len(torch.unique(rounded)) <= 256
-    assert float(rounded_activation(torch.tensor([1e6]), torch.tensor(low), torch.tensor(high))) == pytest.approx(
+    assert float(fake_quantize_activation(torch.tensor([1e6]), torch.tensor(low), torch.tensor(high))) == pytest.approx(
         high, abs=step
     )
 
@@ -99,7 +106,7 @@ def test_afterwards_the_network_is_as_it_was(tiny_dense: Path) -> None:
         model.train()(x)
         model.eval()
         rounded = model(x).detach()
-        assert RANGE in dict(model.stem[0].named_buffers())
+        assert RANGE_BUFFER in dict(model.stem[0].named_buffers())
     assert 0 < float((rounded - plain).abs().max()) < 0.3 * float(plain.abs().max())
     after = model.state_dict()
     assert after.keys() == before.keys()
@@ -121,14 +128,14 @@ def test_ranges_follow_what_is_seen_in_training_alone() -> None:
     layer = nn.Linear(2, 2)
     with simulated_int8(nn.Sequential(layer)) as model:
         model.train()(torch.tensor([[0.0, 4.0]]))
-        assert getattr(layer, RANGE).tolist() == [0.0, 4.0]
+        assert getattr(layer, RANGE_BUFFER).tolist() == [0.0, 4.0]
         model(torch.tensor([[-1.0, 8.0]]))
-        np.testing.assert_allclose(getattr(layer, RANGE).tolist(), [-0.05, 4.2], rtol=1e-5)
+        np.testing.assert_allclose(getattr(layer, RANGE_BUFFER).tolist(), [-0.05, 4.2], rtol=1e-5)
         model.eval()(torch.tensor([[-100.0, 100.0]]))
-        np.testing.assert_allclose(getattr(layer, RANGE).tolist(), [-0.05, 4.2], rtol=1e-5)
+        np.testing.assert_allclose(getattr(layer, RANGE_BUFFER).tolist(), [-0.05, 4.2], rtol=1e-5)
 
 
-def test_a_training_that_was_stopped_ends_the_same(tiny_inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_was_stopped_ends_the_same(tiny_inputs: MethodInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     how = Recovery.model_validate({"epochs": 3, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}})
     whole, _ = load_model(tiny_inputs.parent)
     with simulated_int8(whole):

@@ -14,16 +14,16 @@ from torch import nn
 from winnow.compression.feature_distillation import (
     HINTS,
     FeatureProjector,
-    attention_gap,
-    direction_gap,
-    features_of,
-    maps_of,
+    attention_distance,
+    capture_feature_maps,
+    capture_features,
+    cosine_distance,
 )
-from winnow.compression.method_inputs import Inputs
-from winnow.compression.recovery import distillation, recover
+from winnow.compression.method_inputs import MethodInputs
+from winnow.compression.recovery import distillation_loss, recover
 from winnow.config import Recovery
 from winnow.errors import ConfigError
-from winnow.models.backbones import Architecture, build, load_backbone, load_model
+from winnow.models.backbones import Architecture, build_model, load_backbone, load_model
 from winnow.models.classifier_head import feature_dim
 
 RECOVERY = {"epochs": 2, "min_steps": 1, "batch_size": 16, "optimiser": {"learning_rate": 0.05}}
@@ -34,7 +34,7 @@ def settings(**changes: Any) -> Recovery:
 
 
 def network(width: float = 0.5, seed: int = 0) -> nn.Module:
-    return build(Architecture(backbone="resnet8", num_classes=3, image_size=16, width=width), seed).eval()
+    return build_model(Architecture(backbone="resnet8", num_classes=3, image_size=16, width=width), seed).eval()
 
 
 def views(count: int = 4) -> torch.Tensor:
@@ -42,30 +42,32 @@ def views(count: int = 4) -> torch.Tensor:
 
 
 def test_direction_gap_is_one_less_the_cosine() -> None:
-    one, other = torch.randn(5, 7), torch.randn(5, 7)
-    by_hand = [1 - float(a @ b / (a.norm() * b.norm())) for a, b in zip(one, other, strict=True)]
-    assert float(direction_gap(one, other)) == pytest.approx(sum(by_hand) / 5, rel=1e-4)
-    assert float(direction_gap(one, 3 * one)) == pytest.approx(0, abs=1e-6)
-    assert float(direction_gap(one, -one)) == pytest.approx(2, rel=1e-5)
+    student, teacher = torch.randn(5, 7), torch.randn(5, 7)
+    by_hand = [1 - float(a @ b / (a.norm() * b.norm())) for a, b in zip(student, teacher, strict=True)]
+    assert float(cosine_distance(student, teacher)) == pytest.approx(sum(by_hand) / 5, rel=1e-4)
+    assert float(cosine_distance(student, 3 * student)) == pytest.approx(0, abs=1e-6)
+    assert float(cosine_distance(student, -student)) == pytest.approx(2, rel=1e-5)
 
 
 def test_attention_gap_is_zagoruykos() -> None:
-    one, other = torch.randn(3, 6, 4, 4), torch.randn(3, 9, 4, 4)
-    maps = [F.normalize((part**2).sum(1).view(3, -1)) for part in (one, other)]
+    student, teacher = torch.randn(3, 6, 4, 4), torch.randn(3, 9, 4, 4)
+    maps = [F.normalize((part**2).sum(1).view(3, -1)) for part in (student, teacher)]
     expected = (maps[0] - maps[1]).pow(2).sum(1).mean()
-    torch.testing.assert_close(attention_gap({4: one}, {4: other}), expected)
+    torch.testing.assert_close(attention_distance({4: student}, {4: teacher}), expected)
     # Neither the number of channels nor their scale matters, and resolutions that only one has are passed over.
-    assert float(attention_gap({4: one}, {4: torch.cat([one, one], 1) * 3, 2: other})) == pytest.approx(0, abs=1e-6)
+    assert float(
+        attention_distance({4: student}, {4: torch.cat([student, student], 1) * 3, 2: teacher})
+    ) == pytest.approx(0, abs=1e-6)
 
 
 def test_without_a_common_resolution_it_says_so() -> None:
     with pytest.raises(ConfigError, match="share none; use hint: features"):
-        attention_gap({4: torch.rand(1, 2, 4, 4)}, {8: torch.rand(1, 2, 8, 8)})
+        attention_distance({4: torch.rand(1, 2, 4, 4)}, {8: torch.rand(1, 2, 8, 8)})
 
 
 def test_features_are_what_the_head_reads() -> None:
     model = network()
-    with features_of(model) as seen:
+    with capture_features(model) as seen:
         logits = model(views())
     torch.testing.assert_close(model.fc(seen[0]), logits)
     assert not model.fc._forward_pre_hooks
@@ -73,7 +75,7 @@ def test_features_are_what_the_head_reads() -> None:
 
 def test_maps_are_the_last_of_each_resolution() -> None:
     model = network()
-    with maps_of(model) as seen:
+    with capture_feature_maps(model) as seen:
         model(views())
     assert {height: part.shape[1] for height, part in seen.items()} == {8: 24, 4: 48, 2: 96}
     assert all(not module._forward_hooks for module in model.modules())
@@ -111,7 +113,7 @@ def test_the_loss_adds_the_hint(weight: float) -> None:
     labels = torch.tensor([0, 1, -1, 2])
     plain = {"augmentation": {"crop_scale_min": 1.0, "flip": False}}
     values = [
-        distillation(settings(hint=kind, hint_weight=weight, **plain), 16, teacher, teacher)(
+        distillation_loss(settings(hint=kind, hint_weight=weight, **plain), 16, teacher, teacher)(
             student, images, labels
         ).item()
         for kind in ("none", "attention")
@@ -123,7 +125,9 @@ def test_the_loss_adds_the_hint(weight: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["features", "attention", "pretrained"])
-def test_recovery_with_a_hint_trains_the_student_and_leaves_it_as_it_was_built(tiny_inputs: Inputs, kind: str) -> None:
+def test_recovery_with_a_hint_trains_the_student_and_leaves_it_as_it_was_built(
+    tiny_inputs: MethodInputs, kind: str
+) -> None:
     model = network(width=0.25)
     before = list(model.state_dict())
     curves = recover(model, settings(hint=kind, epochs=4), tiny_inputs)
@@ -134,19 +138,19 @@ def test_recovery_with_a_hint_trains_the_student_and_leaves_it_as_it_was_built(t
     assert not torch.equal(plain.fc.weight, model.fc.weight)
 
 
-def test_the_pretrained_backbone_comes_from_its_folder(tiny_inputs: Inputs) -> None:
+def test_the_pretrained_backbone_comes_from_its_folder(tiny_inputs: MethodInputs) -> None:
     pretrained, dense = load_backbone(tiny_inputs.pretrained), load_model(tiny_inputs.dense)[0]
     assert not torch.equal(pretrained.stem[0].weight, dense.stem[0].weight)
     assert not pretrained.training
 
 
 def test_hints_of_a_teacher_need_one() -> None:
-    with pytest.raises(ValidationError, match="hint: features is the teacher's; set teacher: dense"):
+    with pytest.raises(ValidationError, match="hint: features needs a teacher; set teacher: dense"):
         settings(hint="features", teacher="none", images="labelled")
     assert settings(hint="pretrained", teacher="none", images="labelled").hint == "pretrained"
 
 
-def test_damaged_weights_are_told(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_damaged_weights_are_told(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     for file in tiny_inputs.pretrained.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "weights.safetensors").write_bytes(b"x")

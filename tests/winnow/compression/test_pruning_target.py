@@ -8,16 +8,10 @@ import pytest
 from torch import nn
 
 from winnow.compression.channel_importance import Criterion
-from winnow.compression.channel_pruning import (
-    EmptyPruning,
-    PruningStep,
-    least_channels,
-    multiply_adds,
-    parameters,
-    remove_channels,
-)
-from winnow.compression.pruning_target import Budget, LatencyProbe, aim, goal_of
-from winnow.config.candidates import Latency, Remove
+from winnow.compression.channel_pruning import EmptyPruning, PruningStep, min_channels_by_layer, remove_channels
+from winnow.compression.network_size import count_macs, count_parameters
+from winnow.compression.pruning_target import Budget, LatencyProbe, make_budget, plan_pruning
+from winnow.config.removal import Latency, Remove
 from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, load_model
 
@@ -28,23 +22,23 @@ def dense(tiny_dense: Path) -> tuple[nn.Module, Architecture]:
 
 
 def cut(model: nn.Module, most: float = 0.75) -> PruningStep:
-    return PruningStep(0.5, Criterion("magnitude", 0), 8, least_channels(model, most))
+    return PruningStep(0.5, Criterion("magnitude", 0), 8, min_channels_by_layer(model, most))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize("what", ["parameters", "macs"])
 def test_the_smallest_share_that_reaches_it(dense: tuple[nn.Module, Architecture], what: str, share: float) -> None:
     model, architecture = dense
-    goal = goal_of(Remove.model_validate({what: share}), model, architecture)
-    count: dict[str, Any] = {"parameters": lambda net, _: parameters(net), "macs": multiply_adds}
+    budget = make_budget(Remove.model_validate({what: share}), model, architecture)
+    count: dict[str, Any] = {"parameters": lambda net, _: count_parameters(net), "macs": count_macs}
     whole = count[what](model, architecture)
-    assert goal.limit == pytest.approx(whole * (1 - share))
-    found = aim(model, architecture, goal, cut(model), (8,)).cut
+    assert budget.limit == pytest.approx(whole * (1 - share))
+    step = plan_pruning(model, architecture, budget, cut(model), (8,)).cut
     assert count[what](model, architecture) == whole  # tries are on copies
     for less, reaches in ((0.0, True), (0.01, False)):
         trial, same = load_model_again(dense)
-        smaller = remove_channels(trial, same, PruningStep(found.share - less, found.criterion, 8, found.least))
-        assert (count[what](trial, smaller) <= goal.limit) is reaches
+        smaller = remove_channels(trial, same, PruningStep(step.share - less, step.criterion, 8, step.min_channels))
+        assert (count[what](trial, smaller) <= budget.limit) is reaches
 
 
 def load_model_again(dense: tuple[nn.Module, Architecture]) -> tuple[nn.Module, Architecture]:
@@ -55,9 +49,9 @@ def load_model_again(dense: tuple[nn.Module, Architecture]) -> tuple[nn.Module, 
 
 def test_what_cannot_be_reached_is_told(dense: tuple[nn.Module, Architecture]) -> None:
     model, architecture = dense
-    goal = goal_of(Remove(parameters=0.9), model, architecture)
+    goal = make_budget(Remove(parameters=0.9), model, architecture)
     with pytest.raises(ConfigError, match=r"the parameters of this resnet8 down to .*it reaches .*remove less"):
-        aim(model, architecture, goal, cut(model, most=0.3), (8,))
+        plan_pruning(model, architecture, goal, cut(model, most=0.3), (8,))
 
 
 def test_of_the_roundings_the_one_that_keeps_most(dense: tuple[nn.Module, Architecture]) -> None:
@@ -66,33 +60,33 @@ def test_of_the_roundings_the_one_that_keeps_most(dense: tuple[nn.Module, Archit
     # A clock that counts multiples of 16 as nothing: they may keep more.
     def clock(network: nn.Module, its: Architecture) -> float:
         odd = any(m.out_channels % 16 for m in network.modules() if isinstance(m, nn.Conv2d))
-        return multiply_adds(network, its) * (2.0 if odd else 1.0)
+        return count_macs(network, its) * (2.0 if odd else 1.0)
 
-    goal = Budget("time", multiply_adds(model, architecture) * 0.6, clock)
-    found = aim(model, architecture, goal, cut(model), (8, 16))
-    assert found.cut.round_to == 16
-    assert {row["round_to"] for row in found.tried} == {8, 16}
+    budget = Budget("time", count_macs(model, architecture) * 0.6, clock)
+    plan = plan_pruning(model, architecture, budget, cut(model), (8, 16))
+    assert plan.cut.round_to == 16
+    assert {row["round_to"] for row in plan.tried} == {8, 16}
 
 
 def test_a_lucky_measurement_is_timed_again_and_more_goes(dense: tuple[nn.Module, Architecture]) -> None:
     model, architecture = dense
-    whole = multiply_adds(model, architecture)
+    whole = count_macs(model, architecture)
 
     def lucky(network: nn.Module, its: Architecture) -> float:
-        return multiply_adds(network, its) * 0.8
+        return count_macs(network, its) * 0.8
 
-    goal = Budget("time", whole * 0.6, lucky, confirm=multiply_adds)
-    found = aim(model, architecture, goal, cut(model), (8,))
-    exact = aim(model, architecture, Budget("time", whole * 0.6, multiply_adds), cut(model), (8,))
-    assert found.cut == exact.cut
-    confirmed = [row["confirmed"] for row in found.tried if "confirmed" in row]
+    budget = Budget("time", whole * 0.6, lucky, confirm=count_macs)
+    plan = plan_pruning(model, architecture, budget, cut(model), (8,))
+    exact = plan_pruning(model, architecture, Budget("time", whole * 0.6, count_macs), cut(model), (8,))
+    assert plan.cut == exact.cut
+    confirmed = [row["confirmed"] for row in plan.tried if "confirmed" in row]
     assert confirmed[-1] <= whole * 0.6 < min(confirmed[:-1])
     assert len(confirmed) == len(set(confirmed))  # a share that leaves the same network is not timed twice
     never = Budget("time", whole * 0.6, lucky, confirm=lambda *_: whole)
     with pytest.raises(
-        ConfigError, match=re.escape(f"with max_channels and round_to as they are it reaches {whole:.4g}")
+        ConfigError, match=re.escape(f"with the present max_channels and round_to it reaches {whole:.4g}")
     ):
-        aim(model, architecture, never, cut(model), (8,))
+        plan_pruning(model, architecture, never, cut(model), (8,))
 
 
 @pytest.mark.slow
@@ -102,9 +96,11 @@ def test_a_stopwatch_tells_small_from_large(dense: tuple[nn.Module, Architecture
     latency = Latency.model_validate({"share": 0.2, "runtime": "ort", "precision": precision, "batch": 64})
     watch = LatencyProbe(latency, model, architecture)
     small, same = load_model_again(dense)
-    smaller = remove_channels(small, same, PruningStep(0.7, Criterion("magnitude", 0), 8, least_channels(small, 0.75)))
+    smaller = remove_channels(
+        small, same, PruningStep(0.7, Criterion("magnitude", 0), 8, min_channels_by_layer(small, 0.75))
+    )
     assert 0 < watch.ms(small, smaller) < watch.parent_ms
-    goal = goal_of(Remove(latency=latency), model, architecture)
+    goal = make_budget(Remove(latency=latency), model, architecture)
     assert goal.name == f"latency in ms (ort {precision}, batch 64)"
     assert goal.limit > 0
 
@@ -113,8 +109,8 @@ def test_a_rounding_too_coarse_for_every_layer_leaves_the_others_their_chance(
     dense: tuple[nn.Module, Architecture],
 ) -> None:
     model, architecture = dense
-    goal = goal_of(Remove(macs=0.3), model, architecture)
+    goal = make_budget(Remove(macs=0.3), model, architecture)
     widest = max(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    assert aim(model, architecture, goal, cut(model), (2 * widest, 8)).cut.round_to == 8
-    with pytest.raises(EmptyPruning, match="removes nothing from this resnet8; remove more, or lower round_to"):
-        aim(model, architecture, goal, cut(model), (2 * widest,))
+    assert plan_pruning(model, architecture, goal, cut(model), (2 * widest, 8)).cut.round_to == 8
+    with pytest.raises(EmptyPruning, match="leaves this resnet8 unchanged; remove more, or lower round_to"):
+        plan_pruning(model, architecture, goal, cut(model), (2 * widest,))

@@ -14,19 +14,19 @@ import pytest
 from onnx import numpy_helper
 from pydantic import ValidationError
 
-from winnow.compression.ladder_acceptance import Judge
-from winnow.compression.method_inputs import Inputs
-from winnow.compression.post_training_quantization import Recipe, quantize_statically, quantize_with_control
+from winnow.compression.ladder_acceptance import ValidationHalf
+from winnow.compression.method_inputs import MethodInputs
+from winnow.compression.post_training_quantization import Recipe, quantize_statically, quantize_with_accuracy_control
 from winnow.compression.quantize import calibration_images, quantize
 from winnow.config import Quantize
 from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet
-from winnow.data.splits import choosing_half
+from winnow.data.splits import selection_half
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.onnx_export import export_onnx, float_layers, look_into
-from winnow.deploy.runtimes import NEEDED_AGREEMENT, BenchmarkCase, open_cell, openvino_core
+from winnow.deploy.onnx_export import export_onnx, float_layers, inspect_onnx
+from winnow.deploy.runtimes import NEEDED_AGREEMENT, BenchmarkCase, open_case, openvino_core
 from winnow.errors import ArtifactError
 from winnow.evaluation.metrics import agreement
-from winnow.models.backbones import Architecture, build
+from winnow.models.backbones import Architecture, build_model
 from winnow.records import sha256_of
 
 
@@ -47,7 +47,7 @@ def graph_of(folder: Path) -> tuple[onnx.GraphProto, dict[str, np.ndarray]]:
 def test_int8_agrees_with_its_parent(name: str, tiny_candidate: Callable[[str], Path], tiny_set: ImageSet) -> None:
     child, parent = tiny_candidate(name), tiny_candidate(name.removesuffix("-int8"))
     assert agreement(answers(child, tiny_set), answers(parent, tiny_set)) >= 0.95
-    contents, before = look_into(child / "model.onnx"), look_into(parent / "model.onnx")
+    contents, before = inspect_onnx(child / "model.onnx"), inspect_onnx(parent / "model.onnx")
     assert contents.macs == contents.int8_macs == before.macs
     assert before.int8_macs == 0
     assert (child / "model.onnx").stat().st_size < 0.3 * (parent / "model.onnx").stat().st_size
@@ -90,12 +90,12 @@ def test_both_runtimes_give_the_same_answers(tiny_candidate: Callable[[str], Pat
     model = core.read_model(folder / "model.onnx")
     # As winnow/deploy/runtimes.py does: with a free batch OpenVINO 2026.4 computes int8 convolutions wrongly.
     model.reshape(list(pixels.shape))
-    given = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]
-    assert agreement(given, answers(folder, tiny_set)) >= NEEDED_AGREEMENT["int8"]
-    np.testing.assert_allclose(given, answers(folder, tiny_set), atol=0.5)
+    logits = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]
+    assert agreement(logits, answers(folder, tiny_set)) >= NEEDED_AGREEMENT["int8"]
+    np.testing.assert_allclose(logits, answers(folder, tiny_set), atol=0.5)
 
 
-def test_same_images_same_bytes_whatever_the_labels_and_other_splits(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_same_images_same_bytes_whatever_the_labels_and_other_splits(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     images = tiny_inputs.images
     pixels = np.array(images.images_NHWC)
     pixels[np.isin(images.split_N, [VALIDATION, TEST])] = 255
@@ -113,7 +113,7 @@ def test_same_images_same_bytes_whatever_the_labels_and_other_splits(tiny_inputs
     assert results[0] == results[1] == results[2] != results[3]
 
 
-def test_calibration_takes_training_images_by_seed(tiny_inputs: Inputs) -> None:
+def test_calibration_takes_training_images_by_seed(tiny_inputs: MethodInputs) -> None:
     images = tiny_inputs.images
     training = {image.tobytes() for image in images.images_NHWC[images.indices(TRAIN)]}
     foreign = {image.tobytes() for image in images.images_NHWC[images.split_N != TRAIN]}
@@ -127,14 +127,14 @@ def test_calibration_takes_training_images_by_seed(tiny_inputs: Inputs) -> None:
     assert len(everything) == 120
 
 
-def test_symmetric_preset_has_zero_in_the_middle(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_symmetric_preset_has_zero_in_the_middle(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     quantize(settings(preset="performance"), tiny_inputs, tmp_path)
     graph, arrays = graph_of(tmp_path)
     zeros = {int(arrays[node.input[2]]) for node in graph.node if node.op_type == "QuantizeLinear"}
     assert zeros == {0}
 
 
-def test_dynamic_is_smaller_and_measures_at_run_time(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_dynamic_is_smaller_and_measures_at_run_time(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     before = sorted(path.name for path in tiny_inputs.parent.iterdir())
     details = quantize(settings(scheme="dynamic"), tiny_inputs, tmp_path)
     assert details == {"calibration_images": 0}
@@ -143,8 +143,8 @@ def test_dynamic_is_smaller_and_measures_at_run_time(tiny_inputs: Inputs, tmp_pa
     assert operators["DynamicQuantizeLinear"] > 0
     parent = tiny_inputs.parent / "model.onnx"
     assert (tmp_path / "model.onnx").stat().st_size < 0.3 * parent.stat().st_size
-    contents = look_into(tmp_path / "model.onnx")
-    assert contents.macs == contents.int8_macs == look_into(parent).macs
+    contents = inspect_onnx(tmp_path / "model.onnx")
+    assert contents.macs == contents.int8_macs == inspect_onnx(parent).macs
     assert agreement(answers(tmp_path, tiny_inputs.images), answers(tiny_inputs.parent, tiny_inputs.images)) >= 0.95
     assert sorted(path.name for path in tmp_path.iterdir()) == ["architecture.json", "model.onnx"]
     assert sorted(path.name for path in tiny_inputs.parent.iterdir()) == before
@@ -154,10 +154,10 @@ def test_dynamic_is_smaller_and_measures_at_run_time(tiny_inputs: Inputs, tmp_pa
 
 
 @pytest.mark.parametrize("scheme", ["static", "dynamic"])
-def test_damaged_parent_is_named(tiny_inputs: Inputs, tmp_path: Path, scheme: str) -> None:
+def test_damaged_parent_is_named(tiny_inputs: MethodInputs, tmp_path: Path, scheme: str) -> None:
     parent = Path(shutil.copytree(tiny_inputs.parent, tmp_path / "parent"))
     (parent / "model.onnx").write_bytes(b"no ONNX file at all")
-    with pytest.raises(ArtifactError, match=r"parent/model\.onnx is no ONNX file"):
+    with pytest.raises(ArtifactError, match=r"parent/model\.onnx cannot be read as an ONNX file"):
         quantize(settings(scheme=scheme), dataclasses.replace(tiny_inputs, parent=parent), tmp_path)
     assert not (tmp_path / "model.onnx").exists()
 
@@ -171,7 +171,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
 RECOVERY = {"epochs": 1, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.01}}
 
 
-def test_a_ladder_stops_at_the_first_rung_that_is_good_enough(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_a_ladder_stops_at_the_first_rung_that_is_good_enough(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = quantize(settings(scheme="ladder", max_drop_points=50.0), tiny_inputs, tmp_path)
     assert [row["rung"] for row in details["rungs"]] == ["static"]
     assert details["chosen"] == "static"
@@ -183,22 +183,22 @@ def test_a_ladder_stops_at_the_first_rung_that_is_good_enough(tiny_inputs: Input
 
 @pytest.mark.parametrize(("on_the_other_half", "stays"), [((4.0, 5.0), True), ((5.0, 5.0), False), ((6.0, 5.0), False)])
 def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays_if_other_images_agree(
-    tiny_inputs: Inputs,
+    tiny_inputs: MethodInputs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     on_the_other_half: tuple[float, float],
     stays: bool,
 ) -> None:
     lost = iter([3.0, 2.0, 4.0, 1.0, 5.0, 6.0])
-    chooses = int(choosing_half(tiny_inputs.images).sum())
+    chooses = int(selection_half(tiny_inputs.images).sum())
     other = iter(on_the_other_half)
 
-    def points_lost(judge: Judge, _file: Path) -> float:
+    def points_lost(judge: ValidationHalf, _file: Path) -> float:
         if len(judge.indices_V) == chooses:
             return next(lost)
         return next(other)
 
-    monkeypatch.setattr(Judge, "points_lost", points_lost)
+    monkeypatch.setattr(ValidationHalf, "points_lost", points_lost)
     out = tmp_path / "out"
     out.mkdir()
     details = quantize(settings(scheme="ladder", recovery=RECOVERY), tiny_inputs, out)
@@ -220,39 +220,39 @@ def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays_if_other_images_
     assert (sha256_of(plain / "model.onnx") == sha256_of(out / "model.onnx")) is not stays
 
 
-def test_one_half_chooses_and_the_other_confirms(tiny_inputs: Inputs) -> None:
-    choosing, confirming = Judge.halves(tiny_inputs)
+def test_one_half_chooses_and_the_other_confirms(tiny_inputs: MethodInputs) -> None:
+    choosing, confirming = ValidationHalf.halves(tiny_inputs)
     every = [*choosing.indices_V.tolist(), *confirming.indices_V.tolist()]
     assert sorted(every) == tiny_inputs.images.indices(VALIDATION).tolist()
     assert min(len(choosing.indices_V), len(confirming.indices_V)) > 10
 
 
-def test_no_rung_is_climbed_twice(tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Judge, "points_lost", lambda _judge, _file: 9.0)
+def test_no_rung_is_climbed_twice(tiny_inputs: MethodInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ValidationHalf, "points_lost", lambda _judge, _file: 9.0)
     details = quantize(settings(scheme="ladder", ranges="histogram"), tiny_inputs, tmp_path)
     names = ["static", "min-max", "percentile", "full bias correction", "worst layers in float"]
     assert [row["rung"] for row in details["rungs"]] == names
 
 
-def test_what_a_file_loses_is_counted_against_labels_and_the_parents_answers(tiny_inputs: Inputs) -> None:
-    for judge in Judge.halves(tiny_inputs):
+def test_what_a_file_loses_is_counted_against_labels_and_the_parents_answers(tiny_inputs: MethodInputs) -> None:
+    for judge in ValidationHalf.halves(tiny_inputs):
         assert judge.points_lost(tiny_inputs.parent / "model.onnx") == 0
         labels = tiny_inputs.images.labels_N[judge.indices_V]
         images = tiny_inputs.images.images_NHWC
         answers = predict_file(tiny_inputs.parent / "model.onnx", images, judge.indices_V).argmax(1)
-        assert judge.wanted_V.tolist() == np.where(labels >= 0, labels, answers).tolist()
-        assert judge.right == (answers == judge.wanted_V).mean()
+        assert judge.targets_V.tolist() == np.where(labels >= 0, labels, answers).tolist()
+        assert judge.right == (answers == judge.targets_V).mean()
 
 
-def test_trained_under_rounding(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_trained_under_rounding(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = quantize(settings(scheme="qat", recovery=RECOVERY), tiny_inputs, tmp_path)
     assert len(details["curves"]) == 1
-    contents = look_into(tmp_path / "model.onnx")
+    contents = inspect_onnx(tmp_path / "model.onnx")
     assert contents.int8_macs == contents.macs
     assert not (tmp_path / "weights.safetensors").exists()  # it would be the float network's
 
 
-def test_worst_layers_go_back_to_float(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_worst_layers_go_back_to_float(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     """Beside one enormous weight all others of a channel round to nothing: that layer goes back."""
     spoilt = tmp_path / "spoilt"
     spoilt.mkdir()
@@ -263,14 +263,16 @@ def test_worst_layers_go_back_to_float(tiny_inputs: Inputs, tmp_path: Path) -> N
     wide.CopyFrom(numpy_helper.from_array(weight, wide.name))
     onnx.save(proto, spoilt / "model.onnx")
     images, indices = tiny_inputs.images, tiny_inputs.images.indices(VALIDATION)
-    wanted = predict_file(spoilt / "model.onnx", images.images_NHWC, indices).argmax(1)
-    pairs = [(images.images_NHWC[at : at + 1], int(answer)) for at, answer in zip(indices, wanted, strict=True)]
+    expected = predict_file(spoilt / "model.onnx", images.images_NHWC, indices).argmax(1)
+    pairs = [
+        (images.images_NHWC[index : index + 1], int(answer)) for index, answer in zip(indices, expected, strict=True)
+    ]
     pixels = np.ascontiguousarray(images.images_NHWC[indices[:16]])
     source, plain, controlled = spoilt / "model.onnx", tmp_path / "plain.onnx", tmp_path / "controlled.onnx"
     quantize_statically(source, plain, pixels)
-    quantize_with_control(source, controlled, pixels, Recipe(), pairs, max_drop=1e-9)
+    quantize_with_accuracy_control(source, controlled, pixels, Recipe(), pairs, max_drop=1e-9)
     right = [
-        (predict_file(file, images.images_NHWC, indices).argmax(1) == wanted).mean() for file in (plain, controlled)
+        (predict_file(file, images.images_NHWC, indices).argmax(1) == expected).mean() for file in (plain, controlled)
     ]
     assert right[0] < right[1]
     assert float_layers(plain) == []
@@ -279,19 +281,19 @@ def test_worst_layers_go_back_to_float(tiny_inputs: Inputs, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("confirmed", [True, False])
 def test_controlled_keeps_layers_in_float_where_images_that_did_not_choose_them_agree(
-    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confirmed: bool
+    tiny_inputs: MethodInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confirmed: bool
 ) -> None:
     asked: list[float] = []
     module = sys.modules["winnow.compression.quantize"]
 
     def watched(source: Path, target: Path, pixels: np.ndarray, recipe: Recipe, pairs: Any, allowed: float) -> None:
         asked.append(allowed)
-        assert len(pairs) == choosing_half(tiny_inputs.images).sum()
+        assert len(pairs) == selection_half(tiny_inputs.images).sum()
         shutil.copyfile(source, target)  # every layer went back
 
     lost = iter([1.0, 2.0] if confirmed else [2.0, 2.0])
-    monkeypatch.setattr(Judge, "points_lost", lambda _judge, _file: next(lost))
-    monkeypatch.setattr(module, "quantize_with_control", watched)
+    monkeypatch.setattr(ValidationHalf, "points_lost", lambda _judge, _file: next(lost))
+    monkeypatch.setattr(module, "quantize_with_accuracy_control", watched)
     details = quantize(settings(scheme="controlled", max_drop_points=2.0), tiny_inputs, tmp_path)
     assert asked == [0.02]
     assert details["confirmation"]["confirmed"] is confirmed
@@ -299,18 +301,18 @@ def test_controlled_keeps_layers_in_float_where_images_that_did_not_choose_them_
     assert bool(details["float_layers"]) is confirmed
 
 
-def test_controlled_that_keeps_nothing_in_float_is_static(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_controlled_that_keeps_nothing_in_float_is_static(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = quantize(settings(scheme="controlled", max_drop_points=50.0), tiny_inputs, tmp_path)
     assert details["float_layers"] == []
     assert "confirmation" not in details
 
 
 @pytest.mark.parametrize("ranges", ["minmax", "histogram", "percentile"])
-def test_ranges_differ_and_all_answer(tiny_inputs: Inputs, tmp_path: Path, ranges: str) -> None:
+def test_ranges_differ_and_all_answer(tiny_inputs: MethodInputs, tmp_path: Path, ranges: str) -> None:
     files = []
-    for name, how in (("plain", settings()), (ranges, settings(ranges=ranges))):
+    for name, config in (("plain", settings()), (ranges, settings(ranges=ranges))):
         (tmp_path / name).mkdir()
-        quantize(how, tiny_inputs, tmp_path / name)
+        quantize(config, tiny_inputs, tmp_path / name)
         files.append(tmp_path / name / "model.onnx")
     assert sha256_of(files[0]) != sha256_of(files[1])
     indices = tiny_inputs.images.indices(VALIDATION)
@@ -318,7 +320,7 @@ def test_ranges_differ_and_all_answer(tiny_inputs: Inputs, tmp_path: Path, range
     assert agreement(*logits) > 0.8
 
 
-def test_overflow_safe_weights_take_seven_bits(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_overflow_safe_weights_take_seven_bits(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     quantize(settings(overflow_safe=True), tiny_inputs, tmp_path)
     stored = [
         numpy_helper.to_array(tensor)
@@ -333,21 +335,21 @@ def test_overflow_safe_weights_take_seven_bits(tiny_inputs: Inputs, tmp_path: Pa
 def test_depthwise_networks_run_in_both_runtimes(backbone: str, tmp_path: Path) -> None:
     """ONNX Runtime refuses one range a channel of the activations, which NNCF gives depthwise convolutions."""
     architecture = Architecture(backbone=backbone, num_classes=4, image_size=32)
-    export_onnx(build(architecture), architecture, tmp_path / "model.onnx")
+    export_onnx(build_model(architecture), architecture, tmp_path / "model.onnx")
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
-    whole = open_cell(tmp_path, BenchmarkCase("x", "ort", "f32", "file", 8, 1))(pixels)
+    whole = open_case(tmp_path, BenchmarkCase("x", "ort", "f32", "file", 8, 1))(pixels)
     quantize_statically(tmp_path / "model.onnx", tmp_path / "model.onnx", pixels)
     for runtime in ("ort", "openvino"):
-        answers = open_cell(tmp_path, BenchmarkCase("x", runtime, "int8", "file", 8, 1))(pixels)
+        answers = open_case(tmp_path, BenchmarkCase("x", runtime, "int8", "file", 8, 1))(pixels)
         assert np.corrcoef(answers.ravel(), whole.ravel())[0, 1] > 0.99
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scheme": "qat"}, "give it a recovery"),
-        ({"recovery": RECOVERY}, "static trains nothing"),
-        ({"scheme": "controlled", "recovery": RECOVERY}, "controlled trains nothing"),
+        ({"scheme": "qat"}, "scheme: qat needs a recovery"),
+        ({"recovery": RECOVERY}, "static does not train"),
+        ({"scheme": "controlled", "recovery": RECOVERY}, "controlled does not train"),
         ({"ranges": "entropy"}, "'mean', 'minmax', 'histogram' or 'percentile'"),
     ],
 )

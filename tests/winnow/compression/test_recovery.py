@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import nn
 
-from winnow.compression.method_inputs import Inputs
+from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.recovery import (
-    batches_of,
-    distillation,
+    distillation_loss,
     labelled_cross_entropy,
-    labelled_in_batch,
+    labelled_per_batch,
     recover,
+    recovery_batches,
     recovery_steps,
     softened_kl,
 )
@@ -27,7 +27,7 @@ from winnow.config import Recovery
 from winnow.data.augmentation import normalise, to_float
 from winnow.data.batches import Batches
 from winnow.data.dataset import TEST, TRAIN, VALIDATION
-from winnow.models.backbones import Architecture, build, load_model
+from winnow.models.backbones import Architecture, build_model, load_model
 from winnow.training.loop import Hooks
 
 PLAIN = {"crop_scale_min": 1.0, "flip": False}
@@ -40,7 +40,7 @@ def settings(**changes: Any) -> Recovery:
 
 
 def small(seed: int = 0) -> nn.Module:
-    return build(Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2), seed)
+    return build_model(Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2), seed)
 
 
 def state(model: nn.Module) -> str:
@@ -92,24 +92,26 @@ def test_labels_weigh_the_same_however_many_images_of_a_batch_have_one() -> None
 
 
 @pytest.mark.parametrize("few", [1, 3, 40])
-def test_every_batch_holds_labelled_images_where_few_are(tiny_inputs: Inputs, few: int) -> None:
+def test_every_batch_holds_labelled_images_where_few_are(tiny_inputs: MethodInputs, few: int) -> None:
     """teacher_weight is what its name says only if labels speak in every step."""
     inputs = with_labels(tiny_inputs, few)
-    found = batches_of(settings(), inputs, 0)
+    batches = recovery_batches(settings(), inputs, 0)
     for step in range(20):
-        images_BCHW, labels_B = found.at(step)
+        images_BCHW, labels_B = batches.at(step)
         assert images_BCHW.shape[0] == len(labels_B) == 16
         assert images_BCHW.is_contiguous(memory_format=torch.channels_last)
-        assert (labels_B[-labelled_in_batch(16) :] >= 0).all()
-        assert (labels_B[: -labelled_in_batch(16)] < 0).any()
+        assert (labels_B[-labelled_per_batch(16) :] >= 0).all()
+        assert (labels_B[: -labelled_per_batch(16)] < 0).any()
 
 
-def test_labels_take_one_less_teacher_weight_of_the_gradient(tiny_inputs: Inputs) -> None:
+def test_labels_take_one_less_teacher_weight_of_the_gradient(tiny_inputs: MethodInputs) -> None:
     """With three labelled images of 120, as with all of them."""
     for few in (3, 120):
-        images, labels = batches_of(settings(), with_labels(tiny_inputs, few), 0).at(0)
+        images, labels = recovery_batches(settings(), with_labels(tiny_inputs, few), 0).at(0)
         parts = [
-            distillation(settings(teacher_weight=weight), 16, small(1).eval())(small(0).eval(), images, labels).item()
+            distillation_loss(settings(teacher_weight=weight), 16, small(1).eval())(
+                small(0).eval(), images, labels
+            ).item()
             for weight in (0.9, 1.0, 0.0)
         ]
         assert parts[0] == pytest.approx(0.9 * parts[1] + 0.1 * parts[2], rel=1e-4)
@@ -118,18 +120,18 @@ def test_labels_take_one_less_teacher_weight_of_the_gradient(tiny_inputs: Inputs
         assert parts[2] == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_where_all_images_have_labels_each_is_seen_equally_often(tiny_inputs: Inputs) -> None:
+def test_where_all_images_have_labels_each_is_seen_equally_often(tiny_inputs: MethodInputs) -> None:
     everything = dataclasses.replace(tiny_inputs, labels_N=np.zeros_like(tiny_inputs.labels_N))
-    assert isinstance(batches_of(settings(), everything, 0), Batches)
-    assert isinstance(batches_of(settings(images="labelled"), with_labels(tiny_inputs, 30), 0), Batches)
+    assert isinstance(recovery_batches(settings(), everything, 0), Batches)
+    assert isinstance(recovery_batches(settings(images="labelled"), with_labels(tiny_inputs, 30), 0), Batches)
 
 
 @pytest.mark.parametrize(("size", "count"), [(1, 0), (2, 1), (8, 1), (16, 2), (128, 16)])
 def test_an_eighth_of_a_batch_is_labelled(size: int, count: int) -> None:
-    assert labelled_in_batch(size) == count
+    assert labelled_per_batch(size) == count
 
 
-def with_labels(inputs: Inputs, count: int) -> Inputs:
+def with_labels(inputs: MethodInputs, count: int) -> MethodInputs:
     """The same images, of which the first `count` of the budget keep their labels."""
     budget = inputs.budget[:count]
     labels = np.full_like(inputs.labels_N, -1)
@@ -137,18 +139,18 @@ def with_labels(inputs: Inputs, count: int) -> Inputs:
     return dataclasses.replace(inputs, budget=budget, labels_N=labels)
 
 
-def test_small_data_get_their_steps(tiny_inputs: Inputs) -> None:
-    how, images = settings(epochs=10, min_steps=95), len(tiny_inputs.images.indices(TRAIN))
+def test_small_data_get_their_steps(tiny_inputs: MethodInputs) -> None:
+    config, images = settings(epochs=10, min_steps=95), len(tiny_inputs.images.indices(TRAIN))
     assert images == 120
-    assert recovery_steps(how, tiny_inputs) == 100  # ten epochs alone are 70
-    assert recovery_steps(how.with_epochs(2), tiny_inputs) == 20
+    assert recovery_steps(config, tiny_inputs) == 100  # ten epochs alone are 70
+    assert recovery_steps(config.with_epochs(2), tiny_inputs) == 20
     assert recovery_steps(settings(epochs=10, min_steps=60), tiny_inputs) == 70
     curves = recover(small(), settings(epochs=2, min_steps=20), tiny_inputs)
     assert len(curves) == 2
 
 
 def test_an_interrupted_recovery_with_few_labels_ends_the_same(
-    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_inputs: MethodInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("winnow.training.loop.CHECKPOINT_SECONDS", 0.0)
     inputs = with_labels(tiny_inputs, 10)
@@ -183,15 +185,17 @@ def parts() -> tuple[float, float]:
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_teacher_weight_mixes_the_two(weight: float) -> None:
-    taught, told = parts()
-    loss = distillation(settings(teacher_weight=weight), 16, small(1).eval())
-    assert loss(small(0).eval(), *batch()).item() == pytest.approx(weight * taught + (1 - weight) * told, rel=1e-3)
+    teacher_loss, label_loss = parts()
+    loss = distillation_loss(settings(teacher_weight=weight), 16, small(1).eval())
+    assert loss(small(0).eval(), *batch()).item() == pytest.approx(
+        weight * teacher_loss + (1 - weight) * label_loss, rel=1e-3
+    )
 
 
 def test_batch_without_labels_is_taught_by_the_teacher_alone() -> None:
     images, _ = batch()
     taught, _ = parts()
-    loss = distillation(settings(teacher_weight=0.9), 16, small(1).eval())
+    loss = distillation_loss(settings(teacher_weight=0.9), 16, small(1).eval())
     value = loss(small(0).eval(), images, torch.full((8,), -1))
     assert value.item() == pytest.approx(0.9 * taught, rel=1e-3)
     value.backward()
@@ -201,24 +205,26 @@ def test_without_teacher_it_is_cross_entropy() -> None:
     images, labels = batch()
     model = small(0).eval()
     expected = F.cross_entropy(model(normalise(to_float(images))), labels.clamp(min=0))
-    torch.testing.assert_close(distillation(settings(**ALONE), 16, None)(model, images, labels.clamp(min=0)), expected)
+    torch.testing.assert_close(
+        distillation_loss(settings(**ALONE), 16, None)(model, images, labels.clamp(min=0)), expected
+    )
 
 
 def test_gradient_does_not_reach_the_teacher() -> None:
     teacher, student = small(1).eval(), small(0)
     before = state(teacher)
-    distillation(settings(), 16, teacher)(student, *batch()).backward()
+    distillation_loss(settings(), 16, teacher)(student, *batch()).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
     assert state(teacher) == before
 
 
 def test_kept_answers_train_the_same_network_to_the_bit(
-    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_inputs: MethodInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, asked = [], []
-    ask = CachedTeacher._ask
-    monkeypatch.setattr(CachedTeacher, "_ask", lambda self, views: asked.append(1) or ask(self, views))
+    ask = CachedTeacher._compute
+    monkeypatch.setattr(CachedTeacher, "_compute", lambda self, views: asked.append(1) or ask(self, views))
     for place, answers in (("a", None), ("b", tmp_path / "answers"), ("c", tmp_path / "answers")):
         model = small()
         recover(model, settings(), dataclasses.replace(tiny_inputs, scratch=tmp_path / place, answers=answers))
@@ -230,7 +236,7 @@ def test_kept_answers_train_the_same_network_to_the_bit(
     assert len(asked) == steps  # the third asked nothing
 
 
-def test_recovery_repeats_and_the_seed_decides(tiny_inputs: Inputs) -> None:
+def test_recovery_repeats_and_the_seed_decides(tiny_inputs: MethodInputs) -> None:
     results = []
     for place, seed in (("a", 0), ("b", 0), ("c", 1)):
         model = small()
@@ -240,7 +246,7 @@ def test_recovery_repeats_and_the_seed_decides(tiny_inputs: Inputs) -> None:
     assert results[0] == results[1] != results[2]
 
 
-def test_recovery_learns_what_dense_answers(tiny_inputs: Inputs) -> None:
+def test_recovery_learns_what_dense_answers(tiny_inputs: MethodInputs) -> None:
     model = small()
     curves = recover(model, settings(epochs=6), tiny_inputs)
     assert [row["epoch"] for row in curves] == [1, 2, 3, 4, 5, 6]
@@ -248,7 +254,7 @@ def test_recovery_learns_what_dense_answers(tiny_inputs: Inputs) -> None:
 
 
 @pytest.mark.parametrize("how", [{}, {"images": "labelled"}, ALONE], ids=["all", "labelled", "alone"])
-def test_steps_are_as_many_with_and_without_teacher(tiny_inputs: Inputs, how: dict[str, str]) -> None:
+def test_steps_are_as_many_with_and_without_teacher(tiny_inputs: MethodInputs, how: dict[str, str]) -> None:
     few = dataclasses.replace(tiny_inputs, budget=tiny_inputs.budget[:20])
     steps: list[int] = []
     recover(small(), settings(**how), few, hooks=Hooks(after_step=lambda _model, step: steps.append(step)))
@@ -257,7 +263,7 @@ def test_steps_are_as_many_with_and_without_teacher(tiny_inputs: Inputs, how: di
 
 @pytest.mark.parametrize(("how", "seen"), [({}, True), ({"images": "labelled"}, False), (ALONE, False)])
 def test_only_a_teacher_of_all_images_sees_those_without_label(
-    tiny_inputs: Inputs, how: dict[str, str], seen: bool
+    tiny_inputs: MethodInputs, how: dict[str, str], seen: bool
 ) -> None:
     """Every image outside the budget is painted over; the result may change only where the pool is used."""
     budget = tiny_inputs.budget[::4]
@@ -266,11 +272,11 @@ def test_only_a_teacher_of_all_images_sees_those_without_label(
 
 
 @pytest.mark.parametrize("split", [VALIDATION, TEST])
-def test_other_splits_are_never_trained_on(tiny_inputs: Inputs, split: int) -> None:
+def test_other_splits_are_never_trained_on(tiny_inputs: MethodInputs, split: int) -> None:
     assert not _changes(tiny_inputs, tiny_inputs.images.indices(split), settings())
 
 
-def _changes(inputs: Inputs, painted: np.ndarray, how: Recovery) -> bool:
+def _changes(inputs: MethodInputs, painted: np.ndarray, config: Recovery) -> bool:
     labels = np.full_like(inputs.labels_N, -1)
     labels[inputs.budget] = inputs.images.labels_N[inputs.budget]
     absurd_images, absurd_labels = np.array(inputs.images.images_NHWC), np.array(labels)
@@ -280,12 +286,12 @@ def _changes(inputs: Inputs, painted: np.ndarray, how: Recovery) -> bool:
         images = dataclasses.replace(inputs.images, images_NHWC=pixels)
         model = small()
         place = inputs.scratch / str(len(results))
-        recover(model, how, dataclasses.replace(inputs, images=images, labels_N=absurd_labels, scratch=place))
+        recover(model, config, dataclasses.replace(inputs, images=images, labels_N=absurd_labels, scratch=place))
         results.append(state(model))
     return results[0] != results[1]
 
 
-def test_dense_is_left_as_it_was(tiny_inputs: Inputs) -> None:
+def test_dense_is_left_as_it_was(tiny_inputs: MethodInputs) -> None:
     before = state(load_model(tiny_inputs.dense)[0])
     recover(small(), settings(epochs=1), tiny_inputs)
     assert state(load_model(tiny_inputs.dense)[0]) == before

@@ -8,27 +8,29 @@ import torch
 from torch import nn
 
 from tasks.project.paths import ProjectPaths
-from winnow.cli.sensitivity import show
+from winnow.cli.sensitivity import run_sensitivity
 from winnow.compression.channel_pruning import prunable_groups
-from winnow.compression.sensitivity import rows, sensitivities
+from winnow.compression.sensitivity import measure_sensitivities, table_rows
 from winnow.config import Config
 from winnow.data.dataset import ImageSet
 from winnow.errors import ConfigError
-from winnow.models.backbones import Architecture, build, load_model, save_model
+from winnow.models.backbones import Architecture, build_model, load_model, save_model
 
 
 def test_every_layer_has_a_row_and_shares_add_up(tiny_dense: Path, tiny_set: ImageSet) -> None:
-    found = sensitivities(tiny_dense, tiny_set)
+    results = measure_sensitivities(tiny_dense, tiny_set)
     model, _ = load_model(tiny_dense)
     layers = [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    assert [each.layer for each in found] == layers
-    assert sum(each.macs for each in found) == pytest.approx(1)
-    assert [each.layer for each in found if each.pruned is None] == ["fc"]
-    together = {each.layer: each.together for each in found}
+    assert [result.layer for result in results] == layers
+    assert sum(result.macs for result in results) == pytest.approx(1)
+    assert [result.layer for result in results if result.pruned is None] == ["fc"]
+    together = {result.layer: result.pruned_with for result in results}
     assert together["stem.0"] == ("blocks.0.conv2",)
     assert together["blocks.1.conv1"] == ()
-    assert all(0 <= each.int8.changed <= 0.2 for each in found)
-    assert any(each.pruned and each.pruned.changed > 0 for each in sensitivities(tiny_dense, tiny_set, 0.9))
+    assert all(0 <= result.int8.changed <= 0.2 for result in results)
+    assert any(
+        result.pruned and result.pruned.changed > 0 for result in measure_sensitivities(tiny_dense, tiny_set, 0.9)
+    )
 
 
 def test_channels_that_nobody_reads_cost_nothing(tiny_dense: Path, tiny_set: ImageSet, tmp_path: Path) -> None:
@@ -41,25 +43,25 @@ def test_channels_that_nobody_reads_cost_nothing(tiny_dense: Path, tiny_set: Ima
         block.bn1.bias[unread] = 0
         block.conv2.weight[:, unread] = 0
     save_model(tmp_path, model, architecture)
-    found = {each.layer: each for each in sensitivities(tmp_path, tiny_set, share=0.5)}
-    assert found["blocks.1.conv1"].pruned is not None
-    assert found["blocks.1.conv1"].pruned.changed == 0
-    assert found["blocks.1.conv1"].pruned.points == 0
+    by_layer = {result.layer: result for result in measure_sensitivities(tmp_path, tiny_set, share=0.5)}
+    assert by_layer["blocks.1.conv1"].pruned is not None
+    assert by_layer["blocks.1.conv1"].pruned.changed == 0
+    assert by_layer["blocks.1.conv1"].pruned.points == 0
 
 
 def test_more_of_a_layer_costs_more(tiny_dense: Path, tiny_set: ImageSet) -> None:
-    little, much = (sensitivities(tiny_dense, tiny_set, share) for share in (0.1, 0.9))
-    total = [sum(each.pruned.changed for each in found if each.pruned) for found in (little, much)]
+    little, much = (measure_sensitivities(tiny_dense, tiny_set, share) for share in (0.1, 0.9))
+    total = [sum(result.pruned.changed for result in results if result.pruned) for results in (little, much)]
     assert total[0] < total[1]
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "densenet121", "regnet_y_400mf"])
 def test_a_group_of_any_backbone_can_be_cut(backbone: str) -> None:
     architecture = Architecture(backbone=backbone, num_classes=3, image_size=32)
-    groups = prunable_groups(build(architecture), architecture)
+    groups = prunable_groups(build_model(architecture), architecture)
     assert groups
     for group in groups[:4]:
-        model = build(architecture)
+        model = build_model(architecture)
         before = sum(parameter.numel() for parameter in model.parameters())
         group.remove_least(model, architecture, 0.5)
         assert model.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 3)
@@ -72,7 +74,7 @@ def test_the_command_leaves_a_table_and_a_picture(
     (tmp_path / "artifacts" / "candidates").mkdir(parents=True)
     (tmp_path / "artifacts" / "candidates" / "dense").symlink_to(tiny_dense)
     (tmp_path / "artifacts" / "data").symlink_to(tiny_data)
-    assert show(ProjectPaths(tmp_path), tiny_config, "dense", 0.5) == 0
+    assert run_sensitivity(ProjectPaths(tmp_path), tiny_config, "dense", 0.5) == 0
     out = tmp_path / ".winnow" / "sensitivity" / "dense"
     with (out / "layers.csv").open() as file:
         table = list(csv.DictReader(file))
@@ -82,19 +84,19 @@ def test_the_command_leaves_a_table_and_a_picture(
     assert "blocks.2.conv2" in said
     assert "layers.csv" in said
     with pytest.raises(ConfigError, match=r"dense-int8: no candidate of that name has a weights\.safetensors"):
-        show(ProjectPaths(tmp_path), tiny_config, "dense-int8", 0.5)
+        run_sensitivity(ProjectPaths(tmp_path), tiny_config, "dense-int8", 0.5)
     with pytest.raises(ConfigError, match="lies between 0 and 1"):
-        show(ProjectPaths(tmp_path), tiny_config, "dense", 1.5)
+        run_sensitivity(ProjectPaths(tmp_path), tiny_config, "dense", 1.5)
 
 
 def test_rows_say_percent(tiny_dense: Path, tiny_set: ImageSet) -> None:
-    table = rows(sensitivities(tiny_dense, tiny_set))
+    table = table_rows(measure_sensitivities(tiny_dense, tiny_set))
     assert sum(row["macs_percent"] for row in table) == pytest.approx(100)
     assert table[-1]["pruned_changed_percent"] is None
 
 
 def test_what_cannot_be_pruned_is_rounded_alone(tiny_set: ImageSet, tmp_path: Path) -> None:
     architecture = Architecture(backbone="shufflenet_v2_x0_5", num_classes=len(tiny_set.classes), image_size=16)
-    save_model(tmp_path, build(architecture), architecture)
-    found = sensitivities(tmp_path, tiny_set)
-    assert {each.pruned for each in found} == {None}
+    save_model(tmp_path, build_model(architecture), architecture)
+    results = measure_sensitivities(tmp_path, tiny_set)
+    assert {result.pruned for result in results} == {None}

@@ -11,11 +11,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from winnow.compression.method_inputs import Inputs
+from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.recovery import recover
-from winnow.compression.sparsify import apply_masks, gradual_share, group_masks, magnitude_masks, sparsify
+from winnow.compression.sparsify import apply_masks, group_masks, magnitude_masks, scheduled_sparsity, sparsify
 from winnow.config import Recovery, Sparsify
-from winnow.deploy.onnx_export import look_into
+from winnow.deploy.onnx_export import inspect_onnx
 from winnow.errors import ConfigError
 from winnow.models.backbones import load_model
 from winnow.records import read_record
@@ -25,8 +25,8 @@ RECOVERY = {"epochs": 1, "min_steps": 1, "batch_size": 16, "optimiser": {"learni
 
 
 def settings(sparsity: float, **changes: Any) -> Sparsify:
-    given = {"from": "dense", "method": "sparsify", "sparsity": sparsity, "recovery": RECOVERY, **changes}
-    return Sparsify.model_validate(given)
+    fields = {"from": "dense", "method": "sparsify", "sparsity": sparsity, "recovery": RECOVERY, **changes}
+    return Sparsify.model_validate(fields)
 
 
 def masked(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -93,7 +93,7 @@ def test_equal_magnitudes_are_told_apart_by_their_place() -> None:
     assert sum(int((~mask).sum()) for mask in magnitude_masks(model, 0.25).values()) == 3
 
 
-def test_masks_hold_at_every_step_of_recovery(tiny_inputs: Inputs) -> None:
+def test_masks_hold_at_every_step_of_recovery(tiny_inputs: MethodInputs) -> None:
     model, _ = load_model(tiny_inputs.parent)
     masks = magnitude_masks(model, 0.7)
     apply_masks(model, masks)
@@ -110,7 +110,7 @@ def test_masks_hold_at_every_step_of_recovery(tiny_inputs: Inputs) -> None:
     assert seen[0][0] < 0.1 * expected
 
 
-def test_method_keeps_the_zeros(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_method_keeps_the_zeros(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     dense, _ = load_model(tiny_inputs.parent)
     masks = magnitude_masks(dense, 0.7)
     details = sparsify(settings(0.7), tiny_inputs, tmp_path)
@@ -119,7 +119,7 @@ def test_method_keeps_the_zeros(tiny_inputs: Inputs, tmp_path: Path) -> None:
     assert zeros(sparse) == round(0.7 * total)
     assert all(bool((value[~masks[name]] == 0).all()) for name, value in masked(sparse).items())
     assert details["masked_share"] == pytest.approx(0.7, abs=1e-5)
-    assert look_into(tmp_path / "model.onnx").zeros == pytest.approx(zeros(sparse), abs=3)
+    assert inspect_onnx(tmp_path / "model.onnx").zeros == pytest.approx(zeros(sparse), abs=3)
     assert any(not torch.equal(value, dense.get_parameter(name)) for name, value in sparse.named_parameters())
 
 
@@ -152,7 +152,7 @@ def test_of_every_m_weights_along_the_inputs_the_n_largest_stay(tiny_dense: Path
         assert bool((weights.masked_fill(rows, 0).amax(1) <= smallest_kept).all())
 
 
-def test_method_keeps_n_of_m(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_method_keeps_n_of_m(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = sparsify(settings(0.5, pattern="2:4"), tiny_inputs, tmp_path)
     sparse, _ = load_model(tmp_path)
     weight = sparse.blocks[1].conv2.weight.movedim(1, -1).reshape(-1, 4)
@@ -162,7 +162,7 @@ def test_method_keeps_n_of_m(tiny_inputs: Inputs, tmp_path: Path) -> None:
 
 
 def test_the_schedule_is_zhus_and_guptas() -> None:
-    shares = [gradual_share(0.8, step / 10) for step in range(13)]
+    shares = [scheduled_sparsity(0.8, step / 10) for step in range(13)]
     assert shares[0] == 0
     assert shares[5] == pytest.approx(0.8 * (1 - 0.5**3))
     assert shares[10:] == [0.8] * 3
@@ -170,7 +170,7 @@ def test_the_schedule_is_zhus_and_guptas() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
-def test_gradually_ends_where_it_should(tiny_inputs: Inputs, tmp_path: Path, pattern: str) -> None:
+def test_gradually_ends_where_it_should(tiny_inputs: MethodInputs, tmp_path: Path, pattern: str) -> None:
     details = sparsify(settings(0.5, pattern=pattern, schedule="gradual"), tiny_inputs, tmp_path)
     assert details["masked_share"] == pytest.approx(0.5, abs=1e-5)
     sparse, _ = load_model(tmp_path)
@@ -184,32 +184,32 @@ def test_gradually_ends_where_it_should(tiny_inputs: Inputs, tmp_path: Path, pat
 
 @pytest.mark.slow
 def test_a_gradual_training_that_was_stopped_ends_the_same(
-    tiny_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_inputs: MethodInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stopped(Exception):
         pass
 
-    how = settings(0.6, schedule="gradual", recovery={**RECOVERY, "epochs": 4})
+    config = settings(0.6, schedule="gradual", recovery={**RECOVERY, "epochs": 4})
     whole, again = tmp_path / "whole", tmp_path / "again"
     for folder in (whole, again):
         folder.mkdir()
-    sparsify(how, dataclasses.replace(tiny_inputs, scratch=tmp_path / "apart"), whole)
+    sparsify(config, dataclasses.replace(tiny_inputs, scratch=tmp_path / "apart"), whole)
     monkeypatch.setattr("winnow.training.loop.CHECKPOINT_SECONDS", 0.0)
 
     calls: list[int] = []
     module = sys.modules["winnow.compression.sparsify"]  # the package's name of it is the function
-    hold = module._Holder.hold
+    apply = module._MaskSchedule.apply
 
-    def holds_until(self: Any, model: nn.Module, step: int) -> None:
+    def applies_until(self: Any, model: nn.Module, step: int) -> None:
         calls.append(step)
         if len(calls) == 11:
             raise Stopped
-        hold(self, model, step)
+        apply(self, model, step)
 
-    monkeypatch.setattr(module._Holder, "hold", holds_until)
+    monkeypatch.setattr(module._MaskSchedule, "apply", applies_until)
     with pytest.raises(Stopped):
-        sparsify(how, tiny_inputs, again)
-    sparsify(how, tiny_inputs, again)
+        sparsify(config, tiny_inputs, again)
+    sparsify(config, tiny_inputs, again)
     assert calls[10:12] == [11, 11]  # it went on where it was
     assert (whole / "weights.safetensors").read_bytes() == (again / "weights.safetensors").read_bytes()
 
@@ -218,7 +218,7 @@ def test_a_gradual_training_that_was_stopped_ends_the_same(
     ("changes", "message"),
     [
         ({"pattern": "2:4", "sparsity": 0.8}, "2:4 makes 0.5 of the weights zero"),
-        ({"pattern": "4:4"}, "leaves nothing out"),
+        ({"pattern": "4:4"}, "sets no weight to zero"),
         ({"pattern": "half"}, "should match pattern"),
         ({"pattern": 124}, "YAML reads N:M without quotes as a number, here 124; write it in quotes"),
     ],
@@ -232,7 +232,7 @@ def test_the_share_that_is_asked_for_is_taken_as_it_was_printed() -> None:
     assert settings(0.6667, pattern="1:3").group == 3
 
 
-def test_a_pattern_that_fits_no_layer_is_refused_before_any_training(tiny_inputs: Inputs, tmp_path: Path) -> None:
+def test_a_pattern_that_fits_no_layer_is_refused_before_any_training(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"1:5 fits no layer.*multiple of 5; this network's layers have 3, 48, 96"):
         sparsify(settings(0.8, pattern="1:5"), tiny_inputs, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -240,8 +240,8 @@ def test_a_pattern_that_fits_no_layer_is_refused_before_any_training(tiny_inputs
 
 @pytest.mark.parametrize("schedule", ["once", "gradual"])
 @pytest.mark.parametrize("hint", ["features", "attention"])
-def test_a_hints_own_layer_is_not_masked(tiny_inputs: Inputs, tmp_path: Path, schedule: str, hint: str) -> None:
-    given = settings(0.5, schedule=schedule, recovery={**RECOVERY, "hint": hint})
-    sparsify(given, tiny_inputs, tmp_path)
+def test_a_hints_own_layer_is_not_masked(tiny_inputs: MethodInputs, tmp_path: Path, schedule: str, hint: str) -> None:
+    config = settings(0.5, schedule=schedule, recovery={**RECOVERY, "hint": hint})
+    sparsify(config, tiny_inputs, tmp_path)
     model, _ = load_model(tmp_path)
     assert zeros(model) == round(0.5 * sum(value.numel() for value in masked(model).values()))

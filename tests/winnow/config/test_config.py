@@ -19,14 +19,14 @@ from winnow.config import (
     Config,
     NoPretraining,
     Prune,
-    Recovered,
     RotNet,
+    TrainedCandidate,
     check_config,
-    in_order,
     load_config,
+    topological_order,
 )
 from winnow.errors import ConfigError
-from winnow.search.space import Point, chain
+from winnow.search.space import Point, candidate_chain
 
 INT8 = {"from": "dense", "method": "quantize"}
 PRUNE = {"from": "dense", "method": "prune", "remove": {"channels": 0.3}, "recovery": RECOVERY}
@@ -120,14 +120,14 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         "data.source": "Input should be 'sample', 'folder', 'archive' or 'cifar10' (found 'ftp')",
         "data.validation_fraction": "Input should be less than or equal to 0.5 (found 0.7)",
         "data.tint": unknown,
-        "pretrain.method": "'byol' is none of 'none', 'rotnet', 'simclr'",
+        "pretrain.method": "'byol' is not one of 'none', 'rotnet', 'simclr'",
         "finetune.learning_rates.0": f"YAML reads 1e-1 as text; {NOT_A_NUMBER} (found '1e-1')",
         "finetune.epochs": "expected a number, got true (found True)",
         "candidates.pruned.remove.channels": "Input should be less than 1 (found 2)",
         "candidates.student.recovery.optimiser.momentum": "expected a number, got the text 'high' (found 'high')",
-        "candidates.magic.method": "'magic' is none of 'prune', 'sparsify', 'factorize', 'cluster', 'quantize', "
+        "candidates.magic.method": "'magic' is not one of 'prune', 'sparsify', 'factorize', 'cluster', 'quantize', "
         "'distill'",
-        "benchmark": "missing; every section of params.yaml as shipped must be there",
+        "benchmark": "missing; every section of params.yaml as shipped is required",
         "promotion.gates.max_drop": unknown,
         "extra": unknown,
     }
@@ -147,18 +147,18 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         ({"data__image_size": 32.5}, "data.image_size", "fractional part"),
         ({"data__path": ""}, "data.path", "at least 1 character"),
         ({"data__path": "a.tar.gz"}, "data", r"'a\.tar\.gz' is an archive; set data\.source: archive"),
-        ({"data__source": "archive"}, "data", r"'photos' is no archive, which would end in \.zip"),
+        ({"data__source": "archive"}, "data", r"'photos' is not an archive; it must end in \.zip"),
         ({"data__labels": "a.xlsx"}, "data", r"'a\.xlsx' must end in \.csv, \.tsv, \.parquet"),
-        ({"data__source": "cifar10", "data__labels": "a.csv"}, "data", "goes with data.source: folder or archive"),
+        ({"data__source": "cifar10", "data__labels": "a.csv"}, "data", "needs data.source: folder or archive"),
         ({"data__fetch": "https://x/y"}, "data.fetch", "match pattern"),
         ({"data__fetch": "s3://key:secret@bucket/x"}, "data.fetch", "match pattern"),
-        ({"data__source": "cifar10", "data__fetch": "s3://bucket/x"}, "data", "set data.source: folder for it"),
+        ({"data__source": "cifar10", "data__fetch": "s3://bucket/x"}, "data", "set data.source: folder"),
         ({"data__group_by": "table"}, "data", "data.labels, which names no table"),
-        ({"data__group_by": "burst"}, "data", r"nor a regular expression with a group in \(\)"),
-        ({"data__group_by": "(burst"}, "data", "is no regular expression"),
-        ({"data__source": "sample"}, "data", r"'photos' is no archive.*-S data\.source=folder"),
+        ({"data__group_by": "burst"}, "data", r"or a regular expression with a group in \(\)"),
+        ({"data__group_by": "(burst"}, "data", "is not a valid regular expression"),
+        ({"data__source": "sample"}, "data", r"'photos' is not an archive.*-S data\.source=folder"),
         ({"data__unlabelled": "a/b"}, "data", "plain name"),
-        ({"finetune__seeds": [1, 1]}, "finetune.seeds", "twice"),
+        ({"finetune__seeds": [1, 1]}, "finetune.seeds", "duplicate values"),
         ({"finetune__seeds": []}, "finetune.seeds", "at least one value"),
         ({"finetune__seeds": [-1]}, "finetune.seeds.0", "greater than or equal to 0"),
         ({"pretrain__seed": 2**32}, "pretrain.seed", "less than 4294967296"),
@@ -166,13 +166,17 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         ({"pretrain__optimiser__warmup": float("nan")}, "pretrain.optimiser.warmup", "finite"),
         ({"pretrain__optimiser__learning_rate": "1e-1"}, "pretrain.optimiser.learning_rate", "YAML reads 1e-1"),
         ({"promotion__registered_model": "a/b"}, "promotion.registered_model", "pattern"),
-        ({"pretrain__backbone": "resnet19"}, "pretrain.backbone", "'resnet19' is no backbone.* resnet18"),
-        ({"pretrain__backbone": "ResNet"}, "pretrain.backbone", r"'ResNet' is no backbone.* resnet8.*found 'ResNet'"),
-        ({"pretrain__backbone": "same"}, "pretrain.backbone", "'same' is no backbone"),
+        ({"pretrain__backbone": "resnet19"}, "pretrain.backbone", "'resnet19' is not a backbone.* resnet18"),
+        (
+            {"pretrain__backbone": "ResNet"},
+            "pretrain.backbone",
+            r"'ResNet' is not a backbone.* resnet8.*found 'ResNet'",
+        ),
+        ({"pretrain__backbone": "same"}, "pretrain.backbone", "'same' is not a backbone"),
         (
             {"candidates__student": SELF | {"student": "mobilnet_v2"}},
             "candidates.student.student",
-            "'mobilnet_v2' is no backbone.* mobilenet_v2.* or same: the parent itself",
+            "'mobilnet_v2' is not a backbone.* mobilenet_v2.* or same: the parent itself",
         ),
         ({"candidates__x": 3}, "candidates.x", "expected a section"),
         ({"candidates__x": {"from": "dense"}}, "candidates.x.method", "missing"),
@@ -190,7 +194,7 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         (
             {"candidates__dense-kd__width": 0.5},
             "candidates.dense-kd",
-            "width: 'same' comes in one width",
+            "width: 'same' has width 1.0 only",
         ),
         (
             {
@@ -203,7 +207,7 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         (
             {"candidates__v": SELF | {"student": "vit_b_16", "recovery": RECOVERY | {"hint": "attention"}}},
             "candidates.v.recovery.hint",
-            "which a vit_b_16 has only at its start; set features",
+            "which a vit_b_16 has only in its first layer; set features",
         ),
         (
             {"candidates__d": INT8 | {"scheme": "dynamic", "overflow_safe": True}},
@@ -219,7 +223,7 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         (
             {"search": {"runtime": "openvino-throughput"}},
             "search",
-            "openvino-throughput goes with objective: throughput, not latency",
+            "openvino-throughput needs objective: throughput, not latency",
         ),
     ],
 )
@@ -250,11 +254,11 @@ def test_the_parent_is_called_from_as_dvc_reads_it() -> None:
         ({"q": INT8, "r": INT8 | {"from": "q"}}, {"candidates.r.from": "'q' is quantized"}),
         (
             {"f": LOW_RANK, "s": SELF | {"from": "f"}, "p": PRUNE | {"from": "s"}},
-            {"candidates.p.from": "'s' is of low rank already: prune first"},
+            {"candidates.p.from": "'s' is factorized already: prune first"},
         ),
         ({"dense": INT8}, {"candidates.dense": "the root of the tree"}),
         *[
-            ({name: INT8}, {f"candidates.{name}": f"step or its folder; call the candidate {name}-1"})
+            ({name: INT8}, {f"candidates.{name}": f"step or its folder; choose another name, such as {name}-1"})
             for name in ("data", "ingest", "pretrain", "finetune", "benchmark", "select", "report")
         ],
         ({"dense-kd": INT8}, {"candidates.dense-kd.method": "'dense' trained on .* must be distill"}),
@@ -269,7 +273,10 @@ def test_the_parent_is_called_from_as_dvc_reads_it() -> None:
                 "candidates.dense-kd.recovery.teacher": "must be dense, not 'none'",
             },
         ),
-        *[({name: INT8}, {f"candidates.{name}": "no usable name"}) for name in ("A", "a_b", "-a", "a--b", "a/b", "ä")],
+        *[
+            ({name: INT8}, {f"candidates.{name}": "is not a valid name"})
+            for name in ("A", "a_b", "-a", "a--b", "a/b", "ä")
+        ],
     ],
 )
 def test_the_tree(candidates: dict[str, Any], expected: dict[str, str]) -> None:
@@ -286,7 +293,7 @@ def test_a_student_of_a_low_rank_network_is_none_itself() -> None:
 
 
 def test_what_is_trained_on_is_told_by_its_type(tiny_config: Config) -> None:
-    recovered = {name for name, candidate in tiny_config.candidates.items() if isinstance(candidate, Recovered)}
+    recovered = {name for name, candidate in tiny_config.candidates.items() if isinstance(candidate, TrainedCandidate)}
     assert recovered == {"pruned", "sparse", "student", "student-alone", "dense-kd"}
     assert check_config(changed(candidates={"dense-kd": SELF})).candidates["dense-kd"].parent == "dense"
 
@@ -294,8 +301,8 @@ def test_what_is_trained_on_is_told_by_its_type(tiny_config: Config) -> None:
 def test_parents_come_before_children() -> None:
     candidates = {"c": PRUNE | {"from": "b"}, "d": INT8 | {"from": "c"}, "a": PRUNE, "b": PRUNE | {"from": "a"}}
     config = check_config(changed(candidates=candidates))
-    assert in_order(dict(config.candidates)) == ["a", "b", "c", "d"]
-    assert in_order(dict(check_config(changed(candidates={})).candidates)) == []
+    assert topological_order(dict(config.candidates)) == ["a", "b", "c", "d"]
+    assert topological_order(dict(check_config(changed(candidates={})).candidates)) == []
 
 
 def test_pretraining_may_be_none_but_then_takes_no_epochs() -> None:
@@ -311,7 +318,7 @@ def test_pretraining_may_be_none_but_then_takes_no_epochs() -> None:
         (lambda path: None, "cannot be read .* run winnow from the project's folder"),
         (lambda path: path.write_bytes(b"\xff\xfe"), "cannot be read"),
         (lambda path: path.write_text("data: [1, 2"), "not valid YAML"),
-        (lambda path: path.write_text("a: {x: 1, y: 2, x: 3}"), "not valid YAML: the key 'x' is there twice\n.*line 1"),
+        (lambda path: path.write_text("a: {x: 1, y: 2, x: 3}"), "not valid YAML: duplicate key 'x'\n.*line 1"),
         (lambda path: path.write_text("data: " + "[" * 3000 + "]" * 3000), "nested too deeply"),
         (lambda path: path.write_text("{data: " * 3000 + "1" + "}" * 3000), "nested too deeply"),
         (lambda path: path.write_text("data: &x [*x]"), "mistakes:\n  data: expected a section"),
@@ -416,10 +423,12 @@ def test_one_switch_sets_every_augmentation(switch: str, changes: dict[str, Any]
         getattr(candidate, "recovery", 0) is None for candidate in after.candidates.values()
     )
     point = Point("student", 1.0, "none")
-    trial = check_config(after.model_dump(mode="json", by_alias=True) | {"candidates": chain(point, after, 4)})
-    assert augmentations(trial)[-1] == augmentations(check_config({**raw, "candidates": chain(point, before, 4)}))[
-        -1
-    ].model_copy(update=changes)
+    trial = check_config(
+        after.model_dump(mode="json", by_alias=True) | {"candidates": candidate_chain(point, after, 4)}
+    )
+    assert augmentations(trial)[-1] == augmentations(
+        check_config({**raw, "candidates": candidate_chain(point, before, 4)})
+    )[-1].model_copy(update=changes)
 
 
 def augmentations(config: Config) -> list[Augmentation]:

@@ -11,7 +11,7 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
 from winnow.config import Augmentation
-from winnow.data.augmentation import _turn_hue, augment, flip, grayscale, jitter, normalise, resized_crop, to_float
+from winnow.data.augmentation import _rotate_hue, augment, flip, grayscale, jitter, normalise, resized_crop, to_float
 
 ALL = Augmentation(crop_scale_min=0.3, flip=True, jitter=0.4, grayscale=0.2)
 
@@ -118,7 +118,7 @@ def test_brightness_contrast_and_saturation_equal_torchvisions(strength: float) 
 @pytest.mark.parametrize("turn", [-0.1, 0.02, 0.1, 0.2])
 def test_hue_turns_the_way_of_torchvisions_and_as_far(turn: float) -> None:
     x = to_float(photos(12))
-    turned = _turn_hue(x, torch.full((12,), turn)), torch.stack([reference.adjust_hue(image, turn) for image in x])
+    turned = _rotate_hue(x, torch.full((12,), turn)), torch.stack([reference.adjust_hue(image, turn) for image in x])
     ours, theirs = ((y - x) - reference.rgb_to_grayscale(y - x) for y in turned)  # what happened to the colour
     assert (ours * theirs).sum() / ours.norm() / theirs.norm() > 0.85
     assert ours.norm() / theirs.norm() == pytest.approx(1, abs=0.15)

@@ -13,8 +13,8 @@ import pytest
 from tests.winnow.data.test_sources import folder, listed, touch
 from winnow.data.file_tree import Archive, Folder
 from winnow.data.sources import open_tree
-from winnow.data.special_files import refuse_special_files
-from winnow.data.split_names import looks_like_split, split_of
+from winnow.data.special_files import check_special_files
+from winnow.data.split_names import looks_like_split, parse_split
 from winnow.errors import DataError
 
 SPLITS = {
@@ -36,14 +36,14 @@ SPLITS = {
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_names_of_splits(split: str) -> None:
-    assert {name: split_of(name) for name in SPLITS[split]} == dict.fromkeys(SPLITS[split], split)
+    assert {name: parse_split(name) for name in SPLITS[split]} == dict.fromkeys(SPLITS[split], split)
 
 
 def test_names_that_look_like_splits_and_names_that_do_not() -> None:
     for name in ("train2017", "fold_1", "Fold2", "eval", "holdout", "test_2", "01_train"):
-        assert (split_of(name), looks_like_split(name)) == (None, True)
+        assert (parse_split(name), looks_like_split(name)) == (None, True)
     for name in ("cat", "trainers", "valley", "contest", "attraction", "datasets", "猫", "developer", "set"):
-        assert (split_of(name), looks_like_split(name)) == (None, False)
+        assert (parse_split(name), looks_like_split(name)) == (None, False)
 
 
 def as_zip(root: Path) -> Path:
@@ -64,7 +64,10 @@ def test_splits_by_their_names(tmp_path: Path, train: str, test: str, validation
     for source in (folder(root), open_tree(Archive(as_zip(root)), "photos")):
         assert source.classes == ("cat", "dog")
         assert listed(source) == {name: (int("dog" in name), name.startswith(test)) for name in names}
-        assert f"{validation}/ is used like train/: which images validate is decided by their pixels" in source.warnings
+        assert (
+            f"{validation}/ is used like train/: an image's pixels decide whether it is for validation"
+            in source.warnings
+        )
 
 
 def test_two_folders_of_one_split_are_joined(tmp_path: Path) -> None:
@@ -95,8 +98,8 @@ def test_what_only_looks_like_a_split_is_an_error(tmp_path: Path, names: tuple[s
     ("names", "message"),
     [
         (("Training/1.jpg", "Testing/2.jpg"), r"Testing, Training hold images and no class folders"),
-        (("Testing/cat/1.jpg", "Testing/dog/2.jpg"), r"Testing/ holds class folders, but there is no train/ beside it"),
-        (("Valid/cat/1.jpg", "Valid/dog/2.jpg"), r"Valid/ holds class folders, but there is no train/ beside it"),
+        (("Testing/cat/1.jpg", "Testing/dog/2.jpg"), r"Testing/ holds class folders, but no train/ beside it does"),
+        (("Valid/cat/1.jpg", "Valid/dog/2.jpg"), r"Valid/ holds class folders, but no train/ beside it does"),
         (("Train/a/1.jpg", "Train/b/2.jpg", "bird/3.jpg"), r"beside train/ there may be .* but there is also bird"),
         (("Train/a/1.jpg", "Train/b/2.jpg", "Tests/c/3.jpg"), r"beside train/|looks like a split"),
     ],
@@ -136,9 +139,7 @@ def test_what_systems_leave_is_passed_over_and_counted(tmp_path: Path) -> None:
         assert set(listed(source)) == {"cat/1.jpg", "dog/2.jpg"}
         assert source.ignored == len(COMPANIONS)
         assert len(source.warnings) == 1
-        assert source.warnings[0].startswith(
-            f"{len(LEFT)} files in hidden and system folders are passed over: @eaDir (2)"
-        )
+        assert source.warnings[0].startswith(f"{len(LEFT)} files in hidden and system folders are skipped: @eaDir (2)")
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -162,20 +163,20 @@ def test_a_linked_class_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"bird is a link to a folder: .* would go unnoticed\. Put the folder itself"):
         folder(root)
     with pytest.raises(DataError, match="bird is a link to a folder"):
-        refuse_special_files(root, has_class_folders=True)
+        check_special_files(root, has_class_folders=True)
     (root / "bird").unlink()
     (root / "cat" / "around").symlink_to(root)
-    refuse_special_files(root, has_class_folders=True)  # inside a class it is passed over
+    check_special_files(root, has_class_folders=True)  # inside a class it is passed over
     assert set(listed(folder(root))) == {"cat/1.jpg", "dog/2.jpg"}
     (root / "bird").symlink_to(tmp_path / "elsewhere")
-    refuse_special_files(root, has_class_folders=False)  # a table names classes; links are not followed then
+    check_special_files(root, has_class_folders=False)  # a table names classes; links are not followed then
     (tmp_path / "linked").symlink_to(touch(tmp_path / "plain", "cat/1.jpg", "dog/2.jpg"))
-    refuse_special_files(tmp_path / "linked", has_class_folders=True)  # DVC follows data.path itself
+    check_special_files(tmp_path / "linked", has_class_folders=True)  # DVC follows data.path itself
     assert folder(tmp_path / "linked").classes == ("cat", "dog")
     deep = touch(tmp_path / "deep", "train/cat/1.jpg", "train/dog/2.jpg")
     (deep / "train" / "bird").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="bird is a link to a folder"):
-        refuse_special_files(deep, has_class_folders=True)
+        check_special_files(deep, has_class_folders=True)
 
 
 @pytest.fixture
@@ -197,20 +198,20 @@ def test_special_files_are_refused_by_name(tmp_path: Path, bound: socket.socket)
     (root / "cat" / "good.jpg").symlink_to("1.jpg")
     (root / "dog" / "around").symlink_to(root / "cat")
     with bound, pytest.raises(DataError) as caught:
-        refuse_special_files(root, has_class_folders=False)
+        check_special_files(root, has_class_folders=False)
     told = str(caught.value).splitlines()
     assert len(told) == 7
     for line, name, kind in zip(
         told[1:],
         ("gone", "linked pipe", "loop", "null", "pipe", "socket"),
-        ("a link that leads nowhere", "a named pipe", "a link that", "a device", "a named pipe", "a socket"),
+        ("a broken link", "a named pipe", "a broken link", "a device", "a named pipe", "a socket"),
         strict=True,
     ):
         assert f"cat/{name}.jpg: {kind}" in line
     os.mkfifo(tmp_path / "photos.zip")
-    with pytest.raises(DataError, match=r"photos\.zip: a named pipe, no file"):
-        refuse_special_files(tmp_path / "photos.zip", has_class_folders=True)
-    refuse_special_files(tmp_path / "not fetched yet", has_class_folders=True)
+    with pytest.raises(DataError, match=r"photos\.zip: a named pipe, not a file"):
+        check_special_files(tmp_path / "photos.zip", has_class_folders=True)
+    check_special_files(tmp_path / "not fetched yet", has_class_folders=True)
 
 
 def test_no_more_than_ten_are_named(tmp_path: Path) -> None:
@@ -218,5 +219,5 @@ def test_no_more_than_ten_are_named(tmp_path: Path) -> None:
     for number in range(30):
         (root / "cat" / f"{number:02}.jpg").symlink_to("nowhere.jpg")
     with pytest.raises(DataError) as caught:
-        refuse_special_files(root, has_class_folders=True)
+        check_special_files(root, has_class_folders=True)
     assert len(str(caught.value).splitlines()) == 12

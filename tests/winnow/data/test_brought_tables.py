@@ -15,15 +15,15 @@ from PIL import Image
 from tests.winnow.data.test_sources import touch
 from winnow.config import Data
 from winnow.data.dataset import decode
-from winnow.data.decoding import Sides, decode_chunk
-from winnow.data.label_table import Labels, read_labels
+from winnow.data.decoding import DecodeSettings, decode_chunk
+from winnow.data.label_table import LabelTable, read_labels
 from winnow.data.sources import Source, open_source
 from winnow.errors import DataError
 
 CAFE = {form: unicodedata.normalize(form, "café") for form in ("NFC", "NFD")}
 
 
-def table(path: Path, text: str) -> Labels:
+def table(path: Path, text: str) -> LabelTable:
     path.write_text(text, encoding="utf-8")
     return read_labels(path, path.parent)
 
@@ -127,10 +127,10 @@ def test_images_in_a_table_of_hugging_face(tmp_path: Path, names: list[str] | No
     assert [(item.name, item.label, item.is_test) for item in items] == [
         *(("0.png", 0, False), ("1.png", 1, True), ("2.png", 1, False), ("gone.png", -1, False)),
     ]
-    result = decode_chunk([item.content for item in items], Sides(8))
-    assert result.reasons == {3: "row 4 of t.parquet holds no bytes of an image"}
+    result = decode_chunk([item.content for item in items], DecodeSettings(8))
+    assert result.reasons == {3: "row 4 of t.parquet holds no image bytes"}
     np.testing.assert_array_equal(result.pixels_KHWC[1], decode(FILES[1], 8)[0])
-    assert "t.parquet; " in source.warnings[0]
+    assert "the images in t.parquet are used" in source.warnings[0]
 
 
 def test_images_as_bytes_alone_and_groups(tmp_path: Path) -> None:

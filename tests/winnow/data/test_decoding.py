@@ -19,12 +19,12 @@ from winnow.data.dataset import decode
 from winnow.data.decoding import (
     CHUNK_BYTES,
     CHUNKS_PER_WORKER,
-    MAX_CHUNK,
+    MAX_CHUNK_IMAGES,
     MAX_FILE_BYTES,
-    WORTH_A_PROCESS,
-    Decoded,
+    MIN_PARALLEL_IMAGES,
+    DecodedItems,
+    DecodeSettings,
     Item,
-    Sides,
     _chunks,
     decode_all,
     decode_chunk,
@@ -67,7 +67,7 @@ def on_one_core() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def together(parts: list[Decoded]) -> tuple[list[str], list[str], dict[str, str], bytes, bytes]:
+def together(parts: list[DecodedItems]) -> tuple[list[str], list[str], dict[str, str], bytes, bytes]:
     """Names in order, names kept, reasons by name, pixels and keys."""
     names = [item.name for part in parts for item in part.items]
     kept = [part.items[at].name for part in parts for at in part.kept]
@@ -76,14 +76,14 @@ def together(parts: list[Decoded]) -> tuple[list[str], list[str], dict[str, str]
     return names, kept, reasons, pixels, b"".join(part.keys_K16.tobytes() for part in parts)
 
 
-@pytest.mark.parametrize("count", [1, 5, WORTH_A_PROCESS - 1])
+@pytest.mark.parametrize("count", [1, 5, MIN_PARALLEL_IMAGES - 1])
 def test_order_pixels_and_reasons(tmp_path: Path, count: int) -> None:
     items = some_items(count, tmp_path)
     names, kept, reasons, pixels, keys = together(list(decode_all(iter(items), count, 8)))
     good = [at for at in range(count) if at % 7]
     assert names == [str(at) for at in range(count)]
     assert kept == [str(at) for at in good]
-    assert reasons == {str(at): "no image format that is read here" for at in range(0, count, 7)}
+    assert reasons == {str(at): "not a supported image format" for at in range(0, count, 7)}
     expected = [decode(bitmap(at), 8) for at in good]
     assert pixels == b"".join(pixels_HWC.tobytes() for pixels_HWC, _ in expected)
     assert keys == b"".join(key for _, key in expected)
@@ -112,7 +112,7 @@ def test_few_files_are_under_way(side: int) -> None:
     with closing(decode_all(stream(), 2000, side)) as decoded:
         first = next(decoded)
         under_way = cores() * CHUNKS_PER_WORKER
-        assert len(first.items) == min(MAX_CHUNK, CHUNK_BYTES // (side * side * 3))
+        assert len(first.items) == min(MAX_CHUNK_IMAGES, CHUNK_BYTES // (side * side * 3))
         assert taken <= under_way * len(first.items)
     assert taken < 2000
     assert multiprocessing.active_children() == []  # closed early, and nobody is left behind
@@ -149,7 +149,7 @@ def test_files_that_kill_or_hang_are_set_aside_alone(monkeypatch: pytest.MonkeyP
     items = [Item(str(index), 0, False, content) for index, content in enumerate(contents)]
     _, kept, reasons, _, _ = together(list(decode_all(items, len(items), 8)))
     assert reasons == {
-        "7": "ends the process that decodes it (status 3)",
+        "7": "crashes the process that decodes it (status 3)",
         "90": "takes longer than 3 s to decode",
     }
     assert len(kept) == 198
@@ -177,13 +177,13 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
 @needs_cores
 def test_process_after_process_that_dies_is_an_error_that_says_what_to_do() -> None:
     items = [Item(str(index), 0, False, Does(os._exit, 3)) for index in range(64)]  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"process after process that decodes images died.*taskset"):
+    with pytest.raises(DataError, match=r"one image decoding process after another died.*taskset"):
         list(decode_all(items, len(items), 8))
     assert multiprocessing.active_children() == []
 
 
 def test_all_bad_and_none_at_all() -> None:
-    made = decode_chunk([b"", b"x"], Sides(8))
+    made = decode_chunk([b"", b"x"], DecodeSettings(8))
     kept, pixels_KHWC, keys_K16, reasons = made.kept, made.pixels_KHWC, made.keys_K16, made.reasons
     assert (kept, pixels_KHWC.shape, keys_K16.shape, list(reasons)) == ([], (0, 8, 8, 3), (0, 16), [0, 1])
     assert list(decode_all([], 0, 8)) == []
@@ -195,11 +195,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
     paths = [str(tmp_path / name) for name in ("pipe", "link", "huge.png", ".")]
-    assert decode_chunk(paths, Sides(8)).reasons == {
-        0: "no plain file",
+    assert decode_chunk(paths, DecodeSettings(8)).reasons == {
+        0: "not a regular file",
         1: "cannot be read (No such file or directory)",
         2: "200,000,001 bytes are more than 200,000,000",
-        3: "no plain file",
+        3: "not a regular file",
     }
 
 
@@ -210,7 +210,7 @@ def test_workers_load_no_torch() -> None:
 
 
 def test_a_chunk_holds_no_more_content_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("winnow.data.decoding.MAX_CONTENT", 100)
+    monkeypatch.setattr("winnow.data.decoding.MAX_CONTENT_BYTES", 100)
     sizes = [10, 60, 30, 10, 300, 5, 5]
     items = [Item(str(at), 0, False, bytes(size)) for at, size in enumerate(sizes)]
     chunks = [[len(item.content) for item in chunk] for chunk in _chunks(iter(items), 4)]  # type: ignore[arg-type]

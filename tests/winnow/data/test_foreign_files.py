@@ -23,7 +23,7 @@ from PIL import Image
 
 from tests.closure import ROOT
 from winnow.data.dataset import decode
-from winnow.data.decoding import Sides, decode_chunk
+from winnow.data.decoding import DecodeSettings, decode_chunk
 from winnow.data.file_tree import Folder
 from winnow.data.header_limits import MAX_SCANS
 from winnow.data.sources import open_tree
@@ -173,12 +173,12 @@ SET_ASIDE: dict[str, tuple[bytes, str]] = {
         tiff([16] * 3, 2, bytes(48 * 64 * 6), {284: [2], 273: [8] * 3, 279: [48 * 64 * 2] * 3}),
         "planes of more than 8 bits",
     ),
-    "PNG or JPEG of a rare kind": (png_of_size(8, 8)[:24] + bytes(30), "damaged, or PNG of a kind that is not read"),
-    "JPEG XL, PSD, video": (b"8BPS\0\1" + bytes(40), "no image format that is read here"),
+    "PNG or JPEG of a rare kind": (png_of_size(8, 8)[:24] + bytes(30), "damaged, or an unsupported kind of PNG"),
+    "JPEG XL, PSD, video": (b"8BPS\0\1" + bytes(40), "not a supported image format"),
     "more than 100 million pixels": (png_of_size(20_000, 6_000), "20000x6000 pixels are more than 100,000,000"),
     "a side of more than a million pixels": (png_of_size(99_000_000, 1), "99000000x1 pixels: a side is longer than"),
     "an icon whose picture is larger than it says": (icon(png_of_size(20_000, 6_000)), "20000x6000 pixels are more"),
-    "JPEG of more than 64 scans": (jpeg_of_scans(100), "more than 64 scans; save it anew"),
+    "JPEG of more than 64 scans": (jpeg_of_scans(100), "more than 64 scans; save it again"),
     "TIFF with tiles far larger than the picture": (
         tiff([8, 8, 8], 2, PHOTO.tobytes(), {322: [20_000], 323: [20_000]}),
         "tiles of 20000x20000 pixels",
@@ -187,9 +187,9 @@ SET_ASIDE: dict[str, tuple[bytes, str]] = {
     "truncated": (saved(RGB, "JPEG")[:-200], "damaged"),
     "empty": (b"", "empty"),
     "HEIC that is damaged": (b"\0\0\0\x1cftypheic" + bytes(20), "."),
-    "text": (b"no image at all", "no image format that is read here"),
-    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no image format that is read here"),
-    "PostScript": (saved(RGB, "EPS"), "no image format that is read here"),
+    "text": (b"no image at all", "not a supported image format"),
+    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a supported image format"),
+    "PostScript": (saved(RGB, "EPS"), "not a supported image format"),
 }
 
 
@@ -206,7 +206,7 @@ def test_a_kind_that_is_used_gives_its_pixels(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_kind_that_is_set_aside_says_why(kind: str) -> None:
     data, reason = SET_ASIDE[kind]
-    assert re.search(reason, decode_chunk([data], Sides(SIDE)).reasons[0])
+    assert re.search(reason, decode_chunk([data], DecodeSettings(SIDE)).reasons[0])
 
 
 SMALL_LIMIT = 1_000
@@ -215,31 +215,31 @@ SMALL_LIMIT = 1_000
 @pytest.mark.parametrize("kind", sorted({kind for kind, (_, expected) in USED.items() if expected.size == RGB.size}))
 @pytest.mark.filterwarnings("ignore")
 def test_a_lower_limit_on_pixels_holds_for_every_kind(kind: str) -> None:
-    refused = decode_chunk([USED[kind][0]], Sides(SIDE, max_pixels=SMALL_LIMIT)).reasons
+    refused = decode_chunk([USED[kind][0]], DecodeSettings(SIDE, max_pixels=SMALL_LIMIT)).reasons
     assert re.fullmatch(r"\d+x\d+ pixels are more than 1,000", refused[0])
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_icon_is_measured_before_it_is_opened() -> None:
     data = icon(saved(RGB.resize((256, 256)), "PNG"))
-    assert decode_chunk([data], Sides(SIDE)).kept == [0]
-    assert decode_chunk([data], Sides(SIDE, max_pixels=SMALL_LIMIT)).reasons[0].startswith("256x256 pixels")
+    assert decode_chunk([data], DecodeSettings(SIDE)).kept == [0]
+    assert decode_chunk([data], DecodeSettings(SIDE, max_pixels=SMALL_LIMIT)).reasons[0].startswith("256x256 pixels")
     bitmap = saved(RGB.resize((64, 64)), "ICO", sizes=[(64, 64)], bitmap_format="bmp")
-    assert decode_chunk([bitmap], Sides(SIDE)).kept == [0]
-    assert decode_chunk([bitmap], Sides(SIDE, max_pixels=SMALL_LIMIT)).reasons[0].startswith("64x64 pixels")
+    assert decode_chunk([bitmap], DecodeSettings(SIDE)).kept == [0]
+    assert decode_chunk([bitmap], DecodeSettings(SIDE, max_pixels=SMALL_LIMIT)).reasons[0].startswith("64x64 pixels")
 
 
 def test_scans_are_counted_in_time() -> None:
     began = time.perf_counter()
     for filling in (b"\xff\xda", b"\xff", b"\xff\xd0", b"\xff\xe0\0\2"):
-        decode_chunk([b"\xff\xd8\xff\xe0\0\2" + b"\xff\xda" * 100 + filling * 1_000_000], Sides(SIDE))
+        decode_chunk([b"\xff\xd8\xff\xe0\0\2" + b"\xff\xda" * 100 + filling * 1_000_000], DecodeSettings(SIDE))
     assert time.perf_counter() - began < 5
 
 
 def test_as_many_scans_as_allowed_are_decoded() -> None:
     data = jpeg_of_scans(MAX_SCANS - saved(RGB, "JPEG", progressive=True, quality=95).count(b"\xff\xda") + 1)
     assert data.count(b"\xff\xda") == MAX_SCANS
-    assert decode_chunk([data], Sides(SIDE)).kept == [0]
+    assert decode_chunk([data], DecodeSettings(SIDE)).kept == [0]
 
 
 def test_names_extensions_links_and_rights(tmp_path: Path) -> None:
@@ -259,14 +259,14 @@ def test_names_extensions_links_and_rights(tmp_path: Path) -> None:
     (cat / "secret.png").chmod(0)
     source = open_tree(Folder(tmp_path), "photos")
     items = list(source.items())
-    reasons = decode_chunk([item.content for item in items], Sides(SIDE)).reasons
+    reasons = decode_chunk([item.content for item in items], DecodeSettings(SIDE)).reasons
     told = {items[at].name: reason for at, reason in reasons.items()}
     if os.geteuid() != 0:  # root reads everything
         assert told.pop("cat/secret.png") == "cannot be read (Permission denied)"
     assert told == {
         "cat/loop.png": "cannot be read (Too many levels of symbolic links)",
         "cat/gone.png": "cannot be read (No such file or directory)",
-        "cat/pipe.png": "no plain file",
+        "cat/pipe.png": "not a regular file",
     }
     assert {f"cat/{printable(name)}" for name in names} <= {item.name for item in items}
     assert not [item.name for item in items if "around" in item.name]
@@ -318,7 +318,7 @@ def mutated(draw: Callable) -> bytes:
 @settings(max_examples=5000, deadline=None, database=None, derandomize=True)
 @pytest.mark.filterwarnings("ignore")
 def test_a_mutated_image_is_pixels_or_a_reason(data: bytes) -> None:
-    made = decode_chunk([data], Sides(SIDE))
+    made = decode_chunk([data], DecodeSettings(SIDE))
     kept, pixels_KHWC, keys_K16, reasons = made.kept, made.pixels_KHWC, made.keys_K16, made.reasons
     assert (len(kept), len(reasons)) in ((1, 0), (0, 1))
     assert pixels_KHWC.shape == (len(kept), SIDE, SIDE, 3)

@@ -13,10 +13,10 @@ import pytest
 from tests.closure import ROOT
 from tests.winnow.data.test_preprocessing import ingested
 from winnow.data.dataset import decode, open_rgb
-from winnow.data.decoder_digest import HEIC, decoder_digest
-from winnow.deploy.example_predict import pixels_of
+from winnow.data.decoder_digest import HEIC_FILE, decoder_digest
+from winnow.deploy.example_predict import load_pixels
 
-UPRIGHT = base64.b64decode(HEIC)
+UPRIGHT = base64.b64decode(HEIC_FILE)
 TURNED = base64.b64decode(
     "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAb5tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAADRp"
     "bG9jAAAAAERAAAIAAQAAAAAB4gABAAAAAAAAAJYAAgAAAAACeAABAAAAAAAAACQAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAAAAABAABo"
@@ -83,7 +83,7 @@ def test_it_is_read_and_exif_does_not_turn_it(turns: int, tmp_path: Path) -> Non
     import pi_heif
 
     pi_heif.register_heif_opener()  # as the exported example does
-    np.testing.assert_array_equal(pixels_of(str(tmp_path / "a.heic"), {"image_size": 16}), decode(data, 16)[0])
+    np.testing.assert_array_equal(load_pixels(str(tmp_path / "a.heic"), {"image_size": 16}), decode(data, 16)[0])
 
 
 @pytest.mark.usefixtures("reader")
@@ -97,7 +97,7 @@ def test_the_box_that_turns_it_is_obeyed_once(turns: int) -> None:
 def test_one_that_is_damaged_is_named() -> None:
     with pytest.raises(ValueError, match=r"\S"):
         decode(UPRIGHT[:300], 16)
-    with pytest.raises(ValueError, match="damaged, or HEIC of a kind that is not read here"):
+    with pytest.raises(ValueError, match="damaged, or an unsupported kind of HEIC"):
         decode(b"\0\0\0\x1cftypheic" + bytes(20), 16)
 
 
@@ -115,9 +115,9 @@ def test_without_the_package_the_reason_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['pi_heif'] = None\n"
         "import base64; from winnow.data.dataset import decode\n"
-        "from winnow.data.decoder_digest import HEIC, decoder_digest\n"
+        "from winnow.data.decoder_digest import HEIC_FILE, decoder_digest\n"
         "print(decoder_digest())\n"
-        "try: decode(base64.b64decode(HEIC), 16)\n"
+        "try: decode(base64.b64decode(HEIC_FILE), 16)\n"
         "except ValueError as error: print(error)\n"
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

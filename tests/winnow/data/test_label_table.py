@@ -89,8 +89,8 @@ def test_unknown_paths_and_doubled_rows_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b/c.png", "d.jpg")
     text = TEXT + "gone.jpg,cat,\n./a.jpg,cat,\n"
     source = open_labelled(tmp_path, written(tmp_path, text))
-    assert source.missing == (("gone.jpg", "in labels.csv, but not there"),)
-    assert source.warnings == ("1 paths stand twice in labels.csv, the first: a.jpg",)
+    assert source.missing == (("gone.jpg", "listed in labels.csv, but missing"),)
+    assert source.warnings == ("1 paths have several rows in labels.csv, the first: a.jpg",)
     assert len(listed(source)) == 3
 
 
@@ -102,10 +102,10 @@ def test_unknown_paths_and_doubled_rows_are_named(tmp_path: Path) -> None:
         ("path,file,label\na,a,cat\n", r"needs one column path .*; it has path and file, keep one"),
         ("path\na.jpg\n", "needs one column label"),
         ("path,label\na.jpg\n", "line 2 has 1 columns"),
-        ("path,label\n,cat\n", "row 1 names no path"),
+        ("path,label\n,cat\n", "row 1 has no path"),
         ("path,label\na.jpg,cat\n", "labels of 1 classes"),
-        ("path,label\na.jpg,cat\nb.jpg,dog\na.jpg,dog\n", r"two rows differ about a\.jpg"),
-        ("path,label\nx.jpg,cat\ny.jpg,dog\n", r"names none of the 1 images in .* the first are x\.jpg, y\.jpg"),
+        ("path,label\na.jpg,cat\nb.jpg,dog\na.jpg,dog\n", r"rows differ for a\.jpg"),
+        ("path,label\nx.jpg,cat\ny.jpg,dog\n", r"lists none of the 1 images in .* the first are x\.jpg, y\.jpg"),
         ('path,label\n"a.jpg,cat\n', "cannot be read as CSV"),
     ],
 )
@@ -122,5 +122,5 @@ def test_files_that_are_no_table(tmp_path: Path) -> None:
         read_labels(written(tmp_path, TEXT.replace("cat", "größe"), encoding="latin-1"), tmp_path)
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         read_labels(written(tmp_path, TEXT, "labels.parquet"), tmp_path)
-    with pytest.raises(DataError, match="is no file"):
+    with pytest.raises(DataError, match="is not a file"):
         read_labels(tmp_path / "none.csv", tmp_path)

@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance
 
 from winnow.data import near_duplicates
 from winnow.data.dataset import decode
-from winnow.data.near_duplicates import SIGNATURE, NearDuplicates, signatures
+from winnow.data.near_duplicates import SIGNATURE_BYTES, NearDuplicates, compute_signatures
 
 SIDE = 32
 RNG = np.random.default_rng(5)
@@ -29,7 +29,7 @@ def pixels(image: Image.Image, form: str = "PNG", **options: object) -> np.ndarr
 
 
 def find(images: np.ndarray, held_out: np.ndarray, training: np.ndarray) -> NearDuplicates:
-    return near_duplicates.find(io.BytesIO(signatures(images).tobytes()), held_out, training)
+    return near_duplicates.find_near_duplicates(io.BytesIO(compute_signatures(images).tobytes()), held_out, training)
 
 
 ALIKE = {
@@ -51,7 +51,7 @@ def test_what_almost_equals_a_training_image_is_found(change: str, monkeypatch: 
     strangers = [pixels(photo(seed)) for seed in range(100, 120)]
     images = np.stack([*originals, *copies, *strangers])
     found = find(images, np.arange(40, 80), np.arange(40))
-    assert found.looked_at == 40
+    assert found.checked == 40
     expected = {(40 + at, 20 + at) for at in range(20)}
     assert len(expected & set(found.pairs)) >= 18
     assert set(found.pairs) <= expected
@@ -66,14 +66,14 @@ def test_more_held_out_images_than_are_looked_at(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(near_duplicates, "MAX_HELD_OUT", 10)
     images = np.stack([pixels(photo(seed)) for seed in range(60)] * 2)
     found = find(images, np.arange(60), np.arange(60, 120))
-    assert found.looked_at == 10
+    assert found.checked == 10
     assert [other - held for held, other in found.pairs] == [60] * 10
 
 
 @pytest.mark.parametrize("side", [8, 9, 17, 32, 224])
 def test_a_signature_fits_any_size(side: int) -> None:
-    rows = signatures(RNG.integers(0, 256, (3, side, side, 3), dtype=np.uint8))
-    assert (rows.shape, rows.dtype) == ((3, SIGNATURE), np.uint8)
+    rows = compute_signatures(RNG.integers(0, 256, (3, side, side, 3), dtype=np.uint8))
+    assert (rows.shape, rows.dtype) == ((3, SIGNATURE_BYTES), np.uint8)
     assert find(np.zeros((2, side, side, 3), np.uint8), np.array([], np.int64), np.array([0])).pairs == ()
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.conftest import tiny_params
 from winnow.config import Config, check_config
 from winnow.data.dataset import decode, load_images, open_rgb
-from winnow.data.decoding import Sides, decode_chunk
+from winnow.data.decoding import DecodeSettings, decode_chunk
 from winnow.data.preprocessing import ALL_BITS, POLICIES, Preprocessing, resize, to_8_bits
 from winnow.errors import ConfigError
 from winnow.records import StepRecord
@@ -158,11 +158,11 @@ def test_images_of_8_bits_have_no_range(image_folder: Path, tmp_path: Path) -> N
 def test_workers_do_the_same(tmp_path: Path) -> None:
     data = gray(RNG.integers(0, 4096, (16, 32)))
     how = Preprocessing("pad", 12)
-    result = decode_chunk([data, b"no image"], Sides(8, 12, how))
+    result = decode_chunk([data, b"no image"], DecodeSettings(8, 12, how))
     np.testing.assert_array_equal(result.pixels_KHWC[0], decode(data, 8, how)[0])
-    np.testing.assert_array_equal(result.larger_KHWC[0], decode(data, 12, how)[0])
+    np.testing.assert_array_equal(result.training_KHWC[0], decode(data, 12, how)[0])
     assert (result.sides_K2.tolist(), result.clipped) == ([[16, 32]], 0)
-    assert decode_chunk([data], Sides(8, 12, Preprocessing("pad", 9))).clipped == 1
+    assert decode_chunk([data], DecodeSettings(8, 12, Preprocessing("pad", 9))).clipped == 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.closure import ROOT
 from winnow.config import Data
 from winnow.data.dataset import decode
-from winnow.data.decoding import MAX_FILE_BYTES, Item, Sides, decode_chunk
+from winnow.data.decoding import MAX_FILE_BYTES, DecodeSettings, Item, decode_chunk
 from winnow.data.file_tree import Archive, Folder
 from winnow.data.sources import Source, array_source, open_sample, open_source, open_tree
 from winnow.errors import DataError
@@ -77,7 +77,7 @@ def test_companions_and_hidden_files_are_counted_not_used(tmp_path: Path) -> Non
     root = touch(tmp_path, *PLAIN, "cat/Thumbs.db", "cat/notes.TXT", "dog/.hidden.jpg", ".git/x.jpg", "cat/.git/x.jpg")
     source = folder(touch(root, "cat/odd.pdf"))  # not known as a companion: expected to be an image
     assert set(listed(source)) == {*PLAIN, "cat/odd.pdf"}
-    assert (source.ignored, source.warnings) == (3, ("2 files in hidden and system folders are passed over: .git (2)",))
+    assert (source.ignored, source.warnings) == (3, ("2 files in hidden and system folders are skipped: .git (2)",))
 
 
 def test_what_lies_beside_the_classes_is_remarked(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
         ),
         (("train/cat/a.jpg", "test/cat/b.jpg"), r"only one class \(cat\), a classifier needs two; expected"),
         ((*PARTS, "test/bird/d.jpg"), r"test/ has classes that train/ lacks: bird"),
-        (("test/cat/a.jpg", "test/dog/b.jpg", "bird/c.jpg"), r"there is no train/ beside it"),
+        (("test/cat/a.jpg", "test/dog/b.jpg", "bird/c.jpg"), r"no train/ beside it does"),
         ((*PARTS, "bird/d.jpg"), r"there is also bird; move class folders into train/"),
         ((*PLAIN, "unlabeled/d.jpg"), r"unlabeled/ would be a class"),
     ],
@@ -152,14 +152,14 @@ def test_what_groups_images(tmp_path: Path, group_by: str, expected: list[str]) 
 def test_a_table_without_groups_groups_nothing(tmp_path: Path) -> None:
     (touch(tmp_path, "a.jpg", "b.jpg") / "labels.csv").write_text("path,label\na.jpg,cat\nb.jpg,dog\n")
     named = {"path": str(tmp_path), "labels": str(tmp_path / "labels.csv"), "group_by": "table"}
-    with pytest.raises(DataError, match=r"labels\.csv names no group"):
+    with pytest.raises(DataError, match=r"labels\.csv names no groups"):
         open_source(Data(source="folder", labels_per_class="auto", **named), tmp_path)
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.path: .*gone does not exist \(looked for in "):
         open_source(Data(source="folder", labels_per_class="auto", path=str(tmp_path / "gone")), tmp_path)
-    with pytest.raises(DataError, match="is no folder; expected"):
+    with pytest.raises(DataError, match="is not a folder; expected"):
         open_source(
             Data(source="folder", labels_per_class="auto", path=str(touch(tmp_path, "a.jpg") / "a.jpg")), tmp_path
         )
@@ -203,7 +203,7 @@ def test_an_archive_that_was_cut_off_never_passes_for_a_smaller_one(tmp_path: Pa
             assert list(open_sample(path).items()) == items  # only the padding or a checksum is gone
             passed.append(length)
         except DataError as error:
-            assert str(error).endswith("fetch it again")  # noqa: PT017
+            assert str(error).endswith("download it again")  # noqa: PT017
     assert min(passed) > 0.6 * len(whole)
 
 
@@ -213,10 +213,10 @@ def test_an_archive_that_was_cut_off_never_passes_for_a_smaller_one(tmp_path: Pa
         ({"train/a/1.png": 5}, "images of 1 classes in train/"),
         ({}, "images of 0 classes"),
         ({"train/a/1.png": 5, "train/b/1.png": 5, "test/c/1.png": 5}, "test/ has classes that train/ lacks: c"),
-        ({"train/a/../1.png": 5}, "is no plain file"),
-        ({"train/../1.png": 5}, "is no plain file"),
-        ({"/train/a/1.png": 5}, "is no plain file"),
-        ({"val/a/1.png": 5}, r"'val/a/1\.png' is no plain file train/<class>/<file>"),
+        ({"train/a/../1.png": 5}, "is not a file"),
+        ({"train/../1.png": 5}, "is not a file"),
+        ({"/train/a/1.png": 5}, "is not a file"),
+        ({"val/a/1.png": 5}, r"'val/a/1\.png' is not a file train/<class>/<file>"),
     ],
 )
 def test_archives_that_are_no_data_set(tmp_path: Path, members: dict[str, int], message: str) -> None:
@@ -229,7 +229,7 @@ def test_links_in_archives_are_refused(tmp_path: Path) -> None:
         info = tarfile.TarInfo("train/a/1.png")
         info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
         file.addfile(info)
-    with pytest.raises(DataError, match="is no plain file"):
+    with pytest.raises(DataError, match="is not a file"):
         open_sample(tmp_path / "a.tar")
 
 
@@ -294,7 +294,7 @@ def test_an_archive_is_laid_out_as_a_folder(
         one: one.encode() for one in names
     }
     assert (source.classes, source.title, source.missing) == (("cat", "dog"), "my", ())
-    assert source.warnings == ("2 files in hidden and system folders are passed over: .git (1), __MACOSX (1)",)
+    assert source.warnings == ("2 files in hidden and system folders are skipped: .git (1), __MACOSX (1)",)
 
 
 @pytest.mark.parametrize(("pack", "name"), PACKERS)
@@ -303,7 +303,7 @@ def test_members_that_lead_out_are_set_aside(tmp_path: Path, pack: Any, name: st
     path = pack(tmp_path / name, {one: b"." for one in PLAIN} | bad)
     source = open_tree(Archive(path), "my")
     assert set(listed(source)) == set(PLAIN)
-    assert source.missing == tuple((one.lstrip("/"), "its name leads out of the archive") for one in bad)
+    assert source.missing == tuple((one.lstrip("/"), "its path points outside the archive") for one in bad)
     assert sorted(file.name for file in tmp_path.iterdir()) == [name]
 
 
@@ -317,7 +317,7 @@ def test_links_encrypted_and_enormous_members_are_set_aside(tmp_path: Path) -> N
     packed[packed.index(b"PK\x01\x02") + 8] |= 1  # the flags of the first, in the archive's directory
     path.write_bytes(packed)
     source = open_tree(Archive(path), "a")
-    assert source.missing == ((PLAIN[0], "encrypted"), ("cat/link.jpg", "a link, no file"))
+    assert source.missing == ((PLAIN[0], "encrypted"), ("cat/link.jpg", "a link, not a file"))
     with tarfile.open(tmp_path / "b.tar", "w") as tar:
         for one in PLAIN:
             tar.addfile(tarfile.TarInfo(one))
@@ -328,7 +328,7 @@ def test_links_encrypted_and_enormous_members_are_set_aside(tmp_path: Path) -> N
         huge.size = MAX_FILE_BYTES + 1
         tar.addfile(huge, io.BytesIO(bytes(huge.size)))
     assert [reason for _, reason in open_tree(Archive(tmp_path / "b.tar"), "b").missing] == [
-        "a link or device, no file",
+        "a link or device, not a file",
         "200,000,001 bytes are more than 200,000,000",
     ]
 
@@ -340,7 +340,7 @@ def test_a_damaged_member_is_one_file_that_cannot_be_used(tmp_path: Path) -> Non
             file.writestr(one, b"1234567890" * 9)
     path.write_bytes(path.read_bytes().replace(b"1234567890", b"123456789x", 1))
     contents = [item.content for item in open_tree(Archive(path), "a").items()]
-    assert decode_chunk(contents[:1], Sides(8)).reasons[0].startswith("damaged in its archive (Bad CRC-32")
+    assert decode_chunk(contents[:1], DecodeSettings(8)).reasons[0].startswith("damaged in its archive (Bad CRC-32")
     assert contents[1:] == [b"1234567890" * 9] * 2
 
 
@@ -351,7 +351,7 @@ def test_a_cut_archive_is_an_error(tmp_path: Path, pack: Any, name: str, cut: fl
     path = pack(tmp_path / name, {one: rng.bytes(3000) for one in PLAIN})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(cut * len(whole))])
-    with pytest.raises(DataError, match=r"damaged or no archive|cut off"):
+    with pytest.raises(DataError, match=r"damaged or not an archive|cut off"):
         list(open_tree(Archive(path), "a").items())
 
 
@@ -369,7 +369,7 @@ def test_a_tar_with_a_damaged_header_does_not_end_there(tmp_path: Path, where: i
     packed = bytearray(path.read_bytes())
     packed[at + 3] ^= 1
     path.write_bytes(packed)
-    with pytest.raises(DataError, match="damaged or no archive"):
+    with pytest.raises(DataError, match="damaged or not an archive"):
         list(open_tree(Archive(path), "a").items())
 
 
@@ -378,7 +378,7 @@ def test_a_compressed_tar_is_checked_by_its_sum(tmp_path: Path) -> None:
     packed = bytearray(path.read_bytes())
     packed[-6] ^= 1  # of the CRC-32
     path.write_bytes(packed)
-    with pytest.raises(DataError, match=r"damaged or no archive \(CRC check failed"):
+    with pytest.raises(DataError, match=r"damaged or not an archive \(CRC check failed"):
         list(open_tree(Archive(path), "a").items())
 
 
@@ -439,7 +439,7 @@ def test_companions_that_a_mac_unpacked_are_passed_over(tmp_path: Path) -> None:
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("winnow.data.archives.BOMB_BYTES", 1_000_000)
     path = zipped(tmp_path / "a.zip", {one: bytes(2_000_000) for one in PLAIN})
-    with pytest.raises(DataError, match="200 times its size: no images do"):
+    with pytest.raises(DataError, match="200 times its size, as no images do"):
         Archive(path)
 
 
@@ -450,4 +450,4 @@ def test_a_table_labels_what_an_archive_holds(tmp_path: Path, pack: Any, name: s
     data = Data(source="archive", labels_per_class="auto", path=str(path), labels=str(tmp_path / "labels.csv"))
     source = open_source(data, tmp_path)
     assert listed(source) == {"img/a.jpg": (0, False), "img/b.jpg": (1, False), "img/c.jpg": (-1, False)}
-    assert source.missing == (("img/gone.jpg", "in labels.csv, but not there"),)
+    assert source.missing == (("img/gone.jpg", "listed in labels.csv, but missing"),)

@@ -6,8 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet, group_equal
-from winnow.data.splits import LEFT_OUT, assign_splits, choosing_half, fractions, joined, label_budget, visible_labels
+from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet, number_equal_keys
+from winnow.data.splits import (
+    LEFT_OUT,
+    assign_splits,
+    draw_label_budget,
+    key_fractions,
+    merge_groups,
+    selection_half,
+    visible_labels,
+)
 from winnow.errors import ConfigError
 
 CLASSES = ("a", "b", "c")
@@ -37,14 +45,14 @@ def keys_at(*places: float) -> np.ndarray:
 def test_fractions_are_the_first_eight_bytes() -> None:
     keys = np.random.default_rng(0).integers(0, 256, (1000, 16), dtype=np.uint8)
     expected = [int.from_bytes(key[:8].tobytes(), "big") / 2**64 for key in keys]
-    np.testing.assert_allclose(fractions(keys), expected, atol=2**-52)
-    assert fractions(np.full((1, 16), 255, np.uint8))[0] < 1
-    assert fractions(np.zeros((1, 16), np.uint8))[0] == 0
+    np.testing.assert_allclose(key_fractions(keys), expected, atol=2**-52)
+    assert key_fractions(np.full((1, 16), 255, np.uint8))[0] < 1
+    assert key_fractions(np.zeros((1, 16), np.uint8))[0] == 0
 
 
 def test_groups_are_the_sets_of_equal_keys() -> None:
     keys, _, _ = pile(3)
-    groups = group_equal(keys)
+    groups = number_equal_keys(keys)
     by_bytes = [key.tobytes() for key in keys]
     same = np.array([[a == b for b in by_bytes] for a in by_bytes])
     np.testing.assert_array_equal(groups[:, None] == groups[None], same)
@@ -79,8 +87,8 @@ def test_nothing_moves_when_data_grow_but_for_lent_images(seed: int, named: bool
     early, warnings = assign(keys[part], labels[part], tested[part])
     moved = early != whole[part]
     # The only move: an image lent to validation goes back when its class has a validation image of its own.
-    lent = sum("was lent" in warning for warning in warnings)
-    assert len(np.unique(group_equal(keys[part][moved]))) <= lent
+    lent = sum("was moved there" in warning for warning in warnings)
+    assert len(np.unique(number_equal_keys(keys[part][moved]))) <= lent
     assert set(early[moved]) <= {VALIDATION}
     shuffled = rng.permutation(len(keys))
     np.testing.assert_array_equal(assign(keys[shuffled], labels[shuffled], tested[shuffled])[0], whole[shuffled])
@@ -91,7 +99,7 @@ def test_nothing_moves_when_data_grow_but_for_lent_images(seed: int, named: bool
 def test_copies_share_a_split_and_never_meet_the_test_set(seed: int, named: bool) -> None:
     keys, labels, tested = pile(seed, named=named)
     split, warnings = assign(keys, labels, tested)
-    groups = group_equal(keys)
+    groups = number_equal_keys(keys)
     for group in np.unique(groups):
         found = set(split[groups == group])
         assert len(found - {LEFT_OUT}) == 1
@@ -110,7 +118,7 @@ def test_a_group_shares_a_split_and_nothing_leaks_across(seed: int, named: bool)
     rng = np.random.default_rng(seed)
     groups = rng.integers(0, 256, (60, 16), dtype=np.uint8)[rng.integers(0, 60, len(keys))]
     split, _ = assign_splits(keys, labels, CLASSES, **FRACTIONS, named_test_N=tested, group_keys_N16=groups)
-    for units in (group_equal(groups), group_equal(keys)):
+    for units in (number_equal_keys(groups), number_equal_keys(keys)):
         for unit in np.unique(units):
             assert len(set(split[units == unit]) - {LEFT_OUT}) <= 1
     if named:
@@ -154,22 +162,22 @@ def test_a_class_without_validation_image_lends_its_nearest() -> None:
     labels = np.array([0, 0, -1, 0, 1, 1, 2, 2])
     split, warnings = assign(keys, labels, np.zeros(8, bool))
     assert split.tolist() == [TRAIN, VALIDATION, TRAIN, VALIDATION, VALIDATION, TRAIN, VALIDATION, TRAIN]
-    assert warnings == ("class 'a' had no validation image; the training image nearest the border was lent to it",)
+    assert warnings == ("class 'a' had no validation image; the training image nearest the border was moved there",)
 
 
 def test_a_class_of_one_image_keeps_it_for_training() -> None:
     split, warnings = assign(keys_at(0.9, 0.9, 0.05, 0.8, 0.1, 0.7), np.array([0, 0, 1, 1, 2, 2]), np.zeros(6, bool))
     assert split[:2].tolist() == [TRAIN, TRAIN]  # the second is a copy of the first
-    assert warnings == ("class 'a' has no validation image and too few training images to lend one",)
+    assert warnings == ("class 'a' has no validation image and too few training images to move one there",)
 
 
 def budgeted(images: ImageSet, per_class: int | None, seed: int) -> list[int]:
-    return label_budget(images, per_class, seed).tolist()
+    return draw_label_budget(images, per_class, seed).tolist()
 
 
 @pytest.mark.parametrize("per_class", [1, 5, 20])
 def test_budget_is_exact_for_each_class_and_of_training_images(tiny_set: ImageSet, per_class: int) -> None:
-    budget = label_budget(tiny_set, per_class, 0)
+    budget = draw_label_budget(tiny_set, per_class, 0)
     assert np.bincount(tiny_set.labels_N[budget]).tolist() == [per_class] * 3
     assert (tiny_set.split_N[budget] == TRAIN).all()
     assert (np.diff(budget) > 0).all()
@@ -187,7 +195,7 @@ def test_a_class_below_the_budget_gives_all(tiny_set: ImageSet) -> None:
     labels = np.array(tiny_set.labels_N)
     labels[np.flatnonzero((labels == 1) & (tiny_set.split_N == TRAIN))[4:]] = -1
     poor = replace(tiny_set, labels_N=labels)
-    assert np.bincount(labels[label_budget(poor, 10, 0)]).tolist() == [10, 4, 10]
+    assert np.bincount(labels[draw_label_budget(poor, 10, 0)]).tolist() == [10, 4, 10]
     assert budgeted(poor, None, 0) == budgeted(poor, 1000, 5) == poor.indices(TRAIN, labelled=True).tolist()
 
 
@@ -196,7 +204,7 @@ def test_budget_does_not_depend_on_order_and_a_new_image_displaces_at_most_one(t
     def chosen(order: np.ndarray) -> set[bytes]:
         arrays = {name: getattr(tiny_set, name)[order] for name in ("labels_N", "split_N", "keys_N16")}
         images = replace(tiny_set, **arrays)
-        return {images.keys_N16[at].tobytes() for at in label_budget(images, 10, seed)}
+        return {images.keys_N16[at].tobytes() for at in draw_label_budget(images, 10, seed)}
 
     rng, count = np.random.default_rng(seed), len(tiny_set.labels_N)
     whole = chosen(np.arange(count))
@@ -211,19 +219,19 @@ def test_copies_are_drawn_last(tiny_set: ImageSet) -> None:
     keys[of_class[:-5]] = keys[of_class[0]]  # 5 others, and one image many times
     images = replace(tiny_set, keys_N16=keys)
     for seed in range(10):
-        drawn = [keys[at].tobytes() for at in label_budget(images, 6, seed) if images.labels_N[at] == 0]
+        drawn = [keys[at].tobytes() for at in draw_label_budget(images, 6, seed) if images.labels_N[at] == 0]
         assert len(set(drawn)) == 6
-        assert np.bincount(images.labels_N[label_budget(images, 8, seed)])[0] == 8
+        assert np.bincount(images.labels_N[draw_label_budget(images, 8, seed)])[0] == 8
 
 
 @pytest.mark.parametrize("per_class", [0, -3])
 def test_no_budget_is_an_error(tiny_set: ImageSet, per_class: int) -> None:
-    with pytest.raises(ValueError, match="is no budget"):
-        label_budget(tiny_set, per_class, 0)
+    with pytest.raises(ValueError, match="a label budget must be 1"):
+        draw_label_budget(tiny_set, per_class, 0)
 
 
 def test_all_other_labels_are_hidden(tiny_set: ImageSet) -> None:
-    budget = label_budget(tiny_set, 5, 0)
+    budget = draw_label_budget(tiny_set, 5, 0)
     visible = visible_labels(tiny_set, budget)
     shown = np.union1d(budget, tiny_set.indices(VALIDATION))
     np.testing.assert_array_equal(visible[shown], tiny_set.labels_N[shown])
@@ -236,12 +244,12 @@ def test_all_other_labels_are_hidden(tiny_set: ImageSet) -> None:
 def test_groups_are_joined_by_what_they_share() -> None:
     groups = np.array([0, 0, 1, 1, 2, 3, 4])
     twins = np.array([5, 6, 6, 7, 8, 9, 8])  # an image of group 0 equals one of group 1; one of 2 equals one of 4
-    found = joined(groups, twins)
+    found = merge_groups(groups, twins)
     assert len(set(found[:4])) == 1
     assert found[4] == found[6]
     assert len(set(found)) == 3
-    np.testing.assert_array_equal(joined(np.arange(5), np.arange(5)), np.arange(5))
-    assert len(joined(np.zeros(0, np.int64), np.zeros(0, np.int64))) == 0
+    np.testing.assert_array_equal(merge_groups(np.arange(5), np.arange(5)), np.arange(5))
+    assert len(merge_groups(np.zeros(0, np.int64), np.zeros(0, np.int64))) == 0
 
 
 def stored(keys: np.ndarray, split: np.ndarray, folder: Path, groups: np.ndarray | None = None) -> ImageSet:
@@ -256,7 +264,7 @@ def test_one_half_of_validation_chooses_whatever_else_there_is(tmp_path: Path) -
     keys, labels, tested = pile(5, 3000)
     split = assign(keys, labels, tested)[0]
     whole = stored(keys, split, tmp_path)
-    chooses = choosing_half(whole)
+    chooses = selection_half(whole)
     validation = whole.indices(VALIDATION)
     assert chooses.shape == validation.shape
     assert chooses.mean() == pytest.approx(0.5, abs=0.08)
@@ -264,13 +272,13 @@ def test_one_half_of_validation_chooses_whatever_else_there_is(tmp_path: Path) -
     assert [half[keys[at].tobytes()] for at in validation] == chooses.tolist()  # copies share a half
     fewer = stored(keys[:2000], split[:2000], tmp_path)
     later = [half[keys[at].tobytes()] for at in fewer.indices(VALIDATION)]
-    assert choosing_half(fewer).tolist() == later  # nothing moves when images are added
+    assert selection_half(fewer).tolist() == later  # nothing moves when images are added
 
 
 def test_groups_share_a_half(tmp_path: Path) -> None:
     keys = np.random.default_rng(0).integers(0, 256, (600, 16), dtype=np.uint8)
     groups = np.repeat(np.arange(60), 10)
-    chooses = choosing_half(stored(keys, np.full(600, VALIDATION, np.uint8), tmp_path, groups)).reshape(60, 10)
+    chooses = selection_half(stored(keys, np.full(600, VALIDATION, np.uint8), tmp_path, groups)).reshape(60, 10)
     assert (chooses == chooses[:, :1]).all()
     assert 0.25 < chooses.mean() < 0.75
 
@@ -278,6 +286,6 @@ def test_groups_share_a_half(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_each_half_has_an_image_and_one_image_is_told_to_be_too_few(seed: int, tmp_path: Path) -> None:
     keys = np.random.default_rng(seed).integers(0, 256, (2, 16), dtype=np.uint8)
-    assert choosing_half(stored(keys, np.full(2, VALIDATION, np.uint8), tmp_path)).sum() == 1
-    with pytest.raises(ConfigError, match="1 validation images cannot choose and confirm"):
-        choosing_half(stored(keys, np.array([VALIDATION, TRAIN], np.uint8), tmp_path))
+    assert selection_half(stored(keys, np.full(2, VALIDATION, np.uint8), tmp_path)).sum() == 1
+    with pytest.raises(ConfigError, match="1 validation images cannot select and confirm"):
+        selection_half(stored(keys, np.array([VALIDATION, TRAIN], np.uint8), tmp_path))

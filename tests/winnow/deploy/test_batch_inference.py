@@ -13,7 +13,7 @@ from winnow.data.augmentation import MEAN, STD
 from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.deploy.batch_inference import embed, predict_file, predict_torch
 from winnow.errors import ArtifactError
-from winnow.models.backbones import Architecture, build, load_model
+from winnow.models.backbones import Architecture, build_model, load_model
 
 PREPARE = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
@@ -23,7 +23,7 @@ def noise(count: int, side: int) -> np.ndarray:
 
 
 def tiny(backbone: str = "resnet8", side: int = 16) -> torch.nn.Module:
-    return build(Architecture(backbone=backbone, num_classes=3, image_size=side), seed=1)
+    return build_model(Architecture(backbone=backbone, num_classes=3, image_size=side), seed=1)
 
 
 def test_network_sees_what_torchvision_would_show_it() -> None:

@@ -18,8 +18,8 @@ from winnow.config import Benchmark
 from winnow.data.dataset import decode
 from winnow.data.preprocessing import POLICIES, Preprocessing
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.bundle import HostCheck, export_check, export_model, model_card
-from winnow.deploy.example_predict import pixels_of
+from winnow.deploy.bundle import HostCheck, export_host_check, export_model, render_model_card
+from winnow.deploy.example_predict import load_pixels
 from winnow.errors import DataError
 from winnow.evaluation.metrics import softmax
 
@@ -62,28 +62,28 @@ def test_what_is_in_it(promoted: Path, tiny_candidate: Callable[[str], Path], tm
     assert "dense > dense-int8, int8" in text
     assert "| p50 latency, one image | 0.112 ms (ort, int8, 2 threads, batch 1) |" in text
     assert "18546 images/s (openvino (PERFORMANCE_HINT THROUGHPUT, 2 streams of 32 images each), int8, 2 thr" in text
-    assert "On 2000 test images, by which nothing was chosen: 43.8 % top-1 (95 % interval 41.6 to 46.0).\n" in text
+    assert "On 2000 test images, not used for any selection: 43.8 % top-1 (95 % interval 41.6 to 46.0).\n" in text
     figures = {"baseline": "dense-kd", "drop_points": 1.25, "drop_low": 0.5, "drop_high": 2.0}
     deployed = {"measured_in": "openvino int8, batches of 1", "warnings": ["the intervals do not overlap"]}
-    whole = model_card(
+    whole = render_model_card(
         json.loads((promoted / "card.json").read_text()) | {"test": MORE["test"] | figures | deployed}, "t"
     )
     assert ", measured in openvino int8, batches of 1; 1.2 points below dense-kd (0.5 to 2.0).\n" in whole
-    assert "## How good it is\n\n**Warning:** the intervals do not overlap.\n\nMeasured on" in whole
+    assert "## Quality\n\n**Warning:** the intervals do not overlap.\n\nMeasured on" in whole
     assert "reshape the model" in text
     float_card = json.loads((tiny_candidate("dense") / "card.json").read_text()) | MORE | {"test": {}}
-    assert "reshape the model" not in model_card(float_card, "float")
-    assert "test images" not in model_card(float_card, "float")
+    assert "reshape the model" not in render_model_card(float_card, "float")
+    assert "test images" not in render_model_card(float_card, "float")
     card = json.loads((promoted / "card.json").read_text())
     assert f"{card['metrics']['quality/top1'] * 100:.1f} %" in text
     for key in [key for key in card["metrics"] if key.startswith("quality/") and key != "quality/agreement"]:
         del card["metrics"][key]
     dealt = {"runtime": "openvino-throughput", "precision": "int8", "threads": 4, "batch": 64, "streams": 4}
     assert "| serve with | openvino (PERFORMANCE_HINT THROUGHPUT, 4 streams of 16 images each), int8, 4 threads |" in (
-        model_card(card | {"serving": dealt}, "in streams")
+        render_model_card(card | {"serving": dealt}, "in streams")
     )
-    unlabelled = model_card(card | {"test": {}}, "no labels").partition("## How fast")[0]
-    assert "top-1" not in unlabelled.partition("## How good")[2]
+    unlabelled = render_model_card(card | {"test": {}}, "no labels").partition("## Speed")[0]
+    assert "top-1" not in unlabelled.partition("## Quality")[2]
 
 
 def test_the_example_answers_as_winnow_does_without_it(promoted: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def files(folder: Path) -> list[Path]:
 @pytest.mark.filterwarnings("ignore")
 def test_the_examples_pixels_are_the_same_to_the_bit(tmp_path: Path, how: str, bits: int) -> None:
     for path in files(tmp_path):
-        found = pixels_of(str(path), {"image_size": 48, "resize": how, "bits": bits})
+        found = load_pixels(str(path), {"image_size": 48, "resize": how, "bits": bits})
         np.testing.assert_array_equal(found, decode(path.read_bytes(), 48, Preprocessing(how, bits))[0])
 
 
@@ -167,14 +167,14 @@ def test_something_else_is_not_overwritten(promoted: Path, tmp_path: Path) -> No
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="other is there and holds something else"):
+    with pytest.raises(DataError, match="other exists and holds something else"):
         export_model(promoted, other, "photos", CHECK)
     assert (other / "thesis.txt").read_text() == "years of work"
     mine = tmp_path / "mine"
     (mine / "check").mkdir(parents=True)
     (mine / "README.md").write_text("mine")
     (mine / "check" / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="mine is there and holds something else"):
+    with pytest.raises(DataError, match="mine exists and holds something else"):
         export_model(promoted, mine, "photos", CHECK)
     assert (mine / "check" / "thesis.txt").exists()
     (out / "notes.txt").write_text("beside an export")
@@ -190,7 +190,7 @@ def test_candidates_go_without_a_model_where_none_is_promoted(
 ) -> None:
     others = tuple((name, tiny_candidate(name) / "model.onnx", "f32") for name in ("dense", "pruned"))
     for _ in range(2):  # over itself, too
-        export_check(tmp_path / "out", HostCheck(Benchmark(), None, others), SIZE)
+        export_host_check(tmp_path / "out", HostCheck(Benchmark(), None, others), SIZE)
     out = tmp_path / "out"
     assert sorted(path.name for path in out.rglob("*")) == sorted(
         ["check", "check_host.py", "manifest.json", "pixels.npy", "dense.onnx", "pruned.onnx"]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.candidate_card import finish
+from winnow.deploy.candidate_card import finish_candidate
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import wilson_interval
 
@@ -45,7 +45,7 @@ PARITY = "parity/max_abs_difference"
 def finished(
     folder: Path, images: ImageSet, dense: Path | None = None, parent: Path | None = None
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    return finish(
+    return finish_candidate(
         folder,
         name="child",
         method="prune",

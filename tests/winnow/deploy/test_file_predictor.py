@@ -13,10 +13,10 @@ from PIL import Image
 from tests.conftest import CLASSES, SIZE, draw
 from winnow.cli import predict
 from winnow.data.dataset import decode
-from winnow.data.decoding import MAX_CHUNK
+from winnow.data.decoding import MAX_CHUNK_IMAGES
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.file_predictor import answered, files_of, predict_files
-from winnow.deploy.runtimes import BenchmarkCase, Predict, open_cell
+from winnow.deploy.file_predictor import list_files, predict_batches, predict_files
+from winnow.deploy.runtimes import BenchmarkCase, Predict, open_case
 from winnow.errors import DataError
 from winnow.evaluation.metrics import softmax
 
@@ -44,7 +44,7 @@ def photos(folder: Path, count: int) -> list[Path]:
 
 
 @pytest.mark.parametrize("model", RUNTIMES, indirect=True)
-@pytest.mark.parametrize("count", [1, 5, MAX_CHUNK + 3, 2 * MAX_CHUNK + 70])
+@pytest.mark.parametrize("count", [1, 5, MAX_CHUNK_IMAGES + 3, 2 * MAX_CHUNK_IMAGES + 70])
 def test_every_file_is_answered_as_alone(model: Path, tmp_path: Path, count: int) -> None:
     files = photos(tmp_path / "photos", count)
     pixels = np.stack([decode(file.read_bytes(), SIZE)[0] for file in files])
@@ -70,9 +70,9 @@ def test_every_stream_has_its_part(model: Path, tmp_path: Path, monkeypatch: pyt
 
     def watched(folder: Path, cell: BenchmarkCase) -> Predict:
         opened.append(cell.batch)
-        return open_cell(folder, cell)
+        return open_case(folder, cell)
 
-    monkeypatch.setattr("winnow.deploy.file_predictor.open_cell", watched)
+    monkeypatch.setattr("winnow.deploy.file_predictor.open_case", watched)
     pixels = np.stack([decode(file.read_bytes(), SIZE)[0] for file in files])
     answers = predict_file(model / "model.onnx", pixels, np.arange(100)).argmax(1)
     assert [row.classes[0] for row in predict_files(model, [tmp_path / "photos"])[1]] == [CLASSES[at] for at in answers]
@@ -89,9 +89,9 @@ def test_no_large_image_is_answered_among_copies_that_fill_up_a_batch(
 
     def watched(answer: Callable[..., object], pixels: np.ndarray, batch: int) -> np.ndarray:
         given.append(batch)
-        return answered(answer, pixels, batch)
+        return predict_batches(answer, pixels, batch)
 
-    monkeypatch.setattr("winnow.deploy.file_predictor.answered", watched)
+    monkeypatch.setattr("winnow.deploy.file_predictor.predict_batches", watched)
     assert len(list(predict_files(model, [tmp_path / "photos"])[1])) == 40
     assert given == [4] * 10
 
@@ -101,11 +101,11 @@ def test_files_folders_and_what_cannot_be_used(model: Path, tmp_path: Path) -> N
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     (tmp_path / "photos" / "notes.txt").write_text("passed over")
     named = [files[2], tmp_path / "photos"]
-    assert len(list(files_of(named))) == 5
+    assert len(list(list_files(named))) == 5
     count, predictions = predict_files(model, named)
     rows = {row.path: row for row in predictions}
     assert count == 5
-    assert rows[str(tmp_path / "photos" / "broken.png")].reason == "no image format that is read here"
+    assert rows[str(tmp_path / "photos" / "broken.png")].reason == "not a supported image format"
     assert sum(bool(row.reason) for row in rows.values()) == 1
     nowhere = [tmp_path / "gone.png", tmp_path / "photos" / "broken.png" / "below.png", tmp_path / ("x" * 300)]
     count, predictions = predict_files(model, [nowhere[0], *files, *nowhere[1:]])
@@ -114,18 +114,18 @@ def test_files_folders_and_what_cannot_be_used(model: Path, tmp_path: Path) -> N
     assert [bool(row.classes) for row in answers] == [False, True, True, True, False, False]
     assert answers[0].reason == "cannot be read (No such file or directory)"
     assert answers[4].reason == "cannot be read (Not a directory)"
-    with pytest.raises(DataError, match="knows 3 classes; the 4 likeliest cannot be told"):
+    with pytest.raises(DataError, match="has 3 classes; it cannot give the top 4"):
         predict_files(model, named, top=4)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_file_of_predictions(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    monkeypatch.setattr(predict, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(predict, "ROWS_PER_GROUP", 7)
     photos(tmp_path / "photos", 20)
     (tmp_path / "photos" / "broken.png").write_bytes(b"")
     _, predictions = predict_files(model, [tmp_path / "photos"], top=2)
     rejected: list = []
-    wanted = predict.Wanted(top=2, abstain_below=0.6)
+    wanted = predict.PredictOptions(top=2, abstain_below=0.6)
     out = tmp_path / f"predictions{suffix}"
     predict._write(predict._rows(predictions, wanted, rejected), out, 2)
     rows = read(out)

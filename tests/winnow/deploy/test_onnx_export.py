@@ -13,12 +13,20 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from winnow.compression.channel_importance import Criterion
-from winnow.compression.channel_pruning import PruningStep, least_channels, remove_channels
+from winnow.compression.channel_pruning import PruningStep, min_channels_by_layer, remove_channels
 from winnow.compression.sparsify import apply_masks, magnitude_masks
 from winnow.deploy.batch_inference import predict_file, predict_torch
-from winnow.deploy.onnx_export import Contents, Deployable, export_onnx, load_onnx, look_into, save_onnx, zipped_bytes
+from winnow.deploy.onnx_export import (
+    Deployable,
+    OnnxContents,
+    export_onnx,
+    inspect_onnx,
+    load_onnx,
+    save_onnx,
+    zipped_bytes,
+)
 from winnow.errors import ArtifactError
-from winnow.models.backbones import Architecture, build
+from winnow.models.backbones import Architecture, build_model
 from winnow.records import sha256_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,7 +35,7 @@ TINY = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
 
 def network(architecture: Architecture = TINY, seed: int = 3) -> torch.nn.Module:
     """Random weights and, as if it were trained, random statistics."""
-    model = build(architecture, seed)
+    model = build_model(architecture, seed)
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -117,10 +125,10 @@ def test_backbones_survive_and_are_counted(backbone: str, side: int, tmp_path: P
     architecture = Architecture(backbone=backbone.split()[0], num_classes=3, image_size=side)
     model = network(architecture)
     if "pruned" in backbone:
-        cut = PruningStep(0.3, Criterion("magnitude", 0), 8, least_channels(model, 0.75))
+        cut = PruningStep(0.3, Criterion("magnitude", 0), 8, min_channels_by_layer(model, 0.75))
         architecture = remove_channels(model, architecture, cut)
     export_onnx(model, architecture, tmp_path / "model.onnx")
-    contents = look_into(tmp_path / "model.onnx")
+    contents = inspect_onnx(tmp_path / "model.onnx")
     assert 2 * contents.macs == flops(model, side)
     assert (contents.int8_macs, contents.precision) == (0, "f32")
     expected = predict_torch(model, pixels(3, side), np.arange(3))
@@ -133,7 +141,7 @@ def test_zeros_are_those_of_the_weights(tmp_path: Path) -> None:
     apply_masks(model, magnitude_masks(model, 0.5))
     export_onnx(model, TINY, tmp_path / "model.onnx")
     weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-    assert look_into(tmp_path / "model.onnx").zeros == sum(int((weight == 0).sum()) for weight in weights)
+    assert inspect_onnx(tmp_path / "model.onnx").zeros == sum(int((weight == 0).sum()) for weight in weights)
 
 
 def by_hand(path: Path, nodes: list[onnx.NodeProto], given: list[object], **arrays: np.ndarray) -> Path:
@@ -154,7 +162,7 @@ def by_hand(path: Path, nodes: list[onnx.NodeProto], given: list[object], **arra
 def test_a_matrix_is_used_once_per_token(tmp_path: Path) -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     path = by_hand(tmp_path / "m.onnx", nodes, ["N", 5, 8], w=np.zeros((8, 4), np.float32))
-    assert look_into(path) == Contents(macs=5 * 8 * 4, int8_macs=0, zeros=32)
+    assert inspect_onnx(path) == OnnxContents(macs=5 * 8 * 4, int8_macs=0, zeros=32)
 
 
 def test_dynamic_int8_counts_from_its_zero_point(tmp_path: Path) -> None:
@@ -165,8 +173,8 @@ def test_dynamic_int8_counts_from_its_zero_point(tmp_path: Path) -> None:
     ]
     weights = np.array([[7, 0], [7, 9], [1, 7]], np.uint8)
     path = by_hand(tmp_path / "m.onnx", nodes, ["N", 3], w=weights, w_zero=np.array(7, np.uint8))
-    assert look_into(path) == Contents(macs=6, int8_macs=6, zeros=3)
-    assert look_into(path).precision == "int8"
+    assert inspect_onnx(path) == OnnxContents(macs=6, int8_macs=6, zeros=3)
+    assert inspect_onnx(path).precision == "int8"
 
 
 def test_notes_are_stripped_and_nothing_is_left_beside(tmp_path: Path) -> None:
@@ -183,8 +191,8 @@ def test_damaged_file_is_named(file: Path, tmp_path: Path, content: bytes | None
     path = tmp_path / "model.onnx"
     if content is not None:
         path.write_bytes(file.read_bytes()[:20_000] if content == b"half" else content)
-    with pytest.raises(ArtifactError, match=r"model\.onnx is no ONNX file that can be read; run its step again"):
-        look_into(path)
+    with pytest.raises(ArtifactError, match=r"model\.onnx cannot be read as an ONNX file; run its step again"):
+        inspect_onnx(path)
 
 
 def test_zipped_size(tmp_path: Path) -> None:
@@ -195,5 +203,5 @@ def test_zipped_size(tmp_path: Path) -> None:
 
 
 def test_a_file_is_int8_as_soon_as_a_part_of_it_is() -> None:
-    assert Contents(macs=100, int8_macs=10, zeros=0).precision == "int8"
-    assert Contents(macs=100, int8_macs=0, zeros=0).precision == "f32"
+    assert OnnxContents(macs=100, int8_macs=10, zeros=0).precision == "int8"
+    assert OnnxContents(macs=100, int8_macs=0, zeros=0).precision == "f32"

@@ -13,7 +13,13 @@ from PIL import Image
 from tests.conftest import CLASSES, SIZE, draw
 from winnow.data.dataset import decode
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.request_predictor import Model, Unusable, is_json, pixels_of_json, told
+from winnow.deploy.request_predictor import (
+    RequestPredictor,
+    UnusableRequest,
+    format_prediction,
+    is_json,
+    parse_json_pixels,
+)
 from winnow.evaluation.metrics import softmax
 
 
@@ -34,7 +40,7 @@ def folder(tiny_candidate: Callable[[str], Path], tmp_path: Path, request: pytes
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
 def test_batches_of_any_size_are_answered_as_alone(folder: Path, count: int) -> None:
-    model = Model(folder, max_batch=6)
+    model = RequestPredictor(folder, max_batch=6)
     pixels = np.stack([decode(encoded(seed), SIZE)[0] for seed in range(count)])
     alone = predict_file(folder / "model.onnx", pixels, np.arange(count))
     np.testing.assert_allclose(model(pixels), softmax(alone, model.card["temperature"]), atol=1e-4)
@@ -42,7 +48,7 @@ def test_batches_of_any_size_are_answered_as_alone(folder: Path, count: int) -> 
 
 def test_a_batch_larger_than_the_largest_is_a_bug(folder: Path) -> None:
     with pytest.raises(StopIteration):
-        Model(folder, max_batch=2)(np.zeros((3, SIZE, SIZE, 3), np.uint8))
+        RequestPredictor(folder, max_batch=2)(np.zeros((3, SIZE, SIZE, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +62,7 @@ def test_what_says_that_pixels_come(kind: str, expected: bool) -> None:
 def test_pixels_are_taken_as_they_are() -> None:
     pixels = decode(encoded(), SIZE)[0]
     body = json.dumps({"pixels": pixels.tolist()}).encode()
-    np.testing.assert_array_equal(pixels_of_json(body, SIZE), pixels)
+    np.testing.assert_array_equal(parse_json_pixels(body, SIZE), pixels)
 
 
 ROW = [[0, 0, 0]] * SIZE
@@ -65,11 +71,11 @@ ROW = [[0, 0, 0]] * SIZE
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"{", "JSON is to hold"),
-        (b"[" * 100_000, "JSON is to hold"),
-        (b"[1]", "JSON is to hold"),
-        (b'{"image": 1}', "JSON is to hold"),
-        (json.dumps({"pixels": [[1, 2], [3]]}).encode(), "JSON is to hold"),
+        (b"{", "JSON must hold"),
+        (b"[" * 100_000, "JSON must hold"),
+        (b"[1]", "JSON must hold"),
+        (b'{"image": 1}', "JSON must hold"),
+        (json.dumps({"pixels": [[1, 2], [3]]}).encode(), "JSON must hold"),
         (json.dumps({"pixels": [ROW]}).encode(), "these are (1, 16, 3)"),
         (json.dumps({"pixels": [[[0.5] * 3] * SIZE] * SIZE}).encode(), "whole numbers"),
         (json.dumps({"pixels": [[[256] * 3] * SIZE] * SIZE}).encode(), "from 0 to 255"),
@@ -79,14 +85,14 @@ ROW = [[0, 0, 0]] * SIZE
     ],
 )
 def test_what_is_no_image_is_said(body: bytes, said: str) -> None:
-    with pytest.raises(Unusable, match=said.replace("(", r"\(").replace(")", r"\)")):
-        pixels_of_json(body, SIZE)
+    with pytest.raises(UnusableRequest, match=said.replace("(", r"\(").replace(")", r"\)")):
+        parse_json_pixels(body, SIZE)
 
 
 def test_the_answer_names_the_likeliest_first() -> None:
     card, chances = {"classes": list(CLASSES)}, np.array([0.2, 0.5, 0.3])
-    assert told(chances, card, 1) == {"class": CLASSES[1], "probability": 0.5}
-    assert told(chances, card, 2)["top"] == [
+    assert format_prediction(chances, card, 1) == {"class": CLASSES[1], "probability": 0.5}
+    assert format_prediction(chances, card, 2)["top"] == [
         {"class": CLASSES[1], "probability": 0.5},
         {"class": CLASSES[2], "probability": 0.3},
     ]

@@ -15,10 +15,10 @@ from torchvision.transforms import functional as reference
 from tests.closure import ROOT
 from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.deploy.onnx_export import export_onnx
-from winnow.deploy.runtimes import BenchmarkCase, RuntimeUnavailable, open_cell, set_torch_threads
+from winnow.deploy.runtimes import BenchmarkCase, RuntimeUnavailable, open_case, set_torch_threads
 from winnow.errors import ArtifactError, MissingExtra
 from winnow.hardware import cores, cpu_flags, has_fast_bf16
-from winnow.models.backbones import Architecture, build, load_model, save_model
+from winnow.models.backbones import Architecture, build_model, load_model, save_model
 
 BATCH = 12
 CELLS = {
@@ -36,7 +36,7 @@ def make_candidate(folder: Path) -> Path:
     """The files of a candidate that runtimes open: an untrained network of three classes, 16x16 pixels."""
     folder.mkdir()
     architecture = Architecture(backbone="resnet8", num_classes=3, image_size=16)
-    model = build(architecture, seed=1)
+    model = build_model(architecture, seed=1)
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / "model.onnx")
     return folder
@@ -66,7 +66,7 @@ def expected(served: Path, pixels: np.ndarray) -> np.ndarray:
 def test_every_runtime_gives_the_networks_logits(
     served: Path, pixels: np.ndarray, expected: np.ndarray, name: str
 ) -> None:
-    predict = open_cell(served, CELLS[name])
+    predict = open_case(served, CELLS[name])
     logits = predict(pixels)
     assert (logits.dtype, logits.shape) == (np.float32, (BATCH, 3))
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * max(1.0, np.abs(expected).max()))
@@ -76,7 +76,7 @@ def test_every_runtime_gives_the_networks_logits(
 
 @pytest.mark.parametrize("name", list(CELLS))
 def test_an_answer_belongs_to_its_image_alone(served: Path, pixels: np.ndarray, name: str) -> None:
-    predict = open_cell(served, CELLS[name])
+    predict = open_case(served, CELLS[name])
     order = np.random.default_rng(0).permutation(BATCH)
     kept = predict(pixels).copy()
     np.testing.assert_allclose(predict(pixels[order]), kept[order], rtol=0, atol=1e-4 * max(1.0, np.abs(kept).max()))
@@ -92,7 +92,7 @@ def test_bf16_is_near_and_not_f32(
 ) -> None:
     if runtime == "openvino" and not has_fast_bf16():
         pytest.skip("OpenVINO runs bf16 on processors that have it")
-    logits = open_cell(served, BenchmarkCase("dense", runtime, "bf16", layout, BATCH, 2))(pixels)  # type: ignore[arg-type]
+    logits = open_case(served, BenchmarkCase("dense", runtime, "bf16", layout, BATCH, 2))(pixels)  # type: ignore[arg-type]
     assert logits.dtype == np.float32
     off = np.abs(logits - expected).max() / max(1.0, np.abs(expected).max())
     assert 1e-4 < off < 0.1
@@ -103,7 +103,7 @@ def test_bf16_is_near_and_not_f32(
 def test_compiled_code_gives_the_networks_logits(
     served: Path, pixels: np.ndarray, expected: np.ndarray, batch: int
 ) -> None:
-    predict = open_cell(served, BenchmarkCase("dense", "compile", "f32", "channels_last", batch, 2))
+    predict = open_case(served, BenchmarkCase("dense", "compile", "f32", "channels_last", batch, 2))
     logits = predict(pixels[:batch])
     np.testing.assert_allclose(logits, expected[:batch], rtol=0, atol=1e-4 * max(1.0, np.abs(expected).max()))
 
@@ -113,20 +113,20 @@ def test_without_a_compiler_there_is_no_compiled_code(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeUnavailable, match=r"g\+\+ is not on the PATH"):
-        open_cell(served, BenchmarkCase("dense", "compile", "f32", "channels_last", 1, 1))
+        open_case(served, BenchmarkCase("dense", "compile", "f32", "channels_last", 1, 1))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_without_a_gpu_there_is_none(served: Path) -> None:
     with pytest.raises(RuntimeUnavailable, match="no CUDA device"):
-        open_cell(served, BenchmarkCase("dense", "eager-cuda", "f32", "channels_last", 1, 1))
+        open_case(served, BenchmarkCase("dense", "eager-cuda", "f32", "channels_last", 1, 1))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 @pytest.mark.parametrize(("runtime", "needs"), [("ort-cuda", "the extra cuda"), ("ort-tensorrt", "tensorrt-cu13")])
 def test_onnxruntime_on_the_gpu_says_what_it_needs(served: Path, runtime: str, needs: str) -> None:
     with pytest.raises(RuntimeUnavailable, match=f"needs an NVIDIA GPU and .*{needs}"):
-        open_cell(served, BenchmarkCase("dense", runtime, "f32", "file", 1, 1))  # type: ignore[arg-type]
+        open_case(served, BenchmarkCase("dense", runtime, "f32", "file", 1, 1))  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
@@ -135,7 +135,7 @@ def test_onnxruntime_on_the_gpu_gives_the_networks_logits(
     served: Path, pixels: np.ndarray, expected: np.ndarray, runtime: str
 ) -> None:
     try:
-        predict = open_cell(served, BenchmarkCase("dense", runtime, "f32", "file", BATCH, 1))  # type: ignore[arg-type]
+        predict = open_case(served, BenchmarkCase("dense", runtime, "f32", "file", BATCH, 1))  # type: ignore[arg-type]
     except RuntimeUnavailable as reason:
         pytest.skip(str(reason))
     np.testing.assert_allclose(predict(pixels), expected, rtol=0, atol=1e-2 * max(1.0, np.abs(expected).max()))
@@ -146,7 +146,7 @@ def test_onnxruntime_on_the_gpu_gives_the_networks_logits(
 def test_the_gpu_gives_the_networks_logits(
     served: Path, pixels: np.ndarray, expected: np.ndarray, precision: str
 ) -> None:
-    logits = open_cell(served, BenchmarkCase("dense", "eager-cuda", precision, "channels_last", BATCH, 1))(pixels)  # type: ignore[arg-type]
+    logits = open_case(served, BenchmarkCase("dense", "eager-cuda", precision, "channels_last", BATCH, 1))(pixels)  # type: ignore[arg-type]
     allowed = (1e-2 if precision == "f32" else 0.1) * max(1.0, np.abs(expected).max())
     np.testing.assert_allclose(logits, expected, rtol=0, atol=allowed)
 
@@ -177,7 +177,7 @@ def test_a_bad_file_says_what_to_do(
     shutil.copytree(served, folder)
     damage(folder / name)
     with pytest.raises(ArtifactError, match=message):
-        open_cell(folder, BenchmarkCase("dense", runtime, "f32", "contiguous", 1, 1))  # type: ignore[arg-type]
+        open_case(folder, BenchmarkCase("dense", runtime, "f32", "contiguous", 1, 1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("runtime", "package"), [("ort", "onnxruntime"), ("openvino", "openvino")])
@@ -186,15 +186,15 @@ def test_a_missing_package_names_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # how Python notes that an import must fail
     with pytest.raises(MissingExtra, match=rf"'{package}' is not installed.*winnow-vision\[runtimes\]"):
-        open_cell(served, BenchmarkCase("dense", runtime, "f32", "file", 1, 1))  # type: ignore[arg-type]
+        open_case(served, BenchmarkCase("dense", runtime, "f32", "file", 1, 1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("runtime", ["ort", "openvino"])
 def test_a_server_of_files_loads_no_torch(served: Path, runtime: str) -> None:
     code = (
         "import sys, numpy as np; from pathlib import Path\n"
-        "from winnow.deploy.runtimes import BenchmarkCase, open_cell\n"
-        f"predict = open_cell(Path({str(served)!r}), BenchmarkCase('dense', {runtime!r}, 'f32', 'file', 1, 1))\n"
+        "from winnow.deploy.runtimes import BenchmarkCase, open_case\n"
+        f"predict = open_case(Path({str(served)!r}), BenchmarkCase('dense', {runtime!r}, 'f32', 'file', 1, 1))\n"
         "print(predict(np.zeros((1, 16, 16, 3), np.uint8)).shape, 'torch' in sys.modules)"
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -204,11 +204,11 @@ def test_a_server_of_files_loads_no_torch(served: Path, runtime: str) -> None:
 CTRL_C = """
 import signal
 from pathlib import Path
-from winnow.deploy.runtimes import BenchmarkCase, open_cell
+from winnow.deploy.runtimes import BenchmarkCase, open_case
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born with Ctrl-C ignored
 cell = BenchmarkCase("dense", "openvino", "f32", "file", 1, 1)
-cells = [open_cell(Path({served!r}), cell) for _ in range(3)]
+cells = [open_case(Path({served!r}), cell) for _ in range(3)]
 while cells:
     cells.pop(0)
     try:

@@ -2,41 +2,49 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.registry.promotion import ACCURACY, TEST_WARNING, accuracy_tags
-from winnow.cli.predict import _told_of_abstention
-from winnow.evaluation.abstention import abstention, at_threshold, describe, overconfidence
+from tasks.registry.deployment_card import ACCURACY, TEST_WARNING, accuracy_tags
+from winnow.cli.predict import _describe_abstention
+from winnow.evaluation.abstention import (
+    abstention_counts,
+    counts_at_threshold,
+    describe_counts,
+    overconfidence_warnings,
+)
 
 CHANCES = np.array([[0.95, 0.05], [0.85, 0.15], [0.7, 0.3], [0.4, 0.6]])
 LOGITS = np.log(CHANCES).astype(np.float32)
 
 
 def test_answered_and_right_at_every_threshold() -> None:
-    counts = abstention(LOGITS, np.array([0, 1, 0, 1]), 1.0)
-    assert at_threshold(counts, 0.0) == (4, 3)
-    assert at_threshold(counts, 0.65) == (3, 2)
-    assert at_threshold(counts, 0.8) == (2, 1)
-    assert at_threshold(counts, 0.9) == (1, 1)
-    assert at_threshold(counts, 1.0) == (0, 0)
-    assert describe(counts, 0.8, "test") == "2 of 4 test images answered, 50.0 % of them rightly"
-    assert describe(counts, 1.0, "test") == "0 of 4 test images answered"
-    assert at_threshold(abstention(LOGITS, np.array([0, 1, 0, 1]), 4.0), 0.8) == (0, 0)  # a temperature makes unsure
+    counts = abstention_counts(LOGITS, np.array([0, 1, 0, 1]), 1.0)
+    assert counts_at_threshold(counts, 0.0) == (4, 3)
+    assert counts_at_threshold(counts, 0.65) == (3, 2)
+    assert counts_at_threshold(counts, 0.8) == (2, 1)
+    assert counts_at_threshold(counts, 0.9) == (1, 1)
+    assert counts_at_threshold(counts, 1.0) == (0, 0)
+    assert describe_counts(counts, 0.8, "test") == "2 of 4 test images answered, 50.0 % of them correctly"
+    assert describe_counts(counts, 1.0, "test") == "0 of 4 test images answered"
+    assert counts_at_threshold(abstention_counts(LOGITS, np.array([0, 1, 0, 1]), 4.0), 0.8) == (
+        0,
+        0,
+    )  # a temperature makes unsure
 
 
 def test_confidence_that_promises_too_much_is_told_where_that_is_shown() -> None:
     sure = np.repeat(LOGITS[:1], 200, axis=0)
     wrong = (np.arange(200) < 80).astype(np.int64)
-    found = overconfidence("dense", sure, wrong, 1.0)
-    assert "of the 200 of 200 test images that dense answers with 80% confidence or more 60.0 % are right" in found[0]
-    assert overconfidence("dense", sure, np.zeros(200, np.int64), 1.0) == []
-    assert overconfidence("dense", sure, wrong, 1.0, np.arange(200) % 4) == []  # four groups show nothing
-    assert overconfidence("dense", sure, wrong, 50.0) == []
+    warnings = overconfidence_warnings("dense", sure, wrong, 1.0)
+    assert "dense predicts 200 of 200 test images with 80% confidence or more, and 60.0 % of these" in warnings[0]
+    assert overconfidence_warnings("dense", sure, np.zeros(200, np.int64), 1.0) == []
+    assert overconfidence_warnings("dense", sure, wrong, 1.0, np.arange(200) % 4) == []  # four groups show nothing
+    assert overconfidence_warnings("dense", sure, wrong, 50.0) == []
 
 
 def test_predict_says_what_the_threshold_gave() -> None:
-    card = {"test": {"abstention": {"test": abstention(LOGITS, np.array([0, 1, 0, 1]), 1.0)}}}
-    told = _told_of_abstention(card, 0.8)
-    assert told == "--abstain-below 0.8 when it was measured: 2 of 4 test images answered, 50.0 % of them rightly"
-    assert "Nothing is known" in _told_of_abstention({}, 0.8)
+    card = {"test": {"abstention": {"test": abstention_counts(LOGITS, np.array([0, 1, 0, 1]), 1.0)}}}
+    told = _describe_abstention(card, 0.8)
+    assert told == "--abstain-below 0.8 as measured: 2 of 4 test images answered, 50.0 % of them correctly"
+    assert "is not known" in _describe_abstention({}, 0.8)
 
 
 def test_a_version_carries_both_accuracies_and_the_warning() -> None:

@@ -3,18 +3,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from winnow.evaluation.accuracy_drop import losses
-from winnow.evaluation.effective_sample_size import LEAST_GROUPS, clusters, in_groups
+from winnow.evaluation.accuracy_drop import measure_drops
+from winnow.evaluation.effective_sample_size import MIN_GROUPS, image_groups, in_groups
 from winnow.evaluation.intervals import (
     disagreement_interval,
-    least_worst_end,
     paired_drop,
     proportion_interval,
+    smallest_upper_end,
     wilson_interval,
 )
 from winnow.evaluation.macro_f1_drop import macro_f1_drop
-from winnow.evaluation.metrics import quality
-from winnow.selection.decision import judge_drop, judge_macro_f1
+from winnow.evaluation.metrics import quality_metrics
+from winnow.selection.gates import judge_drop, judge_macro_f1
 
 RNG = np.random.default_rng(0)
 
@@ -87,13 +87,13 @@ def test_images_that_are_alone_in_their_group_count_as_without_groups() -> None:
     alone = np.arange(400)
     right, other = RNG.random(400) < 0.8, RNG.random(400) < 0.8
     labels, one, two = (RNG.integers(0, 4, 400) for _ in range(3))
-    assert clusters(alone) is None
-    assert clusters(None) is None
+    assert image_groups(alone) is None
+    assert image_groups(None) is None
     assert proportion_interval(right, alone) == proportion_interval(right) == wilson_interval(right.sum(), 400)
     assert paired_drop(right, other, groups_N=alone) == paired_drop(right, other)
     assert disagreement_interval(one, two, groups_N=alone) == disagreement_interval(one, two)
     assert macro_f1_drop(labels, one, two, groups_N=alone) == macro_f1_drop(labels, one, two)
-    assert least_worst_end(400, groups_N=alone) == least_worst_end(400)
+    assert smallest_upper_end(400, groups_N=alone) == smallest_upper_end(400)
 
 
 def test_copies_of_every_image_tell_no_more_than_the_images() -> None:
@@ -111,8 +111,8 @@ def test_of_no_change_at_all_images_are_worth_as_many_as_there_are_groups() -> N
     same = np.ones(600, dtype=bool)
     drop = paired_drop(same, same, groups_N=groups_N)
     assert drop.points == 0
-    assert drop.high == pytest.approx(least_worst_end(600, groups_N=groups_N))
-    assert least_worst_end(30) < drop.high < 1.2 * least_worst_end(30)  # Student's t in place of the normal
+    assert drop.high == pytest.approx(smallest_upper_end(600, groups_N=groups_N))
+    assert smallest_upper_end(30) < drop.high < 1.2 * smallest_upper_end(30)  # Student's t in place of the normal
     labels = np.arange(600) % 3
     assert macro_f1_drop(labels, labels, labels, groups_N=groups_N).high > 1
 
@@ -124,26 +124,26 @@ def test_errors_that_stand_alone_in_their_groups_make_images_worth_more() -> Non
     assert apart[1] - apart[0] < 0.5 * (together[1] - together[0])
 
 
-@pytest.mark.parametrize("groups", range(1, LEAST_GROUPS))
+@pytest.mark.parametrize("groups", range(1, MIN_GROUPS))
 def test_with_fewer_than_a_handful_of_groups_nothing_is_shown(groups: int) -> None:
     groups_N = np.arange(600) % groups
     logits = np.eye(4, dtype=np.float32)[RNG.integers(0, 4, 600)]
     labels = logits.argmax(1)
-    metrics, _ = quality(logits, labels, ("a", "b", "c", "d"), groups_N)
+    metrics, _ = quality_metrics(logits, labels, ("a", "b", "c", "d"), groups_N)
     assert (metrics["quality/top1_low"], metrics["quality/top1_high"]) == (0, 1)
-    assert least_worst_end(600, groups_N=groups_N) == 100
-    found = losses(logits, logits, labels, groups_N=groups_N)
-    for gate in (judge_drop(found.top1, 5.0), judge_macro_f1(found.macro_f1, 5.0)):
+    assert smallest_upper_end(600, groups_N=groups_N) == 100
+    report = measure_drops(logits, logits, labels, groups_N=groups_N)
+    for gate in (judge_drop(report.top1, 5.0), judge_macro_f1(report.macro_f1, 5.0)):
         assert not gate.passed
         assert gate.reason.startswith("not shown: ")
-        assert f"600 images in {groups} groups, fewer than the {LEAST_GROUPS}" in gate.reason
+        assert f"600 images in {groups} groups, fewer than the {MIN_GROUPS}" in gate.reason
 
 
 def test_reasons_tell_images_and_groups() -> None:
     logits = np.eye(4, dtype=np.float32)[RNG.integers(0, 4, 600)]
-    found = losses(logits, logits, logits.argmax(1), groups_N=np.arange(600) // 2)
-    assert (found.top1.images, found.top1.groups) == (600, 300)
-    gate = judge_drop(found.top1, 1.0)
+    report = measure_drops(logits, logits, logits.argmax(1), groups_N=np.arange(600) // 2)
+    assert (report.top1.images, report.top1.groups) == (600, 300)
+    gate = judge_drop(report.top1, 1.0)
     assert gate.passed
     assert "600 images in 300 groups" in gate.reason
     assert in_groups(8.0) == " in 8 groups"
@@ -154,5 +154,5 @@ def test_groups_count_of_what_decides() -> None:
     """With few labels the answers of all images decide, in all their groups."""
     logits = np.eye(4, dtype=np.float32)[RNG.integers(0, 4, 600)]
     labels = np.where(np.arange(600) < 100, logits.argmax(1), -1)
-    found = losses(logits, logits, labels, groups_N=np.arange(600) // 10)
-    assert (found.top1.route, found.top1.images, found.top1.groups) == ("answers", 600, 60)
+    report = measure_drops(logits, logits, labels, groups_N=np.arange(600) // 10)
+    assert (report.top1.route, report.top1.images, report.top1.groups) == ("answers", 600, 60)

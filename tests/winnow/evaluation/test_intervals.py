@@ -9,14 +9,14 @@ from sklearn.metrics import f1_score
 
 from winnow.evaluation.intervals import (
     Ratio,
-    crossed_gain,
     disagreement_interval,
-    least_worst_end,
     normal_quantile,
     paired_drop,
     paired_gain,
     paired_ratio,
     simultaneous_confidence,
+    smallest_upper_end,
+    two_way_gain,
     wilson_interval,
 )
 from winnow.evaluation.macro_f1_drop import REPLICATES, macro_f1_drop
@@ -49,7 +49,7 @@ def test_wilson_ends_exactly_at_none_and_all() -> None:
 
 @pytest.mark.parametrize(("right", "count"), [(0, 0), (3, 2), (-1, 2)])
 def test_wilson_wants_a_proportion(right: int, count: int) -> None:
-    with pytest.raises(ValueError, match="no proportion"):
+    with pytest.raises(ValueError, match="is not a proportion"):
         wilson_interval(right, count)
 
 
@@ -88,7 +88,7 @@ def test_drop_of_equal_answers_is_still_uncertain(count: int) -> None:
     drop = paired_drop(*pairs(0, 0, count))
     z2 = normal_quantile(0.95) ** 2
     end = z2 / (count + z2) * 100  # in closed form
-    assert end == pytest.approx(least_worst_end(count))
+    assert end == pytest.approx(smallest_upper_end(count))
     assert (drop.points, drop.low, drop.high) == pytest.approx((0.0, -end, end), abs=1e-6)
 
 
@@ -119,7 +119,7 @@ def test_drop_looks_at_pairs_alone_and_mirrors_when_swapped() -> None:
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 2)])
 def test_drop_wants_the_same_images(first: int, second: int) -> None:
-    with pytest.raises(ValueError, match="same images"):
+    with pytest.raises(ValueError, match="same number of images"):
         paired_drop(np.ones(first, bool), np.ones(second, bool))
 
 
@@ -210,7 +210,7 @@ def test_macro_f1_drop_of_many_classes_ignores_those_that_never_occur() -> None:
 
 @pytest.mark.parametrize("sizes", [(3, 3, 2), (0, 0, 0)])
 def test_macro_f1_drop_wants_the_same_images(sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="same images"):
+    with pytest.raises(ValueError, match="same number of images"):
         macro_f1_drop(*(np.zeros(size, np.int64) for size in sizes))
 
 
@@ -219,9 +219,9 @@ def test_the_interval_of_a_ratio_is_that_of_order_statistics(pairs: int, outside
     # Ranks of the table in Conover, Practical Nonparametric Statistics, for the 95 % interval of a median.
     own = np.ones(pairs)
     reference = np.random.default_rng(0).permutation(np.arange(1.0, pairs + 1))
-    found = paired_ratio(reference.tolist(), own.tolist())
-    assert (found.low, found.high) == (outside, pairs + 1 - outside)
-    assert found.value == (pairs + 1) / 2
+    ratio = paired_ratio(reference.tolist(), own.tolist())
+    assert (ratio.low, ratio.high) == (outside, pairs + 1 - outside)
+    assert ratio.value == (pairs + 1) / 2
 
 
 def test_the_interval_of_a_ratio_covers_it_in_95_of_100_draws() -> None:
@@ -229,8 +229,8 @@ def test_the_interval_of_a_ratio_covers_it_in_95_of_100_draws() -> None:
     for _ in range(1000):
         drift = rng.gamma(4, size=10)  # of the machine, in both
         own, reference = (drift * rng.lognormal(sigma=0.1, size=10) for _ in range(2))
-        found = paired_ratio((2 * reference).tolist(), own.tolist())
-        covered += found.low <= 2 <= found.high
+        ratio = paired_ratio((2 * reference).tolist(), own.tolist())
+        covered += ratio.low <= 2 <= ratio.high
     assert covered >= 950
 
 
@@ -251,7 +251,7 @@ def test_crossed_gains_cover_the_mean_whichever_factor_varies() -> None:
         covered = 0
         for _ in range(400):
             gains = of_backbone * rng.standard_normal((3, 1)) + of_draw * rng.standard_normal((1, 5))
-            mean, low, high = crossed_gain(5.0 + gains + of_rest * rng.standard_normal((3, 5)))
+            mean, low, high = two_way_gain(5.0 + gains + of_rest * rng.standard_normal((3, 5)))
             assert low <= mean <= high
             covered += low <= 5.0 <= high
         assert covered >= 0.94 * 400, (of_backbone, of_draw, of_rest, covered)
@@ -259,11 +259,11 @@ def test_crossed_gains_cover_the_mean_whichever_factor_varies() -> None:
 
 def test_crossed_gains_are_not_independent() -> None:
     gains = np.repeat(np.array([[1.0], [2.0], [6.0]]), 5, axis=1)  # every draw says the same of a backbone
-    mean, low, high = crossed_gain(gains + np.random.default_rng(0).normal(0, 1e-6, (3, 5)))
+    mean, low, high = two_way_gain(gains + np.random.default_rng(0).normal(0, 1e-6, (3, 5)))
     expected = ttest_rel([1.0, 2.0, 6.0], [0.0] * 3).confidence_interval()
     assert (mean, low, high) == pytest.approx((3.0, expected.low, expected.high), abs=1e-3)
-    with pytest.raises(ValueError, match="it takes two of each"):
-        crossed_gain(gains[:1])
+    with pytest.raises(ValueError, match="use at least two of each"):
+        two_way_gain(gains[:1])
 
 
 @pytest.mark.parametrize("comparisons", [1, 6, 16])
@@ -274,12 +274,12 @@ def test_simultaneous_intervals_share_the_error(comparisons: int) -> None:
     wilson = wilson_interval(1900, 2000, confidence)
     assert wilson == pytest.approx(binomtest(1900, 2000).proportion_ci(confidence, method="wilson"))
     reference, child = right_and_wrong()
-    one, many = paired_drop(reference, child), paired_drop(reference, child, confidence)
-    assert (many.points, many.confidence) == (one.points, confidence)
-    assert many.low <= one.low
-    assert one.high <= many.high
-    assert (comparisons == 1) == (many == one)
-    with pytest.raises(ValueError, match="0 comparisons"):
+    single, simultaneous = paired_drop(reference, child), paired_drop(reference, child, confidence)
+    assert (simultaneous.points, simultaneous.confidence) == (single.points, confidence)
+    assert simultaneous.low <= single.low
+    assert single.high <= simultaneous.high
+    assert (comparisons == 1) == (simultaneous == single)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
         simultaneous_confidence(0)
 
 

@@ -10,9 +10,9 @@ from winnow.evaluation.metrics import (
     calibration,
     cohens_kappa,
     fit_temperature,
-    quality,
+    quality_metrics,
     softmax,
-    temperature,
+    temperature_metrics,
 )
 
 CLASSES = ("a", "b", "c", "d")
@@ -59,13 +59,13 @@ def test_softmax_is_a_distribution_and_shift_free() -> None:
 def test_quality_equals_scikit_learn() -> None:
     logits, labels = random_answers()
     answers = logits.argmax(1)
-    metrics, details = quality(logits, labels, CLASSES)
+    metrics, details = quality_metrics(logits, labels, CLASSES)
     present = sorted(set(labels))
-    wanted = {"average": "macro", "labels": present, "zero_division": 0}
+    options = {"average": "macro", "labels": present, "zero_division": 0}
     assert metrics["quality/top1"] == pytest.approx(accuracy_score(labels, answers))
-    assert metrics["quality/macro_precision"] == pytest.approx(precision_score(labels, answers, **wanted))
-    assert metrics["quality/macro_recall"] == pytest.approx(recall_score(labels, answers, **wanted))
-    assert metrics["quality/macro_f1"] == pytest.approx(f1_score(labels, answers, **wanted))
+    assert metrics["quality/macro_precision"] == pytest.approx(precision_score(labels, answers, **options))
+    assert metrics["quality/macro_recall"] == pytest.approx(recall_score(labels, answers, **options))
+    assert metrics["quality/macro_f1"] == pytest.approx(f1_score(labels, answers, **options))
     assert metrics["quality/ece"] == calibration(logits, labels)[0]
     right = int((labels == answers).sum())
     assert (metrics["quality/top1_low"], metrics["quality/top1_high"]) == wilson_interval(right, len(labels))
@@ -76,18 +76,18 @@ def test_quality_equals_scikit_learn() -> None:
 
 
 def test_quality_without_labels_is_empty() -> None:
-    assert quality(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), CLASSES) == ({}, {})
+    assert quality_metrics(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), CLASSES) == ({}, {})
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 5), (2, 3)])
 def test_quality_wants_a_row_per_label_and_a_column_per_class(shape: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="for 2 labels of 4 classes"):
-        quality(np.zeros(shape, np.float32), np.zeros(2, np.int64), CLASSES)
+        quality_metrics(np.zeros(shape, np.float32), np.zeros(2, np.int64), CLASSES)
 
 
 @pytest.mark.parametrize("rows", [(0, 0), (2, 3)])
 def test_agreement_wants_two_equal_tables(rows: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="two equal tables"):
+    with pytest.raises(ValueError, match="logits of the same shape"):
         agreement(*(np.zeros((count, 4), np.float32) for count in rows))
 
 
@@ -113,9 +113,9 @@ def drawn_from(chances_C: np.ndarray, count: int, scale: float) -> tuple[np.ndar
 def test_the_temperature_that_spoiled_the_logits_is_found(scale: float) -> None:
     logits, labels = drawn_from(np.ones(4), 4000, scale)
     assert fit_temperature(logits, labels) == pytest.approx(scale, rel=0.08)
-    told = temperature(logits, labels)
-    assert told["quality/temperature"] == fit_temperature(logits, labels)
-    assert told["quality/ece_calibrated"] < 0.03
+    metrics = temperature_metrics(logits, labels)
+    assert metrics["quality/temperature"] == fit_temperature(logits, labels)
+    assert metrics["quality/ece_calibrated"] < 0.03
     if scale != 1.0:
         assert calibration(logits, labels)[0] > 0.08
 
@@ -131,7 +131,7 @@ def test_a_few_images_that_are_all_right_do_not_make_it_certain() -> None:
 def test_without_labels_the_temperature_is_one() -> None:
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     assert fit_temperature(*nothing) == 1.0
-    assert temperature(*nothing) == {"quality/temperature": 1.0}
+    assert temperature_metrics(*nothing) == {"quality/temperature": 1.0}
 
 
 def test_temperature_leaves_the_answer_and_moves_the_probability() -> None:
@@ -152,5 +152,5 @@ def test_kappa_is_agreement_beyond_chance() -> None:
     assert cohens_kappa(first, first) == 1.0
     assert cohens_kappa(first, np.zeros(500, np.int64)) == pytest.approx(0.0, abs=1e-9)
     assert cohens_kappa(np.ones(5, np.int64), np.ones(5, np.int64)) == 1.0
-    with pytest.raises(ValueError, match="kappa needs the same images"):
+    with pytest.raises(ValueError, match="kappa needs the same number of images"):
         cohens_kappa(first, second[:-1])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from winnow.models.attention import HeadwiseAttention, heads_of, take_heads_apart
-from winnow.models.backbones import Architecture, build
+from winnow.models.attention import HeadwiseAttention, attention_heads, split_heads
+from winnow.models.backbones import Architecture, build_model
 
 
 def test_equals_pytorchs_own() -> None:
@@ -22,22 +22,22 @@ def test_equals_pytorchs_own() -> None:
 
 
 def test_a_vision_transformer_answers_as_before() -> None:
-    model = build(Architecture(backbone="vit_b_32", num_classes=3, image_size=32)).eval()
+    model = build_model(Architecture(backbone="vit_b_32", num_classes=3, image_size=32)).eval()
     apart = copy.deepcopy(model)
-    take_heads_apart(apart)
+    split_heads(apart)
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(apart(x), model(x), rtol=1e-4, atol=1e-5)
-    assert set(heads_of(apart).values()) == {12}
-    assert len(heads_of(apart)) == 3 * 12
-    take_heads_apart(apart)  # once more changes nothing
-    assert len(heads_of(apart)) == 3 * 12
+    assert set(attention_heads(apart).values()) == {12}
+    assert len(attention_heads(apart)) == 3 * 12
+    split_heads(apart)  # once more changes nothing
+    assert len(attention_heads(apart)) == 3 * 12
 
 
 @pytest.mark.parametrize("backbone", ["resnet8", "mobilenet_v3_small"])
 def test_others_are_left_alone(backbone: str) -> None:
-    model = build(Architecture(backbone=backbone, num_classes=3, image_size=32))
+    model = build_model(Architecture(backbone=backbone, num_classes=3, image_size=32))
     before = [type(module) for module in model.modules()]
-    take_heads_apart(model)
+    split_heads(model)
     assert [type(module) for module in model.modules()] == before
-    assert heads_of(model) == {}
+    assert attention_heads(model) == {}

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torchvision
 
-from winnow.config.backbones import BACKBONES, HEADLESS, IN_WIDTHS, OWN
+from winnow.config.backbones import BACKBONES, HEADLESS, SCALABLE_BACKBONES, WINNOW_BACKBONES
 from winnow.errors import ArtifactError, ConfigError
-from winnow.models.backbones import Architecture, build, load_model, save_model
+from winnow.models.backbones import Architecture, build_model, load_model, save_model
 from winnow.models.classifier_head import feature_dim, head_path, new_classifier
 
 
 def test_resnet8_has_the_stated_size() -> None:
-    model = build(Architecture(backbone="resnet8", num_classes=10, image_size=32))
+    model = build_model(Architecture(backbone="resnet8", num_classes=10, image_size=32))
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(0.69e6, rel=0.01)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
@@ -21,15 +21,15 @@ def test_resnet8_has_the_stated_size() -> None:
 @pytest.mark.parametrize(("name", "parameters"), [("resnet20", 0.27e6), ("resnet56", 0.85e6)])
 def test_cifar_resnets_have_the_papers_size(name: str, parameters: float) -> None:
     # He et al. 2015, table 6.
-    model = build(Architecture(backbone=name, num_classes=10, image_size=32))
+    model = build_model(Architecture(backbone=name, num_classes=10, image_size=32))
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.03)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert model.blocks(model.stem(torch.zeros(1, 3, 32, 32))).shape == (1, 64, 8, 8)
 
 
 def test_resnet18_stem_fits_the_image() -> None:
-    small = build(Architecture(backbone="resnet18", num_classes=10, image_size=32))
-    large = build(Architecture(backbone="resnet18", num_classes=10, image_size=224))
+    small = build_model(Architecture(backbone="resnet18", num_classes=10, image_size=32))
+    large = build_model(Architecture(backbone="resnet18", num_classes=10, image_size=224))
     assert small.conv1.stride == (1, 1)
     assert small.conv1.padding == (1, 1)
     assert isinstance(small.maxpool, torch.nn.Identity)
@@ -41,7 +41,7 @@ def test_resnet18_stem_fits_the_image() -> None:
     [("resnet8", "fc"), ("mobilenet_v3_small", "classifier.3"), ("densenet121", "classifier"), ("swin_t", "head")],
 )
 def test_heads_are_found_and_swapped(name: str, path: str) -> None:
-    model = build(Architecture(backbone=name, num_classes=7, image_size=32))
+    model = build_model(Architecture(backbone=name, num_classes=7, image_size=32))
     assert head_path(model) == path
     width = feature_dim(model)
     new_classifier(model, 4, seed=3)
@@ -52,34 +52,34 @@ def test_heads_are_found_and_swapped(name: str, path: str) -> None:
 def test_seeds_decide_everything() -> None:
     architecture = Architecture(backbone="resnet8", num_classes=3, image_size=16)
     torch.manual_seed(99)
-    first = build(architecture, seed=1).state_dict()
+    first = build_model(architecture, seed=1).state_dict()
     torch.manual_seed(5)
-    again, other = build(architecture, seed=1).state_dict(), build(architecture, seed=2).state_dict()
+    again, other = build_model(architecture, seed=1).state_dict(), build_model(architecture, seed=2).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_the_names_checked_at_load_are_those_of_this_torchvision() -> None:
     installed = set(torchvision.models.list_models(module=torchvision.models)) - set(HEADLESS)
-    assert (*OWN, *sorted(installed)) == BACKBONES
+    assert (*WINNOW_BACKBONES, *sorted(installed)) == BACKBONES
 
 
 def test_unknown_backbone_names_valid_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'resnet19' is no backbone.*resnet18"):
-        build(Architecture(backbone="resnet19", num_classes=2, image_size=32))
+    with pytest.raises(ConfigError, match=r"'resnet19' is not a backbone.*resnet18"):
+        build_model(Architecture(backbone="resnet19", num_classes=2, image_size=32))
 
 
 def test_network_without_linear_head_is_refused() -> None:
     with pytest.raises(ConfigError, match="linear head"):
         head_path(torchvision.models.squeezenet1_0(weights=None))
-    with pytest.raises(ConfigError, match="is no backbone"):
-        build(Architecture(backbone="squeezenet1_0", num_classes=2, image_size=64))
+    with pytest.raises(ConfigError, match="is not a backbone"):
+        build_model(Architecture(backbone="squeezenet1_0", num_classes=2, image_size=64))
 
 
-@pytest.mark.parametrize("name", IN_WIDTHS)
+@pytest.mark.parametrize("name", SCALABLE_BACKBONES)
 def test_half_the_width_is_about_a_quarter_of_the_parameters(name: str, tmp_path: Path) -> None:
     def network(width: float) -> torch.nn.Module:
-        return build(Architecture(backbone=name, num_classes=3, image_size=32, width=width)).eval()
+        return build_model(Architecture(backbone=name, num_classes=3, image_size=32, width=width)).eval()
 
     whole, half = (
         sum(parameter.numel() for path, parameter in network(width).named_parameters() if "classifier" not in path)
@@ -94,7 +94,7 @@ def test_half_the_width_is_about_a_quarter_of_the_parameters(name: str, tmp_path
 
 def test_saved_model_comes_back_to_the_bit(tmp_path: Path) -> None:
     architecture = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.5)
-    model = build(architecture, seed=4).eval()
+    model = build_model(architecture, seed=4).eval()
     save_model(tmp_path, model, architecture)
     loaded, read = load_model(tmp_path)
     x = torch.rand(2, 3, 16, 16)
@@ -104,7 +104,7 @@ def test_saved_model_comes_back_to_the_bit(tmp_path: Path) -> None:
 
 def test_damaged_weights_say_what_to_do(tmp_path: Path) -> None:
     architecture = Architecture(backbone="resnet8", num_classes=3, image_size=16)
-    save_model(tmp_path, build(architecture), architecture)
+    save_model(tmp_path, build_model(architecture), architecture)
     (tmp_path / "weights.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(ArtifactError, match=r"weights\.safetensors is missing or damaged.*run winnow again"):
         load_model(tmp_path)

@@ -11,17 +11,17 @@ import torchvision
 from safetensors.torch import save_file
 
 from winnow.errors import ArtifactError
-from winnow.models.backbones import Architecture, build
+from winnow.models.backbones import Architecture, build_model
 from winnow.models.classifier_head import backbone_state
-from winnow.models.foreign_weights import State, foreign_backbone, without_prefixes
-from winnow.models.pickled_tensors import unwrapped
-from winnow.training.finetuning import start
+from winnow.models.foreign_weights import State, load_foreign_backbone, strip_prefixes
+from winnow.models.pickled_tensors import unwrap_tensors
+from winnow.training.finetuning import initial_model
 
 SMALL = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
 
 
 def backbone(seed: int, architecture: Architecture = SMALL) -> State:
-    return backbone_state(build(architecture, seed), "fc")
+    return backbone_state(build_model(architecture, seed), "fc")
 
 
 def prefixed(state: State, prefix: str) -> State:
@@ -43,25 +43,25 @@ WRAPPINGS: dict[str, Any] = {
 @pytest.mark.parametrize("how", list(WRAPPINGS))
 def test_foreign_weights_are_unwrapped(how: str, tmp_path: Path) -> None:
     torch.save(WRAPPINGS[how](backbone(9)), tmp_path / "w.pth")
-    read = foreign_backbone(tmp_path / "w.pth", SMALL)
+    read = load_foreign_backbone(tmp_path / "w.pth", SMALL)
     assert set(read) == set(backbone(9))
     for name, value in backbone(9).items():
         torch.testing.assert_close(read[name].to(value.dtype), value, rtol=1e-3, atol=1e-4)
-    start(SMALL, read, 0)
+    initial_model(SMALL, read, 0)
 
 
 def test_foreign_safetensors(tmp_path: Path) -> None:
     save_file(prefixed(backbone(9), "module."), tmp_path / "w.safetensors")
-    read = foreign_backbone(tmp_path / "w.safetensors", SMALL)
+    read = load_foreign_backbone(tmp_path / "w.safetensors", SMALL)
     assert all(torch.equal(read[name], value) for name, value in backbone(9).items())
 
 
 def test_prefixes_that_are_the_networks_own_stay() -> None:
     # torchvision's vision transformers call their tensors encoder.layers...
     wanted = {"class_token": torch.zeros(1), "encoder.ln.weight": torch.ones(2)}
-    assert without_prefixes(wanted, wanted).keys() == wanted.keys()
-    assert without_prefixes(prefixed(wanted, "module."), wanted).keys() == wanted.keys()
-    assert unwrapped([1, 2]) == {}
+    assert strip_prefixes(wanted, wanted).keys() == wanted.keys()
+    assert strip_prefixes(prefixed(wanted, "module."), wanted).keys() == wanted.keys()
+    assert unwrap_tensors([1, 2]) == {}
 
 
 class Evil:
@@ -75,10 +75,10 @@ class Evil:
 def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": backbone(9), "evil": Evil(tmp_path / "ran")}, tmp_path / "w.pth")
     with pytest.raises(ArtifactError, match=r"w\.pth .* more than tensors.*foreign code; save the state_dict alone"):
-        foreign_backbone(tmp_path / "w.pth", SMALL)
+        load_foreign_backbone(tmp_path / "w.pth", SMALL)
     (tmp_path / "w.pt").write_bytes(pickle.dumps(Evil(tmp_path / "ran"), protocol=2))
     with pytest.raises(ArtifactError, match=r"finetune\.weights: .*w\.pt"):
-        foreign_backbone(tmp_path / "w.pt", SMALL)
+        load_foreign_backbone(tmp_path / "w.pt", SMALL)
     assert not (tmp_path / "ran").exists()
 
 
@@ -88,7 +88,7 @@ def test_unreadable_weights_are_named(tmp_path: Path, name: str, content: bytes 
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ArtifactError, match=rf"finetune\.weights: .*{name}"):
-        foreign_backbone(tmp_path / name, SMALL)
+        load_foreign_backbone(tmp_path / name, SMALL)
 
 
 def test_weights_of_another_network_name_its_tensors(tmp_path: Path) -> None:
@@ -97,11 +97,11 @@ def test_weights_of_another_network_name_its_tensors(tmp_path: Path) -> None:
     with pytest.raises(
         ArtifactError, match=r"does not hold a resnet8 .* of \d+ tensors .*stem\.0\.weight is \(\d+, 3, 3"
     ):
-        foreign_backbone(tmp_path / "w.safetensors", SMALL)
+        load_foreign_backbone(tmp_path / "w.safetensors", SMALL)
     incomplete = {name: value for name, value in backbone(0).items() if name != "blocks.1.bn1.bias"}
     torch.save(incomplete, tmp_path / "w.pth")
     with pytest.raises(ArtifactError, match=r"1 of \d+ tensors are missing .*\(blocks\.1\.bn1\.bias is not in"):
-        foreign_backbone(tmp_path / "w.pth", SMALL)
+        load_foreign_backbone(tmp_path / "w.pth", SMALL)
 
 
 def resnet18_file(path: Path, *, counters: bool, stem: int = 7) -> dict[str, torch.Tensor]:
@@ -122,10 +122,10 @@ def test_files_of_torchvision_with_and_without_counters(
 ) -> None:
     state = resnet18_file(tmp_path / "w.pth", counters=counters, stem=stem)
     architecture = Architecture(backbone="resnet18", num_classes=3, image_size=image_size)
-    read = foreign_backbone(tmp_path / "w.pth", architecture)
+    read = load_foreign_backbone(tmp_path / "w.pth", architecture)
     assert {name for name in state if not name.startswith("fc.")} <= set(read)
     assert all(torch.equal(read[name], state[name]) for name in read if name in state)
-    assert start(architecture, read, 0).state_dict()["bn1.num_batches_tracked"] == 0
+    assert initial_model(architecture, read, 0).state_dict()["bn1.num_batches_tracked"] == 0
 
 
 @pytest.mark.parametrize("counters", [True, False])
@@ -136,7 +136,7 @@ def test_another_stem_is_named_with_what_to_do(
     resnet18_file(tmp_path / "w.pth", counters=counters, stem=stem)
     architecture = Architecture(backbone="resnet18", num_classes=3, image_size=image_size)
     with pytest.raises(ArtifactError) as caught:
-        foreign_backbone(tmp_path / "w.pth", architecture)
+        load_foreign_backbone(tmp_path / "w.pth", architecture)
     told = str(caught.value)
     assert f"first layer does not fit: conv1.weight is (64, 3, {sizes}) in the file" in told
     assert f"data.image_size is {image_size}; set data.image_size to more than 64" in told
@@ -153,7 +153,7 @@ def test_a_file_that_contains_itself_ends(tmp_path: Path) -> None:
     inside["state_dict"] = inside
     torch.save(inside, tmp_path / "w.pth")
     with pytest.raises(ArtifactError, match="does not hold a resnet8"):
-        foreign_backbone(tmp_path / "w.pth", SMALL)
+        load_foreign_backbone(tmp_path / "w.pth", SMALL)
 
 
 def test_a_file_that_takes_for_ever_ends(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_file_that_takes_for_ever_ends(tmp_path: Path) -> None:
     body = magic.rindex(b"\x80\x02}")
     (tmp_path / "w.pth").write_bytes(magic[:body] + endless() + magic[body:])
     with pytest.raises(ArtifactError, match=r"finetune\.weights: .*w\.pth cannot be read.*more than 2 s to load"):
-        foreign_backbone(tmp_path / "w.pth", SMALL, load_seconds=2)
+        load_foreign_backbone(tmp_path / "w.pth", SMALL, load_seconds=2)
 
 
 @pytest.mark.parametrize("content", [b"\x80\x02a.", b"\x80\x02K\x01a.", "random"])
@@ -170,7 +170,7 @@ def test_no_bytes_raise_anything_else(tmp_path: Path, content: bytes | str) -> N
     some = np.random.default_rng(0).bytes(1000) if isinstance(content, str) else content
     (tmp_path / "w.pth").write_bytes(some)
     with pytest.raises(ArtifactError, match=r"finetune\.weights: .*w\.pth"):
-        foreign_backbone(tmp_path / "w.pth", SMALL)
+        load_foreign_backbone(tmp_path / "w.pth", SMALL)
 
 
 def test_what_is_no_plain_tensor_is_missing(tmp_path: Path) -> None:
@@ -178,4 +178,4 @@ def test_what_is_no_plain_tensor_is_missing(tmp_path: Path) -> None:
     name = next(iter(state))
     torch.save({**state, name: state[name].to_sparse()}, tmp_path / "w.pth")
     with pytest.raises(ArtifactError, match=rf"1 of \d+ tensors are missing .*{name}"):
-        foreign_backbone(tmp_path / "w.pth", SMALL)
+        load_foreign_backbone(tmp_path / "w.pth", SMALL)

@@ -7,12 +7,12 @@ import torch
 from winnow.config import Augmentation, Optimiser, RotNet, SimCLR
 from winnow.data.batches import Batches
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet
-from winnow.models.backbones import Architecture, build
+from winnow.models.backbones import Architecture, build_model
 from winnow.pretraining import METHODS
-from winnow.pretraining.monitoring import Bank, knn_accuracy, look, spread
+from winnow.pretraining.monitoring import KnnBank, embedding_spread, knn_accuracy, monitor_embeddings
 from winnow.pretraining.rotnet import rotations
 from winnow.pretraining.simclr import nt_xent
-from winnow.training.loop import Plan, drain, fit
+from winnow.training.loop import TrainingPlan, fit, run_to_end
 
 OPTIMISER = Optimiser(learning_rate=0.05)
 COMMON = {"epochs": 3, "min_steps": 1, "batch_size": 32, "optimiser": OPTIMISER, "augmentation": Augmentation()}
@@ -21,7 +21,7 @@ SIMCLR = SimCLR(method="simclr", projector_width=32, projection_dim=16, **COMMON
 
 
 def tiny() -> torch.nn.Module:
-    return build(Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2))
+    return build_model(Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2))
 
 
 def test_rotations_against_numpy() -> None:
@@ -90,7 +90,7 @@ def test_methods_learn_and_repeat(settings: RotNet | SimCLR, tiny_set: ImageSet)
         model = tiny()
         loss = METHODS[type(settings)](settings, model, tiny_set.image_size)
         batches = Batches(tiny_set.images_NHWC, tiny_set.labels_N, tiny_set.indices(TRAIN), 32, 0)
-        curves = drain(fit(model, batches, loss, Plan(6, batches.steps_per_epoch, OPTIMISER, 0)))
+        curves = run_to_end(fit(model, batches, loss, TrainingPlan(6, batches.steps_per_epoch, OPTIMISER, 0)))
         assert curves[-1]["loss"] < curves[0]["loss"]
         digests.append(b"".join(value.numpy().tobytes() for value in model.state_dict().values()))
     assert digests[0] == digests[1]
@@ -102,7 +102,7 @@ def test_labels_are_not_looked_at(tiny_set: ImageSet) -> None:
         model = tiny()
         loss = METHODS[RotNet](ROTNET, model, tiny_set.image_size)
         batches = Batches(tiny_set.images_NHWC, np.asarray(labels), tiny_set.indices(TRAIN), 32, 0)
-        results.append(drain(fit(model, batches, loss, Plan(1, 2, OPTIMISER, 0))))
+        results.append(run_to_end(fit(model, batches, loss, TrainingPlan(1, 2, OPTIMISER, 0))))
     assert results[0] == results[1]
 
 
@@ -126,14 +126,14 @@ def test_knn_finds_itself_and_needs_a_bank() -> None:
 
 def test_spread_tells_collapse_from_a_full_sphere() -> None:
     torch.manual_seed(0)
-    assert spread(torch.randn(4000, 64)) == pytest.approx(1, abs=0.02)
-    assert spread(torch.ones(100, 64) + 1e-4 * torch.randn(100, 64)) < 0.01
+    assert embedding_spread(torch.randn(4000, 64)) == pytest.approx(1, abs=0.02)
+    assert embedding_spread(torch.ones(100, 64) + 1e-4 * torch.randn(100, 64)) < 0.01
 
 
 def test_look_scores_labelled_validation_images(tiny_set: ImageSet) -> None:
-    bank = Bank(
+    bank = KnnBank(
         tiny_set.images_NHWC, tiny_set.labels_N, tiny_set.indices(TRAIN, labelled=True), tiny_set.indices(VALIDATION)
     )
-    figures = look(tiny(), bank)
+    figures = monitor_embeddings(tiny(), bank)
     assert set(figures) == {"knn", "spread"}
     assert figures["knn"] > 0.5  # colours alone tell these classes apart

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from tests.handmade import write_model
 from winnow.data.dataset import VALIDATION, ImageSet
-from winnow.refit.acceptance import check_refit, guard_images, other_graph
+from winnow.refit.acceptance import check_refit, comparison_images, graph_difference
 
 
 @pytest.fixture
@@ -24,13 +24,13 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_other_weights_are_the_same_graph(files: tuple[Path, Path]) -> None:
     assert files[0].read_bytes() != files[1].read_bytes()
-    assert other_graph(*files) == ""
+    assert graph_difference(*files) == ""
 
 
 def test_another_graph_is_named(files: tuple[Path, Path]) -> None:
     write_model(files[1], ballast=3)
-    assert "its graph is not the one that was measured: operation 3 is MatMul" in other_graph(*files)
-    assert "was MatMul" in other_graph(files[1], files[0])
+    assert "its graph differs from the measured one: operation 3 is MatMul" in graph_difference(*files)
+    assert "was MatMul" in graph_difference(files[1], files[0])
 
 
 def test_a_weight_of_another_shape_or_type_is_another_graph(files: tuple[Path, Path]) -> None:
@@ -39,30 +39,30 @@ def test_a_weight_of_another_shape_or_type_is_another_graph(files: tuple[Path, P
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "bias")
         tensor.CopyFrom(numpy_helper.from_array(changed, "bias"))
         files[1].write_bytes(model.SerializeToString())
-        assert "operation 3 is Add" in other_graph(*files)
+        assert "operation 3 is Add" in graph_difference(*files)
 
 
 def test_a_larger_file_is_refused(files: tuple[Path, Path]) -> None:
     model = onnx.load(files[0])
     model.doc_string = "x" * 1000
     files[1].write_bytes(model.SerializeToString())
-    assert "bytes, and the file that was measured" in other_graph(*files)
+    assert "that of the measured file" in graph_difference(*files)
 
 
 def test_answers_and_labels_decide(tiny_set: ImageSet, files: tuple[Path, Path]) -> None:
     known = tiny_set.indices(VALIDATION)
-    kept = check_refit(tiny_set, known, *files, 0.4)
-    assert (kept.agreement, kept.kappa, kept.gain_on_labels, kept.refusal) == (1.0, 1.0, 0.0, "")
+    accepted = check_refit(tiny_set, known, *files, 0.4)
+    assert (accepted.agreement, accepted.kappa, accepted.gain_on_labels, accepted.refusal) == (1.0, 1.0, 0.0, "")
     write_model(files[1], blind=0)
     lost = check_refit(tiny_set, known, *files, 0.4)
     assert lost.kappa < 1
     assert lost.gain_on_labels == pytest.approx(-100 / 3)
-    assert "it has 33.3 points fewer right than the selected file" in lost.refusal
+    assert "its accuracy is 33.3 points lower than that of the selected file" in lost.refusal
     gained = check_refit(tiny_set, known, files[1], files[0], 0.4)
     assert gained.refusal == ""
     assert "less than refit.min_kappa 0.9" in check_refit(tiny_set, known, files[1], files[0], 0.9).refusal
 
 
 def test_no_labelled_validation_image_and_no_test_image_is_looked_at(tiny_set: ImageSet) -> None:
-    at, kind = guard_images(tiny_set)
-    assert (kind, set(tiny_set.split_N[at])) == ("training images", {0})
+    indices, kind = comparison_images(tiny_set)
+    assert (kind, set(tiny_set.split_N[indices])) == ("training images", {0})

@@ -16,11 +16,11 @@ from winnow.reporting import plots
 from winnow.reporting.plot_labels import Label, place_labels
 
 POINTS = [
-    plots.Point("dense", 0.62, 0.612, 2.8, False, True, False),
-    plots.Point("sparse", 0.621, 0.611, 2.8, False, False, False),
-    plots.Point("dense-kd", 0.615, 0.615, 2.8, False, True, False),
-    plots.Point("pruned-int8", 0.26, 0.61, 0.4, False, True, True),
-    plots.Point("untimed", None, 0.7, 0.4, False, False, False),
+    plots.TradeOffPoint("dense", 0.62, 0.612, 2.8, False, True, False),
+    plots.TradeOffPoint("sparse", 0.621, 0.611, 2.8, False, False, False),
+    plots.TradeOffPoint("dense-kd", 0.615, 0.615, 2.8, False, True, False),
+    plots.TradeOffPoint("pruned-int8", 0.26, 0.61, 0.4, False, True, True),
+    plots.TradeOffPoint("untimed", None, 0.7, 0.4, False, False, False),
 ]
 FACTORS = {
     "dense": {"runtime": 3.0, "structure": 1.0, "precision": 1.0, "total": 3.0},
@@ -32,12 +32,12 @@ BINS = {"dense": [{"confidence": 0.4, "accuracy": 0.5, "count": 3}], "other": []
 def pictures() -> dict[str, bytes]:
     rows = [{"epoch": 1.0}, {"epoch": 2.0, "knn": 0.4}]
     return {
-        "pareto": plots.pareto(POINTS),
-        "curves": plots.curves(rows, "knn", "kNN, %", 100),
-        "arms": plots.arms({"scratch": [0.5, 0.6], "pretrained": [0.7, 0.65]}, 0.6),
-        "factors": plots.factors(FACTORS),
-        "confusion": plots.confusion([[3, 1], [0, 0]], ["$a_1$", "<b>"], "dense"),
-        "reliability": plots.reliability(BINS),
+        "pareto": plots.plot_pareto(POINTS),
+        "curves": plots.plot_curve(rows, "knn", "kNN, %", 100),
+        "arms": plots.plot_arms({"scratch": [0.5, 0.6], "pretrained": [0.7, 0.65]}, 0.6),
+        "factors": plots.plot_factors(FACTORS),
+        "confusion": plots.plot_confusion([[3, 1], [0, 0]], ["$a_1$", "<b>"], "dense"),
+        "reliability": plots.plot_reliability(BINS),
     }
 
 
@@ -63,25 +63,25 @@ def test_drawing_leaves_matplotlib_as_it_was() -> None:
 
 
 def test_a_style_of_the_persons_own_changes_nothing() -> None:
-    expected = plots.curves([{"epoch": 1.0, "loss": 2.0}], "loss", "loss")
+    expected = plots.plot_curve([{"epoch": 1.0, "loss": 2.0}], "loss", "loss")
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "black"}):
-        assert plots.curves([{"epoch": 1.0, "loss": 2.0}], "loss", "loss") == expected
+        assert plots.plot_curve([{"epoch": 1.0, "loss": 2.0}], "loss", "loss") == expected
 
 
 def test_numbers_decide_the_picture() -> None:
-    moved = [*POINTS[:3], plots.Point("pruned-int8", 0.3, 0.61, 0.4, False, True, True)]
-    assert plots.pareto(moved) != plots.pareto(POINTS)
+    moved = [*POINTS[:3], plots.TradeOffPoint("pruned-int8", 0.3, 0.61, 0.4, False, True, True)]
+    assert plots.plot_pareto(moved) != plots.plot_pareto(POINTS)
 
 
 def test_nothing_to_draw_is_no_error() -> None:
-    assert plots.pareto([POINTS[-1]]).startswith(b"\x89PNG")
-    assert plots.curves([{"epoch": 1.0}], "knn", "kNN").startswith(b"<?xml")
+    assert plots.plot_pareto([POINTS[-1]]).startswith(b"\x89PNG")
+    assert plots.plot_curve([{"epoch": 1.0}], "knn", "kNN").startswith(b"<?xml")
 
 
 def test_a_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtra, match=r"matplotlib.*winnow-vision\[report\]"):
-        plots.arms({"scratch": [0.5]}, None)
+        plots.plot_arms({"scratch": [0.5]}, None)
 
 
 def _boxes(figure: Figure) -> list[tuple[float, float, float, float]]:

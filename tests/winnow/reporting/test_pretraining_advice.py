@@ -27,7 +27,7 @@ def test_pretraining_that_loses_is_advised_against() -> None:
 
 @pytest.mark.parametrize("given", [gain(17.5, -14.3), gain(17.5, 2.0), gain(4.0, 4.0, pairs=1)])
 def test_of_a_gain_of_few_seeds_more_seeds_tell(given: dict[str, Any]) -> None:
-    told = "whether pretraining helps is not shown: 5 label seeds (finetune.seeds: [0, 1, 2, 3, 4]) would tell"
+    told = "whether pretraining helps is not shown: 5 label seeds (finetune.seeds: [0, 1, 2, 3, 4]) would show it"
     assert pretraining_advice(given, "simclr", DATA) == told
 
 

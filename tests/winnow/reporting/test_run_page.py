@@ -15,8 +15,8 @@ from winnow.config import check_config
 from winnow.data.dataset import VALIDATION
 from winnow.records import read_record
 from winnow.reporting.html import Row, digits, document, join, number, percent, signed, table, tag
-from winnow.reporting.run_page import TestResult, page
-from winnow.reporting.run_records import RunRecords, read_facts
+from winnow.reporting.run_page import TestResult, render_run_page
+from winnow.reporting.run_records import RunRecords, read_run_records
 
 TESTED = TestResult(
     "0123abcd",
@@ -74,7 +74,7 @@ class Outline(HTMLParser):
 def facts_of(artifacts: Path, params: dict | None = None) -> RunRecords:
     config = check_config(params or tiny_params())
     choose(config, artifacts)
-    return read_facts(artifacts, ["dense", *config.candidates])
+    return read_run_records(artifacts, ["dense", *config.candidates])
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def facts(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRecor
 
 @pytest.fixture(scope="module")
 def html(facts: RunRecords) -> str:
-    return page(facts, TESTED)
+    return render_run_page(facts, TESTED)
 
 
 def test_the_verdict_stands_at_the_top(facts: RunRecords, html: str) -> None:
@@ -114,7 +114,7 @@ def test_the_page_is_one_sound_file_that_asks_for_nothing(facts: RunRecords, htm
     assert len(ids) == len(set(ids))
     assert not re.search(r"https?:|url\(|@import|<script", html)
     assert all(value for name, value in outline.attributes if name == "alt")
-    assert page(facts, TESTED) == html
+    assert render_run_page(facts, TESTED) == html
 
 
 def test_every_candidate_has_its_rows(facts: RunRecords, html: str) -> None:
@@ -191,7 +191,7 @@ def test_weights_of_ones_own_are_an_arm(facts: RunRecords) -> None:
     arms["gain"] = {"arm": "weights", "mean": 25.0, "low": 25.0, "high": 25.0, "pairs": 1}
     parameters = {**record.parameters, "weights": "somewhere/mine.safetensors"}
     changed = record.model_copy(update={"details": {**record.details, "arms": arms}, "parameters": parameters})
-    shown = page(replace(facts, candidates={**facts.candidates, "dense": changed}), TESTED)
+    shown = render_run_page(replace(facts, candidates={**facts.candidates, "dense": changed}), TESTED)
     outline = Outline(shown)
     assert outline.row("own weights (mine.safetensors)")[0][1:] == ["95.0\xa0%", "95.0\xa0%", "–", "0.05"]
     assert "Fine-tuning own weights (mine.safetensors) instead of random ones: +25.0 points" in outline.words
@@ -207,7 +207,7 @@ def test_without_pretraining_there_is_no_gain_to_tell(facts: RunRecords) -> None
         update={"parameters": {"method": "none", "backbone": "resnet8"}, "details": {"curves": []}}
     )
     bare = replace(facts, pretrain=pretrained, candidates={**facts.candidates, "dense": dense})
-    words = Outline(page(bare, TESTED)).words
+    words = Outline(render_run_page(bare, TESTED)).words
     assert "Nothing was pretrained: dense starts from random weights." in words
     assert "instead of random" not in words
 
@@ -217,11 +217,11 @@ def test_nobody_wins(tiny_data: Path, tmp_path: Path) -> None:
     params["promotion"]["gates"] |= {"min_speedup": 9.0}
     facts = facts_of(build(tiny_data, tmp_path / "artifacts"), params)
     bare = {key: value for key, value in TESTED.metrics.items() if "winner" not in key and "drop" not in key}
-    words = Outline(page(facts, TestResult("0123abcd", bare))).words
+    words = Outline(render_run_page(facts, TestResult("0123abcd", bare))).words
     assert "Nothing is proposed for production" in words
     assert "No candidate passes every gate; the nearest is dense-int8, which fails speed-up" in words
     assert "The nearest candidate, dense-int8, beside dense:" in words
-    assert "dense has 90.0 % right; with nobody proposed, nobody else was looked at" in words
+    assert "dense has 90.0 % right; as no candidate is proposed, no other was evaluated" in words
 
 
 def test_a_run_without_labels_for_choosing(tiny_data: Path, tmp_path: Path) -> None:
@@ -231,8 +231,10 @@ def test_a_run_without_labels_for_choosing(tiny_data: Path, tmp_path: Path) -> N
     labels[split == VALIDATION] = -1
     np.save(data / "labels.npy", labels)
     facts = facts_of(build(data, tmp_path / "artifacts"))
-    outline = Outline(page(facts, TestResult("none", {"test/images": 0.0})))
-    assert "answers like it on 100.0 % of 60 validation images of tiny <shapes>; none has a label" in outline.words
+    outline = Outline(render_run_page(facts, TestResult("none", {"test/images": 0.0})))
+    assert (
+        "gives the same answer on 100.0 % of 60 validation images of tiny <shapes>; none has a label" in outline.words
+    )
     assert "There is no labelled test image" in outline.words
     assert "nan" not in outline.words
 
@@ -250,10 +252,10 @@ def test_few_labels_are_told_with_what_stands_in_for_them(tiny_data: Path, tmp_p
     metrics = record.metrics | {f"cross_validation/{key}": value for key, value in crossed.items()}
     details = record.details | {"cross_validation": told}
     dense = record.model_copy(update={"metrics": metrics, "details": details})
-    words = Outline(page(replace(facts, candidates={**facts.candidates, "dense": dense}), TESTED)).words
+    words = Outline(render_run_page(replace(facts, candidates={**facts.candidates, "dense": dense}), TESTED)).words
     assert (
-        "Answers bound the loss to 10.0 points (95 % over 5 candidates): it answers like dense on 100.0 % of 60 "
-        "validation images, 48 of" in words
+        "Agreement bounds the loss to 10.0 points (95 % over 5 candidates): it gives the same answer as dense on "
+        "100.0 % of 60 validation images, 48 of" in words
     )
     assert "each of all 42 labels answered by one of 5 networks that had not seen it: top-1 90.0 %" in words
     assert "its 12 validation labels alone say little" in words
@@ -264,7 +266,7 @@ def test_a_winner_may_be_larger_slower_and_better(tiny_data: Path, tmp_path: Pat
     params["candidates"] = {"pruned": params["candidates"]["pruned"]}
     params["promotion"]["gates"] |= {"max_size_ratio": 3.0, "min_speedup": 0.1}
     changes = {"pruned": {"ms": 4.0, "mb": 3.0, "blind": 0.34}}
-    words = Outline(page(facts_of(build(tiny_data, tmp_path / "artifacts", changes), params), TESTED)).words
+    words = Outline(render_run_page(facts_of(build(tiny_data, tmp_path / "artifacts", changes), params), TESTED)).words
     assert "pruned is 1.5 times larger than dense" in words
     assert "2.0 times slower on one image" in words
     assert "gains 1.7 points of top-1 accuracy" in words
@@ -275,7 +277,7 @@ def test_a_candidate_that_was_refused_is_shown_as_such(tiny_data: Path, tmp_path
     benchmark = read_record(artifacts / "benchmark")
     refused = [{"candidate": "dense-int8", "runtime": "ort", "precision": "int8", "agreement": 0.913, "needed": 0.95}]
     rewrite(artifacts / "benchmark", details={**benchmark.details, "refused": refused})
-    html = page(facts_of(artifacts), TESTED)
+    html = render_run_page(facts_of(artifacts), TESTED)
     assert "dense-int8 not timed: its answers differ there" in _spaced(html)
     refusal = (
         "dense-int8 on ONNX Runtime int8 was refused: its answers agree with the file's own on 91.3 %, needed 95 %"
@@ -286,8 +288,8 @@ def test_a_candidate_that_was_refused_is_shown_as_such(tiny_data: Path, tmp_path
 def test_dense_alone(tiny_data: Path, tmp_path: Path) -> None:
     params = tiny_params()
     params["candidates"] = {}
-    words = Outline(page(facts_of(build(tiny_data, tmp_path / "artifacts"), params), TESTED)).words
-    assert "There is no candidate beside dense" in words
+    words = Outline(render_run_page(facts_of(build(tiny_data, tmp_path / "artifacts"), params), TESTED)).words
+    assert "There is no candidate other than dense" in words
 
 
 def test_names_cannot_become_markup() -> None:

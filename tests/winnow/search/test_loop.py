@@ -12,11 +12,11 @@ import pytest
 from tests.conftest import tiny_params, without_control
 from winnow.config import check_config
 from winnow.errors import ConfigError
-from winnow.search.loop import Progress, search, told
-from winnow.search.optuna_study import Trial
+from winnow.search.loop import SearchProgress, describe_trial, search
+from winnow.search.optuna_study import EndedTrial
 from winnow.search.space import Point
-from winnow.search.trial import Earlier, SearchContext, TrialEvaluation, TrialPruned
-from winnow.steps.compress import Folders
+from winnow.search.trial import EarlierTrial, SearchContext, TrialEvaluation, TrialPruned
+from winnow.steps.compress import CandidateFolders
 
 
 class World:
@@ -30,7 +30,7 @@ class World:
         self.crash = 0
 
     def attempt(
-        self, _place: SearchContext, number: int, point: Point, earlier: Sequence[Earlier], _meter: Any
+        self, _place: SearchContext, number: int, point: Point, earlier: Sequence[EarlierTrial], _meter: Any
     ) -> tuple[TrialEvaluation, TrialEvaluation]:
         if self.kill_at == len(self.made):
             self.kill_at = None
@@ -59,9 +59,9 @@ class Meter:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
-    monkeypatch.setattr("winnow.search.trial.attempt", made.attempt)
+    monkeypatch.setattr("winnow.search.trial.evaluate_chain", made.attempt)
     for place in ("winnow.search.trial", "winnow.search.optuna_study"):
-        monkeypatch.setattr(f"{place}.meter_of", lambda *_: Meter())
+        monkeypatch.setattr(f"{place}.make_cost_measurer", lambda *_: Meter())
     return made
 
 
@@ -71,18 +71,16 @@ def test_a_search_that_goes_on_says_how_to_end_it(
     caplog.set_level("INFO", "winnow")
     go(tmp_path, tiny_dense, tiny_data, trials=2)
     assert "goes on" not in caplog.text
-    assert "the budget is spent: the search ends here, 0 s of 5:00 spent" in caplog.text
+    assert "the budget is spent: the search ends, 0 s of 5:00 spent" in caplog.text
     go(tmp_path, tiny_dense, tiny_data, trials=3)
-    assert (
-        "2 trials are there, 0 s of 5:00 spent: the search goes on; to end it here: -S search.trials=2" in caplog.text
-    )
+    assert "resuming the search after 2 trials, 0 s of 5:00 spent; to end it here: -S search.trials=2" in caplog.text
 
 
-def go(tmp_path: Path, dense: Path, data: Path, **changes: Any) -> tuple[Progress, list[Trial]]:
+def go(tmp_path: Path, dense: Path, data: Path, **changes: Any) -> tuple[SearchProgress, list[EndedTrial]]:
     params = tiny_params() if (dense.parent / "dense-kd").is_dir() else without_control()
     config = check_config(params | {"search": {"trials": 6, "minutes": 5, **changes}})
-    folders = Folders(data, dense.parent.parent / "pretrain", dense.parent, tmp_path / "scratch")
-    seen: list[Trial] = []
+    folders = CandidateFolders(data, dense.parent.parent / "pretrain", dense.parent, tmp_path / "scratch")
+    seen: list[EndedTrial] = []
     place = SearchContext(config, folders, tmp_path / "trials")
     return search(place, tmp_path / "study.db", seen.append), seen
 
@@ -129,7 +127,7 @@ def test_a_trial_that_ends_its_process_again_and_again_is_passed_over(
             go(tmp_path, tiny_dense, tiny_data)
     progress, seen = go(tmp_path, tiny_dense, tiny_data)
     (given,) = [trial for trial in seen if trial.state == "impossible"]
-    assert (given.folder, given.why) == (2, "its process ended 3 times within it, for want of memory perhaps")
+    assert (given.folder, given.why) == (2, "its process died 3 times during it, perhaps for lack of memory")
     assert len(progress.trials) == 6
 
 
@@ -153,12 +151,12 @@ def test_what_is_given_up_or_impossible_is_told_and_not_chosen(
     assert [trial.found is None for trial in progress.trials] == [False, True, True, False, False, False]
     assert "slow and bad" in progress.trials[1].why
     settings = check_config(tiny_params()).search
-    assert told(progress.trials[1], settings).endswith(" ms; slow and bad")
+    assert describe_trial(progress.trials[1], settings).endswith(" ms; slow and bad")
 
 
 def test_where_nothing_can_be_made_it_ends(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
     world.impossible = True
-    with pytest.raises(ConfigError, match="8 trials in a row were impossible, the last because: no channel can go"):
+    with pytest.raises(ConfigError, match="8 trials in a row were impossible; reason of the last: no channel can go"):
         go(tmp_path, tiny_dense, tiny_data, trials=50)
 
 
@@ -187,7 +185,7 @@ def test_time_is_a_budget_over_all_calls(
         clock[0] += 50
         return plain(*arguments)
 
-    monkeypatch.setattr("winnow.search.trial.attempt", slow)
+    monkeypatch.setattr("winnow.search.trial.evaluate_chain", slow)
     progress, _ = go(tmp_path, tiny_dense, tiny_data, trials=0, minutes=2)
     assert len(progress.trials) == 3  # 100 s are less than two minutes, 150 are not
     progress, seen = go(tmp_path, tiny_dense, tiny_data, trials=0, minutes=3)
@@ -199,7 +197,8 @@ def test_what_ended_as_the_process_was_killed_is_not_run_again(
     world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("winnow.search.optuna_study.Memory._tell", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        record_result = "winnow.search.optuna_study.SearchStudy._record_result"
+        patch.setattr(record_result, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path, tiny_dense, tiny_data)
     progress, _ = go(tmp_path, tiny_dense, tiny_data)
@@ -212,13 +211,13 @@ def test_another_control_is_another_search(world: World, tmp_path: Path, tiny_de
     shutil.copytree(tiny_dense, candidates / "dense")
     go(tmp_path, candidates / "dense", tiny_data, trials=1)
     shutil.copytree(tiny_dense, candidates / "dense-kd")
-    with pytest.raises(ConfigError, match=r"holds a search with another dense-kd: give this one a name"):
+    with pytest.raises(ConfigError, match=r"holds a search with another dense-kd: give this search another name"):
         go(tmp_path, candidates / "dense", tiny_data, trials=2)
 
 
 def test_other_settings_are_another_search(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
     go(tmp_path, tiny_dense, tiny_data, trials=1)
-    with pytest.raises(ConfigError, match=r"another objective \(latency, now size\): give this one a name"):
+    with pytest.raises(ConfigError, match=r"another objective \(latency, now size\): give this search another name"):
         go(tmp_path, tiny_dense, tiny_data, objective="size")
     progress, _ = go(tmp_path, tiny_dense, tiny_data, trials=2, max_drop_points=3.0)  # only who is chosen hangs on it
     assert len(progress.trials) == 2

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import tiny_params
 from winnow.config import Search, check_config
 from winnow.errors import ConfigError
-from winnow.search.space import HINTS, Point, chain, first_points, hints_of, propose
+from winnow.search.space import HINTS, Point, available_hints, candidate_chain, initial_points, propose_point
 
 
 class Fixed:
@@ -32,7 +32,9 @@ EVERYTHING = Search(structures=("prune", "factorize", "student"))
 
 
 def tree(point: Point, epochs: int = 5, search: Search = EVERYTHING, **more: Any) -> dict[str, dict[str, Any]]:
-    return chain(point, check_config(tiny_params() | {"search": search.model_dump(mode="json")}), epochs, **more)
+    return candidate_chain(
+        point, check_config(tiny_params() | {"search": search.model_dump(mode="json")}), epochs, **more
+    )
 
 
 @pytest.mark.parametrize("structure", ["prune", "factorize", "student"])
@@ -59,7 +61,7 @@ def test_a_student_has_a_width_and_a_backbone_that_comes_in_widths() -> None:
 def test_images_that_are_not_mirrored_before_are_not_here(flip: bool) -> None:
     params = tiny_params()
     params["finetune"]["augmentation"] = {"flip": flip}
-    made = chain(Point("prune", 0.35, "none"), check_config(params), 5)["found"]
+    made = candidate_chain(Point("prune", 0.35, "none"), check_config(params), 5)["found"]
     assert made["recovery"]["augmentation"]["flip"] is flip
 
 
@@ -72,27 +74,29 @@ def test_int8_is_overflow_safe_where_the_machine_needs_it() -> None:
 
 def test_only_what_matters_is_asked() -> None:
     trial = Fixed(structure="student", width=0.5, hint="none", int8=True)
-    assert propose(trial, EVERYTHING, list(HINTS)) == Point("student", 1.0, "none", int8=True, width=0.5)
+    assert propose_point(trial, EVERYTHING, list(HINTS)) == Point("student", 1.0, "none", int8=True, width=0.5)
     assert trial.asked == ["structure", "width", "hint", "int8"]
     never = Search(structures=("prune",), int8="never")
-    pruned = propose(Fixed(structure="prune", macs=0.5, hint="none", importance="lamp"), never, list(HINTS))
+    pruned = propose_point(Fixed(structure="prune", macs=0.5, hint="none", importance="lamp"), never, list(HINTS))
     assert (pruned.importance, pruned.int8) == ("lamp", False)
 
 
 def test_hints_that_dense_cannot_give_are_not_proposed() -> None:
-    assert hints_of(check_config(tiny_params())) == list(HINTS)
+    assert available_hints(check_config(tiny_params())) == list(HINTS)
     without = check_config(tiny_params() | {"pretrain": {"method": "none", "backbone": "vit_b_16"}})
-    assert hints_of(without) == ["none", "features"]
+    assert available_hints(without) == ["none", "features"]
     with pytest.raises(AssertionError):
-        propose(Fixed(structure="student", width=0.5, hint="pretrained", int8=True), EVERYTHING, hints_of(without))
+        propose_point(
+            Fixed(structure="student", width=0.5, hint="pretrained", int8=True), EVERYTHING, available_hints(without)
+        )
 
 
 def test_what_is_tried_first_lies_in_the_space() -> None:
-    for params in first_points(EVERYTHING):
-        point = propose(Fixed(**params), EVERYTHING, ["none"])
+    for params in initial_points(EVERYTHING):
+        point = propose_point(Fixed(**params), EVERYTHING, ["none"])
         steps = (point.macs - EVERYTHING.least_macs) / 0.05
         assert point.structure == "student" or steps == pytest.approx(round(steps))
-    assert {params["structure"] for params in first_points(EVERYTHING)} == {"prune", "factorize", "student"}
+    assert {params["structure"] for params in initial_points(EVERYTHING)} == {"prune", "factorize", "student"}
 
 
 def key(point: Point) -> str:
@@ -111,9 +115,9 @@ def test_equal_points_have_equal_keys() -> None:
     [
         ({"objective": "speed"}, "search.objective: Input should be 'latency'"),
         ({"structures": []}, "search.structures: .*at least one value"),
-        ({"structures": ["prune", "prune"]}, "one of them is there twice"),
+        ({"structures": ["prune", "prune"]}, "duplicate values"),
         ({"least_macs": 0.96}, "search.least_macs: Input should be less than or equal to 0.95"),
-        ({"student": "resnet18"}, "search.student: .*'resnet18' does not come in widths; valid: resnet8"),
+        ({"student": "resnet18"}, "search.student: .*'resnet18' has no widths to search; valid: resnet8"),
         ({"minutes": 0}, "search.minutes: Input should be greater than 0"),
         ({"hours": 1}, "search.hours: unknown key"),
     ],

@@ -8,19 +8,17 @@ import numpy as np
 import pytest
 
 from winnow.config import Gates, Promotion
-from winnow.evaluation.accuracy_drop import DropEvidence, losses
+from winnow.evaluation.accuracy_drop import DropEvidence, measure_drops
 from winnow.evaluation.intervals import Drop, Ratio, paired_drop, simultaneous_confidence
 from winnow.records import Gate
-from winnow.selection.decision import (
+from winnow.selection.decision import count_competing, decide, pareto_front
+from winnow.selection.gates import (
     GATES,
     CandidateMetrics,
-    competing,
-    decide,
     describe_failures,
     describe_reasons,
     judge_drop,
     judge_macro_f1,
-    pareto_front,
 )
 
 FAR = Drop(9.0, 8.0, 10.0)
@@ -132,7 +130,7 @@ def test_those_compete_that_pass_what_no_answer_decides() -> None:
         {"int8_share": 0.1},
     ]
     contenders = [replace(GOOD, name=str(at), **change) for at, change in enumerate(changes)]
-    assert competing(DENSE, contenders, POLICY.gates) == 2
+    assert count_competing(DENSE, contenders, POLICY.gates) == 2
 
 
 def test_a_reason_tells_over_how_many_candidates_its_interval_holds() -> None:
@@ -300,7 +298,7 @@ def test_a_gain_that_few_images_cannot_show_is_told_as_a_gain_and_as_not_shown()
     answers[400:] = (2, 2, 2, 0, 0, 0)  # half of the rare class
     child = answers.copy()
     child[400:] = (2, 2, 2, 2, 2, 0)
-    found = losses(
+    found = measure_drops(
         *(np.eye(3, dtype=np.float32)[each] for each in (answers, child)), labels, classes=("1e", "1c", "2c")
     )
     gate = judge_macro_f1(found.macro_f1, 0.01)

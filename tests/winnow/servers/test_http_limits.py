@@ -18,22 +18,22 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from tests.connections import is_ended
-from winnow.config.serving import Serving
-from winnow.servers.http_connections import client_of, connection_class, connection_limit
-from winnow.servers.http_limits import DecoderPool, Limits, allowed_hosts, held_by, host_of
+from winnow.config.serving import ServingConfig
+from winnow.servers.http_connections import client_key_of, connection_class, connection_limit
+from winnow.servers.http_limits import DecoderPool, Limits, allowed_hosts, host_of, share_of
 
-SETTINGS = Serving(header_timeout=0.6, timeout=1.5, max_per_client=4, max_client_bytes=1_000)
+SETTINGS = ServingConfig(header_timeout=0.6, timeout=1.5, max_per_client=4, max_client_bytes=1_000)
 HALF = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
 
 
-def some_app(settings: Serving, prepared: list[bool]) -> FastAPI:
+def some_app(settings: ServingConfig, prepared: list[bool]) -> FastAPI:
     app = FastAPI()
 
     @app.post("/predict")
     async def predict(request: Request) -> dict[str, int]:
         size = 0
         async for part in request.stream():
-            held_by(request).add(len(part))
+            share_of(request).add(len(part))
             size += len(part)
         await asyncio.sleep(float(request.headers.get("x-sleep", "0")))
         return {"bytes": size}
@@ -47,7 +47,7 @@ def some_app(settings: Serving, prepared: list[bool]) -> FastAPI:
 
 
 @contextmanager
-def server(settings: Serving = SETTINGS) -> Iterator[int]:
+def server(settings: ServingConfig = SETTINGS) -> Iterator[int]:
     """The port of a server with these settings."""
     prepared: list[bool] = []
     config = uvicorn.Config(
@@ -231,7 +231,7 @@ def test_the_name_in_a_header(headers: list[tuple[bytes, bytes]], expected: str)
 
 
 def test_every_address_of_a_machine_is_no_name() -> None:
-    assert allowed_hosts(Serving(host="0.0.0.0")) == ("127.0.0.1", "localhost", "::1")
+    assert allowed_hosts(ServingConfig(host="0.0.0.0")) == ("127.0.0.1", "localhost", "::1")
 
 
 @pytest.mark.parametrize(
@@ -244,12 +244,12 @@ def test_every_address_of_a_machine_is_no_name() -> None:
     ],
 )
 def test_who_is_one_client(address: str, client: str) -> None:
-    assert client_of(address) == client
+    assert client_key_of(address) == client
 
 
 def test_connections_fit_into_open_files() -> None:
-    assert connection_limit(Serving(max_connections=10)) == 10
-    assert connection_limit(Serving(max_connections=10**9)) < 10**9
+    assert connection_limit(ServingConfig(max_connections=10)) == 10
+    assert connection_limit(ServingConfig(max_connections=10**9)) < 10**9
 
 
 def test_clients_take_turns_at_the_decoders() -> None:

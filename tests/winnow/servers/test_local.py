@@ -11,13 +11,13 @@ from tasks.project import announced_servers
 from tasks.project.announced_servers import check_prefect
 from tasks.project.paths import ProjectPaths
 from winnow.errors import WinnowError
-from winnow.servers.local import _told, planned, serve
+from winnow.servers.local import _team_prefect_api, plan_servers, serve
 
 PORTS, PASSWORD = {"mlflow": 5000, "prefect": 4200}, "a long password"
 
 
 def test_a_teams_mlflow_is_named_without_its_password_and_not_started() -> None:
-    programs, pages = planned(
+    programs, pages = plan_servers(
         ProjectPaths(Path("/project")), "https://ann:secret@mlflow.example.org", "", PORTS, PASSWORD
     )
     assert [program.name for program in programs] == ["prefect"]
@@ -26,19 +26,19 @@ def test_a_teams_mlflow_is_named_without_its_password_and_not_started() -> None:
 
 def test_a_teams_prefect_is_named_and_not_started() -> None:
     places = ProjectPaths(Path("/project"))
-    programs, pages = planned(places, places.mlflow_store, "http://prefect.example.org/api", PORTS, PASSWORD)
+    programs, pages = plan_servers(places, places.mlflow_store, "http://prefect.example.org/api", PORTS, PASSWORD)
     assert [program.name for program in programs] == ["mlflow"]
     assert pages["prefect"] == "http://prefect.example.org"
 
 
 def test_an_address_of_another_shape_stays_as_it_is() -> None:
     places, cloud = ProjectPaths(Path("/project")), "https://prefect.example.org/api/accounts/1/workspaces/2"
-    assert planned(places, places.mlflow_store, cloud, PORTS, PASSWORD)[1]["prefect"] == cloud
+    assert plan_servers(places, places.mlflow_store, cloud, PORTS, PASSWORD)[1]["prefect"] == cloud
 
 
 def test_the_projects_own_store_gets_a_server() -> None:
     places = ProjectPaths(Path("/project"))
-    programs, pages = planned(places, places.mlflow_store, "", PORTS, PASSWORD)
+    programs, pages = plan_servers(places, places.mlflow_store, "", PORTS, PASSWORD)
     assert {program.name for program in programs} == set(pages) == {"mlflow", "prefect"}
     assert places.mlflow_store in next(program.command for program in programs if program.name == "mlflow")
     assert pages["mlflow"] == "http://127.0.0.1:5000"
@@ -55,8 +55,8 @@ def test_the_address_of_its_own_server_names_no_team(
 ) -> None:
     port = free_port()
     monkeypatch.setenv("PREFECT_API_URL", f"http://{host}:{port}/api")
-    assert _told(ProjectPaths(tmp_path), port) == ""  # nobody is there: it is to be started
-    assert _told(ProjectPaths(tmp_path), port + 1) == f"http://{host}:{port}/api"
+    assert _team_prefect_api(ProjectPaths(tmp_path), port) == ""  # nobody is there: it is to be started
+    assert _team_prefect_api(ProjectPaths(tmp_path), port + 1) == f"http://{host}:{port}/api"
 
 
 def test_whoever_answers_at_that_address_is_the_team_unless_this_project_started_it(
@@ -67,10 +67,10 @@ def test_whoever_answers_at_that_address_is_the_team_unless_this_project_started
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/api"
         monkeypatch.setenv("PREFECT_API_URL", address)
-        assert _told(places, server.server_port) == address
+        assert _team_prefect_api(places, server.server_port) == address
         places.state_dir.mkdir()
         announced_servers.announce(places, "", address)
-        assert _told(places, server.server_port) == ""
+        assert _team_prefect_api(places, server.server_port) == ""
         server.shutdown()
 
 
@@ -92,7 +92,7 @@ def free_port() -> int:
 
 def test_a_prefect_that_is_not_there_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://ann:secret@127.0.0.1:1/api")
-    with pytest.raises(WinnowError, match=r"nobody answers at http://127\.0\.0\.1:1/api: start that server"):
+    with pytest.raises(WinnowError, match=r"no server responds at http://127\.0\.0\.1:1/api: start it"):
         check_prefect()
 
 

@@ -12,10 +12,10 @@ import psutil
 import pytest
 from rich.console import Console
 
-from tasks.project.processes import end
+from tasks.project.processes import end_processes
 from tests.closure import ROOT
 from winnow.errors import WinnowError
-from winnow.servers.supervisor import MARK, RESTARTS, Program, listens, supervisor
+from winnow.servers.supervisor import MARK, RESTARTS, Program, is_port_taken, supervise
 
 QUIET = Console(quiet=True)
 
@@ -26,9 +26,9 @@ def python(code: str) -> list[str]:
 
 def test_a_program_that_dies_is_started_again_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("winnow.servers.supervisor.PAUSE_SECONDS", 0.05)
-    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
+    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
         keeps.add(Program("short", python("import time; print('here', flush=True); time.sleep(0.5)")))
-        with pytest.raises(WinnowError, match=r"short stops again and again; its log is .*short\.log"):
+        with pytest.raises(WinnowError, match=r"short keeps stopping; its log is .*short\.log"):
             keeps.keep_up()
     assert (tmp_path / "short.log").read_text().count("here") == RESTARTS + 1
     assert not (tmp_path / "up.mark").exists()
@@ -47,17 +47,17 @@ if starts.seek(0) or len(starts.read()) <= 2:
 def test_one_that_has_lived_is_given_all_its_restarts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("winnow.servers.supervisor.PAUSE_SECONDS", 0.01)
     monkeypatch.setattr("winnow.servers.supervisor.LIVED_SECONDS", 0.5)
-    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
+    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
         keeps.add(Program("longer", python(LIVES_TWICE)))
         monkeypatch.setattr("winnow.servers.supervisor.time.sleep", lambda _seconds, sleep=time.sleep: sleep(0.02))
-        with pytest.raises(WinnowError, match="longer stops again and again"):
+        with pytest.raises(WinnowError, match="longer keeps stopping"):
             keeps.keep_up()
     # Two that lived; the second counts as the first death in a row.
     assert len((tmp_path / "starts").read_text()) == 2 + RESTARTS
 
 
 def test_one_that_does_not_come_up_is_told(tmp_path: Path) -> None:
-    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:  # noqa: SIM117
+    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:  # noqa: SIM117
         with pytest.raises(WinnowError, match=r"broken did not start; its log is .*broken\.log"):
             keeps.add(Program("broken", python("raise SystemExit(3)"), lambda: False))
 
@@ -72,7 +72,7 @@ time.sleep(600)
 
 def test_the_end_takes_children_along(tmp_path: Path) -> None:
     log = tmp_path / "parent.log"
-    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
+    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
         keeps.add(Program("parent", python(PARENT), lambda: bool(log.read_text())))
         child = psutil.Process(int(log.read_text()))
         assert child.is_running()
@@ -96,11 +96,11 @@ KEEPS_UP = """
 import signal, sys
 from pathlib import Path
 from rich.console import Console
-from winnow.servers.supervisor import Program, listens, supervisor
+from winnow.servers.supervisor import Program, is_port_taken, supervise
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born with Ctrl-C ignored
 try:
-    with supervisor(Path("up.mark"), Path("."), Path("."), Console(quiet=True)) as keeps:
-        keeps.add(Program("server", [sys.executable, "server.py"], lambda: listens(int(sys.argv[1]))))
+    with supervise(Path("up.mark"), Path("."), Path("."), Console(quiet=True)) as keeps:
+        keeps.add(Program("server", [sys.executable, "server.py"], lambda: is_port_taken(int(sys.argv[1]))))
         print(keeps.programs[0].process.pid, flush=True)
         keeps.keep_up()
 except KeyboardInterrupt:
@@ -125,18 +125,18 @@ def test_what_a_killed_program_started_holds_no_port_against_the_next(tmp_path: 
     while log.read_text().count("listens") < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert log.read_text().count("listens") == 2
-    assert listens(port)
+    assert is_port_taken(port)
     keeper.send_signal(signal.SIGINT)
     assert keeper.communicate(timeout=30)[0] == "ended\n"
-    assert not listens(port)
+    assert not is_port_taken(port)
 
 
 def test_a_second_one_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "up.mark"
-    with supervisor(file, tmp_path, tmp_path, QUIET) as keeps:
+    with supervise(file, tmp_path, tmp_path, QUIET) as keeps:
         keeps.add(Program("long", python("import time; time.sleep(600)")))
-        refused = pytest.raises(WinnowError, match=f"process {os.getpid()} keeps servers up here already")
-        with refused, supervisor(file, tmp_path, tmp_path, QUIET):
+        refused = pytest.raises(WinnowError, match=f"process {os.getpid()} already runs the servers of this project")
+        with refused, supervise(file, tmp_path, tmp_path, QUIET):
             pass
     assert not (tmp_path / "up.mark").exists()
 
@@ -145,8 +145,8 @@ LEFT = """
 import os, sys
 from pathlib import Path
 from rich.console import Console
-from winnow.servers.supervisor import Program, supervisor
-with supervisor(Path("up.mark"), Path("."), Path("."), Console(quiet=True)) as keeps:
+from winnow.servers.supervisor import Program, supervise
+with supervise(Path("up.mark"), Path("."), Path("."), Console(quiet=True)) as keeps:
     said = Path("parent.log")
     keeps.add(Program("parent", [sys.executable, "-c", sys.argv[1]], lambda: said.read_text().strip() != ""))
     os.kill(os.getpid(), 9)
@@ -160,7 +160,7 @@ def test_what_a_killed_one_left_is_ended_wherever_it_is(tmp_path: Path) -> None:
     child = psutil.Process(int((tmp_path / "parent.log").read_text()))
     assert child.is_running()
     assert child.environ()[MARK].startswith((tmp_path / "up.mark").read_text().strip())
-    with supervisor(tmp_path / "up.mark", tmp_path, tmp_path, QUIET):
+    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET):
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert not (tmp_path / "up.mark").exists()
 
@@ -171,5 +171,5 @@ def test_a_stubborn_one_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     stubborn = subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True)
     assert stubborn.stdout is not None
     assert stubborn.stdout.readline() == "up\n"
-    end([stubborn.pid])
+    end_processes([stubborn.pid])
     assert stubborn.wait(timeout=1) == -9

@@ -21,10 +21,10 @@ def test_passwords_are_made_up_once_and_for_their_owner(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "no JSON object of texts any more"),
-        ("short", "engineer: MLflow takes no less than 12"),
+        ("{", "no JSON object of strings"),
+        ("short", "engineer: MLflow requires at least 12"),
         ("missing", "flask"),
-        ("[1]", "no JSON object of texts any more"),
+        ("[1]", "no JSON object of strings"),
     ],
 )
 def test_a_file_that_was_edited_wrongly_is_named(tmp_path: Path, text: str, said: str) -> None:

@@ -17,9 +17,9 @@ from PIL import Image
 from tests.closure import ROOT
 from tests.conftest import CLASSES, SIZE, draw, tiny_params
 from winnow.config import Config, check_config
-from winnow.data.dataset import TEST, TRAIN, TRAINING, VALIDATION, decode, load_images
+from winnow.data.dataset import TEST, TRAIN, TRAINING_FILE, VALIDATION, decode, load_images
 from winnow.data.decoder_digest import decoder_digest
-from winnow.data.splits import label_budget
+from winnow.data.splits import draw_label_budget
 from winnow.errors import DataError
 from winnow.hardware import cores
 from winnow.records import StepRecord, read_record
@@ -48,7 +48,7 @@ def add(path: Path, seed: int, mode: str = "RGB", **options: Any) -> Path:
 def test_what_it_leaves(image_folder: Path, tmp_path: Path) -> None:
     record = ingested(image_folder, tmp_path / "data")
     images = load_images(tmp_path / "data")
-    assert sorted(content(tmp_path / "data")) == sorted([*FILES, TRAINING, "record.json"])
+    assert sorted(content(tmp_path / "data")) == sorted([*FILES, TRAINING_FILE, "record.json"])
     assert record == read_record(tmp_path / "data")
     assert images.images_NHWC.shape == (36, SIZE, SIZE, 3)
     assert images.classes == CLASSES
@@ -75,7 +75,7 @@ def test_larger_squares_are_kept_for_crops_where_images_are_that_large(image_fol
         assert record.details["training_size"] == side
         assert images.image_size == SIZE
         assert images.training_NHWC.shape == (36, side or SIZE, side or SIZE, 3)
-        assert (TRAINING in {file.name for file in record.artifacts}) == (side is not None)
+        assert (TRAINING_FILE in {file.name for file in record.artifacts}) == (side is not None)
         for pixels_HWC, name in zip(images.training_NHWC, images.files, strict=True):
             np.testing.assert_array_equal(pixels_HWC, decode((image_folder / name).read_bytes(), side or SIZE)[0])
 
@@ -83,7 +83,7 @@ def test_larger_squares_are_kept_for_crops_where_images_are_that_large(image_fol
 def test_images_too_small_for_larger_squares(image_folder: Path, tmp_path: Path) -> None:
     record = ingested(image_folder, tmp_path / "auto", image_size=44)
     assert record.details["training_size"] is None
-    assert TRAINING not in content(tmp_path / "auto")
+    assert TRAINING_FILE not in content(tmp_path / "auto")
     images = load_images(tmp_path / "auto")
     assert images.training_NHWC is images.images_NHWC
     record = ingested(image_folder, tmp_path / "asked", image_size=44, training_size=50)
@@ -206,7 +206,7 @@ def test_a_table_labels_a_flat_folder(tmp_path: Path) -> None:
     by_name = dict(zip(images.files, images.labels_N.tolist(), strict=True))
     classes = [CLASSES[label] if label >= 0 else "" for label in (by_name[f"{index}.png"] for index in range(60))]
     assert classes == [CLASSES[index % 3] if index < 45 else "" for index in range(60)]
-    assert record.details["rejected"] == [{"file": "gone.png", "reason": "in labels.csv, but not there"}]
+    assert record.details["rejected"] == [{"file": "gone.png", "reason": "listed in labels.csv, but missing"}]
     assert record.parameters["labels"] == "labels.csv"
 
 
@@ -220,7 +220,7 @@ def test_damaged_files_are_set_aside_with_their_reason(image_folder: Path, tmp_p
     rejected = {row["file"]: row["reason"] for row in record.details["rejected"]}
     assert list(rejected) == ["disc/01.jpg", "wedge/gone.png", "wedge/manual.pdf"]
     assert rejected["disc/01.jpg"].startswith("damaged (image file is truncated")
-    assert rejected["wedge/manual.pdf"] == "no image format that is read here"
+    assert rejected["wedge/manual.pdf"] == "not a supported image format"
     assert (record.metrics["data/rejected"], record.metrics["data/images"]) == (3, 35)
     assert record.details["ignored_files"] == 1
     assert any(
@@ -257,13 +257,13 @@ def copies_of_the_test_set(root: Path) -> None:
     [
         (
             lambda root: spoil(root, 15),
-            r"1\d or more files cannot be used.* allows 2.*first:(\n  disc/x0\d\.jpg: no image.*){10}$",
+            r"1\d or more files cannot be used.* allows 2.*first:(\n  disc/x0\d\.jpg: not a supported.*){10}$",
         ),
         (lambda root: spoil(root, 3), r"3 or more files cannot be used, data\.max_rejected allows 2"),
         (empty_all, r"photos: no file can be used; repair or replace them\. The first:\n  disc/00\.png: "),
         (lambda root: keep(root), "no images in class folders"),
         (lambda root: keep(root, "disc"), r"only one class \(disc\)"),
-        (copies_of_the_test_set, "no image is left to train on for class 'wedge'"),
+        (copies_of_the_test_set, "no training image is left for class 'wedge'"),
     ],
     ids=["many", "some", "all", "none", "one class", "copies"],
 )
@@ -283,11 +283,11 @@ def test_what_cannot_serve_leaves_everything_as_it_was(
 def test_budget_and_few_labels_are_remarked(image_folder: Path, tmp_path: Path) -> None:
     record = ingested(image_folder, tmp_path / "data", labels_per_class=9)
     images = load_images(tmp_path / "data")
-    assert record.metrics["data/label_budget"] == len(label_budget(images, 9, 0))
+    assert record.metrics["data/label_budget"] == len(draw_label_budget(images, 9, 0))
     assert record.metrics["data/labelled_train"] == len(images.indices(TRAIN, labelled=True))  # nothing is hidden here
     told = "\n".join(record.warnings)
     assert f"only {record.metrics['data/validation']:.0f} labelled validation images, fewer than 500" in told
-    assert "gives all its labels, fewer than the budget of 9 per class" in told
+    assert "all labels are used, fewer than the budget of 9 per class" in told
 
 
 def test_enough_validation_labels_are_not_remarked(tmp_path: Path) -> None:
@@ -358,10 +358,10 @@ def test_near_duplicates_are_shown_by_position_and_groups_are_advised_only_where
         assert images.split_N[held_out] != TRAIN
         assert images.split_N[training] == TRAIN
     warning = next(warning for warning in alone.warnings if "almost equal" in warning)
-    assert "data.group_by keeps them so" in warning
+    assert "set data.group_by" in warning
     wrong = ingested(tmp_path / "photos", tmp_path / "wrong", image_size=32, group_by=r"(\w+)\.(?:png|jpg)")
     warning = next(warning for warning in wrong.warnings if "almost equal" in warning)
     assert "different groups of data.group_by" in warning
-    assert "keeps them so" not in warning
+    assert "set data.group_by" not in warning
     grouped = ingested(tmp_path / "photos", tmp_path / "grouped", image_size=32, group_by=r"([^/]+)_\w\.\w+$")
     assert grouped.details["near_duplicates"]["found"] < near["found"]

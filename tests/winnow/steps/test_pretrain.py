@@ -18,10 +18,10 @@ from tests.conftest import hide_labels, tiny_params, write_set
 from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, TRAIN, ImageSet
 from winnow.errors import ArtifactError, DataError, TrainingError
-from winnow.models.backbones import build, load_architecture
-from winnow.pretraining.monitoring import COLLAPSED
+from winnow.models.backbones import build_model, load_architecture
+from winnow.pretraining.monitoring import MIN_SPREAD
 from winnow.records import StepRecord, read_record, record_digest, sha256_of
-from winnow.steps.pretrain import _collapse, pretrain
+from winnow.steps.pretrain import _collapse_warnings, pretrain
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -57,7 +57,7 @@ def test_leaves_a_backbone_without_head(tiny_data: Path, tmp_path: Path) -> None
     run(configured(), tiny_data, tmp_path)
     architecture = load_architecture(tmp_path / "pretrain")
     state = load_file(tmp_path / "pretrain" / "weights.safetensors")
-    fresh = build(architecture, 0).state_dict()
+    fresh = build_model(architecture, 0).state_dict()
     assert architecture.num_classes == 3
     assert set(state) == {name for name in fresh if not name.startswith("fc.")}
     assert all(value.shape == fresh[name].shape for name, value in state.items())
@@ -104,7 +104,7 @@ def test_without_pretraining_the_weights_are_the_seeds(tiny_data: Path, tmp_path
     raw["pretrain"] = {"method": "none", "seed": 5}
     record = run(check_config(raw), tiny_data, tmp_path)
     assert (record.metrics, record.details, record.warnings) == ({}, {"curves": []}, ())
-    fresh = build(load_architecture(tmp_path / "pretrain"), 5).state_dict()
+    fresh = build_model(load_architecture(tmp_path / "pretrain"), 5).state_dict()
     for name, value in load_file(tmp_path / "pretrain" / "weights.safetensors").items():
         assert torch.equal(value, fresh[name])
 
@@ -184,8 +184,8 @@ def test_too_few_validation_images_are_told_before_training(tmp_path: Path, vali
 
 def test_collapse_is_told_with_what_to_do() -> None:
     settings = configured().pretrain
-    assert _collapse(settings, [{"spread": 0.01}, {"spread": COLLAPSED}]) == ()
-    (warning,) = _collapse(settings, [{"spread": 0.9}, {"spread": 0.0123}])
+    assert _collapse_warnings(settings, [{"spread": 0.01}, {"spread": MIN_SPREAD}]) == ()
+    (warning,) = _collapse_warnings(settings, [{"spread": 0.9}, {"spread": 0.0123}])
     assert "collapsed: their spread is 0.012" in warning
     assert "Lower pretrain.optimiser.learning_rate (now 0.05)" in warning
 

@@ -16,7 +16,7 @@ from winnow.config import Config, check_config
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.errors import ArtifactError
 from winnow.models.backbones import load_model
-from winnow.models.layers import layers_of
+from winnow.models.layers import weight_layers
 from winnow.records import StepRecord, read_json, read_record, sha256_of, write_json, write_record
 from winnow.refit.deployed_folder import deployed_folder, refit_record, selected_folder
 from winnow.steps.refit import refit
@@ -194,7 +194,7 @@ def test_what_a_method_made_stays(name: str, artifacts: Callable[[str], Path]) -
     assert record.details["is_refitted"], record.details["why"]
     (before, was), (after, now) = load_model(at / "candidates" / name), load_model(at / "refit")
     assert was == now
-    for (path, old), new in zip(layers_of(before).items(), layers_of(after).values(), strict=True):
+    for (path, old), new in zip(weight_layers(before).items(), weight_layers(after).values(), strict=True):
         assert old.weight.shape == new.weight.shape
         assert not torch.equal(old.weight, new.weight), path
         if name == "sparse":
@@ -206,5 +206,5 @@ def test_a_refit_of_another_winner_is_not_deployed(artifacts: Callable[[str], Pa
     run(at, configured("never"))
     pruned = read_record(at / "candidates" / "pruned-int8")
     write_record(at / "candidates" / "pruned-int8", pruned.model_copy(update={"warnings": ("changed",)}))
-    with pytest.raises(ArtifactError, match="does not belong to the present pruned-int8"):
+    with pytest.raises(ArtifactError, match="does not belong to the current pruned-int8"):
         refit_record(at, "pruned-int8")

@@ -19,8 +19,8 @@ from winnow.deploy.runtimes import OPENERS, BenchmarkCase, RuntimeUnavailable
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import paired_drop
 from winnow.records import StepRecord, read_record, record_digest
-from winnow.reporting.thumbnails import GAP, SIDE, pairs_png
-from winnow.steps.report import count_reading, report, version_of
+from winnow.reporting.thumbnails import GAP, SIDE, draw_pairs
+from winnow.steps.report import count_reading, digest_test_split, report
 
 
 def chosen(artifacts: Path, config: Config | None = None) -> Path:
@@ -65,7 +65,7 @@ def test_dense_and_the_winner_are_tested(artifacts: Path) -> None:
     assert record.inputs["select"] == record_digest(artifacts / "select")
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
     assert f"{told['test/winner_top1'] * 100:.1f}" in page
-    assert version_of(images) in page
+    assert digest_test_split(images) in page
 
 
 def served_otherwise(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,8 +143,8 @@ def test_where_the_serving_runtime_cannot_be_had_the_file_answers_and_it_is_told
         monkeypatch.setitem(OPENERS, "openvino", missing)
     record = run(artifacts)
     assert record.details["measured_in"] == "ONNX Runtime, the file as it is"
-    told = "has no answers in that" if why == "another machine" else "does not run here (no such processor)"
-    assert record.details["fallback"].startswith("it will serve in openvino int8")
+    told = "has no predictions" if why == "another machine" else "does not run on this machine (no such processor)"
+    assert record.details["fallback"].startswith("it is deployed in openvino int8")
     assert told in record.details["fallback"]
     assert record.warnings[0].startswith("pruned-int8 was tested in ONNX Runtime")
     assert told in (artifacts / "report" / "report.html").read_text(encoding="utf-8")
@@ -187,14 +187,14 @@ def test_readings_are_counted_and_told(artifacts: Path, caplog: pytest.LogCaptur
 
 def test_another_test_split_is_another_version(artifacts: Path, tmp_path: Path) -> None:
     images = load_images(artifacts / "data")
-    before = version_of(images)
+    before = digest_test_split(images)
     keys, split = np.array(images.keys_N16), np.array(images.split_N)
     keys[split != TEST] += 1
     np.save(artifacts / "data" / "keys.npy", keys)
-    assert version_of(load_images(artifacts / "data")) == before
+    assert digest_test_split(load_images(artifacts / "data")) == before
     keys[np.flatnonzero(split == TEST)[0], 0] += 1
     np.save(artifacts / "data" / "keys.npy", keys)
-    after = version_of(load_images(artifacts / "data"))
+    after = digest_test_split(load_images(artifacts / "data"))
     assert after != before
     counts = tmp_path / "counts.json"
     assert [count_reading(counts, version) for version in (before, after, before)] == [1, 1, 2]
@@ -249,7 +249,7 @@ def test_a_refitted_winner_is_tested_as_it_is_deployed_beside_the_selected_file(
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
     assert "90 labels trained the file that is deployed" in page
     assert "pruned-int8, refitted on 90 labels, loses" in page
-    assert "The deployed file learned the 60 labels of the validation split, too" in page
+    assert "The deployed file also learned the 60 validation labels" in page
 
 
 def test_a_class_that_is_never_recognised_is_among_the_first_warnings(artifacts: Path) -> None:
@@ -286,10 +286,10 @@ def test_the_page_shows_near_duplicates(artifacts: Path) -> None:
 
 def test_thumbnails_are_side_by_side() -> None:
     images = np.stack([np.full((8, 8, 3), level, dtype=np.uint8) for level in (0, 120)])
-    with Image.open(io.BytesIO(pairs_png(images, [[0, 1]] * 6))) as sheet:
+    with Image.open(io.BytesIO(draw_pairs(images, [[0, 1]] * 6))) as sheet:
         pixels = np.asarray(sheet)
     assert pixels.shape == (2 * SIDE + GAP, 4 * (2 * SIDE + GAP) - GAP, 3)
     assert (pixels[:SIDE, :SIDE] == 0).all()
     assert (pixels[:SIDE, SIDE : 2 * SIDE] == 120).all()
     assert (pixels[:SIDE, 2 * SIDE : 2 * SIDE + GAP] == 255).all()
-    assert pairs_png(images, []) == b""
+    assert draw_pairs(images, []) == b""

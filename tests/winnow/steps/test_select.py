@@ -11,15 +11,15 @@ import pytest
 
 from tests.conftest import tiny_params
 from tests.tiny_run import CANDIDATES, build, record_benchmark, rewrite
-from winnow.benchmark.speedups import ratio_figures
+from winnow.benchmark.speedups import ratio_metrics
 from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, VALIDATION, load_images
 from winnow.errors import ArtifactError
-from winnow.evaluation.ablations import controls
+from winnow.evaluation.ablations import control_gains
 from winnow.evaluation.accuracy_drop import DropEvidence
 from winnow.evaluation.intervals import Drop, Ratio, paired_drop, simultaneous_confidence
 from winnow.records import StepRecord, read_record, record_digest, sha256_of, this_machine
-from winnow.selection.caveats import ValidationImages, remarks
+from winnow.selection.caveats import ValidationImages, selection_warnings
 from winnow.steps.select import select
 
 
@@ -117,7 +117,7 @@ def test_a_control_may_have_its_own_augmentation(artifacts: Path) -> None:
     for key, value, found in (("augmentation", {"crop_scale_min": 0.3}, 1), ("epochs", 7, 0)):
         raw = tiny_params()
         raw["candidates"]["student-alone"]["recovery"] |= {key: value}
-        rows = controls(check_config(raw), right)
+        rows = control_gains(check_config(raw), right)
         assert sum(row["bought_by"] == "a teacher" for row in rows) == found
 
 
@@ -126,7 +126,9 @@ def test_a_tree_without_the_control_is_told(tiny_data: Path, tmp_path: Path) -> 
     params = tiny_params()
     del params["candidates"]["dense-kd"]
     record = run(artifacts, check_config(params))
-    assert any("dense-kd is not in the tree: pruned, sparse, student" in warning for warning in record.warnings)
+    assert any(
+        "dense-kd is not among the candidates: pruned, sparse, student" in warning for warning in record.warnings
+    )
     assert [row["bought_by"] for row in record.details["controls"]] == ["a teacher"]
 
 
@@ -157,8 +159,10 @@ def remarks_of(config: Config) -> list[str]:
     """Those on the tree alone."""
     nothing = Drop(0.0, 0.0, 0.0)
     labels_V = np.arange(600) % 2
-    found = remarks(config, "dense", DropEvidence(nothing, nothing), ValidationImages(labels_V, labels_V, ("a", "b")))
-    return [each for each in found if "in the tree" in each or "the control is" in each]
+    found = selection_warnings(
+        config, "dense", DropEvidence(nothing, nothing), ValidationImages(labels_V, labels_V, ("a", "b"))
+    )
+    return [each for each in found if "among the candidates" in each or "the control is" in each]
 
 
 def test_times_of_another_machine_are_refused(artifacts: Path) -> None:
@@ -195,7 +199,7 @@ def test_the_objective_says_which_batch_the_gate_looks_at(tiny_data: Path, tmp_p
     artifacts = build(tiny_data, tmp_path / "artifacts")
     benchmark = read_record(artifacts / "benchmark")
     candidates = benchmark.details["candidates"]
-    candidates["pruned-int8"] |= ratio_figures("speedup/float_b8", Ratio(1.1, 1.05, 1.15))
+    candidates["pruned-int8"] |= ratio_metrics("speedup/float_b8", Ratio(1.1, 1.05, 1.15))
     rewrite(artifacts / "benchmark", details={**benchmark.details, "candidates": candidates})
     for objective, passed in (("latency", True), ("size", True), ("throughput", False)):
         record = run(artifacts, configured(objective=objective))
@@ -253,8 +257,8 @@ def test_a_gate_that_too_few_labels_cannot_pass_is_told(artifacts: Path) -> None
     record = run(artifacts, configured(gates=WIDE | {"max_drop_points": 1.0}))
     assert record.details["winner"] is None
     told = next(text for text in record.warnings if "no candidate can pass" in text)
-    assert "60 labelled validation images show a loss of nothing only to 10.0 points, more than the 2 allowed" in told
-    least = float(told.rpartition("within promotion.gates.max_drop_points below ")[2])
+    assert "60 labelled validation images, the interval of a file that loses nothing reaches 10.0 points, more " in told
+    least = float(told.rpartition("promotion.gates.max_drop_points to at least ")[2])
     passing = run(artifacts, configured(gates=WIDE | {"max_drop_points": least}), out="again")
     assert passing.details["winner"] is not None
     assert not any("no candidate can pass" in text for text in passing.warnings)
@@ -287,8 +291,8 @@ def test_images_without_labels_show_what_few_labels_cannot(tiny_data: Path, tmp_
     reason = gates(record, "pruned-int8")["drop"]["reason"]
     assert "answers differ on 0.0 % of the images, at most 10.0 %, so no more; 95 % over 5 candidates" in reason
     assert record.details["winner"] == "pruned-int8"
-    assert any(text.startswith("12 labelled validation images show little") for text in record.warnings)
-    told = next(text for text in record.warnings if text.startswith("labels cannot show that macro F1 is kept"))
+    assert any(text.startswith("only 12 labelled validation images: the loss is also") for text in record.warnings)
+    told = next(text for text in record.warnings if text.startswith("labels cannot show that macro F1 is preserved"))
     assert "12 labelled validation images, 4 of class" in told
     assert "with the reference's answers as truth" in gates(record, "pruned-int8")["macro-f1"]["reason"]
 

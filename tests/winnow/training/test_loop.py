@@ -15,9 +15,9 @@ from torch import nn
 from winnow.config import Optimiser
 from winnow.data.batches import Batches
 from winnow.errors import ArtifactError, TrainingError
-from winnow.eta import duration
-from winnow.models.backbones import Architecture, build
-from winnow.training.loop import Checkpoint, Epoch, Plan, drain, fit, learning_rate_at
+from winnow.eta import format_duration
+from winnow.models.backbones import Architecture, build_model
+from winnow.training.loop import Checkpoint, Epoch, TrainingPlan, fit, learning_rate_at, run_to_end
 
 OPTIMISER = Optimiser(learning_rate=0.05, warmup=0.25)
 
@@ -27,14 +27,14 @@ def cross_entropy(model: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.T
     return F.cross_entropy(model(images_BCHW.float() / 255 + noise).float(), labels_B)
 
 
-def tiny_problem(seed: int = 0) -> tuple[nn.Module, Batches, Plan]:
+def tiny_problem(seed: int = 0) -> tuple[nn.Module, Batches, TrainingPlan]:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 40)
     images = rng.integers(0, 120, (40, 8, 8, 3), dtype=np.uint8)
     images[labels == 1] += 100
     batches = Batches(images, labels, np.arange(40), 8, seed)
-    model = build(Architecture(backbone="resnet8", num_classes=2, image_size=8, width=0.2))
-    return model, batches, Plan(4, 5, OPTIMISER, seed)
+    model = build_model(Architecture(backbone="resnet8", num_classes=2, image_size=8, width=0.2))
+    return model, batches, TrainingPlan(4, 5, OPTIMISER, seed)
 
 
 def weights(model: nn.Module) -> bytes:
@@ -43,7 +43,7 @@ def weights(model: nn.Module) -> bytes:
 
 def test_learns() -> None:
     model, batches, plan = tiny_problem()
-    curves = drain(fit(model, batches, cross_entropy, plan))
+    curves = run_to_end(fit(model, batches, cross_entropy, plan))
     assert [row["epoch"] for row in curves] == [1, 2, 3, 4]
     assert curves[-1]["loss"] < 0.5 * curves[0]["loss"]
 
@@ -58,7 +58,9 @@ def test_one_step_equals_sgd_by_hand() -> None:
     def loss(model: nn.Module, images_BCHW: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
         return model(images_BCHW.float() / 200).float().sum()
 
-    drain(fit(model, batches, loss, Plan(1, 1, Optimiser(learning_rate=0.5, weight_decay=0.1, warmup=0), 0)))
+    run_to_end(
+        fit(model, batches, loss, TrainingPlan(1, 1, Optimiser(learning_rate=0.5, weight_decay=0.1, warmup=0), 0))
+    )
     gradient = torch.full_like(before, 4.0) + 0.1 * before
     nesterov = 1 + 0.9
     torch.testing.assert_close(model[1].weight.detach(), before - 0.5 * nesterov * gradient, rtol=2e-2, atol=1e-3)
@@ -68,7 +70,7 @@ def test_same_seed_same_bytes_and_other_seed_others() -> None:
     digests = []
     for seed in (0, 0, 1):
         model, batches, plan = tiny_problem(seed)
-        drain(fit(model, batches, cross_entropy, plan))
+        run_to_end(fit(model, batches, cross_entropy, plan))
         digests.append(weights(model))
     assert digests[0] == digests[1] != digests[2]
 
@@ -76,7 +78,7 @@ def test_same_seed_same_bytes_and_other_seed_others() -> None:
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int) -> None:
     whole, batches, plan = tiny_problem()
-    expected = drain(fit(whole, batches, cross_entropy, plan))
+    expected = run_to_end(fit(whole, batches, cross_entropy, plan))
 
     class Killed(Exception):
         pass
@@ -94,15 +96,15 @@ def test_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sto
     checkpoint = Checkpoint(tmp_path, "run")
     broken, batches, plan = tiny_problem()
     with pytest.raises(Killed):
-        drain(fit(broken, batches, dying, plan, checkpoint))
+        run_to_end(fit(broken, batches, dying, plan, checkpoint))
     fresh, batches, plan = tiny_problem(0)
-    curves = drain(fit(fresh, batches, cross_entropy, plan, checkpoint))
+    curves = run_to_end(fit(fresh, batches, cross_entropy, plan, checkpoint))
     assert curves == expected
     assert weights(fresh) == weights(whole)
     assert len(checkpoint.curves.read_text().splitlines()) == 4
     # A finished training is not run again, and still gives its curves.
     again, batches, plan = tiny_problem()
-    assert drain(fit(again, batches, dying, plan, checkpoint)) == expected
+    assert run_to_end(fit(again, batches, dying, plan, checkpoint)) == expected
 
 
 @pytest.mark.parametrize("stop_in", [1, 5, 8, 10])
@@ -111,7 +113,7 @@ def test_stopped_within_a_step_it_goes_on_from_the_end_of_that_step(
     tmp_path: Path, stop_in: int, number: signal.Signals
 ) -> None:
     whole, batches, plan = tiny_problem()
-    expected = drain(fit(whole, batches, cross_entropy, plan))
+    expected = run_to_end(fit(whole, batches, cross_entropy, plan))
     steps = 0
 
     class Stopped(Exception):
@@ -132,10 +134,10 @@ def test_stopped_within_a_step_it_goes_on_from_the_end_of_that_step(
         checkpoint = Checkpoint(tmp_path, "run")
         broken, batches, plan = tiny_problem()
         with pytest.raises(Stopped):
-            drain(fit(broken, batches, hearing, plan, checkpoint))
+            run_to_end(fit(broken, batches, hearing, plan, checkpoint))
         assert signal.getsignal(number) is stopped
         fresh, batches, plan = tiny_problem()
-        curves = drain(fit(fresh, batches, hearing, plan, checkpoint))
+        curves = run_to_end(fit(fresh, batches, hearing, plan, checkpoint))
     finally:
         signal.signal(number, before)
     assert steps == plan.steps  # none was taken twice
@@ -149,7 +151,7 @@ def test_what_the_driver_adds_is_kept(tmp_path: Path) -> None:
     def look(epoch: Epoch) -> None:
         epoch.row["knn"] = epoch.number / 10
 
-    curves = drain(fit(model, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")), look)
+    curves = run_to_end(fit(model, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")), look)
     assert [row["knn"] for row in curves] == [0.1, 0.2, 0.3, 0.4]
 
 
@@ -158,25 +160,25 @@ def test_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, "run")
     checkpoint.tensors.write_bytes(b"not safetensors")
     with pytest.raises(ArtifactError, match=r"run\.safetensors is damaged.*delete it"):
-        drain(fit(model, batches, cross_entropy, plan, checkpoint))
+        run_to_end(fit(model, batches, cross_entropy, plan, checkpoint))
 
 
 def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     model, batches, plan = tiny_problem()
-    drain(fit(model, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")))
-    other = build(Architecture(backbone="resnet8", num_classes=2, image_size=8, width=0.4))
+    run_to_end(fit(model, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")))
+    other = build_model(Architecture(backbone="resnet8", num_classes=2, image_size=8, width=0.4))
     with pytest.raises(ArtifactError, match="damaged"):
-        drain(fit(other, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")))
+        run_to_end(fit(other, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")))
 
 
 def test_loss_that_is_no_number_stops() -> None:
     model, batches, plan = tiny_problem()
     with pytest.raises(TrainingError, match="learning rate"):
-        drain(fit(model, batches, lambda m, x, y: cross_entropy(m, x, y) * float("nan"), plan))
+        run_to_end(fit(model, batches, lambda m, x, y: cross_entropy(m, x, y) * float("nan"), plan))
 
 
 def test_schedule_warms_up_and_ends_at_zero() -> None:
-    plan = Plan(10, 10, Optimiser(learning_rate=1.0, warmup=0.1), 0)
+    plan = TrainingPlan(10, 10, Optimiser(learning_rate=1.0, warmup=0.1), 0)
     rates = [learning_rate_at(step, plan) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == pytest.approx(1.0)
@@ -186,4 +188,4 @@ def test_schedule_warms_up_and_ends_at_zero() -> None:
 
 
 def test_durations() -> None:
-    assert [duration(s) for s in (0.4, 59, 61, 3661)] == ["0 s", "59 s", "1:01", "1:01:01"]
+    assert [format_duration(s) for s in (0.4, 59, 61, 3661)] == ["0 s", "59 s", "1:01", "1:01:01"]

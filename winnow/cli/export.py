@@ -1,0 +1,66 @@
+"""`winnow export` and `winnow check-host`: take files to the serving machine, and import its figures."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tasks.project.paths import ProjectPaths, registered_model_name
+from winnow.cli.progress import print_line
+from winnow.cli.project_config import load_project_config
+from winnow.config import load_config
+
+if TYPE_CHECKING:
+    pass
+
+
+def export(paths: ProjectPaths, options: argparse.Namespace) -> int:
+    """Export the promoted model as a folder; `--candidates`: also all candidates, to be timed on another machine."""
+    from tasks.project import benchmark_target
+    from tasks.registry import registered_models
+    from winnow.deploy.bundle import export_host_check, export_model
+
+    config = load_config(paths.root / "params.yaml")
+    name = registered_model_name(config)
+    check = benchmark_target.build_host_check(paths, config, options.candidates)
+    if options.candidates and registered_models.find(paths, name, options.model) is None:
+        # No model is promoted, perhaps because no candidate is fast enough on this machine.
+        export_host_check(options.folder, check, config.data.image_size)
+    else:
+        version = registered_models.get(paths, name, options.model)
+        export_model(registered_models.fetch(paths, name, version), options.folder, f"{name}, {version}", check)
+        print_line(f"{version} of {name} is in {options.folder}")
+    if options.candidates:
+        print_line(
+            f"On the serving machine: python check_host.py; then here: winnow check-host host.json "
+            f"({len(check.others)} candidates)"
+        )
+    return 0
+
+
+def check_host(paths: ProjectPaths, options: argparse.Namespace) -> int:
+    """Import the figures of the serving machine, which gates use from then on."""
+    from tasks.project import benchmark_target, run_lock
+    from winnow.cli.params_editor import set_benchmark_target
+    from winnow.selection.caveats import overflowing_candidates
+
+    with run_lock.lock_run(paths):
+        config = load_project_config(paths)
+        host, missing = benchmark_target.import_target(paths, config, options.file)
+        unsafe = overflowing_candidates(config, host.machine.flags)
+        set_benchmark_target(paths, benchmark_target.TARGET_FILE, unsafe)
+    machine = host.machine
+    print_line(f"Gates use {machine.cpu}, {machine.threads} threads, from now on; winnow run applies it.")
+    for candidate, reason in missing.items():
+        print_line(f"{candidate} was not timed there and cannot win: {reason}")
+    if benchmark_target.has_unknown_flags(host):
+        print_line(
+            f"{machine.system} does not list the flags of {machine.cpu}; if it is an x86 processor without VNNI, set "
+            "overflow_safe: true in the int8 candidates."
+        )
+    if unsafe:
+        print_line(
+            f"{machine.cpu} has no VNNI: sums of int8 products saturate there. {', '.join(unsafe)} will be quantized "
+            "again with weights in 7 bits; after that, time them there again: `winnow export DIR --candidates`."
+        )
+    return 0

@@ -1,0 +1,99 @@
+"""`winnow promote`, `rollback`, `approve`, `deny` and `account`: the commands on the model registry."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from tasks.project.paths import ProjectPaths, registered_model_name
+from winnow.cli.progress import print_line
+from winnow.cli.project_config import load_project_config
+from winnow.config import Config
+
+if TYPE_CHECKING:
+    from tasks.registry.promotion import PromotionResult
+
+
+def promote_winner(paths: ProjectPaths, options: argparse.Namespace) -> int:
+    """Compare the winner with the champion, and promote it if it is better."""
+    from tasks.project import announced_servers, run_lock
+    from tasks.registry.promotion import promote
+
+    config = load_project_config(paths)
+    with run_lock.lock_run(paths):
+        outcome = promote(paths, config, replace=options.replace)
+    status = _report_promotion(paths, config, outcome)
+    if outcome.waits and announced_servers.report_to_prefect(paths):
+        from flows.promote import show_form
+
+        show_form(config)
+    return status
+
+
+def roll_back(paths: ProjectPaths, options: argparse.Namespace) -> int:
+    """Put the previous champion back into production."""
+    from tasks.registry.promotion import rollback
+
+    config = load_project_config(paths)
+    return _report_promotion(paths, config, rollback(paths, config, options.reason))
+
+
+def approve(paths: ProjectPaths, options: argparse.Namespace) -> int:
+    """Make the challenger that waits for manual approval the champion."""
+    return _decide(paths, True, options.reason)
+
+
+def deny(paths: ProjectPaths, options: argparse.Namespace) -> int:
+    """Reject the challenger that waits for manual approval."""
+    return _decide(paths, False, options.reason)
+
+
+def _decide(paths: ProjectPaths, is_approved: bool, reason: str) -> int:
+    from tasks.project import announced_servers
+    from tasks.project.run_origin import approver_name
+    from tasks.registry import approval_decision
+
+    config = load_project_config(paths)
+    waiting = approval_decision.pending_approval(paths, config)
+    _report_promotion(paths, config, approval_decision.decide(paths, config, is_approved, approver_name(), reason))
+    if waiting and waiting.request.form and announced_servers.report_to_prefect(paths):
+        from flows.promote import close_form
+
+        if warning := close_form(waiting.request.form, is_approved, approver_name(), reason):
+            print_line(f"winnow: {warning}", sys.stderr)
+    return 0
+
+
+def _report_promotion(paths: ProjectPaths, config: Config, outcome: PromotionResult) -> int:
+    """Print what was done, and tell Prefect's server, if one is up, of a new champion, for its notifications."""
+    from tasks.project import announced_servers
+
+    print_line("\n".join(outcome.reasons))
+    if outcome.is_new and announced_servers.report_to_prefect(paths):
+        from tasks.events import emit_promoted
+
+        logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it warns that it has one event left to send
+        emit_promoted(outcome, registered_model_name(config))
+    return 0
+
+
+def manage_account(paths: ProjectPaths, options: argparse.Namespace) -> int:
+    """Create, change or remove an account of the team's MLflow."""
+    from tasks.registry import accounts
+
+    accounts.check_name(options.name)
+    if options.remove:
+        accounts.delete_account(paths, options.name)
+        print_line(f"the account {options.name} was removed")
+        return 0
+    if options.role:
+        accounts.check_role(options.role)  # before there is an account without one
+    set_password = accounts.reset_password if options.reset else accounts.create_account
+    if password := set_password(paths, options.name):
+        print_line(f"password of {options.name}: {password}")
+    if options.role:
+        accounts.assign_role(paths, options.name, options.role)
+        print_line(f"{options.name} is {options.role}")
+    return 0
