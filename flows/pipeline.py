@@ -44,7 +44,7 @@ from winnow.config import ROOT, Config, load_config, topological_order
     persist_result=True,  # so that nothing puts a completed run back
     result_serializer="json",
 )
-def pipeline(root: str = ".", retries: int = 0) -> list[Mapping[str, Any]]:
+def pipeline(root: str = ".", retries: int = 0) -> list[StageResult]:
     """Bring all stages up to date, track them, promote the winner; returns what each stage did and its seconds.
 
     `retries`: further tries of a step that was killed, or that MLflow did not answer.
@@ -54,7 +54,7 @@ def pipeline(root: str = ".", retries: int = 0) -> list[Mapping[str, Any]]:
         return _bring_up_to_date(places, retries)
 
 
-def _bring_up_to_date(places: ProjectPaths, retries: int) -> list[Mapping[str, Any]]:
+def _bring_up_to_date(places: ProjectPaths, retries: int) -> list[StageResult]:
     config = load_config(places.root / "params.yaml")
     check_files(config, places.root)
     if runtime.deployment.id and (came := s3_fetch.fetch(places, config)):
@@ -63,7 +63,7 @@ def _bring_up_to_date(places: ProjectPaths, retries: int) -> list[Mapping[str, A
         get_run_logger().warning("%s, and will be made again", integrity.describe_damaged(places, damaged))
         integrity.remove_damaged(places, damaged)
     stale = dvc_stages.stale_stages(places.root, config)
-    done: list[Mapping[str, Any]] = []
+    done: list[StageResult] = []
     if stale or not mlflow_runs.is_complete(places, config):
         done += _execute(places, config, stale, retries)
     if not promotion_state.is_up_to_date(places, config):

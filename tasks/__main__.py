@@ -29,7 +29,7 @@ import yaml
 
 from tasks.project import environment, paths, run_lock
 from tasks.project.disk_errors import describe_disk_error
-from tasks.project.peak_memory import measure_peak_memory as peak_memory
+from tasks.project.peak_memory import measure_peak_memory
 from tasks.project.run_origin import is_alive
 from tasks.versioning import integrity
 from tasks.versioning.dvc_stages import STARTER_VARIABLE
@@ -117,7 +117,7 @@ def run_step(config: Config, places: paths.ProjectPaths, step: str, name: str) -
         if folder != scratch:
             shutil.rmtree(folder, ignore_errors=True)
     started = time.monotonic()
-    with peak_memory() as peak:
+    with measure_peak_memory() as peak:
         record = STEPS[step](config, places, name, scratch)
     seconds = time.monotonic() - started
     shutil.rmtree(scratch, ignore_errors=True)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TypedDict
 
 from prefect import task
 
 from tasks.events import emit_promoted
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry import promotion
-from tasks.stage_runner import RETRIED
+from tasks.stage_runner import RETRIED, StageResult
 from winnow.config import load_config
 
 
-class Promotion(TypedDict):
+class Promotion(StageResult):
     """The outcome of a promotion."""
 
-    stage: str
-    outcome: str
-    seconds: float
     reasons: list[str]
     waits: bool
     """Whether somebody has to approve the challenger."""
@@ -37,6 +33,7 @@ def promote(root: str) -> Promotion:
         "stage": "promote",
         "outcome": "ran",
         "seconds": time.monotonic() - started,
+        "own": 0.0,
         "reasons": list(result.reasons),
         "waits": result.waits is not None,
     }

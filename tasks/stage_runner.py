@@ -181,11 +181,11 @@ def _stop(process: subprocess.Popen[str]) -> None:
 def _failure(label: str, lines: list[str], status: int) -> str:
     text = "\n".join(lines)
     first = text.find("error: ")
-    told = text[first + len("error: ") :] if first >= 0 else "\n".join(lines[-12:])
-    told = "\n".join(line for line in told.splitlines() if not line.startswith("ERROR: failed to reproduce"))
+    message = text[first + len("error: ") :] if first >= 0 else "\n".join(lines[-12:])
+    message = "\n".join(line for line in message.splitlines() if not line.startswith("ERROR: failed to reproduce"))
     killed = _exit_status(lines) in OUT_OF_MEMORY or status in OUT_OF_MEMORY
     hint = "\nIt was killed; the machine may have run out of memory." if killed else ""
-    return f"step {label} failed: {told.strip()}{hint}"
+    return f"step {label} failed: {message.strip()}{hint}"
 
 
 def _follow(places: ProjectPaths, label: str, run_id: str, ended: threading.Event) -> None:

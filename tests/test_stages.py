@@ -12,6 +12,7 @@ from typing import get_args
 import pytest
 import yaml
 
+from tasks import compress
 from tasks.versioning.dvc_stages import stages
 from tests.closure import ROOT, closure
 from winnow.compression import METHODS
@@ -124,3 +125,10 @@ def test_every_method_has_its_file() -> None:
     for settings, method in METHODS.items():
         assert get_args(settings.model_fields["method"].annotation) == (_file_of(method),)
         assert (ROOT / f"winnow/compression/{_file_of(method)}.py").is_file()
+
+
+def test_every_method_has_its_prefect_task() -> None:
+    assert set(compress.METHODS) == {_file_of(method) for method in METHODS.values()}
+    assert {method: (task.name, task.task_run_name) for method, task in compress.METHODS.items()} == {
+        method: (method, f"{method} {{candidate}}") for method in compress.METHODS
+    }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 from rich import box
@@ -24,6 +24,9 @@ from winnow.config import Config
 from winnow.records import read_record, this_machine
 from winnow.reporting.wording import describe_peak_share
 
+if TYPE_CHECKING:
+    from tasks.stage_runner import StageResult
+
 console = Terminal()
 
 
@@ -33,7 +36,7 @@ def run(paths: ProjectPaths, config: Config) -> int:
     run_lock.check_unlocked(paths)
     fetch_data(paths, config)
     stale = dvc_stages.stale_stages(paths.root, config)
-    done: Sequence[Mapping[str, Any]] = []
+    done: Sequence[StageResult] = []
     wall_start = time.time()
     if stale or _needs_tracking(paths, config):
         check_free_space(paths.root)
@@ -183,7 +186,7 @@ def _needs_tracking(paths: ProjectPaths, config: Config) -> bool:
     return not (mlflow_runs.is_complete(paths, config) and promotion_state.is_up_to_date(paths, config))
 
 
-def _show_times(paths: ProjectPaths, done: Sequence[Mapping[str, Any]], total: float, since: float) -> None:
+def _show_times(paths: ProjectPaths, done: Sequence[StageResult], total: float, since: float) -> None:
     """Print the time of each step, beside the plan where there is one."""
     measured = _measured_costs(paths, done, since)
     planned, nearness = plan.compare_with_plan(paths, measured)
@@ -195,7 +198,7 @@ def _show_times(paths: ProjectPaths, done: Sequence[Mapping[str, Any]], total: f
     accounted = 0.0
     for row in done:
         if row["seconds"] >= 0.05:
-            step_seconds = f"{row['own']:.1f}" if row.get("own") else ""
+            step_seconds = f"{row['own']:.1f}" if row["own"] else ""
             memory = f"{measured[row['stage']]['memory_mb'] / 1e3:.2f}" if row["stage"] in measured else ""
             cells = [row["stage"], row["outcome"], f"{row['seconds']:.1f}", step_seconds, memory]
             if forecast := planned.get(row["stage"]):
@@ -209,9 +212,7 @@ def _show_times(paths: ProjectPaths, done: Sequence[Mapping[str, Any]], total: f
         console.print(nearness)
 
 
-def _measured_costs(
-    paths: ProjectPaths, done: Sequence[Mapping[str, Any]], since: float
-) -> dict[str, dict[str, float]]:
+def _measured_costs(paths: ProjectPaths, done: Sequence[StageResult], since: float) -> dict[str, dict[str, float]]:
     """Return step -> {seconds, memory_mb, disk_mb} of those that ran."""
     costs: dict[str, dict[str, float]] = {}
     for row in done:

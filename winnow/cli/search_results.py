@@ -20,8 +20,7 @@ from winnow.errors import ArtifactError
 from winnow.eta import format_duration
 from winnow.evaluation.metrics import load_logits
 from winnow.records import read_record, write_json
-from winnow.reporting.exploration_plots import SearchPoint
-from winnow.reporting.exploration_plots import plot_search as drawn
+from winnow.reporting.exploration_plots import SearchPoint, plot_search
 from winnow.reporting.html import percent, signed
 from winnow.reporting.search_page import FrontRow, TrialRow, format_interval, render_search_page
 from winnow.reporting.speed_section import RUNTIME_NAMES
@@ -179,7 +178,7 @@ def write_files(
     axis = {"latency": "p50 of a call, ms", "throughput": "seconds an image", "size": "MB", "energy": "mJ an image"}
     label = f"{axis[settings.objective]} ({settings.runtime}; left is better)"
     folder.mkdir(parents=True, exist_ok=True)
-    plot = drawn(points, progress.dense_cost, settings.max_drop_points, label)
+    plot = plot_search(points, progress.dense_cost, settings.max_drop_points, label)
     (folder / "front.png").write_bytes(plot)
     trial_rows = [_trial_row(trial, settings) for trial in progress.trials]
     html = render_search_page(folder.name, verdict, rows, trial_rows, plot, _conditions(progress, context))

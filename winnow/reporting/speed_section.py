@@ -57,11 +57,7 @@ def render_speed(records: RunRecords) -> Html:
             two_lines(*(format_ratio(speed, f"speedup/{kind}_b{batch}") for batch in (1, large))) for kind in SPEEDUPS
         ]
         cells: list[Content] = [
-            name,
-            _runtime_cell(single, batched),
-            digits(single["p50_ms"]),
-            digits(single["p95_ms"]),
-            number(batched["images_per_s"]),
+            *_timing_cells(name, single, batched),
             _peak_share(records, name),
             *pairs,
         ]
@@ -105,14 +101,7 @@ def render_serving_speed(records: RunRecords) -> Html:
             rows.append(Row([name, "not timed there", *[MISSING] * 5]))
             continue
         ratios = [format_ratio(figures, f"speedup/float_b{batch}") for batch in (1, records.large)]
-        cells: list[Content] = [
-            name,
-            _runtime_cell(single, batched),
-            digits(single["p50_ms"]),
-            digits(single["p95_ms"]),
-            number(batched["images_per_s"]),
-        ]
-        rows.append(Row([*cells, *ratios], records.row_css(name)))
+        rows.append(Row([*_timing_cells(name, single, batched), *ratios], records.row_css(name)))
     caption = (
         f"Speed on the serving machine, {records.target}, measured there by check_host.py; gates use these figures "
         f"alone. Speed-ups against dense as the best float there, for one image and batches of {records.large}"
@@ -128,6 +117,12 @@ def format_ratio(speed: Mapping[str, float], key: str) -> str:
     if f"{key}_low" not in speed:
         return f"{speed[key]:.2f}"
     return f"{speed[key]:.2f} ({speed[f'{key}_low']:.2f} to {speed[f'{key}_high']:.2f})"
+
+
+def _timing_cells(name: str, single: dict[str, Any], batched: dict[str, Any]) -> list[Content]:
+    """Return the cells of both tables of speed: candidate, fastest runtime, p50 and p95 in ms, images/s."""
+    runtime = _runtime_cell(single, batched)
+    return [name, runtime, digits(single["p50_ms"]), digits(single["p95_ms"]), number(batched["images_per_s"])]
 
 
 def _runtime_cell(single: dict[str, Any], batched: dict[str, Any]) -> Content:

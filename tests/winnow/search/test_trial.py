@@ -174,7 +174,7 @@ def test_a_chosen_trial_beside_the_front_is_no_part_of_its_line(
     rows = front_rows(progress, place)
     assert [(row.number, row.marks) for row in rows] == [(0, ()), (1, ("chosen",))]
     drawn: list[SearchPoint] = []
-    monkeypatch.setattr("winnow.cli.search_results.drawn", lambda points, *_: drawn.extend(points) or b"")
+    monkeypatch.setattr("winnow.cli.search_results.plot_search", lambda points, *_: drawn.extend(points) or b"")
     write_files(tmp_path, progress, rows, place, "Trial 1.")
     assert [each.on_front for each in drawn] == [True, False]
     html = (tmp_path / "report.html").read_text()
