@@ -1,9 +1,9 @@
-# Two commands do everything: `make run` and `make test`. Both set the environment up first.
+# Two commands do everything: .PHONY: run test tiers tiers-again check docs uimake run.PHONY: run test tiers tiers-again check docs ui and .PHONY: run test tiers tiers-again check docs uimake test.PHONY: run test tiers tiers-again check docs ui. Both set the environment up first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test tiers tiers-again check ui team repro lock clean
+.PHONY: run test tiers tiers-again check docs ui team repro lock clean
 .DEFAULT_GOAL := run
 
 run: $(BIN)/.ready ## the whole chain on the embedded data, or on what params.yaml says
@@ -20,6 +20,10 @@ tiers-again: $(BIN)/.ready ## of those, what failed, one after the other
 
 check: $(BIN)/.ready ## lint, types
 	ruff check . && ruff format --check . && mypy
+
+docs: $(BIN)/.ready ## the documentation as a site, without network: docs/_build/html/index.html
+	@python docs/generate_reference.py
+	@sphinx-build --quiet --fail-on-warning -b html docs docs/_build/html
 
 ui: $(BIN)/.ready ## MLflow and Prefect in the browser
 	@winnow ui

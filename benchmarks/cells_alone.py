@@ -15,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ import numpy as np
 from benchmarks.chain import ROOT, leave, markdown
 from winnow.benchmark.measurement_error import describe_errors
 from winnow.benchmark.timing import time_calls
-from winnow.deploy.runtimes import BenchmarkCase, case_from_row, open_case, set_torch_threads
-from winnow.records import read_record
+from winnow.deploy.runtimes import open_case, set_torch_threads
+from winnow.records import BenchmarkRecord
+from winnow.records.benchmark import BenchmarkCase, BenchmarkRow
 from winnow.timing_lock import timing_lock
 
 NAME = "cells_alone"
@@ -34,9 +36,9 @@ NOTICEABLE = 0.15
 """Distance from 1 from which a cell is listed."""
 
 
-def alone_ms(candidates: Path, row: dict[str, Any], side: int) -> float:
+def alone_ms(candidates: Path, row: BenchmarkRow, side: int) -> float:
     """Return the p50 in ms of a row's cell in a process of its own. Raises CalledProcessError where that fails."""
-    cell = json.dumps({name: row[name] for name in BenchmarkCase.__dataclass_fields__})
+    cell = json.dumps(asdict(row.case))
     command = [sys.executable, "-m", "benchmarks.cells_alone", "--cell", cell, "--side", str(side), str(candidates)]
     with timing_lock():
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -52,14 +54,14 @@ def one_cell(candidates: Path, cell: BenchmarkCase, side: int) -> float:
     return statistics.median(time_calls(partial(predict, pixels_NHWC), calls, WARM_UP_MS)) * 1e3
 
 
-def compared(rows: list[dict[str, Any]], candidates: Path, side: int) -> list[dict[str, Any]]:
+def compared(rows: list[BenchmarkRow], candidates: Path, side: int) -> list[dict[str, Any]]:
     """Each row with `alone_ms` and `ratio`, what was reported over what the cell takes alone."""
     found = []
     for at, row in enumerate(rows):
         alone = alone_ms(candidates, row, side)
-        kept = {name: row[name] for name in (*BenchmarkCase.__dataclass_fields__, "p50_ms")}
-        found.append({**kept, "pass": "screened" if "screened" in row else "compared", "alone_ms": alone})
-        found[-1]["ratio"] = row["p50_ms"] / alone
+        kept = {**asdict(row.case), "p50_ms": row.p50_ms}
+        found.append({**kept, "pass": "screened" if row.screened else "compared", "alone_ms": alone})
+        found[-1]["ratio"] = row.p50_ms / alone
         print(f"{at + 1} of {len(rows)}: {kept} alone {alone:.4g} ms, ratio {found[-1]['ratio']:.3f}", flush=True)
     return found
 
@@ -83,12 +85,12 @@ def main() -> None:
     parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.cell:
-        print(one_cell(given.project, case_from_row(json.loads(given.cell)), given.side))
+        print(one_cell(given.project, BenchmarkCase(**json.loads(given.cell)), given.side))
         return
     artifacts = given.project.resolve() / "artifacts"
-    timed = read_record(artifacts / "benchmark")
-    side = timed.details["conditions"]["image_size"]
-    rows = compared(timed.details["rows"], artifacts / "candidates", side)
+    timed = BenchmarkRecord.read(artifacts / "benchmark")
+    side = timed.details.conditions.image_size
+    rows = compared(timed.details.rows, artifacts / "candidates", side)
     groups = {kind: [row for row in rows if row["pass"] == kind] for kind in ("compared", "screened")}
     shown = {"all": rows, **{kind: found for kind, found in groups.items() if found}}
     table = markdown([{"which": kind, **summary(found)} for kind, found in shown.items()])
@@ -97,12 +99,13 @@ def main() -> None:
         keys = ("candidate", "runtime", "precision", "batch", "threads", "pass")
         figures = [{**{key: row[key] for key in keys}, "reported / alone": f"{row['ratio']:.2f}"} for row in far]
         table += f"\n\nFurther than 15 % from 1:\n\n{markdown(figures)}"
-    table += f"\n\n{describe_errors(timed.details['measurement_error']) or 'no identical graphs in this tree'}."
+    table += f"\n\n{describe_errors(timed.details.measurement_error) or 'no identical graphs in this tree'}."
     conditions = (
         "Reported p50 over that of the cell alone in a fresh process, after 2 s of untimed calls; every cell of one "
         f"run of the sample, batches of 1 and {timed.parameters['large_batch']}, {timed.parameters['rounds']} rounds."
     )
-    leave(NAME, conditions, {"rows": rows, "measurement_error": timed.details["measurement_error"]}, table)
+    errors = [error.model_dump(mode="json") for error in timed.details.measurement_error]
+    leave(NAME, conditions, {"rows": rows, "measurement_error": errors}, table)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from winnow.config import Config, check_config, topological_order  # noqa: E402
 from winnow.data.dataset import TEST, ImageSet  # noqa: E402
 from winnow.deploy.onnx_session import MODEL  # noqa: E402
 from winnow.errors import WinnowError  # noqa: E402
-from winnow.evaluation.intervals import Drop  # noqa: E402
 from winnow.hardware import cpu_flags, int8_sums_saturate  # noqa: E402
 from winnow.records import RECORD, Machine, read_json, this_machine, write_json  # noqa: E402
+from winnow.records.candidate import QuantizationRung  # noqa: E402
+from winnow.records.selection import Drop  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 SATURATES = int8_sums_saturate(cpu_flags())
@@ -184,7 +185,8 @@ def span(drop: Drop, digits: int) -> str:
     return f"{drop.points:.{digits}f} ({drop.low:.{digits}f} to {drop.high:.{digits}f})"
 
 
-def rungs_told(rungs: list[dict[str, Any]]) -> str:
+def rungs_told(rungs: Sequence[QuantizationRung]) -> str:
     """What int8 lost on each rung of the ladder, in points."""
-    found = [(row["rung"], f"{row['points_lost']:.2f}" if "points_lost" in row else "impossible") for row in rungs]
-    return "; ".join(f"{rung} {lost}" for rung, lost in found)
+    return "; ".join(
+        f"{rung.rung} {'impossible' if rung.points_lost is None else f'{rung.points_lost:.2f}'}" for rung in rungs
+    )

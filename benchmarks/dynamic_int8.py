@@ -6,7 +6,7 @@ The same dense resnet8, three files: float32, static int8 (the shipped way), dyn
 from __future__ import annotations
 
 from benchmarks.chain import Chain, configure, leave, markdown
-from winnow.records import read_record
+from winnow.records import BenchmarkRecord, read_record
 
 NAME = "dynamic_int8"
 CANDIDATES = {
@@ -18,13 +18,13 @@ CANDIDATES = {
 def main() -> None:
     changes = {"pretrain": {"method": "none", "backbone": "resnet8", "seed": 0}, "finetune.seeds": [0]}
     chain = Chain(NAME, configure(changes, CANDIDATES))
-    timed = read_record(chain.benchmark()).details["rows"]
+    timed = BenchmarkRecord.read(chain.benchmark()).details.rows
     rows = []
     for name in ("dense", *CANDIDATES):
         record = read_record(chain.candidates / name)
-        ort = [r for r in timed if r["candidate"] == name and r["runtime"] == "ort"]
-        one = min((r["p50_ms"] for r in ort if r["batch"] == 1), default=float("nan"))
-        large = max((r["images_per_s"] for r in ort if r["batch"] > 1), default=float("nan"))
+        ort = [r for r in timed if r.candidate == name and r.runtime == "ort"]
+        one = min((r.p50_ms for r in ort if r.batch == 1), default=float("nan"))
+        large = max((r.images_per_s for r in ort if r.batch > 1), default=float("nan"))
         rows.append(
             {
                 "file": name,

@@ -24,7 +24,8 @@ from benchmarks.chain import SATURATES, Chain, all_labels, configure, leave, mar
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.evaluation.intervals import paired_drop
 from winnow.evaluation.metrics import load_logits
-from winnow.records import read_record
+from winnow.records import CandidateRecord
+from winnow.records.candidate import QuantizeDetails
 
 NAME = "int8_ladder"
 SEEDS = (0, 1, 2)
@@ -92,7 +93,9 @@ def main() -> None:
         chain = Chain(f"{NAME}/{seed}", config)
         chain.tree()
         found.append(lost(chain))
-        rungs.append(read_record(chain.candidates / "ladder").details["rungs"])
+        details = CandidateRecord.read(chain.candidates / "ladder").details
+        assert isinstance(details, QuantizeDetails)
+        rungs.append(details.rungs)
     assert config is not None
     rows = []
     for name in ("dense", *TREE):
@@ -117,7 +120,14 @@ def main() -> None:
     )
     table = f"{markdown(rows)}\n\nWhat the ladder lost on its rungs, against its parent:\n\n{climbed}"
     leave(
-        NAME, conditions, {"rows": rows, "rungs": rungs, "config": config.model_dump(mode="json", by_alias=True)}, table
+        NAME,
+        conditions,
+        {
+            "rows": rows,
+            "rungs": [[rung.model_dump(mode="json") for rung in each] for each in rungs],
+            "config": config.model_dump(mode="json", by_alias=True),
+        },
+        table,
     )
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks.chain import ROOT, leave, markdown
 from tasks.project.environment import process_environment
 from tasks.project.paths import ProjectPaths
-from tasks.project.run_summary import candidate_rows, promotion_lines, training_lines
+from tasks.project.run_summary import candidate_table, promotion_lines, training_lines
 from winnow.eta import format_duration
 from winnow.random_streams import stream_seed
 from winnow.records import read_json
@@ -135,7 +135,7 @@ def main() -> None:
         f"{COUNT:,} photographs of 224 pixels, {LABELLED} of them labelled, {SETTINGS}, recoveries of one epoch in "
         f"batches of 64. `winnow plan` took {format_duration(planning)}."
     )
-    figures = {"planned": planned, "times": times, "seconds": total, "table": candidate_rows(places)}
+    figures = {"planned": planned, "times": times, "seconds": total, "table": candidate_table(places)}
     leave(NAME, conditions, figures, f"{markdown(rows)}\n\n{lines}")
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.chain import SATURATES, Chain, all_labels, configure, leave, markdown
 from winnow.config import ROOT
 from winnow.hardware import cores
-from winnow.records import read_record
+from winnow.records import BenchmarkRecord, CandidateRecord
+from winnow.records.candidate import PruneDetails
 
 NAME = "pruned_to_latency"
 SEEDS = (0, 1, 2)
@@ -43,23 +44,23 @@ def main() -> None:
         chain = Chain(
             f"{NAME}/{seed}", configure(all_labels("resnet8", seed=seed) | {"finetune.cross_validation": "never"}, TREE)
         )
-        timed = read_record(chain.benchmark()).details["rows"]
+        timed = BenchmarkRecord.read(chain.benchmark()).details.rows
         where = ("openvino", 1, cores())  # as the goal was measured
         ms = {
-            row["candidate"].removesuffix("-int8"): row["p50_ms"]
+            row.candidate.removesuffix("-int8"): row.p50_ms
             for row in timed
-            if row["precision"] == "int8" and (row["runtime"], row["batch"], row["threads"]) == where
+            if row.precision == "int8" and (row.runtime, row.batch, row.threads) == where
         }
-        dense = read_record(chain.candidates / "dense").metrics
+        dense = CandidateRecord.read(chain.candidates / "dense").metrics
         for name in ARMS:
-            record, int8 = (read_record(chain.candidates / each) for each in (name, f"{name}-int8"))
-            cut = record.details["cuts"][0]
-            told[name].append({key: cut[key] for key in ("share", "round_to", "limit")})
+            pruned, int8 = (CandidateRecord.read(chain.candidates / each) for each in (name, f"{name}-int8"))
+            assert isinstance(pruned.details, PruneDetails)
+            told[name].append(pruned.details.cuts[0].model_dump(include={"share", "round_to", "limit"}))
             found[name].append(
                 {
                     "lost": (dense["quality/top1"] - int8.metrics["quality/top1"]) * 100,
                     "share": ms[name] / ms[ROOT] if {name, ROOT} <= ms.keys() else float("nan"),
-                    "macs": record.details["macs_after"] / record.details["macs_before"],
+                    "macs": pruned.details.macs_after / pruned.details.macs_before,
                 }
             )
     rows = []

@@ -21,7 +21,7 @@ from benchmarks.chain import Chain, configure, leave, markdown, right_on_test
 from winnow.config import Config
 from winnow.data.dataset import TEST, VALIDATION, ImageSet, load_images
 from winnow.evaluation.intervals import paired_gain
-from winnow.records import read_record, write_json, write_record
+from winnow.records import FinetuneRecord, RefitRecord, write_json, write_record
 from winnow.steps.compress import CandidateFolders, compress
 from winnow.steps.finetune import finetune
 from winnow.steps.refit import refit
@@ -62,9 +62,9 @@ def main() -> None:
         name = {"selected": CHAIN[-1], "dense": "dense"}[who]
         tables.append(f"{name}: **{mean:+.1f} points** (95 % interval {low:+.1f} to {high:+.1f}, {len(SEEDS)} pairs).")
     tables.append(markdown([{"broken on purpose (seed 0)": what, **row} for what, row in broken.items()]))
-    labels = read_record(chain.folder / "seed0" / "refit").details["labels"]
+    labels = RefitRecord.read(chain.folder / "seed0" / "refit").details.labels
     conditions = (
-        f"CIFAR-10 (JPEG) sample, {LABELLED} labels (seed 0: {labels['training']} for training, {labels['choosing']} "
+        f"CIFAR-10 (JPEG) sample, {LABELLED} labels (seed 0: {labels.training} for training, {labels.choosing} "
         f"for choosing) drawn anew by each seed, all other images without a label; {config.pretrain.backbone}, one "
         f"backbone pretrained by {config.pretrain.method} for all seeds; "
         f"shorter than shipped: {SHORTER}. Top-1 on the 2,000 test images, single pass; "
@@ -110,8 +110,8 @@ def _few_labels(images: ImageSet, seed: int) -> np.ndarray[Any, Any]:
 
 def _measured(at: Path) -> dict[str, float]:
     """Top-1 on the test split before and after, and what the guard saw."""
-    images, record = load_images(at / "data"), read_record(at / "refit")
-    assert record.details["is_refitted"], record.details["why"]
+    images, record = load_images(at / "data"), RefitRecord.read(at / "refit")
+    assert record.details.is_refitted, record.details.why
     folders = {
         "dense": at / "candidates" / "dense",
         "refitted dense": at / "scratch" / "refit" / "networks" / "dense",
@@ -140,12 +140,12 @@ def _broken(config: Config, whole: Path, what: str) -> dict[str, str]:
         else:
             _spoil(at / "data", shuffled=what == BROKEN[0])
         refit(config, at, at / "refit", at / "scratch" / "refit")
-    record = read_record(at / "refit")
-    check = record.details["check"]
+    record = RefitRecord.read(at / "refit")
+    check = record.details.check
     shown = {"agreement, %": "-", "kappa": "-"}
     if check:
-        shown = {"agreement, %": f"{check['agreement'] * 100:.1f}", "kappa": f"{check['kappa']:.2f}"}
-    return {**shown, "verdict": "accepted" if record.details["is_refitted"] else record.details["why"]}
+        shown = {"agreement, %": f"{check.agreement * 100:.1f}", "kappa": f"{check.kappa:.2f}"}
+    return {**shown, "verdict": "accepted" if record.details.is_refitted else record.details.why}
 
 
 def _spoil(data: Path, shuffled: bool) -> None:
@@ -157,10 +157,13 @@ def _spoil(data: Path, shuffled: bool) -> None:
 
 
 def _raise_rate(dense: Path, factor: float) -> None:
-    record = read_record(dense)
-    arms = dict(record.details["arms"])
-    arms["pretrained"] = [{**row, "learning_rate": row["learning_rate"] * factor} for row in arms["pretrained"]]
-    write_record(dense, record.model_copy(update={"details": {**record.details, "arms": arms}}))
+    record = FinetuneRecord.read(dense)
+    arms = record.details.arms
+    raised = [
+        row.model_copy(update={"learning_rate": row.learning_rate * factor}) for row in arms.trainings("pretrained")
+    ]
+    details = record.details.model_copy(update={"arms": arms.model_copy(update={"pretrained": raised})})
+    write_record(dense, record.model_copy(update={"details": details}))
 
 
 if __name__ == "__main__":

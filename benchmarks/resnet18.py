@@ -11,7 +11,8 @@ import math
 from typing import Any
 
 from benchmarks.chain import Chain, all_labels, configure, leave, markdown
-from winnow.records import StepRecord, read_record
+from winnow.records import BenchmarkRecord, read_record
+from winnow.records.benchmark import BenchmarkRow
 
 NAME = "resnet18"
 RECOVERY = {
@@ -31,10 +32,10 @@ CANDIDATES: dict[str, Any] = {
 CHANGES = all_labels("resnet18") | {"finetune.epochs": 30, "benchmark.grid": "full"}
 
 
-def best(rows: list[dict[str, Any]], batch: int, **wanted: str) -> float:
+def best(rows: list[BenchmarkRow], batch: int, **wanted: str) -> float:
     """Images per second of the fastest row that fits, over threads and layouts."""
-    fitting = [r for r in rows if r["batch"] == batch and all(r[k] == v for k, v in wanted.items())]
-    return max(1000 * batch / r["p50_ms"] for r in fitting) if fitting else float("nan")
+    fitting = [r for r in rows if r.batch == batch and all(getattr(r, k) == v for k, v in wanted.items())]
+    return max(1000 * batch / r.p50_ms for r in fitting) if fitting else float("nan")
 
 
 def told(figure: float, shape: str) -> str:
@@ -42,26 +43,28 @@ def told(figure: float, shape: str) -> str:
     return "-" if math.isnan(figure) else format(figure, shape)
 
 
-def headline(chain: Chain, timed: StepRecord, large: int) -> list[dict[str, str]]:
+def headline(chain: Chain, timed: BenchmarkRecord, large: int) -> list[dict[str, str]]:
     """The three speed-ups of every file on its fastest runtime, and the factors of the first."""
     rows = []
     for name in ("dense", *CANDIDATES):
-        figures, causes = timed.details["candidates"][name], timed.details["attribution"][name]
-        for batch, what in ((1, "latency"), (large, "throughput")):
-            cause, share = causes[what], timed.details["peak_share"][name][what]
+        figures, causes = timed.details.candidates[name], timed.details.attribution[name]
+        shares = timed.details.peak_share[name]
+        for batch, cause, share in ((1, causes.latency, shares.latency), (large, causes.throughput, shares.throughput)):
+            assert cause is not None
+            assert share is not None
             speeds = {kind: f"{figures[f'speedup/{kind}_b{batch}']:.1f}" for kind in ("eager", "pytorch", "float")}
             rows.append(
                 {
                     "candidate": name,
                     "top-1 %": f"{read_record(chain.candidates / name).metrics['quality/top1'] * 100:.1f}",
                     "batch": str(batch),
-                    "fastest on": f"{cause['on']} {cause['ends_in']}",
+                    "fastest on": f"{cause.on} {cause.ends_in}",
                     "x eager f32": speeds["eager"],
                     "x best float PyTorch": speeds["pytorch"],
                     "x best float": speeds["float"],
                     "of peak": f"{share:.0%}",
                     "runtime x structure x precision": " x ".join(
-                        f"{cause[factor]:.2f}" for factor in ("runtime", "structure", "precision")
+                        f"{factor:.2f}" for factor in (cause.runtime, cause.structure, cause.precision)
                     ),
                 }
             )
@@ -71,13 +74,13 @@ def headline(chain: Chain, timed: StepRecord, large: int) -> list[dict[str, str]
 def main() -> None:
     config = configure(CHANGES, CANDIDATES)
     chain = Chain(NAME, config)
-    timed = read_record(chain.benchmark())
-    rows = timed.details["rows"]
+    timed = BenchmarkRecord.read(chain.benchmark())
+    rows = timed.details.rows
     large = config.benchmark.large_batch
     table_rows = []
     for name in ("dense", *CANDIDATES):
         record = read_record(chain.candidates / name)
-        for runtime, precision in sorted({(r["runtime"], r["precision"]) for r in rows if r["candidate"] == name}):
+        for runtime, precision in sorted({(r.runtime, r.precision) for r in rows if r.candidate == name}):
             speeds = {
                 batch: best(rows, batch, candidate=name, runtime=runtime, precision=precision) for batch in (1, large)
             }
@@ -101,9 +104,7 @@ def main() -> None:
         for batch in (1, large)
     }
     figures = {
-        "rows": rows,
-        "candidates": timed.details["candidates"],
-        **{key: timed.details[key] for key in ("attribution", "peaks", "peak_share")},
+        **timed.details.model_dump(mode="json", include={"rows", "candidates", "attribution", "peaks", "peak_share"}),
         "ort_int8_over_its_f32": {str(batch): ratio for batch, ratio in ort.items()},
         "records": {name: read_record(chain.candidates / name).metrics for name in ("dense", *CANDIDATES)},
         "config": config.model_dump(mode="json", by_alias=True),

@@ -29,11 +29,11 @@ from winnow.data.dataset import ImageSet, load_images
 from winnow.data.splits import selection_half
 from winnow.errors import WinnowError
 from winnow.evaluation.metrics import load_logits
-from winnow.records import read_json, read_record
+from winnow.records import CandidateRecord, read_json
 from winnow.search.accuracy_loss import points_lost, reference_logits
 from winnow.search.cost import CostMeasurer
 from winnow.search.loop import SearchProgress, search
-from winnow.search.pareto import TrialPoint, hypervolume, pareto_front
+from winnow.search.pareto import TrialPoint, hypervolume, trials_on_front
 from winnow.search.trial import SearchContext, candidates_folder, machine_identity, make_cost_measurer
 from winnow.steps.compress import CandidateFolders
 
@@ -119,7 +119,7 @@ def compare(seed: int, config: Config) -> dict[str, Any]:
 
 def share_of_dense(meter: CostMeasurer, folder: Path) -> float:
     """Share of dense's time that a call of a file takes."""
-    return meter.cost(folder, read_record(folder).details["precision"]) / meter.dense_cost
+    return meter.cost(folder, CandidateRecord.read(folder).details.precision) / meter.dense_cost
 
 
 def shares_anew(meter: CostMeasurer, files: Collection[Path]) -> dict[Path, float]:
@@ -139,7 +139,7 @@ class Arm:
     @property
     def front(self) -> list[tuple[TrialPoint, Path]]:
         """What nobody beats, each with its file."""
-        return [(each, self.made[each.number]) for each in pareto_front(self.found)]
+        return [(each, self.made[each.number]) for each in trials_on_front(self.found)]
 
 
 def within(progress: SearchProgress, seconds: float) -> list[TrialPoint]:
@@ -171,7 +171,7 @@ class Scene:
     def told(self, arm: Arm) -> dict[str, Any]:
         """A front as it was found, and its files on the test split, at times taken anew."""
         chosen = [each for each, _ in arm.front]
-        anew = pareto_front([replace(each, cost=self.shares[file]) for each, file in arm.front])
+        anew = trials_on_front([replace(each, cost=self.shares[file]) for each, file in arm.front])
         tested = [(self.dense - self._share_right(arm.made[each.number])) * 100 for each in anew]
         return {
             "minutes": arm.seconds / 60,

@@ -28,7 +28,9 @@ from winnow.data.dataset import VALIDATION, load_images
 from winnow.evaluation.ablations import stronger_baseline
 from winnow.evaluation.intervals import paired_drop
 from winnow.evaluation.metrics import load_logits
-from winnow.records import RECORD, StepRecord, read_record
+from winnow.records import RECORD, BenchmarkRecord, CandidateRecord, read_record
+from winnow.records.benchmark import PeakShares
+from winnow.records.candidate import QuantizeDetails
 
 NAME = "smallest_resnet18"
 ALLOWED_POINTS = 0.5
@@ -114,11 +116,11 @@ def config_of(images: Path, epochs: int, recovery_epochs: int) -> Config:
     return configure(changes, tree(recovery_epochs))
 
 
-def row_of(chain: Chain, timed: StepRecord, name: str, answers: Answers) -> dict[str, str]:
+def row_of(chain: Chain, timed: BenchmarkRecord, name: str, answers: Answers) -> dict[str, str]:
     """One file: size, accuracy, speed, where the speed came from."""
     record, dense = (read_record(chain.candidates / each) for each in (name, "dense"))
     drop = paired_drop(answers.right[answers.reference], answers.right[name])
-    figures, large = timed.details["candidates"].get(name, {}), chain.config.benchmark.large_batch
+    figures, large = timed.details.candidates.get(name, {}), chain.config.benchmark.large_batch
     row = {
         "file": name,
         "top-1 %": f"{answers.right[name].mean() * 100:.2f}",
@@ -126,23 +128,24 @@ def row_of(chain: Chain, timed: StepRecord, name: str, answers: Answers) -> dict
         "MACs": f"1/{dense.metrics['compute/macs'] / record.metrics['compute/macs']:.1f}",
         "bytes": f"1/{dense.metrics['size/mb'] / record.metrics['size/mb']:.1f}",
     }
-    shares = timed.details["peak_share"].get(name, {})
-    for batch, what in ((1, "latency"), (large, "throughput")):
-        fastest = best_row(timed.details["rows"], name, batch)
+    shares = timed.details.peak_share.get(name, PeakShares())
+    for batch, share in ((1, shares.latency), (large, shares.throughput)):
+        fastest = best_row(timed.details.rows, name, batch)
         speeds = [figures.get(f"speedup/{kind}_b{batch}") for kind in ("eager", "pytorch", "float")]
         row[f"fastest, batch {batch}"] = (
             "not timed"
             if fastest is None
-            else f"{fastest['runtime']} {fastest['precision']}, {fastest['p50_ms']:.2f} ms, "
-            f"{fastest['images_per_s']:,.0f}/s"
+            else f"{fastest.runtime} {fastest.precision}, {fastest.p50_ms:.2f} ms, {fastest.images_per_s:,.0f}/s"
         )
         row[f"x eager / PyTorch / float, batch {batch}"] = " / ".join(
             "-" if value is None else f"{value:.1f}" for value in speeds
         )
-        row[f"of peak, batch {batch}"] = f"{shares[what]:.0%}" if what in shares else "-"
-    causes = timed.details["attribution"].get(name, {}).get("throughput")
+        row[f"of peak, batch {batch}"] = "-" if share is None else f"{share:.0%}"
+    causes = timed.details.attribution[name].throughput if name in timed.details.attribution else None
     row[f"runtime x structure x precision, batch {large}"] = (
-        " x ".join(f"{causes[factor]:.2f}" for factor in ("runtime", "structure", "precision")) if causes else "-"
+        " x ".join(f"{factor:.2f}" for factor in (causes.runtime, causes.structure, causes.precision))
+        if causes
+        else "-"
     )
     return row
 
@@ -163,7 +166,7 @@ def main() -> None:
     if given.untimed:
         return
     there = ["dense", *(name for name in chain.config.candidates if (chain.candidates / name / RECORD).is_file())]
-    timed = read_record(chain.benchmark_of([name for name in there[1:] if name not in LIKE_OTHERS]))
+    timed = BenchmarkRecord.read(chain.benchmark_of([name for name in there[1:] if name not in LIKE_OTHERS]))
     answers = Answers(chain, there)
     rows = [row_of(chain, timed, name, answers) for name in there]
     within = [
@@ -171,16 +174,16 @@ def main() -> None:
         for name in there
         if paired_drop(answers.right[answers.reference], answers.right[name]).points <= ALLOWED_POINTS
     ]
-    cost = {name: best_row(timed.details["rows"], name, 1) for name in within}
-    winner = min((name for name in within if cost[name]), key=lambda name: cost[name]["p50_ms"])  # type: ignore[index]
+    cost = {name: row.p50_ms for name in within if (row := best_row(timed.details.rows, name, 1))}
+    winner = min(cost, key=lambda name: cost[name])
     read = ["dense", winner] if given.test else []
     tested = {name: right_on_test(chain.candidates / name, answers.images) for name in read}
     told = f"The fastest within {ALLOWED_POINTS} points at batch 1: {winner}. " + _told(tested, winner)
-    records = {name: read_record(chain.candidates / name) for name in there}
+    records = {name: CandidateRecord.read(chain.candidates / name) for name in there}
     climbed = [
-        f"- {name}: {rungs_told(record.details['rungs'])}"
+        f"- {name}: {rungs_told(record.details.rungs)}"
         for name, record in records.items()
-        if "rungs" in record.details
+        if isinstance(record.details, QuantizeDetails) and record.details.rungs
     ]
     conditions = (
         f"CIFAR-10 (JPEG), all labels, one seed; dense trained for {chain.config.finetune.epochs} epochs from random "
@@ -194,8 +197,7 @@ def main() -> None:
     rungs = "What int8 lost against its float parent, rung by rung:\n\n" + "\n".join(climbed)
     table = f"{markdown(rows)}\n\n{told}\n\n{rungs}"
     figures = {
-        "rows": timed.details["rows"],
-        **{key: timed.details[key] for key in ("attribution", "peaks", "peak_share")},
+        **timed.details.model_dump(mode="json", include={"rows", "attribution", "peaks", "peak_share"}),
         "test": {name: float(right.mean()) for name, right in tested.items()},
         "records": {name: record.metrics for name, record in records.items()},
         "config": chain.config.model_dump(mode="json", by_alias=True, exclude={"data": {"path"}}),

@@ -22,7 +22,7 @@ from winnow.data.dataset import TRAIN, load_images
 from winnow.deploy.batch_inference import predict_torch
 from winnow.evaluation.intervals import paired_gain
 from winnow.models.backbones import load_architecture
-from winnow.records import read_json, read_record, write_json
+from winnow.records import IngestRecord, read_json, write_json
 from winnow.training.finetuning import train_arms
 
 NAME = "training_size"
@@ -50,7 +50,7 @@ def measured(folder: Path, size: int, arm: str) -> dict[str, Any]:
         answers = (predict_torch(each.model, images.images_NHWC, held_out).argmax(1) for each in chosen)
         found: dict[str, Any] = {"top1": [float((each == images.labels_N[held_out]).mean()) for each in answers]}
         found |= {"steps": chosen[0].steps, "training": len(images.indices(TRAIN)), "held_out": len(held_out)}
-        write_json(kept, found | {"classes": len(images.classes), "source": read_record(data).details["source"]})
+        write_json(kept, found | {"classes": len(images.classes), "source": IngestRecord.read(data).details.source})
     result: dict[str, Any] = read_json(kept)
     return result
 

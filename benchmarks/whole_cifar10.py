@@ -18,8 +18,8 @@ from pathlib import Path
 from benchmarks.chain import ROOT, leave
 from tasks.project.environment import process_environment
 from tasks.project.paths import ProjectPaths
-from tasks.project.run_summary import candidate_rows, promotion_lines, training_lines
-from winnow.records import read_record
+from tasks.project.run_summary import candidate_table, promotion_lines, training_lines
+from winnow.records import FinetuneRecord, read_record
 
 NAME = "whole_cifar10"
 SETTINGS = {
@@ -47,8 +47,8 @@ def main() -> None:
     )
     minutes = (time.monotonic() - started) / 60
     places = ProjectPaths(project)
-    rows = candidate_rows(places)
-    dense = read_record(places.artifacts / "candidates" / "dense")
+    rows = candidate_table(places)
+    dense = FinetuneRecord.read(places.artifacts / "candidates" / "dense")
     report = read_record(places.artifacts / "report")
     images = read_record(places.artifacts / "data").metrics["data/images"]
     conditions = (
@@ -64,7 +64,12 @@ def main() -> None:
             *(f"- {line}" for line in (*training_lines(places), *promotion_lines(places))),
         ]
     )
-    figures = {"minutes": minutes, "table": rows, "arms": dense.details["arms"], "test": report.metrics}
+    figures = {
+        "minutes": minutes,
+        "table": rows,
+        "arms": dense.details.arms.model_dump(mode="json"),
+        "test": report.metrics,
+    }
     leave(NAME, conditions, figures, table)
 
 

@@ -20,11 +20,10 @@ import yaml
 from tasks.events import DRIFTED, PROMOTED, WAITING
 from tasks.project import gpu_slots
 from tasks.project.paths import ProjectPaths, registered_model_name
-from tasks.project.state_files import read_cache
+from tasks.project.state_files import DEPLOYED
 from tasks.tracking.tracked_runs import redact_password
 from winnow.config import load_config
 from winnow.errors import WinnowError
-from winnow.records import write_json
 
 PROJECT = "WINNOW_PROJECT"
 FLOWS = ("winnow", "promote", "drift")
@@ -87,11 +86,8 @@ def _delete_renamed(places: ProjectPaths, project: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
-    path, key = (
-        places.state_dir / "deployed.json",
-        f"{places.root} at {redact_password(os.environ['PREFECT_API_URL'])}",
-    )
-    deployed: dict[str, list[str]] = read_cache(path, dict[str, list[str]], {})
+    key = f"{places.root} at {redact_password(os.environ['PREFECT_API_URL'])}"
+    deployed = DEPLOYED.read(places)
     names = [project]
     for old_name in set(deployed.get(key, [])) - {project}:
         if _has_worker(work_pool_name(old_name)):
@@ -104,7 +100,7 @@ def _delete_renamed(places: ProjectPaths, project: str) -> None:
             with contextlib.suppress(ObjectNotFound):
                 client.delete_work_pool(work_pool_name(old_name))
         _automate(automation_prefix(old_name), [])
-    write_json(path, {**deployed, key: names})
+    DEPLOYED.write(places, {**deployed, key: names})
 
 
 def _has_worker(pool: str) -> bool:

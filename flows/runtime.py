@@ -28,9 +28,8 @@ from tasks import STOP_SIGNALS
 from tasks.project import run_lock, watchdog
 from tasks.project.environment import ROOT_VARIABLE
 from tasks.project.paths import ProjectPaths
-from tasks.project.state_files import read_cache
+from tasks.project.state_files import PREFECT_RUN
 from winnow.errors import WinnowError
-from winnow.records import write_json
 
 MAX_RESTARTS = 5
 """The number of restarts of a run whose process died (flows/automations.yaml) before it fails."""
@@ -73,25 +72,26 @@ def _is_cancelled() -> bool:
 @contextlib.contextmanager
 def _recorded(places: ProjectPaths) -> Iterator[None]:
     """Record this run in the project while it works there, and mark one left over from a killed process as crashed."""
-    note_path = places.state_dir / "prefect-run.json"
-    if previous := read_cache(note_path, UUID | None, None):
+    if note := PREFECT_RUN.read(places):
+        previous = UUID(note)
         with get_client(sync_client=True) as client, contextlib.suppress(HTTPError, PrefectException):
-            if not client.read_flow_run(previous).state.is_final():
+            state = client.read_flow_run(previous).state
+            if state is not None and not state.is_final():
                 client.set_flow_run_state(
                     previous, Crashed(message="The process of this run was stopped or killed."), force=True
                 )
-    write_json(note_path, runtime.flow_run.id)
+    PREFECT_RUN.write(places, runtime.flow_run.id)
     try:
         yield
     except (Exception, Pause):  # Prefect reports these itself, but not a run that a user stops
-        note_path.unlink(missing_ok=True)
+        PREFECT_RUN.delete(places)
         raise
-    note_path.unlink(missing_ok=True)
+    PREFECT_RUN.delete(places)
 
 
 @contextlib.contextmanager
 def locked_project(root: str) -> Iterator[ProjectPaths]:
-    """Lock the project and yield its paths. A scheduled run waits for the lock; a manual one raises Occupied."""
+    """Lock the project and yield its paths. A scheduled run waits for the lock; a manual one raises ProjectLocked."""
     places = ProjectPaths(Path(root).resolve())
     was_stopped = True
     if not runtime.deployment.id:  # flows/automations.yaml restarts the scheduled ones

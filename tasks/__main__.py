@@ -31,19 +31,19 @@ from tasks.project import environment, paths, run_lock
 from tasks.project.disk_errors import describe_disk_error
 from tasks.project.peak_memory import measure_peak_memory
 from tasks.project.run_origin import is_alive
+from tasks.project.state_files import STEP_TIMES, STEP_VERSIONS, StepTimes
 from tasks.versioning import integrity
 from tasks.versioning.dvc_stages import STARTER_VARIABLE
 from winnow.config import ROOT, Config, load_config
 from winnow.errors import WinnowError
 from winnow.printable import printable_text
 from winnow.records import (
-    StepRecord,
+    AnyRecord,
+    CandidateRecord,
     read_json,
-    read_record,
     record_digest,
     sha256_of,
     this_machine,
-    write_json,
 )
 from winnow.refit.deployed_folder import WINNER
 
@@ -107,7 +107,7 @@ def _parse(arguments: list[str]) -> tuple[str, str]:
     raise WinnowError(USAGE)
 
 
-def run_step(config: Config, places: paths.ProjectPaths, step: str, name: str) -> StepRecord:
+def run_step(config: Config, places: paths.ProjectPaths, step: str, name: str) -> AnyRecord:
     """Run a step on the project's folders; its checkpoints are removed once it has ended well.
 
     Checkpoints of a training with other settings go first, so that nobody follows their curves in place of these.
@@ -121,15 +121,14 @@ def run_step(config: Config, places: paths.ProjectPaths, step: str, name: str) -
         record = STEPS[step](config, places, name, scratch)
     seconds = time.monotonic() - started
     shutil.rmtree(scratch, ignore_errors=True)
-    times = {
+    times: StepTimes = {
         "step": seconds,
         "process": time.time() - psutil.Process().create_time(),
         "memory_mb": peak.mb,
         "disk_mb": sum(artifact.bytes for artifact in record.artifacts) / 1e6,
     }
-    for kind, content in (("versions", this_machine().versions), ("times", times)):
-        (places.state_dir / kind).mkdir(parents=True, exist_ok=True)
-        write_json(places.state_dir / kind / f"{name}.json", content)
+    STEP_VERSIONS.write(places, this_machine().versions, name)
+    STEP_TIMES.write(places, times, name)
     for warning in record.warnings:
         log.warning("warning: %s", warning)
     return record
@@ -138,19 +137,19 @@ def run_step(config: Config, places: paths.ProjectPaths, step: str, name: str) -
 # Each step with its folders. Its function is imported here, so that a quick step does not wait for torch.
 
 
-def _ingest(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> StepRecord:
+def _ingest(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
     from winnow.steps.ingest import ingest
 
     return ingest(config, places.artifacts / "data", places.state_dir)
 
 
-def _pretrain(config: Config, places: paths.ProjectPaths, _name: str, scratch: Path) -> StepRecord:
+def _pretrain(config: Config, places: paths.ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
     from winnow.steps.pretrain import pretrain
 
     return pretrain(config, places.artifacts / "data", places.artifacts / "pretrain", scratch)
 
 
-def _finetune(config: Config, places: paths.ProjectPaths, _name: str, scratch: Path) -> StepRecord:
+def _finetune(config: Config, places: paths.ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
     from winnow.steps.finetune import finetune
 
     artifacts = places.artifacts
@@ -158,7 +157,7 @@ def _finetune(config: Config, places: paths.ProjectPaths, _name: str, scratch: P
     return finetune(config, artifacts / "data", artifacts / "pretrain", dense, scratch)
 
 
-def _compress(config: Config, places: paths.ProjectPaths, name: str, scratch: Path) -> StepRecord:
+def _compress(config: Config, places: paths.ProjectPaths, name: str, scratch: Path) -> AnyRecord:
     from winnow.steps.compress import CandidateFolders, compress
 
     data, candidates = places.artifacts / "data", places.artifacts / "candidates"
@@ -166,14 +165,14 @@ def _compress(config: Config, places: paths.ProjectPaths, name: str, scratch: Pa
     return compress(config, name, folders, candidates / name)
 
 
-def _benchmark(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> StepRecord:
+def _benchmark(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
     from winnow.steps.benchmark import benchmark
 
     artifacts = places.artifacts
     return benchmark(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark")
 
 
-def _select(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> StepRecord:
+def _select(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
     from winnow.steps.select import select
 
     artifacts = places.artifacts
@@ -181,19 +180,19 @@ def _select(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Pa
     return select(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", out, places.root)
 
 
-def _refit(config: Config, places: paths.ProjectPaths, _name: str, scratch: Path) -> StepRecord:
+def _refit(config: Config, places: paths.ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
     from winnow.steps.refit import refit
 
     return refit(config, places.artifacts, places.artifacts / "refit", scratch)
 
 
-def _report(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> StepRecord:
+def _report(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
     from winnow.steps.report import report
 
     return report(config, places.artifacts, places.test_readings, places.artifacts / "report")
 
 
-STEPS: dict[str, Callable[[Config, paths.ProjectPaths, str, Path], StepRecord]] = {
+STEPS: dict[str, Callable[[Config, paths.ProjectPaths, str, Path], AnyRecord]] = {
     "ingest": _ingest,
     "pretrain": _pretrain,
     "finetune": _finetune,
@@ -226,7 +225,7 @@ def _inputs(config: Config, artifacts: Path, step: str, name: str) -> list[Path]
         return [data, dense, *([artifacts / "candidates" / parent] if parent != ROOT else [])]
     if step == "refit":
         winner = read_json(artifacts / "select" / WINNER)["winner"]
-        lineage = read_record(artifacts / "candidates" / winner).details["lineage"] if winner else [ROOT]
+        lineage = CandidateRecord.read(artifacts / "candidates" / winner).details.lineage if winner else [ROOT]
         return [data, pretrain, *(artifacts / "candidates" / ancestor for ancestor in lineage)]
     return {"pretrain": [data], "finetune": [data, pretrain]}.get(step, [])
 

@@ -22,7 +22,7 @@ from prefect.logging import get_run_logger
 
 from tasks.project import gpu_slots, run_lock
 from tasks.project.paths import ProjectPaths
-from tasks.project.state_files import StepTimes, read_cache
+from tasks.project.state_files import STEP_TIMES
 from tasks.tracking import mlflow_runs
 from tasks.tracking.mlflow_client import StoreError
 from tasks.versioning import dvc_stages, integrity
@@ -105,9 +105,7 @@ def run_stage(root: str, stage: str, parent_run: str | None) -> StageResult:
     except BaseException as error:
         mlflow_runs.fail_step(places, run_id, str(error) or type(error).__name__)
         raise
-    times = (
-        read_cache(places.state_dir / "times" / f"{name}.json", StepTimes | None, None) if outcome == "ran" else None
-    )
+    times = STEP_TIMES.read(places, name) if outcome == "ran" else None
     own = times["step"] if times else 0.0
     return {"stage": name, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
 

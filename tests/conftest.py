@@ -34,9 +34,10 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from tests.records import ingest_details, make_record  # noqa: E402
 from winnow.config import Config, check_config  # noqa: E402
 from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet, load_images  # noqa: E402
-from winnow.records import StepRecord, write_json, write_record  # noqa: E402
+from winnow.records import write_json, write_record  # noqa: E402
 
 if TYPE_CHECKING:
     from winnow.compression.method_inputs import MethodInputs
@@ -99,10 +100,7 @@ def write_set(folder: Path, train: int = 120, validation: int = 60, test: int = 
     np.save(folder / "keys.npy", rng.integers(0, 256, (len(split), 16), dtype=np.uint8))
     (folder / "files.txt").write_text("".join(f'"{index}.png"\n' for index in range(len(split))))
     write_json(folder / "classes.json", list(CLASSES))
-    write_record(
-        folder,
-        StepRecord(step="ingest", name="ingest", parameters={}, inputs={}, metrics={}, details={"classes": CLASSES}),
-    )
+    write_record(folder, make_record("ingest", ingest_details(CLASSES)))
 
 
 @pytest.fixture(scope="session")

@@ -18,25 +18,43 @@ from onnx import TensorProto, helper, numpy_helper
 from tasks.project.paths import ProjectPaths
 from tasks.registry import registered_models
 from tests.conftest import CLASSES, SIZE, tiny_params, write_set
+from tests.records import (
+    benchmark_details,
+    benchmark_row,
+    candidate_details,
+    make_record,
+    pretrain_details,
+    refit_details,
+    report_details,
+    selection_details,
+    serving_speeds,
+)
 from winnow.config import Config, check_config
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.deploy.batch_inference import predict_file
 from winnow.records import (
-    StepRecord,
+    CandidateRecord,
+    Gate,
+    RecordModel,
+    Verdict,
     describe_files,
     read_json,
-    read_record,
     record_digest,
     sha256_of,
     this_machine,
     write_json,
     write_record,
 )
+from winnow.records.benchmark import BestRows, PeakShares
+from winnow.records.candidate import LabelCounts
+from winnow.records.refit import RefitLabels
+from winnow.records.selection import Drop, DropEvidence
 from winnow.steps.refit import NOTE
 
 DATA_VERSION = "0123456789abcdef0123456789abcdef.dir"
 MODEL = "photos"
 """What these runs are registered as."""
+LABELS = LabelCounts(training=110, choosing=60)
 CURVES = [{"epoch": epoch, "loss": 1.0 / (1 + epoch)} for epoch in range(3)]
 
 
@@ -88,11 +106,11 @@ def write_run(root: Path, winner: str | None = "quick", models: dict[str, dict[s
     config, at = check_config(params), root / "artifacts"
     if not (at / "data").is_dir():
         write_set(at / "data")
-    _record(at / "pretrain", "pretrain", metrics={"pretrain/loss": CURVES[-1]["loss"]}, details={"curves": CURVES})
+    _record(at / "pretrain", "pretrain", pretrain_details(curves=CURVES), metrics={"pretrain/loss": CURVES[-1]["loss"]})
     for name, variant in variants.items():
         write_candidate(at, name, variant)
     write_verdicts(at, config, list(variants), winner)
-    _record(at / "report", "report", metrics={"test/top1": 1.0})
+    _record(at / "report", "report", report_details(), metrics={"test/top1": 1.0})
     (at / "report" / "report.html").write_text("<html>report</html>")
     return config
 
@@ -107,16 +125,19 @@ def write_candidate(at: Path, name: str, variant: dict[str, Any]) -> None:
     logits = predict_file(folder / "model.onnx", images.images_NHWC, indices)
     np.save(folder / "validation_logits.npy", logits)
     top1 = float((logits.argmax(1) == images.labels_N[indices]).mean())
-    metrics = {"quality/top1": top1, "quality/agreement": top1, "size/mb": (folder / "model.onnx").stat().st_size / 1e6}
-    details: dict[str, Any] = {
-        "method": "finetune" if name == "dense" else "quantize",
-        "precision": "f32",
-        "lineage": list(dict.fromkeys(["dense", name])),
-        "labels": {"training": 110, "choosing": 60},
-    }
+    size_mb = (folder / "model.onnx").stat().st_size / 1e6
+    metrics = {f"quality/{key}": top1 for key in ("top1", "top1_low", "top1_high", "agreement")}
+    metrics |= {"size/mb": size_mb, "size/zipped_mb": size_mb, "size/parameters": 12.0, "compute/macs": 9.0}
+    is_dense = name == "dense"
+    details = candidate_details(
+        "finetune" if is_dense else "quantize",
+        lineage=list(dict.fromkeys(["dense", name])),
+        labels=LABELS,
+        **({"curves": CURVES} if is_dense else {}),
+    )
     card = {
         "name": name,
-        **details,
+        **details.model_dump(mode="json", include={"method", "precision", "lineage", "labels"}),
         "classes": list(CLASSES),
         "image_size": SIZE,
         "output": {"name": "logits"},
@@ -124,16 +145,14 @@ def write_candidate(at: Path, name: str, variant: dict[str, Any]) -> None:
         "metrics": metrics,
     }
     write_json(folder / "card.json", card)
-    if name == "dense":
-        details["curves"] = CURVES
     parameters = {"epochs": 4, "optimiser": {"learning_rate": 0.05}, "seeds": [0, 1]}
-    _record(folder, "finetune", name=name, parameters=parameters, metrics=metrics, details=details)
+    step = "finetune" if is_dense else "compress"
+    _record(folder, step, details, name=name, parameters=parameters, metrics=metrics)
 
 
 def write_verdicts(at: Path, config: Config, names: list[str], winner: str | None, latency_ms: float = 0.5) -> None:
     """Benchmark and selection over the candidates as they lie there."""
     digests = {name: record_digest(at / "candidates" / name) for name in names}
-    row = {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "p50_ms": latency_ms}
     figures = {
         "best/latency_ms": latency_ms,
         "best/throughput_ips": 2000.0,
@@ -141,46 +160,43 @@ def write_verdicts(at: Path, config: Config, names: list[str], winner: str | Non
         **{f"speedup/{kind}_b1_low": 1.9 for kind in ("eager", "pytorch", "float")},
         **{f"speedup/{kind}_b1_high": 2.1 for kind in ("eager", "pytorch", "float")},
     }
-    bests = {name: {"latency": row, "throughput": row | {"batch": 8}} for name in names}
+    bests = {
+        name: BestRows(
+            latency=benchmark_row(name, p50_ms=latency_ms), throughput=benchmark_row(name, batch=8, p50_ms=latency_ms)
+        )
+        for name in names
+    }
+    candidates = dict.fromkeys(names, figures)
     _record(
         at / "benchmark",
         "benchmark",
+        benchmark_details(candidates=candidates, best=bests, peak_share=dict.fromkeys(names, PeakShares())),
         inputs=digests,
         parameters=config.benchmark.model_dump(mode="json"),
-        details={
-            "candidates": {name: figures for name in names},
-            "best": bests,
-            "identical_graphs": [],
-            "measurement_error": [],
-        },
         machine=this_machine(),
     )
     verdicts = []
     for name in names[1:]:
         passed = name != "wrong"
         reason = "drop 0.0 points is within 1" if passed else "drop 33.3 points exceeds 1"
-        gates = [{"name": "drop", "passed": passed, "reason": reason}]
-        verdicts.append({"candidate": name, "passed": passed, "gates": gates, "on_front": passed})
-    machine = this_machine().model_dump(mode="json")
-    speeds = {"machine": machine, "is_target": False, "best": bests, "candidates": dict.fromkeys(names, figures)}
-    speeds["measurement_error"] = []
-    quality = {
-        name: {key: value for key, value in read_record(at / "candidates" / name).metrics.items() if "quality/" in key}
-        for name in names
-    }
+        gates = (Gate(name="drop", passed=passed, reason=reason),)
+        verdicts.append(Verdict(candidate=name, passed=passed, gates=gates, on_front=passed))
+    metrics = {name: CandidateRecord.read(at / "candidates" / name).metrics for name in names}
+    quality = {name: {key: value for key, value in metrics[name].items() if "quality/" in key} for name in names}
     why = f"{winner} answers fastest" if winner else "no candidate passes every gate"
+    speeds = serving_speeds(best=bests, candidates=candidates)
+    drops = dict.fromkeys(names, DropEvidence(None, Drop(0.0, 0.0, 1.0)))
     _record(
         at / "select",
         "select",
+        selection_details(winner=winner, why=why, verdicts=verdicts, speeds=speeds, quality=quality, drops=drops),
         inputs={"benchmark": record_digest(at / "benchmark"), **digests},
         metrics={"select/passed": 1.0},
-        details={"winner": winner, "why": why, "verdicts": verdicts, "speeds": speeds, "quality": quality},
     )
     write_json(at / "select" / "winner.json", {"winner": winner})
-    labels = {"training": 110, "choosing": 60, "deployed": 110}
-    details = {"winner": winner, "is_refitted": False, "why": "not refitted: refit.when is never", "labels": labels}
     shutil.rmtree(at / "refit", ignore_errors=True)
-    _record(at / "refit", "refit", inputs=digests, details=details)
+    labels = RefitLabels(**dict(LABELS), deployed=LABELS.training)
+    _record(at / "refit", "refit", refit_details(winner=winner, labels=labels), inputs=digests)
     (at / "select" / "pareto.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 
 
@@ -196,16 +212,16 @@ def write_refit(at: Path, winner: str, variant: dict[str, Any]) -> None:
     digest = sha256_of(selected / "model.onnx")
     card["refit"] = {"labels": 170, "note": NOTE, "check": check, "selected_sha256": digest}
     write_json(folder / "card.json", card)
-    labels = {"training": 110, "choosing": 60, "deployed": 170}
-    details = {"winner": winner, "is_refitted": True, "why": f"{winner} was refitted on 170 labels", "labels": labels}
-    _record(folder, "refit", inputs={winner: record_digest(selected)}, details=details)
+    labels = RefitLabels(**dict(LABELS), deployed=170)
+    details = refit_details(winner=winner, is_refitted=True, why=f"{winner} was refitted on 170 labels", labels=labels)
+    _record(folder, "refit", details, inputs={winner: record_digest(selected)})
 
 
-def _record(folder: Path, step: str, **fields: Any) -> None:
+def _record(folder: Path, step: str, details: RecordModel, **fields: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = [name for name in ("model.onnx", "card.json", "validation_logits.npy") if (folder / name).is_file()]
-    empty: dict[str, Any] = {"name": folder.name, "parameters": {}, "inputs": {}, "metrics": {}}
-    write_record(folder, StepRecord(step=step, artifacts=describe_files(folder, *files), **{**empty, **fields}))
+    artifacts = describe_files(folder, *files)
+    write_record(folder, make_record(step, details, artifacts=artifacts, **{"name": folder.name, **fields}))
 
 
 def forget(places: ProjectPaths) -> None:

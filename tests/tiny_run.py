@@ -16,12 +16,32 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import tiny_params
+from tests.records import (
+    benchmark_details,
+    benchmark_row,
+    candidate_details,
+    ingest_details,
+    make_record,
+    pretrain_details,
+)
 from winnow.benchmark.speedups import attribute_speedup, baseline_rows, best_row, candidate_metrics
 from winnow.config import Config, check_config
 from winnow.data.dataset import SPLITS, VALIDATION, ImageSet, load_images
 from winnow.deploy.batch_inference import predict_file
 from winnow.evaluation.metrics import agreement, benchmark_logits_file, quality_metrics, temperature_metrics
-from winnow.records import Machine, StepRecord, describe_files, read_record, record_digest, this_machine, write_record
+from winnow.records import Machine, RecordModel, describe_files, read_record, record_digest, this_machine, write_record
+from winnow.records.benchmark import (
+    AbsentCase,
+    Attributions,
+    BenchmarkRow,
+    BestRows,
+    PeakShares,
+    Precision,
+    ProcessFootprint,
+    Runtime,
+)
+from winnow.records.candidate import ArmComparison, ArmTraining, LabelCounts, LinearProbe, PretrainingGain
+from winnow.records.ingest import RejectedFile, SplitCounts
 from winnow.steps.refit import refit
 from winnow.steps.select import select
 
@@ -75,59 +95,48 @@ def write_network(path: Path, blind: float) -> None:
 def record_data(folder: Path, images: ImageSet) -> None:
     labels, split = np.asarray(images.labels_N), np.asarray(images.split_N)
     counts = {
-        name: {part: int(((labels == at) & (split == s)).sum()) for s, part in enumerate(SPLITS)}
+        name: SplitCounts(**{part: int(((labels == at) & (split == s)).sum()) for s, part in enumerate(SPLITS)})
         for at, name in enumerate(images.classes)
     }
     metrics = {f"data/{part}": float((split == s).sum()) for s, part in enumerate(SPLITS)}
     metrics |= {"data/images": float(len(labels)), "data/left_out": 0.0, "data/rejected": 1.0}
-    details = {
-        "source": SOURCE,
-        "classes": list(images.classes),
-        "per_class": counts,
-        "labels_per_class": 10,
-        "test_set": "by hash",
-        "resize_policy": images.preprocessing.policy,
-        "rejected": [{"file": "broken & small.jpg", "reason": "damaged"}],
-    }
-    warnings = ("only 60 labelled validation images",)
-    write_record(
-        folder,
-        StepRecord(
-            step="ingest",
-            name="ingest",
-            parameters=check_config(tiny_params()).data.model_dump(mode="json"),
-            inputs={},
-            metrics=metrics,
-            details=details,
-            warnings=warnings,
-        ),
+    details = ingest_details(
+        images.classes,
+        source=SOURCE,
+        per_class=counts,
+        labels_per_class=10,
+        resize_policy=images.preprocessing.policy,
+        rejected=[RejectedFile(file="broken & small.jpg", reason="damaged")],
     )
+    record = make_record(
+        "ingest",
+        details,
+        parameters=check_config(tiny_params()).data.model_dump(mode="json"),
+        metrics=metrics,
+        warnings=("only 60 labelled validation images",),
+    )
+    write_record(folder, record)
 
 
 def _record_pretrain(folder: Path) -> None:
     folder.mkdir(parents=True)
     curves = [{"epoch": 1.0, "loss": 1.2}, {"epoch": 2.0, "loss": 1.0, "knn": 0.75, "spread": 0.5}]
     parameters = {"method": "rotnet", "backbone": "resnet8", "epochs": 2, "batch_size": 32}
-    write_record(
-        folder,
-        StepRecord(
-            step="pretrain",
-            name="pretrain",
-            parameters=parameters,
-            inputs={},
-            metrics={"pretrain/knn": 0.75},
-            details={"curves": curves},
-        ),
-    )
+    details = pretrain_details(curves=curves)
+    write_record(folder, make_record("pretrain", details, parameters=parameters, metrics={"pretrain/knn": 0.75}))
 
 
-ARMS = {
-    "pretrained": [{"seed": 0, "learning_rate": 0.05, "top1": 0.9}, {"seed": 1, "learning_rate": 0.05, "top1": 0.8}],
-    "scratch": [{"seed": 0, "learning_rate": 0.05, "top1": 0.7}, {"seed": 1, "learning_rate": 0.05, "top1": 0.65}],
-    "linear_probe": {"seed": 0, "top1": 0.72},
-    "gain": {"arm": "pretrained", "mean": 17.5, "low": -14.3, "high": 49.3, "pairs": 2},
-    "tried": [],
-}
+def arm_training(seed: int, top1: float, learning_rate: float = 0.05) -> ArmTraining:
+    return ArmTraining(seed=seed, learning_rate=learning_rate, steps=24, top1=top1)
+
+
+ARMS = ArmComparison(
+    pretrained=[arm_training(0, 0.9), arm_training(1, 0.8)],
+    scratch=[arm_training(0, 0.7), arm_training(1, 0.65)],
+    linear_probe=LinearProbe(seed=0, top1=0.72),
+    gain=PretrainingGain(arm="pretrained", mean=17.5, low=-14.3, high=49.3, pairs=2),
+    tried=[],
+)
 FINETUNED = {"seeds": [0, 1], "epochs": 4, "min_steps": 24, "learning_rates": [0.05], "weights": "data/none"}
 
 
@@ -140,111 +149,106 @@ def _candidate(candidates: Path, name: str, plan: dict[str, Any], images: ImageS
     np.save(folder / "validation_logits.npy", logits)
     labels = np.asarray(images.labels_N[indices])
     scored = labels >= 0
-    metrics, details = quality_metrics(logits[scored], labels[scored], images.classes)
+    metrics, by_class = quality_metrics(logits[scored], labels[scored], images.classes)
     dense = np.load(candidates / "dense" / "validation_logits.npy")
     metrics |= temperature_metrics(logits[scored], labels[scored])
     metrics["quality/agreement"] = agreement(dense, logits)
     metrics |= {"size/mb": plan["mb"], "size/zipped_mb": plan["mb"] * 0.9, "size/parameters": 7.5e5}
     metrics |= {"size/nonzero_parameters": 7.5e5 * (0.2 if name == "sparse" else 1.0), "compute/macs": 1.25e7}
-    details |= {
-        "method": plan.get("method", "finetune"),
-        "precision": "int8" if name.endswith("int8") else "f32",
-        "lineage": plan.get("lineage", ["dense"]),
-        "labels": {"training": 30, "choosing": int(scored.sum())},
-    }
-    write_record(
-        folder,
-        StepRecord(
-            step="finetune" if name == "dense" else "compress",
-            name=name,
-            parameters=FINETUNED if name == "dense" else {},
-            inputs={},
-            metrics=metrics,
-            details=details | ({"arms": ARMS, "cross_validation": None} if name == "dense" else {}),
-            artifacts=describe_files(folder, "model.onnx", "validation_logits.npy"),
-        ),
+    details = candidate_details(
+        plan.get("method", "finetune"),
+        **dict(by_class),
+        precision="int8" if name.endswith("int8") else "f32",
+        lineage=plan.get("lineage", ["dense"]),
+        labels=LabelCounts(training=30, choosing=int(scored.sum())),
+        **({"arms": ARMS} if name == "dense" else {}),
+    )
+    record = make_record(
+        "finetune" if name == "dense" else "compress",
+        details,
+        name=name,
+        parameters=FINETUNED if name == "dense" else {},
+        metrics=metrics,
+        artifacts=describe_files(folder, "model.onnx", "validation_logits.npy"),
+    )
+    write_record(folder, record)
+
+
+def _row(name: str, runtime: Runtime, precision: Precision, batch: int, ms: float) -> BenchmarkRow:
+    p50 = ms * (batch * 0.5 if batch > 1 else 1.0)
+    # Steady rounds: equal files are told apart from others by a hair.
+    round_ms = tuple(p50 * (1 + 0.001 * off) for off in (-3, -2, -1, 0, 0, 1, 2, 3))
+    p95 = p50 * 1.2 if batch == 1 else None
+    return benchmark_row(
+        *(name, runtime, precision, batch, p50), threads=2, p95_ms=p95, samples=200, round_ms=round_ms, spread=0.006
     )
 
 
-def _row(name: str, runtime: str, precision: str, batch: int, ms: float) -> dict[str, Any]:
-    p50 = ms * (batch * 0.5 if batch > 1 else 1.0)
-    cell = {"candidate": name, "runtime": runtime, "precision": precision, "layout": "file", "batch": batch}
-    times = {
-        "threads": 2,
-        "p50_ms": p50,
-        "p95_ms": p50 * 1.2 if batch == 1 else None,
-        "images_per_s": batch / p50 * 1e3,
-    }
-    # Steady rounds: equal files are told apart from others by a hair.
-    round_ms = [p50 * (1 + 0.001 * off) for off in (-3, -2, -1, 0, 0, 1, 2, 3)]
-    return {**cell, **times, "samples": 200, "round_ms": round_ms, "spread": 0.006}
-
-
 def record_benchmark(
-    artifacts: Path, plans: dict[str, dict[str, Any]], machine: Machine | None = None, rows: list[Any] | None = None
+    artifacts: Path,
+    plans: dict[str, dict[str, Any]],
+    machine: Machine | None = None,
+    rows: list[BenchmarkRow] | None = None,
 ) -> None:
     """Times as planned (on OpenVINO; ONNX Runtime takes twice, PyTorch three times as long), sums as the step makes."""
-    timed = []
+    own: dict[str, Precision] = {name: "int8" if name.endswith("int8") else "f32" for name in plans}
+    timed: list[BenchmarkRow] = []
     for name, plan in plans.items():
-        own = "int8" if name.endswith("int8") else "f32"
         for batch in (LARGE, 1):
             if plan["ms"] is not None:
-                timed += [_row(name, "openvino", own, batch, plan["ms"]), _row(name, "ort", own, batch, plan["ms"] * 2)]
+                timed.append(_row(name, "openvino", own[name], batch, plan["ms"]))
+                timed.append(_row(name, "ort", own[name], batch, plan["ms"] * 2))
             if name == "dense":
                 timed.append(_row(name, "eager", "f32", batch, plan["ms"] * 3))
     timed = rows or timed
     ancestors = {name: name.removesuffix("-int8") for name in plans}
-    processes = [
-        {"candidate": name, "runtime": "ort", "precision": "int8" if name.endswith("int8") else "f32"}
-        | {"import_ms": 180.0, "load_ms": 12.0, "first_call_ms": 2.5, "peak_mb": 91.0}
-        for name in plans
-    ]
+    start = {"import_ms": 180.0, "load_ms": 12.0, "first_call_ms": 2.5, "peak_mb": 91.0}
+    processes = [ProcessFootprint(candidate=name, runtime="ort", precision=own[name], **start) for name in plans]
     names = list(plans)
     folder = artifacts / "benchmark"
     folder.mkdir(exist_ok=True)
     digests = {name: record_digest(artifacts / "candidates" / name) for name in names}
-    bests = {n: {"latency": best_row(timed, n, 1), "throughput": best_row(timed, n, LARGE)} for n in names}
-    for row in [row for rows in bests.values() for row in rows.values() if row is not None]:
-        answers = artifacts / "candidates" / row["candidate"] / "validation_logits.npy"
+    bests = {n: BestRows(latency=best_row(timed, n, 1), throughput=best_row(timed, n, LARGE)) for n in names}
+    for row in [row for rows in bests.values() for row in (rows.latency, rows.throughput) if row is not None]:
+        answers = artifacts / "candidates" / row.candidate / "validation_logits.npy"
         (folder / benchmark_logits_file(row)).write_bytes(answers.read_bytes())
-    write_record(
-        folder,
-        StepRecord(
-            step="benchmark",
-            name="benchmark",
-            parameters={"grid": "quick", "large_batch": LARGE, "samples": 20, "rounds": 6},
-            inputs={"data": record_digest(artifacts / "data"), **digests},
-            metrics={"cells/timed": len(timed)},
-            details={
-                "rows": timed,
-                "processes": processes,
-                "executed": [],
-                "peaks": {"f32": 1e11, "int8": 3e11},
-                "peak_share": {name: {"latency": 0.01, "throughput": 0.1} for name in names},
-                "refused": [],
-                "absent": [{"runtime": "eager-cuda", "precision": "all", "reason": "no CUDA device"}],
-                "candidates": {name: candidate_metrics(timed, processes, name, LARGE) for name in names},
-                "best": bests,
-                "identical_graphs": [],
-                "measurement_error": [],
-                "baselines": {f"b{batch}": baseline_rows(timed, batch) for batch in (1, LARGE)},
-                "attribution": {
-                    n: {
-                        "latency": attribute_speedup(timed, n, ancestors[n], 1),
-                        "throughput": attribute_speedup(timed, n, ancestors[n], LARGE),
-                    }
-                    for n in names
-                },
-                "conditions": {"images_checked": 60, "needed_agreement": {}, "threads": 2, "image_size": 16},
-            },
-            machine=machine or this_machine(),
-        ),
+    details = benchmark_details(
+        rows=timed,
+        processes=processes,
+        peaks={"f32": 1e11, "int8": 3e11},
+        peak_share={name: PeakShares(latency=0.01, throughput=0.1) for name in names},
+        absent=[AbsentCase(runtime="eager-cuda", precision="all", reason="no CUDA device")],
+        candidates={name: candidate_metrics(timed, processes, name, LARGE) for name in names},
+        best=bests,
+        baselines={f"b{batch}": baseline_rows(timed, batch) for batch in (1, LARGE)},
+        attribution={
+            name: Attributions(
+                latency=attribute_speedup(timed, name, ancestors[name], 1),
+                throughput=attribute_speedup(timed, name, ancestors[name], LARGE),
+            )
+            for name in names
+        },
     )
+    record = make_record(
+        "benchmark",
+        details,
+        parameters={"grid": "quick", "large_batch": LARGE, "samples": 20, "rounds": 6},
+        inputs={"data": record_digest(artifacts / "data"), **digests},
+        metrics={"cells/timed": len(timed)},
+        machine=machine or this_machine(),
+    )
+    write_record(folder, record)
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
     """The folder's record with fields replaced."""
     write_record(folder, read_record(folder).model_copy(update=changes))
+
+
+def rewrite_details(folder: Path, **changes: Any) -> None:
+    """The folder's record with fields of its details replaced by models."""
+    details: RecordModel = read_record(folder).details
+    rewrite(folder, details=details.model_copy(update=changes))
 
 
 def choose(config: Config, artifacts: Path) -> Path:

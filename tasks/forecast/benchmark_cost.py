@@ -14,8 +14,9 @@ from tasks.forecast.microbenchmarks import Microbenchmarks
 from winnow.benchmark.grid import CHECKED_IMAGES, SCREENING_ROUNDS, calls_per_round, plan_cells
 from winnow.benchmark.timing import SLICE_SECONDS
 from winnow.config import ROOT, Benchmark, Config, Quantize, topological_order
-from winnow.deploy.runtimes import BenchmarkCase, Predict, RuntimeUnavailable, set_torch_threads
+from winnow.deploy.runtimes import Predict, RuntimeUnavailable, set_torch_threads
 from winnow.hardware import cores
+from winnow.records.benchmark import BenchmarkCase
 
 COMPARED_CELLS = 2
 """Cells compared per candidate: its fastest, and its share of the baselines."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from winnow.config import Config
-from winnow.records import read_record
+from winnow.records import IngestRecord
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Cost:
 def count_images(config: Config, data: Path | None, scratch: Path) -> Counts:
     """Return the counts in the record of `data`, or `expected_counts` where the data is not up to date (None)."""
     if data is not None:
-        record = read_record(data)
+        record = IngestRecord.read(data)
         counts = {key.removeprefix("data/"): int(value) for key, value in record.metrics.items()}
         return Counts(
             train=counts["train"],
@@ -69,7 +69,7 @@ def count_images(config: Config, data: Path | None, scratch: Path) -> Counts:
             test=counts["test"],
             budget=counts["label_budget"],
             choosing=counts["labelled_validation"],
-            classes=len(record.details["classes"]),
+            classes=len(record.details.classes),
         )
     return expected_counts(config, scratch)
 

@@ -8,50 +8,31 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from tasks.project import passwords
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_alive, process_identity
-from tasks.project.state_files import read_cache
+from tasks.project.state_files import SERVERS, AnnouncedServers
 from tasks.tracking import tracked_runs
 from winnow.errors import WinnowError
-from winnow.records import write_json
 
 ANSWER_SECONDS = 2
 
 
-@dataclass(frozen=True)
-class AnnouncedServers:
-    """The addresses of the servers that `winnow ui` or `winnow up` runs; "" for a team's server, named by the shell."""
-
-    mlflow: str
-    """The URL of MLflow's pages."""
-    prefect_api: str
-    owner: str
-    """The process that runs them (tasks.project.run_origin.process_identity)."""
-
-
-def servers_file(places: ProjectPaths) -> Path:
-    """Return the path of servers.json."""
-    return places.state_dir / "servers.json"
-
-
 def announce(places: ProjectPaths, mlflow: str, prefect_api: str) -> None:
     """Write servers.json for servers that this process runs."""
-    write_json(servers_file(places), asdict(AnnouncedServers(mlflow, prefect_api, process_identity(os.getpid()))))
+    SERVERS.write(places, AnnouncedServers(mlflow, prefect_api, process_identity(os.getpid())))
 
 
 def withdraw(places: ProjectPaths) -> None:
     """Delete servers.json, if this process wrote it."""
     if (announcement := read_announcement(places)) and announcement.owner == process_identity(os.getpid()):
-        servers_file(places).unlink(missing_ok=True)
+        SERVERS.delete(places)
 
 
 def read_announcement(places: ProjectPaths) -> AnnouncedServers | None:
     """Return the content of servers.json, whose owner may be gone; None where the file is missing or damaged."""
-    return read_cache(servers_file(places), AnnouncedServers | None, None)
+    return SERVERS.read(places)
 
 
 def prefect_api(places: ProjectPaths) -> str:

@@ -13,7 +13,7 @@ from winnow.deploy.bundle import HostCheck
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import DataError
 from winnow.hardware import cpu_flags
-from winnow.records import RECORD, read_record, sha256_of, write_json
+from winnow.records import RECORD, CandidateRecord, sha256_of, write_json
 
 TARGET_FILE = "data/target.json"
 """The file of imported measurements, relative to the project's root."""
@@ -31,7 +31,7 @@ def build_host_check(places: ProjectPaths, config: Config, with_candidates: bool
     candidates = []
     for name in (ROOT, *topological_order(dict(config.candidates))):
         folder = places.artifacts / "candidates" / name
-        candidates.append((name, folder / MODEL, str(read_record(folder).details["precision"])))
+        candidates.append((name, folder / MODEL, CandidateRecord.read(folder).details.precision))
     return HostCheck(config.benchmark, validation_images, tuple(candidates))
 
 
@@ -49,8 +49,8 @@ def import_target(places: ProjectPaths, config: Config, file: Path) -> tuple[Tar
     }
     if not digests:
         raise DataError("there are no candidates to compare the measurements with; run winnow first")
-    fastest = speeds_on_target(measurements, digests, config.benchmark.large_batch)["best"]
-    missing = {name: _why(measurements, digests[name]) for name, rows in fastest.items() if rows["latency"] is None}
+    fastest = speeds_on_target(measurements, digests, config.benchmark.large_batch).best
+    missing = {name: _why(measurements, digests[name]) for name, rows in fastest.items() if rows.latency is None}
     if ROOT in missing:
         raise DataError(
             f"{file} has no times of the present {ROOT} model ({missing[ROOT]}), the baseline of all others; "

@@ -24,7 +24,7 @@ ROOT_VARIABLE = "WINNOW_ROOT"
 
 
 def silence_loggers() -> None:
-    """Silence the loggers in NOISY below errors."""
+    """Silence the loggers in NOISY_LOGGERS below errors."""
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -35,7 +35,9 @@ class ProjectLocked(WinnowError):
 
 @contextlib.contextmanager
 def lock_run(places: ProjectPaths, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the run lock. Where another process holds it, raise Occupied, or call `wait` once with a message and wait.
+    """Hold the run lock.
+
+    Where another process holds it, raise ProjectLocked, or call `wait` once with a message and wait.
 
     Nested calls of the same process do nothing.
     """
@@ -61,7 +63,7 @@ def lock_run(places: ProjectPaths, wait: Callable[[str], None] | None = None) ->
 
 
 def check_unlocked(places: ProjectPaths) -> None:
-    """Raise Occupied while another run works in this checkout: then even `dvc status` fails."""
+    """Raise ProjectLocked while another run works in this checkout: then even `dvc status` fails."""
     with lock_run(places):
         pass
 
@@ -93,7 +95,7 @@ def _step_of(places: ProjectPaths) -> str:
 
 @contextlib.contextmanager
 def lock_step(places: ProjectPaths) -> Iterator[None]:
-    """Share the run lock with other steps of a `dvc repro` started by hand; raises Occupied while a run works."""
+    """Share the run lock with other steps of a `dvc repro` started by hand; raises ProjectLocked while a run works."""
     with _opened(places) as lock:
         if not _take(lock, fcntl.LOCK_SH):
             raise _occupied(places)

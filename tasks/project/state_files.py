@@ -1,30 +1,119 @@
-"""Typed reading of the JSON state files in .winnow.
+"""The JSON state files in .winnow: one list of them, one format, one way to read and write.
 
-    read_memory(path, dict[str, str], {})             for caches: {} where the file is missing or damaged
-    read_kept(path, list[int], [], "start anew")      for data that cannot be recomputed: ArtifactError where damaged
+    TRACKED_RUNS.read(places)            {} where the file is missing, damaged or of another version
+    TRACKED_RUNS.write(places, runs)     atomic
+    STEP_TIMES.read(places, "pretrain")  one file for each key
 
-Every file is validated against a type, so that damaged content never reaches the code that uses it. A file of another
-version of winnow counts as damaged.
+A file is {"format": 1, "content": ...}; files of earlier versions hold the content alone and are still read. Content
+is checked against its type, so that damaged content never reaches the code that uses it. Most files are caches. One
+that cannot be recomputed has a `remedy`: damaged, it raises ArtifactError.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Required, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from tasks.project.paths import ProjectPaths
 from winnow.errors import ArtifactError
+from winnow.records import write_json
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+FORMAT = 1
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True)
+class StateFile(Generic[Content]):
+    """A state file: its name below .winnow, where {} stands for a key, the type of its content, and its default."""
+
+    name: str
+    kind: Any
+    default: Content
+    remedy: str = ""
+    """Says what to do where the file is damaged and cannot be recomputed; empty for a cache."""
+
+    def path(self, places: ProjectPaths, key: str = "") -> Path:
+        """Return the path of the file."""
+        return places.state_dir / self.name.format(key)
+
+    def read(self, places: ProjectPaths, key: str = "") -> Content:
+        """Return the content, or the default where the file is missing.
+
+        A damaged cache is logged and counts as missing; another damaged file raises ArtifactError with the remedy.
+        """
+        return self.read_at(self.path(places, key))
+
+    def read_at(self, path: Path) -> Content:
+        """Return the content of the file at `path`, as `read`."""
+        try:
+            return self._parse(path)
+        except ArtifactError as error:
+            if self.remedy:
+                raise ArtifactError(f"{error}; {self.remedy}") from error
+            log.warning("%s; it is ignored and will be written again", error)
+            return self.default
+
+    def write(self, places: ProjectPaths, content: Content, key: str = "") -> None:
+        """Replace the content; the file is never half-written."""
+        self.write_at(self.path(places, key), content)
+
+    def write_at(self, path: Path, content: Content) -> None:
+        """Replace the content of the file at `path`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plain = TypeAdapter(self.kind).dump_python(content, mode="json")
+        write_json(path, {"format": FORMAT, "content": plain})
+
+    def delete(self, places: ProjectPaths, key: str = "") -> None:
+        """Delete the file, if it exists."""
+        self.path(places, key).unlink(missing_ok=True)
+
+    def _parse(self, path: Path) -> Content:
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return self.default
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read ({error.strerror})") from error
+        try:
+            version = _Envelope.validate_json(text, strict=True)
+        except ValidationError:
+            version = None
+        try:
+            if version is None:  # written by an earlier version
+                content: Content = TypeAdapter(self.kind).validate_json(text, strict=True)
+                return content
+            if version["format"] != FORMAT:
+                raise ArtifactError(f"{path} was written by another version of winnow (format {version['format']})")
+            enveloped: Content = TypeAdapter(_envelope_of(self.kind)).validate_json(text, strict=True)["content"]
+            return enveloped
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            location = ".".join(str(part) for part in problem["loc"]) or "the top"
+            raise ArtifactError(f"{path} is damaged (at {location}: {problem['msg']})") from error
+
+
+class _Version(TypedDict):
+    format: int
+    content: Any
+
+
+_Envelope = TypeAdapter(_Version)
+
+
+def _envelope_of(kind: Any) -> Any:
+    """Return the type of a file whose content has this type."""
+    return TypedDict("Envelope", {"format": int, "content": kind})  # type: ignore[operator]
 
 
 class StepTimes(TypedDict):
-    """The measurements that `python -m tasks` writes to .winnow/times for each step."""
+    """What `python -m tasks` measured of a step."""
 
     step: float
     """Seconds of the step itself."""
@@ -34,35 +123,86 @@ class StepTimes(TypedDict):
     disk_mb: float
 
 
-def read_cache(path: Path, kind: Any, otherwise: T) -> T:
-    """Return the content of a file of type `kind`, or `otherwise` where it is missing or damaged; log a damaged one."""
-    try:
-        return _read(path, kind, otherwise)
-    except ArtifactError as error:
-        log.warning("%s; it is ignored and will be written again", error)
-        return otherwise
+class PlannedStep(TypedDict):
+    """The forecast of one step."""
+
+    seconds: float
+    memory_mb: float
+    disk_mb: float
 
 
-def read_required(path: Path, kind: Any, otherwise: T, remedy: str) -> T:
-    """Return the content of a file of type `kind`, or `otherwise` where it is missing.
+class SavedPlan(TypedDict):
+    """The last plan, as far as a run is compared with it."""
 
-    Raises ArtifactError with `remedy` where it is damaged.
-    """
-    try:
-        return _read(path, kind, otherwise)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}; {remedy}") from error
+    params: str
+    """Digest of params.yaml."""
+    total_seconds: float
+    disk_gb: float
+    steps: dict[str, PlannedStep]
 
 
-def _read(path: Path, kind: Any, otherwise: T) -> T:
-    try:
-        content: T = TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
-    except FileNotFoundError:
-        return otherwise
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror})") from error
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        location = ".".join(str(part) for part in problem["loc"]) or "the top"
-        raise ArtifactError(f"{path} is damaged (at {location}: {problem['msg']})") from error
-    return content
+class PromotionState(TypedDict, total=False):
+    """The outcome of the last promotion in this checkout."""
+
+    address: Required[str]
+    model: Required[str]
+    select: Required[str]
+    """Digest of the selection and the refit."""
+    winner: str | None
+    sha256: str | None
+    version: str | None
+    alias: str | None
+    champion: str | None
+    reasons: list[str]
+    waits_until: str
+    is_new: bool
+
+
+class SearchRunState(TypedDict):
+    """The run of a search in MLflow, and the trials that it has."""
+
+    run: str
+    trials: list[int]
+
+
+@dataclass(frozen=True)
+class AnnouncedServers:
+    """The addresses of the servers that `winnow ui` or `winnow up` runs; "" for a team's server, named by the shell."""
+
+    mlflow: str
+    """The URL of MLflow's pages."""
+    prefect_api: str
+    owner: str
+    """The process that runs them (tasks.project.run_origin.process_identity)."""
+
+
+Fingerprint = list[int]
+"""Size, modification time in ns, and inode of a file."""
+
+SERVERS: StateFile[AnnouncedServers | None] = StateFile("servers.json", AnnouncedServers | None, None)
+STEP_TIMES: StateFile[StepTimes | None] = StateFile("times/{}.json", StepTimes | None, None)
+STEP_VERSIONS: StateFile[dict[str, str]] = StateFile("versions/{}.json", dict[str, str], {})
+"""Step -> the versions of the libraries that it ran with."""
+PLAN: StateFile[SavedPlan | None] = StateFile("plan.json", SavedPlan | None, None)
+VERIFIED: StateFile[dict[str, Fingerprint]] = StateFile("verified.json", dict[str, Fingerprint], {})
+"""MD5 -> fingerprint of the objects in DVC's cache that were read and found right."""
+PROMOTED: StateFile[PromotionState | None] = StateFile("promoted.json", PromotionState | None, None)
+TRACKED_RUNS: StateFile[dict[str, dict[str, str]]] = StateFile("tracked.json", dict[str, dict[str, str]], {})
+"""Address of MLflow -> digest -> run id."""
+DEPLOYED: StateFile[dict[str, list[str]]] = StateFile("deployed.json", dict[str, list[str]], {})
+"""Checkout and Prefect server -> names under which its flows are deployed there."""
+PREFECT_RUN: StateFile[str | None] = StateFile("prefect-run.json", str | None, None)
+"""The id of the flow run that works in this project."""
+SEARCH_RUN: StateFile[SearchRunState | None] = StateFile("search/{}/mlflow.json", SearchRunState | None, None)
+CONFIRMATIONS: StateFile[list[int]] = StateFile(
+    "search/{}/confirmations.json",
+    list[int],
+    [],
+    "the number of evaluations on the confirming half is lost; start a new search with another --name",
+)
+"""Trials of a search that were evaluated on the confirming half."""
+STATE_FILES: tuple[StateFile[Any], ...] = (
+    *(SERVERS, STEP_TIMES, STEP_VERSIONS, PLAN, VERIFIED, PROMOTED, TRACKED_RUNS, DEPLOYED, PREFECT_RUN),
+    *(SEARCH_RUN, CONFIRMATIONS),
+)
+"""All state files. The library itself counts readings of the test split, in test-readings.json (steps/report.py)."""

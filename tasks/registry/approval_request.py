@@ -6,8 +6,9 @@
     expired    nobody answered in time; it does not become champion
     superseded another challenger came before the answer
 
-Only `winnow promote --replace` promotes a version that was denied or has expired. A request is JSON in the version's
-tag `winnow.approval`, so every machine sees the same. Nothing here moves an alias.
+A version that was denied or has expired can still be approved (`winnow approve`); `winnow promote --replace` compares
+it with the champion again and asks anew. A request is JSON in the version's tag `winnow.approval`, so every machine
+sees the same. Nothing here moves an alias.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from winnow.benchmark import grid
 from winnow.benchmark.grid import CHECKED_IMAGES, plan_cells, predict_all, screening_settings
 from winnow.benchmark.measurement_error import time_difference
-from winnow.benchmark.speedups import Row, best_row, speedup
+from winnow.benchmark.speedups import best_row, speedup
 from winnow.benchmark.target_measurements import TargetMeasurements
 from winnow.config import Config, Promotion
 from winnow.data.dataset import VALIDATION, ImageSet, load_images, spread_indices
@@ -35,10 +35,8 @@ from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.onnx_session import MODEL
 from winnow.deploy.runtimes import (
     OPENVINO_RUNTIMES,
-    BenchmarkCase,
     Predict,
     RuntimeUnavailable,
-    case_from_row,
     open_case,
     openvino_modes,
 )
@@ -46,6 +44,7 @@ from winnow.evaluation.accuracy_drop import DropReport, measure_drops
 from winnow.evaluation.intervals import Ratio
 from winnow.hardware import cores
 from winnow.records import Machine, sha256_of, this_machine
+from winnow.records.benchmark import BenchmarkCase, BenchmarkRow
 from winnow.selection.decision import UNITS, batch_of_objective
 from winnow.selection.gates import judge_drop, judge_macro_f1
 
@@ -54,6 +53,9 @@ SIDES, REPEATED_CHAMPION = ("champion", "challenger"), "champion again"
 Card = Mapping[str, Any]
 Sides = tuple[tuple[Path, Card], tuple[Path, Card]]
 """Champion and challenger: folder and card."""
+
+ComparedRows = tuple[BenchmarkRow | None, BenchmarkRow | None, BenchmarkRow | None]
+"""The rows of champion, challenger, and the champion a second time; None where a side was not timed."""
 
 
 @dataclass(frozen=True)
@@ -163,22 +165,22 @@ def measure_contest(
     rows = _target_rows(target, sides, config) if target is not None else _local_rows(sides, config, images)
     (champion_value, challenger_value), ratio = [_value(row, policy.objective) for row in rows[:2]], None
     if rows[0] is not None and rows[1] is not None:
-        error = 0.0 if rows[2] is None else time_difference(rows[0]["p50_ms"], rows[2]["p50_ms"])
+        error = 0.0 if rows[2] is None else time_difference(rows[0].p50_ms, rows[2].p50_ms)
         ratio = speedup(rows[0], rows[1], error)
     return ContestResult(drop_report, champion_value, challenger_value, ratio, substituted)
 
 
-def _value(row: Row | None, objective: str) -> float | None:
+def _value(row: BenchmarkRow | None, objective: str) -> float | None:
     if row is None:
         return None
-    return float(row["images_per_s"] if objective == "throughput" else row["p50_ms"])
+    return row.images_per_s if objective == "throughput" else row.p50_ms
 
 
 def _batch(config: Config) -> int:
     return batch_of_objective(config.promotion.objective, config.benchmark.large_batch)
 
 
-def _target_rows(target: TargetMeasurements, sides: Sides, config: Config) -> tuple[Row | None, Row | None, Row | None]:
+def _target_rows(target: TargetMeasurements, sides: Sides, config: Config) -> ComparedRows:
     """Return each file's fastest row on the benchmark target; None where it was not timed there."""
     rows = [best_row(target.rows_of({"it": sha256_of(folder / MODEL)}), "it", _batch(config)) for folder, _ in sides]
     return rows[0], rows[1], None
@@ -208,7 +210,7 @@ def _substituted(missing: Sequence[str | None]) -> tuple[str, ...]:
     )
 
 
-def _local_rows(sides: Sides, config: Config, images: ImageSet) -> tuple[Row | None, Row | None, Row | None]:
+def _local_rows(sides: Sides, config: Config, images: ImageSet) -> ComparedRows:
     """Return the rows of champion, challenger, and the champion a second time, compared in alternating rounds.
 
     The two rows of the champion show the measurement error.
@@ -235,9 +237,9 @@ def _local_rows(sides: Sides, config: Config, images: ImageSet) -> tuple[Row | N
     if fastest[0] is None or fastest[1] is None:
         return fastest[0], fastest[1], None
     chosen = [
-        case_from_row(fastest[0]),
-        case_from_row(fastest[1]),
-        replace(case_from_row(fastest[0]), candidate=REPEATED_CHAMPION),
+        fastest[0].case,
+        fastest[1].case,
+        replace(fastest[0].case, candidate=REPEATED_CHAMPION),
     ]
     rows = grid.compare_cells(chosen, opened, pixels_NHWC, config.benchmark)
     return rows[0], rows[1], rows[2]

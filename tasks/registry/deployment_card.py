@@ -17,7 +17,8 @@ from winnow.config import Config
 from winnow.deploy.runtimes import count_streams
 from winnow.errors import ArtifactError
 from winnow.evaluation.metrics import drop_metrics_on_test
-from winnow.records import RECORD, StepRecord, quality_as_served, read_json, read_record, record_digest
+from winnow.records import RECORD, IngestRecord, ReportRecord, SelectionRecord, read_json, record_digest
+from winnow.records.benchmark import BenchmarkRow
 from winnow.refit.deployed_folder import REFIT
 from winnow.selection.decision import SERVING_METRIC
 
@@ -26,42 +27,43 @@ ACCURACY, TEST_WARNING = "winnow.accuracy", "winnow.test.warning"
 
 
 def deployment_card(
-    places: ProjectPaths, config: Config, selection: StepRecord, winner: str, folder: Path
+    places: ProjectPaths, config: Config, selection: SelectionRecord, winner: str, folder: Path
 ) -> dict[str, Any]:
     """Return the candidate's card with speed, machine, serving settings, test accuracy, data version and reason.
 
     The accuracy on the test split is only shown; nothing is selected by it (decision 0017). Raises ArtifactError where
     the winner was timed on no runtime.
     """
-    speeds, objective = selection.details["speeds"], config.promotion.objective
-    fastest = speeds["best"][winner]
-    served = fastest[SERVING_METRIC[objective]]
+    speeds, objective = selection.details.speeds, config.promotion.objective
+    fastest = speeds.best[winner]
+    served = fastest.of(SERVING_METRIC[objective])
     if served is None:
         raise ArtifactError(
             f"{winner} was timed on no runtime, so there is no runtime to serve it with; run winnow again"
         )
-    serving = _serving_settings(served) | {"p50_ms": served["p50_ms"]}
+    serving = _serving_settings(served) | {"p50_ms": served.p50_ms}
     candidate_card = read_json(folder / CARD)
     return {
         **candidate_card,
         # The same values as in the report: those of the runtime that serves.
-        "metrics": candidate_card["metrics"] | quality_as_served(selection, winner),
+        "metrics": candidate_card["metrics"] | selection.details.quality[winner],
         "serving": {**serving, "objective": objective},
-        "speed": speeds["candidates"][winner],
-        "fastest": {kind: _serving_settings(timed_row) for kind, timed_row in fastest.items() if timed_row is not None},
-        "machine": speeds["machine"],
+        "speed": speeds.candidates[winner],
+        "fastest": {metric: _serving_settings(row) for metric, row in fastest if row is not None},
+        "machine": speeds.machine.model_dump(mode="json"),
         "test": _test_section(places, winner),
         "data_version": data_version(places),
-        "split": split_rule(read_record(places.artifacts / "data")),
+        "split": split_rule(IngestRecord.read(places.artifacts / "data")),
         "pillow": importlib.metadata.version("pillow"),
-        "why": selection.details["why"],
+        "why": selection.details.why,
     }
 
 
-def _serving_settings(row: Mapping[str, Any]) -> dict[str, Any]:
+def _serving_settings(row: BenchmarkRow) -> dict[str, Any]:
     """Return how the file ran: runtime, precision, threads, batch, and streams where there are several."""
-    settings = {key: row[key] for key in ("runtime", "precision", "threads", "batch")}
-    if (streams := count_streams(row["runtime"], row["batch"], row["threads"])) > 1:
+    settings: dict[str, Any] = row.model_dump(include={"runtime", "precision"})
+    settings |= {"threads": row.threads, "batch": row.batch}
+    if (streams := count_streams(row.runtime, row.batch, row.threads)) > 1:
         settings["streams"] = streams
     return settings
 
@@ -75,11 +77,11 @@ def _test_section(places: ProjectPaths, winner: str) -> dict[str, Any]:
     folder = places.artifacts / "report"
     if not (folder / RECORD).is_file():
         return {}
-    report, prefix = read_record(folder), "test/winner_"
+    report, prefix = ReportRecord.read(folder), "test/winner_"
     is_current = all(report.inputs.get(step) == record_digest(places.artifacts / step) for step in ("select", REFIT))
-    if not is_current or report.details["winner"] != winner or f"{prefix}top1" not in report.metrics:
+    if not is_current or report.details.winner != winner or f"{prefix}top1" not in report.metrics:
         return {}
-    baseline = str(report.details["baseline"])
+    baseline = report.details.baseline
     drop = zip(("drop_points", "drop_low", "drop_high"), drop_metrics_on_test(baseline), strict=True)
     return {
         "images": report.metrics["test/images"],
@@ -87,9 +89,9 @@ def _test_section(places: ProjectPaths, winner: str) -> dict[str, Any]:
         **{key: report.metrics[prefix + key] for key in ("top1", "top1_low", "top1_high")},
         "baseline": baseline,
         **{key: report.metrics[name] for key, name in drop},
-        "measured_in": report.details["measured_in"],
+        "measured_in": report.details.measured_in,
         "warnings": list(report.warnings),
-        **({"abstention": report.details["abstention"]} if "abstention" in report.details else {}),
+        "abstention": report.details.abstention.model_dump(mode="json"),
     }
 
 
@@ -101,13 +103,13 @@ def accuracy_tags(card: Mapping[str, Any]) -> dict[str, str | None]:
     return {ACCURACY: accuracy or None, TEST_WARNING: "; ".join(test.get("warnings", [])) or None}
 
 
-def split_rule(data: StepRecord) -> dict[str, Any]:
+def split_rule(data: IngestRecord) -> dict[str, Any]:
     """Return the rule of the split from the record of ingest.
 
     The fractions (without test_fraction for a test set of the source), the group key, and the digest of the decoder.
     """
     keys = ["validation_fraction", "group_by"]
-    if data.details.get("test_set") != "named by the source":
+    if data.details.test_set != "named by the source":
         keys.insert(1, "test_fraction")
     rule = {key: data.parameters[key] for key in keys if key in data.parameters}
-    return rule | {key: data.details[key] for key in ("decoder",) if key in data.details}
+    return rule | {"decoder": data.details.decoder}

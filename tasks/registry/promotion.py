@@ -32,7 +32,7 @@ from winnow.benchmark.target_measurements import target_digest
 from winnow.config import Config
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ArtifactError, WinnowError
-from winnow.records import StepRecord, read_json, read_record, record_digest, sha256_of
+from winnow.records import SelectionRecord, read_json, read_record, record_digest, sha256_of
 from winnow.refit.deployed_folder import deployed_folder, selected_folder
 
 ROLLED_BACK, REPLACED, SINCE = "winnow.rolled_back", "winnow.replaced", "winnow.champion_since"
@@ -69,12 +69,12 @@ def promote(places: ProjectPaths, config: Config, replace: bool = False) -> Prom
 
 
 def _promote(places: ProjectPaths, config: Config, replace: bool) -> PromotionResult:
-    selection, model = read_record(places.artifacts / "select"), registered_model_name(config)
+    selection, model = SelectionRecord.read(places.artifacts / "select"), registered_model_name(config)
     champion = registered_models.find(places, model, CHAMPION)
-    winner: str | None = selection.details["winner"]
+    winner = selection.details.winner
     if winner is None:
         stays = f"{champion} stays champion of {model}" if champion else f"{model} has no champion yet"
-        reason = f"nothing is promoted: {selection.details['why']}; {stays}"
+        reason = f"nothing is promoted: {selection.details.why}; {stays}"
         outcome = PromotionResult((reason,), champion=version_number(champion))
     else:
         outcome = _promote_winner(places, config, selection, winner, champion, replace)
@@ -88,7 +88,7 @@ def _promote(places: ProjectPaths, config: Config, replace: bool) -> PromotionRe
 def _promote_winner(
     places: ProjectPaths,
     config: Config,
-    selection: StepRecord,
+    selection: SelectionRecord,
     winner: str,
     champion: ModelVersion | None,
     replace: bool,
@@ -168,7 +168,7 @@ def version_number(version: ModelVersion | None) -> str | None:
     return version.number if version else None
 
 
-def _checked(places: ProjectPaths, config: Config, selection: StepRecord, winner: str) -> tuple[Path, str]:
+def _checked(places: ProjectPaths, config: Config, selection: SelectionRecord, winner: str) -> tuple[Path, str]:
     """Return (folder, sha256) of the file to deploy. Raises ArtifactError where the selection's inputs have changed."""
     folder = places.artifacts / "candidates" / winner
     if selection.inputs.get(winner) != record_digest(folder):

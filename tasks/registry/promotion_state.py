@@ -8,34 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
-from typing import Any, Required
+from typing import Any
 
-from typing_extensions import TypedDict
+from pydantic import TypeAdapter
 
 from tasks.project.paths import ProjectPaths, registered_model_name
-from tasks.project.state_files import read_cache
+from tasks.project.state_files import PROMOTED, PromotionState
 from tasks.tracking import tracked_runs
 from winnow.config import Config
-from winnow.records import RECORD, record_digest, write_json
+from winnow.records import RECORD, record_digest
 from winnow.refit.deployed_folder import REFIT
-
-STATE_FILE = "promoted.json"
-
-
-class PromotionState(TypedDict, total=False):
-    """The content of promoted.json."""
-
-    address: Required[str]
-    model: Required[str]
-    select: Required[str]
-    champion: str | None
-    reasons: list[str]
-    waits_until: str
 
 
 def is_up_to_date(places: ProjectPaths, config: Config) -> bool:
     """Return whether the last selection was promoted or rejected at this address, or waits for approval."""
-    state, selection_folder = _recall(places), places.artifacts / "select"
+    state, selection_folder = PROMOTED.read(places), places.artifacts / "select"
     if (
         not state
         or not (selection_folder / RECORD).is_file()
@@ -57,36 +44,33 @@ def selection_digest(places: ProjectPaths) -> str:
 
 def is_awaiting_approval(places: ProjectPaths) -> bool:
     """Return whether the winner waited for approval when it was last checked; it may have been approved since."""
-    return bool(_recall(places).get("waits_until"))
+    state = PROMOTED.read(places)
+    return bool(state and state.get("waits_until"))
 
 
 def read_reasons(places: ProjectPaths) -> list[str]:
     """Return the reasons of the last promotion."""
-    return list(_recall(places).get("reasons", []))
+    state = PROMOTED.read(places)
+    return list(state.get("reasons", [])) if state else []
 
 
 def save(places: ProjectPaths, model: str, select: str, outcome: dict[str, Any]) -> None:
     """Write the outcome (`champion`, `reasons`, `waits_until`) for the selection with this digest."""
     where = {"address": _address(places), "model": model, "select": select}
-    write_json(places.state_dir / STATE_FILE, {**where, **outcome})
+    state: PromotionState = TypeAdapter(PromotionState).validate_python(where | outcome)
+    PROMOTED.write(places, state)
 
 
 def update(places: ProjectPaths, model: str, champion: str | None, reason: str) -> None:
     """Set champion and reason after an approval, a denial or a rollback."""
-    state = _recall(places)
+    state = PROMOTED.read(places)
     if state and (state["address"], state["model"]) == (_address(places), model):
-        changes = {"champion": champion, "reasons": [reason], "waits_until": ""}
-        write_json(places.state_dir / STATE_FILE, {**state, **changes})
+        PROMOTED.write(places, {**state, "champion": champion, "reasons": [reason], "waits_until": ""})
 
 
 def clear(places: ProjectPaths) -> None:
     """Delete the file, so that the next promotion measures and asks again."""
-    (places.state_dir / STATE_FILE).unlink(missing_ok=True)
-
-
-def _recall(places: ProjectPaths) -> dict[str, Any]:
-    """Return the content of the file; {} where it is missing or damaged."""
-    return dict(read_cache(places.state_dir / STATE_FILE, PromotionState | None, None) or {})
+    PROMOTED.delete(places)
 
 
 def _is_open(until: str) -> bool:

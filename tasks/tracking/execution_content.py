@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tasks.project.paths import ProjectPaths
 from tasks.tracking.run_content import TAG_LENGTH, RunContent, VerdictRecords, read_verdict_records, test_tags
 from winnow.benchmark.measurement_error import describe_errors
-from winnow.config import CONTROL, ROOT
-from winnow.records import RECORD, read_record
+from winnow.records import RECORD, CandidateRecord, ReportRecord
+from winnow.reporting.candidate_rows import CandidateRow, Share, candidate_row
 
 REPORT_FILES = (".html", ".png", ".svg")
-COLUMNS: tuple[tuple[str, str, float, str], ...] = (
-    ("top-1 %", "quality/top1", 100, ".1f"),
-    ("test top-1 %", "test/top1", 100, ".1f"),
-    ("agreement %", "quality/agreement", 100, ".1f"),
-    ("MB", "size/mb", 1, ".2f"),
-    ("p50 ms (b1)", "best/latency_ms", 1, ".2f"),
-    ("images/s", "best/throughput_ips", 1, ",.0f"),
-    ("x eager f32", "speedup/eager_b1", 1, ".1f"),
-    ("x best float PyTorch", "speedup/pytorch_b1", 1, ".1f"),
-    ("x best float", "speedup/float_b1", 1, ".1f"),
-    ("at least", "speedup/float_b1_low", 1, ".1f"),
+COLUMNS: tuple[tuple[str, Callable[[CandidateRow], float | None], str], ...] = (
+    ("top-1 %", lambda row: _percent(row.top1), ".1f"),
+    ("test top-1 %", lambda row: _percent(row.test_top1), ".1f"),
+    ("agreement %", lambda row: row.agreement * 100, ".1f"),
+    ("MB", lambda row: row.size_mb, ".2f"),
+    ("p50 ms (b1)", lambda row: row.latency_ms, ".2f"),
+    ("images/s", lambda row: row.throughput_ips, ",.0f"),
+    ("x eager f32", lambda row: _speedup(row, "eager"), ".1f"),
+    ("x best float PyTorch", lambda row: _speedup(row, "pytorch"), ".1f"),
+    ("x best float", lambda row: _speedup(row, "float"), ".1f"),
+    ("at least", lambda row: _least_speedup(row), ".1f"),
 )
-"""The columns of the table on an execution's page: (title, metric, factor, format)."""
+"""The columns of the table on an execution's page: (title, value, format)."""
+
+
+def _percent(share: Share | None) -> float | None:
+    return None if share is None else share.value * 100
+
+
+def _speedup(row: CandidateRow, baseline: str) -> float | None:
+    """Return the speed-up for one image."""
+    ratio = row.speedups[baseline][0]
+    return ratio.value if ratio else None
+
+
+def _least_speedup(row: CandidateRow) -> float | None:
+    """Return the lower end of the speed-up over the best float for one image; None where it is not known."""
+    ratio = row.speedups["float"][0]
+    return ratio.low if ratio and math.isfinite(ratio.high) else None
 
 
 def execution_digest(contents: Sequence[RunContent]) -> str:
@@ -39,9 +56,12 @@ def execution_tags(places: ProjectPaths) -> dict[str, str]:
     if verdicts is None:
         return {}
     details = verdicts.selection.details
-    tags = {"winnow.winner": details["winner"] or "nobody", "winnow.reason": details["why"][:TAG_LENGTH]}
-    report = places.artifacts / "report"
-    return tags | (test_tags(read_record(report)) if (report / RECORD).is_file() else {})
+    tags = {"winnow.winner": details.winner or "nobody", "winnow.reason": details.why[:TAG_LENGTH]}
+    folder = places.artifacts / "report"
+    if not (folder / RECORD).is_file():
+        return tags
+    report = ReportRecord.read(folder)
+    return tags | test_tags(report.details, report.warnings)
 
 
 def execution_note(
@@ -51,33 +71,22 @@ def execution_note(
     verdicts: VerdictRecords | None = None,
 ) -> str:
     """Return the table of candidates as Markdown. `runs`: digest -> run id, for links."""
-    error_line = describe_errors(verdicts.benchmark.details["measurement_error"]) if verdicts else ""
+    error_line = describe_errors(verdicts.benchmark.details.measurement_error) if verdicts else ""
     header = " | ".join(["candidate", *(title for title, *_ in COLUMNS), "verdict"])
     rows = [f"| {header} |", "|" + " --- |" * (len(COLUMNS) + 2)]
     step_links = []
-    test_accuracy = _test_accuracy(contents, verdicts)
+    report = next((ReportRecord.read(content.folder) for content in contents if content.step == "report"), None)
     for content in contents:
         link = f"[{content.name}](#/experiments/{experiment}/runs/{runs[content.digest]})"
         if not content.is_candidate:
             step_links.append(link)
             continue
-        values = content.metrics | content.figures | test_accuracy.get(content.name, {})
-        cells = [format(values[key] * factor, spec) if key in values else "-" for _, key, factor, spec in COLUMNS]
-        rows.append(f"| {' | '.join([link, *cells, content.tags.get('winnow.verdict', 'not judged')])} |")
+        later = (verdicts.benchmark, verdicts.selection, report) if verdicts and content.is_judged else ()
+        row = candidate_row(CandidateRecord.read(content.folder), *later)
+        values = ((value(row), form) for _, value, form in COLUMNS)
+        cells = ["-" if value is None else format(value, form) for value, form in values]
+        rows.append(f"| {' | '.join([link, *cells, row.outcome])} |")
     return "\n".join([*rows, "", *([error_line] if error_line else []), f"Steps: {', '.join(step_links)}"])
-
-
-def _test_accuracy(contents: Sequence[RunContent], verdicts: VerdictRecords | None) -> dict[str, dict[str, float]]:
-    """Return candidate -> {test/top1} for the candidates that the report has measured on the test split."""
-    accuracy = {}
-    winner = verdicts.selection.details["winner"] if verdicts else None
-    for content in contents:
-        if content.step == "report":
-            names = {"dense": ROOT, "dense-kd": CONTROL, **({"winner": winner} if winner else {})}
-            for key, name in names.items():
-                if f"test/{key}_top1" in content.metrics:
-                    accuracy[name] = {"test/top1": content.metrics[f"test/{key}_top1"]}
-    return accuracy
 
 
 def execution_files(places: ProjectPaths) -> list[Path]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,19 @@ from tasks.project.paths import ProjectPaths
 from tasks.versioning import dvc_stages
 from winnow.config import ROOT, Config
 from winnow.evaluation.effective_sample_size import in_groups
-from winnow.records import RECORD, Machine, StepRecord, quality_as_served, read_record, record_digest
+from winnow.records import (
+    RECORD,
+    BenchmarkRecord,
+    Machine,
+    RecordModel,
+    RefitDetails,
+    ReportDetails,
+    SelectionDetails,
+    SelectionRecord,
+    read_record,
+    record_digest,
+)
+from winnow.records.candidate import CandidateFile
 from winnow.selection.gates import GATES
 
 CANDIDATE_STEPS = ("finetune", "candidate")
@@ -65,8 +77,8 @@ class RunContent:
 class VerdictRecords:
     """The records of benchmark and select, where they belong together."""
 
-    benchmark: StepRecord
-    selection: StepRecord
+    benchmark: BenchmarkRecord
+    selection: SelectionRecord
 
 
 def read_contents(places: ProjectPaths, config: Config) -> list[RunContent]:
@@ -90,7 +102,7 @@ def read_verdict_records(places: ProjectPaths) -> VerdictRecords | None:
     benchmark, selection = places.artifacts / "benchmark", places.artifacts / "select"
     if not ((benchmark / RECORD).is_file() and (selection / RECORD).is_file()):
         return None
-    verdicts = VerdictRecords(read_record(benchmark), read_record(selection))
+    verdicts = VerdictRecords(BenchmarkRecord.read(benchmark), SelectionRecord.read(selection))
     return verdicts if verdicts.selection.inputs.get("benchmark") == record_digest(benchmark) else None
 
 
@@ -107,17 +119,17 @@ def read_content(folder: Path, step: str, verdicts: VerdictRecords | None = None
         metrics=record.metrics,
         figures={},
         tags={"winnow.step": step, "winnow.name": name, **_machine_tags(record.machine)},
-        note="\n".join([*_details_lines(record), *(f"- warning: {text}" for text in record.warnings)]),
-        curves=record.details.get("curves", []),
+        note="\n".join([*_details_lines(record.details), *(f"- warning: {text}" for text in record.warnings)]),
+        curves=getattr(record.details, "curves", []),
     )
-    if step == "report":
-        return replace(base, tags=base.tags | test_tags(record))
-    if step not in CANDIDATE_STEPS:
+    if isinstance(record.details, ReportDetails):
+        return replace(base, tags=base.tags | test_tags(record.details, record.warnings))
+    if not isinstance(record.details, CandidateFile):
         return base
     base = replace(
         base,
-        params={"method": str(record.details["method"])} | base.params,
-        tags=base.tags | _lineage(record),
+        params={"method": record.details.method} | base.params,
+        tags=base.tags | _lineage(record.details),
     )
     if (
         verdicts is None
@@ -129,9 +141,9 @@ def read_content(folder: Path, step: str, verdicts: VerdictRecords | None = None
 
 
 def _judged(base: RunContent, verdicts: VerdictRecords) -> RunContent:
-    figures: dict[str, float] = verdicts.benchmark.details["candidates"][base.name]
-    figures = figures | quality_as_served(verdicts.selection, base.name)
-    verdict, reason = _verdict(base.name, verdicts.selection)
+    selection = verdicts.selection.details
+    figures = verdicts.benchmark.details.candidates[base.name] | selection.quality[base.name]
+    verdict, reason = _verdict(base.name, selection)
     parts = [base.record_digest, figures, verdict, reason]
     return replace(
         base,
@@ -144,46 +156,43 @@ def _judged(base: RunContent, verdicts: VerdictRecords) -> RunContent:
     )
 
 
-def _verdict(name: str, selection: StepRecord) -> tuple[str, str]:
+def _verdict(name: str, selection: SelectionDetails) -> tuple[str, str]:
     """Return (verdict, reasons with their numbers)."""
     if name == ROOT:
         return "reference", "every other candidate is compared with it"
-    row = next(verdict for verdict in selection.details["verdicts"] if verdict["candidate"] == name)
-    gates = [gate["reason"] for gate in row["gates"] if gate["passed"] == row["passed"] and _is_checked(gate)]
-    gates += [f"{GATES[gate['name']]}: {gate['reason']}" for gate in row["gates"] if not _is_checked(gate)]
-    if selection.details["winner"] == name:
-        return "winner", "; ".join([selection.details["why"], *gates])
-    is_unshown = all(not gate.get("shown", True) for gate in row["gates"] if not gate["passed"])
-    return "passed" if row["passed"] else "not shown" if is_unshown else "failed", "; ".join(gates)
+    verdict = selection.verdict(name)
+    assert verdict is not None
+    reasons = [gate.reason for gate in verdict.gates if gate.passed == verdict.passed and gate.checked]
+    reasons += [f"{GATES[gate.name]}: {gate.reason}" for gate in verdict.gates if not gate.checked]
+    if selection.winner == name:
+        return "winner", "; ".join([selection.why, *reasons])
+    is_unshown = all(not gate.shown for gate in verdict.gates if not gate.passed)
+    return "passed" if verdict.passed else "not shown" if is_unshown else "failed", "; ".join(reasons)
 
 
-def _is_checked(gate: Mapping[str, Any]) -> bool:
-    """Return whether a gate was checked; an unchecked gate does not fail a candidate."""
-    return bool(gate.get("checked", True))
-
-
-def _lineage(record: StepRecord) -> dict[str, str]:
-    lineage = [str(name) for name in record.details["lineage"]]
-    labels = record.details["labels"]
+def _lineage(candidate: CandidateFile) -> dict[str, str]:
+    lineage, labels = candidate.lineage, candidate.labels
     return {
         "winnow.candidate": lineage[-1],
         "winnow.parent": lineage[-2] if len(lineage) > 1 else "",
         "winnow.lineage": " > ".join(lineage),
-        "winnow.method": str(record.details["method"]),
-        "winnow.precision": str(record.details["precision"]),
-        "winnow.labels.training": str(labels["training"]),
-        "winnow.labels.choosing": str(labels["choosing"]),
+        "winnow.method": candidate.method,
+        "winnow.precision": candidate.precision,
+        "winnow.labels.training": str(labels.training),
+        "winnow.labels.choosing": str(labels.choosing),
     }
 
 
-def _details_lines(record: StepRecord) -> list[str]:
-    if "lineage" not in record.details:
-        return [f"- {record.details['why']}"] if "why" in record.details else []
-    labels = record.details["labels"]
+def _details_lines(details: RecordModel) -> list[str]:
+    if isinstance(details, SelectionDetails | RefitDetails):
+        return [f"- {details.why}"]
+    if not isinstance(details, CandidateFile):
+        return []
+    labels = details.labels
     return [
-        f"- {' > '.join(record.details['lineage'])}, {record.details['method']}, {record.details['precision']}",
-        f"- labels used: {labels['training']} for training, {labels['choosing']}"
-        f"{in_groups(labels.get('choosing_groups'))} for choosing",
+        f"- {' > '.join(details.lineage)}, {details.method}, {details.precision}",
+        f"- labels used: {labels.training} for training, {labels.choosing}{in_groups(labels.choosing_groups)} "
+        "for choosing",
     ]
 
 
@@ -207,12 +216,10 @@ def flatten_params(parameters: Mapping[str, Any], prefix: str = "") -> dict[str,
     return flat
 
 
-def test_tags(report: StepRecord) -> dict[str, str]:
+def test_tags(report: ReportDetails, warnings: Sequence[str]) -> dict[str, str]:
     """Return the tags of the accuracy on the test split: baseline, runtime and warnings."""
-    if "baseline" not in report.details:
-        return {}
-    tags = {f"winnow.test.{key}": str(report.details[key]) for key in ("baseline", "measured_in")}
-    return tags | ({"winnow.test.warning": "; ".join(report.warnings)[:TAG_LENGTH]} if report.warnings else {})
+    tags = {"winnow.test.baseline": report.baseline, "winnow.test.measured_in": report.measured_in}
+    return tags | ({"winnow.test.warning": "; ".join(warnings)[:TAG_LENGTH]} if warnings else {})
 
 
 def data_version(places: ProjectPaths) -> str:

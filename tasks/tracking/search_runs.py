@@ -10,16 +10,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from typing_extensions import TypedDict
-
 from tasks import STOP_SIGNALS
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import origin_tags
-from tasks.project.state_files import read_cache
+from tasks.project.state_files import SEARCH_RUN
 from tasks.tracking import mlflow_client
 from tasks.tracking.mlflow_runs import NOTE_TAG, PARENT_TAG
 from winnow.config import Config
-from winnow.records import write_json
 from winnow.search.loop import SearchProgress, describe_trial
 from winnow.search.optuna_study import EndedTrial
 
@@ -47,19 +44,11 @@ def defer_signals() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-class SearchRunState(TypedDict):
-    """The content of mlflow.json in the folder of a search: the run and the trials that it has."""
-
-    run: str
-    trials: list[int]
-
-
 class SearchRun:
     """Logs the trials of one search to MLflow."""
 
     def __init__(self, places: ProjectPaths, config: Config, name: str) -> None:
         self.places, self.config, self.name = places, config, name
-        self._state_file = places.state_dir / "search" / name / "mlflow.json"
         self.logged: list[int] = []
         """Numbers of the trials that MLflow has."""
         self.run_id = self._open()
@@ -68,7 +57,7 @@ class SearchRun:
         places = self.places
         with defer_signals(), mlflow_client.convert_errors(places, kept=RESUME_HINT):
             client, experiment = mlflow_client.connect(places), mlflow_client.experiment_id(places, self.config)
-            state = read_cache(self._state_file, SearchRunState | None, None)
+            state = SEARCH_RUN.read(places, self.name)
             if state and client.search_runs([experiment], f"attributes.run_id = '{state['run']}'"):
                 client.update_run(state["run"], status="RUNNING")
                 self.logged = state["trials"]
@@ -82,8 +71,7 @@ class SearchRun:
         return str(run.info.run_id)
 
     def _save_state(self, run_id: str) -> None:
-        self._state_file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._state_file, {"run": run_id, "trials": self.logged})
+        SEARCH_RUN.write(self.places, {"run": run_id, "trials": self.logged}, self.name)
 
     def trial(self, trial: EndedTrial) -> None:
         """Log a trial as a child run. If MLflow does not respond, the search continues and logs it at the end."""

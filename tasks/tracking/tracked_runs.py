@@ -12,10 +12,8 @@ from pathlib import Path
 
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_lock import lock_tracking
-from tasks.project.state_files import read_cache
-from winnow.records import write_json
+from tasks.project.state_files import TRACKED_RUNS
 
-CACHE_FILE = "tracked.json"
 SQLITE = "sqlite:///"
 
 
@@ -46,15 +44,11 @@ def store_exists(uri: str) -> bool:
 
 def read_runs(places: ProjectPaths) -> dict[str, str]:
     """Return the cached digest -> run id of this address."""
-    return _read(places).get(redact_password(tracking_address(places)), {})
+    return TRACKED_RUNS.read(places).get(redact_password(tracking_address(places)), {})
 
 
 def write_runs(places: ProjectPaths, runs: dict[str, str]) -> None:
     """Replace the cached runs of this address, not of others."""
     with lock_tracking(places):
-        write_json(places.state_dir / CACHE_FILE, _read(places) | {redact_password(tracking_address(places)): runs})
-
-
-def _read(places: ProjectPaths) -> dict[str, dict[str, str]]:
-    """Return the cache; {} where the file is missing or damaged."""
-    return read_cache(places.state_dir / CACHE_FILE, dict[str, dict[str, str]], {})
+        others = TRACKED_RUNS.read(places)
+        TRACKED_RUNS.write(places, others | {redact_password(tracking_address(places)): runs})

@@ -20,14 +20,12 @@ import yaml
 from pydantic import BaseModel
 
 from tasks.project.paths import ProjectPaths
-from tasks.project.state_files import read_cache
+from tasks.project.state_files import VERIFIED, Fingerprint
 from winnow.errors import ArtifactError
-from winnow.records import write_json
 
 DIRECTORY = ".dir"
 """The suffix of objects that list the files of a folder."""
 
-Fingerprint = list[int]
 """[size, mtime_ns, inode] of an object whose content was verified."""
 
 
@@ -69,7 +67,7 @@ def find_damaged(places: ProjectPaths, full: bool = False) -> list[CachedFile]:
 
     `full`: read every object, also those that have not changed since the last check.
     """
-    verified = {} if full else _verified(places)
+    verified = {} if full else VERIFIED.read(places)
     still_verified: dict[str, Fingerprint] = {}
     damaged_entries = []
     for entry in _entries(places):
@@ -90,7 +88,8 @@ def mark_verified(places: ProjectPaths, stage: str) -> None:
     fingerprints = {entry.md5: _fingerprint(entry.content) for entry in _entries(places) if entry.stage == stage}
     _save_verified(
         places,
-        _verified(places) | {md5: fingerprint for md5, fingerprint in fingerprints.items() if fingerprint is not None},
+        VERIFIED.read(places)
+        | {md5: fingerprint for md5, fingerprint in fingerprints.items() if fingerprint is not None},
     )
 
 
@@ -176,17 +175,7 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _file_of(places: ProjectPaths) -> Path:
-    return places.state_dir / "verified.json"
-
-
 def _save_verified(places: ProjectPaths, verified: dict[str, Fingerprint]) -> None:
     """Write the verified objects to verified.json. Where that fails, the next check reads everything again."""
     with contextlib.suppress(OSError):
-        places.state_dir.mkdir(parents=True, exist_ok=True)
-        write_json(_file_of(places), verified)
-
-
-def _verified(places: ProjectPaths) -> dict[str, Fingerprint]:
-    """Return MD5 -> fingerprint of the last check; {} where the file is missing or damaged."""
-    return read_cache(_file_of(places), dict[str, Fingerprint], {})
+        VERIFIED.write(places, verified)

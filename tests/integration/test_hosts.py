@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.integration.conftest import Project
-from winnow.records import read_json, read_record
+from winnow.records import SelectionRecord, read_json
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +34,8 @@ def test_gates_go_by_the_machine_that_will_serve(project: Project, tmp_path: Pat
     assert set(json.loads(project.dvc("status", "--json").stdout)) == {"select"}  # and report, which reads it
     result = project.winnow("run")
     assert result.returncode == 0, result.stdout + result.stderr
-    record = read_record(root / "artifacts" / "select")
-    assert record.details["speeds"]["machine"]["cpu"] == "Cortex-A76"
+    record = SelectionRecord.read(root / "artifacts" / "select")
+    assert record.details.speeds.machine.cpu == "Cortex-A76"
     assert "on Cortex-A76" in (root / "artifacts" / "report" / "report.html").read_text()
 
 

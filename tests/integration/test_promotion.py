@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from tasks.project import paths, run_lock
 from tasks.project.paths import ProjectPaths
+from tasks.project.state_files import PROMOTED, PromotionState
 from tasks.registry import model_upload, promotion, promotion_state, registered_models
 from tasks.registry.champion_challenger import ContestResult, benchmark_cases, judge_challenge, measure_contest
 from tasks.registry.comparability import find_difference
@@ -20,13 +20,13 @@ from tasks.registry.promotion import promote, rollback
 from tasks.tracking import mlflow_client, mlflow_runs
 from tests.conftest import CLASSES, SIZE
 from tests.handmade import DATA_VERSION, MODEL, aliases, forget, tag, write_run
+from tests.records import make_record, report_details
 from winnow.config import Config, Promotion
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.errors import ArtifactError, WinnowError
-from winnow.evaluation.accuracy_drop import DropEvidence, DropReport
-from winnow.evaluation.intervals import Drop, Ratio
+from winnow.evaluation.accuracy_drop import DropReport
+from winnow.evaluation.intervals import Ratio
 from winnow.records import (
-    StepRecord,
     read_json,
     record_digest,
     sha256_of,
@@ -34,9 +34,16 @@ from winnow.records import (
     write_json,
     write_record,
 )
+from winnow.records.selection import Drop, DropEvidence
 
 pytest_plugins = "tests.stores"
 SLOW, FAST = {"quick": {"ballast": 700}}, {"quick": {}}
+
+
+def _promoted(places: ProjectPaths) -> PromotionState:
+    state = PROMOTED.read(places)
+    assert state is not None
+    return state
 
 
 def _again(places: ProjectPaths, winner: str | None = "quick", **models: dict[str, Any]) -> Config:
@@ -62,7 +69,7 @@ def test_the_first_winner_becomes_champion(places: ProjectPaths, config: Config)
     assert "it is the first champion" in outcome.reasons[-1]
     assert aliases(places) == {"champion": "1", "challenger": "1"}
     assert promotion_state.is_up_to_date(places, config)
-    remembered = json.loads((places.state_dir / "promoted.json").read_text())
+    remembered = _promoted(places)
     assert remembered["reasons"] == list(outcome.reasons)
     assert remembered["sha256"] == sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
     version = mlflow_client.connect(places).get_model_version(MODEL, "1")
@@ -116,17 +123,15 @@ def test_the_card_repeats_the_test_figures_of_this_selection_alone(
     select = record_digest(places.artifacts / "select") if of == "this selection" else "0" * 64
     figures = {"top1": 0.5, "top1_low": 0.4, "top1_high": 0.6}
     lost = {"points": 1.0, "low": -1.0, "high": 3.0}
-    report = StepRecord(
-        step="report",
-        name="report",
-        parameters={},
+    report = make_record(
+        "report",
+        report_details(winner="quick", baseline="dense-kd", measured_in="ort f32, batches of 1"),
         inputs={"select": select, "refit": record_digest(places.artifacts / "refit")},
         metrics={
             "test/images": 50.0,
             **{f"test/winner_{key}": value for key, value in figures.items()},
             **{f"test/drop_from_dense-kd_{part}": value for part, value in lost.items()},
         },
-        details={"winner": "quick", "baseline": "dense-kd", "measured_in": "ort f32, batches of 1"},
         warnings=("test and validation disagree",),
     )
     write_record(places.artifacts / "report", report)
@@ -134,7 +139,7 @@ def test_the_card_repeats_the_test_figures_of_this_selection_alone(
     card = read_json(fetched(places, "champion") / "card.json")
     told = figures | {f"drop_{part}": value for part, value in lost.items()}
     told |= {"images": 50.0, "baseline": "dense-kd", "measured_in": "ort f32, batches of 1"}
-    told |= {"warnings": ["test and validation disagree"]}
+    told |= {"warnings": ["test and validation disagree"], "abstention": {}}
     assert card["test"] == (told if of == "this selection" else {})
     assert card["fastest"]["throughput"] == {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 8}
 
@@ -232,7 +237,7 @@ def test_a_faster_winner_replaces_the_champion_and_rolls_back(places: ProjectPat
     assert aliases(places) == {"champion": "1", "challenger": "2"}
     assert "wrong on Mondays" in tag(places, "2", "winnow.rolled_back")
     assert promotion_state.is_up_to_date(places, faster)
-    assert "wrong on Mondays" in json.loads((places.state_dir / "promoted.json").read_text())["reasons"][0]
+    assert "wrong on Mondays" in _promoted(places)["reasons"][0]
 
     refused = promote(places, faster)
     assert (refused.alias, refused.champion) == (None, "1")

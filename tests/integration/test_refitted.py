@@ -13,10 +13,12 @@ from tasks.registry import promotion_state, registered_models
 from tasks.registry.promotion import promote, rollback
 from tests.handmade import MODEL, aliases, tag, write_refit, write_run
 from tests.integration.test_drift import fresh_images
+from tests.records import report_details
+from tests.tiny_run import rewrite
 from winnow.config import Config
 from winnow.deploy.bundle import render_model_card
 from winnow.errors import ArtifactError
-from winnow.records import read_json, read_record, record_digest, sha256_of, write_record
+from winnow.records import read_json, record_digest, sha256_of
 
 pytest_plugins = "tests.stores"
 BEFORE, AFTER = {"salt": 0.5}, {"salt": 0.25}
@@ -93,8 +95,7 @@ def test_the_refit_of_the_champions_own_file_takes_its_place_and_goes_back(place
 
 def test_a_refit_of_something_else_is_not_promoted(places: ProjectPaths) -> None:
     config = refitted(places, BEFORE, AFTER)
-    record = read_record(places.artifacts / "refit")
-    write_record(places.artifacts / "refit", record.model_copy(update={"inputs": {"quick": "0" * 64}}))
+    rewrite(places.artifacts / "refit", inputs={"quick": "0" * 64})
     with pytest.raises(ArtifactError, match="does not belong to the current quick; run winnow again"):
         promote(places, config)
     assert aliases(places) == {}
@@ -102,11 +103,10 @@ def test_a_refit_of_something_else_is_not_promoted(places: ProjectPaths) -> None
 
 def test_test_figures_of_another_refit_are_not_repeated(places: ProjectPaths) -> None:
     config = refitted(places, BEFORE, AFTER)
-    report = read_record(places.artifacts / "report")
     figures = {f"test/winner_{key}": 0.5 for key in ("top1", "top1_low", "top1_high")}
     inputs = {"select": record_digest(places.artifacts / "select"), "refit": "0" * 64}
-    changes = {"inputs": inputs, "metrics": {"test/images": 30.0, **figures}, "details": {"winner": "quick"}}
-    write_record(places.artifacts / "report", report.model_copy(update=changes))
+    changes = {"inputs": inputs, "metrics": {"test/images": 30.0, **figures}}
+    rewrite(places.artifacts / "report", details=report_details(winner="quick"), **changes)
     promote(places, config)
     assert read_json(fetched(places, "champion") / "card.json")["test"] == {}
 

@@ -19,16 +19,24 @@ import psutil
 import pytest
 import yaml
 
+from tasks.project.paths import ProjectPaths
+from tasks.project.state_files import PROMOTED, PromotionState
 from tests.conftest import CLASSES, SIZE
 from tests.integration.conftest import Project, run_params
 from tests.integration.running import free_ports, own_auth
 from winnow.config import check_config
 from winnow.data.dataset import decode
-from winnow.records import read_json, read_record, sha256_of
+from winnow.records import CandidateRecord, RefitRecord, SelectionRecord, read_json, read_record, sha256_of
 from winnow.refit.deployed_folder import deployed_folder
 
 Finished = tuple[Project, subprocess.CompletedProcess[str]]
 TREE = ("dense", *check_config(run_params()).candidates)
+
+
+def _promoted(project: Project) -> PromotionState:
+    state = PROMOTED.read(ProjectPaths(project.root))
+    assert state is not None
+    return state
 
 
 def test_run_ends_with_the_table_the_verdict_and_where_to_look(finished: Finished) -> None:
@@ -36,7 +44,7 @@ def test_run_ends_with_the_table_the_verdict_and_where_to_look(finished: Finishe
     assert result.returncode == 0, result.stdout + result.stderr
     for wanted in (*TREE, "top-1", "PyTorch", "verdict", "Where the time went", "report.html", "make ui"):
         assert wanted in result.stdout
-    promoted = json.loads((project.root / ".winnow" / "promoted.json").read_text())
+    promoted = _promoted(project)
     assert f"version {promoted['version']}" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
 
@@ -56,9 +64,9 @@ def test_records_and_files_of_every_step(finished: Finished) -> None:
     artifacts = finished[0].root / "artifacts"
     for name in TREE:
         folder = artifacts / "candidates" / name
-        record = read_record(folder)
-        assert record.details["lineage"][0] == "dense"
-        assert record.details["lineage"][-1] == name
+        record = CandidateRecord.read(folder)
+        assert record.details.lineage[0] == "dense"
+        assert record.details.lineage[-1] == name
         assert {artifact.name for artifact in record.artifacts} >= {"model.onnx", "card.json", "validation_logits.npy"}
         assert str(finished[0].root).encode() not in (folder / "model.onnx").read_bytes()
     assert (artifacts / "report" / "report.html").stat().st_size > 10_000
@@ -130,15 +138,15 @@ def test_a_changed_method_makes_its_candidates_stale(project: Project) -> None:
 def test_labels_are_few_so_the_winner_learned_those_of_validation_too(finished: Finished) -> None:
     project, result = finished
     artifacts = project.root / "artifacts"
-    refit, test = read_record(artifacts / "refit"), read_record(artifacts / "report").metrics
-    labels = refit.details["labels"]
-    assert refit.details["is_refitted"], refit.details["why"]
-    assert labels["deployed"] == labels["training"] + labels["choosing"]
+    refit, test = RefitRecord.read(artifacts / "refit"), read_record(artifacts / "report").metrics
+    labels = refit.details.labels
+    assert refit.details.is_refitted, refit.details.why
+    assert labels.deployed == labels.training + labels.choosing
     told = " ".join(result.stdout.split())
-    assert f"{labels['deployed']} trained the model that is deployed" in told
-    assert f"was refitted on {labels['deployed']} labels" in told
+    assert f"{labels.deployed} trained the model that is deployed" in told
+    assert f"was refitted on {labels.deployed} labels" in told
     assert {"test/winner_top1", "test/selected_top1"} <= set(test)
-    promoted = read_json(project.root / ".winnow" / "promoted.json")
+    promoted = _promoted(project)
     assert promoted["sha256"] == sha256_of(artifacts / "refit" / "model.onnx")
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
     assert "before the refit" in page
@@ -151,7 +159,8 @@ def test_predict_names_the_class_of_a_persons_file(finished: Finished) -> None:
     project, _ = finished
     files = [project.root / "photos" / "disc" / "00.png", project.root / "photos" / "wedge" / "01.png"]
     artifacts = project.root / "artifacts"
-    winner = read_record(artifacts / "select").details["winner"]
+    winner = SelectionRecord.read(artifacts / "select").details.winner
+    assert winner is not None
     pixels = np.stack([decode(file.read_bytes(), SIZE)[0] for file in files])
     folder = deployed_folder(artifacts, winner)
     scale = read_json(folder / "card.json")["temperature"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import subprocess
@@ -18,7 +17,8 @@ import pytest
 from tasks.project import paths
 from tasks.project.deadlines import CallTimeout, time_limit
 from tasks.project.paths import ProjectPaths
-from tasks.tracking import mlflow_client, mlflow_runs, run_content, search_runs, tracked_runs
+from tasks.project.state_files import TRACKED_RUNS
+from tasks.tracking import mlflow_client, mlflow_runs, run_content, search_runs
 from tests.handmade import CURVES, DATA_VERSION, forget, write_candidate, write_verdicts
 from winnow.config import Config
 from winnow.errors import ArtifactError
@@ -430,7 +430,7 @@ def test_flatten_keeps_within_mlflows_limits() -> None:
 
 def test_a_damaged_memory_is_only_forgotten(places: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(places, config)
-    (places.state_dir / tracked_runs.CACHE_FILE).write_text("{ not json")
+    TRACKED_RUNS.path(places).write_text("{ not json")
     assert not mlflow_runs.is_complete(places, config)
     assert "has all" in mlflow_runs.track(places, config)
-    assert json.loads((places.state_dir / tracked_runs.CACHE_FILE).read_text()).keys() == {places.mlflow_store}
+    assert TRACKED_RUNS.read(places).keys() == {places.mlflow_store}

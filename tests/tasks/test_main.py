@@ -14,16 +14,18 @@ from tasks.project.paths import ProjectPaths
 from tasks.tracking import mlflow_runs
 from tests.closure import ROOT
 from tests.conftest import tiny_params
+from tests.records import make_record, pretrain_details
 from winnow.config import check_config
 from winnow.errors import ArtifactError
-from winnow.records import StepRecord, write_record
+from winnow.records import write_record
 
 Change = Callable[[ProjectPaths, dict[str, Any]], object]
 
 
 def leave(folder: Path, number: float = 0.0) -> None:
+    """A record of which only the digest counts."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder, StepRecord(step="s", name="n", parameters={}, inputs={}, metrics={"x": number}))
+    write_record(folder, make_record("pretrain", pretrain_details(), metrics={"x": number}))
 
 
 @pytest.fixture

@@ -4,25 +4,45 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from tasks import __main__
+from tests.records import (
+    RESULTS,
+    benchmark_details,
+    benchmark_row,
+    candidate_details,
+    ingest_details,
+    make_record,
+    pretrain_details,
+    refit_details,
+    report_details,
+    selection_details,
+    serving_speeds,
+)
 from winnow import errors
 from winnow.errors import ArtifactError, MissingExtra, WinnowError
 from winnow.hardware import cores, cpu_flags
 from winnow.records import (
     RECORD,
+    AnyRecord,
+    BenchmarkRecord,
+    CandidateRecord,
     Gate,
+    IngestRecord,
     Machine,
-    StepRecord,
+    RecordModel,
+    SelectionRecord,
     Verdict,
     describe_files,
     publish,
-    quality_as_served,
     read_json,
     read_record,
     record_digest,
@@ -31,26 +51,412 @@ from winnow.records import (
     write_json,
     write_record,
 )
+from winnow.records.any_step import RECORDS
+from winnow.records.benchmark import (
+    AbsentCase,
+    Attribution,
+    Attributions,
+    Baselines,
+    BestRows,
+    Int8Coverage,
+    MeasurementError,
+    PeakShares,
+    ProcessFootprint,
+    RefusedCase,
+)
+from winnow.records.candidate import (
+    ArmComparison,
+    ArmTraining,
+    ClassScores,
+    CrossValidationSummary,
+    LabelCounts,
+    LinearProbe,
+    PretrainingGain,
+    PruningCut,
+    PruningTrial,
+    QuantizationRung,
+    ReliabilityBin,
+    RungConfirmation,
+    TriedTraining,
+)
+from winnow.records.ingest import NearDuplicates, RejectedFile, SplitCounts
+from winnow.records.model import optional
+from winnow.records.refit import RefitCheck, RefitLabels
+from winnow.records.report import Abstention, AbstentionCounts
+from winnow.records.selection import ControlGain, Drop, DropEvidence
+
+THIRD = 1 / 3
+SCORES = ClassScores(precision=THIRD, recall=0.5, f1=0.4, support=3)
+BY_CLASS: dict[str, Any] = {
+    "per_class": {"ü": SCORES},
+    "confusion": [[2, 1], [0, 3]],
+    "reliability": [ReliabilityBin(confidence=0.9, accuracy=THIRD, count=3)],
+}
+CURVES = [{"epoch": 1.0, "loss": THIRD}, {"epoch": 2.0, "loss": 0.5, "knn": 0.75}]
+SPLITS = SplitCounts(train=3, validation=2, test=1)
+ARM = ArmTraining(seed=0, learning_rate=0.05, steps=24, top1=THIRD)
+FULL_RESULTS: dict[str, dict[str, Any]] = {
+    "finetune": {
+        "arms": ArmComparison(
+            pretrained=[ARM],
+            scratch=[ARM],
+            weights=[ARM],
+            linear_probe=LinearProbe(seed=0, top1=THIRD),
+            tried=[TriedTraining(arm="scratch", **dict(ARM))],
+            gain=PretrainingGain(arm="pretrained", mean=1.5, low=-0.5, high=3.5, pairs=2),
+        ),
+        "cross_validation": CrossValidationSummary(labels=42, folds=5, per_class={"ü": SCORES}),
+        "curves": CURVES,
+    },
+    "prune": {
+        "curves": CURVES,
+        "curves_before": {"sparse learning": CURVES},
+        "cuts": [
+            PruningCut(goal="channels", limit=0.3, before=16, share=0.3, round_to=8, parameters=9),
+            PruningCut(
+                goal="latency_ms",
+                limit=0.5,
+                before=THIRD,
+                tried=[
+                    PruningTrial(share=0.3, round_to=8, reached=100),
+                    PruningTrial(share=THIRD, round_to=8, reached=0.4, confirmed=0.41),
+                ],
+                share=0.3,
+                round_to=8,
+                parameters=9,
+            ),
+        ],
+    },
+    "sparsify": {"curves": CURVES, "dense_layers": ["fc"]},
+    "factorize": {"curves": CURVES, "ranks": {"stem.0": 4}},
+    "cluster": {"curves": CURVES, "values": {"stem.0.weight": 16}},
+    "quantize": {
+        "rungs": [
+            QuantizationRung(rung="static", points_lost=0.0, float_layers=[]),
+            QuantizationRung(rung="qat", impossible="no weights"),
+        ],
+        "chosen": "static",
+        "float_layers": [],
+        "confirmation": RungConfirmation(rung="qat", points_lost=0.0, static_points_lost=1.5, confirmed=True),
+        "curves": CURVES,
+    },
+    "distill": {"curves": CURVES},
+}
+"""Method -> everything that it may leave."""
 
 
-def record(**changes: object) -> StepRecord:
-    return StepRecord(**{"step": "s", "name": "n", "parameters": {}, "inputs": {}, "metrics": {"a/b": 0.1}, **changes})
+def full_details() -> dict[str, RecordModel]:
+    """Step, or method of a candidate -> details with every field set."""
+    row = benchmark_row("quick", round_ms=(0.9, 1.0, 1.1), p95_ms=1.2, inner_spread=0.1)
+    screened = benchmark_row("quick", batch=8, screened=True)
+    best = {"quick": BestRows(latency=row, throughput=screened), "slow": BestRows(latency=None, throughput=None)}
+    factors: dict[str, Any] = {
+        "batch": 1,
+        "on": "ort",
+        "threads": 1,
+        "ends_in": "int8",
+        "ancestor": "dense",
+        "ms": [3.0, 1.0],
+    }
+    attribution = Attribution(**factors, runtime=3.0, structure=1.0, precision=THIRD, total=1.0)
+    case: dict[str, Any] = {"candidate": "quick", "runtime": "ort", "precision": "int8"}
+    error = MeasurementError(
+        candidates=("dense", "quick"), runtime="ort", precision="f32", threads=1, batch=1, error=0.02
+    )
+    drop = DropEvidence(None, Drop(1.0, THIRD, 3.0, 0.99), "answers", 2, 0.5, 60, 12, "6 images of class 'ü'")
+    gates = (
+        Gate(name="size", passed=False, reason="too large", needs="max_size_ratio 0.9", shown=False),
+        Gate(name="int8", passed=True, reason="not checked here", checked=False),
+    )
+    counts = AbstentionCounts(images=60, answered=[60, 50], right=[55, 49])
+    labels = LabelCounts(training=30, choosing=60, choosing_groups=12)
+    candidates: dict[str, RecordModel] = {
+        method: candidate_details(method, lineage=["dense", "quick"], labels=labels, **BY_CLASS, **result)
+        for method, result in FULL_RESULTS.items()
+    }
+    return candidates | {
+        "ingest": ingest_details(
+            ("ü", "b"),
+            per_class={"ü": SPLITS, "b": SPLITS},
+            labels_per_class=10,
+            training_size=24,
+            groups=6,
+            groups_by_split=SPLITS,
+            rejected=[RejectedFile(file="ü.png", reason="damaged")],
+            near_duplicates=NearDuplicates(looked_at=3, found=1, pairs=[("a.png", "b.png")], positions=[(0, 3)]),
+        ),
+        "pretrain": pretrain_details(curves=CURVES),
+        "benchmark": benchmark_details(
+            rows=[row, screened],
+            processes=[ProcessFootprint(**case, import_ms=180.0, load_ms=12.0, first_call_ms=2.5, peak_mb=91.0)],
+            executed=[Int8Coverage(**case, int8_share=0.9, kernels={"conv": 0.9})],
+            peaks={"f32": 1e11},
+            peak_share={"quick": PeakShares(latency=THIRD), "slow": PeakShares()},
+            refused=[RefusedCase(**case, layout="file", batch=1, threads=1, agreement=0.9, needed=0.95, images=60)],
+            absent=[AbsentCase(runtime="all", precision="bf16", reason="no such instructions")],
+            candidates={"quick": {"best/latency_ms": 1.0, "best/latency_threads": 2}},
+            identical_graphs=[("dense", "quick")],
+            measurement_error=[error],
+            best=best,
+            baselines={"b1": Baselines(eager=row, pytorch=row, float=row)},
+            attribution={"quick": Attributions(latency=attribution, throughput=None)},
+        ),
+        "select": selection_details(
+            verdicts=[Verdict(candidate="quick", passed=False, gates=gates, on_front=True)],
+            front=["dense", "quick"],
+            competitors=1,
+            route="answers",
+            drops={"quick": drop},
+            macro_f1_drops={"quick": DropEvidence(Drop(0.0, -1.0, 1.0), Drop(0.0, 0.0, 0.0))},
+            agreement={"quick": THIRD},
+            quality={"quick": {"quality/top1": THIRD}},
+            served={"quick": row, "slow": None},
+            speeds=serving_speeds(best=best, candidates={"quick": {}}, measurement_error=[error]),
+            controls=[
+                ControlGain(
+                    bought_by="a teacher",
+                    candidate="quick",
+                    control="slow",
+                    points=1.0,
+                    low=0.5,
+                    high=1.5,
+                    confidence=0.95,
+                )
+            ],
+        ),
+        "refit": refit_details(
+            winner="quick",
+            is_refitted=True,
+            labels=RefitLabels(**dict(labels), deployed=90),
+            check=RefitCheck(60, "training images", 0.9, THIRD, 1.5, ""),
+            curves=CURVES,
+            trainings={"dense": CURVES},
+        ),
+        "report": report_details(
+            winner="quick",
+            test={"dense": dict(BY_CLASS), "quick": {}},
+            disagreements=["the intervals do not overlap"],
+            abstention=Abstention(validation=counts, test=counts),
+        ),
+    }
+
+
+def of_every_kind(details: dict[str, RecordModel]) -> dict[str, Any]:
+    """The same keys -> records with these details."""
+    return {
+        kind: make_record(kind if kind in RECORDS else "compress", each, name=kind) for kind, each in details.items()
+    }
+
+
+FULL = of_every_kind(full_details())
+PLAIN = of_every_kind(
+    {
+        **{method: candidate_details(method) for method in RESULTS},
+        "ingest": ingest_details(()),
+        "pretrain": pretrain_details(),
+        "benchmark": benchmark_details(),
+        "select": selection_details(),
+        "refit": refit_details(),
+        "report": report_details(),
+    }
+)
+
+
+def record(**changes: Any) -> IngestRecord:
+    written: IngestRecord = make_record(
+        "ingest", ingest_details(("ü",)), **{"name": "n", "metrics": {"a/b": 0.1}, **changes}
+    )
+    return written
+
+
+def optional_fields() -> list[tuple[type[RecordModel], str]]:
+    """Every field of a model that is declared with `optional()`."""
+    models, todo = set[type[RecordModel]](), [RecordModel]
+    while todo:
+        model = todo.pop()
+        models.add(model)
+        todo += model.__subclasses__()
+    named = sorted(models, key=lambda model: model.__name__)
+    return [(model, name) for model in named for name, field in model.model_fields.items() if field.exclude_if]
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"abc")
     machine = Machine(cpu="c", flags=("avx2",), threads=2, memory_gb=1.5, gpu="", system="s", versions={"numpy": "2"})
     written = record(
-        details={"table": [1, {"ü": None}]},
         warnings=("w",),
         artifacts=describe_files(tmp_path, "a.bin"),
         machine=machine,
     )
     write_record(tmp_path, written)
-    assert read_record(tmp_path) == written
+    assert read_record(tmp_path) == IngestRecord.read(tmp_path) == written
+    assert "ü" in (tmp_path / RECORD).read_text(encoding="utf-8")
     assert written.artifacts[0].sha256 == hashlib.sha256(b"abc").hexdigest() == sha256_of(tmp_path / "a.bin")
     assert written.artifacts[0].bytes == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", RECORD]
+
+
+def test_every_step_has_a_record_and_every_method_its_details() -> None:
+    assert set(RECORDS) == {"compress" if step == "candidate" else step for step in __main__.STEPS}
+    assert set(PLAIN) == set(FULL) == (set(RECORDS) - {"compress"}) | set(RESULTS)
+
+
+@pytest.mark.parametrize("records", [PLAIN, FULL], ids=["plain", "full"])
+@pytest.mark.parametrize("kind", FULL)
+def test_the_details_of_every_step_are_read_as_they_were_written(
+    kind: str, records: dict[str, AnyRecord], tmp_path: Path
+) -> None:
+    written = records[kind]
+    write_record(tmp_path, written)
+    again: AnyRecord = RECORDS[written.step].read(tmp_path)
+    assert read_record(tmp_path) == again == written
+    assert type(again.details) is type(written.details)
+    content = (tmp_path / RECORD).read_bytes()
+    write_record(tmp_path, again)
+    assert (tmp_path / RECORD).read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_an_unknown_key_in_the_details_is_named_with_the_file(kind: str, tmp_path: Path) -> None:
+    content = FULL[kind].model_dump(mode="json")
+    content["details"]["oddity"] = 1
+    write_json(tmp_path / RECORD, content)
+    for read in (read_record, RECORDS[FULL[kind].step].read):
+        with pytest.raises(ArtifactError) as caught:
+            read(tmp_path)
+        assert str(tmp_path / RECORD) in str(caught.value)
+        assert re.search(r"\(at details\.(\w+\.)?oddity: Extra inputs are not permitted\)", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "message"),
+    [
+        ("ingest", ("near_duplicates",), r"details\.near_duplicates\.oddity"),
+        ("benchmark", ("rows", 0), r"details\.rows\.0\.oddity"),
+        ("select", ("drops", "quick"), r"details\.drops\.quick\.oddity"),
+        ("select", ("verdicts", 0, "gates", 0), r"details\.verdicts\.0\.gates\.0\.oddity"),
+        ("refit", ("check",), r"details\.check\.oddity"),
+        ("quantize", ("labels",), r"details\.quantize\.labels\.oddity"),
+    ],
+)
+def test_an_unknown_key_within_the_details_is_named_too(
+    kind: str, path: tuple[str | int, ...], message: str, tmp_path: Path
+) -> None:
+    content = FULL[kind].model_dump(mode="json")
+    inner = content["details"]
+    for key in path:
+        inner = inner[key]
+    inner["oddity"] = 1
+    write_json(tmp_path / RECORD, content)
+    with pytest.raises(ArtifactError, match=rf"record\.json .*at {message}"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize("details", [{}, {"curves": []}])
+def test_an_unknown_step_is_named_with_the_file(details: dict[str, Any], tmp_path: Path) -> None:
+    content = PLAIN["pretrain"].model_dump(mode="json") | {"step": "candidate", "details": details}
+    write_json(tmp_path / RECORD, content)
+    with pytest.raises(ArtifactError) as caught:
+        read_record(tmp_path)
+    assert str(tmp_path / RECORD) in str(caught.value)
+    assert "(at step: there is no step 'candidate')" in str(caught.value)
+
+
+def test_a_record_of_another_step_or_method_is_refused(tmp_path: Path) -> None:
+    write_record(tmp_path, PLAIN["pretrain"])
+    with pytest.raises(ArtifactError, match=r"record\.json is damaged.*at details\.source: Field required"):
+        IngestRecord.read(tmp_path)
+    content = PLAIN["prune"].model_dump(mode="json")
+    content["details"]["method"] = "shrink"
+    write_json(tmp_path / RECORD, content)
+    with pytest.raises(ArtifactError, match=r"record\.json is damaged.*at details: .*'shrink'"):
+        CandidateRecord.read(tmp_path)
+
+
+def test_numbers_that_json_does_not_know_are_in_no_record() -> None:
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValidationError):
+            record(metrics={"x": bad})
+        with pytest.raises(ValidationError):
+            benchmark_row(p50_ms=1.0, spread=bad)
+
+
+def test_an_optional_field_is_left_out_where_it_has_its_default() -> None:
+    class Some(RecordModel):
+        always: int | None
+        number: int | None = optional()
+        names: list[str] = optional([])
+
+    assert Some(always=None).model_dump(mode="json") == {"always": None}
+    assert Some(always=1, number=None, names=[]).model_dump(mode="json") == {"always": 1}
+    assert Some(always=1, number=0, names=["a"]).model_dump(mode="json") == {"always": 1, "number": 0, "names": ["a"]}
+    assert Some.model_validate({"always": 1}) == Some(always=1, number=None, names=[])
+
+
+@pytest.mark.parametrize(("model", "name"), optional_fields(), ids=lambda each: getattr(each, "__name__", each))
+def test_every_optional_field_leaves_out_its_default_alone(model: type[RecordModel], name: str) -> None:
+    field = model.model_fields[name]
+    assert field.exclude_if is not None
+    assert not field.is_required()
+    assert field.exclude_if(field.default)
+    assert not field.exclude_if("something else")
+
+
+def test_what_stands_in_the_files_and_what_is_left_out(tmp_path: Path) -> None:
+    def written(records: dict[str, AnyRecord], kind: str) -> dict[str, Any]:
+        write_record(tmp_path, records[kind])
+        details: dict[str, Any] = read_json(tmp_path / RECORD)["details"]
+        return details
+
+    candidate = {"method", "precision", "lineage", "labels"}
+    by_class = {"per_class", "confusion", "reliability"}
+    plain, full = written(PLAIN, "quantize"), written(FULL, "quantize")
+    assert set(plain) == candidate | {"calibration_images"}
+    assert set(full) == set(plain) | by_class | {"rungs", "chosen", "float_layers", "confirmation", "curves"}
+    assert full["float_layers"] == []  # every layer is int8, which is not the same as None
+    assert full["rungs"] == [
+        {"rung": "static", "points_lost": 0.0, "float_layers": []},
+        {"rung": "qat", "impossible": "no weights"},
+    ]
+    assert (set(plain["labels"]), set(full["labels"])) == (
+        {"training", "choosing"},
+        {"training", "choosing", "choosing_groups"},
+    )
+    assert set(written(PLAIN, "finetune")["arms"]) == {"linear_probe", "tried", "gain"}
+    assert set(written(FULL, "finetune")["arms"]) == {
+        *("pretrained", "scratch", "weights"),
+        *("linear_probe", "tried", "gain"),
+    }
+    cuts = written(FULL, "prune")["cuts"]
+    assert "tried" not in cuts[0]
+    assert cuts[1]["tried"] == [
+        {"share": 0.3, "round_to": 8.0, "reached": 100},
+        {"share": THIRD, "round_to": 8.0, "reached": 0.4, "confirmed": 0.41},
+    ]
+    timed = written(FULL, "benchmark")
+    assert [row.get("screened") for row in timed["rows"]] == [None, True]
+    assert repr(timed["candidates"]["quick"]) == "{'best/latency_ms': 1.0, 'best/latency_threads': 2}"  # a count
+    assert timed["peak_share"] == {"quick": {"latency": THIRD}, "slow": {}}
+    assert written(PLAIN, "report")["abstention"] == {}
+    assert written(FULL, "report")["test"]["quick"] == {}
+
+
+def test_details_are_found_by_their_names() -> None:
+    timed: BenchmarkRecord = FULL["benchmark"]
+    row = timed.details.rows[0]
+    assert (row.case.candidate, row.case.runtime, row.case.batch, row.case.layout) == ("quick", "ort", 1, "file")
+    best, shares = timed.details.best["quick"], timed.details.peak_share["quick"]
+    assert (best.of("latency"), best.of("throughput")) == (row, timed.details.rows[1])
+    assert (shares.of("latency"), shares.of("throughput")) == (THIRD, None)
+    attribution = timed.details.attribution["quick"]
+    assert (attribution.of("latency"), attribution.of("throughput")) == (attribution.latency, None)
+    assert [SPLITS.of(split) for split in ("train", "validation", "test")] == [3, 2, 1]
+    selection: SelectionRecord = FULL["select"]
+    assert selection.details.verdict("quick") == selection.details.verdicts[0]
+    assert selection.details.verdict("dense") is None
+    arms = FULL["finetune"].details.arms
+    assert [arms.trainings(arm) for arm in ("pretrained", "scratch", "weights")] == [[ARM]] * 3
+    assert PLAIN["finetune"].details.arms.trainings("scratch") == []
 
 
 def test_same_record_same_bytes_and_digest(tmp_path: Path) -> None:
@@ -70,12 +476,13 @@ def test_same_record_same_bytes_and_digest(tmp_path: Path) -> None:
         (None, r"record\.json is missing; run the step"),
         ('{"format": 1, "step":', r"record\.json is damaged"),
         (b"\xff\xfe\x00", r"record\.json is damaged"),
-        ("[]", r"damaged \(at the top"),
+        ("[]", r"damaged.*\(at the top"),
         ('{"step": "s"}', "another version of winnow"),
         ('{"format": 99}', "another version of winnow"),
-        ('{"format": 1, "step": "s"}', r"damaged \(at name: Field required"),
-        (json.dumps(record().model_dump(mode="json") | {"metrics": {"x": "fast"}}), r"damaged \(at metrics\.x"),
-        (json.dumps(record().model_dump(mode="json") | {"odd": 1}), r"damaged \(at odd"),
+        ('{"format": 1, "step": "ingest"}', r"damaged.*\(at name: Field required"),
+        ('{"format": 1, "name": "n"}', r"damaged.*\(at step: Field required"),
+        (json.dumps(record().model_dump(mode="json") | {"metrics": {"x": "fast"}}), r"damaged.*\(at metrics\.x"),
+        (json.dumps(record().model_dump(mode="json") | {"odd": 1}), r"damaged.*\(at odd"),
     ],
 )
 def test_a_bad_record_says_what_to_do(tmp_path: Path, text: str | bytes | None, message: str) -> None:
@@ -275,7 +682,12 @@ def test_every_error_is_a_value_error_of_ours() -> None:
     assert "pip install 'winnow-vision[runtimes]'" in str(MissingExtra("openvino", "runtimes"))
 
 
-def test_a_selection_of_another_version_says_so() -> None:
-    record = StepRecord(step="select", name="select", parameters={}, inputs={}, metrics={}, details={})
-    with pytest.raises(ArtifactError, match=r"no quality of dense: another version of winnow wrote it; winnow run"):
-        quality_as_served(record, "dense")
+def test_a_selection_of_another_version_says_so(tmp_path: Path) -> None:
+    content = PLAIN["select"].model_dump(mode="json")
+    del content["details"]["quality"]
+    write_json(tmp_path / RECORD, content)
+    message = (
+        r"record\.json is damaged, or of another version of winnow \(at details\.quality: Field required\); delete"
+    )
+    with pytest.raises(ArtifactError, match=message):
+        SelectionRecord.read(tmp_path)

@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,26 +33,16 @@ from numpy.typing import NDArray
 from winnow.benchmark.timing import SecondsByRound, TimedFile, medians_ms, time_in_turns
 from winnow.config import ROOT, Benchmark
 from winnow.data.dataset import VALIDATION, ImageSet, spread_indices
-from winnow.deploy.runtimes import (
-    NEEDED_AGREEMENT,
-    BenchmarkCase,
-    Layout,
-    Precision,
-    Predict,
-    Runtime,
-    RuntimeUnavailable,
-    list_cpu_runtimes,
-    set_torch_threads,
-)
+from winnow.deploy.runtimes import NEEDED_AGREEMENT, Predict, RuntimeUnavailable, list_cpu_runtimes, set_torch_threads
 from winnow.errors import ArtifactError
 from winnow.eta import format_duration
 from winnow.evaluation.metrics import load_logits
 from winnow.hardware import has_fast_bf16
+from winnow.records.benchmark import AbsentCase, BenchmarkCase, BenchmarkRow, Layout, Precision, RefusedCase, Runtime
 from winnow.timing_lock import compute_lock, timing_lock
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 SAMPLES_FOR_P95 = 200
 CHECKED_IMAGES = 256
 CALLS_PER_ROUND_LARGE = 3
@@ -65,9 +54,9 @@ SECONDS_BETWEEN_LINES = 10.0
 class BenchmarkResult:
     """Timed rows, cells with wrong predictions, and cells that cannot run on this machine."""
 
-    rows: list[Row] = field(default_factory=list)
-    refused: list[Row] = field(default_factory=list)
-    absent: list[Row] = field(default_factory=list)
+    rows: list[BenchmarkRow] = field(default_factory=list)
+    refused: list[RefusedCase] = field(default_factory=list)
+    absent: list[AbsentCase] = field(default_factory=list)
 
 
 def plan_cells(
@@ -174,7 +163,7 @@ def _open_all(
         try:
             predict = open_case(cell)
         except RuntimeUnavailable as error:
-            row = {"runtime": cell.runtime, "precision": cell.precision, "reason": str(error)}
+            row = AbsentCase(runtime=cell.runtime, precision=cell.precision, reason=str(error))
             if row not in result.absent:
                 result.absent.append(row)
                 log.info("benchmark: %s %s skipped: %s", cell.runtime, cell.precision, error)
@@ -183,7 +172,7 @@ def _open_all(
         if share >= needed:
             opened.append((cell, predict))
             continue
-        result.refused.append({**asdict(cell), "agreement": share, "needed": needed, "images": len(pixels_NHWC)})
+        result.refused.append(RefusedCase(**asdict(cell), agreement=share, needed=needed, images=len(pixels_NHWC)))
         log.warning(
             "%s on %s %s (batch %d) is not timed: its predictions agree with the file's own on %.1f %% of %d images, "
             "%.0f %% are needed",
@@ -221,9 +210,9 @@ def compare_cells(
     open_case: Callable[[BenchmarkCase], Predict],
     pixels_NHWC: NDArray[np.uint8],
     settings: Benchmark,
-) -> list[Row]:
+) -> list[BenchmarkRow]:
     """Time cells that `time_cells` has checked; all cells of one batch share the same rounds."""
-    rows: list[Row] = []
+    rows: list[BenchmarkRow] = []
     for batch in sorted({cell.batch for cell in cells}, reverse=True):
         batch_cells = [cell for cell in cells if cell.batch == batch]
         log.info("benchmark: comparing %d cells of batch %d in turns", len(batch_cells), batch)
@@ -257,27 +246,27 @@ def calls_per_round(batch: int, settings: Benchmark) -> int:
 
 def _time_group(
     opened: list[tuple[BenchmarkCase, Predict]], pixels_NHWC: NDArray[np.uint8], settings: Benchmark
-) -> list[Row]:
+) -> list[BenchmarkRow]:
     calls = calls_per_round(len(pixels_NHWC), settings)
     files = [TimedFile(predict, pixels_NHWC, cell.threads) for cell, predict in opened]
     seconds = time_in_turns(files, settings.rounds, calls, settings.warm_up_ms)
     return [summarise_timings(cell, by_round) for (cell, _), by_round in zip(opened, seconds, strict=True)]
 
 
-def summarise_timings(cell: BenchmarkCase, seconds_by_round: SecondsByRound) -> Row:
+def summarise_timings(cell: BenchmarkCase, seconds_by_round: SecondsByRound) -> BenchmarkRow:
     """Return a row of the record: milliseconds per call, images per second, and their spread."""
     milliseconds = np.concatenate([np.asarray(seconds) for seconds in seconds_by_round]) * 1e3
     round_ms = medians_ms(seconds_by_round)
     medians = sorted(round_ms)
     p50 = float(np.median(milliseconds))
     has_p95 = len(milliseconds) >= SAMPLES_FOR_P95
-    return {
+    return BenchmarkRow(
         **asdict(cell),
-        "p50_ms": p50,
-        "p95_ms": float(np.percentile(milliseconds, 95)) if has_p95 else None,
-        "images_per_s": cell.batch / p50 * 1e3,
-        "samples": len(milliseconds),
-        "round_ms": round_ms,
-        "spread": (max(medians) - min(medians)) / p50,
-        "inner_spread": (medians[-2] - medians[1]) / p50 if len(medians) > 3 else 0.0,
-    }
+        p50_ms=p50,
+        p95_ms=float(np.percentile(milliseconds, 95)) if has_p95 else None,
+        images_per_s=cell.batch / p50 * 1e3,
+        samples=len(milliseconds),
+        round_ms=tuple(round_ms),
+        spread=(max(medians) - min(medians)) / p50,
+        inner_spread=(medians[-2] - medians[1]) / p50 if len(medians) > 3 else 0.0,
+    )

@@ -12,21 +12,21 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from winnow.deploy.onnx_export import load_onnx, macs_by_node
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import OPENVINO_RUNTIMES, BenchmarkCase, compile_openvino
+from winnow.deploy.runtimes import OPENVINO_RUNTIMES, compile_openvino
+from winnow.records.benchmark import BenchmarkCase, Int8Coverage
 
 NODE_INFO_KEYS = ("originalLayersNames", "primitiveType", "runtimePrecision")
 INT8 = ("u8", "i8", "int8_t", "uint8_t")
 INTEGER_NODES = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize")
 
 
-def measure_int8_coverage(folder: Path, cell: BenchmarkCase) -> dict[str, Any]:
-    """Return {candidate, runtime, precision, int8_share, kernels} of a candidate's file.
+def measure_int8_coverage(folder: Path, cell: BenchmarkCase) -> Int8Coverage:
+    """Return the share of a candidate's file that the cell's runtime computes in int8, and its kernels.
 
-    kernels: name -> share of the multiply-adds. Raises ArtifactError for a file that cannot be opened.
+    Raises ArtifactError for a file that cannot be opened.
     """
     macs = macs_by_node(folder / MODEL)
     total = sum(macs.values())
@@ -37,13 +37,13 @@ def measure_int8_coverage(folder: Path, cell: BenchmarkCase) -> dict[str, Any]:
         if name in macs:
             kernels[kernel] += macs[name]
             in_int8 += macs.pop(name) if is_int8 else 0
-    return {
-        "candidate": cell.candidate,
-        "runtime": cell.runtime,
-        "precision": cell.precision,
-        "int8_share": in_int8 / total if total else 0.0,
-        "kernels": {kernel: count / total for kernel, count in kernels.most_common()},
-    }
+    return Int8Coverage(
+        candidate=cell.candidate,
+        runtime=cell.runtime,
+        precision=cell.precision,
+        int8_share=in_int8 / total if total else 0.0,
+        kernels={kernel: count / total for kernel, count in kernels.most_common()},
+    )
 
 
 def _by_openvino(folder: Path, cell: BenchmarkCase) -> Iterator[tuple[str, str, bool]]:

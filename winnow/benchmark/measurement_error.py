@@ -9,14 +9,11 @@ it, because memory layout and the assignment of threads to cores stay the same f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 from winnow.deploy.runtimes import GPU_RUNTIMES
-
-Row = dict[str, Any]
-CELL_KEYS = ("runtime", "precision", "threads", "batch")
-"""Keys that two rows must share for their times to be comparable."""
+from winnow.records.benchmark import BenchmarkCase, BenchmarkRow, MeasurementError
 
 
 def identical_graphs(digests: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -24,21 +21,24 @@ def identical_graphs(digests: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(a, b) for a, b in combinations(digests, 2) if digests[a] == digests[b]]
 
 
-def measurement_errors(rows: list[Row], pairs: Sequence[tuple[str, str]]) -> list[Row]:
-    """Return the difference of each pair in each compared cell; `error`: their `time_difference`."""
-    times: dict[tuple[Any, ...], dict[str, float]] = {}
+def measurement_errors(rows: Sequence[BenchmarkRow], pairs: Sequence[tuple[str, str]]) -> list[MeasurementError]:
+    """Return the difference of each pair in each compared case; `error`: their `time_difference`."""
+    times: dict[BenchmarkCase, dict[str, float]] = {}
     for row in rows:
-        if row["layout"] == "file" and row["runtime"] not in GPU_RUNTIMES and "screened" not in row:
-            times.setdefault(tuple(row[key] for key in CELL_KEYS), {})[row["candidate"]] = row["p50_ms"]
+        if row.layout == "file" and row.runtime not in GPU_RUNTIMES and not row.screened:
+            times.setdefault(replace(row.case, candidate=""), {})[row.candidate] = row.p50_ms
     return [
-        {
-            "candidates": list(pair),
-            **dict(zip(CELL_KEYS, cell, strict=True)),
-            "error": time_difference(by_candidate[pair[0]], by_candidate[pair[1]]),
-        }
-        for pair in pairs
-        for cell, by_candidate in times.items()
-        if pair[0] in by_candidate and pair[1] in by_candidate
+        MeasurementError(
+            candidates=(first, second),
+            runtime=case.runtime,
+            precision=case.precision,
+            threads=case.threads,
+            batch=case.batch,
+            error=time_difference(by_candidate[first], by_candidate[second]),
+        )
+        for first, second in pairs
+        for case, by_candidate in times.items()
+        if first in by_candidate and second in by_candidate
     ]
 
 
@@ -47,15 +47,15 @@ def time_difference(first_ms: float, second_ms: float) -> float:
     return max(first_ms, second_ms) / min(first_ms, second_ms) - 1
 
 
-def largest_errors(errors: list[Row]) -> dict[int, float]:
+def largest_errors(errors: Sequence[MeasurementError]) -> dict[int, float]:
     """Return batch -> largest error; batches without a compared pair are left out."""
     largest: dict[int, float] = {}
     for row in errors:
-        largest[row["batch"]] = max(row["error"], largest.get(row["batch"], 0.0))
+        largest[row.batch] = max(row.error, largest.get(row.batch, 0.0))
     return dict(sorted(largest.items()))
 
 
-def describe_errors(errors: list[Row]) -> str:
+def describe_errors(errors: Sequence[MeasurementError]) -> str:
     """Return a sentence on the largest error of each batch; empty without errors."""
     if not errors:
         return ""
@@ -63,7 +63,7 @@ def describe_errors(errors: list[Row]) -> str:
         f"{error:.0%} {'for one image' if batch == 1 else f'in batches of {batch}'}"
         for batch, error in largest_errors(errors).items()
     )
-    names = sorted({name for row in errors for name in row["candidates"]})
+    names = sorted({name for row in errors for name in row.candidates})
     return (
         f"measurement error: files with the same graph ({', '.join(names)}) differed by up to "
         f"{errors_by_batch}; no interval of a speed-up is narrower"

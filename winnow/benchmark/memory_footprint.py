@@ -17,12 +17,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
-from winnow.deploy.runtimes import BenchmarkCase, Layout, Precision, Runtime, open_case, set_torch_threads
+from winnow.deploy.runtimes import open_case, set_torch_threads
 from winnow.errors import ArtifactError
+from winnow.records.benchmark import BenchmarkCase, Layout, Precision, ProcessFootprint, Runtime
 
 TIMEOUT_SECONDS = 600
 IMPORTS = {
@@ -35,8 +36,8 @@ IMPORTS = {
 }
 
 
-def measure_footprint(folder: Path, cell: BenchmarkCase, image_size: int) -> dict[str, Any]:
-    """Return {candidate, runtime, precision, import_ms, load_ms, first_call_ms, peak_mb} at batch 1.
+def measure_footprint(folder: Path, cell: BenchmarkCase, image_size: int) -> ProcessFootprint:
+    """Return start-up times and peak memory at batch 1.
 
     Raises ArtifactError with the last line of stderr if the child process fails.
     """
@@ -58,7 +59,7 @@ def measure_footprint(folder: Path, cell: BenchmarkCase, image_size: int) -> dic
         reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
         raise ArtifactError(f"{folder}: {cell.runtime} could not run the model in a separate process ({reason})")
     measurements: dict[str, float] = json.loads(child.stdout.strip().splitlines()[-1])
-    return {"candidate": cell.candidate, "runtime": cell.runtime, "precision": cell.precision, **measurements}
+    return ProcessFootprint(candidate=cell.candidate, runtime=cell.runtime, precision=cell.precision, **measurements)
 
 
 def _root() -> str:

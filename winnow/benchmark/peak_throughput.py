@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.benchmark.timing import time_calls
-from winnow.deploy.runtimes import INT8_PRECISIONS, Precision, openvino_core, set_torch_threads
+from winnow.deploy.runtimes import INT8_PRECISIONS, openvino_core, set_torch_threads
 from winnow.errors import MissingExtra
 from winnow.hardware import cores, has_fast_bf16
+from winnow.records.benchmark import BestRows, PeakShares, Precision
 
 SIDE, CHAINED_PRODUCTS = 1024, 8
 """Side of the matrices, and products that OpenVINO chains in one call."""
@@ -64,18 +65,16 @@ def share_of_peak(images_per_s: float, macs: float, peak: float) -> float:
     return images_per_s * macs / peak
 
 
-def shares_of_peak(
-    rows: Mapping[str, Mapping[str, Any] | None], macs: float, peak: Mapping[Precision, float]
-) -> dict[str, float]:
-    """Return kind -> share of the peak in each row's precision; without rows or peaks that are missing.
+def shares_of_peak(rows: BestRows, macs: float, peak: Mapping[Precision, float]) -> PeakShares:
+    """Return the share of the peak in each row's precision; None for a row or a peak that is missing.
 
     For an int8 file with a bf16 remainder the peak of int8 is used.
     """
-    return {
-        kind: share_of_peak(row["images_per_s"], macs, peak[precision])
-        for kind, row in rows.items()
-        if row is not None and (precision := _peak_precision(row["precision"])) in peak
-    }
+    shares: dict[str, float | None] = {}
+    for metric, row in rows:
+        rate = peak.get(_peak_precision(row.precision)) if row is not None else None
+        shares[metric] = None if row is None or rate is None else share_of_peak(row.images_per_s, macs, rate)
+    return PeakShares(**shares)
 
 
 def _peak_precision(precision: Precision) -> Precision:

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from winnow.benchmark.grid import BenchmarkResult, Row, sample_check_images, time_cells
+from winnow.benchmark.grid import BenchmarkResult, sample_check_images, time_cells
 from winnow.config import Benchmark
 from winnow.data.dataset import ImageSet
-from winnow.deploy.runtimes import BenchmarkCase, Precision, list_cpu_runtimes, open_case
+from winnow.deploy.runtimes import list_cpu_runtimes, open_case
 from winnow.hardware import cores
+from winnow.records.benchmark import BenchmarkCase, BenchmarkRow, Precision
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -48,12 +49,12 @@ def sweep_cells(name: str, precision: Precision, batches: Sequence[int], threads
     return grid
 
 
-def best_sweep_row(rows: Sequence[Row], key: str) -> Row | None:
+def best_sweep_row(rows: Sequence[BenchmarkRow], key: str) -> BenchmarkRow | None:
     """Return the row with the least p50_ms (key latency) or the most images/s (throughput); None without rows."""
     if not rows:
         return None
-    return min(rows, key=lambda row: float(row["p50_ms"])) if key == "latency" else max(rows, key=_rate)
+    return min(rows, key=lambda row: row.p50_ms) if key == "latency" else max(rows, key=_rate)
 
 
-def _rate(row: Row) -> float:
-    return float(row["images_per_s"])
+def _rate(row: BenchmarkRow) -> float:
+    return row.images_per_s

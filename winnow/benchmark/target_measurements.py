@@ -1,7 +1,7 @@
 """Measurements of the deployment machine, if it is not this one: the JSON file that check_host.py writes there.
 
-    host = read_host(Path("data/target.json"))
-    speeds_on(host, {"dense": sha256, ...}, large=64)      like the benchmark's details
+    host = read_measurements(Path("data/target.json"))
+    speeds_on_target(host, {"dense": sha256, ...}, large=64)
 
 winnow/deploy/bundle.py exports winnow/deploy/check_host.py, which imports nothing of winnow, to run there. Files are
 identified by their sha256, so measurements of a candidate that has changed since are ignored.
@@ -16,14 +16,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from winnow.benchmark.measurement_error import largest_errors, measurement_errors
-from winnow.benchmark.speedups import Row, best_float_row, best_row, ratio_metrics, speedup
+from winnow.benchmark.speedups import best_float_row, best_row, ratio_metrics, speedup
 from winnow.config import Config
 from winnow.config.section import NO_FILE
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import Precision, Runtime
 from winnow.errors import ArtifactError, DataError
 from winnow.printable import printable
-from winnow.records import Machine, StepRecord, sha256_of
+from winnow.records import BenchmarkRecord, CandidateRecord, Machine, sha256_of
+from winnow.records.benchmark import BenchmarkRow, BestRows, Precision, Runtime
+from winnow.records.selection import ServingSpeeds
 
 FORMAT_VERSION = 2
 """Version that check_host.py writes; version 1 had no times per round, so no intervals."""
@@ -90,17 +91,13 @@ class TargetMeasurements(_Strict):
     rows: tuple[TargetRow, ...]
     refused: tuple[RefusedCell, ...]
 
-    def rows_of(self, digests: Mapping[str, str]) -> list[Row]:
+    def rows_of(self, digests: Mapping[str, str]) -> list[BenchmarkRow]:
         """Return the rows of these files under their current names; `digests`: candidate -> sha256."""
         names: dict[str, list[str]] = {}
         for name, digest in digests.items():
             names.setdefault(digest, []).append(name)
         return [
-            {
-                **row.model_dump(exclude={"sha256", "agreement"}, exclude_defaults=True),
-                "candidate": name,
-                "layout": "file",
-            }
+            BenchmarkRow(**row.model_dump(exclude={"sha256", "agreement", "candidate"}), candidate=name, layout="file")
             for row in self.rows
             for name in names.get(row.sha256, [])
         ]
@@ -156,12 +153,12 @@ def read_target(config: Config, root: Path) -> TargetMeasurements | None:
 
 def speeds_on_target(
     host: TargetMeasurements, digests: Mapping[str, str], large: int, identical: Sequence[tuple[str, str]] = ()
-) -> dict[str, Any]:
-    """Return {best, candidates, measurement_error} like the benchmark's details, from the target's rows alone.
+) -> ServingSpeeds:
+    """Return the speeds on the target, from its rows alone.
 
-    A candidate that was not timed there has None and {}; without dense's times there are no speed-ups. `identical`:
-    pairs of candidates with the same graph, for the measurement error. Raises ArtifactError if the large batch
-    differs.
+    A candidate that was not timed there has no rows and no metrics; without dense's times there are no speed-ups.
+    `identical`: pairs of candidates with the same graph, for the measurement error. Raises ArtifactError if the large
+    batch differs.
     """
     if host.large_batch != large:
         raise ArtifactError(
@@ -170,45 +167,51 @@ def speeds_on_target(
         )
     rows = host.rows_of(digests)
     best_rows = {
-        name: {"latency": best_row(rows, name, 1), "throughput": best_row(rows, name, large)} for name in digests
+        name: BestRows(latency=best_row(rows, name, 1), throughput=best_row(rows, name, large)) for name in digests
     }
     pairs = [pair for pair in identical if set(pair) <= digests.keys()]
     errors = measurement_errors(rows, pairs)
     largest = largest_errors(errors)
     metrics = {name: _target_metrics(rows, best_rows[name], large, largest) for name in digests}
-    return {"best": best_rows, "candidates": metrics, "measurement_error": errors}
+    machine = Machine(**dict(host.machine))  # not TargetMachine: a record that is read again has plain ones
+    return ServingSpeeds(machine=machine, is_target=True, best=best_rows, candidates=metrics, measurement_error=errors)
 
 
-def serving_speeds(config: Config, timed: StepRecord, records: Mapping[str, StepRecord], root: Path) -> dict[str, Any]:
-    """Return {machine, is_target, best, candidates, measurement_error} of the deployment machine.
+def serving_speeds(
+    config: Config, timed: BenchmarkRecord, records: Mapping[str, CandidateRecord], root: Path
+) -> ServingSpeeds:
+    """Return the speeds on the deployment machine.
 
     That is this machine, or the one of benchmark.target, a path in the project's folder `root`.
     """
     host = read_target(config, root)
     if host is None:
         assert timed.machine is not None
-        speeds = {key: {name: timed.details[key][name] for name in records} for key in ("best", "candidates")}
-        speeds["measurement_error"] = timed.details["measurement_error"]
-        return {"machine": timed.machine.model_dump(mode="json"), "is_target": False, **speeds}
+        return ServingSpeeds(
+            machine=timed.machine,
+            is_target=False,
+            best={name: timed.details.best[name] for name in records},
+            candidates={name: timed.details.candidates[name] for name in records},
+            measurement_error=timed.details.measurement_error,
+        )
     digests = {
         name: next((artifact.sha256 for artifact in record.artifacts if artifact.name == MODEL), "missing")
         for name, record in records.items()
     }
-    identical = [tuple(pair) for pair in timed.details["identical_graphs"]]
-    speeds = speeds_on_target(host, digests, config.benchmark.large_batch, identical)
-    return {"machine": host.machine.model_dump(mode="json"), "is_target": True, **speeds}
+    return speeds_on_target(host, digests, config.benchmark.large_batch, timed.details.identical_graphs)
 
 
 def _target_metrics(
-    rows: list[Row], own: Mapping[str, Row | None], large: int, errors: Mapping[int, float]
+    rows: list[BenchmarkRow], own: BestRows, large: int, errors: Mapping[int, float]
 ) -> dict[str, float]:
     """Return best times and speed-ups over the best float of one candidate."""
     metrics: dict[str, float] = {}
-    for kind, batch, key in (("latency", 1, "p50_ms"), ("throughput", large, "images_per_s")):
-        row, baseline = own[kind], best_float_row(rows, batch)
-        if row is None:
-            continue
-        metrics["best/latency_ms" if kind == "latency" else "best/throughput_ips"] = row[key]
-        if baseline is not None:
+    if own.latency is not None:
+        metrics["best/latency_ms"] = own.latency.p50_ms
+    if own.throughput is not None:
+        metrics["best/throughput_ips"] = own.throughput.images_per_s
+    for row, batch in ((own.latency, 1), (own.throughput, large)):
+        baseline = best_float_row(rows, batch)
+        if row is not None and baseline is not None:
             metrics |= ratio_metrics(f"speedup/float_b{batch}", speedup(baseline, row, errors.get(batch, 0.0)))
     return metrics

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from tasks.project.paths import ProjectPaths, registered_model_name
 from winnow.cli.progress import print_line
-from winnow.cli.project_config import load_project_config
+from winnow.cli.project import load_project_config
 from winnow.config import load_config
 
-if TYPE_CHECKING:
-    pass
 
-
-def export(paths: ProjectPaths, options: argparse.Namespace) -> int:
-    """Export the promoted model as a folder; `--candidates`: also all candidates, to be timed on another machine."""
+def export_folder(paths: ProjectPaths, folder: Path, model: str, with_candidates: bool) -> int:
+    """Export the promoted model to `folder`; `with_candidates`: also all candidates, to be timed on another machine."""
     from tasks.project import benchmark_target
     from tasks.registry import registered_models
     from winnow.deploy.bundle import export_host_check, export_model
 
     config = load_config(paths.root / "params.yaml")
     name = registered_model_name(config)
-    check = benchmark_target.build_host_check(paths, config, options.candidates)
-    if options.candidates and registered_models.find(paths, name, options.model) is None:
+    check = benchmark_target.build_host_check(paths, config, with_candidates)
+    if with_candidates and registered_models.find(paths, name, model) is None:
         # No model is promoted, perhaps because no candidate is fast enough on this machine.
-        export_host_check(options.folder, check, config.data.image_size)
+        export_host_check(folder, check, config.data.image_size)
     else:
-        version = registered_models.get(paths, name, options.model)
-        export_model(registered_models.fetch(paths, name, version), options.folder, f"{name}, {version}", check)
-        print_line(f"{version} of {name} is in {options.folder}")
-    if options.candidates:
+        version = registered_models.get(paths, name, model)
+        export_model(registered_models.fetch(paths, name, version), folder, f"{name}, {version}", check)
+        print_line(f"{version} of {name} is in {folder}")
+    if with_candidates:
         print_line(
             f"On the serving machine: python check_host.py; then here: winnow check-host host.json "
             f"({len(check.others)} candidates)"
@@ -38,7 +34,7 @@ def export(paths: ProjectPaths, options: argparse.Namespace) -> int:
     return 0
 
 
-def check_host(paths: ProjectPaths, options: argparse.Namespace) -> int:
+def import_host_figures(paths: ProjectPaths, file: Path) -> int:
     """Import the figures of the serving machine, which gates use from then on."""
     from tasks.project import benchmark_target, run_lock
     from winnow.cli.params_editor import set_benchmark_target
@@ -46,7 +42,7 @@ def check_host(paths: ProjectPaths, options: argparse.Namespace) -> int:
 
     with run_lock.lock_run(paths):
         config = load_project_config(paths)
-        host, missing = benchmark_target.import_target(paths, config, options.file)
+        host, missing = benchmark_target.import_target(paths, config, file)
         unsafe = overflowing_candidates(config, host.machine.flags)
         set_benchmark_target(paths, benchmark_target.TARGET_FILE, unsafe)
     machine = host.machine

@@ -25,19 +25,18 @@ from typing import Any
 import psutil
 from rich import box
 from rich.table import Table
-from typing_extensions import TypedDict
 
 from tasks.forecast.data_counts import Counts, Forecast, count_images
 from tasks.project import run_lock
 from tasks.project.paths import ProjectPaths
-from tasks.project.state_files import read_cache
+from tasks.project.state_files import PLAN, SavedPlan
 from tasks.versioning import dvc_stages
 from winnow.cli.terminal import Terminal
 from winnow.config import Config
 from winnow.errors import WinnowError
 from winnow.eta import format_duration
 from winnow.hardware import memory_bytes
-from winnow.records import sha256_of, write_json
+from winnow.records import sha256_of
 
 console = Terminal()
 PER_STEP, PER_RUN = 1.8, 10.0
@@ -49,22 +48,7 @@ FICLONE = 0x40049409
 Row = dict[str, Any]
 
 
-class PlannedStep(TypedDict):
-    """The forecast of one step."""
-
-    seconds: float
-    memory_mb: float
-    disk_mb: float
-
-
-class SavedPlan(TypedDict):
-    """The last plan, as far as a run is compared with it."""
-
-    params: str
-    steps: dict[str, PlannedStep]
-
-
-def plan(paths: ProjectPaths, config: Config) -> int:
+def print_plan(paths: ProjectPaths, config: Config) -> int:
     """Measure and print what `winnow run` would take, without starting a run."""
     with run_lock.lock_run(paths):
         stale, status_seconds = _stale_stages(paths, config)
@@ -79,7 +63,7 @@ def plan(paths: ProjectPaths, config: Config) -> int:
             forecasts.append(replace(forecast, seconds=forecast.seconds + PER_STEP * status_seconds))
             console.print(f"  {forecast.step}: {format_duration(forecasts[-1].seconds)}", style="dim")
         overhead, kind = PER_RUN * status_seconds, link_type(paths)
-        write_json(paths.state_dir / "plan.json", _plan_content(paths, forecasts, overhead, kind))
+        PLAN.write(paths, _plan_content(paths, forecasts, overhead, kind))
     _show(forecasts, counts, overhead, kind, paths)
     return 0
 
@@ -101,7 +85,7 @@ def compare_with_plan(paths: ProjectPaths, times: dict[str, dict[str, float]]) -
 
     `times`: step -> measured {seconds, memory_mb, disk_mb}.
     """
-    saved = read_cache(paths.state_dir / "plan.json", SavedPlan | None, None)
+    saved = PLAN.read(paths)
     if (
         saved is None
         or saved["params"] != sha256_of(paths.root / "params.yaml")
@@ -168,12 +152,14 @@ def _forecasts(paths: ProjectPaths, config: Config, counts: Counts, stages: list
         raise WinnowError(f"the steps could not be measured on a sample:\n{''.join(stderr_lines[-8:]).strip()}")
 
 
-def _plan_content(paths: ProjectPaths, forecasts: list[Forecast], overhead: float, kind: str) -> Row:
+def _plan_content(paths: ProjectPaths, forecasts: list[Forecast], overhead: float, kind: str) -> SavedPlan:
     return {
         "params": sha256_of(paths.root / "params.yaml"),
         "total_seconds": sum(row.seconds for row in forecasts) + overhead,
         "disk_gb": _on_disk_gb(forecasts, kind),
-        "steps": {forecast.step: asdict(forecast) for forecast in forecasts},
+        "steps": {
+            row.step: {"seconds": row.seconds, "memory_mb": row.memory_mb, "disk_mb": row.disk_mb} for row in forecasts
+        },
     }
 
 

@@ -24,6 +24,7 @@ from winnow.errors import DataError, MissingExtra, WinnowError
 from winnow.evaluation.abstention import describe_counts
 from winnow.printable import printable, spreadsheet_cell
 from winnow.records import atomic_path, read_json
+from winnow.records.report import AbstentionCounts
 
 MAX_ROWS_SHOWN = 1000
 """Rows of the table on the terminal at most."""
@@ -44,7 +45,7 @@ class PredictOptions:
     out: Path | None = None
 
 
-def predict(paths: ProjectPaths, config: Config, files: list[Path], model: str, options: PredictOptions) -> int:
+def predict_paths(paths: ProjectPaths, config: Config, files: list[Path], model: str, options: PredictOptions) -> int:
     """Print or write class and probability of every file; the status is 2 where one cannot be used."""
     if options.out and options.out.suffix.lower() not in WRITERS:
         raise DataError(f"--out {options.out}: it must end in {' or '.join(WRITERS)}")
@@ -102,7 +103,9 @@ def _describe_abstention(card: dict[str, Any], threshold: float) -> str:
     """Return the effect of this threshold on labelled images, from the model's card."""
     counts = card.get("test", {}).get("abstention", {})
     descriptions = [
-        describe_counts(counts[split], threshold, split) for split in ("test", "validation") if split in counts
+        describe_counts(AbstentionCounts.model_validate(counts[split]), threshold, split)
+        for split in ("test", "validation")
+        if split in counts
     ]
     if not descriptions:
         return f"The effect of --abstain-below {threshold:g} is not known: this model was not evaluated on test images"

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from typing import TYPE_CHECKING
 
 from tasks.project.paths import ProjectPaths, registered_model_name
 from winnow.cli.progress import print_line
-from winnow.cli.project_config import load_project_config
+from winnow.cli.project import load_project_config
 from winnow.config import Config
 
 if TYPE_CHECKING:
     from tasks.registry.promotion import PromotionResult
 
 
-def promote_winner(paths: ProjectPaths, options: argparse.Namespace) -> int:
+def promote_winner(paths: ProjectPaths, replace: bool) -> int:
     """Compare the winner with the champion, and promote it if it is better."""
     from tasks.project import announced_servers, run_lock
     from tasks.registry.promotion import promote
 
     config = load_project_config(paths)
     with run_lock.lock_run(paths):
-        outcome = promote(paths, config, replace=options.replace)
+        outcome = promote(paths, config, replace=replace)
     status = _report_promotion(paths, config, outcome)
     if outcome.waits and announced_servers.report_to_prefect(paths):
         from flows.promote import show_form
@@ -32,25 +31,16 @@ def promote_winner(paths: ProjectPaths, options: argparse.Namespace) -> int:
     return status
 
 
-def roll_back(paths: ProjectPaths, options: argparse.Namespace) -> int:
+def roll_back(paths: ProjectPaths, reason: str) -> int:
     """Put the previous champion back into production."""
     from tasks.registry.promotion import rollback
 
     config = load_project_config(paths)
-    return _report_promotion(paths, config, rollback(paths, config, options.reason))
+    return _report_promotion(paths, config, rollback(paths, config, reason))
 
 
-def approve(paths: ProjectPaths, options: argparse.Namespace) -> int:
-    """Make the challenger that waits for manual approval the champion."""
-    return _decide(paths, True, options.reason)
-
-
-def deny(paths: ProjectPaths, options: argparse.Namespace) -> int:
-    """Reject the challenger that waits for manual approval."""
-    return _decide(paths, False, options.reason)
-
-
-def _decide(paths: ProjectPaths, is_approved: bool, reason: str) -> int:
+def decide(paths: ProjectPaths, is_approved: bool, reason: str) -> int:
+    """Approve or deny the challenger that waits for manual approval, and close its form in Prefect."""
     from tasks.project import announced_servers
     from tasks.project.run_origin import approver_name
     from tasks.registry import approval_decision
@@ -79,21 +69,21 @@ def _report_promotion(paths: ProjectPaths, config: Config, outcome: PromotionRes
     return 0
 
 
-def manage_account(paths: ProjectPaths, options: argparse.Namespace) -> int:
-    """Create, change or remove an account of the team's MLflow."""
+def manage_account(paths: ProjectPaths, name: str, role: str, reset: bool, remove: bool) -> int:
+    """Create, change or remove an account of the team's MLflow; exactly one of `role`, `reset`, `remove` is set."""
     from tasks.registry import accounts
 
-    accounts.check_name(options.name)
-    if options.remove:
-        accounts.delete_account(paths, options.name)
-        print_line(f"the account {options.name} was removed")
+    accounts.check_name(name)
+    if remove:
+        accounts.delete_account(paths, name)
+        print_line(f"the account {name} was removed")
         return 0
-    if options.role:
-        accounts.check_role(options.role)  # before there is an account without one
-    set_password = accounts.reset_password if options.reset else accounts.create_account
-    if password := set_password(paths, options.name):
-        print_line(f"password of {options.name}: {password}")
-    if options.role:
-        accounts.assign_role(paths, options.name, options.role)
-        print_line(f"{options.name} is {options.role}")
+    if role:
+        accounts.check_role(role)  # before there is an account without one
+    set_password = accounts.reset_password if reset else accounts.create_account
+    if password := set_password(paths, name):
+        print_line(f"password of {name}: {password}")
+    if role:
+        accounts.assign_role(paths, name, role)
+        print_line(f"{name} is {role}")
     return 0

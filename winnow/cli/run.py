@@ -15,13 +15,13 @@ from rich.table import Table
 from tasks.project import announced_servers, run_lock, run_summary, watchdog
 from tasks.project.disk_errors import check_free_space
 from tasks.project.paths import ProjectPaths
-from tasks.project.state_files import StepTimes, read_cache
+from tasks.project.state_files import STEP_TIMES, STEP_VERSIONS
 from tasks.registry import promotion_state
 from tasks.versioning import dvc_stages, integrity
 from winnow.cli import plan
 from winnow.cli.terminal import Terminal
 from winnow.config import Config
-from winnow.records import read_record, this_machine
+from winnow.records import BenchmarkRecord, IngestRecord, this_machine
 from winnow.reporting.wording import describe_peak_share
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 console = Terminal()
 
 
-def run(paths: ProjectPaths, config: Config) -> int:
+def run_stale(paths: ProjectPaths, config: Config) -> int:
     """Run what is stale, track and promote; do nothing if all is up to date."""
     started = time.monotonic()
     run_lock.check_unlocked(paths)
@@ -126,8 +126,8 @@ def version_changes(paths: ProjectPaths) -> list[str]:
     """Return the libraries whose version differs from the one that a step ran with; they make nothing stale."""
     installed = this_machine().versions
     lines = []
-    for path in sorted((paths.state_dir / "versions").glob("*.json")):
-        recorded: dict[str, str] = read_cache(path, dict[str, str], {})
+    for path in sorted(STEP_VERSIONS.path(paths).parent.glob("*.json")):
+        recorded = STEP_VERSIONS.read_at(path)
         drift = [
             f"{name} {recorded[name]} -> {installed.get(name, 'missing')}"
             for name in recorded
@@ -140,11 +140,11 @@ def version_changes(paths: ProjectPaths) -> list[str]:
 
 def show_results(paths: ProjectPaths, config: Config) -> None:
     """Print the table of candidates, the gain by pretraining, and the decision."""
-    rows = run_summary.candidate_rows(paths)
-    timed = read_record(paths.artifacts / "benchmark")
-    machine, peaks = timed.machine, timed.details["peaks"]
+    rows = run_summary.candidate_table(paths)
+    timed = BenchmarkRecord.read(paths.artifacts / "benchmark")
+    machine, peaks = timed.machine, timed.details.peaks
     assert machine is not None
-    source = read_record(paths.artifacts / "data").details["source"]
+    source = IngestRecord.read(paths.artifacts / "data").details.source
     title = f"Candidates on the validation split of {source}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(rows[0]):
@@ -216,9 +216,9 @@ def _measured_costs(paths: ProjectPaths, done: Sequence[StageResult], since: flo
     """Return step -> {seconds, memory_mb, disk_mb} of those that ran."""
     costs: dict[str, dict[str, float]] = {}
     for row in done:
-        path = paths.state_dir / "times" / f"{row['stage']}.json"
+        path = STEP_TIMES.path(paths, row["stage"])
         is_new = row["outcome"] == "ran" and path.is_file() and path.stat().st_mtime >= since
-        if is_new and (times := read_cache(path, StepTimes | None, None)):
+        if is_new and (times := STEP_TIMES.read_at(path)):
             costs[row["stage"]] = {
                 "seconds": row["seconds"],
                 "memory_mb": times["memory_mb"],

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from tasks.project.state_files import read_required
+from tasks.project.state_files import CONFIRMATIONS
 from winnow.benchmark.peak_throughput import share_of_peak
 from winnow.cli.terminal import Terminal
 from winnow.config import CONTROL, ROOT, Config, Search
@@ -19,7 +19,8 @@ from winnow.data.splits import selection_half
 from winnow.errors import ArtifactError
 from winnow.eta import format_duration
 from winnow.evaluation.metrics import load_logits
-from winnow.records import read_record, write_json
+from winnow.records import CandidateRecord, SelectionRecord, write_json
+from winnow.records.benchmark import Precision
 from winnow.reporting.exploration_plots import SearchPoint, plot_search
 from winnow.reporting.html import percent, signed
 from winnow.reporting.search_page import FrontRow, TrialRow, format_interval, render_search_page
@@ -29,7 +30,7 @@ from winnow.search.accuracy_loss import measure_drop, reference_logits
 from winnow.search.cost import TIME_OBJECTIVES, describe_cost, seconds_per_image
 from winnow.search.loop import SearchProgress, describe_point
 from winnow.search.optuna_study import EndedTrial
-from winnow.search.pareto import TrialPoint, cheapest_fitting, knee_point, pareto_front
+from winnow.search.pareto import TrialPoint, cheapest_fitting, knee_point, trials_on_front
 from winnow.search.trial import SearchContext, candidates_folder, load_trial_logits
 from winnow.selection.gates import WORST_END_ALLOWANCES, judge_drop
 
@@ -37,7 +38,6 @@ console = Terminal()
 BETTER = {"latency": "faster", "throughput": "faster", "size": "smaller", "energy": "cheaper"}
 
 
-CONFIRMATIONS = "confirmations.json"
 """File with the numbers of the trials evaluated on the confirming half of validation, over all calls of a search."""
 
 
@@ -69,7 +69,7 @@ def front_rows(progress: SearchProgress, context: SearchContext) -> list[FrontRo
     chosen, at_knee, front_points = (
         cheapest_fitting(progress.found, fits),
         knee_point(progress.found),
-        pareto_front(progress.found),
+        trials_on_front(progress.found),
     )
     rows = []
     for point in front_points if chosen is None or chosen in front_points else [*front_points, chosen]:
@@ -110,12 +110,11 @@ def front_rows(progress: SearchProgress, context: SearchContext) -> list[FrontRo
 
 def _count_confirmation(context: SearchContext, number: int) -> int:
     """Count this trial among those evaluated on the confirming half and return how many, for the interval."""
-    path = context.trials.parent / CONFIRMATIONS
-    remedy = "the number of evaluations on the confirming half is lost; start a new search with another --name"
-    seen: list[int] = read_required(path, list[int], [], remedy)
+    path = context.trials.parent / Path(CONFIRMATIONS.name).name
+    seen = CONFIRMATIONS.read_at(path)
     if number not in seen:
-        seen.append(number)
-        write_json(path, seen)
+        seen = [*seen, number]
+        CONFIRMATIONS.write_at(path, seen)
     return len(seen)
 
 
@@ -125,7 +124,7 @@ def _peak_share(point: TrialPoint, trial: EndedTrial, progress: SearchProgress, 
     if evaluation is None or seconds is None or not progress.peaks:
         return None
     candidate_folder = candidates_folder(context, trial.folder, context.config.search.epochs) / evaluation.names[-1]
-    peak = progress.peaks[read_record(candidate_folder).details["precision"]]
+    peak = progress.peaks[CandidateRecord.read(candidate_folder).details.precision]
     return share_of_peak(1 / seconds, evaluation.metrics["compute/macs"], peak)
 
 
@@ -168,7 +167,7 @@ def write_files(
     """Write front.png, search.json and report.html into the search's folder."""
     settings = context.config.search
     row_of = {row.number: row for row in rows}
-    front_numbers = {point.number for point in pareto_front(progress.found)}
+    front_numbers = {point.number for point in trials_on_front(progress.found)}
     points = []
     for point in progress.found:
         row = row_of.get(point.number)
@@ -212,18 +211,18 @@ def _trial_row(trial: EndedTrial, settings: Search) -> TrialRow:
 def runtime_note(artifacts: Path, config: Config) -> str:
     """Return a note if the last run's winner is fastest on another runtime than the search's; else ""."""
     settings = config.search
-    if settings.objective not in TIME_OBJECTIVES:
+    if settings.objective != "latency" and settings.objective != "throughput":
         return ""
     try:
-        details = read_record(artifacts / "select").details
+        details = SelectionRecord.read(artifacts / "select").details
     except ArtifactError:
         return ""
-    name = details["winner"] or ROOT
-    row = details["speeds"]["best"][name][settings.objective]
-    if row is None or row["runtime"] == settings.runtime:
+    name = details.winner or ROOT
+    row = details.speeds.best[name].of(settings.objective)
+    if row is None or row.runtime == settings.runtime:
         return ""
     return (
-        f"in the last run {name} was fastest on {RUNTIME_NAMES[row['runtime']]}, while this search measures on "
+        f"in the last run {name} was fastest on {RUNTIME_NAMES[row.runtime]}, while this search measures on "
         f"{RUNTIME_NAMES[settings.runtime]} (search.runtime); winnow run times the chosen candidates on all runtimes"
     )
 
@@ -243,7 +242,7 @@ def _conditions(progress: SearchProgress, context: SearchContext) -> list[str]:
     ]
 
 
-def print_front(rows: list[FrontRow], verdict: str, peaks: Mapping[str, float]) -> None:
+def print_front(rows: list[FrontRow], verdict: str, peaks: Mapping[Precision, float]) -> None:
     """Print the front as a table, the meaning of its peak shares, and the verdict."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("trial", "candidate", "points lost", "cost", "x dense", *(["of peak"] if peaks else []), ""):

@@ -24,7 +24,7 @@ START = "import sys; from winnow.servers.http import main; raise SystemExit(main
 """Not `-m`: each process that the server starts would import the module again."""
 
 
-def serve(paths: ProjectPaths, config: Config, model: str, settings: ServingConfig) -> int:
+def start_server(paths: ProjectPaths, config: Config, model: str, settings: ServingConfig) -> int:
     """Become the server, without MLflow's libraries and threads; returns only by an error."""
     for package in ("litserve", "prometheus_client", "python_multipart"):
         if importlib.util.find_spec(package) is None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -20,7 +18,8 @@ from winnow.config import Config
 from winnow.data.dataset import load_images
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
-from winnow.records import RECORD, read_record, this_machine, write_json
+from winnow.records import RECORD, CandidateRecord, SelectionRecord, this_machine, write_json
+from winnow.records.benchmark import BenchmarkRow
 
 COLUMNS = ("runtime", "precision", "batch", "threads", "p50_ms", "p95_ms", "images_per_s", "spread", "samples")
 console = Terminal()
@@ -32,7 +31,7 @@ def run_sweep(paths: ProjectPaths, config: Config, name: str, batches: tuple[int
     with run_lock.lock_run(paths):
         name = name or _winner(paths)
         folder = candidate_folder(paths, name, MODEL)
-        precision = read_record(folder).details["precision"]
+        precision = CandidateRecord.read(folder).details.precision
         images = load_images(paths.artifacts / "data")
         outcome = sweep(name, folder, precision, images, batches or BATCHES, config.benchmark)
     out = paths.state_dir / "sweep" / name
@@ -44,10 +43,10 @@ def run_sweep(paths: ProjectPaths, config: Config, name: str, batches: tuple[int
 
 def _winner(paths: ProjectPaths) -> str:
     verdict = paths.artifacts / "select"
-    winner = read_record(verdict).details.get("winner") if (verdict / RECORD).is_file() else None
+    winner = SelectionRecord.read(verdict).details.winner if (verdict / RECORD).is_file() else None
     if not winner:
         raise ConfigError("no candidate has won; name one: winnow sweep NAME")
-    return str(winner)
+    return winner
 
 
 def _write_files(out: Path, outcome: BenchmarkResult, name: str) -> None:
@@ -56,27 +55,30 @@ def _write_files(out: Path, outcome: BenchmarkResult, name: str) -> None:
 
     machine, rows = this_machine(), outcome.rows
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "sweep.json", {"machine": machine.model_dump(mode="json"), **asdict(outcome)})
+    content = {
+        kind: [row.model_dump(mode="json") for row in getattr(outcome, kind)] for kind in ("rows", "refused", "absent")
+    }
+    write_json(out / "sweep.json", {"machine": machine.model_dump(mode="json"), **content})
     with (out / "sweep.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(row.model_dump() for row in rows)
     (out / "sweep.png").write_bytes(plot_sweep(rows, f"{name} on {machine.cpu}, {machine.threads} threads"))
 
 
 def _print(outcome: BenchmarkResult, name: str) -> None:
     """Print images per second by batch, one row for each runtime, precision and number of threads."""
     rows = outcome.rows
-    batches = sorted({row["batch"] for row in rows})
+    batches = sorted({row.batch for row in rows})
     console.print(f"{name}, images/s by batch:")
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("runtime", "precision", "threads"):
         table.add_column(heading)
     for batch in batches:
         table.add_column(str(batch), justify="right")
-    for kind in dict.fromkeys((row["runtime"], row["precision"], row["threads"]) for row in rows):
-        row_of = {row["batch"]: row for row in rows if (row["runtime"], row["precision"], row["threads"]) == kind}
-        rates = [f"{row_of[batch]['images_per_s']:,.0f}" if batch in row_of else "" for batch in batches]
+    for kind in dict.fromkeys((row.runtime, row.precision, row.threads) for row in rows):
+        row_of = {row.batch: row for row in rows if (row.runtime, row.precision, row.threads) == kind}
+        rates = [f"{row_of[batch].images_per_s:,.0f}" if batch in row_of else "" for batch in batches]
         table.add_row(*map(str, kind), *rates)
     console.print(table)
     for title, key in (("Shortest call", "latency"), ("Most images", "throughput")):
@@ -84,6 +86,6 @@ def _print(outcome: BenchmarkResult, name: str) -> None:
             console.print(f"{title}: {_describe_row(row)}")
 
 
-def _describe_row(row: dict[str, Any]) -> str:
-    rate = f"{row['p50_ms']:.3g} ms, {row['images_per_s']:,.0f} images/s"
-    return f"{row['runtime']} {row['precision']}, batch {row['batch']}, {row['threads']} threads: {rate}"
+def _describe_row(row: BenchmarkRow) -> str:
+    rate = f"{row.p50_ms:.3g} ms, {row.images_per_s:,.0f} images/s"
+    return f"{row.runtime} {row.precision}, batch {row.batch}, {row.threads} threads: {rate}"

@@ -14,8 +14,9 @@ from winnow.compression.prune import prune
 from winnow.compression.quantize import quantize
 from winnow.compression.sparsify import sparsify
 from winnow.config import Cluster, Distill, Factorize, Prune, Quantize, Sparsify
+from winnow.records.candidate import MethodResult
 
-METHODS: dict[type, Callable[[Any, MethodInputs, Path], dict[str, Any]]] = {
+METHODS: dict[type, Callable[[Any, MethodInputs, Path], MethodResult]] = {
     Prune: prune,
     Sparsify: sparsify,
     Factorize: factorize,
@@ -23,4 +24,4 @@ METHODS: dict[type, Callable[[Any, MethodInputs, Path], dict[str, Any]]] = {
     Quantize: quantize,
     Distill: distill,
 }
-"""Config type -> function of (settings, inputs, output folder) that returns the details for record.json."""
+"""Config type -> function of (settings, inputs, output folder) that returns the method's part of record.json."""

@@ -9,7 +9,6 @@ and biases are not clustered.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from winnow.errors import MissingExtra
 from winnow.models.backbones import load_model, save_model, with_split_heads
 from winnow.models.layers import weight_layers
 from winnow.random_streams import stream_seed
+from winnow.records.candidate import ClusterResult
 from winnow.timing_lock import compute_lock
 from winnow.training.loop import Hooks
 
@@ -33,15 +33,16 @@ KMEANS_SAMPLE = 50_000
 """Weights of a layer that k-means is fitted on."""
 
 
-def cluster(settings: Cluster, inputs: MethodInputs, folder: Path) -> dict[str, Any]:
-    """Cluster the parent's weights, recover, write weights and model.onnx to `folder`, and return the details."""
+def cluster(settings: Cluster, inputs: MethodInputs, folder: Path) -> ClusterResult:
+    """Cluster the parent's weights, recover, write weights and model.onnx to `folder`, and return the result."""
     model, architecture = with_split_heads(*load_model(inputs.parent))
     for weight in _weights(model).values():
         share_values(weight, settings.values, settings.recovery.seed)
     curves = recover(model, settings.recovery, inputs, hooks=shared_value_hooks())
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / MODEL)
-    return {"curves": curves, "values": {name: len(torch.unique(weight)) for name, weight in _weights(model).items()}}
+    values = {name: len(torch.unique(weight)) for name, weight in _weights(model).items()}
+    return ClusterResult(curves=curves, values=values)
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:

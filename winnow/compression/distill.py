@@ -8,7 +8,6 @@ shows how much comes from the teacher.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.recovery import recover
@@ -17,10 +16,11 @@ from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
 from winnow.models.backbones import build_model, load_model, save_model
 from winnow.random_streams import stream_seed
+from winnow.records.candidate import DistillResult
 
 
-def distill(settings: Distill, inputs: MethodInputs, folder: Path) -> dict[str, Any]:
-    """Train the student, write weights, architecture and model.onnx to `folder`, and return the details."""
+def distill(settings: Distill, inputs: MethodInputs, folder: Path) -> DistillResult:
+    """Train the student, write weights, architecture and model.onnx to `folder`, and return the result."""
     model, architecture = load_model(inputs.parent)
     if settings.student != "same":
         architecture = architecture.model_copy(
@@ -30,4 +30,4 @@ def distill(settings: Distill, inputs: MethodInputs, folder: Path) -> dict[str, 
     curves = recover(model, settings.recovery, inputs)
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / MODEL)
-    return {"curves": curves, "teacher": settings.recovery.teacher}
+    return DistillResult(curves=curves, teacher=settings.recovery.teacher)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +25,7 @@ from winnow.models.attention import split_heads
 from winnow.models.backbones import Architecture, load_model, save_model
 from winnow.models.classifier_head import head_path
 from winnow.models.low_rank_layers import factorizable_layers, factorize_layers
+from winnow.records.candidate import FactorizeResult
 from winnow.timing_lock import compute_lock
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ BISECTIONS = 12
 """Bisections of the interval of energy shares."""
 
 
-def factorize(settings: Factorize, inputs: MethodInputs, folder: Path) -> dict[str, Any]:
-    """Factorise the parent's layers, recover, write weights and model.onnx to `folder`, and return the details."""
+def factorize(settings: Factorize, inputs: MethodInputs, folder: Path) -> FactorizeResult:
+    """Factorise the parent's layers, recover, write weights and model.onnx to `folder`, and return the result."""
     model, architecture = load_model(inputs.parent)
     split_heads(model)
     before = size_metrics(model, architecture, "before")
@@ -46,13 +46,8 @@ def factorize(settings: Factorize, inputs: MethodInputs, folder: Path) -> dict[s
     curves = recover(model, settings.recovery, inputs)
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / MODEL)
-    return {
-        "curves": curves,
-        "ranks": ranks,
-        "energy": energy,
-        **before,
-        **size_metrics(model, architecture, "after"),
-    }
+    sizes = before | size_metrics(model, architecture, "after")
+    return FactorizeResult(curves=curves, ranks=ranks, energy=energy, **sizes)
 
 
 @compute_lock()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from winnow.data.dataset import VALIDATION
 from winnow.data.splits import selection_half
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.onnx_session import MODEL
+from winnow.records.candidate import RungConfirmation
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class ValidationHalf:
         return (self.right - float((predictions_V == self.targets_V).mean())) * 100
 
 
-def confirm_selection(confirming: ValidationHalf, rung: str, static: Path, selected: Path) -> dict[str, Any]:
+def confirm_selection(confirming: ValidationHalf, rung: str, static: Path, selected: Path) -> RungConfirmation:
     """Compare the selected file with plain static quantization on the confirming half and return both losses."""
     points_lost, static_points_lost = confirming.points_lost(selected), confirming.points_lost(static)
     confirmed = points_lost < static_points_lost
@@ -70,4 +70,6 @@ def confirm_selection(confirming: ValidationHalf, rung: str, static: Path, selec
         "int8, %s: %.2f points lost on the confirming half, static %.2f: %s",
         *(rung, points_lost, static_points_lost, "confirmed" if confirmed else "not confirmed, static is used"),
     )
-    return {"rung": rung, "points_lost": points_lost, "static_points_lost": static_points_lost, "confirmed": confirmed}
+    return RungConfirmation(
+        rung=rung, points_lost=points_lost, static_points_lost=static_points_lost, confirmed=confirmed
+    )

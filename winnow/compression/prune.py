@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +30,7 @@ from winnow.models.backbones import Architecture, load_model, replay_pruning, sa
 from winnow.models.classifier_head import head_path
 from winnow.random_streams import stream_seed
 from winnow.records import read_json, write_json
+from winnow.records.candidate import PruneResult, PruningCut, PruningTrial
 from winnow.training.loop import Hooks, Row
 
 
@@ -47,8 +47,8 @@ class _PruningRun:
     """The budget's quantity before the first round."""
 
 
-def prune(settings: Prune, inputs: MethodInputs, folder: Path) -> dict[str, Any]:
-    """Prune the parent, recover, write weights, architecture and model.onnx to `folder`, and return the details."""
+def prune(settings: Prune, inputs: MethodInputs, folder: Path) -> PruneResult:
+    """Prune the parent, recover, write weights, architecture and model.onnx to `folder`, and return the result."""
     model, architecture = load_model(inputs.parent)
     split_heads(model)
     before = size_metrics(model, architecture, "before")
@@ -73,18 +73,13 @@ def prune(settings: Prune, inputs: MethodInputs, folder: Path) -> dict[str, Any]
     curves = recover(model, settings.recovery, inputs)
     save_model(folder, model, architecture)
     export_onnx(model, architecture, folder / MODEL)
-    return {
-        "curves": curves,
-        "curves_before": curves_before,
-        "cuts": cuts,
-        **before,
-        **size_metrics(model, architecture, "after"),
-    }
+    sizes = before | size_metrics(model, architecture, "after")
+    return PruneResult(curves=curves, curves_before=curves_before, cuts=cuts, **sizes)
 
 
 def _prune_round(
     run: _PruningRun, model: nn.Module, architecture: Architecture, number: int
-) -> tuple[Architecture, Any]:
+) -> tuple[Architecture, PruningCut]:
     """Prune the network in round `number`, in place, and return (the new architecture, the row for the record).
 
     The budgets of all rounds lie on a straight line. Rounding removes more than was asked for, so a round whose budget
@@ -95,7 +90,8 @@ def _prune_round(
     if file.is_file():
         saved = read_json(file)
         replay_pruning(model, architecture.image_size, saved["history"])
-        return architecture.model_copy(update={"pruning": [*architecture.pruning, *saved["history"]]}), saved["told"]
+        replayed = architecture.model_copy(update={"pruning": [*architecture.pruning, *saved["history"]]})
+        return replayed, PruningCut.model_validate(saved.get("cut") or saved["told"])  # "told": by an earlier version
     criterion = prepare_criterion(
         model, settings.importance, run.inputs, stream_seed(settings.recovery.seed, "cut", number)
     )
@@ -103,7 +99,7 @@ def _prune_round(
     step = PruningStep(0.0, criterion, rounding, run.min_channels)
     limit = run.initial + (run.budget.limit - run.initial) * number / settings.rounds
     current = run.initial if number == 1 else run.budget.measure(model, architecture)
-    row: dict[str, Any] = {"goal": run.budget.name, "limit": limit, "before": current}
+    tried: list[PruningTrial] = []
     pruned = architecture
     if current > limit:
         if settings.remove.channels:
@@ -111,16 +107,24 @@ def _prune_round(
         else:
             roundings = ROUNDINGS if settings.round_to == "measured" else (rounding,)
             plan = plan_pruning(model, architecture, dataclasses.replace(run.budget, limit=limit), step, roundings)
-            step, row = plan.cut, row | {"tried": plan.tried}
+            step, tried = plan.cut, plan.tried
         try:
             pruned = remove_channels(model, architecture, step)
         except EmptyPruning:
             if number == 1:
                 raise
             step = dataclasses.replace(step, share=0.0)  # earlier rounds have reached `max_channels`
-    row |= {"share": step.share, "round_to": step.round_to, "parameters": count_parameters(model)}
+    row = PruningCut(
+        goal=run.budget.name,
+        limit=limit,
+        before=current,
+        tried=tried,
+        share=step.share,
+        round_to=step.round_to,
+        parameters=count_parameters(model),
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"history": pruned.pruning[len(architecture.pruning) :], "told": row})
+    write_json(file, {"history": pruned.pruning[len(architecture.pruning) :], "cut": row.model_dump(mode="json")})
     return pruned, row
 
 

@@ -36,10 +36,12 @@ from winnow.compression.post_training_quantization import quantize_statically
 from winnow.config.removal import Latency, Remove
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import BenchmarkCase, Predict, open_case
+from winnow.deploy.runtimes import Predict, open_case
 from winnow.errors import ConfigError
 from winnow.hardware import cores
 from winnow.models.backbones import Architecture
+from winnow.records.benchmark import BenchmarkCase
+from winnow.records.candidate import PruningTrial
 from winnow.timing_lock import compute_lock
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ class PruningPlan:
     """The chosen pruning step, and every trial on the way to it."""
 
     cut: PruningStep
-    tried: list[dict[str, float]]
+    tried: list[PruningTrial]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def plan_pruning(
     `step` gives all but share and rounding. Raises ConfigError where even the largest share does not meet the budget.
     """
     plans: list[tuple[int, PruningPlan]] = []
-    tried: list[dict[str, float]] = []
+    tried: list[PruningTrial] = []
     empty: EmptyPruning | None = None
     for rounding in roundings:
         rounded_step = dataclasses.replace(step, round_to=rounding)
@@ -90,8 +92,8 @@ def plan_pruning(
     if not plans:
         if empty is not None and not tried:
             raise empty
-        confirmed = [row["confirmed"] for row in tried if "confirmed" in row]
-        reached = min(confirmed or [row["reached"] for row in tried])
+        confirmed = [trial.confirmed for trial in tried if trial.confirmed is not None]
+        reached = min(confirmed or [trial.reached for trial in tried if trial.reached is not None])
         raise ConfigError(
             f"candidates: method prune cannot bring the {budget.name} of this {architecture.backbone} down to "
             f"{budget.limit:.4g}: with the present max_channels and round_to it reaches {reached:.4g}; remove less, "
@@ -101,7 +103,7 @@ def plan_pruning(
 
 
 def _bisect(
-    model: nn.Module, architecture: Architecture, budget: Budget, step: PruningStep, tried: list[dict[str, float]]
+    model: nn.Module, architecture: Architecture, budget: Budget, step: PruningStep, tried: list[PruningTrial]
 ) -> tuple[PruningStep, int] | None:
     """Return (step, multiply-adds left) for the smallest share that meets the budget; None where none does."""
 
@@ -109,7 +111,7 @@ def _bisect(
         trial_step, trial, smaller = _pruned_copy(model, architecture, step, percent)
         reached = budget.measure(trial, smaller)
         log.info("%d %% of the channels, multiples of %d: %s %.4g", percent, step.round_to, budget.name, reached)
-        tried.append({"share": trial_step.share, "round_to": float(step.round_to), "reached": reached})
+        tried.append(PruningTrial(share=trial_step.share, round_to=step.round_to, reached=reached))
         return (trial_step, count_macs(trial, smaller)) if reached <= budget.limit else None
 
     low, high = 0, MAX_PERCENT
@@ -140,7 +142,7 @@ def _pruned_copy(
 
 
 def _confirmed(
-    model: nn.Module, architecture: Architecture, budget: Budget, step: PruningStep, tried: list[dict[str, float]]
+    model: nn.Module, architecture: Architecture, budget: Budget, step: PruningStep, tried: list[PruningTrial]
 ) -> tuple[PruningStep, int] | None:
     """Return (step, multiply-adds left) for the first share, from the chosen one on, that a second timing confirms."""
     assert budget.confirm is not None
@@ -153,7 +155,7 @@ def _confirmed(
         reached = budget.confirm(trial, smaller)
         verdict = "confirmed" if reached <= budget.limit else f"not within {budget.limit:.4g} when timed again"
         log.info("%d %% of the channels: %s %.4g, %s", percent, budget.name, reached, verdict)
-        tried.append({"share": trial_step.share, "round_to": float(step.round_to), "confirmed": reached})
+        tried.append(PruningTrial(share=trial_step.share, round_to=step.round_to, confirmed=reached))
         if reached <= budget.limit:
             return trial_step, macs
         rejected_macs = macs

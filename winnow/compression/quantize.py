@@ -26,7 +26,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +44,7 @@ from winnow.models.attention import split_heads
 from winnow.models.backbones import ARCHITECTURE_FILE, load_architecture, load_model
 from winnow.random_streams import stream_seed
 from winnow.records import write_json
+from winnow.records.candidate import QuantizationRung, QuantizeResult, RungConfirmation
 from winnow.training.loop import Row
 
 log = logging.getLogger(__name__)
@@ -53,25 +53,24 @@ STATIC, ACCURACY_CONTROLLED = "static", "worst layers in float"
 """Names of rungs."""
 
 
-def quantize(settings: Quantize, inputs: MethodInputs, folder: Path) -> dict[str, Any]:
-    """Quantize the parent's file, write model.onnx to `folder`, and return the details."""
+def quantize(settings: Quantize, inputs: MethodInputs, folder: Path) -> QuantizeResult:
+    """Quantize the parent's file, write model.onnx to `folder`, and return the result."""
     write_json(folder / ARCHITECTURE_FILE, load_architecture(inputs.parent).model_dump(mode="json"))
     source, target = inputs.parent / MODEL, folder / MODEL
     if settings.scheme == "dynamic":
         _write_dynamic(source, target)
-        return {"calibration_images": 0}
+        return QuantizeResult(calibration_images=0)
     pixels_NHWC = calibration_images(settings, inputs)
-    details: dict[str, Any] = {"calibration_images": len(pixels_NHWC)}
     if settings.scheme == "ladder":
-        return details | _quantize_by_ladder(settings, inputs, pixels_NHWC, target)
+        return _quantize_by_ladder(settings, inputs, pixels_NHWC, target)
     if settings.scheme == "controlled":
-        return details | _quantize_controlled(settings, inputs, pixels_NHWC, target)
+        return _quantize_controlled(settings, inputs, pixels_NHWC, target)
+    curves: list[Row] = []
     if settings.scheme == "qat":
-        return details | {
-            "curves": _write_trained(settings, inputs, pixels_NHWC, quantization_recipe(settings), target)
-        }
-    quantize_statically(source, target, pixels_NHWC, quantization_recipe(settings))
-    return details
+        curves = _write_trained(settings, inputs, pixels_NHWC, quantization_recipe(settings), target)
+    else:
+        quantize_statically(source, target, pixels_NHWC, quantization_recipe(settings))
+    return QuantizeResult(calibration_images=len(pixels_NHWC), curves=curves)
 
 
 def quantization_recipe(settings: Quantize) -> Recipe:
@@ -99,7 +98,7 @@ class _Rung:
 
 def _quantize_by_ladder(
     settings: Quantize, inputs: MethodInputs, pixels_NHWC: NDArray[np.uint8], target: Path
-) -> dict[str, Any]:
+) -> QuantizeResult:
     """Use the first rung that loses little enough, or else the best one, if the other half confirms it.
 
     Returns the points that each rung lost on the selecting half, and those that the chosen rung and static lost on the
@@ -107,7 +106,8 @@ def _quantize_by_ladder(
     """
     selecting, confirming = ValidationHalf.halves(inputs)
     rungs = _rungs(settings, inputs, pixels_NHWC, selecting)
-    rows: list[dict[str, Any]] = []
+    rows: list[QuantizationRung] = []
+    losses: dict[int, float] = {}
     curves: dict[int, list[Row]] = {}
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         for rung in rungs:
@@ -115,34 +115,40 @@ def _quantize_by_ladder(
             try:
                 rung_curves = rung.make(file)
             except ConfigError as error:
-                if rung is rungs[-1] and not any("points_lost" in row for row in rows):
+                if rung is rungs[-1] and not losses:
                     raise
-                rows.append({"rung": rung.name, "impossible": str(error)})
+                rows.append(QuantizationRung(rung=rung.name, impossible=str(error)))
                 log.info("int8, %s: not possible for this network", rung.name)
                 continue
             if rung_curves:
                 curves[len(rows)] = rung_curves
             points_lost = selecting.points_lost(file)
             in_float = float_layers(file)
-            rows.append({"rung": rung.name, "points_lost": points_lost, "float_layers": in_float})
+            losses[len(rows)] = points_lost
+            rows.append(QuantizationRung(rung=rung.name, points_lost=points_lost, float_layers=in_float))
             log.info("int8, %s: %.2f points lost", rung.name, points_lost)
             if points_lost <= settings.max_drop_points:
                 break
-        written = [number for number in range(len(rows)) if "points_lost" in rows[number]]
-        best = min(written, key=lambda number: rows[number]["points_lost"])
-        confirmation: dict[str, Any] = {}
-        if best != written[0] and rows[written[0]]["rung"] == STATIC:
-            files = [Path(temporary) / f"{number}.onnx" for number in (written[0], best)]
-            confirmation = {"confirmation": confirm_selection(confirming, rows[best]["rung"], *files)}
-            best = best if confirmation["confirmation"]["confirmed"] else written[0]
+        first, best = min(losses), min(losses, key=lambda number: losses[number])
+        confirmation: RungConfirmation | None = None
+        if best != first and rows[first].rung == STATIC:
+            files = [Path(temporary) / f"{number}.onnx" for number in (first, best)]
+            confirmation = confirm_selection(confirming, rows[best].rung, *files)
+            best = best if confirmation.confirmed else first
         shutil.move(Path(temporary) / f"{best}.onnx", target)
-    details = {"rungs": rows, "chosen": rows[best]["rung"], "float_layers": rows[best]["float_layers"], **confirmation}
-    return details | ({"curves": curves[best]} if best in curves else {})
+    return QuantizeResult(
+        calibration_images=len(pixels_NHWC),
+        rungs=rows,
+        chosen=rows[best].rung,
+        float_layers=rows[best].float_layers,
+        confirmation=confirmation,
+        curves=curves.get(best, []),
+    )
 
 
 def _quantize_controlled(
     settings: Quantize, inputs: MethodInputs, pixels_NHWC: NDArray[np.uint8], target: Path
-) -> dict[str, Any]:
+) -> QuantizeResult:
     """Keep the worst layers in float where the confirming half agrees; otherwise use plain static."""
     selecting, confirming = ValidationHalf.halves(inputs)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
@@ -150,12 +156,12 @@ def _quantize_controlled(
         _write_controlled(settings, inputs, pixels_NHWC, selecting, controlled)
         if not (layers := float_layers(controlled)):
             shutil.move(controlled, target)
-            return {"float_layers": []}
+            return QuantizeResult(calibration_images=len(pixels_NHWC), float_layers=[])
         quantize_statically(inputs.parent / MODEL, static, pixels_NHWC, quantization_recipe(settings))
         confirmation = confirm_selection(confirming, ACCURACY_CONTROLLED, static, controlled)
-        shutil.move(controlled if confirmation["confirmed"] else static, target)
-    in_float = layers if confirmation["confirmed"] else float_layers(target)
-    return {"float_layers": in_float, "confirmation": confirmation}
+        shutil.move(controlled if confirmation.confirmed else static, target)
+    in_float = layers if confirmation.confirmed else float_layers(target)
+    return QuantizeResult(calibration_images=len(pixels_NHWC), float_layers=in_float, confirmation=confirmation)
 
 
 def _rungs(

@@ -15,7 +15,6 @@ Normalisation layers keep their parameters.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +27,7 @@ from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
 from winnow.models.backbones import load_model, save_model, with_split_heads
 from winnow.models.layers import weight_layers
+from winnow.records.candidate import SparsifyResult
 from winnow.training.loop import Hooks
 
 Masks = dict[str, torch.Tensor]
@@ -36,8 +36,8 @@ MASK_UPDATES = 50
 """Mask updates of a gradual schedule."""
 
 
-def sparsify(settings: Sparsify, inputs: MethodInputs, folder: Path) -> dict[str, Any]:
-    """Mask the parent, recover under the mask, write weights and model.onnx to `folder`, and return the details."""
+def sparsify(settings: Sparsify, inputs: MethodInputs, folder: Path) -> SparsifyResult:
+    """Mask the parent, recover under the mask, write weights and model.onnx to `folder`, and return the result."""
     model, architecture = with_split_heads(*load_model(inputs.parent))
     _check(model, settings)
     schedule = _MaskSchedule(settings, recovery_steps(settings.recovery, inputs))
@@ -53,7 +53,7 @@ def sparsify(settings: Sparsify, inputs: MethodInputs, folder: Path) -> dict[str
     remaining = sum(int(mask.sum()) for mask in final.values())
     dense = [path for path in weight_layers(model) if f"{path}.weight" not in final]
     masked_share = 1 - remaining / sum(mask.numel() for mask in final.values())
-    return {"curves": curves, "masked_share": masked_share, "dense_layers": dense}
+    return SparsifyResult(curves=curves, masked_share=masked_share, dense_layers=dense)
 
 
 def _check(model: nn.Module, settings: Sparsify) -> None:

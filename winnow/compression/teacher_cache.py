@@ -4,8 +4,8 @@
     logits_BC = teacher(views_BCHW)          # from the folder, where an earlier training needed the same
 
 The key of a batch is the hash of its pixels after augmentation, so cached logits equal computed ones bit for bit, on
-the same number of threads. Each training adds one file of at most LARGEST bytes. When a training starts, the oldest
-files are deleted until no more than LARGEST bytes remain. CPU only: a GPU computes logits faster than pixels are
+the same number of threads. Each training adds one file of at most MAX_BYTES bytes. When a training starts, the oldest
+files are deleted until no more than MAX_BYTES bytes remain. CPU only: a GPU computes logits faster than pixels are
 copied back to be hashed.
 """
 

@@ -21,6 +21,7 @@ class Benchmark(Section):
     """The measurements of check_host.py on the target machine, the only ones that gates then use. `winnow check-host`
     sets it; data/none: this machine is the target."""
     large_batch: Annotated[Integer, Field(ge=2, le=4096)] = 64
+    """The images per call at which throughput is measured."""
     samples: Annotated[Integer, Field(ge=20)] = 200
     """The timed calls behind each latency at batch 1; a p95 needs 200."""
     rounds: Annotated[Integer, Field(ge=MIN_INTERVAL_ROUNDS)] = 10

@@ -43,9 +43,13 @@ class Recovery(Section):
     min_steps: Count = 600
     """The fewest steps, in as many epochs: `epochs` are short with few images."""
     batch_size: Count = 128
+    """The images of one step."""
     optimiser: Optimiser
+    """The optimiser; its learning rate is that of a batch of `batch_size`."""
     teacher: Literal["dense", "none"] = "dense"
+    """The network whose outputs are learned; none: labels alone."""
     temperature: Positive = 4.0
+    """The temperature that softens the outputs of teacher and student."""
     teacher_weight: Fraction = 0.9
     """The teacher's share of the loss; the rest is the mean cross-entropy of the labelled images in each batch."""
     images: Literal["all", "labelled"] = "all"
@@ -55,7 +59,9 @@ class Recovery(Section):
     hint_weight: Positive = 1.0
     """The weight of the hint's loss; the other losses together have weight 1."""
     augmentation: Augmentation = Augmentation()
+    """The random views of a training image."""
     seed: Seed = 0
+    """The seed of the order, the views and new weights."""
 
     def steps_for(self, images: int) -> int:
         """Return the steps of a training on this many images."""
@@ -78,12 +84,14 @@ class Candidate(Section):
     """A candidate of any method, with its parent in the tree."""
 
     parent: str = Field(alias="from")
+    """The candidate that it is made from; dense is the fine-tuned network."""
 
 
 class TrainedCandidate(Candidate):
     """A candidate of a method that trains."""
 
     recovery: Recovery
+    """The training after the change."""
 
     @property
     def epochs(self) -> int:
@@ -101,6 +109,7 @@ class SparseLearning(Section):
     epochs: Annotated[Integer, Field(ge=0)] = 0
     """The epochs of this training, with teacher, augmentation and optimiser as in `recovery`; 0 for none."""
     strength: Positive = 5.0e-4
+    """The strength of the penalty."""
 
 
 Importance = Literal["magnitude", "taylor", "bn-scale", "lamp", "fpgm", "hessian", "random"]
@@ -110,7 +119,9 @@ class Prune(TrainedCandidate):
     """Remove channels by importance (torch-pruning), then recover."""
 
     method: Literal["prune"]
+    """Remove channels."""
     remove: Remove
+    """The amount to remove."""
     importance: Importance = "magnitude"
     """The criterion that ranks channels (winnow/compression/channel_importance.py)."""
     max_channels: Share = 0.75
@@ -122,7 +133,9 @@ class Prune(TrainedCandidate):
     """The pruning rounds on the way to the whole amount; after each but the last the network recovers for
     `round_epochs`."""
     round_epochs: Count = 1
+    """The epochs of recovery after each round but the last."""
     sparse_learning: SparseLearning = SparseLearning()
+    """Training with a penalty on the channels to remove, before they are removed."""
 
     @property
     def epochs(self) -> int:
@@ -150,6 +163,7 @@ class Sparsify(TrainedCandidate):
     """Set the smallest weights and biases to zero during recovery: smaller when zipped, not faster."""
 
     method: Literal["sparsify"]
+    """Set weights to zero."""
     sparsity: Share
     """The share of zeros."""
     pattern: Annotated[str, BeforeValidator(_check_quoted), Field(pattern=r"^(unstructured|[1-9]\d?:[1-9]\d?)$")] = (
@@ -183,6 +197,7 @@ class Factorize(TrainedCandidate):
     """Split wide layers into two thin ones of low rank, then recover."""
 
     method: Literal["factorize"]
+    """Split layers into two of low rank."""
     remove: Remove
     """The amount to remove: {parameters: share} or {macs: share}."""
     round_to: Count = 8
@@ -199,6 +214,7 @@ class Cluster(TrainedCandidate):
     """Restrict the weights of each layer to a few values, then recover: smaller when zipped, not faster."""
 
     method: Literal["cluster"]
+    """Let weights share a few values."""
     values: Annotated[Integer, Field(ge=2, le=256)] = 16
     """The number of distinct values per layer; 16 need 4 bits per weight in a file that stores them so."""
 
@@ -212,14 +228,18 @@ class Quantize(Candidate):
     """
 
     method: Literal["quantize"]
+    """Store weights and compute in int8."""
     scheme: Literal["static", "ladder", "controlled", "qat", "dynamic"] = "static"
+    """The way to quantize (winnow/compression/quantize.py)."""
     calibration_images: Count = 500
+    """The training images that set the ranges of activations; their labels are not used."""
     preset: Literal["mixed", "performance"] = "mixed"
     """mixed: asymmetric activations; performance: symmetric ones."""
     ranges: Literal["mean", "minmax", "histogram", "percentile"] = "mean"
     """The estimate of activation ranges. mean: the mean of each image's minimum and maximum; histogram: least error;
     percentile: without the outermost 0.01 %."""
     bias_correction: Literal["fast", "full"] = "fast"
+    """The correction of the mean error of each layer: fast, full (slower, more exact) or none."""
     overflow_safe: bool = False
     """True for weights in 7 bits: on processors without VNNI sums of two products saturate."""
     max_drop_points: Positive = 0.5
@@ -227,6 +247,7 @@ class Quantize(Candidate):
     recovery: Recovery | None = None
     """The training of qat and of the last rung of a ladder."""
     seed: Seed = 0
+    """The seed of the draw of the calibration images."""
 
     @model_validator(mode="after")
     def _check_scheme(self) -> Quantize:
@@ -255,6 +276,7 @@ class Distill(TrainedCandidate):
     """Train a student on the teacher's outputs. `student: same` trains the parent on, the control of each recovery."""
 
     method: Literal["distill"]
+    """Train a student on the outputs of a teacher."""
     student: Student = "same"
     """same, or the name of a backbone."""
     width: Annotated[Number, Field(gt=0, le=1)] = 1.0

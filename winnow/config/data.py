@@ -26,6 +26,7 @@ class Data(Section):
     """The source of the images, their preprocessing, splits and label budget."""
 
     source: Literal["sample", "folder", "archive", "cifar10"]
+    """The kind of source: the embedded sample, a folder, an archive, or CIFAR-10 by download."""
     path: Annotated[str, Field(min_length=1)]
     """The sample's archive or the user's folder or archive; cifar10 downloads to .winnow/ and ignores it."""
     fetch: Annotated[str, Field(pattern=r"^(none|s3://[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?)$")] = "none"
@@ -57,6 +58,7 @@ class Data(Section):
     labels_per_class: Literal["auto", "all"] | Count
     """The label budget; all other training labels stay unused. auto: 25 for the sample, else all."""
     validation_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.2
+    """The share of the validation split, by which everything is chosen."""
     test_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.15
     """The share of the test split, where the source defines no test set."""
     max_rejected: Annotated[Integer, Field(ge=0)] = 10

@@ -31,16 +31,22 @@ class Finetune(Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     """Each seed draws labels, order and head, the same for both arms. `dense` comes from the first."""
     epochs: Count = 30
+    """Passes over the labelled images."""
     min_steps: Literal["auto"] | Count = "auto"
     """The fewest steps, since `epochs` are short with few labels. auto: 200 with fewer than 500 labels, which more
     steps would repeat a hundred times and more, else 600."""
     batch_size: Count = 128
+    """The images of one step."""
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.03, 0.1)
     """The learning rates to try for each arm on the first seed; all its seeds use the better one on validation."""
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    """The momentum of SGD."""
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
+    """The weight decay of SGD."""
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """The share of the target that is spread over all classes."""
     augmentation: Augmentation = Augmentation()
+    """The random views of a training image."""
     cross_validation: Literal["auto", "always", "never"] = "auto"
     """When to measure dense over all labels, too, each image by a network that was not trained on it; auto: with fewer
     than 500 labelled validation images."""

@@ -14,17 +14,22 @@ class _Pretraining(Section):
     backbone: Backbone = "resnet8"
     """resnet8, resnet18 or another torchvision classifier."""
     seed: Seed = 0
+    """The seed of initial weights, order and views."""
 
 
 class _Trained(_Pretraining):
     """The settings of both methods. Each key that params.yaml leaves out has the method's own default."""
 
     epochs: Count = 10
+    """Passes over the training images."""
     min_steps: Count = 600
     """The fewest steps, in as many epochs: `epochs` are short with few images."""
     batch_size: Count = 128
+    """The images of one step."""
     optimiser: Optimiser
+    """The optimiser."""
     augmentation: Augmentation
+    """The random views of a training image."""
     monitor_every: Count = 2
     """The epochs between two evaluations of kNN accuracy and the spread of the embeddings."""
 
@@ -49,6 +54,7 @@ class NoPretraining(_Pretraining):
     """Random initial weights, for comparison. Training settings are ignored, so that they may stay in the file."""
 
     method: Literal["none"]
+    """No pretraining."""
 
     @model_validator(mode="before")
     @classmethod
@@ -61,8 +67,11 @@ class RotNet(_Trained):
     """Predict by how much an image was rotated (winnow/pretraining/rotnet.py)."""
 
     method: Literal["rotnet"]
+    """Predict rotations."""
     optimiser: Optimiser = Optimiser(learning_rate=0.1)
+    """The optimiser."""
     augmentation: Augmentation = Augmentation()
+    """The random views of a training image."""
 
 
 class SimCLR(_Trained):
@@ -74,13 +83,21 @@ class SimCLR(_Trained):
     """
 
     method: Literal["simclr"]
+    """Attract two views of an image, repel those of others."""
     epochs: Count = 20
+    """Passes over the training images."""
     batch_size: Count = 256
+    """The images of one step; each has two views."""
     optimiser: Optimiser = Optimiser(learning_rate=0.12)
+    """The optimiser."""
     augmentation: Augmentation = Augmentation(crop_scale_min=0.2, jitter=0.4, grayscale=0.2)
+    """The random views of a training image."""
     temperature: Positive = 0.5
+    """The temperature of the contrastive loss."""
     projector_width: Count = 512
+    """The hidden units of the projector."""
     projection_dim: Count = 128
+    """The dimension of the projections."""
 
 
 Pretrain = Annotated[NoPretraining | RotNet | SimCLR, Field(discriminator="method")]

@@ -33,6 +33,7 @@ class Promotion(Section):
     registered_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "auto"
     """The name in MLflow's model registry; auto: named after the data."""
     gates: Gates = Gates()
+    """The conditions that a candidate must meet to be promoted."""
     objective: Literal["latency", "throughput", "size"] = "latency"
     """latency: p50 at batch 1; throughput: images/s at the large batch; size: bytes on disk."""
     min_gain: Annotated[Number, Field(ge=0)] = 0.05

@@ -19,9 +19,11 @@ class Latency(Section):
     share: Share | None = None
     """The alternative to `ms`: the share of the parent's latency to remove, in the same runtime and precision."""
     runtime: Literal["ort", "openvino"] = "openvino"
+    """The runtime in which the latency is measured."""
     precision: Literal["f32", "bf16", "int8"] = "f32"
     """int8: each trial network is quantized with a few random images, which suffice to time it."""
     batch: Count = 1
+    """The images per call."""
 
     @model_validator(mode="after")
     def _check_one_target(self) -> Latency:
@@ -42,6 +44,7 @@ class Remove(Section):
     macs: Share | None = None
     """The share of the multiply-adds."""
     latency: Latency | None = None
+    """A latency, which is measured for each trial."""
 
     @model_validator(mode="after")
     def _check_one_goal(self) -> Remove:

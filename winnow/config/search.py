@@ -28,18 +28,23 @@ class Search(Section):
     max_drop_points: Annotated[Number, Field(gt=0, le=100)] = 1.0
     """The largest drop of top-1 from the better of dense and dense-kd, in points, that the selected trial may have."""
     structures: Annotated[tuple[Structure, ...], Field(min_length=1)] = ("prune", "student")
+    """The ways to make the network smaller that may be tried."""
     int8: Literal["both", "always", "never"] = "both"
+    """Whether trials may be quantized."""
     epochs: Count = 10
     """The epochs of a trial's recovery; the first evaluation comes after a quarter of them."""
     min_steps: Count = 600
     """The fewest steps of a trial's recovery, as in `recovery`; a quarter of it before the first evaluation."""
     learning_rate: Positive = 0.05
+    """The learning rate of every trial's recovery."""
     batch_size: Count = 128
+    """The images of one step of recovery."""
     least_macs: Annotated[Number, Field(gt=0, le=MAX_MACS)] = 0.1
     """The smallest share of dense's multiply-adds that pruning or factorizing may keep."""
     student: str = "resnet8"
     """The backbone of students, which vary in width."""
     seed: Seed = 0
+    """The seed of the sampler and of the trials."""
 
     @model_validator(mode="after")
     def _check_structures(self) -> Search:

@@ -65,7 +65,10 @@ class Optimiser(Section):
     """SGD with Nesterov momentum, a linear warm-up and a cosine to zero."""
 
     learning_rate: Positive
+    """The highest learning rate, reached after the warm-up."""
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    """The momentum of SGD."""
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
+    """The weight decay of SGD."""
     warmup: Fraction = 0.1
     """The share of all steps during which the learning rate rises from zero."""

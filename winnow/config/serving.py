@@ -13,7 +13,9 @@ class ServingConfig:
     """The settings of one server."""
 
     host: str = "127.0.0.1"
+    """The address to listen on; 127.0.0.1 is this machine alone."""
     port: int = 8000
+    """The port to listen on."""
     top: int = 3
     """The number of classes in a response, the most probable first."""
     max_batch: int = 16
@@ -39,5 +41,6 @@ class ServingConfig:
     allow_host: tuple[str, ...] = ()
     """The accepted names of the server in a request's Host header, beside this machine's own."""
     folder: str = ""
+    """The folder of the model's file and card."""
     title: str = ""
     """The name and version of the model, included in every response."""

@@ -143,7 +143,7 @@ def chunk_size(count: int, image_size: int) -> int:
 
 
 def _chunks(stream: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Yield chunks of at most `size` items, with no more content than MAX_CONTENT beyond the first item."""
+    """Yield chunks of at most `size` items, with no more content than MAX_CONTENT_BYTES beyond the first item."""
     chunk: list[Item] = []
     chunk_bytes = 0
     for item in stream:

@@ -17,7 +17,10 @@ MAX_TRACKED_GROUPS, MAX_EXAMPLES = 1000, 3
 
 @dataclass
 class GroupCheck:
-    """Counts of groups, taken while images are stored. It keeps the size and first file of up to FOLLOWED groups."""
+    """Counts of groups, taken while images are stored.
+
+    It keeps the size and first file of up to MAX_TRACKED_GROUPS groups.
+    """
 
     group_by: str
     classes: tuple[str, ...]

@@ -2,7 +2,7 @@
 
 Two images are near-duplicates when their difference hashes (which of two neighbouring cells is brighter, in an 8 x 8
 grid, across and down: 128 bits) differ in few bits and their 8 x 8 thumbnails in few gray levels. N. Krawetz, "Kind of
-Like That", 2013, describes the hash. Hash and thumbnail together are an image's signature of SIGNATURE bytes.
+Like That", 2013, describes the hash. Hash and thumbnail together are an image's signature of SIGNATURE_BYTES bytes.
 Signatures are read from a file, training images in chunks, so memory does not grow with their number.
 """
 
@@ -43,7 +43,7 @@ class NearDuplicates:
 
 
 def compute_signatures(images_NHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the signatures of images of any size, uint8 (N, SIGNATURE): the hash's bits, then the thumbnail."""
+    """Return the signatures of images of any size, uint8 (N, SIGNATURE_BYTES): the hash's bits, then the thumbnail."""
     gray_NHW = images_NHWC @ LUMA
     while gray_NHW.shape[1] < 2 * CELLS + 2:
         gray_NHW = gray_NHW.repeat(2, axis=1).repeat(2, axis=2)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from winnow.errors import ArtifactError
 from winnow.evaluation.metrics import VALIDATION_LOGITS, agreement, load_logits, quality_metrics, temperature_metrics
 from winnow.models.backbones import WEIGHTS_FILE, build_model, load_architecture, load_model
 from winnow.records import write_json
+from winnow.records.candidate import CandidateFile, LabelCounts
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def finish_candidate(
     budget: NDArray[np.int64],
     dense: Path | None,
     parent: Path | None = None,
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, float], CandidateFile]:
     """Measure folder/model.onnx, write validation_logits.npy and card.json beside it, and return (metrics, details).
 
     `dense` and `parent` are the folders to compare with, None for dense itself. Raises ArtifactError where the file's
@@ -55,7 +55,7 @@ def finish_candidate(
     np.save(folder / VALIDATION_LOGITS, logits_NC)
     labels_N = images.labels_N[indices]
     labelled_N = labels_N >= 0
-    metrics, details = quality_metrics(
+    metrics, by_class = quality_metrics(
         logits_NC[labelled_N], labels_N[labelled_N], images.classes, images.groups_N[indices[labelled_N]]
     )
     metrics |= temperature_metrics(logits_NC[labelled_N], labels_N[labelled_N])
@@ -70,10 +70,17 @@ def finish_candidate(
     if (folder / WEIGHTS_FILE).is_file():
         metrics["parity/max_abs_difference"] = check_parity(folder, images, indices[:PARITY_IMAGES])
     metrics |= _size_metrics(folder, contents)
-    labels = {"training": len(budget), "choosing": int(labelled_N.sum())}
-    if (groups := images.group_count(indices[labelled_N])) is not None:
-        labels["choosing_groups"] = groups
-    details |= {"method": method, "precision": contents.precision, "lineage": lineage, "labels": labels}
+    details = CandidateFile(
+        **dict(by_class),
+        method=method,
+        precision=contents.precision,
+        lineage=lineage,
+        labels=LabelCounts(
+            training=len(budget),
+            choosing=int(labelled_N.sum()),
+            choosing_groups=images.group_count(indices[labelled_N]),
+        ),
+    )
     _write_card(folder, name, images, metrics, details)
     return metrics, details
 
@@ -118,14 +125,17 @@ def _size_metrics(folder: Path, contents: OnnxContents) -> dict[str, float]:
     }
 
 
-def _write_card(folder: Path, name: str, images: ImageSet, metrics: dict[str, float], details: dict[str, Any]) -> None:
+def _write_card(folder: Path, name: str, images: ImageSet, metrics: dict[str, float], details: CandidateFile) -> None:
     """Write the card: classes, input, output, preprocessing and metrics of the file."""
-    side, note = images.image_size, INPUT_NOTE[details["precision"]]
+    side, note = images.image_size, INPUT_NOTE[details.precision]
     write_json(
         folder / CARD,
         {
             "name": name,
-            **{key: details[key] for key in ("method", "lineage", "precision", "labels")},
+            "method": details.method,
+            "lineage": details.lineage,
+            "precision": details.precision,
+            "labels": details.labels.model_dump(mode="json"),
             "classes": list(images.classes),
             "image_size": side,
             **asdict(images.preprocessing),

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -107,7 +107,7 @@ class OnnxContents:
     """The number of zeros among these weights."""
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Literal["f32", "int8"]:
         """Return int8 where any multiply-add is int8, else f32; a gate judges their share."""
         return "int8" if self.int8_macs else "f32"
 

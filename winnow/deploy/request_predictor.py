@@ -59,7 +59,10 @@ def is_json(content_type: str) -> bool:
 
 
 def parse_json_pixels(body: bytes, side: int) -> NDArray[np.uint8]:
-    """Return the pixels (S, S, 3) of JSON {"pixels": [[[r, g, b], ...], ...]}. Raises Unusable with the reason."""
+    """Return the pixels (S, S, 3) of JSON {"pixels": [[[r, g, b], ...], ...]}.
+
+    Raises UnusableRequest with the reason.
+    """
     try:
         pixels = np.asarray(json.loads(body)["pixels"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:

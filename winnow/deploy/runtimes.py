@@ -28,10 +28,9 @@ import functools
 import importlib
 import math
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,22 +38,11 @@ from numpy.typing import NDArray
 from winnow.deploy.onnx_session import MODEL, check_exists, damaged_file_error, import_onnxruntime, open_session
 from winnow.errors import MissingExtra
 from winnow.hardware import has_fast_bf16
+from winnow.records.benchmark import BenchmarkCase, Layout, Precision, Runtime
 
 if TYPE_CHECKING:
     import torch
 
-Runtime = Literal[
-    "eager",
-    "compile",
-    "compile-autotune",
-    "ort",
-    "openvino",
-    "openvino-throughput",
-    "eager-cuda",
-    "ort-cuda",
-    "ort-tensorrt",
-]
-Precision = Literal["f32", "bf16", "int8", "int8-bf16"]
 INT8_PRECISIONS: tuple[Precision, ...] = ("int8", "int8-bf16")
 """The precisions of int8 files."""
 NEEDED_AGREEMENT: dict[Precision, float] = {
@@ -64,7 +52,6 @@ NEEDED_AGREEMENT: dict[Precision, float] = {
     "int8": 0.95,  # runtimes round differently, and without VNNI products saturate
 }
 """The share of images for which a runtime must predict the reference's class before it is timed."""
-Layout = Literal["contiguous", "channels_last", "file"]
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """A function from uint8 pixels (N, S, S, 3) to float32 logits (N, C)."""
 
@@ -76,23 +63,6 @@ PROVIDERS = {"ort-cuda": "CUDAExecutionProvider", "ort-tensorrt": "TensorrtExecu
 MAX_COMPILED_GRAPHS = 256
 """The limit of torch.compile's graphs, one for each model, batch, precision and thread count. Beyond its default of 8
 it silently falls back to eager mode."""
-
-
-@dataclass(frozen=True)
-class BenchmarkCase:
-    """One case of the benchmark: the candidate, its runtime and precision, the batch and the threads."""
-
-    candidate: str
-    runtime: Runtime
-    precision: Precision
-    layout: Layout
-    batch: int
-    threads: int
-
-
-def case_from_row(row: Mapping[str, Any]) -> BenchmarkCase:
-    """Return the case of a row of the benchmark."""
-    return BenchmarkCase(**{name: row[name] for name in BenchmarkCase.__dataclass_fields__})
 
 
 class RuntimeUnavailable(Exception):

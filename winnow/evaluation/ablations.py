@@ -6,7 +6,6 @@ Also selects the reference, dense or dense-kd. Pure functions: correct predictio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from winnow.config import CONTROL, ROOT, Config, TrainedCandidate
 from winnow.evaluation.intervals import paired_drop
+from winnow.records.selection import ControlGain
 
 CorrectByCandidate = Mapping[str, NDArray[np.bool_]]
 """Candidate -> True where its prediction is correct, for each labelled validation image."""
@@ -26,7 +26,7 @@ def stronger_baseline(right: CorrectByCandidate) -> str:
 
 def control_gains(
     config: Config, right: CorrectByCandidate, groups_L: NDArray[np.int64] | None = None
-) -> list[dict[str, Any]]:
+) -> list[ControlGain]:
     """Return the paired top-1 gain, in points, of each candidate over its control.
 
     The control of a candidate with a teacher is the same one without a teacher; that of longer training is dense.
@@ -44,7 +44,17 @@ def control_gains(
     rows = []
     for source, name, control_name in pairs if right else []:
         gain = paired_drop(right[name], right[control_name], groups_N=groups_L)
-        rows.append({"bought_by": source, "candidate": name, "control": control_name, **asdict(gain)})
+        rows.append(
+            ControlGain(
+                bought_by=source,
+                candidate=name,
+                control=control_name,
+                points=gain.points,
+                low=gain.low,
+                high=gain.high,
+                confidence=gain.confidence,
+            )
+        )
     return rows
 
 

@@ -7,14 +7,12 @@ threshold from 0.00 to 1.00.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from winnow.evaluation.intervals import proportion_interval
 from winnow.evaluation.metrics import softmax
+from winnow.records.report import AbstentionCounts
 
 THRESHOLD_STEPS = 100
 """Steps of the threshold between 0 and 1."""
@@ -26,28 +24,28 @@ WARNING_THRESHOLD = 0.8
 
 def abstention_counts(
     logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64], temperature: float
-) -> dict[str, Any]:
-    """Return {images, answered, right}; the last two are counts for each threshold from 0.00 to 1.00."""
+) -> AbstentionCounts:
+    """Return the answered and the correct images for each threshold from 0.00 to 1.00."""
     probabilities_NC = softmax(logits_NC, temperature)
     confidence_N, is_correct_N = probabilities_NC.max(1), logits_NC.argmax(1) == labels_N
     answered = [confidence_N >= step / THRESHOLD_STEPS for step in range(THRESHOLD_STEPS + 1)]
-    return {
-        "images": len(labels_N),
-        "answered": [int(answered_N.sum()) for answered_N in answered],
-        "right": [int((answered_N & is_correct_N).sum()) for answered_N in answered],
-    }
+    return AbstentionCounts(
+        images=len(labels_N),
+        answered=[int(answered_N.sum()) for answered_N in answered],
+        right=[int((answered_N & is_correct_N).sum()) for answered_N in answered],
+    )
 
 
-def counts_at_threshold(counts: Mapping[str, Any], threshold: float) -> tuple[int, int]:
+def counts_at_threshold(counts: AbstentionCounts, threshold: float) -> tuple[int, int]:
     """Return the numbers of answered and of correct images at a threshold, rounded down to a hundredth."""
     step = min(THRESHOLD_STEPS, int(threshold * THRESHOLD_STEPS + 1e-9))
-    return counts["answered"][step], counts["right"][step]
+    return counts.answered[step], counts.right[step]
 
 
-def describe_counts(counts: Mapping[str, Any], threshold: float, split: str) -> str:
+def describe_counts(counts: AbstentionCounts, threshold: float, split: str) -> str:
     """Return the counts at a threshold as text: "921 of 1,539 test images answered, 64.0 % of them correctly"."""
     answered, right = counts_at_threshold(counts, threshold)
-    start = f"{answered:,} of {counts['images']:,} {split} images answered"
+    start = f"{answered:,} of {counts.images:,} {split} images answered"
     return f"{start}, {right / answered * 100:.1f} % of them correctly" if answered else start
 
 
@@ -58,7 +56,7 @@ def overconfidence_warnings(
     temperature: float,
     groups_N: NDArray[np.int64] | None = None,
 ) -> list[str]:
-    """Return a warning if predictions of WARNED confidence are significantly less often correct; else none."""
+    """Return a warning if predictions above WARNING_THRESHOLD are significantly less often correct; else none."""
     is_sure_N = softmax(logits_NC, temperature).max(1) >= WARNING_THRESHOLD
     if not is_sure_N.any():
         return []

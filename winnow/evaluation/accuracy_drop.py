@@ -13,40 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from winnow.config import FEW_LABELS
 from winnow.evaluation.effective_sample_size import image_groups
-from winnow.evaluation.intervals import Drop, disagreement_interval, paired_drop, simultaneous_confidence
+from winnow.evaluation.intervals import disagreement_interval, paired_drop, simultaneous_confidence
 from winnow.evaluation.macro_f1_drop import macro_f1_drop
-
-Route = Literal["labels", "answers"]
-
-
-@dataclass(frozen=True)
-class DropEvidence:
-    """The evidence for one drop, in points."""
-
-    labelled: Drop | None
-    """The drop on the labelled images; None without labels."""
-    answers: Drop
-    """On all images: the share whose prediction differs (top-1), or the drop with the reference's predictions as truth
-    (macro F1)."""
-    route: Route = "labels"
-    """Which of the two decides."""
-    candidates: int = 1
-    """Number of candidates compared at once: the intervals hold for all of them together with 95 % confidence."""
-    unchanged: float = 0.0
-    """Macro F1 only: upper end of the labelled interval of a child that changes no prediction."""
-    images: int = 0
-    """Number of images that decide: the labelled ones, or all."""
-    groups: int | None = None
-    """Number of groups of these images; None if every image is a group of its own."""
-    rarest: str = ""
-    """Macro F1 only: the class with the fewest labels and their number, such as "6 images of class '2c'"."""
+from winnow.records.selection import DropEvidence, Route
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ If nearly all images have the same result, the variance between groups can hardl
 estimate would be zero. So one imaginary error shared by a whole group is added: without any error images are worth as
 many as there are groups, and each error that is alone in its group makes them worth more.
 
-With fewer than LEAST_GROUPS groups no estimate is possible: intervals cover the full range and prove nothing.
+With fewer than MIN_GROUPS groups no estimate is possible: intervals cover the full range and prove nothing.
 """
 
 from __future__ import annotations

@@ -23,21 +23,10 @@ from numpy.typing import NDArray
 
 from winnow.errors import MissingExtra
 from winnow.evaluation.effective_sample_size import image_groups
+from winnow.records.selection import Drop
 
 CONFIDENCE = 0.95
 BISECTIONS = 60
-
-
-@dataclass(frozen=True)
-class Drop:
-    """The points that a child loses against its reference, with the ends of the interval."""
-
-    points: float
-    """Positive if the child is worse."""
-    low: float
-    high: float
-    confidence: float = CONFIDENCE
-    """Confidence of this interval alone."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,7 @@ def proportion_interval(
 ) -> tuple[float, float]:
     """Return Wilson's interval of the share of true values, as fractions; `groups_N`: group of each image.
 
-    With fewer than LEAST_GROUPS groups it is (0, 1).
+    With fewer than MIN_GROUPS groups it is (0, 1).
     """
     right, count, grouped = int(right_N.sum()), len(right_N), image_groups(groups_N)
     if grouped is None or count == 0:
@@ -133,7 +122,7 @@ def paired_drop(
     """Return the points lost by the child on the same images, with Tango's score interval.
 
     Valid with few differences: if none of 30 images differs, the ends are +-11 points, not 0. `groups_N`: group of each
-    image; with fewer than LEAST_GROUPS groups the ends are +-100 points.
+    image; with fewer than MIN_GROUPS groups the ends are +-100 points.
     """
     if len(reference_right_N) != len(child_right_N) or len(child_right_N) == 0:
         raise ValueError("a paired comparison needs the same number of images for both, at least one")

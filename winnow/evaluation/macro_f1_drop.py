@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.evaluation.effective_sample_size import ImageGroups, image_groups
-from winnow.evaluation.intervals import CONFIDENCE, Drop, normal_quantile
+from winnow.evaluation.intervals import CONFIDENCE, normal_quantile
 from winnow.random_streams import stream_seed
+from winnow.records.selection import Drop
 
 REPLICATES = 2000
 MAX_SKEWNESS = 1.0
@@ -37,7 +38,7 @@ def macro_f1_drop(
     """Return the points of macro F1 that a child's predictions lose against the reference's on the same images.
 
     Classes are 0 to C - 1; `groups_N`: group of each image. Ends beyond 95 % are those of 95 % moved outwards
-    (`_moved_out`), since 2,000 replicates do not reach far. With fewer than LEAST_GROUPS groups they are +-100 points.
+    (`_moved_out`), since 2,000 replicates do not reach far. With fewer than MIN_GROUPS groups they are +-100 points.
     """
     if not len(labels_N) == len(reference_N) == len(child_N) or len(labels_N) == 0:
         raise ValueError("a paired comparison needs the same number of images for both, at least one")
@@ -61,7 +62,7 @@ def macro_f1_drop(
 def _cells(
     labels_N: NDArray[np.int64], reference_N: NDArray[np.int64], child_N: NDArray[np.int64], grouped: ImageGroups | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct (group or ALONE, label, reference, child), (K, 4), and the number of images of each."""
+    """Return the distinct (group or UNGROUPED, label, reference, child), (K, 4), and the number of images of each."""
     group_N = np.full(len(labels_N), UNGROUPED)
     if grouped is not None:
         group_N = np.where(grouped.sizes_G[grouped.numbers_N] > 1, grouped.numbers_N, UNGROUPED)

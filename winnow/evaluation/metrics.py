@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,8 @@ from numpy.typing import NDArray
 from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.errors import ArtifactError, MissingExtra
 from winnow.evaluation.intervals import proportion_interval
+from winnow.records.benchmark import BenchmarkRow
+from winnow.records.candidate import ClassDetails, ClassScores, ReliabilityBin
 
 CALIBRATION_BINS = 15
 LOG_TEMPERATURES = (-3.0, 3.0)
@@ -49,12 +50,12 @@ def load_logits(folder: Path, images: ImageSet, file: str = VALIDATION_LOGITS) -
     return logits_VC
 
 
-def benchmark_logits_file(row: Mapping[str, Any]) -> str:
+def benchmark_logits_file(row: BenchmarkRow) -> str:
     """Return the name of the benchmark's file of logits for the runtime and precision of a benchmark row.
 
     OpenVINO's two modes compute the same, so they share a file.
     """
-    return f"{row['candidate']}-{row['runtime'].removesuffix('-throughput')}-{row['precision']}.npy"
+    return f"{row.candidate}-{row.runtime.removesuffix('-throughput')}-{row.precision}.npy"
 
 
 def drop_metrics_on_test(baseline: str) -> tuple[str, str, str]:
@@ -68,14 +69,14 @@ def quality_metrics(
     labels_N: NDArray[np.int64],
     classes: Sequence[str],
     groups_N: NDArray[np.int64] | None = None,
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, float], ClassDetails]:
     """Return metrics (fractions) and details of logits on labelled images; empty without images.
 
     `groups_N`: group of each image, used for the interval of top-1.
     Macro metrics are means over the classes that occur. `reliability` holds the bins of the calibration error.
     """
     if len(labels_N) == 0:
-        return {}, {}
+        return {}, ClassDetails()
     if logits_NC.shape != (len(labels_N), len(classes)):
         raise ValueError(f"logits {logits_NC.shape} for {len(labels_N)} labels of {len(classes)} classes")
     try:
@@ -101,18 +102,15 @@ def quality_metrics(
         "quality/ece": ece,
     }
     rows = zip(classes, precision, recall, f1, support, strict=True)
-    details = {
-        "per_class": {
-            name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-            for name, p, r, f, n in rows
-        },
-        "confusion": confusion_matrix(labels_N, predictions_N, labels=numbers).tolist(),
-        "reliability": bins,
-    }
+    details = ClassDetails(
+        per_class={name: ClassScores(precision=p, recall=r, f1=f, support=n) for name, p, r, f, n in rows},
+        confusion=confusion_matrix(labels_N, predictions_N, labels=numbers).tolist(),
+        reliability=bins,
+    )
     return metrics, details
 
 
-def calibration(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> tuple[float, list[dict[str, float]]]:
+def calibration(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> tuple[float, list[ReliabilityBin]]:
     """Return the expected calibration error over equal bins of confidence, and the non-empty bins."""
     probabilities_NC = softmax(logits_NC)
     confidence_N = probabilities_NC.max(1)
@@ -125,7 +123,7 @@ def calibration(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> 
             continue
         accuracy, confidence = float(is_correct_N[in_bin_N].mean()), float(confidence_N[in_bin_N].mean())
         error += float(in_bin_N.mean()) * abs(accuracy - confidence)
-        bins.append({"confidence": confidence, "accuracy": accuracy, "count": int(in_bin_N.sum())})
+        bins.append(ReliabilityBin(confidence=confidence, accuracy=accuracy, count=int(in_bin_N.sum())))
     return error, bins
 
 

@@ -17,7 +17,6 @@ learned a part. So passing proves nothing, but failing proves a failed training.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +28,11 @@ from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.onnx_export import load_onnx
 from winnow.evaluation.intervals import paired_drop
 from winnow.evaluation.metrics import cohens_kappa
+from winnow.records.refit import RefitCheck
 
 MIN_IMAGES, MAX_IMAGES = 100, 2000
 """Fewest unlabelled validation images that are enough; most training images that are compared instead."""
 SIZE_TOLERANCE = 0.01
-
-
-@dataclass(frozen=True)
-class RefitCheck:
-    """The result of comparing a refitted file with the selected one."""
-
-    images: int
-    kind: str
-    """Kind of the images: "validation images without a label" or "training images"."""
-    agreement: float
-    kappa: float
-    gain_on_labels: float
-    """Gain in accuracy on the learned labels, in points; biased towards the refitted file."""
-    refusal: str
-    """Reason why the refitted file is rejected; empty if it is accepted."""
 
 
 def check_refit(

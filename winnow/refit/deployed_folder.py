@@ -13,16 +13,16 @@ from pathlib import Path
 
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ArtifactError
-from winnow.records import StepRecord, read_record, record_digest
+from winnow.records import RefitRecord, record_digest
 
 REFIT, SELECTED = "refit", "selected"
 WINNER = "winner.json"
 """The only file of select's folder that `refit` reads, so that other timings with the same winner do not retrain."""
 
 
-def refit_record(artifacts: Path, winner: str) -> StepRecord:
+def refit_record(artifacts: Path, winner: str) -> RefitRecord:
     """Return the record of the refit of `winner`. Raises ArtifactError if the refit was of another file."""
-    record = read_record(artifacts / REFIT)
+    record = RefitRecord.read(artifacts / REFIT)
     if record.inputs.get(winner) != record_digest(artifacts / "candidates" / winner):
         raise ArtifactError(f"{artifacts / REFIT} does not belong to the current {winner}; run winnow again")
     return record
@@ -30,8 +30,9 @@ def refit_record(artifacts: Path, winner: str) -> StepRecord:
 
 def deployed_folder(artifacts: Path, winner: str) -> Path:
     """Return the folder whose model.onnx and card.json are deployed. Raises ArtifactError as `refit_record`."""
-    refitted: bool = refit_record(artifacts, winner).details["is_refitted"]
-    return artifacts / REFIT if refitted else artifacts / "candidates" / winner
+    return (
+        artifacts / REFIT if refit_record(artifacts, winner).details.is_refitted else artifacts / "candidates" / winner
+    )
 
 
 def selected_folder(folder: Path) -> Path:

@@ -16,7 +16,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,8 @@ from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
 from winnow.models.backbones import load_architecture, load_model, save_model
-from winnow.records import StepRecord
+from winnow.records import CandidateRecord
+from winnow.records.candidate import FinetuneDetails, QuantizeDetails
 from winnow.training.finetuning import initial_model, train_on_labels
 from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, Row
 from winnow.training.starting_weights import starting_weights
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 STRUCTURE_HOOKS: dict[type, Callable[[], Hooks]] = {Sparsify: fixed_zero_hooks, Cluster: shared_value_hooks}
 """Config type -> hooks that keep a method's structure during training, beyond the shapes of the layers."""
-Records = Mapping[str, StepRecord]
+Records = Mapping[str, CandidateRecord]
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,14 @@ def refit_obstacle(config: Config, records: Records, chain: Sequence[str]) -> st
     return ""
 
 
-def settings_as_chosen(settings: Quantize, record: StepRecord) -> Quantize | None:
+def settings_as_chosen(settings: Quantize, record: CandidateRecord) -> Quantize | None:
     """Return settings that make the selected int8 file without selecting again; None if there are none."""
     if settings.scheme == "controlled":
         return None
     if settings.scheme != "ladder":
         return settings
-    chosen = record.details["chosen"]
+    assert isinstance(record.details, QuantizeDetails)
+    chosen = record.details.chosen
     if chosen == "trained":
         return settings.model_copy(update={"scheme": "qat"})
     recipe = static_rungs(quantization_recipe(settings)).get(chosen)
@@ -156,13 +157,19 @@ class RefitResult:
 
 
 def _refit_dense(
-    config: Config, images: ImageSet, known: NDArray[np.int64], record: StepRecord, sources: RefitFolders, out: Path
+    config: Config,
+    images: ImageSet,
+    known: NDArray[np.int64],
+    record: CandidateRecord,
+    sources: RefitFolders,
+    out: Path,
 ) -> list[Row]:
     """Fine-tune on the labels of `known` with starting weights, seed and rate of `record`, and return the curves."""
     architecture, seed = load_architecture(sources.pretrain), config.finetune.seeds[0]
     starting = starting_weights(config, sources.pretrain, architecture)
-    rows: list[dict[str, Any]] = record.details["arms"][starting.main]
-    rate = float(next(row["learning_rate"] for row in rows if row["seed"] == seed))
+    assert isinstance(record.details, FinetuneDetails)
+    trainings = record.details.arms.trainings(starting.main)
+    rate = next(training.learning_rate for training in trainings if training.seed == seed)
     log.info("refit: %s on %d labels, rate %g", ROOT, len(known), rate)
     model = initial_model(architecture, starting.arms[starting.main], seed)
     _, curves = train_on_labels(
@@ -175,17 +182,15 @@ def _refit_dense(
 
 
 def _refit_candidate(
-    settings: Candidate, inputs: MethodInputs, record: StepRecord, selected: Path, out: Path
+    settings: Candidate, inputs: MethodInputs, record: CandidateRecord, selected: Path, out: Path
 ) -> list[Row]:
     """Train one candidate again with the structure of `selected`, write it to `out`, and return the curves."""
     if isinstance(settings, Quantize):
         quantized = settings_as_chosen(settings, record)
         assert quantized is not None, "`refit_obstacle` was not called"
-        curves: list[Row] = METHODS[Quantize](quantized, inputs, out).get("curves", [])
-        return curves
+        return METHODS[Quantize](quantized, inputs, out).curves
     if isinstance(settings, Distill):
-        curves = METHODS[Distill](settings, inputs, out)["curves"]
-        return curves
+        return METHODS[Distill](settings, inputs, out).curves
     assert isinstance(settings, TrainedCandidate)
     model, architecture = load_model(selected)
     hooks = STRUCTURE_HOOKS[type(settings)]() if type(settings) in STRUCTURE_HOOKS else NO_HOOKS

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from winnow.config import ROOT
+from winnow.records.candidate import ClassScores
+from winnow.records.selection import Gate
 from winnow.reporting import plots
 from winnow.reporting.html import (
     MISSING,
@@ -40,22 +41,21 @@ def render_candidates(records: RunRecords) -> Html:
 
 
 def _quality(records: RunRecords) -> Html:
-    rows, reference = [], records.selection.details["reference"]
-    for name, record in records.candidates.items():
-        metrics, drop = records.quality(name), records.drop(name)
+    rows, reference = [], records.selection.details.reference
+    for name in records.candidates:
+        row = records.row(name)
         lost: Content = (
-            MISSING if drop is None else two_lines(signed(drop["points"]), format_interval(drop["low"], drop["high"]))
+            MISSING
+            if row.drop is None
+            else two_lines(signed(row.drop.points), format_interval(row.drop.low, row.drop.high))
         )
         top1: Content = MISSING
-        if "quality/top1" in metrics:
-            interval = f"{metrics['quality/top1_low'] * 100:.1f} to {percent(metrics['quality/top1_high'])}"
-            top1 = two_lines(percent(metrics["quality/top1"]), interval)
+        if row.top1 is not None:
+            top1 = two_lines(percent(row.top1.value), f"{row.top1.low * 100:.1f} to {percent(row.top1.high)}")
             lost = two_lines("0", "reference") if name == reference else lost
-        lineage = record.details["lineage"]
-        origin = "the fine-tuned network" if name == ROOT else f"{lineage[-2]} → {record.details['method']}"
-        cells: list[Content] = [two_lines(name, origin), top1, lost, percent(metrics.get("quality/macro_f1"))]
-        cells += [percent(records.selection.details["agreement"][name]), millions(metrics["size/parameters"])]
-        cells += [millions(metrics["compute/macs"]), digits(metrics["size/mb"]), digits(metrics["size/zipped_mb"])]
+        cells: list[Content] = [two_lines(name, row.origin), top1, lost, percent(row.macro_f1)]
+        cells += [percent(row.agreement), millions(row.parameters)]
+        cells += [millions(row.macs), digits(row.size_mb), digits(row.zipped_mb)]
         rows.append(Row(cells, records.row_css(name)))
     reference_name = f"{reference}, better than dense" if reference != ROOT else reference
     caption = (
@@ -76,12 +76,12 @@ def format_interval(low: float, high: float, plus: bool = False) -> str:
 def _gates(records: RunRecords) -> Html:
     rows = []
     for name, verdict in records.verdicts.items():
-        gates = {gate["name"]: gate for gate in verdict["gates"]}
-        failures = describe_failures(verdict["gates"])
+        gates = {gate.name: gate for gate in verdict.gates}
+        failures = describe_failures(verdict.gates)
         outcome = "winner" if name == records.winner else "passes"
         if failures:
             outcome = "does not pass" if failures.startswith("fails") else "not shown"
-        front = "on the front" if verdict["on_front"] else "not on the front"
+        front = "on the front" if verdict.on_front else "not on the front"
         cells = [name, two_lines(strong(outcome), front), *[_gate_cell(gates.get(gate)) for gate in GATES]]
         rows.append(Row(cells, records.row_css(name)))
     if not rows:
@@ -95,21 +95,21 @@ def _gates(records: RunRecords) -> Html:
     )
 
 
-def _gate_cell(gate: dict[str, Any] | None) -> Content:
+def _gate_cell(gate: Gate | None) -> Content:
     if gate is None:
         return MISSING
-    if not gate.get("checked", True):
-        return join(strong("Not checked"), gate["reason"].removeprefix("not checked"))
-    if gate["passed"]:
-        return str(gate["reason"])
-    if not gate.get("shown", True):
-        return tag("span", strong("Not shown: "), gate["reason"].removeprefix("not shown: "), css="unshown")
-    return tag("span", strong("Fails: "), gate["reason"], css="fails")
+    if not gate.checked:
+        return join(strong("Not checked"), gate.reason.removeprefix("not checked"))
+    if gate.passed:
+        return gate.reason
+    if not gate.shown:
+        return tag("span", strong("Not shown: "), gate.reason.removeprefix("not shown: "), css="unshown")
+    return tag("span", strong("Fails: "), gate.reason, css="fails")
 
 
 def render_trade_off(records: RunRecords) -> Html:
     """Return the plot of the Pareto front."""
-    names = ", ".join(records.selection.details["front"])
+    names = ", ".join(records.selection.details.front)
     caption = (
         "The larger the marker, the larger the file. Filled: on the front; no other candidate is better in accuracy, "
         f"size and latency at once ({names}). The line joins the candidates that no other beats in the plotted axes. "
@@ -122,13 +122,13 @@ def render_trade_off(records: RunRecords) -> Html:
 def render_classes(records: RunRecords) -> Html:
     """Compare the shown candidate with dense: precision, recall and F1 of every class, confusion and calibration."""
     name, dense = records.shown, records.dense.details
-    if name is None or "per_class" not in dense:
+    if name is None or not dense.per_class:
         return paragraph("Without a candidate or without labelled validation images there is nothing to compare.")
-    candidate, classes = records.candidates[name].details, list(dense["per_class"])
+    candidate, classes = records.candidates[name].details, list(dense.per_class)
     pair = {ROOT: dense, name: candidate}
     confusions = [
         figure(
-            plots.plot_confusion(details["confusion"], classes, label),
+            plots.plot_confusion(details.confusion, classes, label),
             f"Confusion matrix of {label}",
             "Shares of each row, in percent.",
         )
@@ -139,9 +139,9 @@ def render_classes(records: RunRecords) -> Html:
         f"Calibration on validation, before temperature scaling. Mean gap between confidence and accuracy: {errors}. "
     )
     calibration_caption += "Marker area: images."
-    calibration = plots.plot_reliability({label: details["reliability"] for label, details in pair.items()})
+    calibration = plots.plot_reliability({label: details.reliability for label, details in pair.items()})
     return join(
-        _class_table(name, dense["per_class"], candidate["per_class"]),
+        _class_table(name, dense.per_class, candidate.per_class),
         side_by_side(*confusions, figure(calibration, "Accuracy over confidence of both", calibration_caption)),
     )
 
@@ -153,21 +153,21 @@ def _calibration_error(metrics: dict[str, float]) -> str:
     return f"{percent(metrics['quality/ece'])}{scaled}"
 
 
-def _class_table(name: str, dense: dict[str, Any], candidate: dict[str, Any]) -> Html:
+def _class_table(name: str, dense: Mapping[str, ClassScores], candidate: Mapping[str, ClassScores]) -> Html:
     """Return the table of classes; where there are many, those that lost most."""
     classes: Sequence[str] = list(dense)
     caption = f"{name} beside dense, on validation, both as files in ONNX Runtime. Change: points of F1"
     if len(classes) > SHOWN_CLASSES:
-        classes = sorted(classes, key=lambda label: candidate[label]["f1"] - dense[label]["f1"])[:SHOWN_CLASSES]
+        classes = sorted(classes, key=lambda label: candidate[label].f1 - dense[label].f1)[:SHOWN_CLASSES]
         caption += f"; the {SHOWN_CLASSES} of {len(dense)} classes that lost most"
     rows = []
     for label in classes:
         pairs = [
-            f"{percent(dense[label][metric])} / {percent(candidate[label][metric])}"
-            for metric in ("precision", "recall", "f1")
+            f"{percent(getattr(dense[label], score))} / {percent(getattr(candidate[label], score))}"
+            for score in ("precision", "recall", "f1")
         ]
-        change = signed((candidate[label]["f1"] - dense[label]["f1"]) * 100, plus=True)
-        rows.append(Row([label, number(dense[label]["support"]), *pairs, change]))
+        change = signed((candidate[label].f1 - dense[label].f1) * 100, plus=True)
+        rows.append(Row([label, number(dense[label].support), *pairs, change]))
     parts = [two_lines(metric, f"dense / {name}") for metric in ("precision", "recall", "F1")]
     heading: list[Content] = ["class", "images", *parts, "change"]
     return table(heading, rows, caption=caption)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from winnow.records.benchmark import BenchmarkRow
 from winnow.reporting.plots import BLUE, GREEN, MUTED, ORANGE, VERMILLION, plain_ticks, render
 
 if TYPE_CHECKING:
@@ -39,26 +40,26 @@ def plot_sensitivity(rows: Sequence[Mapping[str, Any]], share: float) -> bytes:
     return render(paint, (7.0, 1.2 + 0.17 * len(rows)), "png")
 
 
-def plot_sweep(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
+def plot_sweep(rows: Sequence[BenchmarkRow], title: str) -> bytes:
     """Plot images/s and ms per call over the batch; a colour for each runtime and precision, a dash for the threads."""
-    kinds = list(dict.fromkeys((row["runtime"], row["precision"]) for row in rows))
-    threads = sorted({row["threads"] for row in rows}, reverse=True)
+    kinds = list(dict.fromkeys((row.runtime, row.precision) for row in rows))
+    threads = sorted({row.threads for row in rows}, reverse=True)
 
     def paint(fig: Figure) -> None:
         axes = fig.subplots(1, 2)
         for kind, colour in zip(kinds, cycle((BLUE, ORANGE, GREEN, VERMILLION, MUTED)), strict=False):
             for count, dash in zip(threads, cycle(("solid", "dashed", "dotted", "dashdot")), strict=False):
-                series = [row for row in rows if (row["runtime"], row["precision"], row["threads"]) == (*kind, count)]
+                series = [row for row in rows if (row.runtime, row.precision, row.threads) == (*kind, count)]
                 if not series:
                     continue
-                batches = [row["batch"] for row in series]
+                batches = [row.batch for row in series]
                 label = f"{' '.join(kind)}, {count} thread{'s' if count > 1 else ''}"
                 style = {"color": colour, "linestyle": dash, "marker": "o", "markersize": 3, "linewidth": 1.2}
-                axes[0].plot(batches, [row["images_per_s"] for row in series], label=label, **style)
-                axes[1].plot(batches, [row["p50_ms"] for row in series], **style)
+                axes[0].plot(batches, [row.images_per_s for row in series], label=label, **style)
+                axes[1].plot(batches, [row.p50_ms for row in series], **style)
         for axis, label in zip(axes, ("images/s (up is better)", "p50 of a call, ms"), strict=True):
             axis.set_xscale("log", base=2)
-            axis.set_xticks(sorted({row["batch"] for row in rows}))
+            axis.set_xticks(sorted({row.batch for row in rows}))
             axis.xaxis.set_major_formatter("{x:.0f}")
             axis.set_xlabel("batch")
             axis.set_ylabel(label)

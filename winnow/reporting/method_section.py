@@ -64,14 +64,12 @@ GLOSSARY = {
 def render_memory(records: RunRecords) -> Html:
     """Return the memory and start-up time of each file, each measured in a fresh process."""
     rows = []
-    for row in records.benchmark.details["processes"]:
-        runtime = f"{RUNTIME_NAMES[row['runtime']]} {row['precision']}"
-        times = [digits(row[phase]) for phase in ("import_ms", "load_ms", "first_call_ms")]
-        total_ms = digits(row["import_ms"] + row["load_ms"] + row["first_call_ms"])
+    for row in records.benchmark.details.processes:
+        runtime = f"{RUNTIME_NAMES[row.runtime]} {row.precision}"
+        times = [digits(ms) for ms in (row.import_ms, row.load_ms, row.first_call_ms)]
+        total_ms = digits(row.import_ms + row.load_ms + row.first_call_ms)
         rows.append(
-            Row(
-                [row["candidate"], runtime, number(row["peak_mb"]), *times, total_ms], records.row_css(row["candidate"])
-            )
+            Row([row.candidate, runtime, number(row.peak_mb), *times, total_ms], records.row_css(row.candidate))
         )
     caption = (
         "Each file in a fresh process on one image. Peak memory includes the interpreter and the runtime's libraries"
@@ -83,17 +81,17 @@ def render_memory(records: RunRecords) -> Html:
 def render_controls(records: RunRecords) -> Html:
     """Return what the teacher and longer training contributed, and what sparsity did not."""
     rows = []
-    for row in records.selection.details["controls"]:
-        points, interval = signed(row["points"], plus=True), format_interval(row["low"], row["high"], plus=True)
-        compared = f"{row['candidate']} over {row['control']}"
-        rows.append(Row([f"what {row['bought_by']} bought", compared, points, interval]))
+    for row in records.selection.details.controls:
+        points, interval = signed(row.points, plus=True), format_interval(row.low, row.high, plus=True)
+        compared = f"{row.candidate} over {row.control}"
+        rows.append(Row([f"what {row.bought_by} bought", compared, points, interval]))
     heading = ["control", "compared", "points of top-1", "95 % interval"]
     caption = (
         "Same recipe except for the named difference. The teacher includes the unlabelled images, which only a teacher "
         "can use. Controls must pass the same gates as every candidate"
     )
     sparsity = [
-        _describe_sparsity(records, name) for name, c in records.candidates.items() if c.details["method"] == "sparsify"
+        _describe_sparsity(records, name) for name, c in records.candidates.items() if c.details.method == "sparsify"
     ]
     absent = paragraph("There is no control among the candidates, or no validation image has a label.", css="note")
     return join(
@@ -122,11 +120,11 @@ def render_method(records: RunRecords) -> Html:
     machine, settings = records.benchmark.machine, records.benchmark.parameters
     assert machine is not None
     versions = ", ".join(f"{package} {version}" for package, version in machine.versions.items())
-    spread = max((row["spread"] for row in records.benchmark.details["rows"]), default=0.0)
-    conditions = records.benchmark.details["conditions"]
-    pixels = conditions["image_size"]
+    spread = max((row.spread for row in records.benchmark.details.rows), default=0.0)
+    conditions = records.benchmark.details.conditions
+    pixels = conditions.image_size
     side = f"{pixels} × {pixels}"
-    policy = records.data.details["resize_policy"].replace("S x S", side).replace("to S", f"to {pixels}")
+    policy = records.data.details.resize_policy.replace("S x S", side).replace("to S", f"to {pixels}")
     items = {
         "Data": f"{records.source}, {side} pixels. {policy}.",
         "Training": f"{_describe_pretraining(records.pretrain.parameters)} "
@@ -135,7 +133,7 @@ def render_method(records: RunRecords) -> Html:
         f"{_describe_gates(records.selection.parameters)}",
         "Timing": f"{settings['rounds']} interleaved rounds, warm-up apart, at least {settings['samples']} timed calls "
         f"behind every latency of one image; medians of the rounds lay up to {percent(spread, 0)} apart. A file is "
-        f"timed only where its answers to {conditions['images_checked']} images agree with its own in ONNX Runtime.",
+        f"timed only where its answers to {conditions.images_checked} images agree with its own in ONNX Runtime.",
         "Machine": f"{machine.cpu}, {machine.threads} threads, {digits(machine.memory_gb, 'GB')} of memory, "
         f"{machine.gpu or 'no GPU'}. {machine.system}. Flags that matter here: {' '.join(machine.flags) or 'none'}. "
         "Figures of two machines are never compared.",
@@ -182,15 +180,15 @@ def _not_timed(records: RunRecords) -> Html:
     """Return the benchmark cases that were refused or could not run on this machine."""
     refused = sorted(
         {
-            f"{row['candidate']} on {RUNTIME_NAMES[row['runtime']]} {row['precision']} was refused: its answers agree "
-            f"with the file's own on {percent(row['agreement'])}, needed {percent(row['needed'], 0)}"
-            for row in records.benchmark.details["refused"]
+            f"{row.candidate} on {RUNTIME_NAMES[row.runtime]} {row.precision} was refused: its answers agree "
+            f"with the file's own on {percent(row.agreement)}, needed {percent(row.needed, 0)}"
+            for row in records.benchmark.details.refused
         }
     )
     absent = [
-        f"{RUNTIME_NAMES.get(row['runtime'], 'every runtime')} "
-        f"{'' if row['precision'] == 'all' else row['precision'] + ' '}was left out: {row['reason']}"
-        for row in records.benchmark.details["absent"]
+        f"{RUNTIME_NAMES.get(row.runtime, 'every runtime')} "
+        f"{'' if row.precision == 'all' else row.precision + ' '}was left out: {row.reason}"
+        for row in records.benchmark.details.absent
     ]
     return join(tag("h3", "Not timed"), bullets([*refused, *absent])) if refused or absent else join()
 

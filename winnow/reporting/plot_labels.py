@@ -1,20 +1,20 @@
-"""Place labels beside markers without overlaps, by a greedy search over positions around each marker.
-
-Every label tries eight directions at growing distances and takes the first position where it overlaps no other label,
-no marker and no edge; a distant one gets a thin line to its marker. This is deterministic, and good enough for a few
-dozen points; no optimum is sought.
-"""
+"""Place labels beside markers without overlaps, by adjustText."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+ITERATIONS, POINTS_PER_SEGMENT = 500, 60
+"""A fixed number of iterations, so that the picture depends on no clock; points along each segment to avoid."""
 
 
 @dataclass(frozen=True)
@@ -30,88 +30,41 @@ class Label:
     bold: bool = False
 
 
-Box = tuple[float, float, float, float]
-"""Left, bottom, right, top; pixels."""
-DIRECTIONS = (0, 180, 90, 270, 45, 135, 315, 225)
-DISTANCES = (3.0, 10.0, 20.0, 32.0, 46.0, 62.0, 80.0)
-"""Points between the marker's edge and the label."""
-FAR = 12.0
-LINE_STEP = 6.0
-"""Pixels between two boxes along a line."""
-GAP = 2.0
-"""Pixels kept free around every label."""
-
-
 def place_labels(axes: Axes, labels: Sequence[Label], line: Sequence[tuple[float, float]] = ()) -> None:
     """Write the labels. `line`: a polyline in data coordinates that they avoid."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    if not labels:
+        return
+    from adjustText import adjust_text
 
-    figure = axes.figure.get_figure(root=True)
-    assert figure is not None
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
-    scale = figure.dpi / 72
-    centres = _pixels(axes, [(label.x, label.y) for label in labels])
-    radii = [math.sqrt(label.area / math.pi) * scale for label in labels]
-    markers: list[Box] = [(x - r, y - r, x + r, y + r) for (x, y), r in zip(centres, radii, strict=True)]
-    frame: Box = axes.get_window_extent().extents
-    occupied = markers + _boxes_along(_pixels(axes, line))
-    for label, (x, y), radius in zip(labels, centres, radii, strict=True):
-        text = axes.annotate(
-            label.text, (label.x, label.y), (0, 0), textcoords="offset points", va="bottom", ha="left", fontsize=8.5
-        )
-        text.set_fontweight("bold" if label.bold else "normal")
-        extent = text.get_window_extent(renderer)
-        candidates = list(_candidate_boxes((x, y), radius, (extent.width, extent.height), scale))
-        free = ((box, far) for box, far in candidates if _is_inside(box, frame) and not _overlaps(box, occupied))
-        (left, bottom, right, top), far = next(free, candidates[0])
-        occupied.append((left, bottom, right, top))
-        text.set_position(((left - x) / scale, (bottom - y) / scale))
-        if far > FAR:
-            nearest = (min(max(x, left), right), min(max(y, bottom), top))
-            ends = axes.transData.inverted().transform([(x, y), nearest])
-            axes.plot(*ends.T, color="#6b7280", linewidth=0.6, zorder=1, scalex=False, scaley=False)
-
-
-def _pixels(axes: Axes, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in axes.transData.transform(list(points))] if points else []
-
-
-def _boxes_along(line: Sequence[tuple[float, float]]) -> list[Box]:
-    """Return small boxes along a polyline."""
-    boxes: list[Box] = []
-    for (x, y), (to_x, to_y) in pairwise(line):
-        steps = max(1, math.ceil(math.hypot(to_x - x, to_y - y) / LINE_STEP))
-        for step in range(steps + 1):
-            px, py = x + (to_x - x) * step / steps, y + (to_y - y) * step / steps
-            boxes.append((px - 1, py - 1, px + 1, py + 1))
-    return boxes
-
-
-def _candidate_boxes(
-    centre: tuple[float, float], radius: float, size: tuple[float, float], scale: float
-) -> Iterator[tuple[Box, float]]:
-    """Yield boxes of `size` around a marker with their distance in points, nearest first."""
-    (x, y), (width, height) = centre, size
-    for distance in DISTANCES:
-        for degrees in DIRECTIONS:
-            dx, dy = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-            reach = radius + distance * scale
-            left = x + reach * dx + width * (round(dx, 3) - 1) / 2
-            bottom = y + reach * dy + height * (round(dy, 3) - 1) / 2
-            yield (left, bottom, left + width, bottom + height), distance
-
-
-def _overlaps(box: Box, obstacles: Sequence[Box]) -> bool:
-    return any(
-        box[0] - GAP < obstacle[2]
-        and obstacle[0] < box[2] + GAP
-        and box[1] - GAP < obstacle[3]
-        and obstacle[1] < box[3] + GAP
-        for obstacle in obstacles
+    texts = [
+        axes.text(label.x, label.y, label.text, size=8.5, weight="bold" if label.bold else "normal", ha="center")
+        for label in labels
+    ]
+    x, y = [label.x for label in labels], [label.y for label in labels]
+    markers = axes.scatter(x, y, s=[1.6 * label.area for label in labels], alpha=0)
+    along_ND = _along(axes, line)
+    adjust_text(
+        texts,
+        x=along_ND[:, 0],
+        y=along_ND[:, 1],
+        objects=markers,
+        target_x=x,
+        target_y=y,
+        ax=axes,
+        expand=(1.05, 1.25),
+        force_text=(0.2, 0.4),
+        force_static=(0.1, 0.35),
+        force_pull=(0.02, 0.03),
+        min_arrow_len=14,
+        iter_lim=ITERATIONS,
+        arrowprops={"arrowstyle": "-", "color": "#6b7280", "lw": 0.6, "shrinkB": 4},
     )
 
 
-def _is_inside(box: Box, frame: Box) -> bool:
-    return box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
+def _along(axes: Axes, line: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
+    """Return points along the polyline in data coordinates (N, 2), evenly spaced on the page."""
+    if len(line) < 2:
+        return np.array(line, dtype=np.float64).reshape(-1, 2)
+    corners_ND = axes.transData.transform(np.array(line))
+    segments = [np.linspace(start, end, POINTS_PER_SEGMENT) for start, end in pairwise(corners_ND)]
+    return np.asarray(axes.transData.inverted().transform(np.concatenate(segments)), dtype=np.float64)

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from winnow.errors import MissingExtra
+from winnow.evaluation.pareto import pareto_front
+from winnow.records.benchmark import Attribution
+from winnow.records.candidate import ReliabilityBin
 from winnow.reporting.plot_labels import Label, place_labels
 
 if TYPE_CHECKING:
@@ -86,7 +89,7 @@ def plot_pareto(points: Sequence[TradeOffPoint]) -> bytes:
             axes.set_xscale("log")
         axes.margins(0.16, 0.16)
         line = sorted(zip(x, y, strict=True))
-        front = [(a, b) for a, b in line if not any(c <= a and d >= b and (c, d) != (a, b) for c, d in line)]
+        front = [line[index] for index in pareto_front([(a, -b) for a, b in line])]
         axes.plot(*np.array(front).reshape(-1, 2).T, color=BLUE, linewidth=1.2, zorder=2)
         for point, a, b, area in zip(drawn, x, y, areas, strict=True):
             colour = VERMILLION if point.highlighted else BLUE if point.on_front else MUTED
@@ -150,7 +153,7 @@ def plot_arms(top1: Mapping[str, Sequence[float]], probe: float | None) -> bytes
     return render(paint, (4.4, 3.0))
 
 
-def plot_factors(rows: Mapping[str, Mapping[str, Any]]) -> bytes:
+def plot_factors(rows: Mapping[str, Attribution]) -> bytes:
     """Return an SVG: each candidate's speed-up over eager f32 as a waterfall of factors on a log axis; slowdowns go
     left.
     """
@@ -161,13 +164,13 @@ def plot_factors(rows: Mapping[str, Mapping[str, Any]]) -> bytes:
         for index, row in enumerate(rows.values()):
             product = 1.0
             for step, (name, colour) in enumerate(FACTORS.items()):
-                start, product = product, product * row[name]
+                start, product = product, product * getattr(row, name)
                 low, high = sorted((start, product))
                 y = index + 0.25 * (step - 1)
                 axes.barh(y, high - low, 0.22, low, color=colour, label=name if index == 0 else None)
                 axes.plot([product, product], [y - 0.11, y + 0.36 * (step < 2)], color=MUTED, linewidth=0.7)
             end = (max(start, product, 1.0), index + 0.25)
-            axes.annotate(f"{row['total']:.1f} ×", end, (5, 0), textcoords="offset points", va="center", fontsize=8.5)
+            axes.annotate(f"{row.total:.1f} ×", end, (5, 0), textcoords="offset points", va="center", fontsize=8.5)
         axes.axvline(1.0, color=INK, linewidth=0.9)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.invert_yaxis()
@@ -205,16 +208,16 @@ def plot_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], titl
     return render(paint, (4.4, 4.2))
 
 
-def plot_reliability(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+def plot_reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> bytes:
     """Return an SVG: accuracy over confidence for each candidate; calibrated confidence lies on the diagonal."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.9, linestyle=":")
         for (name, rows), colour, marker in zip(bins.items(), (INK, VERMILLION), ("s", "o"), strict=False):
-            x, y = [row["confidence"] * 100 for row in rows], [row["accuracy"] * 100 for row in rows]
-            largest = max((row["count"] for row in rows), default=1)
-            areas = [12 + 110 * row["count"] / largest for row in rows]
+            x, y = [row.confidence * 100 for row in rows], [row.accuracy * 100 for row in rows]
+            largest = max((row.count for row in rows), default=1)
+            areas = [12 + 110 * row.count / largest for row in rows]
             axes.plot(x, y, color=colour, linewidth=1.0)
             axes.scatter(x, y, s=areas, color=colour, alpha=0.7, marker=marker, linewidth=0, label=name)
         axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="confidence, %", ylabel="accuracy, %")

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from winnow.config.data import Data
 from winnow.config.invariances import pretraining_problem
+from winnow.records.candidate import PretrainingGain
 
 ENOUGH_PAIRS = 5
 """Label seeds from which on a gain over scratch counts as shown."""
 OTHER_METHODS = {"rotnet": "simclr", "simclr": "rotnet"}
 
 
-def pretraining_advice(gain: Mapping[str, Any] | None, method: str, data: Data) -> str:
+def pretraining_advice(gain: PretrainingGain | None, method: str, data: Data) -> str:
     """Return what to try, without a full stop; empty where the gain over scratch is shown, or nothing was tried.
 
-    `gain`: {arm, mean, low, high, pairs} of the fine-tuning's record, points. A gain counts as shown from ENOUGH_PAIRS
+    A gain counts as shown from ENOUGH_PAIRS
     label seeds on; one over fewer seeds is no reason to leave pretraining out.
     """
-    few = gain is not None and gain["pairs"] < ENOUGH_PAIRS
-    if gain is None or (gain["low"] > 0 and not few):
+    few = gain is not None and gain.pairs < ENOUGH_PAIRS
+    if gain is None or (gain.low > 0 and not few):
         return ""
-    is_own_weights = gain["arm"] == "weights"
+    is_own_weights = gain.arm == "weights"
     seeds = f"{ENOUGH_PAIRS} label seeds (finetune.seeds: {list(range(ENOUGH_PAIRS))})"
-    if gain["mean"] > 0 and few:
+    if gain.mean > 0 and few:
         question = "these weights help" if is_own_weights else "pretraining helps"
         return f"whether {question} is not shown: {seeds} would show it"
     subject = "the weights of finetune.weights do" if is_own_weights else "pretraining does"
-    amount = "" if gain["mean"] <= 0 else " by an amount that is shown"
+    amount = "" if gain.mean <= 0 else " by an amount that is shown"
     without = "finetune.weights: data/none starts without them"
     if not is_own_weights:
         without = "pretrain.method: none leaves it out and saves its time"

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from winnow.config import ROOT
 from winnow.evaluation.abstention import TABLE_THRESHOLDS, counts_at_threshold
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.evaluation.metrics import drop_metrics_on_test
+from winnow.records.report import Abstention
 from winnow.reporting.candidates_section import format_interval, render_candidates, render_classes, render_trade_off
 from winnow.reporting.html import (
     MISSING,
@@ -77,8 +77,8 @@ class TestResult:
     """The runtime and precision in which the winner was evaluated."""
     warnings: tuple[str, ...] = ()
     """Warnings that come before any figure."""
-    abstention: Mapping[str, Any] = field(default_factory=dict)
-    """"validation" and "test" -> counts at thresholds on confidence."""
+    abstention: Abstention = field(default_factory=Abstention)
+    """Counts at thresholds on confidence."""
 
 
 def render_run_page(records: RunRecords, test_result: TestResult) -> str:
@@ -91,7 +91,7 @@ def render_run_page(records: RunRecords, test_result: TestResult) -> str:
 
 def render_verdict(records: RunRecords, test_result: TestResult) -> Html:
     """Return the decision in a sentence, its figures, the test split, and the warnings."""
-    name, reason = records.winner, f"{records.selection.details['why']}."
+    name, reason = records.winner, f"{records.selection.details.why}."
     title = f"Proposed for production: {name}" if name else "Nothing is proposed for production"
     return tag(
         "header",
@@ -105,7 +105,7 @@ def render_verdict(records: RunRecords, test_result: TestResult) -> Html:
         side_by_side(
             *([_speedups(records, records.shown)] if records.shown else []),
             *([_test_table(records, test_result)] if TEST_METRIC in test_result.metrics else []),
-            *([_abstention_table(test_result)] if test_result.abstention else []),
+            *([_abstention_table(test_result)] if test_result.abstention.test else []),
         ),
         _warnings(records),
     )
@@ -124,33 +124,33 @@ def _summary(records: RunRecords, name: str) -> str:
     )
     drop = records.drop(name)
     if drop is None:
-        share = percent(records.selection.details["agreement"][name])
+        share = percent(records.selection.details.agreement[name])
         count = number(records.data.metrics["data/validation"])
         return (
             f"{start}, and gives the same answer on {share} of {count} validation images of {records.source}; none has "
             "a label."
         )
-    reference = records.selection.details["reference"]
+    reference = records.selection.details.reference
     against = "" if reference == ROOT else f" against {reference}, which is better than dense"
-    loss = f"{_describe_change(drop['points'], 'costs', 'gains')} of top-1 accuracy{against}"
-    interval = f"interval of the loss, {records.level}, {format_interval(drop['low'], drop['high'])} points"
+    loss = f"{_describe_change(drop.points, 'costs', 'gains')} of top-1 accuracy{against}"
+    interval = f"interval of the loss, {records.level}, {format_interval(drop.low, drop.high)} points"
     summary = f"{start}, and {loss} ({interval}; {records.choosing} of {records.source})."
     disagreement, image_count = records.otherwise(name), records.data.metrics["data/validation"]
-    if records.selection.details["route"] == "labels":
+    if records.selection.details.route == "labels":
         return summary
-    unlabelled = number(image_count - records.dense.details["labels"]["choosing"])
+    unlabelled = number(image_count - records.dense.details.labels.choosing)
     return (
-        f"{summary} Agreement bounds the loss to {signed(disagreement['high'])} points ({records.level}): it gives the "
-        f"same answer as {reference} on {percent(1 - disagreement['points'] / 100)} of {number(image_count)} "
+        f"{summary} Agreement bounds the loss to {signed(disagreement.high)} points ({records.level}): it gives the "
+        f"same answer as {reference} on {percent(1 - disagreement.points / 100)} of {number(image_count)} "
         f"validation images, {unlabelled} of them without a label."
     )
 
 
 def _describe_deployed(records: RunRecords) -> str:
     """Return how many labels trained the deployed file, and whether it is a refit."""
-    labels, reason = records.refit.details["labels"], records.refit.details["why"]
+    labels, reason = records.refit.details.labels, records.refit.details.why
     note = ". Figures on validation are those of the file before the refit" if records.is_refitted else ""
-    return f"{number(labels['deployed'])} labels trained the file that is deployed; {reason}{note}."
+    return f"{number(labels.deployed)} labels trained the file that is deployed; {reason}{note}."
 
 
 def _describe_change(points: float, loss_verb: str, gain_verb: str) -> str:
@@ -167,10 +167,10 @@ def _abstention_table(test_result: TestResult) -> Html:
     rows = []
     for threshold in TABLE_THRESHOLDS:
         cells: list[Content] = [f"{threshold:g}"]
-        for split in ("validation", "test"):
-            counts = test_result.abstention[split]
+        for counts in (test_result.abstention.validation, test_result.abstention.test):
+            assert counts is not None
             answered, right = counts_at_threshold(counts, threshold)
-            cells += [percent(answered / counts["images"] if counts["images"] else None)]
+            cells += [percent(answered / counts.images if counts.images else None)]
             cells += [percent(right / answered if answered else None)]
         rows.append(Row(cells))
     caption = "Share of images answered where no class below a probability is named, and share of those that are right"
@@ -191,7 +191,7 @@ def _figures(records: RunRecords, name: str, test_result: TestResult) -> Html:
     dense_latency, dense_throughput = dense_speed.get("best/latency_ms"), dense_speed.get("best/throughput_ips")
     quality = ("top-1 on validation", percent(candidate.get("quality/top1")), percent(dense.get("quality/top1")))
     if "quality/top1" not in candidate:
-        quality = ("agreement on validation", percent(records.selection.details["agreement"][name]), percent(1.0))
+        quality = ("agreement on validation", percent(records.selection.details.agreement[name]), percent(1.0))
     test = [percent(test_result.metrics.get(f"test/{key}_top1")) for key in ("winner", ROOT)]
     tiles = (
         quality,
@@ -243,9 +243,7 @@ def _describe_test(records: RunRecords, test_result: TestResult) -> str:
         return f"{text}dense has {dense} right; as no candidate is proposed, no other was evaluated."
     points, low, high = (metrics[key] for key in drop_metrics_on_test(test_result.baseline))
     change = _describe_change(points, "loses", "gains")
-    refit_note = (
-        f", refitted on {number(records.refit.details['labels']['deployed'])} labels," if records.is_refitted else ""
-    )
+    refit_note = f", refitted on {number(records.refit.details.labels.deployed)} labels," if records.is_refitted else ""
     return (
         f"{text}{records.winner}{refit_note} {change} against {test_result.baseline} (95 % interval of the loss "
         f"{format_interval(low, high)}), measured in {test_result.measured_in}."

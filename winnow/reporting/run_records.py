@@ -5,27 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from winnow.config import ROOT
 from winnow.errors import ArtifactError
 from winnow.evaluation.effective_sample_size import in_groups
-from winnow.records import StepRecord, quality_as_served, read_record
-
-Row = dict[str, Any]
+from winnow.records import (
+    AnyRecord,
+    BenchmarkRecord,
+    CandidateRecord,
+    FinetuneDetails,
+    IngestRecord,
+    PretrainRecord,
+    RefitRecord,
+    SelectionRecord,
+    Verdict,
+)
+from winnow.records.benchmark import BenchmarkRow, SpeedMetric
+from winnow.records.selection import Drop
+from winnow.reporting.candidate_rows import CandidateRow, candidate_row
 
 
 @dataclass(frozen=True)
 class RunRecords:
     """The records of the steps before the report."""
 
-    data: StepRecord
-    pretrain: StepRecord
-    candidates: dict[str, StepRecord]
+    data: IngestRecord
+    pretrain: PretrainRecord
+    candidates: dict[str, CandidateRecord]
     """Name -> record, dense first."""
-    benchmark: StepRecord
-    selection: StepRecord
-    refit: StepRecord
+    benchmark: BenchmarkRecord
+    selection: SelectionRecord
+    refit: RefitRecord
     trade_off: bytes
     """PNG of the Pareto front."""
     near_duplicates: bytes = b""
@@ -34,12 +44,19 @@ class RunRecords:
     @property
     def source(self) -> str:
         """Return the name of the data, which stands beside every number."""
-        return str(self.data.details["source"])
+        return self.data.details.source
 
     @property
-    def dense(self) -> StepRecord:
+    def dense(self) -> CandidateRecord:
         """Return the record of dense, the reference."""
         return self.candidates[ROOT]
+
+    @property
+    def fine_tuning(self) -> FinetuneDetails:
+        """Return what fine-tuning did."""
+        details = self.dense.details
+        assert isinstance(details, FinetuneDetails)
+        return details
 
     @property
     def large(self) -> int:
@@ -49,8 +66,7 @@ class RunRecords:
     @property
     def winner(self) -> str | None:
         """Return the candidate that passed every gate and is best on the objective, or None."""
-        name = self.selection.details["winner"]
-        return None if name is None else str(name)
+        return self.selection.details.winner
 
     def row_css(self, name: str) -> str:
         """Return the CSS class of a candidate's table rows, which marks the winner's."""
@@ -61,79 +77,83 @@ class RunRecords:
         """Return the candidate that the page compares with dense: the winner, or else the one that fails the fewest
         gates.
         """
-        verdicts = self.selection.details["verdicts"]
+        verdicts = self.selection.details.verdicts
         if self.winner is not None or not verdicts:
             return self.winner
-        fewest = min(verdicts, key=lambda verdict: sum(not gate["passed"] for gate in verdict["gates"]))
-        return str(fewest["candidate"])
+        return min(verdicts, key=lambda verdict: sum(not gate.passed for gate in verdict.gates)).candidate
 
     @property
-    def verdicts(self) -> dict[str, Row]:
+    def verdicts(self) -> dict[str, Verdict]:
         """Return candidate -> verdict; dense has none."""
-        return {str(verdict["candidate"]): verdict for verdict in self.selection.details["verdicts"]}
+        return {verdict.candidate: verdict for verdict in self.selection.details.verdicts}
 
     @property
     def is_refitted(self) -> bool:
         """Return whether the deployed file was trained once more, on training and validation labels."""
-        return bool(self.refit.details["is_refitted"])
+        return self.refit.details.is_refitted
 
     def quality(self, name: str) -> dict[str, float]:
         """Return a candidate's metrics: its record's, with the accuracy in the runtime and precision that would serve
         it.
         """
-        return self.candidates[name].metrics | quality_as_served(self.selection, name)
+        return self.candidates[name].metrics | self.selection.details.quality[name]
+
+    def row(self, name: str) -> CandidateRow:
+        """Return a candidate's row, which terminal, MLflow and Prefect show, too."""
+        return candidate_row(self.candidates[name], self.benchmark, self.selection)
 
     def speed(self, name: str) -> dict[str, float]:
         """Return a candidate's flat metrics in the benchmark; sparse where it could not be timed."""
-        figures: dict[str, float] = self.benchmark.details["candidates"][name]
-        return figures
+        return self.benchmark.details.candidates[name]
 
     @property
     def target(self) -> str:
         """Return the serving machine where it is another one than this; else ""."""
-        speeds = self.selection.details["speeds"]
-        return f"{speeds['machine']['cpu']}, {speeds['machine']['threads']} threads" if speeds["is_target"] else ""
+        speeds = self.selection.details.speeds
+        return f"{speeds.machine.cpu}, {speeds.machine.threads} threads" if speeds.is_target else ""
 
     def serving(self, name: str) -> dict[str, float]:
         """Return a candidate's flat metrics on the serving machine; sparse where it could not be timed there."""
-        figures: dict[str, float] = self.selection.details["speeds"]["candidates"][name]
-        return figures
+        return self.selection.details.speeds.candidates[name]
 
-    def serving_row(self, name: str, metric: str) -> Row | None:
-        """Return the candidate's fastest row on the serving machine. `metric`: latency or throughput."""
-        row: Row | None = self.selection.details["speeds"]["best"][name][metric]
-        return row
+    def serving_row(self, name: str, metric: SpeedMetric) -> BenchmarkRow | None:
+        """Return the candidate's fastest row on the serving machine."""
+        return self.selection.details.speeds.best[name].of(metric)
 
-    def best(self, name: str, metric: str) -> Row | None:
-        """Return the candidate's fastest row in the benchmark. `metric`: latency or throughput."""
-        row: Row | None = self.benchmark.details["best"][name][metric]
-        return row
+    def best(self, name: str, metric: SpeedMetric) -> BenchmarkRow | None:
+        """Return the candidate's fastest row in the benchmark."""
+        return self.benchmark.details.best[name].of(metric)
 
-    def drop(self, name: str) -> dict[str, float] | None:
-        """Return top-1 lost against the reference, {points, low, high}; None where no validation image has a label."""
-        drop: dict[str, float] | None = self.selection.details["drops"][name]["labelled"]
-        return drop
+    def drop(self, name: str) -> Drop | None:
+        """Return top-1 lost against the reference; None where no validation image has a label."""
+        return self.selection.details.drops[name].labelled
 
     @property
     def level(self) -> str:
         """Return the confidence level of the drops' intervals, which are simultaneous over competing candidates."""
-        competitors = int(self.selection.details["competitors"])
+        competitors = self.selection.details.competitors
         return "95 %" if competitors == 1 else f"95 % over {competitors} candidates"
 
     @property
     def choosing(self) -> str:
         """Return the number of labelled validation images, and of their groups where data.group_by is set, as text."""
-        labels = self.dense.details["labels"]
-        return f"{labels['choosing']:,} labelled validation images{in_groups(labels.get('choosing_groups'))}"
+        labels = self.dense.details.labels
+        return f"{labels.choosing:,} labelled validation images{in_groups(labels.choosing_groups)}"
 
-    def otherwise(self, name: str) -> dict[str, float]:
-        """Return the points of validation images whose answer differs from the reference's, {points, low, high}."""
-        disagreement: dict[str, float] = self.selection.details["drops"][name]["answers"]
-        return disagreement
+    def otherwise(self, name: str) -> Drop:
+        """Return the points of validation images whose answer differs from the reference's."""
+        return self.selection.details.drops[name].answers
 
     def warnings(self) -> list[tuple[str, str]]:
         """Return (step, warning) of the whole run, each warning once."""
-        steps = (self.data, self.pretrain, *self.candidates.values(), self.benchmark, self.selection, self.refit)
+        steps: tuple[AnyRecord, ...] = (
+            self.data,
+            self.pretrain,
+            *self.candidates.values(),
+            self.benchmark,
+            self.selection,
+            self.refit,
+        )
         step_of_warning: dict[str, str] = {}
         for step in steps:
             for warning in step.warnings:
@@ -149,11 +169,11 @@ def read_run_records(artifacts: Path, names: Sequence[str]) -> RunRecords:
     except OSError as error:
         raise ArtifactError(f"{plot} is missing; delete its folder and run winnow again") from error
     return RunRecords(
-        data=read_record(artifacts / "data"),
-        pretrain=read_record(artifacts / "pretrain"),
-        candidates={name: read_record(artifacts / "candidates" / name) for name in names},
-        benchmark=read_record(artifacts / "benchmark"),
-        selection=read_record(artifacts / "select"),
-        refit=read_record(artifacts / "refit"),
+        data=IngestRecord.read(artifacts / "data"),
+        pretrain=PretrainRecord.read(artifacts / "pretrain"),
+        candidates={name: CandidateRecord.read(artifacts / "candidates" / name) for name in names},
+        benchmark=BenchmarkRecord.read(artifacts / "benchmark"),
+        selection=SelectionRecord.read(artifacts / "select"),
+        refit=RefitRecord.read(artifacts / "refit"),
         trade_off=trade_off,
     )

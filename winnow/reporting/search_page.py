@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from winnow.evaluation.intervals import Drop
+from winnow.records.selection import Drop
 from winnow.reporting.html import (
     MISSING,
     Row,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from winnow.benchmark.measurement_error import describe_errors
+from winnow.records.benchmark import Attribution, BenchmarkRow
 from winnow.reporting import plots
 from winnow.reporting.html import (
     MISSING,
@@ -62,7 +62,7 @@ def render_speed(records: RunRecords) -> Html:
             *pairs,
         ]
         rows.append(Row(cells, records.row_css(name)))
-    peaks = records.benchmark.details["peaks"]
+    peaks = records.benchmark.details.peaks
     caption = (
         f"Speed of each file on its fastest runtime: latency of one image, throughput in batches of {large}, speed-ups "
         "for both (one image; below: batch) with 95 % intervals. × eager: over dense in PyTorch eager f32; × PyTorch: "
@@ -70,7 +70,7 @@ def render_speed(records: RunRecords) -> Html:
         f"{machine.cpu}, {machine.threads} threads. "
         f"{describe_peak_share(peaks)}"
     )
-    if errors := describe_errors(records.benchmark.details["measurement_error"]):
+    if errors := describe_errors(records.benchmark.details.measurement_error):
         caption += f" {errors[0].upper()}{errors[1:]}."
     heading: list[Content] = [
         "candidate",
@@ -84,8 +84,8 @@ def render_speed(records: RunRecords) -> Html:
 
 
 def _peak_share(records: RunRecords, name: str) -> Content:
-    shares = records.benchmark.details["peak_share"][name]
-    return " / ".join(percent(shares[kind]) if kind in shares else MISSING for kind in ("latency", "throughput"))
+    shares = records.benchmark.details.peak_share[name]
+    return " / ".join(percent(share) for share in (shares.latency, shares.throughput))
 
 
 def render_serving_speed(records: RunRecords) -> Html:
@@ -119,30 +119,30 @@ def format_ratio(speed: Mapping[str, float], key: str) -> str:
     return f"{speed[key]:.2f} ({speed[f'{key}_low']:.2f} to {speed[f'{key}_high']:.2f})"
 
 
-def _timing_cells(name: str, single: dict[str, Any], batched: dict[str, Any]) -> list[Content]:
+def _timing_cells(name: str, single: BenchmarkRow, batched: BenchmarkRow) -> list[Content]:
     """Return the cells of both tables of speed: candidate, fastest runtime, p50 and p95 in ms, images/s."""
     runtime = _runtime_cell(single, batched)
-    return [name, runtime, digits(single["p50_ms"]), digits(single["p95_ms"]), number(batched["images_per_s"])]
+    return [name, runtime, digits(single.p50_ms), digits(single.p95_ms), number(batched.images_per_s)]
 
 
-def _runtime_cell(single: dict[str, Any], batched: dict[str, Any]) -> Content:
+def _runtime_cell(single: BenchmarkRow, batched: BenchmarkRow) -> Content:
     """Return the fastest runtime for one image and, below, the one for batches where it differs."""
     first, second = _describe_row(single), _describe_row(batched)
     return first if first == second else two_lines(first, second)
 
 
-def _describe_row(row: dict[str, Any]) -> str:
-    threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
-    return f"{RUNTIME_NAMES[row['runtime']]} {row['precision']}, {threads}"
+def _describe_row(row: BenchmarkRow) -> str:
+    threads = "1 thread" if row.threads == 1 else f"{row.threads} threads"
+    return f"{RUNTIME_NAMES[row.runtime]} {row.precision}, {threads}"
 
 
 def render_speed_factors(records: RunRecords) -> Html:
     """Return the speed-ups over eager f32 as products of runtime, structure and precision."""
-    attribution = records.benchmark.details["attribution"]
-    single = {name: attribution[name]["latency"] for name in records.candidates if attribution[name]["latency"]}
+    attribution = records.benchmark.details.attribution
+    single = {name: row for name in records.candidates if (row := attribution[name].latency)}
     rows = []
     for name in records.candidates:
-        cells = [_factors_cell(attribution[name][metric]) for metric in ("latency", "throughput")]
+        cells = [_factors_cell(attribution[name].latency), _factors_cell(attribution[name].throughput)]
         rows.append(Row([name, *cells], records.row_css(name)))
     text = (
         "The speed-up over dense in PyTorch eager f32 is a product: dense on the candidate's runtime (runtime), then "
@@ -157,8 +157,8 @@ def render_speed_factors(records: RunRecords) -> Html:
     return join(paragraph(text), side_by_side(*parts))
 
 
-def _factors_cell(row: dict[str, Any] | None) -> Content:
+def _factors_cell(row: Attribution | None) -> Content:
     if row is None:
         return MISSING
-    factors = " × ".join(f"{row[factor]:.2f}" for factor in plots.FACTORS)
-    return two_lines(f"{factors} = {row['total']:.2f}", f"{RUNTIME_NAMES[row['on']]}, {row['ends_in']}")
+    factors = " × ".join(f"{getattr(row, factor):.2f}" for factor in plots.FACTORS)
+    return two_lines(f"{factors} = {row.total:.2f}", f"{RUNTIME_NAMES[row.on]}, {row.ends_in}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 from winnow.config import ROOT
 from winnow.config.data import Data
+from winnow.records.candidate import ArmTraining, LinearProbe, PretrainingGain
+from winnow.records.ingest import RejectedFile
 from winnow.reporting import plots
 from winnow.reporting.html import (
     MISSING,
@@ -37,21 +39,21 @@ NOT_PRETRAINED = "Nothing was pretrained: dense starts from random weights."
 def render_images(records: RunRecords) -> Html:
     """Return the counts, the splits, the use of the labels, and the files that were set aside."""
     metrics, details = records.data.metrics, records.data.details
-    labels, classes, per_class = records.dense.details["labels"], details["classes"], details["per_class"]
-    groups = details.get("groups_by_split")
-    labels_used = {"train": labels["training"], "validation": labels["choosing"], "test": metrics["data/test"]}
+    labels, classes, per_class = records.dense.details.labels, details.classes, details.per_class
+    groups = details.groups_by_split
+    labels_used = {"train": labels.training, "validation": labels.choosing, "test": metrics["data/test"]}
     rows = []
     for split, purpose in PURPOSES.items():
-        counts = [per_class[name][split] for name in classes]
+        counts = [per_class[name].of(split) for name in classes]
         cells = [number(metrics[f"data/{split}"]), number(sum(counts)), _span(counts), number(labels_used[split])]
         if groups:
-            cells.insert(1, number(groups[split]))
+            cells.insert(1, number(groups.of(split)))
         rows.append(Row([split, purpose, *cells]))
-    budget = details["labels_per_class"]
+    budget = details.labels_per_class
     budget_note = (
         f" {budget} training labels per class may be used; the others are hidden from everything." if budget else ""
     )
-    exception = " but for the test set, which the source names" if details["test_set"] == "named by the source" else ""
+    exception = " but for the test set, which the source names" if details.test_set == "named by the source" else ""
     text = (
         f"{records.source}: {number(metrics['data/images'])} images in {len(classes)} classes. The split of an image "
         f"follows from its own pixels{exception}. Pretraining sees all training images and no label.{budget_note}"
@@ -59,7 +61,7 @@ def render_images(records: RunRecords) -> Html:
     heading = ["split", "for", "images", *(["groups"] if groups else []), "with a label", "per class", "labels used"]
     refit_note = (
         f"The deployed file also learned the {number(labels_used['validation'])} validation labels: it was refitted on "
-        f" {number(records.refit.details['labels']['deployed'])} labels after everything was chosen."
+        f" {number(records.refit.details.labels.deployed)} labels after everything was chosen."
     )
     left_out_note = f"{number(metrics['data/left_out'])} training images equal a test image and are left out."
     return join(
@@ -68,22 +70,22 @@ def render_images(records: RunRecords) -> Html:
         *([paragraph(refit_note)] if records.is_refitted else []),
         *([paragraph(left_out_note)] if metrics["data/left_out"] else []),
         *_near_duplicates(records),
-        _rejected(details["rejected"]),
+        _rejected(details.rejected),
     )
 
 
 def _near_duplicates(records: RunRecords) -> list[Html]:
     """Show the first pairs of a held-out image and the training image that it almost equals."""
-    near = records.data.details.get("near_duplicates", {})
+    near = records.data.details.near_duplicates
     if not records.near_duplicates:
         return []
-    pairs = near["pairs"][:SHOWN]
+    pairs = near.pairs[:SHOWN]
     names = "; ".join(
         f"{index}. {held_out} and {training}" for index, (held_out, training) in enumerate(pairs, start=1)
     )
-    note = f", the {len(pairs)} most alike" if near["found"] > len(pairs) else ""
+    note = f", the {len(pairs)} most alike" if near.found > len(pairs) else ""
     caption = (
-        f"{number(near['found'])} of {number(near['looked_at'])} held-out images almost equal a training image"
+        f"{number(near.found)} of {number(near.looked_at)} held-out images almost equal a training image"
         f"{note}, row by row, the held-out one on the left: {names}"
     )
     alt = "Pairs of images that are almost equal, named below"
@@ -95,39 +97,39 @@ def _span(counts: list[int]) -> str:
     return number(low) if low == high else f"{number(low)} to {number(high)}"
 
 
-def _rejected(rejected: list[dict[str, str]]) -> Html:
+def _rejected(rejected: Sequence[RejectedFile]) -> Html:
     if not rejected:
         return paragraph("Every file could be used; none was set aside.", css="note")
     more = f", the first {SHOWN_REJECTED}" if len(rejected) > SHOWN_REJECTED else ""
     caption = f"Files set aside: {len(rejected)}{more}"
-    rows = [Row([row["file"], row["reason"]]) for row in rejected[:SHOWN_REJECTED]]
+    rows = [Row([row.file, row.reason]) for row in rejected[:SHOWN_REJECTED]]
     return table(["file", "why it cannot be used"], rows, caption=caption, left=2)
 
 
 def render_pretraining(records: RunRecords) -> Html:
     """Return the arms per label seed, the gain with its interval, the linear probe, and the curve of kNN."""
-    arms: dict[str, Any] = records.dense.details["arms"]
+    arms = records.fine_tuning.arms
     names = {"scratch": "random weights", "pretrained": _pretrained_label(records), "weights": _weights_label(records)}
-    by_arm = {names[arm]: sorted(arms[arm], key=lambda row: row["seed"]) for arm in names if arm in arms}
-    probe = arms["linear_probe"]
+    by_arm = {names[arm]: sorted(arms.trainings(arm), key=lambda row: row.seed) for arm in names if arms.trainings(arm)}
+    probe = arms.linear_probe
     caption = (
-        f"Top-1 on validation. All arms had the same {number(records.dense.details['labels']['training'])} labels per "
+        f"Top-1 on validation. All arms had the same {number(records.dense.details.labels.training)} labels per "
         "seed, steps, augmentation and number of tried rates; the linear probe leaves the backbone as it was pretrained"
     )
     caption_text = "One line per label seed; dashed: the linear probe."
-    lines = {SHORT[arm]: [row["top1"] for row in by_arm[names[arm]]] for arm in names if arm in arms}
-    pictures = [figure(plots.plot_arms(lines, probe["top1"]), "Top-1 of each arm, as in the table above", caption_text)]
-    knn = [row for row in records.pretrain.details["curves"] if "knn" in row]
+    lines = {SHORT[arm]: [row.top1 for row in by_arm[names[arm]]] for arm in names if names[arm] in by_arm}
+    pictures = [figure(plots.plot_arms(lines, probe.top1), "Top-1 of each arm, as in the table above", caption_text)]
+    knn = [row for row in records.pretrain.details.curves if "knn" in row]
     if knn:
         caption_text = "kNN over the label budget, while the backbone learns without labels: for monitoring only."
         alt = f"kNN accuracy over {knn[-1]['epoch']:.0f} epochs, at the end {percent(knn[-1]['knn'])}"
         plot = plots.plot_curve(knn, "knn", "kNN accuracy on validation, %", 100, least_span=KNN_SPAN)
         pictures.append(figure(plot, alt, caption_text))
     advice = pretraining_advice(
-        arms["gain"], records.pretrain.parameters["method"], Data.model_validate(records.data.parameters)
+        arms.gain, records.pretrain.parameters["method"], Data.model_validate(records.data.parameters)
     )
     return join(
-        paragraph(_describe_gain(records, arms["gain"])),
+        paragraph(_describe_gain(records, arms.gain)),
         *([paragraph(strong("What to try: "), f"{advice}.")] if advice else []),
         _arm_table(by_arm, probe, caption),
         *_cross_validation(records),
@@ -137,18 +139,18 @@ def render_pretraining(records: RunRecords) -> Html:
 
 def _cross_validation(records: RunRecords) -> list[Html]:
     """Return dense's cross-validated accuracy, where labels were few."""
-    summary, metrics = records.dense.details["cross_validation"], records.quality(ROOT)
+    summary, metrics = records.fine_tuning.cross_validation, records.quality(ROOT)
     if summary is None:
         return []
     top1, low, high = (metrics[f"cross_validation/{key}"] * 100 for key in ("top1", "top1_low", "top1_high"))
     return [
         paragraph(
-            f"Cross-validated, each of all {number(summary['labels'])} labels answered by one of {summary['folds']} "
+            f"Cross-validated, each of all {number(summary.labels)} labels answered by one of {summary.folds} "
             f"networks that had not seen it: top-1 {top1:.1f} % (95 % interval {low:.1f} to {high:.1f}), macro F1 "
             f"{percent(metrics['cross_validation/macro_f1'])}. Each network learned from about "
-            f"{number(round(summary['labels'] * (1 - 1 / summary['folds'])))} labels, dense from "
-            f"{number(records.dense.details['labels']['training'])}; its "
-            f"{number(records.dense.details['labels']['choosing'])} validation labels alone say little."
+            f"{number(round(summary.labels * (1 - 1 / summary.folds)))} labels, dense from "
+            f"{number(records.dense.details.labels.training)}; its "
+            f"{number(records.dense.details.labels.choosing)} validation labels alone say little."
         )
     ]
 
@@ -169,27 +171,27 @@ def _weights_label(records: RunRecords) -> str:
     return f"own weights ({str(records.dense.parameters.get('weights', '')).rpartition('/')[2]})"
 
 
-def _arm_table(by_arm: dict[str, list[dict[str, float]]], probe: dict[str, float], caption: str) -> Html:
-    seeds = sorted({row["seed"] for trainings in by_arm.values() for row in trainings})
+def _arm_table(by_arm: Mapping[str, Sequence[ArmTraining]], probe: LinearProbe, caption: str) -> Html:
+    seeds = sorted({row.seed for trainings in by_arm.values() for row in trainings})
     rows = []
     for label, trainings in by_arm.items():
-        top1 = {row["seed"]: row["top1"] for row in trainings}
-        rates = ", ".join(f"{rate:g}" for rate in sorted({row["learning_rate"] for row in trainings}))
+        top1 = {row.seed: row.top1 for row in trainings}
+        rates = ", ".join(f"{rate:g}" for rate in sorted({row.learning_rate for row in trainings}))
         rows.append(Row([label, percent(fmean(top1.values())), *[percent(top1.get(seed)) for seed in seeds], rates]))
-    probed = [percent(probe["top1"] if seed == probe["seed"] else None) for seed in seeds]
-    rows.append(Row(["linear probe", percent(probe["top1"]), *probed, MISSING]))
+    probed = [percent(probe.top1 if seed == probe.seed else None) for seed in seeds]
+    rows.append(Row(["linear probe", percent(probe.top1), *probed, MISSING]))
     heading = ["arm", "mean", *[f"seed {seed:g}" for seed in seeds], "learning rate"]
     return table(heading, rows, caption=caption)
 
 
-def _describe_gain(records: RunRecords, gain: dict[str, Any] | None) -> str:
+def _describe_gain(records: RunRecords, gain: PretrainingGain | None) -> str:
     """Return the gain over scratch, and how well it is shown."""
     if gain is None:
         return NOT_PRETRAINED
-    points, pairs = signed(gain["mean"], plus=True), gain["pairs"]
-    start = f"{_gain_subject(records, gain['arm'])}: {points} points of top-1"
+    points, pairs = signed(gain.mean, plus=True), gain.pairs
+    start = f"{_gain_subject(records, gain.arm)}: {points} points of top-1"
     if pairs == 1:
         return f"{start}. That is a single label seed: a hint, without an interval."
     hint = f" Fewer than {ENOUGH_PAIRS} seeds: take it as a hint." if pairs < ENOUGH_PAIRS else ""
-    interval = f"{signed(gain['low'], plus=True)} to {signed(gain['high'], plus=True)}"
+    interval = f"{signed(gain.low, plus=True)} to {signed(gain.high, plus=True)}"
     return f"{start} (95 % interval {interval}, {pairs} label seeds).{hint}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from winnow.records.benchmark import Precision
 
-def describe_peak_share(peaks: Mapping[str, float]) -> str:
+
+def describe_peak_share(peaks: Mapping[Precision, float]) -> str:
     """Return a sentence without its full stop. `peaks`: precision -> the processor's peak multiply-adds per second."""
     rates = ", ".join(f"{precision} {rate / 1e9:,.0f} billion" for precision, rate in peaks.items())
     return (

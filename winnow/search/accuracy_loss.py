@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.evaluation.ablations import stronger_baseline
-from winnow.evaluation.accuracy_drop import DropEvidence, measure_drops
-from winnow.evaluation.intervals import Drop
+from winnow.evaluation.accuracy_drop import measure_drops
 from winnow.evaluation.metrics import correct_predictions, load_logits
 from winnow.records import atomic_path
+from winnow.records.selection import Drop, DropEvidence
 
 LOGITS_FILE = "answers.npy"
 """File name of the logits of a trial's last candidate for the validation images, as it answers where it is timed."""

@@ -17,10 +17,11 @@ from winnow.benchmark.timing import time_pair, wait_until_idle
 from winnow.config import Config
 from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import NEEDED_AGREEMENT, BenchmarkCase, Precision, Predict, open_case, openvino_modes
+from winnow.deploy.runtimes import NEEDED_AGREEMENT, Predict, open_case, openvino_modes
 from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation.metrics import load_logits
 from winnow.hardware import cores
+from winnow.records.benchmark import BenchmarkCase, Precision
 from winnow.selection.decision import batch_of_objective
 from winnow.timing_lock import compute_lock, timing_lock
 

@@ -16,6 +16,7 @@ from typing import Protocol
 from winnow.config import Search
 from winnow.config.search import Structure
 from winnow.errors import ConfigError
+from winnow.records.benchmark import Precision
 from winnow.search.cost import describe_cost
 from winnow.search.optuna_study import EndedTrial, SearchStudy
 from winnow.search.pareto import TrialPoint
@@ -41,7 +42,7 @@ class SearchProgress:
     trials: list[EndedTrial]
     seconds: float
     dense_cost: float
-    peaks: Mapping[str, float]
+    peaks: Mapping[Precision, float]
     """Precision -> peak multiply-adds per second of the processor at the search's start; empty where cost is not a
     time.
     """

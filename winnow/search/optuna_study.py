@@ -19,6 +19,7 @@ from winnow.errors import ConfigError, MissingExtra
 from winnow.eta import format_duration
 from winnow.random_streams import stream_seed
 from winnow.records import record_digest, write_json
+from winnow.records.benchmark import Precision
 from winnow.search.cost import objective_batch_size
 from winnow.search.pareto import TrialPoint
 from winnow.search.space import Point, available_hints, initial_points, propose_point
@@ -86,7 +87,7 @@ class SearchStudy:
         return float(self._study.user_attrs["dense_cost"])
 
     @property
-    def peaks(self) -> dict[str, float]:
+    def peaks(self) -> dict[Precision, float]:
         """Return precision -> peak multiply-adds per second at the search's start; empty where cost is not a time."""
         return dict(self._study.user_attrs.get("peaks", {}))
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from winnow.evaluation.pareto import pareto_front
+
 
 @dataclass(frozen=True)
 class TrialPoint:
@@ -19,18 +21,22 @@ class TrialPoint:
     """ms, MB, mJ, or seconds per image."""
 
 
-def pareto_front(points: Sequence[TrialPoint]) -> list[TrialPoint]:
+def trials_on_front(points: Sequence[TrialPoint]) -> list[TrialPoint]:
     """Return the points that no other beats in drop and cost at once, the cheapest first; of equal points the first."""
-    nondominated: list[TrialPoint] = []
-    for point in sorted(points, key=lambda point: (point.cost, point.drop, point.number)):
-        if not nondominated or point.drop < nondominated[-1].drop:
-            nondominated.append(point)
-    return nondominated
+    first_of_equals: dict[tuple[float, float], TrialPoint] = {}
+    for point in sorted(points, key=_order):
+        first_of_equals.setdefault((point.cost, point.drop), point)
+    distinct = list(first_of_equals.values())
+    return [distinct[index] for index in pareto_front(list(first_of_equals))]
+
+
+def _order(point: TrialPoint) -> tuple[float, float, int]:
+    return point.cost, point.drop, point.number
 
 
 def cheapest_fitting(points: Sequence[TrialPoint], fits: Callable[[TrialPoint], bool]) -> TrialPoint | None:
     """Return the cheapest point that fits, or None."""
-    cheapest_first = sorted(points, key=lambda point: (point.cost, point.drop, point.number))
+    cheapest_first = sorted(points, key=_order)
     return next((point for point in cheapest_first if fits(point)), None)
 
 
@@ -40,7 +46,7 @@ def knee_point(points: Sequence[TrialPoint]) -> TrialPoint | None:
 
     Both axes are scaled to the front's own range (Satopaa et al. 2011, Kneedle). None for fewer than three points.
     """
-    points = pareto_front(points)
+    points = trials_on_front(points)
     if len(points) < 3:
         return None
     costs, drops = (np.array([getattr(point, axis) for point in points]) for axis in ("cost", "drop"))

@@ -40,7 +40,7 @@ from winnow.data.dataset import ImageSet, load_images
 from winnow.data.splits import selection_half
 from winnow.errors import ArtifactError, ConfigError, TrainingError
 from winnow.evaluation.metrics import load_logits
-from winnow.records import read_record, this_machine
+from winnow.records import CandidateRecord, this_machine
 from winnow.search.accuracy_loss import LOGITS_FILE, points_lost, reference_logits, save_logits
 from winnow.search.cost import CostMeasurer
 from winnow.search.space import Point, candidate_chain
@@ -225,11 +225,11 @@ def _evaluate(
     for name in names[1:]:
         make(name, candidates, folder / "scratch")
     images = load_images(context.folders.data)
-    record = read_record(candidates / names[-1])
+    record = CandidateRecord.read(candidates / names[-1])
     if epochs == context.config.search.epochs:  # a short training leaves close logits, whose order changes by rounding
-        measurer.check_answers(candidates / names[-1], record.details["precision"], images)
-    cost = measurer.cost(candidates / names[-1], record.details["precision"])
-    answers_VC = measurer.answers(candidates / names[-1], record.details["precision"], images)
+        measurer.check_answers(candidates / names[-1], record.details.precision, images)
+    cost = measurer.cost(candidates / names[-1], record.details.precision)
+    answers_VC = measurer.answers(candidates / names[-1], record.details.precision, images)
     save_logits(folder, answers_VC)
     drop = points_lost(reference_logits(context.references, images), answers_VC, images, selection_half(images))
     return TrialEvaluation(drop.points, drop.high, cost, record.metrics, names)

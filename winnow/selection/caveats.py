@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from winnow.config import CONTROL, FEW_LABELS, ROOT, Config, Distill, Quantize, Recovery, may_train
-from winnow.evaluation.accuracy_drop import DropEvidence
 from winnow.evaluation.effective_sample_size import MIN_GROUPS, ImageGroups, image_groups
-from winnow.evaluation.intervals import Drop, simultaneous_confidence, smallest_upper_end
+from winnow.evaluation.intervals import simultaneous_confidence, smallest_upper_end
 from winnow.evaluation.macro_f1_drop import macro_f1_drop
 from winnow.hardware import X86_FLAGS, int8_sums_saturate
 from winnow.records import Verdict
+from winnow.records.selection import Drop, DropEvidence, ServingSpeeds
 from winnow.selection.gates import GATES, WORST_END_ALLOWANCES, needed_allowance
 
 FEW_GROUPS = 50
@@ -117,16 +116,13 @@ def unchecked_gate_warnings(verdicts: Sequence[Verdict]) -> list[str]:
     ]
 
 
-def unknown_flag_warnings(config: Config, speeds: Mapping[str, Any]) -> list[str]:
-    """Return a warning where int8 sums may saturate: the target's system does not list the processor's flags.
-
-    `speeds`: the result of `winnow.benchmark.target_measurements.serving_speeds`.
-    """
-    unsafe, machine = overflowing_candidates(config, X86_FLAGS), speeds["machine"]
-    if machine["flags"] or not speeds["is_target"] or not unsafe:
+def unknown_flag_warnings(config: Config, speeds: ServingSpeeds) -> list[str]:
+    """Return a warning where int8 sums may saturate: the target's system does not list the processor's flags."""
+    unsafe, machine = overflowing_candidates(config, X86_FLAGS), speeds.machine
+    if machine.flags or not speeds.is_target or not unsafe:
         return []
     return [
-        f"whether sums of int8 products saturate on {machine['cpu']} is not checked: its system does not list "
+        f"whether sums of int8 products saturate on {machine.cpu} is not checked: its system does not list "
         f"processor flags; if it is an x86 processor without VNNI, set overflow_safe: true in {', '.join(unsafe)}"
     ]
 

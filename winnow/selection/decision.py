@@ -18,11 +18,13 @@ from dataclasses import dataclass
 
 from winnow.config import Gates, Promotion
 from winnow.evaluation.intervals import paired_ratio
+from winnow.evaluation.pareto import pareto_front
 from winnow.records import Verdict
+from winnow.records.benchmark import SpeedMetric
 from winnow.selection.gates import CandidateMetrics, describe_failed, judge_cost_gates, judge_gates, signed_points
 
 UNITS = {"latency": "ms", "throughput": "images/s", "size": "MB"}
-SERVING_METRIC = {"latency": "latency", "throughput": "throughput", "size": "latency"}
+SERVING_METRIC: dict[str, SpeedMetric] = {"latency": "latency", "throughput": "throughput", "size": "latency"}
 """Objective -> which of a candidate's best rows in the benchmark would serve."""
 
 
@@ -50,7 +52,7 @@ def decide(
 
     `error`: the relative measurement error of this run's timings.
     """
-    front = pareto_front([dense, *candidates])
+    front = candidates_on_front([dense, *candidates])
     verdicts = []
     for candidate in candidates:
         gates = judge_gates(candidate, dense, policy.gates)
@@ -99,24 +101,15 @@ def _value(candidate: CandidateMetrics, objective: str) -> float | None:
     }[objective]
 
 
-def pareto_front(candidates: Sequence[CandidateMetrics]) -> tuple[str, ...]:
+def candidates_on_front(candidates: Sequence[CandidateMetrics]) -> tuple[str, ...]:
     """Return the names that no other dominates: at least as good in accuracy, size and latency, and better in one.
 
     Accuracy is top-1, or agreement with dense where no image has a label. Equal candidates stay on the front together.
     A candidate that was not timed is on no front.
     """
-    points = {
-        c.name: (-(c.top1 if c.top1 is not None else c.agreement), c.size_mb, c.latency_ms)
-        for c in candidates
-        if c.latency_ms is not None
-    }
-
-    def is_dominated(point: tuple[float, ...]) -> bool:
-        return any(
-            all(a <= b for a, b in zip(other, point, strict=True)) and other != point for other in points.values()
-        )
-
-    return tuple(name for name, point in points.items() if not is_dominated(point))
+    timed = [(c, c.latency_ms) for c in candidates if c.latency_ms is not None]
+    points = [(-(c.agreement if c.top1 is None else c.top1), c.size_mb, latency_ms) for c, latency_ms in timed]
+    return tuple(timed[index][0].name for index in pareto_front(points))
 
 
 def _why_won(winner: CandidateMetrics, ranked: Sequence[CandidateMetrics], objective: str) -> str:

@@ -20,15 +20,14 @@ speedup     against dense as the best float of any precision and runtime: the lo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from winnow.config import Gates
-from winnow.evaluation.accuracy_drop import DropEvidence
 from winnow.evaluation.effective_sample_size import MIN_GROUPS, in_groups
-from winnow.evaluation.intervals import Drop, Ratio
+from winnow.evaluation.intervals import Ratio
 from winnow.records import Gate
+from winnow.records.selection import Drop, DropEvidence
 
 UNINFORMATIVE_POINTS = 100.0
 """Points: an interval that reaches this far on both sides carries no information."""
@@ -253,24 +252,23 @@ def describe_failed(failed: Sequence[Gate]) -> str:
     return " and ".join(f"{verbs[shown]} {', '.join(gate_names)}" for shown, gate_names in names.items() if gate_names)
 
 
-def describe_failures(gates: Sequence[Mapping[str, Any]]) -> str:
+def describe_failures(gates: Sequence[Gate]) -> str:
     """Return the gates that did not pass in a few words: "fails: size; not shown: macro F1"; empty where all passed.
 
     A gate that is not shown is no failure of the file: too few images, or times that vary too much, to decide.
     """
-    failed = [gate for gate in gates if not gate["passed"]]
-    kinds = {"fails": [gate for gate in failed if gate.get("shown", True)]}
-    kinds["not shown"] = [gate for gate in failed if not gate.get("shown", True)]
+    failed = [gate for gate in gates if not gate.passed]
+    kinds = {"fails": [gate for gate in failed if gate.shown], "not shown": [gate for gate in failed if not gate.shown]}
     return "; ".join(
-        f"{kind}: {', '.join(GATES[gate['name']] for gate in kind_gates)}"
+        f"{kind}: {', '.join(GATES[gate.name] for gate in kind_gates)}"
         for kind, kind_gates in kinds.items()
         if kind_gates
     )
 
 
-def describe_reasons(gates: Sequence[Mapping[str, Any]]) -> str:
+def describe_reasons(gates: Sequence[Gate]) -> str:
     """Return why gates did not pass, first those that failed: "fails: ...; not shown: ..."; empty where all passed."""
-    failed_gates = [gate for gate in gates if not gate["passed"]]
-    failed = "; ".join(gate["reason"] for gate in failed_gates if gate.get("shown", True))
-    unshown = [gate["reason"] for gate in failed_gates if not gate.get("shown", True)]
+    failed_gates = [gate for gate in gates if not gate.passed]
+    failed = "; ".join(gate.reason for gate in failed_gates if gate.shown)
+    unshown = [gate.reason for gate in failed_gates if not gate.shown]
     return "; ".join([*([f"fails: {failed}"] if failed else []), *unshown])

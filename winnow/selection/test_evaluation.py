@@ -30,7 +30,9 @@ from winnow.deploy.onnx_session import MODEL
 from winnow.evaluation.abstention import abstention_counts, overconfidence_warnings
 from winnow.evaluation.intervals import paired_drop
 from winnow.evaluation.metrics import agreement, drop_metrics_on_test, load_logits, quality_metrics
-from winnow.records import read_record
+from winnow.records import CandidateRecord, SelectionDetails
+from winnow.records.candidate import ClassDetails
+from winnow.records.report import Abstention
 from winnow.refit.deployed_folder import deployed_folder
 
 WINNER, SELECTED = "winner", "selected"
@@ -44,7 +46,7 @@ class TestEvaluation:
     __test__ = False
 
     metrics: dict[str, float]
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, ClassDetails] = field(default_factory=dict)
     """Candidate -> per-class figures, confusion, calibration; empty without labelled test images."""
     baseline: str = ROOT
     """The reference of the drop: dense or dense-kd."""
@@ -56,13 +58,11 @@ class TestEvaluation:
     """Warnings that test and validation intervals of top-1 do not overlap, for dense and the winner."""
     cautions: tuple[str, ...] = ()
     """Warnings on the deployed file: classes that are never recognised, and overconfident probabilities."""
-    abstention: dict[str, Any] = field(default_factory=dict)
-    """"validation" and "test" -> counts at thresholds on the deployed file's confidence
-    (winnow/evaluation/abstention.py).
-    """
+    abstention: Abstention = field(default_factory=Abstention)
+    """Counts at thresholds on the deployed file's confidence (winnow/evaluation/abstention.py)."""
 
 
-def evaluate_test(artifacts: Path, selection: Mapping[str, Any], images: ImageSet) -> TestEvaluation:
+def evaluate_test(artifacts: Path, selection: SelectionDetails, images: ImageSet) -> TestEvaluation:
     """Evaluate dense, the baseline and the winner on the labelled test images. `selection`: details of `select`.
 
     Without a winner only dense is evaluated. Raises ArtifactError for a file that cannot be opened.
@@ -70,14 +70,15 @@ def evaluate_test(artifacts: Path, selection: Mapping[str, Any], images: ImageSe
     indices_N = images.indices(TEST, labelled=True)
     if len(indices_N) == 0:
         return TestEvaluation({"test/images": 0.0})
-    winner: str | None = selection["winner"]
-    baseline = str(selection["reference"]) if winner else ROOT
+    winner = selection.winner
+    baseline = selection.reference if winner else ROOT
     answers = {name: _file_answers(artifacts, name, images) for name in dict.fromkeys((ROOT, baseline))}
     if winner:
         answers |= _winner_answers(artifacts, winner, selection, images)
     logits = {key: deployed_candidate.test(indices_N) for key, deployed_candidate in answers.items()}
     labels_N, groups_N = images.labels_N[indices_N], images.groups_N[indices_N]
-    metrics, details, disagreements = {"test/images": float(len(indices_N))}, {}, []
+    metrics, disagreements = {"test/images": float(len(indices_N))}, list[str]()
+    details: dict[str, ClassDetails] = {}
     if (groups := images.group_count(indices_N)) is not None:
         metrics["test/groups"] = float(groups)
     names = {WINNER: winner or "", SELECTED: f"{winner} before the refit"}
@@ -92,11 +93,11 @@ def evaluate_test(artifacts: Path, selection: Mapping[str, Any], images: ImageSe
     labelled_V = images.indices(VALIDATION, labelled=True)
     scored_V = images.labels_N[images.indices(VALIDATION)] >= 0
     validation_VC = answers[deployed_as].validation()[scored_V]
-    scale = read_record(artifacts / "candidates" / (winner or ROOT)).metrics["quality/temperature"]
-    abstention = {
-        "validation": abstention_counts(validation_VC, images.labels_N[labelled_V], scale),
-        "test": abstention_counts(logits[deployed_as], labels_N, scale),
-    }
+    scale = CandidateRecord.read(artifacts / "candidates" / (winner or ROOT)).metrics["quality/temperature"]
+    abstention = Abstention(
+        validation=abstention_counts(validation_VC, images.labels_N[labelled_V], scale),
+        test=abstention_counts(logits[deployed_as], labels_N, scale),
+    )
     cautions = [
         *_never_recognised(winner or ROOT, validation_VC.argmax(1), logits[deployed_as].argmax(1), images),
         *overconfidence_warnings(winner or ROOT, logits[deployed_as], labels_N, scale, groups_N),
@@ -141,7 +142,7 @@ def _never_recognised(
 
 
 def _winner_answers(
-    artifacts: Path, winner: str, selection: Mapping[str, Any], images: ImageSet
+    artifacts: Path, winner: str, selection: SelectionDetails, images: ImageSet
 ) -> dict[str, DeployedPredictions]:
     """Return the deployed file's answers and, where that is a refit, those of the selected file."""
     selected = deployed_predictions(artifacts, winner, selection, images)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,6 @@ from winnow.benchmark.measurement_error import identical_graphs, largest_errors,
 from winnow.benchmark.memory_footprint import measure_footprint
 from winnow.benchmark.peak_throughput import highest_rates, measure_peaks, shares_of_peak
 from winnow.benchmark.speedups import (
-    Row,
     attribute_speedup,
     baseline_rows,
     best_row,
@@ -49,15 +47,31 @@ from winnow.deploy.runtimes import (
     INT8_PRECISIONS,
     NEEDED_AGREEMENT,
     PYTORCH_RUNTIMES,
-    BenchmarkCase,
     Predict,
-    case_from_row,
     open_case,
 )
 from winnow.evaluation.metrics import benchmark_logits_file
 from winnow.hardware import cores, has_fast_bf16
 from winnow.models.backbones import WEIGHTS_FILE
-from winnow.records import StepRecord, describe_files, publish, read_record, record_digest, this_machine, write_record
+from winnow.records import (
+    BenchmarkDetails,
+    BenchmarkRecord,
+    CandidateRecord,
+    describe_files,
+    publish,
+    record_digest,
+    this_machine,
+    write_record,
+)
+from winnow.records.benchmark import (
+    AbsentCase,
+    Attributions,
+    BenchmarkCase,
+    BenchmarkConditions,
+    BestRows,
+    Int8Coverage,
+    ProcessFootprint,
+)
 from winnow.timing_lock import compute_lock, timing_lock
 
 log = logging.getLogger(__name__)
@@ -65,12 +79,14 @@ MAX_STEADY_SPREAD = 0.2
 """Inner spread of a file's fastest rows beyond which a warning calls its times imprecise."""
 
 
-def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRecord:
+def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> BenchmarkRecord:
     """Time every candidate's file, measure its footprint, and write the figures to `out`."""
     settings, large = config.benchmark, config.benchmark.large_batch
-    records = {name: read_record(candidates / name) for name in (ROOT, *topological_order(dict(config.candidates)))}
-    int8 = {name: record.details["precision"] == "int8" for name, record in records.items()}
-    ancestors = {name: _float_ancestor(record.details["lineage"], int8) for name, record in records.items()}
+    records = {
+        name: CandidateRecord.read(candidates / name) for name in (ROOT, *topological_order(dict(config.candidates)))
+    }
+    int8 = {name: record.details.precision == "int8" for name, record in records.items()}
+    ancestors = {name: _float_ancestor(record.details.lineage, int8) for name, record in records.items()}
     gpu, threads = _gpu_name(), cores()
     images = load_images(data)
     pixels_NHWC, answers = sample_check_images(images, {name: candidates / name for name in records})
@@ -93,18 +109,18 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
     coverage = _int8_coverage(outcome, candidates)
     rows = outcome.rows
     best_rows = {
-        name: {"latency": best_row(rows, name, 1), "throughput": best_row(rows, name, large)} for name in records
+        name: BestRows(latency=best_row(rows, name, 1), throughput=best_row(rows, name, large)) for name in records
     }
     attributions = {
-        name: {
-            "latency": attribute_speedup(rows, name, ancestors[name], 1),
-            "throughput": attribute_speedup(rows, name, ancestors[name], large),
-        }
+        name: Attributions(
+            latency=attribute_speedup(rows, name, ancestors[name], 1),
+            throughput=attribute_speedup(rows, name, ancestors[name], large),
+        )
         for name in records
     }
     errors = measurement_errors(rows, identical)
     largest = largest_errors(errors)
-    record = StepRecord(
+    record = BenchmarkRecord(
         step="benchmark",
         name="benchmark",
         parameters=settings.model_dump(mode="json", exclude={"target"}),
@@ -114,30 +130,30 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
             "cells/refused": len(outcome.refused),
             **{f"error/b{batch}": error for batch, error in largest.items()},
         },
-        details={
-            "rows": rows,
-            "processes": processes,
-            "executed": coverage,
-            "peaks": peak,
-            "peak_share": {
+        details=BenchmarkDetails(
+            rows=rows,
+            processes=processes,
+            executed=coverage,
+            peaks=peak,
+            peak_share={
                 name: shares_of_peak(best_rows[name], record.metrics["compute/macs"], peak)
                 for name, record in records.items()
             },
-            "refused": outcome.refused,
-            "absent": outcome.absent,
-            "candidates": {name: candidate_metrics(rows, processes, name, large, largest) for name in records},
-            "identical_graphs": [list(pair) for pair in identical],
-            "measurement_error": errors,
-            "best": best_rows,
-            "baselines": {f"b{batch}": baseline_rows(rows, batch) for batch in (1, large)},
-            "attribution": attributions,
-            "conditions": {
-                "images_checked": len(pixels_NHWC),
-                "needed_agreement": dict(NEEDED_AGREEMENT),
-                "threads": threads,
-                "image_size": pixels_NHWC.shape[1],
-            },
-        },
+            refused=outcome.refused,
+            absent=outcome.absent,
+            candidates={name: candidate_metrics(rows, processes, name, large, largest) for name in records},
+            identical_graphs=identical,
+            measurement_error=errors,
+            best=best_rows,
+            baselines={f"b{batch}": baseline_rows(rows, batch) for batch in (1, large)},
+            attribution=attributions,
+            conditions=BenchmarkConditions(
+                images_checked=len(pixels_NHWC),
+                needed_agreement=NEEDED_AGREEMENT,
+                threads=threads,
+                image_size=pixels_NHWC.shape[1],
+            ),
+        ),
         warnings=benchmark_warnings(outcome, best_rows),
         machine=this_machine(gpu),
     )
@@ -148,28 +164,25 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> StepRe
 
 
 @compute_lock()
-def _write_answers(
-    best_rows: dict[str, dict[str, Row | None]], images: ImageSet, candidates: Path, folder: Path
-) -> list[str]:
+def _write_answers(best_rows: Mapping[str, BestRows], images: ImageSet, candidates: Path, folder: Path) -> list[str]:
     """Write every candidate's logits (V, C) in the cases where it is fastest, and return the names of the files."""
     indices = images.indices(VALIDATION)
     written: list[str] = []
     for name, rows in best_rows.items():
-        for row in rows.values():
+        for row in (rows.latency, rows.throughput):
             if row is None or (file := benchmark_logits_file(row)) in written:
                 continue
-            case = case_from_row(row)
-            predict = open_case(candidates / name, case)
-            np.save(folder / file, predict_all(predict, case.batch, images.images_NHWC, indices))
+            predict = open_case(candidates / name, row.case)
+            np.save(folder / file, predict_all(predict, row.batch, images.images_NHWC, indices))
             written.append(file)
     return written
 
 
 @compute_lock()
-def _int8_coverage(outcome: BenchmarkResult, candidates: Path) -> list[Row]:
+def _int8_coverage(outcome: BenchmarkResult, candidates: Path) -> list[Int8Coverage]:
     """Return the share of each int8 file that a runtime computes in int8, from the runtime's own graph."""
-    rows = [row for row in outcome.rows if row["precision"] in INT8_PRECISIONS]
-    cases = {(row["candidate"], row["runtime"], row["precision"]): case_from_row(row) for row in rows}
+    rows = [row for row in outcome.rows if row.precision in INT8_PRECISIONS]
+    cases = {(row.candidate, row.runtime, row.precision): row.case for row in rows}
     return [measure_int8_coverage(candidates / case.candidate, case) for case in cases.values()]
 
 
@@ -180,7 +193,7 @@ def _float_ancestor(lineage: list[str], int8: dict[str, bool]) -> str:
 
 def _footprints(
     int8: dict[str, bool], networks: set[str], config: Config, candidates: Path, image_size: int, threads: int
-) -> list[dict[str, Any]]:
+) -> list[ProcessFootprint]:
     """Measure each file and runtime in a fresh process. Grid `quick`: the files' own runtimes, and eager for dense."""
     is_full, cases = config.benchmark.grid == "full", []
     for name, is_int8 in int8.items():
@@ -202,38 +215,35 @@ def _gpu_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
-def _unavailable_cases(cuda: bool) -> list[dict[str, Any]]:
+def _unavailable_cases(cuda: bool) -> list[AbsentCase]:
     """Return the cases that this machine cannot run."""
     unavailable = []
     if not has_fast_bf16():
         reason = "the processor has neither avx512_bf16 nor amx_bf16: bf16 would be emulated"
-        unavailable.append({"runtime": "all", "precision": "bf16", "reason": reason})
+        unavailable.append(AbsentCase(runtime="all", precision="bf16", reason=reason))
     if not cuda:
-        unavailable.append({"runtime": "eager-cuda", "precision": "all", "reason": "no CUDA device"})
+        unavailable.append(AbsentCase(runtime="eager-cuda", precision="all", reason="no CUDA device"))
     return unavailable
 
 
-def benchmark_warnings(outcome: BenchmarkResult, best_rows: Mapping[str, Mapping[str, Row | None]]) -> tuple[str, ...]:
+def benchmark_warnings(outcome: BenchmarkResult, best_rows: Mapping[str, BestRows]) -> tuple[str, ...]:
     """Return warnings of files that could not be timed, PyTorch that did not compile, and imprecise times."""
-    refused = sorted({(row["candidate"], row["runtime"], row["precision"]) for row in outcome.refused})
+    refused = sorted({(row.candidate, row.runtime, row.precision) for row in outcome.refused})
     warnings = [
         f"{name} on {runtime} {precision} was not timed: its answers differ from the file's own (see details.refused)"
         for name, runtime, precision in refused
     ]
-    not_compiled = [row for row in outcome.absent if row["runtime"] in PYTORCH_RUNTIMES]
+    not_compiled = [row for row in outcome.absent if row.runtime in PYTORCH_RUNTIMES]
     if not_compiled:
-        reasons = "; ".join(dict.fromkeys(row["reason"] for row in not_compiled))
-        cases = ", ".join(dict.fromkeys(f"{row['runtime']} {row['precision']}" for row in not_compiled))
+        reasons = "; ".join(dict.fromkeys(row.reason for row in not_compiled))
+        cases = ", ".join(dict.fromkeys(f"{row.runtime} {row.precision}" for row in not_compiled))
         warnings.append(
             f"compiled PyTorch did not run here ({cases}: {reasons}), so the best float PyTorch is that of the other "
             "cases, and speed-ups over it may be too high; once it can run: dvc repro --force --single-item benchmark, "
             "then winnow run"
         )
-    spreads = {
-        name: max(row["inner_spread"] for row in rows.values() if row)
-        for name, rows in best_rows.items()
-        if any(rows.values())
-    }
+    timed = {name: [row for row in (rows.latency, rows.throughput) if row] for name, rows in best_rows.items()}
+    spreads = {name: max(row.inner_spread for row in rows) for name, rows in timed.items() if rows}
     if noisy := [name for name, spread in spreads.items() if spread > MAX_STEADY_SPREAD]:
         warnings.append(
             f"times of {', '.join(noisy)} varied by up to {max(spreads.values()):.0%} from round to round, the fastest "

@@ -16,7 +16,8 @@ from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
 from winnow.evaluation.metrics import VALIDATION_LOGITS
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE
-from winnow.records import StepRecord, describe_files, publish, read_record, record_digest, write_record
+from winnow.records import CandidateRecord, describe_files, publish, record_digest, write_record
+from winnow.records.candidate import candidate_details
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class CandidateFolders:
     """Cached teacher outputs, shared by all candidates (winnow/compression/teacher_cache.py); None: no cache."""
 
 
-def compress(config: Config, name: str, folders: CandidateFolders, out: Path) -> StepRecord:
+def compress(config: Config, name: str, folders: CandidateFolders, out: Path) -> CandidateRecord:
     """Make candidate `name` of config.candidates from its parent's folder and write it to `out`."""
     if name not in config.candidates:
         raise ConfigError(f"candidates: there is no candidate {name!r}; valid: {', '.join(config.candidates)}")
@@ -44,10 +45,10 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
     budget = draw_label_budget(images, config.data.label_budget, config.finetune.seeds[0])
     labels_N = visible_labels(images, budget)
     inputs = MethodInputs(images, budget, labels_N, parent, dense, folders.pretrain, folders.scratch, folders.answers)
-    lineage = [*read_record(parent).details["lineage"], name]
+    lineage = [*CandidateRecord.read(parent).details.lineage, name]
     log.info("%s: %s from %s", name, settings.method, settings.parent)
     with publish(out) as folder:
-        method_details = METHODS[type(settings)](settings, inputs, folder)
+        result = METHODS[type(settings)](settings, inputs, folder)
         metrics, details = finish_candidate(
             folder,
             name=name,
@@ -63,7 +64,7 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
             for file in (MODEL, CARD, VALIDATION_LOGITS, WEIGHTS_FILE, ARCHITECTURE_FILE)
             if (folder / file).is_file()
         ]
-        record = StepRecord(
+        record = CandidateRecord(
             step="compress",
             name=name,
             parameters=settings.model_dump(mode="json", by_alias=True),
@@ -73,7 +74,7 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
                 ROOT: record_digest(dense),
             },
             metrics=metrics,
-            details={**details, **method_details},
+            details=candidate_details(details, result),
             artifacts=describe_files(folder, *files),
         )
         write_record(folder, record)

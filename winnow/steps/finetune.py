@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from winnow.config import ROOT, Config
 from winnow.config.section import NO_FILE
@@ -22,7 +21,16 @@ from winnow.deploy.onnx_session import MODEL
 from winnow.evaluation.intervals import paired_gain
 from winnow.evaluation.metrics import quality_metrics
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, load_architecture, save_model
-from winnow.records import StepRecord, describe_files, publish, record_digest, sha256_of, write_record
+from winnow.records import (
+    FinetuneDetails,
+    FinetuneRecord,
+    describe_files,
+    publish,
+    record_digest,
+    sha256_of,
+    write_record,
+)
+from winnow.records.candidate import ArmComparison, CrossValidationSummary, LinearProbe, PretrainingGain, TriedTraining
 from winnow.training.finetuning import (
     CrossValidation,
     FinetunedArm,
@@ -37,7 +45,7 @@ from winnow.training.starting_weights import SCRATCH, starting_weights
 log = logging.getLogger(__name__)
 
 
-def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: Path) -> StepRecord:
+def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: Path) -> FinetuneRecord:
     """Train all arms and write the candidate folder of `dense` to `out`."""
     settings = config.finetune
     images = load_images(data)
@@ -51,7 +59,7 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
     dense = next(training for training in chosen if training.arm == main and training.seed == settings.seeds[0])
     probe = linear_probe(config, images, initial_model(architecture, arms[main], settings.seeds[0]))
     arm_details, arm_metrics = _compare(chosen, tried, main, probe)
-    cross_validation: dict[str, Any] | None = None
+    cross_validation: CrossValidationSummary | None = None
     cross_validation_metrics: dict[str, float] = {}
     if needs_cross_validation(config, images):
         crossed = cross_validate(config, images, architecture, arms[main], dense, scratch)
@@ -63,13 +71,15 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
         metrics, details = finish_candidate(
             folder, name=ROOT, method="finetune", lineage=[ROOT], images=images, budget=budget, dense=None
         )
-        record = StepRecord(
+        record = FinetuneRecord(
             step="finetune",
             name=ROOT,
             parameters=settings.model_dump(mode="json") | {"weights": _weights_name(settings.weights)},
             inputs=inputs,
             metrics={**metrics, **arm_metrics, **cross_validation_metrics},
-            details={**details, "arms": arm_details, "cross_validation": cross_validation, "curves": dense.curves},
+            details=FinetuneDetails(
+                **dict(details), arms=arm_details, cross_validation=cross_validation, curves=dense.curves
+            ),
             artifacts=describe_files(
                 folder, MODEL, "card.json", "validation_logits.npy", WEIGHTS_FILE, ARCHITECTURE_FILE
             ),
@@ -78,7 +88,9 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
     return record
 
 
-def _cross_validation_figures(images: ImageSet, crossed: CrossValidation) -> tuple[dict[str, Any], dict[str, float]]:
+def _cross_validation_figures(
+    images: ImageSet, crossed: CrossValidation
+) -> tuple[CrossValidationSummary, dict[str, float]]:
     """Return details and metrics of the cross-validation of dense's recipe."""
     figures, details = quality_metrics(
         crossed.logits_LC, images.labels_N[crossed.labelled_L], images.classes, images.groups_N[crossed.labelled_L]
@@ -86,7 +98,8 @@ def _cross_validation_figures(images: ImageSet, crossed: CrossValidation) -> tup
     metrics = {key.replace("quality/", "cross_validation/"): value for key, value in figures.items()}
     top1, low, high = (figures[f"quality/{key}"] * 100 for key in ("top1", "top1_low", "top1_high"))
     log.info("cross-validated top-1 %.1f %% (%.1f to %.1f, %d labels)", top1, low, high, len(crossed.labelled_L))
-    return {"labels": len(crossed.labelled_L), "folds": crossed.folds, "per_class": details["per_class"]}, metrics
+    summary = CrossValidationSummary(labels=len(crossed.labelled_L), folds=crossed.folds, per_class=details.per_class)
+    return summary, metrics
 
 
 def _weights_name(weights: str) -> str:
@@ -97,24 +110,27 @@ def _weights_name(weights: str) -> str:
 
 
 def _compare(
-    chosen: list[FinetunedArm], tried: list[FinetunedArm], main: str, probe: dict[str, float]
-) -> tuple[dict[str, Any], dict[str, float]]:
+    chosen: list[FinetunedArm], tried: list[FinetunedArm], main: str, probe: LinearProbe
+) -> tuple[ArmComparison, dict[str, float]]:
     """Return details and metrics of the arms side by side, paired by seed."""
     by_arm = {arm: [t for t in chosen if t.arm == arm] for arm in dict.fromkeys(t.arm for t in chosen)}
     main_top1 = [t.top1 for t in by_arm[main]]
     scratch = [t.top1 for t in by_arm[SCRATCH]]
-    details: dict[str, Any] = {arm: [t.row() for t in trainings] for arm, trainings in by_arm.items()}
-    details["linear_probe"] = probe
-    details["tried"] = [{"arm": t.arm, **t.row()} for t in tried]
-    details["gain"] = None
+    gain: PretrainingGain | None = None
     metrics = {
         "pretraining/scratch_top1": sum(scratch) / len(scratch),
         "pretraining/arm_top1": sum(main_top1) / len(main_top1),
-        "pretraining/linear_probe_top1": probe["top1"],
+        "pretraining/linear_probe_top1": probe.top1,
     }
     if main != SCRATCH:
         mean, low, high = paired_gain(main_top1, scratch)
         log.info("%s against scratch: %+.1f points (label seeds: %d)", main, mean, len(scratch))
-        details["gain"] = {"arm": main, "mean": mean, "low": low, "high": high, "pairs": len(scratch)}
+        gain = PretrainingGain(arm=main, mean=mean, low=low, high=high, pairs=len(scratch))
         metrics["pretraining/gain_points"] = mean
-    return details, metrics
+    comparison = ArmComparison(
+        **{arm: [t.row() for t in trainings] for arm, trainings in by_arm.items()},
+        linear_probe=probe,
+        tried=[TriedTraining(arm=t.arm, **dict(t.row())) for t in tried],
+        gain=gain,
+    )
+    return comparison, metrics

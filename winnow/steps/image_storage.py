@@ -28,6 +28,7 @@ from winnow.data.sources import Source
 from winnow.data.splits import merge_groups
 from winnow.errors import DataError
 from winnow.eta import format_duration
+from winnow.records.ingest import RejectedFile
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class StoredImages:
     labels_N: NDArray[np.int64]
     keys_N16: NDArray[np.uint8]
     named_test_N: NDArray[np.bool_]
-    rejected: list[dict[str, str]]
+    rejected: list[RejectedFile]
     group_keys_N16: NDArray[np.uint8] | None
     """Digests of the keys by data.group_by; where an image has none, its own key. None: no grouping."""
     training_size: int | None
@@ -54,7 +55,7 @@ class StoredImages:
     """Images whose short side is at least the configured size."""
     preprocessing: Preprocessing
     much_cut: int
-    """Images whose centre crop discards more than MUCH_CUT of the long side."""
+    """Images whose centre crop discards more than MUCH_CROPPED of the long side."""
     clipped: int
     """Images with gray values above the range."""
     heic: int
@@ -75,7 +76,7 @@ def store_images(
     larger, large_enough, much_cut, clipped, heic = data.larger_size, 0, 0, 0, 0
     group_check = GroupCheck(data.group_by, source.classes)
     labels, is_named_test, keys, groups = array("q"), bytearray(), bytearray(), bytearray()
-    rejected = [{"file": name, "reason": reason} for name, reason in source.missing]
+    rejected = [RejectedFile(file=name, reason=reason) for name, reason in source.missing]
     with (
         _Squares(folder / "images.npy", data.image_size) as pixels,
         nullcontext() if larger is None else _Squares(folder / TRAINING_FILE, larger) as for_crops,
@@ -99,10 +100,12 @@ def store_images(
                 labels.append(item.label)
                 is_named_test.append(item.is_test)
                 names.write(json.dumps(item.name) + "\n")
-            rejected += [{"file": decoded.items[at].name, "reason": reason} for at, reason in decoded.reasons.items()]
+            rejected += [
+                RejectedFile(file=decoded.items[at].name, reason=reason) for at, reason in decoded.reasons.items()
+            ]
             if len(rejected) > max(data.max_rejected, SHOWN_REJECTED - 1):
                 break
-    first_rejected = "".join(f"\n  {row['file']}: {row['reason']}" for row in rejected[:SHOWN_REJECTED])
+    first_rejected = "".join(f"\n  {row.file}: {row.reason}" for row in rejected[:SHOWN_REJECTED])
     if not labels:
         raise DataError(f"{data.path}: no file can be used; repair or replace them. The first:{first_rejected}")
     if len(rejected) > data.max_rejected:

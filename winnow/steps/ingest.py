@@ -12,7 +12,7 @@ import logging
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,8 @@ from winnow.data.preprocessing import ALL_BITS
 from winnow.data.sources import Source, open_source
 from winnow.data.splits import LEFT_OUT, assign_splits
 from winnow.errors import DataError
-from winnow.records import StepRecord, describe_files, publish, sha256_of, write_json, write_record
+from winnow.records import IngestDetails, IngestRecord, describe_files, publish, sha256_of, write_json, write_record
+from winnow.records.ingest import NearDuplicates, SplitCounts
 from winnow.steps.image_storage import StoredImages, store_images
 from winnow.steps.ingest_warnings import class_names, data_warnings, near_duplicate_warnings
 
@@ -37,7 +38,7 @@ GROUPS = "groups.npy"
 SHOWN_ALIKE = 100
 
 
-def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
+def ingest(config: Config, out: Path, scratch: Path) -> IngestRecord:
     """Read data.source, decode, split, and write a stored data set (winnow.data.dataset) to `out`.
 
     Raises DataError when the images cannot be used as they are; `out` is then unchanged.
@@ -75,16 +76,16 @@ def ingest(config: Config, out: Path, scratch: Path) -> StepRecord:
     return record
 
 
-def _near_duplicates(folder: Path, signatures: IO[bytes], split_N: NDArray[np.uint8]) -> dict[str, Any]:
+def _near_duplicates(folder: Path, signatures: IO[bytes], split_N: NDArray[np.uint8]) -> NearDuplicates:
     """Return how many held-out images almost equal a training image, and the first pairs by name."""
     held_out = np.flatnonzero((split_N == VALIDATION) | (split_N == TEST))
     matches = near_duplicates.find_near_duplicates(signatures, held_out, np.flatnonzero(split_N == TRAIN))
     positions_shown = {position for pair in matches.pairs[:SHOWN_ALIKE] for position in pair}
     with (folder / "files.txt").open(encoding="utf-8") as names:
         name_of = {position: json.loads(line) for position, line in enumerate(names) if position in positions_shown}
-    positions = [list(pair) for pair in matches.pairs[:SHOWN_ALIKE]]
-    pairs = [[name_of[position] for position in pair] for pair in positions]
-    return {"looked_at": matches.checked, "found": len(matches.pairs), "pairs": pairs, "positions": positions}
+    positions = list(matches.pairs[:SHOWN_ALIKE])
+    pairs = [(name_of[held_out], name_of[training]) for held_out, training in positions]
+    return NearDuplicates(looked_at=matches.checked, found=len(matches.pairs), pairs=pairs, positions=positions)
 
 
 def _check_training(source: Source, stored: StoredImages, split_N: NDArray[np.uint8]) -> None:
@@ -102,9 +103,9 @@ def _record(
     stored: StoredImages,
     split_N: NDArray[np.uint8],
     warnings: tuple[str, ...],
-    near: dict[str, Any],
+    near: NearDuplicates,
     folder: Path,
-) -> StepRecord:
+) -> IngestRecord:
     labelled_N, count = stored.labels_N >= 0, len(source.classes)
     table = np.stack(
         [np.bincount(stored.labels_N[labelled_N & (split_N == s)], minlength=count) for s in range(len(SPLITS))]
@@ -119,30 +120,32 @@ def _record(
         "data/labelled_validation": float(table[VALIDATION].sum()),
         "data/label_budget": float(budget.sum()),
     }
-    details: dict[str, Any] = {
-        "source": source.title,
-        "classes": list(source.classes),
-        "per_class": {
-            name: dict(zip(SPLITS, row, strict=True))
+    group_keys = stored.group_keys_N16
+    details = IngestDetails(
+        source=source.title,
+        classes=list(source.classes),
+        per_class={
+            name: SplitCounts(**dict(zip(SPLITS, row, strict=True)))
             for name, row in zip(source.classes, table.T.tolist(), strict=True)
         },
-        "labels_per_class": data.label_budget,
-        "test_set": "named by the source" if stored.named_test_N.any() else "by hash",
-        "resize_policy": stored.preprocessing.policy,
-        **asdict(stored.preprocessing),
-        "training_size": stored.training_size,
-        "decoder": decoder_digest(reads_heic=stored.heic > 0),
-        "groups": None if stored.group_keys_N16 is None else len(np.unique(number_equal_keys(stored.group_keys_N16))),
-        "groups_by_split": None if stored.group_keys_N16 is None else _groups_by_split(stored, split_N),
-        "ignored_files": source.ignored,
-        "rejected": stored.rejected,
-        "near_duplicates": near,
-    }
+        labels_per_class=data.label_budget,
+        test_set="named by the source" if stored.named_test_N.any() else "by hash",
+        resize_policy=stored.preprocessing.policy,
+        resize=stored.preprocessing.resize,
+        bits=stored.preprocessing.bits,
+        training_size=stored.training_size,
+        decoder=decoder_digest(reads_heic=stored.heic > 0),
+        groups=None if group_keys is None else len(np.unique(number_equal_keys(group_keys))),
+        groups_by_split=None if group_keys is None else _groups_by_split(stored, split_N),
+        ignored_files=source.ignored,
+        rejected=stored.rejected,
+        near_duplicates=near,
+    )
     settings = data.model_dump(mode="json") | {
         key: Path(path).name if Path(path).is_absolute() else path
         for key, path in (("path", data.path), ("labels", data.labels))
     }
-    return StepRecord(
+    return IngestRecord(
         step="ingest",
         name="ingest",
         parameters=settings,
@@ -161,6 +164,7 @@ def _record(
     )
 
 
-def _groups_by_split(stored: StoredImages, split_N: NDArray[np.uint8]) -> dict[str, int]:
+def _groups_by_split(stored: StoredImages, split_N: NDArray[np.uint8]) -> SplitCounts:
     """Return the number of groups in each split."""
-    return {name: len(np.unique(stored.groups_N[split_N == split])) for split, name in enumerate(SPLITS)}
+    counts = {name: len(np.unique(stored.groups_N[split_N == split])) for split, name in enumerate(SPLITS)}
+    return SplitCounts(**counts)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +10,7 @@ from winnow.data.dataset import TEST, TRAIN, VALIDATION, number_equal_keys
 from winnow.data.sources import Source
 from winnow.data.splits import LEFT_OUT
 from winnow.evaluation.intervals import smallest_upper_end
+from winnow.records.ingest import NearDuplicates
 from winnow.steps.image_storage import MUCH_CROPPED, StoredImages
 
 SHOWN_CLASSES = 10
@@ -25,8 +24,8 @@ def data_warnings(
     if stored.rejected:
         first = stored.rejected[0]
         warnings.append(
-            f"{len(stored.rejected)} files cannot be used and were set aside, the first: {first['file']} "
-            f"({first['reason']}); all are listed in the record"
+            f"{len(stored.rejected)} files cannot be used and were set aside, the first: {first.file} "
+            f"({first.reason}); all are listed in the record"
         )
     too_small = len(stored.labels_N) - stored.large_enough
     if stored.training_size is not None and too_small > len(stored.labels_N) / 2:
@@ -53,13 +52,13 @@ def data_warnings(
     return warnings
 
 
-def near_duplicate_warnings(near: dict[str, Any], group_by: str) -> list[str]:
+def near_duplicate_warnings(near: NearDuplicates, group_by: str) -> list[str]:
     """Return a warning where held-out images almost equal training images. `near`: details.near_duplicates."""
-    if not near["found"]:
+    if not near.found:
         return []
-    held_out, train = near["pairs"][0]
+    held_out, train = near.pairs[0]
     message = (
-        f"{near['found']} of {near['looked_at']} held-out images almost equal a training image, as {held_out} does "
+        f"{near.found} of {near.looked_at} held-out images almost equal a training image, as {held_out} does "
         f"{train}; the report shows the first. Figures may be slightly too good"
     )
     if group_by == "none":

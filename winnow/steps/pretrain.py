@@ -22,14 +22,22 @@ from winnow.models.classifier_head import backbone_state, head_path
 from winnow.pretraining import METHODS
 from winnow.pretraining.monitoring import MIN_SPREAD, KnnBank, monitor_embeddings
 from winnow.random_streams import stream_seed
-from winnow.records import StepRecord, describe_files, publish, record_digest, write_json, write_record
+from winnow.records import (
+    PretrainDetails,
+    PretrainRecord,
+    describe_files,
+    publish,
+    record_digest,
+    write_json,
+    write_record,
+)
 from winnow.training.loop import Checkpoint, Epoch, Row, TrainingPlan, fit, run_to_end
 
 log = logging.getLogger(__name__)
 CURVES = "curves.json"
 
 
-def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord:
+def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> PretrainRecord:
     """Train the backbone of config.pretrain on all training images of `data`; checkpoints go to `scratch`.
 
     Raises DataError for fewer than two validation images, whose spread shows a collapse.
@@ -63,13 +71,13 @@ def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> StepRecord
         save_file(state, folder / WEIGHTS_FILE)
         write_json(folder / ARCHITECTURE_FILE, architecture.model_dump(mode="json"))
         write_json(folder / CURVES, curves)
-        record = StepRecord(
+        record = PretrainRecord(
             step="pretrain",
             name="pretrain",
             parameters=settings.model_dump(mode="json"),
             inputs=inputs,
             metrics=_metrics(curves),
-            details={"curves": curves},
+            details=PretrainDetails(curves=curves),
             warnings=warnings,
             artifacts=describe_files(folder, WEIGHTS_FILE, ARCHITECTURE_FILE, CURVES),
         )

@@ -26,17 +26,19 @@ from winnow.deploy.onnx_session import MODEL
 from winnow.errors import TrainingError
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE
 from winnow.records import (
-    StepRecord,
+    CandidateRecord,
+    RefitDetails,
+    RefitRecord,
     describe_files,
     publish,
     read_json,
-    read_record,
     record_digest,
     sha256_of,
     write_json,
     write_record,
 )
-from winnow.refit.acceptance import RefitCheck, check_refit
+from winnow.records.refit import RefitCheck, RefitLabels
+from winnow.refit.acceptance import check_refit
 from winnow.refit.deployed_folder import SELECTED, WINNER
 from winnow.refit.training import RefitFolders, RefitResult, refit_chain, refit_indices, refit_obstacle, refit_order
 from winnow.training.loop import Row
@@ -59,7 +61,7 @@ class RefitAttempt:
     """Why the selected file is deployed instead; empty where the refitted one is."""
 
 
-def refit(config: Config, artifacts: Path, out: Path, scratch: Path) -> StepRecord:
+def refit(config: Config, artifacts: Path, out: Path, scratch: Path) -> RefitRecord:
     """Train the winner of `artifacts` again where `config.refit` asks for it; write what may be deployed to `out`.
 
     Without a refit, or with one that was refused, `out` holds the record alone, with the reason.
@@ -67,7 +69,7 @@ def refit(config: Config, artifacts: Path, out: Path, scratch: Path) -> StepReco
     images = load_images(artifacts / "data")
     winner: str | None = read_json(artifacts / "select" / WINNER)["winner"]
     records = _records(artifacts, winner)
-    chain = refit_order(config, records[winner].details["lineage"]) if winner else []
+    chain = refit_order(config, records[winner].details.lineage) if winner else []
     obstacle_text, attempt = _obstacle(config, images, records, chain), None
     if not obstacle_text:
         sources = RefitFolders(artifacts / "pretrain", artifacts / "candidates", scratch)
@@ -79,23 +81,23 @@ def refit(config: Config, artifacts: Path, out: Path, scratch: Path) -> StepReco
     with publish(out) as folder:
         files: list[str] = []
         if winner and attempt and attempt.trainings and not attempt.refusal:
-            refit_card = {"labels": labels["deployed"], "note": NOTE, "check": _check_details(attempt)}
+            refit_card = {"labels": labels.deployed, "note": NOTE, "check": _check_details(attempt)}
             files = _write_refit(folder, artifacts / "candidates" / winner, attempt.trainings.folder, refit_card)
-        record = StepRecord(
+        record = RefitRecord(
             step="refit",
             name="refit",
             parameters=config.refit.model_dump(mode="json"),
             inputs=_inputs(config, artifacts, records),
             metrics=_metrics(labels, attempt, bool(files)),
-            details={
-                "winner": winner,
-                "is_refitted": bool(files),
-                "why": reason,
-                "labels": labels,
-                "check": _check_details(attempt),
-                "curves": _last_curves(attempt),
-                "trainings": attempt.trainings.curves if attempt and attempt.trainings else {},
-            },
+            details=RefitDetails(
+                winner=winner,
+                is_refitted=bool(files),
+                why=reason,
+                labels=labels,
+                check=attempt.check if attempt else None,
+                curves=_last_curves(attempt),
+                trainings=attempt.trainings.curves if attempt and attempt.trainings else {},
+            ),
             warnings=(reason,) if attempt and attempt.refusal else (),
             artifacts=describe_files(folder, *files),
         )
@@ -103,15 +105,15 @@ def refit(config: Config, artifacts: Path, out: Path, scratch: Path) -> StepReco
     return record
 
 
-def _records(artifacts: Path, winner: str | None) -> dict[str, StepRecord]:
+def _records(artifacts: Path, winner: str | None) -> dict[str, CandidateRecord]:
     """Return the records of dense and of the winner's whole lineage."""
     names = [ROOT]
     if winner:
-        names = list(read_record(artifacts / "candidates" / winner).details["lineage"])
-    return {name: read_record(artifacts / "candidates" / name) for name in names}
+        names = CandidateRecord.read(artifacts / "candidates" / winner).details.lineage
+    return {name: CandidateRecord.read(artifacts / "candidates" / name) for name in names}
 
 
-def _obstacle(config: Config, images: ImageSet, records: Mapping[str, StepRecord], chain: Sequence[str]) -> str:
+def _obstacle(config: Config, images: ImageSet, records: Mapping[str, CandidateRecord], chain: Sequence[str]) -> str:
     """Return why nothing is trained; empty where something is."""
     choosing = len(images.indices(VALIDATION, labelled=True))
     if reason := config.refit.reason_against(choosing, config.data.label_budget):
@@ -124,7 +126,11 @@ def _obstacle(config: Config, images: ImageSet, records: Mapping[str, StepRecord
 
 
 def _attempt(
-    config: Config, images: ImageSet, records: Mapping[str, StepRecord], chain: Sequence[str], sources: RefitFolders
+    config: Config,
+    images: ImageSet,
+    records: Mapping[str, CandidateRecord],
+    chain: Sequence[str],
+    sources: RefitFolders,
 ) -> RefitAttempt:
     """Train the chain again and check the refitted file."""
     try:
@@ -138,16 +144,16 @@ def _attempt(
     return RefitAttempt(trainings, check, check.refusal)
 
 
-def _labels(dense: StepRecord, refitted: int) -> dict[str, int]:
+def _labels(dense: CandidateRecord, refitted: int) -> RefitLabels:
     """Return the numbers of labels that trained the selection, that chose, and that trained the deployed file.
 
     `refitted`: labels of an accepted refit, 0 without one.
     """
-    labels: dict[str, int] = dense.details["labels"]
-    return {**labels, "deployed": refitted or labels["training"]}
+    labels = dense.details.labels
+    return RefitLabels(**dict(labels), deployed=refitted or labels.training)
 
 
-def _describe_outcome(winner: str, attempt: RefitAttempt | None, labels: Mapping[str, int]) -> str:
+def _describe_outcome(winner: str, attempt: RefitAttempt | None, labels: RefitLabels) -> str:
     """Return the result of the attempt, for people."""
     assert attempt is not None
     if attempt.refusal:
@@ -157,8 +163,8 @@ def _describe_outcome(winner: str, attempt: RefitAttempt | None, labels: Mapping
     check = attempt.check
     assert check is not None
     return (
-        f"{winner} was refitted on {labels['deployed']:,} labels, {labels['training']:,} of training and "
-        f"{labels['choosing']:,} of validation: the same answer as before on {check.agreement * 100:.1f} % of "
+        f"{winner} was refitted on {labels.deployed:,} labels, {labels.training:,} of training and "
+        f"{labels.choosing:,} of validation: the same answer as before on {check.agreement * 100:.1f} % of "
         f"{check.images:,} {check.kind} (kappa {check.kappa:.2f})"
     )
 
@@ -173,14 +179,14 @@ def _last_curves(attempt: RefitAttempt | None) -> list[Row]:
     return next((rows for rows in reversed(list(trainings)) if rows), [])
 
 
-def _metrics(labels: Mapping[str, int], attempt: RefitAttempt | None, is_refitted: bool) -> dict[str, float]:
-    metrics = {"refit/is_refitted": float(is_refitted), "refit/labels": float(labels["deployed"])}
+def _metrics(labels: RefitLabels, attempt: RefitAttempt | None, is_refitted: bool) -> dict[str, float]:
+    metrics = {"refit/is_refitted": float(is_refitted), "refit/labels": float(labels.deployed)}
     if attempt and (check := attempt.check):
         metrics |= {"refit/agreement": check.agreement, "refit/kappa": check.kappa, "refit/images": float(check.images)}
     return metrics
 
 
-def _inputs(config: Config, artifacts: Path, records: Mapping[str, StepRecord]) -> dict[str, str]:
+def _inputs(config: Config, artifacts: Path, records: Mapping[str, CandidateRecord]) -> dict[str, str]:
     inputs = {name: record_digest(artifacts / name) for name in ("data", "pretrain")}
     inputs |= {name: record_digest(artifacts / "candidates" / name) for name in records}
     if config.finetune.weights != NO_FILE:

@@ -19,7 +19,7 @@ from winnow.benchmark.deployed_answers import IN_ONNX_RUNTIME
 from winnow.config import ROOT, Config, topological_order
 from winnow.data.dataset import TEST, ImageSet, load_images
 from winnow.errors import ArtifactError
-from winnow.records import StepRecord, describe_files, publish, record_digest, write_json, write_record
+from winnow.records import ReportDetails, ReportRecord, describe_files, publish, record_digest, write_json, write_record
 from winnow.reporting import plots
 from winnow.reporting.run_page import TestResult, render_run_page
 from winnow.reporting.run_records import RunRecords, read_run_records
@@ -32,14 +32,14 @@ VERSION_LENGTH = 16
 UNTESTED = "there is no labelled test image: every figure of this run is of the validation split"
 
 
-def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> StepRecord:
+def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> ReportRecord:
     """Write report.html for the run in `artifacts`. `test_readings`: the JSON file that counts the test split's
     readings.
     """
     names = (ROOT, *topological_order(dict(config.candidates)))
     records = read_run_records(artifacts, names)
     images = load_images(artifacts / "data")
-    positions = records.data.details.get("near_duplicates", {}).get("positions", [])
+    positions = records.data.details.near_duplicates.positions
     records = replace(records, near_duplicates=draw_pairs(images.images_NHWC, positions))
     version = digest_test_split(images)
     test_evaluation = _evaluate_test(artifacts, images, records, test_readings)
@@ -59,26 +59,26 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> S
     with publish(out) as folder:
         (folder / PAGE).write_text(html, encoding="utf-8")
         files = [PAGE]
-        if curves := records.pretrain.details["curves"]:
+        if curves := records.pretrain.details.curves:
             (folder / LEARNING).write_bytes(plots.plot_curve(curves, "loss", "loss of pretraining"))
             files.append(LEARNING)
-        record = StepRecord(
+        record = ReportRecord(
             step="report",
             name="report",
             parameters={},
             inputs={name: record_digest(path) for name, path in folders.items()},
             metrics=test_evaluation.metrics,
-            details={
-                "test_version": version,
-                "winner": records.winner,
-                "source": records.source,
-                "test": test_evaluation.details,
-                "baseline": test_evaluation.baseline,
-                "measured_in": test_evaluation.measured_in,
-                "fallback": test_evaluation.fallback,
-                "disagreements": list(test_evaluation.disagreements),
-                "abstention": test_evaluation.abstention,
-            },
+            details=ReportDetails(
+                test_version=version,
+                winner=records.winner,
+                source=records.source,
+                test=test_evaluation.details,
+                baseline=test_evaluation.baseline,
+                measured_in=test_evaluation.measured_in,
+                fallback=test_evaluation.fallback,
+                disagreements=list(test_evaluation.disagreements),
+                abstention=test_evaluation.abstention,
+            ),
             warnings=warnings,
             artifacts=describe_files(folder, *files),
         )

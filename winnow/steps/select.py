@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +33,18 @@ from winnow.evaluation.ablations import control_gains, stronger_baseline
 from winnow.evaluation.accuracy_drop import DropReport, measure_drops
 from winnow.evaluation.metrics import agreement, correct_predictions, load_logits
 from winnow.records import (
-    StepRecord,
+    BenchmarkRecord,
+    CandidateRecord,
+    SelectionDetails,
+    SelectionRecord,
     describe_files,
     publish,
-    read_record,
     record_digest,
     this_machine,
     write_json,
     write_record,
 )
+from winnow.records.selection import ServingSpeeds
 from winnow.refit.deployed_folder import WINNER
 from winnow.reporting.plots import TradeOffPoint, plot_pareto
 from winnow.selection.caveats import (
@@ -74,8 +76,6 @@ DIFF_METRICS = (
 serving runtime depends on times, which differ from run to run.
 """
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class _Run:
@@ -85,9 +85,9 @@ class _Run:
     images: ImageSet
     names: tuple[str, ...]
     """The candidates, dense first."""
-    records: dict[str, StepRecord]
-    timed: StepRecord
-    speeds: dict[str, Any]
+    records: dict[str, CandidateRecord]
+    timed: BenchmarkRecord
+    speeds: ServingSpeeds
     logits: dict[str, NDArray[np.float32]]
     """(V, C) of each file in ONNX Runtime."""
     served: dict[str, NDArray[np.float32]]
@@ -112,7 +112,7 @@ class _Run:
         return ValidationImages(self.images.labels_N[indices_V], dense_V, self.images.classes, groups_V)
 
 
-def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: Path, root: Path) -> StepRecord:
+def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: Path, root: Path) -> SelectionRecord:
     """Judge every candidate by `config.promotion` and write the decision to `out`.
 
     `root`: the project's folder, in which `benchmark.target` is looked for.
@@ -120,8 +120,8 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     policy = config.promotion
     images = load_images(data)
     names = (ROOT, *topological_order(dict(config.candidates)))
-    records = {name: read_record(candidates / name) for name in names}
-    timed = read_record(benchmark)
+    records = {name: CandidateRecord.read(candidates / name) for name in names}
+    timed = BenchmarkRecord.read(benchmark)
     digests = {name: record_digest(candidates / name) for name in names}
     _check_benchmark(config, timed, benchmark, digests)
     speeds = serving_speeds(config, timed, records, root)
@@ -130,7 +130,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     run = _Run(config, images, names, records, timed, speeds, logits, served)
     candidate_metrics, losses_of, competitors = _measure(run)
     batch = batch_of_objective(policy.objective, config.benchmark.large_batch)
-    error = largest_errors(speeds["measurement_error"]).get(batch, 0.0)
+    error = largest_errors(speeds.measurement_error).get(batch, 0.0)
     decision = decide(candidate_metrics[ROOT], [candidate_metrics[name] for name in names[1:]], policy, error)
     log.info("select: %s", decision.why)
     target = {"target": digest} if (digest := target_digest(config, root)) else {}
@@ -138,7 +138,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
         (folder / PLOT).write_bytes(plot_pareto([plot_point(candidate_metrics[name], decision) for name in names]))
         write_json(folder / METRICS_FILE, {name: nested_metrics(records[name].metrics) for name in names})
         write_json(folder / WINNER, {"winner": decision.winner})
-        record = StepRecord(
+        record = SelectionRecord(
             step="select",
             name="select",
             parameters=policy.model_dump(mode="json"),
@@ -194,29 +194,29 @@ def _details(
     candidate_metrics: Mapping[str, CandidateMetrics],
     losses_of: Mapping[str, DropReport],
     competitors: int,
-) -> dict[str, Any]:
+) -> SelectionDetails:
     validation, objective = run.validation, run.config.promotion.objective
     assert validation.groups_V is not None
-    return {
-        "verdicts": [verdict.model_dump(mode="json") for verdict in decision.verdicts],
-        "winner": decision.winner,
-        "why": decision.why,
-        "front": list(decision.front),
-        "reference": run.reference,
-        "competitors": competitors,
-        "route": losses_of[ROOT].top1.route,
-        "drops": {name: asdict(report.top1) for name, report in losses_of.items()},
-        "macro_f1_drops": {name: asdict(report.macro_f1) for name, report in losses_of.items()},
-        "agreement": {name: metrics.agreement for name, metrics in candidate_metrics.items()},
-        "quality": quality_in_serving_case(run.served, candidate_metrics, run.images),
-        "served": {name: serving_row(run.speeds, name, objective) for name in run.names[1:]},
-        "speeds": run.speeds,
-        "controls": control_gains(run.config, run.correct, validation.groups_V[validation.labels_V >= 0]),
-    }
+    return SelectionDetails(
+        verdicts=list(decision.verdicts),
+        winner=decision.winner,
+        why=decision.why,
+        front=list(decision.front),
+        reference=run.reference,
+        competitors=competitors,
+        route=losses_of[ROOT].top1.route,
+        drops={name: report.top1 for name, report in losses_of.items()},
+        macro_f1_drops={name: report.macro_f1 for name, report in losses_of.items()},
+        agreement={name: metrics.agreement for name, metrics in candidate_metrics.items()},
+        quality=quality_in_serving_case(run.served, candidate_metrics, run.images),
+        served={name: serving_row(run.speeds, name, objective) for name in run.names[1:]},
+        speeds=run.speeds,
+        controls=control_gains(run.config, run.correct, validation.groups_V[validation.labels_V >= 0]),
+    )
 
 
 def _warnings(run: _Run, decision: Decision, losses_of: Mapping[str, DropReport], benchmark: Path) -> tuple[str, ...]:
-    unsafe = overflowing_candidates(run.config, run.speeds["machine"]["flags"])
+    unsafe = overflowing_candidates(run.config, run.speeds.machine.flags)
     return (
         *selection_warnings(run.config, run.reference, losses_of[ROOT].top1, run.validation),
         *([describe_overflow(unsafe)] if unsafe else []),
@@ -226,7 +226,7 @@ def _warnings(run: _Run, decision: Decision, losses_of: Mapping[str, DropReport]
     )
 
 
-def _check_benchmark(config: Config, timed: StepRecord, benchmark: Path, digests: Mapping[str, str]) -> None:
+def _check_benchmark(config: Config, timed: BenchmarkRecord, benchmark: Path, digests: Mapping[str, str]) -> None:
     """Raise ArtifactError unless the times are of these candidates, and of this machine where gates use its times."""
     machine, timed_machine = this_machine(), timed.machine
     if config.benchmark.target == NO_FILE and (timed_machine is None or machine.identity != timed_machine.identity):

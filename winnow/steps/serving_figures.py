@@ -14,28 +14,25 @@ from winnow.config import ROOT, Config
 from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.deploy.runtimes import INT8_PRECISIONS
 from winnow.evaluation.metrics import benchmark_logits_file, load_logits, quality_metrics
-from winnow.records import (
-    StepRecord,
-)
+from winnow.records import BenchmarkRecord, CandidateRecord
+from winnow.records.benchmark import BenchmarkRow
+from winnow.records.selection import ServingSpeeds
 from winnow.selection.decision import SERVING_METRIC, batch_of_objective
 from winnow.selection.gates import CandidateMetrics
 
-Row = dict[str, Any]
 
-
-def serving_row(speeds: Mapping[str, Any], name: str, objective: str) -> Row | None:
+def serving_row(speeds: ServingSpeeds, name: str, objective: str) -> BenchmarkRow | None:
     """Return the candidate's fastest row, by which it would serve; None where no runtime could be timed."""
-    row: Row | None = speeds["best"][name][SERVING_METRIC[objective]]
-    return row
+    return speeds.best[name].of(SERVING_METRIC[objective])
 
 
 def served_logits(
-    speeds: Mapping[str, Any], benchmark: Path, names: Sequence[str], objective: str, images: ImageSet
+    speeds: ServingSpeeds, benchmark: Path, names: Sequence[str], objective: str, images: ImageSet
 ) -> dict[str, NDArray[np.float32]]:
     """Return the logits (V, C) of candidates in the case that would serve them, as far as it was run here."""
     rows = {name: serving_row(speeds, name, objective) for name in names}
     serving_rows = {name: row for name, row in rows.items() if row is not None}
-    if speeds["is_target"]:
+    if speeds.is_target:
         serving_rows = {
             name: row for name, row in serving_rows.items() if (benchmark / benchmark_logits_file(row)).is_file()
         }
@@ -63,45 +60,46 @@ def quality_in_serving_case(
     return quality_of
 
 
-def int8_figures(speeds: Mapping[str, Any], timed: StepRecord, record: StepRecord, objective: str) -> dict[str, Any]:
+def int8_figures(
+    speeds: ServingSpeeds, timed: BenchmarkRecord, record: CandidateRecord, objective: str
+) -> dict[str, Any]:
     """Return {int8_share, int8_unchecked} of a candidate: the share that the serving runtime executes in int8, or why
     it was not measured. A file that serves in float has neither.
     """
-    row, cpu = serving_row(speeds, record.name, objective), speeds["machine"]["cpu"]
-    if (row["precision"] if row else record.details["precision"]) not in INT8_PRECISIONS:
+    row, cpu = serving_row(speeds, record.name, objective), speeds.machine.cpu
+    if (row.precision if row else record.details.precision) not in INT8_PRECISIONS:
         return {}
     if row is None:
         return {"int8_unchecked": f"on {cpu}: no runtime was timed that could serve it"}
-    serving_case = f"{row['runtime']} {row['precision']}"
-    if speeds["is_target"]:
+    serving_case = f"{row.runtime} {row.precision}"
+    if speeds.is_target:
         return {"int8_unchecked": f"on {cpu}: check_host.py does not read which kernels {serving_case} runs there"}
-    serving_key = (record.name, row["runtime"], row["precision"])
-    for proof in timed.details.get("executed", []):
-        if (proof["candidate"], proof["runtime"], proof["precision"]) == serving_key:
-            return {"int8_share": float(proof["int8_share"])}
+    for coverage in timed.details.executed:
+        if (coverage.candidate, coverage.runtime, coverage.precision) == (record.name, row.runtime, row.precision):
+            return {"int8_share": coverage.int8_share}
     return {"int8_unchecked": f"on {cpu}: the benchmark did not read which kernels {serving_case} runs"}
 
 
-def speed_figures(speeds: Mapping[str, Any], name: str, config: Config) -> dict[str, Any]:
+def speed_figures(speeds: ServingSpeeds, name: str, config: Config) -> dict[str, Any]:
     """Return latency, throughput and speed-up over dense as the best float; None where no runtime could be timed."""
-    figures: dict[str, float] = speeds["candidates"][name]
+    figures = speeds.candidates[name]
     row = serving_row(speeds, name, config.promotion.objective)
     batch = batch_of_objective(config.promotion.objective, config.benchmark.large_batch)
     return {
         "latency_ms": figures.get("best/latency_ms"),
         "throughput_ips": figures.get("best/throughput_ips"),
         "speedup": read_ratio(figures, f"speedup/float_b{batch}"),
-        "round_ms": tuple(row.get("round_ms", ())) if row else (),
+        "round_ms": row.round_ms if row else (),
     }
 
 
-def unmeasured_warnings(speeds: Mapping[str, Any], benchmark: Path, names: Sequence[str], objective: str) -> list[str]:
+def unmeasured_warnings(speeds: ServingSpeeds, benchmark: Path, names: Sequence[str], objective: str) -> list[str]:
     """Return a warning for each candidate whose drop and agreement are not of the case that will serve."""
     rows = {name: serving_row(speeds, name, objective) for name in names}
     return [
         f"top-1, drop, macro F1 and agreement of {name} are of its file in ONNX Runtime: it will serve in "
-        f"{row['runtime']} {row['precision']} on {speeds['machine']['cpu']}, and the benchmark of this machine has no "
+        f"{row.runtime} {row.precision} on {speeds.machine.cpu}, and the benchmark of this machine has no "
         "answers in that"
         for name, row in rows.items()
-        if row is not None and speeds["is_target"] and not (benchmark / benchmark_logits_file(row)).is_file()
+        if row is not None and speeds.is_target and not (benchmark / benchmark_logits_file(row)).is_file()
     ]

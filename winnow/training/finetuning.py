@@ -30,6 +30,7 @@ from winnow.errors import DataError, MissingExtra
 from winnow.models.backbones import Architecture, build_model
 from winnow.models.classifier_head import new_classifier
 from winnow.random_streams import stream_seed
+from winnow.records.candidate import ArmTraining, LinearProbe
 from winnow.training.loop import Checkpoint, Loss, Row, TrainingPlan, fit, run_to_end
 
 log = logging.getLogger(__name__)
@@ -50,9 +51,9 @@ class FinetunedArm:
     model: nn.Module
     curves: list[Row]
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> ArmTraining:
         """Return the row for the record."""
-        return {"seed": self.seed, "learning_rate": self.learning_rate, "steps": self.steps, "top1": self.top1}
+        return ArmTraining(seed=self.seed, learning_rate=self.learning_rate, steps=self.steps, top1=self.top1)
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,8 @@ def cross_validate(
     return CrossValidation(known, logits_LC, folds)
 
 
-def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> dict[str, float]:
-    """Return {seed, top1} of logistic regression on standardised frozen features of the first seed's budget."""
+def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> LinearProbe:
+    """Return the accuracy of logistic regression on standardised frozen features of the first seed's budget."""
     seed = config.finetune.seeds[0]
     budget = draw_label_budget(images, config.data.label_budget, seed)
     validation = images.indices(VALIDATION, labelled=True)
@@ -204,7 +205,7 @@ def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> dict[str
     queries = embed(model, images.images_NHWC, validation).numpy()
     probe = fit_probe(features, images.labels_N[budget])
     truth: NDArray[np.int64] = images.labels_N[validation]
-    return {"seed": seed, "top1": float((probe.predict(queries) == truth).mean())}
+    return LinearProbe(seed=seed, top1=float((probe.predict(queries) == truth).mean()))
 
 
 def fit_probe(features_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> Any:

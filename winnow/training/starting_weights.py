@@ -13,7 +13,7 @@ from winnow.config.section import NO_FILE
 from winnow.errors import ArtifactError
 from winnow.models.backbones import WEIGHTS_FILE, Architecture
 from winnow.models.foreign_weights import load_foreign_backbone
-from winnow.records import read_record
+from winnow.records import PretrainRecord
 from winnow.training.finetuning import StateDict
 
 SCRATCH, PRETRAINED, FOREIGN = "scratch", "pretrained", "weights"
@@ -31,7 +31,7 @@ class StartingWeights:
 def starting_weights(config: Config, pretrained: Path, architecture: Architecture) -> StartingWeights:
     """Return the weights of all arms. Raises ArtifactError for a missing or damaged file, or another backbone."""
     arms: dict[str, StateDict | None] = {}
-    if read_record(pretrained).parameters["method"] != "none":
+    if PretrainRecord.read(pretrained).parameters["method"] != "none":
         arms[PRETRAINED] = _backbone(pretrained / WEIGHTS_FILE)
     arms[SCRATCH] = None
     if config.finetune.weights != NO_FILE:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from tasks.project import run_lock
 from tasks.project.paths import ProjectPaths
 from tests.closure import ROOT
-from winnow.cli import main
+from winnow.cli.run_commands import apply_settings
 
 HOLD = """
 import sys
@@ -59,7 +58,7 @@ def test_a_refused_run_changes_no_params_under_the_one_that_works(places: Projec
     params = places.root / "params.yaml"
     params.write_text("seed: 1\n")
     with pytest.raises(run_lock.ProjectLocked):
-        main._run(places, Namespace(sets=["seed=2"]))
+        apply_settings(places, ("seed=2",))
     assert params.read_text() == "seed: 1\n"
 
 

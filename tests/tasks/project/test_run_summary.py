@@ -8,14 +8,16 @@ import pytest
 import yaml
 
 from tasks.project.paths import ProjectPaths
-from tasks.project.run_summary import candidate_rows, report_warnings, training_lines, unchecked_lines
+from tasks.project.run_summary import candidate_table, report_warnings, training_lines, unchecked_lines
 from tasks.registry.deployment_card import deployment_card
 from tasks.tracking.run_content import _verdict
 from tests.conftest import tiny_params
+from tests.records import make_record, report_details
 from tests.tiny_run import CANDIDATES, build, choose, rewrite
 from winnow.config import check_config
 from winnow.evaluation.metrics import benchmark_logits_file
-from winnow.records import StepRecord, read_record, write_record
+from winnow.records import FinetuneRecord, SelectionRecord, read_record, write_record
+from winnow.records.candidate import CrossValidationSummary
 from winnow.reporting.run_records import read_run_records
 from winnow.steps.select import select
 
@@ -28,13 +30,12 @@ def places(tiny_data: Path, tmp_path: Path) -> ProjectPaths:
     config = check_config(tiny_params())
     choose(config, at)
     (at / "report").mkdir()
-    record = StepRecord(step="report", name="report", parameters={}, inputs={}, metrics={"test/images": 30.0})
-    write_record(at / "report", record)
+    write_record(at / "report", make_record("report", report_details(), metrics={"test/images": 30.0}))
     return places
 
 
 def test_a_row_names_gates_as_people_do_and_tells_the_share_of_the_peak(places: ProjectPaths) -> None:
-    rows = {row["candidate"]: row for row in candidate_rows(places)}
+    rows = {row["candidate"]: row for row in candidate_table(places)}
     assert rows["student"]["verdict"] == "fails: drop"
     failing = " ".join(row["verdict"] for row in rows.values())
     assert "speed-up" in failing
@@ -44,12 +45,12 @@ def test_a_row_names_gates_as_people_do_and_tells_the_share_of_the_peak(places: 
 
 
 def test_a_gate_that_was_not_checked_is_told(places: ProjectPaths) -> None:
-    rows = {row["candidate"]: row["verdict"] for row in candidate_rows(places)}
+    rows = {row["candidate"]: row["verdict"] for row in candidate_table(places)}
     assert rows["pruned-int8"] == "winner (not checked: int8 executed)"
     assert rows["pruned"] == "passed"
     told = [line for line in unchecked_lines(places) if line.startswith("pruned-int8, int8 executed: not checked on ")]
     assert len(told) == 1
-    verdict, reason = _verdict("pruned-int8", read_record(places.artifacts / "select"))
+    verdict, reason = _verdict("pruned-int8", SelectionRecord.read(places.artifacts / "select").details)
     assert verdict == "winner"
     assert "int8 executed: not checked on " in reason
 
@@ -68,14 +69,15 @@ def test_accuracy_elsewhere_than_on_validation_is_told(places: ProjectPaths) -> 
     assert not any("top-1 " in line for line in training_lines(places)[2:])
     dense = places.artifacts / "candidates" / "dense"
     crossed = {"cross_validation/top1": 0.46, "cross_validation/top1_low": 0.366, "cross_validation/top1_high": 0.557}
-    record = read_record(dense)
-    details = record.details | {"cross_validation": {"labels": 100}}
+    record = FinetuneRecord.read(dense)
+    summary = CrossValidationSummary(labels=100, folds=5, per_class={})
+    details = record.details.model_copy(update={"cross_validation": summary})
     rewrite(dense, metrics=record.metrics | crossed, details=details)
     test = {f"test/{who}_top1{end}": 0.5 for who in ("dense", "winner") for end in ("", "_low", "_high")}
-    where = {"baseline": "dense-kd", "measured_in": "openvino int8, batches of 1"}
+    where = report_details(baseline="dense-kd", measured_in="openvino int8, batches of 1")
     test |= {f"test/dense-kd_top1{end}": 0.6 for end in ("", "_low", "_high")}
     rewrite(places.artifacts / "report", metrics={"test/images": 30.0, **test}, details=where)
-    rows = {row["candidate"]: row for row in candidate_rows(places)}
+    rows = {row["candidate"]: row for row in candidate_table(places)}
     assert list(rows["dense"])[:3] == ["candidate", "top-1 %", "test top-1 %"]
     shown = {name: row["test top-1 %"] for name, row in rows.items()}
     tested = {"dense": "50.0 ± 0.0", "dense-kd": "60.0 ± 0.0", "pruned-int8": "50.0 ± 0.0"}
@@ -104,17 +106,18 @@ def test_warnings_of_every_step_each_once_and_those_of_the_report_before_the_tab
 
 def test_table_report_and_card_show_one_value_where_runtimes_differ(places: ProjectPaths) -> None:
     at, config = places.artifacts, check_config(tiny_params())
-    cell = read_record(at / "select").details["served"]["pruned-int8"]
-    logits = np.load(at / "benchmark" / benchmark_logits_file(cell))
+    row = SelectionRecord.read(at / "select").details.served["pruned-int8"]
+    assert row is not None
+    logits = np.load(at / "benchmark" / benchmark_logits_file(row))
     logits[0] = np.roll(logits[0], 1)  # one image gets another answer where the file serves
-    np.save(at / "benchmark" / benchmark_logits_file(cell), logits)
+    np.save(at / "benchmark" / benchmark_logits_file(row), logits)
     selection = select(config, at / "data", at / "candidates", at / "benchmark", at / "select", at.parent)
     own = read_record(at / "candidates" / "pruned-int8").metrics
-    served = selection.details["quality"]["pruned-int8"]
+    served = selection.details.quality["pruned-int8"]
     assert served["quality/top1"] == pytest.approx(own["quality/top1"] - 1 / 60)
-    assert served["quality/agreement"] == selection.details["agreement"]["pruned-int8"]
-    row = next(row for row in candidate_rows(places) if row["candidate"] == "pruned-int8")
-    assert row["top-1 %"].startswith(f"{served['quality/top1'] * 100:.1f} ")
+    assert served["quality/agreement"] == selection.details.agreement["pruned-int8"]
+    shown = next(shown for shown in candidate_table(places) if shown["candidate"] == "pruned-int8")
+    assert shown["top-1 %"].startswith(f"{served['quality/top1'] * 100:.1f} ")
     facts = read_run_records(at, tuple(CANDIDATES))
     assert {key: facts.quality("pruned-int8")[key] for key in served} == served
     (at / "candidates" / "pruned-int8" / "card.json").write_text(json.dumps({"metrics": own}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +10,14 @@ from typing import Any
 
 import pytest
 
-from tasks.project import announced_servers, passwords, run_lock
+from tasks.project import announced_servers, passwords, run_lock, state_files
 from tasks.project.paths import ProjectPaths
-from tasks.project.state_files import read_cache, read_required
+from tasks.project.state_files import CONFIRMATIONS, AnnouncedServers, StateFile
 from tasks.registry import promotion_state
 from tasks.tracking import tracked_runs
-from tasks.versioning import integrity
 from winnow.cli import plan, run
 from winnow.errors import ArtifactError, WinnowError
-from winnow.records import read_json, write_json
+from winnow.records import read_json
 from winnow.steps.report import count_reading
 
 DAMAGED = {
@@ -41,11 +41,11 @@ def places(tmp_path: Path) -> ProjectPaths:
     return ProjectPaths(tmp_path)
 
 
-MEMORIES: dict[str, Callable[[ProjectPaths], Any]] = {
-    tracked_runs.CACHE_FILE: tracked_runs.read_runs,
-    promotion_state.STATE_FILE: promotion_state.read_reasons,
+READERS: dict[str, Callable[[ProjectPaths], Any]] = {
+    "tracked.json": tracked_runs.read_runs,
+    "promoted.json": promotion_state.read_reasons,
     "servers.json": announced_servers.read_announcement,
-    "verified.json": integrity._verified,
+    "verified.json": state_files.VERIFIED.read,
     "plan.json": lambda places: plan.compare_with_plan(places, {"pretrain": {}})[0],
     "versions/pretrain.json": run.version_changes,
     "run.step": run_lock._step_of,
@@ -53,37 +53,76 @@ MEMORIES: dict[str, Callable[[ProjectPaths], Any]] = {
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-@pytest.mark.parametrize("name", MEMORIES)
-def test_a_memory_that_is_damaged_is_passed_over(places: ProjectPaths, name: str, content: str) -> None:
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_cache_counts_as_missing(places: ProjectPaths, name: str, content: str) -> None:
     (places.state_dir / name).write_bytes(DAMAGED[content])
-    assert not MEMORIES[name](places)
+    assert not READERS[name](places)
 
 
-@pytest.mark.parametrize("name", MEMORIES)
-def test_a_folder_in_its_place_is_passed_over(places: ProjectPaths, name: str) -> None:
+@pytest.mark.parametrize("name", READERS)
+def test_a_folder_in_its_place_counts_as_missing(places: ProjectPaths, name: str) -> None:
     (places.state_dir / name).mkdir()
-    assert not MEMORIES[name](places)
+    assert not READERS[name](places)
 
 
-def test_what_is_passed_over_is_logged(places: ProjectPaths, caplog: pytest.LogCaptureFixture) -> None:
-    path = places.state_dir / "some.json"
-    assert read_cache(path, dict[str, int], {"b": 1}) == {"b": 1}
+def test_a_damaged_cache_is_logged(places: ProjectPaths, caplog: pytest.LogCaptureFixture) -> None:
+    cache: StateFile[dict[str, int]] = StateFile("some.json", dict[str, int], {"b": 1})
+    assert cache.read(places) == {"b": 1}
     assert not caplog.records
-    path.write_text('{"a": "x"}')
+    cache.path(places).write_text('{"a": "x"}')
     with caplog.at_level(logging.WARNING):
-        assert read_cache(path, dict[str, int], {}) == {}
-    assert f"{path} is damaged (at a: " in caplog.text
-    write_json(path, {"a": 2})
-    assert read_cache(path, dict[str, int], {}) == {"a": 2}
+        assert cache.read(places) == {"b": 1}
+    assert f"{cache.path(places)} is damaged (at a: " in caplog.text
+    cache.write(places, {"a": 2})
+    assert cache.read(places) == {"a": 2}
+
+
+CONTENTS: dict[str, Any] = {
+    "servers.json": AnnouncedServers("http://127.0.0.1:5000", "http://127.0.0.1:4200/api", "1 2"),
+    "times/{}.json": {"step": 1.5, "process": 2.0, "memory_mb": 3.0, "disk_mb": 4.0},
+    "versions/{}.json": {"torch": "2.11"},
+    "plan.json": {
+        "params": "abc",
+        "total_seconds": 1.0,
+        "disk_gb": 0.1,
+        "steps": {"ingest": {"seconds": 1.0, "memory_mb": 2.0, "disk_mb": 3.0}},
+    },
+    "verified.json": {"abc": [1, 2, 3]},
+    "promoted.json": {"address": "a", "model": "b", "select": "c", "champion": None, "reasons": ["d"]},
+    "tracked.json": {"sqlite:///x": {"abc": "run"}},
+    "deployed.json": {"here": ["name"]},
+    "prefect-run.json": "6f1b2c9e-0d54-4c8e-9a83-2f6f8f0c5a11",
+    "search/{}/mlflow.json": {"run": "abc", "trials": [1, 2]},
+    "search/{}/confirmations.json": [3, 4],
+}
+
+
+@pytest.mark.parametrize("file", state_files.STATE_FILES, ids=lambda file: file.name)
+def test_every_state_file_is_read_as_it_was_written(places: ProjectPaths, file: StateFile[Any]) -> None:
+    content = CONTENTS[file.name]
+    assert file.read(places, "key") == file.default
+    file.write(places, content, "key")
+    assert file.read(places, "key") == content
+    raw = json.loads(file.path(places, "key").read_text())
+    assert raw.keys() == {"format", "content"}
+    file.path(places, "key").write_text(json.dumps(raw["content"]))  # as an earlier version wrote it
+    assert file.read(places, "key") == content
+    file.path(places, "key").write_text(json.dumps(raw | {"format": 99}))
+    if file.remedy:
+        with pytest.raises(ArtifactError, match="another version of winnow"):
+            file.read(places, "key")
+    else:
+        assert file.read(places, "key") == file.default
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-def test_what_cannot_be_made_anew_is_named(places: ProjectPaths, content: str) -> None:
-    path = places.state_dir / "confirmations.json"
-    assert read_required(path, list[int], [], "search anew") == []
+def test_a_damaged_file_that_cannot_be_recomputed_is_named_with_the_remedy(places: ProjectPaths, content: str) -> None:
+    path = CONFIRMATIONS.path(places, "default")
+    assert CONFIRMATIONS.read(places, "default") == []
+    path.parent.mkdir(parents=True)
     path.write_bytes(DAMAGED[content])
-    with pytest.raises(ArtifactError, match=r"confirmations\.json is damaged \(at .*; search anew"):
-        read_required(path, list[int], [], "search anew")
+    with pytest.raises(ArtifactError, match=r"confirmations\.json is damaged \(at .*; .*start a new search"):
+        CONFIRMATIONS.read(places, "default")
 
 
 @pytest.mark.parametrize("content", ["empty", "zeros", "cut", "nested", "no text"])

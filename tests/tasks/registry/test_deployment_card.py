@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tasks.registry.deployment_card import split_rule
-from winnow.records import StepRecord
+from tests.records import ingest_details, make_record
 
 SPLIT = {"validation_fraction": 0.2, "test_fraction": 0.15}
 
@@ -13,8 +13,7 @@ SPLIT = {"validation_fraction": 0.2, "test_fraction": 0.15}
 )
 def test_the_card_holds_the_rule_of_thesplit_rule(test_set: str, expected: dict[str, float]) -> None:
     parameters = SPLIT | {"image_size": 32, "group_by": "folder"}
-    details = {"test_set": test_set, "decoder": "c0de"}
-    data = StepRecord(step="ingest", name="ingest", parameters=parameters, inputs={}, metrics={}, details=details)
+    data = make_record("ingest", ingest_details(("a", "b"), test_set=test_set), parameters=parameters)
     assert split_rule(data) == expected | {"group_by": "folder", "decoder": "c0de"}
-    earlier = data.model_copy(update={"parameters": SPLIT, "details": {"test_set": test_set}})
-    assert split_rule(earlier) == expected
+    earlier = data.model_copy(update={"parameters": SPLIT})
+    assert split_rule(earlier) == expected | {"decoder": "c0de"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks.project.paths import ProjectPaths
+from tasks.project.state_files import VERIFIED
 from tasks.versioning import integrity
 from tasks.versioning.dvc_stages import command, environment, parse_outcome, stale_stages, start_stage
 from tests.closure import ROOT
@@ -66,7 +66,7 @@ def damage(path: Path, keep_time: bool = False) -> bytes:
 def test_what_is_right_is_looked_at_once(project: Path) -> None:
     places = ProjectPaths(project)
     assert integrity.find_damaged(places) == []
-    seen = json.loads((places.state_dir / "verified.json").read_text())
+    seen = VERIFIED.read(places)
     assert len(seen) == 4  # two listings, deep/more, and one object for images.npy and its copy
     integrity.check(places)
 

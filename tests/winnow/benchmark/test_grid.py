@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.records import benchmark_row
 from winnow.benchmark.grid import (
     SAMPLES_FOR_P95,
     BenchmarkResult,
@@ -20,8 +21,9 @@ from winnow.benchmark.grid import (
 )
 from winnow.benchmark.timing import visiting_order
 from winnow.config import Benchmark
-from winnow.deploy.runtimes import GPU_RUNTIMES, NEEDED_AGREEMENT, BenchmarkCase, Predict, RuntimeUnavailable
+from winnow.deploy.runtimes import GPU_RUNTIMES, NEEDED_AGREEMENT, Predict, RuntimeUnavailable
 from winnow.hardware import has_fast_bf16
+from winnow.records.benchmark import AbsentCase, BenchmarkCase, BenchmarkRow, BestRows
 from winnow.steps.benchmark import benchmark_warnings
 
 Array = np.ndarray
@@ -78,7 +80,7 @@ def test_cells_are_interleaved_warmed_and_called_with_their_batch_and_threads() 
     spy, before = Spy(), torch.get_num_threads()
     answers = dict.fromkeys(("dense", "pruned", "sparse"), ANSWERS)
     outcome = time_cells(cells, spy, PIXELS, answers, SETTINGS)
-    assert [(row["candidate"], row["batch"], row["threads"]) for row in outcome.rows] == [
+    assert [(row.candidate, row.batch, row.threads) for row in outcome.rows] == [
         (which.candidate, which.batch, which.threads) for which in cells
     ]
     assert all(size == which.batch and threads == which.threads for which, size, threads in spy.calls)
@@ -89,15 +91,15 @@ def test_cells_are_interleaved_warmed_and_called_with_their_batch_and_threads() 
     timed = [which.candidate for which, size, _ in spy.calls if size == 1][3 * 21 :]
     visits = [timed[start] for start in range(0, len(timed), 5)]
     assert [sorted(visits[start : start + 3]) for start in range(0, 18, 3)] == [["dense", "pruned", "sparse"]] * 6
-    assert all(row["samples"] == (24 if row["batch"] == 1 else 18) for row in outcome.rows)
-    assert all(len(row["round_ms"]) == 6 for row in outcome.rows)
+    assert all(row.samples == (24 if row.batch == 1 else 18) for row in outcome.rows)
+    assert all(len(row.round_ms) == 6 for row in outcome.rows)
 
 
 def test_the_comparison_visits_all_cells_of_a_batch_in_the_same_rounds() -> None:
     cells = [cell("dense", batch=batch, threads=threads) for batch in (8, 1) for threads in (2, 1)]
     spy, before = Spy(), torch.get_num_threads()
     rows = compare_cells(cells, spy, PIXELS, SETTINGS)
-    assert [(row["batch"], row["threads"], len(row["round_ms"])) for row in rows] == [
+    assert [(row.batch, row.threads, len(row.round_ms)) for row in rows] == [
         (8, 2, 6),
         (8, 1, 6),
         (1, 2, 6),
@@ -129,12 +131,12 @@ def test_wrong_answers_are_refused_with_the_number() -> None:
     spy = Spy(answer)
     cells = [cell(runtime=runtime, batch=batch) for batch in (1, 8) for runtime in ("ort", "openvino")]
     outcome = time_cells(cells, spy, PIXELS, {"dense": ANSWERS}, SETTINGS)
-    assert [row["runtime"] for row in outcome.rows] == ["ort", "ort"]
-    assert [(row["runtime"], row["batch"], row["needed"], row["images"]) for row in outcome.refused] == [
+    assert [row.runtime for row in outcome.rows] == ["ort", "ort"]
+    assert [(row.runtime, row.batch, row.needed, row.images) for row in outcome.refused] == [
         ("openvino", 1, 0.99, 21),
         ("openvino", 8, 0.99, 21),
     ]
-    assert all(row["agreement"] == pytest.approx(19 / 21) for row in outcome.refused)
+    assert all(row.agreement == pytest.approx(19 / 21) for row in outcome.refused)
     assert sum(which.runtime == "openvino" for which, _, _ in spy.calls) == 21 + 3  # checked, and never timed
 
 
@@ -158,9 +160,9 @@ def test_what_is_not_here_is_listed_once_with_its_reason() -> None:
     cells = [cell(runtime=runtime, batch=batch) for batch in (8, 1) for runtime in ("compile", "ort")]
     outcome = time_cells(cells, Spy(answer), PIXELS, {"dense": ANSWERS}, SETTINGS)
     assert outcome.absent == [
-        {"runtime": "compile", "precision": "f32", "reason": "no compiler: g++ is not on the PATH"}
+        AbsentCase(runtime="compile", precision="f32", reason="no compiler: g++ is not on the PATH")
     ]
-    assert ([row["runtime"] for row in outcome.rows], outcome.refused) == (["ort", "ort"], [])
+    assert ([row.runtime for row in outcome.rows], outcome.refused) == (["ort", "ort"], [])
     nothing = time_cells(cells[:1], Spy(answer), PIXELS, {"dense": ANSWERS}, SETTINGS)
     assert nothing == BenchmarkResult(absent=outcome.absent)
 
@@ -189,22 +191,22 @@ def test_a_row_against_numpy_and_p95_from_200_calls_only(samples: int) -> None:
     seconds = np.random.default_rng(0).gamma(5, 0.001, samples)
     rounds = [part.tolist() for part in np.array_split(seconds, 5)]
     row = summarise_timings(cell(batch=4), rounds)
-    assert row["p50_ms"] == pytest.approx(np.median(seconds) * 1e3)
-    assert row["images_per_s"] == pytest.approx(4 / np.median(seconds))
-    assert row["samples"] == samples
+    assert row.p50_ms == pytest.approx(np.median(seconds) * 1e3)
+    assert row.images_per_s == pytest.approx(4 / np.median(seconds))
+    assert row.samples == samples
     medians = [np.median(part) for part in rounds]
-    assert row["spread"] == pytest.approx((max(medians) - min(medians)) / np.median(seconds))
+    assert row.spread == pytest.approx((max(medians) - min(medians)) / np.median(seconds))
     if samples < SAMPLES_FOR_P95:
-        assert row["p95_ms"] is None
+        assert row.p95_ms is None
     else:
-        assert row["p95_ms"] == pytest.approx(np.percentile(seconds, 95) * 1e3)
-    assert (row["candidate"], row["batch"], row["layout"]) == ("dense", 4, "file")
+        assert row.p95_ms == pytest.approx(np.percentile(seconds, 95) * 1e3)
+    assert (row.candidate, row.batch, row.layout) == ("dense", 4, "file")
 
 
 def test_enough_samples_for_a_p95_as_shipped() -> None:
     settings = Benchmark(large_batch=2, samples=200, rounds=10, warm_up_ms=0)
     outcome = time_cells([cell(), cell(batch=2)], Spy(), PIXELS, {"dense": ANSWERS}, settings)
-    assert [row["p95_ms"] is not None for row in outcome.rows] == [True, False]
+    assert [row.p95_ms is not None for row in outcome.rows] == [True, False]
 
 
 def kinds(cells: list[BenchmarkCase]) -> Iterator[tuple[str, str, str]]:
@@ -239,33 +241,31 @@ def test_the_plan(grid: str, threads: int) -> None:
 
 
 def test_times_of_an_unsteady_machine_are_told_to_be_rough() -> None:
-    def best(*milliseconds: float) -> dict:
-        row = summarise_timings(
-            BenchmarkCase("x", "ort", "f32", "file", 1, 1), [[value / 1e3] * 40 for value in milliseconds]
-        )
-        return {"latency": row, "throughput": {"inner_spread": 0.0}}
+    def latency(*milliseconds: float) -> BenchmarkRow:
+        return summarise_timings(cell("x"), [[value / 1e3] * 40 for value in milliseconds])
 
+    dense = latency(1.0, 1.0, 9.0, 1.05, 0.9)  # one round moves no median
+    assert dense.spread == pytest.approx(8.1)
+    assert dense.inner_spread == pytest.approx(0.05)
+    steady = benchmark_row("x", batch=8)
+    assert steady.inner_spread == 0.0
     bests = {
-        "dense": best(1.0, 1.0, 9.0, 1.05, 0.9),  # one round moves no median
-        "pruned": best(1.0, 1.5, 1.0, 1.5, 1.5),
-        "untimed": {"latency": None, "throughput": None},
+        "dense": BestRows(latency=dense, throughput=steady),
+        "pruned": BestRows(latency=latency(1.0, 1.5, 1.0, 1.5, 1.5), throughput=steady),
+        "untimed": BestRows(latency=None, throughput=None),
     }
-    assert bests["dense"]["latency"]["spread"] == pytest.approx(8.1)
-    assert bests["dense"]["latency"]["inner_spread"] == pytest.approx(0.05)
     (warning,) = benchmark_warnings(BenchmarkResult(), bests)
     assert warning.startswith("times of pruned varied by up to 33% from round to round")
     assert benchmark_warnings(BenchmarkResult(), {"dense": bests["dense"], "untimed": bests["untimed"]}) == ()
-    assert (
-        summarise_timings(BenchmarkCase("x", "ort", "f32", "file", 1, 1), [[1.0], [2.0], [3.0]])["inner_spread"] == 0.0
-    )
+    assert latency(1.0, 2.0, 3.0).inner_spread == 0.0
 
 
 def test_pytorch_that_does_not_compile_is_warned_of() -> None:
     outcome = BenchmarkResult()
     outcome.absent += [
-        {"runtime": "compile", "precision": "f32", "reason": "torch.compile failed: CppCompileError"},
-        {"runtime": "compile-autotune", "precision": "f32", "reason": "torch.compile failed: CppCompileError"},
-        {"runtime": "eager-cuda", "precision": "all", "reason": "no CUDA device"},
+        AbsentCase(runtime="compile", precision="f32", reason="torch.compile failed: CppCompileError"),
+        AbsentCase(runtime="compile-autotune", precision="f32", reason="torch.compile failed: CppCompileError"),
+        AbsentCase(runtime="eager-cuda", precision="all", reason="no CUDA device"),
     ]
     (warning,) = benchmark_warnings(outcome, {})
     assert warning.startswith(

@@ -10,8 +10,8 @@ import pytest
 
 from winnow.benchmark.int8_coverage import measure_int8_coverage
 from winnow.deploy.onnx_export import float_layers, inspect_onnx, macs_by_node
-from winnow.deploy.runtimes import BenchmarkCase, Runtime
 from winnow.errors import ArtifactError
+from winnow.records.benchmark import BenchmarkCase, Runtime
 
 
 def cell(runtime: Runtime) -> BenchmarkCase:
@@ -23,10 +23,10 @@ def test_an_int8_file_runs_in_int8_and_a_float_one_does_not(
     runtime: Runtime, tiny_candidate: Callable[[str], Path], tiny_dense: Path
 ) -> None:
     coverage = measure_int8_coverage(tiny_candidate("dense-int8"), cell(runtime))
-    assert coverage["int8_share"] > 0.99
-    assert (coverage["candidate"], coverage["runtime"]) == ("some", runtime)
-    assert sum(coverage["kernels"].values()) == pytest.approx(1, abs=1e-6)
-    assert measure_int8_coverage(tiny_dense, cell(runtime))["int8_share"] == 0
+    assert coverage.int8_share > 0.99
+    assert (coverage.candidate, coverage.runtime) == ("some", runtime)
+    assert sum(coverage.kernels.values()) == pytest.approx(1, abs=1e-6)
+    assert measure_int8_coverage(tiny_dense, cell(runtime)).int8_share == 0
 
 
 @pytest.mark.parametrize("runtime", ["ort", "openvino"])
@@ -47,7 +47,7 @@ def test_a_layer_that_went_back_to_float_is_told(
     assert inspect_onnx(path).int8_macs == inspect_onnx(path).macs
     coverage = measure_int8_coverage(tmp_path / "some", cell(runtime))
     without = 1 - macs[widest] / sum(macs.values())
-    assert without - 0.1 < coverage["int8_share"] <= without + 0.001  # a neighbour may lose its fused pair with it
+    assert without - 0.1 < coverage.int8_share <= without + 0.001  # a neighbour may lose its fused pair with it
 
 
 def test_macs_of_nodes_add_up(tiny_dense: Path, tiny_candidate: Callable[[str], Path]) -> None:

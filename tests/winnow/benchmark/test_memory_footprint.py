@@ -12,8 +12,8 @@ import pytest
 import winnow.benchmark.memory_footprint
 from tests.winnow.deploy.test_runtimes import make_candidate
 from winnow.benchmark.memory_footprint import measure_footprint, peak_mb
-from winnow.deploy.runtimes import BenchmarkCase, Precision, Runtime
 from winnow.errors import ArtifactError
+from winnow.records.benchmark import BenchmarkCase, Precision, Runtime
 
 SIDE = 16
 
@@ -53,22 +53,24 @@ def test_the_peak_sees_what_was_given_back() -> None:
 def test_figures_are_those_of_a_fresh_process_and_its_runtime(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     block = np.ones(600_000_000 // 8)  # this process is large, its child must not look so
     ort = measure_footprint(served, cell("ort"), SIDE)
-    assert (ort["candidate"], ort["runtime"], ort["precision"]) == ("dense", "ort", "f32")
-    assert set(ort) == {"candidate", "runtime", "precision", "import_ms", "load_ms", "first_call_ms", "peak_mb"}
-    assert all(ort[name] > 0 for name in ("import_ms", "load_ms", "first_call_ms"))
-    assert 20 < ort["peak_mb"] < 300 < len(block) * 8 / 1e6 < peak_mb()
+    assert (ort.candidate, ort.runtime, ort.precision) == ("dense", "ort", "f32")
+    assert set(ort.model_dump()) == {
+        *("candidate", "runtime", "precision", "import_ms", "load_ms", "first_call_ms", "peak_mb")
+    }
+    assert min(ort.import_ms, ort.load_ms, ort.first_call_ms) > 0
+    assert 20 < ort.peak_mb < 300 < len(block) * 8 / 1e6 < peak_mb()
     # A path may be relative; and memory is much the same each time.
     monkeypatch.chdir(served.parent)
     again = measure_footprint(Path(served.name), cell("ort"), SIDE)
-    assert again["peak_mb"] == pytest.approx(ort["peak_mb"], rel=0.1)
+    assert again.peak_mb == pytest.approx(ort.peak_mb, rel=0.1)
     eager = measure_footprint(served, cell("eager"), SIDE)
-    assert eager["peak_mb"] > 1.3 * ort["peak_mb"]  # all of torch is in it
+    assert eager.peak_mb > 1.3 * ort.peak_mb  # all of torch is in it
 
 
 def test_openvino_too(served: Path) -> None:
     measurements = measure_footprint(served, cell("openvino", "int8"), SIDE)
-    assert (measurements["runtime"], measurements["precision"]) == ("openvino", "int8")
-    assert measurements["peak_mb"] > 20
+    assert (measurements.runtime, measurements.precision) == ("openvino", "int8")
+    assert measurements.peak_mb > 20
 
 
 def test_a_file_that_cannot_be_served_gives_the_childs_last_words(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.records import benchmark_row
 from winnow.benchmark import peak_throughput as module
 from winnow.benchmark.peak_throughput import (
     CALLS,
@@ -25,6 +26,7 @@ from winnow.benchmark.peak_throughput import (
     shares_of_peak,
 )
 from winnow.hardware import cpu_flags, has_fast_bf16, int8_sums_saturate
+from winnow.records.benchmark import BestRows, PeakShares, Precision
 
 PRECISIONS = {"f32", "int8"} | ({"bf16"} if has_fast_bf16() else set())
 
@@ -99,13 +101,14 @@ def test_the_fastest_library_of_all_visits_is_the_peak(monkeypatch: pytest.Monke
 
 
 def test_a_file_has_a_share_of_the_peak_in_the_precision_that_it_runs_in() -> None:
-    rows = {
-        "latency": {"images_per_s": 1e3, "precision": "f32"},
-        "throughput": {"images_per_s": 2e4, "precision": "bf16"},
-        "elsewhere": {"images_per_s": 1.0, "precision": "int8"},
-        "untimed": None,
-    }
-    assert shares_of_peak(rows, 1e6, {"f32": 1e10, "bf16": 4e10}) == {"latency": 0.1, "throughput": 0.5}
+    in_f32 = benchmark_row(precision="f32", images_per_s=1e3)
+    in_bf16 = benchmark_row(precision="bf16", images_per_s=2e4)
+    in_int8 = benchmark_row(precision="int8", images_per_s=1.0)
+    peaks: dict[Precision, float] = {"f32": 1e10, "bf16": 4e10}
+    shares = shares_of_peak(BestRows(latency=in_f32, throughput=in_bf16), 1e6, peaks)
+    assert shares == PeakShares(latency=0.1, throughput=0.5)
+    assert shares_of_peak(BestRows(latency=in_int8, throughput=None), 1e6, peaks) == PeakShares()
+    assert PeakShares().model_dump() == {}  # a share that is missing is left out of the record
 
 
 def test_the_best_of_two_times_is_taken_by_precision() -> None:

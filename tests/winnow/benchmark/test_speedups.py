@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.records import benchmark_row
 from winnow.benchmark.measurement_error import largest_errors, measurement_errors
 from winnow.benchmark.speedups import (
     attribute_speedup,
@@ -19,17 +20,13 @@ from winnow.benchmark.speedups import (
     speedup,
     speedups,
 )
-from winnow.deploy.runtimes import BenchmarkCase
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import Ratio
+from winnow.records.benchmark import BenchmarkRow, Precision, ProcessFootprint, Runtime
 
-Row = dict[str, Any]
 
-
-def row(candidate: str, runtime: str, precision: str, p50_ms: float, **fields: Any) -> Row:
-    values = {"batch": 1, "threads": 2, "layout": "file", "p95_ms": None, **fields}
-    base = {"candidate": candidate, "runtime": runtime, "precision": precision, "p50_ms": p50_ms}
-    return {**base, **values, "images_per_s": values["batch"] / p50_ms * 1e3}
+def row(candidate: str, runtime: Runtime, precision: Precision, p50_ms: float, **fields: Any) -> BenchmarkRow:
+    return benchmark_row(candidate, runtime, precision, p50_ms=p50_ms, **{"threads": 2, **fields})
 
 
 ROWS = [
@@ -53,11 +50,11 @@ ROWS = [
 ]
 
 
-def values(rows: list[Row], name: str, batch: int) -> dict[str, float]:
+def values(rows: list[BenchmarkRow], name: str, batch: int) -> dict[str, float]:
     return {kind: ratio.value for kind, ratio in speedups(rows, name, batch).items()}
 
 
-def timed(candidate: str, runtime: str, round_ms: list[float], **fields: Any) -> Row:
+def timed(candidate: str, runtime: Runtime, round_ms: list[float], **fields: Any) -> BenchmarkRow:
     return row(candidate, runtime, "f32", sorted(round_ms)[len(round_ms) // 2], round_ms=round_ms, **fields)
 
 
@@ -79,8 +76,8 @@ def test_a_speedup_has_the_interval_of_its_rounds_and_of_the_measurement_error()
 def test_without_common_rounds_nothing_is_shown() -> None:
     dense, own = timed("dense", "ort", [2.0] * 7), timed("pruned", "ort", [1.0] * 6)
     assert speedup(dense, own) == Ratio(2.0, 0.0, math.inf)
-    assert speedup(ROWS[0], ROWS[-1] | {"candidate": "x"}).high == math.inf
-    screened = timed("pruned", "ort", [1.0] * 7) | {"screened": True}
+    assert speedup(ROWS[0], ROWS[-1].model_copy(update={"candidate": "x"})).high == math.inf
+    screened = timed("pruned", "ort", [1.0] * 7, screened=True)
     assert speedup(dense, screened).low == 0.0
     assert speedup(dense, dense) == Ratio(1.0, 1.0, 1.0)
 
@@ -108,16 +105,13 @@ def test_what_counts_is_compared_and_the_rest_only_screened() -> None:
         ("dense", "ort", "f32", 2),  # what the attribution goes through
         ("dense", "openvino", "f32", 1),
     }
-    in_order = [
-        cell for fields in ROWS for cell in chosen if cell == BenchmarkCase(**{k: fields[k] for k in cell.__dict__})
-    ]
-    assert chosen == in_order
+    assert chosen == [row.case for row in ROWS if row.case in chosen]  # in the order of the rows
     lucky = row("pruned", "openvino", "f32", 0.1, threads=1)
     compared = row("pruned", "ort", "f32", 2.4)
     rows = merge_compared([*ROWS, lucky], [compared])
     assert best_row(rows, "pruned", 1) == compared  # a lucky screening decides nothing
-    assert sum("screened" in row for row in rows) == len(ROWS)
-    assert fastest_row(rows, lambda row: row["candidate"] == "pruned-int8" and row["batch"] == 1) is not None
+    assert sum(row.screened for row in rows) == len(ROWS)
+    assert fastest_row(rows, lambda row: row.candidate == "pruned-int8" and row.batch == 1) is not None
 
 
 def test_identical_graphs_tell_the_measurement_error() -> None:
@@ -126,27 +120,25 @@ def test_identical_graphs_tell_the_measurement_error() -> None:
         row("dense-kd", "ort", "f32", 2.2),
         row("dense-kd", "openvino", "f32", 9.0),  # dense was not timed there
         row("dense", "ort", "f32", 2.0, threads=1),
-        row("dense-kd", "ort", "f32", 4.0, threads=1) | {"screened": True},
+        row("dense-kd", "ort", "f32", 4.0, threads=1, screened=True),
         row("dense", "ort", "f32", 8.0, batch=64),
         row("dense-kd", "ort", "f32", 4.0, batch=64),
     ]
     errors, of_batch = measurement_errors(rows, [("dense", "dense-kd")])
-    assert errors["error"] == pytest.approx(0.1)
-    assert (errors["candidates"], errors["runtime"], errors["threads"]) == (["dense", "dense-kd"], "ort", 2)
-    assert (of_batch["batch"], of_batch["error"]) == (64, pytest.approx(1.0))
+    assert errors.error == pytest.approx(0.1)
+    assert (errors.candidates, errors.runtime, errors.threads) == (("dense", "dense-kd"), "ort", 2)
+    assert (of_batch.batch, of_batch.error) == (64, pytest.approx(1.0))
     assert largest_errors([errors, of_batch]) == pytest.approx({1: 0.1, 64: 1.0})
     assert largest_errors(measurement_errors(rows, [])) == {}
 
 
 def test_baselines_take_the_better_layout_and_number_of_threads() -> None:
     by_kind = baseline_rows(ROWS, 1)
-    assert {kind: row["p50_ms"] for kind, row in by_kind.items()} == {"eager": 10.0, "pytorch": 6.0, "float": 3.0}
-    assert by_kind["eager"]["layout"] == "channels_last"
-    assert (
-        by_kind["eager"]["threads"] == 1
-    )  # files are searched over threads too: a baseline must not be easier to beat
-    turned = [row | {"p50_ms": 8.0} if row["layout"] == "contiguous" else row for row in ROWS]
-    assert baseline_rows(turned, 1)["eager"]["layout"] == "contiguous"
+    assert {kind: row.p50_ms for kind, row in by_kind} == {"eager": 10.0, "pytorch": 6.0, "float": 3.0}
+    assert by_kind.eager.layout == "channels_last"
+    assert by_kind.eager.threads == 1  # files are searched over threads too: a baseline must not be easier to beat
+    turned = [row.model_copy(update={"p50_ms": 8.0}) if row.layout == "contiguous" else row for row in ROWS]
+    assert baseline_rows(turned, 1).eager.layout == "contiguous"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +152,8 @@ def test_baselines_take_the_better_layout_and_number_of_threads() -> None:
 )
 def test_speedups_are_ratios_of_medians(name: str, expected: dict[str, float]) -> None:
     assert values(ROWS, name, 1) == pytest.approx(expected)
-    doubled = [row | {"p50_ms": row["p50_ms"] * 2} for row in ROWS]  # a machine half as fast changes nothing
+    # A machine half as fast changes nothing.
+    doubled = [row.model_copy(update={"p50_ms": row.p50_ms * 2}) for row in ROWS]
     assert values(doubled, name, 1) == pytest.approx(expected)
 
 
@@ -168,7 +161,7 @@ def test_the_batch_is_kept_apart_and_the_gpu_out() -> None:
     assert values(ROWS, "pruned-int8", 64) == pytest.approx({"eager": 10.0, "pytorch": 10.0, "float": 5.0})
     assert best_row(ROWS, "dense", 1) == ROWS[6]
     assert best_row(ROWS, "pruned", 64) is None
-    assert fastest_row(ROWS, lambda row: row["runtime"] == "eager-cuda") is None
+    assert fastest_row(ROWS, lambda row: row.runtime == "eager-cuda") is None
 
 
 @pytest.mark.parametrize(
@@ -182,23 +175,23 @@ def test_the_batch_is_kept_apart_and_the_gpu_out() -> None:
 def test_factors_multiply_to_the_total(name: str, ancestor: str, steps: list[float]) -> None:
     factors = attribute_speedup(ROWS, name, ancestor, 1)
     assert factors is not None
-    assert factors["ms"] == steps
-    assert math.prod(factors[part] for part in ("runtime", "structure", "precision")) == pytest.approx(factors["total"])
-    assert factors["total"] == pytest.approx(speedups(ROWS, name, 1)["eager"].value)
+    assert factors.ms == steps
+    assert factors.runtime * factors.structure * factors.precision == pytest.approx(factors.total)
+    assert factors.total == pytest.approx(speedups(ROWS, name, 1)["eager"].value)
     own = best_row(ROWS, name, 1)
     assert own is not None
-    assert (factors["on"], factors["threads"], factors["ends_in"]) == (own["runtime"], own["threads"], own["precision"])
+    assert (factors.on, factors.threads, factors.ends_in) == (own.runtime, own.threads, own.precision)
 
 
 def test_no_attribution_where_a_row_is_missing() -> None:
     assert attribute_speedup(ROWS, "unknown", "dense", 1) is None
     assert attribute_speedup(ROWS, "pruned-int8", "pruned", 64) is None
-    without = [row for row in ROWS if (row["candidate"], row["runtime"]) != ("dense", "ort")]
+    without = [row for row in ROWS if (row.candidate, row.runtime) != ("dense", "ort")]
     assert attribute_speedup(without, "pruned-int8", "pruned", 1) is None
 
 
 def test_without_dense_in_eager_there_is_no_figure() -> None:
-    rows = [row for row in ROWS if row["runtime"] != "eager"]
+    rows = [row for row in ROWS if row.runtime != "eager"]
     with pytest.raises(ArtifactError, match=r"dense could not be timed in PyTorch eager f32 at batch 1.*delete"):
         speedups(rows, "pruned", 1)
     with pytest.raises(ArtifactError, match="batch 7"):
@@ -206,11 +199,19 @@ def test_without_dense_in_eager_there_is_no_figure() -> None:
 
 
 def test_flat_figures() -> None:
-    process = {"candidate": "pruned-int8", "runtime": "ort", "precision": "int8"}
+    process = ProcessFootprint(
+        candidate="pruned-int8",
+        runtime="ort",
+        precision="int8",
+        import_ms=100.0,
+        load_ms=8.0,
+        first_call_ms=2.0,
+        peak_mb=90.0,
+    )
     processes = [
-        {**process, "peak_mb": 90.0, "load_ms": 8.0, "first_call_ms": 2.0},
-        {**process, "precision": "bf16", "peak_mb": 1.0, "load_ms": 1.0, "first_call_ms": 1.0},
-        {**process, "candidate": "dense", "peak_mb": 2.0, "load_ms": 2.0, "first_call_ms": 2.0},
+        process,
+        process.model_copy(update={"precision": "bf16", "peak_mb": 1.0, "load_ms": 1.0, "first_call_ms": 1.0}),
+        process.model_copy(update={"candidate": "dense", "peak_mb": 2.0, "load_ms": 2.0, "first_call_ms": 2.0}),
     ]
     assert candidate_metrics(ROWS, processes, "pruned-int8", 64) == pytest.approx(
         {

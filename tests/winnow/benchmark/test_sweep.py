@@ -33,15 +33,15 @@ def test_every_combination_that_answers_rightly_is_timed(
     tiny_candidate: Callable[[str], Path], tiny_set: ImageSet
 ) -> None:
     outcome = sweep("dense", tiny_candidate("dense"), "f32", tiny_set, (1, 4), SETTINGS)
-    timed = {(row["runtime"], row["batch"], row["threads"]) for row in outcome.rows if row["precision"] == "f32"}
+    timed = {(row.runtime, row.batch, row.threads) for row in outcome.rows if row.precision == "f32"}
     counts = thread_counts(cores())
     whole = {(runtime, batch, count) for runtime in ("ort", "openvino") for batch in (1, 4) for count in counts}
     assert timed == whole | {("openvino-throughput", 4, count) for count in counts if math.gcd(4, count) > 1}
     shortest, most = best_sweep_row(outcome.rows, "latency"), best_sweep_row(outcome.rows, "throughput")
     assert shortest is not None
     assert most is not None
-    assert shortest["p50_ms"] == min(row["p50_ms"] for row in outcome.rows)
-    assert most["images_per_s"] == max(row["images_per_s"] for row in outcome.rows)
+    assert shortest.p50_ms == min(row.p50_ms for row in outcome.rows)
+    assert most.images_per_s == max(row.images_per_s for row in outcome.rows)
     assert best_sweep_row([], "latency") is None
 
 

@@ -24,6 +24,7 @@ from winnow.deploy.bundle import select_check_pixels, write_host_check
 from winnow.errors import ArtifactError, DataError
 from winnow.hardware import int8_sums_saturate
 from winnow.records import sha256_of, this_machine
+from winnow.records.benchmark import BestRows
 from winnow.selection.caveats import describe_overflow, overflowing_candidates
 
 SETTINGS = Benchmark(large_batch=8, samples=20, rounds=6, warm_up_ms=0)
@@ -106,15 +107,15 @@ def test_the_check_images_are_of_the_validation_split(tiny_set: ImageSet) -> Non
 def test_speeds_are_of_the_present_files_alone(exported: Path, host: TargetMeasurements) -> None:
     digests = {name: sha256_of(exported / "check" / f"{name}.onnx") for name in NAMES}
     speeds = speeds_on_target(host, digests | {"newer": "0" * 64}, 8)
-    assert speeds["best"]["newer"] == {"latency": None, "throughput": None}
-    assert speeds["candidates"]["newer"] == {}
-    assert speeds["candidates"]["dense"]["speedup/float_b1"] == 1.0
-    own = speeds["candidates"]["dense-int8"]
+    assert speeds.best["newer"] == BestRows(latency=None, throughput=None)
+    assert speeds.candidates["newer"] == {}
+    assert speeds.candidates["dense"]["speedup/float_b1"] == 1.0
+    own = speeds.candidates["dense-int8"]
     rows = [row for row in host.rows if row.batch == 1 and not row.screened]  # a lucky screening decides nothing
     fastest = {name: min(row.p50_ms for row in rows if row.candidate == name) for name in NAMES}
     assert own["best/latency_ms"] == fastest["dense-int8"]
     assert own["speedup/float_b1"] == pytest.approx(fastest["dense"] / fastest["dense-int8"])
-    alone = speeds_on_target(host, digests | {"dense": "1" * 64}, 8)["candidates"]
+    alone = speeds_on_target(host, digests | {"dense": "1" * 64}, 8).candidates
     assert alone["dense"] == {}
     assert "speedup/float_b1" not in alone["dense-int8"]
     assert alone["dense-int8"]["best/latency_ms"] == own["best/latency_ms"]

@@ -12,8 +12,8 @@ from tests.closure import ROOT
 CODE = """
 import os, signal, time
 signal.signal(signal.SIGHUP, signal.{hangup})
-from winnow.cli import main
-main._handle_signals()
+from winnow.cli.project import handle_signals
+handle_signals()
 try:
     os.kill(os.getpid(), signal.{sent})
     time.sleep(0.2)

@@ -13,6 +13,7 @@ import yaml
 from tasks.forecast.data_counts import Counts, Forecast, count_images, expected_counts
 from tasks.forecast.step_costs import StepForecaster, main
 from tasks.project.paths import ProjectPaths
+from tasks.project.state_files import PLAN
 from tests.closure import ROOT
 from tests.conftest import CLASSES, tiny_params, write_folder
 from winnow.benchmark import grid
@@ -20,7 +21,7 @@ from winnow.cli import plan
 from winnow.config import Config, check_config
 from winnow.errors import WinnowError
 from winnow.hardware import cores
-from winnow.records import sha256_of, write_json
+from winnow.records import sha256_of
 from winnow.steps.ingest import ingest
 
 COUNTS = Counts(train=220, validation=60, test=40, budget=60, choosing=60, classes=3)
@@ -182,7 +183,9 @@ def test_the_plan_is_shown_beside_the_truth_of_the_same_parameters(tmp_path: Pat
     (tmp_path / "params.yaml").write_text("a: 1\n")
     forecast = Forecast("pretrain", 90.0, 1000.0, 100.0, "")
     steps = {row.step: asdict(row) for row in (forecast, replace(forecast, step="select"))}
-    write_json(places.state_dir / "plan.json", {"params": sha256_of(tmp_path / "params.yaml"), "steps": steps})
+    PLAN.write(
+        places, {"params": sha256_of(tmp_path / "params.yaml"), "total_seconds": 1.0, "disk_gb": 0.0, "steps": steps}
+    )
     true = {"pretrain": {"seconds": 100.0, "memory_mb": 800.0, "disk_mb": 100.0}}
     planned, told = plan.compare_with_plan(places, true)
     assert set(planned) == {"pretrain"}

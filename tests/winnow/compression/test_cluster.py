@@ -61,7 +61,7 @@ def test_method_keeps_the_ties_and_learns_the_values(tiny_inputs: MethodInputs, 
     details = cluster(settings(), tiny_inputs, tmp_path)
     tied, _ = load_model(tmp_path)
     dense, _ = load_model(tiny_inputs.parent)
-    assert values(tied) == details["values"]
+    assert values(tied) == details.values
     assert set(values(tied).values()) == {8}
     start = dense.blocks[1].conv1.weight.detach().clone()
     share_values(start, 8, 0)

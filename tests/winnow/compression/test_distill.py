@@ -116,8 +116,8 @@ def test_student_learns_to_answer_as_dense(tiny_inputs: MethodInputs, tmp_path: 
     config = settings({"epochs": 8, "teacher_weight": 1.0}, student="resnet8", width=0.5)
     (tmp_path / "student").mkdir()
     details = distill(config, dataclasses.replace(tiny_inputs, dense=wrong), tmp_path / "student")
-    assert details["teacher"] == "dense"
-    assert len(details["curves"]) == 8
+    assert details.teacher == "dense"
+    assert len(details.curves) == 8
     images = tiny_inputs.images
     indices = images.indices(VALIDATION)
     answers = predict_file(tmp_path / "student" / "model.onnx", images.images_NHWC, indices)

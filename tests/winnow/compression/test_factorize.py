@@ -48,10 +48,10 @@ def test_more_is_taken_from_layers_of_few_directions(tiny_dense: Path) -> None:
 def test_method_leaves_a_candidate(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = factorize(settings(), tiny_inputs, tmp_path)
     loaded, architecture = load_model(tmp_path)
-    assert architecture.ranks == details["ranks"]
-    assert details["macs_after"] == count_macs(loaded, architecture) == inspect_onnx(tmp_path / "model.onnx").macs
-    assert details["macs_after"] <= 0.6 * details["macs_before"]
-    assert [row["epoch"] for row in details["curves"]] == [1]
+    assert architecture.ranks == details.ranks
+    assert details.macs_after == count_macs(loaded, architecture) == inspect_onnx(tmp_path / "model.onnx").macs
+    assert details.macs_after <= 0.6 * details.macs_before
+    assert [row["epoch"] for row in details.curves] == [1]
 
 
 def test_too_much_is_refused(tiny_dense: Path) -> None:

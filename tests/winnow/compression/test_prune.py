@@ -28,18 +28,18 @@ def settings(**changes: Any) -> Prune:
 def test_method_leaves_a_candidate(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = prune(settings(), tiny_inputs, tmp_path)
     loaded, _ = load_model(tmp_path)
-    assert details["parameters_after"] == count_parameters(loaded) < details["parameters_before"]
-    assert [row["epoch"] for row in details["curves"]] == [1]
+    assert details.parameters_after == count_parameters(loaded) < details.parameters_before
+    assert [row["epoch"] for row in details.curves] == [1]
     assert {path.name for path in tmp_path.iterdir()} >= {"model.onnx", "weights.safetensors", "architecture.json"}
 
 
 @pytest.mark.parametrize("what", ["parameters", "macs"])
 def test_an_amount_is_reached(tiny_inputs: MethodInputs, tmp_path: Path, what: str) -> None:
     details = prune(settings(remove={what: 0.5}), tiny_inputs, tmp_path)
-    assert 0.4 < details[f"{what}_after"] / details[f"{what}_before"] <= 0.5
-    (row,) = details["cuts"]
-    assert row["goal"] == what
-    assert {"share", "reached", "round_to"} <= set(row["tried"][0])
+    assert 0.4 < getattr(details, f"{what}_after") / getattr(details, f"{what}_before") <= 0.5
+    (row,) = details.cuts
+    assert row.goal == what
+    assert set(row.tried[0].model_dump()) == {"share", "reached", "round_to"}
 
 
 def test_what_is_reached_already_is_told(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
@@ -55,10 +55,11 @@ def test_what_is_reached_already_is_told(tiny_inputs: MethodInputs, tmp_path: Pa
 def test_a_latency_is_reached(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     latency = {"share": 0.3, "runtime": "ort", "precision": "f32", "batch": 64}
     details = prune(settings(remove={"latency": latency}), tiny_inputs, tmp_path)
-    (row,) = details["cuts"]
-    taken = [trial for trial in row["tried"] if (trial["share"], trial["round_to"]) == (row["share"], row["round_to"])]
-    assert taken[-1]["reached"] <= row["limit"]
-    assert details["macs_after"] < details["macs_before"]
+    (row,) = details.cuts
+    taken = [trial for trial in row.tried if (trial.share, trial.round_to) == (row.share, row.round_to)]
+    assert taken[-1].confirmed is not None  # the second timing decides
+    assert taken[-1].confirmed <= row.limit
+    assert details.macs_after < details.macs_before
 
 
 def test_rounds_end_where_one_cut_ends(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
@@ -67,10 +68,10 @@ def test_rounds_end_where_one_cut_ends(tiny_inputs: MethodInputs, tmp_path: Path
         folder.mkdir()
         inputs = dataclasses.replace(tiny_inputs, scratch=tmp_path / f"scratch-{rounds}")
         details = prune(settings(remove={"macs": 0.6}, rounds=rounds), inputs, folder)
-        left.append(details["macs_after"] / details["macs_before"])
-        assert len(details["cuts"]) == rounds
-        assert list(details["curves_before"]) == [f"round {number}" for number in range(1, rounds)]
-        shares = [row["parameters"] for row in details["cuts"]]
+        left.append(details.macs_after / details.macs_before)
+        assert len(details.cuts) == rounds
+        assert list(details.curves_before) == [f"round {number}" for number in range(1, rounds)]
+        shares = [row.parameters for row in details.cuts]
         assert shares == sorted(set(shares), reverse=True)
     assert left[0] == pytest.approx(left[1], abs=0.08)
     x = torch.rand(2, 3, 16, 16)
@@ -79,7 +80,7 @@ def test_rounds_end_where_one_cut_ends(tiny_inputs: MethodInputs, tmp_path: Path
 
 def test_shares_of_channels_lie_on_a_line(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = prune(settings(remove={"channels": 0.5}, rounds=2, round_to=1), tiny_inputs, tmp_path)
-    assert [row["share"] for row in details["cuts"]] == pytest.approx([0.25, 1 - 0.5 / 0.75], abs=0.01)
+    assert [row.share for row in details.cuts] == pytest.approx([0.25, 1 - 0.5 / 0.75], abs=0.01)
 
 
 def test_rounding_does_not_add_up_over_rounds(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
@@ -89,9 +90,9 @@ def test_rounding_does_not_add_up_over_rounds(tiny_inputs: MethodInputs, tmp_pat
         folder.mkdir()
         inputs = dataclasses.replace(tiny_inputs, scratch=tmp_path / f"scratch-{rounds}")
         details = prune(settings(remove={"channels": 0.3}, rounds=rounds, round_to=8), inputs, folder)
-        before = details["cuts"][0]["before"]
+        before = details.cuts[0].before
         gone[rounds] = 1 - count_prunable_channels(*load_model(folder)) / before
-        assert len(details["cuts"]) == rounds
+        assert len(details.cuts) == rounds
     assert 0.3 <= gone[1] <= 0.36
     assert gone[5] <= 0.36
 
@@ -115,7 +116,7 @@ def test_a_stopped_pruning_goes_on_with_the_cuts_it_made(tiny_inputs: MethodInpu
         left.unlink()
     # Another aim now: what was cut stays cut.
     second = prune(config.model_copy(update={"importance": "random"}), tiny_inputs, again)
-    assert second["cuts"] == first["cuts"]
+    assert second.cuts == first.cuts
     assert (again / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 
 

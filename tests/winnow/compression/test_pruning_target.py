@@ -65,7 +65,7 @@ def test_of_the_roundings_the_one_that_keeps_most(dense: tuple[nn.Module, Archit
     budget = Budget("time", count_macs(model, architecture) * 0.6, clock)
     plan = plan_pruning(model, architecture, budget, cut(model), (8, 16))
     assert plan.cut.round_to == 16
-    assert {row["round_to"] for row in plan.tried} == {8, 16}
+    assert {trial.round_to for trial in plan.tried} == {8, 16}
 
 
 def test_a_lucky_measurement_is_timed_again_and_more_goes(dense: tuple[nn.Module, Architecture]) -> None:
@@ -79,7 +79,7 @@ def test_a_lucky_measurement_is_timed_again_and_more_goes(dense: tuple[nn.Module
     plan = plan_pruning(model, architecture, budget, cut(model), (8,))
     exact = plan_pruning(model, architecture, Budget("time", whole * 0.6, count_macs), cut(model), (8,))
     assert plan.cut == exact.cut
-    confirmed = [row["confirmed"] for row in plan.tried if "confirmed" in row]
+    confirmed = [trial.confirmed for trial in plan.tried if trial.confirmed is not None]
     assert confirmed[-1] <= whole * 0.6 < min(confirmed[:-1])
     assert len(confirmed) == len(set(confirmed))  # a share that leaves the same network is not timed twice
     never = Budget("time", whole * 0.6, lucky, confirm=lambda *_: whole)

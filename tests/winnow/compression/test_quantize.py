@@ -23,11 +23,13 @@ from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import selection_half
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.onnx_export import export_onnx, float_layers, inspect_onnx
-from winnow.deploy.runtimes import NEEDED_AGREEMENT, BenchmarkCase, open_case, openvino_core
+from winnow.deploy.runtimes import NEEDED_AGREEMENT, open_case, openvino_core
 from winnow.errors import ArtifactError
 from winnow.evaluation.metrics import agreement
 from winnow.models.backbones import Architecture, build_model
 from winnow.records import sha256_of
+from winnow.records.benchmark import BenchmarkCase
+from winnow.records.candidate import QuantizeResult, RungConfirmation
 
 
 def settings(**changes: Any) -> Quantize:
@@ -108,7 +110,7 @@ def test_same_images_same_bytes_whatever_the_labels_and_other_splits(tiny_inputs
         folder = tmp_path / str(index)
         folder.mkdir()
         inputs = dataclasses.replace(tiny_inputs, images=given, labels_N=given.labels_N, budget=given.indices(TEST))
-        assert quantize(settings(), inputs, folder) == {"calibration_images": 24}
+        assert quantize(settings(), inputs, folder) == QuantizeResult(calibration_images=24)
         results.append(sha256_of(folder / "model.onnx"))
     assert results[0] == results[1] == results[2] != results[3]
 
@@ -137,7 +139,7 @@ def test_symmetric_preset_has_zero_in_the_middle(tiny_inputs: MethodInputs, tmp_
 def test_dynamic_is_smaller_and_measures_at_run_time(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     before = sorted(path.name for path in tiny_inputs.parent.iterdir())
     details = quantize(settings(scheme="dynamic"), tiny_inputs, tmp_path)
-    assert details == {"calibration_images": 0}
+    assert details == QuantizeResult(calibration_images=0)
     operators = collections.Counter(node.op_type for node in graph_of(tmp_path)[0].node)
     assert (operators["ConvInteger"], operators["MatMulInteger"], operators["Conv"]) == (9, 1, 0)
     assert operators["DynamicQuantizeLinear"] > 0
@@ -173,8 +175,8 @@ RECOVERY = {"epochs": 1, "min_steps": 1, "batch_size": 32, "optimiser": {"learni
 
 def test_a_ladder_stops_at_the_first_rung_that_is_good_enough(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = quantize(settings(scheme="ladder", max_drop_points=50.0), tiny_inputs, tmp_path)
-    assert [row["rung"] for row in details["rungs"]] == ["static"]
-    assert details["chosen"] == "static"
+    assert [row.rung for row in details.rungs] == ["static"]
+    assert details.chosen == "static"
     plain = tmp_path / "plain"
     plain.mkdir()
     quantize(settings(), tiny_inputs, plain)
@@ -203,16 +205,17 @@ def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays_if_other_images_
     out.mkdir()
     details = quantize(settings(scheme="ladder", recovery=RECOVERY), tiny_inputs, out)
     names = ["static", "min-max", "histogram", "percentile", "full bias correction", "worst layers in float", "trained"]
-    assert [row["rung"] for row in details["rungs"]] == names
-    possible = [
-        row for row in details["rungs"] if "points_lost" in row
-    ]  # full bias correction is not, for some networks
-    best = min(possible, key=lambda row: row["points_lost"])["rung"]
+    assert [row.rung for row in details.rungs] == names
+    # Full bias correction is not possible for some networks.
+    possible = {row.rung: row.points_lost for row in details.rungs if row.points_lost is not None}
+    best = min(possible, key=lambda rung: possible[rung])
     assert len(possible) >= 5
-    assert details["chosen"] == (best if stays else "static")
-    figures = dict(zip(("points_lost", "static_points_lost"), on_the_other_half, strict=True))
-    assert details["confirmation"] == {"rung": best, **figures, "confirmed": stays}
-    assert "curves" not in details  # the network that was trained is not the one that stays
+    assert details.chosen == (best if stays else "static")
+    own, static = on_the_other_half
+    assert details.confirmation == RungConfirmation(
+        rung=best, points_lost=own, static_points_lost=static, confirmed=stays
+    )
+    assert details.curves == []  # the network that was trained is not the one that stays
     assert sorted(path.name for path in out.iterdir()) == ["architecture.json", "model.onnx"]
     plain = tmp_path / "plain"
     plain.mkdir()
@@ -231,7 +234,7 @@ def test_no_rung_is_climbed_twice(tiny_inputs: MethodInputs, tmp_path: Path, mon
     monkeypatch.setattr(ValidationHalf, "points_lost", lambda _judge, _file: 9.0)
     details = quantize(settings(scheme="ladder", ranges="histogram"), tiny_inputs, tmp_path)
     names = ["static", "min-max", "percentile", "full bias correction", "worst layers in float"]
-    assert [row["rung"] for row in details["rungs"]] == names
+    assert [row.rung for row in details.rungs] == names
 
 
 def test_what_a_file_loses_is_counted_against_labels_and_the_parents_answers(tiny_inputs: MethodInputs) -> None:
@@ -246,7 +249,7 @@ def test_what_a_file_loses_is_counted_against_labels_and_the_parents_answers(tin
 
 def test_trained_under_rounding(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = quantize(settings(scheme="qat", recovery=RECOVERY), tiny_inputs, tmp_path)
-    assert len(details["curves"]) == 1
+    assert len(details.curves) == 1
     contents = inspect_onnx(tmp_path / "model.onnx")
     assert contents.int8_macs == contents.macs
     assert not (tmp_path / "weights.safetensors").exists()  # it would be the float network's
@@ -296,15 +299,16 @@ def test_controlled_keeps_layers_in_float_where_images_that_did_not_choose_them_
     monkeypatch.setattr(module, "quantize_with_accuracy_control", watched)
     details = quantize(settings(scheme="controlled", max_drop_points=2.0), tiny_inputs, tmp_path)
     assert asked == [0.02]
-    assert details["confirmation"]["confirmed"] is confirmed
-    assert details["float_layers"] == float_layers(tmp_path / "model.onnx")
-    assert bool(details["float_layers"]) is confirmed
+    assert details.confirmation is not None
+    assert details.confirmation.confirmed is confirmed
+    assert details.float_layers == float_layers(tmp_path / "model.onnx")
+    assert bool(details.float_layers) is confirmed
 
 
 def test_controlled_that_keeps_nothing_in_float_is_static(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = quantize(settings(scheme="controlled", max_drop_points=50.0), tiny_inputs, tmp_path)
-    assert details["float_layers"] == []
-    assert "confirmation" not in details
+    assert details.float_layers == []
+    assert details.confirmation is None
 
 
 @pytest.mark.parametrize("ranges", ["minmax", "histogram", "percentile"])

@@ -118,7 +118,7 @@ def test_method_keeps_the_zeros(tiny_inputs: MethodInputs, tmp_path: Path) -> No
     total = sum(value.numel() for value in masked(sparse).values())
     assert zeros(sparse) == round(0.7 * total)
     assert all(bool((value[~masks[name]] == 0).all()) for name, value in masked(sparse).items())
-    assert details["masked_share"] == pytest.approx(0.7, abs=1e-5)
+    assert details.masked_share == pytest.approx(0.7, abs=1e-5)
     assert inspect_onnx(tmp_path / "model.onnx").zeros == pytest.approx(zeros(sparse), abs=3)
     assert any(not torch.equal(value, dense.get_parameter(name)) for name, value in sparse.named_parameters())
 
@@ -157,8 +157,8 @@ def test_method_keeps_n_of_m(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     sparse, _ = load_model(tmp_path)
     weight = sparse.blocks[1].conv2.weight.movedim(1, -1).reshape(-1, 4)
     assert set((weight != 0).sum(1).tolist()) == {2}
-    assert details["dense_layers"] == ["stem.0"]
-    assert details["masked_share"] == 0.5
+    assert details.dense_layers == ["stem.0"]
+    assert details.masked_share == 0.5
 
 
 def test_the_schedule_is_zhus_and_guptas() -> None:
@@ -172,7 +172,7 @@ def test_the_schedule_is_zhus_and_guptas() -> None:
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_gradually_ends_where_it_should(tiny_inputs: MethodInputs, tmp_path: Path, pattern: str) -> None:
     details = sparsify(settings(0.5, pattern=pattern, schedule="gradual"), tiny_inputs, tmp_path)
-    assert details["masked_share"] == pytest.approx(0.5, abs=1e-5)
+    assert details.masked_share == pytest.approx(0.5, abs=1e-5)
     sparse, _ = load_model(tmp_path)
     # Another network than with all masks at once: weights had time to move.
     (tmp_path / "once").mkdir()

@@ -29,7 +29,7 @@ def test_the_shipped_pattern_leaves_the_class_folder_out(
 ) -> None:
     with caplog.at_level(logging.INFO, "winnow"):
         record = ingested(crops, tmp_path / "data", group_by=GROUP_PATTERN)
-    assert record.details["groups"] == 20
+    assert record.details.groups == 20
     assert not [row for row in record.warnings if "data.group_by:" in row]
     told = [line for line in caplog.messages if line.startswith("ingest: group ")]
     assert len(told) == 3
@@ -38,7 +38,7 @@ def test_the_shipped_pattern_leaves_the_class_folder_out(
 
 def test_groups_with_the_class_folder_are_said(crops: Path, tmp_path: Path) -> None:
     record = ingested(crops, tmp_path / "data", group_by=OLD)
-    assert record.details["groups"] == 60
+    assert record.details.groups == 60
     told = [row for row in record.warnings if "the groups contain the class folder" in row]
     assert len(told) == 1
     assert "'1c/IMG_" in told[0]

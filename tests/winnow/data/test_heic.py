@@ -103,12 +103,12 @@ def test_one_that_is_damaged_is_named() -> None:
 
 @pytest.mark.usefixtures("reader")
 def test_its_decoder_counts_only_where_it_decodes(image_folder: Path, tmp_path: Path) -> None:
-    without = ingested(image_folder, tmp_path / "without").details["decoder"]
+    without = ingested(image_folder, tmp_path / "without").details.decoder
     assert without == decoder_digest() != decoder_digest(reads_heic=True)
     (image_folder / "disc" / "iphone.heic").write_bytes(UPRIGHT)
     record = ingested(image_folder, tmp_path / "with")
-    assert record.details["decoder"] == decoder_digest(reads_heic=True)
-    assert record.details["rejected"] == []
+    assert record.details.decoder == decoder_digest(reads_heic=True)
+    assert record.details.rejected == []
 
 
 def test_without_the_package_the_reason_says_what_to_install() -> None:

@@ -16,7 +16,7 @@ from winnow.data.dataset import decode, load_images, open_rgb
 from winnow.data.decoding import DecodeSettings, decode_chunk
 from winnow.data.preprocessing import ALL_BITS, POLICIES, Preprocessing, resize, to_8_bits
 from winnow.errors import ConfigError
-from winnow.records import StepRecord
+from winnow.records import IngestRecord
 from winnow.steps.ingest import ingest
 
 RNG = np.random.default_rng(5)
@@ -27,7 +27,7 @@ def config(path: Path, **data: Any) -> Config:
     return check_config({**tiny_params(), "data": settings})
 
 
-def ingested(path: Path, out: Path, **data: Any) -> StepRecord:
+def ingested(path: Path, out: Path, **data: Any) -> IngestRecord:
     return ingest(config(path, **data), out, out.parent / "scratch")
 
 
@@ -75,7 +75,7 @@ def test_a_crop_that_leaves_much_out_is_said(tmp_path: Path, width: int, is_said
             record = ingested(root, tmp_path / how, resize=how)
             assert not [row for row in record.warnings if "centre crop" in row]
             images = load_images(tmp_path / how)
-            assert (record.details["resize"], images.preprocessing) == (how, Preprocessing(how))
+            assert (record.details.resize, images.preprocessing) == (how, Preprocessing(how))
             for pixels_HWC, name in zip(images.images_NHWC, images.files, strict=True):
                 expected = decode((root / name).read_bytes(), 16, Preprocessing(how))[0]
                 np.testing.assert_array_equal(pixels_HWC, expected)
@@ -134,8 +134,8 @@ def test_the_range_is_taken_from_the_images(tmp_path: Path) -> None:
     root = microscope(tmp_path / "12-bit")
     record = ingested(root, tmp_path / "data")
     images = load_images(tmp_path / "data")
-    assert (record.details["bits"], images.preprocessing) == (12, Preprocessing("crop", 12))
-    assert "4095 is white" in record.details["resize_policy"]
+    assert (record.details.bits, images.preprocessing) == (12, Preprocessing("crop", 12))
+    assert "4095 is white" in record.details.resize_policy
     assert images.images_NHWC.max() > 240
     assert not [row for row in record.warnings if "become white" in row]
     for pixels_HWC, name in zip(images.images_NHWC, images.files, strict=True):
@@ -152,7 +152,7 @@ def test_the_range_is_taken_from_the_images(tmp_path: Path) -> None:
 
 def test_images_of_8_bits_have_no_range(image_folder: Path, tmp_path: Path) -> None:
     record = ingested(image_folder, tmp_path / "data", image_size=16)
-    assert record.details["bits"] == ALL_BITS
+    assert record.details.bits == ALL_BITS
 
 
 def test_workers_do_the_same(tmp_path: Path) -> None:

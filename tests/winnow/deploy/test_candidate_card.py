@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.candidate_card import finish_candidate
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import wilson_interval
+from winnow.records.candidate import CandidateFile, LabelCounts
 
 ALWAYS = {
     "quality/agreement",
@@ -44,7 +44,7 @@ PARITY = "parity/max_abs_difference"
 
 def finished(
     folder: Path, images: ImageSet, dense: Path | None = None, parent: Path | None = None
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, float], CandidateFile]:
     return finish_candidate(
         folder,
         name="child",
@@ -85,8 +85,8 @@ def test_the_file_itself_is_measured(folder: Path, tiny_set: ImageSet) -> None:
     assert (metrics["quality/top1_low"], metrics["quality/top1_high"]) == wilson_interval(right, 60)
     assert (metrics["quality/agreement"], metrics["delta/top1"]) == (1.0, 0.0)
     assert 0 < metrics[PARITY] < 1e-3
-    assert (details["precision"], details["lineage"]) == ("f32", ["dense", "child"])
-    assert details["labels"] == {"training": 110, "choosing": 60}
+    assert (details.precision, details.lineage) == ("f32", ["dense", "child"])
+    assert details.labels == LabelCounts(training=110, choosing=60)
 
 
 def test_sizes_are_those_of_the_file_and_its_network(folder: Path, tiny_set: ImageSet) -> None:
@@ -115,6 +115,7 @@ def test_card_says_what_a_server_must_know(folder: Path, tiny_set: ImageSet) -> 
     first = (folder / "card.json").read_bytes()
     card = json.loads(first)
     assert (card["name"], card["method"], card["precision"]) == ("child", "prune", "f32")
+    assert (card["lineage"], card["labels"]) == (["dense", "child"], {"training": 110, "choosing": 60})
     assert (card["classes"], card["image_size"]) == (["disc", "stripes", "wedge"], 16)
     assert card["input"] | {"note": ""} == {"name": "pixels", "type": "uint8", "shape": ["N", 16, 16, 3], "note": ""}
     assert card["output"]["shape"] == ["N", 3]
@@ -129,8 +130,8 @@ def test_without_validation_labels_there_is_agreement_alone(folder: Path, other:
     metrics, details = finished(folder, dataclasses.replace(tiny_set, labels_N=hidden), dense=other)
     assert set(metrics) == ALWAYS | {PARITY}
     assert metrics["quality/agreement"] == pytest.approx(54 / 60)
-    assert "per_class" not in details
-    assert details["labels"]["choosing"] == 0
+    assert (details.per_class, details.confusion, details.reliability) == ({}, [], [])
+    assert details.labels.choosing == 0
 
 
 def test_images_without_a_label_are_answered_but_not_scored(folder: Path, tiny_set: ImageSet) -> None:
@@ -141,7 +142,7 @@ def test_images_without_a_label_are_answered_but_not_scored(folder: Path, tiny_s
     logits = np.load(folder / "validation_logits.npy")
     assert logits.shape == (60, 3)
     assert metrics["quality/top1"] == (logits[20:].argmax(1) == labels[indices[20:]]).mean()
-    assert details["labels"]["choosing"] == 40
+    assert details.labels.choosing == 40
 
 
 def test_int8_file_has_no_network_to_be_compared_with(
@@ -150,7 +151,7 @@ def test_int8_file_has_no_network_to_be_compared_with(
     folder = Path(shutil.copytree(tiny_candidate("dense-int8"), tmp_path / "int8"))
     metrics, details = finished(folder, tiny_set, dense=tiny_dense)
     assert set(metrics) == ALWAYS | LABELLED
-    assert (details["precision"], metrics["compute/int8_share"]) == ("int8", 1.0)
+    assert (details.precision, metrics["compute/int8_share"]) == ("int8", 1.0)
     assert metrics["size/nonzero_parameters"] < metrics["size/parameters"]
 
 

@@ -15,10 +15,11 @@ from torchvision.transforms import functional as reference
 from tests.closure import ROOT
 from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.deploy.onnx_export import export_onnx
-from winnow.deploy.runtimes import BenchmarkCase, RuntimeUnavailable, open_case, set_torch_threads
+from winnow.deploy.runtimes import RuntimeUnavailable, open_case, set_torch_threads
 from winnow.errors import ArtifactError, MissingExtra
 from winnow.hardware import cores, cpu_flags, has_fast_bf16
 from winnow.models.backbones import Architecture, build_model, load_model, save_model
+from winnow.records.benchmark import BenchmarkCase
 
 BATCH = 12
 CELLS = {
@@ -204,7 +205,8 @@ def test_a_server_of_files_loads_no_torch(served: Path, runtime: str) -> None:
 CTRL_C = """
 import signal
 from pathlib import Path
-from winnow.deploy.runtimes import BenchmarkCase, open_case
+from winnow.deploy.runtimes import open_case
+from winnow.records.benchmark import BenchmarkCase
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born with Ctrl-C ignored
 cell = BenchmarkCase("dense", "openvino", "f32", "file", 1, 1)

@@ -41,7 +41,8 @@ def test_confidence_that_promises_too_much_is_told_where_that_is_shown() -> None
 
 
 def test_predict_says_what_the_threshold_gave() -> None:
-    card = {"test": {"abstention": {"test": abstention_counts(LOGITS, np.array([0, 1, 0, 1]), 1.0)}}}
+    counts = abstention_counts(LOGITS, np.array([0, 1, 0, 1]), 1.0)
+    card = {"test": {"abstention": {"test": counts.model_dump(mode="json")}}}
     told = _describe_abstention(card, 0.8)
     assert told == "--abstain-below 0.8 as measured: 2 of 4 test images answered, 50.0 % of them correctly"
     assert "is not known" in _describe_abstention({}, 0.8)

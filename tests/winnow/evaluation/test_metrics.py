@@ -14,6 +14,7 @@ from winnow.evaluation.metrics import (
     softmax,
     temperature_metrics,
 )
+from winnow.records.candidate import ClassDetails
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -41,8 +42,8 @@ def test_calibration_error_by_hand() -> None:
     error, bins = calibration(logits, labels)
     # A quarter is 5 points off, a half 25 points (0.75 sure, half of them right), a quarter 55 points.
     assert error == pytest.approx(0.25 * 0.05 + 0.5 * 0.25 + 0.25 * 0.55, abs=1e-6)
-    assert [(row["accuracy"], row["count"]) for row in bins] == [(0.0, 1), (0.5, 2), (1.0, 1)]
-    assert [row["confidence"] for row in bins] == pytest.approx([0.55, 0.75, 0.95])
+    assert [(row.accuracy, row.count) for row in bins] == [(0.0, 1), (0.5, 2), (1.0, 1)]
+    assert [row.confidence for row in bins] == pytest.approx([0.55, 0.75, 0.95])
 
 
 def test_calibration_error_is_nothing_when_confidence_is_kept() -> None:
@@ -69,14 +70,14 @@ def test_quality_equals_scikit_learn() -> None:
     assert metrics["quality/ece"] == calibration(logits, labels)[0]
     right = int((labels == answers).sum())
     assert (metrics["quality/top1_low"], metrics["quality/top1_high"]) == wilson_interval(right, len(labels))
-    assert details["confusion"] == confusion_matrix(labels, answers, labels=range(4)).tolist()
-    assert list(details["per_class"]) == list(CLASSES)
-    assert details["per_class"]["d"]["support"] == 0
-    assert sum(row["count"] for row in details["reliability"]) == len(labels)
+    assert details.confusion == confusion_matrix(labels, answers, labels=range(4)).tolist()
+    assert list(details.per_class) == list(CLASSES)
+    assert details.per_class["d"].support == 0
+    assert sum(row.count for row in details.reliability) == len(labels)
 
 
 def test_quality_without_labels_is_empty() -> None:
-    assert quality_metrics(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), CLASSES) == ({}, {})
+    assert quality_metrics(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), CLASSES) == ({}, ClassDetails())
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 5), (2, 3)])

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from tests.conftest import tiny_params
 from winnow.config.data import Data
+from winnow.records.candidate import PretrainingGain
 from winnow.reporting.pretraining_advice import pretraining_advice
 
 
-def gain(mean: float, low: float, pairs: int = 2, arm: str = "pretrained") -> dict[str, Any]:
-    return {"arm": arm, "mean": mean, "low": low, "high": 2 * mean - low, "pairs": pairs}
+def gain(mean: float, low: float, pairs: int = 2, arm: str = "pretrained") -> PretrainingGain:
+    return PretrainingGain(arm=arm, mean=mean, low=low, high=2 * mean - low, pairs=pairs)
 
 
 DATA = Data.model_validate(tiny_params()["data"])
@@ -26,7 +25,7 @@ def test_pretraining_that_loses_is_advised_against() -> None:
 
 
 @pytest.mark.parametrize("given", [gain(17.5, -14.3), gain(17.5, 2.0), gain(4.0, 4.0, pairs=1)])
-def test_of_a_gain_of_few_seeds_more_seeds_tell(given: dict[str, Any]) -> None:
+def test_of_a_gain_of_few_seeds_more_seeds_tell(given: PretrainingGain) -> None:
     told = "whether pretraining helps is not shown: 5 label seeds (finetune.seeds: [0, 1, 2, 3, 4]) would show it"
     assert pretraining_advice(given, "simclr", DATA) == told
 

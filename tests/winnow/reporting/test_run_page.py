@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.conftest import tiny_params
-from tests.tiny_run import CANDIDATES, build, choose, rewrite
+from tests.records import pretrain_details
+from tests.tiny_run import CANDIDATES, arm_training, build, choose, rewrite_details
 from winnow.config import check_config
 from winnow.data.dataset import VALIDATION
-from winnow.records import read_record
+from winnow.records import CandidateRecord
+from winnow.records.benchmark import BenchmarkCase, RefusedCase
+from winnow.records.candidate import CrossValidationSummary, PretrainingGain
 from winnow.reporting.html import Row, digits, document, join, number, percent, signed, table, tag
 from winnow.reporting.run_page import TestResult, render_run_page
 from winnow.reporting.run_records import RunRecords, read_run_records
@@ -97,7 +101,7 @@ def test_the_verdict_stands_at_the_top(facts: RunRecords, html: str) -> None:
         "costs 0.0 points of top-1 accuracy (interval of the loss, 95 % over 5 candidates, −10.0 to 10.0 points" in top
     )
     assert "60 labelled validation images of tiny <shapes>" in top
-    assert facts.selection.details["why"] in top
+    assert facts.selection.details.why in top
     assert "On 30 test images of tiny <shapes>" in top
     assert "loses 1.2 points against dense (95 % interval of the loss −3.8 to 6.2), measured in openvino int8" in top
     assert "only 60 labelled validation images" in top
@@ -156,7 +160,7 @@ def test_gates_show_both_numbers_and_mark_what_fails(facts: RunRecords, html: st
         r"Fails: drop 5\.0 points \(.* to .*; 95\xa0% over 5 candidates\) exceeds 4.99", rows["student"][2]
     )
     assert rows["sparse"][5] == "Fails: 2.00 MB are 100\xa0% of dense's 2.00 MB, more than 50\xa0%"
-    failing = sum(not gate["passed"] for verdict in facts.verdicts.values() for gate in verdict["gates"])
+    failing = sum(not gate.passed for verdict in facts.verdicts.values() for gate in verdict.gates)
     assert html.count('class="fails"') == failing > 0
 
 
@@ -167,8 +171,8 @@ def test_where_the_speed_came_from(html: str) -> None:
 
 def test_controls_and_the_sparse_line_are_honest(facts: RunRecords, html: str) -> None:
     words = Outline(html).words
-    bought = next(row for row in facts.selection.details["controls"] if row["bought_by"] == "a teacher")
-    assert f"student over student-alone {signed(bought['points'], plus=True)}" in _spaced(html)
+    bought = next(row for row in facts.selection.details.controls if row.bought_by == "a teacher")
+    assert f"student over student-alone {signed(bought.points, plus=True)}" in _spaced(html)
     assert "sparse: 80 % of its parameters are zero" in words
     assert "zipped it takes 1.80 MB instead of 1.80 MB" in words
     assert "1.00 times as fast as dense: runtimes multiply zeros like any other number" in words
@@ -185,13 +189,19 @@ def test_a_gain_of_few_seeds_is_called_a_hint(html: str) -> None:
     assert "own weights" not in words
 
 
+def with_dense(facts: RunRecords, arms: dict[str, Any], **changes: Any) -> RunRecords:
+    """The run with fields of dense's record replaced, and of its arms."""
+    details = facts.fine_tuning
+    details = details.model_copy(update={"arms": details.arms.model_copy(update=arms)})
+    dense: CandidateRecord = facts.dense.model_copy(update={"details": details, **changes})
+    return replace(facts, candidates={**facts.candidates, "dense": dense})
+
+
 def test_weights_of_ones_own_are_an_arm(facts: RunRecords) -> None:
-    record = facts.dense
-    arms = {**record.details["arms"], "weights": [{"seed": 0, "learning_rate": 0.05, "top1": 0.95}]}
-    arms["gain"] = {"arm": "weights", "mean": 25.0, "low": 25.0, "high": 25.0, "pairs": 1}
-    parameters = {**record.parameters, "weights": "somewhere/mine.safetensors"}
-    changed = record.model_copy(update={"details": {**record.details, "arms": arms}, "parameters": parameters})
-    shown = render_run_page(replace(facts, candidates={**facts.candidates, "dense": changed}), TESTED)
+    gain = PretrainingGain(arm="weights", mean=25.0, low=25.0, high=25.0, pairs=1)
+    parameters = {**facts.dense.parameters, "weights": "somewhere/mine.safetensors"}
+    changed = with_dense(facts, {"weights": [arm_training(0, 0.95)], "gain": gain}, parameters=parameters)
+    shown = render_run_page(changed, TESTED)
     outline = Outline(shown)
     assert outline.row("own weights (mine.safetensors)")[0][1:] == ["95.0\xa0%", "95.0\xa0%", "–", "0.05"]
     assert "Fine-tuning own weights (mine.safetensors) instead of random ones: +25.0 points" in outline.words
@@ -199,14 +209,10 @@ def test_weights_of_ones_own_are_an_arm(facts: RunRecords) -> None:
 
 
 def test_without_pretraining_there_is_no_gain_to_tell(facts: RunRecords) -> None:
-    dense, pretrained = facts.dense, facts.pretrain
-    arms = {**dense.details["arms"], "gain": None}
-    del arms["pretrained"]
-    dense = dense.model_copy(update={"details": {**dense.details, "arms": arms}})
-    pretrained = pretrained.model_copy(
-        update={"parameters": {"method": "none", "backbone": "resnet8"}, "details": {"curves": []}}
+    pretrained = facts.pretrain.model_copy(
+        update={"parameters": {"method": "none", "backbone": "resnet8"}, "details": pretrain_details()}
     )
-    bare = replace(facts, pretrain=pretrained, candidates={**facts.candidates, "dense": dense})
+    bare = replace(with_dense(facts, {"gain": None, "pretrained": []}), pretrain=pretrained)
     words = Outline(render_run_page(bare, TESTED)).words
     assert "Nothing was pretrained: dense starts from random weights." in words
     assert "instead of random" not in words
@@ -247,10 +253,10 @@ def test_few_labels_are_told_with_what_stands_in_for_them(tiny_data: Path, tmp_p
     np.save(data / "labels.npy", labels)
     facts = facts_of(build(data, tmp_path / "artifacts"))
     record = facts.dense
-    told = {"labels": 42, "folds": 5}
+    summary = CrossValidationSummary(labels=42, folds=5, per_class={})
     crossed = {"top1": 0.9, "top1_low": 0.78, "top1_high": 0.96, "macro_f1": 0.88}
     metrics = record.metrics | {f"cross_validation/{key}": value for key, value in crossed.items()}
-    details = record.details | {"cross_validation": told}
+    details = record.details.model_copy(update={"cross_validation": summary})
     dense = record.model_copy(update={"metrics": metrics, "details": details})
     words = Outline(render_run_page(replace(facts, candidates={**facts.candidates, "dense": dense}), TESTED)).words
     assert (
@@ -274,9 +280,9 @@ def test_a_winner_may_be_larger_slower_and_better(tiny_data: Path, tmp_path: Pat
 
 def test_a_candidate_that_was_refused_is_shown_as_such(tiny_data: Path, tmp_path: Path) -> None:
     artifacts = build(tiny_data, tmp_path / "artifacts", {"dense-int8": {"ms": None}})
-    benchmark = read_record(artifacts / "benchmark")
-    refused = [{"candidate": "dense-int8", "runtime": "ort", "precision": "int8", "agreement": 0.913, "needed": 0.95}]
-    rewrite(artifacts / "benchmark", details={**benchmark.details, "refused": refused})
+    case = BenchmarkCase("dense-int8", "ort", "int8", "file", 1, 2)
+    refused = RefusedCase(**asdict(case), agreement=0.913, needed=0.95, images=60)
+    rewrite_details(artifacts / "benchmark", refused=[refused])
     html = render_run_page(facts_of(artifacts), TESTED)
     assert "dense-int8 not timed: its answers differ there" in _spaced(html)
     refusal = (

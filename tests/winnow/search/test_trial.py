@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_params, without_control
+from tests.records import benchmark_row, make_record, selection_details, serving_speeds
 from winnow.benchmark.energy import measure_joules
 from winnow.cli.search import check_names
 from winnow.cli.search_results import CONFIRMATIONS, describe_verdict, front_rows, runtime_note, write_files
@@ -21,7 +22,8 @@ from winnow.data.splits import selection_half
 from winnow.deploy.runtimes import OPENERS
 from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation.metrics import VALIDATION_LOGITS, load_logits
-from winnow.records import StepRecord, read_json, read_record, write_record
+from winnow.records import CandidateRecord, read_json, read_record, write_record
+from winnow.records.benchmark import BestRows
 from winnow.reporting.exploration_plots import SearchPoint
 from winnow.reporting.search_page import format_interval
 from winnow.search import trial as module
@@ -74,7 +76,7 @@ def test_a_trial_leaves_candidates_and_figures(
         for name in look.names:
             assert read_record(home / f"epochs-{epochs}" / "candidates" / name).name == name
     assert not list(home.glob("*/scratch"))
-    record = read_record(home / "epochs-4" / "candidates" / "found-int8")
+    record = CandidateRecord.read(home / "epochs-4" / "candidates" / "found-int8")
     assert look.metrics == record.metrics
     images = load_images(place.folders.data)
     answers_VC = load_trial_logits(place, 3, images)
@@ -83,7 +85,7 @@ def test_a_trial_leaves_candidates_and_figures(
     )
     judged = points_lost(reference_logits(place.references, images), answers_VC, images, selection_half(images))
     assert (look.drop, look.high) == (judged.points, judged.high)
-    assert record.details["lineage"] == ["dense", "found", "found-int8"]
+    assert record.details.lineage == ["dense", "found", "found-int8"]
     assert look.cost > 0
     # Made candidates are not made again.
     stamp = (home / "epochs-4" / "candidates" / "found" / "record.json").stat().st_mtime_ns
@@ -186,11 +188,13 @@ def test_a_chosen_trial_beside_the_front_is_no_part_of_its_line(
 
 def test_a_winner_that_is_faster_on_another_runtime_is_told(tmp_path: Path) -> None:
     def remark(name: str | None, **changes: Any) -> str:
-        best = {"dense": {"latency": {"runtime": "ort"}}, "pruned": {"latency": {"runtime": "openvino"}}}
-        details = {"winner": name, "speeds": {"best": best}}
-        record = StepRecord(step="select", name="select", parameters={}, inputs={}, metrics={}, details=details)
+        best = {
+            "dense": BestRows(latency=benchmark_row("dense", "ort"), throughput=None),
+            "pruned": BestRows(latency=benchmark_row("pruned", "openvino"), throughput=None),
+        }
+        details = selection_details(winner=name, speeds=serving_speeds(best=best))
         (tmp_path / "select").mkdir(exist_ok=True)
-        write_record(tmp_path / "select", record)
+        write_record(tmp_path / "select", make_record("select", details))
         return runtime_note(tmp_path, config(**changes))
 
     assert "pruned was fastest on OpenVINO, while this search measures on ONNX Runtime" in remark("pruned")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from winnow.config import Gates, Promotion
-from winnow.evaluation.accuracy_drop import DropEvidence, measure_drops
-from winnow.evaluation.intervals import Drop, Ratio, paired_drop, simultaneous_confidence
+from winnow.evaluation.accuracy_drop import measure_drops
+from winnow.evaluation.intervals import Ratio, paired_drop, simultaneous_confidence
 from winnow.records import Gate
-from winnow.selection.decision import count_competing, decide, pareto_front
+from winnow.records.selection import Drop, DropEvidence
+from winnow.selection.decision import candidates_on_front, count_competing, decide
 from winnow.selection.gates import (
     GATES,
     CandidateMetrics,
@@ -249,14 +250,14 @@ def test_front_keeps_equals_and_drops_the_beaten() -> None:
     beaten = replace(DENSE, name="beaten", latency_ms=4.1)
     smaller = replace(DENSE, name="smaller", latency_ms=9.0, size_mb=0.1)
     untimed = replace(DENSE, name="untimed", top1=0.99, latency_ms=None)
-    assert pareto_front([DENSE, twin, beaten, smaller, untimed]) == ("dense", "twin", "smaller")
+    assert candidates_on_front([DENSE, twin, beaten, smaller, untimed]) == ("dense", "twin", "smaller")
 
 
 def test_front_takes_agreement_where_no_image_has_a_label() -> None:
     bare = replace(DENSE, top1=None)
     parrot = replace(GOOD, name="parrot", top1=None, agreement=0.9)
     stranger = replace(parrot, name="stranger", agreement=0.5)
-    assert pareto_front([bare, parrot, stranger]) == ("dense", "parrot")
+    assert candidates_on_front([bare, parrot, stranger]) == ("dense", "parrot")
 
 
 def test_every_point_off_the_front_is_beaten_by_one_on_it() -> None:
@@ -264,7 +265,7 @@ def test_every_point_off_the_front_is_beaten_by_one_on_it() -> None:
         replace(GOOD, name=f"c{i}", top1=0.5 + (i * 7 % 13) / 30, size_mb=0.1 + i * 5 % 11, latency_ms=1.0 + i * 3 % 7)
         for i in range(40)
     ]
-    front = set(pareto_front(many))
+    front = set(candidates_on_front(many))
 
     def key(c: CandidateMetrics) -> tuple[float, float, float]:
         assert c.top1 is not None
@@ -310,8 +311,8 @@ def test_a_gain_that_few_images_cannot_show_is_told_as_a_gain_and_as_not_shown()
         gate.reason,
     )
     size = Gate(name="size", passed=False, reason="too large")
-    gates = [gate.model_dump() for gate in (gate, size)]
+    gates = [gate, size]
     assert describe_failures(gates[:1]) == "not shown: macro F1"
     assert describe_failures(gates) == "fails: size; not shown: macro F1"
     assert describe_reasons(gates) == f"fails: too large; {gate.reason}"
-    assert describe_failures([{"name": "size", "passed": True}]) == ""
+    assert describe_failures([size.model_copy(update={"passed": True})]) == ""

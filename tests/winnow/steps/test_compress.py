@@ -13,7 +13,7 @@ from winnow.config import Config, check_config
 from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.deploy.batch_inference import predict_file
 from winnow.errors import ArtifactError, ConfigError
-from winnow.records import read_record, record_digest, sha256_of
+from winnow.records import CandidateRecord, read_json, read_record, record_digest, sha256_of
 from winnow.steps.compress import CandidateFolders, compress
 
 NAMES = list(tiny_params()["candidates"])
@@ -35,7 +35,7 @@ def test_record_tells_what_was_done(
     name: str, tiny_candidate: Callable[[str], Path], tiny_data: Path, tiny_dense: Path, tiny_config: Config
 ) -> None:
     folder, settings = tiny_candidate(name), tiny_config.candidates[name]
-    record, parent = read_record(folder), read_record(tiny_candidate(settings.parent))
+    record, parent = (CandidateRecord.read(made) for made in (folder, tiny_candidate(settings.parent)))
     assert (record.step, record.name, record.warnings, record.machine) == ("compress", name, (), None)
     assert record.parameters == settings.model_dump(mode="json", by_alias=True)
     assert record.parameters["from"] == settings.parent
@@ -44,9 +44,9 @@ def test_record_tells_what_was_done(
         "dense": record_digest(tiny_dense),
         settings.parent: record_digest(tiny_candidate(settings.parent)),
     }
-    assert record.details["lineage"] == [*parent.details["lineage"], name]
-    assert record.details["method"] == settings.method
-    assert record.details["precision"] == ("int8" if settings.method == "quantize" else "f32")
+    assert record.details.lineage == [*parent.details.lineage, name]
+    assert record.details.method == settings.method
+    assert record.details.precision == ("int8" if settings.method == "quantize" else "f32")
     # Every candidate has the same metrics, but for what only a float network or only dense has.
     expected = {key for key in read_record(tiny_dense).metrics if not key.startswith("pretraining/")}
     is_float = settings.method != "quantize"
@@ -54,8 +54,8 @@ def test_record_tells_what_was_done(
     assert {a.name for a in record.artifacts} == FILES | ({"weights.safetensors"} if is_float else set())
     assert {path.name for path in folder.iterdir()} == {a.name for a in record.artifacts} | {"record.json"}
     assert all(sha256_of(folder / artifact.name) == artifact.sha256 for artifact in record.artifacts)
-    assert ("curves" in record.details) == is_float
-    assert json.loads((folder / "card.json").read_text())["lineage"] == record.details["lineage"]
+    assert ("curves" in read_json(folder / "record.json")["details"]) == is_float
+    assert json.loads((folder / "card.json").read_text())["lineage"] == record.details.lineage
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,8 +118,8 @@ def test_seed_of_recovery_decides(tree: Path, tiny_data: Path, tmp_path: Path) -
     other = compress(
         check_config(raw), "pruned", CandidateFolders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tmp_path / "out"
     )
-    first = read_record(tree / "pruned")
-    assert other.details["curves"] != first.details["curves"]
+    first = CandidateRecord.read(tree / "pruned")
+    assert other.details.curves != first.details.curves
     assert other.metrics["size/parameters"] == first.metrics["size/parameters"]
 
 

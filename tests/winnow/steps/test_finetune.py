@@ -15,7 +15,8 @@ from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.deploy.batch_inference import predict_torch
 from winnow.errors import ArtifactError, TrainingError
 from winnow.models.backbones import load_model
-from winnow.records import StepRecord, read_record, record_digest, sha256_of
+from winnow.records import FinetuneRecord, read_json, record_digest, sha256_of
+from winnow.records.candidate import LabelCounts
 from winnow.steps.finetune import finetune
 from winnow.steps.pretrain import pretrain
 
@@ -34,27 +35,28 @@ def pretrained(tiny_dense: Path) -> Path:
     return tiny_dense.parents[1] / "pretrain"
 
 
-def run(config: Config, data: Path, pretrained: Path, root: Path) -> StepRecord:
+def run(config: Config, data: Path, pretrained: Path, root: Path) -> FinetuneRecord:
     return finetune(config, data, pretrained, root / "dense", root / "scratch")
 
 
 def test_record_tells_what_was_done(tiny_dense: Path, tiny_data: Path, pretrained: Path) -> None:
-    record = read_record(tiny_dense)
+    record = FinetuneRecord.read(tiny_dense)
     config = configured()
     assert (record.step, record.name, record.warnings, record.machine) == ("finetune", "dense", (), None)
     assert record.parameters == config.finetune.model_dump(mode="json")
     assert record.inputs == {"data": record_digest(tiny_data), "pretrain": record_digest(pretrained)}
     details = record.details
-    assert (details["method"], details["precision"], details["lineage"]) == ("finetune", "f32", ["dense"])
-    assert details["labels"] == {"training": 110, "choosing": 60}
-    assert [row["epoch"] for row in details["curves"]] == [1, 2, 3, 4]
-    arms = details["arms"]
-    assert [row["seed"] for row in arms["pretrained"]] == [row["seed"] for row in arms["scratch"]] == [0, 1]
-    assert [(row["arm"], row["seed"], row["learning_rate"]) for row in arms["tried"]] == [
+    assert (details.method, details.precision, details.lineage) == ("finetune", "f32", ["dense"])
+    assert details.labels == LabelCounts(training=110, choosing=60)
+    assert [row["epoch"] for row in details.curves] == [1, 2, 3, 4]
+    arms, gain = details.arms, details.arms.gain
+    assert [row.seed for row in arms.pretrained] == [row.seed for row in arms.scratch] == [0, 1]
+    assert [(row.arm, row.seed, row.learning_rate) for row in arms.tried] == [
         ("pretrained", 0, 0.05),
         ("scratch", 0, 0.05),
     ]
-    assert (arms["gain"]["arm"], arms["gain"]["pairs"]) == ("pretrained", 2)
+    assert gain is not None
+    assert (gain.arm, gain.pairs) == ("pretrained", 2)
     assert {artifact.name for artifact in record.artifacts} == {
         "model.onnx",
         "card.json",
@@ -67,16 +69,16 @@ def test_record_tells_what_was_done(tiny_dense: Path, tiny_data: Path, pretraine
 
 
 def test_dense_is_the_first_seed_of_the_pretrained_arm(tiny_dense: Path, tiny_set: ImageSet) -> None:
-    record = read_record(tiny_dense)
+    record = FinetuneRecord.read(tiny_dense)
     trained = load_file(tiny_dense.parents[1] / "scratch" / "pretrained-seed0-rate0.05.safetensors")
     for name, value in load_file(tiny_dense / "weights.safetensors").items():
         assert torch.equal(value, trained[f"model.{name}"])
     indices = tiny_set.indices(VALIDATION)
     answers = predict_torch(load_model(tiny_dense)[0], tiny_set.images_NHWC, indices).argmax(1)
     assert record.metrics["quality/top1"] == (answers == tiny_set.labels_N[indices]).mean()
-    assert record.metrics["quality/top1"] == record.details["arms"]["pretrained"][0]["top1"]
+    assert record.metrics["quality/top1"] == record.details.arms.pretrained[0].top1
     for arm, metric in (("pretrained", "arm"), ("scratch", "scratch")):
-        mean = np.mean([row["top1"] for row in record.details["arms"][arm]])
+        mean = np.mean([row.top1 for row in record.details.arms.trainings(arm)])
         assert record.metrics[f"pretraining/{metric}_top1"] == pytest.approx(mean)
     gain = record.metrics["pretraining/arm_top1"] - record.metrics["pretraining/scratch_top1"]
     assert record.metrics["pretraining/gain_points"] == pytest.approx(gain * 100)
@@ -98,10 +100,11 @@ def test_without_pretraining_there_is_one_arm_and_no_gain(tiny_data: Path, tmp_p
     config = configured("none", epochs=2, min_steps=2, seeds=[3])
     pretrain(config, tiny_data, tmp_path / "pretrain", tmp_path / "none")
     record = run(config, tiny_data, tmp_path / "pretrain", tmp_path)
-    arms = record.details["arms"]
-    assert arms["gain"] is None
-    assert set(arms) == {"scratch", "linear_probe", "tried", "gain"}
-    assert record.metrics["quality/top1"] == arms["scratch"][0]["top1"]
+    arms = record.details.arms
+    assert arms.gain is None
+    written = read_json(tmp_path / "dense" / "record.json")["details"]["arms"]
+    assert set(written) == {"scratch", "linear_probe", "tried", "gain"}
+    assert record.metrics["quality/top1"] == arms.scratch[0].top1
     assert "pretraining/gain_points" not in record.metrics
     assert record.metrics["pretraining/arm_top1"] == record.metrics["pretraining/scratch_top1"]
 
@@ -113,12 +116,13 @@ def test_weights_of_ones_own_become_dense(tiny_data: Path, pretrained: Path, tmp
     record = run(
         configured(epochs=1, min_steps=1, seeds=[0], weights=str(file)), tiny_data, pretrained, tmp_path / "run"
     )
-    arms = record.details["arms"]
+    arms = record.details.arms
     assert record.inputs["weights"] == sha256_of(file)
-    assert arms["gain"]["arm"] == "weights"
+    assert arms.gain is not None
+    assert arms.gain.arm == "weights"
     # The same backbone under another name: the arms are equal, and so is what is fine-tuned from it.
-    assert arms["weights"] == arms["pretrained"]
-    assert [row["arm"] for row in arms["tried"]] == ["pretrained", "scratch", "weights"]
+    assert arms.weights == arms.pretrained != []
+    assert [row.arm for row in arms.tried] == ["pretrained", "scratch", "weights"]
     assert str(tmp_path) not in (tmp_path / "run" / "dense" / "record.json").read_text()
     assert record.parameters["weights"] == "mine.safetensors"
 

@@ -22,7 +22,8 @@ from winnow.data.decoder_digest import decoder_digest
 from winnow.data.splits import draw_label_budget
 from winnow.errors import DataError
 from winnow.hardware import cores
-from winnow.records import StepRecord, read_record
+from winnow.records import IngestRecord, read_record
+from winnow.records.ingest import RejectedFile
 from winnow.steps.ingest import FILES, ingest
 
 
@@ -31,7 +32,7 @@ def config(path: Path | str, **data: Any) -> Config:
     return check_config({**tiny_params(), "data": settings})
 
 
-def ingested(path: Path, out: Path, **data: Any) -> StepRecord:
+def ingested(path: Path, out: Path, **data: Any) -> IngestRecord:
     return ingest(config(path, **data), out, out.parent / "scratch")
 
 
@@ -57,12 +58,12 @@ def test_what_it_leaves(image_folder: Path, tmp_path: Path) -> None:
         pixels_HWC, key = decode((image_folder / name).read_bytes(), SIZE)
         np.testing.assert_array_equal(images.images_NHWC[at], pixels_HWC)
         assert images.keys_N16[at].tobytes() == key
-    counts = {name: sum(row[name] for row in record.details["per_class"].values()) for name in ("train", "test")}
+    counts = {name: sum(row.of(name) for row in record.details.per_class.values()) for name in ("train", "test")}
     assert counts["train"] == record.metrics["data/train"] == len(images.indices(TRAIN))
     assert (
         record.metrics["data/images"] == 36 == sum(record.metrics[f"data/{s}"] for s in ("train", "validation", "test"))
     )
-    assert record.details["test_set"] == "by hash"
+    assert record.details.test_set == "by hash"
 
 
 def test_larger_squares_are_kept_for_crops_where_images_are_that_large(image_folder: Path, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_larger_squares_are_kept_for_crops_where_images_are_that_large(image_fol
         out = tmp_path / f"data-{wanted}"
         record = ingested(image_folder, out, training_size=wanted)
         images = load_images(out)
-        assert record.details["training_size"] == side
+        assert record.details.training_size == side
         assert images.image_size == SIZE
         assert images.training_NHWC.shape == (36, side or SIZE, side or SIZE, 3)
         assert (TRAINING_FILE in {file.name for file in record.artifacts}) == (side is not None)
@@ -82,12 +83,12 @@ def test_larger_squares_are_kept_for_crops_where_images_are_that_large(image_fol
 
 def test_images_too_small_for_larger_squares(image_folder: Path, tmp_path: Path) -> None:
     record = ingested(image_folder, tmp_path / "auto", image_size=44)
-    assert record.details["training_size"] is None
+    assert record.details.training_size is None
     assert TRAINING_FILE not in content(tmp_path / "auto")
     images = load_images(tmp_path / "auto")
     assert images.training_NHWC is images.images_NHWC
     record = ingested(image_folder, tmp_path / "asked", image_size=44, training_size=50)
-    assert record.details["training_size"] == 50
+    assert record.details.training_size == 50
     assert any("36 of 36 images are smaller than data.training_size" in warning for warning in record.warnings)
 
 
@@ -97,7 +98,7 @@ def test_same_images_same_bytes_wherever_they_lie(image_folder: Path, tmp_path: 
     shutil.copytree(image_folder, moved)
     ingested(moved, tmp_path / "two")
     assert content(tmp_path / "one") == content(tmp_path / "two")
-    assert read_record(tmp_path / "one").details["decoder"] == decoder_digest()
+    assert IngestRecord.read(tmp_path / "one").details.decoder == decoder_digest()
     assert str(tmp_path).encode() not in b"".join(content(tmp_path / "one").values())
 
 
@@ -157,7 +158,7 @@ def test_named_test_set_and_unlabelled_images(tmp_path: Path) -> None:
     ]
     assert record.metrics["data/left_out"] == 12
     assert record.metrics["data/unlabelled"] == 60 == (images.labels_N == -1).sum()
-    assert record.details["test_set"] == "named by the source"
+    assert record.details.test_set == "named by the source"
     assert len(images.indices(VALIDATION, labelled=False)) > 0
     tested = {images.keys_N16[at].tobytes() for at in images.indices(TEST)}
     assert not tested & {images.keys_N16[at].tobytes() for s in (TRAIN, VALIDATION) for at in images.indices(s)}
@@ -171,12 +172,13 @@ def test_a_burst_shares_a_split(tmp_path: Path) -> None:
     splits: dict[str, set[int]] = {}
     for name, split in zip(images.files, images.split_N, strict=True):
         splits.setdefault(name.split("burst")[1][:2], set()).add(int(split))
-    assert len(splits) == record.details["groups"] == 20
-    counts = record.details["groups_by_split"]
-    assert sum(counts.values()) == 20
-    assert counts["validation"] == images.group_count(images.indices(VALIDATION)) < len(images.indices(VALIDATION))
+    assert len(splits) == record.details.groups == 20
+    counts = record.details.groups_by_split
+    assert counts is not None
+    assert counts.train + counts.validation + counts.test == 20
+    assert counts.validation == images.group_count(images.indices(VALIDATION)) < len(images.indices(VALIDATION))
     warning = next(warning for warning in record.warnings if "labelled validation images" in warning)
-    assert f"in {counts['validation']} groups" in warning
+    assert f"in {counts.validation} groups" in warning
     assert all(len(found) == 1 for found in splits.values())
     alone = ingested(tmp_path / "photos", tmp_path / "alone", group_by=r"_(\d+)\.png")
     assert any("no two images share one" in warning for warning in alone.warnings)
@@ -206,7 +208,7 @@ def test_a_table_labels_a_flat_folder(tmp_path: Path) -> None:
     by_name = dict(zip(images.files, images.labels_N.tolist(), strict=True))
     classes = [CLASSES[label] if label >= 0 else "" for label in (by_name[f"{index}.png"] for index in range(60))]
     assert classes == [CLASSES[index % 3] if index < 45 else "" for index in range(60)]
-    assert record.details["rejected"] == [{"file": "gone.png", "reason": "listed in labels.csv, but missing"}]
+    assert record.details.rejected == [RejectedFile(file="gone.png", reason="listed in labels.csv, but missing")]
     assert record.parameters["labels"] == "labels.csv"
 
 
@@ -217,12 +219,12 @@ def test_damaged_files_are_set_aside_with_their_reason(image_folder: Path, tmp_p
     (image_folder / "wedge" / "gone.png").symlink_to("nowhere")
     (image_folder / "wedge" / "notes.txt").write_text("no image, and not expected to be one")
     record = ingested(image_folder, tmp_path / "data", max_rejected=3)
-    rejected = {row["file"]: row["reason"] for row in record.details["rejected"]}
+    rejected = {row.file: row.reason for row in record.details.rejected}
     assert list(rejected) == ["disc/01.jpg", "wedge/gone.png", "wedge/manual.pdf"]
     assert rejected["disc/01.jpg"].startswith("damaged (image file is truncated")
     assert rejected["wedge/manual.pdf"] == "not a supported image format"
     assert (record.metrics["data/rejected"], record.metrics["data/images"]) == (3, 35)
-    assert record.details["ignored_files"] == 1
+    assert record.details.ignored_files == 1
     assert any(
         warning.startswith("3 files cannot be used and were set aside, the first: disc/01.jpg")
         for warning in record.warnings
@@ -351,9 +353,9 @@ def test_near_duplicates_are_shown_by_position_and_groups_are_advised_only_where
         with Image.open(path) as image:
             image.save(path.with_name(f"{index:02d}_b.jpg"), quality=60)
     alone = ingested(tmp_path / "photos", tmp_path / "data", image_size=32)
-    near, images = alone.details["near_duplicates"], load_images(tmp_path / "data")
-    assert near["found"] > 0
-    for (held_out, training), (one, other) in zip(near["positions"], near["pairs"], strict=True):
+    near, images = alone.details.near_duplicates, load_images(tmp_path / "data")
+    assert near.found > 0
+    for (held_out, training), (one, other) in zip(near.positions, near.pairs, strict=True):
         assert (images.files[held_out], images.files[training]) == (one, other)
         assert images.split_N[held_out] != TRAIN
         assert images.split_N[training] == TRAIN
@@ -364,4 +366,4 @@ def test_near_duplicates_are_shown_by_position_and_groups_are_advised_only_where
     assert "different groups of data.group_by" in warning
     assert "set data.group_by" not in warning
     grouped = ingested(tmp_path / "photos", tmp_path / "grouped", image_size=32, group_by=r"([^/]+)_\w\.\w+$")
-    assert grouped.details["near_duplicates"]["found"] < near["found"]
+    assert grouped.details.near_duplicates.found < near.found

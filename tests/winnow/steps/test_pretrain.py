@@ -20,7 +20,7 @@ from winnow.data.dataset import TEST, TRAIN, ImageSet
 from winnow.errors import ArtifactError, DataError, TrainingError
 from winnow.models.backbones import build_model, load_architecture
 from winnow.pretraining.monitoring import MIN_SPREAD
-from winnow.records import StepRecord, read_record, record_digest, sha256_of
+from winnow.records import PretrainDetails, PretrainRecord, read_record, record_digest, sha256_of
 from winnow.steps.pretrain import _collapse_warnings, pretrain
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,7 +32,7 @@ def configured(**changes: Any) -> Config:
     return check_config(raw)
 
 
-def run(config: Config, data: Path, root: Path, name: str = "pretrain") -> StepRecord:
+def run(config: Config, data: Path, root: Path, name: str = "pretrain") -> PretrainRecord:
     return pretrain(config, data, root / name, root / f"scratch-{name}")
 
 
@@ -44,7 +44,7 @@ def test_record_tells_what_was_done(tiny_data: Path, tiny_set: ImageSet, tmp_pat
     assert record.parameters == config.pretrain.model_dump(mode="json")
     assert record.inputs == {"data": record_digest(tiny_data)}
     assert set(record.metrics) == {"pretrain/loss", "pretrain/knn", "pretrain/spread"}
-    curves = record.details["curves"]
+    curves = record.details.curves
     assert [row["epoch"] for row in curves] == [1, 2]
     assert record.metrics["pretrain/knn"] == curves[-1]["knn"] > 0.5
     assert json.loads((tmp_path / "pretrain" / "curves.json").read_text()) == curves
@@ -103,7 +103,7 @@ def test_without_pretraining_the_weights_are_the_seeds(tiny_data: Path, tmp_path
     raw = tiny_params()
     raw["pretrain"] = {"method": "none", "seed": 5}
     record = run(check_config(raw), tiny_data, tmp_path)
-    assert (record.metrics, record.details, record.warnings) == ({}, {"curves": []}, ())
+    assert (record.metrics, record.details, record.warnings) == ({}, PretrainDetails(curves=[]), ())
     fresh = build_model(load_architecture(tmp_path / "pretrain"), 5).state_dict()
     for name, value in load_file(tmp_path / "pretrain" / "weights.safetensors").items():
         assert torch.equal(value, fresh[name])

@@ -12,12 +12,23 @@ import pytest
 import torch
 
 from tests.conftest import CLASSES, tiny_params
+from tests.tiny_run import rewrite, rewrite_details
 from winnow.config import Config, check_config
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.errors import ArtifactError
 from winnow.models.backbones import load_model
 from winnow.models.layers import weight_layers
-from winnow.records import StepRecord, read_json, read_record, sha256_of, write_json, write_record
+from winnow.records import (
+    CandidateRecord,
+    FinetuneRecord,
+    RefitRecord,
+    read_json,
+    read_record,
+    sha256_of,
+    write_json,
+)
+from winnow.records.candidate import ArmTraining
+from winnow.records.refit import RefitLabels
 from winnow.refit.deployed_folder import deployed_folder, refit_record, selected_folder
 from winnow.steps.refit import refit
 
@@ -40,7 +51,7 @@ def artifacts(
         at = tmp_path / "artifacts"
         shutil.copytree(tiny_data, at / "data")
         shutil.copytree(tiny_dense.parent.parent / "pretrain", at / "pretrain")
-        for name in read_record(tiny_candidate(winner)).details["lineage"] if winner else ["dense"]:
+        for name in CandidateRecord.read(tiny_candidate(winner)).details.lineage if winner else ["dense"]:
             shutil.copytree(tiny_candidate(name) if name != "dense" else tiny_dense, at / "candidates" / name)
         (at / "select").mkdir()
         write_json(at / "select" / "winner.json", {"winner": winner})
@@ -49,7 +60,7 @@ def artifacts(
     return leave
 
 
-def run(artifacts: Path, config: Config, scratch: str = "scratch") -> StepRecord:
+def run(artifacts: Path, config: Config, scratch: str = "scratch") -> RefitRecord:
     return refit(config, artifacts, artifacts / "refit", artifacts.parent / scratch)
 
 
@@ -58,12 +69,12 @@ def test_with_few_labels_the_winner_learns_the_validation_labels(artifacts: Call
     record = run(at, configured())
     folder, selected = at / "refit", at / "candidates" / "pruned-int8"
     assert read_record(folder) == record
-    assert record.details["is_refitted"]
-    assert record.details["labels"] == {"training": 110, "choosing": 60, "deployed": 170}
+    assert record.details.is_refitted
+    assert record.details.labels == RefitLabels(training=110, choosing=60, deployed=170)
     assert record.metrics["refit/labels"] == 170
-    assert list(record.details["trainings"]) == ["dense", "pruned", "pruned-int8"]
+    assert list(record.details.trainings) == ["dense", "pruned", "pruned-int8"]
     # 180 images in place of 120 are five batches of 32 in place of three, twice.
-    assert len(record.details["trainings"]["pruned"]) == 2
+    assert len(record.details.trainings["pruned"]) == 2
     assert sha256_of(folder / "model.onnx") != sha256_of(selected / "model.onnx")
     assert sha256_of(folder / "selected" / "model.onnx") == sha256_of(selected / "model.onnx")
     assert deployed_folder(at, "pruned-int8") == folder
@@ -90,9 +101,9 @@ def test_where_it_is_not_asked_for_nothing_is_trained(
 ) -> None:
     at = artifacts("pruned-int8")
     record = run(at, config)
-    assert not record.details["is_refitted"]
-    assert reason in record.details["why"]
-    assert record.details["labels"]["deployed"] == record.details["labels"]["training"]
+    assert not record.details.is_refitted
+    assert reason in record.details.why
+    assert record.details.labels.deployed == record.details.labels.training
     assert (record.warnings, record.artifacts) == ((), ())
     assert [path.name for path in (at / "refit").iterdir()] == ["record.json"]
     assert not (at.parent / "scratch").exists()
@@ -109,13 +120,13 @@ def test_labels_are_not_few_from_500_on_and_a_budget_gives_way_when_asked() -> N
 def test_a_budget_stays_a_budget_for_training_labels(artifacts: Callable[[str], Path]) -> None:
     at = artifacts("pruned")
     record = run(at, configured("always", data={"labels_per_class": 10}))
-    assert record.details["labels"]["deployed"] == 10 * len(CLASSES) + 60
+    assert record.details.labels.deployed == 10 * len(CLASSES) + 60
 
 
 def test_without_a_winner_nothing_is_trained(artifacts: Callable[[str | None], Path]) -> None:
     record = run(artifacts(None), configured())
-    assert (record.details["winner"], record.details["is_refitted"]) == (None, False)
-    assert "no candidate has won" in record.details["why"]
+    assert (record.details.winner, record.details.is_refitted) == (None, False)
+    assert "no candidate has won" in record.details.why
 
 
 def mislabel(data: Path, unlabelled: int) -> None:
@@ -142,24 +153,25 @@ def test_a_refit_on_wrong_labels_is_refused(artifacts: Callable[[str], Path], un
     at = artifacts("pruned-int8")
     mislabel(at / "data", unlabelled)
     record = run(at, configured("always", data={"labels_per_class": 5}))
-    assert record.details["check"]["kind"] == kind
-    assert record.details["check"]["kappa"] < 0.4
-    assert not record.details["is_refitted"]
-    assert "less than refit.min_kappa 0.4" in record.details["why"]
-    assert record.warnings == (record.details["why"],)
-    assert record.details["labels"]["deployed"] == 110
+    assert record.details.check is not None
+    assert record.details.check.kind == kind
+    assert record.details.check.kappa < 0.4
+    assert not record.details.is_refitted
+    assert "less than refit.min_kappa 0.4" in record.details.why
+    assert record.warnings == (record.details.why,)
+    assert record.details.labels.deployed == 110
     assert [path.name for path in (at / "refit").iterdir()] == ["record.json"]
     assert deployed_folder(at, "pruned-int8") == at / "candidates" / "pruned-int8"
 
 
 def test_a_training_that_diverges_leaves_the_selected_file(artifacts: Callable[[str], Path]) -> None:
     at = artifacts("pruned-int8")
-    dense = read_record(at / "candidates" / "dense")
-    arms = {**dense.details["arms"], "pretrained": [{"seed": 0, "learning_rate": 1e20, "top1": 0.9}]}
-    write_record(at / "candidates" / "dense", dense.model_copy(update={"details": {**dense.details, "arms": arms}}))
+    arms = FinetuneRecord.read(at / "candidates" / "dense").details.arms
+    diverging = [ArmTraining(seed=0, learning_rate=1e20, steps=24, top1=0.9)]
+    rewrite_details(at / "candidates" / "dense", arms=arms.model_copy(update={"pretrained": diverging}))
     record = run(at, configured())
-    assert "its training failed: the loss is no longer a number" in record.details["why"]
-    assert (record.details["is_refitted"], len(record.warnings)) == (False, 1)
+    assert "its training failed: the loss is no longer a number" in record.details.why
+    assert (record.details.is_refitted, len(record.warnings)) == (False, 1)
 
 
 def test_the_step_reads_neither_times_nor_the_test_split(artifacts: Callable[[str], Path]) -> None:
@@ -191,7 +203,7 @@ def test_an_interrupted_refit_goes_on_and_ends_the_same(artifacts: Callable[[str
 def test_what_a_method_made_stays(name: str, artifacts: Callable[[str], Path]) -> None:
     at = artifacts(name)
     record = run(at, configured())
-    assert record.details["is_refitted"], record.details["why"]
+    assert record.details.is_refitted, record.details.why
     (before, was), (after, now) = load_model(at / "candidates" / name), load_model(at / "refit")
     assert was == now
     for (path, old), new in zip(weight_layers(before).items(), weight_layers(after).values(), strict=True):
@@ -204,7 +216,6 @@ def test_what_a_method_made_stays(name: str, artifacts: Callable[[str], Path]) -
 def test_a_refit_of_another_winner_is_not_deployed(artifacts: Callable[[str], Path]) -> None:
     at = artifacts("pruned-int8")
     run(at, configured("never"))
-    pruned = read_record(at / "candidates" / "pruned-int8")
-    write_record(at / "candidates" / "pruned-int8", pruned.model_copy(update={"warnings": ("changed",)}))
+    rewrite(at / "candidates" / "pruned-int8", warnings=("changed",))
     with pytest.raises(ArtifactError, match="does not belong to the current pruned-int8"):
         refit_record(at, "pruned-int8")

@@ -11,14 +11,17 @@ import pytest
 from PIL import Image
 
 from tests.conftest import tiny_params
-from tests.tiny_run import build, choose, rewrite, write_network
+from tests.tiny_run import build, choose, rewrite_details, write_network
 from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, load_images
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.runtimes import OPENERS, BenchmarkCase, RuntimeUnavailable
+from winnow.deploy.runtimes import OPENERS, RuntimeUnavailable
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import paired_drop
-from winnow.records import StepRecord, read_record, record_digest
+from winnow.records import ReportRecord, SelectionRecord, read_record, record_digest
+from winnow.records.benchmark import BenchmarkCase
+from winnow.records.ingest import NearDuplicates
+from winnow.records.refit import RefitLabels
 from winnow.reporting.thumbnails import GAP, SIDE, draw_pairs
 from winnow.steps.report import count_reading, digest_test_split, report
 
@@ -35,7 +38,7 @@ def artifacts(tiny_data: Path, tmp_path: Path) -> Path:
     return chosen(built)
 
 
-def run(artifacts: Path, config: Config | None = None, out: str = "report") -> StepRecord:
+def run(artifacts: Path, config: Config | None = None, out: str = "report") -> ReportRecord:
     config = config or check_config(tiny_params())
     return report(config, artifacts, artifacts.parent / "hidden" / "test-readings.json", artifacts / out)
 
@@ -43,8 +46,8 @@ def run(artifacts: Path, config: Config | None = None, out: str = "report") -> S
 def test_dense_and_the_winner_are_tested(artifacts: Path) -> None:
     write_network(artifacts / "candidates" / "pruned-int8" / "model.onnx", 0.38)
     record = run(artifacts)
-    assert record.details["measured_in"] == "openvino int8, batches of 1"
-    assert record.details["baseline"] == "dense"
+    assert record.details.measured_in == "openvino int8, batches of 1"
+    assert record.details.baseline == "dense"
     images = load_images(artifacts / "data")
     indices = images.indices(TEST)
     labels = images.labels_N[indices]
@@ -61,7 +64,7 @@ def test_dense_and_the_winner_are_tested(artifacts: Path) -> None:
     assert 0 < told["test/drop_from_dense_points"] == pytest.approx(drop.points)
     assert (told["test/drop_from_dense_low"], told["test/drop_from_dense_high"]) == (drop.low, drop.high)
     assert told["test/winner_top1_low"] < told["test/winner_top1"] < told["test/winner_top1_high"]
-    assert record.details["test"]["pruned-int8"]["per_class"]["stripes"]["support"] == 10
+    assert record.details.test["pruned-int8"].per_class["stripes"].support == 10
     assert record.inputs["select"] == record_digest(artifacts / "select")
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
     assert f"{told['test/winner_top1'] * 100:.1f}" in page
@@ -83,8 +86,8 @@ def test_the_winner_answers_in_the_runtime_that_serves_it(artifacts: Path, monke
     record = run(artifacts)
     assert record.metrics["test/winner_top1"] == pytest.approx(1 / 3)
     assert record.metrics["test/dense_top1"] > 0.9
-    assert record.details["measured_in"] == "openvino int8, batches of 1"
-    assert record.details["fallback"] == ""
+    assert record.details.measured_in == "openvino int8, batches of 1"
+    assert record.details.fallback == ""
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
     assert "measured in openvino int8, batches of 1" in page
 
@@ -116,7 +119,7 @@ def test_the_drop_is_counted_from_the_stronger_baseline(tiny_data: Path, tmp_pat
     params["promotion"]["gates"] |= {"max_drop_points": 40.0, "max_macro_f1_drop_points": 40.0, "min_agreement": 0.5}
     config = check_config(params)
     record = run(chosen(built, config), config)
-    assert record.details["baseline"] == "dense-kd"
+    assert record.details.baseline == "dense-kd"
     told = record.metrics
     lost = (told["test/dense-kd_top1"] - told["test/winner_top1"]) * 100
     assert told["test/drop_from_dense-kd_points"] == pytest.approx(lost)
@@ -130,10 +133,9 @@ def test_the_drop_is_counted_from_the_stronger_baseline(tiny_data: Path, tmp_pat
 def test_where_the_serving_runtime_cannot_be_had_the_file_answers_and_it_is_told(
     artifacts: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    select_record = read_record(artifacts / "select")
     if why == "another machine":
-        speeds = {**select_record.details["speeds"], "is_target": True}
-        rewrite(artifacts / "select", details={**select_record.details, "speeds": speeds})
+        speeds = SelectionRecord.read(artifacts / "select").details.speeds
+        rewrite_details(artifacts / "select", speeds=speeds.model_copy(update={"is_target": True}))
         (artifacts / "benchmark" / "pruned-int8-openvino-int8.npy").unlink()
     else:
 
@@ -142,10 +144,10 @@ def test_where_the_serving_runtime_cannot_be_had_the_file_answers_and_it_is_told
 
         monkeypatch.setitem(OPENERS, "openvino", missing)
     record = run(artifacts)
-    assert record.details["measured_in"] == "ONNX Runtime, the file as it is"
+    assert record.details.measured_in == "ONNX Runtime, the file as it is"
     told = "has no predictions" if why == "another machine" else "does not run on this machine (no such processor)"
-    assert record.details["fallback"].startswith("it is deployed in openvino int8")
-    assert told in record.details["fallback"]
+    assert record.details.fallback.startswith("it is deployed in openvino int8")
+    assert told in record.details.fallback
     assert record.warnings[0].startswith("pruned-int8 was tested in ONNX Runtime")
     assert told in (artifacts / "report" / "report.html").read_text(encoding="utf-8")
 
@@ -154,7 +156,7 @@ def test_nobody_else_is_tested(artifacts: Path) -> None:
     for folder in (artifacts / "candidates").iterdir():
         if folder.name not in ("dense", "pruned-int8"):
             (folder / "model.onnx").write_bytes(b"must not be read")
-    assert run(artifacts).details["winner"] == "pruned-int8"
+    assert run(artifacts).details.winner == "pruned-int8"
     (artifacts / "candidates" / "pruned-int8" / "model.onnx").write_bytes(b"must be read")
     with pytest.raises(ArtifactError, match=r"pruned-int8/model\.onnx"):
         run(artifacts)
@@ -165,7 +167,7 @@ def test_without_a_winner_only_dense_is_tested(artifacts: Path) -> None:
     params["promotion"]["gates"] |= {"min_speedup": 50.0}
     config = check_config(params)
     record = run(chosen(artifacts, config), config)
-    assert record.details["winner"] is None
+    assert record.details.winner is None
     assert "test/dense_top1" in record.metrics
     assert not {key for key in record.metrics if key.startswith(("test/winner", "test/drop"))}
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
@@ -180,7 +182,7 @@ def test_readings_are_counted_and_told(artifacts: Path, caplog: pytest.LogCaptur
         second = run(artifacts, out="second")
     assert "test split read 1 time (" in caplog.text
     assert "test split read 2 times (" in caplog.text
-    assert json.loads(counts.read_text()) == {first.details["test_version"]: 2}
+    assert json.loads(counts.read_text()) == {first.details.test_version: 2}
     assert first == second
     assert (artifacts / "first" / "report.html").read_bytes() == (artifacts / "second" / "report.html").read_bytes()
 
@@ -233,9 +235,8 @@ def test_a_failure_leaves_the_old_page(artifacts: Path) -> None:
 def test_a_refitted_winner_is_tested_as_it_is_deployed_beside_the_selected_file(artifacts: Path) -> None:
     (artifacts / "refit" / "selected").mkdir()
     write_network(artifacts / "refit" / "model.onnx", 0.38)
-    refit = read_record(artifacts / "refit")
-    labels = {"training": 30, "choosing": 60, "deployed": 90}
-    rewrite(artifacts / "refit", details={**refit.details, "is_refitted": True, "labels": labels})
+    labels = RefitLabels(training=30, choosing=60, deployed=90)
+    rewrite_details(artifacts / "refit", is_refitted=True, labels=labels)
     record = run(artifacts)
     images = load_images(artifacts / "data")
     indices = images.indices(TEST)
@@ -245,7 +246,7 @@ def test_a_refitted_winner_is_tested_as_it_is_deployed_beside_the_selected_file(
         assert record.metrics[f"test/{who}_top1"] == pytest.approx((answers == images.labels_N[indices]).mean())
     assert record.metrics["test/winner_top1"] < record.metrics["test/selected_top1"]
     assert record.inputs["refit"] == record_digest(artifacts / "refit")
-    assert {"pruned-int8", "pruned-int8 before the refit"} <= set(record.details["test"])
+    assert {"pruned-int8", "pruned-int8 before the refit"} <= set(record.details.test)
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
     assert "90 labels trained the file that is deployed" in page
     assert "pruned-int8, refitted on 90 labels, loses" in page
@@ -264,19 +265,19 @@ def test_a_class_that_is_never_recognised_is_among_the_first_warnings(artifacts:
 
 
 def test_what_abstaining_gives_is_counted_on_both_splits(artifacts: Path) -> None:
-    given = run(artifacts).details["abstention"]
-    assert (given["validation"]["images"], given["test"]["images"]) == (60, 30)
-    for counts in given.values():
-        assert counts["answered"][0] == counts["images"]
-        assert counts["answered"] == sorted(counts["answered"], reverse=True)
-        assert all(right <= answered for right, answered in zip(counts["right"], counts["answered"], strict=True))
+    given = run(artifacts).details.abstention
+    assert given.validation is not None
+    assert given.test is not None
+    assert (given.validation.images, given.test.images) == (60, 30)
+    for counts in (given.validation, given.test):
+        assert counts.answered[0] == counts.images
+        assert counts.answered == sorted(counts.answered, reverse=True)
+        assert all(right <= answered for right, answered in zip(counts.right, counts.answered, strict=True))
 
 
 def test_the_page_shows_near_duplicates(artifacts: Path) -> None:
-    data = artifacts / "data"
-    near = {"looked_at": 90, "found": 20, "pairs": [["a<b>.jpg", "c.jpg"]] * 20, "positions": [[0, 130]] * 20}
-    record = read_record(data)
-    rewrite(data, details={**record.details, "near_duplicates": near})
+    near = NearDuplicates(looked_at=90, found=20, pairs=[("a<b>.jpg", "c.jpg")] * 20, positions=[(0, 130)] * 20)
+    rewrite_details(artifacts / "data", near_duplicates=near)
     run(artifacts)
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
     assert "20 of 90 held-out images almost equal a training image, the 16 most alike" in page

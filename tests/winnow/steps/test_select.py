@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,29 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_params
-from tests.tiny_run import CANDIDATES, build, record_benchmark, rewrite
+from tests.tiny_run import CANDIDATES, build, record_benchmark, rewrite, rewrite_details
 from winnow.benchmark.speedups import ratio_metrics
 from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, VALIDATION, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation.ablations import control_gains
-from winnow.evaluation.accuracy_drop import DropEvidence
-from winnow.evaluation.intervals import Drop, Ratio, paired_drop, simultaneous_confidence
-from winnow.records import StepRecord, read_record, record_digest, sha256_of, this_machine
+from winnow.evaluation.intervals import Ratio, paired_drop, simultaneous_confidence
+from winnow.records import (
+    BenchmarkRecord,
+    Gate,
+    SelectionRecord,
+    read_record,
+    record_digest,
+    sha256_of,
+    this_machine,
+)
+from winnow.records.benchmark import Int8Coverage
+from winnow.records.selection import Drop, DropEvidence
 from winnow.selection.caveats import ValidationImages, selection_warnings
 from winnow.steps.select import select
 
 
-def run(artifacts: Path, config: Config | None = None, out: str = "select") -> StepRecord:
+def run(artifacts: Path, config: Config | None = None, out: str = "select") -> SelectionRecord:
     config = config or check_config(tiny_params())
     return select(
         config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", artifacts / out, artifacts.parent
@@ -44,21 +52,22 @@ def artifacts(tiny_data: Path, tmp_path: Path) -> Path:
 WIDE = {"max_macro_f1_drop_points": 20.0}
 
 
-def gates(record: StepRecord, name: str) -> dict[str, dict[str, Any]]:
-    verdict = next(row for row in record.details["verdicts"] if row["candidate"] == name)
-    return {gate["name"]: gate for gate in verdict["gates"]}
+def gates(record: SelectionRecord, name: str) -> dict[str, Gate]:
+    verdict = record.details.verdict(name)
+    assert verdict is not None
+    return {gate.name: gate for gate in verdict.gates}
 
 
 def test_the_fastest_of_those_who_pass_wins(artifacts: Path) -> None:
     record = run(artifacts)
     assert read_record(artifacts / "select") == record
-    assert record.details["winner"] == "pruned-int8"
-    assert [row["candidate"] for row in record.details["verdicts"]] == list(CANDIDATES)[1:]
-    assert record.details["reference"] == "dense"
-    assert record.metrics["select/passed"] == sum(row["passed"] for row in record.details["verdicts"]) == 3
+    assert record.details.winner == "pruned-int8"
+    assert [row.candidate for row in record.details.verdicts] == list(CANDIDATES)[1:]
+    assert record.details.reference == "dense"
+    assert record.metrics["select/passed"] == sum(row.passed for row in record.details.verdicts) == 3
     assert record.metrics["winner/speedup"] == pytest.approx(4.0)
     assert record.metrics["winner/size_ratio"] == pytest.approx(0.15)
-    assert set(record.details["front"]) == {"pruned-int8", "student"}
+    assert set(record.details.front) == {"pruned-int8", "student"}
     assert record.inputs["student"] == record_digest(artifacts / "candidates" / "student")
     assert record.inputs["benchmark"] == record_digest(artifacts / "benchmark")
     assert record.machine is None
@@ -79,36 +88,39 @@ def test_drops_are_paired_on_the_validation_images(artifacts: Path) -> None:
         name: np.load(artifacts / "candidates" / name / "validation_logits.npy").argmax(1) == labels
         for name in ("dense", "student")
     }
-    assert record.details["competitors"] == record.metrics["select/competitors"] == 5  # dense-kd and sparse cost more
+    assert record.details.competitors == record.metrics["select/competitors"] == 5  # dense-kd and sparse cost more
     expected = paired_drop(right["dense"], right["student"], simultaneous_confidence(5))
-    assert record.details["drops"]["student"]["labelled"] == asdict(expected)
+    assert record.details.drops["student"].labelled == expected
     assert expected.points == pytest.approx(3 / 60 * 100)
-    assert not gates(record, "student")["drop"]["passed"]
-    assert gates(record, "pruned")["drop"]["passed"]
+    assert not gates(record, "student")["drop"].passed
+    assert gates(record, "pruned")["drop"].passed
 
 
 def test_a_better_control_becomes_the_reference(tiny_data: Path, tmp_path: Path) -> None:
     artifacts = build(tiny_data, tmp_path / "artifacts", {"dense-kd": {"blind": 0.34}})
     record = run(artifacts)
-    assert record.details["reference"] == "dense-kd"
-    assert record.details["drops"]["dense"]["labelled"]["points"] == pytest.approx(100 / 60)
-    assert record.details["drops"]["dense-kd"]["labelled"]["points"] == 0.0
-    assert record.details["winner"] is None
-    assert "no candidate passes every gate" in record.details["why"]
+    assert record.details.reference == "dense-kd"
+    lost = {name: record.details.drops[name].labelled for name in ("dense", "dense-kd")}
+    assert lost["dense"] is not None
+    assert lost["dense"].points == pytest.approx(100 / 60)
+    assert lost["dense-kd"] is not None
+    assert lost["dense-kd"].points == 0.0
+    assert record.details.winner is None
+    assert "no candidate passes every gate" in record.details.why
     assert "winner/speedup" not in record.metrics
-    bought = {row["bought_by"]: row for row in record.details["controls"]}
-    assert bought["training on"]["points"] == pytest.approx(100 / 60)
+    bought = {row.bought_by: row for row in record.details.controls}
+    assert bought["training on"].points == pytest.approx(100 / 60)
 
 
 def test_controls_say_what_a_teacher_bought(artifacts: Path) -> None:
-    rows = run(artifacts).details["controls"]
-    teacher = next(row for row in rows if row["bought_by"] == "a teacher")
+    rows = run(artifacts).details.controls
+    teacher = next(row for row in rows if row.bought_by == "a teacher")
     right = [
         read_record(artifacts / "candidates" / name).metrics["quality/top1"] for name in ("student", "student-alone")
     ]
-    assert (teacher["candidate"], teacher["control"]) == ("student", "student-alone")
-    assert teacher["points"] == pytest.approx((right[0] - right[1]) * 100)
-    assert 0 < teacher["low"] < teacher["points"] < teacher["high"]
+    assert (teacher.candidate, teacher.control) == ("student", "student-alone")
+    assert teacher.points == pytest.approx((right[0] - right[1]) * 100)
+    assert 0 < teacher.low < teacher.points < teacher.high
 
 
 def test_a_control_may_have_its_own_augmentation(artifacts: Path) -> None:
@@ -118,7 +130,7 @@ def test_a_control_may_have_its_own_augmentation(artifacts: Path) -> None:
         raw = tiny_params()
         raw["candidates"]["student-alone"]["recovery"] |= {key: value}
         rows = control_gains(check_config(raw), right)
-        assert sum(row["bought_by"] == "a teacher" for row in rows) == found
+        assert sum(row.bought_by == "a teacher" for row in rows) == found
 
 
 def test_a_tree_without_the_control_is_told(tiny_data: Path, tmp_path: Path) -> None:
@@ -129,7 +141,7 @@ def test_a_tree_without_the_control_is_told(tiny_data: Path, tmp_path: Path) -> 
     assert any(
         "dense-kd is not among the candidates: pruned, sparse, student" in warning for warning in record.warnings
     )
-    assert [row["bought_by"] for row in record.details["controls"]] == ["a teacher"]
+    assert [row.bought_by for row in record.details.controls] == ["a teacher"]
 
 
 def test_rounding_that_trains_on_wants_a_control(tiny_data: Path, tmp_path: Path) -> None:
@@ -172,7 +184,7 @@ def test_times_of_another_machine_are_refused(artifacts: Path) -> None:
         with pytest.raises(ArtifactError, match=r"one machine only.*dvc repro"):
             run(artifacts)
     record_benchmark(artifacts, CANDIDATES, machine=here.model_copy(update={"memory_gb": 1.0, "versions": {}}))
-    assert run(artifacts).details["winner"] == "pruned-int8"
+    assert run(artifacts).details.winner == "pruned-int8"
 
 
 def test_a_candidate_changed_after_the_benchmark_is_refused(artifacts: Path) -> None:
@@ -197,15 +209,14 @@ def test_answers_that_are_missing_damaged_or_of_other_data(artifacts: Path, cont
 
 def test_the_objective_says_which_batch_the_gate_looks_at(tiny_data: Path, tmp_path: Path) -> None:
     artifacts = build(tiny_data, tmp_path / "artifacts")
-    benchmark = read_record(artifacts / "benchmark")
-    candidates = benchmark.details["candidates"]
+    candidates = BenchmarkRecord.read(artifacts / "benchmark").details.candidates
     candidates["pruned-int8"] |= ratio_metrics("speedup/float_b8", Ratio(1.1, 1.05, 1.15))
-    rewrite(artifacts / "benchmark", details={**benchmark.details, "candidates": candidates})
+    rewrite_details(artifacts / "benchmark", candidates=candidates)
     for objective, passed in (("latency", True), ("size", True), ("throughput", False)):
         record = run(artifacts, configured(objective=objective))
         gate = gates(record, "pruned-int8")["speedup"]
-        assert gate["passed"] is passed
-        assert ("4.00 times (" if passed else "1.10 times (1.05 to 1.15)") in gate["reason"]
+        assert gate.passed is passed
+        assert ("4.00 times (" if passed else "1.10 times (1.05 to 1.15)") in gate.reason
 
 
 def test_without_labels_the_answers_decide(tiny_data: Path, tmp_path: Path) -> None:
@@ -215,28 +226,28 @@ def test_without_labels_the_answers_decide(tiny_data: Path, tmp_path: Path) -> N
     labels[split == VALIDATION] = -1
     np.save(data / "labels.npy", labels)
     record = run(build(data, tmp_path / "artifacts"))
-    assert record.details["drops"]["student"]["labelled"] is None
-    assert record.details["controls"] == []
-    assert record.details["winner"] == "pruned-int8"
-    assert "no label; answers differ on 5.0 %" in gates(record, "student")["drop"]["reason"]
-    assert not gates(record, "student")["drop"]["passed"]
-    assert not gates(record, "student-alone")["agreement"]["passed"]
+    assert record.details.drops["student"].labelled is None
+    assert record.details.controls == []
+    assert record.details.winner == "pruned-int8"
+    assert "no label; answers differ on 5.0 %" in gates(record, "student")["drop"].reason
+    assert not gates(record, "student")["drop"].passed
+    assert not gates(record, "student-alone")["agreement"].passed
     assert any("no validation image has a label" in warning for warning in record.warnings)
 
 
 def test_a_candidate_that_was_not_timed_cannot_win(tiny_data: Path, tmp_path: Path) -> None:
     record = run(build(tiny_data, tmp_path / "artifacts", {"pruned-int8": {"ms": None}}))
-    assert "not timed" in gates(record, "pruned-int8")["speedup"]["reason"]
-    assert record.details["winner"] == "pruned"
-    assert "pruned-int8" not in record.details["front"]
+    assert "not timed" in gates(record, "pruned-int8")["speedup"].reason
+    assert record.details.winner == "pruned"
+    assert "pruned-int8" not in record.details.front
 
 
 def test_a_tree_of_dense_alone(artifacts: Path) -> None:
     params = tiny_params()
     params["candidates"] = {}
     record = run(artifacts, check_config(params))
-    assert (record.details["winner"], record.details["verdicts"]) == (None, [])
-    assert record.details["front"] == ["dense"]
+    assert (record.details.winner, record.details.verdicts) == (None, [])
+    assert record.details.front == ["dense"]
 
 
 def test_judged_by_the_answers_of_the_runtime_that_will_serve(artifacts: Path) -> None:
@@ -244,10 +255,12 @@ def test_judged_by_the_answers_of_the_runtime_that_will_serve(artifacts: Path) -
     answers = np.load(path)
     np.save(path, np.roll(answers, 1, axis=1))  # as fast, and never right
     record = run(artifacts)
-    assert record.details["served"]["pruned-int8"]["runtime"] == "openvino"
-    assert not gates(record, "pruned-int8")["drop"]["passed"]
-    assert not gates(record, "pruned-int8")["agreement"]["passed"]
-    assert record.details["winner"] != "pruned-int8"
+    served = record.details.served["pruned-int8"]
+    assert served is not None
+    assert served.runtime == "openvino"
+    assert not gates(record, "pruned-int8")["drop"].passed
+    assert not gates(record, "pruned-int8")["agreement"].passed
+    assert record.details.winner != "pruned-int8"
     path.unlink()
     with pytest.raises(ArtifactError, match=r"pruned-int8-openvino-int8\.npy is missing"):
         run(artifacts, out="again")
@@ -255,12 +268,12 @@ def test_judged_by_the_answers_of_the_runtime_that_will_serve(artifacts: Path) -
 
 def test_a_gate_that_too_few_labels_cannot_pass_is_told(artifacts: Path) -> None:
     record = run(artifacts, configured(gates=WIDE | {"max_drop_points": 1.0}))
-    assert record.details["winner"] is None
+    assert record.details.winner is None
     told = next(text for text in record.warnings if "no candidate can pass" in text)
     assert "60 labelled validation images, the interval of a file that loses nothing reaches 10.0 points, more " in told
     least = float(told.rpartition("promotion.gates.max_drop_points to at least ")[2])
     passing = run(artifacts, configured(gates=WIDE | {"max_drop_points": least}), out="again")
-    assert passing.details["winner"] is not None
+    assert passing.details.winner is not None
     assert not any("no candidate can pass" in text for text in passing.warnings)
 
 
@@ -275,9 +288,9 @@ def test_a_rare_class_that_died_fails_the_macro_gate_alone(tiny_data: Path, tmp_
     allowed = {"max_drop_points": 15.0, "max_macro_f1_drop_points": 20.0, "min_agreement": 0.5}
     record = run(artifacts, configured(gates=allowed))
     judged = gates(record, "student-alone")  # blind to the second class
-    assert judged["drop"]["passed"]
-    assert not judged["macro-f1"]["passed"]
-    assert gates(record, "pruned")["macro-f1"]["passed"]
+    assert judged["drop"].passed
+    assert not judged["macro-f1"].passed
+    assert gates(record, "pruned")["macro-f1"].passed
 
 
 def test_images_without_labels_show_what_few_labels_cannot(tiny_data: Path, tmp_path: Path) -> None:
@@ -288,13 +301,13 @@ def test_images_without_labels_show_what_few_labels_cannot(tiny_data: Path, tmp_
     labels[validation[np.arange(len(validation)) % 5 > 0]] = -1
     np.save(data / "labels.npy", labels)
     record = run(build(data, tmp_path / "artifacts"))
-    reason = gates(record, "pruned-int8")["drop"]["reason"]
+    reason = gates(record, "pruned-int8")["drop"].reason
     assert "answers differ on 0.0 % of the images, at most 10.0 %, so no more; 95 % over 5 candidates" in reason
-    assert record.details["winner"] == "pruned-int8"
+    assert record.details.winner == "pruned-int8"
     assert any(text.startswith("only 12 labelled validation images: the loss is also") for text in record.warnings)
     told = next(text for text in record.warnings if text.startswith("labels cannot show that macro F1 is preserved"))
     assert "12 labelled validation images, 4 of class" in told
-    assert "with the reference's answers as truth" in gates(record, "pruned-int8")["macro-f1"]["reason"]
+    assert "with the reference's answers as truth" in gates(record, "pruned-int8")["macro-f1"].reason
 
 
 def there(artifacts: Path, faster: str, **changes: Any) -> Path:
@@ -329,10 +342,13 @@ def test_with_a_target_its_figures_alone_count(tiny_data: Path, tmp_path: Path) 
     elsewhere = this_machine().model_copy(update={"cpu": "Another 9000"})
     record_benchmark(artifacts, {name: CANDIDATES[name] | changes[name] for name in CANDIDATES}, machine=elsewhere)
     record = run(artifacts, check_config(params))
-    assert record.details["winner"] == "sparse"
-    assert record.details["speeds"]["is_target"]
-    assert record.details["speeds"]["machine"]["cpu"] == "Cortex-A76"
-    assert record.details["served"]["sparse"]["p50_ms"] == 0.1
+    assert record.details.winner == "sparse"
+    assert read_record(artifacts / "select") == record
+    assert record.details.speeds.is_target
+    assert record.details.speeds.machine.cpu == "Cortex-A76"
+    served = record.details.served["sparse"]
+    assert served is not None
+    assert served.p50_ms == 0.1
     assert record.inputs["target"] == sha256_of(artifacts / "target.json")
 
 
@@ -345,13 +361,13 @@ def test_what_the_target_has_not_timed_cannot_win(artifacts: Path) -> None:
     params = tiny_params()
     params["benchmark"]["target"] = str(path)
     record = run(artifacts, check_config(params))
-    assert "not timed" in gates(record, "student")["speedup"]["reason"]
+    assert "not timed" in gates(record, "student")["speedup"].reason
     dense = sha256_of(artifacts / "candidates" / "dense" / "model.onnx")
     told["rows"] = [row for row in told["rows"] if row["sha256"] != dense]
     path.write_text(json.dumps(told))
     nobody = run(artifacts, check_config(params), out="again")
-    assert nobody.details["winner"] is None  # and the run goes on to its end
-    assert all(not gates(nobody, name)["speedup"]["passed"] for name in ("pruned", "pruned-int8"))
+    assert nobody.details.winner is None  # and the run goes on to its end
+    assert all(not gates(nobody, name)["speedup"].passed for name in ("pruned", "pruned-int8"))
 
 
 def test_a_target_is_looked_for_in_the_project_and_not_in_the_working_directory(
@@ -364,7 +380,7 @@ def test_a_target_is_looked_for_in_the_project_and_not_in_the_working_directory(
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     record = run(artifacts, check_config(params))
-    assert record.details["speeds"]["is_target"]
+    assert record.details.speeds.is_target
     assert record.inputs["target"] == sha256_of(path)
 
 
@@ -374,7 +390,7 @@ def test_int8_that_was_not_read_on_the_target_is_told(tiny_data: Path, tmp_path:
     params = tiny_params()
     params["benchmark"]["target"] = str(there(artifacts, "pruned-int8"))
     record = run(artifacts, check_config(params))
-    assert not gates(record, "pruned-int8")["int8"]["checked"]
+    assert not gates(record, "pruned-int8")["int8"].checked
     assert "int8" not in gates(record, "pruned")
     told = [warning for warning in record.warnings if warning.startswith("int8 executed: not checked on Cortex-A76")]
     assert len(told) == 1
@@ -399,11 +415,13 @@ def test_answers_that_this_machine_cannot_give_are_told(artifacts: Path) -> None
 
 
 def test_int8_is_checked_where_the_benchmark_read_the_kernels(artifacts: Path) -> None:
-    timed = read_record(artifacts / "benchmark")
-    row = {"candidate": "pruned-int8", "int8_share": 0.25, "kernels": {}}
-    row |= {key: timed.details["best"]["pruned-int8"]["latency"][key] for key in ("runtime", "precision")}
-    rewrite(artifacts / "benchmark", details={**timed.details, "executed": [row]})
+    row = BenchmarkRecord.read(artifacts / "benchmark").details.best["pruned-int8"].latency
+    assert row is not None
+    coverage = Int8Coverage(
+        candidate="pruned-int8", runtime=row.runtime, precision=row.precision, int8_share=0.25, kernels={}
+    )
+    rewrite_details(artifacts / "benchmark", executed=[coverage])
     record = run(artifacts)
-    assert gates(record, "pruned-int8")["int8"]["checked"]
-    assert "25.0 %, less than" in gates(record, "pruned-int8")["int8"]["reason"]
-    assert not gates(record, "dense-int8")["int8"]["checked"]
+    assert gates(record, "pruned-int8")["int8"].checked
+    assert "25.0 %, less than" in gates(record, "pruned-int8")["int8"].reason
+    assert not gates(record, "dense-int8")["int8"].checked

@@ -180,12 +180,12 @@ def test_probe_tells_colours_apart_and_leaves_the_network_alone(tiny_set: ImageS
     before = {name: value.clone() for name, value in model.state_dict().items()}
     first = linear_probe(configured(), tiny_set, model)
     assert first == linear_probe(configured(), tiny_set, model)
-    assert (first["seed"], first["top1"] > 0.9) == (0, True)
+    assert (first.seed, first.top1 > 0.9) == (0, True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     shuffled = np.random.default_rng(0).permutation(tiny_set.labels_N[tiny_set.indices(TRAIN, labelled=True)])
     labels = np.array(tiny_set.labels_N)
     labels[tiny_set.indices(TRAIN, labelled=True)] = shuffled
-    assert linear_probe(configured(), dataclasses.replace(tiny_set, labels_N=labels), model)["top1"] < 0.7
+    assert linear_probe(configured(), dataclasses.replace(tiny_set, labels_N=labels), model).top1 < 0.7
 
 
 def test_without_validation_labels_nothing_can_be_chosen(tiny_set: ImageSet, tmp_path: Path) -> None:

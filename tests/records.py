@@ -1,0 +1,146 @@
+"""Valid records for made-up runs: the details of every step with plain values, of which a test gives its own.
+
+write_record(folder, make_record("report", report_details(winner="quick"), metrics={"test/images": 30.0}))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from winnow.records import (
+    BenchmarkDetails,
+    CandidateDetails,
+    IngestDetails,
+    PretrainDetails,
+    RecordModel,
+    RefitDetails,
+    ReportDetails,
+    SelectionDetails,
+    this_machine,
+)
+from winnow.records.any_step import RECORDS
+from winnow.records.benchmark import BenchmarkConditions, BenchmarkRow, Precision, Runtime
+from winnow.records.candidate import ArmComparison, LabelCounts, LinearProbe
+from winnow.records.ingest import NearDuplicates, SplitCounts
+from winnow.records.refit import RefitLabels
+from winnow.records.report import Abstention
+from winnow.records.selection import ServingSpeeds
+
+LABELS = LabelCounts(training=30, choosing=60)
+SIZES = {"parameters_before": 4, "macs_before": 8, "parameters_after": 2, "macs_after": 4}
+RESULTS: dict[str, dict[str, Any]] = {
+    "finetune": {
+        "arms": ArmComparison(linear_probe=LinearProbe(seed=0, top1=0.5), tried=[], gain=None),
+        "cross_validation": None,
+        "curves": [],
+    },
+    "prune": {"curves": [], "curves_before": {}, "cuts": [], **SIZES},
+    "sparsify": {"curves": [], "masked_share": 0.5, "dense_layers": []},
+    "factorize": {"curves": [], "ranks": {}, "energy": 0.9, **SIZES},
+    "cluster": {"curves": [], "values": {}},
+    "quantize": {"calibration_images": 32},
+    "distill": {"curves": [], "teacher": "dense"},
+}
+"""Method -> what it adds to the details of a candidate."""
+
+
+def make_record(step: str, details: RecordModel, **fields: Any) -> Any:
+    """The record of a step with these details, named after the step unless `fields` names it."""
+    empty: dict[str, Any] = {"name": step, "parameters": {}, "inputs": {}, "metrics": {}}
+    return RECORDS[step](step=step, details=details, **{**empty, **fields})
+
+
+def ingest_details(classes: Sequence[str], **changes: Any) -> IngestDetails:
+    """An ungrouped data set without images."""
+    values: dict[str, Any] = {
+        "source": "photos",
+        "classes": list(classes),
+        "per_class": {name: SplitCounts(train=0, validation=0, test=0) for name in classes},
+        "labels_per_class": None,
+        "test_set": "by hash",
+        "resize_policy": "crop",
+        "resize": "crop",
+        "bits": 16,
+        "training_size": None,
+        "decoder": "c0de",
+        "groups": None,
+        "groups_by_split": None,
+        "ignored_files": 0,
+        "rejected": [],
+        "near_duplicates": NearDuplicates(looked_at=0, found=0, pairs=[], positions=[]),
+    }
+    return IngestDetails(**{**values, **changes})
+
+
+def pretrain_details(**changes: Any) -> PretrainDetails:
+    """Nothing was pretrained."""
+    return PretrainDetails(**{"curves": [], **changes})
+
+
+def candidate_details(method: str = "finetune", **changes: Any) -> CandidateDetails:
+    """Details of dense, or of a candidate of another method."""
+    values = {"method": method, "precision": "f32", "lineage": ["dense"], "labels": LABELS, **RESULTS[method]}
+    adapter: TypeAdapter[CandidateDetails] = TypeAdapter(CandidateDetails)
+    return adapter.validate_python({**values, **changes})
+
+
+def benchmark_row(
+    candidate: str = "dense",
+    runtime: Runtime = "ort",
+    precision: Precision = "f32",
+    batch: int = 1,
+    p50_ms: float = 1.0,
+    **changes: Any,
+) -> BenchmarkRow:
+    """A timed file, by default with one thread."""
+    values: dict[str, Any] = {
+        "layout": "file",
+        "threads": 1,
+        "p95_ms": None,
+        "images_per_s": batch / p50_ms * 1e3,
+        "samples": 20,
+        "spread": 0.0,
+        **changes,
+    }
+    return BenchmarkRow(candidate=candidate, runtime=runtime, precision=precision, batch=batch, p50_ms=p50_ms, **values)
+
+
+def benchmark_details(**changes: Any) -> BenchmarkDetails:
+    """Nothing was timed."""
+    lists = ("rows", "processes", "executed", "refused", "absent", "identical_graphs", "measurement_error")
+    values: dict[str, Any] = {key: [] for key in lists}
+    values |= {key: {} for key in ("peaks", "peak_share", "candidates", "best", "baselines", "attribution")}
+    conditions = BenchmarkConditions(images_checked=60, needed_agreement={}, threads=2, image_size=16)
+    return BenchmarkDetails(**{**values, "conditions": conditions, **changes})
+
+
+def serving_speeds(**changes: Any) -> ServingSpeeds:
+    """Nothing was timed, and this machine serves."""
+    values: dict[str, Any] = {"machine": this_machine(), "is_target": False, "best": {}, "candidates": {}}
+    return ServingSpeeds(**{**values, "measurement_error": [], **changes})
+
+
+def selection_details(**changes: Any) -> SelectionDetails:
+    """There is no candidate but dense."""
+    values: dict[str, Any] = {"verdicts": [], "winner": None, "why": "no candidate passes every gate", "front": []}
+    values |= {"reference": "dense", "competitors": 0, "route": "labels", "controls": []}
+    values |= {key: {} for key in ("drops", "macro_f1_drops", "agreement", "quality", "served")}
+    return SelectionDetails(**{**values, "speeds": changes.get("speeds") or serving_speeds(), **changes})
+
+
+def refit_details(**changes: Any) -> RefitDetails:
+    """Nothing was refitted."""
+    labels = RefitLabels(training=LABELS.training, choosing=LABELS.choosing, deployed=LABELS.training)
+    values: dict[str, Any] = {"winner": None, "is_refitted": False, "why": "not refitted: refit.when is never"}
+    values |= {"labels": labels, "check": None, "curves": [], "trainings": {}}
+    return RefitDetails(**{**values, **changes})
+
+
+def report_details(**changes: Any) -> ReportDetails:
+    """Dense was tested as a file."""
+    values: dict[str, Any] = {"test_version": "0" * 16, "winner": None, "source": "photos", "test": {}}
+    values |= {"baseline": "dense", "measured_in": "ONNX Runtime, the file as it is", "fallback": ""}
+    return ReportDetails(**{**values, "disagreements": [], "abstention": Abstention(), **changes})

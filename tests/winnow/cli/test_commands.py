@@ -1,0 +1,68 @@
+"""The commands: each has a help text, and mistakes on the command line are explained with status 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from winnow.cli.main import cli, main
+from winnow.config.field_docs import field_docs
+from winnow.config.serving import ServingConfig
+
+
+@pytest.mark.parametrize("name", list(cli.commands))
+def test_every_command_and_option_has_a_help_text(name: str) -> None:
+    command = cli.commands[name]
+    short = command.get_short_help_str(limit=62)
+    assert short.endswith(".")
+    assert not short.endswith("...")
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and not parameter.name.endswith("_port"):
+            assert parameter.help, f"winnow {name} {parameter.opts[0]}"
+
+
+def test_settings_of_the_server_are_its_options() -> None:
+    options = {parameter.name for parameter in cli.commands["serve"].params}
+    assert options == {"model", *field_docs(ServingConfig)} - {"folder", "title"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "--batches", "1,a"], "'1,a' is not a list of counts such as 1,8,64"),
+        (["predict"], "Missing argument 'PATH...'"),
+        (["deny"], "Missing option '--reason'"),
+        (["nothing"], "No such command 'nothing'"),
+        (["run", "--fast"], "No such option '--fast'"),
+    ],
+)
+def test_a_mistake_is_explained_with_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--role", "reader", "--remove"]])
+def test_an_account_takes_exactly_one_change(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["account", "name", *options])
+    assert ended.value.code == 2
+    assert "exactly one of --role, --reset and --remove" in capsys.readouterr().err
+
+
+def test_outside_of_a_project_only_help_works(tmp_path: Path) -> None:
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "winnow.cli.main", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    told = call("status")
+    assert told.returncode == 2
+    assert told.stderr.startswith(f"winnow: no params.yaml and dvc.yaml in {tmp_path} or above")
+    assert call("run", "--help").returncode == 0

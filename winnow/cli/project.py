@@ -1,0 +1,85 @@
+"""What every command of `winnow` shares: the project's folder, signals, and errors as one message."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Concatenate, ParamSpec
+
+import click
+
+from flows import STOPPED_MESSAGE
+from tasks import STOP_SIGNALS
+from tasks.project.disk_errors import describe_disk_error
+from tasks.project.environment import apply
+from tasks.project.paths import ProjectPaths, check_files
+from winnow.cli.progress import print_line
+from winnow.config import Config, load_config
+from winnow.errors import WinnowError
+
+Options = ParamSpec("Options")
+
+
+def project_command(function: Callable[Concatenate[ProjectPaths, Options], int]) -> Callable[Options, int]:
+    """Give a command the project's folders as its first argument, and turn its errors into messages and statuses."""
+
+    @functools.wraps(function)
+    def run(*arguments: Options.args, **options: Options.kwargs) -> int:
+        paths = ProjectPaths(find_root())
+        try:
+            apply(paths.root)
+            return function(paths, *arguments, **options)
+        except WinnowError as error:
+            if os.environ.get("WINNOW_TRACEBACK"):
+                raise
+            raise SystemExit(_print_error(str(error))) from None
+        except KeyboardInterrupt:
+            print_line(STOPPED_MESSAGE, sys.stderr)
+            raise SystemExit(130) from None
+        except click.ClickException:
+            raise
+        except Exception as error:
+            problem = describe_disk_error(error, paths.root)
+            if problem is None or os.environ.get("WINNOW_TRACEBACK"):
+                raise
+            raise SystemExit(_print_error(problem)) from None
+
+    return run
+
+
+def _print_error(message: str) -> int:
+    """Print an error that the user can fix, and return its exit status."""
+    print_line(f"winnow: {message}", sys.stderr)
+    return 2
+
+
+def find_root() -> Path:
+    """Return the project's folder: the nearest one upwards with params.yaml and dvc.yaml."""
+    current = Path.cwd()
+    for folder in (current, *current.parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    raise SystemExit(_print_error(f"no params.yaml and dvc.yaml in {current} or above; run it inside the project"))
+
+
+def load_project_config(paths: ProjectPaths) -> Config:
+    """Return the checked configuration. Raises ConfigError for mistakes and for missing files that it names."""
+    config = load_config(paths.root / "params.yaml")
+    check_files(config, paths.root)
+    return config
+
+
+def handle_signals() -> None:
+    """Treat a kill and a closed terminal like Ctrl-C, also for a shell's background job; nohup is respected."""
+    for ending in STOP_SIGNALS:
+        if ending != signal.SIGHUP or signal.getsignal(ending) != signal.SIG_IGN:
+            signal.signal(ending, _interrupt)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,99 @@
+"""The commands of the chain: run, plan, fetch, status, track."""
+
+from __future__ import annotations
+
+import click
+
+from tasks.project.paths import ProjectPaths
+from winnow.cli.progress import print_line
+from winnow.cli.project import load_project_config, project_command
+from winnow.errors import ConfigError
+
+settings_option = click.option(
+    "-S",
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set an existing key of params.yaml, as in -S data.source=folder; values are YAML.",
+)
+
+
+def apply_settings(paths: ProjectPaths, settings: tuple[str, ...]) -> None:
+    """Write the settings of -S into params.yaml. Raises ConfigError for an unknown key or an invalid value."""
+    from tasks.project import run_lock
+    from winnow.cli.params_editor import set_keys
+
+    if settings:
+        with run_lock.lock_run(paths):  # a run in progress reads params.yaml at each step
+            set_keys(paths, list(settings))
+
+
+@click.command()
+@settings_option
+@project_command
+def run(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
+    """Bring every step up to date, track it, promote the winner."""
+    from tasks.project import run_lock
+    from winnow.cli.run import run_stale
+
+    with run_lock.lock_run(paths):  # no other process may change params.yaml before the first step reads it
+        apply_settings(paths, settings)
+        return run_stale(paths, load_project_config(paths))
+
+
+@click.command()
+@settings_option
+@project_command
+def plan(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
+    """Forecast the time, memory and disk that a run would take.
+
+    Each stale step is measured on a small sample; nothing is started.
+    """
+    from winnow.cli.plan import print_plan
+
+    apply_settings(paths, settings)
+    return print_plan(paths, load_project_config(paths))
+
+
+@click.command()
+@project_command
+def fetch(paths: ProjectPaths) -> int:
+    """Synchronise data.path with S3 (data.fetch).
+
+    `winnow run` does it first.
+    """
+    from winnow.cli.run import fetch_data
+
+    config = load_project_config(paths)
+    if config.data.fetch == "none":
+        raise ConfigError("data.fetch is none: set it to s3://bucket/prefix, and data.path to a folder")
+    fetch_data(paths, config)
+    return 0
+
+
+@click.command()
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Also read every file that DVC keeps of this state: a failing disk may change bytes but not times.",
+)
+@project_command
+def status(paths: ProjectPaths, full: bool) -> int:
+    """Show which steps are stale, and why."""
+    from winnow.cli.run import show_status
+
+    return show_status(paths, load_project_config(paths), full)
+
+
+@click.command()
+@project_command
+def track(paths: ProjectPaths) -> int:
+    """Log the records to MLflow, after `dvc repro`."""
+    from tasks.tracking import mlflow_runs
+
+    print_line(mlflow_runs.track(paths, load_project_config(paths)))
+    return 0
+
+
+RUN_COMMANDS = (run, plan, fetch, status, track)

@@ -1,0 +1,76 @@
+"""The commands that explore: search, sensitivity, sweep."""
+
+from __future__ import annotations
+
+import click
+
+from tasks.project.paths import ProjectPaths
+from winnow.cli.project import load_project_config, project_command
+from winnow.cli.run_commands import apply_settings, settings_option
+from winnow.config import load_config
+
+
+@click.command()
+@settings_option
+@click.option(
+    "--name", default="default", show_default=True, help="Of the search; a stopped search resumes under its name."
+)
+@click.option("--workers", type=int, default=1, show_default=True, help="Trials at once, each in a process of its own.")
+@click.option("--scheduler", default="", metavar="ADDRESS", help="Of Dask, whose workers see this folder, too.")
+@click.option("--add", default="", metavar="NAME", help="Add the chosen candidates to params.yaml under this name.")
+@project_command
+def search(paths: ProjectPaths, settings: tuple[str, ...], name: str, workers: int, scheduler: str, add: str) -> int:
+    """Search for small, fast candidates within a budget.
+
+    The section search: of params.yaml sets the space, the budget and the allowed loss of accuracy.
+    """
+    from winnow.cli.search import WorkerPool, run_search
+
+    apply_settings(paths, settings)
+    return run_search(paths, load_project_config(paths), name, add, WorkerPool(workers, scheduler))
+
+
+@click.command()
+@click.argument("name", default="dense", required=False)
+@click.option("--share", type=float, default=0.5, show_default=True, help="Of a layer's channels to prune.")
+@project_command
+def sensitivity(paths: ProjectPaths, name: str, share: float) -> int:
+    """Measure per-layer sensitivity to pruning and int8.
+
+    NAME: a candidate that is not int8; default: dense. Nothing is trained.
+    """
+    from winnow.cli.sensitivity import run_sensitivity
+
+    return run_sensitivity(paths, load_config(paths.root / "params.yaml"), name, share)
+
+
+class _Counts(click.ParamType[tuple[int, ...]]):
+    """A list of counts: "1,8,64"."""
+
+    name = "counts"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the counts."""
+        counts = tuple(int(part) if part.isdecimal() else 0 for part in value.split(","))
+        if min(counts) < 1:
+            self.fail(f"{value!r} is not a list of counts such as 1,8,64", param, ctx)
+        return counts
+
+
+@click.command()
+@click.argument("name", default="", required=False)
+@click.option(
+    "--batches", type=_Counts(), default=None, metavar="1,8,64", help="Batch sizes; default: 1, 2, 4 ... 128."
+)
+@project_command
+def sweep(paths: ProjectPaths, name: str, batches: tuple[int, ...] | None) -> int:
+    """Measure which batch, threads and runtime serve a file best.
+
+    NAME: a candidate; default: the winner.
+    """
+    from winnow.cli.sweep import run_sweep
+
+    return run_sweep(paths, load_config(paths.root / "params.yaml"), name, batches or ())
+
+
+SEARCH_COMMANDS = (search, sensitivity, sweep)

@@ -1,0 +1,67 @@
+"""The record that each step leaves as `record.json`: one model of details for each step, and files that are complete or
+absent.
+"""
+
+from __future__ import annotations
+
+from winnow.records.any_step import read_record
+from winnow.records.artifact_files import atomic_path, json_text, publish, read_json, sha256_of, write_json
+from winnow.records.benchmark import BenchmarkDetails, BenchmarkRecord
+from winnow.records.candidate import CandidateDetails, CandidateRecord, FinetuneDetails, FinetuneRecord
+from winnow.records.ingest import IngestDetails, IngestRecord
+from winnow.records.machine import Machine, this_machine
+from winnow.records.model import CurveRow, RecordModel
+from winnow.records.pretrain import PretrainDetails, PretrainRecord
+from winnow.records.refit import RefitDetails, RefitRecord
+from winnow.records.report import ReportDetails, ReportRecord
+from winnow.records.selection import Gate, SelectionDetails, SelectionRecord, Verdict
+from winnow.records.step_record import (
+    FORMAT,
+    RECORD,
+    AnyRecord,
+    Artifact,
+    StepRecord,
+    describe_files,
+    record_digest,
+    write_record,
+)
+
+__all__ = [
+    "FORMAT",
+    "RECORD",
+    "AnyRecord",
+    "Artifact",
+    "BenchmarkDetails",
+    "BenchmarkRecord",
+    "CandidateDetails",
+    "CandidateRecord",
+    "CurveRow",
+    "FinetuneDetails",
+    "FinetuneRecord",
+    "Gate",
+    "IngestDetails",
+    "IngestRecord",
+    "Machine",
+    "PretrainDetails",
+    "PretrainRecord",
+    "RecordModel",
+    "RefitDetails",
+    "RefitRecord",
+    "ReportDetails",
+    "ReportRecord",
+    "SelectionDetails",
+    "SelectionRecord",
+    "StepRecord",
+    "Verdict",
+    "atomic_path",
+    "describe_files",
+    "json_text",
+    "publish",
+    "read_json",
+    "read_record",
+    "record_digest",
+    "sha256_of",
+    "this_machine",
+    "write_json",
+    "write_record",
+]
