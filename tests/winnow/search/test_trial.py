@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tasks.project.state_files import CONFIRMATIONS
 from tests.conftest import tiny_params, without_control
 from tests.records import benchmark_row, make_record, selection_details, serving_speeds
 from winnow.benchmark.energy import measure_joules
 from winnow.cli.search import check_names
-from winnow.cli.search_results import CONFIRMATIONS, describe_verdict, front_rows, runtime_note, write_files
+from winnow.cli.search_results import describe_verdict, front_rows, runtime_note, write_files
 from winnow.config import Config, check_config
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.data.splits import selection_half
@@ -255,7 +256,7 @@ def test_a_choice_that_other_images_do_not_confirm_is_not_taken_nor_is_the_next(
     # A search that goes on and chooses another widens its interval by the one that was looked at before.
     spoil(place, 0, "chooses")
     rows = front_rows(found, allowing)
-    assert read_json(place.trials.parent / CONFIRMATIONS) == [0, 1]
+    assert CONFIRMATIONS.read_at(place.trials.parent / "confirmations.json") == [0, 1]
     assert rows[-1].drop.confidence == pytest.approx(0.975)
     assert rows[-1].marks in (("chosen",), ("not confirmed",))
 
@@ -380,12 +381,12 @@ def test_the_interval_is_of_the_whole_look(place: SearchContext, meter: CostMeas
     )
     assert row.drop == points_lost(reference_VC, answers_VC, images, chooses_V)
     mine = points_lost(reference_VC, answers_VC, images, ~chooses_V)
-    assert not (place.trials.parent / CONFIRMATIONS).exists()
+    assert not (place.trials.parent / "confirmations.json").exists()
     allowing = dataclasses.replace(place, config=config(max_drop_points=100.0))
     assert front_rows(found, allowing)[0].marks == ("chosen",)
     rows = front_rows(found, allowing)
     assert rows[0].drop == mine  # of the half that did not choose
-    assert read_json(place.trials.parent / CONFIRMATIONS) == [9]
+    assert CONFIRMATIONS.read_at(place.trials.parent / "confirmations.json") == [9]
     told = describe_verdict(rows, found, config())
     assert (
         "2.00 times faster than dense on ONNX Runtime, at 25\xa0% of the processor's peak. Points lost on the "
