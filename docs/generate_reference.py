@@ -76,9 +76,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is stale")
     options = parser.parse_args()
-    stale = [name for name, text in pages().items() if _read(FOLDER / name) != text]
+    contents = pages()
+    stale = [name for name, text in contents.items() if _read(FOLDER / name) != text]
     if not options.check:
-        for name, text in pages().items():
+        for name, text in contents.items():
             (FOLDER / name).write_text(text, encoding="utf-8")
     elif stale:
         raise SystemExit(f"stale: {', '.join(stale)}; run python docs/generate_reference.py")
@@ -223,8 +224,9 @@ def _default(field: FieldInfo, defaults: BaseModel | None, name: str) -> str:
 
 def _commands_page() -> str:
     parts = ["# Commands", "`winnow COMMAND --help` prints the same."]
+    parent = click.Context(cli, info_name="winnow", **cli.context_settings)
     for name, command in cli.commands.items():
-        context = click.Context(command, info_name=f"winnow {name}", terminal_width=100, max_content_width=100)
+        context = click.Context(command, parent, info_name=name, terminal_width=100, max_content_width=100)
         help_text = command.get_help(context).replace("\b", "")
         parts.append(f"## winnow {name}\n\n```text\n{help_text}\n```")
     return "\n\n".join(parts)

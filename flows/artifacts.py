@@ -8,7 +8,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 
 from tasks.project import announced_servers
 from tasks.project.paths import ProjectPaths
-from tasks.project.run_summary import candidate_table, front_table, promotion_lines
+from tasks.project.run_summary import candidate_table, promotion_lines, rows_on_front
 from tasks.tracking import mlflow_runs
 from winnow.config import load_config
 from winnow.printable import markdown
@@ -17,10 +17,11 @@ from winnow.records import RECORD
 
 def create_result_artifacts(places: ProjectPaths) -> None:
     """Create all artifacts after a run of the chain."""
-    create_table_artifact(key="candidates", table=candidate_table(places), description="Candidates of this run")
+    table = candidate_table(places)
+    create_table_artifact(key="candidates", table=table, description="Candidates of this run")
     create_table_artifact(
         key="front",
-        table=front_table(places),
+        table=rows_on_front(places, table),
         description="Pareto front: no candidate is better in accuracy, size and latency at once",
     )
     if location := _mlflow_location(places):

@@ -7,7 +7,7 @@ import math
 from tasks.project.paths import ProjectPaths
 from tasks.registry import promotion_state
 from winnow.benchmark.measurement_error import describe_errors
-from winnow.config import load_config, topological_order
+from winnow.config import Config, load_config, topological_order
 from winnow.config.candidates import ROOT
 from winnow.config.data import Data
 from winnow.evaluation.effective_sample_size import in_groups
@@ -33,9 +33,8 @@ OF_PEAK = "of peak, %"
 SPEEDUPS = ("x eager f32", "x best float PyTorch", "x best float")
 
 
-def read_rows(places: ProjectPaths) -> list[CandidateRow]:
+def read_rows(places: ProjectPaths, config: Config) -> list[CandidateRow]:
     """Return the rows of all candidates, dense first."""
-    config = load_config(places.root / "params.yaml")
     benchmark = BenchmarkRecord.read(places.artifacts / "benchmark")
     selection = SelectionRecord.read(places.artifacts / "select")
     folder = places.artifacts / "report"
@@ -47,8 +46,8 @@ def read_rows(places: ProjectPaths) -> list[CandidateRow]:
 
 def candidate_table(places: ProjectPaths) -> list[dict[str, str]]:
     """Return one row per candidate, dense first, formatted; the keys contain the units."""
-    rows = read_rows(places)
-    batch = load_config(places.root / "params.yaml").benchmark.large_batch
+    config = load_config(places.root / "params.yaml")
+    rows, batch = read_rows(places, config), config.benchmark.large_batch
     with_test = any(row.test_top1 for row in rows)
     return [_format_row(row, batch, with_test) for row in rows]
 
@@ -108,10 +107,10 @@ def _of_peak(shares: PeakShares, best: BestRows) -> str:
     return " / ".join(cell + precision for cell, precision in zip(cells, precisions, strict=True))
 
 
-def front_table(places: ProjectPaths) -> list[dict[str, str]]:
-    """Return the rows of the candidates on the Pareto front of accuracy, size and latency."""
+def rows_on_front(places: ProjectPaths, table: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the rows of `candidate_table` that are on the Pareto front of accuracy, size and latency."""
     front = SelectionRecord.read(places.artifacts / "select").details.front
-    return [row for row in candidate_table(places) if row["candidate"] in front]
+    return [row for row in table if row["candidate"] in front]
 
 
 def failure_lines(places: ProjectPaths) -> list[str]:

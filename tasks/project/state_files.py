@@ -113,7 +113,7 @@ def _envelope_of(kind: Any) -> Any:
 
 
 class StepTimes(TypedDict):
-    """What `python -m tasks` measured of a step."""
+    """The measurements that `python -m tasks` writes for each step."""
 
     step: float
     """Seconds of the step itself."""

@@ -30,9 +30,7 @@ class OrderedGroup(click.Group):
         return list(self.commands)
 
 
-@click.group(
-    name="winnow", cls=OrderedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
-)
+@click.group(name="winnow", cls=OrderedGroup, context_settings=CONTEXT)
 def cli() -> None:
     """From images, few of them labelled, to a small, fast model in production."""
 

@@ -1,4 +1,4 @@
-"""What every command of `winnow` shares: the project's folder, signals, and errors as one message."""
+"""Share between all commands of `winnow`: the project's folder, signals, and errors as one message."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ from winnow.models.attention import split_heads
 from winnow.models.backbones import Architecture, load_model, replay_pruning, save_model
 from winnow.models.classifier_head import head_path
 from winnow.random_streams import stream_seed
-from winnow.records import read_json, write_json
+from winnow.records import CurveRow, read_json, write_json
 from winnow.records.candidate import PruneResult, PruningCut, PruningTrial
-from winnow.training.loop import Hooks, Row
+from winnow.training.loop import Hooks
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def prune(settings: Prune, inputs: MethodInputs, folder: Path) -> PruneResult:
             f"or below the target of {budget.limit:.4g}, so there is nothing to remove; set a smaller target"
         )
     run = _PruningRun(settings, inputs, min_channels_by_layer(model, settings.max_channels), budget, initial)
-    curves_before: dict[str, list[Row]] = {}
+    curves_before: dict[str, list[CurveRow]] = {}
     if settings.sparse_learning.epochs:
         curves_before["sparse learning"] = train_with_group_sparsity(model, architecture, settings, inputs)
     cuts = []
@@ -130,7 +130,7 @@ def _prune_round(
 
 def train_with_group_sparsity(
     model: nn.Module, architecture: Architecture, settings: Prune, inputs: MethodInputs
-) -> list[Row]:
+) -> list[CurveRow]:
     """Train with a penalty on whole groups, larger for less important ones, in place; return the curves.
 
     Group regularisation, Fang et al. 2023 (arXiv 2301.12900, equation 5): at every step the gradient of each weight of

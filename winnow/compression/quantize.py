@@ -43,9 +43,8 @@ from winnow.errors import ConfigError, MissingExtra
 from winnow.models.attention import split_heads
 from winnow.models.backbones import ARCHITECTURE_FILE, load_architecture, load_model
 from winnow.random_streams import stream_seed
-from winnow.records import write_json
+from winnow.records import CurveRow, write_json
 from winnow.records.candidate import QuantizationRung, QuantizeResult, RungConfirmation
-from winnow.training.loop import Row
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def quantize(settings: Quantize, inputs: MethodInputs, folder: Path) -> Quantize
         return _quantize_by_ladder(settings, inputs, pixels_NHWC, target)
     if settings.scheme == "controlled":
         return _quantize_controlled(settings, inputs, pixels_NHWC, target)
-    curves: list[Row] = []
+    curves: list[CurveRow] = []
     if settings.scheme == "qat":
         curves = _write_trained(settings, inputs, pixels_NHWC, quantization_recipe(settings), target)
     else:
@@ -93,7 +92,7 @@ class _Rung:
     """One quantization variant: `make` writes the int8 file and returns curves if it trains."""
 
     name: str
-    make: Callable[[Path], list[Row] | None]
+    make: Callable[[Path], list[CurveRow] | None]
 
 
 def _quantize_by_ladder(
@@ -108,7 +107,7 @@ def _quantize_by_ladder(
     rungs = _rungs(settings, inputs, pixels_NHWC, selecting)
     rows: list[QuantizationRung] = []
     losses: dict[int, float] = {}
-    curves: dict[int, list[Row]] = {}
+    curves: dict[int, list[CurveRow]] = {}
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         for rung in rungs:
             file = Path(temporary) / f"{len(rows)}.onnx"
@@ -209,7 +208,7 @@ def _write_controlled(
 
 def _write_trained(
     settings: Quantize, inputs: MethodInputs, pixels_NHWC: NDArray[np.uint8], recipe: Recipe, target: Path
-) -> list[Row]:
+) -> list[CurveRow]:
     """Train the parent under rounding, export and quantize it, and return the curves."""
     assert settings.recovery is not None
     model, architecture = load_model(inputs.parent)

@@ -34,8 +34,8 @@ from winnow.data.dataset import TRAIN
 from winnow.models.backbones import load_backbone, load_model
 from winnow.models.classifier_head import feature_dim
 from winnow.random_streams import stream_seed
-from winnow.records import record_digest
-from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, Loss, Row, TrainingPlan, default_device, fit, run_to_end
+from winnow.records import CurveRow, record_digest
+from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, Loss, TrainingPlan, default_device, fit, run_to_end
 
 LABELLED_SHARE = 1 / 8
 """Share of a batch drawn from the labelled images where some images have no label."""
@@ -47,7 +47,7 @@ def recover(
     inputs: MethodInputs,
     name: str = "recovery",
     hooks: Hooks = NO_HOOKS,
-) -> list[Row]:
+) -> list[CurveRow]:
     """Train `model` in place and return its curves.
 
     `name`: of the checkpoint, distinct for each training of a method. `hooks` get `model` without the projector that a

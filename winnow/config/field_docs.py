@@ -11,7 +11,8 @@ def field_docs(model: type) -> dict[str, str]:
     """Return field -> the docstring below it, in one line, including fields of base classes; "" without one."""
     docs: dict[str, str] = {}
     for base in reversed(model.__mro__):
-        if "__annotations__" in vars(base) and not base.__module__.startswith("pydantic"):
+        is_parametrised = "[" in base.__name__  # Model[int] has no source of its own
+        if "__annotations__" in vars(base) and not is_parametrised and not base.__module__.startswith("pydantic"):
             docs |= _own_docs(base)
     return docs
 

@@ -30,7 +30,7 @@ class Search(Section):
     structures: Annotated[tuple[Structure, ...], Field(min_length=1)] = ("prune", "student")
     """The ways to make the network smaller that may be tried."""
     int8: Literal["both", "always", "never"] = "both"
-    """Whether trials may be quantized."""
+    """True where trials may be quantized."""
     epochs: Count = 10
     """The epochs of a trial's recovery; the first evaluation comes after a quarter of them."""
     min_steps: Count = 600

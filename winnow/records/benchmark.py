@@ -6,7 +6,7 @@ A case is a candidate in a runtime, at a precision, with a batch size and a numb
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from winnow.records.model import RecordModel, optional
 from winnow.records.step_record import StepRecord
@@ -40,8 +40,8 @@ class BenchmarkCase:
     threads: int
 
 
-class BenchmarkRow(RecordModel):
-    """A timed case."""
+class CaseRecord(RecordModel):
+    """The fields of a case, in every record of one."""
 
     candidate: str
     runtime: Runtime
@@ -49,6 +49,16 @@ class BenchmarkRow(RecordModel):
     layout: Layout
     batch: int
     threads: int
+
+    @property
+    def case(self) -> BenchmarkCase:
+        """The case."""
+        return BenchmarkCase(self.candidate, self.runtime, self.precision, self.layout, self.batch, self.threads)
+
+
+class BenchmarkRow(CaseRecord):
+    """A timed case."""
+
     p50_ms: float
     """Median of all timed calls."""
     p95_ms: float | None
@@ -63,11 +73,6 @@ class BenchmarkRow(RecordModel):
     """The same without the fastest and the slowest round."""
     screened: bool = optional(False)
     """True where the case was timed in the first, short pass alone."""
-
-    @property
-    def case(self) -> BenchmarkCase:
-        """The case that was timed."""
-        return BenchmarkCase(self.candidate, self.runtime, self.precision, self.layout, self.batch, self.threads)
 
 
 class ProcessFootprint(RecordModel):
@@ -93,15 +98,9 @@ class Int8Coverage(RecordModel):
     """Kernel -> share of the multiply-adds."""
 
 
-class RefusedCase(RecordModel):
+class RefusedCase(CaseRecord):
     """A case that was not timed because its answers differ from the file's own."""
 
-    candidate: str
-    runtime: Runtime
-    precision: Precision
-    layout: Layout
-    batch: int
-    threads: int
     agreement: float
     needed: float
     images: int
@@ -115,26 +114,29 @@ class AbsentCase(RecordModel):
     reason: str
 
 
-class PeakShares(RecordModel):
+Value = TypeVar("Value")
+
+
+class ByMetric(RecordModel, Generic[Value]):
+    """A value for both metrics of speed."""
+
+    latency: Value | None
+    throughput: Value | None
+
+    def of(self, metric: SpeedMetric) -> Value | None:
+        """Return the value for one metric."""
+        return self.latency if metric == "latency" else self.throughput
+
+
+class PeakShares(ByMetric[float]):
     """Share of the processor's peak that a candidate reaches; None where it was not timed or the peak is not known."""
 
     latency: float | None = optional()
     throughput: float | None = optional()
 
-    def of(self, metric: SpeedMetric) -> float | None:
-        """Return the share for one metric."""
-        return self.latency if metric == "latency" else self.throughput
 
-
-class BestRows(RecordModel):
+class BestRows(ByMetric[BenchmarkRow]):
     """A candidate's fastest rows as a file; None where it was timed on no runtime."""
-
-    latency: BenchmarkRow | None
-    throughput: BenchmarkRow | None
-
-    def of(self, metric: SpeedMetric) -> BenchmarkRow | None:
-        """Return the row for one metric."""
-        return self.latency if metric == "latency" else self.throughput
 
 
 class Baselines(RecordModel):
@@ -162,15 +164,8 @@ class Attribution(RecordModel):
     total: float
 
 
-class Attributions(RecordModel):
+class Attributions(ByMetric[Attribution]):
     """The factors for both metrics; None where a row between the two is missing."""
-
-    latency: Attribution | None
-    throughput: Attribution | None
-
-    def of(self, metric: SpeedMetric) -> Attribution | None:
-        """Return the factors for one metric."""
-        return self.latency if metric == "latency" else self.throughput
 
 
 class MeasurementError(RecordModel):

@@ -49,7 +49,7 @@ class LabelCounts(RecordModel):
 
 
 class CandidateFile(ClassDetails):
-    """What every candidate has."""
+    """The measurements and labels that every candidate's record holds."""
 
     method: str
     precision: Literal["f32", "int8"]
@@ -121,7 +121,7 @@ class CrossValidationSummary(RecordModel):
 
 
 class FinetuneResult(RecordModel):
-    """What fine-tuning did."""
+    """The trainings of fine-tuning."""
 
     arms: ArmComparison
     cross_validation: CrossValidationSummary | None
@@ -154,7 +154,7 @@ class PruningCut(RecordModel):
 
 
 class PruneResult(RecordModel):
-    """What pruning did."""
+    """The cuts of pruning and the size before and after."""
 
     curves: list[CurveRow]
     curves_before: dict[str, list[CurveRow]]
@@ -167,7 +167,7 @@ class PruneResult(RecordModel):
 
 
 class SparsifyResult(RecordModel):
-    """What unstructured or N:M sparsity did."""
+    """The zeros of unstructured or N:M sparsity."""
 
     curves: list[CurveRow]
     masked_share: float
@@ -177,7 +177,7 @@ class SparsifyResult(RecordModel):
 
 
 class FactorizeResult(RecordModel):
-    """What low-rank factorisation did."""
+    """The ranks of low-rank factorisation."""
 
     curves: list[CurveRow]
     ranks: dict[str, int]
@@ -190,7 +190,7 @@ class FactorizeResult(RecordModel):
 
 
 class ClusterResult(RecordModel):
-    """What weight clustering did."""
+    """The shared values of weight clustering."""
 
     curves: list[CurveRow]
     values: dict[str, int]
@@ -216,7 +216,7 @@ class RungConfirmation(RecordModel):
 
 
 class QuantizeResult(RecordModel):
-    """What quantization did; only what the scheme needs is set."""
+    """The choices of quantization; only what the scheme needs is set."""
 
     calibration_images: int
     rungs: list[QuantizationRung] = optional([])
@@ -228,7 +228,7 @@ class QuantizeResult(RecordModel):
 
 
 class DistillResult(RecordModel):
-    """What distillation did."""
+    """The training of a student."""
 
     curves: list[CurveRow]
     teacher: str
@@ -277,10 +277,6 @@ class DistillDetails(DistillResult, CandidateFile):
 
 
 MethodResult = PruneResult | SparsifyResult | FactorizeResult | ClusterResult | QuantizeResult | DistillResult
-CompressedDetails = Annotated[
-    PruneDetails | SparsifyDetails | FactorizeDetails | ClusterDetails | QuantizeDetails | DistillDetails,
-    Field(discriminator="method"),
-]
 CandidateDetails = Annotated[
     FinetuneDetails
     | PruneDetails

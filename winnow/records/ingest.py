@@ -43,7 +43,7 @@ class NearDuplicates(RecordModel):
 
 
 class IngestDetails(RecordModel):
-    """What ingest read and how it split it."""
+    """The images that ingest read, and their splits."""
 
     source: str
     """Name of the data, which stands beside every number."""

@@ -31,7 +31,7 @@ class RefitCheck:
 
 
 class RefitDetails(RecordModel):
-    """What the refit did, or why there was none."""
+    """The result of the refit, or why there was none."""
 
     winner: str | None
     is_refitted: bool
@@ -39,7 +39,7 @@ class RefitDetails(RecordModel):
     labels: RefitLabels
     check: RefitCheck | None
     curves: list[CurveRow]
-    """Of the network that was trained last."""
+    """The curves of the network that was trained last."""
     trainings: dict[str, list[CurveRow]]
 
 

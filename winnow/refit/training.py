@@ -32,10 +32,10 @@ from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
 from winnow.models.backbones import load_architecture, load_model, save_model
-from winnow.records import CandidateRecord
+from winnow.records import CandidateRecord, CurveRow
 from winnow.records.candidate import FinetuneDetails, QuantizeDetails
 from winnow.training.finetuning import initial_model, train_on_labels
-from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, Row
+from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks
 from winnow.training.starting_weights import starting_weights
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class RefitResult:
 
     folder: Path
     """Contains model.onnx, and weights if the file is float."""
-    curves: dict[str, list[Row]]
+    curves: dict[str, list[CurveRow]]
     """Candidate -> curves; empty where nothing is trained, as in static quantization."""
 
 
@@ -163,7 +163,7 @@ def _refit_dense(
     record: CandidateRecord,
     sources: RefitFolders,
     out: Path,
-) -> list[Row]:
+) -> list[CurveRow]:
     """Fine-tune on the labels of `known` with starting weights, seed and rate of `record`, and return the curves."""
     architecture, seed = load_architecture(sources.pretrain), config.finetune.seeds[0]
     starting = starting_weights(config, sources.pretrain, architecture)
@@ -183,7 +183,7 @@ def _refit_dense(
 
 def _refit_candidate(
     settings: Candidate, inputs: MethodInputs, record: CandidateRecord, selected: Path, out: Path
-) -> list[Row]:
+) -> list[CurveRow]:
     """Train one candidate again with the structure of `selected`, write it to `out`, and return the curves."""
     if isinstance(settings, Quantize):
         quantized = settings_as_chosen(settings, record)

@@ -23,6 +23,7 @@ from winnow.pretraining import METHODS
 from winnow.pretraining.monitoring import MIN_SPREAD, KnnBank, monitor_embeddings
 from winnow.random_streams import stream_seed
 from winnow.records import (
+    CurveRow,
     PretrainDetails,
     PretrainRecord,
     describe_files,
@@ -31,7 +32,7 @@ from winnow.records import (
     write_json,
     write_record,
 )
-from winnow.training.loop import Checkpoint, Epoch, Row, TrainingPlan, fit, run_to_end
+from winnow.training.loop import Checkpoint, Epoch, TrainingPlan, fit, run_to_end
 
 log = logging.getLogger(__name__)
 CURVES = "curves.json"
@@ -49,7 +50,7 @@ def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> PretrainRe
     )
     model = build_model(architecture, seed=settings.seed)
     head = head_path(model)
-    curves: list[Row] = []
+    curves: list[CurveRow] = []
     warnings: tuple[str, ...] = ()
     if not isinstance(settings, NoPretraining):
         loss = METHODS[type(settings)](settings, model, images.image_size)
@@ -97,14 +98,14 @@ def _monitor_bank(config: Config, images: ImageSet) -> KnnBank:
     return KnnBank(images.images_NHWC, labels, budget, queries)
 
 
-def _metrics(curves: list[Row]) -> dict[str, float]:
+def _metrics(curves: list[CurveRow]) -> dict[str, float]:
     """Return the last value of every curve; the last epoch is the result, not the best one."""
     if not curves:
         return {}
     return {f"pretrain/{name}": value for name, value in curves[-1].items() if name != "epoch"}
 
 
-def _collapse_warnings(settings: RotNet | SimCLR, curves: list[Row]) -> tuple[str, ...]:
+def _collapse_warnings(settings: RotNet | SimCLR, curves: list[CurveRow]) -> tuple[str, ...]:
     final = curves[-1]["spread"] if curves else 1.0
     if final >= MIN_SPREAD:
         return ()

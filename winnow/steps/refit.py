@@ -27,6 +27,7 @@ from winnow.errors import TrainingError
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE
 from winnow.records import (
     CandidateRecord,
+    CurveRow,
     RefitDetails,
     RefitRecord,
     describe_files,
@@ -41,7 +42,6 @@ from winnow.records.refit import RefitCheck, RefitLabels
 from winnow.refit.acceptance import check_refit
 from winnow.refit.deployed_folder import SELECTED, WINNER
 from winnow.refit.training import RefitFolders, RefitResult, refit_chain, refit_indices, refit_obstacle, refit_order
-from winnow.training.loop import Row
 
 log = logging.getLogger(__name__)
 NOTE = (
@@ -173,7 +173,7 @@ def _check_details(attempt: RefitAttempt | None) -> dict[str, Any] | None:
     return asdict(attempt.check) if attempt and attempt.check else None
 
 
-def _last_curves(attempt: RefitAttempt | None) -> list[Row]:
+def _last_curves(attempt: RefitAttempt | None) -> list[CurveRow]:
     """Return the curves of the network that was trained last."""
     trainings = attempt.trainings.curves.values() if attempt and attempt.trainings else ()
     return next((rows for rows in reversed(list(trainings)) if rows), [])

@@ -30,8 +30,9 @@ from winnow.errors import DataError, MissingExtra
 from winnow.models.backbones import Architecture, build_model
 from winnow.models.classifier_head import new_classifier
 from winnow.random_streams import stream_seed
+from winnow.records import CurveRow
 from winnow.records.candidate import ArmTraining, LinearProbe
-from winnow.training.loop import Checkpoint, Loss, Row, TrainingPlan, fit, run_to_end
+from winnow.training.loop import Checkpoint, Loss, TrainingPlan, fit, run_to_end
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class FinetunedArm:
     top1: float
     """Top-1 accuracy on the labelled validation images, a fraction."""
     model: nn.Module
-    curves: list[Row]
+    curves: list[CurveRow]
 
     def row(self) -> ArmTraining:
         """Return the row for the record."""
@@ -125,7 +126,7 @@ def train_on_labels(
     chosen: NDArray[np.int64],
     seed_and_rate: tuple[int, float],
     checkpoint: Checkpoint,
-) -> tuple[int, list[Row]]:
+) -> tuple[int, list[CurveRow]]:
     """Train on the labels of `chosen` in place and return (steps, curves); `seed_and_rate`: seed, learning rate."""
     settings, (seed, rate) = config.finetune, seed_and_rate
     stream = stream_seed(seed, "fine-tuning")

@@ -33,7 +33,7 @@ from winnow.errors import ArtifactError, TrainingError
 from winnow.eta import format_duration
 from winnow.hardware import has_fast_bf16
 from winnow.random_streams import stream_seed
-from winnow.records import atomic_path
+from winnow.records import CurveRow, atomic_path
 from winnow.timing_lock import compute_lock
 from winnow.training.stop_signals import deferred_signals
 
@@ -43,8 +43,6 @@ CHECKPOINT_SECONDS = 30.0
 SECONDS_BETWEEN_LINES, SECONDS_WITHIN_AN_EPOCH = 4.0, 30.0
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 """(model, images uint8 (B, 3, H, W), labels int64 (B,)) -> scalar float32."""
-Row = dict[str, float]
-"""One epoch of the curves: epoch, loss, and metrics that the caller adds."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Epoch:
 
     number: int
     of: int
-    row: Row
+    row: CurveRow
 
 
 def default_device() -> torch.device:
@@ -134,7 +132,7 @@ def fit(
     plan: TrainingPlan,
     checkpoint: Checkpoint | None = None,
     hooks: Hooks = NO_HOOKS,
-) -> Generator[Epoch, None, list[Row]]:
+) -> Generator[Epoch, None, list[CurveRow]]:
     """Train `model` in place, and yield after every epoch; return the curves.
 
     Raises TrainingError when the loss is no longer a number, ArtifactError when a checkpoint is damaged.
@@ -189,14 +187,14 @@ def fit(
 
 
 def run_to_end(
-    training: Generator[Epoch, None, list[Row]], on_epoch: Callable[[Epoch], None] = lambda _epoch: None
-) -> list[Row]:
+    training: Generator[Epoch, None, list[CurveRow]], on_epoch: Callable[[Epoch], None] = lambda _epoch: None
+) -> list[CurveRow]:
     """Run a training to its end, call `on_epoch` after every epoch, and return all curves."""
     while True:
         try:
             epoch = next(training)
         except StopIteration as end:
-            curves: list[Row] = end.value
+            curves: list[CurveRow] = end.value
             return curves
         on_epoch(epoch)
 
@@ -237,7 +235,7 @@ class _State:
 
     step: int = 0
     loss_sum: float = 0.0
-    history: list[Row] = field(default_factory=list)
+    history: list[CurveRow] = field(default_factory=list)
 
 
 def _save(
