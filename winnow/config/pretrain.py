@@ -64,11 +64,18 @@ class NoPretraining(_Pretraining):
 
 
 class RotNet(_Trained):
-    """Predict by how much an image was rotated (winnow/pretraining/rotnet.py)."""
+    """Predict by how much an image was rotated (winnow/pretraining/rotnet.py).
+
+    Batch size and learning rate were chosen on validation data (docs/decisions/0033-small-batches-for-rotnet.md).
+    """
 
     method: Literal["rotnet"]
     """Predict rotations."""
-    optimiser: Optimiser = Optimiser(learning_rate=0.1)
+    min_steps: Count = 2400
+    """The fewest steps, in as many epochs: `epochs` are short with few images."""
+    batch_size: Count = 32
+    """The images of one step, each in four rotations."""
+    optimiser: Optimiser = Optimiser(learning_rate=0.05)
     """The optimiser."""
     augmentation: Augmentation = Augmentation()
     """The random views of a training image."""
