@@ -6,6 +6,8 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+ON_USE = "winnow/__init__.py"
+"""The package's own file: it imports the in-memory interface when one of its names is used, and nothing before."""
 
 
 def imported_files(path: Path, root: Path = ROOT) -> set[Path]:
@@ -41,5 +43,7 @@ def closure(path: Path, skip: set[Path] = frozenset(), root: Path = ROOT) -> set
         if current in seen or current in skip:
             continue
         seen.add(current)
+        if current == root / ON_USE:
+            continue
         todo += imported_files(current, root)
     return seen

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -243,10 +244,12 @@ def tiny_candidate(
 @pytest.fixture
 def tiny_inputs(tiny_set: ImageSet, tiny_dense: Path, tmp_path: Path) -> MethodInputs:
     """What a method of compression is given: all training labels may be seen, the parent is `dense`."""
-    from winnow.compression.method_inputs import MethodInputs
+    from winnow.compression.method_inputs import MethodInputs, NetworkFolder
     from winnow.data.splits import visible_labels
+    from winnow.models.backbones import load_backbone
 
     budget = tiny_set.indices(TRAIN, labelled=True)
     labels_N = visible_labels(tiny_set, budget)
-    pretrained = tiny_dense.parent.parent / "pretrain"
-    return MethodInputs(tiny_set, budget, labels_N, tiny_dense, tiny_dense, pretrained, tmp_path / "scratch")
+    dense = NetworkFolder(tiny_dense)
+    backbone = partial(load_backbone, tiny_dense.parent.parent / "pretrain")
+    return MethodInputs(tiny_set, budget, labels_N, dense, dense, backbone, tmp_path / "scratch")

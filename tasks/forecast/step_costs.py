@@ -18,6 +18,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -221,8 +222,9 @@ class StepForecaster:
 
     def _make(self, name: str, settings: Candidate) -> float:
         """Run the method on the random images; return its seconds. Writes the candidate's folder."""
-        from winnow.compression import METHODS
-        from winnow.compression.method_inputs import MethodInputs
+        from winnow.compression import write_candidate
+        from winnow.compression.method_inputs import MethodInputs, NetworkFolder
+        from winnow.models.backbones import load_backbone
 
         self._ensure(settings.parent)
         folder = self.folder / name
@@ -230,10 +232,17 @@ class StepForecaster:
         folder.mkdir()
         train = self.images.indices(TRAIN)
         scratch = self.folder / "scratch" / name
-        networks = (self.folder / settings.parent, self.folder / ROOT, self.folder / "pretrain")
-        inputs = MethodInputs(self.images, train, self.images.labels_N, *networks, scratch)
+        inputs = MethodInputs(
+            self.images,
+            train,
+            self.images.labels_N,
+            parent=NetworkFolder(self.folder / settings.parent),
+            dense=NetworkFolder(self.folder / ROOT),
+            load_backbone=partial(load_backbone, self.folder / "pretrain"),
+            scratch=scratch,
+        )
         started = time.monotonic()
-        METHODS[type(settings)](settings, inputs, folder)
+        write_candidate(settings, inputs, folder)
         shutil.rmtree(scratch, ignore_errors=True)
         return time.monotonic() - started
 

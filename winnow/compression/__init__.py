@@ -13,10 +13,15 @@ from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.prune import prune
 from winnow.compression.quantize import quantize
 from winnow.compression.sparsify import sparsify
-from winnow.config import Cluster, Distill, Factorize, Prune, Quantize, Sparsify
+from winnow.config import Candidate, Cluster, Distill, Factorize, Prune, Quantize, Sparsify
+from winnow.deploy.onnx_export import export_onnx
+from winnow.deploy.onnx_session import MODEL
+from winnow.models.backbones import ARCHITECTURE_FILE, save_model
+from winnow.models.network import Network, OnnxNetwork
+from winnow.records import write_json
 from winnow.records.candidate import MethodResult
 
-METHODS: dict[type, Callable[[Any, MethodInputs, Path], MethodResult]] = {
+METHODS: dict[type, Callable[[Any, MethodInputs], tuple[Network | OnnxNetwork, MethodResult]]] = {
     Prune: prune,
     Sparsify: sparsify,
     Factorize: factorize,
@@ -24,4 +29,21 @@ METHODS: dict[type, Callable[[Any, MethodInputs, Path], MethodResult]] = {
     Quantize: quantize,
     Distill: distill,
 }
-"""Config type -> function of (settings, inputs, output folder) that returns the method's part of record.json."""
+"""Config type -> function of (settings, inputs) that returns the network and the method's part of record.json."""
+
+
+def write_candidate(settings: Candidate, inputs: MethodInputs, folder: Path) -> MethodResult:
+    """Run the method of `settings`, write its network to `folder`, and return its part of record.json."""
+    network, result = METHODS[type(settings)](settings, inputs)
+    write_network(network, folder)
+    return result
+
+
+def write_network(network: Network | OnnxNetwork, folder: Path) -> None:
+    """Write model.onnx and architecture.json to `folder`, and the weights of a PyTorch network."""
+    if isinstance(network, OnnxNetwork):
+        write_json(folder / ARCHITECTURE_FILE, network.architecture.model_dump(mode="json"))
+        (folder / MODEL).write_bytes(network.content)
+        return
+    save_model(folder, network.model, network.architecture)
+    export_onnx(network.model, network.architecture, folder / MODEL)

@@ -8,8 +8,6 @@ and biases are not clustered.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import nn
@@ -17,11 +15,10 @@ from torch import nn
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.recovery import recover
 from winnow.config import Cluster
-from winnow.deploy.onnx_export import export_onnx
-from winnow.deploy.onnx_session import MODEL
 from winnow.errors import MissingExtra
-from winnow.models.backbones import load_model, save_model, with_split_heads
+from winnow.models.backbones import with_split_heads
 from winnow.models.layers import weight_layers
+from winnow.models.network import Network
 from winnow.random_streams import stream_seed
 from winnow.records.candidate import ClusterResult
 from winnow.timing_lock import compute_lock
@@ -33,16 +30,15 @@ KMEANS_SAMPLE = 50_000
 """Weights of a layer that k-means is fitted on."""
 
 
-def cluster(settings: Cluster, inputs: MethodInputs, folder: Path) -> ClusterResult:
-    """Cluster the parent's weights, recover, write weights and model.onnx to `folder`, and return the result."""
-    model, architecture = with_split_heads(*load_model(inputs.parent))
+def cluster(settings: Cluster, inputs: MethodInputs) -> tuple[Network, ClusterResult]:
+    """Cluster the weights of a copy of the parent and recover; return the network and what was done."""
+    parent = inputs.parent.load()
+    model, architecture = with_split_heads(parent.model, parent.architecture)
     for weight in _weights(model).values():
         share_values(weight, settings.values, settings.recovery.seed)
     curves = recover(model, settings.recovery, inputs, hooks=shared_value_hooks())
-    save_model(folder, model, architecture)
-    export_onnx(model, architecture, folder / MODEL)
     values = {name: len(torch.unique(weight)) for name, weight in _weights(model).items()}
-    return ClusterResult(curves=curves, values=values)
+    return Network(model, architecture), ClusterResult(curves=curves, values=values)
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:

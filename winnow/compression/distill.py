@@ -7,27 +7,23 @@ shows how much comes from the teacher.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.recovery import recover
 from winnow.config import Distill
-from winnow.deploy.onnx_export import export_onnx
-from winnow.deploy.onnx_session import MODEL
-from winnow.models.backbones import build_model, load_model, save_model
+from winnow.models.backbones import build_model
+from winnow.models.network import Network
 from winnow.random_streams import stream_seed
 from winnow.records.candidate import DistillResult
 
 
-def distill(settings: Distill, inputs: MethodInputs, folder: Path) -> DistillResult:
-    """Train the student, write weights, architecture and model.onnx to `folder`, and return the result."""
-    model, architecture = load_model(inputs.parent)
+def distill(settings: Distill, inputs: MethodInputs) -> tuple[Network, DistillResult]:
+    """Train the student; return it and what was done."""
+    parent = inputs.parent.load()
+    model, architecture = parent.model, parent.architecture
     if settings.student != "same":
         architecture = architecture.model_copy(
             update={"backbone": settings.student, "width": settings.width, "pruning": [], "ranks": {}}
         )
         model = build_model(architecture, seed=stream_seed(settings.recovery.seed, "student"))
     curves = recover(model, settings.recovery, inputs)
-    save_model(folder, model, architecture)
-    export_onnx(model, architecture, folder / MODEL)
-    return DistillResult(curves=curves, teacher=settings.recovery.teacher)
+    return Network(model, architecture), DistillResult(curves=curves, teacher=settings.recovery.teacher)

@@ -9,7 +9,6 @@ is not half of the latency: two calls and an intermediate tensor cost time too; 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,13 +17,12 @@ from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.network_size import SIZE_MEASURES, macs_by_layer, size_metrics
 from winnow.compression.recovery import recover
 from winnow.config import Factorize
-from winnow.deploy.onnx_export import export_onnx
-from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
 from winnow.models.attention import split_heads
-from winnow.models.backbones import Architecture, load_model, save_model
+from winnow.models.backbones import Architecture
 from winnow.models.classifier_head import head_path
 from winnow.models.low_rank_layers import factorizable_layers, factorize_layers
+from winnow.models.network import Network
 from winnow.records.candidate import FactorizeResult
 from winnow.timing_lock import compute_lock
 
@@ -35,19 +33,18 @@ BISECTIONS = 12
 """Bisections of the interval of energy shares."""
 
 
-def factorize(settings: Factorize, inputs: MethodInputs, folder: Path) -> FactorizeResult:
-    """Factorise the parent's layers, recover, write weights and model.onnx to `folder`, and return the result."""
-    model, architecture = load_model(inputs.parent)
+def factorize(settings: Factorize, inputs: MethodInputs) -> tuple[Network, FactorizeResult]:
+    """Factorise the layers of a copy of the parent and recover; return the network and what was done."""
+    parent = inputs.parent.load()
+    model, architecture = parent.model, parent.architecture
     split_heads(model)
     before = size_metrics(model, architecture, "before")
     ranks, energy = choose_ranks(model, architecture, settings)
     log.info("%d layers keep %.1f %% of their energy", len(ranks), energy * 100)
     architecture = apply_ranks(model, architecture, ranks)
     curves = recover(model, settings.recovery, inputs)
-    save_model(folder, model, architecture)
-    export_onnx(model, architecture, folder / MODEL)
     sizes = before | size_metrics(model, architecture, "after")
-    return FactorizeResult(curves=curves, ranks=ranks, energy=energy, **sizes)
+    return Network(model, architecture), FactorizeResult(curves=curves, ranks=ranks, energy=energy, **sizes)
 
 
 @compute_lock()

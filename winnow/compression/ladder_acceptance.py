@@ -17,7 +17,6 @@ from winnow.compression.method_inputs import MethodInputs
 from winnow.data.dataset import VALIDATION
 from winnow.data.splits import selection_half
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.onnx_session import MODEL
 from winnow.records.candidate import RungConfirmation
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ class ValidationHalf:
     def halves(cls, inputs: MethodInputs) -> tuple[ValidationHalf, ValidationHalf]:
         """Return the half that selects and the half that confirms, with targets from the parent's file."""
         images, indices_V = inputs.images, inputs.images.indices(VALIDATION)
-        parent_V = predict_file(inputs.parent / MODEL, images.images_NHWC, indices_V).argmax(1)
+        parent_V = predict_file(inputs.parent.onnx_file(), images.images_NHWC, indices_V).argmax(1)
         labels_V = images.labels_N[indices_V]
         targets_V = np.where(labels_V >= 0, labels_V, parent_V)
         selects_V = selection_half(images)

@@ -1,30 +1,83 @@
-"""The inputs of every compression method: images, visible labels, and the folders of its parent and of dense."""
+"""The inputs of every compression method: images, visible labels, its parent, and the networks that teach."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from winnow.data.dataset import ImageSet
+from winnow.deploy.onnx_session import MODEL
+from winnow.models.backbones import Architecture, load_architecture, load_model
+from winnow.models.network import Network
+
+
+class NetworkSource(Protocol):
+    """A float network that a method reads, from a candidate's folder or from memory."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """Return the network's description."""
+        ...
+
+    def load(self) -> Network:
+        """Return a network in eval mode that the caller may change."""
+        ...
+
+    def onnx_file(self) -> Path:
+        """Return the path of the network's exported file, which must not be changed."""
+        ...
+
+
+@dataclass(frozen=True)
+class NetworkFolder:
+    """The network in the folder of a candidate."""
+
+    folder: Path
+
+    @property
+    def architecture(self) -> Architecture:
+        """Read the description. Raises ArtifactError where it is missing or damaged."""
+        return load_architecture(self.folder)
+
+    def load(self) -> Network:
+        """Read the weights. Raises ArtifactError where a file is missing or damaged."""
+        return Network(*load_model(self.folder))
+
+    def onnx_file(self) -> Path:
+        """Return the candidate's file."""
+        return self.folder / MODEL
+
+
+@dataclass(frozen=True)
+class TeacherCacheFolder:
+    """The folder of cached teacher logits, shared by all candidates (winnow/compression/teacher_cache.py)."""
+
+    folder: Path
+    teacher: str
+    """Digest of the record of the dense network."""
 
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """Data and folders that a method reads. It writes model.onnx, and weights if it has any, to its own folder."""
+    """Images, labels and networks of a method."""
 
     images: ImageSet
     budget: NDArray[np.int64]
     """Indices of the training images whose labels may be used."""
     labels_N: NDArray[np.int64]
     """Class of each image; -1 wherever the label must not be used."""
-    parent: Path
-    dense: Path
-    pretrained: Path
-    """Folder of `pretrain`, with the backbone without a head."""
+    parent: NetworkSource
+    dense: NetworkSource
+    """The teacher."""
+    load_backbone: Callable[[], nn.Module]
+    """Returns the pretrained backbone, with a random head."""
     scratch: Path
     """Folder for checkpoints."""
-    answers: Path | None = None
-    """Folder of cached teacher logits for all candidates (winnow/compression/teacher_cache.py); None: no cache."""
+    teacher_cache: TeacherCacheFolder | None = None
+    """None: teacher logits are not cached."""

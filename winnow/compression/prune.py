@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,12 +21,11 @@ from winnow.compression.network_size import count_parameters, size_metrics
 from winnow.compression.pruning_target import ROUNDINGS, Budget, make_budget, plan_pruning
 from winnow.compression.recovery import recover
 from winnow.config import Prune
-from winnow.deploy.onnx_export import export_onnx
-from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
 from winnow.models.attention import split_heads
-from winnow.models.backbones import Architecture, load_model, replay_pruning, save_model
+from winnow.models.backbones import Architecture, replay_pruning
 from winnow.models.classifier_head import head_path
+from winnow.models.network import Network
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow, read_json, write_json
 from winnow.records.candidate import PruneResult, PruningCut, PruningTrial
@@ -47,9 +45,13 @@ class _PruningRun:
     """The budget's quantity before the first round."""
 
 
-def prune(settings: Prune, inputs: MethodInputs, folder: Path) -> PruneResult:
-    """Prune the parent, recover, write weights, architecture and model.onnx to `folder`, and return the result."""
-    model, architecture = load_model(inputs.parent)
+def prune(settings: Prune, inputs: MethodInputs) -> tuple[Network, PruneResult]:
+    """Prune a copy of the parent and recover; return the network and what was done.
+
+    Raises ConfigError where there is nothing to remove, or the target cannot be reached.
+    """
+    parent = inputs.parent.load()
+    model, architecture = parent.model, parent.architecture
     split_heads(model)
     before = size_metrics(model, architecture, "before")
     budget = make_budget(settings.remove, model, architecture)
@@ -71,10 +73,8 @@ def prune(settings: Prune, inputs: MethodInputs, folder: Path) -> PruneResult:
             short_recovery = settings.recovery.with_epochs(settings.round_epochs)
             curves_before[f"round {number}"] = recover(model, short_recovery, inputs, f"round-{number}")
     curves = recover(model, settings.recovery, inputs)
-    save_model(folder, model, architecture)
-    export_onnx(model, architecture, folder / MODEL)
     sizes = before | size_metrics(model, architecture, "after")
-    return PruneResult(curves=curves, curves_before=curves_before, cuts=cuts, **sizes)
+    return Network(model, architecture), PruneResult(curves=curves, curves_before=curves_before, cuts=cuts, **sizes)
 
 
 def _prune_round(

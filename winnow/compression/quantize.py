@@ -41,9 +41,9 @@ from winnow.deploy.onnx_export import export_onnx, float_layers, load_onnx, save
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError, MissingExtra
 from winnow.models.attention import split_heads
-from winnow.models.backbones import ARCHITECTURE_FILE, load_architecture, load_model
+from winnow.models.network import OnnxNetwork
 from winnow.random_streams import stream_seed
-from winnow.records import CurveRow, write_json
+from winnow.records import CurveRow
 from winnow.records.candidate import QuantizationRung, QuantizeResult, RungConfirmation
 
 log = logging.getLogger(__name__)
@@ -52,10 +52,19 @@ STATIC, ACCURACY_CONTROLLED = "static", "worst layers in float"
 """Names of rungs."""
 
 
-def quantize(settings: Quantize, inputs: MethodInputs, folder: Path) -> QuantizeResult:
-    """Quantize the parent's file, write model.onnx to `folder`, and return the result."""
-    write_json(folder / ARCHITECTURE_FILE, load_architecture(inputs.parent).model_dump(mode="json"))
-    source, target = inputs.parent / MODEL, folder / MODEL
+def quantize(settings: Quantize, inputs: MethodInputs) -> tuple[OnnxNetwork, QuantizeResult]:
+    """Quantize the parent's file; return the int8 file and what was done.
+
+    Raises ConfigError for a network that cannot be quantized this way.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(temporary) / MODEL
+        result = _write_int8(settings, inputs, target)
+        return OnnxNetwork(target.read_bytes(), inputs.parent.architecture), result
+
+
+def _write_int8(settings: Quantize, inputs: MethodInputs, target: Path) -> QuantizeResult:
+    source = inputs.parent.onnx_file()
     if settings.scheme == "dynamic":
         _write_dynamic(source, target)
         return QuantizeResult(calibration_images=0)
@@ -156,7 +165,7 @@ def _quantize_controlled(
         if not (layers := float_layers(controlled)):
             shutil.move(controlled, target)
             return QuantizeResult(calibration_images=len(pixels_NHWC), float_layers=[])
-        quantize_statically(inputs.parent / MODEL, static, pixels_NHWC, quantization_recipe(settings))
+        quantize_statically(inputs.parent.onnx_file(), static, pixels_NHWC, quantization_recipe(settings))
         confirmation = confirm_selection(confirming, ACCURACY_CONTROLLED, static, controlled)
         shutil.move(controlled if confirmation.confirmed else static, target)
     in_float = layers if confirmation.confirmed else float_layers(target)
@@ -167,7 +176,7 @@ def _rungs(
     settings: Quantize, inputs: MethodInputs, pixels_NHWC: NDArray[np.uint8], selecting: ValidationHalf
 ) -> list[_Rung]:
     """Return all rungs of the ladder in order."""
-    source, plain = inputs.parent / MODEL, quantization_recipe(settings)
+    source, plain = inputs.parent.onnx_file(), quantization_recipe(settings)
 
     def statically(name: str, recipe: Recipe) -> _Rung:
         def make(file: Path) -> None:
@@ -202,7 +211,7 @@ def _write_controlled(
     """Quantize, with the layers that cost most accuracy in float."""
     max_drop = settings.max_drop_points / 100
     quantize_with_accuracy_control(
-        inputs.parent / MODEL, target, pixels_NHWC, quantization_recipe(settings), selecting.pairs, max_drop
+        inputs.parent.onnx_file(), target, pixels_NHWC, quantization_recipe(settings), selecting.pairs, max_drop
     )
 
 
@@ -211,7 +220,8 @@ def _write_trained(
 ) -> list[CurveRow]:
     """Train the parent under rounding, export and quantize it, and return the curves."""
     assert settings.recovery is not None
-    model, architecture = load_model(inputs.parent)
+    parent = inputs.parent.load()
+    model, architecture = parent.model, parent.architecture
     split_heads(model)
     with simulated_int8(model, overflow_safe=recipe.overflow_safe):
         curves = recover(model, settings.recovery, inputs, "rounding")

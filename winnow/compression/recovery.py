@@ -31,10 +31,9 @@ from winnow.config import Recovery
 from winnow.data.augmentation import augment
 from winnow.data.batches import Batches, BatchSource, JoinedBatches
 from winnow.data.dataset import TRAIN
-from winnow.models.backbones import load_backbone, load_model
 from winnow.models.classifier_head import feature_dim
 from winnow.random_streams import stream_seed
-from winnow.records import CurveRow, record_digest
+from winnow.records import CurveRow
 from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, Loss, TrainingPlan, default_device, fit, run_to_end
 
 LABELLED_SHARE = 1 / 8
@@ -59,7 +58,7 @@ def recover(
         settings.epochs, recovery_steps(settings, inputs) // settings.epochs, settings.optimiser, stream
     )
     teacher = _teacher(settings, inputs)
-    guide = _frozen(load_backbone(inputs.pretrained)) if settings.hint == "pretrained" else teacher
+    guide = _frozen(inputs.load_backbone()) if settings.hint == "pretrained" else teacher
     trained = with_projector(model, settings, guide)
     loss = distillation_loss(settings, inputs.images.image_size, teacher, guide)
     inner = Hooks(lambda _, step: hooks.after_backward(model, step), lambda _, step: hooks.after_step(model, step))
@@ -91,10 +90,10 @@ def _teacher(settings: Recovery, inputs: MethodInputs) -> nn.Module | None:
     """Return the dense network, with cached logits where possible; None without a teacher."""
     if settings.teacher != "dense":
         return None
-    network = _frozen(load_model(inputs.dense)[0])
-    if inputs.answers is None or not is_cacheable(settings):
+    network = _frozen(inputs.dense.load().model)
+    if inputs.teacher_cache is None or not is_cacheable(settings):
         return network
-    return CachedTeacher(network, inputs.answers, record_digest(inputs.dense))
+    return CachedTeacher(network, inputs.teacher_cache.folder, inputs.teacher_cache.teacher)
 
 
 def recovery_steps(settings: Recovery, inputs: MethodInputs) -> int:

@@ -14,19 +14,16 @@ Normalisation layers keep their parameters.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.recovery import recover, recovery_steps
 from winnow.config import Sparsify
-from winnow.deploy.onnx_export import export_onnx
-from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
-from winnow.models.backbones import load_model, save_model, with_split_heads
+from winnow.models.backbones import with_split_heads
 from winnow.models.layers import weight_layers
+from winnow.models.network import Network
 from winnow.records.candidate import SparsifyResult
 from winnow.training.loop import Hooks
 
@@ -36,9 +33,13 @@ MASK_UPDATES = 50
 """Mask updates of a gradual schedule."""
 
 
-def sparsify(settings: Sparsify, inputs: MethodInputs, folder: Path) -> SparsifyResult:
-    """Mask the parent, recover under the mask, write weights and model.onnx to `folder`, and return the result."""
-    model, architecture = with_split_heads(*load_model(inputs.parent))
+def sparsify(settings: Sparsify, inputs: MethodInputs) -> tuple[Network, SparsifyResult]:
+    """Mask a copy of the parent and recover under the mask; return the network and what was done.
+
+    Raises ConfigError where no layer can take the pattern.
+    """
+    parent = inputs.parent.load()
+    model, architecture = with_split_heads(parent.model, parent.architecture)
     _check(model, settings)
     schedule = _MaskSchedule(settings, recovery_steps(settings.recovery, inputs))
     if settings.schedule == "once":
@@ -48,12 +49,11 @@ def sparsify(settings: Sparsify, inputs: MethodInputs, folder: Path) -> Sparsify
     curves = recover(model, settings.recovery, inputs, hooks=hooks)
     final = make_masks(model, settings, settings.sparsity)
     apply_masks(model, final)
-    save_model(folder, model, architecture)
-    export_onnx(model, architecture, folder / MODEL)
     remaining = sum(int(mask.sum()) for mask in final.values())
     dense = [path for path in weight_layers(model) if f"{path}.weight" not in final]
     masked_share = 1 - remaining / sum(mask.numel() for mask in final.values())
-    return SparsifyResult(curves=curves, masked_share=masked_share, dense_layers=dense)
+    result = SparsifyResult(curves=curves, masked_share=masked_share, dense_layers=dense)
+    return Network(model, architecture), result
 
 
 def _check(model: nn.Module, settings: Sparsify) -> None:

@@ -9,7 +9,7 @@ This package does not import torch, so that `winnow status` and an unchanged run
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -72,6 +72,7 @@ __all__ = [
     "Sparsify",
     "TrainedCandidate",
     "check_config",
+    "check_settings",
     "load_config",
     "may_train",
     "topological_order",
@@ -106,7 +107,7 @@ PLAIN_MESSAGES = {
 METHOD_POSITIONS = {"pretrain": 1, "candidates": 2}
 """The position of the method's name in an error's location; it is not a key of the file."""
 
-
+SectionType = TypeVar("SectionType", bound=Section)
 TOO_DEEP_MESSAGE = "nested too deeply to be read; no setting lies deeper than a few levels"
 
 
@@ -158,9 +159,21 @@ def check_config(raw: Any, where: str = "params.yaml") -> Config:
             problems.append(("pretrain.method", problem))
         if not problems:
             return apply_invariances(config.data, config)
+    raise _config_error(where, problems)
+
+
+def check_settings(section: type[SectionType], raw: dict[str, Any], where: str) -> SectionType:
+    """Check the settings of one section, which messages call `where`. Raises ConfigError with all mistakes."""
+    try:
+        return section.model_validate(raw, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise _config_error(where, _list_problems(error)) from None
+
+
+def _config_error(where: str, problems: list[tuple[str, str]]) -> ConfigError:
     lines = "\n".join(f"  {path}: {message}" for path, message in problems)
     count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-    raise ConfigError(f"{where} has {count}:\n{lines}")
+    return ConfigError(f"{where} has {count}:\n{lines}")
 
 
 def _list_problems(error: ValidationError) -> list[tuple[str, str]]:

@@ -136,9 +136,10 @@ def spread_indices(count: int, most: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A stored data set. Its arrays are memory maps, read on use."""
+    """A data set: memory maps of a stored one, read on use, or arrays in memory."""
 
-    folder: Path
+    folder: Path | None
+    """None: the arrays are in memory alone (winnow/data/arrays.py)."""
     images_NHWC: NDArray[np.uint8]
     labels_N: NDArray[np.int64]
     split_N: NDArray[np.uint8]
@@ -147,22 +148,28 @@ class ImageSet:
 
     @cached_property
     def files(self) -> list[str]:
-        """Return the path of each image, relative to the source."""
+        """Return the path of each image, relative to the source; its position where there is no source."""
+        if self.folder is None:
+            return [str(position) for position in range(len(self.labels_N))]
         return [json.loads(line) for line in (self.folder / "files.txt").read_text(encoding="utf-8").splitlines()]
 
     @cached_property
     def groups_N(self) -> NDArray[np.int64]:
         """Return numbers (N,) that are equal for images of one group, or equal in every pixel."""
-        path = self.folder / "groups.npy"
-        if path.is_file():
-            groups_N: NDArray[np.int64] = np.load(path, allow_pickle=False)
-            return groups_N
-        return number_equal_keys(self.keys_N16)
+        if (path := self._stored("groups.npy")) is None:
+            return number_equal_keys(self.keys_N16)
+        groups_N: NDArray[np.int64] = np.load(path, allow_pickle=False)
+        return groups_N
+
+    def _stored(self, name: str) -> Path | None:
+        """Return the path of an optional file of the stored data set; None where it does not exist."""
+        path = None if self.folder is None else self.folder / name
+        return path if path is not None and path.is_file() else None
 
     @property
     def is_grouped(self) -> bool:
         """Return whether data.group_by defines the groups."""
-        return (self.folder / "groups.npy").is_file()
+        return self._stored("groups.npy") is not None
 
     def group_count(self, indices: NDArray[np.int64]) -> int | None:
         """Return the number of groups of these images; None without data.group_by."""
@@ -171,8 +178,7 @@ class ImageSet:
     @cached_property
     def training_NHWC(self) -> NDArray[np.uint8]:
         """Return the images at the size that random crops are taken from; `images_NHWC` where none are stored."""
-        path = self.folder / TRAINING_FILE
-        if not path.is_file():
+        if (path := self._stored(TRAINING_FILE)) is None:
             return self.images_NHWC
         training_NHWC: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
         return training_NHWC
@@ -180,8 +186,8 @@ class ImageSet:
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """Return the preprocessing that gave these pixels."""
-        path = self.folder / PREPROCESSING_FILE
-        return Preprocessing.of(read_json(path)) if path.is_file() else DEFAULT_PREPROCESSING
+        path = self._stored(PREPROCESSING_FILE)
+        return DEFAULT_PREPROCESSING if path is None else Preprocessing.of(read_json(path))
 
     @property
     def image_size(self) -> int:

@@ -15,23 +15,23 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.compression import METHODS
+from winnow.compression import write_candidate, write_network
 from winnow.compression.cluster import shared_value_hooks
-from winnow.compression.method_inputs import MethodInputs
+from winnow.compression.method_inputs import MethodInputs, NetworkFolder
 from winnow.compression.quantize import quantization_recipe, static_rungs
 from winnow.compression.recovery import recover
 from winnow.compression.sparsify import fixed_zero_hooks
 from winnow.config import ROOT, Candidate, Cluster, Config, Distill, Quantize, Sparsify, TrainedCandidate
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import draw_label_budget, visible_labels
-from winnow.deploy.onnx_export import export_onnx
-from winnow.deploy.onnx_session import MODEL
-from winnow.models.backbones import load_architecture, load_model, save_model
+from winnow.models.backbones import load_architecture, load_backbone, load_model
+from winnow.models.network import Network
 from winnow.records import CandidateRecord, CurveRow
 from winnow.records.candidate import FinetuneDetails, QuantizeDetails
 from winnow.training.finetuning import initial_model, train_on_labels
@@ -138,7 +138,15 @@ def refit_chain(
     for name in chain:
         settings = config.candidates[name]
         parent = folder if _starts_from_parent(settings) else dense
-        inputs = MethodInputs(refit_images, known, labels_N, parent, dense, sources.pretrain, sources.scratch / name)
+        inputs = MethodInputs(
+            refit_images,
+            known,
+            labels_N,
+            parent=NetworkFolder(parent),
+            dense=NetworkFolder(dense),
+            load_backbone=partial(load_backbone, sources.pretrain),
+            scratch=sources.scratch / name,
+        )
         log.info("refit: %s on %d labels", name, len(known))
         folder = networks / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,11 +181,10 @@ def _refit_dense(
     log.info("refit: %s on %d labels, rate %g", ROOT, len(known), rate)
     model = initial_model(architecture, starting.arms[starting.main], seed)
     _, curves = train_on_labels(
-        config, images, model, known, (seed, rate), Checkpoint(sources.scratch / ROOT, "finetune")
+        config.finetune, images, model, known, (seed, rate), Checkpoint(sources.scratch / ROOT, "finetune")
     )
     out.mkdir(parents=True, exist_ok=True)
-    save_model(out, model, architecture)
-    export_onnx(model, architecture, out / MODEL)
+    write_network(Network(model, architecture), out)
     return curves
 
 
@@ -188,13 +195,12 @@ def _refit_candidate(
     if isinstance(settings, Quantize):
         quantized = settings_as_chosen(settings, record)
         assert quantized is not None, "`refit_obstacle` was not called"
-        return METHODS[Quantize](quantized, inputs, out).curves
+        return write_candidate(quantized, inputs, out).curves
     if isinstance(settings, Distill):
-        return METHODS[Distill](settings, inputs, out).curves
+        return write_candidate(settings, inputs, out).curves
     assert isinstance(settings, TrainedCandidate)
     model, architecture = load_model(selected)
     hooks = STRUCTURE_HOOKS[type(settings)]() if type(settings) in STRUCTURE_HOOKS else NO_HOOKS
     curves = recover(model, settings.recovery, inputs, hooks=hooks)
-    save_model(out, model, architecture)
-    export_onnx(model, architecture, out / MODEL)
+    write_network(Network(model, architecture), out)
     return curves

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from winnow.compression import METHODS
-from winnow.compression.method_inputs import MethodInputs
+from winnow.compression import write_candidate
+from winnow.compression.method_inputs import MethodInputs, NetworkFolder, TeacherCacheFolder
 from winnow.config import ROOT, Config
 from winnow.data.dataset import load_images
 from winnow.data.splits import draw_label_budget, visible_labels
@@ -15,7 +16,7 @@ from winnow.deploy.candidate_card import CARD, finish_candidate
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
 from winnow.evaluation.metrics import VALIDATION_LOGITS
-from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE
+from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, load_backbone
 from winnow.records import CandidateRecord, describe_files, publish, record_digest, write_record
 from winnow.records.candidate import candidate_details
 
@@ -43,12 +44,20 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
     parent, dense = folders.candidates / settings.parent, folders.candidates / ROOT
     images = load_images(folders.data)
     budget = draw_label_budget(images, config.data.label_budget, config.finetune.seeds[0])
-    labels_N = visible_labels(images, budget)
-    inputs = MethodInputs(images, budget, labels_N, parent, dense, folders.pretrain, folders.scratch, folders.answers)
+    inputs = MethodInputs(
+        images,
+        budget,
+        visible_labels(images, budget),
+        parent=NetworkFolder(parent),
+        dense=NetworkFolder(dense),
+        load_backbone=partial(load_backbone, folders.pretrain),
+        scratch=folders.scratch,
+        teacher_cache=TeacherCacheFolder(folders.answers, record_digest(dense)) if folders.answers else None,
+    )
     lineage = [*CandidateRecord.read(parent).details.lineage, name]
     log.info("%s: %s from %s", name, settings.method, settings.parent)
     with publish(out) as folder:
-        result = METHODS[type(settings)](settings, inputs, folder)
+        result = write_candidate(settings, inputs, folder)
         metrics, details = finish_candidate(
             folder,
             name=name,

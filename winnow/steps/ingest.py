@@ -43,7 +43,11 @@ def ingest(config: Config, out: Path, scratch: Path) -> IngestRecord:
 
     Raises DataError when the images cannot be used as they are; `out` is then unchanged.
     """
-    data = config.data
+    return ingest_images(config.data, out, scratch)
+
+
+def ingest_images(data: Data, out: Path, scratch: Path) -> IngestRecord:
+    """Do what `ingest` does, given its section of params.yaml alone."""
     source = open_source(data, scratch)
     log.info("ingest: %d files, %d classes (%s)", source.count, len(source.classes), source.title)
     with publish(out) as folder, tempfile.TemporaryFile(dir=folder) as signatures:

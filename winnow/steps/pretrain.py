@@ -6,22 +6,18 @@ is for monitoring alone; validation images are only monitored, test images never
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
 
 from winnow.config import Config, NoPretraining, RotNet, SimCLR
-from winnow.data.batches import Batches
-from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
+from winnow.data.dataset import VALIDATION, ImageSet, load_images
 from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.errors import DataError
-from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, Architecture, build_model
-from winnow.models.classifier_head import backbone_state, head_path
-from winnow.pretraining import METHODS
-from winnow.pretraining.monitoring import MIN_SPREAD, KnnBank, monitor_embeddings
-from winnow.random_streams import stream_seed
+from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, Architecture
+from winnow.pretraining.backbone_training import pretrain_backbone
+from winnow.pretraining.monitoring import MIN_SPREAD, KnnBank
 from winnow.records import (
     CurveRow,
     PretrainDetails,
@@ -32,9 +28,8 @@ from winnow.records import (
     write_json,
     write_record,
 )
-from winnow.training.loop import Checkpoint, Epoch, TrainingPlan, fit, run_to_end
+from winnow.training.loop import Checkpoint
 
-log = logging.getLogger(__name__)
 CURVES = "curves.json"
 
 
@@ -48,27 +43,10 @@ def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> PretrainRe
     architecture = Architecture(
         backbone=settings.backbone, num_classes=len(images.classes), image_size=images.image_size
     )
-    model = build_model(architecture, seed=settings.seed)
-    head = head_path(model)
-    curves: list[CurveRow] = []
-    warnings: tuple[str, ...] = ()
-    if not isinstance(settings, NoPretraining):
-        loss = METHODS[type(settings)](settings, model, images.image_size)
-        stream = stream_seed(settings.seed, "pretraining")
-        batches = Batches(images.training_NHWC, images.labels_N, images.indices(TRAIN), settings.batch_size, stream)
-        bank = _monitor_bank(config, images)
-        per_epoch = settings.steps_for(len(batches.indices)) // settings.epochs
-        plan = TrainingPlan(settings.epochs, per_epoch, settings.optimiser, stream)
-        log.info("%s: %d images, %d steps", settings.method, len(batches.indices), plan.steps)
-
-        def monitor(epoch: Epoch) -> None:
-            if epoch.number % settings.monitor_every == 0 or epoch.number == epoch.of:
-                epoch.row.update(monitor_embeddings(model, bank))
-
-        curves = run_to_end(fit(model, batches, loss, plan, Checkpoint(scratch, "pretrain")), monitor)
-        warnings = _collapse_warnings(settings, curves)
+    bank = None if isinstance(settings, NoPretraining) else _monitor_bank(config, images)
+    state, curves = pretrain_backbone(settings, images, architecture, bank, Checkpoint(scratch, "pretrain"))
+    warnings = () if isinstance(settings, NoPretraining) else _collapse_warnings(settings, curves)
     with publish(out) as folder:
-        state = {name: value.detach().cpu().contiguous() for name, value in backbone_state(model, head).items()}
         save_file(state, folder / WEIGHTS_FILE)
         write_json(folder / ARCHITECTURE_FILE, architecture.model_dump(mode="json"))
         write_json(folder / CURVES, curves)

@@ -115,12 +115,12 @@ def _train(
     arm, seed, rate = run
     budget = draw_label_budget(images, config.data.label_budget, seed)
     checkpoint = Checkpoint(scratch, f"{arm}-seed{seed}-rate{rate:g}")
-    steps, curves = train_on_labels(config, images, model, budget, (seed, rate), checkpoint)
+    steps, curves = train_on_labels(config.finetune, images, model, budget, (seed, rate), checkpoint)
     return FinetunedArm(arm, seed, rate, steps, validation_top1(model, images), model, curves)
 
 
 def train_on_labels(
-    config: Config,
+    settings: Finetune,
     images: ImageSet,
     model: nn.Module,
     chosen: NDArray[np.int64],
@@ -128,7 +128,7 @@ def train_on_labels(
     checkpoint: Checkpoint,
 ) -> tuple[int, list[CurveRow]]:
     """Train on the labels of `chosen` in place and return (steps, curves); `seed_and_rate`: seed, learning rate."""
-    settings, (seed, rate) = config.finetune, seed_and_rate
+    seed, rate = seed_and_rate
     stream = stream_seed(seed, "fine-tuning")
     batches = Batches(images.training_NHWC, visible_labels(images, chosen), chosen, settings.batch_size, stream)
     per_epoch = settings.steps_for(len(chosen)) // settings.epochs
@@ -192,7 +192,8 @@ def cross_validate(
         log.info("cross-validation over %d labels, network %d of %d", len(known), number, folds)
         model = initial_model(architecture, state, dense.seed)
         checkpoint = Checkpoint(scratch, f"fold{number}of{folds}")
-        train_on_labels(config, images, model, known[train_part], (dense.seed, dense.learning_rate), checkpoint)
+        recipe = (dense.seed, dense.learning_rate)
+        train_on_labels(config.finetune, images, model, known[train_part], recipe, checkpoint)
         logits_LC[held_out] = predict_torch(model, images.images_NHWC, known[held_out])
     return CrossValidation(known, logits_LC, folds)
 

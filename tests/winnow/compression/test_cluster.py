@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from winnow.compression.cluster import cluster, share_values
+from winnow.compression import write_candidate
+from winnow.compression.cluster import share_values
 from winnow.compression.method_inputs import MethodInputs
 from winnow.config import Cluster
 from winnow.deploy.onnx_export import zipped_bytes
@@ -58,9 +59,9 @@ def test_more_values_are_nearer_and_few_stay_as_they_are() -> None:
 
 
 def test_method_keeps_the_ties_and_learns_the_values(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    details = cluster(settings(), tiny_inputs, tmp_path)
+    details = write_candidate(settings(), tiny_inputs, tmp_path)
     tied, _ = load_model(tmp_path)
-    dense, _ = load_model(tiny_inputs.parent)
+    dense, _ = load_model(tiny_inputs.parent.folder)
     assert values(tied) == details.values
     assert set(values(tied).values()) == {8}
     start = dense.blocks[1].conv1.weight.detach().clone()
@@ -74,8 +75,8 @@ def test_method_keeps_the_ties_and_learns_the_values(tiny_inputs: MethodInputs, 
 
 
 def test_only_the_zipped_file_gets_smaller(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    cluster(settings(values=4), tiny_inputs, tmp_path)
-    files = (tiny_inputs.dense / "model.onnx", tmp_path / "model.onnx")
+    write_candidate(settings(values=4), tiny_inputs, tmp_path)
+    files = (tiny_inputs.dense.folder / "model.onnx", tmp_path / "model.onnx")
     sizes, zipped = [file.stat().st_size for file in files], [zipped_bytes(file) for file in files]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
     assert zipped[1] < 0.3 * zipped[0]
@@ -90,7 +91,7 @@ def test_a_training_that_was_stopped_ends_the_same(
     whole, again = tmp_path / "whole", tmp_path / "again"
     for folder in (whole, again):
         folder.mkdir()
-    cluster(settings(), dataclasses.replace(tiny_inputs, scratch=tmp_path / "apart"), whole)
+    write_candidate(settings(), dataclasses.replace(tiny_inputs, scratch=tmp_path / "apart"), whole)
     monkeypatch.setattr("winnow.training.loop.CHECKPOINT_SECONDS", 0.0)
     shared_values = sys.modules["winnow.compression.cluster"]._SharedValues
     average, steps = shared_values.average_weights, []
@@ -103,7 +104,7 @@ def test_a_training_that_was_stopped_ends_the_same(
 
     monkeypatch.setattr(shared_values, "average_weights", averages_until)
     with pytest.raises(Stopped):
-        cluster(settings(), tiny_inputs, again)
-    cluster(settings(), tiny_inputs, again)
+        write_candidate(settings(), tiny_inputs, again)
+    write_candidate(settings(), tiny_inputs, again)
     assert steps[3:5] == [4, 4]
     assert (whole / "weights.safetensors").read_bytes() == (again / "weights.safetensors").read_bytes()

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from winnow.compression.distill import distill
-from winnow.compression.method_inputs import MethodInputs
+from winnow.compression import write_candidate
+from winnow.compression.method_inputs import MethodInputs, NetworkFolder
 from winnow.config import Distill
 from winnow.data.dataset import VALIDATION
 from winnow.deploy.batch_inference import predict_file
@@ -34,7 +34,7 @@ ALONE = settings({"teacher": "none", "images": "labelled"}, student="resnet8", w
 def made(settings: Distill, inputs: MethodInputs, folder: Path) -> dict[str, torch.Tensor]:
     """Weights of the student, made in `folder` with checkpoints of its own."""
     folder.mkdir()
-    distill(settings, dataclasses.replace(inputs, scratch=folder / "scratch"), folder)
+    write_candidate(settings, dataclasses.replace(inputs, scratch=folder / "scratch"), folder)
     return load_file(folder / "weights.safetensors")
 
 
@@ -44,7 +44,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 def test_same_starts_from_the_parent(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     student = made(settings({"optimiser": STILL}), tiny_inputs, tmp_path / "student")
-    parent, architecture = load_model(tiny_inputs.parent)
+    parent, architecture = load_model(tiny_inputs.parent.folder)
     assert load_model(tmp_path / "student")[1] == architecture
     for name, value in parent.named_parameters():
         torch.testing.assert_close(student[name], value.detach(), rtol=0, atol=1e-8)
@@ -56,7 +56,7 @@ def test_same_of_a_pruned_parent_stays_pruned(
     tiny_inputs: MethodInputs, tmp_path: Path, tiny_candidate: Callable[[str], Path]
 ) -> None:
     pruned = tiny_candidate("pruned")
-    student = made(settings(), dataclasses.replace(tiny_inputs, parent=pruned), tmp_path / "student")
+    student = made(settings(), dataclasses.replace(tiny_inputs, parent=NetworkFolder(pruned)), tmp_path / "student")
     assert {name: value.shape for name, value in student.items()} == {
         name: value.shape for name, value in load_file(pruned / "weights.safetensors").items()
     }
@@ -81,11 +81,15 @@ def test_width_scales_the_student(tiny_inputs: MethodInputs, tmp_path: Path, wid
 
 
 def test_another_student_inherits_neither_cuts_nor_ranks(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    parent = Path(shutil.copytree(tiny_inputs.parent, tmp_path / "factorized"))
+    parent = Path(shutil.copytree(tiny_inputs.parent.folder, tmp_path / "factorized"))
     _, architecture = load_model(parent)
     ranked = architecture.model_copy(update={"ranks": {"blocks.1.conv2": 4}})
     save_model(parent, build_model(ranked), ranked)
-    made(settings(student="resnet8", width=0.25), dataclasses.replace(tiny_inputs, parent=parent), tmp_path / "student")
+    made(
+        settings(student="resnet8", width=0.25),
+        dataclasses.replace(tiny_inputs, parent=NetworkFolder(parent)),
+        tmp_path / "student",
+    )
     student, architecture = load_model(tmp_path / "student")
     assert (architecture.pruning, architecture.ranks) == ([], {})
     assert sum(parameter.numel() for parameter in student.parameters()) == parameters_by_hand([16, 24, 48], 3)
@@ -93,10 +97,10 @@ def test_another_student_inherits_neither_cuts_nor_ranks(tiny_inputs: MethodInpu
 
 @pytest.mark.slow
 def test_student_alone_owes_dense_nothing(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    copied = Path(shutil.copytree(tiny_inputs.dense, tmp_path / "other"))
+    copied = Path(shutil.copytree(tiny_inputs.dense.folder, tmp_path / "other"))
     weights = load_file(copied / "weights.safetensors")
     save_file({name: value.flip(0).clone() for name, value in weights.items()}, copied / "weights.safetensors")
-    altered = dataclasses.replace(tiny_inputs, parent=copied, dense=copied)
+    altered = dataclasses.replace(tiny_inputs, parent=NetworkFolder(copied), dense=NetworkFolder(copied))
     alone = made(ALONE, tiny_inputs, tmp_path / "alone")
     assert same(alone, made(ALONE, altered, tmp_path / "alone-again"))
     for file in ("weights.safetensors", "model.onnx", "architecture.json"):
@@ -108,14 +112,16 @@ def test_student_alone_owes_dense_nothing(tiny_inputs: MethodInputs, tmp_path: P
 
 def test_student_learns_to_answer_as_dense(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     """From a teacher that calls every class by the next one's name; the labels have next to no say."""
-    wrong = Path(shutil.copytree(tiny_inputs.dense, tmp_path / "wrong"))
+    wrong = Path(shutil.copytree(tiny_inputs.dense.folder, tmp_path / "wrong"))
     weights = load_file(wrong / "weights.safetensors")
     for name in ("fc.weight", "fc.bias"):
         weights[name] = weights[name].roll(1, dims=0)
     save_file(weights, wrong / "weights.safetensors")
     config = settings({"epochs": 8, "teacher_weight": 1.0}, student="resnet8", width=0.5)
     (tmp_path / "student").mkdir()
-    details = distill(config, dataclasses.replace(tiny_inputs, dense=wrong), tmp_path / "student")
+    details = write_candidate(
+        config, dataclasses.replace(tiny_inputs, dense=NetworkFolder(wrong)), tmp_path / "student"
+    )
     assert details.teacher == "dense"
     assert len(details.curves) == 8
     images = tiny_inputs.images

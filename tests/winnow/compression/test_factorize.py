@@ -7,7 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from winnow.compression.factorize import apply_ranks, choose_ranks, factorize
+from winnow.compression import write_candidate
+from winnow.compression.factorize import apply_ranks, choose_ranks
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.network_size import count_macs, count_parameters
 from winnow.config import Factorize
@@ -46,7 +47,7 @@ def test_more_is_taken_from_layers_of_few_directions(tiny_dense: Path) -> None:
 
 
 def test_method_leaves_a_candidate(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    details = factorize(settings(), tiny_inputs, tmp_path)
+    details = write_candidate(settings(), tiny_inputs, tmp_path)
     loaded, architecture = load_model(tmp_path)
     assert architecture.ranks == details.ranks
     assert details.macs_after == count_macs(loaded, architecture) == inspect_onnx(tmp_path / "model.onnx").macs

@@ -11,6 +11,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from winnow.compression import write_candidate
 from winnow.compression.fake_quantization import (
     RANGE_BUFFER,
     FakeQuantizedWeight,
@@ -18,7 +19,6 @@ from winnow.compression.fake_quantization import (
     simulated_int8,
 )
 from winnow.compression.method_inputs import MethodInputs
-from winnow.compression.quantize import quantize
 from winnow.compression.recovery import recover
 from winnow.config import Quantize, Recovery
 from winnow.models.backbones import load_model
@@ -45,8 +45,8 @@ def test_weights_are_rounded_by_channel() -> None:
 def test_seven_bits_are_those_of_the_file(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     """Beside NNCF's own: the head, which has no batch normalisation to fold."""
     settings = {"from": "dense", "method": "quantize", "calibration_images": 8, "overflow_safe": True}
-    quantize(Quantize.model_validate(settings), tiny_inputs, tmp_path)
-    model, _ = load_model(tiny_inputs.parent)
+    write_candidate(Quantize.model_validate(settings), tiny_inputs, tmp_path)
+    model, _ = load_model(tiny_inputs.parent.folder)
     layer = next(tensor for tensor in model.modules() if isinstance(tensor, nn.Linear))
     graph = onnx.load(tmp_path / "model.onnx").graph
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -137,7 +137,7 @@ def test_ranges_follow_what_is_seen_in_training_alone() -> None:
 
 def test_a_training_that_was_stopped_ends_the_same(tiny_inputs: MethodInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     how = Recovery.model_validate({"epochs": 3, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}})
-    whole, _ = load_model(tiny_inputs.parent)
+    whole, _ = load_model(tiny_inputs.parent.folder)
     with simulated_int8(whole):
         recover(whole, how, dataclasses.replace(tiny_inputs, scratch=tiny_inputs.scratch / "whole"), "rounding")
     monkeypatch.setattr("winnow.training.loop.CHECKPOINT_SECONDS", 0.0)
@@ -150,10 +150,10 @@ def test_a_training_that_was_stopped_ends_the_same(tiny_inputs: MethodInputs, mo
         if step == 5:
             raise Stopped
 
-    again, _ = load_model(tiny_inputs.parent)
+    again, _ = load_model(tiny_inputs.parent.folder)
     with pytest.raises(Stopped), simulated_int8(again):
         recover(again, how, tiny_inputs, "rounding", Hooks(after_step=stop))
-    fresh, _ = load_model(tiny_inputs.parent)
+    fresh, _ = load_model(tiny_inputs.parent.folder)
     with simulated_int8(fresh):
         recover(fresh, how, tiny_inputs, "rounding")
     pairs: Any = zip(whole.state_dict().values(), fresh.state_dict().values(), strict=True)

@@ -139,7 +139,7 @@ def test_recovery_with_a_hint_trains_the_student_and_leaves_it_as_it_was_built(
 
 
 def test_the_pretrained_backbone_comes_from_its_folder(tiny_inputs: MethodInputs) -> None:
-    pretrained, dense = load_backbone(tiny_inputs.pretrained), load_model(tiny_inputs.dense)[0]
+    pretrained, dense = tiny_inputs.load_backbone(), load_model(tiny_inputs.dense.folder)[0]
     assert not torch.equal(pretrained.stem[0].weight, dense.stem[0].weight)
     assert not pretrained.training
 
@@ -150,8 +150,8 @@ def test_hints_of_a_teacher_need_one() -> None:
     assert settings(hint="pretrained", teacher="none", images="labelled").hint == "pretrained"
 
 
-def test_damaged_weights_are_told(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    for file in tiny_inputs.pretrained.iterdir():
+def test_damaged_weights_are_told(tiny_dense: Path, tmp_path: Path) -> None:
+    for file in (tiny_dense.parent.parent / "pretrain").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "weights.safetensors").write_bytes(b"x")
     with pytest.raises(Exception, match="is missing or damaged"):

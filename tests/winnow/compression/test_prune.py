@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from winnow.compression import write_candidate
 from winnow.compression.channel_pruning import count_prunable_channels
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.network_size import count_macs, count_parameters
-from winnow.compression.prune import prune, train_with_group_sparsity
+from winnow.compression.prune import train_with_group_sparsity
 from winnow.config import Prune
 from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, build_model, load_model
@@ -26,7 +27,7 @@ def settings(**changes: Any) -> Prune:
 
 
 def test_method_leaves_a_candidate(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    details = prune(settings(), tiny_inputs, tmp_path)
+    details = write_candidate(settings(), tiny_inputs, tmp_path)
     loaded, _ = load_model(tmp_path)
     assert details.parameters_after == count_parameters(loaded) < details.parameters_before
     assert [row["epoch"] for row in details.curves] == [1]
@@ -35,7 +36,7 @@ def test_method_leaves_a_candidate(tiny_inputs: MethodInputs, tmp_path: Path) ->
 
 @pytest.mark.parametrize("what", ["parameters", "macs"])
 def test_an_amount_is_reached(tiny_inputs: MethodInputs, tmp_path: Path, what: str) -> None:
-    details = prune(settings(remove={what: 0.5}), tiny_inputs, tmp_path)
+    details = write_candidate(settings(remove={what: 0.5}), tiny_inputs, tmp_path)
     assert 0.4 < getattr(details, f"{what}_after") / getattr(details, f"{what}_before") <= 0.5
     (row,) = details.cuts
     assert row.goal == what
@@ -47,14 +48,14 @@ def test_what_is_reached_already_is_told(tiny_inputs: MethodInputs, tmp_path: Pa
     with pytest.raises(
         ConfigError, match=r"the latency in ms .* of this resnet8 is .*, already at or below the target of 1e\+04"
     ):
-        prune(settings(remove={"latency": latency}), tiny_inputs, tmp_path)
+        write_candidate(settings(remove={"latency": latency}), tiny_inputs, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_a_latency_is_reached(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     latency = {"share": 0.3, "runtime": "ort", "precision": "f32", "batch": 64}
-    details = prune(settings(remove={"latency": latency}), tiny_inputs, tmp_path)
+    details = write_candidate(settings(remove={"latency": latency}), tiny_inputs, tmp_path)
     (row,) = details.cuts
     taken = [trial for trial in row.tried if (trial.share, trial.round_to) == (row.share, row.round_to)]
     assert taken[-1].confirmed is not None  # the second timing decides
@@ -67,7 +68,7 @@ def test_rounds_end_where_one_cut_ends(tiny_inputs: MethodInputs, tmp_path: Path
     for folder, rounds in zip(folders, (1, 3), strict=True):
         folder.mkdir()
         inputs = dataclasses.replace(tiny_inputs, scratch=tmp_path / f"scratch-{rounds}")
-        details = prune(settings(remove={"macs": 0.6}, rounds=rounds), inputs, folder)
+        details = write_candidate(settings(remove={"macs": 0.6}, rounds=rounds), inputs, folder)
         left.append(details.macs_after / details.macs_before)
         assert len(details.cuts) == rounds
         assert list(details.curves_before) == [f"round {number}" for number in range(1, rounds)]
@@ -79,7 +80,7 @@ def test_rounds_end_where_one_cut_ends(tiny_inputs: MethodInputs, tmp_path: Path
 
 
 def test_shares_of_channels_lie_on_a_line(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    details = prune(settings(remove={"channels": 0.5}, rounds=2, round_to=1), tiny_inputs, tmp_path)
+    details = write_candidate(settings(remove={"channels": 0.5}, rounds=2, round_to=1), tiny_inputs, tmp_path)
     assert [row.share for row in details.cuts] == pytest.approx([0.25, 1 - 0.5 / 0.75], abs=0.01)
 
 
@@ -89,7 +90,7 @@ def test_rounding_does_not_add_up_over_rounds(tiny_inputs: MethodInputs, tmp_pat
         folder = tmp_path / f"in-{rounds}"
         folder.mkdir()
         inputs = dataclasses.replace(tiny_inputs, scratch=tmp_path / f"scratch-{rounds}")
-        details = prune(settings(remove={"channels": 0.3}, rounds=rounds, round_to=8), inputs, folder)
+        details = write_candidate(settings(remove={"channels": 0.3}, rounds=rounds, round_to=8), inputs, folder)
         before = details.cuts[0].before
         gone[rounds] = 1 - count_prunable_channels(*load_model(folder)) / before
         assert len(details.cuts) == rounds
@@ -111,18 +112,18 @@ def test_a_stopped_pruning_goes_on_with_the_cuts_it_made(tiny_inputs: MethodInpu
     for folder in (whole, again):
         folder.mkdir()
     config = settings(remove={"macs": 0.5}, rounds=2, sparse_learning={"epochs": 1, "strength": 1e-3})
-    first = prune(config, tiny_inputs, whole)
+    first = write_candidate(config, tiny_inputs, whole)
     for left in tiny_inputs.scratch.glob("recovery*"):
         left.unlink()
     # Another aim now: what was cut stays cut.
-    second = prune(config.model_copy(update={"importance": "random"}), tiny_inputs, again)
+    second = write_candidate(config.model_copy(update={"importance": "random"}), tiny_inputs, again)
     assert second.cuts == first.cuts
     assert (again / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 
 
 @pytest.mark.slow
 def test_sparse_learning_shrinks_what_matters_least(tiny_inputs: MethodInputs) -> None:
-    model, architecture = load_model(tiny_inputs.parent)
+    model, architecture = load_model(tiny_inputs.parent.folder)
     plain = copy.deepcopy(model)
     config = settings(sparse_learning={"epochs": 2, "strength": 0.02})
     train_with_group_sparsity(model, architecture, config, tiny_inputs)

@@ -14,10 +14,11 @@ import pytest
 from onnx import numpy_helper
 from pydantic import ValidationError
 
+from winnow.compression import write_candidate
 from winnow.compression.ladder_acceptance import ValidationHalf
-from winnow.compression.method_inputs import MethodInputs
+from winnow.compression.method_inputs import MethodInputs, NetworkFolder
 from winnow.compression.post_training_quantization import Recipe, quantize_statically, quantize_with_accuracy_control
-from winnow.compression.quantize import calibration_images, quantize
+from winnow.compression.quantize import calibration_images
 from winnow.config import Quantize
 from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import selection_half
@@ -110,7 +111,7 @@ def test_same_images_same_bytes_whatever_the_labels_and_other_splits(tiny_inputs
         folder = tmp_path / str(index)
         folder.mkdir()
         inputs = dataclasses.replace(tiny_inputs, images=given, labels_N=given.labels_N, budget=given.indices(TEST))
-        assert quantize(settings(), inputs, folder) == QuantizeResult(calibration_images=24)
+        assert write_candidate(settings(), inputs, folder) == QuantizeResult(calibration_images=24)
         results.append(sha256_of(folder / "model.onnx"))
     assert results[0] == results[1] == results[2] != results[3]
 
@@ -130,37 +131,41 @@ def test_calibration_takes_training_images_by_seed(tiny_inputs: MethodInputs) ->
 
 
 def test_symmetric_preset_has_zero_in_the_middle(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    quantize(settings(preset="performance"), tiny_inputs, tmp_path)
+    write_candidate(settings(preset="performance"), tiny_inputs, tmp_path)
     graph, arrays = graph_of(tmp_path)
     zeros = {int(arrays[node.input[2]]) for node in graph.node if node.op_type == "QuantizeLinear"}
     assert zeros == {0}
 
 
 def test_dynamic_is_smaller_and_measures_at_run_time(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    before = sorted(path.name for path in tiny_inputs.parent.iterdir())
-    details = quantize(settings(scheme="dynamic"), tiny_inputs, tmp_path)
+    before = sorted(path.name for path in tiny_inputs.parent.folder.iterdir())
+    details = write_candidate(settings(scheme="dynamic"), tiny_inputs, tmp_path)
     assert details == QuantizeResult(calibration_images=0)
     operators = collections.Counter(node.op_type for node in graph_of(tmp_path)[0].node)
     assert (operators["ConvInteger"], operators["MatMulInteger"], operators["Conv"]) == (9, 1, 0)
     assert operators["DynamicQuantizeLinear"] > 0
-    parent = tiny_inputs.parent / "model.onnx"
+    parent = tiny_inputs.parent.folder / "model.onnx"
     assert (tmp_path / "model.onnx").stat().st_size < 0.3 * parent.stat().st_size
     contents = inspect_onnx(tmp_path / "model.onnx")
     assert contents.macs == contents.int8_macs == inspect_onnx(parent).macs
-    assert agreement(answers(tmp_path, tiny_inputs.images), answers(tiny_inputs.parent, tiny_inputs.images)) >= 0.95
+    assert (
+        agreement(answers(tmp_path, tiny_inputs.images), answers(tiny_inputs.parent.folder, tiny_inputs.images)) >= 0.95
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["architecture.json", "model.onnx"]
-    assert sorted(path.name for path in tiny_inputs.parent.iterdir()) == before
+    assert sorted(path.name for path in tiny_inputs.parent.folder.iterdir()) == before
     first = sha256_of(tmp_path / "model.onnx")
-    quantize(settings(scheme="dynamic"), tiny_inputs, tmp_path)
+    write_candidate(settings(scheme="dynamic"), tiny_inputs, tmp_path)
     assert sha256_of(tmp_path / "model.onnx") == first
 
 
 @pytest.mark.parametrize("scheme", ["static", "dynamic"])
 def test_damaged_parent_is_named(tiny_inputs: MethodInputs, tmp_path: Path, scheme: str) -> None:
-    parent = Path(shutil.copytree(tiny_inputs.parent, tmp_path / "parent"))
+    parent = Path(shutil.copytree(tiny_inputs.parent.folder, tmp_path / "parent"))
     (parent / "model.onnx").write_bytes(b"no ONNX file at all")
     with pytest.raises(ArtifactError, match=r"parent/model\.onnx cannot be read as an ONNX file"):
-        quantize(settings(scheme=scheme), dataclasses.replace(tiny_inputs, parent=parent), tmp_path)
+        write_candidate(
+            settings(scheme=scheme), dataclasses.replace(tiny_inputs, parent=NetworkFolder(parent)), tmp_path
+        )
     assert not (tmp_path / "model.onnx").exists()
 
 
@@ -174,12 +179,12 @@ RECOVERY = {"epochs": 1, "min_steps": 1, "batch_size": 32, "optimiser": {"learni
 
 
 def test_a_ladder_stops_at_the_first_rung_that_is_good_enough(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    details = quantize(settings(scheme="ladder", max_drop_points=50.0), tiny_inputs, tmp_path)
+    details = write_candidate(settings(scheme="ladder", max_drop_points=50.0), tiny_inputs, tmp_path)
     assert [row.rung for row in details.rungs] == ["static"]
     assert details.chosen == "static"
     plain = tmp_path / "plain"
     plain.mkdir()
-    quantize(settings(), tiny_inputs, plain)
+    write_candidate(settings(), tiny_inputs, plain)
     assert sha256_of(plain / "model.onnx") == sha256_of(tmp_path / "model.onnx")
 
 
@@ -203,7 +208,7 @@ def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays_if_other_images_
     monkeypatch.setattr(ValidationHalf, "points_lost", points_lost)
     out = tmp_path / "out"
     out.mkdir()
-    details = quantize(settings(scheme="ladder", recovery=RECOVERY), tiny_inputs, out)
+    details = write_candidate(settings(scheme="ladder", recovery=RECOVERY), tiny_inputs, out)
     names = ["static", "min-max", "histogram", "percentile", "full bias correction", "worst layers in float", "trained"]
     assert [row.rung for row in details.rungs] == names
     # Full bias correction is not possible for some networks.
@@ -219,7 +224,7 @@ def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays_if_other_images_
     assert sorted(path.name for path in out.iterdir()) == ["architecture.json", "model.onnx"]
     plain = tmp_path / "plain"
     plain.mkdir()
-    quantize(settings(), tiny_inputs, plain)
+    write_candidate(settings(), tiny_inputs, plain)
     assert (sha256_of(plain / "model.onnx") == sha256_of(out / "model.onnx")) is not stays
 
 
@@ -232,23 +237,23 @@ def test_one_half_chooses_and_the_other_confirms(tiny_inputs: MethodInputs) -> N
 
 def test_no_rung_is_climbed_twice(tiny_inputs: MethodInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ValidationHalf, "points_lost", lambda _judge, _file: 9.0)
-    details = quantize(settings(scheme="ladder", ranges="histogram"), tiny_inputs, tmp_path)
+    details = write_candidate(settings(scheme="ladder", ranges="histogram"), tiny_inputs, tmp_path)
     names = ["static", "min-max", "percentile", "full bias correction", "worst layers in float"]
     assert [row.rung for row in details.rungs] == names
 
 
 def test_what_a_file_loses_is_counted_against_labels_and_the_parents_answers(tiny_inputs: MethodInputs) -> None:
     for judge in ValidationHalf.halves(tiny_inputs):
-        assert judge.points_lost(tiny_inputs.parent / "model.onnx") == 0
+        assert judge.points_lost(tiny_inputs.parent.folder / "model.onnx") == 0
         labels = tiny_inputs.images.labels_N[judge.indices_V]
         images = tiny_inputs.images.images_NHWC
-        answers = predict_file(tiny_inputs.parent / "model.onnx", images, judge.indices_V).argmax(1)
+        answers = predict_file(tiny_inputs.parent.folder / "model.onnx", images, judge.indices_V).argmax(1)
         assert judge.targets_V.tolist() == np.where(labels >= 0, labels, answers).tolist()
         assert judge.right == (answers == judge.targets_V).mean()
 
 
 def test_trained_under_rounding(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    details = quantize(settings(scheme="qat", recovery=RECOVERY), tiny_inputs, tmp_path)
+    details = write_candidate(settings(scheme="qat", recovery=RECOVERY), tiny_inputs, tmp_path)
     assert len(details.curves) == 1
     contents = inspect_onnx(tmp_path / "model.onnx")
     assert contents.int8_macs == contents.macs
@@ -259,7 +264,7 @@ def test_worst_layers_go_back_to_float(tiny_inputs: MethodInputs, tmp_path: Path
     """Beside one enormous weight all others of a channel round to nothing: that layer goes back."""
     spoilt = tmp_path / "spoilt"
     spoilt.mkdir()
-    proto = onnx.load(tiny_inputs.parent / "model.onnx")
+    proto = onnx.load(tiny_inputs.parent.folder / "model.onnx")
     wide = next(tensor for tensor in proto.graph.initializer if len(tensor.dims) == 4 and tensor.dims[1] > 3)
     weight = numpy_helper.to_array(wide).copy()
     weight[:, 0, 0, 0] = 20 * np.abs(weight).max()
@@ -297,7 +302,7 @@ def test_controlled_keeps_layers_in_float_where_images_that_did_not_choose_them_
     lost = iter([1.0, 2.0] if confirmed else [2.0, 2.0])
     monkeypatch.setattr(ValidationHalf, "points_lost", lambda _judge, _file: next(lost))
     monkeypatch.setattr(module, "quantize_with_accuracy_control", watched)
-    details = quantize(settings(scheme="controlled", max_drop_points=2.0), tiny_inputs, tmp_path)
+    details = write_candidate(settings(scheme="controlled", max_drop_points=2.0), tiny_inputs, tmp_path)
     assert asked == [0.02]
     assert details.confirmation is not None
     assert details.confirmation.confirmed is confirmed
@@ -306,7 +311,7 @@ def test_controlled_keeps_layers_in_float_where_images_that_did_not_choose_them_
 
 
 def test_controlled_that_keeps_nothing_in_float_is_static(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    details = quantize(settings(scheme="controlled", max_drop_points=50.0), tiny_inputs, tmp_path)
+    details = write_candidate(settings(scheme="controlled", max_drop_points=50.0), tiny_inputs, tmp_path)
     assert details.float_layers == []
     assert details.confirmation is None
 
@@ -316,7 +321,7 @@ def test_ranges_differ_and_all_answer(tiny_inputs: MethodInputs, tmp_path: Path,
     files = []
     for name, config in (("plain", settings()), (ranges, settings(ranges=ranges))):
         (tmp_path / name).mkdir()
-        quantize(config, tiny_inputs, tmp_path / name)
+        write_candidate(config, tiny_inputs, tmp_path / name)
         files.append(tmp_path / name / "model.onnx")
     assert sha256_of(files[0]) != sha256_of(files[1])
     indices = tiny_inputs.images.indices(VALIDATION)
@@ -325,7 +330,7 @@ def test_ranges_differ_and_all_answer(tiny_inputs: MethodInputs, tmp_path: Path,
 
 
 def test_overflow_safe_weights_take_seven_bits(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    quantize(settings(overflow_safe=True), tiny_inputs, tmp_path)
+    write_candidate(settings(overflow_safe=True), tiny_inputs, tmp_path)
     stored = [
         numpy_helper.to_array(tensor)
         for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import nn
 
-from winnow.compression.method_inputs import MethodInputs
+from winnow.compression.method_inputs import MethodInputs, TeacherCacheFolder
 from winnow.compression.recovery import (
     distillation_loss,
     labelled_cross_entropy,
@@ -225,9 +225,12 @@ def test_kept_answers_train_the_same_network_to_the_bit(
     results, asked = [], []
     ask = CachedTeacher._compute
     monkeypatch.setattr(CachedTeacher, "_compute", lambda self, views: asked.append(1) or ask(self, views))
-    for place, answers in (("a", None), ("b", tmp_path / "answers"), ("c", tmp_path / "answers")):
+    cache = TeacherCacheFolder(tmp_path / "answers", "digest of dense")
+    for place, teacher_cache in (("a", None), ("b", cache), ("c", cache)):
         model = small()
-        recover(model, settings(), dataclasses.replace(tiny_inputs, scratch=tmp_path / place, answers=answers))
+        recover(
+            model, settings(), dataclasses.replace(tiny_inputs, scratch=tmp_path / place, teacher_cache=teacher_cache)
+        )
         results.append(state(model))
         if place == "b":
             steps = recovery_steps(settings(), tiny_inputs)
@@ -292,9 +295,9 @@ def _changes(inputs: MethodInputs, painted: np.ndarray, config: Recovery) -> boo
 
 
 def test_dense_is_left_as_it_was(tiny_inputs: MethodInputs) -> None:
-    before = state(load_model(tiny_inputs.dense)[0])
+    before = state(load_model(tiny_inputs.dense.folder)[0])
     recover(small(), settings(epochs=1), tiny_inputs)
-    assert state(load_model(tiny_inputs.dense)[0]) == before
+    assert state(load_model(tiny_inputs.dense.folder)[0]) == before
 
 
 @pytest.mark.parametrize("wrong", [{"teacher": "none"}, {"teacher_weight": 1.1}, {"temperature": 0}, {"epochs": 0}])

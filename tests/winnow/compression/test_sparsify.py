@@ -11,9 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from winnow.compression import write_candidate
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.recovery import recover
-from winnow.compression.sparsify import apply_masks, group_masks, magnitude_masks, scheduled_sparsity, sparsify
+from winnow.compression.sparsify import apply_masks, group_masks, magnitude_masks, scheduled_sparsity
 from winnow.config import Recovery, Sparsify
 from winnow.deploy.onnx_export import inspect_onnx
 from winnow.errors import ConfigError
@@ -94,7 +95,7 @@ def test_equal_magnitudes_are_told_apart_by_their_place() -> None:
 
 
 def test_masks_hold_at_every_step_of_recovery(tiny_inputs: MethodInputs) -> None:
-    model, _ = load_model(tiny_inputs.parent)
+    model, _ = load_model(tiny_inputs.parent.folder)
     masks = magnitude_masks(model, 0.7)
     apply_masks(model, masks)
     expected, seen = zeros(model), []
@@ -111,9 +112,9 @@ def test_masks_hold_at_every_step_of_recovery(tiny_inputs: MethodInputs) -> None
 
 
 def test_method_keeps_the_zeros(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    dense, _ = load_model(tiny_inputs.parent)
+    dense, _ = load_model(tiny_inputs.parent.folder)
     masks = magnitude_masks(dense, 0.7)
-    details = sparsify(settings(0.7), tiny_inputs, tmp_path)
+    details = write_candidate(settings(0.7), tiny_inputs, tmp_path)
     sparse, _ = load_model(tmp_path)
     total = sum(value.numel() for value in masked(sparse).values())
     assert zeros(sparse) == round(0.7 * total)
@@ -153,7 +154,7 @@ def test_of_every_m_weights_along_the_inputs_the_n_largest_stay(tiny_dense: Path
 
 
 def test_method_keeps_n_of_m(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    details = sparsify(settings(0.5, pattern="2:4"), tiny_inputs, tmp_path)
+    details = write_candidate(settings(0.5, pattern="2:4"), tiny_inputs, tmp_path)
     sparse, _ = load_model(tmp_path)
     weight = sparse.blocks[1].conv2.weight.movedim(1, -1).reshape(-1, 4)
     assert set((weight != 0).sum(1).tolist()) == {2}
@@ -171,13 +172,13 @@ def test_the_schedule_is_zhus_and_guptas() -> None:
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_gradually_ends_where_it_should(tiny_inputs: MethodInputs, tmp_path: Path, pattern: str) -> None:
-    details = sparsify(settings(0.5, pattern=pattern, schedule="gradual"), tiny_inputs, tmp_path)
+    details = write_candidate(settings(0.5, pattern=pattern, schedule="gradual"), tiny_inputs, tmp_path)
     assert details.masked_share == pytest.approx(0.5, abs=1e-5)
     sparse, _ = load_model(tmp_path)
     # Another network than with all masks at once: weights had time to move.
     (tmp_path / "once").mkdir()
     calm = dataclasses.replace(tiny_inputs, scratch=tmp_path / "other")
-    sparsify(settings(0.5, pattern=pattern), calm, tmp_path / "once")
+    write_candidate(settings(0.5, pattern=pattern), calm, tmp_path / "once")
     once, _ = load_model(tmp_path / "once")
     assert not torch.equal(sparse.blocks[1].conv2.weight, once.blocks[1].conv2.weight)
 
@@ -193,7 +194,7 @@ def test_a_gradual_training_that_was_stopped_ends_the_same(
     whole, again = tmp_path / "whole", tmp_path / "again"
     for folder in (whole, again):
         folder.mkdir()
-    sparsify(config, dataclasses.replace(tiny_inputs, scratch=tmp_path / "apart"), whole)
+    write_candidate(config, dataclasses.replace(tiny_inputs, scratch=tmp_path / "apart"), whole)
     monkeypatch.setattr("winnow.training.loop.CHECKPOINT_SECONDS", 0.0)
 
     calls: list[int] = []
@@ -208,8 +209,8 @@ def test_a_gradual_training_that_was_stopped_ends_the_same(
 
     monkeypatch.setattr(module._MaskSchedule, "apply", applies_until)
     with pytest.raises(Stopped):
-        sparsify(config, tiny_inputs, again)
-    sparsify(config, tiny_inputs, again)
+        write_candidate(config, tiny_inputs, again)
+    write_candidate(config, tiny_inputs, again)
     assert calls[10:12] == [11, 11]  # it went on where it was
     assert (whole / "weights.safetensors").read_bytes() == (again / "weights.safetensors").read_bytes()
 
@@ -234,7 +235,7 @@ def test_the_share_that_is_asked_for_is_taken_as_it_was_printed() -> None:
 
 def test_a_pattern_that_fits_no_layer_is_refused_before_any_training(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"1:5 fits no layer.*multiple of 5; this network's layers have 3, 48, 96"):
-        sparsify(settings(0.8, pattern="1:5"), tiny_inputs, tmp_path)
+        write_candidate(settings(0.8, pattern="1:5"), tiny_inputs, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -242,6 +243,6 @@ def test_a_pattern_that_fits_no_layer_is_refused_before_any_training(tiny_inputs
 @pytest.mark.parametrize("hint", ["features", "attention"])
 def test_a_hints_own_layer_is_not_masked(tiny_inputs: MethodInputs, tmp_path: Path, schedule: str, hint: str) -> None:
     config = settings(0.5, schedule=schedule, recovery={**RECOVERY, "hint": hint})
-    sparsify(config, tiny_inputs, tmp_path)
+    write_candidate(config, tiny_inputs, tmp_path)
     model, _ = load_model(tmp_path)
     assert zeros(model) == round(0.5 * sum(value.numel() for value in masked(model).values()))

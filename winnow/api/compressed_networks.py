@@ -1,0 +1,123 @@
+"""Compressed networks in memory, one function for each method."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from winnow.api.trained_networks import checkpoint_folder
+from winnow.compression import METHODS
+from winnow.compression.method_inputs import MethodInputs
+from winnow.config import Candidate, Cluster, Distill, Factorize, Prune, Quantize, Sparsify, check_settings
+from winnow.data.dataset import TRAIN, ImageSet
+from winnow.data.splits import visible_labels
+from winnow.deploy.onnx_export import export_onnx
+from winnow.deploy.onnx_session import MODEL
+from winnow.errors import ConfigError
+from winnow.models.backbones import Architecture
+from winnow.models.network import Network, OnnxNetwork
+
+RECOVERY: dict[str, Any] = {"epochs": 10, "optimiser": {"learning_rate": 0.05}}
+"""Settings of recovery that have no default in the configuration, as in params.yaml as shipped."""
+
+
+def prune(network: Network, images: ImageSet, **options: Any) -> Network:
+    """Remove channels from a copy of the network and train it again; `remove={"channels": 0.3}` is the amount.
+
+    Every method takes these options: `recovery`, keys of that section; `teacher`, by default the network itself;
+    `backbone`, the pretrained network for `hint: pretrained`; `checkpoints`; and the method's keys in params.yaml.
+    Raises ConfigError for settings that cannot be used, TrainingError when the loss is no longer a number.
+    """
+    return _compress_network(Prune, network, images, options)
+
+
+def sparsify(network: Network, images: ImageSet, **options: Any) -> Network:
+    """Set a share of the weights to zero, `sparsity=0.8`, and train under the mask; options as in `prune`."""
+    return _compress_network(Sparsify, network, images, options)
+
+
+def factorize(network: Network, images: ImageSet, **options: Any) -> Network:
+    """Split wide layers into pairs of thin ones, `remove={"macs": 0.5}`, and train; options as in `prune`."""
+    return _compress_network(Factorize, network, images, options)
+
+
+def cluster(network: Network, images: ImageSet, **options: Any) -> Network:
+    """Let the weights of each layer share a few values, `values=16`, and train; options as in `prune`."""
+    return _compress_network(Cluster, network, images, options)
+
+
+def distill(network: Network, images: ImageSet, **options: Any) -> Network:
+    """Train a student, `student="resnet8", width=0.5`, on the outputs of the network; options as in `prune`."""
+    return _compress_network(Distill, network, images, options)
+
+
+def quantize(network: Network, images: ImageSet, **options: Any) -> OnnxNetwork:
+    """Quantize the network to int8, by default statically; `scheme="qat"` and options as in `prune` train it, too."""
+    made = _compress(Quantize, network, images, options)
+    assert isinstance(made, OnnxNetwork)
+    return made
+
+
+@dataclass(frozen=True)
+class _NetworkInMemory:
+    """A network as the source of a method's parent or teacher; its file is exported when it is needed."""
+
+    network: Network
+    folder: Path
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.network.architecture
+
+    def load(self) -> Network:
+        return self.network.copy()
+
+    def onnx_file(self) -> Path:
+        file = self.folder / MODEL
+        if not file.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            export_onnx(self.network.copy().model, self.architecture, file)
+        return file
+
+
+def _compress_network(method: type[Candidate], network: Network, images: ImageSet, options: dict[str, Any]) -> Network:
+    made = _compress(method, network, images, options)
+    assert isinstance(made, Network)
+    return made
+
+
+def _compress(
+    method: type[Candidate], network: Network, images: ImageSet, options: dict[str, Any]
+) -> Network | OnnxNetwork:
+    name = method.__name__.lower()
+    if not isinstance(network, Network):
+        raise ConfigError(f"{name}: an ONNX file cannot be compressed further; pass the network that it was made from")
+    settings = dict(options)
+    teacher, backbone = settings.pop("teacher", network), settings.pop("backbone", None)
+    checkpoints = settings.pop("checkpoints", None)
+    if method is not Quantize or "recovery" in settings:
+        settings["recovery"] = RECOVERY | settings.get("recovery", {})
+    checked = check_settings(method, {"from": "dense", "method": name, **settings}, name)
+    labelled = images.indices(TRAIN, labelled=True)
+
+    def load_backbone() -> nn.Module:
+        if backbone is None:
+            raise ConfigError(f"{name}: hint: pretrained needs backbone=, the network that `pretrain` returned")
+        assert isinstance(backbone, Network)
+        return backbone.copy().model
+
+    with checkpoint_folder(checkpoints) as scratch, tempfile.TemporaryDirectory() as temporary:
+        inputs = MethodInputs(
+            images,
+            labelled,
+            visible_labels(images, labelled),
+            parent=_NetworkInMemory(network, Path(temporary) / "parent"),
+            dense=_NetworkInMemory(teacher, Path(temporary) / "teacher"),
+            load_backbone=load_backbone,
+            scratch=scratch,
+        )
+        return METHODS[method](checked, inputs)[0]

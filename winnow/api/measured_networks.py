@@ -1,0 +1,116 @@
+"""What networks and files in memory answer, how accurate and how fast they are, and how to store them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.benchmark.grid import CHECKED_IMAGES, time_cells
+from winnow.compression import write_network
+from winnow.config import Benchmark, check_settings
+from winnow.data.dataset import SPLITS, VALIDATION, ImageSet, spread_indices
+from winnow.deploy.batch_inference import predict_file, predict_torch
+from winnow.deploy.onnx_export import inspect_onnx, load_onnx
+from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.runtimes import list_cpu_runtimes, open_case
+from winnow.errors import DataError
+from winnow.evaluation.intervals import proportion_interval
+from winnow.hardware import cores
+from winnow.models.backbones import WEIGHTS_FILE, load_architecture, load_model
+from winnow.models.network import Network, OnnxNetwork
+from winnow.records.benchmark import BenchmarkCase, BenchmarkRow
+
+AnyNetwork = Network | OnnxNetwork
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy with its 95 % interval, as fractions."""
+
+    top1: float
+    low: float
+    high: float
+    images: int
+
+    def __str__(self) -> str:
+        """Return the accuracy in percent."""
+        low, high = self.low * 100, self.high * 100
+        return f"{self.top1 * 100:.1f} % ({low:.1f} to {high:.1f}, {self.images} images)"
+
+
+def predict(network: AnyNetwork, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the logits float32 (N, C) for pixels uint8 (N, S, S, 3)."""
+    every = np.arange(len(pixels_NHWC))
+    if isinstance(network, Network):
+        return predict_torch(network.copy().model, pixels_NHWC, every)
+    with tempfile.TemporaryDirectory() as temporary:
+        write_network(network, Path(temporary))
+        return predict_file(Path(temporary) / MODEL, pixels_NHWC, every)
+
+
+def evaluate(
+    network: AnyNetwork, images: ImageSet, split: Literal["train", "validation", "test"] = "validation"
+) -> Accuracy:
+    """Return the top-1 accuracy on the labelled images of a split. Raises DataError where there are none."""
+    indices = images.indices(SPLITS.index(split), labelled=True)
+    if not len(indices):
+        raise DataError(f"no image of the {split} split has a label, so there is no accuracy to measure")
+    predictions_M = predict(network, np.ascontiguousarray(images.images_NHWC[indices])).argmax(1)
+    correct_M = predictions_M == images.labels_N[indices]
+    low, high = proportion_interval(correct_M, images.groups_N[indices])
+    return Accuracy(float(correct_M.mean()), low, high, len(indices))
+
+
+def time_networks(
+    networks: Mapping[str, AnyNetwork],
+    images: ImageSet,
+    *,
+    batch_sizes: Sequence[int] = (1, 64),
+    threads: int | None = None,
+    **settings: Any,
+) -> list[BenchmarkRow]:
+    """Time every network as an ONNX file in ONNX Runtime and OpenVINO, in turns; return a row for each case.
+
+    `threads`: by default all cores. `settings`: keys of the section `benchmark:`, such as samples and rounds. Runtimes
+    whose predictions differ from the file's own are left out.
+    """
+    checked = check_settings(Benchmark, settings, "benchmark")
+    indices = images.indices(VALIDATION)
+    chosen = indices[spread_indices(len(indices), CHECKED_IMAGES)]
+    pixels_NHWC = np.ascontiguousarray(images.images_NHWC[chosen])
+    cases, predictions = [], {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, network in networks.items():
+            folder = Path(temporary) / name
+            folder.mkdir()
+            write_network(network.copy() if isinstance(network, Network) else network, folder)
+            predictions[name] = predict_file(folder / MODEL, pixels_NHWC, np.arange(len(chosen))).argmax(1)
+            precision = inspect_onnx(folder / MODEL).precision
+            for batch in batch_sizes:
+                kinds = list_cpu_runtimes(precision, batch, threads or cores())
+                cases += [BenchmarkCase(name, *kind, "file", batch, threads or cores()) for kind in kinds]
+        result = time_cells(
+            cases, lambda case: open_case(Path(temporary) / case.candidate, case), pixels_NHWC, predictions, checked
+        )
+    return result.rows
+
+
+def save(network: AnyNetwork, folder: str | Path) -> None:
+    """Write model.onnx, architecture.json and, for a PyTorch network, weights.safetensors to the folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_network(network.copy() if isinstance(network, Network) else network, Path(folder))
+
+
+def load(folder: str | Path) -> AnyNetwork:
+    """Read what `save` wrote, or a candidate of a project. Raises ArtifactError where a file is missing or damaged."""
+    folder = Path(folder)
+    if (folder / WEIGHTS_FILE).is_file():
+        return Network(*load_model(folder))
+    load_onnx(folder / MODEL)
+    return OnnxNetwork((folder / MODEL).read_bytes(), load_architecture(folder))

@@ -1,0 +1,86 @@
+"""Data sets in memory, from arrays of pixels and labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from winnow.data.dataset import TRAIN, ImageSet
+from winnow.data.splits import assign_splits, draw_label_budget
+from winnow.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+def images_from_arrays(
+    pixels_NHWC: NDArray[np.uint8],
+    labels: ArrayLike | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    validation_fraction: float = 0.2,
+    test_fraction: float = 0.15,
+) -> ImageSet:
+    """Return a data set of images in memory, split by their pixels as winnow.data.splits describes.
+
+    `pixels_NHWC`: uint8 (N, S, S, 3), RGB. `labels`: integers (N,), -1 for no label; None: no image has one. `classes`:
+    the name of each label; by default its number. Raises DataError where shapes, types or labels do not fit.
+    """
+    pixels_NHWC = np.asarray(pixels_NHWC)
+    if pixels_NHWC.dtype != np.uint8 or pixels_NHWC.ndim != 4 or pixels_NHWC.shape[3] != 3 or not len(pixels_NHWC):
+        raise DataError(
+            f"pixels must be uint8 of shape (images, size, size, 3), not {pixels_NHWC.dtype} of shape "
+            f"{pixels_NHWC.shape}"
+        )
+    count, height, width = pixels_NHWC.shape[:3]
+    if height != width:
+        raise DataError(f"images must be square, not {width} x {height} pixels; crop or resize them")
+    labels_N = np.full(count, -1, np.int64) if labels is None else _check_labels(np.asarray(labels), count)
+    names = tuple(classes) if classes is not None else tuple(str(label) for label in range(labels_N.max() + 1))
+    if labels_N.max() >= len(names):
+        raise DataError(f"label {labels_N.max()} has no name: there are {len(names)} classes")
+    keys_N16 = _digest_images(pixels_NHWC)
+    split_N, warnings = assign_splits(
+        keys_N16,
+        labels_N,
+        names,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        named_test_N=np.zeros(count, dtype=np.bool_),
+    )
+    for warning in warnings:
+        log.warning("%s", warning)
+    return ImageSet(None, pixels_NHWC, labels_N, split_N, keys_N16, names)
+
+
+def limit_labels(images: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
+    """Return the same images with at most `per_class` training labels of each class; the others become -1.
+
+    The labels are drawn from the seed and the pixels (winnow.data.splits.draw_label_budget).
+    """
+    labels_N = np.array(images.labels_N)
+    hidden = np.setdiff1d(images.indices(TRAIN), draw_label_budget(images, per_class, seed))
+    labels_N[hidden] = -1
+    return dataclasses.replace(images, labels_N=labels_N)
+
+
+def _check_labels(labels_N: NDArray[np.generic], count: int) -> NDArray[np.int64]:
+    if labels_N.shape != (count,) or not np.issubdtype(labels_N.dtype, np.integer):
+        raise DataError(
+            f"labels must be {count} integers, one for each image, not {labels_N.dtype} of shape {labels_N.shape}"
+        )
+    integers_N = labels_N.astype(np.int64)
+    if integers_N.min() < -1:
+        raise DataError(f"label {integers_N.min()} is below -1, which stands for no label")
+    return integers_N
+
+
+def _digest_images(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the digest of each image's pixels, uint8 (N, 16), equal to that of an image file with these pixels."""
+    size = f"{pixels_NHWC.shape[2]}x{pixels_NHWC.shape[1]}".encode()
+    digests = (hashlib.blake2b(image.tobytes(), digest_size=16, key=size).digest() for image in pixels_NHWC)
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)
