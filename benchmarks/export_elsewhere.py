@@ -91,8 +91,8 @@ def main(folder: Path) -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     shutil.copytree(folder, FOLDER / "export")
-    places = {"a bare environment": _bare, "Node.js": _on_node, "a browser": _in_browser}
-    rows = [_compared(where, act(), expected) for where, act in places.items()]
+    environments = {"a bare environment": _bare, "Node.js": _on_node, "a browser": _in_browser}
+    rows = [_compared(where, act(), expected) for where, act in environments.items()]
     card = read_json(folder / "card.json")
     note = (
         f"{card['name']} ({card['precision']}) of {len(card['classes'])} classes, {len(pixels)} images of "

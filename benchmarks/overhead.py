@@ -83,16 +83,16 @@ def opened(*arguments):
     ended[0] = time.monotonic()
     return run
 
-def child(places, stage, name, run_id, log):
+def child(paths, stage, name, run_id, log):
     started = time.monotonic()
-    lines = stream(places, stage, name, run_id, log)
+    lines = stream(paths, stage, name, run_id, log)
     spent[label[0]]["child"] = time.monotonic() - started
     return lines
 
-def began(places, parent, name, step):
+def began(paths, parent, name, step):
     label[0] = name if step == "candidate" else step
     spent[label[0]] = {"mlflow": 0.0, "child": 0.0, "prefect": time.monotonic() - ended[0]}
-    return timed("open_step")(places, parent, name, step)
+    return timed("open_step")(paths, parent, name, step)
 
 mlflow_runs.open_execution = opened
 mlflow_runs.open_step, mlflow_runs.close_step, stage_runner._stream = began, timed("close_step"), child

@@ -114,12 +114,12 @@ def main() -> None:
     began = time.monotonic()
     subprocess.run([*winnow, "run"], cwd=project, env=process_environment(project), check=True)
     total = time.monotonic() - began
-    places = ProjectPaths(project)
-    planned = read_json(places.state_dir / "plan.json")
-    times = {name: read_json(places.state_dir / "times" / f"{name}.json") for name in planned["steps"]}
+    paths = ProjectPaths(project)
+    planned = read_json(paths.state_dir / "plan.json")
+    times = {name: read_json(paths.state_dir / "times" / f"{name}.json") for name in planned["steps"]}
     pairs = {
         "time": (planned["total_seconds"], total, format_duration),
-        "disk, GB": (planned["disk_gb"], on_disk_gb(places.artifacts, project / ".dvc" / "cache"), "{:.2f}".format),
+        "disk, GB": (planned["disk_gb"], on_disk_gb(paths.artifacts, project / ".dvc" / "cache"), "{:.2f}".format),
         "memory, GB": (
             max(row["memory_mb"] for row in planned["steps"].values()) / 1e3,
             max(row["memory_mb"] for row in times.values()) / 1e3,
@@ -130,12 +130,12 @@ def main() -> None:
         {"": what, "planned": show(one), "it was": show(other), "off by": f"{(one / other - 1) * 100:+.0f} %"}
         for what, (one, other, show) in pairs.items()
     ]
-    lines = "\n".join(f"- {line}" for line in (*training_lines(places), *promotion_lines(places)))
+    lines = "\n".join(f"- {line}" for line in (*training_lines(paths), *promotion_lines(paths)))
     conditions = (
         f"{COUNT:,} photographs of 224 pixels, {LABELLED} of them labelled, {SETTINGS}, recoveries of one epoch in "
         f"batches of 64. `winnow plan` took {format_duration(planning)}."
     )
-    figures = {"planned": planned, "times": times, "seconds": total, "table": candidate_table(places)}
+    figures = {"planned": planned, "times": times, "seconds": total, "table": candidate_table(paths)}
     leave(NAME, conditions, figures, f"{markdown(rows)}\n\n{lines}")
 
 

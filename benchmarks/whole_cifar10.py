@@ -46,11 +46,11 @@ def main() -> None:
         check=True,
     )
     minutes = (time.monotonic() - started) / 60
-    places = ProjectPaths(project)
-    rows = candidate_table(places)
-    dense = FinetuneRecord.read(places.artifacts / "candidates" / "dense")
-    report = read_record(places.artifacts / "report")
-    images = read_record(places.artifacts / "data").metrics["data/images"]
+    paths = ProjectPaths(project)
+    rows = candidate_table(paths)
+    dense = FinetuneRecord.read(paths.artifacts / "candidates" / "dense")
+    report = read_record(paths.artifacts / "report")
+    images = read_record(paths.artifacts / "data").metrics["data/images"]
     conditions = (
         f"CIFAR-10 (JPEG), {images:,.0f} images, {SETTINGS}; from command to table {minutes:.1f} minutes. "
         "Validation accuracy unless it says test."
@@ -61,7 +61,7 @@ def main() -> None:
             "|" + " --- |" * len(rows[0]),
             *("| " + " | ".join(row.values()) + " |" for row in rows),
             "",
-            *(f"- {line}" for line in (*training_lines(places), *promotion_lines(places))),
+            *(f"- {line}" for line in (*training_lines(paths), *promotion_lines(paths))),
         ]
     )
     figures = {

@@ -15,21 +15,21 @@ from winnow.printable import markdown
 from winnow.records import RECORD
 
 
-def create_result_artifacts(places: ProjectPaths) -> None:
+def create_result_artifacts(paths: ProjectPaths) -> None:
     """Create all artifacts after a run of the chain."""
-    table = candidate_table(places)
+    table = candidate_table(paths)
     create_table_artifact(key="candidates", table=table, description="Candidates of this run")
     create_table_artifact(
         key="front",
-        table=rows_on_front(places, table),
+        table=rows_on_front(paths, table),
         description="Pareto front: no candidate is better in accuracy, size and latency at once",
     )
-    if location := _mlflow_location(places):
+    if location := _mlflow_location(paths):
         page, _, run = location
         image_url = f"{page}/get-artifact?path=pareto.png&run_uuid={run}"
         create_image_artifact(key="front-picture", image_url=image_url, description="Accuracy, latency and size")
-    create_promotion_artifact(promotion_lines(places))
-    create_markdown_artifact(key="links", markdown="\n".join(link_lines(places)), description="Report and MLflow")
+    create_promotion_artifact(promotion_lines(paths))
+    create_markdown_artifact(key="links", markdown="\n".join(link_lines(paths)), description="Report and MLflow")
 
 
 def create_promotion_artifact(reasons: Sequence[str]) -> None:
@@ -38,11 +38,11 @@ def create_promotion_artifact(reasons: Sequence[str]) -> None:
     create_markdown_artifact(key="promotion", markdown=bullet_list, description="The model in production, and why")
 
 
-def link_lines(places: ProjectPaths) -> list[str]:
+def link_lines(paths: ProjectPaths) -> list[str]:
     """Return Markdown lines with links to the report and MLflow's pages, or the way to open them."""
-    location = _mlflow_location(places)
+    location = _mlflow_location(paths)
     if location is None:
-        return [f"- report: `{places.artifacts / 'report' / 'report.html'}`", "- MLflow: `winnow ui`"]
+        return [f"- report: `{paths.artifacts / 'report' / 'report.html'}`", "- MLflow: `winnow ui`"]
     page, experiment, run = location
     run_page = f"{page}/#/experiments/{experiment}/runs/{run}"
     return [
@@ -52,12 +52,12 @@ def link_lines(places: ProjectPaths) -> list[str]:
     ]
 
 
-def _mlflow_location(places: ProjectPaths) -> tuple[str, str, str] | None:
+def _mlflow_location(paths: ProjectPaths) -> tuple[str, str, str] | None:
     """Return (MLflow's URL, experiment, run) of the last execution; None without one, or where MLflow is down."""
-    if not (places.artifacts / "select" / RECORD).is_file():
+    if not (paths.artifacts / "select" / RECORD).is_file():
         return None
     page, run = (
-        announced_servers.mlflow_url(places),
-        mlflow_runs.last_execution(places, load_config(places.root / "params.yaml")),
+        announced_servers.mlflow_url(paths),
+        mlflow_runs.last_execution(paths, load_config(paths.root / "params.yaml")),
     )
     return (page, *run) if page and run else None

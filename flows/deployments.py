@@ -43,7 +43,7 @@ def automation_prefix(project: str) -> str:
     return f"winnow {project}: "
 
 
-def set_up(places: ProjectPaths) -> str:
+def set_up(paths: ProjectPaths) -> str:
     """Register the project at the server of PREFECT_API_URL and return the name of its work pool.
 
     Raises WinnowError when the server does not answer, or rejects a deployment.
@@ -52,7 +52,7 @@ def set_up(places: ProjectPaths) -> str:
     from prefect.exceptions import PrefectHTTPStatusError
 
     try:
-        return _set_up(places)
+        return _set_up(paths)
     except (HTTPError, PrefectHTTPStatusError) as error:
         message = " ".join(str(error).split())[:300]
         raise WinnowError(
@@ -61,33 +61,33 @@ def set_up(places: ProjectPaths) -> str:
         ) from error
 
 
-def _set_up(places: ProjectPaths) -> str:
-    project = registered_model_name(load_config(places.root / "params.yaml"))
+def _set_up(paths: ProjectPaths) -> str:
+    project = registered_model_name(load_config(paths.root / "params.yaml"))
     os.environ[PROJECT] = project  # a placeholder in both files
-    _delete_renamed(places, project)
+    _delete_renamed(paths, project)
     _make_pool(work_pool_name(project))
     gpu_slots.create_limit(gpu_slots.GPU)
-    _automate(automation_prefix(project), [*_automations(places), *_notifications(project)])
+    _automate(automation_prefix(project), [*_automations(paths), *_notifications(project)])
     result = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-        cwd=places.root,
+        cwd=paths.root,
         capture_output=True,
         text=True,
         check=False,
     )
     if result.returncode != 0:
         output = "\n".join((result.stdout + result.stderr).strip().splitlines()[-12:])
-        raise WinnowError(f"Prefect rejected the deployments of {places.root / 'prefect.yaml'}:\n{output}")
+        raise WinnowError(f"Prefect rejected the deployments of {paths.root / 'prefect.yaml'}:\n{output}")
     return work_pool_name(project)
 
 
-def _delete_renamed(places: ProjectPaths, project: str) -> None:
+def _delete_renamed(paths: ProjectPaths, project: str) -> None:
     """Delete what this checkout deployed under other project names, unless a worker still serves them."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
-    key = f"{places.root} at {redact_password(os.environ['PREFECT_API_URL'])}"
-    deployed = DEPLOYED.read(places)
+    key = f"{paths.root} at {redact_password(os.environ['PREFECT_API_URL'])}"
+    deployed = DEPLOYED.read(paths)
     names = [project]
     for old_name in set(deployed.get(key, [])) - {project}:
         if _has_worker(work_pool_name(old_name)):
@@ -100,7 +100,7 @@ def _delete_renamed(places: ProjectPaths, project: str) -> None:
             with contextlib.suppress(ObjectNotFound):
                 client.delete_work_pool(work_pool_name(old_name))
         _automate(automation_prefix(old_name), [])
-    DEPLOYED.write(places, {**deployed, key: names})
+    DEPLOYED.write(paths, {**deployed, key: names})
 
 
 def _has_worker(pool: str) -> bool:
@@ -130,11 +130,11 @@ def _make_pool(pool: str) -> None:
             client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
 
 
-def _automations(places: ProjectPaths) -> list[dict[str, Any]]:
+def _automations(paths: ProjectPaths) -> list[dict[str, Any]]:
     """Return the automations of flows/automations.yaml, with placeholders filled in like those of prefect.yaml."""
     from prefect.utilities.templating import apply_values
 
-    path = places.root / "flows" / "automations.yaml"
+    path = paths.root / "flows" / "automations.yaml"
     automations = yaml.safe_load(path.read_text(encoding="utf-8"))["automations"]
     return cast(list[dict[str, Any]], apply_values(automations, {}, remove_notset=False))
 

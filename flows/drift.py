@@ -22,21 +22,21 @@ def drift(root: str = ".", path: str = "") -> dict[str, Any]:
 
     Returns {is_real, advice, run}, or {} where nothing can be compared.
     """
-    with locked_project(root) as places:
-        return _detect(places, path)
+    with locked_project(root) as paths:
+        return _detect(paths, path)
 
 
-def _detect(places: ProjectPaths, path: str) -> dict[str, Any]:
-    config = load_config(places.root / "params.yaml")
+def _detect(paths: ProjectPaths, path: str) -> dict[str, Any]:
+    config = load_config(paths.root / "params.yaml")
     if not path and config.drift.path == NO_FILE:
         get_run_logger().info("drift.path is not set: no images are compared.")
         return {}
     try:
-        finding = drift_task.detect_drift(places, config, path or None)
+        finding = drift_task.detect_drift(paths, config, path or None)
     except drift_task.NothingToCompare as error:
         get_run_logger().warning("no images are compared: %s", error)
         return {}
-    run_id = drift_task.log_drift(places, config, finding)
+    run_id = drift_task.log_drift(paths, config, finding)
     report = "\n".join(drift_task.report_lines(finding, for_markdown=True))
     create_markdown_artifact(key="drift", markdown=report, description=f"MLflow run {run_id}")
     if finding.to_label:

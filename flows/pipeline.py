@@ -50,53 +50,53 @@ def pipeline(root: str = ".", retries: int = 0) -> list[StageResult]:
     `retries`: further tries of a step that was killed, or that MLflow did not answer.
     """
     hide_tracebacks()
-    with locked_project(root) as places:
-        return _bring_up_to_date(places, retries)
+    with locked_project(root) as paths:
+        return _bring_up_to_date(paths, retries)
 
 
-def _bring_up_to_date(places: ProjectPaths, retries: int) -> list[StageResult]:
-    config = load_config(places.root / "params.yaml")
-    check_files(config, places.root)
-    if runtime.deployment.id and (came := s3_fetch.fetch(places, config)):
+def _bring_up_to_date(paths: ProjectPaths, retries: int) -> list[StageResult]:
+    config = load_config(paths.root / "params.yaml")
+    check_files(config, paths.root)
+    if runtime.deployment.id and (came := s3_fetch.fetch(paths, config)):
         get_run_logger().info("fetched %d new or changed objects, %d are gone", came.fetched, came.removed)
-    if damaged := integrity.find_damaged(places):
-        get_run_logger().warning("%s, and will be made again", integrity.describe_damaged(places, damaged))
-        integrity.remove_damaged(places, damaged)
-    stale = dvc_stages.stale_stages(places.root, config)
+    if damaged := integrity.find_damaged(paths):
+        get_run_logger().warning("%s, and will be made again", integrity.describe_damaged(paths, damaged))
+        integrity.remove_damaged(paths, damaged)
+    stale = dvc_stages.stale_stages(paths.root, config)
     done: list[StageResult] = []
-    if stale or not mlflow_runs.is_complete(places, config):
-        done += _execute(places, config, stale, retries)
-    if not promotion_state.is_up_to_date(places, config):
-        promotion = promote.with_options(retries=retries)(str(places.root))
+    if stale or not mlflow_runs.is_complete(paths, config):
+        done += _execute(paths, config, stale, retries)
+    if not promotion_state.is_up_to_date(paths, config):
+        promotion = promote.with_options(retries=retries)(str(paths.root))
         done.append(promotion)
         if promotion["waits"] and os.environ.get("PREFECT_API_URL"):
             show_form(config)
     if done:
-        _show(places)
+        _show(paths)
     else:
         get_run_logger().info("Nothing has changed: no step runs.")
     return done
 
 
 def _execute(
-    places: ProjectPaths, config: Config, stale: Mapping[str, Sequence[str]], retries: int
+    paths: ProjectPaths, config: Config, stale: Mapping[str, Sequence[str]], retries: int
 ) -> list[StageResult]:
     """Run the chain within a run of MLflow, which is closed whatever happens."""
     why = "; ".join(f"{stage}: {reasons[0]}" for stage, reasons in stale.items())[:1000]
-    parent_run: str = open_run.with_options(retries=retries)(str(places.root), why)
+    parent_run: str = open_run.with_options(retries=retries)(str(paths.root), why)
     try:
-        results = _run_chain(places, config, stale, parent_run, retries)
-        track.with_options(retries=retries)(str(places.root), parent_run)
+        results = _run_chain(paths, config, stale, parent_run, retries)
+        track.with_options(retries=retries)(str(paths.root), parent_run)
     except BaseException as error:
         if not isinstance(error, Exception):
             stop_running(parent_run)
-        mlflow_runs.close_execution(places, parent_run, ok=False)
+        mlflow_runs.close_execution(paths, parent_run, ok=False)
         raise
     return results
 
 
 def _run_chain(
-    places: ProjectPaths, config: Config, stale: Collection[str], parent_run: str, retries: int
+    paths: ProjectPaths, config: Config, stale: Collection[str], parent_run: str, retries: int
 ) -> list[StageResult]:
     """Run every step after the one whose result it reads. Raises the first failure; what depends on it never starts."""
     futures: list[PrefectFuture[StageResult]] = []
@@ -104,7 +104,7 @@ def _run_chain(
     def submit(step: Any, stage: str, *names: str, after: Sequence[PrefectFuture[StageResult]]) -> Any:
         run = parent_run if stage in stale else None
         call = step.with_options(retries=retries).submit
-        futures.append(call(str(places.root), *names, run, return_state=False, wait_for=after))
+        futures.append(call(str(paths.root), *names, run, return_state=False, wait_for=after))
         return futures[-1]
 
     data = submit(ingest, "ingest", after=[])
@@ -121,9 +121,9 @@ def _run_chain(
     return [future.result() for future in futures]
 
 
-def _show(places: ProjectPaths) -> None:
+def _show(paths: ProjectPaths) -> None:
     """Write the run's page; where MLflow does not answer its links are missing, and that fails no run."""
     try:
-        artifacts.create_result_artifacts(places)
+        artifacts.create_result_artifacts(paths)
     except StoreError as error:
         get_run_logger().warning("this page has no links: %s", error)

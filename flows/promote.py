@@ -54,39 +54,39 @@ class Approval(RunInput):
 @flow(name="promote", validate_parameters=False, persist_result=True, result_serializer="json")
 def promote(root: str = ".") -> list[str]:
     """Let the winner challenge the champion, wait for approval where required, and return the reasons."""
-    with locked_project(root) as places:
-        return _promote(places)
+    with locked_project(root) as paths:
+        return _promote(paths)
 
 
-def _promote(places: ProjectPaths) -> list[str]:
-    config = load_config(places.root / "params.yaml")
+def _promote(paths: ProjectPaths) -> list[str]:
+    config = load_config(paths.root / "params.yaml")
     run_id = str(runtime.flow_run.id)
-    waiting = approval_decision.pending_approval(places, config)
+    waiting = approval_decision.pending_approval(paths, config)
     # An answer needs no artifacts: the run may have been resumed in another checkout.
     is_answered_here = waiting is not None and waiting.request.form == run_id
-    if not is_answered_here and not (places.artifacts / "select" / RECORD).is_file():
+    if not is_answered_here and not (paths.artifacts / "select" / RECORD).is_file():
         get_run_logger().info("There is no selection yet, so nothing is promoted.")
         return []
     if (
         waiting is None
-        and promotion_state.is_up_to_date(places, config)
-        and not promotion_state.is_awaiting_approval(places)
+        and promotion_state.is_up_to_date(paths, config)
+        and not promotion_state.is_awaiting_approval(paths)
     ):
         # A lost comparison is not repeated: repeated every hour, noise would win it eventually.
         _end_other_forms("")
-        return promotion_lines(places)
+        return promotion_lines(paths)
     if waiting is None or waiting.request.form != run_id:
-        reasons: list[str] = promote_task(str(places.root))["reasons"]
-        waiting = approval_decision.pending_approval(places, config)
+        reasons: list[str] = promote_task(str(paths.root))["reasons"]
+        waiting = approval_decision.pending_approval(paths, config)
         if waiting is None or not runtime.deployment.id or _has_form(waiting.request.form):
             _end_other_forms(waiting.request.form if waiting else "")
             artifacts.create_promotion_artifact(reasons)
             return reasons
-        approval_request.set_form(places, waiting.model, waiting.version, waiting.request, run_id)
+        approval_request.set_form(paths, waiting.model, waiting.version, waiting.request, run_id)
         _end_other_forms(run_id)
         emit_waiting(waiting.model, waiting.version, waiting.request)
-    answer = _ask(places, waiting)
-    outcome = approval_decision.decide(places, config, answer.decision == "approve", answer.by, answer.reason)
+    answer = _ask(paths, waiting)
+    outcome = approval_decision.decide(paths, config, answer.decision == "approve", answer.by, answer.reason)
     artifacts.create_promotion_artifact(list(outcome.reasons))
     emit_promoted(outcome, waiting.model)
     return list(outcome.reasons)
@@ -113,7 +113,7 @@ def close_form(form: str, approve: bool, by: str, reason: str) -> str:
     return ""
 
 
-def _ask(places: ProjectPaths, waiting: PendingApproval) -> Any:
+def _ask(paths: ProjectPaths, waiting: PendingApproval) -> Any:
     """Suspend the run until the form is answered, and return the answer. Prefect stores answers by key."""
     tags = waiting.version.tags
     lines = [
@@ -121,7 +121,7 @@ def _ask(places: ProjectPaths, waiting: PendingApproval) -> Any:
         f"**{markdown(f'{waiting.version} of {waiting.model}')}** is waiting for approval as champion.",
         *([f"Accuracy: {markdown(tags[ACCURACY])}."] if ACCURACY in tags else []),
         f"Result of the comparison: {markdown(waiting.request.why)}.",
-        *artifacts.link_lines(places),
+        *artifacts.link_lines(paths),
         "The reason is stored with the model version.",
     ]
     form = Approval.with_initial_data(description="\n\n".join(lines))

@@ -52,13 +52,13 @@ def enter_checkout() -> dict[str, str]:
     """
     if ROOT_VARIABLE not in os.environ:
         raise WinnowError("this worker has no checkout; start it in one with `winnow up`")
-    places = ProjectPaths(Path(os.environ[ROOT_VARIABLE]))
-    os.chdir(places.root)
-    places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (places.logs / "flows.log").open("ab") as log:
+    paths = ProjectPaths(Path(os.environ[ROOT_VARIABLE]))
+    os.chdir(paths.root)
+    paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (paths.logs / "flows.log").open("ab") as log:
         for stream in (STDOUT, STDERR):
             os.dup2(log.fileno(), stream)
-    return {"directory": str(places.root)}
+    return {"directory": str(paths.root)}
 
 
 def _is_cancelled() -> bool:
@@ -70,9 +70,9 @@ def _is_cancelled() -> bool:
 
 
 @contextlib.contextmanager
-def _recorded(places: ProjectPaths) -> Iterator[None]:
+def _recorded(paths: ProjectPaths) -> Iterator[None]:
     """Record this run in the project while it works there, and mark one left over from a killed process as crashed."""
-    if note := PREFECT_RUN.read(places):
+    if note := PREFECT_RUN.read(paths):
         previous = UUID(note)
         with get_client(sync_client=True) as client, contextlib.suppress(HTTPError, PrefectException):
             state = client.read_flow_run(previous).state
@@ -80,19 +80,19 @@ def _recorded(places: ProjectPaths) -> Iterator[None]:
                 client.set_flow_run_state(
                     previous, Crashed(message="The process of this run was stopped or killed."), force=True
                 )
-    PREFECT_RUN.write(places, runtime.flow_run.id)
+    PREFECT_RUN.write(paths, runtime.flow_run.id)
     try:
         yield
     except (Exception, Pause):  # Prefect reports these itself, but not a run that a user stops
-        PREFECT_RUN.delete(places)
+        PREFECT_RUN.delete(paths)
         raise
-    PREFECT_RUN.delete(places)
+    PREFECT_RUN.delete(paths)
 
 
 @contextlib.contextmanager
 def locked_project(root: str) -> Iterator[ProjectPaths]:
     """Lock the project and yield its paths. A scheduled run waits for the lock; a manual one raises ProjectLocked."""
-    places = ProjectPaths(Path(root).resolve())
+    paths = ProjectPaths(Path(root).resolve())
     was_stopped = True
     if not runtime.deployment.id:  # flows/automations.yaml restarts the scheduled ones
         with get_client(sync_client=True) as client:
@@ -102,10 +102,10 @@ def locked_project(root: str) -> Iterator[ProjectPaths]:
             raise WinnowError(
                 f"the process of this run died {MAX_RESTARTS} times; see .winnow/logs/flows.log and its use of memory"
             )
-        with run_lock.lock_run(places, wait=get_run_logger().warning if runtime.deployment.id else None):
+        with run_lock.lock_run(paths, wait=get_run_logger().warning if runtime.deployment.id else None):
             _under_way.set()
-            with contextlib.nullcontext() if runtime.deployment.id else _recorded(places):
-                yield places
+            with contextlib.nullcontext() if runtime.deployment.id else _recorded(paths):
+                yield paths
         was_stopped = False
     except (Exception, Pause):
         was_stopped = False

@@ -27,8 +27,9 @@ from types import FrameType
 import psutil
 import yaml
 
-from tasks.project import environment, paths, run_lock
+from tasks.project import environment, run_lock
 from tasks.project.disk_errors import describe_disk_error
+from tasks.project.paths import ProjectPaths
 from tasks.project.peak_memory import measure_peak_memory
 from tasks.project.run_origin import is_alive
 from tasks.project.state_files import STEP_TIMES, STEP_VERSIONS, StepTimes
@@ -54,7 +55,7 @@ USAGE = "usage: python -m tasks {ingest|pretrain|finetune|candidate NAME|benchma
 
 def main(arguments: list[str]) -> int:
     """Run one step in the current folder, the project's root, and return the exit status."""
-    places = paths.ProjectPaths(Path.cwd())
+    paths = ProjectPaths(Path.cwd())
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     environment.silence_loggers()
     signal.signal(signal.SIGTERM, _exit)
@@ -62,19 +63,19 @@ def main(arguments: list[str]) -> int:
     if starter:
         threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
     try:
-        environment.apply(places.root)
+        environment.apply(paths.root)
         step, name = _parse(arguments)
-        config = load_config(places.root / "params.yaml")
+        config = load_config(paths.root / "params.yaml")
         # A run holds the checkout for its steps; a step of `dvc repro` asks for it.
-        with contextlib.nullcontext() if starter else run_lock.lock_step(places):
-            integrity.check(places)
-            run_step(config, places, step, name)
+        with contextlib.nullcontext() if starter else run_lock.lock_step(paths):
+            integrity.check(paths)
+            run_step(config, paths, step, name)
     except WinnowError as error:
         if os.environ.get("WINNOW_TRACEBACK"):
             raise
         return _fail(str(error))
     except Exception as error:
-        message = describe_disk_error(error, places.root)
+        message = describe_disk_error(error, paths.root)
         if message is None or os.environ.get("WINNOW_TRACEBACK"):
             raise
         return _fail(message)
@@ -107,18 +108,18 @@ def _parse(arguments: list[str]) -> tuple[str, str]:
     raise WinnowError(USAGE)
 
 
-def run_step(config: Config, places: paths.ProjectPaths, step: str, name: str) -> AnyRecord:
+def run_step(config: Config, paths: ProjectPaths, step: str, name: str) -> AnyRecord:
     """Run a step on the project's folders; its checkpoints are removed once it has ended well.
 
     Checkpoints of a training with other settings go first, so that nobody follows their curves in place of these.
     """
-    scratch = places.checkpoints / f"{name}-{_fingerprint(config, places, step, name)}"
-    for folder in places.checkpoints.glob(f"{name}-????????????????"):
+    scratch = paths.checkpoints / f"{name}-{_fingerprint(config, paths, step, name)}"
+    for folder in paths.checkpoints.glob(f"{name}-????????????????"):
         if folder != scratch:
             shutil.rmtree(folder, ignore_errors=True)
     started = time.monotonic()
     with measure_peak_memory() as peak:
-        record = STEPS[step](config, places, name, scratch)
+        record = STEPS[step](config, paths, name, scratch)
     seconds = time.monotonic() - started
     shutil.rmtree(scratch, ignore_errors=True)
     times: StepTimes = {
@@ -127,8 +128,8 @@ def run_step(config: Config, places: paths.ProjectPaths, step: str, name: str) -
         "memory_mb": peak.mb,
         "disk_mb": sum(artifact.bytes for artifact in record.artifacts) / 1e6,
     }
-    STEP_VERSIONS.write(places, this_machine().versions, name)
-    STEP_TIMES.write(places, times, name)
+    STEP_VERSIONS.write(paths, this_machine().versions, name)
+    STEP_TIMES.write(paths, times, name)
     for warning in record.warnings:
         log.warning("warning: %s", warning)
     return record
@@ -137,62 +138,62 @@ def run_step(config: Config, places: paths.ProjectPaths, step: str, name: str) -
 # Each step with its folders. Its function is imported here, so that a quick step does not wait for torch.
 
 
-def _ingest(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
+def _ingest(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
     from winnow.steps.ingest import ingest
 
-    return ingest(config, places.artifacts / "data", places.state_dir)
+    return ingest(config, paths.artifacts / "data", paths.state_dir)
 
 
-def _pretrain(config: Config, places: paths.ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
+def _pretrain(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
     from winnow.steps.pretrain import pretrain
 
-    return pretrain(config, places.artifacts / "data", places.artifacts / "pretrain", scratch)
+    return pretrain(config, paths.artifacts / "data", paths.artifacts / "pretrain", scratch)
 
 
-def _finetune(config: Config, places: paths.ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
+def _finetune(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
     from winnow.steps.finetune import finetune
 
-    artifacts = places.artifacts
+    artifacts = paths.artifacts
     dense = artifacts / "candidates" / ROOT
     return finetune(config, artifacts / "data", artifacts / "pretrain", dense, scratch)
 
 
-def _compress(config: Config, places: paths.ProjectPaths, name: str, scratch: Path) -> AnyRecord:
+def _compress(config: Config, paths: ProjectPaths, name: str, scratch: Path) -> AnyRecord:
     from winnow.steps.compress import CandidateFolders, compress
 
-    data, candidates = places.artifacts / "data", places.artifacts / "candidates"
-    folders = CandidateFolders(data, places.artifacts / "pretrain", candidates, scratch, places.answers)
+    data, candidates = paths.artifacts / "data", paths.artifacts / "candidates"
+    folders = CandidateFolders(data, paths.artifacts / "pretrain", candidates, scratch, paths.answers)
     return compress(config, name, folders, candidates / name)
 
 
-def _benchmark(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
+def _benchmark(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
     from winnow.steps.benchmark import benchmark
 
-    artifacts = places.artifacts
+    artifacts = paths.artifacts
     return benchmark(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark")
 
 
-def _select(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
+def _select(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
     from winnow.steps.select import select
 
-    artifacts = places.artifacts
+    artifacts = paths.artifacts
     out = artifacts / "select"
-    return select(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", out, places.root)
+    return select(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", out, paths.root)
 
 
-def _refit(config: Config, places: paths.ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
+def _refit(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
     from winnow.steps.refit import refit
 
-    return refit(config, places.artifacts, places.artifacts / "refit", scratch)
+    return refit(config, paths.artifacts, paths.artifacts / "refit", scratch)
 
 
-def _report(config: Config, places: paths.ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
+def _report(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
     from winnow.steps.report import report
 
-    return report(config, places.artifacts, places.test_readings, places.artifacts / "report")
+    return report(config, paths.artifacts, paths.test_readings, paths.artifacts / "report")
 
 
-STEPS: dict[str, Callable[[Config, paths.ProjectPaths, str, Path], AnyRecord]] = {
+STEPS: dict[str, Callable[[Config, ProjectPaths, str, Path], AnyRecord]] = {
     "ingest": _ingest,
     "pretrain": _pretrain,
     "finetune": _finetune,
@@ -202,7 +203,7 @@ STEPS: dict[str, Callable[[Config, paths.ProjectPaths, str, Path], AnyRecord]] =
     "refit": _refit,
     "report": _report,
 }
-"""(config, places, name, checkpoints) -> record, by the name of the DVC stage."""
+"""(config, paths, name, checkpoints) -> record, by the name of the DVC stage."""
 
 
 def code_of(root: Path, step: str, section: object) -> list[Path]:
@@ -230,16 +231,16 @@ def _inputs(config: Config, artifacts: Path, step: str, name: str) -> list[Path]
     return {"pretrain": [data], "finetune": [data, pretrain]}.get(step, [])
 
 
-def _fingerprint(config: Config, places: paths.ProjectPaths, step: str, name: str) -> str:
+def _fingerprint(config: Config, paths: ProjectPaths, step: str, name: str) -> str:
     """Return a digest of all that decides the outcome of a training: settings, inputs, code."""
     section: object = config.candidates.get(name) if step == "candidate" else getattr(config, step, None)
     parts = [json.dumps([config.data.label_budget, repr(section), config.finetune.seeds[0]])]
-    parts += [record_digest(folder) for folder in _inputs(config, places.artifacts, step, name)]
+    parts += [record_digest(folder) for folder in _inputs(config, paths.artifacts, step, name)]
     if step == "refit":
         parts.append(repr(config.finetune))
     if step in ("finetune", "refit"):
-        parts.append(sha256_of(places.root / config.finetune.weights))
-    parts += [sha256_of(path) for path in code_of(places.root, step, section)]
+        parts.append(sha256_of(paths.root / config.finetune.weights))
+    parts += [sha256_of(path) for path in code_of(paths.root, step, section)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

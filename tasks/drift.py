@@ -100,7 +100,7 @@ class DriftResult:
         return any(shift.is_real for shift in self.shifts)
 
 
-def detect_drift(places: ProjectPaths, config: Config, path: str | None = None) -> DriftResult:
+def detect_drift(paths: ProjectPaths, config: Config, path: str | None = None) -> DriftResult:
     """Compare the images below `path` (drift.path by default) with the validation split.
 
     Raises ConfigError where the folder does not exist, NothingToCompare where there are too few fresh images, DataError
@@ -109,12 +109,12 @@ def detect_drift(places: ProjectPaths, config: Config, path: str | None = None) 
     folder = Path(path or config.drift.path)
     if str(folder) == NO_FILE:
         raise ConfigError("drift.path: no folder of fresh images is set; run `winnow drift FOLDER`, or set drift.path")
-    folder = folder if folder.is_absolute() else places.root / folder
+    folder = folder if folder.is_absolute() else paths.root / folder
     if not folder.is_dir():
         raise ConfigError(f"drift.path: {folder} is not a folder")
     model = registered_model_name(config)
-    champion, images = registered_models.get(places, model, CHAMPION), load_images(places.artifacts / "data")
-    model_folder = registered_models.fetch(places, model, champion)
+    champion, images = registered_models.get(paths, model, CHAMPION), load_images(paths.artifacts / "data")
+    model_folder = registered_models.fetch(paths, model, champion)
     card = read_json(model_folder / CARD)
     if card["image_size"] != images.image_size:
         raise NothingToCompare(
@@ -199,12 +199,12 @@ def _most_informative(
     )
 
 
-def log_drift(places: ProjectPaths, config: Config, finding: DriftResult) -> str:
+def log_drift(paths: ProjectPaths, config: Config, finding: DriftResult) -> str:
     """Log the result and the list of files to label in an MLflow run of its own; return the run's id."""
     metrics = {"drift/images": float(finding.images), "drift/real": float(finding.is_real)}
     for shift in finding.shifts:
         metrics |= {f"drift/{shift.test}_p": shift.p, f"drift/{shift.test}_effect": shift.effect}
-    tags = origin_tags(places.root) | {
+    tags = origin_tags(paths.root) | {
         "winnow.kind": "drift",
         "winnow.champion": finding.champion.number,
         "winnow.advice": str(finding.advice),
@@ -220,7 +220,7 @@ def log_drift(places: ProjectPaths, config: Config, finding: DriftResult) -> str
                 ]
                 csv.writer(list_file).writerows([("file", "predicted", "probability"), *rows])
         details = mlflow_runs.RunDetails(metrics, params, tags, files=[list_path] if finding.to_label else [])
-        return mlflow_runs.log_separate_run(places, config, "drift", details)
+        return mlflow_runs.log_separate_run(paths, config, "drift", details)
 
 
 def report_lines(finding: DriftResult, for_markdown: bool = False) -> list[str]:

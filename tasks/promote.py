@@ -25,9 +25,9 @@ class Promotion(StageResult):
 @task(name="promote", **RETRIED)
 def promote(root: str) -> Promotion:
     """Register the winner and let it challenge the champion."""
-    places, started = ProjectPaths(Path(root)), time.monotonic()
-    config = load_config(places.root / "params.yaml")
-    result = promotion.promote(places, config)
+    paths, started = ProjectPaths(Path(root)), time.monotonic()
+    config = load_config(paths.root / "params.yaml")
+    result = promotion.promote(paths, config)
     emit_promoted(result, registered_model_name(config))
     return {
         "stage": "promote",

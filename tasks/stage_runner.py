@@ -85,27 +85,27 @@ def run_stage(root: str, stage: str, parent_run: str | None) -> StageResult:
     step, name = stage.partition("@")[0], stage.removeprefix(dvc_stages.CANDIDATE_PREFIX)
     if parent_run is None:
         return {"stage": name, "outcome": "unchanged", "seconds": 0.0, "own": 0.0}
-    places = ProjectPaths(Path(root))
-    known = {item.name: item for item in dvc_stages.stages(load_config(places.root / "params.yaml"))}
-    out = places.artifacts / known[stage].out
+    paths = ProjectPaths(Path(root))
+    known = {item.name: item for item in dvc_stages.stages(load_config(paths.root / "params.yaml"))}
+    out = paths.artifacts / known[stage].out
     log = get_run_logger()
-    run_id = mlflow_runs.open_step(places, parent_run, known[stage].out.rpartition("/")[2], step)
+    run_id = mlflow_runs.open_step(paths, parent_run, known[stage].out.rpartition("/")[2], step)
     started = time.monotonic()
     try:
         with gpu_slots.gpu_slot() if step in ON_GPU else contextlib.nullcontext():
-            lines = _stream(places, stage, name, (parent_run, run_id), log)
-            if dvc_stages.parse_outcome(lines) == "restored" and (damaged := integrity.find_damaged(places)):
-                log.warning("%s in DVC's cache; %s runs again", integrity.describe_damaged(places, damaged), name)
-                integrity.remove_damaged(places, damaged)
-                lines = _stream(places, stage, name, (parent_run, run_id), log)
+            lines = _stream(paths, stage, name, (parent_run, run_id), log)
+            if dvc_stages.parse_outcome(lines) == "restored" and (damaged := integrity.find_damaged(paths)):
+                log.warning("%s in DVC's cache; %s runs again", integrity.describe_damaged(paths, damaged), name)
+                integrity.remove_damaged(paths, damaged)
+                lines = _stream(paths, stage, name, (parent_run, run_id), log)
         outcome = dvc_stages.parse_outcome(lines)
         if outcome == "ran":
-            integrity.mark_verified(places, stage)
-        mlflow_runs.close_step(places, run_id, out)
+            integrity.mark_verified(paths, stage)
+        mlflow_runs.close_step(paths, run_id, out)
     except BaseException as error:
-        mlflow_runs.fail_step(places, run_id, str(error) or type(error).__name__)
+        mlflow_runs.fail_step(paths, run_id, str(error) or type(error).__name__)
         raise
-    times = STEP_TIMES.read(places, name) if outcome == "ran" else None
+    times = STEP_TIMES.read(paths, name) if outcome == "ran" else None
     own = times["step"] if times else 0.0
     return {"stage": name, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
 
@@ -121,7 +121,7 @@ def stop_running(parent_run: str) -> None:
             _stop(process)
 
 
-def _stream(places: ProjectPaths, stage: str, label: str, runs: tuple[str, str], log: Any) -> list[str]:
+def _stream(paths: ProjectPaths, stage: str, label: str, runs: tuple[str, str], log: Any) -> list[str]:
     """Run the stage and return its lines, passed on; StageFailed with the last of them when it does not end well.
 
     `runs`: MLflow's run of the execution, and of this step in it.
@@ -129,11 +129,11 @@ def _stream(places: ProjectPaths, stage: str, label: str, runs: tuple[str, str],
     parent_run, run_id = runs
     if parent_run in _stopped_runs:
         raise StageFailed(f"step {label} was not begun: the run was stopped")
-    process = dvc_stages.start_stage(places.root, stage)
-    run_lock.record_step(places, label)
+    process = dvc_stages.start_stage(paths.root, stage)
+    run_lock.record_step(paths, label)
     _running.append((parent_run, process))
     ended = threading.Event()
-    follower = threading.Thread(target=_follow, args=(places, label, run_id, ended), daemon=True)
+    follower = threading.Thread(target=_follow, args=(paths, label, run_id, ended), daemon=True)
     follower.start()
     lines: list[str] = []
     try:
@@ -150,7 +150,7 @@ def _stream(places: ProjectPaths, stage: str, label: str, runs: tuple[str, str],
         _running.remove((parent_run, process))
         ended.set()
         follower.join()
-        run_lock.record_step(places, "")
+        run_lock.record_step(paths, "")
     if status != 0:
         raise (StageFailed if _exit_status(lines) == MENDABLE else StageDied)(_failure(label, lines, status))
     return lines
@@ -186,19 +186,19 @@ def _failure(label: str, lines: list[str], status: int) -> str:
     return f"step {label} failed: {message.strip()}{hint}"
 
 
-def _follow(places: ProjectPaths, label: str, run_id: str, ended: threading.Event) -> None:
+def _follow(paths: ProjectPaths, label: str, run_id: str, ended: threading.Event) -> None:
     """Every two seconds: new rows of curves to MLflow. A file that an earlier training left is not this one's yet."""
     sent: dict[Path, int] = {}
     started = time.time()
     while True:
         last = ended.wait(FOLLOW_SECONDS)
         # A refit trains several networks, each in a folder of its own.
-        for path in sorted(places.checkpoints.glob(f"{label}-????????????????/**/*.curves.jsonl")):
+        for path in sorted(paths.checkpoints.glob(f"{label}-????????????????/**/*.curves.jsonl")):
             rows, known = _rows(path, started), sent.get(path, 0)
             if len(rows) > known:
-                name = "/".join(path.relative_to(places.checkpoints).parts[1:]).removesuffix(".curves.jsonl")
+                name = "/".join(path.relative_to(paths.checkpoints).parts[1:]).removesuffix(".curves.jsonl")
                 prefix = "" if name in ("pretrain", "recovery") else name
-                mlflow_runs.log_curves(places, run_id, rows, known, prefix)
+                mlflow_runs.log_curves(paths, run_id, rows, known, prefix)
                 sent[path] = len(rows)
         if last:
             return

@@ -15,14 +15,14 @@ from winnow.config import load_config
 @task(name="open run", **RETRIED)
 def open_run(root: str, why: str) -> str:
     """Open the execution's run in MLflow and return its id."""
-    places = ProjectPaths(Path(root))
-    return mlflow_runs.open_execution(places, load_config(places.root / "params.yaml"), why)
+    paths = ProjectPaths(Path(root))
+    return mlflow_runs.open_execution(paths, load_config(paths.root / "params.yaml"), why)
 
 
 @task(name="track", **RETRIED)
 def track(root: str, parent_run: str) -> str:
     """Complete MLflow from the records, close the execution's run, and return a line for the log."""
-    places = ProjectPaths(Path(root))
-    line = mlflow_runs.track(places, load_config(places.root / "params.yaml"), parent_run)
-    mlflow_runs.close_execution(places, parent_run, ok=True)
+    paths = ProjectPaths(Path(root))
+    line = mlflow_runs.track(paths, load_config(paths.root / "params.yaml"), parent_run)
+    mlflow_runs.close_execution(paths, parent_run, ok=True)
     return line

@@ -224,21 +224,21 @@ def _record(folder: Path, step: str, details: RecordModel, **fields: Any) -> Non
     write_record(folder, make_record(step, details, artifacts=artifacts, **{"name": folder.name, **fields}))
 
 
-def forget(places: ProjectPaths) -> None:
+def forget(paths: ProjectPaths) -> None:
     """As on another machine: everything in .winnow but the store is gone."""
-    for path in places.state_dir.iterdir():
+    for path in paths.state_dir.iterdir():
         if path.name != "mlflow":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def aliases(places: ProjectPaths) -> dict[str, str]:
+def aliases(paths: ProjectPaths) -> dict[str, str]:
     """Alias -> number of the version it points at."""
-    found = {alias: registered_models.find(places, MODEL, alias) for alias in ("champion", "challenger", "previous")}
+    found = {alias: registered_models.find(paths, MODEL, alias) for alias in ("champion", "challenger", "previous")}
     return {alias: version.number for alias, version in found.items() if version}
 
 
-def tag(places: ProjectPaths, number: str, key: str) -> str:
+def tag(paths: ProjectPaths, number: str, key: str) -> str:
     """A version's tag, "" where it has none."""
-    version = registered_models.find(places, MODEL, number)
+    version = registered_models.find(paths, MODEL, number)
     assert version is not None
     return version.tags.get(key, "")

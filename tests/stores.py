@@ -23,17 +23,17 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def places(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
+def paths(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
     """A project of its own with an empty store, in the environment that the command line sets."""
     for key, value in environment.process_environment(tmp_path).items():
         monkeypatch.setenv(key, value)
-    places = ProjectPaths(tmp_path)
-    places.mlflow_artifacts.mkdir(parents=True)
-    (places.state_dir / "mlflow" / "mlflow.db").write_bytes(empty_store.read_bytes())
-    return places
+    paths = ProjectPaths(tmp_path)
+    paths.mlflow_artifacts.mkdir(parents=True)
+    (paths.state_dir / "mlflow" / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return paths
 
 
 @pytest.fixture
-def config(places: ProjectPaths) -> Config:
-    """The run that lies in `places`."""
-    return write_run(places.root)
+def config(paths: ProjectPaths) -> Config:
+    """The run that lies in `paths`."""
+    return write_run(paths.root)

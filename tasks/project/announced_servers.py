@@ -19,27 +19,27 @@ from winnow.errors import WinnowError
 ANSWER_SECONDS = 2
 
 
-def announce(places: ProjectPaths, mlflow: str, prefect_api: str) -> None:
+def announce(paths: ProjectPaths, mlflow: str, prefect_api: str) -> None:
     """Write servers.json for servers that this process runs."""
-    SERVERS.write(places, AnnouncedServers(mlflow, prefect_api, process_identity(os.getpid())))
+    SERVERS.write(paths, AnnouncedServers(mlflow, prefect_api, process_identity(os.getpid())))
 
 
-def withdraw(places: ProjectPaths) -> None:
+def withdraw(paths: ProjectPaths) -> None:
     """Delete servers.json, if this process wrote it."""
-    if (announcement := read_announcement(places)) and announcement.owner == process_identity(os.getpid()):
-        SERVERS.delete(places)
+    if (announcement := read_announcement(paths)) and announcement.owner == process_identity(os.getpid()):
+        SERVERS.delete(paths)
 
 
-def read_announcement(places: ProjectPaths) -> AnnouncedServers | None:
+def read_announcement(paths: ProjectPaths) -> AnnouncedServers | None:
     """Return the content of servers.json, whose owner may be gone; None where the file is missing or damaged."""
-    return SERVERS.read(places)
+    return SERVERS.read(paths)
 
 
-def prefect_api(places: ProjectPaths) -> str:
+def prefect_api(paths: ProjectPaths) -> str:
     """Return the Prefect API that runs report to: PREFECT_API_URL, the project's own server, or "" for neither."""
     if address := os.environ.get("PREFECT_API_URL"):
         return address
-    announcement = read_announcement(places)
+    announcement = read_announcement(paths)
     is_running = announcement and is_alive(announcement.owner) and is_healthy(f"{announcement.prefect_api}/health")
     return announcement.prefect_api if announcement and is_running else ""
 
@@ -53,27 +53,27 @@ def check_prefect() -> None:
         )
 
 
-def report_to_prefect(places: ProjectPaths) -> bool:
+def report_to_prefect(paths: ProjectPaths) -> bool:
     """Configure this process to report to the running Prefect server; return whether there is one.
 
     Call before Prefect is imported. Without a server, Prefect starts a temporary one, which gets a password here.
     """
     configured = os.environ.get("PREFECT_API_URL")
-    if api := prefect_api(places):
+    if api := prefect_api(paths):
         os.environ["PREFECT_API_URL"] = api
         if not configured:
-            os.environ["PREFECT_API_AUTH_STRING"] = passwords.auth_string(passwords.project_password(places))
+            os.environ["PREFECT_API_AUTH_STRING"] = passwords.auth_string(passwords.project_password(paths))
     else:
         passwords.set_temporary_password()
     return bool(api)
 
 
-def mlflow_url(places: ProjectPaths) -> str:
+def mlflow_url(paths: ProjectPaths) -> str:
     """Return the URL of MLflow's pages: the team's server, the project's own, or "" where none is running."""
-    address = tracked_runs.tracking_address(places)
+    address = tracked_runs.tracking_address(paths)
     if address.startswith("http"):
         return tracked_runs.redact_password(address).rstrip("/")
-    announcement = read_announcement(places)
+    announcement = read_announcement(paths)
     return announcement.mlflow if announcement and is_alive(announcement.owner) else ""
 
 

@@ -19,23 +19,23 @@ TARGET_FILE = "data/target.json"
 """The file of imported measurements, relative to the project's root."""
 
 
-def build_host_check(places: ProjectPaths, config: Config, with_candidates: bool) -> HostCheck:
+def build_host_check(paths: ProjectPaths, config: Config, with_candidates: bool) -> HostCheck:
     """Return what to export beside a model: with candidates, every candidate of the last run, so that it can be timed.
 
     Validation images are exported only with candidates, so that an exported model does not disclose images.
     """
     if not with_candidates:
         return HostCheck(config.benchmark, None)
-    data = places.artifacts / "data"
+    data = paths.artifacts / "data"
     validation_images = load_images(data) if (data / RECORD).is_file() else None
     candidates = []
     for name in (ROOT, *topological_order(dict(config.candidates))):
-        folder = places.artifacts / "candidates" / name
+        folder = paths.artifacts / "candidates" / name
         candidates.append((name, folder / MODEL, CandidateRecord.read(folder).details.precision))
     return HostCheck(config.benchmark, validation_images, tuple(candidates))
 
 
-def import_target(places: ProjectPaths, config: Config, file: Path) -> tuple[TargetMeasurements, dict[str, str]]:
+def import_target(paths: ProjectPaths, config: Config, file: Path) -> tuple[TargetMeasurements, dict[str, str]]:
     """Copy the measurements of check_host.py to data/target.json.
 
     Returns them, and candidate -> reason for each candidate without a time. Raises DataError where the file holds no
@@ -43,9 +43,9 @@ def import_target(places: ProjectPaths, config: Config, file: Path) -> tuple[Tar
     """
     measurements = read_measurements(file)
     digests = {
-        name: sha256_of(places.artifacts / "candidates" / name / MODEL)
+        name: sha256_of(paths.artifacts / "candidates" / name / MODEL)
         for name in (ROOT, *topological_order(dict(config.candidates)))
-        if (places.artifacts / "candidates" / name / MODEL).is_file()
+        if (paths.artifacts / "candidates" / name / MODEL).is_file()
     }
     if not digests:
         raise DataError("there are no candidates to compare the measurements with; run winnow first")
@@ -56,13 +56,13 @@ def import_target(places: ProjectPaths, config: Config, file: Path) -> tuple[Tar
             f"{file} has no times of the present {ROOT} model ({missing[ROOT]}), the baseline of all others; "
             "run `winnow export DIR --candidates`, and check_host.py on the target again"
         )
-    write_json(places.root / TARGET_FILE, measurements.model_dump(mode="json"))
+    write_json(paths.root / TARGET_FILE, measurements.model_dump(mode="json"))
     return measurements, missing
 
 
-def serving_flags(places: ProjectPaths, config: Config) -> Collection[str]:
+def serving_flags(paths: ProjectPaths, config: Config) -> Collection[str]:
     """Return the CPU flags of the machine that serves: benchmark.target, or this machine."""
-    measurements = read_benchmark_target(places, config)
+    measurements = read_benchmark_target(paths, config)
     return measurements.machine.flags if measurements else cpu_flags()
 
 
@@ -77,6 +77,6 @@ def _why(measurements: TargetMeasurements, digest: str) -> str:
     return "; ".join(sorted(reasons)) or "it was not measured there"
 
 
-def read_benchmark_target(places: ProjectPaths, config: Config) -> TargetMeasurements | None:
+def read_benchmark_target(paths: ProjectPaths, config: Config) -> TargetMeasurements | None:
     """Return the measurements of benchmark.target; None for this machine."""
-    return read_target(config, places.root)
+    return read_target(config, paths.root)

@@ -28,17 +28,17 @@ def write_private_file(path: Path, text: str) -> None:
             file.write(text)
 
 
-def password_file(places: ProjectPaths) -> Path:
+def password_file(paths: ProjectPaths) -> Path:
     """Return the path of the file with the project's password."""
-    return places.state_dir / "password"
+    return paths.state_dir / "password"
 
 
-def project_password(places: ProjectPaths) -> str:
+def project_password(paths: ProjectPaths) -> str:
     """Return the password of this project's servers, generated where there is none yet.
 
     Raises WinnowError where the file holds no password that MLflow accepts.
     """
-    path = password_file(places)
+    path = password_file(paths)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_private_file(path, f"{secrets.token_urlsafe(18)}\n")

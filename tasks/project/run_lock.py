@@ -34,89 +34,89 @@ class ProjectLocked(WinnowError):
 
 
 @contextlib.contextmanager
-def lock_run(places: ProjectPaths, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def lock_run(paths: ProjectPaths, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the run lock.
 
     Where another process holds it, raise ProjectLocked, or call `wait` once with a message and wait.
 
     Nested calls of the same process do nothing.
     """
-    if places.root in _held:
+    if paths.root in _held:
         yield
         return
-    with _opened(places) as lock:
+    with _opened(paths) as lock:
         is_reported = False
-        while not _take_alone(places, lock):
+        while not _take_alone(paths, lock):
             if wait is None:
-                raise _occupied(places)
+                raise _occupied(paths)
             if not is_reported:
-                wait(f"{_message(places)}; this run waits for it to end")
+                wait(f"{_message(paths)}; this run waits for it to end")
             is_reported = True
             time.sleep(WAIT_SECONDS)
-        _write(places, process_identity(os.getpid()))
-        _held.add(places.root)
+        _write(paths, process_identity(os.getpid()))
+        _held.add(paths.root)
         try:
             yield
         finally:
-            _held.discard(places.root)
-            _file_of(places).unlink(missing_ok=True)
+            _held.discard(paths.root)
+            _file_of(paths).unlink(missing_ok=True)
 
 
-def check_unlocked(places: ProjectPaths) -> None:
+def check_unlocked(paths: ProjectPaths) -> None:
     """Raise ProjectLocked while another run works in this checkout: then even `dvc status` fails."""
-    with lock_run(places):
+    with lock_run(paths):
         pass
 
 
-def describe_current_run(places: ProjectPaths) -> str:
+def describe_current_run(paths: ProjectPaths) -> str:
     """Return a message with the run that works in this checkout, and its step; "" where there is none."""
     try:
-        check_unlocked(places)
+        check_unlocked(paths)
     except ProjectLocked:
-        step = _step_of(places)
-        return _message(places) + (f", at step {step}" if step else "")
+        step = _step_of(paths)
+        return _message(paths) + (f", at step {step}" if step else "")
     return ""
 
 
-def record_step(places: ProjectPaths, step: str) -> None:
+def record_step(paths: ProjectPaths, step: str) -> None:
     """Record the current step of the run that holds the lock; "" between two steps."""
     with contextlib.suppress(OSError):  # only shown to users
-        (places.state_dir / "run.step").write_text(f"{process_identity(os.getpid())} {step}", encoding="utf-8")
+        (paths.state_dir / "run.step").write_text(f"{process_identity(os.getpid())} {step}", encoding="utf-8")
 
 
-def _step_of(places: ProjectPaths) -> str:
+def _step_of(paths: ProjectPaths) -> str:
     """Return the recorded step; "" where its process is gone."""
     try:
-        process, _, step = (places.state_dir / "run.step").read_text(encoding="utf-8").partition(" ")
+        process, _, step = (paths.state_dir / "run.step").read_text(encoding="utf-8").partition(" ")
     except (OSError, UnicodeDecodeError):
         return ""
     return step if is_alive(process) else ""
 
 
 @contextlib.contextmanager
-def lock_step(places: ProjectPaths) -> Iterator[None]:
+def lock_step(paths: ProjectPaths) -> Iterator[None]:
     """Share the run lock with other steps of a `dvc repro` started by hand; raises ProjectLocked while a run works."""
-    with _opened(places) as lock:
+    with _opened(paths) as lock:
         if not _take(lock, fcntl.LOCK_SH):
-            raise _occupied(places)
-        _write(places, _driver())
+            raise _occupied(paths)
+        _write(paths, _driver())
         yield
 
 
 @contextlib.contextmanager
-def lock_registry(places: ProjectPaths) -> Iterator[None]:
+def lock_registry(paths: ProjectPaths) -> Iterator[None]:
     """Wait for the lock on the registry and its local state, and hold it.
 
     A promotion, a rollback and an approval hold it for some seconds; unlike the run lock it is free during training.
     """
-    with _exclusive(places.state_dir / "state.lock"):
+    with _exclusive(paths.state_dir / "state.lock"):
         yield
 
 
 @contextlib.contextmanager
-def lock_tracking(places: ProjectPaths) -> Iterator[None]:
+def lock_tracking(paths: ProjectPaths) -> Iterator[None]:
     """Wait for the lock on tracked.json, and hold it while the file is read and written."""
-    with _exclusive(places.state_dir / "tracked.lock"):
+    with _exclusive(paths.state_dir / "tracked.lock"):
         yield
 
 
@@ -128,9 +128,9 @@ def _exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def _opened(places: ProjectPaths) -> IO[str]:
-    places.state_dir.mkdir(parents=True, exist_ok=True)
-    return (places.state_dir / "run.lock").open("a+", encoding="utf-8")
+def _opened(paths: ProjectPaths) -> IO[str]:
+    paths.state_dir.mkdir(parents=True, exist_ok=True)
+    return (paths.state_dir / "run.lock").open("a+", encoding="utf-8")
 
 
 def _take(lock: IO[str], operation: int) -> bool:
@@ -141,11 +141,11 @@ def _take(lock: IO[str], operation: int) -> bool:
     return True
 
 
-def _take_alone(places: ProjectPaths, lock: IO[str]) -> bool:
+def _take_alone(paths: ProjectPaths, lock: IO[str]) -> bool:
     """Take the lock exclusively, unless a `dvc repro` started by hand is between two of its steps."""
     if not _take(lock, fcntl.LOCK_EX):
         return False
-    if (holder := _holder(places)) and holder[0] != process_identity(os.getpid()):
+    if (holder := _holder(paths)) and holder[0] != process_identity(os.getpid()):
         fcntl.flock(lock, fcntl.LOCK_UN)
         return False
     return True
@@ -161,30 +161,30 @@ def _driver() -> str:
     return process_identity(dvc_processes[-1].pid if dvc_processes else os.getpid())
 
 
-def _file_of(places: ProjectPaths) -> Path:
+def _file_of(paths: ProjectPaths) -> Path:
     """Return the path of the file with the last holder of the run lock."""
-    return places.state_dir / "run.holder"
+    return paths.state_dir / "run.holder"
 
 
-def _write(places: ProjectPaths, process: str) -> None:
-    with atomic_path(_file_of(places)) as temporary:
+def _write(paths: ProjectPaths, process: str) -> None:
+    with atomic_path(_file_of(paths)) as temporary:
         temporary.write_text(f"{process} {datetime.now().astimezone():%Y-%m-%d %H:%M}", encoding="utf-8")
 
 
-def _holder(places: ProjectPaths) -> tuple[str, str] | None:
+def _holder(paths: ProjectPaths) -> tuple[str, str] | None:
     """Return (process, since) of the last holder, if it still runs."""
     try:
-        process, _, since = _file_of(places).read_text(encoding="utf-8").partition(" ")
+        process, _, since = _file_of(paths).read_text(encoding="utf-8").partition(" ")
     except (OSError, UnicodeDecodeError):
         return None
     return (process, since) if is_alive(process) else None
 
 
-def _occupied(places: ProjectPaths) -> ProjectLocked:
-    return ProjectLocked(f"{_message(places)}; wait for it to end, or stop it")
+def _occupied(paths: ProjectPaths) -> ProjectLocked:
+    return ProjectLocked(f"{_message(paths)}; wait for it to end, or stop it")
 
 
-def _message(places: ProjectPaths) -> str:
-    holder = _holder(places)
+def _message(paths: ProjectPaths) -> str:
+    holder = _holder(paths)
     details = f" (process {holder[0].partition('@')[0]}, since {holder[1]})" if holder else ""
-    return f"another run works in {places.root}{details}"
+    return f"another run works in {paths.root}{details}"

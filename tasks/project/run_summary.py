@@ -33,28 +33,28 @@ OF_PEAK = "of peak, %"
 SPEEDUPS = ("x eager f32", "x best float PyTorch", "x best float")
 
 
-def read_rows(places: ProjectPaths, config: Config) -> list[CandidateRow]:
+def read_rows(paths: ProjectPaths, config: Config) -> list[CandidateRow]:
     """Return the rows of all candidates, dense first."""
-    benchmark = BenchmarkRecord.read(places.artifacts / "benchmark")
-    selection = SelectionRecord.read(places.artifacts / "select")
-    folder = places.artifacts / "report"
+    benchmark = BenchmarkRecord.read(paths.artifacts / "benchmark")
+    selection = SelectionRecord.read(paths.artifacts / "select")
+    folder = paths.artifacts / "report"
     report = ReportRecord.read(folder) if (folder / RECORD).is_file() else None
     names = [ROOT, *topological_order(dict(config.candidates))]
-    records = [CandidateRecord.read(places.artifacts / "candidates" / name) for name in names]
+    records = [CandidateRecord.read(paths.artifacts / "candidates" / name) for name in names]
     return [candidate_row(record, benchmark, selection, report) for record in records]
 
 
-def candidate_table(places: ProjectPaths) -> list[dict[str, str]]:
+def candidate_table(paths: ProjectPaths) -> list[dict[str, str]]:
     """Return one row per candidate, dense first, formatted; the keys contain the units."""
-    config = load_config(places.root / "params.yaml")
-    rows, batch = read_rows(places, config), config.benchmark.large_batch
+    config = load_config(paths.root / "params.yaml")
+    rows, batch = read_rows(paths, config), config.benchmark.large_batch
     with_test = any(row.test_top1 for row in rows)
     return [_format_row(row, batch, with_test) for row in rows]
 
 
-def report_warnings(places: ProjectPaths) -> list[str]:
+def report_warnings(paths: ProjectPaths) -> list[str]:
     """Return the warnings of the report, mainly about the test split, to be shown before the table."""
-    return list(read_record(places.artifacts / "report").warnings)
+    return list(read_record(paths.artifacts / "report").warnings)
 
 
 def _format_row(row: CandidateRow, batch: int, with_test: bool) -> dict[str, str]:
@@ -107,15 +107,15 @@ def _of_peak(shares: PeakShares, best: BestRows) -> str:
     return " / ".join(cell + precision for cell, precision in zip(cells, precisions, strict=True))
 
 
-def rows_on_front(places: ProjectPaths, table: list[dict[str, str]]) -> list[dict[str, str]]:
+def rows_on_front(paths: ProjectPaths, table: list[dict[str, str]]) -> list[dict[str, str]]:
     """Return the rows of `candidate_table` that are on the Pareto front of accuracy, size and latency."""
-    front = SelectionRecord.read(places.artifacts / "select").details.front
+    front = SelectionRecord.read(paths.artifacts / "select").details.front
     return [row for row in table if row["candidate"] in front]
 
 
-def failure_lines(places: ProjectPaths) -> list[str]:
+def failure_lines(paths: ProjectPaths) -> list[str]:
     """Return a line per failed candidate with the value and the limit of each failed gate."""
-    verdicts = SelectionRecord.read(places.artifacts / "select").details.verdicts
+    verdicts = SelectionRecord.read(paths.artifacts / "select").details.verdicts
     lines = []
     for verdict in verdicts:
         if reasons := describe_reasons(verdict.gates):
@@ -123,9 +123,9 @@ def failure_lines(places: ProjectPaths) -> list[str]:
     return lines
 
 
-def unchecked_lines(places: ProjectPaths) -> list[str]:
+def unchecked_lines(paths: ProjectPaths) -> list[str]:
     """Return a line per gate that the last selection did not check, with the reason; [] without a selection."""
-    folder = places.artifacts / "select"
+    folder = paths.artifacts / "select"
     if not (folder / RECORD).is_file():
         return []
     verdicts = SelectionRecord.read(folder).details.verdicts
@@ -137,21 +137,21 @@ def unchecked_lines(places: ProjectPaths) -> list[str]:
     ]
 
 
-def promotion_lines(places: ProjectPaths) -> list[str]:
+def promotion_lines(paths: ProjectPaths) -> list[str]:
     """Return the reasons of the selection, the refit and the promotion."""
-    selection = SelectionRecord.read(places.artifacts / "select").details
-    refit = RefitRecord.read(places.artifacts / "refit").details
+    selection = SelectionRecord.read(paths.artifacts / "select").details
+    refit = RefitRecord.read(paths.artifacts / "refit").details
     refit_reasons = [refit.why] if selection.winner else []
-    return [selection.why, *refit_reasons, *promotion_state.read_reasons(places)]
+    return [selection.why, *refit_reasons, *promotion_state.read_reasons(paths)]
 
 
-def training_lines(places: ProjectPaths) -> list[str]:
+def training_lines(paths: ProjectPaths) -> list[str]:
     """Return lines on the labels used, accuracy, the gain of pretraining, the measurement error, and all warnings."""
-    record = FinetuneRecord.read(places.artifacts / "candidates" / ROOT)
+    record = FinetuneRecord.read(paths.artifacts / "candidates" / ROOT)
     gain, labels = record.details.arms.gain, record.details.labels
-    report = ReportRecord.read(places.artifacts / "report")
+    report = ReportRecord.read(paths.artifacts / "report")
     test = report.metrics
-    deployed = RefitRecord.read(places.artifacts / "refit").details.labels.deployed
+    deployed = RefitRecord.read(paths.artifacts / "refit").details.labels.deployed
     choosing, tested = (in_groups(count) for count in (labels.choosing_groups, test.get("test/groups")))
     lines = [
         f"labels used: {labels.training:,} for training, {labels.choosing:,}{choosing} for choosing, "
@@ -164,14 +164,14 @@ def training_lines(places: ProjectPaths) -> list[str]:
             f"{gain.arm} against from scratch, same labels and steps: {gain.mean:+.1f} points of top-1"
             f"{interval}, {gain.pairs} label seed{'s' if gain.pairs != 1 else ''}"
         )
-    method = read_record(places.artifacts / "pretrain").parameters["method"]
-    data = Data.model_validate(read_record(places.artifacts / "data").parameters)
+    method = read_record(paths.artifacts / "pretrain").parameters["method"]
+    data = Data.model_validate(read_record(paths.artifacts / "data").parameters)
     if advice := pretraining_advice(gain, method, data):
         lines.append(advice)
-    benchmark = BenchmarkRecord.read(places.artifacts / "benchmark").details
+    benchmark = BenchmarkRecord.read(paths.artifacts / "benchmark").details
     if error := describe_errors(benchmark.measurement_error):
         lines.append(f"speed-ups with 95 % intervals; {error}")
-    return lines + _warning_lines(places)
+    return lines + _warning_lines(paths)
 
 
 def _other_accuracy_lines(dense: FinetuneRecord, report: ReportRecord) -> list[str]:
@@ -197,14 +197,14 @@ def _top1(metrics: dict[str, float], prefix: str) -> str:
     return f"top-1 {value:.1f} % (95 % interval {low:.1f} to {high:.1f})"
 
 
-def _warning_lines(places: ProjectPaths) -> list[str]:
+def _warning_lines(paths: ProjectPaths) -> list[str]:
     """Return the warnings of every step but the report, each once."""
-    candidates = load_config(places.root / "params.yaml").candidates
+    candidates = load_config(paths.root / "params.yaml").candidates
     names = [ROOT, *topological_order(dict(candidates))]
     folders = ["data", "pretrain", *(f"candidates/{name}" for name in names), "benchmark", "select", "refit"]
     first_by_warning: dict[str, str] = {}
     for folder in folders:
-        record = read_record(places.artifacts / folder)
+        record = read_record(paths.artifacts / folder)
         for warning in record.warnings:
             first_by_warning.setdefault(warning, f"{record.name}: {warning}")
     return list(first_by_warning.values())

@@ -1,8 +1,8 @@
 """The JSON state files in .winnow: one list of them, one format, one way to read and write.
 
-    TRACKED_RUNS.read(places)            {} where the file is missing, damaged or of another version
-    TRACKED_RUNS.write(places, runs)     atomic
-    STEP_TIMES.read(places, "pretrain")  one file for each key
+    TRACKED_RUNS.read(paths)            {} where the file is missing, damaged or of another version
+    TRACKED_RUNS.write(paths, runs)     atomic
+    STEP_TIMES.read(paths, "pretrain")  one file for each key
 
 A file is {"format": 1, "content": ...}; files of earlier versions hold the content alone and are still read. Content
 is checked against its type, so that damaged content never reaches the code that uses it. Most files are caches. One
@@ -39,16 +39,16 @@ class StateFile(Generic[Content]):
     remedy: str = ""
     """Says what to do where the file is damaged and cannot be recomputed; empty for a cache."""
 
-    def path(self, places: ProjectPaths, key: str = "") -> Path:
+    def path(self, paths: ProjectPaths, key: str = "") -> Path:
         """Return the path of the file."""
-        return places.state_dir / self.name.format(key)
+        return paths.state_dir / self.name.format(key)
 
-    def read(self, places: ProjectPaths, key: str = "") -> Content:
+    def read(self, paths: ProjectPaths, key: str = "") -> Content:
         """Return the content, or the default where the file is missing.
 
         A damaged cache is logged and counts as missing; another damaged file raises ArtifactError with the remedy.
         """
-        return self.read_at(self.path(places, key))
+        return self.read_at(self.path(paths, key))
 
     def read_at(self, path: Path) -> Content:
         """Return the content of the file at `path`, as `read`."""
@@ -60,9 +60,9 @@ class StateFile(Generic[Content]):
             log.warning("%s; it is ignored and will be written again", error)
             return self.default
 
-    def write(self, places: ProjectPaths, content: Content, key: str = "") -> None:
+    def write(self, paths: ProjectPaths, content: Content, key: str = "") -> None:
         """Replace the content; the file is never half-written."""
-        self.write_at(self.path(places, key), content)
+        self.write_at(self.path(paths, key), content)
 
     def write_at(self, path: Path, content: Content) -> None:
         """Replace the content of the file at `path`."""
@@ -70,9 +70,9 @@ class StateFile(Generic[Content]):
         plain = TypeAdapter(self.kind).dump_python(content, mode="json")
         write_json(path, {"format": FORMAT, "content": plain})
 
-    def delete(self, places: ProjectPaths, key: str = "") -> None:
+    def delete(self, paths: ProjectPaths, key: str = "") -> None:
         """Delete the file, if it exists."""
-        self.path(places, key).unlink(missing_ok=True)
+        self.path(paths, key).unlink(missing_ok=True)
 
     def _parse(self, path: Path) -> Content:
         try:

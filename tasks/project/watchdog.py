@@ -39,16 +39,16 @@ _pipes: list[int] = []
 """The write end of the pipe, once a watchdog runs beside this process."""
 
 
-def start(places: ProjectPaths) -> None:
+def start(paths: ProjectPaths) -> None:
     """Start a watchdog for this process, unless it has one. Call before Prefect is imported."""
     if _pipes:
         return
     os.environ[MARK] = secrets.token_hex(8)
     reader, writer = os.pipe()
-    places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (places.logs / "watchdog.log").open("ab") as log:
+    paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (paths.logs / "watchdog.log").open("ab") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "tasks.project.watchdog", str(places.root)],
+            [sys.executable, "-m", "tasks.project.watchdog", str(paths.root)],
             stdin=reader,
             stdout=log,
             stderr=log,
@@ -75,7 +75,7 @@ def _write(line: str) -> None:
             os.write(pipe, f"{line}\n".encode())
 
 
-def _clean_up(places: ProjectPaths, flow_run: Mapping[str, str]) -> None:
+def _clean_up(paths: ProjectPaths, flow_run: Mapping[str, str]) -> None:
     """Mark the flow run as crashed, end Prefect's temporary server, wait for the steps, close the runs in MLflow."""
     run_mark = os.environ[MARK]
     if flow_run:
@@ -84,7 +84,7 @@ def _clean_up(places: ProjectPaths, flow_run: Mapping[str, str]) -> None:
     deadline = time.monotonic() + STEPS_END_WITHIN
     while find_marked(MARK, run_mark) and time.monotonic() < deadline:
         time.sleep(0.5)
-    _close_mlflow_runs(places)
+    _close_mlflow_runs(paths)
 
 
 def _is_server(pid: int) -> bool:
@@ -108,12 +108,12 @@ def _mark_crashed(run: str, api: str) -> None:
         logging.warning("the flow run could not be marked as crashed: %s", error)
 
 
-def _close_mlflow_runs(places: ProjectPaths) -> None:
+def _close_mlflow_runs(paths: ProjectPaths) -> None:
     """Mark the MLflow runs whose process is gone as failed."""
     from tasks.tracking import mlflow_runs
     from winnow.config import load_config
 
-    mlflow_runs.close_orphaned(places, load_config(places.root / "params.yaml"))
+    mlflow_runs.close_orphaned(paths, load_config(paths.root / "params.yaml"))
 
 
 def main(root: str) -> int:
@@ -123,11 +123,11 @@ def main(root: str) -> int:
         if line.strip() == DONE:
             return 0
         flow_run = json.loads(line)
-    places = ProjectPaths(Path(root))
-    apply(places.root)
+    paths = ProjectPaths(Path(root))
+    apply(paths.root)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.info("the run of this watchdog was killed")
-    _clean_up(places, flow_run)
+    _clean_up(paths, flow_run)
     return 0
 
 

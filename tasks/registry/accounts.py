@@ -33,30 +33,30 @@ TEAM_ACCOUNTS = (ADMINISTRATOR := "admin", *ROLES)
 WORKSPACE = "default"
 
 
-def create_account(places: ProjectPaths, name: str) -> str:
+def create_account(paths: ProjectPaths, name: str) -> str:
     """Create an account, unless it exists; return the password of a new account, else "".
 
     Environment variables name the server and the administrator. Raises WinnowError without a server.
     """
-    with _administrator(places) as client:
+    with _administrator(paths) as client:
         if _exists(client, name):
             return ""
         client.create_user(name, password := secrets.token_urlsafe(18))
         return password
 
 
-def reset_password(places: ProjectPaths, name: str) -> str:
+def reset_password(paths: ProjectPaths, name: str) -> str:
     """Set a random password and return it. Raises WinnowError where the account does not exist."""
-    with _administrator(places) as client:
+    with _administrator(paths) as client:
         if not _exists(client, name):
-            raise _missing(places, name)
+            raise _missing(paths, name)
         _set_password(client, name, password := secrets.token_urlsafe(18))
         return password
 
 
-def ensure_account(places: ProjectPaths, name: str, password: str) -> None:
+def ensure_account(paths: ProjectPaths, name: str, password: str) -> None:
     """Create an account with this password, or set the password of an existing one."""
-    with _administrator(places) as client:
+    with _administrator(paths) as client:
         if _exists(client, name):
             _set_password(client, name, password)
         else:
@@ -78,10 +78,10 @@ def check_role(role: str) -> None:
         raise WinnowError(f"--role {role}: choose one of {', '.join(ROLES)}")
 
 
-def assign_role(places: ProjectPaths, name: str, role: str) -> None:
+def assign_role(paths: ProjectPaths, name: str, role: str) -> None:
     """Assign a role to an account and remove its other role. Raises WinnowError for an unknown role."""
     check_role(role)
-    with _administrator(places) as client:
+    with _administrator(paths) as client:
         role_ids = {existing.name: existing.id for existing in client.list_roles(WORKSPACE)}
         for role_name, permissions in ROLES.items():
             if role_name not in role_ids:
@@ -97,22 +97,22 @@ def assign_role(places: ProjectPaths, name: str, role: str) -> None:
             client.unassign_role(name, role_ids[other_role])
 
 
-def delete_account(places: ProjectPaths, name: str) -> None:
+def delete_account(paths: ProjectPaths, name: str) -> None:
     """Delete an account; its runs and versions stay. Raises WinnowError where it does not exist."""
-    with _administrator(places) as client:
+    with _administrator(paths) as client:
         if not _exists(client, name):
-            raise _missing(places, name)
+            raise _missing(paths, name)
         client.delete_user(name)
 
 
 @contextlib.contextmanager
-def _administrator(places: ProjectPaths) -> Iterator[Any]:
-    address = tracked_runs.tracking_address(places)
+def _administrator(paths: ProjectPaths) -> Iterator[Any]:
+    address = tracked_runs.tracking_address(paths)
     if not address.startswith("http"):
         raise WinnowError(
             "accounts need an MLflow server: set MLFLOW_TRACKING_URI, and the administrator's name and password"
         )
-    with convert_errors(places, takes="the administrator's account", kept=""):
+    with convert_errors(paths, takes="the administrator's account", kept=""):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a deprecation warning inside MLflow
@@ -122,9 +122,9 @@ def _administrator(places: ProjectPaths) -> Iterator[Any]:
         yield AuthServiceClient(address)
 
 
-def _missing(places: ProjectPaths, name: str) -> WinnowError:
+def _missing(paths: ProjectPaths, name: str) -> WinnowError:
     return WinnowError(
-        f"there is no account {name} at {tracked_runs.redact_password(tracked_runs.tracking_address(places))}"
+        f"there is no account {name} at {tracked_runs.redact_password(tracked_runs.tracking_address(paths))}"
     )
 
 

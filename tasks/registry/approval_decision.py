@@ -27,12 +27,12 @@ class PendingApproval:
     request: ApprovalRequest
 
 
-def pending_approval(places: ProjectPaths, config: Config) -> PendingApproval | None:
+def pending_approval(paths: ProjectPaths, config: Config) -> PendingApproval | None:
     """Return the challenger that waits for approval against the current champion, or None."""
     model = registered_model_name(config)
     challenger, champion = (
-        registered_models.find(places, model, CHALLENGER),
-        registered_models.find(places, model, CHAMPION),
+        registered_models.find(paths, model, CHALLENGER),
+        registered_models.find(paths, model, CHAMPION),
     )
     request = approval_request.parse_request(challenger) if challenger else None
     if (
@@ -45,35 +45,35 @@ def pending_approval(places: ProjectPaths, config: Config) -> PendingApproval | 
     return PendingApproval(model, challenger, request)
 
 
-def decide(places: ProjectPaths, config: Config, approve: bool, by: str, reason: str) -> PromotionResult:
+def decide(paths: ProjectPaths, config: Config, approve: bool, by: str, reason: str) -> PromotionResult:
     """Record a decision and act on it: an approved challenger becomes champion.
 
     Raises WinnowError where no challenger waits, the champion has changed since, or a denial has no reason.
     """
-    with run_lock.lock_registry(places):
-        return _answer(places, config, approve, by, reason)
+    with run_lock.lock_registry(paths):
+        return _answer(paths, config, approve, by, reason)
 
 
-def _answer(places: ProjectPaths, config: Config, approve: bool, by: str, reason: str) -> PromotionResult:
+def _answer(paths: ProjectPaths, config: Config, approve: bool, by: str, reason: str) -> PromotionResult:
     model = registered_model_name(config)
     challenger, champion = (
-        registered_models.find(places, model, CHALLENGER),
-        registered_models.find(places, model, CHAMPION),
+        registered_models.find(paths, model, CHALLENGER),
+        registered_models.find(paths, model, CHAMPION),
     )
     if challenger is None:
-        address = tracked_runs.redact_password(tracked_runs.registry_address(places))
+        address = tracked_runs.redact_password(tracked_runs.registry_address(paths))
         raise WinnowError(f"{model} at {address} has no challenger, so nothing waits for approval; run winnow first")
     request = approval_request.parse_request(challenger)
     if approve and request and request.state != "approved" and request.champion != version_number(champion):
         raise WinnowError(f"the champion of {model} has changed since approval was asked for; run winnow promote")
-    request = approval_request.answer_request(places, model, challenger, approve, by, reason)
+    request = approval_request.answer_request(paths, model, challenger, approve, by, reason)
     if approve:
-        make_champion(places, model, challenger, champion)
+        make_champion(paths, model, challenger, champion)
         reason_text = f"{challenger} is the new champion: {request.why}; {request.words}"
     else:
         reason_text = f"{challenger} {request.words}; {champion or 'no version'} stays champion"
     in_production = challenger if approve else champion
-    promotion_state.update(places, model, version_number(in_production), reason_text)
+    promotion_state.update(paths, model, version_number(in_production), reason_text)
     return PromotionResult(
         (reason_text,),
         *(challenger.candidate, challenger.sha256, challenger.number),

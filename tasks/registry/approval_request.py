@@ -73,19 +73,19 @@ def parse_request(version: ModelVersion) -> ApprovalRequest | None:
         ) from error
 
 
-def read_request(places: ProjectPaths, model: str, version: ModelVersion) -> ApprovalRequest | None:
+def read_request(paths: ProjectPaths, model: str, version: ModelVersion) -> ApprovalRequest | None:
     """Return the request of a version, or None; mark it as expired where its time is over."""
     request = parse_request(version)
     if request and request.state == "asked" and request.seconds_left == 0:
         asked = datetime.fromisoformat(request.asked).astimezone()
         expired = replace(request, state="expired", answer=f"in time: nobody answered since {asked:%Y-%m-%d %H:%M %Z}")
-        _write(places, model, version, expired)
+        _write(paths, model, version, expired)
         return expired
     return request
 
 
 def create_request(
-    places: ProjectPaths, model: str, version: ModelVersion, champion: ModelVersion | None, why: str, hours: float
+    paths: ProjectPaths, model: str, version: ModelVersion, champion: ModelVersion | None, why: str, hours: float
 ) -> ApprovalRequest:
     """Create a request, which replaces an earlier one of the version."""
     now = _now()
@@ -96,26 +96,26 @@ def create_request(
         asked=now.isoformat(timespec="seconds"),
         until=(now + timedelta(hours=hours)).isoformat(timespec="seconds"),
     )
-    _write(places, model, version, request)
+    _write(paths, model, version, request)
     return request
 
 
-def supersede(places: ProjectPaths, model: str, previous: ModelVersion, successor: ModelVersion) -> None:
+def supersede(paths: ProjectPaths, model: str, previous: ModelVersion, successor: ModelVersion) -> None:
     """Mark an open request of `previous` as superseded."""
     with contextlib.suppress(ArtifactError):  # a damaged request is not open
         request = parse_request(previous)
         if request and request.state == "asked":
             answer = f"before {successor} took its place as challenger"
-            _write(places, model, previous, replace(request, state="superseded", answer=answer))
+            _write(paths, model, previous, replace(request, state="superseded", answer=answer))
 
 
-def set_form(places: ProjectPaths, model: str, version: ModelVersion, request: ApprovalRequest, form: str) -> None:
+def set_form(paths: ProjectPaths, model: str, version: ModelVersion, request: ApprovalRequest, form: str) -> None:
     """Store the id of the Prefect flow run that shows the form."""
-    registered_models.annotate(places, model, version, {REQUEST_TAG: json.dumps(asdict(replace(request, form=form)))})
+    registered_models.annotate(paths, model, version, {REQUEST_TAG: json.dumps(asdict(replace(request, form=form)))})
 
 
 def answer_request(
-    places: ProjectPaths, model: str, version: ModelVersion, approve: bool, by: str, reason: str
+    paths: ProjectPaths, model: str, version: ModelVersion, approve: bool, by: str, reason: str
 ) -> ApprovalRequest:
     """Store the answer. Raises WinnowError without an open request, or for a denial without a reason."""
     request = parse_request(version)
@@ -128,14 +128,14 @@ def answer_request(
         raise WinnowError("a denial needs a reason, which is stored with the model")
     answer_text = f"by {by} on {_now().astimezone():%Y-%m-%d %H:%M %Z}" + (f": {reason}" if reason else "")
     answered = replace(request, state="approved" if approve else "denied", answer=answer_text)
-    _write(places, model, version, answered)
+    _write(paths, model, version, answered)
     return answered
 
 
-def _write(places: ProjectPaths, model: str, version: ModelVersion, request: ApprovalRequest) -> None:
+def _write(paths: ProjectPaths, model: str, version: ModelVersion, request: ApprovalRequest) -> None:
     text = request.words
     registered_models.annotate(
-        places, model, version, {REQUEST_TAG: json.dumps(asdict(request)), REASON_TAG: f"{request.why}; {text}"}, text
+        paths, model, version, {REQUEST_TAG: json.dumps(asdict(request)), REASON_TAG: f"{request.why}; {text}"}, text
     )
 
 

@@ -27,7 +27,7 @@ ACCURACY, TEST_WARNING = "winnow.accuracy", "winnow.test.warning"
 
 
 def deployment_card(
-    places: ProjectPaths, config: Config, selection: SelectionRecord, winner: str, folder: Path
+    paths: ProjectPaths, config: Config, selection: SelectionRecord, winner: str, folder: Path
 ) -> dict[str, Any]:
     """Return the candidate's card with speed, machine, serving settings, test accuracy, data version and reason.
 
@@ -51,9 +51,9 @@ def deployment_card(
         "speed": speeds.candidates[winner],
         "fastest": {metric: _serving_settings(row) for metric, row in fastest if row is not None},
         "machine": speeds.machine.model_dump(mode="json"),
-        "test": _test_section(places, winner),
-        "data_version": data_version(places),
-        "split": split_rule(IngestRecord.read(places.artifacts / "data")),
+        "test": _test_section(paths, winner),
+        "data_version": data_version(paths),
+        "split": split_rule(IngestRecord.read(paths.artifacts / "data")),
         "pillow": importlib.metadata.version("pillow"),
         "why": selection.details.why,
     }
@@ -68,17 +68,17 @@ def _serving_settings(row: BenchmarkRow) -> dict[str, Any]:
     return settings
 
 
-def _test_section(places: ProjectPaths, winner: str) -> dict[str, Any]:
+def _test_section(paths: ProjectPaths, winner: str) -> dict[str, Any]:
     """Return the report's results on the test split; {} where the report is not of this selection.
 
     images, groups (with data.group_by); top1, top1_low, top1_high; baseline, drop_points, drop_low, drop_high against
     it; measured_in; warnings; abstention.
     """
-    folder = places.artifacts / "report"
+    folder = paths.artifacts / "report"
     if not (folder / RECORD).is_file():
         return {}
     report, prefix = ReportRecord.read(folder), "test/winner_"
-    is_current = all(report.inputs.get(step) == record_digest(places.artifacts / step) for step in ("select", REFIT))
+    is_current = all(report.inputs.get(step) == record_digest(paths.artifacts / step) for step in ("select", REFIT))
     if not is_current or report.details.winner != winner or f"{prefix}top1" not in report.metrics:
         return {}
     baseline = report.details.baseline

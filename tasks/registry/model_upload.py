@@ -43,16 +43,16 @@ EXAMPLE_IMAGES = 1
 
 
 def register(
-    places: ProjectPaths, config: Config, folder: Path, card: Mapping[str, Any], run_id: str | None
+    paths: ProjectPaths, config: Config, folder: Path, card: Mapping[str, Any], run_id: str | None
 ) -> ModelVersion:
     """Register folder/model.onnx and its card as a version created by `run_id`, unless the file has a version."""
     from mlflow.exceptions import MlflowException
 
     model, sha256 = registered_model_name(config), sha256_of(folder / MODEL)
-    if existing := find_by_digest(places, model, sha256):
+    if existing := find_by_digest(paths, model, sha256):
         return existing
-    with convert_errors(places):
-        client, experiment = connect(places), experiment_id(places, config)
+    with convert_errors(paths):
+        client, experiment = connect(paths), experiment_id(paths, config)
         try:
             client.create_registered_model(model, description="Compressed classifiers that winnow has promoted.")
         except MlflowException as error:

@@ -58,35 +58,35 @@ class PromotionResult:
     """True where the champion has changed."""
 
 
-def promote(places: ProjectPaths, config: Config, replace: bool = False) -> PromotionResult:
+def promote(paths: ProjectPaths, config: Config, replace: bool = False) -> PromotionResult:
     """Register the winner of the last selection and let it challenge the champion.
 
     `replace`: promote the winner even where it was rolled back or denied, or cannot be compared. Raises ArtifactError
     where artifacts have changed since the selection.
     """
-    with run_lock.lock_registry(places):
-        return _promote(places, config, replace)
+    with run_lock.lock_registry(paths):
+        return _promote(paths, config, replace)
 
 
-def _promote(places: ProjectPaths, config: Config, replace: bool) -> PromotionResult:
-    selection, model = SelectionRecord.read(places.artifacts / "select"), registered_model_name(config)
-    champion = registered_models.find(places, model, CHAMPION)
+def _promote(paths: ProjectPaths, config: Config, replace: bool) -> PromotionResult:
+    selection, model = SelectionRecord.read(paths.artifacts / "select"), registered_model_name(config)
+    champion = registered_models.find(paths, model, CHAMPION)
     winner = selection.details.winner
     if winner is None:
         stays = f"{champion} stays champion of {model}" if champion else f"{model} has no champion yet"
         reason = f"nothing is promoted: {selection.details.why}; {stays}"
         outcome = PromotionResult((reason,), champion=version_number(champion))
     else:
-        outcome = _promote_winner(places, config, selection, winner, champion, replace)
+        outcome = _promote_winner(paths, config, selection, winner, champion, replace)
     state = asdict(outcome) | {"reasons": list(outcome.reasons)}
     state["waits_until"] = outcome.waits.until if outcome.waits else ""
     del state["waits"]
-    promotion_state.save(places, model, promotion_state.selection_digest(places), state)
+    promotion_state.save(paths, model, promotion_state.selection_digest(paths), state)
     return outcome
 
 
 def _promote_winner(
-    places: ProjectPaths,
+    paths: ProjectPaths,
     config: Config,
     selection: SelectionRecord,
     winner: str,
@@ -94,30 +94,30 @@ def _promote_winner(
     replace: bool,
 ) -> PromotionResult:
     model = registered_model_name(config)
-    folder, sha256 = _checked(places, config, selection, winner)
+    folder, sha256 = _checked(paths, config, selection, winner)
     if champion and champion.sha256 == sha256:
         return PromotionResult(
             (f"{winner} is the champion of {model} already: {champion} is the same file",),
             *(winner, sha256, champion.number, CHAMPION, champion.number),
         )
-    existing = registered_models.find_by_digest(places, model, sha256)
+    existing = registered_models.find_by_digest(paths, model, sha256)
     if existing and ROLLED_BACK in existing.tags and not replace:
         rejection = (
             f"{existing} of {model} was rolled back ({existing.tags[ROLLED_BACK]}) and is promoted again "
             "only by `winnow promote --replace`"
         )
         return PromotionResult((rejection,), winner, sha256, existing.number, None, version_number(champion))
-    card = deployment_card(places, config, selection, winner, folder)
-    run_id = mlflow_runs.candidate_run(places, config, winner)
-    version = model_upload.register(places, config, folder, card, run_id)
-    registered_models.annotate(places, model, version, accuracy_tags(card))
-    _supersede(places, model, version)
-    registered_models.set_alias(places, model, CHALLENGER, version.number)
+    card = deployment_card(paths, config, selection, winner, folder)
+    run_id = mlflow_runs.candidate_run(paths, config, winner)
+    version = model_upload.register(paths, config, folder, card, run_id)
+    registered_models.annotate(paths, model, version, accuracy_tags(card))
+    _supersede(paths, model, version)
+    registered_models.set_alias(paths, model, CHALLENGER, version.number)
     registered = f"{winner} is version {version.number} of {model}"
-    request = None if replace else _request(places, config, version, champion)
+    request = None if replace else _request(paths, config, version, champion)
     if request is None:
-        passed, reason = _contest(places, config, champion, (folder, card), replace)
-        _write_reason(places, model, version, run_id, reason)
+        passed, reason = _contest(paths, config, champion, (folder, card), replace)
+        _write_reason(paths, model, version, run_id, reason)
         if not passed:
             conclusion = f"{champion} stays champion: {reason}"
             return PromotionResult(
@@ -125,7 +125,7 @@ def _promote_winner(
             )
         if config.promotion.approval:
             request = approval_request.create_request(
-                places, model, version, champion, reason, config.promotion.approval_hours
+                paths, model, version, champion, reason, config.promotion.approval_hours
             )
     if request and request.state != "approved":
         stays = f"{champion} stays champion" if champion else f"{model} has no champion yet"
@@ -136,28 +136,28 @@ def _promote_winner(
         )
     if request:
         reason = f"{request.why}; {request.words}"
-    make_champion(places, model, version, champion)
+    make_champion(paths, model, version, champion)
     conclusion = f"{version} is the new champion: {reason}"
     return PromotionResult(
         (registered, conclusion), winner, sha256, version.number, CHAMPION, version.number, is_new=True
     )
 
 
-def _supersede(places: ProjectPaths, model: str, version: ModelVersion) -> None:
+def _supersede(paths: ProjectPaths, model: str, version: ModelVersion) -> None:
     """Mark the approval request of the previous challenger as superseded."""
-    previous = registered_models.find(places, model, CHALLENGER)
+    previous = registered_models.find(paths, model, CHALLENGER)
     if previous and previous.number != version.number:
-        approval_request.supersede(places, model, previous, version)
+        approval_request.supersede(paths, model, previous, version)
 
 
 def _request(
-    places: ProjectPaths, config: Config, version: ModelVersion, champion: ModelVersion | None
+    paths: ProjectPaths, config: Config, version: ModelVersion, champion: ModelVersion | None
 ) -> ApprovalRequest | None:
     """Return the approval request of this version against the current champion, or None.
 
     Without promotion.approval only a denial counts.
     """
-    request = approval_request.read_request(places, registered_model_name(config), version)
+    request = approval_request.read_request(paths, registered_model_name(config), version)
     if request is None or request.state == "superseded" or request.champion != version_number(champion):
         return None
     return request if config.promotion.approval or request.state == "denied" else None
@@ -168,16 +168,16 @@ def version_number(version: ModelVersion | None) -> str | None:
     return version.number if version else None
 
 
-def _checked(places: ProjectPaths, config: Config, selection: SelectionRecord, winner: str) -> tuple[Path, str]:
+def _checked(paths: ProjectPaths, config: Config, selection: SelectionRecord, winner: str) -> tuple[Path, str]:
     """Return (folder, sha256) of the file to deploy. Raises ArtifactError where the selection's inputs have changed."""
-    folder = places.artifacts / "candidates" / winner
+    folder = paths.artifacts / "candidates" / winner
     if selection.inputs.get(winner) != record_digest(folder):
         raise ArtifactError(f"{folder} has changed since it was selected; run winnow again")
-    if selection.inputs.get("benchmark") != record_digest(places.artifacts / "benchmark"):
-        raise ArtifactError(f"{places.artifacts / 'benchmark'} has changed since the selection; run winnow again")
-    if selection.inputs.get("target") != target_digest(config, places.root):
+    if selection.inputs.get("benchmark") != record_digest(paths.artifacts / "benchmark"):
+        raise ArtifactError(f"{paths.artifacts / 'benchmark'} has changed since the selection; run winnow again")
+    if selection.inputs.get("target") != target_digest(config, paths.root):
         raise ArtifactError("benchmark.target has changed since the selection; run winnow again")
-    folder = deployed_folder(places.artifacts, winner)
+    folder = deployed_folder(paths.artifacts, winner)
     sha256 = sha256_of(folder / MODEL) if (folder / MODEL).is_file() else "missing"
     if sha256 not in {artifact.sha256 for artifact in read_record(folder).artifacts if artifact.name == MODEL}:
         raise ArtifactError(f"{folder / MODEL} does not match its record; `winnow run` creates it again")
@@ -185,7 +185,7 @@ def _checked(places: ProjectPaths, config: Config, selection: SelectionRecord, w
 
 
 def _contest(
-    places: ProjectPaths,
+    paths: ProjectPaths,
     config: Config,
     champion: ModelVersion | None,
     challenger: tuple[Path, dict[str, Any]],
@@ -198,7 +198,7 @@ def _contest(
     if champion is None:
         return True, "it is the first champion"
     try:
-        champion_folder = registered_models.fetch(places, registered_model_name(config), champion)
+        champion_folder = registered_models.fetch(paths, registered_model_name(config), champion)
         card = read_json(champion_folder / CARD)
         obstacle = find_difference(card, challenger[1])
     except ArtifactError as error:
@@ -206,62 +206,62 @@ def _contest(
     if not obstacle:
         if reason := find_refit((champion_folder, card), challenger):
             return True, reason
-        target = benchmark_target.read_benchmark_target(places, config)
+        target = benchmark_target.read_benchmark_target(paths, config)
         sides = [
             (selected_folder(folder), card_of_side) for folder, card_of_side in ((champion_folder, card), challenger)
         ]
-        contest = measure_contest(config, places.artifacts / "data", sides[0], sides[1], target)
+        contest = measure_contest(config, paths.artifacts / "data", sides[0], sides[1], target)
         return judge_challenge(contest, config.promotion)
     if replace:
         return True, f"{champion} is replaced without a comparison, as asked for with --replace: {obstacle}"
     return False, f"the two cannot be compared: {obstacle}. `winnow promote --replace` promotes the challenger anyway"
 
 
-def _write_reason(places: ProjectPaths, model: str, version: ModelVersion, run_id: str | None, reason: str) -> None:
-    registered_models.annotate(places, model, version, {REASON_TAG: reason}, f"{_today()}: {reason}")
+def _write_reason(paths: ProjectPaths, model: str, version: ModelVersion, run_id: str | None, reason: str) -> None:
+    registered_models.annotate(paths, model, version, {REASON_TAG: reason}, f"{_today()}: {reason}")
     if run_id:
-        mlflow_runs.tag_run(places, run_id, {"winnow.promotion": f"version {version.number} of {model}: {reason}"})
+        mlflow_runs.tag_run(paths, run_id, {"winnow.promotion": f"version {version.number} of {model}: {reason}"})
 
 
-def make_champion(places: ProjectPaths, model: str, version: ModelVersion, champion: ModelVersion | None) -> None:
+def make_champion(paths: ProjectPaths, model: str, version: ModelVersion, champion: ModelVersion | None) -> None:
     """Move the aliases champion and previous. Raises WinnowError where the champion has changed meanwhile."""
-    if version_number(registered_models.find(places, model, CHAMPION)) != version_number(champion):
+    if version_number(registered_models.find(paths, model, CHAMPION)) != version_number(champion):
         raise WinnowError(f"the champion of {model} has changed while its challenger was measured; run winnow promote")
     tags = {REPLACED: version_number(champion), SINCE: _today(), ROLLED_BACK: None}
-    registered_models.annotate(places, model, version, tags)
+    registered_models.annotate(paths, model, version, tags)
     if champion:
-        registered_models.set_alias(places, model, PREVIOUS, champion.number)
-    registered_models.set_alias(places, model, CHAMPION, version.number)
+        registered_models.set_alias(paths, model, PREVIOUS, champion.number)
+    registered_models.set_alias(paths, model, CHAMPION, version.number)
 
 
-def rollback(places: ProjectPaths, config: Config, reason: str) -> PromotionResult:
+def rollback(paths: ProjectPaths, config: Config, reason: str) -> PromotionResult:
     """Make the previous champion the champion again, and store the reason with the version that was rolled back.
 
     Raises WinnowError where there is no champion, or no previous one.
     """
-    with run_lock.lock_registry(places):
-        return _rollback(places, config, reason)
+    with run_lock.lock_registry(paths):
+        return _rollback(paths, config, reason)
 
 
-def _rollback(places: ProjectPaths, config: Config, reason: str) -> PromotionResult:
+def _rollback(paths: ProjectPaths, config: Config, reason: str) -> PromotionResult:
     model = registered_model_name(config)
-    champion = registered_models.find(places, model, CHAMPION)
+    champion = registered_models.find(paths, model, CHAMPION)
     if champion is None:
         raise WinnowError(f"{model} has no champion, so there is nothing to roll back")
-    previous = _previous(places, model, champion)
+    previous = _previous(paths, model, champion)
     if previous is None:
         raise WinnowError(f"{model} has no previous champion to roll back to; {champion} stays champion")
     rollback_note = f"{_today()}: {reason or 'no reason given'}"
-    registered_models.annotate(places, model, champion, {ROLLED_BACK: rollback_note}, f"rolled back {rollback_note}")
-    registered_models.set_alias(places, model, CHAMPION, previous.number)
+    registered_models.annotate(paths, model, champion, {ROLLED_BACK: rollback_note}, f"rolled back {rollback_note}")
+    registered_models.set_alias(paths, model, CHAMPION, previous.number)
     replaced = previous.tags.get(REPLACED, "")
-    previous_of_previous = registered_models.find(places, model, replaced) if replaced else None
-    registered_models.set_alias(places, model, PREVIOUS, version_number(previous_of_previous))
+    previous_of_previous = registered_models.find(paths, model, replaced) if replaced else None
+    registered_models.set_alias(paths, model, PREVIOUS, version_number(previous_of_previous))
     line = f"{previous} is the champion of {model} again; {champion} was rolled back: {reason or 'no reason given'}"
-    if promotion_state.is_awaiting_approval(places):
-        promotion_state.clear(places)  # the open request was against the champion that was rolled back
+    if promotion_state.is_awaiting_approval(paths):
+        promotion_state.clear(paths)  # the open request was against the champion that was rolled back
     else:
-        promotion_state.update(places, model, previous.number, line)
+        promotion_state.update(paths, model, previous.number, line)
     return PromotionResult(
         (line,),
         *(previous.candidate, previous.sha256, previous.number, CHAMPION, previous.number),
@@ -269,17 +269,17 @@ def _rollback(places: ProjectPaths, config: Config, reason: str) -> PromotionRes
     )
 
 
-def _previous(places: ProjectPaths, model: str, champion: ModelVersion) -> ModelVersion | None:
+def _previous(paths: ProjectPaths, model: str, champion: ModelVersion) -> ModelVersion | None:
     """Return the version to roll back to; None where there is none.
 
     Where both aliases name the same version, a promotion was interrupted between the two: then the champion's tag has
     the version that it replaced.
     """
-    previous = registered_models.find(places, model, PREVIOUS)
+    previous = registered_models.find(paths, model, PREVIOUS)
     if previous is None or previous.number != champion.number:
         return previous
     replaced = champion.tags.get(REPLACED, "")
-    return registered_models.find(places, model, replaced) if replaced else None
+    return registered_models.find(paths, model, replaced) if replaced else None
 
 
 def _today() -> str:

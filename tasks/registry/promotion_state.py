@@ -20,57 +20,57 @@ from winnow.records import RECORD, record_digest
 from winnow.refit.deployed_folder import REFIT
 
 
-def is_up_to_date(places: ProjectPaths, config: Config) -> bool:
+def is_up_to_date(paths: ProjectPaths, config: Config) -> bool:
     """Return whether the last selection was promoted or rejected at this address, or waits for approval."""
-    state, selection_folder = PROMOTED.read(places), places.artifacts / "select"
+    state, selection_folder = PROMOTED.read(paths), paths.artifacts / "select"
     if (
         not state
         or not (selection_folder / RECORD).is_file()
-        or not tracked_runs.store_exists(tracked_runs.registry_address(places))
+        or not tracked_runs.store_exists(tracked_runs.registry_address(paths))
     ):
         return False
     if (until := state.get("waits_until")) and not (config.promotion.approval and _is_open(until)):
         return False
-    current = (_address(places), registered_model_name(config), selection_digest(places))
+    current = (_address(paths), registered_model_name(config), selection_digest(paths))
     return current == tuple(state.get(key) for key in ("address", "model", "select"))
 
 
-def selection_digest(places: ProjectPaths) -> str:
+def selection_digest(paths: ProjectPaths) -> str:
     """Return a digest of the records of the last selection and refit."""
-    refit = places.artifacts / REFIT
-    digests = [record_digest(places.artifacts / "select"), record_digest(refit) if (refit / RECORD).is_file() else ""]
+    refit = paths.artifacts / REFIT
+    digests = [record_digest(paths.artifacts / "select"), record_digest(refit) if (refit / RECORD).is_file() else ""]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def is_awaiting_approval(places: ProjectPaths) -> bool:
+def is_awaiting_approval(paths: ProjectPaths) -> bool:
     """Return whether the winner waited for approval when it was last checked; it may have been approved since."""
-    state = PROMOTED.read(places)
+    state = PROMOTED.read(paths)
     return bool(state and state.get("waits_until"))
 
 
-def read_reasons(places: ProjectPaths) -> list[str]:
+def read_reasons(paths: ProjectPaths) -> list[str]:
     """Return the reasons of the last promotion."""
-    state = PROMOTED.read(places)
+    state = PROMOTED.read(paths)
     return list(state.get("reasons", [])) if state else []
 
 
-def save(places: ProjectPaths, model: str, select: str, outcome: dict[str, Any]) -> None:
+def save(paths: ProjectPaths, model: str, select: str, outcome: dict[str, Any]) -> None:
     """Write the outcome (`champion`, `reasons`, `waits_until`) for the selection with this digest."""
-    where = {"address": _address(places), "model": model, "select": select}
+    where = {"address": _address(paths), "model": model, "select": select}
     state: PromotionState = TypeAdapter(PromotionState).validate_python(where | outcome)
-    PROMOTED.write(places, state)
+    PROMOTED.write(paths, state)
 
 
-def update(places: ProjectPaths, model: str, champion: str | None, reason: str) -> None:
+def update(paths: ProjectPaths, model: str, champion: str | None, reason: str) -> None:
     """Set champion and reason after an approval, a denial or a rollback."""
-    state = PROMOTED.read(places)
-    if state and (state["address"], state["model"]) == (_address(places), model):
-        PROMOTED.write(places, {**state, "champion": champion, "reasons": [reason], "waits_until": ""})
+    state = PROMOTED.read(paths)
+    if state and (state["address"], state["model"]) == (_address(paths), model):
+        PROMOTED.write(paths, {**state, "champion": champion, "reasons": [reason], "waits_until": ""})
 
 
-def clear(places: ProjectPaths) -> None:
+def clear(paths: ProjectPaths) -> None:
     """Delete the file, so that the next promotion measures and asks again."""
-    PROMOTED.delete(places)
+    PROMOTED.delete(paths)
 
 
 def _is_open(until: str) -> bool:
@@ -82,5 +82,5 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _address(places: ProjectPaths) -> str:
-    return tracked_runs.redact_password(tracked_runs.registry_address(places))
+def _address(paths: ProjectPaths) -> str:
+    return tracked_runs.redact_password(tracked_runs.registry_address(paths))

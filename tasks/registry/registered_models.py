@@ -49,12 +49,12 @@ class ModelVersion:
         return f"version {self.number} ({self.candidate})"
 
 
-def find(places: ProjectPaths, model: str, which: str, kept: str = RESUME_HINT) -> ModelVersion | None:
+def find(paths: ProjectPaths, model: str, which: str, kept: str = RESUME_HINT) -> ModelVersion | None:
     """Return the version with this alias or number, or None. `kept`: as in `convert_errors`."""
     from mlflow.exceptions import MlflowException
 
-    with convert_errors(places, "the role reader", kept):
-        client = connect(places)
+    with convert_errors(paths, "the role reader", kept):
+        client = connect(paths)
         try:
             if which.isdigit():
                 return to_version(client.get_model_version(model, which))
@@ -72,11 +72,11 @@ def _is_unseen(client: Any, model: str) -> bool:
     return not client.search_registered_models(f"name = '{model}'", max_results=1)
 
 
-def find_by_digest(places: ProjectPaths, model: str, sha256: str) -> ModelVersion | None:
+def find_by_digest(paths: ProjectPaths, model: str, sha256: str) -> ModelVersion | None:
     """Return the version with the file of this digest, or None."""
-    with convert_errors(places):
+    with convert_errors(paths):
         query = f"name = '{model}' and tags.`{SHA256}` = '{sha256}'"
-        versions = connect(places).search_model_versions(query, max_results=1)
+        versions = connect(paths).search_model_versions(query, max_results=1)
         return to_version(versions[0]) if versions else None
 
 
@@ -86,10 +86,10 @@ def to_version(entity: Any) -> ModelVersion:
     return ModelVersion(str(entity.version), tags.get(SHA256, ""), tags.get(CANDIDATE, "?"), tags)
 
 
-def set_alias(places: ProjectPaths, model: str, alias: str, number: str | None) -> None:
+def set_alias(paths: ProjectPaths, model: str, alias: str, number: str | None) -> None:
     """Point an alias at a version number; None deletes the alias."""
-    with convert_errors(places):
-        client = connect(places)
+    with convert_errors(paths):
+        client = connect(paths)
         if number is None:
             client.delete_registered_model_alias(model, alias)
         else:
@@ -97,11 +97,11 @@ def set_alias(places: ProjectPaths, model: str, alias: str, number: str | None) 
 
 
 def annotate(
-    places: ProjectPaths, model: str, version: ModelVersion, tags: Mapping[str, str | None], line: str = ""
+    paths: ProjectPaths, model: str, version: ModelVersion, tags: Mapping[str, str | None], line: str = ""
 ) -> None:
     """Set tags of a version (None deletes a tag), and append a line to its description."""
-    with convert_errors(places):
-        client = connect(places)
+    with convert_errors(paths):
+        client = connect(paths)
         for key, value in tags.items():
             if value is not None:
                 client.set_model_version_tag(model, version.number, key, value)
@@ -112,26 +112,26 @@ def annotate(
             client.update_model_version(model, version.number, f"{description}\n- {markdown(line)}".strip())
 
 
-def get(places: ProjectPaths, model_name: str, which: str) -> ModelVersion:
+def get(paths: ProjectPaths, model_name: str, which: str) -> ModelVersion:
     """Return the version with this alias or number. Raises WinnowError where there is none."""
-    version = find(places, model_name, which, kept="")
-    address = tracked_runs.redact_password(tracked_runs.registry_address(places))
+    version = find(paths, model_name, which, kept="")
+    address = tracked_runs.redact_password(tracked_runs.registry_address(paths))
     if version is None and which == CHAMPION:
         raise WinnowError(
             f"nothing has been promoted yet: {model_name} has no champion at {address}; "
             "run `winnow run`; where no candidate passes the gates, it prints the reasons, and gates to pass"
-            f"{'' if tracked_runs.is_local_store(places) else ' (or your account has no role: ask its administrator)'}"
+            f"{'' if tracked_runs.is_local_store(paths) else ' (or your account has no role: ask its administrator)'}"
         )
     if version is None:
         raise WinnowError(f"{model_name} at {address} has no version or alias {which!r}; its page in MLflow lists them")
     return version
 
 
-def fetch(places: ProjectPaths, model_name: str, version: ModelVersion) -> Path:
+def fetch(paths: ProjectPaths, model_name: str, version: ModelVersion) -> Path:
     """Return the folder with model.onnx and card.json of a version, downloaded to .winnow/models on first use."""
-    folder = places.state_dir / "models" / model_name / version.number
+    folder = paths.state_dir / "models" / model_name / version.number
     if not _is_cached(folder, version):
-        _download(places, model_name, version, folder)
+        _download(paths, model_name, version, folder)
     return folder
 
 
@@ -153,17 +153,17 @@ def _holds_selected(folder: Path) -> bool:
     return digest is None or (file.is_file() and sha256_of(file) == digest)
 
 
-def _download(places: ProjectPaths, model: str, version: ModelVersion, target: Path) -> None:
+def _download(paths: ProjectPaths, model: str, version: ModelVersion, target: Path) -> None:
     import mlflow.artifacts
 
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with convert_errors(places, "the role reader", ""):
+        with convert_errors(paths, "the role reader", ""):
             downloaded = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"models:/{model}/{version.number}",
                 dst_path=str(temporary),
-                tracking_uri=tracked_runs.tracking_address(places),
-                registry_uri=tracked_runs.registry_address(places),
+                tracking_uri=tracked_runs.tracking_address(paths),
+                registry_uri=tracked_runs.registry_address(paths),
             )
         folder = Path(downloaded)
         if not ((folder / MODEL).is_file() and (folder / CARD).is_file()):

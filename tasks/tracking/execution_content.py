@@ -50,14 +50,14 @@ def execution_digest(contents: Sequence[RunContent]) -> str:
     return hashlib.sha256("\n".join(content.digest for content in contents).encode()).hexdigest()
 
 
-def execution_tags(places: ProjectPaths) -> dict[str, str]:
+def execution_tags(paths: ProjectPaths) -> dict[str, str]:
     """Return the tags of the parent run: winner, reason, and test accuracy context."""
-    verdicts = read_verdict_records(places)
+    verdicts = read_verdict_records(paths)
     if verdicts is None:
         return {}
     details = verdicts.selection.details
     tags = {"winnow.winner": details.winner or "nobody", "winnow.reason": details.why[:TAG_LENGTH]}
-    folder = places.artifacts / "report"
+    folder = paths.artifacts / "report"
     if not (folder / RECORD).is_file():
         return tags
     report = ReportRecord.read(folder)
@@ -89,9 +89,9 @@ def execution_note(
     return "\n".join([*rows, "", *([error_line] if error_line else []), f"Steps: {', '.join(step_links)}"])
 
 
-def execution_files(places: ProjectPaths) -> list[Path]:
+def execution_files(paths: ProjectPaths) -> list[Path]:
     """Return the files of the parent run: dvc.lock, the report and the plots."""
-    lock = places.root / "dvc.lock"
-    folders = (places.artifacts / "report", places.artifacts / "select")
+    lock = paths.root / "dvc.lock"
+    folders = (paths.artifacts / "report", paths.artifacts / "select")
     pages = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in REPORT_FILES]
     return [lock, *pages] if lock.is_file() else pages

@@ -42,7 +42,7 @@ class StoreError(WinnowError):
 
 @contextlib.contextmanager
 def convert_errors(
-    places: ProjectPaths,
+    paths: ProjectPaths,
     takes: str = "the role engineer",
     kept: str = RESUME_HINT,
 ) -> Iterator[None]:
@@ -56,12 +56,12 @@ def convert_errors(
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, CallTimeout) as error:
-        address = tracked_runs.redact_password(tracked_runs.tracking_address(places))
+        address = tracked_runs.redact_password(tracked_runs.tracking_address(paths))
         full_text = tracked_runs.redact_password(" ".join(str(error).split()))
         reason = full_text[:400]
         if isinstance(error, CallTimeout):
             reason = f"a call took longer than {CALL_SECONDS:.0f} s"
-        remedy = _remedy(error, full_text, takes, tracked_runs.is_local_store(places))
+        remedy = _remedy(error, full_text, takes, tracked_runs.is_local_store(paths))
         raise StoreError(f"MLflow at {address} does not respond as expected: {reason}\n{remedy}{kept}") from error
 
 
@@ -86,9 +86,9 @@ def _remedy(error: BaseException, text: str, takes: str, is_local: bool) -> str:
     return "Check that it is running, and that MLFLOW_TRACKING_URI is its address"
 
 
-def connect(places: ProjectPaths) -> Any:
+def connect(paths: ProjectPaths) -> Any:
     """Return the client for the project's tracking and registry addresses."""
-    return _client(tracked_runs.tracking_address(places), tracked_runs.registry_address(places))
+    return _client(tracked_runs.tracking_address(paths), tracked_runs.registry_address(paths))
 
 
 @functools.lru_cache(maxsize=4)
@@ -135,12 +135,12 @@ def active_run(client: Any, run_id: str | None) -> Any:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def experiment_id(places: ProjectPaths, config: Config) -> str:
+def experiment_id(paths: ProjectPaths, config: Config) -> str:
     """Return the id of the project's experiment, created on first use and restored where it was deleted."""
     from mlflow.exceptions import MlflowException
 
-    name, client = f"winnow/{registered_model_name(config)}", connect(places)
-    artifact_location = places.mlflow_artifacts.as_uri() if tracked_runs.is_local_store(places) else None
+    name, client = f"winnow/{registered_model_name(config)}", connect(paths)
+    artifact_location = paths.mlflow_artifacts.as_uri() if tracked_runs.is_local_store(paths) else None
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
@@ -155,7 +155,7 @@ def experiment_id(places: ProjectPaths, config: Config) -> str:
         client.restore_experiment(experiment.experiment_id)
     if artifact_location and experiment.artifact_location.rstrip("/") != artifact_location:
         raise StoreError(
-            f"the MLflow store in {places.state_dir / 'mlflow'} was created in another folder "
+            f"the MLflow store in {paths.state_dir / 'mlflow'} was created in another folder "
             f"({experiment.artifact_location}), where its files are; move the project back, or delete that store and "
             "run `winnow track`"
         )

@@ -33,24 +33,24 @@ PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
 DIGEST_TAG, RECORD_TAG = "winnow.digest", "winnow.record"
 
 
-def open_execution(places: ProjectPaths, config: Config, why: str) -> str:
+def open_execution(paths: ProjectPaths, config: Config, why: str) -> str:
     """Create the parent run of an execution and return its id; first close runs left open by killed processes."""
-    with mlflow_client.convert_errors(places):
-        client, experiment = mlflow_client.connect(places), mlflow_client.experiment_id(places, config)
+    with mlflow_client.convert_errors(paths):
+        client, experiment = mlflow_client.connect(paths), mlflow_client.experiment_id(paths, config)
         _close_dead(client, experiment)
-        tags = origin_tags(places.root) | {"winnow.kind": "execution", NOTE_TAG: why}
+        tags = origin_tags(paths.root) | {"winnow.kind": "execution", NOTE_TAG: why}
         name = f"run {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
         run_id = str(client.create_run(experiment, tags=mlflow_client.truncate_tags(tags), run_name=name).info.run_id)
-        for path in (places.root / "params.yaml", places.root / "dvc.yaml"):
+        for path in (paths.root / "params.yaml", paths.root / "dvc.yaml"):
             if path.is_file():
                 client.log_artifact(run_id, str(path))
     return run_id
 
 
-def close_orphaned(places: ProjectPaths, config: Config) -> None:
+def close_orphaned(paths: ProjectPaths, config: Config) -> None:
     """Mark open runs whose process on this machine is gone as failed."""
-    with mlflow_client.convert_errors(places):
-        _close_dead(mlflow_client.connect(places), mlflow_client.experiment_id(places, config))
+    with mlflow_client.convert_errors(paths):
+        _close_dead(mlflow_client.connect(paths), mlflow_client.experiment_id(paths, config))
 
 
 def _close_dead(client: Any, experiment: str) -> None:
@@ -59,20 +59,20 @@ def _close_dead(client: Any, experiment: str) -> None:
             _fail(client, run.info.run_id, "its process was killed")
 
 
-def open_step(places: ProjectPaths, parent_run: str, name: str, step: str) -> str:
+def open_step(paths: ProjectPaths, parent_run: str, name: str, step: str) -> str:
     """Create the child run of a step that is about to start, and return its id."""
-    with mlflow_client.convert_errors(places):
-        client = mlflow_client.connect(places)
+    with mlflow_client.convert_errors(paths):
+        client = mlflow_client.connect(paths)
         experiment = client.get_run(parent_run).info.experiment_id
-        return _open_child(places, client, experiment, parent_run, name, step)
+        return _open_child(paths, client, experiment, parent_run, name, step)
 
 
-def log_curves(places: ProjectPaths, run_id: str, rows: Sequence[Curve], already_sent: int, prefix: str) -> None:
+def log_curves(paths: ProjectPaths, run_id: str, rows: Sequence[Curve], already_sent: int, prefix: str) -> None:
     """Log new rows of a running training. If MLflow does not respond, `close_step` logs them later."""
     try:
-        with mlflow_client.convert_errors(places):
+        with mlflow_client.convert_errors(paths):
             mlflow_client.log_values(
-                mlflow_client.connect(places),
+                mlflow_client.connect(paths),
                 run_id,
                 metrics=mlflow_client.to_curve_metrics(rows[already_sent:], prefix or CURVES),
             )
@@ -80,33 +80,33 @@ def log_curves(places: ProjectPaths, run_id: str, rows: Sequence[Curve], already
         log.warning("curves will be logged when the step has ended: %s", str(error).partition("\n")[0])
 
 
-def close_step(places: ProjectPaths, run_id: str, out: Path) -> None:
+def close_step(paths: ProjectPaths, run_id: str, out: Path) -> None:
     """Log the record in `out` to the run of its step; delete the run where the record is tracked already."""
-    with mlflow_client.convert_errors(places):
-        client = mlflow_client.connect(places)
+    with mlflow_client.convert_errors(paths):
+        client = mlflow_client.connect(paths)
         run = client.get_run(run_id)
         query = f"tags.`{RECORD_TAG}` = '{record_digest(out)}'"
         if client.search_runs([run.info.experiment_id], query, max_results=1):
             client.delete_run(run_id)
             return
         content = run_content.read_content(out, run.data.tags["winnow.step"])
-        _fill(places, client, run_id, content, _unsent(client, run_id, content.curves))
+        _fill(paths, client, run_id, content, _unsent(client, run_id, content.curves))
 
 
-def fail_step(places: ProjectPaths, run_id: str, message: str) -> None:
+def fail_step(paths: ProjectPaths, run_id: str, message: str) -> None:
     """Mark the run of a step as failed. Errors of MLflow are ignored, so that the step's own error is shown."""
-    with contextlib.suppress(mlflow_client.StoreError), mlflow_client.convert_errors(places):
-        _fail(mlflow_client.connect(places), run_id, message)
+    with contextlib.suppress(mlflow_client.StoreError), mlflow_client.convert_errors(paths):
+        _fail(mlflow_client.connect(paths), run_id, message)
 
 
-def close_execution(places: ProjectPaths, parent: str, ok: bool) -> None:
+def close_execution(paths: ProjectPaths, parent: str, ok: bool) -> None:
     """End the parent run, and mark its open child runs as failed: of interrupted steps, or of earlier attempts.
 
     After a failure (`ok` False) errors of MLflow are ignored.
     """
     error_filter = contextlib.nullcontext() if ok else contextlib.suppress(mlflow_client.StoreError)
-    with error_filter, mlflow_client.convert_errors(places):
-        client = mlflow_client.connect(places)
+    with error_filter, mlflow_client.convert_errors(paths):
+        client = mlflow_client.connect(paths)
         experiment = client.get_run(parent).info.experiment_id
         running = f"attributes.status = 'RUNNING' and tags.`{PARENT_TAG}` = '{parent}'"
         for run in client.search_runs([experiment], running):
@@ -114,84 +114,84 @@ def close_execution(places: ProjectPaths, parent: str, ok: bool) -> None:
         client.set_terminated(parent, "FINISHED" if ok else "FAILED")
 
 
-def track(places: ProjectPaths, config: Config, parent: str | None = None) -> str:
+def track(paths: ProjectPaths, config: Config, parent: str | None = None) -> str:
     """Log all records in artifacts/ that MLflow lacks, below `parent` or a new parent run; return a line for the user.
 
     Raises ArtifactError where there are no records.
     """
-    contents = run_content.read_contents(places, config)
+    contents = run_content.read_contents(paths, config)
     if not contents:
-        raise ArtifactError(f"nothing to track in {places.artifacts}; run `winnow run` or `dvc repro` first")
+        raise ArtifactError(f"nothing to track in {paths.artifacts}; run `winnow run` or `dvc repro` first")
     address, digest = (
-        tracked_runs.redact_password(tracked_runs.tracking_address(places)),
+        tracked_runs.redact_password(tracked_runs.tracking_address(paths)),
         execution_content.execution_digest(contents),
     )
-    with mlflow_client.convert_errors(places):
-        client, experiment = mlflow_client.connect(places), mlflow_client.experiment_id(places, config)
+    with mlflow_client.convert_errors(paths):
+        client, experiment = mlflow_client.connect(paths), mlflow_client.experiment_id(paths, config)
         runs = _present(
             client,
             experiment,
             [*(content.digest for content in contents), digest],
-            tracked_runs.read_runs(places),
+            tracked_runs.read_runs(paths),
         )
         missing = [content for content in contents if content.digest not in runs]
         if parent is None and not missing and digest in runs:
-            tracked_runs.write_runs(places, runs)
+            tracked_runs.write_runs(paths, runs)
             return f"MLflow at {address} has all {len(contents)} records already"
-        execution = parent or open_execution(places, config, why="records created without the flow")
+        execution = parent or open_execution(paths, config, why="records created without the flow")
         try:
             for content in missing:
-                runs[content.digest] = _log_record(places, client, experiment, execution, content)
+                runs[content.digest] = _log_record(paths, client, experiment, execution, content)
             _describe(
-                places,
+                paths,
                 client,
                 execution,
-                execution_content.execution_note(contents, experiment, runs, run_content.read_verdict_records(places)),
+                execution_content.execution_note(contents, experiment, runs, run_content.read_verdict_records(paths)),
                 digest,
             )
         except BaseException:
             if parent is None:
-                close_execution(places, execution, ok=False)
+                close_execution(paths, execution, ok=False)
             raise
         if parent is None:
-            close_execution(places, execution, ok=True)
-    tracked_runs.write_runs(places, runs | {digest: execution})
+            close_execution(paths, execution, ok=True)
+    tracked_runs.write_runs(paths, runs | {digest: execution})
     return f"{len(missing)} of {len(contents)} records were new to MLflow at {address}"
 
 
-def is_complete(places: ProjectPaths, config: Config) -> bool:
+def is_complete(paths: ProjectPaths, config: Config) -> bool:
     """Return whether all records are tracked at this address, from local files alone."""
     if not (
-        tracked_runs.store_exists(tracked_runs.tracking_address(places)) and run_content.has_all_records(places, config)
+        tracked_runs.store_exists(tracked_runs.tracking_address(paths)) and run_content.has_all_records(paths, config)
     ):
         return False
-    contents = run_content.read_contents(places, config)
+    contents = run_content.read_contents(paths, config)
     return {
         execution_content.execution_digest(contents),
         *(content.digest for content in contents),
-    } <= tracked_runs.read_runs(places).keys()
+    } <= tracked_runs.read_runs(paths).keys()
 
 
-def last_execution(places: ProjectPaths, config: Config) -> tuple[str, str] | None:
+def last_execution(paths: ProjectPaths, config: Config) -> tuple[str, str] | None:
     """Return (experiment id, run id) of the execution in artifacts/; None where it is not tracked."""
-    run_id = tracked_runs.read_runs(places).get(
-        execution_content.execution_digest(run_content.read_contents(places, config))
+    run_id = tracked_runs.read_runs(paths).get(
+        execution_content.execution_digest(run_content.read_contents(paths, config))
     )
     if run_id is None:
         return None
-    with mlflow_client.convert_errors(places):
-        run = mlflow_client.active_run(mlflow_client.connect(places), run_id)
+    with mlflow_client.convert_errors(paths):
+        run = mlflow_client.active_run(mlflow_client.connect(paths), run_id)
     return (str(run.info.experiment_id), run_id) if run else None
 
 
-def candidate_run(places: ProjectPaths, config: Config, name: str) -> str | None:
+def candidate_run(paths: ProjectPaths, config: Config, name: str) -> str | None:
     """Return the id of the run of a candidate's present record; None where MLflow has none."""
-    digests = {content.name: content.digest for content in run_content.read_contents(places, config)}
-    run_id = tracked_runs.read_runs(places).get(digests.get(name, ""))
+    digests = {content.name: content.digest for content in run_content.read_contents(paths, config)}
+    run_id = tracked_runs.read_runs(paths).get(digests.get(name, ""))
     if run_id is None:
         return None
-    with mlflow_client.convert_errors(places):
-        return run_id if mlflow_client.active_run(mlflow_client.connect(places), run_id) else None
+    with mlflow_client.convert_errors(paths):
+        return run_id if mlflow_client.active_run(mlflow_client.connect(paths), run_id) else None
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,10 @@ class RunDetails:
     files: Sequence[Path] = ()
 
 
-def log_separate_run(places: ProjectPaths, config: Config, name: str, details: RunDetails) -> str:
+def log_separate_run(paths: ProjectPaths, config: Config, name: str, details: RunDetails) -> str:
     """Log a run without parent, for results outside the chain, and return its id."""
-    with mlflow_client.convert_errors(places):
-        client, experiment = mlflow_client.connect(places), mlflow_client.experiment_id(places, config)
+    with mlflow_client.convert_errors(paths):
+        client, experiment = mlflow_client.connect(paths), mlflow_client.experiment_id(paths, config)
         run_id = str(
             client.create_run(experiment, tags=mlflow_client.truncate_tags(details.tags), run_name=name).info.run_id
         )
@@ -218,10 +218,10 @@ def log_separate_run(places: ProjectPaths, config: Config, name: str, details: R
     return run_id
 
 
-def tag_run(places: ProjectPaths, run_id: str, tags: Mapping[str, str]) -> None:
+def tag_run(paths: ProjectPaths, run_id: str, tags: Mapping[str, str]) -> None:
     """Add tags to a run; it may have ended."""
-    with mlflow_client.convert_errors(places):
-        mlflow_client.log_values(mlflow_client.connect(places), run_id, tags=tags)
+    with mlflow_client.convert_errors(paths):
+        mlflow_client.log_values(mlflow_client.connect(paths), run_id, tags=tags)
 
 
 def _present(client: Any, experiment: str, digests: list[str], remembered: dict[str, str]) -> dict[str, str]:
@@ -238,7 +238,7 @@ def _present(client: Any, experiment: str, digests: list[str], remembered: dict[
     return {digest: run_by_digest[digest] for digest in digests if digest in run_by_digest}
 
 
-def _log_record(places: ProjectPaths, client: Any, experiment: str, parent: str, content: RunContent) -> str:
+def _log_record(paths: ProjectPaths, client: Any, experiment: str, parent: str, content: RunContent) -> str:
     """Log one record and return the run id: add the verdict to the record's run, or create a new run."""
     if content.is_judged:
         query = f"tags.`{DIGEST_TAG}` = '{content.record_digest}'"
@@ -246,21 +246,21 @@ def _log_record(places: ProjectPaths, client: Any, experiment: str, parent: str,
             tags = content.tags | {NOTE_TAG: content.note, DIGEST_TAG: content.digest}
             mlflow_client.log_values(client, run.info.run_id, mlflow_client.to_metrics(content.figures), tags=tags)
             return str(run.info.run_id)
-    run_id = _open_child(places, client, experiment, parent, content.name, content.step)
-    _fill(places, client, run_id, content, content.curves)
+    run_id = _open_child(paths, client, experiment, parent, content.name, content.step)
+    _fill(paths, client, run_id, content, content.curves)
     return run_id
 
 
-def _open_child(places: ProjectPaths, client: Any, experiment: str, parent: str, name: str, step: str) -> str:
-    tags = origin_tags(places.root) | {PARENT_TAG: parent, "winnow.step": step, "winnow.name": name}
+def _open_child(paths: ProjectPaths, client: Any, experiment: str, parent: str, name: str, step: str) -> str:
+    tags = origin_tags(paths.root) | {PARENT_TAG: parent, "winnow.step": step, "winnow.name": name}
     return str(client.create_run(experiment, tags=mlflow_client.truncate_tags(tags), run_name=name).info.run_id)
 
 
-def _fill(places: ProjectPaths, client: Any, run_id: str, content: RunContent, curves: Sequence[Curve]) -> None:
+def _fill(paths: ProjectPaths, client: Any, run_id: str, content: RunContent, curves: Sequence[Curve]) -> None:
     """Log the content of a record. The digest comes last, so that an interrupted run never counts as complete."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    version = run_content.data_version(places)
+    version = run_content.data_version(paths)
     context = InputTag("mlflow.data.context", run_content.DATASET_CONTEXT.get(content.step, "training"))
     images = Dataset(run_content.DATASET, version, "local", '{"uri": "artifacts/data"}')
     client.log_inputs(run_id, datasets=[DatasetInput(images, [context])])
@@ -277,12 +277,12 @@ def _fill(places: ProjectPaths, client: Any, run_id: str, content: RunContent, c
     mlflow_client.log_values(client, run_id, tags={RECORD_TAG: content.record_digest, DIGEST_TAG: content.digest})
 
 
-def _describe(places: ProjectPaths, client: Any, run_id: str, note: str, digest: str) -> None:
+def _describe(paths: ProjectPaths, client: Any, run_id: str, note: str, digest: str) -> None:
     """Log to the parent run: table of candidates, lock file, report and plots."""
     cause = client.get_run(run_id).data.tags.get(NOTE_TAG, "")
-    for path in execution_content.execution_files(places):
+    for path in execution_content.execution_files(paths):
         client.log_artifact(run_id, str(path))
-    tags = execution_content.execution_tags(places)
+    tags = execution_content.execution_tags(paths)
     reason = tags.get("winnow.reason", "no verdict yet")
     if warning := tags.get("winnow.test.warning"):
         reason = f"**Warning of the test split:** {warning}\n\n{reason}"

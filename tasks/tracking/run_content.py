@@ -81,25 +81,25 @@ class VerdictRecords:
     selection: SelectionRecord
 
 
-def read_contents(places: ProjectPaths, config: Config) -> list[RunContent]:
+def read_contents(paths: ProjectPaths, config: Config) -> list[RunContent]:
     """Return the content of each step that has a record, in the order of the DVC graph."""
-    verdicts = read_verdict_records(places)
+    verdicts = read_verdict_records(paths)
     run_contents = []
     for stage in dvc_stages.stages(config):
-        folder = places.artifacts / stage.out
+        folder = paths.artifacts / stage.out
         if (folder / RECORD).is_file():
             run_contents.append(read_content(folder, stage.name.partition("@")[0], verdicts))
     return run_contents
 
 
-def has_all_records(places: ProjectPaths, config: Config) -> bool:
+def has_all_records(paths: ProjectPaths, config: Config) -> bool:
     """Return whether every step has a record."""
-    return all((places.artifacts / stage.out / RECORD).is_file() for stage in dvc_stages.stages(config))
+    return all((paths.artifacts / stage.out / RECORD).is_file() for stage in dvc_stages.stages(config))
 
 
-def read_verdict_records(places: ProjectPaths) -> VerdictRecords | None:
+def read_verdict_records(paths: ProjectPaths) -> VerdictRecords | None:
     """Return the records of benchmark and select; None unless the selection is of this benchmark."""
-    benchmark, selection = places.artifacts / "benchmark", places.artifacts / "select"
+    benchmark, selection = paths.artifacts / "benchmark", paths.artifacts / "select"
     if not ((benchmark / RECORD).is_file() and (selection / RECORD).is_file()):
         return None
     verdicts = VerdictRecords(BenchmarkRecord.read(benchmark), SelectionRecord.read(selection))
@@ -222,11 +222,11 @@ def test_tags(report: ReportDetails, warnings: Sequence[str]) -> dict[str, str]:
     return tags | ({"winnow.test.warning": "; ".join(warnings)[:TAG_LENGTH]} if warnings else {})
 
 
-def data_version(places: ProjectPaths) -> str:
+def data_version(paths: ProjectPaths) -> str:
     """Return DVC's hash of artifacts/data, at most 36 characters for MLflow; the record's digest before DVC has one."""
     try:
-        lock = yaml.safe_load((places.root / "dvc.lock").read_text(encoding="utf-8"))
+        lock = yaml.safe_load((paths.root / "dvc.lock").read_text(encoding="utf-8"))
         return str(lock["stages"]["ingest"]["outs"][0]["md5"])
     except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError):
-        folder = places.artifacts / "data"
+        folder = paths.artifacts / "data"
         return record_digest(folder)[:36] if (folder / RECORD).is_file() else "unknown"

@@ -47,22 +47,22 @@ def defer_signals() -> Iterator[None]:
 class SearchRun:
     """Logs the trials of one search to MLflow."""
 
-    def __init__(self, places: ProjectPaths, config: Config, name: str) -> None:
-        self.places, self.config, self.name = places, config, name
+    def __init__(self, paths: ProjectPaths, config: Config, name: str) -> None:
+        self.paths, self.config, self.name = paths, config, name
         self.logged: list[int] = []
         """Numbers of the trials that MLflow has."""
         self.run_id = self._open()
 
     def _open(self) -> str:
-        places = self.places
-        with defer_signals(), mlflow_client.convert_errors(places, kept=RESUME_HINT):
-            client, experiment = mlflow_client.connect(places), mlflow_client.experiment_id(places, self.config)
-            state = SEARCH_RUN.read(places, self.name)
+        paths = self.paths
+        with defer_signals(), mlflow_client.convert_errors(paths, kept=RESUME_HINT):
+            client, experiment = mlflow_client.connect(paths), mlflow_client.experiment_id(paths, self.config)
+            state = SEARCH_RUN.read(paths, self.name)
             if state and client.search_runs([experiment], f"attributes.run_id = '{state['run']}'"):
                 client.update_run(state["run"], status="RUNNING")
                 self.logged = state["trials"]
                 return str(state["run"])
-            tags = origin_tags(places.root) | {KIND: "search", "winnow.search": self.name}
+            tags = origin_tags(paths.root) | {KIND: "search", "winnow.search": self.name}
             run = client.create_run(experiment, tags=mlflow_client.truncate_tags(tags), run_name=f"search {self.name}")
             self._save_state(str(run.info.run_id))
             settings = self.config.search.model_dump(mode="json")
@@ -71,7 +71,7 @@ class SearchRun:
         return str(run.info.run_id)
 
     def _save_state(self, run_id: str) -> None:
-        SEARCH_RUN.write(self.places, {"run": run_id, "trials": self.logged}, self.name)
+        SEARCH_RUN.write(self.paths, {"run": run_id, "trials": self.logged}, self.name)
 
     def trial(self, trial: EndedTrial) -> None:
         """Log a trial as a child run. If MLflow does not respond, the search continues and logs it at the end."""
@@ -82,14 +82,14 @@ class SearchRun:
 
     def _log_trial(self, trial: EndedTrial) -> None:
         with defer_signals():
-            with mlflow_client.convert_errors(self.places, kept=RESUME_HINT):
+            with mlflow_client.convert_errors(self.paths, kept=RESUME_HINT):
                 self._write(trial)
             self.logged.append(trial.number)
             self._save_state(self.run_id)
 
     def _write(self, trial: EndedTrial) -> None:
-        client, experiment = mlflow_client.connect(self.places), mlflow_client.experiment_id(self.places, self.config)
-        tags = origin_tags(self.places.root) | {PARENT_TAG: self.run_id, KIND: "trial", "winnow.state": trial.state}
+        client, experiment = mlflow_client.connect(self.paths), mlflow_client.experiment_id(self.paths, self.config)
+        tags = origin_tags(self.paths.root) | {PARENT_TAG: self.run_id, KIND: "trial", "winnow.state": trial.state}
         tags |= {NOTE_TAG: describe_trial(trial, self.config.search), NUMBER: str(trial.number)}
         query = f"tags.`{PARENT_TAG}` = '{self.run_id}' and tags.`{NUMBER}` = '{trial.number}'"
         runs = client.search_runs([experiment], query, max_results=1)  # left by an attempt that MLflow interrupted
@@ -108,8 +108,8 @@ class SearchRun:
     def pause(self) -> None:
         """End the parent run of a search that was stopped and can be resumed."""
         try:
-            with defer_signals(), mlflow_client.convert_errors(self.places, kept=RESUME_HINT):
-                mlflow_client.connect(self.places).set_terminated(self.run_id, "FINISHED")
+            with defer_signals(), mlflow_client.convert_errors(self.paths, kept=RESUME_HINT):
+                mlflow_client.connect(self.paths).set_terminated(self.run_id, "FINISHED")
         except mlflow_client.StoreError as error:
             log.warning("the run of the search in MLflow stays open: %s", error)
 
@@ -127,8 +127,8 @@ class SearchRun:
         }
         if chosen is not None and chosen.look is not None:
             metrics |= {"search/chosen_drop_points": chosen.look.drop, "search/chosen_cost": chosen.look.cost}
-        with defer_signals(), mlflow_client.convert_errors(self.places, kept=RESUME_HINT):
-            client = mlflow_client.connect(self.places)
+        with defer_signals(), mlflow_client.convert_errors(self.paths, kept=RESUME_HINT):
+            client = mlflow_client.connect(self.paths)
             mlflow_client.log_values(client, self.run_id, mlflow_client.to_metrics(metrics))
             for file in files:
                 client.log_artifact(self.run_id, str(file))

@@ -17,19 +17,19 @@ from tasks.project.state_files import TRACKED_RUNS
 SQLITE = "sqlite:///"
 
 
-def tracking_address(places: ProjectPaths) -> str:
+def tracking_address(paths: ProjectPaths) -> str:
     """Return MLFLOW_TRACKING_URI, or the address of the project's own store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or places.mlflow_store
+    return os.environ.get("MLFLOW_TRACKING_URI") or paths.mlflow_store
 
 
-def registry_address(places: ProjectPaths) -> str:
+def registry_address(paths: ProjectPaths) -> str:
     """Return MLFLOW_REGISTRY_URI, or the tracking address."""
-    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_address(places)
+    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_address(paths)
 
 
-def is_local_store(places: ProjectPaths) -> bool:
+def is_local_store(paths: ProjectPaths) -> bool:
     """Return whether runs are tracked in the project's own store."""
-    return tracking_address(places) == places.mlflow_store
+    return tracking_address(paths) == paths.mlflow_store
 
 
 def redact_password(text: str) -> str:
@@ -42,13 +42,13 @@ def store_exists(uri: str) -> bool:
     return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).is_file()
 
 
-def read_runs(places: ProjectPaths) -> dict[str, str]:
+def read_runs(paths: ProjectPaths) -> dict[str, str]:
     """Return the cached digest -> run id of this address."""
-    return TRACKED_RUNS.read(places).get(redact_password(tracking_address(places)), {})
+    return TRACKED_RUNS.read(paths).get(redact_password(tracking_address(paths)), {})
 
 
-def write_runs(places: ProjectPaths, runs: dict[str, str]) -> None:
+def write_runs(paths: ProjectPaths, runs: dict[str, str]) -> None:
     """Replace the cached runs of this address, not of others."""
-    with lock_tracking(places):
-        others = TRACKED_RUNS.read(places)
-        TRACKED_RUNS.write(places, others | {redact_password(tracking_address(places)): runs})
+    with lock_tracking(paths):
+        others = TRACKED_RUNS.read(paths)
+        TRACKED_RUNS.write(paths, others | {redact_password(tracking_address(paths)): runs})

@@ -62,15 +62,15 @@ class CachedFile:
         return f"{self.content.parent.name}{self.content.name}".removesuffix(DIRECTORY)
 
 
-def find_damaged(places: ProjectPaths, full: bool = False) -> list[CachedFile]:
+def find_damaged(paths: ProjectPaths, full: bool = False) -> list[CachedFile]:
     """Return the entries of dvc.lock whose object in the cache has another content; missing objects are left to DVC.
 
     `full`: read every object, also those that have not changed since the last check.
     """
-    verified = {} if full else VERIFIED.read(places)
+    verified = {} if full else VERIFIED.read(paths)
     still_verified: dict[str, Fingerprint] = {}
     damaged_entries = []
-    for entry in _entries(places):
+    for entry in _entries(paths):
         fingerprint = _fingerprint(entry.content)
         if fingerprint is None:
             continue
@@ -79,21 +79,21 @@ def find_damaged(places: ProjectPaths, full: bool = False) -> list[CachedFile]:
         else:
             damaged_entries.append(entry)
     if still_verified != verified:
-        _save_verified(places, still_verified)
+        _save_verified(paths, still_verified)
     return damaged_entries
 
 
-def mark_verified(places: ProjectPaths, stage: str) -> None:
+def mark_verified(paths: ProjectPaths, stage: str) -> None:
     """Record the objects of a stage that has just run as verified: DVC has just hashed them."""
-    fingerprints = {entry.md5: _fingerprint(entry.content) for entry in _entries(places) if entry.stage == stage}
+    fingerprints = {entry.md5: _fingerprint(entry.content) for entry in _entries(paths) if entry.stage == stage}
     _save_verified(
-        places,
-        VERIFIED.read(places)
+        paths,
+        VERIFIED.read(paths)
         | {md5: fingerprint for md5, fingerprint in fingerprints.items() if fingerprint is not None},
     )
 
 
-def remove_damaged(places: ProjectPaths, entries: Collection[CachedFile]) -> None:
+def remove_damaged(paths: ProjectPaths, entries: Collection[CachedFile]) -> None:
     """Delete damaged objects and the files that share them, so that their stages run again.
 
     A separate file with the right content stays: DVC adds it to the cache again.
@@ -105,34 +105,34 @@ def remove_damaged(places: ProjectPaths, entries: Collection[CachedFile]) -> Non
         entry.content.unlink(missing_ok=True)
 
 
-def check(places: ProjectPaths) -> None:
+def check(paths: ProjectPaths) -> None:
     """Raise ArtifactError where an output is damaged."""
-    if entries := find_damaged(places):
+    if entries := find_damaged(paths):
         raise ArtifactError(
-            f"{describe_damaged(places, entries)}: changed in place after it was created; `winnow run` creates it again"
+            f"{describe_damaged(paths, entries)}: changed in place after it was created; `winnow run` creates it again"
         )
 
 
-def describe_damaged(places: ProjectPaths, entries: Collection[CachedFile]) -> str:
+def describe_damaged(paths: ProjectPaths, entries: Collection[CachedFile]) -> str:
     """Return "NAMES is/are damaged" for a message."""
-    names = [str(entry.path.relative_to(places.root)) for entry in entries]
+    names = [str(entry.path.relative_to(paths.root)) for entry in entries]
     others = f" and {len(names) - 3} more files" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{others} {'is' if len(names) == 1 else 'are'} damaged"
 
 
-def _entries(places: ProjectPaths) -> Iterator[CachedFile]:
+def _entries(paths: ProjectPaths) -> Iterator[CachedFile]:
     """Yield all files of all outputs in dvc.lock, as far as the cache lists them."""
     try:
-        text = (places.root / "dvc.lock").read_text(encoding="utf-8")
+        text = (paths.root / "dvc.lock").read_text(encoding="utf-8")
         lock = LockFile.model_validate(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {})
     except (OSError, ValueError, yaml.YAMLError):  # missing, or invalid, which DVC reports
         return
-    cache = _cache(places) / "files" / "md5"
+    cache = _cache(paths) / "files" / "md5"
     for stage, locked in lock.stages.items():
         for out in locked.outs:
             if not out.md5:
                 continue
-            object_path, out_path = _object(cache, out.md5), places.root / out.path
+            object_path, out_path = _object(cache, out.md5), paths.root / out.path
             yield CachedFile(stage, out_path, object_path)
             for row in _listed(object_path) if out.md5.endswith(DIRECTORY) else ():
                 yield CachedFile(stage, out_path / row["relpath"], _object(cache, row["md5"]))
@@ -151,15 +151,15 @@ def _object(cache: Path, md5: str) -> Path:
     return cache / md5[:2] / md5[2:]
 
 
-def _cache(places: ProjectPaths) -> Path:
+def _cache(paths: ProjectPaths) -> Path:
     """Return the folder of DVC's cache: cache.dir of its config, or .dvc/cache."""
     settings = configparser.ConfigParser(interpolation=None)
     try:
-        settings.read([places.root / ".dvc" / name for name in ("config", "config.local")], encoding="utf-8")
+        settings.read([paths.root / ".dvc" / name for name in ("config", "config.local")], encoding="utf-8")
     except configparser.Error:
-        return places.root / ".dvc" / "cache"
+        return paths.root / ".dvc" / "cache"
     folder = settings.get("cache", "dir", fallback="").strip("\"'")
-    return (places.root / ".dvc" / folder) if folder else places.root / ".dvc" / "cache"
+    return (paths.root / ".dvc" / folder) if folder else paths.root / ".dvc" / "cache"
 
 
 def _fingerprint(path: Path) -> Fingerprint | None:
@@ -175,7 +175,7 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _save_verified(places: ProjectPaths, verified: dict[str, Fingerprint]) -> None:
+def _save_verified(paths: ProjectPaths, verified: dict[str, Fingerprint]) -> None:
     """Write the verified objects to verified.json. Where that fails, the next check reads everything again."""
     with contextlib.suppress(OSError):
-        VERIFIED.write(places, verified)
+        VERIFIED.write(paths, verified)

@@ -9,14 +9,14 @@ from tasks.versioning.s3_mirror import MirrorResult, mirror
 from winnow.config import Config
 
 
-def fetch(places: ProjectPaths, config: Config) -> MirrorResult | None:
+def fetch(paths: ProjectPaths, config: Config) -> MirrorResult | None:
     """Mirror data.fetch; return what was done, or None where data.fetch is none.
 
     Raises DataError; objects that were fetched before the error stay.
     """
     if config.data.fetch == "none":
         return None
-    folder = places.root / config.data.path
+    folder = paths.root / config.data.path
     return mirror(config.data.fetch, folder, index_path(folder))
 
 

@@ -29,130 +29,130 @@ def asking(config: Config, **values: Any) -> Config:
     return config.model_copy(update={"promotion": config.promotion.model_copy(update=policy)})
 
 
-def next_run(places: ProjectPaths, ballast: int, **values: Any) -> Config:
-    return asking(write_run(places.root, "quick", {"quick": {"ballast": ballast}}), **values)
+def next_run(paths: ProjectPaths, ballast: int, **values: Any) -> Config:
+    return asking(write_run(paths.root, "quick", {"quick": {"ballast": ballast}}), **values)
 
 
-def test_a_winner_waits_and_is_asked_about_once(places: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(places, config)
-    first = promote(places, asking(config))
+def test_a_winner_waits_and_is_asked_about_once(paths: ProjectPaths, config: Config) -> None:
+    mlflow_runs.track(paths, config)
+    first = promote(paths, asking(config))
     assert first.waits is not None
     assert first.waits.state == "asked"
     assert (first.alias, first.champion) == ("challenger", None)
     assert "waits for approval" in first.reasons[-1]
-    assert aliases(places) == {"challenger": "1"}
-    assert promotion_state.is_up_to_date(places, asking(config))
-    assert promotion_state.is_awaiting_approval(places)
-    assert not promotion_state.is_up_to_date(places, config)  # nobody is asked any more
-    again = promote(places, asking(config))
+    assert aliases(paths) == {"challenger": "1"}
+    assert promotion_state.is_up_to_date(paths, asking(config))
+    assert promotion_state.is_awaiting_approval(paths)
+    assert not promotion_state.is_up_to_date(paths, config)  # nobody is asked any more
+    again = promote(paths, asking(config))
     assert again.waits == first.waits
-    assert "waits for approval" in tag(places, "1", "winnow.reason")
+    assert "waits for approval" in tag(paths, "1", "winnow.reason")
 
 
-def test_approved_it_serves_and_the_word_stays_with_it(places: ProjectPaths, config: Config) -> None:
-    promote(places, asking(config))
-    outcome = approval_decision.decide(places, asking(config), True, "Ann", "looks right")
+def test_approved_it_serves_and_the_word_stays_with_it(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, asking(config))
+    outcome = approval_decision.decide(paths, asking(config), True, "Ann", "looks right")
     assert (outcome.alias, outcome.champion, outcome.is_new) == ("champion", "1", True)
     assert "approved by Ann" in outcome.reasons[-1]
-    assert "looks right" in tag(places, "1", "winnow.reason")
-    assert aliases(places) == {"champion": "1", "challenger": "1"}
+    assert "looks right" in tag(paths, "1", "winnow.reason")
+    assert aliases(paths) == {"champion": "1", "challenger": "1"}
     with pytest.raises(WinnowError, match="was approved already"):
-        approval_decision.decide(places, asking(config), True, "Ann", "")
-    assert promotion_state.read_reasons(places) == list(outcome.reasons)
-    assert not promotion_state.is_awaiting_approval(places)
-    assert "is the champion" in promote(places, asking(config)).reasons[-1]
+        approval_decision.decide(paths, asking(config), True, "Ann", "")
+    assert promotion_state.read_reasons(paths) == list(outcome.reasons)
+    assert not promotion_state.is_awaiting_approval(paths)
+    assert "is the champion" in promote(paths, asking(config)).reasons[-1]
 
 
-def test_a_damaged_question_is_not_taken_for_none(places: ProjectPaths, config: Config) -> None:
-    promote(places, asking(config))
-    version = registered_models.find(places, MODEL, "challenger")
+def test_a_damaged_question_is_not_taken_for_none(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, asking(config))
+    version = registered_models.find(paths, MODEL, "challenger")
     assert version is not None
-    registered_models.annotate(places, MODEL, version, {approval_request.REQUEST_TAG: "{"})
+    registered_models.annotate(paths, MODEL, version, {approval_request.REQUEST_TAG: "{"})
     with pytest.raises(ArtifactError, match=r"winnow\.approval of version 1"):
-        promote(places, asking(config))
+        promote(paths, asking(config))
 
 
-def test_a_denial_holds(places: ProjectPaths, config: Config) -> None:
-    promote(places, write_run(places.root, "quick", {"quick": {"ballast": 400}}))
-    wanted = next_run(places, 0)
-    assert promote(places, wanted).waits is not None
+def test_a_denial_holds(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, write_run(paths.root, "quick", {"quick": {"ballast": 400}}))
+    wanted = next_run(paths, 0)
+    assert promote(paths, wanted).waits is not None
     with pytest.raises(WinnowError, match="needs a reason"):
-        approval_decision.decide(places, wanted, False, "Ann", "")
-    outcome = approval_decision.decide(places, wanted, False, "Ann", "wrong on cats")
+        approval_decision.decide(paths, wanted, False, "Ann", "")
+    outcome = approval_decision.decide(paths, wanted, False, "Ann", "wrong on cats")
     assert (outcome.alias, outcome.champion, outcome.is_new) == ("challenger", "1", False)
-    assert "wrong on cats" in tag(places, "2", "winnow.reason")
+    assert "wrong on cats" in tag(paths, "2", "winnow.reason")
     for config_now in (wanted, asking(wanted, approval=False)):
-        refused = promote(places, config_now)
+        refused = promote(paths, config_now)
         assert refused.waits is None
         assert "denied by Ann" in refused.reasons[-1]
-        assert aliases(places)["champion"] == "1"
-    assert promotion_state.is_up_to_date(places, wanted)
-    assert promote(places, wanted, replace=True).waits is not None  # asked for anew
+        assert aliases(paths)["champion"] == "1"
+    assert promotion_state.is_up_to_date(paths, wanted)
+    assert promote(paths, wanted, replace=True).waits is not None  # asked for anew
 
 
 def test_a_question_that_nobody_answers_expires(
-    places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = asking(config, approval_hours=2.0)
-    promote(places, wanted)
+    promote(paths, wanted)
     later = datetime.now(UTC) + timedelta(hours=3)
-    assert promotion_state.is_up_to_date(places, wanted)
+    assert promotion_state.is_up_to_date(paths, wanted)
     for module in (approval_request, promotion_state):
         monkeypatch.setattr(module, "_now", lambda: later)
-    assert not promotion_state.is_up_to_date(places, wanted)  # so the next run of the chain writes it down
-    outcome = promote(places, wanted)
+    assert not promotion_state.is_up_to_date(paths, wanted)  # so the next run of the chain writes it down
+    outcome = promote(paths, wanted)
     assert outcome.waits is None
     assert "not approved in time: nobody answered" in outcome.reasons[-1]
-    assert "nobody answered" in tag(places, "1", "winnow.reason")
-    assert aliases(places) == {"challenger": "1"}
-    assert promotion_state.is_up_to_date(places, wanted)
+    assert "nobody answered" in tag(paths, "1", "winnow.reason")
+    assert aliases(paths) == {"challenger": "1"}
+    assert promotion_state.is_up_to_date(paths, wanted)
     # A person's word counts late, too.
-    assert approval_decision.decide(places, wanted, True, "Ann", "was ill").champion == "1"
+    assert approval_decision.decide(paths, wanted, True, "Ann", "was ill").champion == "1"
 
 
-def test_the_next_challenger_ends_the_question(places: ProjectPaths, config: Config) -> None:
-    promote(places, next_run(places, 900))
-    wanted = next_run(places, 400)
-    assert promote(places, wanted).version == "2"
-    assert "not approved before version 2 (quick) took its place" in tag(places, "1", "winnow.reason")
-    question = approval_decision.pending_approval(places, wanted)
+def test_the_next_challenger_ends_the_question(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, next_run(paths, 900))
+    wanted = next_run(paths, 400)
+    assert promote(paths, wanted).version == "2"
+    assert "not approved before version 2 (quick) took its place" in tag(paths, "1", "winnow.reason")
+    question = approval_decision.pending_approval(paths, wanted)
     assert question is not None
     assert question.version.number == "2"
     # The first one wins a later selection: it is asked about anew.
-    assert promote(places, next_run(places, 900)).waits is not None
+    assert promote(paths, next_run(paths, 900)).waits is not None
 
 
-def test_the_word_is_about_the_champion_of_the_question(places: ProjectPaths, config: Config) -> None:
-    promote(places, write_run(places.root, "quick", {"quick": {"ballast": 900}}))
-    wanted = next_run(places, 400)
-    promote(places, wanted)
-    question = approval_decision.pending_approval(places, wanted)
+def test_the_word_is_about_the_champion_of_the_question(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, write_run(paths.root, "quick", {"quick": {"ballast": 900}}))
+    wanted = next_run(paths, 400)
+    promote(paths, wanted)
+    question = approval_decision.pending_approval(paths, wanted)
     assert question is not None
-    registered_models.set_alias(places, MODEL, "champion", question.version.number)
+    registered_models.set_alias(paths, MODEL, "champion", question.version.number)
     with pytest.raises(WinnowError, match="has changed since approval was asked for"):
-        approval_decision.decide(places, wanted, True, "Ann", "")
-    assert approval_decision.pending_approval(places, wanted) is None
+        approval_decision.decide(paths, wanted, True, "Ann", "")
+    assert approval_decision.pending_approval(paths, wanted) is None
 
 
-def test_after_a_rollback_a_person_is_asked_anew(places: ProjectPaths, config: Config) -> None:
+def test_after_a_rollback_a_person_is_asked_anew(paths: ProjectPaths, config: Config) -> None:
     for ballast in (900, 400):
-        promote(places, write_run(places.root, "quick", {"quick": {"ballast": ballast}}))
-    wanted = next_run(places, 0)
-    before = promote(places, wanted).waits
-    assert rollback(places, wanted, "slow on Mondays").champion == "1"
-    assert not promotion_state.is_up_to_date(places, wanted)
-    after = promote(places, wanted).waits
+        promote(paths, write_run(paths.root, "quick", {"quick": {"ballast": ballast}}))
+    wanted = next_run(paths, 0)
+    before = promote(paths, wanted).waits
+    assert rollback(paths, wanted, "slow on Mondays").champion == "1"
+    assert not promotion_state.is_up_to_date(paths, wanted)
+    after = promote(paths, wanted).waits
     assert before is not None
     assert after is not None
     assert (before.champion, after.champion) == ("2", "1")
 
 
-def test_nothing_to_answer_says_so(places: ProjectPaths, config: Config) -> None:
+def test_nothing_to_answer_says_so(paths: ProjectPaths, config: Config) -> None:
     with pytest.raises(WinnowError, match="no challenger"):
-        approval_decision.decide(places, config, True, "Ann", "")
-    promote(places, config)
+        approval_decision.decide(paths, config, True, "Ann", "")
+    promote(paths, config)
     with pytest.raises(WinnowError, match="does not wait for approval"):
-        approval_decision.decide(places, config, True, "Ann", "")
+        approval_decision.decide(paths, config, True, "Ann", "")
 
 
 @pytest.fixture(scope="module")

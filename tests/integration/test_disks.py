@@ -212,10 +212,10 @@ def of_an_unknown_version(database: Path) -> None:
     ],
 )
 def test_a_damaged_store_of_mlflow_is_told(
-    places: ProjectPaths, config: Config, damage: Callable[[Path], None], said: str
+    paths: ProjectPaths, config: Config, damage: Callable[[Path], None], said: str
 ) -> None:
-    damage(places.state_dir / "mlflow" / "mlflow.db")
+    damage(paths.state_dir / "mlflow" / "mlflow.db")
     with pytest.raises(StoreError, match=said):
-        mlflow_runs.track(places, config)
+        mlflow_runs.track(paths, config)
     with pytest.raises(StoreError, match=said):
-        registered_models.find(places, "model", "champion")
+        registered_models.find(paths, "model", "champion")

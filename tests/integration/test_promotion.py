@@ -10,8 +10,8 @@ import numpy as np
 import PIL
 import pytest
 
-from tasks.project import paths, run_lock
-from tasks.project.paths import ProjectPaths
+from tasks.project import run_lock
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import PROMOTED, PromotionState
 from tasks.registry import model_upload, promotion, promotion_state, registered_models
 from tasks.registry.champion_challenger import ContestResult, benchmark_cases, judge_challenge, measure_contest
@@ -40,15 +40,15 @@ pytest_plugins = "tests.stores"
 SLOW, FAST = {"quick": {"ballast": 700}}, {"quick": {}}
 
 
-def _promoted(places: ProjectPaths) -> PromotionState:
-    state = PROMOTED.read(places)
+def _promoted(paths: ProjectPaths) -> PromotionState:
+    state = PROMOTED.read(paths)
     assert state is not None
     return state
 
 
-def _again(places: ProjectPaths, winner: str | None = "quick", **models: dict[str, Any]) -> Config:
+def _again(paths: ProjectPaths, winner: str | None = "quick", **models: dict[str, Any]) -> Config:
     """The next run of the same project, with another file of the winner."""
-    return write_run(places.root, winner, models)
+    return write_run(paths.root, winner, models)
 
 
 def _by_size(config: Config) -> Config:
@@ -56,37 +56,37 @@ def _by_size(config: Config) -> Config:
     return config.model_copy(update={"promotion": config.promotion.model_copy(update={"objective": "size"})})
 
 
-def fetched(places: ProjectPaths, which: str) -> Path:
+def fetched(paths: ProjectPaths, which: str) -> Path:
     """The folder of an alias or a version's number."""
-    return registered_models.fetch(places, MODEL, registered_models.get(places, MODEL, which))
+    return registered_models.fetch(paths, MODEL, registered_models.get(paths, MODEL, which))
 
 
-def test_the_first_winner_becomes_champion(places: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(places, config)
-    assert not promotion_state.is_up_to_date(places, config)
-    outcome = promote(places, config)
+def test_the_first_winner_becomes_champion(paths: ProjectPaths, config: Config) -> None:
+    mlflow_runs.track(paths, config)
+    assert not promotion_state.is_up_to_date(paths, config)
+    outcome = promote(paths, config)
     assert (outcome.version, outcome.alias, outcome.champion) == ("1", "champion", "1")
     assert "it is the first champion" in outcome.reasons[-1]
-    assert aliases(places) == {"champion": "1", "challenger": "1"}
-    assert promotion_state.is_up_to_date(places, config)
-    remembered = _promoted(places)
+    assert aliases(paths) == {"champion": "1", "challenger": "1"}
+    assert promotion_state.is_up_to_date(paths, config)
+    remembered = _promoted(paths)
     assert remembered["reasons"] == list(outcome.reasons)
-    assert remembered["sha256"] == sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
-    version = mlflow_client.connect(places).get_model_version(MODEL, "1")
-    assert version.run_id == mlflow_runs.candidate_run(places, config, "quick")
+    assert remembered["sha256"] == sha256_of(paths.artifacts / "candidates" / "quick" / "model.onnx")
+    version = mlflow_client.connect(paths).get_model_version(MODEL, "1")
+    assert version.run_id == mlflow_runs.candidate_run(paths, config, "quick")
     assert "it is the first champion" in version.description
-    run = mlflow_client.connect(places).get_run(version.run_id)
+    run = mlflow_client.connect(paths).get_run(version.run_id)
     assert run.data.tags["winnow.promotion"].startswith(f"version 1 of {MODEL}")
-    logged = mlflow_client.connect(places).get_logged_model(version.source.removeprefix("models:/"))
+    logged = mlflow_client.connect(paths).get_logged_model(version.source.removeprefix("models:/"))
     assert {metric.key: metric.value for metric in logged.metrics}["quality/top1"] == 1.0
     assert {metric.dataset_digest for metric in logged.metrics} == {DATA_VERSION}
     assert logged.params["optimiser.learning_rate"] == "0.05"
 
 
-def test_a_version_holds_the_very_file_its_card_and_can_be_served(places: ProjectPaths, config: Config) -> None:
-    promote(places, config)
-    folder = fetched(places, "champion")
-    original = places.artifacts / "candidates" / "quick" / "model.onnx"
+def test_a_version_holds_the_very_file_its_card_and_can_be_served(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, config)
+    folder = fetched(paths, "champion")
+    original = paths.artifacts / "candidates" / "quick" / "model.onnx"
     assert (folder / "model.onnx").read_bytes() == original.read_bytes()
     card = read_json(folder / "card.json")
     assert card["serving"] == {
@@ -106,7 +106,7 @@ def test_a_version_holds_the_very_file_its_card_and_can_be_served(places: Projec
     (spec,), (answer,) = served.metadata.signature.inputs.inputs, served.metadata.signature.outputs.inputs
     assert (spec.type, spec.shape) == (np.dtype("uint8"), (-1, SIZE, SIZE, 3))
     assert (answer.type, answer.shape) == (np.dtype("float32"), (-1, len(CLASSES)))
-    images = load_images(places.artifacts / "data")
+    images = load_images(paths.artifacts / "data")
     at = images.indices(VALIDATION)
     for count in (1, 7):
         logits = served.predict(images.images_NHWC[at[:count]])["logits"]
@@ -118,15 +118,15 @@ def test_a_version_holds_the_very_file_its_card_and_can_be_served(places: Projec
 
 @pytest.mark.parametrize("of", ["this selection", "another"])
 def test_the_card_repeats_the_test_figures_of_this_selection_alone(
-    places: ProjectPaths, config: Config, of: str
+    paths: ProjectPaths, config: Config, of: str
 ) -> None:
-    select = record_digest(places.artifacts / "select") if of == "this selection" else "0" * 64
+    select = record_digest(paths.artifacts / "select") if of == "this selection" else "0" * 64
     figures = {"top1": 0.5, "top1_low": 0.4, "top1_high": 0.6}
     lost = {"points": 1.0, "low": -1.0, "high": 3.0}
     report = make_record(
         "report",
         report_details(winner="quick", baseline="dense-kd", measured_in="ort f32, batches of 1"),
-        inputs={"select": select, "refit": record_digest(places.artifacts / "refit")},
+        inputs={"select": select, "refit": record_digest(paths.artifacts / "refit")},
         metrics={
             "test/images": 50.0,
             **{f"test/winner_{key}": value for key, value in figures.items()},
@@ -134,9 +134,9 @@ def test_the_card_repeats_the_test_figures_of_this_selection_alone(
         },
         warnings=("test and validation disagree",),
     )
-    write_record(places.artifacts / "report", report)
-    promote(places, config)
-    card = read_json(fetched(places, "champion") / "card.json")
+    write_record(paths.artifacts / "report", report)
+    promote(paths, config)
+    card = read_json(fetched(paths, "champion") / "card.json")
     told = figures | {f"drop_{part}": value for part, value in lost.items()}
     told |= {"images": 50.0, "baseline": "dense-kd", "measured_in": "ort f32, batches of 1"}
     told |= {"warnings": ["test and validation disagree"], "abstention": {}}
@@ -144,231 +144,231 @@ def test_the_card_repeats_the_test_figures_of_this_selection_alone(
     assert card["fastest"]["throughput"] == {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 8}
 
 
-def test_the_same_file_is_registered_once(places: ProjectPaths, config: Config) -> None:
-    promote(places, config)
-    forget(places)
-    assert not promotion_state.is_up_to_date(places, config)
-    outcome = promote(places, config)
+def test_the_same_file_is_registered_once(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, config)
+    forget(paths)
+    assert not promotion_state.is_up_to_date(paths, config)
+    outcome = promote(paths, config)
     assert "is the same file" in outcome.reasons[-1]
-    assert len(mlflow_client.connect(places).search_model_versions(f"name = '{MODEL}'")) == 1
-    assert promotion_state.is_up_to_date(places, config)
+    assert len(mlflow_client.connect(paths).search_model_versions(f"name = '{MODEL}'")) == 1
+    assert promotion_state.is_up_to_date(paths, config)
 
 
-def test_a_version_that_a_crash_left_without_alias_is_completed(places: ProjectPaths, config: Config) -> None:
-    card = read_json(places.artifacts / "candidates" / "quick" / "card.json")
+def test_a_version_that_a_crash_left_without_alias_is_completed(paths: ProjectPaths, config: Config) -> None:
+    card = read_json(paths.artifacts / "candidates" / "quick" / "card.json")
     serving = {"runtime": "ort", "precision": "f32", "threads": 1}
     card |= {"serving": serving, "data_version": DATA_VERSION, "why": "", "speed": {}}
-    model_upload.register(places, config, places.artifacts / "candidates" / "quick", card, run_id="0" * 32)
-    assert aliases(places) == {}
-    assert promote(places, config).champion == "1"
-    assert aliases(places) == {"champion": "1", "challenger": "1"}
+    model_upload.register(paths, config, paths.artifacts / "candidates" / "quick", card, run_id="0" * 32)
+    assert aliases(paths) == {}
+    assert promote(paths, config).champion == "1"
+    assert aliases(paths) == {"champion": "1", "challenger": "1"}
 
 
-def test_nobody_passing_moves_nothing(places: ProjectPaths, config: Config) -> None:
-    _again(places, winner=None)
-    outcome = promote(places, config)
+def test_nobody_passing_moves_nothing(paths: ProjectPaths, config: Config) -> None:
+    _again(paths, winner=None)
+    outcome = promote(paths, config)
     assert (outcome.version, outcome.champion) == (None, None)
     assert "no candidate passes every gate" in outcome.reasons[-1]
-    assert aliases(places) == {}
-    assert promotion_state.is_up_to_date(places, config)
+    assert aliases(paths) == {}
+    assert promotion_state.is_up_to_date(paths, config)
     with pytest.raises(WinnowError, match="nothing has been promoted yet"):
-        fetched(places, "champion")
+        fetched(paths, "champion")
 
 
-def test_nobody_passing_leaves_the_champion_that_is_there(places: ProjectPaths, config: Config) -> None:
-    promote(places, config)
-    nobody = _again(places, winner=None)
-    assert not promotion_state.is_up_to_date(places, nobody)
-    outcome = promote(places, nobody)
+def test_nobody_passing_leaves_the_champion_that_is_there(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, config)
+    nobody = _again(paths, winner=None)
+    assert not promotion_state.is_up_to_date(paths, nobody)
+    outcome = promote(paths, nobody)
     assert (outcome.version, outcome.alias, outcome.champion) == (None, None, "1")
     assert "no candidate passes every gate; version 1 (quick) stays champion of photos" in outcome.reasons[-1]
-    assert aliases(places) == {"champion": "1", "challenger": "1"}
-    assert promotion_state.is_up_to_date(places, nobody)
+    assert aliases(paths) == {"champion": "1", "challenger": "1"}
+    assert promotion_state.is_up_to_date(paths, nobody)
 
 
-def test_a_champion_that_changed_meanwhile_is_not_overwritten(places: ProjectPaths, config: Config) -> None:
-    promote(places, _by_size(_again(places, quick={"ballast": 400})))
-    stale = registered_models.find(places, MODEL, "champion")
-    promote(places, _by_size(_again(places)))
-    promote(places, _by_size(_again(places, quick={"blind": 1})))
-    before = aliases(places)
+def test_a_champion_that_changed_meanwhile_is_not_overwritten(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, _by_size(_again(paths, quick={"ballast": 400})))
+    stale = registered_models.find(paths, MODEL, "champion")
+    promote(paths, _by_size(_again(paths)))
+    promote(paths, _by_size(_again(paths, quick={"blind": 1})))
+    before = aliases(paths)
     assert before == {"champion": "2", "challenger": "3", "previous": "1"}
-    challenger = registered_models.find(places, MODEL, "challenger")
+    challenger = registered_models.find(paths, MODEL, "challenger")
     assert challenger is not None
     with pytest.raises(WinnowError, match="has changed while its challenger was measured"):
-        promotion.make_champion(places, MODEL, challenger, stale)
-    assert aliases(places) == before
-    assert tag(places, "3", "winnow.champion_since") == ""
+        promotion.make_champion(paths, MODEL, challenger, stale)
+    assert aliases(paths) == before
+    assert tag(paths, "3", "winnow.champion_since") == ""
 
 
 def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(
-    places: ProjectPaths, config: Config
+    paths: ProjectPaths, config: Config
 ) -> None:
-    promote(places, config)
-    worse = _by_size(_again(places, quick={"blind": 1}))
-    assert not promotion_state.is_up_to_date(places, worse)
-    outcome = promote(places, worse)
+    promote(paths, config)
+    worse = _by_size(_again(paths, quick={"blind": 1}))
+    assert not promotion_state.is_up_to_date(paths, worse)
+    outcome = promote(paths, worse)
     assert (outcome.version, outcome.alias, outcome.champion) == ("2", "challenger", "1")
-    assert aliases(places) == {"champion": "1", "challenger": "2"}
+    assert aliases(paths) == {"champion": "1", "challenger": "2"}
     assert "top-1 against the champion: drop 33.3 points" in outcome.reasons[-1]
-    assert "top-1 against the champion: drop 33.3 points" in tag(places, "2", "winnow.reason")
-    assert promotion_state.is_up_to_date(places, worse)
+    assert "top-1 against the champion: drop 33.3 points" in tag(paths, "2", "winnow.reason")
+    assert promotion_state.is_up_to_date(paths, worse)
 
 
-def test_a_winner_that_is_no_better_does_not_move_the_champion(places: ProjectPaths, config: Config) -> None:
-    promote(places, config)
-    equal = _by_size(_again(places, quick={"salt": 3.0}))
-    outcome = promote(places, equal)
+def test_a_winner_that_is_no_better_does_not_move_the_champion(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, config)
+    equal = _by_size(_again(paths, quick={"salt": 3.0}))
+    outcome = promote(paths, equal)
     assert (outcome.version, outcome.champion) == ("2", "1")
     assert "+0.0 %), not 5 % better" in outcome.reasons[-1]
 
 
-def test_a_faster_winner_replaces_the_champion_and_rolls_back(places: ProjectPaths, config: Config) -> None:
-    promote(places, _again(places, **SLOW))
-    faster = _again(places, **FAST)
-    outcome = promote(places, faster)
+def test_a_faster_winner_replaces_the_champion_and_rolls_back(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, _again(paths, **SLOW))
+    faster = _again(paths, **FAST)
+    outcome = promote(paths, faster)
     assert (outcome.version, outcome.champion) == ("2", "2")
     assert "latency" in outcome.reasons[-1]
     assert "at least 5 % better" in outcome.reasons[-1]
-    assert aliases(places) == {"champion": "2", "challenger": "2", "previous": "1"}
+    assert aliases(paths) == {"champion": "2", "challenger": "2", "previous": "1"}
 
-    line = rollback(places, faster, "wrong on Mondays").reasons[-1]
+    line = rollback(paths, faster, "wrong on Mondays").reasons[-1]
     assert line.startswith("version 1 (quick) is the champion")
-    assert aliases(places) == {"champion": "1", "challenger": "2"}
-    assert "wrong on Mondays" in tag(places, "2", "winnow.rolled_back")
-    assert promotion_state.is_up_to_date(places, faster)
-    assert "wrong on Mondays" in _promoted(places)["reasons"][0]
+    assert aliases(paths) == {"champion": "1", "challenger": "2"}
+    assert "wrong on Mondays" in tag(paths, "2", "winnow.rolled_back")
+    assert promotion_state.is_up_to_date(paths, faster)
+    assert "wrong on Mondays" in _promoted(paths)["reasons"][0]
 
-    refused = promote(places, faster)
+    refused = promote(paths, faster)
     assert (refused.alias, refused.champion) == (None, "1")
     assert "wrong on Mondays" in refused.reasons[-1]
     assert "--replace" in refused.reasons[-1]
-    assert promote(places, faster, replace=True).champion == "2"
-    assert tag(places, "2", "winnow.rolled_back") == ""
-    assert aliases(places)["previous"] == "1"
+    assert promote(paths, faster, replace=True).champion == "2"
+    assert tag(paths, "2", "winnow.rolled_back") == ""
+    assert aliases(paths)["previous"] == "1"
 
 
-def test_rollback_goes_back_step_by_step_and_ends(places: ProjectPaths, config: Config) -> None:
+def test_rollback_goes_back_step_by_step_and_ends(paths: ProjectPaths, config: Config) -> None:
     for ballast in (900, 400, 0):
-        config = _by_size(_again(places, quick={"ballast": ballast}))
-        promote(places, config)
-    assert aliases(places) == {"champion": "3", "challenger": "3", "previous": "2"}
-    rollback(places, config, "")
-    assert aliases(places) == {"champion": "2", "challenger": "3", "previous": "1"}
-    rollback(places, config, "")
-    assert aliases(places) == {"champion": "1", "challenger": "3"}
+        config = _by_size(_again(paths, quick={"ballast": ballast}))
+        promote(paths, config)
+    assert aliases(paths) == {"champion": "3", "challenger": "3", "previous": "2"}
+    rollback(paths, config, "")
+    assert aliases(paths) == {"champion": "2", "challenger": "3", "previous": "1"}
+    rollback(paths, config, "")
+    assert aliases(paths) == {"champion": "1", "challenger": "3"}
     with pytest.raises(WinnowError, match="no previous champion"):
-        rollback(places, config, "")
-    assert aliases(places)["champion"] == "1"
+        rollback(paths, config, "")
+    assert aliases(paths)["champion"] == "1"
 
 
 def test_a_change_that_was_cut_off_between_its_two_aliases_can_be_rolled_back(
-    places: ProjectPaths, config: Config
+    paths: ProjectPaths, config: Config
 ) -> None:
     for ballast in (900, 400, 0):
-        config = _by_size(_again(places, quick={"ballast": ballast}))
-        promote(places, config)
-    registered_models.set_alias(places, MODEL, "champion", "2")  # killed: `previous` was written, `champion` was not
-    rollback(places, config, "")
-    assert aliases(places) == {"champion": "1", "challenger": "3"}
+        config = _by_size(_again(paths, quick={"ballast": ballast}))
+        promote(paths, config)
+    registered_models.set_alias(paths, MODEL, "champion", "2")  # killed: `previous` was written, `champion` was not
+    rollback(paths, config, "")
+    assert aliases(paths) == {"champion": "1", "challenger": "3"}
 
 
-def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(places: ProjectPaths, config: Config) -> None:
+def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(paths: ProjectPaths, config: Config) -> None:
     for ballast in (900, 400, 0):
-        config = _by_size(_again(places, quick={"ballast": ballast}))
-        promote(places, config)
-    registered_models.set_alias(places, MODEL, "champion", "2")  # killed: `champion` was written, `previous` was not
-    assert aliases(places) == {"champion": "2", "challenger": "3", "previous": "2"}
-    rollback(places, config, "")
-    assert aliases(places) == {"champion": "1", "challenger": "3"}
+        config = _by_size(_again(paths, quick={"ballast": ballast}))
+        promote(paths, config)
+    registered_models.set_alias(paths, MODEL, "champion", "2")  # killed: `champion` was written, `previous` was not
+    assert aliases(paths) == {"champion": "2", "challenger": "3", "previous": "2"}
+    rollback(paths, config, "")
+    assert aliases(paths) == {"champion": "1", "challenger": "3"}
     with pytest.raises(WinnowError, match="no previous champion"):
-        rollback(places, config, "")
+        rollback(paths, config, "")
 
 
-def test_who_changes_what_serves_waits_for_another_who_does(places: ProjectPaths, config: Config) -> None:
-    promote(places, _again(places, **SLOW))
-    faster = _again(places, **FAST)
-    promote(places, faster)
+def test_who_changes_what_serves_waits_for_another_who_does(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, _again(paths, **SLOW))
+    faster = _again(paths, **FAST)
+    promote(paths, faster)
     done: list[str] = []
-    with run_lock.lock_registry(places):
-        child = Thread(target=lambda: done.append(rollback(places, faster, "").reasons[-1]))
+    with run_lock.lock_registry(paths):
+        child = Thread(target=lambda: done.append(rollback(paths, faster, "").reasons[-1]))
         child.start()
         child.join(1)
         assert child.is_alive()
-        assert aliases(places)["champion"] == "2"
+        assert aliases(paths)["champion"] == "2"
     child.join(60)
     assert done
-    assert aliases(places)["champion"] == "1"
+    assert aliases(paths)["champion"] == "1"
 
 
-def test_promotion_after_the_store_was_emptied(places: ProjectPaths, config: Config) -> None:
+def test_promotion_after_the_store_was_emptied(paths: ProjectPaths, config: Config) -> None:
     """What this checkout remembers of runs names none that is there any more."""
-    mlflow_runs.track(places, config)
-    assert mlflow_runs.candidate_run(places, config, "quick") is not None
-    client = mlflow_client.connect(places)
-    for run in client.search_runs([mlflow_client.experiment_id(places, config)]):
+    mlflow_runs.track(paths, config)
+    assert mlflow_runs.candidate_run(paths, config, "quick") is not None
+    client = mlflow_client.connect(paths)
+    for run in client.search_runs([mlflow_client.experiment_id(paths, config)]):
         client.delete_run(run.info.run_id)
-    assert mlflow_runs.candidate_run(places, config, "quick") is None
-    assert mlflow_runs.last_execution(places, config) is None
-    assert promote(places, config).champion == "1"
+    assert mlflow_runs.candidate_run(paths, config, "quick") is None
+    assert mlflow_runs.last_execution(paths, config) is None
+    assert promote(paths, config).champion == "1"
 
 
-def test_a_registration_that_was_cut_off_leaves_no_pending_model(places: ProjectPaths, config: Config) -> None:
-    client, sha256 = mlflow_client.connect(places), sha256_of(places.artifacts / "candidates" / "quick" / "model.onnx")
+def test_a_registration_that_was_cut_off_leaves_no_pending_model(paths: ProjectPaths, config: Config) -> None:
+    client, sha256 = mlflow_client.connect(paths), sha256_of(paths.artifacts / "candidates" / "quick" / "model.onnx")
     half = client.create_logged_model(
-        mlflow_client.experiment_id(places, config),
+        mlflow_client.experiment_id(paths, config),
         "quick",
         None,
         {"winnow.sha256": sha256},
         {},
         model_type="image-classifier",
     )
-    promote(places, config)
+    promote(paths, config)
     assert str(client.get_logged_model(half.model_id).status) == "FAILED"
 
 
-def test_rollback_of_nothing_says_so(places: ProjectPaths, config: Config) -> None:
+def test_rollback_of_nothing_says_so(paths: ProjectPaths, config: Config) -> None:
     with pytest.raises(WinnowError, match="has no champion, so there is nothing"):
-        rollback(places, config, "")
+        rollback(paths, config, "")
 
 
-def test_what_cannot_be_compared_is_replaced_only_when_asked(places: ProjectPaths, config: Config) -> None:
-    promote(places, _again(places, **SLOW))
-    card = fetched(places, "champion") / "card.json"
+def test_what_cannot_be_compared_is_replaced_only_when_asked(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, _again(paths, **SLOW))
+    card = fetched(paths, "champion") / "card.json"
     write_json(card, read_json(card) | {"classes": ["cat", "dog", "cow"]})
     registered_models.annotate(
-        places, MODEL, registered_models.get(places, MODEL, "1"), {"winnow.card_sha256": sha256_of(card)}
+        paths, MODEL, registered_models.get(paths, MODEL, "1"), {"winnow.card_sha256": sha256_of(card)}
     )
-    config = _again(places, **FAST)
-    outcome = promote(places, config)
+    config = _again(paths, **FAST)
+    outcome = promote(paths, config)
     assert (outcome.version, outcome.champion) == ("2", "1")
     assert "its classes are cat, dog, cow" in outcome.reasons[-1]
     assert "--replace" in outcome.reasons[-1]
-    outcome = promote(places, config, replace=True)
+    outcome = promote(paths, config, replace=True)
     assert (outcome.version, outcome.champion) == ("2", "2")
-    assert "without a comparison" in tag(places, "2", "winnow.reason")
-    assert aliases(places)["previous"] == "1"
+    assert "without a comparison" in tag(paths, "2", "winnow.reason")
+    assert aliases(paths)["previous"] == "1"
 
 
-def test_files_that_changed_since_the_selection_are_refused(places: ProjectPaths, config: Config) -> None:
-    model = places.artifacts / "candidates" / "quick" / "model.onnx"
+def test_files_that_changed_since_the_selection_are_refused(paths: ProjectPaths, config: Config) -> None:
+    model = paths.artifacts / "candidates" / "quick" / "model.onnx"
     model.write_bytes(model.read_bytes() + b" ")
     with pytest.raises(ArtifactError, match="does not match its record"):
-        promote(places, config)
-    assert aliases(places) == {}
+        promote(paths, config)
+    assert aliases(paths) == {}
 
 
-def test_fetching_says_what_is_missing_and_mends_its_copy(places: ProjectPaths, config: Config) -> None:
-    promote(places, config)
+def test_fetching_says_what_is_missing_and_mends_its_copy(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, config)
     with pytest.raises(WinnowError, match="no version or alias '7'"):
-        fetched(places, "7")
+        fetched(paths, "7")
     with pytest.raises(WinnowError, match="no version or alias 'previous'"):
-        fetched(places, "previous")
-    folder = fetched(places, "1")
-    assert folder == fetched(places, "champion")
+        fetched(paths, "previous")
+    folder = fetched(paths, "1")
+    assert folder == fetched(paths, "champion")
     good = (folder / "model.onnx").read_bytes()
     (folder / "model.onnx").write_bytes(good[:-1])
-    assert (fetched(places, "champion") / "model.onnx").read_bytes() == good
+    assert (fetched(paths, "champion") / "model.onnx").read_bytes() == good
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
 
 
@@ -377,38 +377,38 @@ def renamed(card: Path) -> None:
 
 
 @pytest.mark.parametrize("is_old", [False, True])
-def test_a_card_that_was_changed_is_fetched_anew(places: ProjectPaths, config: Config, is_old: bool) -> None:
-    promote(places, config)
+def test_a_card_that_was_changed_is_fetched_anew(paths: ProjectPaths, config: Config, is_old: bool) -> None:
+    promote(paths, config)
     if is_old:  # registered before cards had digests
-        mlflow_client.connect(places).delete_model_version_tag(MODEL, "1", registered_models.CARD_SHA256)
-    card = fetched(places, "champion") / "card.json"
+        mlflow_client.connect(paths).delete_model_version_tag(MODEL, "1", registered_models.CARD_SHA256)
+    card = fetched(paths, "champion") / "card.json"
     good = card.read_bytes()
     renamed(card)
     assert card.read_bytes() != good
-    assert (fetched(places, "champion") / "card.json").read_bytes() == good
+    assert (fetched(paths, "champion") / "card.json").read_bytes() == good
 
 
-def test_a_card_that_was_changed_in_the_store_is_refused(places: ProjectPaths, config: Config) -> None:
-    promote(places, config)
-    for card in places.mlflow_artifacts.rglob("card.json"):
+def test_a_card_that_was_changed_in_the_store_is_refused(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, config)
+    for card in paths.mlflow_artifacts.rglob("card.json"):
         renamed(card)
     with pytest.raises(ArtifactError, match=r"the card\.json of version 1 .* is not the one that was registered"):
-        fetched(places, "champion")
+        fetched(paths, "champion")
 
 
 def test_settled_is_for_this_address_and_store_only(
-    places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    promote(places, config)
+    promote(paths, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert not promotion_state.is_up_to_date(places, config)
+    assert not promotion_state.is_up_to_date(paths, config)
     with pytest.raises(mlflow_client.StoreError, match="winnow promote"):
-        promote(places, config)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", places.mlflow_store)
-    assert promotion_state.is_up_to_date(places, config)
-    (places.state_dir / "mlflow" / "mlflow.db").unlink()
-    assert not promotion_state.is_up_to_date(places, config)
+        promote(paths, config)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", paths.mlflow_store)
+    assert promotion_state.is_up_to_date(paths, config)
+    (paths.state_dir / "mlflow" / "mlflow.db").unlink()
+    assert not promotion_state.is_up_to_date(paths, config)
 
 
 KEPT = Drop(0.0, -0.5, 0.5)
@@ -485,13 +485,13 @@ def test_judging(found: ContestResult, objective: str, passed: bool, said: str) 
 
 
 def test_figures_of_another_machine_that_came_after_the_selection_are_not_passed_over(
-    places: ProjectPaths, config: Config
+    paths: ProjectPaths, config: Config
 ) -> None:
-    write_json(places.root / "target.json", {})
+    write_json(paths.root / "target.json", {})
     later = config.model_copy(update={"benchmark": config.benchmark.model_copy(update={"target": "target.json"})})
     with pytest.raises(ArtifactError, match=r"benchmark\.target has changed since the selection; run winnow again"):
-        promote(places, later)
-    assert aliases(places) == {}
+        promote(paths, later)
+    assert aliases(paths) == {}
 
 
 def test_no_gain_is_no_gain_even_where_none_is_asked_for() -> None:
@@ -537,11 +537,11 @@ def test_openvino_is_timed_in_both_modes_whatever_the_card_names(config: Config)
         assert [cell.runtime for cell in benchmark_cases(card, config, here)] == expected
 
 
-def test_a_card_of_another_machine_still_gives_a_contest(places: ProjectPaths, config: Config) -> None:
-    folder, elsewhere = places.artifacts / "candidates", this_machine().model_copy(update={"cpu": "another"})
+def test_a_card_of_another_machine_still_gives_a_contest(paths: ProjectPaths, config: Config) -> None:
+    folder, elsewhere = paths.artifacts / "candidates", this_machine().model_copy(update={"cpu": "another"})
     serving = {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "objective": "latency"}
     card = {"name": "x", "precision": "f32", "serving": serving, "machine": elsewhere.model_dump(mode="json")}
-    contest = measure_contest(config, places.artifacts / "data", (folder / "quick", card), (folder / "wrong", card))
+    contest = measure_contest(config, paths.artifacts / "data", (folder / "quick", card), (folder / "wrong", card))
     assert contest.champion is not None
     assert contest.challenger is not None
     assert 0 < contest.champion < 50
@@ -551,19 +551,19 @@ def test_a_card_of_another_machine_still_gives_a_contest(places: ProjectPaths, c
 
 
 def test_a_champion_whose_runtime_is_not_here_is_judged_by_its_file_and_that_is_said(
-    places: ProjectPaths, config: Config
+    paths: ProjectPaths, config: Config
 ) -> None:
-    folder, here = places.artifacts / "candidates", this_machine().model_dump(mode="json")
+    folder, here = paths.artifacts / "candidates", this_machine().model_dump(mode="json")
     serving = {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "objective": "size"}
     own = {"name": "x", "precision": "f32", "serving": serving, "machine": here}
     gone = own | {"serving": serving | {"runtime": "ort-cuda"}}
     policy = config.promotion.model_copy(update={"objective": "size"})
     by_size = config.model_copy(update={"promotion": policy})
-    contest = measure_contest(by_size, places.artifacts / "data", (folder / "quick", gone), (folder / "quick", own))
+    contest = measure_contest(by_size, paths.artifacts / "data", (folder / "quick", gone), (folder / "quick", own))
     _, reason = judge_challenge(contest, policy)
     assert "the champion was evaluated in ONNX Runtime, as ort-cuda f32 (this ONNX Runtime has no CUDA" in reason
     assert "the challenger answered" not in reason
 
 
 def test_the_registered_model_is_named_after_the_data(config: Config) -> None:
-    assert paths.registered_model_name(config) == MODEL
+    assert registered_model_name(config) == MODEL

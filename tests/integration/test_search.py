@@ -31,9 +31,9 @@ from tasks.tracking import mlflow_client
 from tasks.project.paths import ProjectPaths
 from winnow.config import load_config
 environment.apply(Path.cwd())
-places = ProjectPaths(Path.cwd())
-client = mlflow_client.connect(places)
-experiment = mlflow_client.experiment_id(places, load_config("params.yaml"))
+paths = ProjectPaths(Path.cwd())
+client = mlflow_client.connect(paths)
+experiment = mlflow_client.experiment_id(paths, load_config("params.yaml"))
 runs = [r for kind in ("search", "trial") for r in client.search_runs([experiment], f"tags.`winnow.kind` = '{kind}'")]
 print(json.dumps([{"kind": r.data.tags["winnow.kind"], "parent": r.data.tags.get("mlflow.parentRunId"),
                    "id": r.info.run_id, "status": r.info.status, "metrics": r.data.metrics} for r in runs]))

@@ -40,17 +40,17 @@ def encoded(label: int, form: str = "PNG") -> bytes:
 
 
 @contextmanager
-def served(places: ProjectPaths, command: list[str], address: str, health: str) -> Iterator[subprocess.Popen[bytes]]:
+def served(paths: ProjectPaths, command: list[str], address: str, health: str) -> Iterator[subprocess.Popen[bytes]]:
     """The server, once it is healthy; at the end it is told to end, and nothing of it may be left."""
     environment = {**os.environ, "PYTHONPATH": str(CODE), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with (places.root / "server.log").open("wb") as log:
+    with (paths.root / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=places.root, env=environment, stdout=log, stderr=log, start_new_session=True
+            command, cwd=paths.root, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
         deadline = time.monotonic() + 120
         while not healthy(f"{address}{health}"):
-            assert process.poll() is None, (places.root / "server.log").read_text()
+            assert process.poll() is None, (paths.root / "server.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
         yield process
@@ -76,9 +76,9 @@ FEW_FILES += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 
 
 @pytest.fixture
-def serve(places: ProjectPaths, config: Config) -> Callable[..., Iterator[str]]:
+def serve(paths: ProjectPaths, config: Config) -> Callable[..., Iterator[str]]:
     """Starts `winnow serve` with these options."""
-    promote(places, config)
+    promote(paths, config)
 
     @contextmanager
     def start(**options: float) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
@@ -86,7 +86,7 @@ def serve(places: ProjectPaths, config: Config) -> Callable[..., Iterator[str]]:
         asked = [f"--{key.replace('_', '-')}={value}" for key, value in {"port": port, **options}.items()]
         address = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-c", FEW_FILES, "-m", "winnow.cli.main", "serve", *asked]
-        with served(places, command, address, "/health") as process:
+        with served(paths, command, address, "/health") as process:
             yield address, process
 
     return start
@@ -96,7 +96,7 @@ def post(address: str, content: bytes, kind: str = "image/png", timeout: float =
     return httpx.post(f"{address}/predict", content=content, headers={"Content-Type": kind}, timeout=timeout)
 
 
-def test_what_a_client_sees(serve: Callable, places: ProjectPaths) -> None:
+def test_what_a_client_sees(serve: Callable, paths: ProjectPaths) -> None:
     with serve(top=2, max_bytes=100_000) as (address, process):
         for label, name in enumerate(CLASSES):
             answer = post(address, encoded(label))
@@ -128,11 +128,11 @@ def test_what_a_client_sees(serve: Callable, places: ProjectPaths) -> None:
         assert "winnow_waiting 0.0" in counted
         os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal
         assert process.wait(timeout=30) == 0
-        assert "Traceback" not in (places.root / "server.log").read_text()
+        assert "Traceback" not in (paths.root / "server.log").read_text()
 
 
 @pytest.mark.services
-def test_nobody_starves_the_others(serve: Callable, places: ProjectPaths) -> None:
+def test_nobody_starves_the_others(serve: Callable, paths: ProjectPaths) -> None:
     half = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
     with serve(header_timeout=3) as (address, process):
         where = ("127.0.0.1", int(address.rpartition(":")[2]))
@@ -167,7 +167,7 @@ def test_nobody_starves_the_others(serve: Callable, places: ProjectPaths) -> Non
         assert foreign.status_code == 400
         assert "not 'evil.example'" in foreign.json()["detail"]
         assert 'winnow_requests_total{status="499"} 1.0' in httpx.get(f"{address}/metrics").text
-    assert "Traceback" not in (places.root / "server.log").read_text()
+    assert "Traceback" not in (paths.root / "server.log").read_text()
 
 
 @pytest.mark.services
@@ -207,23 +207,23 @@ def test_whoever_waits_too_long_or_behind_too_many_is_told(serve: Callable) -> N
         (["--model", "17"], "17"),
     ],
 )
-def test_what_cannot_be_served_is_said(places: ProjectPaths, config: Config, options: list[str], said: str) -> None:
-    promote(places, config)
+def test_what_cannot_be_served_is_said(paths: ProjectPaths, config: Config, options: list[str], said: str) -> None:
+    promote(paths, config)
     command = [sys.executable, "-m", "winnow.cli.main", "serve", *options]
     environment = {**os.environ, "PYTHONPATH": str(CODE)}
-    done = subprocess.run(command, cwd=places.root, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=paths.root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert said in done.stderr
 
 
 @pytest.mark.services
-def test_mlflow_serves_the_champion_too(places: ProjectPaths, config: Config) -> None:
-    promote(places, config)
+def test_mlflow_serves_the_champion_too(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, config)
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{MODEL}@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     address = f"http://127.0.0.1:{port}"
-    with served(places, command, address, "/health"):
+    with served(paths, command, address, "/health"):
         for count in (1, 3):
             pixels = np.stack([decode(encoded(label), SIZE)[0] for label in range(count)])
             answer = httpx.post(f"{address}/invocations", json={"inputs": pixels.tolist()}, timeout=30)

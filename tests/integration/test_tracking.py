@@ -14,9 +14,8 @@ from threading import Thread
 
 import pytest
 
-from tasks.project import paths
 from tasks.project.deadlines import CallTimeout, time_limit
-from tasks.project.paths import ProjectPaths
+from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import TRACKED_RUNS
 from tasks.tracking import mlflow_client, mlflow_runs, run_content, search_runs
 from tests.handmade import CURVES, DATA_VERSION, forget, write_candidate, write_verdicts
@@ -32,47 +31,48 @@ CANDIDATES = ("dense", "quick", "wrong")
 ALL = ("data", "pretrain", *CANDIDATES, "benchmark", "select", "refit", "report")
 
 
-def _runs(places: ProjectPaths, config: Config, condition: str = "") -> list:
-    return list(mlflow_client.connect(places).search_runs([mlflow_client.experiment_id(places, config)], condition))
+def _runs(paths: ProjectPaths, config: Config, condition: str = "") -> list:
+    return list(mlflow_client.connect(paths).search_runs([mlflow_client.experiment_id(paths, config)], condition))
 
 
-def _named(places: ProjectPaths, config: Config) -> dict:
+def _named(paths: ProjectPaths, config: Config) -> dict:
     """Children by name; a name that occurs twice fails here."""
-    children = [run for run in _runs(places, config) if "winnow.name" in run.data.tags]
+    children = [run for run in _runs(paths, config) if "winnow.name" in run.data.tags]
     names = [run.data.tags["winnow.name"] for run in children]
     assert len(set(names)) == len(names), names
     return dict(zip(names, children, strict=True))
 
 
 HERE = (
-    "import os, signal, sys; from pathlib import Path; from tasks.project import environment, paths;"
+    "import os, signal, sys; from pathlib import Path; from tasks.project import environment;"
+    "from tasks.project.paths import ProjectPaths;"
     "from tasks.tracking import mlflow_runs;"
-    "from winnow.config import load_config; places = paths.ProjectPaths(Path.cwd()); environment.apply(places.root);"
+    "from winnow.config import load_config; paths = ProjectPaths(Path.cwd()); environment.apply(paths.root);"
     "config = load_config('params.yaml');"
 )
 
 
-def _python(code: str, places: ProjectPaths) -> subprocess.CompletedProcess[str]:
+def _python(code: str, paths: ProjectPaths) -> subprocess.CompletedProcess[str]:
     """Another process of the same project."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=places.root, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=paths.root, env=environment, capture_output=True, text=True, check=False)
 
 
-def _parents(places: ProjectPaths, config: Config) -> list:
-    return _runs(places, config, "tags.`winnow.kind` = 'execution'")
+def _parents(paths: ProjectPaths, config: Config) -> list:
+    return _runs(paths, config, "tags.`winnow.kind` = 'execution'")
 
 
-def test_every_record_is_a_run_below_one_parent(places: ProjectPaths, config: Config) -> None:
-    line = mlflow_runs.track(places, config)
+def test_every_record_is_a_run_below_one_parent(paths: ProjectPaths, config: Config) -> None:
+    line = mlflow_runs.track(paths, config)
     assert line.startswith(f"{len(ALL)} of {len(ALL)} records were new")
-    (parent,) = _parents(places, config)
-    children = _named(places, config)
+    (parent,) = _parents(paths, config)
+    children = _named(paths, config)
     assert set(children) == set(ALL)
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert {run.inputs.dataset_inputs[0].dataset.digest for run in children.values()} == {DATA_VERSION}
-    client = mlflow_client.connect(places)
+    client = mlflow_client.connect(paths)
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files == {"params.yaml", "dvc.yaml", "dvc.lock", "report.html", "pareto.png"}
     note = parent.data.tags["mlflow.note.content"]
@@ -80,9 +80,9 @@ def test_every_record_is_a_run_below_one_parent(places: ProjectPaths, config: Co
     assert f"[wrong](#/experiments/{parent.info.experiment_id}/runs/{children['wrong'].info.run_id})" in note
 
 
-def test_candidates_show_figures_verdict_and_parameters_alike(places: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(places, config)
-    runs = {name: _named(places, config)[name] for name in CANDIDATES}
+def test_candidates_show_figures_verdict_and_parameters_alike(paths: ProjectPaths, config: Config) -> None:
+    mlflow_runs.track(paths, config)
+    runs = {name: _named(paths, config)[name] for name in CANDIDATES}
     curves = {"curves/loss"}
     metrics = {name: set(run.data.metrics) - curves for name, run in runs.items()}
     assert metrics["dense"] == metrics["quick"] == metrics["wrong"]
@@ -95,172 +95,172 @@ def test_candidates_show_figures_verdict_and_parameters_alike(places: ProjectPat
     assert (params["method"], params["optimiser.learning_rate"], params["seeds"]) == ("quantize", "0.05", "[0, 1]")
     assert runs["quick"].data.tags["winnow.parent"] == "dense"
     assert "threads" in runs["quick"].data.tags["winnow.machine"]
-    history = mlflow_client.connect(places).get_metric_history(runs["dense"].info.run_id, "curves/loss")
+    history = mlflow_client.connect(paths).get_metric_history(runs["dense"].info.run_id, "curves/loss")
     assert [(point.step, point.value) for point in history] == [(row["epoch"], row["loss"]) for row in CURVES]
 
 
-def test_a_second_track_logs_nothing(places: ProjectPaths, config: Config) -> None:
-    assert not mlflow_runs.is_complete(places, config)
-    mlflow_runs.track(places, config)
-    assert mlflow_runs.is_complete(places, config)
-    before = {run.info.run_id for run in _runs(places, config)}
-    assert "has all" in mlflow_runs.track(places, config)
-    forget(places)
-    assert not mlflow_runs.is_complete(places, config)
-    assert "has all" in mlflow_runs.track(places, config)
-    assert {run.info.run_id for run in _runs(places, config)} == before
-    assert mlflow_runs.is_complete(places, config)
+def test_a_second_track_logs_nothing(paths: ProjectPaths, config: Config) -> None:
+    assert not mlflow_runs.is_complete(paths, config)
+    mlflow_runs.track(paths, config)
+    assert mlflow_runs.is_complete(paths, config)
+    before = {run.info.run_id for run in _runs(paths, config)}
+    assert "has all" in mlflow_runs.track(paths, config)
+    forget(paths)
+    assert not mlflow_runs.is_complete(paths, config)
+    assert "has all" in mlflow_runs.track(paths, config)
+    assert {run.info.run_id for run in _runs(paths, config)} == before
+    assert mlflow_runs.is_complete(paths, config)
 
 
-def test_runs_that_the_store_lost_are_logged_again(places: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(places, config)
-    lost = _named(places, config)["quick"].info.run_id
-    mlflow_client.connect(places).delete_run(lost)
-    assert mlflow_runs.track(places, config).startswith(f"1 of {len(ALL)} ")
-    assert _named(places, config)["quick"].info.run_id != lost
+def test_runs_that_the_store_lost_are_logged_again(paths: ProjectPaths, config: Config) -> None:
+    mlflow_runs.track(paths, config)
+    lost = _named(paths, config)["quick"].info.run_id
+    mlflow_client.connect(paths).delete_run(lost)
+    assert mlflow_runs.track(paths, config).startswith(f"1 of {len(ALL)} ")
+    assert _named(paths, config)["quick"].info.run_id != lost
 
 
 def test_another_address_is_filled_and_the_first_is_remembered(
-    places: ProjectPaths, config: Config, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+    paths: ProjectPaths, config: Config, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mlflow_runs.track(places, config)
-    other = places.root / "team.db"
+    mlflow_runs.track(paths, config)
+    other = paths.root / "team.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
-    assert not mlflow_runs.is_complete(places, config)
+    assert not mlflow_runs.is_complete(paths, config)
     other.write_bytes(empty_store.read_bytes())
-    assert not mlflow_runs.is_complete(places, config)
-    monkeypatch.chdir(places.root)  # a foreign store puts its files where it likes, a bare database into ./mlruns
-    assert mlflow_runs.track(places, config).startswith(f"{len(ALL)} of {len(ALL)} ")
-    assert mlflow_runs.is_complete(places, config)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", places.mlflow_store)
-    assert mlflow_runs.is_complete(places, config)
+    assert not mlflow_runs.is_complete(paths, config)
+    monkeypatch.chdir(paths.root)  # a foreign store puts its files where it likes, a bare database into ./mlruns
+    assert mlflow_runs.track(paths, config).startswith(f"{len(ALL)} of {len(ALL)} ")
+    assert mlflow_runs.is_complete(paths, config)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", paths.mlflow_store)
+    assert mlflow_runs.is_complete(paths, config)
 
 
-def test_new_figures_make_new_runs_of_candidates_and_keep_the_old(places: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(places, config)
-    before = _named(places, config)
-    write_verdicts(places.artifacts, config, list(CANDIDATES), "quick", latency_ms=0.4)
-    assert not mlflow_runs.is_complete(places, config)
+def test_new_figures_make_new_runs_of_candidates_and_keep_the_old(paths: ProjectPaths, config: Config) -> None:
+    mlflow_runs.track(paths, config)
+    before = _named(paths, config)
+    write_verdicts(paths.artifacts, config, list(CANDIDATES), "quick", latency_ms=0.4)
+    assert not mlflow_runs.is_complete(paths, config)
     changed = len(CANDIDATES) + 2
-    assert mlflow_runs.track(places, config).startswith(f"{changed} of {len(ALL)} ")
-    runs = _runs(places, config, "tags.`winnow.name` = 'quick'")
+    assert mlflow_runs.track(paths, config).startswith(f"{changed} of {len(ALL)} ")
+    runs = _runs(paths, config, "tags.`winnow.name` = 'quick'")
     assert {run.data.metrics["best/latency_ms"] for run in runs} == {0.4, 0.5}
     assert before["quick"].info.run_id in {run.info.run_id for run in runs}
-    assert len(_runs(places, config, "tags.`winnow.name` = 'pretrain'")) == 1
+    assert len(_runs(paths, config, "tags.`winnow.name` = 'pretrain'")) == 1
 
 
-def test_figures_of_another_candidate_of_that_name_are_not_shown(places: ProjectPaths, config: Config) -> None:
-    write_candidate(places.artifacts, "quick", {"salt": 2.0})
-    mlflow_runs.track(places, config)
-    runs = _named(places, config)
+def test_figures_of_another_candidate_of_that_name_are_not_shown(paths: ProjectPaths, config: Config) -> None:
+    write_candidate(paths.artifacts, "quick", {"salt": 2.0})
+    mlflow_runs.track(paths, config)
+    runs = _named(paths, config)
     assert "best/latency_ms" not in runs["quick"].data.metrics
     assert "winnow.verdict" not in runs["quick"].data.tags
     assert "best/latency_ms" in runs["wrong"].data.metrics
 
 
-def test_a_step_shows_its_curves_while_it_runs(places: ProjectPaths, config: Config) -> None:
-    parent = mlflow_runs.open_execution(places, config, "pretrain: params.yaml")
-    run_id = mlflow_runs.open_step(places, parent, "pretrain", "pretrain")
-    mlflow_runs.log_curves(places, run_id, CURVES[:1], 0, "")
-    mlflow_runs.log_curves(places, run_id, CURVES[:2], 1, "")
-    client = mlflow_client.connect(places)
+def test_a_step_shows_its_curves_while_it_runs(paths: ProjectPaths, config: Config) -> None:
+    parent = mlflow_runs.open_execution(paths, config, "pretrain: params.yaml")
+    run_id = mlflow_runs.open_step(paths, parent, "pretrain", "pretrain")
+    mlflow_runs.log_curves(paths, run_id, CURVES[:1], 0, "")
+    mlflow_runs.log_curves(paths, run_id, CURVES[:2], 1, "")
+    client = mlflow_client.connect(paths)
     running = client.get_run(run_id)
     assert (running.info.status, running.data.metrics["curves/loss"]) == ("RUNNING", CURVES[1]["loss"])
-    mlflow_runs.close_step(places, run_id, places.artifacts / "pretrain")
+    mlflow_runs.close_step(paths, run_id, paths.artifacts / "pretrain")
     history = client.get_metric_history(run_id, "curves/loss")
     assert [point.step for point in history] == [row["epoch"] for row in CURVES]
     assert client.get_run(run_id).info.status == "FINISHED"
     assert "pretrain/loss" in client.get_run(run_id).data.metrics
 
 
-def test_track_completes_the_run_that_was_open_while_training(places: ProjectPaths, config: Config) -> None:
-    parent = mlflow_runs.open_execution(places, config, "all")
-    run_id = mlflow_runs.open_step(places, parent, "quick", "candidate")
-    mlflow_runs.log_curves(places, run_id, CURVES, 0, "scratch-seed0-rate0.1")
-    mlflow_runs.close_step(places, run_id, places.artifacts / "candidates" / "quick")
-    assert "best/latency_ms" not in mlflow_client.connect(places).get_run(run_id).data.metrics
-    mlflow_runs.track(places, config, parent)
-    mlflow_runs.close_execution(places, parent, ok=True)
-    quick = _named(places, config)["quick"]
-    assert quick.info.run_id == run_id == mlflow_runs.candidate_run(places, config, "quick")
+def test_track_completes_the_run_that_was_open_while_training(paths: ProjectPaths, config: Config) -> None:
+    parent = mlflow_runs.open_execution(paths, config, "all")
+    run_id = mlflow_runs.open_step(paths, parent, "quick", "candidate")
+    mlflow_runs.log_curves(paths, run_id, CURVES, 0, "scratch-seed0-rate0.1")
+    mlflow_runs.close_step(paths, run_id, paths.artifacts / "candidates" / "quick")
+    assert "best/latency_ms" not in mlflow_client.connect(paths).get_run(run_id).data.metrics
+    mlflow_runs.track(paths, config, parent)
+    mlflow_runs.close_execution(paths, parent, ok=True)
+    quick = _named(paths, config)["quick"]
+    assert quick.info.run_id == run_id == mlflow_runs.candidate_run(paths, config, "quick")
     assert quick.data.metrics["best/latency_ms"] == 0.5
     assert quick.data.tags["winnow.verdict"] == "winner"
     assert "scratch-seed0-rate0.1/loss" in quick.data.metrics
-    (execution,) = _parents(places, config)
+    (execution,) = _parents(paths, config)
     assert (execution.info.run_id, execution.info.status) == (parent, "FINISHED")
-    assert mlflow_runs.is_complete(places, config)
+    assert mlflow_runs.is_complete(paths, config)
 
 
-def test_a_restored_step_leaves_no_second_run(places: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(places, config)
-    parent = mlflow_runs.open_execution(places, config, "a parameter was set back")
+def test_a_restored_step_leaves_no_second_run(paths: ProjectPaths, config: Config) -> None:
+    mlflow_runs.track(paths, config)
+    parent = mlflow_runs.open_execution(paths, config, "a parameter was set back")
     for name, step in (("pretrain", "pretrain"), ("quick", "candidate")):
-        run_id = mlflow_runs.open_step(places, parent, name, step)
-        out = places.artifacts / (name if step == "pretrain" else f"candidates/{name}")
-        mlflow_runs.close_step(places, run_id, out)
-    mlflow_runs.track(places, config, parent)
-    assert set(_named(places, config)) == set(ALL)
+        run_id = mlflow_runs.open_step(paths, parent, name, step)
+        out = paths.artifacts / (name if step == "pretrain" else f"candidates/{name}")
+        mlflow_runs.close_step(paths, run_id, out)
+    mlflow_runs.track(paths, config, parent)
+    assert set(_named(paths, config)) == set(ALL)
 
 
-def test_failures_are_closed_and_say_why(places: ProjectPaths, config: Config) -> None:
-    parent = mlflow_runs.open_execution(places, config, "all")
-    failed = mlflow_runs.open_step(places, parent, "pretrain", "pretrain")
-    left = mlflow_runs.open_step(places, parent, "dense", "finetune")
-    mlflow_runs.fail_step(places, failed, "step pretrain failed: the loss is not a number")
-    mlflow_runs.close_execution(places, parent, ok=False)
-    runs = {run.info.run_id: run for run in _runs(places, config)}
+def test_failures_are_closed_and_say_why(paths: ProjectPaths, config: Config) -> None:
+    parent = mlflow_runs.open_execution(paths, config, "all")
+    failed = mlflow_runs.open_step(paths, parent, "pretrain", "pretrain")
+    left = mlflow_runs.open_step(paths, parent, "dense", "finetune")
+    mlflow_runs.fail_step(paths, failed, "step pretrain failed: the loss is not a number")
+    mlflow_runs.close_execution(paths, parent, ok=False)
+    runs = {run.info.run_id: run for run in _runs(paths, config)}
     assert {run.info.status for run in runs.values()} == {"FAILED"}
     assert "not a number" in runs[failed].data.tags["mlflow.note.content"]
     assert set(runs) == {parent, failed, left}
 
 
 def test_a_try_whose_end_mlflow_did_not_hear_does_not_stay_open(
-    places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parent = mlflow_runs.open_execution(places, config, why="first run")
-    lost = mlflow_runs.open_step(places, parent, "pretrain", "pretrain")
+    parent = mlflow_runs.open_execution(paths, config, why="first run")
+    lost = mlflow_runs.open_step(paths, parent, "pretrain", "pretrain")
     with monkeypatch.context() as gone:
         gone.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        mlflow_runs.fail_step(places, lost, "MLflow does not answer")  # quiet
-    mlflow_runs.close_execution(places, parent, ok=True)  # a later try did well
-    client = mlflow_client.connect(places)
+        mlflow_runs.fail_step(paths, lost, "MLflow does not answer")  # quiet
+    mlflow_runs.close_execution(paths, parent, ok=True)  # a later try did well
+    client = mlflow_client.connect(paths)
     assert client.get_run(lost).info.status == "FAILED"
     assert client.get_run(parent).info.status == "FINISHED"
 
 
-def test_runs_of_a_killed_execution_are_closed_by_the_next(places: ProjectPaths, config: Config) -> None:
+def test_runs_of_a_killed_execution_are_closed_by_the_next(paths: ProjectPaths, config: Config) -> None:
     code = HERE + (
-        "parent = mlflow_runs.open_execution(places, config, 'all');"
-        "mlflow_runs.open_step(places, parent, 'pretrain', 'pretrain'); os.kill(os.getpid(), signal.SIGKILL)"
+        "parent = mlflow_runs.open_execution(paths, config, 'all');"
+        "mlflow_runs.open_step(paths, parent, 'pretrain', 'pretrain'); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    _python(code, places)
-    assert [run.info.status for run in _runs(places, config)] == ["RUNNING", "RUNNING"]
-    alive = mlflow_runs.open_execution(places, config, "again")
-    mlflow_runs.open_execution(places, config, "at the same time")
-    status = {run.info.run_id: run.info.status for run in _runs(places, config)}
+    _python(code, paths)
+    assert [run.info.status for run in _runs(paths, config)] == ["RUNNING", "RUNNING"]
+    alive = mlflow_runs.open_execution(paths, config, "again")
+    mlflow_runs.open_execution(paths, config, "at the same time")
+    status = {run.info.run_id: run.info.status for run in _runs(paths, config)}
     assert sorted(status.values()) == ["FAILED", "FAILED", "RUNNING", "RUNNING"]
     assert status[alive] == "RUNNING"
 
 
 def test_a_server_that_does_not_answer_is_one_message(
-    places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for act in (
-        lambda: mlflow_runs.track(places, config),
-        lambda: mlflow_runs.open_execution(places, config, "all"),
-        lambda: mlflow_runs.open_step(places, "0" * 32, "dense", "finetune"),
+        lambda: mlflow_runs.track(paths, config),
+        lambda: mlflow_runs.open_execution(paths, config, "all"),
+        lambda: mlflow_runs.open_step(paths, "0" * 32, "dense", "finetune"),
     ):
         with pytest.raises(mlflow_client.StoreError, match=r"http://127\.0\.0\.1:1 does not respond") as raised:
             act()
         assert "winnow track" in str(raised.value)
         assert "secret" not in str(raised.value)
     with caplog.at_level(logging.WARNING, logger="tasks.tracking.mlflow_runs"):
-        mlflow_runs.log_curves(places, "0" * 32, CURVES, 0, "")
+        mlflow_runs.log_curves(paths, "0" * 32, CURVES, 0, "")
     assert "curves will be logged when the step has ended" in caplog.text
-    mlflow_runs.fail_step(places, "0" * 32, "the step's own error must be seen, not this one")
-    mlflow_runs.close_execution(places, "0" * 32, ok=False)
+    mlflow_runs.fail_step(paths, "0" * 32, "the step's own error must be seen, not this one")
+    mlflow_runs.close_execution(paths, "0" * 32, ok=False)
 
 
 class Dripping(BaseHTTPRequestHandler):
@@ -284,7 +284,7 @@ class Dripping(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("in_a_thread", [False, True])
 def test_a_server_that_drips_is_given_up(
-    places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, in_a_thread: bool
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, in_a_thread: bool
 ) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
         server.daemon_threads = True
@@ -295,7 +295,7 @@ def test_a_server_that_drips_is_given_up(
 
         def act() -> None:
             try:
-                mlflow_runs.track(places, config)
+                mlflow_runs.track(paths, config)
             except mlflow_client.StoreError as error:
                 raised.append(error)
 
@@ -330,51 +330,51 @@ def test_a_call_in_time_is_not_struck_later() -> None:
     ],
 )
 def test_an_error_says_whose_it_is(
-    places: ProjectPaths, monkeypatch: pytest.MonkeyPatch, address: str, error: Exception, said: str
+    paths: ProjectPaths, monkeypatch: pytest.MonkeyPatch, address: str, error: Exception, said: str
 ) -> None:
     if address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    with pytest.raises(mlflow_client.StoreError, match=said), mlflow_client.convert_errors(places):
+    with pytest.raises(mlflow_client.StoreError, match=said), mlflow_client.convert_errors(paths):
         raise error
 
 
-def test_a_lost_database_is_made_and_filled_without_noise(places: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(places, config)
-    (places.state_dir / "mlflow" / "mlflow.db").unlink()
-    assert not mlflow_runs.is_complete(places, config)
-    result = _python(HERE + "print(mlflow_runs.track(places, config))", places)
+def test_a_lost_database_is_made_and_filled_without_noise(paths: ProjectPaths, config: Config) -> None:
+    mlflow_runs.track(paths, config)
+    (paths.state_dir / "mlflow" / "mlflow.db").unlink()
+    assert not mlflow_runs.is_complete(paths, config)
+    result = _python(HERE + "print(mlflow_runs.track(paths, config))", paths)
     assert result.stderr == ""
     assert result.stdout.startswith(f"{len(ALL)} of {len(ALL)} records were new to MLflow at sqlite:///")
     assert result.stdout.count("\n") == 1
-    assert mlflow_runs.is_complete(places, config)
+    assert mlflow_runs.is_complete(paths, config)
 
 
-def test_a_moved_store_is_not_written_into_the_old_folder(places: ProjectPaths, config: Config) -> None:
-    client = mlflow_client.connect(places)
-    name = f"winnow/{paths.registered_model_name(config)}"
-    client.create_experiment(name, artifact_location=(places.root / "elsewhere").as_uri())
+def test_a_moved_store_is_not_written_into_the_old_folder(paths: ProjectPaths, config: Config) -> None:
+    client = mlflow_client.connect(paths)
+    name = f"winnow/{registered_model_name(config)}"
+    client.create_experiment(name, artifact_location=(paths.root / "elsewhere").as_uri())
     with pytest.raises(mlflow_client.StoreError, match="was created in another folder"):
-        mlflow_runs.track(places, config)
+        mlflow_runs.track(paths, config)
 
 
-def test_a_deleted_experiment_comes_back(places: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(places, config)
-    mlflow_client.connect(places).delete_experiment(mlflow_client.experiment_id(places, config))
-    mlflow_runs.track(places, config)
-    assert set(_named(places, config)) == set(ALL)
+def test_a_deleted_experiment_comes_back(paths: ProjectPaths, config: Config) -> None:
+    mlflow_runs.track(paths, config)
+    mlflow_client.connect(paths).delete_experiment(mlflow_client.experiment_id(paths, config))
+    mlflow_runs.track(paths, config)
+    assert set(_named(paths, config)) == set(ALL)
 
 
-def test_without_artifacts_there_is_nothing_to_track(places: ProjectPaths, config: Config) -> None:
-    places.artifacts.rename(places.root / "gone")
-    assert not mlflow_runs.is_complete(places, config)
+def test_without_artifacts_there_is_nothing_to_track(paths: ProjectPaths, config: Config) -> None:
+    paths.artifacts.rename(paths.root / "gone")
+    assert not mlflow_runs.is_complete(paths, config)
     with pytest.raises(ArtifactError, match="nothing to track"):
-        mlflow_runs.track(places, config)
+        mlflow_runs.track(paths, config)
 
 
 def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
-    places: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = search_runs.SearchRun(places, config, "mine")
+    log = search_runs.SearchRun(paths, config, "mine")
     look = TrialEvaluation(1.0, 2.0, 0.5, {"quality/top1": 0.9}, ("found",))
     trials = [EndedTrial(number, number, Point("prune", 0.5, "none"), "finished", look, "", 3.0) for number in (0, 1)]
     log.trial(trials[0])
@@ -386,10 +386,10 @@ def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
         log.trial(trials[1])  # its run was made, and could not be filled
         log.trial(trials[1])
     assert "trial 1 is not in MLflow yet: MLflow is down" in caplog.text
-    again = search_runs.SearchRun(places, config, "mine")
+    again = search_runs.SearchRun(paths, config, "mine")
     assert again.logged == [0]
     again.close(SearchProgress(trials, 6.0, 1.0, {}), trials[1], [])
-    kinds = _runs(places, config, "tags.`winnow.kind` = 'trial'")
+    kinds = _runs(paths, config, "tags.`winnow.kind` = 'trial'")
     assert sorted((run.info.run_name, run.info.status) for run in kinds) == [
         ("trial 0", "FINISHED"),
         ("trial 1", "FINISHED"),
@@ -397,21 +397,21 @@ def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
     assert {run.data.metrics["search/cost"] for run in kinds} == {0.5}
 
 
-def test_completeness_is_known_without_mlflow(places: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(places, config)
+def test_completeness_is_known_without_mlflow(paths: ProjectPaths, config: Config) -> None:
+    mlflow_runs.track(paths, config)
     code = HERE + (
         "import tasks.registry.promotion_state;"
-        "print(mlflow_runs.is_complete(places, config), tasks.registry.promotion_state.is_up_to_date(places, config));"
+        "print(mlflow_runs.is_complete(paths, config), tasks.registry.promotion_state.is_up_to_date(paths, config));"
         "print('mlflow' in sys.modules)"
     )
-    assert _python(code, places).stdout.split() == ["True", "False", "False"]
+    assert _python(code, paths).stdout.split() == ["True", "False", "False"]
 
 
-def test_more_than_one_call_may_hold_arrives_whole(places: ProjectPaths, config: Config) -> None:
-    run_id = mlflow_runs.open_execution(places, config, "much to say")
+def test_more_than_one_call_may_hold_arrives_whole(paths: ProjectPaths, config: Config) -> None:
+    run_id = mlflow_runs.open_execution(paths, config, "much to say")
     metrics = {f"m/{index}": float(index) for index in range(1700)}
     params = {f"p.{index}": str(index) for index in range(150)}
-    client = mlflow_client.connect(places)
+    client = mlflow_client.connect(paths)
     mlflow_client.log_values(
         client, run_id, mlflow_client.to_metrics(metrics), params, {f"t.{name}": name for name in params}
     )
@@ -428,9 +428,9 @@ def test_flatten_keeps_within_mlflows_limits() -> None:
     assert flat == {"a.b": "0.001", "a.c": "null", "list": "[0.03, 0.1]", "text": "x" * 6000, "on": "true"}
 
 
-def test_a_damaged_memory_is_only_forgotten(places: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(places, config)
-    TRACKED_RUNS.path(places).write_text("{ not json")
-    assert not mlflow_runs.is_complete(places, config)
-    assert "has all" in mlflow_runs.track(places, config)
-    assert TRACKED_RUNS.read(places).keys() == {places.mlflow_store}
+def test_a_damaged_memory_is_only_forgotten(paths: ProjectPaths, config: Config) -> None:
+    mlflow_runs.track(paths, config)
+    TRACKED_RUNS.path(paths).write_text("{ not json")
+    assert not mlflow_runs.is_complete(paths, config)
+    assert "has all" in mlflow_runs.track(paths, config)
+    assert TRACKED_RUNS.read(paths).keys() == {paths.mlflow_store}

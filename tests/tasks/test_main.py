@@ -29,18 +29,18 @@ def leave(folder: Path, number: float = 0.0) -> None:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> ProjectPaths:
-    places = ProjectPaths(tmp_path)
+def paths(tmp_path: Path) -> ProjectPaths:
+    paths = ProjectPaths(tmp_path)
     for name in ("data", "pretrain", "candidates/dense", "candidates/pruned"):
-        leave(places.artifacts / name)
+        leave(paths.artifacts / name)
     (tmp_path / "mine.pth").write_bytes(b"weights")
     shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
     shutil.copytree(ROOT / "winnow", tmp_path / "winnow", ignore=shutil.ignore_patterns("__pycache__"))
-    return places
+    return paths
 
 
-def fingerprint(places: ProjectPaths, params: dict[str, Any], step: str, name: str) -> str:
-    return __main__._fingerprint(check_config(params), places, step, name)
+def fingerprint(paths: ProjectPaths, params: dict[str, Any], step: str, name: str) -> str:
+    return __main__._fingerprint(check_config(params), paths, step, name)
 
 
 def put(*keys: str, value: object) -> Change:
@@ -55,21 +55,21 @@ def put(*keys: str, value: object) -> Change:
 
 
 def record(name: str) -> Change:
-    return lambda places, _params: leave(places.artifacts / name, 1.0)
+    return lambda paths, _params: leave(paths.artifacts / name, 1.0)
 
 
 def code(name: str) -> Change:
     """A changed file of the library."""
 
-    def change(places: ProjectPaths, _params: dict[str, Any]) -> None:
-        with (places.root / "winnow" / name).open("a") as file:
+    def change(paths: ProjectPaths, _params: dict[str, Any]) -> None:
+        with (paths.root / "winnow" / name).open("a") as file:
             file.write("# changed\n")
 
     return change
 
 
-def weights(places: ProjectPaths, _params: dict[str, Any]) -> None:
-    (places.root / "mine.pth").write_bytes(b"weightz")
+def weights(paths: ProjectPaths, _params: dict[str, Any]) -> None:
+    (paths.root / "mine.pth").write_bytes(b"weightz")
 
 
 @pytest.mark.parametrize(
@@ -101,36 +101,36 @@ def weights(places: ProjectPaths, _params: dict[str, Any]) -> None:
     ],
 )
 def test_what_decides_a_training_decides_its_folder(
-    places: ProjectPaths, step: str, name: str, change: Change, differs: bool
+    paths: ProjectPaths, step: str, name: str, change: Change, differs: bool
 ) -> None:
     params = tiny_params()
     params["finetune"]["weights"] = "mine.pth"
-    before = fingerprint(places, params, step, name)
-    assert fingerprint(places, params, step, name) == before
-    change(places, params)
-    assert (fingerprint(places, params, step, name) != before) is differs
+    before = fingerprint(paths, params, step, name)
+    assert fingerprint(paths, params, step, name) == before
+    change(paths, params)
+    assert (fingerprint(paths, params, step, name) != before) is differs
 
 
-def test_checkpoints_of_a_training_that_was_given_up_go_before_the_step_runs(places: ProjectPaths) -> None:
+def test_checkpoints_of_a_training_that_was_given_up_go_before_the_step_runs(paths: ProjectPaths) -> None:
     config = check_config(tiny_params() | {"pretrain": {"method": "none"}})
-    own = places.checkpoints / f"pretrain-{__main__._fingerprint(config, places, 'pretrain', 'pretrain')}"
-    given_up, other = places.checkpoints / f"pretrain-{'0' * 16}", places.checkpoints / f"pruned-{'0' * 16}"
+    own = paths.checkpoints / f"pretrain-{__main__._fingerprint(config, paths, 'pretrain', 'pretrain')}"
+    given_up, other = paths.checkpoints / f"pretrain-{'0' * 16}", paths.checkpoints / f"pruned-{'0' * 16}"
     for folder in (own, given_up, other):
         folder.mkdir(parents=True)
     with pytest.raises(ArtifactError):  # there are no images
-        __main__.run_step(config, places, "pretrain", "pretrain")
-    assert sorted(places.checkpoints.iterdir()) == sorted([own, other])
+        __main__.run_step(config, paths, "pretrain", "pretrain")
+    assert sorted(paths.checkpoints.iterdir()) == sorted([own, other])
 
 
-def test_curves_that_lay_there_before_are_not_passed_on(places: ProjectPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_that_lay_there_before_are_not_passed_on(paths: ProjectPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
     monkeypatch.setattr(mlflow_runs, "log_curves", lambda *arguments: sent.append(arguments[2][0]["from"]))
     for digest, age in (("a" * 16, 100), ("b" * 16, -100)):
-        path = places.checkpoints / f"pretrain-{digest}" / "pretrain.curves.jsonl"
+        path = paths.checkpoints / f"pretrain-{digest}" / "pretrain.curves.jsonl"
         path.parent.mkdir(parents=True)
         path.write_text(f'{{"epoch": 1, "from": "{digest[0]}"}}\n')
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
     ended = threading.Event()
     ended.set()
-    stage_runner._follow(places, "pretrain", "run", ended)
+    stage_runner._follow(paths, "pretrain", "run", ended)
     assert sent == ["b"]

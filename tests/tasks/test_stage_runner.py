@@ -10,11 +10,11 @@ from tasks.project.paths import ProjectPaths
 
 
 def test_a_stop_ends_one_run_and_not_the_next_in_the_same_process(tmp_path: Path) -> None:
-    places, log = ProjectPaths(tmp_path), logging.getLogger("test")
+    paths, log = ProjectPaths(tmp_path), logging.getLogger("test")
     stage_runner.stop_running("first")
     with pytest.raises(stage_runner.StageFailed, match="ingest was not begun: the run was stopped"):
-        stage_runner._stream(places, "ingest", "ingest", ("first", "step"), log)
+        stage_runner._stream(paths, "ingest", "ingest", ("first", "step"), log)
     with pytest.raises(stage_runner.StageFailed) as second:  # begun: it is DVC that finds no project here
-        stage_runner._stream(places, "ingest", "ingest", ("second", "step"), log)
+        stage_runner._stream(paths, "ingest", "ingest", ("second", "step"), log)
     assert "not begun" not in str(second.value)
     assert "not inside of a DVC repository" in str(second.value)

@@ -14,11 +14,11 @@ from winnow.errors import ConfigError
 
 
 def test_everything_lies_in_two_folders() -> None:
-    places = ProjectPaths(Path("/project"))
-    hidden = (places.checkpoints, places.logs, places.mlflow_artifacts, places.test_readings)
-    assert places.artifacts == Path("/project/artifacts")
+    paths = ProjectPaths(Path("/project"))
+    hidden = (paths.checkpoints, paths.logs, paths.mlflow_artifacts, paths.test_readings)
+    assert paths.artifacts == Path("/project/artifacts")
     assert all(path.is_relative_to("/project/.winnow") for path in hidden)
-    assert places.mlflow_store == "sqlite:////project/.winnow/mlflow/mlflow.db"
+    assert paths.mlflow_store == "sqlite:////project/.winnow/mlflow/mlflow.db"
 
 
 def test_queued_experiments_count_their_readings_of_the_test_split_in_the_project() -> None:

@@ -35,7 +35,7 @@ DAMAGED = {
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> ProjectPaths:
+def paths(tmp_path: Path) -> ProjectPaths:
     (tmp_path / ".winnow" / "versions").mkdir(parents=True)
     (tmp_path / "params.yaml").write_text("data: 1\n")
     return ProjectPaths(tmp_path)
@@ -46,7 +46,7 @@ READERS: dict[str, Callable[[ProjectPaths], Any]] = {
     "promoted.json": promotion_state.read_reasons,
     "servers.json": announced_servers.read_announcement,
     "verified.json": state_files.VERIFIED.read,
-    "plan.json": lambda places: plan.compare_with_plan(places, {"pretrain": {}})[0],
+    "plan.json": lambda paths: plan.compare_with_plan(paths, {"pretrain": {}})[0],
     "versions/pretrain.json": run.version_changes,
     "run.step": run_lock._step_of,
 }
@@ -54,27 +54,27 @@ READERS: dict[str, Callable[[ProjectPaths], Any]] = {
 
 @pytest.mark.parametrize("content", DAMAGED)
 @pytest.mark.parametrize("name", READERS)
-def test_a_damaged_cache_counts_as_missing(places: ProjectPaths, name: str, content: str) -> None:
-    (places.state_dir / name).write_bytes(DAMAGED[content])
-    assert not READERS[name](places)
+def test_a_damaged_cache_counts_as_missing(paths: ProjectPaths, name: str, content: str) -> None:
+    (paths.state_dir / name).write_bytes(DAMAGED[content])
+    assert not READERS[name](paths)
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_folder_in_its_place_counts_as_missing(places: ProjectPaths, name: str) -> None:
-    (places.state_dir / name).mkdir()
-    assert not READERS[name](places)
+def test_a_folder_in_its_place_counts_as_missing(paths: ProjectPaths, name: str) -> None:
+    (paths.state_dir / name).mkdir()
+    assert not READERS[name](paths)
 
 
-def test_a_damaged_cache_is_logged(places: ProjectPaths, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_cache_is_logged(paths: ProjectPaths, caplog: pytest.LogCaptureFixture) -> None:
     cache: StateFile[dict[str, int]] = StateFile("some.json", dict[str, int], {"b": 1})
-    assert cache.read(places) == {"b": 1}
+    assert cache.read(paths) == {"b": 1}
     assert not caplog.records
-    cache.path(places).write_text('{"a": "x"}')
+    cache.path(paths).write_text('{"a": "x"}')
     with caplog.at_level(logging.WARNING):
-        assert cache.read(places) == {"b": 1}
-    assert f"{cache.path(places)} is damaged (at a: " in caplog.text
-    cache.write(places, {"a": 2})
-    assert cache.read(places) == {"a": 2}
+        assert cache.read(paths) == {"b": 1}
+    assert f"{cache.path(paths)} is damaged (at a: " in caplog.text
+    cache.write(paths, {"a": 2})
+    assert cache.read(paths) == {"a": 2}
 
 
 CONTENTS: dict[str, Any] = {
@@ -98,41 +98,41 @@ CONTENTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("file", state_files.STATE_FILES, ids=lambda file: file.name)
-def test_every_state_file_is_read_as_it_was_written(places: ProjectPaths, file: StateFile[Any]) -> None:
+def test_every_state_file_is_read_as_it_was_written(paths: ProjectPaths, file: StateFile[Any]) -> None:
     content = CONTENTS[file.name]
-    assert file.read(places, "key") == file.default
-    file.write(places, content, "key")
-    assert file.read(places, "key") == content
-    raw = json.loads(file.path(places, "key").read_text())
+    assert file.read(paths, "key") == file.default
+    file.write(paths, content, "key")
+    assert file.read(paths, "key") == content
+    raw = json.loads(file.path(paths, "key").read_text())
     assert raw.keys() == {"format", "content"}
-    file.path(places, "key").write_text(json.dumps(raw["content"]))  # as an earlier version wrote it
-    assert file.read(places, "key") == content
-    file.path(places, "key").write_text(json.dumps(raw | {"format": 99}))
+    file.path(paths, "key").write_text(json.dumps(raw["content"]))  # as an earlier version wrote it
+    assert file.read(paths, "key") == content
+    file.path(paths, "key").write_text(json.dumps(raw | {"format": 99}))
     if file.remedy:
         with pytest.raises(ArtifactError, match="another version of winnow"):
-            file.read(places, "key")
+            file.read(paths, "key")
     else:
-        assert file.read(places, "key") == file.default
+        assert file.read(paths, "key") == file.default
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-def test_a_damaged_file_that_cannot_be_recomputed_is_named_with_the_remedy(places: ProjectPaths, content: str) -> None:
-    path = CONFIRMATIONS.path(places, "default")
-    assert CONFIRMATIONS.read(places, "default") == []
+def test_a_damaged_file_that_cannot_be_recomputed_is_named_with_the_remedy(paths: ProjectPaths, content: str) -> None:
+    path = CONFIRMATIONS.path(paths, "default")
+    assert CONFIRMATIONS.read(paths, "default") == []
     path.parent.mkdir(parents=True)
     path.write_bytes(DAMAGED[content])
     with pytest.raises(ArtifactError, match=r"confirmations\.json is damaged \(at .*; .*start a new search"):
-        CONFIRMATIONS.read(places, "default")
+        CONFIRMATIONS.read(paths, "default")
 
 
 @pytest.mark.parametrize("content", ["empty", "zeros", "cut", "nested", "no text"])
-def test_other_files_are_named(places: ProjectPaths, content: str) -> None:
-    for path in (places.test_readings, places.state_dir / "password", places.root / "card.json"):
+def test_other_files_are_named(paths: ProjectPaths, content: str) -> None:
+    for path in (paths.test_readings, paths.state_dir / "password", paths.root / "card.json"):
         path.write_bytes(DAMAGED[content])
     with pytest.raises(ArtifactError, match=r"test-readings\.json is damaged .*delete it to restart the count"):
-        count_reading(places.test_readings, "abc")
+        count_reading(paths.test_readings, "abc")
     with pytest.raises(ArtifactError, match=r"card\.json is damaged"):
-        read_json(places.root / "card.json")
+        read_json(paths.root / "card.json")
     if content in ("empty", "no text"):
         with pytest.raises(WinnowError, match=r"password .*; delete it, and a new password is generated"):
-            passwords.project_password(places)
+            passwords.project_password(paths)

@@ -64,11 +64,11 @@ def damage(path: Path, keep_time: bool = False) -> bytes:
 
 
 def test_what_is_right_is_looked_at_once(project: Path) -> None:
-    places = ProjectPaths(project)
-    assert integrity.find_damaged(places) == []
-    seen = VERIFIED.read(places)
+    paths = ProjectPaths(project)
+    assert integrity.find_damaged(paths) == []
+    seen = VERIFIED.read(paths)
     assert len(seen) == 4  # two listings, deep/more, and one object for images.npy and its copy
-    integrity.check(places)
+    integrity.check(paths)
 
 
 def test_dvc_alone_puts_the_damaged_file_back(project: Path) -> None:
@@ -80,30 +80,30 @@ def test_dvc_alone_puts_the_damaged_file_back(project: Path) -> None:
 
 @pytest.mark.parametrize("looked_before", [True, False])
 def test_damage_is_seen_said_and_repaired(project: Path, looked_before: bool) -> None:
-    places, config = ProjectPaths(project), load_config(project / "params.yaml")
+    paths, config = ProjectPaths(project), load_config(project / "params.yaml")
     if looked_before:
         assert stale_stages(project, config) == {}
     good = damage(project / IMAGES)
-    names = {str(entry.path.relative_to(project)) for entry in integrity.find_damaged(places)}
+    names = {str(entry.path.relative_to(project)) for entry in integrity.find_damaged(paths)}
     assert names == {str(IMAGES), "artifacts/pretrain/copied"}
     assert any("artifacts/data/images.npy is damaged" in reason for reason in stale_stages(project, config)["ingest"])
     with pytest.raises(ArtifactError, match=r"images\.npy, .*copied are damaged: .*`winnow run` creates it"):
-        integrity.check(places)
-    integrity.remove_damaged(places, integrity.find_damaged(places))
+        integrity.check(paths)
+    integrity.remove_damaged(paths, integrity.find_damaged(paths))
     assert not (project / IMAGES).exists()
     assert [run(project, stage) for stage in ("ingest", "pretrain")] == ["ran", "unchanged"]
     assert (project / IMAGES).read_bytes() == (project / "artifacts/pretrain/copied").read_bytes() == good
-    assert integrity.find_damaged(places, full=True) == []
+    assert integrity.find_damaged(paths, full=True) == []
     assert stale_stages(project, config) == {}
 
 
 def test_a_disk_that_changes_bytes_and_no_times_is_found_by_the_full_look(project: Path) -> None:
-    places = ProjectPaths(project)
-    assert integrity.find_damaged(places) == []
+    paths = ProjectPaths(project)
+    assert integrity.find_damaged(paths) == []
     damage(project / IMAGES, keep_time=True)
-    assert integrity.find_damaged(places) == []
-    assert {entry.path.name for entry in integrity.find_damaged(places, full=True)} == {"images.npy", "copied"}
-    assert {entry.path.name for entry in integrity.find_damaged(places)} == {
+    assert integrity.find_damaged(paths) == []
+    assert {entry.path.name for entry in integrity.find_damaged(paths, full=True)} == {"images.npy", "copied"}
+    assert {entry.path.name for entry in integrity.find_damaged(paths)} == {
         "images.npy",
         "copied",
     }  # it stays in doubt
@@ -111,33 +111,33 @@ def test_a_disk_that_changes_bytes_and_no_times_is_found_by_the_full_look(projec
 
 def test_a_good_file_of_its_own_stays_and_the_object_is_made_from_it(project: Path) -> None:
     """Where artifacts are copies, damage to the cache is none to them."""
-    places, mine = ProjectPaths(project), project / IMAGES
+    paths, mine = ProjectPaths(project), project / IMAGES
     content = mine.read_bytes()
     mine.unlink()
     mine.write_bytes(content)
     damage(
         next(
             entry.content
-            for entry in integrity.find_damaged(places, full=True) or integrity._entries(places)
+            for entry in integrity.find_damaged(paths, full=True) or integrity._entries(paths)
             if entry.path == mine
         )
     )
-    integrity.remove_damaged(places, integrity.find_damaged(places))
+    integrity.remove_damaged(paths, integrity.find_damaged(paths))
     assert mine.read_bytes() == content
 
 
 def test_an_older_result_that_comes_back_damaged_is_seen(project: Path) -> None:
     """DVC keeps results of other settings, and restores them when these come back."""
-    places, params = ProjectPaths(project), project / "params.yaml"
-    integrity.find_damaged(places)
-    text, kept = params.read_text(), {entry.path: entry.content for entry in integrity._entries(places)}
+    paths, params = ProjectPaths(project), project / "params.yaml"
+    integrity.find_damaged(paths)
+    text, kept = params.read_text(), {entry.path: entry.content for entry in integrity._entries(paths)}
     (project / "dvc.yaml").write_text(PIPELINE.replace("echo pixels", "echo others"))
     assert run(project, "ingest") == "ran"
     damage(kept[project / IMAGES])
     (project / "dvc.yaml").write_text(PIPELINE)
     assert run(project, "ingest") == "restored"
     assert params.read_text() == text
-    assert str(IMAGES) in integrity.describe_damaged(places, integrity.find_damaged(places))
+    assert str(IMAGES) in integrity.describe_damaged(paths, integrity.find_damaged(paths))
 
 
 @pytest.mark.parametrize("content", ["", "stages: [", "stages:\n  a:\n    outs: 3\n", "[]", "stages:\n  a: 1\n"])
@@ -148,7 +148,7 @@ def test_a_lock_that_cannot_be_read_is_dvcs_to_tell_of(tmp_path: Path, content: 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}'])
 def test_a_damaged_list_of_looks_costs_another_look(project: Path, content: str) -> None:
-    places = ProjectPaths(project)
-    integrity.find_damaged(places)
-    (places.state_dir / "verified.json").write_text(content)
-    assert integrity.find_damaged(places) == []
+    paths = ProjectPaths(project)
+    integrity.find_damaged(paths)
+    (paths.state_dir / "verified.json").write_text(content)
+    assert integrity.find_damaged(paths) == []

@@ -12,16 +12,16 @@ from winnow.models.backbones import WEIGHTS_FILE
 
 
 def test_a_name_that_was_not_made_is_told_those_that_were(tmp_path: Path) -> None:
-    places = ProjectPaths(tmp_path)
+    paths = ProjectPaths(tmp_path)
     with pytest.raises(ConfigError, match=r"dense: no candidate of that name has .* winnow run makes them first"):
-        candidate_folder(places, "dense", WEIGHTS_FILE)
+        candidate_folder(paths, "dense", WEIGHTS_FILE)
     for name, files in {"dense": (WEIGHTS_FILE, MODEL), "dense-int8": (MODEL,), ".pruned.12.tmp": (MODEL,)}.items():
-        folder = places.artifacts / "candidates" / name
+        folder = paths.artifacts / "candidates" / name
         folder.mkdir(parents=True)
         for file in files:
             (folder / file).touch()
-    assert candidate_folder(places, "dense-int8", MODEL) == places.artifacts / "candidates" / "dense-int8"
+    assert candidate_folder(paths, "dense-int8", MODEL) == paths.artifacts / "candidates" / "dense-int8"
     with pytest.raises(ConfigError, match=r"dense-int8: no candidate .* a weights\.safetensors in .*; valid: dense$"):
-        candidate_folder(places, "dense-int8", WEIGHTS_FILE)
+        candidate_folder(paths, "dense-int8", WEIGHTS_FILE)
     with pytest.raises(ConfigError, match=r"valid: dense, dense-int8$"):
-        candidate_folder(places, "../dense", MODEL)
+        candidate_folder(paths, "../dense", MODEL)

@@ -15,7 +15,7 @@ SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> ProjectPaths:
+def paths(tmp_path: Path) -> ProjectPaths:
     (tmp_path / "params.yaml").write_text(SHIPPED, encoding="utf-8")
     (tmp_path / "data").mkdir()
     for name in ("none", "cifar10-jpeg-sample.tar.xz"):
@@ -23,16 +23,16 @@ def places(tmp_path: Path) -> ProjectPaths:
     return ProjectPaths(tmp_path)
 
 
-def written(places: ProjectPaths) -> str:
-    assert not list(places.root.glob(".*"))
-    return (places.root / "params.yaml").read_text(encoding="utf-8")
+def written(paths: ProjectPaths) -> str:
+    assert not list(paths.root.glob(".*"))
+    return (paths.root / "params.yaml").read_text(encoding="utf-8")
 
 
 def test_nothing_but_the_line_changes_and_the_difference_is_shown(
-    places: ProjectPaths, capsys: pytest.CaptureFixture[str]
+    paths: ProjectPaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    set_keys(places, ["data.image_size=64", "candidates.pruned.recovery.epochs=3"])
-    before, after = SHIPPED.splitlines(), written(places).splitlines()
+    set_keys(paths, ["data.image_size=64", "candidates.pruned.recovery.epochs=3"])
+    before, after = SHIPPED.splitlines(), written(paths).splitlines()
     assert len(before) == len(after)
     changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert changed == [("  image_size: 32", "  image_size: 64"), ("      epochs: 10", "      epochs: 3")]
@@ -43,24 +43,24 @@ def test_nothing_but_the_line_changes_and_the_difference_is_shown(
         "-      epochs: 10",
         "+      epochs: 3",
     ]
-    config = load_config(places.root / "params.yaml")
+    config = load_config(paths.root / "params.yaml")
     assert (config.data.image_size, config.candidates["pruned"].recovery.epochs) == (64, 3)  # type: ignore[union-attr]
 
 
-def test_comments_stay(places: ProjectPaths) -> None:
-    (places.root / "photos").mkdir()
-    set_keys(places, ["data.source=folder", "data.path=photos", "finetune.seeds=[3, 4, 5]"])
+def test_comments_stay(paths: ProjectPaths) -> None:
+    (paths.root / "photos").mkdir()
+    set_keys(paths, ["data.source=folder", "data.path=photos", "finetune.seeds=[3, 4, 5]"])
     comments = [line.partition("#")[2] for line in SHIPPED.splitlines() if "#" in line]
-    after = written(places)
+    after = written(paths)
     assert [line.partition("#")[2] for line in after.splitlines() if "#" in line] == comments
     assert "  seeds: [3, 4, 5] " in after
     assert "  source: folder              # sample | folder | archive | cifar10" in after
 
 
-def test_what_is_already_so_is_left_alone(places: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
-    stamp = (places.root / "params.yaml").stat()
-    set_keys(places, ["data.image_size=32", "data.max_rejected= 10"])
-    assert (places.root / "params.yaml").stat() == stamp
+def test_what_is_already_so_is_left_alone(paths: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    stamp = (paths.root / "params.yaml").stat()
+    set_keys(paths, ["data.image_size=32", "data.max_rejected= 10"])
+    assert (paths.root / "params.yaml").stat() == stamp
     assert capsys.readouterr().out == ""
 
 
@@ -115,9 +115,9 @@ def test_quotes_make_text_of_what_is_none(path: str) -> None:
         (" data.max_rejected = 7 ", 7),
     ],
 )
-def test_values_are_yaml(places: ProjectPaths, assignment: str, value: object) -> None:
-    set_keys(places, [assignment])
-    at: object = load_config(places.root / "params.yaml")
+def test_values_are_yaml(paths: ProjectPaths, assignment: str, value: object) -> None:
+    set_keys(paths, [assignment])
+    at: object = load_config(paths.root / "params.yaml")
     for key in assignment.partition("=")[0].strip().split("."):
         at = getattr(at, key)
     assert at == value
@@ -150,55 +150,55 @@ def test_values_are_yaml(places: ProjectPaths, assignment: str, value: object) -
     ],
 )
 def test_nothing_is_written_on_a_mistake(
-    places: ProjectPaths, capsys: pytest.CaptureFixture[str], assignments: list[str], message: str
+    paths: ProjectPaths, capsys: pytest.CaptureFixture[str], assignments: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        set_keys(places, assignments)
-    assert written(places) == SHIPPED
+        set_keys(paths, assignments)
+    assert written(paths) == SHIPPED
     assert capsys.readouterr().out == ""
 
 
-def test_a_broken_file_is_said_to_be_broken(places: ProjectPaths) -> None:
-    (places.root / "params.yaml").write_text("data: [1, 2")
+def test_a_broken_file_is_said_to_be_broken(paths: ProjectPaths) -> None:
+    (paths.root / "params.yaml").write_text("data: [1, 2")
     with pytest.raises(ConfigError, match=r"params\.yaml is not valid YAML"):
-        set_keys(places, ["data.image_size=64"])
-    assert written(places) == "data: [1, 2"
+        set_keys(paths, ["data.image_size=64"])
+    assert written(paths) == "data: [1, 2"
 
 
-def test_what_is_nested_too_deeply_is_said(places: ProjectPaths) -> None:
+def test_what_is_nested_too_deeply_is_said(paths: ProjectPaths) -> None:
     with pytest.raises(ConfigError, match=r"-S data\.path=\[\[.*nested too deeply"):
-        set_keys(places, ["data.path=" + "[" * 3000])
-    (places.root / "params.yaml").write_text("data: " + "[" * 3000 + "]" * 3000)
+        set_keys(paths, ["data.path=" + "[" * 3000])
+    (paths.root / "params.yaml").write_text("data: " + "[" * 3000 + "]" * 3000)
     with pytest.raises(ConfigError, match=r"params\.yaml: nested too deeply"):
-        set_keys(places, ["data.image_size=64"])
+        set_keys(paths, ["data.image_size=64"])
 
 
-def test_another_pretraining_method_brings_its_own_values(places: ProjectPaths) -> None:
-    set_keys(places, ["pretrain.method=simclr"])
-    settings = load_config(places.root / "params.yaml").pretrain
+def test_another_pretraining_method_brings_its_own_values(paths: ProjectPaths) -> None:
+    set_keys(paths, ["pretrain.method=simclr"])
+    settings = load_config(paths.root / "params.yaml").pretrain
     assert settings == SimCLR(method="simclr")
     assert (settings.batch_size, settings.augmentation.jitter) == (256, 0.4)
 
 
-def test_settings_of_the_method_before_leave_the_file(places: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_of_the_method_before_leave_the_file(paths: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
     """As in a file that holds RotNet's values, written by hand or by an earlier version."""
-    set_keys(places, ["pretrain.epochs=3", "pretrain.augmentation.crop_scale_min=0.9", "pretrain.seed=7"])
+    set_keys(paths, ["pretrain.epochs=3", "pretrain.augmentation.crop_scale_min=0.9", "pretrain.seed=7"])
     assert "removed" not in capsys.readouterr().out
-    set_keys(places, ["pretrain.method=simclr", "pretrain.batch_size=64", "pretrain.augmentation.flip=false"])
+    set_keys(paths, ["pretrain.method=simclr", "pretrain.batch_size=64", "pretrain.augmentation.flip=false"])
     own = SimCLR(method="simclr")
-    after = load_config(places.root / "params.yaml").pretrain
+    after = load_config(paths.root / "params.yaml").pretrain
     augmentation = own.augmentation.model_copy(update={"flip": False})
     assert after == own.model_copy(update={"seed": 7, "batch_size": 64, "augmentation": augmentation})
     assert "pretrain.method: simclr has its own epochs, augmentation: the previous" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", ["none", "rotnet"])
-def test_settings_stay_where_the_method_does(places: ProjectPaths, method: str) -> None:
-    set_keys(places, ["pretrain.epochs=3"])
-    set_keys(places, [f"pretrain.method={method}"])
-    assert "  epochs: 3" in written(places)
+def test_settings_stay_where_the_method_does(paths: ProjectPaths, method: str) -> None:
+    set_keys(paths, ["pretrain.epochs=3"])
+    set_keys(paths, [f"pretrain.method={method}"])
+    assert "  epochs: 3" in written(paths)
 
 
-def test_a_key_of_a_section_that_the_file_leaves_out_can_be_set(places: ProjectPaths) -> None:
-    set_keys(places, ["pretrain.optimiser.learning_rate=0.05"])
-    assert load_config(places.root / "params.yaml").pretrain.optimiser == Optimiser(learning_rate=0.05)  # type: ignore[union-attr]
+def test_a_key_of_a_section_that_the_file_leaves_out_can_be_set(paths: ProjectPaths) -> None:
+    set_keys(paths, ["pretrain.optimiser.learning_rate=0.05"])
+    assert load_config(paths.root / "params.yaml").pretrain.optimiser == Optimiser(learning_rate=0.05)  # type: ignore[union-attr]

@@ -178,24 +178,24 @@ def test_what_a_step_would_refuse_is_said_before_it_runs(
 
 
 def test_the_plan_is_shown_beside_the_truth_of_the_same_parameters(tmp_path: Path) -> None:
-    places = ProjectPaths(tmp_path)
-    places.state_dir.mkdir()
+    paths = ProjectPaths(tmp_path)
+    paths.state_dir.mkdir()
     (tmp_path / "params.yaml").write_text("a: 1\n")
     forecast = Forecast("pretrain", 90.0, 1000.0, 100.0, "")
     steps = {row.step: asdict(row) for row in (forecast, replace(forecast, step="select"))}
     PLAN.write(
-        places, {"params": sha256_of(tmp_path / "params.yaml"), "total_seconds": 1.0, "disk_gb": 0.0, "steps": steps}
+        paths, {"params": sha256_of(tmp_path / "params.yaml"), "total_seconds": 1.0, "disk_gb": 0.0, "steps": steps}
     )
     true = {"pretrain": {"seconds": 100.0, "memory_mb": 800.0, "disk_mb": 100.0}}
-    planned, told = plan.compare_with_plan(places, true)
+    planned, told = plan.compare_with_plan(paths, true)
     assert set(planned) == {"pretrain"}
     assert told == (
         "Planned: 1:30, it took 1:40 (forecast -10 %); 0.10 GB of artifacts, 0.10 GB (forecast +0 %); "
         "memory 1.00 GB, 0.80 GB (forecast +25 %)"
     )
-    assert plan.compare_with_plan(places, true | {"report": true["pretrain"]}) == ({}, "")
+    assert plan.compare_with_plan(paths, true | {"report": true["pretrain"]}) == ({}, "")
     (tmp_path / "params.yaml").write_text("a: 2\n")
-    assert plan.compare_with_plan(places, true) == ({}, "")
+    assert plan.compare_with_plan(paths, true) == ({}, "")
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ def test_flip_mirrors_half() -> None:
 
 def ramps(count: int, side: int) -> torch.Tensor:
     """Channel 0 is a pixel's column, channel 1 its row: they tell which rectangle a crop took."""
-    places = torch.arange(side).float()
-    planes = torch.stack([places.expand(side, side), places[:, None].expand(side, side), torch.zeros(side, side)])
+    paths = torch.arange(side).float()
+    planes = torch.stack([paths.expand(side, side), paths[:, None].expand(side, side), torch.zeros(side, side)])
     return planes.expand(count, -1, -1, -1)
 
 

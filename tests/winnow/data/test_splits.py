@@ -36,9 +36,9 @@ def assign(keys: np.ndarray, labels: np.ndarray, tested: np.ndarray) -> tuple[np
     return assign_splits(keys, labels, CLASSES, **FRACTIONS, named_test_N=tested)
 
 
-def keys_at(*places: float) -> np.ndarray:
+def keys_at(*paths: float) -> np.ndarray:
     """Keys whose fraction is as given."""
-    high = [int(u * 2**64).to_bytes(8, "big") + bytes(8) for u in places]
+    high = [int(u * 2**64).to_bytes(8, "big") + bytes(8) for u in paths]
     return np.frombuffer(b"".join(high), np.uint8).reshape(-1, 16)
 
 

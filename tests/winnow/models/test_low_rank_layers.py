@@ -60,7 +60,7 @@ def test_swins_attention_stays_and_is_counted() -> None:
     assert not any(".attn." in path for path in found)
     factorize_layers(model, {"features.1.0.mlp.0": 8})
     assert model.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3)
-    # 16 x 16 places in windows of 7: padded to 21 x 21.
+    # 16 x 16 positions in windows of 7: padded to 21 x 21.
     assert macs_by_layer(model, architecture)["features.1.0.attn.qkv"] == 96 * 288 * 21 * 21
 
 

@@ -25,22 +25,22 @@ def test_a_teams_mlflow_is_named_without_its_password_and_not_started() -> None:
 
 
 def test_a_teams_prefect_is_named_and_not_started() -> None:
-    places = ProjectPaths(Path("/project"))
-    programs, pages = plan_servers(places, places.mlflow_store, "http://prefect.example.org/api", PORTS, PASSWORD)
+    paths = ProjectPaths(Path("/project"))
+    programs, pages = plan_servers(paths, paths.mlflow_store, "http://prefect.example.org/api", PORTS, PASSWORD)
     assert [program.name for program in programs] == ["mlflow"]
     assert pages["prefect"] == "http://prefect.example.org"
 
 
 def test_an_address_of_another_shape_stays_as_it_is() -> None:
-    places, cloud = ProjectPaths(Path("/project")), "https://prefect.example.org/api/accounts/1/workspaces/2"
-    assert plan_servers(places, places.mlflow_store, cloud, PORTS, PASSWORD)[1]["prefect"] == cloud
+    paths, cloud = ProjectPaths(Path("/project")), "https://prefect.example.org/api/accounts/1/workspaces/2"
+    assert plan_servers(paths, paths.mlflow_store, cloud, PORTS, PASSWORD)[1]["prefect"] == cloud
 
 
 def test_the_projects_own_store_gets_a_server() -> None:
-    places = ProjectPaths(Path("/project"))
-    programs, pages = plan_servers(places, places.mlflow_store, "", PORTS, PASSWORD)
+    paths = ProjectPaths(Path("/project"))
+    programs, pages = plan_servers(paths, paths.mlflow_store, "", PORTS, PASSWORD)
     assert {program.name for program in programs} == set(pages) == {"mlflow", "prefect"}
-    assert places.mlflow_store in next(program.command for program in programs if program.name == "mlflow")
+    assert paths.mlflow_store in next(program.command for program in programs if program.name == "mlflow")
     assert pages["mlflow"] == "http://127.0.0.1:5000"
     for program in programs:
         assert not any(PASSWORD in word for word in program.command)  # everybody on the machine can read commands
@@ -62,15 +62,15 @@ def test_the_address_of_its_own_server_names_no_team(
 def test_whoever_answers_at_that_address_is_the_team_unless_this_project_started_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    places = ProjectPaths(tmp_path)
+    paths = ProjectPaths(tmp_path)
     with HTTPServer(("127.0.0.1", 0), Refusing) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/api"
         monkeypatch.setenv("PREFECT_API_URL", address)
-        assert _team_prefect_api(places, server.server_port) == address
-        places.state_dir.mkdir()
-        announced_servers.announce(places, "", address)
-        assert _team_prefect_api(places, server.server_port) == ""
+        assert _team_prefect_api(paths, server.server_port) == address
+        paths.state_dir.mkdir()
+        announced_servers.announce(paths, "", address)
+        assert _team_prefect_api(paths, server.server_port) == ""
         server.shutdown()
 
 

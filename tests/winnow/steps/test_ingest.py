@@ -135,12 +135,12 @@ def test_any_kind_of_image_and_name(image_folder: Path, tmp_path: Path) -> None:
     record = ingested(image_folder, tmp_path / "data")
     images = load_images(tmp_path / "data")
     assert images.classes == ("copied class", "disc", "stripes", "wedge")
-    places = {name: at for at, name in enumerate(images.files)}
+    paths = {name: at for at, name in enumerate(images.files)}
     for path in odd:
         expected = decode(path.read_bytes(), SIZE)[0]
-        np.testing.assert_array_equal(images.images_NHWC[places[path.relative_to(image_folder).as_posix()]], expected)
-    assert (images.images_NHWC[places["wedge/sixteen.png"]] == 0xAB).all()
-    np.testing.assert_array_equal(images.images_NHWC[places["wedge/turned.png"]], turned[::-1, ::-1])
+        np.testing.assert_array_equal(images.images_NHWC[paths[path.relative_to(image_folder).as_posix()]], expected)
+    assert (images.images_NHWC[paths["wedge/sixteen.png"]] == 0xAB).all()
+    np.testing.assert_array_equal(images.images_NHWC[paths["wedge/turned.png"]], turned[::-1, ::-1])
     # The copied class holds the same pixels as `stripes`: copies under two names.
     assert any("14 images occur under more than one class" in warning for warning in record.warnings)
 
