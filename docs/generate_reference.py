@@ -1,4 +1,4 @@
-"""Write docs/reference/ from the code: params.yaml, commands, records, metrics and tags.
+"""Write docs/reference/ from the code: params.yaml, commands, records, metrics and tags, public functions.
 
     python docs/generate_reference.py            # write the pages
     python docs/generate_reference.py --check    # exit 1 if a page differs from what the code says
@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import types
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import winnow
 from tasks.tracking.tags import TAGS
 from winnow.cli.main import cli
 from winnow.config import Config
@@ -92,6 +94,7 @@ def pages() -> dict[str, str]:
         "commands.md": _commands_page(),
         "records.md": _records_page(),
         "metrics.md": _metrics_page(),
+        "functions.md": _functions_page(),
     }
     return {name: f"{NOTICE}\n\n{text.rstrip()}\n" for name, text in contents.items()}
 
@@ -310,6 +313,36 @@ def _metrics_page() -> str:
             _table(["tag", "on", "meaning"], [[f"`{tag}`", *row] for tag, row in TAGS.items()]),
         ]
     )
+
+
+def _functions_page() -> str:
+    parts = [
+        "# Functions of `import winnow`",
+        "They work on arrays and networks in memory. [library.md](../library.md) has an example of each.",
+    ]
+    for name in winnow.__all__:
+        thing = getattr(winnow, name)
+        text = inspect.getdoc(thing) or ""
+        if inspect.isclass(thing):
+            fields = _table(
+                ["field", "type"], [[f"`{field}`", _type(kind)] for field, kind in _annotations(thing).items()]
+            )
+            parts.append(f"## winnow.{name}\n\n{text}\n\n{fields}")
+        else:
+            parts.append(f"## winnow.{name}\n\n```python\n{name}{_signature(thing)}\n```\n\n{text}")
+    return "\n\n".join(parts)
+
+
+def _signature(function: Any) -> str:
+    """Return the parameters with their types as the code writes them."""
+    signature, parts = inspect.signature(function), []
+    kinds = {inspect.Parameter.VAR_KEYWORD: "**", inspect.Parameter.VAR_POSITIONAL: "*"}
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and "*" not in parts:
+            parts.append("*")
+        default = "" if parameter.default is inspect.Parameter.empty else f" = {parameter.default!r}"
+        parts.append(f"{kinds.get(parameter.kind, '')}{parameter.name}: {parameter.annotation}{default}")
+    return f"({', '.join(parts)}) -> {signature.return_annotation}"
 
 
 if __name__ == "__main__":
