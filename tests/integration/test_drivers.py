@@ -86,7 +86,7 @@ CHANGES: dict[str, tuple[Edit, set[str]]] = {
     "winnow/pretraining": (line("winnow/pretraining/simclr.py"), ALL - {"ingest"}),
     "winnow/compression": (line("winnow/compression/prune.py"), {"pruned", "pruned-int8", *TAIL}),
     "winnow/compression, of all": (line("winnow/compression/recovery.py"), TREE | TAIL),
-    "winnow/search": (line("winnow/search/pareto.py"), set()),
+    "winnow/search": (line("winnow/search/trial_front.py"), set()),
     "winnow/steps": (line("winnow/steps/benchmark.py"), TAIL),
     "winnow/reporting": (line("winnow/reporting/html.py"), {"report"}),
     "tasks": (line("tasks/tracking/mlflow_runs.py"), set()),

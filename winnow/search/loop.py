@@ -19,9 +19,9 @@ from winnow.errors import ConfigError
 from winnow.records.benchmark import Precision
 from winnow.search.cost import describe_cost
 from winnow.search.optuna_study import EndedTrial, SearchStudy
-from winnow.search.pareto import TrialPoint
 from winnow.search.space import Point
 from winnow.search.trial import EarlierTrial, SearchContext, TrialResult, run_point
+from winnow.search.trial_front import TrialPoint
 
 log = logging.getLogger(__name__)
 

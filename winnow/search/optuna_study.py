@@ -21,9 +21,9 @@ from winnow.random_streams import stream_seed
 from winnow.records import record_digest, write_json
 from winnow.records.benchmark import Precision
 from winnow.search.cost import objective_batch_size
-from winnow.search.pareto import TrialPoint
 from winnow.search.space import Point, available_hints, initial_points, propose_point
 from winnow.search.trial import EarlierTrial, SearchContext, TrialEvaluation, TrialResult, make_cost_measurer
+from winnow.search.trial_front import TrialPoint
 
 STUDY_NAME = "winnow"
 RESULT_ATTRIBUTE = "result"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from winnow.search.pareto import TrialPoint, cheapest_fitting, hypervolume, knee_point, trials_on_front
+from winnow.search.trial_front import TrialPoint, cheapest_fitting, hypervolume, knee_point, trials_on_front
 
 
 def found(*pairs: tuple[float, float]) -> list[TrialPoint]:
