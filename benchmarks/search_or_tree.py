@@ -30,10 +30,10 @@ from winnow.data.splits import selection_half
 from winnow.errors import WinnowError
 from winnow.evaluation.metrics import load_logits
 from winnow.records import CandidateRecord, read_json
-from winnow.search.accuracy_loss import points_lost, reference_logits
 from winnow.search.cost import CostMeasurer
 from winnow.search.loop import SearchProgress, search
 from winnow.search.trial import SearchContext, candidates_folder, machine_identity, make_cost_measurer
+from winnow.search.trial_accuracy import points_lost, reference_logits
 from winnow.search.trial_front import TrialPoint, hypervolume, trials_on_front
 from winnow.steps.compress import CandidateFolders
 

@@ -29,9 +29,9 @@ from tasks.tracking.tags import TAGS
 from winnow.cli.main import cli
 from winnow.config import Config
 from winnow.config.field_docs import field_docs
-from winnow.records.any_step import RECORDS
 from winnow.records.candidate import CandidateFile
 from winnow.records.metric_names import METRICS
+from winnow.records.record_reader import RECORDS
 from winnow.records.step_record import StepRecord
 
 COMMON_FIELDS = {

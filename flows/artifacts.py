@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
-from tasks.project import announced_servers
+from tasks.project import running_servers
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_summary import candidate_table, promotion_lines, rows_on_front
 from tasks.tracking import mlflow_runs
@@ -57,7 +57,7 @@ def _mlflow_location(paths: ProjectPaths) -> tuple[str, str, str] | None:
     if not (paths.artifacts / "select" / RECORD).is_file():
         return None
     page, run = (
-        announced_servers.mlflow_url(paths),
+        running_servers.mlflow_url(paths),
         mlflow_runs.last_execution(paths, load_config(paths.root / "params.yaml")),
     )
     return (page, *run) if page and run else None

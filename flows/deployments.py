@@ -17,11 +17,11 @@ from typing import Any, cast
 
 import yaml
 
-from tasks.events import DRIFTED, PROMOTED, WAITING
+from tasks.model_events import DRIFTED, PROMOTED, WAITING
 from tasks.project import gpu_slots
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import DEPLOYED
-from tasks.tracking.tracked_runs import redact_password
+from tasks.tracking.tracking_store import redact_password
 from winnow.config import load_config
 from winnow.errors import WinnowError
 

@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 
 from flows.runtime import locked_project
 from tasks import drift as drift_task
-from tasks.events import emit_drifted
+from tasks.model_events import emit_drifted
 from tasks.project.paths import ProjectPaths, registered_model_name
 from winnow.config import load_config
 from winnow.config.section import NO_FILE

@@ -31,7 +31,7 @@ from pydantic import Field
 
 from flows import artifacts
 from flows.runtime import locked_project
-from tasks.events import emit_promoted, emit_waiting
+from tasks.model_events import emit_promoted, emit_waiting
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.run_summary import promotion_lines
 from tasks.promote import promote as promote_task

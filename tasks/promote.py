@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefect import task
 
-from tasks.events import emit_promoted
+from tasks.model_events import emit_promoted
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry import promotion
 from tasks.stage_runner import RETRIED, StageResult

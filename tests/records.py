@@ -21,10 +21,10 @@ from winnow.records import (
     SelectionDetails,
     this_machine,
 )
-from winnow.records.any_step import RECORDS
 from winnow.records.benchmark import BenchmarkConditions, BenchmarkRow, Precision, Runtime
 from winnow.records.candidate import ArmComparison, LabelCounts, LinearProbe
 from winnow.records.ingest import NearDuplicates, SplitCounts
+from winnow.records.record_reader import RECORDS
 from winnow.records.refit import RefitLabels
 from winnow.records.report import Abstention
 from winnow.records.selection import ServingSpeeds

@@ -14,7 +14,7 @@ from tasks.forecast.microbenchmarks import Microbenchmarks
 from winnow.benchmark.grid import CHECKED_IMAGES, SCREENING_ROUNDS, calls_per_round, plan_cells
 from winnow.benchmark.timing import SLICE_SECONDS
 from winnow.config import ROOT, Benchmark, Config, Quantize, topological_order
-from winnow.deploy.runtimes import Predict, RuntimeUnavailable, set_torch_threads
+from winnow.deploy.inference_runtimes import Predict, RuntimeUnavailable, set_torch_threads
 from winnow.hardware import cores
 from winnow.records.benchmark import BenchmarkCase
 

@@ -20,7 +20,7 @@ from winnow.benchmark.timing import time_calls
 from winnow.config import Data, Optimiser
 from winnow.data.dataset import TRAIN, TRAINING_FILE, VALIDATION, ImageSet, load_images
 from winnow.data.decoding import Item
-from winnow.deploy.runtimes import Predict, open_case
+from winnow.deploy.inference_runtimes import Predict, open_case
 from winnow.records import write_json
 from winnow.records.benchmark import BenchmarkCase
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasks.project.paths import ProjectPaths
-from tasks.tracking import tracked_runs
+from tasks.tracking import tracking_store
 from tasks.tracking.mlflow_client import convert_errors
 from winnow.errors import MissingExtra, WinnowError
 
@@ -107,7 +107,7 @@ def delete_account(paths: ProjectPaths, name: str) -> None:
 
 @contextlib.contextmanager
 def _administrator(paths: ProjectPaths) -> Iterator[Any]:
-    address = tracked_runs.tracking_address(paths)
+    address = tracking_store.tracking_address(paths)
     if not address.startswith("http"):
         raise WinnowError(
             "accounts need an MLflow server: set MLFLOW_TRACKING_URI, and the administrator's name and password"
@@ -124,7 +124,7 @@ def _administrator(paths: ProjectPaths) -> Iterator[Any]:
 
 def _missing(paths: ProjectPaths, name: str) -> WinnowError:
     return WinnowError(
-        f"there is no account {name} at {tracked_runs.redact_password(tracked_runs.tracking_address(paths))}"
+        f"there is no account {name} at {tracking_store.redact_password(tracking_store.tracking_address(paths))}"
     )
 
 

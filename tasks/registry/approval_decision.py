@@ -13,7 +13,7 @@ from tasks.registry import approval_request, promotion_state, registered_models
 from tasks.registry.approval_request import ApprovalRequest
 from tasks.registry.promotion import PromotionResult, make_champion, version_number
 from tasks.registry.registered_models import CHALLENGER, CHAMPION, ModelVersion
-from tasks.tracking import tracked_runs
+from tasks.tracking import tracking_store
 from winnow.config import Config
 from winnow.errors import WinnowError
 
@@ -61,7 +61,7 @@ def _answer(paths: ProjectPaths, config: Config, approve: bool, by: str, reason:
         registered_models.find(paths, model, CHAMPION),
     )
     if challenger is None:
-        address = tracked_runs.redact_password(tracked_runs.registry_address(paths))
+        address = tracking_store.redact_password(tracking_store.registry_address(paths))
         raise WinnowError(f"{model} at {address} has no challenger, so nothing waits for approval; run winnow first")
     request = approval_request.parse_request(challenger)
     if approve and request and request.state != "approved" and request.champion != version_number(champion):

@@ -32,14 +32,14 @@ from winnow.benchmark.target_measurements import TargetMeasurements
 from winnow.config import Config, Promotion
 from winnow.data.dataset import VALIDATION, ImageSet, load_images, spread_indices
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import (
+from winnow.deploy.inference_runtimes import (
     OPENVINO_RUNTIMES,
     Predict,
     RuntimeUnavailable,
     open_case,
     openvino_modes,
 )
+from winnow.deploy.onnx_session import MODEL
 from winnow.evaluation.accuracy_drop import DropReport, measure_drops
 from winnow.evaluation.intervals import Ratio
 from winnow.hardware import cores

@@ -14,7 +14,7 @@ from tasks.project.paths import ProjectPaths
 from tasks.registry.registered_models import CARD
 from tasks.tracking.run_content import data_version
 from winnow.config import Config
-from winnow.deploy.runtimes import count_streams
+from winnow.deploy.inference_runtimes import count_streams
 from winnow.errors import ArtifactError
 from winnow.evaluation.metrics import drop_metrics_on_test
 from winnow.records import RECORD, IngestRecord, ReportRecord, SelectionRecord, read_json, record_digest

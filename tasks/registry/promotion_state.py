@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import PROMOTED, PromotionState
-from tasks.tracking import tracked_runs
+from tasks.tracking import tracking_store
 from winnow.config import Config
 from winnow.records import RECORD, record_digest
 from winnow.refit.deployed_folder import REFIT
@@ -26,7 +26,7 @@ def is_up_to_date(paths: ProjectPaths, config: Config) -> bool:
     if (
         not state
         or not (selection_folder / RECORD).is_file()
-        or not tracked_runs.store_exists(tracked_runs.registry_address(paths))
+        or not tracking_store.store_exists(tracking_store.registry_address(paths))
     ):
         return False
     if (until := state.get("waits_until")) and not (config.promotion.approval and _is_open(until)):
@@ -83,4 +83,4 @@ def _now() -> datetime:
 
 
 def _address(paths: ProjectPaths) -> str:
-    return tracked_runs.redact_password(tracked_runs.registry_address(paths))
+    return tracking_store.redact_password(tracking_store.registry_address(paths))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.project.paths import ProjectPaths
-from tasks.tracking import tracked_runs
+from tasks.tracking import tracking_store
 from tasks.tracking.mlflow_client import RESUME_HINT, connect, convert_errors
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ArtifactError, WinnowError
@@ -115,12 +115,12 @@ def annotate(
 def get(paths: ProjectPaths, model_name: str, which: str) -> ModelVersion:
     """Return the version with this alias or number. Raises WinnowError where there is none."""
     version = find(paths, model_name, which, kept="")
-    address = tracked_runs.redact_password(tracked_runs.registry_address(paths))
+    address = tracking_store.redact_password(tracking_store.registry_address(paths))
     if version is None and which == CHAMPION:
         raise WinnowError(
             f"nothing has been promoted yet: {model_name} has no champion at {address}; "
             "run `winnow run`; where no candidate passes the gates, it prints the reasons, and gates to pass"
-            f"{'' if tracked_runs.is_local_store(paths) else ' (or your account has no role: ask its administrator)'}"
+            f"{'' if tracking_store.is_local_store(paths) else ' (or your account has no role: ask its administrator)'}"
         )
     if version is None:
         raise WinnowError(f"{model_name} at {address} has no version or alias {which!r}; its page in MLflow lists them")
@@ -162,8 +162,8 @@ def _download(paths: ProjectPaths, model: str, version: ModelVersion, target: Pa
             downloaded = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"models:/{model}/{version.number}",
                 dst_path=str(temporary),
-                tracking_uri=tracked_runs.tracking_address(paths),
-                registry_uri=tracked_runs.registry_address(paths),
+                tracking_uri=tracking_store.tracking_address(paths),
+                registry_uri=tracking_store.registry_address(paths),
             )
         folder = Path(downloaded)
         if not ((folder / MODEL).is_file() and (folder / CARD).is_file()):

@@ -18,7 +18,7 @@ from typing import Any
 from tasks.project.deadlines import CallTimeout, time_limit
 from tasks.project.disk_errors import is_disk_full
 from tasks.project.paths import ProjectPaths, registered_model_name
-from tasks.tracking import run_content, tracked_runs
+from tasks.tracking import run_content, tracking_store
 from winnow.config import Config
 from winnow.errors import WinnowError
 
@@ -56,12 +56,12 @@ def convert_errors(
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, CallTimeout) as error:
-        address = tracked_runs.redact_password(tracked_runs.tracking_address(paths))
-        full_text = tracked_runs.redact_password(" ".join(str(error).split()))
+        address = tracking_store.redact_password(tracking_store.tracking_address(paths))
+        full_text = tracking_store.redact_password(" ".join(str(error).split()))
         reason = full_text[:400]
         if isinstance(error, CallTimeout):
             reason = f"a call took longer than {CALL_SECONDS:.0f} s"
-        remedy = _remedy(error, full_text, takes, tracked_runs.is_local_store(paths))
+        remedy = _remedy(error, full_text, takes, tracking_store.is_local_store(paths))
         raise StoreError(f"MLflow at {address} does not respond as expected: {reason}\n{remedy}{kept}") from error
 
 
@@ -88,7 +88,7 @@ def _remedy(error: BaseException, text: str, takes: str, is_local: bool) -> str:
 
 def connect(paths: ProjectPaths) -> Any:
     """Return the client for the project's tracking and registry addresses."""
-    return _client(tracked_runs.tracking_address(paths), tracked_runs.registry_address(paths))
+    return _client(tracking_store.tracking_address(paths), tracking_store.registry_address(paths))
 
 
 @functools.lru_cache(maxsize=4)
@@ -140,7 +140,7 @@ def experiment_id(paths: ProjectPaths, config: Config) -> str:
     from mlflow.exceptions import MlflowException
 
     name, client = f"winnow/{registered_model_name(config)}", connect(paths)
-    artifact_location = paths.mlflow_artifacts.as_uri() if tracked_runs.is_local_store(paths) else None
+    artifact_location = paths.mlflow_artifacts.as_uri() if tracking_store.is_local_store(paths) else None
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:

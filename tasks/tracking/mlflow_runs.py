@@ -1,7 +1,7 @@
 """MLflow runs from records: one parent run per execution of the chain, one child run per step and candidate.
 
 Tracking is idempotent: the tag `winnow.digest` identifies the record of a run, and a record that the server has is not
-logged again. tracked_runs.py caches the digests, so that `is_complete` reads only files. In a flow, the run of a step
+logged again. tracking_store.py caches the digests, so that `is_complete` reads only files. In a flow, the run of a step
 is open while it trains (`open_step`) and shows its curves; after `dvc repro` they come from the record. A step that DVC
 restored from its cache gets no second run.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_dead, origin_tags
-from tasks.tracking import execution_content, mlflow_client, run_content, tracked_runs
+from tasks.tracking import mlflow_client, parent_run_content, run_content, tracking_store
 from tasks.tracking.mlflow_client import Curve
 from tasks.tracking.run_content import RunContent
 from winnow.config import Config
@@ -123,8 +123,8 @@ def track(paths: ProjectPaths, config: Config, parent: str | None = None) -> str
     if not contents:
         raise ArtifactError(f"nothing to track in {paths.artifacts}; run `winnow run` or `dvc repro` first")
     address, digest = (
-        tracked_runs.redact_password(tracked_runs.tracking_address(paths)),
-        execution_content.execution_digest(contents),
+        tracking_store.redact_password(tracking_store.tracking_address(paths)),
+        parent_run_content.execution_digest(contents),
     )
     with mlflow_client.convert_errors(paths):
         client, experiment = mlflow_client.connect(paths), mlflow_client.experiment_id(paths, config)
@@ -132,11 +132,11 @@ def track(paths: ProjectPaths, config: Config, parent: str | None = None) -> str
             client,
             experiment,
             [*(content.digest for content in contents), digest],
-            tracked_runs.read_runs(paths),
+            tracking_store.read_runs(paths),
         )
         missing = [content for content in contents if content.digest not in runs]
         if parent is None and not missing and digest in runs:
-            tracked_runs.write_runs(paths, runs)
+            tracking_store.write_runs(paths, runs)
             return f"MLflow at {address} has all {len(contents)} records already"
         execution = parent or open_execution(paths, config, why="records created without the flow")
         try:
@@ -146,7 +146,7 @@ def track(paths: ProjectPaths, config: Config, parent: str | None = None) -> str
                 paths,
                 client,
                 execution,
-                execution_content.execution_note(contents, experiment, runs, run_content.read_verdict_records(paths)),
+                parent_run_content.execution_note(contents, experiment, runs, run_content.read_verdict_records(paths)),
                 digest,
             )
         except BaseException:
@@ -155,27 +155,28 @@ def track(paths: ProjectPaths, config: Config, parent: str | None = None) -> str
             raise
         if parent is None:
             close_execution(paths, execution, ok=True)
-    tracked_runs.write_runs(paths, runs | {digest: execution})
+    tracking_store.write_runs(paths, runs | {digest: execution})
     return f"{len(missing)} of {len(contents)} records were new to MLflow at {address}"
 
 
 def is_complete(paths: ProjectPaths, config: Config) -> bool:
     """Return whether all records are tracked at this address, from local files alone."""
     if not (
-        tracked_runs.store_exists(tracked_runs.tracking_address(paths)) and run_content.has_all_records(paths, config)
+        tracking_store.store_exists(tracking_store.tracking_address(paths))
+        and run_content.has_all_records(paths, config)
     ):
         return False
     contents = run_content.read_contents(paths, config)
     return {
-        execution_content.execution_digest(contents),
+        parent_run_content.execution_digest(contents),
         *(content.digest for content in contents),
-    } <= tracked_runs.read_runs(paths).keys()
+    } <= tracking_store.read_runs(paths).keys()
 
 
 def last_execution(paths: ProjectPaths, config: Config) -> tuple[str, str] | None:
     """Return (experiment id, run id) of the execution in artifacts/; None where it is not tracked."""
-    run_id = tracked_runs.read_runs(paths).get(
-        execution_content.execution_digest(run_content.read_contents(paths, config))
+    run_id = tracking_store.read_runs(paths).get(
+        parent_run_content.execution_digest(run_content.read_contents(paths, config))
     )
     if run_id is None:
         return None
@@ -187,7 +188,7 @@ def last_execution(paths: ProjectPaths, config: Config) -> tuple[str, str] | Non
 def candidate_run(paths: ProjectPaths, config: Config, name: str) -> str | None:
     """Return the id of the run of a candidate's present record; None where MLflow has none."""
     digests = {content.name: content.digest for content in run_content.read_contents(paths, config)}
-    run_id = tracked_runs.read_runs(paths).get(digests.get(name, ""))
+    run_id = tracking_store.read_runs(paths).get(digests.get(name, ""))
     if run_id is None:
         return None
     with mlflow_client.convert_errors(paths):
@@ -280,9 +281,9 @@ def _fill(paths: ProjectPaths, client: Any, run_id: str, content: RunContent, cu
 def _describe(paths: ProjectPaths, client: Any, run_id: str, note: str, digest: str) -> None:
     """Log to the parent run: table of candidates, lock file, report and plots."""
     cause = client.get_run(run_id).data.tags.get(NOTE_TAG, "")
-    for path in execution_content.execution_files(paths):
+    for path in parent_run_content.execution_files(paths):
         client.log_artifact(run_id, str(path))
-    tags = execution_content.execution_tags(paths)
+    tags = parent_run_content.execution_tags(paths)
     reason = tags.get("winnow.reason", "no verdict yet")
     if warning := tags.get("winnow.test.warning"):
         reason = f"**Warning of the test split:** {warning}\n\n{reason}"

@@ -108,11 +108,11 @@ def test_whoever_has_the_password_starts_only_the_projects_own_flows(
 
 ASK_TEMPORARY = """
 from pathlib import Path
-from tasks.project import announced_servers, environment
+from tasks.project import running_servers, environment
 from tasks.project.paths import ProjectPaths
 
 environment.apply(Path.cwd())
-assert not announced_servers.report_to_prefect(ProjectPaths(Path.cwd()))
+assert not running_servers.report_to_prefect(ProjectPaths(Path.cwd()))
 import httpx
 from prefect.client.orchestration import get_client
 

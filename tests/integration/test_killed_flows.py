@@ -15,9 +15,9 @@ from tasks.project.environment import apply
 from tasks.project.paths import ProjectPaths
 
 apply(Path.cwd())
-from tasks.project import announced_servers
+from tasks.project import running_servers
 
-announced_servers.report_to_prefect(ProjectPaths(Path.cwd()))
+running_servers.report_to_prefect(ProjectPaths(Path.cwd()))
 import psutil
 from prefect import flow
 import flows.runtime

@@ -51,7 +51,6 @@ from winnow.records import (
     write_json,
     write_record,
 )
-from winnow.records.any_step import RECORDS
 from winnow.records.benchmark import (
     AbsentCase,
     Attribution,
@@ -81,6 +80,7 @@ from winnow.records.candidate import (
 )
 from winnow.records.ingest import NearDuplicates, RejectedFile, SplitCounts
 from winnow.records.model import optional
+from winnow.records.record_reader import RECORDS
 from winnow.records.refit import RefitCheck, RefitLabels
 from winnow.records.report import Abstention, AbstentionCounts
 from winnow.records.selection import ControlGain, Drop, DropEvidence

@@ -16,9 +16,9 @@ from winnow.compression import write_network
 from winnow.config import Benchmark, check_settings
 from winnow.data.dataset import SPLITS, VALIDATION, ImageSet, spread_indices
 from winnow.deploy.batch_inference import predict_file, predict_torch
+from winnow.deploy.inference_runtimes import list_cpu_runtimes, open_case
 from winnow.deploy.onnx_export import inspect_onnx, load_onnx
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtimes import list_cpu_runtimes, open_case
 from winnow.errors import DataError
 from winnow.evaluation.intervals import proportion_interval
 from winnow.hardware import cores

@@ -1,12 +1,11 @@
 """The benchmark grid and its timing: check predictions, screen all cells, then compare the important ones.
 
-A cell is a candidate in a runtime, at a precision, with a batch size and a number of threads
-(winnow/deploy/runtimes.py). There are two passes. `time_cells` screens every cell: cells of the same batch and
-threads are timed in turns for a few rounds, which shows the fastest runtime and threads of a file. `compare_cells`
-times the important cells again, one or two of each candidate and the baselines: all of one batch in the same rounds,
-and more rounds. The fastest of many short timings is partly luck, so published times of these cells come from the
-second pass alone, and its rounds are the pairs for the interval of a speed-up. Every visit starts idle and warmed up
-(winnow/benchmark/timing.py).
+A cell is a candidate in a runtime (winnow/deploy/inference_runtimes.py), at a precision, with a batch size and a number
+of threads. There are two passes. `time_cells` screens every cell: cells of the same batch and threads are timed in
+turns for a few rounds, which shows the fastest runtime and threads of a file. `compare_cells` times the important cells
+again, one or two of each candidate and the baselines: all of one batch in the same rounds, and more rounds. The fastest
+of many short timings is partly luck, so published times of these cells come from the second pass alone, and its rounds
+are the pairs for the interval of a speed-up. Every visit starts idle and warmed up (winnow/benchmark/timing.py).
 
 p50 and p95 are over all timed calls. `round_ms` holds the median of each round. `spread` is (largest - smallest) / p50
 of these; `inner_spread` leaves out the fastest and the slowest round, since one disturbed round does not change p50. A
@@ -33,7 +32,13 @@ from numpy.typing import NDArray
 from winnow.benchmark.timing import SecondsByRound, TimedFile, medians_ms, time_in_turns
 from winnow.config import ROOT, Benchmark
 from winnow.data.dataset import VALIDATION, ImageSet, spread_indices
-from winnow.deploy.runtimes import NEEDED_AGREEMENT, Predict, RuntimeUnavailable, list_cpu_runtimes, set_torch_threads
+from winnow.deploy.inference_runtimes import (
+    NEEDED_AGREEMENT,
+    Predict,
+    RuntimeUnavailable,
+    list_cpu_runtimes,
+    set_torch_threads,
+)
 from winnow.errors import ArtifactError
 from winnow.eta import format_duration
 from winnow.evaluation.metrics import load_logits

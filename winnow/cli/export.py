@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.project.paths import ProjectPaths, registered_model_name
+from winnow.cli.command_setup import load_project_config
 from winnow.cli.progress import print_line
-from winnow.cli.project import load_project_config
 from winnow.config import load_config
 
 
@@ -38,7 +38,7 @@ def import_host_figures(paths: ProjectPaths, file: Path) -> int:
     """Import the figures of the serving machine, which gates use from then on."""
     from tasks.project import benchmark_target, run_lock
     from winnow.cli.params_editor import set_benchmark_target
-    from winnow.selection.caveats import overflowing_candidates
+    from winnow.selection.selection_warnings import overflowing_candidates
 
     with run_lock.lock_run(paths):
         config = load_project_config(paths)

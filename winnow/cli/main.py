@@ -13,8 +13,8 @@ import sys
 import click
 
 from tasks import STOP_SIGNALS
+from winnow.cli.command_setup import handle_signals
 from winnow.cli.model_commands import MODEL_COMMANDS
-from winnow.cli.project import handle_signals
 from winnow.cli.run_commands import RUN_COMMANDS
 from winnow.cli.search_commands import SEARCH_COMMANDS
 from winnow.cli.server_commands import SERVER_COMMANDS

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from tasks.project.paths import ProjectPaths
+from winnow.cli.command_setup import load_project_config, project_command
 from winnow.cli.progress import print_line
-from winnow.cli.project import load_project_config, project_command
 from winnow.config import load_config
 from winnow.config.field_docs import field_docs
 from winnow.config.serving import ServingConfig

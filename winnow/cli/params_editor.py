@@ -18,7 +18,7 @@ import yaml
 from tasks.project.paths import ProjectPaths, check_files
 from winnow.cli.progress import print_line
 from winnow.config import TOO_DEEP_MESSAGE, NoPretraining, check_config
-from winnow.config.keys import section_keys
+from winnow.config.key_listing import section_keys
 from winnow.errors import ConfigError
 from winnow.records import atomic_path
 

@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from tasks.project.paths import ProjectPaths, registered_model_name
+from winnow.cli.command_setup import load_project_config
 from winnow.cli.progress import print_line
-from winnow.cli.project import load_project_config
 from winnow.config import Config
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 def promote_winner(paths: ProjectPaths, replace: bool) -> int:
     """Compare the winner with the champion, and promote it if it is better."""
-    from tasks.project import announced_servers, run_lock
+    from tasks.project import run_lock, running_servers
     from tasks.registry.promotion import promote
 
     config = load_project_config(paths)
     with run_lock.lock_run(paths):
         outcome = promote(paths, config, replace=replace)
     status = _report_promotion(paths, config, outcome)
-    if outcome.waits and announced_servers.report_to_prefect(paths):
+    if outcome.waits and running_servers.report_to_prefect(paths):
         from flows.promote import show_form
 
         show_form(config)
@@ -41,14 +41,14 @@ def roll_back(paths: ProjectPaths, reason: str) -> int:
 
 def decide(paths: ProjectPaths, is_approved: bool, reason: str) -> int:
     """Approve or deny the challenger that waits for manual approval, and close its form in Prefect."""
-    from tasks.project import announced_servers
+    from tasks.project import running_servers
     from tasks.project.run_origin import approver_name
     from tasks.registry import approval_decision
 
     config = load_project_config(paths)
     waiting = approval_decision.pending_approval(paths, config)
     _report_promotion(paths, config, approval_decision.decide(paths, config, is_approved, approver_name(), reason))
-    if waiting and waiting.request.form and announced_servers.report_to_prefect(paths):
+    if waiting and waiting.request.form and running_servers.report_to_prefect(paths):
         from flows.promote import close_form
 
         if warning := close_form(waiting.request.form, is_approved, approver_name(), reason):
@@ -58,11 +58,11 @@ def decide(paths: ProjectPaths, is_approved: bool, reason: str) -> int:
 
 def _report_promotion(paths: ProjectPaths, config: Config, outcome: PromotionResult) -> int:
     """Print what was done, and tell Prefect's server, if one is up, of a new champion, for its notifications."""
-    from tasks.project import announced_servers
+    from tasks.project import running_servers
 
     print_line("\n".join(outcome.reasons))
-    if outcome.is_new and announced_servers.report_to_prefect(paths):
-        from tasks.events import emit_promoted
+    if outcome.is_new and running_servers.report_to_prefect(paths):
+        from tasks.model_events import emit_promoted
 
         logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it warns that it has one event left to send
         emit_promoted(outcome, registered_model_name(config))

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich import box
 from rich.table import Table
 
-from tasks.project import announced_servers, run_lock, run_summary, watchdog
+from tasks.project import run_lock, run_summary, running_servers, watchdog
 from tasks.project.disk_errors import check_free_space
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import STEP_TIMES, STEP_VERSIONS
@@ -42,8 +42,8 @@ def run_stale(paths: ProjectPaths, config: Config) -> int:
         check_free_space(paths.root)
         _announce(stale)
         _warn_of_overflow(paths, config)
-        announced_servers.check_prefect()
-        announced_servers.report_to_prefect(paths)
+        running_servers.check_prefect()
+        running_servers.report_to_prefect(paths)
         watchdog.start(paths)  # it reads Prefect with the same password
         # Imported here because it takes four seconds.
         from flows.pipeline import pipeline
@@ -62,7 +62,7 @@ def run_stale(paths: ProjectPaths, config: Config) -> int:
 
 def _warn_of_overflow(paths: ProjectPaths, config: Config) -> None:
     from tasks.project import benchmark_target
-    from winnow.selection.caveats import describe_overflow, overflowing_candidates
+    from winnow.selection.selection_warnings import describe_overflow, overflowing_candidates
 
     if unsafe := overflowing_candidates(config, benchmark_target.serving_flags(paths, config)):
         console.print(f"Note: {describe_overflow(unsafe)}")
@@ -228,7 +228,7 @@ def _measured_costs(paths: ProjectPaths, done: Sequence[StageResult], since: flo
 
 
 def _show_locations(paths: ProjectPaths) -> None:
-    page = announced_servers.mlflow_url(paths)
+    page = running_servers.mlflow_url(paths)
     console.print(
         f"Report: {paths.artifacts.relative_to(paths.root) / 'report' / 'report.html'}\n"
         + (f"MLflow: {page}" if page else "MLflow and Prefect in the browser: make ui")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from tasks.project.paths import ProjectPaths
+from winnow.cli.command_setup import load_project_config, project_command
 from winnow.cli.progress import print_line
-from winnow.cli.project import load_project_config, project_command
 from winnow.errors import ConfigError
 
 settings_option = click.option(

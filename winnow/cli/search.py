@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.project import announced_servers, benchmark_target, gpu_slots, run_lock, watchdog
+from tasks.project import benchmark_target, gpu_slots, run_lock, running_servers, watchdog
 from tasks.project.paths import ProjectPaths
 from tasks.tracking import search_runs
 from tasks.versioning import dvc_stages
@@ -112,8 +112,8 @@ def check_pool(paths: ProjectPaths, pool: WorkerPool) -> None:
     for package in ("distributed", "prefect_dask"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "parallel")
-    announced_servers.check_prefect()
-    if not announced_servers.report_to_prefect(paths) and pool.scheduler:
+    running_servers.check_prefect()
+    if not running_servers.report_to_prefect(paths) and pool.scheduler:
         raise ConfigError(
             "--scheduler: its workers report to Prefect; set PREFECT_API_URL to a server that they can reach"
         )

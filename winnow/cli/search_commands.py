@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tasks.project.paths import ProjectPaths
-from winnow.cli.project import load_project_config, project_command
+from winnow.cli.command_setup import load_project_config, project_command
 from winnow.cli.run_commands import apply_settings, settings_option
 from winnow.config import load_config
 

@@ -26,11 +26,11 @@ from winnow.reporting.html import percent, signed
 from winnow.reporting.search_page import FrontRow, TrialRow, format_interval, render_search_page
 from winnow.reporting.speed_section import RUNTIME_NAMES
 from winnow.reporting.wording import describe_peak_share
-from winnow.search.accuracy_loss import measure_drop, reference_logits
 from winnow.search.cost import TIME_OBJECTIVES, describe_cost, seconds_per_image
 from winnow.search.loop import SearchProgress, describe_point
 from winnow.search.optuna_study import EndedTrial
 from winnow.search.trial import SearchContext, candidates_folder, load_trial_logits
+from winnow.search.trial_accuracy import measure_drop, reference_logits
 from winnow.search.trial_front import TrialPoint, cheapest_fitting, knee_point, trials_on_front
 from winnow.selection.gates import WORST_END_ALLOWANCES, judge_drop
 

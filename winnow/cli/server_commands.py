@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tasks.project.paths import ProjectPaths
-from winnow.cli.project import load_project_config, project_command
+from winnow.cli.command_setup import load_project_config, project_command
 
 TEAM_PORTS = {"postgresql": 5433, "s3": 9000, "mlflow": 5000, "prefect": 4200}
 LOCAL_PORTS = {"mlflow": 5000, "prefect": 4200}

@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from winnow.config.benchmark import Benchmark
+from winnow.config.candidate_tree import topological_order, tree_errors
 from winnow.config.candidates import (
     CONTROL,
     ROOT,
@@ -39,7 +40,6 @@ from winnow.config.promotion import Gates, Promotion
 from winnow.config.refit import Refit
 from winnow.config.search import Search
 from winnow.config.section import Augmentation, Optimiser, Section
-from winnow.config.tree import topological_order, tree_errors
 from winnow.errors import ConfigError
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from winnow.config.backbones import SCALABLE_BACKBONES, Student
-from winnow.config.removal import Remove, Share
+from winnow.config.pruning_amount import Remove, Share
 from winnow.config.section import (
     Augmentation,
     Count,

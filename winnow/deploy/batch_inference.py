@@ -1,6 +1,6 @@
 """Compute the outputs of a network or a file for images of a stored data set, in order, without augmentation.
 
-It aims at equal float32 results for equal pixels, not at speed (see winnow/deploy/runtimes.py).
+It aims at equal float32 results for equal pixels, not at speed (see winnow/deploy/inference_runtimes.py).
 """
 
 from __future__ import annotations

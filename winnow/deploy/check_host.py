@@ -124,7 +124,7 @@ def openvino() -> Any:
 
 @functools.cache
 def openvino_core() -> Any:
-    """Return one Core for the lifetime of the process: see winnow/deploy/runtimes.py."""
+    """Return one Core for the lifetime of the process: see winnow/deploy/inference_runtimes.py."""
     return openvino().Core()
 
 

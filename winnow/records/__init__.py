@@ -4,7 +4,6 @@ absent.
 
 from __future__ import annotations
 
-from winnow.records.any_step import read_record
 from winnow.records.artifact_files import atomic_path, json_text, publish, read_json, sha256_of, write_json
 from winnow.records.benchmark import BenchmarkDetails, BenchmarkRecord
 from winnow.records.candidate import CandidateDetails, CandidateRecord, FinetuneDetails, FinetuneRecord
@@ -12,6 +11,7 @@ from winnow.records.ingest import IngestDetails, IngestRecord
 from winnow.records.machine import Machine, this_machine
 from winnow.records.model import CurveRow, RecordModel
 from winnow.records.pretrain import PretrainDetails, PretrainRecord
+from winnow.records.record_reader import read_record
 from winnow.records.refit import RefitDetails, RefitRecord
 from winnow.records.report import ReportDetails, ReportRecord
 from winnow.records.selection import Gate, SelectionDetails, SelectionRecord, Verdict

@@ -41,9 +41,9 @@ from winnow.data.splits import selection_half
 from winnow.errors import ArtifactError, ConfigError, TrainingError
 from winnow.evaluation.metrics import load_logits
 from winnow.records import CandidateRecord, this_machine
-from winnow.search.accuracy_loss import LOGITS_FILE, points_lost, reference_logits, save_logits
 from winnow.search.cost import CostMeasurer
 from winnow.search.space import Point, candidate_chain
+from winnow.search.trial_accuracy import LOGITS_FILE, points_lost, reference_logits, save_logits
 from winnow.steps.compress import CandidateFolders, compress
 
 log = logging.getLogger(__name__)

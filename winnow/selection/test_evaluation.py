@@ -1,7 +1,7 @@
 """Evaluate dense, the baseline of the drop, and the winner as it is deployed, once on the test split.
 
 The winner is measured as on validation: in the runtime, precision and batch that serve it
-(winnow/benchmark/deployed_answers.py), against the stronger of dense and dense-kd, which `select` recorded. Where the
+(winnow/benchmark/deployed_logits.py), against the stronger of dense and dense-kd, which `select` recorded. Where the
 intervals of top-1 on the test split and on validation do not overlap, the difference is more than chance:
 `disagreements` says so, and the user sees it first.
 
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.benchmark.deployed_answers import IN_ONNX_RUNTIME, DeployedPredictions, deployed_predictions
+from winnow.benchmark.deployed_logits import IN_ONNX_RUNTIME, DeployedPredictions, deployed_predictions
 from winnow.config import ROOT
 from winnow.data.dataset import TEST, VALIDATION, ImageSet
 from winnow.deploy.batch_inference import predict_file

@@ -16,11 +16,11 @@ from functools import partial
 
 from rich.console import Console
 
-from tasks.project import announced_servers, passwords
-from tasks.project.announced_servers import is_healthy
+from tasks.project import passwords, running_servers
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_alive
-from tasks.tracking.tracked_runs import redact_password
+from tasks.project.running_servers import is_healthy
+from tasks.tracking.tracking_store import redact_password
 from winnow.cli.terminal import Terminal
 from winnow.config import load_config
 from winnow.errors import ConfigError
@@ -34,8 +34,8 @@ def serve(paths: ProjectPaths, mlflow_port: int, prefect_port: int, with_worker:
     """Start the servers (`with_worker`: a worker, too), print their addresses, keep them up, and end them together."""
     ports = {"mlflow": mlflow_port, "prefect": prefect_port}
     console = Terminal()
-    if not with_worker and (announced := announced_servers.read_announcement(paths)) and is_alive(announced.owner):
-        _print_pages(console, announced_servers.mlflow_url(paths), page_address(announced_servers.prefect_api(paths)))
+    if not with_worker and (announced := running_servers.read_announcement(paths)) and is_alive(announced.owner):
+        _print_pages(console, running_servers.mlflow_url(paths), page_address(running_servers.prefect_api(paths)))
         _print_password(console, paths)
         console.print("They are running already.")
         return 0
@@ -54,7 +54,7 @@ def serve(paths: ProjectPaths, mlflow_port: int, prefect_port: int, with_worker:
             if "mlflow" in started_names:
                 _write_mlflow_accounts(paths)
             supervised.add(*programs)
-            announced_servers.announce(
+            running_servers.announce(
                 paths, pages["mlflow"] if "mlflow" in started_names else "", "" if team_api else api
             )
             _print_pages(console, **pages)
@@ -74,7 +74,7 @@ def serve(paths: ProjectPaths, mlflow_port: int, prefect_port: int, with_worker:
     except KeyboardInterrupt:
         pass
     finally:
-        announced_servers.withdraw(paths)
+        running_servers.withdraw(paths)
     return 0
 
 
@@ -88,9 +88,9 @@ def _team_prefect_api(paths: ProjectPaths, port: int) -> str:
     local = configured.rstrip("/").replace("//localhost:", f"//{HOST}:")
     if local != f"http://{HOST}:{port}/api":
         return configured
-    announced = announced_servers.read_announcement(paths)
+    announced = running_servers.read_announcement(paths)
     is_ours = announced is not None and is_alive(announced.owner) and announced.prefect_api == local
-    return "" if is_ours or not announced_servers.is_reachable(f"{local}/health") else configured
+    return "" if is_ours or not running_servers.is_reachable(f"{local}/health") else configured
 
 
 def _print_pages(console: Console, mlflow: str, prefect: str) -> None:

@@ -22,9 +22,9 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.project.announced_servers import is_healthy
 from tasks.project.passwords import MIN_LENGTH, write_private_file
 from tasks.project.paths import ProjectPaths
+from tasks.project.running_servers import is_healthy
 from winnow.cli.terminal import Terminal
 from winnow.errors import MissingExtra, WinnowError
 from winnow.servers import postgresql

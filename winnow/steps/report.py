@@ -15,7 +15,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from winnow.benchmark.deployed_answers import IN_ONNX_RUNTIME
+from winnow.benchmark.deployed_logits import IN_ONNX_RUNTIME
 from winnow.config import ROOT, Config, topological_order
 from winnow.data.dataset import TEST, ImageSet, load_images
 from winnow.errors import ArtifactError

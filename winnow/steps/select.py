@@ -47,7 +47,9 @@ from winnow.records import (
 from winnow.records.selection import ServingSpeeds
 from winnow.refit.deployed_folder import WINNER
 from winnow.reporting.plots import TradeOffPoint, plot_pareto
-from winnow.selection.caveats import (
+from winnow.selection.decision import Decision, batch_of_objective, count_competing, decide
+from winnow.selection.gates import CandidateMetrics
+from winnow.selection.selection_warnings import (
     ValidationImages,
     describe_overflow,
     overflowing_candidates,
@@ -55,9 +57,7 @@ from winnow.selection.caveats import (
     unchecked_gate_warnings,
     unknown_flag_warnings,
 )
-from winnow.selection.decision import Decision, batch_of_objective, count_competing, decide
-from winnow.selection.gates import CandidateMetrics
-from winnow.steps.serving_figures import (
+from winnow.steps.serving_metrics import (
     int8_figures,
     quality_in_serving_case,
     served_logits,

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tasks.project import announced_servers, passwords, run_lock, state_files
+from tasks.project import passwords, run_lock, running_servers, state_files
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import CONFIRMATIONS, AnnouncedServers, StateFile
 from tasks.registry import promotion_state
-from tasks.tracking import tracked_runs
+from tasks.tracking import tracking_store
 from winnow.cli import plan, run
 from winnow.errors import ArtifactError, WinnowError
 from winnow.records import read_json
@@ -42,9 +42,9 @@ def paths(tmp_path: Path) -> ProjectPaths:
 
 
 READERS: dict[str, Callable[[ProjectPaths], Any]] = {
-    "tracked.json": tracked_runs.read_runs,
+    "tracked.json": tracking_store.read_runs,
     "promoted.json": promotion_state.read_reasons,
-    "servers.json": announced_servers.read_announcement,
+    "servers.json": running_servers.read_announcement,
     "verified.json": state_files.VERIFIED.read,
     "plan.json": lambda paths: plan.compare_with_plan(paths, {"pretrain": {}})[0],
     "versions/pretrain.json": run.version_changes,

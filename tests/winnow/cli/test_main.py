@@ -12,7 +12,7 @@ from tests.closure import ROOT
 CODE = """
 import os, signal, time
 signal.signal(signal.SIGHUP, signal.{hangup})
-from winnow.cli.project import handle_signals
+from winnow.cli.command_setup import handle_signals
 handle_signals()
 try:
     os.kill(os.getpid(), signal.{sent})

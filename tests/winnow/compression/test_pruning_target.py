@@ -11,7 +11,7 @@ from winnow.compression.channel_importance import Criterion
 from winnow.compression.channel_pruning import EmptyPruning, PruningStep, min_channels_by_layer, remove_channels
 from winnow.compression.network_size import count_macs, count_parameters
 from winnow.compression.pruning_target import Budget, LatencyProbe, make_budget, plan_pruning
-from winnow.config.removal import Latency, Remove
+from winnow.config.pruning_amount import Latency, Remove
 from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, load_model
 

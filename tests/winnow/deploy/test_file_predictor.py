@@ -16,7 +16,7 @@ from winnow.data.dataset import decode
 from winnow.data.decoding import MAX_CHUNK_IMAGES
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.file_predictor import list_files, predict_batches, predict_files
-from winnow.deploy.runtimes import Predict, open_case
+from winnow.deploy.inference_runtimes import Predict, open_case
 from winnow.errors import DataError
 from winnow.evaluation.metrics import softmax
 from winnow.records.benchmark import BenchmarkCase

@@ -20,7 +20,7 @@ from winnow.cli.search_results import describe_verdict, front_rows, runtime_note
 from winnow.config import Config, check_config
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.data.splits import selection_half
-from winnow.deploy.runtimes import OPENERS
+from winnow.deploy.inference_runtimes import OPENERS
 from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation.metrics import VALIDATION_LOGITS, load_logits
 from winnow.records import CandidateRecord, read_json, read_record, write_record
@@ -28,7 +28,6 @@ from winnow.records.benchmark import BestRows
 from winnow.reporting.exploration_plots import SearchPoint
 from winnow.reporting.search_page import format_interval
 from winnow.search import trial as module
-from winnow.search.accuracy_loss import points_lost, reference_logits
 from winnow.search.cost import CostMeasurer, describe_cost, seconds_per_image
 from winnow.search.loop import SearchProgress, describe_point
 from winnow.search.optuna_study import EndedTrial
@@ -42,6 +41,7 @@ from winnow.search.trial import (
     load_trial_logits,
     run_point,
 )
+from winnow.search.trial_accuracy import points_lost, reference_logits
 from winnow.steps.compress import CandidateFolders
 
 

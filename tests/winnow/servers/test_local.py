@@ -7,9 +7,9 @@ from threading import Thread
 
 import pytest
 
-from tasks.project import announced_servers
-from tasks.project.announced_servers import check_prefect
+from tasks.project import running_servers
 from tasks.project.paths import ProjectPaths
+from tasks.project.running_servers import check_prefect
 from winnow.errors import WinnowError
 from winnow.servers.local import _team_prefect_api, plan_servers, serve
 
@@ -69,7 +69,7 @@ def test_whoever_answers_at_that_address_is_the_team_unless_this_project_started
         monkeypatch.setenv("PREFECT_API_URL", address)
         assert _team_prefect_api(paths, server.server_port) == address
         paths.state_dir.mkdir()
-        announced_servers.announce(paths, "", address)
+        running_servers.announce(paths, "", address)
         assert _team_prefect_api(paths, server.server_port) == ""
         server.shutdown()
 

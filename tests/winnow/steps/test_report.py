@@ -15,7 +15,7 @@ from tests.tiny_run import build, choose, rewrite_details, write_network
 from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, load_images
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.runtimes import OPENERS, RuntimeUnavailable
+from winnow.deploy.inference_runtimes import OPENERS, RuntimeUnavailable
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import paired_drop
 from winnow.records import ReportRecord, SelectionRecord, read_record, record_digest

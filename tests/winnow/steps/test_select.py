@@ -27,7 +27,7 @@ from winnow.records import (
 )
 from winnow.records.benchmark import Int8Coverage
 from winnow.records.selection import Drop, DropEvidence
-from winnow.selection.caveats import ValidationImages, selection_warnings
+from winnow.selection.selection_warnings import ValidationImages, selection_warnings
 from winnow.steps.select import select
 
 

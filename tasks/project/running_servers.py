@@ -13,7 +13,7 @@ from tasks.project import passwords
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_alive, process_identity
 from tasks.project.state_files import SERVERS, AnnouncedServers
-from tasks.tracking import tracked_runs
+from tasks.tracking import tracking_store
 from winnow.errors import WinnowError
 
 ANSWER_SECONDS = 2
@@ -49,7 +49,7 @@ def check_prefect() -> None:
     address = os.environ.get("PREFECT_API_URL", "")
     if address and not is_reachable(f"{address.rstrip('/')}/health"):
         raise WinnowError(
-            f"no server responds at {tracked_runs.redact_password(address)}: start it, or unset PREFECT_API_URL"
+            f"no server responds at {tracking_store.redact_password(address)}: start it, or unset PREFECT_API_URL"
         )
 
 
@@ -70,9 +70,9 @@ def report_to_prefect(paths: ProjectPaths) -> bool:
 
 def mlflow_url(paths: ProjectPaths) -> str:
     """Return the URL of MLflow's pages: the team's server, the project's own, or "" where none is running."""
-    address = tracked_runs.tracking_address(paths)
+    address = tracking_store.tracking_address(paths)
     if address.startswith("http"):
-        return tracked_runs.redact_password(address).rstrip("/")
+        return tracking_store.redact_password(address).rstrip("/")
     announcement = read_announcement(paths)
     return announcement.mlflow if announcement and is_alive(announcement.owner) else ""
 

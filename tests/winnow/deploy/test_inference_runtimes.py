@@ -14,8 +14,8 @@ from torchvision.transforms import functional as reference
 
 from tests.closure import ROOT
 from winnow.data.dataset import VALIDATION, ImageSet
+from winnow.deploy.inference_runtimes import RuntimeUnavailable, open_case, set_torch_threads
 from winnow.deploy.onnx_export import export_onnx
-from winnow.deploy.runtimes import RuntimeUnavailable, open_case, set_torch_threads
 from winnow.errors import ArtifactError, MissingExtra
 from winnow.hardware import cores, cpu_flags, has_fast_bf16
 from winnow.models.backbones import Architecture, build_model, load_model, save_model
@@ -194,7 +194,7 @@ def test_a_missing_package_names_its_extra(
 def test_a_server_of_files_loads_no_torch(served: Path, runtime: str) -> None:
     code = (
         "import sys, numpy as np; from pathlib import Path\n"
-        "from winnow.deploy.runtimes import BenchmarkCase, open_case\n"
+        "from winnow.deploy.inference_runtimes import BenchmarkCase, open_case\n"
         f"predict = open_case(Path({str(served)!r}), BenchmarkCase('dense', {runtime!r}, 'f32', 'file', 1, 1))\n"
         "print(predict(np.zeros((1, 16, 16, 3), np.uint8)).shape, 'torch' in sys.modules)"
     )
@@ -205,7 +205,7 @@ def test_a_server_of_files_loads_no_torch(served: Path, runtime: str) -> None:
 CTRL_C = """
 import signal
 from pathlib import Path
-from winnow.deploy.runtimes import open_case
+from winnow.deploy.inference_runtimes import open_case
 from winnow.records.benchmark import BenchmarkCase
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born with Ctrl-C ignored
