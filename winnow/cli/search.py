@@ -18,7 +18,8 @@ from tasks.versioning import dvc_stages
 from tasks.versioning.dvc_stages import CANDIDATE_PREFIX
 from winnow.cli.params_editor import edit_document, write_params
 from winnow.cli.progress import show_log
-from winnow.cli.search_results import describe_verdict, front_rows, print_front, runtime_note, write_files
+from winnow.cli.search_front import front_rows
+from winnow.cli.search_results import describe_verdict, print_front, runtime_note, write_files
 from winnow.cli.terminal import Terminal
 from winnow.config import CONTROL, ROOT, Config
 from winnow.config.candidates import NAME_PATTERN, NAME_RULE, RESERVED_NAMES

@@ -1,4 +1,4 @@
-"""The results of a search: its front with intervals, the verdict in words, and the files and tables that show both."""
+"""The results of a search: the verdict in words, and the files and tables that show it and the front."""
 
 from __future__ import annotations
 
@@ -6,126 +6,28 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
 
-from tasks.project.state_files import CONFIRMATIONS
-from winnow.benchmark.peak_throughput import share_of_peak
 from winnow.cli.terminal import Terminal
 from winnow.config import CONTROL, ROOT, Config, Search
-from winnow.data.dataset import load_images
-from winnow.data.splits import selection_half
 from winnow.errors import ArtifactError
 from winnow.eta import format_duration
-from winnow.evaluation.metrics import load_logits
-from winnow.records import CandidateRecord, SelectionRecord, write_json
+from winnow.records import SelectionRecord, write_json
 from winnow.records.benchmark import Precision
 from winnow.reporting.exploration_plots import SearchPoint, plot_search
 from winnow.reporting.html import percent, signed
 from winnow.reporting.search_page import FrontRow, TrialRow, format_interval, render_search_page
 from winnow.reporting.speed_section import RUNTIME_NAMES
 from winnow.reporting.wording import describe_peak_share
-from winnow.search.cost import TIME_OBJECTIVES, describe_cost, seconds_per_image
+from winnow.search.cost import TIME_OBJECTIVES, describe_cost
 from winnow.search.loop import SearchProgress, describe_point
 from winnow.search.optuna_study import EndedTrial
-from winnow.search.trial import SearchContext, candidates_folder, load_trial_logits
-from winnow.search.trial_accuracy import measure_drop, reference_logits
-from winnow.search.trial_front import TrialPoint, cheapest_fitting, knee_point, trials_on_front
-from winnow.selection.gates import WORST_END_ALLOWANCES, judge_drop
+from winnow.search.trial import SearchContext
+from winnow.search.trial_front import trials_on_front
+from winnow.selection.gates import WORST_END_ALLOWANCES
 
 console = Terminal()
 BETTER = {"latency": "faster", "throughput": "faster", "size": "smaller", "energy": "cheaper"}
-
-
-"""File with the numbers of the trials evaluated on the confirming half of validation, over all calls of a search."""
-
-
-def front_rows(progress: SearchProgress, context: SearchContext) -> list[FrontRow]:
-    """Return the rows of the front, the cheapest first, with intervals; the chosen trial last if it is not on the
-    front.
-
-    Figures are of the half of validation that chooses; those of the chosen trial are of the other half, which confirms
-    it or does not. Where it does not, no other trial is chosen: that would be choosing on the confirming half.
-    """
-    settings, images = context.config.search, load_images(context.folders.data)
-    finished = {trial.number: trial for trial in progress.trials if trial.found}
-    reference, dense = (
-        reference_logits(context.references, images),
-        load_logits(context.folders.candidates / ROOT, images),
-    )
-    choosing_V = selection_half(images)
-
-    def answers(point: TrialPoint) -> NDArray[np.float32]:
-        return load_trial_logits(context, finished[point.number].folder, images)
-
-    def fits(point: TrialPoint) -> bool:
-        gains = point.cost < progress.dense_cost
-        return (
-            gains
-            and judge_drop(measure_drop(reference, answers(point), images, choosing_V), settings.max_drop_points).passed
-        )
-
-    chosen, at_knee, front_points = (
-        cheapest_fitting(progress.found, fits),
-        knee_point(progress.found),
-        trials_on_front(progress.found),
-    )
-    rows = []
-    for point in front_points if chosen is None or chosen in front_points else [*front_points, chosen]:
-        candidates, gate = 1, None
-        part_V = choosing_V
-        if point == chosen:
-            candidates, part_V = _count_confirmation(context, point.number), ~choosing_V
-            gate = judge_drop(
-                measure_drop(reference, answers(point), images, part_V, candidates), settings.max_drop_points
-            )
-        drop, to_dense = (
-            drop_evidence.labelled or drop_evidence.answers
-            for drop_evidence in (
-                measure_drop(baseline, answers(point), images, part_V, candidates) for baseline in (reference, dense)
-            )
-        )
-        marks = {
-            "chosen": gate is not None and gate.passed,
-            "not confirmed": gate is not None and not gate.passed,
-            "knee": point == at_knee,
-        }
-        rows.append(
-            FrontRow(
-                point.number,
-                describe_point(finished[point.number].point),
-                drop,
-                to_dense,
-                point.cost,
-                describe_cost(settings, point.cost),
-                progress.dense_cost / point.cost,
-                _peak_share(point, finished[point.number], progress, context),
-                tuple(mark for mark, holds in marks.items() if holds),
-                gate.reason if gate else "",
-            )
-        )
-    return rows
-
-
-def _count_confirmation(context: SearchContext, number: int) -> int:
-    """Count this trial among those evaluated on the confirming half and return how many, for the interval."""
-    path = context.trials.parent / Path(CONFIRMATIONS.name).name
-    seen = CONFIRMATIONS.read_at(path)
-    if number not in seen:
-        seen = [*seen, number]
-        CONFIRMATIONS.write_at(path, seen)
-    return len(seen)
-
-
-def _peak_share(point: TrialPoint, trial: EndedTrial, progress: SearchProgress, context: SearchContext) -> float | None:
-    """Return its multiply-adds per second as a share of the processor's peak; None where cost is not a time."""
-    seconds, evaluation = seconds_per_image(context.config.search, point.cost), trial.look
-    if evaluation is None or seconds is None or not progress.peaks:
-        return None
-    candidate_folder = candidates_folder(context, trial.folder, context.config.search.epochs) / evaluation.names[-1]
-    peak = progress.peaks[CandidateRecord.read(candidate_folder).details.precision]
-    return share_of_peak(1 / seconds, evaluation.metrics["compute/macs"], peak)
 
 
 def describe_verdict(rows: list[FrontRow], progress: SearchProgress, config: Config) -> str:

@@ -10,7 +10,7 @@ A fully trained trial must answer, where it is timed, as the file itself does, a
 of those answers, in the runtime and precision in which its cost is measured.
 
 A search tries dozens of candidates, so accuracy is counted on the half of validation that chooses
-(winnow/data/splits.py). The other half is used for the chosen trial alone (winnow/cli/search_results.py).
+(winnow/data/splits.py). The other half is used for the chosen trial alone (winnow/cli/search_front.py).
 
 Cost is measured interleaved with dense on the same runtime, and scaled to dense's cost at the start of the search, so
 that a drifting clock moves no trial against another.

@@ -16,7 +16,8 @@ from tests.conftest import tiny_params, without_control
 from tests.records import benchmark_row, make_record, selection_details, serving_speeds
 from winnow.benchmark.energy import measure_joules
 from winnow.cli.search import check_names
-from winnow.cli.search_results import describe_verdict, front_rows, runtime_note, write_files
+from winnow.cli.search_front import front_rows
+from winnow.cli.search_results import describe_verdict, runtime_note, write_files
 from winnow.config import Config, check_config
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.data.splits import selection_half
@@ -170,7 +171,7 @@ def test_a_chosen_trial_beside_the_front_is_no_part_of_its_line(
     sure = dataclasses.replace(look, drop=look.drop + 1, cost=look.cost * 2)
     trials = [EndedTrial(number, 0, point, "finished", each, "", 1.0) for number, each in enumerate((look, sure))]
     chosen = trials[1].found
-    monkeypatch.setattr("winnow.cli.search_results.cheapest_fitting", lambda *_: chosen)
+    monkeypatch.setattr("winnow.cli.search_front.cheapest_fitting", lambda *_: chosen)
     impossible = EndedTrial(2, 2, point, "impossible", None, "no <channel> can go", 1.0)
     progress = SearchProgress([*trials, impossible], 2.0, look.cost, {})
     place = dataclasses.replace(place, config=config(max_drop_points=100.0))
