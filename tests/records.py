@@ -1,4 +1,4 @@
-"""Valid records for made-up runs: the details of every step with plain values, of which a test gives its own.
+"""Valid records and cards for made-up runs: plain values, of which a test gives its own.
 
 write_record(folder, make_record("report", report_details(winner="quick"), metrics={"test/images": 30.0}))
 """
@@ -6,13 +6,16 @@ write_record(folder, make_record("report", report_details(winner="quick"), metri
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from winnow.records import (
     BenchmarkDetails,
+    CandidateCard,
     CandidateDetails,
+    DeploymentCard,
     IngestDetails,
     PretrainDetails,
     RecordModel,
@@ -23,6 +26,7 @@ from winnow.records import (
 )
 from winnow.records.benchmark import BenchmarkConditions, BenchmarkRow, Precision, Runtime
 from winnow.records.candidate import ArmComparison, LabelCounts, LinearProbe
+from winnow.records.card import CardTensor, ServingSettings
 from winnow.records.ingest import NearDuplicates, SplitCounts
 from winnow.records.record_reader import RECORDS
 from winnow.records.refit import RefitLabels
@@ -144,3 +148,30 @@ def report_details(**changes: Any) -> ReportDetails:
     values: dict[str, Any] = {"test_version": "0" * 16, "winner": None, "source": "photos", "test": {}}
     values |= {"baseline": "dense", "measured_in": "ONNX Runtime, the file as it is", "fallback": ""}
     return ReportDetails(**{**values, "disagreements": [], "abstention": Abstention(), **changes})
+
+
+def candidate_card(**changes: Any) -> CandidateCard:
+    """The card of dense, of two classes and 16 pixels."""
+    return CandidateCard(**{**_candidate_card(), **changes})
+
+
+def deployment_card(**changes: Any) -> DeploymentCard:
+    """Dense, registered, on one thread of ONNX Runtime; it was not tested."""
+    serving = ServingSettings(runtime="ort", precision="f32", threads=1, batch=1, p50_ms=0.5, objective="latency")
+    values = {"serving": serving, "speed": {}, "machine": this_machine(), "data_version": "0", "why": "the fastest"}
+    return DeploymentCard(**{**_candidate_card(), **values, **changes})
+
+
+def serve_with(folder: Path, **settings: Any) -> None:
+    """Give the card in a candidate's folder what a registered one has, with these settings of the runtime."""
+    registered = deployment_card()
+    changes = CandidateCard.read(folder).content() | {"serving": dict(registered.serving) | settings}
+    DeploymentCard(**registered.content() | changes).write(folder)
+
+
+def _candidate_card() -> dict[str, Any]:
+    values: dict[str, Any] = {"name": "dense", "method": "finetune", "lineage": ["dense"], "precision": "f32"}
+    values |= {"labels": LABELS, "classes": ["a", "b"], "image_size": 16, "resize_policy": "crop", "metrics": {}}
+    values["input"] = CardTensor(name="pixels", type="uint8", shape=["N", 16, 16, 3], note="RGB, not normalised")
+    values["output"] = CardTensor(name="logits", type="float32", shape=["N", 2], note="logits")
+    return {**values, "temperature": 1.0, "measured_on": "the validation split"}

@@ -1,5 +1,5 @@
-"""The record that each step leaves as `record.json`: one model of details for each step, and files that are complete or
-absent.
+"""The record that each step leaves as `record.json`, with one model of details for each step; the cards of models; and
+files that are complete or absent.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 from winnow.records.artifact_files import atomic_path, json_text, publish, read_json, sha256_of, write_json
 from winnow.records.benchmark import BenchmarkDetails, BenchmarkRecord
 from winnow.records.candidate import CandidateDetails, CandidateRecord, FinetuneDetails, FinetuneRecord
+from winnow.records.card import CARD, CandidateCard, DeploymentCard
 from winnow.records.ingest import IngestDetails, IngestRecord
 from winnow.records.machine import Machine, this_machine
 from winnow.records.model import CurveRow, RecordModel
@@ -27,15 +28,18 @@ from winnow.records.step_record import (
 )
 
 __all__ = [
+    "CARD",
     "FORMAT",
     "RECORD",
     "AnyRecord",
     "Artifact",
     "BenchmarkDetails",
     "BenchmarkRecord",
+    "CandidateCard",
     "CandidateDetails",
     "CandidateRecord",
     "CurveRow",
+    "DeploymentCard",
     "FinetuneDetails",
     "FinetuneRecord",
     "Gate",

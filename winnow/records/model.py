@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class RecordModel(BaseModel):
@@ -16,6 +16,13 @@ class RecordModel(BaseModel):
 def optional(default: Any = None) -> Any:
     """Return a field that is left out of the file where it has its default."""
     return Field(default=default, exclude_if=lambda value: value == default)
+
+
+def describe_first_error(error: ValidationError) -> str:
+    """Return where the first invalid key is and what is wrong with it: "at metrics.x: Input should be ..."."""
+    first = error.errors()[0]
+    location = ".".join(str(part) for part in first["loc"])
+    return f"at {location or 'the top'}: {first['msg']}"
 
 
 CurveRow = dict[str, float]

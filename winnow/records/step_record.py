@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from winnow.errors import ArtifactError
 from winnow.records.artifact_files import read_json, sha256_of, write_json
 from winnow.records.machine import Machine
-from winnow.records.model import RecordModel
+from winnow.records.model import RecordModel, describe_first_error
 
 RECORD = "record.json"
 FORMAT = 1
@@ -72,11 +72,9 @@ class StepRecord(RecordModel, Generic[Details]):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            first = error.errors()[0]
-            location = ".".join(str(part) for part in first["loc"])
             raise ArtifactError(
-                f"{folder / RECORD} is damaged, or of another version of winnow (at {location or 'the top'}: "
-                f"{first['msg']}); delete its folder and run winnow again"
+                f"{folder / RECORD} is damaged, or of another version of winnow ({describe_first_error(error)}); "
+                "delete its folder and run winnow again"
             ) from error
 
 
