@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.chain import ROOT, leave, markdown
 from winnow.deploy.onnx_session import MODEL, open_session
-from winnow.records import read_json
+from winnow.records import DeploymentCard
 
 FOLDER = ROOT / ".winnow" / "benchmarks" / "elsewhere"
 WEB, NODE = "onnxruntime-web@1.30.0", "onnxruntime-node@1.30.0"
@@ -93,10 +93,10 @@ def main(folder: Path) -> None:
     shutil.copytree(folder, FOLDER / "export")
     environments = {"a bare environment": _bare, "Node.js": _on_node, "a browser": _in_browser}
     rows = [_compared(where, act(), expected) for where, act in environments.items()]
-    card = read_json(folder / "card.json")
+    card = DeploymentCard.read(folder)
     note = (
-        f"{card['name']} ({card['precision']}) of {len(card['classes'])} classes, {len(pixels)} images of "
-        f"{card['image_size']} pixels, random unless candidates were exported. "
+        f"{card.name} ({card.precision}) of {len(card.classes)} classes, {len(pixels)} images of "
+        f"{card.image_size} pixels, random unless candidates were exported. "
         f"Largest difference: of logits, whose largest is {np.abs(expected).max():.1f}."
     )
     leave("export_elsewhere", note, {"rows": rows}, markdown(rows))

@@ -23,7 +23,7 @@ from benchmarks.chain import leave, markdown
 from winnow.data.decoding import Item, decode_all
 from winnow.data.preprocessing import Preprocessing
 from winnow.deploy.file_predictor import list_files, open_card_runtime, predict_batches, predict_files
-from winnow.records import read_json
+from winnow.records import DeploymentCard
 
 NAME, ROUNDS, BATCH = "predict_rate", 5, 64
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--limit", type=int, default=20_000, help="files at most")
     options = parser.parse_args()
-    card = read_json(options.export / "card.json")
+    card = DeploymentCard.read(options.export)
     files = [Path(file) for file, _ in islice(list_files([options.images]), options.limit)]
     skipped = len(files) // 5
 
@@ -54,13 +54,13 @@ def main() -> None:
 
     def decoding() -> Iterator[int]:
         items = (Item(str(file), -1, False, str(file)) for file in files)
-        with closing(decode_all(items, len(files), card["image_size"], preprocessing=Preprocessing.of(card))) as stream:
+        with closing(decode_all(items, len(files), card.image_size, preprocessing=Preprocessing.of(card))) as stream:
             for done in stream:
                 yield len(done.items)
 
     def model() -> Iterator[int]:
         answer = open_card_runtime(options.export, card, BATCH)
-        side = card["image_size"]
+        side = card.image_size
         pixels = np.random.default_rng(0).integers(0, 256, (BATCH, side, side, 3), dtype=np.uint8)
         for _ in range(max(2, len(files) // BATCH)):
             predict_batches(answer, pixels, BATCH)
@@ -76,12 +76,11 @@ def main() -> None:
     rows = [{"": kind, "images/s": f"{value:,.0f}"} for kind, value in median.items()]
     rows.append({"": "decoding, then the model", "images/s": f"{alone:,.0f}"})
     rows.append({"": "winnow predict as a share of that", "images/s": f"{median['winnow predict'] / alone:.2f}"})
-    serving = card["serving"]
     note = (
-        f"{card['name']} at {card['image_size']} pixels on {serving['runtime']} {serving['precision']}, {len(files):,} "
+        f"{card.name} at {card.image_size} pixels on {card.serving.runtime} {card.serving.precision}, {len(files):,} "
         f"files, medians of {ROUNDS} interleaved rounds."
     )
-    leave(f"{NAME}_{card['image_size']}", note, {"rates": rates}, markdown(rows))
+    leave(f"{NAME}_{card.image_size}", note, {"rates": rates}, markdown(rows))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from winnow.cli.serve import START
 from winnow.config.serving import ServingConfig
 from winnow.data.dataset import decode
 from winnow.deploy.request_predictor import RequestPredictor
-from winnow.records import read_json
+from winnow.records import DeploymentCard
 
 NAME, CLIENTS, ROUNDS, SECONDS = "serving", (1, 8, 64), 3, 6.0
 PORT = 8765
@@ -37,7 +37,7 @@ PORT = 8765
 def bare(folder: Path, image: bytes) -> list[float]:
     """Milliseconds of decoding and answering one image, many times."""
     model, taken = RequestPredictor(folder, max_batch=1), []
-    side, stop = model.card["image_size"], time.perf_counter() + SECONDS
+    side, stop = model.card.image_size, time.perf_counter() + SECONDS
     while time.perf_counter() < stop:
         began = time.perf_counter()
         model(decode(image, side)[0][None])
@@ -112,14 +112,14 @@ def main() -> None:
         every = [ms for one in rounds for ms in one["ms"]]
         name = f"{clients} client{'' if clients == 1 else 's'}"
         rows.append(_row(name, every, float(np.median([one["rate"] for one in rounds]))))
-    card = read_json(folder / "card.json")
-    serving, asked = card["serving"], ServingConfig()
+    card = DeploymentCard.read(folder)
+    serving, asked = card.serving, ServingConfig()
     note = (
-        f"{card['name']} at {card['image_size']} pixels on {serving['runtime']} {serving['precision']}, "
-        f"{serving['threads']} threads; {options.image.suffix[1:]} of {len(image):,} bytes; batches of at most "
+        f"{card.name} at {card.image_size} pixels on {serving.runtime} {serving.precision}, "
+        f"{serving.threads} threads; {options.image.suffix[1:]} of {len(image):,} bytes; batches of at most "
         f"{asked.max_batch}, which wait {asked.max_wait_ms:g} ms; {ROUNDS} rounds of {SECONDS:g} s each."
     )
-    leave(f"{NAME}_{card['image_size']}", note, {"rows": rows}, markdown(rows))
+    leave(f"{NAME}_{card.image_size}", note, {"rows": rows}, markdown(rows))
 
 
 def _row(name: str, taken: list[float], rate: float) -> dict[str, str]:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.run_origin import origin_tags
 from tasks.registry import registered_models
-from tasks.registry.registered_models import CARD, CHAMPION, ModelVersion
+from tasks.registry.registered_models import CHAMPION, ModelVersion
 from tasks.tracking import mlflow_runs
 from tasks.tracking.run_content import flatten_params
 from winnow.config import Config
@@ -45,7 +44,7 @@ from winnow.deploy.drift_tests import (
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError, DataError
 from winnow.printable import markdown, printable, spreadsheet_cell
-from winnow.records import read_json
+from winnow.records import DeploymentCard
 from winnow.refit.deployed_folder import selected_folder
 
 LIST = "to-label.csv"
@@ -115,10 +114,10 @@ def detect_drift(paths: ProjectPaths, config: Config, path: str | None = None) -
     model = registered_model_name(config)
     champion, images = registered_models.get(paths, model, CHAMPION), load_images(paths.artifacts / "data")
     model_folder = registered_models.fetch(paths, model, champion)
-    card = read_json(model_folder / CARD)
-    if card["image_size"] != images.image_size:
+    card = DeploymentCard.read(model_folder)
+    if card.image_size != images.image_size:
         raise NothingToCompare(
-            f"{champion} takes images of {card['image_size']} pixels, artifacts/data has {images.image_size}"
+            f"{champion} takes images of {card.image_size} pixels, artifacts/data has {images.image_size}"
         )
     if (preprocessing := Preprocessing.of(card)) != images.preprocessing:
         raise DataError(
@@ -156,14 +155,14 @@ def detect_drift(paths: ProjectPaths, config: Config, path: str | None = None) -
     )
 
 
-def _read_fresh(folder: Path, card: Mapping[str, Any], ingested_keys: set[bytes], scratch: IO[bytes]) -> FreshImages:
+def _read_fresh(folder: Path, card: DeploymentCard, ingested_keys: set[bytes], scratch: IO[bytes]) -> FreshImages:
     """Return the images below `folder` whose digest is not in `ingested_keys`, without duplicates.
 
     Their pixels are written to `scratch` and mapped. Duplicates are left out because the p values are exact only for
     independent samples.
     """
     files, rejected, ingested, copies = [], [], 0, 0
-    side, preprocessing = card["image_size"], Preprocessing.of(card)
+    side, preprocessing = card.image_size, Preprocessing.of(card)
     fresh_keys: set[bytes] = set()
     paths = [path for path, is_image in walk_files(folder) if is_image]
     items = (Item(printable(str(path.relative_to(folder))), -1, False, str(path)) for path in paths)
@@ -187,14 +186,14 @@ def _read_fresh(folder: Path, card: Mapping[str, Any], ingested_keys: set[bytes]
 
 
 def _most_informative(
-    files: list[str], features: DriftFeatures, card: Mapping[str, Any], count: int
+    files: list[str], features: DriftFeatures, card: DeploymentCard, count: int
 ) -> tuple[tuple[str, str, float], ...]:
     """Return (file, predicted class, probability) of the `count` images whose labels would help most."""
     from winnow.evaluation.metrics import softmax
 
-    classes, probabilities_NC = card["classes"], softmax(features.logits_NC, card.get("temperature", 1.0))
+    probabilities_NC = softmax(features.logits_NC, card.temperature)
     return tuple(
-        (files[index], classes[int(probabilities_NC[index].argmax())], float(probabilities_NC[index].max()))
+        (files[index], card.classes[int(probabilities_NC[index].argmax())], float(probabilities_NC[index].max()))
         for index in select_images_to_label(features, count)
     )
 

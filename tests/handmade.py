@@ -21,6 +21,7 @@ from tests.conftest import CLASSES, SIZE, tiny_params, write_set
 from tests.records import (
     benchmark_details,
     benchmark_row,
+    candidate_card,
     candidate_details,
     make_record,
     pretrain_details,
@@ -33,12 +34,12 @@ from winnow.config import Config, check_config
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.deploy.batch_inference import predict_file
 from winnow.records import (
+    CandidateCard,
     CandidateRecord,
     Gate,
     RecordModel,
     Verdict,
     describe_files,
-    read_json,
     record_digest,
     sha256_of,
     this_machine,
@@ -47,7 +48,8 @@ from winnow.records import (
 )
 from winnow.records.benchmark import BestRows, PeakShares
 from winnow.records.candidate import LabelCounts
-from winnow.records.refit import RefitLabels
+from winnow.records.card import CardRefit
+from winnow.records.refit import RefitCheck, RefitLabels
 from winnow.records.selection import Drop, DropEvidence
 from winnow.steps.refit import NOTE
 
@@ -135,16 +137,13 @@ def write_candidate(at: Path, name: str, variant: dict[str, Any]) -> None:
         labels=LABELS,
         **({"curves": CURVES} if is_dense else {}),
     )
-    card = {
-        "name": name,
-        **details.model_dump(mode="json", include={"method", "precision", "lineage", "labels"}),
-        "classes": list(CLASSES),
-        "image_size": SIZE,
-        "output": {"name": "logits"},
-        "temperature": 1.0,
-        "metrics": metrics,
-    }
-    write_json(folder / "card.json", card)
+    candidate_card(
+        name=name,
+        **details.model_dump(include={"method", "precision", "lineage", "labels"}),
+        classes=list(CLASSES),
+        image_size=SIZE,
+        metrics=metrics,
+    ).write(folder)
     parameters = {"epochs": 4, "optimiser": {"learning_rate": 0.05}, "seeds": [0, 1]}
     step = "finetune" if is_dense else "compress"
     _record(folder, step, details, name=name, parameters=parameters, metrics=metrics)
@@ -206,12 +205,14 @@ def write_refit(at: Path, winner: str, variant: dict[str, Any]) -> None:
     (folder / "selected").mkdir(parents=True, exist_ok=True)
     write_model(folder / "model.onnx", **variant)
     shutil.copyfile(selected / "model.onnx", folder / "selected" / "model.onnx")
-    card = read_json(selected / "card.json")
-    card["labels"] = {"training": 170, "choosing": 60}
-    check = {"images": 110, "kind": "training images", "agreement": 0.9, "kappa": 0.85}
+    check = RefitCheck(110, "training images", agreement=0.9, kappa=0.85, gain_on_labels=1.5, refusal="")
     digest = sha256_of(selected / "model.onnx")
-    card["refit"] = {"labels": 170, "note": NOTE, "check": check, "selected_sha256": digest}
-    write_json(folder / "card.json", card)
+    changes = {
+        "labels": LabelCounts(training=170, choosing=60),
+        "refit": CardRefit(labels=170, note=NOTE, check=check, selected_sha256=digest),
+        "measured_on": "the validation split, before the refit",
+    }
+    CandidateCard.read(selected).model_copy(update=changes).write(folder)
     labels = RefitLabels(**dict(LABELS), deployed=170)
     details = refit_details(winner=winner, is_refitted=True, why=f"{winner} was refitted on 170 labels", labels=labels)
     _record(folder, "refit", details, inputs={winner: record_digest(selected)})

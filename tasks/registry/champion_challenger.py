@@ -16,10 +16,9 @@ Nothing here moves an alias.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,15 +42,15 @@ from winnow.deploy.onnx_session import MODEL
 from winnow.evaluation.accuracy_drop import DropReport, measure_drops
 from winnow.evaluation.intervals import Ratio
 from winnow.hardware import cores
-from winnow.records import Machine, sha256_of, this_machine
+from winnow.records import DeploymentCard, Machine, sha256_of, this_machine
 from winnow.records.benchmark import BenchmarkCase, BenchmarkRow
 from winnow.selection.decision import UNITS, batch_of_objective
 from winnow.selection.gates import judge_drop, judge_macro_f1
 
 SIDES, REPEATED_CHAMPION = ("champion", "challenger"), "champion again"
 
-Card = Mapping[str, Any]
-Sides = tuple[tuple[Path, Card], tuple[Path, Card]]
+Side = tuple[Path, DeploymentCard]
+Sides = tuple[Side, Side]
 """Champion and challenger: folder and card."""
 
 ComparedRows = tuple[BenchmarkRow | None, BenchmarkRow | None, BenchmarkRow | None]
@@ -141,8 +140,8 @@ def _gain(contest: ContestResult, objective: str) -> tuple[Ratio | None, str]:
 def measure_contest(
     config: Config,
     data: Path,
-    champion: tuple[Path, Card],
-    challenger: tuple[Path, Card],
+    champion: Side,
+    challenger: Side,
     target: TargetMeasurements | None = None,
 ) -> ContestResult:
     """Measure both files, given as (folder, card), on the validation split of `data`; `target` holds measured times."""
@@ -187,15 +186,14 @@ def _target_rows(target: TargetMeasurements, sides: Sides, config: Config) -> Co
 
 
 def _serve(
-    folder: Path, card: Card, images: ImageSet, indices_V: NDArray[np.int64]
+    folder: Path, card: DeploymentCard, images: ImageSet, indices_V: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], str | None]:
     """Return (logits (V, C) in the runtime and precision of the card, None).
 
     Where that runtime cannot run here: (logits in ONNX Runtime, a description of the missing runtime).
     """
-    serving = card["serving"]
-    runtime, precision, batch = serving["runtime"], serving["precision"], serving["batch"]
-    cell = BenchmarkCase(card["name"], runtime, precision, "file", batch, min(serving["threads"], cores()))
+    runtime, precision, batch = card.serving.runtime, card.serving.precision, card.serving.batch
+    cell = BenchmarkCase(card.name, runtime, precision, "file", batch, min(card.serving.threads, cores()))
     try:
         return predict_all(open_case(folder, cell), batch, images.images_NHWC, indices_V), None
     except RuntimeUnavailable as error:
@@ -245,17 +243,16 @@ def _local_rows(sides: Sides, config: Config, images: ImageSet) -> ComparedRows:
     return rows[0], rows[1], rows[2]
 
 
-def benchmark_cases(card: Card, config: Config, machine: Machine) -> list[BenchmarkCase]:
+def benchmark_cases(card: DeploymentCard, config: Config, machine: Machine) -> list[BenchmarkCase]:
     """Return the benchmark cases of a file: the runtime of its card, or all runtimes for a card of another machine.
 
     OpenVINO is timed in both of its modes, so that no file wins by a mode in which the other was not timed.
     """
-    objective, serving = config.promotion.objective, card["serving"]
+    objective, serving = config.promotion.objective, card.serving
     batch = _batch(config)
-    card_machine = Machine.model_validate(card["machine"])
-    if (serving["objective"], serving["batch"], card_machine.identity) == (objective, batch, machine.identity):
-        runtime, threads = serving["runtime"], serving["threads"]
+    if (serving.objective, serving.batch, card.machine.identity) == (objective, batch, machine.identity):
+        runtime, threads = serving.runtime, serving.threads
         modes = openvino_modes(batch, threads) if runtime in OPENVINO_RUNTIMES else [runtime]
-        return [BenchmarkCase(card["name"], mode, serving["precision"], "file", batch, threads) for mode in modes]
-    cells = plan_cells({card["name"]: card["precision"] == "int8"}, config.benchmark, cores(), cuda=False)
+        return [BenchmarkCase(card.name, mode, serving.precision, "file", batch, threads) for mode in modes]
+    cells = plan_cells({card.name: card.precision == "int8"}, config.benchmark, cores(), cuda=False)
     return [cell for cell in cells if cell.layout == "file" and cell.batch == batch]

@@ -12,7 +12,6 @@ import importlib.metadata
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ import numpy as np
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry.registered_models import (
     CANDIDATE,
-    CARD,
     CARD_SHA256,
     SHA256,
     ModelVersion,
@@ -35,7 +33,7 @@ from winnow.deploy.bundle import describe_serving
 from winnow.deploy.onnx_session import MODEL
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.printable import markdown
-from winnow.records import json_text, sha256_of, write_json
+from winnow.records import DeploymentCard, json_text, sha256_of
 from winnow.refit.deployed_folder import SELECTED, selected_folder
 
 PINNED_PACKAGES = ("mlflow", "numpy", "onnx", "onnxruntime")
@@ -43,7 +41,7 @@ EXAMPLE_IMAGES = 1
 
 
 def register(
-    paths: ProjectPaths, config: Config, folder: Path, card: Mapping[str, Any], run_id: str | None
+    paths: ProjectPaths, config: Config, folder: Path, card: DeploymentCard, run_id: str | None
 ) -> ModelVersion:
     """Register folder/model.onnx and its card as a version created by `run_id`, unless the file has a version."""
     from mlflow.exceptions import MlflowException
@@ -60,10 +58,10 @@ def register(
                 raise
         tags = {
             SHA256: sha256,
-            CARD_SHA256: hashlib.sha256(json_text(dict(card)).encode()).hexdigest(),
-            CANDIDATE: str(card["name"]),
-            "winnow.lineage": " > ".join(card["lineage"]),
-            "winnow.data_version": str(card["data_version"]),
+            CARD_SHA256: hashlib.sha256(json_text(card.content()).encode()).hexdigest(),
+            CANDIDATE: card.name,
+            "winnow.lineage": " > ".join(card.lineage),
+            "winnow.data_version": card.data_version,
         }
         run = active_run(client, run_id)
         _fail_pending(client, experiment, sha256)
@@ -87,9 +85,7 @@ def _fail_pending(client: Any, experiment: str, sha256: str) -> None:
             client.finalize_logged_model(logged_model.model_id, "FAILED")
 
 
-def _log_model(
-    client: Any, experiment: str, folder: Path, card: Mapping[str, Any], run: Any, tags: dict[str, str]
-) -> Any:
+def _log_model(client: Any, experiment: str, folder: Path, card: DeploymentCard, run: Any, tags: dict[str, str]) -> Any:
     """Log the model like mlflow.onnx.log_model does, but for an ended run or none, and with the unchanged file."""
     from mlflow.entities import LoggedModelOutput, Metric
     from mlflow.exceptions import MlflowException
@@ -97,7 +93,7 @@ def _log_model(
 
     run_id, params = (run.info.run_id, dict(run.data.params)) if run else (None, {})
     logged_model = client.create_logged_model(
-        experiment, card["name"], run_id, tags, params, model_type="image-classifier"
+        experiment, card.name, run_id, tags, params, model_type="image-classifier"
     )
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -107,8 +103,8 @@ def _log_model(
         if run_id:
             client.log_outputs(run_id, [LoggedModelOutput(logged_model.model_id, 0)])
             metric_origin = {"model_id": logged_model.model_id, "run_id": run_id, "dataset_name": DATASET}
-            metric_origin["dataset_digest"] = card["data_version"]
-            timestamp_ms, values = int(time.time() * 1000), {**card["metrics"], **card["speed"], **_test_figures(card)}
+            metric_origin["dataset_digest"] = card.data_version
+            timestamp_ms, values = int(time.time() * 1000), {**card.metrics, **card.speed, **_test_figures(card)}
             metrics = [Metric(key, value, timestamp_ms, 0, **metric_origin) for key, value in values.items()]
             client.log_batch(run_id, metrics, synchronous=True)
     except BaseException:
@@ -119,23 +115,23 @@ def _log_model(
     return client.finalize_logged_model(logged_model.model_id, "READY")
 
 
-def _test_figures(card: Mapping[str, Any]) -> dict[str, float]:
+def _test_figures(card: DeploymentCard) -> dict[str, float]:
     """Return the accuracy on the test split with its interval as metrics; {} where it was not measured."""
-    keys = ("top1", "top1_low", "top1_high")
-    return {f"test/{key}": float(card["test"][key]) for key in keys if key in card.get("test", {})}
+    figures = card.test.model_dump(include={"top1", "top1_low", "top1_high"}) if card.test else {}
+    return {f"test/{key}": value for key, value in figures.items()}
 
 
-def _save(path: Path, folder: Path, card: Mapping[str, Any], logged_model: Any) -> None:
+def _save(path: Path, folder: Path, card: DeploymentCard, logged_model: Any) -> None:
     """Write the folder of an MLflow model: signature, example, requirements, the file and its card."""
     import mlflow.onnx
     import onnx
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    side, classes = card["image_size"], len(card["classes"])
+    side, classes = card.image_size, len(card.classes)
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, side, side, 3))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes), name=card["output"]["name"])]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes), name=card.output.name)]),
     )
     mlflow.onnx.save_model(
         onnx.load(str(folder / MODEL)),
@@ -155,7 +151,7 @@ def _save(path: Path, folder: Path, card: Mapping[str, Any], logged_model: Any) 
     )
     # MLflow serializes the model again; the file that was measured has to be the one that serves.
     shutil.copyfile(folder / MODEL, path / MODEL)
-    write_json(path / CARD, dict(card))
+    card.write(path)
     if (selected := selected_folder(folder)) != folder:
         (path / SELECTED).mkdir()
         shutil.copyfile(selected / MODEL, path / SELECTED / MODEL)
@@ -169,23 +165,22 @@ def _pinned(package: str) -> str:
         return f"{package}-gpu=={importlib.metadata.version(f'{package}-gpu')}"
 
 
-def _description(card: Mapping[str, Any]) -> str:
-    metrics, labels, serving = card["metrics"], card["labels"], card["serving"]
+def _description(card: DeploymentCard) -> str:
+    metrics, labels, test = card.metrics, card.labels, card.test
     top1 = f"{metrics['quality/top1'] * 100:.1f} % top-1 on validation, " if "quality/top1" in metrics else ""
-    test = card.get("test", {})
     if test:
-        top1 += f"{test['top1'] * 100:.1f} % on test ({test['top1_low'] * 100:.1f} to {test['top1_high'] * 100:.1f}), "
-    warnings = [f"**Warning:** {markdown(warning)}.\n" for warning in test.get("warnings", [])]
-    note = markdown(card["refit"]["note"]) if "refit" in card else ""
+        top1 += f"{test.top1 * 100:.1f} % on test ({test.top1_low * 100:.1f} to {test.top1_high * 100:.1f}), "
+    warnings = [f"**Warning:** {markdown(warning)}.\n" for warning in (test.warnings if test else ())]
+    note = markdown(card.refit.note) if card.refit else ""
     refitted = [f"Refitted on training and validation labels: {note}."] if note else []
-    name, lineage = markdown(card["name"]), markdown(" > ".join(card["lineage"]))
+    name, lineage = markdown(card.name), markdown(" > ".join(card.lineage))
     return "\n".join(
         [
             *warnings,
             f"**{name}** ({lineage}): {top1}{metrics['size/mb']:.2f} MB, "
-            f"{labels['training']} labels for training, {labels['choosing']}{in_groups(labels.get('choosing_groups'))} "
+            f"{labels.training} labels for training, {labels.choosing}{in_groups(labels.choosing_groups)} "
             "for choosing.",
             *refitted,
-            f"Serve with {describe_serving(serving)}. {markdown(card['why'])}",
+            f"Serve with {describe_serving(card.serving)}. {markdown(card.why)}",
         ]
     )

@@ -19,20 +19,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from tasks.project import benchmark_target, run_lock
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry import approval_request, model_upload, promotion_state, registered_models
 from tasks.registry.approval_request import REASON_TAG, ApprovalRequest
 from tasks.registry.deployment_card import accuracy_tags, deployment_card
-from tasks.registry.registered_models import CARD, CHALLENGER, CHAMPION, PREVIOUS, ModelVersion
+from tasks.registry.registered_models import CHALLENGER, CHAMPION, PREVIOUS, ModelVersion
 from tasks.tracking import mlflow_runs
 from winnow.benchmark.target_measurements import target_digest
 from winnow.config import Config
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ArtifactError, WinnowError
-from winnow.records import SelectionRecord, read_json, read_record, record_digest, sha256_of
+from winnow.records import DeploymentCard, SelectionRecord, read_record, record_digest, sha256_of
 from winnow.refit.deployed_folder import deployed_folder, selected_folder
 
 ROLLED_BACK, REPLACED, SINCE = "winnow.rolled_back", "winnow.replaced", "winnow.champion_since"
@@ -188,7 +187,7 @@ def _contest(
     paths: ProjectPaths,
     config: Config,
     champion: ModelVersion | None,
-    challenger: tuple[Path, dict[str, Any]],
+    challenger: tuple[Path, DeploymentCard],
     replace: bool,
 ) -> tuple[bool, str]:
     """Return (whether the challenger replaces the champion, the reason)."""
@@ -199,7 +198,7 @@ def _contest(
         return True, "it is the first champion"
     try:
         champion_folder = registered_models.fetch(paths, registered_model_name(config), champion)
-        card = read_json(champion_folder / CARD)
+        card = DeploymentCard.read(champion_folder)
         obstacle = find_difference(card, challenger[1])
     except ArtifactError as error:
         obstacle = str(error)

@@ -25,11 +25,10 @@ from tasks.tracking.mlflow_client import RESUME_HINT, connect, convert_errors
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ArtifactError, WinnowError
 from winnow.printable import markdown
-from winnow.records import read_json, sha256_of
+from winnow.records import CARD, DeploymentCard, sha256_of
 from winnow.refit.deployed_folder import SELECTED
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-CARD = "card.json"
 SHA256, CARD_SHA256, CANDIDATE = "winnow.sha256", "winnow.card_sha256", "winnow.candidate"
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's error codes for a missing model, alias or version."""
@@ -148,9 +147,8 @@ def _is_cached(folder: Path, version: ModelVersion) -> bool:
 
 def _holds_selected(folder: Path) -> bool:
     """Return whether the file before the refit is present, where the card names its digest."""
-    digest = read_json(folder / CARD).get("refit", {}).get("selected_sha256")
-    file = folder / SELECTED / MODEL
-    return digest is None or (file.is_file() and sha256_of(file) == digest)
+    refit, file = DeploymentCard.read(folder).refit, folder / SELECTED / MODEL
+    return refit is None or (file.is_file() and sha256_of(file) == refit.selected_sha256)
 
 
 def _download(paths: ProjectPaths, model: str, version: ModelVersion, target: Path) -> None:

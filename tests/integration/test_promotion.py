@@ -13,11 +13,12 @@ import pytest
 from tasks.project import run_lock
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import PROMOTED, PromotionState
-from tasks.registry import model_upload, promotion, promotion_state, registered_models
+from tasks.registry import deployment_card, model_upload, promotion, promotion_state, registered_models
 from tasks.registry.champion_challenger import ContestResult, benchmark_cases, judge_challenge, measure_contest
 from tasks.registry.comparability import find_difference
 from tasks.registry.promotion import promote, rollback
 from tasks.tracking import mlflow_client, mlflow_runs
+from tests import records
 from tests.conftest import CLASSES, SIZE
 from tests.handmade import DATA_VERSION, MODEL, aliases, forget, tag, write_run
 from tests.records import make_record, report_details
@@ -27,6 +28,8 @@ from winnow.errors import ArtifactError, WinnowError
 from winnow.evaluation.accuracy_drop import DropReport
 from winnow.evaluation.intervals import Ratio
 from winnow.records import (
+    DeploymentCard,
+    SelectionRecord,
     read_json,
     record_digest,
     sha256_of,
@@ -155,10 +158,9 @@ def test_the_same_file_is_registered_once(paths: ProjectPaths, config: Config) -
 
 
 def test_a_version_that_a_crash_left_without_alias_is_completed(paths: ProjectPaths, config: Config) -> None:
-    card = read_json(paths.artifacts / "candidates" / "quick" / "card.json")
-    serving = {"runtime": "ort", "precision": "f32", "threads": 1}
-    card |= {"serving": serving, "data_version": DATA_VERSION, "why": "", "speed": {}}
-    model_upload.register(paths, config, paths.artifacts / "candidates" / "quick", card, run_id="0" * 32)
+    folder, selection = paths.artifacts / "candidates" / "quick", SelectionRecord.read(paths.artifacts / "select")
+    card = deployment_card.deployment_card(paths, config, selection, "quick", folder)
+    model_upload.register(paths, config, folder, card, run_id="0" * 32)
     assert aliases(paths) == {}
     assert promote(paths, config).champion == "1"
     assert aliases(paths) == {"champion": "1", "challenger": "1"}
@@ -500,23 +502,27 @@ def test_no_gain_is_no_gain_even_where_none_is_asked_for() -> None:
 
 
 def test_comparability() -> None:
-    card = {"classes": ["a", "b"], "image_size": 32}
-    assert find_difference(card, dict(card)) == ""
-    assert "32 pixels, the challenger 64" in find_difference(card, card | {"image_size": 64})
-    assert "b, a" in find_difference(card, card | {"classes": ["b", "a"]})
+    card = records.deployment_card(image_size=32)
+    assert find_difference(card, records.deployment_card(image_size=32)) == ""
+    assert "32 pixels, the challenger 64" in find_difference(card, card.model_copy(update={"image_size": 64}))
+    assert "b, a" in find_difference(card, card.model_copy(update={"classes": ["b", "a"]}))
+
+
+def _served(**settings: Any) -> DeploymentCard:
+    """A card of this machine with these settings."""
+    return records.deployment_card(serving=dict(records.deployment_card().serving) | settings)
 
 
 def test_a_card_of_another_machine_objective_or_batch_names_no_runtime(config: Config) -> None:
     here = this_machine()
-    serving = {"runtime": "openvino", "precision": "f32", "threads": 1, "batch": 1, "objective": "latency"}
-    card = {"name": "quick", "precision": "f32", "serving": serving, "machine": here.model_dump(mode="json")}
+    card = _served(runtime="openvino")
     (cell,) = benchmark_cases(card, config, here)
     assert (cell.runtime, cell.precision, cell.threads, cell.batch) == ("openvino", "f32", 1, 1)
     elsewhere = here.model_copy(update={"cpu": "another"})
     for other in (
         benchmark_cases(card, config, elsewhere),
-        benchmark_cases(card | {"serving": serving | {"objective": "throughput"}}, config, here),
-        benchmark_cases(card | {"serving": serving | {"batch": 64}}, config, here),
+        benchmark_cases(_served(runtime="openvino", objective="throughput"), config, here),
+        benchmark_cases(_served(runtime="openvino", batch=64), config, here),
     ):
         assert {(cell.runtime, cell.layout, cell.batch) for cell in other} == {
             ("ort", "file", 1),
@@ -532,15 +538,13 @@ def test_openvino_is_timed_in_both_modes_whatever_the_card_names(config: Config)
         ("openvino-throughput", ["openvino", "openvino-throughput"]),
         ("ort", ["ort"]),
     ):
-        serving = {"runtime": runtime, "precision": "f32", "threads": 2, "batch": batch, "objective": "throughput"}
-        card = {"name": "quick", "precision": "f32", "serving": serving, "machine": here.model_dump(mode="json")}
+        card = _served(runtime=runtime, threads=2, batch=batch, objective="throughput")
         assert [cell.runtime for cell in benchmark_cases(card, config, here)] == expected
 
 
 def test_a_card_of_another_machine_still_gives_a_contest(paths: ProjectPaths, config: Config) -> None:
     folder, elsewhere = paths.artifacts / "candidates", this_machine().model_copy(update={"cpu": "another"})
-    serving = {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "objective": "latency"}
-    card = {"name": "x", "precision": "f32", "serving": serving, "machine": elsewhere.model_dump(mode="json")}
+    card = records.deployment_card(machine=elsewhere)
     contest = measure_contest(config, paths.artifacts / "data", (folder / "quick", card), (folder / "wrong", card))
     assert contest.champion is not None
     assert contest.challenger is not None
@@ -553,10 +557,8 @@ def test_a_card_of_another_machine_still_gives_a_contest(paths: ProjectPaths, co
 def test_a_champion_whose_runtime_is_not_here_is_judged_by_its_file_and_that_is_said(
     paths: ProjectPaths, config: Config
 ) -> None:
-    folder, here = paths.artifacts / "candidates", this_machine().model_dump(mode="json")
-    serving = {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 1, "objective": "size"}
-    own = {"name": "x", "precision": "f32", "serving": serving, "machine": here}
-    gone = own | {"serving": serving | {"runtime": "ort-cuda"}}
+    folder = paths.artifacts / "candidates"
+    own, gone = _served(objective="size"), _served(objective="size", runtime="ort-cuda")
     policy = config.promotion.model_copy(update={"objective": "size"})
     by_size = config.model_copy(update={"promotion": policy})
     contest = measure_contest(by_size, paths.artifacts / "data", (folder / "quick", gone), (folder / "quick", own))

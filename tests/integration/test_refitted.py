@@ -18,7 +18,7 @@ from tests.tiny_run import rewrite
 from winnow.config import Config
 from winnow.deploy.bundle import render_model_card
 from winnow.errors import ArtifactError
-from winnow.records import read_json, record_digest, sha256_of
+from winnow.records import DeploymentCard, read_json, record_digest, sha256_of
 
 pytest_plugins = "tests.stores"
 BEFORE, AFTER = {"salt": 0.5}, {"salt": 0.25}
@@ -51,11 +51,9 @@ def test_the_refitted_file_is_registered_with_the_selected_one_beside_it(paths: 
     assert card["labels"] == {"training": 170, "choosing": 60}
     (folder / "selected" / "model.onnx").unlink()
     assert (fetched(paths, "champion") / "selected" / "model.onnx").is_file()
-    card |= {"resize_policy": "", "input": {"name": "pixels", "shape": [], "note": ""}}
-    card["output"] |= {"note": "", "shape": []}
     card["metrics"] |= {"size/parameters": 1e6, "delta/top1": 0.0, "quality/top1_low": 0.9, "quality/top1_high": 1.0}
     card["metrics"] |= {"quality/macro_f1": 1.0}
-    text = render_model_card({**card, "measured_on": "the validation split, before the refit"}, "photos")
+    text = render_model_card(DeploymentCard(**card), "photos")
     assert "Refitted after its selection, on 170 labels (training and validation)" in text
     assert "same prediction as before on 90.0 % of 110 training images" in text
 

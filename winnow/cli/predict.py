@@ -23,8 +23,8 @@ from winnow.deploy.inference_runtimes import RuntimeUnavailable
 from winnow.errors import DataError, MissingExtra, WinnowError
 from winnow.evaluation.abstention import describe_counts
 from winnow.printable import printable, spreadsheet_cell
-from winnow.records import atomic_path, read_json
-from winnow.records.report import AbstentionCounts
+from winnow.records import DeploymentCard, atomic_path
+from winnow.records.report import Abstention
 
 MAX_ROWS_SHOWN = 1000
 """Rows of the table on the terminal at most."""
@@ -72,7 +72,8 @@ def predict_paths(paths: ProjectPaths, config: Config, files: list[Path], model:
         raise WinnowError(f"{version} of {name} cannot run here: {error}") from error
     console.print(f"By {version} of {name}")
     if options.abstain_below > 0:
-        console.print(_describe_abstention(read_json(folder / "card.json"), options.abstain_below))
+        test = DeploymentCard.read(folder).test
+        console.print(_describe_abstention(test.abstention if test else Abstention(), options.abstain_below))
     for prediction in rejected[:SHOWN_REJECTED]:
         console.print(f"winnow: {printable(prediction.path)}: {prediction.reason}")
     if len(rejected) > SHOWN_REJECTED:
@@ -99,14 +100,10 @@ def _with_progress(predictions: Iterator[Prediction], count: int, console: Conso
             progress.update(task, advance=1, rate=f"{rate:.0f} images/s" if rate else "")
 
 
-def _describe_abstention(card: dict[str, Any], threshold: float) -> str:
-    """Return the effect of this threshold on labelled images, from the model's card."""
-    counts = card.get("test", {}).get("abstention", {})
-    descriptions = [
-        describe_counts(AbstentionCounts.model_validate(counts[split]), threshold, split)
-        for split in ("test", "validation")
-        if split in counts
-    ]
+def _describe_abstention(abstention: Abstention, threshold: float) -> str:
+    """Return the effect of this threshold on labelled images."""
+    splits = {"test": abstention.test, "validation": abstention.validation}
+    descriptions = [describe_counts(counts, threshold, split) for split, counts in splits.items() if counts]
     if not descriptions:
         return f"The effect of --abstain-below {threshold:g} is not known: this model was not evaluated on test images"
     return f"--abstain-below {threshold:g} as measured: {'; '.join(descriptions)}"

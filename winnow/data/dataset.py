@@ -187,7 +187,7 @@ class ImageSet:
     def preprocessing(self) -> Preprocessing:
         """Return the preprocessing that gave these pixels."""
         path = self._stored(PREPROCESSING_FILE)
-        return DEFAULT_PREPROCESSING if path is None else Preprocessing.of(read_json(path))
+        return DEFAULT_PREPROCESSING if path is None else Preprocessing(**read_json(path))
 
     @property
     def image_size(self) -> int:

@@ -11,13 +11,13 @@ model's card.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from winnow.records import CandidateCard
 
 POLICIES = {
     "crop": "EXIF orientation, RGB, short side to S (bilinear, antialiased), centre crop S x S",
@@ -36,9 +36,9 @@ class Preprocessing:
     bits: int = ALL_BITS
 
     @classmethod
-    def of(cls, card: Mapping[str, Any]) -> Preprocessing:
-        """Return the preprocessing of a card or a stored data set; those of earlier versions name none and cropped."""
-        return cls(card.get("resize", "crop"), card.get("bits", ALL_BITS))
+    def of(cls, card: CandidateCard) -> Preprocessing:
+        """Return the preprocessing that a card names."""
+        return cls(card.resize, card.bits)
 
     @property
     def policy(self) -> str:

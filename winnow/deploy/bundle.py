@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +26,10 @@ from winnow.deploy.inference_runtimes import NEEDED_AGREEMENT
 from winnow.deploy.onnx_session import INPUT, MODEL, OUTPUT, open_session
 from winnow.errors import DataError
 from winnow.evaluation.effective_sample_size import in_groups
-from winnow.records import publish, read_json, sha256_of, write_json
+from winnow.records import CARD, DeploymentCard, publish, sha256_of, write_json
+from winnow.records.card import CardTest, FastestSettings, RuntimeSettings
 
-CARD, LABELS, README, EXAMPLE = "card.json", "labels.txt", "README.md", "predict.py"
+LABELS, README, EXAMPLE = "labels.txt", "README.md", "predict.py"
 EXAMPLE_SOURCE = "example_predict.py"
 CHECK_HOST, CHECK_FOLDER = "check_host.py", "check"
 CHECK_IMAGES = 64
@@ -52,20 +52,20 @@ def export_model(folder: Path, out: Path, title: str, check: HostCheck) -> None:
     Raises DataError where `out` exists and holds anything but an earlier export.
     """
     _check_destination(out)
-    card = read_json(folder / CARD)
+    card = DeploymentCard.read(folder)
     with publish(out) as bundle:
         shutil.copyfile(folder / MODEL, bundle / MODEL)
         shutil.copyfile(folder / CARD, bundle / CARD)
-        (bundle / LABELS).write_text("".join(f"{name}\n" for name in card["classes"]), encoding="utf-8")
+        (bundle / LABELS).write_text("".join(f"{name}\n" for name in card.classes), encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name(EXAMPLE_SOURCE), bundle / EXAMPLE)
         (bundle / README).write_text(render_model_card(card, title), encoding="utf-8")
-        own = (card["name"], bundle / MODEL, card["precision"])
+        own = (card.name, bundle / MODEL, card.precision)
         others = [
             (name, path, precision)
             for name, path, precision in check.others
-            if name != card["name"] or sha256_of(path) != sha256_of(folder / MODEL)
+            if name != card.name or sha256_of(path) != sha256_of(folder / MODEL)
         ]
-        write_host_check(bundle, [own, *others], select_check_pixels(check.images, card["image_size"]), check.settings)
+        write_host_check(bundle, [own, *others], select_check_pixels(check.images, card.image_size), check.settings)
 
 
 def export_host_check(out: Path, check: HostCheck, image_size: int) -> None:
@@ -134,46 +134,44 @@ def write_host_check(
     write_json(folder / "manifest.json", manifest)
 
 
-def render_model_card(card: Mapping[str, Any], title: str) -> str:
+def render_model_card(card: DeploymentCard, title: str) -> str:
     """Return the model card in Markdown."""
-    metrics, serving, labels = card["metrics"], card["serving"], card["labels"]
-    classes = card["classes"]
+    metrics, labels, classes = card.metrics, card.labels, card.classes
     listing = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more (labels.txt)" if len(classes) > 20 else "")
-    machine = card["machine"]
     return f"""# {title}
 
 An image classifier: one of {len(classes)} classes for each image. {listing}.
 
 | | |
 |---|---|
-| made by | winnow: {" > ".join(card["lineage"])}, {card["precision"]} |
+| made by | winnow: {" > ".join(card.lineage)}, {card.precision} |
 | size | {metrics["size/mb"]:.2f} MB, {metrics["size/parameters"] / 1e6:.2f} M parameters |
-| input | `{card["input"]["name"]}`: uint8 RGB, {json.dumps(card["input"]["shape"])}. {card["resize_policy"]} |
-| output | `{card["output"]["name"]}`: float32 {card["output"]["note"]}, {json.dumps(card["output"]["shape"])} |
-| serve with | {describe_serving(serving)} |
+| input | `{card.input.name}`: uint8 RGB, {json.dumps(card.input.shape)}. {card.resize_policy} |
+| output | `{card.output.name}`: float32 {card.output.note}, {json.dumps(card.output.shape)} |
+| serve with | {describe_serving(card.serving)} |
 
-{card["input"]["note"]}.
+{card.input.note}.
 
 ## Quality
 
-{_test_warnings(card.get("test", {}))}Measured on {card["measured_on"]}, which was also used to select it:
-{labels["choosing"]} labelled images{in_groups(labels.get("choosing_groups"))}.
-Trained on {labels["training"]} labels.
+{_test_warnings(card.test)}Measured on {card.measured_on}, which was also used to select it:
+{labels.choosing} labelled images{in_groups(labels.choosing_groups)}.
+Trained on {labels.training} labels.
 {_refit_section(card)}
-{_quality_table(metrics, card.get("test", {}))}
-{_test_result(card.get("test", {}))}
+{_quality_table(metrics, card.test)}
+{_test_result(card.test)}
 The model also classifies images unlike its training images, with the same confidence. `winnow drift` detects them.
 
 ## Speed
 
 | | |
 |---|---|
-{_speed_rows(card["speed"], card.get("fastest", {}))}
-On {machine["cpu"]}, {machine["threads"]} threads, {machine["system"]}; other machines give other numbers.
+{_speed_rows(card.speed, card.fastest)}
+On {card.machine.cpu}, {card.machine.threads} threads, {card.machine.system}; other machines give other numbers.
 
 ## Origin
 
-Data version `{card["data_version"]}`. Reason for the selection: {card["why"]}.
+Data version `{card.data_version}`. Reason for the selection: {card.why}.
 
 ## Usage
 
@@ -183,22 +181,20 @@ Data version `{card["data_version"]}`. Reason for the selection: {card["why"]}.
 """
 
 
-def describe_serving(serving: Mapping[str, Any]) -> str:
+def describe_serving(serving: RuntimeSettings) -> str:
     """Return a description of the runtime, precision and threads of a card."""
-    runtime = serving["runtime"]
-    if "streams" in serving:
-        stream_batch = serving["batch"] // serving["streams"]
-        runtime = f"openvino (PERFORMANCE_HINT THROUGHPUT, {serving['streams']} streams of {stream_batch} images each)"
-    threads = "1 thread" if serving["threads"] == 1 else f"{serving['threads']} threads"
-    return f"{runtime}, {serving['precision']}, {threads}"
+    runtime: str = serving.runtime
+    if serving.streams is not None:
+        stream_batch = serving.batch // serving.streams
+        runtime = f"openvino (PERFORMANCE_HINT THROUGHPUT, {serving.streams} streams of {stream_batch} images each)"
+    threads = "1 thread" if serving.threads == 1 else f"{serving.threads} threads"
+    return f"{runtime}, {serving.precision}, {threads}"
 
 
-def _quality_table(metrics: Mapping[str, float], test: Mapping[str, Any]) -> str:
+def _quality_table(metrics: Mapping[str, float], test: CardTest | None) -> str:
     """Return a table of the metrics on validation, with top-1 on the test split beside them."""
     rows = []
-    test_top1 = (
-        f"{test['top1'] * 100:.1f} % ({test['top1_low'] * 100:.1f} to {test['top1_high'] * 100:.1f})" if test else ""
-    )
+    test_top1 = f"{test.top1 * 100:.1f} % ({test.top1_low * 100:.1f} to {test.top1_high * 100:.1f})" if test else ""
     if "quality/top1" in metrics:
         low, high = metrics["quality/top1_low"] * 100, metrics["quality/top1_high"] * 100
         top1 = f"{metrics['quality/top1'] * 100:.1f} % (95 % interval {low:.1f} to {high:.1f})"
@@ -215,41 +211,41 @@ def _quality_table(metrics: Mapping[str, float], test: Mapping[str, Any]) -> str
     return "\n".join(["| | validation | test |", "|---|---|---|", *rows]) + "\n"
 
 
-def _test_result(test: Mapping[str, Any]) -> str:
-    """Return the result on the test split, or "". Cards of earlier versions hold no baseline."""
-    if not test:
+def _test_result(test: CardTest | None) -> str:
+    """Return the result on the test split, or ""."""
+    if test is None:
         return ""
-    low, high = test["top1_low"] * 100, test["top1_high"] * 100
+    low, high = test.top1_low * 100, test.top1_high * 100
     text = (
-        f"On {test['images']:.0f} test images{in_groups(test.get('groups'))}, not used for any selection: "
-        f"{test['top1'] * 100:.1f} % top-1 (95 % interval {low:.1f} to {high:.1f})"
+        f"On {test.images:.0f} test images{in_groups(test.groups)}, not used for any selection: "
+        f"{test.top1 * 100:.1f} % top-1 (95 % interval {low:.1f} to {high:.1f})"
     )
-    if "baseline" in test:
+    if test.baseline:
         text += (
-            f", measured in {test['measured_in']}; {test['drop_points']:.1f} points below {test['baseline']} "
-            f"({test['drop_low']:.1f} to {test['drop_high']:.1f})"
+            f", measured in {test.measured_in}; {test.drop_points:.1f} points below {test.baseline} "
+            f"({test.drop_low:.1f} to {test.drop_high:.1f})"
         )
     return f"{text}.\n"
 
 
-def _test_warnings(test: Mapping[str, Any]) -> str:
+def _test_warnings(test: CardTest | None) -> str:
     """Return the warnings of the test split in Markdown."""
-    return "".join(f"**Warning:** {warning}.\n\n" for warning in test.get("warnings", []))
+    return "".join(f"**Warning:** {warning}.\n\n" for warning in (test.warnings if test else ()))
 
 
-def _refit_section(card: Mapping[str, Any]) -> str:
+def _refit_section(card: DeploymentCard) -> str:
     """Return a paragraph on the refit, or ""."""
-    if "refit" not in card:
+    if card.refit is None:
         return ""
-    refit, labels = card["refit"], card["labels"]
-    check, kind = refit["check"], refit["check"]["kind"]
+    check = card.refit.check
     return (
-        f"\nRefitted after its selection, on {labels['training']} labels (training and validation): {refit['note']}. "
-        f"It gives the same prediction as before on {check['agreement'] * 100:.1f} % of {check['images']} {kind}.\n"
+        f"\nRefitted after its selection, on {card.labels.training} labels (training and validation): "
+        f"{card.refit.note}. It gives the same prediction as before on {check.agreement * 100:.1f} % of "
+        f"{check.images} {check.kind}.\n"
     )
 
 
-def _speed_rows(speed: Mapping[str, float], fastest: Mapping[str, Mapping[str, Any]]) -> str:
+def _speed_rows(speed: Mapping[str, float], fastest: FastestSettings) -> str:
     rows_by_metric = {
         "best/latency_ms": ("p50 latency, one image", "{:.3g} ms"),
         "best/throughput_ips": ("throughput", "{:.0f} images/s"),
@@ -257,11 +253,11 @@ def _speed_rows(speed: Mapping[str, float], fastest: Mapping[str, Mapping[str, A
         "speedup/pytorch_b1": ("speedup for one image over the fastest float PyTorch", "{:.1f} times"),
         "speedup/float_b1": ("speedup for one image over the uncompressed model at its fastest", "{:.1f} times"),
     }
-    objectives = {"best/latency_ms": "latency", "best/throughput_ips": "throughput"}
+    settings = {"best/latency_ms": fastest.latency, "best/throughput_ips": fastest.throughput}
     rows = []
     for key, (title, template) in rows_by_metric.items():
         if key in speed:
-            case = fastest.get(objectives.get(key, ""))
-            conditions = f" ({describe_serving(case)}, batch {case['batch']})" if case else ""
+            timed = settings.get(key)
+            conditions = f" ({describe_serving(timed)}, batch {timed.batch})" if timed else ""
             rows.append(f"| {title} | {template.format(speed[key])}{conditions} |\n")
     return "".join(rows)

@@ -20,12 +20,12 @@ from winnow.deploy.onnx_session import INPUT, MODEL, OUTPUT
 from winnow.errors import ArtifactError
 from winnow.evaluation.metrics import VALIDATION_LOGITS, agreement, load_logits, quality_metrics, temperature_metrics
 from winnow.models.backbones import WEIGHTS_FILE, build_model, load_architecture, load_model
-from winnow.records import write_json
+from winnow.records import CandidateCard
 from winnow.records.candidate import CandidateFile, LabelCounts
+from winnow.records.card import CardTensor
 
 log = logging.getLogger(__name__)
 
-CARD = "card.json"
 PARITY_IMAGES = 64
 INPUT_NOTE = {
     "f32": "RGB, not normalised",
@@ -128,27 +128,25 @@ def _size_metrics(folder: Path, contents: OnnxContents) -> dict[str, float]:
 def _write_card(folder: Path, name: str, images: ImageSet, metrics: dict[str, float], details: CandidateFile) -> None:
     """Write the card: classes, input, output, preprocessing and metrics of the file."""
     side, note = images.image_size, INPUT_NOTE[details.precision]
-    write_json(
-        folder / CARD,
-        {
-            "name": name,
-            "method": details.method,
-            "lineage": details.lineage,
-            "precision": details.precision,
-            "labels": details.labels.model_dump(mode="json"),
-            "classes": list(images.classes),
-            "image_size": side,
-            **asdict(images.preprocessing),
-            "resize_policy": images.preprocessing.policy.replace("S", str(side)),
-            "input": {"name": INPUT, "type": "uint8", "shape": ["N", side, side, 3], "note": note},
-            "output": {
-                "name": OUTPUT,
-                "type": "float32",
-                "shape": ["N", len(images.classes)],
-                "note": "logits; softmax(logits / temperature) are probabilities",
-            },
-            "temperature": metrics["quality/temperature"],
-            "metrics": metrics,
-            "measured_on": "the validation split",
-        },
+    card = CandidateCard(
+        name=name,
+        method=details.method,
+        lineage=details.lineage,
+        precision=details.precision,
+        labels=details.labels,
+        classes=list(images.classes),
+        image_size=side,
+        **asdict(images.preprocessing),
+        resize_policy=images.preprocessing.policy.replace("S", str(side)),
+        input=CardTensor(name=INPUT, type="uint8", shape=["N", side, side, 3], note=note),
+        output=CardTensor(
+            name=OUTPUT,
+            type="float32",
+            shape=["N", len(images.classes)],
+            note="logits; softmax(logits / temperature) are probabilities",
+        ),
+        temperature=metrics["quality/temperature"],
+        metrics=metrics,
+        measured_on="the validation split",
     )
+    card.write(folder)

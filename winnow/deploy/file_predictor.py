@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from winnow.deploy.inference_runtimes import Predict, open_case
 from winnow.errors import DataError
 from winnow.evaluation.metrics import softmax
 from winnow.hardware import cores
-from winnow.records import read_json
+from winnow.records import DeploymentCard
 from winnow.records.benchmark import BenchmarkCase
 
 
@@ -61,24 +60,23 @@ def predict_files(folder: Path, paths: Iterable[Path], top: int = 1) -> tuple[in
     """
     path_list = list(paths)
     count = sum(1 for _ in list_files(path_list))
-    card = read_json(folder / "card.json")
-    if not 1 <= top <= len(card["classes"]):
-        raise DataError(f"the model has {len(card['classes'])} classes; it cannot give the top {top}")
+    card = DeploymentCard.read(folder)
+    if not 1 <= top <= len(card.classes):
+        raise DataError(f"the model has {len(card.classes)} classes; it cannot give the top {top}")
     return count, _stream(folder, card, path_list, count, top)
 
 
-def _stream(folder: Path, card: dict[str, Any], paths: list[Path], count: int, top: int) -> Iterator[Prediction]:
-    batch = chunk_size(count, card["image_size"])  # a larger batch would always be padded
-    if card["serving"]["runtime"] == "openvino-throughput":
+def _stream(folder: Path, card: DeploymentCard, paths: list[Path], count: int, top: int) -> Iterator[Prediction]:
+    batch = chunk_size(count, card.image_size)  # a larger batch would always be padded
+    if card.serving.runtime == "openvino-throughput":
         batch = -(-batch // _threads(card)) * _threads(card)  # each stream needs an equal share
-    predict, temperature = open_card_runtime(folder, card, batch), card.get("temperature", 1.0)
-    classes = card["classes"]
-    no_logits = np.zeros((0, len(classes)), dtype=np.float32)
+    predict = open_card_runtime(folder, card, batch)
+    no_logits = np.zeros((0, len(card.classes)), dtype=np.float32)
     items = (Item(path, -1, False, content) for path, content in list_files(paths))
-    with closing(decode_all(items, count, card["image_size"], preprocessing=Preprocessing.of(card))) as chunks:
+    with closing(decode_all(items, count, card.image_size, preprocessing=Preprocessing.of(card))) as chunks:
         for chunk in chunks:
             logits_KC = predict_batches(predict, chunk.pixels_KHWC, batch) if chunk.kept else no_logits
-            top_classes = _top_classes(logits_KC, temperature, classes, top)
+            top_classes = _top_classes(logits_KC, card.temperature, card.classes, top)
             usable = set(chunk.kept)
             for position, item in enumerate(chunk.items):
                 if position in usable:
@@ -98,17 +96,16 @@ def _top_classes(
         yield tuple(classes[index] for index in order), tuple(probabilities)
 
 
-def open_card_runtime(folder: Path, card: dict[str, Any], batch: int) -> Predict:
+def open_card_runtime(folder: Path, card: DeploymentCard, batch: int) -> Predict:
     """Open the file in the runtime and precision that its card names, for batches of this size."""
-    serving = card["serving"]
-    return open_case(
-        folder, BenchmarkCase(card["name"], serving["runtime"], serving["precision"], "file", batch, _threads(card))
-    )
+    serving = card.serving
+    case = BenchmarkCase(card.name, serving.runtime, serving.precision, "file", batch, _threads(card))
+    return open_case(folder, case)
 
 
-def _threads(card: dict[str, Any]) -> int:
+def _threads(card: DeploymentCard) -> int:
     """Return the card's number of threads, at most this machine's cores."""
-    return int(min(card["serving"]["threads"], cores()))
+    return min(card.serving.threads, cores())
 
 
 def predict_batches(predict: Predict, pixels_KHWC: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:

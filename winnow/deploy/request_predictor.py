@@ -10,7 +10,6 @@ compiles a file for one batch size, so it is opened for 1, 2, 4, ... images, and
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from winnow.deploy.file_predictor import open_card_runtime, predict_batches
 from winnow.deploy.inference_runtimes import OPENVINO_RUNTIMES
 from winnow.errors import WinnowError
 from winnow.evaluation.metrics import softmax
-from winnow.records import read_json
+from winnow.records import DeploymentCard
 
 JSON_CONTENT_TYPE = "application/json"
 
@@ -34,8 +33,8 @@ class RequestPredictor:
     """A promoted file, opened once for each batch size."""
 
     def __init__(self, folder: Path, max_batch: int) -> None:
-        self.card: dict[str, Any] = read_json(folder / "card.json")
-        self._has_fixed_batch = self.card["serving"]["runtime"] in OPENVINO_RUNTIMES
+        self.card = DeploymentCard.read(folder)
+        self._has_fixed_batch = self.card.serving.runtime in OPENVINO_RUNTIMES
         self.sizes = _batch_sizes(max_batch) if self._has_fixed_batch else (max_batch,)
         self._predictors = {size: open_card_runtime(folder, self.card, size) for size in self.sizes}
 
@@ -44,7 +43,7 @@ class RequestPredictor:
         count = len(pixels_NHWC)
         size = next(size for size in self.sizes if size >= count)
         logits_NC = predict_batches(self._predictors[size], pixels_NHWC, size if self._has_fixed_batch else count)
-        return softmax(logits_NC, self.card.get("temperature", 1.0))
+        return softmax(logits_NC, self.card.temperature)
 
 
 def _batch_sizes(max_batch: int) -> tuple[int, ...]:
@@ -76,10 +75,8 @@ def parse_json_pixels(body: bytes, side: int) -> NDArray[np.uint8]:
     return pixels.astype(np.uint8)
 
 
-def format_prediction(probabilities_C: NDArray[np.float64], card: Mapping[str, Any], top: int) -> dict[str, Any]:
+def format_prediction(probabilities_C: NDArray[np.float64], classes: list[str], top: int) -> dict[str, Any]:
     """Return the response for JSON: the most probable class with its probability, and the `top` most probable ones."""
     order = np.argsort(-probabilities_C, kind="stable")[:top].tolist()
-    rows = [
-        {"class": card["classes"][index], "probability": round(float(probabilities_C[index]), 6)} for index in order
-    ]
+    rows = [{"class": classes[index], "probability": round(float(probabilities_C[index]), 6)} for index in order]
     return {**rows[0], "top": rows} if top > 1 else rows[0]

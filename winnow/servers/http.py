@@ -35,7 +35,7 @@ from winnow.deploy.request_predictor import (
     parse_json_pixels,
 )
 from winnow.hardware import cores
-from winnow.records import read_json
+from winnow.records import DeploymentCard
 from winnow.servers.http_connections import client_key_of, connection_class
 from winnow.servers.http_limits import DecoderPool, Limits, share_of
 
@@ -141,9 +141,10 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
 
     def encode_response(self, probabilities_C: np.ndarray) -> dict[str, Any]:
         """Return the answer to one request."""
-        top = min(self.settings.top, len(self.model.card["classes"]))
+        classes = self.model.card.classes
+        top = min(self.settings.top, len(classes))
         return {
-            **format_prediction(np.atleast_2d(probabilities_C)[0], self.model.card, top),
+            **format_prediction(np.atleast_2d(probabilities_C)[0], classes, top),
             "model": self.settings.title,
         }
 
@@ -156,10 +157,10 @@ def metrics() -> Response:
 def main(settings_json: str) -> int:
     """Serve until Ctrl-C or SIGTERM. `settings_json`: Serving as JSON."""
     settings = ServingConfig(**json.loads(settings_json))
-    card = read_json(Path(settings.folder) / "card.json")
+    card = DeploymentCard.read(Path(settings.folder))
     _ServerState.settings, _ServerState.side, _ServerState.preprocessing = (
         settings,
-        card["image_size"],
+        card.image_size,
         Preprocessing.of(card),
     )
     server = litserve.LitServer(

@@ -12,12 +12,12 @@ from winnow.compression.method_inputs import MethodInputs, NetworkFolder, Teache
 from winnow.config import ROOT, Config
 from winnow.data.dataset import load_images
 from winnow.data.splits import draw_label_budget, visible_labels
-from winnow.deploy.candidate_card import CARD, finish_candidate
+from winnow.deploy.candidate_card import finish_candidate
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
 from winnow.evaluation.metrics import VALIDATION_LOGITS
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, load_backbone
-from winnow.records import CandidateRecord, describe_files, publish, record_digest, write_record
+from winnow.records import CARD, CandidateRecord, describe_files, publish, record_digest, write_record
 from winnow.records.candidate import candidate_details
 
 log = logging.getLogger(__name__)

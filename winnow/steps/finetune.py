@@ -22,6 +22,7 @@ from winnow.evaluation.intervals import paired_gain
 from winnow.evaluation.metrics import quality_metrics
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, load_architecture, save_model
 from winnow.records import (
+    CARD,
     FinetuneDetails,
     FinetuneRecord,
     describe_files,
@@ -80,9 +81,7 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
             details=FinetuneDetails(
                 **dict(details), arms=arm_details, cross_validation=cross_validation, curves=dense.curves
             ),
-            artifacts=describe_files(
-                folder, MODEL, "card.json", "validation_logits.npy", WEIGHTS_FILE, ARCHITECTURE_FILE
-            ),
+            artifacts=describe_files(folder, MODEL, CARD, "validation_logits.npy", WEIGHTS_FILE, ARCHITECTURE_FILE),
         )
         write_record(folder, record)
     return record

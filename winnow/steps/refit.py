@@ -14,18 +14,19 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from winnow.config import ROOT, Config
 from winnow.config.section import NO_FILE
 from winnow.data.dataset import VALIDATION, ImageSet, load_images
-from winnow.deploy.candidate_card import CARD, PARITY_IMAGES, check_parity
+from winnow.deploy.candidate_card import PARITY_IMAGES, check_parity
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import TrainingError
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE
 from winnow.records import (
+    CARD,
+    CandidateCard,
     CandidateRecord,
     CurveRow,
     RefitDetails,
@@ -35,9 +36,9 @@ from winnow.records import (
     read_json,
     record_digest,
     sha256_of,
-    write_json,
     write_record,
 )
+from winnow.records.card import CardRefit
 from winnow.records.refit import RefitCheck, RefitLabels
 from winnow.refit.acceptance import check_refit
 from winnow.refit.deployed_folder import SELECTED, WINNER
@@ -80,9 +81,9 @@ def refit(config: Config, artifacts: Path, out: Path, scratch: Path) -> RefitRec
     log.info("refit: %s", reason)
     with publish(out) as folder:
         files: list[str] = []
-        if winner and attempt and attempt.trainings and not attempt.refusal:
-            refit_card = {"labels": labels.deployed, "note": NOTE, "check": _check_details(attempt)}
-            files = _write_refit(folder, artifacts / "candidates" / winner, attempt.trainings.folder, refit_card)
+        if winner and attempt and attempt.trainings and attempt.check and not attempt.refusal:
+            selected, refitted = artifacts / "candidates" / winner, attempt.trainings.folder
+            files = _write_refit(folder, selected, refitted, labels.deployed, attempt.check)
         record = RefitRecord(
             step="refit",
             name="refit",
@@ -169,10 +170,6 @@ def _describe_outcome(winner: str, attempt: RefitAttempt | None, labels: RefitLa
     )
 
 
-def _check_details(attempt: RefitAttempt | None) -> dict[str, Any] | None:
-    return asdict(attempt.check) if attempt and attempt.check else None
-
-
 def _last_curves(attempt: RefitAttempt | None) -> list[CurveRow]:
     """Return the curves of the network that was trained last."""
     trainings = attempt.trainings.curves.values() if attempt and attempt.trainings else ()
@@ -194,16 +191,18 @@ def _inputs(config: Config, artifacts: Path, records: Mapping[str, CandidateReco
     return inputs
 
 
-def _write_refit(folder: Path, selected: Path, refitted: Path, refit_card: Mapping[str, Any]) -> list[str]:
+def _write_refit(folder: Path, selected: Path, refitted: Path, labels: int, check: RefitCheck) -> list[str]:
     """Copy the refitted file and, below it, the selected one, write the card, and return the names of all files."""
     names = [name for name in (MODEL, WEIGHTS_FILE, ARCHITECTURE_FILE) if (refitted / name).is_file()]
     for name in names:
         shutil.copyfile(refitted / name, folder / name)
     (folder / SELECTED).mkdir()
     shutil.copyfile(selected / MODEL, folder / SELECTED / MODEL)
-    card = read_json(selected / CARD)
-    card["labels"] = {**card["labels"], "training": refit_card["labels"]}
-    card["measured_on"] = "the validation split, before the refit"
-    card["refit"] = {**refit_card, "selected_sha256": sha256_of(selected / MODEL)}
-    write_json(folder / CARD, card)
+    card = CandidateCard.read(selected)
+    changes = {
+        "labels": card.labels.model_copy(update={"training": labels}),
+        "measured_on": "the validation split, before the refit",
+        "refit": CardRefit(labels=labels, note=NOTE, check=check, selected_sha256=sha256_of(selected / MODEL)),
+    }
+    card.model_copy(update=changes).write(folder)
     return [*names, CARD, f"{SELECTED}/{MODEL}"]

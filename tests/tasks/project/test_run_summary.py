@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from tasks.project.run_summary import candidate_table, report_warnings, training
 from tasks.registry.deployment_card import deployment_card
 from tasks.tracking.run_content import _verdict
 from tests.conftest import tiny_params
-from tests.records import make_record, report_details
+from tests.records import candidate_card, make_record, report_details
 from tests.tiny_run import CANDIDATES, build, choose, rewrite
 from winnow.config import check_config
 from winnow.evaluation.metrics import benchmark_logits_file
@@ -120,6 +119,6 @@ def test_table_report_and_card_show_one_value_where_runtimes_differ(paths: Proje
     assert shown["top-1 %"].startswith(f"{served['quality/top1'] * 100:.1f} ")
     facts = read_run_records(at, tuple(CANDIDATES))
     assert {key: facts.quality("pruned-int8")[key] for key in served} == served
-    (at / "candidates" / "pruned-int8" / "card.json").write_text(json.dumps({"metrics": own}))
+    candidate_card(name="pruned-int8", metrics=own).write(at / "candidates" / "pruned-int8")
     card = deployment_card(paths, config, selection, "pruned-int8", at / "candidates" / "pruned-int8")
-    assert {key: card["metrics"][key] for key in served} == served
+    assert {key: card.metrics[key] for key in served} == served

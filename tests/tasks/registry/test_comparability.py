@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tasks.registry.comparability import find_difference
+from tests.records import deployment_card
 
-CARD = {"classes": ["a", "b"], "image_size": 32}
 SPLIT = {"validation_fraction": 0.2, "test_fraction": 0.15}
 WHOLE = SPLIT | {"group_by": "none", "decoder": "c0de"}
 
@@ -37,7 +37,7 @@ WHOLE = SPLIT | {"group_by": "none", "decoder": "c0de"}
     ],
 )
 def test_two_splits_are_not_compared(champion: dict | None, challenger: dict | None, said: str) -> None:
-    cards = [CARD | ({} if split is None else {"split": split}) for split in (champion, challenger)]
+    cards = [deployment_card(**({} if split is None else {"split": split})) for split in (champion, challenger)]
     reason = find_difference(*cards)
     assert said in reason
     assert bool(reason) == bool(said)
@@ -53,6 +53,6 @@ def test_two_splits_are_not_compared(champion: dict | None, challenger: dict | N
     ],
 )
 def test_models_of_other_pixels_are_not_compared(champion: dict, challenger: dict, differ: bool) -> None:
-    reason = find_difference(CARD | champion, CARD | challenger)
+    reason = find_difference(deployment_card(**champion), deployment_card(**challenger))
     assert ("its preprocessing (" in reason) == differ
     assert bool(reason) == differ

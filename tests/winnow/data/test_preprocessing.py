@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import tiny_params
+from tests.records import candidate_card
 from winnow.config import Config, check_config
 from winnow.data.dataset import decode, load_images, open_rgb
 from winnow.data.decoding import DecodeSettings, decode_chunk
@@ -175,7 +176,7 @@ def test_what_is_no_choice(tmp_path: Path, key: str, value: Any, message: str) -
 
 
 def test_cards_of_earlier_versions_cropped() -> None:
-    assert Preprocessing.of({"image_size": 32}) == Preprocessing("crop", 16)
-    assert Preprocessing.of({"resize": "pad", "bits": 12}).policy.endswith(
+    assert Preprocessing.of(candidate_card()) == Preprocessing("crop", 16)
+    assert Preprocessing.of(candidate_card(resize="pad", bits=12)).policy.endswith(
         "black bars to S x S; gray of 16 bits: 4095 is white"
     )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,16 +23,20 @@ from winnow.deploy.bundle import HostCheck, export_host_check, export_model, ren
 from winnow.deploy.example_predict import load_pixels
 from winnow.errors import DataError
 from winnow.evaluation.metrics import softmax
+from winnow.records import CandidateCard, DeploymentCard, this_machine
 
-MORE = {
-    "serving": {"runtime": "ort", "precision": "int8", "threads": 2, "batch": 1, "p50_ms": 0.1},
+MORE: dict[str, Any] = {
+    "serving": {
+        **{"runtime": "ort", "precision": "int8", "threads": 2, "batch": 1, "p50_ms": 0.1},
+        "objective": "latency",
+    },
     "fastest": {
         "latency": {"runtime": "ort", "precision": "int8", "threads": 2, "batch": 1},
         "throughput": {"runtime": "openvino-throughput", "precision": "int8", "threads": 2, "batch": 64, "streams": 2},
     },
     "test": {"images": 2000.0, "top1": 0.438, "top1_low": 0.416, "top1_high": 0.46},
     "speed": {"best/latency_ms": 0.112, "best/throughput_ips": 18545.6, "speedup/eager_b1": 5.4},
-    "machine": {"cpu": "A CPU", "threads": 2, "system": "Linux"},
+    "machine": this_machine().model_dump(mode="json"),
     "data_version": "abc.dir",
     "why": "it is the smallest",
 }
@@ -65,24 +70,22 @@ def test_what_is_in_it(promoted: Path, tiny_candidate: Callable[[str], Path], tm
     assert "On 2000 test images, not used for any selection: 43.8 % top-1 (95 % interval 41.6 to 46.0).\n" in text
     figures = {"baseline": "dense-kd", "drop_points": 1.25, "drop_low": 0.5, "drop_high": 2.0}
     deployed = {"measured_in": "openvino int8, batches of 1", "warnings": ["the intervals do not overlap"]}
-    whole = render_model_card(
-        json.loads((promoted / "card.json").read_text()) | {"test": MORE["test"] | figures | deployed}, "t"
-    )
+    card = DeploymentCard.read(promoted).content()
+    whole = render_model_card(DeploymentCard(**card | {"test": MORE["test"] | figures | deployed}), "t")
     assert ", measured in openvino int8, batches of 1; 1.2 points below dense-kd (0.5 to 2.0).\n" in whole
     assert "## Quality\n\n**Warning:** the intervals do not overlap.\n\nMeasured on" in whole
     assert "reshape the model" in text
-    float_card = json.loads((tiny_candidate("dense") / "card.json").read_text()) | MORE | {"test": {}}
+    float_card = DeploymentCard(**CandidateCard.read(tiny_candidate("dense")).content() | MORE | {"test": {}})
     assert "reshape the model" not in render_model_card(float_card, "float")
     assert "test images" not in render_model_card(float_card, "float")
-    card = json.loads((promoted / "card.json").read_text())
     assert f"{card['metrics']['quality/top1'] * 100:.1f} %" in text
     for key in [key for key in card["metrics"] if key.startswith("quality/") and key != "quality/agreement"]:
         del card["metrics"][key]
-    dealt = {"runtime": "openvino-throughput", "precision": "int8", "threads": 4, "batch": 64, "streams": 4}
+    dealt = MORE["serving"] | {"runtime": "openvino-throughput", "threads": 4, "batch": 64, "streams": 4}
     assert "| serve with | openvino (PERFORMANCE_HINT THROUGHPUT, 4 streams of 16 images each), int8, 4 threads |" in (
-        render_model_card(card | {"serving": dealt}, "in streams")
+        render_model_card(DeploymentCard(**card | {"serving": dealt}), "in streams")
     )
-    unlabelled = render_model_card(card | {"test": {}}, "no labels").partition("## Speed")[0]
+    unlabelled = render_model_card(DeploymentCard(**card | {"test": {}}), "no labels").partition("## Speed")[0]
     assert "top-1" not in unlabelled.partition("## Quality")[2]
 
 

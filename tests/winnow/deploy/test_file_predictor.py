@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import CLASSES, SIZE, draw
+from tests.records import serve_with
 from winnow.cli import predict
 from winnow.data.dataset import decode
 from winnow.data.decoding import MAX_CHUNK_IMAGES
@@ -29,10 +30,8 @@ def model(tiny_candidate: Callable[[str], Path], tmp_path: Path, request: pytest
     """A candidate's folder whose card says how it serves, as a promoted one's does."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_candidate("dense"), folder)
-    card = json.loads((folder / "card.json").read_text())
     runtime, precision = getattr(request, "param", RUNTIMES[0])
-    card["serving"] = {"runtime": runtime, "precision": precision, "threads": 1}
-    (folder / "card.json").write_text(json.dumps(card))
+    serve_with(folder, runtime=runtime, precision=precision)
     return folder
 
 
@@ -63,8 +62,7 @@ def test_every_file_is_answered_as_alone(model: Path, tmp_path: Path, count: int
 @pytest.mark.parametrize("model", [("openvino-throughput", "f32")], indirect=True)
 def test_every_stream_has_its_part(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = photos(tmp_path / "photos", 100)  # decoded in seventeens
-    card = json.loads((model / "card.json").read_text())
-    (model / "card.json").write_text(json.dumps(card | {"serving": card["serving"] | {"threads": 2}}))
+    serve_with(model, runtime="openvino-throughput", threads=2)
     monkeypatch.setattr("winnow.data.decoding.cores", lambda: 2)
     monkeypatch.setattr("winnow.deploy.file_predictor.cores", lambda: 3)  # the card's two threads count, not all
     opened: list[int] = []

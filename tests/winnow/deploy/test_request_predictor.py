@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import CLASSES, SIZE, draw
+from tests.records import serve_with
 from winnow.data.dataset import decode
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.request_predictor import (
@@ -32,9 +33,8 @@ def encoded(seed: int = 0, form: str = "PNG") -> bytes:
 @pytest.fixture(params=[("ort", 1), ("openvino", 1), ("openvino-throughput", 2)])
 def folder(tiny_candidate: Callable[[str], Path], tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     there = Path(shutil.copytree(tiny_candidate("dense"), tmp_path / "model"))
-    card = json.loads((there / "card.json").read_text())
-    card["serving"] = {"runtime": request.param[0], "precision": "f32", "threads": request.param[1]}
-    (there / "card.json").write_text(json.dumps(card))
+    runtime, threads = request.param
+    serve_with(there, runtime=runtime, threads=threads)
     return there
 
 
@@ -43,7 +43,7 @@ def test_batches_of_any_size_are_answered_as_alone(folder: Path, count: int) -> 
     model = RequestPredictor(folder, max_batch=6)
     pixels = np.stack([decode(encoded(seed), SIZE)[0] for seed in range(count)])
     alone = predict_file(folder / "model.onnx", pixels, np.arange(count))
-    np.testing.assert_allclose(model(pixels), softmax(alone, model.card["temperature"]), atol=1e-4)
+    np.testing.assert_allclose(model(pixels), softmax(alone, model.card.temperature), atol=1e-4)
 
 
 def test_a_batch_larger_than_the_largest_is_a_bug(folder: Path) -> None:
@@ -90,9 +90,9 @@ def test_what_is_no_image_is_said(body: bytes, said: str) -> None:
 
 
 def test_the_answer_names_the_likeliest_first() -> None:
-    card, chances = {"classes": list(CLASSES)}, np.array([0.2, 0.5, 0.3])
-    assert format_prediction(chances, card, 1) == {"class": CLASSES[1], "probability": 0.5}
-    assert format_prediction(chances, card, 2)["top"] == [
+    chances = np.array([0.2, 0.5, 0.3])
+    assert format_prediction(chances, list(CLASSES), 1) == {"class": CLASSES[1], "probability": 0.5}
+    assert format_prediction(chances, list(CLASSES), 2)["top"] == [
         {"class": CLASSES[1], "probability": 0.5},
         {"class": CLASSES[2], "probability": 0.3},
     ]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from tasks.registry.deployment_card import ACCURACY, TEST_WARNING, accuracy_tags
+from tests.records import deployment_card
 from winnow.cli.predict import _describe_abstention
 from winnow.evaluation.abstention import (
     abstention_counts,
@@ -10,6 +11,7 @@ from winnow.evaluation.abstention import (
     describe_counts,
     overconfidence_warnings,
 )
+from winnow.records.report import Abstention
 
 CHANCES = np.array([[0.95, 0.05], [0.85, 0.15], [0.7, 0.3], [0.4, 0.6]])
 LOGITS = np.log(CHANCES).astype(np.float32)
@@ -42,16 +44,17 @@ def test_confidence_that_promises_too_much_is_told_where_that_is_shown() -> None
 
 def test_predict_says_what_the_threshold_gave() -> None:
     counts = abstention_counts(LOGITS, np.array([0, 1, 0, 1]), 1.0)
-    card = {"test": {"abstention": {"test": counts.model_dump(mode="json")}}}
-    told = _describe_abstention(card, 0.8)
+    told = _describe_abstention(Abstention(test=counts), 0.8)
     assert told == "--abstain-below 0.8 as measured: 2 of 4 test images answered, 50.0 % of them correctly"
-    assert "is not known" in _describe_abstention({}, 0.8)
+    assert "is not known" in _describe_abstention(Abstention(), 0.8)
 
 
 def test_a_version_carries_both_accuracies_and_the_warning() -> None:
-    card = {"metrics": {"quality/top1": 0.778}, "test": {"top1": 0.54, "warnings": ["the intervals do not overlap"]}}
+    test = {"images": 50, "top1": 0.54, "top1_low": 0.5, "top1_high": 0.6}
+    test["warnings"] = ["the intervals do not overlap"]
+    card = deployment_card(metrics={"quality/top1": 0.778}, test=test)
     assert accuracy_tags(card) == {
         ACCURACY: "77.8 % top-1 on validation, 54.0 % top-1 on test",
         TEST_WARNING: "the intervals do not overlap",
     }
-    assert accuracy_tags({"metrics": {}, "test": {}}) == {ACCURACY: None, TEST_WARNING: None}
+    assert accuracy_tags(deployment_card()) == {ACCURACY: None, TEST_WARNING: None}
