@@ -30,6 +30,7 @@ from winnow.cli.main import cli
 from winnow.config import Config
 from winnow.config.field_docs import field_docs
 from winnow.records.candidate import CandidateFile
+from winnow.records.card import CandidateCard, DeploymentCard
 from winnow.records.metric_names import METRICS
 from winnow.records.record_reader import RECORDS
 from winnow.records.step_record import StepRecord
@@ -252,6 +253,10 @@ def _records_page() -> str:
             parts += [f"{title}{_summary(model)}", _fields_table(model)]
             described.add(model)
             parts += list(_nested(model, described))
+    for card in (CandidateCard, DeploymentCard):
+        parts += [f"## card.json: {card.__name__}", _summary(card), _fields_table(card)]
+        described.add(card)
+        parts += list(_nested(card, described))
     return "\n\n".join(dict.fromkeys(parts))
 
 
