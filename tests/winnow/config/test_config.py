@@ -373,13 +373,18 @@ def test_other_methods_inherit_nothing_unsaid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "steps"), [(1_000, 600), (1_068, 600), (7_930, 610), (40_000, 3_120), (100_000, 7_810)]
+    ("images", "steps", "rotnet_steps"),
+    [(1_000, 600, 2_400), (1_068, 600, 2_400), (7_930, 610, 2_470), (40_000, 3_120, 12_500), (100_000, 7_810, 31_250)],
 )
-def test_shipped_trainings_get_enough_steps_from_a_thousand_images_on(images: int, steps: int) -> None:
+def test_shipped_trainings_get_enough_steps_from_a_thousand_images_on(
+    images: int, steps: int, rotnet_steps: int
+) -> None:
     config = load_config(ROOT / "params.yaml")
-    trainings = [config.pretrain, *(each.recovery for each in config.candidates.values() if hasattr(each, "recovery"))]
-    found = {each.steps_for(images) for each in trainings if each is not None}  # type: ignore[union-attr]
-    assert found == {steps}
+    recoveries = [each.recovery for each in config.candidates.values() if isinstance(each, TrainedCandidate)]
+    assert {recovery.steps_for(images) for recovery in recoveries} == {steps}
+    assert isinstance(config.pretrain, RotNet)
+    assert config.pretrain.steps_for(images) == rotnet_steps
+    assert rotnet_steps * config.pretrain.batch_size >= steps * 128  # as many images as with batches of 128
 
 
 def test_trainings_that_go_before_have_epochs_of_as_many_steps() -> None:
