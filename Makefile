@@ -1,9 +1,9 @@
-# Two commands do everything: .PHONY: run test tiers tiers-again check docs uimake run.PHONY: run test tiers tiers-again check docs ui and .PHONY: run test tiers tiers-again check docs uimake test.PHONY: run test tiers tiers-again check docs ui. Both set the environment up first.
+# Two commands do everything: make run and make test. Both set the environment up first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test tiers tiers-again check docs ui team repro lock clean
+.PHONY: run test test-thorough tiers tiers-again check docs ui team repro lock clean
 .DEFAULT_GOAL := run
 
 run: $(BIN)/.ready ## the whole chain on the embedded data, or on what params.yaml says
@@ -11,6 +11,9 @@ run: $(BIN)/.ready ## the whole chain on the embedded data, or on what params.ya
 
 test: $(BIN)/.ready ## the default test suite, on all cores, at most four
 	@python -m pytest -n logical --maxprocesses 4 --dist loadgroup --max-worker-restart 0
+
+test-thorough: $(BIN)/.ready ## tests of several seconds each, beside the default suite
+	@python -m pytest -m thorough -n logical --maxprocesses 4 --dist loadgroup --max-worker-restart 0
 
 tiers: $(BIN)/.ready ## what takes minutes: slow tests, and those that start servers, kill them and wait; names what it skips
 	@python -m pytest -m "(slow or services) and not gpu" -rs -n 3 --dist loadfile

@@ -82,6 +82,7 @@ def test_a_library_is_known_where_it_belongs(path: Path) -> None:
         assert library not in libraries or _name(path) in files
 
 
+@pytest.mark.thorough
 def test_no_file_imports_itself_by_way_of_others() -> None:
     """Packages' own files count where something of theirs is imported, not where a file of theirs is."""
     imports = {path: {file for file in imported_files(path) if not _is_package_of(file, path)} for path in FILES}
@@ -105,6 +106,7 @@ def test_mlflow_folder_holds_no_python() -> None:
     assert not list((ROOT / "mlflow").rglob("*.py"))
 
 
+@pytest.mark.thorough
 def test_wheel_holds_the_three_packages_only(tmp_path: Path) -> None:
     source = tmp_path / "source"
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(

@@ -65,6 +65,7 @@ def code_deps(name: str) -> set[str]:
     return {file for file in relative if not left_out.fullmatch(file)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", list(STEP_FILES))
 def test_code_deps_are_the_import_closure(name: str) -> None:
     listed = {dep for dep in _stage(name)["deps"] if dep.startswith("winnow/") and "$" not in dep}
@@ -89,6 +90,7 @@ def test_reads_are_found_to_the_end_of_the_chain() -> None:
     assert config_reads(ast.parse(code)) == {"data.label_budget", "data", "finetune.seeds", "candidates"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", list(STEP_FILES))
 def test_params_hold_what_the_code_reads(name: str) -> None:
     heads = set(_stage(name)["params"])

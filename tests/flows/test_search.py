@@ -100,6 +100,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.thorough
 def test_a_write_is_finished_before_ctrl_c_counts() -> None:
     """In a process of its own: a signal would end the one that tests."""
     result = subprocess.run([sys.executable, "-c", WRITES], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -33,6 +33,7 @@ def next_run(paths: ProjectPaths, ballast: int, **values: Any) -> Config:
     return asking(write_run(paths.root, "quick", {"quick": {"ballast": ballast}}), **values)
 
 
+@pytest.mark.thorough
 def test_a_winner_waits_and_is_asked_about_once(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     first = promote(paths, asking(config))
@@ -72,6 +73,7 @@ def test_a_damaged_question_is_not_taken_for_none(paths: ProjectPaths, config: C
         promote(paths, asking(config))
 
 
+@pytest.mark.thorough
 def test_a_denial_holds(paths: ProjectPaths, config: Config) -> None:
     promote(paths, write_run(paths.root, "quick", {"quick": {"ballast": 400}}))
     wanted = next_run(paths, 0)
@@ -134,6 +136,7 @@ def test_the_word_is_about_the_champion_of_the_question(paths: ProjectPaths, con
     assert approval_decision.pending_approval(paths, wanted) is None
 
 
+@pytest.mark.thorough
 def test_after_a_rollback_a_person_is_asked_anew(paths: ProjectPaths, config: Config) -> None:
     for ballast in (900, 400):
         promote(paths, write_run(paths.root, "quick", {"quick": {"ballast": ballast}}))

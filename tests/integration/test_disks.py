@@ -93,6 +93,7 @@ def fill(disk: Path, leave: int) -> Path:
     return filler
 
 
+@pytest.mark.thorough
 def test_a_limit_on_the_size_of_files_is_told(tmp_path: Path) -> None:
     done = step(project(tmp_path), "tasks", "ingest", most=20_000)
     is_told(done, "the disk is full, or a quota is used up")
@@ -100,6 +101,7 @@ def test_a_limit_on_the_size_of_files_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "artifacts" / "data").exists()
 
 
+@pytest.mark.thorough
 def test_a_disk_that_fills_up_during_training_is_told_and_work_goes_on(small_disk: Path) -> None:
     root = project(small_disk)
     write_set(root / "artifacts" / "data")
@@ -112,6 +114,7 @@ def test_a_disk_that_fills_up_during_training_is_told_and_work_goes_on(small_dis
     assert step(root, "tasks", "pretrain").returncode == 0
 
 
+@pytest.mark.thorough
 def test_a_full_disk_is_told_by_the_command_line(small_disk: Path) -> None:
     root = project(small_disk)
     fill(root, 0)
@@ -120,6 +123,7 @@ def test_a_full_disk_is_told_by_the_command_line(small_disk: Path) -> None:
     assert left_over(root) == []
 
 
+@pytest.mark.thorough
 def test_a_run_that_has_no_room_does_not_begin(small_disk: Path) -> None:
     root = project(small_disk)
     (root / "data").mkdir()
@@ -130,6 +134,7 @@ def test_a_run_that_has_no_room_does_not_begin(small_disk: Path) -> None:
     is_told(step(root, "winnow.cli.main", "run"), "MB left, and a run needs 64 MB before its first step; make room")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", [("winnow.cli.main", "status"), ("winnow.cli.main", "run"), ("tasks", "ingest")])
 def test_a_read_only_project_is_told(small_disk: Path, command: tuple[str, ...]) -> None:
     root = project(small_disk)

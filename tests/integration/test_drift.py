@@ -45,6 +45,7 @@ def config(paths: ProjectPaths) -> Config:
     return made
 
 
+@pytest.mark.thorough
 def test_images_of_the_same_kind_are_no_drift_and_are_tracked(
     paths: ProjectPaths, config: Config, tmp_path: Path
 ) -> None:
@@ -59,6 +60,7 @@ def test_images_of_the_same_kind_are_no_drift_and_are_tracked(
     assert run.data.params["drift.alpha"] == "0.01"
 
 
+@pytest.mark.thorough
 def test_darker_images_are_drift_and_a_retrain_is_asked_for(
     paths: ProjectPaths, config: Config, tmp_path: Path
 ) -> None:
@@ -70,6 +72,7 @@ def test_darker_images_are_drift_and_a_retrain_is_asked_for(
     assert any(line.startswith("- embeddings (real)") for line in drift.report_lines(finding))
 
 
+@pytest.mark.thorough
 def test_faded_images_are_drift_and_labels_are_asked_for(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
     """Almost grey: the model is less sure."""
     finding = drift.detect_drift(paths, config, str(fresh_images(tmp_path / "new", colour=0.02)))
@@ -83,6 +86,7 @@ def test_faded_images_are_drift_and_labels_are_asked_for(paths: ProjectPaths, co
     assert all((tmp_path / "new" / row["file"]).is_file() for row in rows)
 
 
+@pytest.mark.thorough
 def test_what_is_known_is_no_news(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
     """Ingested pictures that lie there too are left out."""
     from winnow.data.dataset import decode
@@ -98,6 +102,7 @@ def test_what_is_known_is_no_news(paths: ProjectPaths, config: Config, tmp_path:
         drift.detect_drift(paths, config, str(folder))
 
 
+@pytest.mark.thorough
 def test_copies_count_once_and_that_is_said(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
     folder = fresh_images(tmp_path / "new")
     plain = drift.detect_drift(paths, config, str(folder))
@@ -112,6 +117,7 @@ def test_copies_count_once_and_that_is_said(paths: ProjectPaths, config: Config,
     assert f"- not compared: {3 * COUNT} copies of others, 1 not readable" in drift.report_lines(found)
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_compared_says_so(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no folder of fresh images"):
         drift.detect_drift(paths, config)

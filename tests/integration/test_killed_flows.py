@@ -6,6 +6,8 @@ import sqlite3
 import sys
 from contextlib import closing
 
+import pytest
+
 from tests.integration.conftest import Project
 
 FLOW = """
@@ -33,6 +35,7 @@ short()
 """
 
 
+@pytest.mark.thorough
 def test_the_next_run_closes_what_was_killed_with_its_watchdog(fresh: Project) -> None:
     assert fresh.call(sys.executable, "-c", FLOW, "dies").returncode == -9
     assert (fresh.root / ".winnow" / "prefect-run.json").is_file()

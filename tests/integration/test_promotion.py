@@ -64,6 +64,7 @@ def fetched(paths: ProjectPaths, which: str) -> Path:
     return registered_models.fetch(paths, MODEL, registered_models.get(paths, MODEL, which))
 
 
+@pytest.mark.thorough
 def test_the_first_winner_becomes_champion(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     assert not promotion_state.is_up_to_date(paths, config)
@@ -188,6 +189,7 @@ def test_nobody_passing_leaves_the_champion_that_is_there(paths: ProjectPaths, c
     assert promotion_state.is_up_to_date(paths, nobody)
 
 
+@pytest.mark.thorough
 def test_a_champion_that_changed_meanwhile_is_not_overwritten(paths: ProjectPaths, config: Config) -> None:
     promote(paths, _by_size(_again(paths, quick={"ballast": 400})))
     stale = registered_models.find(paths, MODEL, "champion")
@@ -225,6 +227,7 @@ def test_a_winner_that_is_no_better_does_not_move_the_champion(paths: ProjectPat
     assert "+0.0 %), not 5 % better" in outcome.reasons[-1]
 
 
+@pytest.mark.thorough
 def test_a_faster_winner_replaces_the_champion_and_rolls_back(paths: ProjectPaths, config: Config) -> None:
     promote(paths, _again(paths, **SLOW))
     faster = _again(paths, **FAST)
@@ -250,6 +253,7 @@ def test_a_faster_winner_replaces_the_champion_and_rolls_back(paths: ProjectPath
     assert aliases(paths)["previous"] == "1"
 
 
+@pytest.mark.thorough
 def test_rollback_goes_back_step_by_step_and_ends(paths: ProjectPaths, config: Config) -> None:
     for ballast in (900, 400, 0):
         config = _by_size(_again(paths, quick={"ballast": ballast}))
@@ -264,6 +268,7 @@ def test_rollback_goes_back_step_by_step_and_ends(paths: ProjectPaths, config: C
     assert aliases(paths)["champion"] == "1"
 
 
+@pytest.mark.thorough
 def test_a_change_that_was_cut_off_between_its_two_aliases_can_be_rolled_back(
     paths: ProjectPaths, config: Config
 ) -> None:
@@ -275,6 +280,7 @@ def test_a_change_that_was_cut_off_between_its_two_aliases_can_be_rolled_back(
     assert aliases(paths) == {"champion": "1", "challenger": "3"}
 
 
+@pytest.mark.thorough
 def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(paths: ProjectPaths, config: Config) -> None:
     for ballast in (900, 400, 0):
         config = _by_size(_again(paths, quick={"ballast": ballast}))
@@ -287,6 +293,7 @@ def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(paths: Proj
         rollback(paths, config, "")
 
 
+@pytest.mark.thorough
 def test_who_changes_what_serves_waits_for_another_who_does(paths: ProjectPaths, config: Config) -> None:
     promote(paths, _again(paths, **SLOW))
     faster = _again(paths, **FAST)

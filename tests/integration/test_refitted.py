@@ -109,6 +109,7 @@ def test_test_figures_of_another_refit_are_not_repeated(paths: ProjectPaths) -> 
     assert read_json(fetched(paths, "champion") / "card.json")["test"] == {}
 
 
+@pytest.mark.thorough
 def test_drift_is_seen_by_the_file_that_learned_no_validation_image(
     paths: ProjectPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

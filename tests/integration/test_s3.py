@@ -86,6 +86,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.thorough
 def test_nothing_is_fetched_twice_and_what_is_gone_goes(bucket: Path, tmp_path: Path) -> None:
     assert counts(run(tmp_path)) == (12, 0, 0)
     assert files(tmp_path / "photos") == files(bucket / "photos")
@@ -147,6 +148,7 @@ def test_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         run(tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("bucket")
 def test_a_server_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point_to(monkeypatch, free_ports(1)[0])
@@ -197,6 +199,7 @@ def bad_network(port: int, spoil: Callable[[BaseHTTPRequestHandler, str], str]) 
     proxy.shutdown()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["refuse", "cut", "slow"])
 def test_a_bad_network_is_tried_again(
     server: tuple[Path, int], bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
@@ -251,6 +254,7 @@ def test_objects_that_change_or_go_while_they_are_fetched(
     assert counts(run(tmp_path)) == (0, 11, 0)
 
 
+@pytest.mark.thorough
 def test_a_projects_folder_follows_its_bucket(server: tuple[Path, int], bucket: Path, tmp_path: Path) -> None:
     project = make_project(tmp_path / "checkout", tmp_path / "home")
     shutil.copytree(project.root / "photos", bucket / "shop")

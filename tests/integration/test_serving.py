@@ -96,6 +96,7 @@ def post(address: str, content: bytes, kind: str = "image/png", timeout: float =
     return httpx.post(f"{address}/predict", content=content, headers={"Content-Type": kind}, timeout=timeout)
 
 
+@pytest.mark.thorough
 def test_what_a_client_sees(serve: Callable, paths: ProjectPaths) -> None:
     with serve(top=2, max_bytes=100_000) as (address, process):
         for label, name in enumerate(CLASSES):

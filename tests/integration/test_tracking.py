@@ -80,6 +80,7 @@ def test_every_record_is_a_run_below_one_parent(paths: ProjectPaths, config: Con
     assert f"[wrong](#/experiments/{parent.info.experiment_id}/runs/{children['wrong'].info.run_id})" in note
 
 
+@pytest.mark.thorough
 def test_candidates_show_figures_verdict_and_parameters_alike(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     runs = {name: _named(paths, config)[name] for name in CANDIDATES}
@@ -99,6 +100,7 @@ def test_candidates_show_figures_verdict_and_parameters_alike(paths: ProjectPath
     assert [(point.step, point.value) for point in history] == [(row["epoch"], row["loss"]) for row in CURVES]
 
 
+@pytest.mark.thorough
 def test_a_second_track_logs_nothing(paths: ProjectPaths, config: Config) -> None:
     assert not mlflow_runs.is_complete(paths, config)
     mlflow_runs.track(paths, config)
@@ -112,6 +114,7 @@ def test_a_second_track_logs_nothing(paths: ProjectPaths, config: Config) -> Non
     assert mlflow_runs.is_complete(paths, config)
 
 
+@pytest.mark.thorough
 def test_runs_that_the_store_lost_are_logged_again(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     lost = _named(paths, config)["quick"].info.run_id
@@ -120,6 +123,7 @@ def test_runs_that_the_store_lost_are_logged_again(paths: ProjectPaths, config: 
     assert _named(paths, config)["quick"].info.run_id != lost
 
 
+@pytest.mark.thorough
 def test_another_address_is_filled_and_the_first_is_remembered(
     paths: ProjectPaths, config: Config, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +140,7 @@ def test_another_address_is_filled_and_the_first_is_remembered(
     assert mlflow_runs.is_complete(paths, config)
 
 
+@pytest.mark.thorough
 def test_new_figures_make_new_runs_of_candidates_and_keep_the_old(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     before = _named(paths, config)
@@ -149,6 +154,7 @@ def test_new_figures_make_new_runs_of_candidates_and_keep_the_old(paths: Project
     assert len(_runs(paths, config, "tags.`winnow.name` = 'pretrain'")) == 1
 
 
+@pytest.mark.thorough
 def test_figures_of_another_candidate_of_that_name_are_not_shown(paths: ProjectPaths, config: Config) -> None:
     write_candidate(paths.artifacts, "quick", {"salt": 2.0})
     mlflow_runs.track(paths, config)
@@ -173,6 +179,7 @@ def test_a_step_shows_its_curves_while_it_runs(paths: ProjectPaths, config: Conf
     assert "pretrain/loss" in client.get_run(run_id).data.metrics
 
 
+@pytest.mark.thorough
 def test_track_completes_the_run_that_was_open_while_training(paths: ProjectPaths, config: Config) -> None:
     parent = mlflow_runs.open_execution(paths, config, "all")
     run_id = mlflow_runs.open_step(paths, parent, "quick", "candidate")
@@ -191,6 +198,7 @@ def test_track_completes_the_run_that_was_open_while_training(paths: ProjectPath
     assert mlflow_runs.is_complete(paths, config)
 
 
+@pytest.mark.thorough
 def test_a_restored_step_leaves_no_second_run(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     parent = mlflow_runs.open_execution(paths, config, "a parameter was set back")
@@ -214,6 +222,7 @@ def test_failures_are_closed_and_say_why(paths: ProjectPaths, config: Config) ->
     assert set(runs) == {parent, failed, left}
 
 
+@pytest.mark.thorough
 def test_a_try_whose_end_mlflow_did_not_hear_does_not_stay_open(
     paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +237,7 @@ def test_a_try_whose_end_mlflow_did_not_hear_does_not_stay_open(
     assert client.get_run(parent).info.status == "FINISHED"
 
 
+@pytest.mark.thorough
 def test_runs_of_a_killed_execution_are_closed_by_the_next(paths: ProjectPaths, config: Config) -> None:
     code = HERE + (
         "parent = mlflow_runs.open_execution(paths, config, 'all');"
@@ -282,6 +292,7 @@ class Dripping(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("in_a_thread", [False, True])
 def test_a_server_that_drips_is_given_up(
     paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, in_a_thread: bool
@@ -338,6 +349,7 @@ def test_an_error_says_whose_it_is(
         raise error
 
 
+@pytest.mark.thorough
 def test_a_lost_database_is_made_and_filled_without_noise(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     (paths.state_dir / "mlflow" / "mlflow.db").unlink()
@@ -357,6 +369,7 @@ def test_a_moved_store_is_not_written_into_the_old_folder(paths: ProjectPaths, c
         mlflow_runs.track(paths, config)
 
 
+@pytest.mark.thorough
 def test_a_deleted_experiment_comes_back(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     mlflow_client.connect(paths).delete_experiment(mlflow_client.experiment_id(paths, config))
@@ -397,6 +410,7 @@ def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
     assert {run.data.metrics["search/cost"] for run in kinds} == {0.5}
 
 
+@pytest.mark.thorough
 def test_completeness_is_known_without_mlflow(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     code = HERE + (
@@ -428,6 +442,7 @@ def test_flatten_keeps_within_mlflows_limits() -> None:
     assert flat == {"a.b": "0.001", "a.c": "null", "list": "[0.03, 0.1]", "text": "x" * 6000, "on": "true"}
 
 
+@pytest.mark.thorough
 def test_a_damaged_memory_is_only_forgotten(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     TRACKED_RUNS.path(paths).write_text("{ not json")

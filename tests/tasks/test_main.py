@@ -72,6 +72,7 @@ def weights(paths: ProjectPaths, _params: dict[str, Any]) -> None:
     (paths.root / "mine.pth").write_bytes(b"weightz")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("step", "name", "change", "differs"),
     [

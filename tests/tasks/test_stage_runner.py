@@ -9,6 +9,7 @@ from tasks import stage_runner
 from tasks.project.paths import ProjectPaths
 
 
+@pytest.mark.thorough
 def test_a_stop_ends_one_run_and_not_the_next_in_the_same_process(tmp_path: Path) -> None:
     paths, log = ProjectPaths(tmp_path), logging.getLogger("test")
     stage_runner.stop_running("first")

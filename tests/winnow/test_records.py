@@ -626,6 +626,7 @@ with publish(Path(sys.argv[1])) as folder:
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ends_well", [True, False])
 def test_publish_brings_back_what_a_killed_process_had_set_aside(tmp_path: Path, ends_well: bool) -> None:
     out = tmp_path / "out"

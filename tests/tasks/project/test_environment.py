@@ -159,6 +159,7 @@ class Proxy(Answering):
     text = b"through the proxy"
 
 
+@pytest.mark.thorough
 def test_a_proxy_is_not_asked_for_this_machine(tmp_path: Path) -> None:
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), kind) for kind in (Answering, Proxy)]
     for server in servers:

@@ -103,6 +103,7 @@ def test_warnings_of_every_step_each_once_and_those_of_the_report_before_the_tab
     assert "pruned: of candidates/pruned" in lines
 
 
+@pytest.mark.thorough
 def test_table_report_and_card_show_one_value_where_runtimes_differ(paths: ProjectPaths) -> None:
     at, config = paths.artifacts, check_config(tiny_params())
     row = SelectionRecord.read(at / "select").details.served["pruned-int8"]

@@ -66,6 +66,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_in_an_empty_project_everything_is_stale_and_says_why(project: Path) -> None:
     config = load_config(project / "params.yaml")
     found = stale_stages(project, config)
@@ -96,6 +97,7 @@ def ran(project: Path, stage: str) -> tuple[int, list[str]]:
     return child.returncode, lines
 
 
+@pytest.mark.thorough
 def test_a_stage_is_run_left_alone_or_restored_and_its_children_follow(project: Path) -> None:
     (project / "dvc.yaml").write_text(TWO)
     config = load_config(project / "params.yaml")
@@ -122,6 +124,7 @@ def test_a_stage_is_run_left_alone_or_restored_and_its_children_follow(project: 
     assert any("failed to run" in line for line in lines)
 
 
+@pytest.mark.thorough
 def test_a_broken_project_is_an_error_in_dvcs_words(project: Path) -> None:
     config = load_config(project / "params.yaml")
     (project / "dvc.yaml").write_text("stages: [")
@@ -129,6 +132,7 @@ def test_a_broken_project_is_an_error_in_dvcs_words(project: Path) -> None:
         stale_stages(project, config)
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(60)
 def test_what_dvc_would_wait_for_is_an_error_before_it_is_asked(project: Path) -> None:
     for name in ("cat", "dog"):

@@ -33,6 +33,7 @@ def network(tiny_dense: Path) -> winnow.Network:
     return loaded
 
 
+@pytest.mark.thorough
 def test_every_block_of_the_page_runs(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert image_folder == tmp_path / "photos"
@@ -64,6 +65,7 @@ def test_import_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.thorough
 def test_a_method_gives_what_the_step_gives(
     network: winnow.Network,
     tiny_set: ImageSet,
@@ -77,6 +79,7 @@ def test_a_method_gives_what_the_step_gives(
     torch.testing.assert_close(dict(pruned.model.state_dict()), dict(expected.state_dict()), rtol=0, atol=0)
 
 
+@pytest.mark.thorough
 def test_a_method_leaves_its_network_as_it_was(network: winnow.Network, tiny_set: ImageSet, tmp_path: Path) -> None:
     before = weights(network)
     winnow.prune(network, tiny_set, remove={"channels": 0.3}, recovery=QUICK)
@@ -100,6 +103,7 @@ def test_a_teacher_can_be_another_network(network: winnow.Network, tiny_set: Ima
     assert not torch.equal(taught[0].model.fc.weight, taught[1].model.fc.weight)
 
 
+@pytest.mark.thorough
 def test_training_resumes_from_its_checkpoints(
     tiny_set: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +126,7 @@ def test_training_resumes_from_its_checkpoints(
     torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
 
 
+@pytest.mark.thorough
 def test_settings_are_checked_like_params(network: winnow.Network, tiny_set: ImageSet) -> None:
     with pytest.raises(ConfigError, match=r"prune has 2 mistakes:\n  remove.channels: .*\n  speed: unknown key"):
         winnow.prune(network, tiny_set, remove={"channels": 2}, speed=1)

@@ -37,6 +37,7 @@ def multiplied(operator: str, a: NDArray[Any], b: NDArray[Any], out: type) -> ND
     return product
 
 
+@pytest.mark.thorough
 def test_every_precision_that_is_there_has_a_peak() -> None:
     rates = measure_peaks()
     assert set(rates) == PRECISIONS

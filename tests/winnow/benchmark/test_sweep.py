@@ -29,6 +29,7 @@ def test_streams_need_an_equal_share_each() -> None:
     assert {cell.precision for cell in grid} == {"int8"}
 
 
+@pytest.mark.thorough
 def test_every_combination_that_answers_rightly_is_timed(
     tiny_candidate: Callable[[str], Path], tiny_set: ImageSet
 ) -> None:
@@ -45,6 +46,7 @@ def test_every_combination_that_answers_rightly_is_timed(
     assert best_sweep_row([], "latency") is None
 
 
+@pytest.mark.thorough
 def test_the_command_leaves_a_table_and_a_picture(
     tiny_candidate: Callable[[str], Path],
     tiny_data: Path,

@@ -59,6 +59,7 @@ def host(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> TargetMeas
     return read_measurements(folder / "host.json")
 
 
+@pytest.mark.thorough
 def test_figures_without_dense_are_told_to_be_no_use_to_gates(
     tiny_candidate: Callable[[str], Path], tiny_set: ImageSet, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_speeds_are_of_the_present_files_alone(exported: Path, host: TargetMeasu
         speeds_on_target(host, digests, 64)
 
 
+@pytest.mark.thorough
 def test_another_answer_is_refused_and_another_file_stops_it(exported: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
     shutil.copytree(exported, wrong)

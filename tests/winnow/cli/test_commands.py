@@ -57,6 +57,7 @@ def test_an_account_takes_exactly_one_change(options: list[str], capsys: pytest.
     assert "exactly one of --role, --reset and --remove" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_outside_of_a_project_only_help_works(tmp_path: Path) -> None:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "winnow.cli.main", *arguments]

@@ -23,6 +23,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("hangup", "sent", "said"),
     [

@@ -64,6 +64,7 @@ def test_what_is_already_so_is_left_alone(paths: ProjectPaths, capsys: pytest.Ca
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "path",
     [
@@ -94,12 +95,14 @@ def test_a_path_means_what_it_says(path: str) -> None:
     assert check_config(yaml.safe_load(after)).data.path == path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", ["2024", "on", "null", "1:30", "1e-1", "0x10", "~", "1_000", "=", "2024-05-01"])
 def test_quotes_make_text_of_what_is_none(path: str) -> None:
     after = apply_assignments(SHIPPED, ["data.source=folder", f"data.path='{path}'"])
     assert check_config(yaml.safe_load(after)).data.path == path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("assignment", "value"),
     [
@@ -124,6 +127,7 @@ def test_values_are_yaml(paths: ProjectPaths, assignment: str, value: object) ->
     assert type(at) is type(value)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
@@ -165,6 +169,7 @@ def test_a_broken_file_is_said_to_be_broken(paths: ProjectPaths) -> None:
     assert written(paths) == "data: [1, 2"
 
 
+@pytest.mark.thorough
 def test_what_is_nested_too_deeply_is_said(paths: ProjectPaths) -> None:
     with pytest.raises(ConfigError, match=r"-S data\.path=\[\[.*nested too deeply"):
         set_keys(paths, ["data.path=" + "[" * 3000])

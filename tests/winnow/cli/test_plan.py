@@ -58,6 +58,7 @@ print(mapped - idle, below - idle, peak(hold) - idle)
 """
 
 
+@pytest.mark.thorough
 def test_a_peak_is_of_this_process_and_those_below_it_without_pages_of_files(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PEAKS, str(tmp_path / "large.npy")]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -67,6 +68,7 @@ def test_a_peak_is_of_this_process_and_those_below_it_without_pages_of_files(tmp
     assert own == pytest.approx(200, abs=30)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pool", [0, 90])
 def test_expected_counts_are_near_those_of_ingest(image_folder: Path, tmp_path: Path, pool: int) -> None:
     for number in range(pool):
@@ -161,6 +163,7 @@ def test_a_refit_is_forecast_where_labels_are_few(tmp_path: Path) -> None:
     assert none.disk_mb < forecast.disk_mb
 
 
+@pytest.mark.thorough
 def test_what_a_step_would_refuse_is_said_before_it_runs(
     tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

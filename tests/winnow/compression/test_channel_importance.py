@@ -30,6 +30,7 @@ def removed(folder: Path, name: Importance, inputs: MethodInputs, seed: int = 0)
     ).pruning
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_each_removes_and_does_so_again(tiny_dense: Path, tiny_inputs: MethodInputs, name: Importance) -> None:
     once = removed(tiny_dense, name, tiny_inputs)
@@ -37,6 +38,7 @@ def test_each_removes_and_does_so_again(tiny_dense: Path, tiny_inputs: MethodInp
     assert once == removed(tiny_dense, name, tiny_inputs)
 
 
+@pytest.mark.thorough
 def test_they_differ(tiny_dense: Path, tiny_inputs: MethodInputs) -> None:
     histories = {str(removed(tiny_dense, name, tiny_inputs)) for name in NAMES}
     assert len(histories) == len(NAMES)

@@ -170,6 +170,7 @@ def test_networks_that_cannot_be_pruned_are_refused(backbone: str) -> None:
         remove_channels(model, architecture, cut(model))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_small", "regnet_y_400mf", "mnasnet0_5", "densenet121"])
 def test_other_backbones_keep_their_head_and_come_back(backbone: str, tmp_path: Path) -> None:
     architecture = Architecture(backbone=backbone, num_classes=5, image_size=32)
@@ -184,6 +185,7 @@ def test_other_backbones_keep_their_head_and_come_back(backbone: str, tmp_path: 
     assert torch.equal(load_model(tmp_path)[0](x), model(x))
 
 
+@pytest.mark.thorough
 def test_heads_of_a_vision_transformer_go_whole(tmp_path: Path) -> None:
     architecture = Architecture(backbone="vit_b_32", num_classes=5, image_size=64)
     model = build_model(architecture)
@@ -198,6 +200,7 @@ def test_heads_of_a_vision_transformer_go_whole(tmp_path: Path) -> None:
     assert torch.equal(load_model(tmp_path)[0](x), model.eval()(x))
 
 
+@pytest.mark.thorough
 def test_heads_that_are_apart_come_back_apart() -> None:
     architecture = Architecture(backbone="vit_b_32", num_classes=5, image_size=64)
     whole, x = build_model(architecture), torch.rand(2, 3, 64, 64)

@@ -58,6 +58,7 @@ def test_more_values_are_nearer_and_few_stay_as_they_are() -> None:
     assert torch.equal(few, before)
 
 
+@pytest.mark.thorough
 def test_method_keeps_the_ties_and_learns_the_values(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = write_candidate(settings(), tiny_inputs, tmp_path)
     tied, _ = load_model(tmp_path)
@@ -74,6 +75,7 @@ def test_method_keeps_the_ties_and_learns_the_values(tiny_inputs: MethodInputs, 
     assert len(pairs) == 8
 
 
+@pytest.mark.thorough
 def test_only_the_zipped_file_gets_smaller(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     write_candidate(settings(values=4), tiny_inputs, tmp_path)
     files = (tiny_inputs.dense.folder / "model.onnx", tmp_path / "model.onnx")
@@ -82,6 +84,7 @@ def test_only_the_zipped_file_gets_smaller(tiny_inputs: MethodInputs, tmp_path: 
     assert zipped[1] < 0.3 * zipped[0]
 
 
+@pytest.mark.thorough
 def test_a_training_that_was_stopped_ends_the_same(
     tiny_inputs: MethodInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

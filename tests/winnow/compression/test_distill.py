@@ -42,6 +42,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.thorough
 def test_same_starts_from_the_parent(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     student = made(settings({"optimiser": STILL}), tiny_inputs, tmp_path / "student")
     parent, architecture = load_model(tiny_inputs.parent.folder)
@@ -52,6 +53,7 @@ def test_same_starts_from_the_parent(tiny_inputs: MethodInputs, tmp_path: Path) 
     assert all((moved[name] != student[name]).any() for name, _ in parent.named_parameters())
 
 
+@pytest.mark.thorough
 def test_same_of_a_pruned_parent_stays_pruned(
     tiny_inputs: MethodInputs, tmp_path: Path, tiny_candidate: Callable[[str], Path]
 ) -> None:
@@ -72,6 +74,7 @@ def parameters_by_hand(channels: list[int], classes: int) -> int:
     return total + previous * classes + classes
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("width", "channels"), [(0.5, [24, 48, 96]), (0.25, [16, 24, 48])])
 def test_width_scales_the_student(tiny_inputs: MethodInputs, tmp_path: Path, width: float, channels: list[int]) -> None:
     made(settings(student="resnet8", width=width), tiny_inputs, tmp_path / "student")
@@ -80,6 +83,7 @@ def test_width_scales_the_student(tiny_inputs: MethodInputs, tmp_path: Path, wid
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters_by_hand(channels, 3)
 
 
+@pytest.mark.thorough
 def test_another_student_inherits_neither_cuts_nor_ranks(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     parent = Path(shutil.copytree(tiny_inputs.parent.folder, tmp_path / "factorized"))
     _, architecture = load_model(parent)
@@ -110,6 +114,7 @@ def test_student_alone_owes_dense_nothing(tiny_inputs: MethodInputs, tmp_path: P
     assert not same(alone, load_file(tmp_path / "taught" / "weights.safetensors"))
 
 
+@pytest.mark.thorough
 def test_student_learns_to_answer_as_dense(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     """From a teacher that calls every class by the next one's name; the labels have next to no say."""
     wrong = Path(shutil.copytree(tiny_inputs.dense.folder, tmp_path / "wrong"))

@@ -46,6 +46,7 @@ def test_more_is_taken_from_layers_of_few_directions(tiny_dense: Path) -> None:
     assert ranks["blocks.2.conv2"] == 8
 
 
+@pytest.mark.thorough
 def test_method_leaves_a_candidate(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = write_candidate(settings(), tiny_inputs, tmp_path)
     loaded, architecture = load_model(tmp_path)
@@ -66,6 +67,7 @@ def test_it_removes_no_channels() -> None:
         settings(remove={"channels": 0.3})
 
 
+@pytest.mark.thorough
 def test_a_vision_transformer_is_split(tmp_path: Path) -> None:
     architecture = Architecture(backbone="vit_b_32", num_classes=3, image_size=32)
     model = build_model(architecture)

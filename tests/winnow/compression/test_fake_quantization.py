@@ -135,6 +135,7 @@ def test_ranges_follow_what_is_seen_in_training_alone() -> None:
         np.testing.assert_allclose(getattr(layer, RANGE_BUFFER).tolist(), [-0.05, 4.2], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_training_that_was_stopped_ends_the_same(tiny_inputs: MethodInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     how = Recovery.model_validate({"epochs": 3, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}})
     whole, _ = load_model(tiny_inputs.parent.folder)

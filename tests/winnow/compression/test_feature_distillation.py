@@ -124,6 +124,7 @@ def test_the_loss_adds_the_hint(weight: float) -> None:
     assert values[1] == pytest.approx(values[0] + weight * gap, rel=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["features", "attention", "pretrained"])
 def test_recovery_with_a_hint_trains_the_student_and_leaves_it_as_it_was_built(
     tiny_inputs: MethodInputs, kind: str

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from winnow.compression.channel_importance import Criterion
 from winnow.compression.channel_pruning import PruningStep, min_channels_by_layer, remove_channels
 from winnow.compression.network_size import count_macs
@@ -9,6 +11,7 @@ from winnow.deploy.onnx_export import export_onnx, inspect_onnx
 from winnow.models.backbones import load_model
 
 
+@pytest.mark.thorough
 def test_multiply_adds_are_those_of_the_file(tiny_dense: Path, tmp_path: Path) -> None:
     model, architecture = load_model(tiny_dense)
     step = PruningStep(0.3, Criterion("magnitude", 0), 8, min_channels_by_layer(model, 0.75))

@@ -26,6 +26,7 @@ def settings(**changes: Any) -> Prune:
     return Prune.model_validate(fields)
 
 
+@pytest.mark.thorough
 def test_method_leaves_a_candidate(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = write_candidate(settings(), tiny_inputs, tmp_path)
     loaded, _ = load_model(tmp_path)
@@ -34,6 +35,7 @@ def test_method_leaves_a_candidate(tiny_inputs: MethodInputs, tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} >= {"model.onnx", "weights.safetensors", "architecture.json"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("what", ["parameters", "macs"])
 def test_an_amount_is_reached(tiny_inputs: MethodInputs, tmp_path: Path, what: str) -> None:
     details = write_candidate(settings(remove={what: 0.5}), tiny_inputs, tmp_path)
@@ -43,6 +45,7 @@ def test_an_amount_is_reached(tiny_inputs: MethodInputs, tmp_path: Path, what: s
     assert set(row.tried[0].model_dump()) == {"share", "reached", "round_to"}
 
 
+@pytest.mark.thorough
 def test_what_is_reached_already_is_told(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     latency = {"ms": 1e4, "runtime": "ort", "precision": "f32", "batch": 1}
     with pytest.raises(
@@ -63,6 +66,7 @@ def test_a_latency_is_reached(tiny_inputs: MethodInputs, tmp_path: Path) -> None
     assert details.macs_after < details.macs_before
 
 
+@pytest.mark.thorough
 def test_rounds_end_where_one_cut_ends(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     folders, left = [tmp_path / "one", tmp_path / "three"], []
     for folder, rounds in zip(folders, (1, 3), strict=True):
@@ -79,11 +83,13 @@ def test_rounds_end_where_one_cut_ends(tiny_inputs: MethodInputs, tmp_path: Path
     assert not torch.equal(load_model(folders[0])[0](x), load_model(folders[1])[0](x))
 
 
+@pytest.mark.thorough
 def test_shares_of_channels_lie_on_a_line(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = write_candidate(settings(remove={"channels": 0.5}, rounds=2, round_to=1), tiny_inputs, tmp_path)
     assert [row.share for row in details.cuts] == pytest.approx([0.25, 1 - 0.5 / 0.75], abs=0.01)
 
 
+@pytest.mark.thorough
 def test_rounding_does_not_add_up_over_rounds(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     gone = {}
     for rounds in (1, 5):
@@ -106,6 +112,7 @@ def test_sparse_learning_refuses_what_it_cannot_follow(tiny_inputs: MethodInputs
         )
 
 
+@pytest.mark.thorough
 def test_a_stopped_pruning_goes_on_with_the_cuts_it_made(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     """As after a kill in the last recovery: cuts and the checkpoints before it are there."""
     whole, again = tmp_path / "whole", tmp_path / "again"

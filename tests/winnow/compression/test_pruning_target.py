@@ -25,6 +25,7 @@ def cut(model: nn.Module, most: float = 0.75) -> PruningStep:
     return PruningStep(0.5, Criterion("magnitude", 0), 8, min_channels_by_layer(model, most))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize("what", ["parameters", "macs"])
 def test_the_smallest_share_that_reaches_it(dense: tuple[nn.Module, Architecture], what: str, share: float) -> None:
@@ -68,6 +69,7 @@ def test_of_the_roundings_the_one_that_keeps_most(dense: tuple[nn.Module, Archit
     assert {trial.round_to for trial in plan.tried} == {8, 16}
 
 
+@pytest.mark.thorough
 def test_a_lucky_measurement_is_timed_again_and_more_goes(dense: tuple[nn.Module, Architecture]) -> None:
     model, architecture = dense
     whole = count_macs(model, architecture)

@@ -98,6 +98,7 @@ def test_both_runtimes_give_the_same_answers(tiny_candidate: Callable[[str], Pat
     np.testing.assert_allclose(logits, answers(folder, tiny_set), atol=0.5)
 
 
+@pytest.mark.thorough
 def test_same_images_same_bytes_whatever_the_labels_and_other_splits(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     images = tiny_inputs.images
     pixels = np.array(images.images_NHWC)
@@ -178,6 +179,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
 RECOVERY = {"epochs": 1, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.01}}
 
 
+@pytest.mark.thorough
 def test_a_ladder_stops_at_the_first_rung_that_is_good_enough(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = write_candidate(settings(scheme="ladder", max_drop_points=50.0), tiny_inputs, tmp_path)
     assert [row.rung for row in details.rungs] == ["static"]
@@ -188,6 +190,7 @@ def test_a_ladder_stops_at_the_first_rung_that_is_good_enough(tiny_inputs: Metho
     assert sha256_of(plain / "model.onnx") == sha256_of(tmp_path / "model.onnx")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("on_the_other_half", "stays"), [((4.0, 5.0), True), ((5.0, 5.0), False), ((6.0, 5.0), False)])
 def test_a_ladder_is_climbed_to_its_end_and_the_best_rung_stays_if_other_images_agree(
     tiny_inputs: MethodInputs,
@@ -235,6 +238,7 @@ def test_one_half_chooses_and_the_other_confirms(tiny_inputs: MethodInputs) -> N
     assert min(len(choosing.indices_V), len(confirming.indices_V)) > 10
 
 
+@pytest.mark.thorough
 def test_no_rung_is_climbed_twice(tiny_inputs: MethodInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ValidationHalf, "points_lost", lambda _judge, _file: 9.0)
     details = write_candidate(settings(scheme="ladder", ranges="histogram"), tiny_inputs, tmp_path)
@@ -252,6 +256,7 @@ def test_what_a_file_loses_is_counted_against_labels_and_the_parents_answers(tin
         assert judge.right == (answers == judge.targets_V).mean()
 
 
+@pytest.mark.thorough
 def test_trained_under_rounding(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = write_candidate(settings(scheme="qat", recovery=RECOVERY), tiny_inputs, tmp_path)
     assert len(details.curves) == 1
@@ -260,6 +265,7 @@ def test_trained_under_rounding(tiny_inputs: MethodInputs, tmp_path: Path) -> No
     assert not (tmp_path / "weights.safetensors").exists()  # it would be the float network's
 
 
+@pytest.mark.thorough
 def test_worst_layers_go_back_to_float(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     """Beside one enormous weight all others of a channel round to nothing: that layer goes back."""
     spoilt = tmp_path / "spoilt"
@@ -287,6 +293,7 @@ def test_worst_layers_go_back_to_float(tiny_inputs: MethodInputs, tmp_path: Path
     assert float_layers(controlled)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("confirmed", [True, False])
 def test_controlled_keeps_layers_in_float_where_images_that_did_not_choose_them_agree(
     tiny_inputs: MethodInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confirmed: bool
@@ -316,6 +323,7 @@ def test_controlled_that_keeps_nothing_in_float_is_static(tiny_inputs: MethodInp
     assert details.confirmation is None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ranges", ["minmax", "histogram", "percentile"])
 def test_ranges_differ_and_all_answer(tiny_inputs: MethodInputs, tmp_path: Path, ranges: str) -> None:
     files = []
@@ -340,6 +348,7 @@ def test_overflow_safe_weights_take_seven_bits(tiny_inputs: MethodInputs, tmp_pa
     assert max(int(np.abs(weight.astype(int)).max()) for weight in stored) <= 64
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "efficientnet_b0"])
 def test_depthwise_networks_run_in_both_runtimes(backbone: str, tmp_path: Path) -> None:
     """ONNX Runtime refuses one range a channel of the activations, which NNCF gives depthwise convolutions."""

@@ -17,6 +17,7 @@ from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, build_model, load_model, save_model
 
 
+@pytest.mark.thorough
 def test_every_layer_has_a_row_and_shares_add_up(tiny_dense: Path, tiny_set: ImageSet) -> None:
     results = measure_sensitivities(tiny_dense, tiny_set)
     model, _ = load_model(tiny_dense)
@@ -55,6 +56,7 @@ def test_more_of_a_layer_costs_more(tiny_dense: Path, tiny_set: ImageSet) -> Non
     assert total[0] < total[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "densenet121", "regnet_y_400mf"])
 def test_a_group_of_any_backbone_can_be_cut(backbone: str) -> None:
     architecture = Architecture(backbone=backbone, num_classes=3, image_size=32)
@@ -95,6 +97,7 @@ def test_rows_say_percent(tiny_dense: Path, tiny_set: ImageSet) -> None:
     assert table[-1]["pruned_changed_percent"] is None
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_pruned_is_rounded_alone(tiny_set: ImageSet, tmp_path: Path) -> None:
     architecture = Architecture(backbone="shufflenet_v2_x0_5", num_classes=len(tiny_set.classes), image_size=16)
     save_model(tmp_path, build_model(architecture), architecture)

@@ -111,6 +111,7 @@ def test_masks_hold_at_every_step_of_recovery(tiny_inputs: MethodInputs) -> None
     assert seen[0][0] < 0.1 * expected
 
 
+@pytest.mark.thorough
 def test_method_keeps_the_zeros(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     dense, _ = load_model(tiny_inputs.parent.folder)
     masks = magnitude_masks(dense, 0.7)
@@ -124,6 +125,7 @@ def test_method_keeps_the_zeros(tiny_inputs: MethodInputs, tmp_path: Path) -> No
     assert any(not torch.equal(value, dense.get_parameter(name)) for name, value in sparse.named_parameters())
 
 
+@pytest.mark.thorough
 def test_only_the_zipped_file_gets_smaller(tiny_dense: Path, tiny_candidate: Callable[[str], Path]) -> None:
     dense, sparse = (read_record(folder).metrics for folder in (tiny_dense, tiny_candidate("sparse")))
     assert sparse["size/mb"] == pytest.approx(dense["size/mb"], rel=0.01)
@@ -153,6 +155,7 @@ def test_of_every_m_weights_along_the_inputs_the_n_largest_stay(tiny_dense: Path
         assert bool((weights.masked_fill(rows, 0).amax(1) <= smallest_kept).all())
 
 
+@pytest.mark.thorough
 def test_method_keeps_n_of_m(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = write_candidate(settings(0.5, pattern="2:4"), tiny_inputs, tmp_path)
     sparse, _ = load_model(tmp_path)
@@ -170,6 +173,7 @@ def test_the_schedule_is_zhus_and_guptas() -> None:
     assert shares == sorted(shares)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_gradually_ends_where_it_should(tiny_inputs: MethodInputs, tmp_path: Path, pattern: str) -> None:
     details = write_candidate(settings(0.5, pattern=pattern, schedule="gradual"), tiny_inputs, tmp_path)
@@ -239,6 +243,7 @@ def test_a_pattern_that_fits_no_layer_is_refused_before_any_training(tiny_inputs
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("schedule", ["once", "gradual"])
 @pytest.mark.parametrize("hint", ["features", "attention"])
 def test_a_hints_own_layer_is_not_masked(tiny_inputs: MethodInputs, tmp_path: Path, schedule: str, hint: str) -> None:

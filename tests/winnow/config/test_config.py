@@ -312,6 +312,7 @@ def test_pretraining_may_be_none_but_then_takes_no_epochs() -> None:
     assert set(mistakes(changed(pretrain={"method": "none", "optimizer": OPTIMISER}))) == {"pretrain.optimizer"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("write", "message"),
     [

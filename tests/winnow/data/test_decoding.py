@@ -89,6 +89,7 @@ def test_order_pixels_and_reasons(tmp_path: Path, count: int) -> None:
     assert keys == b"".join(key for _, key in expected)
 
 
+@pytest.mark.thorough
 @needs_cores
 def test_processes_give_what_one_process_gives(tmp_path: Path) -> None:
     items = some_items(300, tmp_path)
@@ -98,6 +99,7 @@ def test_processes_give_what_one_process_gives(tmp_path: Path) -> None:
         assert together(list(decode_all(items, len(items), 8))) == spread
 
 
+@pytest.mark.thorough
 @needs_cores
 @pytest.mark.parametrize("side", [8, 512])
 def test_few_files_are_under_way(side: int) -> None:
@@ -128,6 +130,7 @@ class Does:
         return self.what
 
 
+@pytest.mark.thorough
 @needs_cores
 def test_a_killed_worker_costs_no_image() -> None:
     items = [Item(str(index), 0, False, bitmap(index % 5)) for index in range(2000)]
@@ -140,6 +143,7 @@ def test_a_killed_worker_costs_no_image() -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.thorough
 @needs_cores
 def test_files_that_kill_or_hang_are_set_aside_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("winnow.data.decoding.CHUNK_SECONDS", 3.0)
@@ -156,6 +160,7 @@ def test_files_that_kill_or_hang_are_set_aside_alone(monkeypatch: pytest.MonkeyP
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.thorough
 @needs_cores
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     code = (
@@ -174,6 +179,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     assert told.stdout == "100\n"
 
 
+@pytest.mark.thorough
 @needs_cores
 def test_process_after_process_that_dies_is_an_error_that_says_what_to_do() -> None:
     items = [Item(str(index), 0, False, Does(os._exit, 3)) for index in range(64)]  # type: ignore[arg-type]
@@ -219,6 +225,7 @@ def test_a_chunk_holds_no_more_content_than_it_may(monkeypatch: pytest.MonkeyPat
     assert [len(chunk) for chunk in _chunks(iter(paths), 4)] == [4, 4, 1]
 
 
+@pytest.mark.thorough
 def test_hanging_files_alone_are_no_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("winnow.data.decoding.CHUNK_SECONDS", 0.5)
     monkeypatch.setattr("winnow.data.decoding.FILE_SECONDS", 0.5)

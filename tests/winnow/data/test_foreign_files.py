@@ -314,6 +314,7 @@ def mutated(draw: Callable) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.thorough
 @given(mutated())
 @settings(max_examples=5000, deadline=None, database=None, derandomize=True)
 @pytest.mark.filterwarnings("ignore")

@@ -24,6 +24,7 @@ def crops(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+@pytest.mark.thorough
 def test_the_shipped_pattern_leaves_the_class_folder_out(
     crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -36,6 +37,7 @@ def test_the_shipped_pattern_leaves_the_class_folder_out(
     assert re.fullmatch(r"ingest: group 'IMG_\d\d': 6 images, such as 1c/IMG_\d\d_0\.png", told[0])
 
 
+@pytest.mark.thorough
 def test_groups_with_the_class_folder_are_said(crops: Path, tmp_path: Path) -> None:
     record = ingested(crops, tmp_path / "data", group_by=OLD)
     assert record.details.groups == 60
@@ -45,6 +47,7 @@ def test_groups_with_the_class_folder_are_said(crops: Path, tmp_path: Path) -> N
     assert GROUP_PATTERN in told[0]
 
 
+@pytest.mark.thorough
 def test_groups_of_single_images_are_said(crops: Path, tmp_path: Path) -> None:
     record = ingested(crops, tmp_path / "data", group_by=r"([^/]+)\.png")
     assert [row for row in record.warnings if "120 of 120 groups hold a single image" in row]

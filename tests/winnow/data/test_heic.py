@@ -101,6 +101,7 @@ def test_one_that_is_damaged_is_named() -> None:
         decode(b"\0\0\0\x1cftypheic" + bytes(20), 16)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("reader")
 def test_its_decoder_counts_only_where_it_decodes(image_folder: Path, tmp_path: Path) -> None:
     without = ingested(image_folder, tmp_path / "without").details.decoder

@@ -64,6 +64,7 @@ def strips(root: Path, width: int) -> Path:
     return root
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("width", "is_said"), [(80, True), (31, True), (30, False), (20, False)])
 def test_a_crop_that_leaves_much_out_is_said(tmp_path: Path, width: int, is_said: bool) -> None:
     root = strips(tmp_path / "strips", width)
@@ -131,6 +132,7 @@ def microscope(root: Path, highest: int = 4095) -> Path:
     return root
 
 
+@pytest.mark.thorough
 def test_the_range_is_taken_from_the_images(tmp_path: Path) -> None:
     root = microscope(tmp_path / "12-bit")
     record = ingested(root, tmp_path / "data")
@@ -151,6 +153,7 @@ def test_the_range_is_taken_from_the_images(tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.thorough
 def test_images_of_8_bits_have_no_range(image_folder: Path, tmp_path: Path) -> None:
     record = ingested(image_folder, tmp_path / "data", image_size=16)
     assert record.details.bits == ALL_BITS

@@ -233,6 +233,7 @@ def test_links_in_archives_are_refused(tmp_path: Path) -> None:
         open_sample(tmp_path / "a.tar")
 
 
+@pytest.mark.thorough
 def test_the_shipped_sample() -> None:
     source = open_sample(ROOT / "data" / "cifar10-jpeg-sample.tar.xz")
     assert (source.title, source.count, len(source.classes)) == ("CIFAR-10 (JPEG) sample", 12_000, 10)

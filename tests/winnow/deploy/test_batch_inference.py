@@ -44,6 +44,7 @@ def test_batches_change_nothing(batch_size: int) -> None:
     np.testing.assert_array_equal(predict_torch(model, images, np.arange(9), batch_size=9), whole)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("backbone", "width"), [("resnet8", 192), ("mobilenet_v3_small", 576), ("vit_b_32", 768)])
 def test_embeddings_are_what_reaches_the_head(backbone: str, width: int) -> None:
     model, images = tiny(backbone, 32).train(), noise(5, 32)

@@ -188,6 +188,7 @@ def test_something_else_is_not_overwritten(promoted: Path, tmp_path: Path) -> No
         assert sorted(path.name for path in kept.iterdir()) == before
 
 
+@pytest.mark.thorough
 def test_candidates_go_without_a_model_where_none_is_promoted(
     promoted: Path, tiny_candidate: Callable[[str], Path], tmp_path: Path
 ) -> None:

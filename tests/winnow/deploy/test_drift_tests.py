@@ -57,6 +57,7 @@ def test_a_shift_too_small_to_matter_is_not_real_however_many_images_show_it() -
     assert not found.is_real
 
 
+@pytest.mark.thorough
 def test_false_alarms_stay_within_what_is_accepted() -> None:
     """200 draws of the same kind: more than 8 alarms at a level of 0.01 would be a chance of one in 4,700."""
     loose = Drift(min_separation=0.0, min_class_shift=0.0, min_confidence_shift=0.0)
@@ -90,6 +91,7 @@ def test_least_sure_images_of_every_class_are_asked_for() -> None:
         assert own[chances[own].max(1).argmin()] in chosen
 
 
+@pytest.mark.thorough
 def test_embeddings_of_float_and_int8_files(tiny_candidate: Callable[[str], Path], tiny_set: ImageSet) -> None:
     pixels = np.ascontiguousarray(tiny_set.images_NHWC[tiny_set.indices(VALIDATION)])
     shapes = set()

@@ -43,6 +43,7 @@ def photos(folder: Path, count: int) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", RUNTIMES, indirect=True)
 @pytest.mark.parametrize("count", [1, 5, MAX_CHUNK_IMAGES + 3, 2 * MAX_CHUNK_IMAGES + 70])
 def test_every_file_is_answered_as_alone(model: Path, tmp_path: Path, count: int) -> None:
@@ -59,6 +60,7 @@ def test_every_file_is_answered_as_alone(model: Path, tmp_path: Path, count: int
     assert [row.classes[0] for row in rows] == [CLASSES[at] for at in expected.argmax(1)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", [("openvino-throughput", "f32")], indirect=True)
 def test_every_stream_has_its_part(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = photos(tmp_path / "photos", 100)  # decoded in seventeens
@@ -78,6 +80,7 @@ def test_every_stream_has_its_part(model: Path, tmp_path: Path, monkeypatch: pyt
     assert opened == [18]
 
 
+@pytest.mark.thorough
 def test_no_large_image_is_answered_among_copies_that_fill_up_a_batch(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +120,7 @@ def test_files_folders_and_what_cannot_be_used(model: Path, tmp_path: Path) -> N
         predict_files(model, named, top=4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_file_of_predictions(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     monkeypatch.setattr(predict, "ROWS_PER_GROUP", 7)

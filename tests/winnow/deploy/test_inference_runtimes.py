@@ -190,6 +190,7 @@ def test_a_missing_package_names_its_extra(
         open_case(served, BenchmarkCase("dense", runtime, "f32", "file", 1, 1))  # type: ignore[arg-type]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("runtime", ["ort", "openvino"])
 def test_a_server_of_files_loads_no_torch(served: Path, runtime: str) -> None:
     code = (
@@ -220,6 +221,7 @@ while cells:
 """
 
 
+@pytest.mark.thorough
 def test_ctrl_c_is_heard_after_models_of_openvino_were_closed_in_any_order(served: Path) -> None:
     code = CTRL_C.format(served=str(served))
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

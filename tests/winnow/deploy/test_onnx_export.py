@@ -86,6 +86,7 @@ def test_one_file_that_tells_nothing_of_its_machine(file: Path) -> None:
     onnx.checker.check_model(onnx.load(file), full_check=True)
 
 
+@pytest.mark.thorough
 def test_same_network_same_bytes_in_any_memory_format(file: Path, tmp_path: Path) -> None:
     export_onnx(network().to(memory_format=torch.channels_last).train(), TINY, tmp_path / "again.onnx")
     export_onnx(network(seed=4), TINY, tmp_path / "other.onnx")
@@ -136,6 +137,7 @@ def test_backbones_survive_and_are_counted(backbone: str, side: int, tmp_path: P
     np.testing.assert_allclose(given, expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
+@pytest.mark.thorough
 def test_zeros_are_those_of_the_weights(tmp_path: Path) -> None:
     model = network()
     apply_masks(model, magnitude_masks(model, 0.5))

@@ -38,6 +38,7 @@ def folder(tiny_candidate: Callable[[str], Path], tmp_path: Path, request: pytes
     return there
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
 def test_batches_of_any_size_are_answered_as_alone(folder: Path, count: int) -> None:
     model = RequestPredictor(folder, max_batch=6)

@@ -32,6 +32,7 @@ def uneven(rng: np.random.Generator, groups: int, mean: int = 20) -> np.ndarray:
     return np.repeat(np.arange(groups), np.maximum(1, rng.poisson(rng.gamma(2, mean / 2, groups))))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("groups", [8, 20, 50])
 @pytest.mark.parametrize("alike", [0.0, 0.1, 0.4])
 def test_accuracy_in_groups_covers_the_truth_as_often_as_it_says(groups: int, alike: float) -> None:
@@ -62,6 +63,7 @@ def test_a_drop_in_groups_covers_the_truth_as_often_as_it_says(groups: int, alik
     assert covered / tries >= 0.93
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("groups", [8, 50])
 @pytest.mark.parametrize("alike", [0.0, 0.2])
 def test_macro_f1_in_groups_covers_no_change_as_often_as_it_says(groups: int, alike: float) -> None:

@@ -172,6 +172,7 @@ def test_macro_f1_drop_equals_scikit_learn_and_mirrors_when_swapped() -> None:
     assert (-swapped.high, -swapped.low) == pytest.approx((drop.low, drop.high), abs=0.3)
 
 
+@pytest.mark.thorough
 def test_macro_f1_drop_against_resampling_every_image_of_a_class() -> None:
     sizes = (150, 400, 250)
     labels, reference, child = imagined(1, sizes)

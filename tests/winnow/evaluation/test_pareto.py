@@ -16,6 +16,7 @@ def test_dominated_points_are_left_out_and_equal_ones_stay_together() -> None:
     assert pareto_front([(3.0,), (2.0,), (2.0,)]) == [1, 2]
 
 
+@pytest.mark.thorough
 @given(POINTS)
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 def test_the_front_is_that_of_the_definition(points: list[tuple[int, ...]]) -> None:

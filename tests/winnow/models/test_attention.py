@@ -21,6 +21,7 @@ def test_equals_pytorchs_own() -> None:
     assert weights is None
 
 
+@pytest.mark.thorough
 def test_a_vision_transformer_answers_as_before() -> None:
     model = build_model(Architecture(backbone="vit_b_32", num_classes=3, image_size=32)).eval()
     apart = copy.deepcopy(model)

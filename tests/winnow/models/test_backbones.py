@@ -76,6 +76,7 @@ def test_network_without_linear_head_is_refused() -> None:
         build_model(Architecture(backbone="squeezenet1_0", num_classes=2, image_size=64))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SCALABLE_BACKBONES)
 def test_half_the_width_is_about_a_quarter_of_the_parameters(name: str, tmp_path: Path) -> None:
     def network(width: float) -> torch.nn.Module:

@@ -40,6 +40,7 @@ WRAPPINGS: dict[str, Any] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", list(WRAPPINGS))
 def test_foreign_weights_are_unwrapped(how: str, tmp_path: Path) -> None:
     torch.save(WRAPPINGS[how](backbone(9)), tmp_path / "w.pth")
@@ -72,6 +73,7 @@ class Evil:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.thorough
 def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": backbone(9), "evil": Evil(tmp_path / "ran")}, tmp_path / "w.pth")
     with pytest.raises(ArtifactError, match=r"w\.pth .* more than tensors.*foreign code; save the state_dict alone"):
@@ -82,6 +84,7 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 @pytest.mark.parametrize("content", [None, b"", b"no weights", bytes(100)])
 def test_unreadable_weights_are_named(tmp_path: Path, name: str, content: bytes | None) -> None:
@@ -91,6 +94,7 @@ def test_unreadable_weights_are_named(tmp_path: Path, name: str, content: bytes 
         load_foreign_backbone(tmp_path / name, SMALL)
 
 
+@pytest.mark.thorough
 def test_weights_of_another_network_name_its_tensors(tmp_path: Path) -> None:
     wide = SMALL.model_copy(update={"width": 0.5})
     save_file(backbone(0, wide), tmp_path / "w.safetensors")
@@ -115,6 +119,7 @@ def resnet18_file(path: Path, *, counters: bool, stem: int = 7) -> dict[str, tor
     return state
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("counters", [True, False])
 @pytest.mark.parametrize(("image_size", "stem"), [(224, 7), (65, 7), (32, 3), (64, 3)])
 def test_files_of_torchvision_with_and_without_counters(
@@ -128,6 +133,7 @@ def test_files_of_torchvision_with_and_without_counters(
     assert initial_model(architecture, read, 0).state_dict()["bn1.num_batches_tracked"] == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("counters", [True, False])
 @pytest.mark.parametrize(("image_size", "stem", "sizes"), [(32, 7, "7, 7"), (64, 7, "7, 7"), (224, 3, "3, 3")])
 def test_another_stem_is_named_with_what_to_do(
@@ -148,6 +154,7 @@ def endless() -> bytes:
     return b"\x80\x02}" + nested + b"K\x01s."
 
 
+@pytest.mark.thorough
 def test_a_file_that_contains_itself_ends(tmp_path: Path) -> None:
     inside: dict[str, Any] = {"epoch": 1}
     inside["state_dict"] = inside
@@ -156,6 +163,7 @@ def test_a_file_that_contains_itself_ends(tmp_path: Path) -> None:
         load_foreign_backbone(tmp_path / "w.pth", SMALL)
 
 
+@pytest.mark.thorough
 def test_a_file_that_takes_for_ever_ends(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
     magic = (tmp_path / "w.pth").read_bytes()
@@ -165,6 +173,7 @@ def test_a_file_that_takes_for_ever_ends(tmp_path: Path) -> None:
         load_foreign_backbone(tmp_path / "w.pth", SMALL, load_seconds=2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("content", [b"\x80\x02a.", b"\x80\x02K\x01a.", "random"])
 def test_no_bytes_raise_anything_else(tmp_path: Path, content: bytes | str) -> None:
     some = np.random.default_rng(0).bytes(1000) if isinstance(content, str) else content
@@ -173,6 +182,7 @@ def test_no_bytes_raise_anything_else(tmp_path: Path, content: bytes | str) -> N
         load_foreign_backbone(tmp_path / "w.pth", SMALL)
 
 
+@pytest.mark.thorough
 def test_what_is_no_plain_tensor_is_missing(tmp_path: Path) -> None:
     state = backbone(9)
     name = next(iter(state))

@@ -83,6 +83,7 @@ def test_nt_xent_wants_equal_shapes() -> None:
         nt_xent(torch.zeros(2, 3), torch.zeros(3, 3), 0.5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("settings", [ROTNET, SIMCLR], ids=["rotnet", "simclr"])
 def test_methods_learn_and_repeat(settings: RotNet | SimCLR, tiny_set: ImageSet) -> None:
     digests = []

@@ -45,6 +45,7 @@ def pictures() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.thorough
 def test_the_same_numbers_give_the_same_bytes_and_no_date() -> None:
     first, again = pictures(), pictures()
     assert first == again

@@ -245,6 +245,7 @@ def test_a_run_without_labels_for_choosing(tiny_data: Path, tmp_path: Path) -> N
     assert "nan" not in outline.words
 
 
+@pytest.mark.thorough
 def test_few_labels_are_told_with_what_stands_in_for_them(tiny_data: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)

@@ -65,6 +65,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
+@pytest.mark.thorough
 def test_a_search_that_goes_on_says_how_to_end_it(
     world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,6 +86,7 @@ def go(tmp_path: Path, dense: Path, data: Path, **changes: Any) -> tuple[SearchP
     return search(place, tmp_path / "study.db", seen.append), seen
 
 
+@pytest.mark.thorough
 def test_as_many_trials_as_asked_none_twice(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
     progress, seen = go(tmp_path, tiny_dense, tiny_data, trials=12)
     assert len(progress.trials) == len(seen) == len(world.made) == 12
@@ -118,6 +120,7 @@ def test_a_killed_trial_is_taken_up_in_its_folder(
     assert len(set(folders)) == len(folders)
 
 
+@pytest.mark.thorough
 def test_a_trial_that_ends_its_process_again_and_again_is_passed_over(
     world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path
 ) -> None:
@@ -131,6 +134,7 @@ def test_a_trial_that_ends_its_process_again_and_again_is_passed_over(
     assert len(progress.trials) == 6
 
 
+@pytest.mark.thorough
 def test_a_trial_that_a_person_stops_is_not_to_blame(
     world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path
 ) -> None:
@@ -154,18 +158,21 @@ def test_what_is_given_up_or_impossible_is_told_and_not_chosen(
     assert describe_trial(progress.trials[1], settings).endswith(" ms; slow and bad")
 
 
+@pytest.mark.thorough
 def test_where_nothing_can_be_made_it_ends(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
     world.impossible = True
     with pytest.raises(ConfigError, match="8 trials in a row were impossible; reason of the last: no channel can go"):
         go(tmp_path, tiny_dense, tiny_data, trials=50)
 
 
+@pytest.mark.thorough
 def test_where_nothing_new_is_left_it_ends(world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path) -> None:
     changes = {"structures": ["prune"], "int8": "never", "least_macs": 0.95}
     progress, _ = go(tmp_path, tiny_dense, tiny_data, trials=500, **changes)
     assert len(progress.trials) == 12  # one share, four hints, three importances
 
 
+@pytest.mark.thorough
 def test_it_goes_on_where_the_optimiser_goes_in_circles(
     world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path
 ) -> None:
@@ -193,6 +200,7 @@ def test_time_is_a_budget_over_all_calls(
     assert progress.seconds == 200
 
 
+@pytest.mark.thorough
 def test_what_ended_as_the_process_was_killed_is_not_run_again(
     world: World, tmp_path: Path, tiny_dense: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

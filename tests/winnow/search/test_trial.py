@@ -64,6 +64,7 @@ def meter(tiny_dense: Path) -> CostMeasurer:
     return CostMeasurer(config(), tiny_dense, 16)
 
 
+@pytest.mark.thorough
 def test_a_trial_leaves_candidates_and_figures(
     place: SearchContext, meter: CostMeasurer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_trial_leaves_candidates_and_figures(
     assert (home / "epochs-4" / "candidates" / "found" / "record.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.thorough
 def test_who_is_behind_at_a_first_look_is_given_up(place: SearchContext, meter: CostMeasurer) -> None:
     better = [EarlierTrial("student", drop=-500.0, cost=0.0)]
     with pytest.raises(
@@ -143,6 +145,7 @@ def test_points_are_lost_against_the_better_reference(place: SearchContext, tiny
     assert points_lost(reference_logits(beside.references, images), dense_VC, images, whole_V).points == 0
 
 
+@pytest.mark.thorough
 def test_what_answers_otherwise_where_it_is_timed_is_not_timed(
     meter: CostMeasurer, tiny_dense: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +156,7 @@ def test_what_answers_otherwise_where_it_is_timed_is_not_timed(
     meter.check_answers(tiny_dense, "f32", load_images(tiny_data))
 
 
+@pytest.mark.thorough
 def test_with_int8_and_without_share_their_float_network(place: SearchContext, meter: CostMeasurer) -> None:
     evaluate_chain(place, 1, Point("prune", 0.4, "none", int8=True), [], meter)
     look, _ = evaluate_chain(place, 2, Point("prune", 0.4, "none"), [], meter)
@@ -163,6 +167,7 @@ def test_with_int8_and_without_share_their_float_network(place: SearchContext, m
     assert read_record(candidates_folder(elsewhere, 2, 4) / "found").metrics == look.metrics
 
 
+@pytest.mark.thorough
 def test_a_chosen_trial_beside_the_front_is_no_part_of_its_line(
     place: SearchContext, meter: CostMeasurer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +212,7 @@ def test_a_winner_that_is_faster_on_another_runtime_is_told(tmp_path: Path) -> N
     assert runtime_note(tmp_path, config()) == ""
 
 
+@pytest.mark.thorough
 def test_a_few_images_give_nobody_up(place: SearchContext, meter: CostMeasurer) -> None:
     point = Point("student", 1.0, "none", width=0.5)
     _, first = evaluate_chain(place, 0, point, [], meter)
@@ -232,6 +238,7 @@ def spoil(place: SearchContext, number: int, part: str) -> None:
     np.save(path, answers_VC)
 
 
+@pytest.mark.thorough
 def test_a_choice_that_other_images_do_not_confirm_is_not_taken_nor_is_the_next(
     place: SearchContext, meter: CostMeasurer
 ) -> None:
@@ -262,6 +269,7 @@ def test_a_choice_that_other_images_do_not_confirm_is_not_taken_nor_is_the_next(
     assert rows[-1].marks in (("chosen",), ("not confirmed",))
 
 
+@pytest.mark.thorough
 def test_a_trial_is_judged_where_its_cost_is_measured(
     place: SearchContext, meter: CostMeasurer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +286,7 @@ def test_a_trial_is_judged_where_its_cost_is_measured(
     assert look.drop == pytest.approx(((reference == labels).mean() - (labels == 0).mean()) * 100)
 
 
+@pytest.mark.thorough
 def test_costs_are_told_as_if_dense_cost_what_it_did_at_first(
     tiny_dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +307,7 @@ def test_costs_are_told_as_if_dense_cost_what_it_did_at_first(
         assert meter.cost(tiny_dense, "f32") == pytest.approx(dense_cost / 4)
 
 
+@pytest.mark.thorough
 def test_energy_is_an_images(tiny_dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(step=0.25)
     readings = iter([0.0, 0.009, 0.003, 0.003, 0.009, 0.009, 0.003])  # J of three calls, of the file and of dense
@@ -317,6 +327,7 @@ def test_what_cannot_be_dealt_out_is_refused(tiny_dense: Path) -> None:
     assert describe_cost(config(objective="throughput").search, 0.001) == "1,000 images/s"
 
 
+@pytest.mark.thorough
 def test_only_a_time_has_a_share_of_the_peak(tiny_dense: Path) -> None:
     timed, small = config().search, config(objective="size").search
     assert seconds_per_image(timed, 2.0) == 0.002
@@ -358,11 +369,13 @@ def test_energy_is_read_where_it_can_be(tmp_path: Path, tiny_dense: Path) -> Non
             CostMeasurer(config(objective="energy"), tiny_dense, 16)
 
 
+@pytest.mark.thorough
 def test_pixels_are_those_of_the_batch(tiny_dense: Path) -> None:
     assert CostMeasurer(config(objective="throughput"), tiny_dense, 16).pixels_NHWC.shape == (8, 16, 16, 3)
     assert CostMeasurer(config(), tiny_dense, 16).pixels_NHWC.dtype == np.uint8
 
 
+@pytest.mark.thorough
 def test_the_interval_is_of_the_whole_look(place: SearchContext, meter: CostMeasurer, tiny_data: Path) -> None:
     look, _ = evaluate_chain(place, 5, Point("student", 1.0, "none", width=0.5), [], meter)
     trial = EndedTrial(

@@ -21,6 +21,7 @@ def test_the_front_is_what_nobody_beats() -> None:
     assert [each.number for each in trials_on_front(found((1, 1), (1, 1)))] == [0]
 
 
+@pytest.mark.thorough
 @given(st.lists(st.tuples(st.integers(-3, 9), st.integers(1, 9)), max_size=12))
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 def test_by_the_definition(pairs: list[tuple[int, int]]) -> None:

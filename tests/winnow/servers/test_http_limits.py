@@ -98,6 +98,7 @@ def seconds_open(connection: socket.socket, send: bytes = b"") -> float:
 HEADER = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("first", "then", "most"),
     [

@@ -24,6 +24,7 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
+@pytest.mark.thorough
 def test_a_program_that_dies_is_started_again_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("winnow.servers.supervisor.PAUSE_SECONDS", 0.05)
     with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:

@@ -30,6 +30,7 @@ def tree(tiny_candidate: Callable[[str], Path], tmp_path: Path) -> Path:
     return tmp_path / "candidates"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_record_tells_what_was_done(
     name: str, tiny_candidate: Callable[[str], Path], tiny_data: Path, tiny_dense: Path, tiny_config: Config
@@ -58,6 +59,7 @@ def test_record_tells_what_was_done(
     assert json.loads((folder / "card.json").read_text())["lineage"] == record.details.lineage
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_figures_are_those_of_the_file(
     name: str, tiny_candidate: Callable[[str], Path], tiny_dense: Path, tiny_set: ImageSet
@@ -71,6 +73,7 @@ def test_figures_are_those_of_the_file(
     assert metrics["size/mb"] == (folder / "model.onnx").stat().st_size / 1e6
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["pruned-int8", "sparse"])
 def test_same_inputs_same_bytes(
     name: str, tree: Path, tiny_candidate: Callable[[str], Path], tiny_data: Path, tiny_config: Config, tmp_path: Path
@@ -79,6 +82,7 @@ def test_same_inputs_same_bytes(
     assert (tmp_path / "again" / "record.json").read_text() == (tiny_candidate(name) / "record.json").read_text()
 
 
+@pytest.mark.thorough
 def test_step_that_had_trained_goes_on_from_there(
     tree: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
 ) -> None:
@@ -101,6 +105,7 @@ def test_step_that_had_trained_goes_on_from_there(
     assert (tree / "pruned" / "record.json").read_text() == expected
 
 
+@pytest.mark.thorough
 def test_labels_outside_the_budget_teach_nothing(tree: Path, tiny_data: Path, tmp_path: Path) -> None:
     raw = tiny_params()
     raw["data"]["labels_per_class"] = 5
@@ -112,6 +117,7 @@ def test_labels_outside_the_budget_teach_nothing(tree: Path, tiny_data: Path, tm
         assert sha256_of(tmp_path / "a" / file) == sha256_of(tmp_path / "b" / file), file
 
 
+@pytest.mark.thorough
 def test_seed_of_recovery_decides(tree: Path, tiny_data: Path, tmp_path: Path) -> None:
     raw = tiny_params()
     raw["candidates"]["pruned"]["recovery"] = {**raw["candidates"]["pruned"]["recovery"], "seed": 1}
@@ -130,6 +136,7 @@ def test_unknown_candidate_names_valid_ones(tree: Path, tiny_data: Path, tiny_co
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "file"),
     [

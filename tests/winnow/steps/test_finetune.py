@@ -84,6 +84,7 @@ def test_dense_is_the_first_seed_of_the_pretrained_arm(tiny_dense: Path, tiny_se
     assert record.metrics["pretraining/gain_points"] == pytest.approx(gain * 100)
 
 
+@pytest.mark.thorough
 def test_same_inputs_same_bytes(tiny_dense: Path, tiny_data: Path, pretrained: Path, tmp_path: Path) -> None:
     run(configured(), tiny_data, pretrained, tmp_path)
     assert (tmp_path / "dense" / "record.json").read_text() == (tiny_dense / "record.json").read_text()
@@ -96,6 +97,7 @@ def test_same_inputs_same_bytes(tiny_dense: Path, tiny_data: Path, pretrained: P
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
+@pytest.mark.thorough
 def test_without_pretraining_there_is_one_arm_and_no_gain(tiny_data: Path, tmp_path: Path) -> None:
     config = configured("none", epochs=2, min_steps=2, seeds=[3])
     pretrain(config, tiny_data, tmp_path / "pretrain", tmp_path / "none")
@@ -109,6 +111,7 @@ def test_without_pretraining_there_is_one_arm_and_no_gain(tiny_data: Path, tmp_p
     assert record.metrics["pretraining/arm_top1"] == record.metrics["pretraining/scratch_top1"]
 
 
+@pytest.mark.thorough
 def test_weights_of_ones_own_become_dense(tiny_data: Path, pretrained: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     weights = load_file(pretrained / "weights.safetensors")

@@ -66,6 +66,7 @@ def test_what_it_leaves(image_folder: Path, tmp_path: Path) -> None:
     assert record.details.test_set == "by hash"
 
 
+@pytest.mark.thorough
 def test_larger_squares_are_kept_for_crops_where_images_are_that_large(image_folder: Path, tmp_path: Path) -> None:
     """The folder's images have short sides of 30 to 48 pixels."""
     sizes = {"auto": 18, 24: 24, "none": None}
@@ -254,6 +255,7 @@ def copies_of_the_test_set(root: Path) -> None:
     shutil.copytree(root / "train" / "wedge", root / "test" / "wedge")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("spoiled", "message"),
     [
@@ -292,6 +294,7 @@ def test_budget_and_few_labels_are_remarked(image_folder: Path, tmp_path: Path) 
     assert "all labels are used, fewer than the budget of 9 per class" in told
 
 
+@pytest.mark.thorough
 def test_enough_validation_labels_are_not_remarked(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with tarfile.open(tmp_path / "many.tar", "w") as file:
@@ -321,6 +324,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     (tmp_path / "many").mkdir()
@@ -347,6 +351,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     assert max(many, many_alone) - few < 0.2 * added_mb
 
 
+@pytest.mark.thorough
 def test_near_duplicates_are_shown_by_position_and_groups_are_advised_only_where_there_are_none(tmp_path: Path) -> None:
     for index in range(60):
         path = add(tmp_path / "photos" / CLASSES[index % 3] / f"{index:02d}_a.png", index)

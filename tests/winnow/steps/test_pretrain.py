@@ -64,6 +64,7 @@ def test_leaves_a_backbone_without_head(tiny_data: Path, tmp_path: Path) -> None
     assert not torch.equal(state["stem.0.weight"], fresh["stem.0.weight"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("changes", [{}, {"method": "simclr", "projector_width": 16, "projection_dim": 8}])
 def test_same_inputs_same_bytes(tiny_data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

@@ -64,6 +64,7 @@ def run(artifacts: Path, config: Config, scratch: str = "scratch") -> RefitRecor
     return refit(config, artifacts, artifacts / "refit", artifacts.parent / scratch)
 
 
+@pytest.mark.thorough
 def test_with_few_labels_the_winner_learns_the_validation_labels(artifacts: Callable[[str], Path]) -> None:
     at = artifacts("pruned-int8")
     record = run(at, configured())
@@ -117,6 +118,7 @@ def test_labels_are_not_few_from_500_on_and_a_budget_gives_way_when_asked() -> N
     assert "no validation image has a label" in configured("always").refit.reason_against(0, None)
 
 
+@pytest.mark.thorough
 def test_a_budget_stays_a_budget_for_training_labels(artifacts: Callable[[str], Path]) -> None:
     at = artifacts("pruned")
     record = run(at, configured("always", data={"labels_per_class": 10}))
@@ -148,6 +150,7 @@ def mislabel(data: Path, unlabelled: int) -> None:
     np.save(data / "labels.npy", labels)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("unlabelled", "kind"), [(100, "validation images without a label"), (0, "training images")])
 def test_a_refit_on_wrong_labels_is_refused(artifacts: Callable[[str], Path], unlabelled: int, kind: str) -> None:
     at = artifacts("pruned-int8")
@@ -174,6 +177,7 @@ def test_a_training_that_diverges_leaves_the_selected_file(artifacts: Callable[[
     assert (record.details.is_refitted, len(record.warnings)) == (False, 1)
 
 
+@pytest.mark.thorough
 def test_the_step_reads_neither_times_nor_the_test_split(artifacts: Callable[[str], Path]) -> None:
     at = artifacts("pruned-int8")
     images = np.load(at / "data" / "images.npy")
@@ -186,6 +190,7 @@ def test_the_step_reads_neither_times_nor_the_test_split(artifacts: Callable[[st
     assert sorted(path.name for path in (at / "select").iterdir()) == ["winner.json"]
 
 
+@pytest.mark.thorough
 def test_an_interrupted_refit_goes_on_and_ends_the_same(artifacts: Callable[[str], Path], tmp_path: Path) -> None:
     at = artifacts("pruned-int8")
     expected = run(at, configured(), "whole")
@@ -199,6 +204,7 @@ def test_an_interrupted_refit_goes_on_and_ends_the_same(artifacts: Callable[[str
     assert (at / "refit" / "record.json").read_bytes() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["sparse", "student"])
 def test_what_a_method_made_stays(name: str, artifacts: Callable[[str], Path]) -> None:
     at = artifacts(name)

@@ -113,6 +113,7 @@ def test_dense_that_disagrees_is_told_without_a_winner_too(artifacts: Path) -> N
     assert "dense has 66.7 % top-1 on the test split" in run(artifacts, config).warnings[0]
 
 
+@pytest.mark.thorough
 def test_the_drop_is_counted_from_the_stronger_baseline(tiny_data: Path, tmp_path: Path) -> None:
     built = build(tiny_data, tmp_path / "artifacts", {"dense-kd": {"blind": 0.34}, "student": {"blind": 0.5}})
     params = tiny_params()
@@ -162,6 +163,7 @@ def test_nobody_else_is_tested(artifacts: Path) -> None:
         run(artifacts)
 
 
+@pytest.mark.thorough
 def test_without_a_winner_only_dense_is_tested(artifacts: Path) -> None:
     params = tiny_params()
     params["promotion"]["gates"] |= {"min_speedup": 50.0}

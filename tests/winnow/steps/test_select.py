@@ -73,6 +73,7 @@ def test_the_fastest_of_those_who_pass_wins(artifacts: Path) -> None:
     assert record.machine is None
 
 
+@pytest.mark.thorough
 def test_the_same_inputs_give_the_same_bytes(artifacts: Path) -> None:
     run(artifacts, out="first")
     run(artifacts, out="second")
@@ -156,6 +157,7 @@ def test_rounding_that_trains_on_wants_a_control(tiny_data: Path, tmp_path: Path
     assert remarks_of(check_config(params | {"candidates": params["candidates"] | {"pruned-on": control}}))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("flags", "told"), [(("avx2",), True), (("avx2", "avx_vnni"), False)])
 def test_sums_that_saturate_where_a_file_will_serve_are_told(
     artifacts: Path, flags: tuple[str, ...], told: bool, monkeypatch: pytest.MonkeyPatch
@@ -207,6 +209,7 @@ def test_answers_that_are_missing_damaged_or_of_other_data(artifacts: Path, cont
         run(artifacts)
 
 
+@pytest.mark.thorough
 def test_the_objective_says_which_batch_the_gate_looks_at(tiny_data: Path, tmp_path: Path) -> None:
     artifacts = build(tiny_data, tmp_path / "artifacts")
     candidates = BenchmarkRecord.read(artifacts / "benchmark").details.candidates
@@ -266,6 +269,7 @@ def test_judged_by_the_answers_of_the_runtime_that_will_serve(artifacts: Path) -
         run(artifacts, out="again")
 
 
+@pytest.mark.thorough
 def test_a_gate_that_too_few_labels_cannot_pass_is_told(artifacts: Path) -> None:
     record = run(artifacts, configured(gates=WIDE | {"max_drop_points": 1.0}))
     assert record.details.winner is None
@@ -352,6 +356,7 @@ def test_with_a_target_its_figures_alone_count(tiny_data: Path, tmp_path: Path) 
     assert record.inputs["target"] == sha256_of(artifacts / "target.json")
 
 
+@pytest.mark.thorough
 def test_what_the_target_has_not_timed_cannot_win(artifacts: Path) -> None:
     path = there(artifacts, "pruned-int8")
     told = json.loads(path.read_text())
@@ -370,6 +375,7 @@ def test_what_the_target_has_not_timed_cannot_win(artifacts: Path) -> None:
     assert all(not gates(nobody, name)["speedup"].passed for name in ("pruned", "pruned-int8"))
 
 
+@pytest.mark.thorough
 def test_a_target_is_looked_for_in_the_project_and_not_in_the_working_directory(
     artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +403,7 @@ def test_int8_that_was_not_read_on_the_target_is_told(tiny_data: Path, tmp_path:
     assert "(dense-int8, pruned-int8)" in told[0]
 
 
+@pytest.mark.thorough
 def test_answers_that_this_machine_cannot_give_are_told(artifacts: Path) -> None:
     path = there(artifacts, "sparse")
     told = json.loads(path.read_text())

@@ -74,6 +74,7 @@ def test_arms_differ_in_their_backbone_alone(tiny_set: ImageSet, tmp_path: Path)
     assert [t.arm for t in tried] == ["first", "second", "other"]
 
 
+@pytest.mark.thorough
 def test_every_label_is_answered_by_a_network_that_has_not_seen_it(
     tiny_set: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sto
     assert run_to_end(fit(again, batches, dying, plan, checkpoint)) == expected
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stop_in", [1, 5, 8, 10])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_within_a_step_it_goes_on_from_the_end_of_that_step(
