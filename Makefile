@@ -13,7 +13,7 @@ test: $(BIN)/.ready ## the default test suite, on all cores, at most four
 	@python -m pytest -n logical --maxprocesses 4 --dist loadgroup --max-worker-restart 0
 
 test-thorough: $(BIN)/.ready ## tests of several seconds each, beside the default suite
-	@python -m pytest -m thorough -n logical --maxprocesses 4 --dist loadgroup --max-worker-restart 0
+	@python -m pytest -m "thorough and not slow and not services and not gpu" -n logical --maxprocesses 4 --dist loadgroup --max-worker-restart 0
 
 tiers: $(BIN)/.ready ## what takes minutes: slow tests, and those that start servers, kill them and wait; names what it skips
 	@python -m pytest -m "(slow or services) and not gpu" -rs -n 3 --dist loadfile

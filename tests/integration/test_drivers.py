@@ -17,6 +17,8 @@ from tasks.versioning.dvc_stages import propagate_changes
 from tests.integration.conftest import Project
 from winnow.config import load_config
 
+pytestmark = pytest.mark.thorough
+
 TAIL = {"benchmark", "select", "refit", "report"}
 TREE = {"dense-int8", "pruned", "pruned-int8", "sparse"}
 TRAINED = {"finetune", *TREE, *TAIL}
@@ -121,7 +123,6 @@ def stale(root: Path) -> set[str]:
         return names(propagate_changes(repo.status(), load_config(root / "params.yaml")))
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_stale_set(checked: Project, change: str) -> None:
     edit, expected = CHANGES[change]

@@ -33,6 +33,9 @@ Finished = tuple[Project, subprocess.CompletedProcess[str]]
 TREE = ("dense", *check_config(run_params()).candidates)
 
 
+pytestmark = pytest.mark.thorough
+
+
 def _promoted(project: Project) -> PromotionState:
     state = PROMOTED.read(ProjectPaths(project.root))
     assert state is not None
@@ -81,7 +84,6 @@ main(["run"])
 """
 
 
-@pytest.mark.thorough
 def test_unchanged_run_runs_no_step_imports_nothing_heavy_and_dvc_agrees(finished: Finished) -> None:
     project, _ = finished
     before = {path: path.stat().st_mtime_ns for path in (project.root / "artifacts").rglob("record.json")}
@@ -120,7 +122,6 @@ def test_a_changed_byte_is_noticed_and_restored(project: Project) -> None:
     assert json.loads(project.dvc("status", "--json").stdout) == {}
 
 
-@pytest.mark.thorough
 def test_a_changed_number_makes_that_candidate_and_its_descendants_stale(project: Project) -> None:
     params = yaml.safe_load((project.root / "params.yaml").read_text())
     params["candidates"]["pruned"]["remove"]["channels"] = 0.4
@@ -130,7 +131,6 @@ def test_a_changed_number_makes_that_candidate_and_its_descendants_stale(project
     assert stale == {"pruned", "pruned-int8", "benchmark", "select", "refit", "report"}
 
 
-@pytest.mark.thorough
 def test_a_changed_method_makes_its_candidates_stale(project: Project) -> None:
     path = project.root / "winnow" / "compression" / "sparsify.py"
     path.write_text(path.read_text() + "\n# another comment\n")
@@ -155,7 +155,6 @@ def test_labels_are_few_so_the_winner_learned_those_of_validation_too(finished: 
     assert "before the refit" in page
 
 
-@pytest.mark.thorough
 def test_predict_names_the_class_of_a_persons_file(finished: Finished) -> None:
     from winnow.deploy.batch_inference import predict_file
     from winnow.evaluation.metrics import softmax
@@ -181,7 +180,6 @@ def test_predict_names_the_class_of_a_persons_file(finished: Finished) -> None:
         assert float(row[-1]) == pytest.approx(first, abs=0.1)
 
 
-@pytest.mark.thorough
 def test_no_run_is_left_running_and_metric_names_are_the_same(finished: Finished) -> None:
     code = (
         "import json, os; from pathlib import Path; from tasks.project.environment import apply; apply(Path.cwd())\n"
@@ -231,7 +229,6 @@ def test_a_failed_step_leaves_nothing_half_written_says_why_and_is_mended(projec
     assert (artifacts / "data" / "record.json").read_bytes() == before
 
 
-@pytest.mark.thorough
 def test_all_mistakes_in_params_at_once(project: Project) -> None:
     params = yaml.safe_load((project.root / "params.yaml").read_text())
     params["pretrain"]["epochs"] = "1e-1"
@@ -338,14 +335,12 @@ def test_dvc_alone_and_a_killed_step_end_with_the_same_bytes(finished: Finished,
         assert here.read_bytes() == there.read_bytes(), name
 
 
-@pytest.mark.thorough
 def test_rollback_without_a_previous_champion_says_so(finished: Finished) -> None:
     result = finished[0].winnow("rollback")
     assert result.returncode == 2
     assert "previous" in result.stderr
 
 
-@pytest.mark.thorough
 def test_settings_on_the_command_line_are_checked_and_shown(project: Project) -> None:
     before = (project.root / "params.yaml").read_text()
     result = project.winnow("run", "-S", "data.pathh=/x")

@@ -17,6 +17,8 @@ from tests.closure import ROOT
 from winnow.config import load_config
 from winnow.errors import ArtifactError
 
+pytestmark = pytest.mark.thorough
+
 PIPELINE = """
 stages:
   ingest:
@@ -71,7 +73,6 @@ def test_what_is_right_is_looked_at_once(project: Path) -> None:
     integrity.check(paths)
 
 
-@pytest.mark.thorough
 def test_dvc_alone_puts_the_damaged_file_back(project: Path) -> None:
     """If this fails DVC looks itself, and tasks/versioning/integrity.py may go."""
     good = damage(project / IMAGES)
@@ -79,7 +80,6 @@ def test_dvc_alone_puts_the_damaged_file_back(project: Path) -> None:
     assert (project / IMAGES).read_bytes() != good
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("looked_before", [True, False])
 def test_damage_is_seen_said_and_repaired(project: Path, looked_before: bool) -> None:
     paths, config = ProjectPaths(project), load_config(project / "params.yaml")
@@ -128,7 +128,6 @@ def test_a_good_file_of_its_own_stays_and_the_object_is_made_from_it(project: Pa
     assert mine.read_bytes() == content
 
 
-@pytest.mark.thorough
 def test_an_older_result_that_comes_back_damaged_is_seen(project: Path) -> None:
     """DVC keeps results of other settings, and restores them when these come back."""
     paths, params = ProjectPaths(project), project / "params.yaml"
