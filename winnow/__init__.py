@@ -17,28 +17,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from winnow.api import (
-        Accuracy,
-        ImageSet,
-        Network,
-        OnnxNetwork,
-        cluster,
-        distill,
-        evaluate,
-        factorize,
-        finetune,
-        images_from_arrays,
-        limit_labels,
-        load,
-        predict,
-        pretrain,
-        prune,
-        quantize,
-        read_images,
-        save,
-        sparsify,
-        time_networks,
-    )
+    from winnow.api.compressed_networks import cluster, distill, factorize, prune, quantize, sparsify
+    from winnow.api.measured_networks import Accuracy, evaluate, load, predict, save, time_networks
+    from winnow.api.trained_networks import finetune, pretrain, read_images
+    from winnow.data.arrays import images_from_arrays, limit_labels
+    from winnow.data.dataset import ImageSet
+    from winnow.models.network import Network, OnnxNetwork
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,3 +1,4 @@
+# ruff: noqa: F401  the names are those of `winnow.__all__`
 """The library in memory: data sets, networks and files without a project, for notebooks and scripts.
 
     import winnow
@@ -17,32 +18,10 @@ select. With `checkpoints`, a folder of its own for each training, an interrupte
 
 from __future__ import annotations
 
+from winnow import __all__
 from winnow.api.compressed_networks import cluster, distill, factorize, prune, quantize, sparsify
 from winnow.api.measured_networks import Accuracy, evaluate, load, predict, save, time_networks
 from winnow.api.trained_networks import finetune, pretrain, read_images
 from winnow.data.arrays import images_from_arrays, limit_labels
 from winnow.data.dataset import ImageSet
 from winnow.models.network import Network, OnnxNetwork
-
-__all__ = [
-    "Accuracy",
-    "ImageSet",
-    "Network",
-    "OnnxNetwork",
-    "cluster",
-    "distill",
-    "evaluate",
-    "factorize",
-    "finetune",
-    "images_from_arrays",
-    "limit_labels",
-    "load",
-    "predict",
-    "pretrain",
-    "prune",
-    "quantize",
-    "read_images",
-    "save",
-    "sparsify",
-    "time_networks",
-]

@@ -57,9 +57,9 @@ def distill(network: Network, images: ImageSet, **options: Any) -> Network:
 
 def quantize(network: Network, images: ImageSet, **options: Any) -> OnnxNetwork:
     """Quantize the network to int8, by default statically; `scheme="qat"` and options as in `prune` train it, too."""
-    made = _compress(Quantize, network, images, options)
-    assert isinstance(made, OnnxNetwork)
-    return made
+    compressed = _compress(Quantize, network, images, options)
+    assert isinstance(compressed, OnnxNetwork)
+    return compressed
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class _NetworkInMemory:
 
 
 def _compress_network(method: type[Candidate], network: Network, images: ImageSet, options: dict[str, Any]) -> Network:
-    made = _compress(method, network, images, options)
-    assert isinstance(made, Network)
-    return made
+    compressed = _compress(method, network, images, options)
+    assert isinstance(compressed, Network)
+    return compressed
 
 
 def _compress(

@@ -1,4 +1,4 @@
-"""What networks and files in memory answer, how accurate and how fast they are, and how to store them."""
+"""Predict with networks and files in memory, measure their accuracy and speed, save and load them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.benchmark.grid import CHECKED_IMAGES, time_cells
+from winnow.benchmark.sweep import sweep_cells
 from winnow.compression import write_network
 from winnow.config import Benchmark, check_settings
 from winnow.data.dataset import SPLITS, VALIDATION, ImageSet, spread_indices
 from winnow.deploy.batch_inference import predict_file, predict_torch
-from winnow.deploy.inference_runtimes import list_cpu_runtimes, open_case
+from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_export import inspect_onnx, load_onnx
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import DataError
@@ -24,7 +25,7 @@ from winnow.evaluation.intervals import proportion_interval
 from winnow.hardware import cores
 from winnow.models.backbones import WEIGHTS_FILE, load_architecture, load_model
 from winnow.models.network import Network, OnnxNetwork
-from winnow.records.benchmark import BenchmarkCase, BenchmarkRow
+from winnow.records.benchmark import BenchmarkRow
 
 AnyNetwork = Network | OnnxNetwork
 
@@ -50,7 +51,7 @@ def predict(network: AnyNetwork, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.f
     if isinstance(network, Network):
         return predict_torch(network.copy().model, pixels_NHWC, every)
     with tempfile.TemporaryDirectory() as temporary:
-        write_network(network, Path(temporary))
+        save(network, temporary)
         return predict_file(Path(temporary) / MODEL, pixels_NHWC, every)
 
 
@@ -88,13 +89,9 @@ def time_networks(
     with tempfile.TemporaryDirectory() as temporary:
         for name, network in networks.items():
             folder = Path(temporary) / name
-            folder.mkdir()
-            write_network(network.copy() if isinstance(network, Network) else network, folder)
+            save(network, folder)
             predictions[name] = predict_file(folder / MODEL, pixels_NHWC, np.arange(len(chosen))).argmax(1)
-            precision = inspect_onnx(folder / MODEL).precision
-            for batch in batch_sizes:
-                kinds = list_cpu_runtimes(precision, batch, threads or cores())
-                cases += [BenchmarkCase(name, *kind, "file", batch, threads or cores()) for kind in kinds]
+            cases += sweep_cells(name, inspect_onnx(folder / MODEL).precision, batch_sizes, [threads or cores()])
         result = time_cells(
             cases, lambda case: open_case(Path(temporary) / case.candidate, case), pixels_NHWC, predictions, checked
         )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from winnow.data.dataset import TRAIN, ImageSet
+from winnow.data.dataset import TRAIN, ImageSet, digest_pixels
 from winnow.data.splits import assign_splits, draw_label_budget
 from winnow.errors import DataError
 
@@ -43,7 +42,8 @@ def images_from_arrays(
     names = tuple(classes) if classes is not None else tuple(str(label) for label in range(labels_N.max() + 1))
     if labels_N.max() >= len(names):
         raise DataError(f"label {labels_N.max()} has no name: there are {len(names)} classes")
-    keys_N16 = _digest_images(pixels_NHWC)
+    keys = b"".join(digest_pixels(image.tobytes(), width, height) for image in pixels_NHWC)
+    keys_N16 = np.frombuffer(keys, dtype=np.uint8).reshape(-1, 16)
     split_N, warnings = assign_splits(
         keys_N16,
         labels_N,
@@ -77,10 +77,3 @@ def _check_labels(labels_N: NDArray[np.generic], count: int) -> NDArray[np.int64
     if integers_N.min() < -1:
         raise DataError(f"label {integers_N.min()} is below -1, which stands for no label")
     return integers_N
-
-
-def _digest_images(pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the digest of each image's pixels, uint8 (N, 16), equal to that of an image file with these pixels."""
-    size = f"{pixels_NHWC.shape[2]}x{pixels_NHWC.shape[1]}".encode()
-    digests = (hashlib.blake2b(image.tobytes(), digest_size=16, key=size).digest() for image in pixels_NHWC)
-    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)

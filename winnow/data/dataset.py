@@ -94,7 +94,7 @@ def open_rgb(data: bytes, bits: int = ALL_BITS, max_pixels: int = MAX_PIXELS) ->
         highest = 0 if gray_HW is None else int(gray_HW.max())
         is_dark = gray_HW is not None and highest < MAX_DARK_GRAY
         hashed = full_range.tobytes() if gray_HW is None or not is_dark else gray_HW.astype("<u2").tobytes()
-        key = _digest_pixels(hashed, full_range)
+        key = digest_pixels(hashed, full_range.width, full_range.height)
     except UnidentifiedImageError as error:
         raise ValueError(explain_unreadable(data)) from error
     except Image.DecompressionBombError as error:
@@ -119,8 +119,9 @@ def _make_upright(image: Image.Image, transpose: Image.Transpose | None) -> Imag
     return image if transpose is None else image.transpose(transpose)
 
 
-def _digest_pixels(pixels: bytes, image: Image.Image) -> bytes:
-    return hashlib.blake2b(pixels, digest_size=16, key=f"{image.width}x{image.height}".encode()).digest()
+def digest_pixels(pixels: bytes, width: int, height: int) -> bytes:
+    """Return the 16-byte digest of an image's pixels, which depends on its size, too."""
+    return hashlib.blake2b(pixels, digest_size=16, key=f"{width}x{height}".encode()).digest()
 
 
 def number_equal_keys(keys_N16: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -102,7 +102,7 @@ class CandidateCard(RecordModel):
 
 
 class RuntimeSettings(RecordModel):
-    """How a file ran in the benchmark."""
+    """The settings with which a file ran in the benchmark."""
 
     runtime: Runtime
     precision: Precision
@@ -113,7 +113,7 @@ class RuntimeSettings(RecordModel):
 
 
 class ServingSettings(RuntimeSettings):
-    """How the model is served: its fastest runtime for the objective."""
+    """The settings with which the model is served: its fastest runtime for the objective."""
 
     p50_ms: float
     """Median of all timed calls."""

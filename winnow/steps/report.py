@@ -22,7 +22,7 @@ from winnow.errors import ArtifactError
 from winnow.records import ReportDetails, ReportRecord, describe_files, publish, record_digest, write_json, write_record
 from winnow.reporting import plots
 from winnow.reporting.run_page import TestResult, render_run_page
-from winnow.reporting.run_records import RunRecords, read_run_records
+from winnow.reporting.run_records import read_run_records
 from winnow.reporting.thumbnails import draw_pairs
 from winnow.selection.test_evaluation import TestEvaluation, evaluate_test
 
@@ -42,7 +42,10 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
     positions = records.data.details.near_duplicates.positions
     records = replace(records, near_duplicates=draw_pairs(images.images_NHWC, positions))
     version = digest_test_split(images)
-    test_evaluation = _evaluate_test(artifacts, images, records, test_readings)
+    if len(images.indices(TEST, labelled=True)):
+        count = count_reading(test_readings, version)
+        log.info("report: test split read %d time%s (version %s)", count, "" if count == 1 else "s", version)
+    test_evaluation = evaluate_test(artifacts, records.selection.details, images)
     warnings = _warnings(test_evaluation, records.winner)
     page_warnings = warnings if test_evaluation.details else ()
     test_result = TestResult(
@@ -102,15 +105,6 @@ def count_reading(path: Path, version: str) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**counts, version: count})
     return count
-
-
-def _evaluate_test(artifacts: Path, images: ImageSet, records: RunRecords, test_readings: Path) -> TestEvaluation:
-    """Count the reading and evaluate the test split; without labelled test images there is no reading."""
-    if len(images.indices(TEST, labelled=True)):
-        version = digest_test_split(images)
-        count = count_reading(test_readings, version)
-        log.info("report: test split read %d time%s (version %s)", count, "" if count == 1 else "s", version)
-    return evaluate_test(artifacts, records.selection.details, images)
 
 
 def _warnings(test_evaluation: TestEvaluation, winner: str | None) -> tuple[str, ...]:
