@@ -5,19 +5,13 @@ A candidate is a DVC stage of its own (winnow/steps/compress.py); its method lie
 
 from __future__ import annotations
 
+import inspect
+
 from prefect import Task, task
 
 from tasks.stage_runner import RETRIED, StageResult, run_stage
 from tasks.versioning.dvc_stages import CANDIDATE_PREFIX
-
-DESCRIPTIONS = {
-    "prune": "Remove whole channels and attention heads, then recover under the teacher.",
-    "sparsify": "Set single weights to zero, then recover under the teacher.",
-    "factorize": "Replace wide layers by two thin ones of low rank, then recover under the teacher.",
-    "cluster": "Let each layer keep a few weight values, then recover under the teacher.",
-    "quantize": "Turn weights and activations into int8.",
-    "distill": "Train a smaller student, or the network itself, under the teacher.",
-}
+from winnow.config import METHOD_SETTINGS
 
 
 def compress(root: str, candidate: str, parent_run: str | None) -> StageResult:
@@ -26,7 +20,9 @@ def compress(root: str, candidate: str, parent_run: str | None) -> StageResult:
 
 
 METHODS: dict[str, Task[..., StageResult]] = {
-    method: task(name=method, task_run_name=f"{method} {{candidate}}", description=description, **RETRIED)(compress)
-    for method, description in DESCRIPTIONS.items()
+    method: task(name=method, task_run_name=f"{method} {{candidate}}", description=inspect.getdoc(settings), **RETRIED)(
+        compress
+    )
+    for method, settings in METHOD_SETTINGS.items()
 }
-"""Prefect task of each method, by its name in params.yaml."""
+"""Prefect task of each method, by its name in params.yaml; its description is that of the settings."""

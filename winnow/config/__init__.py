@@ -18,6 +18,7 @@ from winnow.config.benchmark import Benchmark
 from winnow.config.candidate_tree import topological_order, tree_errors
 from winnow.config.candidates import (
     CONTROL,
+    METHOD_SETTINGS,
     ROOT,
     AnyCandidate,
     Candidate,
@@ -45,6 +46,7 @@ from winnow.errors import ConfigError
 __all__ = [
     "CONTROL",
     "FEW_LABELS",
+    "METHOD_SETTINGS",
     "ROOT",
     "AnyCandidate",
     "Augmentation",

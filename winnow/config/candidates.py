@@ -8,7 +8,7 @@ whole.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -292,3 +292,8 @@ class Distill(TrainedCandidate):
 
 
 AnyCandidate = Annotated[Prune | Sparsify | Factorize | Cluster | Quantize | Distill, Field(discriminator="method")]
+_UNION, _ = get_args(AnyCandidate)
+METHOD_SETTINGS: dict[str, type[Candidate]] = {
+    get_args(settings.model_fields["method"].annotation)[0]: settings for settings in get_args(_UNION)
+}
+"""Method -> its settings."""

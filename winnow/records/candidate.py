@@ -153,7 +153,11 @@ class PruningCut(RecordModel):
     """Parameters after this round."""
 
 
-class PruneResult(RecordModel):
+class MethodResult(RecordModel):
+    """What a method of compression did."""
+
+
+class PruneResult(MethodResult):
     """The cuts of pruning and the size before and after."""
 
     curves: list[CurveRow]
@@ -166,7 +170,7 @@ class PruneResult(RecordModel):
     macs_after: int
 
 
-class SparsifyResult(RecordModel):
+class SparsifyResult(MethodResult):
     """The zeros of unstructured or N:M sparsity."""
 
     curves: list[CurveRow]
@@ -176,7 +180,7 @@ class SparsifyResult(RecordModel):
     """Layers without a mask."""
 
 
-class FactorizeResult(RecordModel):
+class FactorizeResult(MethodResult):
     """The ranks of low-rank factorisation."""
 
     curves: list[CurveRow]
@@ -189,7 +193,7 @@ class FactorizeResult(RecordModel):
     macs_after: int
 
 
-class ClusterResult(RecordModel):
+class ClusterResult(MethodResult):
     """The shared values of weight clustering."""
 
     curves: list[CurveRow]
@@ -215,7 +219,7 @@ class RungConfirmation(RecordModel):
     confirmed: bool
 
 
-class QuantizeResult(RecordModel):
+class QuantizeResult(MethodResult):
     """The choices of quantization; only what the scheme needs is set."""
 
     calibration_images: int
@@ -227,7 +231,7 @@ class QuantizeResult(RecordModel):
     curves: list[CurveRow] = optional([])
 
 
-class DistillResult(RecordModel):
+class DistillResult(MethodResult):
     """The training of a student."""
 
     curves: list[CurveRow]
@@ -276,7 +280,6 @@ class DistillDetails(DistillResult, CandidateFile):
     method: Literal["distill"]
 
 
-MethodResult = PruneResult | SparsifyResult | FactorizeResult | ClusterResult | QuantizeResult | DistillResult
 CandidateDetails = Annotated[
     FinetuneDetails
     | PruneDetails
