@@ -156,11 +156,13 @@ class PruningCut(RecordModel):
 class MethodResult(RecordModel):
     """What a method of compression did."""
 
+    curves: list[CurveRow]
+    """Of its last training."""
+
 
 class PruneResult(MethodResult):
     """The cuts of pruning and the size before and after."""
 
-    curves: list[CurveRow]
     curves_before: dict[str, list[CurveRow]]
     """Trainings before the last cut: sparse learning, and short recoveries."""
     cuts: list[PruningCut]
@@ -173,7 +175,6 @@ class PruneResult(MethodResult):
 class SparsifyResult(MethodResult):
     """The zeros of unstructured or N:M sparsity."""
 
-    curves: list[CurveRow]
     masked_share: float
     """Share of the maskable weights that is zero."""
     dense_layers: list[str]
@@ -183,7 +184,6 @@ class SparsifyResult(MethodResult):
 class FactorizeResult(MethodResult):
     """The ranks of low-rank factorisation."""
 
-    curves: list[CurveRow]
     ranks: dict[str, int]
     energy: float
     """Share of the squared singular values that is kept."""
@@ -196,7 +196,6 @@ class FactorizeResult(MethodResult):
 class ClusterResult(MethodResult):
     """The shared values of weight clustering."""
 
-    curves: list[CurveRow]
     values: dict[str, int]
     """Weight -> number of distinct values."""
 
@@ -234,7 +233,6 @@ class QuantizeResult(MethodResult):
 class DistillResult(MethodResult):
     """The training of a student."""
 
-    curves: list[CurveRow]
     teacher: str
 
 
