@@ -1,1 +1,1 @@
-"""Scripts that make each published table; see README.md."""
+"""Scripts that measure each published table; see README.md."""

@@ -1,12 +1,16 @@
-"""What the scripts share: the library's steps on a folder of their own, skipping what is there, and results files."""
+"""Helpers of all scripts: settings, the pipeline steps in a folder per benchmark, and the results files.
+
+A step whose record.json exists is not run again, so an interrupted benchmark resumes.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +33,30 @@ from winnow.records.candidate import QuantizationRung  # noqa: E402
 from winnow.records.selection import Drop  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-SATURATES = int8_sums_saturate(cpu_flags())
-"""Whether int8 files need weights of 7 bits on this machine."""
+INT8_SATURATES = int8_sums_saturate(cpu_flags())
+"""Whether this processor saturates int8 sums, so that int8 files need 7-bit weights."""
 SAMPLE = {"data.source": "sample", "data.path": "data/cifar10-jpeg-sample.tar.xz"}
 
 
-def configure(changes: dict[str, Any], candidates: dict[str, Any] | None = None) -> Config:
-    """params.yaml on the sample, with dotted keys replaced and, where given, another tree."""
+def configure(overrides: dict[str, Any], candidates: dict[str, Any] | None = None) -> Config:
+    """Return params.yaml on the sample, with `overrides` (dotted key -> value) and, if given, other candidates."""
     raw = deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")))
-    for key, value in {**SAMPLE, **changes}.items():
-        *above, last = key.split(".")
-        at = raw
-        for part in above:
-            at = at.setdefault(part, {})
-        at[last] = value
+    for key, value in {**SAMPLE, **overrides}.items():
+        *parents, last = key.split(".")
+        section = raw
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
     if candidates is not None:
         raw["candidates"] = candidates
-    return check_config(raw, f"params.yaml with {changes}")
+    return check_config(raw, f"params.yaml with {overrides}")
 
 
-def all_labels(backbone: str, images: Path | None = None, seed: int = 0) -> dict[str, Any]:
-    """Keys of a dense network from random weights, on every label of the sample or of a folder of images."""
+def all_labels_overrides(backbone: str, images: Path | None = None, seed: int = 0) -> dict[str, Any]:
+    """Return overrides for a dense network trained from random weights on all labels.
+
+    `images`: a folder of class folders; None for the embedded sample.
+    """
     source = {"data.source": "folder", "data.path": str(images.resolve())} if images else {}
     return {
         **source,
@@ -62,9 +69,9 @@ def all_labels(backbone: str, images: Path | None = None, seed: int = 0) -> dict
 
 
 class Chain:
-    """Steps of the library in .winnow/benchmarks/NAME/, each run once; delete the folder to start anew.
+    """The pipeline steps of one benchmark, in .winnow/benchmarks/NAME/. Each step runs once and returns its folder.
 
-    Raises WinnowError when the folder holds work with other settings: a figure must not mix two.
+    Raises WinnowError if the folder holds results of other settings, which must not be mixed; delete it to start again.
     """
 
     def __init__(self, name: str, config: Config) -> None:
@@ -75,83 +82,84 @@ class Chain:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.scratch = self.folder / "scratch"
         self.candidates = self.folder / "candidates"
-        self._spent = self.folder / "seconds.json"
+        self._seconds_file = self.folder / "seconds.json"
         settings = config.model_dump(mode="json", include={"data", "pretrain", "finetune", "candidates", "benchmark"})
-        del settings["data"]["path"]  # images may lie elsewhere where work goes on
-        kept = self.folder / "settings.json"
+        del settings["data"]["path"]  # a resumed benchmark may read the same images from another folder
+        settings_file = self.folder / "settings.json"
         if not any(self.folder.iterdir()):
-            write_json(kept, settings)
-        if not kept.exists() or read_json(kept) != settings:
-            raise WinnowError(f"{self.folder} holds work with other settings than these; delete it to start anew")
+            write_json(settings_file, settings)
+        if not settings_file.exists() or read_json(settings_file) != settings:
+            raise WinnowError(f"{self.folder} holds results of other settings; delete it to start again")
 
-    def _once(self, out: Path, act: Any) -> Path:
+    def _run_once(self, out: Path, step: Callable[[], object]) -> Path:
         if not (out / RECORD).is_file():
             logging.getLogger(__name__).info("== %s", out.name)
-            began = time.monotonic()
+            start = time.monotonic()
             try:
-                act()
+                step()
             finally:
-                spent = self.seconds()
-                spent[out.name] = spent.get(out.name, 0.0) + time.monotonic() - began
-                write_json(self._spent, spent)
+                seconds = self.seconds()
+                seconds[out.name] = seconds.get(out.name, 0.0) + time.monotonic() - start
+                write_json(self._seconds_file, seconds)
         return out
 
     def seconds(self) -> dict[str, float]:
-        """What each step has taken, over all calls."""
-        return dict(read_json(self._spent)) if self._spent.exists() else {}
+        """Return step -> seconds that it took, summed over interrupted attempts."""
+        return dict(read_json(self._seconds_file)) if self._seconds_file.exists() else {}
 
-    def data(self) -> Path:
-        """Ingested images."""
+    def ingest(self) -> Path:
+        """Ingest the images."""
         from winnow.steps.ingest import ingest
 
-        return self._once(self.folder / "data", lambda: ingest(self.config, self.folder / "data", self.scratch))
+        out = self.folder / "data"
+        return self._run_once(out, partial(ingest, self.config, out, self.scratch))
 
-    def pretrained(self) -> Path:
-        """The backbone."""
+    def pretrain(self) -> Path:
+        """Pretrain the backbone, after ingest."""
         from winnow.steps.pretrain import pretrain
 
-        data, out = self.data(), self.folder / "pretrain"
-        return self._once(out, lambda: pretrain(self.config, data, out, self.scratch / "pretrain"))
+        data, out = self.ingest(), self.folder / "pretrain"
+        return self._run_once(out, partial(pretrain, self.config, data, out, self.scratch / "pretrain"))
 
-    def dense(self) -> Path:
-        """The fine-tuned root of the tree."""
+    def finetune(self) -> Path:
+        """Fine-tune the dense network, after the steps before it."""
         from winnow.steps.finetune import finetune
 
-        data, pretrained, out = self.data(), self.pretrained(), self.candidates / "dense"
-        return self._once(out, lambda: finetune(self.config, data, pretrained, out, self.scratch / "finetune"))
+        data, pretrained, out = self.ingest(), self.pretrain(), self.candidates / "dense"
+        return self._run_once(out, partial(finetune, self.config, data, pretrained, out, self.scratch / "finetune"))
 
-    def tree(self, names: Collection[str] | None = None) -> Path:
-        """Those candidates, or all, each once."""
+    def compress(self, names: Collection[str] | None = None) -> Path:
+        """Make these candidates, or all, parents first, after the steps before; return the folder of candidates."""
         from winnow.steps.compress import CandidateFolders, compress
 
-        data, pretrained = self.data(), self.pretrained()
-        self.dense()
+        data, pretrained = self.ingest(), self.pretrain()
+        self.finetune()
         for name in topological_order(dict(self.config.candidates)):
             if names is not None and name not in names:
                 continue
-            out, scratch, answers = self.candidates / name, self.scratch / name, self.folder / "answers"
-            folders = CandidateFolders(data, pretrained, self.candidates, scratch, answers)
-            self._once(out, lambda n=name, o=out, f=folders: compress(self.config, n, f, o))
+            out, scratch, teacher_cache = self.candidates / name, self.scratch / name, self.folder / "answers"
+            folders = CandidateFolders(data, pretrained, self.candidates, scratch, teacher_cache)
+            self._run_once(out, partial(compress, self.config, name, folders, out))
         return self.candidates
 
     def benchmark(self) -> Path:
-        """Times of all files."""
-        self.tree()
-        return self.benchmark_of(list(self.config.candidates))
+        """Time dense and all candidates, after the steps before."""
+        self.compress()
+        return self.benchmark_candidates(list(self.config.candidates))
 
-    def benchmark_of(self, names: list[str]) -> Path:
-        """Times of dense and of those candidates, which are there with their parents."""
+    def benchmark_candidates(self, names: list[str]) -> Path:
+        """Time dense and these candidates, which must exist with their parents."""
         from winnow.steps.benchmark import benchmark
 
-        some = {name: self.config.candidates[name] for name in names}
-        config = self.config.model_copy(update={"candidates": some})
-        which = "" if len(some) == len(self.config.candidates) else f"-of-{'-'.join(sorted(names))}"
-        data, out = self.data(), self.folder / f"benchmark{which}"
-        return self._once(out, lambda: benchmark(config, data, self.candidates, out))
+        selected = {name: self.config.candidates[name] for name in names}
+        config = self.config.model_copy(update={"candidates": selected})
+        suffix = "" if len(selected) == len(self.config.candidates) else f"-of-{'-'.join(sorted(names))}"
+        data, out = self.ingest(), self.folder / f"benchmark{suffix}"
+        return self._run_once(out, partial(benchmark, config, data, self.candidates, out))
 
 
-def right_on_test(folder: Path, images: ImageSet) -> NDArray[np.bool_]:
-    """Which images of the test split the file in `folder` has right."""
+def correct_on_test(folder: Path, images: ImageSet) -> NDArray[np.bool_]:
+    """Return True (N,) for each test image that the deployed file in `folder` classifies correctly."""
     from winnow.deploy.batch_inference import predict_file
 
     indices = images.indices(TEST)
@@ -159,34 +167,35 @@ def right_on_test(folder: Path, images: ImageSet) -> NDArray[np.bool_]:
     return np.asarray(logits_NC.argmax(1) == images.labels_N[indices])
 
 
-def leave(name: str, conditions: str, figures: dict[str, Any], table: str, machine: Machine | None = None) -> None:
-    """results/NAME.json and results/NAME.md, stamped with the machine: this one unless said otherwise."""
+def write_results(
+    name: str, conditions: str, figures: dict[str, Any], table: str, machine: Machine | None = None
+) -> None:
+    """Write results/NAME.json and results/NAME.md with the machine (default: this one), and print the latter."""
     machine = machine or this_machine()
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / f"{name}.json", {"machine": machine.model_dump(mode="json"), **figures})
-    stamp = f"{machine.cpu}, {machine.threads} threads, {' '.join(machine.flags)}; " + ", ".join(
-        f"{package} {version}" for package, version in machine.versions.items()
-    )
-    text = f"# {name}\n\n{conditions}\n\nMachine: {stamp}\n\n{table}\n"
+    versions = ", ".join(f"{package} {version}" for package, version in machine.versions.items())
+    description = f"{machine.cpu}, {machine.threads} threads, {' '.join(machine.flags)}; {versions}"
+    text = f"# {name}\n\n{conditions}\n\nMachine: {description}\n\n{table}\n"
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table; the keys of the first row are the heading."""
-    heading = list(rows[0])
-    lines = [" | ".join(heading), " | ".join("---" for _ in heading)]
-    lines += [" | ".join(str(row[name]) for name in heading) for row in rows]
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table; the keys of the first row are the column titles."""
+    titles = list(rows[0])
+    lines = [" | ".join(titles), " | ".join("---" for _ in titles)]
+    lines += [" | ".join(str(row[title]) for title in titles) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def span(drop: Drop, digits: int) -> str:
-    """Points lost, and the ends of their interval."""
+def format_drop(drop: Drop, digits: int) -> str:
+    """Return the points lost with their interval, as "1.0 (0.4 to 1.7)"."""
     return f"{drop.points:.{digits}f} ({drop.low:.{digits}f} to {drop.high:.{digits}f})"
 
 
-def rungs_told(rungs: Sequence[QuantizationRung]) -> str:
-    """What int8 lost on each rung of the ladder, in points."""
+def format_rungs(rungs: Sequence[QuantizationRung]) -> str:
+    """Return the points that int8 lost on each rung of the ladder, as "static 0.63; min-max -0.10"."""
     return "; ".join(
-        f"{rung.rung} {'impossible' if rung.points_lost is None else f'{rung.points_lost:.2f}'}" for rung in rungs
+        f"{rung.rung} {'failed' if rung.points_lost is None else f'{rung.points_lost:.2f}'}" for rung in rungs
     )

@@ -1,11 +1,11 @@
-"""Dynamic int8 is no way to speed up a convolutional network: what it does to size, speed and accuracy.
+"""Measure what dynamic int8 does to size, speed and accuracy of a convolutional network: it does not speed it up.
 
-The same dense resnet8, three files: float32, static int8 (the shipped way), dynamic int8 (`scheme: dynamic`).
+Three files of the same dense resnet8: float32, static int8 (the default) and dynamic int8 (`scheme: dynamic`).
 """
 
 from __future__ import annotations
 
-from benchmarks.chain import Chain, configure, leave, markdown
+from benchmarks.chain import Chain, configure, markdown_table, write_results
 from winnow.records import BenchmarkRecord, read_record
 
 NAME = "dynamic_int8"
@@ -16,26 +16,26 @@ CANDIDATES = {
 
 
 def main() -> None:
-    changes = {"pretrain": {"method": "none", "backbone": "resnet8", "seed": 0}, "finetune.seeds": [0]}
-    chain = Chain(NAME, configure(changes, CANDIDATES))
-    timed = BenchmarkRecord.read(chain.benchmark()).details.rows
+    overrides = {"pretrain": {"method": "none", "backbone": "resnet8", "seed": 0}, "finetune.seeds": [0]}
+    chain = Chain(NAME, configure(overrides, CANDIDATES))
+    timed_rows = BenchmarkRecord.read(chain.benchmark()).details.rows
     rows = []
     for name in ("dense", *CANDIDATES):
-        record = read_record(chain.candidates / name)
-        ort = [r for r in timed if r.candidate == name and r.runtime == "ort"]
-        one = min((r.p50_ms for r in ort if r.batch == 1), default=float("nan"))
-        large = max((r.images_per_s for r in ort if r.batch > 1), default=float("nan"))
+        metrics = read_record(chain.candidates / name).metrics
+        ort_rows = [row for row in timed_rows if row.candidate == name and row.runtime == "ort"]
+        latency_ms = min((row.p50_ms for row in ort_rows if row.batch == 1), default=float("nan"))
+        images_per_s = max((row.images_per_s for row in ort_rows if row.batch > 1), default=float("nan"))
         rows.append(
             {
                 "file": name,
-                "top-1 %": f"{record.metrics['quality/top1'] * 100:.1f}",
-                "MB": f"{record.metrics['size/mb']:.2f}",
-                "ONNX Runtime, ms at batch 1": f"{one:.3f}",
-                "images/s at the large batch": f"{large:,.0f}",
+                "top-1 %": f"{metrics['quality/top1'] * 100:.1f}",
+                "MB": f"{metrics['size/mb']:.2f}",
+                "ONNX Runtime, ms at batch 1": f"{latency_ms:.3f}",
+                "images/s at the large batch": f"{images_per_s:,.0f}",
             }
         )
     conditions = "CIFAR-10 (JPEG) sample, 25 labels per class, resnet8 from scratch; validation accuracy; one run."
-    leave(NAME, conditions, {"rows": timed}, markdown(rows))
+    write_results(NAME, conditions, {"rows": timed_rows}, markdown_table(rows))
 
 
 if __name__ == "__main__":

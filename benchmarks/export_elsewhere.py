@@ -1,11 +1,11 @@
-"""An exported model answers the same without winnow: in a bare environment, in Node.js and in a browser.
+"""Check that an exported model gives the same outputs without winnow: with onnxruntime alone, in Node.js, in a browser.
 
     winnow export DIR && python -m benchmarks.export_elsewhere DIR
 
-The check images of the export (check/pixels.npy) are answered by onnxruntime in a fresh virtual environment that holds
-onnxruntime, numpy and Pillow alone, by onnxruntime-node, and by onnxruntime-web (WebAssembly) in headless Chromium, and
-compared with what this environment answers. Needs npm, node and chromium; what is not there is named and left out.
-Packages are fetched into .winnow/benchmarks/elsewhere.
+The check images of the export (check/pixels.npy) are predicted by onnxruntime in a new virtual environment that holds
+onnxruntime, numpy and Pillow alone, by onnxruntime-node, and by onnxruntime-web (WebAssembly) in headless Chromium. The
+logits are compared with those of this environment. Needs npm, node and chromium; the table names those that are missing
+and skips what needs them. Packages are installed into .winnow/benchmarks/elsewhere.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chain import ROOT, leave, markdown
+from benchmarks.chain import ROOT, markdown_table, write_results
 from winnow.deploy.onnx_session import MODEL, open_session
 from winnow.records import DeploymentCard
 
 FOLDER = ROOT / ".winnow" / "benchmarks" / "elsewhere"
-WEB, NODE = "onnxruntime-web@1.30.0", "onnxruntime-node@1.30.0"
-BARE = """
+WEB_PACKAGE, NODE_PACKAGE = "onnxruntime-web@1.30.0", "onnxruntime-node@1.30.0"
+BARE_SCRIPT = """
 import json, sys, numpy, onnxruntime
 pixels = numpy.load(sys.argv[1] + "/check/pixels.npy")
 session = onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx")
 print(json.dumps({"version": onnxruntime.__version__, "logits": session.run(None, {"pixels": pixels})[0].tolist()}))
 """
 READ_NPY = """
-function pixelsOf(buffer) {
+function readPixels(buffer) {
   const view = new DataView(buffer), start = 10 + view.getUint16(8, true);
   const header = new TextDecoder().decode(buffer.slice(10, start));
   const shape = header.match(/\\(([^)]*)\\)/)[1].split(",").filter((x) => x.trim()).map(Number);
   return [new Uint8Array(buffer.slice(start)), shape];
 }
-async function answer(ort, session, buffer) {
-  const [data, shape] = pixelsOf(buffer), size = data.length / shape[0], logits = [];
-  for (let at = 0; at < shape[0]; at++) {
-    const one = new ort.Tensor("uint8", data.slice(at * size, (at + 1) * size), [1, ...shape.slice(1)]);
-    logits.push(Array.from((await session.run({ pixels: one })).logits.data));
+async function predict(ort, session, buffer) {
+  const [data, shape] = readPixels(buffer), size = data.length / shape[0], logits = [];
+  for (let index = 0; index < shape[0]; index++) {
+    const pixels = new ort.Tensor("uint8", data.slice(index * size, (index + 1) * size), [1, ...shape.slice(1)]);
+    logits.push(Array.from((await session.run({ pixels })).logits.data));
   }
   return logits;
 }
 """
-ON_NODE = (
+NODE_SCRIPT = (
     READ_NPY
     + """
 const ort = require("onnxruntime-node"), fs = require("fs"), folder = process.argv[2];
@@ -60,73 +60,75 @@ const ort = require("onnxruntime-node"), fs = require("fs"), folder = process.ar
   const session = await ort.InferenceSession.create(folder + "/model.onnx");
   const file = fs.readFileSync(folder + "/check/pixels.npy");
   const buffer = file.buffer.slice(file.byteOffset, file.byteOffset + file.byteLength);
-  console.log(JSON.stringify({ version: "onnxruntime-node", logits: await answer(ort, session, buffer) }));
+  console.log(JSON.stringify({ version: "onnxruntime-node", logits: await predict(ort, session, buffer) }));
 })();
 """
 )
-PAGE = (
+PAGE_HTML = (
     '<!doctype html><script src="/node_modules/onnxruntime-web/dist/ort.wasm.min.js"></script><script>'
     + READ_NPY
     + """
 (async () => {
-  const told = {};
+  const result = {};
   try {
     ort.env.wasm.wasmPaths = "/node_modules/onnxruntime-web/dist/";
     ort.env.wasm.numThreads = 1;
     const session = await ort.InferenceSession.create("/export/model.onnx", { executionProviders: ["wasm"] });
     const buffer = await (await fetch("/export/check/pixels.npy")).arrayBuffer();
-    told.version = navigator.userAgent;
-    told.logits = await answer(ort, session, buffer);
-  } catch (error) { told.error = String(error); }
-  await fetch("/told", { method: "POST", body: JSON.stringify(told) });
+    result.version = navigator.userAgent;
+    result.logits = await predict(ort, session, buffer);
+  } catch (error) { result.error = String(error); }
+  await fetch("/result", { method: "POST", body: JSON.stringify(result) });
 })();
 </script>"""
 )
 
 
 def main(folder: Path) -> None:
-    """Compare and write the table."""
-    pixels = np.load(folder / "check" / "pixels.npy", allow_pickle=False)
-    expected = open_session(folder / MODEL).run(None, {"pixels": pixels})[0]
+    """Compare the outputs of each environment with those of this one and write the table."""
+    pixels_NHWC = np.load(folder / "check" / "pixels.npy", allow_pickle=False)
+    expected_NC = open_session(folder / MODEL).run(None, {"pixels": pixels_NHWC})[0]
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     shutil.copytree(folder, FOLDER / "export")
-    environments = {"a bare environment": _bare, "Node.js": _on_node, "a browser": _in_browser}
-    rows = [_compared(where, act(), expected) for where, act in environments.items()]
+    environments = {"a bare environment": _run_bare, "Node.js": _run_node, "a browser": _run_browser}
+    rows = [_compare(name, run(), expected_NC) for name, run in environments.items()]
     card = DeploymentCard.read(folder)
-    note = (
-        f"{card.name} ({card.precision}) of {len(card.classes)} classes, {len(pixels)} images of "
-        f"{card.image_size} pixels, random unless candidates were exported. "
-        f"Largest difference: of logits, whose largest is {np.abs(expected).max():.1f}."
+    conditions = (
+        f"{card.name} ({card.precision}) of {len(card.classes)} classes, {len(pixels_NHWC)} images of "
+        f"{card.image_size} pixels (random ones unless candidates were exported). "
+        f"Largest difference: of logits, whose largest absolute value is {np.abs(expected_NC).max():.1f}."
     )
-    leave("export_elsewhere", note, {"rows": rows}, markdown(rows))
+    write_results("export_elsewhere", conditions, {"rows": rows}, markdown_table(rows))
 
 
-def _compared(where: str, told: dict[str, Any], expected: np.ndarray) -> dict[str, str]:
-    row = {"where": where, "with": told.get("version", ""), "same class": "-", "largest difference": "-"}
-    if "absent" in told:
-        return row | {"with": told["absent"]}
-    logits = np.array(told["logits"], dtype=np.float32)
-    same = int((logits.argmax(1) == expected.argmax(1)).sum())
+def _compare(environment: str, result: dict[str, Any], expected_NC: np.ndarray) -> dict[str, str]:
+    row = {"where": environment, "with": result.get("version", ""), "same class": "-", "largest difference": "-"}
+    if "missing" in result:
+        return row | {"with": result["missing"]}
+    logits_NC = np.array(result["logits"], dtype=np.float32)
+    same = int((logits_NC.argmax(1) == expected_NC.argmax(1)).sum())
     return row | {
-        "same class": f"{same} of {len(expected)}",
-        "largest difference": f"{np.abs(logits - expected).max():.2g}",
+        "same class": f"{same} of {len(expected_NC)}",
+        "largest difference": f"{np.abs(logits_NC - expected_NC).max():.2g}",
     }
 
 
-def _bare() -> dict[str, Any]:
-    at = FOLDER / "venv"
-    subprocess.run([sys.executable, "-m", "venv", at], check=True)
-    python = at / "bin" / "python"
+def _run_bare() -> dict[str, Any]:
+    """Return the version and logits of onnxruntime in a new virtual environment."""
+    venv = FOLDER / "venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    python = venv / "bin" / "python"
     packages = ("onnxruntime", "numpy", "pillow")
     subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], check=True)
-    told = json.loads(_output([str(python), "-I", "-c", BARE, str(FOLDER / "export")]))
-    shown = _output([str(python), "-I", str(FOLDER / "export" / "predict.py"), str(_photo())])
-    told["version"] = f"onnxruntime {told['version']}; predict.py: {shown.split(chr(9), 1)[1].strip()!r}"
-    return dict(told)
+    result = json.loads(_output([str(python), "-I", "-c", BARE_SCRIPT, str(FOLDER / "export")]))
+    prediction = _output([str(python), "-I", str(FOLDER / "export" / "predict.py"), str(_write_photo())])
+    label = prediction.split(chr(9), 1)[1].strip()
+    result["version"] = f"onnxruntime {result['version']}; predict.py: {label!r}"
+    return dict(result)
 
 
-def _photo() -> Path:
+def _write_photo() -> Path:
     from PIL import Image
 
     path = FOLDER / "photo.png"
@@ -134,30 +136,32 @@ def _photo() -> Path:
     return path
 
 
-def _on_node() -> dict[str, Any]:
-    if not _has("npm", "node"):
-        return {"absent": "npm or node is not there"}
-    _npm(NODE)
-    (FOLDER / "answer.cjs").write_text(ON_NODE, encoding="utf-8")
-    told = json.loads(_output(["node", "answer.cjs", "export"]))
-    told["version"] = f"{NODE.replace('@', ' ')}, node {_output(['node', '--version']).strip()}"
-    return dict(told)
+def _run_node() -> dict[str, Any]:
+    """Return the version and logits of onnxruntime-node."""
+    if not _are_installed("npm", "node"):
+        return {"missing": "npm or node is not installed"}
+    _npm_install(NODE_PACKAGE)
+    (FOLDER / "answer.cjs").write_text(NODE_SCRIPT, encoding="utf-8")
+    result = json.loads(_output(["node", "answer.cjs", "export"]))
+    result["version"] = f"{NODE_PACKAGE.replace('@', ' ')}, node {_output(['node', '--version']).strip()}"
+    return dict(result)
 
 
-def _in_browser() -> dict[str, Any]:
-    if not _has("npm", "chromium"):
-        return {"absent": "npm or chromium is not there"}
-    _npm(WEB)
-    (FOLDER / "page.html").write_text(PAGE, encoding="utf-8")
-    told: dict[str, Any] = {}
-    arrived = threading.Event()
+def _run_browser() -> dict[str, Any]:
+    """Return the version and logits of onnxruntime-web in Chromium. Raises RuntimeError if it sends no logits."""
+    if not _are_installed("npm", "chromium"):
+        return {"missing": "npm or chromium is not installed"}
+    _npm_install(WEB_PACKAGE)
+    (FOLDER / "page.html").write_text(PAGE_HTML, encoding="utf-8")
+    result: dict[str, Any] = {}
+    received = threading.Event()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_POST(self) -> None:
-            told.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            result.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
-            arrived.set()
+            received.set()
 
         def log_message(self, *_arguments: object) -> None:
             pass
@@ -168,32 +172,33 @@ def _in_browser() -> dict[str, Any]:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={FOLDER / 'profile'}"]
         page = f"http://127.0.0.1:{server.server_port}/page.html"
         browser = subprocess.Popen(["chromium", *options, page], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        arrived.wait(120)
+        received.wait(120)
         browser.terminate()
         browser.wait()
         server.shutdown()
-    if "logits" not in told:
-        raise RuntimeError(f"the browser did not answer: {told.get('error', 'no word in two minutes')}")
-    version = re.search(r"Chrome/([\d.]+)", told["version"])
-    told["version"] = f"{WEB.replace('@', ' ')} (WebAssembly), Chromium {version[1] if version else '?'}"
-    return told
+    if "logits" not in result:
+        raise RuntimeError(f"the browser returned no logits: {result.get('error', 'no reply within 120 seconds')}")
+    version = re.search(r"Chrome/([\d.]+)", result["version"])
+    package = WEB_PACKAGE.replace("@", " ")
+    result["version"] = f"{package} (WebAssembly), Chromium {version[1] if version else '?'}"
+    return result
 
 
-def _has(*programs: str) -> bool:
+def _are_installed(*programs: str) -> bool:
     return all(shutil.which(program) for program in programs)
 
 
-def _npm(package: str) -> None:
-    quiet = ["--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
-    subprocess.run(["npm", "install", *quiet, package], cwd=FOLDER, check=True)
+def _npm_install(package: str) -> None:
+    options = ["--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
+    subprocess.run(["npm", "install", *options, package], cwd=FOLDER, check=True)
 
 
 def _output(command: list[str]) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
-    return done.stdout
+    process = subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed: {process.stderr.strip()[-500:]}")
+    return process.stdout
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""What Prefect, DVC and MLflow cost a step, beyond the step itself, and where that goes.
+"""Measure what Prefect, DVC and MLflow add to the time of each step, and profile it.
 
-A clone of this project runs the whole chain on the sample with as little training as there can be, REPEATS times, each
-time everything. Per step, in seconds:
+A clone of this project runs all stages on the sample with as little training as possible, REPEATS times, with nothing
+up to date. Per step, in seconds:
 
     the step itself      its function
-    imports              interpreter and imports, torch above all: what `python -m tasks STEP` takes besides
-    DVC                  its child process less the step's: its own start, hashes, lock, cache
-    MLflow               the step's run: opened, filled with the record, closed; curves are sent beside the training
-    Prefect              from the end of the task before to its own begin: states, logs, threads
+    imports              the rest of `python -m tasks STEP`: interpreter and imports, mostly torch
+    DVC                  its child process less that of the step: its own start, hashes, lock, cache
+    MLflow               opening the step's run, logging the record, closing; curves are logged during the training
+    Prefect              from the end of the previous task to the start of this one: states, logs, threads
 
-The last three are what driving and tracking cost. Profiles say where; `winnow run` and `dvc repro` with nothing to do
-are timed, too.
+The last three are the overhead of orchestration and tracking. `winnow run` and `dvc repro` are also timed with every
+stage up to date.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chain import ROOT, leave, markdown
+from benchmarks.chain import ROOT, markdown_table, write_results
 from tasks.project.environment import process_environment
 
 NAME = "overhead"
@@ -51,7 +51,7 @@ SETTINGS = {
     "benchmark.samples": 20,
     "benchmark.rounds": 6,
 }
-FLOW = """
+TIMED_FLOW = """
 import cProfile, io, json, pstats, sys, time
 from pathlib import Path
 from tasks.project.environment import apply
@@ -61,50 +61,52 @@ from flows.pipeline import pipeline
 from tasks import stage_runner
 from tasks.tracking import mlflow_runs
 
-# Seconds of every step's calls: MLflow's, and DVC's child process from its start to its end.
-spent, profile = {}, cProfile.Profile()
-inner = {name: getattr(mlflow_runs, name) for name in ("open_step", "close_step")}
-label, ended, stream, open_execution = [""], [0.0], stage_runner._stream, mlflow_runs.open_execution
+# Seconds of every step: MLflow's calls, DVC's child process from its start to its end, and Prefect.
+seconds, profile = {}, cProfile.Profile()
+original = {name: getattr(mlflow_runs, name) for name in ("open_step", "close_step")}
+label, last_end = [""], [0.0]
+stream, open_execution = stage_runner._stream, mlflow_runs.open_execution
 
-def timed(name):
+def profiled(name):
     def call(*arguments):
-        started = time.monotonic()
+        start = time.monotonic()
         profile.enable()
         try:
-            return inner[name](*arguments)
+            return original[name](*arguments)
         finally:
             profile.disable()
-            spent[label[0]]["mlflow"] += time.monotonic() - started
-            ended[0] = time.monotonic()
+            seconds[label[0]]["mlflow"] += time.monotonic() - start
+            last_end[0] = time.monotonic()
     return call
 
-def opened(*arguments):
+def timed_open_execution(*arguments):
     run = open_execution(*arguments)
-    ended[0] = time.monotonic()
+    last_end[0] = time.monotonic()
     return run
 
-def child(paths, stage, name, run_id, log):
-    started = time.monotonic()
+def timed_stream(paths, stage, name, run_id, log):
+    start = time.monotonic()
     lines = stream(paths, stage, name, run_id, log)
-    spent[label[0]]["child"] = time.monotonic() - started
+    seconds[label[0]]["child"] = time.monotonic() - start
     return lines
 
-def began(paths, parent, name, step):
+def timed_open_step(paths, parent, name, step):
     label[0] = name if step == "candidate" else step
-    spent[label[0]] = {"mlflow": 0.0, "child": 0.0, "prefect": time.monotonic() - ended[0]}
-    return timed("open_step")(paths, parent, name, step)
+    seconds[label[0]] = {"mlflow": 0.0, "child": 0.0, "prefect": time.monotonic() - last_end[0]}
+    return profiled("open_step")(paths, parent, name, step)
 
-mlflow_runs.open_execution = opened
-mlflow_runs.open_step, mlflow_runs.close_step, stage_runner._stream = began, timed("close_step"), child
-started = time.monotonic()
-done = pipeline(str(Path.cwd()))
-total = time.monotonic() - started
+mlflow_runs.open_execution = timed_open_execution
+mlflow_runs.open_step, mlflow_runs.close_step = timed_open_step, profiled("close_step")
+stage_runner._stream = timed_stream
+start = time.monotonic()
+stages = pipeline(str(Path.cwd()))
+total = time.monotonic() - start
 text = io.StringIO()
 pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(12)
-told = {"done": done, "spent": spent, "total": total, "profile": text.getvalue()}
-Path(sys.argv[1]).write_text(json.dumps(told))
+result = {"stages": stages, "seconds": seconds, "total": total, "profile": text.getvalue()}
+Path(sys.argv[1]).write_text(json.dumps(result))
 """
-DVC_PROFILED = """
+DVC_PROFILE = """
 import cProfile, pstats, sys
 from pathlib import Path
 from tasks.project.environment import apply
@@ -120,67 +122,68 @@ pstats.Stats(profile, stream=sys.stderr).strip_dirs().sort_stats("tottime").prin
 
 def main() -> None:
     project = ROOT / ".winnow" / "benchmarks" / NAME
-    shutil.rmtree(project, ignore_errors=True)  # a stage that is there already would not run
+    shutil.rmtree(project, ignore_errors=True)  # a stage that is up to date would not run
     subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
-    sets = [f"-S{key}={value}" for key, value in SETTINGS.items()]
-    _seconds(project, sys.executable, "-m", "winnow.cli.main", "run", *sets)
-    unchanged = {
-        "winnow run": _median(project, sys.executable, "-m", "winnow.cli.main", "run"),
-        "dvc repro": _median(project, sys.executable, "-m", "dvc", "repro"),
+    options = [f"-S{key}={value}" for key, value in SETTINGS.items()]
+    _time_command(project, sys.executable, "-m", "winnow.cli.main", "run", *options)
+    up_to_date = {
+        "winnow run": _median_time(project, sys.executable, "-m", "winnow.cli.main", "run"),
+        "dvc repro": _median_time(project, sys.executable, "-m", "dvc", "repro"),
     }
-    runs = [_everything(project) for _ in range(REPEATS)]
-    figures = [_of_step(step, runs) for step in runs[0]["spent"]]
+    runs = [_run_all_stages(project) for _ in range(REPEATS)]
+    figures = [_step_row(step, runs) for step in runs[0]["seconds"]]
     rows = [{name: value if name == "step" else f"{value:.2f}" for name, value in row.items()} for row in figures]
-    rest = statistics.median(_beyond(run) for run in runs)
-    told = [f"- once a run (Prefect's temporary server, MLflow's import, open, track, promotion, page): {rest:.1f} s"]
-    told += [f"- `{name}` with nothing to do: {seconds:.1f} s" for name, seconds in unchanged.items()]
-    profiles = {"MLflow, all steps of one run": runs[-1]["profile"], "DVC, one step": _profile_of_dvc(project)}
-    shown = "\n\n".join(f"{title}:\n\n```\n{_short(text)}\n```" for title, text in profiles.items())
-    conditions = f"The sample, {SETTINGS}; medians of {REPEATS} runs of everything. Seconds."
-    results = {"rows": figures, "beyond": rest, "unchanged": unchanged, "profiles": profiles}
-    leave(NAME, conditions, results, "\n\n".join([markdown(rows), "\n".join(told), shown]))
+    once = statistics.median(_seconds_outside_steps(run) for run in runs)
+    lines = [f"- once a run (Prefect's temporary server, MLflow's import, open, track, promotion, page): {once:.1f} s"]
+    lines += [f"- `{command}` with every stage up to date: {seconds:.1f} s" for command, seconds in up_to_date.items()]
+    profiles = {"MLflow, all steps of one run": runs[-1]["profile"], "DVC, one step": _profile_dvc(project)}
+    shown = "\n\n".join(f"{title}:\n\n```\n{_shorten_profile(text)}\n```" for title, text in profiles.items())
+    conditions = f"The sample, {SETTINGS}; medians of {REPEATS} runs of all stages. Seconds."
+    results = {"rows": figures, "beyond": once, "unchanged": up_to_date, "profiles": profiles}
+    write_results(NAME, conditions, results, "\n\n".join([markdown_table(rows), "\n".join(lines), shown]))
 
 
-def _of_step(step: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the runs, each part's own; what is driven and tracked is their sum in each run."""
+def _step_row(step: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the median seconds of each part over the runs; the last part is the overhead, summed in each run."""
     parts = []
     for run in runs:
-        times, spent = run["times"][step], run["spent"][step]
-        imports, dvc = times["process"] - times["step"], spent["child"] - times["process"]
-        beyond = dvc + spent["mlflow"] + spent["prefect"]
-        parts.append((times["step"], imports, dvc, spent["mlflow"], spent["prefect"], beyond))
+        times, seconds = run["times"][step], run["seconds"][step]
+        imports, dvc = times["process"] - times["step"], seconds["child"] - times["process"]
+        overhead = dvc + seconds["mlflow"] + seconds["prefect"]
+        parts.append((times["step"], imports, dvc, seconds["mlflow"], seconds["prefect"], overhead))
     names = ("the step itself", "imports", "DVC", "MLflow", "Prefect", "DVC + MLflow + Prefect")
     return {"step": step, **dict(zip(names, map(statistics.median, zip(*parts, strict=True)), strict=True))}
 
 
-def _beyond(run: dict[str, Any]) -> float:
-    """Seconds of a run that belong to no step."""
-    return float(run["total"] - sum(sum(spent.values()) for spent in run["spent"].values()))
+def _seconds_outside_steps(run: dict[str, Any]) -> float:
+    """Return the seconds of a run that belong to no step."""
+    return float(run["total"] - sum(sum(seconds.values()) for seconds in run["seconds"].values()))
 
 
-def _everything(project: Path) -> dict[str, Any]:
-    """A run of all stages: without the lock file, DVC's run cache and artifacts nothing is up to date."""
+def _run_all_stages(project: Path) -> dict[str, Any]:
+    """Run all stages and return their times; no lock file, run cache or artifact is left that makes one up to date."""
     (project / "dvc.lock").unlink()
     for folder in ((project / ".dvc" / "cache" / "runs"), project / "artifacts", project / ".winnow" / "mlflow"):
         shutil.rmtree(folder, ignore_errors=True)
-    for memory in ("tracked.json", "promoted.json"):
-        (project / ".winnow" / memory).unlink(missing_ok=True)
-    told = project / ".winnow" / "told.json"
-    _seconds(project, sys.executable, "-c", FLOW, str(told))
-    found: dict[str, Any] = json.loads(told.read_text())
-    assert all(row["outcome"] == "ran" for row in found["done"]), found["done"]
+    for state_file in ("tracked.json", "promoted.json"):
+        (project / ".winnow" / state_file).unlink(missing_ok=True)
+    result_file = project / ".winnow" / "told.json"
+    _time_command(project, sys.executable, "-c", TIMED_FLOW, str(result_file))
+    result: dict[str, Any] = json.loads(result_file.read_text())
+    assert all(stage["outcome"] == "ran" for stage in result["stages"]), result["stages"]
     times = (project / ".winnow" / "times").glob("*.json")
-    return {**found, "times": {path.stem: json.loads(path.read_text()) for path in times}}
+    return {**result, "times": {path.stem: json.loads(path.read_text()) for path in times}}
 
 
-def _seconds(project: Path, *command: str) -> float:
-    started = time.monotonic()
+def _time_command(project: Path, *command: str) -> float:
+    """Run a command in the project and return its seconds."""
+    start = time.monotonic()
     subprocess.run(command, cwd=project, env=_environment(project), check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - started
+    return time.monotonic() - start
 
 
-def _median(project: Path, *command: str) -> float:
-    return statistics.median(_seconds(project, *command) for _ in range(REPEATS))
+def _median_time(project: Path, *command: str) -> float:
+    return statistics.median(_time_command(project, *command) for _ in range(REPEATS))
 
 
 def _environment(project: Path) -> dict[str, str]:
@@ -188,20 +191,20 @@ def _environment(project: Path) -> dict[str, str]:
     return {**process_environment(project), "PATH": path, "PYTHONPATH": str(project)}
 
 
-def _profile_of_dvc(project: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", DVC_PROFILED],
+def _profile_dvc(project: Path) -> str:
+    process = subprocess.run(
+        [sys.executable, "-c", DVC_PROFILE],
         cwd=project,
         env=_environment(project),
         check=True,
         capture_output=True,
         text=True,
     )
-    return done.stderr
+    return process.stderr
 
 
-def _short(text: str) -> str:
-    """The table of a profile, without what stands before it and with short paths."""
+def _shorten_profile(text: str) -> str:
+    """Return the table of a profile without its header, with short paths."""
     table = text[text.index("ncalls") - 3 :].replace(str(Path(sys.prefix)) + "/lib/", "")
     return "\n".join(line[:110].rstrip() for line in table.strip().splitlines())
 

@@ -1,11 +1,11 @@
-"""20,000 photographs of 224 pixels, 500 of them labelled, by `winnow plan` and `winnow run`: is it as planned?
+"""Compare the forecast of `winnow plan` with `winnow run` on 20,000 photographs of 224 pixels, 500 of them labelled.
 
     python -m benchmarks.photos IMAGES
 
-IMAGES is a folder with train/ of class folders (CIFAR-10 as JPEG, say). Photographs are made of them: enlarged to 256
-to 340 pixels, with grain, as JPEG of some 30 kB; 500 keep their label, the others lie in unlabelled/. A clone of this
-project plans and runs on them, as a user would. What is compared: time from command to table, bytes in artifacts/ and
-in DVC's cache (files that both link to count once), and the largest peak of a step's memory.
+IMAGES is a folder with train/ of class folders (CIFAR-10 as JPEG, say). The photographs are made from them: enlarged to
+256 to 340 pixels, with grain, as JPEG of about 30 kB; 500 keep their label, the others are in unlabelled/. A clone of
+this project plans and runs on them, as a user would. Compared are the time from command to table, the bytes in
+artifacts/ and in DVC's cache (hard-linked files count once), and the largest peak memory of a step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.chain import ROOT, leave, markdown
+from benchmarks.chain import ROOT, markdown_table, write_results
 from tasks.project.environment import process_environment
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_summary import candidate_table, promotion_lines, training_lines
@@ -51,15 +51,15 @@ TRAINED = ("pruned", "sparse", "student", "student-alone", "dense-kd")
 
 
 def settings(folder: Path) -> dict[str, str]:
-    """All keys that differ from params.yaml: one epoch everywhere, since not accuracy is measured here but time."""
-    found = {**SETTINGS, "data.path": str(folder)}
+    """Return all keys that differ from params.yaml: one epoch everywhere, since time is measured, not accuracy."""
+    changed = {**SETTINGS, "data.path": str(folder)}
     for name in TRAINED:
-        found |= {f"candidates.{name}.recovery.{key}": value for key, value in RECOVERY.items()}
-    return found
+        changed |= {f"candidates.{name}.recovery.{key}": value for key, value in RECOVERY.items()}
+    return changed
 
 
-def photograph(job: tuple[str, str, int]) -> None:
-    """One enlarged copy with grain."""
+def write_photograph(job: tuple[str, str, int]) -> None:
+    """Write an enlarged copy of an image with grain. `job`: source, target, seed."""
     source, target, seed = job
     rng = np.random.default_rng(stream_seed(seed, "grain"))
     width, height = (int(side) for side in rng.integers(*SIDES, 2))
@@ -70,56 +70,53 @@ def photograph(job: tuple[str, str, int]) -> None:
     Image.fromarray(pixels).save(target, "JPEG", quality=88)
 
 
-def make(images: Path, out: Path) -> None:
-    """The folder of photographs, once."""
+def write_photographs(images: Path, out: Path) -> None:
+    """Write the folder of photographs, once."""
     if (out / "made").exists():
         return
     shutil.rmtree(out, ignore_errors=True)
     files = sorted((images / "train").rglob("*.jpg"))
     chosen = np.random.default_rng(0).permutation(len(files))[:COUNT]
     jobs = []
-    for number, at in enumerate(chosen.tolist()):
-        folder = out / "photos" / (files[at].parent.name if number < LABELLED else "unlabelled")
+    for number, index in enumerate(chosen.tolist()):
+        folder = out / "photos" / (files[index].parent.name if number < LABELLED else "unlabelled")
         folder.mkdir(parents=True, exist_ok=True)
-        jobs.append((str(files[at]), str(folder / f"{number:05d}.jpg"), number))
+        jobs.append((str(files[index]), str(folder / f"{number:05d}.jpg"), number))
     with ProcessPoolExecutor() as pool:
-        for _ in pool.map(photograph, jobs, chunksize=64):
+        for _ in pool.map(write_photograph, jobs, chunksize=64):
             pass
     (out / "made").touch()
 
 
-def on_disk_gb(*folders: Path) -> float:
-    """Bytes of all files below, each inode once."""
-    seen = {(info.st_dev, info.st_ino): info.st_size for at in folders for info in _infos(at)}
-    return float(sum(seen.values())) / 1e9
-
-
-def _infos(folder: Path) -> list:  # type: ignore[type-arg]
-    return [path.lstat() for path in folder.rglob("*") if path.is_file()]
+def disk_gb(*folders: Path) -> float:
+    """Return the GB of all files in the folders, each inode once."""
+    files = (path.lstat() for folder in folders for path in folder.rglob("*") if path.is_file())
+    sizes = {(info.st_dev, info.st_ino): info.st_size for info in files}
+    return float(sum(sizes.values())) / 1e9
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, help="holds train/ of class folders of JPEG files")
     folder = ROOT / ".winnow" / "benchmarks" / NAME
-    make(parser.parse_args().images.resolve(), folder)
+    write_photographs(parser.parse_args().images.resolve(), folder)
     project = folder / "project"
     shutil.rmtree(project, ignore_errors=True)
     subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
-    sets = [f"-S{key}={value}" for key, value in settings(folder / "photos").items()]
+    options = [f"-S{key}={value}" for key, value in settings(folder / "photos").items()]
     winnow = [sys.executable, "-m", "winnow.cli.main"]
-    began = time.monotonic()
-    subprocess.run([*winnow, "plan", *sets], cwd=project, env=process_environment(project), check=True)
-    planning = time.monotonic() - began
-    began = time.monotonic()
+    start = time.monotonic()
+    subprocess.run([*winnow, "plan", *options], cwd=project, env=process_environment(project), check=True)
+    plan_seconds = time.monotonic() - start
+    start = time.monotonic()
     subprocess.run([*winnow, "run"], cwd=project, env=process_environment(project), check=True)
-    total = time.monotonic() - began
+    run_seconds = time.monotonic() - start
     paths = ProjectPaths(project)
     planned = read_json(paths.state_dir / "plan.json")
     times = {name: read_json(paths.state_dir / "times" / f"{name}.json") for name in planned["steps"]}
-    pairs = {
-        "time": (planned["total_seconds"], total, format_duration),
-        "disk, GB": (planned["disk_gb"], on_disk_gb(paths.artifacts, project / ".dvc" / "cache"), "{:.2f}".format),
+    quantities = {
+        "time": (planned["total_seconds"], run_seconds, format_duration),
+        "disk, GB": (planned["disk_gb"], disk_gb(paths.artifacts, project / ".dvc" / "cache"), "{:.2f}".format),
         "memory, GB": (
             max(row["memory_mb"] for row in planned["steps"].values()) / 1e3,
             max(row["memory_mb"] for row in times.values()) / 1e3,
@@ -127,16 +124,16 @@ def main() -> None:
         ),
     }
     rows = [
-        {"": what, "planned": show(one), "it was": show(other), "off by": f"{(one / other - 1) * 100:+.0f} %"}
-        for what, (one, other, show) in pairs.items()
+        {"": name, "planned": show(plan), "measured": show(actual), "error": f"{(plan / actual - 1) * 100:+.0f} %"}
+        for name, (plan, actual, show) in quantities.items()
     ]
     lines = "\n".join(f"- {line}" for line in (*training_lines(paths), *promotion_lines(paths)))
     conditions = (
         f"{COUNT:,} photographs of 224 pixels, {LABELLED} of them labelled, {SETTINGS}, recoveries of one epoch in "
-        f"batches of 64. `winnow plan` took {format_duration(planning)}."
+        f"batches of 64. `winnow plan` took {format_duration(plan_seconds)}."
     )
-    figures = {"planned": planned, "times": times, "seconds": total, "table": candidate_table(paths)}
-    leave(NAME, conditions, figures, f"{markdown(rows)}\n\n{lines}")
+    figures = {"planned": planned, "times": times, "seconds": run_seconds, "table": candidate_table(paths)}
+    write_results(NAME, conditions, figures, f"{markdown_table(rows)}\n\n{lines}")
 
 
 if __name__ == "__main__":

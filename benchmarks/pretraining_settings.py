@@ -1,8 +1,8 @@
-"""Which settings of RotNet buy most at 25 labels per class, and how many images they pass: chosen on validation data.
+"""Compare settings of RotNet by fine-tuned accuracy at 25 labels per class and by the images processed in pretraining.
 
-Each setting pretrains backbones from two seeds; each backbone is fine-tuned on three label seeds as params.yaml says,
-with its rates tried on the first. The test split is not read. Work goes on where it stopped; delete
-.winnow/benchmarks/pretraining_settings* to start anew.
+Each setting pretrains backbones from two seeds; each backbone is fine-tuned on three label seeds as in params.yaml, and
+the first selects the learning rate. Accuracy is that on validation; the test split is not read. An interrupted run
+resumes; delete .winnow/benchmarks/pretraining_settings* to start again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from benchmarks.chain import Chain, configure, leave, markdown
+from benchmarks.chain import Chain, configure, markdown_table, write_results
 from winnow.data.dataset import TRAIN, load_images
 from winnow.models.backbones import WEIGHTS_FILE, load_architecture
 from winnow.records import read_json, read_record, write_json
@@ -27,44 +27,44 @@ SETTINGS: dict[str, tuple[int, float, int]] = {
     "batch 32, rate 0.05, 6 epochs": (32, 0.05, 6),
     "batch 32, rate 0.05, 10 epochs": (32, 0.05, 10),
 }
-"""Name -> images a batch (each in four rotations), learning rate, epochs."""
+"""Name -> images per batch (each in four rotations), learning rate, epochs."""
 ROTATIONS = 4
 
 
-def measured(setting: tuple[int, float, int], seed: int) -> dict[str, Any]:
-    """kNN accuracy of one backbone, and top-1 of each label seed, as fractions."""
-    batch, rate, epochs = setting
-    keys: dict[str, Any] = {
-        "pretrain.batch_size": batch,
-        "pretrain.optimiser.learning_rate": rate,
+def measure(setting: tuple[int, float, int], seed: int) -> dict[str, Any]:
+    """Return top1 by label seed and knn accuracy (fractions) of a backbone, fine-tuning steps and training images."""
+    batch_size, learning_rate, epochs = setting
+    overrides: dict[str, Any] = {
+        "pretrain.batch_size": batch_size,
+        "pretrain.optimiser.learning_rate": learning_rate,
         "pretrain.epochs": epochs,
     }
-    config = configure({**keys, "pretrain.seed": seed, "finetune.seeds": LABEL_SEEDS})
-    chain = Chain(f"{NAME}-{batch}-{rate:g}-{epochs}-seed{seed}", config)
-    kept = chain.folder / "measured.json"
-    if not kept.exists():
-        images, pretrained = load_images(chain.data()), chain.pretrained()
+    config = configure({**overrides, "pretrain.seed": seed, "finetune.seeds": LABEL_SEEDS})
+    chain = Chain(f"{NAME}-{batch_size}-{learning_rate:g}-{epochs}-seed{seed}", config)
+    result_file = chain.folder / "measured.json"
+    if not result_file.exists():
+        images, pretrained = load_images(chain.ingest()), chain.pretrain()
         arms: dict[str, StateDict | None] = {"pretrained": load_file(pretrained / WEIGHTS_FILE)}
-        chosen, _ = train_arms(config, images, load_architecture(pretrained), arms, chain.scratch / "arms")
-        found = {"top1": [each.top1 for each in chosen], "steps": chosen[0].steps}
-        found |= {"knn": read_record(pretrained).metrics["pretrain/knn"], "images": len(images.indices(TRAIN))}
-        write_json(kept, found)
-    result: dict[str, Any] = read_json(kept)
+        trained, _ = train_arms(config, images, load_architecture(pretrained), arms, chain.scratch / "arms")
+        figures = {"top1": [training.top1 for training in trained], "steps": trained[0].steps}
+        figures |= {"knn": read_record(pretrained).metrics["pretrain/knn"], "images": len(images.indices(TRAIN))}
+        write_json(result_file, figures)
+    result: dict[str, Any] = read_json(result_file)
     return result
 
 
 def main() -> None:
-    figures = {name: [measured(setting, seed) for seed in BACKBONE_SEEDS] for name, setting in SETTINGS.items()}
+    figures = {name: [measure(setting, seed) for seed in BACKBONE_SEEDS] for name, setting in SETTINGS.items()}
     rows = []
-    for (name, each), (_, _, epochs) in zip(figures.items(), SETTINGS.values(), strict=True):
-        backbones = [statistics.fmean(one["top1"]) * 100 for one in each]
+    for (name, results), (_, _, epochs) in zip(figures.items(), SETTINGS.values(), strict=True):
+        top1 = [statistics.fmean(result["top1"]) * 100 for result in results]
         rows.append(
             {
                 "RotNet": name,
-                "fine-tuned top-1 %, mean": f"{statistics.fmean(backbones):.1f}",
-                "by backbone": ", ".join(f"{value:.1f}" for value in backbones),
-                "kNN %": ", ".join(f"{one['knn'] * 100:.1f}" for one in each),
-                "images passed": f"{epochs * ROTATIONS * each[0]['images']:,}",
+                "fine-tuned top-1 %, mean": f"{statistics.fmean(top1):.1f}",
+                "by backbone": ", ".join(f"{value:.1f}" for value in top1),
+                "kNN %": ", ".join(f"{result['knn'] * 100:.1f}" for result in results),
+                "images processed": f"{epochs * ROTATIONS * results[0]['images']:,}",
             }
         )
     first = next(iter(figures.values()))[0]
@@ -73,7 +73,7 @@ def main() -> None:
         f"{len(BACKBONE_SEEDS)} backbones, {len(LABEL_SEEDS)} label seeds, {first['steps']} steps of fine-tuning. "
         "Accuracy on the validation split."
     )
-    leave(NAME, conditions, {"settings": figures}, markdown(rows))
+    write_results(NAME, conditions, {"settings": figures}, markdown_table(rows))
 
 
 if __name__ == "__main__":

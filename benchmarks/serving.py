@@ -1,10 +1,10 @@
-"""`winnow serve` at 1, 8 and 64 clients, beside what decoding and the model alone can do on the same cores.
+"""Measure `winnow serve` with 1, 8 and 64 clients, beside decoding and the model alone on the same cores.
 
     winnow export DIR && python -m benchmarks.serving DIR IMAGE
 
-DIR holds an exported model of this machine, IMAGE an image file that every request sends. Clients keep their connection
-and send the next request when the last one is answered; they run on the same cores as the server, in a process of
-their own. "Bare" is one thread that decodes the image and answers it, again and again: no HTTP, no queue.
+DIR holds a model exported on this machine, IMAGE is the image file that every request sends. Clients keep their
+connection and send the next request when the last one is answered. They run on the server's cores, in their own
+process. "bare" is one thread that decodes the image and predicts in a loop: no HTTP, no queue.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.chain import ROOT, leave, markdown
+from benchmarks.chain import ROOT, markdown_table, write_results
 from winnow.cli.serve import START
 from winnow.config.serving import ServingConfig
 from winnow.data.dataset import decode
@@ -34,43 +34,43 @@ NAME, CLIENTS, ROUNDS, SECONDS = "serving", (1, 8, 64), 3, 6.0
 PORT = 8765
 
 
-def bare(folder: Path, image: bytes) -> list[float]:
-    """Milliseconds of decoding and answering one image, many times."""
-    model, taken = RequestPredictor(folder, max_batch=1), []
-    side, stop = model.card.image_size, time.perf_counter() + SECONDS
-    while time.perf_counter() < stop:
-        began = time.perf_counter()
+def time_bare(folder: Path, image: bytes) -> list[float]:
+    """Return the milliseconds of each decoding and prediction of the image, without the first tenth of them."""
+    model, latencies_ms = RequestPredictor(folder, max_batch=1), []
+    side, end = model.card.image_size, time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        start = time.perf_counter()
         model(decode(image, side)[0][None])
-        taken.append((time.perf_counter() - began) * 1e3)
-    return taken[len(taken) // 10 :]
+        latencies_ms.append((time.perf_counter() - start) * 1e3)
+    return latencies_ms[len(latencies_ms) // 10 :]
 
 
-async def load(image: bytes, clients: int) -> tuple[list[float], float]:
-    """Milliseconds of every request, and requests a second."""
+async def send_requests(image: bytes, clients: int) -> tuple[list[float], float]:
+    """Return the milliseconds of each request, and requests per second, after 1 s of warm-up."""
     import aiohttp
 
-    taken: list[float] = []
+    latencies_ms: list[float] = []
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
-        async def client(stop: float) -> None:
-            while time.perf_counter() < stop:
-                began = time.perf_counter()
-                async with session.post(f"http://127.0.0.1:{PORT}/predict", data=image) as answer:
-                    await answer.read()
-                    answer.raise_for_status()
-                taken.append((time.perf_counter() - began) * 1e3)
+        async def run_client(end: float) -> None:
+            while time.perf_counter() < end:
+                start = time.perf_counter()
+                async with session.post(f"http://127.0.0.1:{PORT}/predict", data=image) as response:
+                    await response.read()
+                    response.raise_for_status()
+                latencies_ms.append((time.perf_counter() - start) * 1e3)
 
-        await asyncio.gather(*(client(time.perf_counter() + 1) for _ in range(clients)))
-        taken.clear()
-        began = time.perf_counter()
-        await asyncio.gather(*(client(began + SECONDS) for _ in range(clients)))
-        return taken, len(taken) / (time.perf_counter() - began)
+        await asyncio.gather(*(run_client(time.perf_counter() + 1) for _ in range(clients)))
+        latencies_ms.clear()
+        start = time.perf_counter()
+        await asyncio.gather(*(run_client(start + SECONDS) for _ in range(clients)))
+        return latencies_ms, len(latencies_ms) / (time.perf_counter() - start)
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    """The server, ready."""
-    told = json.dumps({**asdict(ServingConfig()), "folder": str(folder), "title": "benchmark", "port": PORT})
-    process = subprocess.Popen([sys.executable, "-c", START, told], cwd=ROOT)
+def start_server(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the server and return it when it is ready. Raises RuntimeError if it ends before."""
+    options = json.dumps({**asdict(ServingConfig()), "folder": str(folder), "title": "benchmark", "port": PORT})
+    process = subprocess.Popen([sys.executable, "-c", START, options], cwd=ROOT)
     while process.poll() is None:
         try:
             if httpx.get(f"http://127.0.0.1:{PORT}/health").status_code == 200:
@@ -85,45 +85,44 @@ def main() -> None:
     parser.add_argument("export", type=Path)
     parser.add_argument("image", type=Path)
     parser.add_argument("--client", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    image = options.image.read_bytes()
-    if options.client:
-        taken, rate = asyncio.run(load(image, options.client))
-        print(json.dumps({"ms": taken, "rate": rate}))
+    args = parser.parse_args()
+    image = args.image.read_bytes()
+    if args.client:
+        latencies_ms, rate = asyncio.run(send_requests(image, args.client))
+        print(json.dumps({"ms": latencies_ms, "rate": rate}))
         return
-    folder: Path = options.export.resolve()
-    found: dict[int, list[Any]] = {clients: [] for clients in CLIENTS}
-    alone: list[float] = []
+    folder: Path = args.export.resolve()
+    rounds: dict[int, list[Any]] = {clients: [] for clients in CLIENTS}
+    bare_ms: list[float] = []
     for _ in range(ROUNDS):
-        alone += bare(folder, image)
-        server = start(folder)
+        bare_ms += time_bare(folder, image)
+        server = start_server(folder)
         try:
             for clients in CLIENTS:
-                child = [sys.executable, "-m", "benchmarks.serving", options.export, options.image]
-                done = subprocess.run(
-                    [*child, "--client", str(clients)], cwd=ROOT, capture_output=True, text=True, check=True
+                command = [sys.executable, "-m", "benchmarks.serving", args.export, args.image]
+                process = subprocess.run(
+                    [*command, "--client", str(clients)], cwd=ROOT, capture_output=True, text=True, check=True
                 )
-                found[clients].append(json.loads(done.stdout.strip().splitlines()[-1]))
+                rounds[clients].append(json.loads(process.stdout.strip().splitlines()[-1]))
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait()
-    rows = [_row("bare, one thread", alone, 1e3 / float(np.mean(alone)))]
-    for clients, rounds in found.items():
-        every = [ms for one in rounds for ms in one["ms"]]
+    rows = [_table_row("bare, one thread", bare_ms, 1e3 / float(np.mean(bare_ms)))]
+    for clients, results in rounds.items():
+        latencies_ms = [ms for result in results for ms in result["ms"]]
         name = f"{clients} client{'' if clients == 1 else 's'}"
-        rows.append(_row(name, every, float(np.median([one["rate"] for one in rounds]))))
-    card = DeploymentCard.read(folder)
-    serving, asked = card.serving, ServingConfig()
-    note = (
-        f"{card.name} at {card.image_size} pixels on {serving.runtime} {serving.precision}, "
-        f"{serving.threads} threads; {options.image.suffix[1:]} of {len(image):,} bytes; batches of at most "
-        f"{asked.max_batch}, which wait {asked.max_wait_ms:g} ms; {ROUNDS} rounds of {SECONDS:g} s each."
+        rows.append(_table_row(name, latencies_ms, float(np.median([result["rate"] for result in results]))))
+    card, config = DeploymentCard.read(folder), ServingConfig()
+    conditions = (
+        f"{card.name} at {card.image_size} pixels on {card.serving.runtime} {card.serving.precision}, "
+        f"{card.serving.threads} threads; {args.image.suffix[1:]} of {len(image):,} bytes; batches of at most "
+        f"{config.max_batch}, which wait {config.max_wait_ms:g} ms; {ROUNDS} rounds of {SECONDS:g} s each."
     )
-    leave(f"{NAME}_{card.image_size}", note, {"rows": rows}, markdown(rows))
+    write_results(f"{NAME}_{card.image_size}", conditions, {"rows": rows}, markdown_table(rows))
 
 
-def _row(name: str, taken: list[float], rate: float) -> dict[str, str]:
-    p50, p99 = (float(np.percentile(taken, share)) for share in (50, 99))
+def _table_row(name: str, latencies_ms: list[float], rate: float) -> dict[str, str]:
+    p50, p99 = (float(np.percentile(latencies_ms, percent)) for percent in (50, 99))
     return {"": name, "images/s": f"{rate:,.0f}", "p50, ms": f"{p50:.2f}", "p99, ms": f"{p99:.2f}"}
 
 
