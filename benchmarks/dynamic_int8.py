@@ -35,7 +35,8 @@ def main() -> None:
             }
         )
     conditions = "CIFAR-10 (JPEG) sample, 25 labels per class, resnet8 from scratch; validation accuracy; one run."
-    write_results(NAME, conditions, {"rows": timed_rows}, markdown_table(rows))
+    figures = {"rows": [row.model_dump(mode="json") for row in timed_rows]}
+    write_results(NAME, conditions, figures, markdown_table(rows))
 
 
 if __name__ == "__main__":
