@@ -1,4 +1,4 @@
-"""Which files of winnow/ a file imports, directly or not; by parsing, not by importing."""
+"""Find the files that a file imports, directly or not, by parsing instead of importing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ON_USE = "winnow/__init__.py"
+LAZY_INIT = "winnow/__init__.py"
 """The package's own file: it imports the in-memory interface when one of its names is used, and nothing before."""
 
 
 def imported_files(path: Path, root: Path = ROOT) -> set[Path]:
-    """Files of the project that `path` imports, anywhere in it; packages count with their __init__.py."""
-    found: set[Path] = set()
+    """Return the project's files that `path` imports, anywhere in it; packages count with their __init__.py."""
+    imported: set[Path] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -21,8 +21,8 @@ def imported_files(path: Path, root: Path = ROOT) -> set[Path]:
             assert node.level == 0, f"{path}: relative import"
             names = [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
-            found |= _files_of(name, root)
-    return found
+            imported |= _files_of(name, root)
+    return imported
 
 
 def _files_of(name: str, root: Path) -> set[Path]:
@@ -35,15 +35,15 @@ def _files_of(name: str, root: Path) -> set[Path]:
 
 
 def closure(path: Path, skip: set[Path] = frozenset(), root: Path = ROOT) -> set[Path]:  # type: ignore[assignment]
-    """All that `path` reaches; `skip` is neither entered nor counted."""
-    seen: set[Path] = set()
-    todo = [path]
-    while todo:
-        current = todo.pop()
-        if current in seen or current in skip:
+    """Return all files that `path` reaches; files in `skip` are neither followed nor returned."""
+    visited: set[Path] = set()
+    pending = [path]
+    while pending:
+        current = pending.pop()
+        if current in visited or current in skip:
             continue
-        seen.add(current)
-        if current == root / ON_USE:
+        visited.add(current)
+        if current == root / LAZY_INIT:
             continue
-        todo += imported_files(current, root)
-    return seen
+        pending += imported_files(current, root)
+    return visited

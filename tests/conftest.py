@@ -1,4 +1,4 @@
-"""Shared by all tests: a silent environment and tiny data. Nothing here is mocked and nothing is downloaded."""
+"""Fixtures for all tests: an environment without telemetry and tiny data. Nothing is mocked or downloaded."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Before any library is imported: caches and telemetry of the tests go to a folder that is thrown away.
-_HIDDEN = Path(tempfile.mkdtemp(prefix="winnow-tests-"))
+# Before any library is imported: caches and telemetry of the tests go to a folder that is removed at exit.
+_STATE_DIR = Path(tempfile.mkdtemp(prefix="winnow-tests-"))
 _OWNER = os.getpid()
 
 
-def _throw_away() -> None:
-    """At the end of the process that made the folder; a fork of it leaves the folder alone."""
+def _remove_state_dir() -> None:
+    """Remove the folder at the end of the process that created it, not in a fork of it."""
     if os.getpid() == _OWNER:
-        shutil.rmtree(_HIDDEN, ignore_errors=True)
+        shutil.rmtree(_STATE_DIR, ignore_errors=True)
 
 
-atexit.register(_throw_away)
+atexit.register(_remove_state_dir)
 
 # Tiny networks gain nothing from a second thread, and two busy processes with two each would spin on one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tasks.project import environment  # noqa: E402
 
-environment.apply(_HIDDEN)
+environment.apply(_STATE_DIR)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A machine's GPU is for `pytest -m gpu`: the same test gives the same numbers with and without one."""
+    """Hide the GPU except under `pytest -m gpu`, so that a test gives the same numbers with and without one."""
     if "gpu" not in config.getoption("markexpr").replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -55,7 +55,7 @@ SIZE = 16
 
 
 def draw(label: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """An image uint8 (H, W, 3) of a class: its own pattern, colour and noise, so that a tiny network can learn it."""
+    """Return an image uint8 (H, W, 3) of a class: pattern, colour and noise that a tiny network can learn."""
     height, width = size
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     shift = rng.uniform(-0.1, 0.1)
@@ -71,12 +71,12 @@ def draw(label: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndar
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """Class folders with 12 images each, 40x30 to 48x48 pixels, JPEG and PNG."""
+    """Return class folders with 12 images each, 40x30 to 48x48 pixels, JPEG and PNG."""
     return write_folder(tmp_path / "photos")
 
 
 def write_folder(root: Path) -> Path:
-    """What `image_folder` holds."""
+    """Write the class folders of `image_folder` to `root`."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(CLASSES):
         (root / name).mkdir(parents=True)
@@ -88,7 +88,7 @@ def write_folder(root: Path) -> Path:
 
 
 def write_set(folder: Path, train: int = 120, validation: int = 60, test: int = 30, unlabelled: int = 10) -> None:
-    """An ingested data set as the step leaves it; the last `unlabelled` training images have no label."""
+    """Write an ingested data set as the step does; the last `unlabelled` training images have no label."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(7)
     split = np.repeat([TRAIN, VALIDATION, TEST], [train, validation, test]).astype(np.uint8)
@@ -106,7 +106,7 @@ def write_set(folder: Path, train: int = 120, validation: int = 60, test: int = 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of `tiny_set`."""
+    """Return the folder of `tiny_set`."""
     folder = tmp_path_factory.mktemp("tiny") / "data"
     write_set(folder)
     return folder
@@ -114,12 +114,12 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_set(tiny_data: Path) -> ImageSet:
-    """3 learnable classes, 120 train (10 without label), 60 validation, 30 test images of 16x16."""
+    """Return 3 learnable classes: 120 training (10 without label), 60 validation, 30 test images of 16x16."""
     return load_images(tiny_data)
 
 
 def hide_labels(data: Path, copy: Path, per_class: int, seed: int) -> Path:
-    """A copy of `data` in which the training images outside the label budget have no label."""
+    """Copy `data` to `copy` without the labels of training images outside the label budget."""
     from winnow.data.splits import draw_label_budget
 
     shutil.copytree(data, copy)
@@ -136,16 +136,16 @@ OPTIMISER = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "warm
 RECOVERY = {"epochs": 2, "min_steps": 1, "batch_size": 32, "optimiser": OPTIMISER}
 
 
-def without_control() -> dict:
-    """tiny_params whose dense is the only reference of a search."""
+def params_without_control() -> dict:
+    """Return `tiny_params` without dense-kd, so that dense is the only reference of a search."""
     params = tiny_params()
     del params["candidates"]["dense-kd"]
     return params
 
 
 def tiny_params() -> dict:
-    """params.yaml for seconds: every section, every method."""
-    alone = {**RECOVERY, "teacher": "none", "images": "labelled"}
+    """Return a params.yaml that runs in seconds, with every section and every method."""
+    recovery_without_teacher = {**RECOVERY, "teacher": "none", "images": "labelled"}
     return {
         "data": {
             "source": "folder",
@@ -183,7 +183,7 @@ def tiny_params() -> dict:
                 "method": "distill",
                 "student": "resnet8",
                 "width": 0.5,
-                "recovery": alone,
+                "recovery": recovery_without_teacher,
             },
             "dense-kd": {"from": "dense", "method": "distill", "student": "same", "recovery": RECOVERY},
         },
@@ -203,13 +203,13 @@ def tiny_params() -> dict:
 
 @pytest.fixture
 def tiny_config() -> Config:
-    """`tiny_params` checked."""
+    """Return `tiny_params` as a checked config."""
     return check_config(tiny_params())
 
 
 @pytest.fixture(scope="session")
 def tiny_dense(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """artifacts/candidates/dense of a quickly pretrained and fine-tuned resnet8."""
+    """Return artifacts/candidates/dense of a quickly pretrained and fine-tuned resnet8."""
     from winnow.steps.finetune import finetune
     from winnow.steps.pretrain import pretrain
 
@@ -224,26 +224,26 @@ def tiny_dense(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def tiny_candidate(
     tiny_data: Path, tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """Name -> folder of a candidate of `tiny_params`, made when first asked for, its parents before it."""
+    """Return a function from a name in `tiny_params` to that candidate's folder, computed at the first call."""
     from winnow.steps.compress import CandidateFolders, compress
 
     config = check_config(tiny_params())
     root = tmp_path_factory.mktemp("tree")
     shutil.copytree(tiny_dense, root / "dense")
 
-    def made(name: str) -> Path:
+    def make_candidate(name: str) -> Path:
         if not (root / name).exists():
-            made(config.candidates[name].parent)
+            make_candidate(config.candidates[name].parent)
             folders = CandidateFolders(tiny_data, root / "pretrain", root, root / "scratch" / name)
             compress(config, name, folders, root / name)
         return root / name
 
-    return made
+    return make_candidate
 
 
 @pytest.fixture
 def tiny_inputs(tiny_set: ImageSet, tiny_dense: Path, tmp_path: Path) -> MethodInputs:
-    """What a method of compression is given: all training labels may be seen, the parent is `dense`."""
+    """Return inputs of a compression method: all training labels are visible, the parent is `dense`."""
     from winnow.compression.method_inputs import MethodInputs, NetworkFolder
     from winnow.data.splits import visible_labels
     from winnow.models.backbones import load_backbone

@@ -1,4 +1,4 @@
-"""What tests of servers ask of a socket."""
+"""Helper of server tests: the state of a socket."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 
 
 def is_ended(connection: socket.socket, seconds: float = 0.05) -> bool:
-    """Whether the other end has closed it; waits so long for a word."""
+    """Return whether the other end closed the connection within `seconds`."""
     connection.settimeout(seconds)
     try:
         return connection.recv(1_000_000) == b""

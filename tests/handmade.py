@@ -1,7 +1,8 @@
-"""A finished run made by hand, for tests of what comes after one: data, candidates with real ONNX files, verdicts.
+"""Write the artifacts of a finished run without running it: data, candidates with real ONNX files, verdicts.
 
-The images of `tests.conftest.write_set` are told apart by their brightest colour, so a file that averages each channel
-is always right; `blind` makes one that never names a class, `ballast` one that is slow, `salt` one with other bytes.
+The images of `tests.conftest.write_set` differ in their brightest colour, so a file that averages each channel is
+always right. Keywords of `write_model` change that: `never_predicted` suppresses one class, `ballast` makes the file
+slow, `salt` changes its bytes only.
 """
 
 from __future__ import annotations
@@ -55,22 +56,24 @@ from winnow.steps.refit import NOTE
 
 DATA_VERSION = "0123456789abcdef0123456789abcdef.dir"
 MODEL = "photos"
-"""What these runs are registered as."""
+"""Name of the registered model."""
 LABELS = LabelCounts(training=110, choosing=60)
 CURVES = [{"epoch": epoch, "loss": 1.0 / (1 + epoch)} for epoch in range(3)]
 
 
-def write_model(path: Path, *, side: int = SIZE, blind: int | None = None, ballast: int = 0, salt: float = 0.0) -> None:
-    """pixels uint8 (N, S, S, 3) -> logits float32 (N, 3)."""
+def write_model(
+    path: Path, *, side: int = SIZE, never_predicted: int | None = None, ballast: int = 0, salt: float = 0.0
+) -> None:
+    """Write an ONNX file from pixels uint8 (N, S, S, 3) to logits float32 (N, 3)."""
     bias = np.full(3, salt, np.float32)
-    if blind is not None:
-        bias[blind] = -1e6
+    if never_predicted is not None:
+        bias[never_predicted] = -1e6
     nodes = [
         helper.make_node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["x", "axes"], ["means"], keepdims=0),
     ]
     weights = {"axes": np.array([1, 2], np.int64), "bias": bias}
-    last = "means"
+    output_name = "means"
     if ballast:
         weights |= {
             "wide": np.full((3, ballast), 1e-9, np.float32),
@@ -78,11 +81,11 @@ def write_model(path: Path, *, side: int = SIZE, blind: int | None = None, balla
             "narrow": np.full((ballast, 3), 1e-9, np.float32),
         }
         nodes.append(helper.make_node("MatMul", ["means", "wide"], ["h0"]))
-        nodes += [helper.make_node("MatMul", [f"h{at}", "square"], [f"h{at + 1}"]) for at in range(4)]
+        nodes += [helper.make_node("MatMul", [f"h{index}", "square"], [f"h{index + 1}"]) for index in range(4)]
         nodes.append(helper.make_node("MatMul", ["h4", "narrow"], ["nothing"]))
         nodes.append(helper.make_node("Add", ["means", "nothing"], ["sum"]))
-        last = "sum"
-    nodes.append(helper.make_node("Add", [last, "bias"], ["logits"]))
+        output_name = "sum"
+    nodes.append(helper.make_node("Add", [output_name, "bias"], ["logits"]))
     graph = helper.make_graph(
         nodes,
         "handmade",
@@ -96,8 +99,8 @@ def write_model(path: Path, *, side: int = SIZE, blind: int | None = None, balla
 
 
 def write_run(root: Path, winner: str | None = "quick", models: dict[str, dict[str, Any]] | None = None) -> Config:
-    """Everything a run of dense, quick and wrong leaves in `root`; `models` are keywords of `write_model`."""
-    variants = {"dense": {"ballast": 200}, "quick": {}, "wrong": {"blind": 0}} | (models or {})
+    """Write all artifacts of a run of dense, quick and wrong to `root`; `models` are keywords of `write_model`."""
+    variants = {"dense": {"ballast": 200}, "quick": {}, "wrong": {"never_predicted": 0}} | (models or {})
     params = tiny_params()
     quantize = {"from": "dense", "method": "quantize", "calibration_images": 32}
     params["candidates"] = {name: quantize for name in variants if name != "dense"}
@@ -105,24 +108,29 @@ def write_run(root: Path, winner: str | None = "quick", models: dict[str, dict[s
     (root / "dvc.yaml").write_text("stages: {}\n")
     outs = [{"path": "artifacts/data", "hash": "md5", "md5": DATA_VERSION}]
     (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"ingest": {"outs": outs}}}))
-    config, at = check_config(params), root / "artifacts"
-    if not (at / "data").is_dir():
-        write_set(at / "data")
-    _record(at / "pretrain", "pretrain", pretrain_details(curves=CURVES), metrics={"pretrain/loss": CURVES[-1]["loss"]})
+    config, artifacts = check_config(params), root / "artifacts"
+    if not (artifacts / "data").is_dir():
+        write_set(artifacts / "data")
+    _record(
+        artifacts / "pretrain",
+        "pretrain",
+        pretrain_details(curves=CURVES),
+        metrics={"pretrain/loss": CURVES[-1]["loss"]},
+    )
     for name, variant in variants.items():
-        write_candidate(at, name, variant)
-    write_verdicts(at, config, list(variants), winner)
-    _record(at / "report", "report", report_details(), metrics={"test/top1": 1.0})
-    (at / "report" / "report.html").write_text("<html>report</html>")
+        write_candidate(artifacts, name, variant)
+    write_verdicts(artifacts, config, list(variants), winner)
+    _record(artifacts / "report", "report", report_details(), metrics={"test/top1": 1.0})
+    (artifacts / "report" / "report.html").write_text("<html>report</html>")
     return config
 
 
-def write_candidate(at: Path, name: str, variant: dict[str, Any]) -> None:
-    """artifacts/candidates/NAME as the steps leave it, by `write_model(**variant)`."""
-    folder = at / "candidates" / name
+def write_candidate(artifacts: Path, name: str, variant: dict[str, Any]) -> None:
+    """Write artifacts/candidates/NAME as the steps do, with the file of `write_model(**variant)`."""
+    folder = artifacts / "candidates" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "model.onnx", **variant)
-    images = load_images(at / "data")
+    images = load_images(artifacts / "data")
     indices = images.indices(VALIDATION)
     logits = predict_file(folder / "model.onnx", images.images_NHWC, indices)
     np.save(folder / "validation_logits.npy", logits)
@@ -149,9 +157,11 @@ def write_candidate(at: Path, name: str, variant: dict[str, Any]) -> None:
     _record(folder, step, details, name=name, parameters=parameters, metrics=metrics)
 
 
-def write_verdicts(at: Path, config: Config, names: list[str], winner: str | None, latency_ms: float = 0.5) -> None:
-    """Benchmark and selection over the candidates as they lie there."""
-    digests = {name: record_digest(at / "candidates" / name) for name in names}
+def write_verdicts(
+    artifacts: Path, config: Config, names: list[str], winner: str | None, latency_ms: float = 0.5
+) -> None:
+    """Write the artifacts of benchmark, select and refit for the candidates in `artifacts`."""
+    digests = {name: record_digest(artifacts / "candidates" / name) for name in names}
     figures = {
         "best/latency_ms": latency_ms,
         "best/throughput_ips": 2000.0,
@@ -159,7 +169,7 @@ def write_verdicts(at: Path, config: Config, names: list[str], winner: str | Non
         **{f"speedup/{kind}_b1_low": 1.9 for kind in ("eager", "pytorch", "float")},
         **{f"speedup/{kind}_b1_high": 2.1 for kind in ("eager", "pytorch", "float")},
     }
-    bests = {
+    best_rows = {
         name: BestRows(
             latency=benchmark_row(name, p50_ms=latency_ms), throughput=benchmark_row(name, batch=8, p50_ms=latency_ms)
         )
@@ -167,9 +177,9 @@ def write_verdicts(at: Path, config: Config, names: list[str], winner: str | Non
     }
     candidates = dict.fromkeys(names, figures)
     _record(
-        at / "benchmark",
+        artifacts / "benchmark",
         "benchmark",
-        benchmark_details(candidates=candidates, best=bests, peak_share=dict.fromkeys(names, PeakShares())),
+        benchmark_details(candidates=candidates, best=best_rows, peak_share=dict.fromkeys(names, PeakShares())),
         inputs=digests,
         parameters=config.benchmark.model_dump(mode="json"),
         machine=this_machine(),
@@ -180,28 +190,30 @@ def write_verdicts(at: Path, config: Config, names: list[str], winner: str | Non
         reason = "drop 0.0 points is within 1" if passed else "drop 33.3 points exceeds 1"
         gates = (Gate(name="drop", passed=passed, reason=reason),)
         verdicts.append(Verdict(candidate=name, passed=passed, gates=gates, on_front=passed))
-    metrics = {name: CandidateRecord.read(at / "candidates" / name).metrics for name in names}
+    metrics = {name: CandidateRecord.read(artifacts / "candidates" / name).metrics for name in names}
     quality = {name: {key: value for key, value in metrics[name].items() if "quality/" in key} for name in names}
-    why = f"{winner} answers fastest" if winner else "no candidate passes every gate"
-    speeds = serving_speeds(best=bests, candidates=candidates)
+    winner_reason = f"{winner} answers fastest" if winner else "no candidate passes every gate"
+    speeds = serving_speeds(best=best_rows, candidates=candidates)
     drops = dict.fromkeys(names, DropEvidence(None, Drop(0.0, 0.0, 1.0)))
     _record(
-        at / "select",
+        artifacts / "select",
         "select",
-        selection_details(winner=winner, why=why, verdicts=verdicts, speeds=speeds, quality=quality, drops=drops),
-        inputs={"benchmark": record_digest(at / "benchmark"), **digests},
+        selection_details(
+            winner=winner, why=winner_reason, verdicts=verdicts, speeds=speeds, quality=quality, drops=drops
+        ),
+        inputs={"benchmark": record_digest(artifacts / "benchmark"), **digests},
         metrics={"select/passed": 1.0},
     )
-    write_json(at / "select" / "winner.json", {"winner": winner})
-    shutil.rmtree(at / "refit", ignore_errors=True)
+    write_json(artifacts / "select" / "winner.json", {"winner": winner})
+    shutil.rmtree(artifacts / "refit", ignore_errors=True)
     labels = RefitLabels(**dict(LABELS), deployed=LABELS.training)
-    _record(at / "refit", "refit", refit_details(winner=winner, labels=labels), inputs=digests)
-    (at / "select" / "pareto.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    _record(artifacts / "refit", "refit", refit_details(winner=winner, labels=labels), inputs=digests)
+    (artifacts / "select" / "pareto.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 
 
-def write_refit(at: Path, winner: str, variant: dict[str, Any]) -> None:
-    """artifacts/refit as the step leaves it when the refitted file, by `write_model(**variant)`, was accepted."""
-    folder, selected = at / "refit", at / "candidates" / winner
+def write_refit(artifacts: Path, winner: str, variant: dict[str, Any]) -> None:
+    """Write artifacts/refit as the step does when it accepts the refitted file `write_model(**variant)`."""
+    folder, selected = artifacts / "refit", artifacts / "candidates" / winner
     (folder / "selected").mkdir(parents=True, exist_ok=True)
     write_model(folder / "model.onnx", **variant)
     shutil.copyfile(selected / "model.onnx", folder / "selected" / "model.onnx")
@@ -225,21 +237,21 @@ def _record(folder: Path, step: str, details: RecordModel, **fields: Any) -> Non
     write_record(folder, make_record(step, details, artifacts=artifacts, **{"name": folder.name, **fields}))
 
 
-def forget(paths: ProjectPaths) -> None:
-    """As on another machine: everything in .winnow but the store is gone."""
+def clear_local_state(paths: ProjectPaths) -> None:
+    """Remove everything in .winnow but the MLflow store, as on another machine."""
     for path in paths.state_dir.iterdir():
         if path.name != "mlflow":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def aliases(paths: ProjectPaths) -> dict[str, str]:
-    """Alias -> number of the version it points at."""
-    found = {alias: registered_models.find(paths, MODEL, alias) for alias in ("champion", "challenger", "previous")}
-    return {alias: version.number for alias, version in found.items() if version}
+    """Return alias -> number of its version."""
+    versions = {alias: registered_models.find(paths, MODEL, alias) for alias in ("champion", "challenger", "previous")}
+    return {alias: version.number for alias, version in versions.items() if version}
 
 
 def tag(paths: ProjectPaths, number: str, key: str) -> str:
-    """A version's tag, "" where it has none."""
+    """Return the value of a version's tag, "" where it has none."""
     version = registered_models.find(paths, MODEL, number)
     assert version is not None
     return version.tags.get(key, "")

@@ -1,4 +1,4 @@
-"""Valid records and cards for made-up runs: plain values, of which a test gives its own.
+"""Build valid records and cards of invented runs; a test gives the values that matter to it.
 
 write_record(folder, make_record("report", report_details(winner="quick"), metrics={"test/images": 30.0}))
 """
@@ -52,13 +52,13 @@ RESULTS: dict[str, dict[str, Any]] = {
 
 
 def make_record(step: str, details: RecordModel, **fields: Any) -> Any:
-    """The record of a step with these details, named after the step unless `fields` names it."""
+    """Return the record of a step with these details, named after the step unless `fields` names it."""
     empty: dict[str, Any] = {"name": step, "parameters": {}, "inputs": {}, "metrics": {}}
     return RECORDS[step](step=step, details=details, **{**empty, **fields})
 
 
 def ingest_details(classes: Sequence[str], **changes: Any) -> IngestDetails:
-    """An ungrouped data set without images."""
+    """Return details of an ungrouped data set without images."""
     values: dict[str, Any] = {
         "source": "photos",
         "classes": list(classes),
@@ -80,12 +80,12 @@ def ingest_details(classes: Sequence[str], **changes: Any) -> IngestDetails:
 
 
 def pretrain_details(**changes: Any) -> PretrainDetails:
-    """Nothing was pretrained."""
+    """Return details of a run without pretraining."""
     return PretrainDetails(**{"curves": [], **changes})
 
 
 def candidate_details(method: str = "finetune", **changes: Any) -> CandidateDetails:
-    """Details of dense, or of a candidate of another method."""
+    """Return details of dense, or of a candidate of another method."""
     values = {"method": method, "precision": "f32", "lineage": ["dense"], "labels": LABELS, **RESULTS[method]}
     adapter: TypeAdapter[CandidateDetails] = TypeAdapter(CandidateDetails)
     return adapter.validate_python({**values, **changes})
@@ -99,7 +99,7 @@ def benchmark_row(
     p50_ms: float = 1.0,
     **changes: Any,
 ) -> BenchmarkRow:
-    """A timed file, by default with one thread."""
+    """Return a timed file, by default with one thread."""
     values: dict[str, Any] = {
         "layout": "file",
         "threads": 1,
@@ -113,22 +113,22 @@ def benchmark_row(
 
 
 def benchmark_details(**changes: Any) -> BenchmarkDetails:
-    """Nothing was timed."""
-    lists = ("rows", "processes", "executed", "refused", "absent", "identical_graphs", "measurement_error")
-    values: dict[str, Any] = {key: [] for key in lists}
+    """Return details of a benchmark without rows."""
+    list_fields = ("rows", "processes", "executed", "refused", "absent", "identical_graphs", "measurement_error")
+    values: dict[str, Any] = {key: [] for key in list_fields}
     values |= {key: {} for key in ("peaks", "peak_share", "candidates", "best", "baselines", "attribution")}
     conditions = BenchmarkConditions(images_checked=60, needed_agreement={}, threads=2, image_size=16)
     return BenchmarkDetails(**{**values, "conditions": conditions, **changes})
 
 
 def serving_speeds(**changes: Any) -> ServingSpeeds:
-    """Nothing was timed, and this machine serves."""
+    """Return speeds of this machine as the serving machine, without any timing."""
     values: dict[str, Any] = {"machine": this_machine(), "is_target": False, "best": {}, "candidates": {}}
     return ServingSpeeds(**{**values, "measurement_error": [], **changes})
 
 
 def selection_details(**changes: Any) -> SelectionDetails:
-    """There is no candidate but dense."""
+    """Return details of a selection in which dense is the only candidate."""
     values: dict[str, Any] = {"verdicts": [], "winner": None, "why": "no candidate passes every gate", "front": []}
     values |= {"reference": "dense", "competitors": 0, "route": "labels", "controls": []}
     values |= {key: {} for key in ("drops", "macro_f1_drops", "agreement", "quality", "served")}
@@ -136,7 +136,7 @@ def selection_details(**changes: Any) -> SelectionDetails:
 
 
 def refit_details(**changes: Any) -> RefitDetails:
-    """Nothing was refitted."""
+    """Return details of a step that refitted nothing."""
     labels = RefitLabels(training=LABELS.training, choosing=LABELS.choosing, deployed=LABELS.training)
     values: dict[str, Any] = {"winner": None, "is_refitted": False, "why": "not refitted: refit.when is never"}
     values |= {"labels": labels, "check": None, "curves": [], "trainings": {}}
@@ -144,26 +144,26 @@ def refit_details(**changes: Any) -> RefitDetails:
 
 
 def report_details(**changes: Any) -> ReportDetails:
-    """Dense was tested as a file."""
+    """Return details of a report in which dense was tested as a file."""
     values: dict[str, Any] = {"test_version": "0" * 16, "winner": None, "source": "photos", "test": {}}
     values |= {"baseline": "dense", "measured_in": "ONNX Runtime, the file as it is", "fallback": ""}
     return ReportDetails(**{**values, "disagreements": [], "abstention": Abstention(), **changes})
 
 
 def candidate_card(**changes: Any) -> CandidateCard:
-    """The card of dense, of two classes and 16 pixels."""
+    """Return the card of dense, with two classes and 16 pixels."""
     return CandidateCard(**{**_candidate_card(), **changes})
 
 
 def deployment_card(**changes: Any) -> DeploymentCard:
-    """Dense, registered, on one thread of ONNX Runtime; it was not tested."""
+    """Return the card of dense, registered, on one thread of ONNX Runtime, without a test accuracy."""
     serving = ServingSettings(runtime="ort", precision="f32", threads=1, batch=1, p50_ms=0.5, objective="latency")
     values = {"serving": serving, "speed": {}, "machine": this_machine(), "data_version": "0", "why": "the fastest"}
     return DeploymentCard(**{**_candidate_card(), **values, **changes})
 
 
 def serve_with(folder: Path, **settings: Any) -> None:
-    """Give the card in a candidate's folder what a registered one has, with these settings of the runtime."""
+    """Add the fields of a registered card, with these runtime settings, to the card in a candidate's folder."""
     registered = deployment_card()
     changes = CandidateCard.read(folder).content() | {"serving": dict(registered.serving) | settings}
     DeploymentCard(**registered.content() | changes).write(folder)

@@ -1,4 +1,4 @@
-"""Fixtures: a project with an MLflow store of its own. A plugin: `pytest_plugins = "tests.stores"`."""
+"""Fixtures of a project with its own MLflow store. Load them with `pytest_plugins = "tests.stores"`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from winnow.config import Config
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database; making one takes seconds."""
+    """Return a migrated MLflow database; creating one takes seconds."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
@@ -24,7 +24,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def paths(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
-    """A project of its own with an empty store, in the environment that the command line sets."""
+    """Return a project with an empty store, in the environment that the command line sets."""
     for key, value in environment.process_environment(tmp_path).items():
         monkeypatch.setenv(key, value)
     paths = ProjectPaths(tmp_path)
@@ -35,5 +35,5 @@ def paths(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def config(paths: ProjectPaths) -> Config:
-    """The run that lies in `paths`."""
+    """Write a run to `paths` and return its config."""
     return write_run(paths.root)

@@ -1,4 +1,4 @@
-"""What the documentation points at is there."""
+"""Check that links, files and tests named in the documentation exist."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         if "://" in target or target.startswith("mailto:"):
             continue
         name, _, heading = target.partition("#")
-        other = (page.parent / name) if name else page
-        assert other.exists(), f"{page.name} -> {target}"
-        if heading and other.suffix == ".md":
-            titles = re.findall(r"^#+ (.*)$", other.read_text(encoding="utf-8"), re.MULTILINE)
+        file = (page.parent / name) if name else page
+        assert file.exists(), f"{page.name} -> {target}"
+        if heading and file.suffix == ".md":
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
             assert heading in anchors, f"{page.name} -> {target}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_files_of_code_that_are_named_exist(page: Path) -> None:
-    named = re.findall(r"`((?:winnow|tasks|flows|tests|benchmarks)/[\w/]+\.py)`", page.read_text(encoding="utf-8"))
-    assert [name for name in named if not (ROOT / name).is_file()] == []
+def test_named_code_files_exist(page: Path) -> None:
+    paths = re.findall(r"`((?:winnow|tasks|flows|tests|benchmarks)/[\w/]+\.py)`", page.read_text(encoding="utf-8"))
+    assert [name for name in paths if not (ROOT / name).is_file()] == []
 
 
-def test_every_test_in_the_table_of_faults_is_there() -> None:
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")))
+def test_tests_in_the_table_of_faults_exist() -> None:
+    names = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")))
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
-    assert len(named) > 30
-    assert [name for name in sorted(named) if f"def {name}(" not in code] == []
+    assert len(names) > 30
+    assert [name for name in sorted(names) if f"def {name}(" not in code] == []

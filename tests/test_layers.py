@@ -1,4 +1,4 @@
-"""The layers: which file may import which, and what the wheel holds."""
+"""Check the layers: which file may import which, and what the wheel contains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.closure import ON_USE, ROOT, imported_files
+from tests.closure import LAZY_INIT, ROOT, imported_files
 
 PACKAGES = ("winnow", "tasks", "flows")
 LAYERS = (
@@ -29,7 +29,7 @@ LAYERS = (
 )
 """The library, lowest first; a file imports from its own layer and those below."""
 ABOVE_TASKS = {"tasks": 0, "flows": 1, "winnow/cli": 2, "winnow/servers": 2}
-"""What stands above the library: `flows` calls `tasks`, and the command line and the servers call both."""
+"""Order of the packages above the library: `flows` calls `tasks`, and the command line and the servers call both."""
 LIBRARIES = {
     "mlflow": {
         "tasks/tracking/mlflow_client.py",
@@ -47,14 +47,16 @@ def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def _height(path: Path) -> int:
-    """Of the layer in which a file lies, above all below it."""
+def _layer_index(path: Path) -> int:
+    """Return the index of a file's layer; the packages above the library follow the last layer."""
     name = _name(path)
     for folder, above in ABOVE_TASKS.items():
         if name.startswith(f"{folder}/"):
             return len(LAYERS) + above
-    part = name.removesuffix(".py").split("/")[1]
-    return len(LAYERS) - 1 if name == ON_USE else next(height for height, layer in enumerate(LAYERS) if part in layer)
+    module = name.removesuffix(".py").split("/")[1]
+    return (
+        len(LAYERS) - 1 if name == LAZY_INIT else next(height for height, layer in enumerate(LAYERS) if module in layer)
+    )
 
 
 def _libraries(path: Path) -> set[str]:
@@ -70,24 +72,24 @@ def _libraries(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=_name)
 def test_imports_point_downwards(path: Path) -> None:
     packages = {ROOT / package / "__init__.py" for package in PACKAGES}
-    assert {_name(file) for file in imported_files(path) - packages if _height(file) > _height(path)} == set()
+    assert {_name(file) for file in imported_files(path) - packages if _layer_index(file) > _layer_index(path)} == set()
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)
-def test_a_library_is_known_where_it_belongs(path: Path) -> None:
+def test_libraries_are_imported_only_where_allowed(path: Path) -> None:
     libraries = _libraries(path)
-    if _height(path) < len(LAYERS):
+    if _layer_index(path) < len(LAYERS):
         assert not libraries & {"prefect", "mlflow", "dvc"}
     for library, files in LIBRARIES.items():
         assert library not in libraries or _name(path) in files
 
 
 @pytest.mark.thorough
-def test_no_file_imports_itself_by_way_of_others() -> None:
-    """Packages' own files count where something of theirs is imported, not where a file of theirs is."""
+def test_no_import_cycles() -> None:
+    """A package's own file counts only where one of its names is imported, not for each of its modules."""
     imports = {path: {file for file in imported_files(path) if not _is_package_of(file, path)} for path in FILES}
-    while free := {path for path, files in imports.items() if not files & set(imports)}:
-        imports = {path: files for path, files in imports.items() if path not in free}
+    while importing_none := {path for path, files in imports.items() if not files & set(imports)}:
+        imports = {path: files for path, files in imports.items() if path not in importing_none}
     assert {_name(path): sorted(map(_name, files & set(imports))) for path, files in imports.items()} == {}
 
 
@@ -95,7 +97,7 @@ def _is_package_of(file: Path, path: Path) -> bool:
     return file == path or (file.name == "__init__.py" and file.parent in path.parents)
 
 
-def test_steps_without_torch_stay_without() -> None:
+def test_command_line_does_not_import_torch() -> None:
     modules = "winnow.config, winnow.records, tasks.versioning.dvc_stages, winnow.cli.main"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -122,8 +124,8 @@ def test_wheel_holds_the_three_packages_only(tmp_path: Path) -> None:
         check=True,
     )
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"winnow", "tasks", "flows"}
+    top_level_folders = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert top_level_folders == {"winnow", "tasks", "flows"}
     packaged = {name for name in names if name.endswith(".py")}
     on_disk = {path.relative_to(ROOT).as_posix() for path in FILES}
     assert packaged == on_disk & {name for name in tracked if name}

@@ -1,4 +1,4 @@
-"""The generated reference is current and complete."""
+"""Check that the generated reference is current and complete."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_every_metric_of_a_run_is_described(tiny_data: Path, tmp_path: Path) -> 
     names: set[str] = set()
     for path in artifacts.rglob("record.json"):
         names |= read_record(path.parent).metrics.keys()
-    for figures in json.loads((artifacts / "benchmark" / "record.json").read_text())["details"]["candidates"].values():
-        names |= figures.keys()
+    for metrics in json.loads((artifacts / "benchmark" / "record.json").read_text())["details"]["candidates"].values():
+        names |= metrics.keys()
     assert len(names) > 30
     assert {name for name in names if describe_metric(name) is None} == set()
 
 
 @pytest.mark.parametrize(
-    ("name", "starts"),
+    ("name", "prefix"),
     [
         ("speedup/float_b64_low", "speed-up over dense"),
         ("latency/ov-streams_b1_p95_ms", "p50 or p95"),
@@ -73,10 +73,10 @@ def test_every_metric_of_a_run_is_described(tiny_data: Path, tmp_path: Path) -> 
         ("data/labelled_train", "images of the split"),
     ],
 )
-def test_a_metric_is_described_by_its_pattern(name: str, starts: str) -> None:
+def test_a_metric_is_described_by_its_pattern(name: str, prefix: str) -> None:
     text = describe_metric(name)
     assert text is not None
-    assert text.startswith(starts)
+    assert text.startswith(prefix)
 
 
 def test_an_unknown_metric_is_not_described() -> None:
@@ -89,5 +89,5 @@ def test_every_tag_in_the_code_is_described() -> None:
     sources = [
         path.read_text(encoding="utf-8") for folder in ("tasks", "flows") for path in (ROOT / folder).rglob("*.py")
     ]
-    used = {tag for text in sources for tag in TAG.findall(text)} - set(TAGS)
-    assert {tag for tag in used if not NO_TAGS.fullmatch(tag)} == set()
+    undescribed = {tag for text in sources for tag in TAG.findall(text)} - set(TAGS)
+    assert {tag for tag in undescribed if not NO_TAGS.fullmatch(tag)} == set()

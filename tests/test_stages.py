@@ -1,5 +1,5 @@
-"""dvc.yaml against the code and the flow: code deps are import closures, params are what the code reads of the config,
-and both graphs are the same.
+"""Check dvc.yaml against the code and the flow: code dependencies are import closures, params are the config keys that
+the code reads, and both graphs are the same.
 """
 
 from __future__ import annotations
@@ -74,18 +74,18 @@ def test_code_deps_are_the_import_closure(name: str) -> None:
 
 
 def config_reads(node: ast.AST) -> set[str]:
-    """Dotted keys that code takes from a variable `config`, as far as the chain of attributes goes."""
+    """Return the dotted keys that code reads from a variable `config`, as far as the attribute chain goes."""
     names: list[str] = []
-    inner = node
-    while isinstance(inner, ast.Attribute):
-        names.insert(0, inner.attr)
-        inner = inner.value
-    if names and isinstance(inner, ast.Name) and inner.id == "config":
+    value = node
+    while isinstance(value, ast.Attribute):
+        names.insert(0, value.attr)
+        value = value.value
+    if names and isinstance(value, ast.Name) and value.id == "config":
         return {".".join(names)}
     return set().union(*(config_reads(child) for child in ast.iter_child_nodes(node)))
 
 
-def test_reads_are_found_to_the_end_of_the_chain() -> None:
+def test_config_reads_follow_attribute_chains() -> None:
     code = "a = config.data.label_budget, config.data\nb = f(config.finetune.seeds[0], config.candidates[a].parent)"
     assert config_reads(ast.parse(code)) == {"data.label_budget", "data", "finetune.seeds", "candidates"}
 
@@ -111,9 +111,9 @@ def test_flow_and_dvc_draw_the_same_graph() -> None:
         graph = repo.index.graph
         dvc_edges = {(a.addressing, b.addressing) for a, b in graph.edges}
         dvc_nodes = {stage.addressing for stage in graph.nodes}
-    ours = stages(load_config(ROOT / "params.yaml"))
-    assert {stage.name for stage in ours} == dvc_nodes
-    assert {(stage.name, need) for stage in ours for need in stage.needs} == dvc_edges
+    planned = stages(load_config(ROOT / "params.yaml"))
+    assert {stage.name for stage in planned} == dvc_nodes
+    assert {(stage.name, need) for stage in planned for need in stage.needs} == dvc_edges
 
 
 def test_outputs_agree() -> None:
@@ -124,7 +124,7 @@ def test_outputs_agree() -> None:
 
 
 def test_every_method_has_its_file() -> None:
-    """dvc.yaml names a candidate's file by its `method`."""
+    """dvc.yaml derives a candidate's code file from its `method`."""
     for settings, method in METHODS.items():
         assert get_args(settings.model_fields["method"].annotation) == (_file_of(method),)
         assert (ROOT / f"winnow/compression/{_file_of(method)}.py").is_file()

@@ -1,7 +1,7 @@
-"""artifacts/ of a whole run in a second: real images, real ONNX files and answers, invented times.
+"""Write the artifacts/ of a whole run in a second: real images, ONNX files and logits, invented times.
 
-Classes are colours in the shared tiny data, so a network that returns the mean of each channel is right. `blind` holds
-the second channel down: at 0.34 all 60 validation images are still right, at 0.36 one is wrong, at 0.38 four, at 0.7
+Classes are colours in the shared tiny data, so a network that returns the mean of each channel is right. `damping`
+lowers the second channel: at 0.34 all 60 validation images are still right, at 0.36 one is wrong, at 0.38 four, at 0.7
 the whole class.
 """
 
@@ -45,8 +45,8 @@ from winnow.records.ingest import RejectedFile, SplitCounts
 from winnow.steps.refit import refit
 from winnow.steps.select import select
 
-SLIGHTLY = 0.36
-LARGE = 8
+DEFAULT_DAMPING = 0.36
+LARGE_BATCH = 8
 SOURCE = "tiny <shapes>"
 CANDIDATES: dict[str, dict[str, Any]] = {
     "dense": {"ms": 2.0, "mb": 2.0},
@@ -54,15 +54,15 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "pruned": {"ms": 1.1, "mb": 0.9, "method": "prune", "lineage": ["dense", "pruned"]},
     "pruned-int8": {"ms": 0.5, "mb": 0.3, "method": "quantize", "lineage": ["dense", "pruned", "pruned-int8"]},
     "sparse": {"ms": 2.0, "mb": 2.0, "method": "sparsify", "lineage": ["dense", "sparse"]},
-    "student": {"ms": 0.4, "mb": 0.5, "blind": 0.38, "method": "distill", "lineage": ["dense", "student"]},
-    "student-alone": {"ms": 0.4, "mb": 0.5, "blind": 0.7, "method": "distill", "lineage": ["dense", "student-alone"]},
+    "student": {"ms": 0.4, "mb": 0.5, "damping": 0.38, "method": "distill", "lineage": ["dense", "student"]},
+    "student-alone": {"ms": 0.4, "mb": 0.5, "damping": 0.7, "method": "distill", "lineage": ["dense", "student-alone"]},
     "dense-kd": {"ms": 2.0, "mb": 2.0, "method": "distill", "lineage": ["dense", "dense-kd"]},
 }
-"""In the order of tests.conftest.tiny_params; every int8 file is the last of its line."""
+"""In the order of tests.conftest.tiny_params; every int8 file is the last of its lineage."""
 
 
 def build(data: Path, artifacts: Path, changes: dict[str, dict[str, Any]] | None = None) -> Path:
-    """Copy `data` and leave what the steps up to benchmark leave; `changes` per candidate."""
+    """Copy `data` and write the artifacts of the steps up to benchmark; `changes` are per candidate."""
     shutil.copytree(data, artifacts / "data")
     images = load_images(artifacts / "data")
     record_data(artifacts / "data", images)
@@ -73,9 +73,9 @@ def build(data: Path, artifacts: Path, changes: dict[str, dict[str, Any]] | None
     return artifacts
 
 
-def write_network(path: Path, blind: float) -> None:
-    """Mean of every channel, the second one multiplied by 1 - blind."""
-    weights = np.diag([1.0, 1.0 - blind, 1.0]).astype(np.float32) / 25
+def write_network(path: Path, damping: float) -> None:
+    """Write an ONNX file that averages each channel, the second one multiplied by 1 - damping."""
+    weights = np.diag([1.0, 1.0 - damping, 1.0]).astype(np.float32) / 25
     nodes = [
         helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["float", "axes"], ["means"], keepdims=0),
@@ -95,8 +95,8 @@ def write_network(path: Path, blind: float) -> None:
 def record_data(folder: Path, images: ImageSet) -> None:
     labels, split = np.asarray(images.labels_N), np.asarray(images.split_N)
     counts = {
-        name: SplitCounts(**{part: int(((labels == at) & (split == s)).sum()) for s, part in enumerate(SPLITS)})
-        for at, name in enumerate(images.classes)
+        name: SplitCounts(**{part: int(((labels == index) & (split == s)).sum()) for s, part in enumerate(SPLITS)})
+        for index, name in enumerate(images.classes)
     }
     metrics = {f"data/{part}": float((split == s).sum()) for s, part in enumerate(SPLITS)}
     metrics |= {"data/images": float(len(labels)), "data/left_out": 0.0, "data/rejected": 1.0}
@@ -137,21 +137,21 @@ ARMS = ArmComparison(
     gain=PretrainingGain(arm="pretrained", mean=17.5, low=-14.3, high=49.3, pairs=2),
     tried=[],
 )
-FINETUNED = {"seeds": [0, 1], "epochs": 4, "min_steps": 24, "learning_rates": [0.05], "weights": "data/none"}
+FINETUNE_PARAMETERS = {"seeds": [0, 1], "epochs": 4, "min_steps": 24, "learning_rates": [0.05], "weights": "data/none"}
 
 
 def _candidate(candidates: Path, name: str, plan: dict[str, Any], images: ImageSet) -> None:
     folder = candidates / name
     folder.mkdir(parents=True)
-    write_network(folder / "model.onnx", plan.get("blind", SLIGHTLY))
+    write_network(folder / "model.onnx", plan.get("damping", DEFAULT_DAMPING))
     indices = images.indices(VALIDATION)
     logits = predict_file(folder / "model.onnx", images.images_NHWC, indices)
     np.save(folder / "validation_logits.npy", logits)
     labels = np.asarray(images.labels_N[indices])
-    scored = labels >= 0
-    metrics, by_class = quality_metrics(logits[scored], labels[scored], images.classes)
+    is_labelled = labels >= 0
+    metrics, by_class = quality_metrics(logits[is_labelled], labels[is_labelled], images.classes)
     dense = np.load(candidates / "dense" / "validation_logits.npy")
-    metrics |= temperature_metrics(logits[scored], labels[scored])
+    metrics |= temperature_metrics(logits[is_labelled], labels[is_labelled])
     metrics["quality/agreement"] = agreement(dense, logits)
     metrics |= {"size/mb": plan["mb"], "size/zipped_mb": plan["mb"] * 0.9, "size/parameters": 7.5e5}
     metrics |= {"size/nonzero_parameters": 7.5e5 * (0.2 if name == "sparse" else 1.0), "compute/macs": 1.25e7}
@@ -160,14 +160,14 @@ def _candidate(candidates: Path, name: str, plan: dict[str, Any], images: ImageS
         **dict(by_class),
         precision="int8" if name.endswith("int8") else "f32",
         lineage=plan.get("lineage", ["dense"]),
-        labels=LabelCounts(training=30, choosing=int(scored.sum())),
+        labels=LabelCounts(training=30, choosing=int(is_labelled.sum())),
         **({"arms": ARMS} if name == "dense" else {}),
     )
     record = make_record(
         "finetune" if name == "dense" else "compress",
         details,
         name=name,
-        parameters=FINETUNED if name == "dense" else {},
+        parameters=FINETUNE_PARAMETERS if name == "dense" else {},
         metrics=metrics,
         artifacts=describe_files(folder, "model.onnx", "validation_logits.npy"),
     )
@@ -176,8 +176,8 @@ def _candidate(candidates: Path, name: str, plan: dict[str, Any], images: ImageS
 
 def _row(name: str, runtime: Runtime, precision: Precision, batch: int, ms: float) -> BenchmarkRow:
     p50 = ms * (batch * 0.5 if batch > 1 else 1.0)
-    # Steady rounds: equal files are told apart from others by a hair.
-    round_ms = tuple(p50 * (1 + 0.001 * off) for off in (-3, -2, -1, 0, 0, 1, 2, 3))
+    # Rounds with little spread: small differences between files are significant.
+    round_ms = tuple(p50 * (1 + 0.001 * offset) for offset in (-3, -2, -1, 0, 0, 1, 2, 3))
     p95 = p50 * 1.2 if batch == 1 else None
     return benchmark_row(
         *(name, runtime, precision, batch, p50), threads=2, p95_ms=p95, samples=200, round_ms=round_ms, spread=0.006
@@ -190,41 +190,43 @@ def record_benchmark(
     machine: Machine | None = None,
     rows: list[BenchmarkRow] | None = None,
 ) -> None:
-    """Times as planned (on OpenVINO; ONNX Runtime takes twice, PyTorch three times as long), sums as the step makes."""
-    own: dict[str, Precision] = {name: "int8" if name.endswith("int8") else "f32" for name in plans}
-    timed: list[BenchmarkRow] = []
+    """Write the benchmark record: planned times on OpenVINO, twice these on ONNX Runtime, three times on PyTorch."""
+    precisions: dict[str, Precision] = {name: "int8" if name.endswith("int8") else "f32" for name in plans}
+    timed_rows: list[BenchmarkRow] = []
     for name, plan in plans.items():
-        for batch in (LARGE, 1):
+        for batch in (LARGE_BATCH, 1):
             if plan["ms"] is not None:
-                timed.append(_row(name, "openvino", own[name], batch, plan["ms"]))
-                timed.append(_row(name, "ort", own[name], batch, plan["ms"] * 2))
+                timed_rows.append(_row(name, "openvino", precisions[name], batch, plan["ms"]))
+                timed_rows.append(_row(name, "ort", precisions[name], batch, plan["ms"] * 2))
             if name == "dense":
-                timed.append(_row(name, "eager", "f32", batch, plan["ms"] * 3))
-    timed = rows or timed
+                timed_rows.append(_row(name, "eager", "f32", batch, plan["ms"] * 3))
+    timed_rows = rows or timed_rows
     ancestors = {name: name.removesuffix("-int8") for name in plans}
     start = {"import_ms": 180.0, "load_ms": 12.0, "first_call_ms": 2.5, "peak_mb": 91.0}
-    processes = [ProcessFootprint(candidate=name, runtime="ort", precision=own[name], **start) for name in plans]
+    processes = [ProcessFootprint(candidate=name, runtime="ort", precision=precisions[name], **start) for name in plans]
     names = list(plans)
     folder = artifacts / "benchmark"
     folder.mkdir(exist_ok=True)
     digests = {name: record_digest(artifacts / "candidates" / name) for name in names}
-    bests = {n: BestRows(latency=best_row(timed, n, 1), throughput=best_row(timed, n, LARGE)) for n in names}
-    for row in [row for rows in bests.values() for row in (rows.latency, rows.throughput) if row is not None]:
-        answers = artifacts / "candidates" / row.candidate / "validation_logits.npy"
-        (folder / benchmark_logits_file(row)).write_bytes(answers.read_bytes())
+    best_rows = {
+        n: BestRows(latency=best_row(timed_rows, n, 1), throughput=best_row(timed_rows, n, LARGE_BATCH)) for n in names
+    }
+    for row in [row for rows in best_rows.values() for row in (rows.latency, rows.throughput) if row is not None]:
+        logits_file = artifacts / "candidates" / row.candidate / "validation_logits.npy"
+        (folder / benchmark_logits_file(row)).write_bytes(logits_file.read_bytes())
     details = benchmark_details(
-        rows=timed,
+        rows=timed_rows,
         processes=processes,
         peaks={"f32": 1e11, "int8": 3e11},
         peak_share={name: PeakShares(latency=0.01, throughput=0.1) for name in names},
         absent=[AbsentCase(runtime="eager-cuda", precision="all", reason="no CUDA device")],
-        candidates={name: candidate_metrics(timed, processes, name, LARGE) for name in names},
-        best=bests,
-        baselines={f"b{batch}": baseline_rows(timed, batch) for batch in (1, LARGE)},
+        candidates={name: candidate_metrics(timed_rows, processes, name, LARGE_BATCH) for name in names},
+        best=best_rows,
+        baselines={f"b{batch}": baseline_rows(timed_rows, batch) for batch in (1, LARGE_BATCH)},
         attribution={
             name: Attributions(
-                latency=attribute_speedup(timed, name, ancestors[name], 1),
-                throughput=attribute_speedup(timed, name, ancestors[name], LARGE),
+                latency=attribute_speedup(timed_rows, name, ancestors[name], 1),
+                throughput=attribute_speedup(timed_rows, name, ancestors[name], LARGE_BATCH),
             )
             for name in names
         },
@@ -232,27 +234,27 @@ def record_benchmark(
     record = make_record(
         "benchmark",
         details,
-        parameters={"grid": "quick", "large_batch": LARGE, "samples": 20, "rounds": 6},
+        parameters={"grid": "quick", "large_batch": LARGE_BATCH, "samples": 20, "rounds": 6},
         inputs={"data": record_digest(artifacts / "data"), **digests},
-        metrics={"cells/timed": len(timed)},
+        metrics={"cells/timed": len(timed_rows)},
         machine=machine or this_machine(),
     )
     write_record(folder, record)
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
-    """The folder's record with fields replaced."""
+    """Replace fields of the record in a folder."""
     write_record(folder, read_record(folder).model_copy(update=changes))
 
 
 def rewrite_details(folder: Path, **changes: Any) -> None:
-    """The folder's record with fields of its details replaced by models."""
+    """Replace fields of the details of the record in a folder."""
     details: RecordModel = read_record(folder).details
     rewrite(folder, details=details.model_copy(update=changes))
 
 
-def choose(config: Config, artifacts: Path) -> Path:
-    """Run select and, as `config.refit` says, refit on what `build` left."""
+def select_and_refit(config: Config, artifacts: Path) -> Path:
+    """Run select and, as `config.refit` says, refit on the artifacts of `build`."""
     folders = [artifacts / name for name in ("data", "candidates", "benchmark", "select")]
     select(config, *folders, artifacts.parent)
     refit(config, artifacts, artifacts / "refit", artifacts.parent / "scratch")

@@ -20,7 +20,7 @@ from tasks.registry.promotion import promote, rollback
 from tasks.tracking import mlflow_client, mlflow_runs
 from tests import records
 from tests.conftest import CLASSES, SIZE
-from tests.handmade import DATA_VERSION, MODEL, aliases, forget, tag, write_run
+from tests.handmade import DATA_VERSION, MODEL, aliases, clear_local_state, tag, write_run
 from tests.records import make_record, report_details
 from winnow.config import Config, Promotion
 from winnow.data.dataset import VALIDATION, load_images
@@ -150,7 +150,7 @@ def test_the_card_repeats_the_test_figures_of_this_selection_alone(
 
 def test_the_same_file_is_registered_once(paths: ProjectPaths, config: Config) -> None:
     promote(paths, config)
-    forget(paths)
+    clear_local_state(paths)
     assert not promotion_state.is_up_to_date(paths, config)
     outcome = promote(paths, config)
     assert "is the same file" in outcome.reasons[-1]
@@ -194,7 +194,7 @@ def test_a_champion_that_changed_meanwhile_is_not_overwritten(paths: ProjectPath
     promote(paths, _by_size(_again(paths, quick={"ballast": 400})))
     stale = registered_models.find(paths, MODEL, "champion")
     promote(paths, _by_size(_again(paths)))
-    promote(paths, _by_size(_again(paths, quick={"blind": 1})))
+    promote(paths, _by_size(_again(paths, quick={"never_predicted": 1})))
     before = aliases(paths)
     assert before == {"champion": "2", "challenger": "3", "previous": "1"}
     challenger = registered_models.find(paths, MODEL, "challenger")
@@ -209,7 +209,7 @@ def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(
     paths: ProjectPaths, config: Config
 ) -> None:
     promote(paths, config)
-    worse = _by_size(_again(paths, quick={"blind": 1}))
+    worse = _by_size(_again(paths, quick={"never_predicted": 1}))
     assert not promotion_state.is_up_to_date(paths, worse)
     outcome = promote(paths, worse)
     assert (outcome.version, outcome.alias, outcome.champion) == ("2", "challenger", "1")

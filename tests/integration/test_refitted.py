@@ -61,7 +61,7 @@ def test_the_refitted_file_is_registered_with_the_selected_one_beside_it(paths: 
 def test_a_refitted_champion_is_compared_by_the_file_that_learned_no_validation_image(paths: ProjectPaths) -> None:
     """Its refitted file has every validation image right, as one would that has learned them; its selected file none
     of a class. A challenger that is right on all of them is better than that, and no better than the refitted one."""
-    promote(paths, refitted(paths, {"blind": 1}, AFTER))
+    promote(paths, refitted(paths, {"never_predicted": 1}, AFTER))
     outcome = promote(paths, by_size(write_run(paths.root, "quick", {"quick": BEFORE})))
     assert (outcome.version, outcome.champion) == ("2", "2"), outcome.reasons
     assert "which is shown to be better" in outcome.reasons[-1]
@@ -69,7 +69,7 @@ def test_a_refitted_champion_is_compared_by_the_file_that_learned_no_validation_
 
 def test_a_refitted_challenger_has_no_head_start(paths: ProjectPaths) -> None:
     promote(paths, by_size(write_run(paths.root, "quick", {"quick": BEFORE})))
-    outcome = promote(paths, refitted(paths, {"blind": 1}, AFTER))
+    outcome = promote(paths, refitted(paths, {"never_predicted": 1}, AFTER))
     assert (outcome.version, outcome.champion) == ("2", "1")
     assert "exceeds" in outcome.reasons[-1]
 

@@ -18,7 +18,7 @@ from tasks.project.deadlines import CallTimeout, time_limit
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import TRACKED_RUNS
 from tasks.tracking import mlflow_client, mlflow_runs, run_content, search_runs
-from tests.handmade import CURVES, DATA_VERSION, forget, write_candidate, write_verdicts
+from tests.handmade import CURVES, DATA_VERSION, clear_local_state, write_candidate, write_verdicts
 from winnow.config import Config
 from winnow.errors import ArtifactError
 from winnow.search.loop import SearchProgress
@@ -107,7 +107,7 @@ def test_a_second_track_logs_nothing(paths: ProjectPaths, config: Config) -> Non
     assert mlflow_runs.is_complete(paths, config)
     before = {run.info.run_id for run in _runs(paths, config)}
     assert "has all" in mlflow_runs.track(paths, config)
-    forget(paths)
+    clear_local_state(paths)
     assert not mlflow_runs.is_complete(paths, config)
     assert "has all" in mlflow_runs.track(paths, config)
     assert {run.info.run_id for run in _runs(paths, config)} == before

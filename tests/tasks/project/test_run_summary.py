@@ -12,7 +12,7 @@ from tasks.registry.deployment_card import deployment_card
 from tasks.tracking.run_content import _verdict
 from tests.conftest import tiny_params
 from tests.records import candidate_card, make_record, report_details
-from tests.tiny_run import CANDIDATES, build, choose, rewrite
+from tests.tiny_run import CANDIDATES, build, rewrite, select_and_refit
 from winnow.config import check_config
 from winnow.evaluation.metrics import benchmark_logits_file
 from winnow.records import FinetuneRecord, SelectionRecord, read_record, write_record
@@ -27,7 +27,7 @@ def paths(tiny_data: Path, tmp_path: Path) -> ProjectPaths:
     at = build(tiny_data, paths.artifacts)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
     config = check_config(tiny_params())
-    choose(config, at)
+    select_and_refit(config, at)
     (at / "report").mkdir()
     write_record(at / "report", make_record("report", report_details(), metrics={"test/images": 30.0}))
     return paths

@@ -53,7 +53,7 @@ def test_answers_and_labels_decide(tiny_set: ImageSet, files: tuple[Path, Path])
     known = tiny_set.indices(VALIDATION)
     accepted = check_refit(tiny_set, known, *files, 0.4)
     assert (accepted.agreement, accepted.kappa, accepted.gain_on_labels, accepted.refusal) == (1.0, 1.0, 0.0, "")
-    write_model(files[1], blind=0)
+    write_model(files[1], never_predicted=0)
     lost = check_refit(tiny_set, known, *files, 0.4)
     assert lost.kappa < 1
     assert lost.gain_on_labels == pytest.approx(-100 / 3)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import tiny_params
 from tests.records import pretrain_details
-from tests.tiny_run import CANDIDATES, arm_training, build, choose, rewrite_details
+from tests.tiny_run import CANDIDATES, arm_training, build, rewrite_details, select_and_refit
 from winnow.config import check_config
 from winnow.data.dataset import VALIDATION
 from winnow.records import CandidateRecord
@@ -77,7 +77,7 @@ class Outline(HTMLParser):
 
 def facts_of(artifacts: Path, params: dict | None = None) -> RunRecords:
     config = check_config(params or tiny_params())
-    choose(config, artifacts)
+    select_and_refit(config, artifacts)
     return read_run_records(artifacts, ["dense", *config.candidates])
 
 
@@ -272,7 +272,7 @@ def test_a_winner_may_be_larger_slower_and_better(tiny_data: Path, tmp_path: Pat
     params = tiny_params()
     params["candidates"] = {"pruned": params["candidates"]["pruned"]}
     params["promotion"]["gates"] |= {"max_size_ratio": 3.0, "min_speedup": 0.1}
-    changes = {"pruned": {"ms": 4.0, "mb": 3.0, "blind": 0.34}}
+    changes = {"pruned": {"ms": 4.0, "mb": 3.0, "damping": 0.34}}
     words = Outline(render_run_page(facts_of(build(tiny_data, tmp_path / "artifacts", changes), params), TESTED)).words
     assert "pruned is 1.5 times larger than dense" in words
     assert "2.0 times slower on one image" in words

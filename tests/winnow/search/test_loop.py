@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import tiny_params, without_control
+from tests.conftest import params_without_control, tiny_params
 from winnow.config import check_config
 from winnow.errors import ConfigError
 from winnow.search.loop import SearchProgress, describe_trial, search
@@ -78,7 +78,7 @@ def test_a_search_that_goes_on_says_how_to_end_it(
 
 
 def go(tmp_path: Path, dense: Path, data: Path, **changes: Any) -> tuple[SearchProgress, list[EndedTrial]]:
-    params = tiny_params() if (dense.parent / "dense-kd").is_dir() else without_control()
+    params = tiny_params() if (dense.parent / "dense-kd").is_dir() else params_without_control()
     config = check_config(params | {"search": {"trials": 6, "minutes": 5, **changes}})
     folders = CandidateFolders(data, dense.parent.parent / "pretrain", dense.parent, tmp_path / "scratch")
     seen: list[EndedTrial] = []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tasks.project.state_files import CONFIRMATIONS
-from tests.conftest import tiny_params, without_control
+from tests.conftest import params_without_control, tiny_params
 from tests.records import benchmark_row, make_record, selection_details, serving_speeds
 from winnow.benchmark.energy import measure_joules
 from winnow.cli.search import check_names
@@ -48,7 +48,7 @@ from winnow.steps.compress import CandidateFolders
 
 def config(**changes: Any) -> Config:
     small = {"epochs": 4, "min_steps": 1, "batch_size": 32, "runtime": "ort"}
-    return check_config(without_control() | {"search": {**small, **changes}})
+    return check_config(params_without_control() | {"search": {**small, **changes}})
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import tiny_params
-from tests.tiny_run import build, choose, rewrite_details, write_network
+from tests.tiny_run import build, rewrite_details, select_and_refit, write_network
 from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, load_images
 from winnow.deploy.batch_inference import predict_file
@@ -28,7 +28,7 @@ from winnow.steps.report import count_reading, digest_test_split, report
 
 def chosen(artifacts: Path, config: Config | None = None) -> Path:
     config = config or check_config(tiny_params())
-    return choose(config, artifacts)
+    return select_and_refit(config, artifacts)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_dense_that_disagrees_is_told_without_a_winner_too(artifacts: Path) -> N
 
 @pytest.mark.thorough
 def test_the_drop_is_counted_from_the_stronger_baseline(tiny_data: Path, tmp_path: Path) -> None:
-    built = build(tiny_data, tmp_path / "artifacts", {"dense-kd": {"blind": 0.34}, "student": {"blind": 0.5}})
+    built = build(tiny_data, tmp_path / "artifacts", {"dense-kd": {"damping": 0.34}, "student": {"damping": 0.5}})
     params = tiny_params()
     params["promotion"]["gates"] |= {"max_drop_points": 40.0, "max_macro_f1_drop_points": 40.0, "min_agreement": 0.5}
     config = check_config(params)

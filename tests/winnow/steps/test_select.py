@@ -98,7 +98,7 @@ def test_drops_are_paired_on_the_validation_images(artifacts: Path) -> None:
 
 
 def test_a_better_control_becomes_the_reference(tiny_data: Path, tmp_path: Path) -> None:
-    artifacts = build(tiny_data, tmp_path / "artifacts", {"dense-kd": {"blind": 0.34}})
+    artifacts = build(tiny_data, tmp_path / "artifacts", {"dense-kd": {"damping": 0.34}})
     record = run(artifacts)
     assert record.details.reference == "dense-kd"
     lost = {name: record.details.drops[name].labelled for name in ("dense", "dense-kd")}
@@ -338,7 +338,7 @@ def there(artifacts: Path, faster: str, **changes: Any) -> Path:
 
 
 def test_with_a_target_its_figures_alone_count(tiny_data: Path, tmp_path: Path) -> None:
-    changes = {name: {"blind": 0.36 + at / 1e5} for at, name in enumerate(CANDIDATES)}  # files that differ
+    changes = {name: {"damping": 0.36 + at / 1e5} for at, name in enumerate(CANDIDATES)}  # files that differ
     artifacts = build(tiny_data, tmp_path / "artifacts", changes)
     params = tiny_params()
     params["promotion"]["gates"] |= {"max_size_ratio": 9.0}
@@ -391,7 +391,7 @@ def test_a_target_is_looked_for_in_the_project_and_not_in_the_working_directory(
 
 
 def test_int8_that_was_not_read_on_the_target_is_told(tiny_data: Path, tmp_path: Path) -> None:
-    changes = {name: {"blind": 0.36 + at / 1e5} for at, name in enumerate(CANDIDATES)}  # files that differ
+    changes = {name: {"damping": 0.36 + at / 1e5} for at, name in enumerate(CANDIDATES)}  # files that differ
     artifacts = build(tiny_data, tmp_path / "artifacts", changes)
     params = tiny_params()
     params["benchmark"]["target"] = str(there(artifacts, "pruned-int8"))
