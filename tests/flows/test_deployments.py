@@ -1,4 +1,4 @@
-"""prefect.yaml and flows/automations.yaml against the code and against Prefect's own schemas; no server here."""
+"""Check prefect.yaml and flows/automations.yaml against the code and Prefect's schemas, without a server."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS["deployments"], ids=lambda deployment: deployment["entrypoint"])
-def test_every_deployment_names_a_flow_a_pool_and_what_happens_when_runs_meet(deployment: dict) -> None:
+def test_every_deployment_names_a_flow_a_pool_and_a_concurrency_limit(deployment: dict) -> None:
     file, _, function = deployment["entrypoint"].partition(":")
     flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
     assert isinstance(flow, Flow)
-    filled = apply_values({"pool": deployment["work_pool"]["name"], "name": deployment["name"]}, {})
-    assert filled == {"pool": deployments.work_pool_name("photos"), "name": "photos"}
+    values = apply_values({"pool": deployment["work_pool"]["name"], "name": deployment["name"]}, {})
+    assert values == {"pool": deployments.work_pool_name("photos"), "name": "photos"}
     assert apply_values(deployment["tags"], {}) == [deployments.work_pool_name("photos")]
     assert flow.name in deployments.FLOWS
     assert deployment["concurrency_limit"]["limit"] == 1
@@ -43,11 +43,11 @@ def test_every_deployment_names_a_flow_a_pool_and_what_happens_when_runs_meet(de
     assert all(schedule["timezone"] for schedule in deployment["schedules"])
 
 
-def test_automations_are_what_prefect_takes_and_fit_the_heartbeat() -> None:
+def test_automations_are_valid_for_prefect_and_fit_the_heartbeat() -> None:
     automations = [AutomationCore.model_validate(row) for row in deployments._automations(ProjectPaths(ROOT))]
     assert all(automation.name.startswith(deployments.automation_prefix("photos")) for automation in automations)
     assert len({automation.name for automation in automations}) == len(automations) == 3
-    # Another project's runs on the same server are not theirs.
+    # Runs of another project on the same server do not match.
     related = {str(automation.trigger.match_related) for automation in automations}
     assert len(related) == 1
     assert "prefect.tag.winnow-photos" in related.pop()
@@ -57,14 +57,14 @@ def test_automations_are_what_prefect_takes_and_fit_the_heartbeat() -> None:
     assert running.within.total_seconds() >= 3 * int(default_variables(ROOT)["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
 
 
-def test_no_machine_is_named() -> None:
+def test_no_machine_specific_names() -> None:
     text = (ROOT / "prefect.yaml").read_text() + (ROOT / "flows" / "automations.yaml").read_text()
     assert "/" + "work" not in text
     assert str(ROOT) not in text
 
 
 @pytest.mark.parametrize(
-    ("error", "again"),
+    ("error", "is_retried"),
     [
         (stage_runner.StageDied("killed"), True),
         (StoreError("no answer"), True),
@@ -72,5 +72,5 @@ def test_no_machine_is_named() -> None:
         (ConfigError("pretrain.epochs"), False),
     ],
 )
-def test_only_what_may_pass_by_itself_is_tried_again(error: Exception, again: bool) -> None:
-    assert stage_runner.can_be_retried(None, None, Failed(data=error)) is again
+def test_only_transient_errors_are_retried(error: Exception, is_retried: bool) -> None:
+    assert stage_runner.can_be_retried(None, None, Failed(data=error)) is is_retried

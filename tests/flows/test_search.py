@@ -31,34 +31,36 @@ def test_a_worker_on_another_processor_is_refused() -> None:
         check_workers({}, {"a": "this processor", "b": "another"}, "this processor")
 
 
-def test_a_trial_whose_workers_all_died_is_impossible_and_took_its_time() -> None:
-    def killed() -> TrialResult:
+def test_a_trial_whose_workers_all_died_is_failed_with_its_time() -> None:
+    def run_killed_trial() -> TrialResult:
         raise KilledWorker("trial", None, 3)
 
-    found = trial_result(killed, 12.0)
-    assert (found.state, found.seconds) == ("impossible", 12.0)
-    assert "died 4 times" in found.why
-    done = TrialResult("finished", "", None, None, 1.0)
-    assert trial_result(lambda: done, 12.0) is done
+    result = trial_result(run_killed_trial, 12.0)
+    assert (result.state, result.seconds) == ("impossible", 12.0)
+    assert "died 4 times" in result.why
+    finished = TrialResult("finished", "", None, None, 1.0)
+    assert trial_result(lambda: finished, 12.0) is finished
 
 
 def test_a_trial_takes_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    monkeypatch.setattr("flows.search.run_point", lambda *_: seen.append(torch.get_num_threads()))
-    before = torch.get_num_threads()
-    work: Any = _trial.fn
+    thread_counts: list[int] = []
+    monkeypatch.setattr("flows.search.run_point", lambda *_: thread_counts.append(torch.get_num_threads()))
+    previous_threads = torch.get_num_threads()
+    run_trial: Any = _trial.fn
     try:
-        with ThreadPoolExecutor(1) as apart:  # torch's number is a thread's own
-            apart.submit(work, os.environ["WINNOW_ROOT"], 3, None, 0, Point("prune", 0.5, "none"), [], 1.0).result()
+        with ThreadPoolExecutor(1) as executor:  # torch's thread count is per thread
+            executor.submit(
+                run_trial, os.environ["WINNOW_ROOT"], 3, None, 0, Point("prune", 0.5, "none"), [], 1.0
+            ).result()
     finally:
-        torch.set_num_threads(before)
-    assert seen == [3]
+        torch.set_num_threads(previous_threads)
+    assert thread_counts == [3]
 
 
-@pytest.mark.parametrize("crew", [WorkerPool(0), WorkerPool(2, "tcp://127.0.0.1:1")])
-def test_how_many_workers_is_said_once(tmp_path: Path, crew: WorkerPool) -> None:
+@pytest.mark.parametrize("pool", [WorkerPool(0), WorkerPool(2, "tcp://127.0.0.1:1")])
+def test_workers_and_scheduler_exclude_each_other(tmp_path: Path, pool: WorkerPool) -> None:
     with pytest.raises(ConfigError, match="--workers: at least 1, and not together with --scheduler"):
-        check_pool(ProjectPaths(tmp_path), crew)
+        check_pool(ProjectPaths(tmp_path), pool)
 
 
 def test_a_scheduler_needs_a_prefect_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +81,7 @@ def test_without_dask_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         check_pool(ProjectPaths(tmp_path), WorkerPool(2))
 
 
-WRITES = """
+DEFER_SIGNALS = """
 import signal
 import tasks.tracking.search_runs
 before = signal.getsignal(signal.SIGINT)
@@ -102,6 +104,6 @@ except KeyboardInterrupt:
 
 @pytest.mark.thorough
 def test_a_write_is_finished_before_ctrl_c_counts() -> None:
-    """In a process of its own: a signal would end the one that tests."""
-    result = subprocess.run([sys.executable, "-c", WRITES], cwd=ROOT, capture_output=True, text=True, check=True)
+    """Run in a child process: a signal would end the test process."""
+    result = subprocess.run([sys.executable, "-c", DEFER_SIGNALS], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == ["whole", "ends True", "goes on", "ends too"]
