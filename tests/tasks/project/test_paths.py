@@ -42,12 +42,12 @@ def config(registered: str = "auto", **data: Any) -> Config:
     )
 
 
-def test_files_that_params_yaml_names_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_files_named_in_params_yaml_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as exc_info:
         check_files(config(), tmp_path)
-    told = str(caught.value)
-    assert f"data.path: 'photos' does not exist (looked for in {tmp_path})" in told
-    assert "finetune.weights: 'data/none' is not a file" in told  # both at once
+    message = str(exc_info.value)
+    assert f"data.path: 'photos' does not exist (looked for in {tmp_path})" in message
+    assert "finetune.weights: 'data/none' is not a file" in message  # both at once
     (tmp_path / "photos").mkdir()
     (tmp_path / "data" / "none").mkdir(parents=True)  # a folder is no file
     with pytest.raises(ConfigError, match=r"names files that do not exist:\n  finetune\.weights"):
@@ -86,7 +86,7 @@ def test_names_of_data_and_model(data: dict[str, str], name: str, registered: st
 
 
 @pytest.mark.parametrize("name", ["cifar10-jpeg-sample.tar.xz", "birds.2.tar.xz", "My Photos"])
-def test_the_name_is_the_one_that_ingest_writes_down(image_folder: Path, tmp_path: Path, name: str) -> None:
+def test_the_title_equals_that_of_the_source(image_folder: Path, tmp_path: Path, name: str) -> None:
     path, source = tmp_path / name, "sample" if name.endswith(".tar.xz") else "folder"
     if source == "sample":
         with tarfile.open(path, "w:xz") as archive:

@@ -13,7 +13,7 @@ from tasks.project.paths import ProjectPaths
 from tests.closure import ROOT
 from winnow.cli.run_commands import apply_settings
 
-HOLD = """
+HOLD_LOCK = """
 import sys
 from pathlib import Path
 import tasks.project.run_lock
@@ -31,9 +31,9 @@ def paths(tmp_path: Path) -> ProjectPaths:
 
 
 @pytest.fixture
-def other(paths: ProjectPaths, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
-    """Another process that works in the checkout."""
-    command = [sys.executable, "-c", HOLD, request.param, str(paths.root)]
+def lock_holder(paths: ProjectPaths, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """Start another process that holds the checkout's lock."""
+    command = [sys.executable, "-c", HOLD_LOCK, request.param, str(paths.root)]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -42,19 +42,19 @@ def other(paths: ProjectPaths, request: pytest.FixtureRequest) -> Iterator[subpr
     process.wait()
 
 
-@pytest.mark.parametrize("other", ["run"], indirect=True)
-def test_a_run_keeps_others_out_and_is_named(paths: ProjectPaths, other: subprocess.Popen[str]) -> None:
-    for asking in (run_lock.lock_run, run_lock.lock_step):
+@pytest.mark.parametrize("lock_holder", ["run"], indirect=True)
+def test_a_run_keeps_others_out_and_is_named(paths: ProjectPaths, lock_holder: subprocess.Popen[str]) -> None:
+    for acquire in (run_lock.lock_run, run_lock.lock_step):
         with (
-            pytest.raises(run_lock.ProjectLocked, match=f"process {other.pid}, since .*wait for it to end"),
-            asking(paths),
+            pytest.raises(run_lock.ProjectLocked, match=f"process {lock_holder.pid}, since .*wait for it to end"),
+            acquire(paths),
         ):
             pass
 
 
-@pytest.mark.parametrize("other", ["run"], indirect=True)
-@pytest.mark.usefixtures("other")
-def test_a_refused_run_changes_no_params_under_the_one_that_works(paths: ProjectPaths) -> None:
+@pytest.mark.parametrize("lock_holder", ["run"], indirect=True)
+@pytest.mark.usefixtures("lock_holder")
+def test_a_refused_run_does_not_change_params(paths: ProjectPaths) -> None:
     params = paths.root / "params.yaml"
     params.write_text("seed: 1\n")
     with pytest.raises(run_lock.ProjectLocked):
@@ -62,7 +62,7 @@ def test_a_refused_run_changes_no_params_under_the_one_that_works(paths: Project
     assert params.read_text() == "seed: 1\n"
 
 
-def test_a_run_holds_its_checkout_once(paths: ProjectPaths) -> None:
+def test_a_run_cannot_lock_its_checkout_twice(paths: ProjectPaths) -> None:
     with run_lock.lock_run(paths):
         with run_lock.lock_run(paths):
             pass
@@ -71,42 +71,44 @@ def test_a_run_holds_its_checkout_once(paths: ProjectPaths) -> None:
     assert not (paths.state_dir / "run.holder").exists()
 
 
-@pytest.mark.parametrize("other", ["run"], indirect=True)
-def test_a_killed_run_lets_go(paths: ProjectPaths, other: subprocess.Popen[str]) -> None:
-    other.kill()
-    other.wait()
+@pytest.mark.parametrize("lock_holder", ["run"], indirect=True)
+def test_a_killed_run_releases_the_lock(paths: ProjectPaths, lock_holder: subprocess.Popen[str]) -> None:
+    lock_holder.kill()
+    lock_holder.wait()
     with run_lock.lock_run(paths):
         pass
 
 
-@pytest.mark.parametrize("other", ["run"], indirect=True)
-def test_who_waits_says_so_once_and_goes_on(paths: ProjectPaths, other: subprocess.Popen[str]) -> None:
-    told: list[str] = []
+@pytest.mark.parametrize("lock_holder", ["run"], indirect=True)
+def test_waiting_is_reported_once_until_the_lock_is_free(
+    paths: ProjectPaths, lock_holder: subprocess.Popen[str]
+) -> None:
+    messages: list[str] = []
 
     def wait(message: str) -> None:
-        told.append(message)
-        assert other.stdin is not None
-        other.stdin.close()
+        messages.append(message)
+        assert lock_holder.stdin is not None
+        lock_holder.stdin.close()
 
     with run_lock.lock_run(paths, wait):
-        assert len(told) == 1
-        assert f"process {other.pid}" in told[0]
+        assert len(messages) == 1
+        assert f"process {lock_holder.pid}" in messages[0]
 
 
-@pytest.mark.parametrize("other", ["step"], indirect=True)
-def test_steps_by_hand_share_and_keep_runs_out(paths: ProjectPaths, other: subprocess.Popen[str]) -> None:
-    assert other.poll() is None
+@pytest.mark.parametrize("lock_holder", ["step"], indirect=True)
+def test_manual_steps_share_the_lock_and_exclude_runs(paths: ProjectPaths, lock_holder: subprocess.Popen[str]) -> None:
+    assert lock_holder.poll() is None
     with run_lock.lock_step(paths):
         pass
     with pytest.raises(run_lock.ProjectLocked, match="another run works in"), run_lock.lock_run(paths):
         pass
 
 
-def test_between_two_steps_of_dvc_nobody_begins(paths: ProjectPaths, tmp_path: Path) -> None:
-    """A stand-in named dvc runs a step to its end, and then waits for the next."""
+def test_dvc_holds_the_lock_between_two_steps(paths: ProjectPaths, tmp_path: Path) -> None:
+    """A script named dvc runs a step to its end, then waits as DVC does before the next step."""
     (tmp_path / "bin").mkdir()
     driver = tmp_path / "bin" / "dvc"
-    step = HOLD.replace("    sys.stdin.read()\n", "")
+    step = HOLD_LOCK.replace("    sys.stdin.read()\n", "")
     driver.write_text(
         "import subprocess, sys\n"
         f"subprocess.run([sys.executable, '-c', {step!r}, 'step', {str(paths.root)!r}])\n"

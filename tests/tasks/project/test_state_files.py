@@ -1,4 +1,4 @@
-"""Whatever lies in the state directory, its readers return something of its type or say which file to mend."""
+"""Check that readers of damaged state files return a value of their type or name the file to repair."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_damaged_cache_counts_as_missing(paths: ProjectPaths, name: str, conte
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_folder_in_its_place_counts_as_missing(paths: ProjectPaths, name: str) -> None:
+def test_a_folder_in_place_of_a_file_counts_as_missing(paths: ProjectPaths, name: str) -> None:
     (paths.state_dir / name).mkdir()
     assert not READERS[name](paths)
 
@@ -98,7 +98,7 @@ CONTENTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("file", state_files.STATE_FILES, ids=lambda file: file.name)
-def test_every_state_file_is_read_as_it_was_written(paths: ProjectPaths, file: StateFile[Any]) -> None:
+def test_every_state_file_round_trips(paths: ProjectPaths, file: StateFile[Any]) -> None:
     content = CONTENTS[file.name]
     assert file.read(paths, "key") == file.default
     file.write(paths, content, "key")
@@ -126,7 +126,7 @@ def test_a_damaged_file_that_cannot_be_recomputed_is_named_with_the_remedy(paths
 
 
 @pytest.mark.parametrize("content", ["empty", "zeros", "cut", "nested", "no text"])
-def test_other_files_are_named(paths: ProjectPaths, content: str) -> None:
+def test_other_damaged_files_are_named_in_the_error(paths: ProjectPaths, content: str) -> None:
     for path in (paths.test_readings, paths.state_dir / "password", paths.root / "card.json"):
         path.write_bytes(DAMAGED[content])
     with pytest.raises(ArtifactError, match=r"test-readings\.json is damaged .*delete it to restart the count"):

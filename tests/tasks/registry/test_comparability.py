@@ -10,7 +10,7 @@ WHOLE = SPLIT | {"group_by": "none", "decoder": "c0de"}
 
 
 @pytest.mark.parametrize(
-    ("champion", "challenger", "said"),
+    ("champion", "challenger", "expected"),
     [
         (SPLIT, SPLIT, ""),
         (None, SPLIT, ""),
@@ -36,15 +36,17 @@ WHOLE = SPLIT | {"group_by": "none", "decoder": "c0de"}
         (SPLIT | {"validation_fraction": 0.3}, WHOLE, "validation_fraction 0.3 and test_fraction 0.15, the challenger"),
     ],
 )
-def test_two_splits_are_not_compared(champion: dict | None, challenger: dict | None, said: str) -> None:
+def test_models_of_different_splits_are_not_compared(
+    champion: dict | None, challenger: dict | None, expected: str
+) -> None:
     cards = [deployment_card(**({} if split is None else {"split": split})) for split in (champion, challenger)]
     reason = find_difference(*cards)
-    assert said in reason
-    assert bool(reason) == bool(said)
+    assert expected in reason
+    assert bool(reason) == bool(expected)
 
 
 @pytest.mark.parametrize(
-    ("champion", "challenger", "differ"),
+    ("champion", "challenger", "differs"),
     [
         ({}, {"resize": "crop", "bits": 16}, False),
         ({"resize": "pad", "bits": 16}, {"resize": "pad", "bits": 16}, False),
@@ -52,7 +54,7 @@ def test_two_splits_are_not_compared(champion: dict | None, challenger: dict | N
         ({"resize": "crop", "bits": 16}, {"resize": "crop", "bits": 12}, True),
     ],
 )
-def test_models_of_other_pixels_are_not_compared(champion: dict, challenger: dict, differ: bool) -> None:
+def test_models_of_different_preprocessing_are_not_compared(champion: dict, challenger: dict, differs: bool) -> None:
     reason = find_difference(deployment_card(**champion), deployment_card(**challenger))
-    assert ("its preprocessing (" in reason) == differ
-    assert bool(reason) == differ
+    assert ("its preprocessing (" in reason) == differs
+    assert bool(reason) == differs

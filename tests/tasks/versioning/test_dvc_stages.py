@@ -24,14 +24,14 @@ from winnow.errors import DataError, WinnowError
 
 
 def test_every_stage_comes_after_those_it_needs(tiny_config: Config) -> None:
-    found = stages(tiny_config)
-    names = [stage.name for stage in found]
+    ordered = stages(tiny_config)
+    names = [stage.name for stage in ordered]
     steps = {"ingest", "pretrain", "finetune", "benchmark", "select", "refit", "report"}
     assert sorted(names) == sorted(steps | {f"candidate@{name}" for name in tiny_config.candidates})
-    for at, stage in enumerate(found):
-        assert set(stage.needs) <= set(names[:at])
+    for index, stage in enumerate(ordered):
+        assert set(stage.needs) <= set(names[:index])
         assert len(stage.needs) == len(set(stage.needs))
-    by_name = {stage.name: stage for stage in found}
+    by_name = {stage.name: stage for stage in ordered}
     assert by_name["candidate@pruned-int8"].needs == ("ingest", "pretrain", "finetune", "candidate@pruned")
     assert by_name["candidate@pruned"].needs == ("ingest", "pretrain", "finetune")
 
@@ -59,7 +59,7 @@ def test_the_same_python_runs_dvc_and_its_stages() -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The shipped params.yaml and dvc.yaml in a project of DVC, without any data or code."""
+    """Return a DVC project with the shipped params.yaml and dvc.yaml, without data or code."""
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     subprocess.run(command("init", "--no-scm", "-q"), cwd=tmp_path, env=environment(), check=True)
@@ -67,17 +67,17 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.mark.thorough
-def test_in_an_empty_project_everything_is_stale_and_says_why(project: Path) -> None:
+def test_in_an_empty_project_every_stage_is_stale_with_a_reason(project: Path) -> None:
     config = load_config(project / "params.yaml")
-    found = stale_stages(project, config)
-    assert list(found) == [stage.name for stage in stages(config)]
-    assert all(reasons[0] == "it has not run yet" for reasons in found.values())
-    assert "data/cifar10-jpeg-sample.tar.xz: deleted" in found["ingest"]
-    assert not any("artifacts/" in reason for reasons in found.values() for reason in reasons)
-    assert all(isinstance(reason, str) and reason for reasons in found.values() for reason in reasons)
+    stale = stale_stages(project, config)
+    assert list(stale) == [stage.name for stage in stages(config)]
+    assert all(reasons[0] == "it has not run yet" for reasons in stale.values())
+    assert "data/cifar10-jpeg-sample.tar.xz: deleted" in stale["ingest"]
+    assert not any("artifacts/" in reason for reasons in stale.values() for reason in reasons)
+    assert all(isinstance(reason, str) and reason for reasons in stale.values() for reason in reasons)
 
 
-TWO = """
+TWO_STAGES = """
 stages:
   ingest:
     cmd: mkdir -p artifacts/data && cp params.yaml artifacts/data/
@@ -90,7 +90,7 @@ stages:
 """
 
 
-def ran(project: Path, stage: str) -> tuple[int, list[str]]:
+def run_stage(project: Path, stage: str) -> tuple[int, list[str]]:
     with start_stage(project, stage) as child:
         assert child.stdout is not None
         lines = child.stdout.read().splitlines()
@@ -98,34 +98,34 @@ def ran(project: Path, stage: str) -> tuple[int, list[str]]:
 
 
 @pytest.mark.thorough
-def test_a_stage_is_run_left_alone_or_restored_and_its_children_follow(project: Path) -> None:
-    (project / "dvc.yaml").write_text(TWO)
+def test_a_stage_is_run_skipped_or_restored_and_its_children_follow(project: Path) -> None:
+    (project / "dvc.yaml").write_text(TWO_STAGES)
     config = load_config(project / "params.yaml")
-    said = [ran(project, stage)[1] for stage in ("ingest", "pretrain")]
-    assert [parse_outcome(lines) for lines in said] == ["ran", "ran"]
-    assert [line for lines in said for line in lines if not is_noise(line) and line[:2] != "> "] == [
+    outputs = [run_stage(project, stage)[1] for stage in ("ingest", "pretrain")]
+    assert [parse_outcome(lines) for lines in outputs] == ["ran", "ran"]
+    assert [line for lines in outputs for line in lines if not is_noise(line) and line[:2] != "> "] == [
         "hello from the stage"
     ]
     assert stale_stages(project, config) == {}
-    assert parse_outcome(ran(project, "ingest")[1]) == "unchanged"
+    assert parse_outcome(run_stage(project, "ingest")[1]) == "unchanged"
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("image_size: 32", "image_size: 64"))
-    found = stale_stages(project, config)
-    assert found["ingest"] == ["data.image_size: modified"]
-    assert found["pretrain"] == ["ingest has to run"]  # DVC itself says nothing of it yet
-    assert parse_outcome(ran(project, "ingest")[1]) == "ran"
+    stale = stale_stages(project, config)
+    assert stale["ingest"] == ["data.image_size: modified"]
+    assert stale["pretrain"] == ["ingest has to run"]  # DVC itself does not report it yet
+    assert parse_outcome(run_stage(project, "ingest")[1]) == "ran"
     (project / "params.yaml").write_text(text)
-    assert parse_outcome(ran(project, "ingest")[1]) == "restored"
+    assert parse_outcome(run_stage(project, "ingest")[1]) == "restored"
     (project / "fail").touch()
     shutil.rmtree(project / "artifacts" / "pretrain")
     shutil.rmtree(project / ".dvc" / "cache")
-    status, lines = ran(project, "pretrain")
+    status, lines = run_stage(project, "pretrain")
     assert status != 0
     assert any("failed to run" in line for line in lines)
 
 
 @pytest.mark.thorough
-def test_a_broken_project_is_an_error_in_dvcs_words(project: Path) -> None:
+def test_a_broken_project_raises_the_message_of_dvc(project: Path) -> None:
     config = load_config(project / "params.yaml")
     (project / "dvc.yaml").write_text("stages: [")
     with pytest.raises(WinnowError, match=r"dvc status failed in .*:\n(.*\n)*.*dvc\.yaml"):
@@ -134,7 +134,7 @@ def test_a_broken_project_is_an_error_in_dvcs_words(project: Path) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.timeout(60)
-def test_what_dvc_would_wait_for_is_an_error_before_it_is_asked(project: Path) -> None:
+def test_pipes_and_linked_folders_are_errors_before_dvc_runs(project: Path) -> None:
     for name in ("cat", "dog"):
         (project / "photos" / name).mkdir(parents=True)
         (project / "photos" / name / "1.jpg").touch()

@@ -1,4 +1,4 @@
-"""Bytes that are changed in place, behind DVC's back, in a cache that shares its files with artifacts/."""
+"""Check the detection of bytes changed in place in a DVC cache whose files are hard links of artifacts/."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ IMAGES = Path("artifacts/data/images.npy")
 def project(tmp_path: Path) -> Path:
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
     subprocess.run(command("init", "--no-scm", "-q"), cwd=tmp_path, env=environment(), check=True)
-    shipped = (ROOT / ".dvc" / "config").read_text().replace("[core]\n", "[core]\n    no_scm = true\n")
-    (tmp_path / ".dvc" / "config").write_text(shipped)
+    dvc_config = (ROOT / ".dvc" / "config").read_text().replace("[core]\n", "[core]\n    no_scm = true\n")
+    (tmp_path / ".dvc" / "config").write_text(dvc_config)
     (tmp_path / "dvc.yaml").write_text(PIPELINE)
     for stage in ("ingest", "pretrain"):
         assert run(tmp_path, stage) == "ran"
@@ -53,39 +53,39 @@ def run(project: Path, stage: str) -> str:
     return parse_outcome(lines)
 
 
-def damage(path: Path, keep_time: bool = False) -> bytes:
-    """Change a byte in place, with the file's mode as it is, as an account that may do everything can -> before."""
-    about, content = path.stat(), path.read_bytes()
+def damage(path: Path, keep_mtime: bool = False) -> bytes:
+    """Change a byte in place, keep the file's mode and return the previous content."""
+    stat, content = path.stat(), path.read_bytes()
     path.chmod(0o644)
     with path.open("r+b") as file:
         file.write(bytes([content[0] ^ 1]))
-    path.chmod(about.st_mode)
-    if keep_time:
-        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    path.chmod(stat.st_mode)
+    if keep_mtime:
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     return content
 
 
-def test_what_is_right_is_looked_at_once(project: Path) -> None:
+def test_intact_files_are_hashed_once(project: Path) -> None:
     paths = ProjectPaths(project)
     assert integrity.find_damaged(paths) == []
-    seen = VERIFIED.read(paths)
-    assert len(seen) == 4  # two listings, deep/more, and one object for images.npy and its copy
+    verified = VERIFIED.read(paths)
+    assert len(verified) == 4  # two listings, deep/more, and one object for images.npy and its copy
     integrity.check(paths)
 
 
-def test_dvc_alone_puts_the_damaged_file_back(project: Path) -> None:
-    """If this fails DVC looks itself, and tasks/versioning/integrity.py may go."""
-    good = damage(project / IMAGES)
+def test_dvc_alone_restores_the_damaged_file(project: Path) -> None:
+    """If this fails, DVC checks content itself and tasks/versioning/integrity.py is no longer needed."""
+    content = damage(project / IMAGES)
     assert run(project, "ingest") in ("restored", "unchanged")
-    assert (project / IMAGES).read_bytes() != good
+    assert (project / IMAGES).read_bytes() != content
 
 
-@pytest.mark.parametrize("looked_before", [True, False])
-def test_damage_is_seen_said_and_repaired(project: Path, looked_before: bool) -> None:
+@pytest.mark.parametrize("checked_before", [True, False])
+def test_damage_is_seen_said_and_repaired(project: Path, checked_before: bool) -> None:
     paths, config = ProjectPaths(project), load_config(project / "params.yaml")
-    if looked_before:
+    if checked_before:
         assert stale_stages(project, config) == {}
-    good = damage(project / IMAGES)
+    content = damage(project / IMAGES)
     names = {str(entry.path.relative_to(project)) for entry in integrity.find_damaged(paths)}
     assert names == {str(IMAGES), "artifacts/pretrain/copied"}
     assert any("artifacts/data/images.npy is damaged" in reason for reason in stale_stages(project, config)["ingest"])
@@ -94,7 +94,7 @@ def test_damage_is_seen_said_and_repaired(project: Path, looked_before: bool) ->
     integrity.remove_damaged(paths, integrity.find_damaged(paths))
     assert not (project / IMAGES).exists()
     assert [run(project, stage) for stage in ("ingest", "pretrain")] == ["ran", "unchanged"]
-    assert (project / IMAGES).read_bytes() == (project / "artifacts/pretrain/copied").read_bytes() == good
+    assert (project / IMAGES).read_bytes() == (project / "artifacts/pretrain/copied").read_bytes() == content
     assert integrity.find_damaged(paths, full=True) == []
     assert stale_stages(project, config) == {}
 
@@ -102,40 +102,40 @@ def test_damage_is_seen_said_and_repaired(project: Path, looked_before: bool) ->
 def test_a_disk_that_changes_bytes_and_no_times_is_found_by_the_full_look(project: Path) -> None:
     paths = ProjectPaths(project)
     assert integrity.find_damaged(paths) == []
-    damage(project / IMAGES, keep_time=True)
+    damage(project / IMAGES, keep_mtime=True)
     assert integrity.find_damaged(paths) == []
     assert {entry.path.name for entry in integrity.find_damaged(paths, full=True)} == {"images.npy", "copied"}
     assert {entry.path.name for entry in integrity.find_damaged(paths)} == {
         "images.npy",
         "copied",
-    }  # it stays in doubt
+    }  # still reported
 
 
-def test_a_good_file_of_its_own_stays_and_the_object_is_made_from_it(project: Path) -> None:
-    """Where artifacts are copies, damage to the cache is none to them."""
-    paths, mine = ProjectPaths(project), project / IMAGES
-    content = mine.read_bytes()
-    mine.unlink()
-    mine.write_bytes(content)
+def test_an_intact_copy_is_kept_when_its_cache_object_is_damaged(project: Path) -> None:
+    """A copied artifact does not share bytes with the cache."""
+    paths, image_file = ProjectPaths(project), project / IMAGES
+    content = image_file.read_bytes()
+    image_file.unlink()
+    image_file.write_bytes(content)
     damage(
         next(
             entry.content
             for entry in integrity.find_damaged(paths, full=True) or integrity._entries(paths)
-            if entry.path == mine
+            if entry.path == image_file
         )
     )
     integrity.remove_damaged(paths, integrity.find_damaged(paths))
-    assert mine.read_bytes() == content
+    assert image_file.read_bytes() == content
 
 
-def test_an_older_result_that_comes_back_damaged_is_seen(project: Path) -> None:
-    """DVC keeps results of other settings, and restores them when these come back."""
+def test_a_damaged_restored_result_is_detected(project: Path) -> None:
+    """DVC keeps results of earlier settings and restores them when these settings return."""
     paths, params = ProjectPaths(project), project / "params.yaml"
     integrity.find_damaged(paths)
-    text, kept = params.read_text(), {entry.path: entry.content for entry in integrity._entries(paths)}
+    text, objects = params.read_text(), {entry.path: entry.content for entry in integrity._entries(paths)}
     (project / "dvc.yaml").write_text(PIPELINE.replace("echo pixels", "echo others"))
     assert run(project, "ingest") == "ran"
-    damage(kept[project / IMAGES])
+    damage(objects[project / IMAGES])
     (project / "dvc.yaml").write_text(PIPELINE)
     assert run(project, "ingest") == "restored"
     assert params.read_text() == text
@@ -149,7 +149,7 @@ def test_a_lock_that_cannot_be_read_is_dvcs_to_tell_of(tmp_path: Path, content: 
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}'])
-def test_a_damaged_list_of_looks_costs_another_look(project: Path, content: str) -> None:
+def test_a_damaged_list_of_verified_files_only_repeats_the_check(project: Path, content: str) -> None:
     paths = ProjectPaths(project)
     integrity.find_damaged(paths)
     (paths.state_dir / "verified.json").write_text(content)
