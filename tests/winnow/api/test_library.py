@@ -1,4 +1,4 @@
-"""The library in memory: its page runs, its names are those documented, and it gives what the steps give."""
+"""Check the library in memory: its page runs, its names are documented, its results equal those of the steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from winnow.errors import ConfigError, DataError
 from winnow.models.backbones import load_model
 
 PAGE = ROOT / "docs" / "library.md"
-QUICK = {"epochs": 1, "min_steps": 1}
+SHORT_TRAINING = {"epochs": 1, "min_steps": 1}
 
 
 def weights(network: winnow.Network) -> dict[str, torch.Tensor]:
@@ -34,7 +34,7 @@ def network(tiny_dense: Path) -> winnow.Network:
 
 
 @pytest.mark.thorough
-def test_every_block_of_the_page_runs(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_code_block_of_the_page_runs(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert image_folder == tmp_path / "photos"
     names: dict[str, object] = {}
@@ -48,7 +48,7 @@ def test_every_block_of_the_page_runs(image_folder: Path, tmp_path: Path, monkey
     assert not (tmp_path / "deployed" / "weights.safetensors").exists()
 
 
-def test_names_are_those_of_the_page() -> None:
+def test_public_names_are_those_of_the_page() -> None:
     from winnow import api
 
     text = PAGE.read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def test_import_is_light() -> None:
 
 
 @pytest.mark.thorough
-def test_a_method_gives_what_the_step_gives(
+def test_a_method_equals_its_step(
     network: winnow.Network,
     tiny_set: ImageSet,
     tiny_candidate: Callable[[str], Path],
@@ -80,11 +80,11 @@ def test_a_method_gives_what_the_step_gives(
 
 
 @pytest.mark.thorough
-def test_a_method_leaves_its_network_as_it_was(network: winnow.Network, tiny_set: ImageSet, tmp_path: Path) -> None:
+def test_a_method_does_not_change_its_network(network: winnow.Network, tiny_set: ImageSet, tmp_path: Path) -> None:
     before = weights(network)
-    winnow.prune(network, tiny_set, remove={"channels": 0.3}, recovery=QUICK)
+    winnow.prune(network, tiny_set, remove={"channels": 0.3}, recovery=SHORT_TRAINING)
     int8 = winnow.quantize(network, tiny_set, calibration_images=8)
-    winnow.finetune(network, tiny_set, **QUICK)
+    winnow.finetune(network, tiny_set, **SHORT_TRAINING)
     winnow.save(network, tmp_path / "saved")
     torch.testing.assert_close(weights(network), before, rtol=0, atol=0)
     pixels = np.ascontiguousarray(tiny_set.images_NHWC[:5])
@@ -93,14 +93,14 @@ def test_a_method_leaves_its_network_as_it_was(network: winnow.Network, tiny_set
 
 
 def test_a_teacher_can_be_another_network(network: winnow.Network, tiny_set: ImageSet) -> None:
-    recovery = QUICK | {"teacher_weight": 1.0}
-    other = winnow.finetune(network, tiny_set, seed=5, **QUICK)
-    taught = [
+    recovery = SHORT_TRAINING | {"teacher_weight": 1.0}
+    other_teacher = winnow.finetune(network, tiny_set, seed=5, **SHORT_TRAINING)
+    students = [
         winnow.distill(network, tiny_set, student="resnet8", width=0.5, recovery=recovery, teacher=teacher)
-        for teacher in (network, other, network)
+        for teacher in (network, other_teacher, network)
     ]
-    assert torch.equal(taught[0].model.fc.weight, taught[2].model.fc.weight)
-    assert not torch.equal(taught[0].model.fc.weight, taught[1].model.fc.weight)
+    assert torch.equal(students[0].model.fc.weight, students[2].model.fc.weight)
+    assert not torch.equal(students[0].model.fc.weight, students[1].model.fc.weight)
 
 
 @pytest.mark.thorough
@@ -109,7 +109,7 @@ def test_training_resumes_from_its_checkpoints(
 ) -> None:
     from winnow.training import loop
 
-    whole = winnow.pretrain(tiny_set, epochs=4, min_steps=1, batch_size=32)
+    uninterrupted = winnow.pretrain(tiny_set, epochs=4, min_steps=1, batch_size=32)
 
     def stop(epoch: loop.Epoch) -> None:
         if epoch.number == 2:
@@ -118,12 +118,12 @@ def test_training_resumes_from_its_checkpoints(
     from winnow.pretraining import backbone_training
 
     with monkeypatch.context() as patch:
-        finish = loop.run_to_end
-        patch.setattr(backbone_training, "run_to_end", lambda training, _monitor: finish(training, stop))
+        run_to_end = loop.run_to_end
+        patch.setattr(backbone_training, "run_to_end", lambda training, _monitor: run_to_end(training, stop))
         with pytest.raises(KeyboardInterrupt):
             winnow.pretrain(tiny_set, epochs=4, min_steps=1, batch_size=32, checkpoints=tmp_path)
     resumed = winnow.pretrain(tiny_set, epochs=4, min_steps=1, batch_size=32, checkpoints=tmp_path)
-    torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
+    torch.testing.assert_close(weights(resumed), weights(uninterrupted), rtol=0, atol=0)
 
 
 @pytest.mark.thorough
@@ -133,13 +133,13 @@ def test_settings_are_checked_like_params(network: winnow.Network, tiny_set: Ima
     with pytest.raises(ConfigError, match="there is no method 'dino'; valid: none, rotnet, simclr"):
         winnow.pretrain(tiny_set, method="dino")
     with pytest.raises(ConfigError, match="hint: pretrained needs backbone="):
-        winnow.distill(network, tiny_set, recovery=QUICK | {"hint": "pretrained"})
+        winnow.distill(network, tiny_set, recovery=SHORT_TRAINING | {"hint": "pretrained"})
     int8 = winnow.quantize(network, tiny_set, calibration_images=8)
     with pytest.raises(ConfigError, match="prune: an ONNX file cannot be compressed further"):
         winnow.prune(int8, tiny_set, remove={"channels": 0.3})
 
 
-def test_without_labels_it_says_so(network: winnow.Network, tiny_set: ImageSet) -> None:
+def test_missing_labels_are_an_error(network: winnow.Network, tiny_set: ImageSet) -> None:
     pixels = np.array(tiny_set.images_NHWC)
     unlabelled = winnow.images_from_arrays(pixels, classes=("a", "b", "c"))
     with pytest.raises(DataError, match="no training image has a label"):
@@ -148,9 +148,9 @@ def test_without_labels_it_says_so(network: winnow.Network, tiny_set: ImageSet) 
         winnow.evaluate(network, unlabelled)
 
 
-def test_labels_are_limited_in_training_alone(tiny_set: ImageSet) -> None:
-    few = winnow.limit_labels(tiny_set, per_class=4)
-    labelled = few.indices(TRAIN, labelled=True)
-    assert np.bincount(few.labels_N[labelled]).tolist() == [4, 4, 4]
-    others = tiny_set.split_N != TRAIN
-    assert np.array_equal(few.labels_N[others], tiny_set.labels_N[others])
+def test_labels_are_limited_in_the_training_split_only(tiny_set: ImageSet) -> None:
+    limited = winnow.limit_labels(tiny_set, per_class=4)
+    labelled = limited.indices(TRAIN, labelled=True)
+    assert np.bincount(limited.labels_N[labelled]).tolist() == [4, 4, 4]
+    is_not_training = tiny_set.split_N != TRAIN
+    assert np.array_equal(limited.labels_N[is_not_training], tiny_set.labels_N[is_not_training])
