@@ -11,7 +11,7 @@ from winnow.errors import ConfigError
 from winnow.models.backbones import WEIGHTS_FILE
 
 
-def test_a_name_that_was_not_made_is_told_those_that_were(tmp_path: Path) -> None:
+def test_an_unknown_name_lists_the_existing_candidates(tmp_path: Path) -> None:
     paths = ProjectPaths(tmp_path)
     with pytest.raises(ConfigError, match=r"dense: no candidate of that name has .* winnow run makes them first"):
         candidate_folder(paths, "dense", WEIGHTS_FILE)

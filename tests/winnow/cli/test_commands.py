@@ -1,4 +1,4 @@
-"""The commands: each has a help text, and mistakes on the command line are explained with status 2."""
+"""Check the commands: each has a help text, and mistakes on the command line are explained with status 2."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from winnow.config.serving import ServingConfig
 @pytest.mark.parametrize("name", list(cli.commands))
 def test_every_command_and_option_has_a_help_text(name: str) -> None:
     command = cli.commands[name]
-    short = command.get_short_help_str(limit=62)
-    assert short.endswith(".")
-    assert not short.endswith("...")
+    help_text = command.get_short_help_str(limit=62)
+    assert help_text.endswith(".")
+    assert not help_text.endswith("...")
     for parameter in command.params:
         if isinstance(parameter, click.Option) and not parameter.name.endswith("_port"):
             assert parameter.help, f"winnow {name} {parameter.opts[0]}"
@@ -43,27 +43,27 @@ def test_settings_of_the_server_are_its_options() -> None:
 def test_a_mistake_is_explained_with_status_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exc_info:
         main(arguments)
-    assert ended.value.code == 2
+    assert exc_info.value.code == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [[], ["--role", "reader", "--remove"]])
 def test_an_account_takes_exactly_one_change(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exc_info:
         main(["account", "name", *options])
-    assert ended.value.code == 2
+    assert exc_info.value.code == 2
     assert "exactly one of --role, --reset and --remove" in capsys.readouterr().err
 
 
 @pytest.mark.thorough
-def test_outside_of_a_project_only_help_works(tmp_path: Path) -> None:
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+def test_outside_a_project_only_help_works(tmp_path: Path) -> None:
+    def run_winnow(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "winnow.cli.main", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    told = call("status")
-    assert told.returncode == 2
-    assert told.stderr.startswith(f"winnow: no params.yaml and dvc.yaml in {tmp_path} or above")
-    assert call("run", "--help").returncode == 0
+    result = run_winnow("status")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"winnow: no params.yaml and dvc.yaml in {tmp_path} or above")
+    assert run_winnow("run", "--help").returncode == 0

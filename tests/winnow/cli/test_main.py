@@ -1,4 +1,4 @@
-"""What the command line does before any command acts; in children, since it changes how a process takes signals."""
+"""Check the signal handlers of the command line in child processes, since they change a process's handlers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("hangup", "sent", "said"),
+    ("hangup", "sent", "expected"),
     [
         ("SIG_DFL", "SIGHUP", "ends"),
         ("SIG_IGN", "SIGHUP", "goes on"),  # as nohup sets it
@@ -33,7 +33,7 @@ except KeyboardInterrupt:
         ("SIG_DFL", "SIGINT", "ends"),
     ],
 )
-def test_signals_end_a_command_as_ctrl_c_does_but_nohup_is_obeyed(hangup: str, sent: str, said: str) -> None:
+def test_signals_end_a_command_as_ctrl_c_does_but_nohup_is_obeyed(hangup: str, sent: str, expected: str) -> None:
     code = CODE.format(hangup=hangup, sent=sent)
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == said
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == expected

@@ -23,16 +23,14 @@ def paths(tmp_path: Path) -> ProjectPaths:
     return ProjectPaths(tmp_path)
 
 
-def written(paths: ProjectPaths) -> str:
+def read_params(paths: ProjectPaths) -> str:
     assert not list(paths.root.glob(".*"))
     return (paths.root / "params.yaml").read_text(encoding="utf-8")
 
 
-def test_nothing_but_the_line_changes_and_the_difference_is_shown(
-    paths: ProjectPaths, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_the_line_changes_and_the_diff_is_shown(paths: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
     set_keys(paths, ["data.image_size=64", "candidates.pruned.recovery.epochs=3"])
-    before, after = SHIPPED.splitlines(), written(paths).splitlines()
+    before, after = SHIPPED.splitlines(), read_params(paths).splitlines()
     assert len(before) == len(after)
     changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert changed == [("  image_size: 32", "  image_size: 64"), ("      epochs: 10", "      epochs: 3")]
@@ -47,17 +45,17 @@ def test_nothing_but_the_line_changes_and_the_difference_is_shown(
     assert (config.data.image_size, config.candidates["pruned"].recovery.epochs) == (64, 3)  # type: ignore[union-attr]
 
 
-def test_comments_stay(paths: ProjectPaths) -> None:
+def test_comments_are_preserved(paths: ProjectPaths) -> None:
     (paths.root / "photos").mkdir()
     set_keys(paths, ["data.source=folder", "data.path=photos", "finetune.seeds=[3, 4, 5]"])
     comments = [line.partition("#")[2] for line in SHIPPED.splitlines() if "#" in line]
-    after = written(paths)
+    after = read_params(paths)
     assert [line.partition("#")[2] for line in after.splitlines() if "#" in line] == comments
     assert "  seeds: [3, 4, 5] " in after
     assert "  source: folder              # sample | folder | archive | cifar10" in after
 
 
-def test_what_is_already_so_is_left_alone(paths: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_values_change_nothing(paths: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
     stamp = (paths.root / "params.yaml").stat()
     set_keys(paths, ["data.image_size=32", "data.max_rejected= 10"])
     assert (paths.root / "params.yaml").stat() == stamp
@@ -88,16 +86,16 @@ def test_what_is_already_so_is_left_alone(paths: ProjectPaths, capsys: pytest.Ca
         "a\\b",
     ],
 )
-def test_a_path_means_what_it_says(path: str) -> None:
+def test_paths_are_quoted_as_needed(path: str) -> None:
     after = apply_assignments(SHIPPED, ["data.source=folder", f"data.path={path}"])
     assert check_config(yaml.safe_load(after)).data.path == path
-    after = apply_assignments(after, ["data.max_rejected=3"])  # and it survives the next change of something else
+    after = apply_assignments(after, ["data.max_rejected=3"])  # and it survives the next change of another key
     assert check_config(yaml.safe_load(after)).data.path == path
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("path", ["2024", "on", "null", "1:30", "1e-1", "0x10", "~", "1_000", "=", "2024-05-01"])
-def test_quotes_make_text_of_what_is_none(path: str) -> None:
+def test_quoted_values_are_text(path: str) -> None:
     after = apply_assignments(SHIPPED, ["data.source=folder", f"data.path='{path}'"])
     assert check_config(yaml.safe_load(after)).data.path == path
 
@@ -120,11 +118,11 @@ def test_quotes_make_text_of_what_is_none(path: str) -> None:
 )
 def test_values_are_yaml(paths: ProjectPaths, assignment: str, value: object) -> None:
     set_keys(paths, [assignment])
-    at: object = load_config(paths.root / "params.yaml")
+    section: object = load_config(paths.root / "params.yaml")
     for key in assignment.partition("=")[0].strip().split("."):
-        at = getattr(at, key)
-    assert at == value
-    assert type(at) is type(value)
+        section = getattr(section, key)
+    assert section == value
+    assert type(section) is type(value)
 
 
 @pytest.mark.thorough
@@ -158,19 +156,19 @@ def test_nothing_is_written_on_a_mistake(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         set_keys(paths, assignments)
-    assert written(paths) == SHIPPED
+    assert read_params(paths) == SHIPPED
     assert capsys.readouterr().out == ""
 
 
-def test_a_broken_file_is_said_to_be_broken(paths: ProjectPaths) -> None:
+def test_a_broken_file_is_refused(paths: ProjectPaths) -> None:
     (paths.root / "params.yaml").write_text("data: [1, 2")
     with pytest.raises(ConfigError, match=r"params\.yaml is not valid YAML"):
         set_keys(paths, ["data.image_size=64"])
-    assert written(paths) == "data: [1, 2"
+    assert read_params(paths) == "data: [1, 2"
 
 
 @pytest.mark.thorough
-def test_what_is_nested_too_deeply_is_said(paths: ProjectPaths) -> None:
+def test_deep_nesting_is_refused(paths: ProjectPaths) -> None:
     with pytest.raises(ConfigError, match=r"-S data\.path=\[\[.*nested too deeply"):
         set_keys(paths, ["data.path=" + "[" * 3000])
     (paths.root / "params.yaml").write_text("data: " + "[" * 3000 + "]" * 3000)
@@ -178,32 +176,32 @@ def test_what_is_nested_too_deeply_is_said(paths: ProjectPaths) -> None:
         set_keys(paths, ["data.image_size=64"])
 
 
-def test_another_pretraining_method_brings_its_own_values(paths: ProjectPaths) -> None:
+def test_another_pretraining_method_sets_its_own_defaults(paths: ProjectPaths) -> None:
     set_keys(paths, ["pretrain.method=simclr"])
     settings = load_config(paths.root / "params.yaml").pretrain
     assert settings == SimCLR(method="simclr")
     assert (settings.batch_size, settings.augmentation.jitter) == (256, 0.4)
 
 
-def test_settings_of_the_method_before_leave_the_file(paths: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
-    """As in a file that holds RotNet's values, written by hand or by an earlier version."""
+def test_settings_of_the_previous_method_are_removed(paths: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file holds RotNet's values, as if written by hand or by an earlier version."""
     set_keys(paths, ["pretrain.epochs=3", "pretrain.augmentation.crop_scale_min=0.9", "pretrain.seed=7"])
     assert "removed" not in capsys.readouterr().out
     set_keys(paths, ["pretrain.method=simclr", "pretrain.batch_size=64", "pretrain.augmentation.flip=false"])
-    own = SimCLR(method="simclr")
-    after = load_config(paths.root / "params.yaml").pretrain
-    augmentation = own.augmentation.model_copy(update={"flip": False})
-    assert after == own.model_copy(update={"seed": 7, "batch_size": 64, "augmentation": augmentation})
+    defaults = SimCLR(method="simclr")
+    settings = load_config(paths.root / "params.yaml").pretrain
+    augmentation = defaults.augmentation.model_copy(update={"flip": False})
+    assert settings == defaults.model_copy(update={"seed": 7, "batch_size": 64, "augmentation": augmentation})
     assert "pretrain.method: simclr has its own epochs, augmentation: the previous" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", ["none", "rotnet"])
-def test_settings_stay_where_the_method_does(paths: ProjectPaths, method: str) -> None:
+def test_settings_are_kept_with_the_same_method(paths: ProjectPaths, method: str) -> None:
     set_keys(paths, ["pretrain.epochs=3"])
     set_keys(paths, [f"pretrain.method={method}"])
-    assert "  epochs: 3" in written(paths)
+    assert "  epochs: 3" in read_params(paths)
 
 
-def test_a_key_of_a_section_that_the_file_leaves_out_can_be_set(paths: ProjectPaths) -> None:
+def test_a_key_of_a_missing_section_can_be_set(paths: ProjectPaths) -> None:
     set_keys(paths, ["pretrain.optimiser.learning_rate=0.05"])
     assert load_config(paths.root / "params.yaml").pretrain.optimiser == Optimiser(learning_rate=0.05)  # type: ignore[union-attr]

@@ -27,7 +27,7 @@ from winnow.steps.ingest import ingest
 COUNTS = Counts(train=220, validation=60, test=40, budget=60, choosing=60, classes=3)
 
 
-def configured(folder: Path, **sections: dict) -> Config:
+def make_config(folder: Path, **sections: dict) -> Config:
     params = tiny_params()
     params["data"]["path"] = str(folder)
     for section, changes in sections.items():
@@ -59,13 +59,13 @@ print(mapped - idle, below - idle, peak(hold) - idle)
 
 
 @pytest.mark.thorough
-def test_a_peak_is_of_this_process_and_those_below_it_without_pages_of_files(tmp_path: Path) -> None:
+def test_peak_memory_counts_child_processes_but_no_mapped_files(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PEAKS, str(tmp_path / "large.npy")]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    mapped, below, own = (float(number) for number in told.split())
-    assert mapped < 50
-    assert 120 < below < 300
-    assert own == pytest.approx(200, abs=30)
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    mapped_mb, child_mb, own_mb = (float(number) for number in output.split())
+    assert mapped_mb < 50
+    assert 120 < child_mb < 300
+    assert own_mb == pytest.approx(200, abs=30)
 
 
 @pytest.mark.thorough
@@ -74,35 +74,35 @@ def test_expected_counts_are_near_those_of_ingest(image_folder: Path, tmp_path: 
     for number in range(pool):
         (image_folder / "unlabelled").mkdir(exist_ok=True)
         shutil.copy(next((image_folder / CLASSES[0]).iterdir()), image_folder / "unlabelled" / f"{number}.png")
-    config = configured(image_folder)
-    guessed = expected_counts(config, tmp_path)
+    config = make_config(image_folder)
+    expected = expected_counts(config, tmp_path)
     ingest(config, tmp_path / "data", tmp_path)
-    true = count_images(config, tmp_path / "data", tmp_path)
-    assert guessed.classes == true.classes == 3
-    assert guessed.images == pytest.approx(true.images, abs=2)
-    for key, value in asdict(true).items():
-        assert asdict(guessed)[key] == pytest.approx(value, abs=12 + pool), key
+    actual = count_images(config, tmp_path / "data", tmp_path)
+    assert expected.classes == actual.classes == 3
+    assert expected.images == pytest.approx(actual.images, abs=2)
+    for key, value in asdict(actual).items():
+        assert asdict(expected)[key] == pytest.approx(value, abs=12 + pool), key
 
 
-def test_a_test_set_that_the_source_names_and_a_budget_are_counted(image_folder: Path, tmp_path: Path) -> None:
-    split = tmp_path / "split"
-    for part in ("train", "test"):
+def test_a_named_test_set_and_a_label_budget_are_counted(image_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "split"
+    for split_name in ("train", "test"):
         for name in CLASSES:
-            (split / part / name).mkdir(parents=True)
-            for file in sorted((image_folder / name).iterdir())[:: 1 if part == "train" else 5]:
-                shutil.copy(file, split / part / name / file.name)
-    counts = expected_counts(configured(split, data={"labels_per_class": 4}), tmp_path)
-    named = sum(1 for path in (split / "test").rglob("*") if path.is_file())
-    assert counts.test == named
+            (root / split_name / name).mkdir(parents=True)
+            for file in sorted((image_folder / name).iterdir())[:: 1 if split_name == "train" else 5]:
+                shutil.copy(file, root / split_name / name / file.name)
+    counts = expected_counts(make_config(root, data={"labels_per_class": 4}), tmp_path)
+    test_files = sum(1 for path in (root / "test").rglob("*") if path.is_file())
+    assert counts.test == test_files
     assert counts.budget == 4 * len(CLASSES)
 
 
 @pytest.fixture(scope="module")
 def forecasts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Forecast]:
-    """The first steps of the tiny tree, tried once."""
+    """Return the forecasts of the first steps of the tiny tree."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    rehearsal = StepForecaster(configured(write_folder(folder / "photos")), COUNTS, folder, folder / "tried")
-    return {step: rehearsal.forecast_step(step) for step in ("ingest", "pretrain", "finetune")}
+    forecaster = StepForecaster(make_config(write_folder(folder / "photos")), COUNTS, folder, folder / "tried")
+    return {step: forecaster.forecast_step(step) for step in ("ingest", "pretrain", "finetune")}
 
 
 @pytest.mark.slow
@@ -116,9 +116,9 @@ def test_steps_are_forecast_by_what_they_count(forecasts: dict[str, Forecast]) -
 
 
 @pytest.mark.slow
-def test_candidates_are_made_in_small(forecasts: dict[str, Forecast], tmp_path: Path) -> None:
-    rehearsal = StepForecaster(check_config(tiny_params()), COUNTS, tmp_path, tmp_path / "tried")
-    int8, pruned, student = (rehearsal.forecast_step(step) for step in ("pruned-int8", "pruned", "student"))
+def test_candidates_are_forecast_from_small_runs(forecasts: dict[str, Forecast], tmp_path: Path) -> None:
+    forecaster = StepForecaster(check_config(tiny_params()), COUNTS, tmp_path, tmp_path / "tried")
+    int8, pruned, student = (forecaster.forecast_step(step) for step in ("pruned-int8", "pruned", "student"))
     assert int8.basis.startswith("32 images at ")
     assert pruned.basis.startswith("12 steps of 32 images at ")
     assert int8.disk_mb < pruned.disk_mb < forecasts["finetune"].disk_mb
@@ -129,28 +129,28 @@ def test_candidates_are_made_in_small(forecasts: dict[str, Forecast], tmp_path: 
 def test_the_benchmark_is_forecast_by_its_cells(tmp_path: Path) -> None:
     params = tiny_params()
     params["candidates"] = {"dense-int8": params["candidates"]["dense-int8"]}
-    short = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "short")
-    forecast = short.forecast_step("benchmark")
-    cells = grid.plan_cells({"dense": False, "dense-int8": True}, short.config.benchmark, cores(), cuda=False)
+    forecaster = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "short")
+    forecast = forecaster.forecast_step("benchmark")
+    cells = grid.plan_cells({"dense": False, "dense-int8": True}, forecaster.config.benchmark, cores(), cuda=False)
     assert forecast.basis == f"{len(cells)} cells of 2 files, 5 processes"
     params["benchmark"] |= {"samples": 100_000}
-    longer = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "longer")
-    assert longer.forecast_step("benchmark").seconds > forecast.seconds + 20
+    slow_forecaster = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "longer")
+    assert slow_forecaster.forecast_step("benchmark").seconds > forecast.seconds + 20
 
 
 @pytest.mark.slow
 def test_more_work_takes_longer(tmp_path: Path, image_folder: Path) -> None:
-    usual = StepForecaster(configured(image_folder), COUNTS, tmp_path, tmp_path / "tried")
-    longer = configured(image_folder, pretrain={"epochs": 2000})
-    short = usual.forecast_step("pretrain")
-    usual.config = longer
-    assert usual.forecast_step("pretrain").seconds > 20 * (short.seconds - usual.startup_seconds)
-    usual.config = configured(image_folder, finetune={"cross_validation": "always"})
-    assert "4 trainings and 5 of cross-validation: 216 steps" in usual.forecast_step("finetune").basis
+    forecaster = StepForecaster(make_config(image_folder), COUNTS, tmp_path, tmp_path / "tried")
+    longer_config = make_config(image_folder, pretrain={"epochs": 2000})
+    default_forecast = forecaster.forecast_step("pretrain")
+    forecaster.config = longer_config
+    assert forecaster.forecast_step("pretrain").seconds > 20 * (default_forecast.seconds - forecaster.startup_seconds)
+    forecaster.config = make_config(image_folder, finetune={"cross_validation": "always"})
+    assert "4 trainings and 5 of cross-validation: 216 steps" in forecaster.forecast_step("finetune").basis
 
 
 @pytest.mark.slow
-def test_a_refit_is_forecast_where_labels_are_few(tmp_path: Path) -> None:
+def test_a_refit_is_forecast_if_labels_are_few(tmp_path: Path) -> None:
     params = tiny_params()
     params["refit"] = {"when": "auto"}
     params["candidates"] = {name: params["candidates"][name] for name in ("pruned", "pruned-int8")}
@@ -158,13 +158,13 @@ def test_a_refit_is_forecast_where_labels_are_few(tmp_path: Path) -> None:
     assert forecast.basis == "dense and pruned and pruned-int8 again, as an upper estimate of the winner's refit"
     assert forecast.disk_mb > 0.2
     params["refit"] = {"when": "never"}
-    none = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "none").forecast_step("refit")
-    assert none.basis == "none: refit.when is never"
-    assert none.disk_mb < forecast.disk_mb
+    without_refit = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "none").forecast_step("refit")
+    assert without_refit.basis == "none: refit.when is never"
+    assert without_refit.disk_mb < forecast.disk_mb
 
 
 @pytest.mark.thorough
-def test_what_a_step_would_refuse_is_said_before_it_runs(
+def test_a_step_that_would_fail_is_an_error_of_the_plan(
     tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params = tiny_params()
@@ -174,13 +174,13 @@ def test_what_a_step_would_refuse_is_said_before_it_runs(
     status = main(
         [str(tmp_path / "params.yaml"), json.dumps(asdict(COUNTS)), str(tmp_path), str(tmp_path / "in"), "pruned"]
     )
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    output = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert status == 2
-    assert "leaves this resnet8 unchanged" in told["error"]
+    assert "leaves this resnet8 unchanged" in output["error"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "params.yaml", "photos"]
 
 
-def test_the_plan_is_shown_beside_the_truth_of_the_same_parameters(tmp_path: Path) -> None:
+def test_the_plan_is_compared_with_the_run_of_the_same_parameters(tmp_path: Path) -> None:
     paths = ProjectPaths(tmp_path)
     paths.state_dir.mkdir()
     (tmp_path / "params.yaml").write_text("a: 1\n")
@@ -189,30 +189,30 @@ def test_the_plan_is_shown_beside_the_truth_of_the_same_parameters(tmp_path: Pat
     PLAN.write(
         paths, {"params": sha256_of(tmp_path / "params.yaml"), "total_seconds": 1.0, "disk_gb": 0.0, "steps": steps}
     )
-    true = {"pretrain": {"seconds": 100.0, "memory_mb": 800.0, "disk_mb": 100.0}}
-    planned, told = plan.compare_with_plan(paths, true)
+    actual = {"pretrain": {"seconds": 100.0, "memory_mb": 800.0, "disk_mb": 100.0}}
+    planned, text = plan.compare_with_plan(paths, actual)
     assert set(planned) == {"pretrain"}
-    assert told == (
+    assert text == (
         "Planned: 1:30, it took 1:40 (forecast -10 %); 0.10 GB of artifacts, 0.10 GB (forecast +0 %); "
         "memory 1.00 GB, 0.80 GB (forecast +25 %)"
     )
-    assert plan.compare_with_plan(paths, true | {"report": true["pretrain"]}) == ({}, "")
+    assert plan.compare_with_plan(paths, actual | {"report": actual["pretrain"]}) == ({}, "")
     (tmp_path / "params.yaml").write_text("a: 2\n")
-    assert plan.compare_with_plan(paths, true) == ({}, "")
+    assert plan.compare_with_plan(paths, actual) == ({}, "")
 
 
 @pytest.mark.parametrize(
     ("settings", "kinds"),
     [('type = "hardlink,copy"', {"hardlink"}), ("type = copy", {""}), ("", {"", "reflink"})],
 )
-def test_how_the_cache_shares_files_is_tried(tmp_path: Path, settings: str, kinds: set[str]) -> None:
+def test_the_link_type_of_the_cache_is_probed(tmp_path: Path, settings: str, kinds: set[str]) -> None:
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".winnow").mkdir()
     (tmp_path / ".dvc" / "config").write_text(f"[cache]\n    {settings}\n")
     assert plan.link_type(ProjectPaths(tmp_path)) in kinds
 
 
-def test_a_child_that_dies_is_an_error_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_child_is_an_error_with_its_last_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     (tmp_path / ".winnow").mkdir()
     with pytest.raises(WinnowError, match="could not be measured on a sample"):
