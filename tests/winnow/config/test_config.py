@@ -30,40 +30,40 @@ from winnow.search.space import Point, candidate_chain
 
 INT8 = {"from": "dense", "method": "quantize"}
 PRUNE = {"from": "dense", "method": "prune", "remove": {"channels": 0.3}, "recovery": RECOVERY}
-ALONE = RECOVERY | {"teacher": "none", "images": "labelled"}
+WITHOUT_TEACHER = RECOVERY | {"teacher": "none", "images": "labelled"}
 CLUSTER = {"from": "dense", "method": "cluster", "recovery": RECOVERY}
 NO_PRETRAINING = {"pretrain": {"method": "none", "backbone": "resnet8"}, "finetune__learning_rates": [0.1]}
-SELF = {"from": "dense", "method": "distill", "recovery": RECOVERY}
+SELF_DISTILLATION = {"from": "dense", "method": "distill", "recovery": RECOVERY}
 NOT_A_NUMBER = "write it with a decimal point and a signed exponent, as in 1.0e-1"
 
 
-def changed(**values: Any) -> dict[str, Any]:
-    """tiny_params with `section__key=value`; a value of `...` removes the key."""
+def params_with(**values: Any) -> dict[str, Any]:
+    """Return tiny_params with `section__key=value`; a value of `...` removes the key."""
     raw = json.loads(json.dumps(tiny_params()))  # nothing shared
     for dotted, value in values.items():
-        *above, last = dotted.split("__")
-        at = raw
-        for key in above:
-            at = at[key]
+        *sections, key = dotted.split("__")
+        section = raw
+        for section_name in sections:
+            section = section[section_name]
         if value is ...:
-            del at[last]
+            del section[key]
         else:
-            at[last] = value
+            section[key] = value
     return raw
 
 
 LOW_RANK = {"from": "dense", "method": "factorize", "remove": {"macs": 0.5}, "recovery": RECOVERY}
 
 
-def mistakes(raw: Any) -> dict[str, str]:
-    """Dotted path -> message, and the count in the headline is right."""
-    with pytest.raises(ConfigError) as caught:
+def error_messages(raw: Any) -> dict[str, str]:
+    """Return dotted path -> message, after a check of the count in the headline."""
+    with pytest.raises(ConfigError) as exc_info:
         check_config(raw, "my.yaml")
-    headline, *lines = str(caught.value).splitlines()
+    headline, *lines = str(exc_info.value).splitlines()
     assert headline == f"my.yaml has {len(lines)} mistake{'s' * (len(lines) != 1)}:"
-    found = dict(line.strip().split(": ", 1) for line in lines)
-    assert len(found) == len(lines)
-    return found
+    messages = dict(line.strip().split(": ", 1) for line in lines)
+    assert len(messages) == len(lines)
+    return messages
 
 
 def test_the_shipped_file_loads() -> None:
@@ -74,12 +74,12 @@ def test_the_shipped_file_loads() -> None:
     assert load_config(str(ROOT / "params.yaml")) == config
 
 
-def test_it_is_frozen_and_imports_no_torch(tiny_config: Config) -> None:
+def test_config_is_frozen_and_imports_no_torch(tiny_config: Config) -> None:
     with pytest.raises(ValidationError):
         tiny_config.data.image_size = 64  # type: ignore[misc]
     code = "import sys, winnow.config; print({'torch', 'PIL', 'numpy'} & set(sys.modules))"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "set()"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,14 @@ def test_it_is_frozen_and_imports_no_torch(tiny_config: Config) -> None:
 )
 def test_label_budget(source: str, labels: str | int, budget: int | None) -> None:
     path = "a.tar.xz" if source == "sample" else "photos"
-    raw = changed(data__source=source, data__path=path, data__labels_per_class=labels)
+    raw = params_with(data__source=source, data__path=path, data__labels_per_class=labels)
     assert check_config(raw).data.label_budget == budget
 
 
 def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
     unknown = "unknown key; remove it, or see params.yaml as shipped for the keys of this section"
-    found = mistakes(
-        changed(
+    messages = error_messages(
+        params_with(
             data__source="ftp",
             data__validation_fraction=0.7,
             data__tint="red",
@@ -116,7 +116,7 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
             extra={},
         )
     )
-    assert found == {
+    assert messages == {
         "data.source": "Input should be 'sample', 'folder', 'archive' or 'cifar10' (found 'ftp')",
         "data.validation_fraction": "Input should be less than or equal to 0.5 (found 0.7)",
         "data.tint": unknown,
@@ -174,7 +174,7 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         ),
         ({"pretrain__backbone": "same"}, "pretrain.backbone", "'same' is not a backbone"),
         (
-            {"candidates__student": SELF | {"student": "mobilnet_v2"}},
+            {"candidates__student": SELF_DISTILLATION | {"student": "mobilnet_v2"}},
             "candidates.student.student",
             "'mobilnet_v2' is not a backbone.* mobilenet_v2.* or same: the parent itself",
         ),
@@ -205,7 +205,10 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
             "pretrained needs pretraining",
         ),
         (
-            {"candidates__v": SELF | {"student": "vit_b_16", "recovery": RECOVERY | {"hint": "attention"}}},
+            {
+                "candidates__v": SELF_DISTILLATION
+                | {"student": "vit_b_16", "recovery": RECOVERY | {"hint": "attention"}}
+            },
             "candidates.v.recovery.hint",
             "which a vit_b_16 has only in its first layer; set features",
         ),
@@ -227,15 +230,15 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         ),
     ],
 )
-def test_one_mistake(changes: dict[str, Any], path: str, message: str) -> None:
-    found = mistakes(changed(**changes))
-    assert list(found) == [path]
-    assert re.search(message, found[path])
+def test_one_mistake_is_reported(changes: dict[str, Any], path: str, message: str) -> None:
+    messages = error_messages(params_with(**changes))
+    assert list(messages) == [path]
+    assert re.search(message, messages[path])
 
 
-def test_the_parent_is_called_from_as_dvc_reads_it() -> None:
-    found = mistakes(changed(candidates__x={"parent": "dense", "method": "quantize"}))
-    assert set(found) == {"candidates.x.from", "candidates.x.parent"}
+def test_the_parent_key_is_from() -> None:
+    messages = error_messages(params_with(candidates__x={"parent": "dense", "method": "quantize"}))
+    assert set(messages) == {"candidates.x.from", "candidates.x.parent"}
 
 
 @pytest.mark.parametrize(
@@ -253,7 +256,7 @@ def test_the_parent_is_called_from_as_dvc_reads_it() -> None:
         ),
         ({"q": INT8, "r": INT8 | {"from": "q"}}, {"candidates.r.from": "'q' is quantized"}),
         (
-            {"f": LOW_RANK, "s": SELF | {"from": "f"}, "p": PRUNE | {"from": "s"}},
+            {"f": LOW_RANK, "s": SELF_DISTILLATION | {"from": "f"}, "p": PRUNE | {"from": "s"}},
             {"candidates.p.from": "'s' is factorized already: prune first"},
         ),
         ({"dense": INT8}, {"candidates.dense": "the root of the tree"}),
@@ -264,7 +267,7 @@ def test_the_parent_is_called_from_as_dvc_reads_it() -> None:
         ({"dense-kd": INT8}, {"candidates.dense-kd.method": "'dense' trained on .* must be distill"}),
         (
             {
-                "dense-kd": SELF | {"from": "p", "student": "resnet8", "recovery": ALONE},
+                "dense-kd": SELF_DISTILLATION | {"from": "p", "student": "resnet8", "recovery": WITHOUT_TEACHER},
                 "p": PRUNE,
             },
             {
@@ -279,37 +282,41 @@ def test_the_parent_is_called_from_as_dvc_reads_it() -> None:
         ],
     ],
 )
-def test_the_tree(candidates: dict[str, Any], expected: dict[str, str]) -> None:
-    for others in ({}, {"finetune__epochs": 0}):  # with and without another mistake elsewhere
-        found = mistakes(changed(candidates=candidates, **others))
-        found.pop("finetune.epochs", None)
-        assert set(found) == set(expected)
-        assert all(re.search(message, found[path]) for path, message in expected.items())
+def test_mistakes_in_the_candidate_tree(candidates: dict[str, Any], expected: dict[str, str]) -> None:
+    for other_changes in ({}, {"finetune__epochs": 0}):  # with and without a mistake in another section
+        messages = error_messages(params_with(candidates=candidates, **other_changes))
+        messages.pop("finetune.epochs", None)
+        assert set(messages) == set(expected)
+        assert all(re.search(message, messages[path]) for path, message in expected.items())
 
 
-def test_a_student_of_a_low_rank_network_is_none_itself() -> None:
-    student = SELF | {"from": "f", "student": "resnet8"}
-    assert check_config(changed(candidates={"f": LOW_RANK, "s": student, "p": PRUNE | {"from": "s"}}))
+def test_a_student_of_a_low_rank_network_is_not_low_rank() -> None:
+    student = SELF_DISTILLATION | {"from": "f", "student": "resnet8"}
+    assert check_config(params_with(candidates={"f": LOW_RANK, "s": student, "p": PRUNE | {"from": "s"}}))
 
 
-def test_what_is_trained_on_is_told_by_its_type(tiny_config: Config) -> None:
+def test_trained_candidates_share_a_type(tiny_config: Config) -> None:
     recovered = {name for name, candidate in tiny_config.candidates.items() if isinstance(candidate, TrainedCandidate)}
     assert recovered == {"pruned", "sparse", "student", "student-alone", "dense-kd"}
-    assert check_config(changed(candidates={"dense-kd": SELF})).candidates["dense-kd"].parent == "dense"
+    assert (
+        check_config(params_with(candidates={"dense-kd": SELF_DISTILLATION})).candidates["dense-kd"].parent == "dense"
+    )
 
 
 def test_parents_come_before_children() -> None:
     candidates = {"c": PRUNE | {"from": "b"}, "d": INT8 | {"from": "c"}, "a": PRUNE, "b": PRUNE | {"from": "a"}}
-    config = check_config(changed(candidates=candidates))
+    config = check_config(params_with(candidates=candidates))
     assert topological_order(dict(config.candidates)) == ["a", "b", "c", "d"]
-    assert topological_order(dict(check_config(changed(candidates={})).candidates)) == []
+    assert topological_order(dict(check_config(params_with(candidates={})).candidates)) == []
 
 
-def test_pretraining_may_be_none_but_then_takes_no_epochs() -> None:
-    assert isinstance(check_config(changed(pretrain={"method": "none"})).pretrain, NoPretraining)
-    left = {"method": "none", "optimiser": OPTIMISER, "epochs": 3}  # of the method before it
-    assert check_config(changed(pretrain=left)).pretrain == NoPretraining(method="none")
-    assert set(mistakes(changed(pretrain={"method": "none", "optimizer": OPTIMISER}))) == {"pretrain.optimizer"}
+def test_pretraining_can_be_none() -> None:
+    assert isinstance(check_config(params_with(pretrain={"method": "none"})).pretrain, NoPretraining)
+    leftover = {"method": "none", "optimiser": OPTIMISER, "epochs": 3}  # of the previous method
+    assert check_config(params_with(pretrain=leftover)).pretrain == NoPretraining(method="none")
+    assert set(error_messages(params_with(pretrain={"method": "none", "optimizer": OPTIMISER}))) == {
+        "pretrain.optimizer"
+    }
 
 
 @pytest.mark.thorough
@@ -327,17 +334,19 @@ def test_pretraining_may_be_none_but_then_takes_no_epochs() -> None:
         (lambda path: path.write_text("- data"), "expected sections .*found list"),
     ],
 )
-def test_a_file_that_is_no_configuration(tmp_path: Path, write: Callable[[Path], object], message: str) -> None:
+def test_invalid_files_are_refused(tmp_path: Path, write: Callable[[Path], object], message: str) -> None:
     path = tmp_path / "params.yaml"
     write(path)
     with pytest.raises(ConfigError, match=rf"params\.yaml.*{message}"):
         load_config(path)
 
 
-def test_anchors_and_merges_are_fine(tmp_path: Path) -> None:
+def test_anchors_and_merge_keys_are_read(tmp_path: Path) -> None:
     raw = tiny_params()
-    alike = "candidates:\n  a: &a {from: dense, method: quantize}\n  b: {<<: *a, preset: performance}\n"
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**raw, "candidates": 0}).replace("candidates: 0\n", alike))
+    candidates = "candidates:\n  a: &a {from: dense, method: quantize}\n  b: {<<: *a, preset: performance}\n"
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump({**raw, "candidates": 0}).replace("candidates: 0\n", candidates)
+    )
     assert {name: c.preset for name, c in load_config(tmp_path / "params.yaml").candidates.items()} == {  # type: ignore[union-attr]
         "a": "mixed",
         "b": "performance",
@@ -345,32 +354,32 @@ def test_anchors_and_merges_are_fine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["rotnet", "simclr"])
-def test_pretraining_takes_its_methods_own_values_key_by_key(method: str) -> None:
+def test_pretraining_defaults_are_those_of_the_method_key_by_key(method: str) -> None:
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    own = check_config({**raw, "pretrain": {"method": method}}).pretrain
+    defaults = check_config({**raw, "pretrain": {"method": method}}).pretrain
     section = {"method": method, "augmentation": {"flip": False}, "optimiser": {"momentum": 0.8}, "epochs": 3}
     mixed = check_config({**raw, "pretrain": section}).pretrain
-    assert not isinstance(own, NoPretraining)
+    assert not isinstance(defaults, NoPretraining)
     assert not isinstance(mixed, NoPretraining)
-    assert mixed.augmentation == own.augmentation.model_copy(update={"flip": False})
-    assert mixed.optimiser == own.optimiser.model_copy(update={"momentum": 0.8})
-    assert (mixed.epochs, mixed.batch_size) == (3, own.batch_size)
+    assert mixed.augmentation == defaults.augmentation.model_copy(update={"flip": False})
+    assert mixed.optimiser == defaults.optimiser.model_copy(update={"momentum": 0.8})
+    assert (mixed.epochs, mixed.batch_size) == (3, defaults.batch_size)
 
 
-def test_shipped_pretraining_is_the_methods_own() -> None:
+def test_shipped_pretraining_equals_the_defaults_of_its_method() -> None:
     assert load_config(ROOT / "params.yaml").pretrain == RotNet(method="rotnet")
 
 
-def test_other_methods_inherit_nothing_unsaid() -> None:
-    """A candidate that only names another method is refused: it lacks keys of it, or has some of the one before."""
+def test_changing_only_the_method_is_refused() -> None:
+    """The candidate then lacks keys of the new method, or has keys of the old one."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     for name, settings in raw["candidates"].items():
         for method in ("prune", "sparsify", "factorize", "cluster", "quantize", "distill"):
             if method == settings["method"]:
                 continue
-            changed = {**raw, "candidates": {**raw["candidates"], name: {**settings, "method": method}}}
+            params = {**raw, "candidates": {**raw["candidates"], name: {**settings, "method": method}}}
             with pytest.raises(ConfigError, match=rf"candidates\.{name}"):
-                check_config(changed)
+                check_config(params)
 
 
 @pytest.mark.parametrize(
@@ -381,14 +390,16 @@ def test_shipped_trainings_get_enough_steps_from_a_thousand_images_on(
     images: int, steps: int, rotnet_steps: int
 ) -> None:
     config = load_config(ROOT / "params.yaml")
-    recoveries = [each.recovery for each in config.candidates.values() if isinstance(each, TrainedCandidate)]
+    recoveries = [
+        candidate.recovery for candidate in config.candidates.values() if isinstance(candidate, TrainedCandidate)
+    ]
     assert {recovery.steps_for(images) for recovery in recoveries} == {steps}
     assert isinstance(config.pretrain, RotNet)
     assert config.pretrain.steps_for(images) == rotnet_steps
     assert rotnet_steps * config.pretrain.batch_size >= steps * 128  # as many images as with batches of 128
 
 
-def test_trainings_that_go_before_have_epochs_of_as_many_steps() -> None:
+def test_earlier_trainings_have_epochs_of_as_many_steps() -> None:
     recovery = load_config(ROOT / "params.yaml").candidates["pruned"].recovery  # type: ignore[union-attr]
     assert recovery is not None
     assert recovery.with_epochs(1).steps_for(1_000) == 60
@@ -404,9 +415,9 @@ def test_shipped_fine_tuning_gets_enough_steps_for_its_labels(labels: int, steps
     assert load_config(ROOT / "params.yaml").finetune.steps_for(labels) == steps
 
 
-def test_steps_of_fine_tuning_that_are_named_hold_for_any_number_of_labels() -> None:
-    named = load_config(ROOT / "params.yaml").finetune.model_copy(update={"min_steps": 90})
-    assert [named.steps_for(labels) for labels in (30, 1_073)] == [90, 240]
+def test_min_steps_of_fine_tuning_hold_for_any_number_of_labels() -> None:
+    finetune = load_config(ROOT / "params.yaml").finetune.model_copy(update={"min_steps": 90})
+    assert [finetune.steps_for(labels) for labels in (30, 1_073)] == [90, 240]
 
 
 @pytest.mark.parametrize(
@@ -420,25 +431,25 @@ def test_steps_of_fine_tuning_that_are_named_hold_for_any_number_of_labels() -> 
 @pytest.mark.parametrize("method", ["rotnet", "simclr"])
 def test_one_switch_sets_every_augmentation(switch: str, changes: dict[str, Any], method: str) -> None:
     raw = {**yaml.safe_load((ROOT / "params.yaml").read_text()), "pretrain": {"method": method}}
-    before, after = check_config(raw), check_config({**raw, "data": {**raw["data"], switch: False}})
-    found = 0
-    for old, new in zip(augmentations(before), augmentations(after), strict=True):
-        assert new == old.model_copy(update=changes)
-        found += 1
-    assert found == 2 + sum(hasattr(candidate, "recovery") for candidate in after.candidates.values()) - sum(
-        getattr(candidate, "recovery", 0) is None for candidate in after.candidates.values()
+    default, switched = check_config(raw), check_config({**raw, "data": {**raw["data"], switch: False}})
+    count = 0
+    for expected_base, augmentation in zip(augmentations(default), augmentations(switched), strict=True):
+        assert augmentation == expected_base.model_copy(update=changes)
+        count += 1
+    assert count == 2 + sum(hasattr(candidate, "recovery") for candidate in switched.candidates.values()) - sum(
+        getattr(candidate, "recovery", 0) is None for candidate in switched.candidates.values()
     )
     point = Point("student", 1.0, "none")
     trial = check_config(
-        after.model_dump(mode="json", by_alias=True) | {"candidates": candidate_chain(point, after, 4)}
+        switched.model_dump(mode="json", by_alias=True) | {"candidates": candidate_chain(point, switched, 4)}
     )
     assert augmentations(trial)[-1] == augmentations(
-        check_config({**raw, "candidates": candidate_chain(point, before, 4)})
+        check_config({**raw, "candidates": candidate_chain(point, default, 4)})
     )[-1].model_copy(update=changes)
 
 
 def augmentations(config: Config) -> list[Augmentation]:
-    """Of every training, the candidates' in their order."""
+    """Return the augmentation of pretraining, of fine-tuning and of each candidate, in their order."""
     assert not isinstance(config.pretrain, NoPretraining)
     recoveries = (getattr(candidate, "recovery", None) for candidate in config.candidates.values())
     return [
@@ -448,13 +459,17 @@ def augmentations(config: Config) -> list[Augmentation]:
     ]
 
 
-def test_without_an_upright_orientation_rotnet_is_refused_with_what_to_set() -> None:
+def test_rotnet_is_refused_without_an_upright_orientation() -> None:
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    turned = {**raw, "data": {**raw["data"], "up": False}}
+    params = {**raw, "data": {**raw["data"], "up": False}}
     with pytest.raises(ConfigError, match=r"pretrain\.method: rotnet .*data\.up: false\); set simclr, or none"):
-        check_config(turned)
+        check_config(params)
     for method in ("simclr", "none"):
-        check_config({**turned, "pretrain": {"method": method}})
-    plain = {**turned, "data": {**turned["data"], "colour": False, "scale": False}, "pretrain": {"method": "simclr"}}
+        check_config({**params, "pretrain": {"method": method}})
+    without_views = {
+        **params,
+        "data": {**params["data"], "colour": False, "scale": False},
+        "pretrain": {"method": "simclr"},
+    }
     with pytest.raises(ConfigError, match=r"pretrain\.method: simclr .* set none$"):
-        check_config(plain)
+        check_config(without_views)
