@@ -1,4 +1,4 @@
-"""Cards are written as they always were, to the byte: MLflow holds their digests."""
+"""Check that cards keep their bytes: MLflow stores their digests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REFITTED = CANDIDATE | {
 }
 RUN = {"runtime": "openvino-throughput", "precision": "int8", "threads": 2, "batch": 64, "streams": 2}
 COUNTS = {"images": 50, "answered": [50, 49], "right": [40, 40]}
-OF_THE_RUN: dict[str, Any] = {
+DEPLOYMENT: dict[str, Any] = {
     "serving": RUN | {"p50_ms": 0.5, "objective": "throughput"},
     "speed": {"best/latency_ms": 0.25, "best/latency_threads": 2},
     "fastest": {"latency": {"runtime": "ort", "precision": "int8", "threads": 1, "batch": 1}, "throughput": RUN},
@@ -63,12 +63,12 @@ OF_THE_RUN: dict[str, Any] = {
     "pillow": "12.0.0",
     "why": "it is the smallest",
 }
-PLAIN = OF_THE_RUN | {"fastest": {}, "test": {}, "split": {"validation_fraction": 0.2, "decoder": "c0de"}}
-ADDED = ("resize", "bits", "temperature", "fastest", "test", "split", "pillow")
-"""Keys that the first version did not write."""
-FIRST = {key: value for key, value in (CANDIDATE | OF_THE_RUN).items() if key not in ADDED}
+MINIMAL = DEPLOYMENT | {"fastest": {}, "test": {}, "split": {"validation_fraction": 0.2, "decoder": "c0de"}}
+ADDED_KEYS = ("resize", "bits", "temperature", "fastest", "test", "split", "pillow")
+"""Keys that cards of the first version lack."""
+FIRST_VERSION = {key: value for key, value in (CANDIDATE | DEPLOYMENT).items() if key not in ADDED_KEYS}
 WITHOUT_CLASSES = {key: value for key, value in CANDIDATE.items() if key != "classes"}
-HALF_CHECKED = REFITTED | {"refit": REFITTED["refit"] | {"check": {"images": 1}}}
+INCOMPLETE_CHECK = REFITTED | {"refit": REFITTED["refit"] | {"check": {"images": 1}}}
 
 
 @pytest.mark.parametrize(
@@ -77,58 +77,60 @@ HALF_CHECKED = REFITTED | {"refit": REFITTED["refit"] | {"check": {"images": 1}}
         (CandidateCard, CANDIDATE),
         (CandidateCard, CANDIDATE | {"labels": {"training": 110, "choosing": 60}}),
         (CandidateCard, REFITTED),
-        (DeploymentCard, CANDIDATE | OF_THE_RUN),
-        (DeploymentCard, REFITTED | OF_THE_RUN),
-        (DeploymentCard, CANDIDATE | PLAIN),
-        (DeploymentCard, FIRST),
+        (DeploymentCard, CANDIDATE | DEPLOYMENT),
+        (DeploymentCard, REFITTED | DEPLOYMENT),
+        (DeploymentCard, CANDIDATE | MINIMAL),
+        (DeploymentCard, FIRST_VERSION),
     ],
     ids=["candidate", "no groups", "refitted", "deployed", "refit deployed", "plain", "first version"],
 )
-def test_a_card_is_written_as_it_was_read(
+def test_a_card_round_trips_to_the_byte(
     card_type: type[CandidateCard], content: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / CARD).write_text(json_text(content), encoding="utf-8")
-    before = (tmp_path / CARD).read_bytes()
+    content_bytes = (tmp_path / CARD).read_bytes()
     card = card_type.read(tmp_path)
     (tmp_path / CARD).unlink()
     card.write(tmp_path)
-    assert (tmp_path / CARD).read_bytes() == before
+    assert (tmp_path / CARD).read_bytes() == content_bytes
     assert [path.name for path in tmp_path.iterdir()] == [CARD]
 
 
-def test_a_card_made_of_values_holds_the_same_keys_in_the_same_order(tmp_path: Path) -> None:
+def test_a_card_built_from_values_has_the_same_keys_in_the_same_order(tmp_path: Path) -> None:
     expected = [key for key in CANDIDATE if key not in ("resize", "bits")]
     assert list(candidate_card().content()) == expected
-    written = deployment_card(fastest=FastestSettings(), test=None, split=SplitRule(), pillow="12.0.0").content()
-    assert list(written) == [*expected, *PLAIN]
-    assert (written["fastest"], written["test"], written["split"]) == ({}, {}, {})
-    single = RuntimeSettings(runtime="ort", precision="f32", threads=1, batch=8, streams=None)
-    assert list(single.model_dump()) == ["runtime", "precision", "threads", "batch"]
+    content = deployment_card(fastest=FastestSettings(), test=None, split=SplitRule(), pillow="12.0.0").content()
+    assert list(content) == [*expected, *MINIMAL]
+    assert (content["fastest"], content["test"], content["split"]) == ({}, {}, {})
+    settings = RuntimeSettings(runtime="ort", precision="f32", threads=1, batch=8, streams=None)
+    assert list(settings.model_dump()) == ["runtime", "precision", "threads", "batch"]
 
 
 def test_a_card_of_the_first_version_has_the_defaults(tmp_path: Path) -> None:
-    write_json(tmp_path / CARD, FIRST)
+    write_json(tmp_path / CARD, FIRST_VERSION)
     card = DeploymentCard.read(tmp_path)
     assert (card.resize, card.bits, card.temperature, card.refit) == ("crop", 16, 1.0, None)
     assert (card.test, card.fastest, card.split) == (None, FastestSettings(), SplitRule())
-    write_json(tmp_path / CARD, FIRST | {"test": {"images": 50.0, "top1": 0.5, "top1_low": 0.4, "top1_high": 0.6}})
+    write_json(
+        tmp_path / CARD, FIRST_VERSION | {"test": {"images": 50.0, "top1": 0.5, "top1_low": 0.4, "top1_high": 0.6}}
+    )
     test = DeploymentCard.read(tmp_path).test
     assert test == CardTest(images=50.0, top1=0.5, top1_low=0.4, top1_high=0.6)
     assert (test.baseline, test.warnings, test.abstention.test) == ("", (), None)
 
 
 def test_keys_of_a_later_version_are_ignored_at_every_depth(tmp_path: Path) -> None:
-    write_json(tmp_path / CARD, with_oddities(REFITTED | OF_THE_RUN))
-    assert DeploymentCard.read(tmp_path).content() == REFITTED | OF_THE_RUN
+    write_json(tmp_path / CARD, with_unknown_keys(REFITTED | DEPLOYMENT))
+    assert DeploymentCard.read(tmp_path).content() == REFITTED | DEPLOYMENT
     with pytest.raises(ValidationError, match="oddity"):
         candidate_card(oddity=1)
 
 
-def with_oddities(value: Any) -> Any:
-    """The same with one more key in every mapping with fixed keys."""
+def with_unknown_keys(value: Any) -> Any:
+    """Return the content with one more key in every mapping with fixed keys."""
     if not isinstance(value, dict) or any("/" in key for key in value) or ("pillow" in value and "numpy" in value):
         return value
-    return {key: with_oddities(inner) for key, inner in value.items()} | {"oddity": 1}
+    return {key: with_unknown_keys(item) for key, item in value.items()} | {"oddity": 1}
 
 
 @pytest.mark.parametrize(
@@ -144,18 +146,18 @@ def with_oddities(value: Any) -> Any:
         (json_text(CANDIDATE | {"image_size": "large"}), r"at image_size: Input should be a valid integer"),
         (json_text(CANDIDATE | {"metrics": {"size/mb": "small"}}), r"at metrics\.size/mb: "),
         (
-            json_text(HALF_CHECKED),
+            json_text(INCOMPLETE_CHECK),
             r"at refit\.check\.kind: Field",
         ),
     ],
 )
-def test_a_bad_card_says_what_to_do(text: str | None, message: str, tmp_path: Path) -> None:
+def test_a_damaged_card_is_an_error_with_a_remedy(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / CARD).write_text(text, encoding="utf-8")
-    with pytest.raises(ArtifactError, match=message) as caught:
+    with pytest.raises(ArtifactError, match=message) as exc_info:
         CandidateCard.read(tmp_path)
-    assert str(tmp_path / CARD) in str(caught.value)
-    assert text is None or "delete its folder and run winnow again" in str(caught.value)
+    assert str(tmp_path / CARD) in str(exc_info.value)
+    assert text is None or "delete its folder and run winnow again" in str(exc_info.value)
 
 
 @pytest.mark.parametrize(
@@ -166,15 +168,15 @@ def test_a_bad_card_says_what_to_do(text: str | None, message: str, tmp_path: Pa
         ({"machine": None}, r"at machine: Input should be"),
     ],
 )
-def test_a_deployed_card_that_cannot_be_used_says_what_to_do(
+def test_an_unusable_deployment_card_is_an_error_with_a_remedy(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    write_json(tmp_path / CARD, CANDIDATE | OF_THE_RUN | changes)
+    write_json(tmp_path / CARD, CANDIDATE | DEPLOYMENT | changes)
     with pytest.raises(ArtifactError, match=rf"card\.json is damaged, .*{message}.*update winnow"):
         DeploymentCard.read(tmp_path)
 
 
-def test_a_candidates_card_is_no_deployed_one(tmp_path: Path) -> None:
+def test_a_candidate_card_is_not_a_deployment_card(tmp_path: Path) -> None:
     candidate_card().write(tmp_path)
     with pytest.raises(ArtifactError, match=r"at serving: Field required"):
         DeploymentCard.read(tmp_path)

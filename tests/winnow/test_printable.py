@@ -16,7 +16,7 @@ HOSTILE = "see [/ticket] [red]x[/red] :smile: \x1b[31mred\x1b]0;title\x07 \u202e
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("name", "expected"),
     [
         ("Katze 1.jpg", "Katze 1.jpg"),
         ("Äpfel 🍏 猫.png", "Äpfel 🍏 猫.png"),
@@ -27,8 +27,8 @@ HOSTILE = "see [/ticket] [red]x[/red] :smile: \x1b[31mred\x1b]0;title\x07 \u202e
         (os.fsdecode(b"caf\xe9"), r"caf\udce9"),
     ],
 )
-def test_names_on_one_line(name: str, shown: str) -> None:
-    assert printable(name) == shown
+def test_names_on_one_line(name: str, expected: str) -> None:
+    assert printable(name) == expected
 
 
 def test_lines_and_tabs_stay_in_text() -> None:
@@ -42,7 +42,7 @@ def test_no_control_character_is_left(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("see [/ticket](http://x)", r"see \[/ticket\]\(http://x\)"),
         ("<script>alert(1)</script>", r"\<script\>alert\(1\)\</script\>"),
@@ -50,23 +50,23 @@ def test_no_control_character_is_left(text: str) -> None:
         ("drop 0.2 points (-0.5 to 0.9)", r"drop 0.2 points \(-0.5 to 0.9\)"),
     ],
 )
-def test_markdown_shows_it_as_it_is(text: str, shown: str) -> None:
-    assert markdown(text) == shown
+def test_markdown_escapes_special_characters(text: str, expected: str) -> None:
+    assert markdown(text) == expected
 
 
 @pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx"])
-def test_no_cell_begins_like_a_formula(text: str) -> None:
+def test_no_cell_starts_like_a_formula(text: str) -> None:
     assert spreadsheet_cell(text) == f"'{text}"
     assert spreadsheet_cell("cat/1.jpg") == "cat/1.jpg"
 
 
-def shown_by(console: Terminal) -> str:
+def output_of(console: Terminal) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_prints_foreign_text_as_text(terminal: bool) -> None:
+def test_a_terminal_prints_external_text_without_markup(terminal: bool) -> None:
     console = Terminal(width=400)
     console.file = io.StringIO()
     console._force_terminal = terminal
@@ -74,12 +74,12 @@ def test_a_terminal_prints_foreign_text_as_text(terminal: bool) -> None:
     table = Table("reason", HOSTILE, title=HOSTILE)
     table.add_row(HOSTILE, "x")
     console.print(table)
-    assert shown_by(console).count("see [/ticket] [red]x[/red] :smile:") == 4
-    assert "\x1b[31m" not in shown_by(console)
-    assert "\x1b]0" not in shown_by(console)
-    assert "\u202e" not in shown_by(console)
+    assert output_of(console).count("see [/ticket] [red]x[/red] :smile:") == 4
+    assert "\x1b[31m" not in output_of(console)
+    assert "\x1b]0" not in output_of(console)
+    assert "\u202e" not in output_of(console)
 
 
-def test_what_is_said_without_rich(capsys: pytest.CaptureFixture[str]) -> None:
+def test_message_without_rich(capsys: pytest.CaptureFixture[str]) -> None:
     print_line(HOSTILE)
     assert "\x1b" not in capsys.readouterr().out

@@ -85,23 +85,23 @@ from winnow.records.refit import RefitCheck, RefitLabels
 from winnow.records.report import Abstention, AbstentionCounts
 from winnow.records.selection import ControlGain, Drop, DropEvidence
 
-THIRD = 1 / 3
-SCORES = ClassScores(precision=THIRD, recall=0.5, f1=0.4, support=3)
+ONE_THIRD = 1 / 3
+SCORES = ClassScores(precision=ONE_THIRD, recall=0.5, f1=0.4, support=3)
 BY_CLASS: dict[str, Any] = {
     "per_class": {"ü": SCORES},
     "confusion": [[2, 1], [0, 3]],
-    "reliability": [ReliabilityBin(confidence=0.9, accuracy=THIRD, count=3)],
+    "reliability": [ReliabilityBin(confidence=0.9, accuracy=ONE_THIRD, count=3)],
 }
-CURVES = [{"epoch": 1.0, "loss": THIRD}, {"epoch": 2.0, "loss": 0.5, "knn": 0.75}]
+CURVES = [{"epoch": 1.0, "loss": ONE_THIRD}, {"epoch": 2.0, "loss": 0.5, "knn": 0.75}]
 SPLITS = SplitCounts(train=3, validation=2, test=1)
-ARM = ArmTraining(seed=0, learning_rate=0.05, steps=24, top1=THIRD)
+ARM = ArmTraining(seed=0, learning_rate=0.05, steps=24, top1=ONE_THIRD)
 FULL_RESULTS: dict[str, dict[str, Any]] = {
     "finetune": {
         "arms": ArmComparison(
             pretrained=[ARM],
             scratch=[ARM],
             weights=[ARM],
-            linear_probe=LinearProbe(seed=0, top1=THIRD),
+            linear_probe=LinearProbe(seed=0, top1=ONE_THIRD),
             tried=[TriedTraining(arm="scratch", **dict(ARM))],
             gain=PretrainingGain(arm="pretrained", mean=1.5, low=-0.5, high=3.5, pairs=2),
         ),
@@ -116,10 +116,10 @@ FULL_RESULTS: dict[str, dict[str, Any]] = {
             PruningCut(
                 goal="latency_ms",
                 limit=0.5,
-                before=THIRD,
+                before=ONE_THIRD,
                 tried=[
                     PruningTrial(share=0.3, round_to=8, reached=100),
-                    PruningTrial(share=THIRD, round_to=8, reached=0.4, confirmed=0.41),
+                    PruningTrial(share=ONE_THIRD, round_to=8, reached=0.4, confirmed=0.41),
                 ],
                 share=0.3,
                 round_to=8,
@@ -142,11 +142,11 @@ FULL_RESULTS: dict[str, dict[str, Any]] = {
     },
     "distill": {"curves": CURVES},
 }
-"""Method -> everything that it may leave."""
+"""Method -> its result with every optional field set."""
 
 
 def full_details() -> dict[str, RecordModel]:
-    """Step, or method of a candidate -> details with every field set."""
+    """Return step, or method of a candidate -> details with every field set."""
     row = benchmark_row("quick", round_ms=(0.9, 1.0, 1.1), p95_ms=1.2, inner_spread=0.1)
     screened = benchmark_row("quick", batch=8, screened=True)
     best = {"quick": BestRows(latency=row, throughput=screened), "slow": BestRows(latency=None, throughput=None)}
@@ -158,12 +158,12 @@ def full_details() -> dict[str, RecordModel]:
         "ancestor": "dense",
         "ms": [3.0, 1.0],
     }
-    attribution = Attribution(**factors, runtime=3.0, structure=1.0, precision=THIRD, total=1.0)
+    attribution = Attribution(**factors, runtime=3.0, structure=1.0, precision=ONE_THIRD, total=1.0)
     case: dict[str, Any] = {"candidate": "quick", "runtime": "ort", "precision": "int8"}
     error = MeasurementError(
         candidates=("dense", "quick"), runtime="ort", precision="f32", threads=1, batch=1, error=0.02
     )
-    drop = DropEvidence(None, Drop(1.0, THIRD, 3.0, 0.99), "answers", 2, 0.5, 60, 12, "6 images of class 'ü'")
+    drop = DropEvidence(None, Drop(1.0, ONE_THIRD, 3.0, 0.99), "answers", 2, 0.5, 60, 12, "6 images of class 'ü'")
     gates = (
         Gate(name="size", passed=False, reason="too large", needs="max_size_ratio 0.9", shown=False),
         Gate(name="int8", passed=True, reason="not checked here", checked=False),
@@ -191,7 +191,7 @@ def full_details() -> dict[str, RecordModel]:
             processes=[ProcessFootprint(**case, import_ms=180.0, load_ms=12.0, first_call_ms=2.5, peak_mb=91.0)],
             executed=[Int8Coverage(**case, int8_share=0.9, kernels={"conv": 0.9})],
             peaks={"f32": 1e11},
-            peak_share={"quick": PeakShares(latency=THIRD), "slow": PeakShares()},
+            peak_share={"quick": PeakShares(latency=ONE_THIRD), "slow": PeakShares()},
             refused=[RefusedCase(**case, layout="file", batch=1, threads=1, agreement=0.9, needed=0.95, images=60)],
             absent=[AbsentCase(runtime="all", precision="bf16", reason="no such instructions")],
             candidates={"quick": {"best/latency_ms": 1.0, "best/latency_threads": 2}},
@@ -208,8 +208,8 @@ def full_details() -> dict[str, RecordModel]:
             route="answers",
             drops={"quick": drop},
             macro_f1_drops={"quick": DropEvidence(Drop(0.0, -1.0, 1.0), Drop(0.0, 0.0, 0.0))},
-            agreement={"quick": THIRD},
-            quality={"quick": {"quality/top1": THIRD}},
+            agreement={"quick": ONE_THIRD},
+            quality={"quick": {"quality/top1": ONE_THIRD}},
             served={"quick": row, "slow": None},
             speeds=serving_speeds(best=best, candidates={"quick": {}}, measurement_error=[error]),
             controls=[
@@ -228,7 +228,7 @@ def full_details() -> dict[str, RecordModel]:
             winner="quick",
             is_refitted=True,
             labels=RefitLabels(**dict(labels), deployed=90),
-            check=RefitCheck(60, "training images", 0.9, THIRD, 1.5, ""),
+            check=RefitCheck(60, "training images", 0.9, ONE_THIRD, 1.5, ""),
             curves=CURVES,
             trainings={"dense": CURVES},
         ),
@@ -241,15 +241,16 @@ def full_details() -> dict[str, RecordModel]:
     }
 
 
-def of_every_kind(details: dict[str, RecordModel]) -> dict[str, Any]:
-    """The same keys -> records with these details."""
+def records_of(details: dict[str, RecordModel]) -> dict[str, Any]:
+    """Return the same keys -> records with these details."""
     return {
-        kind: make_record(kind if kind in RECORDS else "compress", each, name=kind) for kind, each in details.items()
+        kind: make_record(kind if kind in RECORDS else "compress", detail, name=kind)
+        for kind, detail in details.items()
     }
 
 
-FULL = of_every_kind(full_details())
-PLAIN = of_every_kind(
+FULL = records_of(full_details())
+MINIMAL = records_of(
     {
         **{method: candidate_details(method) for method in RESULTS},
         "ingest": ingest_details(()),
@@ -263,56 +264,54 @@ PLAIN = of_every_kind(
 
 
 def record(**changes: Any) -> IngestRecord:
-    written: IngestRecord = make_record(
+    result: IngestRecord = make_record(
         "ingest", ingest_details(("ü",)), **{"name": "n", "metrics": {"a/b": 0.1}, **changes}
     )
-    return written
+    return result
 
 
 def optional_fields() -> list[tuple[type[RecordModel], str]]:
-    """Every field of a model that is declared with `optional()`."""
-    models, todo = set[type[RecordModel]](), [RecordModel]
-    while todo:
-        model = todo.pop()
+    """Return every (model, field) that is declared with `optional()`."""
+    models, pending = set[type[RecordModel]](), [RecordModel]
+    while pending:
+        model = pending.pop()
         models.add(model)
-        todo += model.__subclasses__()
-    named = sorted(models, key=lambda model: model.__name__)
-    return [(model, name) for model in named for name, field in model.model_fields.items() if field.exclude_if]
+        pending += model.__subclasses__()
+    ordered = sorted(models, key=lambda model: model.__name__)
+    return [(model, name) for model in ordered for name, field in model.model_fields.items() if field.exclude_if]
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_record_round_trips(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"abc")
     machine = Machine(cpu="c", flags=("avx2",), threads=2, memory_gb=1.5, gpu="", system="s", versions={"numpy": "2"})
-    written = record(
+    ingest_record = record(
         warnings=("w",),
         artifacts=describe_files(tmp_path, "a.bin"),
         machine=machine,
     )
-    write_record(tmp_path, written)
-    assert read_record(tmp_path) == IngestRecord.read(tmp_path) == written
+    write_record(tmp_path, ingest_record)
+    assert read_record(tmp_path) == IngestRecord.read(tmp_path) == ingest_record
     assert "ü" in (tmp_path / RECORD).read_text(encoding="utf-8")
-    assert written.artifacts[0].sha256 == hashlib.sha256(b"abc").hexdigest() == sha256_of(tmp_path / "a.bin")
-    assert written.artifacts[0].bytes == 3
+    assert ingest_record.artifacts[0].sha256 == hashlib.sha256(b"abc").hexdigest() == sha256_of(tmp_path / "a.bin")
+    assert ingest_record.artifacts[0].bytes == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", RECORD]
 
 
 def test_every_step_has_a_record_and_every_method_its_details() -> None:
     assert set(RECORDS) == {"compress" if step == "candidate" else step for step in __main__.STEPS}
-    assert set(PLAIN) == set(FULL) == (set(RECORDS) - {"compress"}) | set(RESULTS)
+    assert set(MINIMAL) == set(FULL) == (set(RECORDS) - {"compress"}) | set(RESULTS)
 
 
-@pytest.mark.parametrize("records", [PLAIN, FULL], ids=["plain", "full"])
+@pytest.mark.parametrize("records", [MINIMAL, FULL], ids=["plain", "full"])
 @pytest.mark.parametrize("kind", FULL)
-def test_the_details_of_every_step_are_read_as_they_were_written(
-    kind: str, records: dict[str, AnyRecord], tmp_path: Path
-) -> None:
-    written = records[kind]
-    write_record(tmp_path, written)
-    again: AnyRecord = RECORDS[written.step].read(tmp_path)
-    assert read_record(tmp_path) == again == written
-    assert type(again.details) is type(written.details)
+def test_the_details_of_every_step_round_trip(kind: str, records: dict[str, AnyRecord], tmp_path: Path) -> None:
+    record = records[kind]
+    write_record(tmp_path, record)
+    reread: AnyRecord = RECORDS[record.step].read(tmp_path)
+    assert read_record(tmp_path) == reread == record
+    assert type(reread.details) is type(record.details)
     content = (tmp_path / RECORD).read_bytes()
-    write_record(tmp_path, again)
+    write_record(tmp_path, reread)
     assert (tmp_path / RECORD).read_bytes() == content
 
 
@@ -322,10 +321,10 @@ def test_an_unknown_key_in_the_details_is_named_with_the_file(kind: str, tmp_pat
     content["details"]["oddity"] = 1
     write_json(tmp_path / RECORD, content)
     for read in (read_record, RECORDS[FULL[kind].step].read):
-        with pytest.raises(ArtifactError) as caught:
+        with pytest.raises(ArtifactError) as exc_info:
             read(tmp_path)
-        assert str(tmp_path / RECORD) in str(caught.value)
-        assert re.search(r"\(at details\.(\w+\.)?oddity: Extra inputs are not permitted\)", str(caught.value))
+        assert str(tmp_path / RECORD) in str(exc_info.value)
+        assert re.search(r"\(at details\.(\w+\.)?oddity: Extra inputs are not permitted\)", str(exc_info.value))
 
 
 @pytest.mark.parametrize(
@@ -343,10 +342,10 @@ def test_an_unknown_key_within_the_details_is_named_too(
     kind: str, path: tuple[str | int, ...], message: str, tmp_path: Path
 ) -> None:
     content = FULL[kind].model_dump(mode="json")
-    inner = content["details"]
+    section = content["details"]
     for key in path:
-        inner = inner[key]
-    inner["oddity"] = 1
+        section = section[key]
+    section["oddity"] = 1
     write_json(tmp_path / RECORD, content)
     with pytest.raises(ArtifactError, match=rf"record\.json .*at {message}"):
         read_record(tmp_path)
@@ -354,47 +353,51 @@ def test_an_unknown_key_within_the_details_is_named_too(
 
 @pytest.mark.parametrize("details", [{}, {"curves": []}])
 def test_an_unknown_step_is_named_with_the_file(details: dict[str, Any], tmp_path: Path) -> None:
-    content = PLAIN["pretrain"].model_dump(mode="json") | {"step": "candidate", "details": details}
+    content = MINIMAL["pretrain"].model_dump(mode="json") | {"step": "candidate", "details": details}
     write_json(tmp_path / RECORD, content)
-    with pytest.raises(ArtifactError) as caught:
+    with pytest.raises(ArtifactError) as exc_info:
         read_record(tmp_path)
-    assert str(tmp_path / RECORD) in str(caught.value)
-    assert "(at step: there is no step 'candidate')" in str(caught.value)
+    assert str(tmp_path / RECORD) in str(exc_info.value)
+    assert "(at step: there is no step 'candidate')" in str(exc_info.value)
 
 
 def test_a_record_of_another_step_or_method_is_refused(tmp_path: Path) -> None:
-    write_record(tmp_path, PLAIN["pretrain"])
+    write_record(tmp_path, MINIMAL["pretrain"])
     with pytest.raises(ArtifactError, match=r"record\.json is damaged.*at details\.source: Field required"):
         IngestRecord.read(tmp_path)
-    content = PLAIN["prune"].model_dump(mode="json")
+    content = MINIMAL["prune"].model_dump(mode="json")
     content["details"]["method"] = "shrink"
     write_json(tmp_path / RECORD, content)
     with pytest.raises(ArtifactError, match=r"record\.json is damaged.*at details: .*'shrink'"):
         CandidateRecord.read(tmp_path)
 
 
-def test_numbers_that_json_does_not_know_are_in_no_record() -> None:
-    for bad in (float("nan"), float("inf")):
+def test_records_refuse_nan_and_infinity() -> None:
+    for number in (float("nan"), float("inf")):
         with pytest.raises(ValidationError):
-            record(metrics={"x": bad})
+            record(metrics={"x": number})
         with pytest.raises(ValidationError):
-            benchmark_row(p50_ms=1.0, spread=bad)
+            benchmark_row(p50_ms=1.0, spread=number)
 
 
 def test_an_optional_field_is_left_out_where_it_has_its_default() -> None:
-    class Some(RecordModel):
+    class Example(RecordModel):
         always: int | None
         number: int | None = optional()
         names: list[str] = optional([])
 
-    assert Some(always=None).model_dump(mode="json") == {"always": None}
-    assert Some(always=1, number=None, names=[]).model_dump(mode="json") == {"always": 1}
-    assert Some(always=1, number=0, names=["a"]).model_dump(mode="json") == {"always": 1, "number": 0, "names": ["a"]}
-    assert Some.model_validate({"always": 1}) == Some(always=1, number=None, names=[])
+    assert Example(always=None).model_dump(mode="json") == {"always": None}
+    assert Example(always=1, number=None, names=[]).model_dump(mode="json") == {"always": 1}
+    assert Example(always=1, number=0, names=["a"]).model_dump(mode="json") == {
+        "always": 1,
+        "number": 0,
+        "names": ["a"],
+    }
+    assert Example.model_validate({"always": 1}) == Example(always=1, number=None, names=[])
 
 
-@pytest.mark.parametrize(("model", "name"), optional_fields(), ids=lambda each: getattr(each, "__name__", each))
-def test_every_optional_field_leaves_out_its_default_alone(model: type[RecordModel], name: str) -> None:
+@pytest.mark.parametrize(("model", "name"), optional_fields(), ids=lambda value: getattr(value, "__name__", value))
+def test_every_optional_field_leaves_out_only_its_default(model: type[RecordModel], name: str) -> None:
     field = model.model_fields[name]
     assert field.exclude_if is not None
     assert not field.is_required()
@@ -402,53 +405,53 @@ def test_every_optional_field_leaves_out_its_default_alone(model: type[RecordMod
     assert not field.exclude_if("something else")
 
 
-def test_what_stands_in_the_files_and_what_is_left_out(tmp_path: Path) -> None:
-    def written(records: dict[str, AnyRecord], kind: str) -> dict[str, Any]:
+def test_keys_that_are_written_and_left_out(tmp_path: Path) -> None:
+    def written_details(records: dict[str, AnyRecord], kind: str) -> dict[str, Any]:
         write_record(tmp_path, records[kind])
         details: dict[str, Any] = read_json(tmp_path / RECORD)["details"]
         return details
 
-    candidate = {"method", "precision", "lineage", "labels"}
-    by_class = {"per_class", "confusion", "reliability"}
-    plain, full = written(PLAIN, "quantize"), written(FULL, "quantize")
-    assert set(plain) == candidate | {"calibration_images"}
-    assert set(full) == set(plain) | by_class | {"rungs", "chosen", "float_layers", "confirmation", "curves"}
-    assert full["float_layers"] == []  # every layer is int8, which is not the same as None
-    assert full["rungs"] == [
+    common_keys = {"method", "precision", "lineage", "labels"}
+    class_keys = {"per_class", "confusion", "reliability"}
+    minimal, complete = written_details(MINIMAL, "quantize"), written_details(FULL, "quantize")
+    assert set(minimal) == common_keys | {"calibration_images"}
+    assert set(complete) == set(minimal) | class_keys | {"rungs", "chosen", "float_layers", "confirmation", "curves"}
+    assert complete["float_layers"] == []  # every layer is int8, which differs from None
+    assert complete["rungs"] == [
         {"rung": "static", "points_lost": 0.0, "float_layers": []},
         {"rung": "qat", "impossible": "no weights"},
     ]
-    assert (set(plain["labels"]), set(full["labels"])) == (
+    assert (set(minimal["labels"]), set(complete["labels"])) == (
         {"training", "choosing"},
         {"training", "choosing", "choosing_groups"},
     )
-    assert set(written(PLAIN, "finetune")["arms"]) == {"linear_probe", "tried", "gain"}
-    assert set(written(FULL, "finetune")["arms"]) == {
+    assert set(written_details(MINIMAL, "finetune")["arms"]) == {"linear_probe", "tried", "gain"}
+    assert set(written_details(FULL, "finetune")["arms"]) == {
         *("pretrained", "scratch", "weights"),
         *("linear_probe", "tried", "gain"),
     }
-    cuts = written(FULL, "prune")["cuts"]
+    cuts = written_details(FULL, "prune")["cuts"]
     assert "tried" not in cuts[0]
     assert cuts[1]["tried"] == [
         {"share": 0.3, "round_to": 8.0, "reached": 100},
-        {"share": THIRD, "round_to": 8.0, "reached": 0.4, "confirmed": 0.41},
+        {"share": ONE_THIRD, "round_to": 8.0, "reached": 0.4, "confirmed": 0.41},
     ]
-    timed = written(FULL, "benchmark")
-    assert [row.get("screened") for row in timed["rows"]] == [None, True]
-    assert repr(timed["candidates"]["quick"]) == "{'best/latency_ms': 1.0, 'best/latency_threads': 2}"  # a count
-    assert timed["peak_share"] == {"quick": {"latency": THIRD}, "slow": {}}
-    assert written(PLAIN, "report")["abstention"] == {}
-    assert written(FULL, "report")["test"]["quick"] == {}
+    benchmark = written_details(FULL, "benchmark")
+    assert [row.get("screened") for row in benchmark["rows"]] == [None, True]
+    assert repr(benchmark["candidates"]["quick"]) == "{'best/latency_ms': 1.0, 'best/latency_threads': 2}"  # a count
+    assert benchmark["peak_share"] == {"quick": {"latency": ONE_THIRD}, "slow": {}}
+    assert written_details(MINIMAL, "report")["abstention"] == {}
+    assert written_details(FULL, "report")["test"]["quick"] == {}
 
 
-def test_details_are_found_by_their_names() -> None:
-    timed: BenchmarkRecord = FULL["benchmark"]
-    row = timed.details.rows[0]
+def test_lookups_in_the_details_by_name() -> None:
+    benchmark: BenchmarkRecord = FULL["benchmark"]
+    row = benchmark.details.rows[0]
     assert (row.case.candidate, row.case.runtime, row.case.batch, row.case.layout) == ("quick", "ort", 1, "file")
-    best, shares = timed.details.best["quick"], timed.details.peak_share["quick"]
-    assert (best.of("latency"), best.of("throughput")) == (row, timed.details.rows[1])
-    assert (shares.of("latency"), shares.of("throughput")) == (THIRD, None)
-    attribution = timed.details.attribution["quick"]
+    best, peak_shares = benchmark.details.best["quick"], benchmark.details.peak_share["quick"]
+    assert (best.of("latency"), best.of("throughput")) == (row, benchmark.details.rows[1])
+    assert (peak_shares.of("latency"), peak_shares.of("throughput")) == (ONE_THIRD, None)
+    attribution = benchmark.details.attribution["quick"]
     assert (attribution.of("latency"), attribution.of("throughput")) == (attribution.latency, None)
     assert [SPLITS.of(split) for split in ("train", "validation", "test")] == [3, 2, 1]
     selection: SelectionRecord = FULL["select"]
@@ -456,7 +459,7 @@ def test_details_are_found_by_their_names() -> None:
     assert selection.details.verdict("dense") is None
     arms = FULL["finetune"].details.arms
     assert [arms.trainings(arm) for arm in ("pretrained", "scratch", "weights")] == [[ARM]] * 3
-    assert PLAIN["finetune"].details.arms.trainings("scratch") == []
+    assert MINIMAL["finetune"].details.arms.trainings("scratch") == []
 
 
 def test_same_record_same_bytes_and_digest(tmp_path: Path) -> None:
@@ -485,7 +488,7 @@ def test_same_record_same_bytes_and_digest(tmp_path: Path) -> None:
         (json.dumps(record().model_dump(mode="json") | {"odd": 1}), r"damaged.*\(at odd"),
     ],
 )
-def test_a_bad_record_says_what_to_do(tmp_path: Path, text: str | bytes | None, message: str) -> None:
+def test_a_damaged_record_is_an_error_with_a_remedy(tmp_path: Path, text: str | bytes | None, message: str) -> None:
     if text is not None:
         (tmp_path / RECORD).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ArtifactError, match=message):
@@ -500,54 +503,54 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     write_json(path, {"ä": [1, 2.5]})
     assert read_json(path) == {"ä": [1, 2.5]}
     assert "ä" in path.read_text(encoding="utf-8")
-    for bad in (float("nan"), {"s": {1, 2}}):
+    for invalid in (float("nan"), {"s": {1, 2}}):
         with pytest.raises((ValueError, TypeError)):
-            write_json(path, bad)
+            write_json(path, invalid)
     assert read_json(path) == {"ä": [1, 2.5]}
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of what is written to the disk and of what is renamed, in order; both are done, too."""
-    done: list[str] = []
-    flush, replace = os.fsync, Path.replace
+def disk_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the order of fsync and rename calls; both are executed, too."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, Path.replace
 
-    def flushed(number: int) -> None:
-        done.append(f"flush {Path(f'/proc/self/fd/{number}').readlink().name}")
-        flush(number)
+    def logged_fsync(descriptor: int) -> None:
+        calls.append(f"flush {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
 
-    def replaced(path: Path, target: Path) -> Path:
-        done.append(f"rename {path.name}")
+    def logged_replace(path: Path, target: Path) -> Path:
+        calls.append(f"rename {path.name}")
         return replace(path, target)
 
-    monkeypatch.setattr(os, "fsync", flushed)
-    monkeypatch.setattr(Path, "replace", replaced)
-    return done
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    monkeypatch.setattr(Path, "replace", logged_replace)
+    return calls
 
 
-def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, calls: list[str]) -> None:
-    """A power cut between the two would leave an empty file under the right name."""
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, disk_calls: list[str]) -> None:
+    """A power cut between fsync and rename would otherwise leave an empty file under the final name."""
     write_json(tmp_path / "x.json", [1])
     name = f".x.json.{os.getpid()}.tmp"
-    assert calls == [f"flush {name}", f"rename {name}"]
-    calls.clear()
+    assert disk_calls == [f"flush {name}", f"rename {name}"]
+    disk_calls.clear()
     with publish(tmp_path / "out") as folder:
         (folder / "images.npy").write_bytes(b"1")
     name = f".out.{os.getpid()}.tmp"
-    assert calls == ["flush images.npy", f"flush {name}", f"rename {name}"]
+    assert disk_calls == ["flush images.npy", f"flush {name}", f"rename {name}"]
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["replaces", "makes"])
-def test_publish(tmp_path: Path, before: bool) -> None:
+@pytest.mark.parametrize("is_published", [True, False], ids=["replaces", "makes"])
+def test_publish(tmp_path: Path, is_published: bool) -> None:
     out = tmp_path / "deep" / "out"
-    if before:
+    if is_published:
         out.mkdir(parents=True)
         (out / "old").touch()
     with publish(out) as folder:
         (folder / "new").write_text("x")
         assert folder.parent == out.parent
         assert not (out / "new").exists()
-        assert (out / "old").exists() == before
+        assert (out / "old").exists() == is_published
     assert [path.name for path in out.iterdir()] == ["new"]
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
@@ -557,58 +560,58 @@ def test_publish_leaves_no_trace_of_a_failure(tmp_path: Path) -> None:
     out.mkdir()
     (out / "old").touch()
 
-    def fail() -> None:
+    def publish_and_fail() -> None:
         with publish(out) as folder:
             (folder / "half").touch()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fail()
+        publish_and_fail()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
 
 
-def test_publish_sweeps_up_after_a_killed_process_only(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
-        dead.wait()
-    left, running = (tmp_path / f".out.{process}.tmp" for process in (dead.pid, os.getppid()))
-    others = [tmp_path / f".out-int8.{dead.pid}.tmp", tmp_path / ".out.notes.tmp"]
-    for folder in (left, running, *others):
+def test_publish_removes_only_leftovers_of_killed_processes(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as killed:
+        killed.wait()
+    leftover, in_use = (tmp_path / f".out.{process}.tmp" for process in (killed.pid, os.getppid()))
+    unrelated = [tmp_path / f".out-int8.{killed.pid}.tmp", tmp_path / ".out.notes.tmp"]
+    for folder in (leftover, in_use, *unrelated):
         folder.mkdir()
         (folder / "images.npy").touch()
     with publish(tmp_path / "out"):
         pass
-    assert not left.exists()
-    assert all((folder / "images.npy").exists() for folder in (running, *others))
+    assert not leftover.exists()
+    assert all((folder / "images.npy").exists() for folder in (in_use, *unrelated))
 
 
-def test_what_a_killed_process_left_of_a_file_goes_with_the_next(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
-        dead.wait()
-    left, running, other = (
+def test_writing_a_file_removes_leftovers_of_killed_processes(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as killed:
+        killed.wait()
+    leftover, in_use, unrelated = (
         tmp_path / name
-        for name in (f".a[1].json.{dead.pid}.tmp", f".a[1].json.{os.getppid()}.tmp", f".b.json.{dead.pid}.tmp")
+        for name in (f".a[1].json.{killed.pid}.tmp", f".a[1].json.{os.getppid()}.tmp", f".b.json.{killed.pid}.tmp")
     )
-    for path in (left, running, other):
+    for path in (leftover, in_use, unrelated):
         path.touch()
     write_json(tmp_path / "a[1].json", [1])
-    assert sorted(tmp_path.iterdir()) == sorted([running, other, tmp_path / "a[1].json"])
+    assert sorted(tmp_path.iterdir()) == sorted([in_use, unrelated, tmp_path / "a[1].json"])
 
 
-def test_publish_keeps_the_old_where_the_new_cannot_take_its_place(tmp_path: Path) -> None:
+def test_publish_keeps_the_old_folder_if_the_new_one_cannot_replace_it(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").touch()
 
-    def fail() -> None:
+    def publish_and_fail() -> None:
         with publish(out) as folder:
             folder.rmdir()  # so that there is nothing to rename
 
     with pytest.raises(FileNotFoundError):
-        fail()
+        publish_and_fail()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
 
 
-KILLED = """
+KILLED_PUBLISH = """
 import os, signal, sys
 from pathlib import Path
 from winnow.records import publish
@@ -627,28 +630,28 @@ with publish(Path(sys.argv[1])) as folder:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("ends_well", [True, False])
-def test_publish_brings_back_what_a_killed_process_had_set_aside(tmp_path: Path, ends_well: bool) -> None:
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_publish_restores_the_old_folder_after_a_killed_process(tmp_path: Path, succeeds: bool) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").touch()
-    result = subprocess.run([sys.executable, "-c", KILLED, str(out)], cwd=Path.cwd(), check=False)
+    result = subprocess.run([sys.executable, "-c", KILLED_PUBLISH, str(out)], cwd=Path.cwd(), check=False)
     assert result.returncode < 0
     assert [path.suffix for path in tmp_path.iterdir()] == [".tmp", ".tmp"]  # which DVC does not look at
 
-    def again() -> None:
+    def publish_again() -> None:
         with publish(out) as folder:
             assert (out / "old").exists()
             (folder / "newer").touch()
-            if not ends_well:
+            if not succeeds:
                 raise KeyboardInterrupt
 
-    if ends_well:
-        again()
+    if succeeds:
+        publish_again()
     else:
         with pytest.raises(KeyboardInterrupt):
-            again()
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "newer" if ends_well else "old"]
+            publish_again()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "newer" if succeeds else "old"]
 
 
 def test_records_are_frozen_and_closed() -> None:
@@ -668,23 +671,23 @@ def test_this_machine() -> None:
     assert machine.cpu
     assert {"torch", "numpy"} <= set(machine.versions)
     assert set(machine.flags) <= cpu_flags()
-    told = Path("/proc/cpuinfo").read_text()
-    assert all(f" {flag}" in told for flag in machine.flags)
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    assert all(f" {flag}" in cpuinfo for flag in machine.flags)
 
 
-def test_every_error_is_a_value_error_of_ours() -> None:
-    tree = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    assert len(tree) == 6
-    assert all(issubclass(kind, WinnowError) and issubclass(kind, ValueError) for kind in tree)
-    assert all(kind.__name__ in str(errors.__doc__) for kind in tree)
-    for error in (MissingExtra("openvino", "runtimes"), errors.ConfigError("x")):  # workers send them
-        again = pickle.loads(pickle.dumps(error))
-        assert (type(again), str(again)) == (type(error), str(error))
+def test_every_error_is_a_winnow_error_and_a_value_error() -> None:
+    classes = [cls for cls in vars(errors).values() if isinstance(cls, type)]
+    assert len(classes) == 6
+    assert all(issubclass(cls, WinnowError) and issubclass(cls, ValueError) for cls in classes)
+    assert all(cls.__name__ in str(errors.__doc__) for cls in classes)
+    for instance in (MissingExtra("openvino", "runtimes"), errors.ConfigError("x")):  # workers send them
+        restored = pickle.loads(pickle.dumps(instance))
+        assert (type(restored), str(restored)) == (type(instance), str(instance))
     assert "pip install 'winnow-vision[runtimes]'" in str(MissingExtra("openvino", "runtimes"))
 
 
-def test_a_selection_of_another_version_says_so(tmp_path: Path) -> None:
-    content = PLAIN["select"].model_dump(mode="json")
+def test_a_selection_of_another_version_is_refused(tmp_path: Path) -> None:
+    content = MINIMAL["select"].model_dump(mode="json")
     del content["details"]["quality"]
     write_json(tmp_path / RECORD, content)
     message = (
