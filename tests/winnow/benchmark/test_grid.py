@@ -31,170 +31,172 @@ SETTINGS = Benchmark(large_batch=8, samples=24, rounds=6, warm_up_ms=0)
 PIXELS = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3), dtype=np.uint8)
 
 
-def truth(pixels_NHWC: Array) -> Array:
-    """Logits of three classes, a function of the image alone."""
+def predict_logits(pixels_NHWC: Array) -> Array:
+    """Return logits of three classes, a function of the image alone."""
     return pixels_NHWC.reshape(len(pixels_NHWC), -1)[:, :3].astype(np.float32)
 
 
-ANSWERS = truth(PIXELS).argmax(1)
+LABELS = predict_logits(PIXELS).argmax(1)
 
 
-def cell(
+def make_case(
     candidate: str = "dense", runtime: str = "ort", precision: str = "f32", batch: int = 1, threads: int = 1
 ) -> BenchmarkCase:
     return BenchmarkCase(candidate, runtime, precision, "file", batch, threads)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 4, 7, 12])
-def test_every_cell_is_visited_once_a_round(cells: int) -> None:
+def test_every_cell_is_visited_once_per_round(cells: int) -> None:
     orders = [visiting_order(cells, round_) for round_ in range(2 * cells)]
     assert all(sorted(order) == list(range(cells)) for order in orders)
-    assert {order[0] for order in orders} == set(range(cells))  # each begins a round
+    assert {order[0] for order in orders} == set(range(cells))  # each one starts a round
     if cells >= 3:
-        after = {pair for order in orders for pair in itertools.pairwise(order)}
-        assert min(Counter(second for _, second in after).values()) == 2  # nobody always comes after the same one
-        assert len({order[0] for order in orders[:3]}) == 3  # the next round begins elsewhere
+        neighbours = {pair for order in orders for pair in itertools.pairwise(order)}
+        assert (
+            min(Counter(successor for _, successor in neighbours).values()) == 2
+        )  # no cell always has the same predecessor
+        assert len({order[0] for order in orders[:3]}) == 3  # each round starts with another cell
     assert visiting_order(0, 3) == []
 
 
-class Spy:
-    """Opens cells that count their calls."""
+class CountingOpener:
+    """Open predict functions and count their calls."""
 
-    def __init__(self, answer: Callable[[BenchmarkCase], Predict] | None = None) -> None:
+    def __init__(self, open_runtime: Callable[[BenchmarkCase], Predict] | None = None) -> None:
         self.calls: list[tuple[BenchmarkCase, int, int]] = []
-        self.answer = answer or (lambda _cell: truth)
+        self.open_runtime = open_runtime or (lambda _case: predict_logits)
 
-    def __call__(self, which: BenchmarkCase) -> Predict:
-        predict = self.answer(which)
+    def __call__(self, case: BenchmarkCase) -> Predict:
+        predict = self.open_runtime(case)
 
-        def called(pixels_NHWC: Array) -> Array:
+        def counted_predict(pixels_NHWC: Array) -> Array:
             assert pixels_NHWC.flags["C_CONTIGUOUS"]
-            self.calls.append((which, len(pixels_NHWC), torch.get_num_threads()))
+            self.calls.append((case, len(pixels_NHWC), torch.get_num_threads()))
             return predict(pixels_NHWC)
 
-        return called
+        return counted_predict
 
 
 def test_cells_are_interleaved_warmed_and_called_with_their_batch_and_threads() -> None:
-    cells = [cell(name, batch=batch, threads=2) for batch in (8, 1) for name in ("dense", "pruned", "sparse")]
-    spy, before = Spy(), torch.get_num_threads()
-    answers = dict.fromkeys(("dense", "pruned", "sparse"), ANSWERS)
-    outcome = time_cells(cells, spy, PIXELS, answers, SETTINGS)
-    assert [(row.candidate, row.batch, row.threads) for row in outcome.rows] == [
-        (which.candidate, which.batch, which.threads) for which in cells
+    cells = [make_case(name, batch=batch, threads=2) for batch in (8, 1) for name in ("dense", "pruned", "sparse")]
+    open_case, threads_before = CountingOpener(), torch.get_num_threads()
+    labels = dict.fromkeys(("dense", "pruned", "sparse"), LABELS)
+    result = time_cells(cells, open_case, PIXELS, labels, SETTINGS)
+    assert [(row.candidate, row.batch, row.threads) for row in result.rows] == [
+        (case.candidate, case.batch, case.threads) for case in cells
     ]
-    assert all(size == which.batch and threads == which.threads for which, size, threads in spy.calls)
-    assert torch.get_num_threads() == before
-    # Batch 1: 21 to check the answers, then 6 rounds of 1 warm-up and 4 timed calls; batch 8: 3, then 6 of 1 and 3.
-    counted = Counter(which for which, _, _ in spy.calls)
-    assert all(counted[which] == (21 + 6 * (1 + 4) if which.batch == 1 else 3 + 6 * (1 + 3)) for which in cells)
-    timed = [which.candidate for which, size, _ in spy.calls if size == 1][3 * 21 :]
-    visits = [timed[start] for start in range(0, len(timed), 5)]
+    assert all(size == case.batch and threads == case.threads for case, size, threads in open_case.calls)
+    assert torch.get_num_threads() == threads_before
+    # Batch 1: 21 to check the predictions, then 6 rounds of 1 warm-up and 4 timed calls; batch 8: 3, then 6 of 1 and 3.
+    call_counts = Counter(case for case, _, _ in open_case.calls)
+    assert all(call_counts[case] == (21 + 6 * (1 + 4) if case.batch == 1 else 3 + 6 * (1 + 3)) for case in cells)
+    timed_candidates = [case.candidate for case, size, _ in open_case.calls if size == 1][3 * 21 :]
+    visits = [timed_candidates[start] for start in range(0, len(timed_candidates), 5)]
     assert [sorted(visits[start : start + 3]) for start in range(0, 18, 3)] == [["dense", "pruned", "sparse"]] * 6
-    assert all(row.samples == (24 if row.batch == 1 else 18) for row in outcome.rows)
-    assert all(len(row.round_ms) == 6 for row in outcome.rows)
+    assert all(row.samples == (24 if row.batch == 1 else 18) for row in result.rows)
+    assert all(len(row.round_ms) == 6 for row in result.rows)
 
 
 def test_the_comparison_visits_all_cells_of_a_batch_in_the_same_rounds() -> None:
-    cells = [cell("dense", batch=batch, threads=threads) for batch in (8, 1) for threads in (2, 1)]
-    spy, before = Spy(), torch.get_num_threads()
-    rows = compare_cells(cells, spy, PIXELS, SETTINGS)
+    cells = [make_case("dense", batch=batch, threads=threads) for batch in (8, 1) for threads in (2, 1)]
+    open_case, threads_before = CountingOpener(), torch.get_num_threads()
+    rows = compare_cells(cells, open_case, PIXELS, SETTINGS)
     assert [(row.batch, row.threads, len(row.round_ms)) for row in rows] == [
         (8, 2, 6),
         (8, 1, 6),
         (1, 2, 6),
         (1, 1, 6),
     ]
-    assert all(threads == which.threads for which, _, threads in spy.calls)  # each visit sets its own
-    assert torch.get_num_threads() == before
-    single = [which.threads for which, size, _ in spy.calls if size == 1]
-    visits = [single[start] for start in range(0, len(single), 5)]
+    assert all(threads == case.threads for case, _, threads in open_case.calls)  # each visit sets its own thread count
+    assert torch.get_num_threads() == threads_before
+    threads_of_batch_1 = [case.threads for case, size, _ in open_case.calls if size == 1]
+    visits = [threads_of_batch_1[start] for start in range(0, len(threads_of_batch_1), 5)]
     assert [sorted(visits[start : start + 2]) for start in range(0, 12, 2)] == [[1, 2]] * 6
 
 
 def test_screening_takes_fewer_rounds_of_the_same_visits() -> None:
-    few = screening_settings(Benchmark(samples=200, rounds=10))
-    assert (few.rounds, few.samples) == (3, 60)
+    screening = screening_settings(Benchmark(samples=200, rounds=10))
+    assert (screening.rounds, screening.samples) == (3, 60)
 
 
-def test_wrong_answers_are_refused_with_the_number() -> None:
+def test_wrong_predictions_are_refused_with_their_agreement() -> None:
     flipped = np.random.default_rng(1).permutation(len(PIXELS))[:2]
 
-    def answer(which: BenchmarkCase) -> Predict:
-        def wrong(pixels_NHWC: Array) -> Array:
-            logits = truth(pixels_NHWC)
-            hit = [any((image == PIXELS[index]).all() for index in flipped) for image in pixels_NHWC]
-            return np.where(np.array(hit)[:, None], -logits, logits)
+    def open_runtime(case: BenchmarkCase) -> Predict:
+        def predict_wrongly(pixels_NHWC: Array) -> Array:
+            logits = predict_logits(pixels_NHWC)
+            is_flipped = [any((image == PIXELS[index]).all() for index in flipped) for image in pixels_NHWC]
+            return np.where(np.array(is_flipped)[:, None], -logits, logits)
 
-        return wrong if which.runtime == "openvino" else truth
+        return predict_wrongly if case.runtime == "openvino" else predict_logits
 
-    spy = Spy(answer)
-    cells = [cell(runtime=runtime, batch=batch) for batch in (1, 8) for runtime in ("ort", "openvino")]
-    outcome = time_cells(cells, spy, PIXELS, {"dense": ANSWERS}, SETTINGS)
-    assert [row.runtime for row in outcome.rows] == ["ort", "ort"]
-    assert [(row.runtime, row.batch, row.needed, row.images) for row in outcome.refused] == [
+    open_case = CountingOpener(open_runtime)
+    cells = [make_case(runtime=runtime, batch=batch) for batch in (1, 8) for runtime in ("ort", "openvino")]
+    result = time_cells(cells, open_case, PIXELS, {"dense": LABELS}, SETTINGS)
+    assert [row.runtime for row in result.rows] == ["ort", "ort"]
+    assert [(row.runtime, row.batch, row.needed, row.images) for row in result.refused] == [
         ("openvino", 1, 0.99, 21),
         ("openvino", 8, 0.99, 21),
     ]
-    assert all(row.agreement == pytest.approx(19 / 21) for row in outcome.refused)
-    assert sum(which.runtime == "openvino" for which, _, _ in spy.calls) == 21 + 3  # checked, and never timed
+    assert all(row.agreement == pytest.approx(19 / 21) for row in result.refused)
+    assert sum(case.runtime == "openvino" for case, _, _ in open_case.calls) == 21 + 3  # checked, never timed
 
 
 @pytest.mark.parametrize("precision", list(NEEDED_AGREEMENT))
 @pytest.mark.parametrize("extra", [-1, 0])
-def test_the_border_of_agreement(precision: str, extra: int) -> None:
+def test_the_limit_of_agreement(precision: str, extra: int) -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (100, 2, 2, 3), dtype=np.uint8)
-    answers = truth(pixels).argmax(1)
-    wrong = round(100 - 100 * NEEDED_AGREEMENT[precision]) - extra  # type: ignore[index]
-    answers[:wrong] = (answers[:wrong] + 1) % 3
-    outcome = time_cells([cell(precision=precision)], Spy(), pixels, {"dense": answers}, SETTINGS)
-    assert (len(outcome.rows), len(outcome.refused)) == ((1, 0) if extra == 0 else (0, 1))
+    labels = predict_logits(pixels).argmax(1)
+    wrong_labels = round(100 - 100 * NEEDED_AGREEMENT[precision]) - extra  # type: ignore[index]
+    labels[:wrong_labels] = (labels[:wrong_labels] + 1) % 3
+    result = time_cells([make_case(precision=precision)], CountingOpener(), pixels, {"dense": labels}, SETTINGS)
+    assert (len(result.rows), len(result.refused)) == ((1, 0) if extra == 0 else (0, 1))
 
 
-def test_what_is_not_here_is_listed_once_with_its_reason() -> None:
-    def answer(which: BenchmarkCase) -> Predict:
-        if which.runtime == "compile":
+def test_unavailable_runtimes_are_listed_once_with_their_reason() -> None:
+    def open_runtime(case: BenchmarkCase) -> Predict:
+        if case.runtime == "compile":
             raise RuntimeUnavailable("no compiler: g++ is not on the PATH")
-        return truth
+        return predict_logits
 
-    cells = [cell(runtime=runtime, batch=batch) for batch in (8, 1) for runtime in ("compile", "ort")]
-    outcome = time_cells(cells, Spy(answer), PIXELS, {"dense": ANSWERS}, SETTINGS)
-    assert outcome.absent == [
+    cells = [make_case(runtime=runtime, batch=batch) for batch in (8, 1) for runtime in ("compile", "ort")]
+    result = time_cells(cells, CountingOpener(open_runtime), PIXELS, {"dense": LABELS}, SETTINGS)
+    assert result.absent == [
         AbsentCase(runtime="compile", precision="f32", reason="no compiler: g++ is not on the PATH")
     ]
-    assert ([row.runtime for row in outcome.rows], outcome.refused) == (["ort", "ort"], [])
-    nothing = time_cells(cells[:1], Spy(answer), PIXELS, {"dense": ANSWERS}, SETTINGS)
-    assert nothing == BenchmarkResult(absent=outcome.absent)
+    assert ([row.runtime for row in result.rows], result.refused) == (["ort", "ort"], [])
+    all_unavailable = time_cells(cells[:1], CountingOpener(open_runtime), PIXELS, {"dense": LABELS}, SETTINGS)
+    assert all_unavailable == BenchmarkResult(absent=result.absent)
 
 
-def test_an_error_is_raised_and_the_threads_are_put_back() -> None:
-    before = torch.get_num_threads()
+def test_an_error_is_raised_and_the_thread_count_is_restored() -> None:
+    threads_before = torch.get_num_threads()
 
-    def broken(_cell: BenchmarkCase) -> Predict:
+    def open_broken_runtime(_case: BenchmarkCase) -> Predict:
         raise OSError("model.onnx")
 
     with pytest.raises(OSError, match=r"model\.onnx"):
-        time_cells([cell(threads=before + 1)], broken, PIXELS, {"dense": ANSWERS}, SETTINGS)
-    assert torch.get_num_threads() == before
+        time_cells([make_case(threads=threads_before + 1)], open_broken_runtime, PIXELS, {"dense": LABELS}, SETTINGS)
+    assert torch.get_num_threads() == threads_before
 
 
 @pytest.mark.parametrize("batch", [1, 4, 21, 64])
 def test_agreement_counts_every_image_once(batch: int) -> None:
-    assert agreement(truth, batch, PIXELS, ANSWERS) == 1.0
-    changed = ANSWERS.copy()
+    assert agreement(predict_logits, batch, PIXELS, LABELS) == 1.0
+    changed = LABELS.copy()
     changed[[3, 20]] = (changed[[3, 20]] + 1) % 3
-    assert agreement(truth, batch, PIXELS, changed) == pytest.approx(19 / 21)
+    assert agreement(predict_logits, batch, PIXELS, changed) == pytest.approx(19 / 21)
 
 
 @pytest.mark.parametrize("samples", [SAMPLES_FOR_P95 - 1, SAMPLES_FOR_P95])
-def test_a_row_against_numpy_and_p95_from_200_calls_only(samples: int) -> None:
+def test_a_row_equals_numpy_and_has_a_p95_from_200_calls_on(samples: int) -> None:
     seconds = np.random.default_rng(0).gamma(5, 0.001, samples)
-    rounds = [part.tolist() for part in np.array_split(seconds, 5)]
-    row = summarise_timings(cell(batch=4), rounds)
+    rounds = [round_seconds.tolist() for round_seconds in np.array_split(seconds, 5)]
+    row = summarise_timings(make_case(batch=4), rounds)
     assert row.p50_ms == pytest.approx(np.median(seconds) * 1e3)
     assert row.images_per_s == pytest.approx(4 / np.median(seconds))
     assert row.samples == samples
-    medians = [np.median(part) for part in rounds]
+    medians = [np.median(round_seconds) for round_seconds in rounds]
     assert row.spread == pytest.approx((max(medians) - min(medians)) / np.median(seconds))
     if samples < SAMPLES_FOR_P95:
         assert row.p95_ms is None
@@ -205,62 +207,62 @@ def test_a_row_against_numpy_and_p95_from_200_calls_only(samples: int) -> None:
 
 def test_enough_samples_for_a_p95_as_shipped() -> None:
     settings = Benchmark(large_batch=2, samples=200, rounds=10, warm_up_ms=0)
-    outcome = time_cells([cell(), cell(batch=2)], Spy(), PIXELS, {"dense": ANSWERS}, settings)
+    outcome = time_cells([make_case(), make_case(batch=2)], CountingOpener(), PIXELS, {"dense": LABELS}, settings)
     assert [row.p95_ms is not None for row in outcome.rows] == [True, False]
 
 
-def kinds(cells: list[BenchmarkCase]) -> Iterator[tuple[str, str, str]]:
-    return ((which.candidate, which.runtime, which.precision) for which in cells)
+def case_kinds(cells: list[BenchmarkCase]) -> Iterator[tuple[str, str, str]]:
+    return ((case.candidate, case.runtime, case.precision) for case in cells)
 
 
 @pytest.mark.parametrize("grid", ["quick", "full"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_plan(grid: str, threads: int) -> None:
+def test_planned_cells(grid: str, threads: int) -> None:
     settings = Benchmark(grid=grid, large_batch=16)  # type: ignore[arg-type]
     cells = plan_cells({"dense": False, "dense-int8": True, "pruned": False}, settings, threads, cuda=False)
     assert len(cells) == len(set(cells))
-    assert {(which.batch, which.threads) for which in cells} == {(b, t) for b in (1, 16) for t in {1, threads}}
-    planned = set(kinds(cells))
+    assert {(case.batch, case.threads) for case in cells} == {(b, t) for b in (1, 16) for t in {1, threads}}
+    planned = set(case_kinds(cells))
     runtimes = {"ort", "openvino"} | ({"openvino-throughput"} if threads > 1 else set())
     assert {("dense-int8", runtime, "int8") for runtime in runtimes} == {k for k in planned if "int8" in k[0]}
-    assert all(which.batch == 16 and which.threads > 1 for which in cells if which.runtime == "openvino-throughput")
+    assert all(case.batch == 16 and case.threads > 1 for case in cells if case.runtime == "openvino-throughput")
     assert {("dense", "eager", "f32"), ("dense", "compile", "f32"), ("pruned", "openvino", "f32")} <= planned
     assert (("pruned", "eager", "f32") in planned) == (grid == "full")
     assert any(kind[2] == "bf16" for kind in planned) == has_fast_bf16()
-    eager = {which.layout for which in cells if which.runtime == "eager"}
+    eager = {case.layout for case in cells if case.runtime == "eager"}
     assert eager == {"contiguous", "channels_last"}
     in_float = plan_cells(
         {"dense": False, "ladder": False}, settings, threads, False, {"dense"}
     )  # quantized, and all float
-    assert {kind[:2] for kind in kinds(in_float) if kind[0] == "ladder"} == {("ladder", name) for name in runtimes}
-    on_gpu = plan_cells({"dense": False, "dense-int8": True}, settings, threads, cuda=True)
-    assert {which.threads for which in on_gpu if which.runtime in GPU_RUNTIMES} == {threads}
-    files = {(which.candidate, which.runtime) for which in on_gpu if which.runtime in ("ort-cuda", "ort-tensorrt")}
+    assert {kind[:2] for kind in case_kinds(in_float) if kind[0] == "ladder"} == {("ladder", name) for name in runtimes}
+    gpu_cells = plan_cells({"dense": False, "dense-int8": True}, settings, threads, cuda=True)
+    assert {case.threads for case in gpu_cells if case.runtime in GPU_RUNTIMES} == {threads}
+    files = {(case.candidate, case.runtime) for case in gpu_cells if case.runtime in ("ort-cuda", "ort-tensorrt")}
     assert files == {("dense", "ort-cuda"), ("dense", "ort-tensorrt")}
-    assert not any(which.runtime in GPU_RUNTIMES for which in cells)
+    assert not any(case.runtime in GPU_RUNTIMES for case in cells)
 
 
-def test_times_of_an_unsteady_machine_are_told_to_be_rough() -> None:
+def test_noisy_timings_are_warned_of() -> None:
     def latency(*milliseconds: float) -> BenchmarkRow:
-        return summarise_timings(cell("x"), [[value / 1e3] * 40 for value in milliseconds])
+        return summarise_timings(make_case("x"), [[value / 1e3] * 40 for value in milliseconds])
 
     dense = latency(1.0, 1.0, 9.0, 1.05, 0.9)  # one round moves no median
     assert dense.spread == pytest.approx(8.1)
     assert dense.inner_spread == pytest.approx(0.05)
     steady = benchmark_row("x", batch=8)
     assert steady.inner_spread == 0.0
-    bests = {
+    best_rows = {
         "dense": BestRows(latency=dense, throughput=steady),
         "pruned": BestRows(latency=latency(1.0, 1.5, 1.0, 1.5, 1.5), throughput=steady),
         "untimed": BestRows(latency=None, throughput=None),
     }
-    (warning,) = benchmark_warnings(BenchmarkResult(), bests)
+    (warning,) = benchmark_warnings(BenchmarkResult(), best_rows)
     assert warning.startswith("times of pruned varied by up to 33% from round to round")
-    assert benchmark_warnings(BenchmarkResult(), {"dense": bests["dense"], "untimed": bests["untimed"]}) == ()
+    assert benchmark_warnings(BenchmarkResult(), {"dense": best_rows["dense"], "untimed": best_rows["untimed"]}) == ()
     assert latency(1.0, 2.0, 3.0).inner_spread == 0.0
 
 
-def test_pytorch_that_does_not_compile_is_warned_of() -> None:
+def test_missing_torch_compile_is_warned_of() -> None:
     outcome = BenchmarkResult()
     outcome.absent += [
         AbsentCase(runtime="compile", precision="f32", reason="torch.compile failed: CppCompileError"),

@@ -19,10 +19,10 @@ SETTINGS = Benchmark(large_batch=8, samples=20, rounds=6, warm_up_ms=0)
 
 
 def test_threads_double_up_to_all() -> None:
-    assert [thread_counts(most) for most in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+    assert [thread_counts(cores) for cores in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
-def test_streams_need_an_equal_share_each() -> None:
+def test_streams_need_equal_shares_of_the_batch() -> None:
     grid = sweep_cells("dense", "int8", (9, 1, 9), (1, 2, 6))
     assert [(cell.batch, cell.threads) for cell in grid if cell.runtime == "openvino-throughput"] == [(9, 6)]
     assert {cell.batch for cell in grid} == {1, 9}
@@ -30,24 +30,22 @@ def test_streams_need_an_equal_share_each() -> None:
 
 
 @pytest.mark.thorough
-def test_every_combination_that_answers_rightly_is_timed(
-    tiny_candidate: Callable[[str], Path], tiny_set: ImageSet
-) -> None:
-    outcome = sweep("dense", tiny_candidate("dense"), "f32", tiny_set, (1, 4), SETTINGS)
-    timed = {(row.runtime, row.batch, row.threads) for row in outcome.rows if row.precision == "f32"}
+def test_every_correct_combination_is_timed(tiny_candidate: Callable[[str], Path], tiny_set: ImageSet) -> None:
+    result = sweep("dense", tiny_candidate("dense"), "f32", tiny_set, (1, 4), SETTINGS)
+    timed = {(row.runtime, row.batch, row.threads) for row in result.rows if row.precision == "f32"}
     counts = thread_counts(cores())
-    whole = {(runtime, batch, count) for runtime in ("ort", "openvino") for batch in (1, 4) for count in counts}
-    assert timed == whole | {("openvino-throughput", 4, count) for count in counts if math.gcd(4, count) > 1}
-    shortest, most = best_sweep_row(outcome.rows, "latency"), best_sweep_row(outcome.rows, "throughput")
-    assert shortest is not None
-    assert most is not None
-    assert shortest.p50_ms == min(row.p50_ms for row in outcome.rows)
-    assert most.images_per_s == max(row.images_per_s for row in outcome.rows)
+    whole_machine = {(runtime, batch, count) for runtime in ("ort", "openvino") for batch in (1, 4) for count in counts}
+    assert timed == whole_machine | {("openvino-throughput", 4, count) for count in counts if math.gcd(4, count) > 1}
+    fastest, most_images = best_sweep_row(result.rows, "latency"), best_sweep_row(result.rows, "throughput")
+    assert fastest is not None
+    assert most_images is not None
+    assert fastest.p50_ms == min(row.p50_ms for row in result.rows)
+    assert most_images.images_per_s == max(row.images_per_s for row in result.rows)
     assert best_sweep_row([], "latency") is None
 
 
 @pytest.mark.thorough
-def test_the_command_leaves_a_table_and_a_picture(
+def test_the_command_writes_a_table_and_a_plot(
     tiny_candidate: Callable[[str], Path],
     tiny_data: Path,
     tiny_config: Config,
@@ -65,9 +63,9 @@ def test_the_command_leaves_a_table_and_a_picture(
     assert {row["batch"] for row in rows} == {"1", "2"}
     assert all(float(row["images_per_s"]) > 0 for row in rows)
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    said = capsys.readouterr().out
-    assert "Shortest call: " in said
-    assert "Most images: " in said
+    output = capsys.readouterr().out
+    assert "Shortest call: " in output
+    assert "Most images: " in output
     with pytest.raises(ConfigError, match="no candidate has won; name one"):
         run_sweep(ProjectPaths(tmp_path), config, "", ())
     with pytest.raises(ConfigError, match=r"dense: no candidate of that name has a model\.onnx"):

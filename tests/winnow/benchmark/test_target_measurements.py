@@ -32,10 +32,8 @@ NAMES = ("dense", "dense-int8")
 
 
 @pytest.fixture(scope="module")
-def exported(
-    tiny_candidate: Callable[[str], Path], tiny_set: ImageSet, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A folder that is taken to the other machine."""
+def bundle(tiny_candidate: Callable[[str], Path], tiny_set: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that is copied to the target machine."""
     out = tmp_path_factory.mktemp("hosts") / "export"
     out.mkdir()
     models = [(name, tiny_candidate(name) / "model.onnx", "int8" if "int8" in name else "f32") for name in NAMES]
@@ -43,46 +41,46 @@ def exported(
     return out
 
 
-def run(exported: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """As over there: without winnow on the path, from any folder."""
-    command = [sys.executable, "-I", str(exported / "check_host.py")]
+def run_check_host(bundle: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script as on the target machine: without winnow on the path, from any folder."""
+    command = [sys.executable, "-I", str(bundle / "check_host.py")]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
-def host(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> TargetMeasurements:
+def measurements(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> TargetMeasurements:
     folder = tmp_path_factory.mktemp("there")
-    done = run(exported, folder)
-    assert done.returncode == 0, done.stderr
-    assert "round 6 of 6, about 0 s left" in done.stdout
-    assert "copy this file back: " in done.stdout
+    result = run_check_host(bundle, folder)
+    assert result.returncode == 0, result.stderr
+    assert "round 6 of 6, about 0 s left" in result.stdout
+    assert "copy this file back: " in result.stdout
     return read_measurements(folder / "host.json")
 
 
 @pytest.mark.thorough
-def test_figures_without_dense_are_told_to_be_no_use_to_gates(
+def test_measurements_without_dense_are_reported_as_useless_for_gates(
     tiny_candidate: Callable[[str], Path], tiny_set: ImageSet, tmp_path: Path
 ) -> None:
     model = ("dense-int8", tiny_candidate("dense-int8") / "model.onnx", "int8")
     (tmp_path / "alone").mkdir()
     write_host_check(tmp_path / "alone", [model], select_check_pixels(tiny_set, SIZE), SETTINGS)
-    done = run(tmp_path / "alone", tmp_path)
-    assert "gates need all candidates (winnow export DIR --candidates): " in done.stdout
-    assert "copy this file back" not in done.stdout
+    result = run_check_host(tmp_path / "alone", tmp_path)
+    assert "gates need all candidates (winnow export DIR --candidates): " in result.stdout
+    assert "copy this file back" not in result.stdout
 
 
-def test_the_script_imports_nothing_of_winnow(exported: Path) -> None:
-    text = (exported / "check_host.py").read_text()
+def test_the_script_does_not_import_winnow(bundle: Path) -> None:
+    text = (bundle / "check_host.py").read_text()
     assert "from winnow" not in text
     assert "import winnow" not in text
 
 
-def test_every_cell_is_timed_with_its_machine(exported: Path, host: TargetMeasurements) -> None:
+def test_every_cell_is_timed_with_its_machine(bundle: Path, measurements: TargetMeasurements) -> None:
     machine = this_machine()
-    assert (host.machine.cpu, host.machine.threads) == (machine.cpu, machine.threads)
-    assert set(machine.flags) <= set(host.machine.flags)
-    assert {"onnxruntime", "numpy", "pillow", "openvino"} <= set(host.machine.versions)
-    timed = {(row.candidate, row.runtime, row.batch, row.threads) for row in host.rows}
+    assert (measurements.machine.cpu, measurements.machine.threads) == (machine.cpu, machine.threads)
+    assert set(machine.flags) <= set(measurements.machine.flags)
+    assert {"onnxruntime", "numpy", "pillow", "openvino"} <= set(measurements.machine.versions)
+    timed = {(row.candidate, row.runtime, row.batch, row.threads) for row in measurements.rows}
     expected = {
         (name, runtime, batch, threads)
         for name in NAMES
@@ -91,10 +89,10 @@ def test_every_cell_is_timed_with_its_machine(exported: Path, host: TargetMeasur
         for threads in {1, machine.threads}
     }
     assert expected <= timed
-    in_streams = {(name, "openvino-throughput", 8, count) for name in NAMES for count in {machine.threads} - {1}}
-    assert timed - expected == in_streams
-    assert all(row.p50_ms > 0 and row.samples in (24, 18, 12, 9) and row.p95_ms is None for row in host.rows)
-    assert {row.sha256 for row in host.rows} == {sha256_of(exported / "check" / f"{name}.onnx") for name in NAMES}
+    stream_cells = {(name, "openvino-throughput", 8, count) for name in NAMES for count in {machine.threads} - {1}}
+    assert timed - expected == stream_cells
+    assert all(row.p50_ms > 0 and row.samples in (24, 18, 12, 9) and row.p95_ms is None for row in measurements.rows)
+    assert {row.sha256 for row in measurements.rows} == {sha256_of(bundle / "check" / f"{name}.onnx") for name in NAMES}
 
 
 def test_the_check_images_are_of_the_validation_split(tiny_set: ImageSet) -> None:
@@ -105,56 +103,56 @@ def test_the_check_images_are_of_the_validation_split(tiny_set: ImageSet) -> Non
     assert np.array_equal(select_check_pixels(None, 40), select_check_pixels(None, 40))
 
 
-def test_speeds_are_of_the_present_files_alone(exported: Path, host: TargetMeasurements) -> None:
-    digests = {name: sha256_of(exported / "check" / f"{name}.onnx") for name in NAMES}
-    speeds = speeds_on_target(host, digests | {"newer": "0" * 64}, 8)
+def test_speeds_are_read_for_present_files_only(bundle: Path, measurements: TargetMeasurements) -> None:
+    digests = {name: sha256_of(bundle / "check" / f"{name}.onnx") for name in NAMES}
+    speeds = speeds_on_target(measurements, digests | {"newer": "0" * 64}, 8)
     assert speeds.best["newer"] == BestRows(latency=None, throughput=None)
     assert speeds.candidates["newer"] == {}
     assert speeds.candidates["dense"]["speedup/float_b1"] == 1.0
-    own = speeds.candidates["dense-int8"]
-    rows = [row for row in host.rows if row.batch == 1 and not row.screened]  # a lucky screening decides nothing
+    int8_speeds = speeds.candidates["dense-int8"]
+    rows = [row for row in measurements.rows if row.batch == 1 and not row.screened]  # a lucky screening is ignored
     fastest = {name: min(row.p50_ms for row in rows if row.candidate == name) for name in NAMES}
-    assert own["best/latency_ms"] == fastest["dense-int8"]
-    assert own["speedup/float_b1"] == pytest.approx(fastest["dense"] / fastest["dense-int8"])
-    alone = speeds_on_target(host, digests | {"dense": "1" * 64}, 8).candidates
-    assert alone["dense"] == {}
-    assert "speedup/float_b1" not in alone["dense-int8"]
-    assert alone["dense-int8"]["best/latency_ms"] == own["best/latency_ms"]
+    assert int8_speeds["best/latency_ms"] == fastest["dense-int8"]
+    assert int8_speeds["speedup/float_b1"] == pytest.approx(fastest["dense"] / fastest["dense-int8"])
+    speeds_without_dense = speeds_on_target(measurements, digests | {"dense": "1" * 64}, 8).candidates
+    assert speeds_without_dense["dense"] == {}
+    assert "speedup/float_b1" not in speeds_without_dense["dense-int8"]
+    assert speeds_without_dense["dense-int8"]["best/latency_ms"] == int8_speeds["best/latency_ms"]
     with pytest.raises(ArtifactError, match=r"are for batches of 8, but benchmark\.large_batch is 64"):
-        speeds_on_target(host, digests, 64)
+        speeds_on_target(measurements, digests, 64)
 
 
 @pytest.mark.thorough
-def test_another_answer_is_refused_and_another_file_stops_it(exported: Path, tmp_path: Path) -> None:
-    wrong = tmp_path / "wrong"
-    shutil.copytree(exported, wrong)
-    manifest = json.loads((wrong / "check" / "manifest.json").read_text())
+def test_wrong_predictions_are_refused_and_a_changed_file_is_an_error(bundle: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "wrong"
+    shutil.copytree(bundle, changed)
+    manifest = json.loads((changed / "check" / "manifest.json").read_text())
     manifest["models"][1]["answers"] = [(answer + 1) % 3 for answer in manifest["models"][1]["answers"]]
-    (wrong / "check" / "manifest.json").write_text(json.dumps(manifest))
-    assert run(wrong, tmp_path).returncode == 0
-    host = read_measurements(tmp_path / "host.json")
-    assert {row.candidate for row in host.rows} == {"dense"}
-    assert {cell.candidate for cell in host.refused} == {"dense-int8"}
-    assert all("predictions agree on" in cell.reason for cell in host.refused)
-    with (wrong / "check" / "dense.onnx").open("ab") as file:
+    (changed / "check" / "manifest.json").write_text(json.dumps(manifest))
+    assert run_check_host(changed, tmp_path).returncode == 0
+    measurements = read_measurements(tmp_path / "host.json")
+    assert {row.candidate for row in measurements.rows} == {"dense"}
+    assert {cell.candidate for cell in measurements.refused} == {"dense-int8"}
+    assert all("predictions agree on" in cell.reason for cell in measurements.refused)
+    with (changed / "check" / "dense.onnx").open("ab") as file:
         file.write(b"x")
-    done = run(wrong, tmp_path)
-    assert done.returncode == 1
-    assert "is not the file that was exported" in done.stderr
+    result = run_check_host(changed, tmp_path)
+    assert result.returncode == 1
+    assert "is not the file that was exported" in result.stderr
 
 
-def test_without_openvino_onnx_runtime_is_timed_alone(exported: Path, tmp_path: Path) -> None:
+def test_without_openvino_only_onnx_runtime_is_timed(bundle: Path, tmp_path: Path) -> None:
     code = "import runpy, sys; sys.modules['openvino'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
-    command = [sys.executable, "-c", code, exported / "check_host.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    host = read_measurements(tmp_path / "host.json")
-    assert {row.runtime for row in host.rows} == {"ort"}
-    assert "openvino" not in host.machine.versions
+    command = [sys.executable, "-c", code, bundle / "check_host.py"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    measurements = read_measurements(tmp_path / "host.json")
+    assert {row.runtime for row in measurements.rows} == {"ort"}
+    assert "openvino" not in measurements.machine.versions
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "machine": {}, "rows": []}', "\x00"])
-def test_something_else_is_no_report(tmp_path: Path, text: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "host.json").write_text(text)
     with pytest.raises(DataError, match=r"is not a file of check_host\.py"):
         read_measurements(tmp_path / "host.json")
@@ -162,13 +160,13 @@ def test_something_else_is_no_report(tmp_path: Path, text: str) -> None:
         read_measurements(tmp_path / "nowhere.json")
 
 
-def put(raw: dict[str, Any], path: str, value: Any) -> None:
+def set_value(raw: dict[str, Any], path: str, value: Any) -> None:
     """Set a value by its dotted path."""
     *folders, key = [int(part) if part.isdigit() else part for part in path.split(".")]
-    at: Any = raw
+    section: Any = raw
     for folder in folders:
-        at = at[folder]
-    at[key] = value
+        section = section[folder]
+    section[key] = value
 
 
 @pytest.mark.parametrize(
@@ -189,26 +187,26 @@ def put(raw: dict[str, Any], path: str, value: Any) -> None:
         ("large_batch", 0),
     ],
 )
-def test_figures_that_cannot_be_are_named(host: TargetMeasurements, tmp_path: Path, path: str, value: Any) -> None:
-    raw = host.model_dump(mode="json")
+def test_impossible_values_are_named(measurements: TargetMeasurements, tmp_path: Path, path: str, value: Any) -> None:
+    raw = measurements.model_dump(mode="json")
     (tmp_path / "host.json").write_text(json.dumps(raw))
-    assert read_measurements(tmp_path / "host.json") == host
-    put(raw, path, value)
+    assert read_measurements(tmp_path / "host.json") == measurements
+    set_value(raw, path, value)
     (tmp_path / "host.json").write_text(json.dumps(raw))
     with pytest.raises(DataError, match=rf"host\.json is not a file of check_host\.py \(at {re.escape(path)}: "):
         read_measurements(tmp_path / "host.json")
 
 
-@pytest.mark.parametrize("found", [99, 1, "2", True, None, [2]])
-def test_another_format_is_refused(host: TargetMeasurements, tmp_path: Path, found: Any) -> None:
-    (tmp_path / "host.json").write_text(json.dumps({**host.model_dump(mode="json"), "format": found}))
+@pytest.mark.parametrize("format_value", [99, 1, "2", True, None, [2]])
+def test_another_format_is_refused(measurements: TargetMeasurements, tmp_path: Path, format_value: Any) -> None:
+    (tmp_path / "host.json").write_text(json.dumps({**measurements.model_dump(mode="json"), "format": format_value}))
     with pytest.raises(DataError, match=r"host\.json is not a file of check_host\.py \(format is"):
         read_measurements(tmp_path / "host.json")
 
 
-@pytest.mark.parametrize(("open_", "close"), [("[", "]"), ('{"format":', "}")])
-def test_deep_nesting_is_refused(tmp_path: Path, open_: str, close: str) -> None:
-    (tmp_path / "host.json").write_text(f'{{"format": 2, "machine": {open_ * 100_000}1{close * 100_000}}}')
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"format":', "}")])
+def test_deep_nesting_is_refused(tmp_path: Path, opening: str, closing: str) -> None:
+    (tmp_path / "host.json").write_text(f'{{"format": 2, "machine": {opening * 100_000}1{closing * 100_000}}}')
     with pytest.raises(DataError, match=r"host\.json is not a file of check_host\.py"):
         read_measurements(tmp_path / "host.json")
 
@@ -224,7 +222,9 @@ def test_deep_nesting_is_refused(tmp_path: Path, open_: str, close: str) -> None
         ((), []),
     ],
 )
-def test_x86_without_vnni_saturates(host: TargetMeasurements, flags: tuple[str, ...], expected: list[str]) -> None:
+def test_x86_without_vnni_saturates(
+    measurements: TargetMeasurements, flags: tuple[str, ...], expected: list[str]
+) -> None:
     quantized = {"from": "dense", "method": "quantize", "calibration_images": 32}
     candidates = {
         "static": quantized,
@@ -234,12 +234,12 @@ def test_x86_without_vnni_saturates(host: TargetMeasurements, flags: tuple[str, 
         "pruned": tiny_params()["candidates"]["pruned"],
     }
     config = check_config(tiny_params() | {"candidates": candidates})
-    target = host.model_copy(update={"machine": host.machine.model_copy(update={"flags": flags})})
+    target = measurements.model_copy(update={"machine": measurements.machine.model_copy(update={"flags": flags})})
     assert overflowing_candidates(config, target.machine.flags) == expected
     assert int8_sums_saturate(flags) == bool(expected)
     if expected:
         command = describe_overflow(expected).partition("winnow run ")[2]
-        params = yaml.safe_dump(tiny_params() | {"candidates": candidates})  # which leaves most keys at their defaults
-        after = check_config(yaml.safe_load(apply_assignments(params, command.replace("-S ", "").split())))
-        assert overflowing_candidates(after, target.machine.flags) == []
+        params = yaml.safe_dump(tiny_params() | {"candidates": candidates})  # most keys have their defaults
+        fixed_config = check_config(yaml.safe_load(apply_assignments(params, command.replace("-S ", "").split())))
+        assert overflowing_candidates(fixed_config, target.machine.flags) == []
     assert benchmark_target.has_unknown_flags(target) == (not flags)
