@@ -25,29 +25,29 @@ def settings(**changes: Any) -> Factorize:
 
 
 @pytest.mark.parametrize("share", [0.2, 0.4])
-@pytest.mark.parametrize("what", ["macs", "parameters"])
-def test_the_amount_goes_and_hardly_more(tiny_dense: Path, what: str, share: float) -> None:
+@pytest.mark.parametrize("quantity", ["macs", "parameters"])
+def test_the_requested_share_is_removed_and_little_more(tiny_dense: Path, quantity: str, share: float) -> None:
     model, architecture = load_model(tiny_dense)
-    whole = count_macs(model, architecture) if what == "macs" else count_parameters(model)
-    ranks, energy = choose_ranks(model, architecture, settings(remove={what: share}))
-    after = apply_ranks(model, architecture, ranks)
-    left = count_macs(model, after) if what == "macs" else count_parameters(model)
-    assert 1 - share - 0.08 < left / whole <= 1 - share
+    dense_cost = count_macs(model, architecture) if quantity == "macs" else count_parameters(model)
+    ranks, energy = choose_ranks(model, architecture, settings(remove={quantity: share}))
+    factorized_architecture = apply_ranks(model, architecture, ranks)
+    factorized_cost = count_macs(model, factorized_architecture) if quantity == "macs" else count_parameters(model)
+    assert 1 - share - 0.08 < factorized_cost / dense_cost <= 1 - share
     assert 0 < energy < 1
     assert {rank % 8 for rank in ranks.values()} == {0}
 
 
-def test_more_is_taken_from_layers_of_few_directions(tiny_dense: Path) -> None:
+def test_layers_of_low_rank_lose_more(tiny_dense: Path) -> None:
     model, architecture = load_model(tiny_dense)
     weight = model.blocks[2].conv2.weight
-    flat = weight.data.flatten(1)
-    weight.data = (flat[:, :4] @ torch.randn(4, flat.shape[1])).view_as(weight) / 20
+    matrix = weight.data.flatten(1)
+    weight.data = (matrix[:, :4] @ torch.randn(4, matrix.shape[1])).view_as(weight) / 20
     ranks, _ = choose_ranks(model, architecture, settings(remove={"macs": 0.2}))
     assert ranks["blocks.2.conv2"] == 8
 
 
 @pytest.mark.thorough
-def test_method_leaves_a_candidate(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
+def test_method_writes_a_candidate(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     details = write_candidate(settings(), tiny_inputs, tmp_path)
     loaded, architecture = load_model(tmp_path)
     assert architecture.ranks == details.ranks
@@ -62,17 +62,17 @@ def test_too_much_is_refused(tiny_dense: Path) -> None:
         choose_ranks(model, architecture, settings(remove={"macs": 0.99}))
 
 
-def test_it_removes_no_channels() -> None:
+def test_channels_cannot_be_removed() -> None:
     with pytest.raises(ValidationError, match="factorize removes no channels"):
         settings(remove={"channels": 0.3})
 
 
 @pytest.mark.thorough
-def test_a_vision_transformer_is_split(tmp_path: Path) -> None:
+def test_a_vision_transformer_is_factorized(tmp_path: Path) -> None:
     architecture = Architecture(backbone="vit_b_32", num_classes=3, image_size=32)
     model = build_model(architecture)
     ranks = {"encoder.layers.encoder_layer_0.mlp.0": 64, "encoder.layers.encoder_layer_0.self_attention.query": 64}
-    after = apply_ranks(model, architecture, ranks)
-    save_model(tmp_path, model, after)
+    factorized_architecture = apply_ranks(model, architecture, ranks)
+    save_model(tmp_path, model, factorized_architecture)
     x = torch.rand(1, 3, 32, 32)
     assert torch.equal(load_model(tmp_path)[0](x), model.eval()(x))

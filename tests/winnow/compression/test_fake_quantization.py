@@ -24,8 +24,8 @@ from winnow.config import Quantize, Recovery
 from winnow.models.backbones import load_model
 
 
-def on_grid(weight: np.ndarray) -> np.ndarray:
-    """By the formula, channel by channel: round(w / s) s with s = max |w| / 127."""
+def quantize_by_channel(weight: np.ndarray) -> np.ndarray:
+    """Return round(w / s) s with s = max |w| / 127, channel by channel."""
     rows = []
     for row in weight.reshape(len(weight), -1).astype(np.float64):
         scale = np.abs(row).max() / 127
@@ -35,15 +35,15 @@ def on_grid(weight: np.ndarray) -> np.ndarray:
 
 def test_weights_are_rounded_by_channel() -> None:
     weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-    weight[2] *= 100  # another channel's size does not matter
+    weight[2] *= 100  # the scale of another channel does not matter
     rounded = FakeQuantizedWeight()(weight)
-    np.testing.assert_allclose(rounded.numpy(), on_grid(weight.numpy()), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(rounded.numpy(), quantize_by_channel(weight.numpy()), rtol=1e-4, atol=1e-4)
     assert all(len(torch.unique(channel)) <= 255 for channel in rounded)
     torch.testing.assert_close(FakeQuantizedWeight()(rounded), rounded)
 
 
-def test_seven_bits_are_those_of_the_file(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
-    """Beside NNCF's own: the head, which has no batch normalisation to fold."""
+def test_seven_bit_weights_equal_those_of_the_file(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
+    """The reference is the head in NNCF's file, which has no batch normalisation to fold."""
     settings = {"from": "dense", "method": "quantize", "calibration_images": 8, "overflow_safe": True}
     write_candidate(Quantize.model_validate(settings), tiny_inputs, tmp_path)
     model, _ = load_model(tiny_inputs.parent.folder)
@@ -52,35 +52,37 @@ def test_seven_bits_are_those_of_the_file(tiny_inputs: MethodInputs, tmp_path: P
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     nodes = [node for node in graph.node if node.op_type == "DequantizeLinear"]
     head = next(node for node in nodes if node.input[0] in arrays and arrays[node.input[0]].shape == layer.weight.shape)
-    stored, scale, _ = (arrays[name] for name in head.input)
+    stored_weight, scale, _ = (arrays[name] for name in head.input)
     with simulated_int8(model, overflow_safe=True):
         rounded = layer.weight.detach().numpy()
     # A channel's largest weight lies half-way between two of its 63.5 steps: rounding may take either.
     steps = layer.weight.detach().numpy() / scale[:, None]
     is_tie = np.abs(np.abs(steps) % 1 - 0.5) < 1e-3
-    apart = np.abs(rounded / scale[:, None] - stored)
-    assert apart[~is_tie].max() < 1e-2
-    assert apart[is_tie].max(initial=0.0) < 1.01
-    thin, wide = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3)
-    with simulated_int8(nn.Sequential(thin, wide), overflow_safe=True):
-        steps = [layer.parametrizations["weight"][0].steps for layer in (thin, wide)]  # type: ignore[union-attr,index]
+    difference = np.abs(rounded / scale[:, None] - stored_weight)
+    assert difference[~is_tie].max() < 1e-2
+    assert difference[is_tie].max(initial=0.0) < 1.01
+    depthwise, dense = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3)
+    with simulated_int8(nn.Sequential(depthwise, dense), overflow_safe=True):
+        steps = [layer.parametrizations["weight"][0].steps for layer in (depthwise, dense)]  # type: ignore[union-attr,index]
     assert steps == [127, 63.5]
 
 
-def test_a_scale_of_batch_normalisation_changes_no_step() -> None:
-    """Why folding it into the weights afterwards makes no other grid."""
-    weight, factor = torch.randn(5, 8), torch.tensor([0.1, 3.0, 1.0, 20.0, 0.5])[:, None]
+def test_a_batch_normalisation_scale_does_not_change_the_grid() -> None:
+    """Folding the scale into the weights afterwards therefore gives the same grid."""
+    weight, scale = torch.randn(5, 8), torch.tensor([0.1, 3.0, 1.0, 20.0, 0.5])[:, None]
     torch.testing.assert_close(
-        FakeQuantizedWeight()(weight * factor), FakeQuantizedWeight()(weight) * factor, rtol=1e-4, atol=1e-5
+        FakeQuantizedWeight()(weight * scale), FakeQuantizedWeight()(weight) * scale, rtol=1e-4, atol=1e-5
     )
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 5.0), (-2.0, 3.0), (1.0, 4.0)])
-def test_activations_keep_zero_and_lose_half_a_step_at_most(low: float, high: float) -> None:
+def test_activations_keep_zero_and_change_by_half_a_step_at_most(low: float, high: float) -> None:
     x = torch.linspace(low, high, 1001)
     rounded = fake_quantize_activation(x, torch.tensor(low), torch.tensor(high))
     step = (high - min(low, 0.0)) / 255
-    assert float((rounded - x).abs().max()) <= step * 0.51 + step * 0.5  # half a step, and as much where the grid ends
+    assert (
+        float((rounded - x).abs().max()) <= step * 0.51 + step * 0.5
+    )  # half a step, and as much at the end of the grid
     assert float(fake_quantize_activation(torch.zeros(1), torch.tensor(low), torch.tensor(high))) == 0
     assert len(torch.unique(rounded)) <= 256
     assert float(fake_quantize_activation(torch.tensor([1e6]), torch.tensor(low), torch.tensor(high))) == pytest.approx(
@@ -97,26 +99,28 @@ def test_gradients_pass_straight_through() -> None:
     torch.testing.assert_close(gradient, x.sum(0).expand(3, 4), rtol=0.02, atol=0.02)
 
 
-def test_afterwards_the_network_is_as_it_was(tiny_dense: Path) -> None:
+def test_the_network_is_restored_afterwards(tiny_dense: Path) -> None:
     model, _ = load_model(tiny_dense)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state_before = {name: value.clone() for name, value in model.state_dict().items()}
     x = torch.rand(4, 3, 16, 16)
-    plain = model(x).detach()
+    expected = model(x).detach()
     with simulated_int8(model):
         model.train()(x)
         model.eval()
         rounded = model(x).detach()
         assert RANGE_BUFFER in dict(model.stem[0].named_buffers())
-    assert 0 < float((rounded - plain).abs().max()) < 0.3 * float(plain.abs().max())
-    after = model.state_dict()
-    assert after.keys() == before.keys()
+    assert 0 < float((rounded - expected).abs().max()) < 0.3 * float(expected.abs().max())
+    state_after = model.state_dict()
+    assert state_after.keys() == state_before.keys()
     assert all(
-        torch.equal(after[name], before[name]) for name in before if "running" not in name and "num_" not in name
+        torch.equal(state_after[name], state_before[name])
+        for name in state_before
+        if "running" not in name and "num_" not in name
     )
     assert not model.stem[0]._forward_pre_hooks
 
 
-def test_it_is_undone_where_training_fails(tiny_dense: Path) -> None:
+def test_the_network_is_restored_if_training_fails(tiny_dense: Path) -> None:
     model, _ = load_model(tiny_dense)
     names = set(model.state_dict())
     with pytest.raises(ZeroDivisionError), simulated_int8(model):
@@ -124,7 +128,7 @@ def test_it_is_undone_where_training_fails(tiny_dense: Path) -> None:
     assert set(model.state_dict()) == names
 
 
-def test_ranges_follow_what_is_seen_in_training_alone() -> None:
+def test_ranges_are_updated_in_training_only() -> None:
     layer = nn.Linear(2, 2)
     with simulated_int8(nn.Sequential(layer)) as model:
         model.train()(torch.tensor([[0.0, 4.0]]))
@@ -137,10 +141,14 @@ def test_ranges_follow_what_is_seen_in_training_alone() -> None:
 
 @pytest.mark.thorough
 def test_a_training_that_was_stopped_ends_the_same(tiny_inputs: MethodInputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    how = Recovery.model_validate({"epochs": 3, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}})
-    whole, _ = load_model(tiny_inputs.parent.folder)
-    with simulated_int8(whole):
-        recover(whole, how, dataclasses.replace(tiny_inputs, scratch=tiny_inputs.scratch / "whole"), "rounding")
+    recovery = Recovery.model_validate(
+        {"epochs": 3, "min_steps": 1, "batch_size": 32, "optimiser": {"learning_rate": 0.02}}
+    )
+    uninterrupted, _ = load_model(tiny_inputs.parent.folder)
+    with simulated_int8(uninterrupted):
+        recover(
+            uninterrupted, recovery, dataclasses.replace(tiny_inputs, scratch=tiny_inputs.scratch / "whole"), "rounding"
+        )
     monkeypatch.setattr("winnow.training.loop.CHECKPOINT_SECONDS", 0.0)
     from winnow.training.loop import Hooks
 
@@ -151,11 +159,11 @@ def test_a_training_that_was_stopped_ends_the_same(tiny_inputs: MethodInputs, mo
         if step == 5:
             raise Stopped
 
-    again, _ = load_model(tiny_inputs.parent.folder)
-    with pytest.raises(Stopped), simulated_int8(again):
-        recover(again, how, tiny_inputs, "rounding", Hooks(after_step=stop))
-    fresh, _ = load_model(tiny_inputs.parent.folder)
-    with simulated_int8(fresh):
-        recover(fresh, how, tiny_inputs, "rounding")
-    pairs: Any = zip(whole.state_dict().values(), fresh.state_dict().values(), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
+    interrupted, _ = load_model(tiny_inputs.parent.folder)
+    with pytest.raises(Stopped), simulated_int8(interrupted):
+        recover(interrupted, recovery, tiny_inputs, "rounding", Hooks(after_step=stop))
+    resumed, _ = load_model(tiny_inputs.parent.folder)
+    with simulated_int8(resumed):
+        recover(resumed, recovery, tiny_inputs, "rounding")
+    pairs: Any = zip(uninterrupted.state_dict().values(), resumed.state_dict().values(), strict=True)
+    assert all(torch.equal(expected, actual) for expected, actual in pairs)

@@ -41,69 +41,69 @@ def views(count: int = 4) -> torch.Tensor:
     return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def test_direction_gap_is_one_less_the_cosine() -> None:
+def test_cosine_distance_is_one_minus_the_cosine() -> None:
     student, teacher = torch.randn(5, 7), torch.randn(5, 7)
-    by_hand = [1 - float(a @ b / (a.norm() * b.norm())) for a, b in zip(student, teacher, strict=True)]
-    assert float(cosine_distance(student, teacher)) == pytest.approx(sum(by_hand) / 5, rel=1e-4)
+    expected = [1 - float(a @ b / (a.norm() * b.norm())) for a, b in zip(student, teacher, strict=True)]
+    assert float(cosine_distance(student, teacher)) == pytest.approx(sum(expected) / 5, rel=1e-4)
     assert float(cosine_distance(student, 3 * student)) == pytest.approx(0, abs=1e-6)
     assert float(cosine_distance(student, -student)) == pytest.approx(2, rel=1e-5)
 
 
-def test_attention_gap_is_zagoruykos() -> None:
+def test_attention_distance_is_that_of_zagoruyko() -> None:
     student, teacher = torch.randn(3, 6, 4, 4), torch.randn(3, 9, 4, 4)
-    maps = [F.normalize((part**2).sum(1).view(3, -1)) for part in (student, teacher)]
+    maps = [F.normalize((features**2).sum(1).view(3, -1)) for features in (student, teacher)]
     expected = (maps[0] - maps[1]).pow(2).sum(1).mean()
     torch.testing.assert_close(attention_distance({4: student}, {4: teacher}), expected)
-    # Neither the number of channels nor their scale matters, and resolutions that only one has are passed over.
+    # Neither the number of channels nor their scale matters, and resolutions of only one network are ignored.
     assert float(
         attention_distance({4: student}, {4: torch.cat([student, student], 1) * 3, 2: teacher})
     ) == pytest.approx(0, abs=1e-6)
 
 
-def test_without_a_common_resolution_it_says_so() -> None:
+def test_no_common_resolution_is_an_error() -> None:
     with pytest.raises(ConfigError, match="share none; use hint: features"):
         attention_distance({4: torch.rand(1, 2, 4, 4)}, {8: torch.rand(1, 2, 8, 8)})
 
 
-def test_features_are_what_the_head_reads() -> None:
+def test_features_are_the_input_of_the_head() -> None:
     model = network()
-    with capture_features(model) as seen:
+    with capture_features(model) as captured:
         logits = model(views())
-    torch.testing.assert_close(model.fc(seen[0]), logits)
+    torch.testing.assert_close(model.fc(captured[0]), logits)
     assert not model.fc._forward_pre_hooks
 
 
-def test_maps_are_the_last_of_each_resolution() -> None:
+def test_feature_maps_are_the_last_of_each_resolution() -> None:
     model = network()
-    with capture_feature_maps(model) as seen:
+    with capture_feature_maps(model) as captured:
         model(views())
-    assert {height: part.shape[1] for height, part in seen.items()} == {8: 24, 4: 48, 2: 96}
+    assert {height: feature_map.shape[1] for height, feature_map in captured.items()} == {8: 24, 4: 48, 2: 96}
     assert all(not module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("kind", ["features", "attention"])
-def test_a_hint_is_zero_for_the_same_network_and_leads_to_it(kind: str) -> None:
-    guide = network(seed=1)
-    student: nn.Module = copy.deepcopy(guide)
+def test_a_hint_is_zero_for_equal_networks_and_decreases_in_training(kind: str) -> None:
+    teacher = network(seed=1)
+    student: nn.Module = copy.deepcopy(teacher)
     if kind == "features":
-        student = FeatureProjector(student, feature_dim(guide), 0)
+        student = FeatureProjector(student, feature_dim(teacher), 0)
         nn.init.eye_(student.translate.weight)
         nn.init.zeros_(student.translate.bias)
-    student_BC, guide_BC, gap = HINTS[kind](student, guide, views())
-    torch.testing.assert_close(student_BC, guide_BC)
-    assert gap.item() == pytest.approx(0, abs=1e-5)
-    other: nn.Module = network(width=0.25)
-    other = FeatureProjector(other, feature_dim(guide), 0) if kind == "features" else other
-    optimiser = torch.optim.SGD(other.parameters(), lr=0.05)
-    gaps = []
+    student_BC, teacher_BC, loss = HINTS[kind](student, teacher, views())
+    torch.testing.assert_close(student_BC, teacher_BC)
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+    learner: nn.Module = network(width=0.25)
+    learner = FeatureProjector(learner, feature_dim(teacher), 0) if kind == "features" else learner
+    optimiser = torch.optim.SGD(learner.parameters(), lr=0.05)
+    losses = []
     for _ in range(12):
-        gap = HINTS[kind](other, guide, views())[2]
+        loss = HINTS[kind](learner, teacher, views())[2]
         optimiser.zero_grad()
-        gap.backward()
+        loss.backward()
         optimiser.step()
-        gaps.append(gap.item())
-    assert gaps[-1] < 0.8 * gaps[0]
-    assert all(parameter.grad is None for parameter in guide.parameters())
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])
@@ -111,32 +111,30 @@ def test_the_loss_adds_the_hint(weight: float) -> None:
     teacher, student = network(seed=1), network(width=0.25)
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     labels = torch.tensor([0, 1, -1, 2])
-    plain = {"augmentation": {"crop_scale_min": 1.0, "flip": False}}
-    values = [
-        distillation_loss(settings(hint=kind, hint_weight=weight, **plain), 16, teacher, teacher)(
+    no_augmentation = {"augmentation": {"crop_scale_min": 1.0, "flip": False}}
+    losses = [
+        distillation_loss(settings(hint=kind, hint_weight=weight, **no_augmentation), 16, teacher, teacher)(
             student, images, labels
         ).item()
         for kind in ("none", "attention")
     ]
     from winnow.data.augmentation import normalise, to_float
 
-    gap = HINTS["attention"](student, teacher, normalise(to_float(images)))[2].item()
-    assert values[1] == pytest.approx(values[0] + weight * gap, rel=1e-4)
+    hint_loss = HINTS["attention"](student, teacher, normalise(to_float(images)))[2].item()
+    assert losses[1] == pytest.approx(losses[0] + weight * hint_loss, rel=1e-4)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["features", "attention", "pretrained"])
-def test_recovery_with_a_hint_trains_the_student_and_leaves_it_as_it_was_built(
-    tiny_inputs: MethodInputs, kind: str
-) -> None:
+def test_recovery_with_a_hint_trains_the_student_and_keeps_its_structure(tiny_inputs: MethodInputs, kind: str) -> None:
     model = network(width=0.25)
-    before = list(model.state_dict())
+    names = list(model.state_dict())
     curves = recover(model, settings(hint=kind, epochs=4), tiny_inputs)
     assert curves[-1]["loss"] < curves[0]["loss"]
-    assert list(model.state_dict()) == before
-    plain = network(width=0.25)
-    recover(plain, settings(epochs=4), dataclasses.replace(tiny_inputs, scratch=tiny_inputs.scratch / "plain"))
-    assert not torch.equal(plain.fc.weight, model.fc.weight)
+    assert list(model.state_dict()) == names
+    without_hint = network(width=0.25)
+    recover(without_hint, settings(epochs=4), dataclasses.replace(tiny_inputs, scratch=tiny_inputs.scratch / "plain"))
+    assert not torch.equal(without_hint.fc.weight, model.fc.weight)
 
 
 def test_the_pretrained_backbone_comes_from_its_folder(tiny_inputs: MethodInputs) -> None:
@@ -145,13 +143,13 @@ def test_the_pretrained_backbone_comes_from_its_folder(tiny_inputs: MethodInputs
     assert not pretrained.training
 
 
-def test_hints_of_a_teacher_need_one() -> None:
+def test_hints_need_a_teacher() -> None:
     with pytest.raises(ValidationError, match="hint: features needs a teacher; set teacher: dense"):
         settings(hint="features", teacher="none", images="labelled")
     assert settings(hint="pretrained", teacher="none", images="labelled").hint == "pretrained"
 
 
-def test_damaged_weights_are_told(tiny_dense: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_an_error(tiny_dense: Path, tmp_path: Path) -> None:
     for file in (tiny_dense.parent.parent / "pretrain").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "weights.safetensors").write_bytes(b"x")

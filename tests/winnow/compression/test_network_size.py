@@ -12,7 +12,7 @@ from winnow.models.backbones import load_model
 
 
 @pytest.mark.thorough
-def test_multiply_adds_are_those_of_the_file(tiny_dense: Path, tmp_path: Path) -> None:
+def test_multiply_adds_equal_those_of_the_file(tiny_dense: Path, tmp_path: Path) -> None:
     model, architecture = load_model(tiny_dense)
     step = PruningStep(0.3, Criterion("magnitude", 0), 8, min_channels_by_layer(model, 0.75))
     pruned = remove_channels(model, architecture, step)

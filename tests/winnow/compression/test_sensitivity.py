@@ -25,24 +25,24 @@ def test_every_layer_has_a_row_and_shares_add_up(tiny_dense: Path, tiny_set: Ima
     assert [result.layer for result in results] == layers
     assert sum(result.macs for result in results) == pytest.approx(1)
     assert [result.layer for result in results if result.pruned is None] == ["fc"]
-    together = {result.layer: result.pruned_with for result in results}
-    assert together["stem.0"] == ("blocks.0.conv2",)
-    assert together["blocks.1.conv1"] == ()
+    pruned_with = {result.layer: result.pruned_with for result in results}
+    assert pruned_with["stem.0"] == ("blocks.0.conv2",)
+    assert pruned_with["blocks.1.conv1"] == ()
     assert all(0 <= result.int8.changed <= 0.2 for result in results)
     assert any(
         result.pruned and result.pruned.changed > 0 for result in measure_sensitivities(tiny_dense, tiny_set, 0.9)
     )
 
 
-def test_channels_that_nobody_reads_cost_nothing(tiny_dense: Path, tiny_set: ImageSet, tmp_path: Path) -> None:
+def test_unused_channels_have_zero_sensitivity(tiny_dense: Path, tiny_set: ImageSet, tmp_path: Path) -> None:
     model, architecture = load_model(tiny_dense)
     block = model.blocks[1]
-    unread = list(range(0, 96, 2))
+    unused = list(range(0, 96, 2))
     with torch.no_grad():
-        block.conv1.weight[unread] = 0
-        block.bn1.weight[unread] = 0
-        block.bn1.bias[unread] = 0
-        block.conv2.weight[:, unread] = 0
+        block.conv1.weight[unused] = 0
+        block.bn1.weight[unused] = 0
+        block.bn1.bias[unused] = 0
+        block.conv2.weight[:, unused] = 0
     save_model(tmp_path, model, architecture)
     by_layer = {result.layer: result for result in measure_sensitivities(tmp_path, tiny_set, share=0.5)}
     assert by_layer["blocks.1.conv1"].pruned is not None
@@ -50,27 +50,27 @@ def test_channels_that_nobody_reads_cost_nothing(tiny_dense: Path, tiny_set: Ima
     assert by_layer["blocks.1.conv1"].pruned.points == 0
 
 
-def test_more_of_a_layer_costs_more(tiny_dense: Path, tiny_set: ImageSet) -> None:
-    little, much = (measure_sensitivities(tiny_dense, tiny_set, share) for share in (0.1, 0.9))
-    total = [sum(result.pruned.changed for result in results if result.pruned) for results in (little, much)]
-    assert total[0] < total[1]
+def test_removing_more_changes_more_predictions(tiny_dense: Path, tiny_set: ImageSet) -> None:
+    low_share, high_share = (measure_sensitivities(tiny_dense, tiny_set, share) for share in (0.1, 0.9))
+    totals = [sum(result.pruned.changed for result in results if result.pruned) for results in (low_share, high_share)]
+    assert totals[0] < totals[1]
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "densenet121", "regnet_y_400mf"])
-def test_a_group_of_any_backbone_can_be_cut(backbone: str) -> None:
+def test_a_group_of_any_backbone_can_be_pruned(backbone: str) -> None:
     architecture = Architecture(backbone=backbone, num_classes=3, image_size=32)
     groups = prunable_groups(build_model(architecture), architecture)
     assert groups
     for group in groups[:4]:
         model = build_model(architecture)
-        before = sum(parameter.numel() for parameter in model.parameters())
+        parameters_before = sum(parameter.numel() for parameter in model.parameters())
         group.remove_least(model, architecture, 0.5)
         assert model.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 3)
-        assert sum(parameter.numel() for parameter in model.parameters()) < before
+        assert sum(parameter.numel() for parameter in model.parameters()) < parameters_before
 
 
-def test_the_command_leaves_a_table_and_a_picture(
+def test_the_command_writes_a_table_and_a_plot(
     tiny_dense: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "artifacts" / "candidates").mkdir(parents=True)
@@ -82,23 +82,23 @@ def test_the_command_leaves_a_table_and_a_picture(
         table = list(csv.DictReader(file))
     assert table[0]["layer"] == "stem.0"
     assert (out / "layers.png").read_bytes().startswith(b"\x89PNG")
-    said = capsys.readouterr().out
-    assert "blocks.2.conv2" in said
-    assert "layers.csv" in said
+    output = capsys.readouterr().out
+    assert "blocks.2.conv2" in output
+    assert "layers.csv" in output
     with pytest.raises(ConfigError, match=r"dense-int8: no candidate of that name has a weights\.safetensors"):
         run_sensitivity(ProjectPaths(tmp_path), tiny_config, "dense-int8", 0.5)
     with pytest.raises(ConfigError, match="lies between 0 and 1"):
         run_sensitivity(ProjectPaths(tmp_path), tiny_config, "dense", 1.5)
 
 
-def test_rows_say_percent(tiny_dense: Path, tiny_set: ImageSet) -> None:
+def test_rows_are_in_percent(tiny_dense: Path, tiny_set: ImageSet) -> None:
     table = table_rows(measure_sensitivities(tiny_dense, tiny_set))
     assert sum(row["macs_percent"] for row in table) == pytest.approx(100)
     assert table[-1]["pruned_changed_percent"] is None
 
 
 @pytest.mark.thorough
-def test_what_cannot_be_pruned_is_rounded_alone(tiny_set: ImageSet, tmp_path: Path) -> None:
+def test_unprunable_networks_are_quantized_only(tiny_set: ImageSet, tmp_path: Path) -> None:
     architecture = Architecture(backbone="shufflenet_v2_x0_5", num_classes=len(tiny_set.classes), image_size=16)
     save_model(tmp_path, build_model(architecture), architecture)
     results = measure_sensitivities(tmp_path, tiny_set)

@@ -30,43 +30,43 @@ def settings(sparsity: float, **changes: Any) -> Sparsify:
     return Sparsify.model_validate(fields)
 
 
-def masked(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights and biases of convolutions and linear layers."""
+def maskable_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return weights and biases of convolutions and linear layers."""
     norms = {path for path, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     return {name: value for name, value in model.named_parameters() if name.rpartition(".")[0] not in norms}
 
 
-def zeros(model: nn.Module) -> int:
-    return sum(int((value == 0).sum()) for value in masked(model).values())
+def count_zeros(model: nn.Module) -> int:
+    return sum(int((value == 0).sum()) for value in maskable_parameters(model).values())
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.83])
-def test_share_is_exact_and_the_smallest_go(tiny_dense: Path, sparsity: float) -> None:
+def test_the_share_is_exact_and_the_smallest_weights_are_removed(tiny_dense: Path, sparsity: float) -> None:
     model, _ = load_model(tiny_dense)
     masks = magnitude_masks(model, sparsity)
-    values = {name: value.detach().clone() for name, value in masked(model).items()}
+    values = {name: value.detach().clone() for name, value in maskable_parameters(model).items()}
     total = sum(value.numel() for value in values.values())
     apply_masks(model, masks)
     assert set(masks) == set(values)
-    assert zeros(model) == round(sparsity * total)
-    gone = torch.cat([values[name].abs()[~mask] for name, mask in masks.items()])
-    left = torch.cat([values[name].abs()[mask] for name, mask in masks.items()])
-    assert gone.max() <= left.min()
-    # numpy's quantile of all magnitudes is where the cut lies.
-    everything = torch.cat([value.abs().flatten() for value in values.values()])
-    assert float(gone.max()) == pytest.approx(float(everything.quantile(sparsity)), rel=1e-3)
+    assert count_zeros(model) == round(sparsity * total)
+    removed = torch.cat([values[name].abs()[~mask] for name, mask in masks.items()])
+    remaining = torch.cat([values[name].abs()[mask] for name, mask in masks.items()])
+    assert removed.max() <= remaining.min()
+    # The threshold is the quantile of all magnitudes.
+    magnitudes = torch.cat([value.abs().flatten() for value in values.values()])
+    assert float(removed.max()) == pytest.approx(float(magnitudes.quantile(sparsity)), rel=1e-3)
 
 
-def test_what_stays_is_untouched_and_norms_too(tiny_dense: Path) -> None:
-    (model, _), (before, _) = load_model(tiny_dense), load_model(tiny_dense)
+def test_remaining_weights_and_norms_are_unchanged(tiny_dense: Path) -> None:
+    (model, _), (original, _) = load_model(tiny_dense), load_model(tiny_dense)
     masks = magnitude_masks(model, 0.5)
     apply_masks(model, masks)
-    for name, value in before.named_parameters():
+    for name, value in original.named_parameters():
         expected = value * masks[name] if name in masks else value
         assert torch.equal(model.get_parameter(name), expected)
-    after = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
     apply_masks(model, masks)
-    assert all(torch.equal(value, after[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_biases_are_masked(tiny_dense: Path) -> None:
@@ -79,15 +79,15 @@ def test_biases_are_masked(tiny_dense: Path) -> None:
     assert model.fc.bias.tolist() == [0.0, 5.0, 0.0]
 
 
-def test_sparser_takes_more_of_the_same(tiny_dense: Path) -> None:
+def test_masks_of_a_higher_sparsity_contain_those_of_a_lower(tiny_dense: Path) -> None:
     model, _ = load_model(tiny_dense)
-    little, much = magnitude_masks(model, 0.4), magnitude_masks(model, 0.8)
-    assert all(bool((little[name] | ~much[name]).all()) for name in little)
-    again = magnitude_masks(model, 0.4)
-    assert all(torch.equal(little[name], again[name]) for name in little)
+    low_masks, high_masks = magnitude_masks(model, 0.4), magnitude_masks(model, 0.8)
+    assert all(bool((low_masks[name] | ~high_masks[name]).all()) for name in low_masks)
+    repeated = magnitude_masks(model, 0.4)
+    assert all(torch.equal(low_masks[name], repeated[name]) for name in low_masks)
 
 
-def test_equal_magnitudes_are_told_apart_by_their_place() -> None:
+def test_equal_magnitudes_are_ordered_by_position() -> None:
     model = nn.Sequential(nn.Linear(5, 2))
     nn.init.constant_(model[0].weight, 0.5)
     nn.init.constant_(model[0].bias, -0.5)
@@ -98,17 +98,17 @@ def test_masks_hold_at_every_step_of_recovery(tiny_inputs: MethodInputs) -> None
     model, _ = load_model(tiny_inputs.parent.folder)
     masks = magnitude_masks(model, 0.7)
     apply_masks(model, masks)
-    expected, seen = zeros(model), []
+    expected, zero_counts = count_zeros(model), []
 
-    def hold(trained: nn.Module, _step: int) -> None:
-        moved = zeros(trained)
+    def count_and_mask(trained: nn.Module, _step: int) -> None:
+        before_masking = count_zeros(trained)
         apply_masks(trained, masks)
-        seen.append((moved, zeros(trained)))
+        zero_counts.append((before_masking, count_zeros(trained)))
 
-    recover(model, Recovery.model_validate(RECOVERY), tiny_inputs, hooks=Hooks(after_step=hold))
-    assert [held for _, held in seen] == [expected] * 7
+    recover(model, Recovery.model_validate(RECOVERY), tiny_inputs, hooks=Hooks(after_step=count_and_mask))
+    assert [after_masking for _, after_masking in zero_counts] == [expected] * 7
     # Without the masks the zeros would be gone after one step.
-    assert seen[0][0] < 0.1 * expected
+    assert zero_counts[0][0] < 0.1 * expected
 
 
 @pytest.mark.thorough
@@ -117,11 +117,11 @@ def test_method_keeps_the_zeros(tiny_inputs: MethodInputs, tmp_path: Path) -> No
     masks = magnitude_masks(dense, 0.7)
     details = write_candidate(settings(0.7), tiny_inputs, tmp_path)
     sparse, _ = load_model(tmp_path)
-    total = sum(value.numel() for value in masked(sparse).values())
-    assert zeros(sparse) == round(0.7 * total)
-    assert all(bool((value[~masks[name]] == 0).all()) for name, value in masked(sparse).items())
+    total = sum(value.numel() for value in maskable_parameters(sparse).values())
+    assert count_zeros(sparse) == round(0.7 * total)
+    assert all(bool((value[~masks[name]] == 0).all()) for name, value in maskable_parameters(sparse).items())
     assert details.masked_share == pytest.approx(0.7, abs=1e-5)
-    assert inspect_onnx(tmp_path / "model.onnx").zeros == pytest.approx(zeros(sparse), abs=3)
+    assert inspect_onnx(tmp_path / "model.onnx").zeros == pytest.approx(count_zeros(sparse), abs=3)
     assert any(not torch.equal(value, dense.get_parameter(name)) for name, value in sparse.named_parameters())
 
 
@@ -141,16 +141,16 @@ def test_all_and_nothing_are_refused(sparsity: float) -> None:
         settings(sparsity)
 
 
-@pytest.mark.parametrize(("stay", "group"), [(2, 4), (1, 4), (4, 8)])
-def test_of_every_m_weights_along_the_inputs_the_n_largest_stay(tiny_dense: Path, stay: int, group: int) -> None:
+@pytest.mark.parametrize(("remaining", "group"), [(2, 4), (1, 4), (4, 8)])
+def test_n_of_m_masks_keep_the_largest_along_the_inputs(tiny_dense: Path, remaining: int, group: int) -> None:
     model, _ = load_model(tiny_dense)
-    masks = group_masks(model, group, 1 - stay / group)
-    assert "stem.0.weight" not in masks  # three colours
+    masks = group_masks(model, group, 1 - remaining / group)
+    assert "stem.0.weight" not in masks  # three input channels
     assert {name.rpartition(".")[2] for name in masks} == {"weight"}
     for name, mask in masks.items():
         rows = mask.movedim(1, -1).reshape(-1, group)
         weights = model.get_parameter(name).detach().movedim(1, -1).reshape(-1, group).abs()
-        assert set(rows.sum(1).tolist()) == {stay}
+        assert set(rows.sum(1).tolist()) == {remaining}
         smallest_kept = weights.masked_fill(~rows, torch.inf).amin(1)
         assert bool((weights.masked_fill(rows, 0).amax(1) <= smallest_kept).all())
 
@@ -165,7 +165,7 @@ def test_method_keeps_n_of_m(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
     assert details.masked_share == 0.5
 
 
-def test_the_schedule_is_zhus_and_guptas() -> None:
+def test_the_schedule_is_that_of_zhu_and_gupta() -> None:
     shares = [scheduled_sparsity(0.8, step / 10) for step in range(13)]
     assert shares[0] == 0
     assert shares[5] == pytest.approx(0.8 * (1 - 0.5**3))
@@ -175,16 +175,16 @@ def test_the_schedule_is_zhus_and_guptas() -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
-def test_gradually_ends_where_it_should(tiny_inputs: MethodInputs, tmp_path: Path, pattern: str) -> None:
+def test_a_gradual_schedule_reaches_the_sparsity(tiny_inputs: MethodInputs, tmp_path: Path, pattern: str) -> None:
     details = write_candidate(settings(0.5, pattern=pattern, schedule="gradual"), tiny_inputs, tmp_path)
     assert details.masked_share == pytest.approx(0.5, abs=1e-5)
     sparse, _ = load_model(tmp_path)
-    # Another network than with all masks at once: weights had time to move.
+    # Weights differ from those of masks at once: they had more steps to adapt.
     (tmp_path / "once").mkdir()
-    calm = dataclasses.replace(tiny_inputs, scratch=tmp_path / "other")
-    write_candidate(settings(0.5, pattern=pattern), calm, tmp_path / "once")
-    once, _ = load_model(tmp_path / "once")
-    assert not torch.equal(sparse.blocks[1].conv2.weight, once.blocks[1].conv2.weight)
+    other_inputs = dataclasses.replace(tiny_inputs, scratch=tmp_path / "other")
+    write_candidate(settings(0.5, pattern=pattern), other_inputs, tmp_path / "once")
+    at_once, _ = load_model(tmp_path / "once")
+    assert not torch.equal(sparse.blocks[1].conv2.weight, at_once.blocks[1].conv2.weight)
 
 
 @pytest.mark.slow
@@ -195,28 +195,28 @@ def test_a_gradual_training_that_was_stopped_ends_the_same(
         pass
 
     config = settings(0.6, schedule="gradual", recovery={**RECOVERY, "epochs": 4})
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    for folder in (whole, again):
+    uninterrupted, resumed = tmp_path / "whole", tmp_path / "again"
+    for folder in (uninterrupted, resumed):
         folder.mkdir()
-    write_candidate(config, dataclasses.replace(tiny_inputs, scratch=tmp_path / "apart"), whole)
+    write_candidate(config, dataclasses.replace(tiny_inputs, scratch=tmp_path / "apart"), uninterrupted)
     monkeypatch.setattr("winnow.training.loop.CHECKPOINT_SECONDS", 0.0)
 
     calls: list[int] = []
-    module = sys.modules["winnow.compression.sparsify"]  # the package's name of it is the function
-    apply = module._MaskSchedule.apply
+    module = sys.modules["winnow.compression.sparsify"]  # in the package, this name is the function
+    apply_schedule = module._MaskSchedule.apply
 
-    def applies_until(self: Any, model: nn.Module, step: int) -> None:
+    def stop_at_step_11(self: Any, model: nn.Module, step: int) -> None:
         calls.append(step)
         if len(calls) == 11:
             raise Stopped
-        apply(self, model, step)
+        apply_schedule(self, model, step)
 
-    monkeypatch.setattr(module._MaskSchedule, "apply", applies_until)
+    monkeypatch.setattr(module._MaskSchedule, "apply", stop_at_step_11)
     with pytest.raises(Stopped):
-        write_candidate(config, tiny_inputs, again)
-    write_candidate(config, tiny_inputs, again)
-    assert calls[10:12] == [11, 11]  # it went on where it was
-    assert (whole / "weights.safetensors").read_bytes() == (again / "weights.safetensors").read_bytes()
+        write_candidate(config, tiny_inputs, resumed)
+    write_candidate(config, tiny_inputs, resumed)
+    assert calls[10:12] == [11, 11]  # it resumed at the same step
+    assert (uninterrupted / "weights.safetensors").read_bytes() == (resumed / "weights.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -228,16 +228,18 @@ def test_a_gradual_training_that_was_stopped_ends_the_same(
         ({"pattern": 124}, "YAML reads N:M without quotes as a number, here 124; write it in quotes"),
     ],
 )
-def test_patterns_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_patterns_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         settings(**{"sparsity": 0.5, **changes})
 
 
-def test_the_share_that_is_asked_for_is_taken_as_it_was_printed() -> None:
+def test_a_rounded_sparsity_matches_its_pattern() -> None:
     assert settings(0.6667, pattern="1:3").group == 3
 
 
-def test_a_pattern_that_fits_no_layer_is_refused_before_any_training(tiny_inputs: MethodInputs, tmp_path: Path) -> None:
+def test_a_pattern_without_a_matching_layer_is_refused_before_training(
+    tiny_inputs: MethodInputs, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"1:5 fits no layer.*multiple of 5; this network's layers have 3, 48, 96"):
         write_candidate(settings(0.8, pattern="1:5"), tiny_inputs, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -246,8 +248,8 @@ def test_a_pattern_that_fits_no_layer_is_refused_before_any_training(tiny_inputs
 @pytest.mark.thorough
 @pytest.mark.parametrize("schedule", ["once", "gradual"])
 @pytest.mark.parametrize("hint", ["features", "attention"])
-def test_a_hints_own_layer_is_not_masked(tiny_inputs: MethodInputs, tmp_path: Path, schedule: str, hint: str) -> None:
+def test_the_layer_of_a_hint_is_not_masked(tiny_inputs: MethodInputs, tmp_path: Path, schedule: str, hint: str) -> None:
     config = settings(0.5, schedule=schedule, recovery={**RECOVERY, "hint": hint})
     write_candidate(config, tiny_inputs, tmp_path)
     model, _ = load_model(tmp_path)
-    assert zeros(model) == round(0.5 * sum(value.numel() for value in masked(model).values()))
+    assert count_zeros(model) == round(0.5 * sum(value.numel() for value in maskable_parameters(model).values()))

@@ -12,8 +12,8 @@ from winnow.compression.teacher_cache import CachedTeacher, CacheHit, is_cacheab
 from winnow.config import Recovery
 
 
-class Counting(nn.Module):
-    """A teacher that counts its questions."""
+class CountingTeacher(nn.Module):
+    """A teacher that counts its forward passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,122 +28,122 @@ def views(seed: int, batch: int = 4) -> torch.Tensor:
     return torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def test_what_was_asked_once_is_known_to_every_later_training(tmp_path: Path) -> None:
-    teacher = Counting()
+def test_cached_logits_are_read_by_later_trainings(tmp_path: Path) -> None:
+    teacher = CountingTeacher()
     first = CachedTeacher(teacher, tmp_path, "dense")
-    said = [first(views(seed)) for seed in (1, 2)]
+    logits = [first(views(seed)) for seed in (1, 2)]
     assert teacher.calls == 2
-    again = CachedTeacher(teacher, tmp_path, "dense")
-    for seed, expected in zip((1, 2), said, strict=True):
-        assert torch.equal(again(views(seed)), expected)
-        assert torch.equal(again(views(seed).contiguous(memory_format=torch.channels_last)), expected)
+    second = CachedTeacher(teacher, tmp_path, "dense")
+    for seed, expected in zip((1, 2), logits, strict=True):
+        assert torch.equal(second(views(seed)), expected)
+        assert torch.equal(second(views(seed).contiguous(memory_format=torch.channels_last)), expected)
     assert teacher.calls == 2
-    assert (again.calls, again.hits) == (4, 4)
-    assert again(views(1, batch=3)).shape == (3, 2)
-    assert torch.equal(again(views(3)), Counting()(views(3)))
+    assert (second.calls, second.hits) == (4, 4)
+    assert second(views(1, batch=3)).shape == (3, 2)
+    assert torch.equal(second(views(3)), CountingTeacher()(views(3)))
     assert teacher.calls == 4
 
 
-def test_another_teacher_knows_nothing(tmp_path: Path) -> None:
-    CachedTeacher(Counting(), tmp_path, "dense")(views(1))
-    second_teacher = Counting()
+def test_another_teacher_has_its_own_cache(tmp_path: Path) -> None:
+    CachedTeacher(CountingTeacher(), tmp_path, "dense")(views(1))
+    second_teacher = CountingTeacher()
     CachedTeacher(second_teacher, tmp_path, "another dense")(views(1))
     assert second_teacher.calls == 1
 
 
-@pytest.mark.parametrize("cut", [1, 20, 50])
-def test_a_torn_end_loses_no_more_than_itself(tmp_path: Path, cut: int) -> None:
-    first = CachedTeacher(Counting(), tmp_path, "dense")
+@pytest.mark.parametrize("missing_bytes", [1, 20, 50])
+def test_a_truncated_file_loses_its_last_entry_only(tmp_path: Path, missing_bytes: int) -> None:
+    first = CachedTeacher(CountingTeacher(), tmp_path, "dense")
     for seed in (1, 2):
         first(views(seed))
-    os.truncate(first.file, first.file.stat().st_size - cut)
-    teacher = Counting()
-    again = CachedTeacher(teacher, tmp_path, "dense")
+    os.truncate(first.file, first.file.stat().st_size - missing_bytes)
+    teacher = CountingTeacher()
+    second = CachedTeacher(teacher, tmp_path, "dense")
     for seed in (1, 2):
-        assert torch.equal(again(views(seed)), Counting()(views(seed)))
+        assert torch.equal(second(views(seed)), CountingTeacher()(views(seed)))
     assert teacher.calls == 1
 
 
-def test_what_is_handed_out_can_be_changed_without_harm(tmp_path: Path) -> None:
+def test_changing_returned_logits_does_not_change_the_cache(tmp_path: Path) -> None:
     for _ in range(3):
-        teacher = CachedTeacher(Counting(), tmp_path, "dense")
+        teacher = CachedTeacher(CountingTeacher(), tmp_path, "dense")
         for _ in range(2):
-            said = teacher(views(1))
-            assert torch.equal(said, Counting()(views(1)))
-            said.zero_()
+            logits = teacher(views(1))
+            assert torch.equal(logits, CountingTeacher()(views(1)))
+            logits.zero_()
 
 
-def test_the_oldest_go_when_all_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_files_are_deleted_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = []
     for number in range(3):
-        teacher = CachedTeacher(Counting(), tmp_path, f"teacher {number}")
+        teacher = CachedTeacher(CountingTeacher(), tmp_path, f"teacher {number}")
         teacher(views(1))
         os.utime(teacher.file, (number, number))
         files.append(teacher.file)
     monkeypatch.setattr(teacher_cache, "MAX_BYTES", 2 * files[0].stat().st_size)
-    CachedTeacher(Counting(), tmp_path, "teacher 2")
+    CachedTeacher(CountingTeacher(), tmp_path, "teacher 2")
     assert [file.exists() for file in files] == [False, True, True]
 
 
-def test_what_a_training_wrote_is_there_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = CachedTeacher(Counting(), tmp_path, "dense")
+def test_entries_of_a_training_are_available_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = CachedTeacher(CountingTeacher(), tmp_path, "dense")
     first(views(0))
     monkeypatch.setattr(teacher_cache, "MAX_BYTES", 4 * first.file.stat().st_size)
     for seed in range(1, 10):
-        first = CachedTeacher(Counting(), tmp_path, "dense") if seed == 1 else first
+        first = CachedTeacher(CountingTeacher(), tmp_path, "dense") if seed == 1 else first
         first(views(seed))
-    teacher = Counting()
-    again = CachedTeacher(teacher, tmp_path, "dense")
+    teacher = CountingTeacher()
+    second = CachedTeacher(teacher, tmp_path, "dense")
     for seed in range(1, 5):
-        again(views(seed))
-    assert (again.hits, teacher.calls) == (4, 0)
+        second(views(seed))
+    assert (second.hits, teacher.calls) == (4, 0)
 
 
-def test_a_training_adds_so_much_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = CachedTeacher(Counting(), tmp_path, "dense")
+def test_a_training_stops_adding_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = CachedTeacher(CountingTeacher(), tmp_path, "dense")
     first(views(0))
-    row = first.file.stat().st_size
-    monkeypatch.setattr(teacher_cache, "MAX_BYTES", 4 * row)
-    teacher = CachedTeacher(Counting(), tmp_path, "dense")
+    entry_bytes = first.file.stat().st_size
+    monkeypatch.setattr(teacher_cache, "MAX_BYTES", 4 * entry_bytes)
+    teacher = CachedTeacher(CountingTeacher(), tmp_path, "dense")
     for seed in range(1, 10):
-        assert torch.equal(teacher(views(seed)), Counting()(views(seed)))
-    assert teacher.file.stat().st_size == 4 * row
+        assert torch.equal(teacher(views(seed)), CountingTeacher()(views(seed)))
+    assert teacher.file.stat().st_size == 4 * entry_bytes
 
 
-def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:
-    teacher = CachedTeacher(Counting(), tmp_path, "dense")
+def test_a_full_disk_does_not_end_the_training(tmp_path: Path) -> None:
+    teacher = CachedTeacher(CountingTeacher(), tmp_path, "dense")
     teacher.file = tmp_path / "gone" / "file.bin"
     for seed in (1, 2):
-        assert torch.equal(teacher(views(seed)), Counting()(views(seed)))
+        assert torch.equal(teacher(views(seed)), CountingTeacher()(views(seed)))
     assert teacher.bytes_left == 0
 
 
-def test_a_file_that_another_one_tidies_away_is_only_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    CachedTeacher(Counting(), tmp_path, "dense")(views(1))
+def test_a_file_deleted_by_another_process_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CachedTeacher(CountingTeacher(), tmp_path, "dense")(views(1))
     (tmp_path / "gone.bin").symlink_to(tmp_path / "nowhere")
     (tmp_path / "empty.bin").touch()
     monkeypatch.setattr(
         teacher_cache, "_delete_oldest", lambda folder, _max_bytes: [f.unlink() for f in folder.glob("*-*.bin")] and 0
     )
-    teacher = Counting()
+    teacher = CountingTeacher()
     CachedTeacher(teacher, tmp_path, "dense")(views(1))
     assert teacher.calls == 1
 
 
-def test_other_numbers_of_threads_round_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    CachedTeacher(Counting(), tmp_path, "dense")(views(1))
+def test_the_cache_depends_on_the_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CachedTeacher(CountingTeacher(), tmp_path, "dense")(views(1))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 96)
-    teacher = Counting()
+    teacher = CountingTeacher()
     CachedTeacher(teacher, tmp_path, "dense")(views(1))
     assert teacher.calls == 1
 
 
-def test_a_hint_looks_into_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Recovery.model_validate(RECOVERY)
-    assert is_cacheable(plain)
+def test_hints_cannot_use_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    recovery = Recovery.model_validate(RECOVERY)
+    assert is_cacheable(recovery)
     for hint in ("features", "attention"):
-        assert not is_cacheable(plain.model_copy(update={"hint": hint}))
-    assert not is_cacheable(plain.model_copy(update={"teacher": "none"}))
+        assert not is_cacheable(recovery.model_copy(update={"hint": hint}))
+    assert not is_cacheable(recovery.model_copy(update={"teacher": "none"}))
     assert CacheHit(5)(views(1)).shape == (4, 5)
 
 
