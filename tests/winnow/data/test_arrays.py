@@ -1,4 +1,4 @@
-"""Data sets from arrays: the splits and digests are those of image files with these pixels."""
+"""Check data sets from arrays: splits and digests equal those of image files with the same pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8
 LABELS = np.arange(60) % 3
 
 
-def test_keys_and_splits_are_those_of_files() -> None:
+def test_keys_and_splits_equal_those_of_image_files() -> None:
     images = images_from_arrays(PIXELS, LABELS, ("a", "b", "c"))
     for position in (0, 17, 59):
         file = io.BytesIO()
@@ -32,10 +32,10 @@ def test_keys_and_splits_are_those_of_files() -> None:
 
 
 def test_duplicates_share_a_split() -> None:
-    twice = images_from_arrays(np.concatenate([PIXELS, PIXELS]), np.concatenate([LABELS, LABELS]))
-    assert np.array_equal(twice.split_N[:60], twice.split_N[60:])
-    assert np.array_equal(twice.groups_N[:60], twice.groups_N[60:])
-    assert twice.classes == ("0", "1", "2")
+    images = images_from_arrays(np.concatenate([PIXELS, PIXELS]), np.concatenate([LABELS, LABELS]))
+    assert np.array_equal(images.split_N[:60], images.split_N[60:])
+    assert np.array_equal(images.groups_N[:60], images.groups_N[60:])
+    assert images.classes == ("0", "1", "2")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,6 @@ def test_duplicates_share_a_split() -> None:
         ((PIXELS, LABELS, ("a", "b")), "label 2 has no name: there are 2 classes"),
     ],
 )
-def test_what_does_not_fit_is_told(arguments: tuple[Any, ...], message: str) -> None:
+def test_mismatched_arrays_are_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
         images_from_arrays(*arguments)

@@ -1,4 +1,4 @@
-"""Folders as people bring them: names of splits, what systems leave in them, links, pipes, spellings."""
+"""Check user folders: names of splits, system files, links, pipes, Unicode forms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.winnow.data.test_sources import folder, listed, touch
+from tests.winnow.data.test_sources import create_files, list_items, open_folder
 from winnow.data.file_tree import Archive, Folder
 from winnow.data.sources import open_tree
 from winnow.data.special_files import check_special_files
@@ -39,7 +39,7 @@ def test_names_of_splits(split: str) -> None:
     assert {name: parse_split(name) for name in SPLITS[split]} == dict.fromkeys(SPLITS[split], split)
 
 
-def test_names_that_look_like_splits_and_names_that_do_not() -> None:
+def test_names_that_look_like_splits() -> None:
     for name in ("train2017", "fold_1", "Fold2", "eval", "holdout", "test_2", "01_train"):
         assert (parse_split(name), looks_like_split(name)) == (None, True)
     for name in ("cat", "trainers", "valley", "contest", "attraction", "datasets", "猫", "developer", "set"):
@@ -57,23 +57,23 @@ def as_zip(root: Path) -> Path:
 
 @pytest.mark.parametrize("train", SPLITS["train"])
 @pytest.mark.parametrize(("test", "validation"), [("Testing", "Valid"), ("test_set", "Validation"), ("TEST", "val")])
-def test_splits_by_their_names(tmp_path: Path, train: str, test: str, validation: str) -> None:
-    parts = (train, validation, test)
-    names = [f"{part}/{name}/{number}.jpg" for part in parts for number, name in enumerate(("cat", "dog"))]
-    root = touch(tmp_path / "photos", *names)
-    for source in (folder(root), open_tree(Archive(as_zip(root)), "photos")):
+def test_splits_are_recognised_by_name(tmp_path: Path, train: str, test: str, validation: str) -> None:
+    splits = (train, validation, test)
+    names = [f"{split}/{name}/{number}.jpg" for split in splits for number, name in enumerate(("cat", "dog"))]
+    root = create_files(tmp_path / "photos", *names)
+    for source in (open_folder(root), open_tree(Archive(as_zip(root)), "photos")):
         assert source.classes == ("cat", "dog")
-        assert listed(source) == {name: (int("dog" in name), name.startswith(test)) for name in names}
+        assert list_items(source) == {name: (int("dog" in name), name.startswith(test)) for name in names}
         assert (
             f"{validation}/ is used like train/: an image's pixels decide whether it is for validation"
             in source.warnings
         )
 
 
-def test_two_folders_of_one_split_are_joined(tmp_path: Path) -> None:
+def test_two_folders_of_one_split_are_merged(tmp_path: Path) -> None:
     names = ("train/a/1.jpg", "Training/b/2.jpg", "test/a/3.jpg", "TestSet/b/4.jpg")
-    found = listed(folder(touch(tmp_path, *names)))
-    assert [is_test for _, is_test in found.values()] == [name.lower().startswith("test") for name in found]
+    items = list_items(open_folder(create_files(tmp_path, *names)))
+    assert [is_test for _, is_test in items.values()] == [name.lower().startswith("test") for name in items]
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_two_folders_of_one_split_are_joined(tmp_path: Path) -> None:
         ("Eval/cat/1.jpg", "Eval/dog/2.jpg", "other/cat/3.jpg"),
     ],
 )
-def test_what_only_looks_like_a_split_is_an_error(tmp_path: Path, names: tuple[str, ...]) -> None:
-    root = touch(tmp_path / "photos", *names)
+def test_a_folder_that_only_looks_like_a_split_is_an_error(tmp_path: Path, names: tuple[str, ...]) -> None:
+    root = create_files(tmp_path / "photos", *names)
     for tree in (Folder(root), Archive(as_zip(root))):
         with pytest.raises(
             DataError, match=r"looks like a split.*name the folders that hold class folders train/, test/"
@@ -106,24 +106,24 @@ def test_what_only_looks_like_a_split_is_an_error(tmp_path: Path, names: tuple[s
 )
 def test_splits_are_never_classes(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        folder(touch(tmp_path / "photos", *names))
+        open_folder(create_files(tmp_path / "photos", *names))
 
 
 def test_classes_may_be_named_like_splits_and_hold_folders_of_years(tmp_path: Path) -> None:
-    source = folder(touch(tmp_path / "1", "test_tube/1.jpg", "beaker/2.jpg"))
+    source = open_folder(create_files(tmp_path / "1", "test_tube/1.jpg", "beaker/2.jpg"))
     assert source.classes == ("beaker", "test_tube")
     names = [f"{name}/{year}/1.jpg" for name in ("trainers", "boots") for year in (2023, 2024)]
-    assert folder(touch(tmp_path / "2", *names)).classes == ("boots", "trainers")
+    assert open_folder(create_files(tmp_path / "2", *names)).classes == ("boots", "trainers")
 
 
-def test_splits_inside_classes_are_said(tmp_path: Path) -> None:
-    names = [f"{name}/{part}/1.jpg" for name in ("cat", "dog") for part in ("train", "test")]
-    source = folder(touch(tmp_path, *names))
+def test_splits_inside_classes_are_warned_of(tmp_path: Path) -> None:
+    names = [f"{name}/{split}/1.jpg" for name in ("cat", "dog") for split in ("train", "test")]
+    source = open_folder(create_files(tmp_path, *names))
     assert source.classes == ("cat", "dog")
     assert "the class folders hold test, train, which are not read as splits" in source.warnings[0]
 
 
-LEFT = (
+SYSTEM_FILES = (
     *("cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_XL.jpg", "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_S.jpg", "cat/.thumbnails/1.jpg"),
     *("$RECYCLE.BIN/S-1/9.jpg", "System Volume Information/guid", "#recycle/8.jpg", "found.000/FILE0001.JPG"),
     *("dog/@__thumb/2.jpg", "__MACOSX/cat/._1.jpg"),
@@ -131,64 +131,68 @@ LEFT = (
 COMPANIONS = ("cat/Thumbs.db", "cat/.DS_Store", "dog/._2.jpg", "dog/2.xmp", "dog/2.AAE", "dog/desktop.ini")
 
 
-def test_what_systems_leave_is_passed_over_and_counted(tmp_path: Path) -> None:
-    root = touch(tmp_path / "photos", "cat/1.jpg", "dog/2.jpg", *LEFT, *COMPANIONS)
+def test_system_files_are_skipped_and_counted(tmp_path: Path) -> None:
+    root = create_files(tmp_path / "photos", "cat/1.jpg", "dog/2.jpg", *SYSTEM_FILES, *COMPANIONS)
     (root / "lost+found").mkdir()
     for tree in (Folder(root), Archive(as_zip(root))):
         source = open_tree(tree, "photos")
-        assert set(listed(source)) == {"cat/1.jpg", "dog/2.jpg"}
+        assert set(list_items(source)) == {"cat/1.jpg", "dog/2.jpg"}
         assert source.ignored == len(COMPANIONS)
         assert len(source.warnings) == 1
-        assert source.warnings[0].startswith(f"{len(LEFT)} files in hidden and system folders are skipped: @eaDir (2)")
+        assert source.warnings[0].startswith(
+            f"{len(SYSTEM_FILES)} files in hidden and system folders are skipped: @eaDir (2)"
+        )
 
 
-@pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_a_class_in_two_unicode_forms_is_one(tmp_path: Path, form: str) -> None:
-    other = {"NFC": "NFD", "NFD": "NFC"}[form]
-    one, two = unicodedata.normalize(form, "café"), unicodedata.normalize(other, "café")
-    names = (f"train/{one}/1.jpg", f"train/{two}/2.jpg", "train/thé/3.jpg", f"test/{two}/4.jpg")
-    source = folder(touch(tmp_path / "parts", *names))
+@pytest.mark.parametrize("unicode_form", ["NFC", "NFD"])
+def test_a_class_in_two_unicode_forms_is_one(tmp_path: Path, unicode_form: str) -> None:
+    other_form = {"NFC": "NFD", "NFD": "NFC"}[unicode_form]
+    first, second = unicodedata.normalize(unicode_form, "café"), unicodedata.normalize(other_form, "café")
+    names = (f"train/{first}/1.jpg", f"train/{second}/2.jpg", "train/thé/3.jpg", f"test/{second}/4.jpg")
+    source = open_folder(create_files(tmp_path / "parts", *names))
     assert source.classes == (unicodedata.normalize("NFC", "café"), "thé")
-    assert [label for label, _ in listed(source).values()].count(0) == 3
-    only = folder(touch(tmp_path / "tests", f"train/{one}/1.jpg", "train/thé/3.jpg", f"test/{two}/4.jpg"))
-    assert listed(only)[f"test/{two}/4.jpg"] == (0, True)
-    bare = touch(tmp_path / "bare", "a/1.jpg", "b/2.jpg", f"{one}/3.jpg")
-    assert listed(open_tree(Folder(bare), "bare", unlabelled=two))[f"{one}/3.jpg"] == (-1, False)
+    assert [label for label, _ in list_items(source).values()].count(0) == 3
+    without_validation = open_folder(
+        create_files(tmp_path / "tests", f"train/{first}/1.jpg", "train/thé/3.jpg", f"test/{second}/4.jpg")
+    )
+    assert list_items(without_validation)[f"test/{second}/4.jpg"] == (0, True)
+    flat = create_files(tmp_path / "bare", "a/1.jpg", "b/2.jpg", f"{first}/3.jpg")
+    assert list_items(open_tree(Folder(flat), "bare", unlabelled=second))[f"{first}/3.jpg"] == (-1, False)
 
 
 def test_a_linked_class_folder_is_an_error(tmp_path: Path) -> None:
-    touch(tmp_path / "elsewhere", "1.jpg")
-    root = touch(tmp_path / "photos", "cat/1.jpg", "dog/2.jpg")
+    create_files(tmp_path / "elsewhere", "1.jpg")
+    root = create_files(tmp_path / "photos", "cat/1.jpg", "dog/2.jpg")
     (root / "bird").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=r"bird is a link to a folder: .* would go unnoticed\. Put the folder itself"):
-        folder(root)
+        open_folder(root)
     with pytest.raises(DataError, match="bird is a link to a folder"):
         check_special_files(root, has_class_folders=True)
     (root / "bird").unlink()
     (root / "cat" / "around").symlink_to(root)
-    check_special_files(root, has_class_folders=True)  # inside a class it is passed over
-    assert set(listed(folder(root))) == {"cat/1.jpg", "dog/2.jpg"}
+    check_special_files(root, has_class_folders=True)  # inside a class it is skipped
+    assert set(list_items(open_folder(root))) == {"cat/1.jpg", "dog/2.jpg"}
     (root / "bird").symlink_to(tmp_path / "elsewhere")
     check_special_files(root, has_class_folders=False)  # a table names classes; links are not followed then
-    (tmp_path / "linked").symlink_to(touch(tmp_path / "plain", "cat/1.jpg", "dog/2.jpg"))
+    (tmp_path / "linked").symlink_to(create_files(tmp_path / "plain", "cat/1.jpg", "dog/2.jpg"))
     check_special_files(tmp_path / "linked", has_class_folders=True)  # DVC follows data.path itself
-    assert folder(tmp_path / "linked").classes == ("cat", "dog")
-    deep = touch(tmp_path / "deep", "train/cat/1.jpg", "train/dog/2.jpg")
-    (deep / "train" / "bird").symlink_to(tmp_path / "elsewhere")
+    assert open_folder(tmp_path / "linked").classes == ("cat", "dog")
+    split_root = create_files(tmp_path / "deep", "train/cat/1.jpg", "train/dog/2.jpg")
+    (split_root / "train" / "bird").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="bird is a link to a folder"):
-        check_special_files(deep, has_class_folders=True)
+        check_special_files(split_root, has_class_folders=True)
 
 
 @pytest.fixture
-def bound(tmp_path: Path) -> socket.socket:
-    """Bound to tmp_path/photos/cat/socket.jpg."""
-    touch(tmp_path / "photos", "cat/1.jpg", "dog/2.jpg")
-    opened = socket.socket(socket.AF_UNIX)
-    opened.bind(str(tmp_path / "photos" / "cat" / "socket.jpg"))
-    return opened
+def bound_socket(tmp_path: Path) -> socket.socket:
+    """Return a socket bound to tmp_path/photos/cat/socket.jpg."""
+    create_files(tmp_path / "photos", "cat/1.jpg", "dog/2.jpg")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "photos" / "cat" / "socket.jpg"))
+    return server
 
 
-def test_special_files_are_refused_by_name(tmp_path: Path, bound: socket.socket) -> None:
+def test_special_files_are_refused_by_name(tmp_path: Path, bound_socket: socket.socket) -> None:
     root = tmp_path / "photos"
     os.mkfifo(root / "cat" / "pipe.jpg")
     (root / "cat" / "linked pipe.jpg").symlink_to("pipe.jpg")
@@ -197,12 +201,12 @@ def test_special_files_are_refused_by_name(tmp_path: Path, bound: socket.socket)
     (root / "cat" / "loop.jpg").symlink_to("loop.jpg")
     (root / "cat" / "good.jpg").symlink_to("1.jpg")
     (root / "dog" / "around").symlink_to(root / "cat")
-    with bound, pytest.raises(DataError) as caught:
+    with bound_socket, pytest.raises(DataError) as exc_info:
         check_special_files(root, has_class_folders=False)
-    told = str(caught.value).splitlines()
-    assert len(told) == 7
+    lines = str(exc_info.value).splitlines()
+    assert len(lines) == 7
     for line, name, kind in zip(
-        told[1:],
+        lines[1:],
         ("gone", "linked pipe", "loop", "null", "pipe", "socket"),
         ("a broken link", "a named pipe", "a broken link", "a device", "a named pipe", "a socket"),
         strict=True,
@@ -214,10 +218,10 @@ def test_special_files_are_refused_by_name(tmp_path: Path, bound: socket.socket)
     check_special_files(tmp_path / "not fetched yet", has_class_folders=True)
 
 
-def test_no_more_than_ten_are_named(tmp_path: Path) -> None:
-    root = touch(tmp_path / "photos", "cat/1.jpg")
+def test_at_most_ten_files_are_named(tmp_path: Path) -> None:
+    root = create_files(tmp_path / "photos", "cat/1.jpg")
     for number in range(30):
         (root / "cat" / f"{number:02}.jpg").symlink_to("nowhere.jpg")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as exc_info:
         check_special_files(root, has_class_folders=True)
-    assert len(str(caught.value).splitlines()) == 12
+    assert len(str(exc_info.value).splitlines()) == 12

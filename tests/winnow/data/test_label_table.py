@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.winnow.data.test_sources import listed, touch
+from tests.winnow.data.test_sources import create_files, list_items
 from winnow.data import sources
 from winnow.data.file_tree import Folder
 from winnow.data.label_table import read_labels
@@ -18,16 +18,16 @@ def open_labelled(folder: Path, table: Path) -> Source:
     return sources.open_labelled(Folder(folder), "photos", read_labels(table, folder))
 
 
-def written(folder: Path, text: str, name: str = "labels.csv", encoding: str = "utf-8") -> Path:
+def write_table(folder: Path, text: str, name: str = "labels.csv", encoding: str = "utf-8") -> Path:
     (folder / name).write_bytes(text.encode(encoding))
     return folder / name
 
 
 def test_labels_test_images_and_the_unlabelled_pool(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "b/c.png", "d.jpg", "e.jpg", "notes.txt")
-    source = open_labelled(tmp_path, written(tmp_path, TEXT))
+    create_files(tmp_path, "a.jpg", "b/c.png", "d.jpg", "e.jpg", "notes.txt")
+    source = open_labelled(tmp_path, write_table(tmp_path, TEXT))
     assert source.classes == ("cat", "dog")
-    assert listed(source) == {
+    assert list_items(source) == {
         "a.jpg": (0, False),
         "b/c.png": (1, True),
         "d.jpg": (-1, False),
@@ -47,22 +47,22 @@ def test_labels_test_images_and_the_unlabelled_pool(tmp_path: Path) -> None:
         ('note,path,label,split\n"x, ""y""",a.jpg,cat,\n,b//c.png,dog,test\n,d.jpg,,train\n', "labels.csv", "utf-8"),
     ],
 )
-def test_tables_as_people_write_them(tmp_path: Path, text: str, name: str, encoding: str) -> None:
-    found = read_labels(written(tmp_path, text, name, encoding), tmp_path)
-    assert found.rows == {"a.jpg": (0, False, ""), "b/c.png": (1, True, ""), "d.jpg": (-1, False, "")}
-    assert not found.has_groups
+def test_separators_encodings_and_column_names(tmp_path: Path, text: str, name: str, encoding: str) -> None:
+    labels = read_labels(write_table(tmp_path, text, name, encoding), tmp_path)
+    assert labels.rows == {"a.jpg": (0, False, ""), "b/c.png": (1, True, ""), "d.jpg": (-1, False, "")}
+    assert not labels.has_groups
 
 
-def test_absolute_paths_and_names_of_another_system(tmp_path: Path) -> None:
-    touch(tmp_path, "cafe\u0301.jpg", "b c\nd.jpg")
+def test_absolute_paths_and_windows_names(tmp_path: Path) -> None:
+    create_files(tmp_path, "cafe\u0301.jpg", "b c\nd.jpg")
     text = f'path,label\n{tmp_path}/caf\u00e9.jpg,cat\n"b c\nd.jpg",dog\n'
-    assert listed(open_labelled(tmp_path, written(tmp_path, text))) == {
+    assert list_items(open_labelled(tmp_path, write_table(tmp_path, text))) == {
         "cafe\u0301.jpg": (0, False),
         "b c\\nd.jpg": (1, False),
     }
 
 
-def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
+def test_parquet_equals_csv(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
 
@@ -70,7 +70,7 @@ def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"vector": [[1.0], [2.0], [3.0]], **columns}), tmp_path / "labels.parquet")
     from_parquet, from_csv = (
         read_labels(tmp_path / "labels.parquet", tmp_path),
-        read_labels(written(tmp_path, TEXT), tmp_path),
+        read_labels(write_table(tmp_path, TEXT), tmp_path),
     )
     assert (from_parquet.rows, from_parquet.classes) == (from_csv.rows, from_csv.classes)
     numbers = {"path": ["a.jpg", "b.jpg"], "label": [7, 12]}
@@ -78,20 +78,20 @@ def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "labels.parquet", tmp_path).classes == ("12", "7")
 
 
-def test_a_column_of_groups(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
-    table = written(tmp_path, "path,label,group\na.jpg,cat,7\nb.jpg,dog,7\n")
+def test_a_group_column(tmp_path: Path) -> None:
+    create_files(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    table = write_table(tmp_path, "path,label,group\na.jpg,cat,7\nb.jpg,dog,7\n")
     source = open_labelled(tmp_path, table)
     assert [item.group for item in source.items()] == ["7", "7", ""]
 
 
-def test_unknown_paths_and_doubled_rows_are_named(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "b/c.png", "d.jpg")
+def test_unknown_paths_and_duplicate_rows_are_named(tmp_path: Path) -> None:
+    create_files(tmp_path, "a.jpg", "b/c.png", "d.jpg")
     text = TEXT + "gone.jpg,cat,\n./a.jpg,cat,\n"
-    source = open_labelled(tmp_path, written(tmp_path, text))
+    source = open_labelled(tmp_path, write_table(tmp_path, text))
     assert source.missing == (("gone.jpg", "listed in labels.csv, but missing"),)
     assert source.warnings == ("1 paths have several rows in labels.csv, the first: a.jpg",)
-    assert len(listed(source)) == 3
+    assert len(list_items(source)) == 3
 
 
 @pytest.mark.parametrize(
@@ -109,18 +109,18 @@ def test_unknown_paths_and_doubled_rows_are_named(tmp_path: Path) -> None:
         ('path,label\n"a.jpg,cat\n', "cannot be read as CSV"),
     ],
 )
-def test_tables_that_are_none(tmp_path: Path, text: str, message: str) -> None:
-    touch(tmp_path, "a.jpg")
-    with pytest.raises(DataError, match=message) as raised:
-        open_labelled(tmp_path, written(tmp_path, text))
-    assert "labels.csv" in str(raised.value)
+def test_invalid_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    create_files(tmp_path, "a.jpg")
+    with pytest.raises(DataError, match=message) as exc_info:
+        open_labelled(tmp_path, write_table(tmp_path, text))
+    assert "labels.csv" in str(exc_info.value)
 
 
-def test_files_that_are_no_table(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg")
+def test_invalid_files_are_refused(tmp_path: Path) -> None:
+    create_files(tmp_path, "a.jpg")
     with pytest.raises(DataError, match="is not UTF-8"):
-        read_labels(written(tmp_path, TEXT.replace("cat", "größe"), encoding="latin-1"), tmp_path)
+        read_labels(write_table(tmp_path, TEXT.replace("cat", "größe"), encoding="latin-1"), tmp_path)
     with pytest.raises(DataError, match="cannot be read as Parquet"):
-        read_labels(written(tmp_path, TEXT, "labels.parquet"), tmp_path)
+        read_labels(write_table(tmp_path, TEXT, "labels.parquet"), tmp_path)
     with pytest.raises(DataError, match="is not a file"):
         read_labels(tmp_path / "none.csv", tmp_path)

@@ -22,85 +22,93 @@ from winnow.data.sources import Source, array_source, open_sample, open_source, 
 from winnow.errors import DataError
 
 
-def touch(root: Path, *names: str) -> Path:
-    """Empty files: a source does not look inside."""
+def create_files(root: Path, *names: str) -> Path:
+    """Create empty files; a source does not read them."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     return root
 
 
-def folder(root: Path) -> Source:
+def open_folder(root: Path) -> Source:
     return open_tree(Folder(root), root.name)
 
 
-def listed(source: Source) -> dict[str, tuple[int, bool]]:
+def list_items(source: Source) -> dict[str, tuple[int, bool]]:
     items = list(source.items())
     assert len(items) == source.count == len({item.name for item in items})
-    assert items == list(source.items())  # it can be walked again, in the same order
+    assert items == list(source.items())  # a second iteration gives the same order
     return {item.name: (item.label, item.is_test) for item in items}
 
 
-PLAIN = ("cat/b.jpg", "cat/2024/a.png", "dog/c.jpg")
-PARTS = ("train/cat/a.jpg", "train/dog/b.jpg", "test/cat/c.jpg")
+CLASS_FOLDERS = ("cat/b.jpg", "cat/2024/a.png", "dog/c.jpg")
+SPLIT_FOLDERS = ("train/cat/a.jpg", "train/dog/b.jpg", "test/cat/c.jpg")
 
 
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (PLAIN, {"cat/b.jpg": (0, False), "cat/2024/a.png": (0, False), "dog/c.jpg": (1, False)}),
-        (PARTS, {PARTS[0]: (0, False), PARTS[1]: (1, False), PARTS[2]: (0, True)}),
-        ((*PARTS[:2], "val/dog/d.jpg"), {PARTS[0]: (0, False), PARTS[1]: (1, False), "val/dog/d.jpg": (1, False)}),
+        (CLASS_FOLDERS, {"cat/b.jpg": (0, False), "cat/2024/a.png": (0, False), "dog/c.jpg": (1, False)}),
+        (SPLIT_FOLDERS, {SPLIT_FOLDERS[0]: (0, False), SPLIT_FOLDERS[1]: (1, False), SPLIT_FOLDERS[2]: (0, True)}),
+        (
+            (*SPLIT_FOLDERS[:2], "val/dog/d.jpg"),
+            {SPLIT_FOLDERS[0]: (0, False), SPLIT_FOLDERS[1]: (1, False), "val/dog/d.jpg": (1, False)},
+        ),
         (("Train/a/1.png", "TEST/b/2.png", "Train/b/3.png"), {"TEST/b/2.png": (1, True)}),
-        ((*PLAIN, "unlabelled/x/d.jpg"), {"unlabelled/x/d.jpg": (-1, False)}),
-        ((*PARTS, "unlabelled/d.jpg"), {"unlabelled/d.jpg": (-1, False), PARTS[2]: (0, True)}),
-        ((*PLAIN, "test/e.jpg"), {"test/e.jpg": (2, False)}),  # a class of that name
-        ((*PLAIN, "train/e.jpg"), {"train/e.jpg": (2, False)}),
+        ((*CLASS_FOLDERS, "unlabelled/x/d.jpg"), {"unlabelled/x/d.jpg": (-1, False)}),
+        ((*SPLIT_FOLDERS, "unlabelled/d.jpg"), {"unlabelled/d.jpg": (-1, False), SPLIT_FOLDERS[2]: (0, True)}),
+        ((*CLASS_FOLDERS, "test/e.jpg"), {"test/e.jpg": (2, False)}),  # a class of that name
+        ((*CLASS_FOLDERS, "train/e.jpg"), {"train/e.jpg": (2, False)}),
         (("größe 1/ä b.jpg", "猫/c.jpg"), {"größe 1/ä b.jpg": (0, False), "猫/c.jpg": (1, False)}),
     ],
 )
-def test_layouts(tmp_path: Path, names: tuple[str, ...], expected: dict[str, tuple[int, bool]]) -> None:
-    found = listed(folder(touch(tmp_path, *names)))
-    assert set(found) == set(names)
-    assert found.items() >= expected.items()
+def test_folder_layouts(tmp_path: Path, names: tuple[str, ...], expected: dict[str, tuple[int, bool]]) -> None:
+    items = list_items(open_folder(create_files(tmp_path, *names)))
+    assert set(items) == set(names)
+    assert items.items() >= expected.items()
 
 
-def test_order_and_classes_depend_on_names_alone(tmp_path: Path) -> None:
-    one, two = touch(tmp_path / "1" / "p", *PLAIN), touch(tmp_path / "2" / "p", *PLAIN[::-1])
-    sources = [folder(one), folder(two)]
-    assert [list(listed(source)) for source in sources] == [["cat/b.jpg", "cat/2024/a.png", "dog/c.jpg"]] * 2
+def test_order_and_classes_depend_on_names_only(tmp_path: Path) -> None:
+    first, second = (
+        create_files(tmp_path / "1" / "p", *CLASS_FOLDERS),
+        create_files(tmp_path / "2" / "p", *CLASS_FOLDERS[::-1]),
+    )
+    sources = [open_folder(first), open_folder(second)]
+    assert [list(list_items(source)) for source in sources] == [["cat/b.jpg", "cat/2024/a.png", "dog/c.jpg"]] * 2
     assert sources[0].classes == ("cat", "dog")
     assert sources[0].title == "p"
 
 
 def test_companions_and_hidden_files_are_counted_not_used(tmp_path: Path) -> None:
-    root = touch(tmp_path, *PLAIN, "cat/Thumbs.db", "cat/notes.TXT", "dog/.hidden.jpg", ".git/x.jpg", "cat/.git/x.jpg")
-    source = folder(touch(root, "cat/odd.pdf"))  # not known as a companion: expected to be an image
-    assert set(listed(source)) == {*PLAIN, "cat/odd.pdf"}
+    root = create_files(
+        tmp_path, *CLASS_FOLDERS, "cat/Thumbs.db", "cat/notes.TXT", "dog/.hidden.jpg", ".git/x.jpg", "cat/.git/x.jpg"
+    )
+    source = open_folder(create_files(root, "cat/odd.pdf"))  # not known as a companion: expected to be an image
+    assert set(list_items(source)) == {*CLASS_FOLDERS, "cat/odd.pdf"}
     assert (source.ignored, source.warnings) == (3, ("2 files in hidden and system folders are skipped: .git (2)",))
 
 
-def test_what_lies_beside_the_classes_is_remarked(tmp_path: Path) -> None:
-    names = (*PARTS, "valid/cat/d.jpg", "stray.jpg", "train/stray.jpg", "README.md", "train/bird/.keep")
-    source = folder(touch(tmp_path, *names))
+def test_files_beside_the_classes_are_warned_of(tmp_path: Path) -> None:
+    names = (*SPLIT_FOLDERS, "valid/cat/d.jpg", "stray.jpg", "train/stray.jpg", "README.md", "train/bird/.keep")
+    source = open_folder(create_files(tmp_path, *names))
     assert source.classes == ("cat", "dog")
     assert [warning.partition(" ")[0] for warning in source.warnings] == ["valid/", "2", "class"]
     assert source.warnings[2].endswith("ignored: bird")
 
 
-def test_links_to_files_are_used_and_those_to_folders_not_followed(tmp_path: Path) -> None:
-    touch(tmp_path / "elsewhere", "d.jpg", "deep/e.jpg")
-    root = touch(tmp_path / "photos", *PLAIN)
+def test_links_to_files_are_used_and_links_to_folders_are_not(tmp_path: Path) -> None:
+    create_files(tmp_path / "elsewhere", "d.jpg", "deep/e.jpg")
+    root = create_files(tmp_path / "photos", *CLASS_FOLDERS)
     (root / "cat" / "loop").symlink_to(root)
     (root / "dog" / "linked.jpg").symlink_to(tmp_path / "elsewhere" / "d.jpg")
-    assert set(listed(folder(root))) == {*PLAIN, "dog/linked.jpg"}
+    assert set(list_items(open_folder(root))) == {*CLASS_FOLDERS, "dog/linked.jpg"}
 
 
-def test_names_that_are_no_text(tmp_path: Path) -> None:
-    root = touch(tmp_path, *PLAIN)
+def test_names_that_are_not_unicode(tmp_path: Path) -> None:
+    root = create_files(tmp_path, *CLASS_FOLDERS)
     Path(os.fsdecode(os.fsencode(root / "cat") + b"/\xff.jpg")).touch()
-    source = folder(root)
-    assert "cat/\\udcff.jpg" in listed(source)
+    source = open_folder(root)
+    assert "cat/\\udcff.jpg" in list_items(source)
     content = next(item.content for item in source.items() if "udcff" in item.name)
     assert Path(str(content)).exists()
 
@@ -118,22 +126,25 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
             r"only one class \(photos\).*if .*photos holds the class folders, set",
         ),
         (("train/cat/a.jpg", "test/cat/b.jpg"), r"only one class \(cat\), a classifier needs two; expected"),
-        ((*PARTS, "test/bird/d.jpg"), r"test/ has classes that train/ lacks: bird"),
+        ((*SPLIT_FOLDERS, "test/bird/d.jpg"), r"test/ has classes that train/ lacks: bird"),
         (("test/cat/a.jpg", "test/dog/b.jpg", "bird/c.jpg"), r"no train/ beside it does"),
-        ((*PARTS, "bird/d.jpg"), r"there is also bird; move class folders into train/"),
-        ((*PLAIN, "unlabeled/d.jpg"), r"unlabeled/ would be a class"),
+        ((*SPLIT_FOLDERS, "bird/d.jpg"), r"there is also bird; move class folders into train/"),
+        ((*CLASS_FOLDERS, "unlabeled/d.jpg"), r"unlabeled/ would be a class"),
     ],
 )
-def test_folders_that_are_no_data_set(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+def test_invalid_folders_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        folder(touch(tmp_path, *names))
+        open_folder(create_files(tmp_path, *names))
 
 
 def test_the_unlabelled_folder_may_have_another_name(tmp_path: Path) -> None:
     data = Data(
-        source="folder", labels_per_class="auto", path=str(touch(tmp_path, *PLAIN, "raw/d.jpg")), unlabelled="raw"
+        source="folder",
+        labels_per_class="auto",
+        path=str(create_files(tmp_path, *CLASS_FOLDERS, "raw/d.jpg")),
+        unlabelled="raw",
     )
-    assert listed(open_source(data, tmp_path))["raw/d.jpg"] == (-1, False)
+    assert list_items(open_source(data, tmp_path))["raw/d.jpg"] == (-1, False)
 
 
 @pytest.mark.parametrize(
@@ -144,67 +155,70 @@ def test_the_unlabelled_folder_may_have_another_name(tmp_path: Path) -> None:
         (r"(\w+)\.jpg$", ["b", "", "c"]),
     ],
 )
-def test_what_groups_images(tmp_path: Path, group_by: str, expected: list[str]) -> None:
-    data = Data(source="folder", labels_per_class="auto", path=str(touch(tmp_path, *PLAIN)), group_by=group_by)
+def test_group_keys(tmp_path: Path, group_by: str, expected: list[str]) -> None:
+    data = Data(
+        source="folder", labels_per_class="auto", path=str(create_files(tmp_path, *CLASS_FOLDERS)), group_by=group_by
+    )
     assert [item.group for item in open_source(data, tmp_path).items()] == expected
 
 
-def test_a_table_without_groups_groups_nothing(tmp_path: Path) -> None:
-    (touch(tmp_path, "a.jpg", "b.jpg") / "labels.csv").write_text("path,label\na.jpg,cat\nb.jpg,dog\n")
-    named = {"path": str(tmp_path), "labels": str(tmp_path / "labels.csv"), "group_by": "table"}
+def test_a_table_without_groups_is_an_error(tmp_path: Path) -> None:
+    (create_files(tmp_path, "a.jpg", "b.jpg") / "labels.csv").write_text("path,label\na.jpg,cat\nb.jpg,dog\n")
+    settings = {"path": str(tmp_path), "labels": str(tmp_path / "labels.csv"), "group_by": "table"}
     with pytest.raises(DataError, match=r"labels\.csv names no groups"):
-        open_source(Data(source="folder", labels_per_class="auto", **named), tmp_path)
+        open_source(Data(source="folder", labels_per_class="auto", **settings), tmp_path)
 
 
-def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.path: .*gone does not exist \(looked for in "):
         open_source(Data(source="folder", labels_per_class="auto", path=str(tmp_path / "gone")), tmp_path)
     with pytest.raises(DataError, match="is not a folder; expected"):
         open_source(
-            Data(source="folder", labels_per_class="auto", path=str(touch(tmp_path, "a.jpg") / "a.jpg")), tmp_path
+            Data(source="folder", labels_per_class="auto", path=str(create_files(tmp_path, "a.jpg") / "a.jpg")),
+            tmp_path,
         )
 
 
 MEMBERS = {"train/b/1.png": 900, "train/a/2.png": 1500, "test/a/3.png": 512, "train/a/4.png": 10}
 
 
-def archive(path: Path, members: dict[str, int], kind: str = "w") -> Path:
-    with tarfile.open(path, kind) as file:
-        for at, (name, size) in enumerate(members.items()):
+def write_random_tar(path: Path, members: dict[str, int], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as file:
+        for index, (name, size) in enumerate(members.items()):
             info = tarfile.TarInfo(name)
             info.size = size
-            file.addfile(info, io.BytesIO(np.random.default_rng(at).bytes(size)))
+            file.addfile(info, io.BytesIO(np.random.default_rng(index).bytes(size)))
     return path
 
 
 @pytest.mark.parametrize("kind", ["w", "w:gz", "w:xz"])
-def test_an_archive_is_read_in_its_own_order(tmp_path: Path, kind: str) -> None:
-    path = archive(tmp_path / "my.tar.xz", {f"./{name}": size for name, size in MEMBERS.items()}, kind)
+def test_an_archive_is_read_in_its_order(tmp_path: Path, kind: str) -> None:
+    path = write_random_tar(tmp_path / "my.tar.xz", {f"./{name}": size for name, size in MEMBERS.items()}, kind)
     source = open_source(Data(source="sample", labels_per_class="auto", path=str(path)), tmp_path)
-    assert listed(source) == {
+    assert list_items(source) == {
         "train/b/1.png": (1, False),
         "train/a/2.png": (0, False),
         "test/a/3.png": (0, True),
         "train/a/4.png": (0, False),
     }
-    assert list(listed(source)) == list(MEMBERS)
+    assert list(list_items(source)) == list(MEMBERS)
     assert [len(item.content) for item in source.items()] == list(MEMBERS.values())
     assert (source.classes, source.title) == (("a", "b"), "my")
 
 
-@pytest.mark.parametrize("kind", ["w", "w:gz", "w:xz"])
-def test_an_archive_that_was_cut_off_never_passes_for_a_smaller_one(tmp_path: Path, kind: str) -> None:
-    path = archive(tmp_path / "a.tar", MEMBERS, kind)
-    whole, items = path.read_bytes(), list(open_sample(path).items())
-    passed = [len(whole)]
-    for length in [*range(0, len(whole), 61), *range(0, len(whole), 512)]:
-        path.write_bytes(whole[:length])
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_a_truncated_archive_is_never_read_as_a_smaller_one(tmp_path: Path, mode: str) -> None:
+    path = write_random_tar(tmp_path / "a.tar", MEMBERS, mode)
+    content, items = path.read_bytes(), list(open_sample(path).items())
+    readable_lengths = [len(content)]
+    for length in [*range(0, len(content), 61), *range(0, len(content), 512)]:
+        path.write_bytes(content[:length])
         try:
             assert list(open_sample(path).items()) == items  # only the padding or a checksum is gone
-            passed.append(length)
+            readable_lengths.append(length)
         except DataError as error:
             assert str(error).endswith("download it again")  # noqa: PT017
-    assert min(passed) > 0.6 * len(whole)
+    assert min(readable_lengths) > 0.6 * len(content)
 
 
 @pytest.mark.parametrize(
@@ -219,9 +233,9 @@ def test_an_archive_that_was_cut_off_never_passes_for_a_smaller_one(tmp_path: Pa
         ({"val/a/1.png": 5}, r"'val/a/1\.png' is not a file train/<class>/<file>"),
     ],
 )
-def test_archives_that_are_no_data_set(tmp_path: Path, members: dict[str, int], message: str) -> None:
+def test_invalid_archives_are_refused(tmp_path: Path, members: dict[str, int], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        open_sample(archive(tmp_path / "a.tar", members))
+        open_sample(write_random_tar(tmp_path / "a.tar", members))
 
 
 def test_links_in_archives_are_refused(tmp_path: Path) -> None:
@@ -241,11 +255,11 @@ def test_the_shipped_sample() -> None:
     assert counts == {(is_test, label): 200 if is_test else 1000 for is_test in (True, False) for label in range(10)}
 
 
-def test_arrays_give_their_very_pixels() -> None:
+def test_arrays_give_their_exact_pixels() -> None:
     rng = np.random.default_rng(0)
     train, test = (rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8) for count in (3, 2))
     source = array_source("CIFAR-10", ("a", "b"), [(train, [1, 0, 1]), (test, [0, 1])])
-    assert listed(source) == {
+    assert list_items(source) == {
         "train/b/00000": (1, False),
         "train/a/00001": (0, False),
         "train/b/00002": (1, False),
@@ -258,14 +272,14 @@ def test_arrays_give_their_very_pixels() -> None:
     assert Image.open(io.BytesIO(bytes(items[0].content))).size == (8, 8)  # type: ignore[arg-type]
 
 
-def zipped(path: Path, members: dict[str, bytes]) -> Path:
+def write_zip(path: Path, members: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in members.items():
             file.writestr(name, content)
     return path
 
 
-def tarred(path: Path, members: dict[str, bytes]) -> Path:
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     kind = path.suffix.removeprefix(".").replace("tar", "")
     with tarfile.open(path, f"w:{kind}") as file:  # type: ignore[call-overload]
         for name, content in members.items():
@@ -275,126 +289,128 @@ def tarred(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-PACKERS = [(zipped, "my.photos.zip"), (tarred, "my.photos.tar.gz")]
-IN_PARTS = ("train/cat/a.jpg", "train/dog/2024/b.jpg", "test/cat/c.jpg", "unlabelled/x/d.jpg")
+PACKERS = [(write_zip, "my.photos.zip"), (write_tar, "my.photos.tar.gz")]
+NESTED_SPLIT_FOLDERS = ("train/cat/a.jpg", "train/dog/2024/b.jpg", "test/cat/c.jpg", "unlabelled/x/d.jpg")
 
 
 @pytest.mark.parametrize(("pack", "name"), PACKERS)
-@pytest.mark.parametrize("wrapping", ["", "photos/", "./photos/"])
-@pytest.mark.parametrize("names", [(*PLAIN, "unlabelled/d.jpg"), IN_PARTS])
-def test_an_archive_is_laid_out_as_a_folder(
-    tmp_path: Path, pack: Any, name: str, wrapping: str, names: tuple[str, ...]
+@pytest.mark.parametrize("top_folder", ["", "photos/", "./photos/"])
+@pytest.mark.parametrize("names", [(*CLASS_FOLDERS, "unlabelled/d.jpg"), NESTED_SPLIT_FOLDERS])
+def test_an_archive_is_read_like_a_folder(
+    tmp_path: Path, pack: Any, name: str, top_folder: str, names: tuple[str, ...]
 ) -> None:
-    beside = (f"{wrapping}cat/.git/x.jpg", f"{wrapping}.DS_Store", "__MACOSX/cat/._a.jpg")
-    path = pack(tmp_path / name, {f"{wrapping}{one}": one.encode() for one in names} | dict.fromkeys(beside, b""))
+    skipped = (f"{top_folder}cat/.git/x.jpg", f"{top_folder}.DS_Store", "__MACOSX/cat/._a.jpg")
+    path = pack(
+        tmp_path / name, {f"{top_folder}{member}": member.encode() for member in names} | dict.fromkeys(skipped, b"")
+    )
     source = open_source(Data(source="archive", labels_per_class="auto", path=str(path)), tmp_path)
-    expected = listed(folder(touch(tmp_path / "photos", *names)))
-    prefix = wrapping.removeprefix("./")
-    assert listed(source) == {f"{prefix}{one}": row for one, row in expected.items()}
+    expected = list_items(open_folder(create_files(tmp_path / "photos", *names)))
+    prefix = top_folder.removeprefix("./")
+    assert list_items(source) == {f"{prefix}{member}": row for member, row in expected.items()}
     assert {item.name.removeprefix(prefix): item.content for item in source.items()} == {
-        one: one.encode() for one in names
+        member: member.encode() for member in names
     }
     assert (source.classes, source.title, source.missing) == (("cat", "dog"), "my", ())
     assert source.warnings == ("2 files in hidden and system folders are skipped: .git (1), __MACOSX (1)",)
 
 
 @pytest.mark.parametrize(("pack", "name"), PACKERS)
-def test_members_that_lead_out_are_set_aside(tmp_path: Path, pack: Any, name: str) -> None:
-    bad = {"cat/../../etc/x.jpg": b"x", "/cat/y.jpg": b"y"}
-    path = pack(tmp_path / name, {one: b"." for one in PLAIN} | bad)
+def test_members_outside_the_archive_are_rejected(tmp_path: Path, pack: Any, name: str) -> None:
+    outside = {"cat/../../etc/x.jpg": b"x", "/cat/y.jpg": b"y"}
+    path = pack(tmp_path / name, {member: b"." for member in CLASS_FOLDERS} | outside)
     source = open_tree(Archive(path), "my")
-    assert set(listed(source)) == set(PLAIN)
-    assert source.missing == tuple((one.lstrip("/"), "its path points outside the archive") for one in bad)
+    assert set(list_items(source)) == set(CLASS_FOLDERS)
+    assert source.missing == tuple((member.lstrip("/"), "its path points outside the archive") for member in outside)
     assert sorted(file.name for file in tmp_path.iterdir()) == [name]
 
 
-def test_links_encrypted_and_enormous_members_are_set_aside(tmp_path: Path) -> None:
-    path = zipped(tmp_path / "a.zip", {one: b"." for one in PLAIN})
+def test_links_encrypted_and_too_large_members_are_rejected(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "a.zip", {member: b"." for member in CLASS_FOLDERS})
     with zipfile.ZipFile(path, "a") as file:
         link = zipfile.ZipInfo("cat/link.jpg")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         file.writestr(link, "/etc/passwd")
-    packed = bytearray(path.read_bytes())
-    packed[packed.index(b"PK\x01\x02") + 8] |= 1  # the flags of the first, in the archive's directory
-    path.write_bytes(packed)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # flags of the first member in the central directory
+    path.write_bytes(content)
     source = open_tree(Archive(path), "a")
-    assert source.missing == ((PLAIN[0], "encrypted"), ("cat/link.jpg", "a link, not a file"))
+    assert source.missing == ((CLASS_FOLDERS[0], "encrypted"), ("cat/link.jpg", "a link, not a file"))
     with tarfile.open(tmp_path / "b.tar", "w") as tar:
-        for one in PLAIN:
-            tar.addfile(tarfile.TarInfo(one))
+        for member in CLASS_FOLDERS:
+            tar.addfile(tarfile.TarInfo(member))
         link = tarfile.TarInfo("cat/link.jpg")
         link.type, link.linkname = tarfile.LNKTYPE, "cat/b.jpg"
         tar.addfile(link)
-        huge = tarfile.TarInfo("cat/huge.jpg")
-        huge.size = MAX_FILE_BYTES + 1
-        tar.addfile(huge, io.BytesIO(bytes(huge.size)))
+        too_large = tarfile.TarInfo("cat/huge.jpg")
+        too_large.size = MAX_FILE_BYTES + 1
+        tar.addfile(too_large, io.BytesIO(bytes(too_large.size)))
     assert [reason for _, reason in open_tree(Archive(tmp_path / "b.tar"), "b").missing] == [
         "a link or device, not a file",
         "200,000,001 bytes are more than 200,000,000",
     ]
 
 
-def test_a_damaged_member_is_one_file_that_cannot_be_used(tmp_path: Path) -> None:
+def test_a_damaged_member_is_one_rejected_file(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as file:
-        for one in PLAIN:
-            file.writestr(one, b"1234567890" * 9)
+        for member in CLASS_FOLDERS:
+            file.writestr(member, b"1234567890" * 9)
     path.write_bytes(path.read_bytes().replace(b"1234567890", b"123456789x", 1))
     contents = [item.content for item in open_tree(Archive(path), "a").items()]
     assert decode_chunk(contents[:1], DecodeSettings(8)).reasons[0].startswith("damaged in its archive (Bad CRC-32")
     assert contents[1:] == [b"1234567890" * 9] * 2
 
 
-@pytest.mark.parametrize("cut", [0.3, 0.99])
+@pytest.mark.parametrize("kept_share", [0.3, 0.99])
 @pytest.mark.parametrize(("pack", "name"), PACKERS)
-def test_a_cut_archive_is_an_error(tmp_path: Path, pack: Any, name: str, cut: float) -> None:
+def test_a_truncated_archive_is_an_error(tmp_path: Path, pack: Any, name: str, kept_share: float) -> None:
     rng = np.random.default_rng(0)
-    path = pack(tmp_path / name, {one: rng.bytes(3000) for one in PLAIN})
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(cut * len(whole))])
+    path = pack(tmp_path / name, {member: rng.bytes(3000) for member in CLASS_FOLDERS})
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept_share * len(content))])
     with pytest.raises(DataError, match=r"damaged or not an archive|cut off"):
         list(open_tree(Archive(path), "a").items())
 
 
-def photos(count: int = 40) -> dict[str, bytes]:
+def random_members(count: int = 40) -> dict[str, bytes]:
     rng = np.random.default_rng(0)
-    return {f"{('cat', 'dog')[at % 2]}/{at:03d}.jpg": rng.bytes(700) for at in range(count)}
+    return {f"{('cat', 'dog')[index % 2]}/{index:03d}.jpg": rng.bytes(700) for index in range(count)}
 
 
-@pytest.mark.parametrize("where", [3, 20, 39])
-def test_a_tar_with_a_damaged_header_does_not_end_there(tmp_path: Path, where: int) -> None:
-    """tarfile takes such a header for the end: the images behind it would be missing without a word."""
-    path = tarred(tmp_path / "a.tar", photos())
+@pytest.mark.parametrize("member_index", [3, 20, 39])
+def test_a_damaged_tar_header_is_an_error(tmp_path: Path, member_index: int) -> None:
+    """tarfile takes such a header for the end, and would silently omit the images after it."""
+    path = write_tar(tmp_path / "a.tar", random_members())
     with tarfile.open(path) as archive:
-        at = archive.getmembers()[where].offset
-    packed = bytearray(path.read_bytes())
-    packed[at + 3] ^= 1
-    path.write_bytes(packed)
+        offset = archive.getmembers()[member_index].offset
+    content = bytearray(path.read_bytes())
+    content[offset + 3] ^= 1
+    path.write_bytes(content)
     with pytest.raises(DataError, match="damaged or not an archive"):
         list(open_tree(Archive(path), "a").items())
 
 
-def test_a_compressed_tar_is_checked_by_its_sum(tmp_path: Path) -> None:
-    path = tarred(tmp_path / "a.tar.gz", photos())
-    packed = bytearray(path.read_bytes())
-    packed[-6] ^= 1  # of the CRC-32
-    path.write_bytes(packed)
+def test_the_checksum_of_a_compressed_tar_is_verified(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar.gz", random_members())
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 1  # of the CRC-32
+    path.write_bytes(content)
     with pytest.raises(DataError, match=r"damaged or not an archive \(CRC check failed"):
         list(open_tree(Archive(path), "a").items())
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
-def test_parts_that_were_joined_are_read_to_the_end(tmp_path: Path, suffix: str) -> None:
-    """As pbzip2 writes them, and as cat joins them."""
-    whole = photos()
-    parts = [dict(list(whole.items())[:20]), dict(list(whole.items())[20:])]
-    files = [tarred(tmp_path / f"{at}.{suffix}", part) for at, part in enumerate(parts)]
+def test_concatenated_archives_are_read_to_the_end(tmp_path: Path, suffix: str) -> None:
+    """pbzip2 writes such archives, and cat concatenates them."""
+    members = random_members()
+    parts = [dict(list(members.items())[:20]), dict(list(members.items())[20:])]
+    files = [write_tar(tmp_path / f"{index}.{suffix}", part) for index, part in enumerate(parts)]
     joined = tmp_path / f"joined.{suffix}"
     joined.write_bytes(b"".join(file.read_bytes() for file in files))
-    assert sorted(listed(open_tree(Archive(joined), "a"))) == sorted(whole)
+    assert sorted(list_items(open_tree(Archive(joined), "a"))) == sorted(members)
 
 
-def test_a_header_that_is_enormous_is_not_unpacked(tmp_path: Path) -> None:
+def test_an_enormous_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
     with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
         info = tarfile.TarInfo("cat/a.jpg")
@@ -404,51 +420,51 @@ def test_a_header_that_is_enormous_is_not_unpacked(tmp_path: Path) -> None:
         list(open_tree(Archive(path), "a").items())
 
 
-def test_a_spoilt_member_of_a_bzip2_zip_is_set_aside_alone(tmp_path: Path) -> None:
+def test_only_the_damaged_member_of_a_bzip2_zip_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as file:
-        for one in PLAIN:
-            file.writestr(one, rng.bytes(900))
+        for member in CLASS_FOLDERS:
+            file.writestr(member, rng.bytes(900))
     with zipfile.ZipFile(path) as file:
-        at = file.infolist()[0].header_offset
-    packed = bytearray(path.read_bytes())
-    packed[at + 30 + len(PLAIN[0]) + 4] ^= 0xFF
-    path.write_bytes(packed)
+        offset = file.infolist()[0].header_offset
+    content = bytearray(path.read_bytes())
+    content[offset + 30 + len(CLASS_FOLDERS[0]) + 4] ^= 0xFF
+    path.write_bytes(content)
     contents = [item.content for item in open_tree(Archive(path), "a").items()]
-    assert [isinstance(content, ValueError) for content in contents] == [True, False, False]
+    assert [isinstance(item_content, ValueError) for item_content in contents] == [True, False, False]
 
 
-def test_a_member_without_a_name_is_passed_over(tmp_path: Path) -> None:
-    path = zipped(tmp_path / "a.zip", {one: b"." for one in PLAIN})
+def test_a_member_without_a_name_is_skipped(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "a.zip", {member: b"." for member in CLASS_FOLDERS})
     with zipfile.ZipFile(path, "a") as file:
         file.writestr(zipfile.ZipInfo("x"), b".")
-    packed = bytearray(path.read_bytes())
-    at = packed.rindex(b"PK\x01\x02")
-    packed[at + 28 : at + 32] = b"\0\0\1\0"  # no name, and its byte counts as an extra field
-    path.write_bytes(packed)
-    assert sorted(listed(open_tree(Archive(path), "a"))) == sorted(PLAIN)
+    content = bytearray(path.read_bytes())
+    offset = content.rindex(b"PK\x01\x02")
+    content[offset + 28 : offset + 32] = b"\0\0\1\0"  # no name, and its byte counts as an extra field
+    path.write_bytes(content)
+    assert sorted(list_items(open_tree(Archive(path), "a"))) == sorted(CLASS_FOLDERS)
 
 
-def test_companions_that_a_mac_unpacked_are_passed_over(tmp_path: Path) -> None:
-    for name in (*PLAIN, "__MACOSX/cat/._a.jpg", "cat/__MACOSX/._a.jpg"):
+def test_companion_files_of_macos_are_skipped(tmp_path: Path) -> None:
+    for name in (*CLASS_FOLDERS, "__MACOSX/cat/._a.jpg", "cat/__MACOSX/._a.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b".")
-    assert sorted(listed(open_tree(Folder(tmp_path), "a"))) == sorted(PLAIN)
+    assert sorted(list_items(open_tree(Folder(tmp_path), "a"))) == sorted(CLASS_FOLDERS)
 
 
-def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("winnow.data.archives.BOMB_BYTES", 1_000_000)
-    path = zipped(tmp_path / "a.zip", {one: bytes(2_000_000) for one in PLAIN})
+    path = write_zip(tmp_path / "a.zip", {member: bytes(2_000_000) for member in CLASS_FOLDERS})
     with pytest.raises(DataError, match="200 times its size, as no images do"):
         Archive(path)
 
 
 @pytest.mark.parametrize(("pack", "name"), PACKERS)
-def test_a_table_labels_what_an_archive_holds(tmp_path: Path, pack: Any, name: str) -> None:
+def test_a_table_labels_the_members_of_an_archive(tmp_path: Path, pack: Any, name: str) -> None:
     path = pack(tmp_path / name, {"img/a.jpg": b"a", "img/b.jpg": b"b", "img/c.jpg": b"c", "labels.csv": b""})
     (tmp_path / "labels.csv").write_text("path,label\nimg/a.jpg,cat\nimg/b.jpg,dog\nimg/gone.jpg,dog\n")
     data = Data(source="archive", labels_per_class="auto", path=str(path), labels=str(tmp_path / "labels.csv"))
     source = open_source(data, tmp_path)
-    assert listed(source) == {"img/a.jpg": (0, False), "img/b.jpg": (1, False), "img/c.jpg": (-1, False)}
+    assert list_items(source) == {"img/a.jpg": (0, False), "img/b.jpg": (1, False), "img/c.jpg": (-1, False)}
     assert source.missing == (("img/gone.jpg", "listed in labels.csv, but missing"),)

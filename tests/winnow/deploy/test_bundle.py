@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import CLASSES, SIZE
-from tests.winnow.data.test_foreign_files import USED, saved
+from tests.winnow.data.test_foreign_files import USED, encode_image
 from winnow.config import Benchmark
 from winnow.data.dataset import decode
 from winnow.data.preprocessing import POLICIES, Preprocessing
@@ -118,9 +118,15 @@ def files(folder: Path) -> list[Path]:
     """Colour of many shapes, gray of 16 bits as PNG, TIFF and PGM, a TIFF where 0 is white, one of 12 bits."""
     images: list[tuple[str, bytes]] = []
     for width, height in RNG.integers(1, 200, (20, 2)).tolist():
-        images.append(("png", saved(Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)), "PNG")))
+        images.append(
+            ("png", encode_image(Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)), "PNG"))
+        )
     sixteen = Image.fromarray(RNG.integers(0, 9000, (40, 31)).astype(np.uint16))
-    images += [("png", saved(sixteen, "PNG")), ("tif", saved(sixteen, "TIFF")), ("pgm", saved(sixteen, "PPM"))]
+    images += [
+        ("png", encode_image(sixteen, "PNG")),
+        ("tif", encode_image(sixteen, "TIFF")),
+        ("pgm", encode_image(sixteen, "PPM")),
+    ]
     images += [("tif", USED[kind][0]) for kind in ("16-bit gray TIFF where 0 is white", "12-bit gray TIFF")]
     images += [("png", USED["EXIF-rotated"][0]), ("png", USED["palette, transparent"][0])]
     found = []
