@@ -15,61 +15,61 @@ from winnow.deploy.batch_inference import embed, predict_file, predict_torch
 from winnow.errors import ArtifactError
 from winnow.models.backbones import Architecture, build_model, load_model
 
-PREPARE = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+TORCHVISION_PREPROCESSING = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
 
-def noise(count: int, side: int) -> np.ndarray:
+def random_pixels(count: int, side: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
-def tiny(backbone: str = "resnet8", side: int = 16) -> torch.nn.Module:
+def tiny_model(backbone: str = "resnet8", side: int = 16) -> torch.nn.Module:
     return build_model(Architecture(backbone=backbone, num_classes=3, image_size=side), seed=1)
 
 
-def test_network_sees_what_torchvision_would_show_it() -> None:
-    model, images = tiny().train(), noise(6, 16)
-    given = predict_torch(model, images, np.array([4, 0, 2]))
+def test_preprocessing_equals_torchvision() -> None:
+    model, images = tiny_model().train(), random_pixels(6, 16)
+    logits = predict_torch(model, images, np.array([4, 0, 2]))
     assert not model.training
     with torch.inference_mode():
-        expected = torch.cat([model(PREPARE(images[index])[None]) for index in (4, 0, 2)])
-    np.testing.assert_allclose(given, expected.numpy(), atol=1e-5)
-    assert given.dtype == np.float32
+        expected = torch.cat([model(TORCHVISION_PREPROCESSING(images[index])[None]) for index in (4, 0, 2)])
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
+    assert logits.dtype == np.float32
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_batches_change_nothing(batch_size: int) -> None:
-    model, images = tiny(), noise(9, 16)
-    whole = predict_torch(model, images, np.arange(9), batch_size=9)
-    np.testing.assert_allclose(predict_torch(model, images, np.arange(9), batch_size), whole, atol=1e-5)
-    np.testing.assert_array_equal(predict_torch(model, images, np.arange(9), batch_size=9), whole)
+def test_logits_do_not_depend_on_the_batch_size(batch_size: int) -> None:
+    model, images = tiny_model(), random_pixels(9, 16)
+    expected = predict_torch(model, images, np.arange(9), batch_size=9)
+    np.testing.assert_allclose(predict_torch(model, images, np.arange(9), batch_size), expected, atol=1e-5)
+    np.testing.assert_array_equal(predict_torch(model, images, np.arange(9), batch_size=9), expected)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("backbone", "width"), [("resnet8", 192), ("mobilenet_v3_small", 576), ("vit_b_32", 768)])
-def test_embeddings_are_what_reaches_the_head(backbone: str, width: int) -> None:
-    model, images = tiny(backbone, 32).train(), noise(5, 32)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+def test_embeddings_are_the_input_of_the_head(backbone: str, width: int) -> None:
+    model, images = tiny_model(backbone, 32).train(), random_pixels(5, 32)
+    state_before = {name: value.clone() for name, value in model.state_dict().items()}
     features = embed(model, images, np.arange(5), batch_size=2)
-    # mobilenet's head is a container (two linear layers): all of it is taken off.
+    # mobilenet's head is a container (two linear layers): all of it is removed.
     assert features.shape == (5, width)
     assert model.training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, state_before[name]) for name, value in model.state_dict().items())
     if backbone == "resnet8":
         expected = predict_torch(model, images, np.arange(5))
         np.testing.assert_allclose(model.fc(features).detach().numpy(), expected, atol=1e-4)
 
 
-def test_file_answers_as_its_network(tiny_dense: Path, tiny_set: ImageSet) -> None:
+def test_logits_of_the_file_equal_those_of_its_network(tiny_dense: Path, tiny_set: ImageSet) -> None:
     indices = tiny_set.indices(VALIDATION)
     model, _ = load_model(tiny_dense)
     expected = predict_torch(model, tiny_set.images_NHWC, indices)
     for batch_size in (7, 256):
-        given = predict_file(tiny_dense / "model.onnx", tiny_set.images_NHWC, indices, batch_size)
-        assert given.dtype == np.float32
-        np.testing.assert_allclose(given, expected, atol=1e-3)
+        logits = predict_file(tiny_dense / "model.onnx", tiny_set.images_NHWC, indices, batch_size)
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, expected, atol=1e-3)
 
 
-def damaged(source: bytes, how: str) -> bytes:
+def damage_bytes(source: bytes, damage: str) -> bytes:
     return {
         "empty": b"",
         "text": b"no ONNX file at all",
@@ -77,19 +77,19 @@ def damaged(source: bytes, how: str) -> bytes:
         "short": source[:10],
         "name": source.replace(b"pixels", b"p\xff\xfeels", 1),
         "operator": source.replace(b"Gemm", b"Gamm"),
-    }[how]
+    }[damage]
 
 
-@pytest.mark.parametrize("how", ["missing", "empty", "text", "cut", "short", "name", "operator"])
-def test_damaged_file_says_what_to_do(tiny_dense: Path, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut", "short", "name", "operator"])
+def test_a_damaged_file_is_an_error_with_a_remedy(tiny_dense: Path, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "model.onnx"
-    if how != "missing":
-        path.write_bytes(damaged((tiny_dense / "model.onnx").read_bytes(), how))
+    if damage != "missing":
+        path.write_bytes(damage_bytes((tiny_dense / "model.onnx").read_bytes(), damage))
     with pytest.raises(ArtifactError, match=r"model\.onnx is (missing; run the step|damaged .* delete its folder)"):
-        predict_file(path, noise(2, 16), np.arange(2))
+        predict_file(path, random_pixels(2, 16), np.arange(2))
 
 
-def test_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+def test_logits_that_are_nan_are_refused(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["x"], ["flat"]),
@@ -104,4 +104,4 @@ def test_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
     with pytest.raises(ArtifactError, match="not finite numbers"):
-        predict_file(tmp_path / "m.onnx", noise(2, 4), np.arange(2))
+        predict_file(tmp_path / "m.onnx", random_pixels(2, 4), np.arange(2))

@@ -25,7 +25,7 @@ from winnow.errors import DataError
 from winnow.evaluation.metrics import softmax
 from winnow.records import CandidateCard, DeploymentCard, this_machine
 
-MORE: dict[str, Any] = {
+DEPLOYMENT_FIELDS: dict[str, Any] = {
     "serving": {
         **{"runtime": "ort", "precision": "int8", "threads": 2, "batch": 1, "p50_ms": 0.1},
         "objective": "latency",
@@ -49,12 +49,12 @@ CHECK = HostCheck(Benchmark(), None)
 def promoted(tiny_candidate: Callable[[str], Path], tmp_path: Path) -> Path:
     folder = tmp_path / "promoted"
     shutil.copytree(tiny_candidate("dense-int8"), folder)
-    card = json.loads((folder / "card.json").read_text()) | MORE
+    card = json.loads((folder / "card.json").read_text()) | DEPLOYMENT_FIELDS
     (folder / "card.json").write_text(json.dumps(card))
     return folder
 
 
-def test_what_is_in_it(promoted: Path, tiny_candidate: Callable[[str], Path], tmp_path: Path) -> None:
+def test_content_of_the_bundle(promoted: Path, tiny_candidate: Callable[[str], Path], tmp_path: Path) -> None:
     export_model(promoted, tmp_path / "out", "photos, version 1 (dense-int8)", CHECK)
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
@@ -69,138 +69,149 @@ def test_what_is_in_it(promoted: Path, tiny_candidate: Callable[[str], Path], tm
     assert "18546 images/s (openvino (PERFORMANCE_HINT THROUGHPUT, 2 streams of 32 images each), int8, 2 thr" in text
     assert "On 2000 test images, not used for any selection: 43.8 % top-1 (95 % interval 41.6 to 46.0).\n" in text
     figures = {"baseline": "dense-kd", "drop_points": 1.25, "drop_low": 0.5, "drop_high": 2.0}
-    deployed = {"measured_in": "openvino int8, batches of 1", "warnings": ["the intervals do not overlap"]}
+    measurement = {"measured_in": "openvino int8, batches of 1", "warnings": ["the intervals do not overlap"]}
     card = DeploymentCard.read(promoted).content()
-    whole = render_model_card(DeploymentCard(**card | {"test": MORE["test"] | figures | deployed}), "t")
-    assert ", measured in openvino int8, batches of 1; 1.2 points below dense-kd (0.5 to 2.0).\n" in whole
-    assert "## Quality\n\n**Warning:** the intervals do not overlap.\n\nMeasured on" in whole
+    model_card = render_model_card(
+        DeploymentCard(**card | {"test": DEPLOYMENT_FIELDS["test"] | figures | measurement}), "t"
+    )
+    assert ", measured in openvino int8, batches of 1; 1.2 points below dense-kd (0.5 to 2.0).\n" in model_card
+    assert "## Quality\n\n**Warning:** the intervals do not overlap.\n\nMeasured on" in model_card
     assert "reshape the model" in text
-    float_card = DeploymentCard(**CandidateCard.read(tiny_candidate("dense")).content() | MORE | {"test": {}})
+    float_card = DeploymentCard(
+        **CandidateCard.read(tiny_candidate("dense")).content() | DEPLOYMENT_FIELDS | {"test": {}}
+    )
     assert "reshape the model" not in render_model_card(float_card, "float")
     assert "test images" not in render_model_card(float_card, "float")
     assert f"{card['metrics']['quality/top1'] * 100:.1f} %" in text
     for key in [key for key in card["metrics"] if key.startswith("quality/") and key != "quality/agreement"]:
         del card["metrics"][key]
-    dealt = MORE["serving"] | {"runtime": "openvino-throughput", "threads": 4, "batch": 64, "streams": 4}
+    stream_serving = DEPLOYMENT_FIELDS["serving"] | {
+        "runtime": "openvino-throughput",
+        "threads": 4,
+        "batch": 64,
+        "streams": 4,
+    }
     assert "| serve with | openvino (PERFORMANCE_HINT THROUGHPUT, 4 streams of 16 images each), int8, 4 threads |" in (
-        render_model_card(DeploymentCard(**card | {"serving": dealt}), "in streams")
+        render_model_card(DeploymentCard(**card | {"serving": stream_serving}), "in streams")
     )
     unlabelled = render_model_card(DeploymentCard(**card | {"test": {}}), "no labels").partition("## Speed")[0]
     assert "top-1" not in unlabelled.partition("## Quality")[2]
 
 
-def test_the_example_answers_as_winnow_does_without_it(promoted: Path, tmp_path: Path) -> None:
+def test_the_example_predicts_as_winnow_without_importing_it(promoted: Path, tmp_path: Path) -> None:
     export_model(promoted, tmp_path / "out", "photos", CHECK)
     rng = np.random.default_rng(2)
     paths = []
-    for index, (mode, form, size) in enumerate(
+    for index, (mode, image_format, size) in enumerate(
         [("RGB", "JPEG", (61, 40)), ("P", "PNG", (33, 90)), ("CMYK", "JPEG", (50, 50)), ("RGBA", "WEBP", (SIZE, SIZE))]
     ):
         image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).convert(mode)
         exif = Image.Exif()
         exif[0x0112] = 6
-        paths.append(tmp_path / f"{index}.{form.lower()}")
-        image.save(paths[-1], form, exif=exif)
+        paths.append(tmp_path / f"{index}.{image_format.lower()}")
+        image.save(paths[-1], image_format, exif=exif)
     command = [sys.executable, "-I", tmp_path / "out" / "predict.py", *paths]
-    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
     pixels = np.stack([decode(path.read_bytes(), SIZE)[0] for path in paths])
     scale = json.loads((promoted / "card.json").read_text())["temperature"]
     assert scale != 1.0
     expected = softmax(predict_file(promoted / "model.onnx", pixels, np.arange(len(paths))), scale)
-    for line, path, chances in zip(told, paths, expected, strict=True):
-        assert line == f"{path}\t{CLASSES[chances.argmax()]}\t{chances.max():.4f}"
+    for line, path, probabilities in zip(lines, paths, expected, strict=True):
+        assert line == f"{path}\t{CLASSES[probabilities.argmax()]}\t{probabilities.max():.4f}"
 
 
 RNG = np.random.default_rng(3)
 
 
-def files(folder: Path) -> list[Path]:
-    """Colour of many shapes, gray of 16 bits as PNG, TIFF and PGM, a TIFF where 0 is white, one of 12 bits."""
+def write_image_files(folder: Path) -> list[Path]:
+    """Write colour images of many sizes, 16-bit gray as PNG, TIFF and PGM, and TIFFs of 12 bits and with 0 as white."""
     images: list[tuple[str, bytes]] = []
     for width, height in RNG.integers(1, 200, (20, 2)).tolist():
         images.append(
             ("png", encode_image(Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)), "PNG"))
         )
-    sixteen = Image.fromarray(RNG.integers(0, 9000, (40, 31)).astype(np.uint16))
+    gray_16_bits = Image.fromarray(RNG.integers(0, 9000, (40, 31)).astype(np.uint16))
     images += [
-        ("png", encode_image(sixteen, "PNG")),
-        ("tif", encode_image(sixteen, "TIFF")),
-        ("pgm", encode_image(sixteen, "PPM")),
+        ("png", encode_image(gray_16_bits, "PNG")),
+        ("tif", encode_image(gray_16_bits, "TIFF")),
+        ("pgm", encode_image(gray_16_bits, "PPM")),
     ]
     images += [("tif", USED[kind][0]) for kind in ("16-bit gray TIFF where 0 is white", "12-bit gray TIFF")]
     images += [("png", USED["EXIF-rotated"][0]), ("png", USED["palette, transparent"][0])]
-    found = []
+    paths = []
     for number, (suffix, data) in enumerate(images):
-        found.append(folder / f"{number}.{suffix}")
-        found[-1].write_bytes(data)
-    return found
+        paths.append(folder / f"{number}.{suffix}")
+        paths[-1].write_bytes(data)
+    return paths
 
 
-@pytest.mark.parametrize("how", POLICIES)
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.filterwarnings("ignore")
-def test_the_examples_pixels_are_the_same_to_the_bit(tmp_path: Path, how: str, bits: int) -> None:
-    for path in files(tmp_path):
-        found = load_pixels(str(path), {"image_size": 48, "resize": how, "bits": bits})
-        np.testing.assert_array_equal(found, decode(path.read_bytes(), 48, Preprocessing(how, bits))[0])
+def test_pixels_of_the_example_equal_those_of_winnow(tmp_path: Path, policy: str, bits: int) -> None:
+    for path in write_image_files(tmp_path):
+        pixels = load_pixels(str(path), {"image_size": 48, "resize": policy, "bits": bits})
+        np.testing.assert_array_equal(pixels, decode(path.read_bytes(), 48, Preprocessing(policy, bits))[0])
 
 
-def test_the_example_in_a_c_locale_and_with_files_that_cannot_be_used(promoted: Path, tmp_path: Path) -> None:
+def test_the_example_in_a_c_locale_and_with_unusable_files(promoted: Path, tmp_path: Path) -> None:
     card = json.loads((promoted / "card.json").read_text(encoding="utf-8"))
     names = [f"Äpfel {number}" for number in range(len(CLASSES))]
     (promoted / "card.json").write_text(json.dumps(card | {"classes": names}, ensure_ascii=False), encoding="utf-8")
     export_model(promoted, tmp_path / "out", "photos", CHECK)
-    good = [tmp_path / "größe.png", Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))]
-    for path in good:
+    usable = [tmp_path / "größe.png", Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))]
+    for path in usable:
         Image.fromarray(RNG.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
     (tmp_path / "broken.png").write_bytes(b"no image")
-    bad = [tmp_path / "gone.png", tmp_path / "broken.png", tmp_path]
-    command = [sys.executable, tmp_path / "out" / "predict.py", bad[0], good[0], *bad[1:], good[1]]
-    plain = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "PYTHON", "LANG"))}
-    for more in ({"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "C.UTF-8"}):
-        told = subprocess.run(command, env={**plain, **more}, capture_output=True, check=False)
-        assert told.returncode == 2, told.stderr
-        lines = told.stdout.splitlines()
-        assert [line.split(b"\t")[0] for line in lines] == [os.fsencode(path) for path in good]
+    unusable = [tmp_path / "gone.png", tmp_path / "broken.png", tmp_path]
+    command = [sys.executable, tmp_path / "out" / "predict.py", unusable[0], usable[0], *unusable[1:], usable[1]]
+    base_environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("LC_", "PYTHON", "LANG"))
+    }
+    for locale_variables in ({"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "C.UTF-8"}):
+        result = subprocess.run(command, env={**base_environment, **locale_variables}, capture_output=True, check=False)
+        assert result.returncode == 2, result.stderr
+        lines = result.stdout.splitlines()
+        assert [line.split(b"\t")[0] for line in lines] == [os.fsencode(path) for path in usable]
         assert all(line.split(b"\t")[1].decode() in names for line in lines)
-        errors = told.stderr.splitlines()
-        assert [line.partition(b": cannot be used (")[0] for line in errors] == [os.fsencode(path) for path in bad]
+        errors = result.stderr.splitlines()
+        assert [line.partition(b": cannot be used (")[0] for line in errors] == [os.fsencode(path) for path in unusable]
 
 
-def test_something_else_is_not_overwritten(promoted: Path, tmp_path: Path) -> None:
+def test_other_folders_are_not_overwritten(promoted: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     export_model(promoted, out, "photos", CHECK)
     export_model(promoted, out, "photos again", CHECK)
     assert "photos again" in (out / "README.md").read_text()
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.txt").write_text("years of work")
+    other_folder = tmp_path / "other"
+    other_folder.mkdir()
+    (other_folder / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match="other exists and holds something else"):
-        export_model(promoted, other, "photos", CHECK)
-    assert (other / "thesis.txt").read_text() == "years of work"
-    mine = tmp_path / "mine"
-    (mine / "check").mkdir(parents=True)
-    (mine / "README.md").write_text("mine")
-    (mine / "check" / "thesis.txt").write_text("years of work")
+        export_model(promoted, other_folder, "photos", CHECK)
+    assert (other_folder / "thesis.txt").read_text() == "years of work"
+    user_folder = tmp_path / "mine"
+    (user_folder / "check").mkdir(parents=True)
+    (user_folder / "README.md").write_text("mine")
+    (user_folder / "check" / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match="mine exists and holds something else"):
-        export_model(promoted, mine, "photos", CHECK)
-    assert (mine / "check" / "thesis.txt").exists()
+        export_model(promoted, user_folder, "photos", CHECK)
+    assert (user_folder / "check" / "thesis.txt").exists()
     (out / "notes.txt").write_text("beside an export")
-    for kept in (out, promoted):  # a candidate's own folder, too, has a card
-        before = sorted(path.name for path in kept.iterdir())
+    for protected in (out, promoted):  # the folder of a candidate has a card, too
+        names_before = sorted(path.name for path in protected.iterdir())
         with pytest.raises(DataError, match="holds something else"):
-            export_model(promoted, kept, "photos", CHECK)
-        assert sorted(path.name for path in kept.iterdir()) == before
+            export_model(promoted, protected, "photos", CHECK)
+        assert sorted(path.name for path in protected.iterdir()) == names_before
 
 
 @pytest.mark.thorough
-def test_candidates_go_without_a_model_where_none_is_promoted(
+def test_candidates_are_exported_without_a_promoted_model(
     promoted: Path, tiny_candidate: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    others = tuple((name, tiny_candidate(name) / "model.onnx", "f32") for name in ("dense", "pruned"))
-    for _ in range(2):  # over itself, too
-        export_host_check(tmp_path / "out", HostCheck(Benchmark(), None, others), SIZE)
+    candidates = tuple((name, tiny_candidate(name) / "model.onnx", "f32") for name in ("dense", "pruned"))
+    for _ in range(2):  # the second time over the first
+        export_host_check(tmp_path / "out", HostCheck(Benchmark(), None, candidates), SIZE)
     out = tmp_path / "out"
     assert sorted(path.name for path in out.rglob("*")) == sorted(
         ["check", "check_host.py", "manifest.json", "pixels.npy", "dense.onnx", "pruned.onnx"]

@@ -17,7 +17,7 @@ from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import wilson_interval
 from winnow.records.candidate import CandidateFile, LabelCounts
 
-ALWAYS = {
+UNLABELLED_METRICS = {
     "quality/agreement",
     "quality/agreement_parent",
     "size/mb",
@@ -28,7 +28,7 @@ ALWAYS = {
     "compute/int8_share",
     "quality/temperature",
 }
-LABELLED = {
+LABELLED_METRICS = {
     "quality/top1",
     "quality/top1_low",
     "quality/top1_high",
@@ -42,11 +42,11 @@ LABELLED = {
 PARITY = "parity/max_abs_difference"
 
 
-def finished(
-    folder: Path, images: ImageSet, dense: Path | None = None, parent: Path | None = None
+def finish(
+    child_folder: Path, images: ImageSet, dense: Path | None = None, parent: Path | None = None
 ) -> tuple[dict[str, float], CandidateFile]:
     return finish_candidate(
-        folder,
+        child_folder,
         name="child",
         method="prune",
         lineage=["dense", "child"],
@@ -58,14 +58,14 @@ def finished(
 
 
 @pytest.fixture
-def folder(tiny_dense: Path, tmp_path: Path) -> Path:
-    """A copy of dense to spoil."""
+def child_folder(tiny_dense: Path, tmp_path: Path) -> Path:
+    """Return a copy of dense that a test may change."""
     return Path(shutil.copytree(tiny_dense, tmp_path / "child"))
 
 
 @pytest.fixture
-def other(tiny_dense: Path, tmp_path: Path) -> Path:
-    """A dense whose first 6 of 60 answers are others, three of them right all the same as far as labels go."""
+def changed_dense(tiny_dense: Path, tmp_path: Path) -> Path:
+    """Return a copy of dense with other predictions for 6 of 60 images."""
     path = Path(shutil.copytree(tiny_dense, tmp_path / "other"))
     logits = np.load(path / "validation_logits.npy")
     logits[:6] = np.roll(logits[:6], 1, axis=1)
@@ -73,47 +73,47 @@ def other(tiny_dense: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_the_file_itself_is_measured(folder: Path, tiny_set: ImageSet) -> None:
-    (folder / "validation_logits.npy").unlink()
-    metrics, details = finished(folder, tiny_set)
+def test_metrics_are_those_of_the_file(child_folder: Path, tiny_set: ImageSet) -> None:
+    (child_folder / "validation_logits.npy").unlink()
+    metrics, details = finish(child_folder, tiny_set)
     indices = tiny_set.indices(VALIDATION)
-    logits = np.load(folder / "validation_logits.npy", allow_pickle=False)
-    np.testing.assert_array_equal(logits, predict_file(folder / "model.onnx", tiny_set.images_NHWC, indices))
-    right = int((logits.argmax(1) == tiny_set.labels_N[indices]).sum())
-    assert set(metrics) == ALWAYS | LABELLED | {PARITY}
-    assert metrics["quality/top1"] == right / 60
-    assert (metrics["quality/top1_low"], metrics["quality/top1_high"]) == wilson_interval(right, 60)
+    logits = np.load(child_folder / "validation_logits.npy", allow_pickle=False)
+    np.testing.assert_array_equal(logits, predict_file(child_folder / "model.onnx", tiny_set.images_NHWC, indices))
+    correct = int((logits.argmax(1) == tiny_set.labels_N[indices]).sum())
+    assert set(metrics) == UNLABELLED_METRICS | LABELLED_METRICS | {PARITY}
+    assert metrics["quality/top1"] == correct / 60
+    assert (metrics["quality/top1_low"], metrics["quality/top1_high"]) == wilson_interval(correct, 60)
     assert (metrics["quality/agreement"], metrics["delta/top1"]) == (1.0, 0.0)
     assert 0 < metrics[PARITY] < 1e-3
     assert (details.precision, details.lineage) == ("f32", ["dense", "child"])
     assert details.labels == LabelCounts(training=110, choosing=60)
 
 
-def test_sizes_are_those_of_the_file_and_its_network(folder: Path, tiny_set: ImageSet) -> None:
-    metrics, _ = finished(folder, tiny_set)
-    weights = load_file(folder / "weights.safetensors")
+def test_sizes_of_the_file_and_its_network(child_folder: Path, tiny_set: ImageSet) -> None:
+    metrics, _ = finish(child_folder, tiny_set)
+    weights = load_file(child_folder / "weights.safetensors")
     parameters = [value for name, value in weights.items() if "running" not in name and "num_batches" not in name]
-    assert metrics["size/mb"] == (folder / "model.onnx").stat().st_size / 1e6
+    assert metrics["size/mb"] == (child_folder / "model.onnx").stat().st_size / 1e6
     assert metrics["size/zipped_mb"] < metrics["size/mb"]
     assert metrics["size/parameters"] == sum(value.numel() for value in parameters)
     assert metrics["size/nonzero_parameters"] == sum(int((value != 0).sum()) for value in parameters)
 
 
-def test_drop_and_agreement_are_against_what_dense_answered(folder: Path, other: Path, tiny_set: ImageSet) -> None:
+def test_drop_and_agreement_are_relative_to_dense(child_folder: Path, changed_dense: Path, tiny_set: ImageSet) -> None:
     labels = tiny_set.labels_N[tiny_set.indices(VALIDATION)]
-    answers = np.load(other / "validation_logits.npy").argmax(1)
-    metrics, _ = finished(folder, tiny_set, dense=other, parent=folder)
+    predictions = np.load(changed_dense / "validation_logits.npy").argmax(1)
+    metrics, _ = finish(child_folder, tiny_set, dense=changed_dense, parent=child_folder)
     assert metrics["quality/agreement"] == pytest.approx(54 / 60)
     assert metrics["quality/agreement_parent"] == 1.0
-    expected = (metrics["quality/top1"] - (answers == labels).mean()) * 100
+    expected = (metrics["quality/top1"] - (predictions == labels).mean()) * 100
     assert metrics["delta/top1"] == pytest.approx(expected)
     assert abs(expected) > 1
 
 
-def test_card_says_what_a_server_must_know(folder: Path, tiny_set: ImageSet) -> None:
-    metrics, _ = finished(folder, tiny_set)
-    first = (folder / "card.json").read_bytes()
-    card = json.loads(first)
+def test_the_card_describes_input_output_and_labels(child_folder: Path, tiny_set: ImageSet) -> None:
+    metrics, _ = finish(child_folder, tiny_set)
+    content = (child_folder / "card.json").read_bytes()
+    card = json.loads(content)
     assert (card["name"], card["method"], card["precision"]) == ("child", "prune", "f32")
     assert (card["lineage"], card["labels"]) == (["dense", "child"], {"training": 110, "choosing": 60})
     assert (card["classes"], card["image_size"]) == (["disc", "stripes", "wedge"], 16)
@@ -121,54 +121,56 @@ def test_card_says_what_a_server_must_know(folder: Path, tiny_set: ImageSet) -> 
     assert card["output"]["shape"] == ["N", 3]
     assert "16 x 16" in card["resize_policy"]
     assert card["metrics"] == metrics
-    finished(folder, tiny_set)
-    assert (folder / "card.json").read_bytes() == first
+    finish(child_folder, tiny_set)
+    assert (child_folder / "card.json").read_bytes() == content
 
 
-def test_without_validation_labels_there_is_agreement_alone(folder: Path, other: Path, tiny_set: ImageSet) -> None:
-    hidden = np.where(tiny_set.split_N == VALIDATION, -1, tiny_set.labels_N)
-    metrics, details = finished(folder, dataclasses.replace(tiny_set, labels_N=hidden), dense=other)
-    assert set(metrics) == ALWAYS | {PARITY}
+def test_without_validation_labels_only_agreement_is_measured(
+    child_folder: Path, changed_dense: Path, tiny_set: ImageSet
+) -> None:
+    labels = np.where(tiny_set.split_N == VALIDATION, -1, tiny_set.labels_N)
+    metrics, details = finish(child_folder, dataclasses.replace(tiny_set, labels_N=labels), dense=changed_dense)
+    assert set(metrics) == UNLABELLED_METRICS | {PARITY}
     assert metrics["quality/agreement"] == pytest.approx(54 / 60)
     assert (details.per_class, details.confusion, details.reliability) == ({}, [], [])
     assert details.labels.choosing == 0
 
 
-def test_images_without_a_label_are_answered_but_not_scored(folder: Path, tiny_set: ImageSet) -> None:
+def test_unlabelled_images_have_logits_but_no_score(child_folder: Path, tiny_set: ImageSet) -> None:
     indices = tiny_set.indices(VALIDATION)
     labels = np.array(tiny_set.labels_N)
     labels[indices[:20]] = -1
-    metrics, details = finished(folder, dataclasses.replace(tiny_set, labels_N=labels))
-    logits = np.load(folder / "validation_logits.npy")
+    metrics, details = finish(child_folder, dataclasses.replace(tiny_set, labels_N=labels))
+    logits = np.load(child_folder / "validation_logits.npy")
     assert logits.shape == (60, 3)
     assert metrics["quality/top1"] == (logits[20:].argmax(1) == labels[indices[20:]]).mean()
     assert details.labels.choosing == 40
 
 
-def test_int8_file_has_no_network_to_be_compared_with(
+def test_an_int8_file_has_no_parity_metric(
     tiny_candidate: Callable[[str], Path], tiny_dense: Path, tiny_set: ImageSet, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny_candidate("dense-int8"), tmp_path / "int8"))
-    metrics, details = finished(folder, tiny_set, dense=tiny_dense)
-    assert set(metrics) == ALWAYS | LABELLED
+    metrics, details = finish(folder, tiny_set, dense=tiny_dense)
+    assert set(metrics) == UNLABELLED_METRICS | LABELLED_METRICS
     assert (details.precision, metrics["compute/int8_share"]) == ("int8", 1.0)
     assert metrics["size/nonzero_parameters"] < metrics["size/parameters"]
 
 
-def test_file_that_differs_from_its_network_is_refused(folder: Path, tiny_set: ImageSet) -> None:
-    weights = load_file(folder / "weights.safetensors")
+def test_file_that_differs_from_its_network_is_refused(child_folder: Path, tiny_set: ImageSet) -> None:
+    weights = load_file(child_folder / "weights.safetensors")
     weights["fc.bias"] += 0.5
-    save_file(weights, folder / "weights.safetensors")
+    save_file(weights, child_folder / "weights.safetensors")
     with pytest.raises(ArtifactError, match=r"differs from the network by 0\.5 in its logits"):
-        finished(folder, tiny_set)
+        finish(child_folder, tiny_set)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no array", b"\x93NUMPY\x01\x00"])
-def test_damaged_answers_of_dense_are_named(
-    folder: Path, other: Path, tiny_set: ImageSet, content: bytes | None
+def test_damaged_logits_of_dense_are_named(
+    child_folder: Path, changed_dense: Path, tiny_set: ImageSet, content: bytes | None
 ) -> None:
-    (other / "validation_logits.npy").unlink()
+    (changed_dense / "validation_logits.npy").unlink()
     if content is not None:
-        (other / "validation_logits.npy").write_bytes(content)
+        (changed_dense / "validation_logits.npy").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"other/validation_logits\.npy is missing or damaged"):
-        finished(folder, tiny_set, dense=other)
+        finish(child_folder, tiny_set, dense=changed_dense)

@@ -1,4 +1,4 @@
-"""Two-sample tests on handmade answers: what shifted is found, what did not is left alone."""
+"""Check two-sample tests on simulated features: shifts are detected, equal distributions are not."""
 
 from __future__ import annotations
 
@@ -24,71 +24,74 @@ from winnow.evaluation.metrics import softmax
 SETTINGS = Drift()
 
 
-def drawn(
-    count: int, seed: int, classes: tuple[float, ...] = (1, 1, 1), shift: float = 0.0, sure: float = 3.0
+def random_features(
+    count: int, seed: int, classes: tuple[float, ...] = (1, 1, 1), shift: float = 0.0, margin: float = 3.0
 ) -> DriftFeatures:
-    """Answers of a model that is `sure`, to images of classes in these shares, whose features are moved by `shift`."""
+    """Return features for these class shares; `margin` is added to the true class's logit, `shift` to embeddings."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(3, count, p=np.array(classes) / sum(classes))
     embeddings = rng.normal(0, 1, (count, 8)) + np.eye(3, 8)[labels] * 2 + shift
-    logits = rng.normal(0, 1, (count, 3)) + np.eye(3)[labels] * sure
+    logits = rng.normal(0, 1, (count, 3)) + np.eye(3)[labels] * margin
     return DriftFeatures(logits.astype(np.float32), embeddings.astype(np.float32))
 
 
-def real(fresh: DriftFeatures) -> set[str]:
-    return {shift.test for shift in run_drift_tests(drawn(600, 0), fresh, SETTINGS) if shift.is_real}
+def real_shifts(new_features: DriftFeatures) -> set[str]:
+    return {shift.test for shift in run_drift_tests(random_features(600, 0), new_features, SETTINGS) if shift.is_real}
 
 
-def test_fresh_images_of_the_same_kind_raise_no_alarm() -> None:
-    assert real(drawn(400, 1)) == set()
+def test_new_images_of_the_same_distribution_raise_no_alarm() -> None:
+    assert real_shifts(random_features(400, 1)) == set()
 
 
-def test_each_shift_is_found_by_its_own_test() -> None:
-    assert real(drawn(400, 2, shift=0.7)) == {"embeddings"}
-    assert "classes" in real(drawn(400, 3, classes=(3, 1, 1)))
-    assert real(drawn(400, 4, sure=1.5)) == {"confidence"}
+def test_each_shift_is_detected_by_its_test() -> None:
+    assert real_shifts(random_features(400, 2, shift=0.7)) == {"embeddings"}
+    assert "classes" in real_shifts(random_features(400, 3, classes=(3, 1, 1)))
+    assert real_shifts(random_features(400, 4, margin=1.5)) == {"confidence"}
 
 
-def test_a_shift_too_small_to_matter_is_not_real_however_many_images_show_it() -> None:
-    shifts = run_drift_tests(drawn(20000, 0), drawn(20000, 1, classes=(1.1, 1, 1)), SETTINGS)
-    found = {shift.test: shift for shift in shifts}["classes"]
-    assert found.p < 1e-3
-    assert 0.005 < found.effect < SETTINGS.min_class_shift
-    assert not found.is_real
+def test_a_significant_but_small_shift_is_not_real() -> None:
+    shifts = run_drift_tests(random_features(20000, 0), random_features(20000, 1, classes=(1.1, 1, 1)), SETTINGS)
+    class_shift = {shift.test: shift for shift in shifts}["classes"]
+    assert class_shift.p < 1e-3
+    assert 0.005 < class_shift.effect < SETTINGS.min_class_shift
+    assert not class_shift.is_real
 
 
 @pytest.mark.thorough
-def test_false_alarms_stay_within_what_is_accepted() -> None:
-    """200 draws of the same kind: more than 8 alarms at a level of 0.01 would be a chance of one in 4,700."""
-    loose = Drift(min_separation=0.0, min_class_shift=0.0, min_confidence_shift=0.0)
+def test_false_alarms_stay_within_the_level() -> None:
+    """Of 200 draws of one distribution, more than 8 alarms at a level of 0.01 have a probability of 1 in 4,700."""
+    settings = Drift(min_separation=0.0, min_class_shift=0.0, min_confidence_shift=0.0)
     alarms = [
-        any(shift.is_real for shift in run_drift_tests(drawn(300, 2 * seed), drawn(150, 2 * seed + 1), loose))
+        any(
+            shift.is_real
+            for shift in run_drift_tests(random_features(300, 2 * seed), random_features(150, 2 * seed + 1), settings)
+        )
         for seed in range(200)
     ]
     assert sum(alarms) <= 8
 
 
 @pytest.mark.parametrize(
-    ("fresh", "wanted"),
+    ("new_features", "expected"),
     [
-        (drawn(400, 1), "nothing"),
-        (drawn(400, 4, sure=1.5), "labels"),
-        (drawn(400, 2, shift=0.7), "retrain"),
+        (random_features(400, 1), "nothing"),
+        (random_features(400, 4, margin=1.5), "labels"),
+        (random_features(400, 2, shift=0.7), "retrain"),
     ],
 )
-def test_advice(fresh: DriftFeatures, wanted: str) -> None:
-    assert recommend_action(run_drift_tests(drawn(600, 0), fresh, SETTINGS)).wants == wanted
+def test_recommended_action(new_features: DriftFeatures, expected: str) -> None:
+    assert recommend_action(run_drift_tests(random_features(600, 0), new_features, SETTINGS)).wants == expected
 
 
-def test_least_sure_images_of_every_class_are_asked_for() -> None:
-    answers = drawn(90, 5)
-    chosen = select_images_to_label(answers, 6)
-    assert len(set(chosen)) == 6
-    chances = softmax(answers.logits_NC)
-    assert sorted(chances[chosen].argmax(1)) == [0, 0, 1, 1, 2, 2]
+def test_the_least_confident_images_of_every_class_are_selected() -> None:
+    features = random_features(90, 5)
+    selected = select_images_to_label(features, 6)
+    assert len(set(selected)) == 6
+    probabilities = softmax(features.logits_NC)
+    assert sorted(probabilities[selected].argmax(1)) == [0, 0, 1, 1, 2, 2]
     for label in range(3):
-        own = np.flatnonzero(chances.argmax(1) == label)
-        assert own[chances[own].max(1).argmin()] in chosen
+        class_indices = np.flatnonzero(probabilities.argmax(1) == label)
+        assert class_indices[probabilities[class_indices].max(1).argmin()] in selected
 
 
 @pytest.mark.thorough
@@ -97,21 +100,21 @@ def test_embeddings_of_float_and_int8_files(tiny_candidate: Callable[[str], Path
     shapes = set()
     for name in ("dense", "dense-int8", "pruned-int8", "student"):
         folder = tiny_candidate(name)
-        found = compute_features(folder / "model.onnx", pixels, batch_size=16)
-        np.testing.assert_allclose(found.logits_NC, np.load(folder / "validation_logits.npy"), atol=1e-4)
-        assert found.embeddings_ND.shape[0] == len(pixels)
-        assert found.embeddings_ND.std(0).max() > 0
-        shapes.add(found.embeddings_ND.shape[1])
+        features = compute_features(folder / "model.onnx", pixels, batch_size=16)
+        np.testing.assert_allclose(features.logits_NC, np.load(folder / "validation_logits.npy"), atol=1e-4)
+        assert features.embeddings_ND.shape[0] == len(pixels)
+        assert features.embeddings_ND.std(0).max() > 0
+        shapes.add(features.embeddings_ND.shape[1])
     assert min(shapes) >= 3
 
 
-def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match="damaged"):
         compute_features(tmp_path / "model.onnx", np.zeros((1, 4, 4, 3), np.uint8))
 
 
-def test_the_section_may_be_missing_and_is_checked() -> None:
+def test_the_config_section_is_optional_and_checked() -> None:
     assert check_config(tiny_params()).drift == Drift()
     with pytest.raises(ConfigError, match=r"drift\.alpha"):
         check_config(tiny_params() | {"drift": {"alpha": 0.0}})

@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parents[3]
 TINY = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
 
 
-def network(architecture: Architecture = TINY, seed: int = 3) -> torch.nn.Module:
-    """Random weights and, as if it were trained, random statistics."""
+def random_network(architecture: Architecture = TINY, seed: int = 3) -> torch.nn.Module:
+    """Return a network with random weights and, as if trained, random statistics."""
     model = build_model(architecture, seed)
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -47,58 +47,68 @@ def network(architecture: Architecture = TINY, seed: int = 3) -> torch.nn.Module
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "model.onnx"
-    export_onnx(network(), TINY, path)
+    export_onnx(random_network(), TINY, path)
     return path
 
 
-def pixels(count: int, side: int = 16) -> np.ndarray:
+def random_pixels(count: int, side: int = 16) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_file_equals_the_network_at_any_batch(file: Path, batch: int) -> None:
-    expected = predict_torch(network(), pixels(7), np.arange(batch))
+def test_the_file_equals_the_network_at_any_batch_size(file: Path, batch: int) -> None:
+    expected = predict_torch(random_network(), random_pixels(7), np.arange(batch))
     assert np.abs(expected).max() > 0.1
-    np.testing.assert_allclose(predict_file(file, pixels(7), np.arange(batch)), expected, atol=1e-5)
+    np.testing.assert_allclose(predict_file(file, random_pixels(7), np.arange(batch)), expected, atol=1e-5)
 
 
-def test_deployable_is_the_network_behind_its_preprocessing() -> None:
+def test_deployable_is_preprocessing_and_network() -> None:
     with torch.inference_mode():
-        given = Deployable(network())(torch.from_numpy(pixels(3)))
-    np.testing.assert_allclose(given.numpy(), predict_torch(network(), pixels(3), np.arange(3)), atol=1e-6)
+        logits = Deployable(random_network())(torch.from_numpy(random_pixels(3)))
+    np.testing.assert_allclose(
+        logits.numpy(), predict_torch(random_network(), random_pixels(3), np.arange(3)), atol=1e-6
+    )
 
 
-def test_input_is_bytes_of_pixels_and_batch_is_free(file: Path) -> None:
+def test_the_input_is_uint8_and_the_batch_size_is_free(file: Path) -> None:
     graph = onnx.load(file).graph
-    (given,), (answer,) = graph.input, graph.output
-    assert (given.name, answer.name) == ("pixels", "logits")
-    assert given.type.tensor_type.elem_type == TensorProto.UINT8
-    assert answer.type.tensor_type.elem_type == TensorProto.FLOAT
-    assert [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim] == ["N", 16, 16, 3]
-    assert [dim.dim_param or dim.dim_value for dim in answer.type.tensor_type.shape.dim] == ["N", 3]
+    (input_info,), (output_info,) = graph.input, graph.output
+    assert (input_info.name, output_info.name) == ("pixels", "logits")
+    assert input_info.type.tensor_type.elem_type == TensorProto.UINT8
+    assert output_info.type.tensor_type.elem_type == TensorProto.FLOAT
+    assert [dim.dim_param or dim.dim_value for dim in input_info.type.tensor_type.shape.dim] == ["N", 16, 16, 3]
+    assert [dim.dim_param or dim.dim_value for dim in output_info.type.tensor_type.shape.dim] == ["N", 3]
 
 
-def test_one_file_that_tells_nothing_of_its_machine(file: Path) -> None:
+def test_one_file_without_traces_of_the_machine(file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["model.onnx"]
     content = file.read_bytes()
-    for told in (str(ROOT), str(Path.home()), "site-packages", "torch/nn", 'File "', "stack_trace", "data_location"):
-        assert told.encode() not in content
+    for private_text in (
+        str(ROOT),
+        str(Path.home()),
+        "site-packages",
+        "torch/nn",
+        'File "',
+        "stack_trace",
+        "data_location",
+    ):
+        assert private_text.encode() not in content
     onnx.checker.check_model(onnx.load(file), full_check=True)
 
 
 @pytest.mark.thorough
-def test_same_network_same_bytes_in_any_memory_format(file: Path, tmp_path: Path) -> None:
-    export_onnx(network().to(memory_format=torch.channels_last).train(), TINY, tmp_path / "again.onnx")
-    export_onnx(network(seed=4), TINY, tmp_path / "other.onnx")
+def test_the_bytes_do_not_depend_on_the_memory_format(file: Path, tmp_path: Path) -> None:
+    export_onnx(random_network().to(memory_format=torch.channels_last).train(), TINY, tmp_path / "again.onnx")
+    export_onnx(random_network(seed=4), TINY, tmp_path / "other.onnx")
     assert sha256_of(tmp_path / "again.onnx") == sha256_of(file)
     assert sha256_of(tmp_path / "other.onnx") != sha256_of(file)
 
 
 @pytest.mark.slow
-def test_same_bytes_in_another_process_and_folder(file: Path, tmp_path: Path) -> None:
+def test_the_bytes_do_not_depend_on_process_and_folder(file: Path, tmp_path: Path) -> None:
     script = (
-        "from pathlib import Path; from tests.winnow.deploy.test_onnx_export import TINY, network\n"
-        "from winnow.deploy.onnx_export import export_onnx; export_onnx(network(), TINY, Path('model.onnx'))"
+        "from pathlib import Path; from tests.winnow.deploy.test_onnx_export import TINY, random_network\n"
+        "from winnow.deploy.onnx_export import export_onnx; export_onnx(random_network(), TINY, Path('model.onnx'))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "77"}
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True)
@@ -122,35 +132,35 @@ def flops(model: torch.nn.Module, side: int) -> int:
         pytest.param("convnext_tiny", 32, marks=pytest.mark.slow),
     ],
 )
-def test_backbones_survive_and_are_counted(backbone: str, side: int, tmp_path: Path) -> None:
+def test_backbones_keep_their_logits_and_macs(backbone: str, side: int, tmp_path: Path) -> None:
     architecture = Architecture(backbone=backbone.split()[0], num_classes=3, image_size=side)
-    model = network(architecture)
+    model = random_network(architecture)
     if "pruned" in backbone:
-        cut = PruningStep(0.3, Criterion("magnitude", 0), 8, min_channels_by_layer(model, 0.75))
-        architecture = remove_channels(model, architecture, cut)
+        pruning_step = PruningStep(0.3, Criterion("magnitude", 0), 8, min_channels_by_layer(model, 0.75))
+        architecture = remove_channels(model, architecture, pruning_step)
     export_onnx(model, architecture, tmp_path / "model.onnx")
     contents = inspect_onnx(tmp_path / "model.onnx")
     assert 2 * contents.macs == flops(model, side)
     assert (contents.int8_macs, contents.precision) == (0, "f32")
-    expected = predict_torch(model, pixels(3, side), np.arange(3))
-    given = predict_file(tmp_path / "model.onnx", pixels(3, side), np.arange(3))
-    np.testing.assert_allclose(given, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+    expected = predict_torch(model, random_pixels(3, side), np.arange(3))
+    logits = predict_file(tmp_path / "model.onnx", random_pixels(3, side), np.arange(3))
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.thorough
-def test_zeros_are_those_of_the_weights(tmp_path: Path) -> None:
-    model = network()
+def test_zeros_are_counted_in_weights_only(tmp_path: Path) -> None:
+    model = random_network()
     apply_masks(model, magnitude_masks(model, 0.5))
     export_onnx(model, TINY, tmp_path / "model.onnx")
     weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     assert inspect_onnx(tmp_path / "model.onnx").zeros == sum(int((weight == 0).sum()) for weight in weights)
 
 
-def by_hand(path: Path, nodes: list[onnx.NodeProto], given: list[object], **arrays: np.ndarray) -> Path:
+def write_graph(path: Path, nodes: list[onnx.NodeProto], input_shape: list[object], **arrays: np.ndarray) -> Path:
     graph = helper.make_graph(
         nodes,
         "made at /home/someone",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, given)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, input_shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
         doc_string="/home/someone/script.py",
@@ -161,31 +171,31 @@ def by_hand(path: Path, nodes: list[onnx.NodeProto], given: list[object], **arra
     return path
 
 
-def test_a_matrix_is_used_once_per_token(tmp_path: Path) -> None:
+def test_macs_of_a_matrix_count_every_token(tmp_path: Path) -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    path = by_hand(tmp_path / "m.onnx", nodes, ["N", 5, 8], w=np.zeros((8, 4), np.float32))
+    path = write_graph(tmp_path / "m.onnx", nodes, ["N", 5, 8], w=np.zeros((8, 4), np.float32))
     assert inspect_onnx(path) == OnnxContents(macs=5 * 8 * 4, int8_macs=0, zeros=32)
 
 
-def test_dynamic_int8_counts_from_its_zero_point(tmp_path: Path) -> None:
+def test_dynamic_int8_is_recognised_by_its_zero_point(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
         helper.make_node("MatMulInteger", ["q", "w", "zero", "w_zero"], ["whole"]),
         helper.make_node("Cast", ["whole"], ["y"], to=TensorProto.FLOAT),
     ]
     weights = np.array([[7, 0], [7, 9], [1, 7]], np.uint8)
-    path = by_hand(tmp_path / "m.onnx", nodes, ["N", 3], w=weights, w_zero=np.array(7, np.uint8))
+    path = write_graph(tmp_path / "m.onnx", nodes, ["N", 3], w=weights, w_zero=np.array(7, np.uint8))
     assert inspect_onnx(path) == OnnxContents(macs=6, int8_macs=6, zeros=3)
     assert inspect_onnx(path).precision == "int8"
 
 
-def test_notes_are_stripped_and_nothing_is_left_beside(tmp_path: Path) -> None:
+def test_doc_strings_are_removed_and_no_other_file_is_written(tmp_path: Path) -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], doc_string="/home/someone")]
-    path = by_hand(tmp_path / "m.onnx", nodes, ["N", 2], w=np.ones((2, 2), np.float32))
+    path = write_graph(tmp_path / "m.onnx", nodes, ["N", 2], w=np.ones((2, 2), np.float32))
     assert b"/home/someone" in path.read_bytes()
     save_onnx(load_onnx(path), path)
     assert b"/home/someone" not in path.read_bytes()
-    assert [left.name for left in tmp_path.iterdir()] == ["m.onnx"]
+    assert [path_left.name for path_left in tmp_path.iterdir()] == ["m.onnx"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no ONNX file at all", b"half"])
@@ -197,13 +207,13 @@ def test_damaged_file_is_named(file: Path, tmp_path: Path, content: bytes | None
         inspect_onnx(path)
 
 
-def test_zipped_size(tmp_path: Path) -> None:
+def test_size_of_the_zipped_file(tmp_path: Path) -> None:
     (tmp_path / "zeros").write_bytes(bytes(100_000))
     (tmp_path / "noise").write_bytes(np.random.default_rng(0).bytes(100_000))
     assert zipped_bytes(tmp_path / "zeros") < 200
     assert zipped_bytes(tmp_path / "noise") == pytest.approx(100_000, rel=0.01)
 
 
-def test_a_file_is_int8_as_soon_as_a_part_of_it_is() -> None:
+def test_a_file_with_int8_macs_is_int8() -> None:
     assert OnnxContents(macs=100, int8_macs=10, zeros=0).precision == "int8"
     assert OnnxContents(macs=100, int8_macs=0, zeros=0).precision == "f32"
