@@ -19,99 +19,108 @@ from winnow.selection.gates import judge_drop, judge_macro_f1
 RNG = np.random.default_rng(0)
 
 
-def drawn(rng: np.random.Generator, chance: float, alike: float, groups: int) -> np.ndarray:
-    """Chance of each group; `alike`: correlation of two images of one group."""
-    if alike == 0:
-        return np.full(groups, chance)
-    scale = (1 - alike) / alike
-    return rng.beta(chance * scale, (1 - chance) * scale, groups)
+def group_rates(rng: np.random.Generator, mean: float, correlation: float, groups: int) -> np.ndarray:
+    """Draw the rate of each group; `correlation` is that of two images of one group."""
+    if correlation == 0:
+        return np.full(groups, mean)
+    scale = (1 - correlation) / correlation
+    return rng.beta(mean * scale, (1 - mean) * scale, groups)
 
 
-def uneven(rng: np.random.Generator, groups: int, mean: int = 20) -> np.ndarray:
-    """Group of each image: sizes differ as those of crops of photographs do."""
+def uneven_groups(rng: np.random.Generator, groups: int, mean: int = 20) -> np.ndarray:
+    """Return the group of each image; sizes vary as for crops of photographs."""
     return np.repeat(np.arange(groups), np.maximum(1, rng.poisson(rng.gamma(2, mean / 2, groups))))
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("groups", [8, 20, 50])
-@pytest.mark.parametrize("alike", [0.0, 0.1, 0.4])
-def test_accuracy_in_groups_covers_the_truth_as_often_as_it_says(groups: int, alike: float) -> None:
-    rng, truth, tries, covered, naive = np.random.default_rng(groups), 0.8, 600, 0, 0
-    for _ in range(tries):
-        groups_N = uneven(rng, groups)
-        right_N = rng.random(len(groups_N)) < drawn(rng, truth, alike, groups)[groups_N]
+@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.4])
+def test_the_interval_of_accuracy_in_groups_has_its_coverage(groups: int, correlation: float) -> None:
+    rng, truth, repetitions, covered, covered_ungrouped = np.random.default_rng(groups), 0.8, 600, 0, 0
+    for _ in range(repetitions):
+        groups_N = uneven_groups(rng, groups)
+        right_N = rng.random(len(groups_N)) < group_rates(rng, truth, correlation, groups)[groups_N]
         low, high = proportion_interval(right_N, groups_N)
         covered += low <= truth <= high
         low, high = wilson_interval(right_N.sum(), len(right_N))
-        naive += low <= truth <= high
-    assert covered / tries >= 0.92
-    if alike == 0.4:
-        assert naive / tries < 0.6  # what a user was shown before
+        covered_ungrouped += low <= truth <= high
+    assert covered / repetitions >= 0.92
+    if correlation == 0.4:
+        assert covered_ungrouped / repetitions < 0.6  # the interval without groups
 
 
 @pytest.mark.parametrize("groups", [8, 20, 50])
-@pytest.mark.parametrize("alike", [0.0, 0.1, 0.3])
-def test_a_drop_in_groups_covers_the_truth_as_often_as_it_says(groups: int, alike: float) -> None:
-    rng, lost, won, tries, covered = np.random.default_rng(groups), 0.06, 0.03, 200, 0
-    for _ in range(tries):
-        groups_N = uneven(rng, groups)
+@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.3])
+def test_the_interval_of_a_drop_in_groups_has_its_coverage(groups: int, correlation: float) -> None:
+    rng, loss_rate, win_rate, repetitions, covered = np.random.default_rng(groups), 0.06, 0.03, 200, 0
+    for _ in range(repetitions):
+        groups_N = uneven_groups(rng, groups)
         draw = rng.random(len(groups_N))
-        is_lost = draw < drawn(rng, lost, alike, groups)[groups_N]
-        is_won = ~is_lost & (draw > 1 - drawn(rng, won, alike, groups)[groups_N])
+        is_lost = draw < group_rates(rng, loss_rate, correlation, groups)[groups_N]
+        is_won = ~is_lost & (draw > 1 - group_rates(rng, win_rate, correlation, groups)[groups_N])
         drop = paired_drop(~is_won, ~is_lost, groups_N=groups_N)
-        covered += drop.low <= (lost - won) * 100 <= drop.high
-    assert covered / tries >= 0.93
+        covered += drop.low <= (loss_rate - win_rate) * 100 <= drop.high
+    assert covered / repetitions >= 0.93
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("groups", [8, 50])
-@pytest.mark.parametrize("alike", [0.0, 0.2])
-def test_macro_f1_in_groups_covers_no_change_as_often_as_it_says(groups: int, alike: float) -> None:
-    rng, tries, covered, naive = np.random.default_rng(groups), 120, 0, 0
-    for _ in range(tries):
-        groups_N = uneven(rng, groups)
+@pytest.mark.parametrize("correlation", [0.0, 0.2])
+def test_the_interval_of_macro_f1_in_groups_has_its_coverage(groups: int, correlation: float) -> None:
+    rng, repetitions, covered, covered_ungrouped = np.random.default_rng(groups), 120, 0, 0
+    for _ in range(repetitions):
+        groups_N = uneven_groups(rng, groups)
         labels = rng.choice(4, len(groups_N), p=(0.4, 0.3, 0.2, 0.1))
         wrong = (labels + 1) % 4
-        draw, chance = rng.random(len(labels)), drawn(rng, 0.1, alike, groups)[groups_N]
-        reversed_chance = drawn(rng, 0.1, alike, groups)[groups_N]
-        reference = np.where(draw < chance, wrong, labels)
-        child = np.where(draw > 1 - reversed_chance, wrong, labels)
+        draw, reference_error = rng.random(len(labels)), group_rates(rng, 0.1, correlation, groups)[groups_N]
+        child_error = group_rates(rng, 0.1, correlation, groups)[groups_N]
+        reference = np.where(draw < reference_error, wrong, labels)
+        child = np.where(draw > 1 - child_error, wrong, labels)
         drop = macro_f1_drop(labels, reference, child, groups_N=groups_N)
         covered += drop.low <= 0 <= drop.high
         drop = macro_f1_drop(labels, reference, child)
-        naive += drop.low <= 0 <= drop.high
-    assert covered / tries >= 0.91
-    if alike:
-        assert naive / tries < 0.7
+        covered_ungrouped += drop.low <= 0 <= drop.high
+    assert covered / repetitions >= 0.91
+    if correlation:
+        assert covered_ungrouped / repetitions < 0.7
 
 
-def test_images_that_are_alone_in_their_group_count_as_without_groups() -> None:
-    alone = np.arange(400)
-    right, other = RNG.random(400) < 0.8, RNG.random(400) < 0.8
-    labels, one, two = (RNG.integers(0, 4, 400) for _ in range(3))
-    assert image_groups(alone) is None
+def test_groups_of_one_image_equal_no_groups() -> None:
+    single_groups = np.arange(400)
+    correct, child_correct = RNG.random(400) < 0.8, RNG.random(400) < 0.8
+    labels, reference, child = (RNG.integers(0, 4, 400) for _ in range(3))
+    assert image_groups(single_groups) is None
     assert image_groups(None) is None
-    assert proportion_interval(right, alone) == proportion_interval(right) == wilson_interval(right.sum(), 400)
-    assert paired_drop(right, other, groups_N=alone) == paired_drop(right, other)
-    assert disagreement_interval(one, two, groups_N=alone) == disagreement_interval(one, two)
-    assert macro_f1_drop(labels, one, two, groups_N=alone) == macro_f1_drop(labels, one, two)
-    assert smallest_upper_end(400, groups_N=alone) == smallest_upper_end(400)
+    assert (
+        proportion_interval(correct, single_groups)
+        == proportion_interval(correct)
+        == wilson_interval(correct.sum(), 400)
+    )
+    assert paired_drop(correct, child_correct, groups_N=single_groups) == paired_drop(correct, child_correct)
+    assert disagreement_interval(reference, child, groups_N=single_groups) == disagreement_interval(reference, child)
+    assert macro_f1_drop(labels, reference, child, groups_N=single_groups) == macro_f1_drop(labels, reference, child)
+    assert smallest_upper_end(400, groups_N=single_groups) == smallest_upper_end(400)
 
 
-def test_copies_of_every_image_tell_no_more_than_the_images() -> None:
-    right, other = RNG.random(60) < 0.8, RNG.random(60) < 0.8
+def test_copies_of_images_do_not_narrow_the_interval() -> None:
+    correct, child_correct = RNG.random(60) < 0.8, RNG.random(60) < 0.8
     groups_N = np.repeat(np.arange(60), 10)
-    low, high = proportion_interval(right)
-    grouped = proportion_interval(right.repeat(10), groups_N)
+    low, high = proportion_interval(correct)
+    grouped = proportion_interval(correct.repeat(10), groups_N)
     assert grouped == pytest.approx((low, high), abs=0.02)
-    drop, many = paired_drop(right, other), paired_drop(right.repeat(10), other.repeat(10), groups_N=groups_N)
-    assert (many.points, many.low, many.high) == pytest.approx((drop.points, drop.low, drop.high), abs=1.5)
+    drop, copies_drop = (
+        paired_drop(correct, child_correct),
+        paired_drop(correct.repeat(10), child_correct.repeat(10), groups_N=groups_N),
+    )
+    assert (copies_drop.points, copies_drop.low, copies_drop.high) == pytest.approx(
+        (drop.points, drop.low, drop.high), abs=1.5
+    )
 
 
-def test_of_no_change_at_all_images_are_worth_as_many_as_there_are_groups() -> None:
+def test_without_changes_the_sample_size_is_the_number_of_groups() -> None:
     groups_N = np.repeat(np.arange(30), 20)
-    same = np.ones(600, dtype=bool)
-    drop = paired_drop(same, same, groups_N=groups_N)
+    correct = np.ones(600, dtype=bool)
+    drop = paired_drop(correct, correct, groups_N=groups_N)
     assert drop.points == 0
     assert drop.high == pytest.approx(smallest_upper_end(600, groups_N=groups_N))
     assert smallest_upper_end(30) < drop.high < 1.2 * smallest_upper_end(30)  # Student's t in place of the normal
@@ -119,15 +128,18 @@ def test_of_no_change_at_all_images_are_worth_as_many_as_there_are_groups() -> N
     assert macro_f1_drop(labels, labels, labels, groups_N=groups_N).high > 1
 
 
-def test_errors_that_stand_alone_in_their_groups_make_images_worth_more() -> None:
+def test_scattered_errors_narrow_the_interval() -> None:
     groups_N = np.repeat(np.arange(30), 20)
-    scattered = np.arange(600) % 20 != 0  # one error in each group
-    apart, together = proportion_interval(scattered, groups_N), proportion_interval(np.arange(600) >= 30, groups_N)
-    assert apart[1] - apart[0] < 0.5 * (together[1] - together[0])
+    one_error_per_group = np.arange(600) % 20 != 0  # one error in each group
+    scattered_interval, clustered_interval = (
+        proportion_interval(one_error_per_group, groups_N),
+        proportion_interval(np.arange(600) >= 30, groups_N),
+    )
+    assert scattered_interval[1] - scattered_interval[0] < 0.5 * (clustered_interval[1] - clustered_interval[0])
 
 
 @pytest.mark.parametrize("groups", range(1, MIN_GROUPS))
-def test_with_fewer_than_a_handful_of_groups_nothing_is_shown(groups: int) -> None:
+def test_too_few_groups_show_nothing(groups: int) -> None:
     groups_N = np.arange(600) % groups
     logits = np.eye(4, dtype=np.float32)[RNG.integers(0, 4, 600)]
     labels = logits.argmax(1)
@@ -141,7 +153,7 @@ def test_with_fewer_than_a_handful_of_groups_nothing_is_shown(groups: int) -> No
         assert f"600 images in {groups} groups, fewer than the {MIN_GROUPS}" in gate.reason
 
 
-def test_reasons_tell_images_and_groups() -> None:
+def test_reasons_state_images_and_groups() -> None:
     logits = np.eye(4, dtype=np.float32)[RNG.integers(0, 4, 600)]
     report = measure_drops(logits, logits, logits.argmax(1), groups_N=np.arange(600) // 2)
     assert (report.top1.images, report.top1.groups) == (600, 300)
@@ -152,8 +164,8 @@ def test_reasons_tell_images_and_groups() -> None:
     assert in_groups(None) == ""
 
 
-def test_groups_count_of_what_decides() -> None:
-    """With few labels the answers of all images decide, in all their groups."""
+def test_groups_are_those_of_the_deciding_images() -> None:
+    """With few labels, the predictions of all images decide, in all their groups."""
     logits = np.eye(4, dtype=np.float32)[RNG.integers(0, 4, 600)]
     labels = np.where(np.arange(600) < 100, logits.argmax(1), -1)
     report = measure_drops(logits, logits, labels, groups_N=np.arange(600) // 10)
