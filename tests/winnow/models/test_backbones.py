@@ -19,7 +19,7 @@ def test_resnet8_has_the_stated_size() -> None:
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("resnet20", 0.27e6), ("resnet56", 0.85e6)])
-def test_cifar_resnets_have_the_papers_size(name: str, parameters: float) -> None:
+def test_cifar_resnets_have_the_size_of_the_paper(name: str, parameters: float) -> None:
     # He et al. 2015, table 6.
     model = build_model(Architecture(backbone=name, num_classes=10, image_size=32))
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.03)
@@ -28,19 +28,19 @@ def test_cifar_resnets_have_the_papers_size(name: str, parameters: float) -> Non
 
 
 def test_resnet18_stem_fits_the_image() -> None:
-    small = build_model(Architecture(backbone="resnet18", num_classes=10, image_size=32))
-    large = build_model(Architecture(backbone="resnet18", num_classes=10, image_size=224))
-    assert small.conv1.stride == (1, 1)
-    assert small.conv1.padding == (1, 1)
-    assert isinstance(small.maxpool, torch.nn.Identity)
-    assert large.conv1.stride == (2, 2)
+    model_32 = build_model(Architecture(backbone="resnet18", num_classes=10, image_size=32))
+    model_224 = build_model(Architecture(backbone="resnet18", num_classes=10, image_size=224))
+    assert model_32.conv1.stride == (1, 1)
+    assert model_32.conv1.padding == (1, 1)
+    assert isinstance(model_32.maxpool, torch.nn.Identity)
+    assert model_224.conv1.stride == (2, 2)
 
 
 @pytest.mark.parametrize(
     ("name", "path"),
     [("resnet8", "fc"), ("mobilenet_v3_small", "classifier.3"), ("densenet121", "classifier"), ("swin_t", "head")],
 )
-def test_heads_are_found_and_swapped(name: str, path: str) -> None:
+def test_heads_are_found_and_replaced(name: str, path: str) -> None:
     model = build_model(Architecture(backbone=name, num_classes=7, image_size=32))
     assert head_path(model) == path
     width = feature_dim(model)
@@ -49,22 +49,25 @@ def test_heads_are_found_and_swapped(name: str, path: str) -> None:
     assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
 
 
-def test_seeds_decide_everything() -> None:
+def test_initial_weights_depend_on_the_seed_only() -> None:
     architecture = Architecture(backbone="resnet8", num_classes=3, image_size=16)
     torch.manual_seed(99)
     first = build_model(architecture, seed=1).state_dict()
     torch.manual_seed(5)
-    again, other = build_model(architecture, seed=1).state_dict(), build_model(architecture, seed=2).state_dict()
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
+    repeated, other_seed = (
+        build_model(architecture, seed=1).state_dict(),
+        build_model(architecture, seed=2).state_dict(),
+    )
+    assert all(torch.equal(first[name], repeated[name]) for name in first)
+    assert not all(torch.equal(first[name], other_seed[name]) for name in first)
 
 
-def test_the_names_checked_at_load_are_those_of_this_torchvision() -> None:
+def test_backbone_names_equal_those_of_torchvision() -> None:
     installed = set(torchvision.models.list_models(module=torchvision.models)) - set(HEADLESS)
     assert (*WINNOW_BACKBONES, *sorted(installed)) == BACKBONES
 
 
-def test_unknown_backbone_names_valid_ones() -> None:
+def test_an_unknown_backbone_lists_the_valid_ones() -> None:
     with pytest.raises(ConfigError, match=r"'resnet19' is not a backbone.*resnet18"):
         build_model(Architecture(backbone="resnet19", num_classes=2, image_size=32))
 
@@ -82,28 +85,28 @@ def test_half_the_width_is_about_a_quarter_of_the_parameters(name: str, tmp_path
     def network(width: float) -> torch.nn.Module:
         return build_model(Architecture(backbone=name, num_classes=3, image_size=32, width=width)).eval()
 
-    whole, half = (
+    full_parameters, half_parameters = (
         sum(parameter.numel() for path, parameter in network(width).named_parameters() if "classifier" not in path)
         for width in (1.0, 0.5)
     )
-    assert 0.2 < half / whole < 0.4
+    assert 0.2 < half_parameters / full_parameters < 0.4
     architecture = Architecture(backbone=name, num_classes=3, image_size=32, width=0.5)
     save_model(tmp_path, network(0.5), architecture)
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(load_model(tmp_path)[0](x), network(0.5)(x))
 
 
-def test_saved_model_comes_back_to_the_bit(tmp_path: Path) -> None:
+def test_a_saved_model_is_loaded_to_the_bit(tmp_path: Path) -> None:
     architecture = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.5)
     model = build_model(architecture, seed=4).eval()
     save_model(tmp_path, model, architecture)
-    loaded, read = load_model(tmp_path)
+    loaded, loaded_architecture = load_model(tmp_path)
     x = torch.rand(2, 3, 16, 16)
-    assert read == architecture
+    assert loaded_architecture == architecture
     assert torch.equal(loaded(x), model(x))
 
 
-def test_damaged_weights_say_what_to_do(tmp_path: Path) -> None:
+def test_damaged_weights_are_an_error_with_a_remedy(tmp_path: Path) -> None:
     architecture = Architecture(backbone="resnet8", num_classes=3, image_size=16)
     save_model(tmp_path, build_model(architecture), architecture)
     (tmp_path / "weights.safetensors").write_bytes(b"\x00" * 100)
