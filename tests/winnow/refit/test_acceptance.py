@@ -1,4 +1,4 @@
-"""What refuses a refitted file: another graph, another size, other answers, fewer labels right."""
+"""Check the reasons to refuse a refitted file: another graph, a larger file, other predictions, a lower accuracy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return paths
 
 
-def test_other_weights_are_the_same_graph(files: tuple[Path, Path]) -> None:
+def test_other_weights_have_the_same_graph(files: tuple[Path, Path]) -> None:
     assert files[0].read_bytes() != files[1].read_bytes()
     assert graph_difference(*files) == ""
 
@@ -34,10 +34,10 @@ def test_another_graph_is_named(files: tuple[Path, Path]) -> None:
 
 
 def test_a_weight_of_another_shape_or_type_is_another_graph(files: tuple[Path, Path]) -> None:
-    for changed in (np.zeros(1, np.float32), np.zeros(3, np.float64)):
+    for array in (np.zeros(1, np.float32), np.zeros(3, np.float64)):
         model = onnx.load(files[0])
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "bias")
-        tensor.CopyFrom(numpy_helper.from_array(changed, "bias"))
+        tensor.CopyFrom(numpy_helper.from_array(array, "bias"))
         files[1].write_bytes(model.SerializeToString())
         assert "operation 3 is Add" in graph_difference(*files)
 
@@ -49,20 +49,25 @@ def test_a_larger_file_is_refused(files: tuple[Path, Path]) -> None:
     assert "that of the measured file" in graph_difference(*files)
 
 
-def test_answers_and_labels_decide(tiny_set: ImageSet, files: tuple[Path, Path]) -> None:
-    known = tiny_set.indices(VALIDATION)
-    accepted = check_refit(tiny_set, known, *files, 0.4)
-    assert (accepted.agreement, accepted.kappa, accepted.gain_on_labels, accepted.refusal) == (1.0, 1.0, 0.0, "")
+def test_agreement_and_labels_decide(tiny_set: ImageSet, files: tuple[Path, Path]) -> None:
+    labelled = tiny_set.indices(VALIDATION)
+    equal_check = check_refit(tiny_set, labelled, *files, 0.4)
+    assert (equal_check.agreement, equal_check.kappa, equal_check.gain_on_labels, equal_check.refusal) == (
+        1.0,
+        1.0,
+        0.0,
+        "",
+    )
     write_model(files[1], never_predicted=0)
-    lost = check_refit(tiny_set, known, *files, 0.4)
-    assert lost.kappa < 1
-    assert lost.gain_on_labels == pytest.approx(-100 / 3)
-    assert "its accuracy is 33.3 points lower than that of the selected file" in lost.refusal
-    gained = check_refit(tiny_set, known, files[1], files[0], 0.4)
-    assert gained.refusal == ""
-    assert "less than refit.min_kappa 0.9" in check_refit(tiny_set, known, files[1], files[0], 0.9).refusal
+    worse_check = check_refit(tiny_set, labelled, *files, 0.4)
+    assert worse_check.kappa < 1
+    assert worse_check.gain_on_labels == pytest.approx(-100 / 3)
+    assert "its accuracy is 33.3 points lower than that of the selected file" in worse_check.refusal
+    better_check = check_refit(tiny_set, labelled, files[1], files[0], 0.4)
+    assert better_check.refusal == ""
+    assert "less than refit.min_kappa 0.9" in check_refit(tiny_set, labelled, files[1], files[0], 0.9).refusal
 
 
-def test_no_labelled_validation_image_and_no_test_image_is_looked_at(tiny_set: ImageSet) -> None:
+def test_only_training_images_are_compared(tiny_set: ImageSet) -> None:
     indices, kind = comparison_images(tiny_set)
     assert (kind, set(tiny_set.split_N[indices])) == ("training images", {0})
