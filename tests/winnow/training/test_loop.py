@@ -23,7 +23,7 @@ OPTIMISER = Optimiser(learning_rate=0.05, warmup=0.25)
 
 
 def cross_entropy(model: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    noise = torch.rand(images_BCHW.shape) * 0.1  # random numbers of the step, as augmentation draws them
+    noise = torch.rand(images_BCHW.shape) * 0.1  # per-step random numbers, as in augmentation
     return F.cross_entropy(model(images_BCHW.float() / 255 + noise).float(), labels_B)
 
 
@@ -37,21 +37,21 @@ def tiny_problem(seed: int = 0) -> tuple[nn.Module, Batches, TrainingPlan]:
     return model, batches, TrainingPlan(4, 5, OPTIMISER, seed)
 
 
-def weights(model: nn.Module) -> bytes:
+def weight_bytes(model: nn.Module) -> bytes:
     return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
 
 
-def test_learns() -> None:
+def test_the_loss_decreases() -> None:
     model, batches, plan = tiny_problem()
     curves = run_to_end(fit(model, batches, cross_entropy, plan))
     assert [row["epoch"] for row in curves] == [1, 2, 3, 4]
     assert curves[-1]["loss"] < 0.5 * curves[0]["loss"]
 
 
-def test_one_step_equals_sgd_by_hand() -> None:
+def test_one_step_equals_sgd() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-    before = model[1].weight.detach().clone()
+    initial = model[1].weight.detach().clone()
     images = np.full((4, 2, 2, 3), 200, np.uint8)
     batches = Batches(images, np.array([0, 1, 0, 1]), np.arange(4), 4, 0)
 
@@ -61,31 +61,33 @@ def test_one_step_equals_sgd_by_hand() -> None:
     run_to_end(
         fit(model, batches, loss, TrainingPlan(1, 1, Optimiser(learning_rate=0.5, weight_decay=0.1, warmup=0), 0))
     )
-    gradient = torch.full_like(before, 4.0) + 0.1 * before
-    nesterov = 1 + 0.9
-    torch.testing.assert_close(model[1].weight.detach(), before - 0.5 * nesterov * gradient, rtol=2e-2, atol=1e-3)
+    gradient = torch.full_like(initial, 4.0) + 0.1 * initial
+    nesterov_factor = 1 + 0.9
+    torch.testing.assert_close(
+        model[1].weight.detach(), initial - 0.5 * nesterov_factor * gradient, rtol=2e-2, atol=1e-3
+    )
 
 
-def test_same_seed_same_bytes_and_other_seed_others() -> None:
+def test_weights_depend_on_the_seed_only() -> None:
     digests = []
     for seed in (0, 0, 1):
         model, batches, plan = tiny_problem(seed)
         run_to_end(fit(model, batches, cross_entropy, plan))
-        digests.append(weights(model))
+        digests.append(weight_bytes(model))
     assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int) -> None:
-    whole, batches, plan = tiny_problem()
-    expected = run_to_end(fit(whole, batches, cross_entropy, plan))
+    uninterrupted, batches, plan = tiny_problem()
+    expected = run_to_end(fit(uninterrupted, batches, cross_entropy, plan))
 
     class Killed(Exception):
         pass
 
     steps = 0
 
-    def dying(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def failing_loss(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         nonlocal steps
         steps += 1
         if steps == stop_after * 5 + 3:  # in the middle of an epoch
@@ -94,65 +96,65 @@ def test_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sto
 
     monkeypatch.setattr("winnow.training.loop.CHECKPOINT_SECONDS", 0.0)
     checkpoint = Checkpoint(tmp_path, "run")
-    broken, batches, plan = tiny_problem()
+    interrupted, batches, plan = tiny_problem()
     with pytest.raises(Killed):
-        run_to_end(fit(broken, batches, dying, plan, checkpoint))
-    fresh, batches, plan = tiny_problem(0)
-    curves = run_to_end(fit(fresh, batches, cross_entropy, plan, checkpoint))
+        run_to_end(fit(interrupted, batches, failing_loss, plan, checkpoint))
+    resumed, batches, plan = tiny_problem(0)
+    curves = run_to_end(fit(resumed, batches, cross_entropy, plan, checkpoint))
     assert curves == expected
-    assert weights(fresh) == weights(whole)
+    assert weight_bytes(resumed) == weight_bytes(uninterrupted)
     assert len(checkpoint.curves.read_text().splitlines()) == 4
     # A finished training is not run again, and still gives its curves.
-    again, batches, plan = tiny_problem()
-    assert run_to_end(fit(again, batches, dying, plan, checkpoint)) == expected
+    restarted, batches, plan = tiny_problem()
+    assert run_to_end(fit(restarted, batches, failing_loss, plan, checkpoint)) == expected
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("stop_in", [1, 5, 8, 10])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_within_a_step_it_goes_on_from_the_end_of_that_step(
-    tmp_path: Path, stop_in: int, number: signal.Signals
+    tmp_path: Path, stop_in: int, signal_number: signal.Signals
 ) -> None:
-    whole, batches, plan = tiny_problem()
-    expected = run_to_end(fit(whole, batches, cross_entropy, plan))
+    uninterrupted, batches, plan = tiny_problem()
+    expected = run_to_end(fit(uninterrupted, batches, cross_entropy, plan))
     steps = 0
 
     class Stopped(Exception):
         pass
 
-    def stopped(_number: int, _frame: object) -> None:
+    def raise_stopped(_signal: int, _frame: object) -> None:
         raise Stopped
 
-    def hearing(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def signalling_loss(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         nonlocal steps
         steps += 1
         if steps == stop_in:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal_number)
         return cross_entropy(model, images, labels)
 
-    before = signal.signal(number, stopped)
+    previous_handler = signal.signal(signal_number, raise_stopped)
     try:
         checkpoint = Checkpoint(tmp_path, "run")
-        broken, batches, plan = tiny_problem()
+        interrupted, batches, plan = tiny_problem()
         with pytest.raises(Stopped):
-            run_to_end(fit(broken, batches, hearing, plan, checkpoint))
-        assert signal.getsignal(number) is stopped
-        fresh, batches, plan = tiny_problem()
-        curves = run_to_end(fit(fresh, batches, hearing, plan, checkpoint))
+            run_to_end(fit(interrupted, batches, signalling_loss, plan, checkpoint))
+        assert signal.getsignal(signal_number) is raise_stopped
+        resumed, batches, plan = tiny_problem()
+        curves = run_to_end(fit(resumed, batches, signalling_loss, plan, checkpoint))
     finally:
-        signal.signal(number, before)
-    assert steps == plan.steps  # none was taken twice
+        signal.signal(signal_number, previous_handler)
+    assert steps == plan.steps  # no step was repeated
     assert curves == expected
-    assert weights(fresh) == weights(whole)
+    assert weight_bytes(resumed) == weight_bytes(uninterrupted)
 
 
-def test_what_the_driver_adds_is_kept(tmp_path: Path) -> None:
+def test_values_added_by_the_monitor_are_kept(tmp_path: Path) -> None:
     model, batches, plan = tiny_problem()
 
-    def look(epoch: Epoch) -> None:
+    def add_knn(epoch: Epoch) -> None:
         epoch.row["knn"] = epoch.number / 10
 
-    curves = run_to_end(fit(model, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")), look)
+    curves = run_to_end(fit(model, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")), add_knn)
     assert [row["knn"] for row in curves] == [0.1, 0.2, 0.3, 0.4]
 
 
@@ -167,9 +169,9 @@ def test_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
 def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     model, batches, plan = tiny_problem()
     run_to_end(fit(model, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")))
-    other = build_model(Architecture(backbone="resnet8", num_classes=2, image_size=8, width=0.4))
+    wider_model = build_model(Architecture(backbone="resnet8", num_classes=2, image_size=8, width=0.4))
     with pytest.raises(ArtifactError, match="damaged"):
-        run_to_end(fit(other, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")))
+        run_to_end(fit(wider_model, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")))
 
 
 def test_loss_that_is_no_number_stops() -> None:
