@@ -33,7 +33,7 @@ FACTORS = {
 BINS = {"dense": [ReliabilityBin(confidence=0.4, accuracy=0.5, count=3)], "other": []}
 
 
-def pictures() -> dict[str, bytes]:
+def all_plots() -> dict[str, bytes]:
     rows = [{"epoch": 1.0}, {"epoch": 2.0, "knn": 0.4}]
     return {
         "pareto": plots.plot_pareto(POINTS),
@@ -46,39 +46,39 @@ def pictures() -> dict[str, bytes]:
 
 
 @pytest.mark.thorough
-def test_the_same_numbers_give_the_same_bytes_and_no_date() -> None:
-    first, again = pictures(), pictures()
-    assert first == again
-    for name, picture in first.items():
+def test_equal_values_give_equal_bytes_without_a_date() -> None:
+    first, second = all_plots(), all_plots()
+    assert first == second
+    for name, plot in first.items():
         if name == "pareto":
-            image = Image.open(io.BytesIO(picture))
+            image = Image.open(io.BytesIO(plot))
             assert image.size == (1440, 920)
             assert set(image.info) <= {"dpi"}
         else:
-            assert ElementTree.fromstring(picture).tag.endswith("svg")
-            assert b"<dc:date>" not in picture
-            assert b"matplotlib.org" not in picture
+            assert ElementTree.fromstring(plot).tag.endswith("svg")
+            assert b"<dc:date>" not in plot
+            assert b"matplotlib.org" not in plot
 
 
-def test_drawing_leaves_matplotlib_as_it_was() -> None:
-    before = dict(matplotlib.rcParams)
-    pictures()
-    assert dict(matplotlib.rcParams) == before
+def test_plotting_does_not_change_matplotlib() -> None:
+    rc_params = dict(matplotlib.rcParams)
+    all_plots()
+    assert dict(matplotlib.rcParams) == rc_params
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
-def test_a_style_of_the_persons_own_changes_nothing() -> None:
+def test_user_styles_do_not_change_plots() -> None:
     expected = plots.plot_curve([{"epoch": 1.0, "loss": 2.0}], "loss", "loss")
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "black"}):
         assert plots.plot_curve([{"epoch": 1.0, "loss": 2.0}], "loss", "loss") == expected
 
 
-def test_numbers_decide_the_picture() -> None:
-    moved = [*POINTS[:3], plots.TradeOffPoint("pruned-int8", 0.3, 0.61, 0.4, False, True, True)]
-    assert plots.plot_pareto(moved) != plots.plot_pareto(POINTS)
+def test_different_values_give_a_different_plot() -> None:
+    changed_points = [*POINTS[:3], plots.TradeOffPoint("pruned-int8", 0.3, 0.61, 0.4, False, True, True)]
+    assert plots.plot_pareto(changed_points) != plots.plot_pareto(POINTS)
 
 
-def test_nothing_to_draw_is_no_error() -> None:
+def test_plots_without_data_are_no_error() -> None:
     assert plots.plot_pareto([POINTS[-1]]).startswith(b"\x89PNG")
     assert plots.plot_curve([{"epoch": 1.0}], "knn", "kNN").startswith(b"<?xml")
 
@@ -89,22 +89,22 @@ def test_a_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         plots.plot_arms({"scratch": [0.5]}, None)
 
 
-def _boxes(figure: Figure) -> list[tuple[float, float, float, float]]:
+def _text_boxes(figure: Figure) -> list[tuple[float, float, float, float]]:
     renderer = FigureCanvasAgg(figure).get_renderer()
     return [tuple(text.get_window_extent(renderer).extents) for text in figure.axes[0].texts]
 
 
-def test_labels_meet_neither_each_other_nor_markers_nor_the_line() -> None:
+def test_labels_do_not_overlap_each_other_markers_or_the_line() -> None:
     figure = Figure(figsize=(7.2, 4.6))
     axes = figure.subplots()
     rng = np.random.default_rng(0)
-    at = [*rng.uniform(0.3, 0.7, (8, 2)).tolist(), [0.5, 0.5], [0.505, 0.5], [0.5, 0.505]]
+    positions = [*rng.uniform(0.3, 0.7, (8, 2)).tolist(), [0.5, 0.5], [0.505, 0.5], [0.5, 0.505]]
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    labels = [Label(f"candidate-{index}, 2.79 MB", x, y, 300.0) for index, (x, y) in enumerate(at)]
+    labels = [Label(f"candidate-{index}, 2.79 MB", x, y, 300.0) for index, (x, y) in enumerate(positions)]
     line = [(0.05, 0.9), (0.95, 0.95)]
     place_labels(axes, labels, line)
-    boxes = _boxes(figure)
-    centres = axes.transData.transform(at)
+    boxes = _text_boxes(figure)
+    centres = axes.transData.transform(positions)
     radius = (300.0 / np.pi) ** 0.5 * figure.dpi / 72
     frame = axes.get_window_extent().extents
     assert len(boxes) == len(labels)
@@ -116,8 +116,8 @@ def test_labels_meet_neither_each_other_nor_markers_nor_the_line() -> None:
         for other in boxes[index + 1 :]:
             assert right <= other[0] or other[2] <= left or top <= other[1] or other[3] <= bottom
         for x, y in centres:
-            inside = np.hypot(x - np.clip(x, left, right), y - np.clip(y, bottom, top))
-            assert inside >= radius - 4
+            distance = np.hypot(x - np.clip(x, left, right), y - np.clip(y, bottom, top))
+            assert distance >= radius - 4
         for share in np.linspace(0, 1, 200):
             x, y = axes.transData.transform((0.05 + 0.9 * share, 0.9 + 0.05 * share))
             assert not (left < x < right and bottom < y < top)

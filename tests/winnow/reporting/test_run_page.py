@@ -22,23 +22,23 @@ from winnow.reporting.html import Row, digits, document, join, number, percent, 
 from winnow.reporting.run_page import TestResult, render_run_page
 from winnow.reporting.run_records import RunRecords, read_run_records
 
-TESTED = TestResult(
+TEST_RESULT = TestResult(
     "0123abcd",
     {
         "test/images": 30.0,
-        **{f"test/{who}_{part}": 0.9 for who in ("dense", "winner") for part in ("top1", "macro_f1", "ece")},
-        **{f"test/{who}_top1_{end}": 0.8 for who in ("dense", "winner") for end in ("low", "high")},
+        **{f"test/{role}_{part}": 0.9 for role in ("dense", "winner") for part in ("top1", "macro_f1", "ece")},
+        **{f"test/{role}_top1_{end}": 0.8 for role in ("dense", "winner") for end in ("low", "high")},
         "test/drop_from_dense_points": 1.25,
         "test/drop_from_dense_low": -3.75,
         "test/drop_from_dense_high": 6.25,
     },
     measured_in="openvino int8, batches of 1",
 )
-VOID = {"meta", "img"}
+VOID_ELEMENTS = {"meta", "img"}
 
 
-class Outline(HTMLParser):
-    """Checks that tags are balanced; gathers text, ids and links."""
+class PageParser(HTMLParser):
+    """Check that tags are balanced; collect text, ids and links."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
         self.attributes += attributes
-        if name not in VOID:
+        if name not in VOID_ELEMENTS:
             self.open.append(name)
         if name == "tr":
             self.cells.append([])
@@ -75,24 +75,24 @@ class Outline(HTMLParser):
         return " ".join("".join(self.text).split())
 
 
-def facts_of(artifacts: Path, params: dict | None = None) -> RunRecords:
+def select_and_read(artifacts: Path, params: dict | None = None) -> RunRecords:
     config = check_config(params or tiny_params())
     select_and_refit(config, artifacts)
     return read_run_records(artifacts, ["dense", *config.candidates])
 
 
 @pytest.fixture(scope="module")
-def facts(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRecords:
-    return facts_of(build(tiny_data, tmp_path_factory.mktemp("run") / "artifacts"))
+def run_records(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRecords:
+    return select_and_read(build(tiny_data, tmp_path_factory.mktemp("run") / "artifacts"))
 
 
 @pytest.fixture(scope="module")
-def html(facts: RunRecords) -> str:
-    return render_run_page(facts, TESTED)
+def html(run_records: RunRecords) -> str:
+    return render_run_page(run_records, TEST_RESULT)
 
 
-def test_the_verdict_stands_at_the_top(facts: RunRecords, html: str) -> None:
-    words = Outline(html).words
+def test_the_verdict_is_at_the_top(run_records: RunRecords, html: str) -> None:
+    words = PageParser(html).words
     top = words[: words.index("The images")]
     assert "Proposed for production: pruned-int8" in top
     assert "6.7 times smaller than dense" in top
@@ -101,15 +101,15 @@ def test_the_verdict_stands_at_the_top(facts: RunRecords, html: str) -> None:
         "costs 0.0 points of top-1 accuracy (interval of the loss, 95 % over 5 candidates, −10.0 to 10.0 points" in top
     )
     assert "60 labelled validation images of tiny <shapes>" in top
-    assert facts.selection.details.why in top
+    assert run_records.selection.details.why in top
     assert "On 30 test images of tiny <shapes>" in top
     assert "loses 1.2 points against dense (95 % interval of the loss −3.8 to 6.2), measured in openvino int8" in top
     assert "only 60 labelled validation images" in top
     assert "0123abcd" in top
 
 
-def test_the_page_is_one_sound_file_that_asks_for_nothing(facts: RunRecords, html: str) -> None:
-    outline = Outline(html)
+def test_the_page_is_one_valid_file_without_external_resources(run_records: RunRecords, html: str) -> None:
+    outline = PageParser(html)
     addresses = [value or "" for name, value in outline.attributes if name in ("src", "href")]
     ids = [value for name, value in outline.attributes if name == "id"]
     assert len([address for address in addresses if address.startswith("data:image/")]) == 7
@@ -118,21 +118,21 @@ def test_the_page_is_one_sound_file_that_asks_for_nothing(facts: RunRecords, htm
     assert len(ids) == len(set(ids))
     assert not re.search(r"https?:|url\(|@import|<script", html)
     assert all(value for name, value in outline.attributes if name == "alt")
-    assert render_run_page(facts, TESTED) == html
+    assert render_run_page(run_records, TEST_RESULT) == html
 
 
-def test_every_candidate_has_its_rows(facts: RunRecords, html: str) -> None:
-    outline = Outline(html)
+def test_every_candidate_has_its_rows(run_records: RunRecords, html: str) -> None:
+    outline = PageParser(html)
     for name in CANDIDATES:
-        exact = [cells for cells in outline.cells if re.match(rf"{name}( |$|the |dense →|pruned →)", cells[0])]
-        assert len(exact) >= 5, name
+        name_rows = [cells for cells in outline.cells if re.match(rf"{name}( |$|the |dense →|pruned →)", cells[0])]
+        assert len(name_rows) >= 5, name
     quality = next(cells for cells in outline.row("student") if "dense → distill" in cells[0])
-    told = facts.quality("student")
-    assert quality[1].startswith(percent(told["quality/top1"]))
+    metrics = run_records.quality("student")
+    assert quality[1].startswith(percent(metrics["quality/top1"]))
     assert quality[2].startswith("5.0")
     assert quality[3:] == [
-        percent(told["quality/macro_f1"]),
-        percent(told["quality/agreement"]),
+        percent(metrics["quality/macro_f1"]),
+        percent(metrics["quality/agreement"]),
         "0.750\xa0M",
         "12.5\xa0M",
         "0.500",
@@ -150,8 +150,8 @@ def test_every_candidate_has_its_rows(facts: RunRecords, html: str) -> None:
     ]
 
 
-def test_gates_show_both_numbers_and_mark_what_fails(facts: RunRecords, html: str) -> None:
-    rows = {cells[0]: cells for cells in Outline(html).cells if len(cells) == 8 and "on the front" in cells[1]}
+def test_gates_show_both_numbers_and_mark_failures(run_records: RunRecords, html: str) -> None:
+    rows = {cells[0]: cells for cells in PageParser(html).cells if len(cells) == 8 and "on the front" in cells[1]}
     assert set(rows) == set(CANDIDATES) - {"dense"}
     assert rows["pruned-int8"][1].startswith("winner")
     assert rows["dense-int8"][1].startswith("passes")
@@ -160,84 +160,86 @@ def test_gates_show_both_numbers_and_mark_what_fails(facts: RunRecords, html: st
         r"Fails: drop 5\.0 points \(.* to .*; 95\xa0% over 5 candidates\) exceeds 4.99", rows["student"][2]
     )
     assert rows["sparse"][5] == "Fails: 2.00 MB are 100\xa0% of dense's 2.00 MB, more than 50\xa0%"
-    failing = sum(not gate.passed for verdict in facts.verdicts.values() for gate in verdict.gates)
-    assert html.count('class="fails"') == failing > 0
+    failed_count = sum(not gate.passed for verdict in run_records.verdicts.values() for gate in verdict.gates)
+    assert html.count('class="fails"') == failed_count > 0
 
 
-def test_where_the_speed_came_from(html: str) -> None:
-    row = next(cells for cells in Outline(html).row("pruned-int8") if "=" in cells[1])
+def test_the_attribution_of_the_speedup(html: str) -> None:
+    row = next(cells for cells in PageParser(html).row("pruned-int8") if "=" in cells[1])
     assert row[1].startswith("3.00 × 1.82 × 2.20 = 12.00")
 
 
-def test_controls_and_the_sparse_line_are_honest(facts: RunRecords, html: str) -> None:
-    words = Outline(html).words
-    bought = next(row for row in facts.selection.details.controls if row.bought_by == "a teacher")
-    assert f"student over student-alone {signed(bought.points, plus=True)}" in _spaced(html)
+def test_controls_and_sparse_candidates_are_described(run_records: RunRecords, html: str) -> None:
+    words = PageParser(html).words
+    control_gain = next(row for row in run_records.selection.details.controls if row.bought_by == "a teacher")
+    assert f"student over student-alone {signed(control_gain.points, plus=True)}" in _text_of(html)
     assert "sparse: 80 % of its parameters are zero" in words
     assert "zipped it takes 1.80 MB instead of 1.80 MB" in words
     assert "1.00 times as fast as dense: runtimes multiply zeros like any other number" in words
 
 
-def _spaced(html: str) -> str:
+def _text_of(html: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", html).split())
 
 
 def test_a_gain_of_few_seeds_is_called_a_hint(html: str) -> None:
-    words = Outline(html).words
+    words = PageParser(html).words
     gain = "Fine-tuning what rotnet pretrained instead of random weights: +17.5 points of top-1"
     assert f"{gain} (95 % interval −14.3 to +49.3, 2 label seeds). Fewer than 5 seeds: take it as a hint." in words
     assert "own weights" not in words
 
 
-def with_dense(facts: RunRecords, arms: dict[str, Any], **changes: Any) -> RunRecords:
-    """The run with fields of dense's record replaced, and of its arms."""
-    details = facts.fine_tuning
+def replace_dense(run_records: RunRecords, arms: dict[str, Any], **changes: Any) -> RunRecords:
+    """Return the run with other fields of dense's record and of its arms."""
+    details = run_records.fine_tuning
     details = details.model_copy(update={"arms": details.arms.model_copy(update=arms)})
-    dense: CandidateRecord = facts.dense.model_copy(update={"details": details, **changes})
-    return replace(facts, candidates={**facts.candidates, "dense": dense})
+    dense: CandidateRecord = run_records.dense.model_copy(update={"details": details, **changes})
+    return replace(run_records, candidates={**run_records.candidates, "dense": dense})
 
 
-def test_weights_of_ones_own_are_an_arm(facts: RunRecords) -> None:
+def test_own_weights_are_an_arm(run_records: RunRecords) -> None:
     gain = PretrainingGain(arm="weights", mean=25.0, low=25.0, high=25.0, pairs=1)
-    parameters = {**facts.dense.parameters, "weights": "somewhere/mine.safetensors"}
-    changed = with_dense(facts, {"weights": [arm_training(0, 0.95)], "gain": gain}, parameters=parameters)
-    shown = render_run_page(changed, TESTED)
-    outline = Outline(shown)
+    parameters = {**run_records.dense.parameters, "weights": "somewhere/mine.safetensors"}
+    changed = replace_dense(run_records, {"weights": [arm_training(0, 0.95)], "gain": gain}, parameters=parameters)
+    page = render_run_page(changed, TEST_RESULT)
+    outline = PageParser(page)
     assert outline.row("own weights (mine.safetensors)")[0][1:] == ["95.0\xa0%", "95.0\xa0%", "–", "0.05"]
     assert "Fine-tuning own weights (mine.safetensors) instead of random ones: +25.0 points" in outline.words
     assert "single label seed: a hint" in outline.words
 
 
-def test_without_pretraining_there_is_no_gain_to_tell(facts: RunRecords) -> None:
-    pretrained = facts.pretrain.model_copy(
+def test_without_pretraining_no_gain_is_shown(run_records: RunRecords) -> None:
+    pretrained = run_records.pretrain.model_copy(
         update={"parameters": {"method": "none", "backbone": "resnet8"}, "details": pretrain_details()}
     )
-    bare = replace(with_dense(facts, {"gain": None, "pretrained": []}), pretrain=pretrained)
-    words = Outline(render_run_page(bare, TESTED)).words
+    without_pretraining = replace(replace_dense(run_records, {"gain": None, "pretrained": []}), pretrain=pretrained)
+    words = PageParser(render_run_page(without_pretraining, TEST_RESULT)).words
     assert "Nothing was pretrained: dense starts from random weights." in words
     assert "instead of random" not in words
 
 
-def test_nobody_wins(tiny_data: Path, tmp_path: Path) -> None:
+def test_the_page_without_a_winner(tiny_data: Path, tmp_path: Path) -> None:
     params = tiny_params()
     params["promotion"]["gates"] |= {"min_speedup": 9.0}
-    facts = facts_of(build(tiny_data, tmp_path / "artifacts"), params)
-    bare = {key: value for key, value in TESTED.metrics.items() if "winner" not in key and "drop" not in key}
-    words = Outline(render_run_page(facts, TestResult("0123abcd", bare))).words
+    run_records = select_and_read(build(tiny_data, tmp_path / "artifacts"), params)
+    dense_metrics = {
+        key: value for key, value in TEST_RESULT.metrics.items() if "winner" not in key and "drop" not in key
+    }
+    words = PageParser(render_run_page(run_records, TestResult("0123abcd", dense_metrics))).words
     assert "Nothing is proposed for production" in words
     assert "No candidate passes every gate; the nearest is dense-int8, which fails speed-up" in words
     assert "The nearest candidate, dense-int8, beside dense:" in words
     assert "dense has 90.0 % right; as no candidate is proposed, no other was evaluated" in words
 
 
-def test_a_run_without_labels_for_choosing(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_run_without_validation_labels(tiny_data: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)
     labels, split = np.load(data / "labels.npy"), np.load(data / "split.npy")
     labels[split == VALIDATION] = -1
     np.save(data / "labels.npy", labels)
-    facts = facts_of(build(data, tmp_path / "artifacts"))
-    outline = Outline(render_run_page(facts, TestResult("none", {"test/images": 0.0})))
+    run_records = select_and_read(build(data, tmp_path / "artifacts"))
+    outline = PageParser(render_run_page(run_records, TestResult("none", {"test/images": 0.0})))
     assert (
         "gives the same answer on 100.0 % of 60 validation images of tiny <shapes>; none has a label" in outline.words
     )
@@ -246,20 +248,22 @@ def test_a_run_without_labels_for_choosing(tiny_data: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.thorough
-def test_few_labels_are_told_with_what_stands_in_for_them(tiny_data: Path, tmp_path: Path) -> None:
+def test_few_labels_are_supplemented_by_agreement_and_cross_validation(tiny_data: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)
     labels, split = np.load(data / "labels.npy"), np.load(data / "split.npy")
     labels[np.flatnonzero(split == VALIDATION)[12:]] = -1
     np.save(data / "labels.npy", labels)
-    facts = facts_of(build(data, tmp_path / "artifacts"))
-    record = facts.dense
+    run_records = select_and_read(build(data, tmp_path / "artifacts"))
+    record = run_records.dense
     summary = CrossValidationSummary(labels=42, folds=5, per_class={})
-    crossed = {"top1": 0.9, "top1_low": 0.78, "top1_high": 0.96, "macro_f1": 0.88}
-    metrics = record.metrics | {f"cross_validation/{key}": value for key, value in crossed.items()}
+    cross_validated = {"top1": 0.9, "top1_low": 0.78, "top1_high": 0.96, "macro_f1": 0.88}
+    metrics = record.metrics | {f"cross_validation/{key}": value for key, value in cross_validated.items()}
     details = record.details.model_copy(update={"cross_validation": summary})
     dense = record.model_copy(update={"metrics": metrics, "details": details})
-    words = Outline(render_run_page(replace(facts, candidates={**facts.candidates, "dense": dense}), TESTED)).words
+    words = PageParser(
+        render_run_page(replace(run_records, candidates={**run_records.candidates, "dense": dense}), TEST_RESULT)
+    ).words
     assert (
         "Agreement bounds the loss to 10.0 points (95 % over 5 candidates): it gives the same answer as dense on "
         "100.0 % of 60 validation images, 48 of" in words
@@ -268,47 +272,51 @@ def test_few_labels_are_told_with_what_stands_in_for_them(tiny_data: Path, tmp_p
     assert "its 12 validation labels alone say little" in words
 
 
-def test_a_winner_may_be_larger_slower_and_better(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_winner_can_be_larger_slower_and_better(tiny_data: Path, tmp_path: Path) -> None:
     params = tiny_params()
     params["candidates"] = {"pruned": params["candidates"]["pruned"]}
     params["promotion"]["gates"] |= {"max_size_ratio": 3.0, "min_speedup": 0.1}
     changes = {"pruned": {"ms": 4.0, "mb": 3.0, "damping": 0.34}}
-    words = Outline(render_run_page(facts_of(build(tiny_data, tmp_path / "artifacts", changes), params), TESTED)).words
+    words = PageParser(
+        render_run_page(select_and_read(build(tiny_data, tmp_path / "artifacts", changes), params), TEST_RESULT)
+    ).words
     assert "pruned is 1.5 times larger than dense" in words
     assert "2.0 times slower on one image" in words
     assert "gains 1.7 points of top-1 accuracy" in words
 
 
-def test_a_candidate_that_was_refused_is_shown_as_such(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_refused_candidate_is_shown(tiny_data: Path, tmp_path: Path) -> None:
     artifacts = build(tiny_data, tmp_path / "artifacts", {"dense-int8": {"ms": None}})
     case = BenchmarkCase("dense-int8", "ort", "int8", "file", 1, 2)
     refused = RefusedCase(**asdict(case), agreement=0.913, needed=0.95, images=60)
     rewrite_details(artifacts / "benchmark", refused=[refused])
-    html = render_run_page(facts_of(artifacts), TESTED)
-    assert "dense-int8 not timed: its answers differ there" in _spaced(html)
+    html = render_run_page(select_and_read(artifacts), TEST_RESULT)
+    assert "dense-int8 not timed: its answers differ there" in _text_of(html)
     refusal = (
         "dense-int8 on ONNX Runtime int8 was refused: its answers agree with the file's own on 91.3 %, needed 95 %"
     )
-    assert refusal in Outline(html).words
+    assert refusal in PageParser(html).words
 
 
-def test_dense_alone(tiny_data: Path, tmp_path: Path) -> None:
+def test_the_page_with_dense_only(tiny_data: Path, tmp_path: Path) -> None:
     params = tiny_params()
     params["candidates"] = {}
-    words = Outline(render_run_page(facts_of(build(tiny_data, tmp_path / "artifacts"), params), TESTED)).words
+    words = PageParser(
+        render_run_page(select_and_read(build(tiny_data, tmp_path / "artifacts"), params), TEST_RESULT)
+    ).words
     assert "There is no candidate other than dense" in words
 
 
-def test_names_cannot_become_markup() -> None:
-    nasty = '<img src=x onerror="alert(1)"> & co'
-    html = document(nasty, table([nasty], [Row([nasty, nasty])], caption=nasty), tag("p", join(nasty, nasty)))
+def test_names_are_escaped() -> None:
+    markup = '<img src=x onerror="alert(1)"> & co'
+    html = document(markup, table([markup], [Row([markup, markup])], caption=markup), tag("p", join(markup, markup)))
     assert "<img" not in html
     assert html.count("&lt;img") == 7
-    Outline(html)
+    PageParser(html)
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "expected"),
     [
         (percent(0.6149), "61.5\xa0%"),
         (percent(None), "–"),
@@ -325,5 +333,5 @@ def test_names_cannot_become_markup() -> None:
         (digits(0.0), "0.0000"),
     ],
 )
-def test_numbers_as_people_write_them(value: str, shown: str) -> None:
-    assert value == shown
+def test_number_formats(value: str, expected: str) -> None:
+    assert value == expected
