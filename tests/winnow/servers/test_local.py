@@ -16,7 +16,7 @@ from winnow.servers.local import _team_prefect_api, plan_servers, serve
 PORTS, PASSWORD = {"mlflow": 5000, "prefect": 4200}, "a long password"
 
 
-def test_a_teams_mlflow_is_named_without_its_password_and_not_started() -> None:
+def test_the_mlflow_of_a_team_is_named_without_password_and_not_started() -> None:
     programs, pages = plan_servers(
         ProjectPaths(Path("/project")), "https://ann:secret@mlflow.example.org", "", PORTS, PASSWORD
     )
@@ -24,46 +24,46 @@ def test_a_teams_mlflow_is_named_without_its_password_and_not_started() -> None:
     assert pages == {"mlflow": "https://mlflow.example.org", "prefect": "http://127.0.0.1:4200"}
 
 
-def test_a_teams_prefect_is_named_and_not_started() -> None:
+def test_the_prefect_of_a_team_is_named_and_not_started() -> None:
     paths = ProjectPaths(Path("/project"))
     programs, pages = plan_servers(paths, paths.mlflow_store, "http://prefect.example.org/api", PORTS, PASSWORD)
     assert [program.name for program in programs] == ["mlflow"]
     assert pages["prefect"] == "http://prefect.example.org"
 
 
-def test_an_address_of_another_shape_stays_as_it_is() -> None:
+def test_an_address_of_another_form_is_kept() -> None:
     paths, cloud = ProjectPaths(Path("/project")), "https://prefect.example.org/api/accounts/1/workspaces/2"
     assert plan_servers(paths, paths.mlflow_store, cloud, PORTS, PASSWORD)[1]["prefect"] == cloud
 
 
-def test_the_projects_own_store_gets_a_server() -> None:
+def test_the_store_of_the_project_gets_a_server() -> None:
     paths = ProjectPaths(Path("/project"))
     programs, pages = plan_servers(paths, paths.mlflow_store, "", PORTS, PASSWORD)
     assert {program.name for program in programs} == set(pages) == {"mlflow", "prefect"}
     assert paths.mlflow_store in next(program.command for program in programs if program.name == "mlflow")
     assert pages["mlflow"] == "http://127.0.0.1:5000"
     for program in programs:
-        assert not any(PASSWORD in word for word in program.command)  # everybody on the machine can read commands
-    asked = {program.name: program.environment for program in programs}
-    assert asked["mlflow"]["MLFLOW_AUTH_ADMIN_PASSWORD"] == PASSWORD
-    assert asked["prefect"]["PREFECT_SERVER_API_AUTH_STRING"] == f"winnow:{PASSWORD}"
+        assert not any(
+            PASSWORD in argument for argument in program.command
+        )  # all accounts of the machine can read commands
+    environments = {program.name: program.environment for program in programs}
+    assert environments["mlflow"]["MLFLOW_AUTH_ADMIN_PASSWORD"] == PASSWORD
+    assert environments["prefect"]["PREFECT_SERVER_API_AUTH_STRING"] == f"winnow:{PASSWORD}"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_the_address_of_its_own_server_names_no_team(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str
-) -> None:
+def test_the_address_of_the_own_server_is_no_team(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str) -> None:
     port = free_port()
     monkeypatch.setenv("PREFECT_API_URL", f"http://{host}:{port}/api")
-    assert _team_prefect_api(ProjectPaths(tmp_path), port) == ""  # nobody is there: it is to be started
+    assert _team_prefect_api(ProjectPaths(tmp_path), port) == ""  # no server answers: it has to be started
     assert _team_prefect_api(ProjectPaths(tmp_path), port + 1) == f"http://{host}:{port}/api"
 
 
-def test_whoever_answers_at_that_address_is_the_team_unless_this_project_started_it(
+def test_a_running_server_is_a_team_unless_this_project_started_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     paths = ProjectPaths(tmp_path)
-    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+    with HTTPServer(("127.0.0.1", 0), UnauthorizedServer) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/api"
         monkeypatch.setenv("PREFECT_API_URL", address)
@@ -74,8 +74,8 @@ def test_whoever_answers_at_that_address_is_the_team_unless_this_project_started
         server.shutdown()
 
 
-class Refusing(BaseHTTPRequestHandler):
-    """A server that wants a password."""
+class UnauthorizedServer(BaseHTTPRequestHandler):
+    """A server that requires a password."""
 
     def do_GET(self) -> None:
         self.send_error(401)
@@ -85,30 +85,30 @@ class Refusing(BaseHTTPRequestHandler):
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
-def test_a_prefect_that_is_not_there_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_prefect_is_an_error_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://ann:secret@127.0.0.1:1/api")
     with pytest.raises(WinnowError, match=r"no server responds at http://127\.0\.0\.1:1/api: start it"):
         check_prefect()
 
 
 @pytest.mark.parametrize(
-    ("mlflow", "prefect", "said"),
+    ("mlflow", "prefect", "message"),
     [
         (99999, 4200, "--mlflow-port 99999: a port is a number"),
         (0, 4200, "from 1 to 65535"),
         (65001, 65001, "two servers cannot have one port"),
     ],
 )
-def test_ports_that_cannot_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow: int, prefect: int, said: str
+def test_invalid_ports_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow: int, prefect: int, message: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x.db")
     for name in ("PREFECT_API_URL", "PREFECT_SERVER_UI_API_URL"):
         monkeypatch.setenv(name, "")
-    with pytest.raises(WinnowError, match=said):
+    with pytest.raises(WinnowError, match=message):
         serve(ProjectPaths(tmp_path), mlflow, prefect)

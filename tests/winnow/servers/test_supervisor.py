@@ -17,20 +17,20 @@ from tests.closure import ROOT
 from winnow.errors import WinnowError
 from winnow.servers.supervisor import MARK, RESTARTS, Program, is_port_taken, supervise
 
-QUIET = Console(quiet=True)
+QUIET_CONSOLE = Console(quiet=True)
 
 
-def python(code: str) -> list[str]:
+def python_command(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
 @pytest.mark.thorough
 def test_a_program_that_dies_is_started_again_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("winnow.servers.supervisor.PAUSE_SECONDS", 0.05)
-    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
-        keeps.add(Program("short", python("import time; print('here', flush=True); time.sleep(0.5)")))
+    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET_CONSOLE) as supervisor:
+        supervisor.add(Program("short", python_command("import time; print('here', flush=True); time.sleep(0.5)")))
         with pytest.raises(WinnowError, match=r"short keeps stopping; its log is .*short\.log"):
-            keeps.keep_up()
+            supervisor.keep_up()
     assert (tmp_path / "short.log").read_text().count("here") == RESTARTS + 1
     assert not (tmp_path / "up.mark").exists()
 
@@ -45,22 +45,22 @@ if starts.seek(0) or len(starts.read()) <= 2:
 """
 
 
-def test_one_that_has_lived_is_given_all_its_restarts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restarts_are_reset_after_a_long_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("winnow.servers.supervisor.PAUSE_SECONDS", 0.01)
     monkeypatch.setattr("winnow.servers.supervisor.LIVED_SECONDS", 0.5)
-    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
-        keeps.add(Program("longer", python(LIVES_TWICE)))
+    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET_CONSOLE) as supervisor:
+        supervisor.add(Program("longer", python_command(LIVES_TWICE)))
         monkeypatch.setattr("winnow.servers.supervisor.time.sleep", lambda _seconds, sleep=time.sleep: sleep(0.02))
         with pytest.raises(WinnowError, match="longer keeps stopping"):
-            keeps.keep_up()
-    # Two that lived; the second counts as the first death in a row.
+            supervisor.keep_up()
+    # Two lived long; the end of the second is the first failure in a row.
     assert len((tmp_path / "starts").read_text()) == 2 + RESTARTS
 
 
-def test_one_that_does_not_come_up_is_told(tmp_path: Path) -> None:
-    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:  # noqa: SIM117
+def test_a_program_that_does_not_start_is_an_error(tmp_path: Path) -> None:
+    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET_CONSOLE) as supervisor:  # noqa: SIM117
         with pytest.raises(WinnowError, match=r"broken did not start; its log is .*broken\.log"):
-            keeps.add(Program("broken", python("raise SystemExit(3)"), lambda: False))
+            supervisor.add(Program("broken", python_command("raise SystemExit(3)"), lambda: False))
 
 
 PARENT = """
@@ -71,14 +71,14 @@ time.sleep(600)
 """
 
 
-def test_the_end_takes_children_along(tmp_path: Path) -> None:
+def test_child_processes_are_ended(tmp_path: Path) -> None:
     log = tmp_path / "parent.log"
-    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET) as keeps:
-        keeps.add(Program("parent", python(PARENT), lambda: bool(log.read_text())))
+    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET_CONSOLE) as supervisor:
+        supervisor.add(Program("parent", python_command(PARENT), lambda: bool(log.read_text())))
         child = psutil.Process(int(log.read_text()))
         assert child.is_running()
-    assert keeps.programs[0].process is not None
-    assert keeps.programs[0].process.returncode is not None
+    assert supervisor.programs[0].process is not None
+    assert supervisor.programs[0].process.returncode is not None
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
@@ -93,7 +93,7 @@ with socket.create_server(("127.0.0.1", PORT)):
 """
 
 
-KEEPS_UP = """
+KEEP_UP = """
 import signal, sys
 from pathlib import Path
 from rich.console import Console
@@ -109,12 +109,12 @@ except KeyboardInterrupt:
 """
 
 
-def test_what_a_killed_program_started_holds_no_port_against_the_next(tmp_path: Path) -> None:
+def test_children_of_a_killed_program_do_not_keep_its_port(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     (tmp_path / "server.py").write_text(HOLDS_A_PORT.replace("PORT", str(port)))
     keeper = subprocess.Popen(
-        [*python(KEEPS_UP), str(port)],
+        [*python_command(KEEP_UP), str(port)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -132,17 +132,19 @@ def test_what_a_killed_program_started_holds_no_port_against_the_next(tmp_path: 
     assert not is_port_taken(port)
 
 
-def test_a_second_one_is_refused(tmp_path: Path) -> None:
+def test_a_second_supervisor_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "up.mark"
-    with supervise(file, tmp_path, tmp_path, QUIET) as keeps:
-        keeps.add(Program("long", python("import time; time.sleep(600)")))
-        refused = pytest.raises(WinnowError, match=f"process {os.getpid()} already runs the servers of this project")
-        with refused, supervise(file, tmp_path, tmp_path, QUIET):
+    with supervise(file, tmp_path, tmp_path, QUIET_CONSOLE) as supervisor:
+        supervisor.add(Program("long", python_command("import time; time.sleep(600)")))
+        expected_error = pytest.raises(
+            WinnowError, match=f"process {os.getpid()} already runs the servers of this project"
+        )
+        with expected_error, supervise(file, tmp_path, tmp_path, QUIET_CONSOLE):
             pass
     assert not (tmp_path / "up.mark").exists()
 
 
-LEFT = """
+LEAVE_CHILD = """
 import os, sys
 from pathlib import Path
 from rich.console import Console
@@ -154,22 +156,22 @@ with supervise(Path("up.mark"), Path("."), Path("."), Console(quiet=True)) as ke
 """
 
 
-def test_what_a_killed_one_left_is_ended_wherever_it_is(tmp_path: Path) -> None:
+def test_processes_left_by_a_killed_supervisor_are_ended(tmp_path: Path) -> None:
     parent = PARENT.replace('time.sleep(600)"])', 'time.sleep(600)"], start_new_session=True)', 1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([*python(LEFT), parent], cwd=tmp_path, env=environment, check=False)
+    subprocess.run([*python_command(LEAVE_CHILD), parent], cwd=tmp_path, env=environment, check=False)
     child = psutil.Process(int((tmp_path / "parent.log").read_text()))
     assert child.is_running()
     assert child.environ()[MARK].startswith((tmp_path / "up.mark").read_text().strip())
-    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET):
+    with supervise(tmp_path / "up.mark", tmp_path, tmp_path, QUIET_CONSOLE):
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert not (tmp_path / "up.mark").exists()
 
 
-def test_a_stubborn_one_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.project.processes.END_SECONDS", 0.5)
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
-    stubborn = subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True)
+    stubborn = subprocess.Popen(python_command(code), stdout=subprocess.PIPE, text=True)
     assert stubborn.stdout is not None
     assert stubborn.stdout.readline() == "up\n"
     end_processes([stubborn.pid])

@@ -10,16 +10,16 @@ from winnow.errors import WinnowError
 from winnow.servers.team import _secrets
 
 
-def test_passwords_are_made_up_once_and_for_their_owner(tmp_path: Path) -> None:
+def test_passwords_are_generated_once_and_readable_by_their_owner(tmp_path: Path) -> None:
     path = tmp_path / "secrets.json"
-    made = _secrets(path)
-    assert len(set(made.values())) == len(made)
+    passwords = _secrets(path)
+    assert len(set(passwords.values())) == len(passwords)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert _secrets(path) == made
+    assert _secrets(path) == passwords
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{", "no JSON object of strings"),
         ("short", "engineer: MLflow requires at least 12"),
@@ -27,14 +27,14 @@ def test_passwords_are_made_up_once_and_for_their_owner(tmp_path: Path) -> None:
         ("[1]", "no JSON object of strings"),
     ],
 )
-def test_a_file_that_was_edited_wrongly_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_an_invalid_secrets_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "secrets.json"
-    made = _secrets(path)
+    passwords = _secrets(path)
     if text == "short":
-        text = json.dumps(made | {"engineer": "secret"})
+        text = json.dumps(passwords | {"engineer": "secret"})
     elif text == "missing":
-        text = json.dumps({name: word for name, word in made.items() if name != "flask"})
+        text = json.dumps({name: password for name, password in passwords.items() if name != "flask"})
     path.write_text(text)
-    with pytest.raises(WinnowError, match=said) as raised:
+    with pytest.raises(WinnowError, match=message) as exc_info:
         _secrets(path)
-    assert str(path) in str(raised.value)
+    assert str(path) in str(exc_info.value)
