@@ -11,103 +11,107 @@ from winnow.errors import ConfigError
 from winnow.search.space import HINTS, Point, available_hints, candidate_chain, initial_points, propose_point
 
 
-class Fixed:
-    """Proposes what it was told, and notes what was asked."""
+class FixedTrial:
+    """Return the given values and record which parameters are requested."""
 
-    def __init__(self, **answers: Any) -> None:
-        self.answers, self.asked = answers, []
+    def __init__(self, **values: Any) -> None:
+        self.values, self.requested = values, []
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
-        self.asked.append(name)
-        assert self.answers[name] in choices
-        return self.answers[name]
+        self.requested.append(name)
+        assert self.values[name] in choices
+        return self.values[name]
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float:
-        self.asked.append(name)
-        assert low <= self.answers[name] <= high
-        return self.answers[name]
+        self.requested.append(name)
+        assert low <= self.values[name] <= high
+        return self.values[name]
 
 
-EVERYTHING = Search(structures=("prune", "factorize", "student"))
+ALL_STRUCTURES = Search(structures=("prune", "factorize", "student"))
 
 
-def tree(point: Point, epochs: int = 5, search: Search = EVERYTHING, **more: Any) -> dict[str, dict[str, Any]]:
+def candidate_tree(
+    point: Point, epochs: int = 5, search: Search = ALL_STRUCTURES, **options: Any
+) -> dict[str, dict[str, Any]]:
     return candidate_chain(
-        point, check_config(tiny_params() | {"search": search.model_dump(mode="json")}), epochs, **more
+        point, check_config(tiny_params() | {"search": search.model_dump(mode="json")}), epochs, **options
     )
 
 
 @pytest.mark.parametrize("structure", ["prune", "factorize", "student"])
 @pytest.mark.parametrize("int8", [True, False])
-def test_every_point_is_a_sound_tree(structure: Any, int8: bool) -> None:
-    made = tree(Point(structure, 0.35, "features", int8=int8), epochs=7, name="mine")
-    config = check_config(tiny_params() | {"candidates": made})
+def test_every_point_gives_a_valid_candidate_tree(structure: Any, int8: bool) -> None:
+    candidates = candidate_tree(Point(structure, 0.35, "features", int8=int8), epochs=7, name="mine")
+    config = check_config(tiny_params() | {"candidates": candidates})
     assert list(config.candidates) == (["mine", "mine-int8"] if int8 else ["mine"])
     assert config.candidates["mine"].recovery.epochs == 7  # type: ignore[union-attr]
     assert config.candidates["mine"].recovery.hint == "features"  # type: ignore[union-attr]
 
 
-def test_a_share_that_stays_is_a_share_that_is_removed() -> None:
-    assert tree(Point("prune", 0.35, "none"))["found"]["remove"] == {"macs": 0.65}
+def test_the_removed_share_is_the_complement_of_the_remaining() -> None:
+    assert candidate_tree(Point("prune", 0.35, "none"))["found"]["remove"] == {"macs": 0.65}
 
 
-def test_a_student_has_a_width_and_a_backbone_that_comes_in_widths() -> None:
-    narrow = Search(structures=("student",), student="mobilenet_v3_small")
-    made = tree(Point("student", 1.0, "none", width=0.5), search=narrow)["found"]
-    assert (made["student"], made["width"]) == ("mobilenet_v3_small", 0.5)
+def test_a_student_has_a_width_and_a_scalable_backbone() -> None:
+    search = Search(structures=("student",), student="mobilenet_v3_small")
+    candidate = candidate_tree(Point("student", 1.0, "none", width=0.5), search=search)["found"]
+    assert (candidate["student"], candidate["width"]) == ("mobilenet_v3_small", 0.5)
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_images_that_are_not_mirrored_before_are_not_here(flip: bool) -> None:
+def test_flips_follow_the_fine_tuning(flip: bool) -> None:
     params = tiny_params()
     params["finetune"]["augmentation"] = {"flip": flip}
-    made = candidate_chain(Point("prune", 0.35, "none"), check_config(params), 5)["found"]
-    assert made["recovery"]["augmentation"]["flip"] is flip
+    candidate = candidate_chain(Point("prune", 0.35, "none"), check_config(params), 5)["found"]
+    assert candidate["recovery"]["augmentation"]["flip"] is flip
 
 
-def test_int8_is_overflow_safe_where_the_machine_needs_it() -> None:
+def test_int8_is_overflow_safe_if_the_machine_needs_it() -> None:
     point = Point("prune", 0.35, "none", int8=True)
-    for safe in (True, False):
-        made = check_config(tiny_params() | {"candidates": tree(point, overflow_safe=safe)})
-        assert made.candidates["found-int8"].overflow_safe is safe  # type: ignore[union-attr]
+    for overflow_safe in (True, False):
+        config = check_config(tiny_params() | {"candidates": candidate_tree(point, overflow_safe=overflow_safe)})
+        assert config.candidates["found-int8"].overflow_safe is overflow_safe  # type: ignore[union-attr]
 
 
-def test_only_what_matters_is_asked() -> None:
-    trial = Fixed(structure="student", width=0.5, hint="none", int8=True)
-    assert propose_point(trial, EVERYTHING, list(HINTS)) == Point("student", 1.0, "none", int8=True, width=0.5)
-    assert trial.asked == ["structure", "width", "hint", "int8"]
-    never = Search(structures=("prune",), int8="never")
-    pruned = propose_point(Fixed(structure="prune", macs=0.5, hint="none", importance="lamp"), never, list(HINTS))
+def test_only_relevant_parameters_are_proposed() -> None:
+    trial = FixedTrial(structure="student", width=0.5, hint="none", int8=True)
+    assert propose_point(trial, ALL_STRUCTURES, list(HINTS)) == Point("student", 1.0, "none", int8=True, width=0.5)
+    assert trial.requested == ["structure", "width", "hint", "int8"]
+    search = Search(structures=("prune",), int8="never")
+    pruned = propose_point(FixedTrial(structure="prune", macs=0.5, hint="none", importance="lamp"), search, list(HINTS))
     assert (pruned.importance, pruned.int8) == ("lamp", False)
 
 
-def test_hints_that_dense_cannot_give_are_not_proposed() -> None:
+def test_unavailable_hints_are_not_proposed() -> None:
     assert available_hints(check_config(tiny_params())) == list(HINTS)
-    without = check_config(tiny_params() | {"pretrain": {"method": "none", "backbone": "vit_b_16"}})
-    assert available_hints(without) == ["none", "features"]
+    without_pretraining = check_config(tiny_params() | {"pretrain": {"method": "none", "backbone": "vit_b_16"}})
+    assert available_hints(without_pretraining) == ["none", "features"]
     with pytest.raises(AssertionError):
         propose_point(
-            Fixed(structure="student", width=0.5, hint="pretrained", int8=True), EVERYTHING, available_hints(without)
+            FixedTrial(structure="student", width=0.5, hint="pretrained", int8=True),
+            ALL_STRUCTURES,
+            available_hints(without_pretraining),
         )
 
 
-def test_what_is_tried_first_lies_in_the_space() -> None:
-    for params in initial_points(EVERYTHING):
-        point = propose_point(Fixed(**params), EVERYTHING, ["none"])
-        steps = (point.macs - EVERYTHING.least_macs) / 0.05
+def test_initial_points_are_in_the_space() -> None:
+    for params in initial_points(ALL_STRUCTURES):
+        point = propose_point(FixedTrial(**params), ALL_STRUCTURES, ["none"])
+        steps = (point.macs - ALL_STRUCTURES.least_macs) / 0.05
         assert point.structure == "student" or steps == pytest.approx(round(steps))
-    assert {params["structure"] for params in initial_points(EVERYTHING)} == {"prune", "factorize", "student"}
+    assert {params["structure"] for params in initial_points(ALL_STRUCTURES)} == {"prune", "factorize", "student"}
 
 
-def key(point: Point) -> str:
-    """By which the search tells what was tried."""
-    return json.dumps(tree(point), sort_keys=True)
+def tree_key(point: Point) -> str:
+    """Return the key by which the search recognises evaluated points."""
+    return json.dumps(candidate_tree(point), sort_keys=True)
 
 
 def test_equal_points_have_equal_keys() -> None:
-    assert key(Point("prune", 0.3, "none")) == key(Point("prune", 0.3, "none", "magnitude"))
-    assert key(Point("prune", 0.3, "none")) != key(Point("prune", 0.3, "none", int8=True))
-    assert key(Point("student", 1.0, "none", width=0.5)) != key(Point("student", 1.0, "none", width=0.75))
+    assert tree_key(Point("prune", 0.3, "none")) == tree_key(Point("prune", 0.3, "none", "magnitude"))
+    assert tree_key(Point("prune", 0.3, "none")) != tree_key(Point("prune", 0.3, "none", int8=True))
+    assert tree_key(Point("student", 1.0, "none", width=0.5)) != tree_key(Point("student", 1.0, "none", width=0.75))
 
 
 @pytest.mark.parametrize(
