@@ -9,7 +9,7 @@ import yaml
 
 from tests.closure import ROOT
 from tests.winnow.data.test_preprocessing import make_config, run_ingest
-from tests.winnow.steps.test_ingest import add
+from tests.winnow.steps.test_ingest import add_image
 from winnow.config.data import GROUP_PATTERN
 from winnow.errors import ConfigError
 
@@ -20,7 +20,7 @@ PATTERN_WITH_CLASS_FOLDER = r"(.+)_\d+\.png"
 def crops(tmp_path: Path) -> Path:
     """Return a folder of twenty photographs of coins, each cut into six images of three classes."""
     for index in range(120):
-        add(tmp_path / "photos" / ("1c", "2c", "5c")[index % 3] / f"IMG_{index // 6:02d}_{index % 6}.png", index)
+        add_image(tmp_path / "photos" / ("1c", "2c", "5c")[index % 3] / f"IMG_{index // 6:02d}_{index % 6}.png", index)
     return tmp_path / "photos"
 
 

@@ -19,12 +19,12 @@ from winnow.steps.compress import CandidateFolders, compress
 NAMES = list(tiny_params()["candidates"])
 FILES = {"model.onnx", "card.json", "validation_logits.npy", "architecture.json"}
 
-UNUSED = Path("no pretrained backbone is asked for")
+NO_PRETRAINED_BACKBONE = Path("no pretrained backbone is asked for")
 
 
 @pytest.fixture
-def tree(tiny_candidate: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A folder of candidates with dense and pruned in it, to spoil."""
+def candidates(tiny_candidate: Callable[[str], Path], tmp_path: Path) -> Path:
+    """Return a folder with the candidates dense and pruned that a test may change."""
     for name in ("dense", "pruned"):
         shutil.copytree(tiny_candidate(name), tmp_path / "candidates" / name)
     return tmp_path / "candidates"
@@ -32,11 +32,11 @@ def tree(tiny_candidate: Callable[[str], Path], tmp_path: Path) -> Path:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
-def test_record_tells_what_was_done(
+def test_the_record_describes_the_candidate(
     name: str, tiny_candidate: Callable[[str], Path], tiny_data: Path, tiny_dense: Path, tiny_config: Config
 ) -> None:
     folder, settings = tiny_candidate(name), tiny_config.candidates[name]
-    record, parent = (CandidateRecord.read(made) for made in (folder, tiny_candidate(settings.parent)))
+    record, parent = (CandidateRecord.read(candidate) for candidate in (folder, tiny_candidate(settings.parent)))
     assert (record.step, record.name, record.warnings, record.machine) == ("compress", name, (), None)
     assert record.parameters == settings.model_dump(mode="json", by_alias=True)
     assert record.parameters["from"] == settings.parent
@@ -48,7 +48,7 @@ def test_record_tells_what_was_done(
     assert record.details.lineage == [*parent.details.lineage, name]
     assert record.details.method == settings.method
     assert record.details.precision == ("int8" if settings.method == "quantize" else "f32")
-    # Every candidate has the same metrics, but for what only a float network or only dense has.
+    # Every candidate has the same metrics, except for those of float networks and of dense.
     expected = {key for key in read_record(tiny_dense).metrics if not key.startswith("pretraining/")}
     is_float = settings.method != "quantize"
     assert set(record.metrics) == (expected if is_float else expected - {"parity/max_abs_difference"})
@@ -61,78 +61,107 @@ def test_record_tells_what_was_done(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
-def test_figures_are_those_of_the_file(
+def test_metrics_are_those_of_the_file(
     name: str, tiny_candidate: Callable[[str], Path], tiny_dense: Path, tiny_set: ImageSet
 ) -> None:
     folder, indices = tiny_candidate(name), tiny_set.indices(VALIDATION)
     metrics = read_record(folder).metrics
-    answers = predict_file(folder / "model.onnx", tiny_set.images_NHWC, indices).argmax(1)
+    predictions = predict_file(folder / "model.onnx", tiny_set.images_NHWC, indices).argmax(1)
     dense = np.load(tiny_dense / "validation_logits.npy").argmax(1)
-    assert metrics["quality/top1"] == (answers == tiny_set.labels_N[indices]).mean()
-    assert metrics["quality/agreement"] == (answers == dense).mean()
+    assert metrics["quality/top1"] == (predictions == tiny_set.labels_N[indices]).mean()
+    assert metrics["quality/agreement"] == (predictions == dense).mean()
     assert metrics["size/mb"] == (folder / "model.onnx").stat().st_size / 1e6
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["pruned-int8", "sparse"])
-def test_same_inputs_same_bytes(
-    name: str, tree: Path, tiny_candidate: Callable[[str], Path], tiny_data: Path, tiny_config: Config, tmp_path: Path
+def test_equal_inputs_give_equal_bytes(
+    name: str,
+    candidates: Path,
+    tiny_candidate: Callable[[str], Path],
+    tiny_data: Path,
+    tiny_config: Config,
+    tmp_path: Path,
 ) -> None:
-    compress(tiny_config, name, CandidateFolders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tmp_path / "again")
+    compress(
+        tiny_config,
+        name,
+        CandidateFolders(tiny_data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / "scratch"),
+        tmp_path / "again",
+    )
     assert (tmp_path / "again" / "record.json").read_text() == (tiny_candidate(name) / "record.json").read_text()
 
 
 @pytest.mark.thorough
-def test_step_that_had_trained_goes_on_from_there(
-    tree: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
+def test_a_trained_step_resumes_without_training(
+    candidates: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
 ) -> None:
-    """A step killed while it exported: the training is not run again, and the bytes are the same."""
-    expected = (tree / "pruned" / "record.json").read_text()
-    times = []
+    """After a kill during the export, training is not repeated and the bytes are the same."""
+    expected = (candidates / "pruned" / "record.json").read_text()
+    checkpoint_times = []
     for _ in range(2):
         compress(
-            tiny_config, "pruned", CandidateFolders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tree / "pruned"
+            tiny_config,
+            "pruned",
+            CandidateFolders(tiny_data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / "scratch"),
+            candidates / "pruned",
         )
-        assert (tree / "pruned" / "record.json").read_text() == expected
+        assert (candidates / "pruned" / "record.json").read_text() == expected
         (checkpoint,) = (tmp_path / "scratch").glob("*.safetensors")
-        times.append(checkpoint.stat().st_mtime_ns)
-    assert times[0] == times[1]
+        checkpoint_times.append(checkpoint.stat().st_mtime_ns)
+    assert checkpoint_times[0] == checkpoint_times[1]
     checkpoint.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"checkpoint .* is damaged"):
         compress(
-            tiny_config, "pruned", CandidateFolders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tree / "pruned"
+            tiny_config,
+            "pruned",
+            CandidateFolders(tiny_data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / "scratch"),
+            candidates / "pruned",
         )
-    assert (tree / "pruned" / "record.json").read_text() == expected
+    assert (candidates / "pruned" / "record.json").read_text() == expected
 
 
 @pytest.mark.thorough
-def test_labels_outside_the_budget_teach_nothing(tree: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_labels_outside_the_budget_are_not_used(candidates: Path, tiny_data: Path, tmp_path: Path) -> None:
     raw = tiny_params()
     raw["data"]["labels_per_class"] = 5
     config = check_config(raw)
     hidden = hide_labels(tiny_data, tmp_path / "hidden", per_class=5, seed=config.finetune.seeds[0])
     for name, data in (("a", tiny_data), ("b", hidden)):
-        compress(config, "pruned", CandidateFolders(data, UNUSED, tree, tmp_path / f"scratch-{name}"), tmp_path / name)
+        compress(
+            config,
+            "pruned",
+            CandidateFolders(data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / f"scratch-{name}"),
+            tmp_path / name,
+        )
     for file in ("weights.safetensors", "record.json"):
         assert sha256_of(tmp_path / "a" / file) == sha256_of(tmp_path / "b" / file), file
 
 
 @pytest.mark.thorough
-def test_seed_of_recovery_decides(tree: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_the_result_depends_on_the_seed_of_recovery(candidates: Path, tiny_data: Path, tmp_path: Path) -> None:
     raw = tiny_params()
     raw["candidates"]["pruned"]["recovery"] = {**raw["candidates"]["pruned"]["recovery"], "seed": 1}
-    other = compress(
-        check_config(raw), "pruned", CandidateFolders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tmp_path / "out"
+    other_seed = compress(
+        check_config(raw),
+        "pruned",
+        CandidateFolders(tiny_data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / "scratch"),
+        tmp_path / "out",
     )
-    first = CandidateRecord.read(tree / "pruned")
-    assert other.details.curves != first.details.curves
-    assert other.metrics["size/parameters"] == first.metrics["size/parameters"]
+    first = CandidateRecord.read(candidates / "pruned")
+    assert other_seed.details.curves != first.details.curves
+    assert other_seed.metrics["size/parameters"] == first.metrics["size/parameters"]
 
 
-def test_unknown_candidate_names_valid_ones(tree: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path) -> None:
+def test_an_unknown_candidate_lists_the_valid_ones(
+    candidates: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"there is no candidate 'prunde'; valid: dense-int8, pruned, "):
         compress(
-            tiny_config, "prunde", CandidateFolders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tmp_path / "out"
+            tiny_config,
+            "prunde",
+            CandidateFolders(tiny_data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / "scratch"),
+            tmp_path / "out",
         )
 
 
@@ -149,15 +178,20 @@ def test_unknown_candidate_names_valid_ones(tree: Path, tiny_data: Path, tiny_co
     ],
 )
 @pytest.mark.parametrize("content", [None, b"damaged"])
-def test_damaged_parent_leaves_everything_as_it_was(
-    name: str, file: str, content: bytes | None, tree: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
+def test_a_damaged_parent_changes_nothing(
+    name: str, file: str, content: bytes | None, candidates: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
 ) -> None:
-    (tree / file).unlink()
+    (candidates / file).unlink()
     if content is not None:
-        (tree / file).write_bytes(content)
-    (tree / name).mkdir()
-    (tree / name / "old").write_text("kept")
+        (candidates / file).write_bytes(content)
+    (candidates / name).mkdir()
+    (candidates / name / "old").write_text("kept")
     with pytest.raises(ArtifactError, match=rf"{file} is (missing|damaged)|cannot be read as an ONNX file"):
-        compress(tiny_config, name, CandidateFolders(tiny_data, UNUSED, tree, tmp_path / "scratch"), tree / name)
-    assert sorted(path.name for path in tree.iterdir()) == sorted(["dense", "pruned", name])
-    assert [path.name for path in (tree / name).iterdir()] == ["old"]
+        compress(
+            tiny_config,
+            name,
+            CandidateFolders(tiny_data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / "scratch"),
+            candidates / name,
+        )
+    assert sorted(path.name for path in candidates.iterdir()) == sorted(["dense", "pruned", name])
+    assert [path.name for path in (candidates / name).iterdir()] == ["old"]

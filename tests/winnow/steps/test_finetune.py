@@ -21,7 +21,7 @@ from winnow.steps.finetune import finetune
 from winnow.steps.pretrain import pretrain
 
 
-def configured(pretrain_method: str = "rotnet", **changes: Any) -> Config:
+def make_config(pretrain_method: str = "rotnet", **changes: Any) -> Config:
     raw = tiny_params()
     raw["finetune"] |= changes
     if pretrain_method == "none":
@@ -31,7 +31,7 @@ def configured(pretrain_method: str = "rotnet", **changes: Any) -> Config:
 
 @pytest.fixture
 def pretrained(tiny_dense: Path) -> Path:
-    """What `tiny_dense` was made from."""
+    """Return the pretraining of `tiny_dense`."""
     return tiny_dense.parents[1] / "pretrain"
 
 
@@ -39,9 +39,9 @@ def run(config: Config, data: Path, pretrained: Path, root: Path) -> FinetuneRec
     return finetune(config, data, pretrained, root / "dense", root / "scratch")
 
 
-def test_record_tells_what_was_done(tiny_dense: Path, tiny_data: Path, pretrained: Path) -> None:
+def test_the_record_describes_the_training(tiny_dense: Path, tiny_data: Path, pretrained: Path) -> None:
     record = FinetuneRecord.read(tiny_dense)
-    config = configured()
+    config = make_config()
     assert (record.step, record.name, record.warnings, record.machine) == ("finetune", "dense", (), None)
     assert record.parameters == config.finetune.model_dump(mode="json")
     assert record.inputs == {"data": record_digest(tiny_data), "pretrain": record_digest(pretrained)}
@@ -74,8 +74,8 @@ def test_dense_is_the_first_seed_of_the_pretrained_arm(tiny_dense: Path, tiny_se
     for name, value in load_file(tiny_dense / "weights.safetensors").items():
         assert torch.equal(value, trained[f"model.{name}"])
     indices = tiny_set.indices(VALIDATION)
-    answers = predict_torch(load_model(tiny_dense)[0], tiny_set.images_NHWC, indices).argmax(1)
-    assert record.metrics["quality/top1"] == (answers == tiny_set.labels_N[indices]).mean()
+    predictions = predict_torch(load_model(tiny_dense)[0], tiny_set.images_NHWC, indices).argmax(1)
+    assert record.metrics["quality/top1"] == (predictions == tiny_set.labels_N[indices]).mean()
     assert record.metrics["quality/top1"] == record.details.arms.pretrained[0].top1
     for arm, metric in (("pretrained", "arm"), ("scratch", "scratch")):
         mean = np.mean([row.top1 for row in record.details.arms.trainings(arm)])
@@ -85,45 +85,45 @@ def test_dense_is_the_first_seed_of_the_pretrained_arm(tiny_dense: Path, tiny_se
 
 
 @pytest.mark.thorough
-def test_same_inputs_same_bytes(tiny_dense: Path, tiny_data: Path, pretrained: Path, tmp_path: Path) -> None:
-    run(configured(), tiny_data, pretrained, tmp_path)
+def test_equal_inputs_give_equal_bytes(tiny_dense: Path, tiny_data: Path, pretrained: Path, tmp_path: Path) -> None:
+    run(make_config(), tiny_data, pretrained, tmp_path)
     assert (tmp_path / "dense" / "record.json").read_text() == (tiny_dense / "record.json").read_text()
-    # With its checkpoints there, nothing is trained again and the bytes are the same once more.
-    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "scratch").glob("*.safetensors")}
+    # With its checkpoints, training is not repeated and the bytes are the same.
+    checkpoint_times = {path: path.stat().st_mtime_ns for path in (tmp_path / "scratch").glob("*.safetensors")}
     shutil.rmtree(tmp_path / "dense")
-    run(configured(), tiny_data, pretrained, tmp_path)
+    run(make_config(), tiny_data, pretrained, tmp_path)
     assert (tmp_path / "dense" / "record.json").read_text() == (tiny_dense / "record.json").read_text()
-    assert len(finished) == 4
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert len(checkpoint_times) == 4
+    assert {path: path.stat().st_mtime_ns for path in checkpoint_times} == checkpoint_times
 
 
 @pytest.mark.thorough
-def test_without_pretraining_there_is_one_arm_and_no_gain(tiny_data: Path, tmp_path: Path) -> None:
-    config = configured("none", epochs=2, min_steps=2, seeds=[3])
+def test_without_pretraining_there_is_only_one_arm(tiny_data: Path, tmp_path: Path) -> None:
+    config = make_config("none", epochs=2, min_steps=2, seeds=[3])
     pretrain(config, tiny_data, tmp_path / "pretrain", tmp_path / "none")
     record = run(config, tiny_data, tmp_path / "pretrain", tmp_path)
     arms = record.details.arms
     assert arms.gain is None
-    written = read_json(tmp_path / "dense" / "record.json")["details"]["arms"]
-    assert set(written) == {"scratch", "linear_probe", "tried", "gain"}
+    arm_keys = read_json(tmp_path / "dense" / "record.json")["details"]["arms"]
+    assert set(arm_keys) == {"scratch", "linear_probe", "tried", "gain"}
     assert record.metrics["quality/top1"] == arms.scratch[0].top1
     assert "pretraining/gain_points" not in record.metrics
     assert record.metrics["pretraining/arm_top1"] == record.metrics["pretraining/scratch_top1"]
 
 
 @pytest.mark.thorough
-def test_weights_of_ones_own_become_dense(tiny_data: Path, pretrained: Path, tmp_path: Path) -> None:
+def test_own_weights_become_dense(tiny_data: Path, pretrained: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     weights = load_file(pretrained / "weights.safetensors")
     save_file({f"module.{name}": value for name, value in weights.items()}, file)
     record = run(
-        configured(epochs=1, min_steps=1, seeds=[0], weights=str(file)), tiny_data, pretrained, tmp_path / "run"
+        make_config(epochs=1, min_steps=1, seeds=[0], weights=str(file)), tiny_data, pretrained, tmp_path / "run"
     )
     arms = record.details.arms
     assert record.inputs["weights"] == sha256_of(file)
     assert arms.gain is not None
     assert arms.gain.arm == "weights"
-    # The same backbone under another name: the arms are equal, and so is what is fine-tuned from it.
+    # The same backbone under another name gives equal arms.
     assert arms.weights == arms.pretrained != []
     assert [row.arm for row in arms.tried] == ["pretrained", "scratch", "weights"]
     assert str(tmp_path) not in (tmp_path / "run" / "dense" / "record.json").read_text()
@@ -132,23 +132,23 @@ def test_weights_of_ones_own_become_dense(tiny_data: Path, pretrained: Path, tmp
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "architecture.json", "record.json"])
 @pytest.mark.parametrize("content", [None, b"", b"damaged"])
-def test_damaged_pretraining_leaves_everything_as_it_was(
+def test_damaged_pretraining_changes_nothing(
     tiny_data: Path, pretrained: Path, tmp_path: Path, name: str, content: bytes | None
 ) -> None:
-    spoiled = Path(shutil.copytree(pretrained, tmp_path / "pretrain"))
-    (spoiled / name).unlink()
+    damaged = Path(shutil.copytree(pretrained, tmp_path / "pretrain"))
+    (damaged / name).unlink()
     if content is not None:
-        (spoiled / name).write_bytes(content)
+        (damaged / name).write_bytes(content)
     (tmp_path / "dense").mkdir()
     (tmp_path / "dense" / "old").write_text("kept")
     with pytest.raises(ArtifactError, match=rf"{name} is (missing|damaged)"):
-        run(configured(), tiny_data, spoiled, tmp_path)
+        run(make_config(), tiny_data, damaged, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "pretrain"]
     assert [path.name for path in (tmp_path / "dense").iterdir()] == ["old"]
 
 
-def test_training_that_goes_astray_leaves_nothing(tiny_data: Path, pretrained: Path, tmp_path: Path) -> None:
+def test_a_diverging_training_writes_nothing(tiny_data: Path, pretrained: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="lower the learning rate"):
-        run(configured(learning_rates=[1e30]), tiny_data, pretrained, tmp_path)
+        run(make_config(learning_rates=[1e30]), tiny_data, pretrained, tmp_path)
     assert not (tmp_path / "dense").exists()
     assert not list(tmp_path.glob(".dense*"))

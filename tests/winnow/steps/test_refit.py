@@ -1,4 +1,4 @@
-"""The refit step on real tiny networks: it happens, it does not, it is refused, and it goes on after a stop."""
+"""Test the refit step on tiny networks: refitted, not refitted, refused, and resumed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from winnow.refit.deployed_folder import deployed_folder, refit_record, selected
 from winnow.steps.refit import refit
 
 
-def configured(when: str = "auto", **sections: Any) -> Config:
+def make_config(when: str = "auto", **sections: Any) -> Config:
     params = tiny_params()
     params["refit"]["when"] = when
     for section, changes in sections.items():
@@ -45,19 +45,19 @@ def configured(when: str = "auto", **sections: Any) -> Config:
 def artifacts(
     tiny_data: Path, tiny_dense: Path, tiny_candidate: Callable[[str], Path], tmp_path: Path
 ) -> Callable[[str | None], Path]:
-    """Winner -> a copy of what the steps before leave, as far as a refit reads it."""
+    """Return a function from a winner to a copy of the artifacts that a refit reads."""
 
-    def leave(winner: str | None) -> Path:
-        at = tmp_path / "artifacts"
-        shutil.copytree(tiny_data, at / "data")
-        shutil.copytree(tiny_dense.parent.parent / "pretrain", at / "pretrain")
+    def copy_artifacts(winner: str | None) -> Path:
+        root = tmp_path / "artifacts"
+        shutil.copytree(tiny_data, root / "data")
+        shutil.copytree(tiny_dense.parent.parent / "pretrain", root / "pretrain")
         for name in CandidateRecord.read(tiny_candidate(winner)).details.lineage if winner else ["dense"]:
-            shutil.copytree(tiny_candidate(name) if name != "dense" else tiny_dense, at / "candidates" / name)
-        (at / "select").mkdir()
-        write_json(at / "select" / "winner.json", {"winner": winner})
-        return at
+            shutil.copytree(tiny_candidate(name) if name != "dense" else tiny_dense, root / "candidates" / name)
+        (root / "select").mkdir()
+        write_json(root / "select" / "winner.json", {"winner": winner})
+        return root
 
-    return leave
+    return copy_artifacts
 
 
 def run(artifacts: Path, config: Config, scratch: str = "scratch") -> RefitRecord:
@@ -65,27 +65,27 @@ def run(artifacts: Path, config: Config, scratch: str = "scratch") -> RefitRecor
 
 
 @pytest.mark.thorough
-def test_with_few_labels_the_winner_learns_the_validation_labels(artifacts: Callable[[str], Path]) -> None:
-    at = artifacts("pruned-int8")
-    record = run(at, configured())
-    folder, selected = at / "refit", at / "candidates" / "pruned-int8"
+def test_with_few_labels_the_winner_is_refitted_on_validation_labels(artifacts: Callable[[str], Path]) -> None:
+    root = artifacts("pruned-int8")
+    record = run(root, make_config())
+    folder, selected = root / "refit", root / "candidates" / "pruned-int8"
     assert read_record(folder) == record
     assert record.details.is_refitted
     assert record.details.labels == RefitLabels(training=110, choosing=60, deployed=170)
     assert record.metrics["refit/labels"] == 170
     assert list(record.details.trainings) == ["dense", "pruned", "pruned-int8"]
-    # 180 images in place of 120 are five batches of 32 in place of three, twice.
+    # 180 images instead of 120 are five batches of 32 instead of three, twice.
     assert len(record.details.trainings["pruned"]) == 2
     assert sha256_of(folder / "model.onnx") != sha256_of(selected / "model.onnx")
     assert sha256_of(folder / "selected" / "model.onnx") == sha256_of(selected / "model.onnx")
-    assert deployed_folder(at, "pruned-int8") == folder
+    assert deployed_folder(root, "pruned-int8") == folder
     assert selected_folder(folder) == folder / "selected"
     assert {artifact.name for artifact in record.artifacts} == {
         *("model.onnx", "architecture.json", "card.json", "selected/model.onnx")
     }
-    card, before = read_json(folder / "card.json"), read_json(selected / "card.json")
+    card, selected_card = read_json(folder / "card.json"), read_json(selected / "card.json")
     assert card["labels"] == {"training": 170, "choosing": 60}
-    assert (card["temperature"], card["metrics"]) == (before["temperature"], before["metrics"])
+    assert (card["temperature"], card["metrics"]) == (selected_card["temperature"], selected_card["metrics"])
     assert card["refit"]["selected_sha256"] == sha256_of(selected / "model.onnx")
     assert "before the refit" in card["measured_on"]
 
@@ -93,69 +93,67 @@ def test_with_few_labels_the_winner_learns_the_validation_labels(artifacts: Call
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (configured("never"), "refit.when is never"),
-        (configured(data={"labels_per_class": 10}), "limits training to 10 labels per class"),
+        (make_config("never"), "refit.when is never"),
+        (make_config(data={"labels_per_class": 10}), "limits training to 10 labels per class"),
     ],
 )
-def test_where_it_is_not_asked_for_nothing_is_trained(
-    config: Config, reason: str, artifacts: Callable[[str], Path]
-) -> None:
-    at = artifacts("pruned-int8")
-    record = run(at, config)
+def test_without_a_refit_nothing_is_trained(config: Config, reason: str, artifacts: Callable[[str], Path]) -> None:
+    root = artifacts("pruned-int8")
+    record = run(root, config)
     assert not record.details.is_refitted
     assert reason in record.details.why
     assert record.details.labels.deployed == record.details.labels.training
     assert (record.warnings, record.artifacts) == ((), ())
-    assert [path.name for path in (at / "refit").iterdir()] == ["record.json"]
-    assert not (at.parent / "scratch").exists()
-    assert deployed_folder(at, "pruned-int8") == at / "candidates" / "pruned-int8"
+    assert [path.name for path in (root / "refit").iterdir()] == ["record.json"]
+    assert not (root.parent / "scratch").exists()
+    assert deployed_folder(root, "pruned-int8") == root / "candidates" / "pruned-int8"
 
 
-def test_labels_are_not_few_from_500_on_and_a_budget_gives_way_when_asked() -> None:
-    assert configured().refit.reason_against(499, None) == ""
-    assert "500 validation images have a label" in configured().refit.reason_against(500, None)
-    assert configured("always").refit.reason_against(5000, 25) == ""
-    assert "no validation image has a label" in configured("always").refit.reason_against(0, None)
+def test_reasons_against_a_refit() -> None:
+    assert make_config().refit.reason_against(499, None) == ""
+    assert "500 validation images have a label" in make_config().refit.reason_against(500, None)
+    assert make_config("always").refit.reason_against(5000, 25) == ""
+    assert "no validation image has a label" in make_config("always").refit.reason_against(0, None)
 
 
 @pytest.mark.thorough
-def test_a_budget_stays_a_budget_for_training_labels(artifacts: Callable[[str], Path]) -> None:
-    at = artifacts("pruned")
-    record = run(at, configured("always", data={"labels_per_class": 10}))
+def test_the_label_budget_limits_training_labels(artifacts: Callable[[str], Path]) -> None:
+    root = artifacts("pruned")
+    record = run(root, make_config("always", data={"labels_per_class": 10}))
     assert record.details.labels.deployed == 10 * len(CLASSES) + 60
 
 
 def test_without_a_winner_nothing_is_trained(artifacts: Callable[[str | None], Path]) -> None:
-    record = run(artifacts(None), configured())
+    record = run(artifacts(None), make_config())
     assert (record.details.winner, record.details.is_refitted) == (None, False)
     assert "no candidate has won" in record.details.why
 
 
 def mislabel(data: Path, unlabelled: int) -> None:
-    """Give labelled validation images the next class, three times over, and add validation images without a label."""
+    """Shift the labels of validation images by one class, three times each, and add unlabelled validation images."""
     images = load_images(data)
-    at = images.indices(VALIDATION, labelled=True)
+    labelled = images.indices(VALIDATION, labelled=True)
     labels = np.array(images.labels_N)
-    labels[at] = (labels[at] + 1) % len(CLASSES)
+    labels[labelled] = (labels[labelled] + 1) % len(CLASSES)
     added = np.resize(images.indices(0), unlabelled)
-    order = np.concatenate([np.arange(len(labels)), at, at, added])
-    marks = np.concatenate([np.zeros(len(order) - unlabelled, bool), np.ones(unlabelled, bool)])
+    order = np.concatenate([np.arange(len(labels)), labelled, labelled, added])
+    is_added = np.concatenate([np.zeros(len(order) - unlabelled, bool), np.ones(unlabelled, bool)])
     for name in ("images", "keys", "split"):
         np.save(data / f"{name}.npy", np.load(data / f"{name}.npy")[order])
     split = np.load(data / "split.npy")
-    split[marks] = VALIDATION
+    split[is_added] = VALIDATION
     np.save(data / "split.npy", split)
     labels = labels[order]
-    labels[marks] = -1
+    labels[is_added] = -1
     np.save(data / "labels.npy", labels)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("unlabelled", "kind"), [(100, "validation images without a label"), (0, "training images")])
 def test_a_refit_on_wrong_labels_is_refused(artifacts: Callable[[str], Path], unlabelled: int, kind: str) -> None:
-    at = artifacts("pruned-int8")
-    mislabel(at / "data", unlabelled)
-    record = run(at, configured("always", data={"labels_per_class": 5}))
+    root = artifacts("pruned-int8")
+    mislabel(root / "data", unlabelled)
+    record = run(root, make_config("always", data={"labels_per_class": 5}))
     assert record.details.check is not None
     assert record.details.check.kind == kind
     assert record.details.check.kappa < 0.4
@@ -163,65 +161,70 @@ def test_a_refit_on_wrong_labels_is_refused(artifacts: Callable[[str], Path], un
     assert "less than refit.min_kappa 0.4" in record.details.why
     assert record.warnings == (record.details.why,)
     assert record.details.labels.deployed == 110
-    assert [path.name for path in (at / "refit").iterdir()] == ["record.json"]
-    assert deployed_folder(at, "pruned-int8") == at / "candidates" / "pruned-int8"
+    assert [path.name for path in (root / "refit").iterdir()] == ["record.json"]
+    assert deployed_folder(root, "pruned-int8") == root / "candidates" / "pruned-int8"
 
 
-def test_a_training_that_diverges_leaves_the_selected_file(artifacts: Callable[[str], Path]) -> None:
-    at = artifacts("pruned-int8")
-    arms = FinetuneRecord.read(at / "candidates" / "dense").details.arms
+def test_a_diverging_training_keeps_the_selected_file(artifacts: Callable[[str], Path]) -> None:
+    root = artifacts("pruned-int8")
+    arms = FinetuneRecord.read(root / "candidates" / "dense").details.arms
     diverging = [ArmTraining(seed=0, learning_rate=1e20, steps=24, top1=0.9)]
-    rewrite_details(at / "candidates" / "dense", arms=arms.model_copy(update={"pretrained": diverging}))
-    record = run(at, configured())
+    rewrite_details(root / "candidates" / "dense", arms=arms.model_copy(update={"pretrained": diverging}))
+    record = run(root, make_config())
     assert "its training failed: the loss is no longer a number" in record.details.why
     assert (record.details.is_refitted, len(record.warnings)) == (False, 1)
 
 
 @pytest.mark.thorough
-def test_the_step_reads_neither_times_nor_the_test_split(artifacts: Callable[[str], Path]) -> None:
-    at = artifacts("pruned-int8")
-    images = np.load(at / "data" / "images.npy")
-    images[np.load(at / "data" / "split.npy") == 2] = 0
-    first = run(at, configured())
-    digest = sha256_of(at / "refit" / "model.onnx")
-    np.save(at / "data" / "images.npy", images)
-    assert run(at, configured(), "again").metrics == first.metrics
-    assert sha256_of(at / "refit" / "model.onnx") == digest
-    assert sorted(path.name for path in (at / "select").iterdir()) == ["winner.json"]
+def test_a_refit_reads_neither_timings_nor_the_test_split(artifacts: Callable[[str], Path]) -> None:
+    root = artifacts("pruned-int8")
+    images = np.load(root / "data" / "images.npy")
+    images[np.load(root / "data" / "split.npy") == 2] = 0
+    record = run(root, make_config())
+    digest = sha256_of(root / "refit" / "model.onnx")
+    np.save(root / "data" / "images.npy", images)
+    assert run(root, make_config(), "again").metrics == record.metrics
+    assert sha256_of(root / "refit" / "model.onnx") == digest
+    assert sorted(path.name for path in (root / "select").iterdir()) == ["winner.json"]
 
 
 @pytest.mark.thorough
-def test_an_interrupted_refit_goes_on_and_ends_the_same(artifacts: Callable[[str], Path], tmp_path: Path) -> None:
-    at = artifacts("pruned-int8")
-    expected = run(at, configured(), "whole")
-    before = (at / "refit" / "record.json").read_bytes()
-    # As a process leaves it that was killed after dense, within the recovery of pruned.
+def test_an_interrupted_refit_resumes_to_the_same_bytes(artifacts: Callable[[str], Path], tmp_path: Path) -> None:
+    root = artifacts("pruned-int8")
+    expected = run(root, make_config(), "whole")
+    content = (root / "refit" / "record.json").read_bytes()
+    # The state after a kill during the recovery of pruned.
     shutil.copytree(tmp_path / "whole" / "dense", tmp_path / "stopped" / "dense")
     checkpoint = tmp_path / "stopped" / "dense" / "finetune.safetensors"
-    trained = checkpoint.stat().st_mtime_ns
-    assert run(at, configured(), "stopped") == expected
-    assert checkpoint.stat().st_mtime_ns == trained, "dense was trained again"
-    assert (at / "refit" / "record.json").read_bytes() == before
+    checkpoint_time = checkpoint.stat().st_mtime_ns
+    assert run(root, make_config(), "stopped") == expected
+    assert checkpoint.stat().st_mtime_ns == checkpoint_time, "dense was trained again"
+    assert (root / "refit" / "record.json").read_bytes() == content
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["sparse", "student"])
-def test_what_a_method_made_stays(name: str, artifacts: Callable[[str], Path]) -> None:
-    at = artifacts(name)
-    record = run(at, configured())
+def test_a_refit_keeps_the_structure_of_the_method(name: str, artifacts: Callable[[str], Path]) -> None:
+    root = artifacts(name)
+    record = run(root, make_config())
     assert record.details.is_refitted, record.details.why
-    (before, was), (after, now) = load_model(at / "candidates" / name), load_model(at / "refit")
-    assert was == now
-    for (path, old), new in zip(weight_layers(before).items(), weight_layers(after).values(), strict=True):
-        assert old.weight.shape == new.weight.shape
-        assert not torch.equal(old.weight, new.weight), path
+    (selected, selected_architecture), (refitted, refitted_architecture) = (
+        load_model(root / "candidates" / name),
+        load_model(root / "refit"),
+    )
+    assert selected_architecture == refitted_architecture
+    for (path, selected_layer), refitted_layer in zip(
+        weight_layers(selected).items(), weight_layers(refitted).values(), strict=True
+    ):
+        assert selected_layer.weight.shape == refitted_layer.weight.shape
+        assert not torch.equal(selected_layer.weight, refitted_layer.weight), path
         if name == "sparse":
-            assert torch.equal(old.weight == 0, new.weight == 0), path
+            assert torch.equal(selected_layer.weight == 0, refitted_layer.weight == 0), path
 
 
 def test_a_refit_of_another_winner_is_not_deployed(artifacts: Callable[[str], Path]) -> None:
-    at = artifacts("pruned-int8")
-    run(at, configured("never"))
-    rewrite(at / "candidates" / "pruned-int8", warnings=("changed",))
+    root = artifacts("pruned-int8")
+    run(root, make_config("never"))
+    rewrite(root / "candidates" / "pruned-int8", warnings=("changed",))
     with pytest.raises(ArtifactError, match="does not belong to the current pruned-int8"):
-        refit_record(at, "pruned-int8")
+        refit_record(root, "pruned-int8")

@@ -26,16 +26,16 @@ from winnow.reporting.thumbnails import GAP, SIDE, draw_pairs
 from winnow.steps.report import count_reading, digest_test_split, report
 
 
-def chosen(artifacts: Path, config: Config | None = None) -> Path:
+def run_select_and_refit(artifacts: Path, config: Config | None = None) -> Path:
     config = config or check_config(tiny_params())
     return select_and_refit(config, artifacts)
 
 
 @pytest.fixture
 def artifacts(tiny_data: Path, tmp_path: Path) -> Path:
-    """pruned-int8 wins; on the test split it is worse than dense."""
-    built = build(tiny_data, tmp_path / "artifacts")
-    return chosen(built)
+    """Return artifacts in which pruned-int8 wins, and is worse than dense on the test split."""
+    root = build(tiny_data, tmp_path / "artifacts")
+    return run_select_and_refit(root)
 
 
 def run(artifacts: Path, config: Config | None = None, out: str = "report") -> ReportRecord:
@@ -51,38 +51,38 @@ def test_dense_and_the_winner_are_tested(artifacts: Path) -> None:
     images = load_images(artifacts / "data")
     indices = images.indices(TEST)
     labels = images.labels_N[indices]
-    right = {}
+    correct = {}
     for name in ("dense", "pruned-int8"):
         logits = predict_file(artifacts / "candidates" / name / "model.onnx", images.images_NHWC, indices)
-        right[name] = logits.argmax(1) == labels
-    drop = paired_drop(right["dense"], right["pruned-int8"])
-    told = record.metrics
+        correct[name] = logits.argmax(1) == labels
+    drop = paired_drop(correct["dense"], correct["pruned-int8"])
+    metrics = record.metrics
     assert read_record(artifacts / "report") == record
-    assert told["test/images"] == 30
-    assert told["test/dense_top1"] == pytest.approx(right["dense"].mean())
-    assert told["test/winner_top1"] == pytest.approx(right["pruned-int8"].mean())
-    assert 0 < told["test/drop_from_dense_points"] == pytest.approx(drop.points)
-    assert (told["test/drop_from_dense_low"], told["test/drop_from_dense_high"]) == (drop.low, drop.high)
-    assert told["test/winner_top1_low"] < told["test/winner_top1"] < told["test/winner_top1_high"]
+    assert metrics["test/images"] == 30
+    assert metrics["test/dense_top1"] == pytest.approx(correct["dense"].mean())
+    assert metrics["test/winner_top1"] == pytest.approx(correct["pruned-int8"].mean())
+    assert 0 < metrics["test/drop_from_dense_points"] == pytest.approx(drop.points)
+    assert (metrics["test/drop_from_dense_low"], metrics["test/drop_from_dense_high"]) == (drop.low, drop.high)
+    assert metrics["test/winner_top1_low"] < metrics["test/winner_top1"] < metrics["test/winner_top1_high"]
     assert record.details.test["pruned-int8"].per_class["stripes"].support == 10
     assert record.inputs["select"] == record_digest(artifacts / "select")
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
-    assert f"{told['test/winner_top1'] * 100:.1f}" in page
+    assert f"{metrics['test/winner_top1'] * 100:.1f}" in page
     assert digest_test_split(images) in page
 
 
-def served_otherwise(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenVINO answers the second class for every image; the file in ONNX Runtime answers as before."""
+def serve_wrong_predictions(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make OpenVINO predict the second class for every image; ONNX Runtime is unchanged."""
 
-    def always_the_second(folder: Path, cell: BenchmarkCase) -> Any:
+    def open_constant_model(folder: Path, cell: BenchmarkCase) -> Any:
         assert (cell.runtime, cell.batch) == ("openvino", 1)
         return lambda pixels_NHWC: np.eye(3, dtype=np.float32)[np.ones(len(pixels_NHWC), np.int64)]
 
-    monkeypatch.setitem(OPENERS, "openvino", always_the_second)
+    monkeypatch.setitem(OPENERS, "openvino", open_constant_model)
 
 
-def test_the_winner_answers_in_the_runtime_that_serves_it(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served_otherwise(artifacts, monkeypatch)
+def test_the_winner_is_tested_in_its_serving_runtime(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_wrong_predictions(artifacts, monkeypatch)
     record = run(artifacts)
     assert record.metrics["test/winner_top1"] == pytest.approx(1 / 3)
     assert record.metrics["test/dense_top1"] > 0.9
@@ -92,68 +92,70 @@ def test_the_winner_answers_in_the_runtime_that_serves_it(artifacts: Path, monke
     assert "measured in openvino int8, batches of 1" in page
 
 
-def test_test_and_validation_that_disagree_are_the_first_warning(
+def test_a_disagreement_of_test_and_validation_is_the_first_warning(
     artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(artifacts).warnings == ()
-    served_otherwise(artifacts, monkeypatch)
-    first = run(artifacts).warnings[0]
-    assert first.startswith("pruned-int8 has 33.3 % top-1 on the test split (95 % interval 19.2 to 51.2), below the")
-    assert "98.3 % on validation (91.1 to 99.7): the intervals do not overlap" in first
+    serve_wrong_predictions(artifacts, monkeypatch)
+    warning = run(artifacts).warnings[0]
+    assert warning.startswith("pruned-int8 has 33.3 % top-1 on the test split (95 % interval 19.2 to 51.2), below the")
+    assert "98.3 % on validation (91.1 to 99.7): the intervals do not overlap" in warning
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
     assert page.index("the intervals do not overlap") < page.index("smaller than dense")
 
 
-def test_dense_that_disagrees_is_told_without_a_winner_too(artifacts: Path) -> None:
+def test_a_disagreement_of_dense_is_reported_without_a_winner(artifacts: Path) -> None:
     params = tiny_params()
     params["promotion"]["gates"] |= {"min_speedup": 50.0}
     config = check_config(params)
-    chosen(artifacts, config)
+    run_select_and_refit(artifacts, config)
     write_network(artifacts / "candidates" / "dense" / "model.onnx", 0.99)
     assert "dense has 66.7 % top-1 on the test split" in run(artifacts, config).warnings[0]
 
 
 @pytest.mark.thorough
-def test_the_drop_is_counted_from_the_stronger_baseline(tiny_data: Path, tmp_path: Path) -> None:
-    built = build(tiny_data, tmp_path / "artifacts", {"dense-kd": {"damping": 0.34}, "student": {"damping": 0.5}})
+def test_the_drop_is_relative_to_the_stronger_baseline(tiny_data: Path, tmp_path: Path) -> None:
+    root = build(tiny_data, tmp_path / "artifacts", {"dense-kd": {"damping": 0.34}, "student": {"damping": 0.5}})
     params = tiny_params()
     params["promotion"]["gates"] |= {"max_drop_points": 40.0, "max_macro_f1_drop_points": 40.0, "min_agreement": 0.5}
     config = check_config(params)
-    record = run(chosen(built, config), config)
+    record = run(run_select_and_refit(root, config), config)
     assert record.details.baseline == "dense-kd"
-    told = record.metrics
-    lost = (told["test/dense-kd_top1"] - told["test/winner_top1"]) * 100
-    assert told["test/drop_from_dense-kd_points"] == pytest.approx(lost)
-    assert {"test/dense-kd_top1", "test/dense_top1", "test/winner_top1"} <= set(told)
-    assert not any(key.startswith("test/drop_from_dense_") for key in told)
-    page = (built / "report" / "report.html").read_text(encoding="utf-8")
+    metrics = record.metrics
+    drop_points = (metrics["test/dense-kd_top1"] - metrics["test/winner_top1"]) * 100
+    assert metrics["test/drop_from_dense-kd_points"] == pytest.approx(drop_points)
+    assert {"test/dense-kd_top1", "test/dense_top1", "test/winner_top1"} <= set(metrics)
+    assert not any(key.startswith("test/drop_from_dense_") for key in metrics)
+    page = (root / "report" / "report.html").read_text(encoding="utf-8")
     assert "against dense-kd (95\xa0% interval" in page.replace("95 %", "95\xa0%")
 
 
-@pytest.mark.parametrize("why", ["another machine", "no such runtime"])
-def test_where_the_serving_runtime_cannot_be_had_the_file_answers_and_it_is_told(
-    artifacts: Path, monkeypatch: pytest.MonkeyPatch, why: str
+@pytest.mark.parametrize("cause", ["another machine", "no such runtime"])
+def test_without_the_serving_runtime_the_file_is_tested_with_a_warning(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch, cause: str
 ) -> None:
-    if why == "another machine":
+    if cause == "another machine":
         speeds = SelectionRecord.read(artifacts / "select").details.speeds
         rewrite_details(artifacts / "select", speeds=speeds.model_copy(update={"is_target": True}))
         (artifacts / "benchmark" / "pruned-int8-openvino-int8.npy").unlink()
     else:
 
-        def missing(folder: Path, cell: BenchmarkCase) -> Any:
+        def raise_unavailable(folder: Path, cell: BenchmarkCase) -> Any:
             raise RuntimeUnavailable("no such processor")
 
-        monkeypatch.setitem(OPENERS, "openvino", missing)
+        monkeypatch.setitem(OPENERS, "openvino", raise_unavailable)
     record = run(artifacts)
     assert record.details.measured_in == "ONNX Runtime, the file as it is"
-    told = "has no predictions" if why == "another machine" else "does not run on this machine (no such processor)"
+    expected = (
+        "has no predictions" if cause == "another machine" else "does not run on this machine (no such processor)"
+    )
     assert record.details.fallback.startswith("it is deployed in openvino int8")
-    assert told in record.details.fallback
+    assert expected in record.details.fallback
     assert record.warnings[0].startswith("pruned-int8 was tested in ONNX Runtime")
-    assert told in (artifacts / "report" / "report.html").read_text(encoding="utf-8")
+    assert expected in (artifacts / "report" / "report.html").read_text(encoding="utf-8")
 
 
-def test_nobody_else_is_tested(artifacts: Path) -> None:
+def test_no_other_candidate_is_tested(artifacts: Path) -> None:
     for folder in (artifacts / "candidates").iterdir():
         if folder.name not in ("dense", "pruned-int8"):
             (folder / "model.onnx").write_bytes(b"must not be read")
@@ -168,7 +170,7 @@ def test_without_a_winner_only_dense_is_tested(artifacts: Path) -> None:
     params = tiny_params()
     params["promotion"]["gates"] |= {"min_speedup": 50.0}
     config = check_config(params)
-    record = run(chosen(artifacts, config), config)
+    record = run(run_select_and_refit(artifacts, config), config)
     assert record.details.winner is None
     assert "test/dense_top1" in record.metrics
     assert not {key for key in record.metrics if key.startswith(("test/winner", "test/drop"))}
@@ -177,7 +179,7 @@ def test_without_a_winner_only_dense_is_tested(artifacts: Path) -> None:
     assert "is less than 50" in page
 
 
-def test_readings_are_counted_and_told(artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_readings_are_counted_and_logged(artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
     counts = artifacts.parent / "hidden" / "test-readings.json"
     with caplog.at_level(logging.INFO, logger="winnow.steps.report"):
         first = run(artifacts, out="first")
@@ -191,22 +193,26 @@ def test_readings_are_counted_and_told(artifacts: Path, caplog: pytest.LogCaptur
 
 def test_another_test_split_is_another_version(artifacts: Path, tmp_path: Path) -> None:
     images = load_images(artifacts / "data")
-    before = digest_test_split(images)
+    version = digest_test_split(images)
     keys, split = np.array(images.keys_N16), np.array(images.split_N)
     keys[split != TEST] += 1
     np.save(artifacts / "data" / "keys.npy", keys)
-    assert digest_test_split(load_images(artifacts / "data")) == before
+    assert digest_test_split(load_images(artifacts / "data")) == version
     keys[np.flatnonzero(split == TEST)[0], 0] += 1
     np.save(artifacts / "data" / "keys.npy", keys)
-    after = digest_test_split(load_images(artifacts / "data"))
-    assert after != before
+    changed_version = digest_test_split(load_images(artifacts / "data"))
+    assert changed_version != version
     counts = tmp_path / "counts.json"
-    assert [count_reading(counts, version) for version in (before, after, before)] == [1, 1, 2]
+    assert [count_reading(counts, counted_version) for counted_version in (version, changed_version, version)] == [
+        1,
+        1,
+        2,
+    ]
     assert list(tmp_path.glob("counts*")) == [counts]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": null}', '{"a": "many"}'])
-def test_a_damaged_count_is_told(tmp_path: Path, content: str) -> None:
+def test_a_damaged_count_is_an_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "counts.json"
     path.write_text(content)
     with pytest.raises(ArtifactError, match=r"counts\.json is damaged.*delete it"):
@@ -214,7 +220,7 @@ def test_a_damaged_count_is_told(tmp_path: Path, content: str) -> None:
     assert path.read_text() == content
 
 
-def test_without_test_images_the_page_says_so(artifacts: Path) -> None:
+def test_the_page_without_test_images(artifacts: Path) -> None:
     split = np.load(artifacts / "data" / "split.npy")
     split[split == TEST] = 0
     np.save(artifacts / "data" / "split.npy", split)
@@ -225,16 +231,16 @@ def test_without_test_images_the_page_says_so(artifacts: Path) -> None:
     assert "no labelled test image" in (artifacts / "report" / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_failure_leaves_the_old_page(artifacts: Path) -> None:
+def test_a_failure_keeps_the_old_page(artifacts: Path) -> None:
     run(artifacts)
-    before = (artifacts / "report" / "report.html").read_bytes()
+    page = (artifacts / "report" / "report.html").read_bytes()
     (artifacts / "select" / "pareto.png").unlink()
     with pytest.raises(ArtifactError, match=r"pareto\.png is missing"):
         run(artifacts)
-    assert (artifacts / "report" / "report.html").read_bytes() == before
+    assert (artifacts / "report" / "report.html").read_bytes() == page
 
 
-def test_a_refitted_winner_is_tested_as_it_is_deployed_beside_the_selected_file(artifacts: Path) -> None:
+def test_a_refitted_winner_is_tested_beside_the_selected_file(artifacts: Path) -> None:
     (artifacts / "refit" / "selected").mkdir()
     write_network(artifacts / "refit" / "model.onnx", 0.38)
     labels = RefitLabels(training=30, choosing=60, deployed=90)
@@ -243,9 +249,9 @@ def test_a_refitted_winner_is_tested_as_it_is_deployed_beside_the_selected_file(
     images = load_images(artifacts / "data")
     indices = images.indices(TEST)
     files = {"winner": artifacts / "refit", "selected": artifacts / "candidates" / "pruned-int8"}
-    for who, folder in files.items():
-        answers = predict_file(folder / "model.onnx", images.images_NHWC, indices).argmax(1)
-        assert record.metrics[f"test/{who}_top1"] == pytest.approx((answers == images.labels_N[indices]).mean())
+    for role, folder in files.items():
+        predictions = predict_file(folder / "model.onnx", images.images_NHWC, indices).argmax(1)
+        assert record.metrics[f"test/{role}_top1"] == pytest.approx((predictions == images.labels_N[indices]).mean())
     assert record.metrics["test/winner_top1"] < record.metrics["test/selected_top1"]
     assert record.inputs["refit"] == record_digest(artifacts / "refit")
     assert {"pruned-int8", "pruned-int8 before the refit"} <= set(record.details.test)
@@ -255,31 +261,31 @@ def test_a_refitted_winner_is_tested_as_it_is_deployed_beside_the_selected_file(
     assert "The deployed file also learned the 60 validation labels" in page
 
 
-def test_a_class_that_is_never_recognised_is_among_the_first_warnings(artifacts: Path) -> None:
+def test_a_class_with_zero_recall_is_among_the_first_warnings(artifacts: Path) -> None:
     write_network(artifacts / "candidates" / "pruned-int8" / "model.onnx", 0.7)
     record = run(artifacts)
-    told = [warning for warning in record.warnings if "recall of 0 %" in warning]
-    assert len(told) == 1
-    assert "pruned-int8 recognises none of its 10 test images" in told[0]
+    warnings = [warning for warning in record.warnings if "recall of 0 %" in warning]
+    assert len(warnings) == 1
+    assert "pruned-int8 recognises none of its 10 test images" in warnings[0]
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
     assert page.index("recall of 0") < page.index("top-1 on validation") < page.index("top-1 on test")
     assert "--abstain-below" in page
 
 
-def test_what_abstaining_gives_is_counted_on_both_splits(artifacts: Path) -> None:
-    given = run(artifacts).details.abstention
-    assert given.validation is not None
-    assert given.test is not None
-    assert (given.validation.images, given.test.images) == (60, 30)
-    for counts in (given.validation, given.test):
+def test_abstention_is_counted_on_both_splits(artifacts: Path) -> None:
+    abstention = run(artifacts).details.abstention
+    assert abstention.validation is not None
+    assert abstention.test is not None
+    assert (abstention.validation.images, abstention.test.images) == (60, 30)
+    for counts in (abstention.validation, abstention.test):
         assert counts.answered[0] == counts.images
         assert counts.answered == sorted(counts.answered, reverse=True)
         assert all(right <= answered for right, answered in zip(counts.right, counts.answered, strict=True))
 
 
 def test_the_page_shows_near_duplicates(artifacts: Path) -> None:
-    near = NearDuplicates(looked_at=90, found=20, pairs=[("a<b>.jpg", "c.jpg")] * 20, positions=[(0, 130)] * 20)
-    rewrite_details(artifacts / "data", near_duplicates=near)
+    duplicates = NearDuplicates(looked_at=90, found=20, pairs=[("a<b>.jpg", "c.jpg")] * 20, positions=[(0, 130)] * 20)
+    rewrite_details(artifacts / "data", near_duplicates=duplicates)
     run(artifacts)
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
     assert "20 of 90 held-out images almost equal a training image, the 16 most alike" in page
@@ -289,8 +295,8 @@ def test_the_page_shows_near_duplicates(artifacts: Path) -> None:
 
 def test_thumbnails_are_side_by_side() -> None:
     images = np.stack([np.full((8, 8, 3), level, dtype=np.uint8) for level in (0, 120)])
-    with Image.open(io.BytesIO(draw_pairs(images, [[0, 1]] * 6))) as sheet:
-        pixels = np.asarray(sheet)
+    with Image.open(io.BytesIO(draw_pairs(images, [[0, 1]] * 6))) as image:
+        pixels = np.asarray(image)
     assert pixels.shape == (2 * SIDE + GAP, 4 * (2 * SIDE + GAP) - GAP, 3)
     assert (pixels[:SIDE, :SIDE] == 0).all()
     assert (pixels[:SIDE, SIDE : 2 * SIDE] == 120).all()
