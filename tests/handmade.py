@@ -255,3 +255,13 @@ def tag(paths: ProjectPaths, number: str, key: str) -> str:
     version = registered_models.find(paths, MODEL, number)
     assert version is not None
     return version.tags.get(key, "")
+
+
+def with_size_objective(config: Config) -> Config:
+    """Return the config with the objective size, which does not depend on timings."""
+    return config.model_copy(update={"promotion": config.promotion.model_copy(update={"objective": "size"})})
+
+
+def fetch_version(paths: ProjectPaths, version: str) -> Path:
+    """Return the folder with the files of a version, by its number or alias."""
+    return registered_models.fetch(paths, MODEL, registered_models.get(paths, MODEL, version))

@@ -1,7 +1,7 @@
-"""A whole project in a temporary folder, run as a person would: by its command line, in child processes.
+"""Run a whole project in a temporary folder as a user would: by its command line, in child processes.
 
-The home folder of every child is an empty one, CI is not set, and nothing of the tests' own environment that winnow
-sets is handed on: what is tested is what a newcomer gets.
+The home folder of every child is empty, CI is not set, and variables that winnow sets in the environment of the tests
+are removed: tests see what a new user gets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.closure import ROOT
 from tests.conftest import CLASSES, draw, tiny_params
 
 if TYPE_CHECKING:
-    from tests.integration.running import Up
+    from tests.integration.running import RunningProject
 
 NEVER_DUE = "0 0 29 2 *"  # 29 February
 CODE = (
@@ -39,14 +39,14 @@ CODE = (
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several workers: the one that has made the finished project runs every test of it. The slow tiers have long."""
+    """Run all tests of the finished project in the worker that created it; give slow tiers more time."""
     for item in items:
         if "finished" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("finished"))
         if item.get_closest_marker("slow") or item.get_closest_marker("services"):
             item.add_marker(pytest.mark.timeout(1800))
         elif "finished" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.timeout(1500))  # the first of them waits for a whole run
+            item.add_marker(pytest.mark.timeout(1500))  # the first of them runs the whole chain
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class Project:
     root: Path
     home: Path
     variables: Mapping[str, str] = field(default_factory=dict)
-    """What its shell holds besides."""
+    """Further variables of its shell."""
 
     def environment(self) -> dict[str, str]:
-        """What a newcomer's shell holds, with our environment's python first."""
+        """Return the environment of a new user's shell, with the tests' Python first in PATH."""
         set_by_winnow = default_variables(Path(os.environ[ROOT_VARIABLE]))
-        kept = {name: value for name, value in os.environ.items() if name not in set_by_winnow}
-        path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
-        ours = {"HOME": str(self.home), "PATH": path, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
-        return {**kept, **ours, **self.variables}
+        inherited = {name: value for name, value in os.environ.items() if name not in set_by_winnow}
+        path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", "")])
+        variables = {"HOME": str(self.home), "PATH": path, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
+        return {**inherited, **variables, **self.variables}
 
     def call(self, *arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         """Run a command in the project."""
@@ -79,7 +79,7 @@ class Project:
         )
 
     def winnow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `winnow ...`, whose code is the project's own."""
+        """Run `winnow ...` with the code of the project."""
         return self.call(sys.executable, "-m", "winnow.cli.main", *arguments)
 
     def dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -91,13 +91,13 @@ class Project:
         (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     def copy(self, root: Path) -> Project:
-        """The same project elsewhere, with its artifacts and caches. MLflow's store knows its own folder and stays."""
+        """Copy the project with its artifacts and caches, but without MLflow's store, which is bound to its folder."""
         shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db", "promoted.json"))
         return replace(self, root=root)
 
 
 def make_project(root: Path, home: Path) -> Project:
-    """The code of this checkout, three learnable classes of 60 images, 20 without label, and `run_params`."""
+    """Write the code of this checkout, 60 images of each of three classes, 20 without label, and `run_params`."""
     home.mkdir()
     for name in CODE:
         source, target = ROOT / name, root / name
@@ -106,7 +106,7 @@ def make_project(root: Path, home: Path) -> Project:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.tar.xz"))
         else:
             shutil.copy(source, target)
-    _never_due(root / "prefect.yaml")
+    _disable_schedules(root / "prefect.yaml")
     rng = np.random.default_rng(3)
     for label, name in enumerate((*CLASSES, "unlabelled")):
         folder = root / "photos" / name
@@ -122,13 +122,13 @@ def make_project(root: Path, home: Path) -> Project:
     return project
 
 
-def _never_due(schedules: Path) -> None:
-    """A test says when a run is due: the hour of the day must not."""
+def _disable_schedules(schedules: Path) -> None:
+    """Replace all schedules, so that runs start only when a test starts them."""
     schedules.write_text(re.sub(r'cron: "[^"]+"', f'cron: "{NEVER_DUE}"', schedules.read_text()))
 
 
 def run_params() -> dict:
-    """`tiny_params` with a smaller tree and gates that the int8 files of a learnable toy can pass."""
+    """Return `tiny_params` with fewer candidates and gates that int8 files of a tiny network can pass."""
     params = tiny_params()
     for name in ("student", "student-alone", "dense-kd"):
         del params["candidates"][name]
@@ -147,41 +147,41 @@ def run_params() -> dict:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, subprocess.CompletedProcess[str]]]:
-    """A project after its first `winnow run`, and what that printed. Not to be changed: copy it first.
+    """Return a project after its first `winnow run`, and the result of that. Copy it before changing it.
 
-    Several workers share one: the first makes it, which takes minutes, and the others wait.
+    Several workers share one: the first creates it, which takes minutes, and the others wait.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
-    project, kept = Project(folder / "checkout", folder / "home"), folder / "run.json"
+    project, result_file = Project(folder / "checkout", folder / "home"), folder / "run.json"
     with FileLock(f"{folder}.lock"):
-        if not kept.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+        if not result_file.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # left by a worker that failed
             folder.mkdir()
             make_project(project.root, project.home)
             result = project.winnow("run")
-            kept.write_text(json.dumps([result.args, result.returncode, result.stdout, result.stderr]))
-    yield project, subprocess.CompletedProcess(*json.loads(kept.read_text()))
+            result_file.write_text(json.dumps([result.args, result.returncode, result.stdout, result.stderr]))
+    yield project, subprocess.CompletedProcess(*json.loads(result_file.read_text()))
     assert list(project.home.iterdir()) == [], "a command of a later test wrote into the home folder"
 
 
 @pytest.fixture
 def project(finished: tuple[Project, object], tmp_path: Path) -> Project:
-    """A copy of the finished project, to be changed."""
+    """Return a copy of the finished project that a test may change."""
     return finished[0].copy(tmp_path / "copy")
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Project:
-    """A project in which nothing has run."""
+def clean_project(tmp_path: Path) -> Project:
+    """Return a project in which nothing has run."""
     return make_project(tmp_path / "checkout", tmp_path / "home")
 
 
 @pytest.fixture(scope="module")
-def up(finished: tuple[Project, object], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """A copy of the finished project whose servers and worker run."""
+def running(finished: tuple[Project, object], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProject]:
+    """Return a copy of the finished project with running servers and worker."""
     from tests.integration.running import start, stop
 
-    running = start(finished[0].copy(tmp_path_factory.mktemp("up") / "copy"))
-    yield running
-    stop(running.process)
+    started = start(finished[0].copy(tmp_path_factory.mktemp("up") / "copy"))
+    yield started
+    stop(started.process)

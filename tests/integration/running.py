@@ -1,4 +1,4 @@
-"""`winnow up` in a project of a test, and questions to the Prefect server that it started."""
+"""Start `winnow up` in a test project and query its Prefect server."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from tests.integration.conftest import Project
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
-    with ExitStack() as held:
-        probes = [held.enter_context(closing(socket.socket())) for _ in range(count)]
+    """Return different ports that are free."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
 
 
 @dataclass(frozen=True)
-class Up:
-    """A project whose servers and worker run."""
+class RunningProject:
+    """A project with running servers and worker."""
 
     project: Project
     process: subprocess.Popen[str]
@@ -43,82 +43,82 @@ class Up:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What a shell needs to talk to Prefect here."""
+        """Return the variables that a shell needs for this Prefect server."""
         return {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": ":".join(self.auth)}
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         for _ in range(5):
-            answer = httpx.post(f"{self.api}/{path}", json=body or {}, timeout=30, auth=self.auth)
-            if answer.status_code != 503:  # a SQLite that is busy: Prefect's own client asks again, too
+            response = httpx.post(f"{self.api}/{path}", json=body or {}, timeout=30, auth=self.auth)
+            if response.status_code != 503:  # SQLite is busy: Prefect's own client retries, too
                 break
             time.sleep(1)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
+        response.raise_for_status()
+        return response.json() if response.content else None
 
     def get(self, path: str) -> Any:
-        answer = httpx.get(f"{self.api}/{path}", timeout=30, auth=self.auth)
-        answer.raise_for_status()
-        return answer.json()
+        response = httpx.get(f"{self.api}/{path}", timeout=30, auth=self.auth)
+        response.raise_for_status()
+        return response.json()
 
     def schedule(self, deployment: str, seconds: float = 0) -> str:
-        """Ask for a run in some seconds; its number."""
-        made = self.get(f"deployments/name/{deployment}")
-        at = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
-        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": at}}
-        body = {"state": state, "parameters": made["parameters"]}
-        return str(self.post(f"deployments/{made['id']}/create_flow_run", body)["id"])
+        """Schedule a run in some seconds and return its id."""
+        deployment_info = self.get(f"deployments/name/{deployment}")
+        scheduled_time = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": scheduled_time}}
+        body = {"state": state, "parameters": deployment_info["parameters"]}
+        return str(self.post(f"deployments/{deployment_info['id']}/create_flow_run", body)["id"])
 
     def wait(self, run: str, *states: str, seconds: float = 900, through: Sequence[str] = ()) -> dict[str, Any]:
-        """The run, once its state is one of these; a type of state in `through` is not its end.
+        """Return the run once its state is one of these; a type of state in `through` does not end the wait.
 
-        It has long: a machine may be slow, and a run that ends otherwise is told at once.
+        The limit is long, for slow machines; a run that ends in another state fails at once.
         """
         deadline = time.monotonic() + seconds
-        found: dict[str, Any] = {"state": "no answer"}
+        flow_run: dict[str, Any] = {"state": "no answer"}
         while time.monotonic() < deadline:
             try:
-                found = self.get(f"flow_runs/{run}")
-            except (httpx.TransportError, httpx.HTTPStatusError) as error:  # it, or its database, is on its way back
+                flow_run = self.get(f"flow_runs/{run}")
+            except (httpx.TransportError, httpx.HTTPStatusError) as error:  # the server or its database is restarting
                 if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
                     raise
                 time.sleep(0.5)
                 continue
-            if found["state"]["name"] in states:
-                return found
-            if found["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} - set(through):
+            if flow_run["state"]["name"] in states:
+                return flow_run
+            if flow_run["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} - set(through):
                 break
             time.sleep(0.5)
-        raise AssertionError(f"{found['state']} instead of {states}\n{self.logs()}")
+        raise AssertionError(f"{flow_run['state']} instead of {states}\n{self.logs()}")
 
     def artifacts(self, run: str) -> dict[str, Any]:
-        wanted = {"artifacts": {"flow_run_id": {"any_": [run]}}}
-        return {found["key"]: found["data"] for found in self.post("artifacts/filter", wanted)}
+        query = {"artifacts": {"flow_run_id": {"any_": [run]}}}
+        return {artifact["key"]: artifact["data"] for artifact in self.post("artifacts/filter", query)}
 
     def logs(self) -> str:
         files = sorted((self.project.root / ".winnow" / "logs").glob("*.log"))
         return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in files)
 
 
-def start(project: Project) -> Up:
-    """`winnow up` on free ports, or at the servers that the project's shell names, ready to work."""
+def start(project: Project) -> RunningProject:
+    """Start `winnow up` on free ports, or at the servers of the project's shell, and wait until it is ready."""
     mlflow_port, prefect_port = free_ports(2)
-    process = ready(project, "up", f"--mlflow-port={mlflow_port}", f"--prefect-port={prefect_port}")
+    process = start_command(project, "up", f"--mlflow-port={mlflow_port}", f"--prefect-port={prefect_port}")
     auth = project.variables.get("PREFECT_API_AUTH_STRING") or own_auth(project)
     name, _, password = auth.partition(":")
     api = project.variables.get("PREFECT_API_URL", f"http://127.0.0.1:{prefect_port}/api")
-    return Up(project, process, api, (name, password))
+    return RunningProject(project, process, api, (name, password))
 
 
 def own_auth(project: Project) -> str:
-    """`user:password` of the servers that the project itself starts."""
+    """Return `user:password` of the servers that the project itself starts."""
     return f"winnow:{(project.root / '.winnow' / 'password').read_text().strip()}"
 
 
-def ready(project: Project, command: str, *options: str) -> subprocess.Popen[str]:
-    """`winnow COMMAND` that stays up, once it says that it is. What it says stands beside the servers' logs."""
-    said = project.root / ".winnow" / "logs" / f"winnow-{command}.log"
-    said.parent.mkdir(parents=True, exist_ok=True)
-    with said.open("w") as output:
+def start_command(project: Project, command: str, *options: str) -> subprocess.Popen[str]:
+    """Start `winnow COMMAND` and wait until it is ready; its output is a file beside the servers' logs."""
+    output_file = project.root / ".winnow" / "logs" / f"winnow-{command}.log"
+    output_file.parent.mkdir(parents=True, exist_ok=True)
+    with output_file.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "winnow.cli.main", command, *options],
             cwd=project.root,
@@ -129,19 +129,19 @@ def ready(project: Project, command: str, *options: str) -> subprocess.Popen[str
             start_new_session=True,
         )
     while process.poll() is None:
-        if "Ctrl-C" in said.read_text():
+        if "Ctrl-C" in output_file.read_text():
             return process
         time.sleep(0.1)
-    raise AssertionError(said.read_text())
+    raise AssertionError(output_file.read_text())
 
 
 def run_log(project: Project) -> Path:
-    """What `begun_by_hand` writes to."""
+    """Return the log file of `start_run`."""
     return project.root.parent / "run.log"
 
 
-def begun_by_hand(project: Project) -> subprocess.Popen[bytes]:
-    """`winnow run`, in a session of its own, whose output goes to a file."""
+def start_run(project: Project) -> subprocess.Popen[bytes]:
+    """Start `winnow run` in its own session, with its output in a file."""
     with run_log(project).open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "winnow.cli.main", "run"],
@@ -154,18 +154,18 @@ def begun_by_hand(project: Project) -> subprocess.Popen[bytes]:
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """Ctrl-C as a terminal sends it, to the whole group and twice; after it nothing may run."""
-    family = psutil.Process(process.pid).children(recursive=True)
+    """Send Ctrl-C twice to the whole group, as a terminal does, and check that no process remains."""
+    children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     try:
         assert process.wait(timeout=60) == 0, "it ended before"
-        assert [member for member in family if member.is_running() and member.status() != "zombie"] == []
+        assert [child for child in children if child.is_running() and child.status() != "zombie"] == []
     finally:
-        for member in family:
-            if member.is_running():
-                member.kill()
+        for child in children:
+            if child.is_running():
+                child.kill()
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
 
@@ -179,12 +179,12 @@ class _Inbox(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_arguments: Any) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @contextmanager
-def web_hook() -> Iterator[tuple[str, list[str]]]:
-    """Address of a web hook, and what was sent to it."""
+def webhook() -> Iterator[tuple[str, list[str]]]:
+    """Yield the address of a webhook and the list of messages that it receives."""
     received: list[str] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Inbox", (_Inbox,), {"received": received}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -192,7 +192,7 @@ def web_hook() -> Iterator[tuple[str, list[str]]]:
     server.shutdown()
 
 
-TELL = """
+SET_WEBHOOK = """
 import sys
 from pathlib import Path
 from tasks.project.environment import apply
@@ -206,19 +206,21 @@ deployments.set_up(ProjectPaths(Path.cwd()))
 """
 
 
-def told_to(up: Up, address: str) -> None:
-    """Have the project's notifications sent to a web hook."""
-    command = [sys.executable, "-c", TELL, address]
-    environment = {**up.project.environment(), **up.variables}
-    done = subprocess.run(command, cwd=up.project.root, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def send_notifications_to(running: RunningProject, address: str) -> None:
+    """Send the project's notifications to a webhook."""
+    command = [sys.executable, "-c", SET_WEBHOOK, address]
+    environment = {**running.project.environment(), **running.variables}
+    result = subprocess.run(
+        command, cwd=running.project.root, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
-def assert_told(received: list[str], *words: str) -> None:
-    """A message with all of these words arrives."""
+def assert_notified(received: list[str], *words: str) -> None:
+    """Wait for a message with all of these words."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if any(all(word in text for word in words) for text in received):
+        if any(all(part in text for part in words) for text in received):
             return
         time.sleep(0.5)
     raise AssertionError(received)

@@ -1,4 +1,4 @@
-"""Who may not, cannot: pages of other origins, accounts of the same machine, and runs that are not this project's."""
+"""Test what is refused: pages of other origins, other accounts of the machine, and runs of other projects."""
 
 from __future__ import annotations
 
@@ -12,51 +12,57 @@ import httpx
 import pytest
 
 from tests.integration.conftest import Project
-from tests.integration.running import Up
+from tests.integration.running import RunningProject
 
 pytestmark = pytest.mark.services
 
-EVIL = {"Origin": "http://evil.example"}
+FOREIGN_ORIGIN = {"Origin": "http://evil.example"}
 
 
-def mlflow_page(up: Up) -> str:
-    lines = (up.project.root / ".winnow" / "logs" / "winnow-up.log").read_text().splitlines()
+def mlflow_page(running: RunningProject) -> str:
+    lines = (running.project.root / ".winnow" / "logs" / "winnow-up.log").read_text().splitlines()
     return next(line.split()[-1] for line in lines if line.startswith("MLflow "))
 
 
 @pytest.mark.parametrize("auth", [None, ("winnow", "guessed password"), ("admin", "password1234")])
-def test_nobody_writes_without_the_password(up: Up, auth: tuple[str, str] | None) -> None:
-    wanted = {"name": "evil"}
-    assert httpx.post(f"{up.api}/flows/", json=wanted, headers=EVIL, auth=auth, timeout=30).status_code == 401
-    assert httpx.post(f"{up.api}/flows/filter", json={}, auth=auth, timeout=30).status_code == 401
-    page = mlflow_page(up)
+def test_writing_needs_the_password(running: RunningProject, auth: tuple[str, str] | None) -> None:
+    body = {"name": "evil"}
+    assert (
+        httpx.post(f"{running.api}/flows/", json=body, headers=FOREIGN_ORIGIN, auth=auth, timeout=30).status_code == 401
+    )
+    assert httpx.post(f"{running.api}/flows/filter", json={}, auth=auth, timeout=30).status_code == 401
+    page = mlflow_page(running)
     for path in ("/", "/api/2.0/mlflow/experiments/search", "/ajax-api/2.0/mlflow/registered-models/search"):
-        assert httpx.get(f"{page}{path}", headers=EVIL, auth=auth, timeout=30).status_code in (401, 403)
-    assert httpx.get(f"{page}/", auth=up.auth, timeout=30).status_code == 200
+        assert httpx.get(f"{page}{path}", headers=FOREIGN_ORIGIN, auth=auth, timeout=30).status_code in (401, 403)
+    assert httpx.get(f"{page}/", auth=running.auth, timeout=30).status_code == 200
 
 
-def test_a_page_of_another_origin_reads_nothing(up: Up) -> None:
-    answer = httpx.get(f"{up.api}/health", headers=EVIL, timeout=30)
-    assert "access-control-allow-origin" not in answer.headers
-    asked = {**EVIL, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-    before = httpx.options(f"{up.api}/flows/", headers=asked, timeout=30)
-    assert "access-control-allow-origin" not in before.headers
-    own = up.api.removesuffix("/api")
-    assert httpx.get(f"{up.api}/health", headers={"Origin": own}, timeout=30).headers[
+def test_a_page_of_another_origin_cannot_read(running: RunningProject) -> None:
+    response = httpx.get(f"{running.api}/health", headers=FOREIGN_ORIGIN, timeout=30)
+    assert "access-control-allow-origin" not in response.headers
+    preflight_headers = {
+        **FOREIGN_ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    }
+    preflight = httpx.options(f"{running.api}/flows/", headers=preflight_headers, timeout=30)
+    assert "access-control-allow-origin" not in preflight.headers
+    own_origin = running.api.removesuffix("/api")
+    assert httpx.get(f"{running.api}/health", headers={"Origin": own_origin}, timeout=30).headers[
         "access-control-allow-origin"
-    ] in (own, "*")
+    ] in (own_origin, "*")
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:4200", "127.0.0.1.evil.example"])
-def test_a_name_that_was_turned_to_this_machine_reaches_nothing(up: Up, host: str) -> None:
-    assert httpx.get(f"{up.api}/health", headers={"Host": host}, auth=up.auth, timeout=30).status_code == 400
-    assert httpx.get(mlflow_page(up), headers={"Host": host}, auth=up.auth, timeout=30).status_code == 403
+def test_a_foreign_host_name_is_refused(running: RunningProject, host: str) -> None:
+    assert httpx.get(f"{running.api}/health", headers={"Host": host}, auth=running.auth, timeout=30).status_code == 400
+    assert httpx.get(mlflow_page(running), headers={"Host": host}, auth=running.auth, timeout=30).status_code == 403
 
 
-def deployed(up: Up, **changes: Any) -> str:
-    """A deployment in the project's work pool -> its number. As prefect.yaml has it, but for `changes`."""
-    flow = up.post("flows/", {"name": "winnow"})["id"]
-    made = {
+def create_deployment(running: RunningProject, **changes: Any) -> str:
+    """Create a deployment in the project's work pool, as in prefect.yaml but for `changes`, and return its id."""
+    flow = running.post("flows/", {"name": "winnow"})["id"]
+    deployment = {
         "name": f"evil-{time.monotonic_ns()}",
         "flow_id": flow,
         "work_pool_name": "winnow-photos",
@@ -64,18 +70,18 @@ def deployed(up: Up, **changes: Any) -> str:
         "path": ".",
         "pull_steps": [{"flows.runtime.enter_checkout": {}}],
     }
-    return str(up.post("deployments/", made | changes)["id"])
+    return str(running.post("deployments/", deployment | changes)["id"])
 
 
-def started(up: Up, deployment: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The run once its end is known."""
+def run_deployment(running: RunningProject, deployment: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a deployment and return the run once it has ended."""
     scheduled = {"state": {"type": "SCHEDULED"}, **body}
-    run = up.post(f"deployments/{deployment}/create_flow_run", scheduled)["id"]
-    return up.wait(run, "Crashed", seconds=120)
+    run = running.post(f"deployments/{deployment}/create_flow_run", scheduled)["id"]
+    return running.wait(run, "Crashed", seconds=120)
 
 
 @pytest.mark.parametrize(
-    ("changes", "body", "told"),
+    ("changes", "body", "message"),
     [
         (
             {"pull_steps": [{"prefect.deployments.steps.run_shell_script": {"script": "touch {mark}"}}]},
@@ -88,25 +94,25 @@ def started(up: Up, deployment: str, body: Mapping[str, Any]) -> dict[str, Any]:
         ({}, {"parameters": {"root": "{mark}"}}, "parameter root"),
     ],
 )
-def test_whoever_has_the_password_starts_only_the_projects_own_flows(
-    up: Up, tmp_path: Path, changes: dict[str, Any], body: dict[str, Any], told: str
+def test_the_password_allows_only_flows_of_the_project(
+    running: RunningProject, tmp_path: Path, changes: dict[str, Any], body: dict[str, Any], message: str
 ) -> None:
     mark = tmp_path / "mark"
 
-    def filled(value: Any) -> Any:
+    def fill(value: Any) -> Any:
         if isinstance(value, str):
             return value.replace("{mark}", str(mark))
         if isinstance(value, list):
-            return [filled(each) for each in value]
-        return {key: filled(each) for key, each in value.items()} if isinstance(value, dict) else value
+            return [fill(item) for item in value]
+        return {key: fill(item) for key, item in value.items()} if isinstance(value, dict) else value
 
-    found = started(up, deployed(up, **filled(changes)), filled(body))
-    assert told in found["state"]["message"]
-    assert "runs only what prefect.yaml of its checkout deploys" in found["state"]["message"]
+    flow_run = run_deployment(running, create_deployment(running, **fill(changes)), fill(body))
+    assert message in flow_run["state"]["message"]
+    assert "runs only what prefect.yaml of its checkout deploys" in flow_run["state"]["message"]
     assert not mark.exists()
 
 
-ASK_TEMPORARY = """
+QUERY_TEMPORARY_SERVER = """
 from pathlib import Path
 from tasks.project import running_servers, environment
 from tasks.project.paths import ProjectPaths
@@ -124,6 +130,6 @@ with get_client(sync_client=True) as client:
 """
 
 
-def test_the_server_of_a_single_run_asks_for_a_password_too(finished: tuple[Project, object]) -> None:
-    told = finished[0].call(sys.executable, "-c", ASK_TEMPORARY)
-    assert "STATUS 401" in told.stdout, told.stdout + told.stderr
+def test_the_temporary_server_needs_a_password(finished: tuple[Project, object]) -> None:
+    result = finished[0].call(sys.executable, "-c", QUERY_TEMPORARY_SERVER)
+    assert "STATUS 401" in result.stdout, result.stdout + result.stderr

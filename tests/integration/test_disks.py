@@ -1,6 +1,6 @@
-"""Disks that are full or read-only, for real: a tmpfs where one can be mounted, else a limit on the size of files.
+"""Test full and read-only disks: on a tmpfs where one can be mounted, else with a limit on the size of files.
 
-Each command ends with one message and status 2, and leaves no half-written file.
+Each command ends with one message and status 2, and leaves no partial file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ pytest_plugins = "tests.stores"
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 24 MB."""
+    """Mount a disk of 24 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
@@ -47,8 +47,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def project(root: Path) -> Path:
-    """A project with photographs, ready for its first step."""
+def write_project(root: Path) -> Path:
+    """Write a project with photographs, ready for its first step."""
     write_folder(root / "photos")
     params = tiny_params()
     params["data"] |= {"source": "folder", "path": "photos"}
@@ -58,92 +58,99 @@ def project(root: Path) -> Path:
     return root
 
 
-def step(root: Path, *arguments: str, most: int = resource.RLIM_INFINITY) -> subprocess.CompletedProcess[str]:
-    """Run a module in the project; no file may grow beyond `most` bytes."""
+def run_module(
+    root: Path, *arguments: str, max_bytes: int = resource.RLIM_INFINITY
+) -> subprocess.CompletedProcess[str]:
+    """Run a module in the project; no file may exceed `max_bytes`."""
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    def limit_file_size() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
 
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        preexec_fn=limit,
+        preexec_fn=limit_file_size,
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def is_told(done: subprocess.CompletedProcess[str], said: str) -> None:
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
+def assert_error(result: subprocess.CompletedProcess[str], message: str) -> None:
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
 
 
-def left_over(root: Path) -> list[str]:
+def temporary_files(root: Path) -> list[str]:
     return [str(path) for path in root.rglob("*.tmp")]
 
 
-def fill(disk: Path, leave: int) -> Path:
-    """Leave so many bytes of room."""
+def fill(disk: Path, free_bytes: int) -> Path:
+    """Fill the disk except for `free_bytes`."""
     filler = disk / "filler"
     with filler.open("wb") as file:
-        file.write(bytes(max(0, shutil.disk_usage(disk).free - leave)))
+        file.write(bytes(max(0, shutil.disk_usage(disk).free - free_bytes)))
     return filler
 
 
 @pytest.mark.thorough
 def test_a_limit_on_the_size_of_files_is_told(tmp_path: Path) -> None:
-    done = step(project(tmp_path), "tasks", "ingest", most=20_000)
-    is_told(done, "the disk is full, or a quota is used up")
-    assert left_over(tmp_path) == []
+    result = run_module(write_project(tmp_path), "tasks", "ingest", max_bytes=20_000)
+    assert_error(result, "the disk is full, or a quota is used up")
+    assert temporary_files(tmp_path) == []
     assert not (tmp_path / "artifacts" / "data").exists()
 
 
 @pytest.mark.thorough
 def test_a_disk_that_fills_up_during_training_is_told_and_work_goes_on(small_disk: Path) -> None:
-    root = project(small_disk)
+    root = write_project(small_disk)
     write_set(root / "artifacts" / "data")
     filler = fill(root, 200_000)
-    done = step(root, "tasks", "pretrain")
-    is_told(done, "the disk is full, or a quota is used up")
-    assert "make room, and run the same command again" in done.stderr
-    assert left_over(root) == []
+    result = run_module(root, "tasks", "pretrain")
+    assert_error(result, "the disk is full, or a quota is used up")
+    assert "make room, and run the same command again" in result.stderr
+    assert temporary_files(root) == []
     filler.unlink()
-    assert step(root, "tasks", "pretrain").returncode == 0
+    assert run_module(root, "tasks", "pretrain").returncode == 0
 
 
 @pytest.mark.thorough
-def test_a_full_disk_is_told_by_the_command_line(small_disk: Path) -> None:
-    root = project(small_disk)
+def test_a_full_disk_is_an_error_of_the_command_line(small_disk: Path) -> None:
+    root = write_project(small_disk)
     fill(root, 0)
-    is_told(step(root, "winnow.cli.main", "run", "-S", "data.image_size=32"), "the disk is full, or a quota is used up")
+    assert_error(
+        run_module(root, "winnow.cli.main", "run", "-S", "data.image_size=32"),
+        "the disk is full, or a quota is used up",
+    )
     assert yaml.safe_load((root / "params.yaml").read_text())["data"]["image_size"] == 16
-    assert left_over(root) == []
+    assert temporary_files(root) == []
 
 
 @pytest.mark.thorough
 def test_a_run_that_has_no_room_does_not_begin(small_disk: Path) -> None:
-    root = project(small_disk)
+    root = write_project(small_disk)
     (root / "data").mkdir()
     (root / "data" / "none").touch()
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     (root / ".dvc").mkdir()
     shutil.copyfile(ROOT / ".dvc" / "config", root / ".dvc" / "config")
-    is_told(step(root, "winnow.cli.main", "run"), "MB left, and a run needs 64 MB before its first step; make room")
+    assert_error(
+        run_module(root, "winnow.cli.main", "run"), "MB left, and a run needs 64 MB before its first step; make room"
+    )
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("command", [("winnow.cli.main", "status"), ("winnow.cli.main", "run"), ("tasks", "ingest")])
 def test_a_read_only_project_is_told(small_disk: Path, command: tuple[str, ...]) -> None:
-    root = project(small_disk)
+    root = write_project(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    is_told(step(root, *command), "the disk is mounted read-only; winnow writes to")
+    assert_error(run_module(root, *command), "the disk is mounted read-only; winnow writes to")
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/p/a"), "the disk is full, .*/p/a cannot be written"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full, .*/project cannot be written"),
@@ -158,69 +165,69 @@ def test_a_read_only_project_is_told(small_disk: Path, command: tuple[str, ...])
         (PermissionError(errno.EACCES, "Permission denied", "/p/a"), "/p/a: permission denied"),
     ],
 )
-def test_what_libraries_raise(error: Exception, said: str) -> None:
-    for raised in (error, chained(error)):
-        told = describe_disk_error(raised, Path("/project"))
-        assert told is not None
-        with pytest.raises(RuntimeError, match=said):
-            raise RuntimeError(told)
+def test_disk_errors_of_libraries_are_described(error: Exception, message: str) -> None:
+    for exception in (error, wrap_error(error)):
+        text = describe_disk_error(exception, Path("/project"))
+        assert text is not None
+        with pytest.raises(RuntimeError, match=message):
+            raise RuntimeError(text)
 
 
-def chained(error: Exception) -> Exception:
-    """An error that another one led to."""
-    outer = RuntimeError("outer")
-    outer.__cause__ = error
-    return outer
+def wrap_error(error: Exception) -> Exception:
+    """Return an error whose cause is the given one."""
+    wrapper = RuntimeError("outer")
+    wrapper.__cause__ = error
+    return wrapper
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.ENOENT, "No such file"), PermissionError("x")])
-def test_other_errors_stay(error: Exception) -> None:
+def test_other_errors_are_not_described(error: Exception) -> None:
     assert describe_disk_error(error, Path("/project")) is None
 
 
-def test_half_of_a_file_is_removed(tmp_path: Path) -> None:
-    def stop(path: Path) -> None:
-        with atomic_path(path) as temporary:
-            temporary.write_text("half")
+def test_a_partial_file_is_removed(tmp_path: Path) -> None:
+    def write_half(path: Path) -> None:
+        with atomic_path(path) as partial:
+            partial.write_text("half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    acts: list[Callable[[], object]] = [
-        lambda: stop(tmp_path / "part"),
+    writes: list[Callable[[], object]] = [
+        lambda: write_half(tmp_path / "part"),
         lambda: write_json(tmp_path / "a.json", float("nan")),
     ]
-    for act in acts:
+    for write in writes:
         with pytest.raises((OSError, ValueError)):
-            act()
+            write()
     assert list(tmp_path.iterdir()) == []
 
 
-def cut_in_half(database: Path) -> None:
+def truncate(database: Path) -> None:
     database.write_bytes(database.read_bytes()[: database.stat().st_size // 2])
 
 
-def without_its_first_page(database: Path) -> None:
+def clear_first_page(database: Path) -> None:
     database.write_bytes(bytes(4096) + database.read_bytes()[4096:])
 
 
-def of_an_unknown_version(database: Path) -> None:
+def set_unknown_version(database: Path) -> None:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         connection.execute("update alembic_version set version_num = 'ffffffffffff'")
         connection.commit()
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
-        (cut_in_half, "The file is damaged. Move it away and keep it"),
-        (without_its_first_page, "The file is damaged. Move it away and keep it"),
-        (of_an_unknown_version, "Another version of MLflow created that file"),
+        (truncate, "The file is damaged. Move it away and keep it"),
+        (clear_first_page, "The file is damaged. Move it away and keep it"),
+        (set_unknown_version, "Another version of MLflow created that file"),
     ],
 )
 def test_a_damaged_store_of_mlflow_is_told(
-    paths: ProjectPaths, config: Config, damage: Callable[[Path], None], said: str
+    paths: ProjectPaths, config: Config, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(paths.state_dir / "mlflow" / "mlflow.db")
-    with pytest.raises(StoreError, match=said):
+    with pytest.raises(StoreError, match=message):
         mlflow_runs.track(paths, config)
-    with pytest.raises(StoreError, match=said):
+    with pytest.raises(StoreError, match=message):
         registered_models.find(paths, "model", "champion")

@@ -1,4 +1,4 @@
-"""`winnow drift` on a finished project: images of the same kind, and changed ones."""
+"""Test `winnow drift` on a finished project with images of the same distribution and changed ones."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ pytest_plugins = "tests.stores"
 COUNT = 90
 
 
-def fresh_images(folder: Path, brightness: float = 1.0, colour: float = 1.0, seed: int = 99) -> Path:
-    """Images of all classes, in folders, never seen before."""
+def new_images(folder: Path, brightness: float = 1.0, colour: float = 1.0, seed: int = 99) -> Path:
+    """Write images of all classes to folders, different from those of the project."""
     rng = np.random.default_rng(seed)
     for index in range(COUNT):
         path = folder / f"day{index % 2}" / f"{index:03d}.png"
@@ -37,19 +37,19 @@ def fresh_images(folder: Path, brightness: float = 1.0, colour: float = 1.0, see
 
 @pytest.fixture
 def config(paths: ProjectPaths) -> Config:
-    """A run whose winner serves."""
-    made = write_run(paths.root)
-    made = made.model_copy(update={"drift": made.drift.model_copy(update={"min_images": 60})})
-    mlflow_runs.track(paths, made)
-    promote(paths, made)
-    return made
+    """Return the config of a run whose winner is champion."""
+    new_config = write_run(paths.root)
+    new_config = new_config.model_copy(update={"drift": new_config.drift.model_copy(update={"min_images": 60})})
+    mlflow_runs.track(paths, new_config)
+    promote(paths, new_config)
+    return new_config
 
 
 @pytest.mark.thorough
-def test_images_of_the_same_kind_are_no_drift_and_are_tracked(
+def test_images_of_the_same_distribution_are_no_drift_and_are_tracked(
     paths: ProjectPaths, config: Config, tmp_path: Path
 ) -> None:
-    finding = drift.detect_drift(paths, config, str(fresh_images(tmp_path / "new")))
+    finding = drift.detect_drift(paths, config, str(new_images(tmp_path / "new")))
     assert (finding.images, finding.is_real, finding.to_label) == (COUNT, False, ())
     assert finding.advice.wants == "nothing"
     run = mlflow_client.connect(paths).get_run(drift.log_drift(paths, config, finding))
@@ -61,11 +61,9 @@ def test_images_of_the_same_kind_are_no_drift_and_are_tracked(
 
 
 @pytest.mark.thorough
-def test_darker_images_are_drift_and_a_retrain_is_asked_for(
-    paths: ProjectPaths, config: Config, tmp_path: Path
-) -> None:
-    """The colours still differ, so the model is as sure as before."""
-    finding = drift.detect_drift(paths, config, str(fresh_images(tmp_path / "new", brightness=0.4)))
+def test_darker_images_are_drift_and_retraining_is_advised(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
+    """The colours still differ, so the confidence of the model does not change."""
+    finding = drift.detect_drift(paths, config, str(new_images(tmp_path / "new", brightness=0.4)))
     assert {shift.test for shift in finding.shifts if shift.is_real} == {"embeddings"}
     assert finding.advice.wants == "retrain"
     assert finding.to_label == ()
@@ -73,25 +71,25 @@ def test_darker_images_are_drift_and_a_retrain_is_asked_for(
 
 
 @pytest.mark.thorough
-def test_faded_images_are_drift_and_labels_are_asked_for(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
-    """Almost grey: the model is less sure."""
-    finding = drift.detect_drift(paths, config, str(fresh_images(tmp_path / "new", colour=0.02)))
+def test_faded_images_are_drift_and_labelling_is_advised(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
+    """The images are almost grey, so the confidence of the model drops."""
+    finding = drift.detect_drift(paths, config, str(new_images(tmp_path / "new", colour=0.02)))
     assert "confidence" in {shift.test for shift in finding.shifts if shift.is_real}
     assert finding.advice.wants == "labels"
     run_id = drift.log_drift(paths, config, finding)
     listed = mlflow_client.connect(paths).download_artifacts(run_id, drift.LIST, str(tmp_path))
-    with Path(listed).open(encoding="utf-8", newline="") as opened:
-        rows = list(csv.DictReader(opened))
+    with Path(listed).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == config.drift.ask_for
     assert all((tmp_path / "new" / row["file"]).is_file() for row in rows)
 
 
 @pytest.mark.thorough
-def test_what_is_known_is_no_news(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
-    """Ingested pictures that lie there too are left out."""
+def test_ingested_images_are_not_compared(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
+    """Ingested images in the same folder are excluded."""
     from winnow.data.dataset import decode
 
-    folder = fresh_images(tmp_path / "new")
+    folder = new_images(tmp_path / "new")
     digests = [decode(path.read_bytes(), SIZE)[1] for path in sorted(folder.rglob("*.png"))[:40]]
     keys = np.load(paths.artifacts / "data" / "keys.npy")
     keys[:40] = np.stack([np.frombuffer(digest, np.uint8) for digest in digests])
@@ -103,32 +101,32 @@ def test_what_is_known_is_no_news(paths: ProjectPaths, config: Config, tmp_path:
 
 
 @pytest.mark.thorough
-def test_copies_count_once_and_that_is_said(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
-    folder = fresh_images(tmp_path / "new")
-    plain = drift.detect_drift(paths, config, str(folder))
+def test_copies_are_counted_once_and_reported(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
+    folder = new_images(tmp_path / "new")
+    without_copies = drift.detect_drift(paths, config, str(folder))
     for path in sorted(folder.rglob("*.png")):
         for number in range(3):
             shutil.copyfile(path, path.with_name(f"{path.stem}-{number}.png"))
     (folder / "broken.jpg").write_bytes(b"no image")
-    found = drift.detect_drift(paths, config, str(folder))
-    assert found.images == COUNT
-    assert {shift.test for shift in found.shifts if shift.is_real} == set()
-    assert [shift.effect for shift in found.shifts[1:]] == [shift.effect for shift in plain.shifts[1:]]
-    assert f"- not compared: {3 * COUNT} copies of others, 1 not readable" in drift.report_lines(found)
+    with_copies = drift.detect_drift(paths, config, str(folder))
+    assert with_copies.images == COUNT
+    assert {shift.test for shift in with_copies.shifts if shift.is_real} == set()
+    assert [shift.effect for shift in with_copies.shifts[1:]] == [shift.effect for shift in without_copies.shifts[1:]]
+    assert f"- not compared: {3 * COUNT} copies of others, 1 not readable" in drift.report_lines(with_copies)
 
 
 @pytest.mark.thorough
-def test_what_cannot_be_compared_says_so(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
+def test_incomparable_images_are_an_error(paths: ProjectPaths, config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no folder of fresh images"):
         drift.detect_drift(paths, config)
     with pytest.raises(ConfigError, match="is not a folder"):
         drift.detect_drift(paths, config, str(tmp_path / "nowhere"))
-    folder = fresh_images(tmp_path / "new")
+    folder = new_images(tmp_path / "new")
     (folder / "broken.jpg").write_bytes(b"no image")
     assert drift.detect_drift(paths, config, str(folder)).rejected[0].startswith("broken.jpg")
 
 
-def test_without_a_champion_nothing_is_compared(paths: ProjectPaths, tmp_path: Path) -> None:
+def test_drift_needs_a_champion(paths: ProjectPaths, tmp_path: Path) -> None:
     config = write_run(paths.root)
     with pytest.raises(WinnowError, match="nothing has been promoted yet"):
-        drift.detect_drift(paths, config, str(fresh_images(tmp_path / "new")))
+        drift.detect_drift(paths, config, str(new_images(tmp_path / "new")))

@@ -1,4 +1,4 @@
-"""`winnow run` and `dvc repro`: the same stale set for every kind of change, the same steps run, to the same bytes."""
+"""Compare `winnow run` and `dvc repro`: each kind of change makes the same stages stale, with the same results."""
 
 from __future__ import annotations
 
@@ -19,144 +19,149 @@ from winnow.config import load_config
 
 pytestmark = pytest.mark.thorough
 
-TAIL = {"benchmark", "select", "refit", "report"}
-TREE = {"dense-int8", "pruned", "pruned-int8", "sparse"}
-TRAINED = {"finetune", *TREE, *TAIL}
-ALL = {"ingest", "pretrain", *TRAINED}
+LAST_STEPS = {"benchmark", "select", "refit", "report"}
+COMPRESSED = {"dense-int8", "pruned", "pruned-int8", "sparse"}
+TRAINED = {"finetune", *COMPRESSED, *LAST_STEPS}
+ALL_STEPS = {"ingest", "pretrain", *TRAINED}
 
 Edit = Callable[[Path], None]
 
 
-def number(path: str, value: Any) -> Edit:
-    """Set a dotted key of params.yaml."""
+def set_number(path: str, value: Any) -> Edit:
+    """Return an edit that sets a dotted key of params.yaml."""
 
     def edit(root: Path) -> None:
         params = yaml.safe_load((root / "params.yaml").read_text())
-        *above, last = path.split(".")
+        *sections, name = path.split(".")
         section = params
-        for key in above:
+        for key in sections:
             section = section[key]
-        assert section.get(last) != value
-        section[last] = value
+        assert section.get(name) != value
+        section[name] = value
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     return edit
 
 
-def line(file: str) -> Edit:
-    """Add a comment to a file of the code."""
+def add_comment(file: str) -> Edit:
+    """Return an edit that adds a comment to a code file."""
 
     def edit(root: Path) -> None:
         assert (root / file).is_file()
-        with (root / file).open("a") as opened:
-            opened.write("\n# another line\n")
+        with (root / file).open("a") as code_file:
+            code_file.write("\n# another line\n")
 
     return edit
 
 
-def image(root: Path) -> None:
-    """Turn one input image upside down."""
+def rotate_image(root: Path) -> None:
+    """Rotate one input image by 180 degrees."""
     path = root / "photos" / "wedge" / "07.png"
-    with Image.open(path) as before:
-        before.rotate(180).save(path)
+    with Image.open(path) as original:
+        original.rotate(180).save(path)
 
 
 CHANGES: dict[str, tuple[Edit, set[str]]] = {
-    "data": (number("data.max_rejected", 3), ALL),
-    "data: labels": (number("data.labels_per_class", 5), ALL),
-    "pretrain": (number("pretrain.epochs", 3), ALL - {"ingest"}),
-    "finetune": (number("finetune.epochs", 5), TRAINED),
-    "candidates: pruned": (number("candidates.pruned.remove.channels", 0.4), {"pruned", "pruned-int8", *TAIL}),
-    "candidates: a leaf": (number("candidates.dense-int8.calibration_images", 16), {"dense-int8", *TAIL}),
-    "benchmark": (number("benchmark.samples", 24), TAIL),
-    "promotion": (number("promotion.min_gain", 0.1), {"select", "refit", "report"}),
-    "refit": (number("refit.min_kappa", 0.3), {"refit", "report"}),
-    "an image": (image, ALL),
-    "winnow/": (line("winnow/errors.py"), set()),
-    "winnow/records": (line("winnow/records/candidate.py"), set()),
-    "winnow/config": (line("winnow/config/candidates.py"), set()),
-    "winnow/data": (line("winnow/data/splits.py"), ALL),
-    "winnow/models": (line("winnow/models/classifier_head.py"), ALL - {"ingest"}),
-    "winnow/evaluation": (line("winnow/evaluation/accuracy_drop.py"), {"select", "refit", "report"}),
-    "winnow/deploy": (line("winnow/deploy/candidate_card.py"), TRAINED),
-    "winnow/benchmark": (line("winnow/benchmark/speedups.py"), TAIL),
-    "winnow/training": (line("winnow/training/loop.py"), ALL - {"ingest"}),
-    "winnow/refit": (line("winnow/refit/acceptance.py"), {"refit", "report"}),
-    "winnow/selection": (line("winnow/selection/decision.py"), {"select", "refit", "report"}),
-    "winnow/cli": (line("winnow/cli/run.py"), set()),
-    "winnow/servers": (line("winnow/servers/local.py"), set()),
-    "winnow/pretraining": (line("winnow/pretraining/simclr.py"), ALL - {"ingest"}),
-    "winnow/compression": (line("winnow/compression/prune.py"), {"pruned", "pruned-int8", *TAIL}),
-    "winnow/compression, of all": (line("winnow/compression/recovery.py"), TREE | TAIL),
-    "winnow/search": (line("winnow/search/trial_front.py"), set()),
-    "winnow/api": (line("winnow/api/trained_networks.py"), set()),
-    "winnow/steps": (line("winnow/steps/benchmark.py"), TAIL),
-    "winnow/reporting": (line("winnow/reporting/html.py"), {"report"}),
-    "tasks": (line("tasks/tracking/mlflow_runs.py"), set()),
-    "flows": (line("flows/pipeline.py"), set()),
+    "data": (set_number("data.max_rejected", 3), ALL_STEPS),
+    "data: labels": (set_number("data.labels_per_class", 5), ALL_STEPS),
+    "pretrain": (set_number("pretrain.epochs", 3), ALL_STEPS - {"ingest"}),
+    "finetune": (set_number("finetune.epochs", 5), TRAINED),
+    "candidates: pruned": (
+        set_number("candidates.pruned.remove.channels", 0.4),
+        {"pruned", "pruned-int8", *LAST_STEPS},
+    ),
+    "candidates: a leaf": (set_number("candidates.dense-int8.calibration_images", 16), {"dense-int8", *LAST_STEPS}),
+    "benchmark": (set_number("benchmark.samples", 24), LAST_STEPS),
+    "promotion": (set_number("promotion.min_gain", 0.1), {"select", "refit", "report"}),
+    "refit": (set_number("refit.min_kappa", 0.3), {"refit", "report"}),
+    "an image": (rotate_image, ALL_STEPS),
+    "winnow/": (add_comment("winnow/errors.py"), set()),
+    "winnow/records": (add_comment("winnow/records/candidate.py"), set()),
+    "winnow/config": (add_comment("winnow/config/candidates.py"), set()),
+    "winnow/data": (add_comment("winnow/data/splits.py"), ALL_STEPS),
+    "winnow/models": (add_comment("winnow/models/classifier_head.py"), ALL_STEPS - {"ingest"}),
+    "winnow/evaluation": (add_comment("winnow/evaluation/accuracy_drop.py"), {"select", "refit", "report"}),
+    "winnow/deploy": (add_comment("winnow/deploy/candidate_card.py"), TRAINED),
+    "winnow/benchmark": (add_comment("winnow/benchmark/speedups.py"), LAST_STEPS),
+    "winnow/training": (add_comment("winnow/training/loop.py"), ALL_STEPS - {"ingest"}),
+    "winnow/refit": (add_comment("winnow/refit/acceptance.py"), {"refit", "report"}),
+    "winnow/selection": (add_comment("winnow/selection/decision.py"), {"select", "refit", "report"}),
+    "winnow/cli": (add_comment("winnow/cli/run.py"), set()),
+    "winnow/servers": (add_comment("winnow/servers/local.py"), set()),
+    "winnow/pretraining": (add_comment("winnow/pretraining/simclr.py"), ALL_STEPS - {"ingest"}),
+    "winnow/compression": (add_comment("winnow/compression/prune.py"), {"pruned", "pruned-int8", *LAST_STEPS}),
+    "winnow/compression, of all": (add_comment("winnow/compression/recovery.py"), COMPRESSED | LAST_STEPS),
+    "winnow/search": (add_comment("winnow/search/trial_front.py"), set()),
+    "winnow/api": (add_comment("winnow/api/trained_networks.py"), set()),
+    "winnow/steps": (add_comment("winnow/steps/benchmark.py"), LAST_STEPS),
+    "winnow/reporting": (add_comment("winnow/reporting/html.py"), {"report"}),
+    "tasks": (add_comment("tasks/tracking/mlflow_runs.py"), set()),
+    "flows": (add_comment("flows/pipeline.py"), set()),
 }
-"""What is changed -> how, and which steps that makes stale."""
+"""Change -> its edit, and the steps that it makes stale."""
 
 
-def names(stages: dict[str, Any]) -> set[str]:
+def stage_names(stages: dict[str, Any]) -> set[str]:
     return {stage.removeprefix("candidate@") for stage in stages}
 
 
 @pytest.fixture(scope="module")
-def checked(finished: tuple[Project, object], tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A copy whose changes are taken back one by one."""
+def shared_copy(finished: tuple[Project, object], tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Return a copy of the project whose changes are reverted after each test."""
     return finished[0].copy(tmp_path_factory.mktemp("drivers") / "copy")
 
 
-def test_every_section_and_every_folder_is_tried(checked: Project) -> None:
-    sections = set(yaml.safe_load((checked.root / "params.yaml").read_text()))
-    folders = {f"winnow/{path.parent.name}" for path in (checked.root / "winnow").glob("*/__init__.py")}
+def test_every_section_and_every_folder_has_a_change(shared_copy: Project) -> None:
+    sections = set(yaml.safe_load((shared_copy.root / "params.yaml").read_text()))
+    folders = {f"winnow/{path.parent.name}" for path in (shared_copy.root / "winnow").glob("*/__init__.py")}
     folders |= {"winnow/", "tasks", "flows"}
     assert {change.partition(":")[0].partition(",")[0].partition(" ")[0] for change in CHANGES} >= sections | folders
 
 
-def stale(root: Path) -> set[str]:
-    """What `winnow status` shows, asked of DVC in this process: that is four times as fast as a child."""
+def stale_stages(root: Path) -> set[str]:
+    """Return the stages that `winnow status` shows, by DVC in this process, which is four times as fast as a child."""
     from dvc.repo import Repo
 
     with contextlib.chdir(root), Repo() as repo:
-        return names(propagate_changes(repo.status(), load_config(root / "params.yaml")))
+        return stage_names(propagate_changes(repo.status(), load_config(root / "params.yaml")))
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_stale_set(checked: Project, change: str) -> None:
+def test_a_change_makes_these_stages_stale(shared_copy: Project, change: str) -> None:
     edit, expected = CHANGES[change]
-    files = [path for path in checked.root.rglob("*") if path.suffix in (".py", ".yaml", ".png") and path.is_file()]
-    before = {path: path.read_bytes() for path in files if "artifacts" not in path.parts}
+    files = [path for path in shared_copy.root.rglob("*") if path.suffix in (".py", ".yaml", ".png") and path.is_file()]
+    content_before = {path: path.read_bytes() for path in files if "artifacts" not in path.parts}
     try:
-        edit(checked.root)
-        assert stale(checked.root) == expected
+        edit(shared_copy.root)
+        assert stale_stages(shared_copy.root) == expected
     finally:
-        for path, content in before.items():
+        for path, content in content_before.items():
             if path.read_bytes() != content:
                 path.write_bytes(content)
-    assert stale(checked.root) == set()
+    assert stale_stages(shared_copy.root) == set()
 
 
-def ran_by_winnow(project: Project) -> set[str]:
+def steps_run_by_winnow(project: Project) -> set[str]:
     result = project.winnow("run")
     assert result.returncode == 0, result.stdout + result.stderr
-    told = result.stdout.partition("Where the time went")[2]
-    return set(re.findall(r"^\s*(\S+)\s+ran\s", told, re.MULTILINE)) - {"promote"}
+    timings = result.stdout.partition("Where the time went")[2]
+    return set(re.findall(r"^\s*(\S+)\s+ran\s", timings, re.MULTILINE)) - {"promote"}
 
 
-def ran_by_dvc(project: Project) -> set[str]:
+def steps_run_by_dvc(project: Project) -> set[str]:
     result = project.dvc("repro")
     assert result.returncode == 0, result.stdout + result.stderr
-    return names(dict.fromkeys(re.findall(r"Running stage '([^']+)'", result.stdout)))
+    return stage_names(dict.fromkeys(re.findall(r"Running stage '([^']+)'", result.stdout)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
-        pytest.param(number("candidates.pruned.remove.channels", 0.4), {"pruned", "pruned-int8", *TAIL}, id="a number"),
-        pytest.param(line("winnow/compression/sparsify.py"), {"sparse", "refit"}, id="a comment"),
+        pytest.param(
+            set_number("candidates.pruned.remove.channels", 0.4), {"pruned", "pruned-int8", *LAST_STEPS}, id="a number"
+        ),
+        pytest.param(add_comment("winnow/compression/sparsify.py"), {"sparse", "refit"}, id="a comment"),
     ],
 )
 def test_both_drivers_run_the_same_steps(
@@ -165,10 +170,10 @@ def test_both_drivers_run_the_same_steps(
     by_flow, by_dvc = (finished[0].copy(tmp_path / name) for name in ("flow", "dvc"))
     for project in (by_flow, by_dvc):
         edit(project.root)
-    assert ran_by_winnow(by_flow) == expected
-    assert ran_by_dvc(by_dvc) == expected
+    assert steps_run_by_winnow(by_flow) == expected
+    assert steps_run_by_dvc(by_dvc) == expected
     for project in (by_flow, by_dvc):
         assert json.loads(project.dvc("status", "--json").stdout) == {}
-    for name in ("data", "pretrain", *(f"candidates/{name}" for name in ("dense", *TREE))):
-        one, other = (project.root / "artifacts" / name / "record.json" for project in (by_flow, by_dvc))
-        assert one.read_bytes() == other.read_bytes(), name
+    for name in ("data", "pretrain", *(f"candidates/{name}" for name in ("dense", *COMPRESSED))):
+        flow_record, dvc_record = (project.root / "artifacts" / name / "record.json" for project in (by_flow, by_dvc))
+        assert flow_record.read_bytes() == dvc_record.read_bytes(), name

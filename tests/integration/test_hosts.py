@@ -1,4 +1,4 @@
-"""The way to another machine and back, as a person goes it."""
+"""Test measurements on another machine, from the export to the imported file."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from winnow.records import SelectionRecord, read_json
 pytestmark = pytest.mark.slow
 
 
-def test_gates_go_by_the_machine_that_will_serve(project: Project, tmp_path: Path) -> None:
+def test_gates_use_the_target_machine(project: Project, tmp_path: Path) -> None:
     root = project.root
     project.winnow("run")  # a copy has no registry yet
-    exported = project.winnow("export", str(tmp_path / "taken"), "--candidates")
-    assert exported.returncode == 0, exported.stderr
-    assert "On the serving machine: python check_host.py" in exported.stdout
+    export = project.winnow("export", str(tmp_path / "taken"), "--candidates")
+    assert export.returncode == 0, export.stderr
+    assert "On the serving machine: python check_host.py" in export.stdout
     script = [sys.executable, "-I", str(tmp_path / "taken" / "check_host.py")]
     subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
-    told = read_json(tmp_path / "host.json")
-    told["machine"] |= {"cpu": "Cortex-A76", "flags": ["asimd", "asimddp"]}
-    (tmp_path / "host.json").write_text(json.dumps(told))
-    taken = project.winnow("check-host", str(tmp_path / "host.json"))
-    assert taken.returncode == 0, taken.stderr
-    assert "Gates use Cortex-A76" in taken.stdout
+    measurements = read_json(tmp_path / "host.json")
+    measurements["machine"] |= {"cpu": "Cortex-A76", "flags": ["asimd", "asimddp"]}
+    (tmp_path / "host.json").write_text(json.dumps(measurements))
+    import_result = project.winnow("check-host", str(tmp_path / "host.json"))
+    assert import_result.returncode == 0, import_result.stderr
+    assert "Gates use Cortex-A76" in import_result.stdout
     assert yaml.safe_load((root / "params.yaml").read_text())["benchmark"]["target"] == "data/target.json"
-    assert set(json.loads(project.dvc("status", "--json").stdout)) == {"select"}  # and report, which reads it
+    assert set(json.loads(project.dvc("status", "--json").stdout)) == {"select"}  # report depends on select
     result = project.winnow("run")
     assert result.returncode == 0, result.stdout + result.stderr
     record = SelectionRecord.read(root / "artifacts" / "select")
@@ -39,30 +39,30 @@ def test_gates_go_by_the_machine_that_will_serve(project: Project, tmp_path: Pat
     assert "on Cortex-A76" in (root / "artifacts" / "report" / "report.html").read_text()
 
 
-def test_for_a_processor_that_saturates_int8_is_made_anew(project: Project, tmp_path: Path) -> None:
-    exported = project.winnow("export", str(tmp_path / "taken"), "--candidates")
-    assert exported.returncode == 0, exported.stderr
+def test_int8_is_computed_again_for_a_saturating_processor(project: Project, tmp_path: Path) -> None:
+    export = project.winnow("export", str(tmp_path / "taken"), "--candidates")
+    assert export.returncode == 0, export.stderr
     script = [sys.executable, "-I", str(tmp_path / "taken" / "check_host.py")]
     subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
-    told = read_json(tmp_path / "host.json")
-    told["machine"] |= {"cpu": "Xeon E5-2690", "flags": ["avx2"]}
-    (tmp_path / "host.json").write_text(json.dumps(told))
-    taken = project.winnow("check-host", str(tmp_path / "host.json"))
-    assert taken.returncode == 0, taken.stderr
-    assert "Xeon E5-2690 has no VNNI" in taken.stdout
+    measurements = read_json(tmp_path / "host.json")
+    measurements["machine"] |= {"cpu": "Xeon E5-2690", "flags": ["avx2"]}
+    (tmp_path / "host.json").write_text(json.dumps(measurements))
+    import_result = project.winnow("check-host", str(tmp_path / "host.json"))
+    assert import_result.returncode == 0, import_result.stderr
+    assert "Xeon E5-2690 has no VNNI" in import_result.stdout
     params = yaml.safe_load((project.root / "params.yaml").read_text())["candidates"]
-    quantized = {name for name, each in params.items() if each["method"] == "quantize"}
-    assert quantized == {name for name, each in params.items() if each.get("overflow_safe")}
+    quantized = {name for name, settings in params.items() if settings["method"] == "quantize"}
+    assert quantized == {name for name, settings in params.items() if settings.get("overflow_safe")}
     stale = set(json.loads(project.dvc("status", "--json").stdout))
     assert {f"candidate@{name}" for name in quantized} <= stale
     assert "candidate@pruned" not in stale
 
 
-def test_what_is_no_report_changes_nothing(project: Project, tmp_path: Path) -> None:
+def test_an_invalid_file_changes_nothing(project: Project, tmp_path: Path) -> None:
     (tmp_path / "host.json").write_text("{}")
-    before = (project.root / "params.yaml").read_text()
+    params_before = (project.root / "params.yaml").read_text()
     result = project.winnow("check-host", str(tmp_path / "host.json"))
     assert result.returncode == 2
     assert "is not a file of check_host.py" in result.stderr
-    assert (project.root / "params.yaml").read_text() == before
+    assert (project.root / "params.yaml").read_text() == params_before
     assert not (project.root / "data" / "target.json").exists()

@@ -1,4 +1,4 @@
-"""What Prefect's pages say of a run that was killed together with all that looks after it."""
+"""Test the state in Prefect of a run that was killed together with its watchdog."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.conftest import Project
 
-FLOW = """
+SHORT_FLOW = """
 import os, signal, sys
 from pathlib import Path
 from tasks.project.environment import apply
@@ -36,12 +36,12 @@ short()
 
 
 @pytest.mark.thorough
-def test_the_next_run_closes_what_was_killed_with_its_watchdog(fresh: Project) -> None:
-    assert fresh.call(sys.executable, "-c", FLOW, "dies").returncode == -9
-    assert (fresh.root / ".winnow" / "prefect-run.json").is_file()
-    ended = fresh.call(sys.executable, "-c", FLOW, "ends")
+def test_the_next_run_closes_a_run_killed_with_its_watchdog(clean_project: Project) -> None:
+    assert clean_project.call(sys.executable, "-c", SHORT_FLOW, "dies").returncode == -9
+    assert (clean_project.root / ".winnow" / "prefect-run.json").is_file()
+    ended = clean_project.call(sys.executable, "-c", SHORT_FLOW, "ends")
     assert ended.returncode == 0, ended.stderr
-    with closing(sqlite3.connect(fresh.root / ".winnow" / "prefect" / "prefect.db")) as database:
+    with closing(sqlite3.connect(clean_project.root / ".winnow" / "prefect" / "prefect.db")) as database:
         states = [row[0] for row in database.execute("select state_type from flow_run order by created")]
     assert states == ["CRASHED", "COMPLETED"]
-    assert not (fresh.root / ".winnow" / "prefect-run.json").exists()
+    assert not (clean_project.root / ".winnow" / "prefect-run.json").exists()

@@ -1,4 +1,4 @@
-"""Promotion on a real MLflow registry: who becomes champion, who does not, why, and the way back."""
+"""Test promotion on a real MLflow registry: which version becomes champion, the reasons, and rollback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ from tasks.registry.promotion import promote, rollback
 from tasks.tracking import mlflow_client, mlflow_runs
 from tests import records
 from tests.conftest import CLASSES, SIZE
-from tests.handmade import DATA_VERSION, MODEL, aliases, clear_local_state, tag, write_run
+from tests.handmade import (
+    DATA_VERSION,
+    MODEL,
+    aliases,
+    clear_local_state,
+    fetch_version,
+    tag,
+    with_size_objective,
+    write_run,
+)
 from tests.records import make_record, report_details
 from winnow.config import Config, Promotion
 from winnow.data.dataset import VALIDATION, load_images
@@ -43,39 +52,29 @@ pytest_plugins = "tests.stores"
 SLOW, FAST = {"quick": {"ballast": 700}}, {"quick": {}}
 
 
-def _promoted(paths: ProjectPaths) -> PromotionState:
+def read_promotion(paths: ProjectPaths) -> PromotionState:
     state = PROMOTED.read(paths)
     assert state is not None
     return state
 
 
-def _again(paths: ProjectPaths, winner: str | None = "quick", **models: dict[str, Any]) -> Config:
-    """The next run of the same project, with another file of the winner."""
+def write_next_run(paths: ProjectPaths, winner: str | None = "quick", **models: dict[str, Any]) -> Config:
+    """Write the next run of the same project with another file of the winner."""
     return write_run(paths.root, winner, models)
-
-
-def _by_size(config: Config) -> Config:
-    """Decided by bytes: for tests that must not depend on a clock."""
-    return config.model_copy(update={"promotion": config.promotion.model_copy(update={"objective": "size"})})
-
-
-def fetched(paths: ProjectPaths, which: str) -> Path:
-    """The folder of an alias or a version's number."""
-    return registered_models.fetch(paths, MODEL, registered_models.get(paths, MODEL, which))
 
 
 @pytest.mark.thorough
 def test_the_first_winner_becomes_champion(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     assert not promotion_state.is_up_to_date(paths, config)
-    outcome = promote(paths, config)
-    assert (outcome.version, outcome.alias, outcome.champion) == ("1", "champion", "1")
-    assert "it is the first champion" in outcome.reasons[-1]
+    result = promote(paths, config)
+    assert (result.version, result.alias, result.champion) == ("1", "champion", "1")
+    assert "it is the first champion" in result.reasons[-1]
     assert aliases(paths) == {"champion": "1", "challenger": "1"}
     assert promotion_state.is_up_to_date(paths, config)
-    remembered = _promoted(paths)
-    assert remembered["reasons"] == list(outcome.reasons)
-    assert remembered["sha256"] == sha256_of(paths.artifacts / "candidates" / "quick" / "model.onnx")
+    saved_state = read_promotion(paths)
+    assert saved_state["reasons"] == list(result.reasons)
+    assert saved_state["sha256"] == sha256_of(paths.artifacts / "candidates" / "quick" / "model.onnx")
     version = mlflow_client.connect(paths).get_model_version(MODEL, "1")
     assert version.run_id == mlflow_runs.candidate_run(paths, config, "quick")
     assert "it is the first champion" in version.description
@@ -87,9 +86,9 @@ def test_the_first_winner_becomes_champion(paths: ProjectPaths, config: Config) 
     assert logged.params["optimiser.learning_rate"] == "0.05"
 
 
-def test_a_version_holds_the_very_file_its_card_and_can_be_served(paths: ProjectPaths, config: Config) -> None:
+def test_a_version_holds_its_file_and_card_and_can_be_served(paths: ProjectPaths, config: Config) -> None:
     promote(paths, config)
-    folder = fetched(paths, "champion")
+    folder = fetch_version(paths, "champion")
     original = paths.artifacts / "candidates" / "quick" / "model.onnx"
     assert (folder / "model.onnx").read_bytes() == original.read_bytes()
     card = read_json(folder / "card.json")
@@ -106,27 +105,30 @@ def test_a_version_holds_the_very_file_its_card_and_can_be_served(paths: Project
     )
     import mlflow.pyfunc
 
-    served = mlflow.pyfunc.load_model(str(folder))
-    (spec,), (answer,) = served.metadata.signature.inputs.inputs, served.metadata.signature.outputs.inputs
-    assert (spec.type, spec.shape) == (np.dtype("uint8"), (-1, SIZE, SIZE, 3))
-    assert (answer.type, answer.shape) == (np.dtype("float32"), (-1, len(CLASSES)))
+    pyfunc_model = mlflow.pyfunc.load_model(str(folder))
+    (input_spec,), (output_spec,) = (
+        pyfunc_model.metadata.signature.inputs.inputs,
+        pyfunc_model.metadata.signature.outputs.inputs,
+    )
+    assert (input_spec.type, input_spec.shape) == (np.dtype("uint8"), (-1, SIZE, SIZE, 3))
+    assert (output_spec.type, output_spec.shape) == (np.dtype("float32"), (-1, len(CLASSES)))
     images = load_images(paths.artifacts / "data")
-    at = images.indices(VALIDATION)
+    indices = images.indices(VALIDATION)
     for count in (1, 7):
-        logits = served.predict(images.images_NHWC[at[:count]])["logits"]
-        np.testing.assert_array_equal(logits.argmax(1), images.labels_N[at[:count]])
-    pinned = (folder / "requirements.txt").read_text().split()
-    assert all("==" in line for line in pinned)
-    assert any(line.startswith("onnxruntime==") for line in pinned)
+        logits = pyfunc_model.predict(images.images_NHWC[indices[:count]])["logits"]
+        np.testing.assert_array_equal(logits.argmax(1), images.labels_N[indices[:count]])
+    requirements = (folder / "requirements.txt").read_text().split()
+    assert all("==" in line for line in requirements)
+    assert any(line.startswith("onnxruntime==") for line in requirements)
 
 
-@pytest.mark.parametrize("of", ["this selection", "another"])
-def test_the_card_repeats_the_test_figures_of_this_selection_alone(
-    paths: ProjectPaths, config: Config, of: str
+@pytest.mark.parametrize("report_of", ["this selection", "another"])
+def test_the_card_holds_test_metrics_of_this_selection_only(
+    paths: ProjectPaths, config: Config, report_of: str
 ) -> None:
-    select = record_digest(paths.artifacts / "select") if of == "this selection" else "0" * 64
+    select = record_digest(paths.artifacts / "select") if report_of == "this selection" else "0" * 64
     figures = {"top1": 0.5, "top1_low": 0.4, "top1_high": 0.6}
-    lost = {"points": 1.0, "low": -1.0, "high": 3.0}
+    drop = {"points": 1.0, "low": -1.0, "high": 3.0}
     report = make_record(
         "report",
         report_details(winner="quick", baseline="dense-kd", measured_in="ort f32, batches of 1"),
@@ -134,17 +136,17 @@ def test_the_card_repeats_the_test_figures_of_this_selection_alone(
         metrics={
             "test/images": 50.0,
             **{f"test/winner_{key}": value for key, value in figures.items()},
-            **{f"test/drop_from_dense-kd_{part}": value for part, value in lost.items()},
+            **{f"test/drop_from_dense-kd_{suffix}": value for suffix, value in drop.items()},
         },
         warnings=("test and validation disagree",),
     )
     write_record(paths.artifacts / "report", report)
     promote(paths, config)
-    card = read_json(fetched(paths, "champion") / "card.json")
-    told = figures | {f"drop_{part}": value for part, value in lost.items()}
-    told |= {"images": 50.0, "baseline": "dense-kd", "measured_in": "ort f32, batches of 1"}
-    told |= {"warnings": ["test and validation disagree"], "abstention": {}}
-    assert card["test"] == (told if of == "this selection" else {})
+    card = read_json(fetch_version(paths, "champion") / "card.json")
+    expected = figures | {f"drop_{suffix}": value for suffix, value in drop.items()}
+    expected |= {"images": 50.0, "baseline": "dense-kd", "measured_in": "ort f32, batches of 1"}
+    expected |= {"warnings": ["test and validation disagree"], "abstention": {}}
+    assert card["test"] == (expected if report_of == "this selection" else {})
     assert card["fastest"]["throughput"] == {"runtime": "ort", "precision": "f32", "threads": 1, "batch": 8}
 
 
@@ -152,8 +154,8 @@ def test_the_same_file_is_registered_once(paths: ProjectPaths, config: Config) -
     promote(paths, config)
     clear_local_state(paths)
     assert not promotion_state.is_up_to_date(paths, config)
-    outcome = promote(paths, config)
-    assert "is the same file" in outcome.reasons[-1]
+    result = promote(paths, config)
+    assert "is the same file" in result.reasons[-1]
     assert len(mlflow_client.connect(paths).search_model_versions(f"name = '{MODEL}'")) == 1
     assert promotion_state.is_up_to_date(paths, config)
 
@@ -167,96 +169,94 @@ def test_a_version_that_a_crash_left_without_alias_is_completed(paths: ProjectPa
     assert aliases(paths) == {"champion": "1", "challenger": "1"}
 
 
-def test_nobody_passing_moves_nothing(paths: ProjectPaths, config: Config) -> None:
-    _again(paths, winner=None)
-    outcome = promote(paths, config)
-    assert (outcome.version, outcome.champion) == (None, None)
-    assert "no candidate passes every gate" in outcome.reasons[-1]
+def test_without_a_winner_nothing_is_registered(paths: ProjectPaths, config: Config) -> None:
+    write_next_run(paths, winner=None)
+    result = promote(paths, config)
+    assert (result.version, result.champion) == (None, None)
+    assert "no candidate passes every gate" in result.reasons[-1]
     assert aliases(paths) == {}
     assert promotion_state.is_up_to_date(paths, config)
     with pytest.raises(WinnowError, match="nothing has been promoted yet"):
-        fetched(paths, "champion")
+        fetch_version(paths, "champion")
 
 
-def test_nobody_passing_leaves_the_champion_that_is_there(paths: ProjectPaths, config: Config) -> None:
+def test_without_a_winner_the_champion_stays(paths: ProjectPaths, config: Config) -> None:
     promote(paths, config)
-    nobody = _again(paths, winner=None)
-    assert not promotion_state.is_up_to_date(paths, nobody)
-    outcome = promote(paths, nobody)
-    assert (outcome.version, outcome.alias, outcome.champion) == (None, None, "1")
-    assert "no candidate passes every gate; version 1 (quick) stays champion of photos" in outcome.reasons[-1]
+    next_config = write_next_run(paths, winner=None)
+    assert not promotion_state.is_up_to_date(paths, next_config)
+    result = promote(paths, next_config)
+    assert (result.version, result.alias, result.champion) == (None, None, "1")
+    assert "no candidate passes every gate; version 1 (quick) stays champion of photos" in result.reasons[-1]
     assert aliases(paths) == {"champion": "1", "challenger": "1"}
-    assert promotion_state.is_up_to_date(paths, nobody)
+    assert promotion_state.is_up_to_date(paths, next_config)
 
 
 @pytest.mark.thorough
-def test_a_champion_that_changed_meanwhile_is_not_overwritten(paths: ProjectPaths, config: Config) -> None:
-    promote(paths, _by_size(_again(paths, quick={"ballast": 400})))
+def test_a_champion_changed_during_the_measurement_is_not_overwritten(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, with_size_objective(write_next_run(paths, quick={"ballast": 400})))
     stale = registered_models.find(paths, MODEL, "champion")
-    promote(paths, _by_size(_again(paths)))
-    promote(paths, _by_size(_again(paths, quick={"never_predicted": 1})))
-    before = aliases(paths)
-    assert before == {"champion": "2", "challenger": "3", "previous": "1"}
+    promote(paths, with_size_objective(write_next_run(paths)))
+    promote(paths, with_size_objective(write_next_run(paths, quick={"never_predicted": 1})))
+    aliases_before = aliases(paths)
+    assert aliases_before == {"champion": "2", "challenger": "3", "previous": "1"}
     challenger = registered_models.find(paths, MODEL, "challenger")
     assert challenger is not None
     with pytest.raises(WinnowError, match="has changed while its challenger was measured"):
         promotion.make_champion(paths, MODEL, challenger, stale)
-    assert aliases(paths) == before
+    assert aliases(paths) == aliases_before
     assert tag(paths, "3", "winnow.champion_since") == ""
 
 
-def test_a_less_accurate_winner_keeps_its_version_and_the_champion_its_place(
-    paths: ProjectPaths, config: Config
-) -> None:
+def test_a_less_accurate_winner_is_registered_but_not_promoted(paths: ProjectPaths, config: Config) -> None:
     promote(paths, config)
-    worse = _by_size(_again(paths, quick={"never_predicted": 1}))
-    assert not promotion_state.is_up_to_date(paths, worse)
-    outcome = promote(paths, worse)
-    assert (outcome.version, outcome.alias, outcome.champion) == ("2", "challenger", "1")
+    next_config = with_size_objective(write_next_run(paths, quick={"never_predicted": 1}))
+    assert not promotion_state.is_up_to_date(paths, next_config)
+    result = promote(paths, next_config)
+    assert (result.version, result.alias, result.champion) == ("2", "challenger", "1")
     assert aliases(paths) == {"champion": "1", "challenger": "2"}
-    assert "top-1 against the champion: drop 33.3 points" in outcome.reasons[-1]
+    assert "top-1 against the champion: drop 33.3 points" in result.reasons[-1]
     assert "top-1 against the champion: drop 33.3 points" in tag(paths, "2", "winnow.reason")
-    assert promotion_state.is_up_to_date(paths, worse)
+    assert promotion_state.is_up_to_date(paths, next_config)
 
 
-def test_a_winner_that_is_no_better_does_not_move_the_champion(paths: ProjectPaths, config: Config) -> None:
+def test_a_winner_that_is_not_better_is_not_promoted(paths: ProjectPaths, config: Config) -> None:
     promote(paths, config)
-    equal = _by_size(_again(paths, quick={"salt": 3.0}))
-    outcome = promote(paths, equal)
-    assert (outcome.version, outcome.champion) == ("2", "1")
-    assert "+0.0 %), not 5 % better" in outcome.reasons[-1]
+    next_config = with_size_objective(write_next_run(paths, quick={"salt": 3.0}))
+    result = promote(paths, next_config)
+    assert (result.version, result.champion) == ("2", "1")
+    assert "+0.0 %), not 5 % better" in result.reasons[-1]
 
 
 @pytest.mark.thorough
-def test_a_faster_winner_replaces_the_champion_and_rolls_back(paths: ProjectPaths, config: Config) -> None:
-    promote(paths, _again(paths, **SLOW))
-    faster = _again(paths, **FAST)
-    outcome = promote(paths, faster)
-    assert (outcome.version, outcome.champion) == ("2", "2")
-    assert "latency" in outcome.reasons[-1]
-    assert "at least 5 % better" in outcome.reasons[-1]
+def test_a_faster_winner_is_promoted_and_rolled_back(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, write_next_run(paths, **SLOW))
+    next_config = write_next_run(paths, **FAST)
+    result = promote(paths, next_config)
+    assert (result.version, result.champion) == ("2", "2")
+    assert "latency" in result.reasons[-1]
+    assert "at least 5 % better" in result.reasons[-1]
     assert aliases(paths) == {"champion": "2", "challenger": "2", "previous": "1"}
 
-    line = rollback(paths, faster, "wrong on Mondays").reasons[-1]
+    line = rollback(paths, next_config, "wrong on Mondays").reasons[-1]
     assert line.startswith("version 1 (quick) is the champion")
     assert aliases(paths) == {"champion": "1", "challenger": "2"}
     assert "wrong on Mondays" in tag(paths, "2", "winnow.rolled_back")
-    assert promotion_state.is_up_to_date(paths, faster)
-    assert "wrong on Mondays" in _promoted(paths)["reasons"][0]
+    assert promotion_state.is_up_to_date(paths, next_config)
+    assert "wrong on Mondays" in read_promotion(paths)["reasons"][0]
 
-    refused = promote(paths, faster)
-    assert (refused.alias, refused.champion) == (None, "1")
-    assert "wrong on Mondays" in refused.reasons[-1]
-    assert "--replace" in refused.reasons[-1]
-    assert promote(paths, faster, replace=True).champion == "2"
+    repeated = promote(paths, next_config)
+    assert (repeated.alias, repeated.champion) == (None, "1")
+    assert "wrong on Mondays" in repeated.reasons[-1]
+    assert "--replace" in repeated.reasons[-1]
+    assert promote(paths, next_config, replace=True).champion == "2"
     assert tag(paths, "2", "winnow.rolled_back") == ""
     assert aliases(paths)["previous"] == "1"
 
 
 @pytest.mark.thorough
-def test_rollback_goes_back_step_by_step_and_ends(paths: ProjectPaths, config: Config) -> None:
+def test_rollback_goes_back_step_by_step(paths: ProjectPaths, config: Config) -> None:
     for ballast in (900, 400, 0):
-        config = _by_size(_again(paths, quick={"ballast": ballast}))
+        config = with_size_objective(write_next_run(paths, quick={"ballast": ballast}))
         promote(paths, config)
     assert aliases(paths) == {"champion": "3", "challenger": "3", "previous": "2"}
     rollback(paths, config, "")
@@ -273,7 +273,7 @@ def test_a_change_that_was_cut_off_between_its_two_aliases_can_be_rolled_back(
     paths: ProjectPaths, config: Config
 ) -> None:
     for ballast in (900, 400, 0):
-        config = _by_size(_again(paths, quick={"ballast": ballast}))
+        config = with_size_objective(write_next_run(paths, quick={"ballast": ballast}))
         promote(paths, config)
     registered_models.set_alias(paths, MODEL, "champion", "2")  # killed: `previous` was written, `champion` was not
     rollback(paths, config, "")
@@ -283,7 +283,7 @@ def test_a_change_that_was_cut_off_between_its_two_aliases_can_be_rolled_back(
 @pytest.mark.thorough
 def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(paths: ProjectPaths, config: Config) -> None:
     for ballast in (900, 400, 0):
-        config = _by_size(_again(paths, quick={"ballast": ballast}))
+        config = with_size_objective(write_next_run(paths, quick={"ballast": ballast}))
         promote(paths, config)
     registered_models.set_alias(paths, MODEL, "champion", "2")  # killed: `champion` was written, `previous` was not
     assert aliases(paths) == {"champion": "2", "challenger": "3", "previous": "2"}
@@ -295,23 +295,23 @@ def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(paths: Proj
 
 @pytest.mark.thorough
 def test_who_changes_what_serves_waits_for_another_who_does(paths: ProjectPaths, config: Config) -> None:
-    promote(paths, _again(paths, **SLOW))
-    faster = _again(paths, **FAST)
-    promote(paths, faster)
-    done: list[str] = []
+    promote(paths, write_next_run(paths, **SLOW))
+    next_config = write_next_run(paths, **FAST)
+    promote(paths, next_config)
+    reasons: list[str] = []
     with run_lock.lock_registry(paths):
-        child = Thread(target=lambda: done.append(rollback(paths, faster, "").reasons[-1]))
+        child = Thread(target=lambda: reasons.append(rollback(paths, next_config, "").reasons[-1]))
         child.start()
         child.join(1)
         assert child.is_alive()
         assert aliases(paths)["champion"] == "2"
     child.join(60)
-    assert done
+    assert reasons
     assert aliases(paths)["champion"] == "1"
 
 
 def test_promotion_after_the_store_was_emptied(paths: ProjectPaths, config: Config) -> None:
-    """What this checkout remembers of runs names none that is there any more."""
+    """The run ids that this checkout has saved no longer exist."""
     mlflow_runs.track(paths, config)
     assert mlflow_runs.candidate_run(paths, config, "quick") is not None
     client = mlflow_client.connect(paths)
@@ -324,7 +324,7 @@ def test_promotion_after_the_store_was_emptied(paths: ProjectPaths, config: Conf
 
 def test_a_registration_that_was_cut_off_leaves_no_pending_model(paths: ProjectPaths, config: Config) -> None:
     client, sha256 = mlflow_client.connect(paths), sha256_of(paths.artifacts / "candidates" / "quick" / "model.onnx")
-    half = client.create_logged_model(
+    pending_model = client.create_logged_model(
         mlflow_client.experiment_id(paths, config),
         "quick",
         None,
@@ -333,33 +333,33 @@ def test_a_registration_that_was_cut_off_leaves_no_pending_model(paths: ProjectP
         model_type="image-classifier",
     )
     promote(paths, config)
-    assert str(client.get_logged_model(half.model_id).status) == "FAILED"
+    assert str(client.get_logged_model(pending_model.model_id).status) == "FAILED"
 
 
-def test_rollback_of_nothing_says_so(paths: ProjectPaths, config: Config) -> None:
+def test_rollback_without_a_champion_is_an_error(paths: ProjectPaths, config: Config) -> None:
     with pytest.raises(WinnowError, match="has no champion, so there is nothing"):
         rollback(paths, config, "")
 
 
-def test_what_cannot_be_compared_is_replaced_only_when_asked(paths: ProjectPaths, config: Config) -> None:
-    promote(paths, _again(paths, **SLOW))
-    card = fetched(paths, "champion") / "card.json"
+def test_an_incomparable_champion_is_replaced_only_on_request(paths: ProjectPaths, config: Config) -> None:
+    promote(paths, write_next_run(paths, **SLOW))
+    card = fetch_version(paths, "champion") / "card.json"
     write_json(card, read_json(card) | {"classes": ["cat", "dog", "cow"]})
     registered_models.annotate(
         paths, MODEL, registered_models.get(paths, MODEL, "1"), {"winnow.card_sha256": sha256_of(card)}
     )
-    config = _again(paths, **FAST)
-    outcome = promote(paths, config)
-    assert (outcome.version, outcome.champion) == ("2", "1")
-    assert "its classes are cat, dog, cow" in outcome.reasons[-1]
-    assert "--replace" in outcome.reasons[-1]
-    outcome = promote(paths, config, replace=True)
-    assert (outcome.version, outcome.champion) == ("2", "2")
+    config = write_next_run(paths, **FAST)
+    result = promote(paths, config)
+    assert (result.version, result.champion) == ("2", "1")
+    assert "its classes are cat, dog, cow" in result.reasons[-1]
+    assert "--replace" in result.reasons[-1]
+    result = promote(paths, config, replace=True)
+    assert (result.version, result.champion) == ("2", "2")
     assert "without a comparison" in tag(paths, "2", "winnow.reason")
     assert aliases(paths)["previous"] == "1"
 
 
-def test_files_that_changed_since_the_selection_are_refused(paths: ProjectPaths, config: Config) -> None:
+def test_files_changed_since_the_selection_are_refused(paths: ProjectPaths, config: Config) -> None:
     model = paths.artifacts / "candidates" / "quick" / "model.onnx"
     model.write_bytes(model.read_bytes() + b" ")
     with pytest.raises(ArtifactError, match="does not match its record"):
@@ -367,21 +367,21 @@ def test_files_that_changed_since_the_selection_are_refused(paths: ProjectPaths,
     assert aliases(paths) == {}
 
 
-def test_fetching_says_what_is_missing_and_mends_its_copy(paths: ProjectPaths, config: Config) -> None:
+def test_fetching_names_a_missing_version_and_repairs_its_copy(paths: ProjectPaths, config: Config) -> None:
     promote(paths, config)
     with pytest.raises(WinnowError, match="no version or alias '7'"):
-        fetched(paths, "7")
+        fetch_version(paths, "7")
     with pytest.raises(WinnowError, match="no version or alias 'previous'"):
-        fetched(paths, "previous")
-    folder = fetched(paths, "1")
-    assert folder == fetched(paths, "champion")
-    good = (folder / "model.onnx").read_bytes()
-    (folder / "model.onnx").write_bytes(good[:-1])
-    assert (fetched(paths, "champion") / "model.onnx").read_bytes() == good
+        fetch_version(paths, "previous")
+    folder = fetch_version(paths, "1")
+    assert folder == fetch_version(paths, "champion")
+    content = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(content[:-1])
+    assert (fetch_version(paths, "champion") / "model.onnx").read_bytes() == content
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
 
 
-def renamed(card: Path) -> None:
+def rename_class(card: Path) -> None:
     card.write_text(card.read_text().replace(CLASSES[0], "something else"))
 
 
@@ -390,22 +390,22 @@ def test_a_card_that_was_changed_is_fetched_anew(paths: ProjectPaths, config: Co
     promote(paths, config)
     if is_old:  # registered before cards had digests
         mlflow_client.connect(paths).delete_model_version_tag(MODEL, "1", registered_models.CARD_SHA256)
-    card = fetched(paths, "champion") / "card.json"
-    good = card.read_bytes()
-    renamed(card)
-    assert card.read_bytes() != good
-    assert (fetched(paths, "champion") / "card.json").read_bytes() == good
+    card = fetch_version(paths, "champion") / "card.json"
+    content = card.read_bytes()
+    rename_class(card)
+    assert card.read_bytes() != content
+    assert (fetch_version(paths, "champion") / "card.json").read_bytes() == content
 
 
 def test_a_card_that_was_changed_in_the_store_is_refused(paths: ProjectPaths, config: Config) -> None:
     promote(paths, config)
     for card in paths.mlflow_artifacts.rglob("card.json"):
-        renamed(card)
+        rename_class(card)
     with pytest.raises(ArtifactError, match=r"the card\.json of version 1 .* is not the one that was registered"):
-        fetched(paths, "champion")
+        fetch_version(paths, "champion")
 
 
-def test_settled_is_for_this_address_and_store_only(
+def test_the_promotion_state_is_for_this_address_and_store_only(
     paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promote(paths, config)
@@ -420,155 +420,172 @@ def test_settled_is_for_this_address_and_store_only(
     assert not promotion_state.is_up_to_date(paths, config)
 
 
-KEPT = Drop(0.0, -0.5, 0.5)
-FAR = Drop(9.0, 8.0, 10.0)
-"""Answers that prove nothing."""
+NO_DROP = Drop(0.0, -0.5, 0.5)
+UNCERTAIN = Drop(9.0, 8.0, 10.0)
+"""Interval that is too wide to show anything."""
 
 
-def lost(points: float, low: float, high: float) -> DropReport:
-    """Of top-1; macro F1 is kept."""
-    return DropReport(DropEvidence(Drop(points, low, high), FAR), DropEvidence(KEPT, FAR))
+def top1_drop(points: float, low: float, high: float) -> DropReport:
+    """Return a drop of top-1 without a drop of macro F1."""
+    return DropReport(DropEvidence(Drop(points, low, high), UNCERTAIN), DropEvidence(NO_DROP, UNCERTAIN))
 
 
-def unlabelled(points: float) -> DropReport:
-    """That share of the answers differs, and nobody knows which are right."""
-    return DropReport(DropEvidence(None, Drop(points, points - 0.3, points + 0.3)), DropEvidence(None, KEPT))
+def unlabelled_drop(points: float) -> DropReport:
+    """Return a report in which this share of predictions differs and no image has a label."""
+    return DropReport(DropEvidence(None, Drop(points, points - 0.3, points + 0.3)), DropEvidence(None, NO_DROP))
 
 
-SAME = lost(0.0, -0.5, 0.5)
-RARE = DropReport(DropEvidence(KEPT, FAR), DropEvidence(Drop(3.0, 1.0, 5.0), FAR))
-"""A rare class has died."""
+EQUAL = top1_drop(0.0, -0.5, 0.5)
+LOST_RARE_CLASS = DropReport(DropEvidence(NO_DROP, UNCERTAIN), DropEvidence(Drop(3.0, 1.0, 5.0), UNCERTAIN))
+"""A rare class is no longer recognised."""
 
 
-def contest(
-    losses: DropReport, champion: float | None, challenger: float | None, uncertain: float = 1.0, rate: bool = False
+def make_contest(
+    losses: DropReport,
+    champion: float | None,
+    challenger: float | None,
+    interval_factor: float = 1.0,
+    is_rate: bool = False,
 ) -> ContestResult:
-    """Times, or with `rate` images a second; `uncertain`: factor to both ends of the interval."""
+    """Return a contest of times, or of images/s with `is_rate`; `interval_factor` scales both ends of the interval."""
     if champion is None or challenger is None:
         return ContestResult(losses, champion, challenger, None)
-    better = challenger / champion if rate else champion / challenger
-    return ContestResult(losses, champion, challenger, Ratio(better, better / uncertain, better * uncertain))
+    ratio = challenger / champion if is_rate else champion / challenger
+    return ContestResult(losses, champion, challenger, Ratio(ratio, ratio / interval_factor, ratio * interval_factor))
 
 
 @pytest.mark.parametrize(
-    ("found", "objective", "passed", "said"),
+    ("result", "objective", "passed", "expected"),
     [
         (
-            contest(SAME, 1.0, 0.90),
+            make_contest(EQUAL, 1.0, 0.90),
             "latency",
             True,
             "+10.0 to +10.0 %), at least 5 % better",
         ),
         (
-            contest(SAME, 1.0, 0.90, 1.07),
+            make_contest(EQUAL, 1.0, 0.90, 1.07),
             "latency",
             False,
             "+3.7 to +15.9 %), not shown to be 5 %",
         ),
-        (contest(SAME, 1.0, 0.96), "latency", False, "+4.0 to +4.0 %), not 5 % better"),
-        (contest(SAME, 1000.0, 1100.0, rate=True), "throughput", True, "1100 images/s against 1000 (+10.0 %, 95 %"),
-        (contest(SAME, 1000.0, 900.0, rate=True), "throughput", False, "-10.0 to -10.0 %), not 5 % better"),
-        (contest(SAME, 2.0, 1.0), "size", True, "size 1 MB against 2 (+50.0 %)"),
-        (contest(lost(1.1, 0.2, 1.9), 1.0, 0.1), "latency", False, "exceeds 1"),
-        (contest(lost(0.5, -1.1, 2.1), 1.0, 0.1), "latency", False, "top-1 against the champion: not shown"),
-        (contest(lost(1.0, 0.0, 2.0), 1.0, 0.1), "latency", True, "top-1 -1.0 points (-2.0 to +0.0)"),
-        (contest(lost(-2.0, -3.0, -1.0), 1.0, 3.0), "latency", True, "which is shown to be better"),
-        (contest(lost(-2.0, -4.0, 0.0), 1.0, 3.0), "latency", False, "not shown to be more accurate"),
-        (contest(lost(-2.0, -3.0, -1.0), None, 3.0), "latency", True, "the champion has no times"),
-        (contest(SAME, 1.0, None), "latency", False, "the challenger has no times"),
+        (make_contest(EQUAL, 1.0, 0.96), "latency", False, "+4.0 to +4.0 %), not 5 % better"),
         (
-            contest(RARE, 1.0, 0.1),
+            make_contest(EQUAL, 1000.0, 1100.0, is_rate=True),
+            "throughput",
+            True,
+            "1100 images/s against 1000 (+10.0 %, 95 %",
+        ),
+        (make_contest(EQUAL, 1000.0, 900.0, is_rate=True), "throughput", False, "-10.0 to -10.0 %), not 5 % better"),
+        (make_contest(EQUAL, 2.0, 1.0), "size", True, "size 1 MB against 2 (+50.0 %)"),
+        (make_contest(top1_drop(1.1, 0.2, 1.9), 1.0, 0.1), "latency", False, "exceeds 1"),
+        (make_contest(top1_drop(0.5, -1.1, 2.1), 1.0, 0.1), "latency", False, "top-1 against the champion: not shown"),
+        (make_contest(top1_drop(1.0, 0.0, 2.0), 1.0, 0.1), "latency", True, "top-1 -1.0 points (-2.0 to +0.0)"),
+        (make_contest(top1_drop(-2.0, -3.0, -1.0), 1.0, 3.0), "latency", True, "which is shown to be better"),
+        (make_contest(top1_drop(-2.0, -4.0, 0.0), 1.0, 3.0), "latency", False, "not shown to be more accurate"),
+        (make_contest(top1_drop(-2.0, -3.0, -1.0), None, 3.0), "latency", True, "the champion has no times"),
+        (make_contest(EQUAL, 1.0, None), "latency", False, "the challenger has no times"),
+        (
+            make_contest(LOST_RARE_CLASS, 1.0, 0.1),
             "latency",
             False,
             "macro F1 against the champion: macro F1 drop 3.0 points",
         ),
-        (contest(unlabelled(1.2), 1.0, 0.1), "latency", False, "answers differ on 1.2 % of the images"),
-        (contest(unlabelled(0.8), 1.0, 0.1), "latency", True, "0.8 % of the validation images get another prediction"),
-        (contest(unlabelled(0.8), 1.0, 1.0), "latency", False, "not 5 % better"),
+        (make_contest(unlabelled_drop(1.2), 1.0, 0.1), "latency", False, "answers differ on 1.2 % of the images"),
+        (
+            make_contest(unlabelled_drop(0.8), 1.0, 0.1),
+            "latency",
+            True,
+            "0.8 % of the validation images get another prediction",
+        ),
+        (make_contest(unlabelled_drop(0.8), 1.0, 1.0), "latency", False, "not 5 % better"),
     ],
 )
-def test_judging(found: ContestResult, objective: str, passed: bool, said: str) -> None:
-    verdict, reason = judge_challenge(found, Promotion(objective=objective))
+def test_judgement_of_a_challenge(result: ContestResult, objective: str, passed: bool, expected: str) -> None:
+    verdict, reason = judge_challenge(result, Promotion(objective=objective))
     assert verdict is passed, reason
-    assert said in reason
+    assert expected in reason
 
 
-def test_figures_of_another_machine_that_came_after_the_selection_are_not_passed_over(
-    paths: ProjectPaths, config: Config
-) -> None:
+def test_target_measurements_changed_since_the_selection_are_refused(paths: ProjectPaths, config: Config) -> None:
     write_json(paths.root / "target.json", {})
-    later = config.model_copy(update={"benchmark": config.benchmark.model_copy(update={"target": "target.json"})})
+    changed_config = config.model_copy(
+        update={"benchmark": config.benchmark.model_copy(update={"target": "target.json"})}
+    )
     with pytest.raises(ArtifactError, match=r"benchmark\.target has changed since the selection; run winnow again"):
-        promote(paths, later)
+        promote(paths, changed_config)
     assert aliases(paths) == {}
 
 
-def test_no_gain_is_no_gain_even_where_none_is_asked_for() -> None:
-    assert not judge_challenge(contest(SAME, 1.0, 1.0), Promotion(min_gain=0))[0]
-    assert judge_challenge(contest(SAME, 1.0, 0.99), Promotion(min_gain=0))[0]
+def test_no_gain_is_not_promoted_even_with_min_gain_zero() -> None:
+    assert not judge_challenge(make_contest(EQUAL, 1.0, 1.0), Promotion(min_gain=0))[0]
+    assert judge_challenge(make_contest(EQUAL, 1.0, 0.99), Promotion(min_gain=0))[0]
 
 
-def test_comparability() -> None:
+def test_comparability_of_two_cards() -> None:
     card = records.deployment_card(image_size=32)
     assert find_difference(card, records.deployment_card(image_size=32)) == ""
     assert "32 pixels, the challenger 64" in find_difference(card, card.model_copy(update={"image_size": 64}))
     assert "b, a" in find_difference(card, card.model_copy(update={"classes": ["b", "a"]}))
 
 
-def _served(**settings: Any) -> DeploymentCard:
-    """A card of this machine with these settings."""
+def card_with_serving(**settings: Any) -> DeploymentCard:
+    """Return a card of this machine with these serving settings."""
     return records.deployment_card(serving=dict(records.deployment_card().serving) | settings)
 
 
-def test_a_card_of_another_machine_objective_or_batch_names_no_runtime(config: Config) -> None:
-    here = this_machine()
-    card = _served(runtime="openvino")
-    (cell,) = benchmark_cases(card, config, here)
+def test_the_runtime_of_another_machine_objective_or_batch_is_not_used(config: Config) -> None:
+    machine = this_machine()
+    card = card_with_serving(runtime="openvino")
+    (cell,) = benchmark_cases(card, config, machine)
     assert (cell.runtime, cell.precision, cell.threads, cell.batch) == ("openvino", "f32", 1, 1)
-    elsewhere = here.model_copy(update={"cpu": "another"})
-    for other in (
-        benchmark_cases(card, config, elsewhere),
-        benchmark_cases(_served(runtime="openvino", objective="throughput"), config, here),
-        benchmark_cases(_served(runtime="openvino", batch=64), config, here),
+    other_machine = machine.model_copy(update={"cpu": "another"})
+    for cells in (
+        benchmark_cases(card, config, other_machine),
+        benchmark_cases(card_with_serving(runtime="openvino", objective="throughput"), config, machine),
+        benchmark_cases(card_with_serving(runtime="openvino", batch=64), config, machine),
     ):
-        assert {(cell.runtime, cell.layout, cell.batch) for cell in other} == {
+        assert {(cell.runtime, cell.layout, cell.batch) for cell in cells} == {
             ("ort", "file", 1),
             ("openvino", "file", 1),
         }
 
 
-def test_openvino_is_timed_in_both_modes_whatever_the_card_names(config: Config) -> None:
+def test_openvino_is_timed_in_both_modes(config: Config) -> None:
     config = config.model_copy(update={"promotion": config.promotion.model_copy(update={"objective": "throughput"})})
-    here, batch = this_machine(), config.benchmark.large_batch
+    machine, batch = this_machine(), config.benchmark.large_batch
     for runtime, expected in (
         ("openvino", ["openvino", "openvino-throughput"]),
         ("openvino-throughput", ["openvino", "openvino-throughput"]),
         ("ort", ["ort"]),
     ):
-        card = _served(runtime=runtime, threads=2, batch=batch, objective="throughput")
-        assert [cell.runtime for cell in benchmark_cases(card, config, here)] == expected
+        card = card_with_serving(runtime=runtime, threads=2, batch=batch, objective="throughput")
+        assert [cell.runtime for cell in benchmark_cases(card, config, machine)] == expected
 
 
-def test_a_card_of_another_machine_still_gives_a_contest(paths: ProjectPaths, config: Config) -> None:
-    folder, elsewhere = paths.artifacts / "candidates", this_machine().model_copy(update={"cpu": "another"})
-    card = records.deployment_card(machine=elsewhere)
+def test_a_card_of_another_machine_can_be_compared(paths: ProjectPaths, config: Config) -> None:
+    folder, other_machine = paths.artifacts / "candidates", this_machine().model_copy(update={"cpu": "another"})
+    card = records.deployment_card(machine=other_machine)
     contest = measure_contest(config, paths.artifacts / "data", (folder / "quick", card), (folder / "wrong", card))
     assert contest.champion is not None
     assert contest.challenger is not None
     assert 0 < contest.champion < 50
-    lost = contest.losses.top1
-    assert lost.labelled is not None
-    assert lost.labelled.points == lost.answers.points == pytest.approx(100 / 3)
+    top1_evidence = contest.losses.top1
+    assert top1_evidence.labelled is not None
+    assert top1_evidence.labelled.points == top1_evidence.answers.points == pytest.approx(100 / 3)
 
 
-def test_a_champion_whose_runtime_is_not_here_is_judged_by_its_file_and_that_is_said(
-    paths: ProjectPaths, config: Config
-) -> None:
+def test_a_champion_without_its_runtime_is_evaluated_as_a_file(paths: ProjectPaths, config: Config) -> None:
     folder = paths.artifacts / "candidates"
-    own, gone = _served(objective="size"), _served(objective="size", runtime="ort-cuda")
+    available, unavailable = (
+        card_with_serving(objective="size"),
+        card_with_serving(objective="size", runtime="ort-cuda"),
+    )
     policy = config.promotion.model_copy(update={"objective": "size"})
-    by_size = config.model_copy(update={"promotion": policy})
-    contest = measure_contest(by_size, paths.artifacts / "data", (folder / "quick", gone), (folder / "quick", own))
+    size_config = config.model_copy(update={"promotion": policy})
+    contest = measure_contest(
+        size_config, paths.artifacts / "data", (folder / "quick", unavailable), (folder / "quick", available)
+    )
     _, reason = judge_challenge(contest, policy)
     assert "the champion was evaluated in ONNX Runtime, as ort-cuda f32 (this ONNX Runtime has no CUDA" in reason
     assert "the challenger answered" not in reason

@@ -1,4 +1,4 @@
-"""The whole chain on tiny images: `winnow run` once, then everything that must hold after it."""
+"""Run the whole chain on tiny images once with `winnow run`, then check everything that must hold."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ TREE = ("dense", *check_config(run_params()).candidates)
 pytestmark = pytest.mark.thorough
 
 
-def _promoted(project: Project) -> PromotionState:
+def read_promotion(project: Project) -> PromotionState:
     state = PROMOTED.read(ProjectPaths(project.root))
     assert state is not None
     return state
 
 
-def test_run_ends_with_the_table_the_verdict_and_where_to_look(finished: Finished) -> None:
+def test_a_run_ends_with_table_verdict_and_addresses(finished: Finished) -> None:
     project, result = finished
     assert result.returncode == 0, result.stdout + result.stderr
-    for wanted in (*TREE, "top-1", "PyTorch", "verdict", "Where the time went", "report.html", "make ui"):
-        assert wanted in result.stdout
-    promoted = _promoted(project)
+    for text in (*TREE, "top-1", "PyTorch", "verdict", "Where the time went", "report.html", "make ui"):
+        assert text in result.stdout
+    promoted = read_promotion(project)
     assert f"version {promoted['version']}" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_home_stays_empty(finished: Finished) -> None:
+def test_the_home_folder_stays_empty(finished: Finished) -> None:
     assert list(finished[0].home.iterdir()) == []
 
 
-def test_everything_left_behind_lies_in_two_folders(finished: Finished) -> None:
+def test_a_run_writes_to_two_folders_only(finished: Finished) -> None:
     status = finished[0].call("git", "status", "--porcelain", "--ignored")
     assert status.returncode == 0, status.stderr
-    left = {line[3:].split("/")[0] for line in status.stdout.splitlines() if "__pycache__" not in line}
-    assert {"artifacts", ".winnow"} <= left <= {"artifacts", ".winnow", ".dvc", "dvc.lock"}
+    folders = {line[3:].split("/")[0] for line in status.stdout.splitlines() if "__pycache__" not in line}
+    assert {"artifacts", ".winnow"} <= folders <= {"artifacts", ".winnow", ".dvc", "dvc.lock"}
 
 
 def test_records_and_files_of_every_step(finished: Finished) -> None:
@@ -76,7 +76,7 @@ def test_records_and_files_of_every_step(finished: Finished) -> None:
     assert not list(artifacts.rglob("*.tmp"))
 
 
-HEAVY = """
+RUN_AND_LIST_IMPORTS = """
 import atexit, sys
 atexit.register(lambda: print("HEAVY", [name for name in ("torch", "prefect", "mlflow") if name in sys.modules]))
 from winnow.cli.main import main
@@ -84,41 +84,41 @@ main(["run"])
 """
 
 
-def test_unchanged_run_runs_no_step_imports_nothing_heavy_and_dvc_agrees(finished: Finished) -> None:
+def test_an_unchanged_run_runs_no_step_and_imports_no_large_library(finished: Finished) -> None:
     project, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in (project.root / "artifacts").rglob("record.json")}
-    result = project.call(sys.executable, "-c", HEAVY)
+    times_before = {path: path.stat().st_mtime_ns for path in (project.root / "artifacts").rglob("record.json")}
+    result = project.call(sys.executable, "-c", RUN_AND_LIST_IMPORTS)
     assert result.returncode == 0, result.stderr
     assert "Nothing has changed" in result.stdout
     assert "HEAVY []" in result.stdout
-    assert before == {path: path.stat().st_mtime_ns for path in (project.root / "artifacts").rglob("record.json")}
+    assert times_before == {path: path.stat().st_mtime_ns for path in (project.root / "artifacts").rglob("record.json")}
     assert json.loads(project.dvc("status", "--json").stdout) == {}
     assert "up to date" in project.winnow("status").stdout
 
 
-def test_what_a_step_leaves_is_on_disk_once(finished: Finished) -> None:
+def test_artifacts_are_on_disk_once(finished: Finished) -> None:
     project, _ = finished
     cached = {path.stat().st_ino for path in (project.root / ".dvc" / "cache" / "files").rglob("*") if path.is_file()}
-    left = [path for path in (project.root / "artifacts").rglob("*") if path.is_file() and path.name != ".gitignore"]
-    shared = [path for path in left if path.stat().st_ino in cached]
+    files = [path for path in (project.root / "artifacts").rglob("*") if path.is_file() and path.name != ".gitignore"]
+    shared = [path for path in files if path.stat().st_ino in cached]
     assert project.root / "artifacts" / "data" / "images.npy" in shared
     assert all(path.stat().st_mode & 0o222 == 0 for path in shared)
-    # DVC leaves a second file of the same content as it is.
-    assert sum(path.stat().st_size for path in shared) > 0.9 * sum(path.stat().st_size for path in left)
+    # DVC does not link a second file with the same content.
+    assert sum(path.stat().st_size for path in shared) > 0.9 * sum(path.stat().st_size for path in files)
 
 
 @pytest.mark.slow
 def test_a_changed_byte_is_noticed_and_restored(project: Project) -> None:
     damaged = project.root / "artifacts" / "candidates" / "pruned" / "model.onnx"
-    good = damaged.read_bytes()
+    content = damaged.read_bytes()
     damaged.chmod(0o644)
-    damaged.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     status = project.winnow("status").stdout
     assert "pruned" in status
     assert "modified" in status
     result = project.winnow("run")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert damaged.read_bytes() == good
+    assert damaged.read_bytes() == content
     assert json.loads(project.dvc("status", "--json").stdout) == {}
 
 
@@ -138,24 +138,24 @@ def test_a_changed_method_makes_its_candidates_stale(project: Project) -> None:
     assert set(changed) == {"candidate@sparse", "refit"}
 
 
-def test_labels_are_few_so_the_winner_learned_those_of_validation_too(finished: Finished) -> None:
+def test_with_few_labels_the_winner_is_refitted(finished: Finished) -> None:
     project, result = finished
     artifacts = project.root / "artifacts"
     refit, test = RefitRecord.read(artifacts / "refit"), read_record(artifacts / "report").metrics
     labels = refit.details.labels
     assert refit.details.is_refitted, refit.details.why
     assert labels.deployed == labels.training + labels.choosing
-    told = " ".join(result.stdout.split())
-    assert f"{labels.deployed} trained the model that is deployed" in told
-    assert f"was refitted on {labels.deployed} labels" in told
+    output = " ".join(result.stdout.split())
+    assert f"{labels.deployed} trained the model that is deployed" in output
+    assert f"was refitted on {labels.deployed} labels" in output
     assert {"test/winner_top1", "test/selected_top1"} <= set(test)
-    promoted = _promoted(project)
+    promoted = read_promotion(project)
     assert promoted["sha256"] == sha256_of(artifacts / "refit" / "model.onnx")
     page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
     assert "before the refit" in page
 
 
-def test_predict_names_the_class_of_a_persons_file(finished: Finished) -> None:
+def test_predict_names_the_class_of_a_file(finished: Finished) -> None:
     from winnow.deploy.batch_inference import predict_file
     from winnow.evaluation.metrics import softmax
 
@@ -169,18 +169,18 @@ def test_predict_names_the_class_of_a_persons_file(finished: Finished) -> None:
     scale = read_json(folder / "card.json")["temperature"]
     expected = softmax(predict_file(folder / "model.onnx", pixels, np.arange(len(files))), scale)
     result = project.winnow("predict", *map(str, files), str(project.root / "dvc.yaml"))
-    assert result.returncode == 2  # one of the three is no image, and that is said
+    assert result.returncode == 2  # one of the three is not an image
     assert "dvc.yaml" in result.stderr
     rows = [line.split() for line in result.stdout.splitlines() if ".png" in line]
     assert [Path(row[0]) for row in rows] == files
-    # A toy that may err; what counts is that the answer of its file is shown, whichever runtime serves it.
-    for row, chances in zip(rows, expected, strict=True):
-        second, first = np.sort(chances)[-2:]
-        assert row[-2] == CLASSES[chances.argmax()] or first - second < 0.05
-        assert float(row[-1]) == pytest.approx(first, abs=0.1)
+    # The network may be wrong; the output must be the prediction of its file, in any runtime.
+    for row, probabilities in zip(rows, expected, strict=True):
+        second_largest, largest = np.sort(probabilities)[-2:]
+        assert row[-2] == CLASSES[probabilities.argmax()] or largest - second_largest < 0.05
+        assert float(row[-1]) == pytest.approx(largest, abs=0.1)
 
 
-def test_no_run_is_left_running_and_metric_names_are_the_same(finished: Finished) -> None:
+def test_all_runs_are_finished_with_common_metric_names(finished: Finished) -> None:
     code = (
         "import json, os; from pathlib import Path; from tasks.project.environment import apply; apply(Path.cwd())\n"
         "from mlflow import MlflowClient\n"
@@ -203,30 +203,30 @@ def test_no_run_is_left_running_and_metric_names_are_the_same(finished: Finished
 
 @pytest.mark.slow
 def test_a_failed_step_leaves_nothing_half_written_says_why_and_is_mended(project: Project) -> None:
-    """More damaged files than are allowed: found while images are being stored, not before."""
+    """More files are damaged than allowed, which is found while images are stored, not before."""
     artifacts = project.root / "artifacts"
-    before = (artifacts / "data" / "record.json").read_bytes()
-    allowed = check_config(run_params()).data.max_rejected
-    broken = [project.root / "photos" / "wedge" / f"broken{index:02d}.jpg" for index in range(allowed + 1)]
-    for path in broken:
+    record_before = (artifacts / "data" / "record.json").read_bytes()
+    max_rejected = check_config(run_params()).data.max_rejected
+    damaged_files = [project.root / "photos" / "wedge" / f"broken{index:02d}.jpg" for index in range(max_rejected + 1)]
+    for path in damaged_files:
         path.write_bytes(b"no image")
     result = project.winnow("run")
     assert result.returncode == 2
-    assert f"data.max_rejected allows {allowed}" in result.stderr
+    assert f"data.max_rejected allows {max_rejected}" in result.stderr
     assert "broken00.jpg" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     assert not list(artifacts.rglob("*.tmp"))
-    assert not (artifacts / "data").exists() or (artifacts / "data" / "record.json").read_bytes() == before
+    assert not (artifacts / "data").exists() or (artifacts / "data" / "record.json").read_bytes() == record_before
     store = project.root / ".winnow" / "mlflow" / "mlflow.db"
     with closing(sqlite3.connect(store)) as database:
         status = dict(database.execute("select status, count(*) from runs group by status").fetchall())
     assert "RUNNING" not in status
     assert status["FAILED"] > 0
-    for path in broken:
+    for path in damaged_files:
         path.unlink()
     result = project.winnow("run")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert (artifacts / "data" / "record.json").read_bytes() == before
+    assert (artifacts / "data" / "record.json").read_bytes() == record_before
 
 
 def test_all_mistakes_in_params_at_once(project: Project) -> None:
@@ -244,7 +244,7 @@ def test_all_mistakes_in_params_at_once(project: Project) -> None:
 
 @contextmanager
 def endless_run(project: Project) -> Iterator[subprocess.Popen[str]]:
-    """A run that pretrains for hours, in a process group of its own; gone at the end, whatever happened."""
+    """Start a run that pretrains for hours, in its own process group; kill it at the end in any case."""
     params = yaml.safe_load((project.root / "params.yaml").read_text())
     params["pretrain"]["epochs"] = 5000
     project.set_params(params)
@@ -258,39 +258,41 @@ def endless_run(project: Project) -> Iterator[subprocess.Popen[str]]:
             os.killpg(run.pid, signal.SIGKILL)
 
 
-def stopped(run: subprocess.Popen[str], ending: signal.Signals, within: float) -> str:
-    """What it says when its group gets the signal, as from a terminal: Prefect's temporary server gets it, too."""
-    os.killpg(run.pid, ending)
-    _, told = run.communicate(timeout=within)
+def stop_run(run: subprocess.Popen[str], stop_signal: signal.Signals, timeout: float) -> str:
+    """Send a signal to the whole group, as a terminal does, and return the error output."""
+    os.killpg(run.pid, stop_signal)
+    _, stderr = run.communicate(timeout=timeout)
     assert run.returncode == 130
-    assert "winnow: stopped; run it again" in told
-    return told
+    assert "winnow: stopped; run it again" in stderr
+    return stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
-def test_a_run_that_is_stopped_leaves_nothing_running_and_goes_on(project: Project, ending: signal.Signals) -> None:
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
+def test_a_run_that_is_stopped_leaves_nothing_running_and_goes_on(
+    project: Project, stop_signal: signal.Signals
+) -> None:
     with endless_run(project) as run:
         deadline = time.monotonic() + 120
         while not list(project.root.glob(".winnow/checkpoints/pretrain-*/*.jsonl")) and time.monotonic() < deadline:
             time.sleep(0.3)
-        stopped(run, ending, within=60)
+        stop_run(run, stop_signal, timeout=60)
     deadline = time.monotonic() + 20
-    while (left := _processes_in(project.root)) and time.monotonic() < deadline:
+    while (remaining := _processes_in(project.root)) and time.monotonic() < deadline:
         time.sleep(0.3)
-    assert left == []
+    assert remaining == []
     with closing(sqlite3.connect(project.root / ".winnow" / "mlflow" / "mlflow.db")) as database:
         assert database.execute("select count(*) from runs where status = 'RUNNING'").fetchone() == (0,)
     assert project.dvc("status", "--json").returncode == 0  # the lock is free
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_as_it_begins_ends_at_once(project: Project) -> None:
+def test_a_run_stopped_at_its_start_ends_at_once(project: Project) -> None:
     with endless_run(project) as run:
         assert run.stderr is not None
         next(line for line in run.stderr if "Beginning flow run" in line)
-        told = stopped(run, signal.SIGINT, within=20)
-    assert "Traceback" not in told
+        stderr = stop_run(run, signal.SIGINT, timeout=20)
+    assert "Traceback" not in stderr
 
 
 def _processes_in(folder: Path) -> list[str]:
@@ -299,7 +301,7 @@ def _processes_in(folder: Path) -> list[str]:
     ]
 
 
-KILLED = """
+KILLED_PRETRAIN = """
 import os, signal
 import winnow.training.loop as training
 
@@ -321,32 +323,32 @@ main(["pretrain"])
 
 
 @pytest.mark.slow
-def test_dvc_alone_and_a_killed_step_end_with_the_same_bytes(finished: Finished, fresh: Project) -> None:
-    result = fresh.dvc("repro", "ingest")
+def test_dvc_alone_and_a_killed_step_end_with_the_same_bytes(finished: Finished, clean_project: Project) -> None:
+    result = clean_project.dvc("repro", "ingest")
     assert result.returncode == 0, result.stdout + result.stderr
-    killed = fresh.call(sys.executable, "-c", KILLED)
+    killed = clean_project.call(sys.executable, "-c", KILLED_PRETRAIN)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (fresh.root / "artifacts" / "pretrain").exists()
-    result = fresh.dvc("repro", "candidate@pruned")
+    assert not (clean_project.root / "artifacts" / "pretrain").exists()
+    result = clean_project.dvc("repro", "candidate@pruned")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "resuming from step 5" in result.stdout
     for name in ("data", "pretrain", "candidates/dense", "candidates/pruned"):
-        here, there = (p.root / "artifacts" / name / "record.json" for p in (fresh, finished[0]))
-        assert here.read_bytes() == there.read_bytes(), name
+        dvc_record, winnow_record = (p.root / "artifacts" / name / "record.json" for p in (clean_project, finished[0]))
+        assert dvc_record.read_bytes() == winnow_record.read_bytes(), name
 
 
-def test_rollback_without_a_previous_champion_says_so(finished: Finished) -> None:
+def test_rollback_without_a_previous_champion_is_an_error(finished: Finished) -> None:
     result = finished[0].winnow("rollback")
     assert result.returncode == 2
     assert "previous" in result.stderr
 
 
 def test_settings_on_the_command_line_are_checked_and_shown(project: Project) -> None:
-    before = (project.root / "params.yaml").read_text()
+    params_before = (project.root / "params.yaml").read_text()
     result = project.winnow("run", "-S", "data.pathh=/x")
     assert result.returncode == 2
     assert "pathh" in result.stderr
-    assert (project.root / "params.yaml").read_text() == before
+    assert (project.root / "params.yaml").read_text() == params_before
 
 
 def test_validation_logits_are_those_of_the_file(finished: Finished) -> None:
@@ -357,13 +359,13 @@ def test_validation_logits_are_those_of_the_file(finished: Finished) -> None:
     images = load_images(artifacts / "data")
     for name in ("dense", "pruned-int8"):
         folder = artifacts / "candidates" / name
-        stored = np.load(folder / "validation_logits.npy")
-        given = predict_file(folder / "model.onnx", images.images_NHWC, images.indices(VALIDATION))
-        np.testing.assert_allclose(stored, given, atol=1e-5)
+        saved_logits = np.load(folder / "validation_logits.npy")
+        logits = predict_file(folder / "model.onnx", images.images_NHWC, images.indices(VALIDATION))
+        np.testing.assert_allclose(saved_logits, logits, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_the_interfaces_start_and_a_run_reports_to_the_server(project: Project) -> None:
+def test_the_ui_starts_and_a_run_reports_to_its_server(project: Project) -> None:
     mlflow_port, prefect_port = free_ports(2)
     ports = ["--mlflow-port", str(mlflow_port), "--prefect-port", str(prefect_port)]
     ui = subprocess.Popen(
@@ -392,14 +394,16 @@ def test_the_interfaces_start_and_a_run_reports_to_the_server(project: Project) 
             f" auth={tuple(own_auth(project).split(':'))}).json()])"
         )
         assert "COMPLETED" in project.call(sys.executable, "-c", code).stdout
-        with urllib.request.urlopen(f"http://127.0.0.1:{prefect_port}/ui-settings", timeout=10) as told:
-            assert json.load(told)["api_url"] == f"http://127.0.0.1:{prefect_port}/api"  # the page asks its own server
+        with urllib.request.urlopen(f"http://127.0.0.1:{prefect_port}/ui-settings", timeout=10) as response:
+            assert (
+                json.load(response)["api_url"] == f"http://127.0.0.1:{prefect_port}/api"
+            )  # the page uses its own server
     finally:
         ui.send_signal(signal.SIGINT)
         try:
             ui.wait(timeout=60)
         except subprocess.TimeoutExpired:
-            os.killpg(ui.pid, signal.SIGKILL)  # the servers too
+            os.killpg(ui.pid, signal.SIGKILL)  # and its servers
             ui.wait()
             raise
     assert not address.exists()

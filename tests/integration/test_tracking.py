@@ -1,4 +1,4 @@
-"""Records on a real MLflow store: what a run holds, that nothing is logged twice, and that nothing stays open."""
+"""Test records on a real MLflow store: content of runs, no duplicates, and no run that stays open."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from winnow.search.trial import TrialEvaluation
 
 pytest_plugins = "tests.stores"
 CANDIDATES = ("dense", "quick", "wrong")
-ALL = ("data", "pretrain", *CANDIDATES, "benchmark", "select", "refit", "report")
+ALL_NAMES = ("data", "pretrain", *CANDIDATES, "benchmark", "select", "refit", "report")
 
 
 def _runs(paths: ProjectPaths, config: Config, condition: str = "") -> list:
     return list(mlflow_client.connect(paths).search_runs([mlflow_client.experiment_id(paths, config)], condition))
 
 
-def _named(paths: ProjectPaths, config: Config) -> dict:
-    """Children by name; a name that occurs twice fails here."""
+def _children_by_name(paths: ProjectPaths, config: Config) -> dict:
+    """Return child runs by name; fail if a name occurs twice."""
     children = [run for run in _runs(paths, config) if "winnow.name" in run.data.tags]
     names = [run.data.tags["winnow.name"] for run in children]
     assert len(set(names)) == len(names), names
     return dict(zip(names, children, strict=True))
 
 
-HERE = (
+PREAMBLE = (
     "import os, signal, sys; from pathlib import Path; from tasks.project import environment;"
     "from tasks.project.paths import ProjectPaths;"
     "from tasks.tracking import mlflow_runs;"
@@ -52,8 +52,8 @@ HERE = (
 )
 
 
-def _python(code: str, paths: ProjectPaths) -> subprocess.CompletedProcess[str]:
-    """Another process of the same project."""
+def _run_python(code: str, paths: ProjectPaths) -> subprocess.CompletedProcess[str]:
+    """Run code in another process of the same project."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=paths.root, env=environment, capture_output=True, text=True, check=False)
@@ -63,12 +63,12 @@ def _parents(paths: ProjectPaths, config: Config) -> list:
     return _runs(paths, config, "tags.`winnow.kind` = 'execution'")
 
 
-def test_every_record_is_a_run_below_one_parent(paths: ProjectPaths, config: Config) -> None:
+def test_every_record_is_a_child_run_of_one_parent(paths: ProjectPaths, config: Config) -> None:
     line = mlflow_runs.track(paths, config)
-    assert line.startswith(f"{len(ALL)} of {len(ALL)} records were new")
+    assert line.startswith(f"{len(ALL_NAMES)} of {len(ALL_NAMES)} records were new")
     (parent,) = _parents(paths, config)
-    children = _named(paths, config)
-    assert set(children) == set(ALL)
+    children = _children_by_name(paths, config)
+    assert set(children) == set(ALL_NAMES)
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert {run.inputs.dataset_inputs[0].dataset.digest for run in children.values()} == {DATA_VERSION}
@@ -81,9 +81,9 @@ def test_every_record_is_a_run_below_one_parent(paths: ProjectPaths, config: Con
 
 
 @pytest.mark.thorough
-def test_candidates_show_figures_verdict_and_parameters_alike(paths: ProjectPaths, config: Config) -> None:
+def test_candidates_have_the_same_metrics_verdict_and_parameters(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
-    runs = {name: _named(paths, config)[name] for name in CANDIDATES}
+    runs = {name: _children_by_name(paths, config)[name] for name in CANDIDATES}
     curves = {"curves/loss"}
     metrics = {name: set(run.data.metrics) - curves for name, run in runs.items()}
     assert metrics["dense"] == metrics["quick"] == metrics["wrong"]
@@ -105,73 +105,73 @@ def test_a_second_track_logs_nothing(paths: ProjectPaths, config: Config) -> Non
     assert not mlflow_runs.is_complete(paths, config)
     mlflow_runs.track(paths, config)
     assert mlflow_runs.is_complete(paths, config)
-    before = {run.info.run_id for run in _runs(paths, config)}
+    run_ids_before = {run.info.run_id for run in _runs(paths, config)}
     assert "has all" in mlflow_runs.track(paths, config)
     clear_local_state(paths)
     assert not mlflow_runs.is_complete(paths, config)
     assert "has all" in mlflow_runs.track(paths, config)
-    assert {run.info.run_id for run in _runs(paths, config)} == before
+    assert {run.info.run_id for run in _runs(paths, config)} == run_ids_before
     assert mlflow_runs.is_complete(paths, config)
 
 
 @pytest.mark.thorough
 def test_runs_that_the_store_lost_are_logged_again(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
-    lost = _named(paths, config)["quick"].info.run_id
-    mlflow_client.connect(paths).delete_run(lost)
-    assert mlflow_runs.track(paths, config).startswith(f"1 of {len(ALL)} ")
-    assert _named(paths, config)["quick"].info.run_id != lost
+    deleted_run_id = _children_by_name(paths, config)["quick"].info.run_id
+    mlflow_client.connect(paths).delete_run(deleted_run_id)
+    assert mlflow_runs.track(paths, config).startswith(f"1 of {len(ALL_NAMES)} ")
+    assert _children_by_name(paths, config)["quick"].info.run_id != deleted_run_id
 
 
 @pytest.mark.thorough
-def test_another_address_is_filled_and_the_first_is_remembered(
+def test_another_address_gets_all_runs_and_the_first_stays_complete(
     paths: ProjectPaths, config: Config, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow_runs.track(paths, config)
-    other = paths.root / "team.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
+    other_database = paths.root / "team.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other_database}")
     assert not mlflow_runs.is_complete(paths, config)
-    other.write_bytes(empty_store.read_bytes())
+    other_database.write_bytes(empty_store.read_bytes())
     assert not mlflow_runs.is_complete(paths, config)
     monkeypatch.chdir(paths.root)  # a foreign store puts its files where it likes, a bare database into ./mlruns
-    assert mlflow_runs.track(paths, config).startswith(f"{len(ALL)} of {len(ALL)} ")
+    assert mlflow_runs.track(paths, config).startswith(f"{len(ALL_NAMES)} of {len(ALL_NAMES)} ")
     assert mlflow_runs.is_complete(paths, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", paths.mlflow_store)
     assert mlflow_runs.is_complete(paths, config)
 
 
 @pytest.mark.thorough
-def test_new_figures_make_new_runs_of_candidates_and_keep_the_old(paths: ProjectPaths, config: Config) -> None:
+def test_new_metrics_create_new_runs_and_keep_the_old(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
-    before = _named(paths, config)
+    runs_before = _children_by_name(paths, config)
     write_verdicts(paths.artifacts, config, list(CANDIDATES), "quick", latency_ms=0.4)
     assert not mlflow_runs.is_complete(paths, config)
-    changed = len(CANDIDATES) + 2
-    assert mlflow_runs.track(paths, config).startswith(f"{changed} of {len(ALL)} ")
+    changed_count = len(CANDIDATES) + 2
+    assert mlflow_runs.track(paths, config).startswith(f"{changed_count} of {len(ALL_NAMES)} ")
     runs = _runs(paths, config, "tags.`winnow.name` = 'quick'")
     assert {run.data.metrics["best/latency_ms"] for run in runs} == {0.4, 0.5}
-    assert before["quick"].info.run_id in {run.info.run_id for run in runs}
+    assert runs_before["quick"].info.run_id in {run.info.run_id for run in runs}
     assert len(_runs(paths, config, "tags.`winnow.name` = 'pretrain'")) == 1
 
 
 @pytest.mark.thorough
-def test_figures_of_another_candidate_of_that_name_are_not_shown(paths: ProjectPaths, config: Config) -> None:
+def test_metrics_of_another_candidate_of_the_same_name_are_not_logged(paths: ProjectPaths, config: Config) -> None:
     write_candidate(paths.artifacts, "quick", {"salt": 2.0})
     mlflow_runs.track(paths, config)
-    runs = _named(paths, config)
+    runs = _children_by_name(paths, config)
     assert "best/latency_ms" not in runs["quick"].data.metrics
     assert "winnow.verdict" not in runs["quick"].data.tags
     assert "best/latency_ms" in runs["wrong"].data.metrics
 
 
-def test_a_step_shows_its_curves_while_it_runs(paths: ProjectPaths, config: Config) -> None:
+def test_a_running_step_logs_its_curves(paths: ProjectPaths, config: Config) -> None:
     parent = mlflow_runs.open_execution(paths, config, "pretrain: params.yaml")
     run_id = mlflow_runs.open_step(paths, parent, "pretrain", "pretrain")
     mlflow_runs.log_curves(paths, run_id, CURVES[:1], 0, "")
     mlflow_runs.log_curves(paths, run_id, CURVES[:2], 1, "")
     client = mlflow_client.connect(paths)
-    running = client.get_run(run_id)
-    assert (running.info.status, running.data.metrics["curves/loss"]) == ("RUNNING", CURVES[1]["loss"])
+    flow_run = client.get_run(run_id)
+    assert (flow_run.info.status, flow_run.data.metrics["curves/loss"]) == ("RUNNING", CURVES[1]["loss"])
     mlflow_runs.close_step(paths, run_id, paths.artifacts / "pretrain")
     history = client.get_metric_history(run_id, "curves/loss")
     assert [point.step for point in history] == [row["epoch"] for row in CURVES]
@@ -180,7 +180,7 @@ def test_a_step_shows_its_curves_while_it_runs(paths: ProjectPaths, config: Conf
 
 
 @pytest.mark.thorough
-def test_track_completes_the_run_that_was_open_while_training(paths: ProjectPaths, config: Config) -> None:
+def test_track_completes_the_run_opened_for_training(paths: ProjectPaths, config: Config) -> None:
     parent = mlflow_runs.open_execution(paths, config, "all")
     run_id = mlflow_runs.open_step(paths, parent, "quick", "candidate")
     mlflow_runs.log_curves(paths, run_id, CURVES, 0, "scratch-seed0-rate0.1")
@@ -188,7 +188,7 @@ def test_track_completes_the_run_that_was_open_while_training(paths: ProjectPath
     assert "best/latency_ms" not in mlflow_client.connect(paths).get_run(run_id).data.metrics
     mlflow_runs.track(paths, config, parent)
     mlflow_runs.close_execution(paths, parent, ok=True)
-    quick = _named(paths, config)["quick"]
+    quick = _children_by_name(paths, config)["quick"]
     assert quick.info.run_id == run_id == mlflow_runs.candidate_run(paths, config, "quick")
     assert quick.data.metrics["best/latency_ms"] == 0.5
     assert quick.data.tags["winnow.verdict"] == "winner"
@@ -207,49 +207,49 @@ def test_a_restored_step_leaves_no_second_run(paths: ProjectPaths, config: Confi
         out = paths.artifacts / (name if step == "pretrain" else f"candidates/{name}")
         mlflow_runs.close_step(paths, run_id, out)
     mlflow_runs.track(paths, config, parent)
-    assert set(_named(paths, config)) == set(ALL)
+    assert set(_children_by_name(paths, config)) == set(ALL_NAMES)
 
 
-def test_failures_are_closed_and_say_why(paths: ProjectPaths, config: Config) -> None:
+def test_failed_runs_are_closed_with_a_reason(paths: ProjectPaths, config: Config) -> None:
     parent = mlflow_runs.open_execution(paths, config, "all")
     failed = mlflow_runs.open_step(paths, parent, "pretrain", "pretrain")
-    left = mlflow_runs.open_step(paths, parent, "dense", "finetune")
+    open_step = mlflow_runs.open_step(paths, parent, "dense", "finetune")
     mlflow_runs.fail_step(paths, failed, "step pretrain failed: the loss is not a number")
     mlflow_runs.close_execution(paths, parent, ok=False)
     runs = {run.info.run_id: run for run in _runs(paths, config)}
     assert {run.info.status for run in runs.values()} == {"FAILED"}
     assert "not a number" in runs[failed].data.tags["mlflow.note.content"]
-    assert set(runs) == {parent, failed, left}
+    assert set(runs) == {parent, failed, open_step}
 
 
 @pytest.mark.thorough
-def test_a_try_whose_end_mlflow_did_not_hear_does_not_stay_open(
+def test_a_step_whose_end_was_not_reported_is_closed(
     paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = mlflow_runs.open_execution(paths, config, why="first run")
-    lost = mlflow_runs.open_step(paths, parent, "pretrain", "pretrain")
-    with monkeypatch.context() as gone:
-        gone.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        mlflow_runs.fail_step(paths, lost, "MLflow does not answer")  # quiet
-    mlflow_runs.close_execution(paths, parent, ok=True)  # a later try did well
+    unreported_step = mlflow_runs.open_step(paths, parent, "pretrain", "pretrain")
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        mlflow_runs.fail_step(paths, unreported_step, "MLflow does not answer")  # raises nothing
+    mlflow_runs.close_execution(paths, parent, ok=True)  # a later attempt succeeded
     client = mlflow_client.connect(paths)
-    assert client.get_run(lost).info.status == "FAILED"
+    assert client.get_run(unreported_step).info.status == "FAILED"
     assert client.get_run(parent).info.status == "FINISHED"
 
 
 @pytest.mark.thorough
 def test_runs_of_a_killed_execution_are_closed_by_the_next(paths: ProjectPaths, config: Config) -> None:
-    code = HERE + (
+    code = PREAMBLE + (
         "parent = mlflow_runs.open_execution(paths, config, 'all');"
         "mlflow_runs.open_step(paths, parent, 'pretrain', 'pretrain'); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    _python(code, paths)
+    _run_python(code, paths)
     assert [run.info.status for run in _runs(paths, config)] == ["RUNNING", "RUNNING"]
-    alive = mlflow_runs.open_execution(paths, config, "again")
+    open_execution = mlflow_runs.open_execution(paths, config, "again")
     mlflow_runs.open_execution(paths, config, "at the same time")
     status = {run.info.run_id: run.info.status for run in _runs(paths, config)}
     assert sorted(status.values()) == ["FAILED", "FAILED", "RUNNING", "RUNNING"]
-    assert status[alive] == "RUNNING"
+    assert status[open_execution] == "RUNNING"
 
 
 def test_a_server_that_does_not_answer_is_one_message(
@@ -257,15 +257,15 @@ def test_a_server_that_does_not_answer_is_one_message(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    for act in (
+    for call in (
         lambda: mlflow_runs.track(paths, config),
         lambda: mlflow_runs.open_execution(paths, config, "all"),
         lambda: mlflow_runs.open_step(paths, "0" * 32, "dense", "finetune"),
     ):
-        with pytest.raises(mlflow_client.StoreError, match=r"http://127\.0\.0\.1:1 does not respond") as raised:
-            act()
-        assert "winnow track" in str(raised.value)
-        assert "secret" not in str(raised.value)
+        with pytest.raises(mlflow_client.StoreError, match=r"http://127\.0\.0\.1:1 does not respond") as exc_info:
+            call()
+        assert "winnow track" in str(exc_info.value)
+        assert "secret" not in str(exc_info.value)
     with caplog.at_level(logging.WARNING, logger="tasks.tracking.mlflow_runs"):
         mlflow_runs.log_curves(paths, "0" * 32, CURVES, 0, "")
     assert "curves will be logged when the step has ended" in caplog.text
@@ -273,8 +273,8 @@ def test_a_server_that_does_not_answer_is_one_message(
     mlflow_runs.close_execution(paths, "0" * 32, ok=False)
 
 
-class Dripping(BaseHTTPRequestHandler):
-    """A server that answers with one byte a second: no wait for bytes is ever long."""
+class DrippingServer(BaseHTTPRequestHandler):
+    """A server that sends one byte every 0.2 seconds, so that no read times out."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -293,45 +293,45 @@ class Dripping(BaseHTTPRequestHandler):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("in_a_thread", [False, True])
+@pytest.mark.parametrize("in_thread", [False, True])
 def test_a_server_that_drips_is_given_up(
-    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, in_a_thread: bool
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, in_thread: bool
 ) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), DrippingServer) as server:
         server.daemon_threads = True
         Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setattr(mlflow_client, "CALL_SECONDS", 2.0)
-        raised: list[BaseException] = []
+        errors: list[BaseException] = []
 
-        def act() -> None:
+        def track_and_record() -> None:
             try:
                 mlflow_runs.track(paths, config)
             except mlflow_client.StoreError as error:
-                raised.append(error)
+                errors.append(error)
 
-        began = time.monotonic()
-        if in_a_thread:  # as Prefect's tasks are
-            worker = Thread(target=act)
+        start = time.monotonic()
+        if in_thread:  # as Prefect's tasks do
+            worker = Thread(target=track_and_record)
             worker.start()
             worker.join(60)
         else:
-            act()
-        assert time.monotonic() - began < 30
-        assert "a call took longer than 2 s" in str(raised[0])
-        assert "winnow track" in str(raised[0])
+            track_and_record()
+        assert time.monotonic() - start < 30
+        assert "a call took longer than 2 s" in str(errors[0])
+        assert "winnow track" in str(errors[0])
         server.shutdown()
 
 
-def test_a_call_in_time_is_not_struck_later() -> None:
+def test_a_call_within_its_limit_is_not_interrupted_later() -> None:
     for _ in range(20):
         with contextlib.suppress(CallTimeout), time_limit(0.01):
             time.sleep(0.01)
-        sum(range(1000))  # nothing may be raised here
+        sum(range(1000))  # must not raise
 
 
 @pytest.mark.parametrize(
-    ("address", "error", "said"),
+    ("address", "error", "message"),
     [
         ("", PermissionError(13, "Permission denied", "mlflow/artifacts"), "Check that it is writable"),
         ("http://127.0.0.1:1", PermissionError(13, "Permission denied", "models"), "Check that it is writable"),
@@ -340,12 +340,12 @@ def test_a_call_in_time_is_not_struck_later() -> None:
         ("http://127.0.0.1:1", ConnectionError("refused"), "Check that it is running"),
     ],
 )
-def test_an_error_says_whose_it_is(
-    paths: ProjectPaths, monkeypatch: pytest.MonkeyPatch, address: str, error: Exception, said: str
+def test_errors_name_their_cause(
+    paths: ProjectPaths, monkeypatch: pytest.MonkeyPatch, address: str, error: Exception, message: str
 ) -> None:
     if address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    with pytest.raises(mlflow_client.StoreError, match=said), mlflow_client.convert_errors(paths):
+    with pytest.raises(mlflow_client.StoreError, match=message), mlflow_client.convert_errors(paths):
         raise error
 
 
@@ -354,14 +354,14 @@ def test_a_lost_database_is_made_and_filled_without_noise(paths: ProjectPaths, c
     mlflow_runs.track(paths, config)
     (paths.state_dir / "mlflow" / "mlflow.db").unlink()
     assert not mlflow_runs.is_complete(paths, config)
-    result = _python(HERE + "print(mlflow_runs.track(paths, config))", paths)
+    result = _run_python(PREAMBLE + "print(mlflow_runs.track(paths, config))", paths)
     assert result.stderr == ""
-    assert result.stdout.startswith(f"{len(ALL)} of {len(ALL)} records were new to MLflow at sqlite:///")
+    assert result.stdout.startswith(f"{len(ALL_NAMES)} of {len(ALL_NAMES)} records were new to MLflow at sqlite:///")
     assert result.stdout.count("\n") == 1
     assert mlflow_runs.is_complete(paths, config)
 
 
-def test_a_moved_store_is_not_written_into_the_old_folder(paths: ProjectPaths, config: Config) -> None:
+def test_a_moved_store_does_not_write_to_the_old_folder(paths: ProjectPaths, config: Config) -> None:
     client = mlflow_client.connect(paths)
     name = f"winnow/{registered_model_name(config)}"
     client.create_experiment(name, artifact_location=(paths.root / "elsewhere").as_uri())
@@ -370,11 +370,11 @@ def test_a_moved_store_is_not_written_into_the_old_folder(paths: ProjectPaths, c
 
 
 @pytest.mark.thorough
-def test_a_deleted_experiment_comes_back(paths: ProjectPaths, config: Config) -> None:
+def test_a_deleted_experiment_is_restored(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     mlflow_client.connect(paths).delete_experiment(mlflow_client.experiment_id(paths, config))
     mlflow_runs.track(paths, config)
-    assert set(_named(paths, config)) == set(ALL)
+    assert set(_children_by_name(paths, config)) == set(ALL_NAMES)
 
 
 def test_without_artifacts_there_is_nothing_to_track(paths: ProjectPaths, config: Config) -> None:
@@ -384,44 +384,46 @@ def test_without_artifacts_there_is_nothing_to_track(paths: ProjectPaths, config
         mlflow_runs.track(paths, config)
 
 
-def test_a_trial_that_mlflow_did_not_take_is_told_once_at_the_end(
+def test_a_trial_that_was_not_logged_is_reported_once_and_logged_at_the_end(
     paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = search_runs.SearchRun(paths, config, "mine")
-    look = TrialEvaluation(1.0, 2.0, 0.5, {"quality/top1": 0.9}, ("found",))
-    trials = [EndedTrial(number, number, Point("prune", 0.5, "none"), "finished", look, "", 3.0) for number in (0, 1)]
+    evaluation = TrialEvaluation(1.0, 2.0, 0.5, {"quality/top1": 0.9}, ("found",))
+    trials = [
+        EndedTrial(number, number, Point("prune", 0.5, "none"), "finished", evaluation, "", 3.0) for number in (0, 1)
+    ]
     log.trial(trials[0])
-    with monkeypatch.context() as down, caplog.at_level(logging.WARNING, logger="tasks.tracking.search_runs"):
-        down.setattr(
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="tasks.tracking.search_runs"):
+        patch.setattr(
             "tasks.tracking.mlflow_client.log_values",
             lambda *_: (_ for _ in ()).throw(mlflow_client.StoreError("MLflow is down")),
         )
-        log.trial(trials[1])  # its run was made, and could not be filled
+        log.trial(trials[1])  # its run was created, but its values could not be logged
         log.trial(trials[1])
     assert "trial 1 is not in MLflow yet: MLflow is down" in caplog.text
-    again = search_runs.SearchRun(paths, config, "mine")
-    assert again.logged == [0]
-    again.close(SearchProgress(trials, 6.0, 1.0, {}), trials[1], [])
-    kinds = _runs(paths, config, "tags.`winnow.kind` = 'trial'")
-    assert sorted((run.info.run_name, run.info.status) for run in kinds) == [
+    resumed_log = search_runs.SearchRun(paths, config, "mine")
+    assert resumed_log.logged == [0]
+    resumed_log.close(SearchProgress(trials, 6.0, 1.0, {}), trials[1], [])
+    trial_runs = _runs(paths, config, "tags.`winnow.kind` = 'trial'")
+    assert sorted((run.info.run_name, run.info.status) for run in trial_runs) == [
         ("trial 0", "FINISHED"),
         ("trial 1", "FINISHED"),
     ]
-    assert {run.data.metrics["search/cost"] for run in kinds} == {0.5}
+    assert {run.data.metrics["search/cost"] for run in trial_runs} == {0.5}
 
 
 @pytest.mark.thorough
-def test_completeness_is_known_without_mlflow(paths: ProjectPaths, config: Config) -> None:
+def test_completeness_is_checked_without_mlflow(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
-    code = HERE + (
+    code = PREAMBLE + (
         "import tasks.registry.promotion_state;"
         "print(mlflow_runs.is_complete(paths, config), tasks.registry.promotion_state.is_up_to_date(paths, config));"
         "print('mlflow' in sys.modules)"
     )
-    assert _python(code, paths).stdout.split() == ["True", "False", "False"]
+    assert _run_python(code, paths).stdout.split() == ["True", "False", "False"]
 
 
-def test_more_than_one_call_may_hold_arrives_whole(paths: ProjectPaths, config: Config) -> None:
+def test_more_values_than_a_call_may_hold_are_all_logged(paths: ProjectPaths, config: Config) -> None:
     run_id = mlflow_runs.open_execution(paths, config, "much to say")
     metrics = {f"m/{index}": float(index) for index in range(1700)}
     params = {f"p.{index}": str(index) for index in range(150)}
@@ -435,7 +437,7 @@ def test_more_than_one_call_may_hold_arrives_whole(paths: ProjectPaths, config: 
     assert {name: data.tags.get(f"t.{name}") for name in params} == {name: name for name in params}
 
 
-def test_flatten_keeps_within_mlflows_limits() -> None:
+def test_flattened_params_keep_the_limits_of_mlflow() -> None:
     flat = run_content.flatten_params(
         {"a": {"b": 1e-3, "c": None}, "list": [0.03, 0.1], "text": "x" * 7000, "on": True}
     )
@@ -443,7 +445,7 @@ def test_flatten_keeps_within_mlflows_limits() -> None:
 
 
 @pytest.mark.thorough
-def test_a_damaged_memory_is_only_forgotten(paths: ProjectPaths, config: Config) -> None:
+def test_a_damaged_state_file_is_ignored(paths: ProjectPaths, config: Config) -> None:
     mlflow_runs.track(paths, config)
     TRACKED_RUNS.path(paths).write_text("{ not json")
     assert not mlflow_runs.is_complete(paths, config)
