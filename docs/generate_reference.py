@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 import types
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -29,47 +30,83 @@ from tasks.tracking.tags import TAGS
 from winnow.cli.main import cli
 from winnow.config import Config
 from winnow.config.field_docs import field_docs
-from winnow.records.candidate import CandidateFile
+from winnow.records.benchmark import Precision, Runtime
+from winnow.records.candidate import CandidateFile, FinetuneDetails
 from winnow.records.card import CandidateCard, DeploymentCard
-from winnow.records.metric_names import METRICS
+from winnow.records.metric_names import METRICS, PLACEHOLDERS
 from winnow.records.record_reader import RECORDS
 from winnow.records.step_record import StepRecord
 
-COMMON_FIELDS = {
-    "agreement": "share of images with the same answer",
-    "arm": "starting weights: pretrained, scratch or weights",
-    "artifacts": "the files of the step",
-    "batch": "images per call",
-    "bytes": "size of the file",
-    "candidate": "the candidate",
-    "candidates": "the candidates",
-    "curves": "loss and metrics of each epoch",
-    "float_layers": "layers that stay in float",
-    "folds": "folds of the cross-validation",
-    "high": "upper end of the 95 % interval",
-    "images": "number of images",
-    "labels": "numbers of labels",
-    "learning_rate": "the learning rate",
-    "low": "lower end of the 95 % interval",
-    "machine": "the machine that was measured",
-    "method": "the compression method",
-    "name": "the name",
-    "per_class": "class -> figures",
-    "points_lost": "points of top-1 lost",
-    "precision": "f32, bf16, int8 or int8-bf16",
-    "reason": "why, with values and thresholds",
-    "rung": "name of the rung",
-    "runtime": "the runtime",
-    "seed": "the label seed",
-    "sha256": "digest of the file",
-    "steps": "steps of the training",
-    "threads": "threads of a call",
-    "top1": "top-1 on validation, a fraction",
-    "warnings": "warnings of the step",
-    "why": "the reason, as text",
-    "winner": "the candidate that won; none: nobody",
+RUNTIMES = {
+    "eager": "PyTorch as written",
+    "compile": "torch.compile",
+    "compile-autotune": "torch.compile in mode max-autotune",
+    "ort": "ONNX Runtime on the CPU",
+    "openvino": "OpenVINO on the CPU",
+    "openvino-throughput": "OpenVINO on the CPU, with the batch divided among parallel streams",
+    "eager-cuda": "PyTorch on an NVIDIA GPU",
+    "ort-cuda": "ONNX Runtime on an NVIDIA GPU",
+    "ort-tensorrt": "ONNX Runtime with TensorRT",
 }
-"""Meaning of fields that have the same name in many records."""
+PRECISIONS = {
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "int8": "int8 layers of an int8 file in int8, the others in float32",
+    "int8-bf16": "int8 layers of an int8 file in int8, the others in bfloat16",
+}
+NAMED_TYPES = {get_args(Runtime): "[runtime](#runtimes)", get_args(Precision): "[precision](#precisions)"}
+"""Values of a type -> the link to the table that lists them."""
+SECTION_TEXTS = {
+    "pretrain": "The backbone, and the method that trains it without labels. The keys depend on `pretrain.method`.",
+    "candidates": "Each key of this section is the name of a candidate, a compressed network: NAME below. A candidate "
+    "has the keys of its method.",
+}
+"""Introductions of the sections that have a table for each method."""
+METRIC_GROUPS = {
+    "data": "Data",
+    "pretrain": "Pretraining",
+    "pretraining": "Gain by pretraining",
+    "quality": "Quality on the validation split",
+    "delta": "Quality on the validation split",
+    "cross_validation": "Cross-validation",
+    "parity": "Size and structure",
+    "size": "Size and structure",
+    "compute": "Size and structure",
+    "latency": "Speed and memory",
+    "throughput": "Speed and memory",
+    "memory": "Speed and memory",
+    "start": "Speed and memory",
+    "best": "Speed and memory",
+    "speedup": "Speed-up",
+    "error": "Benchmark",
+    "cells": "Benchmark",
+    "select": "Selection",
+    "winner": "Selection",
+    "refit": "Refit",
+    "test": "Test split",
+    "drift": "Drift",
+    "search": "Search",
+}
+"""First part of a metric's name -> the heading under which it is listed."""
+PLACEHOLDER_TEXTS = {
+    "runtime": "ort: ONNX Runtime; ov: OpenVINO; ov-streams: OpenVINO with parallel streams",
+    "baseline": "dense in: PyTorch eager float32; the fastest float PyTorch; the fastest float precision and runtime",
+    "batch": "images per call, such as 1 or 64",
+    "split": "the splits of the data",
+    "percentile": "median, and 95th percentile of the calls",
+    "reference": "the better of the two, from which drops are counted",
+    "role": "selected: the winner before its refit",
+    "test": "a drift test: embeddings, classes or confidence",
+}
+FUNCTION_GROUPS = {
+    "Data": ("read_images", "images_from_arrays", "limit_labels"),
+    "Train": ("pretrain", "finetune"),
+    "Compress": ("prune", "factorize", "distill", "quantize", "sparsify", "cluster"),
+    "Predict and measure": ("predict", "evaluate", "time_networks"),
+    "Save and load": ("save", "load"),
+    "Types": ("ImageSet", "Network", "OnnxNetwork", "Accuracy"),
+}
+"""Heading -> functions and types of `import winnow`, in the order of their use."""
 FOLDER = Path(__file__).resolve().parent / "reference"
 NOTICE = "<!-- Written by docs/generate_reference.py. Do not edit. -->"
 
@@ -110,18 +147,24 @@ def _table(heading: list[str], rows: list[list[str]]) -> str:
 
 
 def _summary(model: type) -> str:
-    return " ".join((model.__doc__ or "").split())
+    """Return the docstring in one line, with links to the decisions that it names."""
+    text = " ".join((model.__doc__ or "").split())
+    return re.sub(r"docs/(decisions/(\d{4})[\w-]*\.md)", r"[decision \2](../\1)", text)
 
 
 def _params_page() -> str:
     parts = [
         "# params.yaml",
-        "Every key with its type, default and meaning. All keys are checked when the file is loaded; a mistake is "
-        "reported with its path, its value and the valid choices. `-S key=value` of `winnow run` sets a key.",
+        "The file has one section per step. The tables list every key with its type, default and meaning; a key that "
+        "the file leaves out has its default. All keys are checked when the file is loaded, and a mistake is reported "
+        "with its path, its value and the valid choices. `winnow run -S key=value` sets a key in the file.",
+        "[Your own images](../own-images.md#keys-to-check) lists the keys to check first. "
+        "[Compression](../compression.md) describes the candidates, [Measuring](../measuring.md) the terms.",
     ]
     seen: dict[tuple[type, str], str] = {}
     for name, field in Config.model_fields.items():
         parts.append(f"## {name}")
+        parts += [SECTION_TEXTS[name]] if name in SECTION_TEXTS else []
         parts += _section(field.annotation, f"{name}.", seen)
     return "\n\n".join(parts)
 
@@ -158,7 +201,8 @@ def _rows(
         value = None if field.is_required() else field.get_default(call_default_factory=True)
         described = (nested[0], repr(value))
         if described in seen:
-            yield [f"`{key}`", "section", default, f"as `{seen[described]}` above"]
+            default = "as there" if default == "see below" else default
+            yield [f"`{key}`", "section", default, f"{docs[name]} Its keys are those of `{seen[described]}` above."]
             continue
         seen[described] = key
         yield [f"`{key}`", "section", default, docs[name] or _summary(nested[0])]
@@ -178,20 +222,33 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _type(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
-    """Return a type for people: "integer from 1", "rotnet or simclr", "list of numbers"."""
+    """Return a type for people: "integer (from 1)", "`rotnet` or `simclr`", "list of numbers"."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(arguments[0], [*_flat(arguments[1:]), *metadata])
     if origin is Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
+        return NAMED_TYPES.get(arguments, _join([f"`{value}`" for value in arguments]))
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys("none" if part is type(None) else _type(part, metadata) for part in arguments))
-    if origin in (list, tuple, dict):
-        inner = [part for part in arguments if part is not Ellipsis]
-        return f"{'map' if origin is dict else 'list'} of {' to '.join(dict.fromkeys(_type(part) for part in inner))}"
-    names = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "none"}
+        return _join(list(dict.fromkeys("none" if part is type(None) else _type(part, metadata) for part in arguments)))
+    if origin is dict:
+        return f"map of {_type(arguments[0])} to {_type(arguments[1])}"
+    if origin in (list, tuple):
+        inner = _join(list(dict.fromkeys(_type(part) for part in arguments if part is not Ellipsis)))
+        return "list of " + re.sub(r"^(integer|number)", r"\1s", inner)
+    names = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "none", Any: "any value"}
     name = names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    if _is_model(annotation):
+        return f"[{name}](#{name.lower()})"
     return f"{name}{_limits(metadata)}"
+
+
+def _join(parts: list[str]) -> str:
+    """Return "a", "a or b", "a, b or c"."""
+    return " or ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation))
 
 
 def _flat(metadata: Any) -> Iterator[Any]:
@@ -200,19 +257,21 @@ def _flat(metadata: Any) -> Iterator[Any]:
 
 
 def _limits(metadata: list[Any] | tuple[Any, ...]) -> str:
-    words = []
+    """Return the limits of a number: " (from 8, up to 1024)"; "" without limits. Of two lower limits the higher one."""
+    lowest: float | None = None
+    limits: dict[str, str] = {}
     for item in _flat(metadata):
         if isinstance(item, Ge):
-            words.append(f"from {item.ge}")
+            lowest = item.ge if lowest is None else max(lowest, item.ge)
+            limits["low"] = f"from {lowest}"
         elif isinstance(item, Gt):
-            words.append(f"above {item.gt}")
+            limits["low"] = f"above {item.gt}"
         elif isinstance(item, Le):
-            words.append(f"up to {item.le}")
+            limits["high"] = f"up to {item.le}"
         elif isinstance(item, Lt):
-            words.append(f"below {item.lt}")
-        elif isinstance(item, MinLen):
-            words.append(f"of at least {item.min_length}")
-    return f" {' '.join(words)}" if words else ""
+            limits["high"] = f"below {'2^32' if item.lt == 2**32 else item.lt}"
+    words = [limits[end] for end in ("low", "high") if end in limits]
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _default(field: FieldInfo, defaults: BaseModel | None, name: str) -> str:
@@ -227,7 +286,8 @@ def _default(field: FieldInfo, defaults: BaseModel | None, name: str) -> str:
 
 
 def _commands_page() -> str:
-    parts = ["# Commands", "`winnow COMMAND --help` prints the same."]
+    rows = [[f"[winnow {name}](#winnow-{name})", _first_line(command)] for name, command in cli.commands.items()]
+    parts = ["# Commands", "`winnow COMMAND --help` prints the same text.", _table(["command", "what it does"], rows)]
     parent = click.Context(cli, info_name="winnow", **cli.context_settings)
     for name, command in cli.commands.items():
         context = click.Context(command, parent, info_name=name, terminal_width=100, max_content_width=100)
@@ -236,110 +296,164 @@ def _commands_page() -> str:
     return "\n\n".join(parts)
 
 
+def _first_line(command: click.Command) -> str:
+    return (command.help or "").strip().partition("\n")[0]
+
+
 def _records_page() -> str:
     parts = [
         "# Records",
-        "Each step leaves `record.json` in its folder below `artifacts/`. All records have these fields; `details` "
-        "differs by step. `winnow.records.read_record(folder)` reads one as a typed model.",
+        "Each step leaves a file `record.json` in its folder below `artifacts/`; the model file of a candidate has a "
+        "`card.json` beside it. All records have the fields of this table. `details` differs by step and is described "
+        "below. In Python `winnow.records.read_record(folder)` reads a record as a typed model.",
         _fields_table(StepRecord),
+        "Shares and top-1 are fractions between 0 and 1; a point is a hundredth. "
+        "[Measuring](../measuring.md#terms) defines the terms.",
     ]
     described: set[type] = {StepRecord}
     for step, record_type in RECORDS.items():
-        details = record_type.model_fields["details"].annotation
         parts.append(f"## {step}")
-        models = list(_models(details))
-        for model in models:
-            title = f"`{model.model_fields['method'].annotation.__args__[0]}`: " if len(models) > 1 else ""
-            parts += [f"{title}{_summary(model)}", _fields_table(model)]
-            described.add(model)
-            parts += list(_nested(model, described))
+        models = list(_models(record_type.model_fields["details"].annotation))
+        if step == "compress":
+            parts += _methods(models, described)
+            continue
+        model = FinetuneDetails if step == "finetune" else models[0]
+        parts += [_summary(model), _fields_table(model), *_nested(model, described)]
+    parts.append("## card.json")
     for card in (CandidateCard, DeploymentCard):
-        parts += [f"## card.json: {card.__name__}", _summary(card), _fields_table(card)]
         described.add(card)
-        parts += list(_nested(card, described))
-    return "\n\n".join(dict.fromkeys(parts))
+        base = CandidateCard if card is DeploymentCard else None
+        note = " It has all fields of CandidateCard, and these:" if base else ""
+        parts += [f"### {card.__name__}", _summary(card) + note, _fields_table(card, base), *_nested(card, described)]
+    parts.append("## Artifacts, runtimes and precisions")
+    parts += list(_nested(StepRecord, described))
+    parts += [
+        "### Runtimes",
+        _table(["runtime", "what runs"], [[f"`{name}`", text] for name, text in RUNTIMES.items()]),
+    ]
+    parts += ["### Precisions", _table(["precision", "what it is"], [[f"`{k}`", v] for k, v in PRECISIONS.items()])]
+    assert (tuple(RUNTIMES), tuple(PRECISIONS)) == (get_args(Runtime), get_args(Precision))
+    return "\n\n".join(parts)
+
+
+def _methods(models: list[type], described: set[type]) -> Iterator[str]:
+    """Yield the details of compressed candidates: the fields that all have, then those of each method."""
+    yield "The details of a compressed candidate are these fields, and those of its method."
+    yield _fields_table(CandidateFile)
+    for model in models:
+        if model is not FinetuneDetails:
+            yield f"### Method {get_args(model.model_fields['method'].annotation)[0]}"
+            yield _summary(model)
+            yield _fields_table(model, CandidateFile)
+            yield from _nested(model, described)
 
 
 def _nested(model: type, described: set[type]) -> Iterator[str]:
     """Yield the tables of the models inside a model, each once on the page."""
-    for part in _parts(model):
-        if part not in described:
-            described.add(part)
-            yield f"**{part.__name__}**: {_summary(part)}"
-            yield _fields_table(part)
-            yield from _nested(part, described)
-
-
-def _parts(model: type) -> Iterator[type]:
     for annotation in _annotations(model).values():
-        yield from _classes(annotation)
+        for part in _classes(annotation):
+            if part not in described:
+                described.add(part)
+                yield f"### {part.__name__}"
+                yield _summary(part)
+                yield _fields_table(part)
+                yield from _nested(part, described)
 
 
 def _annotations(model: type) -> dict[str, Any]:
     if issubclass(model, BaseModel):
         return {name: field.annotation for name, field in model.model_fields.items()}
-    import typing
-
-    return typing.get_type_hints(model)
+    return get_type_hints(model)
 
 
 def _classes(annotation: Any) -> Iterator[type]:
-    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
+    """Yield the models and dataclasses inside an annotation."""
+    if _is_model(annotation):
         yield annotation
     for part in get_args(annotation):
         yield from _classes(part)
 
 
-def _fields_table(model: type) -> str:
-    docs = field_docs(model)
-    is_method = issubclass(model, CandidateFile) and model is not CandidateFile
-    shared = set(CandidateFile.model_fields) if is_method else set()
+def _fields_table(model: type, base: type | None = None) -> str:
+    """Return the table of a model's fields; without those of `base`, where it is given."""
+    docs = _field_texts(model)
+    left_out = set(_annotations(base)) if base else set()
     rows = [
-        [f"`{name}`", _type(annotation), docs.get(name) or COMMON_FIELDS.get(name) or _meaning(annotation)]
+        [f"`{name}`", "by step" if name == "details" else _type(annotation), docs[name]]
         for name, annotation in _annotations(model).items()
-        if name not in shared or name == "method" or model.__name__ == "FinetuneDetails"
+        if name not in left_out
     ]
     return _table(["field", "type", "meaning"], rows)
 
 
-def _meaning(annotation: Any) -> str:
-    """Return the description of the model that a field holds; "" for other types."""
-    return next((_summary(part) for part in _classes(annotation)), "")
+def _field_texts(model: type) -> dict[str, str]:
+    """Return field -> its docstring, from the nearest class that has one."""
+    texts: dict[str, str] = {}
+    for part in reversed(model.__mro__):
+        if _is_model(part) and part is not BaseModel:
+            texts |= {name: text for name, text in field_docs(part).items() if text}
+    return texts
 
 
 def _metrics_page() -> str:
-    return "\n\n".join(
-        [
-            "# Metrics and tags in MLflow",
-            "Metrics have the same names for all candidates, in records and in MLflow. Words in braces stand for one "
-            "of several values. Fractions are between 0 and 1; points are hundredths of a fraction.",
-            _table(["metric", "meaning"], [[f"`{name}`", text] for name, text in METRICS.items()]),
-            "## Tags",
-            _table(["tag", "on", "meaning"], [[f"`{tag}`", *row] for tag, row in TAGS.items()]),
-        ]
-    )
+    parts = [
+        "# Metrics and tags in MLflow",
+        "All candidates have the same metrics, in `record.json` and in MLflow. Fractions are between 0 and 1; a "
+        "point is a hundredth. [Measuring](../measuring.md#terms) defines the terms.",
+        "A word in braces stands for one of several values:",
+        _table(
+            ["word", "values", "meaning"],
+            [
+                [f"`{{{word}}}`", _placeholder_values(values), PLACEHOLDER_TEXTS.get(word, "")]
+                for word, values in PLACEHOLDERS.items()
+            ],
+        ),
+        "## Metrics",
+    ]
+    groups: dict[str, list[list[str]]] = {}
+    for name, text in METRICS.items():
+        groups.setdefault(METRIC_GROUPS[name.partition("/")[0]], []).append([f"`{name}`", text])
+    for title, rows in groups.items():
+        parts += [f"### {title}", _table(["metric", "meaning"], rows)]
+    parts += ["## Tags", _table(["tag", "on", "meaning"], [[f"`{tag}`", *row] for tag, row in TAGS.items()])]
+    return "\n\n".join(parts)
+
+
+def _placeholder_values(values: str) -> str:
+    """Return the values of a regular expression a|b|c; "" for other expressions."""
+    return "" if "[" in values else _join([f"`{value}`" for value in values.split("|")])
 
 
 def _functions_page() -> str:
     parts = [
         "# Functions of `import winnow`",
-        "They work on arrays and networks in memory. [library.md](../library.md) has an example of each.",
+        "The functions work on arrays and networks in memory. [The library in memory](../library.md) has an example of "
+        "each. Letters are dimensions: N images (or a batch B), S pixels along each side, C classes.",
     ]
-    for name in winnow.__all__:
-        thing = getattr(winnow, name)
-        text = inspect.getdoc(thing) or ""
-        if inspect.isclass(thing):
-            fields = _table(
-                ["field", "type"], [[f"`{field}`", _type(kind)] for field, kind in _annotations(thing).items()]
-            )
-            parts.append(f"## winnow.{name}\n\n{text}\n\n{fields}")
-        else:
-            parts.append(f"## winnow.{name}\n\n```python\n{name}{_signature(thing)}\n```\n\n{text}")
+    listed = [name for names in FUNCTION_GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(winnow.__all__), "FUNCTION_GROUPS does not list the names of winnow.__all__"
+    for title, names in FUNCTION_GROUPS.items():
+        parts.append(f"## {title}")
+        parts += [_describe_function(name, getattr(winnow, name)) for name in names]
     return "\n\n".join(parts)
 
 
+def _describe_function(name: str, thing: Any) -> str:
+    text = inspect.getdoc(thing) or ""
+    if not inspect.isclass(thing):
+        return f"### winnow.{name}\n\n```python\n{name}{_signature(thing)}\n```\n\n{text}"
+    docs = _field_texts(thing)
+    rows = [[f"`{field}`", _type_name(kind), docs[field]] for field, kind in _annotations(thing).items()]
+    return f"### winnow.{name}\n\n{text}\n\n{_table(['field', 'type', 'meaning'], rows)}"
+
+
+def _type_name(annotation: Any) -> str:
+    """Return the type without a link: the functions page describes no records."""
+    return f"`{annotation.__name__}`" if _is_model(annotation) else _type(annotation)
+
+
 def _signature(function: Any) -> str:
-    """Return the parameters with their types as the code writes them."""
+    """Return the parameters with their types as the code writes them, one a line where there are many."""
     signature, parts = inspect.signature(function), []
     kinds = {inspect.Parameter.VAR_KEYWORD: "**", inspect.Parameter.VAR_POSITIONAL: "*"}
     for parameter in signature.parameters.values():
@@ -347,7 +461,10 @@ def _signature(function: Any) -> str:
             parts.append("*")
         default = "" if parameter.default is inspect.Parameter.empty else f" = {parameter.default!r}"
         parts.append(f"{kinds.get(parameter.kind, '')}{parameter.name}: {parameter.annotation}{default}")
-    return f"({', '.join(parts)}) -> {signature.return_annotation}"
+    line = f"({', '.join(parts)}) -> {signature.return_annotation}"
+    if len(line) <= 80:
+        return line
+    return "(\n" + "".join(f"    {part},\n" for part in parts) + f") -> {signature.return_annotation}"
 
 
 if __name__ == "__main__":

@@ -45,6 +45,12 @@ def test_every_key_and_every_section_of_params_has_a_meaning(generator: ModuleTy
     assert [row for row in rows if row.endswith("|  |")] == []
 
 
+def test_every_field_of_a_record_has_a_meaning(generator: ModuleType) -> None:
+    pages = generator.pages()
+    for name in ("records.md", "functions.md", "metrics.md"):
+        assert [row for row in pages[name].splitlines() if row.endswith("|  |")] == []
+
+
 def test_every_command_is_listed_with_its_options(generator: ModuleType) -> None:
     page = generator.pages()["commands.md"]
     for command in ("run", "plan", "check-host", "serve", "account"):

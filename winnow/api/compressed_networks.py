@@ -26,37 +26,47 @@ RECOVERY: dict[str, Any] = {"epochs": 10, "optimiser": {"learning_rate": 0.05}}
 
 
 def prune(network: Network, images: ImageSet, **options: Any) -> Network:
-    """Remove channels from a copy of the network and train it again; `remove={"channels": 0.3}` is the amount.
+    """Return a copy of the network without some of its channels, trained again. Example: `remove={"channels": 0.3}`.
 
-    Every method takes these options: `recovery`, keys of that section; `teacher`, by default the network itself;
-    `backbone`, the pretrained network for `hint: pretrained`; `checkpoints`; and the method's keys in params.yaml.
-    Raises ConfigError for settings that cannot be used, TrainingError when the loss is no longer a number.
+    Options of this and the other methods: the method's keys in params.yaml; `recovery`, a dict of keys of that section;
+    `teacher`, by default the network itself; `backbone`, the pretrained network for `hint: pretrained`; `checkpoints`,
+    a folder from which an interrupted training resumes. Raises ConfigError for settings that cannot be used,
+    TrainingError when the loss is no longer a number.
     """
     return _compress_network(Prune, network, images, options)
 
 
 def sparsify(network: Network, images: ImageSet, **options: Any) -> Network:
-    """Set a share of the weights to zero, `sparsity=0.8`, and train under the mask; options as in `prune`."""
+    """Return a copy with a share of zero weights, trained again. Example: `sparsity=0.8`. Options: see `prune`."""
     return _compress_network(Sparsify, network, images, options)
 
 
 def factorize(network: Network, images: ImageSet, **options: Any) -> Network:
-    """Split wide layers into pairs of thin ones, `remove={"macs": 0.5}`, and train; options as in `prune`."""
+    """Return a copy whose wide layers are pairs of low rank, trained again. Example: `remove={"macs": 0.5}`.
+
+    Options: see `prune`.
+    """
     return _compress_network(Factorize, network, images, options)
 
 
 def cluster(network: Network, images: ImageSet, **options: Any) -> Network:
-    """Let the weights of each layer share a few values, `values=16`, and train; options as in `prune`."""
+    """Return a copy with few distinct weights per layer, trained again. Example: `values=16`. Options: see `prune`."""
     return _compress_network(Cluster, network, images, options)
 
 
 def distill(network: Network, images: ImageSet, **options: Any) -> Network:
-    """Train a student, `student="resnet8", width=0.5`, on the outputs of the network; options as in `prune`."""
+    """Return a student, trained on the outputs of the network. Example: `student="resnet8", width=0.5`.
+
+    Options: see `prune`.
+    """
     return _compress_network(Distill, network, images, options)
 
 
 def quantize(network: Network, images: ImageSet, **options: Any) -> OnnxNetwork:
-    """Quantize the network to int8, by default statically; `scheme="qat"` and options as in `prune` train it, too."""
+    """Return the network in int8 as an ONNX file. Default: static quantization; `scheme="qat"` trains, too.
+
+    Options: see `prune`.
+    """
     compressed = _compress(Quantize, network, images, options)
     assert isinstance(compressed, OnnxNetwork)
     return compressed

@@ -35,9 +35,13 @@ class Accuracy:
     """Top-1 accuracy with its 95 % interval, as fractions."""
 
     top1: float
+    """Top-1 accuracy."""
     low: float
+    """Lower end of the 95 % interval."""
     high: float
+    """Upper end of the 95 % interval."""
     images: int
+    """Number of labelled images."""
 
     def __str__(self) -> str:
         """Return the accuracy in percent."""
@@ -76,10 +80,10 @@ def time_networks(
     threads: int | None = None,
     **settings: Any,
 ) -> list[BenchmarkRow]:
-    """Time every network as an ONNX file in ONNX Runtime and OpenVINO, in turns; return a row for each case.
+    """Time the networks as ONNX files in ONNX Runtime and OpenVINO, interleaved; return a row for each case.
 
-    `threads`: by default all cores. `settings`: keys of the section `benchmark:`, such as samples and rounds. Runtimes
-    whose predictions differ from the file's own are left out.
+    `threads`: by default all cores. `settings`: keys of the section `benchmark:`, such as samples and rounds. A
+    runtime is left out where its predictions differ from those of the file in ONNX Runtime.
     """
     checked = check_settings(Benchmark, settings, "benchmark")
     indices = images.indices(VALIDATION)
@@ -105,7 +109,10 @@ def save(network: AnyNetwork, folder: str | Path) -> None:
 
 
 def load(folder: str | Path) -> AnyNetwork:
-    """Read what `save` wrote, or a candidate of a project. Raises ArtifactError where a file is missing or damaged."""
+    """Return the network that `save` wrote, or a candidate of a project, from its folder.
+
+    Raises ArtifactError where a file is missing or damaged.
+    """
     folder = Path(folder)
     if (folder / WEIGHTS_FILE).is_file():
         return Network(*load_model(folder))

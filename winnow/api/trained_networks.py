@@ -29,7 +29,7 @@ PRETRAINING: dict[str, type[NoPretraining | RotNet | SimCLR]] = {
 
 
 def read_images(source: str | Path, store: str | Path, **settings: Any) -> ImageSet:
-    """Read a folder or an archive of images to the folder `store`, and return the stored data set.
+    """Read a folder or an archive of images, store the pixels in the folder `store`, and return the data set.
 
     `settings`: keys of the section `data:`, such as image_size, resize, group_by and labels. Raises DataError where the
     images cannot be used.

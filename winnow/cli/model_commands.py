@@ -26,7 +26,7 @@ model_option = click.option(
 @click.option(
     "--replace",
     is_flag=True,
-    help="Consider even a version that was denied or rolled back, or where the champion cannot be compared.",
+    help="Consider even a version that was denied or rolled back, or that cannot be compared with the champion.",
 )
 @project_command
 def promote(paths: ProjectPaths, replace: bool) -> int:
@@ -68,15 +68,19 @@ def deny(paths: ProjectPaths, reason: str) -> int:
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=PATH, metavar="PATH...")
-@click.option("--out", type=PATH, default=None, help="A .csv or .parquet for any number of files.")
-@click.option("--top", type=int, default=1, show_default=True, help="Number of classes, the likeliest first.")
-@click.option("--abstain-below", type=float, default=0.0, help="Name no class that is less likely than this.")
+@click.option("--out", type=PATH, default=None, help="Write the predictions to this .csv or .parquet file.")
+@click.option(
+    "--top", type=int, default=1, show_default=True, help="The number of classes per file, the most probable first."
+)
+@click.option(
+    "--abstain-below", type=float, default=0.0, help="Give no class if the highest probability is below this."
+)
 @model_option
 @project_command
 def predict(
     paths: ProjectPaths, images: tuple[Path, ...], out: Path | None, top: int, abstain_below: float, model: str
 ) -> int:
-    """Print class and probability of images, by the promoted model.
+    """Predict the classes of images with the promoted model.
 
     PATH: image files, and folders at any depth.
     """
@@ -122,10 +126,10 @@ def serve(paths: ProjectPaths, /, model: str, **settings: Any) -> int:
 @click.command()
 @click.argument("folder", type=PATH, metavar="DIR")
 @model_option
-@click.option("--candidates", is_flag=True, help="Also all candidates, to be timed on the serving machine.")
+@click.option("--candidates", is_flag=True, help="Export all candidates, too, to time them on the serving machine.")
 @project_command
 def export(paths: ProjectPaths, folder: Path, model: str, candidates: bool) -> int:
-    """Export the promoted model: file, labels, cards, an example."""
+    """Export the promoted model: file, labels, cards, example."""
     from winnow.cli.export import export_folder
 
     return export_folder(paths, folder, model, candidates)
@@ -150,7 +154,7 @@ def check_host(paths: ProjectPaths, file: Path) -> int:
 def drift(paths: ProjectPaths, folder: str) -> int:
     """Test whether new images still resemble the training images.
 
-    FOLDER: of images, at any depth; default: drift.path.
+    FOLDER: a folder of images, at any depth; default: drift.path.
     """
     from tasks import drift
 

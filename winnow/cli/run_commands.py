@@ -33,7 +33,7 @@ def apply_settings(paths: ProjectPaths, settings: tuple[str, ...]) -> None:
 @settings_option
 @project_command
 def run(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
-    """Bring every step up to date, track it, promote the winner."""
+    """Run all stale steps, log them, and promote the winner."""
     from tasks.project import run_lock
     from winnow.cli.run import run_stale
 
@@ -48,7 +48,7 @@ def run(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
 def plan(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
     """Forecast the time, memory and disk that a run would take.
 
-    Each stale step is measured on a small sample; nothing is started.
+    Each stale step is measured on a small sample; no step runs.
     """
     from winnow.cli.plan import print_plan
 
@@ -61,7 +61,7 @@ def plan(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
 def fetch(paths: ProjectPaths) -> int:
     """Synchronise data.path with S3 (data.fetch).
 
-    `winnow run` does it first.
+    `winnow run` does this first.
     """
     from winnow.cli.run import fetch_data
 
@@ -76,7 +76,7 @@ def fetch(paths: ProjectPaths) -> int:
 @click.option(
     "--full",
     is_flag=True,
-    help="Also read every file that DVC keeps of this state: a failing disk may change bytes but not times.",
+    help="Read every file in DVC's cache, too: a failing disk may change bytes but not times.",
 )
 @project_command
 def status(paths: ProjectPaths, full: bool) -> int:

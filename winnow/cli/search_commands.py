@@ -13,10 +13,24 @@ from winnow.config import load_config
 @click.command()
 @settings_option
 @click.option(
-    "--name", default="default", show_default=True, help="Of the search; a stopped search resumes under its name."
+    "--name",
+    default="default",
+    show_default=True,
+    help="The name of the search; a stopped search resumes under its name.",
 )
-@click.option("--workers", type=int, default=1, show_default=True, help="Trials at once, each in a process of its own.")
-@click.option("--scheduler", default="", metavar="ADDRESS", help="Of Dask, whose workers see this folder, too.")
+@click.option(
+    "--workers",
+    type=int,
+    default=1,
+    show_default=True,
+    help="The number of trials at once, each in a process of its own.",
+)
+@click.option(
+    "--scheduler",
+    default="",
+    metavar="ADDRESS",
+    help="The address of a Dask scheduler, whose workers have this folder, too.",
+)
 @click.option("--add", default="", metavar="NAME", help="Add the chosen candidates to params.yaml under this name.")
 @project_command
 def search(paths: ProjectPaths, settings: tuple[str, ...], name: str, workers: int, scheduler: str, add: str) -> int:
@@ -32,7 +46,7 @@ def search(paths: ProjectPaths, settings: tuple[str, ...], name: str, workers: i
 
 @click.command()
 @click.argument("name", default="dense", required=False)
-@click.option("--share", type=float, default=0.5, show_default=True, help="Of a layer's channels to prune.")
+@click.option("--share", type=float, default=0.5, show_default=True, help="The share of a layer's channels to prune.")
 @project_command
 def sensitivity(paths: ProjectPaths, name: str, share: float) -> int:
     """Measure per-layer sensitivity to pruning and int8.

@@ -40,7 +40,7 @@ def ui(paths: ProjectPaths, mlflow_port: int, prefect_port: int) -> int:
 @_port_options(LOCAL_PORTS)
 @project_command
 def up(paths: ProjectPaths, mlflow_port: int, prefect_port: int) -> int:
-    """Start these servers and a worker for scheduled runs.
+    """Start MLflow, Prefect and a worker for scheduled runs.
 
     The worker runs what prefect.yaml schedules, until Ctrl-C.
     """
@@ -52,9 +52,9 @@ def up(paths: ProjectPaths, mlflow_port: int, prefect_port: int) -> int:
 
 @click.command()
 @click.option(
-    "--folder", type=click.Path(path_type=Path), default=None, help="Of all that they hold; default: .winnow/team."
+    "--folder", type=click.Path(path_type=Path), default=None, help="The folder of their data; default: .winnow/team."
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @_port_options(TEAM_PORTS)
 @project_command
 def team(paths: ProjectPaths, /, folder: Path | None, host: str, **ports: int) -> int:

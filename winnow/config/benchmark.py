@@ -13,18 +13,18 @@ MIN_INTERVAL_ROUNDS = 6
 
 
 class Benchmark(Section):
-    """The grid of runtimes, precisions, batches and threads (winnow/benchmark/grid.py)."""
+    """The runtimes, precisions and batch sizes to time, and the number of samples."""
 
     grid: Literal["quick", "full"] = "quick"
-    """quick: every file on ONNX Runtime and OpenVINO, PyTorch for the dense model. full: every file everywhere."""
+    """quick: every file in ONNX Runtime and OpenVINO, and dense in PyTorch. full: every candidate in every runtime."""
     target: str = NO_FILE
-    """The measurements of check_host.py on the target machine, the only ones that gates then use. `winnow check-host`
-    sets it; data/none: this machine is the target."""
+    """The measurements of check_host.py on the machine that will serve, set by `winnow check-host`; gates then use only
+    these. data/none: this machine serves."""
     large_batch: Annotated[Integer, Field(ge=2, le=4096)] = 64
     """The images per call at which throughput is measured."""
     samples: Annotated[Integer, Field(ge=20)] = 200
-    """The timed calls behind each latency at batch 1; a p95 needs 200."""
+    """The number of timed calls for each latency at batch 1; a p95 needs 200."""
     rounds: Annotated[Integer, Field(ge=MIN_INTERVAL_ROUNDS)] = 10
-    """The rounds that compare the shortlisted cases, each once per round. A confidence interval needs 6."""
+    """The number of rounds in which the fastest cases are compared. A confidence interval needs 6."""
     warm_up_ms: Annotated[Number, Field(ge=0)] = 100.0
     """The duration of untimed calls before the timed ones, at least one call."""

@@ -39,13 +39,13 @@ class Recovery(Section):
     """Training after a change of structure, with or without a teacher."""
 
     epochs: Count
-    """Passes over the images; without a teacher the same number of steps on the labelled ones."""
+    """Passes over the images. Without a teacher: as many steps, on the labelled images."""
     min_steps: Count = 600
-    """The fewest steps, in as many epochs: `epochs` are short with few images."""
+    """The smallest number of training steps; more than `epochs` give if there are few images."""
     batch_size: Count = 128
     """The images of one step."""
     optimiser: Optimiser
-    """The optimiser; its learning rate is that of a batch of `batch_size`."""
+    """The optimiser."""
     teacher: Literal["dense", "none"] = "dense"
     """The network whose outputs are learned; none: labels alone."""
     temperature: Positive = 4.0
@@ -53,9 +53,10 @@ class Recovery(Section):
     teacher_weight: Fraction = 0.9
     """The teacher's share of the loss; the rest is the mean cross-entropy of the labelled images in each batch."""
     images: Literal["all", "labelled"] = "all"
-    """all: unlabelled images, too, on which only the teacher's loss counts."""
+    """all: also images without a label, for which only the teacher's loss counts."""
     hint: Literal["none", "features", "attention", "pretrained"] = "none"
-    """The intermediate output to distill beside the logits (winnow/compression/feature_distillation.py)."""
+    """An intermediate output to learn beside the logits. features: the teacher's features before the head; attention:
+    its attention maps; pretrained: the features of the pretrained backbone."""
     hint_weight: Positive = 1.0
     """The weight of the hint's loss; the other losses together have weight 1."""
     augmentation: Augmentation = Augmentation()
@@ -84,7 +85,7 @@ class Candidate(Section):
     """A candidate of any method, with its parent in the tree."""
 
     parent: str = Field(alias="from")
-    """The candidate that it is made from; dense is the fine-tuned network."""
+    """The parent: the candidate that this one is made from. dense is the fine-tuned network."""
 
 
 class TrainedCandidate(Candidate):
@@ -116,22 +117,21 @@ Importance = Literal["magnitude", "taylor", "bn-scale", "lamp", "fpgm", "hessian
 
 
 class Prune(TrainedCandidate):
-    """Remove channels by importance (torch-pruning), then recover."""
+    """Remove channels by importance, then recover."""
 
     method: Literal["prune"]
     """Remove channels."""
     remove: Remove
     """The amount to remove."""
     importance: Importance = "magnitude"
-    """The criterion that ranks channels (winnow/compression/channel_importance.py)."""
+    """The criterion that ranks channels; see Compression for each."""
     max_channels: Share = 0.75
     """The largest share of channels to remove from a layer."""
     round_to: Count | Literal["measured"] = 8
-    """Channel counts stay multiples of this, since odd counts are slow. measured: the multiple that keeps the most
-    multiply-adds within the latency in `remove`."""
+    """Channel counts are rounded to multiples of this, since odd counts are slow. measured: the multiple that keeps the
+    most multiply-adds within the latency in `remove`."""
     rounds: Count = 1
-    """The pruning rounds on the way to the whole amount; after each but the last the network recovers for
-    `round_epochs`."""
+    """The number of pruning rounds; the network recovers for `round_epochs` after each but the last."""
     round_epochs: Count = 1
     """The epochs of recovery after each round but the last."""
     sparse_learning: SparseLearning = SparseLearning()
@@ -160,7 +160,8 @@ def _check_quoted(value: Any) -> Any:
 
 
 class Sparsify(TrainedCandidate):
-    """Set the smallest weights and biases to zero during recovery: smaller when zipped, not faster."""
+    """Set the smallest weights and biases to zero during recovery. The zipped file gets smaller; no runtime gets
+    faster."""
 
     method: Literal["sparsify"]
     """Set weights to zero."""
@@ -169,9 +170,9 @@ class Sparsify(TrainedCandidate):
     pattern: Annotated[str, BeforeValidator(_check_quoted), Field(pattern=r"^(unstructured|[1-9]\d?:[1-9]\d?)$")] = (
         "unstructured"
     )
-    """unstructured: ranked over the whole network. N:M, as in "2:4": N of every M weights stay."""
+    """unstructured: ranked over the whole network. N:M, such as "2:4": N of every M weights stay."""
     schedule: Literal["once", "gradual"] = "once"
-    """gradual: the share of zeros grows during the first two thirds of the recovery."""
+    """once: all zeros at the start. gradual: the share of zeros grows during the first two thirds of the recovery."""
 
     @model_validator(mode="after")
     def _check_pattern(self) -> Sparsify:
@@ -194,10 +195,10 @@ class Sparsify(TrainedCandidate):
 
 
 class Factorize(TrainedCandidate):
-    """Split wide layers into two thin ones of low rank, then recover."""
+    """Replace wide layers by two thin ones of low rank, then recover."""
 
     method: Literal["factorize"]
-    """Split layers into two of low rank."""
+    """Replace layers by pairs of low rank."""
     remove: Remove
     """The amount to remove: {parameters: share} or {macs: share}."""
     round_to: Count = 8
@@ -211,26 +212,27 @@ class Factorize(TrainedCandidate):
 
 
 class Cluster(TrainedCandidate):
-    """Restrict the weights of each layer to a few values, then recover: smaller when zipped, not faster."""
+    """Restrict the weights of each layer to a few values, then recover. The zipped file gets smaller; no runtime gets
+    faster."""
 
     method: Literal["cluster"]
-    """Let weights share a few values."""
+    """Restrict weights to a few values."""
     values: Annotated[Integer, Field(ge=2, le=256)] = 16
-    """The number of distinct values per layer; 16 need 4 bits per weight in a file that stores them so."""
+    """The number of distinct values per layer. 16 values need 4 bits per weight in the zipped file."""
 
 
 class Quantize(Candidate):
     """Quantize to int8.
 
-    static: calibrated on unlabelled training images (NNCF). ladder: static, then costlier schemes while the drop is too
-    large. controlled: static, then layers back to float while the drop is too large. qat: quantization-aware training.
-    dynamic: activation ranges at run time (ONNX Runtime).
+    static: calibrated on training images without their labels (NNCF). ladder: static, then costlier schemes while the
+    drop is too large. controlled: static, then layers return to float while the drop is too large. qat:
+    quantization-aware training. dynamic: activation ranges at run time (ONNX Runtime).
     """
 
     method: Literal["quantize"]
     """Store weights and compute in int8."""
     scheme: Literal["static", "ladder", "controlled", "qat", "dynamic"] = "static"
-    """The way to quantize (winnow/compression/quantize.py)."""
+    """The way to quantize; see above."""
     calibration_images: Count = 500
     """The training images that set the ranges of activations; their labels are not used."""
     preset: Literal["mixed", "performance"] = "mixed"
@@ -239,13 +241,13 @@ class Quantize(Candidate):
     """The estimate of activation ranges. mean: the mean of each image's minimum and maximum; histogram: least error;
     percentile: without the outermost 0.01 %."""
     bias_correction: Literal["fast", "full"] = "fast"
-    """The correction of the mean error of each layer: fast, full (slower, more exact) or none."""
+    """The correction of the mean error of each layer; full is slower and more exact."""
     overflow_safe: bool = False
-    """True for weights in 7 bits: on processors without VNNI sums of two products saturate."""
+    """True: weights in 7 bits, for processors without VNNI, where sums of two products saturate."""
     max_drop_points: Positive = 0.5
-    """ladder, controlled: the largest drop from the parent on the validation split in points."""
+    """For ladder and controlled: the largest drop from the parent on the validation split, in points."""
     recovery: Recovery | None = None
-    """The training of qat and of the last rung of a ladder."""
+    """The training of scheme qat, and of the last rung of a ladder."""
     seed: Seed = 0
     """The seed of the draw of the calibration images."""
 
@@ -273,14 +275,16 @@ def may_train(candidate: Candidate) -> bool:
 
 
 class Distill(TrainedCandidate):
-    """Train a student on the teacher's outputs. `student: same` trains the parent on, the control of each recovery."""
+    """Train a student on the outputs of a teacher. `student: same` trains the parent further, as a control for other
+    trainings."""
 
     method: Literal["distill"]
     """Train a student on the outputs of a teacher."""
     student: Student = "same"
-    """same, or the name of a backbone."""
+    """The backbone of the student; same: the parent itself."""
     width: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    """The factor that scales a student's channels, for the backbones in winnow.config.backbones.SCALABLE_BACKBONES."""
+    """The factor that scales the student's channels. Only resnet8, resnet20, resnet56, mobilenet_v2, mobilenet_v3_large
+    and mobilenet_v3_small accept another value than 1."""
 
     @model_validator(mode="after")
     def _check_width(self) -> Distill:

@@ -28,41 +28,45 @@ class Data(Section):
     source: Literal["sample", "folder", "archive", "cifar10"]
     """The kind of source: the embedded sample, a folder, an archive, or CIFAR-10 by download."""
     path: Annotated[str, Field(min_length=1)]
-    """The sample's archive or the user's folder or archive; cifar10 downloads to .winnow/ and ignores it."""
+    """The folder or archive of the images; for source sample the sample's archive. cifar10 ignores it and downloads to
+    .winnow/."""
     fetch: Annotated[str, Field(pattern=r"^(none|s3://[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?)$")] = "none"
-    """The s3://bucket/prefix that the folder `path` is synchronized with before a run."""
+    """The s3://bucket/prefix that is synchronized into the folder `path` before each run; none: no S3."""
     unlabelled: Annotated[str, Field(min_length=1)] = "unlabelled"
     """The name of the optional folder inside `path` that holds images without labels."""
     labels: str = NO_FILE
-    """A CSV or Parquet table of path and label for the images in `path`, which then need no class folders."""
+    """A table (.csv, .tsv or .parquet) of path and label for the images in `path`, which then need no class folders;
+    data/none: no table."""
     group_by: Annotated[str, Field(min_length=1)] = "none"
-    """The rule that keeps images in one split: none, folder (theirs), table (column `group` of `labels`), or a regular
-    expression whose first group, matched in the path, is the name of the group."""
+    """The rule that keeps related images in one split. none: no rule; folder: the images of one folder; table: column
+    `group` of `labels`; or a regular expression on the path, whose first group in () names the group."""
     image_size: Annotated[Integer, Field(ge=8, le=1024)] = 32
-    """The side of the square in pixels that every image is resized to."""
+    """The side in pixels of the square that every image is resized to."""
     training_size: Literal["auto", "none"] | Integer = "auto"
-    """The side in pixels of a second square of each image, for the random crops of training: above image_size, at most
-    twice as much. auto: TRAINING_SIZE_RATIO times image_size, where most images are that large."""
+    """The side in pixels of a second, larger square of each image for the random crops of training, at most twice
+    image_size. auto: 1.14 times image_size, where most images are that large; none: no second square."""
     resize: Literal["crop", "pad", "stretch"] = "crop"
-    """The way to make an image square (winnow.data.preprocessing)."""
+    """The way to make an image square. crop: its centre; pad: black bars; stretch: the whole image, distorted."""
     bits: Literal["auto"] | Annotated[Integer, Field(ge=8, le=16)] = "auto"
-    """The bits in use of gray images that are stored with 16; auto: estimated from a sample of the images."""
+    """The number of bits in use of gray images that are stored with 16; auto: estimated from a sample of the images."""
     mirrors: bool = True
-    """True where a mirrored image has the same class; false for digits, text, left and right shoes."""
+    """True if a mirrored image has the same class; false for digits, text, left and right shoes."""
     colour: bool = True
-    """True where an image in changed colours has the same class; false where colour distinguishes classes."""
+    """True if an image in changed colours has the same class; false if colour distinguishes classes."""
     scale: bool = True
-    """True where a larger, smaller or cropped image has the same class; false where size or details distinguish."""
+    """True if a larger, smaller or cropped image has the same class; false if size or small details distinguish
+    classes."""
     up: bool = True
-    """True where images have an upright orientation; false for microscopy, aerial views, coins on a table."""
+    """True if images have an upright orientation; false for microscopy, aerial views, coins on a table."""
     labels_per_class: Literal["auto", "all"] | Count
-    """The label budget; all other training labels stay unused. auto: 25 for the sample, else all."""
+    """The label budget: the number of training labels per class that may be used; all others are hidden. auto: 25 for
+    the sample, else all."""
     validation_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.2
-    """The share of the validation split, by which everything is chosen."""
+    """The share of the images in the validation split, by which everything is selected."""
     test_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.15
-    """The share of the test split, where the source defines no test set."""
+    """The share of the labelled images in the test split, where the source defines no test set."""
     max_rejected: Annotated[Integer, Field(ge=0)] = 10
-    """The most unusable files before the run stops."""
+    """The largest number of unusable files; more of them stop the run."""
 
     @model_validator(mode="after")
     def _check_source(self) -> Data:

@@ -26,19 +26,21 @@ DEFAULT_MIN_STEPS, DEFAULT_MIN_STEPS_FEW_LABELS = 600, 200
 
 
 class Finetune(Section):
-    """The settings of both arms, which share labels, steps, augmentation and learning rates."""
+    """The settings of fine-tuning. Both arms, from the pretrained backbone and from random weights, share them."""
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    """Each seed draws labels, order and head, the same for both arms. `dense` comes from the first."""
+    """The label seeds. Each draws label budget, order and head, the same for both arms. Dense is the network of the
+    first seed."""
     epochs: Count = 30
     """Passes over the labelled images."""
     min_steps: Literal["auto"] | Count = "auto"
-    """The fewest steps, since `epochs` are short with few labels. auto: 200 with fewer than 500 labels, which more
-    steps would repeat a hundred times and more, else 600."""
+    """The smallest number of training steps; more than `epochs` give if there are few labels. auto: 200 with fewer than
+    500 labels, else 600."""
     batch_size: Count = 128
     """The images of one step."""
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.03, 0.1)
-    """The learning rates to try for each arm on the first seed; all its seeds use the better one on validation."""
+    """The learning rates to try for each arm on the first seed. The one with the better top-1 on validation is used for
+    all seeds."""
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     """The momentum of SGD."""
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
@@ -48,12 +50,11 @@ class Finetune(Section):
     augmentation: Augmentation = Augmentation()
     """The random views of a training image."""
     cross_validation: Literal["auto", "always", "never"] = "auto"
-    """When to measure dense over all labels, too, each image by a network that was not trained on it; auto: with fewer
-    than 500 labelled validation images."""
+    """When to cross-validate dense over all labels. auto: with fewer than 500 labelled validation images."""
     folds: Annotated[Integer, Field(ge=2, le=20)] = 5
-    """The folds of cross-validation, each of which trains one network."""
+    """The number of folds of the cross-validation; each trains one network."""
     weights: str
-    """The user's backbone (.safetensors, or .pth read with weights_only=True) in place of the pretrained one."""
+    """A backbone file of your own (.safetensors, .pth or .pt) in place of the pretrained one; data/none: no file."""
 
     @field_validator("seeds", "learning_rates")
     @classmethod

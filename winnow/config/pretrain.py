@@ -23,7 +23,7 @@ class _Trained(_Pretraining):
     epochs: Count = 10
     """Passes over the training images."""
     min_steps: Count = 600
-    """The fewest steps, in as many epochs: `epochs` are short with few images."""
+    """The smallest number of training steps; more than `epochs` give if there are few images."""
     batch_size: Count = 128
     """The images of one step."""
     optimiser: Optimiser
@@ -51,7 +51,7 @@ class _Trained(_Pretraining):
 
 
 class NoPretraining(_Pretraining):
-    """Random initial weights, for comparison. Training settings are ignored, so that they may stay in the file."""
+    """Random initial weights, for comparison. The training settings may stay in the file; they are ignored."""
 
     method: Literal["none"]
     """No pretraining."""
@@ -64,15 +64,15 @@ class NoPretraining(_Pretraining):
 
 
 class RotNet(_Trained):
-    """Predict by how much an image was rotated (winnow/pretraining/rotnet.py).
+    """Predict by which of four rotations an image was turned (Gidaris et al. 2018).
 
     Batch size and learning rate were chosen on validation data (docs/decisions/0033-small-batches-for-rotnet.md).
     """
 
     method: Literal["rotnet"]
-    """Predict rotations."""
+    """Predict the rotation of an image."""
     min_steps: Count = 2400
-    """The fewest steps, in as many epochs: `epochs` are short with few images."""
+    """The smallest number of training steps; more than `epochs` give if there are few images."""
     batch_size: Count = 32
     """The images of one step, each in four rotations."""
     optimiser: Optimiser = Optimiser(learning_rate=0.05)
@@ -82,15 +82,14 @@ class RotNet(_Trained):
 
 
 class SimCLR(_Trained):
-    """Match two views of the same image among the views of others (winnow/pretraining/simclr.py).
+    """Match two views of the same image among the views of others (Chen et al. 2020).
 
-    The views are those of the paper's experiment on CIFAR-10 (appendix B.9: no blur, colour at strength 0.5), the
-    learning rate suits SGD. A larger batch has more negatives; an epoch takes half as long as RotNet's, which shows
-    each image four times.
+    The views are those of the paper's experiment on CIFAR-10 (appendix B.9: no blur, colour at strength 0.5); the
+    learning rate suits SGD. An epoch takes half as long as RotNet's, which shows each image four times.
     """
 
     method: Literal["simclr"]
-    """Attract two views of an image, repel those of others."""
+    """Match two views of the same image."""
     epochs: Count = 20
     """Passes over the training images."""
     batch_size: Count = 256

@@ -11,13 +11,14 @@ from winnow.config.section import Number, Section
 
 
 class Refit(Section):
-    """The condition for a refit, and the agreement that it must reach."""
+    """The last training of the winner, on training and validation labels."""
 
     when: Literal["auto", "always", "never"] = "auto"
-    """auto: with fewer than 500 labelled validation images, unless data.labels_per_class limits the labels."""
+    """When to refit. auto: with fewer than 500 labelled validation images, unless data.labels_per_class limits the
+    labels."""
     min_kappa: Annotated[Number, Field(ge=0, lt=1)] = 0.4
-    """The smallest agreement of the refitted and the selected file, corrected for chance (Cohen's kappa: 0 by chance, 1
-    on every image); below it the selected file is deployed."""
+    """The smallest Cohen's kappa (agreement corrected for chance) of the refitted and the selected file; below it the
+    selected file is deployed."""
 
     def reason_against(self, validation_labels: int, label_budget: int | None) -> str:
         """Return the reason for no refit, given the number of labelled validation images; "" where there is a refit.

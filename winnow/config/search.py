@@ -15,32 +15,33 @@ MAX_MACS = 0.95
 
 
 class Search(Section):
-    """The budget, objective and search space."""
+    """The budget, the objective and the kinds of trials of `winnow search`."""
 
     minutes: Positive = 30.0
-    """The total minutes of work over all calls of the same name; running trials are finished."""
+    """The total minutes of work over all calls of one search. Trials that are running then are finished."""
     trials: Annotated[Integer, Field(ge=0)] = 0
-    """The most trials; 0 for no limit but the minutes."""
+    """The largest number of trials; 0: no limit."""
     objective: Literal["latency", "throughput", "size", "energy"] = "latency"
-    """latency: ms a call at batch 1; throughput: images/s at benchmark.large_batch; size: MB; energy: mJ an image."""
+    """The cost to reduce. latency: ms per call at batch 1; throughput: images/s at benchmark.large_batch; size: MB;
+    energy: mJ per image."""
     runtime: Literal["ort", "openvino", "openvino-throughput"] = "openvino"
-    """openvino-throughput divides a large batch among parallel streams."""
+    """The runtime of the cost. openvino-throughput divides a large batch among parallel streams."""
     max_drop_points: Annotated[Number, Field(gt=0, le=100)] = 1.0
-    """The largest drop of top-1 from the better of dense and dense-kd, in points, that the selected trial may have."""
+    """The largest drop of top-1 from the better of dense and dense-kd that the selected trial may have, in points."""
     structures: Annotated[tuple[Structure, ...], Field(min_length=1)] = ("prune", "student")
-    """The ways to make the network smaller that may be tried."""
+    """The kinds of trials: pruned networks, networks of low rank, students."""
     int8: Literal["both", "always", "never"] = "both"
-    """True where trials may be quantized."""
+    """Whether trials are quantized: some (both), all (always) or none (never)."""
     epochs: Count = 10
     """The epochs of a trial's recovery; the first evaluation comes after a quarter of them."""
     min_steps: Count = 600
-    """The fewest steps of a trial's recovery, as in `recovery`; a quarter of it before the first evaluation."""
+    """The smallest number of steps of a trial's recovery."""
     learning_rate: Positive = 0.05
     """The learning rate of every trial's recovery."""
     batch_size: Count = 128
     """The images of one step of recovery."""
     least_macs: Annotated[Number, Field(gt=0, le=MAX_MACS)] = 0.1
-    """The smallest share of dense's multiply-adds that pruning or factorizing may keep."""
+    """The smallest share of dense's multiply-adds that a pruned or factorized network may keep."""
     student: str = "resnet8"
     """The backbone of students, which vary in width."""
     seed: Seed = 0

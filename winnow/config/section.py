@@ -54,7 +54,7 @@ class Augmentation(Section):
     crop_scale_min: Annotated[Number, Field(gt=0, le=1)] = 0.6
     """The smallest share of the image's area that a random crop keeps; 1.0: no crop."""
     flip: bool = True
-    """True to mirror half of the views left to right; false for digits, text and the like."""
+    """True: half of the views are mirrored left to right."""
     jitter: Annotated[Number, Field(ge=0, le=1)] = 0.0
     """The strength of brightness, contrast and saturation changes; the hue changes by a quarter of it."""
     grayscale: Fraction = 0.0

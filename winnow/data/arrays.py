@@ -24,7 +24,7 @@ def images_from_arrays(
     validation_fraction: float = 0.2,
     test_fraction: float = 0.15,
 ) -> ImageSet:
-    """Return a data set of images in memory, split by their pixels as winnow.data.splits describes.
+    """Return a data set of images in memory. The hash of its pixels assigns each image to a split.
 
     `pixels_NHWC`: uint8 (N, S, S, 3), RGB. `labels`: integers (N,), -1 for no label; None: no image has one. `classes`:
     the name of each label; by default its number. Raises DataError where shapes, types or labels do not fit.
@@ -60,7 +60,7 @@ def images_from_arrays(
 def limit_labels(images: ImageSet, per_class: int, seed: int = 0) -> ImageSet:
     """Return the same images with at most `per_class` training labels of each class; the others become -1.
 
-    The labels are drawn from the seed and the pixels (winnow.data.splits.draw_label_budget).
+    The draw depends on the seed and the pixels alone.
     """
     labels_N = np.array(images.labels_N)
     hidden = np.setdiff1d(images.indices(TRAIN), draw_label_budget(images, per_class, seed))

@@ -137,15 +137,20 @@ def spread_indices(count: int, most: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set: memory maps of a stored one, read on use, or arrays in memory."""
+    """Images with labels and splits: memory maps of a stored data set, or arrays in memory."""
 
     folder: Path | None
-    """None: the arrays are in memory alone (winnow/data/arrays.py)."""
+    """Folder of the stored data set; None for arrays in memory."""
     images_NHWC: NDArray[np.uint8]
+    """Pixels, uint8 (N, S, S, 3), RGB."""
     labels_N: NDArray[np.int64]
+    """Labels, int64 (N,); -1 for no label."""
     split_N: NDArray[np.uint8]
+    """Split of each image, uint8 (N,): 0 train, 1 validation, 2 test."""
     keys_N16: NDArray[np.uint8]
+    """128-bit hash of each image's pixels, uint8 (N, 16)."""
     classes: tuple[str, ...]
+    """Names of the classes, in the order of their labels."""
 
     @cached_property
     def files(self) -> list[str]:

@@ -15,6 +15,7 @@ class Network:
     """A PyTorch network: normalised images float32 (B, 3, S, S) -> logits (B, C)."""
 
     model: nn.Module
+    """The PyTorch module."""
     architecture: Architecture
     """The description from which `model` can be rebuilt."""
 
@@ -28,5 +29,6 @@ class OnnxNetwork:
     """A network as the content of an ONNX file: pixels uint8 (N, S, S, 3) -> logits float32 (N, C)."""
 
     content: bytes
+    """Bytes of the ONNX file."""
     architecture: Architecture
     """The architecture of the network that it was made from."""

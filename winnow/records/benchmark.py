@@ -44,11 +44,17 @@ class CaseRecord(RecordModel):
     """The fields of a case, in every record of one."""
 
     candidate: str
+    """Name of the candidate."""
     runtime: Runtime
+    """Runtime."""
     precision: Precision
+    """Precision in which the runtime computes."""
     layout: Layout
+    """Memory layout in PyTorch; file for ONNX files."""
     batch: int
+    """Images per call."""
     threads: int
+    """Threads of a call."""
 
     @property
     def case(self) -> BenchmarkCase:
@@ -60,15 +66,17 @@ class BenchmarkRow(CaseRecord):
     """A timed case."""
 
     p50_ms: float
-    """Median of all timed calls."""
+    """Median of all timed calls, ms."""
     p95_ms: float | None
-    """None with too few calls."""
+    """95th percentile, ms; None with too few calls."""
     images_per_s: float
+    """Images per second."""
     samples: int
+    """Number of timed calls."""
     round_ms: tuple[float, ...] = ()
-    """Median call of each round."""
+    """Median of each round, ms."""
     spread: float
-    """(largest - smallest) / p50 of the rounds."""
+    """(largest - smallest) / p50 of the rounds' medians."""
     inner_spread: float = 0.0
     """The same without the fastest and the slowest round."""
     screened: bool = optional(False)
@@ -79,39 +87,56 @@ class ProcessFootprint(RecordModel):
     """Start-up and memory of one file in a process of its own."""
 
     candidate: str
+    """Name of the candidate."""
     runtime: Runtime
+    """Runtime."""
     precision: Precision
+    """Precision in which the runtime computes."""
     import_ms: float
+    """Time to import the runtime, ms."""
     load_ms: float
+    """Time to load the file, ms."""
     first_call_ms: float
+    """Time of the first call, ms."""
     peak_mb: float
+    """Peak memory of the process, MB."""
 
 
 class Int8Coverage(RecordModel):
     """The share of multiply-adds that a runtime executes in int8."""
 
     candidate: str
+    """Name of the candidate."""
     runtime: Runtime
+    """Runtime."""
     precision: Precision
+    """Precision in which the runtime computes."""
     int8_share: float
+    """Share of the multiply-adds that are executed in int8."""
     kernels: dict[str, float]
     """Kernel -> share of the multiply-adds."""
 
 
 class RefusedCase(CaseRecord):
-    """A case that was not timed because its answers differ from the file's own."""
+    """A case that was not timed, since its predictions differ from those of the file in ONNX Runtime."""
 
     agreement: float
+    """Share of images with the same prediction as the file in ONNX Runtime."""
     needed: float
+    """The share that is needed."""
     images: int
+    """Number of images that were compared."""
 
 
 class AbsentCase(RecordModel):
     """A runtime or precision that this machine lacks; `all` stands for every one."""
 
     runtime: Runtime | Literal["all"]
+    """Runtime, or all."""
     precision: Precision | Literal["all"]
+    """Precision, or all."""
     reason: str
+    """What this machine lacks."""
 
 
 Value = TypeVar("Value")
@@ -121,7 +146,9 @@ class ByMetric(RecordModel, Generic[Value]):
     """A value for both metrics of speed."""
 
     latency: Value | None
+    """For one image per call."""
     throughput: Value | None
+    """For large batches."""
 
     def of(self, metric: SpeedMetric) -> Value | None:
         """Return the value for one metric."""
@@ -129,39 +156,52 @@ class ByMetric(RecordModel, Generic[Value]):
 
 
 class PeakShares(ByMetric[float]):
-    """Share of the processor's peak that a candidate reaches; None where it was not timed or the peak is not known."""
+    """Share of the processor's peak; None where it was not timed, or the peak is not known."""
 
     latency: float | None = optional()
+    """Share with one image per call."""
     throughput: float | None = optional()
+    """Share with large batches."""
 
 
 class BestRows(ByMetric[BenchmarkRow]):
-    """A candidate's fastest rows as a file; None where it was timed on no runtime."""
+    """A candidate's fastest rows as a file; None where no runtime could time it."""
 
 
 class Baselines(RecordModel):
-    """The rows of dense that speed-ups are given against."""
+    """The rows of dense over which speed-ups are given."""
 
     eager: BenchmarkRow
+    """PyTorch eager in float32."""
     pytorch: BenchmarkRow
+    """The fastest float PyTorch."""
     float: BenchmarkRow
+    """The fastest float precision and runtime."""
 
 
 class Attribution(RecordModel):
-    """The factors of a speed-up over eager f32; their product is `total`."""
+    """The factors of the speed-up over PyTorch eager float32; their product is `total`."""
 
     batch: int
+    """Images per call."""
     on: Runtime
+    """Runtime of the candidate's fastest row."""
     threads: int
+    """Threads of a call."""
     ends_in: Precision
+    """Precision of that row."""
     ancestor: str
     """The float network that the file was made from."""
     ms: list[float]
-    """p50 of the start and after each factor."""
+    """p50 in ms at the start and after each factor."""
     runtime: float
+    """Factor by the runtime."""
     structure: float
+    """Factor by the smaller structure."""
     precision: float
+    """Factor by the precision."""
     total: float
+    """The whole speed-up."""
 
 
 class Attributions(ByMetric[Attribution]):
@@ -169,45 +209,66 @@ class Attributions(ByMetric[Attribution]):
 
 
 class MeasurementError(RecordModel):
-    """Two files with the same graph in one case: by which fraction their times differ."""
+    """Difference between the times of two files with the same graph, in one case."""
 
     candidates: tuple[str, str]
+    """Names of the two candidates."""
     runtime: Runtime
+    """Runtime."""
     precision: Precision
+    """Precision in which the runtime computes."""
     threads: int
+    """Threads of a call."""
     batch: int
+    """Images per call."""
     error: float
+    """Difference of the times as a fraction."""
 
 
 class BenchmarkConditions(RecordModel):
     """The conditions of the benchmark."""
 
     images_checked: int
+    """Number of images whose predictions were compared before timing."""
     needed_agreement: dict[Precision, float]
+    """Precision -> share of equal predictions that is needed."""
     threads: int
+    """Threads of a call, at most."""
     image_size: int
+    """Side of the images in pixels."""
 
 
 class BenchmarkDetails(RecordModel):
     """Everything that was timed."""
 
     rows: list[BenchmarkRow]
+    """Timed cases."""
     processes: list[ProcessFootprint]
+    """Start-up and memory of each file in a process of its own."""
     executed: list[Int8Coverage]
+    """Share of multiply-adds that runtimes execute in int8."""
     peaks: dict[Precision, float]
-    """Multiply-adds per second."""
+    """Precision -> multiply-adds per second that large matrix products reach."""
     peak_share: dict[str, PeakShares]
+    """Candidate -> share of the processor's peak."""
     refused: list[RefusedCase]
+    """Cases that were not timed, since their predictions differ."""
     absent: list[AbsentCase]
+    """Runtimes and precisions that this machine lacks."""
     candidates: dict[str, dict[str, int | float]]
-    """Candidate -> flat metrics: best/latency_ms, speedup/float_b1, ..."""
+    """Candidate -> metrics: best/latency_ms, speedup/float_b1, ..."""
     identical_graphs: list[tuple[str, str]]
+    """Pairs of candidates whose files have the same graph."""
     measurement_error: list[MeasurementError]
+    """Differences of the times of such pairs."""
     best: dict[str, BestRows]
+    """Candidate -> its fastest rows."""
     baselines: dict[str, Baselines]
-    """"b1" and "b64" -> rows."""
+    """"b1" or "b64" (batch size) -> rows of dense."""
     attribution: dict[str, Attributions]
+    """Candidate -> factors of its speed-up."""
     conditions: BenchmarkConditions
+    """Conditions of the benchmark."""
 
 
 BenchmarkRecord = StepRecord[BenchmarkDetails]

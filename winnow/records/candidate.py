@@ -14,97 +14,131 @@ from winnow.records.step_record import StepRecord
 
 
 class ClassScores(RecordModel):
-    """Precision, recall and F1 of one class, fractions, and its number of images."""
+    """Precision, recall and F1 of one class as fractions, and its number of images."""
 
     precision: float
+    """Share of the images predicted as this class that belong to it."""
     recall: float
+    """Share of the images of this class that are predicted as it."""
     f1: float
+    """Harmonic mean of precision and recall."""
     support: int
+    """Number of images of this class."""
 
 
 class ReliabilityBin(RecordModel):
     """One bin of the calibration error: mean confidence, accuracy and number of images."""
 
     confidence: float
+    """Mean confidence."""
     accuracy: float
+    """Share of correct predictions."""
     count: int
+    """Number of images."""
 
 
 class ClassDetails(RecordModel):
     """Quality class by class; empty without labelled images."""
 
     per_class: dict[str, ClassScores] = optional({})
+    """Class -> scores."""
     confusion: list[list[int]] = optional([])
-    """Counts, true class by predicted class."""
+    """Number of images by true class (row) and predicted class (column)."""
     reliability: list[ReliabilityBin] = optional([])
+    """Confidence and accuracy in bins of the confidence, from which the calibration error is computed."""
 
 
 class LabelCounts(RecordModel):
-    """The labels that trained a candidate, and those that it was measured on."""
+    """Numbers of labelled images."""
 
     training: int
+    """Number of labelled images that trained it."""
     choosing: int
+    """Number of labelled validation images, which select."""
     choosing_groups: int | None = optional()
-    """Groups of the labelled validation images, where data.group_by is set."""
+    """Number of groups of the labelled validation images; None without data.group_by."""
 
 
 class CandidateFile(ClassDetails):
     """The measurements and labels that every candidate's record holds."""
 
     method: str
+    """The compression method; finetune for dense."""
     precision: Literal["f32", "int8"]
+    """Precision of the weights in the file."""
     lineage: list[str]
-    """From dense to this candidate."""
+    """Names of all candidates from dense to this one."""
     labels: LabelCounts
+    """Labels that trained it, and labels that select."""
 
 
 class ArmTraining(RecordModel):
-    """One fine-tuning of one arm; `top1` is a fraction."""
+    """One fine-tuning from one kind of starting weights."""
 
     seed: int
+    """The label seed (finetune.seeds)."""
     learning_rate: float
+    """The learning rate."""
     steps: int
+    """Number of training steps."""
     top1: float
+    """Top-1 on the validation split, a fraction."""
 
 
 class TriedTraining(RecordModel):
     """A training of the first seed, at one of the learning rates that were tried."""
 
     arm: str
+    """Starting weights: pretrained, scratch (random) or weights (a user's file)."""
     seed: int
+    """The label seed (finetune.seeds)."""
     learning_rate: float
+    """The learning rate."""
     steps: int
+    """Number of training steps."""
     top1: float
+    """Top-1 on the validation split, a fraction."""
 
 
 class LinearProbe(RecordModel):
     """Top-1 of logistic regression on frozen features, a fraction."""
 
     seed: int
+    """The label seed (finetune.seeds)."""
     top1: float
+    """Top-1 on the validation split, a fraction."""
 
 
 class PretrainingGain(RecordModel):
-    """The gain of an arm over scratch, in points, paired by label seed."""
+    """Gain of an arm over random weights in points of top-1, paired by label seed."""
 
     arm: str
+    """Starting weights: pretrained, or weights (a user's file)."""
     mean: float
+    """Mean gain over the label seeds."""
     low: float
+    """Lower end of the 95 % interval."""
     high: float
+    """Upper end of the 95 % interval."""
     pairs: int
+    """Number of label seeds."""
 
 
 class ArmComparison(RecordModel):
-    """The arms of fine-tuning: the trainings of each at its chosen rate, by label seed."""
+    """Trainings from each kind of starting weights (arm) at its selected learning rate, one for each label seed."""
 
     pretrained: list[ArmTraining] = optional([])
+    """Trainings from the pretrained backbone."""
     scratch: list[ArmTraining] = optional([])
+    """Trainings from random weights."""
     weights: list[ArmTraining] = optional([])
-    """From a user's file."""
+    """Trainings from the user's file (finetune.weights)."""
     linear_probe: LinearProbe
+    """Logistic regression on the frozen features."""
     tried: list[TriedTraining]
+    """Trainings that selected the learning rate."""
     gain: PretrainingGain | None
-    """None where nothing was pretrained."""
+    """Gain over random weights; None where nothing was pretrained."""
 
     def trainings(self, arm: str) -> list[ArmTraining]:
         """Return the trainings of an arm; [] where it was not trained."""
@@ -113,29 +147,38 @@ class ArmComparison(RecordModel):
 
 
 class CrossValidationSummary(RecordModel):
-    """Cross-validation of dense's recipe over all visible labels."""
+    """Cross-validation of dense's training over all labels that may be used."""
 
     labels: int
+    """Number of labelled images."""
     folds: int
+    """Number of folds, each of which trained one network."""
     per_class: dict[str, ClassScores]
+    """Class -> scores."""
 
 
 class FinetuneResult(RecordModel):
     """The trainings of fine-tuning."""
 
     arms: ArmComparison
+    """Trainings from each kind of starting weights."""
     cross_validation: CrossValidationSummary | None
+    """Accuracy of dense over all labels; None where it was not cross-validated."""
     curves: list[CurveRow]
+    """One row per epoch: loss and metrics."""
 
 
 class PruningTrial(RecordModel):
     """One share of channels that was tried, and the quantity that it reached."""
 
     share: float
+    """Share of the channels that was removed."""
     round_to: float
+    """Multiple that channel counts were rounded to."""
     reached: int | float | None = optional()
+    """The quantity that is left; None where only `confirmed` was measured."""
     confirmed: int | float | None = optional()
-    """The quantity in a second, longer timing."""
+    """The quantity in a second, longer timing; None where it was not timed again."""
 
 
 class PruningCut(RecordModel):
@@ -144,32 +187,41 @@ class PruningCut(RecordModel):
     goal: str
     """The quantity with an upper limit: channels, parameters, macs, or a latency."""
     limit: int | float
+    """Upper limit of the quantity after this round."""
     before: int | float
+    """The quantity before this round."""
     tried: list[PruningTrial] = optional([])
+    """Shares of channels that were tried."""
     share: float
     """Share of the channels that was removed."""
     round_to: int
+    """Multiple that channel counts were rounded to."""
     parameters: int
-    """Parameters after this round."""
+    """Number of parameters after this round."""
 
 
 class MethodResult(RecordModel):
     """What a method of compression did."""
 
     curves: list[CurveRow]
-    """Of its last training."""
+    """One row per epoch of the last training: loss and metrics."""
 
 
 class PruneResult(MethodResult):
     """The cuts of pruning and the size before and after."""
 
     curves_before: dict[str, list[CurveRow]]
-    """Trainings before the last cut: sparse learning, and short recoveries."""
+    """Curves of the trainings before the last round: sparse learning, and recoveries between rounds."""
     cuts: list[PruningCut]
+    """Rounds of pruning."""
     parameters_before: int
+    """Number of parameters of the parent."""
     macs_before: int
+    """Multiply-adds of the parent for one image."""
     parameters_after: int
+    """Number of parameters."""
     macs_after: int
+    """Multiply-adds for one image."""
 
 
 class SparsifyResult(MethodResult):
@@ -185,59 +237,78 @@ class FactorizeResult(MethodResult):
     """The ranks of low-rank factorisation."""
 
     ranks: dict[str, int]
+    """Layer -> rank of the pair that replaced it."""
     energy: float
     """Share of the squared singular values that is kept."""
     parameters_before: int
+    """Number of parameters of the parent."""
     macs_before: int
+    """Multiply-adds of the parent for one image."""
     parameters_after: int
+    """Number of parameters."""
     macs_after: int
+    """Multiply-adds for one image."""
 
 
 class ClusterResult(MethodResult):
     """The shared values of weight clustering."""
 
     values: dict[str, int]
-    """Weight -> number of distinct values."""
+    """Weight tensor -> number of distinct values."""
 
 
 class QuantizationRung(RecordModel):
-    """One rung of the ladder: its loss on the selecting half, or why it is impossible."""
+    """One rung of the ladder, and its loss on one half of the validation split, which selects."""
 
     rung: str
+    """Name of the rung."""
     points_lost: float | None = optional()
+    """Top-1 that is lost against the parent on the selecting half, in points."""
     float_layers: list[str] | None = optional()
+    """Layers that stay in float."""
     impossible: str | None = optional()
+    """Reason why this rung could not be built; None where it could."""
 
 
 class RungConfirmation(RecordModel):
-    """The selected file beside plain static quantization on the confirming half; losses in points."""
+    """Comparison of the selected file with plain static quantization on the other half of the validation split."""
 
     rung: str
+    """Name of the selected rung."""
     points_lost: float
+    """Top-1 that the selected file loses against the parent, in points."""
     static_points_lost: float
+    """Top-1 that plain static quantization loses, in points."""
     confirmed: bool
+    """True where the selected file loses less, and so replaces the static one."""
 
 
 class QuantizeResult(MethodResult):
     """The choices of quantization; only what the scheme needs is set."""
 
     calibration_images: int
+    """Number of images that set the activation ranges."""
     rungs: list[QuantizationRung] = optional([])
+    """Rungs of the ladder that were tried."""
     chosen: str = optional("")
-    """Rung of the ladder."""
+    """Name of the selected rung; empty without a ladder."""
     float_layers: list[str] | None = optional()
+    """Layers that stay in float."""
     confirmation: RungConfirmation | None = optional()
+    """Comparison of the selected file with plain static quantization; None without a selection."""
     curves: list[CurveRow] = optional([])
+    """One row per epoch of quantization-aware training; empty without it."""
 
 
 class DistillResult(MethodResult):
     """The training of a student."""
 
     teacher: str
+    """Name of the teacher."""
 
 
 class FinetuneDetails(FinetuneResult, CandidateFile):
-    """Details of dense."""
+    """Details of dense, the fine-tuned network."""
 
     method: Literal["finetune"]
 

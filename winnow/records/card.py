@@ -33,22 +33,26 @@ class CardTensor(RecordModel):
     """The input or the output of the ONNX file."""
 
     name: str
+    """Name in the graph."""
     type: str
+    """Element type."""
     shape: list[int | str]
-    """"N" is the batch, of any size."""
+    """Shape; N is the batch, of any size."""
     note: str
+    """What the values mean."""
 
 
 class CardRefit(RecordModel):
     """The refit of a deployed file."""
 
     labels: int
-    """Labels that trained the refitted file, those of validation included."""
+    """Number of labels that trained the refitted file, validation labels included."""
     note: str
-    """Which figures of the card are of the selected file."""
+    """Which figures of the card are those of the selected file."""
     check: RefitCheck
+    """Comparison of the refitted file with the selected one."""
     selected_sha256: str
-    """Digest of the selected file, which was measured."""
+    """Digest of the selected file, on which these figures were measured."""
 
 
 class CandidateCard(RecordModel):
@@ -57,28 +61,37 @@ class CandidateCard(RecordModel):
     _remedy: ClassVar[str] = "delete its folder and run winnow again"
 
     name: str
+    """Name of the candidate."""
     method: str
+    """The compression method; finetune for dense."""
     lineage: list[str]
-    """From dense to this candidate."""
+    """Names of all candidates from dense to this one."""
     precision: Literal["f32", "int8"]
+    """Precision of the weights in the file."""
     labels: LabelCounts
+    """Labels that trained it, and labels that select."""
     classes: list[str]
-    """In the order of the logits."""
+    """Names of the classes, in the order of the logits."""
     image_size: int
-    """The side of the square in pixels."""
+    """Side of the input square in pixels."""
     resize: Literal["crop", "pad", "stretch"] = "crop"
+    """The value of data.resize."""
     bits: int = 16
-    """Bits in use of 16-bit gray."""
+    """Bits in use of 16-bit gray images."""
     resize_policy: str
-    """The preprocessing, for people."""
+    """How an image becomes a square, in words."""
     input: CardTensor
+    """Input of the ONNX file."""
     output: CardTensor
+    """Output of the ONNX file."""
     temperature: float = 1.0
-    """softmax(logits / temperature) are probabilities."""
+    """Probabilities are softmax(logits / temperature)."""
     metrics: dict[str, float]
+    """The same metrics as in the record."""
     measured_on: str
-    """The images that the metrics are of."""
+    """The images on which the metrics were measured."""
     refit: CardRefit | None = optional()
+    """The refit; None where the selected file is deployed."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -105,58 +118,75 @@ class RuntimeSettings(RecordModel):
     """The settings with which a file ran in the benchmark."""
 
     runtime: Runtime
+    """Runtime."""
     precision: Precision
+    """Precision in which the runtime computes."""
     threads: int
+    """Threads of a call."""
     batch: int
+    """Images per call."""
     streams: int | None = optional()
-    """Streams that share batch and threads; None for a single one."""
+    """Number of parallel streams that share batch and threads; None for one."""
 
 
 class ServingSettings(RuntimeSettings):
     """The settings with which the model is served: its fastest runtime for the objective."""
 
     p50_ms: float
-    """Median of all timed calls."""
+    """Median of all timed calls, ms."""
     objective: str
-    """promotion.objective."""
+    """The value of promotion.objective."""
 
 
 class FastestSettings(ByMetric[RuntimeSettings]):
-    """The settings of the fastest row for both metrics of speed."""
+    """The settings of the fastest rows."""
 
     latency: RuntimeSettings | None = optional()
+    """Fastest with one image per call."""
     throughput: RuntimeSettings | None = optional()
+    """Fastest with large batches."""
 
 
 class CardTest(RecordModel):
-    """The result on the test split; shares are fractions, drops are points below `baseline`."""
+    """The result on the test split. Shares are fractions; drops are points of top-1 below `baseline`."""
 
     images: float
+    """Number of labelled test images."""
     groups: float | None = optional()
-    """Groups of these images, where data.group_by is set."""
+    """Number of groups of these images; None without data.group_by."""
     top1: float
+    """Top-1 of the deployed file on the test split."""
     top1_low: float
+    """Lower end of the 95 % interval."""
     top1_high: float
+    """Upper end of the 95 % interval."""
     baseline: str = ""
-    """dense or dense-kd; empty on a card of an earlier version, which has no drop."""
+    """The candidate from which the drop is counted: dense or dense-kd. Empty on cards of earlier versions."""
     drop_points: float | None = None
+    """Top-1 that the deployed file loses against the baseline."""
     drop_low: float | None = None
+    """Lower end of the 95 % interval."""
     drop_high: float | None = None
+    """Upper end of the 95 % interval."""
     measured_in: str = ""
-    """Runtime and precision."""
+    """Runtime and precision in which it was measured."""
     warnings: tuple[str, ...] = ()
+    """Warnings about the test split."""
     abstention: Abstention = Abstention()
+    """Answered and correct images by threshold of confidence."""
 
 
 class SplitRule(RecordModel):
-    """The rule by which images got their split; None: not known, or not part of the rule."""
+    """The rule that assigned images to splits. None: not known, or not part of the rule."""
 
     validation_fraction: float | None = optional()
+    """The value of data.validation_fraction."""
     test_fraction: float | None = optional()
-    """None where the source names its test images."""
+    """The value of data.test_fraction; None where the source names its test images."""
     group_by: str | None = optional()
+    """The value of data.group_by."""
     decoder: str | None = optional()
-    """Digest of the decoder, whose pixels decide."""
+    """Digest of the pixels that the decoder makes of three fixed images."""
 
 
 class DeploymentCard(CandidateCard):
@@ -165,19 +195,23 @@ class DeploymentCard(CandidateCard):
     _remedy: ClassVar[str] = "update winnow, or promote the model again and export it again"
 
     serving: ServingSettings
+    """Runtime and settings that serve the model."""
     speed: dict[str, int | float]
-    """best/latency_ms, speedup/float_b1, ..."""
+    """Metrics of speed: best/latency_ms, speedup/float_b1, ..."""
     fastest: FastestSettings = FastestSettings()
+    """Fastest settings for both metrics of speed."""
     machine: Machine
     """The machine on which the speed was measured."""
     test: CardTest | None = None
-    """None, {} in the file, where no report is of this selection."""
+    """Result on the test split; None, or {} in the file, without a report of this selection."""
     data_version: str
+    """DVC's hash of artifacts/data."""
     split: SplitRule = SplitRule()
+    """Rule that assigned images to splits."""
     pillow: str = ""
-    """Version of the library that decoded the images."""
+    """Version of Pillow, which decoded the images."""
     why: str
-    """The reason for the selection."""
+    """Reason for the selection, in words."""
 
     @field_validator("test", mode="before")
     @classmethod

@@ -13,14 +13,19 @@ class Machine(RecordModel):
     """The machine on which a figure was measured. Figures of two machines are never compared."""
 
     cpu: str
+    """Name of the processor."""
     flags: tuple[str, ...]
     """The processor flags that decide speed: avx2, avx512f, avx512_vnni, avx512_bf16, amx_tile, amx_int8, amx_bf16."""
     threads: int
+    """Number of cores that a run may use."""
     memory_gb: float
+    """Memory in GB."""
     gpu: str
+    """Name of the GPU; empty without one."""
     system: str
+    """Operating system and Python version."""
     versions: dict[str, str]
-    """Versions of the libraries that do the work: torch, onnxruntime, openvino, ..."""
+    """Package -> version: torch, onnxruntime, openvino, ..."""
 
     @property
     def identity(self) -> str:

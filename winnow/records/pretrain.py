@@ -10,6 +10,7 @@ class PretrainDetails(RecordModel):
     """The curves of pretraining: loss, spread of the embeddings, kNN accuracy."""
 
     curves: list[CurveRow]
+    """One row per epoch: loss, and where it was evaluated, kNN accuracy and the spread of the embeddings."""
 
 
 PretrainRecord = StepRecord[PretrainDetails]

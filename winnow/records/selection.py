@@ -17,10 +17,13 @@ class Gate(RecordModel):
     """One condition for promotion; the reason states the value and the threshold."""
 
     name: str
+    """Name of the gate: drop, macro-f1, agreement, size, speedup or int8."""
     passed: bool
+    """True where the candidate passes this gate."""
     reason: str
+    """The value and the threshold, in words."""
     needs: str = ""
-    """The key of promotion.gates with the value at which a failed gate would pass, where that is known."""
+    """The key of promotion.gates with the value at which a failed gate would pass; empty where that is not known."""
     shown: bool = True
     """False where the gate did not pass only because the images are too few, or the timings too noisy, to decide it."""
     checked: bool = True
@@ -31,22 +34,27 @@ class Verdict(RecordModel):
     """The decision on one candidate."""
 
     candidate: str
+    """Name of the candidate."""
     passed: bool
+    """True where the candidate passes all gates."""
     gates: tuple[Gate, ...]
+    """Result of each gate."""
     on_front: bool
     """True where no other candidate is better in accuracy, size and latency at once."""
 
 
 @dataclass(frozen=True)
 class Drop:
-    """The points that a child loses against its reference, with the ends of the interval."""
+    """Points that a candidate loses against the reference, with the ends of the interval."""
 
     points: float
-    """Positive if the child is worse."""
+    """The loss; positive if the candidate is worse."""
     low: float
+    """Lower end of the interval."""
     high: float
+    """Upper end of the interval."""
     confidence: float = 0.95
-    """Confidence of this interval alone."""
+    """Confidence of this interval alone, as a fraction."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,11 @@ class DropEvidence:
     """On all images: the share whose prediction differs (top-1), or the drop with the reference's predictions as truth
     (macro F1)."""
     route: Route = "labels"
-    """Which of the two decides."""
+    """Which of the two decides: labels, or answers (predictions on all images)."""
     candidates: int = 1
     """Number of candidates compared at once: the intervals hold for all of them together with 95 % confidence."""
     unchanged: float = 0.0
-    """Macro F1 only: upper end of the labelled interval of a child that changes no prediction."""
+    """Macro F1 only: upper end of the labelled interval of a candidate that changes no prediction."""
     images: int = 0
     """Number of images that decide: the labelled ones, or all."""
     groups: int | None = None
@@ -73,53 +81,71 @@ class DropEvidence:
 
 
 class ControlGain(RecordModel):
-    """The paired top-1 gain of a candidate over its control, in points."""
+    """Gain of a candidate over its control in points of top-1, paired on the same images."""
 
     bought_by: str
+    """The difference in training: "training on" (longer) or "a teacher"."""
     candidate: str
+    """Name of the candidate."""
     control: str
+    """Name of the control."""
     points: float
+    """The gain."""
     low: float
+    """Lower end of the 95 % interval."""
     high: float
+    """Upper end of the 95 % interval."""
     confidence: float
+    """Confidence of the interval, as a fraction."""
 
 
 class ServingSpeeds(RecordModel):
     """Speeds on the machine that serves: this one, or that of benchmark.target."""
 
     machine: Machine
+    """The machine."""
     is_target: bool
     """True where it is another machine than the one that ran the benchmark."""
     best: dict[str, BestRows]
+    """Candidate -> its fastest rows."""
     candidates: dict[str, dict[str, int | float]]
     """Candidate -> flat metrics, as in the benchmark."""
     measurement_error: list[MeasurementError]
+    """Differences between files with the same graph."""
 
 
 class SelectionDetails(RecordModel):
     """The decision and its reasons."""
 
     verdicts: list[Verdict]
-    """One per candidate but dense."""
+    """Decision on each candidate but dense."""
     winner: str | None
+    """Name of the winner; None where no candidate won."""
     why: str
+    """Reason for the selection, in words."""
     front: list[str]
+    """Candidates on the Pareto front of accuracy, size and latency."""
     reference: str
-    """The stronger of dense and dense-kd, against which drops are measured."""
+    """The better of dense and dense-kd, from which drops are counted."""
     competitors: int
-    """Candidates that pass every gate on cost; the intervals of drops hold for all of them together."""
+    """Number of candidates that pass the gates on size, speed and int8. The intervals hold for all of them together."""
     route: Route
+    """What decides about drops: labels, or answers (predictions on all images)."""
     drops: dict[str, DropEvidence]
+    """Candidate -> its drop of top-1."""
     macro_f1_drops: dict[str, DropEvidence]
+    """Candidate -> its drop of macro F1."""
     agreement: dict[str, float]
-    """Share of validation images answered like dense."""
+    """Candidate -> share of validation images with the same prediction as dense."""
     quality: dict[str, dict[str, float]]
     """Candidate -> quality/top1 and its interval, quality/macro_f1, quality/agreement and delta/top1, in the runtime
     and precision that would serve it. A candidate's own record holds them for its file in ONNX Runtime."""
     served: dict[str, BenchmarkRow | None]
-    """Candidate -> the row by which it would serve; None where no runtime could be timed."""
+    """Candidate -> the row of the runtime that would serve it; None where no runtime could be timed."""
     speeds: ServingSpeeds
+    """Speeds on the machine that serves."""
     controls: list[ControlGain]
+    """Gains of candidates over their controls."""
 
     def verdict(self, name: str) -> Verdict | None:
         """Return the verdict on a candidate; None for dense."""

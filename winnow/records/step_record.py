@@ -32,8 +32,11 @@ class Artifact(RecordModel):
     """A file of a step, by its name inside the step's folder."""
 
     name: str
+    """Name of the file, relative to the step's folder."""
     sha256: str
+    """Digest of the file."""
     bytes: int
+    """Size of the file."""
 
 
 Details = TypeVar("Details", bound=RecordModel, covariant=True)
@@ -43,20 +46,25 @@ class StepRecord(RecordModel, Generic[Details]):
     """The settings, inputs, metrics, details and files of one step."""
 
     step: str
+    """Name of the step: ingest, pretrain, finetune, compress, benchmark, select, refit or report."""
     name: str
-    """The step's name, or the candidate's."""
+    """Name of the candidate for finetune and compress, else that of the step."""
     parameters: dict[str, Any]
-    """The step's section of params.yaml, resolved."""
+    """The step's section of params.yaml, with all defaults filled in."""
     inputs: dict[str, str]
-    """Digests of the records (or files) that the step read."""
+    """Digests of the records or files that the step read."""
     metrics: dict[str, float]
-    """Flat, with the same names for all candidates: quality/top1, size/mb, ..."""
+    """Single numbers, with the same names for all candidates: quality/top1, size/mb, ..."""
     details: Details
-    """Everything that is not a single number: per-class tables, curves, reasons."""
+    """Everything that is not a single number, such as scores per class, curves and reasons. Differs by step."""
     warnings: tuple[str, ...] = ()
+    """Warnings of the step."""
     artifacts: tuple[Artifact, ...] = ()
+    """Files that the step wrote."""
     machine: Machine | None = None
+    """The machine that was timed; only the benchmark has one."""
     format: int = FORMAT
+    """Version of the record's format."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
