@@ -1,8 +1,8 @@
 """The section `candidates:`: the tree of compressed models. Each names its parent (`from`) and one `method`.
 
 `dense`, the fine-tuned model, is the root. `method` discriminates the union below; a new method is one model here, one
-file in winnow/compression/ named after the method, and one line in that package's dict. candidate_tree.py checks the tree as a
-whole.
+file in winnow/compression/ named after the method, and one line in that package's dict. candidate_tree.py checks the
+tree as a whole.
 """
 
 from __future__ import annotations
