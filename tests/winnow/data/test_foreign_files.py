@@ -232,10 +232,10 @@ def test_the_size_of_an_icon_is_checked_before_decoding() -> None:
 
 
 def test_counting_scans_is_fast() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for filling in (b"\xff\xda", b"\xff", b"\xff\xd0", b"\xff\xe0\0\2"):
         decode_chunk([b"\xff\xd8\xff\xe0\0\2" + b"\xff\xda" * 100 + filling * 1_000_000], DecodeSettings(SIDE))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_as_many_scans_as_allowed_are_decoded() -> None:
