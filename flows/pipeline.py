@@ -1,4 +1,4 @@
-"""The flow of the whole chain: ingest, pretrain, finetune, compress, benchmark, select, refit, report, promote.
+"""The flow of the whole chain: ingest, embed, pretrain, finetune, compress, benchmark, select, refit, report, promote.
 
 Stages that DVC calls up to date show in the graph and do not run. One stage at a time: two trainings on one machine
 only slow each other down, and DVC allows one writer. Results are small JSON; the artifacts stay where DVC put them.
@@ -20,6 +20,7 @@ from flows.promote import show_form
 from flows.runtime import hide_tracebacks, locked_project
 from tasks.benchmark import benchmark
 from tasks.compress import METHODS
+from tasks.embed import embed
 from tasks.finetune import finetune
 from tasks.ingest import ingest
 from tasks.pretrain import pretrain
@@ -108,7 +109,8 @@ def _run_chain(
         return futures[-1]
 
     data = submit(ingest, "ingest", after=[])
-    backbone = submit(pretrain, "pretrain", after=[data])
+    embeddings = submit(embed, "embed", after=[data])
+    backbone = submit(pretrain, "pretrain", after=[embeddings])
     candidates = {ROOT: submit(finetune, "finetune", after=[backbone])}
     for name in topological_order(dict(config.candidates)):
         candidate = config.candidates[name]

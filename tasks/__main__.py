@@ -50,7 +50,7 @@ from winnow.refit.deployed_folder import WINNER
 
 WATCH_SECONDS = 1.0
 log = logging.getLogger(__name__)
-USAGE = "usage: python -m tasks {ingest|pretrain|finetune|candidate NAME|benchmark|select|refit|report}"
+USAGE = "usage: python -m tasks {ingest|embed|pretrain|finetune|candidate NAME|benchmark|select|refit|report}"
 
 
 def main(arguments: list[str]) -> int:
@@ -144,10 +144,17 @@ def _ingest(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> 
     return ingest(config, paths.artifacts / "data", paths.state_dir)
 
 
+def _embed(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
+    from winnow.steps.embed import embed
+
+    return embed(config, paths.artifacts / "data", paths.artifacts / "embed", scratch, paths.weights)
+
+
 def _pretrain(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
     from winnow.steps.pretrain import pretrain
 
-    return pretrain(config, paths.artifacts / "data", paths.artifacts / "pretrain", scratch)
+    artifacts = paths.artifacts
+    return pretrain(config, artifacts / "data", artifacts / "pretrain", scratch, artifacts / "embed", paths.weights)
 
 
 def _finetune(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
@@ -162,7 +169,8 @@ def _compress(config: Config, paths: ProjectPaths, name: str, scratch: Path) -> 
     from winnow.steps.compress import CandidateFolders, compress
 
     data, candidates = paths.artifacts / "data", paths.artifacts / "candidates"
-    folders = CandidateFolders(data, paths.artifacts / "pretrain", candidates, scratch, paths.answers)
+    artifacts = paths.artifacts
+    folders = CandidateFolders(data, artifacts / "pretrain", candidates, scratch, paths.answers, artifacts / "embed")
     return compress(config, name, folders, candidates / name)
 
 
@@ -195,6 +203,7 @@ def _report(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> 
 
 STEPS: dict[str, Callable[[Config, ProjectPaths, str, Path], AnyRecord]] = {
     "ingest": _ingest,
+    "embed": _embed,
     "pretrain": _pretrain,
     "finetune": _finetune,
     "candidate": _compress,
@@ -228,12 +237,19 @@ def _inputs(config: Config, artifacts: Path, step: str, name: str) -> list[Path]
         winner = read_json(artifacts / "select" / WINNER)["winner"]
         lineage = CandidateRecord.read(artifacts / "candidates" / winner).details.lineage if winner else [ROOT]
         return [data, pretrain, *(artifacts / "candidates" / ancestor for ancestor in lineage)]
-    return {"pretrain": [data], "finetune": [data, pretrain]}.get(step, [])
+    folders = {"embed": [data], "pretrain": [data, artifacts / "embed"], "finetune": [data, pretrain]}
+    return folders.get(step, [])
+
+
+SECTIONS = {"embed": "teacher"}
+"""Step -> section of params.yaml, where it has another name."""
 
 
 def _fingerprint(config: Config, paths: ProjectPaths, step: str, name: str) -> str:
     """Return a digest of all that decides the outcome of a training: settings, inputs, code."""
-    section: object = config.candidates.get(name) if step == "candidate" else getattr(config, step, None)
+    section: object = (
+        config.candidates.get(name) if step == "candidate" else getattr(config, SECTIONS.get(step, step), None)
+    )
     parts = [json.dumps([config.data.label_budget, repr(section), config.finetune.seeds[0]])]
     parts += [record_digest(folder) for folder in _inputs(config, paths.artifacts, step, name)]
     if step == "refit":

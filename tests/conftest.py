@@ -154,6 +154,7 @@ def tiny_params() -> dict:
             "image_size": SIZE,
             "labels_per_class": "auto",
         },
+        "teacher": {"weights": "none"},
         "pretrain": {
             "method": "rotnet",
             "epochs": 2,

@@ -16,7 +16,9 @@ from winnow.records import (
     CandidateCard,
     CandidateDetails,
     DeploymentCard,
+    EmbedDetails,
     IngestDetails,
+    KnownWeightsDetails,
     PretrainDetails,
     RecordModel,
     RefitDetails,
@@ -47,6 +49,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "cluster": {"curves": [], "values": {}},
     "quantize": {"calibration_images": 32},
     "distill": {"curves": [], "teacher": "dense"},
+    "probe": {"curves": [], "features": 4},
 }
 """Method -> what it adds to the details of a candidate."""
 
@@ -77,6 +80,27 @@ def ingest_details(classes: Sequence[str], **changes: Any) -> IngestDetails:
         "near_duplicates": NearDuplicates(looked_at=0, found=0, pairs=[], positions=[]),
     }
     return IngestDetails(**{**values, **changes})
+
+
+def embed_details(**changes: Any) -> EmbedDetails:
+    """There is no teacher."""
+    return EmbedDetails(**{"weights": None, "images": 0, "dimension": 0, **changes})
+
+
+def known_weights_details(**changes: Any) -> KnownWeightsDetails:
+    """A ResNet-18 of torchvision."""
+    values: dict[str, Any] = {
+        "name": "torchvision:resnet18",
+        "backbone": "resnet18",
+        "sha256": "f37072fd",
+        "licence": "BSD-3-Clause",
+        "native_size": 224,
+        "input_size": 160,
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.2, 0.2, 0.2),
+        "interpolation": "bilinear",
+    }
+    return KnownWeightsDetails(**{**values, **changes})
 
 
 def pretrain_details(**changes: Any) -> PretrainDetails:

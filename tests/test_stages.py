@@ -20,6 +20,7 @@ from winnow.config import Benchmark, load_config
 
 STEP_FILES = {
     "ingest": "ingest",
+    "embed": "embed",
     "pretrain": "pretrain",
     "finetune": "finetune",
     "candidate": "compress",

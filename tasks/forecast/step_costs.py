@@ -4,7 +4,7 @@ Decoding is timed on the user's files; everything else on random images and untr
 The methods themselves run unchanged, on few images. The forecast runs in a process of its own, because the peak memory
 of that process is part of it:
 
-    python -m tasks.forecast.step_costs PARAMS COUNTS SCRATCH FOLDER STEP ...      # prints one Forecast per line, JSON
+    python -m tasks.forecast.step_costs PARAMS COUNTS SCRATCH FOLDER WEIGHTS STEP ...  # one Forecast per line
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,16 +32,19 @@ from winnow.config import (
     ROOT,
     Candidate,
     Config,
-    NoPretraining,
+    DistillEmbeddings,
+    Probe,
     Prune,
     Quantize,
     Recovery,
     TrainedCandidate,
+    TrainedPretraining,
     load_config,
     topological_order,
 )
 from winnow.config.candidates import SparseLearning
 from winnow.config.section import NO_FILE
+from winnow.config.weights import NO_WEIGHTS
 from winnow.data.dataset import TRAIN, VALIDATION
 from winnow.errors import WinnowError
 
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
 
 CALIBRATED = (8, 72)
 """Two calibration set sizes: the difference of their times gives the cost per image without the start-up."""
+EMBED = "embed"
+"""The folder of the teacher and its embeddings."""
 PLAIN_SECONDS = {"select": 5.0, "report": 6.0}
 """Seconds of the steps that only read records and draw plots."""
 
@@ -57,13 +62,17 @@ PLAIN_SECONDS = {"select": 5.0, "report": 6.0}
 class StepForecaster:
     """Times a small part of each step's work. One instance serves all steps: they share networks, files and rates."""
 
-    def __init__(self, config: Config, counts: Counts, scratch: Path, folder: Path) -> None:
-        from winnow.models.backbones import Architecture, build_model, save_model
+    def __init__(
+        self, config: Config, counts: Counts, scratch: Path, folder: Path, weights_cache: Path | None = None
+    ) -> None:
+        """Build the networks in `folder`. `weights_cache`: downloaded weights; None: `scratch`."""
+        from winnow.models.backbones import build_model, save_model
+        from winnow.steps.pretrain import find_start
 
         self.config, self.counts, self.scratch, self.folder = config, counts, scratch, folder
-        self.architecture = Architecture(
-            backbone=config.pretrain.backbone, num_classes=counts.classes, image_size=config.data.image_size
-        )
+        image_size = config.data.image_size
+        self.weights_cache = weights_cache or scratch
+        _, self.architecture = find_start(config.pretrain, counts.classes, image_size, self.weights_cache)
         self.images = random_images(folder / "data", config.data, counts.classes)
         self.microbenchmarks = Microbenchmarks(self.images, folder)
         dense = folder / ROOT
@@ -81,7 +90,8 @@ class StepForecaster:
         gc.collect()
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        costs = {"ingest": self._ingest, "pretrain": self._pretrain, "finetune": self._finetune}
+        costs = {"ingest": self._ingest, "embed": self._embed}
+        costs |= {"pretrain": self._pretrain, "finetune": self._finetune}
         costs |= {"benchmark": self._benchmark, "refit": self._refit}
         with measure_peak_memory(every=0.05) as peak:
             if step in costs:
@@ -99,16 +109,53 @@ class StepForecaster:
         disk_mb = total * ((data.image_size**2 + (data.larger_size or 0) ** 2) * 3 + 60) / 1e6
         return Cost(worker_startup + per_file * files, disk_mb, f"{files} files, {1 / per_file:.0f}/s")
 
+    def _embed(self) -> Cost:
+        from winnow.models.backbones import WEIGHTS_FILE, load_model
+        from winnow.models.classifier_head import feature_dim
+
+        if self.config.teacher.weights == NO_WEIGHTS:
+            return Cost(0.0, 0.0, "no teacher")
+        seconds_per_image = self._ensure_teacher()
+        teacher, _ = load_model(self.folder / EMBED)
+        images = self.counts.train + self.counts.validation
+        embeddings_bytes = self.counts.images * feature_dim(teacher) * 2
+        disk_mb = (embeddings_bytes + (self.folder / EMBED / WEIGHTS_FILE).stat().st_size) / 1e6
+        return Cost(images * seconds_per_image, disk_mb, f"{images} images, {1 / seconds_per_image:.0f}/s")
+
+    @cache  # noqa: B019  one instance serves a process
+    def _ensure_teacher(self) -> float:
+        """Write the teacher and its embeddings of the made-up images; return the seconds that one image took."""
+        from winnow.deploy.teacher_embeddings import embed_images
+        from winnow.models.backbones import save_model
+        from winnow.models.known_weights import find_weights
+
+        settings, folder = self.config.teacher, self.folder / EMBED
+        weights = find_weights(settings.weights, settings.network, self.weights_cache)
+        size = None if settings.input_size == "auto" else settings.input_size
+        architecture = weights.architecture(self.counts.classes, self.config.data.image_size, size)
+        teacher = weights.load(architecture)
+        folder.mkdir()
+        save_model(folder, teacher, architecture)
+        started = time.monotonic()
+        embed_images(teacher, self.images, folder)
+        return (time.monotonic() - started) / len(self.images.labels_N)
+
     def _pretrain(self) -> Cost:
+        from winnow.deploy.teacher_embeddings import load_embeddings
         from winnow.models.backbones import WEIGHTS_FILE, build_model
         from winnow.pretraining import METHODS
+        from winnow.pretraining.inputs import PretrainingInputs
 
         settings, counts = self.config.pretrain, self.counts
         disk_mb = (self.folder / ROOT / WEIGHTS_FILE).stat().st_size / 1e6
-        if isinstance(settings, NoPretraining):
+        if not isinstance(settings, TrainedPretraining):
             return Cost(0.0, disk_mb, "no pretraining")
         model = build_model(self.architecture, seed=settings.seed)
-        loss = METHODS[type(settings)](settings, model, self.architecture.image_size)
+        teacher_ND = None
+        if isinstance(settings, DistillEmbeddings):
+            self._ensure_teacher()
+            teacher_ND = load_embeddings(self.folder / EMBED)
+        loss = METHODS[type(settings)](settings, model, PretrainingInputs(self.architecture.image_size, teacher_ND))
         per_step = self.microbenchmarks.seconds_per_step(model, loss, settings.batch_size, settings.optimiser)
         steps = settings.steps_for(counts.train)
         evaluations = -(-settings.epochs // settings.monitor_every)
@@ -127,7 +174,9 @@ class StepForecaster:
         per_step = self.microbenchmarks.seconds_per_step(
             model, classification_loss(settings, self.architecture.image_size), settings.batch_size, rate
         )
-        arms = 1 + (not isinstance(self.config.pretrain, NoPretraining)) + (settings.weights != NO_FILE)
+        pretraining = self.config.pretrain
+        arms = 1 + isinstance(pretraining, TrainedPretraining) + (pretraining.start != NO_WEIGHTS)
+        arms += settings.weights != NO_FILE
         trainings = arms * (len(settings.learning_rates) + len(settings.seeds) - 1)
         folds = settings.folds if settings.needs_cross_validation(counts.choosing) else 0
         labels = [counts.budget] * trainings
@@ -150,6 +199,11 @@ class StepForecaster:
         settings = self.config.candidates[name]
         if isinstance(settings, Quantize):
             return self._quantized(name, settings)
+        if isinstance(settings, Probe):
+            self._ensure_teacher()
+            seconds = self._make(name, settings)
+            finish_seconds, disk_mb = self._finish(name)
+            return Cost(seconds + finish_seconds, disk_mb, "logistic regression")
         assert isinstance(settings, TrainedCandidate)
         recovery = settings.recovery
         method_seconds = self._make(name, _shortest(settings))
@@ -240,6 +294,7 @@ class StepForecaster:
             dense=NetworkFolder(self.folder / ROOT),
             load_backbone=partial(load_backbone, self.folder / "pretrain"),
             scratch=scratch,
+            teacher=self.folder / EMBED,
         )
         started = time.monotonic()
         write_candidate(settings, inputs, folder)
@@ -337,12 +392,12 @@ def _steps(steps: int, batch: int, per_step: float) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print a forecast per line, or {"error": ...} as the last line and return 2 where a step refuses its settings."""
-    params, counts, scratch, folder, *steps = arguments
+    params, counts, scratch, folder, weights_cache, *steps = arguments
     for logger_name in ("winnow", "nncf", "torch", "onnxscript"):
         logging.getLogger(logger_name).setLevel(logging.ERROR)
     try:
         forecaster = StepForecaster(
-            load_config(Path(params)), Counts(**json.loads(counts)), Path(scratch), Path(folder)
+            load_config(Path(params)), Counts(**json.loads(counts)), Path(scratch), Path(folder), Path(weights_cache)
         )
         # Like the process of a step, this one has imported torch.
         forecaster.startup_seconds = time.time() - psutil.Process().create_time()

@@ -47,6 +47,11 @@ class ProjectPaths:
         return self.state_dir / "answers"
 
     @property
+    def weights(self) -> Path:
+        """The downloaded files of known weights."""
+        return self.state_dir / "weights"
+
+    @property
     def logs(self) -> Path:
         """The logs of servers and of scheduled runs."""
         return self.state_dir / "logs"

@@ -24,7 +24,9 @@ from winnow.evaluation.effective_sample_size import in_groups
 from winnow.records import (
     RECORD,
     BenchmarkRecord,
+    EmbedDetails,
     Machine,
+    PretrainDetails,
     RecordModel,
     RefitDetails,
     ReportDetails,
@@ -118,7 +120,12 @@ def read_content(folder: Path, step: str, verdicts: VerdictRecords | None = None
         params=flatten_params(record.parameters),
         metrics=record.metrics,
         figures={},
-        tags={"winnow.step": step, "winnow.name": name, **_machine_tags(record.machine)},
+        tags={
+            "winnow.step": step,
+            "winnow.name": name,
+            **_machine_tags(record.machine),
+            **_weights_tags(record.details),
+        },
         note="\n".join([*_details_lines(record.details), *(f"- warning: {text}" for text in record.warnings)]),
         curves=getattr(record.details, "curves", []),
     )
@@ -194,6 +201,21 @@ def _details_lines(details: RecordModel) -> list[str]:
         f"- labels used: {labels.training} for training, {labels.choosing}{in_groups(labels.choosing_groups)} "
         "for choosing",
     ]
+
+
+def _weights_tags(details: RecordModel) -> dict[str, str]:
+    """Return the tags of known weights, where the step began with them or embedded images by them."""
+    weights = details.start if isinstance(details, PretrainDetails) else None
+    if isinstance(details, EmbedDetails):
+        weights = details.weights
+    if weights is None:
+        return {}
+    return {
+        "winnow.weights": weights.name,
+        "winnow.weights.licence": weights.licence,
+        "winnow.weights.sha256": weights.sha256,
+        "winnow.weights.input_size": str(weights.input_size),
+    }
 
 
 def _machine_tags(machine: Machine | None) -> dict[str, str]:

@@ -60,19 +60,20 @@ def stages(config: Config) -> list[Stage]:
     compression_stages = [
         Stage(
             stage_of(name),
-            tuple(dict.fromkeys(("ingest", "pretrain", "finetune", stage_of(config.candidates[name].parent)))),
+            tuple(dict.fromkeys(("ingest", "embed", "pretrain", "finetune", stage_of(config.candidates[name].parent)))),
         )
         for name in names
     ]
     candidate_stages = ("finetune", *(stage.name for stage in compression_stages))
     return [
         Stage("ingest", ()),
-        Stage("pretrain", ("ingest",)),
+        Stage("embed", ("ingest",)),
+        Stage("pretrain", ("ingest", "embed")),
         Stage("finetune", ("ingest", "pretrain")),
         *compression_stages,
         Stage("benchmark", ("ingest", *candidate_stages)),
         Stage("select", ("ingest", *candidate_stages, "benchmark")),
-        Stage("refit", ("ingest", "pretrain", *candidate_stages, "select")),
+        Stage("refit", ("ingest", "embed", "pretrain", *candidate_stages, "select")),
         Stage("report", ("ingest", "pretrain", *candidate_stages, "benchmark", "select", "refit")),
     ]
 

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.thorough
 LAST_STEPS = {"benchmark", "select", "refit", "report"}
 COMPRESSED = {"dense-int8", "pruned", "pruned-int8", "sparse"}
 TRAINED = {"finetune", *COMPRESSED, *LAST_STEPS}
-ALL_STEPS = {"ingest", "pretrain", *TRAINED}
+ALL_STEPS = {"ingest", "embed", "pretrain", *TRAINED}
+WITHOUT_TEACHER = ALL_STEPS - {"ingest", "embed"}
 
 Edit = Callable[[Path], None]
 
@@ -64,7 +65,8 @@ def rotate_image(root: Path) -> None:
 CHANGES: dict[str, tuple[Edit, set[str]]] = {
     "data": (set_number("data.max_rejected", 3), ALL_STEPS),
     "data: labels": (set_number("data.labels_per_class", 5), ALL_STEPS),
-    "pretrain": (set_number("pretrain.epochs", 3), ALL_STEPS - {"ingest"}),
+    "teacher": (set_number("teacher.input_size", 64), ALL_STEPS - {"ingest"}),
+    "pretrain": (set_number("pretrain.epochs", 3), WITHOUT_TEACHER),
     "finetune": (set_number("finetune.epochs", 5), TRAINED),
     "candidates: pruned": (
         set_number("candidates.pruned.remove.channels", 0.4),
@@ -88,7 +90,7 @@ CHANGES: dict[str, tuple[Edit, set[str]]] = {
     "winnow/selection": (add_comment("winnow/selection/decision.py"), {"select", "refit", "report"}),
     "winnow/cli": (add_comment("winnow/cli/run.py"), set()),
     "winnow/servers": (add_comment("winnow/servers/local.py"), set()),
-    "winnow/pretraining": (add_comment("winnow/pretraining/simclr.py"), ALL_STEPS - {"ingest"}),
+    "winnow/pretraining": (add_comment("winnow/pretraining/simclr.py"), WITHOUT_TEACHER),
     "winnow/compression": (add_comment("winnow/compression/prune.py"), {"pruned", "pruned-int8", *LAST_STEPS}),
     "winnow/compression, of all": (add_comment("winnow/compression/recovery.py"), COMPRESSED | LAST_STEPS),
     "winnow/search": (add_comment("winnow/search/trial_front.py"), set()),

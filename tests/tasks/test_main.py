@@ -14,7 +14,7 @@ from tasks.project.paths import ProjectPaths
 from tasks.tracking import mlflow_runs
 from tests.closure import ROOT
 from tests.conftest import tiny_params
-from tests.records import make_record, pretrain_details
+from tests.records import embed_details, make_record, pretrain_details
 from winnow.config import check_config
 from winnow.errors import ArtifactError
 from winnow.records import write_record
@@ -114,6 +114,8 @@ def test_inputs_of_a_training_decide_its_checkpoint_folder(
 
 def test_outdated_checkpoints_are_removed_before_the_step_runs(paths: ProjectPaths) -> None:
     config = check_config(tiny_params() | {"pretrain": {"method": "none"}})
+    (paths.artifacts / "embed").mkdir()
+    write_record(paths.artifacts / "embed", make_record("embed", embed_details()))
     current = paths.checkpoints / f"pretrain-{__main__._fingerprint(config, paths, 'pretrain', 'pretrain')}"
     outdated, other = paths.checkpoints / f"pretrain-{'0' * 16}", paths.checkpoints / f"pruned-{'0' * 16}"
     for folder in (current, outdated, other):

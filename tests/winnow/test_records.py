@@ -19,7 +19,9 @@ from tests.records import (
     benchmark_details,
     benchmark_row,
     candidate_details,
+    embed_details,
     ingest_details,
+    known_weights_details,
     make_record,
     pretrain_details,
     refit_details,
@@ -99,6 +101,7 @@ FULL_RESULTS: dict[str, dict[str, Any]] = {
     "finetune": {
         "arms": ArmComparison(
             pretrained=[ARM],
+            start=[ARM],
             scratch=[ARM],
             weights=[ARM],
             linear_probe=LinearProbe(seed=0, top1=ONE_THIRD),
@@ -141,6 +144,7 @@ FULL_RESULTS: dict[str, dict[str, Any]] = {
         "curves": CURVES,
     },
     "distill": {"curves": CURVES},
+    "probe": {"features": 1280},
 }
 """Method -> its result with every optional field set."""
 
@@ -185,7 +189,8 @@ def full_details() -> dict[str, RecordModel]:
             rejected=[RejectedFile(file="ü.png", reason="damaged")],
             near_duplicates=NearDuplicates(looked_at=3, found=1, pairs=[("a.png", "b.png")], positions=[(0, 3)]),
         ),
-        "pretrain": pretrain_details(curves=CURVES),
+        "embed": embed_details(weights=known_weights_details(), images=5, dimension=512),
+        "pretrain": pretrain_details(curves=CURVES, start=known_weights_details()),
         "benchmark": benchmark_details(
             rows=[row, screened],
             processes=[ProcessFootprint(**case, import_ms=180.0, load_ms=12.0, first_call_ms=2.5, peak_mb=91.0)],
@@ -254,6 +259,7 @@ MINIMAL = records_of(
     {
         **{method: candidate_details(method) for method in RESULTS},
         "ingest": ingest_details(()),
+        "embed": embed_details(),
         "pretrain": pretrain_details(),
         "benchmark": benchmark_details(),
         "select": selection_details(),
@@ -427,7 +433,7 @@ def test_keys_that_are_written_and_left_out(tmp_path: Path) -> None:
     )
     assert set(written_details(MINIMAL, "finetune")["arms"]) == {"linear_probe", "tried", "gain"}
     assert set(written_details(FULL, "finetune")["arms"]) == {
-        *("pretrained", "scratch", "weights"),
+        *("pretrained", "start", "scratch", "weights"),
         *("linear_probe", "tried", "gain"),
     }
     cuts = written_details(FULL, "prune")["cuts"]
@@ -458,7 +464,7 @@ def test_lookups_in_the_details_by_name() -> None:
     assert selection.details.verdict("quick") == selection.details.verdicts[0]
     assert selection.details.verdict("dense") is None
     arms = FULL["finetune"].details.arms
-    assert [arms.trainings(arm) for arm in ("pretrained", "scratch", "weights")] == [[ARM]] * 3
+    assert [arms.trainings(arm) for arm in ("pretrained", "start", "scratch", "weights")] == [[ARM]] * 4
     assert MINIMAL["finetune"].details.arms.trainings("scratch") == []
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from winnow.config import Data, Finetune, NoPretraining, RotNet, SimCLR, check_settings
+from winnow.config import Data, Finetune, NoPretraining, Pretraining, RotNet, SimCLR, check_settings
 from winnow.config.section import NO_FILE
 from winnow.data.dataset import TRAIN, ImageSet, load_images
 from winnow.errors import ConfigError, DataError
@@ -20,7 +20,7 @@ from winnow.steps.ingest import ingest_images
 from winnow.training.finetuning import initial_model, train_on_labels
 from winnow.training.loop import Checkpoint
 
-PRETRAINING: dict[str, type[NoPretraining | RotNet | SimCLR]] = {
+PRETRAINING: dict[str, type[Pretraining]] = {
     "none": NoPretraining,
     "rotnet": RotNet,
     "simclr": SimCLR,

@@ -127,7 +127,7 @@ def _forecasts(paths: ProjectPaths, config: Config, counts: Counts, stages: list
     with (
         tempfile.TemporaryDirectory(dir=paths.state_dir) as folder,
         subprocess.Popen(
-            [*command, str(paths.state_dir), folder, *steps],
+            [*command, str(paths.state_dir), folder, str(paths.weights), *steps],
             cwd=paths.root,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

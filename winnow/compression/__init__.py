@@ -10,10 +10,11 @@ from winnow.compression.cluster import cluster
 from winnow.compression.distill import distill
 from winnow.compression.factorize import factorize
 from winnow.compression.method_inputs import MethodInputs
+from winnow.compression.probe import probe
 from winnow.compression.prune import prune
 from winnow.compression.quantize import quantize
 from winnow.compression.sparsify import sparsify
-from winnow.config import Candidate, Cluster, Distill, Factorize, Prune, Quantize, Sparsify
+from winnow.config import Candidate, Cluster, Distill, Factorize, Probe, Prune, Quantize, Sparsify
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
 from winnow.models.backbones import ARCHITECTURE_FILE, save_model
@@ -28,6 +29,7 @@ METHODS: dict[type, Callable[[Any, MethodInputs], tuple[Network | OnnxNetwork, M
     Cluster: cluster,
     Quantize: quantize,
     Distill: distill,
+    Probe: probe,
 }
 """Config type -> function of (settings, inputs) that returns the network and the method's part of record.json."""
 

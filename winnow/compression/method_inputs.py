@@ -81,3 +81,5 @@ class MethodInputs:
     """Folder for checkpoints."""
     teacher_cache: TeacherCacheFolder | None = None
     """None: teacher logits are not cached."""
+    teacher: Path | None = None
+    """The folder of embed, with the large network of the section `teacher` and its embeddings; None: there is none."""

@@ -25,6 +25,7 @@ from winnow.config.candidates import (
     Cluster,
     Distill,
     Factorize,
+    Probe,
     Prune,
     Quantize,
     Recovery,
@@ -36,11 +37,21 @@ from winnow.config.data import Data
 from winnow.config.drift import Drift
 from winnow.config.finetune import FEW_LABELS, Finetune
 from winnow.config.invariances import apply_invariances, pretraining_problem
-from winnow.config.pretrain import NoPretraining, Pretrain, RotNet, SimCLR
+from winnow.config.pretrain import (
+    DistillEmbeddings,
+    NoPretraining,
+    Pretrain,
+    Pretraining,
+    RotNet,
+    SimCLR,
+    TrainedPretraining,
+)
 from winnow.config.promotion import Gates, Promotion
 from winnow.config.refit import Refit
 from winnow.config.search import Search
 from winnow.config.section import Augmentation, Optimiser, Section
+from winnow.config.teacher import Teacher
+from winnow.config.weights import NO_WEIGHTS
 from winnow.errors import ConfigError
 
 __all__ = [
@@ -56,6 +67,7 @@ __all__ = [
     "Config",
     "Data",
     "Distill",
+    "DistillEmbeddings",
     "Drift",
     "Factorize",
     "Finetune",
@@ -63,6 +75,8 @@ __all__ = [
     "NoPretraining",
     "Optimiser",
     "Pretrain",
+    "Pretraining",
+    "Probe",
     "Promotion",
     "Prune",
     "Quantize",
@@ -72,7 +86,9 @@ __all__ = [
     "Search",
     "SimCLR",
     "Sparsify",
+    "Teacher",
     "TrainedCandidate",
+    "TrainedPretraining",
     "check_config",
     "check_settings",
     "load_config",
@@ -85,6 +101,7 @@ class Config(Section):
     """All of params.yaml; one section per step."""
 
     data: Data
+    teacher: Teacher
     pretrain: Pretrain
     finetune: Finetune
     candidates: dict[str, AnyCandidate]
@@ -159,6 +176,12 @@ def check_config(raw: Any, where: str = "params.yaml") -> Config:
         problems = tree_errors(dict(config.candidates), config.pretrain.backbone, is_pretrained)
         if problem := pretraining_problem(config.data, config.pretrain.method):
             problems.append(("pretrain.method", problem))
+        if isinstance(config.pretrain, DistillEmbeddings) and config.teacher.weights == NO_WEIGHTS:
+            problems.append(("pretrain.method", "distill needs a teacher: set teacher.weights, or another method"))
+        for name, candidate in config.candidates.items():
+            if isinstance(candidate, Probe) and config.teacher.weights == NO_WEIGHTS:
+                message = "probe needs a teacher: set teacher.weights, or remove the candidate"
+                problems.append((f"candidates.{name}.method", message))
         if not problems:
             return apply_invariances(config.data, config)
     raise _config_error(where, problems)

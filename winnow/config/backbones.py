@@ -1,7 +1,9 @@
 """List the valid names of backbones. The list is written out because this package does not import torch.
 
 `WINNOW_BACKBONES` are winnow's backbones, the others torchvision's classifiers. A test checks that the list equals
-those of the installed torchvision, except `HEADLESS`.
+those of the installed torchvision, except `HEADLESS`. timm has more than a thousand networks: `timm:NAME` is valid
+where NAME begins with one of `TIMM_FAMILIES`, each of which is tested; that the network exists is checked when it is
+built.
 """
 
 from __future__ import annotations
@@ -95,10 +97,30 @@ BACKBONES = (
 )
 
 
+TIMM = "timm:"
+"""Prefix of the backbones that the package timm builds."""
+TIMM_FAMILIES = (
+    "convnext",
+    "deit",
+    "efficientnet",
+    "mobilenetv2",
+    "mobilenetv3",
+    "mobilenetv4",
+    "regnet",
+    "resnet",
+    "resnext",
+    "tf_efficientnet",
+    "tf_mobilenetv3",
+    "vit",
+)
+"""Beginnings of the names of timm's networks that winnow supports."""
 HEADLESS = ("squeezenet1_0", "squeezenet1_1")
 """torchvision's classifiers without a final linear layer that a new head could replace."""
-UNPRUNABLE_PREFIXES = ("maxvit_t", "shufflenet_", "swin_")
-"""Name prefixes of networks that torch-pruning cannot trace: windowed attention, shuffled channels."""
+UNPRUNABLE_PREFIXES = ("maxvit_t", "shufflenet_", "swin_", "timm:vit", "timm:deit")
+"""Name prefixes of networks that torch-pruning cannot trace: windowed attention, shuffled channels, attention of timm.
+"""
+ATTENTION_PREFIXES = ("vit_", "swin_", "timm:vit", "timm:deit")
+"""Name prefixes of networks whose inner layers output tokens, not feature maps."""
 
 
 SCALABLE_BACKBONES = (*WINNOW_BACKBONES, "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
@@ -107,7 +129,7 @@ SCALABLE_BACKBONES = (*WINNOW_BACKBONES, "mobilenet_v2", "mobilenet_v3_large", "
 
 def has_feature_maps(name: str) -> bool:
     """Return whether the inner layers output feature maps (B, C, H, W), as convolutional networks do."""
-    return not name.startswith(("vit_", "swin_"))
+    return not name.startswith(ATTENTION_PREFIXES)
 
 
 def is_prunable(name: str) -> bool:
@@ -119,12 +141,23 @@ def unknown_backbone_message(name: str) -> str:
     """Return the error message for a name that is not in `BACKBONES`, with the closest valid names."""
     closest = difflib.get_close_matches(name, BACKBONES, n=4) or ("resnet8", "resnet18")
     return (
-        f"{name!r} is not a backbone; valid are {', '.join(WINNOW_BACKBONES)} and torchvision's classifiers, e.g. "
-        f"{', '.join(closest)}"
+        f"{name!r} is not a backbone; valid are {', '.join(WINNOW_BACKBONES)}, timm:NAME and torchvision's "
+        f"classifiers, e.g. {', '.join(closest)}"
     )
 
 
+def check_timm_name(name: str) -> None:
+    """Raise ValueError for a network of timm that winnow does not support; `name` is without prefix and tag."""
+    if not name.startswith(TIMM_FAMILIES):
+        raise ValueError(
+            f"timm's {name!r} is not supported; its name must begin with one of {', '.join(TIMM_FAMILIES)}"
+        )
+
+
 def _check_backbone(name: str) -> str:
+    if name.startswith(TIMM):
+        check_timm_name(name.removeprefix(TIMM))
+        return name
     if name in HEADLESS:
         raise ValueError(f"{name!r} has no linear head that could be replaced; choose another backbone")
     if name not in BACKBONES:
@@ -133,9 +166,12 @@ def _check_backbone(name: str) -> str:
 
 
 def _check_student(name: str) -> str:
-    if name not in ("same", *BACKBONES):
-        raise ValueError(f"{unknown_backbone_message(name)}; or same: the parent itself")
-    return name
+    if name == "same":
+        return name
+    try:
+        return _check_backbone(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; or same: the parent itself") from None
 
 
 Backbone = Annotated[str, AfterValidator(_check_backbone)]

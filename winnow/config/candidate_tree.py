@@ -15,6 +15,7 @@ from winnow.config.candidates import (
     Candidate,
     Distill,
     Factorize,
+    Probe,
     Prune,
     Quantize,
 )
@@ -69,6 +70,8 @@ def _parent_errors(name: str, candidates: dict[str, Candidate]) -> Iterator[str]
             f"{candidate.parent!r} is quantized and cannot be changed further; "
             f"make {name!r} from {parent.parent!r} and quantize last"
         )
+    if isinstance(parent, Probe) and not isinstance(candidate, Quantize):
+        yield f"{candidate.parent!r} is the frozen teacher, of which only int8 candidates are made; set from: dense"
     if isinstance(candidate, Prune | Factorize) and _has_low_rank(candidate.parent, candidates):
         yield f"{candidate.parent!r} is factorized already: prune first, then factorize"
     if _in_cycle(name, candidates):

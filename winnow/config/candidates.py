@@ -31,7 +31,9 @@ ROOT = "dense"
 CONTROL = "dense-kd"
 NAME_PATTERN = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 NAME_RULE = "lower-case letters, digits and single hyphens ([a-z0-9-]+)"
-RESERVED_NAMES = frozenset({"data", "ingest", "pretrain", "finetune", "benchmark", "select", "refit", "report"})
+RESERVED_NAMES = frozenset(
+    {"data", "ingest", "embed", "pretrain", "finetune", "benchmark", "select", "refit", "report"}
+)
 """The names of steps and their folders: records, checkpoints and runs are found by name."""
 
 
@@ -295,7 +297,24 @@ class Distill(TrainedCandidate):
         return self
 
 
-AnyCandidate = Annotated[Prune | Sparsify | Factorize | Cluster | Quantize | Distill, Field(discriminator="method")]
+class Probe(Candidate):
+    """Fit a linear head on the frozen teacher of the section `teacher`: the large network as a candidate."""
+
+    method: Literal["probe"]
+    """Fit a linear head on the frozen teacher."""
+    inverse_regularisation: Positive = 0.1
+    """The parameter C of logistic regression; smaller values regularise more."""
+
+    @model_validator(mode="after")
+    def _check_parent(self) -> Probe:
+        if self.parent != ROOT:
+            raise ValueError(f"method probe makes nothing of {self.parent!r}: set from: {ROOT}")
+        return self
+
+
+AnyCandidate = Annotated[
+    Prune | Sparsify | Factorize | Cluster | Quantize | Distill | Probe, Field(discriminator="method")
+]
 _UNION, _ = get_args(AnyCandidate)
 METHOD_SETTINGS: dict[str, type[Candidate]] = {
     get_args(settings.model_fields["method"].annotation)[0]: settings for settings in get_args(_UNION)

@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from winnow.config.backbones import Backbone
 from winnow.config.section import Augmentation, Count, Optimiser, Positive, Section, Seed, steps_per_epoch
+from winnow.config.teacher import InputSize, check_named_backbone
+from winnow.config.weights import NO_WEIGHTS, Weights, backbone_of
 
 
-class _Pretraining(Section):
+class Pretraining(Section):
+    """The settings of every method."""
+
+    method: str
     backbone: Backbone = "resnet8"
-    """resnet8, resnet18 or another torchvision classifier."""
+    """resnet8, resnet18, another torchvision classifier, or timm:NAME; auto: that of `start`."""
+    start: Weights = NO_WEIGHTS
+    """The weights that the backbone starts from, by name (winnow/config/weights.py); none: random ones."""
+    input_size: InputSize = "auto"
+    """The side in pixels at which a network with known weights takes images; auto: its own, but images are enlarged
+    five times at most."""
+    non_commercial: bool = False
+    """True to accept weights whose licence excludes commercial use."""
     seed: Seed = 0
     """The seed of initial weights, order and views."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_backbone(cls, raw: Any) -> Any:
+        """Replace backbone: auto by the backbone of the start weights."""
+        if not isinstance(raw, dict) or raw.get("backbone") != "auto":
+            return raw
+        start = raw.get("start", NO_WEIGHTS)
+        named = backbone_of(start) if isinstance(start, str) and ":" in start else None
+        return {**raw, "backbone": named} if named else {key: raw[key] for key in raw if key != "backbone"}
 
-class _Trained(_Pretraining):
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        check_named_backbone(self.start, self.backbone)
+        return self
+
+
+class TrainedPretraining(Pretraining):
     """The settings of both methods. Each key that params.yaml leaves out has the method's own default."""
 
     epochs: Count = 10
@@ -50,7 +77,7 @@ class _Trained(_Pretraining):
         return self.epochs * steps_per_epoch(images, self.batch_size, self.epochs, self.min_steps)
 
 
-class NoPretraining(_Pretraining):
+class NoPretraining(Pretraining):
     """Random initial weights, for comparison. The training settings may stay in the file; they are ignored."""
 
     method: Literal["none"]
@@ -59,11 +86,11 @@ class NoPretraining(_Pretraining):
     @model_validator(mode="before")
     @classmethod
     def _drop_training_keys(cls, raw: Any) -> Any:
-        training_keys = set(_Trained.model_fields) - set(_Pretraining.model_fields)
+        training_keys = set(TrainedPretraining.model_fields) - set(Pretraining.model_fields)
         return {key: raw[key] for key in raw if key not in training_keys} if isinstance(raw, dict) else raw
 
 
-class RotNet(_Trained):
+class RotNet(TrainedPretraining):
     """Predict by which of four rotations an image was turned (Gidaris et al. 2018).
 
     Batch size and learning rate were chosen on validation data (docs/decisions/0033-small-batches-for-rotnet.md).
@@ -81,7 +108,7 @@ class RotNet(_Trained):
     """The random views of a training image."""
 
 
-class SimCLR(_Trained):
+class SimCLR(TrainedPretraining):
     """Match two views of the same image among the views of others (Chen et al. 2020).
 
     The views are those of the paper's experiment on CIFAR-10 (appendix B.9: no blur, colour at strength 0.5); the
@@ -106,4 +133,19 @@ class SimCLR(_Trained):
     """The dimension of the projections."""
 
 
-Pretrain = Annotated[NoPretraining | RotNet | SimCLR, Field(discriminator="method")]
+class DistillEmbeddings(TrainedPretraining):
+    """Predict the teacher's embedding of each image (winnow/pretraining/distill.py); needs the section `teacher`."""
+
+    method: Literal["distill"]
+    """Predict the embeddings of a large network with known weights."""
+    epochs: Count = 30
+    """Passes over the training images."""
+    min_steps: Count = 1800
+    """The fewest steps, in as many epochs: `epochs` are short with few images."""
+    optimiser: Optimiser = Optimiser(learning_rate=0.1)
+    """The optimiser."""
+    augmentation: Augmentation = Augmentation(crop_scale_min=0.5)
+    """The random views of a training image."""
+
+
+Pretrain = Annotated[NoPretraining | RotNet | SimCLR | DistillEmbeddings, Field(discriminator="method")]

@@ -16,7 +16,7 @@ from torch import nn
 from winnow.data.augmentation import normalise, to_float
 from winnow.deploy.onnx_session import open_session
 from winnow.errors import ArtifactError
-from winnow.models.classifier_head import head_path
+from winnow.models.classifier_head import remove_head
 from winnow.timing_lock import compute_lock
 
 
@@ -47,9 +47,7 @@ def embed(
     model: nn.Module, images_NHWC: NDArray[np.uint8], indices: NDArray[np.int64], batch_size: int = 512
 ) -> torch.Tensor:
     """Return the features before the head, float32 (N, D), in eval mode; the model itself is unchanged."""
-    backbone = copy.deepcopy(model).eval()
-    # A head inside a container (`classifier.3`, a projector) is removed with its container.
-    setattr(backbone, head_path(backbone).partition(".")[0], nn.Identity())
+    backbone = remove_head(copy.deepcopy(model).eval())
     return torch.from_numpy(predict_torch(backbone, images_NHWC, indices, batch_size)).flatten(1)
 
 

@@ -7,6 +7,10 @@
 - `resnet18` and its siblings at images up to 64 pixels: the 3x3 stem of He et al. (2015, section 4.2, CIFAR), stride
   1, padding 1, no max-pool. Above 64 pixels: torchvision's own stem.
 - any other torchvision classifier by its name.
+- `timm:NAME`: a network of the package timm.
+
+A network with known weights gets its own input size, mean and deviation (winnow/models/input_adapter.py), and keeps the
+stem that its weights are for.
 
 An `Architecture` also records what pruning removed (torch-pruning's history), so that a pruned network is rebuilt from
 JSON, bit for bit equal to the saved one.
@@ -21,17 +25,19 @@ from typing import Any
 
 import torch
 import torchvision
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from winnow.config.backbones import BACKBONES, SCALABLE_BACKBONES, WINNOW_BACKBONES, unknown_backbone_message
+from winnow.config.backbones import BACKBONES, SCALABLE_BACKBONES, TIMM, WINNOW_BACKBONES, unknown_backbone_message
 from winnow.errors import ArtifactError, ConfigError, MissingExtra
 from winnow.models.attention import split_heads
 from winnow.models.classifier_head import feature_dim, set_head
+from winnow.models.input_adapter import InputAdapter, InputSpec, without_adapter
 from winnow.models.low_rank_layers import factorize_layers
+from winnow.models.timm_networks import build_timm_network
 from winnow.random_streams import stream_seed
 from winnow.records import read_json, write_json
 
@@ -40,6 +46,8 @@ RESNET8_CHANNELS = (48, 96, 192)
 CIFAR_CHANNELS, CIFAR_BLOCKS = (16, 32, 64), {"resnet20": 3, "resnet56": 9}
 WEIGHTS_FILE = "weights.safetensors"
 ARCHITECTURE_FILE = "architecture.json"
+START_FILE = "start.safetensors"
+"""The known weights that pretraining began with."""
 
 
 class Architecture(BaseModel):
@@ -57,6 +65,19 @@ class Architecture(BaseModel):
     """The rank of each layer that was factorized after pruning (winnow/models/low_rank_layers.py)."""
     heads_apart: bool = False
     """True where queries, keys and values of a vision transformer are separate layers (winnow/models/attention.py)."""
+    input: InputSpec | None = None
+    """The input of a network with known weights; None: images of `image_size`, normalised by winnow."""
+
+    @property
+    def network_size(self) -> int:
+        """Return the side in pixels of the images that the network itself takes."""
+        return self.input.size if self.input else self.image_size
+
+    @model_serializer(mode="wrap")
+    def _omit_no_input(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write `input` only where there is one, so that files of earlier versions stay the same."""
+        content: dict[str, Any] = write(self)
+        return content if self.input else {key: value for key, value in content.items() if key != "input"}
 
 
 class SmallResNet(nn.Module):
@@ -106,7 +127,7 @@ def build_model(architecture: Architecture, seed: int = 0) -> nn.Module:
 
     Raises ConfigError for an unknown backbone or one that cannot take images of this size.
     """
-    if architecture.backbone not in BACKBONES:
+    if architecture.backbone not in BACKBONES and not architecture.backbone.startswith(TIMM):
         raise ConfigError(unknown_backbone_message(architecture.backbone))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "network"))
@@ -126,22 +147,32 @@ def _build_dense(architecture: Architecture) -> nn.Module:
     name, classes = architecture.backbone, architecture.num_classes
     if name in WINNOW_BACKBONES:
         return _small_resnet(name, classes, architecture.width)
+    if name.startswith(TIMM):
+        model = build_timm_network(name.removeprefix(TIMM), classes, architecture.network_size)
+    else:
+        model = _torchvision_network(architecture)
+        set_head(model, nn.Linear(feature_dim(model), classes))
+    if architecture.input:
+        return InputAdapter(model, architecture.input)
+    if architecture.image_size <= SMALL_IMAGE and isinstance(model, torchvision.models.ResNet):
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    return model
+
+
+def _torchvision_network(architecture: Architecture) -> nn.Module:
+    """Build a classifier of torchvision with a head for its own classes."""
+    name, size = architecture.backbone, architecture.network_size
     options: dict[str, Any] = {"width_mult": architecture.width} if name in SCALABLE_BACKBONES else {}
     if name.startswith("vit_"):
-        options["image_size"] = architecture.image_size
+        options["image_size"] = size
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
     try:
         model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(
-            f"pretrain.backbone: {name} cannot be built for images of {architecture.image_size} pixels ({error})"
-        ) from error
-    set_head(model, nn.Linear(feature_dim(model), classes))
-    if architecture.image_size <= SMALL_IMAGE and isinstance(model, torchvision.models.ResNet):
-        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-        model.maxpool = nn.Identity()
+        raise ConfigError(f"pretrain.backbone: {name} cannot be built for images of {size} pixels ({error})") from error
     return model
 
 
@@ -159,14 +190,15 @@ def replay_pruning(model: nn.Module, image_size: int, history: list[Any]) -> Non
 
 def update_width(model: nn.Module) -> None:
     """Update the attribute from which a pruned vision transformer reads its width, in place."""
-    if isinstance(model, torchvision.models.VisionTransformer):
-        model.hidden_dim = model.conv_proj.out_channels
+    network = without_adapter(model)
+    if isinstance(network, torchvision.models.VisionTransformer):
+        network.hidden_dim = network.conv_proj.out_channels
 
 
 def with_split_heads(model: nn.Module, architecture: Architecture) -> tuple[nn.Module, Architecture]:
     """Split queries, keys and values into layers, in place; return the network and the matching architecture."""
     split_heads(model)
-    if isinstance(model, torchvision.models.VisionTransformer):
+    if isinstance(without_adapter(model), torchvision.models.VisionTransformer):
         architecture = architecture.model_copy(update={"heads_apart": True})
     return model, architecture
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from winnow.errors import ConfigError
+from winnow.models.input_adapter import without_adapter
 from winnow.random_streams import stream_seed
 
 
@@ -25,6 +26,20 @@ def feature_dim(model: nn.Module) -> int:
     head = model.get_submodule(head_path(model))
     assert isinstance(head, nn.Linear)
     return head.in_features
+
+
+def remove_head(model: nn.Module) -> nn.Module:
+    """Remove the head, in place, and return the model: images (B, 3, S, S) -> features (B, D) or (B, D, 1, 1).
+
+    A head inside a container (`classifier.3`, a projector) is removed with its container, except in networks of timm,
+    whose container holds the pooling, too.
+    """
+    network = without_adapter(model)
+    if (remove := getattr(network, "reset_classifier", None)) is not None:  # a network of timm
+        remove(0)
+    else:
+        setattr(network, head_path(network).partition(".")[0], nn.Identity())
+    return model
 
 
 def set_head(model: nn.Module, head: nn.Module) -> nn.Module:
@@ -47,6 +62,12 @@ def new_classifier(model: nn.Module, num_classes: int, seed: int) -> nn.Module:
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.01)
         head.bias.zero_()
     return set_head(model, head)
+
+
+def backbone_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights without the last linear layer, on the CPU."""
+    state = backbone_state(model, head_path(model))
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 def backbone_state(model: nn.Module, path: str) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
-"""Load backbone weights that the user supplies (finetune.weights) from a .safetensors or .pth file.
+"""Load backbone weights from a .safetensors or .pth file that winnow did not write.
 
     load_foreign_backbone(path, architecture)   the weights that fine-tuning starts from
+    fill_backbone(model, read_tensors(path), path)
 
 A .pth file is read by a process of its own (winnow/models/pickled_tensors.py), since a pickle can hang or crash its
 reader; the error message includes that process's last output.
@@ -18,10 +19,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from winnow.errors import ArtifactError
 from winnow.models.backbones import SMALL_IMAGE, Architecture, build_model
 from winnow.models.classifier_head import backbone_state, head_path
+from winnow.models.input_adapter import without_adapter
 from winnow.models.pickled_tensors import UNSAFE_PICKLE_STATUS
 from winnow.printable import printable
 
@@ -45,8 +48,18 @@ def load_foreign_backbone(path: Path, architecture: Architecture, load_seconds: 
     not hold this backbone.
     """
     model = build_model(architecture)
-    expected = backbone_state(model, head_path(model))
-    state = strip_prefixes(_read_tensors(path, load_seconds), expected)
+    fill_backbone(model, read_tensors(path, load_seconds), path, architecture)
+    return backbone_state(model, head_path(model))
+
+
+def fill_backbone(model: nn.Module, state: State, path: Path, architecture: Architecture) -> None:
+    """Load the tensors of the file `path` into the backbone of `model`, in place; its head stays as it is.
+
+    Raises ArtifactError where the file does not hold this backbone.
+    """
+    network = without_adapter(model)
+    expected = backbone_state(network, head_path(network))
+    state = strip_prefixes(state, expected)
     state |= {name: value for name, value in expected.items() if name not in state and name.endswith(BATCH_COUNTER)}
     missing = [name for name in expected if name not in state]
     mismatched = {
@@ -55,9 +68,8 @@ def load_foreign_backbone(path: Path, architecture: Architecture, load_seconds: 
         if name in state and state[name].shape != value.shape
     }
     if missing or mismatched:
-        message = _mismatch_message(architecture, len(expected), missing, mismatched)
-        raise ArtifactError(f"finetune.weights: {path} {message}")
-    return {name: state[name] for name in expected}
+        raise ArtifactError(f"{path} {_mismatch_message(architecture, len(expected), missing, mismatched)}")
+    network.load_state_dict({name: state[name] for name in expected}, strict=False)
 
 
 def _mismatch_message(
@@ -96,7 +108,11 @@ def strip_prefixes(state: State, expected: State) -> State:
     return state
 
 
-def _read_tensors(path: Path, load_seconds: float) -> State:
+def read_tensors(path: Path, load_seconds: float = LOAD_SECONDS) -> State:
+    """Return the tensors in a .safetensors or .pth file.
+
+    Raises ArtifactError where the file is missing, damaged or slow to load, or holds more than tensors.
+    """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
@@ -127,7 +143,7 @@ def _convert_pickle(path: Path, out: Path, seconds: float) -> None:
         raise _read_error(path, timed_out) from error
     if process.returncode == UNSAFE_PICKLE_STATUS:
         raise ArtifactError(
-            f"finetune.weights: {path} is damaged or holds more than tensors, and is not loaded, since that could "
+            f"{path} is damaged or holds more than tensors, and is not loaded, since that could "
             "run foreign code; save the state_dict alone (torch.save(model.state_dict(), ...)) or use safetensors"
         )
     if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
@@ -148,6 +164,6 @@ def _read_safetensors(path: Path) -> State:
 def _read_error(path: Path, reason: str) -> ArtifactError:
     short_reason = printable(" ".join(reason.split())[:200])
     return ArtifactError(
-        f"finetune.weights: {path} cannot be read as weights ({short_reason}); it must be a .safetensors file or a "
+        f"{path} cannot be read as weights ({short_reason}); it must be a .safetensors file or a "
         "state_dict written by torch.save"
     )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from winnow.config import NoPretraining, RotNet, SimCLR
+from winnow.config import Pretraining, TrainedPretraining
 from winnow.data.batches import Batches
 from winnow.data.dataset import TRAIN, ImageSet
 from winnow.models.backbones import Architecture, build_model
 from winnow.models.classifier_head import backbone_state, head_path
 from winnow.pretraining import METHODS
+from winnow.pretraining.inputs import PretrainingInputs
 from winnow.pretraining.monitoring import KnnBank, monitor_embeddings
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
@@ -21,24 +24,30 @@ log = logging.getLogger(__name__)
 
 
 def pretrain_backbone(
-    settings: NoPretraining | RotNet | SimCLR,
+    settings: Pretraining,
     images: ImageSet,
     architecture: Architecture,
     bank: KnnBank | None,
     checkpoint: Checkpoint,
+    start: dict[str, torch.Tensor] | None = None,
+    teacher_ND: NDArray[np.float16] | None = None,
 ) -> tuple[dict[str, torch.Tensor], list[CurveRow]]:
     """Train a new backbone on all training images, without labels; return its weights on the CPU, and the curves.
 
-    `bank`: the images on which kNN accuracy and the spread of embeddings are monitored; None: neither is. Raises
+    `bank`: the images on which kNN accuracy and the spread of embeddings are monitored; None: neither is. `start`:
+    backbone weights; None: random ones. `teacher_ND`: embeddings of all images, for the method distill. Raises
     TrainingError when the loss is no longer a number.
     """
     model = build_model(architecture, seed=settings.seed)
     head = head_path(model)
+    if start is not None:
+        model.load_state_dict({**model.state_dict(), **start})
     curves: list[CurveRow] = []
-    if not isinstance(settings, NoPretraining):
-        loss = METHODS[type(settings)](settings, model, images.image_size)
+    if isinstance(settings, TrainedPretraining):
+        loss = METHODS[type(settings)](settings, model, PretrainingInputs(images.image_size, teacher_ND))
         stream = stream_seed(settings.seed, "pretraining")
-        batches = Batches(images.training_NHWC, images.labels_N, images.indices(TRAIN), settings.batch_size, stream)
+        positions_N = np.arange(len(images.labels_N))
+        batches = Batches(images.training_NHWC, positions_N, images.indices(TRAIN), settings.batch_size, stream)
         per_epoch = settings.steps_for(len(batches.indices)) // settings.epochs
         plan = TrainingPlan(settings.epochs, per_epoch, settings.optimiser, stream)
         log.info("%s: %d images, %d steps", settings.method, len(batches.indices), plan.steps)

@@ -15,20 +15,21 @@ from torch import nn
 from winnow.config import RotNet
 from winnow.data.augmentation import augment
 from winnow.models.classifier_head import feature_dim, set_head
+from winnow.pretraining.inputs import PretrainingInputs
 from winnow.random_streams import stream_seed
 from winnow.training.loop import Loss
 
 ROTATIONS = 4
 
 
-def rotnet(settings: RotNet, model: nn.Module, side: int) -> Loss:
-    """Put a four-way head on `model`, in place, and return the loss that trains it on views of `side` pixels."""
+def rotnet(settings: RotNet, model: nn.Module, inputs: PretrainingInputs) -> Loss:
+    """Put a four-way head on `model`, in place, and return the loss that trains it on views of `inputs.side` pixels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(settings.seed, "pretraining head"))
         set_head(model, nn.Linear(feature_dim(model), ROTATIONS))
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, _labels_B: torch.Tensor) -> torch.Tensor:
-        views_BCHW = augment(images_BCHW, settings.augmentation, side)
+        views_BCHW = augment(images_BCHW, settings.augmentation, inputs.side)
         rotated_BCHW, rotation_B = rotations(views_BCHW)
         return F.cross_entropy(model(rotated_BCHW).float(), rotation_B)
 

@@ -15,12 +15,13 @@ from torch import nn
 from winnow.config import SimCLR
 from winnow.data.augmentation import augment
 from winnow.models.classifier_head import feature_dim, set_head
+from winnow.pretraining.inputs import PretrainingInputs
 from winnow.random_streams import stream_seed
 from winnow.training.loop import Loss
 
 
-def simclr(settings: SimCLR, model: nn.Module, side: int) -> Loss:
-    """Put the projector on `model`, in place, and return the loss that trains both on views of `side` pixels."""
+def simclr(settings: SimCLR, model: nn.Module, inputs: PretrainingInputs) -> Loss:
+    """Put the projector on `model`, in place, and return the loss that trains both on views of `inputs.side` pixels."""
     width = feature_dim(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(settings.seed, "pretraining head"))
@@ -30,7 +31,7 @@ def simclr(settings: SimCLR, model: nn.Module, side: int) -> Loss:
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, _labels_B: torch.Tensor) -> torch.Tensor:
         # Both views in one forward pass; batch statistics then mix them, as in the reference code.
-        views_BCHW = torch.cat([augment(images_BCHW, settings.augmentation, side) for _ in range(2)])
+        views_BCHW = torch.cat([augment(images_BCHW, settings.augmentation, inputs.side) for _ in range(2)])
         projections = model(views_BCHW.contiguous(memory_format=torch.channels_last)).float()
         first, second = projections.chunk(2)
         return nt_xent(first, second, settings.temperature)

@@ -8,6 +8,7 @@ from winnow.records.artifact_files import atomic_path, json_text, publish, read_
 from winnow.records.benchmark import BenchmarkDetails, BenchmarkRecord
 from winnow.records.candidate import CandidateDetails, CandidateRecord, FinetuneDetails, FinetuneRecord
 from winnow.records.card import CARD, CandidateCard, DeploymentCard
+from winnow.records.embed import EmbedDetails, EmbedRecord, KnownWeightsDetails
 from winnow.records.ingest import IngestDetails, IngestRecord
 from winnow.records.machine import Machine, this_machine
 from winnow.records.model import CurveRow, RecordModel
@@ -40,11 +41,14 @@ __all__ = [
     "CandidateRecord",
     "CurveRow",
     "DeploymentCard",
+    "EmbedDetails",
+    "EmbedRecord",
     "FinetuneDetails",
     "FinetuneRecord",
     "Gate",
     "IngestDetails",
     "IngestRecord",
+    "KnownWeightsDetails",
     "Machine",
     "PretrainDetails",
     "PretrainRecord",

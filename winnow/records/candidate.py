@@ -129,6 +129,8 @@ class ArmComparison(RecordModel):
 
     pretrained: list[ArmTraining] = optional([])
     """Trainings from the pretrained backbone."""
+    start: list[ArmTraining] = optional([])
+    """Trainings from known weights (pretrain.start), without pretraining."""
     scratch: list[ArmTraining] = optional([])
     """Trainings from random weights."""
     weights: list[ArmTraining] = optional([])
@@ -307,6 +309,13 @@ class DistillResult(MethodResult):
     """Name of the teacher."""
 
 
+class ProbeResult(MethodResult):
+    """The linear head on the frozen teacher."""
+
+    features: int
+    """Width of the features that the head reads."""
+
+
 class FinetuneDetails(FinetuneResult, CandidateFile):
     """Details of dense, the fine-tuned network."""
 
@@ -349,6 +358,12 @@ class DistillDetails(DistillResult, CandidateFile):
     method: Literal["distill"]
 
 
+class ProbeDetails(ProbeResult, CandidateFile):
+    """Details of the teacher with a linear head."""
+
+    method: Literal["probe"]
+
+
 CandidateDetails = Annotated[
     FinetuneDetails
     | PruneDetails
@@ -356,7 +371,8 @@ CandidateDetails = Annotated[
     | FactorizeDetails
     | ClusterDetails
     | QuantizeDetails
-    | DistillDetails,
+    | DistillDetails
+    | ProbeDetails,
     Field(discriminator="method"),
 ]
 FinetuneRecord = StepRecord[FinetuneDetails]

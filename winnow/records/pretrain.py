@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from winnow.records.model import CurveRow, RecordModel
+from winnow.records.embed import KnownWeightsDetails
+from winnow.records.model import CurveRow, RecordModel, optional
 from winnow.records.step_record import StepRecord
 
 
@@ -11,6 +12,8 @@ class PretrainDetails(RecordModel):
 
     curves: list[CurveRow]
     """One row per epoch: loss, and where it was evaluated, kNN accuracy and the spread of the embeddings."""
+    start: KnownWeightsDetails | None = optional()
+    """The weights that the backbone started from; None: random ones."""
 
 
 PretrainRecord = StepRecord[PretrainDetails]

@@ -8,6 +8,7 @@ from typing import Any
 from winnow.errors import ArtifactError
 from winnow.records.benchmark import BenchmarkRecord
 from winnow.records.candidate import CandidateRecord
+from winnow.records.embed import EmbedRecord
 from winnow.records.ingest import IngestRecord
 from winnow.records.pretrain import PretrainRecord
 from winnow.records.refit import RefitRecord
@@ -17,6 +18,7 @@ from winnow.records.step_record import RECORD, AnyRecord, read_raw_record
 
 RECORDS: dict[str, Any] = {
     "ingest": IngestRecord,
+    "embed": EmbedRecord,
     "pretrain": PretrainRecord,
     "finetune": CandidateRecord,
     "compress": CandidateRecord,

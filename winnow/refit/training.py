@@ -27,7 +27,7 @@ from winnow.compression.method_inputs import MethodInputs, NetworkFolder
 from winnow.compression.quantize import quantization_recipe, static_rungs
 from winnow.compression.recovery import recover
 from winnow.compression.sparsify import fixed_zero_hooks
-from winnow.config import ROOT, Candidate, Cluster, Config, Distill, Quantize, Sparsify, TrainedCandidate
+from winnow.config import ROOT, Candidate, Cluster, Config, Distill, Probe, Quantize, Sparsify, TrainedCandidate
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.models.backbones import load_architecture, load_backbone, load_model
@@ -53,6 +53,8 @@ class RefitFolders:
     candidates: Path
     scratch: Path
     """Checkpoints and the networks of the chain, from which an interrupted refit resumes."""
+    embedded: Path | None = None
+    """The folder of embed, for the method probe."""
 
 
 def with_validation_labels(images: ImageSet) -> ImageSet:
@@ -146,6 +148,7 @@ def refit_chain(
             dense=NetworkFolder(dense),
             load_backbone=partial(load_backbone, sources.pretrain),
             scratch=sources.scratch / name,
+            teacher=sources.embedded,
         )
         log.info("refit: %s on %d labels", name, len(known))
         folder = networks / name
@@ -196,7 +199,7 @@ def _refit_candidate(
         quantized = settings_as_chosen(settings, record)
         assert quantized is not None, "`refit_obstacle` was not called"
         return write_candidate(quantized, inputs, out).curves
-    if isinstance(settings, Distill):
+    if isinstance(settings, Distill | Probe):
         return write_candidate(settings, inputs, out).curves
     assert isinstance(settings, TrainedCandidate)
     model, architecture = load_model(selected)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from winnow.config.data import Data
 from winnow.config.invariances import pretraining_problem
+from winnow.config.section import NO_FILE
+from winnow.config.weights import NO_WEIGHTS
 from winnow.records.candidate import PretrainingGain
 
 ENOUGH_PAIRS = 5
@@ -14,23 +16,22 @@ OTHER_METHODS = {"rotnet": "simclr", "simclr": "rotnet"}
 def pretraining_advice(gain: PretrainingGain | None, method: str, data: Data) -> str:
     """Return what to try, without a full stop; empty where the gain over scratch is shown, or nothing was tried.
 
-    A gain counts as shown from ENOUGH_PAIRS
-    label seeds on; one over fewer seeds is no reason to leave pretraining out.
+    A gain counts as shown from ENOUGH_PAIRS label seeds on; one over fewer seeds is no reason to leave pretraining out.
     """
     few = gain is not None and gain.pairs < ENOUGH_PAIRS
     if gain is None or (gain.low > 0 and not few):
         return ""
-    is_own_weights = gain.arm == "weights"
+    key = {"weights": "finetune.weights", "start": "pretrain.start"}.get(gain.arm)
     seeds = f"{ENOUGH_PAIRS} label seeds (finetune.seeds: {list(range(ENOUGH_PAIRS))})"
     if gain.mean > 0 and few:
-        question = "these weights help" if is_own_weights else "pretraining helps"
+        question = "these weights help" if key else "pretraining helps"
         return f"whether {question} is not shown: {seeds} would show it"
-    subject = "the weights of finetune.weights do" if is_own_weights else "pretraining does"
+    subject = f"the weights of {key} do" if key else "pretraining does"
     amount = "" if gain.mean <= 0 else " by an amount that is shown"
-    without = "finetune.weights: data/none starts without them"
-    if not is_own_weights:
-        without = "pretrain.method: none leaves it out and saves its time"
-    other_method = None if is_own_weights else OTHER_METHODS.get(method)
+    without = "pretrain.method: none leaves it out and saves its time"
+    if key:
+        without = f"{key}: {NO_WEIGHTS if gain.arm == 'start' else NO_FILE} starts without them"
+    other_method = None if key else OTHER_METHODS.get(method)
     suggestions = (
         [f"pretrain.method: {other_method}"] if other_method and not pretraining_problem(data, other_method) else []
     )

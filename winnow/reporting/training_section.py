@@ -31,7 +31,7 @@ from winnow.reporting.thumbnails import SHOWN
 KNN_SPAN = 8.0
 """Points that the axis of the kNN plot spans at least; its own noise would fill it otherwise."""
 PURPOSES = {"train": "learning", "validation": "choosing", "test": "final test"}
-SHORT = {"scratch": "random weights", "pretrained": "pretrained", "weights": "own weights"}
+SHORT = {"scratch": "random weights", "start": "known weights", "pretrained": "pretrained", "weights": "own weights"}
 SHOWN_REJECTED = 10
 NOT_PRETRAINED = "Nothing was pretrained: dense starts from random weights."
 
@@ -109,7 +109,8 @@ def _rejected(rejected: Sequence[RejectedFile]) -> Html:
 def render_pretraining(records: RunRecords) -> Html:
     """Return the arms per label seed, the gain with its interval, the linear probe, and the curve of kNN."""
     arms = records.fine_tuning.arms
-    names = {"scratch": "random weights", "pretrained": _pretrained_label(records), "weights": _weights_label(records)}
+    names = {"scratch": "random weights", "start": _start_label(records), "pretrained": _pretrained_label(records)}
+    names["weights"] = _weights_label(records)
     by_arm = {names[arm]: sorted(arms.trainings(arm), key=lambda row: row.seed) for arm in names if arms.trainings(arm)}
     probe = arms.linear_probe
     caption = (
@@ -155,6 +156,11 @@ def _cross_validation(records: RunRecords) -> list[Html]:
     ]
 
 
+def _start_label(records: RunRecords) -> str:
+    start = records.pretrain.details.start
+    return f"known weights ({start.name})" if start else ""
+
+
 def _pretrained_label(records: RunRecords) -> str:
     method = records.pretrain.parameters["method"]
     return "no pretraining" if method == "none" else f"pretrained by {method}"
@@ -162,6 +168,8 @@ def _pretrained_label(records: RunRecords) -> str:
 
 def _gain_subject(records: RunRecords, arm: str) -> str:
     """Return the first words of the sentence on the gain."""
+    if arm == "start":
+        return f"Fine-tuning {_start_label(records)} instead of random ones"
     if arm == "weights":
         return f"Fine-tuning {_weights_label(records)} instead of random ones"
     return f"Fine-tuning what {records.pretrain.parameters['method']} pretrained instead of random weights"

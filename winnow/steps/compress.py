@@ -34,6 +34,8 @@ class CandidateFolders:
     """Checkpoints of this candidate with these settings alone: training resumes from them."""
     answers: Path | None = None
     """Cached teacher outputs, shared by all candidates (winnow/compression/teacher_cache.py); None: no cache."""
+    embedded: Path | None = None
+    """The folder of embed; None: there is no large network."""
 
 
 def compress(config: Config, name: str, folders: CandidateFolders, out: Path) -> CandidateRecord:
@@ -53,6 +55,7 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
         load_backbone=partial(load_backbone, folders.pretrain),
         scratch=folders.scratch,
         teacher_cache=TeacherCacheFolder(folders.answers, record_digest(dense)) if folders.answers else None,
+        teacher=folders.embedded,
     )
     lineage = [*CandidateRecord.read(parent).details.lineage, name]
     log.info("%s: %s from %s", name, settings.method, settings.parent)

@@ -1,6 +1,7 @@
 """Step 2: pretrain a backbone on all training images, without labels.
 
-It writes weights.safetensors (the backbone without head), architecture.json and the curves. kNN over the label budget
+It writes weights.safetensors (the backbone without head), architecture.json and the curves, and start.safetensors where
+training began with known weights. kNN over the label budget
 is for monitoring alone; validation images are only monitored, test images never read.
 """
 
@@ -11,11 +12,15 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import save_file
 
-from winnow.config import Config, NoPretraining, RotNet, SimCLR
+from winnow.config import Config, DistillEmbeddings, Pretraining, TrainedPretraining
+from winnow.config.weights import NO_WEIGHTS
 from winnow.data.dataset import VALIDATION, ImageSet, load_images
 from winnow.data.splits import draw_label_budget, visible_labels
+from winnow.deploy.teacher_embeddings import load_embeddings
 from winnow.errors import DataError
-from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, Architecture
+from winnow.models.backbones import ARCHITECTURE_FILE, START_FILE, WEIGHTS_FILE, Architecture
+from winnow.models.classifier_head import backbone_weights
+from winnow.models.known_weights import KnownWeights, find_weights, weights_details
 from winnow.pretraining.backbone_training import pretrain_backbone
 from winnow.pretraining.monitoring import MIN_SPREAD, KnnBank
 from winnow.records import (
@@ -33,35 +38,71 @@ from winnow.training.loop import Checkpoint
 CURVES = "curves.json"
 
 
-def pretrain(config: Config, data: Path, out: Path, scratch: Path) -> PretrainRecord:
+def pretrain(
+    config: Config,
+    data: Path,
+    out: Path,
+    scratch: Path,
+    embedded: Path | None = None,
+    weights_cache: Path | None = None,
+) -> PretrainRecord:
     """Train the backbone of config.pretrain on all training images of `data`; checkpoints go to `scratch`.
 
-    Raises DataError for fewer than two validation images, whose spread shows a collapse.
+    `embedded`: the folder of embed, for the method distill. `weights_cache`: folder of downloaded weights; None:
+    `scratch`. Raises DataError for fewer than two validation images, whose spread shows a collapse; ConfigError and
+    ArtifactError for start weights that cannot be used.
     """
-    settings = config.pretrain
-    images, inputs = load_images(data), {"data": record_digest(data)}
-    architecture = Architecture(
-        backbone=settings.backbone, num_classes=len(images.classes), image_size=images.image_size
+    settings, images = config.pretrain, load_images(data)
+    inputs = {"data": record_digest(data)}
+    weights, architecture = find_start(settings, len(images.classes), images.image_size, weights_cache or scratch)
+    start = backbone_weights(weights.load(architecture)) if weights else None
+    teacher_ND = None
+    if isinstance(settings, DistillEmbeddings):
+        assert embedded is not None
+        inputs["embed"] = record_digest(embedded)
+        teacher_ND = load_embeddings(embedded)
+    is_trained = isinstance(settings, TrainedPretraining)
+    bank = _monitor_bank(config, images) if is_trained else None
+    state, curves = pretrain_backbone(
+        settings, images, architecture, bank, Checkpoint(scratch, "pretrain"), start=start, teacher_ND=teacher_ND
     )
-    bank = None if isinstance(settings, NoPretraining) else _monitor_bank(config, images)
-    state, curves = pretrain_backbone(settings, images, architecture, bank, Checkpoint(scratch, "pretrain"))
-    warnings = () if isinstance(settings, NoPretraining) else _collapse_warnings(settings, curves)
     with publish(out) as folder:
         save_file(state, folder / WEIGHTS_FILE)
         write_json(folder / ARCHITECTURE_FILE, architecture.model_dump(mode="json"))
         write_json(folder / CURVES, curves)
+        files = [WEIGHTS_FILE, ARCHITECTURE_FILE, CURVES]
+        if start is not None and is_trained:
+            save_file(start, folder / START_FILE)
+            files.append(START_FILE)
+        known = weights_details(weights, architecture) if weights else None
         record = PretrainRecord(
             step="pretrain",
             name="pretrain",
             parameters=settings.model_dump(mode="json"),
             inputs=inputs,
             metrics=_metrics(curves),
-            details=PretrainDetails(curves=curves),
-            warnings=warnings,
-            artifacts=describe_files(folder, WEIGHTS_FILE, ARCHITECTURE_FILE, CURVES),
+            details=PretrainDetails(curves=curves, start=known) if known else PretrainDetails(curves=curves),
+            warnings=_collapse_warnings(settings, curves) if isinstance(settings, TrainedPretraining) else (),
+            artifacts=describe_files(folder, *files),
         )
         write_record(folder, record)
     return record
+
+
+def find_start(
+    settings: Pretraining, classes: int, image_size: int, weights_cache: Path
+) -> tuple[KnownWeights | None, Architecture]:
+    """Return the start weights, None for random ones, and the network's architecture.
+
+    Raises ConfigError and ArtifactError for weights that cannot be used.
+    """
+    if settings.start == NO_WEIGHTS:
+        return None, Architecture(backbone=settings.backbone, num_classes=classes, image_size=image_size)
+    weights = find_weights(settings.start, settings.backbone, weights_cache)
+    if not settings.non_commercial:
+        weights.check_licence("pretrain.non_commercial")
+    size = None if settings.input_size == "auto" else settings.input_size
+    return weights, weights.architecture(classes, image_size, size)
 
 
 def _monitor_bank(config: Config, images: ImageSet) -> KnnBank:
@@ -83,7 +124,7 @@ def _metrics(curves: list[CurveRow]) -> dict[str, float]:
     return {f"pretrain/{name}": value for name, value in curves[-1].items() if name != "epoch"}
 
 
-def _collapse_warnings(settings: RotNet | SimCLR, curves: list[CurveRow]) -> tuple[str, ...]:
+def _collapse_warnings(settings: TrainedPretraining, curves: list[CurveRow]) -> tuple[str, ...]:
     final = curves[-1]["spread"] if curves else 1.0
     if final >= MIN_SPREAD:
         return ()

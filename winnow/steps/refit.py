@@ -73,7 +73,7 @@ def refit(config: Config, artifacts: Path, out: Path, scratch: Path) -> RefitRec
     chain = refit_order(config, records[winner].details.lineage) if winner else []
     obstacle_text, attempt = _obstacle(config, images, records, chain), None
     if not obstacle_text:
-        sources = RefitFolders(artifacts / "pretrain", artifacts / "candidates", scratch)
+        sources = RefitFolders(artifacts / "pretrain", artifacts / "candidates", scratch, artifacts / "embed")
         attempt = _attempt(config, images, records, chain, sources)
     is_refitted = attempt is not None and not attempt.refusal
     labels = _labels(records[ROOT], len(refit_indices(config, images)) if is_refitted else 0)

@@ -210,7 +210,9 @@ def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> LinearPr
     return LinearProbe(seed=seed, top1=float((probe.predict(queries) == truth).mean()))
 
 
-def fit_probe(features_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> Any:
+def fit_probe(
+    features_ND: NDArray[np.float32], labels_N: NDArray[np.int64], inverse_regularisation: float = 0.1
+) -> Any:
     """Return scikit-learn's logistic regression, fitted on standardised features."""
     try:
         from sklearn.linear_model import LogisticRegression
@@ -218,4 +220,5 @@ def fit_probe(features_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> 
         from sklearn.preprocessing import StandardScaler
     except ModuleNotFoundError as error:
         raise MissingExtra("scikit-learn", "report") from error
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1)).fit(features_ND, labels_N)
+    regression = LogisticRegression(max_iter=1000, C=inverse_regularisation)
+    return make_pipeline(StandardScaler(), regression).fit(features_ND, labels_N)

@@ -26,14 +26,14 @@ from winnow.errors import DataError, WinnowError
 def test_every_stage_comes_after_those_it_needs(tiny_config: Config) -> None:
     ordered = stages(tiny_config)
     names = [stage.name for stage in ordered]
-    steps = {"ingest", "pretrain", "finetune", "benchmark", "select", "refit", "report"}
+    steps = {"ingest", "embed", "pretrain", "finetune", "benchmark", "select", "refit", "report"}
     assert sorted(names) == sorted(steps | {f"candidate@{name}" for name in tiny_config.candidates})
     for index, stage in enumerate(ordered):
         assert set(stage.needs) <= set(names[:index])
         assert len(stage.needs) == len(set(stage.needs))
     by_name = {stage.name: stage for stage in ordered}
-    assert by_name["candidate@pruned-int8"].needs == ("ingest", "pretrain", "finetune", "candidate@pruned")
-    assert by_name["candidate@pruned"].needs == ("ingest", "pretrain", "finetune")
+    assert by_name["candidate@pruned-int8"].needs == ("ingest", "embed", "pretrain", "finetune", "candidate@pruned")
+    assert by_name["candidate@pruned"].needs == ("ingest", "embed", "pretrain", "finetune")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from winnow.data.batches import Batches
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet
 from winnow.models.backbones import Architecture, build_model
 from winnow.pretraining import METHODS
+from winnow.pretraining.inputs import PretrainingInputs
 from winnow.pretraining.monitoring import KnnBank, embedding_spread, knn_accuracy, monitor_embeddings
 from winnow.pretraining.rotnet import rotations
 from winnow.pretraining.simclr import nt_xent
@@ -89,7 +90,7 @@ def test_methods_learn_and_repeat(settings: RotNet | SimCLR, tiny_set: ImageSet)
     digests = []
     for _ in range(2):
         model = tiny_model()
-        loss = METHODS[type(settings)](settings, model, tiny_set.image_size)
+        loss = METHODS[type(settings)](settings, model, PretrainingInputs(tiny_set.image_size))
         batches = Batches(tiny_set.images_NHWC, tiny_set.labels_N, tiny_set.indices(TRAIN), 32, 0)
         curves = run_to_end(fit(model, batches, loss, TrainingPlan(6, batches.steps_per_epoch, OPTIMISER, 0)))
         assert curves[-1]["loss"] < curves[0]["loss"]
@@ -101,7 +102,7 @@ def test_pretraining_does_not_read_labels(tiny_set: ImageSet) -> None:
     results = []
     for labels in (tiny_set.labels_N, np.full_like(tiny_set.labels_N, -1)):
         model = tiny_model()
-        loss = METHODS[RotNet](ROTNET, model, tiny_set.image_size)
+        loss = METHODS[RotNet](ROTNET, model, PretrainingInputs(tiny_set.image_size))
         batches = Batches(tiny_set.images_NHWC, np.asarray(labels), tiny_set.indices(TRAIN), 32, 0)
         results.append(run_to_end(fit(model, batches, loss, TrainingPlan(1, 2, OPTIMISER, 0))))
     assert results[0] == results[1]

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from safetensors.torch import save_file
+
+from tests.conftest import tiny_params
+from winnow.config import Config, check_config
+from winnow.data.dataset import TEST, TRAIN, ImageSet
+from winnow.deploy import teacher_embeddings
+from winnow.deploy.batch_inference import embed as embed_in_memory
+from winnow.deploy.teacher_embeddings import embed_images, load_embeddings
+from winnow.errors import ArtifactError, ConfigError
+from winnow.models.backbones import load_model
+from winnow.records import EmbedRecord, record_digest
+from winnow.steps.embed import embed
+from winnow.steps.pretrain import pretrain
+
+FILE, BACKBONE = "data/weights/teacher.safetensors", "timm:mobilenetv3_small_050"
+
+
+def taught(**teacher: object) -> Config:
+    """tiny_params with a small network of timm as the teacher."""
+    return check_config(
+        tiny_params() | {"teacher": {"weights": FILE, "backbone": BACKBONE, "input_size": 32, **teacher}}
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the file of the teacher's weights, which is the working directory."""
+    (tmp_path / "data/weights").mkdir(parents=True)
+    save_file(timm.create_model(BACKBONE.removeprefix("timm:")).state_dict(), tmp_path / FILE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_embeddings_are_the_features_of_the_network(project: Path, tiny_data: Path, tiny_set: ImageSet) -> None:
+    record = embed(taught(), tiny_data, project / "embed", project / "scratch", project / "cache")
+    assert record == EmbedRecord.read(project / "embed")
+    assert record.inputs == {"data": record_digest(tiny_data)}
+    weights = record.details.weights
+    assert weights is not None
+    assert (weights.backbone, weights.input_size, weights.native_size) == (BACKBONE, 32, 224)
+    rows_ND = load_embeddings(project / "embed")
+    model, architecture = load_model(project / "embed")
+    assert architecture.network_size == 32
+    assert rows_ND.shape == (len(tiny_set.labels_N), record.details.dimension)
+    train = tiny_set.indices(TRAIN)
+    expected_ND = embed_in_memory(model, tiny_set.images_NHWC, train).numpy()
+    np.testing.assert_allclose(rows_ND[train].astype(np.float32), expected_ND, atol=2e-3, rtol=2e-3)
+
+
+def test_images_of_the_test_split_are_not_embedded(project: Path, tiny_data: Path, tiny_set: ImageSet) -> None:
+    record = embed(taught(), tiny_data, project / "embed", project / "scratch", project / "cache")
+    rows_ND = load_embeddings(project / "embed")
+    is_test_N = tiny_set.split_N == TEST
+    assert is_test_N.any()
+    assert np.isnan(rows_ND[is_test_N]).all()
+    assert np.isfinite(rows_ND[~is_test_N]).all()
+    assert record.details.images == int((~is_test_N).sum())
+
+
+def test_an_interrupted_computation_goes_on(
+    project: Path, tiny_data: Path, tiny_set: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(taught(), tiny_data, project / "whole", project / "scratch-whole", project / "cache")
+    monkeypatch.setattr(teacher_embeddings, "BATCH", 8)
+    monkeypatch.setattr(teacher_embeddings, "BATCHES_PER_BLOCK", 2)
+    calls, compute = [], teacher_embeddings.make_network_input
+
+    def stops_at_the_seventh(*arguments: object) -> object:
+        calls.append(arguments[1])
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return compute(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(teacher_embeddings, "make_network_input", stops_at_the_seventh)
+    with pytest.raises(KeyboardInterrupt):
+        embed(taught(), tiny_data, project / "embed", project / "scratch", project / "cache")
+    assert not (project / "embed").exists()
+    first_run = len(calls)
+    embed(taught(), tiny_data, project / "embed", project / "scratch", project / "cache")
+    whole_ND, resumed_ND = load_embeddings(project / "whole"), load_embeddings(project / "embed")
+    np.testing.assert_allclose(resumed_ND.astype(np.float32), whole_ND.astype(np.float32), atol=2e-3, rtol=2e-3)
+    # The first call finds the dimension, two blocks of two batches are done, and the seventh call begins another.
+    images = int((tiny_set.split_N != TEST).sum())
+    assert len(calls) - first_run == -(-images // 8) - 4
+
+
+def test_without_a_teacher_there_is_only_a_record(tiny_data: Path, tmp_path: Path) -> None:
+    record = embed(check_config(tiny_params()), tiny_data, tmp_path / "embed", tmp_path / "scratch", tmp_path)
+    assert record.details.weights is None
+    assert [path.name for path in (tmp_path / "embed").iterdir()] == ["record.json"]
+    with pytest.raises(ArtifactError, match=r"embeddings\.npy is missing"):
+        load_embeddings(tmp_path / "embed")
+
+
+def test_a_missing_file_of_weights_is_named(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match=rf"{FILE} is missing"):
+        embed(taught(), tiny_data, tmp_path / "embed", tmp_path / "scratch", tmp_path)
+    assert not (tmp_path / "embed").exists()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "problem"),
+    [
+        ({"weights": "ftp:x"}, r"'ftp:x' must be none, package:NAME"),
+        ({"weights": "package:nothing"}, r"there is no package of weights 'nothing'; valid: efficientnet-lite0"),
+        ({"weights": "torchvision:resnet8"}, r"'resnet8' is not a classifier of torchvision"),
+        ({"weights": "timm:beit_base_patch16_224"}, r"timm's 'beit_base_patch16_224' is not supported"),
+        ({"weights": "mine.pth"}, r"put the file into data/weights/ and write data/weights/mine\.pth"),
+        ({"weights": FILE, "backbone": "auto"}, r"does not say which network it belongs to; name it in backbone"),
+        ({"weights": "torchvision:resnet50", "backbone": "resnet18"}, r"belongs to resnet50, not to resnet18"),
+    ],
+)
+def test_wrong_weights_are_refused_when_params_are_read(teacher: dict[str, str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        check_config(tiny_params() | {"teacher": teacher})
+
+
+def test_distill_needs_a_teacher() -> None:
+    raw = tiny_params()
+    raw["pretrain"] = {**raw["pretrain"], "method": "distill"}
+    with pytest.raises(ConfigError, match=r"pretrain\.method: distill needs a teacher: set teacher\.weights"):
+        check_config(raw)
+
+
+def test_pretraining_learns_the_embeddings(project: Path, tiny_data: Path) -> None:
+    raw = tiny_params()
+    raw["teacher"] = {"weights": FILE, "backbone": BACKBONE, "input_size": 32}
+    raw["pretrain"] = {**raw["pretrain"], "method": "distill", "epochs": 6}
+    config = check_config(raw)
+    embed(config, tiny_data, project / "embed", project / "scratch", project / "cache")
+    record = pretrain(config, tiny_data, project / "pretrain", project / "s", project / "embed", project / "cache")
+    losses = [row["loss"] for row in record.details.curves]
+    assert losses[-1] < 0.7 * losses[0]
+    assert record.inputs["embed"] == record_digest(project / "embed")
+
+
+def test_the_same_seed_gives_the_same_embeddings(project: Path, tiny_data: Path, tiny_set: ImageSet) -> None:
+    embed(taught(), tiny_data, project / "embed", project / "scratch", project / "cache")
+    model, _ = load_model(project / "embed")
+    again_ND = embed_images(model, tiny_set, project / "again")
+    assert np.array_equal(again_ND, load_embeddings(project / "embed"), equal_nan=True)

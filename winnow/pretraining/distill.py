@@ -1,0 +1,45 @@
+"""Distillation of embeddings: predict the embedding that a large network with known weights gives to an image.
+
+Navaneet, Koohpayegani, Tejankar, Pirsiavash: SimReg, Regression as a Simple Yet Effective Tool for Self-supervised
+Knowledge Distillation (BMVC 2021, arXiv 2201.05131). The loss is 1 - cosine(projection of the backbone's features,
+teacher's embedding), mean over the batch, which is half the squared distance of the normalised vectors. The projector
+is dropped afterwards. The teacher saw each image once, without augmentation (winnow/steps/embed.py), so its embeddings
+cost nothing here; the backbone learns them for random crops. No label is used.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from winnow.config import DistillEmbeddings
+from winnow.data.augmentation import augment
+from winnow.models.classifier_head import feature_dim, set_head
+from winnow.pretraining.inputs import PretrainingInputs
+from winnow.random_streams import stream_seed
+from winnow.training.loop import Loss
+
+
+def distill(settings: DistillEmbeddings, model: nn.Module, inputs: PretrainingInputs) -> Loss:
+    """Put a linear projector on `model`, in place, and return the loss that trains both on views of `inputs.side`."""
+    assert inputs.teacher_ND is not None
+    teacher_ND = inputs.teacher_ND
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(settings.seed, "pretraining head"))
+        set_head(model, nn.Linear(feature_dim(model), teacher_ND.shape[1]))
+
+    def loss(model: nn.Module, images_BCHW: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:
+        rows_BD = torch.from_numpy(np.asarray(teacher_ND[positions_B.cpu().numpy()], dtype=np.float32))
+        projected_BD = model(augment(images_BCHW, settings.augmentation, inputs.side)).float()
+        return cosine_distance(projected_BD, rows_BD.to(images_BCHW.device))
+
+    return loss
+
+
+def cosine_distance(first_BD: torch.Tensor, second_BD: torch.Tensor) -> torch.Tensor:
+    """Return 1 - cosine of each pair of rows, mean over the batch, scalar float32."""
+    if first_BD.shape != second_BD.shape:
+        raise ValueError(f"both need the same shape, got {tuple(first_BD.shape)} and {tuple(second_BD.shape)}")
+    return (1 - F.cosine_similarity(first_BD, second_BD, dim=1)).mean()

@@ -1,0 +1,63 @@
+"""Compute the teacher's embedding of every image, once, before pretraining.
+
+It writes embeddings.npy (float16, one row per image, NaN for the test split), and the teacher itself, with a random
+head: weights.safetensors and architecture.json. Without a teacher (`teacher.weights: none`) it writes its record alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from winnow.config import Config
+from winnow.config.weights import NO_WEIGHTS
+from winnow.data.dataset import TEST, load_images
+from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE, embed_images
+from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, save_model
+from winnow.models.known_weights import find_weights, weights_details
+from winnow.records import Artifact, EmbedDetails, EmbedRecord, describe_files, publish, record_digest, write_record
+from winnow.training.loop import default_device
+
+log = logging.getLogger(__name__)
+
+
+def embed(config: Config, data: Path, out: Path, scratch: Path, weights_cache: Path) -> EmbedRecord:
+    """Embed the images of training and validation with config.teacher; `weights_cache`: folder of downloaded weights.
+
+    Raises ConfigError for a licence that is not accepted, ArtifactError where the weights are missing or damaged.
+    """
+    settings, images = config.teacher, load_images(data)
+    details = EmbedDetails(weights=None, images=0, dimension=0)
+    files: tuple[Artifact, ...] = ()
+    with publish(out) as folder:
+        if settings.weights != NO_WEIGHTS:
+            weights = find_weights(settings.weights, settings.network, weights_cache)
+            if not settings.non_commercial:
+                weights.check_licence("teacher.non_commercial")
+            size = None if settings.input_size == "auto" else settings.input_size
+            architecture = weights.architecture(max(1, len(images.classes)), images.image_size, size)
+            model = weights.load(architecture)
+            save_model(folder, model, architecture)
+            log.info("embed: %s at %d pixels", settings.weights, architecture.network_size)
+            rows_ND = embed_images(model.to(default_device()), images, scratch)
+            shutil.copyfile(scratch / EMBEDDINGS_FILE, folder / EMBEDDINGS_FILE)
+            details = EmbedDetails(
+                weights=weights_details(weights, architecture),
+                images=int(np.count_nonzero(images.split_N != TEST)),
+                dimension=rows_ND.shape[1],
+            )
+            files = describe_files(folder, EMBEDDINGS_FILE, WEIGHTS_FILE, ARCHITECTURE_FILE)
+        record = EmbedRecord(
+            step="embed",
+            name="embed",
+            parameters=settings.model_dump(mode="json"),
+            inputs={"data": record_digest(data)},
+            metrics={},
+            details=details,
+            artifacts=files,
+        )
+        write_record(folder, record)
+    return record
