@@ -66,6 +66,7 @@ METRIC_GROUPS = {
     "data": "Data",
     "pretrain": "Pretraining",
     "pretraining": "Gain by pretraining",
+    "unlabelled": "Gain by images without labels",
     "quality": "Quality on the validation split",
     "delta": "Quality on the validation split",
     "cross_validation": "Cross-validation",

@@ -36,6 +36,7 @@ from tasks.project.state_files import STEP_TIMES, STEP_VERSIONS, StepTimes
 from tasks.versioning import integrity
 from tasks.versioning.dvc_stages import STARTER_VARIABLE
 from winnow.config import ROOT, Config, load_config
+from winnow.config.weights import is_file
 from winnow.errors import WinnowError
 from winnow.printable import printable_text
 from winnow.records import (
@@ -162,7 +163,7 @@ def _finetune(config: Config, paths: ProjectPaths, _name: str, scratch: Path) ->
 
     artifacts = paths.artifacts
     dense = artifacts / "candidates" / ROOT
-    return finetune(config, artifacts / "data", artifacts / "pretrain", dense, scratch)
+    return finetune(config, artifacts / "data", artifacts / "pretrain", dense, scratch, artifacts / "embed")
 
 
 def _compress(config: Config, paths: ProjectPaths, name: str, scratch: Path) -> AnyRecord:
@@ -237,7 +238,8 @@ def _inputs(config: Config, artifacts: Path, step: str, name: str) -> list[Path]
         winner = read_json(artifacts / "select" / WINNER)["winner"]
         lineage = CandidateRecord.read(artifacts / "candidates" / winner).details.lineage if winner else [ROOT]
         return [data, pretrain, *(artifacts / "candidates" / ancestor for ancestor in lineage)]
-    folders = {"embed": [data], "pretrain": [data, artifacts / "embed"], "finetune": [data, pretrain]}
+    embedded = artifacts / "embed"
+    folders = {"embed": [data], "pretrain": [data, embedded], "finetune": [data, embedded, pretrain]}
     return folders.get(step, [])
 
 
@@ -254,6 +256,9 @@ def _fingerprint(config: Config, paths: ProjectPaths, step: str, name: str) -> s
     parts += [record_digest(folder) for folder in _inputs(config, paths.artifacts, step, name)]
     if step == "refit":
         parts.append(repr(config.finetune))
+    weights = {"embed": config.teacher.weights, "pretrain": config.pretrain.start}.get(step, "")
+    if is_file(weights):
+        parts.append(sha256_of(paths.root / weights))
     if step in ("finetune", "refit"):
         parts.append(sha256_of(paths.root / config.finetune.weights))
     parts += [sha256_of(path) for path in code_of(paths.root, step, section)]

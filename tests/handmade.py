@@ -24,6 +24,7 @@ from tests.records import (
     benchmark_row,
     candidate_card,
     candidate_details,
+    embed_details,
     make_record,
     pretrain_details,
     refit_details,
@@ -111,6 +112,7 @@ def write_run(root: Path, winner: str | None = "quick", models: dict[str, dict[s
     config, artifacts = check_config(params), root / "artifacts"
     if not (artifacts / "data").is_dir():
         write_set(artifacts / "data")
+    _record(artifacts / "embed", "embed", embed_details())
     _record(
         artifacts / "pretrain",
         "pretrain",

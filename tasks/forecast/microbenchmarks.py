@@ -147,7 +147,7 @@ class Microbenchmarks:
     def probe_seconds(self, model: nn.Module, labels: int, classes: int) -> float:
         """Return the seconds to fit the linear probe on `labels` feature vectors."""
         from winnow.models.classifier_head import feature_dim
-        from winnow.training.finetuning import fit_probe
+        from winnow.training.linear_probe import fit_probe
 
         count = min(labels, 20 * FEW_IMAGES)
         rng = np.random.default_rng(0)

@@ -39,6 +39,7 @@ from winnow.config import (
     Recovery,
     TrainedCandidate,
     TrainedPretraining,
+    UnlabelledTraining,
     load_config,
     topological_order,
 )
@@ -50,6 +51,8 @@ from winnow.errors import WinnowError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from winnow.compression.recovery import EmbeddedImages
 
 CALIBRATED = (8, 72)
 """Two calibration set sizes: the difference of their times gives the cost per image without the start-up."""
@@ -192,8 +195,33 @@ class StepForecaster:
         export_seconds = time.monotonic() - started
         finish_seconds, disk_mb = self._finish(ROOT)
         basis = f"{trainings} trainings" + (f" and {folds} of cross-validation" if folds else "")
-        seconds = steps * per_step + prediction_seconds + probe_seconds + export_seconds + finish_seconds
+        unlabelled_seconds, unlabelled_basis = self._unlabelled(model, len(settings.seeds) + folds)
+        basis += unlabelled_basis
+        seconds = (
+            steps * per_step + unlabelled_seconds + prediction_seconds + probe_seconds + export_seconds + finish_seconds
+        )
         return Cost(seconds, disk_mb, f"{basis}: {_steps(steps, settings.batch_size, per_step)}")
+
+    def _unlabelled(self, model: nn.Module, trainings: int) -> tuple[float, str]:
+        """Return the seconds of the trainings on images without labels, and their basis for users."""
+        from winnow.deploy.teacher_embeddings import load_embeddings
+        from winnow.training.unlabelled_images import METHODS, UnlabelledInputs
+
+        settings = self.config.finetune.unlabelled
+        if not isinstance(settings, UnlabelledTraining):
+            return 0.0, ""
+        teacher_ND = None
+        if self.config.teacher.weights != NO_WEIGHTS:
+            self._ensure_teacher()
+            teacher_ND = load_embeddings(self.folder / EMBED)
+        budget = self.images.indices(TRAIN)
+        prepared = METHODS[type(settings)](settings, UnlabelledInputs(self.images, budget, 0, teacher_ND), model)
+        per_step = self.microbenchmarks.seconds_per_step(
+            prepared.trained, prepared.loss, settings.batch_size, settings.optimiser
+        )
+        steps = settings.steps_for(self.counts.train)
+        basis = f", {trainings} on images without labels: {_steps(steps, settings.batch_size, per_step)}"
+        return trainings * steps * per_step, basis
 
     def _candidate(self, name: str) -> Cost:
         settings = self.config.candidates[name]
@@ -258,9 +286,22 @@ class StepForecaster:
         teacher = None
         if recovery.teacher == "dense":
             teacher = CacheHit(self.counts.classes) if self._is_cached(recovery) else dense
-        student = with_projector(model, recovery, dense)
-        loss = distillation_loss(recovery, self.architecture.image_size, teacher, dense)
+        embedded = self._embedded(recovery)
+        student = with_projector(model, recovery, dense, embedded)
+        loss = distillation_loss(recovery, self.architecture.image_size, teacher, dense, embedded)
         return self.microbenchmarks.seconds_per_step(student, loss, recovery.batch_size, recovery.optimiser)
+
+    def _embedded(self, recovery: Recovery) -> EmbeddedImages | None:
+        """Return what the hint `embeddings` learns, made of the random images; None for other hints."""
+        import torch
+
+        from winnow.compression.recovery import EmbeddedImages
+        from winnow.deploy.teacher_embeddings import load_embeddings
+
+        if recovery.hint != "embeddings":
+            return None
+        self._ensure_teacher()
+        return EmbeddedImages(load_embeddings(self.folder / EMBED), torch.from_numpy(self.images.labels_N))
 
     def _is_cached(self, recovery: Recovery) -> bool:
         """Return whether an earlier candidate has cached all teacher outputs that this one needs."""

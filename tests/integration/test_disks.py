@@ -27,8 +27,9 @@ from tasks.tracking import mlflow_runs
 from tasks.tracking.mlflow_client import StoreError
 from tests.closure import ROOT
 from tests.conftest import tiny_params, write_folder, write_set
+from tests.records import embed_details, make_record
 from winnow.config import Config
-from winnow.records import atomic_path, write_json
+from winnow.records import atomic_path, write_json, write_record
 
 pytest_plugins = "tests.stores"
 
@@ -107,6 +108,8 @@ def test_a_limit_on_the_size_of_files_is_told(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_during_training_is_told_and_work_goes_on(small_disk: Path) -> None:
     root = write_project(small_disk)
     write_set(root / "artifacts" / "data")
+    (root / "artifacts" / "embed").mkdir()
+    write_record(root / "artifacts" / "embed", make_record("embed", embed_details()))
     filler = fill(root, 200_000)
     result = run_module(root, "tasks", "pretrain")
     assert_error(result, "the disk is full, or a quota is used up")

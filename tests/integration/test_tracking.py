@@ -28,7 +28,7 @@ from winnow.search.trial import TrialEvaluation
 
 pytest_plugins = "tests.stores"
 CANDIDATES = ("dense", "quick", "wrong")
-ALL_NAMES = ("data", "pretrain", *CANDIDATES, "benchmark", "select", "refit", "report")
+ALL_NAMES = ("data", "embed", "pretrain", *CANDIDATES, "benchmark", "select", "refit", "report")
 
 
 def _runs(paths: ProjectPaths, config: Config, condition: str = "") -> list:

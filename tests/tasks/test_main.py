@@ -31,7 +31,7 @@ def write_step_record(folder: Path, number: float = 0.0) -> None:
 @pytest.fixture
 def paths(tmp_path: Path) -> ProjectPaths:
     paths = ProjectPaths(tmp_path)
-    for name in ("data", "pretrain", "candidates/dense", "candidates/pruned"):
+    for name in ("data", "embed", "pretrain", "candidates/dense", "candidates/pruned"):
         write_step_record(paths.artifacts / name)
     (tmp_path / "mine.pth").write_bytes(b"weights")
     shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
@@ -78,6 +78,7 @@ def change_weights(paths: ProjectPaths, _params: dict[str, Any]) -> None:
     [
         ("pretrain", "pretrain", change_param("pretrain", "epochs", value=3), True),
         ("pretrain", "pretrain", change_record("data"), True),
+        ("pretrain", "pretrain", change_record("embed"), True),
         ("pretrain", "pretrain", change_weights, False),
         ("pretrain", "pretrain", change_param("finetune", "epochs", value=5), False),
         ("finetune", "finetune", change_param("finetune", "epochs", value=5), True),

@@ -7,6 +7,8 @@ attention   the attention maps: the sum of squared channels at each resolution t
             vector (Zagoruyko and Komodakis 2017, arXiv 1612.03928)
 pretrained  as `features`, but those of the backbone that was pretrained without labels and not fine-tuned: its features
             of unlabelled images contain what fine-tuning on few labels may have lost
+embeddings  as `features`, but the embeddings of the large network with known weights (winnow/steps/embed.py), which are
+            computed once and without augmentation (Navaneet et al. 2021, arXiv 2201.05131)
 
 Each returns one number per batch, 0 where student and teacher agree.
 """
@@ -123,6 +125,16 @@ def _by_attention(model: nn.Module, guide: nn.Module, views_BCHW: torch.Tensor) 
     with torch.no_grad(), capture_feature_maps(guide) as guide_maps:
         guide_BC = guide(views_BCHW).float()
     return student_BC, guide_BC, attention_distance(student_maps, guide_maps)
+
+
+def predict_embeddings(
+    model: nn.Module, views_BCHW: torch.Tensor, embeddings_BD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (student logits (B, C), distance of its projected features from the embeddings, a scalar)."""
+    assert isinstance(model, FeatureProjector)
+    with capture_features(model.student) as student_features:
+        student_BC = model(views_BCHW).float()
+    return student_BC, cosine_distance(model.translate(student_features[-1]), embeddings_BD)
 
 
 HINTS: dict[str, Callable[[nn.Module, nn.Module, torch.Tensor], HintOutput]] = {

@@ -23,7 +23,7 @@ from winnow.models.backbones import load_model
 from winnow.models.classifier_head import set_head
 from winnow.models.network import Network
 from winnow.records.candidate import ProbeResult
-from winnow.training.finetuning import fit_probe
+from winnow.training.linear_probe import fit_probe
 
 log = logging.getLogger(__name__)
 

@@ -18,26 +18,26 @@ for the same number of steps.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from winnow.compression.feature_distillation import HINTS, FeatureProjector
+from winnow.compression.feature_distillation import HINTS, FeatureProjector, predict_embeddings
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.teacher_cache import CachedTeacher, is_cacheable
 from winnow.config import Recovery
 from winnow.data.augmentation import augment
-from winnow.data.batches import Batches, BatchSource, JoinedBatches
+from winnow.data.batches import Batches, BatchSource, JoinedBatches, labelled_per_batch
 from winnow.data.dataset import TRAIN
+from winnow.deploy.teacher_embeddings import load_embeddings
 from winnow.models.classifier_head import feature_dim
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
 from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, Loss, TrainingPlan, default_device, fit, run_to_end
-
-LABELLED_SHARE = 1 / 8
-"""Share of a batch drawn from the labelled images where some images have no label."""
 
 
 def recover(
@@ -59,8 +59,9 @@ def recover(
     )
     teacher = _teacher(settings, inputs)
     guide = _frozen(inputs.load_backbone()) if settings.hint == "pretrained" else teacher
-    trained = with_projector(model, settings, guide)
-    loss = distillation_loss(settings, inputs.images.image_size, teacher, guide)
+    embedded = embedded_images(settings, inputs)
+    trained = with_projector(model, settings, guide, embedded)
+    loss = distillation_loss(settings, inputs.images.image_size, teacher, guide, embedded)
     inner = Hooks(lambda _, step: hooks.after_backward(model, step), lambda _, step: hooks.after_step(model, step))
     curves = run_to_end(fit(trained, batches, loss, plan, Checkpoint(inputs.scratch, name), inner))
     model.cpu().eval()
@@ -68,22 +69,21 @@ def recover(
 
 
 def recovery_batches(settings: Recovery, inputs: MethodInputs, stream: int) -> BatchSource:
-    """Return the batches: all images, with labelled ones at the end of each batch where some have no label."""
+    """Return the batches: all images, with labelled ones at the end of each batch where some have no label.
+
+    They yield the labels, or for the hint `embeddings` the indices of the images.
+    """
     images = inputs.images
     chosen = images.indices(TRAIN) if settings.images == "all" else inputs.budget
     labelled = chosen[inputs.labels_N[chosen] >= 0]
+    yielded_N = np.arange(len(inputs.labels_N)) if settings.hint == "embeddings" else inputs.labels_N
     count = labelled_per_batch(settings.batch_size) if 0 < len(labelled) < len(chosen) else 0
 
     def make_batches(indices: NDArray[np.int64], size: int, seed: int) -> Batches:
-        return Batches(images.training_NHWC, inputs.labels_N, indices, size, seed)
+        return Batches(images.training_NHWC, yielded_N, indices, size, seed)
 
     pool = make_batches(chosen, settings.batch_size - count, stream)
     return JoinedBatches(pool, make_batches(labelled, count, stream_seed(stream, "labelled"))) if count else pool
-
-
-def labelled_per_batch(batch_size: int) -> int:
-    """Return how many images of a batch are drawn from the labelled images, where some have no label."""
-    return min(batch_size - 1, max(1, round(batch_size * LABELLED_SHARE)))  # none in a batch of one
 
 
 def _teacher(settings: Recovery, inputs: MethodInputs) -> nn.Module | None:
@@ -101,8 +101,30 @@ def recovery_steps(settings: Recovery, inputs: MethodInputs) -> int:
     return settings.steps_for(len(inputs.images.indices(TRAIN)))
 
 
-def with_projector(model: nn.Module, settings: Recovery, guide: nn.Module | None) -> nn.Module:
+@dataclass(frozen=True)
+class EmbeddedImages:
+    """The embeddings of the large network, and the labels, by the index of an image."""
+
+    teacher_ND: NDArray[np.float16]
+    labels_N: torch.Tensor
+    """int64; -1 wherever the label must not be used."""
+
+
+def embedded_images(settings: Recovery, inputs: MethodInputs) -> EmbeddedImages | None:
+    """Return what the hint `embeddings` learns; None for other hints."""
+    if settings.hint != "embeddings":
+        return None
+    assert inputs.teacher is not None, "candidate_tree.py was not asked"
+    labels_N = torch.from_numpy(np.array(inputs.labels_N)).to(default_device())
+    return EmbeddedImages(load_embeddings(inputs.teacher), labels_N)
+
+
+def with_projector(
+    model: nn.Module, settings: Recovery, guide: nn.Module | None, embedded: EmbeddedImages | None = None
+) -> nn.Module:
     """Return the student, with a projector of its features where a hint compares features."""
+    if embedded is not None:
+        return FeatureProjector(model, embedded.teacher_ND.shape[1], settings.seed)
     if settings.hint not in ("features", "pretrained"):
         return model
     assert guide is not None
@@ -114,16 +136,26 @@ def _frozen(model: nn.Module) -> nn.Module:
     return model.to(default_device()).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def distillation_loss(settings: Recovery, side: int, teacher: nn.Module | None, guide: nn.Module | None = None) -> Loss:
+def distillation_loss(
+    settings: Recovery,
+    side: int,
+    teacher: nn.Module | None,
+    guide: nn.Module | None = None,
+    embedded: EmbeddedImages | None = None,
+) -> Loss:
     """Return the loss of the module docstring as a function of (student, images, labels); label -1: unlabelled.
 
-    `side`: size of the views in pixels. `guide`: the network that gives the hints.
+    `side`: size of the views in pixels. `guide`: the network that gives the hints. `embedded`: for the hint
+    `embeddings`, where batches hold indices in place of labels.
     """
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
         views_BCHW = augment(images_BCHW, settings.augmentation, side)
         guide_BC = hint_distance = None
-        if settings.hint == "none":
+        if embedded is not None:
+            student_BC, hint_distance = predict_embeddings(model, views_BCHW, _rows(embedded, labels_B))
+            labels_B = embedded.labels_N[labels_B]
+        elif settings.hint == "none":
             student_BC = model(views_BCHW).float()
         else:
             assert guide is not None
@@ -141,6 +173,12 @@ def distillation_loss(settings: Recovery, side: int, teacher: nn.Module | None, 
         return settings.teacher_weight * teacher_loss + (1 - settings.teacher_weight) * label_loss + hint_loss
 
     return loss
+
+
+def _rows(embedded: EmbeddedImages, indices_B: torch.Tensor) -> torch.Tensor:
+    """Return the embeddings of these images, float32 (B, D), on the device of the indices."""
+    rows_BD = np.asarray(embedded.teacher_ND[indices_B.cpu().numpy()], dtype=np.float32)
+    return torch.from_numpy(rows_BD).to(indices_B.device)
 
 
 def softened_kl(student_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -51,6 +51,7 @@ from winnow.config.refit import Refit
 from winnow.config.search import Search
 from winnow.config.section import Augmentation, Optimiser, Section
 from winnow.config.teacher import Teacher
+from winnow.config.unlabelled import FixMatch, NoUnlabelled, Propagation, UnlabelledTraining
 from winnow.config.weights import NO_WEIGHTS
 from winnow.errors import ConfigError
 
@@ -71,13 +72,16 @@ __all__ = [
     "Drift",
     "Factorize",
     "Finetune",
+    "FixMatch",
     "Gates",
     "NoPretraining",
+    "NoUnlabelled",
     "Optimiser",
     "Pretrain",
     "Pretraining",
     "Probe",
     "Promotion",
+    "Propagation",
     "Prune",
     "Quantize",
     "Recovery",
@@ -89,6 +93,7 @@ __all__ = [
     "Teacher",
     "TrainedCandidate",
     "TrainedPretraining",
+    "UnlabelledTraining",
     "check_config",
     "check_settings",
     "load_config",
@@ -123,7 +128,7 @@ PLAIN_MESSAGES = {
     "dict_type": "expected a section with keys of its own; see params.yaml as shipped",
 }
 """Messages for the pydantic error types whose own messages are about Python."""
-METHOD_POSITIONS = {"pretrain": 1, "candidates": 2}
+METHOD_POSITIONS = {"pretrain": 1, "candidates": 2, "finetune.unlabelled": 2}
 """The position of the method's name in an error's location; it is not a key of the file."""
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -173,15 +178,12 @@ def check_config(raw: Any, where: str = "params.yaml") -> Config:
             )
     else:
         is_pretrained = not isinstance(config.pretrain, NoPretraining)
-        problems = tree_errors(dict(config.candidates), config.pretrain.backbone, is_pretrained)
+        has_teacher = config.teacher.weights != NO_WEIGHTS
+        problems = tree_errors(dict(config.candidates), config.pretrain.backbone, is_pretrained, has_teacher)
         if problem := pretraining_problem(config.data, config.pretrain.method):
             problems.append(("pretrain.method", problem))
-        if isinstance(config.pretrain, DistillEmbeddings) and config.teacher.weights == NO_WEIGHTS:
+        if isinstance(config.pretrain, DistillEmbeddings) and not has_teacher:
             problems.append(("pretrain.method", "distill needs a teacher: set teacher.weights, or another method"))
-        for name, candidate in config.candidates.items():
-            if isinstance(candidate, Probe) and config.teacher.weights == NO_WEIGHTS:
-                message = "probe needs a teacher: set teacher.weights, or remove the candidate"
-                problems.append((f"candidates.{name}.method", message))
         if not problems:
             return apply_invariances(config.data, config)
     raise _config_error(where, problems)
@@ -217,8 +219,9 @@ def _describe_problem(item: Any) -> tuple[str, str]:
     """Return (dotted path, message) of one of pydantic's errors."""
     keys, value, kind = list(item["loc"]), item["input"], item["type"]
     context = item.get("ctx", {})
-    if len(keys) > METHOD_POSITIONS.get(keys[0], len(keys)):
-        del keys[METHOD_POSITIONS[keys[0]]]
+    position = METHOD_POSITIONS.get(".".join(map(str, keys[:2])), METHOD_POSITIONS.get(keys[0], len(keys)))
+    if len(keys) > position:
+        del keys[position]
     path = ".".join(map(str, keys[:2] if keys[:2] == ["data", "labels_per_class"] else keys))
     if kind == "extra_forbidden":
         return path, "unknown key; remove it, or see params.yaml as shipped for the keys of this section"

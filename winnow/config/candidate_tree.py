@@ -22,11 +22,12 @@ from winnow.config.candidates import (
 
 
 def tree_errors(
-    candidates: dict[str, Candidate], backbone: str | None = None, pretrained: bool = True
+    candidates: dict[str, Candidate], backbone: str | None = None, pretrained: bool = True, has_teacher: bool = True
 ) -> list[tuple[str, str]]:
     """Return (dotted path, message) of every mistake in the tree as a whole.
 
-    `backbone` is that of dense, None where it is unknown; `pretrained` is true where pretrain.method trains it.
+    `backbone` is that of dense, None where it is unknown; `pretrained` is true where pretrain.method trains it,
+    `has_teacher` where the section `teacher` names weights.
     """
     errors = _control_errors(candidates.get(CONTROL))
     for name, candidate in candidates.items():
@@ -39,6 +40,8 @@ def tree_errors(
             errors.append((f"{path}.from", f"no candidate is called {candidate.parent!r}; valid: {choices}"))
             continue
         hint_errors = _hint_errors(name, candidates, backbone, pretrained)
+        if not has_teacher:
+            errors += _teacher_errors(path, candidate)
         errors += [(f"{path}.recovery.hint", message) for message in hint_errors]
         errors += [(f"{path}.from", message) for message in _parent_errors(name, candidates)]
         if isinstance(candidate, Prune) and not _in_cycle(name, candidates):
@@ -89,6 +92,16 @@ def _hint_errors(name: str, candidates: dict[str, Candidate], backbone: str | No
         if recovery.hint == "attention" and network and not has_feature_maps(network):
             yield f"attention compares feature maps, which a {network} has only in its first layer; set features"
             return
+
+
+def _teacher_errors(path: str, candidate: Candidate) -> list[tuple[str, str]]:
+    """Return the mistake of a candidate that needs the section `teacher`."""
+    recovery = getattr(candidate, "recovery", None)
+    if recovery is not None and recovery.hint == "embeddings":
+        return [(f"{path}.recovery.hint", "embeddings are those of a teacher: set teacher.weights, or hint: none")]
+    if isinstance(candidate, Probe):
+        return [(f"{path}.method", "probe needs a teacher: set teacher.weights, or remove the candidate")]
+    return []
 
 
 def _lineage(name: str, candidates: dict[str, Candidate]) -> Iterator[Candidate]:

@@ -56,9 +56,10 @@ class Recovery(Section):
     """The teacher's share of the loss; the rest is the mean cross-entropy of the labelled images in each batch."""
     images: Literal["all", "labelled"] = "all"
     """all: also images without a label, for which only the teacher's loss counts."""
-    hint: Literal["none", "features", "attention", "pretrained"] = "none"
+    hint: Literal["none", "features", "attention", "pretrained", "embeddings"] = "none"
     """An intermediate output to learn beside the logits. features: the teacher's features before the head; attention:
-    its attention maps; pretrained: the features of the pretrained backbone."""
+    its attention maps; pretrained: the features of the pretrained backbone; embeddings: those of the large network of
+    the section `teacher`."""
     hint_weight: Positive = 1.0
     """The weight of the hint's loss; the other losses together have weight 1."""
     augmentation: Augmentation = Augmentation()
@@ -78,7 +79,7 @@ class Recovery(Section):
     def _check_teacher(self) -> Recovery:
         if self.teacher == "none" and self.images == "all":
             raise ValueError("without a teacher training needs labels: set images: labelled")
-        if self.teacher == "none" and self.hint not in ("none", "pretrained"):
+        if self.teacher == "none" and self.hint in ("features", "attention"):
             raise ValueError(f"hint: {self.hint} needs a teacher; set teacher: dense, or hint: none")
         return self
 

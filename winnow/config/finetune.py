@@ -18,6 +18,7 @@ from winnow.config.section import (
     Seed,
     steps_per_epoch,
 )
+from winnow.config.unlabelled import NoUnlabelled, Unlabelled
 
 FEW_LABELS = 500
 """The number of labelled validation images below which a metric alone is too uncertain."""
@@ -53,6 +54,9 @@ class Finetune(Section):
     """When to cross-validate dense over all labels. auto: with fewer than 500 labelled validation images."""
     folds: Annotated[Integer, Field(ge=2, le=20)] = 5
     """The number of folds of the cross-validation; each trains one network."""
+    unlabelled: Unlabelled = NoUnlabelled()
+    """The training on images without labels that follows: none, propagation or fixmatch, or a mapping with the method's
+    own settings. Its network becomes dense only where it is more accurate on validation."""
     weights: str
     """A backbone file of your own (.safetensors, .pth or .pt) in place of the pretrained one; data/none: no file."""
 

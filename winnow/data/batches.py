@@ -16,6 +16,14 @@ from numpy.typing import NDArray
 
 from winnow.random_streams import stream_seed
 
+LABELLED_SHARE = 1 / 8
+"""Share of a batch drawn from the labelled images where some have no label: one to seven, as in FixMatch."""
+
+
+def labelled_per_batch(batch_size: int) -> int:
+    """Return how many images of a batch are drawn from the labelled images, where some have no label."""
+    return min(batch_size - 1, max(1, round(batch_size * LABELLED_SHARE)))  # none in a batch of one
+
 
 class BatchSource(Protocol):
     """A source of training batches."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import cast
+from typing import TypeGuard, cast
 
 import numpy as np
 import torch
@@ -77,6 +77,11 @@ def _open(backbone: nn.Module, images: ImageSet, folder: Path, device: torch.dev
     rows_ND = np.lib.format.open_memmap(file, "w+", np.float16, (len(images.labels_N), dimension))
     rows_ND[:] = np.nan
     return rows_ND, 0
+
+
+def has_embeddings(folder: Path | None) -> TypeGuard[Path]:
+    """Return whether the folder of embed holds embeddings: not without a teacher."""
+    return folder is not None and (folder / EMBEDDINGS_FILE).is_file()
 
 
 def load_embeddings(folder: Path) -> NDArray[np.float16]:

@@ -110,10 +110,10 @@ class LinearProbe(RecordModel):
 
 
 class PretrainingGain(RecordModel):
-    """Gain of an arm over random weights in points of top-1, paired by label seed."""
+    """Gain of an arm in points of top-1, paired by label seed."""
 
     arm: str
-    """Starting weights: pretrained, or weights (a user's file)."""
+    """Starting weights: pretrained, start or weights, against random ones; or unlabelled, against labels alone."""
     mean: float
     """Mean gain over the label seeds."""
     low: float
@@ -159,11 +159,41 @@ class CrossValidationSummary(RecordModel):
     """Class -> scores."""
 
 
+class UnlabelledRow(RecordModel):
+    """One training on images without labels, after the fine-tuning with the same label seed."""
+
+    seed: int
+    """The label seed (finetune.seeds)."""
+    steps: int
+    """Number of training steps."""
+    top1: float
+    """Top-1 on the validation split, a fraction."""
+    precision: float | None
+    """Share of right pseudo-labels among those given to labelled validation images; None where none was given."""
+    coverage: float
+    """Share of those images that were given a pseudo-label."""
+
+
+class UnlabelledComparison(RecordModel):
+    """Training on images without labels (finetune.unlabelled), compared with fine-tuning alone."""
+
+    method: str
+    """The method."""
+    kept: bool
+    """True: dense is the network after this training. It is where its mean top-1 is higher."""
+    trainings: list[UnlabelledRow]
+    """One for each label seed."""
+    gain: PretrainingGain
+    """Gain over fine-tuning alone."""
+
+
 class FinetuneResult(RecordModel):
     """The trainings of fine-tuning."""
 
     arms: ArmComparison
     """Trainings from each kind of starting weights."""
+    unlabelled: UnlabelledComparison | None = optional()
+    """Training on images without labels; None where there was none."""
     cross_validation: CrossValidationSummary | None
     """Accuracy of dense over all labels; None where it was not cross-validated."""
     curves: list[CurveRow]

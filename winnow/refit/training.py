@@ -35,8 +35,9 @@ from winnow.models.network import Network
 from winnow.records import CandidateRecord, CurveRow
 from winnow.records.candidate import FinetuneDetails, QuantizeDetails
 from winnow.training.finetuning import initial_model, train_on_labels
-from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks
+from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, joined_curves
 from winnow.training.starting_weights import starting_weights
+from winnow.training.unlabelled_images import unlabelled_training
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +187,12 @@ def _refit_dense(
     _, curves = train_on_labels(
         config.finetune, images, model, known, (seed, rate), Checkpoint(sources.scratch / ROOT, "finetune")
     )
+    unlabelled = record.details.unlabelled
+    if unlabelled is not None and unlabelled.kept:
+        train_on = unlabelled_training(config, images, sources.embedded)
+        assert train_on is not None
+        result = train_on(model, known, Checkpoint(sources.scratch / ROOT, "unlabelled"))
+        curves = joined_curves(curves, result.curves)
     out.mkdir(parents=True, exist_ok=True)
     write_network(Network(model, architecture), out)
     return curves

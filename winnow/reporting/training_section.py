@@ -133,9 +133,43 @@ def render_pretraining(records: RunRecords) -> Html:
         paragraph(_describe_gain(records, arms.gain)),
         *([paragraph(strong("What to try: "), f"{advice}.")] if advice else []),
         _arm_table(by_arm, probe, caption),
+        *_unlabelled(records),
         *_cross_validation(records),
         side_by_side(*pictures),
     )
+
+
+UNLABELLED_METHODS = {
+    "propagation": "answers that spread over a graph of similar images (label propagation)",
+    "fixmatch": "its own confident answers (FixMatch)",
+}
+
+
+def _unlabelled(records: RunRecords) -> list[Html]:
+    """Return what training on images without labels gained, where there was such a training."""
+    comparison = records.fine_tuning.unlabelled
+    if comparison is None:
+        return []
+    rows = comparison.trainings
+    outcome = "dense is the network after it" if comparison.kept else "it did not help, so dense is the network before"
+    precisions = [row.precision for row in rows if row.precision is not None]
+    right = f", of which {percent(fmean(precisions))} were right" if precisions else ""
+    return [
+        paragraph(
+            f"Then each network trained on all training images, on {UNLABELLED_METHODS[comparison.method]}: "
+            f"{percent(fmean(row.top1 for row in rows))} top-1, {_describe_interval(comparison.gain)}; {outcome}. Of "
+            f"the labelled validation images {percent(fmean(row.coverage for row in rows))} got such an answer{right}."
+        )
+    ]
+
+
+def _describe_interval(gain: PretrainingGain) -> str:
+    """Return the gain in points with its interval, or the note that a single seed has none."""
+    points = f"{signed(gain.mean, plus=True)} points"
+    if gain.pairs == 1:
+        return f"{points} (a single label seed: a hint, without an interval)"
+    interval = f"{signed(gain.low, plus=True)} to {signed(gain.high, plus=True)}"
+    return f"{points} (95 % interval {interval}, {gain.pairs} label seeds)"
 
 
 def _cross_validation(records: RunRecords) -> list[Html]:

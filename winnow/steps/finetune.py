@@ -3,21 +3,27 @@ gained.
 
 `dense` is the pretrained arm of the first seed: that of finetune.weights where a file is given, that from scratch where
 nothing was pretrained. It is fixed before anything is measured. The other seeds and the from-scratch arm show how much
-of its accuracy came from pretraining.
+of its accuracy came from pretraining. Where `finetune.unlabelled` names a method, the networks of that arm then train
+on images without labels; dense is the result only where its mean top-1 over the label seeds is higher.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import logging
+import math
 from pathlib import Path
+from statistics import fmean
 
-from winnow.config import ROOT, Config
+from winnow.config import ROOT, Config, Propagation
 from winnow.config.section import NO_FILE
 from winnow.data.dataset import ImageSet, load_images
 from winnow.data.splits import draw_label_budget
 from winnow.deploy.candidate_card import finish_candidate
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.teacher_embeddings import has_embeddings
 from winnow.evaluation.intervals import paired_gain
 from winnow.evaluation.metrics import quality_metrics
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, load_architecture, save_model
@@ -31,7 +37,15 @@ from winnow.records import (
     sha256_of,
     write_record,
 )
-from winnow.records.candidate import ArmComparison, CrossValidationSummary, LinearProbe, PretrainingGain, TriedTraining
+from winnow.records.candidate import (
+    ArmComparison,
+    CrossValidationSummary,
+    LinearProbe,
+    PretrainingGain,
+    TriedTraining,
+    UnlabelledComparison,
+    UnlabelledRow,
+)
 from winnow.training.finetuning import (
     CrossValidation,
     FinetunedArm,
@@ -40,14 +54,22 @@ from winnow.training.finetuning import (
     linear_probe,
     needs_cross_validation,
     train_arms,
+    validation_top1,
 )
+from winnow.training.loop import Checkpoint, joined_curves
 from winnow.training.starting_weights import SCRATCH, starting_weights
+from winnow.training.unlabelled_images import UnlabelledTrainer, unlabelled_training
 
 log = logging.getLogger(__name__)
 
 
-def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: Path) -> FinetuneRecord:
-    """Train all arms and write the candidate folder of `dense` to `out`."""
+def finetune(
+    config: Config, data: Path, pretrained: Path, out: Path, scratch: Path, embedded: Path | None = None
+) -> FinetuneRecord:
+    """Train all arms and write the candidate folder of `dense` to `out`.
+
+    `embedded`: the folder of embed, whose embeddings label propagation uses; None: there is no teacher.
+    """
     settings = config.finetune
     images = load_images(data)
     architecture = load_architecture(pretrained)
@@ -60,10 +82,20 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
     dense = next(training for training in chosen if training.arm == main and training.seed == settings.seeds[0])
     probe = linear_probe(config, images, initial_model(architecture, arms[main], settings.seeds[0]))
     arm_details, arm_metrics = _compare(chosen, tried, main, probe)
+    if has_embeddings(embedded) and isinstance(settings.unlabelled, Propagation):
+        inputs["embed"] = record_digest(embedded)
+    train_on = unlabelled_training(config, images, embedded)
+    unlabelled = None
+    if train_on is not None:
+        main_arm = [training for training in chosen if training.arm == main]
+        continued, unlabelled = _train_on_unlabelled(config, images, main_arm, train_on, scratch)
+        arm_metrics |= _unlabelled_metrics(unlabelled)
+        dense = continued if unlabelled.kept else dense
     cross_validation: CrossValidationSummary | None = None
     cross_validation_metrics: dict[str, float] = {}
     if needs_cross_validation(config, images):
-        crossed = cross_validate(config, images, architecture, arms[main], dense, scratch)
+        kept = train_on if unlabelled is not None and unlabelled.kept else None
+        crossed = cross_validate(config, images, architecture, arms[main], dense, scratch, kept)
         cross_validation, cross_validation_metrics = _cross_validation_figures(images, crossed)
     with publish(out) as folder:
         save_model(folder, dense.model, architecture)
@@ -72,19 +104,57 @@ def finetune(config: Config, data: Path, pretrained: Path, out: Path, scratch: P
         metrics, details = finish_candidate(
             folder, name=ROOT, method="finetune", lineage=[ROOT], images=images, budget=budget, dense=None
         )
+        trained = FinetuneDetails(
+            **dict(details), arms=arm_details, cross_validation=cross_validation, curves=dense.curves
+        )
         record = FinetuneRecord(
             step="finetune",
             name=ROOT,
             parameters=settings.model_dump(mode="json") | {"weights": _weights_name(settings.weights)},
             inputs=inputs,
             metrics={**metrics, **arm_metrics, **cross_validation_metrics},
-            details=FinetuneDetails(
-                **dict(details), arms=arm_details, cross_validation=cross_validation, curves=dense.curves
-            ),
+            details=trained if unlabelled is None else trained.model_copy(update={"unlabelled": unlabelled}),
             artifacts=describe_files(folder, MODEL, CARD, "validation_logits.npy", WEIGHTS_FILE, ARCHITECTURE_FILE),
         )
         write_record(folder, record)
     return record
+
+
+def _train_on_unlabelled(
+    config: Config, images: ImageSet, main_arm: list[FinetunedArm], train_on: UnlabelledTrainer, scratch: Path
+) -> tuple[FinetunedArm, UnlabelledComparison]:
+    """Train a copy of each network of the arm on; return the first of them, and the comparison."""
+    method = config.finetune.unlabelled.method
+    continued, rows = [], []
+    for training in main_arm:
+        log.info("unlabelled images, %s: seed %d", method, training.seed)
+        model = copy.deepcopy(training.model)
+        budget = draw_label_budget(images, config.data.label_budget, training.seed)
+        result = train_on(model, budget, Checkpoint(scratch, f"unlabelled-seed{training.seed}"), training.seed)
+        top1 = validation_top1(model, images)
+        curves = joined_curves(training.curves, result.curves)
+        continued.append(dataclasses.replace(training, model=model, top1=top1, curves=curves))
+        precision = None if math.isnan(result.precision) else result.precision
+        rows.append(
+            UnlabelledRow(
+                seed=training.seed, steps=result.steps, top1=top1, precision=precision, coverage=result.coverage
+            )
+        )
+    mean, low, high = paired_gain([row.top1 for row in rows], [training.top1 for training in main_arm])
+    log.info("%s against labels alone: %+.1f points (label seeds: %d)", method, mean, len(rows))
+    gain = PretrainingGain(arm="unlabelled", mean=mean, low=low, high=high, pairs=len(rows))
+    return continued[0], UnlabelledComparison(method=method, kept=mean > 0, trainings=rows, gain=gain)
+
+
+def _unlabelled_metrics(unlabelled: UnlabelledComparison) -> dict[str, float]:
+    rows = unlabelled.trainings
+    metrics = {
+        "unlabelled/top1": fmean(row.top1 for row in rows),
+        "unlabelled/gain_points": unlabelled.gain.mean,
+        "unlabelled/coverage": fmean(row.coverage for row in rows),
+    }
+    precisions = [row.precision for row in rows if row.precision is not None]
+    return metrics | ({"unlabelled/precision": fmean(precisions)} if precisions else {})
 
 
 def _cross_validation_figures(

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,11 +32,14 @@ from winnow.models.classifier_head import new_classifier
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
 from winnow.records.candidate import ArmTraining, LinearProbe
+from winnow.training.linear_probe import fit_probe
 from winnow.training.loop import Checkpoint, Loss, TrainingPlan, fit, run_to_end
 
 log = logging.getLogger(__name__)
 
 StateDict = dict[str, torch.Tensor]
+TrainOn = Callable[[nn.Module, NDArray[np.int64], Checkpoint], object]
+"""(fine-tuned network, changed in place; indices of the images whose labels may be used; checkpoint)."""
 
 
 @dataclass(frozen=True)
@@ -167,13 +170,14 @@ def cross_validate(
     state: StateDict | None,
     dense: FinetunedArm,
     scratch: Path,
+    train_on: TrainOn | None = None,
 ) -> CrossValidation:
     """Return logits for every visible label from networks that were not trained on it.
 
     They start like `dense`, use its learning rate, and train on the other folds of training and validation labels
-    together. Images of one group, or duplicates, share a fold; classes are spread evenly (scikit-learn's
-    StratifiedGroupKFold). The rate was selected on the validation part of the labels, so results are slightly
-    optimistic.
+    together; then by `train_on`, where dense was trained so. Images of one group, or duplicates, share a fold; classes
+    are spread evenly (scikit-learn's StratifiedGroupKFold). The rate was selected on the validation part of the labels,
+    so results are slightly optimistic.
     """
     try:
         from sklearn.model_selection import StratifiedGroupKFold
@@ -194,6 +198,8 @@ def cross_validate(
         checkpoint = Checkpoint(scratch, f"fold{number}of{folds}")
         recipe = (dense.seed, dense.learning_rate)
         train_on_labels(config.finetune, images, model, known[train_part], recipe, checkpoint)
+        if train_on is not None:
+            train_on(model, known[train_part], Checkpoint(scratch, f"{checkpoint.name}-unlabelled"))
         logits_LC[held_out] = predict_torch(model, images.images_NHWC, known[held_out])
     return CrossValidation(known, logits_LC, folds)
 
@@ -208,17 +214,3 @@ def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> LinearPr
     probe = fit_probe(features, images.labels_N[budget])
     truth: NDArray[np.int64] = images.labels_N[validation]
     return LinearProbe(seed=seed, top1=float((probe.predict(queries) == truth).mean()))
-
-
-def fit_probe(
-    features_ND: NDArray[np.float32], labels_N: NDArray[np.int64], inverse_regularisation: float = 0.1
-) -> Any:
-    """Return scikit-learn's logistic regression, fitted on standardised features."""
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ModuleNotFoundError as error:
-        raise MissingExtra("scikit-learn", "report") from error
-    regression = LogisticRegression(max_iter=1000, C=inverse_regularisation)
-    return make_pipeline(StandardScaler(), regression).fit(features_ND, labels_N)

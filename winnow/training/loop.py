@@ -199,6 +199,12 @@ def run_to_end(
         on_epoch(epoch)
 
 
+def joined_curves(first: list[CurveRow], second: list[CurveRow]) -> list[CurveRow]:
+    """Return the curves of two trainings, one after the other, with consecutive epochs."""
+    start = first[-1]["epoch"] if first else 0.0
+    return [*first, *({**row, "epoch": row["epoch"] + start} for row in second)]
+
+
 def _format_row(row: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
 

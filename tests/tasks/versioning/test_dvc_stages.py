@@ -112,7 +112,7 @@ def test_a_stage_is_run_skipped_or_restored_and_its_children_follow(project: Pat
     (project / "params.yaml").write_text(text.replace("image_size: 32", "image_size: 64"))
     stale = stale_stages(project, config)
     assert stale["ingest"] == ["data.image_size: modified"]
-    assert stale["pretrain"] == ["ingest has to run"]  # DVC itself does not report it yet
+    assert "ingest has to run" in stale["pretrain"]  # DVC itself does not report it yet
     assert parse_outcome(run_stage(project, "ingest")[1]) == "ran"
     (project / "params.yaml").write_text(text)
     assert parse_outcome(run_stage(project, "ingest")[1]) == "restored"

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,18 @@ from winnow.compression.feature_distillation import (
     capture_feature_maps,
     capture_features,
     cosine_distance,
+    predict_embeddings,
 )
 from winnow.compression.method_inputs import MethodInputs
-from winnow.compression.recovery import distillation_loss, recover
+from winnow.compression.recovery import (
+    distillation_loss,
+    embedded_images,
+    recover,
+    recovery_batches,
+    with_projector,
+)
 from winnow.config import Recovery
+from winnow.data.augmentation import normalise, to_float
 from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, build_model, load_backbone, load_model
 from winnow.models.classifier_head import feature_dim
@@ -118,8 +127,6 @@ def test_the_loss_adds_the_hint(weight: float) -> None:
         ).item()
         for kind in ("none", "attention")
     ]
-    from winnow.data.augmentation import normalise, to_float
-
     hint_loss = HINTS["attention"](student, teacher, normalise(to_float(images)))[2].item()
     assert losses[1] == pytest.approx(losses[0] + weight * hint_loss, rel=1e-4)
 
@@ -135,6 +142,38 @@ def test_recovery_with_a_hint_trains_the_student_and_keeps_its_structure(tiny_in
     without_hint = network(width=0.25)
     recover(without_hint, settings(epochs=4), dataclasses.replace(tiny_inputs, scratch=tiny_inputs.scratch / "plain"))
     assert not torch.equal(without_hint.fc.weight, model.fc.weight)
+
+
+@pytest.fixture
+def taught_inputs(tiny_inputs: MethodInputs, tmp_path: Path) -> MethodInputs:
+    """Return inputs with embeddings of a teacher, eight numbers an image."""
+    rows_ND = np.random.default_rng(0).normal(size=(len(tiny_inputs.images.labels_N), 8)).astype(np.float16)
+    np.save(tmp_path / "embeddings.npy", rows_ND)
+    return dataclasses.replace(tiny_inputs, teacher=tmp_path)
+
+
+def test_embeddings_are_looked_up_by_image(taught_inputs: MethodInputs) -> None:
+    hinted = settings(hint="embeddings", images="all", augmentation={"crop_scale_min": 1.0, "flip": False})
+    images_BCHW, indices_B = recovery_batches(hinted, taught_inputs, 0).at(0)
+    _, labels_B = recovery_batches(settings(images="all"), taught_inputs, 0).at(0)
+    assert taught_inputs.labels_N[indices_B.numpy()].tolist() == labels_B.tolist()
+    embedded = embedded_images(hinted, taught_inputs)
+    assert embedded is not None
+    teacher, student = network(seed=1), with_projector(network(width=0.25), hinted, None, embedded).eval()
+    loss = distillation_loss(hinted, 16, teacher, None, embedded)(student, images_BCHW, indices_B)
+    without = distillation_loss(settings(augmentation=hinted.augmentation), 16, teacher)(student, images_BCHW, labels_B)
+    rows_BD = torch.from_numpy(np.load(taught_inputs.teacher / "embeddings.npy")[indices_B.numpy()]).float()
+    _, distance = predict_embeddings(student, normalise(to_float(images_BCHW)), rows_BD)
+    assert loss.item() == pytest.approx(without.item() + distance.item(), rel=1e-4)
+
+
+@pytest.mark.thorough
+def test_a_student_learns_embeddings_and_keeps_its_structure(taught_inputs: MethodInputs) -> None:
+    model = network(width=0.25)
+    names = list(model.state_dict())
+    curves = recover(model, settings(hint="embeddings", epochs=4), taught_inputs)
+    assert curves[-1]["loss"] < curves[0]["loss"]
+    assert list(model.state_dict()) == names
 
 
 def test_the_pretrained_backbone_comes_from_its_folder(tiny_inputs: MethodInputs) -> None:

@@ -19,7 +19,7 @@ from winnow.deploy.teacher_embeddings import embed_images, load_embeddings
 from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, build_model, load_model, save_model
 from winnow.models.input_adapter import InputSpec
-from winnow.training.finetuning import fit_probe
+from winnow.training.linear_probe import fit_probe
 
 SETTINGS = Probe.model_validate({"from": "dense", "method": "probe"})
 

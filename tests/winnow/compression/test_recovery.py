@@ -16,7 +16,6 @@ from winnow.compression.method_inputs import MethodInputs, TeacherCacheFolder
 from winnow.compression.recovery import (
     distillation_loss,
     labelled_cross_entropy,
-    labelled_per_batch,
     recover,
     recovery_batches,
     recovery_steps,
@@ -25,7 +24,7 @@ from winnow.compression.recovery import (
 from winnow.compression.teacher_cache import CachedTeacher
 from winnow.config import Recovery
 from winnow.data.augmentation import normalise, to_float
-from winnow.data.batches import Batches
+from winnow.data.batches import Batches, labelled_per_batch
 from winnow.data.dataset import TEST, TRAIN, VALIDATION
 from winnow.models.backbones import Architecture, build_model, load_model
 from winnow.training.loop import Hooks

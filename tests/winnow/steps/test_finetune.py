@@ -130,6 +130,30 @@ def test_own_weights_become_dense(tiny_data: Path, pretrained: Path, tmp_path: P
     assert record.parameters["weights"] == "mine.safetensors"
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize(("rate", "kept"), [(0.05, True), (1e-9, False)])
+def test_training_on_unlabelled_images_is_kept_only_where_it_helps(
+    tiny_data: Path, pretrained: Path, tmp_path: Path, rate: float, kept: bool
+) -> None:
+    unlabelled = {"method": "fixmatch", "epochs": 2, "min_steps": 30, "batch_size": 16}
+    unlabelled["optimiser"] = {"learning_rate": rate}
+    config = make_config(epochs=1, min_steps=2, seeds=[0, 1], unlabelled=unlabelled, cross_validation="always", folds=2)
+    record = run(config, tiny_data, pretrained, tmp_path)
+    comparison, arm = record.details.unlabelled, record.details.arms.pretrained
+    assert comparison is not None
+    assert (comparison.method, comparison.kept) == ("fixmatch", kept)
+    assert [(row.seed, row.steps) for row in comparison.trainings] == [(0, 30), (1, 30)]
+    mean = np.mean([row.top1 - alone.top1 for row, alone in zip(comparison.trainings, arm, strict=True)])
+    assert comparison.gain.mean == pytest.approx(mean * 100)
+    assert kept == (mean > 0)
+    dense = comparison.trainings[0] if kept else arm[0]
+    assert record.metrics["quality/top1"] == dense.top1
+    assert record.metrics["unlabelled/top1"] == pytest.approx(np.mean([row.top1 for row in comparison.trainings]))
+    assert [row["epoch"] for row in record.details.curves] == ([1, 2, 3] if kept else [1])
+    folds = sorted(path.name for path in (tmp_path / "scratch").glob("fold*.safetensors"))
+    assert ("fold1of2-unlabelled.safetensors" in folds) == kept
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "architecture.json", "record.json"])
 @pytest.mark.parametrize("content", [None, b"", b"damaged"])
 def test_damaged_pretraining_changes_nothing(

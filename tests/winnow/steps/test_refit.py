@@ -26,8 +26,9 @@ from winnow.records import (
     read_record,
     sha256_of,
     write_json,
+    write_record,
 )
-from winnow.records.candidate import ArmTraining
+from winnow.records.candidate import ArmTraining, PretrainingGain, UnlabelledComparison
 from winnow.records.refit import RefitLabels
 from winnow.refit.deployed_folder import deployed_folder, refit_record, selected_folder
 from winnow.steps.refit import refit
@@ -121,6 +122,20 @@ def test_the_label_budget_limits_training_labels(artifacts: Callable[[str], Path
     root = artifacts("pruned")
     record = run(root, make_config("always", data={"labels_per_class": 10}))
     assert record.details.labels.deployed == 10 * len(CLASSES) + 60
+
+
+@pytest.mark.thorough
+def test_dense_learns_from_unlabelled_images_again_where_it_did_before(artifacts: Callable[[str], Path]) -> None:
+    root, unlabelled = artifacts("pruned"), {"method": "fixmatch", "epochs": 3, "min_steps": 1, "batch_size": 32}
+    config = make_config(finetune={"unlabelled": unlabelled})
+    dense = FinetuneRecord.read(root / "candidates" / "dense")
+    gain = PretrainingGain(arm="unlabelled", mean=1.0, low=1.0, high=1.0, pairs=1)
+    for kept, epochs in ((True, 3), (False, 0)):
+        comparison = UnlabelledComparison(method="fixmatch", kept=kept, trainings=[], gain=gain)
+        details = dense.details.model_copy(update={"unlabelled": comparison})
+        write_record(root / "candidates" / "dense", dense.model_copy(update={"details": details}))
+        record = run(root, config, scratch=f"scratch-{kept}")
+        assert len(record.details.trainings["dense"]) == len(dense.details.curves) + epochs
 
 
 def test_without_a_winner_nothing_is_trained(artifacts: Callable[[str | None], Path]) -> None:

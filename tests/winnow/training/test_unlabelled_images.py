@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from tests.conftest import CLASSES
+from winnow.config import FixMatch, Propagation, UnlabelledTraining
+from winnow.config.unlabelled import Unlabelled
+from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet
+from winnow.data.splits import draw_label_budget
+from winnow.models.backbones import Architecture, build_model
+from winnow.training.finetuning import validation_top1
+from winnow.training.loop import Checkpoint
+from winnow.training.unlabelled_images import (
+    METHODS,
+    UnlabelledInputs,
+    propagated_answers,
+    train_on_unlabelled,
+)
+
+SMALL = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
+
+
+def settings(method: str, **changes: Any) -> UnlabelledTraining:
+    raw = {"method": method, "epochs": 2, "min_steps": 12, "batch_size": 16, **changes}
+    return TypeAdapter(Unlabelled).validate_python(raw)
+
+
+def teacher_embeddings(images: ImageSet) -> np.ndarray:
+    """Return embeddings that tell the classes apart, NaN for the test split."""
+    rng = np.random.default_rng(0)
+    classes_N = np.arange(len(images.labels_N)) % len(CLASSES)
+    rows_ND = (np.eye(3)[classes_N] @ rng.normal(0, 1, (3, 8)) + rng.normal(0, 0.1, (len(classes_N), 8))).astype(
+        np.float16
+    )
+    rows_ND[images.split_N == TEST] = np.nan
+    return rows_ND
+
+
+def make_inputs(images: ImageSet, *, with_teacher: bool = True, seed: int = 0) -> UnlabelledInputs:
+    budget = draw_label_budget(images, 4, 0)
+    return UnlabelledInputs(images, budget, seed, teacher_embeddings(images) if with_teacher else None)
+
+
+def test_answers_come_from_the_teacher_and_leave_out_the_test_split(tiny_set: ImageSet) -> None:
+    answers_NC = propagated_answers(settings("propagation"), make_inputs(tiny_set), build_model(SMALL))
+    known = tiny_set.indices(VALIDATION, labelled=True)
+    assert (answers_NC[known].argmax(1) == tiny_set.labels_N[known]).all()
+    assert (answers_NC[tiny_set.split_N == TEST] == 0).all()
+    np.testing.assert_allclose(answers_NC[tiny_set.split_N != TEST].sum(1), 1, atol=1e-5)
+
+
+def test_labels_outside_the_budget_change_nothing(tiny_set: ImageSet) -> None:
+    inputs = make_inputs(tiny_set)
+    hidden = np.setdiff1d(np.arange(len(tiny_set.labels_N)), inputs.budget)
+    labels_N = np.array(tiny_set.labels_N)
+    labels_N[hidden] = np.where(labels_N[hidden] >= 0, (labels_N[hidden] + 1) % 3, -1)
+    shuffled = dataclasses.replace(inputs, images=dataclasses.replace(tiny_set, labels_N=labels_N))
+    model = build_model(SMALL)
+    propagation = settings("propagation")
+    assert isinstance(propagation, Propagation)
+    first_NC, second_NC = (propagated_answers(propagation, each, model) for each in (inputs, shuffled))
+    np.testing.assert_array_equal(first_NC, second_NC)
+    fixmatch = settings("fixmatch")
+    first, second = (METHODS[FixMatch](fixmatch, each, model).batches.at(5) for each in (inputs, shuffled))
+    assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("method", ["propagation", "fixmatch"])
+def test_each_batch_ends_with_labelled_images(tiny_set: ImageSet, method: str) -> None:
+    inputs = make_inputs(tiny_set)
+    prepared = METHODS[type(settings(method))](settings(method), inputs, build_model(SMALL))
+    images_BCHW, labels_B = prepared.batches.at(3)
+    assert images_BCHW.shape == (16, 3, 16, 16)
+    if method == "fixmatch":
+        assert (labels_B[-2:] >= 0).all()
+    else:
+        assert set(labels_B[-2:].tolist()) <= set(inputs.budget.tolist())
+        assert set(labels_B.tolist()) <= set(tiny_set.indices(TRAIN).tolist())
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("method", "with_teacher"), [("propagation", True), ("propagation", False), ("fixmatch", False)]
+)
+def test_training_learns_resumes_and_repeats(
+    tiny_set: ImageSet, tmp_path: Path, method: str, with_teacher: bool
+) -> None:
+    inputs = make_inputs(tiny_set, with_teacher=with_teacher)
+    start = build_model(SMALL, seed=1)
+    chosen = settings(method, epochs=6, min_steps=60)
+    first, second = copy.deepcopy(start), copy.deepcopy(start)
+    result = train_on_unlabelled(chosen, inputs, first, Checkpoint(tmp_path / "a", "x"))
+    again = train_on_unlabelled(chosen, inputs, second, Checkpoint(tmp_path / "b", "x"))
+    assert result == again
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+    assert result.steps == 60
+    assert len(result.curves) == 6
+    assert 0 <= result.coverage <= 1
+    if with_teacher:
+        assert (result.precision, result.coverage) == (1.0, 1.0)
+        assert validation_top1(first, tiny_set) > 0.8
+    assert validation_top1(first, tiny_set) > validation_top1(start, tiny_set)

@@ -1,0 +1,87 @@
+"""The setting `finetune.unlabelled`: how fine-tuning also learns from images without labels.
+
+unlabelled: none | propagation | fixmatch                  # with the method's own settings, or
+unlabelled: {method: propagation, epochs: 20}
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from winnow.config.section import (
+    Augmentation,
+    Count,
+    Fraction,
+    Integer,
+    Number,
+    Optimiser,
+    Positive,
+    Section,
+    steps_per_epoch,
+)
+
+
+class NoUnlabelled(Section):
+    """Fine-tuning learns from labelled images alone."""
+
+    method: Literal["none"] = "none"
+    """Labelled images alone."""
+
+
+class UnlabelledTraining(Section):
+    """What the methods share. An epoch is a pass over all training images; an eighth of each batch has labels."""
+
+    epochs: Count = 10
+    """Passes over the training images."""
+    min_steps: Count = 600
+    """The smallest number of training steps; more than `epochs` give if there are few images."""
+    batch_size: Annotated[Integer, Field(ge=2)] = 128
+    """The images of one step."""
+    optimiser: Optimiser = Optimiser(learning_rate=0.05)
+    """The optimiser."""
+    augmentation: Augmentation = Augmentation(crop_scale_min=0.5)
+    """The random views of a training image; of FixMatch the weak ones, which get pseudo-labels."""
+
+    def steps_for(self, images: int) -> int:
+        """Return the steps of a training on this many images."""
+        return self.epochs * steps_per_epoch(images, self.batch_size, self.epochs, self.min_steps)
+
+
+class Propagation(UnlabelledTraining):
+    """Learn the answers that spread from labelled images over a graph of similar images."""
+
+    method: Literal["propagation"]
+    """Label propagation on a graph of nearest neighbours."""
+    neighbours: Count = 10
+    """The most similar images that an image is connected to."""
+    share: Annotated[Number, Field(ge=0, lt=1)] = 0.8
+    """The share of an image's answer that comes from its neighbours; the rest is the first answer."""
+    inverse_regularisation: Positive = 10.0
+    """The parameter C of the logistic regression that gives the first answers, on the teacher's embeddings."""
+
+
+class FixMatch(UnlabelledTraining):
+    """Learn from strong views of an image what the network answers with confidence to a weak view of it."""
+
+    method: Literal["fixmatch"]
+    """FixMatch with the adaptive thresholds of FreeMatch."""
+    augmentation: Augmentation = Augmentation(crop_scale_min=0.8)
+    """The weak views, which get pseudo-labels."""
+    strong_augmentation: Augmentation = Augmentation(crop_scale_min=0.3, jitter=0.8, grayscale=0.2)
+    """The strong views, which learn them."""
+    momentum: Fraction = 0.99
+    """The share of the old value in each step of the running means that set thresholds."""
+    unlabelled_weight: Positive = 1.0
+    """The weight of the loss on unlabelled images; that on labelled ones has weight 1."""
+
+
+def _from_name(raw: Any) -> Any:
+    """Return the settings for a method that is named alone."""
+    return {"method": raw} if isinstance(raw, str) else raw
+
+
+Unlabelled = Annotated[
+    Annotated[NoUnlabelled | Propagation | FixMatch, Field(discriminator="method")], BeforeValidator(_from_name)
+]

@@ -1,0 +1,196 @@
+"""The second part of fine-tuning: train on, with images that have no label (`finetune.unlabelled`).
+
+    result = train_on_unlabelled(settings, images, model, budget, seed, teacher_ND, checkpoint)
+
+Two methods. Propagation gives every training image an answer once, by label propagation, and trains on these
+answers with cross-entropy. FixMatch (winnow/training/fixmatch.py) makes pseudo-labels as it trains. In both an eighth
+of each batch is drawn from the labelled images (as in FixMatch). Pseudo-labels of validation images are made only to
+count how many are right; their labels are not used, and nothing is trained on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from winnow.config import Config, FixMatch, Propagation, UnlabelledTraining
+from winnow.data.augmentation import augment
+from winnow.data.batches import Batches, BatchSource, JoinedBatches, labelled_per_batch
+from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet
+from winnow.data.splits import visible_labels
+from winnow.deploy.batch_inference import embed, predict_torch
+from winnow.deploy.teacher_embeddings import has_embeddings, load_embeddings
+from winnow.random_streams import stream_seed
+from winnow.records import CurveRow
+from winnow.training.fixmatch import AdaptiveThresholds, fixmatch_loss
+from winnow.training.label_propagation import propagate_answers
+from winnow.training.linear_probe import fit_probe
+from winnow.training.loop import Checkpoint, Loss, TrainingPlan, default_device, fit, run_to_end
+
+
+@dataclass(frozen=True)
+class UnlabelledResult:
+    """The outcome of a training on unlabelled images."""
+
+    steps: int
+    curves: list[CurveRow]
+    precision: float
+    """Share of right pseudo-labels among those given to labelled validation images; NaN if none was given."""
+    coverage: float
+    """Share of those images that were given a pseudo-label."""
+
+
+@dataclass(frozen=True)
+class UnlabelledInputs:
+    """The images, the labels that may be used, and the teacher's embeddings."""
+
+    images: ImageSet
+    budget: NDArray[np.int64]
+    """Indices of the training images whose labels may be used."""
+    seed: int
+    teacher_ND: NDArray[np.float16] | None
+    """An embedding of each image, NaN for the test split; None: features are those of the network itself."""
+
+
+@dataclass(frozen=True)
+class UnlabelledTrainer:
+    """Trains fine-tuned networks on, by the method and on the images of a run."""
+
+    settings: UnlabelledTraining
+    images: ImageSet
+    teacher_ND: NDArray[np.float16] | None
+    seed: int
+
+    def __call__(
+        self, model: nn.Module, budget: NDArray[np.int64], checkpoint: Checkpoint, seed: int | None = None
+    ) -> UnlabelledResult:
+        """Train `model` in place; `budget`: indices of the images whose labels may be used."""
+        inputs = UnlabelledInputs(self.images, budget, self.seed if seed is None else seed, self.teacher_ND)
+        return train_on_unlabelled(self.settings, inputs, model, checkpoint)
+
+
+def unlabelled_training(config: Config, images: ImageSet, embedded: Path | None) -> UnlabelledTrainer | None:
+    """Return the training that `finetune.unlabelled` asks for; None where it asks for none.
+
+    `embedded`: the folder of embed, whose embeddings propagation uses where there is a teacher.
+    """
+    settings = config.finetune.unlabelled
+    if not isinstance(settings, UnlabelledTraining):
+        return None
+    has_teacher = isinstance(settings, Propagation) and has_embeddings(embedded)
+    teacher_ND = load_embeddings(embedded) if embedded is not None and has_teacher else None
+    return UnlabelledTrainer(settings, images, teacher_ND, config.finetune.seeds[0])
+
+
+def train_on_unlabelled(
+    settings: UnlabelledTraining, inputs: UnlabelledInputs, model: nn.Module, checkpoint: Checkpoint
+) -> UnlabelledResult:
+    """Train a fine-tuned `model` on, in place. Raises TrainingError when the loss is no longer a number."""
+    method = METHODS[type(settings)](settings, inputs, model)
+    stream = stream_seed(inputs.seed, "unlabelled images")
+    train = len(inputs.images.indices(TRAIN))
+    plan = TrainingPlan(settings.epochs, settings.steps_for(train) // settings.epochs, settings.optimiser, stream)
+    curves = run_to_end(fit(method.trained, method.batches, method.loss, plan, checkpoint))
+    model.cpu().eval()
+    known = inputs.images.indices(VALIDATION, labelled=True)
+    classes_K, given_K = method.pseudo_labels(known)
+    right_K = classes_K == inputs.images.labels_N[known]
+    precision = float(right_K[given_K].mean()) if given_K.any() else float("nan")
+    return UnlabelledResult(plan.steps, curves, precision, float(given_K.mean()))
+
+
+@dataclass(frozen=True)
+class _Method:
+    """What a method trains, on what, by which loss."""
+
+    trained: nn.Module
+    """The network, with what the method adds to it."""
+    batches: BatchSource
+    loss: Loss
+    pseudo_labels: Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.bool_]]]
+    """Indices -> (class, whether it is given), after training."""
+
+
+def _batches(settings: UnlabelledTraining, inputs: UnlabelledInputs, labels_N: NDArray[np.int64]) -> BatchSource:
+    """Return batches of all training images with labelled ones at the end of each; `labels_N`: what they yield."""
+    images, stream = inputs.images, stream_seed(inputs.seed, "unlabelled images")
+    count = labelled_per_batch(settings.batch_size)
+    pool = Batches(images.training_NHWC, labels_N, images.indices(TRAIN), settings.batch_size - count, stream)
+    labelled = Batches(images.training_NHWC, labels_N, inputs.budget, count, stream_seed(stream, "labelled"))
+    return JoinedBatches(pool, labelled)
+
+
+def _propagation(settings: UnlabelledTraining, inputs: UnlabelledInputs, model: nn.Module) -> _Method:
+    assert isinstance(settings, Propagation)
+    images, side = inputs.images, inputs.images.image_size
+    answers_NC = propagated_answers(settings, inputs, model)
+    targets_NC = torch.from_numpy(answers_NC.copy())
+    labels_B = torch.from_numpy(images.labels_N[inputs.budget])
+    targets_NC[torch.from_numpy(inputs.budget)] = F.one_hot(labels_B, len(images.classes)).float()
+    targets_NC = targets_NC.to(default_device())
+
+    def loss(model: nn.Module, images_BCHW: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:
+        logits_BC = model(augment(images_BCHW, settings.augmentation, side)).float()
+        return F.cross_entropy(logits_BC, targets_NC[positions_B])
+
+    def pseudo_labels(indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        return answers_NC[indices].argmax(1), np.ones(len(indices), dtype=np.bool_)
+
+    return _Method(model, _batches(settings, inputs, np.arange(len(images.labels_N))), loss, pseudo_labels)
+
+
+def propagated_answers(settings: Propagation, inputs: UnlabelledInputs, model: nn.Module) -> NDArray[np.float32]:
+    """Return an answer for every image but those of the test split, whose rows are 0; float32 (N, C).
+
+    First answers are those of logistic regression on the teacher's embeddings, scaled to length 1; without a teacher
+    those of `model`, whose features then make the graph.
+    """
+    images = inputs.images
+    indices = np.flatnonzero(images.split_N != TEST)
+    answers_NC = np.zeros((len(images.labels_N), len(images.classes)), dtype=np.float32)
+    if inputs.teacher_ND is None:
+        features_MD = embed(model, images.images_NHWC, indices).numpy()
+        logits_MC = predict_torch(model, images.images_NHWC, indices)
+        first_MC = torch.from_numpy(logits_MC).softmax(1).numpy()
+    else:
+        features_MD = np.asarray(inputs.teacher_ND[indices], dtype=np.float32)
+        unit_MD = features_MD - features_MD.mean(0)
+        unit_MD /= np.maximum(np.linalg.norm(unit_MD, axis=1, keepdims=True), 1e-12)
+        rows = np.searchsorted(indices, inputs.budget)
+        probe = fit_probe(
+            unit_MD[rows], images.labels_N[inputs.budget], settings.inverse_regularisation, standardise=False
+        )
+        first_MC = np.zeros((len(indices), len(images.classes)), dtype=np.float32)
+        first_MC[:, probe.classes_] = probe.predict_proba(unit_MD)
+    answers_NC[indices] = propagate_answers(features_MD, first_MC, settings.neighbours, settings.share, inputs.seed)
+    return answers_NC
+
+
+def _fixmatch(settings: UnlabelledTraining, inputs: UnlabelledInputs, model: nn.Module) -> _Method:
+    assert isinstance(settings, FixMatch)
+    images = inputs.images
+    labels_N = np.asarray(visible_labels(images, inputs.budget))
+    counts_C = np.bincount(images.labels_N[inputs.budget], minlength=len(images.classes))
+    trained = AdaptiveThresholds(model, torch.from_numpy(counts_C / counts_C.sum()))
+
+    def pseudo_labels(indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        answers_BC = torch.from_numpy(predict_torch(model, images.images_NHWC, indices)).softmax(1)
+        classes_B, passed_B = trained.cpu().pseudo_labels(answers_BC)
+        return classes_B.numpy(), passed_B.numpy()
+
+    loss = fixmatch_loss(settings, images.image_size, labelled_per_batch(settings.batch_size))
+    return _Method(trained, _batches(settings, inputs, labels_N), loss, pseudo_labels)
+
+
+METHODS: dict[type[UnlabelledTraining], Callable[[UnlabelledTraining, UnlabelledInputs, nn.Module], _Method]] = {
+    Propagation: _propagation,
+    FixMatch: _fixmatch,
+}
+"""Type of the settings -> function that prepares the training."""
