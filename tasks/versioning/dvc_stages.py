@@ -69,7 +69,7 @@ def stages(config: Config) -> list[Stage]:
         Stage("ingest", ()),
         Stage("embed", ("ingest",)),
         Stage("pretrain", ("ingest", "embed")),
-        Stage("finetune", ("ingest", "pretrain")),
+        Stage("finetune", ("ingest", "embed", "pretrain")),
         *compression_stages,
         Stage("benchmark", ("ingest", *candidate_stages)),
         Stage("select", ("ingest", *candidate_stages, "benchmark")),

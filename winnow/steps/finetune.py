@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-import math
 from pathlib import Path
 from statistics import fmean
 
@@ -134,12 +133,14 @@ def _train_on_unlabelled(
         top1 = validation_top1(model, images)
         curves = joined_curves(training.curves, result.curves)
         continued.append(dataclasses.replace(training, model=model, top1=top1, curves=curves))
-        precision = None if math.isnan(result.precision) else result.precision
-        rows.append(
-            UnlabelledRow(
-                seed=training.seed, steps=result.steps, top1=top1, precision=precision, coverage=result.coverage
-            )
+        row = UnlabelledRow(
+            seed=training.seed,
+            steps=result.steps,
+            top1=top1,
+            precision=result.precision,
+            coverage=result.coverage,
         )
+        rows.append(row)
     mean, low, high = paired_gain([row.top1 for row in rows], [training.top1 for training in main_arm])
     log.info("%s against labels alone: %+.1f points (label seeds: %d)", method, mean, len(rows))
     gain = PretrainingGain(arm="unlabelled", mean=mean, low=low, high=high, pairs=len(rows))

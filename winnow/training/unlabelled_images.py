@@ -41,8 +41,8 @@ class UnlabelledResult:
 
     steps: int
     curves: list[CurveRow]
-    precision: float
-    """Share of right pseudo-labels among those given to labelled validation images; NaN if none was given."""
+    precision: float | None
+    """Share of right pseudo-labels among those given to labelled validation images; None if none was given."""
     coverage: float
     """Share of those images that were given a pseudo-label."""
 
@@ -99,11 +99,18 @@ def train_on_unlabelled(
     plan = TrainingPlan(settings.epochs, settings.steps_for(train) // settings.epochs, settings.optimiser, stream)
     curves = run_to_end(fit(method.trained, method.batches, method.loss, plan, checkpoint))
     model.cpu().eval()
-    known = inputs.images.indices(VALIDATION, labelled=True)
+    precision, coverage = _count_right(method, inputs.images)
+    return UnlabelledResult(plan.steps, curves, precision, coverage)
+
+
+def _count_right(method: _Method, images: ImageSet) -> tuple[float | None, float]:
+    """Return precision and coverage of the pseudo-labels of labelled validation images; (None, 0) without any."""
+    known = images.indices(VALIDATION, labelled=True)
+    if not len(known):
+        return None, 0.0
     classes_K, given_K = method.pseudo_labels(known)
-    right_K = classes_K == inputs.images.labels_N[known]
-    precision = float(right_K[given_K].mean()) if given_K.any() else float("nan")
-    return UnlabelledResult(plan.steps, curves, precision, float(given_K.mean()))
+    right_K = classes_K == images.labels_N[known]
+    return float(right_K[given_K].mean()) if given_K.any() else None, float(given_K.mean())
 
 
 @dataclass(frozen=True)

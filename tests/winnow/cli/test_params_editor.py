@@ -133,7 +133,7 @@ def test_values_are_yaml(paths: ProjectPaths, assignment: str, value: object) ->
             ["data.sorce=folder"],
             r"data has no key 'sorce'; it has source, path, fetch, unlabelled, labels, ",
         ),
-        (["dta.source=folder"], r"params\.yaml has no key 'dta'; it has data, pretrain, finetune, candidates"),
+        (["dta.source=folder"], r"params\.yaml has no key 'dta'; it has data, teacher, pretrain, finetune, candidates"),
         (["candidates.small.epochs=1"], r"candidates has no key 'small'; it has dense-int8, pruned, pruned-int8"),
         (["candidates.dense-int8.overflow=true"], r"has no key 'overflow'; it has from, .*, seed, ranges, bias_corr"),
         (["candidates.dense-int8.recovery.epochs=1"], r"dense-int8\.recovery\.optimiser: missing"),

@@ -171,9 +171,8 @@ def test_a_step_that_would_fail_is_an_error_of_the_plan(
     params["data"]["path"] = str(image_folder)
     params["candidates"] = {"pruned": params["candidates"]["pruned"] | {"remove": {"channels": 0.01}, "round_to": 512}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    status = main(
-        [str(tmp_path / "params.yaml"), json.dumps(asdict(COUNTS)), str(tmp_path), str(tmp_path / "in"), "pruned"]
-    )
+    arguments = [tmp_path / "params.yaml", json.dumps(asdict(COUNTS)), tmp_path, tmp_path / "in", tmp_path, "pruned"]
+    status = main([str(argument) for argument in arguments])
     output = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert status == 2
     assert "leaves this resnet8 unchanged" in output["error"]

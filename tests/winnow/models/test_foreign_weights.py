@@ -79,7 +79,7 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"w\.pth .* more than tensors.*foreign code; save the state_dict alone"):
         load_foreign_backbone(tmp_path / "w.pth", SMALL)
     (tmp_path / "w.pt").write_bytes(pickle.dumps(MaliciousObject(tmp_path / "ran"), protocol=2))
-    with pytest.raises(ArtifactError, match=r"finetune\.weights: .*w\.pt"):
+    with pytest.raises(ArtifactError, match=r"w\.pt"):
         load_foreign_backbone(tmp_path / "w.pt", SMALL)
     assert not (tmp_path / "ran").exists()
 
@@ -90,7 +90,7 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_unreadable_weights_are_named(tmp_path: Path, name: str, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ArtifactError, match=rf"finetune\.weights: .*{name}"):
+    with pytest.raises(ArtifactError, match=rf"{name}"):
         load_foreign_backbone(tmp_path / name, SMALL)
 
 
@@ -169,7 +169,7 @@ def test_loading_has_a_time_limit(tmp_path: Path) -> None:
     content = (tmp_path / "w.pth").read_bytes()
     position = content.rindex(b"\x80\x02}")
     (tmp_path / "w.pth").write_bytes(content[:position] + endless_pickle() + content[position:])
-    with pytest.raises(ArtifactError, match=r"finetune\.weights: .*w\.pth cannot be read.*more than 2 s to load"):
+    with pytest.raises(ArtifactError, match=r"w\.pth cannot be read.*more than 2 s to load"):
         load_foreign_backbone(tmp_path / "w.pth", SMALL, load_seconds=2)
 
 
@@ -178,7 +178,7 @@ def test_loading_has_a_time_limit(tmp_path: Path) -> None:
 def test_arbitrary_bytes_raise_only_artifact_errors(tmp_path: Path, content: bytes | str) -> None:
     file_bytes = np.random.default_rng(0).bytes(1000) if isinstance(content, str) else content
     (tmp_path / "w.pth").write_bytes(file_bytes)
-    with pytest.raises(ArtifactError, match=r"finetune\.weights: .*w\.pth"):
+    with pytest.raises(ArtifactError, match=r"w\.pth"):
         load_foreign_backbone(tmp_path / "w.pth", SMALL)
 
 

@@ -130,13 +130,19 @@ def test_own_weights_become_dense(tiny_data: Path, pretrained: Path, tmp_path: P
     assert record.parameters["weights"] == "mine.safetensors"
 
 
+def test_damaged_own_weights_are_an_error_that_names_the_key(tiny_data: Path, pretrained: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.pth").write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match=r"finetune\.weights: .*mine\.pth"):
+        run(make_config(weights=str(tmp_path / "mine.pth")), tiny_data, pretrained, tmp_path / "run")
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize(("rate", "kept"), [(0.05, True), (1e-9, False)])
+@pytest.mark.parametrize(("decay", "kept"), [(5e-4, True), (10.0, False)])
 def test_training_on_unlabelled_images_is_kept_only_where_it_helps(
-    tiny_data: Path, pretrained: Path, tmp_path: Path, rate: float, kept: bool
+    tiny_data: Path, pretrained: Path, tmp_path: Path, decay: float, kept: bool
 ) -> None:
     unlabelled = {"method": "fixmatch", "epochs": 2, "min_steps": 30, "batch_size": 16}
-    unlabelled["optimiser"] = {"learning_rate": rate}
+    unlabelled["optimiser"] = {"learning_rate": 0.05, "weight_decay": decay}
     config = make_config(epochs=1, min_steps=2, seeds=[0, 1], unlabelled=unlabelled, cross_validation="always", folds=2)
     record = run(config, tiny_data, pretrained, tmp_path)
     comparison, arm = record.details.unlabelled, record.details.arms.pretrained
