@@ -27,7 +27,7 @@ from tasks.pretrain import pretrain
 from tasks.project.paths import ProjectPaths, check_files
 from tasks.promote import promote
 from tasks.refit import refit
-from tasks.registry import promotion_state
+from tasks.registry import promotion_state, registered_weights
 from tasks.report import report
 from tasks.select import select
 from tasks.stage_runner import StageResult, stop_running
@@ -60,6 +60,8 @@ def _bring_up_to_date(paths: ProjectPaths, retries: int) -> list[StageResult]:
     check_files(config, paths.root)
     if runtime.deployment.id and (came := s3_fetch.fetch(paths, config)):
         get_run_logger().info("fetched %d new or changed objects, %d are gone", came.fetched, came.removed)
+    if runtime.deployment.id:  # on a terminal the command line fetches
+        registered_weights.fetch_weights(paths, config)
     if damaged := integrity.find_damaged(paths):
         get_run_logger().warning("%s, and will be made again", integrity.describe_damaged(paths, damaged))
         integrity.remove_damaged(paths, damaged)

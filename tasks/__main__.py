@@ -36,7 +36,7 @@ from tasks.project.state_files import STEP_TIMES, STEP_VERSIONS, StepTimes
 from tasks.versioning import integrity
 from tasks.versioning.dvc_stages import STARTER_VARIABLE
 from winnow.config import ROOT, Config, load_config
-from winnow.config.weights import is_file
+from winnow.config.weights import weights_file
 from winnow.errors import WinnowError
 from winnow.printable import printable_text
 from winnow.records import (
@@ -257,8 +257,8 @@ def _fingerprint(config: Config, paths: ProjectPaths, step: str, name: str) -> s
     if step == "refit":
         parts.append(repr(config.finetune))
     weights = {"embed": config.teacher.weights, "pretrain": config.pretrain.start}.get(step, "")
-    if is_file(weights):
-        parts.append(sha256_of(paths.root / weights))
+    if file := weights_file(weights):
+        parts.append(sha256_of(paths.root / file))
     if step in ("finetune", "refit"):
         parts.append(sha256_of(paths.root / config.finetune.weights))
     parts += [sha256_of(path) for path in code_of(paths.root, step, section)]

@@ -16,8 +16,8 @@ from tasks.project import run_lock, run_summary, running_servers, watchdog
 from tasks.project.disk_errors import check_free_space
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import STEP_TIMES, STEP_VERSIONS
-from tasks.registry import promotion_state
-from tasks.versioning import dvc_stages, integrity
+from tasks.registry import promotion_state, registered_weights
+from tasks.versioning import dvc_stages, integrity, s3_mirror
 from winnow.cli import plan
 from winnow.cli.terminal import Terminal
 from winnow.config import Config
@@ -34,7 +34,7 @@ def run_stale(paths: ProjectPaths, config: Config) -> int:
     """Run what is stale, track and promote; do nothing if all is up to date."""
     started = time.monotonic()
     run_lock.check_unlocked(paths)
-    fetch_data(paths, config)
+    fetch_inputs(paths, config)
     stale = dvc_stages.stale_stages(paths.root, config)
     done: Sequence[StageResult] = []
     wall_start = time.time()
@@ -68,16 +68,23 @@ def _warn_of_overflow(paths: ProjectPaths, config: Config) -> None:
         console.print(f"Note: {describe_overflow(unsafe)}")
 
 
-def fetch_data(paths: ProjectPaths, config: Config) -> None:
-    """Synchronise data.path with S3, where data.fetch is set, and print what changed."""
-    if config.data.fetch == "none":
-        return
+def fetch_inputs(paths: ProjectPaths, config: Config) -> bool:
+    """Synchronise data.path with S3, and weights with MLflow's registry; print what changed.
+
+    Returns False where params.yaml names neither.
+    """
+    weights = registered_weights.registered_names(config)
+    if config.data.fetch == "none" and not weights:
+        return False
     from tasks.versioning import s3_fetch
 
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("tasks.versioning.s3_mirror").setLevel(logging.INFO)
+    for name in (s3_mirror.__name__, registered_weights.__name__):
+        logging.getLogger(name).setLevel(logging.INFO)
     with run_lock.lock_run(paths):
         s3_fetch.fetch(paths, config)
+        registered_weights.fetch_weights(paths, config)
+    return True
 
 
 def show_status(paths: ProjectPaths, config: Config, full: bool = False) -> int:

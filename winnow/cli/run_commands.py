@@ -59,16 +59,17 @@ def plan(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
 @click.command()
 @project_command
 def fetch(paths: ProjectPaths) -> int:
-    """Synchronise data.path with S3 (data.fetch).
+    """Synchronise data.path with S3 (data.fetch), and known weights with MLflow's registry.
 
     `winnow run` does this first.
     """
-    from winnow.cli.run import fetch_data
+    from winnow.cli.run import fetch_inputs
 
-    config = load_project_config(paths)
-    if config.data.fetch == "none":
-        raise ConfigError("data.fetch is none: set it to s3://bucket/prefix, and data.path to a folder")
-    fetch_data(paths, config)
+    if not fetch_inputs(paths, load_project_config(paths)):
+        raise ConfigError(
+            "data.fetch is none: set it to s3://bucket/prefix, and data.path to a folder; and neither teacher.weights "
+            "nor pretrain.start names a model of MLflow's registry"
+        )
     return 0
 
 

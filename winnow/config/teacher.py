@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from winnow.config.backbones import Backbone
 from winnow.config.section import Integer, Section
-from winnow.config.weights import NO_WEIGHTS, Weights, backbone_of, is_file
+from winnow.config.weights import NO_WEIGHTS, Weights, backbone_of, weights_file
 
 InputSize = Literal["auto"] | Annotated[Integer, Field(ge=8, le=1024)]
 
@@ -39,7 +39,7 @@ class Teacher(Section):
 def check_named_backbone(weights: str, backbone: str) -> None:
     """Raise ValueError where `backbone` is not that of the weights, or a file's is not named."""
     named = backbone_of(weights)
-    if is_file(weights) and backbone == "auto":
+    if weights_file(weights) and backbone == "auto":
         raise ValueError(f"{weights} does not say which network it belongs to; name it in backbone")
     if named and backbone not in ("auto", named):
         raise ValueError(f"{weights} belongs to {named}, not to {backbone}; set backbone: auto")

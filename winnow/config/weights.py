@@ -5,12 +5,14 @@
 - `torchvision:NAME` or `torchvision:NAME@VERSION`: a classifier of torchvision, such as `resnet50@IMAGENET1K_V1`
 - `timm:NAME`: weights of timm on the Hugging Face hub, such as `timm:convnext_tiny.fb_in22k_ft_in1k`
 - `data/weights/FILE`: a file of the user, `.safetensors`, `.pth` or `.pt`
+- `models:/NAME@ALIAS` or `models:/NAME/VERSION`: a model of MLflow's registry; its tensors are fetched before a run
 
 winnow/models/known_weights.py finds them.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -23,7 +25,11 @@ WEIGHTS_FOLDER = "data/weights"
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt")
 PACKAGES = {"efficientnet-lite0": f"{TIMM}tf_efficientnet_lite0"}
 """Weights that come as a Python package -> their backbone."""
-FORMS = f"none, package:NAME, torchvision:NAME, timm:NAME, or a file {WEIGHTS_FOLDER}/NAME.safetensors"
+REGISTERED = re.compile(r"models:/([\w. -]+)(?:@([\w-]+)|/(\d+))")
+"""MLflow's address of a version: name, then alias or number."""
+FORMS = (
+    f"none, package:NAME, torchvision:NAME, timm:NAME, models:/NAME@ALIAS, or a file {WEIGHTS_FOLDER}/NAME.safetensors"
+)
 
 
 def is_file(weights: str) -> bool:
@@ -31,10 +37,24 @@ def is_file(weights: str) -> bool:
     return weights.endswith(FILE_SUFFIXES)
 
 
+def weights_file(weights: str) -> str | None:
+    """Return the path of the file in the project that holds the weights, None for other names.
+
+    Weights of MLflow's registry lie there once they are fetched (tasks/registry/registered_weights.py).
+    """
+    if is_file(weights):
+        return weights
+    registered = REGISTERED.fullmatch(weights)
+    if registered is None:
+        return None
+    name, alias, version = registered.groups()
+    return f"{WEIGHTS_FOLDER}/mlflow/{name}@{alias or version}.safetensors"
+
+
 def backbone_of(weights: str) -> str | None:
-    """Return the backbone that known weights belong to; None for a file and for none, which name no backbone."""
+    """Return the backbone that known weights belong to; None for a file, a registered model and for none."""
     source, _, name = weights.partition(":")
-    if weights == NO_WEIGHTS or is_file(weights):
+    if weights == NO_WEIGHTS or weights_file(weights):
         return None
     if source == "package":
         return PACKAGES.get(name)
@@ -48,6 +68,8 @@ def _check_weights(weights: str) -> str:
         folder, _, name = weights.rpartition("/")
         if folder != WEIGHTS_FOLDER or not name:
             raise ValueError(f"{weights!r}: put the file into {WEIGHTS_FOLDER}/ and write {WEIGHTS_FOLDER}/{name}")
+        return weights
+    if REGISTERED.fullmatch(weights):
         return weights
     source, _, name = weights.partition(":")
     if source == "package" and name in PACKAGES:

@@ -27,7 +27,7 @@ import torchvision
 from torch import nn
 
 from winnow.config.backbones import TIMM, WINNOW_BACKBONES
-from winnow.config.weights import PACKAGES, is_file
+from winnow.config.weights import PACKAGES, weights_file
 from winnow.data.augmentation import MEAN, STD
 from winnow.errors import ArtifactError, ConfigError, MissingExtra
 from winnow.models.backbones import SMALL_IMAGE, Architecture, build_model
@@ -110,8 +110,8 @@ def find_weights(name: str, backbone: str, cache: Path) -> KnownWeights:
     Raises ConfigError for a name that its library does not know; ArtifactError where the file is missing and cannot be
     downloaded, or is damaged; MissingExtra without timm or the package.
     """
-    if is_file(name):
-        return _find_file(name, backbone)
+    if file := weights_file(name):
+        return _find_file(name, Path(file), backbone)
     source, _, network = name.partition(":")
     finders = {"package": _find_package, "torchvision": _find_torchvision, "timm": _find_timm}
     return finders[source](network, cache)
@@ -262,9 +262,10 @@ def _digest_of_blob(file: Path) -> str:
     return name if re.fullmatch(r"[0-9a-f]{64}", name) else ""
 
 
-def _find_file(name: str, backbone: str) -> KnownWeights:
-    """Return the weights of a user's file, which belong to `backbone`."""
-    file = Path(name)
+def _find_file(name: str, file: Path, backbone: str) -> KnownWeights:
+    """Return the weights of a user's file, or of a model of MLflow's registry, which belong to `backbone`."""
+    if not file.is_file() and str(file) != name:
+        raise ArtifactError(f"{name} has not been fetched to {file}; run `winnow fetch`")
     if not file.is_file():
         raise ArtifactError(f"{name} is missing; put the file there, or choose other weights")
     native = InputSpec(size=IMAGENET_SIZE, mean=MEAN, std=STD)
