@@ -42,6 +42,9 @@ class Finetune(Section):
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.03, 0.1)
     """The learning rates to try for each arm on the first seed. The one with the better top-1 on validation is used for
     all seeds."""
+    layer_decay: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """The factor between the learning rates of neighbouring blocks, from the head down to the first; 1: one rate for
+    all. It keeps early layers of known weights as they are. The arm from scratch has one rate for all."""
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     """The momentum of SGD."""
     weight_decay: Annotated[Number, Field(ge=0)] = 5e-4
@@ -90,4 +93,13 @@ class Finetune(Section):
 
     def optimiser(self, learning_rate: float) -> Optimiser:
         """Return the optimiser settings for a learning rate."""
-        return Optimiser(learning_rate=learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+        return Optimiser(
+            learning_rate=learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            layer_decay=self.layer_decay,
+        )
+
+    def for_arm(self, has_weights: bool) -> Finetune:
+        """Return the settings of an arm: without layer_decay where it starts from random weights."""
+        return self if has_weights else self.model_copy(update={"layer_decay": 1.0})

@@ -72,3 +72,6 @@ class Optimiser(Section):
     """The weight decay of SGD."""
     warmup: Fraction = 0.1
     """The share of all steps during which the learning rate rises from zero."""
+    layer_decay: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """The factor between the learning rates of neighbouring blocks, from the head down to the first; 1: one rate for
+    all."""

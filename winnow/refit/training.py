@@ -183,10 +183,10 @@ def _refit_dense(
     trainings = record.details.arms.trainings(starting.main)
     rate = next(training.learning_rate for training in trainings if training.seed == seed)
     log.info("refit: %s on %d labels, rate %g", ROOT, len(known), rate)
-    model = initial_model(architecture, starting.arms[starting.main], seed)
-    _, curves = train_on_labels(
-        config.finetune, images, model, known, (seed, rate), Checkpoint(sources.scratch / ROOT, "finetune")
-    )
+    state = starting.arms[starting.main]
+    model, settings = initial_model(architecture, state, seed), config.finetune.for_arm(state is not None)
+    checkpoint = Checkpoint(sources.scratch / ROOT, "finetune")
+    _, curves = train_on_labels(settings, images, model, known, (seed, rate), checkpoint)
     unlabelled = record.details.unlabelled
     if unlabelled is not None and unlabelled.kept:
         train_on = unlabelled_training(config, images, sources.embedded)

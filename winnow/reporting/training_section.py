@@ -7,6 +7,7 @@ from statistics import fmean
 
 from winnow.config import ROOT
 from winnow.config.data import Data
+from winnow.evaluation.intervals import paired_gain
 from winnow.records.candidate import ArmTraining, LinearProbe, PretrainingGain
 from winnow.records.ingest import RejectedFile
 from winnow.reporting import plots
@@ -32,6 +33,7 @@ KNN_SPAN = 8.0
 """Points that the axis of the kNN plot spans at least; its own noise would fill it otherwise."""
 PURPOSES = {"train": "learning", "validation": "choosing", "test": "final test"}
 SHORT = {"scratch": "random weights", "start": "known weights", "pretrained": "pretrained", "weights": "own weights"}
+RANDOM_WEIGHTS = "random weights"
 SHOWN_REJECTED = 10
 NOT_PRETRAINED = "Nothing was pretrained: dense starts from random weights."
 
@@ -109,7 +111,7 @@ def _rejected(rejected: Sequence[RejectedFile]) -> Html:
 def render_pretraining(records: RunRecords) -> Html:
     """Return the arms per label seed, the gain with its interval, the linear probe, and the curve of kNN."""
     arms = records.fine_tuning.arms
-    names = {"scratch": "random weights", "start": _start_label(records), "pretrained": _pretrained_label(records)}
+    names = {"scratch": RANDOM_WEIGHTS, "start": _start_label(records), "pretrained": _pretrained_label(records)}
     names["weights"] = _weights_label(records)
     by_arm = {names[arm]: sorted(arms.trainings(arm), key=lambda row: row.seed) for arm in names if arms.trainings(arm)}
     probe = arms.linear_probe
@@ -215,15 +217,25 @@ def _weights_label(records: RunRecords) -> str:
 
 def _arm_table(by_arm: Mapping[str, Sequence[ArmTraining]], probe: LinearProbe, caption: str) -> Html:
     seeds = sorted({row.seed for trainings in by_arm.values() for row in trainings})
+    scratch = [row.top1 for row in by_arm.get(RANDOM_WEIGHTS, [])]
     rows = []
     for label, trainings in by_arm.items():
         top1 = {row.seed: row.top1 for row in trainings}
         rates = ", ".join(f"{rate:g}" for rate in sorted({row.learning_rate for row in trainings}))
-        rows.append(Row([label, percent(fmean(top1.values())), *[percent(top1.get(seed)) for seed in seeds], rates]))
+        gain = MISSING if label == RANDOM_WEIGHTS else _gain_cell([row.top1 for row in trainings], scratch)
+        per_seed = [percent(top1.get(seed)) for seed in seeds]
+        rows.append(Row([label, percent(fmean(top1.values())), gain, *per_seed, rates]))
     probed = [percent(probe.top1 if seed == probe.seed else None) for seed in seeds]
-    rows.append(Row(["linear probe", percent(probe.top1), *probed, MISSING]))
-    heading = ["arm", "mean", *[f"seed {seed:g}" for seed in seeds], "learning rate"]
+    rows.append(Row(["linear probe", percent(probe.top1), MISSING, *probed, MISSING]))
+    heading = ["arm", "mean", "gain over random weights", *[f"seed {seed:g}" for seed in seeds], "learning rate"]
     return table(heading, rows, caption=caption)
+
+
+def _gain_cell(top1: Sequence[float], scratch: Sequence[float]) -> str:
+    """Return the mean gain in points with its 95 % interval, which a single seed does not have."""
+    mean, low, high = paired_gain(top1, scratch)
+    interval = f" ({signed(low, plus=True)} to {signed(high, plus=True)})" if len(top1) > 1 else ""
+    return f"{signed(mean, plus=True)}{interval}"
 
 
 def _describe_gain(records: RunRecords, gain: PretrainingGain | None) -> str:

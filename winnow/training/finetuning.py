@@ -94,7 +94,9 @@ def train_arms(
         nonlocal done
         done += 1
         log.info("training %d of %d: %s, seed %d, rate %g", done, total, arm, seed, rate)
-        return _train(config, images, initial_model(architecture, arms[arm], seed), (arm, seed, rate), scratch)
+        model = initial_model(architecture, arms[arm], seed)
+        arm_config = config.model_copy(update={"finetune": settings.for_arm(arms[arm] is not None)})
+        return _train(arm_config, images, model, (arm, seed, rate), scratch)
 
     for arm in arms:
         attempts = [train_one(arm, first, rate) for rate in settings.learning_rates]
@@ -197,7 +199,8 @@ def cross_validate(
         model = initial_model(architecture, state, dense.seed)
         checkpoint = Checkpoint(scratch, f"fold{number}of{folds}")
         recipe = (dense.seed, dense.learning_rate)
-        train_on_labels(config.finetune, images, model, known[train_part], recipe, checkpoint)
+        settings = config.finetune.for_arm(state is not None)
+        train_on_labels(settings, images, model, known[train_part], recipe, checkpoint)
         if train_on is not None:
             train_on(model, known[train_part], Checkpoint(scratch, f"{checkpoint.name}-unlabelled"))
         logits_LC[held_out] = predict_torch(model, images.images_NHWC, known[held_out])

@@ -147,7 +147,7 @@ def fit(
         model.train()
         torch.manual_seed(stream_seed(plan.seed, "augmentation", state.step))
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate_at(state.step, plan)
+            group["lr"] = learning_rate_at(state.step, plan) * group["lr_scale"]
         with compute_lock(), deferred_signals() as stop:
             started = time.monotonic()  # time spent waiting for the lock does not count
             images_BCHW, labels_B = (tensor.to(target_device, non_blocking=True) for tensor in batches.at(state.step))
@@ -220,19 +220,48 @@ def _check_finite(state: _State, plan: TrainingPlan) -> None:
 
 def _sgd(model: nn.Module, settings: Optimiser) -> torch.optim.SGD:
     return torch.optim.SGD(
-        _parameter_groups(model, settings.weight_decay),
+        _parameter_groups(model, settings),
         lr=settings.learning_rate,
         momentum=settings.momentum,
         nesterov=settings.momentum > 0,
     )
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the optimiser's groups: no weight decay for biases and normalisation."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def _parameter_groups(model: nn.Module, settings: Optimiser) -> list[dict[str, Any]]:
+    """Return the optimiser's groups: no weight decay for biases and normalisation; a rate for each block.
+
+    `lr_scale` of a block is layer_decay to the number of blocks after it (as in BEiT, Bao et al. 2021, arXiv
+    2106.08254).
+    """
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    blocks = layer_blocks(model) if settings.layer_decay < 1 else {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((blocks.get(name, 0), parameter.ndim > 1), []).append(parameter)
+    last = max((block for block, _ in groups), default=0)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": settings.weight_decay if is_matrix else 0.0,
+            "lr_scale": settings.layer_decay ** (last - block),
+        }
+        for (block, is_matrix), parameters in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
+    ]
+
+
+def layer_blocks(model: nn.Module) -> dict[str, int]:
+    """Return the number of the block that each parameter belongs to, from 0 at the input; the head is the last.
+
+    A block is an entry of a sequence of modules (layer1.0, features.3, blocks.2.0), or else a module of the network.
+    """
+    order: dict[str, int] = {}
+    result = {}
+    for name, _ in model.named_parameters():
+        parts = name.split(".")
+        numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+        block = ".".join(parts[: numbers[0] + 1] if numbers else parts[:-1]) or name
+        result[name] = order.setdefault(block, len(order))
+    return result
 
 
 @dataclass

@@ -78,6 +78,16 @@ def test_arms_differ_in_their_backbone_only(tiny_set: ImageSet, tmp_path: Path) 
     assert [t.arm for t in tried] == ["first", "second", "other"]
 
 
+def test_the_arm_from_scratch_has_one_rate_for_all_layers(tiny_set: ImageSet, tmp_path: Path) -> None:
+    arms = {"pretrained": random_backbone(9), "scratch": None}
+    plain, decayed = (
+        train_arms(make_config(seeds=[0], layer_decay=decay), tiny_set, SMALL, arms, tmp_path / str(decay))[0]
+        for decay in (1.0, 0.5)
+    )
+    assert weights_digest(plain[0]) != weights_digest(decayed[0])
+    assert weights_digest(plain[1]) == weights_digest(decayed[1])
+
+
 @pytest.mark.thorough
 def test_cross_validation_predicts_each_label_with_a_network_that_has_not_seen_it(
     tiny_set: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
