@@ -15,11 +15,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.conftest import tiny_params
+from tests.conftest import SIZE, tiny_params
 from tests.records import (
     benchmark_details,
     benchmark_row,
     candidate_details,
+    embed_details,
     ingest_details,
     make_record,
     pretrain_details,
@@ -29,6 +30,7 @@ from winnow.config import Config, check_config
 from winnow.data.dataset import SPLITS, VALIDATION, ImageSet, load_images
 from winnow.deploy.batch_inference import predict_file
 from winnow.evaluation.metrics import agreement, benchmark_logits_file, quality_metrics, temperature_metrics
+from winnow.models.backbones import Architecture, build_model, save_model
 from winnow.records import Machine, RecordModel, describe_files, read_record, record_digest, this_machine, write_record
 from winnow.records.benchmark import (
     AbsentCase,
@@ -66,6 +68,8 @@ def build(data: Path, artifacts: Path, changes: dict[str, dict[str, Any]] | None
     shutil.copytree(data, artifacts / "data")
     images = load_images(artifacts / "data")
     record_data(artifacts / "data", images)
+    (artifacts / "embed").mkdir()
+    write_record(artifacts / "embed", make_record("embed", embed_details()))
     _record_pretrain(artifacts / "pretrain")
     for name, plan in CANDIDATES.items():
         _candidate(artifacts / "candidates", name, {**plan, **(changes or {}).get(name, {})}, images)
@@ -120,6 +124,8 @@ def record_data(folder: Path, images: ImageSet) -> None:
 
 def _record_pretrain(folder: Path) -> None:
     folder.mkdir(parents=True)
+    architecture = Architecture(backbone="resnet8", num_classes=3, image_size=SIZE, width=0.2)
+    save_model(folder, build_model(architecture), architecture)
     curves = [{"epoch": 1.0, "loss": 1.2}, {"epoch": 2.0, "loss": 1.0, "knn": 0.75, "spread": 0.5}]
     parameters = {"method": "rotnet", "backbone": "resnet8", "epochs": 2, "batch_size": 32}
     details = pretrain_details(curves=curves)

@@ -74,7 +74,7 @@ def stages(config: Config) -> list[Stage]:
         Stage("benchmark", ("ingest", *candidate_stages)),
         Stage("select", ("ingest", *candidate_stages, "benchmark")),
         Stage("refit", ("ingest", "embed", "pretrain", *candidate_stages, "select")),
-        Stage("report", ("ingest", "pretrain", *candidate_stages, "benchmark", "select", "refit")),
+        Stage("report", ("ingest", "embed", "pretrain", *candidate_stages, "benchmark", "select", "refit")),
     ]
 
 

@@ -40,6 +40,12 @@ class RunRecords:
     """PNG of the Pareto front."""
     near_duplicates: bytes = b""
     """PNG of held-out images beside the training images that they almost equal; empty where there are none."""
+    embedding_map: bytes = b""
+    """PNG of validation images as points, by the similarity of their embeddings; empty with too few images."""
+    neighbours: bytes = b""
+    """PNG of validation images beside the training images with the most similar embeddings."""
+    embedded_by: str = ""
+    """The network that the embeddings of both are of, for users."""
 
     @property
     def source(self) -> str:

@@ -25,9 +25,14 @@ def draw_pairs(images_NHWC: NDArray[np.uint8], positions: Sequence[Sequence[int]
     for number, pair in enumerate(shown):
         left, top = number % COLUMNS * (2 * SIDE + GAP), number // COLUMNS * (SIDE + GAP)
         for side, position in enumerate(pair):
-            pixels = Image.fromarray(np.asarray(images_NHWC[position]))
-            kind = Image.Resampling.NEAREST if pixels.width < SIDE else Image.Resampling.LANCZOS
-            sheet.paste(pixels.resize((SIDE, SIDE), kind), (left + side * SIDE, top))
+            sheet.paste(thumbnail(images_NHWC[position]), (left + side * SIDE, top))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def thumbnail(image_HWC: NDArray[np.uint8]) -> Image.Image:
+    """Return the image at SIDE x SIDE pixels; small ones keep their hard pixels."""
+    pixels = Image.fromarray(np.asarray(image_HWC))
+    kind = Image.Resampling.NEAREST if pixels.width < SIDE else Image.Resampling.LANCZOS
+    return pixels.resize((SIDE, SIDE), kind)

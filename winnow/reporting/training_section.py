@@ -138,7 +138,23 @@ def render_pretraining(records: RunRecords) -> Html:
         *_unlabelled(records),
         *_cross_validation(records),
         side_by_side(*pictures),
+        *_embeddings(records),
     )
+
+
+def _embeddings(records: RunRecords) -> list[Html]:
+    """Return the map of validation images and the sheet of their neighbours."""
+    pictures = []
+    if records.embedding_map:
+        caption = (
+            f"Validation images by the similarity of their embeddings (t-SNE), those of {records.embedded_by}. Groups "
+            "of one colour can be learned from few labels; distances between groups mean little."
+        )
+        pictures.append(figure(records.embedding_map, "A map of validation images, coloured by class", caption))
+    if records.neighbours:
+        caption = "Validation images on the left, and the training images with the most similar embeddings."
+        pictures.append(figure(records.neighbours, "Rows of a validation image and its neighbours", caption))
+    return [side_by_side(*pictures)] if pictures else []
 
 
 UNLABELLED_METHODS = {
@@ -217,12 +233,12 @@ def _weights_label(records: RunRecords) -> str:
 
 def _arm_table(by_arm: Mapping[str, Sequence[ArmTraining]], probe: LinearProbe, caption: str) -> Html:
     seeds = sorted({row.seed for trainings in by_arm.values() for row in trainings})
-    scratch = [row.top1 for row in by_arm.get(RANDOM_WEIGHTS, [])]
+    scratch = {row.seed: row.top1 for row in by_arm.get(RANDOM_WEIGHTS, [])}
     rows = []
     for label, trainings in by_arm.items():
         top1 = {row.seed: row.top1 for row in trainings}
         rates = ", ".join(f"{rate:g}" for rate in sorted({row.learning_rate for row in trainings}))
-        gain = MISSING if label == RANDOM_WEIGHTS else _gain_cell([row.top1 for row in trainings], scratch)
+        gain = MISSING if label == RANDOM_WEIGHTS else _gain_cell(top1, scratch)
         per_seed = [percent(top1.get(seed)) for seed in seeds]
         rows.append(Row([label, percent(fmean(top1.values())), gain, *per_seed, rates]))
     probed = [percent(probe.top1 if seed == probe.seed else None) for seed in seeds]
@@ -231,10 +247,13 @@ def _arm_table(by_arm: Mapping[str, Sequence[ArmTraining]], probe: LinearProbe, 
     return table(heading, rows, caption=caption)
 
 
-def _gain_cell(top1: Sequence[float], scratch: Sequence[float]) -> str:
-    """Return the mean gain in points with its 95 % interval, which a single seed does not have."""
-    mean, low, high = paired_gain(top1, scratch)
-    interval = f" ({signed(low, plus=True)} to {signed(high, plus=True)})" if len(top1) > 1 else ""
+def _gain_cell(top1: Mapping[int, float], scratch: Mapping[int, float]) -> str:
+    """Return the mean gain in points over the shared seeds with its 95 % interval, which a single one does not have."""
+    seeds = sorted(top1.keys() & scratch.keys())
+    if not seeds:
+        return MISSING
+    mean, low, high = paired_gain([top1[seed] for seed in seeds], [scratch[seed] for seed in seeds])
+    interval = f" ({signed(low, plus=True)} to {signed(high, plus=True)})" if len(seeds) > 1 else ""
     return f"{signed(mean, plus=True)}{interval}"
 
 

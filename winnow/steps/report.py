@@ -15,19 +15,37 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from winnow.benchmark.deployed_logits import IN_ONNX_RUNTIME
 from winnow.config import ROOT, Config, topological_order
-from winnow.data.dataset import TEST, ImageSet, load_images
+from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet, load_images
+from winnow.deploy.batch_inference import embed
+from winnow.deploy.teacher_embeddings import has_embeddings, load_embeddings
 from winnow.errors import ArtifactError
-from winnow.records import ReportDetails, ReportRecord, describe_files, publish, record_digest, write_json, write_record
+from winnow.models.backbones import load_backbone
+from winnow.records import (
+    EmbedRecord,
+    ReportDetails,
+    ReportRecord,
+    describe_files,
+    publish,
+    record_digest,
+    write_json,
+    write_record,
+)
 from winnow.reporting import plots
+from winnow.reporting.embedding_pictures import MOST_IMAGES, draw_map, draw_neighbours
 from winnow.reporting.run_page import TestResult, render_run_page
-from winnow.reporting.run_records import read_run_records
+from winnow.reporting.run_records import RunRecords, read_run_records
 from winnow.reporting.thumbnails import draw_pairs
 from winnow.selection.test_evaluation import TestEvaluation, evaluate_test
 
 log = logging.getLogger(__name__)
 PAGE, LEARNING = "report.html", "learning.svg"
+MAP, NEIGHBOURS = "embedding_map.png", "neighbours.png"
+MOST_COMPARED = 5000
+"""Training images that neighbours are searched among, at most; a random part of more."""
 VERSION_LENGTH = 16
 UNTESTED = "there is no labelled test image: every figure of this run is of the validation split"
 
@@ -41,6 +59,7 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
     images = load_images(artifacts / "data")
     positions = records.data.details.near_duplicates.positions
     records = replace(records, near_duplicates=draw_pairs(images.images_NHWC, positions))
+    records = _with_embeddings(records, artifacts, images)
     version = digest_test_split(images)
     if len(images.indices(TEST, labelled=True)):
         count = count_reading(test_readings, version)
@@ -57,7 +76,7 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
         test_evaluation.abstention,
     )
     html = render_run_page(records, test_result)
-    folders = {name: artifacts / name for name in ("data", "pretrain", "benchmark", "select", "refit")}
+    folders = {name: artifacts / name for name in ("data", "embed", "pretrain", "benchmark", "select", "refit")}
     folders |= {name: artifacts / "candidates" / name for name in names}
     with publish(out) as folder:
         (folder / PAGE).write_text(html, encoding="utf-8")
@@ -65,6 +84,10 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
         if curves := records.pretrain.details.curves:
             (folder / LEARNING).write_bytes(plots.plot_curve(curves, "loss", "loss of pretraining"))
             files.append(LEARNING)
+        for name, picture in ((MAP, records.embedding_map), (NEIGHBOURS, records.neighbours)):
+            if picture:
+                (folder / name).write_bytes(picture)
+                files.append(name)
         record = ReportRecord(
             step="report",
             name="report",
@@ -87,6 +110,27 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
         )
         write_record(folder, record)
     return record
+
+
+def _with_embeddings(records: RunRecords, artifacts: Path, images: ImageSet) -> RunRecords:
+    """Return the records with a map and a sheet of neighbours by the teacher's embeddings, or the backbone's."""
+    queries, train = images.indices(VALIDATION), images.indices(TRAIN)
+    bank = np.sort(np.random.default_rng(0).permutation(train)[:MOST_COMPARED])
+    queries = np.sort(np.random.default_rng(1).permutation(queries)[:MOST_IMAGES])
+    indices = np.concatenate([queries, bank])
+    if has_embeddings(artifacts / "embed"):
+        rows_MD = np.asarray(load_embeddings(artifacts / "embed")[indices], dtype=np.float32)
+        weights = EmbedRecord.read(artifacts / "embed").details.weights
+        network = f"the teacher ({weights.name})" if weights else ""
+    else:
+        rows_MD = embed(load_backbone(artifacts / "pretrain"), images.images_NHWC, indices).numpy()
+        network = "the backbone before fine-tuning"
+    return replace(
+        records,
+        embedding_map=draw_map(rows_MD[: len(queries)], images.labels_N[queries], images.classes),
+        neighbours=draw_neighbours(images.images_NHWC, indices, len(queries), rows_MD),
+        embedded_by=network,
+    )
 
 
 def digest_test_split(images: ImageSet) -> str:

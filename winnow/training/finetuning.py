@@ -95,8 +95,8 @@ def train_arms(
         done += 1
         log.info("training %d of %d: %s, seed %d, rate %g", done, total, arm, seed, rate)
         model = initial_model(architecture, arms[arm], seed)
-        arm_config = config.model_copy(update={"finetune": settings.for_arm(arms[arm] is not None)})
-        return _train(arm_config, images, model, (arm, seed, rate), scratch)
+        budget = draw_label_budget(images, config.data.label_budget, seed)
+        return _train(settings.for_arm(arms[arm] is not None), images, budget, model, (arm, seed, rate), scratch)
 
     for arm in arms:
         attempts = [train_one(arm, first, rate) for rate in settings.learning_rates]
@@ -115,12 +115,16 @@ def initial_model(architecture: Architecture, state: StateDict | None, seed: int
 
 
 def _train(
-    config: Config, images: ImageSet, model: nn.Module, run: tuple[str, int, float], scratch: Path
+    settings: Finetune,
+    images: ImageSet,
+    budget: NDArray[np.int64],
+    model: nn.Module,
+    run: tuple[str, int, float],
+    scratch: Path,
 ) -> FinetunedArm:
     arm, seed, rate = run
-    budget = draw_label_budget(images, config.data.label_budget, seed)
     checkpoint = Checkpoint(scratch, f"{arm}-seed{seed}-rate{rate:g}")
-    steps, curves = train_on_labels(config.finetune, images, model, budget, (seed, rate), checkpoint)
+    steps, curves = train_on_labels(settings, images, model, budget, (seed, rate), checkpoint)
     return FinetunedArm(arm, seed, rate, steps, validation_top1(model, images), model, curves)
 
 

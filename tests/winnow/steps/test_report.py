@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import tiny_params
+from tests.records import embed_details, known_weights_details, make_record
 from tests.tiny_run import build, rewrite_details, select_and_refit, write_network
 from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, load_images
@@ -18,7 +19,7 @@ from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.inference_runtimes import OPENERS, RuntimeUnavailable
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import paired_drop
-from winnow.records import ReportRecord, SelectionRecord, read_record, record_digest
+from winnow.records import ReportRecord, SelectionRecord, read_record, record_digest, write_record
 from winnow.records.benchmark import BenchmarkCase
 from winnow.records.ingest import NearDuplicates
 from winnow.records.refit import RefitLabels
@@ -111,6 +112,22 @@ def test_a_disagreement_of_dense_is_reported_without_a_winner(artifacts: Path) -
     run_select_and_refit(artifacts, config)
     write_network(artifacts / "candidates" / "dense" / "model.onnx", 0.99)
     assert "dense has 66.7 % top-1 on the test split" in run(artifacts, config).warnings[0]
+
+
+def test_the_page_shows_a_map_and_neighbours_by_the_network_that_embedded(artifacts: Path) -> None:
+    record = run(artifacts)
+    assert {artifact.name for artifact in record.artifacts} >= {"embedding_map.png", "neighbours.png"}
+    page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
+    assert "those of the backbone before fine-tuning" in page
+    images = load_images(artifacts / "data")
+    rows_ND = np.random.default_rng(0).normal(size=(len(images.labels_N), 8)).astype(np.float16)
+    rows_ND[images.split_N == TEST] = np.nan
+    np.save(artifacts / "embed" / "embeddings.npy", rows_ND)
+    details = embed_details(weights=known_weights_details(), images=180, dimension=8)
+    write_record(artifacts / "embed", make_record("embed", details, name="embed"))
+    run(artifacts)
+    page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
+    assert "those of the teacher (torchvision:resnet18)" in page
 
 
 @pytest.mark.thorough
