@@ -185,6 +185,17 @@ def _section(annotation: Any, prefix: str, seen: dict[tuple[type, str], str]) ->
             yield f"### {prefix}method: {choice}"
         yield _summary(model)
         yield _table(["key", "type", "default", "meaning"], list(_rows(model, prefix, None, seen)))
+        for name, field in model.model_fields.items():
+            if _method_names(field.annotation):
+                yield from _section(field.annotation, f"{prefix}{name}.", seen)
+
+
+def _method_names(annotation: Any) -> list[str]:
+    """Return the names of the methods where the annotation is a choice of models, each with a method; else []."""
+    models = list(_models(annotation))
+    if len(models) < 2 or not all("method" in model.model_fields for model in models):
+        return []
+    return [value for model in models for value in get_args(model.model_fields["method"].annotation)]
 
 
 def _rows(
@@ -196,6 +207,11 @@ def _rows(
         key = f"{prefix}{field.alias or name}"
         nested = [part for part in _models(field.annotation) if part is not model]
         default = _default(field, defaults, name)
+        if methods := _method_names(field.annotation):
+            value = field.get_default(call_default_factory=True)
+            names = _join([f"`{method}`" for method in methods])
+            yield [f"`{key}`", f"{names}, or a section", f"`{value.method}`", f"{docs[name]} Its keys follow below."]
+            continue
         if len(nested) != 1 or _is_union_of_scalars(field.annotation):
             yield [f"`{key}`", _type(field.annotation, field.metadata), default, docs[name]]
             continue

@@ -34,6 +34,7 @@ LIBRARIES = {
     "mlflow": {
         "tasks/tracking/mlflow_client.py",
         "tasks/tracking/mlflow_runs.py",
+        "tasks/registry/registered_weights.py",
         "tasks/registry/registered_models.py",
         "tasks/registry/model_upload.py",
         "tasks/registry/accounts.py",

@@ -115,7 +115,7 @@ def test_inputs_of_a_training_decide_its_checkpoint_folder(
 
 def test_outdated_checkpoints_are_removed_before_the_step_runs(paths: ProjectPaths) -> None:
     config = check_config(tiny_params() | {"pretrain": {"method": "none"}})
-    (paths.artifacts / "embed").mkdir()
+    (paths.artifacts / "embed").mkdir(exist_ok=True)
     write_record(paths.artifacts / "embed", make_record("embed", embed_details()))
     current = paths.checkpoints / f"pretrain-{__main__._fingerprint(config, paths, 'pretrain', 'pretrain')}"
     outdated, other = paths.checkpoints / f"pretrain-{'0' * 16}", paths.checkpoints / f"pruned-{'0' * 16}"

@@ -59,7 +59,7 @@ def plan(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
 @click.command()
 @project_command
 def fetch(paths: ProjectPaths) -> int:
-    """Synchronise data.path with S3 (data.fetch), and known weights with MLflow's registry.
+    """Synchronise images with S3, and known weights with MLflow.
 
     `winnow run` does this first.
     """

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.errors import MissingExtra
+from winnow.random_streams import stream_seed
 
 STEPS = 50
 """Iterations; what is left of the first error is share^50, below 1e-4 for shares up to 0.8."""
@@ -44,7 +45,7 @@ def propagate_answers(
     count = len(vectors_ND)
     nodes = np.arange(count)
     if count > MAX_NODES:
-        nodes = np.sort(np.random.default_rng(seed).choice(count, MAX_NODES, replace=False))
+        nodes = np.sort(np.random.default_rng(stream_seed(seed, "graph")).choice(count, MAX_NODES, replace=False))
     spread_MC = _spread(vectors_ND[nodes], answers_NC[nodes], neighbours, share)
     others = np.setdiff1d(np.arange(count), nodes)
     result_NC = np.empty_like(answers_NC)
@@ -63,9 +64,9 @@ def unit_components(features_ND: NDArray[np.float32], seed: int = 0) -> NDArray[
         from sklearn.decomposition import PCA
     except ModuleNotFoundError as error:
         raise MissingExtra("scikit-learn", "report") from error
-    chosen = np.random.default_rng(seed).permutation(len(features_ND))[:FITTED_ON]
+    chosen = np.random.default_rng(stream_seed(seed, "components")).permutation(len(features_ND))[:FITTED_ON]
     dimensions = min(DIMENSIONS, features_ND.shape[1], len(chosen))
-    components = PCA(dimensions, random_state=seed).fit(features_ND[chosen])
+    components = PCA(dimensions, random_state=stream_seed(seed, "components")).fit(features_ND[chosen])
     vectors_ND: NDArray[np.float32] = np.asarray(components.transform(features_ND), dtype=np.float32)
     vectors_ND /= np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
     return vectors_ND

@@ -203,7 +203,7 @@ def test_own_weights_are_an_arm(run_records: RunRecords) -> None:
     changed = replace_dense(run_records, {"weights": [arm_training(0, 0.95)], "gain": gain}, parameters=parameters)
     page = render_run_page(changed, TEST_RESULT)
     outline = PageParser(page)
-    assert outline.row("own weights (mine.safetensors)")[0][1:] == ["95.0\xa0%", "95.0\xa0%", "–", "0.05"]
+    assert outline.row("own weights (mine.safetensors)")[0][1:] == ["95.0\xa0%", "+25.0", "95.0\xa0%", "–", "0.05"]
     assert "Fine-tuning own weights (mine.safetensors) instead of random ones: +25.0 points" in outline.words
     assert "single label seed: a hint" in outline.words
 
