@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 environment.apply(ROOT)
 
 from winnow.config import Config, check_config, topological_order  # noqa: E402
+from winnow.config.weights import NO_WEIGHTS  # noqa: E402
 from winnow.data.dataset import TEST, ImageSet  # noqa: E402
 from winnow.deploy.onnx_session import MODEL  # noqa: E402
 from winnow.errors import WinnowError  # noqa: E402
@@ -33,6 +34,8 @@ from winnow.records.candidate import QuantizationRung  # noqa: E402
 from winnow.records.selection import Drop  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
+WEIGHTS = ROOT / ".winnow" / "weights"
+"""Folder of downloaded weights."""
 INT8_SATURATES = int8_sums_saturate(cpu_flags())
 """Whether this processor saturates int8 sums, so that int8 files need 7-bit weights."""
 SAMPLE = {"data.source": "sample", "data.path": "data/cifar10-jpeg-sample.tar.xz"}
@@ -85,6 +88,8 @@ class Chain:
         self._seconds_file = self.folder / "seconds.json"
         settings = config.model_dump(mode="json", include={"data", "pretrain", "finetune", "candidates", "benchmark"})
         del settings["data"]["path"]  # a resumed benchmark may read the same images from another folder
+        if config.teacher.weights != NO_WEIGHTS:
+            settings["teacher"] = config.teacher.model_dump(mode="json")
         settings_file = self.folder / "settings.json"
         if not any(self.folder.iterdir()):
             write_json(settings_file, settings)
@@ -114,19 +119,28 @@ class Chain:
         out = self.folder / "data"
         return self._run_once(out, partial(ingest, self.config, out, self.scratch))
 
+    def embed(self) -> Path:
+        """Compute the teacher's embeddings, after ingest; without a teacher there is a record alone."""
+        from winnow.steps.embed import embed
+
+        data, out = self.ingest(), self.folder / "embed"
+        return self._run_once(out, partial(embed, self.config, data, out, self.scratch / "embed", WEIGHTS))
+
     def pretrain(self) -> Path:
-        """Pretrain the backbone, after ingest."""
+        """Pretrain the backbone, after the steps before it."""
         from winnow.steps.pretrain import pretrain
 
-        data, out = self.ingest(), self.folder / "pretrain"
-        return self._run_once(out, partial(pretrain, self.config, data, out, self.scratch / "pretrain"))
+        data, embedded, out = self.ingest(), self.embed(), self.folder / "pretrain"
+        scratch = self.scratch / "pretrain"
+        return self._run_once(out, partial(pretrain, self.config, data, out, scratch, embedded, WEIGHTS))
 
     def finetune(self) -> Path:
         """Fine-tune the dense network, after the steps before it."""
         from winnow.steps.finetune import finetune
 
         data, pretrained, out = self.ingest(), self.pretrain(), self.candidates / "dense"
-        return self._run_once(out, partial(finetune, self.config, data, pretrained, out, self.scratch / "finetune"))
+        scratch, embedded = self.scratch / "finetune", self.embed()
+        return self._run_once(out, partial(finetune, self.config, data, pretrained, out, scratch, embedded))
 
     def compress(self, names: Collection[str] | None = None) -> Path:
         """Make these candidates, or all, parents first, after the steps before; return the folder of candidates."""
@@ -138,7 +152,7 @@ class Chain:
             if names is not None and name not in names:
                 continue
             out, scratch, teacher_cache = self.candidates / name, self.scratch / name, self.folder / "answers"
-            folders = CandidateFolders(data, pretrained, self.candidates, scratch, teacher_cache)
+            folders = CandidateFolders(data, pretrained, self.candidates, scratch, teacher_cache, self.embed())
             self._run_once(out, partial(compress, self.config, name, folders, out))
         return self.candidates
 

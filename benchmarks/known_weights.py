@@ -1,0 +1,146 @@
+"""Measure what known weights buy with few labels: arms from random weights to a distilled network, five label seeds.
+
+    python -m benchmarks.known_weights [--images FOLDER] [--labels 25] [--seeds 0 1 2 3 4]
+
+Every arm has the same labels, seeds and tried rates; each ends once with labels alone, and once after training on
+images without labels by each method (finetune.unlabelled), whether that helped or not. The large network is the
+teacher with a linear head; its rows are those of the first seed. Accuracy is that of the last step on the validation
+split, where rates were chosen; nothing reads the test split. Minutes are those of all steps of an arm, summed over its
+seeds where they train. The int8 files of the distilled network and of the teacher are exported, measured and timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.chain import INT8_SATURATES, Chain, configure, markdown_table, write_results
+from winnow.evaluation.intervals import paired_gain
+from winnow.records import RECORD, BenchmarkRecord, CandidateRecord, FinetuneRecord
+
+NAME = "known_weights"
+TEACHER = "package:efficientnet-lite0"
+PRETRAINING: dict[str, dict[str, Any]] = {
+    "distilled": {"pretrain.method": "distill", "teacher.weights": TEACHER},
+    "rotnet": {"pretrain.method": "rotnet"},
+    "simclr": {"pretrain.method": "simclr"},
+}
+"""Arm -> settings."""
+UNLABELLED = ("propagation", "fixmatch")
+INT8 = {"method": "quantize", "overflow_safe": INT8_SATURATES}
+CANDIDATES = {
+    "dense-int8": {"from": "dense", **INT8},
+    "large": {"from": "dense", "method": "probe"},
+    "large-int8": {"from": "large", **INT8},
+}
+"""The candidates of the distilled arm, which alone are timed."""
+SHARED = ("data", "embed", "pretrain")
+"""Folders that chains with the same pretraining share."""
+
+
+def make_chain(arm: str, unlabelled: str, args: argparse.Namespace) -> Chain:
+    """Return the chain of one pretraining and one training on unlabelled images, with what another has done."""
+    overrides = {"finetune.seeds": args.seeds, "data.labels_per_class": args.labels, **PRETRAINING[arm]}
+    if args.images is not None:
+        overrides |= {"data.source": "folder", "data.path": str(args.images.resolve())}
+    config = configure(
+        {**overrides, "finetune.unlabelled": unlabelled, "finetune.cross_validation": "never"},
+        CANDIDATES if arm == "distilled" else {},
+    )
+    suffix = "" if args.images is None else "-folder"
+    chain = Chain(f"{NAME}{suffix}-{args.labels}-{arm}-{unlabelled}", config)
+    donor = chain.folder.with_name(chain.folder.name.replace(f"-{unlabelled}", f"-{UNLABELLED[0]}"))
+    for name in SHARED:
+        if donor != chain.folder and (donor / name / RECORD).is_file() and not (chain.folder / name).exists():
+            shutil.copytree(donor / name, chain.folder / name)
+    return chain
+
+
+def describe(top1: list[float], scratch: list[float]) -> dict[str, str]:
+    """Return the mean accuracy, that of each seed, and the gain over random weights with its interval."""
+    mean, low, high = paired_gain(top1, scratch)
+    return {
+        "top-1 %": f"{fmean(top1) * 100:.1f}",
+        "of each seed": ", ".join(f"{value * 100:.1f}" for value in top1),
+        "gain over random weights, points": f"{mean:+.1f} ({low:+.1f} to {high:+.1f})",
+    }
+
+
+def arm_rows(arm: str, args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Run all chains of an arm; return its rows and the figures behind them."""
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
+    for unlabelled in UNLABELLED:
+        chain = make_chain(arm, unlabelled, args)
+        details = FinetuneRecord.read(chain.finetune()).details
+        assert details.unlabelled is not None
+        scratch = [row.top1 for row in details.arms.scratch]
+        alone = [row.top1 for row in details.arms.pretrained]
+        minutes = {step: seconds / 60 for step, seconds in chain.seconds().items()}
+        figures[unlabelled] = {"minutes": minutes, "details": details.model_dump(mode="json")}
+        if unlabelled == UNLABELLED[0]:
+            if arm == next(iter(PRETRAINING)):
+                rows.append({"arm": "random weights", "then": "", **describe(scratch, scratch)})
+            before = sum(minutes.get(step, 0.0) for step in ("embed", "pretrain"))
+            rows.append({"arm": arm, "then": "", **describe(alone, scratch), "minutes": f"{before:.1f}"})
+        top1 = [row.top1 for row in details.unlabelled.trainings]
+        precision = [row.precision for row in details.unlabelled.trainings if row.precision is not None]
+        right = f"{fmean(precision) * 100:.1f}" if precision else "-"
+        rows.append({"arm": arm, "then": unlabelled, **describe(top1, scratch), "pseudo-labels right, %": right})
+    return rows, figures
+
+
+def file_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return accuracy, size and speed of the files of the distilled arm, after label propagation where that helped."""
+    chain = make_chain("distilled", UNLABELLED[0], args)
+    folder = chain.compress()
+    timed = BenchmarkRecord.read(chain.benchmark()).details.candidates
+    large = chain.config.benchmark.large_batch
+    rows = []
+    for name in ("dense", *chain.config.candidates):
+        metrics, times = CandidateRecord.read(folder / name).metrics, timed[name]
+        speedups = [f"{times[f'speedup/eager_b{batch}']:.1f}" for batch in (1, large)]
+        rows.append(
+            {
+                "file": name,
+                "top-1 %": f"{metrics['quality/top1'] * 100:.1f}",
+                "MB": f"{metrics['size/mb']:.2f}",
+                "parameters, M": f"{metrics['size/parameters'] / 1e6:.2f}",
+                "latency, ms": f"{times['best/latency_ms']:.2f}",
+                f"x dense in eager f32 (1 / {large})": " / ".join(speedups),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Run every arm and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--labels", type=int, default=25)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    args = parser.parse_args()
+    rows, figures = [], {}
+    for arm in PRETRAINING:
+        arm_table, figures[arm] = arm_rows(arm, args)
+        rows += arm_table
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    rows = [{key: row.get(key, "") for key in columns} for row in rows]
+    files = file_rows(args)
+    source = "the embedded sample" if args.images is None else f"the images in {args.images.name}"
+    conditions = (
+        f"CIFAR-10 (JPEG), {source}, {args.labels} labels per class, label seeds {', '.join(map(str, args.seeds))}; "
+        f"settings of params.yaml but for the arms. Teacher: {TEACHER}. Minutes: embedding and pretraining, before any "
+        "label is used. Accuracy on the validation split; 95 % intervals over label seeds, paired. Files: first seed; "
+        f"{'int8 weights of 7 bits (no VNNI here)' if INT8_SATURATES else 'int8'}."
+    )
+    name = f"{NAME}_{args.labels}" + ("" if args.images is None else f"_{args.images.name}")
+    table = f"{markdown_table(rows)}\n\nFiles of the distilled arm:\n\n{markdown_table(files)}"
+    write_results(name, conditions, {"arms": figures, "files": files}, table)
+
+
+if __name__ == "__main__":
+    main()
