@@ -173,6 +173,7 @@ def _description(card: DeploymentCard) -> str:
     warnings = [f"**Warning:** {markdown(warning)}.\n" for warning in (test.warnings if test else ())]
     note = markdown(card.refit.note) if card.refit else ""
     refitted = [f"Refitted on training and validation labels: {note}."] if note else []
+    known = [f"Known weights: {markdown(each.name)}, licence {markdown(each.licence)}." for each in card.known_weights]
     name, lineage = markdown(card.name), markdown(" > ".join(card.lineage))
     return "\n".join(
         [
@@ -181,6 +182,7 @@ def _description(card: DeploymentCard) -> str:
             f"{labels.training} labels for training, {labels.choosing}{in_groups(labels.choosing_groups)} "
             "for choosing.",
             *refitted,
+            *known,
             f"Serve with {describe_serving(card.serving)}. {markdown(card.why)}",
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from winnow.compression.prune import prune
 from winnow.compression.quantize import quantize
 from winnow.compression.sparsify import sparsify
 from winnow.config import Candidate, Cluster, Distill, Factorize, Probe, Prune, Quantize, Sparsify
-from winnow.deploy.onnx_export import export_onnx
+from winnow.deploy.onnx_export import export_onnx, write_onnx
 from winnow.deploy.onnx_session import MODEL
-from winnow.models.backbones import ARCHITECTURE_FILE, save_model
+from winnow.models.backbones import ARCHITECTURE_FILE, load_architecture, save_model
 from winnow.models.network import Network, OnnxNetwork
 from winnow.records import write_json
 from winnow.records.candidate import MethodResult
@@ -37,6 +38,10 @@ METHODS: dict[type, Callable[[Any, MethodInputs], tuple[Network | OnnxNetwork, M
 def write_candidate(settings: Candidate, inputs: MethodInputs, folder: Path) -> MethodResult:
     """Run the method of `settings`, write its network to `folder`, and return its part of record.json."""
     network, result = METHODS[type(settings)](settings, inputs)
+    recovery = getattr(settings, "recovery", None)
+    if recovery is not None and recovery.hint == "embeddings" and inputs.teacher is not None:
+        known = load_architecture(inputs.teacher).known_weights
+        network = replace(network, architecture=network.architecture.with_known_weights(*known))
     write_network(network, folder)
     return result
 
@@ -45,7 +50,7 @@ def write_network(network: Network | OnnxNetwork, folder: Path) -> None:
     """Write model.onnx and architecture.json to `folder`, and the weights of a PyTorch network."""
     if isinstance(network, OnnxNetwork):
         write_json(folder / ARCHITECTURE_FILE, network.architecture.model_dump(mode="json"))
-        (folder / MODEL).write_bytes(network.content)
+        write_onnx(network.content, folder / MODEL, network.architecture)
         return
     save_model(folder, network.model, network.architecture)
     export_onnx(network.model, network.architecture, folder / MODEL)

@@ -22,7 +22,7 @@ def distill(settings: Distill, inputs: MethodInputs) -> tuple[Network, DistillRe
     model, architecture = parent.model, parent.architecture
     if settings.student != "same":
         architecture = architecture.model_copy(
-            update={"backbone": settings.student, "width": settings.width, "pruning": [], "ranks": {}}
+            update={"backbone": settings.student, "width": settings.width, "pruning": [], "ranks": {}, "input": None}
         )
         model = build_model(architecture, seed=stream_seed(settings.recovery.seed, "student"))
     curves = recover(model, settings.recovery, inputs)

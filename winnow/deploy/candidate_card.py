@@ -149,4 +149,6 @@ def _write_card(folder: Path, name: str, images: ImageSet, metrics: dict[str, fl
         metrics=metrics,
         measured_on="the validation split",
     )
+    if known := load_architecture(folder).known_weights:
+        card = card.model_copy(update={"known_weights": list(known)})
     card.write(folder)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import math
 import warnings
@@ -32,6 +33,8 @@ from winnow.records import atomic_path
 from winnow.timing_lock import compute_lock
 
 OPSET = 20
+KNOWN_WEIGHTS = "winnow.known_weights"
+"""Key in the metadata of a file: a JSON list of winnow.records.KnownWeightsDetails."""
 PASS_THROUGH_OPERATORS = ("DequantizeLinear", "QuantizeLinear", "Reshape", "Transpose", "Identity")
 """Operators that change only the form of weights."""
 PARITY_TOLERANCE = 1e-3
@@ -71,14 +74,29 @@ def export_onnx(model: nn.Module, architecture: Architecture, path: Path) -> Non
             verbose=False,
         )
     assert program is not None
-    save_onnx(onnx.load_from_string(program.model_proto.SerializeToString()), path)
+    save_onnx(onnx.load_from_string(program.model_proto.SerializeToString()), path, architecture)
 
 
-def save_onnx(proto: Any, path: Path) -> None:
-    """Write a model as one file, atomically, without the notes of exporters."""
+def save_onnx(proto: Any, path: Path, architecture: Architecture | None = None) -> None:
+    """Write a model as one file, atomically, without the notes of exporters.
+
+    The file's metadata names the known weights of `architecture`: their origin, digest, licence, and input.
+    """
     _strip_notes(proto)
+    if architecture is not None and architecture.known_weights:
+        known = [each.model_dump(mode="json") for each in architecture.known_weights]
+        proto.metadata_props.add(key=KNOWN_WEIGHTS, value=json.dumps(known))
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def write_onnx(content: bytes, path: Path, architecture: Architecture) -> None:
+    """Write an ONNX file that was made from another one, with the known weights of `architecture` in its metadata."""
+    if architecture.known_weights:
+        save_onnx(_import_onnx().load_from_string(content), path, architecture)
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _strip_notes(proto: Any) -> None:

@@ -39,7 +39,7 @@ from winnow.models.input_adapter import InputAdapter, InputSpec, without_adapter
 from winnow.models.low_rank_layers import factorize_layers
 from winnow.models.timm_networks import build_timm_network
 from winnow.random_streams import stream_seed
-from winnow.records import read_json, write_json
+from winnow.records import KnownWeightsDetails, read_json, write_json
 
 SMALL_IMAGE = 64
 RESNET8_CHANNELS = (48, 96, 192)
@@ -67,6 +67,8 @@ class Architecture(BaseModel):
     """True where queries, keys and values of a vision transformer are separate layers (winnow/models/attention.py)."""
     input: InputSpec | None = None
     """The input of a network with known weights; None: images of `image_size`, normalised by winnow."""
+    known_weights: tuple[KnownWeightsDetails, ...] = ()
+    """The known weights that it started from, or that taught it."""
 
     @property
     def network_size(self) -> int:
@@ -74,10 +76,15 @@ class Architecture(BaseModel):
         return self.input.size if self.input else self.image_size
 
     @model_serializer(mode="wrap")
-    def _omit_no_input(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write `input` only where there is one, so that files of earlier versions stay the same."""
+    def _omit_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write the newest keys only where they say something, so that files of earlier versions stay the same."""
         content: dict[str, Any] = write(self)
-        return content if self.input else {key: value for key, value in content.items() if key != "input"}
+        return {key: value for key, value in content.items() if value or key not in ("input", "known_weights")}
+
+    def with_known_weights(self, *known: KnownWeightsDetails | None) -> Architecture:
+        """Return the description with further known weights; None is left out, and each is named once."""
+        added = [each for each in known if each is not None and each not in self.known_weights]
+        return self.model_copy(update={"known_weights": (*self.known_weights, *added)})
 
 
 class SmallResNet(nn.Module):

@@ -21,6 +21,7 @@ from winnow.errors import ArtifactError
 from winnow.records.artifact_files import read_json, write_json
 from winnow.records.benchmark import ByMetric, Precision, Runtime
 from winnow.records.candidate import LabelCounts
+from winnow.records.embed import KnownWeightsDetails
 from winnow.records.machine import Machine
 from winnow.records.model import RecordModel, describe_first_error, optional
 from winnow.records.refit import RefitCheck
@@ -92,6 +93,8 @@ class CandidateCard(RecordModel):
     """The images on which the metrics were measured."""
     refit: CardRefit | None = optional()
     """The refit; None where the selected file is deployed."""
+    known_weights: list[KnownWeightsDetails] = optional([])
+    """The known weights that the network started from, or that taught it, with their licences."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -177,7 +177,7 @@ def _refit_dense(
     out: Path,
 ) -> list[CurveRow]:
     """Fine-tune on the labels of `known` with starting weights, seed and rate of `record`, and return the curves."""
-    architecture, seed = load_architecture(sources.pretrain), config.finetune.seeds[0]
+    architecture, seed = load_architecture(sources.candidates / ROOT), config.finetune.seeds[0]
     starting = starting_weights(config, sources.pretrain, architecture)
     assert isinstance(record.details, FinetuneDetails)
     trainings = record.details.arms.trainings(starting.main)

@@ -40,12 +40,13 @@ def embed(config: Config, data: Path, out: Path, scratch: Path, weights_cache: P
             size = None if settings.input_size == "auto" else settings.input_size
             architecture = weights.architecture(max(1, len(images.classes)), images.image_size, size)
             model = weights.load(architecture)
-            save_model(folder, model, architecture)
+            known = weights_details(weights, architecture)
+            save_model(folder, model, architecture.with_known_weights(known))
             log.info("embed: %s at %d pixels", settings.weights, architecture.network_size)
             rows_ND = embed_images(model.to(default_device()), images, scratch)
             shutil.copyfile(scratch / EMBEDDINGS_FILE, folder / EMBEDDINGS_FILE)
             details = EmbedDetails(
-                weights=weights_details(weights, architecture),
+                weights=known,
                 images=int(np.count_nonzero(images.split_N != TEST)),
                 dimension=rows_ND.shape[1],
             )

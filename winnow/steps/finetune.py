@@ -89,7 +89,10 @@ def finetune(
         main_arm = [training for training in chosen if training.arm == main]
         continued, unlabelled = _train_on_unlabelled(config, images, main_arm, train_on, scratch)
         arm_metrics |= _unlabelled_metrics(unlabelled)
-        dense = continued if unlabelled.kept else dense
+        if unlabelled.kept:
+            dense = continued
+            taught = load_architecture(embedded).known_weights if "embed" in inputs and embedded else ()
+            architecture = architecture.with_known_weights(*taught)
     cross_validation: CrossValidationSummary | None = None
     cross_validation_metrics: dict[str, float] = {}
     if needs_cross_validation(config, images):

@@ -18,7 +18,7 @@ from winnow.data.dataset import VALIDATION, ImageSet, load_images
 from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.deploy.teacher_embeddings import load_embeddings
 from winnow.errors import DataError
-from winnow.models.backbones import ARCHITECTURE_FILE, START_FILE, WEIGHTS_FILE, Architecture
+from winnow.models.backbones import ARCHITECTURE_FILE, START_FILE, WEIGHTS_FILE, Architecture, load_architecture
 from winnow.models.classifier_head import backbone_weights
 from winnow.models.known_weights import KnownWeights, find_weights, weights_details
 from winnow.pretraining.backbone_training import pretrain_backbone
@@ -56,11 +56,14 @@ def pretrain(
     inputs = {"data": record_digest(data)}
     weights, architecture = find_start(settings, len(images.classes), images.image_size, weights_cache or scratch)
     start = backbone_weights(weights.load(architecture)) if weights else None
+    known = weights_details(weights, architecture) if weights else None
+    architecture = architecture.with_known_weights(known)
     teacher_ND = None
     if isinstance(settings, DistillEmbeddings):
         assert embedded is not None
         inputs["embed"] = record_digest(embedded)
         teacher_ND = load_embeddings(embedded)
+        architecture = architecture.with_known_weights(*load_architecture(embedded).known_weights)
     is_trained = isinstance(settings, TrainedPretraining)
     bank = _monitor_bank(config, images) if is_trained else None
     state, curves = pretrain_backbone(
@@ -74,7 +77,6 @@ def pretrain(
         if start is not None and is_trained:
             save_file(start, folder / START_FILE)
             files.append(START_FILE)
-        known = weights_details(weights, architecture) if weights else None
         record = PretrainRecord(
             step="pretrain",
             name="pretrain",

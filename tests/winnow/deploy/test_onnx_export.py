@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.records import known_weights_details
 from winnow.compression.channel_importance import Criterion
 from winnow.compression.channel_pruning import PruningStep, min_channels_by_layer, remove_channels
 from winnow.compression.sparsify import apply_masks, magnitude_masks
@@ -23,11 +25,12 @@ from winnow.deploy.onnx_export import (
     inspect_onnx,
     load_onnx,
     save_onnx,
+    write_onnx,
     zipped_bytes,
 )
 from winnow.errors import ArtifactError
 from winnow.models.backbones import Architecture, build_model
-from winnow.records import sha256_of
+from winnow.records import KnownWeightsDetails, sha256_of
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
@@ -94,6 +97,20 @@ def test_one_file_without_traces_of_the_machine(file: Path) -> None:
     ):
         assert private_text.encode() not in content
     onnx.checker.check_model(onnx.load(file), full_check=True)
+
+
+def test_the_file_names_the_known_weights_of_its_network(file: Path, tmp_path: Path) -> None:
+    known = known_weights_details()
+    architecture = TINY.with_known_weights(known)
+    export_onnx(random_network(), architecture, tmp_path / "named.onnx")
+    write_onnx(file.read_bytes(), tmp_path / "converted.onnx", architecture)
+    for name in ("named.onnx", "converted.onnx"):
+        (entry,) = onnx.load(tmp_path / name).metadata_props
+        assert entry.key == "winnow.known_weights"
+        assert [KnownWeightsDetails.model_validate(row) for row in json.loads(entry.value)] == [known]
+    write_onnx(file.read_bytes(), tmp_path / "plain.onnx", TINY)
+    assert (tmp_path / "plain.onnx").read_bytes() == file.read_bytes()
+    assert not onnx.load(file).metadata_props
 
 
 @pytest.mark.thorough

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import timm
 from safetensors.torch import save_file
@@ -15,8 +16,10 @@ from winnow.deploy.batch_inference import embed as embed_in_memory
 from winnow.deploy.teacher_embeddings import embed_images, load_embeddings
 from winnow.errors import ArtifactError, ConfigError
 from winnow.models.backbones import load_model
-from winnow.records import EmbedRecord, record_digest
+from winnow.records import CandidateCard, EmbedRecord, record_digest
+from winnow.steps.compress import CandidateFolders, compress
 from winnow.steps.embed import embed
+from winnow.steps.finetune import finetune
 from winnow.steps.pretrain import pretrain
 
 FILE, BACKBONE = "data/weights/teacher.safetensors", "timm:mobilenetv3_small_050"
@@ -140,6 +143,25 @@ def test_pretraining_learns_the_embeddings(project: Path, tiny_data: Path) -> No
     losses = [row["loss"] for row in record.details.curves]
     assert losses[-1] < 0.7 * losses[0]
     assert record.inputs["embed"] == record_digest(project / "embed")
+
+
+@pytest.mark.thorough
+def test_the_origin_of_weights_stays_with_what_was_made_of_them(project: Path, tiny_data: Path) -> None:
+    """The card and the file of dense and of a child name the teacher, from which the backbone learned."""
+    raw = tiny_params()
+    raw["teacher"] = {"weights": FILE, "backbone": BACKBONE, "input_size": 32}
+    raw["pretrain"] = {**raw["pretrain"], "method": "distill"}
+    raw["candidates"] = {name: raw["candidates"][name] for name in ("dense-int8", "student")}
+    config, candidates = check_config(raw), project / "candidates"
+    embedded = embed(config, tiny_data, project / "embed", project / "scratch", project / "cache")
+    pretrain(config, tiny_data, project / "pretrain", project / "s", project / "embed", project / "cache")
+    finetune(config, tiny_data, project / "pretrain", candidates / "dense", project / "f", project / "embed")
+    folders = CandidateFolders(tiny_data, project / "pretrain", candidates, project / "c", None, project / "embed")
+    for name in config.candidates:
+        compress(config, name, folders, candidates / name)
+    for name in ("dense", *config.candidates):
+        assert CandidateCard.read(candidates / name).known_weights == [embedded.details.weights]
+        assert onnx.load(candidates / name / "model.onnx").metadata_props[0].key == "winnow.known_weights"
 
 
 def test_the_same_seed_gives_the_same_embeddings(project: Path, tiny_data: Path, tiny_set: ImageSet) -> None:
