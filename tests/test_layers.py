@@ -20,6 +20,7 @@ LAYERS = (
     {"deploy"},
     {"benchmark"},
     {"training", "pretraining"},
+    {"labels"},
     {"compression"},
     {"refit"},
     {"selection"},

@@ -1,0 +1,116 @@
+"""Features of images for choosing and checking labels: the teacher's embeddings, or those of the pretrained backbone.
+
+Both come from steps that use no labels. Neither is ever read for the test split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from winnow.config import Config
+from winnow.config.weights import NO_WEIGHTS
+from winnow.data.dataset import TEST, ImageSet, load_images
+from winnow.deploy.batch_inference import embed
+from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE, load_embeddings
+from winnow.errors import ArtifactError
+from winnow.records import RECORD, AnyRecord, EmbedRecord, PretrainRecord, record_digest
+from winnow.training.loop import default_device
+
+DATA, EMBED, PRETRAIN = "data", "embed", "pretrain"
+STAGES = {DATA: "ingest", EMBED: EMBED, PRETRAIN: PRETRAIN}
+"""Folder below artifacts/ -> the DVC stage that writes it."""
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Features of some images, and the network that they come from."""
+
+    rows_MD: NDArray[np.float32]
+    source: str
+    """The network, in words for users."""
+    is_random: bool = False
+    """True where the network has random weights, so that the features say little."""
+
+
+def load_data(artifacts: Path) -> ImageSet:
+    """Return the ingested images. Raises ArtifactError, with the command that makes them, where they are missing."""
+    _check_made(artifacts / DATA)
+    return load_images(artifacts / DATA)
+
+
+def load_features(config: Config, images: ImageSet, artifacts: Path, indices_M: NDArray[np.int64]) -> ImageFeatures:
+    """Return the features of the images at `indices_M`: of the teacher where there is one, else of the backbone.
+
+    `artifacts`: the folder of the steps' outputs. Raises ArtifactError where the step that makes the features was not
+    run, or was run on other images or with other settings; ValueError for an image of the test split.
+    """
+    if (images.split_N[indices_M] == TEST).any():
+        raise ValueError("images of the test split have no features here: only the report reads them")
+    if config.teacher.weights != NO_WEIGHTS:
+        return _teacher_features(config, artifacts, indices_M)
+    return _backbone_features(config, images, artifacts, indices_M)
+
+
+def unit_features(rows_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return centred features of length 1, (M, D): their products are cosines.
+
+    Features after a ReLU are never negative, so without centring all cosines are near 1.
+    """
+    centred_MD = rows_MD - rows_MD.mean(0)
+    lengths_M1 = np.linalg.norm(centred_MD, axis=1, keepdims=True)
+    return np.asarray(centred_MD / np.maximum(lengths_M1, 1e-12), dtype=np.float32)
+
+
+def _teacher_features(config: Config, artifacts: Path, indices_M: NDArray[np.int64]) -> ImageFeatures:
+    folder = artifacts / EMBED
+    _check_made(folder)
+    _check_current(EmbedRecord.read(folder), config.teacher.model_dump(mode="json"), artifacts, folder)
+    if not (folder / EMBEDDINGS_FILE).is_file():
+        raise ArtifactError(f"{folder / EMBEDDINGS_FILE} is missing; {_remedy(folder)}")
+    rows_MD = np.asarray(load_embeddings(folder)[indices_M], dtype=np.float32)
+    return ImageFeatures(rows_MD, f"the embeddings of {config.teacher.weights} (artifacts/{EMBED})")
+
+
+def _backbone_features(
+    config: Config, images: ImageSet, artifacts: Path, indices_M: NDArray[np.int64]
+) -> ImageFeatures:
+    from winnow.models.backbones import load_architecture, load_backbone  # torchvision takes seconds to import
+
+    folder, settings = artifacts / PRETRAIN, config.pretrain
+    _check_made(folder)
+    _check_current(PretrainRecord.read(folder), settings.model_dump(mode="json"), artifacts, folder)
+    is_random = settings.method == "none" and settings.start == NO_WEIGHTS
+    origin = (
+        "random weights"
+        if is_random
+        else " and ".join(name for name in (settings.start, settings.method) if name not in (NO_WEIGHTS, "none"))
+    )
+    source = f"the backbone {load_architecture(folder).backbone}, {origin} (artifacts/{PRETRAIN})"
+    model = load_backbone(folder).to(default_device())
+    return ImageFeatures(embed(model, images.images_NHWC, indices_M).numpy(), source, is_random)
+
+
+def _check_made(folder: Path) -> None:
+    if not (folder / RECORD).is_file():
+        raise ArtifactError(f"{folder} does not exist or is incomplete; {_remedy(folder)}")
+
+
+def _check_current(record: AnyRecord, parameters: dict[str, object], artifacts: Path, folder: Path) -> None:
+    """Raise ArtifactError where the step was run on other images, or with other settings than params.yaml has now."""
+    if record.inputs.get("data") != record_digest(artifacts / DATA):
+        raise ArtifactError(f"{folder} was made from other images than {artifacts / DATA}; {_remedy(folder)}")
+    changed = sorted(key for key in record.parameters | parameters if record.parameters.get(key) != parameters.get(key))
+    if changed:
+        section = "teacher" if folder.name == EMBED else PRETRAIN
+        keys = ", ".join(f"{section}.{key}" for key in changed)
+        raise ArtifactError(
+            f"{folder} was made with other settings than params.yaml has now ({keys}); {_remedy(folder)}"
+        )
+
+
+def _remedy(folder: Path) -> str:
+    return f"run `dvc repro {STAGES[folder.name]}`, or `winnow run` for all steps"
