@@ -1,4 +1,4 @@
-"""Draw pairs of near-duplicate images side by side in one picture, for the page."""
+"""Draw thumbnails: pairs of near-duplicate images side by side in one picture, for the page."""
 
 from __future__ import annotations
 
