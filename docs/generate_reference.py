@@ -303,14 +303,24 @@ def _default(field: FieldInfo, defaults: BaseModel | None, name: str) -> str:
 
 
 def _commands_page() -> str:
-    rows = [[f"[winnow {name}](#winnow-{name})", _first_line(command)] for name, command in cli.commands.items()]
+    commands = list(_commands(cli, click.Context(cli, info_name="winnow", **cli.context_settings)))
+    rows = [[f"[{name}](#{name.replace(' ', '-')})", _first_line(command)] for name, command, _ in commands]
     parts = ["# Commands", "`winnow COMMAND --help` prints the same text.", _table(["command", "what it does"], rows)]
-    parent = click.Context(cli, info_name="winnow", **cli.context_settings)
-    for name, command in cli.commands.items():
-        context = click.Context(command, parent, info_name=name, terminal_width=100, max_content_width=100)
+    for name, command, context in commands:
         help_text = command.get_help(context).replace("\b", "")
-        parts.append(f"## winnow {name}\n\n```text\n{help_text}\n```")
+        parts.append(f"## {name}\n\n```text\n{help_text}\n```")
     return "\n\n".join(parts)
+
+
+def _commands(group: click.Group, parent: click.Context) -> Iterator[tuple[str, click.Command, click.Context]]:
+    """Yield (whole name, command, context for its help) of each command of a group, and of the groups inside it."""
+    for name in group.list_commands(parent):
+        command = group.commands[name]
+        context = click.Context(command, parent, info_name=name, terminal_width=100, max_content_width=100)
+        if isinstance(command, click.Group):
+            yield from _commands(command, context)
+        else:
+            yield context.command_path, command, context
 
 
 def _first_line(command: click.Command) -> str:

@@ -14,6 +14,7 @@ import click
 
 from tasks import STOP_SIGNALS
 from winnow.cli.command_setup import handle_signals
+from winnow.cli.label_commands import LABEL_COMMANDS
 from winnow.cli.model_commands import MODEL_COMMANDS
 from winnow.cli.run_commands import RUN_COMMANDS
 from winnow.cli.search_commands import SEARCH_COMMANDS
@@ -35,7 +36,7 @@ def cli() -> None:
     """From images, few of them labelled, to a small, fast model in production."""
 
 
-for command in (*RUN_COMMANDS, *MODEL_COMMANDS, *SEARCH_COMMANDS, *SERVER_COMMANDS):
+for command in (*RUN_COMMANDS, *LABEL_COMMANDS, *MODEL_COMMANDS, *SEARCH_COMMANDS, *SERVER_COMMANDS):
     cli.add_command(command)
 
 

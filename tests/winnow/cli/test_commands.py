@@ -14,9 +14,22 @@ from winnow.config.field_docs import field_docs
 from winnow.config.serving import ServingConfig
 
 
-@pytest.mark.parametrize("name", list(cli.commands))
+def all_commands(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
+    """Return whole name -> command, of the groups inside, too."""
+    commands: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        commands[prefix + name] = command
+        if isinstance(command, click.Group):
+            commands |= all_commands(command, f"{prefix}{name} ")
+    return commands
+
+
+COMMANDS = all_commands(cli)
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_and_option_has_a_help_text(name: str) -> None:
-    command = cli.commands[name]
+    command = COMMANDS[name]
     help_text = command.get_short_help_str(limit=62)
     assert help_text.endswith(".")
     assert not help_text.endswith("...")
@@ -37,6 +50,9 @@ def test_settings_of_the_server_are_its_options() -> None:
         (["predict"], "Missing argument 'PATH...'"),
         (["deny"], "Missing option '--reason'"),
         (["nothing"], "No such command 'nothing'"),
+        (["label"], "Choose images to label, and check labels."),
+        (["label", "suggest", "0"], "0 is not in the range x>=1"),
+        (["label", "suggest", "5", "--method", "best"], "'best' is not one of 'typiclust', 'k-center', 'margin'"),
         (["run", "--fast"], "No such option '--fast'"),
     ],
 )

@@ -1,0 +1,70 @@
+"""The commands on labels: label suggest, label check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tasks.project.paths import ProjectPaths
+from winnow.cli.command_setup import project_command
+from winnow.config import load_config
+
+PATH = click.Path(path_type=Path)
+METHODS = ("typiclust", "k-center", "margin", "random")
+"""Those of winnow/labels/suggestion.py, which imports scikit-learn."""
+
+
+@click.group()
+def label() -> None:
+    """Choose images to label, and check labels."""
+
+
+@label.command()
+@click.argument("count", type=click.IntRange(min=1), metavar="N")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="typiclust",
+    show_default=True,
+    help="typiclust: for few labels; k-center: unusual images, too; margin: for many labels; random: for comparison.",
+)
+@click.option(
+    "--out",
+    type=PATH,
+    default="suggested.csv",
+    show_default=True,
+    help="The table to fill with labels; a contact sheet is written beside it, as .png.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same images.")
+@project_command
+def suggest(paths: ProjectPaths, count: int, method: str, out: Path, seed: int) -> int:
+    """Choose the N images to label next.
+
+    Needs the features of a run: `dvc repro embed pretrain`, or `winnow run`.
+    """
+    from winnow.cli.label import suggest_labels
+
+    return suggest_labels(paths, load_config(paths.root / "params.yaml"), (count, method, seed), out)
+
+
+@label.command()
+@click.option(
+    "--out",
+    type=PATH,
+    default="label_check.csv",
+    show_default=True,
+    help="The table of suspicious labels; a contact sheet is written beside it, as .png.",
+)
+@project_command
+def check(paths: ProjectPaths, out: Path) -> int:
+    """List labels that are probably wrong.
+
+    All labels of training and validation that may be used are checked; the test split is not read.
+    """
+    from winnow.cli.label import check_labelled
+
+    return check_labelled(paths, load_config(paths.root / "params.yaml"), out)
+
+
+LABEL_COMMANDS = (label,)
