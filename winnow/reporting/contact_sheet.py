@@ -30,7 +30,7 @@ def draw_sheet(
 ) -> Image.Image:
     """Return thumbnails of the images at `indices`, the first MAX_SHOWN, row by row.
 
-    `captions`: the lines below each image, the first of them after its number 1, 2, 3 ...; what is too long for a line
+    `captions`: the lines below each image, the first of them after its number (1. 2. 3.); what is too long for a line
     is cut in its middle.
     """
     shown = list(zip(indices, captions, strict=True))[:MAX_SHOWN]
@@ -44,7 +44,7 @@ def draw_sheet(
         left, top = GAP + number % columns * (SIDE + GAP), GAP + number // columns * cell_height
         sheet.paste(thumbnail(np.asarray(images_NHWC[index])), (left, top))
         for line, text in enumerate(caption):
-            words = f"{number + 1}  {text}" if line == 0 else text
+            words = f"{number + 1}. {text}" if line == 0 else text
             drawing.text((left, top + SIDE + 1 + line * LINE), _fitted(printable(words), font), "black", font)
     return sheet
 
