@@ -58,9 +58,9 @@ def pipeline(root: str = ".", retries: int = 0) -> list[StageResult]:
 def _bring_up_to_date(paths: ProjectPaths, retries: int) -> list[StageResult]:
     config = load_config(paths.root / "params.yaml")
     check_files(config, paths.root)
-    if runtime.deployment.id and (came := s3_fetch.fetch(paths, config)):
-        get_run_logger().info("fetched %d new or changed objects, %d are gone", came.fetched, came.removed)
     if runtime.deployment.id:  # on a terminal the command line fetches
+        if came := s3_fetch.fetch(paths, config):
+            get_run_logger().info("fetched %d new or changed objects, %d are gone", came.fetched, came.removed)
         registered_weights.fetch_weights(paths, config)
     if damaged := integrity.find_damaged(paths):
         get_run_logger().warning("%s, and will be made again", integrity.describe_damaged(paths, damaged))

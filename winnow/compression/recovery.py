@@ -33,7 +33,7 @@ from winnow.config import Recovery
 from winnow.data.augmentation import augment
 from winnow.data.batches import Batches, BatchSource, JoinedBatches, labelled_per_batch
 from winnow.data.dataset import TRAIN
-from winnow.deploy.teacher_embeddings import load_embeddings
+from winnow.deploy.teacher_embeddings import embedding_rows, load_embeddings
 from winnow.models.classifier_head import feature_dim
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
@@ -153,7 +153,9 @@ def distillation_loss(
         views_BCHW = augment(images_BCHW, settings.augmentation, side)
         guide_BC = hint_distance = None
         if embedded is not None:
-            student_BC, hint_distance = predict_embeddings(model, views_BCHW, _rows(embedded, labels_B))
+            student_BC, hint_distance = predict_embeddings(
+                model, views_BCHW, embedding_rows(embedded.teacher_ND, labels_B)
+            )
             labels_B = embedded.labels_N[labels_B]
         elif settings.hint == "none":
             student_BC = model(views_BCHW).float()
@@ -173,12 +175,6 @@ def distillation_loss(
         return settings.teacher_weight * teacher_loss + (1 - settings.teacher_weight) * label_loss + hint_loss
 
     return loss
-
-
-def _rows(embedded: EmbeddedImages, indices_B: torch.Tensor) -> torch.Tensor:
-    """Return the embeddings of these images, float32 (B, D), on the device of the indices."""
-    rows_BD = np.asarray(embedded.teacher_ND[indices_B.cpu().numpy()], dtype=np.float32)
-    return torch.from_numpy(rows_BD).to(indices_B.device)
 
 
 def softened_kl(student_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -84,6 +84,12 @@ def has_embeddings(folder: Path | None) -> TypeGuard[Path]:
     return folder is not None and (folder / EMBEDDINGS_FILE).is_file()
 
 
+def embedding_rows(teacher_ND: NDArray[np.float16], indices_B: torch.Tensor) -> torch.Tensor:
+    """Return the embeddings of these images, float32 (B, D), on the device of the indices."""
+    rows_BD = np.asarray(teacher_ND[indices_B.cpu().numpy()], dtype=np.float32)
+    return torch.from_numpy(rows_BD).to(indices_B.device)
+
+
 def load_embeddings(folder: Path) -> NDArray[np.float16]:
     """Return the embeddings (N, D) in the folder of embed, as a memory map. Raises ArtifactError without them."""
     try:

@@ -55,16 +55,6 @@ def load_features(config: Config, images: ImageSet, artifacts: Path, indices_M: 
     return _backbone_features(config, images, artifacts, indices_M)
 
 
-def unit_features(rows_MD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return centred features of length 1, (M, D): their products are cosines.
-
-    Features after a ReLU are never negative, so without centring all cosines are near 1.
-    """
-    centred_MD = rows_MD - rows_MD.mean(0)
-    lengths_M1 = np.linalg.norm(centred_MD, axis=1, keepdims=True)
-    return np.asarray(centred_MD / np.maximum(lengths_M1, 1e-12), dtype=np.float32)
-
-
 def _teacher_features(config: Config, artifacts: Path, indices_M: NDArray[np.int64]) -> ImageFeatures:
     folder = artifacts / EMBED
     _check_made(folder)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from winnow.data.splits import merge_groups
 from winnow.errors import DataError, MissingExtra
-from winnow.labels.image_features import unit_features
+from winnow.evaluation.unit_vectors import centred_unit_vectors
 from winnow.labels.neighbours import contradicting_duplicates, outlier_scores
 from winnow.labels.suggestion import INVERSE_REGULARISATION
 from winnow.random_streams import stream_seed
@@ -148,7 +148,7 @@ def out_of_fold_probabilities(checked: CheckedImages, folds: int, seed: int) -> 
             "classes or more, and two groups or more (data.group_by); label more images"
         )
     folds = min(folds, groups, max(2, int(np.bincount(labels_L).max())))
-    vectors_LD = unit_features(checked.features_LD)
+    vectors_LD = centred_unit_vectors(checked.features_LD)
     probabilities_LC = np.full((len(labels_L), checked.classes), np.nan)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=stream_seed(seed, "folds"))
     with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from winnow.data.near_duplicates import BITS, MAX_BITS, MAX_LEVELS, compute_signatures
 from winnow.errors import MissingExtra
-from winnow.labels.image_features import unit_features
+from winnow.evaluation.unit_vectors import centred_unit_vectors
 
 MIN_COSINE = 0.7
 """Above that of any two images of different classes in a teacher's features (docs/decisions/0036)."""
@@ -44,7 +44,7 @@ def contradicting_duplicates(
     one of another label are read.
     """
     twin_L, cosine_L = np.full(len(labels_L), -1, dtype=np.int64), np.zeros(len(labels_L))
-    distances_LK, near_LK = _neighbours(unit_features(features_LD), COMPARED)
+    distances_LK, near_LK = _neighbours(centred_unit_vectors(features_LD), COMPARED)
     cosines_LK = 1 - np.square(distances_LK) / 2
     first_P, rank_P = np.nonzero((cosines_LK >= MIN_COSINE) & (labels_L[near_LK] != labels_L[:, None]))
     second_P = near_LK[first_P, rank_P]

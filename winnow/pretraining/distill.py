@@ -9,13 +9,13 @@ cost nothing here; the backbone learns them for random crops. No label is used.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from winnow.config import DistillEmbeddings
 from winnow.data.augmentation import augment
+from winnow.deploy.teacher_embeddings import embedding_rows
 from winnow.models.classifier_head import feature_dim, set_head
 from winnow.pretraining.inputs import PretrainingInputs
 from winnow.random_streams import stream_seed
@@ -31,9 +31,8 @@ def distill(settings: DistillEmbeddings, model: nn.Module, inputs: PretrainingIn
         set_head(model, nn.Linear(feature_dim(model), teacher_ND.shape[1]))
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:
-        rows_BD = torch.from_numpy(np.asarray(teacher_ND[positions_B.cpu().numpy()], dtype=np.float32))
         projected_BD = model(augment(images_BCHW, settings.augmentation, inputs.side)).float()
-        return cosine_distance(projected_BD, rows_BD.to(images_BCHW.device))
+        return cosine_distance(projected_BD, embedding_rows(teacher_ND, positions_B))
 
     return loss
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from winnow.errors import MissingExtra
+from winnow.evaluation.unit_vectors import unit_vectors
 from winnow.reporting.plots import MUTED, render
 from winnow.reporting.thumbnails import GAP, SIDE, thumbnail
 
@@ -81,7 +82,7 @@ def draw_neighbours(
     if not 0 < queries < len(indices_M):
         return b""
     rows_Q = np.sort(np.random.default_rng(0).permutation(queries)[:MOST_QUERIES])
-    unit_MD = _unit(features_MD)
+    unit_MD = unit_vectors(features_MD)
     order_QK = np.argsort(-(unit_MD[rows_Q] @ unit_MD[queries:].T), axis=1, kind="stable")[:, :NEIGHBOURS]
     shown, nearest_QK = indices_M[rows_Q], indices_M[queries:][order_QK]
     width = SIDE * (1 + nearest_QK.shape[1]) + GAP
@@ -94,9 +95,3 @@ def draw_neighbours(
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _unit(features_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths_N1 = np.linalg.norm(features_ND, axis=1, keepdims=True)
-    unit_ND: NDArray[np.float32] = features_ND / np.maximum(lengths_N1, 1e-12)
-    return unit_ND

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.errors import MissingExtra
+from winnow.evaluation.unit_vectors import unit_vectors
 from winnow.random_streams import stream_seed
 
 STEPS = 50
@@ -67,9 +68,7 @@ def unit_components(features_ND: NDArray[np.float32], seed: int = 0) -> NDArray[
     chosen = np.random.default_rng(stream_seed(seed, "components")).permutation(len(features_ND))[:FITTED_ON]
     dimensions = min(DIMENSIONS, features_ND.shape[1], len(chosen))
     components = PCA(dimensions, random_state=stream_seed(seed, "components")).fit(features_ND[chosen])
-    vectors_ND: NDArray[np.float32] = np.asarray(components.transform(features_ND), dtype=np.float32)
-    vectors_ND /= np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
-    return vectors_ND
+    return unit_vectors(np.asarray(components.transform(features_ND), dtype=np.float32))
 
 
 def nearest(

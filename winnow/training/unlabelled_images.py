@@ -27,6 +27,7 @@ from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import visible_labels
 from winnow.deploy.batch_inference import embed, predict_torch
 from winnow.deploy.teacher_embeddings import has_embeddings, load_embeddings
+from winnow.evaluation.unit_vectors import centred_unit_vectors
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
 from winnow.training.fixmatch import AdaptiveThresholds, fixmatch_loss
@@ -84,8 +85,9 @@ def unlabelled_training(config: Config, images: ImageSet, embedded: Path | None)
     settings = config.finetune.unlabelled
     if not isinstance(settings, UnlabelledTraining):
         return None
-    has_teacher = isinstance(settings, Propagation) and has_embeddings(embedded)
-    teacher_ND = load_embeddings(embedded) if embedded is not None and has_teacher else None
+    teacher_ND = None
+    if isinstance(settings, Propagation) and has_embeddings(embedded):
+        teacher_ND = load_embeddings(embedded)
     return UnlabelledTrainer(settings, images, teacher_ND, config.finetune.seeds[0])
 
 
@@ -168,8 +170,7 @@ def propagated_answers(settings: Propagation, inputs: UnlabelledInputs, model: n
         first_MC = torch.from_numpy(logits_MC).softmax(1).numpy()
     else:
         features_MD = np.asarray(inputs.teacher_ND[indices], dtype=np.float32)
-        unit_MD = features_MD - features_MD.mean(0)
-        unit_MD /= np.maximum(np.linalg.norm(unit_MD, axis=1, keepdims=True), 1e-12)
+        unit_MD = centred_unit_vectors(features_MD)
         rows = np.searchsorted(indices, inputs.budget)
         probe = fit_probe(
             unit_MD[rows], images.labels_N[inputs.budget], settings.inverse_regularisation, standardise=False

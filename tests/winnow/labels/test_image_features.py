@@ -12,7 +12,7 @@ from winnow.config import check_config
 from winnow.data.dataset import TEST, TRAIN, ImageSet
 from winnow.deploy.batch_inference import embed
 from winnow.errors import ArtifactError
-from winnow.labels.image_features import load_data, load_features, unit_features
+from winnow.labels.image_features import load_data, load_features
 from winnow.models.backbones import load_backbone
 from winnow.records import write_json
 from winnow.steps.embed import embed as embed_step
@@ -79,14 +79,3 @@ def test_features_of_other_settings_or_images_are_refused(artifacts: Path, tiny_
     write_json(artifacts / "data" / "record.json", {"other": "images"})
     with pytest.raises(ArtifactError, match="was made from other images than"):
         load_features(config, tiny_set, artifacts, indices)
-
-
-def test_unit_features_are_cosines_of_centred_features() -> None:
-    rows_MD = np.random.default_rng(0).uniform(0, 1, (50, 8)).astype(np.float32)
-    rows_MD[7] = rows_MD.mean(0)
-    unit_MD = unit_features(rows_MD)
-    expected_MM = np.corrcoef((rows_MD - rows_MD.mean(0)) @ np.eye(8))
-    assert expected_MM.shape == (50, 50)
-    np.testing.assert_allclose(np.linalg.norm(np.delete(unit_MD, 7, axis=0), axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(unit_features(rows_MD + 5), unit_MD, atol=1e-2)  # an offset does not matter
-    assert np.isfinite(unit_features(np.ones((3, 4), dtype=np.float32))).all()

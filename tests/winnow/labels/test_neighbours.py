@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from winnow.data.dataset import ImageSet
-from winnow.labels.image_features import unit_features
+from winnow.evaluation.unit_vectors import centred_unit_vectors
 from winnow.labels.neighbours import FENCE, MIN_COSINE, contradicting_duplicates, outlier_scores, same_picture
 
 
@@ -41,7 +41,7 @@ def test_planted_duplicates_of_another_label_are_found_and_all_others_are_not(ph
     labels_L[60], labels_L[61] = 1, 1  # 0 has label 0: a contradiction; 1 has label 1: none
     twin_L, cosine_L = contradicting_duplicates(features_LD, labels_L, images_NHWC, np.arange(62))
     assert {int(position): int(twin_L[position]) for position in np.flatnonzero(twin_L >= 0)} == {0: 60, 60: 0}
-    unit_LD = unit_features(features_LD)
+    unit_LD = centred_unit_vectors(features_LD)
     assert cosine_L[0] == cosine_L[60] == pytest.approx(float(unit_LD[0] @ unit_LD[60]), abs=1e-4)
 
 
@@ -51,7 +51,7 @@ def test_both_features_and_pixels_must_agree(photographs: np.ndarray) -> None:
     labels_L = np.arange(60) % 2
     same_pixels = photographs.copy()
     same_pixels[1] = same_pixels[0]
-    assert (unit_features(features_LD) @ unit_features(features_LD).T)[0, 1] < MIN_COSINE
+    assert (centred_unit_vectors(features_LD) @ centred_unit_vectors(features_LD).T)[0, 1] < MIN_COSINE
     assert (contradicting_duplicates(features_LD, labels_L, same_pixels, np.arange(60))[0] == -1).all()
     features_LD[1] = features_LD[0]
     assert (contradicting_duplicates(features_LD, labels_L, photographs, np.arange(60))[0] == -1).all()
