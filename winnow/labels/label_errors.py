@@ -11,7 +11,6 @@ Near-duplicates and outliers: winnow/labels/neighbours.py.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.data.splits import merge_groups
-from winnow.errors import DataError, MissingExtra
+from winnow.errors import DataError
 from winnow.evaluation.unit_vectors import centred_unit_vectors
 from winnow.labels.neighbours import contradicting_duplicates, outlier_scores
 from winnow.labels.suggestion import INVERSE_REGULARISATION
-from winnow.random_streams import stream_seed
+from winnow.training.folds import grouped_folds
 from winnow.training.linear_probe import fit_probe
 
 Reason = Literal["near-duplicate", "label error", "outlier"]
@@ -136,10 +135,6 @@ def out_of_fold_probabilities(checked: CheckedImages, folds: int, seed: int) -> 
     Images of one group, or duplicates, share a fold; classes are spread evenly. Rows of images whose class is missing
     from the other folds are NaN. Raises DataError for labels of fewer than two classes or groups.
     """
-    try:
-        from sklearn.model_selection import StratifiedGroupKFold
-    except ModuleNotFoundError as error:
-        raise MissingExtra("scikit-learn", "report") from error
     labels_L, groups_L = checked.labels_L, checked.groups_L
     classes, groups = len(np.unique(labels_L)), len(np.unique(groups_L))
     if classes < 2 or groups < 2:
@@ -150,11 +145,7 @@ def out_of_fold_probabilities(checked: CheckedImages, folds: int, seed: int) -> 
     folds = min(folds, groups, max(2, int(np.bincount(labels_L).max())))
     vectors_LD = centred_unit_vectors(checked.features_LD)
     probabilities_LC = np.full((len(labels_L), checked.classes), np.nan)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=stream_seed(seed, "folds"))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        parts = list(splitter.split(vectors_LD, labels_L, groups_L))
-    for train, held_out in parts:
+    for train, held_out in grouped_folds(labels_L, groups_L, folds, seed):
         seen = np.unique(labels_L[train])
         judged = held_out[np.isin(labels_L[held_out], seen)]
         if len(seen) < 2 or not len(judged):

@@ -181,12 +181,16 @@ def _unlabelled(records: RunRecords) -> list[Html]:
     ]
 
 
+def _interval(low: float, high: float) -> str:
+    return f"{signed(low, plus=True)} to {signed(high, plus=True)}"
+
+
 def _describe_interval(gain: PretrainingGain) -> str:
     """Return the gain in points with its interval, or the note that a single seed has none."""
     points = f"{signed(gain.mean, plus=True)} points"
     if gain.pairs == 1:
         return f"{points} (a single label seed: a hint, without an interval)"
-    interval = f"{signed(gain.low, plus=True)} to {signed(gain.high, plus=True)}"
+    interval = _interval(gain.low, gain.high)
     return f"{points} (95 % interval {interval}, {gain.pairs} label seeds)"
 
 
@@ -253,7 +257,7 @@ def _gain_cell(top1: Mapping[int, float], scratch: Mapping[int, float]) -> str:
     if not seeds:
         return MISSING
     mean, low, high = paired_gain([top1[seed] for seed in seeds], [scratch[seed] for seed in seeds])
-    interval = f" ({signed(low, plus=True)} to {signed(high, plus=True)})" if len(seeds) > 1 else ""
+    interval = f" ({_interval(low, high)})" if len(seeds) > 1 else ""
     return f"{signed(mean, plus=True)}{interval}"
 
 
@@ -266,5 +270,5 @@ def _describe_gain(records: RunRecords, gain: PretrainingGain | None) -> str:
     if pairs == 1:
         return f"{start}. That is a single label seed: a hint, without an interval."
     hint = f" Fewer than {ENOUGH_PAIRS} seeds: take it as a hint." if pairs < ENOUGH_PAIRS else ""
-    interval = f"{signed(gain.low, plus=True)} to {signed(gain.high, plus=True)}"
+    interval = _interval(gain.low, gain.high)
     return f"{start} (95 % interval {interval}, {pairs} label seeds).{hint}"

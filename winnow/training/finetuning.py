@@ -9,7 +9,6 @@ the baseline.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,13 @@ from winnow.data.batches import Batches
 from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.deploy.batch_inference import embed, predict_torch
-from winnow.errors import DataError, MissingExtra
+from winnow.errors import DataError
 from winnow.models.backbones import Architecture, build_model
 from winnow.models.classifier_head import new_classifier
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
 from winnow.records.candidate import ArmTraining, LinearProbe
+from winnow.training.folds import grouped_folds
 from winnow.training.linear_probe import fit_probe
 from winnow.training.loop import Checkpoint, Loss, TrainingPlan, fit, run_to_end
 
@@ -185,20 +185,12 @@ def cross_validate(
     are spread evenly (scikit-learn's StratifiedGroupKFold). The rate was selected on the validation part of the labels,
     so results are slightly optimistic.
     """
-    try:
-        from sklearn.model_selection import StratifiedGroupKFold
-    except ModuleNotFoundError as error:
-        raise MissingExtra("scikit-learn", "report") from error
     budget = draw_label_budget(images, config.data.label_budget, dense.seed)
     known = np.sort(np.concatenate([budget, images.indices(VALIDATION, labelled=True)]))
     labels, groups = images.labels_N[known], images.groups_N[known]
     folds = min(config.finetune.folds, len(np.unique(groups)), int(np.bincount(labels).max()))
     logits_LC = np.empty((len(known), len(images.classes)), dtype=np.float32)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=stream_seed(dense.seed, "folds"))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        parts = list(splitter.split(known, labels, groups))
-    for number, (train_part, held_out) in enumerate(parts, start=1):
+    for number, (train_part, held_out) in enumerate(grouped_folds(labels, groups, folds, dense.seed), start=1):
         log.info("cross-validation over %d labels, network %d of %d", len(known), number, folds)
         model = initial_model(architecture, state, dense.seed)
         checkpoint = Checkpoint(scratch, f"fold{number}of{folds}")

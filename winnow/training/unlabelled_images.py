@@ -1,6 +1,7 @@
 """The second part of fine-tuning: train on, with images that have no label (`finetune.unlabelled`).
 
-    result = train_on_unlabelled(settings, images, model, budget, seed, teacher_ND, checkpoint)
+    train_on = unlabelled_training(config, images, embedded)
+    result = train_on(model, budget, checkpoint, seed)
 
 Two methods. Propagation gives every training image an answer once, by label propagation, and trains on these
 answers with cross-entropy. FixMatch (winnow/training/fixmatch.py) makes pseudo-labels as it trains. In both an eighth
