@@ -6,7 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +48,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide the GPU except under `pytest -m gpu`, so that a test gives the same numbers with and without one."""
     if "gpu" not in config.getoption("markexpr").replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_checkout_alone() -> Iterator[None]:
+    """Fail where a test writes into the top folder of the checkout: what it leaves there would be committed."""
+    root = Path(__file__).parents[1]
+    before = {path.name for path in root.iterdir()}
+    yield
+    created = {path.name for path in root.iterdir() if not path.name.startswith(".")} - before - {"artifacts", "build"}
+    assert not created, f"tests wrote into the checkout: {', '.join(sorted(created))}"
 
 
 CLASSES = ("disc", "stripes", "wedge")

@@ -32,7 +32,9 @@ def make_config(start: str = NAME, backbone: str = "resnet8") -> Config:
 def register(paths: ProjectPaths, folder: Path, model: str = "flowers", alias: str = "best") -> str:
     """Register a folder as a version of the model, with the alias; return the version."""
     client: Any = mlflow_client.connect(paths)
-    run = client.create_run("0")
+    experiment = client.get_experiment_by_name("weights")
+    location = (paths.root / "models").as_uri()  # by default it would be ./mlruns of this process
+    run = client.create_run(experiment.experiment_id if experiment else client.create_experiment("weights", location))
     client.log_artifacts(run.info.run_id, str(folder), "model")
     if not client.search_registered_models(filter_string=f"name = '{model}'"):
         client.create_registered_model(model)
