@@ -13,7 +13,7 @@ from winnow.benchmark.measurement_error import describe_errors
 from winnow.records import RECORD, CandidateRecord, ReportRecord
 from winnow.reporting.candidate_rows import CandidateRow, Share, candidate_row
 
-REPORT_FILES = (".html", ".png", ".svg")
+REPORT_FILES = (".html", ".png", ".svg", ".csv")
 COLUMNS: tuple[tuple[str, Callable[[CandidateRow], float | None], str], ...] = (
     ("top-1 %", lambda row: _percent(row.top1), ".1f"),
     ("test top-1 %", lambda row: _percent(row.test_top1), ".1f"),

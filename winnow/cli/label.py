@@ -9,22 +9,19 @@ import numpy as np
 from tasks.project.paths import ProjectPaths
 from winnow.cli.progress import print_line, show_log
 from winnow.config import Config
-from winnow.data.dataset import VALIDATION, ImageSet
-from winnow.data.splits import draw_label_budget
+from winnow.data.dataset import ImageSet
 from winnow.errors import DataError
 from winnow.labels.candidates import Candidates, find_candidates
 from winnow.labels.image_features import ImageFeatures, load_data, load_features
 from winnow.labels.label_csv import LABEL, PATH, check_replaceable, write_csv
-from winnow.labels.label_errors import CheckedImages, LabelCheck, LabelFinding, check_labels
+from winnow.labels.label_errors import UNRELIABLE, LabelCheck, check_labels, select_checked, visible_indices
 from winnow.labels.suggestion import LabelPool, suggest_images
 from winnow.reporting.contact_sheet import MAX_SHOWN, check_sheet_replaceable, draw_sheet, write_sheet
+from winnow.reporting.label_findings import CHECK_COLUMNS, draw_findings, finding_rows
 from winnow.timing_lock import compute_lock
 from winnow.training.label_propagation import unit_components
 
 SUGGESTED_COLUMNS = (PATH, LABEL)
-CHECK_COLUMNS = (PATH, LABEL, "suggested", "reason", "score")
-MANY_SUSPICIOUS = 0.2
-"""Share of suspected labels above which the features are doubted rather than the labels."""
 RANDOM_FEATURES = "Note: these weights are random, so the result says little; set pretrain.method or teacher.weights"
 
 
@@ -78,8 +75,7 @@ def check_labelled(paths: ProjectPaths, config: Config, out: Path) -> int:
     """Write the suspicious labels of training and validation, the most severe first."""
     show_log()
     images = load_data(paths.artifacts)
-    budget = draw_label_budget(images, config.data.label_budget, config.finetune.seeds[0])
-    indices_L = np.sort(np.concatenate([budget, images.indices(VALIDATION, labelled=True)]))
+    indices_L = visible_indices(config, images)
     if not len(indices_L):
         raise DataError(f"{paths.artifacts / 'data'}: no image of training or validation has a label to check")
     labels = {images.files[index]: images.classes[images.labels_N[index]] for index in indices_L.tolist()}
@@ -87,56 +83,20 @@ def check_labelled(paths: ProjectPaths, config: Config, out: Path) -> int:
     check_replaceable(out, CHECK_COLUMNS, labels)
     check_sheet_replaceable(sheet_file)
     features = load_features(config, images, paths.artifacts, indices_L)
-    checked = CheckedImages(
-        features.rows_MD,
-        images.labels_N[indices_L],
-        images.groups_N[indices_L],
-        images.images_NHWC,
-        indices_L,
-        len(images.classes),
-    )
+    checked = select_checked(images, indices_L, features.rows_MD)
     with compute_lock():
         result = check_labels(checked, config.finetune.folds, config.finetune.seeds[0])
-    _write_check(out, images, checked, result)
+    write_csv(out, CHECK_COLUMNS, finding_rows(images, checked, result))
+    if result.findings:
+        write_sheet(sheet_file, draw_findings(images, checked, result))
+    else:
+        sheet_file.unlink(missing_ok=True)  # that of an earlier check
     _print_check(images, result, len(indices_L))
     _print_features(features)
     print_line(f"{out}: the suspicious labels, the most severe first (docs/labels.md)")
     if result.findings:
         _print_sheet(sheet_file, len(result.findings))
     return 0
-
-
-def _write_check(out: Path, images: ImageSet, checked: CheckedImages, result: LabelCheck) -> None:
-    def name_of(label: int) -> str:
-        return images.classes[label] if label >= 0 else ""
-
-    def reason_of(finding: LabelFinding) -> str:
-        twin = f"near-duplicate of {files[finding.twin]}"
-        return "; ".join(twin if reason == "near-duplicate" else reason for reason in finding.reasons)
-
-    files = [images.files[index] for index in checked.indices_L.tolist()]
-    labels = checked.labels_L.tolist()
-    rows = [
-        (
-            files[finding.position],
-            name_of(labels[finding.position]),
-            name_of(finding.suggested),
-            reason_of(finding),
-            f"{finding.score:.3f}",
-        )
-        for finding in result.findings
-    ]
-    write_csv(out, CHECK_COLUMNS, rows)
-    captions = [
-        [finding.reasons[0], label, f"→ {suggested}" if suggested else ""]
-        for finding, (_, label, suggested, _, _) in zip(result.findings, rows, strict=True)
-    ]
-    sheet_file = out.with_suffix(".png")
-    if rows:
-        indices = [int(checked.indices_L[finding.position]) for finding in result.findings]
-        write_sheet(sheet_file, draw_sheet(images.images_NHWC, indices, captions))
-    else:
-        sheet_file.unlink(missing_ok=True)  # that of an earlier check
 
 
 def _print_check(images: ImageSet, result: LabelCheck, count: int) -> None:
@@ -146,18 +106,15 @@ def _print_check(images: ImageSet, result: LabelCheck, count: int) -> None:
         f"{result.count('label error')} label errors, {result.count('outlier')} outliers"
     )
     print_line(f"A linear probe predicts {result.agreement:.0%} of the labels without having seen them")
-    if result.count("label error") > MANY_SUSPICIOUS * count:
-        print_line(
-            "Note: so many suspected errors mean that the features do not tell the classes apart; trust the first rows "
-            "only, or set teacher.weights (docs/known-weights.md)"
-        )
+    if not result.is_reliable:
+        print_line(f"Note: {UNRELIABLE}; trust the first rows only, or set teacher.weights (docs/known-weights.md)")
     if result.not_judged:
         names = ", ".join(images.classes[label] for label in result.not_judged)
         print_line(f"Note: {names}: too few labels or groups to look for label errors")
 
 
 def _print_features(features: ImageFeatures) -> None:
-    print_line(f"Features: {features.source}")
+    print_line(f"Features of {features.network} (artifacts/{features.folder})")
     if features.is_random:
         print_line(RANDOM_FEATURES)
 

@@ -30,8 +30,10 @@ class ImageFeatures:
     """Features of some images, and the network that they come from."""
 
     rows_MD: NDArray[np.float32]
-    source: str
+    network: str
     """The network, in words for users."""
+    folder: str
+    """The folder below artifacts/ of the step that made them."""
     is_random: bool = False
     """True where the network has random weights, so that the features say little."""
 
@@ -43,45 +45,51 @@ def load_data(artifacts: Path) -> ImageSet:
 
 
 def load_features(config: Config, images: ImageSet, artifacts: Path, indices_M: NDArray[np.int64]) -> ImageFeatures:
+    """Return features as `read_features` does, after a check that they belong to these images and settings.
+
+    Raises ArtifactError where the step that makes the features was not run, or was run on other images or with other
+    settings; ValueError for an image of the test split.
+    """
+    if config.teacher.weights != NO_WEIGHTS:
+        folder = artifacts / EMBED
+        _check_made(folder)
+        _check_current(EmbedRecord.read(folder), config.teacher.model_dump(mode="json"), artifacts, folder)
+        if not (folder / EMBEDDINGS_FILE).is_file():
+            raise ArtifactError(f"{folder / EMBEDDINGS_FILE} is missing; {_remedy(folder)}")
+    else:
+        folder = artifacts / PRETRAIN
+        _check_made(folder)
+        _check_current(PretrainRecord.read(folder), config.pretrain.model_dump(mode="json"), artifacts, folder)
+    return read_features(config, images, artifacts, indices_M)
+
+
+def read_features(config: Config, images: ImageSet, artifacts: Path, indices_M: NDArray[np.int64]) -> ImageFeatures:
     """Return the features of the images at `indices_M`: of the teacher where there is one, else of the backbone.
 
-    `artifacts`: the folder of the steps' outputs. Raises ArtifactError where the step that makes the features was not
-    run, or was run on other images or with other settings; ValueError for an image of the test split.
+    `artifacts`: the folder of the steps' outputs. Raises ValueError for an image of the test split.
     """
     if (images.split_N[indices_M] == TEST).any():
         raise ValueError("images of the test split have no features here: only the report reads them")
     if config.teacher.weights != NO_WEIGHTS:
-        return _teacher_features(config, artifacts, indices_M)
-    return _backbone_features(config, images, artifacts, indices_M)
+        rows_MD = np.asarray(load_embeddings(artifacts / EMBED)[indices_M], dtype=np.float32)
+        return ImageFeatures(rows_MD, f"the teacher {config.teacher.weights}", EMBED)
+    return _backbone_features(config, images, artifacts / PRETRAIN, indices_M)
 
 
-def _teacher_features(config: Config, artifacts: Path, indices_M: NDArray[np.int64]) -> ImageFeatures:
-    folder = artifacts / EMBED
-    _check_made(folder)
-    _check_current(EmbedRecord.read(folder), config.teacher.model_dump(mode="json"), artifacts, folder)
-    if not (folder / EMBEDDINGS_FILE).is_file():
-        raise ArtifactError(f"{folder / EMBEDDINGS_FILE} is missing; {_remedy(folder)}")
-    rows_MD = np.asarray(load_embeddings(folder)[indices_M], dtype=np.float32)
-    return ImageFeatures(rows_MD, f"the embeddings of {config.teacher.weights} (artifacts/{EMBED})")
-
-
-def _backbone_features(
-    config: Config, images: ImageSet, artifacts: Path, indices_M: NDArray[np.int64]
-) -> ImageFeatures:
+def _backbone_features(config: Config, images: ImageSet, folder: Path, indices_M: NDArray[np.int64]) -> ImageFeatures:
     from winnow.models.backbones import load_architecture, load_backbone  # torchvision takes seconds to import
 
-    folder, settings = artifacts / PRETRAIN, config.pretrain
-    _check_made(folder)
-    _check_current(PretrainRecord.read(folder), settings.model_dump(mode="json"), artifacts, folder)
+    settings = config.pretrain
     is_random = settings.method == "none" and settings.start == NO_WEIGHTS
     origin = (
         "random weights"
         if is_random
         else " and ".join(name for name in (settings.start, settings.method) if name not in (NO_WEIGHTS, "none"))
     )
-    source = f"the backbone {load_architecture(folder).backbone}, {origin} (artifacts/{PRETRAIN})"
+    network = f"the backbone {load_architecture(folder).backbone} before fine-tuning ({origin})"
     model = load_backbone(folder).to(default_device())
-    return ImageFeatures(embed(model, images.images_NHWC, indices_M).numpy(), source, is_random)
+    rows_MD = embed(model, images.images_NHWC, indices_M).numpy()
+    return ImageFeatures(rows_MD, network, folder.name, is_random)
 
 
 def _check_made(folder: Path) -> None:

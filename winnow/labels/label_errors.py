@@ -17,7 +17,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.data.splits import merge_groups
+from winnow.config import Config
+from winnow.data.dataset import VALIDATION, ImageSet
+from winnow.data.splits import draw_label_budget, merge_groups
 from winnow.errors import DataError
 from winnow.evaluation.unit_vectors import centred_unit_vectors
 from winnow.labels.neighbours import contradicting_duplicates, outlier_scores
@@ -26,6 +28,9 @@ from winnow.training.folds import grouped_folds
 from winnow.training.linear_probe import fit_probe
 
 Reason = Literal["near-duplicate", "label error", "outlier"]
+MANY_SUSPICIOUS = 0.2
+"""Share of suspected label errors above which the features are doubted rather than the labels."""
+UNRELIABLE = "so many suspected errors mean that the features do not tell the classes apart"
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,18 @@ class CheckedImages:
     indices_L: NDArray[np.int64]
     """Positions of the checked images in `images_NHWC`."""
     classes: int
+
+
+def visible_indices(config: Config, images: ImageSet) -> NDArray[np.int64]:
+    """Return the indices of the images of training and validation whose label may be used, in ascending order."""
+    budget = draw_label_budget(images, config.data.label_budget, config.finetune.seeds[0])
+    return np.sort(np.concatenate([budget, images.indices(VALIDATION, labelled=True)]))
+
+
+def select_checked(images: ImageSet, indices_L: NDArray[np.int64], features_LD: NDArray[np.float32]) -> CheckedImages:
+    """Return the images at these indices, with their features, as images to check."""
+    labels_L, groups_L = images.labels_N[indices_L], images.groups_N[indices_L]
+    return CheckedImages(features_LD, labels_L, groups_L, images.images_NHWC, indices_L, len(images.classes))
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,14 @@ class LabelCheck:
     """Share of the judged labels that the probe predicts without having seen them."""
     not_judged: tuple[int, ...]
     """Classes whose labels confident learning cannot judge, since all of theirs lie in one fold."""
+
+    checked: int
+    """Number of checked labels."""
+
+    @property
+    def is_reliable(self) -> bool:
+        """Return whether so few errors are suspected that they say more about the labels than about the features."""
+        return self.count("label error") <= MANY_SUSPICIOUS * self.checked
 
     def count(self, reason: Reason) -> int:
         """Return the number of images with this reason."""
@@ -109,7 +134,7 @@ def check_labels(checked: CheckedImages, folds: int, seed: int = 0) -> LabelChec
         findings.append(LabelFinding(row, suggested, tuple(scores), next(iter(scores.values())), twin))
     agreement = float((predicted_L[judged] == labels_L[judged]).mean()) if len(judged) else float("nan")
     not_judged = np.setdiff1d(labels_L, labels_L[judged])
-    return LabelCheck(tuple(sorted(findings, key=_severity)), agreement, tuple(not_judged.tolist()))
+    return LabelCheck(tuple(sorted(findings, key=_severity)), agreement, tuple(not_judged.tolist()), len(labels_L))
 
 
 def _twin_groups(twin_L: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -96,6 +96,9 @@ METRICS: dict[str, str] = {
         for end, text in DROP_ENDS.items()
     },
     "test/winner_agreement_with_dense": "share of test images on which winner and dense predict the same class",
+    "labels/checked": "labels of training and validation that were checked",
+    "labels/suspicious": "labels that are probably wrong, or of outliers and contradicting near-duplicates",
+    "labels/predicted": "share of labels that a linear classifier predicts without having seen them",
     "drift/images": "fresh images that were compared",
     "drift/real": "1 if a shift is significant and large enough, else 0",
     "drift/{test}_p": "p-value of the test",

@@ -38,10 +38,11 @@ from winnow.reporting.html import (
     tag,
     two_lines,
 )
+from winnow.reporting.images_section import render_images
 from winnow.reporting.method_section import render_controls, render_glossary, render_memory, render_method
 from winnow.reporting.run_records import RunRecords
 from winnow.reporting.speed_section import SPEEDUPS, render_speed_factors
-from winnow.reporting.training_section import render_images, render_pretraining
+from winnow.reporting.training_section import render_pretraining
 
 SECTIONS = {
     "images": ("The images", render_images),

@@ -9,6 +9,7 @@ from pathlib import Path
 from winnow.config import ROOT
 from winnow.errors import ArtifactError
 from winnow.evaluation.effective_sample_size import in_groups
+from winnow.labels.label_errors import LabelCheck
 from winnow.records import (
     AnyRecord,
     BenchmarkRecord,
@@ -46,6 +47,10 @@ class RunRecords:
     """PNG of validation images beside the training images with the most similar embeddings."""
     embedded_by: str = ""
     """The network that the embeddings of both are of, for users."""
+    label_check: LabelCheck | None = None
+    """The suspicious labels of training and validation; None with too few labels for a check."""
+    suspicious: bytes = b""
+    """PNG of the images whose labels are most suspicious; empty where there are none or the check is not reliable."""
 
     @property
     def source(self) -> str:

@@ -1,4 +1,4 @@
-"""The sections of the page on data and training: the images, which labels were used, what pretraining gained."""
+"""The section of the page on training: what pretraining and images without labels gained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from winnow.config import ROOT
 from winnow.config.data import Data
 from winnow.evaluation.intervals import paired_gain
 from winnow.records.candidate import ArmTraining, LinearProbe, PretrainingGain
-from winnow.records.ingest import RejectedFile
 from winnow.reporting import plots
 from winnow.reporting.html import (
     MISSING,
@@ -27,85 +26,12 @@ from winnow.reporting.html import (
 )
 from winnow.reporting.pretraining_advice import ENOUGH_PAIRS, pretraining_advice
 from winnow.reporting.run_records import RunRecords
-from winnow.reporting.thumbnails import SHOWN
 
 KNN_SPAN = 8.0
 """Points that the axis of the kNN plot spans at least; its own noise would fill it otherwise."""
-PURPOSES = {"train": "learning", "validation": "choosing", "test": "final test"}
 SHORT = {"scratch": "random weights", "start": "known weights", "pretrained": "pretrained", "weights": "own weights"}
 RANDOM_WEIGHTS = "random weights"
-SHOWN_REJECTED = 10
 NOT_PRETRAINED = "Nothing was pretrained: dense starts from random weights."
-
-
-def render_images(records: RunRecords) -> Html:
-    """Return the counts, the splits, the use of the labels, and the files that were set aside."""
-    metrics, details = records.data.metrics, records.data.details
-    labels, classes, per_class = records.dense.details.labels, details.classes, details.per_class
-    groups = details.groups_by_split
-    labels_used = {"train": labels.training, "validation": labels.choosing, "test": metrics["data/test"]}
-    rows = []
-    for split, purpose in PURPOSES.items():
-        counts = [per_class[name].of(split) for name in classes]
-        cells = [number(metrics[f"data/{split}"]), number(sum(counts)), _span(counts), number(labels_used[split])]
-        if groups:
-            cells.insert(1, number(groups.of(split)))
-        rows.append(Row([split, purpose, *cells]))
-    budget = details.labels_per_class
-    budget_note = (
-        f" {budget} training labels per class may be used; the others are hidden from everything." if budget else ""
-    )
-    exception = " but for the test set, which the source names" if details.test_set == "named by the source" else ""
-    text = (
-        f"{records.source}: {number(metrics['data/images'])} images in {len(classes)} classes. The split of an image "
-        f"follows from its own pixels{exception}. Pretraining sees all training images and no label.{budget_note}"
-    )
-    heading = ["split", "for", "images", *(["groups"] if groups else []), "with a label", "per class", "labels used"]
-    refit_note = (
-        f"The deployed file also learned the {number(labels_used['validation'])} validation labels: it was refitted on "
-        f" {number(records.refit.details.labels.deployed)} labels after everything was chosen."
-    )
-    left_out_note = f"{number(metrics['data/left_out'])} training images equal a test image and are left out."
-    return join(
-        paragraph(text),
-        table(heading, rows, caption="Images and labels by split", left=2),
-        *([paragraph(refit_note)] if records.is_refitted else []),
-        *([paragraph(left_out_note)] if metrics["data/left_out"] else []),
-        *_near_duplicates(records),
-        _rejected(details.rejected),
-    )
-
-
-def _near_duplicates(records: RunRecords) -> list[Html]:
-    """Show the first pairs of a held-out image and the training image that it almost equals."""
-    near = records.data.details.near_duplicates
-    if not records.near_duplicates:
-        return []
-    pairs = near.pairs[:SHOWN]
-    names = "; ".join(
-        f"{index}. {held_out} and {training}" for index, (held_out, training) in enumerate(pairs, start=1)
-    )
-    note = f", the {len(pairs)} most alike" if near.found > len(pairs) else ""
-    caption = (
-        f"{number(near.found)} of {number(near.looked_at)} held-out images almost equal a training image"
-        f"{note}, row by row, the held-out one on the left: {names}"
-    )
-    alt = "Pairs of images that are almost equal, named below"
-    return [figure(records.near_duplicates, alt, caption, css="wide")]
-
-
-def _span(counts: list[int]) -> str:
-    low, high = min(counts), max(counts)
-    return number(low) if low == high else f"{number(low)} to {number(high)}"
-
-
-def _rejected(rejected: Sequence[RejectedFile]) -> Html:
-    if not rejected:
-        return paragraph("Every file could be used; none was set aside.", css="note")
-    more = f", the first {SHOWN_REJECTED}" if len(rejected) > SHOWN_REJECTED else ""
-    caption = f"Files set aside: {len(rejected)}{more}"
-    rows = [Row([row.file, row.reason]) for row in rejected[:SHOWN_REJECTED]]
-    return table(["file", "why it cannot be used"], rows, caption=caption, left=2)
 
 
 def render_pretraining(records: RunRecords) -> Html:

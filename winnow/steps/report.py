@@ -1,4 +1,4 @@
-"""Step 8, the last: write the page of the run, and evaluate on the test split once.
+"""Step 8, the last: write the page of the run, check the labels, and evaluate on the test split once.
 
 Test images are read only here, for `dense`, the stronger baseline and the winner alone, after everything has been
 chosen (winnow/selection/test_evaluation.py). No step reads this step's results, so nothing can be chosen by them; the
@@ -10,9 +10,11 @@ the record, whose bytes follow from its inputs.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +22,11 @@ import numpy as np
 from winnow.benchmark.deployed_logits import IN_ONNX_RUNTIME
 from winnow.config import ROOT, Config, topological_order
 from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet, load_images
-from winnow.deploy.batch_inference import embed
-from winnow.deploy.teacher_embeddings import has_embeddings, load_embeddings
-from winnow.errors import ArtifactError
-from winnow.models.backbones import load_backbone
+from winnow.errors import ArtifactError, DataError
+from winnow.labels.image_features import read_features
+from winnow.labels.label_csv import write_csv
+from winnow.labels.label_errors import LabelCheck, check_labels, select_checked, visible_indices
 from winnow.records import (
-    EmbedRecord,
     ReportDetails,
     ReportRecord,
     describe_files,
@@ -36,6 +37,7 @@ from winnow.records import (
 )
 from winnow.reporting import plots
 from winnow.reporting.embedding_pictures import MOST_IMAGES, draw_map, draw_neighbours
+from winnow.reporting.label_findings import CHECK_COLUMNS, SHOWN_FINDINGS, draw_findings, finding_rows
 from winnow.reporting.run_page import TestResult, render_run_page
 from winnow.reporting.run_records import RunRecords, read_run_records
 from winnow.reporting.thumbnails import draw_pairs
@@ -44,8 +46,11 @@ from winnow.selection.test_evaluation import TestEvaluation, evaluate_test
 log = logging.getLogger(__name__)
 PAGE, LEARNING = "report.html", "learning.svg"
 MAP, NEIGHBOURS = "embedding_map.png", "neighbours.png"
+LABEL_CHECK, SUSPICIOUS = "label_check.csv", "label_check.png"
 MOST_COMPARED = 5000
 """Training images that neighbours are searched among, at most; a random part of more."""
+MOST_CHECKED = 5000
+"""Labels that are checked, at most; `winnow label check` checks all."""
 VERSION_LENGTH = 16
 UNTESTED = "there is no labelled test image: every figure of this run is of the validation split"
 
@@ -59,7 +64,9 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
     images = load_images(artifacts / "data")
     positions = records.data.details.near_duplicates.positions
     records = replace(records, near_duplicates=draw_pairs(images.images_NHWC, positions))
-    records = _with_embeddings(records, artifacts, images)
+    records = _with_embeddings(records, config, artifacts, images)
+    findings = _check_labels(config, artifacts, images)
+    records = replace(records, label_check=findings.check, suspicious=findings.sheet)
     version = digest_test_split(images)
     if len(images.indices(TEST, labelled=True)):
         count = count_reading(test_readings, version)
@@ -84,16 +91,20 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
         if curves := records.pretrain.details.curves:
             (folder / LEARNING).write_bytes(plots.plot_curve(curves, "loss", "loss of pretraining"))
             files.append(LEARNING)
-        for name, picture in ((MAP, records.embedding_map), (NEIGHBOURS, records.neighbours)):
+        pictures = {MAP: records.embedding_map, NEIGHBOURS: records.neighbours, SUSPICIOUS: records.suspicious}
+        for name, picture in pictures.items():
             if picture:
                 (folder / name).write_bytes(picture)
                 files.append(name)
+        if findings.rows:
+            write_csv(folder / LABEL_CHECK, CHECK_COLUMNS, findings.rows)
+            files.append(LABEL_CHECK)
         record = ReportRecord(
             step="report",
             name="report",
             parameters={},
             inputs={name: record_digest(path) for name, path in folders.items()},
-            metrics=test_evaluation.metrics,
+            metrics=test_evaluation.metrics | findings.metrics,
             details=ReportDetails(
                 test_version=version,
                 winner=records.winner,
@@ -112,25 +123,56 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
     return record
 
 
-def _with_embeddings(records: RunRecords, artifacts: Path, images: ImageSet) -> RunRecords:
+def _with_embeddings(records: RunRecords, config: Config, artifacts: Path, images: ImageSet) -> RunRecords:
     """Return the records with a map and a sheet of neighbours by the teacher's embeddings, or the backbone's."""
     queries, train = images.indices(VALIDATION), images.indices(TRAIN)
     bank = np.sort(np.random.default_rng(0).permutation(train)[:MOST_COMPARED])
     queries = np.sort(np.random.default_rng(1).permutation(queries)[:MOST_IMAGES])
     indices = np.concatenate([queries, bank])
-    if has_embeddings(artifacts / "embed"):
-        rows_MD = np.asarray(load_embeddings(artifacts / "embed")[indices], dtype=np.float32)
-        weights = EmbedRecord.read(artifacts / "embed").details.weights
-        network = f"the teacher ({weights.name})" if weights else ""
-    else:
-        rows_MD = embed(load_backbone(artifacts / "pretrain"), images.images_NHWC, indices).numpy()
-        network = "the backbone before fine-tuning"
+    features = read_features(config, images, artifacts, indices)
     return replace(
         records,
-        embedding_map=draw_map(rows_MD[: len(queries)], images.labels_N[queries], images.classes),
-        neighbours=draw_neighbours(images.images_NHWC, indices, len(queries), rows_MD),
-        embedded_by=network,
+        embedding_map=draw_map(features.rows_MD[: len(queries)], images.labels_N[queries], images.classes),
+        neighbours=draw_neighbours(images.images_NHWC, indices, len(queries), features.rows_MD),
+        embedded_by=features.network,
     )
+
+
+@dataclass(frozen=True)
+class _LabelFindings:
+    """What a check of the labels found: for the page, for the CSV, and as metrics."""
+
+    check: LabelCheck | None = None
+    sheet: bytes = b""
+    rows: Sequence[tuple[str, ...]] = ()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Return the counts, by the names of winnow/records/metric_names.py; none without a check."""
+        if self.check is None:
+            return {}
+        return {
+            "labels/checked": float(self.check.checked),
+            "labels/suspicious": float(len(self.check.findings)),
+            "labels/predicted": self.check.agreement,
+        }
+
+
+def _check_labels(config: Config, artifacts: Path, images: ImageSet) -> _LabelFindings:
+    """Check the labels of training and validation that may be used; of more than MOST_CHECKED a random part."""
+    indices_L = visible_indices(config, images)
+    indices_L = np.sort(np.random.default_rng(2).permutation(indices_L)[:MOST_CHECKED])
+    checked = select_checked(images, indices_L, read_features(config, images, artifacts, indices_L).rows_MD)
+    try:
+        result = check_labels(checked, config.finetune.folds, config.finetune.seeds[0])
+    except DataError as error:
+        log.info("report: labels were not checked: %s", error)
+        return _LabelFindings()
+    if not result.findings or not result.is_reliable:
+        return _LabelFindings(result)
+    content = io.BytesIO()
+    draw_findings(images, checked, result, SHOWN_FINDINGS).save(content, "PNG")
+    return _LabelFindings(result, content.getvalue(), finding_rows(images, checked, result))
 
 
 def digest_test_split(images: ImageSet) -> str:

@@ -80,7 +80,7 @@ def test_training_images_without_a_label_are_suggested(
     assert set(paths) <= set(unlabelled)
     out = capsys.readouterr().out
     assert f"6 of 10 training images without a label, by {method}; 110 have one" in out
-    assert "Features: the embeddings of package:efficientnet-lite0" in out
+    assert "Features of the teacher package:efficientnet-lite0" in out
     with Image.open(project / "suggested.png") as sheet:
         assert sheet.info["Software"] == "winnow"
     assert suggest(project, method=method) == paths

@@ -32,7 +32,7 @@ def test_with_a_teacher_they_are_its_embeddings(artifacts: Path, tiny_set: Image
     features = load_features(config, load_data(artifacts), artifacts, indices)
     np.testing.assert_allclose(features.rows_MD, rows_ND[indices], atol=1e-3)
     assert features.rows_MD.dtype == np.float32
-    assert features.source == "the embeddings of package:efficientnet-lite0 (artifacts/embed)"
+    assert (features.network, features.folder) == ("the teacher package:efficientnet-lite0", "embed")
 
 
 def test_without_a_teacher_they_are_those_of_the_backbone(artifacts: Path, tiny_set: ImageSet, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_without_a_teacher_they_are_those_of_the_backbone(artifacts: Path, tiny_
     features = load_features(config, load_data(artifacts), artifacts, indices)
     expected_MD = embed(load_backbone(artifacts / "pretrain"), tiny_set.images_NHWC, indices).numpy()
     np.testing.assert_allclose(features.rows_MD, expected_MD, atol=1e-5)
-    assert features.source == "the backbone resnet8, random weights (artifacts/pretrain)"
+    assert features.network == "the backbone resnet8 before fine-tuning (random weights)"
     assert features.is_random
 
 

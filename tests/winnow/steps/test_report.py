@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from tests.conftest import tiny_params
-from tests.records import embed_details, known_weights_details, make_record
 from tests.tiny_run import build, rewrite_details, select_and_refit, write_network
+from tests.winnow.labels.embedded_project import taught_params, write_embeddings
 from winnow.config import Config, check_config
-from winnow.data.dataset import TEST, load_images
+from winnow.data.dataset import TEST, TRAIN, load_images
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.inference_runtimes import OPENERS, RuntimeUnavailable
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import paired_drop
-from winnow.records import ReportRecord, SelectionRecord, read_record, record_digest, write_record
+from winnow.records import ReportRecord, SelectionRecord, read_record, record_digest
 from winnow.records.benchmark import BenchmarkCase
 from winnow.records.ingest import NearDuplicates
 from winnow.records.refit import RefitLabels
@@ -114,20 +114,49 @@ def test_a_disagreement_of_dense_is_reported_without_a_winner(artifacts: Path) -
     assert "dense has 66.7 % top-1 on the test split" in run(artifacts, config).warnings[0]
 
 
+def read_page(artifacts: Path) -> str:
+    return (artifacts / "report" / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_page_shows_a_map_and_neighbours_by_the_network_that_embedded(artifacts: Path) -> None:
     record = run(artifacts)
     assert {artifact.name for artifact in record.artifacts} >= {"embedding_map.png", "neighbours.png"}
-    page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
-    assert "those of the backbone before fine-tuning" in page
+    assert "those of the backbone resnet8 before fine-tuning (" in read_page(artifacts)
+    config = check_config(taught_params())
+    write_embeddings(artifacts, config)
+    run(artifacts, config)
+    assert "those of the teacher package:efficientnet-lite0" in read_page(artifacts)
+
+
+def test_suspicious_labels_are_listed_shown_and_counted(artifacts: Path) -> None:
+    config = check_config(taught_params())
+    write_embeddings(artifacts, config)
+    record = run(artifacts, config)
+    assert record.metrics["labels/suspicious"] == 0
+    assert "none is suspicious by the features of the teacher" in read_page(artifacts)
     images = load_images(artifacts / "data")
-    rows_ND = np.random.default_rng(0).normal(size=(len(images.labels_N), 8)).astype(np.float16)
-    rows_ND[images.split_N == TEST] = np.nan
-    np.save(artifacts / "embed" / "embeddings.npy", rows_ND)
-    details = embed_details(weights=known_weights_details(), images=180, dimension=8)
-    write_record(artifacts / "embed", make_record("embed", details, name="embed"))
-    run(artifacts)
-    page = (artifacts / "report" / "report.html").read_text(encoding="utf-8")
-    assert "those of the teacher (torchvision:resnet18)" in page
+    labels_N = np.array(images.labels_N)
+    wrong = int(images.indices(TRAIN, labelled=True)[3])
+    labels_N[wrong] = (labels_N[wrong] + 1) % 3
+    np.save(artifacts / "data" / "labels.npy", labels_N)
+    record = run(artifacts, config)
+    assert {artifact.name for artifact in record.artifacts} >= {"label_check.csv", "label_check.png"}
+    assert record.metrics["labels/checked"] == 170
+    assert record.metrics["labels/suspicious"] == 1
+    assert record.metrics["labels/predicted"] > 0.98
+    listed = (artifacts / "report" / "label_check.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[0] for line in listed] == ["path", images.files[wrong]]
+    assert "The 1 most suspicious labels" in read_page(artifacts)
+
+
+def test_labels_are_not_judged_by_features_that_do_not_tell_classes_apart(artifacts: Path) -> None:
+    config = check_config(taught_params())
+    images = load_images(artifacts / "data")
+    write_embeddings(artifacts, config, np.random.default_rng(0).normal(size=(len(images.labels_N), 8)))
+    record = run(artifacts, config)
+    assert record.metrics["labels/predicted"] < 0.6
+    assert "label_check.csv" not in {artifact.name for artifact in record.artifacts}
+    assert "the features do not tell the classes apart" in read_page(artifacts)
 
 
 @pytest.mark.thorough
@@ -242,7 +271,8 @@ def test_the_page_without_test_images(artifacts: Path) -> None:
     split[split == TEST] = 0
     np.save(artifacts / "data" / "split.npy", split)
     record = run(artifacts)
-    assert record.metrics == {"test/images": 0.0}
+    assert {name for name in record.metrics if name.startswith("test/")} == {"test/images"}
+    assert record.metrics["test/images"] == 0
     assert "no labelled test image" in record.warnings[0]
     assert not (artifacts.parent / "hidden").exists()
     assert "no labelled test image" in (artifacts / "report" / "report.html").read_text(encoding="utf-8")

@@ -1,0 +1,119 @@
+"""The section of the page on the images: splits, used labels, near-duplicates, suspicious labels, files set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from winnow.labels.label_errors import UNRELIABLE
+from winnow.records.ingest import RejectedFile
+from winnow.reporting.html import (
+    Html,
+    Row,
+    figure,
+    join,
+    number,
+    paragraph,
+    table,
+)
+from winnow.reporting.label_findings import REASONS, SHOWN_FINDINGS
+from winnow.reporting.run_records import RunRecords
+from winnow.reporting.thumbnails import SHOWN
+
+PURPOSES = {"train": "learning", "validation": "choosing", "test": "final test"}
+SHOWN_REJECTED = 10
+
+
+def render_images(records: RunRecords) -> Html:
+    """Return the counts, the splits, the use of the labels, and the files that were set aside."""
+    metrics, details = records.data.metrics, records.data.details
+    labels, classes, per_class = records.dense.details.labels, details.classes, details.per_class
+    groups = details.groups_by_split
+    labels_used = {"train": labels.training, "validation": labels.choosing, "test": metrics["data/test"]}
+    rows = []
+    for split, purpose in PURPOSES.items():
+        counts = [per_class[name].of(split) for name in classes]
+        cells = [number(metrics[f"data/{split}"]), number(sum(counts)), _span(counts), number(labels_used[split])]
+        if groups:
+            cells.insert(1, number(groups.of(split)))
+        rows.append(Row([split, purpose, *cells]))
+    budget = details.labels_per_class
+    budget_note = (
+        f" {budget} training labels per class may be used; the others are hidden from everything." if budget else ""
+    )
+    exception = " but for the test set, which the source names" if details.test_set == "named by the source" else ""
+    text = (
+        f"{records.source}: {number(metrics['data/images'])} images in {len(classes)} classes. The split of an image "
+        f"follows from its own pixels{exception}. Pretraining sees all training images and no label.{budget_note}"
+    )
+    heading = ["split", "for", "images", *(["groups"] if groups else []), "with a label", "per class", "labels used"]
+    refit_note = (
+        f"The deployed file also learned the {number(labels_used['validation'])} validation labels: it was refitted on "
+        f" {number(records.refit.details.labels.deployed)} labels after everything was chosen."
+    )
+    left_out_note = f"{number(metrics['data/left_out'])} training images equal a test image and are left out."
+    return join(
+        paragraph(text),
+        table(heading, rows, caption="Images and labels by split", left=2),
+        *([paragraph(refit_note)] if records.is_refitted else []),
+        *([paragraph(left_out_note)] if metrics["data/left_out"] else []),
+        *_near_duplicates(records),
+        *_suspicious_labels(records),
+        _rejected(details.rejected),
+    )
+
+
+def _near_duplicates(records: RunRecords) -> list[Html]:
+    """Show the first pairs of a held-out image and the training image that it almost equals."""
+    near = records.data.details.near_duplicates
+    if not records.near_duplicates:
+        return []
+    pairs = near.pairs[:SHOWN]
+    names = "; ".join(
+        f"{index}. {held_out} and {training}" for index, (held_out, training) in enumerate(pairs, start=1)
+    )
+    note = f", the {len(pairs)} most alike" if near.found > len(pairs) else ""
+    caption = (
+        f"{number(near.found)} of {number(near.looked_at)} held-out images almost equal a training image"
+        f"{note}, row by row, the held-out one on the left: {names}"
+    )
+    alt = "Pairs of images that are almost equal, named below"
+    return [figure(records.near_duplicates, alt, caption, css="wide")]
+
+
+def _suspicious_labels(records: RunRecords) -> list[Html]:
+    """Return what a check of the labels found, and the images whose labels are most suspicious."""
+    check = records.label_check
+    if check is None:
+        return []
+    labels = f"Of {number(check.checked)} labels of training and validation"
+    judge = f"by the features of {records.embedded_by}"
+    if not check.is_reliable:
+        return [
+            paragraph(f"{labels} {number(check.count('label error'))} differ from a prediction {judge}: {UNRELIABLE}.")
+        ]
+    counts = [
+        f"{number(check.count(reason))} {predicate}" for reason, predicate in REASONS.items() if check.count(reason)
+    ]
+    if not counts:
+        return [paragraph(f"{labels} none is suspicious {judge}.")]
+    text = f"{labels}, judged {judge}, {'; '.join(counts)}. label_check.csv in the report's folder lists them."
+    shown = min(len(check.findings), SHOWN_FINDINGS)
+    caption = (
+        f"The {shown} most suspicious labels, the label and after an arrow the suggested one. Correct those that you "
+        "see to be wrong; winnow label check writes the whole list"
+    )
+    return [paragraph(text), figure(records.suspicious, "Images with suspicious labels", caption, css="wide")]
+
+
+def _span(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return number(low) if low == high else f"{number(low)} to {number(high)}"
+
+
+def _rejected(rejected: Sequence[RejectedFile]) -> Html:
+    if not rejected:
+        return paragraph("Every file could be used; none was set aside.", css="note")
+    more = f", the first {SHOWN_REJECTED}" if len(rejected) > SHOWN_REJECTED else ""
+    caption = f"Files set aside: {len(rejected)}{more}"
+    rows = [Row([row.file, row.reason]) for row in rejected[:SHOWN_REJECTED]]
+    return table(["file", "why it cannot be used"], rows, caption=caption, left=2)
