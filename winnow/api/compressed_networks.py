@@ -115,8 +115,6 @@ def _compress(
     labelled = images.indices(TRAIN, labelled=True)
 
     def load_backbone() -> nn.Module:
-        if backbone is None:
-            raise ConfigError(f"{name}: hint: pretrained needs backbone=, the network that `pretrain` returned")
         assert isinstance(backbone, Network)
         return backbone.copy().model
 
@@ -127,7 +125,7 @@ def _compress(
             visible_labels(images, labelled),
             parent=_NetworkInMemory(network, Path(temporary) / "parent"),
             dense=_NetworkInMemory(teacher, Path(temporary) / "teacher"),
-            load_backbone=load_backbone,
+            load_backbone=load_backbone if backbone is not None else None,
             scratch=scratch,
         )
         return METHODS[method](checked, inputs)[0]

@@ -7,23 +7,39 @@ shows how much comes from the teacher.
 
 from __future__ import annotations
 
+from torch import nn
+
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.recovery import recover
 from winnow.config import Distill
 from winnow.models.backbones import build_model
+from winnow.models.classifier_head import backbone_weights
 from winnow.models.network import Network
 from winnow.random_streams import stream_seed
-from winnow.records.candidate import DistillResult
+from winnow.records.candidate import DistillResult, Start
 
 
 def distill(settings: Distill, inputs: MethodInputs) -> tuple[Network, DistillResult]:
     """Train the student; return it and what was done."""
     parent = inputs.parent.load()
+    start: Start = "random"
     model, architecture = parent.model, parent.architecture
     if settings.student != "same":
         architecture = architecture.model_copy(
             update={"backbone": settings.student, "width": settings.width, "pruning": [], "ranks": {}, "input": None}
         )
         model = build_model(architecture, seed=stream_seed(settings.recovery.seed, "student"))
+        if settings.start == "auto" and inputs.load_backbone and copy_backbone(inputs.load_backbone(), model):
+            start = "pretrain"
     curves = recover(model, settings.recovery, inputs)
-    return Network(model, architecture), DistillResult(curves=curves, teacher=settings.recovery.teacher)
+    return Network(model, architecture), DistillResult(curves=curves, teacher=settings.recovery.teacher, start=start)
+
+
+def copy_backbone(source: nn.Module, target: nn.Module) -> bool:
+    """Copy all weights but the head's into `target` if both have the same names and shapes; return whether they do."""
+    weights, state = backbone_weights(source), target.state_dict()
+    own = backbone_weights(target)
+    if weights.keys() != own.keys() or any(weights[name].shape != own[name].shape for name in own):
+        return False
+    target.load_state_dict(state | weights)
+    return True

@@ -75,8 +75,8 @@ class MethodInputs:
     parent: NetworkSource
     dense: NetworkSource
     """The teacher."""
-    load_backbone: Callable[[], nn.Module]
-    """Returns the pretrained backbone, with a random head."""
+    load_backbone: Callable[[], nn.Module] | None
+    """Returns the pretrained backbone, with a random head; None: there is none."""
     scratch: Path
     """Folder for checkpoints."""
     teacher_cache: TeacherCacheFolder | None = None

@@ -34,6 +34,7 @@ from winnow.data.augmentation import augment
 from winnow.data.batches import Batches, BatchSource, JoinedBatches, labelled_per_batch
 from winnow.data.dataset import TRAIN
 from winnow.deploy.teacher_embeddings import embedding_rows, load_embeddings
+from winnow.errors import ConfigError
 from winnow.models.classifier_head import feature_dim
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
@@ -58,7 +59,7 @@ def recover(
         settings.epochs, recovery_steps(settings, inputs) // settings.epochs, settings.optimiser, stream
     )
     teacher = _teacher(settings, inputs)
-    guide = _frozen(inputs.load_backbone()) if settings.hint == "pretrained" else teacher
+    guide = _frozen(_pretrained(inputs)) if settings.hint == "pretrained" else teacher
     embedded = embedded_images(settings, inputs)
     trained = with_projector(model, settings, guide, embedded)
     loss = distillation_loss(settings, inputs.images.image_size, teacher, guide, embedded)
@@ -66,6 +67,12 @@ def recover(
     curves = run_to_end(fit(trained, batches, loss, plan, Checkpoint(inputs.scratch, name), inner))
     model.cpu().eval()
     return curves
+
+
+def _pretrained(inputs: MethodInputs) -> nn.Module:
+    if inputs.load_backbone is None:
+        raise ConfigError("hint: pretrained needs backbone=, the network that `pretrain` returned")
+    return inputs.load_backbone()
 
 
 def recovery_batches(settings: Recovery, inputs: MethodInputs, stream: int) -> BatchSource:

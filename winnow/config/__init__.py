@@ -36,7 +36,7 @@ from winnow.config.candidates import (
 from winnow.config.data import Data
 from winnow.config.drift import Drift
 from winnow.config.finetune import FEW_LABELS, Finetune
-from winnow.config.invariances import apply_invariances, pretraining_problem
+from winnow.config.invariances import apply_invariances, pretraining_problem, unlabelled_problem
 from winnow.config.pretrain import (
     DistillEmbeddings,
     NoPretraining,
@@ -182,6 +182,8 @@ def check_config(raw: Any, where: str = "params.yaml") -> Config:
         problems = tree_errors(dict(config.candidates), config.pretrain.backbone, is_pretrained, has_teacher)
         if problem := pretraining_problem(config.data, config.pretrain.method):
             problems.append(("pretrain.method", problem))
+        if problem := unlabelled_problem(config.data, config.finetune.unlabelled.method):
+            problems.append(("finetune.unlabelled", problem))
         if isinstance(config.pretrain, DistillEmbeddings) and not has_teacher:
             problems.append(("pretrain.method", "distill needs a teacher: set teacher.weights, or another method"))
         if not problems:

@@ -288,6 +288,9 @@ class Distill(TrainedCandidate):
     width: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """The factor that scales the student's channels. Only resnet8, resnet20, resnet56, mobilenet_v2, mobilenet_v3_large
     and mobilenet_v3_small accept another value than 1."""
+    start: Literal["auto", "random"] = "auto"
+    """The first weights of a student of another backbone or width than dense. auto: those of the step pretrain where
+    its network has the same shapes, else random ones."""
 
     @model_validator(mode="after")
     def _check_width(self) -> Distill:

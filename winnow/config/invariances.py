@@ -43,6 +43,16 @@ def _apply_to_value(data: Data, value: Any) -> Any:
     return value
 
 
+def unlabelled_problem(data: Data, method: str) -> str:
+    """Return the reason why training on images without labels cannot work with such images, or ""."""
+    if method == "fixmatch" and not (data.colour or data.scale):
+        return (
+            "fixmatch learns strong views of an image from weak ones, which data.colour: false and data.scale: false "
+            "make equal; set propagation, or none"
+        )
+    return ""
+
+
 def pretraining_problem(data: Data, method: str) -> str:
     """Return the reason why a pretraining method cannot learn from such images, or ""."""
     if method == "rotnet" and not data.up:

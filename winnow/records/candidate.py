@@ -332,11 +332,16 @@ class QuantizeResult(MethodResult):
     """One row per epoch of quantization-aware training; empty without it."""
 
 
+Start = Literal["random", "pretrain"]
+
+
 class DistillResult(MethodResult):
     """The training of a student."""
 
     teacher: str
     """Name of the teacher."""
+    start: Start = optional("random")
+    """pretrain: the student started from the weights of that step."""
 
 
 class ProbeResult(MethodResult):

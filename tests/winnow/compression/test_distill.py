@@ -18,7 +18,9 @@ from winnow.data.dataset import VALIDATION
 from winnow.deploy.batch_inference import predict_file
 from winnow.evaluation.metrics import agreement
 from winnow.models.backbones import build_model, load_model, save_model
+from winnow.models.classifier_head import backbone_weights
 from winnow.records import sha256_of
+from winnow.records.candidate import DistillResult
 
 NO_LEARNING = {"learning_rate": 1e-12, "weight_decay": 0.0}
 
@@ -51,6 +53,30 @@ def test_same_starts_from_the_parent(tiny_inputs: MethodInputs, tmp_path: Path) 
         torch.testing.assert_close(student[name], value.detach(), rtol=0, atol=1e-8)
     trained = train_student(settings(), tiny_inputs, tmp_path / "moved")
     assert all((trained[name] != student[name]).any() for name, _ in parent.named_parameters())
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("changes", "expected"), [({}, "pretrain"), ({"start": "random"}, "random"), ({"width": 0.5}, "random")]
+)
+def test_a_student_of_the_pretrained_shapes_starts_from_them(
+    tiny_inputs: MethodInputs, tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    folder = tmp_path / "student"
+    folder.mkdir()
+    config = settings({"optimiser": NO_LEARNING}, student="resnet8", **changes)
+    result = write_candidate(config, tiny_inputs, folder)
+    assert isinstance(result, DistillResult)
+    assert result.start == expected
+    student = load_model(folder)[0]
+    assert tiny_inputs.load_backbone is not None
+    pretrained = backbone_weights(tiny_inputs.load_backbone())
+    is_equal = all(
+        value.shape == pretrained[name].shape and torch.allclose(value, pretrained[name], rtol=0, atol=1e-8)
+        for name, value in student.named_parameters()
+        if name in pretrained
+    )
+    assert is_equal == (expected == "pretrain")
 
 
 @pytest.mark.thorough

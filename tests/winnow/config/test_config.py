@@ -473,3 +473,13 @@ def test_rotnet_is_refused_without_an_upright_orientation() -> None:
     }
     with pytest.raises(ConfigError, match=r"pretrain\.method: simclr .* set none$"):
         check_config(without_views)
+
+
+def test_fixmatch_is_refused_where_strong_views_equal_weak_ones() -> None:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = {**raw, "finetune": {**raw["finetune"], "unlabelled": "fixmatch"}}
+    check_config(params)
+    params["data"] = {**raw["data"], "colour": False, "scale": False}
+    with pytest.raises(ConfigError, match=r"finetune\.unlabelled: fixmatch .* set propagation, or none"):
+        check_config(params)
+    check_config({**params, "finetune": {**raw["finetune"], "unlabelled": "propagation"}})
