@@ -53,7 +53,7 @@ def default_variables(root: Path) -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(cache / "dvc"),
         "DVC_GLOBAL_CONFIG_DIR": str(cache / "dvc-config"),
-        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "MPLCONFIGDIR": str(cache / "matplotlib"),
         "TORCH_HOME": str(cache / "torch"),
         "TORCHINDUCTOR_CACHE_DIR": str(compile_cache_folder(cache / "inductor")),

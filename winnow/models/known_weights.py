@@ -14,6 +14,7 @@ trained on ImageNet, comes as a Python package, so a machine that reaches a pack
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import urllib.error
@@ -199,9 +200,11 @@ def _find_torchvision(name: str, cache: Path) -> KnownWeights:
 
 def _download_torchvision(url: str, file: Path, digest: str) -> Path:
     """Return the file, from torch's cache where it is there, else downloaded with a progress bar."""
-    for path in (Path(torch.hub.get_dir()) / "checkpoints" / file.name, file):
-        if path.is_file():
+    for folder in (Path(torch.hub.get_dir()), Path.home() / ".cache" / "torch" / "hub"):
+        if (path := folder / "checkpoints" / file.name).is_file():
             return path
+    if file.is_file():
+        return file
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(file), hash_prefix=digest, progress=True)
@@ -241,10 +244,9 @@ def _download_hub_file(repository: str, file_name: str, cache: Path) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, file_name, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
+    for folder in (None, Path.home() / ".cache" / "huggingface" / "hub"):  # None: where HF_HOME says
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return Path(huggingface_hub.hf_hub_download(repository, file_name, cache_dir=folder, local_files_only=True))
     try:
         return Path(huggingface_hub.hf_hub_download(repository, file_name, cache_dir=cache))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:

@@ -35,6 +35,25 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder with empty caches, beside the caches that winnow sets for its own processes."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_weights_come_from_the_caches_in_the_home_folder(
+    home: Path, hub: Path, torch_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """winnow gives its processes caches of their own, so the user's are looked up where the libraries keep them."""
+    add_to_hub(home / ".cache/huggingface/hub", "timm/resnet18.a1_in1k", timm.create_model("resnet18"))
+    assert find_weights(RESNET, "", tmp_path).file.is_relative_to(home)
+    checkpoints = home / ".cache/torch/hub/checkpoints"
+    checkpoints.mkdir(parents=True)
+    lay_out_torchvision(checkpoints, torchvision.models.resnet18(weights=None), monkeypatch)
+    assert find_weights("torchvision:resnet18", "", tmp_path).file.parent == checkpoints
+
+
 def add_to_hub(hub: Path, repository: str, network: nn.Module) -> Path:
     """Lay out the network's weights as the hub's cache does; return the blob."""
     folder = hub / f"models--{repository.replace('/', '--')}"
