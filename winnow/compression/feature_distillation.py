@@ -26,6 +26,7 @@ from torch import nn
 from winnow.errors import ConfigError
 from winnow.models.classifier_head import feature_dim, head_path
 from winnow.random_streams import stream_seed
+from winnow.training.losses import cosine_distance
 
 HintOutput = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """(student logits (B, C), guide logits (B, C), distance, a scalar)."""
@@ -77,11 +78,6 @@ def capture_feature_maps(model: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def cosine_distance(student_BD: torch.Tensor, teacher_BD: torch.Tensor) -> torch.Tensor:
-    """Return 1 - cosine similarity, mean over the batch; 0 to 2."""
-    return (1 - F.cosine_similarity(student_BD.float(), teacher_BD.float(), dim=1)).mean()
 
 
 def attention_distance(student: dict[int, torch.Tensor], teacher: dict[int, torch.Tensor]) -> torch.Tensor:

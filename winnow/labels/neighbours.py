@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.data.near_duplicates import BITS, MAX_BITS, MAX_LEVELS, compute_signatures
-from winnow.errors import MissingExtra
+from winnow.evaluation.nearest_neighbours import cosines_at, nearest_neighbours
 from winnow.evaluation.unit_vectors import centred_unit_vectors
 
 MIN_COSINE = 0.7
@@ -44,8 +44,8 @@ def contradicting_duplicates(
     one of another label are read.
     """
     twin_L, cosine_L = np.full(len(labels_L), -1, dtype=np.int64), np.zeros(len(labels_L))
-    distances_LK, near_LK = _neighbours(centred_unit_vectors(features_LD), COMPARED)
-    cosines_LK = 1 - np.square(distances_LK) / 2
+    distances_LK, near_LK = nearest_neighbours(centred_unit_vectors(features_LD), COMPARED)
+    cosines_LK = cosines_at(distances_LK)
     first_P, rank_P = np.nonzero((cosines_LK >= MIN_COSINE) & (labels_L[near_LK] != labels_L[:, None]))
     second_P = near_LK[first_P, rank_P]
     same_P = same_picture(images_NHWC, indices_L[first_P], indices_L[second_P])
@@ -90,19 +90,8 @@ def outlier_scores(features_LD: NDArray[np.float32]) -> NDArray[np.float64]:
     deviation_D = features_LD.std(0)
     centred_LD = features_LD - features_LD.mean(0)
     standard_LD = np.where(deviation_D > 1e-6, centred_LD / np.maximum(deviation_D, 1e-6), 0).astype(np.float32)
-    logarithm_L = np.log(np.maximum(_neighbours(standard_LD, OUTLIER_NEIGHBOUR)[0][:, -1].astype(np.float64), 1e-6))
+    farthest_L = nearest_neighbours(standard_LD, OUTLIER_NEIGHBOUR)[0][:, -1].astype(np.float64)
+    logarithm_L = np.log(np.maximum(farthest_L, 1e-6))
     lower, upper = np.quantile(logarithm_L, [0.25, 0.75])
     beyond_L = logarithm_L - (upper + FENCE * (upper - lower))
     return np.asarray(np.where(beyond_L > 0, 1 - np.exp(-beyond_L), 0.0))
-
-
-def _neighbours(vectors_LD: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return distances and positions, both (L, K), of each vector's nearest others, the nearest first."""
-    try:
-        from sklearn.neighbors import NearestNeighbors
-    except ModuleNotFoundError as error:
-        raise MissingExtra("scikit-learn", "report") from error
-    count = min(count, len(vectors_LD) - 1)
-    if count < 1:
-        return np.zeros((len(vectors_LD), 0), np.float32), np.zeros((len(vectors_LD), 0), np.int64)
-    return NearestNeighbors(n_neighbors=count, algorithm="brute").fit(vectors_LD).kneighbors()  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.errors import DataError, MissingExtra
+from winnow.evaluation.nearest_neighbours import nearest_neighbours
 from winnow.random_streams import stream_seed
 from winnow.training.linear_probe import fit_probe
 
@@ -114,13 +115,8 @@ def assign_clusters(vectors_MD: NDArray[np.float32], clusters: int, seed: int) -
 
 def neighbour_distances(vectors_KD: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the mean distance (K,) of each vector to its nearest NEIGHBOURS others: the inverse of its typicality."""
-    neighbours = min(NEIGHBOURS, len(vectors_KD) - 1)
-    if neighbours < 1:
-        return np.zeros(len(vectors_KD))
-    from sklearn.neighbors import NearestNeighbors
-
-    distances_KN, _ = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(vectors_KD).kneighbors()
-    return np.asarray(distances_KN.mean(1), dtype=np.float64)
+    distances_KN, _ = nearest_neighbours(vectors_KD, NEIGHBOURS)
+    return distances_KN.mean(1, dtype=np.float64) if distances_KN.shape[1] else np.zeros(len(vectors_KD))
 
 
 def k_center(pool: LabelPool, count: int, seed: int) -> NDArray[np.int64]:

@@ -10,7 +10,6 @@ cost nothing here; the backbone learns them for random crops. No label is used.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from winnow.config import DistillEmbeddings
@@ -20,6 +19,7 @@ from winnow.models.classifier_head import feature_dim, set_head
 from winnow.pretraining.inputs import PretrainingInputs
 from winnow.random_streams import stream_seed
 from winnow.training.loop import Loss
+from winnow.training.losses import cosine_distance
 
 
 def distill(settings: DistillEmbeddings, model: nn.Module, inputs: PretrainingInputs) -> Loss:
@@ -35,10 +35,3 @@ def distill(settings: DistillEmbeddings, model: nn.Module, inputs: PretrainingIn
         return cosine_distance(projected_BD, embedding_rows(teacher_ND, positions_B))
 
     return loss
-
-
-def cosine_distance(first_BD: torch.Tensor, second_BD: torch.Tensor) -> torch.Tensor:
-    """Return 1 - cosine of each pair of rows, mean over the batch, scalar float32."""
-    if first_BD.shape != second_BD.shape:
-        raise ValueError(f"both need the same shape, got {tuple(first_BD.shape)} and {tuple(second_BD.shape)}")
-    return (1 - F.cosine_similarity(first_BD, second_BD, dim=1)).mean()

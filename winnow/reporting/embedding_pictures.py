@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from winnow.errors import MissingExtra
+from winnow.evaluation.nearest_neighbours import nearest_neighbours
 from winnow.evaluation.unit_vectors import unit_vectors
 from winnow.reporting.plots import MUTED, render
 from winnow.reporting.thumbnails import GAP, SIDE, thumbnail
@@ -83,7 +84,7 @@ def draw_neighbours(
         return b""
     rows_Q = np.sort(np.random.default_rng(0).permutation(queries)[:MOST_QUERIES])
     unit_MD = unit_vectors(features_MD)
-    order_QK = np.argsort(-(unit_MD[rows_Q] @ unit_MD[queries:].T), axis=1, kind="stable")[:, :NEIGHBOURS]
+    _, order_QK = nearest_neighbours(unit_MD[queries:], NEIGHBOURS, unit_MD[rows_Q])
     shown, nearest_QK = indices_M[rows_Q], indices_M[queries:][order_QK]
     width = SIDE * (1 + nearest_QK.shape[1]) + GAP
     sheet = Image.new("RGB", (width, len(shown) * (SIDE + GAP) - GAP), "white")

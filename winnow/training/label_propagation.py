@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.errors import MissingExtra
+from winnow.evaluation.nearest_neighbours import cosines_at, nearest_neighbours
 from winnow.evaluation.unit_vectors import unit_vectors
 from winnow.random_streams import stream_seed
 
@@ -78,15 +79,8 @@ def nearest(
 
     A weight is the cube of the cosine; 0 for a negative one.
     """
-    try:
-        from sklearn.neighbors import NearestNeighbors
-    except ModuleNotFoundError as error:
-        raise MissingExtra("scikit-learn", "report") from error
-    distances_QK, near_QK = (
-        NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(bank_MD).kneighbors(queries_QD)
-    )
-    cosines_QK = 1 - np.square(distances_QK) / 2
-    return near_QK, np.asarray(np.clip(cosines_QK, 0, None) ** 3, dtype=np.float32)
+    distances_QK, near_QK = nearest_neighbours(bank_MD, neighbours, queries_QD)
+    return near_QK, np.clip(cosines_at(distances_QK), 0, None) ** 3
 
 
 def _spread(

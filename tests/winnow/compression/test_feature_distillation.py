@@ -18,7 +18,6 @@ from winnow.compression.feature_distillation import (
     attention_distance,
     capture_feature_maps,
     capture_features,
-    cosine_distance,
     predict_embeddings,
 )
 from winnow.compression.method_inputs import MethodInputs
@@ -48,14 +47,6 @@ def network(width: float = 0.5, seed: int = 0) -> nn.Module:
 
 def views(count: int = 4) -> torch.Tensor:
     return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-def test_cosine_distance_is_one_minus_the_cosine() -> None:
-    student, teacher = torch.randn(5, 7), torch.randn(5, 7)
-    expected = [1 - float(a @ b / (a.norm() * b.norm())) for a, b in zip(student, teacher, strict=True)]
-    assert float(cosine_distance(student, teacher)) == pytest.approx(sum(expected) / 5, rel=1e-4)
-    assert float(cosine_distance(student, 3 * student)) == pytest.approx(0, abs=1e-6)
-    assert float(cosine_distance(student, -student)) == pytest.approx(2, rel=1e-5)
 
 
 def test_attention_distance_is_that_of_zagoruyko() -> None:
