@@ -144,7 +144,7 @@ class StepForecaster:
         return (time.monotonic() - started) / len(self.images.labels_N)
 
     def _pretrain(self) -> Cost:
-        from winnow.deploy.teacher_embeddings import load_embeddings
+        from winnow.deploy.teacher_embeddings import load_targets
         from winnow.models.backbones import WEIGHTS_FILE, build_model
         from winnow.pretraining import METHODS
         from winnow.pretraining.inputs import PretrainingInputs
@@ -154,11 +154,11 @@ class StepForecaster:
         if not isinstance(settings, TrainedPretraining):
             return Cost(0.0, disk_mb, "no pretraining")
         model = build_model(self.architecture, seed=settings.seed)
-        teacher_ND = None
+        targets = None
         if isinstance(settings, DistillEmbeddings):
             self._ensure_teacher()
-            teacher_ND = load_embeddings(self.folder / EMBED)
-        loss = METHODS[type(settings)](settings, model, PretrainingInputs(self.architecture.image_size, teacher_ND))
+            targets = load_targets(self.folder / EMBED, self.images)
+        loss = METHODS[type(settings)](settings, model, PretrainingInputs(self.architecture.image_size, targets))
         per_step = self.microbenchmarks.seconds_per_step(model, loss, settings.batch_size, settings.optimiser)
         steps = settings.steps_for(counts.train)
         evaluations = -(-settings.epochs // settings.monitor_every)
@@ -296,12 +296,12 @@ class StepForecaster:
         import torch
 
         from winnow.compression.recovery import EmbeddedImages
-        from winnow.deploy.teacher_embeddings import load_embeddings
+        from winnow.deploy.teacher_embeddings import load_targets
 
         if recovery.hint != "embeddings":
             return None
         self._ensure_teacher()
-        return EmbeddedImages(load_embeddings(self.folder / EMBED), torch.from_numpy(self.images.labels_N))
+        return EmbeddedImages(load_targets(self.folder / EMBED, self.images), torch.from_numpy(self.images.labels_N))
 
     def _is_cached(self, recovery: Recovery) -> bool:
         """Return whether an earlier candidate has cached all teacher outputs that this one needs."""

@@ -33,7 +33,7 @@ from winnow.config import Recovery
 from winnow.data.augmentation import augment
 from winnow.data.batches import Batches, BatchSource, JoinedBatches, labelled_per_batch
 from winnow.data.dataset import TRAIN
-from winnow.deploy.teacher_embeddings import embedding_rows, load_embeddings
+from winnow.deploy.teacher_embeddings import TeacherTargets, load_targets
 from winnow.errors import ConfigError
 from winnow.models.classifier_head import feature_dim
 from winnow.random_streams import stream_seed
@@ -112,7 +112,7 @@ def recovery_steps(settings: Recovery, inputs: MethodInputs) -> int:
 class EmbeddedImages:
     """The embeddings of the large network, and the labels, by the index of an image."""
 
-    teacher_ND: NDArray[np.float16]
+    targets: TeacherTargets
     labels_N: torch.Tensor
     """int64; -1 wherever the label must not be used."""
 
@@ -123,7 +123,7 @@ def embedded_images(settings: Recovery, inputs: MethodInputs) -> EmbeddedImages 
         return None
     assert inputs.teacher is not None, "candidate_tree.py was not asked"
     labels_N = torch.from_numpy(np.array(inputs.labels_N)).to(default_device())
-    return EmbeddedImages(load_embeddings(inputs.teacher), labels_N)
+    return EmbeddedImages(load_targets(inputs.teacher, inputs.images), labels_N)
 
 
 def with_projector(
@@ -131,7 +131,7 @@ def with_projector(
 ) -> nn.Module:
     """Return the student, with a projector of its features where a hint compares features."""
     if embedded is not None:
-        return FeatureProjector(model, embedded.teacher_ND.shape[1], settings.seed)
+        return FeatureProjector(model, embedded.targets.width, settings.seed)
     if settings.hint not in ("features", "pretrained"):
         return model
     assert guide is not None
@@ -160,9 +160,7 @@ def distillation_loss(
         views_BCHW = augment(images_BCHW, settings.augmentation, side)
         guide_BC = hint_distance = None
         if embedded is not None:
-            student_BC, hint_distance = predict_embeddings(
-                model, views_BCHW, embedding_rows(embedded.teacher_ND, labels_B)
-            )
+            student_BC, hint_distance = predict_embeddings(model, views_BCHW, embedded.targets.select(labels_B))
             labels_B = embedded.labels_N[labels_B]
         elif settings.hint == "none":
             student_BC = model(views_BCHW).float()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard, cast
 
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from winnow.data.dataset import TEST, ImageSet
+from winnow.data.dataset import TEST, TRAIN, ImageSet
 from winnow.deploy.batch_inference import make_network_input
 from winnow.errors import ArtifactError
 from winnow.eta import format_duration
@@ -31,6 +32,8 @@ EMBEDDINGS_FILE = "embeddings.npy"
 PROGRESS_FILE = "embedded.json"
 BATCH = 64
 BATCHES_PER_BLOCK = 16
+ROWS_AT_ONCE = 8192
+"""Embeddings that are read at once for their mean."""
 SECONDS_BETWEEN_LINES = 4.0
 
 
@@ -84,10 +87,37 @@ def has_embeddings(folder: Path | None) -> TypeGuard[Path]:
     return folder is not None and (folder / EMBEDDINGS_FILE).is_file()
 
 
-def embedding_rows(teacher_ND: NDArray[np.float16], indices_B: torch.Tensor) -> torch.Tensor:
-    """Return the embeddings of these images, float32 (B, D), on the device of the indices."""
-    rows_BD = np.asarray(teacher_ND[indices_B.cpu().numpy()], dtype=np.float32)
-    return torch.from_numpy(rows_BD).to(indices_B.device)
+@dataclass(frozen=True)
+class TeacherTargets:
+    """Centred embeddings, which a smaller network learns to predict.
+
+    Features after a ReLU are never negative: without centring their cosines are all near 1, and a network that
+    predicts the mean is almost right (docs/decisions/0037-centred-targets.md).
+    """
+
+    rows_ND: NDArray[np.float16]
+    """NaN for images of the test split."""
+    mean_D: NDArray[np.float32]
+    """Mean over training images."""
+
+    @property
+    def width(self) -> int:
+        """Return the dimension of an embedding."""
+        return int(self.rows_ND.shape[1])
+
+    def select(self, indices_B: torch.Tensor) -> torch.Tensor:
+        """Return the targets of these images, float32 (B, D), on the device of the indices."""
+        rows_BD = np.asarray(self.rows_ND[indices_B.cpu().numpy()], dtype=np.float32) - self.mean_D
+        return torch.from_numpy(rows_BD).to(indices_B.device)
+
+
+def load_targets(folder: Path, images: ImageSet) -> TeacherTargets:
+    """Return the embeddings in the folder of embed as targets. Raises ArtifactError without them."""
+    rows_ND, train = load_embeddings(folder), images.indices(TRAIN)
+    sum_D = np.zeros(rows_ND.shape[1])
+    for start in range(0, len(train), ROWS_AT_ONCE):
+        sum_D += rows_ND[train[start : start + ROWS_AT_ONCE]].sum(0, dtype=np.float64)
+    return TeacherTargets(rows_ND, (sum_D / max(1, len(train))).astype(np.float32))
 
 
 def load_embeddings(folder: Path) -> NDArray[np.float16]:

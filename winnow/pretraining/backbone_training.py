@@ -6,11 +6,11 @@ import logging
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from winnow.config import Pretraining, TrainedPretraining
 from winnow.data.batches import Batches
 from winnow.data.dataset import TRAIN, ImageSet
+from winnow.deploy.teacher_embeddings import TeacherTargets
 from winnow.models.backbones import Architecture, build_model
 from winnow.models.classifier_head import backbone_state, head_path
 from winnow.pretraining import METHODS
@@ -30,12 +30,12 @@ def pretrain_backbone(
     bank: KnnBank | None,
     checkpoint: Checkpoint,
     start: dict[str, torch.Tensor] | None = None,
-    teacher_ND: NDArray[np.float16] | None = None,
+    targets: TeacherTargets | None = None,
 ) -> tuple[dict[str, torch.Tensor], list[CurveRow]]:
     """Train a new backbone on all training images, without labels; return its weights on the CPU, and the curves.
 
     `bank`: the images on which kNN accuracy and the spread of embeddings are monitored; None: neither is. `start`:
-    backbone weights; None: random ones. `teacher_ND`: embeddings of all images, for the method distill. Raises
+    backbone weights; None: random ones. `targets`: embeddings of all images, for the method distill. Raises
     TrainingError when the loss is no longer a number.
     """
     model = build_model(architecture, seed=settings.seed)
@@ -44,7 +44,7 @@ def pretrain_backbone(
         model.load_state_dict({**model.state_dict(), **start})
     curves: list[CurveRow] = []
     if isinstance(settings, TrainedPretraining):
-        loss = METHODS[type(settings)](settings, model, PretrainingInputs(images.image_size, teacher_ND))
+        loss = METHODS[type(settings)](settings, model, PretrainingInputs(images.image_size, targets))
         stream = stream_seed(settings.seed, "pretraining")
         positions_N = np.arange(len(images.labels_N))
         batches = Batches(images.training_NHWC, positions_N, images.indices(TRAIN), settings.batch_size, stream)

@@ -14,7 +14,6 @@ from torch import nn
 
 from winnow.config import DistillEmbeddings
 from winnow.data.augmentation import augment
-from winnow.deploy.teacher_embeddings import embedding_rows
 from winnow.models.classifier_head import feature_dim, set_head
 from winnow.pretraining.inputs import PretrainingInputs
 from winnow.random_streams import stream_seed
@@ -24,14 +23,14 @@ from winnow.training.losses import cosine_distance
 
 def distill(settings: DistillEmbeddings, model: nn.Module, inputs: PretrainingInputs) -> Loss:
     """Put a linear projector on `model`, in place, and return the loss that trains both on views of `inputs.side`."""
-    assert inputs.teacher_ND is not None
-    teacher_ND = inputs.teacher_ND
+    assert inputs.targets is not None
+    targets = inputs.targets
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(settings.seed, "pretraining head"))
-        set_head(model, nn.Linear(feature_dim(model), teacher_ND.shape[1]))
+        set_head(model, nn.Linear(feature_dim(model), targets.width))
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:
         projected_BD = model(augment(images_BCHW, settings.augmentation, inputs.side)).float()
-        return cosine_distance(projected_BD, embedding_rows(teacher_ND, positions_B))
+        return cosine_distance(projected_BD, targets.select(positions_B))
 
     return loss

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from winnow.deploy.teacher_embeddings import TeacherTargets
 
 
 @dataclass(frozen=True)
 class PretrainingInputs:
-    """The size of views, and the teacher's embeddings."""
+    """The size of views, and what the teacher gives to learn."""
 
     side: int
     """The side of the views in pixels."""
-    teacher_ND: NDArray[np.float16] | None = None
-    """The embedding of each image of the data set, NaN for those of the test split; None without a teacher."""
+    targets: TeacherTargets | None = None
+    """The teacher's embedding of each image; None without a teacher."""

@@ -16,7 +16,7 @@ from winnow.config import Config, DistillEmbeddings, Pretraining, TrainedPretrai
 from winnow.config.weights import NO_WEIGHTS
 from winnow.data.dataset import VALIDATION, ImageSet, load_images
 from winnow.data.splits import draw_label_budget, visible_labels
-from winnow.deploy.teacher_embeddings import load_embeddings
+from winnow.deploy.teacher_embeddings import load_targets
 from winnow.errors import DataError
 from winnow.models.backbones import ARCHITECTURE_FILE, START_FILE, WEIGHTS_FILE, Architecture, load_architecture
 from winnow.models.classifier_head import backbone_weights
@@ -58,16 +58,16 @@ def pretrain(
     start = backbone_weights(weights.load(architecture)) if weights else None
     known = weights_details(weights, architecture) if weights else None
     architecture = architecture.with_known_weights(known)
-    teacher_ND = None
+    targets = None
     if isinstance(settings, DistillEmbeddings):
         assert embedded is not None
         inputs["embed"] = record_digest(embedded)
-        teacher_ND = load_embeddings(embedded)
+        targets = load_targets(embedded, images)
         architecture = architecture.with_known_weights(*load_architecture(embedded).known_weights)
     is_trained = isinstance(settings, TrainedPretraining)
     bank = _monitor_bank(config, images) if is_trained else None
     state, curves = pretrain_backbone(
-        settings, images, architecture, bank, Checkpoint(scratch, "pretrain"), start=start, teacher_ND=teacher_ND
+        settings, images, architecture, bank, Checkpoint(scratch, "pretrain"), start=start, targets=targets
     )
     with publish(out) as folder:
         save_file(state, folder / WEIGHTS_FILE)
