@@ -306,8 +306,8 @@ class Probe(Candidate):
 
     method: Literal["probe"]
     """Fit a linear head on the frozen teacher."""
-    inverse_regularisation: Positive = 0.1
-    """The parameter C of logistic regression; smaller values regularise more."""
+    inverse_regularisation: Positive = 0.001
+    """The parameter C of logistic regression on standardised features; smaller values regularise more."""
 
     @model_validator(mode="after")
     def _check_parent(self) -> Probe:

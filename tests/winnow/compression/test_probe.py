@@ -51,7 +51,8 @@ def test_the_file_answers_as_logistic_regression(
     validation, rows_ND = tiny_set.indices(VALIDATION), load_embeddings(taught_inputs.teacher)
     features_ND = np.asarray(rows_ND, np.float32)
     assert result.features == features_ND.shape[1]
-    fitted = fit_probe(features_ND[taught_inputs.budget], tiny_set.labels_N[taught_inputs.budget])
+    budget = taught_inputs.budget
+    fitted = fit_probe(features_ND[budget], tiny_set.labels_N[budget], SETTINGS.inverse_regularisation)
     logits_NC = predict_file(out / "model.onnx", tiny_set.images_NHWC, validation)
     probabilities_NC = torch.from_numpy(logits_NC).softmax(1).numpy()
     np.testing.assert_allclose(probabilities_NC, fitted.predict_proba(features_ND[validation]), atol=0.02)
