@@ -100,9 +100,9 @@ def compare(seed: int, config: Config) -> dict[str, Any]:
         tree_points.append(TrialPoint(number, drop, relative_latency(measurer, file)))
     progress = search(context, chain.folder / "study.db", lambda _trial: None)
     trial_files = {
-        trial.number: candidates_folder(context, trial.folder, config.search.epochs) / trial.look.names[-1]
+        trial.number: candidates_folder(context, trial.folder, config.search.epochs) / trial.evaluation.names[-1]
         for trial in progress.trials
-        if trial.look is not None and trial.state == "finished"
+        if trial.evaluation is not None and trial.state == "finished"
     }
     arms = {
         "the shipped tree": Arm(tree_points, tree_files, tree_seconds),
@@ -150,8 +150,10 @@ def points_within(progress: SearchProgress, seconds: float) -> list[TrialPoint]:
     elapsed, points = 0.0, []
     for trial in progress.trials:
         elapsed += trial.seconds
-        if trial.found and elapsed <= seconds:
-            points.append(TrialPoint(trial.number, trial.found.drop, trial.found.cost / progress.dense_cost))
+        if trial.finished_point and elapsed <= seconds:
+            points.append(
+                TrialPoint(trial.number, trial.finished_point.drop, trial.finished_point.cost / progress.dense_cost)
+            )
     return points
 
 

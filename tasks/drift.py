@@ -170,7 +170,7 @@ def _read_fresh(folder: Path, card: DeploymentCard, ingested_keys: set[bytes], s
         for batch in stream:
             rejected += [f"{batch.items[index].name}: {reason}" for index, reason in batch.reasons.items()]
             keys = (key.tobytes() for key in batch.keys_K16)
-            for index, image_HWC, key in zip(batch.kept, batch.pixels_KHWC, keys, strict=True):
+            for index, image_HWC, key in zip(batch.usable, batch.pixels_KHWC, keys, strict=True):
                 if key in ingested_keys:
                     ingested += 1
                 elif key in fresh_keys:

@@ -157,10 +157,10 @@ def _stream(paths: ProjectPaths, stage: str, label: str, runs: tuple[str, str], 
 
 
 def _exit_status(lines: list[str]) -> int | None:
-    """The step's own, from the last words of DVC, whose own is another; None where DVC itself failed."""
+    """Return the exit status of the step, from the last lines of DVC's output; None where DVC itself failed."""
     for line in reversed(lines):
-        if found := re.search(r"failed to run: .*, exited with (-?\d+)$", line.strip()):
-            return int(found[1])
+        if match := re.search(r"failed to run: .*, exited with (-?\d+)$", line.strip()):
+            return int(match[1])
     return None
 
 

@@ -112,7 +112,7 @@ def _administrator(paths: ProjectPaths) -> Iterator[Any]:
         raise WinnowError(
             "accounts need an MLflow server: set MLFLOW_TRACKING_URI, and the administrator's name and password"
         )
-    with convert_errors(paths, takes="the administrator's account", kept=""):
+    with convert_errors(paths, takes="the administrator's account", hint=""):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a deprecation warning inside MLflow

@@ -173,7 +173,10 @@ def _description(card: DeploymentCard) -> str:
     warnings = [f"**Warning:** {markdown(warning)}.\n" for warning in (test.warnings if test else ())]
     note = markdown(card.refit.note) if card.refit else ""
     refitted = [f"Refitted on training and validation labels: {note}."] if note else []
-    known = [f"Known weights: {markdown(each.name)}, licence {markdown(each.licence)}." for each in card.known_weights]
+    known = [
+        f"Known weights: {markdown(weights.name)}, licence {markdown(weights.licence)}."
+        for weights in card.known_weights
+    ]
     name, lineage = markdown(card.name), markdown(" > ".join(card.lineage))
     return "\n".join(
         [

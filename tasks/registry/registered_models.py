@@ -48,11 +48,11 @@ class ModelVersion:
         return f"version {self.number} ({self.candidate})"
 
 
-def find(paths: ProjectPaths, model: str, which: str, kept: str = RESUME_HINT) -> ModelVersion | None:
-    """Return the version with this alias or number, or None. `kept`: as in `convert_errors`."""
+def find(paths: ProjectPaths, model: str, which: str, hint: str = RESUME_HINT) -> ModelVersion | None:
+    """Return the version with this alias or number, or None. `hint`: as in `convert_errors`."""
     from mlflow.exceptions import MlflowException
 
-    with convert_errors(paths, "the role reader", kept):
+    with convert_errors(paths, "the role reader", hint):
         client = connect(paths)
         try:
             if which.isdigit():
@@ -113,7 +113,7 @@ def annotate(
 
 def get(paths: ProjectPaths, model_name: str, which: str) -> ModelVersion:
     """Return the version with this alias or number. Raises WinnowError where there is none."""
-    version = find(paths, model_name, which, kept="")
+    version = find(paths, model_name, which, hint="")
     address = tracking_store.redact_password(tracking_store.registry_address(paths))
     if version is None and which == CHAMPION:
         raise WinnowError(

@@ -76,14 +76,14 @@ def _write_tensors(name: str, folder: Path, file: Path) -> None:
 
     from winnow.models.foreign_weights import read_tensors
 
-    found = sorted(path for path in folder.rglob("*") if path.suffix in FILE_SUFFIXES)
-    if len(found) != 1:
-        listing = ", ".join(str(path.relative_to(folder)) for path in found) or "none"
+    files = sorted(path for path in folder.rglob("*") if path.suffix in FILE_SUFFIXES)
+    if len(files) != 1:
+        listing = ", ".join(str(path.relative_to(folder)) for path in files) or "none"
         raise ArtifactError(
             f"{name} must hold one file of weights ({', '.join(FILE_SUFFIXES)}), and has {listing}; register the "
             "model with its state_dict as a file, such as mlflow.pytorch.log_model(..., extra_files=[...])"
         )
-    tensors = {key: tensor.contiguous().clone() for key, tensor in read_tensors(found[0]).items()}
+    tensors = {key: tensor.contiguous().clone() for key, tensor in read_tensors(files[0]).items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as temporary:
         save_file(tensors, temporary)

@@ -44,11 +44,11 @@ class StoreError(WinnowError):
 def convert_errors(
     paths: ProjectPaths,
     takes: str = "the role engineer",
-    kept: str = RESUME_HINT,
+    hint: str = RESUME_HINT,
 ) -> Iterator[None]:
     """Convert exceptions of MLflow, its database and the network into a StoreError with a remedy.
 
-    `takes`: the role that the account needs. `kept`: the end of the message, on how to continue.
+    `takes`: the role that the account needs. `hint`: the end of the message, on how to continue.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -62,7 +62,7 @@ def convert_errors(
         if isinstance(error, CallTimeout):
             reason = f"a call took longer than {CALL_SECONDS:.0f} s"
         remedy = _remedy(error, full_text, takes, tracking_store.is_local_store(paths))
-        raise StoreError(f"MLflow at {address} does not respond as expected: {reason}\n{remedy}{kept}") from error
+        raise StoreError(f"MLflow at {address} does not respond as expected: {reason}\n{remedy}{hint}") from error
 
 
 def _remedy(error: BaseException, text: str, takes: str, is_local: bool) -> str:

@@ -55,7 +55,7 @@ class SearchRun:
 
     def _open(self) -> str:
         paths = self.paths
-        with defer_signals(), mlflow_client.convert_errors(paths, kept=RESUME_HINT):
+        with defer_signals(), mlflow_client.convert_errors(paths, hint=RESUME_HINT):
             client, experiment = mlflow_client.connect(paths), mlflow_client.experiment_id(paths, self.config)
             state = SEARCH_RUN.read(paths, self.name)
             if state and client.search_runs([experiment], f"attributes.run_id = '{state['run']}'"):
@@ -82,7 +82,7 @@ class SearchRun:
 
     def _log_trial(self, trial: EndedTrial) -> None:
         with defer_signals():
-            with mlflow_client.convert_errors(self.paths, kept=RESUME_HINT):
+            with mlflow_client.convert_errors(self.paths, hint=RESUME_HINT):
                 self._write(trial)
             self.logged.append(trial.number)
             self._save_state(self.run_id)
@@ -99,8 +99,12 @@ class SearchRun:
             else client.create_run(experiment, tags=mlflow_client.truncate_tags(tags), run_name=f"trial {trial.number}")
         )
         metrics = {"search/seconds": trial.seconds}
-        if trial.look is not None:
-            metrics |= {"search/drop_points": trial.look.drop, "search/cost": trial.look.cost, **trial.look.metrics}
+        if trial.evaluation is not None:
+            metrics |= {
+                "search/drop_points": trial.evaluation.drop,
+                "search/cost": trial.evaluation.cost,
+                **trial.evaluation.metrics,
+            }
         params = {key: str(value) for key, value in asdict(trial.point).items()}
         mlflow_client.log_values(client, run.info.run_id, mlflow_client.to_metrics(metrics), params)
         client.set_terminated(run.info.run_id, "FAILED" if trial.state == "impossible" else "FINISHED")
@@ -108,7 +112,7 @@ class SearchRun:
     def pause(self) -> None:
         """End the parent run of a search that was stopped and can be resumed."""
         try:
-            with defer_signals(), mlflow_client.convert_errors(self.paths, kept=RESUME_HINT):
+            with defer_signals(), mlflow_client.convert_errors(self.paths, hint=RESUME_HINT):
                 mlflow_client.connect(self.paths).set_terminated(self.run_id, "FINISHED")
         except mlflow_client.StoreError as error:
             log.warning("the run of the search in MLflow stays open: %s", error)
@@ -125,9 +129,12 @@ class SearchRun:
             "search/given_up": float(states.count("given up")),
             "search/dense_cost": progress.dense_cost,
         }
-        if chosen is not None and chosen.look is not None:
-            metrics |= {"search/chosen_drop_points": chosen.look.drop, "search/chosen_cost": chosen.look.cost}
-        with defer_signals(), mlflow_client.convert_errors(self.paths, kept=RESUME_HINT):
+        if chosen is not None and chosen.evaluation is not None:
+            metrics |= {
+                "search/chosen_drop_points": chosen.evaluation.drop,
+                "search/chosen_cost": chosen.evaluation.cost,
+            }
+        with defer_signals(), mlflow_client.convert_errors(self.paths, hint=RESUME_HINT):
             client = mlflow_client.connect(self.paths)
             mlflow_client.log_values(client, self.run_id, mlflow_client.to_metrics(metrics))
             for file in files:

@@ -38,13 +38,13 @@ def front_rows(progress: SearchProgress, context: SearchContext) -> list[FrontRo
         progress,
         context,
         images,
-        finished={trial.number: trial for trial in progress.trials if trial.found},
+        finished={trial.number: trial for trial in progress.trials if trial.finished_point},
         reference=reference_logits(context.references, images),
         dense=load_logits(context.folders.candidates / ROOT, images),
         choosing_V=selection_half(images),
     )
-    chosen, at_knee = cheapest_fitting(progress.found, comparison.fits), knee_point(progress.found)
-    points = trials_on_front(progress.found)
+    chosen, at_knee = cheapest_fitting(progress.finished_points, comparison.fits), knee_point(progress.finished_points)
+    points = trials_on_front(progress.finished_points)
     if chosen is not None and chosen not in points:
         points = [*points, chosen]
     return [comparison.row(point, is_chosen=point == chosen, is_knee=point == at_knee) for point in points]
@@ -120,7 +120,7 @@ def _count_confirmation(context: SearchContext, number: int) -> int:
 
 def _peak_share(point: TrialPoint, trial: EndedTrial, progress: SearchProgress, context: SearchContext) -> float | None:
     """Return its multiply-adds per second as a share of the processor's peak; None where cost is not a time."""
-    seconds, evaluation = seconds_per_image(context.config.search, point.cost), trial.look
+    seconds, evaluation = seconds_per_image(context.config.search, point.cost), trial.evaluation
     if evaluation is None or seconds is None or not progress.peaks:
         return None
     candidate_folder = candidates_folder(context, trial.folder, context.config.search.epochs) / evaluation.names[-1]

@@ -69,9 +69,9 @@ def write_files(
     """Write front.png, search.json and report.html into the search's folder."""
     settings = context.config.search
     row_of = {row.number: row for row in rows}
-    front_numbers = {point.number for point in trials_on_front(progress.found)}
+    front_numbers = {point.number for point in trials_on_front(progress.finished_points)}
     points = []
-    for point in progress.found:
+    for point in progress.finished_points:
         row = row_of.get(point.number)
         ends = (row.drop.low, row.drop.high) if row else None
         marks = row.marks if row else ()
@@ -91,8 +91,8 @@ def write_files(
             "why": trial.why,
             "seconds": trial.seconds,
             "point": asdict(trial.point),
-            "drop": trial.look.drop if trial.look else None,
-            "cost": trial.look.cost if trial.look else None,
+            "drop": trial.evaluation.drop if trial.evaluation else None,
+            "cost": trial.evaluation.cost if trial.evaluation else None,
             "on_front": trial.number in front_numbers,
         }
         for trial in progress.trials
@@ -102,7 +102,7 @@ def write_files(
 
 
 def _trial_row(trial: EndedTrial, settings: Search) -> TrialRow:
-    evaluation, outcome = trial.look, f"{trial.state}: {trial.why}" if trial.why else trial.state
+    evaluation, outcome = trial.evaluation, f"{trial.state}: {trial.why}" if trial.why else trial.state
     if evaluation is None:
         return TrialRow(trial.number, describe_point(trial.point), outcome, None, "")
     return TrialRow(

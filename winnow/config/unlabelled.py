@@ -31,7 +31,7 @@ class NoUnlabelled(Section):
 
 
 class UnlabelledTraining(Section):
-    """What the methods share. An epoch is a pass over all training images; an eighth of each batch has labels."""
+    """Settings of all methods. An epoch is a pass over all training images; an eighth of each batch has labels."""
 
     epochs: Count = 10
     """Passes over the training images."""

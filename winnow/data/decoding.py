@@ -64,7 +64,7 @@ class Item:
 class DecodedChunk:
     """The pixels of a chunk of files, of which K can be used."""
 
-    kept: list[int]
+    usable: list[int]
     """The positions of the K usable files."""
     pixels_KHWC: NDArray[np.uint8]
     keys_K16: NDArray[np.uint8]
@@ -181,7 +181,7 @@ def _decode_one_by_one(chunk: list[Item], worker: DecoderProcess, sides: DecodeS
             "very large images, or run on fewer cores (taskset -c 0 winnow run)"
         )
     return DecodedChunk(
-        [position for position, part in enumerate(parts) if part.kept],
+        [position for position, part in enumerate(parts) if part.usable],
         np.concatenate([part.pixels_KHWC for part in parts]),
         np.concatenate([part.keys_K16 for part in parts]),
         {position: part.reasons[0] for position, part in enumerate(parts) if part.reasons},

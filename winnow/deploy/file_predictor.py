@@ -75,9 +75,9 @@ def _stream(folder: Path, card: DeploymentCard, paths: list[Path], count: int, t
     items = (Item(path, -1, False, content) for path, content in list_files(paths))
     with closing(decode_all(items, count, card.image_size, preprocessing=Preprocessing.of(card))) as chunks:
         for chunk in chunks:
-            logits_KC = predict_batches(predict, chunk.pixels_KHWC, batch) if chunk.kept else no_logits
+            logits_KC = predict_batches(predict, chunk.pixels_KHWC, batch) if chunk.usable else no_logits
             top_classes = _top_classes(logits_KC, card.temperature, card.classes, top)
-            usable = set(chunk.kept)
+            usable = set(chunk.usable)
             for position, item in enumerate(chunk.items):
                 if position in usable:
                     yield Prediction(item.name, *next(top_classes))

@@ -84,7 +84,7 @@ def save_onnx(proto: Any, path: Path, architecture: Architecture | None = None) 
     """
     _strip_notes(proto)
     if architecture is not None and architecture.known_weights:
-        known = [each.model_dump(mode="json") for each in architecture.known_weights]
+        known = [weights.model_dump(mode="json") for weights in architecture.known_weights]
         proto.metadata_props.add(key=KNOWN_WEIGHTS, value=json.dumps(known))
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))

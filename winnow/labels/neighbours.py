@@ -1,13 +1,14 @@
-"""What the nearest neighbours of labelled images say about them: contradicting near-duplicates, and outliers.
+"""Suspicious labels by nearest neighbours: near-duplicates of another class, and outliers.
 
-Two images of different labels are contradicting near-duplicates where the cosine of their centred features is at least
-MIN_COSINE and their pixels pass the test of winnow/data/near_duplicates.py, as they are or mirrored. Both are needed:
-to the pixel test all round objects on one background look alike, and to a small network many images of one colour.
+Two images of different labels are near-duplicates if the cosine of their centred features is at least MIN_COSINE and
+their pixels pass the test of winnow/data/near_duplicates.py, as they are or mirrored. Both conditions are needed: the
+pixel test accepts pairs of round objects on one background, and a small network gives many images of one colour almost
+equal features.
 
-An outlier is an image whose distance to its fifth nearest neighbour, in standardised features, is far above the usual:
-its logarithm exceeds the upper quartile of the logarithms by more than twice their interquartile range, as in Tukey's
-fences (Exploratory Data Analysis, 1977). Logarithms, because these distances are skewed; of a normal distribution one
-value in 2,700 lies beyond.
+An outlier is an image far from all others: the logarithm of the distance to its fifth nearest neighbour, in
+standardised features, exceeds the upper quartile of all logarithms by more than twice their interquartile range, as in
+Tukey's fences (Exploratory Data Analysis, 1977). Logarithms are used since the distances are skewed. Of a normal
+distribution one value in 2,700 exceeds this limit.
 """
 
 from __future__ import annotations

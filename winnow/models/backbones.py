@@ -83,7 +83,7 @@ class Architecture(BaseModel):
 
     def with_known_weights(self, *known: KnownWeightsDetails | None) -> Architecture:
         """Return the description with further known weights; None is left out, and each is named once."""
-        added = [each for each in known if each is not None and each not in self.known_weights]
+        added = [weights for weights in known if weights is not None and weights not in self.known_weights]
         return self.model_copy(update={"known_weights": (*self.known_weights, *added)})
 
 

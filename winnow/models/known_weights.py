@@ -169,7 +169,7 @@ def _find_torchvision(name: str, cache: Path) -> KnownWeights:
     try:
         entry = versions[version or "DEFAULT"]
     except KeyError as error:
-        valid = ", ".join(f"torchvision:{network}@{each.name}" for each in versions)
+        valid = ", ".join(f"torchvision:{network}@{weights.name}" for weights in versions)
         raise ConfigError(f"torchvision:{name}: there are no weights {version!r}; valid: {valid}") from error
     file_name = entry.url.rpartition("/")[2]
     digest = file_name.rpartition("-")[2].partition(".")[0]

@@ -233,7 +233,7 @@ class PruningCut(RecordModel):
 
 
 class MethodResult(RecordModel):
-    """What a method of compression did."""
+    """The results that all compression methods share."""
 
     curves: list[CurveRow]
     """One row per epoch of the last training: loss and metrics."""

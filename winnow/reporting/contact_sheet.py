@@ -51,11 +51,11 @@ def draw_sheet(
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont) -> str:
     """Return the text, with dots in place of its middle where it is wider than a thumbnail."""
-    cut, kept = text, len(text)
-    while kept > 2 and font.getlength(cut) > SIDE + GAP // 2:
-        kept -= 1
-        cut = f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
-    return cut
+    shortened, length = text, len(text)
+    while length > 2 and font.getlength(shortened) > SIDE + GAP // 2:
+        length -= 1
+        shortened = f"{text[: length // 2]}…{text[len(text) - (length - length // 2) :]}"
+    return shortened
 
 
 def _font() -> ImageFont.FreeTypeFont:

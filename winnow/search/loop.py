@@ -48,9 +48,9 @@ class SearchProgress:
     """
 
     @property
-    def found(self) -> list[TrialPoint]:
-        """Return the points of the finished trials."""
-        return [trial.found for trial in self.trials if trial.found]
+    def finished_points(self) -> list[TrialPoint]:
+        """Return drop and cost of the finished trials."""
+        return [trial.finished_point for trial in self.trials if trial.finished_point]
 
 
 class TrialRunner(Protocol):
@@ -154,9 +154,9 @@ def describe_point(point: Point) -> str:
 def describe_trial(trial: EndedTrial, settings: Search) -> str:
     """Return one line on a trial, for people."""
     description = describe_point(trial.point)
-    if trial.look is None:
+    if trial.evaluation is None:
         return f"{description}: {trial.state} ({trial.why})"
-    cost = describe_cost(settings, trial.look.cost)
+    cost = describe_cost(settings, trial.evaluation.cost)
     if trial.state == "given up":
         return f"{description}: given up at {cost}; {trial.why}"
-    return f"{description}: {round(trial.look.drop, 1) + 0.0:.1f} points lost, {cost}, {trial.state}"
+    return f"{description}: {round(trial.evaluation.drop, 1) + 0.0:.1f} points lost, {cost}, {trial.state}"

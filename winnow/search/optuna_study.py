@@ -56,16 +56,16 @@ class EndedTrial:
     point: Point
     state: str
     """"finished", "given up" or "impossible"."""
-    look: TrialEvaluation | None
+    evaluation: TrialEvaluation | None
     why: str
     seconds: float
 
     @property
-    def found(self) -> TrialPoint | None:
-        """Return its point, or None if it was not finished."""
-        if self.state != "finished" or self.look is None:
+    def finished_point(self) -> TrialPoint | None:
+        """Return its drop and cost, or None if it was not finished."""
+        if self.state != "finished" or self.evaluation is None:
             return None
-        return TrialPoint(self.number, self.look.drop, self.look.cost)
+        return TrialPoint(self.number, self.evaluation.drop, self.evaluation.cost)
 
 
 class SearchStudy:
@@ -151,7 +151,7 @@ class SearchStudy:
         """Store the result of the trial in that folder, report it to the optimiser, and return the ended trial."""
         trial = self._under_way.pop(folder)
         outcome = {"seconds": result.seconds, "state": result.state, "why": result.why}
-        outcome |= {"look": _dump(result.look), "first": _dump(result.first)}
+        outcome |= {"look": _dump(result.evaluation), "first": _dump(result.first)}
         trial.set_user_attr(RESULT_ATTRIBUTE, outcome)
         self._record_result(trial, trial.user_attrs)
         return _trial_of(trial.number, trial.user_attrs)

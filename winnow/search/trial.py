@@ -115,7 +115,7 @@ class TrialResult:
     state: str
     """"finished", "given up" or "impossible"."""
     why: str
-    look: TrialEvaluation | None
+    evaluation: TrialEvaluation | None
     first: TrialEvaluation | None
     seconds: float
 
@@ -125,7 +125,7 @@ class TrialPruned(Exception):
 
     def __init__(self, evaluation: TrialEvaluation, reason: str) -> None:
         super().__init__(reason)
-        self.look = evaluation
+        self.evaluation = evaluation
 
 
 def run_point(
@@ -147,7 +147,7 @@ def run_point(
         with _locked(context.trials / f"{number:04d}"):
             evaluation, short_evaluation = evaluate_chain(context, number, point, earlier, measurer)
     except TrialPruned as pruned:
-        evaluation = short_evaluation = pruned.look
+        evaluation = short_evaluation = pruned.evaluation
         state, reason = "given up", str(pruned)
     except (ConfigError, ArtifactError, TrainingError) as error:
         state, reason = "impossible", str(error)

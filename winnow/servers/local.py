@@ -175,7 +175,7 @@ def _check_mlflow(paths: ProjectPaths) -> None:
     """Raise StoreError now, rather than during a scheduled run, where MLflow does not answer or denies this account."""
     from tasks.tracking.mlflow_client import convert_errors, experiment_id
 
-    with convert_errors(paths, kept=""):
+    with convert_errors(paths, hint=""):
         experiment_id(paths, load_config(paths.root / "params.yaml"))
 
 

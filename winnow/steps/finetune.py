@@ -96,8 +96,8 @@ def finetune(
     cross_validation: CrossValidationSummary | None = None
     cross_validation_metrics: dict[str, float] = {}
     if needs_cross_validation(config, images):
-        kept = train_on if unlabelled is not None and unlabelled.kept else None
-        crossed = cross_validate(config, images, architecture, arms[main], dense, scratch, kept)
+        trainer = train_on if unlabelled is not None and unlabelled.kept else None
+        crossed = cross_validate(config, images, architecture, arms[main], dense, scratch, trainer)
         cross_validation, cross_validation_metrics = _cross_validation_figures(images, crossed)
     with publish(out) as folder:
         save_model(folder, dense.model, architecture)

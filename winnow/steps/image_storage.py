@@ -93,7 +93,9 @@ def store_images(
             heic += decoded.heic
             signatures.write(near_duplicates.compute_signatures(decoded.pixels_KHWC).data)
             keys += decoded.keys_K16.tobytes()
-            for key, item in zip(decoded.keys_K16, (decoded.items[position] for position in decoded.kept), strict=True):
+            for key, item in zip(
+                decoded.keys_K16, (decoded.items[position] for position in decoded.usable), strict=True
+            ):
                 if data.group_by != "none":
                     groups += _group_digest(item.group) if item.group else key.tobytes()
                     group_check.add(item)

@@ -118,7 +118,7 @@ def _count_right(method: _Method, images: ImageSet) -> tuple[float | None, float
 
 @dataclass(frozen=True)
 class _Method:
-    """What a method trains, on what, by which loss."""
+    """A training: the network, its batches and its loss."""
 
     trained: nn.Module
     """The network, with what the method adds to it."""

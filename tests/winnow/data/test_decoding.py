@@ -70,7 +70,7 @@ def on_one_core() -> Iterator[None]:
 def concatenate(chunks: list[DecodedItems]) -> tuple[list[str], list[str], dict[str, str], bytes, bytes]:
     """Return all names in order, kept names, reasons by name, pixels and keys."""
     names = [item.name for chunk in chunks for item in chunk.items]
-    kept_names = [chunk.items[index].name for chunk in chunks for index in chunk.kept]
+    kept_names = [chunk.items[index].name for chunk in chunks for index in chunk.usable]
     reasons = {chunk.items[index].name: reason for chunk in chunks for index, reason in chunk.reasons.items()}
     pixels = b"".join(chunk.pixels_KHWC.tobytes() for chunk in chunks)
     return names, kept_names, reasons, pixels, b"".join(chunk.keys_K16.tobytes() for chunk in chunks)
@@ -166,7 +166,7 @@ def test_a_script_without_a_main_guard_is_an_error(tmp_path: Path) -> None:
     code = (
         "from winnow.data.decoding import Item, decode_all\n"
         f"items = [Item(str(at), 0, False, {random_png(1)!r}) for at in range(100)]\n"
-        "print(sum(len(part.kept) for part in decode_all(items, 100, 8)))\n"
+        "print(sum(len(part.usable) for part in decode_all(items, 100, 8)))\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
@@ -190,7 +190,7 @@ def test_repeatedly_dying_workers_are_an_error_with_a_remedy() -> None:
 
 def test_only_invalid_items_and_no_items() -> None:
     result = decode_chunk([b"", b"x"], DecodeSettings(8))
-    kept, pixels_KHWC, keys_K16, reasons = result.kept, result.pixels_KHWC, result.keys_K16, result.reasons
+    kept, pixels_KHWC, keys_K16, reasons = result.usable, result.pixels_KHWC, result.keys_K16, result.reasons
     assert (kept, pixels_KHWC.shape, keys_K16.shape, list(reasons)) == ([], (0, 8, 8, 3), (0, 16), [0, 1])
     assert list(decode_all([], 0, 8)) == []
 

@@ -224,10 +224,10 @@ def test_a_lower_limit_on_pixels_holds_for_every_kind(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_size_of_an_icon_is_checked_before_decoding() -> None:
     data = icon(encode_image(RGB.resize((256, 256)), "PNG"))
-    assert decode_chunk([data], DecodeSettings(SIDE)).kept == [0]
+    assert decode_chunk([data], DecodeSettings(SIDE)).usable == [0]
     assert decode_chunk([data], DecodeSettings(SIDE, max_pixels=SMALL_LIMIT)).reasons[0].startswith("256x256 pixels")
     bitmap = encode_image(RGB.resize((64, 64)), "ICO", sizes=[(64, 64)], bitmap_format="bmp")
-    assert decode_chunk([bitmap], DecodeSettings(SIDE)).kept == [0]
+    assert decode_chunk([bitmap], DecodeSettings(SIDE)).usable == [0]
     assert decode_chunk([bitmap], DecodeSettings(SIDE, max_pixels=SMALL_LIMIT)).reasons[0].startswith("64x64 pixels")
 
 
@@ -241,7 +241,7 @@ def test_counting_scans_is_fast() -> None:
 def test_as_many_scans_as_allowed_are_decoded() -> None:
     data = jpeg_of_scans(MAX_SCANS - encode_image(RGB, "JPEG", progressive=True, quality=95).count(b"\xff\xda") + 1)
     assert data.count(b"\xff\xda") == MAX_SCANS
-    assert decode_chunk([data], DecodeSettings(SIDE)).kept == [0]
+    assert decode_chunk([data], DecodeSettings(SIDE)).usable == [0]
 
 
 def test_names_extensions_links_and_permissions(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def mutated(draw: Callable) -> bytes:
 @pytest.mark.filterwarnings("ignore")
 def test_a_mutated_image_is_pixels_or_a_reason(data: bytes) -> None:
     result = decode_chunk([data], DecodeSettings(SIDE))
-    kept, pixels_KHWC, keys_K16, reasons = result.kept, result.pixels_KHWC, result.keys_K16, result.reasons
+    kept, pixels_KHWC, keys_K16, reasons = result.usable, result.pixels_KHWC, result.keys_K16, result.reasons
     assert (len(kept), len(reasons)) in ((1, 0), (0, 1))
     assert pixels_KHWC.shape == (len(kept), SIDE, SIDE, 3)
     assert keys_K16.shape == (len(kept), 16)

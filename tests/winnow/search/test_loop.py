@@ -154,7 +154,7 @@ def test_pruned_trials_are_reported_and_not_chosen(
     trials.pruned_at = {2, 3}
     progress, _ = run_search(tmp_path, tiny_dense, tiny_data)
     assert [trial.state for trial in progress.trials].count("given up") == 2
-    assert [trial.found is None for trial in progress.trials] == [False, True, True, False, False, False]
+    assert [trial.finished_point is None for trial in progress.trials] == [False, True, True, False, False, False]
     assert "slow and bad" in progress.trials[1].why
     settings = check_config(tiny_params()).search
     assert describe_trial(progress.trials[1], settings).endswith(" ms; slow and bad")

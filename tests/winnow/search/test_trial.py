@@ -103,7 +103,7 @@ def test_a_dominated_trial_is_pruned_after_the_short_evaluation(context: SearchC
         TrialPruned, match=r"points lost after 1 epochs; .* that were faster and more accurate then: 1"
     ) as exc_info:
         evaluate_chain(context, 0, Point("student", 1.0, "none", width=0.5), better, measurer)
-    assert exc_info.value.look.names == ("found",)
+    assert exc_info.value.evaluation.names == ("found",)
     assert not (context.trials / "0000" / "epochs-4").exists()
     # A trial that is faster but worse, better but slower, or of another structure does not prune.
     for earlier in (
@@ -181,7 +181,7 @@ def test_a_chosen_trial_off_the_front_is_not_on_its_line(
     trials = [
         EndedTrial(number, 0, point, "finished", item, "", 1.0) for number, item in enumerate((evaluation, dominated))
     ]
-    chosen_evaluation = trials[1].found
+    chosen_evaluation = trials[1].finished_point
     monkeypatch.setattr("winnow.cli.search_front.cheapest_fitting", lambda *_: chosen_evaluation)
     failed = EndedTrial(2, 2, point, "impossible", None, "no <channel> can go", 1.0)
     progress = SearchProgress([*trials, failed], 2.0, evaluation.cost, {})
