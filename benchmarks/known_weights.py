@@ -1,4 +1,4 @@
-"""Measure what known weights buy with few labels: arms from random weights to a distilled network, five label seeds.
+"""Measure the gain by known weights with few labels: arms from random weights to a distilled network, five label seeds.
 
     python -m benchmarks.known_weights [--images FOLDER] [--labels 25] [--seeds 0 1 2 3 4]
 

@@ -167,7 +167,7 @@ def _run_all_stages(project: Path) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
     for state_file in ("tracked.json", "promoted.json"):
         (project / ".winnow" / state_file).unlink(missing_ok=True)
-    result_file = project / ".winnow" / "told.json"
+    result_file = project / ".winnow" / "result.json"
     _time_command(project, sys.executable, "-c", TIMED_FLOW, str(result_file))
     result: dict[str, Any] = json.loads(result_file.read_text())
     assert all(stage["outcome"] == "ran" for stage in result["stages"]), result["stages"]

@@ -4,10 +4,10 @@
 
 On the embedded sample; each seed has its own labels and dense network. The tree is that of params.yaml without its
 controls; its time is that of compressing all its candidates. Both fronts are of points of top-1 lost against dense and
-median latency in OpenVINO, measured in turns with dense. The measure is the area that a front dominates up to 5 points
-and dense's own latency (hypervolume), as a share of the whole area. It is computed twice: as selected, on the
+median latency in OpenVINO, measured interleaved with dense. The measure is the area that a front dominates up to 5
+points and dense's own latency (hypervolume), as a share of the whole area. It is computed twice: as selected, on the
 validation split; and for the same files on the test split, which is read once, with the latencies of the files of all
-fronts measured again in turns. A search tries many files, so the first area alone would be biased in its favour.
+fronts measured again, interleaved. A search tries many files, so the first area alone would be biased in its favour.
 
 Seeds may be run one at a time: results/search_or_tree.json keeps the results of each with its machine.
 """

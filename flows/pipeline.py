@@ -60,7 +60,7 @@ def _bring_up_to_date(paths: ProjectPaths, retries: int) -> list[StageResult]:
     check_files(config, paths.root)
     if runtime.deployment.id:  # on a terminal the command line fetches
         if came := s3_fetch.fetch(paths, config):
-            get_run_logger().info("fetched %d new or changed objects, %d are gone", came.fetched, came.removed)
+            get_run_logger().info("fetched %d new or changed objects, removed %d", came.fetched, came.removed)
         registered_weights.fetch_weights(paths, config)
     if damaged := integrity.find_damaged(paths):
         get_run_logger().warning("%s, and will be made again", integrity.describe_damaged(paths, damaged))

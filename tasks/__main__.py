@@ -3,9 +3,10 @@
     python -m tasks pretrain
     python -m tasks candidate pruned
 
-An error that the user has to mend ends it with status 2 and one message (WINNOW_TRACEBACK=1 shows the traceback).
-Checkpoints lie in .winnow/checkpoints/, in a folder named after all that decides the result: the step's section of
-params.yaml, the records that it reads and winnow's own code. A killed step goes on there; a changed one starts anew.
+An error that the user has to fix ends it with status 2 and one message (WINNOW_TRACEBACK=1 shows the traceback).
+Checkpoints are in .winnow/checkpoints/, in a folder named after all that decides the result: the step's section of
+params.yaml, the records that it reads and winnow's own code. A killed step resumes from them; a changed one starts
+again.
 """
 
 from __future__ import annotations
@@ -94,10 +95,10 @@ def _exit(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _end_with(starter: str) -> None:
-    """End this step once the flow that started it is gone: the run that follows goes on from its checkpoint."""
+    """End this step once the flow that started it has ended: the next run resumes from its checkpoint."""
     while is_alive(starter):
         time.sleep(WATCH_SECONDS)
-    log.warning("the run that started this step is gone, so it ends; the next run goes on from its checkpoint")
+    log.warning("the run that started this step has ended, so the step ends; the next run resumes from its checkpoint")
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -112,7 +113,7 @@ def _parse(arguments: list[str]) -> tuple[str, str]:
 def run_step(config: Config, paths: ProjectPaths, step: str, name: str) -> AnyRecord:
     """Run a step on the project's folders; its checkpoints are removed once it has ended well.
 
-    Checkpoints of a training with other settings go first, so that nobody follows their curves in place of these.
+    Checkpoints of a training with other settings are deleted first, so that their curves are not shown instead.
     """
     scratch = paths.checkpoints / f"{name}-{_fingerprint(config, paths, step, name)}"
     for folder in paths.checkpoints.glob(f"{name}-????????????????"):

@@ -1,6 +1,6 @@
 """The Prefect tasks that compress: one for each method, run once for each candidate that uses it.
 
-A candidate is a DVC stage of its own (winnow/steps/compress.py); its method lies in winnow/compression/METHOD.py.
+A candidate is a DVC stage of its own (winnow/steps/compress.py); its method is in winnow/compression/METHOD.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Events that tell of models: flows/deployments.py has them sent to people."""
+"""Events on models: flows/deployments.py has them sent as notifications."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Promotion(StageResult):
 
     reasons: list[str]
     waits: bool
-    """Whether somebody has to approve the challenger."""
+    """True if the challenger needs approval."""
 
 
 @task(name="promote", **RETRIED)

@@ -9,5 +9,5 @@ from tasks.stage_runner import RETRIED, StageResult, run_stage
 
 @task(name="refit", task_run_name="refit", **RETRIED)
 def refit(root: str, parent_run: str | None) -> StageResult:
-    """Refit the winner where `refit:` asks for it, and check that it still answers as it did."""
+    """Refit the winner if `refit:` requires it, and check that its predictions stay similar."""
     return run_stage(root, "refit", parent_run)

@@ -36,13 +36,13 @@ _stopped_runs: set[str] = set()
 """Executions that were stopped: they begin no other stage. A later one of this process has another number."""
 OUT_OF_MEMORY = (137, -9)
 MENDABLE = 2
-"""Exit status of a step whose error the user has to mend."""
+"""Exit status of a step whose error the user has to fix."""
 RETRY_SECONDS = 30
 ON_GPU = ("pretrain", "finetune", "candidate", "benchmark", "refit")
 
 
 class StageFailed(WinnowError):
-    """A step ended with an error that the user has to mend; the message holds the step's own last lines."""
+    """A step ended with an error that the user has to fix; the message holds the step's own last lines."""
 
 
 class StageDied(StageFailed):

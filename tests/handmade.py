@@ -194,7 +194,7 @@ def write_verdicts(
         verdicts.append(Verdict(candidate=name, passed=passed, gates=gates, on_front=passed))
     metrics = {name: CandidateRecord.read(artifacts / "candidates" / name).metrics for name in names}
     quality = {name: {key: value for key, value in metrics[name].items() if "quality/" in key} for name in names}
-    winner_reason = f"{winner} answers fastest" if winner else "no candidate passes every gate"
+    winner_reason = f"{winner} is the fastest" if winner else "no candidate passes every gate"
     speeds = serving_speeds(best=best_rows, candidates=candidates)
     drops = dict.fromkeys(names, DropEvidence(None, Drop(0.0, 0.0, 1.0)))
     _record(

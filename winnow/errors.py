@@ -5,7 +5,7 @@
         ├── ConfigError     params.yaml: dotted path, value, valid choices; all mistakes at once
         ├── DataError       the user's images, labels and archives
         ├── ArtifactError   a record, checkpoint or model file is missing, damaged or from another version
-        ├── TrainingError   a training that cannot go on (the loss is not a number)
+        ├── TrainingError   a training that cannot continue (the loss is not a number)
         └── MissingExtra    an optional package is not installed; names the extra that installs it
 
 `assert` is for our own bugs only.
@@ -31,7 +31,7 @@ class ArtifactError(WinnowError):
 
 
 class TrainingError(WinnowError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class MissingExtra(WinnowError):

@@ -45,7 +45,7 @@ def _screening(
     seconds = 0.0
     fastest: dict[tuple[str, int], float] = {}
     compile_seconds: float | None = None
-    open_predictors: list[Predict] = []  # the benchmark times the cells of a group in turns, with all of them open
+    open_predictors: list[Predict] = []  # the benchmark times the cells of a group interleaved, with all of them open
     group = (0, 0)
     for case in cases:
         key = (case.candidate, case.batch)

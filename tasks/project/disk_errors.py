@@ -28,12 +28,12 @@ MIN_FREE_BYTES = 64_000_000
 
 
 def check_free_space(root: Path) -> None:
-    """Raise WinnowError where the disk has no room for the servers of a run, which would fail without a reason."""
+    """Raise WinnowError where the disk has no space for the servers of a run, which would fail without a reason."""
     free = shutil.disk_usage(root).free
     if free < MIN_FREE_BYTES:
         raise WinnowError(
             f"the disk of {root} has {free / 1e6:.0f} MB left, and a run needs {MIN_FREE_BYTES / 1e6:.0f} MB "
-            "before its first step; make room (`winnow plan` shows what the whole run needs)"
+            "before its first step; free space (`winnow plan` shows what the whole run needs)"
         )
 
 
@@ -48,7 +48,7 @@ def describe_disk_error(error: BaseException, root: Path) -> str | None:
         path = printable(str(filename)) if filename else str(root)
         if _is_full(cause):
             return (
-                f"the disk is full, or a quota is used up ({path} cannot be written); make room, and run the same "
+                f"the disk is full, or a quota is used up ({path} cannot be written); free space, and run the same "
                 "command again: it resumes where it stopped. `winnow plan` shows what a run needs, `dvc gc -w` removes "
                 "outputs of former runs from DVC's cache"
             )

@@ -39,7 +39,7 @@ def thread_variables(limit: int) -> dict[str, str]:
 
 
 def default_variables(root: Path) -> dict[str, str]:
-    """Return the environment variables that keep libraries quiet and inside the project."""
+    """Return the environment variables that limit the output of libraries and keep their files inside the project."""
     paths = ProjectPaths(root)
     cache = paths.state_dir / "cache"
     return {

@@ -3,12 +3,12 @@
     asked      it won against the champion and waits for an answer, for `promotion.approval_hours`
     approved   it becomes champion, as long as the champion that it was compared with has not changed
     denied     it does not become champion; the reason is stored
-    expired    nobody answered in time; it does not become champion
+    expired    there was no answer in time; it does not become champion
     superseded another challenger came before the answer
 
 A version that was denied or has expired can still be approved (`winnow approve`); `winnow promote --replace` compares
-it with the champion again and asks anew. A request is JSON in the version's tag `winnow.approval`, so every machine
-sees the same. Nothing here moves an alias.
+it with the champion again and requests approval again. A request is JSON in the version's tag `winnow.approval`, so
+every machine sees the same. Nothing here moves an alias.
 """
 
 from __future__ import annotations

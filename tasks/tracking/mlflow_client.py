@@ -69,7 +69,7 @@ def _remedy(error: BaseException, text: str, takes: str, is_local: bool) -> str:
     """Return what the user can do about an error of MLflow. `is_local`: the project's own SQLite store."""
     account = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
     if is_local and is_disk_full(error):
-        return "Make room on its disk"
+        return "Free space on its disk"
     if is_local and any(word in text for word in DAMAGED_TEXTS):
         return (
             "The file is damaged. Move it away and keep it (`sqlite3 FILE .recover` may restore former runs); "
@@ -80,7 +80,7 @@ def _remedy(error: BaseException, text: str, takes: str, is_local: bool) -> str:
     if is_local or isinstance(error, PermissionError):
         return "Check that it is writable"
     if any(word in text[:400] for word in ("error code 401", "401 Client Error", "not authenticated")):
-        return f"It knows no account {account!r} with this password: check MLFLOW_TRACKING_USERNAME and ..._PASSWORD"
+        return f"It has no account {account!r} with this password: check MLFLOW_TRACKING_USERNAME and ..._PASSWORD"
     if any(word in text[:400] for word in ("Permission denied", "error code 403", "Forbidden")):
         return f"The account {account!r} may not do that; it needs {takes}"
     return "Check that it is running, and that MLFLOW_TRACKING_URI is its address"

@@ -113,7 +113,7 @@ def test_a_disk_that_fills_up_during_training_is_told_and_work_goes_on(small_dis
     filler = fill(root, 200_000)
     result = run_module(root, "tasks", "pretrain")
     assert_error(result, "the disk is full, or a quota is used up")
-    assert "make room, and run the same command again" in result.stderr
+    assert "free space, and run the same command again" in result.stderr
     assert temporary_files(root) == []
     filler.unlink()
     assert run_module(root, "tasks", "pretrain").returncode == 0
@@ -140,7 +140,7 @@ def test_a_run_that_has_no_room_does_not_begin(small_disk: Path) -> None:
     (root / ".dvc").mkdir()
     shutil.copyfile(ROOT / ".dvc" / "config", root / ".dvc" / "config")
     assert_error(
-        run_module(root, "winnow.cli.main", "run"), "MB left, and a run needs 64 MB before its first step; make room"
+        run_module(root, "winnow.cli.main", "run"), "MB left, and a run needs 64 MB before its first step; free space"
     )
 
 

@@ -147,7 +147,7 @@ def test_a_change_makes_these_stages_stale(shared_copy: Project, change: str) ->
 def steps_run_by_winnow(project: Project) -> set[str]:
     result = project.winnow("run")
     assert result.returncode == 0, result.stdout + result.stderr
-    timings = result.stdout.partition("Where the time went")[2]
+    timings = result.stdout.partition("Time of each step")[2]
     return set(re.findall(r"^\s*(\S+)\s+ran\s", timings, re.MULTILINE)) - {"promote"}
 
 

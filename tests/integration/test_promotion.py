@@ -491,7 +491,7 @@ def make_contest(
             False,
             "macro F1 against the champion: macro F1 drop 3.0 points",
         ),
-        (make_contest(unlabelled_drop(1.2), 1.0, 0.1), "latency", False, "answers differ on 1.2 % of the images"),
+        (make_contest(unlabelled_drop(1.2), 1.0, 0.1), "latency", False, "predictions differ on 1.2 % of the images"),
         (
             make_contest(unlabelled_drop(0.8), 1.0, 0.1),
             "latency",

@@ -45,7 +45,7 @@ def read_promotion(project: Project) -> PromotionState:
 def test_a_run_ends_with_table_verdict_and_addresses(finished: Finished) -> None:
     project, result = finished
     assert result.returncode == 0, result.stdout + result.stderr
-    for text in (*TREE, "top-1", "PyTorch", "verdict", "Where the time went", "report.html", "make ui"):
+    for text in (*TREE, "top-1", "PyTorch", "verdict", "Time of each step", "report.html", "make ui"):
         assert text in result.stdout
     promoted = read_promotion(project)
     assert f"version {promoted['version']}" in result.stdout

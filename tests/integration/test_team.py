@@ -255,7 +255,7 @@ def test_a_second_machine_resumes_where_the_first_stopped(team: Team, tmp_path: 
     resumed = second.winnow("run")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert resumed.stdout.startswith("To do: pruned-int8, benchmark, select, refit, report")
-    table = resumed.stdout[resumed.stdout.index("Where the time went") :]
+    table = resumed.stdout[resumed.stdout.index("Time of each step") :]
     outcomes = dict(line.split()[:2] for line in table.splitlines() if len(line.split()) >= 3)
     assert {step for step, outcome in outcomes.items() if outcome == "ran"} == {
         *("pruned-int8", "benchmark", "select", "refit", "report", "promote"),

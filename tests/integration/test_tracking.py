@@ -76,7 +76,7 @@ def test_every_record_is_a_child_run_of_one_parent(paths: ProjectPaths, config: 
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files == {"params.yaml", "dvc.yaml", "dvc.lock", "report.html", "pareto.png"}
     note = parent.data.tags["mlflow.note.content"]
-    assert note.startswith("quick answers fastest")
+    assert note.startswith("quick is the fastest")
     assert f"[wrong](#/experiments/{parent.info.experiment_id}/runs/{children['wrong'].info.run_id})" in note
 
 
@@ -335,7 +335,7 @@ def test_a_call_within_its_limit_is_not_interrupted_later() -> None:
     [
         ("", PermissionError(13, "Permission denied", "mlflow/artifacts"), "Check that it is writable"),
         ("http://127.0.0.1:1", PermissionError(13, "Permission denied", "models"), "Check that it is writable"),
-        ("http://127.0.0.1:1", OSError("failed with error code 401 != 200"), "knows no account ''"),
+        ("http://127.0.0.1:1", OSError("failed with error code 401 != 200"), "has no account ''"),
         ("http://127.0.0.1:1", OSError("failed with error code 403 != 200"), "it needs the role engineer"),
         ("http://127.0.0.1:1", ConnectionError("refused"), "Check that it is running"),
     ],

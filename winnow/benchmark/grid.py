@@ -4,8 +4,9 @@ A cell is a candidate in a runtime (winnow/deploy/inference_runtimes.py), at a p
 of threads. There are two passes. `time_cells` screens every cell: cells of the same batch and threads are timed in
 turns for a few rounds, which shows the fastest runtime and threads of a file. `compare_cells` times the important cells
 again, one or two of each candidate and the baselines: all of one batch in the same rounds, and more rounds. The fastest
-of many short timings is partly luck, so published times of these cells come from the second pass alone, and its rounds
-are the pairs for the interval of a speed-up. Every visit starts idle and warmed up (winnow/benchmark/timing.py).
+of many short timings is low partly by chance, so published times of these cells come from the second pass alone, and
+its rounds are the pairs for the interval of a speed-up. Every visit starts idle and warmed up
+(winnow/benchmark/timing.py).
 
 p50 and p95 are over all timed calls. `round_ms` holds the median of each round. `spread` is (largest - smallest) / p50
 of these; `inner_spread` leaves out the fastest and the slowest round, since one disturbed round does not change p50. A
@@ -220,7 +221,7 @@ def compare_cells(
     rows: list[BenchmarkRow] = []
     for batch in sorted({cell.batch for cell in cells}, reverse=True):
         batch_cells = [cell for cell in cells if cell.batch == batch]
-        log.info("benchmark: comparing %d cells of batch %d in turns", len(batch_cells), batch)
+        log.info("benchmark: comparing %d cells of batch %d, interleaved", len(batch_cells), batch)
         previous_threads = set_torch_threads(batch_cells[0].threads)
         try:
             with compute_lock():

@@ -4,7 +4,7 @@ A speed-up compares with another file; the share of the peak shows how much is l
 library that supports it: float32 in PyTorch, ONNX Runtime and OpenVINO, bfloat16 in PyTorch and OpenVINO, unsigned by
 signed 8-bit integers in ONNX Runtime and OpenVINO. The fastest is the peak, so that no file exceeds it by running in a
 better library. Matrices of 1024, all threads, the best of many calls. OpenVINO takes and returns float32, so for
-bfloat16 and integers it chains several products. Each product is visited several times, in turns, idle and warmed up
+bfloat16 and integers it chains several products. Each product is visited several times, interleaved, idle and warmed up
 (winnow/benchmark/timing.py). Peaks are measured in the same run as the files, since clocks and load differ from run to
 run. Small networks stay far below the peak: calls, copies and additions take time too.
 """

@@ -3,7 +3,7 @@
     result = sweep("pruned-int8", folder, "int8", images, batches=(1, 8, 64), settings=settings)
 
 The rows are those of the benchmark. As there, a combination is timed only if its predictions are the file's own, and
-all of the same batch and threads are timed in turns. OpenVINO runs in both of its modes: latency (one call uses all
+all of the same batch and threads are timed interleaved. OpenVINO runs in both of its modes: latency (one call uses all
 threads) and throughput (as many streams as divide both threads and batch; the batch is split among them).
 """
 

@@ -1,11 +1,11 @@
-"""Timing of calls: start idle, warm up, time each call alone, and visit several files in turns.
+"""Timing of calls: start idle, warm up, time each call alone, and interleave several files.
 
 Threads of a runtime may keep computing after a call: ONNX Runtime's spin for a while in case another call follows
 (onnxruntime issues 11841 and 17011), and so do OpenMP's. The next file then shares its cores with them and took up to
 2.4 times as long. So every visit starts idle: `wait_until_idle` waits until this process uses no processor time. Then
 calls run untimed for at least `warm_up_ms`, for caches, clocks and sleeping threads; only later calls are timed.
 
-Files to compare are visited in turns, round by round, so that drift affects all of them, in a changing order, so that
+Files to compare are interleaved, round by round, so that drift affects all of them, in a changing order, so that
 none always follows the same one. The medians of one round are paired in time; winnow/evaluation/intervals.py computes
 the interval of a speed-up from these pairs.
 """
@@ -38,7 +38,7 @@ SecondsByRound = list[list[float]]
 
 @dataclass(frozen=True)
 class TimedFile:
-    """A file to time in turns with others: its function, the pixels to call it with, and PyTorch's threads."""
+    """A file to time, interleaved with others: its function, the pixels to call it with, and PyTorch's threads."""
 
     predict: Predict
     pixels_NHWC: NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""`winnow label suggest` and `winnow label check`: a CSV, a contact sheet beside it, and a few lines about both."""
+"""`winnow label suggest` and `winnow label check`: a CSV file, a contact sheet, and a summary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from winnow.timing_lock import compute_lock
 from winnow.training.label_propagation import unit_components
 
 SUGGESTED_COLUMNS = (PATH, LABEL)
-RANDOM_FEATURES = "Note: these weights are random, so the result says little; set pretrain.method or teacher.weights"
+RANDOM_FEATURES = "Note: these weights are random, so the result means little; set pretrain.method or teacher.weights"
 
 
 def suggest_labels(paths: ProjectPaths, config: Config, request: tuple[int, str, int], out: Path) -> int:
@@ -57,7 +57,7 @@ def suggest_labels(paths: ProjectPaths, config: Config, request: tuple[int, str,
         print_line(f"Note: {candidates.hidden} of them have labels that data.labels_per_class hides")
     if left_out := _left_out(candidates):
         print_line(f"Left out: {left_out}")
-    print_line(f"{out}: type the labels into its second column, then merge it into yours (docs/labels.md)")
+    print_line(f"{out}: type the labels into the second column, then add them to your own (docs/labels.md)")
     _print_sheet(sheet_file, count)
     return 0
 
@@ -105,12 +105,12 @@ def _print_check(images: ImageSet, result: LabelCheck, count: int) -> None:
         f"{result.count('near-duplicate')} near-duplicates of images of another class, "
         f"{result.count('label error')} label errors, {result.count('outlier')} outliers"
     )
-    print_line(f"A linear probe predicts {result.agreement:.0%} of the labels without having seen them")
+    print_line(f"A linear probe predicts {result.agreement:.0%} of the labels correctly without training on them")
     if not result.is_reliable:
-        print_line(f"Note: {UNRELIABLE}; trust the first rows only, or set teacher.weights (docs/known-weights.md)")
+        print_line(f"Note: {UNRELIABLE}; rely on the first rows only, or set teacher.weights (docs/known-weights.md)")
     if result.not_judged:
         names = ", ".join(images.classes[label] for label in result.not_judged)
-        print_line(f"Note: {names}: too few labels or groups to look for label errors")
+        print_line(f"Note: {names}: too few labels or groups to search for label errors")
 
 
 def _print_features(features: ImageFeatures) -> None:

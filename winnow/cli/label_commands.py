@@ -34,7 +34,7 @@ def label() -> None:
     type=PATH,
     default="suggested.csv",
     show_default=True,
-    help="The table to fill with labels; a contact sheet is written beside it, as .png.",
+    help="The table to fill with labels; a contact sheet with the same name is written as .png.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same images.")
 @project_command
@@ -54,7 +54,7 @@ def suggest(paths: ProjectPaths, count: int, method: str, out: Path, seed: int) 
     type=PATH,
     default="label_check.csv",
     show_default=True,
-    help="The table of suspicious labels; a contact sheet is written beside it, as .png.",
+    help="The table of suspicious labels; a contact sheet with the same name is written as .png.",
 )
 @project_command
 def check(paths: ProjectPaths, out: Path) -> int:

@@ -16,7 +16,7 @@ def print_line(text: str, file: TextIO | None = None) -> None:
 
 
 def show_log() -> None:
-    """Show winnow's own log messages; other libraries stay quiet."""
+    """Show winnow's own log messages; those of other libraries are hidden."""
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("winnow").setLevel(logging.INFO)
     silence_loggers()

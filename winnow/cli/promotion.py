@@ -57,7 +57,7 @@ def decide(paths: ProjectPaths, is_approved: bool, reason: str) -> int:
 
 
 def _report_promotion(paths: ProjectPaths, config: Config, outcome: PromotionResult) -> int:
-    """Print what was done, and tell Prefect's server, if one is up, of a new champion, for its notifications."""
+    """Print the result, and send an event on a new champion to Prefect's server, if it runs, for notifications."""
     from tasks.project import running_servers
 
     print_line("\n".join(outcome.reasons))

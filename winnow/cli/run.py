@@ -90,7 +90,7 @@ def fetch_inputs(paths: ProjectPaths, config: Config) -> bool:
 def show_status(paths: ProjectPaths, config: Config, full: bool = False) -> int:
     """Print stale steps with the reasons, libraries that differ from those that ran, and what is in production.
 
-    During a run DVC cannot be asked what is stale: then the running process, its step and its progress are printed.
+    During a run DVC cannot list stale steps: then the running process, its step and its progress are printed.
     `full`: read every file that DVC keeps of this state, not only those whose size, time or inode have changed.
     """
     if working := run_lock.describe_current_run(paths):
@@ -161,7 +161,7 @@ def show_results(paths: ProjectPaths, config: Config) -> None:
     for row in rows:
         style = {"winner": "bold green", "passed": "green"}.get(row["verdict"].partition(" (")[0], "")
         of_peak = re.sub(r"(\d \w+) / ", r"\1 /\n", row[run_summary.OF_PEAK])  # two precisions: one below the other
-        # One line per batch, to leave room for the verdict.
+        # One line per batch, so that the verdict column stays wide enough.
         stacked = {name: row[name].replace(" / ", " /\n") for name in run_summary.SPEEDUPS}
         table.add_row(*{**row, **stacked, run_summary.OF_PEAK: of_peak}.values(), style=style)
     for warning in run_summary.report_warnings(paths):
@@ -197,7 +197,7 @@ def _show_times(paths: ProjectPaths, done: Sequence[StageResult], total: float, 
     """Print the time of each step, beside the plan where there is one."""
     measured = _measured_costs(paths, done, since)
     planned, nearness = plan.compare_with_plan(paths, measured)
-    title = {"title": "Where the time went", "title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False}
+    title = {"title": "Time of each step", "title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False}
     table = Table("step", "outcome", "seconds", "the step itself", "memory, GB", **title)  # type: ignore[arg-type]
     if planned:
         table.add_column("planned, s")

@@ -42,13 +42,13 @@ def describe_verdict(rows: list[FrontRow], progress: SearchProgress, config: Con
     failed = next((row for row in rows if row.not_confirmed), None)
     if failed is not None:
         return (
-            f"Trial {failed.number} ({failed.what}) was chosen, but the confirming half of validation does not confirm "
-            f"it: {failed.reason}. No other trial is chosen instead, since that would be choosing on that half; "
+            f"Trial {failed.number} ({failed.what}) was selected, but the confirming half of validation does not "
+            f"confirm it: {failed.reason}. No other trial is selected instead, since that would select on that half; "
             "more minutes, more validation images or a larger search.max_drop_points may find another. "
             f"{dense}"
         )
     if row is None:
-        return f"No candidate {comparative} than dense is shown to lose {allowed}: dense stays the best. {dense}"
+        return f"No candidate {comparative} than dense is shown to lose {allowed}: dense remains the best. {dense}"
     peak_share = "" if row.of_peak is None else f", at {percent(row.of_peak, 0)} of the processor's peak"
     reference_interval = (
         ""
@@ -76,8 +76,8 @@ def write_files(
         ends = (row.drop.low, row.drop.high) if row else None
         marks = row.marks if row else ()
         points.append(SearchPoint(point.number, point.cost, point.drop, ends, marks, point.number in front_numbers))
-    axis = {"latency": "p50 of a call, ms", "throughput": "seconds an image", "size": "MB", "energy": "mJ an image"}
-    label = f"{axis[settings.objective]} ({settings.runtime}; left is better)"
+    axis = {"latency": "p50 of a call, ms", "throughput": "seconds per image", "size": "MB", "energy": "mJ per image"}
+    label = f"{axis[settings.objective]} ({settings.runtime}; lower is better)"
     folder.mkdir(parents=True, exist_ok=True)
     plot = plot_search(points, progress.dense_cost, settings.max_drop_points, label)
     (folder / "front.png").write_bytes(plot)
@@ -125,7 +125,7 @@ def runtime_note(artifacts: Path, config: Config) -> str:
         return ""
     return (
         f"in the last run {name} was fastest on {RUNTIME_NAMES[row.runtime]}, while this search measures on "
-        f"{RUNTIME_NAMES[settings.runtime]} (search.runtime); winnow run times the chosen candidates on all runtimes"
+        f"{RUNTIME_NAMES[settings.runtime]} (search.runtime); winnow run times the added candidates on all runtimes"
     )
 
 
@@ -133,7 +133,7 @@ def _conditions(progress: SearchProgress, context: SearchContext) -> list[str]:
     settings = context.config.search
     states = [trial.state for trial in progress.trials]
     counts = [f"{states.count(state)} {state}" for state in ("finished", "given up", "impossible")]
-    in_turns = ", measured in turns with dense, while no other winnow process of this user was computing"
+    in_turns = ", measured interleaved with dense, while no other winnow process of this user was computing"
     return [
         f"Trials: {len(states)} ({', '.join(counts)}), {format_duration(progress.seconds)} of work",
         f"Objective: {settings.objective} on {settings.runtime}"

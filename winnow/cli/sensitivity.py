@@ -24,7 +24,7 @@ console = Terminal()
 def run_sensitivity(paths: ProjectPaths, config: Config, name: str, share: float) -> int:
     """Measure every layer of candidate `name`, print the results and write them to files."""
     if not 0 < share < 1:
-        raise ConfigError(f"--share {share:g}: a share of the channels lies between 0 and 1")
+        raise ConfigError(f"--share {share:g}: a share of the channels is between 0 and 1")
     folder = candidate_folder(paths, name, WEIGHTS_FILE)  # an int8 candidate has no weights file
     show_log()
     results = measure_sensitivities(folder, load_images(paths.artifacts / "data"), share)
@@ -54,7 +54,7 @@ def _print(layers: list[LayerSensitivity], share: float) -> None:
             layer.layer, _percent(layer.macs), *pruned, _percent(layer.int8.changed), _points(layer.int8.points)
         )
     Terminal(width=max(console.width, WIDTH), soft_wrap=False).print(table)
-    console.print("Percentages beside pruned and int8: validation images whose answer changes, without training.")
+    console.print("Percentages for pruned and int8: validation images whose prediction changes, without training.")
     if any(layer.pruned_with for layer in layers):
         console.print(
             "Layers whose outputs are added lose the same channels, and share one figure; layers.csv names them."

@@ -82,7 +82,7 @@ def _prune_round(
 ) -> tuple[Architecture, PruningCut]:
     """Prune the network in round `number`, in place, and return (the new architecture, the row for the record).
 
-    The budgets of all rounds lie on a straight line. Rounding removes more than was asked for, so a round whose budget
+    The budgets of the rounds decrease linearly. Rounding removes more than requested, so a round whose budget
     is already met removes nothing. A round that was finished before an interruption is replayed from its saved history:
     a new latency measurement may give another share, and the weights trained since then would not fit.
     """

@@ -5,8 +5,8 @@ parameters, and any share of the milliseconds. So each trial prunes a copy and m
 this machine, interleaved with the unpruned network; the pruned copies are not trained, which costs the same time.
 Shares have a resolution of one percent; the smallest that reaches the target is taken.
 
-The shortest of many noisy timings is biased towards lucky ones. So the chosen network is timed again, for longer, and
-more channels are removed until such an independent timing reaches the target.
+The shortest of many noisy timings is biased towards values that are low by chance. So the chosen network is timed
+again, for longer, and more channels are removed until such an independent timing reaches the target.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def make_budget(remove: Remove, model: nn.Module, architecture: Architecture) ->
 
 
 class LatencyProbe:
-    """Times networks in turns with the parent network it was created with."""
+    """Times networks, interleaved with the parent network it was created with."""
 
     def __init__(self, latency: Latency, parent: nn.Module, architecture: Architecture) -> None:
         self.latency = latency

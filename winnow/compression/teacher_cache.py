@@ -94,7 +94,7 @@ class CachedTeacher(nn.Module):
         return logits_BC
 
     def _store(self, key: bytes, logits_BC: NDArray[np.float32]) -> None:
-        """Append logits for later trainings; when the disk is full, storing stops and training goes on."""
+        """Append logits for later trainings; when the disk is full, storing stops and training continues."""
         row = np.array(logits_BC.shape, np.int32).tobytes() + key + np.ascontiguousarray(logits_BC).tobytes()
         if len(row) > self.bytes_left:
             return

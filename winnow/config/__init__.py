@@ -132,7 +132,7 @@ METHOD_POSITIONS = {"pretrain": 1, "candidates": 2, "finetune.unlabelled": 2}
 """The position of the method's name in an error's location; it is not a key of the file."""
 
 SectionType = TypeVar("SectionType", bound=Section)
-TOO_DEEP_MESSAGE = "nested too deeply to be read; no setting lies deeper than a few levels"
+TOO_DEEP_MESSAGE = "nested too deeply to be read; settings have only a few levels"
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -312,7 +312,7 @@ class Probe(Candidate):
     @model_validator(mode="after")
     def _check_parent(self) -> Probe:
         if self.parent != ROOT:
-            raise ValueError(f"method probe makes nothing of {self.parent!r}: set from: {ROOT}")
+            raise ValueError(f"method probe cannot start from {self.parent!r}: set from: {ROOT}")
         return self
 
 

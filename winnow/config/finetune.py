@@ -1,4 +1,4 @@
-"""The section `finetune:`: training on the label budget, from the pretrained backbone and from scratch alike."""
+"""The section `finetune:`: training on the label budget, from the pretrained backbone and from scratch."""
 
 from __future__ import annotations
 

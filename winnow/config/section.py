@@ -43,7 +43,7 @@ Seed = Annotated[Integer, Field(ge=0, lt=2**32)]
 def steps_per_epoch(images: int, batch_size: int, epochs: int, min_steps: int) -> int:
     """Return the steps of one epoch: a pass over the images, or more where `epochs` passes have too few steps.
 
-    Every training and every forecast uses it, so that both count alike.
+    Every training and every forecast uses it, so that both count in the same way.
     """
     return max(1, images // batch_size, -(-min_steps // epochs))
 

@@ -50,27 +50,27 @@ class UnlabelledTraining(Section):
 
 
 class Propagation(UnlabelledTraining):
-    """Learn the answers that spread from labelled images over a graph of similar images."""
+    """Train on pseudo-labels that are propagated from labelled images along a graph of similar images."""
 
     method: Literal["propagation"]
     """Label propagation on a graph of nearest neighbours."""
     neighbours: Count = 10
     """The most similar images that an image is connected to."""
     share: Annotated[Number, Field(ge=0, lt=1)] = 0.8
-    """The share of an image's answer that comes from its neighbours; the rest is the first answer."""
+    """The share of a pseudo-label that comes from the neighbours; the rest is the initial prediction."""
     inverse_regularisation: Positive = 10.0
-    """The parameter C of the logistic regression that gives the first answers, on the teacher's embeddings."""
+    """The parameter C of the logistic regression on the teacher's embeddings, which gives the initial predictions."""
 
 
 class FixMatch(UnlabelledTraining):
-    """Learn from strong views of an image what the network answers with confidence to a weak view of it."""
+    """Train strong views of an image on the confident predictions of the network for a weak view."""
 
     method: Literal["fixmatch"]
     """FixMatch with the adaptive thresholds of FreeMatch."""
     augmentation: Augmentation = Augmentation(crop_scale_min=0.8)
     """The weak views, which get pseudo-labels."""
     strong_augmentation: Augmentation = Augmentation(crop_scale_min=0.3, jitter=0.8, grayscale=0.2)
-    """The strong views, which learn them."""
+    """The strong views, which are trained on them."""
     momentum: Fraction = 0.99
     """The share of the old value in each step of the running means that set thresholds."""
     unlabelled_weight: Positive = 1.0

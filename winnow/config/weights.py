@@ -40,7 +40,7 @@ def is_file(weights: str) -> bool:
 def weights_file(weights: str) -> str | None:
     """Return the path of the file in the project that holds the weights, None for other names.
 
-    Weights of MLflow's registry lie there once they are fetched (tasks/registry/registered_weights.py).
+    Weights of MLflow's registry are there once they are fetched (tasks/registry/registered_weights.py).
     """
     if is_file(weights):
         return weights

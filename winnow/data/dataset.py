@@ -48,7 +48,7 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = ("train", "validation", "test")
 TRAINING_FILE = "training.npy"
 MAX_DARK_GRAY = 4096
-"""16-bit gray whose values all lie below is hashed with all its bits: its high bytes are nearly equal in all images."""
+"""16-bit gray with all values below this is hashed with all its bits: its high bytes are nearly equal in all images."""
 PREPROCESSING_FILE = "preprocessing.json"
 
 

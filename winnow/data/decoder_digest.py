@@ -1,8 +1,8 @@
 """Identify this machine's image decoder by a digest of the pixels that it gives for three tiny files.
 
 Splits depend on decoded pixels (winnow/data/splits.py). Decoders round a JPEG with subsampled chroma or a lossy WebP
-differently, which moves images between splits. Version numbers do not tell decoders apart: one version of Pillow is
-built with several codecs, and most versions decode alike. So their output is compared.
+differently, which moves images between splits. Version numbers do not identify decoders: one version of Pillow is
+built with several codecs, and most versions decode in the same way. So their output is compared.
 """
 
 from __future__ import annotations

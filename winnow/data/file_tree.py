@@ -32,7 +32,7 @@ class TreeImage:
     name: str
     """The path inside the tree, with /."""
     branch: Branch | None
-    """The branch that the image lies in; None without a layout."""
+    """The branch that contains the image; None without a layout."""
     content: Callable[[], Content]
     """Return the content. Call it before asking for the next image."""
 
@@ -183,7 +183,7 @@ def _count_by_branch(counts: Counter[tuple[str, ...]], layout: Layout) -> Counte
 
 
 def _hidden_folder(member: Member) -> str:
-    """Return the hidden or system folder that a member lies in, or ""; `..` is not hidden but an error of its own."""
+    """Return the hidden or system folder that contains a member, or ""; `..` is not hidden but an error of its own."""
     return next((part for part in member.parts[:-1] if is_skipped_folder(part) and part != ".."), "")
 
 

@@ -178,7 +178,7 @@ def layout_warnings(shape: FolderLevels, layout: Layout, classes: tuple[str, ...
             f"{printable(validation[0])}/ is used like train/: an image's pixels decide whether it is for validation"
         )
     if stray_files := sum(map(shape.count_stray_files, layout.container_folders)):
-        warnings.append(f"{stray_files} files lie outside class folders and are ignored")
+        warnings.append(f"{stray_files} files are outside class folders and are ignored")
     if empty := sorted({branch.name for branch in layout.branches if branch.name is not None} - set(classes)):
         warnings.append(f"class folders without images are ignored: {_join_names(empty)}")
     return (*warnings, *skipped_folder_warnings(shape), *_nested_split_warnings(shape, layout))

@@ -1,7 +1,7 @@
 """Check the groups that data.group_by gives: show examples and warn of suspicious patterns.
 
 A pattern such as `(.+)_\\d+\\.jpg` captures the class folder in the group's name, so that crops of one photograph in
-two classes become two groups and may lie on both sides of a split.
+two classes become two groups and may be in different splits.
 """
 
 from __future__ import annotations

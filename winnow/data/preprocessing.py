@@ -1,4 +1,4 @@
-"""Turn an upright image into a square of 8-bit pixels, in ingest, predict, serve and the exported example alike.
+"""Turn an upright image into a square of 8-bit pixels, in ingest, predict, serve and the exported example.
 
     crop       the short side is resized to S, the centre square is cut out
     pad        the long side is resized to S, the rest is black

@@ -1,6 +1,6 @@
 """Embeddings of all images by a frozen network: written to disk once, in blocks, and read as a memory map.
 
-Rows of the test split stay NaN: nothing but the report reads that split. An interrupted computation goes on after its
+Rows of the test split stay NaN: nothing but the report reads that split. An interrupted computation resumes after its
 last complete block.
 """
 

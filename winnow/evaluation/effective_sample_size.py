@@ -1,10 +1,10 @@
 """The effective number of images in groups, such as crops of one photograph or frames of one burst.
 
-Images of a group tend to be right or wrong together, so 300 crops of eight photographs tell little more than eight
-images. The design effect is the factor by which the variance of their mean exceeds that of independent images. The
-effective number of images, their number divided by it, replaces the number in a score interval, and Student's t with
-the effective number of groups minus one replaces the normal quantile (Korn and Graubard 1998, Survey Methodology 24;
-Dean and Pagano 2015, Journal of Survey Statistics and Methodology 3, for Wilson's interval).
+Images of a group tend to be right or wrong together, so 300 crops of eight photographs contain little more information
+than eight images. The design effect is the factor by which the variance of their mean exceeds that of independent
+images. The effective number of images, their number divided by it, replaces the number in a score interval, and
+Student's t with the effective number of groups minus one replaces the normal quantile (Korn and Graubard 1998, Survey
+Methodology 24; Dean and Pagano 2015, Journal of Survey Statistics and Methodology 3, for Wilson's interval).
 
 If nearly all images have the same result, the variance between groups can hardly be estimated; without any error the
 estimate would be zero. So one imaginary error shared by a whole group is added: without any error images are worth as
@@ -48,7 +48,7 @@ class ImageGroups:
 
     @property
     def effective_groups(self) -> float:
-        """The number of equal groups with the same information if all images of a group were alike (Kish 1965)."""
+        """The number of equal groups with the same information if all images of a group were equal (Kish 1965)."""
         return float(self.sizes_G.sum() / self.typical_size)
 
     @property

@@ -2,7 +2,7 @@
 
 Proportions have Wilson's interval; a child is compared with its reference on the same images (Tango's score interval;
 macro F1: winnow/evaluation/macro_f1_drop.py), and arms are compared over paired label seeds (Student's t). All are 95 %
-by default, and keep their coverage with few images or few differences. If images lie in groups, such as crops of one
+by default, and keep their coverage with few images or few differences. If images are in groups, such as crops of one
 photograph, the groups count (winnow/evaluation/effective_sample_size.py).
 
 If one of several candidates is selected by its interval, each uses `simultaneous_confidence` (Bonferroni), so that all

@@ -35,7 +35,7 @@ class ImageFeatures:
     folder: str
     """The folder below artifacts/ of the step that made them."""
     is_random: bool = False
-    """True where the network has random weights, so that the features say little."""
+    """True where the network has random weights, so that the features mean little."""
 
 
 def load_data(artifacts: Path) -> ImageSet:

@@ -30,7 +30,7 @@ from winnow.training.linear_probe import fit_probe
 Reason = Literal["near-duplicate", "label error", "outlier"]
 MANY_SUSPICIOUS = 0.2
 """Share of suspected label errors above which the features are doubted rather than the labels."""
-UNRELIABLE = "so many suspected errors mean that the features do not tell the classes apart"
+UNRELIABLE = "so many suspected errors mean that the features do not separate the classes"
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class LabelCheck:
 
     findings: tuple[LabelFinding, ...]
     agreement: float
-    """Share of the judged labels that the probe predicts without having seen them."""
+    """Share of the judged labels that the probe predicts correctly without training on them."""
     not_judged: tuple[int, ...]
-    """Classes whose labels confident learning cannot judge, since all of theirs lie in one fold."""
+    """Classes whose labels confident learning cannot judge, since all their labels are in one fold."""
 
     checked: int
     """Number of checked labels."""

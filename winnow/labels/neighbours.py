@@ -41,7 +41,7 @@ def contradicting_duplicates(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return each image's near-duplicate of another label, as a position among the L, -1 for none; and their cosine.
 
-    Both arrays are (L,). `indices_L`: where the images lie in `images_NHWC`, of which only those that are similar to
+    Both arrays are (L,). `indices_L`: positions of the images in `images_NHWC`, of which only those that are similar to
     one of another label are read.
     """
     twin_L, cosine_L = np.full(len(labels_L), -1, dtype=np.int64), np.zeros(len(labels_L))
@@ -85,7 +85,7 @@ def _almost_equal(first_PS: NDArray[np.uint8], second_PS: NDArray[np.uint8]) -> 
 
 
 def outlier_scores(features_LD: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return how far beyond the fence each image lies, (L,): 1 - fence / distance; 0 for images inside the fence."""
+    """Return how far each image exceeds the fence, (L,): 1 - fence / distance; 0 for images inside the fence."""
     if len(features_LD) < MIN_IMAGES:
         return np.zeros(len(features_LD))
     deviation_D = features_LD.std(0)

@@ -68,7 +68,7 @@ class Architecture(BaseModel):
     input: InputSpec | None = None
     """The input of a network with known weights; None: images of `image_size`, normalised by winnow."""
     known_weights: tuple[KnownWeightsDetails, ...] = ()
-    """The known weights that it started from, or that taught it."""
+    """The known weights that it started from, and those of its teacher."""
 
     @property
     def network_size(self) -> int:

@@ -2,7 +2,7 @@
 
 winnow normalises every image with one mean and deviation (winnow/data/augmentation.py). A network with known weights
 expects others, often at a larger size. `InputAdapter` converts one into the other in front of the network, so that
-training, pruning, export and the exported file treat both alike: the file still takes uint8 pixels of
+training, pruning, export and the exported file treat both in the same way: the file still takes uint8 pixels of
 `data.image_size`.
 """
 

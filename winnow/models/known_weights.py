@@ -219,7 +219,7 @@ def _find_timm(name: str, cache: Path) -> KnownWeights:
     known = timm.models.get_pretrained_cfg(name) if name in (network, *timm.list_pretrained(f"{network}.*")) else None
     if known is None or not known.hf_hub_id:
         tags = timm.list_pretrained(f"{network}*")[:8]
-        raise ConfigError(f"timm:{name}: timm {timm.__version__} knows no such weights; close: {', '.join(tags)}")
+        raise ConfigError(f"timm:{name}: timm {timm.__version__} has no such weights; similar names: {', '.join(tags)}")
     file = _download_hub_file(known.hf_hub_id, known.hf_hub_filename or "model.safetensors", cache)
 
     def fill(model: nn.Module, architecture: Architecture) -> None:

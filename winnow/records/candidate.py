@@ -1,6 +1,6 @@
 """Details of the record of a candidate: what was measured on its file, and what its method did.
 
-One model for each method, told apart by `method`. A method returns its `...Result`; the step adds the measurements.
+One model for each method, distinguished by `method`. A method returns its `...Result`; the step adds the measurements.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class UnlabelledComparison(RecordModel):
     method: str
     """The method."""
     kept: bool
-    """True: dense is the network after this training. It is where its mean top-1 is higher."""
+    """True: dense is the network after this training, since its mean top-1 is higher."""
     trainings: list[UnlabelledRow]
     """One for each label seed."""
     gain: PretrainingGain

@@ -94,7 +94,7 @@ class CandidateCard(RecordModel):
     refit: CardRefit | None = optional()
     """The refit; None where the selected file is deployed."""
     known_weights: list[KnownWeightsDetails] = optional([])
-    """The known weights that the network started from, or that taught it, with their licences."""
+    """The known weights that the network started from, and those of its teacher, with their licences."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -3,10 +3,10 @@
 The metrics of the selected file hold for the refitted one only if both compute the same. So operations, shapes and
 types must be equal, and sizes within SIZE_TOLERANCE.
 
-Predictions are compared on images that both files treated alike: validation images without a label, which trained
-neither, or, if there are too few, training images, which trained both. (Labelled validation images trained only the
-refitted file, so predictions differ there wherever it learned from them.) A failed training predicts like chance, and
-Cohen's kappa is near 0; successful trainings on more labels differ as two trainings do (benchmarks/refit_gain.py
+Predictions are compared on images that both files used in the same way: validation images without a label, which
+trained neither, or, if there are too few, training images, which trained both. (Labelled validation images trained only
+the refitted file, so predictions differ there wherever it learned from them.) A failed training predicts like chance,
+and Cohen's kappa is near 0; successful trainings on more labels differ as two trainings do (benchmarks/refit_gain.py
 measures how much). This bounds no accuracy drop: it is the share of predictions that change, and a refit is meant to
 change some.
 

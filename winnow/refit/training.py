@@ -2,8 +2,8 @@
 
 Nothing is selected again. dense keeps its learning rate, starting weights and seed. Each network of the chain keeps its
 structure (channels, ranks, zeros, shared values) and trains on from its own weights with its own recovery and the
-refitted dense as teacher. A student starts anew; an int8 file is quantized again with the recipe that was selected. So
-the refitted file has the graph and the latency of the measured one.
+refitted dense as teacher. A student starts from random weights; an int8 file is quantized again with the recipe that
+was selected. So the refitted file has the graph and the latency of the measured one.
 
 Labelled validation images count as training images here, so every rule of the methods (steps by the number of images,
 calibration images, unlabelled pool) applies as written. The test split is not read.
@@ -74,7 +74,7 @@ def refit_indices(config: Config, images: ImageSet) -> NDArray[np.int64]:
 def refit_order(config: Config, lineage: Sequence[str]) -> list[str]:
     """Return the candidates of a lineage that a refit of the last one has to train, in order, without dense.
 
-    A candidate that starts from its own selected weights, or anew, needs no refit of its parent.
+    A candidate that starts from its own selected weights, or from random ones, needs no refit of its parent.
     """
     chain: list[str] = []
     for name in reversed(lineage):

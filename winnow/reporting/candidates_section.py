@@ -87,7 +87,7 @@ def _gates(records: RunRecords) -> Html:
     if not rows:
         return paragraph("There is no candidate other than dense.")
     caption = (
-        "Gates: all must pass. Not shown: too few images, or times that vary too much, to decide; that does not pass. "
+        "Gates: all must pass. Not shown: too few images, or times vary too much; the candidate does not pass. "
         "A gate that was not checked blocks no candidate. The reason states the value and the threshold"
     )
     return tag(
@@ -156,7 +156,7 @@ def _calibration_error(metrics: dict[str, float]) -> str:
 def _class_table(name: str, dense: Mapping[str, ClassScores], candidate: Mapping[str, ClassScores]) -> Html:
     """Return the table of classes; where there are many, those that lost most."""
     classes: Sequence[str] = list(dense)
-    caption = f"{name} beside dense, on validation, both as files in ONNX Runtime. Change: points of F1"
+    caption = f"{name} and dense on validation, both as files in ONNX Runtime. Change: points of F1"
     if len(classes) > SHOWN_CLASSES:
         classes = sorted(classes, key=lambda label: candidate[label].f1 - dense[label].f1)[:SHOWN_CLASSES]
         caption += f"; the {SHOWN_CLASSES} of {len(dense)} classes that lost most"

@@ -1,6 +1,6 @@
 """Two pictures of embeddings: a map of validation images, and the nearest training images of a few of them.
 
-The map is t-SNE (van der Maaten and Hinton 2008, https://jmlr.org/papers/v9/vandermaaten08a.html): images that lie
+The map is t-SNE (van der Maaten and Hinton 2008, https://jmlr.org/papers/v9/vandermaaten08a.html): images that are
 close together have similar embeddings; distances between groups mean little.
 """
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plot_sensitivity(rows: Sequence[Mapping[str, Any]], share: float) -> bytes:
-    """Plot changed answers where one layer at a time is pruned or rounded to int8, in the network's order."""
+    """Plot the share of changed predictions with one layer at a time pruned or rounded to int8, in layer order."""
     kinds = {
         f"{share:.0%} of its channels pruned": ("pruned_changed_percent", ORANGE, "o"),
         "rounded to int8": ("int8_changed_percent", BLUE, "s"),
@@ -57,7 +57,7 @@ def plot_sweep(rows: Sequence[BenchmarkRow], title: str) -> bytes:
                 style = {"color": colour, "linestyle": dash, "marker": "o", "markersize": 3, "linewidth": 1.2}
                 axes[0].plot(batches, [row.images_per_s for row in series], label=label, **style)
                 axes[1].plot(batches, [row.p50_ms for row in series], **style)
-        for axis, label in zip(axes, ("images/s (up is better)", "p50 of a call, ms"), strict=True):
+        for axis, label in zip(axes, ("images/s (higher is better)", "p50 of a call, ms"), strict=True):
             axis.set_xscale("log", base=2)
             axis.set_xticks(sorted({row.batch for row in rows}))
             axis.xaxis.set_major_formatter("{x:.0f}")
@@ -116,6 +116,6 @@ def plot_search(points: Sequence[SearchPoint], dense_cost: float, allowed: float
         )
         axes.margins(0.08, 0.08)
         axes.set_xlabel(cost_label)
-        axes.set_ylabel("points of top-1 lost (down is better)")
+        axes.set_ylabel("points of top-1 lost (lower is better)")
 
     return render(paint, (7.2, 4.4), "png")

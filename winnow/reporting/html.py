@@ -92,7 +92,7 @@ def figure(picture: bytes, alt: str, caption: Content, css: str = "") -> Html:
 
 
 def side_by_side(*children: Html) -> Html:
-    """Return the children next to each other where there is room."""
+    """Return the children next to each other if the page is wide enough."""
     return tag("div", *children, css="pair")
 
 

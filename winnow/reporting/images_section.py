@@ -19,7 +19,7 @@ from winnow.reporting.label_findings import REASONS, SHOWN_FINDINGS
 from winnow.reporting.run_records import RunRecords
 from winnow.reporting.thumbnails import SHOWN
 
-PURPOSES = {"train": "learning", "validation": "choosing", "test": "final test"}
+PURPOSES = {"train": "training", "validation": "selection", "test": "final test"}
 SHOWN_REJECTED = 10
 
 
@@ -37,18 +37,18 @@ def render_images(records: RunRecords) -> Html:
             cells.insert(1, number(groups.of(split)))
         rows.append(Row([split, purpose, *cells]))
     budget = details.labels_per_class
-    budget_note = (
-        f" {budget} training labels per class may be used; the others are hidden from everything." if budget else ""
+    budget_note = f" {budget} training labels per class may be used; all steps ignore the others." if budget else ""
+    exception = (
+        ", except in the test set, which the source defines" if details.test_set == "named by the source" else ""
     )
-    exception = " but for the test set, which the source names" if details.test_set == "named by the source" else ""
     text = (
         f"{records.source}: {number(metrics['data/images'])} images in {len(classes)} classes. The split of an image "
-        f"follows from its own pixels{exception}. Pretraining sees all training images and no label.{budget_note}"
+        f"follows from its own pixels{exception}. Pretraining uses all training images and no label.{budget_note}"
     )
     heading = ["split", "for", "images", *(["groups"] if groups else []), "with a label", "per class", "labels used"]
     refit_note = (
-        f"The deployed file also learned the {number(labels_used['validation'])} validation labels: it was refitted on "
-        f" {number(records.refit.details.labels.deployed)} labels after everything was chosen."
+        f"The deployed file was also trained on the {number(labels_used['validation'])} validation labels: it was "
+        f"refitted on {number(records.refit.details.labels.deployed)} labels after the selection."
     )
     left_out_note = f"{number(metrics['data/left_out'])} training images equal a test image and are left out."
     return join(
@@ -71,10 +71,10 @@ def _near_duplicates(records: RunRecords) -> list[Html]:
     names = "; ".join(
         f"{index}. {held_out} and {training}" for index, (held_out, training) in enumerate(pairs, start=1)
     )
-    note = f", the {len(pairs)} most alike" if near.found > len(pairs) else ""
+    note = f", the {len(pairs)} most similar" if near.found > len(pairs) else ""
     caption = (
         f"{number(near.found)} of {number(near.looked_at)} held-out images almost equal a training image"
-        f"{note}, row by row, the held-out one on the left: {names}"
+        f"{note}, one pair per row, the held-out one on the left: {names}"
     )
     alt = "Pairs of images that are almost equal, named below"
     return [figure(records.near_duplicates, alt, caption, css="wide")]

@@ -28,36 +28,38 @@ from winnow.reporting.speed_section import RUNTIME_NAMES
 
 NOTICEABLE = 1.1
 """Speed-ups below this are no gain."""
+GAIN_SOURCES = {"training on": "longer training", "a teacher": "a teacher"}
+"""The difference in training as the record names it -> in the table of controls."""
 GLOSSARY = {
-    "drop": "Points of top-1 accuracy that a candidate loses against its reference, counted on the same labelled "
-    "validation images, with a score interval for paired answers. The reference is dense, or dense-kd where that is "
-    "better. Of several candidates the winner is chosen by these intervals, so they are widened until all of them hold "
-    "together in 95 of 100 cases (Bonferroni); those that a gate on size, speed or int8 has ruled out do not count. A "
-    "drop passes its gate when the difference is within the allowance and the worst end of "
-    "the interval within twice the allowance; otherwise it is not shown, which does not pass. No drop exceeds the "
-    "share of images that get another answer, labelled or not, if the two are of one kind: where labels are few, that "
-    "share decides. The same "
-    "holds for macro F1 by a bootstrap within the classes, but the reference's answers only stand in for labels there.",
-    "agreement": "Share of the validation images, labelled or not, on which a candidate gives the same answer as "
-    "dense. Against dense itself the drop in accuracy cannot exceed the disagreement; against dense-kd it can.",
-    "speed-up": "How many times as fast a file is on its fastest runtime. Always three numbers: against dense in "
-    "PyTorch eager f32 (the better of two memory layouts, and of one thread and all), against dense on the best "
-    "PyTorch of any kind, and against dense as the best float of any precision and runtime. Only the last is what "
-    "compression bought; gates use it.",
-    "dense": "The fine-tuned network that all candidates are made from.",
+    "drop": "Points of top-1 accuracy that a candidate loses against its reference, on the same labelled validation "
+    "images, with a score interval for paired predictions. The reference is dense, or dense-kd if that is better. The "
+    "winner is selected from several candidates by these intervals, so they are simultaneous: all of them are right in "
+    "95 of 100 cases (Bonferroni). Candidates that fail a gate on size, speed or int8 do not count. A drop passes its "
+    "gate if the difference is within the allowance, and the worst end of the interval within twice the allowance; "
+    "otherwise it is not shown, which does not pass. No drop exceeds the share of images whose prediction changes, if "
+    "labelled and unlabelled images come from one distribution: with few labels this share decides. Macro F1 has the "
+    "same gate, with a bootstrap within the classes; there the predictions of the reference only replace labels.",
+    "agreement": "Share of the validation images, labelled or not, on which a candidate and dense predict the same "
+    "class. Against dense itself the drop in accuracy cannot exceed the disagreement; against dense-kd it can.",
+    "speed-up": "Ratio of speeds, each file on its fastest runtime. There are three baselines: dense in PyTorch eager "
+    "f32 (the better of two memory layouts, and of one thread and all), dense on the best PyTorch of any kind, and "
+    "dense as the best float of any precision and runtime. Only the last shows the gain by compression alone; gates "
+    "use it.",
+    "dense": "The fine-tuned network from which all candidates are made.",
     "front": "The candidates that no other beats in accuracy, size and latency at once (Pareto).",
-    "top-1, macro F1": "Share of images whose first answer is right; mean over the classes of the harmonic mean of "
-    "precision and recall.",
-    "calibration error": "Mean gap between the confidence of an answer and the share of right ones at that "
-    "confidence. A temperature, fitted on validation, divides the logits before they become probabilities; the gap "
-    "with it is counted on the half of the images that it was not fitted on.",
-    "MACs": "Multiply-adds for one image. They are not time: see the speed-ups.",
+    "top-1, macro F1": "Share of images whose predicted class is correct; mean over the classes of the harmonic mean "
+    "of precision and recall.",
+    "calibration error": "Mean difference between the confidence of predictions and the share of correct ones at that "
+    "confidence. A temperature, fitted on validation, divides the logits before they become probabilities; the error "
+    "with it is measured on the half of the images that it was not fitted on.",
+    "MACs": "Multiply-adds for one image. They are no measure of time: see the speed-ups.",
     "p50, p95": "Median, and the time that 95 of 100 calls stay below.",
     "MB": "1,000,000 bytes; zipped: after deflate.",
-    "refit": "The chosen model trained once more with the same settings on training and validation labels, after "
-    "everything was chosen; done where labels are few. It is deployed if it computes what the measured file computes "
-    "and answers much like it.",
-    "labels used": "Training labels beyond the budget are hidden; validation labels choose, test labels score.",
+    "refit": "A last training of the selected model with the same settings, on training and validation labels; done "
+    "if labels are few. The refitted file is deployed if it has the graph of the measured file and similar "
+    "predictions.",
+    "labels used": "Training labels beyond the budget are hidden; validation labels select, test labels measure the "
+    "result.",
 }
 
 
@@ -79,16 +81,16 @@ def render_memory(records: RunRecords) -> Html:
 
 
 def render_controls(records: RunRecords) -> Html:
-    """Return what the teacher and longer training contributed, and what sparsity did not."""
+    """Return the gains by the teacher and by longer training, and the effect of sparsity on size and speed."""
     rows = []
     for row in records.selection.details.controls:
         points, interval = signed(row.points, plus=True), format_interval(row.low, row.high, plus=True)
         compared = f"{row.candidate} over {row.control}"
-        rows.append(Row([f"what {row.bought_by} bought", compared, points, interval]))
+        rows.append(Row([f"gain by {GAIN_SOURCES[row.bought_by]}", compared, points, interval]))
     heading = ["control", "compared", "points of top-1", "95 % interval"]
     caption = (
-        "Same recipe except for the named difference. The teacher includes the unlabelled images, which only a teacher "
-        "can use. Controls must pass the same gates as every candidate"
+        "Same training except for the named difference. The teacher includes the unlabelled images, which only a "
+        "teacher can use. Controls must pass the same gates as every candidate"
     )
     sparsity = [
         _describe_sparsity(records, name) for name, c in records.candidates.items() if c.details.method == "sparsify"
@@ -129,11 +131,11 @@ def render_method(records: RunRecords) -> Html:
         "Data": f"{records.source}, {side} pixels. {policy}.",
         "Training": f"{_describe_pretraining(records.pretrain.parameters)} "
         f"{_describe_finetuning(records.dense.parameters)}",
-        "Selection": "Everything is chosen on validation. Last epoch, single pass, no test-time augmentation. "
+        "Selection": "Everything is selected on validation. Last epoch, single pass, no test-time augmentation. "
         f"{_describe_gates(records.selection.parameters)}",
-        "Timing": f"{settings['rounds']} interleaved rounds, warm-up apart, at least {settings['samples']} timed calls "
-        f"behind every latency of one image; medians of the rounds lay up to {percent(spread, 0)} apart. A file is "
-        f"timed only where its answers to {conditions.images_checked} images agree with its own in ONNX Runtime.",
+        "Timing": f"{settings['rounds']} interleaved rounds, untimed warm-up, at least {settings['samples']} timed "
+        f"calls for every latency of one image; medians of the rounds differ by up to {percent(spread, 0)}. A file is "
+        f"timed only if its predictions on {conditions.images_checked} images agree with its own in ONNX Runtime.",
         "Machine": f"{machine.cpu}, {machine.threads} threads, {digits(machine.memory_gb, 'GB')} of memory, "
         f"{machine.gpu or 'no GPU'}. {machine.system}. Flags that matter here: {' '.join(machine.flags) or 'none'}. "
         "Figures of two machines are never compared.",
@@ -145,7 +147,7 @@ def render_method(records: RunRecords) -> Html:
 
 def _describe_pretraining(settings: dict[str, Any]) -> str:
     if settings["method"] == "none":
-        return f"No pretraining: a fresh {settings['backbone']}."
+        return f"No pretraining: a {settings['backbone']} with its initial weights."
     return (
         f"{settings['method']} pretrains a {settings['backbone']} for {settings['epochs']} epochs in batches of "
         f"{settings['batch_size']}."
@@ -160,7 +162,8 @@ def _describe_finetuning(settings: dict[str, Any]) -> str:
         least_steps = f"{DEFAULT_MIN_STEPS} (with fewer than {FEW_LABELS} labels {DEFAULT_MIN_STEPS_FEW_LABELS})"
     return (
         f"Fine-tuning takes {settings['epochs']} epochs, at least {least_steps} steps, with rates {rates} "
-        f"tried for every arm and label seeds {seeds}; dense is the first seed, fixed beforehand."
+        f"tried for every arm and label seeds {seeds}; dense is the network of the first seed, "
+        "which was fixed before the run."
     )
 
 
@@ -180,7 +183,7 @@ def _not_timed(records: RunRecords) -> Html:
     """Return the benchmark cases that were refused or could not run on this machine."""
     refused = sorted(
         {
-            f"{row.candidate} on {RUNTIME_NAMES[row.runtime]} {row.precision} was refused: its answers agree "
+            f"{row.candidate} on {RUNTIME_NAMES[row.runtime]} {row.precision} was refused: its predictions agree "
             f"with the file's own on {percent(row.agreement)}, needed {percent(row.needed, 0)}"
             for row in records.benchmark.details.refused
         }
@@ -206,5 +209,8 @@ def _files(records: RunRecords) -> Html:
 
 def render_glossary(_facts: RunRecords) -> Html:
     """Return the terms of this page."""
-    words = {**GLOSSARY, CONTROL: "The control: dense trained on with the candidates' recovery, itself as its teacher."}
+    words = {
+        **GLOSSARY,
+        CONTROL: "The control: dense, trained further with the recovery of the candidates and itself as teacher.",
+    }
     return tag("dl", *[part for word, meaning in words.items() for part in (tag("dt", word), tag("dd", meaning))])

@@ -1,7 +1,7 @@
 """The plots of a run, as bytes: a PNG of the trade-off (MLflow shows it, too), and SVGs for the page alone.
 
 They are drawn by matplotlib's figure objects, without pyplot and without changing its global state; the style holds for
-one picture. Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart, and no meaning
+one picture. Colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish, and no meaning
 depends on colour alone. The same numbers give the same bytes: no date, no software's name, no random identifiers.
 
 The numbers are computed elsewhere; nothing here reads a record.
@@ -194,7 +194,7 @@ def plot_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], titl
         axes.imshow(shares**0.6, cmap="Blues", vmin=0, vmax=1)
         axes.grid(visible=False)
         axes.set_title(title)
-        axes.set_xlabel("answer")
+        axes.set_xlabel("predicted class")
         axes.set_ylabel("truth")
         if len(classes) <= 40:
             axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
@@ -209,7 +209,7 @@ def plot_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], titl
 
 
 def plot_reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> bytes:
-    """Return an SVG: accuracy over confidence for each candidate; calibrated confidence lies on the diagonal."""
+    """Return an SVG: accuracy over confidence for each candidate; calibrated confidence is on the diagonal."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()

@@ -25,16 +25,16 @@ def pretraining_advice(gain: PretrainingGain | None, method: str, data: Data) ->
     seeds = f"{ENOUGH_PAIRS} label seeds (finetune.seeds: {list(range(ENOUGH_PAIRS))})"
     if gain.mean > 0 and few:
         question = "these weights help" if key else "pretraining helps"
-        return f"whether {question} is not shown: {seeds} would show it"
+        return f"whether {question} is not shown; use {seeds}"
     subject = f"the weights of {key} do" if key else "pretraining does"
-    amount = "" if gain.mean <= 0 else " by an amount that is shown"
-    without = "pretrain.method: none leaves it out and saves its time"
+    amount = "" if gain.mean <= 0 else " significantly"
+    without = "pretrain.method: none saves its time"
     if key:
-        without = f"{key}: {NO_WEIGHTS if gain.arm == 'start' else NO_FILE} starts without them"
+        without = f"{key}: {NO_WEIGHTS if gain.arm == 'start' else NO_FILE} turns them off"
     other_method = None if key else OTHER_METHODS.get(method)
     suggestions = (
         [f"pretrain.method: {other_method}"] if other_method and not pretraining_problem(data, other_method) else []
     )
     suggestions.append("more images, with or without labels")
-    more = f"; {seeds} would show a smaller gain" if few else ""
+    more = f"; {seeds} can show a smaller gain" if few else ""
     return f"{subject} not help{amount or ' here'}: {without}; or try {', or '.join(suggestions)}{more}"

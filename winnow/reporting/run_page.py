@@ -46,15 +46,15 @@ from winnow.reporting.training_section import render_pretraining
 
 SECTIONS = {
     "images": ("The images", render_images),
-    "pretraining": ("What pretraining bought", render_pretraining),
+    "pretraining": ("Gain by pretraining", render_pretraining),
     "candidates": ("The candidates", render_candidates),
     "trade-off": ("Accuracy, latency and size", render_trade_off),
-    "causes": ("Where the speed came from", render_speed_factors),
+    "causes": ("Causes of the speed-up", render_speed_factors),
     "classes": ("Class by class", render_classes),
     "memory": ("Memory and start-up", render_memory),
     "controls": ("Controls", render_controls),
     "method": ("Method and conditions", render_method),
-    "words": ("Words", render_glossary),
+    "words": ("Terms", render_glossary),
 }
 TEST_METRIC = "test/dense_top1"
 """A metric that exists where the test split has images."""
@@ -113,7 +113,7 @@ def render_verdict(records: RunRecords, test_result: TestResult) -> Html:
 
 
 def _summary(records: RunRecords, name: str) -> str:
-    """Return how much smaller and faster the candidate is, what it costs, and on which data."""
+    """Return how much smaller and faster the candidate is, its loss of accuracy, and the data."""
     batch = records.large if records.selection.parameters["objective"] == "throughput" else 1
     smaller = _times(records.quality(ROOT)["size/mb"] / records.quality(name)["size/mb"], "smaller", "larger")
     faster = _times(records.serving(name)[f"speedup/float_b{batch}"], "faster", "slower")
@@ -128,8 +128,8 @@ def _summary(records: RunRecords, name: str) -> str:
         share = percent(records.selection.details.agreement[name])
         count = number(records.data.metrics["data/validation"])
         return (
-            f"{start}, and gives the same answer on {share} of {count} validation images of {records.source}; none has "
-            "a label."
+            f"{start}, and predicts the same class on {share} of {count} validation images of {records.source}; none "
+            "of them has a label."
         )
     reference = records.selection.details.reference
     against = "" if reference == ROOT else f" against {reference}, which is better than dense"
@@ -141,8 +141,8 @@ def _summary(records: RunRecords, name: str) -> str:
         return summary
     unlabelled = number(image_count - records.dense.details.labels.choosing)
     return (
-        f"{summary} Agreement bounds the loss to {signed(disagreement.high)} points ({records.level}): it gives the "
-        f"same answer as {reference} on {percent(1 - disagreement.points / 100)} of {number(image_count)} "
+        f"{summary} Agreement bounds the loss to {signed(disagreement.high)} points ({records.level}): it predicts the "
+        f"same class as {reference} on {percent(1 - disagreement.points / 100)} of {number(image_count)} "
         f"validation images, {unlabelled} of them without a label."
     )
 
@@ -174,10 +174,12 @@ def _abstention_table(test_result: TestResult) -> Html:
             cells += [percent(answered / counts.images if counts.images else None)]
             cells += [percent(right / answered if answered else None)]
         rows.append(Row(cells))
-    caption = "Share of images answered where no class below a probability is named, and share of those that are right"
+    caption = (
+        "Share of images that get a class if a minimum probability is required, and share of these that is correct"
+    )
     heading: list[Content] = ["--abstain-below"]
     for split in ("validation", "test"):
-        heading += [two_lines("answered", split), two_lines("right", split)]
+        heading += [two_lines("classified", split), two_lines("correct", split)]
     return table(heading, rows, caption=caption)
 
 
@@ -205,7 +207,7 @@ def _figures(records: RunRecords, name: str, test_result: TestResult) -> Html:
         tag("div", tag("span", label), strong(value), tag("small", f"dense: {dense_value}"), css="tile")
         for label, value, dense_value in tiles
     ]
-    intro = [] if records.winner else [paragraph("The nearest candidate, ", strong(name), ", beside dense:")]
+    intro = [] if records.winner else [paragraph("The nearest candidate, ", strong(name), ", compared with dense:")]
     return join(*intro, tag("div", *boxes, css="tiles"))
 
 
@@ -215,9 +217,7 @@ def _speedups(records: RunRecords, name: str) -> Html:
     for kind, (base, _) in SPEEDUPS.items():
         rows.append(Row([base, *[_ratio_cell(speed, f"speedup/{kind}_b{batch}") for batch in (1, records.large)]]))
     heading = ["speed-up against", "one image", f"batch of {records.large}"]
-    return table(
-        heading, rows, caption=f"How many times as fast {name} is, on its fastest runtime; below: 95 % intervals"
-    )
+    return table(heading, rows, caption=f"Speed-up of {name} on its fastest runtime; below: 95 % intervals")
 
 
 def _ratio_cell(speed: Mapping[str, float], key: str) -> Content:
@@ -233,15 +233,17 @@ def _test_warnings(warnings: tuple[str, ...]) -> Html:
 
 
 def _describe_test(records: RunRecords, test_result: TestResult) -> str:
-    """Return the results on the test split, by which nothing was chosen."""
+    """Return the results on the test split, by which nothing was selected."""
     metrics = test_result.metrics
     if TEST_METRIC not in metrics:
         return "There is no labelled test image: every figure on this page is of the validation split."
     groups = in_groups(metrics.get("test/groups"))
-    text = f"On {number(metrics['test/images'])} test images{groups} of {records.source}, by which nothing was chosen, "
+    text = (
+        f"On {number(metrics['test/images'])} test images{groups} of {records.source}, by which nothing was selected, "
+    )
     if not records.winner:
         dense = percent(metrics[TEST_METRIC])
-        return f"{text}dense has {dense} right; as no candidate is proposed, no other was evaluated."
+        return f"{text}dense is correct on {dense}; no candidate is proposed, so no other was evaluated."
     points, low, high = (metrics[key] for key in drop_metrics_on_test(test_result.baseline))
     change = _describe_change(points, "loses", "gains")
     refit_note = f", refitted on {number(records.refit.details.labels.deployed)} labels," if records.is_refitted else ""

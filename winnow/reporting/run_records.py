@@ -54,7 +54,7 @@ class RunRecords:
 
     @property
     def source(self) -> str:
-        """Return the name of the data, which stands beside every number."""
+        """Return the name of the data, which is shown with every number."""
         return self.data.details.source
 
     @property
@@ -152,7 +152,7 @@ class RunRecords:
         return f"{labels.choosing:,} labelled validation images{in_groups(labels.choosing_groups)}"
 
     def otherwise(self, name: str) -> Drop:
-        """Return the points of validation images whose answer differs from the reference's."""
+        """Return the points of validation images whose prediction differs from that of the reference."""
         return self.selection.details.drops[name].answers
 
     def warnings(self) -> list[tuple[str, str]]:

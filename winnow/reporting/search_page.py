@@ -24,9 +24,9 @@ from winnow.reporting.html import (
 PLOT_ALT = "Points of accuracy lost over cost, a mark for each finished trial, the front as a line"
 FRONT_CAPTION = (
     "The front: no other trial is cheaper and more accurate at once. Points are lost against the better of dense and "
-    "dense-kd on the half of the validation split that chooses, where the best of many trials looks too good; those of "
-    "the chosen trial on the other half, which confirms. The interval is paired, 95 %, against dense alone. A chosen "
-    "trial that is not on the front stands last: the trials that beat it are not shown to be within the allowance."
+    "dense-kd on the half of the validation split that selects, where the best of many trials looks too good; those of "
+    "the selected trial on the other half, which confirms. The interval is paired, 95 %, against dense alone. A "
+    "selected trial that is not on the front is last: the trials that beat it are not shown to be within the allowance."
 )
 FRONT_HEADINGS = ("trial", "candidate", "points lost", "against dense", "cost", "× dense", "of peak", "")
 TRIAL_HEADINGS = ("trial", "candidate", "outcome", "points lost", "cost")
@@ -119,7 +119,7 @@ def render_search_page(
         paragraph("winnow search", css="above"),
         tag("h1", f"Search {name}"),
         paragraph(verdict, css="lead"),
-        figure(plot, PLOT_ALT, "Marks with a bar are on the front, or chosen; bars are 95 % intervals.", css="wide"),
+        figure(plot, PLOT_ALT, "Marks with a bar are on the front, or selected; bars are 95 % intervals.", css="wide"),
         section("front", "The front", table(FRONT_HEADINGS, cells, caption=FRONT_CAPTION, left=2)),
         section(
             "trials",

@@ -51,7 +51,7 @@ def render_speed(records: RunRecords) -> Html:
     for name in records.candidates:
         speed, single, batched = records.speed(name), records.best(name, "latency"), records.best(name, "throughput")
         if single is None or batched is None:
-            rows.append(Row([name, "not timed: its answers differ there", *[MISSING] * 7]))
+            rows.append(Row([name, "not timed: its predictions differ there", *[MISSING] * 7]))
             continue
         pairs = [
             two_lines(*(format_ratio(speed, f"speedup/{kind}_b{batch}") for batch in (1, large))) for kind in SPEEDUPS
@@ -89,7 +89,7 @@ def _peak_share(records: RunRecords, name: str) -> Content:
 
 
 def render_serving_speed(records: RunRecords) -> Html:
-    """Return the times on the serving machine, by which gates decide."""
+    """Return the times on the serving machine, which the gates use."""
     rows = []
     for name in records.candidates:
         figures, single, batched = (
@@ -146,13 +146,15 @@ def render_speed_factors(records: RunRecords) -> Html:
         rows.append(Row([name, *cells], records.row_css(name)))
     text = (
         "The speed-up over dense in PyTorch eager f32 is a product: dense on the candidate's runtime (runtime), then "
-        "the smaller network there (structure), then its int8 or bf16 (precision). A factor below 1 is a loss."
+        "the smaller network there (structure), then int8 or bf16 (precision). A factor below 1 is a loss."
     )
     caption = "Runtime × structure × precision = speed-up over PyTorch eager f32"
     heading = ["candidate", "one image", f"batch of {records.large}"]
     parts = [table(heading, rows, caption=caption)]
     if single:
-        figure_caption = "One image at a time; the factors follow one another, and a loss goes back to the left."
+        figure_caption = (
+            "One image at a time. Each factor starts where the previous one ends; a loss points to the left."
+        )
         parts.append(figure(plots.plot_factors(single), "The factors for one image, as in the table", figure_caption))
     return join(paragraph(text), side_by_side(*parts))
 

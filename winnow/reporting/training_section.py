@@ -28,10 +28,10 @@ from winnow.reporting.pretraining_advice import ENOUGH_PAIRS, pretraining_advice
 from winnow.reporting.run_records import RunRecords
 
 KNN_SPAN = 8.0
-"""Points that the axis of the kNN plot spans at least; its own noise would fill it otherwise."""
+"""Points that the axis of the kNN plot spans at least; otherwise noise would fill it."""
 SHORT = {"scratch": "random weights", "start": "known weights", "pretrained": "pretrained", "weights": "own weights"}
 RANDOM_WEIGHTS = "random weights"
-NOT_PRETRAINED = "Nothing was pretrained: dense starts from random weights."
+NOT_PRETRAINED = "There was no pretraining: dense started from random weights."
 
 
 def render_pretraining(records: RunRecords) -> Html:
@@ -43,14 +43,14 @@ def render_pretraining(records: RunRecords) -> Html:
     probe = arms.linear_probe
     caption = (
         f"Top-1 on validation. All arms had the same {number(records.dense.details.labels.training)} labels per "
-        "seed, steps, augmentation and number of tried rates; the linear probe leaves the backbone as it was pretrained"
+        "seed, steps, augmentation and number of learning rates; the linear probe does not train the backbone"
     )
     caption_text = "One line per label seed; dashed: the linear probe."
     lines = {SHORT[arm]: [row.top1 for row in by_arm[names[arm]]] for arm in names if names[arm] in by_arm}
     pictures = [figure(plots.plot_arms(lines, probe.top1), "Top-1 of each arm, as in the table above", caption_text)]
     knn = [row for row in records.pretrain.details.curves if "knn" in row]
     if knn:
-        caption_text = "kNN over the label budget, while the backbone learns without labels: for monitoring only."
+        caption_text = "kNN over the label budget during pretraining, for monitoring only."
         alt = f"kNN accuracy over {knn[-1]['epoch']:.0f} epochs, at the end {percent(knn[-1]['knn'])}"
         plot = plots.plot_curve(knn, "knn", "kNN accuracy on validation, %", 100, least_span=KNN_SPAN)
         pictures.append(figure(plot, alt, caption_text))
@@ -84,8 +84,8 @@ def _embeddings(records: RunRecords) -> list[Html]:
 
 
 UNLABELLED_METHODS = {
-    "propagation": "answers that spread over a graph of similar images (label propagation)",
-    "fixmatch": "its own confident answers (FixMatch)",
+    "propagation": "pseudo-labels from similar images (label propagation)",
+    "fixmatch": "pseudo-labels from its own confident predictions (FixMatch)",
 }
 
 
@@ -95,14 +95,19 @@ def _unlabelled(records: RunRecords) -> list[Html]:
     if comparison is None:
         return []
     rows = comparison.trainings
-    outcome = "dense is the network after it" if comparison.kept else "it did not help, so dense is the network before"
+    outcome = (
+        "dense is the network after this training"
+        if comparison.kept
+        else "it did not help, so dense is the network before"
+    )
     precisions = [row.precision for row in rows if row.precision is not None]
-    right = f", of which {percent(fmean(precisions))} were right" if precisions else ""
+    right = f", of which {percent(fmean(precisions))} were correct" if precisions else ""
     return [
         paragraph(
-            f"Then each network trained on all training images, on {UNLABELLED_METHODS[comparison.method]}: "
+            "Each network was then trained further on all training images, with "
+            f"{UNLABELLED_METHODS[comparison.method]}: "
             f"{percent(fmean(row.top1 for row in rows))} top-1, {_describe_interval(comparison.gain)}; {outcome}. Of "
-            f"the labelled validation images {percent(fmean(row.coverage for row in rows))} got such an answer{right}."
+            f"the labelled validation images {percent(fmean(row.coverage for row in rows))} got a pseudo-label{right}."
         )
     ]
 
@@ -128,12 +133,12 @@ def _cross_validation(records: RunRecords) -> list[Html]:
     top1, low, high = (metrics[f"cross_validation/{key}"] * 100 for key in ("top1", "top1_low", "top1_high"))
     return [
         paragraph(
-            f"Cross-validated, each of all {number(summary.labels)} labels answered by one of {summary.folds} "
-            f"networks that had not seen it: top-1 {top1:.1f} % (95 % interval {low:.1f} to {high:.1f}), macro F1 "
-            f"{percent(metrics['cross_validation/macro_f1'])}. Each network learned from about "
+            f"Cross-validated, each of all {number(summary.labels)} labels predicted by one of {summary.folds} "
+            f"networks that were not trained on it: top-1 {top1:.1f} % (95 % interval {low:.1f} to {high:.1f}), macro "
+            f"F1 {percent(metrics['cross_validation/macro_f1'])}. Each network was trained on about "
             f"{number(round(summary.labels * (1 - 1 / summary.folds)))} labels, dense from "
             f"{number(records.dense.details.labels.training)}; its "
-            f"{number(records.dense.details.labels.choosing)} validation labels alone say little."
+            f"{number(records.dense.details.labels.choosing)} validation labels alone are too few."
         )
     ]
 
@@ -149,12 +154,12 @@ def _pretrained_label(records: RunRecords) -> str:
 
 
 def _gain_subject(records: RunRecords, arm: str) -> str:
-    """Return the first words of the sentence on the gain."""
+    """Return the subject of the sentence on the gain."""
     if arm == "start":
         return f"Fine-tuning {_start_label(records)} instead of random ones"
     if arm == "weights":
         return f"Fine-tuning {_weights_label(records)} instead of random ones"
-    return f"Fine-tuning what {records.pretrain.parameters['method']} pretrained instead of random weights"
+    return f"Fine-tuning after pretraining by {records.pretrain.parameters['method']} instead of from random weights"
 
 
 def _weights_label(records: RunRecords) -> str:
@@ -194,7 +199,7 @@ def _describe_gain(records: RunRecords, gain: PretrainingGain | None) -> str:
     points, pairs = signed(gain.mean, plus=True), gain.pairs
     start = f"{_gain_subject(records, gain.arm)}: {points} points of top-1"
     if pairs == 1:
-        return f"{start}. That is a single label seed: a hint, without an interval."
-    hint = f" Fewer than {ENOUGH_PAIRS} seeds: take it as a hint." if pairs < ENOUGH_PAIRS else ""
+        return f"{start}. This is a single label seed: a hint, without an interval."
+    hint = f" These are fewer than {ENOUGH_PAIRS} seeds, so it is a hint." if pairs < ENOUGH_PAIRS else ""
     interval = _interval(gain.low, gain.high)
     return f"{start} (95 % interval {interval}, {pairs} label seeds).{hint}"

@@ -11,6 +11,6 @@ def describe_peak_share(peaks: Mapping[Precision, float]) -> str:
     """Return a sentence without its full stop. `peaks`: precision -> the processor's peak multiply-adds per second."""
     rates = ", ".join(f"{precision} {rate / 1e9:,.0f} billion" for precision, rate in peaks.items())
     return (
-        "Of peak: multiply-adds a second as a share of what the fastest library does in large matrix products of the "
-        f"same precision on all threads ({rates})"
+        "Of peak: multiply-adds per second as a share of the rate of the fastest library in large matrix products of "
+        f"the same precision on all threads ({rates})"
     )

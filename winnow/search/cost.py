@@ -121,7 +121,7 @@ class CostMeasurer:
         return open_case(folder, cell)
 
     def _millijoules(self, predict: Predict) -> tuple[float, float]:
-        """Return mJ per image of the file and of dense, measured in turns."""
+        """Return mJ per image of the file and of dense, measured interleaved."""
         millijoules = {predict: 0.0, self.reference: 0.0}
         with timing_lock():
             for visit in range(ENERGY_VISITS):

@@ -2,8 +2,8 @@
 
 `dense`, the fine-tuned network, is the reference and no candidate. Every candidate, the controls too, must pass all
 gates of params.yaml (winnow/selection/gates.py); of those that pass, the best on the objective wins. Candidates that
-are not shown to be slower than the fastest are tied with it, and of tied candidates the one wins that loses less
-accuracy, so noise decides nothing. That no candidate passes is a valid result, with a reason.
+are not significantly slower than the fastest are tied with it; of tied candidates the one that loses least accuracy
+wins, so noise decides nothing. That no candidate passes is a valid result, with a reason.
 
 The winner is one of several, so the intervals are simultaneous: the chance that any candidate passes that loses more
 than the worst end allows is at most 2.5 %, however many compete. `count_competing` counts them, by the gates on cost.
@@ -48,7 +48,7 @@ class Decision:
 def decide(
     dense: CandidateMetrics, candidates: Sequence[CandidateMetrics], policy: Promotion, error: float = 0.0
 ) -> Decision:
-    """Judge every candidate and choose the winner, if there is one.
+    """Judge every candidate and select the winner, if there is one.
 
     `error`: the relative measurement error of this run's timings.
     """
@@ -115,7 +115,7 @@ def candidates_on_front(candidates: Sequence[CandidateMetrics]) -> tuple[str, ..
 def _why_won(winner: CandidateMetrics, ranked: Sequence[CandidateMetrics], objective: str) -> str:
     if len(ranked) == 1:
         return f"{winner.name} is the only candidate that passes every gate ({_format_value(winner, objective)})"
-    superlative = {"latency": "answers fastest", "throughput": "has the highest throughput", "size": "is the smallest"}
+    superlative = {"latency": "is the fastest", "throughput": "has the highest throughput", "size": "is the smallest"}
     first, second = ranked[:2]
     if winner is first:
         return (
@@ -123,8 +123,8 @@ def _why_won(winner: CandidateMetrics, ranked: Sequence[CandidateMetrics], objec
             f"{_format_value(winner, objective)}, before {second.name} with {_format_value(second, objective)}"
         )
     return (
-        f"{winner.name} loses least of those that are not shown to be slower than the fastest of the {len(ranked)} "
-        f"candidates that pass every gate: {signed_points(_points_lost(winner))} points at "
+        f"{winner.name} loses least accuracy of those that are not significantly slower than the fastest of the "
+        f"{len(ranked)} candidates that pass every gate: {signed_points(_points_lost(winner))} points at "
         f"{_format_value(winner, objective)}, where {first.name} loses {signed_points(_points_lost(first))} at "
         f"{_format_value(first, objective)}"
     )
@@ -136,7 +136,7 @@ def _format_value(candidate: CandidateMetrics, objective: str) -> str:
 
 def _why_none_passes(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
-        return "there is no candidate other than dense, so there is nothing to choose"
+        return "there is no candidate other than dense, so there is nothing to select"
     fewest = min(verdicts, key=lambda verdict: sum(not gate.passed for gate in verdict.gates))
     failed = [gate for gate in fewest.gates if not gate.passed]
     needs = [gate.needs for gate in failed if gate.needs]

@@ -3,13 +3,13 @@
 drop        top-1 lost against the better of dense and dense-kd, paired on the same validation images: the point
             difference within the allowance and the worst end of its interval within twice the allowance. More than
             the allowance is a failure; within it but with too wide an interval is "not shown", which does not pass
-            either. Where labels are few (winnow/evaluation/accuracy_drop.py), the share of images whose answer
+            either. With few labels (winnow/evaluation/accuracy_drop.py), the share of images whose prediction
             changes replaces the worst end: no drop exceeds it, and it needs no label, if labelled and unlabelled
-            images are of one kind. Labels that contradict it count
-macro-f1    the same for the mean F1 of the classes, in which a rare class weighs as much as a common one: losing it
-            costs up to 100 / C points. Where labels are too few to show it, keeping the reference's answers class
-            by class replaces them; nothing bounds it
-agreement   share of validation images, labelled or not, answered like dense
+            images come from one distribution. If the labels show a larger loss, the labels decide
+macro-f1    the same for the mean F1 of the classes, in which rare and common classes count alike: losing a class
+            costs up to 100 / C points. With too few labels, the predictions of the reference replace them as truth;
+            this is not a bound
+agreement   share of validation images, labelled or not, on which the candidate predicts the same class as dense
 size        the file, as a share of dense's
 int8        for an int8 file, the share of multiply-adds that the runtime executes in int8. Where it was not
             measured on the serving machine the gate is "not checked": it blocks nothing, and a warning says so
@@ -41,7 +41,7 @@ GATES = {
     "speedup": "speed-up",
     "int8": "int8 executed",
 }
-"""Gate -> its name for people."""
+"""Gate -> its name in texts."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ def judge_gates(candidate: CandidateMetrics, dense: CandidateMetrics, gates: Gat
     return (
         judge_drop(candidate.drop, gates.max_drop_points),
         judge_macro_f1(candidate.macro_f1, gates.max_macro_f1_drop_points),
-        _share("agreement", "same answer as dense", candidate.agreement, gates.min_agreement, "min_agreement"),
+        _share("agreement", "same prediction as dense", candidate.agreement, gates.min_agreement, "min_agreement"),
         *judge_cost_gates(candidate, dense, gates),
     )
 
 
 def judge_cost_gates(candidate: CandidateMetrics, dense: CandidateMetrics, gates: Gates) -> tuple[Gate, ...]:
-    """Return the gates on cost, which depend on no answer to an image: size, speed-up, int8."""
+    """Return the gates on cost, which depend on no prediction: size, speed-up, int8."""
     cost_gates = (
         _size_gate(candidate, dense, gates.max_size_ratio),
         _speed_gate(candidate.speedup, gates.min_speedup),
@@ -94,14 +94,14 @@ def judge_cost_gates(candidate: CandidateMetrics, dense: CandidateMetrics, gates
 
 
 def judge_drop(drop: DropEvidence, allowed: float) -> Gate:
-    """Return the gate on top-1, by labels; where those are few, by the share of changed answers, a bound."""
+    """Return the gate on top-1, by labels; with few labels, by the share of changed predictions, a bound."""
     labelled, answers = drop.labelled, drop.answers
     share, most = signed_points(answers.points), signed_points(answers.high)
-    disagreement = f"answers differ on {share} % of the images, at most {most} %, so no more"
+    disagreement = f"predictions differ on {share} % of the images, at most {most} %, which bounds the drop"
     sample = f"{drop.images:,} images{in_groups(drop.groups)}"
     if labelled is None:
         return _judge("drop", f"drop (no label; {disagreement}{_level(drop)})", answers, allowed, measured=False)
-    exceeds_answers = labelled.low > min(allowed, answers.high)  # labels show more than the answers would allow
+    exceeds_answers = labelled.low > min(allowed, answers.high)  # labels show more than changed predictions allow
     if drop.route == "labels" or exceeds_answers:
         return _judge("drop", f"drop {_describe_loss(labelled)}{_level(drop)})", labelled, allowed, sample)
     combined = Drop(min(labelled.points, answers.points), labelled.low, answers.high)
@@ -109,13 +109,14 @@ def judge_drop(drop: DropEvidence, allowed: float) -> Gate:
 
 
 def judge_macro_f1(drop: DropEvidence, allowed: float) -> Gate:
-    """Return the gate on macro F1, by labels; where those cannot show it, by the reference's answers in their place.
+    """Return the gate on macro F1, by labels; if they cannot show it, with the reference's predictions as truth.
 
-    Labels cannot show it where they are few, or where not even a candidate that changes no answer would pass.
+    Labels cannot show it if they are few, or if not even a candidate that changes no prediction would pass.
     """
     labelled, answers = drop.labelled, drop.answers
     by_answers = (
-        f"with the reference's answers as truth {signed_points(answers.points)}, at most {signed_points(answers.high)}"
+        f"with the reference's predictions as truth {signed_points(answers.points)}, "
+        f"at most {signed_points(answers.high)}"
     )
     if labelled is None:
         return _judge(
@@ -143,7 +144,7 @@ def _level(drop: DropEvidence) -> str:
     over = "" if drop.candidates == 1 else f"; 95 % over {drop.candidates} candidates"
     if drop.groups is None:
         return over
-    few = f", fewer than the {MIN_GROUPS} that an interval takes" if drop.groups < MIN_GROUPS else ""
+    few = f", fewer than the {MIN_GROUPS} that an interval needs" if drop.groups < MIN_GROUPS else ""
     return f"{over}; {drop.images:,} images in {drop.groups:,} groups{few}"
 
 
@@ -212,10 +213,10 @@ def _speed_gate(speedup: Ratio | None, needed: float) -> Gate:
         return Gate(
             name="speedup",
             passed=False,
-            reason=f"was not timed beside dense on the serving machine; {needed:g} times dense's best is needed",
+            reason=f"was not timed with dense on the serving machine; {needed:g} times dense's best is needed",
         )
     lower_end = _round_down(speedup.low, 2)
-    needs = f"min_speedup {lower_end:g}" if lower_end > 0 else ""  # params.yaml takes none that is not positive
+    needs = f"min_speedup {lower_end:g}" if lower_end > 0 else ""  # params.yaml accepts positive values only
     interval = f"{speedup.low:.2f} to {speedup.high:.2f}" if math.isfinite(speedup.high) else "interval not known"
     subject = f"speed over dense's best float {speedup.value:.2f} times ({interval})"
     if speedup.low >= needed:
@@ -234,7 +235,7 @@ def _share(name: str, subject: str, value: float, needed: float, key: str) -> Ga
 def _at_least(name: str, subject: str, value: float, needed: float, unit: str, needs: str) -> Gate:
     passed = value >= needed
     compared = "at least" if passed else "less than"
-    # As many decimals as it takes to tell a value just below the limit from the limit.
+    # As many decimals as distinguish a value just below the limit from the limit.
     decimals = next((count for count in (1, 2, 3) if passed == (round(value, count) >= needed)), 4)
     reason = f"{subject} {value:.{decimals}f}{unit}, {compared} {needed:g}{unit}"
     return Gate(name=name, passed=passed, reason=reason, needs="" if passed else needs)

@@ -29,7 +29,7 @@ class ValidationImages:
     labels_V: NDArray[np.int64]
     """-1 where there is no label."""
     dense_V: NDArray[np.int64]
-    """The answers of dense."""
+    """The predictions of dense."""
     classes: Sequence[str]
     groups_V: NDArray[np.int64] | None = None
 
@@ -55,7 +55,7 @@ def selection_warnings(
     elif count < FEW_LABELS:
         warnings.append(
             f"only {count} labelled validation images: the loss is also bounded by the share of all {len(labels_V)} "
-            "validation images, labelled or not, whose answer changes"
+            "validation images, labelled or not, whose prediction changes"
         )
     if (groups := image_groups(images.labelled_groups)) and groups.groups < FEW_GROUPS:
         warnings.append(_groups_warning(count, groups))
@@ -75,7 +75,7 @@ def selection_warnings(
 
 
 def _groups_warning(count: int, groups: ImageGroups) -> str:
-    start = f"{count} labelled validation images lie in {groups.groups} groups, and images of a group are alike"
+    start = f"{count} labelled validation images are in {groups.groups} groups, and images of a group are similar"
     if groups.too_few:
         return (
             f"{start}: with fewer than {MIN_GROUPS} groups no interval can be computed, and no drop is shown to be "
@@ -100,7 +100,7 @@ def describe_overflow(unsafe: Sequence[str]) -> str:
     settings = " ".join(f"-S candidates.{name}.overflow_safe=true" for name in unsafe)
     return (
         f"the serving processor has no VNNI: sums of int8 products saturate there, so {', '.join(unsafe)} may "
-        f"answer worse than elsewhere. Weights in 7 bits avoid that: winnow run {settings}"
+        f"be less accurate than elsewhere. Weights in 7 bits avoid that: winnow run {settings}"
     )
 
 
@@ -184,7 +184,7 @@ def _unreachable_gates(config: Config, dense: DropEvidence, images: ValidationIm
     rarest = min(range(len(images.classes)), key=lambda at: (support[at] == 0, support[at], at))
     name = images.classes[rarest]
     bound = f"reaches {by_labels:.1f} points, more than the {allowed:g} allowed" if len(labels) else "is not known"
-    fallback = "; dense's answers replace labels" if upper_end <= allowed else ""
+    fallback = "; dense's predictions replace labels" if upper_end <= allowed else ""
     hint = ""
     if upper_end > allowed:
         hint = f", or set promotion.gates.max_macro_f1_drop_points to at least {_least_allowance(upper_end):g}"

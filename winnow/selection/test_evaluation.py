@@ -3,7 +3,7 @@
 The winner is measured as on validation: in the runtime, precision and batch that serve it
 (winnow/benchmark/deployed_logits.py), against the stronger of dense and dense-kd, which `select` recorded. Where the
 intervals of top-1 on the test split and on validation do not overlap, the difference is more than chance:
-`disagreements` says so, and the user sees it first.
+`disagreements` holds a warning, which is shown first.
 
 A refitted winner is measured as it is deployed, and beside it the selected file (test/selected_*): only that one has a
 figure on validation to compare with.
@@ -136,7 +136,7 @@ def _never_recognised(
             warnings.append(
                 f"class {class_name!r} has a recall of 0 %: {name} recognises none of its "
                 f"{' and none of its '.join(unrecognised)} images. Add images of it, or do not rely "
-                "on answers where it may occur"
+                "on predictions where it may occur"
             )
     return warnings
 
@@ -144,7 +144,7 @@ def _never_recognised(
 def _winner_answers(
     artifacts: Path, winner: str, selection: SelectionDetails, images: ImageSet
 ) -> dict[str, DeployedPredictions]:
-    """Return the deployed file's answers and, where that is a refit, those of the selected file."""
+    """Return the predictions of the deployed file and, if that is a refit, those of the selected file."""
     selected = deployed_predictions(artifacts, winner, selection, images)
     folder = deployed_folder(artifacts, winner)
     if folder == artifacts / "candidates" / winner:
@@ -153,7 +153,7 @@ def _winner_answers(
 
 
 def _file_answers(artifacts: Path, name: str, images: ImageSet) -> DeployedPredictions:
-    """Return the answers of dense or dense-kd in ONNX Runtime, as on validation: these references do not serve."""
+    """Return the predictions of dense or dense-kd in ONNX Runtime, as on validation: these references do not serve."""
     folder = artifacts / "candidates" / name
     return DeployedPredictions(
         IN_ONNX_RUNTIME,

@@ -127,7 +127,7 @@ def plan_servers(
     else:
         environment = {
             "PREFECT_SERVER_API_AUTH_STRING": passwords.auth_string(password),
-            # The page asks port 4200 unless told where its own server is.
+            # The page uses port 4200 unless the address of its own server is set.
             "PREFECT_SERVER_UI_API_URL": f"{pages['prefect']}/api",
         }
         command = module_command("winnow.servers.prefect_server", HOST, str(ports["prefect"]))

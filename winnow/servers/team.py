@@ -1,7 +1,7 @@
 """`winnow team`: a team's servers on one machine, until Ctrl-C: PostgreSQL, S3, MLflow with accounts, Prefect.
 
 mlflow/team.yaml lists the programs and their settings. This module fills in addresses and passwords, creates databases
-and accounts on the first start, and keeps the four running. All their data lies in one folder; so do the passwords, and
+and accounts on the first start, and keeps the four running. All their data is in one folder; so are the passwords, and
 three files for users' shells (reader.env, engineer.env, admin.env), which only their owner may read.
 """
 
@@ -117,7 +117,7 @@ def _program(name: str, planned: Mapping[str, Any], values: Mapping[str, str]) -
 
 
 def _fill(value: Any, values: Mapping[str, str]) -> Any:
-    """Return the value with every {word} in its texts filled in."""
+    """Return the value with every {placeholder} in its texts filled in."""
     if isinstance(value, str):
         return value.format_map(values)
     if isinstance(value, list):

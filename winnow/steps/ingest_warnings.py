@@ -47,7 +47,7 @@ def data_warnings(
         least_loss = smallest_upper_end(available, groups_N=groups_N)
         warnings.append(
             f"only {available} labelled validation images{in_groups}, fewer than {FEW_LABELS}: intervals are wide; "
-            f"even for a file that changes no answer, labels alone show only a loss below {least_loss:.1f} points"
+            f"even for a file that changes no prediction, labels alone only show a loss below {least_loss:.1f} points"
         )
     return warnings
 

@@ -87,7 +87,7 @@ def test_the_command_writes_a_table_and_a_plot(
     assert "layers.csv" in output
     with pytest.raises(ConfigError, match=r"dense-int8: no candidate of that name has a weights\.safetensors"):
         run_sensitivity(ProjectPaths(tmp_path), tiny_config, "dense-int8", 0.5)
-    with pytest.raises(ConfigError, match="lies between 0 and 1"):
+    with pytest.raises(ConfigError, match="is between 0 and 1"):
         run_sensitivity(ProjectPaths(tmp_path), tiny_config, "dense", 1.5)
 
 

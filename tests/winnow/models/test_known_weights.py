@@ -163,7 +163,7 @@ def test_without_network_the_error_says_where_to_put_the_file(hub: Path, tmp_pat
 
 
 def test_an_unknown_tag_is_refused_with_close_names(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"knows no such weights; close: resnet18\.a1_in1k"):
+    with pytest.raises(ConfigError, match=r"has no such weights; similar names: resnet18\.a1_in1k"):
         find_weights("timm:resnet18.nonsense", "", tmp_path)
 
 

@@ -184,8 +184,10 @@ def _text_of(html: str) -> str:
 
 def test_a_gain_of_few_seeds_is_called_a_hint(html: str) -> None:
     words = PageParser(html).words
-    gain = "Fine-tuning what rotnet pretrained instead of random weights: +17.5 points of top-1"
-    assert f"{gain} (95 % interval −14.3 to +49.3, 2 label seeds). Fewer than 5 seeds: take it as a hint." in words
+    gain = "Fine-tuning after pretraining by rotnet instead of from random weights: +17.5 points of top-1"
+    assert (
+        f"{gain} (95 % interval −14.3 to +49.3, 2 label seeds). These are fewer than 5 seeds, so it is a hint." in words
+    )
     assert "own weights" not in words
 
 
@@ -214,7 +216,7 @@ def test_without_pretraining_no_gain_is_shown(run_records: RunRecords) -> None:
     )
     without_pretraining = replace(replace_dense(run_records, {"gain": None, "pretrained": []}), pretrain=pretrained)
     words = PageParser(render_run_page(without_pretraining, TEST_RESULT)).words
-    assert "Nothing was pretrained: dense starts from random weights." in words
+    assert "There was no pretraining: dense started from random weights." in words
     assert "instead of random" not in words
 
 
@@ -228,8 +230,8 @@ def test_the_page_without_a_winner(tiny_data: Path, tmp_path: Path) -> None:
     words = PageParser(render_run_page(run_records, TestResult("0123abcd", dense_metrics))).words
     assert "Nothing is proposed for production" in words
     assert "No candidate passes every gate; the nearest is dense-int8, which fails speed-up" in words
-    assert "The nearest candidate, dense-int8, beside dense:" in words
-    assert "dense has 90.0 % right; as no candidate is proposed, no other was evaluated" in words
+    assert "The nearest candidate, dense-int8, compared with dense:" in words
+    assert "dense is correct on 90.0 %; no candidate is proposed, so no other was evaluated" in words
 
 
 def test_a_run_without_validation_labels(tiny_data: Path, tmp_path: Path) -> None:
@@ -241,7 +243,8 @@ def test_a_run_without_validation_labels(tiny_data: Path, tmp_path: Path) -> Non
     run_records = select_and_read(build(data, tmp_path / "artifacts"))
     outline = PageParser(render_run_page(run_records, TestResult("none", {"test/images": 0.0})))
     assert (
-        "gives the same answer on 100.0 % of 60 validation images of tiny <shapes>; none has a label" in outline.words
+        "predicts the same class on 100.0 % of 60 validation images of tiny <shapes>; none of them has a label"
+        in outline.words
     )
     assert "There is no labelled test image" in outline.words
     assert "nan" not in outline.words
@@ -265,11 +268,11 @@ def test_few_labels_are_supplemented_by_agreement_and_cross_validation(tiny_data
         render_run_page(replace(run_records, candidates={**run_records.candidates, "dense": dense}), TEST_RESULT)
     ).words
     assert (
-        "Agreement bounds the loss to 10.0 points (95 % over 5 candidates): it gives the same answer as dense on "
+        "Agreement bounds the loss to 10.0 points (95 % over 5 candidates): it predicts the same class as dense on "
         "100.0 % of 60 validation images, 48 of" in words
     )
-    assert "each of all 42 labels answered by one of 5 networks that had not seen it: top-1 90.0 %" in words
-    assert "its 12 validation labels alone say little" in words
+    assert "each of all 42 labels predicted by one of 5 networks that were not trained on it: top-1 90.0 %" in words
+    assert "its 12 validation labels alone are too few" in words
 
 
 def test_a_winner_can_be_larger_slower_and_better(tiny_data: Path, tmp_path: Path) -> None:
@@ -291,9 +294,9 @@ def test_a_refused_candidate_is_shown(tiny_data: Path, tmp_path: Path) -> None:
     refused = RefusedCase(**asdict(case), agreement=0.913, needed=0.95, images=60)
     rewrite_details(artifacts / "benchmark", refused=[refused])
     html = render_run_page(select_and_read(artifacts), TEST_RESULT)
-    assert "dense-int8 not timed: its answers differ there" in _text_of(html)
+    assert "dense-int8 not timed: its predictions differ there" in _text_of(html)
     refusal = (
-        "dense-int8 on ONNX Runtime int8 was refused: its answers agree with the file's own on 91.3 %, needed 95 %"
+        "dense-int8 on ONNX Runtime int8 was refused: its predictions agree with the file's own on 91.3 %, needed 95 %"
     )
     assert refusal in PageParser(html).words
 

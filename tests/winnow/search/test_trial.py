@@ -271,8 +271,8 @@ def test_an_unconfirmed_choice_is_not_replaced_by_the_next(context: SearchContex
     assert [row.marks for row in rows] == [("not confirmed",), ()]
     assert not any(row.chosen for row in rows)
     text = describe_verdict(rows, progress, make_config())
-    assert "Trial 0 (student at width 0.5) was chosen, but the confirming half of validation does not" in text
-    assert "exceeds 10. No other trial is chosen instead" in text
+    assert "Trial 0 (student at width 0.5) was selected, but the confirming half of validation does not" in text
+    assert "exceeds 10. No other trial is selected instead" in text
     # A resumed search that chooses another trial widens its interval, since one was checked before.
     write_wrong_logits(context, 0, "chooses")
     rows = front_rows(progress, tolerant_context)

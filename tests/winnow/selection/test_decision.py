@@ -240,7 +240,9 @@ def test_differences_within_noise_do_not_decide() -> None:
     assert decide(DENSE, candidates, POLICY).winner == "quick"  # 3 % faster, which is shown
     decision = decide(DENSE, candidates, POLICY, error=0.05)  # but within the measurement error of this run
     assert decision.winner == "exact"
-    expected = "exact loses least of those that are not shown to be slower than the fastest of the 3 candidates"
+    expected = (
+        "exact loses least accuracy of those that are not significantly slower than the fastest of the 3 candidates"
+    )
     assert decision.why.startswith(expected)
     assert "0.2 points at 1 ms, where quick loses 0.9 at 0.97 ms" in decision.why
     equal_drops = [replace(ms, drop=labelled_drop(0.2, -1.0, 1.5)) for ms in candidates]
@@ -291,7 +293,7 @@ def test_an_untimed_candidate_gets_no_suggested_gate() -> None:
 def test_no_candidates_give_no_winner() -> None:
     decision = decide(DENSE, [], POLICY)
     assert (decision.winner, decision.verdicts, decision.front) == (None, (), ("dense",))
-    assert "nothing to choose" in decision.why
+    assert "nothing to select" in decision.why
 
 
 def test_the_front_keeps_equals_and_excludes_dominated_candidates() -> None:

@@ -232,7 +232,7 @@ def test_without_labels_predictions_decide(tiny_data: Path, tmp_path: Path) -> N
     assert record.details.drops["student"].labelled is None
     assert record.details.controls == []
     assert record.details.winner == "pruned-int8"
-    assert "no label; answers differ on 5.0 %" in gates_by_name(record, "student")["drop"].reason
+    assert "no label; predictions differ on 5.0 %" in gates_by_name(record, "student")["drop"].reason
     assert not gates_by_name(record, "student")["drop"].passed
     assert not gates_by_name(record, "student-alone")["agreement"].passed
     assert any("no validation image has a label" in warning for warning in record.warnings)
@@ -308,12 +308,15 @@ def test_unlabelled_images_show_what_few_labels_cannot(tiny_data: Path, tmp_path
     np.save(data / "labels.npy", labels)
     record = run(build(data, tmp_path / "artifacts"))
     reason = gates_by_name(record, "pruned-int8")["drop"].reason
-    assert "answers differ on 0.0 % of the images, at most 10.0 %, so no more; 95 % over 5 candidates" in reason
+    assert (
+        "predictions differ on 0.0 % of the images, at most 10.0 %, which bounds the drop; 95 % over 5 candidates"
+        in reason
+    )
     assert record.details.winner == "pruned-int8"
     assert any(text.startswith("only 12 labelled validation images: the loss is also") for text in record.warnings)
     warning = next(text for text in record.warnings if text.startswith("labels cannot show that macro F1 is preserved"))
     assert "12 labelled validation images, 4 of class" in warning
-    assert "with the reference's answers as truth" in gates_by_name(record, "pruned-int8")["macro-f1"].reason
+    assert "with the reference's predictions as truth" in gates_by_name(record, "pruned-int8")["macro-f1"].reason
 
 
 def write_target(artifacts: Path, fastest: str, **changes: Any) -> Path:
