@@ -2,7 +2,7 @@
 
 With `promotion.approval` the run suspends, which needs no process, and its page in Prefect shows a form with a link to
 the report. Once answered, the run resumes: its body runs again from the beginning, so it looks for the answer first.
-A run that times out fails in Prefect; the next run records that there was no answer.
+A run that times out fails in Prefect; the next run records that there was no decision.
 """
 
 from __future__ import annotations

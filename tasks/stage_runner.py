@@ -63,7 +63,7 @@ class StageResult(TypedDict):
 
 
 def can_be_retried(_task: Any, _run: Any, state: Any) -> bool:
-    """Return whether a failed task is worth another try: its step died, or MLflow did not answer."""
+    """Return whether a failed task should be retried: its step died, or MLflow did not respond."""
     return isinstance(state.data, StageDied | StoreError)
 
 

@@ -154,7 +154,7 @@ def training_lines(paths: ProjectPaths) -> list[str]:
     deployed = RefitRecord.read(paths.artifacts / "refit").details.labels.deployed
     choosing, tested = (in_groups(count) for count in (labels.choosing_groups, test.get("test/groups")))
     lines = [
-        f"labels used: {labels.training:,} for training, {labels.choosing:,}{choosing} for choosing, "
+        f"labels used: {labels.training:,} for training, {labels.choosing:,}{choosing} for selection, "
         f"{test['test/images']:,.0f}{tested} for the test; {deployed:,} trained the model that is deployed",
         *_other_accuracy_lines(record, report),
     ]

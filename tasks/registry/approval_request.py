@@ -3,7 +3,7 @@
     asked      it won against the champion and waits for an answer, for `promotion.approval_hours`
     approved   it becomes champion, as long as the champion that it was compared with has not changed
     denied     it does not become champion; the reason is stored
-    expired    there was no answer in time; it does not become champion
+    expired    there was no decision in time; it does not become champion
     superseded another challenger came before the answer
 
 A version that was denied or has expired can still be approved (`winnow approve`); `winnow promote --replace` compares
@@ -43,7 +43,7 @@ class ApprovalRequest:
     form: str = ""
     """The id of the Prefect flow run that shows the form."""
     answer: str = ""
-    """Who answered, when and why, for users."""
+    """The decision for users: by whom, when and why."""
 
     @property
     def seconds_left(self) -> float:
@@ -78,7 +78,7 @@ def read_request(paths: ProjectPaths, model: str, version: ModelVersion) -> Appr
     request = parse_request(version)
     if request and request.state == "asked" and request.seconds_left == 0:
         asked = datetime.fromisoformat(request.asked).astimezone()
-        expired = replace(request, state="expired", answer=f"in time: nobody answered since {asked:%Y-%m-%d %H:%M %Z}")
+        expired = replace(request, state="expired", answer=f"in time: no decision since {asked:%Y-%m-%d %H:%M %Z}")
         _write(paths, model, version, expired)
         return expired
     return request

@@ -183,7 +183,7 @@ def _description(card: DeploymentCard) -> str:
             *warnings,
             f"**{name}** ({lineage}): {top1}{metrics['size/mb']:.2f} MB, "
             f"{labels.training} labels for training, {labels.choosing}{in_groups(labels.choosing_groups)} "
-            "for choosing.",
+            "for selection.",
             *refitted,
             *known,
             f"Serve with {describe_serving(card.serving)}. {markdown(card.why)}",

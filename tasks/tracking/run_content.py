@@ -199,7 +199,7 @@ def _details_lines(details: RecordModel) -> list[str]:
     return [
         f"- {' > '.join(details.lineage)}, {details.method}, {details.precision}",
         f"- labels used: {labels.training} for training, {labels.choosing}{in_groups(labels.choosing_groups)} "
-        "for choosing",
+        "for selection",
     ]
 
 

@@ -102,8 +102,8 @@ def test_an_unanswered_request_expires(paths: ProjectPaths, config: Config, monk
     assert not promotion_state.is_up_to_date(paths, approval_config)  # so the next run records the expiry
     result = promote(paths, approval_config)
     assert result.waits is None
-    assert "not approved in time: nobody answered" in result.reasons[-1]
-    assert "nobody answered" in tag(paths, "1", "winnow.reason")
+    assert "not approved in time: no decision" in result.reasons[-1]
+    assert "no decision since" in tag(paths, "1", "winnow.reason")
     assert aliases(paths) == {"challenger": "1"}
     assert promotion_state.is_up_to_date(paths, approval_config)
     # A late decision is accepted, too.
@@ -241,7 +241,7 @@ def test_an_unanswered_form_expires(running: RunningProject) -> None:
     assert "never resumed" in running.wait(run, "Failed")["state"]["message"]
     next_run_id = running.schedule("promote/photos")
     running.wait(next_run_id, "Completed")
-    assert "nobody answered" in running.artifacts(next_run_id)["promotion"]
+    assert "no decision since" in running.artifacts(next_run_id)["promotion"]
 
 
 @pytest.mark.services

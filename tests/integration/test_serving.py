@@ -189,7 +189,7 @@ def test_requests_beyond_the_limits_get_an_error(serve: Callable) -> None:
         assert statuses == [503] * 5 + [504] * 3
         assert {response.headers.get("Retry-After") for response in responses if response.status_code == 503} == {"1"}
         assert {response.json()["detail"] for response in responses} <= {
-            "no answer within 2 s",
+            "no response within 2 s",
             "3 requests are waiting already",
         }
         for worker in workers:

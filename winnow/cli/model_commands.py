@@ -110,7 +110,7 @@ def _serving_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--allow-host",
     multiple=True,
     metavar="NAME",
-    help="A name or address by which clients call this server, beside 127.0.0.1 and localhost; * for any.",
+    help="A name or address by which clients call this server, in addition to 127.0.0.1 and localhost; * for any.",
 )
 @project_command
 def serve(paths: ProjectPaths, /, model: str, **settings: Any) -> int:

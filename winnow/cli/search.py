@@ -44,7 +44,7 @@ THIS_PROCESS = WorkerPool()
 
 
 def run_search(paths: ProjectPaths, config: Config, name: str, add: str, pool: WorkerPool = THIS_PROCESS) -> int:
-    """Search, print the front, and add the chosen candidates to params.yaml where `add` names them."""
+    """Search, print the front, and add the selected candidates to params.yaml where `add` names them."""
     check_names(config, name, add)
     _check_inputs(paths, config)
     artifacts, folder = paths.artifacts, paths.state_dir / "search" / name
@@ -74,7 +74,7 @@ def run_search(paths: ProjectPaths, config: Config, name: str, add: str, pool: W
         if add and chosen_trial is not None:
             _add_candidates(paths, context.candidates_of(chosen_trial.point, config.search.epochs, add))
         elif chosen_trial is not None:
-            console.print(f"winnow search --name {name} --add NAME adds the chosen candidates to params.yaml")
+            console.print(f"winnow search --name {name} --add NAME adds the selected candidates to params.yaml")
     return 0
 
 

@@ -31,7 +31,7 @@ from winnow.config import load_config
     metavar="ADDRESS",
     help="The address of a Dask scheduler, whose workers have this folder, too.",
 )
-@click.option("--add", default="", metavar="NAME", help="Add the chosen candidates to params.yaml under this name.")
+@click.option("--add", default="", metavar="NAME", help="Add the selected candidates to params.yaml under this name.")
 @project_command
 def search(paths: ProjectPaths, settings: tuple[str, ...], name: str, workers: int, scheduler: str, add: str) -> int:
     """Search for small, fast candidates within a budget.

@@ -52,7 +52,7 @@ def front_rows(progress: SearchProgress, context: SearchContext) -> list[FrontRo
 
 @dataclass(frozen=True)
 class _Comparison:
-    """The logits that trials are compared with, and the images that choose and confirm."""
+    """The logits that trials are compared with, and the images that select and confirm."""
 
     progress: SearchProgress
     context: SearchContext
@@ -63,13 +63,13 @@ class _Comparison:
     dense: NDArray[np.float32]
     """Logits (V, C) of dense."""
     choosing_V: NDArray[np.bool_]
-    """True for validation images of the half that chooses."""
+    """True for validation images of the half that selects."""
 
     def _answers(self, point: TrialPoint) -> NDArray[np.float32]:
         return load_trial_logits(self.context, self.finished[point.number].folder, self.images)
 
     def fits(self, point: TrialPoint) -> bool:
-        """Return whether a trial is cheaper than dense and passes the accuracy gate on the choosing half."""
+        """Return whether a trial is cheaper than dense and passes the accuracy gate on the selecting half."""
         if point.cost >= self.progress.dense_cost:
             return False
         drop = measure_drop(self.reference, self._answers(point), self.images, self.choosing_V)

@@ -1,4 +1,4 @@
-"""Measure what a file costs by the objective: time per call or image, bytes, or energy, measured beside dense."""
+"""Measure the cost of a file by the objective: time per call or image, bytes or energy, measured with dense."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class CostMeasurer:
             return measure_peaks()
 
     def check_answers(self, folder: Path, precision: Precision, images: ImageSet) -> None:
-        """Raise ArtifactError where the runtime's answers differ from those of the file in ONNX Runtime."""
+        """Raise ArtifactError where the runtime's predictions differ from those of the file in ONNX Runtime."""
         if self.settings.objective == "size":
             return
         predict, (pixels_NHWC, file_answers) = (
@@ -93,7 +93,7 @@ class CostMeasurer:
     def answers(self, folder: Path, precision: Precision, images: ImageSet) -> NDArray[np.float32]:
         """Return the logits (V, C) of all validation images in the runtime, precision and batch of the cost.
 
-        Where the cost is the file's size, the file answers in ONNX Runtime.
+        Where the cost is the file's size, the file is evaluated in ONNX Runtime.
         """
         if self.settings.objective == "size":
             return load_logits(folder, images)

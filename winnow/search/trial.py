@@ -88,7 +88,7 @@ class TrialEvaluation:
     """The figures of a chain after the short or the full training."""
 
     drop: float
-    """Points lost against the better of dense and dense-kd, on the half of validation that chooses; changed answers in
+    """Points lost against the better of dense and dense-kd, on the selecting half of validation; changed predictions in
     percent where there is no label.
     """
     high: float

@@ -1,4 +1,4 @@
-"""Compare a trial's answers with the better of dense and dense-kd, on a part of the validation images.
+"""Compare a trial's predictions with the better of dense and dense-kd, on a part of the validation images.
 
 A search tries dozens of candidates, so one half of validation chooses and the other confirms (winnow/data/splits.py).
 """
@@ -31,7 +31,7 @@ def reference_logits(references: Mapping[str, Path], images: ImageSet) -> NDArra
 def points_lost(
     reference_VC: NDArray[np.float32], answers_VC: NDArray[np.float32], images: ImageSet, part_V: NDArray[np.bool_]
 ) -> Drop:
-    """Return the points of top-1 lost on these validation images; without labels, the share of changed answers, %."""
+    """Return the points of top-1 lost on these images; without labels, the share of changed predictions in percent."""
     drop = measure_drop(reference_VC, answers_VC, images, part_V)
     return drop.labelled or drop.answers
 

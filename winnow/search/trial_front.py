@@ -16,7 +16,7 @@ class TrialPoint:
 
     number: int
     drop: float
-    """Points of top-1 below the better of dense and dense-kd; changed answers in percent where there is no label."""
+    """Points of top-1 below the better of dense and dense-kd; changed predictions in percent without labels."""
     cost: float
     """ms, MB, mJ, or seconds per image."""
 

@@ -140,7 +140,7 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
         return self.model(pixels_NHWC if pixels_NHWC.ndim == 4 else pixels_NHWC[None])
 
     def encode_response(self, probabilities_C: np.ndarray) -> dict[str, Any]:
-        """Return the answer to one request."""
+        """Return the response to one request."""
         classes = self.model.card.classes
         top = min(self.settings.top, len(classes))
         return {

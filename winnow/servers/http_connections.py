@@ -4,7 +4,7 @@
 
 uvicorn waits for ever for the rest of a header, and for a body that nothing reads. Here a header has `header_timeout`
 seconds from its first byte, as an idle connection has for the next one; a whole request has a second more than
-`timeout`, within which its answer was due anyway; a client that does not read its answer is disconnected. Bytes that
+`timeout`, within which its answer was due anyway; a client that does not read its response is disconnected. Bytes that
 are neither a complete header nor part of a body (endless headers, trailers) end the connection as well.
 
 One address may hold half of `max_connections`, and all addresses together `max_connections`. Beyond that the connection
@@ -134,7 +134,7 @@ class TimedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """End the body's deadline; the answer's is set elsewhere (winnow/servers/http_limits.py)."""
+        """End the body's deadline; that of the response is set elsewhere (winnow/servers/http_limits.py)."""
         self._is_request_whole = True
         self._unparsed = 0
         super().on_message_complete()
@@ -151,13 +151,13 @@ class TimedProtocol(HttpToolsProtocol):
             self._expect_header()
 
     def pause_writing(self) -> None:
-        """Start the deadline for a client that does not read its answer."""
+        """Start the deadline for a client that does not read its response."""
         super().pause_writing()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(self.settings.timeout, self.cut_off)
 
     def resume_writing(self) -> None:
-        """End the deadline of the answer."""
+        """End the deadline of the response."""
         super().resume_writing()
         if self._write_timer is not None:
             self._write_timer.cancel()

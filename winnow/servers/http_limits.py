@@ -32,12 +32,12 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 ANY = "*"
 SHARE_KEY = "winnow.held"
 CLIENT_CLOSED = 499
-"""The status counted where a client left before its answer, as nginx counts it."""
+"""The status counted where a client left before its response, as nginx counts it."""
 ANSWERS = Counter("winnow_requests", "Requests by status.", ["status"])
-WAITING = Gauge("winnow_waiting", "Requests that are being read or answered.")
+WAITING = Gauge("winnow_waiting", "Requests that are being read or processed.")
 SECONDS = Histogram(
     "winnow_seconds",
-    "From the first byte of a request to the last of its answer.",
+    "From the first byte of a request to the last of its response.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 
@@ -91,7 +91,7 @@ def share_of(request: Request) -> RequestShare:
 
 
 class Limits:
-    """ASGI middleware that limits host names, requests and their time, and counts the answers.
+    """ASGI middleware that limits host names, requests and their time, and counts the responses.
 
     `path`: where requests wait for the model. `prepare`: called before the first request.
     """
@@ -154,7 +154,7 @@ class Limits:
                 await asyncio.wait_for(self.app(scope, receive, send_and_note), settings.timeout)
         except TimeoutError:
             if not status:
-                text = f"no answer within {settings.timeout:g} s"
+                text = f"no response within {settings.timeout:g} s"
                 await JSONResponse({"detail": text}, 504)(scope, receive, send_and_note)
         except ClientDisconnect:
             status = CLIENT_CLOSED

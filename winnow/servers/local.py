@@ -172,7 +172,7 @@ def _check_name(paths: ProjectPaths) -> None:
 
 
 def _check_mlflow(paths: ProjectPaths) -> None:
-    """Raise StoreError now, rather than during a scheduled run, where MLflow does not answer or denies this account."""
+    """Raise StoreError now, not only during a scheduled run, if MLflow does not respond or denies this account."""
     from tasks.tracking.mlflow_client import convert_errors, experiment_id
 
     with convert_errors(paths, hint=""):

@@ -230,7 +230,8 @@ def benchmark_warnings(outcome: BenchmarkResult, best_rows: Mapping[str, BestRow
     """Return warnings of files that could not be timed, PyTorch that did not compile, and imprecise times."""
     refused = sorted({(row.candidate, row.runtime, row.precision) for row in outcome.refused})
     warnings = [
-        f"{name} on {runtime} {precision} was not timed: its answers differ from the file's own (see details.refused)"
+        f"{name} on {runtime} {precision} was not timed: its predictions differ from those of the file "
+        "(see details.refused)"
         for name, runtime, precision in refused
     ]
     not_compiled = [row for row in outcome.absent if row.runtime in PYTORCH_RUNTIMES]

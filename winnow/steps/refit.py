@@ -1,10 +1,11 @@
 """Step 7: train the winner once more, on training and validation labels, before it is deployed.
 
 Validation labels choose, and the chosen model has learned nothing from them. Where labels are few that is a fifth of
-the labelled images. So the chosen settings are trained again on all of them, as scikit-learn's GridSearchCV(refit=True)
-does (winnow/refit/training.py). The refitted file is accepted only if it computes what the measured file computes and
-agrees with it (winnow/refit/acceptance.py); otherwise the selected file is deployed, with the reason. The figures of
-the run stay those of the selected file: on validation images those of the refitted one would be too good.
+the labelled images. So the selected settings are trained again on all of them, as scikit-learn's
+GridSearchCV(refit=True) does (winnow/refit/training.py). The refitted file is accepted only if it computes what the
+measured file computes and agrees with it (winnow/refit/acceptance.py); otherwise the selected file is deployed, with
+the reason. The figures of the run stay those of the selected file: on validation images those of the refitted one would
+be too good.
 
 The test split is not read, and neither are times: a new benchmark with the same winner trains nothing again.
 """
@@ -155,7 +156,7 @@ def _labels(dense: CandidateRecord, refitted: int) -> RefitLabels:
 
 
 def _describe_outcome(winner: str, attempt: RefitAttempt | None, labels: RefitLabels) -> str:
-    """Return the result of the attempt, for people."""
+    """Return the result of the attempt, for users."""
     assert attempt is not None
     if attempt.refusal:
         return (
@@ -165,7 +166,7 @@ def _describe_outcome(winner: str, attempt: RefitAttempt | None, labels: RefitLa
     assert check is not None
     return (
         f"{winner} was refitted on {labels.deployed:,} labels, {labels.training:,} of training and "
-        f"{labels.choosing:,} of validation: the same answer as before on {check.agreement * 100:.1f} % of "
+        f"{labels.choosing:,} of validation: the same prediction as before on {check.agreement * 100:.1f} % of "
         f"{check.images:,} {check.kind} (kappa {check.kappa:.2f})"
     )
 

@@ -2,8 +2,8 @@
 
 Drops, of top-1 and of macro F1, are paired on the labelled validation images, against `dense` or its control
 `dense-kd`, whichever is better there: a candidate must not win by having been trained longer. Their intervals hold
-simultaneously for all candidates that compete (winnow/selection/decision.py). Changed answers are counted on every
-validation image, labelled or not, and so is agreement, which is with `dense`. All are of the file's answers in the
+simultaneously for all candidates that compete (winnow/selection/decision.py). Changed predictions are counted on every
+validation image, labelled or not, and so is agreement, which is with `dense`. All are of the file's predictions in the
 runtime and precision where it is fastest, since that is what will serve: OpenVINO's bf16 is another model than the
 float file in ONNX Runtime. Speed comes from the benchmark, and only if that ran on this machine, with these very files:
 a gate uses figures of one machine.
@@ -95,7 +95,7 @@ class _Run:
 
     @cached_property
     def correct(self) -> dict[str, NDArray[np.bool_]]:
-        """Return which labelled images each file answers correctly in ONNX Runtime; empty without labels."""
+        """Return which labelled images each file classifies correctly in ONNX Runtime; empty without labels."""
         return correct_predictions(self.logits, self.images)
 
     @cached_property
@@ -105,7 +105,7 @@ class _Run:
 
     @cached_property
     def validation(self) -> ValidationImages:
-        """Return the labels, dense's answers and the groups of the validation images."""
+        """Return the labels, dense's predictions and the groups of the validation images."""
         indices_V = self.images.indices(VALIDATION)
         dense_V = self.logits[ROOT].argmax(1).astype(np.int64)
         groups_V = self.images.groups_N[indices_V]
@@ -115,7 +115,7 @@ class _Run:
 def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: Path, root: Path) -> SelectionRecord:
     """Judge every candidate by `config.promotion` and write the decision to `out`.
 
-    `root`: the project's folder, in which `benchmark.target` is looked for.
+    `root`: the project's folder, in which `benchmark.target` is searched.
     """
     policy = config.promotion
     images = load_images(data)

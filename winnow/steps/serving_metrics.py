@@ -99,7 +99,7 @@ def unmeasured_warnings(speeds: ServingSpeeds, benchmark: Path, names: Sequence[
     return [
         f"top-1, drop, macro F1 and agreement of {name} are of its file in ONNX Runtime: it will serve in "
         f"{row.runtime} {row.precision} on {speeds.machine.cpu}, and the benchmark of this machine has no "
-        "answers in that"
+        "predictions in that"
         for name, row in rows.items()
         if row is not None and speeds.is_target and not (benchmark / benchmark_logits_file(row)).is_file()
     ]

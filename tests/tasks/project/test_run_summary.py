@@ -58,7 +58,7 @@ def test_labels_and_gain_are_reported(paths: ProjectPaths) -> None:
     labels, gain, *_ = training_lines(paths)
     assert (
         labels
-        == "labels used: 30 for training, 60 for choosing, 30 for the test; 30 trained the model that is deployed"
+        == "labels used: 30 for training, 60 for selection, 30 for the test; 30 trained the model that is deployed"
     )
     assert gain.startswith("pretrained against from scratch, same labels and steps: +17.5 points")
     assert not any("torch.compile" in line for line in training_lines(paths))

@@ -49,5 +49,5 @@ def test_a_shown_gain_and_no_pretraining_need_no_advice() -> None:
 
 def test_advice_names_own_weights() -> None:
     advice = pretraining_advice(make_gain(-2.0, -4.0, arm="weights"), "rotnet", DATA)
-    assert advice.startswith("the weights of finetune.weights do not help here: finetune.weights: data/none starts")
+    assert advice.startswith("the weights of finetune.weights do not help here: finetune.weights: data/none turns")
     assert "pretrain.method" not in advice
