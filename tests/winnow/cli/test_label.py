@@ -216,7 +216,7 @@ def test_features_that_tell_nothing_are_said_to(project: Path, capsys: pytest.Ca
     count = len(load_images(project / "artifacts" / "data").labels_N)
     write_embeddings(project / "artifacts", configure(project), rng.normal(0, 1, (count, 12)))
     check(project)
-    assert "so many suspected errors mean that the features do not tell the classes apart" in capsys.readouterr().out
+    assert "so many suspected errors mean that the features do not separate the classes" in capsys.readouterr().out
 
 
 def test_nothing_to_check(project: Path) -> None:
