@@ -67,7 +67,7 @@ METRIC_GROUPS = {
     "pretrain": "Pretraining",
     "pretraining": "Gain by pretraining",
     "unlabelled": "Gain by images without labels",
-    "labels": "Labels",
+    "labels": "Label check",
     "quality": "Quality on the validation split",
     "delta": "Quality on the validation split",
     "cross_validation": "Cross-validation",
