@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tasks.project.paths import ProjectPaths
 from tasks.versioning import dvc_stages
+from tasks.versioning.integrity import read_lock
 from winnow.config import ROOT, Config
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.records import (
@@ -246,9 +245,7 @@ def test_tags(report: ReportDetails, warnings: Sequence[str]) -> dict[str, str]:
 
 def data_version(paths: ProjectPaths) -> str:
     """Return DVC's hash of artifacts/data, at most 36 characters for MLflow; the record's digest before DVC has one."""
-    try:
-        lock = yaml.safe_load((paths.root / "dvc.lock").read_text(encoding="utf-8"))
-        return str(lock["stages"]["ingest"]["outs"][0]["md5"])
-    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError):
-        folder = paths.artifacts / "data"
-        return record_digest(folder)[:36] if (folder / RECORD).is_file() else "unknown"
+    locked, folder = read_lock(paths.root).get("ingest"), paths.artifacts / "data"
+    if locked and locked.outs:
+        return locked.outs[0].md5
+    return record_digest(folder)[:36] if (folder / RECORD).is_file() else "unknown"

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import process_identity
 from tasks.versioning import integrity
@@ -109,7 +107,7 @@ def stale_stages(root: Path, config: Config) -> dict[str, list[str]]:
     for entry in integrity.find_damaged(ProjectPaths(root)):
         name = entry.path.relative_to(root)
         changes.setdefault(entry.stage, []).append(f"its output {name} is damaged: it was changed in place")
-    never_run = changes.keys() - _stages_in_lock(root) if changes else set()
+    never_run = changes.keys() - integrity.read_lock(root).keys() if changes else set()
     return propagate_changes(
         changes | {stage: ["it has not run yet", *_missing(changes[stage])] for stage in never_run}, config
     )
@@ -119,15 +117,6 @@ def _missing(changes: list[object]) -> list[str]:
     """Return the reasons about missing dependencies that are not outputs of other stages."""
     reasons = [reason for change in changes for reason in _reasons(change)]
     return [reason for reason in reasons if reason.endswith(": deleted") and "artifacts/" not in reason]
-
-
-def _stages_in_lock(root: Path) -> set[str]:
-    """Return the stages in dvc.lock, which have run here."""
-    try:
-        text = (root / "dvc.lock").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return set()
-    return set((yaml.safe_load(text) or {}).get("stages", {}))
 
 
 def propagate_changes(changes: Mapping[str, list[object]], config: Config) -> dict[str, list[str]]:

@@ -26,8 +26,6 @@ from winnow.errors import ArtifactError
 DIRECTORY = ".dir"
 """The suffix of objects that list the files of a folder."""
 
-"""[size, mtime_ns, inode] of an object whose content was verified."""
-
 
 class LockedOutput(BaseModel):
     """An output in dvc.lock; it has no MD5 where DVC does not cache it."""
@@ -122,13 +120,8 @@ def describe_damaged(paths: ProjectPaths, entries: Collection[CachedFile]) -> st
 
 def _entries(paths: ProjectPaths) -> Iterator[CachedFile]:
     """Yield all files of all outputs in dvc.lock, as far as the cache lists them."""
-    try:
-        text = (paths.root / "dvc.lock").read_text(encoding="utf-8")
-        lock = LockFile.model_validate(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {})
-    except (OSError, ValueError, yaml.YAMLError):  # missing, or invalid, which DVC reports
-        return
-    cache = _cache(paths) / "files" / "md5"
-    for stage, locked in lock.stages.items():
+    cache = read_cache_settings(paths.root)[0] / "files" / "md5"
+    for stage, locked in read_lock(paths.root).items():
         for out in locked.outs:
             if not out.md5:
                 continue
@@ -136,6 +129,27 @@ def _entries(paths: ProjectPaths) -> Iterator[CachedFile]:
             yield CachedFile(stage, out_path, object_path)
             for row in _listed(object_path) if out.md5.endswith(DIRECTORY) else ():
                 yield CachedFile(stage, out_path / row["relpath"], _object(cache, row["md5"]))
+
+
+def read_lock(root: Path) -> dict[str, LockedStage]:
+    """Return the stages in dvc.lock, which have run; {} where the file is missing, or invalid, which DVC reports."""
+    try:
+        text = (root / "dvc.lock").read_text(encoding="utf-8")
+        return LockFile.model_validate(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}).stages
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def read_cache_settings(root: Path) -> tuple[Path, list[str]]:
+    """Return the folder of DVC's cache, and the types of links by which DVC shares its files, the preferred first."""
+    settings, folder = configparser.ConfigParser(interpolation=None), root / ".dvc"
+    with contextlib.suppress(configparser.Error):  # DVC reports it
+        settings.read([folder / "config", folder / "config.local"], encoding="utf-8")
+    cache, kinds = (
+        settings.get("cache", key, fallback=default).strip("\"'")
+        for key, default in (("dir", "cache"), ("type", "reflink,copy"))
+    )
+    return folder / cache, [kind.strip() for kind in kinds.split(",")]
 
 
 def _listed(listing: Path) -> list[dict[str, str]]:
@@ -149,17 +163,6 @@ def _listed(listing: Path) -> list[dict[str, str]]:
 
 def _object(cache: Path, md5: str) -> Path:
     return cache / md5[:2] / md5[2:]
-
-
-def _cache(paths: ProjectPaths) -> Path:
-    """Return the folder of DVC's cache: cache.dir of its config, or .dvc/cache."""
-    settings = configparser.ConfigParser(interpolation=None)
-    try:
-        settings.read([paths.root / ".dvc" / name for name in ("config", "config.local")], encoding="utf-8")
-    except configparser.Error:
-        return paths.root / ".dvc" / "cache"
-    folder = settings.get("cache", "dir", fallback="").strip("\"'")
-    return (paths.root / ".dvc" / folder) if folder else paths.root / ".dvc" / "cache"
 
 
 def _fingerprint(path: Path) -> Fingerprint | None:

@@ -6,7 +6,6 @@ beside what each step took.
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import fcntl
 import json
@@ -30,7 +29,7 @@ from tasks.forecast.data_counts import Counts, Forecast, count_images
 from tasks.project import run_lock
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import PLAN, SavedPlan
-from tasks.versioning import dvc_stages
+from tasks.versioning import dvc_stages, integrity
 from winnow.cli.terminal import Terminal
 from winnow.config import Config
 from winnow.errors import WinnowError
@@ -199,10 +198,7 @@ def _show(forecasts: list[Forecast], counts: Counts, overhead: float, kind: str,
 
 def link_type(paths: ProjectPaths) -> str:
     """Return how DVC's cache shares files with artifacts/: reflink, hardlink or symlink; empty where it copies them."""
-    settings = configparser.ConfigParser()
-    settings.read([paths.root / ".dvc" / "config", paths.root / ".dvc" / "config.local"])
-    kinds = settings.get("cache", "type", fallback="reflink,copy")
-    cache = paths.root / ".dvc" / settings.get("cache", "dir", fallback="cache").strip('"')
+    cache, kinds = integrity.read_cache_settings(paths.root)
     if not cache.parent.is_dir():
         return ""
     with (
@@ -211,7 +207,7 @@ def link_type(paths: ProjectPaths) -> str:
     ):
         source, target = Path(folder, "a"), Path(cache_folder, "b")
         source.write_bytes(b"winnow")
-        for kind in (kind.strip() for kind in kinds.strip('"').split(",")):
+        for kind in kinds:
             with contextlib.suppress(OSError):
                 if kind == "copy":
                     return ""
