@@ -66,7 +66,7 @@ def _set_up(paths: ProjectPaths) -> str:
     os.environ[PROJECT] = project  # a placeholder in both files
     _delete_renamed(paths, project)
     _make_pool(work_pool_name(project))
-    gpu_slots.create_limit(gpu_slots.GPU)
+    gpu_slots.create_limit()
     _automate(automation_prefix(project), [*_automations(paths), *_notifications(project)])
     result = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],

@@ -21,7 +21,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -121,7 +120,7 @@ def run_step(config: Config, paths: ProjectPaths, step: str, name: str) -> AnyRe
             shutil.rmtree(folder, ignore_errors=True)
     started = time.monotonic()
     with measure_peak_memory() as peak:
-        record = STEPS[step](config, paths, name, scratch)
+        record = _call(config, paths, step, name, scratch)
     seconds = time.monotonic() - started
     shutil.rmtree(scratch, ignore_errors=True)
     times: StepTimes = {
@@ -137,84 +136,53 @@ def run_step(config: Config, paths: ProjectPaths, step: str, name: str) -> AnyRe
     return record
 
 
-# Each step with its folders. Its function is imported here, so that a quick step does not wait for torch.
+STEPS = ("ingest", "embed", "pretrain", "finetune", "candidate", "benchmark", "select", "refit", "report")
 
 
-def _ingest(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
-    from winnow.steps.ingest import ingest
-
-    return ingest(config, paths.artifacts / "data", paths.state_dir)
-
-
-def _embed(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
-    from winnow.steps.embed import embed
-
-    return embed(config, paths.artifacts / "data", paths.artifacts / "embed", scratch, paths.weights)
-
-
-def _pretrain(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
-    from winnow.steps.pretrain import pretrain
-
+def _call(config: Config, paths: ProjectPaths, step: str, name: str, scratch: Path) -> AnyRecord:
+    """Call a step's function with its folders. It is imported here, so that a quick step does not wait for torch."""
     artifacts = paths.artifacts
-    return pretrain(config, artifacts / "data", artifacts / "pretrain", scratch, artifacts / "embed", paths.weights)
+    data, embedded, pretrained = artifacts / "data", artifacts / "embed", artifacts / "pretrain"
+    candidates, benchmarked = artifacts / "candidates", artifacts / "benchmark"
+    match step:
+        case "ingest":
+            from winnow.steps.ingest import ingest
 
+            return ingest(config, data, paths.state_dir)
+        case "embed":
+            from winnow.steps.embed import embed
 
-def _finetune(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
-    from winnow.steps.finetune import finetune
+            return embed(config, data, embedded, scratch, paths.weights)
+        case "pretrain":
+            from winnow.steps.pretrain import pretrain
 
-    artifacts = paths.artifacts
-    dense = artifacts / "candidates" / ROOT
-    return finetune(config, artifacts / "data", artifacts / "pretrain", dense, scratch, artifacts / "embed")
+            return pretrain(config, data, pretrained, scratch, embedded, paths.weights)
+        case "finetune":
+            from winnow.steps.finetune import finetune
 
+            return finetune(config, data, pretrained, candidates / ROOT, scratch, embedded)
+        case "candidate":
+            from winnow.steps.compress import CandidateFolders, compress
 
-def _compress(config: Config, paths: ProjectPaths, name: str, scratch: Path) -> AnyRecord:
-    from winnow.steps.compress import CandidateFolders, compress
+            folders = CandidateFolders(data, pretrained, candidates, scratch, paths.answers, embedded)
+            return compress(config, name, folders, candidates / name)
+        case "benchmark":
+            from winnow.steps.benchmark import benchmark
 
-    data, candidates = paths.artifacts / "data", paths.artifacts / "candidates"
-    artifacts = paths.artifacts
-    folders = CandidateFolders(data, artifacts / "pretrain", candidates, scratch, paths.answers, artifacts / "embed")
-    return compress(config, name, folders, candidates / name)
+            return benchmark(config, data, candidates, benchmarked)
+        case "select":
+            from winnow.steps.select import select
 
+            return select(config, data, candidates, benchmarked, artifacts / "select", paths.root)
+        case "refit":
+            from winnow.steps.refit import refit
 
-def _benchmark(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
-    from winnow.steps.benchmark import benchmark
+            return refit(config, artifacts, artifacts / "refit", scratch)
+        case "report":
+            from winnow.steps.report import report
 
-    artifacts = paths.artifacts
-    return benchmark(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark")
-
-
-def _select(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
-    from winnow.steps.select import select
-
-    artifacts = paths.artifacts
-    out = artifacts / "select"
-    return select(config, artifacts / "data", artifacts / "candidates", artifacts / "benchmark", out, paths.root)
-
-
-def _refit(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
-    from winnow.steps.refit import refit
-
-    return refit(config, paths.artifacts, paths.artifacts / "refit", scratch)
-
-
-def _report(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
-    from winnow.steps.report import report
-
-    return report(config, paths.artifacts, paths.test_readings, paths.artifacts / "report")
-
-
-STEPS: dict[str, Callable[[Config, ProjectPaths, str, Path], AnyRecord]] = {
-    "ingest": _ingest,
-    "embed": _embed,
-    "pretrain": _pretrain,
-    "finetune": _finetune,
-    "candidate": _compress,
-    "benchmark": _benchmark,
-    "select": _select,
-    "refit": _refit,
-    "report": _report,
-}
-"""(config, paths, name, checkpoints) -> record, by the name of the DVC stage."""
+            return report(config, artifacts, paths.test_readings, artifacts / "report")
+    raise AssertionError(step)
 
 
 def code_of(root: Path, step: str, section: object) -> list[Path]:

@@ -218,8 +218,9 @@ def log_drift(paths: ProjectPaths, config: Config, finding: DriftResult) -> str:
                     (*map(spreadsheet_cell, (file, name)), probability) for file, name, probability in finding.to_label
                 ]
                 csv.writer(list_file).writerows([("file", "predicted", "probability"), *rows])
-        details = mlflow_runs.RunDetails(metrics, params, tags, files=[list_path] if finding.to_label else [])
-        return mlflow_runs.log_separate_run(paths, config, "drift", details)
+        return mlflow_runs.log_separate_run(
+            paths, config, metrics, params, tags, files=[list_path] if finding.to_label else []
+        )
 
 
 def report_lines(finding: DriftResult, for_markdown: bool = False) -> list[str]:

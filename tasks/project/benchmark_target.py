@@ -62,21 +62,11 @@ def import_target(paths: ProjectPaths, config: Config, file: Path) -> tuple[Targ
 
 def serving_flags(paths: ProjectPaths, config: Config) -> Collection[str]:
     """Return the CPU flags of the machine that serves: benchmark.target, or this machine."""
-    measurements = read_benchmark_target(paths, config)
+    measurements = read_target(config, paths.root)
     return measurements.machine.flags if measurements else cpu_flags()
-
-
-def has_unknown_flags(measurements: TargetMeasurements) -> bool:
-    """Return True where the target's CPU flags are unknown."""
-    return not measurements.machine.flags
 
 
 def _why(measurements: TargetMeasurements, digest: str) -> str:
     """Return why a file has no times: its failures on the target, or that it was not measured there."""
     reasons = {refusal.reason for refusal in measurements.refused if refusal.sha256 == digest}
     return "; ".join(sorted(reasons)) or "it was not measured there"
-
-
-def read_benchmark_target(paths: ProjectPaths, config: Config) -> TargetMeasurements | None:
-    """Return the measurements of benchmark.target; None for this machine."""
-    return read_target(config, paths.root)

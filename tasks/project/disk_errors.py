@@ -55,7 +55,8 @@ def describe_disk_error(error: BaseException, root: Path) -> str | None:
         if number == errno.EROFS or READ_ONLY_TEXT.search(str(cause)):
             return f"{path} cannot be written: the disk is mounted read-only; winnow writes to {root}"
         if number in PERMISSION_ERRNOS and filename:
-            return f"{path}: {errno_text(number)}; check that this account can read it, and write to {root}"
+            reason = "operation not permitted" if number == errno.EPERM else "permission denied"
+            return f"{path}: {reason}; check that this account can read it, and write to {root}"
     return None
 
 
@@ -68,11 +69,6 @@ def _is_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS) or DISK_FULL_TEXT.search(
         str(error)
     ) is not None
-
-
-def errno_text(number: int | None) -> str:
-    """Return the text of an error number in `PERMISSION_ERRNOS`."""
-    return "operation not permitted" if number == errno.EPERM else "permission denied"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

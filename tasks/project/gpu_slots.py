@@ -26,37 +26,29 @@ def has_gpu() -> bool:
 
 @contextlib.contextmanager
 def gpu_slot() -> Iterator[None]:
-    """Wait for the GPU's slot and hold it; do nothing on a machine without GPU."""
+    """Wait for the GPU's slot and hold it; do nothing on a machine without GPU. A lost lease stops no training."""
     if not has_gpu():
         yield
         return
-    with slot(GPU):
-        yield
-
-
-@contextlib.contextmanager
-def slot(name: str) -> Iterator[None]:
-    """Hold one slot of a limit, which is created where it is missing. A lost lease does not stop the training."""
     from prefect.concurrency.sync import concurrency
 
-    create_limit(name)
-    with concurrency(name, occupy=1, lease_duration=LEASE_SECONDS, strict=True, raise_on_lease_renewal_failure=False):
+    create_limit()
+    with concurrency(GPU, occupy=1, lease_duration=LEASE_SECONDS, strict=True, raise_on_lease_renewal_failure=False):
         yield
 
 
-def create_limit(name: str, limit: int = 1) -> None:
-    """Create a concurrency limit, unless it exists."""
+def create_limit() -> None:
+    """Create this machine's limit of one job at a time, unless it exists."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 
     with get_client(sync_client=True) as client:
         try:
-            client.read_global_concurrency_limit_by_name(name)
+            client.read_global_concurrency_limit_by_name(GPU)
         except ObjectNotFound:
-            new_limit = GlobalConcurrencyLimitCreate(name=name, limit=limit)
             try:
-                client.create_global_concurrency_limit(new_limit)
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=1))
             except (ObjectAlreadyExists, PrefectHTTPStatusError):
                 # Another process may have created it meanwhile; otherwise this raises the reason.
-                client.read_global_concurrency_limit_by_name(name)
+                client.read_global_concurrency_limit_by_name(GPU)

@@ -6,10 +6,11 @@ separates the two; elsewhere the resident memory of this process is used.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -22,29 +23,26 @@ class PeakMemory:
     """The peak memory of this process and its children in MB (1e6 bytes)."""
 
     mb: float = 0.0
-    ended: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
 def measure_peak_memory(every: float = 0.5) -> Iterator[PeakMemory]:
     """Measure the peak memory of the block by sampling every `every` seconds; shorter peaks are missed."""
-    peak = PeakMemory()
-    watcher = threading.Thread(target=_watch, args=(peak, every), daemon=True)
+    peak, ended = PeakMemory(), threading.Event()
+
+    def watch() -> None:
+        is_last = False
+        while not is_last:
+            is_last = ended.wait(every)
+            peak.mb = max(peak.mb, sum(_memory_mb(pid) for pid in _family(os.getpid())))
+
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield peak
     finally:
-        peak.ended.set()
+        ended.set()
         watcher.join()
-
-
-def _watch(peak: PeakMemory, every: float) -> None:
-    own = psutil.Process().pid
-    while True:
-        ended = peak.ended.wait(every)
-        peak.mb = max(peak.mb, sum(_memory_mb(pid) for pid in _family(own)))
-        if ended:
-            return
 
 
 def _family(pid: int) -> Iterator[int]:
@@ -61,11 +59,7 @@ def _family(pid: int) -> Iterator[int]:
 
 def _memory_mb(pid: int) -> float:
     try:
-        text = (PROCESSES / str(pid) / "status").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return 0.0 if PROCESSES.is_dir() else psutil.Process(pid).memory_info().rss / 1e6
-    except ProcessLookupError:
+        memory = psutil.Process(pid).memory_info()
+    except psutil.NoSuchProcess:
         return 0.0
-    # A zombie process has no RssAnon line.
-    line = next((line for line in text.splitlines() if line.startswith("RssAnon")), "RssAnon: 0 kB")
-    return int(line.split()[1]) * 1024 / 1e6
+    return float(memory.rss - getattr(memory, "shared", 0)) / 1e6

@@ -73,8 +73,8 @@ def describe_current_run(paths: ProjectPaths) -> str:
     try:
         check_unlocked(paths)
     except ProjectLocked:
-        step = _step_of(paths)
-        return _message(paths) + (f", at step {step}" if step else "")
+        step = _read(paths.state_dir / "run.step")
+        return _message(paths) + (f", at step {step[1]}" if step and step[1] else "")
     return ""
 
 
@@ -82,15 +82,6 @@ def record_step(paths: ProjectPaths, step: str) -> None:
     """Record the current step of the run that holds the lock; "" between two steps."""
     with contextlib.suppress(OSError):  # only shown to users
         (paths.state_dir / "run.step").write_text(f"{process_identity(os.getpid())} {step}", encoding="utf-8")
-
-
-def _step_of(paths: ProjectPaths) -> str:
-    """Return the recorded step; "" where its process is gone."""
-    try:
-        process, _, step = (paths.state_dir / "run.step").read_text(encoding="utf-8").partition(" ")
-    except (OSError, UnicodeDecodeError):
-        return ""
-    return step if is_alive(process) else ""
 
 
 @contextlib.contextmanager
@@ -103,21 +94,17 @@ def lock_step(paths: ProjectPaths) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def lock_registry(paths: ProjectPaths) -> Iterator[None]:
+def lock_registry(paths: ProjectPaths) -> contextlib.AbstractContextManager[None]:
     """Wait for the lock on the registry and its local state, and hold it.
 
     A promotion, a rollback and an approval hold it for some seconds; unlike the run lock it is free during training.
     """
-    with _exclusive(paths.state_dir / "state.lock"):
-        yield
+    return _exclusive(paths.state_dir / "state.lock")
 
 
-@contextlib.contextmanager
-def lock_tracking(paths: ProjectPaths) -> Iterator[None]:
+def lock_tracking(paths: ProjectPaths) -> contextlib.AbstractContextManager[None]:
     """Wait for the lock on tracked.json, and hold it while the file is read and written."""
-    with _exclusive(paths.state_dir / "tracked.lock"):
-        yield
+    return _exclusive(paths.state_dir / "tracked.lock")
 
 
 @contextlib.contextmanager
@@ -145,7 +132,7 @@ def _take_alone(paths: ProjectPaths, lock: IO[str]) -> bool:
     """Take the lock exclusively, unless a `dvc repro` started by hand is between two of its steps."""
     if not _take(lock, fcntl.LOCK_EX):
         return False
-    if (holder := _holder(paths)) and holder[0] != process_identity(os.getpid()):
+    if (holder := _read(_file_of(paths))) and holder[0] != process_identity(os.getpid()):
         fcntl.flock(lock, fcntl.LOCK_UN)
         return False
     return True
@@ -171,13 +158,13 @@ def _write(paths: ProjectPaths, process: str) -> None:
         temporary.write_text(f"{process} {datetime.now().astimezone():%Y-%m-%d %H:%M}", encoding="utf-8")
 
 
-def _holder(paths: ProjectPaths) -> tuple[str, str] | None:
-    """Return (process, since) of the last holder, if it still runs."""
+def _read(path: Path) -> tuple[str, str] | None:
+    """Return (process, text) in a file that a process has written about itself, if it still runs."""
     try:
-        process, _, since = _file_of(paths).read_text(encoding="utf-8").partition(" ")
+        process, _, text = path.read_text(encoding="utf-8").partition(" ")
     except (OSError, UnicodeDecodeError):
         return None
-    return (process, since) if is_alive(process) else None
+    return (process, text) if is_alive(process) else None
 
 
 def _occupied(paths: ProjectPaths) -> ProjectLocked:
@@ -185,6 +172,6 @@ def _occupied(paths: ProjectPaths) -> ProjectLocked:
 
 
 def _message(paths: ProjectPaths) -> str:
-    holder = _holder(paths)
+    holder = _read(_file_of(paths))
     details = f" (process {holder[0].partition('@')[0]}, since {holder[1]})" if holder else ""
     return f"another run works in {paths.root}{details}"

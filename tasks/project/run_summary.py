@@ -25,6 +25,7 @@ from winnow.records import (
 from winnow.records.benchmark import BestRows, PeakShares
 from winnow.reporting.candidate_rows import CandidateRow, Share, candidate_row
 from winnow.reporting.pretraining_advice import pretraining_advice
+from winnow.reporting.run_records import first_warnings
 from winnow.selection.gates import GATES, describe_reasons
 
 NOTHING = "-"
@@ -202,9 +203,5 @@ def _warning_lines(paths: ProjectPaths) -> list[str]:
     candidates = load_config(paths.root / "params.yaml").candidates
     names = [ROOT, *topological_order(dict(candidates))]
     folders = ["data", "pretrain", *(f"candidates/{name}" for name in names), "benchmark", "select", "refit"]
-    first_by_warning: dict[str, str] = {}
-    for folder in folders:
-        record = read_record(paths.artifacts / folder)
-        for warning in record.warnings:
-            first_by_warning.setdefault(warning, f"{record.name}: {warning}")
-    return list(first_by_warning.values())
+    warnings = first_warnings(read_record(paths.artifacts / folder) for folder in folders)
+    return [f"{step}: {warning}" for step, warning in warnings]

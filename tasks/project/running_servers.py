@@ -26,20 +26,15 @@ def announce(paths: ProjectPaths, mlflow: str, prefect_api: str) -> None:
 
 def withdraw(paths: ProjectPaths) -> None:
     """Delete servers.json, if this process wrote it."""
-    if (announcement := read_announcement(paths)) and announcement.owner == process_identity(os.getpid()):
+    if (announcement := SERVERS.read(paths)) and announcement.owner == process_identity(os.getpid()):
         SERVERS.delete(paths)
-
-
-def read_announcement(paths: ProjectPaths) -> AnnouncedServers | None:
-    """Return the content of servers.json, whose owner may be gone; None where the file is missing or damaged."""
-    return SERVERS.read(paths)
 
 
 def prefect_api(paths: ProjectPaths) -> str:
     """Return the Prefect API that runs report to: PREFECT_API_URL, the project's own server, or "" for neither."""
     if address := os.environ.get("PREFECT_API_URL"):
         return address
-    announcement = read_announcement(paths)
+    announcement = SERVERS.read(paths)
     is_running = announcement and is_alive(announcement.owner) and is_healthy(f"{announcement.prefect_api}/health")
     return announcement.prefect_api if announcement and is_running else ""
 
@@ -73,7 +68,7 @@ def mlflow_url(paths: ProjectPaths) -> str:
     address = tracking_store.tracking_address(paths)
     if address.startswith("http"):
         return tracking_store.redact_password(address).rstrip("/")
-    announcement = read_announcement(paths)
+    announcement = SERVERS.read(paths)
     return announcement.mlflow if announcement and is_alive(announcement.owner) else ""
 
 
@@ -82,7 +77,7 @@ def is_healthy(address: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=ANSWER_SECONDS) as response:
             return bool(response.status == 200)
-    except (OSError, ValueError, urllib.error.URLError):
+    except (OSError, ValueError):
         return False
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tasks.project.paths import ProjectPaths
 from tasks.tracking import tracking_store
-from tasks.tracking.mlflow_client import convert_errors
+from tasks.tracking.mlflow_client import session
 from winnow.errors import MissingExtra, WinnowError
 
 ROLES = {
@@ -112,7 +112,7 @@ def _administrator(paths: ProjectPaths) -> Iterator[Any]:
         raise WinnowError(
             "accounts need an MLflow server: set MLFLOW_TRACKING_URI, and the administrator's name and password"
         )
-    with convert_errors(paths, takes="the administrator's account", hint=""):
+    with session(paths, takes="the administrator's account", hint=""):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a deprecation warning inside MLflow

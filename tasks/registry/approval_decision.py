@@ -30,19 +30,15 @@ class PendingApproval:
 def pending_approval(paths: ProjectPaths, config: Config) -> PendingApproval | None:
     """Return the challenger that waits for approval against the current champion, or None."""
     model = registered_model_name(config)
-    challenger, champion = (
-        registered_models.find(paths, model, CHALLENGER),
-        registered_models.find(paths, model, CHAMPION),
-    )
+    challenger, champion = _challenger_and_champion(paths, model)
     request = approval_request.parse_request(challenger) if challenger else None
-    if (
-        challenger is None
-        or request is None
-        or request.state != "asked"
-        or request.champion != version_number(champion)
-    ):
-        return None
-    return PendingApproval(model, challenger, request)
+    if challenger and request and request.state == "asked" and request.champion == version_number(champion):
+        return PendingApproval(model, challenger, request)
+    return None
+
+
+def _challenger_and_champion(paths: ProjectPaths, model: str) -> tuple[ModelVersion | None, ModelVersion | None]:
+    return registered_models.find(paths, model, CHALLENGER), registered_models.find(paths, model, CHAMPION)
 
 
 def decide(paths: ProjectPaths, config: Config, approve: bool, by: str, reason: str) -> PromotionResult:
@@ -50,34 +46,29 @@ def decide(paths: ProjectPaths, config: Config, approve: bool, by: str, reason: 
 
     Raises WinnowError where no challenger waits, the champion has changed since, or a denial has no reason.
     """
-    with run_lock.lock_registry(paths):
-        return _answer(paths, config, approve, by, reason)
-
-
-def _answer(paths: ProjectPaths, config: Config, approve: bool, by: str, reason: str) -> PromotionResult:
     model = registered_model_name(config)
-    challenger, champion = (
-        registered_models.find(paths, model, CHALLENGER),
-        registered_models.find(paths, model, CHAMPION),
-    )
-    if challenger is None:
-        address = tracking_store.redact_password(tracking_store.registry_address(paths))
-        raise WinnowError(f"{model} at {address} has no challenger, so nothing waits for approval; run winnow first")
-    request = approval_request.parse_request(challenger)
-    if approve and request and request.state != "approved" and request.champion != version_number(champion):
-        raise WinnowError(f"the champion of {model} has changed since approval was asked for; run winnow promote")
-    request = approval_request.answer_request(paths, model, challenger, approve, by, reason)
-    if approve:
-        make_champion(paths, model, challenger, champion)
-        reason_text = f"{challenger} is the new champion: {request.why}; {request.words}"
-    else:
-        reason_text = f"{challenger} {request.words}; {champion or 'no version'} stays champion"
-    in_production = challenger if approve else champion
-    promotion_state.update(paths, model, version_number(in_production), reason_text)
-    return PromotionResult(
-        (reason_text,),
-        *(challenger.candidate, challenger.sha256, challenger.number),
-        CHAMPION if approve else CHALLENGER,
-        version_number(in_production),
-        is_new=approve,
-    )
+    with run_lock.lock_registry(paths):
+        challenger, champion = _challenger_and_champion(paths, model)
+        if challenger is None:
+            address = tracking_store.redact_password(tracking_store.registry_address(paths))
+            raise WinnowError(
+                f"{model} at {address} has no challenger, so nothing waits for approval; run winnow first"
+            )
+        request = approval_request.parse_request(challenger)
+        if approve and request and request.state != "approved" and request.champion != version_number(champion):
+            raise WinnowError(f"the champion of {model} has changed since approval was asked for; run winnow promote")
+        request = approval_request.answer_request(paths, model, challenger, approve, by, reason)
+        if approve:
+            make_champion(paths, model, challenger, champion)
+            line = f"{challenger} is the new champion: {request.why}; {request.words}"
+        else:
+            line = f"{challenger} {request.words}; {champion or 'no version'} stays champion"
+        in_production = version_number(challenger if approve else champion)
+        promotion_state.update(paths, model, in_production, line)
+        return PromotionResult(
+            (line,),
+            *(challenger.candidate, challenger.sha256, challenger.number),
+            CHAMPION if approve else CHALLENGER,
+            in_production,
+            is_new=approve,
+        )

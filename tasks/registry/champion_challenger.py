@@ -112,25 +112,14 @@ def _judge_accuracy(contest: ContestResult, policy: Promotion) -> tuple[bool, st
 
 def _gain(contest: ContestResult, objective: str) -> tuple[Ratio | None, str]:
     """Return (the relative gain on the objective with its interval, both values for users); None without times."""
-    unit, champion_value, challenger_value, speedup_ratio = (
-        UNITS[objective],
-        contest.champion,
-        contest.challenger,
-        contest.times_better,
-    )
-    if challenger_value is None or champion_value is None or speedup_ratio is None:
+    champion_value, challenger_value, unit = contest.champion, contest.challenger, UNITS[objective]
+    if challenger_value is None or champion_value is None or contest.times_better is None:
         side = "the challenger" if challenger_value is None else "the champion"
-        return (
-            None,
-            f"{side} has no times: no runtime, here or on benchmark.target, reproduced the predictions of its file",
-        )
+        reason = "no runtime, here or on benchmark.target, reproduced the predictions of its file"
+        return None, f"{side} has no times: {reason}"
+    factors = contest.times_better.value, contest.times_better.low, contest.times_better.high
     # Throughput is multiplied by the factor; times and sizes are divided by it.
-    factors = (speedup_ratio.value, speedup_ratio.low, speedup_ratio.high)
-    gain = (
-        Ratio(*(factor - 1 for factor in factors))
-        if objective == "throughput"
-        else Ratio(*(1 - 1 / factor for factor in factors))
-    )
+    gain = Ratio(*(factor - 1 if objective == "throughput" else 1 - 1 / factor for factor in factors))
     percent = f"{gain.value * 100:+.1f} %"
     if objective != "size":
         percent += f", 95 % interval {gain.low * 100:+.1f} to {gain.high * 100:+.1f} %"
@@ -138,28 +127,21 @@ def _gain(contest: ContestResult, objective: str) -> tuple[Ratio | None, str]:
 
 
 def measure_contest(
-    config: Config,
-    data: Path,
-    champion: Side,
-    challenger: Side,
-    target: TargetMeasurements | None = None,
+    config: Config, data: Path, champion: Side, challenger: Side, target: TargetMeasurements | None = None
 ) -> ContestResult:
     """Measure both files, given as (folder, card), on the validation split of `data`; `target` holds measured times."""
     images, policy, sides = load_images(data), config.promotion, (champion, challenger)
     indices = images.indices(VALIDATION)
     answers = [_serve(folder, card, images, indices) for folder, card in sides]
-    logits_by_side, substituted = [logits for logits, _ in answers], _substituted([missing for _, missing in answers])
+    champion_logits, challenger_logits = (logits for logits, _ in answers)
+    substituted = _substituted([missing for _, missing in answers])
     labels_V, groups_V = images.labels_N[indices], images.groups_N[indices]
-    drop_report = measure_drops(
-        logits_by_side[0], logits_by_side[1], labels_V, groups_N=groups_V, classes=images.classes
-    )
+    drop_report = measure_drops(champion_logits, challenger_logits, labels_V, groups_N=groups_V, classes=images.classes)
     champion_value: float | None
     challenger_value: float | None
     if policy.objective == "size":
         champion_value, challenger_value = ((folder / MODEL).stat().st_size / 1e6 for folder, _ in sides)
-        size_ratio = Ratio(
-            champion_value / challenger_value, champion_value / challenger_value, champion_value / challenger_value
-        )
+        size_ratio = Ratio(*[champion_value / challenger_value] * 3)
         return ContestResult(drop_report, champion_value, challenger_value, size_ratio, substituted)
     rows = _target_rows(target, sides, config) if target is not None else _local_rows(sides, config, images)
     (champion_value, challenger_value), ratio = [_value(row, policy.objective) for row in rows[:2]], None
@@ -234,11 +216,7 @@ def _local_rows(sides: Sides, config: Config, images: ImageSet) -> ComparedRows:
     fastest = [best_row(screened, side, _batch(config)) for side in SIDES]
     if fastest[0] is None or fastest[1] is None:
         return fastest[0], fastest[1], None
-    chosen = [
-        fastest[0].case,
-        fastest[1].case,
-        replace(fastest[0].case, candidate=REPEATED_CHAMPION),
-    ]
+    chosen = [fastest[0].case, fastest[1].case, replace(fastest[0].case, candidate=REPEATED_CHAMPION)]
     rows = grid.compare_cells(chosen, opened, pixels_NHWC, config.benchmark)
     return rows[0], rows[1], rows[2]
 

@@ -26,7 +26,7 @@ from tasks.registry.registered_models import (
     find_by_digest,
     to_version,
 )
-from tasks.tracking.mlflow_client import active_run, connect, convert_errors, experiment_id
+from tasks.tracking.mlflow_client import active_run, experiment_id, session
 from tasks.tracking.run_content import DATASET
 from winnow.config import Config
 from winnow.deploy.bundle import describe_serving
@@ -49,8 +49,8 @@ def register(
     model, sha256 = registered_model_name(config), sha256_of(folder / MODEL)
     if existing := find_by_digest(paths, model, sha256):
         return existing
-    with convert_errors(paths):
-        client, experiment = connect(paths), experiment_id(paths, config)
+    with session(paths) as client:
+        experiment = experiment_id(paths, config)
         try:
             client.create_registered_model(model, description="Compressed classifiers that winnow has promoted.")
         except MlflowException as error:

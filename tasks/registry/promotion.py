@@ -18,16 +18,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-from tasks.project import benchmark_target, run_lock
+from tasks.project import run_lock
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry import approval_request, model_upload, promotion_state, registered_models
 from tasks.registry.approval_request import REASON_TAG, ApprovalRequest
 from tasks.registry.deployment_card import accuracy_tags, deployment_card
 from tasks.registry.registered_models import CHALLENGER, CHAMPION, PREVIOUS, ModelVersion
 from tasks.tracking import mlflow_runs
-from winnow.benchmark.target_measurements import target_digest
+from winnow.benchmark.target_measurements import read_target, target_digest
 from winnow.config import Config
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ArtifactError, WinnowError
@@ -64,24 +65,20 @@ def promote(paths: ProjectPaths, config: Config, replace: bool = False) -> Promo
     where artifacts have changed since the selection.
     """
     with run_lock.lock_registry(paths):
-        return _promote(paths, config, replace)
-
-
-def _promote(paths: ProjectPaths, config: Config, replace: bool) -> PromotionResult:
-    selection, model = SelectionRecord.read(paths.artifacts / "select"), registered_model_name(config)
-    champion = registered_models.find(paths, model, CHAMPION)
-    winner = selection.details.winner
-    if winner is None:
-        stays = f"{champion} stays champion of {model}" if champion else f"{model} has no champion yet"
-        reason = f"nothing is promoted: {selection.details.why}; {stays}"
-        outcome = PromotionResult((reason,), champion=version_number(champion))
-    else:
-        outcome = _promote_winner(paths, config, selection, winner, champion, replace)
-    state = asdict(outcome) | {"reasons": list(outcome.reasons)}
-    state["waits_until"] = outcome.waits.until if outcome.waits else ""
-    del state["waits"]
-    promotion_state.save(paths, model, promotion_state.selection_digest(paths), state)
-    return outcome
+        selection, model = SelectionRecord.read(paths.artifacts / "select"), registered_model_name(config)
+        champion = registered_models.find(paths, model, CHAMPION)
+        winner = selection.details.winner
+        if winner is None:
+            stays = f"{champion} stays champion of {model}" if champion else f"{model} has no champion yet"
+            reason = f"nothing is promoted: {selection.details.why}; {stays}"
+            result = PromotionResult((reason,), champion=version_number(champion))
+        else:
+            result = _promote_winner(paths, config, selection, winner, champion, replace)
+        state = asdict(result) | {"reasons": list(result.reasons)}
+        state["waits_until"] = result.waits.until if result.waits else ""
+        del state["waits"]
+        promotion_state.save(paths, model, promotion_state.selection_digest(paths), state)
+        return result
 
 
 def _promote_winner(
@@ -94,18 +91,17 @@ def _promote_winner(
 ) -> PromotionResult:
     model = registered_model_name(config)
     folder, sha256 = _checked(paths, config, selection, winner)
+    result = partial(PromotionResult, winner=winner, sha256=sha256, champion=version_number(champion))
     if champion and champion.sha256 == sha256:
-        return PromotionResult(
-            (f"{winner} is the champion of {model} already: {champion} is the same file",),
-            *(winner, sha256, champion.number, CHAMPION, champion.number),
-        )
+        reason = f"{winner} is the champion of {model} already: {champion} is the same file"
+        return result((reason,), version=champion.number, alias=CHAMPION)
     existing = registered_models.find_by_digest(paths, model, sha256)
     if existing and ROLLED_BACK in existing.tags and not replace:
         rejection = (
             f"{existing} of {model} was rolled back ({existing.tags[ROLLED_BACK]}) and is promoted again "
             "only by `winnow promote --replace`"
         )
-        return PromotionResult((rejection,), winner, sha256, existing.number, None, version_number(champion))
+        return result((rejection,), version=existing.number)
     card = deployment_card(paths, config, selection, winner, folder)
     run_id = mlflow_runs.candidate_run(paths, config, winner)
     version = model_upload.register(paths, config, folder, card, run_id)
@@ -113,33 +109,25 @@ def _promote_winner(
     _supersede(paths, model, version)
     registered_models.set_alias(paths, model, CHALLENGER, version.number)
     registered = f"{winner} is version {version.number} of {model}"
+    result = partial(result, version=version.number, alias=CHALLENGER)
     request = None if replace else _request(paths, config, version, champion)
     if request is None:
         passed, reason = _contest(paths, config, champion, (folder, card), replace)
         _write_reason(paths, model, version, run_id, reason)
         if not passed:
-            conclusion = f"{champion} stays champion: {reason}"
-            return PromotionResult(
-                (registered, conclusion), winner, sha256, version.number, CHALLENGER, version_number(champion)
-            )
+            return result((registered, f"{champion} stays champion: {reason}"))
         if config.promotion.approval:
-            request = approval_request.create_request(
-                paths, model, version, champion, reason, config.promotion.approval_hours
-            )
+            hours = config.promotion.approval_hours
+            request = approval_request.create_request(paths, model, version, champion, reason, hours)
     if request and request.state != "approved":
         stays = f"{champion} stays champion" if champion else f"{model} has no champion yet"
         conclusion = f"{version} {request.words}; {stays}. Result of the comparison: {request.why}"
-        waits = request if request.state == "asked" else None
-        return PromotionResult(
-            (registered, conclusion), winner, sha256, version.number, CHALLENGER, version_number(champion), waits
-        )
+        return result((registered, conclusion), waits=request if request.state == "asked" else None)
     if request:
         reason = f"{request.why}; {request.words}"
     make_champion(paths, model, version, champion)
     conclusion = f"{version} is the new champion: {reason}"
-    return PromotionResult(
-        (registered, conclusion), winner, sha256, version.number, CHAMPION, version.number, is_new=True
-    )
+    return result((registered, conclusion), alias=CHAMPION, champion=version.number, is_new=True)
 
 
 def _supersede(paths: ProjectPaths, model: str, version: ModelVersion) -> None:
@@ -205,7 +193,7 @@ def _contest(
     if not obstacle:
         if reason := find_refit((champion_folder, card), challenger):
             return True, reason
-        target = benchmark_target.read_benchmark_target(paths, config)
+        target = read_target(config, paths.root)
         sides = [
             (selected_folder(folder), card_of_side) for folder, card_of_side in ((champion_folder, card), challenger)
         ]
@@ -238,34 +226,28 @@ def rollback(paths: ProjectPaths, config: Config, reason: str) -> PromotionResul
 
     Raises WinnowError where there is no champion, or no previous one.
     """
+    model, note = registered_model_name(config), reason or "no reason given"
     with run_lock.lock_registry(paths):
-        return _rollback(paths, config, reason)
-
-
-def _rollback(paths: ProjectPaths, config: Config, reason: str) -> PromotionResult:
-    model = registered_model_name(config)
-    champion = registered_models.find(paths, model, CHAMPION)
-    if champion is None:
-        raise WinnowError(f"{model} has no champion, so there is nothing to roll back")
-    previous = _previous(paths, model, champion)
-    if previous is None:
-        raise WinnowError(f"{model} has no previous champion to roll back to; {champion} stays champion")
-    rollback_note = f"{_today()}: {reason or 'no reason given'}"
-    registered_models.annotate(paths, model, champion, {ROLLED_BACK: rollback_note}, f"rolled back {rollback_note}")
-    registered_models.set_alias(paths, model, CHAMPION, previous.number)
-    replaced = previous.tags.get(REPLACED, "")
-    previous_of_previous = registered_models.find(paths, model, replaced) if replaced else None
-    registered_models.set_alias(paths, model, PREVIOUS, version_number(previous_of_previous))
-    line = f"{previous} is the champion of {model} again; {champion} was rolled back: {reason or 'no reason given'}"
-    if promotion_state.is_awaiting_approval(paths):
-        promotion_state.clear(paths)  # the open request was against the champion that was rolled back
-    else:
-        promotion_state.update(paths, model, previous.number, line)
-    return PromotionResult(
-        (line,),
-        *(previous.candidate, previous.sha256, previous.number, CHAMPION, previous.number),
-        is_new=True,
-    )
+        champion = registered_models.find(paths, model, CHAMPION)
+        if champion is None:
+            raise WinnowError(f"{model} has no champion, so there is nothing to roll back")
+        previous = _previous(paths, model, champion)
+        if previous is None:
+            raise WinnowError(f"{model} has no previous champion to roll back to; {champion} stays champion")
+        dated_note = f"{_today()}: {note}"
+        registered_models.annotate(paths, model, champion, {ROLLED_BACK: dated_note}, f"rolled back {dated_note}")
+        registered_models.set_alias(paths, model, CHAMPION, previous.number)
+        registered_models.set_alias(paths, model, PREVIOUS, version_number(_replaced_by(paths, model, previous)))
+        line = f"{previous} is the champion of {model} again; {champion} was rolled back: {note}"
+        if promotion_state.is_awaiting_approval(paths):
+            promotion_state.clear(paths)  # the open request was against the champion that was rolled back
+        else:
+            promotion_state.update(paths, model, previous.number, line)
+        return PromotionResult(
+            (line,),
+            *(previous.candidate, previous.sha256, previous.number, CHAMPION, previous.number),
+            is_new=True,
+        )
 
 
 def _previous(paths: ProjectPaths, model: str, champion: ModelVersion) -> ModelVersion | None:
@@ -275,9 +257,13 @@ def _previous(paths: ProjectPaths, model: str, champion: ModelVersion) -> ModelV
     the version that it replaced.
     """
     previous = registered_models.find(paths, model, PREVIOUS)
-    if previous is None or previous.number != champion.number:
-        return previous
-    replaced = champion.tags.get(REPLACED, "")
+    is_interrupted = previous is not None and previous.number == champion.number
+    return _replaced_by(paths, model, champion) if is_interrupted else previous
+
+
+def _replaced_by(paths: ProjectPaths, model: str, version: ModelVersion) -> ModelVersion | None:
+    """Return the champion that this version replaced; None for the first one."""
+    replaced = version.tags.get(REPLACED, "")
     return registered_models.find(paths, model, replaced) if replaced else None
 
 

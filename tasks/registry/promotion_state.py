@@ -29,7 +29,8 @@ def is_up_to_date(paths: ProjectPaths, config: Config) -> bool:
         or not tracking_store.store_exists(tracking_store.registry_address(paths))
     ):
         return False
-    if (until := state.get("waits_until")) and not (config.promotion.approval and _is_open(until)):
+    until = state.get("waits_until")  # a request that has expired has to be recorded by the next promotion
+    if until and not (config.promotion.approval and _now() < datetime.fromisoformat(until)):
         return False
     current = (_address(paths), registered_model_name(config), selection_digest(paths))
     return current == tuple(state.get(key) for key in ("address", "model", "select"))
@@ -71,11 +72,6 @@ def update(paths: ProjectPaths, model: str, champion: str | None, reason: str) -
 def clear(paths: ProjectPaths) -> None:
     """Delete the file, so that the next promotion measures and asks again."""
     PROMOTED.delete(paths)
-
-
-def _is_open(until: str) -> bool:
-    """Return whether a request is still open; an expired one has to be recorded by the next promotion."""
-    return _now() < datetime.fromisoformat(until)
 
 
 def _now() -> datetime:

@@ -21,7 +21,7 @@ from typing import Any
 
 from tasks.project.paths import ProjectPaths
 from tasks.tracking import tracking_store
-from tasks.tracking.mlflow_client import RESUME_HINT, connect, convert_errors
+from tasks.tracking.mlflow_client import RESUME_HINT, session
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ArtifactError, WinnowError
 from winnow.printable import markdown
@@ -49,11 +49,10 @@ class ModelVersion:
 
 
 def find(paths: ProjectPaths, model: str, which: str, hint: str = RESUME_HINT) -> ModelVersion | None:
-    """Return the version with this alias or number, or None. `hint`: as in `convert_errors`."""
+    """Return the version with this alias or number, or None. `hint`: as in `session`."""
     from mlflow.exceptions import MlflowException
 
-    with convert_errors(paths, "the role reader", hint):
-        client = connect(paths)
+    with session(paths, "the role reader", hint) as client:
         try:
             if which.isdigit():
                 return to_version(client.get_model_version(model, which))
@@ -73,9 +72,9 @@ def _is_unseen(client: Any, model: str) -> bool:
 
 def find_by_digest(paths: ProjectPaths, model: str, sha256: str) -> ModelVersion | None:
     """Return the version with the file of this digest, or None."""
-    with convert_errors(paths):
+    with session(paths) as client:
         query = f"name = '{model}' and tags.`{SHA256}` = '{sha256}'"
-        versions = connect(paths).search_model_versions(query, max_results=1)
+        versions = client.search_model_versions(query, max_results=1)
         return to_version(versions[0]) if versions else None
 
 
@@ -87,8 +86,7 @@ def to_version(entity: Any) -> ModelVersion:
 
 def set_alias(paths: ProjectPaths, model: str, alias: str, number: str | None) -> None:
     """Point an alias at a version number; None deletes the alias."""
-    with convert_errors(paths):
-        client = connect(paths)
+    with session(paths) as client:
         if number is None:
             client.delete_registered_model_alias(model, alias)
         else:
@@ -99,8 +97,7 @@ def annotate(
     paths: ProjectPaths, model: str, version: ModelVersion, tags: Mapping[str, str | None], line: str = ""
 ) -> None:
     """Set tags of a version (None deletes a tag), and append a line to its description."""
-    with convert_errors(paths):
-        client = connect(paths)
+    with session(paths) as client:
         for key, value in tags.items():
             if value is not None:
                 client.set_model_version_tag(model, version.number, key, value)
@@ -156,7 +153,7 @@ def _download(paths: ProjectPaths, model: str, version: ModelVersion, target: Pa
 
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with convert_errors(paths, "the role reader", ""):
+        with session(paths, "the role reader", ""):
             downloaded = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"models:/{model}/{version.number}",
                 dst_path=str(temporary),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.project.paths import ProjectPaths
-from tasks.tracking.mlflow_client import connect, convert_errors
+from tasks.tracking.mlflow_client import session
 from winnow.config import Config
 from winnow.config.weights import FILE_SUFFIXES, REGISTERED, weights_file
 from winnow.errors import ArtifactError
@@ -40,8 +40,8 @@ def fetch_weights(paths: ProjectPaths, config: Config) -> None:
 def _fetch(paths: ProjectPaths, name: str) -> None:
     file = paths.root / str(weights_file(name))
     note = file.with_suffix(".json")
-    with convert_errors(paths, "the role reader"):
-        version = _find_version(paths, name)
+    with session(paths, "the role reader") as client:
+        version = _find_version(client, name)
         origin = {"version": str(version.version), "source": str(version.source)}
         if file.is_file() and note.is_file() and read_json(note) == origin:
             return
@@ -55,13 +55,12 @@ def _fetch(paths: ProjectPaths, name: str) -> None:
     write_json(note, origin)
 
 
-def _find_version(paths: ProjectPaths, name: str) -> Any:
+def _find_version(client: Any, name: str) -> Any:
     from mlflow.exceptions import MlflowException
 
     match = REGISTERED.fullmatch(name)
     assert match is not None
     model, alias, number = match.groups()
-    client = connect(paths)
     try:
         return client.get_model_version(model, number) if number else client.get_model_version_by_alias(model, alias)
     except MlflowException as error:

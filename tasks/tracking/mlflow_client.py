@@ -29,8 +29,6 @@ Curve = Mapping[str, float]
 CALL_SECONDS = 60.0
 """Time limit of a call that transfers no files, including retries."""
 FILE_CALLS = ("log_artifact", "log_artifacts", "log_model_artifacts", "download_artifacts", "list_artifacts")
-
-
 DAMAGED_TEXTS = ("file is not a database", "malformed", "Can't locate revision", "no such table", "no such column")
 """Parts of the messages of SQLite and MLflow about a damaged database."""
 RESUME_HINT = "; all results are kept: continue with `winnow track` and `winnow promote`"
@@ -41,12 +39,8 @@ class StoreError(WinnowError):
 
 
 @contextlib.contextmanager
-def convert_errors(
-    paths: ProjectPaths,
-    takes: str = "the role engineer",
-    hint: str = RESUME_HINT,
-) -> Iterator[None]:
-    """Convert exceptions of MLflow, its database and the network into a StoreError with a remedy.
+def session(paths: ProjectPaths, takes: str = "the role engineer", hint: str = RESUME_HINT) -> Iterator[Any]:
+    """Yield the project's client; exceptions of MLflow, its database and the network become a StoreError with a remedy.
 
     `takes`: the role that the account needs. `hint`: the end of the message, on how to continue.
     """
@@ -54,7 +48,7 @@ def convert_errors(
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        yield
+        yield connect(paths)
     except (MlflowException, SQLAlchemyError, OSError, CallTimeout) as error:
         address = tracking_store.redact_password(tracking_store.tracking_address(paths))
         full_text = tracking_store.redact_password(" ".join(str(error).split()))

@@ -11,15 +11,24 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_dead, origin_tags
-from tasks.tracking import mlflow_client, parent_run_content, run_content, tracking_store
-from tasks.tracking.mlflow_client import Curve
+from tasks.tracking import parent_run_content, run_content, tracking_store
+from tasks.tracking.mlflow_client import (
+    Curve,
+    StoreError,
+    active_run,
+    experiment_id,
+    log_values,
+    session,
+    to_curve_metrics,
+    to_metrics,
+    truncate_tags,
+)
 from tasks.tracking.run_content import RunContent
 from winnow.config import Config
 from winnow.errors import ArtifactError
@@ -35,12 +44,12 @@ DIGEST_TAG, RECORD_TAG = "winnow.digest", "winnow.record"
 
 def open_execution(paths: ProjectPaths, config: Config, why: str) -> str:
     """Create the parent run of an execution and return its id; first close runs left open by killed processes."""
-    with mlflow_client.convert_errors(paths):
-        client, experiment = mlflow_client.connect(paths), mlflow_client.experiment_id(paths, config)
+    with session(paths) as client:
+        experiment = experiment_id(paths, config)
         _close_dead(client, experiment)
         tags = origin_tags(paths.root) | {"winnow.kind": "execution", NOTE_TAG: why}
         name = f"run {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
-        run_id = str(client.create_run(experiment, tags=mlflow_client.truncate_tags(tags), run_name=name).info.run_id)
+        run_id = str(client.create_run(experiment, tags=truncate_tags(tags), run_name=name).info.run_id)
         for path in (paths.root / "params.yaml", paths.root / "dvc.yaml"):
             if path.is_file():
                 client.log_artifact(run_id, str(path))
@@ -49,8 +58,8 @@ def open_execution(paths: ProjectPaths, config: Config, why: str) -> str:
 
 def close_orphaned(paths: ProjectPaths, config: Config) -> None:
     """Mark open runs whose process on this machine is gone as failed."""
-    with mlflow_client.convert_errors(paths):
-        _close_dead(mlflow_client.connect(paths), mlflow_client.experiment_id(paths, config))
+    with session(paths) as client:
+        _close_dead(client, experiment_id(paths, config))
 
 
 def _close_dead(client: Any, experiment: str) -> None:
@@ -61,8 +70,7 @@ def _close_dead(client: Any, experiment: str) -> None:
 
 def open_step(paths: ProjectPaths, parent_run: str, name: str, step: str) -> str:
     """Create the child run of a step that is about to start, and return its id."""
-    with mlflow_client.convert_errors(paths):
-        client = mlflow_client.connect(paths)
+    with session(paths) as client:
         experiment = client.get_run(parent_run).info.experiment_id
         return _open_child(paths, client, experiment, parent_run, name, step)
 
@@ -70,20 +78,15 @@ def open_step(paths: ProjectPaths, parent_run: str, name: str, step: str) -> str
 def log_curves(paths: ProjectPaths, run_id: str, rows: Sequence[Curve], already_sent: int, prefix: str) -> None:
     """Log new rows of a running training. If MLflow does not respond, `close_step` logs them later."""
     try:
-        with mlflow_client.convert_errors(paths):
-            mlflow_client.log_values(
-                mlflow_client.connect(paths),
-                run_id,
-                metrics=mlflow_client.to_curve_metrics(rows[already_sent:], prefix or CURVES),
-            )
-    except mlflow_client.StoreError as error:
+        with session(paths) as client:
+            log_values(client, run_id, to_curve_metrics(rows[already_sent:], prefix or CURVES))
+    except StoreError as error:
         log.warning("curves will be logged when the step has ended: %s", str(error).partition("\n")[0])
 
 
 def close_step(paths: ProjectPaths, run_id: str, out: Path) -> None:
     """Log the record in `out` to the run of its step; delete the run where the record is tracked already."""
-    with mlflow_client.convert_errors(paths):
-        client = mlflow_client.connect(paths)
+    with session(paths) as client:
         run = client.get_run(run_id)
         query = f"tags.`{RECORD_TAG}` = '{record_digest(out)}'"
         if client.search_runs([run.info.experiment_id], query, max_results=1):
@@ -95,8 +98,8 @@ def close_step(paths: ProjectPaths, run_id: str, out: Path) -> None:
 
 def fail_step(paths: ProjectPaths, run_id: str, message: str) -> None:
     """Mark the run of a step as failed. Errors of MLflow are ignored, so that the step's own error is shown."""
-    with contextlib.suppress(mlflow_client.StoreError), mlflow_client.convert_errors(paths):
-        _fail(mlflow_client.connect(paths), run_id, message)
+    with contextlib.suppress(StoreError), session(paths) as client:
+        _fail(client, run_id, message)
 
 
 def close_execution(paths: ProjectPaths, parent: str, ok: bool) -> None:
@@ -104,9 +107,7 @@ def close_execution(paths: ProjectPaths, parent: str, ok: bool) -> None:
 
     After a failure (`ok` False) errors of MLflow are ignored.
     """
-    error_filter = contextlib.nullcontext() if ok else contextlib.suppress(mlflow_client.StoreError)
-    with error_filter, mlflow_client.convert_errors(paths):
-        client = mlflow_client.connect(paths)
+    with contextlib.nullcontext() if ok else contextlib.suppress(StoreError), session(paths) as client:
         experiment = client.get_run(parent).info.experiment_id
         running = f"attributes.status = 'RUNNING' and tags.`{PARENT_TAG}` = '{parent}'"
         for run in client.search_runs([experiment], running):
@@ -122,18 +123,12 @@ def track(paths: ProjectPaths, config: Config, parent: str | None = None) -> str
     contents = run_content.read_contents(paths, config)
     if not contents:
         raise ArtifactError(f"nothing to track in {paths.artifacts}; run `winnow run` or `dvc repro` first")
-    address, digest = (
-        tracking_store.redact_password(tracking_store.tracking_address(paths)),
-        parent_run_content.execution_digest(contents),
-    )
-    with mlflow_client.convert_errors(paths):
-        client, experiment = mlflow_client.connect(paths), mlflow_client.experiment_id(paths, config)
-        runs = _present(
-            client,
-            experiment,
-            [*(content.digest for content in contents), digest],
-            tracking_store.read_runs(paths),
-        )
+    address = tracking_store.redact_password(tracking_store.tracking_address(paths))
+    digest = parent_run_content.execution_digest(contents)
+    with session(paths) as client:
+        experiment = experiment_id(paths, config)
+        digests = [*(content.digest for content in contents), digest]
+        runs = _present(client, experiment, digests, tracking_store.read_runs(paths))
         missing = [content for content in contents if content.digest not in runs]
         if parent is None and not missing and digest in runs:
             tracking_store.write_runs(paths, runs)
@@ -142,13 +137,9 @@ def track(paths: ProjectPaths, config: Config, parent: str | None = None) -> str
         try:
             for content in missing:
                 runs[content.digest] = _log_record(paths, client, experiment, execution, content)
-            _describe(
-                paths,
-                client,
-                execution,
-                parent_run_content.execution_note(contents, experiment, runs, run_content.read_verdict_records(paths)),
-                digest,
-            )
+            verdicts = run_content.read_verdict_records(paths)
+            note = parent_run_content.execution_note(contents, experiment, runs, verdicts)
+            _describe(paths, client, execution, note, digest)
         except BaseException:
             if parent is None:
                 close_execution(paths, execution, ok=False)
@@ -161,68 +152,59 @@ def track(paths: ProjectPaths, config: Config, parent: str | None = None) -> str
 
 def is_complete(paths: ProjectPaths, config: Config) -> bool:
     """Return whether all records are tracked at this address, from local files alone."""
-    if not (
-        tracking_store.store_exists(tracking_store.tracking_address(paths))
-        and run_content.has_all_records(paths, config)
-    ):
+    store = tracking_store.tracking_address(paths)
+    if not (tracking_store.store_exists(store) and run_content.has_all_records(paths, config)):
         return False
     contents = run_content.read_contents(paths, config)
-    return {
-        parent_run_content.execution_digest(contents),
-        *(content.digest for content in contents),
-    } <= tracking_store.read_runs(paths).keys()
+    digests = {parent_run_content.execution_digest(contents), *(content.digest for content in contents)}
+    return digests <= tracking_store.read_runs(paths).keys()
 
 
 def last_execution(paths: ProjectPaths, config: Config) -> tuple[str, str] | None:
     """Return (experiment id, run id) of the execution in artifacts/; None where it is not tracked."""
-    run_id = tracking_store.read_runs(paths).get(
-        parent_run_content.execution_digest(run_content.read_contents(paths, config))
-    )
-    if run_id is None:
-        return None
-    with mlflow_client.convert_errors(paths):
-        run = mlflow_client.active_run(mlflow_client.connect(paths), run_id)
-    return (str(run.info.experiment_id), run_id) if run else None
+    run = _tracked_run(paths, parent_run_content.execution_digest(run_content.read_contents(paths, config)))
+    return (str(run.info.experiment_id), str(run.info.run_id)) if run else None
 
 
 def candidate_run(paths: ProjectPaths, config: Config, name: str) -> str | None:
     """Return the id of the run of a candidate's present record; None where MLflow has none."""
     digests = {content.name: content.digest for content in run_content.read_contents(paths, config)}
-    run_id = tracking_store.read_runs(paths).get(digests.get(name, ""))
+    run = _tracked_run(paths, digests.get(name, ""))
+    return str(run.info.run_id) if run else None
+
+
+def _tracked_run(paths: ProjectPaths, digest: str) -> Any:
+    """Return MLflow's run with this digest; None where it has none."""
+    run_id = tracking_store.read_runs(paths).get(digest)
     if run_id is None:
         return None
-    with mlflow_client.convert_errors(paths):
-        return run_id if mlflow_client.active_run(mlflow_client.connect(paths), run_id) else None
+    with session(paths) as client:
+        return active_run(client, run_id)
 
 
-@dataclass(frozen=True)
-class RunDetails:
-    """The content of a run without parent."""
-
-    metrics: Mapping[str, float]
-    params: Mapping[str, str]
-    tags: Mapping[str, str]
-    files: Sequence[Path] = ()
-
-
-def log_separate_run(paths: ProjectPaths, config: Config, name: str, details: RunDetails) -> str:
-    """Log a run without parent, for results outside the chain, and return its id."""
-    with mlflow_client.convert_errors(paths):
-        client, experiment = mlflow_client.connect(paths), mlflow_client.experiment_id(paths, config)
-        run_id = str(
-            client.create_run(experiment, tags=mlflow_client.truncate_tags(details.tags), run_name=name).info.run_id
-        )
-        for path in details.files:
+def log_separate_run(
+    paths: ProjectPaths,
+    config: Config,
+    metrics: Mapping[str, float],
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    files: Sequence[Path],
+) -> str:
+    """Log a run without parent, named after its kind, for results outside the chain, and return its id."""
+    with session(paths) as client:
+        experiment, name = experiment_id(paths, config), tags["winnow.kind"]
+        run_id = str(client.create_run(experiment, tags=truncate_tags(tags), run_name=name).info.run_id)
+        for path in files:
             client.log_artifact(run_id, str(path))
-        mlflow_client.log_values(client, run_id, mlflow_client.to_metrics(details.metrics), details.params)
+        log_values(client, run_id, to_metrics(metrics), params)
         client.set_terminated(run_id, "FINISHED")
     return run_id
 
 
 def tag_run(paths: ProjectPaths, run_id: str, tags: Mapping[str, str]) -> None:
     """Add tags to a run; it may have ended."""
-    with mlflow_client.convert_errors(paths):
-        mlflow_client.log_values(mlflow_client.connect(paths), run_id, tags=tags)
+    with session(paths) as client:
+        log_values(client, run_id, tags=tags)
 
 
 def _present(client: Any, experiment: str, digests: list[str], remembered: dict[str, str]) -> dict[str, str]:
@@ -245,7 +227,7 @@ def _log_record(paths: ProjectPaths, client: Any, experiment: str, parent: str, 
         query = f"tags.`{DIGEST_TAG}` = '{content.record_digest}'"
         for run in client.search_runs([experiment], query, max_results=1):
             tags = content.tags | {NOTE_TAG: content.note, DIGEST_TAG: content.digest}
-            mlflow_client.log_values(client, run.info.run_id, mlflow_client.to_metrics(content.figures), tags=tags)
+            log_values(client, run.info.run_id, to_metrics(content.figures), tags=tags)
             return str(run.info.run_id)
     run_id = _open_child(paths, client, experiment, parent, content.name, content.step)
     _fill(paths, client, run_id, content, content.curves)
@@ -254,7 +236,7 @@ def _log_record(paths: ProjectPaths, client: Any, experiment: str, parent: str, 
 
 def _open_child(paths: ProjectPaths, client: Any, experiment: str, parent: str, name: str, step: str) -> str:
     tags = origin_tags(paths.root) | {PARENT_TAG: parent, "winnow.step": step, "winnow.name": name}
-    return str(client.create_run(experiment, tags=mlflow_client.truncate_tags(tags), run_name=name).info.run_id)
+    return str(client.create_run(experiment, tags=truncate_tags(tags), run_name=name).info.run_id)
 
 
 def _fill(paths: ProjectPaths, client: Any, run_id: str, content: RunContent, curves: Sequence[Curve]) -> None:
@@ -268,14 +250,11 @@ def _fill(paths: ProjectPaths, client: Any, run_id: str, content: RunContent, cu
     for path in sorted(content.folder.glob("*")):
         if path.suffix in LOGGED_FILES:
             client.log_artifact(run_id, str(path))
-    metrics = mlflow_client.to_metrics(content.metrics | content.figures) + mlflow_client.to_curve_metrics(
-        curves, CURVES
-    )
-    mlflow_client.log_values(
-        client, run_id, metrics, content.params, content.tags | {NOTE_TAG: content.note, "winnow.data_version": version}
-    )
+    metrics = to_metrics(content.metrics | content.figures) + to_curve_metrics(curves, CURVES)
+    tags = content.tags | {NOTE_TAG: content.note, "winnow.data_version": version}
+    log_values(client, run_id, metrics, content.params, tags)
     client.set_terminated(run_id, "FINISHED")
-    mlflow_client.log_values(client, run_id, tags={RECORD_TAG: content.record_digest, DIGEST_TAG: content.digest})
+    log_values(client, run_id, tags={RECORD_TAG: content.record_digest, DIGEST_TAG: content.digest})
 
 
 def _describe(paths: ProjectPaths, client: Any, run_id: str, note: str, digest: str) -> None:
@@ -287,13 +266,12 @@ def _describe(paths: ProjectPaths, client: Any, run_id: str, note: str, digest: 
     reason = tags.get("winnow.reason", "no verdict yet")
     if warning := tags.get("winnow.test.warning"):
         reason = f"**Warning of the test split:** {warning}\n\n{reason}"
-    mlflow_client.log_values(
-        client, run_id, tags=tags | {NOTE_TAG: f"{reason}\n\n{note}\n\nWhy it ran: {cause}", DIGEST_TAG: digest}
-    )
+    note = f"{reason}\n\n{note}\n\nWhy it ran: {cause}"
+    log_values(client, run_id, tags=tags | {NOTE_TAG: note, DIGEST_TAG: digest})
 
 
 def _fail(client: Any, run_id: str, message: str) -> None:
-    mlflow_client.log_values(client, run_id, tags={"winnow.error": message, NOTE_TAG: f"failed: {message}"})
+    log_values(client, run_id, tags={"winnow.error": message, NOTE_TAG: f"failed: {message}"})
     client.set_terminated(run_id, "FAILED")
 
 

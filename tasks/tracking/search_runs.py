@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tasks import STOP_SIGNALS
 from tasks.project.paths import ProjectPaths
@@ -55,8 +56,8 @@ class SearchRun:
 
     def _open(self) -> str:
         paths = self.paths
-        with defer_signals(), mlflow_client.convert_errors(paths, hint=RESUME_HINT):
-            client, experiment = mlflow_client.connect(paths), mlflow_client.experiment_id(paths, self.config)
+        with defer_signals(), mlflow_client.session(paths, hint=RESUME_HINT) as client:
+            experiment = mlflow_client.experiment_id(paths, self.config)
             state = SEARCH_RUN.read(paths, self.name)
             if state and client.search_runs([experiment], f"attributes.run_id = '{state['run']}'"):
                 client.update_run(state["run"], status="RUNNING")
@@ -82,13 +83,13 @@ class SearchRun:
 
     def _log_trial(self, trial: EndedTrial) -> None:
         with defer_signals():
-            with mlflow_client.convert_errors(self.paths, hint=RESUME_HINT):
-                self._write(trial)
+            with mlflow_client.session(self.paths, hint=RESUME_HINT) as client:
+                self._write(client, trial)
             self.logged.append(trial.number)
             self._save_state(self.run_id)
 
-    def _write(self, trial: EndedTrial) -> None:
-        client, experiment = mlflow_client.connect(self.paths), mlflow_client.experiment_id(self.paths, self.config)
+    def _write(self, client: Any, trial: EndedTrial) -> None:
+        experiment = mlflow_client.experiment_id(self.paths, self.config)
         tags = origin_tags(self.paths.root) | {PARENT_TAG: self.run_id, KIND: "trial", "winnow.state": trial.state}
         tags |= {NOTE_TAG: describe_trial(trial, self.config.search), NUMBER: str(trial.number)}
         query = f"tags.`{PARENT_TAG}` = '{self.run_id}' and tags.`{NUMBER}` = '{trial.number}'"
@@ -112,8 +113,8 @@ class SearchRun:
     def pause(self) -> None:
         """End the parent run of a search that was stopped and can be resumed."""
         try:
-            with defer_signals(), mlflow_client.convert_errors(self.paths, hint=RESUME_HINT):
-                mlflow_client.connect(self.paths).set_terminated(self.run_id, "FINISHED")
+            with defer_signals(), mlflow_client.session(self.paths, hint=RESUME_HINT) as client:
+                client.set_terminated(self.run_id, "FINISHED")
         except mlflow_client.StoreError as error:
             log.warning("the run of the search in MLflow stays open: %s", error)
 
@@ -130,12 +131,8 @@ class SearchRun:
             "search/dense_cost": progress.dense_cost,
         }
         if chosen is not None and chosen.evaluation is not None:
-            metrics |= {
-                "search/chosen_drop_points": chosen.evaluation.drop,
-                "search/chosen_cost": chosen.evaluation.cost,
-            }
-        with defer_signals(), mlflow_client.convert_errors(self.paths, hint=RESUME_HINT):
-            client = mlflow_client.connect(self.paths)
+            metrics |= {"search/chosen_drop_points": chosen.evaluation.drop, "search/chosen_cost": chosen.evaluation.cost}
+        with defer_signals(), mlflow_client.session(self.paths, hint=RESUME_HINT) as client:
             mlflow_client.log_values(client, self.run_id, mlflow_client.to_metrics(metrics))
             for file in files:
                 client.log_artifact(self.run_id, str(file))

@@ -345,7 +345,7 @@ def test_errors_name_their_cause(
 ) -> None:
     if address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    with pytest.raises(mlflow_client.StoreError, match=message), mlflow_client.convert_errors(paths):
+    with pytest.raises(mlflow_client.StoreError, match=message), mlflow_client.session(paths):
         raise error
 
 

@@ -49,7 +49,7 @@ def import_host_figures(paths: ProjectPaths, file: Path) -> int:
     print_line(f"Gates use {machine.cpu}, {machine.threads} threads, from now on; winnow run applies it.")
     for candidate, reason in missing.items():
         print_line(f"{candidate} was not timed there and cannot win: {reason}")
-    if benchmark_target.has_unknown_flags(host):
+    if not host.machine.flags:
         print_line(
             f"{machine.system} does not list the flags of {machine.cpu}; if it is an x86 processor without VNNI, set "
             "overflow_safe: true in the int8 candidates."

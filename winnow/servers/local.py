@@ -20,6 +20,7 @@ from tasks.project import passwords, running_servers
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_alive
 from tasks.project.running_servers import is_healthy
+from tasks.project.state_files import SERVERS
 from tasks.tracking.tracking_store import redact_password
 from winnow.cli.terminal import Terminal
 from winnow.config import load_config
@@ -34,7 +35,7 @@ def serve(paths: ProjectPaths, mlflow_port: int, prefect_port: int, with_worker:
     """Start the servers (`with_worker`: a worker, too), print their addresses, keep them up, and end them together."""
     ports = {"mlflow": mlflow_port, "prefect": prefect_port}
     console = Terminal()
-    if not with_worker and (announced := running_servers.read_announcement(paths)) and is_alive(announced.owner):
+    if not with_worker and (announced := SERVERS.read(paths)) and is_alive(announced.owner):
         _print_pages(console, running_servers.mlflow_url(paths), page_address(running_servers.prefect_api(paths)))
         _print_password(console, paths)
         console.print("They are running already.")
@@ -88,7 +89,7 @@ def _team_prefect_api(paths: ProjectPaths, port: int) -> str:
     local = configured.rstrip("/").replace("//localhost:", f"//{HOST}:")
     if local != f"http://{HOST}:{port}/api":
         return configured
-    announced = running_servers.read_announcement(paths)
+    announced = SERVERS.read(paths)
     is_ours = announced is not None and is_alive(announced.owner) and announced.prefect_api == local
     return "" if is_ours or not running_servers.is_reachable(f"{local}/health") else configured
 
@@ -172,10 +173,10 @@ def _check_name(paths: ProjectPaths) -> None:
 
 
 def _check_mlflow(paths: ProjectPaths) -> None:
-    """Raise StoreError now, not only during a scheduled run, if MLflow does not respond or denies this account."""
-    from tasks.tracking.mlflow_client import convert_errors, experiment_id
+    """Raise StoreError now, rather than during a scheduled run, where MLflow does not answer or denies this account."""
+    from tasks.tracking.mlflow_client import experiment_id, session
 
-    with convert_errors(paths, hint=""):
+    with session(paths, hint=""):
         experiment_id(paths, load_config(paths.root / "params.yaml"))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tasks.project import passwords, run_lock, running_servers, state_files
+from tasks.project import passwords, run_lock, state_files
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import CONFIRMATIONS, AnnouncedServers, StateFile
 from tasks.registry import promotion_state
@@ -44,11 +44,11 @@ def paths(tmp_path: Path) -> ProjectPaths:
 READERS: dict[str, Callable[[ProjectPaths], Any]] = {
     "tracked.json": tracking_store.read_runs,
     "promoted.json": promotion_state.read_reasons,
-    "servers.json": running_servers.read_announcement,
+    "servers.json": state_files.SERVERS.read,
     "verified.json": state_files.VERIFIED.read,
     "plan.json": lambda paths: plan.compare_with_plan(paths, {"pretrain": {}})[0],
     "versions/pretrain.json": run.version_changes,
-    "run.step": run_lock._step_of,
+    "run.step": lambda paths: run_lock._read(paths.state_dir / "run.step"),
 }
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import yaml
 
-from tasks.project import benchmark_target
 from tests.conftest import SIZE, tiny_params
 from winnow.benchmark.target_measurements import TargetMeasurements, read_measurements, speeds_on_target
 from winnow.cli.params_editor import apply_assignments
@@ -242,4 +241,3 @@ def test_x86_without_vnni_saturates(
         params = yaml.safe_dump(tiny_params() | {"candidates": candidates})  # most keys have their defaults
         fixed_config = check_config(yaml.safe_load(apply_assignments(params, command.replace("-S ", "").split())))
         assert overflowing_candidates(fixed_config, target.machine.flags) == []
-    assert benchmark_target.has_unknown_flags(target) == (not flags)
