@@ -16,6 +16,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import yaml
+from httpx import HTTPError
+from prefect.automations import AutomationCore
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+from prefect.utilities.templating import apply_values
 
 from tasks.model_events import DRIFTED, PROMOTED, WAITING
 from tasks.project import gpu_slots
@@ -48,9 +54,6 @@ def set_up(paths: ProjectPaths) -> str:
 
     Raises WinnowError when the server does not answer, or rejects a deployment.
     """
-    from httpx import HTTPError
-    from prefect.exceptions import PrefectHTTPStatusError
-
     try:
         return _set_up(paths)
     except (HTTPError, PrefectHTTPStatusError) as error:
@@ -83,9 +86,6 @@ def _set_up(paths: ProjectPaths) -> str:
 
 def _delete_renamed(paths: ProjectPaths, project: str) -> None:
     """Delete what this checkout deployed under other project names, unless a worker still serves them."""
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
     key = f"{paths.root} at {redact_password(os.environ['PREFECT_API_URL'])}"
     deployed = DEPLOYED.read(paths)
     names = [project]
@@ -104,9 +104,6 @@ def _delete_renamed(paths: ProjectPaths, project: str) -> None:
 
 
 def _has_worker(pool: str) -> bool:
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
     with get_client(sync_client=True) as client:
         try:
             path_params = {"work_pool_name": pool}
@@ -119,10 +116,6 @@ def _has_worker(pool: str) -> bool:
 
 
 def _make_pool(pool: str) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
         try:
             client.read_work_pool(pool)
@@ -132,8 +125,6 @@ def _make_pool(pool: str) -> None:
 
 def _automations(paths: ProjectPaths) -> list[dict[str, Any]]:
     """Return the automations of flows/automations.yaml, with placeholders filled in like those of prefect.yaml."""
-    from prefect.utilities.templating import apply_values
-
     path = paths.root / "flows" / "automations.yaml"
     automations = yaml.safe_load(path.read_text(encoding="utf-8"))["automations"]
     return cast(list[dict[str, Any]], apply_values(automations, {}, remove_notset=False))
@@ -181,8 +172,6 @@ def _send(block: str, subject: str, body: str) -> dict[str, Any]:
 
 
 def _notify_block() -> str | None:
-    from prefect.client.orchestration import get_client
-
     with get_client(sync_client=True) as client:
         blocks = _all_pages(
             lambda offset: client.read_block_documents(offset=offset, limit=PAGE, include_secrets=False)
@@ -195,9 +184,6 @@ def _automate(prefix: str, desired: list[dict[str, Any]]) -> None:
 
     An unchanged automation is not updated: an update makes it forget the runs that it waits for.
     """
-    from prefect.automations import AutomationCore
-    from prefect.client.orchestration import get_client
-
     with get_client(sync_client=True) as client:
         automations = _all_pages(lambda offset: client.read_automations(offset=offset, limit=PAGE))
         existing = {automation.name: automation for automation in automations if automation.name.startswith(prefix)}

@@ -71,21 +71,13 @@ def main(arguments: list[str]) -> int:
         with contextlib.nullcontext() if starter else run_lock.lock_step(paths):
             integrity.check(paths)
             run_step(config, paths, step, name)
-    except WinnowError as error:
-        if os.environ.get("WINNOW_TRACEBACK"):
-            raise
-        return _fail(str(error))
     except Exception as error:
-        message = describe_disk_error(error, paths.root)
+        message = str(error) if isinstance(error, WinnowError) else describe_disk_error(error, paths.root)
         if message is None or os.environ.get("WINNOW_TRACEBACK"):
             raise
-        return _fail(message)
+        print(printable_text(f"error: {message}"), file=sys.stderr)  # noqa: T201
+        return 2
     return 0
-
-
-def _fail(message: str) -> int:
-    print(printable_text(f"error: {message}"), file=sys.stderr)  # noqa: T201
-    return 2
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from tasks.forecast.data_counts import Cost, Counts
 from tasks.forecast.microbenchmarks import Microbenchmarks
 from winnow.benchmark.grid import CHECKED_IMAGES, SCREENING_ROUNDS, calls_per_round, plan_cells
+from winnow.benchmark.memory_footprint import measure_footprint
 from winnow.benchmark.timing import SLICE_SECONDS
 from winnow.config import ROOT, Benchmark, Config, Quantize, topological_order
 from winnow.deploy.inference_runtimes import Predict, RuntimeUnavailable, set_torch_threads
@@ -72,8 +73,6 @@ def _screening(
 
 def _footprint_seconds(folder: Path, image_size: int) -> float:
     """Return the seconds of one measurement of the memory footprint, in a process of its own."""
-    from winnow.benchmark.memory_footprint import measure_footprint
-
     started = time.monotonic()
     measure_footprint(folder, BenchmarkCase(ROOT, "ort", "f32", "file", 1, cores()), image_size)
     return time.monotonic() - started

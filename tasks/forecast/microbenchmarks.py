@@ -12,22 +12,25 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 
 from winnow.benchmark.timing import time_calls
 from winnow.config import Data, Optimiser
+from winnow.data.batches import Batches
 from winnow.data.dataset import TRAIN, TRAINING_FILE, VALIDATION, ImageSet, load_images
 from winnow.data.decoding import Item
+from winnow.data.gray_range import resolve_preprocessing
+from winnow.data.sources import open_source
+from winnow.deploy.batch_inference import predict_torch
 from winnow.deploy.inference_runtimes import Predict, open_case
+from winnow.models.classifier_head import feature_dim
 from winnow.records import write_json
 from winnow.records.benchmark import BenchmarkCase
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from winnow.training.loop import Loss
+from winnow.steps.image_storage import store_images
+from winnow.training.linear_probe import fit_probe
+from winnow.training.loop import Loss, TrainingPlan, fit
 
 MEASURED_SECONDS, MOST_STEPS = 2.0, 12
 """Limits on a timed training: seconds and steps."""
@@ -41,10 +44,6 @@ BYTES_HASHED = 64_000_000
 
 def seconds_per_file(data: Data, scratch: Path, folder: Path) -> tuple[float, float, int]:
     """Time reading, decoding and writing the user's files; return (start-up seconds, seconds per file, files)."""
-    from winnow.data.gray_range import resolve_preprocessing
-    from winnow.data.sources import open_source
-    from winnow.steps.image_storage import store_images
-
     timings = []
     for limit in SAMPLED_FILES:
         source = open_source(data, scratch)
@@ -99,9 +98,6 @@ class Microbenchmarks:
 
     def seconds_per_step(self, model: nn.Module, loss: Loss, batch: int, optimiser: Optimiser) -> float:
         """Return the median seconds of a training step, without the first, which allocates memory and picks kernels."""
-        from winnow.data.batches import Batches
-        from winnow.training.loop import TrainingPlan, fit
-
         train = self.images.indices(TRAIN)
         batches = Batches(self.images.training_NHWC, self.images.labels_N, train, batch, seed=0)
         training = fit(model, batches, loss, TrainingPlan(MOST_STEPS, 1, optimiser, seed=0))
@@ -116,8 +112,6 @@ class Microbenchmarks:
 
     def images_per_second(self, model: nn.Module) -> float:
         """Return the images/s of inference in PyTorch, as used during training. Measured once, for any network."""
-        from winnow.deploy.batch_inference import predict_torch
-
         if self._images_per_second is None:
             indices = self.images.indices(VALIDATION)
             predict_torch(model, self.images.images_NHWC, indices[:8])
@@ -146,9 +140,6 @@ class Microbenchmarks:
 
     def probe_seconds(self, model: nn.Module, labels: int, classes: int) -> float:
         """Return the seconds to fit the linear probe on `labels` feature vectors."""
-        from winnow.models.classifier_head import feature_dim
-        from winnow.training.linear_probe import fit_probe
-
         count = min(labels, 20 * FEW_IMAGES)
         rng = np.random.default_rng(0)
         classes_N = np.arange(count) % classes

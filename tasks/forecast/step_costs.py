@@ -1,33 +1,35 @@
 """Forecast of each step: time a small part of its work, and multiply by the units that the whole step needs.
 
 Decoding is timed on the user's files; everything else on random images and untrained networks, whose speed is the same.
-The methods themselves run unchanged, on few images. The forecast runs in a process of its own, because the peak memory
-of that process is part of it:
-
-    python -m tasks.forecast.step_costs PARAMS COUNTS SCRATCH FOLDER WEIGHTS STEP ...  # one Forecast per line
+The methods themselves run unchanged, on few images. The forecast runs in a process of its own
+(tasks/forecast/__main__.py), because the peak memory of that process is part of it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import json
-import logging
 import shutil
-import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import psutil
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from tasks.forecast.benchmark_cost import benchmark_cost
 from tasks.forecast.data_counts import Cost, Counts, Forecast
 from tasks.forecast.microbenchmarks import Microbenchmarks, hash_rate, random_images, seconds_per_file
 from tasks.project.peak_memory import measure_peak_memory
+from winnow.compression import write_candidate
+from winnow.compression.fake_quantization import simulated_int8
+from winnow.compression.method_inputs import MethodInputs, NetworkFolder
+from winnow.compression.quantize import quantization_recipe, static_rungs
+from winnow.compression.recovery import EmbeddedImages, distillation_loss, with_projector
+from winnow.compression.teacher_cache import MAX_BYTES, CacheHit, is_cacheable, row_bytes
 from winnow.config import (
     ROOT,
     Candidate,
@@ -40,26 +42,33 @@ from winnow.config import (
     TrainedCandidate,
     TrainedPretraining,
     UnlabelledTraining,
-    load_config,
     topological_order,
 )
 from winnow.config.candidates import SparseLearning
 from winnow.config.section import NO_FILE
 from winnow.config.weights import NO_WEIGHTS
 from winnow.data.dataset import TRAIN, VALIDATION
-from winnow.errors import WinnowError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from winnow.compression.recovery import EmbeddedImages
+from winnow.deploy.batch_inference import predict_file
+from winnow.deploy.candidate_card import finish_candidate
+from winnow.deploy.onnx_export import export_onnx
+from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.teacher_embeddings import TeacherTargets, embed_images, load_embeddings, load_targets
+from winnow.models.backbones import WEIGHTS_FILE, build_model, load_backbone, load_model, save_model
+from winnow.models.classifier_head import feature_dim
+from winnow.models.known_weights import find_weights
+from winnow.pretraining import METHODS
+from winnow.pretraining.inputs import PretrainingInputs
+from winnow.steps.pretrain import find_start
+from winnow.training import unlabelled_images
+from winnow.training.finetuning import classification_loss
 
 CALIBRATED = (8, 72)
 """Two calibration set sizes: the difference of their times gives the cost per image without the start-up."""
 EMBED = "embed"
 """The folder of the teacher and its embeddings."""
 PLAIN_SECONDS = {"select": 5.0, "report": 6.0}
-"""Seconds of the steps that only read records and draw plots."""
+PLAIN_BASIS = "reads records and draws plots"
+"""Seconds of the steps that only read records and draw plots, and their basis for users."""
 
 
 class StepForecaster:
@@ -69,9 +78,6 @@ class StepForecaster:
         self, config: Config, counts: Counts, scratch: Path, folder: Path, weights_cache: Path | None = None
     ) -> None:
         """Build the networks in `folder`. `weights_cache`: downloaded weights; None: `scratch`."""
-        from winnow.models.backbones import build_model, save_model
-        from winnow.steps.pretrain import find_start
-
         self.config, self.counts, self.scratch, self.folder = config, counts, scratch, folder
         image_size = config.data.image_size
         self.weights_cache = weights_cache or scratch
@@ -93,16 +99,11 @@ class StepForecaster:
         gc.collect()
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        costs = {"ingest": self._ingest, "embed": self._embed}
-        costs |= {"pretrain": self._pretrain, "finetune": self._finetune}
+        costs = {"ingest": self._ingest, "embed": self._embed, "pretrain": self._pretrain, "finetune": self._finetune}
         costs |= {"benchmark": self._benchmark, "refit": self._refit}
+        costs |= {name: partial(Cost, seconds, 1.0, PLAIN_BASIS) for name, seconds in PLAIN_SECONDS.items()}
         with measure_peak_memory(every=0.05) as peak:
-            if step in costs:
-                cost = costs[step]()
-            elif step in PLAIN_SECONDS:
-                cost = Cost(PLAIN_SECONDS[step], 1.0, "reads records and draws plots")
-            else:
-                cost = self._candidate(step)
+            cost = costs[step]() if step in costs else self._candidate(step)
         seconds = cost.seconds + self.startup_seconds + cost.disk_mb * 1e6 / self.hash_rate
         return Forecast(step, seconds, peak.mb, cost.disk_mb, cost.basis)
 
@@ -113,9 +114,6 @@ class StepForecaster:
         return Cost(worker_startup + per_file * files, disk_mb, f"{files} files, {1 / per_file:.0f}/s")
 
     def _embed(self) -> Cost:
-        from winnow.models.backbones import WEIGHTS_FILE, load_model
-        from winnow.models.classifier_head import feature_dim
-
         if self.config.teacher.weights == NO_WEIGHTS:
             return Cost(0.0, 0.0, "no teacher")
         seconds_per_image = self._ensure_teacher()
@@ -128,10 +126,6 @@ class StepForecaster:
     @cache  # noqa: B019  one instance serves a process
     def _ensure_teacher(self) -> float:
         """Write the teacher and its embeddings of the made-up images; return the seconds that one image took."""
-        from winnow.deploy.teacher_embeddings import embed_images
-        from winnow.models.backbones import save_model
-        from winnow.models.known_weights import find_weights
-
         settings, folder = self.config.teacher, self.folder / EMBED
         weights = find_weights(settings.weights, settings.network, self.weights_cache)
         size = None if settings.input_size == "auto" else settings.input_size
@@ -143,21 +137,24 @@ class StepForecaster:
         embed_images(teacher, self.images, folder)
         return (time.monotonic() - started) / len(self.images.labels_N)
 
-    def _pretrain(self) -> Cost:
-        from winnow.deploy.teacher_embeddings import load_targets
-        from winnow.models.backbones import WEIGHTS_FILE, build_model
-        from winnow.pretraining import METHODS
-        from winnow.pretraining.inputs import PretrainingInputs
+    def _teacher_embeddings(self) -> NDArray[np.float16]:
+        """Return the teacher's embeddings (N, D) of the random images."""
+        self._ensure_teacher()
+        return load_embeddings(self.folder / EMBED)
 
+    def _targets(self) -> TeacherTargets:
+        """Return the teacher's embeddings as targets."""
+        self._ensure_teacher()
+        return load_targets(self.folder / EMBED, self.images)
+
+
+    def _pretrain(self) -> Cost:
         settings, counts = self.config.pretrain, self.counts
         disk_mb = (self.folder / ROOT / WEIGHTS_FILE).stat().st_size / 1e6
         if not isinstance(settings, TrainedPretraining):
             return Cost(0.0, disk_mb, "no pretraining")
         model = build_model(self.architecture, seed=settings.seed)
-        targets = None
-        if isinstance(settings, DistillEmbeddings):
-            self._ensure_teacher()
-            targets = load_targets(self.folder / EMBED, self.images)
+        targets = self._targets() if isinstance(settings, DistillEmbeddings) else None
         loss = METHODS[type(settings)](settings, model, PretrainingInputs(self.architecture.image_size, targets))
         per_step = self.microbenchmarks.seconds_per_step(model, loss, settings.batch_size, settings.optimiser)
         steps = settings.steps_for(counts.train)
@@ -168,15 +165,9 @@ class StepForecaster:
         return Cost(steps * per_step + evaluation_seconds, disk_mb, _steps(steps, settings.batch_size, per_step))
 
     def _finetune(self) -> Cost:
-        from winnow.models.backbones import build_model
-        from winnow.training.finetuning import classification_loss
-
         settings, counts = self.config.finetune, self.counts
         model = build_model(self.architecture)
-        rate = settings.optimiser(settings.learning_rates[0])
-        per_step = self.microbenchmarks.seconds_per_step(
-            model, classification_loss(settings, self.architecture.image_size), settings.batch_size, rate
-        )
+        per_step = self._finetuning_step(model)
         pretraining = self.config.pretrain
         arms = 1 + isinstance(pretraining, TrainedPretraining) + (pretraining.start != NO_WEIGHTS)
         arms += settings.weights != NO_FILE
@@ -202,20 +193,20 @@ class StepForecaster:
         )
         return Cost(seconds, disk_mb, f"{basis}: {_steps(steps, settings.batch_size, per_step)}")
 
+    def _finetuning_step(self, model: nn.Module) -> float:
+        settings = self.config.finetune
+        loss, rate = classification_loss(settings, self.architecture.image_size), settings.learning_rates[0]
+        return self.microbenchmarks.seconds_per_step(model, loss, settings.batch_size, settings.optimiser(rate))
+
     def _unlabelled(self, model: nn.Module, trainings: int) -> tuple[float, str]:
         """Return the seconds of the trainings on images without labels, and their basis for users."""
-        from winnow.deploy.teacher_embeddings import load_embeddings
-        from winnow.training.unlabelled_images import METHODS, UnlabelledInputs
-
         settings = self.config.finetune.unlabelled
         if not isinstance(settings, UnlabelledTraining):
             return 0.0, ""
-        teacher_ND = None
-        if self.config.teacher.weights != NO_WEIGHTS:
-            self._ensure_teacher()
-            teacher_ND = load_embeddings(self.folder / EMBED)
+        teacher_ND = None if self.config.teacher.weights == NO_WEIGHTS else self._teacher_embeddings()
         budget = self.images.indices(TRAIN)
-        prepared = METHODS[type(settings)](settings, UnlabelledInputs(self.images, budget, 0, teacher_ND), model)
+        inputs = unlabelled_images.UnlabelledInputs(self.images, budget, 0, teacher_ND)
+        prepared = unlabelled_images.METHODS[type(settings)](settings, inputs, model)
         per_step = self.microbenchmarks.seconds_per_step(
             prepared.trained, prepared.loss, settings.batch_size, settings.optimiser
         )
@@ -235,8 +226,6 @@ class StepForecaster:
         assert isinstance(settings, TrainedCandidate)
         recovery = settings.recovery
         method_seconds = self._make(name, _shortest(settings))
-        from winnow.models.backbones import load_model
-
         per_step = self._per_step(load_model(self.folder / name)[0], recovery)
         steps = settings.steps_for(self.counts.train)
         steps_done = _shortest(settings).steps_for(len(self.images.indices(TRAIN)))
@@ -245,12 +234,10 @@ class StepForecaster:
         return Cost(method_seconds + max(0, steps - steps_done) * per_step + finish_seconds, disk_mb, basis)
 
     def _quantized(self, name: str, settings: Quantize) -> Cost:
-        from winnow.compression.quantize import quantization_recipe, static_rungs
-
         plain_static = settings.model_copy(update={"scheme": "static", "recovery": None})
-        timings = []
-        for count in CALIBRATED:
-            timings.append(self._make(name, plain_static.model_copy(update={"calibration_images": count})))
+        timings = [
+            self._make(name, plain_static.model_copy(update={"calibration_images": count})) for count in CALIBRATED
+        ]
         per_image = max(0.0, (timings[1] - timings[0]) / (CALIBRATED[1] - CALIBRATED[0]))
         images = min(settings.calibration_images, self.counts.train)
         finish_seconds, disk_mb = self._finish(name)
@@ -268,9 +255,6 @@ class StepForecaster:
 
     def _quantization_aware(self, parent: str, recovery: Recovery) -> tuple[float, str]:
         """Return the seconds of quantization-aware training, and their basis for users."""
-        from winnow.compression.fake_quantization import simulated_int8
-        from winnow.models.backbones import load_model
-
         model = load_model(self.folder / parent)[0]
         with simulated_int8(model):
             per_step = self._per_step(model, recovery)
@@ -278,35 +262,19 @@ class StepForecaster:
         return steps * per_step, _steps(steps, recovery.batch_size, per_step)
 
     def _per_step(self, model: nn.Module, recovery: Recovery) -> float:
-        from winnow.compression.recovery import distillation_loss, with_projector
-        from winnow.compression.teacher_cache import CacheHit
-        from winnow.models.backbones import load_model
-
         dense = load_model(self.folder / ROOT)[0]
         teacher = None
         if recovery.teacher == "dense":
             teacher = CacheHit(self.counts.classes) if self._is_cached(recovery) else dense
-        embedded = self._embedded(recovery)
+        embedded = None
+        if recovery.hint == "embeddings":
+            embedded = EmbeddedImages(self._targets(), torch.from_numpy(self.images.labels_N))
         student = with_projector(model, recovery, dense, embedded)
         loss = distillation_loss(recovery, self.architecture.image_size, teacher, dense, embedded)
         return self.microbenchmarks.seconds_per_step(student, loss, recovery.batch_size, recovery.optimiser)
 
-    def _embedded(self, recovery: Recovery) -> EmbeddedImages | None:
-        """Return what the hint `embeddings` learns, made of the random images; None for other hints."""
-        import torch
-
-        from winnow.compression.recovery import EmbeddedImages
-        from winnow.deploy.teacher_embeddings import load_targets
-
-        if recovery.hint != "embeddings":
-            return None
-        self._ensure_teacher()
-        return EmbeddedImages(load_targets(self.folder / EMBED, self.images), torch.from_numpy(self.images.labels_N))
-
     def _is_cached(self, recovery: Recovery) -> bool:
         """Return whether an earlier candidate has cached all teacher outputs that this one needs."""
-        from winnow.compression.teacher_cache import MAX_BYTES, is_cacheable, row_bytes
-
         rows = recovery.steps_for(self.counts.train)
         if not is_cacheable(recovery) or rows * row_bytes(recovery.batch_size, self.counts.classes) > MAX_BYTES:
             return False
@@ -317,10 +285,6 @@ class StepForecaster:
 
     def _make(self, name: str, settings: Candidate) -> float:
         """Run the method on the random images; return its seconds. Writes the candidate's folder."""
-        from winnow.compression import write_candidate
-        from winnow.compression.method_inputs import MethodInputs, NetworkFolder
-        from winnow.models.backbones import load_backbone
-
         self._ensure(settings.parent)
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
@@ -344,10 +308,6 @@ class StepForecaster:
 
     def _ensure(self, name: str) -> None:
         """Create the folder of a candidate, and of its parents, where it is missing."""
-        from winnow.deploy.onnx_export import export_onnx
-        from winnow.deploy.onnx_session import MODEL
-        from winnow.models.backbones import load_model
-
         if (self.folder / name / MODEL).is_file():
             return
         if name == ROOT:
@@ -358,10 +318,6 @@ class StepForecaster:
 
     def _finish(self, name: str) -> tuple[float, float]:
         """Return (seconds to evaluate the file and write its card, MB of the folder) for all validation images."""
-        from winnow.deploy.batch_inference import predict_file
-        from winnow.deploy.candidate_card import finish_candidate
-        from winnow.deploy.onnx_session import MODEL
-
         folder, counts, indices = self.folder / name, self.counts, self.images.indices(VALIDATION)
         started = time.monotonic()
         finish_candidate(
@@ -380,27 +336,17 @@ class StepForecaster:
         return prediction_started - started + max(0, counts.validation - len(indices)) * per_image, size_bytes / 1e6
 
     def _benchmark(self) -> Cost:
-        names = (ROOT, *topological_order(dict(self.config.candidates)))
-        for name in names:
+        for name in (ROOT, *topological_order(dict(self.config.candidates))):
             self._ensure(name)
         return benchmark_cost(self.config, self.counts, self.microbenchmarks, self.folder)
 
     def _refit(self) -> Cost:
         """Return the cost of refitting dense and, as the winner is not known, the longest training and an int8 file."""
-        from winnow.models.backbones import build_model
-        from winnow.training.finetuning import classification_loss
-
         counts, settings, candidates = self.counts, self.config.finetune, self.config.candidates
         if reason := self.config.refit.reason_against(counts.choosing, self.config.data.label_budget):
             return Cost(0.0, 0.1, f"none: {reason}")
-        rate = settings.optimiser(settings.learning_rates[0])
-        per_step = self.microbenchmarks.seconds_per_step(
-            build_model(self.architecture),
-            classification_loss(settings, self.architecture.image_size),
-            settings.batch_size,
-            rate,
-        )
-        seconds = settings.steps_for(counts.budget + counts.choosing) * per_step
+        steps = settings.steps_for(counts.budget + counts.choosing)
+        seconds = steps * self._finetuning_step(build_model(self.architecture))
         trained = {
             name: candidate.steps_for(counts.train)
             for name, candidate in candidates.items()
@@ -429,27 +375,3 @@ def _shortest(settings: TrainedCandidate) -> TrainedCandidate:
 
 def _steps(steps: int, batch: int, per_step: float) -> str:
     return f"{steps} steps of {batch} images at {per_step * 1e3:.0f} ms"
-
-
-def main(arguments: list[str]) -> int:
-    """Print a forecast per line, or {"error": ...} as the last line and return 2 where a step refuses its settings."""
-    params, counts, scratch, folder, weights_cache, *steps = arguments
-    for logger_name in ("winnow", "nncf", "torch", "onnxscript"):
-        logging.getLogger(logger_name).setLevel(logging.ERROR)
-    try:
-        forecaster = StepForecaster(
-            load_config(Path(params)), Counts(**json.loads(counts)), Path(scratch), Path(folder), Path(weights_cache)
-        )
-        # Like the process of a step, this one has imported torch.
-        forecaster.startup_seconds = time.time() - psutil.Process().create_time()
-        for step in steps:
-            sys.stdout.write(json.dumps(asdict(forecaster.forecast_step(step))) + "\n")
-            sys.stdout.flush()
-    except WinnowError as error:
-        sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

@@ -34,17 +34,13 @@ def project_command(function: Callable[Concatenate[ProjectPaths, Options], int])
         try:
             apply(paths.root)
             return function(paths, *arguments, **options)
-        except WinnowError as error:
-            if os.environ.get("WINNOW_TRACEBACK"):
-                raise
-            raise SystemExit(_print_error(str(error))) from None
         except KeyboardInterrupt:
             print_line(STOPPED_MESSAGE, sys.stderr)
             raise SystemExit(130) from None
         except click.ClickException:
             raise
         except Exception as error:
-            problem = describe_disk_error(error, paths.root)
+            problem = str(error) if isinstance(error, WinnowError) else describe_disk_error(error, paths.root)
             if problem is None or os.environ.get("WINNOW_TRACEBACK"):
                 raise
             raise SystemExit(_print_error(problem)) from None

@@ -116,13 +116,7 @@ def _forecasts(paths: ProjectPaths, config: Config, counts: Counts, stages: list
     """Yield forecasts from the child process as they come. Raises WinnowError where a step rejects its settings."""
     steps = [stage.removeprefix(dvc_stages.CANDIDATE_PREFIX) for stage in stages]
     stderr_lines: list[str] = []
-    command = [
-        sys.executable,
-        "-m",
-        "tasks.forecast.step_costs",
-        str(paths.root / "params.yaml"),
-        json.dumps(asdict(counts)),
-    ]
+    command = [sys.executable, "-m", "tasks.forecast", str(paths.root / "params.yaml"), json.dumps(asdict(counts))]
     with (
         tempfile.TemporaryDirectory(dir=paths.state_dir) as folder,
         subprocess.Popen(

@@ -15,8 +15,8 @@ from winnow.eta import format_duration
 from winnow.records import SelectionRecord, write_json
 from winnow.records.benchmark import Precision
 from winnow.reporting.exploration_plots import SearchPoint, plot_search
-from winnow.reporting.html import percent, signed
-from winnow.reporting.search_page import FrontRow, TrialRow, format_interval, render_search_page
+from winnow.reporting.html import format_interval, percent, signed
+from winnow.reporting.search_page import FrontRow, TrialRow, render_search_page
 from winnow.reporting.speed_section import RUNTIME_NAMES
 from winnow.reporting.wording import describe_peak_share
 from winnow.search.cost import TIME_OBJECTIVES, describe_cost
@@ -50,16 +50,13 @@ def describe_verdict(rows: list[FrontRow], progress: SearchProgress, config: Con
     if row is None:
         return f"No candidate {comparative} than dense is shown to lose {allowed}: dense remains the best. {dense}"
     peak_share = "" if row.of_peak is None else f", at {percent(row.of_peak, 0)} of the processor's peak"
-    reference_interval = (
-        ""
-        if row.drop == row.drop_to_dense
-        else f"{format_interval(row.drop)} against the better of dense and {CONTROL}, "
-    )
+    to_reference, to_dense = (format_interval(drop.low, drop.high) for drop in (row.drop, row.drop_to_dense))
+    if row.drop != row.drop_to_dense:
+        to_dense = f"{to_reference} against the better of dense and {CONTROL}, {to_dense}"
     return (
         f"Trial {row.number} ({row.what}) is the cheapest shown to lose {allowed}: "
         f"{row.cost_text}, {row.times_dense:.2f} times {comparative} than dense{runtime}{peak_share}. "
-        f"Points lost on the half of validation that confirms, 95 % interval: {reference_interval}"
-        f"{format_interval(row.drop_to_dense)} against dense. {dense}"
+        f"Points lost on the half of validation that confirms, 95 % interval: {to_dense} against dense. {dense}"
     )
 
 

@@ -15,6 +15,7 @@ from winnow.reporting.html import (
     Row,
     digits,
     figure,
+    format_interval,
     join,
     millions,
     number,
@@ -66,11 +67,6 @@ def _quality(records: RunRecords) -> Html:
     )
     heading = ["candidate", "top-1", "drop", "macro F1", "agreement", "parameters", "MACs", "MB", "MB zipped"]
     return table(heading, rows, caption=caption)
-
-
-def format_interval(low: float, high: float, plus: bool = False) -> str:
-    """Return the ends of an interval, points."""
-    return f"{signed(low, plus)} to {signed(high, plus)}"
 
 
 def _gates(records: RunRecords) -> Html:

@@ -6,7 +6,6 @@ close together have similar embeddings; distances between groups mean little.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from winnow.errors import MissingExtra
 from winnow.evaluation.nearest_neighbours import nearest_neighbours
 from winnow.evaluation.unit_vectors import unit_vectors
 from winnow.reporting.plots import MUTED, render
-from winnow.reporting.thumbnails import GAP, SIDE, thumbnail
+from winnow.reporting.thumbnails import GAP, SIDE, png_bytes, thumbnail
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,6 +92,4 @@ def draw_neighbours(
         sheet.paste(thumbnail(images_NHWC[query]), (0, top))
         for column, index in enumerate(near_K):
             sheet.paste(thumbnail(images_NHWC[index]), (SIDE + GAP + column * SIDE, top))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    return buffer.getvalue()
+    return png_bytes(sheet)

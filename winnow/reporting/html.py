@@ -119,6 +119,11 @@ def signed(points: float | None, plus: bool = False) -> str:
     return f"{rounded:{'+' if plus and rounded else ''}.1f}".replace("-", "−")
 
 
+def format_interval(low: float, high: float, plus: bool = False) -> str:
+    """Return the ends of an interval as `signed` formats them: -0.4 to 1.2."""
+    return f"{signed(low, plus)} to {signed(high, plus)}"
+
+
 def number(value: float | None, decimals: int = 0) -> str:
     """Format with thousands separators: 1234.5 -> 1,234 or 1,234.5."""
     return MISSING if value is None else f"{value:,.{decimals}f}"

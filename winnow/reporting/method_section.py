@@ -7,13 +7,13 @@ from typing import Any
 from winnow.config import CONTROL, FEW_LABELS, ROOT
 from winnow.config.finetune import DEFAULT_MIN_STEPS, DEFAULT_MIN_STEPS_FEW_LABELS
 from winnow.deploy.onnx_session import MODEL
-from winnow.reporting.candidates_section import format_interval
 from winnow.reporting.html import (
     MISSING,
     Html,
     Row,
     bullets,
     digits,
+    format_interval,
     join,
     number,
     paragraph,

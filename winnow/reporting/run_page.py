@@ -17,7 +17,7 @@ from winnow.evaluation.abstention import TABLE_THRESHOLDS, counts_at_threshold
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.evaluation.metrics import drop_metrics_on_test
 from winnow.records.report import Abstention
-from winnow.reporting.candidates_section import format_interval, render_candidates, render_classes, render_trade_off
+from winnow.reporting.candidates_section import render_candidates, render_classes, render_trade_off
 from winnow.reporting.html import (
     MISSING,
     Content,
@@ -26,6 +26,7 @@ from winnow.reporting.html import (
     bullets,
     digits,
     document,
+    format_interval,
     join,
     number,
     paragraph,

@@ -12,6 +12,7 @@ from winnow.reporting.html import (
     bullets,
     document,
     figure,
+    format_interval,
     number,
     paragraph,
     percent,
@@ -67,11 +68,6 @@ class FrontRow:
         return "not confirmed" in self.marks
 
 
-def format_interval(drop: Drop) -> str:
-    """Return the interval's ends: -0.4 to 1.2."""
-    return f"{signed(drop.low)} to {signed(drop.high)}"
-
-
 @dataclass(frozen=True)
 class TrialRow:
     """A row of the table of all trials."""
@@ -104,7 +100,7 @@ def render_search_page(
                 str(row.number),
                 row.what,
                 signed(row.drop.points),
-                format_interval(row.drop_to_dense),
+                format_interval(row.drop_to_dense.low, row.drop_to_dense.high),
                 row.cost_text,
                 number(row.times_dense, 2),
                 percent(row.of_peak),

@@ -26,8 +26,13 @@ def draw_pairs(images_NHWC: NDArray[np.uint8], positions: Sequence[Sequence[int]
         left, top = number % COLUMNS * (2 * SIDE + GAP), number // COLUMNS * (SIDE + GAP)
         for side, position in enumerate(pair):
             sheet.paste(thumbnail(images_NHWC[position]), (left + side * SIDE, top))
+    return png_bytes(sheet)
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """Return the picture as the content of a PNG file."""
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -15,6 +15,7 @@ from winnow.reporting.html import (
     Html,
     Row,
     figure,
+    format_interval,
     join,
     number,
     paragraph,
@@ -112,16 +113,12 @@ def _unlabelled(records: RunRecords) -> list[Html]:
     ]
 
 
-def _interval(low: float, high: float) -> str:
-    return f"{signed(low, plus=True)} to {signed(high, plus=True)}"
-
-
 def _describe_interval(gain: PretrainingGain) -> str:
     """Return the gain in points with its interval, or the note that a single seed has none."""
     points = f"{signed(gain.mean, plus=True)} points"
     if gain.pairs == 1:
         return f"{points} (a single label seed: a hint, without an interval)"
-    interval = _interval(gain.low, gain.high)
+    interval = format_interval(gain.low, gain.high, plus=True)
     return f"{points} (95 % interval {interval}, {gain.pairs} label seeds)"
 
 
@@ -188,7 +185,7 @@ def _gain_cell(top1: Mapping[int, float], scratch: Mapping[int, float]) -> str:
     if not seeds:
         return MISSING
     mean, low, high = paired_gain([top1[seed] for seed in seeds], [scratch[seed] for seed in seeds])
-    interval = f" ({_interval(low, high)})" if len(seeds) > 1 else ""
+    interval = f" ({format_interval(low, high, plus=True)})" if len(seeds) > 1 else ""
     return f"{signed(mean, plus=True)}{interval}"
 
 
@@ -201,5 +198,5 @@ def _describe_gain(records: RunRecords, gain: PretrainingGain | None) -> str:
     if pairs == 1:
         return f"{start}. This is a single label seed: a hint, without an interval."
     hint = f" These are fewer than {ENOUGH_PAIRS} seeds, so it is a hint." if pairs < ENOUGH_PAIRS else ""
-    interval = _interval(gain.low, gain.high)
+    interval = format_interval(gain.low, gain.high, plus=True)
     return f"{start} (95 % interval {interval}, {pairs} label seeds).{hint}"

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tasks.forecast.__main__ import main
 from tasks.forecast.data_counts import Counts, Forecast, count_images, expected_counts
-from tasks.forecast.step_costs import StepForecaster, main
+from tasks.forecast.step_costs import StepForecaster
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import PLAN
 from tests.closure import ROOT
