@@ -56,8 +56,6 @@ def _mlflow_location(paths: ProjectPaths) -> tuple[str, str, str] | None:
     """Return (MLflow's URL, experiment, run) of the last execution; None without one, or where MLflow is down."""
     if not (paths.artifacts / "select" / RECORD).is_file():
         return None
-    page, run = (
-        running_servers.mlflow_url(paths),
-        mlflow_runs.last_execution(paths, load_config(paths.root / "params.yaml")),
-    )
+    page = running_servers.mlflow_url(paths)
+    run = mlflow_runs.last_execution(paths, load_config(paths.root / "params.yaml"))
     return (page, *run) if page and run else None

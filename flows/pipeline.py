@@ -34,7 +34,7 @@ from tasks.stage_runner import StageResult, stop_running
 from tasks.track import open_run, track
 from tasks.tracking import mlflow_runs
 from tasks.tracking.mlflow_client import StoreError
-from tasks.versioning import dvc_stages, integrity, s3_fetch
+from tasks.versioning import dvc_stages, integrity, s3_mirror
 from winnow.config import ROOT, Config, load_config, topological_order
 
 
@@ -59,7 +59,7 @@ def _bring_up_to_date(paths: ProjectPaths, retries: int) -> list[StageResult]:
     config = load_config(paths.root / "params.yaml")
     check_files(config, paths.root)
     if runtime.deployment.id:  # on a terminal the command line fetches
-        if came := s3_fetch.fetch(paths, config):
+        if came := s3_mirror.fetch(paths, config):
             get_run_logger().info("fetched %d new or changed objects, removed %d", came.fetched, came.removed)
         registered_weights.fetch_weights(paths, config)
     if damaged := integrity.find_damaged(paths):

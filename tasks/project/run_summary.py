@@ -7,16 +7,13 @@ import math
 from tasks.project.paths import ProjectPaths
 from tasks.registry import promotion_state
 from winnow.benchmark.measurement_error import describe_errors
-from winnow.config import Config, load_config, topological_order
+from winnow.config import load_config, topological_order
 from winnow.config.candidates import ROOT
 from winnow.config.data import Data
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.evaluation.intervals import Ratio
 from winnow.records import (
     RECORD,
-    BenchmarkRecord,
-    CandidateRecord,
-    FinetuneRecord,
     RefitRecord,
     ReportRecord,
     SelectionRecord,
@@ -25,7 +22,7 @@ from winnow.records import (
 from winnow.records.benchmark import BestRows, PeakShares
 from winnow.reporting.candidate_rows import CandidateRow, Share, candidate_row
 from winnow.reporting.pretraining_advice import pretraining_advice
-from winnow.reporting.run_records import first_warnings
+from winnow.reporting.run_records import RunRecords, read_run_records
 from winnow.selection.gates import GATES, describe_reasons
 
 NOTHING = "-"
@@ -34,23 +31,21 @@ OF_PEAK = "of peak, %"
 SPEEDUPS = ("x eager f32", "x best float PyTorch", "x best float")
 
 
-def read_rows(paths: ProjectPaths, config: Config) -> list[CandidateRow]:
-    """Return the rows of all candidates, dense first."""
-    benchmark = BenchmarkRecord.read(paths.artifacts / "benchmark")
-    selection = SelectionRecord.read(paths.artifacts / "select")
-    folder = paths.artifacts / "report"
-    report = ReportRecord.read(folder) if (folder / RECORD).is_file() else None
+def _read_records(paths: ProjectPaths) -> tuple[RunRecords, ReportRecord]:
+    config = load_config(paths.root / "params.yaml")
     names = [ROOT, *topological_order(dict(config.candidates))]
-    records = [CandidateRecord.read(paths.artifacts / "candidates" / name) for name in names]
-    return [candidate_row(record, benchmark, selection, report) for record in records]
+    return read_run_records(paths.artifacts, names), ReportRecord.read(paths.artifacts / "report")
 
 
 def candidate_table(paths: ProjectPaths) -> list[dict[str, str]]:
     """Return one row per candidate, dense first, formatted; the keys contain the units."""
-    config = load_config(paths.root / "params.yaml")
-    rows, batch = read_rows(paths, config), config.benchmark.large_batch
+    records, report = _read_records(paths)
+    rows = [
+        candidate_row(candidate, records.benchmark, records.selection, report)
+        for candidate in records.candidates.values()
+    ]
     with_test = any(row.test_top1 for row in rows)
-    return [_format_row(row, batch, with_test) for row in rows]
+    return [_format_row(row, records.large, with_test) for row in rows]
 
 
 def report_warnings(paths: ProjectPaths) -> list[str]:
@@ -117,11 +112,7 @@ def rows_on_front(paths: ProjectPaths, table: list[dict[str, str]]) -> list[dict
 def failure_lines(paths: ProjectPaths) -> list[str]:
     """Return a line per failed candidate with the value and the limit of each failed gate."""
     verdicts = SelectionRecord.read(paths.artifacts / "select").details.verdicts
-    lines = []
-    for verdict in verdicts:
-        if reasons := describe_reasons(verdict.gates):
-            lines.append(f"{verdict.candidate} {reasons}")
-    return lines
+    return [f"{verdict.candidate} {reasons}" for verdict in verdicts if (reasons := describe_reasons(verdict.gates))]
 
 
 def unchecked_lines(paths: ProjectPaths) -> list[str]:
@@ -148,16 +139,14 @@ def promotion_lines(paths: ProjectPaths) -> list[str]:
 
 def training_lines(paths: ProjectPaths) -> list[str]:
     """Return lines on the labels used, accuracy, the gain of pretraining, the measurement error, and all warnings."""
-    record = FinetuneRecord.read(paths.artifacts / "candidates" / ROOT)
-    gain, labels = record.details.arms.gain, record.details.labels
-    report = ReportRecord.read(paths.artifacts / "report")
-    test = report.metrics
-    deployed = RefitRecord.read(paths.artifacts / "refit").details.labels.deployed
+    records, report = _read_records(paths)
+    gain, labels, test = records.fine_tuning.arms.gain, records.dense.details.labels, report.metrics
+    deployed = records.refit.details.labels.deployed
     choosing, tested = (in_groups(count) for count in (labels.choosing_groups, test.get("test/groups")))
     lines = [
         f"labels used: {labels.training:,} for training, {labels.choosing:,}{choosing} for selection, "
         f"{test['test/images']:,.0f}{tested} for the test; {deployed:,} trained the model that is deployed",
-        *_other_accuracy_lines(record, report),
+        *_other_accuracy_lines(records, report),
     ]
     if gain is not None:
         interval = f" (95 % interval {gain.low:+.1f} to {gain.high:+.1f})" if gain.pairs > 1 else ""
@@ -165,21 +154,19 @@ def training_lines(paths: ProjectPaths) -> list[str]:
             f"{gain.arm} against from scratch, same labels and steps: {gain.mean:+.1f} points of top-1"
             f"{interval}, {gain.pairs} label seed{'s' if gain.pairs != 1 else ''}"
         )
-    method = read_record(paths.artifacts / "pretrain").parameters["method"]
-    data = Data.model_validate(read_record(paths.artifacts / "data").parameters)
-    if advice := pretraining_advice(gain, method, data):
+    data = Data.model_validate(records.data.parameters)
+    if advice := pretraining_advice(gain, records.pretrain.parameters["method"], data):
         lines.append(advice)
-    benchmark = BenchmarkRecord.read(paths.artifacts / "benchmark").details
-    if error := describe_errors(benchmark.measurement_error):
+    if error := describe_errors(records.benchmark.details.measurement_error):
         lines.append(f"speed-ups with 95 % intervals; {error}")
-    return lines + _warning_lines(paths)
+    return lines + [f"{step}: {warning}" for step, warning in records.warnings()]
 
 
-def _other_accuracy_lines(dense: FinetuneRecord, report: ReportRecord) -> list[str]:
+def _other_accuracy_lines(records: RunRecords, report: ReportRecord) -> list[str]:
     """Return lines with the cross-validated accuracy and the accuracy on the test split."""
     lines, test = [], report.metrics
-    if cross_validation := dense.details.cross_validation:
-        accuracy = _top1(dense.metrics, "cross_validation/")
+    if cross_validation := records.fine_tuning.cross_validation:
+        accuracy = _top1(records.dense.metrics, "cross_validation/")
         lines.append(f"dense, cross-validated: {accuracy}, {cross_validation.labels:,} labels")
     if "test/dense_top1" in test:
         baseline = report.details.baseline
@@ -196,12 +183,3 @@ def _other_accuracy_lines(dense: FinetuneRecord, report: ReportRecord) -> list[s
 def _top1(metrics: dict[str, float], prefix: str) -> str:
     value, low, high = (metrics[f"{prefix}top1{end}"] * 100 for end in ("", "_low", "_high"))
     return f"top-1 {value:.1f} % (95 % interval {low:.1f} to {high:.1f})"
-
-
-def _warning_lines(paths: ProjectPaths) -> list[str]:
-    """Return the warnings of every step but the report, each once."""
-    candidates = load_config(paths.root / "params.yaml").candidates
-    names = [ROOT, *topological_order(dict(candidates))]
-    folders = ["data", "pretrain", *(f"candidates/{name}" for name in names), "benchmark", "select", "refit"]
-    warnings = first_warnings(read_record(paths.artifacts / folder) for folder in folders)
-    return [f"{step}: {warning}" for step, warning in warnings]

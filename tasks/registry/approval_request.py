@@ -21,7 +21,7 @@ from typing import Literal
 
 from tasks.project.paths import ProjectPaths
 from tasks.registry import registered_models
-from tasks.registry.registered_models import ModelVersion
+from tasks.registry.registered_models import CHALLENGER, ModelVersion
 from winnow.errors import ArtifactError, WinnowError
 
 REQUEST_TAG, REASON_TAG = "winnow.approval", "winnow.reason"
@@ -100,8 +100,11 @@ def create_request(
     return request
 
 
-def supersede(paths: ProjectPaths, model: str, previous: ModelVersion, successor: ModelVersion) -> None:
-    """Mark an open request of `previous` as superseded."""
+def supersede(paths: ProjectPaths, model: str, successor: ModelVersion) -> None:
+    """Mark an open request of the present challenger as superseded."""
+    previous = registered_models.find(paths, model, CHALLENGER)
+    if previous is None or previous.number == successor.number:
+        return
     with contextlib.suppress(ArtifactError):  # a damaged request is not open
         request = parse_request(previous)
         if request and request.state == "asked":

@@ -106,7 +106,7 @@ def _promote_winner(
     run_id = mlflow_runs.candidate_run(paths, config, winner)
     version = model_upload.register(paths, config, folder, card, run_id)
     registered_models.annotate(paths, model, version, accuracy_tags(card))
-    _supersede(paths, model, version)
+    approval_request.supersede(paths, model, version)
     registered_models.set_alias(paths, model, CHALLENGER, version.number)
     registered = f"{winner} is version {version.number} of {model}"
     result = partial(result, version=version.number, alias=CHALLENGER)
@@ -128,13 +128,6 @@ def _promote_winner(
     make_champion(paths, model, version, champion)
     conclusion = f"{version} is the new champion: {reason}"
     return result((registered, conclusion), alias=CHAMPION, champion=version.number, is_new=True)
-
-
-def _supersede(paths: ProjectPaths, model: str, version: ModelVersion) -> None:
-    """Mark the approval request of the previous challenger as superseded."""
-    previous = registered_models.find(paths, model, CHALLENGER)
-    if previous and previous.number != version.number:
-        approval_request.supersede(paths, model, previous, version)
 
 
 def _request(

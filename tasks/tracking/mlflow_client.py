@@ -166,22 +166,14 @@ def log_values(
     """Log metrics, params and tags in as few calls as MLflow's limits allow."""
     from mlflow.entities import Param, RunTag
 
-    pending_metrics = list(metrics)
-    pending_params = [Param(key, value) for key, value in (params or {}).items()]
-    pending_tags = [RunTag(key, value) for key, value in truncate_tags(tags or {}).items()]
-    while pending_metrics or pending_params or pending_tags:
-        client.log_batch(
-            run_id,
-            pending_metrics[:METRICS_AT_ONCE],
-            pending_params[:OTHERS_AT_ONCE],
-            pending_tags[:OTHERS_AT_ONCE],
-            synchronous=True,
-        )
-        pending_metrics, pending_params, pending_tags = (
-            pending_metrics[METRICS_AT_ONCE:],
-            pending_params[OTHERS_AT_ONCE:],
-            pending_tags[OTHERS_AT_ONCE:],
-        )
+    pending: list[tuple[list[Any], int]] = [
+        (list(metrics), METRICS_AT_ONCE),
+        ([Param(key, value) for key, value in (params or {}).items()], OTHERS_AT_ONCE),
+        ([RunTag(key, value) for key, value in truncate_tags(tags or {}).items()], OTHERS_AT_ONCE),
+    ]
+    while any(entities for entities, _ in pending):
+        client.log_batch(run_id, *(entities[:limit] for entities, limit in pending), synchronous=True)
+        pending = [(entities[limit:], limit) for entities, limit in pending]
 
 
 def truncate_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -110,40 +110,30 @@ def read_verdict_records(paths: ProjectPaths) -> VerdictRecords | None:
 def read_content(folder: Path, step: str, verdicts: VerdictRecords | None = None) -> RunContent:
     """Return the content of a step's run. Without `verdicts` a candidate has no speed metrics and no verdict."""
     record, digest, name = read_record(folder), record_digest(folder), folder.name
-    base = RunContent(
+    details, params = record.details, flatten_params(record.parameters)
+    tags = {"winnow.step": step, "winnow.name": name} | _machine_tags(record.machine) | _weights_tags(details)
+    if isinstance(details, ReportDetails):
+        tags |= test_tags(details, record.warnings)
+    if isinstance(details, CandidateFile):
+        params = {"method": details.method} | params
+        tags |= _lineage(details)
+    content = RunContent(
         name=name,
         step=step,
         folder=folder,
         record_digest=digest,
         digest=digest,
-        params=flatten_params(record.parameters),
+        params=params,
         metrics=record.metrics,
         figures={},
-        tags={
-            "winnow.step": step,
-            "winnow.name": name,
-            **_machine_tags(record.machine),
-            **_weights_tags(record.details),
-        },
-        note="\n".join([*_details_lines(record.details), *(f"- warning: {text}" for text in record.warnings)]),
-        curves=getattr(record.details, "curves", []),
+        tags=tags,
+        note="\n".join([*_details_lines(details), *(f"- warning: {text}" for text in record.warnings)]),
+        curves=getattr(details, "curves", []),
     )
-    if isinstance(record.details, ReportDetails):
-        return replace(base, tags=base.tags | test_tags(record.details, record.warnings))
-    if not isinstance(record.details, CandidateFile):
-        return base
-    base = replace(
-        base,
-        params={"method": record.details.method} | base.params,
-        tags=base.tags | _lineage(record.details),
-    )
-    if (
-        verdicts is None
-        or verdicts.benchmark.inputs.get(name) != digest
-        or verdicts.selection.inputs.get(name) != digest
-    ):
-        return base
-    return _judged(base, verdicts)
+    if verdicts is None or not isinstance(details, CandidateFile):
+        return content
+    is_judged = verdicts.benchmark.inputs.get(name) == verdicts.selection.inputs.get(name) == digest
+    return _judged(content, verdicts) if is_judged else content
 
 
 def _judged(base: RunContent, verdicts: VerdictRecords) -> RunContent:

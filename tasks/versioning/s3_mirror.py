@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.project.paths import ProjectPaths
 from tasks.versioning.s3_bucket import WORKERS, RemoteObject, download, list_objects, open_client, s3_errors, split_url
+from winnow.config import Config
 from winnow.errors import DataError
 from winnow.eta import format_duration
 
@@ -44,6 +46,18 @@ class MirrorResult:
     bytes: int = 0
     skipped: list[str] = field(default_factory=list)
     """A line per object that cannot be a file, with the reason."""
+
+
+def fetch(paths: ProjectPaths, config: Config) -> MirrorResult | None:
+    """Mirror data.fetch to data.path, before DVC checks what is stale; return what was done, None where it is `none`.
+
+    Raises DataError; objects that were fetched before the error stay. The index of fetched objects lies beside the
+    folder, whose content DVC hashes.
+    """
+    if config.data.fetch == "none":
+        return None
+    folder = paths.root / config.data.path
+    return mirror(config.data.fetch, folder, folder.with_name(f".{folder.name}.fetched.db"))
 
 
 def mirror(url: str, folder: Path, index: Path) -> MirrorResult:

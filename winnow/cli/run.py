@@ -76,13 +76,11 @@ def fetch_inputs(paths: ProjectPaths, config: Config) -> bool:
     weights = registered_weights.registered_names(config)
     if config.data.fetch == "none" and not weights:
         return False
-    from tasks.versioning import s3_fetch
-
     logging.basicConfig(format="%(message)s")
     for name in (s3_mirror.__name__, registered_weights.__name__):
         logging.getLogger(name).setLevel(logging.INFO)
     with run_lock.lock_run(paths):
-        s3_fetch.fetch(paths, config)
+        s3_mirror.fetch(paths, config)
         registered_weights.fetch_weights(paths, config)
     return True
 

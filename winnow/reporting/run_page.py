@@ -186,12 +186,8 @@ def _abstention_table(test_result: TestResult) -> Html:
 
 def _figures(records: RunRecords, name: str, test_result: TestResult) -> Html:
     """Return figures beside dense's, top-1 on the test split next to that on validation."""
-    candidate, dense, speed, dense_speed = (
-        records.quality(name),
-        records.quality(ROOT),
-        records.serving(name),
-        records.serving(ROOT),
-    )
+    candidate, dense = records.quality(name), records.quality(ROOT)
+    speed, dense_speed = records.serving(name), records.serving(ROOT)
     dense_latency, dense_throughput = dense_speed.get("best/latency_ms"), dense_speed.get("best/throughput_ips")
     quality = ("top-1 on validation", percent(candidate.get("quality/top1")), percent(dense.get("quality/top1")))
     if "quality/top1" not in candidate:

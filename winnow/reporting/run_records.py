@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,16 +165,11 @@ class RunRecords:
             self.selection,
             self.refit,
         )
-        return first_warnings(steps)
-
-
-def first_warnings(steps: Iterable[AnyRecord]) -> list[tuple[str, str]]:
-    """Return (step, warning), each warning once, with the first step that has it."""
-    step_of_warning: dict[str, str] = {}
-    for step in steps:
-        for warning in step.warnings:
-            step_of_warning.setdefault(warning, step.name)
-    return [(step_name, warning) for warning, step_name in step_of_warning.items()]
+        step_of_warning: dict[str, str] = {}
+        for step in steps:
+            for warning in step.warnings:
+                step_of_warning.setdefault(warning, step.name)
+        return [(step_name, warning) for warning, step_name in step_of_warning.items()]
 
 
 def read_run_records(artifacts: Path, names: Sequence[str]) -> RunRecords:

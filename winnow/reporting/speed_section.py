@@ -92,15 +92,11 @@ def render_serving_speed(records: RunRecords) -> Html:
     """Return the times on the serving machine, which the gates use."""
     rows = []
     for name in records.candidates:
-        figures, single, batched = (
-            records.serving(name),
-            records.serving_row(name, "latency"),
-            records.serving_row(name, "throughput"),
-        )
+        single, batched = records.serving_row(name, "latency"), records.serving_row(name, "throughput")
         if single is None or batched is None:
             rows.append(Row([name, "not timed there", *[MISSING] * 5]))
             continue
-        ratios = [format_ratio(figures, f"speedup/float_b{batch}") for batch in (1, records.large)]
+        ratios = [format_ratio(records.serving(name), f"speedup/float_b{batch}") for batch in (1, records.large)]
         rows.append(Row([*_timing_cells(name, single, batched), *ratios], records.row_css(name)))
     caption = (
         f"Speed on the serving machine, {records.target}, measured there by check_host.py; gates use these figures "

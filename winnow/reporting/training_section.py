@@ -38,8 +38,7 @@ NOT_PRETRAINED = "There was no pretraining: dense started from random weights."
 def render_pretraining(records: RunRecords) -> Html:
     """Return the arms per label seed, the gain with its interval, the linear probe, and the curve of kNN."""
     arms = records.fine_tuning.arms
-    names = {"scratch": RANDOM_WEIGHTS, "start": _start_label(records), "pretrained": _pretrained_label(records)}
-    names["weights"] = _weights_label(records)
+    names = _arm_names(records)
     by_arm = {names[arm]: sorted(arms.trainings(arm), key=lambda row: row.seed) for arm in names if arms.trainings(arm)}
     probe = arms.linear_probe
     caption = (
@@ -140,27 +139,15 @@ def _cross_validation(records: RunRecords) -> list[Html]:
     ]
 
 
-def _start_label(records: RunRecords) -> str:
-    start = records.pretrain.details.start
-    return f"known weights ({start.name})" if start else ""
-
-
-def _pretrained_label(records: RunRecords) -> str:
-    method = records.pretrain.parameters["method"]
-    return "no pretraining" if method == "none" else f"pretrained by {method}"
-
-
-def _gain_subject(records: RunRecords, arm: str) -> str:
-    """Return the subject of the sentence on the gain."""
-    if arm == "start":
-        return f"Fine-tuning {_start_label(records)} instead of random ones"
-    if arm == "weights":
-        return f"Fine-tuning {_weights_label(records)} instead of random ones"
-    return f"Fine-tuning after pretraining by {records.pretrain.parameters['method']} instead of from random weights"
-
-
-def _weights_label(records: RunRecords) -> str:
-    return f"own weights ({str(records.dense.parameters.get('weights', '')).rpartition('/')[2]})"
+def _arm_names(records: RunRecords) -> dict[str, str]:
+    """Return arm -> its name for users."""
+    method, start = records.pretrain.parameters["method"], records.pretrain.details.start
+    return {
+        "scratch": RANDOM_WEIGHTS,
+        "start": f"known weights ({start.name})" if start else "",
+        "pretrained": "no pretraining" if method == "none" else f"pretrained by {method}",
+        "weights": f"own weights ({str(records.dense.parameters.get('weights', '')).rpartition('/')[2]})",
+    }
 
 
 def _arm_table(by_arm: Mapping[str, Sequence[ArmTraining]], probe: LinearProbe, caption: str) -> Html:
@@ -194,7 +181,10 @@ def _describe_gain(records: RunRecords, gain: PretrainingGain | None) -> str:
     if gain is None:
         return NOT_PRETRAINED
     points, pairs = signed(gain.mean, plus=True), gain.pairs
-    start = f"{_gain_subject(records, gain.arm)}: {points} points of top-1"
+    subject = f"Fine-tuning {_arm_names(records)[gain.arm]} instead of random ones"
+    if gain.arm == "pretrained":
+        subject = f"Fine-tuning after pretraining by {records.pretrain.parameters['method']} instead of from random weights"
+    start = f"{subject}: {points} points of top-1"
     if pairs == 1:
         return f"{start}. This is a single label seed: a hint, without an interval."
     hint = f" These are fewer than {ENOUGH_PAIRS} seeds, so it is a hint." if pairs < ENOUGH_PAIRS else ""
