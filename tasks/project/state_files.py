@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Required, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -117,21 +117,18 @@ class SavedPlan(TypedDict):
     steps: dict[str, PlannedStep]
 
 
-class PromotionState(TypedDict, total=False):
+class PromotionState(TypedDict):
     """The outcome of the last promotion in this checkout."""
 
-    address: Required[str]
-    model: Required[str]
-    select: Required[str]
+    address: str
+    model: str
+    select: str
     """Digest of the selection and the refit."""
-    winner: str | None
     sha256: str | None
-    version: str | None
-    alias: str | None
-    champion: str | None
+    """Digest of the winner's file; None without a winner."""
     reasons: list[str]
     waits_until: str
-    is_new: bool
+    """The end of the time to approve the winner; empty where it does not wait."""
 
 
 class SearchRunState(TypedDict):

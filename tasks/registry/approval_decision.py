@@ -64,7 +64,7 @@ def decide(paths: ProjectPaths, config: Config, approve: bool, by: str, reason: 
         else:
             line = f"{challenger} {request.words}; {champion or 'no version'} stays champion"
         in_production = version_number(challenger if approve else champion)
-        promotion_state.update(paths, model, in_production, line)
+        promotion_state.update(paths, model, line)
         return PromotionResult(
             (line,),
             *(challenger.candidate, challenger.sha256, challenger.number),

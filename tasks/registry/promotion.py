@@ -16,7 +16,7 @@ between two machines; the champion is looked up again just before it is moved.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -74,10 +74,8 @@ def promote(paths: ProjectPaths, config: Config, replace: bool = False) -> Promo
             result = PromotionResult((reason,), champion=version_number(champion))
         else:
             result = _promote_winner(paths, config, selection, winner, champion, replace)
-        state = asdict(result) | {"reasons": list(result.reasons)}
-        state["waits_until"] = result.waits.until if result.waits else ""
-        del state["waits"]
-        promotion_state.save(paths, model, promotion_state.selection_digest(paths), state)
+        waits_until = result.waits.until if result.waits else ""
+        promotion_state.save(paths, model, result.sha256, result.reasons, waits_until)
         return result
 
 
@@ -235,7 +233,7 @@ def rollback(paths: ProjectPaths, config: Config, reason: str) -> PromotionResul
         if promotion_state.is_awaiting_approval(paths):
             promotion_state.clear(paths)  # the open request was against the champion that was rolled back
         else:
-            promotion_state.update(paths, model, previous.number, line)
+            promotion_state.update(paths, model, line)
         return PromotionResult(
             (line,),
             *(previous.candidate, previous.sha256, previous.number, CHAMPION, previous.number),

@@ -7,10 +7,8 @@ needs no request to MLflow. The file is a cache: without it the registry is aske
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
-
-from pydantic import TypeAdapter
 
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import PROMOTED, PromotionState
@@ -23,20 +21,17 @@ from winnow.refit.deployed_folder import REFIT
 def is_up_to_date(paths: ProjectPaths, config: Config) -> bool:
     """Return whether the last selection was promoted or rejected at this address, or waits for approval."""
     state, selection_folder = PROMOTED.read(paths), paths.artifacts / "select"
-    if (
-        not state
-        or not (selection_folder / RECORD).is_file()
-        or not tracking_store.store_exists(tracking_store.registry_address(paths))
-    ):
+    store = tracking_store.registry_address(paths)
+    if not state or not (selection_folder / RECORD).is_file() or not tracking_store.store_exists(store):
         return False
-    until = state.get("waits_until")  # a request that has expired has to be recorded by the next promotion
+    until = state["waits_until"]  # a request that has expired has to be recorded by the next promotion
     if until and not (config.promotion.approval and _now() < datetime.fromisoformat(until)):
         return False
-    current = (_address(paths), registered_model_name(config), selection_digest(paths))
-    return current == tuple(state.get(key) for key in ("address", "model", "select"))
+    current = (_address(paths), registered_model_name(config), _selection_digest(paths))
+    return current == (state["address"], state["model"], state["select"])
 
 
-def selection_digest(paths: ProjectPaths) -> str:
+def _selection_digest(paths: ProjectPaths) -> str:
     """Return a digest of the records of the last selection and refit."""
     refit = paths.artifacts / REFIT
     digests = [record_digest(paths.artifacts / "select"), record_digest(refit) if (refit / RECORD).is_file() else ""]
@@ -46,27 +41,33 @@ def selection_digest(paths: ProjectPaths) -> str:
 def is_awaiting_approval(paths: ProjectPaths) -> bool:
     """Return whether the winner waited for approval when it was last checked; it may have been approved since."""
     state = PROMOTED.read(paths)
-    return bool(state and state.get("waits_until"))
+    return bool(state and state["waits_until"])
 
 
 def read_reasons(paths: ProjectPaths) -> list[str]:
     """Return the reasons of the last promotion."""
     state = PROMOTED.read(paths)
-    return list(state.get("reasons", [])) if state else []
+    return state["reasons"] if state else []
 
 
-def save(paths: ProjectPaths, model: str, select: str, outcome: dict[str, Any]) -> None:
-    """Write the outcome (`champion`, `reasons`, `waits_until`) for the selection with this digest."""
-    where = {"address": _address(paths), "model": model, "select": select}
-    state: PromotionState = TypeAdapter(PromotionState).validate_python(where | outcome)
+def save(paths: ProjectPaths, model: str, sha256: str | None, reasons: Sequence[str], waits_until: str) -> None:
+    """Write the outcome of promoting the last selection, whose winner is the file with this digest."""
+    state: PromotionState = {
+        "address": _address(paths),
+        "model": model,
+        "select": _selection_digest(paths),
+        "sha256": sha256,
+        "reasons": list(reasons),
+        "waits_until": waits_until,
+    }
     PROMOTED.write(paths, state)
 
 
-def update(paths: ProjectPaths, model: str, champion: str | None, reason: str) -> None:
-    """Set champion and reason after an approval, a denial or a rollback."""
+def update(paths: ProjectPaths, model: str, reason: str) -> None:
+    """Set the reason after an approval, a denial or a rollback; nothing waits for approval any more."""
     state = PROMOTED.read(paths)
     if state and (state["address"], state["model"]) == (_address(paths), model):
-        PROMOTED.write(paths, {**state, "champion": champion, "reasons": [reason], "waits_until": ""})
+        PROMOTED.write(paths, {**state, "reasons": [reason], "waits_until": ""})
 
 
 def clear(paths: ProjectPaths) -> None:
