@@ -40,7 +40,8 @@ def run_stale(paths: ProjectPaths, config: Config) -> int:
     wall_start = time.time()
     if stale or _needs_tracking(paths, config):
         check_free_space(paths.root)
-        _announce(stale)
+        names = [stage.removeprefix(dvc_stages.CANDIDATE_PREFIX) for stage in stale]
+        console.print(f"To do: {', '.join(names) or 'tracking and promotion'}")
         _warn_of_overflow(paths, config)
         running_servers.check_prefect()
         running_servers.report_to_prefect(paths)
@@ -132,7 +133,7 @@ def version_changes(paths: ProjectPaths) -> list[str]:
     installed = this_machine().versions
     lines = []
     for path in sorted(STEP_VERSIONS.path(paths).parent.glob("*.json")):
-        recorded = STEP_VERSIONS.read_at(path)
+        recorded = STEP_VERSIONS.read(paths, path.stem)
         drift = [
             f"{name} {recorded[name]} -> {installed.get(name, 'missing')}"
             for name in recorded
@@ -179,11 +180,6 @@ def show_results(paths: ProjectPaths, config: Config) -> None:
         console.print(f"- {line}")
 
 
-def _announce(stale: dict[str, list[str]]) -> None:
-    names = [stage.removeprefix(dvc_stages.CANDIDATE_PREFIX) for stage in stale]
-    console.print(f"To do: {', '.join(names) or 'tracking and promotion'}")
-
-
 def _needs_tracking(paths: ProjectPaths, config: Config) -> bool:
     """Return whether MLflow or the registry lacks something, from files alone, without asking a server."""
     from tasks.tracking import mlflow_runs
@@ -223,7 +219,7 @@ def _measured_costs(paths: ProjectPaths, done: Sequence[StageResult], since: flo
     for row in done:
         path = STEP_TIMES.path(paths, row["stage"])
         is_new = row["outcome"] == "ran" and path.is_file() and path.stat().st_mtime >= since
-        if is_new and (times := STEP_TIMES.read_at(path)):
+        if is_new and (times := STEP_TIMES.read(paths, row["stage"])):
             costs[row["stage"]] = {
                 "seconds": row["seconds"],
                 "memory_mb": times["memory_mb"],

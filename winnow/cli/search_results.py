@@ -15,8 +15,8 @@ from winnow.eta import format_duration
 from winnow.records import SelectionRecord, write_json
 from winnow.records.benchmark import Precision
 from winnow.reporting.exploration_plots import SearchPoint, plot_search
-from winnow.reporting.html import format_interval, percent, signed
-from winnow.reporting.search_page import FrontRow, TrialRow, render_search_page
+from winnow.reporting.html import MISSING, Row, format_interval, percent, signed
+from winnow.reporting.search_page import FrontRow, render_search_page
 from winnow.reporting.speed_section import RUNTIME_NAMES
 from winnow.reporting.wording import describe_peak_share
 from winnow.search.cost import TIME_OBJECTIVES, describe_cost
@@ -98,13 +98,12 @@ def write_files(
     write_json(folder / "search.json", {"trials": table, **summary})
 
 
-def _trial_row(trial: EndedTrial, settings: Search) -> TrialRow:
-    evaluation, outcome = trial.evaluation, f"{trial.state}: {trial.why}" if trial.why else trial.state
-    if evaluation is None:
-        return TrialRow(trial.number, describe_point(trial.point), outcome, None, "")
-    return TrialRow(
-        trial.number, describe_point(trial.point), outcome, evaluation.drop, describe_cost(settings, evaluation.cost)
-    )
+def _trial_row(trial: EndedTrial, settings: Search) -> Row:
+    """Return the cells of a trial in the table of all trials."""
+    outcome = f"{trial.state}: {trial.why}" if trial.why else trial.state
+    evaluation = trial.evaluation
+    figures = (signed(evaluation.drop), describe_cost(settings, evaluation.cost)) if evaluation else (MISSING, MISSING)
+    return Row((str(trial.number), describe_point(trial.point), outcome, *figures))
 
 
 def runtime_note(artifacts: Path, config: Config) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from winnow.records.selection import Drop
 from winnow.reporting.html import (
-    MISSING,
     Row,
     bullets,
     document,
@@ -68,32 +67,15 @@ class FrontRow:
         return "not confirmed" in self.marks
 
 
-@dataclass(frozen=True)
-class TrialRow:
-    """A row of the table of all trials."""
-
-    number: int
-    what: str
-    state: str
-    """"finished", "given up" or "impossible", with the reason."""
-    drop: float | None
-    cost_text: str
-    """The cost with its unit; empty where it was not measured."""
-
-
 def render_search_page(
     name: str,
     verdict: str,
     rows: Sequence[FrontRow],
-    trials: Sequence[TrialRow],
+    trials: Sequence[Row],
     plot: bytes,
     conditions: Sequence[str],
 ) -> str:
-    """Return one HTML file that loads nothing from the network."""
-    trial_rows = [
-        Row((str(trial.number), trial.what, trial.state, signed(trial.drop), trial.cost_text or MISSING))
-        for trial in trials
-    ]
+    """Return one HTML file that loads nothing from the network. `trials`: all trials, their cells as TRIAL_HEADINGS."""
     cells = [
         Row(
             (
@@ -120,9 +102,7 @@ def render_search_page(
         section(
             "trials",
             "Every trial",
-            tag(
-                "div", table(TRIAL_HEADINGS, trial_rows, caption=TRIALS_CAPTION, left=len(TRIAL_HEADINGS)), css="prose"
-            ),
+            tag("div", table(TRIAL_HEADINGS, trials, caption=TRIALS_CAPTION, left=len(TRIAL_HEADINGS)), css="prose"),
         ),
         section("conditions", "Conditions", bullets(conditions)),
     )
