@@ -128,15 +128,11 @@ class Microbenchmarks:
         started = time.monotonic()
         predict = open_case(self.folder / case.candidate, case)
         opening_seconds = time.monotonic() - started
-        pixels_NHWC = np.ascontiguousarray(
-            np.resize(self.images.images_NHWC, (case.batch, *self.images.images_NHWC.shape[1:]))
-        )
+        images_NHWC = self.images.images_NHWC
+        pixels_NHWC = np.ascontiguousarray(np.resize(images_NHWC, (case.batch, *images_NHWC.shape[1:])))
         calls = 1 if case.batch > 1 else 5
-        return (
-            opening_seconds,
-            float(np.median(time_calls(partial(predict, pixels_NHWC), calls, warm_up_ms=0.0))),
-            predict,
-        )
+        call_seconds = time_calls(partial(predict, pixels_NHWC), calls, warm_up_ms=0.0)
+        return opening_seconds, float(np.median(call_seconds)), predict
 
     def probe_seconds(self, model: nn.Module, labels: int, classes: int) -> float:
         """Return the seconds to fit the linear probe on `labels` feature vectors."""

@@ -169,14 +169,19 @@ def log_values(
     pending: list[tuple[list[Any], int]] = [
         (list(metrics), METRICS_AT_ONCE),
         ([Param(key, value) for key, value in (params or {}).items()], OTHERS_AT_ONCE),
-        ([RunTag(key, value) for key, value in truncate_tags(tags or {}).items()], OTHERS_AT_ONCE),
+        ([RunTag(key, value) for key, value in _truncate_tags(tags or {}).items()], OTHERS_AT_ONCE),
     ]
     while any(entities for entities, _ in pending):
         client.log_batch(run_id, *(entities[:limit] for entities, limit in pending), synchronous=True)
         pending = [(entities[limit:], limit) for entities, limit in pending]
 
 
-def truncate_tags(tags: Mapping[str, str]) -> dict[str, str]:
+def create_run(client: Any, experiment: str, tags: Mapping[str, str], name: str) -> str:
+    """Create a run and return its id."""
+    return str(client.create_run(experiment, tags=_truncate_tags(tags), run_name=name).info.run_id)
+
+
+def _truncate_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the tags with values cut to MLflow's limit."""
     return {key: value[: run_content.TAG_LENGTH] for key, value in tags.items()}
 

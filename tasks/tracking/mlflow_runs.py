@@ -22,12 +22,12 @@ from tasks.tracking.mlflow_client import (
     Curve,
     StoreError,
     active_run,
+    create_run,
     experiment_id,
     log_values,
     session,
     to_curve_metrics,
     to_metrics,
-    truncate_tags,
 )
 from tasks.tracking.run_content import RunContent
 from winnow.config import Config
@@ -49,7 +49,7 @@ def open_execution(paths: ProjectPaths, config: Config, why: str) -> str:
         _close_dead(client, experiment)
         tags = origin_tags(paths.root) | {"winnow.kind": "execution", NOTE_TAG: why}
         name = f"run {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
-        run_id = str(client.create_run(experiment, tags=truncate_tags(tags), run_name=name).info.run_id)
+        run_id = create_run(client, experiment, tags, name)
         for path in (paths.root / "params.yaml", paths.root / "dvc.yaml"):
             if path.is_file():
                 client.log_artifact(run_id, str(path))
@@ -192,8 +192,7 @@ def log_separate_run(
 ) -> str:
     """Log a run without parent, named after its kind, for results outside the chain, and return its id."""
     with session(paths) as client:
-        experiment, name = experiment_id(paths, config), tags["winnow.kind"]
-        run_id = str(client.create_run(experiment, tags=truncate_tags(tags), run_name=name).info.run_id)
+        run_id = create_run(client, experiment_id(paths, config), tags, tags["winnow.kind"])
         for path in files:
             client.log_artifact(run_id, str(path))
         log_values(client, run_id, to_metrics(metrics), params)
@@ -236,7 +235,7 @@ def _log_record(paths: ProjectPaths, client: Any, experiment: str, parent: str, 
 
 def _open_child(paths: ProjectPaths, client: Any, experiment: str, parent: str, name: str, step: str) -> str:
     tags = origin_tags(paths.root) | {PARENT_TAG: parent, "winnow.step": step, "winnow.name": name}
-    return str(client.create_run(experiment, tags=truncate_tags(tags), run_name=name).info.run_id)
+    return create_run(client, experiment, tags, name)
 
 
 def _fill(paths: ProjectPaths, client: Any, run_id: str, content: RunContent, curves: Sequence[Curve]) -> None:

@@ -64,12 +64,12 @@ class SearchRun:
                 self.logged = state["trials"]
                 return str(state["run"])
             tags = origin_tags(paths.root) | {KIND: "search", "winnow.search": self.name}
-            run = client.create_run(experiment, tags=mlflow_client.truncate_tags(tags), run_name=f"search {self.name}")
-            self._save_state(str(run.info.run_id))
+            run_id = mlflow_client.create_run(client, experiment, tags, f"search {self.name}")
+            self._save_state(run_id)
             settings = self.config.search.model_dump(mode="json")
             params = {f"search.{key}": str(value) for key, value in settings.items()}
-            mlflow_client.log_values(client, run.info.run_id, params=params)
-        return str(run.info.run_id)
+            mlflow_client.log_values(client, run_id, params=params)
+        return run_id
 
     def _save_state(self, run_id: str) -> None:
         SEARCH_RUN.write(self.paths, {"run": run_id, "trials": self.logged}, self.name)
@@ -94,11 +94,8 @@ class SearchRun:
         tags |= {NOTE_TAG: describe_trial(trial, self.config.search), NUMBER: str(trial.number)}
         query = f"tags.`{PARENT_TAG}` = '{self.run_id}' and tags.`{NUMBER}` = '{trial.number}'"
         runs = client.search_runs([experiment], query, max_results=1)  # left by an attempt that MLflow interrupted
-        run = (
-            runs[0]
-            if runs
-            else client.create_run(experiment, tags=mlflow_client.truncate_tags(tags), run_name=f"trial {trial.number}")
-        )
+        name = f"trial {trial.number}"
+        run_id = runs[0].info.run_id if runs else mlflow_client.create_run(client, experiment, tags, name)
         metrics = {"search/seconds": trial.seconds}
         if trial.evaluation is not None:
             metrics |= {
@@ -107,8 +104,8 @@ class SearchRun:
                 **trial.evaluation.metrics,
             }
         params = {key: str(value) for key, value in asdict(trial.point).items()}
-        mlflow_client.log_values(client, run.info.run_id, mlflow_client.to_metrics(metrics), params)
-        client.set_terminated(run.info.run_id, "FAILED" if trial.state == "impossible" else "FINISHED")
+        mlflow_client.log_values(client, run_id, mlflow_client.to_metrics(metrics), params)
+        client.set_terminated(run_id, "FAILED" if trial.state == "impossible" else "FINISHED")
 
     def pause(self) -> None:
         """End the parent run of a search that was stopped and can be resumed."""

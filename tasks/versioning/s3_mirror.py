@@ -140,15 +140,9 @@ def _fetch_all(
                     last_report = time.monotonic()
                     index_db.commit()
                     rate = max(summary.bytes, 1) / (last_report - started)
-                    log.info(
-                        "fetch: %d of %d objects, %.1f MB/s, %s left",
-                        *(
-                            summary.fetched,
-                            len(to_fetch),
-                            rate / 1e6,
-                            format_duration(max(0, total - summary.bytes) / rate),
-                        ),
-                    )
+                    left = format_duration(max(0, total - summary.bytes) / rate)
+                    counts = f"{summary.fetched} of {len(to_fetch)} objects"
+                    log.info("fetch: %s, %.1f MB/s, %s left", counts, rate / 1e6, left)
         except BaseException:
             stop.set()
             index_db.commit()

@@ -47,8 +47,7 @@ class _ServerState:
     """The state of the HTTP process, set before LitServe forks it."""
 
     settings: ServingConfig
-    side: int
-    preprocessing: Preprocessing
+    card: DeploymentCard
     pool: DecoderPool | None = None
     """Made at the first use, in the process that uses it."""
 
@@ -62,7 +61,7 @@ async def request_pixels(request: Request) -> np.ndarray:
         else:
             body = await _read_body(request)
         if is_json(kind):
-            return await run_in_threadpool(parse_json_pixels, body, _ServerState.side)
+            return await run_in_threadpool(parse_json_pixels, body, _ServerState.card.image_size)
         return await _decode_image(body, client_key_of(request.client.host) if request.client else "")
     except UnusableRequest as error:
         raise HTTPException(400, str(error)) from error
@@ -70,8 +69,9 @@ async def request_pixels(request: Request) -> np.ndarray:
 
 def _decoder_pool() -> DecoderPool:
     if _ServerState.pool is None:
-        sides = DecodeSettings(_ServerState.side, 0, _ServerState.preprocessing, _ServerState.settings.max_pixels)
-        _ServerState.pool = DecoderPool(DecoderProcess(sides) for _ in range(cores()))
+        card, max_pixels = _ServerState.card, _ServerState.settings.max_pixels
+        decoding = DecodeSettings(card.image_size, 0, Preprocessing.of(card), max_pixels)
+        _ServerState.pool = DecoderPool(DecoderProcess(decoding) for _ in range(cores()))
     return _ServerState.pool
 
 
@@ -157,12 +157,7 @@ def metrics() -> Response:
 def main(settings_json: str) -> int:
     """Serve until Ctrl-C or SIGTERM. `settings_json`: Serving as JSON."""
     settings = ServingConfig(**json.loads(settings_json))
-    card = DeploymentCard.read(Path(settings.folder))
-    _ServerState.settings, _ServerState.side, _ServerState.preprocessing = (
-        settings,
-        card.image_size,
-        Preprocessing.of(card),
-    )
+    _ServerState.settings, _ServerState.card = settings, DeploymentCard.read(Path(settings.folder))
     server = litserve.LitServer(
         Classifier(settings),
         accelerator="cpu",
