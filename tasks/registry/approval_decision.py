@@ -65,10 +65,7 @@ def decide(paths: ProjectPaths, config: Config, approve: bool, by: str, reason: 
             line = f"{challenger} {request.words}; {champion or 'no version'} stays champion"
         in_production = version_number(challenger if approve else champion)
         promotion_state.update(paths, model, line)
+        alias = CHAMPION if approve else CHALLENGER
         return PromotionResult(
-            (line,),
-            *(challenger.candidate, challenger.sha256, challenger.number),
-            CHAMPION if approve else CHALLENGER,
-            in_production,
-            is_new=approve,
+            (line,), challenger.sha256, challenger.number, alias, champion=in_production, is_new=approve
         )

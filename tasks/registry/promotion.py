@@ -44,8 +44,8 @@ class PromotionResult:
 
     reasons: tuple[str, ...]
     """At least one reason; the last one is about the champion."""
-    winner: str | None = None
     sha256: str | None = None
+    """Digest of the winner's file."""
     version: str | None = None
     """The version number of the winner, if it was registered."""
     alias: str | None = None
@@ -89,7 +89,7 @@ def _promote_winner(
 ) -> PromotionResult:
     model = registered_model_name(config)
     folder, sha256 = _checked(paths, config, selection, winner)
-    result = partial(PromotionResult, winner=winner, sha256=sha256, champion=version_number(champion))
+    result = partial(PromotionResult, sha256=sha256, champion=version_number(champion))
     if champion and champion.sha256 == sha256:
         reason = f"{winner} is the champion of {model} already: {champion} is the same file"
         return result((reason,), version=champion.number, alias=CHAMPION)
@@ -235,9 +235,7 @@ def rollback(paths: ProjectPaths, config: Config, reason: str) -> PromotionResul
         else:
             promotion_state.update(paths, model, line)
         return PromotionResult(
-            (line,),
-            *(previous.candidate, previous.sha256, previous.number, CHAMPION, previous.number),
-            is_new=True,
+            (line,), previous.sha256, previous.number, CHAMPION, champion=previous.number, is_new=True
         )
 
 
