@@ -147,7 +147,6 @@ class StepForecaster:
         self._ensure_teacher()
         return load_targets(self.folder / EMBED, self.images)
 
-
     def _pretrain(self) -> Cost:
         settings, counts = self.config.pretrain, self.counts
         disk_mb = (self.folder / ROOT / WEIGHTS_FILE).stat().st_size / 1e6

@@ -4,9 +4,9 @@
     TRACKED_RUNS.write(paths, runs)     atomic
     STEP_TIMES.read(paths, "pretrain")  one file for each key
 
-A file is {"format": 1, "content": ...}. Content is checked against its type, so that damaged content never reaches the
-code that uses it. Most files are caches. One that cannot be recomputed has a `remedy`: damaged, it raises
-ArtifactError.
+A file is {"format": 1, "content": ...}; files of earlier versions hold the content alone and are still read. Content
+is checked against its type, so that damaged content never reaches the code that uses it. Most files are caches. One
+that cannot be recomputed has a `remedy`: damaged, it raises ArtifactError.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -22,10 +22,10 @@ from typing_extensions import TypedDict
 from tasks.project.paths import ProjectPaths
 from winnow.errors import ArtifactError
 from winnow.records import write_json
-from winnow.records.model import describe_first_error
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1
 Content = TypeVar("Content")
 
 
@@ -68,24 +68,48 @@ class StateFile(Generic[Content]):
         """Replace the content of the file at `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         plain = TypeAdapter(self.kind).dump_python(content, mode="json")
-        write_json(path, {"format": 1, "content": plain})
+        write_json(path, {"format": FORMAT, "content": plain})
 
     def delete(self, paths: ProjectPaths, key: str = "") -> None:
         """Delete the file, if it exists."""
         self.path(paths, key).unlink(missing_ok=True)
 
     def _parse(self, path: Path) -> Content:
-        envelope = TypeAdapter(TypedDict("Envelope", {"format": Literal[1], "content": self.kind}))  # type: ignore[operator]
         try:
-            content: Content = envelope.validate_json(path.read_bytes(), strict=True)["content"]
+            text = path.read_bytes()
         except FileNotFoundError:
             return self.default
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read ({error.strerror})") from error
+        try:
+            version = _Envelope.validate_json(text, strict=True)
+        except ValidationError:
+            version = None
+        try:
+            if version is None:  # written by an earlier version
+                content: Content = TypeAdapter(self.kind).validate_json(text, strict=True)
+                return content
+            if version["format"] != FORMAT:
+                raise ArtifactError(f"{path} was written by another version of winnow (format {version['format']})")
+            enveloped: Content = TypeAdapter(_envelope_of(self.kind)).validate_json(text, strict=True)["content"]
+            return enveloped
         except ValidationError as error:
-            problem = describe_first_error(error)
-            raise ArtifactError(f"{path} is damaged ({problem}), or of another version of winnow") from error
-        return content
+            problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            location = ".".join(str(part) for part in problem["loc"]) or "the top"
+            raise ArtifactError(f"{path} is damaged (at {location}: {problem['msg']})") from error
+
+
+class _Version(TypedDict):
+    format: int
+    content: Any
+
+
+_Envelope = TypeAdapter(_Version)
+
+
+def _envelope_of(kind: Any) -> Any:
+    """Return the type of a file whose content has this type."""
+    return TypedDict("Envelope", {"format": int, "content": kind})  # type: ignore[operator]
 
 
 class StepTimes(TypedDict):

@@ -30,15 +30,25 @@ def find_difference(champion: DeploymentCard, challenger: DeploymentCard) -> str
 
 
 def _split_difference(champion: SplitRule, challenger: SplitRule) -> str:
-    """Return the difference between the rules of the two splits; "" where they are equal."""
-    if (before := _fractions(champion)) != (after := _fractions(challenger)):
-        return f"its images were split by {_shares(before)}, the challenger's by {_shares(after)}"
-    if champion.group_by != challenger.group_by:
-        return (
-            f"its images were split with data.group_by {champion.group_by!r}, the challenger's with "
-            f"{challenger.group_by!r}"
-        )
-    if champion.decoder != challenger.decoder:
+    """Return the difference between the rules of the two splits; "" where they are equal.
+
+    Cards of earlier versions have no group key and no decoder. A missing value counts as equal, but where one card has
+    no group key the other's must be `none`.
+    """
+    if (
+        (champion_fractions := _fractions(champion))
+        and (challenger_fractions := _fractions(challenger))
+        and champion_fractions != challenger_fractions
+    ):
+        shares = _shares(champion_fractions), _shares(challenger_fractions)
+        return f"its images were split by {shares[0]}, the challenger's by {shares[1]}"
+    group_keys = [split.group_by for split in (champion, challenger) if split.group_by is not None]
+    if len(group_keys) == 2 and group_keys[0] != group_keys[1]:
+        return f"its images were split with data.group_by {group_keys[0]!r}, the challenger's with {group_keys[1]!r}"
+    if len(group_keys) == 1 and group_keys[0] != "none":
+        owner = "its" if champion.group_by is None else "the challenger's"
+        return f"{owner} card does not say by which group key the images were split; the other has {group_keys[0]!r}"
+    if champion.decoder and challenger.decoder and champion.decoder != challenger.decoder:
         return (
             "its images were split by the pixels of another decoder, which gives other pixels for the same files "
             f"(digest {champion.decoder}, the challenger's {challenger.decoder})"

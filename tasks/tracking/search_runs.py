@@ -128,7 +128,10 @@ class SearchRun:
             "search/dense_cost": progress.dense_cost,
         }
         if chosen is not None and chosen.evaluation is not None:
-            metrics |= {"search/chosen_drop_points": chosen.evaluation.drop, "search/chosen_cost": chosen.evaluation.cost}
+            metrics |= {
+                "search/chosen_drop_points": chosen.evaluation.drop,
+                "search/chosen_cost": chosen.evaluation.cost,
+            }
         with defer_signals(), mlflow_client.session(self.paths, hint=RESUME_HINT) as client:
             mlflow_client.log_values(client, self.run_id, mlflow_client.to_metrics(metrics))
             for file in files:

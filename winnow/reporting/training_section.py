@@ -183,7 +183,9 @@ def _describe_gain(records: RunRecords, gain: PretrainingGain | None) -> str:
     points, pairs = signed(gain.mean, plus=True), gain.pairs
     subject = f"Fine-tuning {_arm_names(records)[gain.arm]} instead of random ones"
     if gain.arm == "pretrained":
-        subject = f"Fine-tuning after pretraining by {records.pretrain.parameters['method']} instead of from random weights"
+        subject = (
+            f"Fine-tuning after pretraining by {records.pretrain.parameters['method']} instead of from random weights"
+        )
     start = f"{subject}: {points} points of top-1"
     if pairs == 1:
         return f"{start}. This is a single label seed: a hint, without an interval."

@@ -13,6 +13,9 @@ WHOLE = SPLIT | {"group_by": "none", "decoder": "c0de"}
     ("champion", "challenger", "expected"),
     [
         (SPLIT, SPLIT, ""),
+        (None, SPLIT, ""),
+        (SPLIT, None, ""),
+        ({}, SPLIT, ""),
         (SPLIT, SPLIT | {"validation_fraction": 0.3}, "validation_fraction 0.2 and test_fraction 0.15, the challenger"),
         (SPLIT | {"test_fraction": 0.1}, SPLIT, "it may have been trained on images that are validation images now"),
         (SPLIT, {"validation_fraction": 0.2}, "the challenger's by validation_fraction 0.2:"),
@@ -24,6 +27,13 @@ WHOLE = SPLIT | {"group_by": "none", "decoder": "c0de"}
             WHOLE | {"decoder": "beef"},
             "another decoder, which gives other pixels for the same files (digest c0de, the",
         ),
+        # Cards of earlier versions.
+        (SPLIT, WHOLE, ""),
+        (None, WHOLE, ""),
+        (SPLIT, WHOLE | {"group_by": "folder"}, "its card does not say by which group key the images were split"),
+        (None, WHOLE | {"group_by": "folder"}, "the other has 'folder'"),
+        (WHOLE | {"group_by": "folder"}, SPLIT, "the challenger's card does not say by which group key"),
+        (SPLIT | {"validation_fraction": 0.3}, WHOLE, "validation_fraction 0.3 and test_fraction 0.15, the challenger"),
     ],
 )
 def test_models_of_different_splits_are_not_compared(
