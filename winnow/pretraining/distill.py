@@ -2,9 +2,9 @@
 
 Navaneet, Koohpayegani, Tejankar, Pirsiavash: SimReg, Regression as a Simple Yet Effective Tool for Self-supervised
 Knowledge Distillation (BMVC 2021, arXiv 2201.05131). The loss is 1 - cosine(projection of the backbone's features,
-teacher's embedding), mean over the batch, which is half the squared distance of the normalised vectors. The projector
-is dropped afterwards. The teacher saw each image once, without augmentation (winnow/steps/embed.py), so its embeddings
-cost nothing here; the backbone learns them for random crops. No label is used.
+teacher's centred embedding), mean over the batch, which is half the squared distance of the normalised vectors. The
+projector is dropped afterwards. The teacher saw each image once, without augmentation (winnow/steps/embed.py), so its
+embeddings cost nothing here; the backbone learns them for random crops. No label is used.
 """
 
 from __future__ import annotations

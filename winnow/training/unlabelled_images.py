@@ -11,6 +11,7 @@ count how many are right; their labels are not used, and nothing is trained on t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from winnow.config import Config, FixMatch, Propagation, UnlabelledTraining
 from winnow.data.augmentation import augment
 from winnow.data.batches import Batches, BatchSource, JoinedBatches, labelled_per_batch
 from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet
-from winnow.data.splits import visible_labels
+from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.deploy.batch_inference import embed, predict_torch
 from winnow.deploy.teacher_embeddings import has_embeddings, load_embeddings
 from winnow.evaluation.unit_vectors import centred_unit_vectors
@@ -35,6 +36,8 @@ from winnow.training.fixmatch import AdaptiveThresholds, fixmatch_loss
 from winnow.training.label_propagation import propagate_answers
 from winnow.training.linear_probe import fit_probe
 from winnow.training.loop import Checkpoint, Loss, TrainingPlan, default_device, fit, run_to_end
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,17 @@ class UnlabelledTrainer:
 
 
 def unlabelled_training(config: Config, images: ImageSet, embedded: Path | None) -> UnlabelledTrainer | None:
-    """Return the training that `finetune.unlabelled` asks for; None where it asks for none.
+    """Return the training that `finetune.unlabelled` asks for; None where it asks for none,
+    or every training image has a label.
 
     `embedded`: the folder of embed, whose embeddings propagation uses where there is a teacher.
     """
     settings = config.finetune.unlabelled
     if not isinstance(settings, UnlabelledTraining):
+        return None
+    budget = draw_label_budget(images, config.data.label_budget, config.finetune.seeds[0])
+    if len(budget) == len(images.indices(TRAIN)):
+        log.info("finetune.unlabelled: every training image has a label that may be used, so there is nothing to add")
         return None
     teacher_ND = None
     if isinstance(settings, Propagation) and has_embeddings(embedded):

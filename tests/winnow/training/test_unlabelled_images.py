@@ -10,8 +10,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from tests.conftest import CLASSES
-from winnow.config import FixMatch, Propagation, UnlabelledTraining
+from tests.conftest import CLASSES, tiny_params
+from winnow.config import FixMatch, Propagation, UnlabelledTraining, check_config
 from winnow.config.unlabelled import Unlabelled
 from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import draw_label_budget
@@ -23,6 +23,7 @@ from winnow.training.unlabelled_images import (
     UnlabelledInputs,
     propagated_answers,
     train_on_unlabelled,
+    unlabelled_training,
 )
 
 SMALL = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
@@ -47,6 +48,18 @@ def teacher_embeddings(images: ImageSet) -> np.ndarray:
 def make_inputs(images: ImageSet, *, with_teacher: bool = True, seed: int = 0) -> UnlabelledInputs:
     budget = draw_label_budget(images, 4, 0)
     return UnlabelledInputs(images, budget, seed, teacher_embeddings(images) if with_teacher else None)
+
+
+def test_nothing_follows_where_every_training_image_has_a_label(
+    tiny_set: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = tiny_params()
+    params["finetune"]["unlabelled"] = "fixmatch"
+    assert unlabelled_training(check_config(params), tiny_set, None) is not None
+    labelled = dataclasses.replace(tiny_set, labels_N=np.where(tiny_set.labels_N < 0, 1, tiny_set.labels_N))
+    with caplog.at_level("INFO"):
+        assert unlabelled_training(check_config(params), labelled, None) is None
+    assert "every training image has a label" in caplog.text
 
 
 def test_answers_come_from_the_teacher_and_leave_out_the_test_split(tiny_set: ImageSet) -> None:
