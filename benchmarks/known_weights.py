@@ -1,6 +1,6 @@
-"""Measure the gain by known weights with few labels: arms from random weights to a distilled network, five label seeds.
+"""Measure the gain by known weights with few labels, from random weights to a distilled network, three label seeds.
 
-    python -m benchmarks.known_weights [--images FOLDER] [--labels 25] [--seeds 0 1 2 3 4]
+    python -m benchmarks.known_weights [--images FOLDER] [--labels 25] [--seeds 0 1 2] [--set KEY=VALUE ...]
 
 Every arm has the same labels, seeds and tried rates; each ends once with labels alone, and once after training on
 images without labels by each method (finetune.unlabelled), whether that helped or not. The large network is the
@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
+
 from benchmarks.chain import INT8_SATURATES, Chain, configure, markdown_table, write_results
 from winnow.evaluation.intervals import paired_gain
 from winnow.records import RECORD, BenchmarkRecord, CandidateRecord, FinetuneRecord
@@ -25,10 +27,17 @@ NAME = "known_weights"
 TEACHER = "package:efficientnet-lite0"
 PRETRAINING: dict[str, dict[str, Any]] = {
     "distilled": {"pretrain.method": "distill", "teacher.weights": TEACHER},
-    "rotnet": {"pretrain.method": "rotnet"},
-    "simclr": {"pretrain.method": "simclr"},
+    "rotnet": {"pretrain.method": "rotnet", "teacher.weights": "none"},
+    "simclr": {"pretrain.method": "simclr", "teacher.weights": "none"},
+    "start": {
+        "pretrain.method": "none",
+        "pretrain.start": TEACHER,
+        "pretrain.backbone": "auto",
+        "teacher.weights": "none",
+        "finetune.learning_rates": [0.03],
+    },
 }
-"""Arm -> settings."""
+"""Arm -> settings. `start` fine-tunes the large network itself, with one rate, as each of its trainings takes long."""
 UNLABELLED = ("propagation", "fixmatch")
 INT8 = {"method": "quantize", "overflow_safe": INT8_SATURATES}
 CANDIDATES = {
@@ -38,7 +47,7 @@ CANDIDATES = {
 }
 """The candidates of the distilled arm, which alone are timed."""
 SHARED = ("data", "embed", "pretrain")
-"""Folders that chains with the same pretraining share."""
+"""Folders that chains with the same pretraining share; they also share the checkpoints of fine-tuning on labels."""
 
 
 def make_chain(arm: str, unlabelled: str, args: argparse.Namespace) -> Chain:
@@ -46,16 +55,21 @@ def make_chain(arm: str, unlabelled: str, args: argparse.Namespace) -> Chain:
     overrides = {"finetune.seeds": args.seeds, "data.labels_per_class": args.labels, **PRETRAINING[arm]}
     if args.images is not None:
         overrides |= {"data.source": "folder", "data.path": str(args.images.resolve())}
+    overrides |= {key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in args.set)}
     config = configure(
         {**overrides, "finetune.unlabelled": unlabelled, "finetune.cross_validation": "never"},
         CANDIDATES if arm == "distilled" else {},
     )
-    suffix = "" if args.images is None else "-folder"
+    suffix = f"-{args.name}" if args.name else ""
     chain = Chain(f"{NAME}{suffix}-{args.labels}-{arm}-{unlabelled}", config)
     donor = chain.folder.with_name(chain.folder.name.replace(f"-{unlabelled}", f"-{UNLABELLED[0]}"))
     for name in SHARED:
         if donor != chain.folder and (donor / name / RECORD).is_file() and not (chain.folder / name).exists():
             shutil.copytree(donor / name, chain.folder / name)
+    trained = donor / "scratch" / "finetune"
+    if trained.is_dir() and not (chain.scratch / "finetune").exists():
+        ignored = shutil.ignore_patterns("unlabelled-*")
+        shutil.copytree(trained, chain.scratch / "finetune", ignore=ignored)
     return chain
 
 
@@ -78,11 +92,11 @@ def arm_rows(arm: str, args: argparse.Namespace) -> tuple[list[dict[str, Any]], 
         details = FinetuneRecord.read(chain.finetune()).details
         assert details.unlabelled is not None
         scratch = [row.top1 for row in details.arms.scratch]
-        alone = [row.top1 for row in details.arms.pretrained]
+        alone = [row.top1 for row in details.arms.trainings("start" if arm == "start" else "pretrained")]
         minutes = {step: seconds / 60 for step, seconds in chain.seconds().items()}
         figures[unlabelled] = {"minutes": minutes, "details": details.model_dump(mode="json")}
         if unlabelled == UNLABELLED[0]:
-            if arm == next(iter(PRETRAINING)):
+            if arm == args.arms[0]:
                 rows.append({"arm": "random weights", "then": "", **describe(scratch, scratch)})
             before = sum(minutes.get(step, 0.0) for step in ("embed", "pretrain"))
             rows.append({"arm": arm, "then": "", **describe(alone, scratch), "minutes": f"{before:.1f}"})
@@ -119,25 +133,29 @@ def file_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Run every arm and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path)
+    parser.add_argument("--images", type=Path, help="a folder of class folders; without it the embedded sample")
+    parser.add_argument("--name", default="", help="the name of those images in the results")
+    parser.add_argument("--arms", nargs="+", default=list(PRETRAINING), choices=list(PRETRAINING))
     parser.add_argument("--labels", type=int, default=25)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of params.yaml")
     args = parser.parse_args()
     rows, figures = [], {}
-    for arm in PRETRAINING:
+    for arm in args.arms:
         arm_table, figures[arm] = arm_rows(arm, args)
         rows += arm_table
     columns = list(dict.fromkeys(key for row in rows for key in row))
     rows = [{key: row.get(key, "") for key in columns} for row in rows]
     files = file_rows(args)
-    source = "the embedded sample" if args.images is None else f"the images in {args.images.name}"
+    source = "CIFAR-10 (JPEG), the embedded sample" if args.images is None else args.name
+    settings = "".join(f", {each}" for each in args.set)
     conditions = (
-        f"CIFAR-10 (JPEG), {source}, {args.labels} labels per class, label seeds {', '.join(map(str, args.seeds))}; "
-        f"settings of params.yaml but for the arms. Teacher: {TEACHER}. Minutes: embedding and pretraining, before any "
+        f"{source}, {args.labels} labels per class, label seeds {', '.join(map(str, args.seeds))}; settings of "
+        f"params.yaml but for the arms{settings}. Teacher: {TEACHER}. Minutes: embedding and pretraining, before any "
         "label is used. Accuracy on the validation split; 95 % intervals over label seeds, paired. Files: first seed; "
         f"{'int8 weights of 7 bits (no VNNI here)' if INT8_SATURATES else 'int8'}."
     )
-    name = f"{NAME}_{args.labels}" + ("" if args.images is None else f"_{args.images.name}")
+    name = f"{NAME}_{args.labels}" + (f"_{args.name}" if args.name else "")
     table = f"{markdown_table(rows)}\n\nFiles of the distilled arm:\n\n{markdown_table(files)}"
     write_results(name, conditions, {"arms": figures, "files": files}, table)
 
