@@ -146,17 +146,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
     all_labels = configure_labels(args.images, "all")
-    chain = Chain(NAME if args.images is None else f"{NAME}-{args.images.name}", all_labels)
+    name = NAME if args.images is None else f"{NAME}_{args.images.name}"
+    chain = Chain(name, all_labels)
     images, rows_ND = load_images(chain.ingest()), load_embeddings(chain.embed())
     suggested = {
         method: [suggestion_accuracy(images, rows_ND, method, seed) for seed in args.seeds] for method in METHODS
     }
     budgets = {"all labels": all_labels, "25 per class and validation": configure_labels(args.images, 25)}
     checked = {
-        f"{name}; {kind} class": [
+        f"{labels}; {kind} class": [
             check_quality(images, rows_ND, visible_indices(config, images), kind, seed) for seed in args.seeds
         ]
-        for name, config in budgets.items()
+        for labels, config in budgets.items()
         for kind in ("random", "similar")
     }
     source = "the embedded sample" if args.images is None else f"the images in {args.images.name}"
@@ -166,7 +167,7 @@ def main() -> None:
         "95 % interval over seeds. Check: 5 % of the labels changed; mean and range over seeds."
     )
     table = f"{markdown_table(suggestion_rows(suggested))}\n\n{markdown_table(check_rows(checked))}"
-    write_results(NAME, conditions, {"suggested": suggested, "checked": checked}, table)
+    write_results(name, conditions, {"suggested": suggested, "checked": checked}, table)
 
 
 if __name__ == "__main__":

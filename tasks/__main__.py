@@ -194,7 +194,8 @@ def _inputs(config: Config, artifacts: Path, step: str, name: str) -> list[Path]
     data, pretrain, dense = artifacts / "data", artifacts / "pretrain", artifacts / "candidates" / ROOT
     if step == "candidate":
         parent = config.candidates[name].parent if name in config.candidates else ROOT
-        return [data, dense, *([artifacts / "candidates" / parent] if parent != ROOT else [])]
+        others = [artifacts / "candidates" / parent] if parent != ROOT else []
+        return [data, artifacts / "embed", pretrain, dense, *others]
     if step == "refit":
         winner = read_json(artifacts / "select" / WINNER)["winner"]
         lineage = CandidateRecord.read(artifacts / "candidates" / winner).details.lineage if winner else [ROOT]

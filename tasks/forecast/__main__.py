@@ -2,7 +2,7 @@
 
     python -m tasks.forecast PARAMS COUNTS SCRATCH FOLDER WEIGHTS STEP ...
 
-The processes that decode images import this file again, so it imports nothing heavy.
+It imports the forecast after its arguments, so that an error in the settings is known before torch is imported.
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ from winnow.models.classifier_head import feature_dim
 from winnow.models.known_weights import find_weights
 from winnow.pretraining import METHODS
 from winnow.pretraining.inputs import PretrainingInputs
+from winnow.reporting.embedding_pictures import MOST_IMAGES
 from winnow.steps.pretrain import find_start
+from winnow.steps.report import MOST_CHECKED, MOST_COMPARED
 from winnow.training import unlabelled_images
 from winnow.training.finetuning import classification_loss
 
@@ -67,8 +69,9 @@ CALIBRATED = (8, 72)
 EMBED = "embed"
 """The folder of the teacher and its embeddings."""
 PLAIN_SECONDS = {"select": 5.0, "report": 6.0}
+"""Seconds to read records and draw plots."""
 PLAIN_BASIS = "reads records and draws plots"
-"""Seconds of the steps that only read records and draw plots, and their basis for users."""
+"""The basis of these seconds, for users."""
 
 
 class StepForecaster:
@@ -100,8 +103,8 @@ class StepForecaster:
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         costs = {"ingest": self._ingest, "embed": self._embed, "pretrain": self._pretrain, "finetune": self._finetune}
-        costs |= {"benchmark": self._benchmark, "refit": self._refit}
-        costs |= {name: partial(Cost, seconds, 1.0, PLAIN_BASIS) for name, seconds in PLAIN_SECONDS.items()}
+        costs |= {"benchmark": self._benchmark, "refit": self._refit, "report": self._report}
+        costs["select"] = partial(Cost, PLAIN_SECONDS["select"], 1.0, PLAIN_BASIS)
         with measure_peak_memory(every=0.05) as peak:
             cost = costs[step]() if step in costs else self._candidate(step)
         seconds = cost.seconds + self.startup_seconds + cost.disk_mb * 1e6 / self.hash_rate
@@ -200,7 +203,7 @@ class StepForecaster:
     def _unlabelled(self, model: nn.Module, trainings: int) -> tuple[float, str]:
         """Return the seconds of the trainings on images without labels, and their basis for users."""
         settings = self.config.finetune.unlabelled
-        if not isinstance(settings, UnlabelledTraining):
+        if not isinstance(settings, UnlabelledTraining) or self.counts.budget == self.counts.train:
             return 0.0, ""
         teacher_ND = None if self.config.teacher.weights == NO_WEIGHTS else self._teacher_embeddings()
         budget = self.images.indices(TRAIN)
@@ -212,6 +215,18 @@ class StepForecaster:
         steps = settings.steps_for(self.counts.train)
         basis = f", {trainings} on images without labels: {_steps(steps, settings.batch_size, per_step)}"
         return trainings * steps * per_step, basis
+
+    def _report(self) -> Cost:
+        """Forecast plots, the embeddings that the report shows, and the check of the labels."""
+        counts, model = self.counts, build_model(self.architecture)
+        checked = min(counts.budget + counts.choosing, MOST_CHECKED)
+        embedded = checked + min(counts.validation, MOST_IMAGES) + min(counts.train, MOST_COMPARED)
+        seconds = PLAIN_SECONDS["report"]
+        if self.config.teacher.weights == NO_WEIGHTS:
+            seconds += embedded / self.microbenchmarks.images_per_second(model)
+        folds = self.config.finetune.folds
+        seconds += folds * self.microbenchmarks.probe_seconds(model, checked * (folds - 1) // folds, counts.classes)
+        return Cost(seconds, 1.0, f"draws plots, checks {checked:,} labels")
 
     def _candidate(self, name: str) -> Cost:
         settings = self.config.candidates[name]

@@ -236,6 +236,6 @@ def test_tags(report: ReportDetails, warnings: Sequence[str]) -> dict[str, str]:
 def data_version(paths: ProjectPaths) -> str:
     """Return DVC's hash of artifacts/data, at most 36 characters for MLflow; the record's digest before DVC has one."""
     locked, folder = read_lock(paths.root).get("ingest"), paths.artifacts / "data"
-    if locked and locked.outs:
+    if locked and locked.outs and locked.outs[0].md5:
         return locked.outs[0].md5
     return record_digest(folder)[:36] if (folder / RECORD).is_file() else "unknown"

@@ -15,9 +15,10 @@ import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import VERIFIED, Fingerprint
@@ -43,7 +44,19 @@ class LockedStage(BaseModel):
 class LockFile(BaseModel):
     """The part of dvc.lock that is used here."""
 
-    stages: dict[str, LockedStage] = {}
+    stages: dict[str, Any] = {}
+
+    @property
+    def valid_stages(self) -> dict[str, LockedStage]:
+        """Return the stages; one whose outputs cannot be read has none."""
+        return {name: _locked_stage(content) for name, content in self.stages.items()}
+
+
+def _locked_stage(content: Any) -> LockedStage:
+    try:
+        return LockedStage.model_validate(content)
+    except ValidationError:
+        return LockedStage()
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,9 @@ def read_lock(root: Path) -> dict[str, LockedStage]:
     """Return the stages in dvc.lock, which have run; {} where the file is missing, or invalid, which DVC reports."""
     try:
         text = (root / "dvc.lock").read_text(encoding="utf-8")
-        return LockFile.model_validate(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}).stages
+        return LockFile.model_validate(
+            yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+        ).valid_stages
     except (OSError, ValueError, yaml.YAMLError):
         return {}
 

@@ -87,7 +87,7 @@ CHANGES: dict[str, tuple[Edit, set[str]]] = {
     "winnow/benchmark": (add_comment("winnow/benchmark/speedups.py"), LAST_STEPS),
     "winnow/training": (add_comment("winnow/training/loop.py"), ALL_STEPS - {"ingest"}),
     "winnow/refit": (add_comment("winnow/refit/acceptance.py"), {"refit", "report"}),
-    "winnow/labels": (add_comment("winnow/labels/suggestion.py"), set()),
+    "winnow/labels": (add_comment("winnow/labels/label_errors.py"), {"report"}),
     "winnow/selection": (add_comment("winnow/selection/decision.py"), {"select", "refit", "report"}),
     "winnow/cli": (add_comment("winnow/cli/run.py"), set()),
     "winnow/servers": (add_comment("winnow/servers/local.py"), set()),

@@ -64,6 +64,7 @@ def _parents(paths: ProjectPaths, config: Config) -> list:
 
 
 def test_every_record_is_a_child_run_of_one_parent(paths: ProjectPaths, config: Config) -> None:
+    (paths.artifacts / "report" / "label_check.csv").write_text("path,label,suggested,reason,score\n")
     line = mlflow_runs.track(paths, config)
     assert line.startswith(f"{len(ALL_NAMES)} of {len(ALL_NAMES)} records were new")
     (parent,) = _parents(paths, config)
@@ -74,7 +75,7 @@ def test_every_record_is_a_child_run_of_one_parent(paths: ProjectPaths, config: 
     assert {run.inputs.dataset_inputs[0].dataset.digest for run in children.values()} == {DATA_VERSION}
     client = mlflow_client.connect(paths)
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert files == {"params.yaml", "dvc.yaml", "dvc.lock", "report.html", "pareto.png"}
+    assert files == {"params.yaml", "dvc.yaml", "dvc.lock", "report.html", "label_check.csv", "pareto.png"}
     note = parent.data.tags["mlflow.note.content"]
     assert note.startswith("quick is the fastest")
     assert f"[wrong](#/experiments/{parent.info.experiment_id}/runs/{children['wrong'].info.run_id})" in note

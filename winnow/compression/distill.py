@@ -22,9 +22,10 @@ from winnow.records.candidate import DistillResult, Start
 def distill(settings: Distill, inputs: MethodInputs) -> tuple[Network, DistillResult]:
     """Train the student; return it and what was done."""
     parent = inputs.parent.load()
-    start: Start = "random"
+    start: Start = "parent"
     model, architecture = parent.model, parent.architecture
     if settings.student != "same":
+        start = "random"
         architecture = architecture.model_copy(
             update={"backbone": settings.student, "width": settings.width, "pruning": [], "ranks": {}, "input": None}
         )

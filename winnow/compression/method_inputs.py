@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,8 +14,9 @@ from torch import nn
 
 from winnow.data.dataset import ImageSet
 from winnow.deploy.onnx_session import MODEL
-from winnow.models.backbones import Architecture, load_architecture, load_model
+from winnow.models.backbones import Architecture, load_architecture, load_backbone, load_model
 from winnow.models.network import Network
+from winnow.records import PretrainRecord
 
 
 class NetworkSource(Protocol):
@@ -52,6 +54,14 @@ class NetworkFolder:
     def onnx_file(self) -> Path:
         """Return the candidate's file."""
         return self.folder / MODEL
+
+
+def backbone_loader(folder: Path) -> Callable[[], nn.Module] | None:
+    """Return a function that loads the backbone in the folder of pretrain; None where its weights are random."""
+    record = PretrainRecord.read(folder)
+    if record.parameters["method"] == "none" and record.details.start is None:
+        return None
+    return partial(load_backbone, folder)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def recover(
 
 def _pretrained(inputs: MethodInputs) -> nn.Module:
     if inputs.load_backbone is None:
-        raise ConfigError("hint: pretrained needs backbone=, the network that `pretrain` returned")
+        raise ConfigError("recovery: hint: pretrained needs backbone=, the network that `pretrain` returned")
     return inputs.load_backbone()
 
 

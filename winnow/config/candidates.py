@@ -290,7 +290,7 @@ class Distill(TrainedCandidate):
     and mobilenet_v3_small accept another value than 1."""
     start: Literal["auto", "random"] = "auto"
     """The first weights of a student of another backbone or width than dense. auto: those of the step pretrain where
-    its network has the same shapes, else random ones."""
+    its network has the same shapes, else random ones; also random ones where the pretrained network enlarges images."""
 
     @model_validator(mode="after")
     def _check_width(self) -> Distill:

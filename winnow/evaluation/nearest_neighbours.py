@@ -24,8 +24,8 @@ def nearest_neighbours(
     if count < 1:
         queries = len(bank_MD if queries_QD is None else queries_QD)
         return np.zeros((queries, 0), np.float32), np.zeros((queries, 0), np.int64)
-    found = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(bank_MD).kneighbors(queries_QD)
-    return np.asarray(found[0], dtype=np.float32), np.asarray(found[1], dtype=np.int64)
+    distances, positions = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(bank_MD).kneighbors(queries_QD)
+    return np.asarray(distances, dtype=np.float32), np.asarray(positions, dtype=np.int64)
 
 
 def cosines_at(distances: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from winnow.config import Config
@@ -63,20 +64,29 @@ def load_features(config: Config, images: ImageSet, artifacts: Path, indices_M: 
     return read_features(config, images, artifacts, indices_M)
 
 
-def read_features(config: Config, images: ImageSet, artifacts: Path, indices_M: NDArray[np.int64]) -> ImageFeatures:
+def read_features(
+    config: Config,
+    images: ImageSet,
+    artifacts: Path,
+    indices_M: NDArray[np.int64],
+    device: torch.device | None = None,
+) -> ImageFeatures:
     """Return the features of the images at `indices_M`: of the teacher where there is one, else of the backbone.
 
-    `artifacts`: the folder of the steps' outputs. Raises ValueError for an image of the test split.
+    `artifacts`: the folder of the steps' outputs. `device`: of the backbone; None: the GPU where there is one. Raises
+    ValueError for an image of the test split.
     """
     if (images.split_N[indices_M] == TEST).any():
         raise ValueError("images of the test split have no features here: only the report reads them")
     if config.teacher.weights != NO_WEIGHTS:
         rows_MD = np.asarray(load_embeddings(artifacts / EMBED)[indices_M], dtype=np.float32)
         return ImageFeatures(rows_MD, f"the teacher {config.teacher.weights}", EMBED)
-    return _backbone_features(config, images, artifacts / PRETRAIN, indices_M)
+    return _backbone_features(config, images, artifacts / PRETRAIN, indices_M, device or default_device())
 
 
-def _backbone_features(config: Config, images: ImageSet, folder: Path, indices_M: NDArray[np.int64]) -> ImageFeatures:
+def _backbone_features(
+    config: Config, images: ImageSet, folder: Path, indices_M: NDArray[np.int64], device: torch.device
+) -> ImageFeatures:
     from winnow.models.backbones import load_architecture, load_backbone  # torchvision takes seconds to import
 
     settings = config.pretrain
@@ -87,7 +97,7 @@ def _backbone_features(config: Config, images: ImageSet, folder: Path, indices_M
         else " and ".join(name for name in (settings.start, settings.method) if name not in (NO_WEIGHTS, "none"))
     )
     network = f"the backbone {load_architecture(folder).backbone} before fine-tuning ({origin})"
-    model = load_backbone(folder).to(default_device())
+    model = load_backbone(folder).to(device)
     rows_MD = embed(model, images.images_NHWC, indices_M).numpy()
     return ImageFeatures(rows_MD, network, folder.name, is_random)
 

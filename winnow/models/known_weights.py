@@ -198,9 +198,17 @@ def _find_torchvision(name: str, cache: Path) -> KnownWeights:
     )
 
 
+def _user_caches() -> list[Path]:
+    """Return the user's own folder of caches, which winnow's processes do not use; [] without a home."""
+    try:
+        return [Path.home() / ".cache"]
+    except RuntimeError:
+        return []
+
+
 def _download_torchvision(url: str, file: Path, digest: str) -> Path:
     """Return the file, from torch's cache where it is there, else downloaded with a progress bar."""
-    for folder in (Path(torch.hub.get_dir()), Path.home() / ".cache" / "torch" / "hub"):
+    for folder in (Path(torch.hub.get_dir()), *(cache / "torch" / "hub" for cache in _user_caches())):
         if (path := folder / "checkpoints" / file.name).is_file():
             return path
     if file.is_file():
@@ -244,7 +252,8 @@ def _download_hub_file(repository: str, file_name: str, cache: Path) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    for folder in (None, Path.home() / ".cache" / "huggingface" / "hub"):  # None: where HF_HOME says
+    # None: where HF_HOME says.
+    for folder in (None, *(user_cache / "huggingface" / "hub" for user_cache in _user_caches())):
         with contextlib.suppress(LocalEntryNotFoundError):
             return Path(huggingface_hub.hf_hub_download(repository, file_name, cache_dir=folder, local_files_only=True))
     try:

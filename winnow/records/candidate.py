@@ -332,7 +332,8 @@ class QuantizeResult(MethodResult):
     """One row per epoch of quantization-aware training; empty without it."""
 
 
-Start = Literal["random", "pretrain"]
+Start = Literal["random", "pretrain", "parent"]
+"""The first weights of a student: random, of the step pretrain, or with `student: same` of its parent."""
 
 
 class DistillResult(MethodResult):
@@ -341,7 +342,7 @@ class DistillResult(MethodResult):
     teacher: str
     """Name of the teacher."""
     start: Start = optional("random")
-    """pretrain: the student started from the weights of that step."""
+    """The first weights of the student."""
 
 
 class ProbeResult(MethodResult):

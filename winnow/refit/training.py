@@ -2,8 +2,8 @@
 
 Nothing is selected again. dense keeps its learning rate, starting weights and seed. Each network of the chain keeps its
 structure (channels, ranks, zeros, shared values) and trains on from its own weights with its own recovery and the
-refitted dense as teacher. A student starts from random weights; an int8 file is quantized again with the recipe that
-was selected. So the refitted file has the graph and the latency of the measured one.
+refitted dense as teacher. A student starts as the selected one did; an int8 file is quantized again with the recipe
+that was selected. So the refitted file has the graph and the latency of the measured one.
 
 Labelled validation images count as training images here, so every rule of the methods (steps by the number of images,
 calibration images, unlabelled pool) applies as written. The test split is not read.
@@ -15,7 +15,6 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +22,14 @@ from numpy.typing import NDArray
 
 from winnow.compression import write_candidate, write_network
 from winnow.compression.cluster import shared_value_hooks
-from winnow.compression.method_inputs import MethodInputs, NetworkFolder
+from winnow.compression.method_inputs import MethodInputs, NetworkFolder, backbone_loader
 from winnow.compression.quantize import quantization_recipe, static_rungs
 from winnow.compression.recovery import recover
 from winnow.compression.sparsify import fixed_zero_hooks
 from winnow.config import ROOT, Candidate, Cluster, Config, Distill, Probe, Quantize, Sparsify, TrainedCandidate
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import draw_label_budget, visible_labels
-from winnow.models.backbones import load_architecture, load_backbone, load_model
+from winnow.models.backbones import load_architecture, load_model
 from winnow.models.network import Network
 from winnow.records import CandidateRecord, CurveRow
 from winnow.records.candidate import FinetuneDetails, QuantizeDetails
@@ -147,7 +146,7 @@ def refit_chain(
             labels_N,
             parent=NetworkFolder(parent),
             dense=NetworkFolder(dense),
-            load_backbone=partial(load_backbone, sources.pretrain),
+            load_backbone=backbone_loader(sources.pretrain),
             scratch=sources.scratch / name,
             teacher=sources.embedded,
         )

@@ -81,27 +81,30 @@ def _near_duplicates(records: RunRecords) -> list[Html]:
 
 
 def _suspicious_labels(records: RunRecords) -> list[Html]:
-    """Return what a check of the labels found, and the images whose labels are most suspicious."""
+    """Return the result of the check of the labels, and the images whose labels are most suspicious."""
     check = records.label_check
     if check is None:
         return []
     labels = f"Of {number(check.checked)} labels of training and validation"
+    if is_part := check.checked < records.visible_labels:
+        labels += f", a random part of {number(records.visible_labels)}"
     judge = f"by the features of {records.embedded_by}"
+    unjudged = [records.data.details.classes[label] for label in check.not_judged]
+    note = f" Too few labels or groups to judge: {', '.join(unjudged)}." if unjudged else ""
     if not check.is_reliable:
-        return [
-            paragraph(f"{labels} {number(check.count('label error'))} differ from a prediction {judge}: {UNRELIABLE}.")
-        ]
-    counts = [
-        f"{number(check.count(reason))} {predicate}" for reason, predicate in REASONS.items() if check.count(reason)
-    ]
+        errors = number(check.count("label error"))
+        return [paragraph(f"{labels} {errors} differ from a prediction {judge}: {UNRELIABLE}.{note}")]
+    counts = [f"{number(count)} {predicate}" for reason, predicate in REASONS.items() if (count := check.count(reason))]
     if not counts:
-        return [paragraph(f"{labels} none is suspicious {judge}.")]
-    text = f"{labels}, judged {judge}, {'; '.join(counts)}. label_check.csv in the report's folder lists them."
-    shown = min(len(check.findings), SHOWN_FINDINGS)
-    caption = (
-        f"The {shown} most suspicious labels, the label and after an arrow the suggested one. Correct those that you "
-        "see to be wrong; winnow label check writes the whole list"
+        return [paragraph(f"{labels} none is suspicious {judge}.{note}")]
+    rest = "; winnow label check checks all" if is_part else ""
+    text = (
+        f"{labels}, judged {judge}, {'; '.join(counts)}. label_check.csv in the folder of the report lists them"
+        f"{rest}.{note}"
     )
+    shown = min(len(check.findings), SHOWN_FINDINGS)
+    title = "The most suspicious label" if shown == 1 else f"The {shown} most suspicious labels"
+    caption = f"{title}: the label, and after an arrow the suggested one. Correct only labels that you see to be wrong"
     return [paragraph(text), figure(records.suspicious, "Images with suspicious labels", caption, css="wide")]
 
 

@@ -49,6 +49,8 @@ class RunRecords:
     """The network that the embeddings of both are of, for users."""
     label_check: LabelCheck | None = None
     """The suspicious labels of training and validation; None with too few labels for a check."""
+    visible_labels: int = 0
+    """Number of labels that may be used, of which those that were checked may be a random part."""
     suspicious: bytes = b""
     """PNG of the images whose labels are most suspicious; empty where there are none or the check is not reliable."""
 

@@ -92,6 +92,8 @@ UNLABELLED_METHODS = {
 def _unlabelled(records: RunRecords) -> list[Html]:
     """Return what training on images without labels gained, where there was such a training."""
     comparison = records.fine_tuning.unlabelled
+    if comparison is None and records.dense.parameters.get("unlabelled", {}).get("method", "none") != "none":
+        return [paragraph("Every training image has a label, so there was no training on images without labels.")]
     if comparison is None:
         return []
     rows = comparison.trainings

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from winnow.compression import write_candidate
-from winnow.compression.method_inputs import MethodInputs, NetworkFolder, TeacherCacheFolder
-from winnow.config import ROOT, Config
+from winnow.compression.method_inputs import MethodInputs, NetworkFolder, TeacherCacheFolder, backbone_loader
+from winnow.config import ROOT, Candidate, Config, Distill, Probe, TrainedCandidate
 from winnow.data.dataset import load_images
 from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.deploy.candidate_card import finish_candidate
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
 from winnow.evaluation.metrics import VALIDATION_LOGITS
-from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, load_backbone
+from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE
 from winnow.records import CARD, CandidateRecord, describe_files, publish, record_digest, write_record
 from winnow.records.candidate import candidate_details
 
@@ -52,7 +51,7 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
         visible_labels(images, budget),
         parent=NetworkFolder(parent),
         dense=NetworkFolder(dense),
-        load_backbone=partial(load_backbone, folders.pretrain),
+        load_backbone=backbone_loader(folders.pretrain),
         scratch=folders.scratch,
         teacher_cache=TeacherCacheFolder(folders.answers, record_digest(dense)) if folders.answers else None,
         teacher=folders.embedded,
@@ -84,6 +83,7 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
                 "data": record_digest(folders.data),
                 settings.parent: record_digest(parent),
                 ROOT: record_digest(dense),
+                **_further_inputs(settings, folders),
             },
             metrics=metrics,
             details=candidate_details(details, result),
@@ -92,6 +92,16 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
         write_record(folder, record)
     log.info("%s: %s", name, _describe_metrics(metrics))
     return record
+
+
+def _further_inputs(settings: Candidate, folders: CandidateFolders) -> dict[str, str]:
+    """Return the digests of pretrain and of embed where the method reads them."""
+    hint = settings.recovery.hint if isinstance(settings, TrainedCandidate) else ""
+    is_student = isinstance(settings, Distill) and settings.student != "same" and settings.start == "auto"
+    digests = {"pretrain": record_digest(folders.pretrain)} if is_student or hint == "pretrained" else {}
+    if folders.embedded is not None and (hint == "embeddings" or isinstance(settings, Probe)):
+        digests["embed"] = record_digest(folders.embedded)
+    return digests
 
 
 def _describe_metrics(metrics: dict[str, float]) -> str:

@@ -13,11 +13,13 @@ import hashlib
 import io
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from winnow.benchmark.deployed_logits import IN_ONNX_RUNTIME
 from winnow.config import ROOT, Config, topological_order
@@ -42,6 +44,7 @@ from winnow.reporting.run_page import TestResult, render_run_page
 from winnow.reporting.run_records import RunRecords, read_run_records
 from winnow.reporting.thumbnails import draw_pairs
 from winnow.selection.test_evaluation import TestEvaluation, evaluate_test
+from winnow.timing_lock import compute_lock
 
 log = logging.getLogger(__name__)
 PAGE, LEARNING = "report.html", "learning.svg"
@@ -51,6 +54,8 @@ MOST_COMPARED = 5000
 """Training images that neighbours are searched among, at most; a random part of more."""
 MOST_CHECKED = 5000
 """Labels that are checked, at most; `winnow label check` checks all."""
+CPU = torch.device("cpu")
+"""Embeddings are computed on the CPU, so that a run with a GPU lists the same labels as one without."""
 VERSION_LENGTH = 16
 UNTESTED = "there is no labelled test image: every figure of this run is of the validation split"
 
@@ -66,7 +71,7 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
     records = replace(records, near_duplicates=draw_pairs(images.images_NHWC, positions))
     records = _with_embeddings(records, config, artifacts, images)
     findings = _check_labels(config, artifacts, images)
-    records = replace(records, label_check=findings.check, suspicious=findings.sheet)
+    records = replace(records, label_check=findings.check, suspicious=findings.sheet, visible_labels=findings.visible)
     version = digest_test_split(images)
     if len(images.indices(TEST, labelled=True)):
         count = count_reading(test_readings, version)
@@ -129,7 +134,7 @@ def _with_embeddings(records: RunRecords, config: Config, artifacts: Path, image
     bank = np.sort(np.random.default_rng(0).permutation(train)[:MOST_COMPARED])
     queries = np.sort(np.random.default_rng(1).permutation(queries)[:MOST_IMAGES])
     indices = np.concatenate([queries, bank])
-    features = read_features(config, images, artifacts, indices)
+    features = read_features(config, images, artifacts, indices, CPU)
     return replace(
         records,
         embedding_map=draw_map(features.rows_MD[: len(queries)], images.labels_N[queries], images.classes),
@@ -145,34 +150,42 @@ class _LabelFindings:
     check: LabelCheck | None = None
     sheet: bytes = b""
     rows: Sequence[tuple[str, ...]] = ()
+    visible: int = 0
+    """Number of labels of which those that were checked are a random part."""
 
     @property
     def metrics(self) -> dict[str, float]:
         """Return the counts, by the names of winnow/records/metric_names.py; none without a check."""
         if self.check is None:
             return {}
-        return {
+        metrics = {
             "labels/checked": float(self.check.checked),
             "labels/suspicious": float(len(self.check.findings)),
-            "labels/predicted": self.check.agreement,
         }
+        # Where no label could be judged there is no share of predicted ones.
+        return metrics | ({"labels/predicted": self.check.agreement} if math.isfinite(self.check.agreement) else {})
 
 
 def _check_labels(config: Config, artifacts: Path, images: ImageSet) -> _LabelFindings:
     """Check the labels of training and validation that may be used; of more than MOST_CHECKED a random part."""
-    indices_L = visible_indices(config, images)
-    indices_L = np.sort(np.random.default_rng(2).permutation(indices_L)[:MOST_CHECKED])
-    checked = select_checked(images, indices_L, read_features(config, images, artifacts, indices_L).rows_MD)
+    visible_L = visible_indices(config, images)
+    indices_L = np.sort(np.random.default_rng(2).permutation(visible_L)[:MOST_CHECKED])
+    features = read_features(config, images, artifacts, indices_L, CPU)
+    if features.is_random:
+        log.info("report: labels were not checked: the features are those of random weights")
+        return _LabelFindings()
+    checked = select_checked(images, indices_L, features.rows_MD)
     try:
-        result = check_labels(checked, config.finetune.folds, config.finetune.seeds[0])
+        with compute_lock():
+            result = check_labels(checked, config.finetune.folds, config.finetune.seeds[0])
     except DataError as error:
         log.info("report: labels were not checked: %s", error)
         return _LabelFindings()
     if not result.findings or not result.is_reliable:
-        return _LabelFindings(result)
+        return _LabelFindings(result, visible=len(visible_L))
     content = io.BytesIO()
     draw_findings(images, checked, result, SHOWN_FINDINGS).save(content, "PNG")
-    return _LabelFindings(result, content.getvalue(), finding_rows(images, checked, result))
+    return _LabelFindings(result, content.getvalue(), finding_rows(images, checked, result), len(visible_L))
 
 
 def digest_test_split(images: ImageSet) -> str:

@@ -13,7 +13,7 @@ from winnow.errors import MissingExtra
 def fit_probe(
     features_ND: NDArray[np.float32],
     labels_N: NDArray[np.int64],
-    inverse_regularisation: float = 0.01,
+    inverse_regularisation: float = 0.1,
     standardise: bool = True,
 ) -> Any:
     """Return scikit-learn's logistic regression, fitted on features that are standardised first, or as they are."""

@@ -82,8 +82,7 @@ class UnlabelledTrainer:
 
 
 def unlabelled_training(config: Config, images: ImageSet, embedded: Path | None) -> UnlabelledTrainer | None:
-    """Return the training that `finetune.unlabelled` asks for; None where it asks for none,
-    or every training image has a label.
+    """Return the training that `finetune.unlabelled` asks for; None where every training image has a label.
 
     `embedded`: the folder of embed, whose embeddings propagation uses where there is a teacher.
     """
@@ -92,7 +91,7 @@ def unlabelled_training(config: Config, images: ImageSet, embedded: Path | None)
         return None
     budget = draw_label_budget(images, config.data.label_budget, config.finetune.seeds[0])
     if len(budget) == len(images.indices(TRAIN)):
-        log.info("finetune.unlabelled: every training image has a label that may be used, so there is nothing to add")
+        log.info("finetune.unlabelled: every training image has a label, so there is no further training")
         return None
     teacher_ND = None
     if isinstance(settings, Propagation) and has_embeddings(embedded):

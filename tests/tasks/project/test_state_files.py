@@ -107,6 +107,16 @@ CONTENTS: dict[str, Any] = {
 STATE_FILES = [value for value in vars(state_files).values() if isinstance(value, StateFile)]
 
 
+def test_a_promotion_of_an_earlier_version_is_read(paths: ProjectPaths) -> None:
+    former = {"winner": "pruned-int8", "version": "3", "alias": "champion", "champion": "3", "is_new": True}
+    content = {"address": "sqlite:///x", "model": "m", "select": "d", "sha256": "e", "reasons": [], "waits_until": ""}
+    state_files.PROMOTED.path(paths).parent.mkdir(parents=True, exist_ok=True)
+    state_files.PROMOTED.path(paths).write_text(json.dumps(former | content))
+    state = state_files.PROMOTED.read(paths)
+    assert state is not None
+    assert (state["model"], state["sha256"]) == ("m", "e")
+
+
 @pytest.mark.parametrize("file", STATE_FILES, ids=lambda file: file.name)
 def test_every_state_file_round_trips(paths: ProjectPaths, file: StateFile[Any]) -> None:
     content = CONTENTS[file.name]

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import tiny_params
 from winnow.compression import write_candidate
-from winnow.compression.method_inputs import MethodInputs, NetworkFolder
-from winnow.config import Distill
+from winnow.compression.method_inputs import MethodInputs, NetworkFolder, backbone_loader
+from winnow.config import Distill, check_config
 from winnow.data.dataset import VALIDATION
 from winnow.deploy.batch_inference import predict_file
 from winnow.evaluation.metrics import agreement
@@ -21,6 +22,7 @@ from winnow.models.backbones import build_model, load_model, save_model
 from winnow.models.classifier_head import backbone_weights
 from winnow.records import sha256_of
 from winnow.records.candidate import DistillResult
+from winnow.steps.pretrain import pretrain
 
 NO_LEARNING = {"learning_rate": 1e-12, "weight_decay": 0.0}
 
@@ -77,6 +79,15 @@ def test_a_student_of_the_pretrained_shapes_starts_from_them(
         if name in pretrained
     )
     assert is_equal == (expected == "pretrain")
+
+
+@pytest.mark.parametrize(("method", "is_loaded"), [("none", False), ("rotnet", True)])
+def test_random_weights_of_pretrain_are_no_start(tiny_data: Path, tmp_path: Path, method: str, is_loaded: bool) -> None:
+    params = tiny_params()
+    params["pretrain"] |= {"method": method, "epochs": 1}
+    pretrain(check_config(params), tiny_data, tmp_path / "pretrain", tmp_path / "scratch")
+    loader = backbone_loader(tmp_path / "pretrain")
+    assert (loader is not None) == is_loaded
 
 
 @pytest.mark.thorough

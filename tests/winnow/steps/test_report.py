@@ -146,7 +146,29 @@ def test_suspicious_labels_are_listed_shown_and_counted(artifacts: Path) -> None
     assert record.metrics["labels/predicted"] > 0.98
     listed = (artifacts / "report" / "label_check.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0] for line in listed] == ["path", images.files[wrong]]
-    assert "The 1 most suspicious labels" in read_page(artifacts)
+    assert "The most suspicious label:" in read_page(artifacts)
+
+
+def test_classes_of_one_group_each_cannot_be_judged(artifacts: Path) -> None:
+    config = check_config(taught_params())
+    write_embeddings(artifacts, config)
+    images = load_images(artifacts / "data")
+    np.save(artifacts / "data" / "groups.npy", np.array(images.labels_N))
+    record = run(artifacts, config)
+    assert "labels/predicted" not in record.metrics
+    assert "Too few labels or groups to judge: disc, stripes, wedge" in read_page(artifacts)
+
+
+def test_many_labels_are_checked_in_part(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = check_config(taught_params())
+    write_embeddings(artifacts, config)
+    monkeypatch.setattr("winnow.steps.report.MOST_CHECKED", 60)
+    record = run(artifacts, config)
+    assert record.metrics["labels/checked"] == 60
+    assert "Of 60 labels of training and validation, a random part of 170" in read_page(artifacts)
+    first = [(artifacts / "report" / name).read_bytes() for name in ("record.json", "report.html")]
+    run(artifacts, config)
+    assert [(artifacts / "report" / name).read_bytes() for name in ("record.json", "report.html")] == first
 
 
 def test_labels_are_not_judged_by_features_that_do_not_tell_classes_apart(artifacts: Path) -> None:
