@@ -245,7 +245,8 @@ def tiny_candidate(
     def make_candidate(name: str) -> Path:
         if not (root / name).exists():
             make_candidate(config.candidates[name].parent)
-            folders = CandidateFolders(tiny_data, root / "pretrain", root, root / "scratch" / name)
+            pretrained = tiny_dense.parent.parent / "pretrain"
+            folders = CandidateFolders(tiny_data, pretrained, root, root / "scratch" / name)
             compress(config, name, folders, root / name)
         return root / name
 

@@ -30,6 +30,7 @@ from winnow.compression.recovery import (
 )
 from winnow.config import Recovery
 from winnow.data.augmentation import normalise, to_float
+from winnow.data.dataset import TRAIN
 from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, build_model, load_backbone, load_model
 from winnow.models.classifier_head import feature_dim
@@ -153,7 +154,9 @@ def test_embeddings_are_looked_up_by_image(taught_inputs: MethodInputs) -> None:
     teacher, student = network(seed=1), with_projector(network(width=0.25), hinted, None, embedded).eval()
     loss = distillation_loss(hinted, 16, teacher, None, embedded)(student, images_BCHW, indices_B)
     without = distillation_loss(settings(augmentation=hinted.augmentation), 16, teacher)(student, images_BCHW, labels_B)
-    rows_BD = torch.from_numpy(np.load(taught_inputs.teacher / "embeddings.npy")[indices_B.numpy()]).float()
+    rows_ND = np.load(taught_inputs.teacher / "embeddings.npy").astype(np.float32)
+    mean_D = rows_ND[taught_inputs.images.indices(TRAIN)].mean(0)
+    rows_BD = torch.from_numpy(rows_ND[indices_B.numpy()] - mean_D)
     _, distance = predict_embeddings(student, normalise(to_float(images_BCHW)), rows_BD)
     assert loss.item() == pytest.approx(without.item() + distance.item(), rel=1e-4)
 

@@ -426,10 +426,9 @@ def test_intervals_of_the_front_and_its_confirmation(
     )
     assert text.count("against") == 1  # without a control, both intervals are equal
     changed_row = dataclasses.replace(rows[0], drop=dataclasses.replace(confirming_drop, high=9.0))
-    to_dense = format_interval(rows[0].drop_to_dense)
-    expected = (
-        f"{format_interval(changed_row.drop)} against the better of dense and dense-kd, {to_dense} against dense."
-    )
+    to_dense = format_interval(rows[0].drop_to_dense.low, rows[0].drop_to_dense.high)
+    to_reference = format_interval(changed_row.drop.low, changed_row.drop.high)
+    expected = f"{to_reference} against the better of dense and dense-kd, {to_dense} against dense."
     assert expected in describe_verdict([changed_row], progress, make_config())
     assert front_rows(dataclasses.replace(progress, peaks={}), context)[0].of_peak is None
     slower_progress = dataclasses.replace(progress, dense_cost=evaluation.cost / 2)

@@ -19,7 +19,11 @@ from winnow.steps.compress import CandidateFolders, compress
 NAMES = list(tiny_params()["candidates"])
 FILES = {"model.onnx", "card.json", "validation_logits.npy", "architecture.json"}
 
-NO_PRETRAINED_BACKBONE = Path("no pretrained backbone is asked for")
+
+@pytest.fixture
+def pretrained(tiny_dense: Path) -> Path:
+    """Return the folder of pretrain that dense was made from."""
+    return tiny_dense.parent.parent / "pretrain"
 
 
 @pytest.fixture
@@ -78,6 +82,7 @@ def test_metrics_are_those_of_the_file(
 def test_equal_inputs_give_equal_bytes(
     name: str,
     candidates: Path,
+    pretrained: Path,
     tiny_candidate: Callable[[str], Path],
     tiny_data: Path,
     tiny_config: Config,
@@ -86,7 +91,7 @@ def test_equal_inputs_give_equal_bytes(
     compress(
         tiny_config,
         name,
-        CandidateFolders(tiny_data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / "scratch"),
+        CandidateFolders(tiny_data, pretrained, candidates, tmp_path / "scratch"),
         tmp_path / "again",
     )
     assert (tmp_path / "again" / "record.json").read_text() == (tiny_candidate(name) / "record.json").read_text()
@@ -94,7 +99,7 @@ def test_equal_inputs_give_equal_bytes(
 
 @pytest.mark.thorough
 def test_a_trained_step_resumes_without_training(
-    candidates: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
+    candidates: Path, pretrained: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
 ) -> None:
     """After a kill during the export, training is not repeated and the bytes are the same."""
     expected = (candidates / "pruned" / "record.json").read_text()
@@ -103,7 +108,7 @@ def test_a_trained_step_resumes_without_training(
         compress(
             tiny_config,
             "pruned",
-            CandidateFolders(tiny_data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / "scratch"),
+            CandidateFolders(tiny_data, pretrained, candidates, tmp_path / "scratch"),
             candidates / "pruned",
         )
         assert (candidates / "pruned" / "record.json").read_text() == expected
@@ -115,14 +120,16 @@ def test_a_trained_step_resumes_without_training(
         compress(
             tiny_config,
             "pruned",
-            CandidateFolders(tiny_data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / "scratch"),
+            CandidateFolders(tiny_data, pretrained, candidates, tmp_path / "scratch"),
             candidates / "pruned",
         )
     assert (candidates / "pruned" / "record.json").read_text() == expected
 
 
 @pytest.mark.thorough
-def test_labels_outside_the_budget_are_not_used(candidates: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_labels_outside_the_budget_are_not_used(
+    candidates: Path, pretrained: Path, tiny_data: Path, tmp_path: Path
+) -> None:
     raw = tiny_params()
     raw["data"]["labels_per_class"] = 5
     config = check_config(raw)
@@ -131,7 +138,7 @@ def test_labels_outside_the_budget_are_not_used(candidates: Path, tiny_data: Pat
         compress(
             config,
             "pruned",
-            CandidateFolders(data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / f"scratch-{name}"),
+            CandidateFolders(data, pretrained, candidates, tmp_path / f"scratch-{name}"),
             tmp_path / name,
         )
     for file in ("weights.safetensors", "record.json"):
@@ -139,13 +146,15 @@ def test_labels_outside_the_budget_are_not_used(candidates: Path, tiny_data: Pat
 
 
 @pytest.mark.thorough
-def test_the_result_depends_on_the_seed_of_recovery(candidates: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_the_result_depends_on_the_seed_of_recovery(
+    candidates: Path, pretrained: Path, tiny_data: Path, tmp_path: Path
+) -> None:
     raw = tiny_params()
     raw["candidates"]["pruned"]["recovery"] = {**raw["candidates"]["pruned"]["recovery"], "seed": 1}
     other_seed = compress(
         check_config(raw),
         "pruned",
-        CandidateFolders(tiny_data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / "scratch"),
+        CandidateFolders(tiny_data, pretrained, candidates, tmp_path / "scratch"),
         tmp_path / "out",
     )
     first = CandidateRecord.read(candidates / "pruned")
@@ -154,13 +163,13 @@ def test_the_result_depends_on_the_seed_of_recovery(candidates: Path, tiny_data:
 
 
 def test_an_unknown_candidate_lists_the_valid_ones(
-    candidates: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
+    candidates: Path, pretrained: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"there is no candidate 'prunde'; valid: dense-int8, pruned, "):
         compress(
             tiny_config,
             "prunde",
-            CandidateFolders(tiny_data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / "scratch"),
+            CandidateFolders(tiny_data, pretrained, candidates, tmp_path / "scratch"),
             tmp_path / "out",
         )
 
@@ -179,7 +188,14 @@ def test_an_unknown_candidate_lists_the_valid_ones(
 )
 @pytest.mark.parametrize("content", [None, b"damaged"])
 def test_a_damaged_parent_changes_nothing(
-    name: str, file: str, content: bytes | None, candidates: Path, tiny_data: Path, tiny_config: Config, tmp_path: Path
+    name: str,
+    file: str,
+    content: bytes | None,
+    candidates: Path,
+    pretrained: Path,
+    tiny_data: Path,
+    tiny_config: Config,
+    tmp_path: Path,
 ) -> None:
     (candidates / file).unlink()
     if content is not None:
@@ -190,7 +206,7 @@ def test_a_damaged_parent_changes_nothing(
         compress(
             tiny_config,
             name,
-            CandidateFolders(tiny_data, NO_PRETRAINED_BACKBONE, candidates, tmp_path / "scratch"),
+            CandidateFolders(tiny_data, pretrained, candidates, tmp_path / "scratch"),
             candidates / name,
         )
     assert sorted(path.name for path in candidates.iterdir()) == sorted(["dense", "pruned", name])
