@@ -37,7 +37,12 @@ def candidates(tiny_candidate: Callable[[str], Path], tmp_path: Path) -> Path:
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_the_record_describes_the_candidate(
-    name: str, tiny_candidate: Callable[[str], Path], tiny_data: Path, tiny_dense: Path, tiny_config: Config
+    name: str,
+    tiny_candidate: Callable[[str], Path],
+    tiny_data: Path,
+    tiny_dense: Path,
+    pretrained: Path,
+    tiny_config: Config,
 ) -> None:
     folder, settings = tiny_candidate(name), tiny_config.candidates[name]
     record, parent = (CandidateRecord.read(candidate) for candidate in (folder, tiny_candidate(settings.parent)))
@@ -48,6 +53,7 @@ def test_the_record_describes_the_candidate(
         "data": record_digest(tiny_data),
         "dense": record_digest(tiny_dense),
         settings.parent: record_digest(tiny_candidate(settings.parent)),
+        **({"pretrain": record_digest(pretrained)} if name in ("student", "student-alone") else {}),
     }
     assert record.details.lineage == [*parent.details.lineage, name]
     assert record.details.method == settings.method
