@@ -9,7 +9,6 @@ place of a class folder they are an error.
 from __future__ import annotations
 
 import io
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from winnow.data.folder_layout import (
     normalize_unicode,
     skipped_folder_warnings,
 )
+from winnow.data.groups import path_group
 from winnow.data.image_tables import read_image_table
 from winnow.data.label_table import LabelTable, read_labels
 from winnow.errors import DataError
@@ -90,17 +90,10 @@ def _with_groups(source: Source, group_by: str) -> Source:
     """Return the source with the group that data.group_by gives each item."""
     if group_by in ("none", "table"):
         return source
-    expression = None if group_by == "folder" else re.compile(group_by)
-
-    def group_of(item: Item) -> str:
-        if expression is None:
-            return item.name.rpartition("/")[0]
-        match = expression.search(item.name)
-        return (match[1] or "") if match else ""
 
     def items() -> Iterator[Item]:
         for item in source.items():
-            yield replace(item, group=group_of(item))
+            yield replace(item, group=path_group(item.name, group_by))
 
     return replace(source, items=items)
 

@@ -10,8 +10,6 @@ Left out are images whose label would teach nothing:
 
 from __future__ import annotations
 
-import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from winnow.config import Config, Data
 from winnow.data.dataset import TRAIN, ImageSet, number_equal_keys
 from winnow.data.folder_layout import normalize_unicode
+from winnow.data.groups import group_key, path_group
 from winnow.data.image_tables import read_image_table
 from winnow.data.label_table import read_labels
 from winnow.data.splits import draw_label_budget, key_fractions
@@ -77,26 +76,18 @@ def in_test_range(data: Data, images: ImageSet, root: Path) -> NDArray[np.bool_]
         if names is None:
             return none_N
         pairs = zip(names, keys_N16, strict=True)
-        digests = b"".join(_digest(name) if name else key.tobytes() for name, key in pairs)
+        digests = b"".join(group_key(name) if name else key.tobytes() for name, key in pairs)
         keys_N16 = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 16)
     u_N = key_fractions(keys_N16)
     return (u_N >= data.validation_fraction) & (u_N < data.validation_fraction + data.test_fraction)
 
 
 def _group_names(data: Data, images: ImageSet, root: Path) -> list[str] | None:
-    """Return the group of each image, "" for none, as winnow/data/sources.py names it."""
-    if data.group_by == "folder":
-        return [name.rpartition("/")[0] for name in images.files]
+    """Return the group of each image, "" for none; None where the table of groups cannot be read again."""
     if data.group_by != "table":
-        matches = (re.search(data.group_by, name) for name in images.files)
-        return [(match[1] or "") if match else "" for match in matches]
+        return [path_group(name, data.group_by) for name in images.files]
     table = root / data.labels
     if read_image_table(table) is not None:
         return None
     rows = read_labels(table, root / data.path).rows
     return [rows.get(normalize_unicode(name), (-1, False, ""))[2] for name in images.files]
-
-
-def _digest(group: str) -> bytes:
-    """Return the key of a group, as winnow/steps/image_storage.py makes it."""
-    return hashlib.blake2b(group.encode("utf-8", "backslashreplace"), digest_size=16).digest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -23,6 +22,7 @@ from winnow.data import near_duplicates
 from winnow.data.dataset import TRAINING_FILE, number_equal_keys
 from winnow.data.decoding import DecodedItems, decode_all
 from winnow.data.group_key_check import GroupCheck
+from winnow.data.groups import group_key
 from winnow.data.preprocessing import Preprocessing
 from winnow.data.sources import Source
 from winnow.data.splits import merge_groups
@@ -97,7 +97,7 @@ def store_images(
                 decoded.keys_K16, (decoded.items[position] for position in decoded.usable), strict=True
             ):
                 if data.group_by != "none":
-                    groups += _group_digest(item.group) if item.group else key.tobytes()
+                    groups += group_key(item.group) if item.group else key.tobytes()
                     group_check.add(item)
                 labels.append(item.label)
                 is_named_test.append(item.is_test)
@@ -154,10 +154,6 @@ class _Squares:
         with self._file:
             self._file.seek(0)
             self._file.write(_header(self._count, self.side))
-
-
-def _group_digest(group: str) -> bytes:
-    return hashlib.blake2b(group.encode("utf-8", "backslashreplace"), digest_size=16).digest()
 
 
 def _header(count: int, side: int) -> bytes:
