@@ -1,9 +1,4 @@
-"""Forecast steps in a process of its own, one Forecast a line.
-
-    python -m tasks.forecast PARAMS COUNTS SCRATCH FOLDER WEIGHTS STEP ...
-
-It imports the forecast after its arguments, so that an error in the settings is known before torch is imported.
-"""
+"""`python -m tasks.forecast PARAMS COUNTS SCRATCH FOLDER WEIGHTS STEP ...`: one Forecast a line, in its own process."""
 
 from __future__ import annotations
 
@@ -17,14 +12,13 @@ from pathlib import Path
 import psutil
 
 from tasks.forecast.data_counts import Counts
+from tasks.forecast.step_costs import StepForecaster
 from winnow.config import load_config
 from winnow.errors import WinnowError
 
 
 def main(arguments: list[str]) -> int:
     """Print a forecast per line, or {"error": ...} as the last line and return 2 where a step refuses its settings."""
-    from tasks.forecast.step_costs import StepForecaster
-
     params, counts, scratch, folder, weights_cache, *steps = arguments
     for logger_name in ("winnow", "nncf", "torch", "onnxscript"):
         logging.getLogger(logger_name).setLevel(logging.ERROR)
