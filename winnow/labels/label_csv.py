@@ -7,6 +7,7 @@ other cells do: it would no longer be that of the image. So it begins with ./, w
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,13 +25,20 @@ def path_cell(path: str) -> str:
     return f"./{path}" if is_misread else path
 
 
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return the rows, whose first cell is a path, as CSV with the line ends of RFC 4180."""
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(header)
+    writer.writerows((path_cell(path), *map(spreadsheet_cell, cells)) for path, *cells in rows)
+    return stream.getvalue()
+
+
 def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write the rows, whose first cell is a path. Raises DataError where the file cannot be written."""
+    """Write `csv_text` to the file of an option `--out`. Raises DataError where it cannot be written."""
     try:
-        with atomic_path(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(header)
-            writer.writerows((path_cell(path), *map(spreadsheet_cell, cells)) for path, *cells in rows)
+        with atomic_path(file) as temporary:
+            temporary.write_text(csv_text(header, rows), encoding="utf-8", newline="")
     except OSError as error:
         raise DataError(f"--out {file}: cannot be written ({error.strerror or error})") from error
 

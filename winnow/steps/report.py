@@ -10,7 +10,6 @@ the record, whose bytes follow from its inputs.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import math
@@ -20,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from winnow.benchmark.deployed_logits import IN_ONNX_RUNTIME
 from winnow.config import ROOT, Config, topological_order
 from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet, load_images
 from winnow.errors import ArtifactError, DataError
-from winnow.labels.image_features import read_features
-from winnow.labels.label_csv import write_csv
+from winnow.labels.image_features import ImageFeatures, read_features
+from winnow.labels.label_csv import csv_text
 from winnow.labels.label_errors import LabelCheck, check_labels, select_checked, visible_indices
 from winnow.records import (
     ReportDetails,
@@ -42,7 +42,7 @@ from winnow.reporting.embedding_pictures import MOST_IMAGES, draw_map, draw_neig
 from winnow.reporting.label_findings import CHECK_COLUMNS, SHOWN_FINDINGS, draw_findings, finding_rows
 from winnow.reporting.run_page import TestResult, render_run_page
 from winnow.reporting.run_records import RunRecords, read_run_records
-from winnow.reporting.thumbnails import draw_pairs
+from winnow.reporting.thumbnails import draw_pairs, png_bytes
 from winnow.selection.test_evaluation import TestEvaluation, evaluate_test
 from winnow.timing_lock import compute_lock
 
@@ -69,9 +69,10 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
     images = load_images(artifacts / "data")
     positions = records.data.details.near_duplicates.positions
     records = replace(records, near_duplicates=draw_pairs(images.images_NHWC, positions))
-    records = _with_embeddings(records, config, artifacts, images)
-    findings = _check_labels(config, artifacts, images)
-    records = replace(records, label_check=findings.check, suspicious=findings.sheet, visible_labels=findings.visible)
+    shown = _read_shown(config, artifacts, images)
+    records = _with_embeddings(records, images, shown)
+    findings = _check_labels(config, images, shown)
+    records = replace(records, label_check=findings.check, suspicious=findings.sheet, visible_labels=shown.visible)
     version = digest_test_split(images)
     if len(images.indices(TEST, labelled=True)):
         count = count_reading(test_readings, version)
@@ -102,7 +103,7 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
                 (folder / name).write_bytes(picture)
                 files.append(name)
         if findings.rows:
-            write_csv(folder / LABEL_CHECK, CHECK_COLUMNS, findings.rows)
+            (folder / LABEL_CHECK).write_text(csv_text(CHECK_COLUMNS, findings.rows), encoding="utf-8", newline="")
             files.append(LABEL_CHECK)
         record = ReportRecord(
             step="report",
@@ -128,18 +129,49 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
     return record
 
 
-def _with_embeddings(records: RunRecords, config: Config, artifacts: Path, images: ImageSet) -> RunRecords:
+@dataclass(frozen=True)
+class _Shown:
+    """The images whose features the report needs, and these features, which are computed once."""
+
+    queries_Q: NDArray[np.int64]
+    """Validation images of the map and of the sheet of neighbours."""
+    bank_K: NDArray[np.int64]
+    """Training images among which neighbours are searched."""
+    visible: int
+    """Number of labels that may be used."""
+    checked_L: NDArray[np.int64]
+    """Images whose labels are checked: all of these, or a random part of many."""
+    indices_M: NDArray[np.int64]
+    """The images of all three, each once, in ascending order."""
+    features: ImageFeatures
+
+    def rows(self, some_K: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the features (K, D) of some of these images."""
+        return self.features.rows_MD[np.searchsorted(self.indices_M, some_K)]
+
+
+def _read_shown(config: Config, artifacts: Path, images: ImageSet) -> _Shown:
+    queries = _draw(images.indices(VALIDATION), MOST_IMAGES, np.random.default_rng(1))
+    bank = _draw(images.indices(TRAIN), MOST_COMPARED, np.random.default_rng(0))
+    visible = visible_indices(config, images)
+    checked = _draw(visible, MOST_CHECKED, np.random.default_rng(2))
+    indices = np.unique(np.concatenate([queries, bank, checked]))
+    return _Shown(queries, bank, len(visible), checked, indices, read_features(config, images, artifacts, indices, CPU))
+
+
+def _draw(indices: NDArray[np.int64], most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return the indices in ascending order, of more than `most` a random part."""
+    return np.sort(rng.permutation(indices)[:most])
+
+
+def _with_embeddings(records: RunRecords, images: ImageSet, shown: _Shown) -> RunRecords:
     """Return the records with a map and a sheet of neighbours by the teacher's embeddings, or the backbone's."""
-    queries, train = images.indices(VALIDATION), images.indices(TRAIN)
-    bank = np.sort(np.random.default_rng(0).permutation(train)[:MOST_COMPARED])
-    queries = np.sort(np.random.default_rng(1).permutation(queries)[:MOST_IMAGES])
-    indices = np.concatenate([queries, bank])
-    features = read_features(config, images, artifacts, indices, CPU)
+    queries, indices = shown.queries_Q, np.concatenate([shown.queries_Q, shown.bank_K])
     return replace(
         records,
-        embedding_map=draw_map(features.rows_MD[: len(queries)], images.labels_N[queries], images.classes),
-        neighbours=draw_neighbours(images.images_NHWC, indices, len(queries), features.rows_MD),
-        embedded_by=features.network,
+        embedding_map=draw_map(shown.rows(queries), images.labels_N[queries], images.classes),
+        neighbours=draw_neighbours(images.images_NHWC, indices, len(queries), shown.rows(indices)),
+        embedded_by=shown.features.network,
     )
 
 
@@ -150,8 +182,6 @@ class _LabelFindings:
     check: LabelCheck | None = None
     sheet: bytes = b""
     rows: Sequence[tuple[str, ...]] = ()
-    visible: int = 0
-    """Number of labels of which those that were checked are a random part."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -166,15 +196,12 @@ class _LabelFindings:
         return metrics | ({"labels/predicted": self.check.agreement} if math.isfinite(self.check.agreement) else {})
 
 
-def _check_labels(config: Config, artifacts: Path, images: ImageSet) -> _LabelFindings:
-    """Check the labels of training and validation that may be used; of more than MOST_CHECKED a random part."""
-    visible_L = visible_indices(config, images)
-    indices_L = np.sort(np.random.default_rng(2).permutation(visible_L)[:MOST_CHECKED])
-    features = read_features(config, images, artifacts, indices_L, CPU)
-    if features.is_random:
+def _check_labels(config: Config, images: ImageSet, shown: _Shown) -> _LabelFindings:
+    """Check the labels of training and validation that may be used."""
+    if shown.features.is_random:
         log.info("report: labels were not checked: the features are those of random weights")
         return _LabelFindings()
-    checked = select_checked(images, indices_L, features.rows_MD)
+    checked = select_checked(images, shown.checked_L, shown.rows(shown.checked_L))
     try:
         with compute_lock():
             result = check_labels(checked, config.finetune.folds, config.finetune.seeds[0])
@@ -182,10 +209,9 @@ def _check_labels(config: Config, artifacts: Path, images: ImageSet) -> _LabelFi
         log.info("report: labels were not checked: %s", error)
         return _LabelFindings()
     if not result.findings or not result.is_reliable:
-        return _LabelFindings(result, visible=len(visible_L))
-    content = io.BytesIO()
-    draw_findings(images, checked, result, SHOWN_FINDINGS).save(content, "PNG")
-    return _LabelFindings(result, content.getvalue(), finding_rows(images, checked, result), len(visible_L))
+        return _LabelFindings(result)
+    sheet = png_bytes(draw_findings(images, checked, result, SHOWN_FINDINGS))
+    return _LabelFindings(result, sheet, finding_rows(images, checked, result))
 
 
 def digest_test_split(images: ImageSet) -> str:
