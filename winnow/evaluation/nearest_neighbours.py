@@ -21,9 +21,9 @@ def nearest_neighbours(
     except ModuleNotFoundError as error:
         raise MissingExtra("scikit-learn", "report") from error
     count = min(count, len(bank_MD) - (queries_QD is None))
-    if count < 1:
-        queries = len(bank_MD if queries_QD is None else queries_QD)
-        return np.zeros((queries, 0), np.float32), np.zeros((queries, 0), np.int64)
+    queries = len(bank_MD if queries_QD is None else queries_QD)
+    if count < 1 or queries == 0:
+        return np.zeros((queries, max(count, 0)), np.float32), np.zeros((queries, max(count, 0)), np.int64)
     distances, positions = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(bank_MD).kneighbors(queries_QD)
     return np.asarray(distances, dtype=np.float32), np.asarray(positions, dtype=np.int64)
 

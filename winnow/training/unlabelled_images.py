@@ -25,17 +25,15 @@ from torch import nn
 from winnow.config import Config, FixMatch, Propagation, UnlabelledTraining
 from winnow.data.augmentation import augment
 from winnow.data.batches import Batches, BatchSource, JoinedBatches, labelled_per_batch
-from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet
+from winnow.data.dataset import TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import draw_label_budget, visible_labels
-from winnow.deploy.batch_inference import embed, predict_torch
+from winnow.deploy.batch_inference import predict_torch
 from winnow.deploy.teacher_embeddings import has_embeddings, load_embeddings
-from winnow.evaluation.unit_vectors import centred_unit_vectors
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
 from winnow.training.fixmatch import AdaptiveThresholds, fixmatch_loss
-from winnow.training.label_propagation import propagate_answers
-from winnow.training.linear_probe import fit_probe
 from winnow.training.loop import Checkpoint, Loss, TrainingPlan, default_device, fit, run_to_end
+from winnow.training.pseudo_labels import network_answers, teacher_answers
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +145,10 @@ def _batches(settings: UnlabelledTraining, inputs: UnlabelledInputs, labels_N: N
 def _propagation(settings: UnlabelledTraining, inputs: UnlabelledInputs, model: nn.Module) -> _Method:
     assert isinstance(settings, Propagation)
     images, side = inputs.images, inputs.images.image_size
-    answers_NC = propagated_answers(settings, inputs, model)
+    if inputs.teacher_ND is None:
+        answers_NC = network_answers(settings, images, model, inputs.seed)
+    else:
+        answers_NC = teacher_answers(settings, images, inputs.budget, inputs.teacher_ND, inputs.seed)
     targets_NC = torch.from_numpy(answers_NC.copy())
     labels_B = torch.from_numpy(images.labels_N[inputs.budget])
     targets_NC[torch.from_numpy(inputs.budget)] = F.one_hot(labels_B, len(images.classes)).float()
@@ -161,32 +162,6 @@ def _propagation(settings: UnlabelledTraining, inputs: UnlabelledInputs, model: 
         return answers_NC[indices].argmax(1), np.ones(len(indices), dtype=np.bool_)
 
     return _Method(model, _batches(settings, inputs, np.arange(len(images.labels_N))), loss, pseudo_labels)
-
-
-def propagated_answers(settings: Propagation, inputs: UnlabelledInputs, model: nn.Module) -> NDArray[np.float32]:
-    """Return an answer for every image but those of the test split, whose rows are 0; float32 (N, C).
-
-    First answers are those of logistic regression on the teacher's embeddings, scaled to length 1; without a teacher
-    those of `model`, whose features then make the graph.
-    """
-    images = inputs.images
-    indices = np.flatnonzero(images.split_N != TEST)
-    answers_NC = np.zeros((len(images.labels_N), len(images.classes)), dtype=np.float32)
-    if inputs.teacher_ND is None:
-        features_MD = embed(model, images.images_NHWC, indices).numpy()
-        logits_MC = predict_torch(model, images.images_NHWC, indices)
-        first_MC = torch.from_numpy(logits_MC).softmax(1).numpy()
-    else:
-        features_MD = np.asarray(inputs.teacher_ND[indices], dtype=np.float32)
-        unit_MD = centred_unit_vectors(features_MD)
-        rows = np.searchsorted(indices, inputs.budget)
-        probe = fit_probe(
-            unit_MD[rows], images.labels_N[inputs.budget], settings.inverse_regularisation, standardise=False
-        )
-        first_MC = np.zeros((len(indices), len(images.classes)), dtype=np.float32)
-        first_MC[:, probe.classes_] = probe.predict_proba(unit_MD)
-    answers_NC[indices] = propagate_answers(features_MD, first_MC, settings.neighbours, settings.share, inputs.seed)
-    return answers_NC
 
 
 def _fixmatch(settings: UnlabelledTraining, inputs: UnlabelledInputs, model: nn.Module) -> _Method:

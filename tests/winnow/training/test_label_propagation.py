@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from winnow.training import label_propagation
-from winnow.training.label_propagation import nearest, propagate_answers, unit_components
+from winnow.training.label_propagation import connect_similar_images, nearest, unit_components
 
 
 def two_clusters(count: int = 60, dimension: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -19,11 +19,12 @@ def test_answers_of_a_cluster_reach_all_its_members() -> None:
     features_ND, cluster_N = two_clusters()
     first_NC = np.full((60, 2), 0.5, dtype=np.float32)
     first_NC[:2] = np.eye(2)  # one member of each cluster is known
-    result_NC = propagate_answers(features_ND, first_NC, neighbours=5, share=0.8)
+    graph = connect_similar_images(features_ND, neighbours=5)
+    result_NC = graph.spread(first_NC, share=0.8)
     assert (result_NC.argmax(1) == cluster_N).all()
     np.testing.assert_allclose(result_NC.sum(1), 1, atol=1e-6)
     assert (result_NC >= 0).all()
-    again_NC = propagate_answers(features_ND, first_NC, neighbours=5, share=0.8)
+    again_NC = connect_similar_images(features_ND, neighbours=5).spread(first_NC, share=0.8)
     np.testing.assert_array_equal(again_NC, result_NC)
 
 
@@ -40,13 +41,13 @@ def test_the_result_is_the_solution_of_zhou() -> None:
     normalised_NN = scale_N[:, None] * graph_NN * scale_N
     expected_NC = 0.4 * np.linalg.solve(np.eye(30) - 0.6 * normalised_NN, first_NC)
     expected_NC /= expected_NC.sum(1, keepdims=True)
-    np.testing.assert_allclose(propagate_answers(features_ND, first_NC, 4, 0.6), expected_NC, atol=1e-5)
+    np.testing.assert_allclose(connect_similar_images(features_ND, 4).spread(first_NC, 0.6), expected_NC, atol=1e-5)
 
 
 def test_without_a_share_answers_stay() -> None:
     features_ND, _ = two_clusters()
     first_NC = np.random.default_rng(1).dirichlet([1, 1], 60).astype(np.float32)
-    np.testing.assert_array_equal(propagate_answers(features_ND, first_NC, 5, 0.0), first_NC)
+    np.testing.assert_array_equal(connect_similar_images(features_ND, 5).spread(first_NC, 0.0), first_NC)
 
 
 def test_images_beyond_the_graph_take_the_answers_of_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +55,7 @@ def test_images_beyond_the_graph_take_the_answers_of_their_neighbours(monkeypatc
     features_ND, cluster_N = two_clusters(100)
     first_NC = np.full((100, 2), 0.5, dtype=np.float32)
     first_NC[:10] = np.eye(2)[cluster_N[:10]]
-    result_NC = propagate_answers(features_ND, first_NC, neighbours=5, share=0.8)
+    result_NC = connect_similar_images(features_ND, neighbours=5).spread(first_NC, share=0.8)
     assert (result_NC.argmax(1) == cluster_N).mean() > 0.95
     np.testing.assert_allclose(result_NC.sum(1), 1, atol=1e-6)
 
@@ -62,10 +63,11 @@ def test_images_beyond_the_graph_take_the_answers_of_their_neighbours(monkeypatc
 def test_few_images_have_fewer_neighbours() -> None:
     features_ND, _ = two_clusters(3)
     first_NC = np.full((3, 2), 0.5, dtype=np.float32)
-    assert np.isfinite(propagate_answers(features_ND, first_NC, neighbours=10, share=0.8)).all()
-    np.testing.assert_array_equal(propagate_answers(features_ND[:1], first_NC[:1], 10, 0.8), first_NC[:1])
+    assert np.isfinite(connect_similar_images(features_ND, neighbours=10).spread(first_NC, share=0.8)).all()
+    alone = connect_similar_images(features_ND[:1], neighbours=10)
+    np.testing.assert_allclose(alone.spread(first_NC[:1], share=0.8), first_NC[:1])
 
 
 def test_features_and_answers_belong_together() -> None:
-    with pytest.raises(ValueError, match="60 features and 3 answers"):
-        propagate_answers(two_clusters()[0], np.ones((3, 2), dtype=np.float32), 5, 0.8)
+    with pytest.raises(ValueError, match="60 images and 3 answers"):
+        connect_similar_images(two_clusters()[0], 5).spread(np.ones((3, 2), dtype=np.float32), 0.8)
