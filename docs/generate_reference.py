@@ -57,7 +57,8 @@ PRECISIONS = {
 NAMED_TYPES = {get_args(Runtime): "[runtime](#runtimes)", get_args(Precision): "[precision](#precisions)"}
 """Values of a type -> the link to the table that lists them."""
 SECTION_TEXTS = {
-    "pretrain": "The backbone, and the method that trains it without labels. The keys depend on `pretrain.method`.",
+    "pretrain": "The backbone, and the method that trains it without labels. The keys depend on `pretrain.method`. "
+    "`auto` is `distill` with a teacher, else `rotnet`, or `simclr` if `data.up` is false.",
     "candidates": "Each key of this section is the name of a candidate, a compressed network: NAME below. A candidate "
     "has the keys of its method.",
 }

@@ -2,7 +2,7 @@
 
 Values are YAML, so that `-S data.path=/my photos/2024, summer=hot` and `-S finetune.seeds=[0,1]` mean what they say.
 Nothing is written unless the result is valid and the files it names exist. Another `pretrain.method` removes the
-settings of the method before it, so that its own defaults apply.
+settings of the method before it, so that its own defaults apply. `teacher.weights=none` removes what needs a teacher.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from tasks.project.paths import ProjectPaths, check_files
 from winnow.cli.progress import print_line
 from winnow.config import TOO_DEEP_MESSAGE, NoPretraining, check_config
 from winnow.config.key_listing import section_keys
+from winnow.config.pretrain import AUTO
+from winnow.config.weights import NO_WEIGHTS
 from winnow.errors import ConfigError
 from winnow.records import atomic_path
 
@@ -71,6 +73,8 @@ def apply_assignments(text: str, assignments: list[str]) -> str:
             del document["pretrain"][key]
         for assignment in assignments:
             _assign(document, assignment)
+        if _assigned("teacher.weights", assignments) == NO_WEIGHTS:
+            _remove_uses_of_teacher(document)
 
     return edit_document(text, assign)
 
@@ -81,13 +85,45 @@ def obsolete_settings(document: Any, assignments: list[str]) -> list[str]:
     Empty where one of the two is `none`, which ignores such keys, so that they may stay.
     """
     section = document.get("pretrain") if isinstance(document, MutableMapping) else None
-    pairs = (assignment.partition("=") for assignment in assignments)
-    methods = [text.strip() for key, _, text in pairs if key.strip() == "pretrain.method"]
-    if not isinstance(section, MutableMapping) or not methods or {section.get("method"), methods[-1]} & {"none"}:
+    method = _assigned("pretrain.method", assignments)
+    if not isinstance(section, MutableMapping) or method is None or {section.get("method"), method} & {"none"}:
         return []
-    if section.get("method") == methods[-1]:
+    if section.get("method") == method:
         return []
     return [key for key in section if key not in NoPretraining.model_fields]
+
+
+def _assigned(key: str, assignments: list[str]) -> str | None:
+    """Return the text that the assignments give the key last; None without one."""
+    pairs = (assignment.partition("=") for assignment in assignments)
+    values = [text.strip() for name, _, text in pairs if name.strip() == key]
+    return values[-1] if values else None
+
+
+def _remove_uses_of_teacher(document: Any) -> None:
+    """Set the pretraining method `distill` to auto, remove candidates by the method probe and their descendants, and
+    hints by embeddings.
+    """
+    if not isinstance(document, MutableMapping):
+        return
+    if isinstance(pretrain := document.get("pretrain"), MutableMapping) and pretrain.get("method") == "distill":
+        pretrain["method"] = AUTO
+    if not isinstance(candidates := document.get("candidates"), MutableMapping):
+        return
+    removed: set[str] = set()
+    while found := {
+        name
+        for name, settings in candidates.items()
+        if isinstance(settings, MutableMapping)
+        and (settings.get("method") == "probe" or settings.get("from") in removed)
+    }:
+        removed |= found
+        for name in found:
+            del candidates[name]
+    for settings in candidates.values():
+        recovery = settings.get("recovery") if isinstance(settings, MutableMapping) else None
+        if isinstance(recovery, MutableMapping) and recovery.get("hint") == "embeddings":
+            recovery["hint"] = "none"
 
 
 def edit_document(text: str, change: Callable[[Any], None]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, model_validator
 
 from winnow.config.benchmark import Benchmark
 from winnow.config.candidate_tree import topological_order, tree_errors
@@ -38,6 +38,7 @@ from winnow.config.drift import Drift
 from winnow.config.finetune import FEW_LABELS, Finetune
 from winnow.config.invariances import apply_invariances, pretraining_problem, unlabelled_problem
 from winnow.config.pretrain import (
+    AUTO,
     DistillEmbeddings,
     NoPretraining,
     Pretrain,
@@ -45,6 +46,7 @@ from winnow.config.pretrain import (
     RotNet,
     SimCLR,
     TrainedPretraining,
+    resolve_method,
 )
 from winnow.config.promotion import Gates, Promotion
 from winnow.config.refit import Refit
@@ -118,6 +120,11 @@ class Config(Section):
     search: Search = Search()
     """The settings of `winnow search`; no step reads them."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_method(cls, raw: Any) -> Any:
+        return resolve_method(raw)
+
 
 CANDIDATES_ADAPTER = TypeAdapter(dict[str, AnyCandidate])
 PLAIN_MESSAGES = {
@@ -185,7 +192,7 @@ def check_config(raw: Any, where: str = "params.yaml") -> Config:
         if problem := unlabelled_problem(config.data, config.finetune.unlabelled.method):
             problems.append(("finetune.unlabelled", problem))
         if isinstance(config.pretrain, DistillEmbeddings) and not has_teacher:
-            problems.append(("pretrain.method", "distill needs a teacher: set teacher.weights, or another method"))
+            problems.append(("pretrain.method", "distill needs a teacher: set teacher.weights, or method: auto"))
         if not problems:
             return apply_invariances(config.data, config)
     raise _config_error(where, problems)
@@ -230,7 +237,8 @@ def _describe_problem(item: Any) -> tuple[str, str]:
     if kind == "missing":
         return path, "missing; every section of params.yaml as shipped is required"
     if kind == "union_tag_invalid":
-        return f"{path}.method", f"{context['tag']!r} is not one of {context['expected_tags']}"
+        auto = f", {AUTO!r}" if path == "pretrain" else ""
+        return f"{path}.method", f"{context['tag']!r} is not one of {context['expected_tags']}{auto}"
     if kind == "union_tag_not_found":
         return f"{path}.method", "missing; it names the method"
     message = PLAIN_MESSAGES.get(kind, str(item["msg"]).removeprefix("Value error, "))

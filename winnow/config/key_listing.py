@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from winnow.config import Config
+from winnow.config.pretrain import resolve_method
 from winnow.config.section import Section
 
 
 def section_keys(path: Sequence[str], raw: Any) -> tuple[str, ...]:
     """Return the keys of the section at `path` in a file's contents `raw`; () where names are free (candidates)."""
     models: list[Any] = [Config]
-    value = raw
+    value = resolve_method(raw)
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
         types_below = (inner for model in models for inner in _types_below(model, key))

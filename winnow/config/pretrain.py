@@ -11,6 +11,9 @@ from winnow.config.section import Augmentation, Count, Optimiser, Positive, Sect
 from winnow.config.teacher import InputSize, check_named_backbone
 from winnow.config.weights import NO_WEIGHTS, Weights, backbone_of
 
+AUTO = "auto"
+"""The value of `pretrain.method` for the method that suits teacher and images."""
+
 
 class Pretraining(Section):
     """The settings of every method."""
@@ -42,6 +45,21 @@ class Pretraining(Section):
     def _check_start(self) -> Self:
         check_named_backbone(self.start, self.backbone)
         return self
+
+
+def resolve_method(raw: Any) -> Any:
+    """Return a parsed params.yaml in which the method `auto` is replaced by the one that it means.
+
+    distill where there is a teacher; else rotnet, or simclr for images without an upright orientation.
+    """
+    if not isinstance(raw, dict) or not isinstance(raw.get("pretrain"), dict) or raw["pretrain"].get("method") != AUTO:
+        return raw
+    teacher, data = ({} if not isinstance(raw.get(key), dict) else raw[key] for key in ("teacher", "data"))
+    if teacher.get("weights", NO_WEIGHTS) != NO_WEIGHTS:
+        method = "distill"
+    else:
+        method = "rotnet" if data.get("up", True) else "simclr"
+    return {**raw, "pretrain": {**raw["pretrain"], "method": method}}
 
 
 class TrainedPretraining(Pretraining):

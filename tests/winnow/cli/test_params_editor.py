@@ -183,6 +183,18 @@ def test_another_pretraining_method_sets_its_own_defaults(paths: ProjectPaths) -
     assert (settings.batch_size, settings.augmentation.jitter) == (256, 0.4)
 
 
+def test_without_a_teacher_nothing_that_needs_one_is_left(paths: ProjectPaths) -> None:
+    text = SHIPPED.replace("  method: auto", "  method: distill").replace("hint: none", "hint: embeddings")
+    on_top = "  large-int8:\n    from: large\n    method: quantize\n  pruned:"
+    (paths.root / "params.yaml").write_text(text.replace("  pruned:", on_top, 1), encoding="utf-8")
+    before = load_config(paths.root / "params.yaml")
+    set_keys(paths, ["teacher.weights=none"])
+    after = load_config(paths.root / "params.yaml")
+    assert after.pretrain.method == "rotnet"
+    assert set(before.candidates) - set(after.candidates) == {"large", "large-int8"}
+    assert "embeddings" not in {line.split(":")[-1].strip() for line in read_params(paths).splitlines()}
+
+
 def test_settings_of_the_previous_method_are_removed(paths: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
     """The file holds RotNet's values, as if written by hand or by an earlier version."""
     set_keys(paths, ["pretrain.epochs=3", "pretrain.augmentation.crop_scale_min=0.9", "pretrain.seed=7"])

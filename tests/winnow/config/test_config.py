@@ -17,6 +17,7 @@ from tests.conftest import OPTIMISER, RECOVERY, tiny_params
 from winnow.config import (
     Augmentation,
     Config,
+    DistillEmbeddings,
     NoPretraining,
     Prune,
     RotNet,
@@ -25,6 +26,7 @@ from winnow.config import (
     load_config,
     topological_order,
 )
+from winnow.config.key_listing import section_keys
 from winnow.errors import ConfigError
 from winnow.search.space import Point, candidate_chain
 
@@ -120,7 +122,7 @@ def test_all_mistakes_at_once_with_path_value_and_choices() -> None:
         "data.source": "Input should be 'sample', 'folder', 'archive' or 'cifar10' (found 'ftp')",
         "data.validation_fraction": "Input should be less than or equal to 0.5 (found 0.7)",
         "data.tint": unknown,
-        "pretrain.method": "'byol' is not one of 'none', 'rotnet', 'simclr', 'distill'",
+        "pretrain.method": "'byol' is not one of 'none', 'rotnet', 'simclr', 'distill', 'auto'",
         "finetune.learning_rates.0": f"YAML reads 1e-1 as text; {NOT_A_NUMBER} (found '1e-1')",
         "finetune.epochs": "expected a number, got true (found True)",
         "candidates.pruned.remove.channels": "Input should be less than 1 (found 2)",
@@ -367,7 +369,26 @@ def test_pretraining_defaults_are_those_of_the_method_key_by_key(method: str) ->
 
 
 def test_shipped_pretraining_equals_the_defaults_of_its_method() -> None:
-    assert load_config(ROOT / "params.yaml").pretrain == RotNet(method="rotnet")
+    assert load_config(ROOT / "params.yaml").pretrain == DistillEmbeddings(method="distill")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "up", "method"),
+    [
+        ("package:efficientnet-lite0", True, "distill"),
+        ("package:efficientnet-lite0", False, "distill"),
+        ("none", True, "rotnet"),
+        ("none", False, "simclr"),
+    ],
+)
+def test_the_automatic_pretraining_method_suits_teacher_and_images(teacher: str, up: bool, method: str) -> None:
+    raw = tiny_params()
+    raw["teacher"] = {"weights": teacher}
+    raw["data"]["up"] = up
+    raw["pretrain"] = {"method": "auto", "epochs": 3}
+    pretrain = check_config(raw).pretrain
+    assert (pretrain.method, pretrain.epochs) == (method, 3)  # type: ignore[union-attr]
+    assert "monitor_every" in section_keys(["pretrain"], raw)
 
 
 def test_changing_only_the_method_is_refused() -> None:
@@ -375,8 +396,8 @@ def test_changing_only_the_method_is_refused() -> None:
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     for name, settings in raw["candidates"].items():
         for method in ("prune", "sparsify", "factorize", "cluster", "quantize", "distill"):
-            if method == settings["method"]:
-                continue
+            if method == settings["method"] or set(settings) == {"from", "method"}:
+                continue  # a candidate without keys of its own is valid with any method that needs none
             params = {**raw, "candidates": {**raw["candidates"], name: {**settings, "method": method}}}
             with pytest.raises(ConfigError, match=rf"candidates\.{name}"):
                 check_config(params)
@@ -389,7 +410,8 @@ def test_changing_only_the_method_is_refused() -> None:
 def test_shipped_trainings_get_enough_steps_from_a_thousand_images_on(
     images: int, steps: int, rotnet_steps: int
 ) -> None:
-    config = load_config(ROOT / "params.yaml")
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    config = check_config({**raw, "pretrain": {"method": "rotnet"}})
     recoveries = [
         candidate.recovery for candidate in config.candidates.values() if isinstance(candidate, TrainedCandidate)
     ]
@@ -460,7 +482,7 @@ def augmentations(config: Config) -> list[Augmentation]:
 
 
 def test_rotnet_is_refused_without_an_upright_orientation() -> None:
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw = {**yaml.safe_load((ROOT / "params.yaml").read_text()), "pretrain": {"method": "rotnet"}}
     params = {**raw, "data": {**raw["data"], "up": False}}
     with pytest.raises(ConfigError, match=r"pretrain\.method: rotnet .*data\.up: false\); set simclr, or none"):
         check_config(params)
