@@ -50,9 +50,10 @@ from winnow.config.weights import NO_WEIGHTS
 from winnow.data.dataset import TRAIN, VALIDATION
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.candidate_card import finish_candidate
+from winnow.deploy.feature_extraction import embed_images, open_features
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.teacher_embeddings import TeacherTargets, embed_images, load_embeddings, load_targets
+from winnow.deploy.teacher_embeddings import TeacherTargets, load_embeddings, load_targets
 from winnow.models.backbones import WEIGHTS_FILE, build_model, load_backbone, load_model, save_model
 from winnow.models.classifier_head import feature_dim
 from winnow.models.known_weights import find_weights
@@ -136,8 +137,9 @@ class StepForecaster:
         teacher = weights.load(architecture)
         folder.mkdir()
         save_model(folder, teacher, architecture)
+        features = open_features(teacher, architecture, folder, self.counts.train + self.counts.validation)
         started = time.monotonic()
-        embed_images(teacher, self.images, folder)
+        embed_images(features, self.images, folder)
         return (time.monotonic() - started) / len(self.images.labels_N)
 
     def _teacher_embeddings(self) -> NDArray[np.float16]:

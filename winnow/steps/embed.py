@@ -15,7 +15,8 @@ import numpy as np
 from winnow.config import Config
 from winnow.config.weights import NO_WEIGHTS
 from winnow.data.dataset import TEST, load_images
-from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE, embed_images
+from winnow.deploy.feature_extraction import embed_images, open_features
+from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, save_model
 from winnow.models.known_weights import find_weights, weights_details
 from winnow.records import Artifact, EmbedDetails, EmbedRecord, describe_files, publish, record_digest, write_record
@@ -43,11 +44,13 @@ def embed(config: Config, data: Path, out: Path, scratch: Path, weights_cache: P
             known = weights_details(weights, architecture)
             save_model(folder, model, architecture.with_known_weights(known))
             log.info("embed: %s at %d pixels", settings.weights, architecture.network_size)
-            rows_ND = embed_images(model.to(default_device()), images, scratch)
+            count = int(np.count_nonzero(images.split_N != TEST))
+            features = open_features(model.to(default_device()), architecture, scratch, count)
+            rows_ND = embed_images(features, images, scratch)
             shutil.copyfile(scratch / EMBEDDINGS_FILE, folder / EMBEDDINGS_FILE)
             details = EmbedDetails(
                 weights=known,
-                images=int(np.count_nonzero(images.split_N != TEST)),
+                images=count,
                 dimension=rows_ND.shape[1],
             )
             files = describe_files(folder, EMBEDDINGS_FILE, WEIGHTS_FILE, ARCHITECTURE_FILE)

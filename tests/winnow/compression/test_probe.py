@@ -15,7 +15,8 @@ from winnow.config import Config, Probe, check_config
 from winnow.data.augmentation import MEAN, STD
 from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.deploy.batch_inference import embed, predict_file, predict_torch
-from winnow.deploy.teacher_embeddings import embed_images, load_embeddings
+from winnow.deploy.feature_extraction import embed_images, open_features
+from winnow.deploy.teacher_embeddings import load_embeddings
 from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, build_model, load_model, save_model
 from winnow.models.input_adapter import InputSpec
@@ -37,7 +38,7 @@ def taught_inputs(tiny_inputs: MethodInputs, tiny_set: ImageSet, tmp_path: Path)
     model, folder = build_model(architecture), tmp_path / "teacher"
     folder.mkdir()
     save_model(folder, model.eval(), architecture)
-    embed_images(model, tiny_set, folder)
+    embed_images(open_features(model, architecture, folder, len(tiny_set.labels_N)), tiny_set, folder)
     return dataclasses.replace(tiny_inputs, teacher=folder)
 
 

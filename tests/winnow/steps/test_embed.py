@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from tests.conftest import tiny_params
 from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, TRAIN, ImageSet
-from winnow.deploy import teacher_embeddings
+from winnow.deploy import feature_extraction
 from winnow.deploy.batch_inference import embed as embed_in_memory
-from winnow.deploy.teacher_embeddings import embed_images, load_embeddings
+from winnow.deploy.feature_extraction import embed_images, open_features
+from winnow.deploy.teacher_embeddings import load_embeddings
 from winnow.errors import ArtifactError, ConfigError
 from winnow.models.backbones import load_model
 from winnow.records import CandidateCard, EmbedRecord, record_digest
@@ -71,9 +72,9 @@ def test_an_interrupted_computation_goes_on(
     project: Path, tiny_data: Path, tiny_set: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed(taught(), tiny_data, project / "whole", project / "scratch-whole", project / "cache")
-    monkeypatch.setattr(teacher_embeddings, "BATCH", 8)
-    monkeypatch.setattr(teacher_embeddings, "BATCHES_PER_BLOCK", 2)
-    calls, compute = [], teacher_embeddings.make_network_input
+    monkeypatch.setattr(feature_extraction, "BATCH", 8)
+    monkeypatch.setattr(feature_extraction, "BATCHES_PER_BLOCK", 2)
+    calls, compute = [], feature_extraction.make_network_input
 
     def stops_at_the_seventh(*arguments: object) -> object:
         calls.append(arguments[1])
@@ -81,7 +82,7 @@ def test_an_interrupted_computation_goes_on(
             raise KeyboardInterrupt
         return compute(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(teacher_embeddings, "make_network_input", stops_at_the_seventh)
+    monkeypatch.setattr(feature_extraction, "make_network_input", stops_at_the_seventh)
     with pytest.raises(KeyboardInterrupt):
         embed(taught(), tiny_data, project / "embed", project / "scratch", project / "cache")
     assert not (project / "embed").exists()
@@ -166,6 +167,6 @@ def test_the_origin_of_weights_stays_with_what_was_made_of_them(project: Path, t
 
 def test_the_same_seed_gives_the_same_embeddings(project: Path, tiny_data: Path, tiny_set: ImageSet) -> None:
     embed(taught(), tiny_data, project / "embed", project / "scratch", project / "cache")
-    model, _ = load_model(project / "embed")
-    again_ND = embed_images(model, tiny_set, project / "again")
+    features = open_features(*load_model(project / "embed"), project, len(tiny_set.labels_N))
+    again_ND = embed_images(features, tiny_set, project / "again")
     assert np.array_equal(again_ND, load_embeddings(project / "embed"), equal_nan=True)
