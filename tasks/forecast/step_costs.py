@@ -15,9 +15,7 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from tasks.forecast.benchmark_cost import benchmark_cost
@@ -53,7 +51,7 @@ from winnow.deploy.candidate_card import finish_candidate
 from winnow.deploy.feature_extraction import embed_images, open_features
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.teacher_embeddings import TeacherTargets, load_embeddings, load_targets
+from winnow.deploy.teacher_embeddings import TeacherTargets, load_targets
 from winnow.models.backbones import WEIGHTS_FILE, build_model, load_backbone, load_model, save_model
 from winnow.models.classifier_head import feature_dim
 from winnow.models.known_weights import find_weights
@@ -142,11 +140,6 @@ class StepForecaster:
         embed_images(features, self.images, folder)
         return (time.monotonic() - started) / len(self.images.labels_N)
 
-    def _teacher_embeddings(self) -> NDArray[np.float16]:
-        """Return the teacher's embeddings (N, D) of the random images."""
-        self._ensure_teacher()
-        return load_embeddings(self.folder / EMBED)
-
     def _targets(self) -> TeacherTargets:
         """Return the teacher's embeddings as targets."""
         self._ensure_teacher()
@@ -207,9 +200,9 @@ class StepForecaster:
         settings = self.config.finetune.unlabelled
         if not isinstance(settings, UnlabelledTraining) or self.counts.budget == self.counts.train:
             return 0.0, ""
-        teacher_ND = None if self.config.teacher.weights == NO_WEIGHTS else self._teacher_embeddings()
+        teacher = None if self.config.teacher.weights == NO_WEIGHTS else self._targets()
         budget = self.images.indices(TRAIN)
-        inputs = unlabelled_images.UnlabelledInputs(self.images, budget, 0, teacher_ND)
+        inputs = unlabelled_images.UnlabelledInputs(self.images, budget, 0, teacher)
         prepared = unlabelled_images.METHODS[type(settings)](settings, inputs, model)
         per_step = self.microbenchmarks.seconds_per_step(
             prepared.trained, prepared.loss, settings.batch_size, settings.optimiser

@@ -24,43 +24,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from winnow.errors import ConfigError
-from winnow.models.classifier_head import feature_dim, head_path
-from winnow.random_streams import stream_seed
+from winnow.training.feature_projector import FeatureProjector, capture_features
 from winnow.training.losses import cosine_distance
 
 HintOutput = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """(student logits (B, C), guide logits (B, C), distance, a scalar)."""
-
-
-class FeatureProjector(nn.Module):
-    """A student with a linear layer that maps its features to the guide's width. Its outputs are the student's."""
-
-    def __init__(self, student: nn.Module, width: int, seed: int) -> None:
-        super().__init__()
-        self.student = student
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(seed, "hint"))
-            self.translate = nn.Linear(feature_dim(student), width)
-
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return the student's logits (B, C)."""
-        logits: torch.Tensor = self.student(x_BCHW)
-        return logits
-
-
-@contextmanager
-def capture_features(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collect the features that reach the head in each forward pass within, (B, D)."""
-    features: list[torch.Tensor] = []
-
-    def collect(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        features.append(inputs[0].flatten(1))
-
-    hook = model.get_submodule(head_path(model)).register_forward_pre_hook(collect)
-    try:
-        yield features
-    finally:
-        hook.remove()
 
 
 @contextmanager
@@ -121,16 +89,6 @@ def _by_attention(model: nn.Module, guide: nn.Module, views_BCHW: torch.Tensor) 
     with torch.no_grad(), capture_feature_maps(guide) as guide_maps:
         guide_BC = guide(views_BCHW).float()
     return student_BC, guide_BC, attention_distance(student_maps, guide_maps)
-
-
-def predict_embeddings(
-    model: nn.Module, views_BCHW: torch.Tensor, embeddings_BD: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (student logits (B, C), distance of its projected features from the embeddings, a scalar)."""
-    assert isinstance(model, FeatureProjector)
-    with capture_features(model.student) as student_features:
-        student_BC = model(views_BCHW).float()
-    return student_BC, cosine_distance(model.translate(student_features[-1]), embeddings_BD)
 
 
 HINTS: dict[str, Callable[[nn.Module, nn.Module, torch.Tensor], HintOutput]] = {

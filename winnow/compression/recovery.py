@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from winnow.compression.feature_distillation import HINTS, FeatureProjector, predict_embeddings
+from winnow.compression.feature_distillation import HINTS
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.teacher_cache import CachedTeacher, is_cacheable
 from winnow.config import Recovery
@@ -38,6 +38,7 @@ from winnow.errors import ConfigError
 from winnow.models.classifier_head import feature_dim
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
+from winnow.training.feature_projector import FeatureProjector, predict_embeddings
 from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, Loss, TrainingPlan, default_device, fit, run_to_end
 
 

@@ -1,7 +1,7 @@
 """The setting `finetune.unlabelled`: how fine-tuning also learns from images without labels.
 
 unlabelled: none | propagation | fixmatch                  # with the method's own settings, or
-unlabelled: {method: propagation, epochs: 20}
+unlabelled: {method: propagation, epochs: 30}
 """
 
 from __future__ import annotations
@@ -54,12 +54,21 @@ class Propagation(UnlabelledTraining):
 
     method: Literal["propagation"]
     """Label propagation on a graph of nearest neighbours."""
+    epochs: Count = 20
+    """Passes over the training images."""
+    min_steps: Count = 1200
+    """The smallest number of training steps; more than `epochs` give if there are few images."""
+    batch_size: Annotated[Integer, Field(ge=2)] = 64
+    """The images of one step."""
     neighbours: Count = 10
     """The most similar images that an image is connected to."""
     share: Annotated[Number, Field(ge=0, lt=1)] = 0.8
     """The share of a pseudo-label that comes from the neighbours; the rest is the initial prediction."""
     inverse_regularisation: Positive = 10.0
     """The parameter C of the logistic regression on the teacher's embeddings, which gives the initial predictions."""
+    embedding_weight: Annotated[Number, Field(ge=0)] = 1.0
+    """The weight of 1 - cosine of projected features and the teacher's embedding, which is learned beside the
+    pseudo-label. Without a teacher it has no effect."""
 
 
 class FixMatch(UnlabelledTraining):

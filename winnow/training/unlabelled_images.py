@@ -3,10 +3,10 @@
     train_on = unlabelled_training(config, images, embedded)
     result = train_on(model, budget, checkpoint, seed)
 
-Two methods. Propagation gives every training image an answer once, by label propagation, and trains on these
-answers with cross-entropy. FixMatch (winnow/training/fixmatch.py) makes pseudo-labels as it trains. In both an eighth
-of each batch is drawn from the labelled images (as in FixMatch). Pseudo-labels of validation images are made only to
-count how many are right; their labels are not used, and nothing is trained on them.
+Two methods. Propagation gives every training image an answer once, by label propagation, and trains on these answers
+with cross-entropy; with a teacher also on its embeddings. FixMatch (winnow/training/fixmatch.py) makes pseudo-labels as
+it trains. In both an eighth of each batch is drawn from the labelled images (as in FixMatch). Pseudo-labels of
+validation images are made only to count how many are right; their labels are not used, and nothing is trained on them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from winnow.data.batches import Batches, BatchSource, JoinedBatches, labelled_pe
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.deploy.batch_inference import predict_torch
-from winnow.deploy.teacher_embeddings import has_embeddings, load_embeddings
+from winnow.deploy.teacher_embeddings import TeacherTargets, has_embeddings, load_targets
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
+from winnow.training.feature_projector import FeatureProjector, predict_embeddings
 from winnow.training.fixmatch import AdaptiveThresholds, fixmatch_loss
 from winnow.training.loop import Checkpoint, Loss, TrainingPlan, default_device, fit, run_to_end
 from winnow.training.pseudo_labels import network_answers, teacher_answers
@@ -58,8 +59,8 @@ class UnlabelledInputs:
     budget: NDArray[np.int64]
     """Indices of the training images whose labels may be used."""
     seed: int
-    teacher_ND: NDArray[np.float16] | None
-    """An embedding of each image, NaN for the test split; None: features are those of the network itself."""
+    teacher: TeacherTargets | None
+    """The teacher's embeddings of all images; None: features are those of the network itself."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,14 @@ class UnlabelledTrainer:
 
     settings: UnlabelledTraining
     images: ImageSet
-    teacher_ND: NDArray[np.float16] | None
+    teacher: TeacherTargets | None
     seed: int
 
     def __call__(
         self, model: nn.Module, budget: NDArray[np.int64], checkpoint: Checkpoint, seed: int | None = None
     ) -> UnlabelledResult:
         """Train `model` in place; `budget`: indices of the images whose labels may be used."""
-        inputs = UnlabelledInputs(self.images, budget, self.seed if seed is None else seed, self.teacher_ND)
+        inputs = UnlabelledInputs(self.images, budget, self.seed if seed is None else seed, self.teacher)
         return train_on_unlabelled(self.settings, inputs, model, checkpoint)
 
 
@@ -91,10 +92,10 @@ def unlabelled_training(config: Config, images: ImageSet, embedded: Path | None)
     if len(budget) == len(images.indices(TRAIN)):
         log.info("finetune.unlabelled: every training image has a label, so there is no further training")
         return None
-    teacher_ND = None
+    teacher = None
     if isinstance(settings, Propagation) and has_embeddings(embedded):
-        teacher_ND = load_embeddings(embedded)
-    return UnlabelledTrainer(settings, images, teacher_ND, config.finetune.seeds[0])
+        teacher = load_targets(embedded, images)
+    return UnlabelledTrainer(settings, images, teacher, config.finetune.seeds[0])
 
 
 def train_on_unlabelled(
@@ -144,19 +145,23 @@ def _batches(settings: UnlabelledTraining, inputs: UnlabelledInputs, labels_N: N
 
 def _propagation(settings: UnlabelledTraining, inputs: UnlabelledInputs, model: nn.Module) -> _Method:
     assert isinstance(settings, Propagation)
-    images, side = inputs.images, inputs.images.image_size
-    if inputs.teacher_ND is None:
+    images, teacher, side = inputs.images, inputs.teacher, inputs.images.image_size
+    if teacher is None:
         answers_NC = network_answers(settings, images, model, inputs.seed)
     else:
-        answers_NC = teacher_answers(settings, images, inputs.budget, inputs.teacher_ND, inputs.seed)
+        answers_NC = teacher_answers(settings, images, inputs.budget, teacher.rows_ND, inputs.seed)
+        model = FeatureProjector(model, teacher.width, inputs.seed)
     targets_NC = torch.from_numpy(answers_NC.copy())
     labels_B = torch.from_numpy(images.labels_N[inputs.budget])
     targets_NC[torch.from_numpy(inputs.budget)] = F.one_hot(labels_B, len(images.classes)).float()
     targets_NC = targets_NC.to(default_device())
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:
-        logits_BC = model(augment(images_BCHW, settings.augmentation, side)).float()
-        return F.cross_entropy(logits_BC, targets_NC[positions_B])
+        views_BCHW = augment(images_BCHW, settings.augmentation, side)
+        if teacher is None:
+            return F.cross_entropy(model(views_BCHW).float(), targets_NC[positions_B])
+        logits_BC, distance = predict_embeddings(model, views_BCHW, teacher.select(positions_B))
+        return F.cross_entropy(logits_BC, targets_NC[positions_B]) + settings.embedding_weight * distance
 
     def pseudo_labels(indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         return answers_NC[indices].argmax(1), np.ones(len(indices), dtype=np.bool_)

@@ -14,11 +14,8 @@ from torch import nn
 
 from winnow.compression.feature_distillation import (
     HINTS,
-    FeatureProjector,
     attention_distance,
     capture_feature_maps,
-    capture_features,
-    predict_embeddings,
 )
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.recovery import (
@@ -34,6 +31,7 @@ from winnow.data.dataset import TRAIN
 from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, build_model, load_backbone, load_model
 from winnow.models.classifier_head import feature_dim
+from winnow.training.feature_projector import FeatureProjector, capture_features, predict_embeddings
 
 RECOVERY = {"epochs": 2, "min_steps": 1, "batch_size": 16, "optimiser": {"learning_rate": 0.05}}
 

@@ -15,6 +15,7 @@ from winnow.config import FixMatch, Propagation, UnlabelledTraining, check_confi
 from winnow.config.unlabelled import Unlabelled
 from winnow.data.dataset import TEST, TRAIN, ImageSet
 from winnow.data.splits import draw_label_budget
+from winnow.deploy.teacher_embeddings import TeacherTargets
 from winnow.models.backbones import Architecture, build_model
 from winnow.training.finetuning import validation_top1
 from winnow.training.loop import Checkpoint
@@ -33,7 +34,7 @@ def settings(method: str, **changes: Any) -> UnlabelledTraining:
     return TypeAdapter(Unlabelled).validate_python(raw)
 
 
-def teacher_embeddings(images: ImageSet) -> np.ndarray:
+def teacher_embeddings(images: ImageSet) -> TeacherTargets:
     """Return embeddings that tell the classes apart, NaN for the test split."""
     rng = np.random.default_rng(0)
     classes_N = np.arange(len(images.labels_N)) % len(CLASSES)
@@ -41,7 +42,7 @@ def teacher_embeddings(images: ImageSet) -> np.ndarray:
         np.float16
     )
     rows_ND[images.split_N == TEST] = np.nan
-    return rows_ND
+    return TeacherTargets(rows_ND, np.nanmean(rows_ND.astype(np.float32), axis=0))
 
 
 def make_inputs(images: ImageSet, *, with_teacher: bool = True, seed: int = 0) -> UnlabelledInputs:
@@ -77,6 +78,19 @@ def test_labels_outside_the_budget_change_nothing(tiny_set: ImageSet) -> None:
     fixmatch = settings("fixmatch")
     first, second = (METHODS[FixMatch](fixmatch, each, model).batches.at(5) for each in (inputs, shuffled))
     assert torch.equal(first[1], second[1])
+
+
+def test_embeddings_are_learned_beside_pseudo_labels(tiny_set: ImageSet) -> None:
+    model, inputs = build_model(SMALL), make_inputs(tiny_set)
+    losses = {}
+    for weight in (0.0, 0.5, 2.0):
+        chosen = settings("propagation", embedding_weight=weight, augmentation={"crop_scale_min": 1.0, "flip": False})
+        prepared = METHODS[Propagation](chosen, inputs, model)
+        images_BCHW, positions_B = prepared.batches.at(0)
+        losses[weight] = prepared.loss(prepared.trained.eval(), images_BCHW, positions_B).item()
+    distance = losses[2.0] - losses[0.0]
+    assert distance / 2 == pytest.approx(losses[0.5] / 0.5 - losses[0.0] / 0.5, rel=1e-3)
+    assert 0.5 < distance / 2 < 1.5  # 1 - cosine of vectors that have nothing to do with each other
 
 
 @pytest.mark.parametrize("method", ["propagation", "fixmatch"])
