@@ -5,8 +5,8 @@
 Every arm has the same labels, seeds and tried rates; each ends once with labels alone, and once after training on
 images without labels by each method (finetune.unlabelled), whether that helped or not. The large network is the
 teacher with a linear head; its rows are those of the first seed. Accuracy is that of the last step on the validation
-split, where rates were chosen; nothing reads the test split. Minutes are those of all steps of an arm, summed over its
-seeds where they train. The int8 files of the distilled network and of the teacher are exported, measured and timed.
+split, where rates were chosen; nothing reads the test split. Minutes are those of embedding and pretraining, before any
+label is used. The int8 files of the distilled network and of the teacher are exported, measured and timed.
 """
 
 from __future__ import annotations
@@ -146,17 +146,17 @@ def main() -> None:
         rows += arm_table
     columns = list(dict.fromkeys(key for row in rows for key in row))
     rows = [{key: row.get(key, "") for key in columns} for row in rows]
-    files = file_rows(args)
+    files = file_rows(args) if "distilled" in args.arms else []
     source = "CIFAR-10 (JPEG), the embedded sample" if args.images is None else args.name
     settings = "".join(f", {each}" for each in args.set)
     conditions = (
         f"{source}, {args.labels} labels per class, label seeds {', '.join(map(str, args.seeds))}; settings of "
-        f"params.yaml but for the arms{settings}. Teacher: {TEACHER}. Minutes: embedding and pretraining, before any "
-        "label is used. Accuracy on the validation split; 95 % intervals over label seeds, paired. Files: first seed; "
-        f"{'int8 weights of 7 bits (no VNNI here)' if INT8_SATURATES else 'int8'}."
+        f"params.yaml but for the arms, without cross-validation{settings}. Teacher: {TEACHER}. Minutes: embedding and "
+        "pretraining, before any label is used. Accuracy on the validation split; 95 % intervals over label seeds, "
+        f"paired. Files: first seed; {'int8 weights of 7 bits (no VNNI here)' if INT8_SATURATES else 'int8'}."
     )
     name = f"{NAME}_{args.labels}" + (f"_{args.name}" if args.name else "")
-    table = f"{markdown_table(rows)}\n\nFiles of the distilled arm:\n\n{markdown_table(files)}"
+    table = markdown_table(rows) + (f"\n\nFiles of the distilled arm:\n\n{markdown_table(files)}" if files else "")
     write_results(name, conditions, {"arms": figures, "files": files}, table)
 
 

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from benchmarks.chain import Chain, configure, markdown_table, write_results
 from winnow.config import Config
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
+from winnow.data.splits import known_label_indices
 from winnow.deploy.teacher_embeddings import load_embeddings
 from winnow.evaluation.intervals import paired_gain
 from winnow.evaluation.unit_vectors import centred_unit_vectors
-from winnow.labels.label_errors import CheckedImages, check_labels, visible_indices
+from winnow.labels.label_errors import CheckedImages, check_labels
 from winnow.labels.suggestion import INVERSE_REGULARISATION, METHODS, LabelPool, suggest_images
 from winnow.training.label_propagation import unit_components
 from winnow.training.linear_probe import fit_probe
@@ -155,7 +156,14 @@ def main() -> None:
     budgets = {"all labels": all_labels, "25 per class and validation": configure_labels(args.images, 25)}
     checked = {
         f"{labels}; {kind} class": [
-            check_quality(images, rows_ND, visible_indices(config, images), kind, seed) for seed in args.seeds
+            check_quality(
+                images,
+                rows_ND,
+                known_label_indices(images, config.data.label_budget, config.finetune.seeds[0]),
+                kind,
+                seed,
+            )
+            for seed in args.seeds
         ]
         for labels, config in budgets.items()
         for kind in ("random", "similar")

@@ -62,6 +62,7 @@ from winnow.steps.pretrain import find_start
 from winnow.steps.report import MOST_CHECKED, MOST_COMPARED
 from winnow.training import unlabelled_images
 from winnow.training.finetuning import classification_loss
+from winnow.training.pseudo_labels import UnlabelledInputs
 
 CALIBRATED = (8, 72)
 """Two calibration set sizes: the difference of their times gives the cost per image without the start-up."""
@@ -137,7 +138,7 @@ class StepForecaster:
         save_model(folder, teacher, architecture)
         features = open_features(teacher, architecture, folder, self.counts.train + self.counts.validation)
         started = time.monotonic()
-        embed_images(features, self.images, folder)
+        embed_images(features, self.images, self.images.indices(TRAIN), folder)
         return (time.monotonic() - started) / len(self.images.labels_N)
 
     def _targets(self) -> TeacherTargets:
@@ -202,7 +203,7 @@ class StepForecaster:
             return 0.0, ""
         teacher = None if self.config.teacher.weights == NO_WEIGHTS else self._targets()
         budget = self.images.indices(TRAIN)
-        inputs = unlabelled_images.UnlabelledInputs(self.images, budget, 0, teacher)
+        inputs = UnlabelledInputs(self.images, budget, budget, 0, teacher)
         prepared = unlabelled_images.METHODS[type(settings)](settings, inputs, model)
         per_step = self.microbenchmarks.seconds_per_step(
             prepared.trained, prepared.loss, settings.batch_size, settings.optimiser

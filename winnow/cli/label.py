@@ -10,11 +10,12 @@ from tasks.project.paths import ProjectPaths
 from winnow.cli.progress import print_line, show_log
 from winnow.config import Config
 from winnow.data.dataset import ImageSet
+from winnow.data.splits import known_label_indices
 from winnow.errors import DataError
 from winnow.labels.candidates import Candidates, find_candidates
 from winnow.labels.image_features import ImageFeatures, load_data, load_features
 from winnow.labels.label_csv import LABEL, PATH, check_replaceable, write_csv
-from winnow.labels.label_errors import UNRELIABLE, LabelCheck, check_labels, select_checked, visible_indices
+from winnow.labels.label_errors import UNRELIABLE, LabelCheck, check_labels, select_checked
 from winnow.labels.suggestion import LabelPool, suggest_images
 from winnow.reporting.contact_sheet import MAX_SHOWN, check_sheet_replaceable, draw_sheet, write_sheet
 from winnow.reporting.label_findings import CHECK_COLUMNS, draw_findings, finding_rows
@@ -75,7 +76,7 @@ def check_labelled(paths: ProjectPaths, config: Config, out: Path) -> int:
     """Write the suspicious labels of training and validation, the most severe first."""
     show_log()
     images = load_data(paths.artifacts)
-    indices_L = visible_indices(config, images)
+    indices_L = known_label_indices(images, config.data.label_budget, config.finetune.seeds[0])
     if not len(indices_L):
         raise DataError(f"{paths.artifacts / 'data'}: no image of training or validation has a label to check")
     labels = {images.files[index]: images.classes[images.labels_N[index]] for index in indices_L.tolist()}

@@ -7,6 +7,7 @@ settings of the method before it, so that its own defaults apply. `teacher.weigh
 
 from __future__ import annotations
 
+import copy
 import difflib
 import io
 from collections.abc import Callable, MutableMapping
@@ -19,7 +20,7 @@ from tasks.project.paths import ProjectPaths, check_files
 from winnow.cli.progress import print_line
 from winnow.config import TOO_DEEP_MESSAGE, NoPretraining, check_config
 from winnow.config.key_listing import section_keys
-from winnow.config.pretrain import AUTO
+from winnow.config.pretrain import AUTO, resolve_method
 from winnow.config.weights import NO_WEIGHTS
 from winnow.errors import ConfigError
 from winnow.records import atomic_path
@@ -34,10 +35,10 @@ def set_keys(paths: ProjectPaths, assignments: list[str]) -> None:
     after = apply_assignments(before, assignments)
     write_params(paths, after)
     if dropped := obsolete_settings(yaml.safe_load(before), assignments):
-        method = yaml.safe_load(after)["pretrain"]["method"]
+        former, method = (_pretraining_method(yaml.safe_load(text)) for text in (before, after))
         print_line(
-            f"pretrain.method: {method} has its own {', '.join(dropped)}: the previous method's values were removed "
-            f"from params.yaml; to set one for {method}, add e.g. -S pretrain.{dropped[0]}=..."
+            f"pretraining is now by the method {method}: the values of {', '.join(dropped)} in params.yaml were those "
+            f"of {former} and were removed"
         )
 
 
@@ -71,33 +72,41 @@ def apply_assignments(text: str, assignments: list[str]) -> str:
     def assign(document: Any) -> None:
         for key in obsolete_settings(document, assignments):
             del document["pretrain"][key]
-        for assignment in assignments:
-            _assign(document, assignment)
-        if _assigned("teacher.weights", assignments) == NO_WEIGHTS:
-            _remove_uses_of_teacher(document)
+        _assign_all(document, assignments)
 
     return edit_document(text, assign)
 
 
 def obsolete_settings(document: Any, assignments: list[str]) -> list[str]:
-    """Return the keys of `pretrain:` that belong to the present method, where the assignments name another one.
+    """Return the keys of `pretrain:` that belong to the present method, where the assignments lead to another one.
 
-    Empty where one of the two is `none`, which ignores such keys, so that they may stay.
+    Empty where the present method is `none`: such keys are those of no method yet.
     """
-    section = document.get("pretrain") if isinstance(document, MutableMapping) else None
-    method = _assigned("pretrain.method", assignments)
-    if not isinstance(section, MutableMapping) or method is None or {section.get("method"), method} & {"none"}:
+    before = _pretraining_method(document)
+    changed = copy.deepcopy(document)
+    _assign_all(changed, assignments)
+    if before in (None, "none", _pretraining_method(changed)):
         return []
-    if section.get("method") == method:
-        return []
-    return [key for key in section if key not in NoPretraining.model_fields]
+    return [key for key in document["pretrain"] if key not in NoPretraining.model_fields]
 
 
-def _assigned(key: str, assignments: list[str]) -> str | None:
-    """Return the text that the assignments give the key last; None without one."""
-    pairs = (assignment.partition("=") for assignment in assignments)
-    values = [text.strip() for name, _, text in pairs if name.strip() == key]
-    return values[-1] if values else None
+def _pretraining_method(document: Any) -> Any:
+    """Return the method of pretraining, that which `auto` means; None where the file names none."""
+    section = resolve_method(document).get("pretrain") if isinstance(document, MutableMapping) else None
+    return section.get("method") if isinstance(section, MutableMapping) else None
+
+
+def _assign_all(document: Any, assignments: list[str]) -> None:
+    had_teacher = _teacher_weights(document) != NO_WEIGHTS
+    for assignment in assignments:
+        _assign(document, assignment)
+    if had_teacher and _teacher_weights(document) == NO_WEIGHTS:
+        _remove_uses_of_teacher(document)
+
+
+def _teacher_weights(document: Any) -> Any:
+    section = document.get("teacher") if isinstance(document, MutableMapping) else None
+    return section.get("weights", NO_WEIGHTS) if isinstance(section, MutableMapping) else NO_WEIGHTS
 
 
 def _remove_uses_of_teacher(document: Any) -> None:
@@ -158,7 +167,10 @@ def _assign(document: Any, assignment: str) -> None:
             valid = ", ".join(known_keys) or "nothing below it"
             raise ConfigError(f"-S {assignment}: {location} has no key {part!r}; it has {valid}")
         if depth < len(above):
-            section = section.setdefault(part, {})
+            child = section.setdefault(part, {})
+            if isinstance(child, str) and "method" in _known_keys(document, above[: depth + 1], child):
+                section[part] = child = {"method": child}  # a method that was named alone
+            section = child
     section[last] = _to_yaml(_parse_value(text.strip(), assignment))
 
 

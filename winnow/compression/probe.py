@@ -23,6 +23,7 @@ from winnow.models.backbones import load_model
 from winnow.models.classifier_head import set_head
 from winnow.models.network import Network
 from winnow.records.candidate import ProbeResult
+from winnow.timing_lock import compute_lock
 from winnow.training.linear_probe import fit_probe
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ def probe(settings: Probe, inputs: MethodInputs) -> tuple[Network, ProbeResult]:
     if len(np.unique(labels)) < 2:
         raise DataError("candidates: method probe needs labels of two classes at least")
     features_ND = np.asarray(load_embeddings(inputs.teacher)[inputs.budget], dtype=np.float32)
-    fitted = fit_probe(features_ND, labels, settings.inverse_regularisation)
+    with compute_lock():
+        fitted = fit_probe(features_ND, labels, settings.inverse_regularisation)
     model, architecture = load_model(inputs.teacher)
     set_head(model, linear_layer(fitted, len(inputs.images.classes)))
     return Network(model.eval(), architecture), ProbeResult(curves=[], features=features_ND.shape[1])

@@ -184,7 +184,7 @@ def check_config(raw: Any, where: str = "params.yaml") -> Config:
                 dict(CANDIDATES_ADAPTER.validate_python(raw["candidates"], by_alias=True, by_name=False))
             )
     else:
-        is_pretrained = not isinstance(config.pretrain, NoPretraining)
+        is_pretrained = not isinstance(config.pretrain, NoPretraining) or config.pretrain.start != NO_WEIGHTS
         has_teacher = config.teacher.weights != NO_WEIGHTS
         problems = tree_errors(dict(config.candidates), config.pretrain.backbone, is_pretrained, has_teacher)
         if problem := pretraining_problem(config.data, config.pretrain.method):

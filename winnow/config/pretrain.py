@@ -38,8 +38,9 @@ class Pretraining(Section):
         if not isinstance(raw, dict) or raw.get("backbone") != "auto":
             return raw
         start = raw.get("start", NO_WEIGHTS)
-        named = backbone_of(start) if isinstance(start, str) and ":" in start else None
-        return {**raw, "backbone": named} if named else {key: raw[key] for key in raw if key != "backbone"}
+        if named := backbone_of(start) if isinstance(start, str) and ":" in start else None:
+            return {**raw, "backbone": named}
+        raise ValueError(f"backbone: auto needs a start whose name says the network, not {start!r}; name the backbone")
 
     @model_validator(mode="after")
     def _check_start(self) -> Self:
@@ -50,7 +51,8 @@ class Pretraining(Section):
 def resolve_method(raw: Any) -> Any:
     """Return a parsed params.yaml in which the method `auto` is replaced by the one that it means.
 
-    distill where there is a teacher; else rotnet, or simclr for images without an upright orientation.
+    distill where there is a teacher; else rotnet, or simclr for images without an upright orientation, or none where
+    neither can learn from the images (winnow/config/invariances.py).
     """
     if not isinstance(raw, dict) or not isinstance(raw.get("pretrain"), dict) or raw["pretrain"].get("method") != AUTO:
         return raw
@@ -58,12 +60,13 @@ def resolve_method(raw: Any) -> Any:
     if teacher.get("weights", NO_WEIGHTS) != NO_WEIGHTS:
         method = "distill"
     else:
-        method = "rotnet" if data.get("up", True) else "simclr"
+        has_views = data.get("colour", True) or data.get("scale", True)
+        method = "rotnet" if data.get("up", True) else "simclr" if has_views else "none"
     return {**raw, "pretrain": {**raw["pretrain"], "method": method}}
 
 
 class TrainedPretraining(Pretraining):
-    """The settings of both methods. Each key that params.yaml leaves out has the method's own default."""
+    """The settings of all trainings. Each key that params.yaml leaves out has the method's own default."""
 
     epochs: Count = 10
     """Passes over the training images."""
@@ -159,7 +162,7 @@ class DistillEmbeddings(TrainedPretraining):
     epochs: Count = 30
     """Passes over the training images."""
     min_steps: Count = 1800
-    """The fewest steps, in as many epochs: `epochs` are short with few images."""
+    """The smallest number of training steps; more than `epochs` give if there are few images."""
     optimiser: Optimiser = Optimiser(learning_rate=0.1)
     """The optimiser."""
     augmentation: Augmentation = Augmentation(crop_scale_min=0.5)

@@ -31,7 +31,7 @@ class NoUnlabelled(Section):
 
 
 class UnlabelledTraining(Section):
-    """Settings of all methods. An epoch is a pass over all training images; an eighth of each batch has labels."""
+    """Settings of all methods. An epoch has as many images as the training split; one eighth of them has labels."""
 
     epochs: Count = 10
     """Passes over the training images."""

@@ -198,6 +198,12 @@ def draw_label_budget(images: ImageSet, per_class: int | None, seed: int) -> NDA
     return np.sort(np.concatenate(drawn))
 
 
+def known_label_indices(images: ImageSet, per_class: int | None, seed: int) -> NDArray[np.int64]:
+    """Return the sorted indices of all images whose label is known: the label budget, and the validation split."""
+    budget = draw_label_budget(images, per_class, seed)
+    return np.sort(np.concatenate([budget, images.indices(VALIDATION, labelled=True)]))
+
+
 def _draw_images(images: ImageSet, candidates: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
     """Return `count` of the candidates, by the rank of their digests, duplicates last."""
     salt = seed.to_bytes(8, "big", signed=True)

@@ -11,6 +11,7 @@ An interrupted computation resumes after its last complete block.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.onnx import OnnxExporterError
 
-from winnow.data.dataset import TEST, ImageSet
+from winnow.data.dataset import ImageSet
 from winnow.deploy.batch_inference import make_network_input
 from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
 from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE
-from winnow.errors import MissingExtra
+from winnow.errors import ArtifactError, MissingExtra
 from winnow.eta import format_duration
 from winnow.hardware import has_fast_bf16
 from winnow.models.backbones import Architecture
@@ -60,7 +60,7 @@ def open_features(model: nn.Module, architecture: Architecture, folder: Path, co
     if device.type == "cpu" and count >= MANY_IMAGES:
         try:
             return _by_openvino(backbone, architecture, folder)
-        except (MissingExtra, OnnxExporterError) as error:
+        except (MissingExtra, ArtifactError, RuntimeError) as error:
             log.info("features are computed by PyTorch, which is slower: %s", " ".join(str(error).split())[:200])
     return _by_pytorch(backbone, device)
 
@@ -78,11 +78,14 @@ def _by_pytorch(backbone: nn.Module, device: torch.device) -> Features:
 
 
 def _by_openvino(backbone: nn.Module, architecture: Architecture, folder: Path) -> Features:
+    folder.mkdir(parents=True, exist_ok=True)
     export_onnx(backbone, architecture, folder / MODEL)
     precision: Precision = "bf16" if has_fast_bf16() else "f32"
     case = BenchmarkCase("features", "openvino", precision, "file", BATCH, torch.get_num_threads())
-    predict = open_case(folder, case)
-    (folder / MODEL).unlink()
+    try:
+        predict = open_case(folder, case)
+    finally:
+        (folder / MODEL).unlink()
 
     def features(pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         padding = np.zeros((BATCH - len(pixels_BHWC), *pixels_BHWC.shape[1:]), np.uint8)
@@ -92,17 +95,19 @@ def _by_openvino(backbone: nn.Module, architecture: Architecture, folder: Path) 
     return features
 
 
-def embed_images(features: Features, images: ImageSet, folder: Path) -> NDArray[np.float16]:
-    """Write the features of all images, float16 (N, D), to EMBEDDINGS_FILE in `folder`; return the map.
+def embed_images(
+    features: Features, images: ImageSet, selected_M: NDArray[np.int64], folder: Path
+) -> NDArray[np.float16]:
+    """Write the features of the images at the indices `selected_M` to EMBEDDINGS_FILE in `folder`; return the map.
 
-    Images are those that the deployed network sees, without augmentation. Rows of the test split stay NaN.
+    It is float16 (N, D); rows of other images are NaN. Images are those that the deployed network sees, without
+    augmentation. Raises OSError where the disk has no room for the file.
     """
-    indices = np.flatnonzero(images.split_N != TEST)
-    rows_ND, done = _open(features, images, folder)
+    rows_ND, done = _open(features, images, selected_M, folder)
     started, first, last_line = time.monotonic(), done, time.monotonic()
-    while done < len(indices):
+    while done < len(selected_M):
         for _ in range(BATCHES_PER_BLOCK):
-            batch_B = indices[done : done + BATCH]
+            batch_B = selected_M[done : done + BATCH]
             if not len(batch_B):
                 break
             with compute_lock():
@@ -112,12 +117,14 @@ def embed_images(features: Features, images: ImageSet, folder: Path) -> NDArray[
         write_json(folder / PROGRESS_FILE, {"done": done})
         if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
             last_line = time.monotonic()
-            left = (last_line - started) / (done - first) * (len(indices) - done)
-            log.info("embed: %d of %d images  %s left", done, len(indices), format_duration(left))
+            left = (last_line - started) / (done - first) * (len(selected_M) - done)
+            log.info("embed: %d of %d images  %s left", done, len(selected_M), format_duration(left))
     return rows_ND
 
 
-def _open(features: Features, images: ImageSet, folder: Path) -> tuple[NDArray[np.float16], int]:
+def _open(
+    features: Features, images: ImageSet, selected_M: NDArray[np.int64], folder: Path
+) -> tuple[NDArray[np.float16], int]:
     """Return the array on disk, new or of an interrupted computation, and how many images are done."""
     folder.mkdir(parents=True, exist_ok=True)
     file, progress = folder / EMBEDDINGS_FILE, folder / PROGRESS_FILE
@@ -125,7 +132,12 @@ def _open(features: Features, images: ImageSet, folder: Path) -> tuple[NDArray[n
         done = int(read_json(progress)["done"])
         log.info("embed: resuming after %d images", done)
         return np.lib.format.open_memmap(file, "r+"), done
-    dimension = features(images.images_NHWC[:1]).shape[1]
-    rows_ND = np.lib.format.open_memmap(file, "w+", np.float16, (len(images.labels_N), dimension))
+    with compute_lock():
+        dimension = features(images.images_NHWC[selected_M[:1]]).shape[1]
+    shape = (len(images.labels_N), dimension)
+    np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
+    with file.open("r+b") as opened:  # a full disk would end a process that writes to the map, without a message
+        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    rows_ND = np.lib.format.open_memmap(file, "r+")
     rows_ND[:] = np.nan
     return rows_ND, 0

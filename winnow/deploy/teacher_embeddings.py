@@ -1,6 +1,6 @@
 """Read the embeddings of all images that the step embed wrote, as a memory map, and as targets of a training.
 
-Rows of the test split are NaN: nothing but the report reads that split.
+Rows of the test split, which only the report reads, and of images that were left out are NaN.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TeacherTargets:
     """
 
     rows_ND: NDArray[np.float16]
-    """NaN for images of the test split."""
+    """NaN for images of the test split and those left out."""
     mean_D: NDArray[np.float32]
     """Mean over training images."""
 

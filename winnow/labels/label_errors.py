@@ -17,9 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.config import Config
-from winnow.data.dataset import VALIDATION, ImageSet
-from winnow.data.splits import draw_label_budget, merge_groups
+from winnow.data.dataset import ImageSet
+from winnow.data.splits import merge_groups
 from winnow.errors import DataError
 from winnow.evaluation.unit_vectors import centred_unit_vectors
 from winnow.labels.neighbours import contradicting_duplicates, outlier_scores
@@ -46,12 +45,6 @@ class CheckedImages:
     indices_L: NDArray[np.int64]
     """Positions of the checked images in `images_NHWC`."""
     classes: int
-
-
-def visible_indices(config: Config, images: ImageSet) -> NDArray[np.int64]:
-    """Return the indices of the images of training and validation whose label may be used, in ascending order."""
-    budget = draw_label_budget(images, config.data.label_budget, config.finetune.seeds[0])
-    return np.sort(np.concatenate([budget, images.indices(VALIDATION, labelled=True)]))
 
 
 def select_checked(images: ImageSet, indices_L: NDArray[np.int64], features_LD: NDArray[np.float32]) -> CheckedImages:
@@ -167,7 +160,10 @@ def out_of_fold_probabilities(checked: CheckedImages, folds: int, seed: int) -> 
             f"{len(labels_L)} labels of {classes} classes in {groups} groups cannot be checked: a check needs two "
             "classes or more, and two groups or more (data.group_by); label more images"
         )
-    folds = min(folds, groups, max(2, int(np.bincount(labels_L).max())))
+    most = int(np.bincount(labels_L).max())
+    if most < 2:
+        raise DataError(f"{len(labels_L)} labels cannot be checked, since no class has two of them; label more images")
+    folds = min(folds, groups, most)
     vectors_LD = centred_unit_vectors(checked.features_LD)
     probabilities_LC = np.full((len(labels_L), checked.classes), np.nan)
     for train, held_out in grouped_folds(labels_L, groups_L, folds, seed):

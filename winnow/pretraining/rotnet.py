@@ -2,8 +2,8 @@
 
 Gidaris, Singh, Komodakis: Unsupervised Representation Learning by Predicting Image Rotations (ICLR 2018, arXiv
 1803.07728). Every image of a batch appears in all four rotations, as the paper found best; the rotation is the
-pseudo-label and the loss is cross-entropy. It is cheap per image and helps after a few minutes, so it is the default.
-It learns little from images without an upright direction (textures, microscopy): use SimCLR there.
+pseudo-label and the loss is cross-entropy. It is cheap per image and helps after a few minutes. It learns little from
+images without an upright direction (textures, microscopy): use SimCLR there.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from winnow.compression.recovery import recover
 from winnow.compression.sparsify import fixed_zero_hooks
 from winnow.config import ROOT, Candidate, Cluster, Config, Distill, Probe, Quantize, Sparsify, TrainedCandidate
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet
-from winnow.data.splits import draw_label_budget, visible_labels
+from winnow.data.splits import known_label_indices, visible_labels
 from winnow.models.backbones import load_architecture, load_model
 from winnow.models.network import Network
 from winnow.records import CandidateRecord, CurveRow
@@ -54,7 +54,7 @@ class RefitFolders:
     scratch: Path
     """Checkpoints and the networks of the chain, from which an interrupted refit resumes."""
     embedded: Path | None = None
-    """The folder of embed, for the method probe."""
+    """The folder of embed: for pseudo-labels, the method probe and the hint `embeddings`."""
 
 
 def with_validation_labels(images: ImageSet) -> ImageSet:
@@ -66,8 +66,7 @@ def with_validation_labels(images: ImageSet) -> ImageSet:
 
 def refit_indices(config: Config, images: ImageSet) -> NDArray[np.int64]:
     """Return sorted indices of the images whose labels a refit learns: dense's label budget and validation."""
-    budget = draw_label_budget(images, config.data.label_budget, config.finetune.seeds[0])
-    return np.sort(np.concatenate([budget, images.indices(VALIDATION, labelled=True)]))
+    return known_label_indices(images, config.data.label_budget, config.finetune.seeds[0])
 
 
 def refit_order(config: Config, lineage: Sequence[str]) -> list[str]:

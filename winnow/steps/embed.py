@@ -1,7 +1,8 @@
 """Compute the teacher's embedding of every image, once, before pretraining.
 
-It writes embeddings.npy (float16, one row per image, NaN for the test split), and the teacher itself, with a random
-head: weights.safetensors and architecture.json. Without a teacher (`teacher.weights: none`) it writes its record alone.
+It writes embeddings.npy (float16, one row per image, NaN for the test split and for images left out), and the teacher
+itself, with a random head: weights.safetensors and architecture.json. Without a teacher (`teacher.weights: none`) it
+writes its record alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from winnow.config import Config
 from winnow.config.weights import NO_WEIGHTS
-from winnow.data.dataset import TEST, load_images
+from winnow.data.dataset import TRAIN, VALIDATION, load_images
 from winnow.deploy.feature_extraction import embed_images, open_features
 from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, save_model
@@ -44,13 +45,13 @@ def embed(config: Config, data: Path, out: Path, scratch: Path, weights_cache: P
             known = weights_details(weights, architecture)
             save_model(folder, model, architecture.with_known_weights(known))
             log.info("embed: %s at %d pixels", settings.weights, architecture.network_size)
-            count = int(np.count_nonzero(images.split_N != TEST))
-            features = open_features(model.to(default_device()), architecture, scratch, count)
-            rows_ND = embed_images(features, images, scratch)
+            selected = np.flatnonzero(np.isin(images.split_N, (TRAIN, VALIDATION)))
+            features = open_features(model.to(default_device()), architecture, scratch, len(selected))
+            rows_ND = embed_images(features, images, selected, scratch)
             shutil.copyfile(scratch / EMBEDDINGS_FILE, folder / EMBEDDINGS_FILE)
             details = EmbedDetails(
                 weights=known,
-                images=count,
+                images=len(selected),
                 dimension=rows_ND.shape[1],
             )
             files = describe_files(folder, EMBEDDINGS_FILE, WEIGHTS_FILE, ARCHITECTURE_FILE)

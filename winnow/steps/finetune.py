@@ -2,9 +2,10 @@
 gained.
 
 `dense` is the pretrained arm of the first seed: that of finetune.weights where a file is given, that from scratch where
-nothing was pretrained. It is fixed before anything is measured. The other seeds and the from-scratch arm show how much
-of its accuracy came from pretraining. Where `finetune.unlabelled` names a method, the networks of that arm then train
-on images without labels; dense is the result only where its mean top-1 over the label seeds is higher.
+there is neither pretraining nor known weights. It is fixed before anything is measured. The other seeds and the arm
+from scratch show how much of its accuracy came from pretraining. Where `finetune.unlabelled` names a method, the
+networks of that arm then train on images without labels; dense is the result only where its mean top-1 over the label
+seeds is higher.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def _train_on_unlabelled(
         log.info("unlabelled images, %s: seed %d", method, training.seed)
         model = copy.deepcopy(training.model)
         budget = draw_label_budget(images, config.data.label_budget, training.seed)
-        result = train_on(model, budget, Checkpoint(scratch, f"unlabelled-seed{training.seed}"), training.seed)
+        result = train_on(model, budget, Checkpoint(scratch, f"unlabelled-seed{training.seed}"), seed=training.seed)
         top1 = validation_top1(model, images)
         curves = joined_curves(training.curves, result.curves)
         continued.append(dataclasses.replace(training, model=model, top1=top1, curves=curves))

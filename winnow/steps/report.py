@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from winnow.benchmark.deployed_logits import IN_ONNX_RUNTIME
 from winnow.config import ROOT, Config, topological_order
 from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet, load_images
+from winnow.data.splits import known_label_indices
 from winnow.errors import ArtifactError, DataError
 from winnow.labels.image_features import ImageFeatures, read_features
 from winnow.labels.label_csv import csv_text
-from winnow.labels.label_errors import LabelCheck, check_labels, select_checked, visible_indices
+from winnow.labels.label_errors import LabelCheck, check_labels, select_checked
 from winnow.records import (
     ReportDetails,
     ReportRecord,
@@ -153,7 +154,7 @@ class _Shown:
 def _read_shown(config: Config, artifacts: Path, images: ImageSet) -> _Shown:
     queries = _draw(images.indices(VALIDATION), MOST_IMAGES, np.random.default_rng(1))
     bank = _draw(images.indices(TRAIN), MOST_COMPARED, np.random.default_rng(0))
-    visible = visible_indices(config, images)
+    visible = known_label_indices(images, config.data.label_budget, config.finetune.seeds[0])
     checked = _draw(visible, MOST_CHECKED, np.random.default_rng(2))
     indices = np.unique(np.concatenate([queries, bank, checked]))
     return _Shown(queries, bank, len(visible), checked, indices, read_features(config, images, artifacts, indices, CPU))

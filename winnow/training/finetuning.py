@@ -9,9 +9,9 @@ the baseline.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from winnow.config import Config, Finetune
 from winnow.data.augmentation import augment
 from winnow.data.batches import Batches
 from winnow.data.dataset import VALIDATION, ImageSet
-from winnow.data.splits import draw_label_budget, visible_labels
+from winnow.data.splits import draw_label_budget, known_label_indices, visible_labels
 from winnow.deploy.batch_inference import embed, predict_torch
 from winnow.errors import DataError
 from winnow.models.backbones import Architecture, build_model
@@ -31,6 +31,7 @@ from winnow.models.classifier_head import new_classifier
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
 from winnow.records.candidate import ArmTraining, LinearProbe
+from winnow.timing_lock import compute_lock
 from winnow.training.folds import grouped_folds
 from winnow.training.linear_probe import fit_probe
 from winnow.training.loop import Checkpoint, Loss, TrainingPlan, fit, run_to_end
@@ -38,8 +39,20 @@ from winnow.training.loop import Checkpoint, Loss, TrainingPlan, fit, run_to_end
 log = logging.getLogger(__name__)
 
 StateDict = dict[str, torch.Tensor]
-TrainOn = Callable[[nn.Module, NDArray[np.int64], Checkpoint], object]
-"""(fine-tuned network, changed in place; indices of the images whose labels may be used; checkpoint)."""
+
+
+class TrainOn(Protocol):
+    """A further training of a fine-tuned network."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        budget: NDArray[np.int64],
+        checkpoint: Checkpoint,
+        *,
+        held_out: NDArray[np.int64] | None = None,
+    ) -> object:
+        """Train `model` in place on the labels of `budget`, and not on the images at `held_out`."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,13 @@ def validation_top1(model: nn.Module, images: ImageSet) -> float:
 
 
 def needs_cross_validation(config: Config, images: ImageSet) -> bool:
-    """Return True if finetune.cross_validation asks for it, or there are few labelled validation images."""
+    """Return True if finetune.cross_validation asks for it, or there are few labelled validation images.
+
+    False where no class has two labels, which cannot be in two folds.
+    """
+    known = known_label_indices(images, config.data.label_budget, config.finetune.seeds[0])
+    if not len(known) or int(np.bincount(images.labels_N[known]).max()) < 2:
+        return False
     return config.finetune.needs_cross_validation(len(images.indices(VALIDATION, labelled=True)))
 
 
@@ -185,8 +204,7 @@ def cross_validate(
     are spread evenly (scikit-learn's StratifiedGroupKFold). The rate was selected on the validation part of the labels,
     so results are slightly optimistic.
     """
-    budget = draw_label_budget(images, config.data.label_budget, dense.seed)
-    known = np.sort(np.concatenate([budget, images.indices(VALIDATION, labelled=True)]))
+    known = known_label_indices(images, config.data.label_budget, dense.seed)
     labels, groups = images.labels_N[known], images.groups_N[known]
     folds = min(config.finetune.folds, len(np.unique(groups)), int(np.bincount(labels).max()))
     logits_LC = np.empty((len(known), len(images.classes)), dtype=np.float32)
@@ -198,7 +216,8 @@ def cross_validate(
         settings = config.finetune.for_arm(state is not None)
         train_on_labels(settings, images, model, known[train_part], recipe, checkpoint)
         if train_on is not None:
-            train_on(model, known[train_part], Checkpoint(scratch, f"{checkpoint.name}-unlabelled"))
+            further = Checkpoint(scratch, f"{checkpoint.name}-unlabelled")
+            train_on(model, known[train_part], further, held_out=known[held_out])
         logits_LC[held_out] = predict_torch(model, images.images_NHWC, known[held_out])
     return CrossValidation(known, logits_LC, folds)
 
@@ -210,6 +229,7 @@ def linear_probe(config: Config, images: ImageSet, model: nn.Module) -> LinearPr
     validation = images.indices(VALIDATION, labelled=True)
     features = embed(model.eval(), images.images_NHWC, budget).numpy()
     queries = embed(model, images.images_NHWC, validation).numpy()
-    probe = fit_probe(features, images.labels_N[budget])
+    with compute_lock():
+        probe = fit_probe(features, images.labels_N[budget])
     truth: NDArray[np.int64] = images.labels_N[validation]
     return LinearProbe(seed=seed, top1=float((probe.predict(queries) == truth).mean()))

@@ -1,13 +1,13 @@
-"""Label propagation: spread answers over a graph of similar images, so that neighbours agree.
+"""Label propagation: spread predictions over a graph of similar images, so that neighbours agree.
 
 Zhou, Bousquet, Lal, Weston, Schölkopf: Learning with Local and Global Consistency (NIPS 2003); Iscen, Tolias, Avrithis,
 Chum: Label Propagation for Deep Semi-supervised Learning (CVPR 2019, arXiv 1904.04717). With S the symmetrically
 normalised graph of nearest neighbours, weighted by the cube of their cosine as in the second paper, and Y the first
-answers, F converges to (1 - share) (I - share S)^-1 Y by
+predictions, F converges to (1 - share) (I - share S)^-1 Y by
 
     F <- share S F + (1 - share) Y
 
-Where the papers start from labels alone, Y here is a classifier's answer for every image.
+Where the papers start from labels alone, Y here is a classifier's prediction for every image.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ MAX_NODES = 50_000
 """Images of the graph; more are connected to a random part of so many, since the search takes time quadratic in it."""
 FITTED_ON = 20_000
 """Images that principal components are fitted on."""
+ROWS_AT_ONCE = 8192
+"""Images whose neighbours' probabilities are averaged at once."""
 
 
 @dataclass(frozen=True)
 class ImageGraph:
-    """A graph that connects similar images; answers of several classifiers can be spread over it."""
+    """A graph of similar images, and for other images the nearest ones of the graph."""
 
-    count: int
-    """Images, inside the graph and beyond it."""
     nodes_M: NDArray[np.int64]
-    """Positions of the images of the graph; all of them, up to MAX_NODES."""
+    """Positions of the images of the graph."""
     normalised: sparse.csr_matrix
     """S of the formula above, (M, M)."""
     others_O: NDArray[np.int64]
@@ -53,51 +53,74 @@ class ImageGraph:
     weights_OK: NDArray[np.float32]
     """Weights of these; each row sums to 1, or to 0 where no image is similar."""
 
-    def spread(self, answers_NC: NDArray[np.float32], share: float) -> NDArray[np.float32]:
-        """Return the answers (N, C) after propagation; each row sums to 1.
+    def spread(
+        self, predictions_NC: NDArray[np.float32], share: float, wanted_K: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Return the probabilities of all images, or of those at the positions `wanted_K`, after propagation.
 
-        `answers_NC`: probabilities. Raises ValueError unless there is an answer for each image.
+        `predictions_NC`: probabilities. Each row of the result sums to 1. Raises ValueError unless each image has a
+        prediction.
         """
-        if len(answers_NC) != self.count:
-            raise ValueError(f"{self.count} images and {len(answers_NC)} answers")
+        count = len(self.nodes_M) + len(self.others_O)
+        if len(predictions_NC) != count:
+            raise ValueError(f"{count} images and {len(predictions_NC)} predictions")
+        wanted_K = np.arange(count) if wanted_K is None else wanted_K
         if share == 0:
-            return answers_NC
-        first_MC = answers_NC[self.nodes_M]
+            return predictions_NC[wanted_K]
+        first_MC = predictions_NC[self.nodes_M]
         spread_MC = first_MC.astype(np.float64)
         for _ in range(STEPS):
             spread_MC = share * (self.normalised @ spread_MC) + (1 - share) * first_MC
-        result_NC = np.empty(answers_NC.shape)
-        result_NC[self.nodes_M] = spread_MC
-        if len(self.others_O):
-            from_neighbours_OC = np.einsum("ok,okc->oc", self.weights_OK, spread_MC[self.near_OK])
-            result_NC[self.others_O] = share * from_neighbours_OC + (1 - share) * answers_NC[self.others_O]
-        return np.asarray(result_NC / result_NC.sum(1, keepdims=True), dtype=np.float32)
+        row_N = np.empty(count, dtype=np.int64)
+        row_N[self.nodes_M], row_N[self.others_O] = np.arange(len(self.nodes_M)), np.arange(len(self.others_O))
+        is_node_N = np.zeros(count, dtype=np.bool_)
+        is_node_N[self.nodes_M] = True
+        result_KC = np.empty((len(wanted_K), predictions_NC.shape[1]), dtype=np.float32)
+        for start in range(0, len(wanted_K), ROWS_AT_ONCE):
+            positions = wanted_K[start : start + ROWS_AT_ONCE]
+            block = np.empty((len(positions), predictions_NC.shape[1]))
+            is_node, rows = is_node_N[positions], row_N[positions]
+            block[is_node] = spread_MC[rows[is_node]]
+            others = rows[~is_node]
+            from_neighbours = np.einsum("ok,okc->oc", self.weights_OK[others], spread_MC[self.near_OK[others]])
+            block[~is_node] = share * from_neighbours + (1 - share) * predictions_NC[positions[~is_node]]
+            result_KC[start : start + ROWS_AT_ONCE] = block / block.sum(1, keepdims=True)
+        return result_KC
 
 
-def connect_similar_images(features_ND: NDArray[np.float32], neighbours: int, seed: int = 0) -> ImageGraph:
-    """Return the graph of images with these features, vectors whose cosine says how similar two images are.
+def connect_similar_images(
+    features_ND: NDArray[np.float32], candidates_P: NDArray[np.int64], neighbours: int, seed: int = 0
+) -> ImageGraph:
+    """Return a graph of the images at the positions `candidates_P`, at most MAX_NODES of them, drawn by `seed`.
 
-    `seed`: of the images of the graph where there are more than MAX_NODES. Raises MissingExtra without scikit-learn.
+    `features_ND`: vectors whose cosine says how similar two images are. Raises MissingExtra without scikit-learn.
     """
-    count = len(features_ND)
-    vectors_ND = unit_components(features_ND, seed) if count > 1 else unit_vectors(features_ND)
-    nodes_M = np.arange(count)
-    if count > MAX_NODES:
-        nodes_M = np.sort(np.random.default_rng(stream_seed(seed, "graph")).choice(count, MAX_NODES, replace=False))
-    others_O = np.setdiff1d(np.arange(count), nodes_M)
+    nodes_M = np.sort(candidates_P)
+    if len(nodes_M) > MAX_NODES:
+        rng = np.random.default_rng(stream_seed(seed, "graph"))
+        nodes_M = np.sort(rng.choice(nodes_M, MAX_NODES, replace=False))
+    vectors_ND = unit_components(features_ND, seed, nodes_M) if len(nodes_M) > 1 else unit_vectors(features_ND)
+    others_O = np.setdiff1d(np.arange(len(features_ND)), nodes_M)
     near_OK, weights_OK = nearest(vectors_ND[nodes_M], vectors_ND[others_O], neighbours)
     weights_OK /= np.maximum(weights_OK.sum(1, keepdims=True), 1e-12)
-    normalised = _normalised_graph(vectors_ND[nodes_M], neighbours)
-    return ImageGraph(count, nodes_M, normalised, others_O, near_OK, weights_OK)
+    return ImageGraph(nodes_M, _normalised_graph(vectors_ND[nodes_M], neighbours), others_O, near_OK, weights_OK)
 
 
-def unit_components(features_ND: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
-    """Return the first principal components of centred features as vectors of length 1, float32 (N, at most 128)."""
+def unit_components(
+    features_ND: NDArray[np.float32], seed: int = 0, fitted_on_M: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
+    """Return the first principal components of centred features as vectors of length 1, float32 (N, at most 128).
+
+    `fitted_on_M`: positions of the images that determine mean and components, of which at most FITTED_ON are drawn;
+    None: all.
+    """
     try:
         from sklearn.decomposition import PCA
     except ModuleNotFoundError as error:
         raise MissingExtra("scikit-learn", "report") from error
-    chosen = np.random.default_rng(stream_seed(seed, "components")).permutation(len(features_ND))[:FITTED_ON]
+    positions_M = np.arange(len(features_ND)) if fitted_on_M is None else fitted_on_M
+    order = np.random.default_rng(stream_seed(seed, "components")).permutation(len(positions_M))
+    chosen = positions_M[order[:FITTED_ON]]
     dimensions = min(DIMENSIONS, features_ND.shape[1], len(chosen))
     components = PCA(dimensions, random_state=stream_seed(seed, "components")).fit(features_ND[chosen])
     return unit_vectors(np.asarray(components.transform(features_ND), dtype=np.float32))

@@ -1,9 +1,9 @@
 """The second part of fine-tuning: train on, with images that have no label (`finetune.unlabelled`).
 
     train_on = unlabelled_training(config, images, embedded)
-    result = train_on(model, budget, checkpoint, seed)
+    result = train_on(model, budget, checkpoint)
 
-Two methods. Propagation gives every training image an answer once, by label propagation, and trains on these answers
+Two methods. Propagation gives every training image a pseudo-label once, by label propagation, and trains on these
 with cross-entropy; with a teacher also on its embeddings. FixMatch (winnow/training/fixmatch.py) makes pseudo-labels as
 it trains. In both an eighth of each batch is drawn from the labelled images (as in FixMatch). Pseudo-labels of
 validation images are made only to count how many are right; their labels are not used, and nothing is trained on them.
@@ -31,10 +31,11 @@ from winnow.deploy.batch_inference import predict_torch
 from winnow.deploy.teacher_embeddings import TeacherTargets, has_embeddings, load_targets
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
+from winnow.timing_lock import compute_lock
 from winnow.training.feature_projector import FeatureProjector, predict_embeddings
 from winnow.training.fixmatch import AdaptiveThresholds, fixmatch_loss
 from winnow.training.loop import Checkpoint, Loss, TrainingPlan, default_device, fit, run_to_end
-from winnow.training.pseudo_labels import network_answers, teacher_answers
+from winnow.training.pseudo_labels import UnlabelledInputs, network_pseudo_labels, teacher_pseudo_labels
 
 log = logging.getLogger(__name__)
 
@@ -52,18 +53,6 @@ class UnlabelledResult:
 
 
 @dataclass(frozen=True)
-class UnlabelledInputs:
-    """The images, the labels that may be used, and the teacher's embeddings."""
-
-    images: ImageSet
-    budget: NDArray[np.int64]
-    """Indices of the training images whose labels may be used."""
-    seed: int
-    teacher: TeacherTargets | None
-    """The teacher's embeddings of all images; None: features are those of the network itself."""
-
-
-@dataclass(frozen=True)
 class UnlabelledTrainer:
     """Trains fine-tuned networks on, by the method and on the images of a run."""
 
@@ -73,10 +62,23 @@ class UnlabelledTrainer:
     seed: int
 
     def __call__(
-        self, model: nn.Module, budget: NDArray[np.int64], checkpoint: Checkpoint, seed: int | None = None
+        self,
+        model: nn.Module,
+        budget: NDArray[np.int64],
+        checkpoint: Checkpoint,
+        *,
+        seed: int | None = None,
+        held_out: NDArray[np.int64] | None = None,
     ) -> UnlabelledResult:
-        """Train `model` in place; `budget`: indices of the images whose labels may be used."""
-        inputs = UnlabelledInputs(self.images, budget, self.seed if seed is None else seed, self.teacher)
+        """Train `model` in place; `budget`: indices of the images whose labels may be used.
+
+        `held_out`: indices of images that nothing may be trained on, nor on others of their groups.
+        """
+        pool = self.images.indices(TRAIN)
+        if held_out is not None:
+            groups_N = self.images.groups_N
+            pool = pool[~np.isin(groups_N[pool], groups_N[held_out])]
+        inputs = UnlabelledInputs(self.images, budget, pool, self.seed if seed is None else seed, self.teacher)
         return train_on_unlabelled(self.settings, inputs, model, checkpoint)
 
 
@@ -102,7 +104,8 @@ def train_on_unlabelled(
     settings: UnlabelledTraining, inputs: UnlabelledInputs, model: nn.Module, checkpoint: Checkpoint
 ) -> UnlabelledResult:
     """Train a fine-tuned `model` on, in place. Raises TrainingError when the loss is no longer a number."""
-    method = METHODS[type(settings)](settings, inputs, model)
+    with compute_lock():
+        method = METHODS[type(settings)](settings, inputs, model)
     stream = stream_seed(inputs.seed, "unlabelled images")
     train = len(inputs.images.indices(TRAIN))
     plan = TrainingPlan(settings.epochs, settings.steps_for(train) // settings.epochs, settings.optimiser, stream)
@@ -135,10 +138,10 @@ class _Method:
 
 
 def _batches(settings: UnlabelledTraining, inputs: UnlabelledInputs, labels_N: NDArray[np.int64]) -> BatchSource:
-    """Return batches of all training images with labelled ones at the end of each; `labels_N`: what they yield."""
+    """Return batches of the pool with labelled images at the end of each; `labels_N`: what they yield."""
     images, stream = inputs.images, stream_seed(inputs.seed, "unlabelled images")
     count = labelled_per_batch(settings.batch_size)
-    pool = Batches(images.training_NHWC, labels_N, images.indices(TRAIN), settings.batch_size - count, stream)
+    pool = Batches(images.training_NHWC, labels_N, inputs.pool, settings.batch_size - count, stream)
     labelled = Batches(images.training_NHWC, labels_N, inputs.budget, count, stream_seed(stream, "labelled"))
     return JoinedBatches(pool, labelled)
 
@@ -147,11 +150,11 @@ def _propagation(settings: UnlabelledTraining, inputs: UnlabelledInputs, model: 
     assert isinstance(settings, Propagation)
     images, teacher, side = inputs.images, inputs.teacher, inputs.images.image_size
     if teacher is None:
-        answers_NC = network_answers(settings, images, model, inputs.seed)
+        probabilities_NC = network_pseudo_labels(settings, inputs, model)
     else:
-        answers_NC = teacher_answers(settings, images, inputs.budget, teacher.rows_ND, inputs.seed)
+        probabilities_NC = teacher_pseudo_labels(settings, inputs, teacher)
         model = FeatureProjector(model, teacher.width, inputs.seed)
-    targets_NC = torch.from_numpy(answers_NC.copy())
+    targets_NC = torch.from_numpy(probabilities_NC.copy())
     labels_B = torch.from_numpy(images.labels_N[inputs.budget])
     targets_NC[torch.from_numpy(inputs.budget)] = F.one_hot(labels_B, len(images.classes)).float()
     targets_NC = targets_NC.to(default_device())
@@ -164,7 +167,7 @@ def _propagation(settings: UnlabelledTraining, inputs: UnlabelledInputs, model: 
         return F.cross_entropy(logits_BC, targets_NC[positions_B]) + settings.embedding_weight * distance
 
     def pseudo_labels(indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        return answers_NC[indices].argmax(1), np.ones(len(indices), dtype=np.bool_)
+        return probabilities_NC[indices].argmax(1), np.ones(len(indices), dtype=np.bool_)
 
     return _Method(model, _batches(settings, inputs, np.arange(len(images.labels_N))), loss, pseudo_labels)
 
@@ -177,8 +180,8 @@ def _fixmatch(settings: UnlabelledTraining, inputs: UnlabelledInputs, model: nn.
     trained = AdaptiveThresholds(model, torch.from_numpy(counts_C / counts_C.sum()))
 
     def pseudo_labels(indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        answers_BC = torch.from_numpy(predict_torch(model, images.images_NHWC, indices)).softmax(1)
-        classes_B, passed_B = trained.cpu().pseudo_labels(answers_BC)
+        probabilities_BC = torch.from_numpy(predict_torch(model, images.images_NHWC, indices)).softmax(1)
+        classes_B, passed_B = trained.cpu().pseudo_labels(probabilities_BC)
         return classes_B.numpy(), passed_B.numpy()
 
     loss = fixmatch_loss(settings, images.image_size, labelled_per_batch(settings.batch_size))

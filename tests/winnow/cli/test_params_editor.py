@@ -8,7 +8,7 @@ import yaml
 from tasks.project.paths import ProjectPaths
 from tests.closure import ROOT
 from winnow.cli.params_editor import apply_assignments, set_keys
-from winnow.config import Optimiser, SimCLR, check_config, load_config
+from winnow.config import Optimiser, Propagation, RotNet, SimCLR, check_config, load_config
 from winnow.errors import ConfigError
 
 SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -204,14 +204,42 @@ def test_settings_of_the_previous_method_are_removed(paths: ProjectPaths, capsys
     settings = load_config(paths.root / "params.yaml").pretrain
     augmentation = defaults.augmentation.model_copy(update={"flip": False})
     assert settings == defaults.model_copy(update={"seed": 7, "batch_size": 64, "augmentation": augmentation})
-    assert "pretrain.method: simclr has its own epochs, augmentation: the previous" in capsys.readouterr().out
+    assert "by the method simclr: the values of epochs, augmentation in params.yaml" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", ["none", "rotnet"])
-def test_settings_are_kept_with_the_same_method(paths: ProjectPaths, method: str) -> None:
+def test_settings_are_kept_where_another_name_means_the_same_method(paths: ProjectPaths) -> None:
     set_keys(paths, ["pretrain.epochs=3"])
-    set_keys(paths, [f"pretrain.method={method}"])
-    assert "  epochs: 3" in read_params(paths)
+    set_keys(paths, ["pretrain.method=distill"])
+    assert load_config(paths.root / "params.yaml").pretrain.epochs == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["pretrain.method=rotnet"],
+        ["teacher.weights=none"],
+        ["teacher.weights='none'"],
+        ["pretrain.method=none", "pretrain.method=rotnet"],
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_each_method_has_its_own_settings(paths: ProjectPaths, changes: list[str]) -> None:
+    set_keys(paths, ["pretrain.epochs=3", "pretrain.optimiser.learning_rate=0.7"])
+    for change in changes:
+        set_keys(paths, [change])
+    assert load_config(paths.root / "params.yaml").pretrain == RotNet(method="rotnet")
+
+
+def test_a_method_with_keys_of_its_own_can_be_switched_off(paths: ProjectPaths) -> None:
+    set_keys(paths, ["pretrain.method=simclr", "pretrain.temperature=0.2"])
+    set_keys(paths, ["pretrain.method=none"])
+    assert load_config(paths.root / "params.yaml").pretrain.method == "none"
+
+
+def test_a_key_of_a_method_that_is_named_alone_can_be_set(paths: ProjectPaths) -> None:
+    set_keys(paths, ["finetune.unlabelled.epochs=7"])
+    unlabelled = load_config(paths.root / "params.yaml").finetune.unlabelled
+    assert unlabelled == Propagation(method="propagation", epochs=7)
 
 
 def test_a_key_of_a_missing_section_can_be_set(paths: ProjectPaths) -> None:

@@ -13,7 +13,7 @@ from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.probe import ABSENT_CLASS_LOGIT, linear_layer
 from winnow.config import Config, Probe, check_config
 from winnow.data.augmentation import MEAN, STD
-from winnow.data.dataset import VALIDATION, ImageSet
+from winnow.data.dataset import TEST, VALIDATION, ImageSet
 from winnow.deploy.batch_inference import embed, predict_file, predict_torch
 from winnow.deploy.feature_extraction import embed_images, open_features
 from winnow.deploy.teacher_embeddings import load_embeddings
@@ -38,7 +38,8 @@ def taught_inputs(tiny_inputs: MethodInputs, tiny_set: ImageSet, tmp_path: Path)
     model, folder = build_model(architecture), tmp_path / "teacher"
     folder.mkdir()
     save_model(folder, model.eval(), architecture)
-    embed_images(open_features(model, architecture, folder, len(tiny_set.labels_N)), tiny_set, folder)
+    selected = np.flatnonzero(tiny_set.split_N != TEST)
+    embed_images(open_features(model, architecture, folder, len(selected)), tiny_set, selected, folder)
     return dataclasses.replace(tiny_inputs, teacher=folder)
 
 

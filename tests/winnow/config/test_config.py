@@ -373,22 +373,35 @@ def test_shipped_pretraining_equals_the_defaults_of_its_method() -> None:
 
 
 @pytest.mark.parametrize(
-    ("teacher", "up", "method"),
+    ("teacher", "false_keys", "method"),
     [
-        ("package:efficientnet-lite0", True, "distill"),
-        ("package:efficientnet-lite0", False, "distill"),
-        ("none", True, "rotnet"),
-        ("none", False, "simclr"),
+        ("package:efficientnet-lite0", (), "distill"),
+        ("package:efficientnet-lite0", ("up",), "distill"),
+        ("none", (), "rotnet"),
+        ("none", ("up",), "simclr"),
+        ("none", ("up", "colour", "scale"), "none"),
     ],
 )
-def test_the_automatic_pretraining_method_suits_teacher_and_images(teacher: str, up: bool, method: str) -> None:
+def test_the_automatic_pretraining_method_suits_teacher_and_images(
+    teacher: str, false_keys: tuple[str, ...], method: str
+) -> None:
     raw = tiny_params()
     raw["teacher"] = {"weights": teacher}
-    raw["data"]["up"] = up
+    raw["data"] |= dict.fromkeys(false_keys, False)
     raw["pretrain"] = {"method": "auto", "epochs": 3}
-    pretrain = check_config(raw).pretrain
-    assert (pretrain.method, pretrain.epochs) == (method, 3)  # type: ignore[union-attr]
-    assert "monitor_every" in section_keys(["pretrain"], raw)
+    for candidate in raw["candidates"].values():
+        if isinstance(candidate.get("recovery"), dict) and candidate["recovery"].get("hint") == "pretrained":
+            candidate["recovery"]["hint"] = "none"
+    assert check_config(raw).pretrain.method == method
+    assert ("monitor_every" in section_keys(["pretrain"], raw)) == (method != "none")
+
+
+@pytest.mark.parametrize("start", ["none", "data/weights/mine.pth", "models:/flowers@best"])
+def test_an_automatic_backbone_needs_weights_that_name_it(start: str) -> None:
+    raw = tiny_params()
+    raw["pretrain"] = {"method": "none", "backbone": "auto", "start": start}
+    with pytest.raises(ConfigError, match=r"pretrain: backbone: auto needs a start whose name says the network"):
+        check_config(raw)
 
 
 def test_changing_only_the_method_is_refused() -> None:

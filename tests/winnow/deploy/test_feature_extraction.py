@@ -24,9 +24,9 @@ def test_features_are_the_input_of_the_head(count: int, tmp_path: Path) -> None:
     images_NHWC = np.random.default_rng(0).integers(0, 256, (70, 16, 16, 3), dtype=np.uint8)
     model = build_model(ARCHITECTURE, seed=0).eval()
     expected_ND = embed(model, images_NHWC, np.arange(70)).numpy()
-    features = open_features(build_model(ARCHITECTURE, seed=0), ARCHITECTURE, tmp_path, count)
+    features = open_features(build_model(ARCHITECTURE, seed=0), ARCHITECTURE, tmp_path / "scratch", count)
     rows_ND = np.concatenate([features(images_NHWC[:64]), features(images_NHWC[64:])])
     cosines_N = torch.cosine_similarity(torch.from_numpy(rows_ND), torch.from_numpy(expected_ND), dim=1)
     assert rows_ND.shape == expected_ND.shape
     assert float(cosines_N.min()) > 0.999
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "scratch").glob("*"))

@@ -125,3 +125,16 @@ def test_too_few_labels_cannot_be_checked(checked: CheckedImages, groups_L: np.n
     labels_L = checked.labels_L if groups_L.max() == 0 else np.zeros(180, dtype=np.int64)
     with pytest.raises(DataError, match=r"180 labels of \d classes in \d+ groups cannot be checked"):
         check_labels(replace(checked, labels_L=labels_L, groups_L=groups_L), folds=5)
+
+
+def test_one_label_per_class_cannot_be_checked(checked: CheckedImages) -> None:
+    first = [int(np.flatnonzero(checked.labels_L == label)[0]) for label in range(3)]
+    few = replace(
+        checked,
+        features_LD=checked.features_LD[first],
+        labels_L=checked.labels_L[first],
+        groups_L=np.arange(3),
+        indices_L=checked.indices_L[first],
+    )
+    with pytest.raises(DataError, match="3 labels cannot be checked, since no class has two of them"):
+        check_labels(few, folds=5)

@@ -9,20 +9,22 @@ from winnow.models.input_adapter import InputAdapter, InputSpec, input_size, wit
 
 
 @pytest.mark.parametrize(
-    ("native", "image_size", "multiple", "expected"),
+    ("native", "image_size", "patch", "expected"),
     [
-        (224, 32, 32, 160),
-        (224, 64, 32, 224),
-        (224, 96, 32, 224),
-        (224, 224, 32, 224),
-        (224, 320, 32, 320),
+        (224, 32, None, 160),
+        (224, 64, None, 224),
+        (224, 96, None, 224),
+        (224, 224, None, 224),
+        (224, 320, None, 320),
         (518, 32, 14, 154),
-        (224, 28, 32, 128),
-        (224, 8, 64, 8),
+        (224, 28, None, 128),
+        (224, 8, None, 32),
+        (224, 250, 16, 240),
+        (224, 250, None, 250),
     ],
 )
-def test_images_are_enlarged_at_most_five_times(native: int, image_size: int, multiple: int, expected: int) -> None:
-    assert input_size(native, image_size, multiple) == expected
+def test_images_are_enlarged_at_most_five_times(native: int, image_size: int, patch: int | None, expected: int) -> None:
+    assert input_size(native, image_size, patch) == expected
 
 
 def test_the_network_gets_pixels_normalised_as_it_expects() -> None:

@@ -245,14 +245,22 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path, monkeypatch: pytes
         weights.load(weights.architecture(num_classes=3, image_size=32))
 
 
-@pytest.mark.parametrize("licence", ["cc-by-nc-4.0", "CC BY-NC-SA", "research only", "Non-commercial"])
+SWAG = "https://github.com/facebookresearch/SWAG/blob/main/LICENSE"
+RESEARCH_GROUP = "https://github.com/google-research/vision_transformer/blob/main/LICENSE"
+
+
+@pytest.mark.parametrize(
+    "licence", ["cc-by-nc-4.0", "CC BY-NC-SA", "research only", "Non-commercial", "CC BY Non Commercial", SWAG]
+)
 def test_a_licence_without_commercial_use_is_refused(licence: str, tmp_path: Path) -> None:
     weights = known(licence, tmp_path)
     with pytest.raises(ConfigError, match=r"excludes commercial use.*pretrain\.non_commercial: true"):
         weights.check_licence("pretrain.non_commercial")
 
 
-@pytest.mark.parametrize("licence", ["apache-2.0", "Apache-2.0", "mit", "BSD-3-Clause", "dinov3-license"])
+@pytest.mark.parametrize(
+    "licence", ["apache-2.0", "Apache-2.0", "mit", "BSD-3-Clause", "dinov3-license", RESEARCH_GROUP]
+)
 def test_other_licences_are_accepted(licence: str, tmp_path: Path) -> None:
     known(licence, tmp_path).check_licence("pretrain.non_commercial")
 

@@ -23,16 +23,16 @@ def make_model(prior: list[float]) -> AdaptiveThresholds:
 
 def test_running_means_are_those_of_freematch() -> None:
     model = make_model([0.5, 0.5])
-    assert (model.confidence.item(), model.mean_answer_C.tolist()) == (0.5, [0.5, 0.5])
+    assert (model.confidence.item(), model.mean_probability_C.tolist()) == (0.5, [0.5, 0.5])
     model.update(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), momentum=0.9)
     assert model.confidence.item() == pytest.approx(0.9 * 0.5 + 0.1 * 0.75)
-    assert model.mean_answer_C.tolist() == pytest.approx([0.9 * 0.5 + 0.1 * 0.75, 0.9 * 0.5 + 0.1 * 0.25])
+    assert model.mean_probability_C.tolist() == pytest.approx([0.9 * 0.5 + 0.1 * 0.75, 0.9 * 0.5 + 0.1 * 0.25])
 
 
 def test_a_rare_answer_has_a_lower_threshold_and_is_aligned_with_the_prior() -> None:
     model = make_model([0.5, 0.5])
     model.confidence.fill_(0.9)
-    model.mean_answer_C.copy_(torch.tensor([0.75, 0.25]))
+    model.mean_probability_C.copy_(torch.tensor([0.75, 0.25]))
     classes_B, passed_B = model.pseudo_labels(torch.tensor([[0.88, 0.12], [0.5, 0.5], [0.99, 0.01]]))
     # Aligned, 0.88 of class 0 is 0.71, below 0.9; 0.5 of class 1 is 0.75, above its threshold of 0.3.
     assert classes_B.tolist() == [0, 1, 0]
@@ -62,4 +62,4 @@ def test_pseudo_labels_get_no_gradient_and_strong_views_do() -> None:
 
 
 def test_running_means_are_in_checkpoints() -> None:
-    assert {"confidence", "mean_answer_C", "prior_C"} < set(make_model([0.5, 0.5]).state_dict())
+    assert {"confidence", "mean_probability_C", "prior_C"} < set(make_model([0.5, 0.5]).state_dict())

@@ -17,11 +17,13 @@ from winnow.data.dataset import TEST, TRAIN, ImageSet
 from winnow.data.splits import draw_label_budget
 from winnow.deploy.teacher_embeddings import TeacherTargets
 from winnow.models.backbones import Architecture, build_model
+from winnow.training import unlabelled_images
 from winnow.training.finetuning import validation_top1
 from winnow.training.loop import Checkpoint
+from winnow.training.pseudo_labels import UnlabelledInputs
 from winnow.training.unlabelled_images import (
     METHODS,
-    UnlabelledInputs,
+    UnlabelledTrainer,
     train_on_unlabelled,
     unlabelled_training,
 )
@@ -47,7 +49,8 @@ def teacher_embeddings(images: ImageSet) -> TeacherTargets:
 
 def make_inputs(images: ImageSet, *, with_teacher: bool = True, seed: int = 0) -> UnlabelledInputs:
     budget = draw_label_budget(images, 4, 0)
-    return UnlabelledInputs(images, budget, seed, teacher_embeddings(images) if with_teacher else None)
+    teacher = teacher_embeddings(images) if with_teacher else None
+    return UnlabelledInputs(images, budget, images.indices(TRAIN), seed, teacher)
 
 
 def test_nothing_follows_where_every_training_image_has_a_label(
@@ -70,14 +73,39 @@ def test_labels_outside_the_budget_change_nothing(tiny_set: ImageSet) -> None:
     shuffled = dataclasses.replace(inputs, images=dataclasses.replace(tiny_set, labels_N=labels_N))
     model = build_model(SMALL)
     propagation = settings("propagation")
-    every = np.arange(len(tiny_set.labels_N))
-    classes, others = (
-        METHODS[Propagation](propagation, each, model).pseudo_labels(every) for each in (inputs, shuffled)
-    )
-    np.testing.assert_array_equal(classes[0], others[0])
+    prepared, altered = (METHODS[Propagation](propagation, each, copy.deepcopy(model)) for each in (inputs, shuffled))
+    images_BCHW, positions_B = prepared.batches.at(5)
+    assert torch.equal(altered.batches.at(5)[1], positions_B)
+    losses = []
+    for each in (prepared, altered):
+        torch.manual_seed(0)
+        losses.append(each.loss(each.trained, images_BCHW, positions_B).item())
+    assert losses[0] == losses[1]
     fixmatch = settings("fixmatch")
     first, second = (METHODS[FixMatch](fixmatch, each, model).batches.at(5) for each in (inputs, shuffled))
     assert torch.equal(first[1], second[1])
+
+
+def test_nothing_is_trained_on_images_that_are_held_out(tiny_set: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cross-validation would otherwise judge a network on images that it learned with their pseudo-labels."""
+    seen: list[UnlabelledInputs] = []
+
+    def remember(_settings: object, inputs: UnlabelledInputs, *_: object) -> None:
+        seen.append(inputs)
+
+    monkeypatch.setattr(unlabelled_images, "train_on_unlabelled", remember)
+    trainer = UnlabelledTrainer(settings("propagation"), tiny_set, teacher_embeddings(tiny_set), 0)
+    train, budget = tiny_set.indices(TRAIN), draw_label_budget(tiny_set, 4, 0)
+    known, held_out = budget[::2], budget[1::2]
+    trainer(build_model(SMALL), known, Checkpoint(Path("unused"), "x"), held_out=held_out)
+    groups_N = tiny_set.groups_N
+    expected = train[~np.isin(groups_N[train], groups_N[held_out])]
+    np.testing.assert_array_equal(seen[0].pool, expected)
+    assert not set(held_out.tolist()) & set(seen[0].nodes.tolist())
+    batches = METHODS[Propagation](settings("propagation"), seen[0], build_model(SMALL)).batches
+    positions = {int(index) for step in range(40) for index in batches.at(step)[1]}
+    assert not positions & set(held_out.tolist())
+    assert positions & set(expected.tolist())
 
 
 def test_embeddings_are_learned_beside_pseudo_labels(tiny_set: ImageSet) -> None:
