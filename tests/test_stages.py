@@ -7,7 +7,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -120,8 +120,13 @@ def test_flow_and_dvc_draw_the_same_graph() -> None:
 def test_outputs_agree() -> None:
     for stage in stages(load_config(ROOT / "params.yaml")):
         kind, _, key = stage.name.partition("@")
-        outs = [out.replace("${key}", key) for out in _stage(kind)["outs"]]
+        outs = [out.replace("${key}", key) for entry in _stage(kind)["outs"] for out in _paths(entry)]
         assert outs == [f"artifacts/{stage.out}"]
+
+
+def _paths(entry: str | dict[str, Any]) -> list[str]:
+    """Return the path of an output, with or without options."""
+    return [entry] if isinstance(entry, str) else list(entry)
 
 
 def test_every_method_has_its_file() -> None:

@@ -8,7 +8,8 @@ import click
 
 from tasks.project.paths import ProjectPaths
 from winnow.cli.command_setup import project_command
-from winnow.config import load_config
+from winnow.config import Config, load_config
+from winnow.errors import DataError
 
 PATH = click.Path(path_type=Path)
 METHODS = ("typiclust", "k-center", "margin", "random")
@@ -45,7 +46,7 @@ def suggest(paths: ProjectPaths, count: int, method: str, out: Path, seed: int) 
     """
     from winnow.cli.label import suggest_labels
 
-    return suggest_labels(paths, load_config(paths.root / "params.yaml"), (count, method, seed), out)
+    return suggest_labels(paths, _load_current_config(paths), (count, method, seed), out)
 
 
 @label.command()
@@ -64,7 +65,20 @@ def check(paths: ProjectPaths, out: Path) -> int:
     """
     from winnow.cli.label import check_labelled
 
-    return check_labelled(paths, load_config(paths.root / "params.yaml"), out)
+    return check_labelled(paths, _load_current_config(paths), out)
+
+
+def _load_current_config(paths: ProjectPaths) -> Config:
+    """Return the settings. Raises DataError where the images or labels have changed since they were ingested."""
+    from tasks.versioning import dvc_stages
+
+    config = load_config(paths.root / "params.yaml")
+    if reasons := dvc_stages.stale_stages(paths.root, config).get("ingest"):
+        raise DataError(
+            f"artifacts/data does not hold the images and labels of params.yaml ({'; '.join(reasons[:3])}); run "
+            "`winnow run`, or `dvc repro embed pretrain`, first"
+        )
+    return config
 
 
 LABEL_COMMANDS = (label,)

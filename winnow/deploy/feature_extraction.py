@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from winnow.data.dataset import ImageSet
+from winnow.data.dataset import TRAIN, ImageSet
 from winnow.deploy.batch_inference import make_network_input
 from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE
+from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE, ROWS_AT_ONCE, StoredEmbeddings
 from winnow.errors import ArtifactError, MissingExtra
 from winnow.eta import format_duration
 from winnow.hardware import has_fast_bf16
@@ -96,14 +96,27 @@ def _by_openvino(backbone: nn.Module, architecture: Architecture, folder: Path) 
 
 
 def embed_images(
-    features: Features, images: ImageSet, selected_M: NDArray[np.int64], folder: Path
+    features: Features,
+    images: ImageSet,
+    selected_M: NDArray[np.int64],
+    folder: Path,
+    stored: StoredEmbeddings | None = None,
 ) -> NDArray[np.float16]:
     """Write the features of the images at the indices `selected_M` to EMBEDDINGS_FILE in `folder`; return the map.
 
     It is float16 (N, D); rows of other images are NaN. Images are those that the deployed network sees, without
-    augmentation. Raises OSError where the disk has no room for the file.
+    augmentation; those with a stored embedding of the same network get a copy of it. Raises OSError where the disk has
+    no room for the file.
     """
-    rows_ND, done = _open(features, images, selected_M, folder)
+    found_M = np.full(len(selected_M), -1) if stored is None else stored.find(images.keys_N16[selected_M])
+    if stored is not None:
+        log.info("embed: %d of %d images have an embedding already", int((found_M >= 0).sum()), len(selected_M))
+    reused_M, selected_M = selected_M[found_M >= 0], selected_M[found_M < 0]
+    rows_ND, done = _open(features, images, len(selected_M), folder)
+    if stored is not None:
+        for start in range(0, len(reused_M), ROWS_AT_ONCE):
+            block = slice(start, start + ROWS_AT_ONCE)
+            rows_ND[reused_M[block]] = stored.rows_ND[found_M[found_M >= 0][block]]
     started, first, last_line = time.monotonic(), done, time.monotonic()
     while done < len(selected_M):
         for _ in range(BATCHES_PER_BLOCK):
@@ -114,7 +127,7 @@ def embed_images(
                 rows_ND[batch_B] = features(images.images_NHWC[batch_B])
             done += len(batch_B)
         cast(np.memmap, rows_ND).flush()
-        write_json(folder / PROGRESS_FILE, {"done": done})
+        write_json(folder / PROGRESS_FILE, {"done": done, "images": len(selected_M)})
         if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
             last_line = time.monotonic()
             left = (last_line - started) / (done - first) * (len(selected_M) - done)
@@ -122,18 +135,15 @@ def embed_images(
     return rows_ND
 
 
-def _open(
-    features: Features, images: ImageSet, selected_M: NDArray[np.int64], folder: Path
-) -> tuple[NDArray[np.float16], int]:
-    """Return the array on disk, new or of an interrupted computation, and how many images are done."""
+def _open(features: Features, images: ImageSet, count: int, folder: Path) -> tuple[NDArray[np.float16], int]:
+    """Return the array on disk, new or of an interrupted computation of `count` images, and how many are done."""
     folder.mkdir(parents=True, exist_ok=True)
     file, progress = folder / EMBEDDINGS_FILE, folder / PROGRESS_FILE
-    if file.is_file() and progress.is_file():
-        done = int(read_json(progress)["done"])
-        log.info("embed: resuming after %d images", done)
-        return np.lib.format.open_memmap(file, "r+"), done
+    if file.is_file() and progress.is_file() and (state := read_json(progress)).get("images") == count:
+        log.info("embed: resuming after %d images", state["done"])
+        return np.lib.format.open_memmap(file, "r+"), int(state["done"])
     with compute_lock():
-        dimension = features(images.images_NHWC[selected_M[:1]]).shape[1]
+        dimension = features(images.images_NHWC[images.indices(TRAIN)[:1]]).shape[1]
     shape = (len(images.labels_N), dimension)
     np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
     with file.open("r+b") as opened:  # a full disk would end a process that writes to the map, without a message

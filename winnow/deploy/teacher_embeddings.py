@@ -17,8 +17,10 @@ from winnow.data.dataset import TRAIN, ImageSet
 from winnow.errors import ArtifactError
 
 EMBEDDINGS_FILE = "embeddings.npy"
+KEYS_FILE = "keys.npy"
+"""For each embedding the key of the image's pixels, uint8 (N, 16); 0 where an image was not embedded."""
 ROWS_AT_ONCE = 8192
-"""Embeddings that are read at once for their mean."""
+"""Embeddings that are read or copied at once."""
 
 
 def has_embeddings(folder: Path | None) -> TypeGuard[Path]:
@@ -48,6 +50,33 @@ class TeacherTargets:
         """Return the targets of these images, float32 (B, D), on the device of the indices."""
         rows_BD = np.asarray(self.rows_ND[indices_B.cpu().numpy()], dtype=np.float32) - self.mean_D
         return torch.from_numpy(rows_BD).to(indices_B.device)
+
+
+@dataclass(frozen=True)
+class StoredEmbeddings:
+    """Embeddings of an earlier run, found by the pixels of an image."""
+
+    keys_N16: NDArray[np.uint8]
+    rows_ND: NDArray[np.float16]
+
+    def find(self, keys_M16: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Return the row (M,) of the image with these pixels; -1 where it was not embedded."""
+        stored_N, wanted_M = (np.ascontiguousarray(keys).view("V16")[:, 0] for keys in (self.keys_N16, keys_M16))
+        numbers = np.unique(np.concatenate([stored_N, wanted_M]), return_inverse=True)[1]
+        row_of_number = np.full(int(numbers.max(initial=-1)) + 1, -1, dtype=np.int64)
+        embedded_N = np.flatnonzero(self.keys_N16.any(1))
+        row_of_number[numbers[embedded_N]] = embedded_N
+        found_M: NDArray[np.int64] = row_of_number[numbers[len(stored_N) :]]
+        return found_M
+
+
+def load_stored_embeddings(folder: Path) -> StoredEmbeddings | None:
+    """Return the embeddings in a folder of embed with their keys; None where it has none."""
+    try:
+        keys_N16, rows_ND = np.load(folder / KEYS_FILE), load_embeddings(folder)
+    except (OSError, ValueError, ArtifactError):
+        return None
+    return StoredEmbeddings(keys_N16, rows_ND) if len(keys_N16) == len(rows_ND) else None
 
 
 def load_targets(folder: Path, images: ImageSet) -> TeacherTargets:

@@ -38,6 +38,8 @@ class EmbedDetails(RecordModel):
     """Images that were embedded: those of training and validation."""
     dimension: int
     """Width of an embedding."""
+    code: str = ""
+    """Digest of the files of winnow that determine an embedding; other code does not reuse it."""
 
 
 EmbedRecord = StepRecord[EmbedDetails]

@@ -2,11 +2,13 @@
 
 It writes embeddings.npy (float16, one row per image, NaN for the test split and for images left out), and the teacher
 itself, with a random head: weights.safetensors and architecture.json. Without a teacher (`teacher.weights: none`) it
-writes its record alone.
+writes its record alone. An image whose pixels the previous result of the step has embedded with the same network is not
+embedded again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -15,15 +17,31 @@ import numpy as np
 
 from winnow.config import Config
 from winnow.config.weights import NO_WEIGHTS
+from winnow.data import augmentation
 from winnow.data.dataset import TRAIN, VALIDATION, load_images
+from winnow.deploy import batch_inference, feature_extraction, onnx_export
 from winnow.deploy.feature_extraction import embed_images, open_features
-from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE
+from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE, KEYS_FILE, StoredEmbeddings, load_stored_embeddings
+from winnow.errors import ArtifactError
+from winnow.models import backbones, input_adapter, known_weights
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, save_model
 from winnow.models.known_weights import find_weights, weights_details
-from winnow.records import Artifact, EmbedDetails, EmbedRecord, describe_files, publish, record_digest, write_record
+from winnow.records import (
+    Artifact,
+    EmbedDetails,
+    EmbedRecord,
+    KnownWeightsDetails,
+    describe_files,
+    publish,
+    record_digest,
+    write_record,
+)
 from winnow.training.loop import default_device
 
 log = logging.getLogger(__name__)
+
+CODE = (augmentation, batch_inference, feature_extraction, onnx_export, backbones, input_adapter, known_weights)
+"""The modules that determine an embedding, besides the weights."""
 
 
 def embed(config: Config, data: Path, out: Path, scratch: Path, weights_cache: Path) -> EmbedRecord:
@@ -47,14 +65,18 @@ def embed(config: Config, data: Path, out: Path, scratch: Path, weights_cache: P
             log.info("embed: %s at %d pixels", settings.weights, architecture.network_size)
             selected = np.flatnonzero(np.isin(images.split_N, (TRAIN, VALIDATION)))
             features = open_features(model.to(default_device()), architecture, scratch, len(selected))
-            rows_ND = embed_images(features, images, selected, scratch)
+            rows_ND = embed_images(features, images, selected, scratch, _stored_embeddings(out, known))
             shutil.copyfile(scratch / EMBEDDINGS_FILE, folder / EMBEDDINGS_FILE)
+            keys_N16 = np.zeros_like(images.keys_N16)
+            keys_N16[selected] = images.keys_N16[selected]
+            np.save(folder / KEYS_FILE, keys_N16)
             details = EmbedDetails(
                 weights=known,
                 images=len(selected),
                 dimension=rows_ND.shape[1],
+                code=_code_digest(),
             )
-            files = describe_files(folder, EMBEDDINGS_FILE, WEIGHTS_FILE, ARCHITECTURE_FILE)
+            files = describe_files(folder, EMBEDDINGS_FILE, KEYS_FILE, WEIGHTS_FILE, ARCHITECTURE_FILE)
         record = EmbedRecord(
             step="embed",
             name="embed",
@@ -66,3 +88,18 @@ def embed(config: Config, data: Path, out: Path, scratch: Path, weights_cache: P
         )
         write_record(folder, record)
     return record
+
+
+def _stored_embeddings(out: Path, known: KnownWeightsDetails) -> StoredEmbeddings | None:
+    """Return the embeddings of the previous result, if they are of the same network at the same size."""
+    try:
+        former = EmbedRecord.read(out).details
+    except ArtifactError:
+        return None
+    is_same = former.weights == known and former.code == _code_digest()
+    return load_stored_embeddings(out) if is_same else None
+
+
+def _code_digest() -> str:
+    files = (Path(module.__file__) for module in CODE if module.__file__ is not None)
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

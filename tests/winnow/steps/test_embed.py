@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from winnow.deploy.teacher_embeddings import load_embeddings
 from winnow.errors import ArtifactError, ConfigError
 from winnow.models.backbones import load_model
 from winnow.records import CandidateCard, EmbedRecord, record_digest
+from winnow.steps import embed as embed_module
 from winnow.steps.compress import CandidateFolders, compress
 from winnow.steps.embed import embed
 from winnow.steps.finetune import finetune
@@ -93,6 +95,30 @@ def test_an_interrupted_computation_goes_on(
     # The first call finds the dimension, two blocks of two batches are done, and the seventh call begins another.
     images = int((tiny_set.split_N != TEST).sum())
     assert len(calls) - first_run == -(-images // 8) - 4
+
+
+def test_embeddings_of_known_pixels_are_reused(
+    project: Path, tiny_data: Path, tiny_set: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = (tiny_data, project / "embed", project / "scratch", project / "cache")
+    embed(taught(), *folders)
+    first_ND = np.array(load_embeddings(project / "embed"))
+    train = tiny_set.indices(TRAIN)
+    keys_N16, marked_ND = np.load(project / "embed/keys.npy"), first_ND.copy()
+    marked_ND[train] = 7.0  # told apart from those that are computed again
+    np.save(project / "embed/embeddings.npy", marked_ND)
+    keys_N16[train[0]] = 255  # this image has changed
+    np.save(project / "embed/keys.npy", keys_N16)
+    shutil.rmtree(project / "scratch", ignore_errors=True)
+    embed(taught(), *folders)
+    again_ND = load_embeddings(project / "embed")
+    np.testing.assert_allclose(again_ND[train[0]], first_ND[train[0]], atol=2e-3, rtol=2e-3)
+    assert (again_ND[train[1:]] == 7.0).all()
+    assert np.isnan(again_ND[tiny_set.split_N == TEST]).all()
+    monkeypatch.setattr(embed_module, "_code_digest", lambda: "other code")
+    shutil.rmtree(project / "scratch", ignore_errors=True)
+    embed(taught(), *folders)
+    np.testing.assert_allclose(load_embeddings(project / "embed")[train], first_ND[train], atol=2e-3, rtol=2e-3)
 
 
 def test_without_a_teacher_there_is_only_a_record(tiny_data: Path, tmp_path: Path) -> None:
