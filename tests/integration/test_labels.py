@@ -20,7 +20,7 @@ def test_label_commands_need_current_images(project: Project) -> None:
     project.set_params(params)
     for command in (("suggest", "3"), ("check",)):
         refused = project.winnow("label", *command)
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert "artifacts/data does not hold the images and labels of params.yaml" in refused.stderr
         assert "Traceback" not in refused.stderr
     assert not (project.root / "suggested.csv").exists()
