@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -137,9 +138,10 @@ class StepForecaster:
         folder.mkdir()
         save_model(folder, teacher, architecture)
         features = open_features(teacher, architecture, folder, self.counts.train + self.counts.validation)
+        every = np.arange(len(self.images.labels_N))
         started = time.monotonic()
-        embed_images(features, self.images, self.images.indices(TRAIN), folder)
-        return (time.monotonic() - started) / len(self.images.labels_N)
+        embed_images(features, self.images, every, folder)
+        return (time.monotonic() - started) / len(every)
 
     def _targets(self) -> TeacherTargets:
         """Return the teacher's embeddings as targets."""

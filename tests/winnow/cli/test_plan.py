@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -20,6 +21,7 @@ from tests.conftest import CLASSES, tiny_params, write_folder
 from winnow.benchmark import grid
 from winnow.cli import plan
 from winnow.config import Config, check_config
+from winnow.deploy.teacher_embeddings import load_embeddings
 from winnow.errors import WinnowError
 from winnow.hardware import cores
 from winnow.records import sha256_of
@@ -124,6 +126,24 @@ def test_candidates_are_forecast_from_small_runs(forecasts: dict[str, Forecast],
     assert pruned.basis.startswith("12 steps of 32 images at ")
     assert int8.disk_mb < pruned.disk_mb < forecasts["finetune"].disk_mb
     assert student.disk_mb < pruned.disk_mb
+
+
+@pytest.mark.thorough
+def test_steps_with_a_teacher_are_forecast(tmp_path: Path) -> None:
+    """As in params.yaml: embeddings, distillation, pseudo-labels, and the teacher as a candidate."""
+    params = tiny_params()
+    params["teacher"] = {"weights": "package:efficientnet-lite0"}
+    params["pretrain"] = {"method": "auto", "epochs": 1, "min_steps": 1}
+    params["finetune"]["unlabelled"] = "propagation"
+    params["candidates"] = {"large": {"from": "dense", "method": "probe"}}
+    forecaster = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "tried")
+    forecasts = {step: forecaster.forecast_step(step) for step in ("embed", "pretrain", "finetune", "large")}
+    for forecast in forecasts.values():
+        assert 0 < forecast.seconds < 600
+    assert forecasts["embed"].basis.startswith(f"{COUNTS.train + COUNTS.validation} images, ")
+    assert "on images without labels" in forecasts["finetune"].basis
+    embeddings_ND = load_embeddings(tmp_path / "tried" / "embed")
+    assert np.isfinite(embeddings_ND).all()
 
 
 @pytest.mark.slow
