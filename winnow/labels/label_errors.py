@@ -23,7 +23,7 @@ from winnow.errors import DataError
 from winnow.evaluation.unit_vectors import centred_unit_vectors
 from winnow.labels.neighbours import contradicting_duplicates, outlier_scores
 from winnow.labels.suggestion import INVERSE_REGULARISATION
-from winnow.training.folds import grouped_folds
+from winnow.training.folds import judged_folds
 from winnow.training.linear_probe import fit_probe
 
 Reason = Literal["near-duplicate", "label error", "outlier"]
@@ -166,14 +166,10 @@ def out_of_fold_probabilities(checked: CheckedImages, folds: int, seed: int) -> 
     folds = min(folds, groups, most)
     vectors_LD = centred_unit_vectors(checked.features_LD)
     probabilities_LC = np.full((len(labels_L), checked.classes), np.nan)
-    for train, held_out in grouped_folds(labels_L, groups_L, folds, seed):
-        seen = np.unique(labels_L[train])
-        judged = held_out[np.isin(labels_L[held_out], seen)]
-        if len(seen) < 2 or not len(judged):
-            continue
+    for train, judged in judged_folds(labels_L, groups_L, folds, seed):
         probe = fit_probe(vectors_LD[train], labels_L[train], INVERSE_REGULARISATION, standardise=False)
         probabilities_LC[judged] = 0
-        probabilities_LC[np.ix_(judged, seen)] = probe.predict_proba(vectors_LD[judged])
+        probabilities_LC[np.ix_(judged, probe.classes_)] = probe.predict_proba(vectors_LD[judged])
     return probabilities_LC
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,18 @@ from winnow.random_streams import stream_seed
 
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Positions of the images that are trained on, and of those that are held out."""
+
+
+def judged_folds(labels_L: NDArray[np.int64], groups_L: NDArray[np.int64], folds: int, seed: int) -> Iterator[Fold]:
+    """Yield the folds in which a classifier of the other images can judge held-out ones, and only those it can judge.
+
+    It cannot judge images of a class that the others lack, and it needs two classes.
+    """
+    for known, held_out in grouped_folds(labels_L, groups_L, folds, seed):
+        classes = np.unique(labels_L[known])
+        judged = held_out[np.isin(labels_L[held_out], classes)]
+        if len(classes) > 1 and len(judged):
+            yield known, judged
 
 
 def grouped_folds(labels_L: NDArray[np.int64], groups_L: NDArray[np.int64], folds: int, seed: int) -> list[Fold]:

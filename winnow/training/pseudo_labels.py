@@ -25,7 +25,7 @@ from winnow.evaluation.metrics import fit_temperature, softmax
 from winnow.evaluation.unit_vectors import unit_vectors
 from winnow.random_streams import stream_seed
 from winnow.training.feature_projector import capture_features
-from winnow.training.folds import grouped_folds
+from winnow.training.folds import judged_folds
 from winnow.training.label_propagation import connect_similar_images
 from winnow.training.linear_probe import fit_probe
 from winnow.training.loop import default_device
@@ -121,11 +121,9 @@ def _temperature(predict: Predict, inputs: UnlabelledInputs) -> float:
     labels_L, groups_L = labels_N[budget], inputs.images.groups_N[budget]
     folds = min(FOLDS, len(np.unique(groups_L)), int(np.bincount(labels_L).max()))
     logarithms, labels = [np.zeros((0, len(inputs.images.classes)), dtype=np.float32)], [labels_L[:0]]
-    for known, held_out in grouped_folds(labels_L, groups_L, folds, inputs.seed) if folds > 1 else ():
-        judged = held_out[np.isin(labels_L[held_out], labels_L[known])]  # other classes cannot be predicted
-        if len(judged) and len(np.unique(labels_L[known])) > 1:
-            logarithms.append(_logarithms(predict(budget[known], budget[judged])))
-            labels.append(labels_L[judged])
+    for known, judged in judged_folds(labels_L, groups_L, folds, inputs.seed) if folds > 1 else ():
+        logarithms.append(_logarithms(predict(budget[known], budget[judged])))
+        labels.append(labels_L[judged])
     fitted_on = np.concatenate(labels)
     if not len(fitted_on):
         return DEFAULT_TEMPERATURE
