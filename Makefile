@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Without bytecode, which some containers switch off, every command would compile all imported packages again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test test-thorough tiers tiers-again check docs ui team repro lock clean
 .DEFAULT_GOAL := run

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -281,20 +278,3 @@ def test_the_script_for_class_folders_moves_labelled_images(tmp_path: Path, monk
     Path("suggested.csv").write_text("path,label\nunlabelled/-2.jpg,dog\nunlabelled/4.jpg,cat\n")
     run_script(1)
     assert Path("photos/cat/4.jpg").is_file()
-
-
-@pytest.mark.thorough
-def test_commands_write_files_into_the_current_folder(project: Path) -> None:
-    folder = project / "elsewhere"
-    folder.mkdir()
-    result = subprocess.run(
-        [sys.executable, "-m", "winnow.cli.main", "label", "suggest", "4", "--method", "k-center"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.startswith("4 of 10 training images without a label, by k-center")
-    assert len(read_rows(folder / "suggested.csv")) == 4
-    assert (folder / "suggested.png").is_file()
