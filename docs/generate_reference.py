@@ -103,11 +103,11 @@ PLACEHOLDER_TEXTS = {
 }
 FUNCTION_GROUPS = {
     "Data": ("read_images", "images_from_arrays", "limit_labels"),
-    "Train": ("pretrain", "finetune"),
+    "Train": ("embed", "pretrain", "finetune", "probe"),
     "Compress": ("prune", "factorize", "distill", "quantize", "sparsify", "cluster"),
     "Predict and measure": ("predict", "evaluate", "time_networks"),
     "Save and load": ("save", "load"),
-    "Types": ("ImageSet", "Network", "OnnxNetwork", "Accuracy"),
+    "Types": ("ImageSet", "Teacher", "Network", "OnnxNetwork", "Accuracy"),
 }
 """Heading -> functions and types of `import winnow`, in the order of their use."""
 FOLDER = Path(__file__).resolve().parent / "reference"

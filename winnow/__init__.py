@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from winnow.api.compressed_networks import cluster, distill, factorize, prune, quantize, sparsify
+    from winnow.api.compressed_networks import cluster, distill, factorize, probe, prune, quantize, sparsify
     from winnow.api.measured_networks import Accuracy, evaluate, load, predict, save, time_networks
-    from winnow.api.trained_networks import finetune, pretrain, read_images
+    from winnow.api.trained_networks import Teacher, embed, finetune, pretrain, read_images
     from winnow.data.arrays import images_from_arrays, limit_labels
     from winnow.data.dataset import ImageSet
     from winnow.models.network import Network, OnnxNetwork
@@ -30,8 +30,10 @@ __all__ = [
     "ImageSet",
     "Network",
     "OnnxNetwork",
+    "Teacher",
     "cluster",
     "distill",
+    "embed",
     "evaluate",
     "factorize",
     "finetune",
@@ -40,6 +42,7 @@ __all__ = [
     "load",
     "predict",
     "pretrain",
+    "probe",
     "prune",
     "quantize",
     "read_images",

@@ -19,9 +19,9 @@ select. With `checkpoints`, a folder of its own for each training, an interrupte
 from __future__ import annotations
 
 from winnow import __all__
-from winnow.api.compressed_networks import cluster, distill, factorize, prune, quantize, sparsify
+from winnow.api.compressed_networks import cluster, distill, factorize, probe, prune, quantize, sparsify
 from winnow.api.measured_networks import Accuracy, evaluate, load, predict, save, time_networks
-from winnow.api.trained_networks import finetune, pretrain, read_images
+from winnow.api.trained_networks import Teacher, embed, finetune, pretrain, read_images
 from winnow.data.arrays import images_from_arrays, limit_labels
 from winnow.data.dataset import ImageSet
 from winnow.models.network import Network, OnnxNetwork

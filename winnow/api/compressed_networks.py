@@ -9,16 +9,27 @@ from typing import Any
 
 from torch import nn
 
-from winnow.api.trained_networks import checkpoint_folder
+from winnow.api.trained_networks import Teacher, checkpoint_folder
 from winnow.compression import METHODS
 from winnow.compression.method_inputs import MethodInputs
-from winnow.config import Candidate, Cluster, Distill, Factorize, Prune, Quantize, Sparsify, check_settings
+from winnow.config import (
+    Candidate,
+    Cluster,
+    Distill,
+    Factorize,
+    Probe,
+    Prune,
+    Quantize,
+    Sparsify,
+    TrainedCandidate,
+    check_settings,
+)
 from winnow.data.dataset import TRAIN, ImageSet
 from winnow.data.splits import visible_labels
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ConfigError
-from winnow.models.backbones import Architecture
+from winnow.models.backbones import Architecture, load_model
 from winnow.models.network import Network, OnnxNetwork
 
 RECOVERY: dict[str, Any] = {"epochs": 10, "optimiser": {"learning_rate": 0.05}}
@@ -29,8 +40,9 @@ def prune(network: Network, images: ImageSet, **options: Any) -> Network:
     """Return a copy of the network without some of its channels, trained again. Example: `remove={"channels": 0.3}`.
 
     Options of this and the other methods: the method's keys in params.yaml; `recovery`, a dict of keys of that section;
-    `teacher`, by default the network itself; `backbone`, the pretrained network for `hint: pretrained`; `checkpoints`,
-    a folder from which an interrupted training resumes. Raises ConfigError for settings that cannot be used,
+    `teacher`, by default the network itself; `backbone`, the pretrained network for `hint: pretrained`; `embeddings`,
+    the result of `embed`, for `hint: embeddings`; `checkpoints`, a folder from which an interrupted training resumes.
+    Raises ConfigError for settings that cannot be used,
     TrainingError when the loss is no longer a number.
     """
     return _compress_network(Prune, network, images, options)
@@ -72,6 +84,16 @@ def quantize(network: Network, images: ImageSet, **options: Any) -> OnnxNetwork:
     return compressed
 
 
+def probe(teacher: Teacher, images: ImageSet, **options: Any) -> Network:
+    """Return the teacher with a linear head that is fitted to the labels of the training split.
+
+    `options`: keys of the method `probe` in params.yaml. Raises ConfigError for settings that cannot be used,
+    DataError where the labels are of fewer than two classes.
+    """
+    network = Network(*load_model(teacher.folder))
+    return _compress_network(Probe, network, images, {**options, "embeddings": teacher})
+
+
 @dataclass(frozen=True)
 class _NetworkInMemory:
     """A network as the source of a method's parent or teacher; its file is exported when it is needed."""
@@ -108,8 +130,8 @@ def _compress(
         raise ConfigError(f"{name}: an ONNX file cannot be compressed further; pass the network that it was made from")
     settings = dict(options)
     teacher, backbone = settings.pop("teacher", network), settings.pop("backbone", None)
-    checkpoints = settings.pop("checkpoints", None)
-    if method is not Quantize or "recovery" in settings:
+    checkpoints, embeddings = settings.pop("checkpoints", None), settings.pop("embeddings", None)
+    if issubclass(method, TrainedCandidate) or "recovery" in settings:
         settings["recovery"] = RECOVERY | settings.get("recovery", {})
     checked = check_settings(method, {"from": "dense", "method": name, **settings}, name)
     labelled = images.indices(TRAIN, labelled=True)
@@ -127,5 +149,6 @@ def _compress(
             dense=_NetworkInMemory(teacher, Path(temporary) / "teacher"),
             load_backbone=load_backbone if backbone is not None else None,
             scratch=scratch,
+            teacher=embeddings.folder_for(images) if embeddings is not None else None,
         )
         return METHODS[method](checked, inputs)[0]

@@ -1,31 +1,70 @@
-"""Data sets and networks that are trained in memory: `read_images`, `pretrain`, `finetune`."""
+"""Data sets, teachers and networks that are trained in memory: `read_images`, `embed`, `pretrain`, `finetune`."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from winnow.config import Data, Finetune, NoPretraining, Pretraining, RotNet, SimCLR, check_settings
+import numpy as np
+
+from winnow.config import (
+    Data,
+    DistillEmbeddings,
+    Finetune,
+    NoPretraining,
+    Pretraining,
+    Propagation,
+    RotNet,
+    SimCLR,
+    UnlabelledTraining,
+    check_settings,
+)
+from winnow.config import Teacher as TeacherSettings
 from winnow.config.section import NO_FILE
-from winnow.data.dataset import TRAIN, ImageSet, load_images
+from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
+from winnow.deploy.teacher_embeddings import KEYS_FILE, load_targets
 from winnow.errors import ConfigError, DataError
-from winnow.models.backbones import Architecture
+from winnow.models.backbones import load_architecture
 from winnow.models.classifier_head import new_classifier
 from winnow.models.network import Network
 from winnow.pretraining.backbone_training import pretrain_backbone
+from winnow.steps.embed import embed_image_set
 from winnow.steps.ingest import ingest_images
+from winnow.steps.pretrain import prepare_start
 from winnow.training.finetuning import initial_model, train_on_labels
 from winnow.training.loop import Checkpoint
+from winnow.training.unlabelled_images import UnlabelledTrainer
 
 PRETRAINING: dict[str, type[Pretraining]] = {
+    "distill": DistillEmbeddings,
     "none": NoPretraining,
     "rotnet": RotNet,
     "simclr": SimCLR,
 }
 """Method -> model of its settings."""
+KEYS_OF_RUNS = ("cross_validation", "folds", "learning_rates", "seeds", "weights")
+"""Keys of the section `finetune:` that `winnow run` alone uses."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A large network with known weights, and its embeddings of the images of a data set."""
+
+    folder: Path
+    """The folder that `embed` has written."""
+
+    def folder_for(self, images: ImageSet) -> Path:
+        """Return the folder. Raises DataError where its embeddings are of other images."""
+        keys_N16 = np.load(self.folder / KEYS_FILE)
+        is_embedded_N = np.isin(images.split_N, (TRAIN, VALIDATION))
+        if len(keys_N16) != len(images.keys_N16) or (keys_N16 != images.keys_N16)[is_embedded_N].any():
+            raise DataError(f"the embeddings in {self.folder} are of other images; pass these images to winnow.embed")
+        return self.folder
 
 
 def read_images(source: str | Path, store: str | Path, **settings: Any) -> ImageSet:
@@ -41,27 +80,50 @@ def read_images(source: str | Path, store: str | Path, **settings: Any) -> Image
     return load_images(Path(store))
 
 
+def embed(
+    images: ImageSet,
+    store: str | Path,
+    weights: str = "package:efficientnet-lite0",
+    *,
+    weights_cache: str | Path | None = None,
+    **settings: Any,
+) -> Teacher:
+    """Compute the embeddings of all training and validation images, and store them in the folder `store`.
+
+    Images that the folder holds already are not embedded again. `weights`: their name, as `teacher.weights` in
+    params.yaml. `weights_cache`: the folder of downloaded weights, by default winnow's in the user's cache. `settings`:
+    keys of the section `teacher:`. Raises ConfigError for settings or a licence that cannot be used, ArtifactError
+    where the weights are missing or damaged.
+    """
+    checked = check_settings(TeacherSettings, {"weights": weights, **settings}, "embed")
+    with tempfile.TemporaryDirectory() as scratch:
+        embed_image_set(checked, images, {}, Path(store), Path(scratch), _weights_folder(weights_cache))
+    return Teacher(Path(store))
+
+
 def pretrain(
     images: ImageSet,
-    method: Literal["rotnet", "simclr", "none"] = "rotnet",
+    method: Literal["rotnet", "simclr", "distill", "none"] = "rotnet",
     *,
+    teacher: Teacher | None = None,
     checkpoints: str | Path | None = None,
     **settings: Any,
 ) -> Network:
     """Train a backbone on all training images, without labels; return it with a random head.
 
-    `settings`: keys of the section `pretrain:`, such as backbone, epochs and seed. Raises ConfigError for settings that
-    cannot be used, TrainingError when the loss is no longer a number.
+    `teacher`: that of method `distill`. `settings`: keys of the section `pretrain:`, such as backbone, start, epochs
+    and seed. Raises ConfigError for settings that cannot be used, TrainingError when the loss is no longer a number.
     """
     if method not in PRETRAINING:
         raise ConfigError(f"pretrain: there is no method {method!r}; valid: {', '.join(PRETRAINING)}")
     checked = check_settings(PRETRAINING[method], {"method": method, **settings}, "pretrain")
-    architecture = Architecture(
-        backbone=checked.backbone, num_classes=max(1, len(images.classes)), image_size=images.image_size
-    )
+    start = prepare_start(checked, images, teacher.folder_for(images) if teacher else None, _weights_folder(None))
     with checkpoint_folder(checkpoints) as scratch:
-        state, _ = pretrain_backbone(checked, images, architecture, None, Checkpoint(scratch, "pretrain"))
-    return Network(initial_model(architecture, state, checked.seed).eval(), architecture)
+        checkpoint = Checkpoint(scratch, "pretrain")
+        state, _ = pretrain_backbone(
+            checked, images, start.architecture, None, checkpoint, start=start.weights, targets=start.targets
+        )
+    return Network(initial_model(start.architecture, state, checked.seed).eval(), start.architecture)
 
 
 def finetune(
@@ -70,14 +132,19 @@ def finetune(
     *,
     learning_rate: float = 0.03,
     seed: int = 0,
+    teacher: Teacher | None = None,
     checkpoints: str | Path | None = None,
     **settings: Any,
 ) -> Network:
     """Train a copy of the network, with a new head, on all labelled training images; return it.
 
-    `settings`: keys of the section `finetune:`, such as epochs, batch_size and augmentation. Raises ConfigError for
-    settings that cannot be used, DataError without a labelled training image.
+    `settings`: keys of the section `finetune:`, such as epochs, batch_size and augmentation. With `unlabelled`, the
+    network is then trained on images without labels, whether that helps or not; by `propagation` with the embeddings of
+    `teacher`, if given. Raises ConfigError for settings that cannot be used, DataError without a labelled training
+    image.
     """
+    if unused := [key for key in KEYS_OF_RUNS if key in settings]:
+        raise ConfigError(f"finetune: winnow run alone uses {', '.join(unused)}; pass learning_rate, seed and network")
     raw = {"seeds": [seed], "learning_rates": [learning_rate], "weights": NO_FILE, **settings}
     checked = check_settings(Finetune, raw, "finetune")
     labelled = images.indices(TRAIN, labelled=True)
@@ -87,7 +154,19 @@ def finetune(
     model = new_classifier(network.copy().model, len(images.classes), seed)
     with checkpoint_folder(checkpoints) as scratch:
         train_on_labels(checked, images, model, labelled, (seed, learning_rate), Checkpoint(scratch, "finetune"))
+        if isinstance(checked.unlabelled, UnlabelledTraining) and len(labelled) < len(images.indices(TRAIN)):
+            targets = None
+            if isinstance(checked.unlabelled, Propagation) and teacher is not None:
+                targets = load_targets(teacher.folder_for(images), images)
+                architecture = architecture.with_known_weights(*load_architecture(teacher.folder).known_weights)
+            train_on = UnlabelledTrainer(checked.unlabelled, images, targets, seed)
+            train_on(model, labelled, Checkpoint(scratch, "unlabelled"))
     return Network(model, architecture)
+
+
+def _weights_folder(cache: str | Path | None) -> Path:
+    """Return the folder of downloaded weights."""
+    return Path(cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "winnow")
 
 
 @contextmanager

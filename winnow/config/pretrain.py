@@ -22,7 +22,7 @@ class Pretraining(Section):
     backbone: Backbone = "resnet8"
     """resnet8, resnet18, another torchvision classifier, or timm:NAME; auto: that of `start`."""
     start: Weights = NO_WEIGHTS
-    """The weights that the backbone starts from, by name (winnow/config/weights.py); none: random ones."""
+    """The weights that the backbone starts from, by name, such as package:efficientnet-lite0; none: random ones."""
     input_size: InputSize = "auto"
     """The side in pixels at which a network with known weights takes images; auto: its own, but images are enlarged
     five times at most."""

@@ -17,7 +17,7 @@ class Teacher(Section):
     """The network whose embeddings of all images are computed once (winnow/steps/embed.py)."""
 
     weights: Weights = NO_WEIGHTS
-    """Its weights by name (winnow/config/weights.py); none: no teacher."""
+    """Its weights by name, such as package:efficientnet-lite0; none: no teacher."""
     backbone: Literal["auto"] | Backbone = "auto"
     """The network that a file of weights belongs to; auto: the one that the weights name."""
     input_size: InputSize = "auto"

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from winnow.config import Config
+from winnow.config import Config, Teacher
 from winnow.config.weights import NO_WEIGHTS
 from winnow.data import augmentation
-from winnow.data.dataset import TRAIN, VALIDATION, load_images
+from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
 from winnow.deploy import batch_inference, feature_extraction, onnx_export
 from winnow.deploy.feature_extraction import embed_images, open_features
 from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE, KEYS_FILE, StoredEmbeddings, load_stored_embeddings
@@ -49,7 +49,17 @@ def embed(config: Config, data: Path, out: Path, scratch: Path, weights_cache: P
 
     Raises ConfigError for a licence that is not accepted, ArtifactError where the weights are missing or damaged.
     """
-    settings, images = config.teacher, load_images(data)
+    images, inputs = load_images(data), {"data": record_digest(data)}
+    return embed_image_set(config.teacher, images, inputs, out, scratch, weights_cache)
+
+
+def embed_image_set(
+    settings: Teacher, images: ImageSet, inputs: dict[str, str], out: Path, scratch: Path, weights_cache: Path
+) -> EmbedRecord:
+    """Embed the images as `embed` does; `inputs`: what the record names as the source of the images.
+
+    Raises the same errors.
+    """
     details = EmbedDetails(weights=None, images=0, dimension=0)
     files: tuple[Artifact, ...] = ()
     with publish(out) as folder:
@@ -81,7 +91,7 @@ def embed(config: Config, data: Path, out: Path, scratch: Path, weights_cache: P
             step="embed",
             name="embed",
             parameters=settings.model_dump(mode="json"),
-            inputs={"data": record_digest(data)},
+            inputs=inputs,
             metrics={},
             details=details,
             artifacts=files,

@@ -7,17 +7,19 @@ is for monitoring alone; validation images are only monitored, test images never
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 
 from winnow.config import Config, DistillEmbeddings, Pretraining, TrainedPretraining
 from winnow.config.weights import NO_WEIGHTS
 from winnow.data.dataset import VALIDATION, ImageSet, load_images
 from winnow.data.splits import draw_label_budget, visible_labels
-from winnow.deploy.teacher_embeddings import load_targets
-from winnow.errors import DataError
+from winnow.deploy.teacher_embeddings import TeacherTargets, load_targets
+from winnow.errors import ConfigError, DataError
 from winnow.models.backbones import ARCHITECTURE_FILE, START_FILE, WEIGHTS_FILE, Architecture, load_architecture
 from winnow.models.classifier_head import backbone_weights
 from winnow.models.known_weights import KnownWeights, find_weights, weights_details
@@ -25,6 +27,7 @@ from winnow.pretraining.backbone_training import pretrain_backbone
 from winnow.pretraining.monitoring import MIN_SPREAD, KnnBank
 from winnow.records import (
     CurveRow,
+    KnownWeightsDetails,
     PretrainDetails,
     PretrainRecord,
     describe_files,
@@ -36,6 +39,19 @@ from winnow.records import (
 from winnow.training.loop import Checkpoint
 
 CURVES = "curves.json"
+
+
+@dataclass(frozen=True)
+class PretrainingStart:
+    """What a pretraining begins with."""
+
+    architecture: Architecture
+    weights: dict[str, torch.Tensor] | None
+    """Known weights of the backbone, without head; None: random weights."""
+    known: KnownWeightsDetails | None
+    """The description of those weights."""
+    targets: TeacherTargets | None
+    """The teacher's embeddings, for the method distill."""
 
 
 def pretrain(
@@ -54,28 +70,22 @@ def pretrain(
     """
     settings, images = config.pretrain, load_images(data)
     inputs = {"data": record_digest(data)}
-    weights, architecture = find_start(settings, len(images.classes), images.image_size, weights_cache or scratch)
-    start = backbone_weights(weights.load(architecture)) if weights else None
-    known = weights_details(weights, architecture) if weights else None
-    architecture = architecture.with_known_weights(known)
-    targets = None
-    if isinstance(settings, DistillEmbeddings):
-        assert embedded is not None
+    start = prepare_start(settings, images, embedded, weights_cache or scratch)
+    if start.targets is not None and embedded is not None:
         inputs["embed"] = record_digest(embedded)
-        targets = load_targets(embedded, images)
-        architecture = architecture.with_known_weights(*load_architecture(embedded).known_weights)
     is_trained = isinstance(settings, TrainedPretraining)
     bank = _monitor_bank(config, images) if is_trained else None
+    checkpoint = Checkpoint(scratch, "pretrain")
     state, curves = pretrain_backbone(
-        settings, images, architecture, bank, Checkpoint(scratch, "pretrain"), start=start, targets=targets
+        settings, images, start.architecture, bank, checkpoint, start=start.weights, targets=start.targets
     )
     with publish(out) as folder:
         save_file(state, folder / WEIGHTS_FILE)
-        write_json(folder / ARCHITECTURE_FILE, architecture.model_dump(mode="json"))
+        write_json(folder / ARCHITECTURE_FILE, start.architecture.model_dump(mode="json"))
         write_json(folder / CURVES, curves)
         files = [WEIGHTS_FILE, ARCHITECTURE_FILE, CURVES]
-        if start is not None and is_trained:
-            save_file(start, folder / START_FILE)
+        if start.weights is not None and is_trained:
+            save_file(start.weights, folder / START_FILE)
             files.append(START_FILE)
         record = PretrainRecord(
             step="pretrain",
@@ -83,12 +93,34 @@ def pretrain(
             parameters=settings.model_dump(mode="json"),
             inputs=inputs,
             metrics=_metrics(curves),
-            details=PretrainDetails(curves=curves, start=known) if known else PretrainDetails(curves=curves),
+            details=PretrainDetails(curves=curves, start=start.known)
+            if start.known
+            else PretrainDetails(curves=curves),
             warnings=_collapse_warnings(settings, curves) if isinstance(settings, TrainedPretraining) else (),
             artifacts=describe_files(folder, *files),
         )
         write_record(folder, record)
     return record
+
+
+def prepare_start(
+    settings: Pretraining, images: ImageSet, embedded: Path | None, weights_cache: Path
+) -> PretrainingStart:
+    """Return architecture, weights and targets of a pretraining; `embedded`: the folder of embed, for method distill.
+
+    Raises ConfigError and ArtifactError for weights or embeddings that cannot be used.
+    """
+    weights, architecture = find_start(settings, max(1, len(images.classes)), images.image_size, weights_cache)
+    start = backbone_weights(weights.load(architecture)) if weights else None
+    known = weights_details(weights, architecture) if weights else None
+    architecture = architecture.with_known_weights(known)
+    targets = None
+    if isinstance(settings, DistillEmbeddings):
+        if embedded is None:
+            raise ConfigError("pretrain: method distill needs a teacher")
+        targets = load_targets(embedded, images)
+        architecture = architecture.with_known_weights(*load_architecture(embedded).known_weights)
+    return PretrainingStart(architecture, start, known, targets)
 
 
 def find_start(

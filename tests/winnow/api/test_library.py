@@ -52,7 +52,7 @@ def test_public_names_are_those_of_the_page() -> None:
     from winnow import api
 
     text = PAGE.read_text(encoding="utf-8")
-    types = {"Accuracy", "ImageSet", "Network", "OnnxNetwork"}
+    types = {"Accuracy", "ImageSet", "Network", "OnnxNetwork", "Teacher"}
     assert winnow.__all__ == api.__all__ == sorted(api.__all__)
     assert [name for name in winnow.__all__ if f"winnow.{name}(" not in text and name not in types] == []
     assert all(getattr(winnow, name) is getattr(api, name) for name in winnow.__all__)
@@ -130,13 +130,39 @@ def test_training_resumes_from_its_checkpoints(
 def test_settings_are_checked_like_params(network: winnow.Network, tiny_set: ImageSet) -> None:
     with pytest.raises(ConfigError, match=r"prune has 2 mistakes:\n  remove.channels: .*\n  speed: unknown key"):
         winnow.prune(network, tiny_set, remove={"channels": 2}, speed=1)
-    with pytest.raises(ConfigError, match="there is no method 'dino'; valid: none, rotnet, simclr"):
+    with pytest.raises(ConfigError, match="there is no method 'dino'; valid: distill, none, rotnet, simclr"):
         winnow.pretrain(tiny_set, method="dino")
+    with pytest.raises(ConfigError, match="pretrain: method distill needs a teacher"):
+        winnow.pretrain(tiny_set, method="distill")
+    with pytest.raises(ConfigError, match="finetune: winnow run alone uses cross_validation, seeds"):
+        winnow.finetune(network, tiny_set, seeds=[1], cross_validation="always")
     with pytest.raises(ConfigError, match="hint: pretrained needs backbone="):
         winnow.distill(network, tiny_set, recovery=SHORT_TRAINING | {"hint": "pretrained"})
     int8 = winnow.quantize(network, tiny_set, calibration_images=8)
     with pytest.raises(ConfigError, match="prune: an ONNX file cannot be compressed further"):
         winnow.prune(int8, tiny_set, remove={"channels": 0.3})
+
+
+@pytest.mark.thorough
+def test_a_teacher_gives_targets_and_pseudo_labels(tiny_set: ImageSet, tmp_path: Path) -> None:
+    few = winnow.limit_labels(tiny_set, per_class=4)
+    teacher = winnow.embed(few, tmp_path / "embedded", input_size=32)
+    written = (teacher.folder / "embeddings.npy").read_bytes()
+    backbone = winnow.pretrain(few, "distill", teacher=teacher, **SHORT_TRAINING)
+    rows = {"method": "propagation", **SHORT_TRAINING}
+    labelled = winnow.finetune(backbone, few, **SHORT_TRAINING)
+    taught = winnow.finetune(backbone, few, teacher=teacher, unlabelled=rows, **SHORT_TRAINING)
+    alone = winnow.finetune(backbone, few, unlabelled=rows, **SHORT_TRAINING)
+    networks = [labelled, taught, alone]
+    assert len({weights(network)["fc.weight"].numpy().tobytes() for network in networks}) == 3
+    assert [known.name for known in taught.architecture.known_weights] == ["package:efficientnet-lite0"]
+    large = winnow.probe(teacher, few)
+    assert large.architecture.backbone != backbone.architecture.backbone
+    assert winnow.evaluate(large, tiny_set).images > 0
+    assert (winnow.embed(few, tmp_path / "embedded", input_size=32).folder / "embeddings.npy").read_bytes() == written
+    others = winnow.images_from_arrays(np.array(tiny_set.images_NHWC)[::-1], tiny_set.labels_N[::-1], tiny_set.classes)
+    with pytest.raises(DataError, match="are of other images; pass these images to winnow.embed"):
+        winnow.pretrain(others, "distill", teacher=teacher, **SHORT_TRAINING)
 
 
 def test_missing_labels_are_an_error(network: winnow.Network, tiny_set: ImageSet) -> None:
