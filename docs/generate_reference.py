@@ -159,7 +159,8 @@ def _params_page() -> str:
     parts = [
         "# params.yaml",
         "The file has one section per step. The tables list every key with its type, default and meaning; a key that "
-        "the file leaves out has its default. All keys are checked when the file is loaded, and a mistake is reported "
+        "the file leaves out has its default. The shipped file sets some keys to other values. "
+        "All keys are checked when the file is loaded, and a mistake is reported "
         "with its path, its value and the valid choices. `winnow run -S key=value` sets a key in the file.",
         "[Your own images](../own-images.md#keys-to-check) lists the keys to check first. "
         "[Compression](../compression.md) describes the candidates, [Measuring](../measuring.md) the terms.",

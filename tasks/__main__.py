@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -42,12 +43,11 @@ from winnow.printable import printable_text
 from winnow.records import (
     AnyRecord,
     CandidateRecord,
-    read_json,
     record_digest,
     sha256_of,
     this_machine,
 )
-from winnow.refit.deployed_folder import WINNER
+from winnow.refit.deployed_folder import read_winner
 
 WATCH_SECONDS = 1.0
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def run_step(config: Config, paths: ProjectPaths, step: str, name: str) -> AnyRe
             shutil.rmtree(folder, ignore_errors=True)
     started = time.monotonic()
     with measure_peak_memory() as peak:
-        record = _call(config, paths, step, name, scratch)
+        record = RUNNERS[step](config, paths, name, scratch)
     seconds = time.monotonic() - started
     shutil.rmtree(scratch, ignore_errors=True)
     times: StepTimes = {
@@ -128,53 +128,85 @@ def run_step(config: Config, paths: ProjectPaths, step: str, name: str) -> AnyRe
     return record
 
 
-STEPS = ("ingest", "embed", "pretrain", "finetune", "candidate", "benchmark", "select", "refit", "report")
+def _ingest(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
+    from winnow.steps.ingest import ingest
+
+    return ingest(config, paths.artifacts / "data", paths.state_dir)
 
 
-def _call(config: Config, paths: ProjectPaths, step: str, name: str, scratch: Path) -> AnyRecord:
-    """Call a step's function with its folders. It is imported here, so that a quick step does not wait for torch."""
-    artifacts = paths.artifacts
-    data, embedded, pretrained = artifacts / "data", artifacts / "embed", artifacts / "pretrain"
-    candidates, benchmarked = artifacts / "candidates", artifacts / "benchmark"
-    match step:
-        case "ingest":
-            from winnow.steps.ingest import ingest
+def _embed(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
+    from winnow.steps.embed import embed
 
-            return ingest(config, data, paths.state_dir)
-        case "embed":
-            from winnow.steps.embed import embed
+    return embed(config, paths.artifacts / "data", paths.artifacts / "embed", scratch, paths.weights)
 
-            return embed(config, data, embedded, scratch, paths.weights)
-        case "pretrain":
-            from winnow.steps.pretrain import pretrain
 
-            return pretrain(config, data, pretrained, scratch, embedded, paths.weights)
-        case "finetune":
-            from winnow.steps.finetune import finetune
+def _pretrain(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
+    from winnow.steps.pretrain import pretrain
 
-            return finetune(config, data, pretrained, candidates / ROOT, scratch, embedded)
-        case "candidate":
-            from winnow.steps.compress import CandidateFolders, compress
+    data, embedded = paths.artifacts / "data", paths.artifacts / "embed"
+    return pretrain(config, data, paths.artifacts / "pretrain", scratch, embedded, paths.weights)
 
-            folders = CandidateFolders(data, pretrained, candidates, scratch, paths.answers, embedded)
-            return compress(config, name, folders, candidates / name)
-        case "benchmark":
-            from winnow.steps.benchmark import benchmark
 
-            return benchmark(config, data, candidates, benchmarked)
-        case "select":
-            from winnow.steps.select import select
+def _finetune(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
+    from winnow.steps.finetune import finetune
 
-            return select(config, data, candidates, benchmarked, artifacts / "select", paths.root)
-        case "refit":
-            from winnow.steps.refit import refit
+    data, pretrained, embedded = (paths.artifacts / name for name in ("data", "pretrain", "embed"))
+    return finetune(config, data, pretrained, paths.artifacts / "candidates" / ROOT, scratch, embedded)
 
-            return refit(config, artifacts, artifacts / "refit", scratch)
-        case "report":
-            from winnow.steps.report import report
 
-            return report(config, artifacts, paths.test_readings, artifacts / "report")
-    raise AssertionError(step)
+def _candidate(config: Config, paths: ProjectPaths, name: str, scratch: Path) -> AnyRecord:
+    from winnow.steps.compress import CandidateFolders, compress
+
+    data, pretrained, candidates, embedded = (
+        paths.artifacts / name for name in ("data", "pretrain", "candidates", "embed")
+    )
+    folders = CandidateFolders(data, pretrained, candidates, scratch, paths.answers, embedded)
+    return compress(config, name, folders, candidates / name)
+
+
+def _benchmark(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
+    from winnow.steps.benchmark import benchmark
+
+    data, candidates = paths.artifacts / "data", paths.artifacts / "candidates"
+    return benchmark(config, data, candidates, paths.artifacts / "benchmark")
+
+
+def _select(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
+    from winnow.steps.select import select
+
+    data, candidates, timed = (paths.artifacts / name for name in ("data", "candidates", "benchmark"))
+    return select(config, data, candidates, timed, paths.artifacts / "select", paths.root)
+
+
+def _refit(config: Config, paths: ProjectPaths, _name: str, scratch: Path) -> AnyRecord:
+    from winnow.steps.refit import refit
+
+    return refit(config, paths.artifacts, paths.artifacts / "refit", scratch)
+
+
+def _report(config: Config, paths: ProjectPaths, _name: str, _scratch: Path) -> AnyRecord:
+    from winnow.data.dataset import load_images
+    from winnow.selection.test_readings import count_test_reading
+    from winnow.steps.report import report
+
+    count_test_reading(paths.test_readings, load_images(paths.artifacts / "data"))
+    return report(config, paths.artifacts, paths.artifacts / "report")
+
+
+RUNNERS: dict[str, Callable[[Config, ProjectPaths, str, Path], AnyRecord]] = {
+    "ingest": _ingest,
+    "embed": _embed,
+    "pretrain": _pretrain,
+    "finetune": _finetune,
+    "candidate": _candidate,
+    "benchmark": _benchmark,
+    "select": _select,
+    "refit": _refit,
+    "report": _report,
+}
+"""Step -> function that runs it on the project's folders, given the candidate's name and the folder of checkpoints. It
+imports the step itself, so that a quick step does not wait for torch."""
+STEPS = tuple(RUNNERS)
 
 
 def code_of(root: Path, step: str, section: object) -> list[Path]:
@@ -197,7 +229,7 @@ def _inputs(config: Config, artifacts: Path, step: str, name: str) -> list[Path]
         others = [artifacts / "candidates" / parent] if parent != ROOT else []
         return [data, artifacts / "embed", pretrain, dense, *others]
     if step == "refit":
-        winner = read_json(artifacts / "select" / WINNER)["winner"]
+        winner = read_winner(artifacts / "select")
         lineage = CandidateRecord.read(artifacts / "candidates" / winner).details.lineage if winner else [ROOT]
         return [data, pretrain, *(artifacts / "candidates" / ancestor for ancestor in lineage)]
     embedded = artifacts / "embed"

@@ -210,7 +210,6 @@ def write_verdicts(
     shutil.rmtree(artifacts / "refit", ignore_errors=True)
     labels = RefitLabels(**dict(LABELS), deployed=LABELS.training)
     _record(artifacts / "refit", "refit", refit_details(winner=winner, labels=labels), inputs=digests)
-    (artifacts / "select" / "pareto.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 
 
 def write_refit(artifacts: Path, winner: str, variant: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from winnow.records import (
     read_record,
 )
 from winnow.records.benchmark import BestRows, PeakShares
+from winnow.records.candidate import PretrainingGain
 from winnow.reporting.candidate_rows import CandidateRow, Share, candidate_row
 from winnow.reporting.pretraining_advice import pretraining_advice
 from winnow.reporting.run_records import RunRecords, read_run_records
@@ -149,10 +150,12 @@ def training_lines(paths: ProjectPaths) -> list[str]:
         *_other_accuracy_lines(records, report),
     ]
     if gain is not None:
-        interval = f" (95 % interval {gain.low:+.1f} to {gain.high:+.1f})" if gain.pairs > 1 else ""
+        lines.append(f"{gain.arm} against from scratch, same labels and steps: {_describe_gain(gain)}")
+    if (unlabelled := records.fine_tuning.unlabelled) is not None:
+        kept = "dense is the result" if unlabelled.kept else "not used, since it did not help"
         lines.append(
-            f"{gain.arm} against from scratch, same labels and steps: {gain.mean:+.1f} points of top-1"
-            f"{interval}, {gain.pairs} label seed{'s' if gain.pairs != 1 else ''}"
+            f"training on images without labels ({unlabelled.method}) against labels alone: "
+            f"{_describe_gain(unlabelled.gain)}; {kept}"
         )
     data = Data.model_validate(records.data.parameters)
     if advice := pretraining_advice(gain, records.pretrain.parameters["method"], data):
@@ -160,6 +163,13 @@ def training_lines(paths: ProjectPaths) -> list[str]:
     if error := describe_errors(records.benchmark.details.measurement_error):
         lines.append(f"speed-ups with 95 % intervals; {error}")
     return lines + [f"{step}: {warning}" for step, warning in records.warnings()]
+
+
+def _describe_gain(gain: PretrainingGain) -> str:
+    """Return the points of top-1 with their interval, and the number of label seeds."""
+    interval = f" (95 % interval {gain.low:+.1f} to {gain.high:+.1f})" if gain.pairs > 1 else ""
+    seeds = f"{gain.pairs} label seed{'s' if gain.pairs != 1 else ''}"
+    return f"{gain.mean:+.1f} points of top-1{interval}, {seeds}"
 
 
 def _other_accuracy_lines(records: RunRecords, report: ReportRecord) -> list[str]:

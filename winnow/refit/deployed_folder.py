@@ -13,11 +13,25 @@ from pathlib import Path
 
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ArtifactError
-from winnow.records import RefitRecord, record_digest
+from winnow.records import RefitRecord, read_json, record_digest, write_json
 
 REFIT, SELECTED = "refit", "selected"
 WINNER = "winner.json"
 """The only file of select's folder that `refit` reads, so that other timings with the same winner do not retrain."""
+
+
+def write_winner(folder: Path, winner: str | None) -> None:
+    """Write the name of the selected candidate, None for no candidate, to the folder of select."""
+    write_json(folder / WINNER, {"winner": winner})
+
+
+def read_winner(folder: Path) -> str | None:
+    """Return the name of the selected candidate from the folder of select. Raises ArtifactError for a damaged file."""
+    content = read_json(folder / WINNER)
+    if not isinstance(content, dict) or not isinstance(content.get("winner"), str | None):
+        raise ArtifactError(f"{folder / WINNER} is damaged; delete the folder and run winnow again")
+    winner: str | None = content.get("winner")
+    return winner
 
 
 def refit_record(artifacts: Path, winner: str) -> RefitRecord:

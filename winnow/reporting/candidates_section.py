@@ -28,6 +28,7 @@ from winnow.reporting.html import (
     tag,
     two_lines,
 )
+from winnow.reporting.plots import TradeOffPoint
 from winnow.reporting.run_records import RunRecords
 from winnow.reporting.speed_section import render_serving_speed, render_speed
 from winnow.selection.gates import GATES, describe_failures
@@ -101,6 +102,26 @@ def _gate_cell(gate: Gate | None) -> Content:
     if not gate.shown:
         return tag("span", strong("Not shown: "), gate.reason.removeprefix("not shown: "), css="unshown")
     return tag("span", strong("Fails: "), gate.reason, css="fails")
+
+
+def trade_off_points(records: RunRecords) -> list[TradeOffPoint]:
+    """Return the points of the plot: top-1, or agreement where no image has a label."""
+    selection = records.selection.details
+    points = []
+    for name, record in records.candidates.items():
+        quality = selection.quality[name]
+        top1 = quality.get("quality/top1")
+        point = TradeOffPoint(
+            name=name,
+            latency_ms=selection.speeds.candidates[name].get("best/latency_ms"),
+            accuracy=quality["quality/agreement"] if top1 is None else top1,
+            size_mb=record.metrics["size/mb"],
+            measures_agreement=top1 is None,
+            on_front=name in selection.front,
+            highlighted=name == selection.winner,
+        )
+        points.append(point)
+    return points
 
 
 def render_trade_off(records: RunRecords) -> Html:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from winnow.config import ROOT
-from winnow.errors import ArtifactError
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.labels.label_errors import LabelCheck
 from winnow.records import (
@@ -37,7 +36,7 @@ class RunRecords:
     benchmark: BenchmarkRecord
     selection: SelectionRecord
     refit: RefitRecord
-    trade_off: bytes
+    trade_off: bytes = b""
     """PNG of the Pareto front."""
     near_duplicates: bytes = b""
     """PNG of held-out images beside the training images that they almost equal; empty where there are none."""
@@ -176,11 +175,6 @@ class RunRecords:
 
 def read_run_records(artifacts: Path, names: Sequence[str]) -> RunRecords:
     """Return every record below `artifacts`. `names`: the candidates, dense first. Raises ArtifactError."""
-    plot = artifacts / "select" / "pareto.png"
-    try:
-        trade_off = plot.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{plot} is missing; delete its folder and run winnow again") from error
     return RunRecords(
         data=IngestRecord.read(artifacts / "data"),
         pretrain=PretrainRecord.read(artifacts / "pretrain"),
@@ -188,5 +182,4 @@ def read_run_records(artifacts: Path, names: Sequence[str]) -> RunRecords:
         benchmark=BenchmarkRecord.read(artifacts / "benchmark"),
         selection=SelectionRecord.read(artifacts / "select"),
         refit=RefitRecord.read(artifacts / "refit"),
-        trade_off=trade_off,
     )

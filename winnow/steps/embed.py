@@ -15,15 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
+import winnow.data
+import winnow.deploy
+import winnow.models
 from winnow.config import Config, Teacher
 from winnow.config.weights import NO_WEIGHTS
-from winnow.data import augmentation
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
-from winnow.deploy import batch_inference, feature_extraction, onnx_export
 from winnow.deploy.feature_extraction import embed_images, open_features
 from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE, KEYS_FILE, StoredEmbeddings, load_stored_embeddings
 from winnow.errors import ArtifactError
-from winnow.models import backbones, input_adapter, known_weights
+from winnow.hardware import has_fast_bf16
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, save_model
 from winnow.models.known_weights import find_weights, weights_details
 from winnow.records import (
@@ -40,8 +41,8 @@ from winnow.training.loop import default_device
 
 log = logging.getLogger(__name__)
 
-CODE = (augmentation, batch_inference, feature_extraction, onnx_export, backbones, input_adapter, known_weights)
-"""The modules that determine an embedding, besides the weights."""
+CODE = (winnow.data, winnow.deploy, winnow.models)
+"""The packages whose code determines an embedding, besides the weights."""
 
 
 def embed(config: Config, data: Path, out: Path, scratch: Path, weights_cache: Path) -> EmbedRecord:
@@ -111,5 +112,8 @@ def _stored_embeddings(out: Path, known: KnownWeightsDetails) -> StoredEmbedding
 
 
 def _code_digest() -> str:
-    files = (Path(module.__file__) for module in CODE if module.__file__ is not None)
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    """Return a digest of the code, and of the precision in which this machine computes."""
+    files = (file for package in CODE for folder in package.__path__ for file in sorted(Path(folder).glob("*.py")))
+    contents = [file.read_bytes() for file in files]
+    precision = f"bfloat16: {has_fast_bf16()}, GPU: {default_device().type == 'cuda'}"
+    return hashlib.sha256(b"".join([*contents, precision.encode()])).hexdigest()

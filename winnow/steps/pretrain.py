@@ -79,6 +79,7 @@ def pretrain(
     state, curves = pretrain_backbone(
         settings, images, start.architecture, bank, checkpoint, start=start.weights, targets=start.targets
     )
+    details = PretrainDetails(curves=curves, start=start.known) if start.known else PretrainDetails(curves=curves)
     with publish(out) as folder:
         save_file(state, folder / WEIGHTS_FILE)
         write_json(folder / ARCHITECTURE_FILE, start.architecture.model_dump(mode="json"))
@@ -93,9 +94,7 @@ def pretrain(
             parameters=settings.model_dump(mode="json"),
             inputs=inputs,
             metrics=_metrics(curves),
-            details=PretrainDetails(curves=curves, start=start.known)
-            if start.known
-            else PretrainDetails(curves=curves),
+            details=details,
             warnings=_collapse_warnings(settings, curves) if isinstance(settings, TrainedPretraining) else (),
             artifacts=describe_files(folder, *files),
         )

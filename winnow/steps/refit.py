@@ -34,7 +34,6 @@ from winnow.records import (
     RefitRecord,
     describe_files,
     publish,
-    read_json,
     record_digest,
     sha256_of,
     write_record,
@@ -42,7 +41,7 @@ from winnow.records import (
 from winnow.records.card import CardRefit
 from winnow.records.refit import RefitCheck, RefitLabels
 from winnow.refit.acceptance import check_refit
-from winnow.refit.deployed_folder import SELECTED, WINNER
+from winnow.refit.deployed_folder import SELECTED, read_winner
 from winnow.refit.training import RefitFolders, RefitResult, refit_chain, refit_indices, refit_obstacle, refit_order
 
 log = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ def refit(config: Config, artifacts: Path, out: Path, scratch: Path) -> RefitRec
     Without a refit, or with one that was refused, `out` holds the record alone, with the reason.
     """
     images = load_images(artifacts / "data")
-    winner: str | None = read_json(artifacts / "select" / WINNER)["winner"]
+    winner = read_winner(artifacts / "select")
     records = _records(artifacts, winner)
     chain = refit_order(config, records[winner].details.lineage) if winner else []
     obstacle_text, attempt = _obstacle(config, images, records, chain), None

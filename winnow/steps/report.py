@@ -2,15 +2,13 @@
 
 Test images are read only here, for `dense`, the stronger baseline and the winner alone, after everything has been
 chosen (winnow/selection/test_evaluation.py). No step reads this step's results, so nothing can be chosen by them; the
-card of a promoted model repeats them. Each reading is counted for this version of the test split, in a file outside the
-step's folder, and the count is printed: a test split that has been read often is no longer unseen. The count is not in
-the record, whose bytes follow from its inputs.
+card of a promoted model repeats them. Each reading of a version of the test split is counted outside the step's folder
+(winnow/selection/test_readings.py), and the count is printed: a test split that has been read often is no longer
+unseen. The count is not in the record, whose bytes follow from its inputs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -23,9 +21,9 @@ from numpy.typing import NDArray
 
 from winnow.benchmark.deployed_logits import IN_ONNX_RUNTIME
 from winnow.config import ROOT, Config, topological_order
-from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet, load_images
+from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
 from winnow.data.splits import known_label_indices
-from winnow.errors import ArtifactError, DataError
+from winnow.errors import DataError
 from winnow.labels.image_features import ImageFeatures, read_features
 from winnow.labels.label_csv import csv_text
 from winnow.labels.label_errors import LabelCheck, check_labels, select_checked
@@ -35,20 +33,21 @@ from winnow.records import (
     describe_files,
     publish,
     record_digest,
-    write_json,
     write_record,
 )
 from winnow.reporting import plots
+from winnow.reporting.candidates_section import trade_off_points
 from winnow.reporting.embedding_pictures import MOST_IMAGES, draw_map, draw_neighbours
 from winnow.reporting.label_findings import CHECK_COLUMNS, SHOWN_FINDINGS, draw_findings, finding_rows
 from winnow.reporting.run_page import TestResult, render_run_page
 from winnow.reporting.run_records import RunRecords, read_run_records
 from winnow.reporting.thumbnails import draw_pairs, png_bytes
 from winnow.selection.test_evaluation import TestEvaluation, evaluate_test
+from winnow.selection.test_readings import digest_test_split
 from winnow.timing_lock import compute_lock
 
 log = logging.getLogger(__name__)
-PAGE, LEARNING = "report.html", "learning.svg"
+PAGE, TRADE_OFF, LEARNING = "report.html", "pareto.png", "learning.svg"
 MAP, NEIGHBOURS = "embedding_map.png", "neighbours.png"
 LABEL_CHECK, SUSPICIOUS = "label_check.csv", "label_check.png"
 MOST_COMPARED = 5000
@@ -57,16 +56,14 @@ MOST_CHECKED = 5000
 """Labels that are checked, at most; `winnow label check` checks all."""
 CPU = torch.device("cpu")
 """Embeddings are computed on the CPU, so that a run with a GPU lists the same labels as one without."""
-VERSION_LENGTH = 16
 UNTESTED = "there is no labelled test image: every figure of this run is of the validation split"
 
 
-def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> ReportRecord:
-    """Write report.html for the run in `artifacts`. `test_readings`: the JSON file that counts the test split's
-    readings.
-    """
+def report(config: Config, artifacts: Path, out: Path) -> ReportRecord:
+    """Write report.html for the run in `artifacts`. The caller counts the reading of the test split."""
     names = (ROOT, *topological_order(dict(config.candidates)))
     records = read_run_records(artifacts, names)
+    records = replace(records, trade_off=plots.plot_pareto(trade_off_points(records)))
     images = load_images(artifacts / "data")
     positions = records.data.details.near_duplicates.positions
     records = replace(records, near_duplicates=draw_pairs(images.images_NHWC, positions))
@@ -75,9 +72,6 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
     findings = _check_labels(config, images, shown)
     records = replace(records, label_check=findings.check, suspicious=findings.sheet, visible_labels=shown.visible)
     version = digest_test_split(images)
-    if len(images.indices(TEST, labelled=True)):
-        count = count_reading(test_readings, version)
-        log.info("report: test split read %d time%s (version %s)", count, "" if count == 1 else "s", version)
     test_evaluation = evaluate_test(artifacts, records.selection.details, images)
     warnings = _warnings(test_evaluation, records.winner)
     page_warnings = warnings if test_evaluation.details else ()
@@ -94,7 +88,8 @@ def report(config: Config, artifacts: Path, test_readings: Path, out: Path) -> R
     folders |= {name: artifacts / "candidates" / name for name in names}
     with publish(out) as folder:
         (folder / PAGE).write_text(html, encoding="utf-8")
-        files = [PAGE]
+        (folder / TRADE_OFF).write_bytes(records.trade_off)
+        files = [PAGE, TRADE_OFF]
         if curves := records.pretrain.details.curves:
             (folder / LEARNING).write_bytes(plots.plot_curve(curves, "loss", "loss of pretraining"))
             files.append(LEARNING)
@@ -213,24 +208,6 @@ def _check_labels(config: Config, images: ImageSet, shown: _Shown) -> _LabelFind
         return _LabelFindings(result)
     sheet = png_bytes(draw_findings(images, checked, result, SHOWN_FINDINGS))
     return _LabelFindings(result, sheet, finding_rows(images, checked, result))
-
-
-def digest_test_split(images: ImageSet) -> str:
-    """Return a digest of the test images' own digests, whatever their order."""
-    keys = sorted(key.tobytes() for key in images.keys_N16[images.indices(TEST)])
-    return hashlib.sha256(b"".join(keys)).hexdigest()[:VERSION_LENGTH]
-
-
-def count_reading(path: Path, version: str) -> int:
-    """Add one to this version's count and return it. Raises ArtifactError for a damaged file."""
-    try:
-        counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        count = int(counts.get(version, 0)) + 1
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete it to restart the count") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**counts, version: count})
-    return count
 
 
 def _warnings(test_evaluation: TestEvaluation, winner: str | None) -> tuple[str, ...]:

@@ -45,8 +45,7 @@ from winnow.records import (
     write_record,
 )
 from winnow.records.selection import ServingSpeeds
-from winnow.refit.deployed_folder import WINNER
-from winnow.reporting.plots import TradeOffPoint, plot_pareto
+from winnow.refit.deployed_folder import WINNER, write_winner
 from winnow.selection.decision import Decision, batch_of_objective, count_competing, decide
 from winnow.selection.gates import CandidateMetrics
 from winnow.selection.selection_warnings import (
@@ -67,7 +66,7 @@ from winnow.steps.serving_metrics import (
 )
 
 log = logging.getLogger(__name__)
-PLOT, METRICS_FILE = "pareto.png", "metrics.json"
+METRICS_FILE = "metrics.json"
 DIFF_METRICS = (
     *("quality/top1", "quality/macro_f1", "quality/ece", "quality/agreement"),
     *("size/mb", "size/zipped_mb", "size/parameters", "size/nonzero_parameters", "compute/macs"),
@@ -135,9 +134,8 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
     log.info("select: %s", decision.why)
     target = {"target": digest} if (digest := target_digest(config, root)) else {}
     with publish(out) as folder:
-        (folder / PLOT).write_bytes(plot_pareto([plot_point(candidate_metrics[name], decision) for name in names]))
         write_json(folder / METRICS_FILE, {name: nested_metrics(records[name].metrics) for name in names})
-        write_json(folder / WINNER, {"winner": decision.winner})
+        write_winner(folder, decision.winner)
         record = SelectionRecord(
             step="select",
             name="select",
@@ -146,7 +144,7 @@ def select(config: Config, data: Path, candidates: Path, benchmark: Path, out: P
             metrics=_metrics(decision, candidate_metrics) | {"select/competitors": float(competitors)},
             details=_details(run, decision, candidate_metrics, losses_of, competitors),
             warnings=_warnings(run, decision, losses_of, benchmark),
-            artifacts=describe_files(folder, PLOT, METRICS_FILE, WINNER),
+            artifacts=describe_files(folder, METRICS_FILE, WINNER),
         )
         write_record(folder, record)
     return record
@@ -247,20 +245,6 @@ def nested_metrics(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
             group, _, name = key.partition("/")
             nested.setdefault(group, {})[name] = metrics[key]
     return nested
-
-
-def plot_point(metrics: CandidateMetrics, decision: Decision) -> TradeOffPoint:
-    """Return a candidate's point in the plot: top-1, or agreement where no image has a label."""
-    accuracy = metrics.agreement if metrics.top1 is None else metrics.top1
-    return TradeOffPoint(
-        name=metrics.name,
-        latency_ms=metrics.latency_ms,
-        accuracy=accuracy,
-        size_mb=metrics.size_mb,
-        measures_agreement=metrics.top1 is None,
-        on_front=metrics.name in decision.front,
-        highlighted=metrics.name == decision.winner,
-    )
 
 
 def _metrics(decision: Decision, candidate_metrics: Mapping[str, CandidateMetrics]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from tests.tiny_run import CANDIDATES, build, rewrite, select_and_refit
 from winnow.config import check_config
 from winnow.evaluation.metrics import benchmark_logits_file
 from winnow.records import FinetuneRecord, SelectionRecord, read_record, write_record
-from winnow.records.candidate import CrossValidationSummary
+from winnow.records.candidate import CrossValidationSummary, PretrainingGain, UnlabelledComparison
 from winnow.reporting.run_records import read_run_records
 from winnow.steps.select import select
 
@@ -92,6 +92,18 @@ def test_cross_validation_and_test_accuracy_are_reported(paths: ProjectPaths) ->
     assert lines[2] == (
         "on the test images: dense top-1 50.0 % (95 % interval 50.0 to 50.0), dense-kd top-1 60.0 % (95 % interval "
         "60.0 to 60.0), the winner top-1 50.0 % (95 % interval 50.0 to 50.0) in openvino int8, batches of 1"
+    )
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_gain_by_images_without_labels_is_reported(paths: ProjectPaths, kept: bool) -> None:
+    dense = paths.artifacts / "candidates" / "dense"
+    gain = PretrainingGain(arm="unlabelled", mean=15.25, low=12.0, high=18.5, pairs=2)
+    unlabelled = UnlabelledComparison(method="propagation", kept=kept, trainings=[], gain=gain)
+    rewrite(dense, details=FinetuneRecord.read(dense).details.model_copy(update={"unlabelled": unlabelled}))
+    assert training_lines(paths)[2] == (
+        "training on images without labels (propagation) against labels alone: +15.2 points of top-1 (95 % interval "
+        f"+12.0 to +18.5), 2 label seeds; {'dense is the result' if kept else 'not used, since it did not help'}"
     )
 
 

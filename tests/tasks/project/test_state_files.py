@@ -18,7 +18,7 @@ from tasks.tracking import tracking_store
 from winnow.cli import plan, run
 from winnow.errors import ArtifactError, WinnowError
 from winnow.records import read_json
-from winnow.steps.report import count_reading
+from winnow.selection.test_readings import count_reading
 
 DAMAGED = {
     "empty": b"",

@@ -161,7 +161,7 @@ def test_a_teacher_gives_targets_and_pseudo_labels(tiny_set: ImageSet, tmp_path:
     assert winnow.evaluate(large, tiny_set).images > 0
     assert (winnow.embed(few, tmp_path / "embedded", input_size=32).folder / "embeddings.npy").read_bytes() == written
     others = winnow.images_from_arrays(np.array(tiny_set.images_NHWC)[::-1], tiny_set.labels_N[::-1], tiny_set.classes)
-    with pytest.raises(DataError, match="are of other images; pass these images to winnow.embed"):
+    with pytest.raises(DataError, match=r"are of other images; pass these images to winnow\.embed"):
         winnow.pretrain(others, "distill", teacher=teacher, **SHORT_TRAINING)
 
 

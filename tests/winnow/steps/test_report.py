@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,8 @@ from winnow.records.benchmark import BenchmarkCase
 from winnow.records.ingest import NearDuplicates
 from winnow.records.refit import RefitLabels
 from winnow.reporting.thumbnails import GAP, SIDE, draw_pairs
-from winnow.steps.report import count_reading, digest_test_split, report
+from winnow.selection.test_readings import digest_test_split
+from winnow.steps.report import report
 
 
 def run_select_and_refit(artifacts: Path, config: Config | None = None) -> Path:
@@ -41,7 +40,7 @@ def artifacts(tiny_data: Path, tmp_path: Path) -> Path:
 
 def run(artifacts: Path, config: Config | None = None, out: str = "report") -> ReportRecord:
     config = config or check_config(tiny_params())
-    return report(config, artifacts, artifacts.parent / "hidden" / "test-readings.json", artifacts / out)
+    return report(config, artifacts, artifacts / out)
 
 
 def test_dense_and_the_winner_are_tested(artifacts: Path) -> None:
@@ -247,47 +246,6 @@ def test_without_a_winner_only_dense_is_tested(artifacts: Path) -> None:
     assert "is less than 50" in page
 
 
-def test_readings_are_counted_and_logged(artifacts: Path, caplog: pytest.LogCaptureFixture) -> None:
-    counts = artifacts.parent / "hidden" / "test-readings.json"
-    with caplog.at_level(logging.INFO, logger="winnow.steps.report"):
-        first = run(artifacts, out="first")
-        second = run(artifacts, out="second")
-    assert "test split read 1 time (" in caplog.text
-    assert "test split read 2 times (" in caplog.text
-    assert json.loads(counts.read_text()) == {first.details.test_version: 2}
-    assert first == second
-    assert (artifacts / "first" / "report.html").read_bytes() == (artifacts / "second" / "report.html").read_bytes()
-
-
-def test_another_test_split_is_another_version(artifacts: Path, tmp_path: Path) -> None:
-    images = load_images(artifacts / "data")
-    version = digest_test_split(images)
-    keys, split = np.array(images.keys_N16), np.array(images.split_N)
-    keys[split != TEST] += 1
-    np.save(artifacts / "data" / "keys.npy", keys)
-    assert digest_test_split(load_images(artifacts / "data")) == version
-    keys[np.flatnonzero(split == TEST)[0], 0] += 1
-    np.save(artifacts / "data" / "keys.npy", keys)
-    changed_version = digest_test_split(load_images(artifacts / "data"))
-    assert changed_version != version
-    counts = tmp_path / "counts.json"
-    assert [count_reading(counts, counted_version) for counted_version in (version, changed_version, version)] == [
-        1,
-        1,
-        2,
-    ]
-    assert list(tmp_path.glob("counts*")) == [counts]
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"a": null}', '{"a": "many"}'])
-def test_a_damaged_count_is_an_error(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "counts.json"
-    path.write_text(content)
-    with pytest.raises(ArtifactError, match=r"counts\.json is damaged.*delete it"):
-        count_reading(path, "a")
-    assert path.read_text() == content
-
-
 def test_the_page_without_test_images(artifacts: Path) -> None:
     split = np.load(artifacts / "data" / "split.npy")
     split[split == TEST] = 0
@@ -296,15 +254,14 @@ def test_the_page_without_test_images(artifacts: Path) -> None:
     assert {name for name in record.metrics if name.startswith("test/")} == {"test/images"}
     assert record.metrics["test/images"] == 0
     assert "no labelled test image" in record.warnings[0]
-    assert not (artifacts.parent / "hidden").exists()
     assert "no labelled test image" in (artifacts / "report" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_failure_keeps_the_old_page(artifacts: Path) -> None:
     run(artifacts)
     page = (artifacts / "report" / "report.html").read_bytes()
-    (artifacts / "select" / "pareto.png").unlink()
-    with pytest.raises(ArtifactError, match=r"pareto\.png is missing"):
+    (artifacts / "select" / "record.json").unlink()
+    with pytest.raises(ArtifactError, match=r"select/record\.json"):
         run(artifacts)
     assert (artifacts / "report" / "report.html").read_bytes() == page
 
