@@ -92,6 +92,5 @@ def execution_note(
 def execution_files(paths: ProjectPaths) -> list[Path]:
     """Return the files of the parent run: dvc.lock, the report and the plots."""
     lock = paths.root / "dvc.lock"
-    folders = (paths.artifacts / "report", paths.artifacts / "select")
-    pages = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in REPORT_FILES]
+    pages = [path for path in sorted((paths.artifacts / "report").glob("*")) if path.suffix in REPORT_FILES]
     return [lock, *pages] if lock.is_file() else pages

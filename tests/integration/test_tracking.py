@@ -65,6 +65,7 @@ def _parents(paths: ProjectPaths, config: Config) -> list:
 
 def test_every_record_is_a_child_run_of_one_parent(paths: ProjectPaths, config: Config) -> None:
     (paths.artifacts / "report" / "label_check.csv").write_text("path,label,suggested,reason,score\n")
+    (paths.artifacts / "report" / "pareto.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     line = mlflow_runs.track(paths, config)
     assert line.startswith(f"{len(ALL_NAMES)} of {len(ALL_NAMES)} records were new")
     (parent,) = _parents(paths, config)
