@@ -103,7 +103,7 @@ PLACEHOLDER_TEXTS = {
 }
 FUNCTION_GROUPS = {
     "Data": ("read_images", "images_from_arrays", "limit_labels"),
-    "Train": ("embed", "pretrain", "finetune", "probe"),
+    "Train": ("embed", "pretrain", "finetune", "pseudo_labels", "probe"),
     "Compress": ("prune", "factorize", "distill", "quantize", "sparsify", "cluster"),
     "Predict and measure": ("predict", "evaluate", "time_networks"),
     "Save and load": ("save", "load"),

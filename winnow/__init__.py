@@ -44,6 +44,7 @@ __all__ = [
     "pretrain",
     "probe",
     "prune",
+    "pseudo_labels",
     "quantize",
     "read_images",
     "save",

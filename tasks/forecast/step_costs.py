@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from tasks.forecast.benchmark_cost import benchmark_cost
@@ -27,7 +28,7 @@ from winnow.compression import write_candidate
 from winnow.compression.fake_quantization import simulated_int8
 from winnow.compression.method_inputs import MethodInputs, NetworkFolder
 from winnow.compression.quantize import quantization_recipe, static_rungs
-from winnow.compression.recovery import EmbeddedImages, distillation_loss, with_projector
+from winnow.compression.recovery import ImageTargets, distillation_loss, with_projector
 from winnow.compression.teacher_cache import MAX_BYTES, CacheHit, is_cacheable, row_bytes
 from winnow.config import (
     ROOT,
@@ -35,6 +36,7 @@ from winnow.config import (
     Config,
     DistillEmbeddings,
     Probe,
+    Propagation,
     Prune,
     Quantize,
     Recovery,
@@ -275,15 +277,24 @@ class StepForecaster:
 
     def _per_step(self, model: nn.Module, recovery: Recovery) -> float:
         dense = load_model(self.folder / ROOT)[0]
-        teacher = None
-        if recovery.teacher == "dense":
+        teacher, pseudo_labels_NC = None, self._pseudo_labels() if recovery.teacher == "auto" else None
+        if recovery.teacher != "none" and pseudo_labels_NC is None:
             teacher = CacheHit(self.counts.classes) if self._is_cached(recovery) else dense
-        embedded = None
-        if recovery.hint == "embeddings":
-            embedded = EmbeddedImages(self._targets(), torch.from_numpy(self.images.labels_N))
-        student = with_projector(model, recovery, dense, embedded)
-        loss = distillation_loss(recovery, self.architecture.image_size, teacher, dense, embedded)
+        targets, embeddings = None, self._targets() if recovery.hint == "embeddings" else None
+        if embeddings is not None or pseudo_labels_NC is not None:
+            probabilities_NC = None if pseudo_labels_NC is None else torch.from_numpy(pseudo_labels_NC)
+            targets = ImageTargets(torch.from_numpy(self.images.labels_N), embeddings, probabilities_NC)
+        student = with_projector(model, recovery, dense, targets)
+        loss = distillation_loss(recovery, self.architecture.image_size, teacher, dense, targets)
         return self.microbenchmarks.seconds_per_step(student, loss, recovery.batch_size, recovery.optimiser)
+
+    def _pseudo_labels(self) -> NDArray[np.float32] | None:
+        """Return pseudo-labels where fine-tuning will probably make some, for recoveries to learn."""
+        settings, counts = self.config, self.counts
+        is_propagated = isinstance(settings.finetune.unlabelled, Propagation)
+        if settings.teacher.weights == NO_WEIGHTS or not is_propagated or counts.budget >= counts.train:
+            return None
+        return np.full((len(self.images.labels_N), counts.classes), 1 / counts.classes, dtype=np.float32)
 
     def _is_cached(self, recovery: Recovery) -> bool:
         """Return whether an earlier candidate has cached all teacher outputs that this one needs."""
@@ -311,6 +322,7 @@ class StepForecaster:
             dense=NetworkFolder(self.folder / ROOT),
             load_backbone=partial(load_backbone, self.folder / "pretrain"),
             scratch=scratch,
+            pseudo_labels_NC=self._pseudo_labels(),
             teacher=self.folder / EMBED,
         )
         started = time.monotonic()

@@ -21,7 +21,7 @@ from __future__ import annotations
 from winnow import __all__
 from winnow.api.compressed_networks import cluster, distill, factorize, probe, prune, quantize, sparsify
 from winnow.api.measured_networks import Accuracy, evaluate, load, predict, save, time_networks
-from winnow.api.trained_networks import Teacher, embed, finetune, pretrain, read_images
+from winnow.api.trained_networks import Teacher, embed, finetune, pretrain, pseudo_labels, read_images
 from winnow.data.arrays import images_from_arrays, limit_labels
 from winnow.data.dataset import ImageSet
 from winnow.models.network import Network, OnnxNetwork

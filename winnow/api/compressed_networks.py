@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from winnow.api.trained_networks import Teacher, checkpoint_folder
-from winnow.compression import METHODS
+from winnow.compression import run_method
 from winnow.compression.method_inputs import MethodInputs
 from winnow.config import (
     Candidate,
@@ -41,9 +41,9 @@ def prune(network: Network, images: ImageSet, **options: Any) -> Network:
 
     Options of this and the other methods: the method's keys in params.yaml; `recovery`, a dict of keys of that section;
     `teacher`, by default the network itself; `backbone`, the pretrained network for `hint: pretrained`; `embeddings`,
-    the result of `embed`, for `hint: embeddings`; `checkpoints`, a folder from which an interrupted training resumes.
-    Raises ConfigError for settings that cannot be used,
-    TrainingError when the loss is no longer a number.
+    the result of `embed`, for `hint: embeddings`; `pseudo_labels`, the result of `pseudo_labels`, to learn in place of
+    the teacher's outputs; `checkpoints`, a folder from which an interrupted training resumes. Raises ConfigError for
+    settings that cannot be used, TrainingError when the loss is no longer a number.
     """
     return _compress_network(Prune, network, images, options)
 
@@ -131,8 +131,12 @@ def _compress(
     settings = dict(options)
     teacher, backbone = settings.pop("teacher", network), settings.pop("backbone", None)
     checkpoints, embeddings = settings.pop("checkpoints", None), settings.pop("embeddings", None)
+    pseudo_labels_NC = settings.pop("pseudo_labels", None)
     if issubclass(method, TrainedCandidate) or "recovery" in settings:
         settings["recovery"] = RECOVERY | settings.get("recovery", {})
+    expected = (len(images.labels_N), len(images.classes))
+    if pseudo_labels_NC is not None and pseudo_labels_NC.shape != expected:
+        raise ConfigError(f"{name}: pseudo_labels have shape {pseudo_labels_NC.shape}, expected {expected}")
     checked = check_settings(method, {"from": "dense", "method": name, **settings}, name)
     labelled = images.indices(TRAIN, labelled=True)
 
@@ -149,6 +153,7 @@ def _compress(
             dense=_NetworkInMemory(teacher, Path(temporary) / "teacher"),
             load_backbone=load_backbone if backbone is not None else None,
             scratch=scratch,
+            pseudo_labels_NC=pseudo_labels_NC,
             teacher=embeddings.folder_for(images) if embeddings is not None else None,
         )
-        return METHODS[method](checked, inputs)[0]
+        return run_method(checked, inputs)[0]

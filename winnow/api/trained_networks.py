@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from winnow.config import (
     Data,
@@ -162,6 +163,22 @@ def finetune(
             train_on = UnlabelledTrainer(checked.unlabelled, images, targets, seed)
             train_on(model, labelled, Checkpoint(scratch, "unlabelled"))
     return Network(model, architecture)
+
+
+def pseudo_labels(images: ImageSet, teacher: Teacher, *, seed: int = 0, **settings: Any) -> NDArray[np.float32]:
+    """Return class probabilities (N, C) of all images, by label propagation on the embeddings of `teacher`.
+
+    Labelled training images have probability 1 of their class, images of the test split 0 of all. `settings`: keys of
+    `finetune.unlabelled` for the method propagation. Raises DataError without a labelled training image.
+    """
+    checked = check_settings(Propagation, {"method": "propagation", **settings}, "pseudo_labels")
+    labelled = images.indices(TRAIN, labelled=True)
+    if not len(labelled):
+        raise DataError("no training image has a label, so there is nothing to propagate")
+    targets = load_targets(teacher.folder_for(images), images)
+    probabilities_NC = UnlabelledTrainer(checked, images, targets, seed).pseudo_labels(labelled)
+    assert probabilities_NC is not None, "the method is propagation, with a teacher"
+    return probabilities_NC
 
 
 def _weights_folder(cache: str | Path | None) -> Path:

@@ -14,6 +14,7 @@ from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.probe import probe
 from winnow.compression.prune import prune
 from winnow.compression.quantize import quantize
+from winnow.compression.recovery import learns_from_large_network
 from winnow.compression.sparsify import sparsify
 from winnow.config import Candidate, Cluster, Distill, Factorize, Probe, Prune, Quantize, Sparsify
 from winnow.deploy.onnx_export import export_onnx, write_onnx
@@ -35,13 +36,19 @@ METHODS: dict[type, Callable[[Any, MethodInputs], tuple[Network | OnnxNetwork, M
 """Config type -> function of (settings, inputs) that returns the network and the method's part of record.json."""
 
 
-def write_candidate(settings: Candidate, inputs: MethodInputs, folder: Path) -> MethodResult:
-    """Run the method of `settings`, write its network to `folder`, and return its part of record.json."""
+def run_method(settings: Candidate, inputs: MethodInputs) -> tuple[Network | OnnxNetwork, MethodResult]:
+    """Run the method of `settings`; return the network, with the known weights that it learned from, and the result."""
     network, result = METHODS[type(settings)](settings, inputs)
     recovery = getattr(settings, "recovery", None)
-    if recovery is not None and recovery.hint == "embeddings" and inputs.teacher is not None:
+    if recovery is not None and inputs.teacher is not None and learns_from_large_network(recovery, inputs):
         known = load_architecture(inputs.teacher).known_weights
         network = replace(network, architecture=network.architecture.with_known_weights(*known))
+    return network, result
+
+
+def write_candidate(settings: Candidate, inputs: MethodInputs, folder: Path) -> MethodResult:
+    """Run the method of `settings`, write its network to `folder`, and return its part of record.json."""
+    network, result = run_method(settings, inputs)
     write_network(network, folder)
     return result
 

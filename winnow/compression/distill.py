@@ -1,4 +1,4 @@
-"""Distillation: train a smaller student on the outputs of the dense network (winnow/compression/recovery.py).
+"""Distillation: train a smaller student on the outputs of a larger network (winnow/compression/recovery.py).
 
 Two settings are controls. `student: same` trains the parent itself further with the same recovery as the other
 candidates: it shows how much accuracy comes from longer training. `teacher: none` trains a student on labels alone: it
@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from winnow.compression.method_inputs import MethodInputs
-from winnow.compression.recovery import recover
+from winnow.compression.recovery import recover, teacher_kind
 from winnow.config import Distill
 from winnow.models.backbones import build_model
 from winnow.models.classifier_head import backbone_weights
@@ -33,7 +33,8 @@ def distill(settings: Distill, inputs: MethodInputs) -> tuple[Network, DistillRe
         if settings.start == "auto" and inputs.load_backbone and copy_backbone(inputs.load_backbone(), model):
             start = "pretrain"
     curves = recover(model, settings.recovery, inputs)
-    return Network(model, architecture), DistillResult(curves=curves, teacher=settings.recovery.teacher, start=start)
+    teacher = teacher_kind(settings.recovery, inputs)
+    return Network(model, architecture), DistillResult(curves=curves, teacher=teacher, start=start)
 
 
 def copy_backbone(source: nn.Module, target: nn.Module) -> bool:

@@ -91,5 +91,7 @@ class MethodInputs:
     """Folder for checkpoints."""
     teacher_cache: TeacherCacheFolder | None = None
     """None: teacher logits are not cached."""
+    pseudo_labels_NC: NDArray[np.floating] | None = None
+    """Class probabilities of the training images by the large network; None: dense was not trained on such."""
     teacher: Path | None = None
     """The folder of embed, with the large network of the section `teacher` and its embeddings; None: there is none."""

@@ -1,9 +1,14 @@
-"""Recovery: training after a structural change, with dense as the teacher, on labelled and unlabelled images.
+"""Recovery: training after a structural change, on labelled and unlabelled images.
 
-Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (2015, arXiv 1503.02531). The loss is
+The teacher is dense, or the large network by the pseudo-labels that dense was trained on. The loss is
 
-    w * T^2 * KL(teacher at temperature T || student at temperature T) + (1 - w) * cross-entropy of labelled images
+    w * teacher loss + (1 - w) * cross-entropy of labelled images
         + hint_weight * the hint (winnow/compression/feature_distillation.py)
+
+With dense the teacher loss is T^2 * KL(dense at temperature T || student at temperature T) (Hinton, Vinyals, Dean:
+Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531). With pseudo-labels it is the cross-entropy of
+their probabilities: they come from a larger network than dense, so that children learn from the same source as dense
+and not from a copy of it, and no teacher runs (docs/decisions/0039-recovery-on-pseudo-labels.md).
 
 The first mean is over the whole batch, the second over its labelled images, so w is the weight of the teacher however
 few images have labels. Where some have none, an eighth of every batch is drawn from the labelled images (as in
@@ -19,6 +24,7 @@ for the same number of steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,7 +35,7 @@ from torch import nn
 from winnow.compression.feature_distillation import HINTS
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.teacher_cache import CachedTeacher, is_cacheable
-from winnow.config import Recovery
+from winnow.config import ROOT, Recovery
 from winnow.data.augmentation import augment
 from winnow.data.batches import Batches, BatchSource, JoinedBatches, labelled_per_batch
 from winnow.data.dataset import TRAIN
@@ -40,6 +46,9 @@ from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
 from winnow.training.feature_projector import FeatureProjector, predict_embeddings
 from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, Loss, TrainingPlan, default_device, fit, run_to_end
+
+TeacherKind = Literal["pseudo-labels", "dense", "none"]
+"""What a recovery learns from beside the labels."""
 
 
 def recover(
@@ -59,15 +68,31 @@ def recover(
     plan = TrainingPlan(
         settings.epochs, recovery_steps(settings, inputs) // settings.epochs, settings.optimiser, stream
     )
-    teacher = _teacher(settings, inputs)
-    guide = _frozen(_pretrained(inputs)) if settings.hint == "pretrained" else teacher
-    embedded = embedded_images(settings, inputs)
-    trained = with_projector(model, settings, guide, embedded)
-    loss = distillation_loss(settings, inputs.images.image_size, teacher, guide, embedded)
+    teacher = _dense_teacher(settings, inputs) if teacher_kind(settings, inputs) == ROOT else None
+    guide = _guide(settings, inputs, teacher)
+    targets = image_targets(settings, inputs)
+    trained = with_projector(model, settings, guide, targets)
+    loss = distillation_loss(settings, inputs.images.image_size, teacher, guide, targets)
     inner = Hooks(lambda _, step: hooks.after_backward(model, step), lambda _, step: hooks.after_step(model, step))
     curves = run_to_end(fit(trained, batches, loss, plan, Checkpoint(inputs.scratch, name), inner))
     model.cpu().eval()
     return curves
+
+
+def teacher_kind(settings: Recovery, inputs: MethodInputs) -> TeacherKind:
+    """Return what the training learns from beside the labels; `auto` is resolved by the inputs."""
+    if settings.teacher == "auto":
+        return "dense" if inputs.pseudo_labels_NC is None else "pseudo-labels"
+    return settings.teacher
+
+
+def _guide(settings: Recovery, inputs: MethodInputs, teacher: nn.Module | None) -> nn.Module | None:
+    """Return the network whose intermediate output is the hint; None where none runs."""
+    if settings.hint == "pretrained":
+        return _frozen(_pretrained(inputs))
+    if settings.hint in ("features", "attention"):
+        return teacher or _frozen(inputs.dense.load().model)
+    return None
 
 
 def _pretrained(inputs: MethodInputs) -> nn.Module:
@@ -79,12 +104,12 @@ def _pretrained(inputs: MethodInputs) -> nn.Module:
 def recovery_batches(settings: Recovery, inputs: MethodInputs, stream: int) -> BatchSource:
     """Return the batches: all images, with labelled ones at the end of each batch where some have no label.
 
-    They yield the labels, or for the hint `embeddings` the indices of the images.
+    They yield the labels, or the indices of the images where more than the label is known of each.
     """
     images = inputs.images
     chosen = images.indices(TRAIN) if settings.images == "all" else inputs.budget
     labelled = chosen[inputs.labels_N[chosen] >= 0]
-    yielded_N = np.arange(len(inputs.labels_N)) if settings.hint == "embeddings" else inputs.labels_N
+    yielded_N = np.arange(len(inputs.labels_N)) if learns_from_large_network(settings, inputs) else inputs.labels_N
     count = labelled_per_batch(settings.batch_size) if 0 < len(labelled) < len(chosen) else 0
 
     def make_batches(indices: NDArray[np.int64], size: int, seed: int) -> Batches:
@@ -94,10 +119,8 @@ def recovery_batches(settings: Recovery, inputs: MethodInputs, stream: int) -> B
     return JoinedBatches(pool, make_batches(labelled, count, stream_seed(stream, "labelled"))) if count else pool
 
 
-def _teacher(settings: Recovery, inputs: MethodInputs) -> nn.Module | None:
-    """Return the dense network, with cached logits where possible; None without a teacher."""
-    if settings.teacher != "dense":
-        return None
+def _dense_teacher(settings: Recovery, inputs: MethodInputs) -> nn.Module:
+    """Return the dense network, with cached logits where possible."""
     network = _frozen(inputs.dense.load().model)
     if inputs.teacher_cache is None or not is_cacheable(settings):
         return network
@@ -110,29 +133,42 @@ def recovery_steps(settings: Recovery, inputs: MethodInputs) -> int:
 
 
 @dataclass(frozen=True)
-class EmbeddedImages:
-    """The embeddings of the large network, and the labels, by the index of an image."""
+class ImageTargets:
+    """What is known of each image, by its index."""
 
-    targets: TeacherTargets
     labels_N: torch.Tensor
     """int64; -1 wherever the label must not be used."""
+    embeddings: TeacherTargets | None = None
+    """Those of the large network, for the hint `embeddings`."""
+    pseudo_labels_NC: torch.Tensor | None = None
+    """Class probabilities that the training learns in place of dense's outputs."""
 
 
-def embedded_images(settings: Recovery, inputs: MethodInputs) -> EmbeddedImages | None:
-    """Return what the hint `embeddings` learns; None for other hints."""
-    if settings.hint != "embeddings":
+def learns_from_large_network(settings: Recovery, inputs: MethodInputs) -> bool:
+    """Return whether the training uses embeddings or pseudo-labels of the large network."""
+    return settings.hint == "embeddings" or teacher_kind(settings, inputs) == "pseudo-labels"
+
+
+def image_targets(settings: Recovery, inputs: MethodInputs) -> ImageTargets | None:
+    """Return what is known of each image; None where the training uses labels and the outputs of networks alone."""
+    if not learns_from_large_network(settings, inputs):
         return None
-    assert inputs.teacher is not None, "candidate_tree.py was not asked"
+    embeddings = pseudo_labels_NC = None
+    if settings.hint == "embeddings":
+        assert inputs.teacher is not None, "candidate_tree.py was not asked"
+        embeddings = load_targets(inputs.teacher, inputs.images)
+    if teacher_kind(settings, inputs) == "pseudo-labels":
+        pseudo_labels_NC = torch.from_numpy(np.array(inputs.pseudo_labels_NC, dtype=np.float32)).to(default_device())
     labels_N = torch.from_numpy(np.array(inputs.labels_N)).to(default_device())
-    return EmbeddedImages(load_targets(inputs.teacher, inputs.images), labels_N)
+    return ImageTargets(labels_N, embeddings, pseudo_labels_NC)
 
 
 def with_projector(
-    model: nn.Module, settings: Recovery, guide: nn.Module | None, embedded: EmbeddedImages | None = None
+    model: nn.Module, settings: Recovery, guide: nn.Module | None, targets: ImageTargets | None = None
 ) -> nn.Module:
     """Return the student, with a projector of its features where a hint compares features."""
-    if embedded is not None:
-        return FeatureProjector(model, embedded.targets.width, settings.seed)
+    if targets is not None and targets.embeddings is not None:
+        return FeatureProjector(model, targets.embeddings.width, settings.seed)
     if settings.hint not in ("features", "pretrained"):
         return model
     assert guide is not None
@@ -149,34 +185,36 @@ def distillation_loss(
     side: int,
     teacher: nn.Module | None,
     guide: nn.Module | None = None,
-    embedded: EmbeddedImages | None = None,
+    targets: ImageTargets | None = None,
 ) -> Loss:
     """Return the loss of the module docstring as a function of (student, images, labels); label -1: unlabelled.
 
-    `side`: size of the views in pixels. `guide`: the network that gives the hints. `embedded`: for the hint
-    `embeddings`, where batches hold indices in place of labels.
+    `side`: size of the views in pixels. `teacher`: dense, if it runs. `guide`: the network that gives the hints.
+    `targets`: what is known of each image; batches then hold indices in place of labels.
     """
 
-    def loss(model: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    def loss(model: nn.Module, images_BCHW: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:
         views_BCHW = augment(images_BCHW, settings.augmentation, side)
+        labels_B = rows_B if targets is None else targets.labels_N[rows_B]
         guide_BC = hint_distance = None
-        if embedded is not None:
-            student_BC, hint_distance = predict_embeddings(model, views_BCHW, embedded.targets.select(labels_B))
-            labels_B = embedded.labels_N[labels_B]
+        if targets is not None and targets.embeddings is not None:
+            student_BC, hint_distance = predict_embeddings(model, views_BCHW, targets.embeddings.select(rows_B))
         elif settings.hint == "none":
             student_BC = model(views_BCHW).float()
         else:
             assert guide is not None
             student_BC, guide_BC, hint_distance = HINTS[settings.hint](model, guide, views_BCHW)
         hint_loss = 0.0 if hint_distance is None else settings.hint_weight * hint_distance
-        if teacher is None:
+        if targets is not None and targets.pseudo_labels_NC is not None:
+            teacher_loss = F.cross_entropy(student_BC, targets.pseudo_labels_NC[rows_B])
+        elif teacher is None:
             return F.cross_entropy(student_BC, labels_B) + hint_loss
-        if teacher is guide and guide_BC is not None:
-            teacher_BC = guide_BC
+        elif teacher is guide and guide_BC is not None:
+            teacher_loss = softened_kl(student_BC, guide_BC, settings.temperature)
         else:
             with torch.no_grad():
                 teacher_BC = teacher(views_BCHW).float()
-        teacher_loss = softened_kl(student_BC, teacher_BC, settings.temperature)
+            teacher_loss = softened_kl(student_BC, teacher_BC, settings.temperature)
         label_loss = labelled_cross_entropy(student_BC, labels_B)
         return settings.teacher_weight * teacher_loss + (1 - settings.teacher_weight) * label_loss + hint_loss
 

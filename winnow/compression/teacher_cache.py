@@ -41,7 +41,7 @@ def row_bytes(batch: int, classes: int) -> int:
 def is_cacheable(recovery: Recovery) -> bool:
     """Return whether a training needs only the teacher's logits on the CPU; some hints need its features too."""
     needs_features = recovery.hint in ("features", "attention")
-    return recovery.teacher == "dense" and not needs_features and default_device().type == "cpu"
+    return recovery.teacher != "none" and not needs_features and default_device().type == "cpu"
 
 
 class CachedTeacher(nn.Module):

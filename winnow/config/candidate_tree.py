@@ -132,18 +132,21 @@ def _control_errors(control: Candidate | None) -> list[tuple[str, str]]:
     if control is None:
         return []
     path = f"candidates.{CONTROL}"
-    reason = f"{CONTROL!r} is the control, {ROOT!r} trained on with itself as teacher"
+    reason = f"{CONTROL!r} is the control, {ROOT!r} trained further with a teacher"
     if not isinstance(control, Distill):
         return [(f"{path}.method", f"{reason}: it must be distill; or give the candidate another name")]
     required = (
-        ("from", control.parent, ROOT),
-        ("student", control.student, "same"),
-        ("recovery.teacher", control.recovery.teacher, ROOT),
+        ("from", control.parent, (ROOT,)),
+        ("student", control.student, ("same",)),
+        ("recovery.teacher", control.recovery.teacher, ("auto", ROOT)),
     )
     return [
-        (f"{path}.{key}", f"{reason}: it must be {expected}, not {value!r}; or give the candidate another name")
-        for key, value, expected in required
-        if value != expected
+        (
+            f"{path}.{key}",
+            f"{reason}: it must be {' or '.join(valid)}, not {value!r}; or give the candidate another name",
+        )
+        for key, value, valid in required
+        if value not in valid
     ]
 
 

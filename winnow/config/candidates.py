@@ -48,10 +48,11 @@ class Recovery(Section):
     """The images of one step."""
     optimiser: Optimiser
     """The optimiser."""
-    teacher: Literal["dense", "none"] = "dense"
-    """The network whose outputs are learned; none: labels alone."""
+    teacher: Literal["auto", "dense", "none"] = "auto"
+    """What is learned beside the labels. dense: the outputs of dense; auto: the pseudo-labels of `finetune.unlabelled`
+    where dense was trained on those of the large network, else the outputs of dense; none: labels alone."""
     temperature: Positive = 4.0
-    """The temperature that softens the outputs of teacher and student."""
+    """The temperature that softens the outputs of dense and of the student; pseudo-labels are used as they are."""
     teacher_weight: Fraction = 0.9
     """The teacher's share of the loss; the rest is the mean cross-entropy of the labelled images in each batch."""
     images: Literal["all", "labelled"] = "all"

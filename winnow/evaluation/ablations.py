@@ -61,8 +61,9 @@ def control_gains(
 def _without_teacher(candidate: TrainedCandidate) -> dict[str, Any]:
     """Return all settings but those that a control changes.
 
-    These are the teacher, the images that only a teacher can use, and the augmentation: training on labels alone needs
-    more of it, and with the teacher's augmentation the control would be weaker than necessary.
+    These are the teacher, what else is learned from networks, the images that only a teacher can use, and the
+    augmentation: training on labels alone needs more of it, and with the teacher's augmentation the control would be
+    weaker than necessary.
     """
-    changed = {"teacher", "teacher_weight", "temperature", "images", "augmentation"}
+    changed = {"teacher", "teacher_weight", "temperature", "hint", "hint_weight", "images", "augmentation"}
     return candidate.model_dump(exclude={"recovery": changed})

@@ -36,6 +36,7 @@ from winnow.records.candidate import FinetuneDetails, QuantizeDetails
 from winnow.training.finetuning import initial_model, train_on_labels
 from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, joined_curves
 from winnow.training.starting_weights import starting_weights
+from winnow.training.stored_pseudo_labels import read_pseudo_labels, write_pseudo_labels
 from winnow.training.unlabelled_images import unlabelled_training
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def _starts_from_parent(settings: Candidate) -> bool:
 
 def _needs_dense(config: Config, chain: Sequence[str]) -> bool:
     recoveries = (getattr(config.candidates[name], "recovery", None) for name in chain)
-    taught = any(recovery is not None and recovery.teacher == ROOT for recovery in recoveries)
+    taught = any(recovery is not None and recovery.teacher != "none" for recovery in recoveries)
     return taught or _starts_from_parent(config.candidates[chain[0]])
 
 
@@ -147,6 +148,7 @@ def refit_chain(
             dense=NetworkFolder(dense),
             load_backbone=backbone_loader(sources.pretrain),
             scratch=sources.scratch / name,
+            pseudo_labels_NC=read_pseudo_labels(dense, refit_images),
             teacher=sources.embedded,
         )
         log.info("refit: %s on %d labels", name, len(known))
@@ -185,14 +187,16 @@ def _refit_dense(
     model, settings = initial_model(architecture, state, seed), config.finetune.for_arm(state is not None)
     checkpoint = Checkpoint(sources.scratch / ROOT, "finetune")
     _, curves = train_on_labels(settings, images, model, known, (seed, rate), checkpoint)
-    unlabelled = record.details.unlabelled
+    unlabelled, pseudo_labels_NC = record.details.unlabelled, None
     if unlabelled is not None and unlabelled.kept:
         train_on = unlabelled_training(config, images, sources.embedded)
         assert train_on is not None
         result = train_on(model, known, Checkpoint(sources.scratch / ROOT, "unlabelled"))
-        curves = joined_curves(curves, result.curves)
+        curves, pseudo_labels_NC = joined_curves(curves, result.curves), result.pseudo_labels_NC
     out.mkdir(parents=True, exist_ok=True)
     write_network(Network(model, architecture), out)
+    if pseudo_labels_NC is not None:
+        write_pseudo_labels(out, pseudo_labels_NC, images)
     return curves
 
 

@@ -211,6 +211,6 @@ def render_glossary(_facts: RunRecords) -> Html:
     """Return the terms of this page."""
     words = {
         **GLOSSARY,
-        CONTROL: "The control: dense, trained further with the recovery of the candidates and itself as teacher.",
+        CONTROL: "The control: dense, trained further with the recovery of the candidates.",
     }
     return tag("dl", *[part for word, meaning in words.items() for part in (tag("dt", word), tag("dd", meaning))])

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 from winnow.config import Config, NoPretraining, Search
 from winnow.config.backbones import has_feature_maps
 from winnow.config.search import MAX_MACS, Structure
+from winnow.config.weights import NO_WEIGHTS
 
 MACS_STEP = 0.05
 WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 FIRST_WIDTHS = (0.75, 0.5)
-HINTS = ("none", "features", "attention", "pretrained")
+HINTS = ("none", "features", "attention", "pretrained", "embeddings")
 IMPORTANCES = ("magnitude", "taylor", "lamp")
 
 
@@ -49,8 +50,12 @@ class Point:
 
 
 def available_hints(config: Config) -> list[str]:
-    """Return the hints available from dense: "pretrained" with a pretrained backbone, "attention" where it has maps."""
+    """Return the hints that can be learned: "pretrained" with a pretrained backbone, "attention" where dense has maps,
+    "embeddings" with a large network.
+    """
     unavailable = set()
+    if config.teacher.weights == NO_WEIGHTS:
+        unavailable.add("embeddings")
     if isinstance(config.pretrain, NoPretraining):
         unavailable.add("pretrained")
     if not has_feature_maps(config.pretrain.backbone):
@@ -119,7 +124,7 @@ def candidate_chain(
             "weight_decay": 5.0e-4,
             "warmup": 0.1,
         },
-        "teacher": "dense",
+        "teacher": "auto",
         "temperature": 4.0,
         "teacher_weight": 0.9,
         "images": "all",

@@ -68,8 +68,8 @@ def selection_warnings(
     warnings += _missing_rounding_controls(config)
     if reference != ROOT and dense_drop is not None and dense_drop.low > 0:
         warnings.append(
-            f"training dense further with itself as teacher gains {dense_drop.points:.1f} points: dense was not "
-            "trained long enough (finetune.epochs), drops are counted against dense-kd"
+            f"training dense further with the recovery of the candidates gains {dense_drop.points:.1f} points: dense "
+            "was not trained long enough (finetune.epochs), drops are counted against dense-kd"
         )
     return (*warnings, *_unreachable_gates(config, dense, images))
 

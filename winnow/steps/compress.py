@@ -18,6 +18,7 @@ from winnow.evaluation.metrics import VALIDATION_LOGITS
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE
 from winnow.records import CARD, CandidateRecord, describe_files, publish, record_digest, write_record
 from winnow.records.candidate import candidate_details
+from winnow.training.stored_pseudo_labels import read_pseudo_labels
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
         load_backbone=backbone_loader(folders.pretrain),
         scratch=folders.scratch,
         teacher_cache=TeacherCacheFolder(folders.answers, record_digest(dense)) if folders.answers else None,
+        pseudo_labels_NC=read_pseudo_labels(dense, images),
         teacher=folders.embedded,
     )
     lineage = [*CandidateRecord.read(parent).details.lineage, name]

@@ -16,6 +16,9 @@ import logging
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+from numpy.typing import NDArray
+
 from winnow.config import ROOT, Config, Propagation
 from winnow.config.section import NO_FILE
 from winnow.data.dataset import ImageSet, load_images
@@ -25,7 +28,7 @@ from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
 from winnow.deploy.teacher_embeddings import has_embeddings
 from winnow.evaluation.intervals import paired_gain
-from winnow.evaluation.metrics import quality_metrics
+from winnow.evaluation.metrics import VALIDATION_LOGITS, quality_metrics
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, load_architecture, save_model
 from winnow.records import (
     CARD,
@@ -58,6 +61,7 @@ from winnow.training.finetuning import (
 )
 from winnow.training.loop import Checkpoint, joined_curves
 from winnow.training.starting_weights import SCRATCH, starting_weights
+from winnow.training.stored_pseudo_labels import PSEUDO_LABELS_FILE, write_pseudo_labels
 from winnow.training.unlabelled_images import UnlabelledTrainer, unlabelled_training
 
 log = logging.getLogger(__name__)
@@ -85,13 +89,13 @@ def finetune(
     if has_embeddings(embedded) and isinstance(settings.unlabelled, Propagation):
         inputs["embed"] = record_digest(embedded)
     train_on = unlabelled_training(config, images, embedded)
-    unlabelled = None
+    unlabelled = pseudo_labels_NC = None
     if train_on is not None:
         main_arm = [training for training in chosen if training.arm == main]
-        continued, unlabelled = _train_on_unlabelled(config, images, main_arm, train_on, scratch)
+        continued, unlabelled, learned_NC = _train_on_unlabelled(config, images, main_arm, train_on, scratch)
         arm_metrics |= _unlabelled_metrics(unlabelled)
         if unlabelled.kept:
-            dense = continued
+            dense, pseudo_labels_NC = continued, learned_NC
             taught = load_architecture(embedded).known_weights if "embed" in inputs and embedded else ()
             architecture = architecture.with_known_weights(*taught)
     cross_validation: CrossValidationSummary | None = None
@@ -103,6 +107,10 @@ def finetune(
     with publish(out) as folder:
         save_model(folder, dense.model, architecture)
         export_onnx(dense.model, architecture, folder / MODEL)
+        files = [MODEL, CARD, VALIDATION_LOGITS, WEIGHTS_FILE, ARCHITECTURE_FILE]
+        if pseudo_labels_NC is not None:
+            write_pseudo_labels(folder, pseudo_labels_NC, images)
+            files.append(PSEUDO_LABELS_FILE)
         budget = draw_label_budget(images, config.data.label_budget, settings.seeds[0])
         metrics, details = finish_candidate(
             folder, name=ROOT, method="finetune", lineage=[ROOT], images=images, budget=budget, dense=None
@@ -117,7 +125,7 @@ def finetune(
             inputs=inputs,
             metrics={**metrics, **arm_metrics, **cross_validation_metrics},
             details=trained if unlabelled is None else trained.model_copy(update={"unlabelled": unlabelled}),
-            artifacts=describe_files(folder, MODEL, CARD, "validation_logits.npy", WEIGHTS_FILE, ARCHITECTURE_FILE),
+            artifacts=describe_files(folder, *files),
         )
         write_record(folder, record)
     return record
@@ -125,10 +133,12 @@ def finetune(
 
 def _train_on_unlabelled(
     config: Config, images: ImageSet, main_arm: list[FinetunedArm], train_on: UnlabelledTrainer, scratch: Path
-) -> tuple[FinetunedArm, UnlabelledComparison]:
-    """Train a copy of each network of the arm on; return the first of them, and the comparison."""
+) -> tuple[FinetunedArm, UnlabelledComparison, NDArray[np.float32] | None]:
+    """Train a copy of each network of the arm on; return the first of them, the comparison, and the first's
+    pseudo-labels (UnlabelledResult.pseudo_labels_NC).
+    """
     method = config.finetune.unlabelled.method
-    continued, rows = [], []
+    continued, rows, learned = [], [], []
     for training in main_arm:
         log.info("unlabelled images, %s: seed %d", method, training.seed)
         model = copy.deepcopy(training.model)
@@ -137,6 +147,7 @@ def _train_on_unlabelled(
         top1 = validation_top1(model, images)
         curves = joined_curves(training.curves, result.curves)
         continued.append(dataclasses.replace(training, model=model, top1=top1, curves=curves))
+        learned.append(result.pseudo_labels_NC)
         row = UnlabelledRow(
             seed=training.seed,
             steps=result.steps,
@@ -148,7 +159,8 @@ def _train_on_unlabelled(
     mean, low, high = paired_gain([row.top1 for row in rows], [training.top1 for training in main_arm])
     log.info("%s against labels alone: %+.1f points (label seeds: %d)", method, mean, len(rows))
     gain = PretrainingGain(arm="unlabelled", mean=mean, low=low, high=high, pairs=len(rows))
-    return continued[0], UnlabelledComparison(method=method, kept=mean > 0, trainings=rows, gain=gain)
+    comparison = UnlabelledComparison(method=method, kept=mean > 0, trainings=rows, gain=gain)
+    return continued[0], comparison, learned[0]
 
 
 def _unlabelled_metrics(unlabelled: UnlabelledComparison) -> dict[str, float]:

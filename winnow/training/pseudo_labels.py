@@ -112,6 +112,15 @@ def network_pseudo_labels(settings: Propagation, inputs: UnlabelledInputs, model
     return probabilities_NC
 
 
+def with_visible_labels(probabilities_NC: NDArray[np.float32], inputs: UnlabelledInputs) -> NDArray[np.float32]:
+    """Return a copy of the probabilities in which images whose labels may be used have probability 1 of their class."""
+    learned_NC = probabilities_NC.copy()
+    learned_NC[inputs.budget] = np.eye(len(inputs.images.classes), dtype=np.float32)[
+        inputs.images.labels_N[inputs.budget]
+    ]
+    return learned_NC
+
+
 def _temperature(predict: Predict, inputs: UnlabelledInputs) -> float:
     """Return the temperature that fits the labels, each predicted without the labels of its fold."""
     budget, labels_N = inputs.budget, inputs.images.labels_N

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,12 @@ from winnow.timing_lock import compute_lock
 from winnow.training.feature_projector import FeatureProjector, predict_embeddings
 from winnow.training.fixmatch import AdaptiveThresholds, fixmatch_loss
 from winnow.training.loop import Checkpoint, Loss, TrainingPlan, default_device, fit, run_to_end
-from winnow.training.pseudo_labels import UnlabelledInputs, network_pseudo_labels, teacher_pseudo_labels
+from winnow.training.pseudo_labels import (
+    UnlabelledInputs,
+    network_pseudo_labels,
+    teacher_pseudo_labels,
+    with_visible_labels,
+)
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +55,10 @@ class UnlabelledResult:
     """Share of right pseudo-labels among those given to labelled validation images; None if none was given."""
     coverage: float
     """Share of those images that were given a pseudo-label."""
+    pseudo_labels_NC: NDArray[np.float32] | None = field(compare=False, repr=False)
+    """Class probabilities of all images by propagation on the teacher's embeddings, those with a visible label one-hot;
+    None: by another method or without a teacher.
+    """
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,15 @@ class UnlabelledTrainer:
             pool = pool[~np.isin(groups_N[pool], groups_N[held_out])]
         inputs = UnlabelledInputs(self.images, budget, pool, self.seed if seed is None else seed, self.teacher)
         return train_on_unlabelled(self.settings, inputs, model, checkpoint)
+
+    def pseudo_labels(self, budget: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return the pseudo-labels that a call makes with these labels (UnlabelledResult.pseudo_labels_NC)."""
+        if not isinstance(self.settings, Propagation) or self.teacher is None:
+            return None
+        inputs = UnlabelledInputs(self.images, budget, self.images.indices(TRAIN), self.seed, self.teacher)
+        with compute_lock():
+            probabilities_NC = teacher_pseudo_labels(self.settings, inputs, self.teacher)
+        return with_visible_labels(probabilities_NC, inputs)
 
 
 def unlabelled_training(config: Config, images: ImageSet, embedded: Path | None) -> UnlabelledTrainer | None:
@@ -112,7 +130,7 @@ def train_on_unlabelled(
     curves = run_to_end(fit(method.trained, method.batches, method.loss, plan, checkpoint))
     model.cpu().eval()
     precision, coverage = _count_right(method, inputs.images)
-    return UnlabelledResult(plan.steps, curves, precision, coverage)
+    return UnlabelledResult(plan.steps, curves, precision, coverage, method.pseudo_labels_NC)
 
 
 def _count_right(method: _Method, images: ImageSet) -> tuple[float | None, float]:
@@ -135,6 +153,8 @@ class _Method:
     loss: Loss
     pseudo_labels: Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.bool_]]]
     """Indices -> (class, whether it is given), after training."""
+    pseudo_labels_NC: NDArray[np.float32] | None = None
+    """See UnlabelledResult."""
 
 
 def _batches(settings: UnlabelledTraining, inputs: UnlabelledInputs, labels_N: NDArray[np.int64]) -> BatchSource:
@@ -154,10 +174,8 @@ def _propagation(settings: UnlabelledTraining, inputs: UnlabelledInputs, model: 
     else:
         probabilities_NC = teacher_pseudo_labels(settings, inputs, teacher)
         model = FeatureProjector(model, teacher.width, inputs.seed)
-    targets_NC = torch.from_numpy(probabilities_NC.copy())
-    labels_B = torch.from_numpy(images.labels_N[inputs.budget])
-    targets_NC[torch.from_numpy(inputs.budget)] = F.one_hot(labels_B, len(images.classes)).float()
-    targets_NC = targets_NC.to(default_device())
+    learned_NC = with_visible_labels(probabilities_NC, inputs)
+    targets_NC = torch.from_numpy(learned_NC).to(default_device())
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:
         views_BCHW = augment(images_BCHW, settings.augmentation, side)
@@ -169,7 +187,8 @@ def _propagation(settings: UnlabelledTraining, inputs: UnlabelledInputs, model: 
     def pseudo_labels(indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         return probabilities_NC[indices].argmax(1), np.ones(len(indices), dtype=np.bool_)
 
-    return _Method(model, _batches(settings, inputs, np.arange(len(images.labels_N))), loss, pseudo_labels)
+    batches = _batches(settings, inputs, np.arange(len(images.labels_N)))
+    return _Method(model, batches, loss, pseudo_labels, learned_NC if teacher is not None else None)
 
 
 def _fixmatch(settings: UnlabelledTraining, inputs: UnlabelledInputs, model: nn.Module) -> _Method:

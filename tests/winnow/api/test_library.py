@@ -156,6 +156,18 @@ def test_a_teacher_gives_targets_and_pseudo_labels(tiny_set: ImageSet, tmp_path:
     networks = [labelled, taught, alone]
     assert len({weights(network)["fc.weight"].numpy().tobytes() for network in networks}) == 3
     assert [known.name for known in taught.architecture.known_weights] == ["package:efficientnet-lite0"]
+    pseudo_labels_NC = winnow.pseudo_labels(few, teacher)
+    train, labelled = few.indices(TRAIN), few.indices(TRAIN, labelled=True)
+    np.testing.assert_allclose(pseudo_labels_NC[train].sum(1), 1, rtol=1e-5)
+    assert pseudo_labels_NC[labelled, few.labels_N[labelled]].tolist() == [1.0] * len(labelled)
+    students = [
+        winnow.distill(alone, few, recovery=SHORT_TRAINING, **options)
+        for options in ({}, {"pseudo_labels": pseudo_labels_NC, "embeddings": teacher})
+    ]
+    assert not torch.equal(*(weights(student)["fc.weight"] for student in students))
+    assert [len(student.architecture.known_weights) for student in students] == [0, 1]
+    with pytest.raises(ConfigError, match=r"distill: pseudo_labels have shape \(3, 3\), expected"):
+        winnow.distill(alone, few, recovery=SHORT_TRAINING, pseudo_labels=pseudo_labels_NC[:3])
     large = winnow.probe(teacher, few)
     assert large.architecture.backbone != backbone.architecture.backbone
     assert winnow.evaluate(large, tiny_set).images > 0

@@ -135,9 +135,11 @@ def test_steps_with_a_teacher_are_forecast(tmp_path: Path) -> None:
     params["teacher"] = {"weights": "package:efficientnet-lite0"}
     params["pretrain"] = {"method": "auto", "epochs": 1, "min_steps": 1}
     params["finetune"]["unlabelled"] = "propagation"
-    params["candidates"] = {"large": {"from": "dense", "method": "probe"}}
+    recovery = params["candidates"]["student"]["recovery"] | {"hint": "embeddings"}
+    student = params["candidates"]["student"] | {"recovery": recovery}
+    params["candidates"] = {"large": {"from": "dense", "method": "probe"}, "student": student}
     forecaster = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "tried")
-    forecasts = {step: forecaster.forecast_step(step) for step in ("embed", "pretrain", "finetune", "large")}
+    forecasts = {step: forecaster.forecast_step(step) for step in ("embed", "pretrain", "finetune", "large", "student")}
     for forecast in forecasts.values():
         assert 0 < forecast.seconds < 600
     assert forecasts["embed"].basis.startswith(f"{COUNTS.train + COUNTS.validation} images, ")

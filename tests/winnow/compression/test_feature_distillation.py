@@ -20,7 +20,7 @@ from winnow.compression.feature_distillation import (
 from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.recovery import (
     distillation_loss,
-    embedded_images,
+    image_targets,
     recover,
     recovery_batches,
     with_projector,
@@ -147,10 +147,10 @@ def test_embeddings_are_looked_up_by_image(taught_inputs: MethodInputs) -> None:
     images_BCHW, indices_B = recovery_batches(hinted, taught_inputs, 0).at(0)
     _, labels_B = recovery_batches(settings(images="all"), taught_inputs, 0).at(0)
     assert taught_inputs.labels_N[indices_B.numpy()].tolist() == labels_B.tolist()
-    embedded = embedded_images(hinted, taught_inputs)
-    assert embedded is not None
-    teacher, student = network(seed=1), with_projector(network(width=0.25), hinted, None, embedded).eval()
-    loss = distillation_loss(hinted, 16, teacher, None, embedded)(student, images_BCHW, indices_B)
+    targets = image_targets(hinted, taught_inputs)
+    assert targets is not None
+    teacher, student = network(seed=1), with_projector(network(width=0.25), hinted, None, targets).eval()
+    loss = distillation_loss(hinted, 16, teacher, None, targets)(student, images_BCHW, indices_B)
     without = distillation_loss(settings(augmentation=hinted.augmentation), 16, teacher)(student, images_BCHW, labels_B)
     rows_ND = np.load(taught_inputs.teacher / "embeddings.npy").astype(np.float32)
     mean_D = rows_ND[taught_inputs.images.indices(TRAIN)].mean(0)

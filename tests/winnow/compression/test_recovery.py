@@ -15,11 +15,13 @@ from torch import nn
 from winnow.compression.method_inputs import MethodInputs, TeacherCacheFolder
 from winnow.compression.recovery import (
     distillation_loss,
+    image_targets,
     labelled_cross_entropy,
     recover,
     recovery_batches,
     recovery_steps,
     softened_kl,
+    teacher_kind,
 )
 from winnow.compression.teacher_cache import CachedTeacher
 from winnow.config import Recovery
@@ -206,6 +208,63 @@ def test_a_batch_without_labels_has_the_teacher_loss_only() -> None:
     value = loss(small_network(0).eval(), images, torch.full((8,), -1))
     assert value.item() == pytest.approx(0.9 * teacher_loss, rel=1e-3)
     value.backward()
+
+
+def with_pseudo_labels(inputs: MethodInputs, probabilities_NC: np.ndarray) -> MethodInputs:
+    return dataclasses.replace(inputs, pseudo_labels_NC=probabilities_NC.astype(np.float16))
+
+
+def random_probabilities(images: int, classes: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).dirichlet(np.ones(classes), size=images)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "with_labels_of_the_large_network", "expected"),
+    [
+        ("auto", True, "pseudo-labels"),
+        ("auto", False, "dense"),
+        ("dense", True, "dense"),
+        ("none", True, "none"),
+    ],
+)
+def test_auto_means_what_dense_has_learned(
+    tiny_inputs: MethodInputs, teacher: str, with_labels_of_the_large_network: bool, expected: str
+) -> None:
+    inputs = tiny_inputs
+    if with_labels_of_the_large_network:
+        inputs = with_pseudo_labels(inputs, random_probabilities(len(inputs.labels_N)))
+    chosen = settings(teacher=teacher, images="labelled" if teacher == "none" else "all")
+    assert teacher_kind(chosen, inputs) == expected
+    assert (image_targets(chosen, inputs) is not None) == (expected == "pseudo-labels")
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_pseudo_labels_are_learned_by_cross_entropy_of_each_image(tiny_inputs: MethodInputs, weight: float) -> None:
+    inputs = with_pseudo_labels(with_labels(tiny_inputs, 30), random_probabilities(len(tiny_inputs.labels_N)))
+    chosen = settings(teacher_weight=weight)
+    images_BCHW, indices_B = recovery_batches(chosen, inputs, 0).at(0)
+    model = small_network(0).eval()
+    logarithms_BC = model(normalise(to_float(images_BCHW))).log_softmax(1).detach().numpy()
+    labels_B, probabilities_NC = inputs.labels_N[indices_B.numpy()], inputs.pseudo_labels_NC
+    assert probabilities_NC is not None
+    teacher_loss = -(probabilities_NC[indices_B.numpy()].astype(float) * logarithms_BC).sum(1).mean()
+    labelled = labels_B >= 0
+    label_loss = -logarithms_BC[labelled, labels_B[labelled]].mean()
+    assert 0 < labelled.sum() < len(labelled)
+    loss = distillation_loss(chosen, 16, None, None, image_targets(chosen, inputs))(model, images_BCHW, indices_B)
+    assert loss.item() == pytest.approx(weight * teacher_loss + (1 - weight) * label_loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("hint", ["none", "attention"])
+def test_pseudo_labels_are_learned_in_place_of_the_outputs_of_dense(tiny_inputs: MethodInputs, hint: str) -> None:
+    """With pseudo-labels of one class alone the network predicts this class, whatever dense predicts."""
+    probabilities_NC = np.zeros((len(tiny_inputs.labels_N), 3))
+    probabilities_NC[:, 2] = 1
+    model, chosen = small_network(), settings(epochs=6, teacher_weight=1.0, hint=hint)
+    recover(model, chosen, with_pseudo_labels(tiny_inputs, probabilities_NC))
+    images_NHWC = np.array(tiny_inputs.images.images_NHWC)[tiny_inputs.images.indices(VALIDATION)]
+    predictions = model(normalise(to_float(torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)))).argmax(1)
+    assert (predictions == 2).float().mean() > 0.95
 
 
 def test_without_teacher_it_is_cross_entropy() -> None:

@@ -84,7 +84,9 @@ def test_only_relevant_parameters_are_proposed() -> None:
 
 
 def test_unavailable_hints_are_not_proposed() -> None:
-    assert available_hints(check_config(tiny_params())) == list(HINTS)
+    taught = check_config(tiny_params() | {"teacher": {"weights": "package:efficientnet-lite0"}})
+    assert available_hints(taught) == list(HINTS)
+    assert available_hints(check_config(tiny_params())) == [hint for hint in HINTS if hint != "embeddings"]
     without_pretraining = check_config(tiny_params() | {"pretrain": {"method": "none", "backbone": "vit_b_16"}})
     assert available_hints(without_pretraining) == ["none", "features"]
     with pytest.raises(AssertionError):

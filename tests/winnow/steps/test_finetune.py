@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import tiny_params
+from tests.winnow.labels.embedded_project import taught_params, write_embeddings
 from winnow.config import Config, check_config
-from winnow.data.dataset import VALIDATION, ImageSet
+from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
+from winnow.data.splits import draw_label_budget
 from winnow.deploy.batch_inference import predict_torch
 from winnow.errors import ArtifactError, TrainingError
 from winnow.models.backbones import load_model
@@ -19,6 +21,7 @@ from winnow.records import FinetuneRecord, read_json, record_digest, sha256_of
 from winnow.records.candidate import LabelCounts
 from winnow.steps.finetune import finetune
 from winnow.steps.pretrain import pretrain
+from winnow.training.stored_pseudo_labels import read_pseudo_labels
 
 
 def make_config(pretrain_method: str = "rotnet", **changes: Any) -> Config:
@@ -141,14 +144,14 @@ def test_damaged_own_weights_are_an_error_that_names_the_key(tiny_data: Path, pr
 def test_training_on_unlabelled_images_is_kept_only_where_it_helps(
     tiny_data: Path, pretrained: Path, tmp_path: Path, decay: float, kept: bool
 ) -> None:
-    unlabelled = {"method": "fixmatch", "epochs": 2, "min_steps": 30, "batch_size": 16}
+    unlabelled = {"method": "fixmatch", "epochs": 2, "min_steps": 120, "batch_size": 16}
     unlabelled["optimiser"] = {"learning_rate": 0.05, "weight_decay": decay}
     config = make_config(epochs=1, min_steps=2, seeds=[0, 1], unlabelled=unlabelled, cross_validation="always", folds=2)
     record = run(config, tiny_data, pretrained, tmp_path)
     comparison, arm = record.details.unlabelled, record.details.arms.pretrained
     assert comparison is not None
     assert (comparison.method, comparison.kept) == ("fixmatch", kept)
-    assert [(row.seed, row.steps) for row in comparison.trainings] == [(0, 30), (1, 30)]
+    assert [(row.seed, row.steps) for row in comparison.trainings] == [(0, 120), (1, 120)]
     mean = np.mean([row.top1 - alone.top1 for row, alone in zip(comparison.trainings, arm, strict=True)])
     assert comparison.gain.mean == pytest.approx(mean * 100)
     assert kept == (mean > 0)
@@ -158,6 +161,35 @@ def test_training_on_unlabelled_images_is_kept_only_where_it_helps(
     assert [row["epoch"] for row in record.details.curves] == ([1, 2, 3] if kept else [1])
     folds = sorted(path.name for path in (tmp_path / "scratch").glob("fold*.safetensors"))
     assert ("fold1of2-unlabelled.safetensors" in folds) == kept
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("learning_rate", [0.05, 1e-9])
+def test_pseudo_labels_that_dense_learned_are_kept_for_its_children(
+    tiny_data: Path, pretrained: Path, tmp_path: Path, learning_rate: float
+) -> None:
+    """With a learning rate of almost 0 dense does not improve, so it is the network before and has no pseudo-labels."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    params = taught_params(labels_per_class=4)
+    unlabelled = {"method": "propagation", "epochs": 2, "min_steps": 60, "batch_size": 16}
+    unlabelled["optimiser"] = {"learning_rate": learning_rate}
+    params["finetune"] |= {"epochs": 1, "min_steps": 1, "seeds": [0], "unlabelled": unlabelled}
+    config = check_config(params)
+    write_embeddings(tmp_path, config)
+    shutil.copy(pretrained / "architecture.json", tmp_path / "embed")
+    record = finetune(config, tiny_data, pretrained, tmp_path / "dense", tmp_path / "scratch", tmp_path / "embed")
+    assert record.details.unlabelled is not None
+    images = load_images(tiny_data)
+    stored_NC = read_pseudo_labels(tmp_path / "dense", images)
+    names = {artifact.name for artifact in record.artifacts}
+    assert (stored_NC is not None) == record.details.unlabelled.kept == ("pseudo_labels.npy" in names)
+    assert record.details.unlabelled.kept == (learning_rate == 0.05)
+    if stored_NC is None:
+        return
+    train, budget = images.indices(TRAIN), draw_label_budget(images, 4, 0)
+    np.testing.assert_allclose(stored_NC[train].sum(1), 1, atol=2e-3)
+    assert (stored_NC[budget, images.labels_N[budget]] == 1).all()
+    assert not stored_NC[np.setdiff1d(np.arange(len(stored_NC)), train)].any()
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "architecture.json", "record.json"])

@@ -127,7 +127,8 @@ def test_controls_give_the_gain_of_a_teacher(artifacts: Path) -> None:
 def test_a_control_can_have_its_own_augmentation(artifacts: Path) -> None:
     """Labels alone need stronger views than a teacher; everything else must be as in the taught candidate."""
     correct = {name: np.ones(20, bool) for name in ("dense", "dense-kd", "student", "student-alone")}
-    for key, value, expected in (("augmentation", {"crop_scale_min": 0.3}, 1), ("epochs", 7, 0)):
+    changes = (("augmentation", {"crop_scale_min": 0.3}, 1), ("hint_weight", 0.5, 1), ("epochs", 7, 0))
+    for key, value, expected in changes:
         raw = tiny_params()
         raw["candidates"]["student-alone"]["recovery"] |= {key: value}
         rows = control_gains(check_config(raw), correct)
