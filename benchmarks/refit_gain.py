@@ -29,8 +29,12 @@ from winnow.steps.refit import refit
 NAME = "refit_gain"
 LABELLED, SEEDS = 1500, [0, 1, 2, 3, 4]
 CHAIN = ("pruned", "pruned-int8")
-SHORTER = {"pretrain.epochs": 3, "candidates.pruned.recovery.epochs": 5}
-"""Fewer epochs than in params.yaml, so that five seeds take half an hour."""
+SHORTER = {
+    "pretrain.epochs": 10,
+    "finetune.unlabelled": {"method": "propagation", "epochs": 10},
+    "candidates.pruned.recovery.epochs": 10,
+}
+"""Fewer epochs than in params.yaml, so that five seeds take an hour."""
 INVALID = ("validation labels shuffled", "validation labels of the next class", "rate of dense times 30")
 
 
@@ -45,11 +49,11 @@ def main() -> None:
         }
     )
     chain = Chain(NAME, config)
-    data, pretrained = chain.ingest(), chain.pretrain()
+    sources = {"data": chain.ingest(), "pretrain": chain.pretrain(), "embed": chain.embed()}
     rows, figures = [], []
     for seed in SEEDS:
         folder = chain.folder / f"seed{seed}"
-        _run_seed(config, data, pretrained, folder, seed)
+        _run_seed(config, sources, folder, seed)
         metrics = _measure(folder)
         figures.append({"seed": seed, **metrics})
         rows.append({"label seed": seed, **_format_metrics(metrics)})
@@ -73,22 +77,25 @@ def main() -> None:
     write_results(NAME, conditions, results, "\n\n".join(tables))
 
 
-def _run_seed(config: Config, data: Path, pretrained: Path, folder: Path, seed: int) -> None:
-    """Run the steps of one label seed in `folder`, each once."""
+def _run_seed(config: Config, sources: dict[str, Path], folder: Path, seed: int) -> None:
+    """Run the steps of one label seed in `folder`, each once. `sources`: step -> folder that all seeds share."""
     if not (folder / "data").is_dir():
         partial = folder / "data.tmp"
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(data, partial)
-        np.save(partial / "labels.npy", _draw_labels(load_images(data), seed))
+        shutil.copytree(sources["data"], partial)
+        np.save(partial / "labels.npy", _draw_labels(load_images(partial), seed))
         partial.rename(folder / "data")
-    if not (folder / "pretrain").is_dir():
-        shutil.copytree(pretrained, folder / "pretrain")
-    candidates, scratch = folder / "candidates", folder / "scratch"
+    for name in ("pretrain", "embed"):
+        if not (folder / name).is_dir():
+            shutil.copytree(sources[name], folder / name)
+    candidates, scratch, embedded = folder / "candidates", folder / "scratch", folder / "embed"
     if not (candidates / "dense").is_dir():
-        finetune(config, folder / "data", folder / "pretrain", candidates / "dense", scratch / "finetune")
+        finetune(config, folder / "data", folder / "pretrain", candidates / "dense", scratch / "finetune", embedded)
     for name in CHAIN:
         if not (candidates / name).is_dir():
-            folders = CandidateFolders(folder / "data", folder / "pretrain", candidates, scratch / name)
+            folders = CandidateFolders(
+                folder / "data", folder / "pretrain", candidates, scratch / name, embedded=embedded
+            )
             compress(config, name, folders, candidates / name)
     (folder / "select").mkdir(exist_ok=True)
     write_json(folder / "select" / "winner.json", {"winner": CHAIN[-1]})
@@ -130,7 +137,7 @@ def _run_invalid(config: Config, valid: Path, fault: str) -> dict[str, str]:
     folder = valid.parent / f"broken-{fault.replace(' ', '-')}"
     if not (folder / "refit").is_dir():
         shutil.rmtree(folder, ignore_errors=True)
-        for name in ("data", "pretrain", "candidates", "select"):
+        for name in ("data", "pretrain", "embed", "candidates", "select"):
             shutil.copytree(valid / name, folder / name)
         if fault == INVALID[2]:
             _multiply_learning_rate(folder / "candidates" / "dense", 30.0)

@@ -88,7 +88,7 @@ def compare(seed: int, config: Config) -> dict[str, Any]:
     tree_seconds = sum(chain.seconds()[name] for name in config.candidates)
     teacher_cache = chain.folder / "search-answers"  # the search must not reuse the tree's cached teacher outputs
     folders = CandidateFolders(
-        chain.ingest(), chain.pretrain(), chain.candidates, chain.scratch / "search", teacher_cache
+        chain.ingest(), chain.pretrain(), chain.candidates, chain.scratch / "search", teacher_cache, chain.embed()
     )
     context = SearchContext(config, folders, chain.folder / "trials", overflow_safe=INT8_SATURATES)
     measurer, images = make_cost_measurer(context), load_images(chain.ingest())

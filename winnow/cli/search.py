@@ -52,7 +52,12 @@ def run_search(paths: ProjectPaths, config: Config, name: str, add: str, pool: W
     check_pool(paths, pool)
     with run_lock.lock_run(paths):
         folders = CandidateFolders(
-            artifacts / "data", artifacts / "pretrain", artifacts / "candidates", folder / "scratch", paths.answers
+            artifacts / "data",
+            artifacts / "pretrain",
+            artifacts / "candidates",
+            folder / "scratch",
+            paths.answers,
+            artifacts / "embed",
         )
         overflow_safe = any(map(int8_sums_saturate, (benchmark_target.serving_flags(paths, config), cpu_flags())))
         context = SearchContext(config, folders, folder / "trials", overflow_safe=overflow_safe)

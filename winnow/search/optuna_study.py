@@ -186,7 +186,7 @@ class SearchStudy:
             measurer = make_cost_measurer(self.context)
             study.set_user_attr("dense_cost", measurer.dense_cost)
             study.set_user_attr("peaks", measurer.peaks())
-            for params in initial_points(settings):
+            for params in initial_points(settings, available_hints(self.context.config)):
                 study.enqueue_trial(params, skip_if_exists=True)
             study.set_user_attr("asked", identity)  # last: a search stopped before this is set up again
         elif stored != identity:

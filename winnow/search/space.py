@@ -83,14 +83,18 @@ def propose_point(trial: ParameterSuggester, settings: Search, hints: list[str])
     )
 
 
-def initial_points(settings: Search) -> list[dict[str, Any]]:
-    """Return the parameters of the first trials, before the optimiser has results to learn from."""
+def initial_points(settings: Search, hints: list[str]) -> list[dict[str, Any]]:
+    """Return the parameters of the first trials, before the optimiser has results to learn from.
+
+    `hints`: those that are available; embeddings are learned where there are some, as by the candidates in params.yaml.
+    """
+    hint = "embeddings" if "embeddings" in hints else "none"
     shares = [share for share in (0.5, 0.25) if share > settings.least_macs]
     points: list[dict[str, Any]] = []
     for structure in settings.structures:
         sizes = [{"macs": _on_grid(share, settings)} for share in shares]
         points += [
-            {"structure": structure, **size, "hint": "none"}
+            {"structure": structure, **size, "hint": hint}
             for size in ([{"width": width} for width in FIRST_WIDTHS] if structure == "student" else sizes)
         ]
     for point in points:

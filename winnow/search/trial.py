@@ -27,7 +27,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +212,7 @@ def _evaluate(
 
     def make(name: str, parent_folder: Path, scratch: Path) -> None:
         if not (parent_folder / name).exists():  # made before a stop, or by a trial with the same parent
-            folders = CandidateFolders(
-                context.folders.data, context.folders.pretrain, candidates, scratch / name, context.folders.answers
-            )
+            folders = replace(context.folders, candidates=candidates, scratch=scratch / name)
             compress(config, name, folders, parent_folder / name)
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -97,12 +97,15 @@ def test_unavailable_hints_are_not_proposed() -> None:
         )
 
 
-def test_initial_points_are_in_the_space() -> None:
-    for params in initial_points(ALL_STRUCTURES):
-        point = propose_point(FixedTrial(**params), ALL_STRUCTURES, ["none"])
+@pytest.mark.parametrize(("hints", "hint"), [(["none", "features"], "none"), (["none", "embeddings"], "embeddings")])
+def test_initial_points_are_in_the_space(hints: list[str], hint: str) -> None:
+    points = initial_points(ALL_STRUCTURES, hints)
+    for params in points:
+        point = propose_point(FixedTrial(**params), ALL_STRUCTURES, hints)
         steps = (point.macs - ALL_STRUCTURES.least_macs) / 0.05
         assert point.structure == "student" or steps == pytest.approx(round(steps))
-    assert {params["structure"] for params in initial_points(ALL_STRUCTURES)} == {"prune", "factorize", "student"}
+        assert point.hint == hint
+    assert {params["structure"] for params in points} == {"prune", "factorize", "student"}
 
 
 def tree_key(point: Point) -> str:
