@@ -20,7 +20,7 @@ from winnow.records import (
     read_record,
 )
 from winnow.records.benchmark import BestRows, PeakShares
-from winnow.records.candidate import PretrainingGain
+from winnow.records.finetune import PretrainingGain
 from winnow.reporting.candidate_rows import CandidateRow, Share, candidate_row
 from winnow.reporting.pretraining_advice import pretraining_advice
 from winnow.reporting.run_records import RunRecords, read_run_records

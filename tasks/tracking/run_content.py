@@ -34,7 +34,7 @@ from winnow.records import (
     read_record,
     record_digest,
 )
-from winnow.records.candidate import CandidateFile
+from winnow.records.candidate_file import CandidateFile
 from winnow.selection.gates import GATES
 
 CANDIDATE_STEPS = ("finetune", "candidate")

@@ -65,22 +65,17 @@ from winnow.records.benchmark import (
     ProcessFootprint,
     RefusedCase,
 )
-from winnow.records.candidate import (
+from winnow.records.candidate_file import ClassScores, LabelCounts, ReliabilityBin
+from winnow.records.finetune import (
     ArmComparison,
     ArmTraining,
-    ClassScores,
     CrossValidationSummary,
-    LabelCounts,
     LinearProbe,
     PretrainingGain,
-    PruningCut,
-    PruningTrial,
-    QuantizationRung,
-    ReliabilityBin,
-    RungConfirmation,
     TriedTraining,
 )
 from winnow.records.ingest import NearDuplicates, RejectedFile, SplitCounts
+from winnow.records.method_results import PruningCut, PruningTrial, QuantizationRung, RungConfirmation
 from winnow.records.model import optional
 from winnow.records.record_reader import RECORDS
 from winnow.records.refit import RefitCheck, RefitLabels

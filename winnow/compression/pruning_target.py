@@ -41,7 +41,7 @@ from winnow.errors import ConfigError
 from winnow.hardware import cores
 from winnow.models.backbones import Architecture
 from winnow.records.benchmark import BenchmarkCase
-from winnow.records.candidate import PruningTrial
+from winnow.records.method_results import PruningTrial
 from winnow.timing_lock import compute_lock
 
 log = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ from winnow.records import (
     sha256_of,
     write_record,
 )
-from winnow.records.candidate import (
+from winnow.records.finetune import (
     ArmComparison,
     CrossValidationSummary,
     LinearProbe,

@@ -30,7 +30,7 @@ from winnow.evaluation.metrics import agreement
 from winnow.models.backbones import Architecture, build_model
 from winnow.records import sha256_of
 from winnow.records.benchmark import BenchmarkCase
-from winnow.records.candidate import QuantizeResult, RungConfirmation
+from winnow.records.method_results import QuantizeResult, RungConfirmation
 
 
 def settings(**changes: Any) -> Quantize:
