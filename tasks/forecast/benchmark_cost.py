@@ -15,7 +15,8 @@ from winnow.benchmark.grid import CHECKED_IMAGES, SCREENING_ROUNDS, calls_per_ro
 from winnow.benchmark.memory_footprint import measure_footprint
 from winnow.benchmark.timing import SLICE_SECONDS
 from winnow.config import ROOT, Benchmark, Config, Quantize, topological_order
-from winnow.deploy.inference_runtimes import Predict, RuntimeUnavailable, set_torch_threads
+from winnow.deploy.pytorch_inference import set_torch_threads
+from winnow.deploy.runtime_properties import Predict, RuntimeUnavailable
 from winnow.hardware import cores
 from winnow.records.benchmark import BenchmarkCase
 

@@ -24,7 +24,8 @@ from winnow.data.decoding import Item
 from winnow.data.gray_range import resolve_preprocessing
 from winnow.data.sources import open_source
 from winnow.deploy.batch_inference import predict_torch
-from winnow.deploy.inference_runtimes import Predict, open_case
+from winnow.deploy.inference_runtimes import open_case
+from winnow.deploy.runtime_properties import Predict
 from winnow.models.classifier_head import feature_dim
 from winnow.records import write_json
 from winnow.records.benchmark import BenchmarkCase

@@ -31,14 +31,9 @@ from winnow.benchmark.target_measurements import TargetMeasurements
 from winnow.config import Config, Promotion
 from winnow.data.dataset import VALIDATION, ImageSet, load_images, spread_indices
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.inference_runtimes import (
-    OPENVINO_RUNTIMES,
-    Predict,
-    RuntimeUnavailable,
-    open_case,
-    openvino_modes,
-)
+from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.runtime_properties import OPENVINO_RUNTIMES, Predict, RuntimeUnavailable, openvino_modes
 from winnow.evaluation.accuracy_drop import DropReport, measure_drops
 from winnow.evaluation.intervals import Ratio
 from winnow.hardware import cores

@@ -11,7 +11,7 @@ from pathlib import Path
 from tasks.project.paths import ProjectPaths
 from tasks.tracking.run_content import data_version
 from winnow.config import Config
-from winnow.deploy.inference_runtimes import count_streams
+from winnow.deploy.runtime_properties import count_streams
 from winnow.errors import ArtifactError
 from winnow.evaluation.metrics import drop_metrics_on_test
 from winnow.records import (

@@ -33,13 +33,8 @@ from numpy.typing import NDArray
 from winnow.benchmark.timing import SecondsByRound, TimedFile, medians_ms, time_in_turns
 from winnow.config import ROOT, Benchmark
 from winnow.data.dataset import VALIDATION, ImageSet, spread_indices
-from winnow.deploy.inference_runtimes import (
-    NEEDED_AGREEMENT,
-    Predict,
-    RuntimeUnavailable,
-    list_cpu_runtimes,
-    set_torch_threads,
-)
+from winnow.deploy.pytorch_inference import set_torch_threads
+from winnow.deploy.runtime_properties import NEEDED_AGREEMENT, Predict, RuntimeUnavailable, list_cpu_runtimes
 from winnow.errors import ArtifactError
 from winnow.eta import format_duration
 from winnow.evaluation.metrics import load_logits

@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from winnow.deploy.inference_runtimes import OPENVINO_RUNTIMES, compile_openvino
 from winnow.deploy.onnx_export import load_onnx, macs_by_node
 from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.openvino_inference import compile_openvino
+from winnow.deploy.runtime_properties import OPENVINO_RUNTIMES
 from winnow.records.benchmark import BenchmarkCase, Int8Coverage
 
 NODE_INFO_KEYS = ("originalLayersNames", "primitiveType", "runtimePrecision")

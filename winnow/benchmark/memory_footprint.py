@@ -21,7 +21,8 @@ from typing import cast
 
 import numpy as np
 
-from winnow.deploy.inference_runtimes import open_case, set_torch_threads
+from winnow.deploy.inference_runtimes import open_case
+from winnow.deploy.pytorch_inference import set_torch_threads
 from winnow.errors import ArtifactError
 from winnow.records.benchmark import BenchmarkCase, Layout, Precision, ProcessFootprint, Runtime
 

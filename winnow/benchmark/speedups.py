@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from winnow.config import ROOT
-from winnow.deploy.inference_runtimes import GPU_RUNTIMES, INT8_PRECISIONS, PYTORCH_RUNTIMES
+from winnow.deploy.runtime_properties import GPU_RUNTIMES, INT8_PRECISIONS, PYTORCH_RUNTIMES
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import Ratio, paired_ratio
 from winnow.records.benchmark import Attribution, Baselines, BenchmarkCase, BenchmarkRow, ProcessFootprint

@@ -15,7 +15,8 @@ from pathlib import Path
 from winnow.benchmark.grid import BenchmarkResult, sample_check_images, time_cells
 from winnow.config import Benchmark
 from winnow.data.dataset import ImageSet
-from winnow.deploy.inference_runtimes import list_cpu_runtimes, open_case
+from winnow.deploy.inference_runtimes import open_case
+from winnow.deploy.runtime_properties import list_cpu_runtimes
 from winnow.hardware import cores
 from winnow.records.benchmark import BenchmarkCase, BenchmarkRow, Precision
 

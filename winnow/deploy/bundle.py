@@ -22,8 +22,8 @@ from PIL import Image
 
 from winnow.config import Benchmark
 from winnow.data.dataset import VALIDATION, ImageSet, spread_indices
-from winnow.deploy.inference_runtimes import NEEDED_AGREEMENT
 from winnow.deploy.onnx_session import INPUT, MODEL, OUTPUT, open_session
+from winnow.deploy.runtime_properties import NEEDED_AGREEMENT
 from winnow.errors import DataError
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.records import CARD, DeploymentCard, publish, sha256_of, write_json

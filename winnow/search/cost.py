@@ -16,8 +16,9 @@ from winnow.benchmark.peak_throughput import measure_peaks
 from winnow.benchmark.timing import time_pair, wait_until_idle
 from winnow.config import Config
 from winnow.data.dataset import VALIDATION, ImageSet
-from winnow.deploy.inference_runtimes import NEEDED_AGREEMENT, Predict, open_case, openvino_modes
+from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.runtime_properties import NEEDED_AGREEMENT, Predict, openvino_modes
 from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation.metrics import load_logits
 from winnow.hardware import cores

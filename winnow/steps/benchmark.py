@@ -41,15 +41,10 @@ from winnow.benchmark.speedups import (
 from winnow.benchmark.timing import wait_until_idle
 from winnow.config import ROOT, Config, topological_order
 from winnow.data.dataset import VALIDATION, ImageSet, load_images
-from winnow.deploy.inference_runtimes import (
-    INT8_PRECISIONS,
-    NEEDED_AGREEMENT,
-    PYTORCH_RUNTIMES,
-    Predict,
-    open_case,
-)
+from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_export import graph_digest
 from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.runtime_properties import INT8_PRECISIONS, NEEDED_AGREEMENT, PYTORCH_RUNTIMES, Predict
 from winnow.evaluation.metrics import benchmark_logits_file
 from winnow.hardware import cores, has_fast_bf16
 from winnow.models.backbones import WEIGHTS_FILE

@@ -21,7 +21,7 @@ from winnow.benchmark.grid import (
 )
 from winnow.benchmark.timing import visiting_order
 from winnow.config import Benchmark
-from winnow.deploy.inference_runtimes import GPU_RUNTIMES, NEEDED_AGREEMENT, Predict, RuntimeUnavailable
+from winnow.deploy.runtime_properties import GPU_RUNTIMES, NEEDED_AGREEMENT, Predict, RuntimeUnavailable
 from winnow.hardware import has_fast_bf16
 from winnow.records.benchmark import AbsentCase, BenchmarkCase, BenchmarkRow, BestRows
 from winnow.steps.benchmark import benchmark_warnings

@@ -17,7 +17,8 @@ from winnow.data.dataset import decode
 from winnow.data.decoding import MAX_CHUNK_IMAGES
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.file_predictor import list_files, predict_batches, predict_files
-from winnow.deploy.inference_runtimes import Predict, open_case
+from winnow.deploy.inference_runtimes import open_case
+from winnow.deploy.runtime_properties import Predict
 from winnow.errors import DataError
 from winnow.evaluation.metrics import softmax
 from winnow.records.benchmark import BenchmarkCase

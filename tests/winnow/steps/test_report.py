@@ -14,7 +14,8 @@ from tests.winnow.labels.embedded_project import taught_params, write_embeddings
 from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, TRAIN, load_images
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.inference_runtimes import OPENERS, RuntimeUnavailable
+from winnow.deploy.inference_runtimes import OPENERS
+from winnow.deploy.runtime_properties import RuntimeUnavailable
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import paired_drop
 from winnow.records import ReportRecord, SelectionRecord, read_record, record_digest
