@@ -29,8 +29,9 @@ from tasks.tracking.run_content import flatten_params
 from winnow.config import Config
 from winnow.config.section import NO_FILE
 from winnow.data.dataset import VALIDATION, load_images
-from winnow.data.decoding import Item, decode_all
+from winnow.data.decoding import decode_all
 from winnow.data.file_tree import walk_files
+from winnow.data.image_items import Item
 from winnow.data.preprocessing import Preprocessing
 from winnow.deploy.drift_tests import (
     DriftFeatures,

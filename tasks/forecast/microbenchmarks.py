@@ -20,8 +20,8 @@ from winnow.benchmark.timing import time_calls
 from winnow.config import Data, Optimiser
 from winnow.data.batches import Batches
 from winnow.data.dataset import TRAIN, TRAINING_FILE, VALIDATION, ImageSet, load_images
-from winnow.data.decoding import Item
 from winnow.data.gray_range import resolve_preprocessing
+from winnow.data.image_items import Item
 from winnow.data.sources import open_source
 from winnow.deploy.batch_inference import predict_torch
 from winnow.deploy.inference_runtimes import open_case

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.data.decoding import Content, Item, chunk_size, decode_all
+from winnow.data.decoding import chunk_size, decode_all
 from winnow.data.file_tree import walk_files
+from winnow.data.image_items import Content, Item
 from winnow.data.preprocessing import Preprocessing
 from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.runtime_properties import Predict
