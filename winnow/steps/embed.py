@@ -38,7 +38,7 @@ from winnow.records import (
     record_digest,
     write_record,
 )
-from winnow.training.loop import default_device
+from winnow.training.device import default_device
 
 log = logging.getLogger(__name__)
 

@@ -46,6 +46,7 @@ from winnow.records.finetune import (
     UnlabelledComparison,
     UnlabelledRow,
 )
+from winnow.training.checkpoint import Checkpoint
 from winnow.training.finetuning import (
     CrossValidation,
     FinetunedArm,
@@ -56,7 +57,7 @@ from winnow.training.finetuning import (
     train_arms,
     validation_top1,
 )
-from winnow.training.loop import Checkpoint, joined_curves
+from winnow.training.loop import joined_curves
 from winnow.training.starting_weights import SCRATCH, starting_weights
 from winnow.training.unlabelled_images import UnlabelledTrainer, unlabelled_training
 

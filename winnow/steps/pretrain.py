@@ -37,7 +37,7 @@ from winnow.records import (
     write_json,
     write_record,
 )
-from winnow.training.loop import Checkpoint
+from winnow.training.checkpoint import Checkpoint
 
 CURVES = "curves.json"
 

@@ -18,8 +18,8 @@ from winnow.data.splits import draw_label_budget
 from winnow.deploy.teacher_embeddings import TeacherTargets
 from winnow.models.backbones import Architecture, build_model
 from winnow.training import unlabelled_images
+from winnow.training.checkpoint import Checkpoint
 from winnow.training.finetuning import validation_top1
-from winnow.training.loop import Checkpoint
 from winnow.training.pseudo_labels import UnlabelledInputs
 from winnow.training.unlabelled_images import (
     METHODS,
