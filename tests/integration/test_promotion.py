@@ -537,15 +537,15 @@ def card_with_serving(**settings: Any) -> DeploymentCard:
 def test_the_runtime_of_another_machine_objective_or_batch_is_not_used(config: Config) -> None:
     machine = this_machine()
     card = card_with_serving(runtime="openvino")
-    (cell,) = benchmark_cases(card, config, machine)
-    assert (cell.runtime, cell.precision, cell.threads, cell.batch) == ("openvino", "f32", 1, 1)
+    (case,) = benchmark_cases(card, config, machine)
+    assert (case.runtime, case.precision, case.threads, case.batch) == ("openvino", "f32", 1, 1)
     other_machine = machine.model_copy(update={"cpu": "another"})
-    for cells in (
+    for cases in (
         benchmark_cases(card, config, other_machine),
         benchmark_cases(card_with_serving(runtime="openvino", objective="throughput"), config, machine),
         benchmark_cases(card_with_serving(runtime="openvino", batch=64), config, machine),
     ):
-        assert {(cell.runtime, cell.layout, cell.batch) for cell in cells} == {
+        assert {(case.runtime, case.layout, case.batch) for case in cases} == {
             ("ort", "file", 1),
             ("openvino", "file", 1),
         }
@@ -560,7 +560,7 @@ def test_openvino_is_timed_in_both_modes(config: Config) -> None:
         ("ort", ["ort"]),
     ):
         card = card_with_serving(runtime=runtime, threads=2, batch=batch, objective="throughput")
-        assert [cell.runtime for cell in benchmark_cases(card, config, machine)] == expected
+        assert [case.runtime for case in benchmark_cases(card, config, machine)] == expected
 
 
 def test_a_card_of_another_machine_can_be_compared(paths: ProjectPaths, config: Config) -> None:

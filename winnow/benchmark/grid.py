@@ -1,10 +1,10 @@
-"""The benchmark grid and its timing: check predictions, screen all cells, then compare the important ones.
+"""The benchmark grid and its timing: check predictions, screen all cases, then compare the important ones.
 
-A cell is a candidate in a runtime (winnow/deploy/inference_runtimes.py), at a precision, with a batch size and a number
-of threads. There are two passes. `time_cells` screens every cell: cells of the same batch and threads are timed in
-turns for a few rounds, which shows the fastest runtime and threads of a file. `compare_cells` times the important cells
+A case is a candidate in a runtime (winnow/deploy/inference_runtimes.py), at a precision, with a batch size and a number
+of threads. There are two passes. `time_cases` screens every case: cases of the same batch and threads are timed in
+turns for a few rounds, which shows the fastest runtime and threads of a file. `compare_cases` times the important cases
 again, one or two of each candidate and the baselines: all of one batch in the same rounds, and more rounds. The fastest
-of many short timings is low partly by chance, so published times of these cells come from the second pass alone, and
+of many short timings is low partly by chance, so published times of these cases come from the second pass alone, and
 its rounds are the pairs for the interval of a speed-up. Every visit starts idle and warmed up
 (winnow/benchmark/timing.py).
 
@@ -12,11 +12,11 @@ p50 and p95 are over all timed calls. `round_ms` holds the median of each round.
 of these; `inner_spread` leaves out the fastest and the slowest round, since one disturbed round does not change p50. A
 p95 of fewer than 200 calls would rest on a few calls and is not given.
 
-Before a cell is timed, its predictions are compared with the candidate's own (validation_logits.npy). A runtime whose
+Before a case is timed, its predictions are compared with the candidate's own (validation_logits.npy). A runtime whose
 predictions differ is listed as refused, with the agreement, and not timed.
 
 The times are of one process with one call at a time, not of a loaded server, and times of two machines are never
-compared. Reddi et al. 2019, MLPerf Inference (arXiv 1911.02549) calls these cells single-stream and offline.
+compared. Reddi et al. 2019, MLPerf Inference (arXiv 1911.02549) calls these cases single-stream and offline.
 """
 
 from __future__ import annotations
@@ -53,31 +53,31 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass
 class BenchmarkResult:
-    """Timed rows, cells with wrong predictions, and cells that cannot run on this machine."""
+    """Timed rows, cases with wrong predictions, and cases that cannot run on this machine."""
 
     rows: list[BenchmarkRow] = field(default_factory=list)
     refused: list[RefusedCase] = field(default_factory=list)
     absent: list[AbsentCase] = field(default_factory=list)
 
 
-def plan_cells(
+def plan_cases(
     int8: Mapping[str, bool], settings: Benchmark, threads: int, cuda: bool, networks: Collection[str] | None = None
 ) -> list[BenchmarkCase]:
-    """Return all cells, group by group.
+    """Return all cases, group by group.
 
     `int8`: candidate -> is its file int8; `threads`: all threads of this machine; `networks`: candidates with weights
     for PyTorch, by default all that are not int8 (a quantized candidate that ended in float has none).
     """
     networks = {name for name, is_int8 in int8.items() if not is_int8} if networks is None else networks
-    cells = []
+    cases = []
     for batch in (settings.large_batch, 1):
         for thread_count in sorted({threads, 1}, reverse=True):
             for name, is_int8 in int8.items():
                 kinds = _file_kinds(is_int8, batch, thread_count, cuda and thread_count == threads)
                 if name in networks and (name == ROOT or settings.grid == "full"):
                     kinds += _torch_kinds(cuda and thread_count == threads, name == ROOT and settings.grid == "full")
-                cells += [BenchmarkCase(name, *kind, batch=batch, threads=thread_count) for kind in kinds]
-    return cells
+                cases += [BenchmarkCase(name, *kind, batch=batch, threads=thread_count) for kind in kinds]
+    return cases
 
 
 def _file_kinds(is_int8: bool, batch: int, threads: int, cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:
@@ -88,7 +88,7 @@ def _file_kinds(is_int8: bool, batch: int, threads: int, cuda: bool) -> list[tup
 
 
 def _torch_kinds(cuda: bool, autotune: bool) -> list[tuple[Runtime, Precision, Layout]]:
-    """Return the kinds of PyTorch cells; `autotune` adds the mode of torch.compile that takes minutes."""
+    """Return the kinds of PyTorch cases; `autotune` adds the mode of torch.compile that takes minutes."""
     precisions: list[Precision] = ["f32", "bf16"] if has_fast_bf16() else ["f32"]
     layouts: tuple[Layout, ...] = ("contiguous", "channels_last")
     kinds: list[tuple[Runtime, Precision, Layout]] = [
@@ -118,21 +118,21 @@ def sample_check_images(
     return np.ascontiguousarray(images.images_NHWC[indices[positions]]), predictions
 
 
-def time_cells(
-    cells: list[BenchmarkCase],
+def time_cases(
+    cases: list[BenchmarkCase],
     open_case: Callable[[BenchmarkCase], Predict],
     pixels_NHWC: NDArray[np.uint8],
     answers: Mapping[str, NDArray[np.int64]],
     settings: Benchmark,
 ) -> BenchmarkResult:
-    """Time all cells; cells of one batch and number of threads share the `settings.rounds` rounds.
+    """Time all cases; cases of one batch and number of threads share the `settings.rounds` rounds.
 
     `answers`: candidate -> the class that it predicts for each of the pixels.
     """
     result, started, last_log = BenchmarkResult(), time.monotonic(), 0.0
     groups: dict[tuple[int, int], list[BenchmarkCase]] = {}
-    for cell in cells:
-        groups.setdefault((cell.batch, cell.threads), []).append(cell)
+    for case in cases:
+        groups.setdefault((case.batch, case.threads), []).append(case)
     done = 0
     for (batch, threads), group in groups.items():
         previous_threads = set_torch_threads(threads)
@@ -145,9 +145,9 @@ def time_cells(
             set_torch_threads(previous_threads)
         done += len(group)
         elapsed = time.monotonic() - started
-        if elapsed - last_log > SECONDS_BETWEEN_LINES or done == len(cells):
-            last_log, left = elapsed, elapsed / done * (len(cells) - done)
-            log.info("benchmark: %d of %d cells timed, about %s left", done, len(cells), format_duration(left))
+        if elapsed - last_log > SECONDS_BETWEEN_LINES or done == len(cases):
+            last_log, left = elapsed, elapsed / done * (len(cases) - done)
+            log.info("benchmark: %d of %d cases timed, about %s left", done, len(cases), format_duration(left))
     return result
 
 
@@ -158,32 +158,32 @@ def _open_all(
     answers: Mapping[str, NDArray[np.int64]],
     result: BenchmarkResult,
 ) -> list[tuple[BenchmarkCase, Predict]]:
-    """Return the cells of a group that run here with correct predictions; add the others to `result`."""
+    """Return the cases of a group that run here with correct predictions; add the others to `result`."""
     opened = []
-    for cell in group:
+    for case in group:
         try:
-            predict = open_case(cell)
+            predict = open_case(case)
         except RuntimeUnavailable as error:
-            row = AbsentCase(runtime=cell.runtime, precision=cell.precision, reason=str(error))
+            row = AbsentCase(runtime=case.runtime, precision=case.precision, reason=str(error))
             if row not in result.absent:
                 result.absent.append(row)
-                log.info("benchmark: %s %s skipped: %s", cell.runtime, cell.precision, error)
+                log.info("benchmark: %s %s skipped: %s", case.runtime, case.precision, error)
             continue
-        share, needed = agreement(predict, cell.batch, pixels_NHWC, answers[cell.candidate]), _needed(cell)
+        share, needed = agreement(predict, case.batch, pixels_NHWC, answers[case.candidate]), _needed(case)
         if share >= needed:
-            opened.append((cell, predict))
+            opened.append((case, predict))
             continue
-        result.refused.append(RefusedCase(**asdict(cell), agreement=share, needed=needed, images=len(pixels_NHWC)))
+        result.refused.append(RefusedCase(**asdict(case), agreement=share, needed=needed, images=len(pixels_NHWC)))
         log.warning(
             "%s on %s %s (batch %d) is not timed: its predictions agree with the file's own on %.1f %% of %d images, "
             "%.0f %% are needed",
-            *(cell.candidate, cell.runtime, cell.precision, cell.batch, share * 100, len(pixels_NHWC), needed * 100),
+            *(case.candidate, case.runtime, case.precision, case.batch, share * 100, len(pixels_NHWC), needed * 100),
         )
     return opened
 
 
-def _needed(cell: BenchmarkCase) -> float:
-    return NEEDED_AGREEMENT[cell.precision]
+def _needed(case: BenchmarkCase) -> float:
+    return NEEDED_AGREEMENT[case.precision]
 
 
 def agreement(predict: Predict, batch: int, pixels_NHWC: NDArray[np.uint8], expected_N: NDArray[np.int64]) -> float:
@@ -206,21 +206,21 @@ def _take(pixels_NHWC: NDArray[np.uint8], start: int, batch: int) -> NDArray[np.
     return np.ascontiguousarray(pixels_NHWC[(np.arange(start, start + batch)) % len(pixels_NHWC)])
 
 
-def compare_cells(
-    cells: list[BenchmarkCase],
+def compare_cases(
+    cases: list[BenchmarkCase],
     open_case: Callable[[BenchmarkCase], Predict],
     pixels_NHWC: NDArray[np.uint8],
     settings: Benchmark,
 ) -> list[BenchmarkRow]:
-    """Time cells that `time_cells` has checked; all cells of one batch share the same rounds."""
+    """Time cases that `time_cases` has checked; all cases of one batch share the same rounds."""
     rows: list[BenchmarkRow] = []
-    for batch in sorted({cell.batch for cell in cells}, reverse=True):
-        batch_cells = [cell for cell in cells if cell.batch == batch]
-        log.info("benchmark: comparing %d cells of batch %d, interleaved", len(batch_cells), batch)
-        previous_threads = set_torch_threads(batch_cells[0].threads)
+    for batch in sorted({case.batch for case in cases}, reverse=True):
+        batch_cases = [case for case in cases if case.batch == batch]
+        log.info("benchmark: comparing %d cases of batch %d, interleaved", len(batch_cases), batch)
+        previous_threads = set_torch_threads(batch_cases[0].threads)
         try:
             with compute_lock():
-                opened = [(cell, _open_with_threads(cell, open_case)) for cell in batch_cells]
+                opened = [(case, _open_with_threads(case, open_case)) for case in batch_cases]
             with timing_lock():
                 rows += _time_group(opened, _take(pixels_NHWC, 0, batch), settings)
         finally:
@@ -228,10 +228,10 @@ def compare_cells(
     return rows
 
 
-def _open_with_threads(cell: BenchmarkCase, open_case: Callable[[BenchmarkCase], Predict]) -> Predict:
-    """Open a cell with its number of PyTorch threads, which torch.compile reads while it compiles."""
-    set_torch_threads(cell.threads)
-    return open_case(cell)
+def _open_with_threads(case: BenchmarkCase, open_case: Callable[[BenchmarkCase], Predict]) -> Predict:
+    """Open a case with its number of PyTorch threads, which torch.compile reads while it compiles."""
+    set_torch_threads(case.threads)
+    return open_case(case)
 
 
 def screening_settings(settings: Benchmark) -> Benchmark:
@@ -249,12 +249,12 @@ def _time_group(
     opened: list[tuple[BenchmarkCase, Predict]], pixels_NHWC: NDArray[np.uint8], settings: Benchmark
 ) -> list[BenchmarkRow]:
     calls = calls_per_round(len(pixels_NHWC), settings)
-    files = [TimedFile(predict, pixels_NHWC, cell.threads) for cell, predict in opened]
+    files = [TimedFile(predict, pixels_NHWC, case.threads) for case, predict in opened]
     seconds = time_in_turns(files, settings.rounds, calls, settings.warm_up_ms)
-    return [summarise_timings(cell, by_round) for (cell, _), by_round in zip(opened, seconds, strict=True)]
+    return [summarise_timings(case, by_round) for (case, _), by_round in zip(opened, seconds, strict=True)]
 
 
-def summarise_timings(cell: BenchmarkCase, seconds_by_round: SecondsByRound) -> BenchmarkRow:
+def summarise_timings(case: BenchmarkCase, seconds_by_round: SecondsByRound) -> BenchmarkRow:
     """Return a row of the record: milliseconds per call, images per second, and their spread."""
     milliseconds = np.concatenate([np.asarray(seconds) for seconds in seconds_by_round]) * 1e3
     round_ms = medians_ms(seconds_by_round)
@@ -262,10 +262,10 @@ def summarise_timings(cell: BenchmarkCase, seconds_by_round: SecondsByRound) -> 
     p50 = float(np.median(milliseconds))
     has_p95 = len(milliseconds) >= SAMPLES_FOR_P95
     return BenchmarkRow(
-        **asdict(cell),
+        **asdict(case),
         p50_ms=p50,
         p95_ms=float(np.percentile(milliseconds, 95)) if has_p95 else None,
-        images_per_s=cell.batch / p50 * 1e3,
+        images_per_s=case.batch / p50 * 1e3,
         samples=len(milliseconds),
         round_ms=tuple(round_ms),
         spread=(max(medians) - min(medians)) / p50,

@@ -118,8 +118,8 @@ class CostMeasurer:
         return own / scale, dense / scale
 
     def _open(self, folder: Path, precision: Precision) -> Predict:
-        cell = BenchmarkCase(folder.name, self.settings.runtime, precision, "file", self.batch, cores())
-        return open_case(folder, cell)
+        case = BenchmarkCase(folder.name, self.settings.runtime, precision, "file", self.batch, cores())
+        return open_case(folder, case)
 
     def _millijoules(self, predict: Predict) -> tuple[float, float]:
         """Return mJ per image of the file and of dense, measured interleaved."""

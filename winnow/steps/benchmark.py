@@ -19,12 +19,12 @@ import numpy as np
 
 from winnow.benchmark.grid import (
     BenchmarkResult,
-    compare_cells,
-    plan_cells,
+    compare_cases,
+    plan_cases,
     predict_all,
     sample_check_images,
     screening_settings,
-    time_cells,
+    time_cases,
 )
 from winnow.benchmark.int8_coverage import measure_int8_coverage
 from winnow.benchmark.measurement_error import identical_graphs, largest_errors, measurement_errors
@@ -36,7 +36,7 @@ from winnow.benchmark.speedups import (
     best_row,
     candidate_metrics,
     merge_compared,
-    shortlist_cells,
+    shortlist_cases,
 )
 from winnow.benchmark.timing import wait_until_idle
 from winnow.config import ROOT, Config, topological_order
@@ -86,18 +86,18 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> Benchm
     images = load_images(data)
     pixels_NHWC, answers = sample_check_images(images, {name: candidates / name for name in records})
     networks = {name for name in records if (candidates / name / WEIGHTS_FILE).is_file()}
-    cases = plan_cells(int8, settings, threads, bool(gpu), networks)
+    cases = plan_cases(int8, settings, threads, bool(gpu), networks)
     with timing_lock():
         before = measure_peaks()
 
     def open_candidate(case: BenchmarkCase) -> Predict:
         return open_case(candidates / case.candidate, case)
 
-    outcome = time_cells(cases, open_candidate, pixels_NHWC, answers, screening_settings(settings))
+    outcome = time_cases(cases, open_candidate, pixels_NHWC, answers, screening_settings(settings))
     outcome.absent += _unavailable_cases(bool(gpu))
     identical = identical_graphs({name: graph_digest(candidates / name / MODEL) for name in records})
-    finalists = [case for batch in (large, 1) for case in shortlist_cells(outcome.rows, ancestors, identical, batch)]
-    outcome.rows = merge_compared(outcome.rows, compare_cells(finalists, open_candidate, pixels_NHWC, settings))
+    finalists = [case for batch in (large, 1) for case in shortlist_cases(outcome.rows, ancestors, identical, batch)]
+    outcome.rows = merge_compared(outcome.rows, compare_cases(finalists, open_candidate, pixels_NHWC, settings))
     with timing_lock():
         processes = _footprints(int8, networks, config, candidates, pixels_NHWC.shape[1], threads)
         peak = highest_rates(before, measure_peaks())

@@ -16,7 +16,7 @@ from winnow.errors import ArtifactError, MissingExtra
 from winnow.hardware import has_fast_bf16
 from winnow.records.benchmark import BenchmarkCase
 
-CELLS = {
+CASES = {
     "eager": BenchmarkCase("dense", "eager", "f32", "contiguous", BATCH, 2),
     "eager, channels last": BenchmarkCase("dense", "eager", "f32", "channels_last", BATCH, 2),
     "ort": BenchmarkCase("dense", "ort", "f32", "file", BATCH, 2),
@@ -27,11 +27,11 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("name", list(CELLS))
+@pytest.mark.parametrize("name", list(CASES))
 def test_every_runtime_gives_the_logits_of_the_network(
     candidate_folder: Path, pixels: np.ndarray, expected_logits: np.ndarray, name: str
 ) -> None:
-    predict = open_case(candidate_folder, CELLS[name])
+    predict = open_case(candidate_folder, CASES[name])
     logits = predict(pixels)
     assert (logits.dtype, logits.shape) == (np.float32, (BATCH, 3))
     np.testing.assert_allclose(logits, expected_logits, rtol=0, atol=1e-4 * max(1.0, np.abs(expected_logits).max()))
@@ -39,9 +39,9 @@ def test_every_runtime_gives_the_logits_of_the_network(
     assert pixels.flags["C_CONTIGUOUS"]
 
 
-@pytest.mark.parametrize("name", list(CELLS))
+@pytest.mark.parametrize("name", list(CASES))
 def test_logits_do_not_depend_on_other_images(candidate_folder: Path, pixels: np.ndarray, name: str) -> None:
-    predict = open_case(candidate_folder, CELLS[name])
+    predict = open_case(candidate_folder, CASES[name])
     order = np.random.default_rng(0).permutation(BATCH)
     logits = predict(pixels).copy()
     np.testing.assert_allclose(

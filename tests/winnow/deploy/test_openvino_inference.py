@@ -15,14 +15,14 @@ from winnow.deploy.inference_runtimes import open_case
 from winnow.records.benchmark import BenchmarkCase
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born with Ctrl-C ignored
-cell = BenchmarkCase("dense", "openvino", "f32", "file", 1, 1)
-cells = [open_case(Path({folder!r}), cell) for _ in range(3)]
-while cells:
-    cells.pop(0)
+case = BenchmarkCase("dense", "openvino", "f32", "file", 1, 1)
+cases = [open_case(Path({folder!r}), case) for _ in range(3)]
+while cases:
+    cases.pop(0)
     try:
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
-        print("heard", len(cells))
+        print("heard", len(cases))
 """
 
 
