@@ -11,8 +11,10 @@ from pathlib import Path
 
 from tasks.forecast.data_counts import Cost, Counts
 from tasks.forecast.microbenchmarks import Microbenchmarks
-from winnow.benchmark.grid import CHECKED_IMAGES, SCREENING_ROUNDS, calls_per_round, plan_cases
+from winnow.benchmark.cases import plan_cases
+from winnow.benchmark.grid import SCREENING_ROUNDS, calls_per_round
 from winnow.benchmark.memory_footprint import measure_footprint
+from winnow.benchmark.prediction_check import CHECKED_IMAGES
 from winnow.benchmark.timing import SLICE_SECONDS
 from winnow.config import ROOT, Benchmark, Config, Quantize, topological_order
 from winnow.deploy.pytorch_inference import set_torch_threads

@@ -24,8 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.benchmark import grid
-from winnow.benchmark.grid import CHECKED_IMAGES, plan_cases, predict_all, screening_settings
+from winnow.benchmark.cases import plan_cases
+from winnow.benchmark.grid import screening_settings
 from winnow.benchmark.measurement_error import time_difference
+from winnow.benchmark.prediction_check import CHECKED_IMAGES, predict_all
 from winnow.benchmark.speedups import best_row, speedup
 from winnow.benchmark.target_measurements import TargetMeasurements
 from winnow.config import Config, Promotion

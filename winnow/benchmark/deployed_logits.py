@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.benchmark.grid import predict_all
+from winnow.benchmark.prediction_check import predict_all
 from winnow.data.dataset import ImageSet
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.inference_runtimes import open_case

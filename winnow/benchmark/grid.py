@@ -1,12 +1,12 @@
 """The benchmark grid and its timing: check predictions, screen all cases, then compare the important ones.
 
 A case is a candidate in a runtime (winnow/deploy/inference_runtimes.py), at a precision, with a batch size and a number
-of threads. There are two passes. `time_cases` screens every case: cases of the same batch and threads are timed in
-turns for a few rounds, which shows the fastest runtime and threads of a file. `compare_cases` times the important cases
-again, one or two of each candidate and the baselines: all of one batch in the same rounds, and more rounds. The fastest
-of many short timings is low partly by chance, so published times of these cases come from the second pass alone, and
-its rounds are the pairs for the interval of a speed-up. Every visit starts idle and warmed up
-(winnow/benchmark/timing.py).
+of threads; winnow/benchmark/cases.py plans them. There are two passes. `time_cases` screens every case: cases of the
+same batch and threads are timed in turns for a few rounds, which shows the fastest runtime and threads of a file.
+`compare_cases` times the important cases again, one or two of each candidate and the baselines: all of one batch in the
+same rounds, and more rounds. The fastest of many short timings is low partly by chance, so published times of these
+cases come from the second pass alone, and its rounds are the pairs for the interval of a speed-up. Every visit starts
+idle and warmed up (winnow/benchmark/timing.py).
 
 p50 and p95 are over all timed calls. `round_ms` holds the median of each round. `spread` is (largest - smallest) / p50
 of these; `inner_spread` leaves out the fastest and the slowest round, since one disturbed round does not change p50. A
@@ -23,29 +23,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from winnow.benchmark.prediction_check import agreement
 from winnow.benchmark.timing import SecondsByRound, TimedFile, medians_ms, time_in_turns
-from winnow.config import ROOT, Benchmark
-from winnow.data.dataset import VALIDATION, ImageSet, spread_indices
+from winnow.config import Benchmark
 from winnow.deploy.pytorch_inference import set_torch_threads
-from winnow.deploy.runtime_properties import NEEDED_AGREEMENT, Predict, RuntimeUnavailable, list_cpu_runtimes
-from winnow.errors import ArtifactError
+from winnow.deploy.runtime_properties import NEEDED_AGREEMENT, Predict, RuntimeUnavailable
 from winnow.eta import format_duration
-from winnow.evaluation.metrics import load_logits
-from winnow.hardware import has_fast_bf16
-from winnow.records.benchmark import AbsentCase, BenchmarkCase, BenchmarkRow, Layout, Precision, RefusedCase, Runtime
+from winnow.records.benchmark import AbsentCase, BenchmarkCase, BenchmarkRow, RefusedCase
 from winnow.timing_lock import compute_lock, timing_lock
 
 log = logging.getLogger(__name__)
 
 SAMPLES_FOR_P95 = 200
-CHECKED_IMAGES = 256
 CALLS_PER_ROUND_LARGE = 3
 SCREENING_ROUNDS = 3
 SECONDS_BETWEEN_LINES = 10.0
@@ -58,64 +53,6 @@ class BenchmarkResult:
     rows: list[BenchmarkRow] = field(default_factory=list)
     refused: list[RefusedCase] = field(default_factory=list)
     absent: list[AbsentCase] = field(default_factory=list)
-
-
-def plan_cases(
-    int8: Mapping[str, bool], settings: Benchmark, threads: int, cuda: bool, networks: Collection[str] | None = None
-) -> list[BenchmarkCase]:
-    """Return all cases, group by group.
-
-    `int8`: candidate -> is its file int8; `threads`: all threads of this machine; `networks`: candidates with weights
-    for PyTorch, by default all that are not int8 (a quantized candidate that ended in float has none).
-    """
-    networks = {name for name, is_int8 in int8.items() if not is_int8} if networks is None else networks
-    cases = []
-    for batch in (settings.large_batch, 1):
-        for thread_count in sorted({threads, 1}, reverse=True):
-            for name, is_int8 in int8.items():
-                kinds = _file_kinds(is_int8, batch, thread_count, cuda and thread_count == threads)
-                if name in networks and (name == ROOT or settings.grid == "full"):
-                    kinds += _torch_kinds(cuda and thread_count == threads, name == ROOT and settings.grid == "full")
-                cases += [BenchmarkCase(name, *kind, batch=batch, threads=thread_count) for kind in kinds]
-    return cases
-
-
-def _file_kinds(is_int8: bool, batch: int, threads: int, cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:
-    kinds = list_cpu_runtimes("int8" if is_int8 else "f32", batch, threads)
-    if cuda and not is_int8:
-        kinds += [("ort-cuda", "f32"), ("ort-tensorrt", "f32")]
-    return [(runtime, precision, "file") for runtime, precision in kinds]
-
-
-def _torch_kinds(cuda: bool, autotune: bool) -> list[tuple[Runtime, Precision, Layout]]:
-    """Return the kinds of PyTorch cases; `autotune` adds the mode of torch.compile that takes minutes."""
-    precisions: list[Precision] = ["f32", "bf16"] if has_fast_bf16() else ["f32"]
-    layouts: tuple[Layout, ...] = ("contiguous", "channels_last")
-    kinds: list[tuple[Runtime, Precision, Layout]] = [
-        ("eager", precision, layout) for precision in precisions for layout in layouts
-    ]
-    modes: tuple[Runtime, ...] = ("compile", "compile-autotune") if autotune else ("compile",)
-    kinds += [(mode, precision, "channels_last") for mode in modes for precision in precisions]
-    if cuda:
-        kinds += [("eager-cuda", "f32", "channels_last"), ("eager-cuda", "bf16", "channels_last")]
-    return kinds
-
-
-def sample_check_images(
-    images: ImageSet, folders: Mapping[str, Path]
-) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int64]]]:
-    """Return pixels spread evenly over the validation split, and the class that each candidate's file predicts.
-
-    Raises ArtifactError without validation images.
-    """
-    indices = images.indices(VALIDATION)
-    if not len(indices):
-        raise ArtifactError("there are no validation images to check the files on; run winnow again with more images")
-    positions = spread_indices(len(indices), CHECKED_IMAGES)
-    predictions = {
-        name: load_logits(folder, images)[positions].argmax(1).astype(np.int64) for name, folder in folders.items()
-    }
-    return np.ascontiguousarray(images.images_NHWC[indices[positions]]), predictions
 
 
 def time_cases(
@@ -169,7 +106,10 @@ def _open_all(
                 result.absent.append(row)
                 log.info("benchmark: %s %s skipped: %s", case.runtime, case.precision, error)
             continue
-        share, needed = agreement(predict, case.batch, pixels_NHWC, answers[case.candidate]), _needed(case)
+        share, needed = (
+            agreement(predict, case.batch, pixels_NHWC, answers[case.candidate]),
+            NEEDED_AGREEMENT[case.precision],
+        )
         if share >= needed:
             opened.append((case, predict))
             continue
@@ -180,25 +120,6 @@ def _open_all(
             *(case.candidate, case.runtime, case.precision, case.batch, share * 100, len(pixels_NHWC), needed * 100),
         )
     return opened
-
-
-def _needed(case: BenchmarkCase) -> float:
-    return NEEDED_AGREEMENT[case.precision]
-
-
-def agreement(predict: Predict, batch: int, pixels_NHWC: NDArray[np.uint8], expected_N: NDArray[np.int64]) -> float:
-    """Return the share of images for which `predict`, called in full batches, gives the class in `expected_N`."""
-    logits_NC = predict_all(predict, batch, pixels_NHWC, np.arange(len(pixels_NHWC)))
-    return float((logits_NC.argmax(1) == expected_N).mean())
-
-
-def predict_all(
-    predict: Predict, batch: int, images_NHWC: NDArray[np.uint8], indices_N: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Return logits (N, C) of the given images, computed in full batches; the last one is filled from the start."""
-    count = len(indices_N)
-    batches = (indices_N[np.arange(start, start + batch) % count] for start in range(0, count, batch))
-    return np.concatenate([predict(np.ascontiguousarray(images_NHWC[chosen_B])) for chosen_B in batches])[:count]
 
 
 def _take(pixels_NHWC: NDArray[np.uint8], start: int, batch: int) -> NDArray[np.uint8]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from winnow.benchmark.grid import BenchmarkResult, sample_check_images, time_cases
+from winnow.benchmark.grid import BenchmarkResult, time_cases
+from winnow.benchmark.prediction_check import sample_check_images
 from winnow.config import Benchmark
 from winnow.data.dataset import ImageSet
 from winnow.deploy.inference_runtimes import open_case

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.benchmark.energy import measure_joules
-from winnow.benchmark.grid import agreement, predict_all, sample_check_images
 from winnow.benchmark.peak_throughput import measure_peaks
+from winnow.benchmark.prediction_check import agreement, predict_all, sample_check_images
 from winnow.benchmark.timing import time_pair, wait_until_idle
 from winnow.config import Config
 from winnow.data.dataset import VALIDATION, ImageSet

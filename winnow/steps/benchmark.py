@@ -17,19 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from winnow.benchmark.grid import (
-    BenchmarkResult,
-    compare_cases,
-    plan_cases,
-    predict_all,
-    sample_check_images,
-    screening_settings,
-    time_cases,
-)
+from winnow.benchmark.cases import plan_cases
+from winnow.benchmark.grid import BenchmarkResult, compare_cases, screening_settings, time_cases
 from winnow.benchmark.int8_coverage import measure_int8_coverage
 from winnow.benchmark.measurement_error import identical_graphs, largest_errors, measurement_errors
 from winnow.benchmark.memory_footprint import measure_footprint
 from winnow.benchmark.peak_throughput import highest_rates, measure_peaks, shares_of_peak
+from winnow.benchmark.prediction_check import predict_all, sample_check_images
 from winnow.benchmark.speedups import (
     attribute_speedup,
     baseline_rows,

@@ -2,41 +2,29 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 from tests.records import benchmark_row
+from tests.winnow.benchmark.toy_predictions import LABELS, PIXELS, Array, predict_logits
 from winnow.benchmark.grid import (
     SAMPLES_FOR_P95,
     BenchmarkResult,
-    agreement,
     compare_cases,
-    plan_cases,
     screening_settings,
     summarise_timings,
     time_cases,
 )
 from winnow.benchmark.timing import visiting_order
 from winnow.config import Benchmark
-from winnow.deploy.runtime_properties import GPU_RUNTIMES, NEEDED_AGREEMENT, Predict, RuntimeUnavailable
-from winnow.hardware import has_fast_bf16
+from winnow.deploy.runtime_properties import NEEDED_AGREEMENT, Predict, RuntimeUnavailable
 from winnow.records.benchmark import AbsentCase, BenchmarkCase, BenchmarkRow, BestRows
 from winnow.steps.benchmark import benchmark_warnings
 
-Array = np.ndarray
 SETTINGS = Benchmark(large_batch=8, samples=24, rounds=6, warm_up_ms=0)
-PIXELS = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3), dtype=np.uint8)
-
-
-def predict_logits(pixels_NHWC: Array) -> Array:
-    """Return logits of three classes, a function of the image alone."""
-    return pixels_NHWC.reshape(len(pixels_NHWC), -1)[:, :3].astype(np.float32)
-
-
-LABELS = predict_logits(PIXELS).argmax(1)
 
 
 def make_case(
@@ -180,14 +168,6 @@ def test_an_error_is_raised_and_the_thread_count_is_restored() -> None:
     assert torch.get_num_threads() == threads_before
 
 
-@pytest.mark.parametrize("batch", [1, 4, 21, 64])
-def test_agreement_counts_every_image_once(batch: int) -> None:
-    assert agreement(predict_logits, batch, PIXELS, LABELS) == 1.0
-    changed = LABELS.copy()
-    changed[[3, 20]] = (changed[[3, 20]] + 1) % 3
-    assert agreement(predict_logits, batch, PIXELS, changed) == pytest.approx(19 / 21)
-
-
 @pytest.mark.parametrize("samples", [SAMPLES_FOR_P95 - 1, SAMPLES_FOR_P95])
 def test_a_row_equals_numpy_and_has_a_p95_from_200_calls_on(samples: int) -> None:
     seconds = np.random.default_rng(0).gamma(5, 0.001, samples)
@@ -209,37 +189,6 @@ def test_enough_samples_for_a_p95_as_shipped() -> None:
     settings = Benchmark(large_batch=2, samples=200, rounds=10, warm_up_ms=0)
     outcome = time_cases([make_case(), make_case(batch=2)], CountingOpener(), PIXELS, {"dense": LABELS}, settings)
     assert [row.p95_ms is not None for row in outcome.rows] == [True, False]
-
-
-def case_kinds(cases: list[BenchmarkCase]) -> Iterator[tuple[str, str, str]]:
-    return ((case.candidate, case.runtime, case.precision) for case in cases)
-
-
-@pytest.mark.parametrize("grid", ["quick", "full"])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_planned_cases(grid: str, threads: int) -> None:
-    settings = Benchmark(grid=grid, large_batch=16)  # type: ignore[arg-type]
-    cases = plan_cases({"dense": False, "dense-int8": True, "pruned": False}, settings, threads, cuda=False)
-    assert len(cases) == len(set(cases))
-    assert {(case.batch, case.threads) for case in cases} == {(b, t) for b in (1, 16) for t in {1, threads}}
-    planned = set(case_kinds(cases))
-    runtimes = {"ort", "openvino"} | ({"openvino-throughput"} if threads > 1 else set())
-    assert {("dense-int8", runtime, "int8") for runtime in runtimes} == {k for k in planned if "int8" in k[0]}
-    assert all(case.batch == 16 and case.threads > 1 for case in cases if case.runtime == "openvino-throughput")
-    assert {("dense", "eager", "f32"), ("dense", "compile", "f32"), ("pruned", "openvino", "f32")} <= planned
-    assert (("pruned", "eager", "f32") in planned) == (grid == "full")
-    assert any(kind[2] == "bf16" for kind in planned) == has_fast_bf16()
-    eager = {case.layout for case in cases if case.runtime == "eager"}
-    assert eager == {"contiguous", "channels_last"}
-    in_float = plan_cases(
-        {"dense": False, "ladder": False}, settings, threads, False, {"dense"}
-    )  # quantized, and all float
-    assert {kind[:2] for kind in case_kinds(in_float) if kind[0] == "ladder"} == {("ladder", name) for name in runtimes}
-    gpu_cases = plan_cases({"dense": False, "dense-int8": True}, settings, threads, cuda=True)
-    assert {case.threads for case in gpu_cases if case.runtime in GPU_RUNTIMES} == {threads}
-    files = {(case.candidate, case.runtime) for case in gpu_cases if case.runtime in ("ort-cuda", "ort-tensorrt")}
-    assert files == {("dense", "ort-cuda"), ("dense", "ort-tensorrt")}
-    assert not any(case.runtime in GPU_RUNTIMES for case in cases)
 
 
 def test_noisy_timings_are_warned_of() -> None:
