@@ -29,7 +29,7 @@ from tasks.registry.registered_models import (
 from tasks.tracking.mlflow_client import active_run, experiment_id, session
 from tasks.tracking.run_content import DATASET
 from winnow.config import Config
-from winnow.deploy.bundle import describe_serving
+from winnow.deploy.model_card import describe_serving
 from winnow.deploy.onnx_session import MODEL
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.printable import markdown

@@ -16,7 +16,7 @@ from tests.integration.test_drift import new_images
 from tests.records import report_details
 from tests.tiny_run import rewrite
 from winnow.config import Config
-from winnow.deploy.bundle import render_model_card
+from winnow.deploy.model_card import render_model_card
 from winnow.errors import ArtifactError
 from winnow.records import DeploymentCard, read_json, record_digest, sha256_of
 
