@@ -30,6 +30,19 @@ from tasks.tracking.mlflow_client import (
     to_metrics,
 )
 from tasks.tracking.run_content import RunContent
+from tasks.tracking.tags import (
+    DATA_VERSION_TAG,
+    DIGEST_TAG,
+    ERROR_TAG,
+    KIND_TAG,
+    NAME_TAG,
+    NOTE_TAG,
+    PARENT_RUN_TAG,
+    REASON_TAG,
+    RECORD_TAG,
+    STEP_TAG,
+    TEST_WARNING_TAG,
+)
 from winnow.config import Config
 from winnow.errors import ArtifactError
 from winnow.records import record_digest
@@ -38,8 +51,6 @@ log = logging.getLogger(__name__)
 
 LOGGED_FILES = (".json", ".png", ".svg")
 CURVES = "curves"
-PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
-DIGEST_TAG, RECORD_TAG = "winnow.digest", "winnow.record"
 
 
 def open_execution(paths: ProjectPaths, config: Config, why: str) -> str:
@@ -47,7 +58,7 @@ def open_execution(paths: ProjectPaths, config: Config, why: str) -> str:
     with session(paths) as client:
         experiment = experiment_id(paths, config)
         _close_dead(client, experiment)
-        tags = origin_tags(paths.root) | {"winnow.kind": "execution", NOTE_TAG: why}
+        tags = origin_tags(paths.root) | {KIND_TAG: "execution", NOTE_TAG: why}
         name = f"run {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
         run_id = create_run(client, experiment, tags, name)
         for path in (paths.root / "params.yaml", paths.root / "dvc.yaml"):
@@ -92,7 +103,7 @@ def close_step(paths: ProjectPaths, run_id: str, out: Path) -> None:
         if client.search_runs([run.info.experiment_id], query, max_results=1):
             client.delete_run(run_id)
             return
-        content = run_content.read_content(out, run.data.tags["winnow.step"])
+        content = run_content.read_content(out, run.data.tags[STEP_TAG])
         _fill(paths, client, run_id, content, _unsent(client, run_id, content.curves))
 
 
@@ -109,7 +120,7 @@ def close_execution(paths: ProjectPaths, parent: str, ok: bool) -> None:
     """
     with contextlib.nullcontext() if ok else contextlib.suppress(StoreError), session(paths) as client:
         experiment = client.get_run(parent).info.experiment_id
-        running = f"attributes.status = 'RUNNING' and tags.`{PARENT_TAG}` = '{parent}'"
+        running = f"attributes.status = 'RUNNING' and tags.`{PARENT_RUN_TAG}` = '{parent}'"
         for run in client.search_runs([experiment], running):
             _fail(client, run.info.run_id, "the execution ended before this step did")
         client.set_terminated(parent, "FINISHED" if ok else "FAILED")
@@ -192,7 +203,7 @@ def log_separate_run(
 ) -> str:
     """Log a run without parent, named after its kind, for results outside the chain, and return its id."""
     with session(paths) as client:
-        run_id = create_run(client, experiment_id(paths, config), tags, tags["winnow.kind"])
+        run_id = create_run(client, experiment_id(paths, config), tags, tags[KIND_TAG])
         for path in files:
             client.log_artifact(run_id, str(path))
         log_values(client, run_id, to_metrics(metrics), params)
@@ -234,7 +245,7 @@ def _log_record(paths: ProjectPaths, client: Any, experiment: str, parent: str, 
 
 
 def _open_child(paths: ProjectPaths, client: Any, experiment: str, parent: str, name: str, step: str) -> str:
-    tags = origin_tags(paths.root) | {PARENT_TAG: parent, "winnow.step": step, "winnow.name": name}
+    tags = origin_tags(paths.root) | {PARENT_RUN_TAG: parent, STEP_TAG: step, NAME_TAG: name}
     return create_run(client, experiment, tags, name)
 
 
@@ -250,7 +261,7 @@ def _fill(paths: ProjectPaths, client: Any, run_id: str, content: RunContent, cu
         if path.suffix in LOGGED_FILES:
             client.log_artifact(run_id, str(path))
     metrics = to_metrics(content.metrics | content.figures) + to_curve_metrics(curves, CURVES)
-    tags = content.tags | {NOTE_TAG: content.note, "winnow.data_version": version}
+    tags = content.tags | {NOTE_TAG: content.note, DATA_VERSION_TAG: version}
     log_values(client, run_id, metrics, content.params, tags)
     client.set_terminated(run_id, "FINISHED")
     log_values(client, run_id, tags={RECORD_TAG: content.record_digest, DIGEST_TAG: content.digest})
@@ -262,15 +273,15 @@ def _describe(paths: ProjectPaths, client: Any, run_id: str, note: str, digest: 
     for path in parent_run_content.execution_files(paths):
         client.log_artifact(run_id, str(path))
     tags = parent_run_content.execution_tags(paths)
-    reason = tags.get("winnow.reason", "no verdict yet")
-    if warning := tags.get("winnow.test.warning"):
+    reason = tags.get(REASON_TAG, "no verdict yet")
+    if warning := tags.get(TEST_WARNING_TAG):
         reason = f"**Warning of the test split:** {warning}\n\n{reason}"
     note = f"{reason}\n\n{note}\n\nWhy it ran: {cause}"
     log_values(client, run_id, tags=tags | {NOTE_TAG: note, DIGEST_TAG: digest})
 
 
 def _fail(client: Any, run_id: str, message: str) -> None:
-    log_values(client, run_id, tags={"winnow.error": message, NOTE_TAG: f"failed: {message}"})
+    log_values(client, run_id, tags={ERROR_TAG: message, NOTE_TAG: f"failed: {message}"})
     client.set_terminated(run_id, "FAILED")
 
 

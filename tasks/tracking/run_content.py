@@ -16,6 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from tasks.project.paths import ProjectPaths
+from tasks.tracking.tags import (
+    CANDIDATE_TAG,
+    DEVICE_TAG,
+    LINEAGE_TAG,
+    MACHINE_TAG,
+    METHOD_TAG,
+    NAME_TAG,
+    PARENT_TAG,
+    PRECISION_TAG,
+    REASON_TAG,
+    SELECTION_LABELS_TAG,
+    STEP_TAG,
+    TEST_BASELINE_TAG,
+    TEST_RUNTIME_TAG,
+    TEST_WARNING_TAG,
+    TRAINING_LABELS_TAG,
+    VERDICT_TAG,
+    WEIGHTS_INPUT_SIZE_TAG,
+    WEIGHTS_LICENCE_TAG,
+    WEIGHTS_SHA256_TAG,
+    WEIGHTS_TAG,
+)
 from tasks.versioning import dvc_stages
 from tasks.versioning.integrity import read_lock
 from winnow.config import ROOT, Config
@@ -111,7 +133,7 @@ def read_content(folder: Path, step: str, verdicts: VerdictRecords | None = None
     """Return the content of a step's run. Without `verdicts` a candidate has no speed metrics and no verdict."""
     record, digest, name = read_record(folder), record_digest(folder), folder.name
     details, params = record.details, flatten_params(record.parameters)
-    tags = {"winnow.step": step, "winnow.name": name} | _machine_tags(record.machine) | _weights_tags(details)
+    tags = {STEP_TAG: step, NAME_TAG: name} | _machine_tags(record.machine) | _weights_tags(details)
     if isinstance(details, ReportDetails):
         tags |= test_tags(details, record.warnings)
     if isinstance(details, CandidateFile):
@@ -145,9 +167,7 @@ def _judged(base: RunContent, verdicts: VerdictRecords) -> RunContent:
         base,
         digest=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
         figures=figures,
-        tags=base.tags
-        | {"winnow.verdict": verdict, "winnow.reason": reason}
-        | _machine_tags(verdicts.benchmark.machine),
+        tags=base.tags | {VERDICT_TAG: verdict, REASON_TAG: reason} | _machine_tags(verdicts.benchmark.machine),
         note=f"**{verdict}**: {reason}\n\n{base.note}",
     )
 
@@ -169,13 +189,13 @@ def _verdict(name: str, selection: SelectionDetails) -> tuple[str, str]:
 def _lineage(candidate: CandidateFile) -> dict[str, str]:
     lineage, labels = candidate.lineage, candidate.labels
     return {
-        "winnow.candidate": lineage[-1],
-        "winnow.parent": lineage[-2] if len(lineage) > 1 else "",
-        "winnow.lineage": " > ".join(lineage),
-        "winnow.method": candidate.method,
-        "winnow.precision": candidate.precision,
-        "winnow.labels.training": str(labels.training),
-        "winnow.labels.choosing": str(labels.choosing),
+        CANDIDATE_TAG: lineage[-1],
+        PARENT_TAG: lineage[-2] if len(lineage) > 1 else "",
+        LINEAGE_TAG: " > ".join(lineage),
+        METHOD_TAG: candidate.method,
+        PRECISION_TAG: candidate.precision,
+        TRAINING_LABELS_TAG: str(labels.training),
+        SELECTION_LABELS_TAG: str(labels.choosing),
     }
 
 
@@ -200,10 +220,10 @@ def _weights_tags(details: RecordModel) -> dict[str, str]:
     if weights is None:
         return {}
     return {
-        "winnow.weights": weights.name,
-        "winnow.weights.licence": weights.licence,
-        "winnow.weights.sha256": weights.sha256,
-        "winnow.weights.input_size": str(weights.input_size),
+        WEIGHTS_TAG: weights.name,
+        WEIGHTS_LICENCE_TAG: weights.licence,
+        WEIGHTS_SHA256_TAG: weights.sha256,
+        WEIGHTS_INPUT_SIZE_TAG: str(weights.input_size),
     }
 
 
@@ -211,7 +231,7 @@ def _machine_tags(machine: Machine | None) -> dict[str, str]:
     """Return the tags of the machine that was measured; {} for records without times."""
     if machine is None:
         return {}
-    return {"winnow.machine": machine.identity, "winnow.device": machine.gpu or "cpu"}
+    return {MACHINE_TAG: machine.identity, DEVICE_TAG: machine.gpu or "cpu"}
 
 
 def flatten_params(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -229,8 +249,8 @@ def flatten_params(parameters: Mapping[str, Any], prefix: str = "") -> dict[str,
 
 def test_tags(report: ReportDetails, warnings: Sequence[str]) -> dict[str, str]:
     """Return the tags of the accuracy on the test split: baseline, runtime and warnings."""
-    tags = {"winnow.test.baseline": report.baseline, "winnow.test.measured_in": report.measured_in}
-    return tags | ({"winnow.test.warning": "; ".join(warnings)[:TAG_LENGTH]} if warnings else {})
+    tags = {TEST_BASELINE_TAG: report.baseline, TEST_RUNTIME_TAG: report.measured_in}
+    return tags | ({TEST_WARNING_TAG: "; ".join(warnings)[:TAG_LENGTH]} if warnings else {})
 
 
 def data_version(paths: ProjectPaths) -> str:

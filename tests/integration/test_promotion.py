@@ -18,6 +18,7 @@ from tasks.registry.champion_challenger import ContestResult, benchmark_cases, j
 from tasks.registry.comparability import find_difference
 from tasks.registry.promotion import promote, rollback
 from tasks.tracking import mlflow_client, mlflow_runs
+from tasks.tracking.tags import CARD_SHA256_TAG
 from tests import records
 from tests.conftest import CLASSES, SIZE
 from tests.handmade import (
@@ -389,7 +390,7 @@ def rename_class(card: Path) -> None:
 def test_a_card_that_was_changed_is_fetched_anew(paths: ProjectPaths, config: Config, is_old: bool) -> None:
     promote(paths, config)
     if is_old:  # registered before cards had digests
-        mlflow_client.connect(paths).delete_model_version_tag(MODEL, "1", registered_models.CARD_SHA256)
+        mlflow_client.connect(paths).delete_model_version_tag(MODEL, "1", CARD_SHA256_TAG)
     card = fetch_version(paths, "champion") / "card.json"
     content = card.read_bytes()
     rename_class(card)
