@@ -27,7 +27,7 @@ from tasks.registry import approval_request, model_upload, promotion_state, regi
 from tasks.registry.approval_request import ApprovalRequest
 from tasks.registry.deployment_card import accuracy_tags, deployment_card
 from tasks.registry.registered_models import CHALLENGER, CHAMPION, PREVIOUS, ModelVersion
-from tasks.tracking import mlflow_runs
+from tasks.tracking import mlflow_runs, tracked_runs
 from tasks.tracking.tags import CHAMPION_SINCE_TAG, PROMOTION_TAG, REASON_TAG, REPLACED_TAG, ROLLED_BACK_TAG
 from winnow.benchmark.target_measurements import read_target, target_digest
 from winnow.config import Config
@@ -100,7 +100,7 @@ def _promote_winner(
         )
         return result((rejection,), version=existing.number)
     card = deployment_card(paths, config, selection, winner, folder)
-    run_id = mlflow_runs.candidate_run(paths, config, winner)
+    run_id = tracked_runs.candidate_run(paths, config, winner)
     version = model_upload.register(paths, config, folder, card, run_id)
     registered_models.annotate(paths, model, version, accuracy_tags(card))
     approval_request.supersede(paths, model, version)

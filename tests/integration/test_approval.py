@@ -13,7 +13,7 @@ import yaml
 from tasks.project.paths import ProjectPaths
 from tasks.registry import approval_decision, approval_request, promotion_state, registered_models
 from tasks.registry.promotion import promote, rollback
-from tasks.tracking import mlflow_runs
+from tasks.tracking import tracked_runs
 from tasks.tracking.tags import APPROVAL_TAG
 from tests.handmade import MODEL, aliases, tag, write_run
 from tests.integration.conftest import Project, make_project
@@ -36,7 +36,7 @@ def write_next_run(paths: ProjectPaths, ballast: int, **values: Any) -> Config:
 
 @pytest.mark.thorough
 def test_a_winner_waits_and_approval_is_requested_once(paths: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     first = promote(paths, with_approval(config))
     assert first.waits is not None
     assert first.waits.state == "asked"

@@ -17,7 +17,7 @@ from tasks.registry import deployment_card, model_upload, promotion, promotion_s
 from tasks.registry.champion_challenger import ContestResult, benchmark_cases, judge_challenge, measure_contest
 from tasks.registry.comparability import find_difference
 from tasks.registry.promotion import promote, rollback
-from tasks.tracking import mlflow_client, mlflow_runs
+from tasks.tracking import mlflow_client, tracked_runs
 from tasks.tracking.tags import CARD_SHA256_TAG
 from tests import records
 from tests.conftest import CLASSES, SIZE
@@ -66,7 +66,7 @@ def write_next_run(paths: ProjectPaths, winner: str | None = "quick", **models: 
 
 @pytest.mark.thorough
 def test_the_first_winner_becomes_champion(paths: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     assert not promotion_state.is_up_to_date(paths, config)
     result = promote(paths, config)
     assert (result.version, result.alias, result.champion) == ("1", "champion", "1")
@@ -77,7 +77,7 @@ def test_the_first_winner_becomes_champion(paths: ProjectPaths, config: Config) 
     assert saved_state["reasons"] == list(result.reasons)
     assert saved_state["sha256"] == sha256_of(paths.artifacts / "candidates" / "quick" / "model.onnx")
     version = mlflow_client.connect(paths).get_model_version(MODEL, "1")
-    assert version.run_id == mlflow_runs.candidate_run(paths, config, "quick")
+    assert version.run_id == tracked_runs.candidate_run(paths, config, "quick")
     assert "it is the first champion" in version.description
     run = mlflow_client.connect(paths).get_run(version.run_id)
     assert run.data.tags["winnow.promotion"].startswith(f"version 1 of {MODEL}")
@@ -313,13 +313,13 @@ def test_who_changes_what_serves_waits_for_another_who_does(paths: ProjectPaths,
 
 def test_promotion_after_the_store_was_emptied(paths: ProjectPaths, config: Config) -> None:
     """The run ids that this checkout has saved no longer exist."""
-    mlflow_runs.track(paths, config)
-    assert mlflow_runs.candidate_run(paths, config, "quick") is not None
+    tracked_runs.track(paths, config)
+    assert tracked_runs.candidate_run(paths, config, "quick") is not None
     client = mlflow_client.connect(paths)
     for run in client.search_runs([mlflow_client.experiment_id(paths, config)]):
         client.delete_run(run.info.run_id)
-    assert mlflow_runs.candidate_run(paths, config, "quick") is None
-    assert mlflow_runs.last_execution(paths, config) is None
+    assert tracked_runs.candidate_run(paths, config, "quick") is None
+    assert tracked_runs.last_execution(paths, config) is None
     assert promote(paths, config).champion == "1"
 
 

@@ -21,12 +21,7 @@ from winnow.training import unlabelled_images
 from winnow.training.checkpoint import Checkpoint
 from winnow.training.finetuning import validation_top1
 from winnow.training.pseudo_labels import UnlabelledInputs
-from winnow.training.unlabelled_images import (
-    METHODS,
-    UnlabelledTrainer,
-    train_on_unlabelled,
-    unlabelled_training,
-)
+from winnow.training.unlabelled_images import METHODS, UnlabelledTrainer, train_on_unlabelled, unlabelled_training
 
 SMALL = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
 
