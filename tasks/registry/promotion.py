@@ -195,7 +195,7 @@ def _contest(
 
 
 def _write_reason(paths: ProjectPaths, model: str, version: ModelVersion, run_id: str | None, reason: str) -> None:
-    registered_models.annotate(paths, model, version, {REASON_TAG: reason}, f"{_today()}: {reason}")
+    registered_models.annotate(paths, model, version, {REASON_TAG: reason}, f"{local_time()}: {reason}")
     if run_id:
         mlflow_runs.tag_run(paths, run_id, {PROMOTION_TAG: f"version {version.number} of {model}: {reason}"})
 
@@ -204,56 +204,13 @@ def make_champion(paths: ProjectPaths, model: str, version: ModelVersion, champi
     """Move the aliases champion and previous. Raises WinnowError where the champion has changed meanwhile."""
     if version_number(registered_models.find(paths, model, CHAMPION)) != version_number(champion):
         raise WinnowError(f"the champion of {model} has changed while its challenger was measured; run winnow promote")
-    tags = {REPLACED_TAG: version_number(champion), CHAMPION_SINCE_TAG: _today(), ROLLED_BACK_TAG: None}
+    tags = {REPLACED_TAG: version_number(champion), CHAMPION_SINCE_TAG: local_time(), ROLLED_BACK_TAG: None}
     registered_models.annotate(paths, model, version, tags)
     if champion:
         registered_models.set_alias(paths, model, PREVIOUS, champion.number)
     registered_models.set_alias(paths, model, CHAMPION, version.number)
 
 
-def rollback(paths: ProjectPaths, config: Config, reason: str) -> PromotionResult:
-    """Make the previous champion the champion again, and store the reason with the version that was rolled back.
-
-    Raises WinnowError where there is no champion, or no previous one.
-    """
-    model, note = registered_model_name(config), reason or "no reason given"
-    with run_lock.lock_registry(paths):
-        champion = registered_models.find(paths, model, CHAMPION)
-        if champion is None:
-            raise WinnowError(f"{model} has no champion, so there is nothing to roll back")
-        previous = _previous(paths, model, champion)
-        if previous is None:
-            raise WinnowError(f"{model} has no previous champion to roll back to; {champion} stays champion")
-        dated_note = f"{_today()}: {note}"
-        registered_models.annotate(paths, model, champion, {ROLLED_BACK_TAG: dated_note}, f"rolled back {dated_note}")
-        registered_models.set_alias(paths, model, CHAMPION, previous.number)
-        registered_models.set_alias(paths, model, PREVIOUS, version_number(_replaced_by(paths, model, previous)))
-        line = f"{previous} is the champion of {model} again; {champion} was rolled back: {note}"
-        if promotion_state.is_awaiting_approval(paths):
-            promotion_state.clear(paths)  # the open request was against the champion that was rolled back
-        else:
-            promotion_state.update(paths, model, line)
-        return PromotionResult(
-            (line,), previous.sha256, previous.number, CHAMPION, champion=previous.number, is_new=True
-        )
-
-
-def _previous(paths: ProjectPaths, model: str, champion: ModelVersion) -> ModelVersion | None:
-    """Return the version to roll back to; None where there is none.
-
-    Where both aliases name the same version, a promotion was interrupted between the two: then the champion's tag has
-    the version that it replaced.
-    """
-    previous = registered_models.find(paths, model, PREVIOUS)
-    is_interrupted = previous is not None and previous.number == champion.number
-    return _replaced_by(paths, model, champion) if is_interrupted else previous
-
-
-def _replaced_by(paths: ProjectPaths, model: str, version: ModelVersion) -> ModelVersion | None:
-    """Return the champion that this version replaced; None for the first one."""
-    replaced = version.tags.get(REPLACED_TAG, "")
-    return registered_models.find(paths, model, replaced) if replaced else None
-
-
-def _today() -> str:
+def local_time() -> str:
+    """Return the date, the time to the minute and the time zone."""
     return f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"

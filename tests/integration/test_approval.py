@@ -12,7 +12,8 @@ import yaml
 
 from tasks.project.paths import ProjectPaths
 from tasks.registry import approval_decision, approval_request, promotion_state, registered_models
-from tasks.registry.promotion import promote, rollback
+from tasks.registry.promotion import promote
+from tasks.registry.rollback import rollback
 from tasks.tracking import tracked_runs
 from tasks.tracking.tags import APPROVAL_TAG
 from tests.handmade import MODEL, aliases, tag, write_run

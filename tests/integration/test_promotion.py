@@ -16,7 +16,8 @@ from tasks.project.state_files import PROMOTED, PromotionState
 from tasks.registry import deployment_card, model_upload, promotion, promotion_state, registered_models
 from tasks.registry.champion_challenger import ContestResult, benchmark_cases, judge_challenge, measure_contest
 from tasks.registry.comparability import find_difference
-from tasks.registry.promotion import promote, rollback
+from tasks.registry.promotion import promote
+from tasks.registry.rollback import rollback
 from tasks.tracking import mlflow_client, tracked_runs
 from tasks.tracking.tags import CARD_SHA256_TAG
 from tests import records

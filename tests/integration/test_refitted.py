@@ -10,7 +10,8 @@ import pytest
 from tasks import drift
 from tasks.project.paths import ProjectPaths
 from tasks.registry import promotion_state
-from tasks.registry.promotion import promote, rollback
+from tasks.registry.promotion import promote
+from tasks.registry.rollback import rollback
 from tests.handmade import aliases, fetch_version, tag, with_size_objective, write_refit, write_run
 from tests.integration.test_drift import new_images
 from tests.records import report_details
