@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tasks import __main__
+from tasks.step_runners import STEPS
 from tests.records import (
     RESULTS,
     benchmark_details,
@@ -299,7 +299,7 @@ def test_a_record_round_trips(tmp_path: Path) -> None:
 
 
 def test_every_step_has_a_record_and_every_method_its_details() -> None:
-    assert set(RECORDS) == {"compress" if step == "candidate" else step for step in __main__.STEPS}
+    assert set(RECORDS) == {"compress" if step == "candidate" else step for step in STEPS}
     assert set(MINIMAL) == set(FULL) == (set(RECORDS) - {"compress"}) | set(RESULTS)
 
 
