@@ -22,7 +22,6 @@ compared. Reddi et al. 2019, MLPerf Inference (arXiv 1911.02549) calls these cas
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -34,7 +33,7 @@ from winnow.benchmark.timing import SecondsByRound, TimedFile, medians_ms, time_
 from winnow.config import Benchmark
 from winnow.deploy.pytorch_inference import set_torch_threads
 from winnow.deploy.runtime_properties import NEEDED_AGREEMENT, Predict, RuntimeUnavailable
-from winnow.eta import format_duration
+from winnow.eta import ProgressTimer
 from winnow.records.benchmark import AbsentCase, BenchmarkCase, BenchmarkRow, RefusedCase
 from winnow.timing_lock import compute_lock, timing_lock
 
@@ -66,7 +65,7 @@ def time_cases(
 
     `answers`: candidate -> the class that it predicts for each of the pixels.
     """
-    result, started, last_log = BenchmarkResult(), time.monotonic(), 0.0
+    result, timer = BenchmarkResult(), ProgressTimer(len(cases), SECONDS_BETWEEN_LINES)
     groups: dict[tuple[int, int], list[BenchmarkCase]] = {}
     for case in cases:
         groups.setdefault((case.batch, case.threads), []).append(case)
@@ -81,10 +80,8 @@ def time_cases(
         finally:
             set_torch_threads(previous_threads)
         done += len(group)
-        elapsed = time.monotonic() - started
-        if elapsed - last_log > SECONDS_BETWEEN_LINES or done == len(cases):
-            last_log, left = elapsed, elapsed / done * (len(cases) - done)
-            log.info("benchmark: %d of %d cases timed, about %s left", done, len(cases), format_duration(left))
+        if timer.is_due() or done == len(cases):
+            log.info("benchmark: %d of %d cases timed, about %s left", done, len(cases), timer.left(done))
     return result
 
 

@@ -15,7 +15,6 @@ from tests.winnow.training.tiny_training import cross_entropy, tiny_problem
 from winnow.config import Optimiser
 from winnow.data.batches import Batches
 from winnow.errors import TrainingError
-from winnow.eta import format_duration
 from winnow.training.checkpoint import Checkpoint
 from winnow.training.loop import Epoch, TrainingPlan, fit, learning_rate_at, run_to_end
 
@@ -155,7 +154,3 @@ def test_schedule_warms_up_and_ends_at_zero() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)))
     assert rates[-1] < 0.001
-
-
-def test_durations() -> None:
-    assert [format_duration(s) for s in (0.4, 59, 61, 3661)] == ["0 s", "59 s", "1:01", "1:01:01"]
