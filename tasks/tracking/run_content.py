@@ -182,7 +182,7 @@ def _verdict(name: str, selection: SelectionDetails) -> tuple[str, str]:
     reasons += [f"{GATES[gate.name]}: {gate.reason}" for gate in verdict.gates if not gate.checked]
     if selection.winner == name:
         return "winner", "; ".join([selection.why, *reasons])
-    is_unshown = all(not gate.shown for gate in verdict.gates if not gate.passed)
+    is_unshown = all(not gate.shown for gate in verdict.failed)
     return "passed" if verdict.passed else "not shown" if is_unshown else "failed", "; ".join(reasons)
 
 
