@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tasks.project.paths import ProjectPaths
-from tasks.tracking.run_content import TAG_LENGTH, RunContent, VerdictRecords, read_verdict_records, test_tags
+from tasks.tracking.run_content import RunContent, VerdictRecords, read_verdict_records
+from tasks.tracking.run_tags import TAG_LENGTH, test_tags
 from tasks.tracking.tags import REASON_TAG, WINNER_TAG
 from winnow.benchmark.measurement_error import describe_errors
 from winnow.records import RECORD, CandidateRecord, ReportRecord
