@@ -10,7 +10,7 @@ from tasks.tracking.tags import (
     LINEAGE_TAG,
     MACHINE_TAG,
     METHOD_TAG,
-    PARENT_TAG,
+    PARENT_CANDIDATE_TAG,
     PRECISION_TAG,
     SELECTION_LABELS_TAG,
     TEST_BASELINE_TAG,
@@ -34,7 +34,7 @@ def lineage_tags(candidate: CandidateFile) -> dict[str, str]:
     lineage, labels = candidate.lineage, candidate.labels
     return {
         CANDIDATE_TAG: lineage[-1],
-        PARENT_TAG: lineage[-2] if len(lineage) > 1 else "",
+        PARENT_CANDIDATE_TAG: lineage[-2] if len(lineage) > 1 else "",
         LINEAGE_TAG: " > ".join(lineage),
         METHOD_TAG: candidate.method,
         PRECISION_TAG: candidate.precision,

@@ -7,7 +7,7 @@ NAME_TAG = "winnow.name"
 RECORD_TAG = "winnow.record"
 DIGEST_TAG = "winnow.digest"
 CANDIDATE_TAG = "winnow.candidate"
-PARENT_TAG = "winnow.parent"
+PARENT_CANDIDATE_TAG = "winnow.parent"
 LINEAGE_TAG = "winnow.lineage"
 METHOD_TAG = "winnow.method"
 PRECISION_TAG = "winnow.precision"
@@ -57,7 +57,7 @@ TAGS: dict[str, tuple[str, str]] = {
         "digest of record, benchmark figures and verdict; its presence shows that the run is complete",
     ),
     CANDIDATE_TAG: (f"{RUN}, {VERSION}", "name of the candidate"),
-    PARENT_TAG: (RUN, "parent: the candidate that it was made from"),
+    PARENT_CANDIDATE_TAG: (RUN, "parent: the candidate that it was made from"),
     LINEAGE_TAG: (f"{RUN}, {VERSION}", "all candidates from dense to this one"),
     METHOD_TAG: (RUN, "the compression method"),
     PRECISION_TAG: (RUN, "f32 or int8"),
