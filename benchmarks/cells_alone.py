@@ -25,7 +25,8 @@ import numpy as np
 from benchmarks.chain import ROOT, markdown_table, write_results
 from winnow.benchmark.measurement_error import describe_errors
 from winnow.benchmark.timing import time_calls
-from winnow.deploy.inference_runtimes import open_case, set_torch_threads
+from winnow.deploy.inference_runtimes import open_case
+from winnow.deploy.pytorch_inference import set_torch_threads
 from winnow.records import BenchmarkRecord
 from winnow.records.benchmark import BenchmarkCase, BenchmarkRow
 from winnow.timing_lock import timing_lock

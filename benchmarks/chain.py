@@ -30,7 +30,7 @@ from winnow.deploy.onnx_session import MODEL  # noqa: E402
 from winnow.errors import WinnowError  # noqa: E402
 from winnow.hardware import cpu_flags, int8_sums_saturate  # noqa: E402
 from winnow.records import RECORD, Machine, read_json, this_machine, write_json  # noqa: E402
-from winnow.records.candidate import QuantizationRung  # noqa: E402
+from winnow.records.method_results import QuantizationRung  # noqa: E402
 from winnow.records.selection import Drop  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.chain import markdown_table, write_results
-from winnow.data.decoding import Item, decode_all
+from winnow.data.decoding import decode_all
+from winnow.data.image_items import Item
 from winnow.data.preprocessing import Preprocessing
 from winnow.deploy.file_predictor import list_files, open_card_runtime, predict_batches, predict_files
 from winnow.records import DeploymentCard

@@ -31,8 +31,9 @@ from winnow.cli.main import cli
 from winnow.config import Config
 from winnow.config.field_docs import field_docs
 from winnow.records.benchmark import Precision, Runtime
-from winnow.records.candidate import CandidateFile, FinetuneDetails
+from winnow.records.candidate_file import CandidateFile
 from winnow.records.card import CandidateCard, DeploymentCard
+from winnow.records.finetune import FinetuneDetails
 from winnow.records.metric_names import METRICS, PLACEHOLDERS
 from winnow.records.record_reader import RECORDS
 from winnow.records.step_record import StepRecord

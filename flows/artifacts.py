@@ -9,7 +9,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 from tasks.project import running_servers
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_summary import candidate_table, promotion_lines, rows_on_front
-from tasks.tracking import mlflow_runs
+from tasks.tracking import tracked_runs
 from winnow.config import load_config
 from winnow.printable import markdown
 from winnow.records import RECORD
@@ -57,5 +57,5 @@ def _mlflow_location(paths: ProjectPaths) -> tuple[str, str, str] | None:
     if not (paths.artifacts / "select" / RECORD).is_file():
         return None
     page = running_servers.mlflow_url(paths)
-    run = mlflow_runs.last_execution(paths, load_config(paths.root / "params.yaml"))
+    run = tracked_runs.last_execution(paths, load_config(paths.root / "params.yaml"))
     return (page, *run) if page and run else None

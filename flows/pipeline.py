@@ -32,7 +32,7 @@ from tasks.report import report
 from tasks.select import select
 from tasks.stage_runner import StageResult, stop_running
 from tasks.track import open_run, track
-from tasks.tracking import mlflow_runs
+from tasks.tracking import mlflow_runs, tracked_runs
 from tasks.tracking.mlflow_client import StoreError
 from tasks.versioning import dvc_stages, integrity, s3_mirror
 from winnow.config import ROOT, Config, load_config, topological_order
@@ -67,7 +67,7 @@ def _bring_up_to_date(paths: ProjectPaths, retries: int) -> list[StageResult]:
         integrity.remove_damaged(paths, damaged)
     stale = dvc_stages.stale_stages(paths.root, config)
     done: list[StageResult] = []
-    if stale or not mlflow_runs.is_complete(paths, config):
+    if stale or not tracked_runs.is_complete(paths, config):
         done += _execute(paths, config, stale, retries)
     if not promotion_state.is_up_to_date(paths, config):
         promotion = promote.with_options(retries=retries)(str(paths.root))

@@ -37,7 +37,7 @@ from tasks.project.run_summary import promotion_lines
 from tasks.promote import promote as promote_task
 from tasks.registry import approval_decision, approval_request, promotion_state
 from tasks.registry.approval_decision import PendingApproval
-from tasks.registry.deployment_card import ACCURACY, TEST_WARNING
+from tasks.tracking.tags import ACCURACY_TAG, TEST_WARNING_TAG
 from winnow.config import Config, load_config
 from winnow.printable import markdown
 from winnow.records import RECORD
@@ -117,9 +117,9 @@ def _ask(paths: ProjectPaths, waiting: PendingApproval) -> Any:
     """Suspend the run until the form is answered, and return the answer. Prefect stores answers by key."""
     tags = waiting.version.tags
     lines = [
-        *([f"**Warning:** {markdown(tags[TEST_WARNING])}."] if TEST_WARNING in tags else []),
+        *([f"**Warning:** {markdown(tags[TEST_WARNING_TAG])}."] if TEST_WARNING_TAG in tags else []),
         f"**{markdown(f'{waiting.version} of {waiting.model}')}** is waiting for approval as champion.",
-        *([f"Accuracy: {markdown(tags[ACCURACY])}."] if ACCURACY in tags else []),
+        *([f"Accuracy: {markdown(tags[ACCURACY_TAG])}."] if ACCURACY_TAG in tags else []),
         f"Result of the comparison: {markdown(waiting.request.why)}.",
         *artifacts.link_lines(paths),
         "The reason is stored with the model version.",

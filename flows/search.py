@@ -27,7 +27,7 @@ from prefect_dask import DaskTaskRunner
 from flows.runtime import exit_now, hide_tracebacks
 from tasks.project import environment
 from tasks.tracking.search_runs import SearchRun
-from winnow.deploy.inference_runtimes import set_torch_threads
+from winnow.deploy.pytorch_inference import set_torch_threads
 from winnow.errors import ConfigError
 from winnow.hardware import cores
 from winnow.search.loop import SearchProgress, search

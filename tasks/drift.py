@@ -26,11 +26,13 @@ from tasks.registry import registered_models
 from tasks.registry.registered_models import CHAMPION, ModelVersion
 from tasks.tracking import mlflow_runs
 from tasks.tracking.run_content import flatten_params
+from tasks.tracking.tags import ADVICE_TAG, CHAMPION_TAG, KIND_TAG, NOTE_TAG
 from winnow.config import Config
 from winnow.config.section import NO_FILE
 from winnow.data.dataset import VALIDATION, load_images
-from winnow.data.decoding import Item, decode_all
+from winnow.data.decoding import decode_all
 from winnow.data.file_tree import walk_files
+from winnow.data.image_items import Item
 from winnow.data.preprocessing import Preprocessing
 from winnow.deploy.drift_tests import (
     DriftFeatures,
@@ -204,10 +206,10 @@ def log_drift(paths: ProjectPaths, config: Config, finding: DriftResult) -> str:
     for shift in finding.shifts:
         metrics |= {f"drift/{shift.test}_p": shift.p, f"drift/{shift.test}_effect": shift.effect}
     tags = origin_tags(paths.root) | {
-        "winnow.kind": "drift",
-        "winnow.champion": finding.champion.number,
-        "winnow.advice": str(finding.advice),
-        mlflow_runs.NOTE_TAG: "\n".join(report_lines(finding, for_markdown=True)),
+        KIND_TAG: "drift",
+        CHAMPION_TAG: finding.champion.number,
+        ADVICE_TAG: str(finding.advice),
+        NOTE_TAG: "\n".join(report_lines(finding, for_markdown=True)),
     }
     params = flatten_params(config.drift.model_dump(mode="json"), "drift.")
     with tempfile.TemporaryDirectory() as scratch:

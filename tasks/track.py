@@ -8,7 +8,7 @@ from prefect import task
 
 from tasks.project.paths import ProjectPaths
 from tasks.stage_runner import RETRIED
-from tasks.tracking import mlflow_runs
+from tasks.tracking import mlflow_runs, tracked_runs
 from winnow.config import load_config
 
 
@@ -23,6 +23,6 @@ def open_run(root: str, why: str) -> str:
 def track(root: str, parent_run: str) -> str:
     """Complete MLflow from the records, close the execution's run, and return a line for the log."""
     paths = ProjectPaths(Path(root))
-    line = mlflow_runs.track(paths, load_config(paths.root / "params.yaml"), parent_run)
+    line = tracked_runs.track(paths, load_config(paths.root / "params.yaml"), parent_run)
     mlflow_runs.close_execution(paths, parent_run, ok=True)
     return line

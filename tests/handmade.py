@@ -49,7 +49,7 @@ from winnow.records import (
     write_record,
 )
 from winnow.records.benchmark import BestRows, PeakShares
-from winnow.records.candidate import LabelCounts
+from winnow.records.candidate_file import LabelCounts
 from winnow.records.card import CardRefit
 from winnow.records.refit import RefitCheck, RefitLabels
 from winnow.records.selection import Drop, DropEvidence

@@ -27,8 +27,9 @@ from winnow.records import (
     this_machine,
 )
 from winnow.records.benchmark import BenchmarkConditions, BenchmarkRow, Precision, Runtime
-from winnow.records.candidate import ArmComparison, LabelCounts, LinearProbe
+from winnow.records.candidate_file import LabelCounts
 from winnow.records.card import CardTensor, ServingSettings
+from winnow.records.finetune import ArmComparison, LinearProbe
 from winnow.records.ingest import NearDuplicates, SplitCounts
 from winnow.records.record_reader import RECORDS
 from winnow.records.refit import RefitLabels

@@ -42,7 +42,8 @@ from winnow.records.benchmark import (
     ProcessFootprint,
     Runtime,
 )
-from winnow.records.candidate import ArmComparison, ArmTraining, LabelCounts, LinearProbe, PretrainingGain
+from winnow.records.candidate_file import LabelCounts
+from winnow.records.finetune import ArmComparison, ArmTraining, LinearProbe, PretrainingGain
 from winnow.records.ingest import RejectedFile, SplitCounts
 from winnow.steps.refit import refit
 from winnow.steps.select import select

@@ -1,6 +1,6 @@
-"""Cost of the benchmark step: each cell is opened and called a few times, and multiplied by the benchmark's calls.
+"""Cost of the benchmark step: each case is opened and called a few times, and multiplied by the benchmark's calls.
 
-The benchmark screens all cells, compares the fastest of each candidate in more rounds (winnow/benchmark/grid.py), and
+The benchmark screens all cases, compares the fastest of each candidate in more rounds (winnow/benchmark/grid.py), and
 measures the memory footprint in processes of their own.
 """
 
@@ -11,16 +11,19 @@ from pathlib import Path
 
 from tasks.forecast.data_counts import Cost, Counts
 from tasks.forecast.microbenchmarks import Microbenchmarks
-from winnow.benchmark.grid import CHECKED_IMAGES, SCREENING_ROUNDS, calls_per_round, plan_cells
+from winnow.benchmark.cases import plan_cases
+from winnow.benchmark.grid import SCREENING_ROUNDS, calls_per_round
 from winnow.benchmark.memory_footprint import measure_footprint
+from winnow.benchmark.prediction_check import CHECKED_IMAGES
 from winnow.benchmark.timing import SLICE_SECONDS
 from winnow.config import ROOT, Benchmark, Config, Quantize, topological_order
-from winnow.deploy.inference_runtimes import Predict, RuntimeUnavailable, set_torch_threads
+from winnow.deploy.pytorch_inference import set_torch_threads
+from winnow.deploy.runtime_properties import Predict, RuntimeUnavailable
 from winnow.hardware import cores
 from winnow.records.benchmark import BenchmarkCase
 
-COMPARED_CELLS = 2
-"""Cells compared per candidate: its fastest, and its share of the baselines."""
+COMPARED_CASES = 2
+"""Cases compared per candidate: its fastest, and its share of the baselines."""
 
 
 def benchmark_cost(config: Config, counts: Counts, microbenchmarks: Microbenchmarks, folder: Path) -> Cost:
@@ -28,15 +31,15 @@ def benchmark_cost(config: Config, counts: Counts, microbenchmarks: Microbenchma
     settings = config.benchmark
     names = (ROOT, *topological_order(dict(config.candidates)))
     int8 = {name: isinstance(config.candidates.get(name), Quantize) for name in names}
-    cases = plan_cells(int8, settings, cores(), cuda=False)
+    cases = plan_cases(int8, settings, cores(), cuda=False)
     seconds, fastest = _screening(cases, settings, counts, microbenchmarks)
     for (_, batch), call in fastest.items():
-        compared = COMPARED_CELLS * settings.rounds * _visit_seconds(settings, batch, call)
+        compared = COMPARED_CASES * settings.rounds * _visit_seconds(settings, batch, call)
         seconds += compared + call * -(-counts.validation // batch)
     processes = 2 * len(names) + 1
     seconds += processes * _footprint_seconds(folder / ROOT, config.data.image_size)
     disk_mb = 2 * len(names) * counts.validation * counts.classes * 4 / 1e6
-    return Cost(seconds, disk_mb, f"{len(cases)} cells of {len(names)} files, {processes} processes")
+    return Cost(seconds, disk_mb, f"{len(cases)} cases of {len(names)} files, {processes} processes")
 
 
 def _screening(
@@ -46,7 +49,7 @@ def _screening(
     seconds = 0.0
     fastest: dict[tuple[str, int], float] = {}
     compile_seconds: float | None = None
-    open_predictors: list[Predict] = []  # the benchmark times the cells of a group interleaved, with all of them open
+    open_predictors: list[Predict] = []  # the benchmark times the cases of a group interleaved, with all of them open
     group = (0, 0)
     for case in cases:
         key = (case.candidate, case.batch)
@@ -79,5 +82,5 @@ def _footprint_seconds(folder: Path, image_size: int) -> float:
 
 
 def _visit_seconds(settings: Benchmark, batch: int, call: float) -> float:
-    """Return the seconds of one visit to a cell whose call takes `call` seconds: pause, warm-up and timed calls."""
+    """Return the seconds of one visit to a case whose call takes `call` seconds: pause, warm-up and timed calls."""
     return SLICE_SECONDS + max(call, settings.warm_up_ms / 1e3) + call * calls_per_round(batch, settings)

@@ -20,11 +20,12 @@ from winnow.benchmark.timing import time_calls
 from winnow.config import Data, Optimiser
 from winnow.data.batches import Batches
 from winnow.data.dataset import TRAIN, TRAINING_FILE, VALIDATION, ImageSet, load_images
-from winnow.data.decoding import Item
 from winnow.data.gray_range import resolve_preprocessing
+from winnow.data.image_items import Item
 from winnow.data.sources import open_source
 from winnow.deploy.batch_inference import predict_torch
-from winnow.deploy.inference_runtimes import Predict, open_case
+from winnow.deploy.inference_runtimes import open_case
+from winnow.deploy.runtime_properties import Predict
 from winnow.models.classifier_head import feature_dim
 from winnow.records import write_json
 from winnow.records.benchmark import BenchmarkCase

@@ -57,7 +57,7 @@ from winnow.deploy.onnx_session import MODEL
 from winnow.deploy.teacher_embeddings import TeacherTargets, load_targets
 from winnow.models.backbones import WEIGHTS_FILE, build_model, load_backbone, load_model, save_model
 from winnow.models.classifier_head import feature_dim
-from winnow.models.known_weights import find_weights
+from winnow.models.weights_lookup import find_weights
 from winnow.pretraining import METHODS
 from winnow.pretraining.inputs import PretrainingInputs
 from winnow.reporting.embedding_pictures import MOST_IMAGES

@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-HOST, PROCESS = "winnow.host", "winnow.pid"
+from tasks.tracking.tags import GIT_DIRTY_TAG, HOST_TAG, PROCESS_TAG
 
 
 def origin_tags(root: Path) -> dict[str, str]:
@@ -24,9 +24,9 @@ def origin_tags(root: Path) -> dict[str, str]:
         "mlflow.user": user_name(),
         "mlflow.source.name": "winnow",
         "mlflow.source.type": "LOCAL",
-        HOST: socket.gethostname(),
-        PROCESS: process_identity(os.getpid()),
-    } | ({"mlflow.source.git.commit": commit, "winnow.git_dirty": str(dirty).lower()} if commit else {})
+        HOST_TAG: socket.gethostname(),
+        PROCESS_TAG: process_identity(os.getpid()),
+    } | ({"mlflow.source.git.commit": commit, GIT_DIRTY_TAG: str(dirty).lower()} if commit else {})
 
 
 def approver_name() -> str:
@@ -37,9 +37,9 @@ def approver_name() -> str:
 
 def is_dead(tags: Mapping[str, str]) -> bool:
     """Return whether a run's process was on this machine and has ended; False for runs of other machines."""
-    if tags.get(HOST) != socket.gethostname() or PROCESS not in tags:
+    if tags.get(HOST_TAG) != socket.gethostname() or PROCESS_TAG not in tags:
         return False
-    return not is_alive(tags[PROCESS])
+    return not is_alive(tags[PROCESS_TAG])
 
 
 def is_alive(identity: str) -> bool:

@@ -12,15 +12,9 @@ from winnow.config.candidates import ROOT
 from winnow.config.data import Data
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.evaluation.intervals import Ratio
-from winnow.records import (
-    RECORD,
-    RefitRecord,
-    ReportRecord,
-    SelectionRecord,
-    read_record,
-)
+from winnow.records import RECORD, RefitRecord, ReportRecord, SelectionRecord, read_record
 from winnow.records.benchmark import BestRows, PeakShares
-from winnow.records.candidate import PretrainingGain
+from winnow.records.finetune import PretrainingGain
 from winnow.reporting.candidate_rows import CandidateRow, Share, candidate_row
 from winnow.reporting.pretraining_advice import pretraining_advice
 from winnow.reporting.run_records import RunRecords, read_run_records

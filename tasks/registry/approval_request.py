@@ -22,9 +22,9 @@ from typing import Literal
 from tasks.project.paths import ProjectPaths
 from tasks.registry import registered_models
 from tasks.registry.registered_models import CHALLENGER, ModelVersion
+from tasks.tracking.tags import APPROVAL_TAG, REASON_TAG
 from winnow.errors import ArtifactError, WinnowError
 
-REQUEST_TAG, REASON_TAG = "winnow.approval", "winnow.reason"
 RequestState = Literal["asked", "approved", "denied", "expired", "superseded"]
 
 
@@ -63,13 +63,13 @@ class ApprovalRequest:
 
 def parse_request(version: ModelVersion) -> ApprovalRequest | None:
     """Return the request stored with a version, or None. Raises ArtifactError where the tag is damaged."""
-    if REQUEST_TAG not in version.tags:
+    if APPROVAL_TAG not in version.tags:
         return None
     try:
-        return ApprovalRequest(**json.loads(version.tags[REQUEST_TAG]))
+        return ApprovalRequest(**json.loads(version.tags[APPROVAL_TAG]))
     except (ValueError, TypeError) as error:
         raise ArtifactError(
-            f"the tag {REQUEST_TAG} of {version} is damaged; delete it in MLflow to create a new request"
+            f"the tag {APPROVAL_TAG} of {version} is damaged; delete it in MLflow to create a new request"
         ) from error
 
 
@@ -114,7 +114,7 @@ def supersede(paths: ProjectPaths, model: str, successor: ModelVersion) -> None:
 
 def set_form(paths: ProjectPaths, model: str, version: ModelVersion, request: ApprovalRequest, form: str) -> None:
     """Store the id of the Prefect flow run that shows the form."""
-    registered_models.annotate(paths, model, version, {REQUEST_TAG: json.dumps(asdict(replace(request, form=form)))})
+    registered_models.annotate(paths, model, version, {APPROVAL_TAG: json.dumps(asdict(replace(request, form=form)))})
 
 
 def answer_request(
@@ -138,7 +138,7 @@ def answer_request(
 def _write(paths: ProjectPaths, model: str, version: ModelVersion, request: ApprovalRequest) -> None:
     text = request.words
     registered_models.annotate(
-        paths, model, version, {REQUEST_TAG: json.dumps(asdict(request)), REASON_TAG: f"{request.why}; {text}"}, text
+        paths, model, version, {APPROVAL_TAG: json.dumps(asdict(request)), REASON_TAG: f"{request.why}; {text}"}, text
     )
 
 

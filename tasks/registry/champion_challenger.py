@@ -24,21 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.benchmark import grid
-from winnow.benchmark.grid import CHECKED_IMAGES, plan_cells, predict_all, screening_settings
+from winnow.benchmark.cases import plan_cases
+from winnow.benchmark.grid import screening_settings
 from winnow.benchmark.measurement_error import time_difference
+from winnow.benchmark.prediction_check import CHECKED_IMAGES, predict_all
 from winnow.benchmark.speedups import best_row, speedup
 from winnow.benchmark.target_measurements import TargetMeasurements
 from winnow.config import Config, Promotion
 from winnow.data.dataset import VALIDATION, ImageSet, load_images, spread_indices
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.inference_runtimes import (
-    OPENVINO_RUNTIMES,
-    Predict,
-    RuntimeUnavailable,
-    open_case,
-    openvino_modes,
-)
+from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.runtime_properties import OPENVINO_RUNTIMES, Predict, RuntimeUnavailable, openvino_modes
 from winnow.evaluation.accuracy_drop import DropReport, measure_drops
 from winnow.evaluation.intervals import Ratio
 from winnow.hardware import cores
@@ -175,9 +172,9 @@ def _serve(
     Where that runtime cannot run here: (logits in ONNX Runtime, a description of the missing runtime).
     """
     runtime, precision, batch = card.serving.runtime, card.serving.precision, card.serving.batch
-    cell = BenchmarkCase(card.name, runtime, precision, "file", batch, min(card.serving.threads, cores()))
+    case = BenchmarkCase(card.name, runtime, precision, "file", batch, min(card.serving.threads, cores()))
     try:
-        return predict_all(open_case(folder, cell), batch, images.images_NHWC, indices_V), None
+        return predict_all(open_case(folder, case), batch, images.images_NHWC, indices_V), None
     except RuntimeUnavailable as error:
         return predict_file(folder / MODEL, images.images_NHWC, indices_V), f"{runtime} {precision} ({error})"
 
@@ -204,20 +201,20 @@ def _local_rows(sides: Sides, config: Config, images: ImageSet) -> ComparedRows:
         for side in SIDES
     }
 
-    def opened(cell: BenchmarkCase) -> Predict:
-        return open_case(folders[cell.candidate], cell)
+    def opened(case: BenchmarkCase) -> Predict:
+        return open_case(folders[case.candidate], case)
 
-    cells = [
-        replace(cell, candidate=side)
+    cases = [
+        replace(case, candidate=side)
         for side, (_, card) in zip(SIDES, sides, strict=True)
-        for cell in benchmark_cases(card, config, this_machine())
+        for case in benchmark_cases(card, config, this_machine())
     ]
-    screened = grid.time_cells(cells, opened, pixels_NHWC, answers, screening_settings(config.benchmark)).rows
+    screened = grid.time_cases(cases, opened, pixels_NHWC, answers, screening_settings(config.benchmark)).rows
     fastest = [best_row(screened, side, _batch(config)) for side in SIDES]
     if fastest[0] is None or fastest[1] is None:
         return fastest[0], fastest[1], None
     chosen = [fastest[0].case, fastest[1].case, replace(fastest[0].case, candidate=REPEATED_CHAMPION)]
-    rows = grid.compare_cells(chosen, opened, pixels_NHWC, config.benchmark)
+    rows = grid.compare_cases(chosen, opened, pixels_NHWC, config.benchmark)
     return rows[0], rows[1], rows[2]
 
 
@@ -232,5 +229,5 @@ def benchmark_cases(card: DeploymentCard, config: Config, machine: Machine) -> l
         runtime, threads = serving.runtime, serving.threads
         modes = openvino_modes(batch, threads) if runtime in OPENVINO_RUNTIMES else [runtime]
         return [BenchmarkCase(card.name, mode, serving.precision, "file", batch, threads) for mode in modes]
-    cells = plan_cells({card.name: card.precision == "int8"}, config.benchmark, cores(), cuda=False)
-    return [cell for cell in cells if cell.layout == "file" and cell.batch == batch]
+    cases = plan_cases({card.name: card.precision == "int8"}, config.benchmark, cores(), cuda=False)
+    return [case for case in cases if case.layout == "file" and case.batch == batch]

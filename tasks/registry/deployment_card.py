@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tasks.project.paths import ProjectPaths
 from tasks.tracking.run_content import data_version
+from tasks.tracking.tags import ACCURACY_TAG, TEST_WARNING_TAG
 from winnow.config import Config
-from winnow.deploy.inference_runtimes import count_streams
+from winnow.deploy.runtime_properties import count_streams
 from winnow.errors import ArtifactError
 from winnow.evaluation.metrics import drop_metrics_on_test
 from winnow.records import (
@@ -28,7 +29,6 @@ from winnow.records.card import CardTest, FastestSettings, RuntimeSettings, Serv
 from winnow.refit.deployed_folder import REFIT
 from winnow.selection.decision import SERVING_METRIC
 
-ACCURACY, TEST_WARNING = "winnow.accuracy", "winnow.test.warning"
 """Tags of a registered version."""
 
 
@@ -104,7 +104,7 @@ def accuracy_tags(card: DeploymentCard) -> dict[str, str | None]:
     test = card.test
     shares = [("validation", card.metrics.get("quality/top1")), ("test", test.top1 if test else None)]
     accuracy = ", ".join(f"{share * 100:.1f} % top-1 on {split}" for split, share in shares if share is not None)
-    return {ACCURACY: accuracy or None, TEST_WARNING: "; ".join(test.warnings if test else ()) or None}
+    return {ACCURACY_TAG: accuracy or None, TEST_WARNING_TAG: "; ".join(test.warnings if test else ()) or None}
 
 
 def split_rule(data: IngestRecord) -> SplitRule:

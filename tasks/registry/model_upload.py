@@ -18,18 +18,12 @@ from typing import Any
 import numpy as np
 
 from tasks.project.paths import ProjectPaths, registered_model_name
-from tasks.registry.registered_models import (
-    CANDIDATE,
-    CARD_SHA256,
-    SHA256,
-    ModelVersion,
-    find_by_digest,
-    to_version,
-)
+from tasks.registry.registered_models import ModelVersion, find_by_digest, to_version
 from tasks.tracking.mlflow_client import active_run, experiment_id, session
 from tasks.tracking.run_content import DATASET
+from tasks.tracking.tags import CANDIDATE_TAG, CARD_SHA256_TAG, DATA_VERSION_TAG, LINEAGE_TAG, SHA256_TAG
 from winnow.config import Config
-from winnow.deploy.bundle import describe_serving
+from winnow.deploy.model_card import describe_serving
 from winnow.deploy.onnx_session import MODEL
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.printable import markdown
@@ -57,11 +51,11 @@ def register(
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         tags = {
-            SHA256: sha256,
-            CARD_SHA256: hashlib.sha256(json_text(card.content()).encode()).hexdigest(),
-            CANDIDATE: card.name,
-            "winnow.lineage": " > ".join(card.lineage),
-            "winnow.data_version": card.data_version,
+            SHA256_TAG: sha256,
+            CARD_SHA256_TAG: hashlib.sha256(json_text(card.content()).encode()).hexdigest(),
+            CANDIDATE_TAG: card.name,
+            LINEAGE_TAG: " > ".join(card.lineage),
+            DATA_VERSION_TAG: card.data_version,
         }
         run = active_run(client, run_id)
         _fail_pending(client, experiment, sha256)
@@ -79,7 +73,7 @@ def register(
 
 def _fail_pending(client: Any, experiment: str, sha256: str) -> None:
     """Mark the unfinished models of an earlier, interrupted registration of this file as failed."""
-    query = f"tags.`{SHA256}` = '{sha256}'"
+    query = f"tags.`{SHA256_TAG}` = '{sha256}'"
     for logged_model in client.search_logged_models([experiment], filter_string=query):
         if str(logged_model.status) == "PENDING":
             client.finalize_logged_model(logged_model.model_id, "FAILED")

@@ -24,18 +24,17 @@ from pathlib import Path
 from tasks.project import run_lock
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry import approval_request, model_upload, promotion_state, registered_models
-from tasks.registry.approval_request import REASON_TAG, ApprovalRequest
+from tasks.registry.approval_request import ApprovalRequest
 from tasks.registry.deployment_card import accuracy_tags, deployment_card
 from tasks.registry.registered_models import CHALLENGER, CHAMPION, PREVIOUS, ModelVersion
-from tasks.tracking import mlflow_runs
+from tasks.tracking import mlflow_runs, tracked_runs
+from tasks.tracking.tags import CHAMPION_SINCE_TAG, PROMOTION_TAG, REASON_TAG, REPLACED_TAG, ROLLED_BACK_TAG
 from winnow.benchmark.target_measurements import read_target, target_digest
 from winnow.config import Config
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ArtifactError, WinnowError
 from winnow.records import DeploymentCard, SelectionRecord, read_record, record_digest, sha256_of
 from winnow.refit.deployed_folder import deployed_folder, selected_folder
-
-ROLLED_BACK, REPLACED, SINCE = "winnow.rolled_back", "winnow.replaced", "winnow.champion_since"
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,14 @@ def _promote_winner(
         reason = f"{winner} is the champion of {model} already: {champion} is the same file"
         return result((reason,), version=champion.number, alias=CHAMPION)
     existing = registered_models.find_by_digest(paths, model, sha256)
-    if existing and ROLLED_BACK in existing.tags and not replace:
+    if existing and ROLLED_BACK_TAG in existing.tags and not replace:
         rejection = (
-            f"{existing} of {model} was rolled back ({existing.tags[ROLLED_BACK]}) and is promoted again "
+            f"{existing} of {model} was rolled back ({existing.tags[ROLLED_BACK_TAG]}) and is promoted again "
             "only by `winnow promote --replace`"
         )
         return result((rejection,), version=existing.number)
     card = deployment_card(paths, config, selection, winner, folder)
-    run_id = mlflow_runs.candidate_run(paths, config, winner)
+    run_id = tracked_runs.candidate_run(paths, config, winner)
     version = model_upload.register(paths, config, folder, card, run_id)
     registered_models.annotate(paths, model, version, accuracy_tags(card))
     approval_request.supersede(paths, model, version)
@@ -196,65 +195,22 @@ def _contest(
 
 
 def _write_reason(paths: ProjectPaths, model: str, version: ModelVersion, run_id: str | None, reason: str) -> None:
-    registered_models.annotate(paths, model, version, {REASON_TAG: reason}, f"{_today()}: {reason}")
+    registered_models.annotate(paths, model, version, {REASON_TAG: reason}, f"{local_time()}: {reason}")
     if run_id:
-        mlflow_runs.tag_run(paths, run_id, {"winnow.promotion": f"version {version.number} of {model}: {reason}"})
+        mlflow_runs.tag_run(paths, run_id, {PROMOTION_TAG: f"version {version.number} of {model}: {reason}"})
 
 
 def make_champion(paths: ProjectPaths, model: str, version: ModelVersion, champion: ModelVersion | None) -> None:
     """Move the aliases champion and previous. Raises WinnowError where the champion has changed meanwhile."""
     if version_number(registered_models.find(paths, model, CHAMPION)) != version_number(champion):
         raise WinnowError(f"the champion of {model} has changed while its challenger was measured; run winnow promote")
-    tags = {REPLACED: version_number(champion), SINCE: _today(), ROLLED_BACK: None}
+    tags = {REPLACED_TAG: version_number(champion), CHAMPION_SINCE_TAG: local_time(), ROLLED_BACK_TAG: None}
     registered_models.annotate(paths, model, version, tags)
     if champion:
         registered_models.set_alias(paths, model, PREVIOUS, champion.number)
     registered_models.set_alias(paths, model, CHAMPION, version.number)
 
 
-def rollback(paths: ProjectPaths, config: Config, reason: str) -> PromotionResult:
-    """Make the previous champion the champion again, and store the reason with the version that was rolled back.
-
-    Raises WinnowError where there is no champion, or no previous one.
-    """
-    model, note = registered_model_name(config), reason or "no reason given"
-    with run_lock.lock_registry(paths):
-        champion = registered_models.find(paths, model, CHAMPION)
-        if champion is None:
-            raise WinnowError(f"{model} has no champion, so there is nothing to roll back")
-        previous = _previous(paths, model, champion)
-        if previous is None:
-            raise WinnowError(f"{model} has no previous champion to roll back to; {champion} stays champion")
-        dated_note = f"{_today()}: {note}"
-        registered_models.annotate(paths, model, champion, {ROLLED_BACK: dated_note}, f"rolled back {dated_note}")
-        registered_models.set_alias(paths, model, CHAMPION, previous.number)
-        registered_models.set_alias(paths, model, PREVIOUS, version_number(_replaced_by(paths, model, previous)))
-        line = f"{previous} is the champion of {model} again; {champion} was rolled back: {note}"
-        if promotion_state.is_awaiting_approval(paths):
-            promotion_state.clear(paths)  # the open request was against the champion that was rolled back
-        else:
-            promotion_state.update(paths, model, line)
-        return PromotionResult(
-            (line,), previous.sha256, previous.number, CHAMPION, champion=previous.number, is_new=True
-        )
-
-
-def _previous(paths: ProjectPaths, model: str, champion: ModelVersion) -> ModelVersion | None:
-    """Return the version to roll back to; None where there is none.
-
-    Where both aliases name the same version, a promotion was interrupted between the two: then the champion's tag has
-    the version that it replaced.
-    """
-    previous = registered_models.find(paths, model, PREVIOUS)
-    is_interrupted = previous is not None and previous.number == champion.number
-    return _replaced_by(paths, model, champion) if is_interrupted else previous
-
-
-def _replaced_by(paths: ProjectPaths, model: str, version: ModelVersion) -> ModelVersion | None:
-    """Return the champion that this version replaced; None for the first one."""
-    replaced = version.tags.get(REPLACED, "")
-    return registered_models.find(paths, model, replaced) if replaced else None
-
-
-def _today() -> str:
+def local_time() -> str:
+    """Return the date, the time to the minute and the time zone."""
     return f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"

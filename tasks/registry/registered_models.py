@@ -22,6 +22,7 @@ from typing import Any
 from tasks.project.paths import ProjectPaths
 from tasks.tracking import tracking_store
 from tasks.tracking.mlflow_client import RESUME_HINT, session
+from tasks.tracking.tags import CANDIDATE_TAG, CARD_SHA256_TAG, SHA256_TAG
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ArtifactError, WinnowError
 from winnow.printable import markdown
@@ -29,7 +30,6 @@ from winnow.records import CARD, DeploymentCard, sha256_of
 from winnow.refit.deployed_folder import SELECTED
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-SHA256, CARD_SHA256, CANDIDATE = "winnow.sha256", "winnow.card_sha256", "winnow.candidate"
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's error codes for a missing model, alias or version."""
 FORBIDDEN_CODE = "PERMISSION_DENIED"
@@ -73,7 +73,7 @@ def _is_unseen(client: Any, model: str) -> bool:
 def find_by_digest(paths: ProjectPaths, model: str, sha256: str) -> ModelVersion | None:
     """Return the version with the file of this digest, or None."""
     with session(paths) as client:
-        query = f"name = '{model}' and tags.`{SHA256}` = '{sha256}'"
+        query = f"name = '{model}' and tags.`{SHA256_TAG}` = '{sha256}'"
         versions = client.search_model_versions(query, max_results=1)
         return to_version(versions[0]) if versions else None
 
@@ -81,7 +81,7 @@ def find_by_digest(paths: ProjectPaths, model: str, sha256: str) -> ModelVersion
 def to_version(entity: Any) -> ModelVersion:
     """Convert a ModelVersion of MLflow."""
     tags = dict(entity.tags)
-    return ModelVersion(str(entity.version), tags.get(SHA256, ""), tags.get(CANDIDATE, "?"), tags)
+    return ModelVersion(str(entity.version), tags.get(SHA256_TAG, ""), tags.get(CANDIDATE_TAG, "?"), tags)
 
 
 def set_alias(paths: ProjectPaths, model: str, alias: str, number: str | None) -> None:
@@ -137,7 +137,7 @@ def _is_cached(folder: Path, version: ModelVersion) -> bool:
     Another server can have the same version numbers for other models. Versions of earlier winnow releases have no
     digest of the card and are downloaded each time.
     """
-    digests = {MODEL: version.sha256, CARD: version.tags.get(CARD_SHA256, "")}
+    digests = {MODEL: version.sha256, CARD: version.tags.get(CARD_SHA256_TAG, "")}
     matches = all((folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in digests.items())
     return matches and _holds_selected(folder)
 
@@ -165,7 +165,7 @@ def _download(paths: ProjectPaths, model: str, version: ModelVersion, target: Pa
             raise ArtifactError(f"{version} of {model} holds no {MODEL} and {CARD}: it was not registered by winnow")
         if version.sha256 and sha256_of(folder / MODEL) != version.sha256:
             raise ArtifactError(f"the {MODEL} of {version} of {model} is not the file that was registered")
-        if (digest := version.tags.get(CARD_SHA256)) and sha256_of(folder / CARD) != digest:
+        if (digest := version.tags.get(CARD_SHA256_TAG)) and sha256_of(folder / CARD) != digest:
             raise ArtifactError(
                 f"the {CARD} of {version} of {model} is not the one that was registered: it was changed or damaged in "
                 "MLflow's artifact store; roll back to another version (winnow rollback), or restore the file from a "

@@ -18,7 +18,8 @@ from typing import Any
 from tasks.project.deadlines import CallTimeout, time_limit
 from tasks.project.disk_errors import is_disk_full
 from tasks.project.paths import ProjectPaths, registered_model_name
-from tasks.tracking import run_content, tracking_store
+from tasks.tracking import tracking_store
+from tasks.tracking.run_tags import TAG_LENGTH
 from winnow.config import Config
 from winnow.errors import WinnowError
 
@@ -183,7 +184,7 @@ def create_run(client: Any, experiment: str, tags: Mapping[str, str], name: str)
 
 def _truncate_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the tags with values cut to MLflow's limit."""
-    return {key: value[: run_content.TAG_LENGTH] for key, value in tags.items()}
+    return {key: value[:TAG_LENGTH] for key, value in tags.items()}
 
 
 def to_metrics(values: Mapping[str, float], step: int = 0) -> list[Any]:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tasks.project.paths import ProjectPaths
-from tasks.tracking.run_content import TAG_LENGTH, RunContent, VerdictRecords, read_verdict_records, test_tags
+from tasks.tracking.run_content import RunContent, VerdictRecords, read_verdict_records
+from tasks.tracking.run_tags import TAG_LENGTH, test_tags
+from tasks.tracking.tags import REASON_TAG, WINNER_TAG
 from winnow.benchmark.measurement_error import describe_errors
 from winnow.records import RECORD, CandidateRecord, ReportRecord
 from winnow.reporting.candidate_rows import CandidateRow, Share, candidate_row
@@ -56,7 +58,7 @@ def execution_tags(paths: ProjectPaths) -> dict[str, str]:
     if verdicts is None:
         return {}
     details = verdicts.selection.details
-    tags = {"winnow.winner": details.winner or "nobody", "winnow.reason": details.why[:TAG_LENGTH]}
+    tags = {WINNER_TAG: details.winner or "nobody", REASON_TAG: details.why[:TAG_LENGTH]}
     folder = paths.artifacts / "report"
     if not (folder / RECORD).is_file():
         return tags

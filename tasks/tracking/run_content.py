@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tasks.project.paths import ProjectPaths
+from tasks.tracking.run_tags import lineage_tags, machine_tags, test_tags, weights_tags
+from tasks.tracking.tags import NAME_TAG, REASON_TAG, STEP_TAG, VERDICT_TAG
 from tasks.versioning import dvc_stages
 from tasks.versioning.integrity import read_lock
 from winnow.config import ROOT, Config
@@ -23,9 +25,6 @@ from winnow.evaluation.effective_sample_size import in_groups
 from winnow.records import (
     RECORD,
     BenchmarkRecord,
-    EmbedDetails,
-    Machine,
-    PretrainDetails,
     RecordModel,
     RefitDetails,
     ReportDetails,
@@ -34,14 +33,14 @@ from winnow.records import (
     read_record,
     record_digest,
 )
-from winnow.records.candidate import CandidateFile
+from winnow.records.candidate_file import CandidateFile
 from winnow.selection.gates import GATES
 
 CANDIDATE_STEPS = ("finetune", "candidate")
 DATASET = "images"
 DATASET_CONTEXT = {"benchmark": "validation", "select": "validation", "report": "test"}
 """The dataset context of a step; `training` for all others."""
-TAG_LENGTH, PARAM_LENGTH, KEY_LENGTH = 8000, 6000, 250
+PARAM_LENGTH, KEY_LENGTH = 6000, 250
 """MLflow's limits in characters."""
 
 
@@ -111,12 +110,12 @@ def read_content(folder: Path, step: str, verdicts: VerdictRecords | None = None
     """Return the content of a step's run. Without `verdicts` a candidate has no speed metrics and no verdict."""
     record, digest, name = read_record(folder), record_digest(folder), folder.name
     details, params = record.details, flatten_params(record.parameters)
-    tags = {"winnow.step": step, "winnow.name": name} | _machine_tags(record.machine) | _weights_tags(details)
+    tags = {STEP_TAG: step, NAME_TAG: name} | machine_tags(record.machine) | weights_tags(details)
     if isinstance(details, ReportDetails):
         tags |= test_tags(details, record.warnings)
     if isinstance(details, CandidateFile):
         params = {"method": details.method} | params
-        tags |= _lineage(details)
+        tags |= lineage_tags(details)
     content = RunContent(
         name=name,
         step=step,
@@ -145,9 +144,7 @@ def _judged(base: RunContent, verdicts: VerdictRecords) -> RunContent:
         base,
         digest=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
         figures=figures,
-        tags=base.tags
-        | {"winnow.verdict": verdict, "winnow.reason": reason}
-        | _machine_tags(verdicts.benchmark.machine),
+        tags=base.tags | {VERDICT_TAG: verdict, REASON_TAG: reason} | machine_tags(verdicts.benchmark.machine),
         note=f"**{verdict}**: {reason}\n\n{base.note}",
     )
 
@@ -162,21 +159,8 @@ def _verdict(name: str, selection: SelectionDetails) -> tuple[str, str]:
     reasons += [f"{GATES[gate.name]}: {gate.reason}" for gate in verdict.gates if not gate.checked]
     if selection.winner == name:
         return "winner", "; ".join([selection.why, *reasons])
-    is_unshown = all(not gate.shown for gate in verdict.gates if not gate.passed)
+    is_unshown = all(not gate.shown for gate in verdict.failed)
     return "passed" if verdict.passed else "not shown" if is_unshown else "failed", "; ".join(reasons)
-
-
-def _lineage(candidate: CandidateFile) -> dict[str, str]:
-    lineage, labels = candidate.lineage, candidate.labels
-    return {
-        "winnow.candidate": lineage[-1],
-        "winnow.parent": lineage[-2] if len(lineage) > 1 else "",
-        "winnow.lineage": " > ".join(lineage),
-        "winnow.method": candidate.method,
-        "winnow.precision": candidate.precision,
-        "winnow.labels.training": str(labels.training),
-        "winnow.labels.choosing": str(labels.choosing),
-    }
 
 
 def _details_lines(details: RecordModel) -> list[str]:
@@ -192,28 +176,6 @@ def _details_lines(details: RecordModel) -> list[str]:
     ]
 
 
-def _weights_tags(details: RecordModel) -> dict[str, str]:
-    """Return the tags of known weights, where the step began with them or embedded images by them."""
-    weights = details.start if isinstance(details, PretrainDetails) else None
-    if isinstance(details, EmbedDetails):
-        weights = details.weights
-    if weights is None:
-        return {}
-    return {
-        "winnow.weights": weights.name,
-        "winnow.weights.licence": weights.licence,
-        "winnow.weights.sha256": weights.sha256,
-        "winnow.weights.input_size": str(weights.input_size),
-    }
-
-
-def _machine_tags(machine: Machine | None) -> dict[str, str]:
-    """Return the tags of the machine that was measured; {} for records without times."""
-    if machine is None:
-        return {}
-    return {"winnow.machine": machine.identity, "winnow.device": machine.gpu or "cpu"}
-
-
 def flatten_params(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return nested settings as params of MLflow: dotted keys, values as text (lists as JSON), cut to its limits."""
     flat: dict[str, str] = {}
@@ -225,12 +187,6 @@ def flatten_params(parameters: Mapping[str, Any], prefix: str = "") -> dict[str,
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             flat[path[:KEY_LENGTH]] = text[:PARAM_LENGTH]
     return flat
-
-
-def test_tags(report: ReportDetails, warnings: Sequence[str]) -> dict[str, str]:
-    """Return the tags of the accuracy on the test split: baseline, runtime and warnings."""
-    tags = {"winnow.test.baseline": report.baseline, "winnow.test.measured_in": report.measured_in}
-    return tags | ({"winnow.test.warning": "; ".join(warnings)[:TAG_LENGTH]} if warnings else {})
 
 
 def data_version(paths: ProjectPaths) -> str:

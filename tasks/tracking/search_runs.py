@@ -16,13 +16,12 @@ from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import origin_tags
 from tasks.project.state_files import SEARCH_RUN
 from tasks.tracking import mlflow_client
-from tasks.tracking.mlflow_runs import NOTE_TAG, PARENT_TAG
+from tasks.tracking.tags import KIND_TAG, NOTE_TAG, PARENT_RUN_TAG, SEARCH_TAG, STATE_TAG, TRIAL_TAG
 from winnow.config import Config
 from winnow.search.loop import SearchProgress, describe_trial
 from winnow.search.optuna_study import EndedTrial
 
 log = logging.getLogger(__name__)
-KIND, NUMBER = "winnow.kind", "winnow.trial"
 RESUME_HINT = "; all trials are kept, and `winnow search` resumes"
 
 
@@ -63,7 +62,7 @@ class SearchRun:
                 client.update_run(state["run"], status="RUNNING")
                 self.logged = state["trials"]
                 return str(state["run"])
-            tags = origin_tags(paths.root) | {KIND: "search", "winnow.search": self.name}
+            tags = origin_tags(paths.root) | {KIND_TAG: "search", SEARCH_TAG: self.name}
             run_id = mlflow_client.create_run(client, experiment, tags, f"search {self.name}")
             self._save_state(run_id)
             settings = self.config.search.model_dump(mode="json")
@@ -90,9 +89,9 @@ class SearchRun:
 
     def _write(self, client: Any, trial: EndedTrial) -> None:
         experiment = mlflow_client.experiment_id(self.paths, self.config)
-        tags = origin_tags(self.paths.root) | {PARENT_TAG: self.run_id, KIND: "trial", "winnow.state": trial.state}
-        tags |= {NOTE_TAG: describe_trial(trial, self.config.search), NUMBER: str(trial.number)}
-        query = f"tags.`{PARENT_TAG}` = '{self.run_id}' and tags.`{NUMBER}` = '{trial.number}'"
+        tags = origin_tags(self.paths.root) | {PARENT_RUN_TAG: self.run_id, KIND_TAG: "trial", STATE_TAG: trial.state}
+        tags |= {NOTE_TAG: describe_trial(trial, self.config.search), TRIAL_TAG: str(trial.number)}
+        query = f"tags.`{PARENT_RUN_TAG}` = '{self.run_id}' and tags.`{TRIAL_TAG}` = '{trial.number}'"
         runs = client.search_runs([experiment], query, max_results=1)  # left by an attempt that MLflow interrupted
         name = f"trial {trial.number}"
         run_id = runs[0].info.run_id if runs else mlflow_client.create_run(client, experiment, tags, name)

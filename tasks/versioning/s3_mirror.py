@@ -14,7 +14,6 @@ import itertools
 import logging
 import sqlite3
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from tasks.project.paths import ProjectPaths
 from tasks.versioning.s3_bucket import WORKERS, RemoteObject, download, list_objects, open_client, s3_errors, split_url
 from winnow.config import Config
 from winnow.errors import DataError
-from winnow.eta import format_duration
+from winnow.eta import ProgressTimer
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +122,7 @@ def _fetch_all(
     index_db: sqlite3.Connection,
     summary: MirrorResult,
 ) -> None:
-    started = last_report = time.monotonic()
-    total = sum(remote.size for remote in to_fetch)
+    timer = ProgressTimer(sum(remote.size for remote in to_fetch), SECONDS_BETWEEN_LINES)
     stop = threading.Event()
     remaining, running = iter(to_fetch), dict[Future[tuple[str, int, int] | str], RemoteObject]()
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -136,12 +134,10 @@ def _fetch_all(
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     _note(index_db, running.pop(future), future.result(), bucket, summary)
-                if time.monotonic() - last_report >= SECONDS_BETWEEN_LINES:
-                    last_report = time.monotonic()
+                if timer.is_due():
                     index_db.commit()
-                    rate = max(summary.bytes, 1) / (last_report - started)
-                    left = format_duration(max(0, total - summary.bytes) / rate)
                     counts = f"{summary.fetched} of {len(to_fetch)} objects"
+                    rate, left = timer.rate(summary.bytes), timer.left(summary.bytes)
                     log.info("fetch: %s, %.1f MB/s, %s left", counts, rate / 1e6, left)
         except BaseException:
             stop.set()

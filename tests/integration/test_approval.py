@@ -12,8 +12,10 @@ import yaml
 
 from tasks.project.paths import ProjectPaths
 from tasks.registry import approval_decision, approval_request, promotion_state, registered_models
-from tasks.registry.promotion import promote, rollback
-from tasks.tracking import mlflow_runs
+from tasks.registry.promotion import promote
+from tasks.registry.rollback import rollback
+from tasks.tracking import tracked_runs
+from tasks.tracking.tags import APPROVAL_TAG
 from tests.handmade import MODEL, aliases, tag, write_run
 from tests.integration.conftest import Project, make_project
 from tests.integration.running import RunningProject, assert_notified, send_notifications_to, start, stop, webhook
@@ -35,7 +37,7 @@ def write_next_run(paths: ProjectPaths, ballast: int, **values: Any) -> Config:
 
 @pytest.mark.thorough
 def test_a_winner_waits_and_approval_is_requested_once(paths: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     first = promote(paths, with_approval(config))
     assert first.waits is not None
     assert first.waits.state == "asked"
@@ -68,7 +70,7 @@ def test_a_damaged_request_is_an_error(paths: ProjectPaths, config: Config) -> N
     promote(paths, with_approval(config))
     version = registered_models.find(paths, MODEL, "challenger")
     assert version is not None
-    registered_models.annotate(paths, MODEL, version, {approval_request.REQUEST_TAG: "{"})
+    registered_models.annotate(paths, MODEL, version, {APPROVAL_TAG: "{"})
     with pytest.raises(ArtifactError, match=r"winnow\.approval of version 1"):
         promote(paths, with_approval(config))
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from tasks.project.disk_errors import describe_disk_error
 from tasks.project.paths import ProjectPaths
 from tasks.registry import registered_models
-from tasks.tracking import mlflow_runs
+from tasks.tracking import tracked_runs
 from tasks.tracking.mlflow_client import StoreError
 from tests.closure import ROOT
 from tests.conftest import tiny_params, write_folder, write_set
@@ -231,6 +231,6 @@ def test_a_damaged_store_of_mlflow_is_told(
 ) -> None:
     damage(paths.state_dir / "mlflow" / "mlflow.db")
     with pytest.raises(StoreError, match=message):
-        mlflow_runs.track(paths, config)
+        tracked_runs.track(paths, config)
     with pytest.raises(StoreError, match=message):
         registered_models.find(paths, "model", "champion")

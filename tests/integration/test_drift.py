@@ -13,7 +13,7 @@ from PIL import Image
 from tasks import drift
 from tasks.project.paths import ProjectPaths
 from tasks.registry.promotion import promote
-from tasks.tracking import mlflow_client, mlflow_runs
+from tasks.tracking import mlflow_client, tracked_runs
 from tests.conftest import CLASSES, SIZE, draw
 from tests.handmade import write_run
 from winnow.config import Config
@@ -40,7 +40,7 @@ def config(paths: ProjectPaths) -> Config:
     """Return the config of a run whose winner is champion."""
     new_config = write_run(paths.root)
     new_config = new_config.model_copy(update={"drift": new_config.drift.model_copy(update={"min_images": 60})})
-    mlflow_runs.track(paths, new_config)
+    tracked_runs.track(paths, new_config)
     promote(paths, new_config)
     return new_config
 

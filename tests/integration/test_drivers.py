@@ -85,7 +85,7 @@ CHANGES: dict[str, tuple[Edit, set[str]]] = {
     "winnow/evaluation": (add_comment("winnow/evaluation/accuracy_drop.py"), {"select", "refit", "report"}),
     "winnow/deploy": (add_comment("winnow/deploy/candidate_card.py"), TRAINED),
     "winnow/benchmark": (add_comment("winnow/benchmark/speedups.py"), LAST_STEPS),
-    "winnow/training": (add_comment("winnow/training/loop.py"), ALL_STEPS - {"ingest"}),
+    "winnow/training": (add_comment("winnow/training/loop.py"), WITHOUT_TEACHER),
     "winnow/refit": (add_comment("winnow/refit/acceptance.py"), {"refit", "report"}),
     "winnow/labels": (add_comment("winnow/labels/label_errors.py"), {"report"}),
     "winnow/selection": (add_comment("winnow/selection/decision.py"), {"select", "refit", "report"}),

@@ -16,8 +16,10 @@ from tasks.project.state_files import PROMOTED, PromotionState
 from tasks.registry import deployment_card, model_upload, promotion, promotion_state, registered_models
 from tasks.registry.champion_challenger import ContestResult, benchmark_cases, judge_challenge, measure_contest
 from tasks.registry.comparability import find_difference
-from tasks.registry.promotion import promote, rollback
-from tasks.tracking import mlflow_client, mlflow_runs
+from tasks.registry.promotion import promote
+from tasks.registry.rollback import rollback
+from tasks.tracking import mlflow_client, tracked_runs
+from tasks.tracking.tags import CARD_SHA256_TAG
 from tests import records
 from tests.conftest import CLASSES, SIZE
 from tests.handmade import (
@@ -65,7 +67,7 @@ def write_next_run(paths: ProjectPaths, winner: str | None = "quick", **models: 
 
 @pytest.mark.thorough
 def test_the_first_winner_becomes_champion(paths: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     assert not promotion_state.is_up_to_date(paths, config)
     result = promote(paths, config)
     assert (result.version, result.alias, result.champion) == ("1", "champion", "1")
@@ -76,7 +78,7 @@ def test_the_first_winner_becomes_champion(paths: ProjectPaths, config: Config) 
     assert saved_state["reasons"] == list(result.reasons)
     assert saved_state["sha256"] == sha256_of(paths.artifacts / "candidates" / "quick" / "model.onnx")
     version = mlflow_client.connect(paths).get_model_version(MODEL, "1")
-    assert version.run_id == mlflow_runs.candidate_run(paths, config, "quick")
+    assert version.run_id == tracked_runs.candidate_run(paths, config, "quick")
     assert "it is the first champion" in version.description
     run = mlflow_client.connect(paths).get_run(version.run_id)
     assert run.data.tags["winnow.promotion"].startswith(f"version 1 of {MODEL}")
@@ -312,13 +314,13 @@ def test_who_changes_what_serves_waits_for_another_who_does(paths: ProjectPaths,
 
 def test_promotion_after_the_store_was_emptied(paths: ProjectPaths, config: Config) -> None:
     """The run ids that this checkout has saved no longer exist."""
-    mlflow_runs.track(paths, config)
-    assert mlflow_runs.candidate_run(paths, config, "quick") is not None
+    tracked_runs.track(paths, config)
+    assert tracked_runs.candidate_run(paths, config, "quick") is not None
     client = mlflow_client.connect(paths)
     for run in client.search_runs([mlflow_client.experiment_id(paths, config)]):
         client.delete_run(run.info.run_id)
-    assert mlflow_runs.candidate_run(paths, config, "quick") is None
-    assert mlflow_runs.last_execution(paths, config) is None
+    assert tracked_runs.candidate_run(paths, config, "quick") is None
+    assert tracked_runs.last_execution(paths, config) is None
     assert promote(paths, config).champion == "1"
 
 
@@ -389,7 +391,7 @@ def rename_class(card: Path) -> None:
 def test_a_card_that_was_changed_is_fetched_anew(paths: ProjectPaths, config: Config, is_old: bool) -> None:
     promote(paths, config)
     if is_old:  # registered before cards had digests
-        mlflow_client.connect(paths).delete_model_version_tag(MODEL, "1", registered_models.CARD_SHA256)
+        mlflow_client.connect(paths).delete_model_version_tag(MODEL, "1", CARD_SHA256_TAG)
     card = fetch_version(paths, "champion") / "card.json"
     content = card.read_bytes()
     rename_class(card)
@@ -537,15 +539,15 @@ def card_with_serving(**settings: Any) -> DeploymentCard:
 def test_the_runtime_of_another_machine_objective_or_batch_is_not_used(config: Config) -> None:
     machine = this_machine()
     card = card_with_serving(runtime="openvino")
-    (cell,) = benchmark_cases(card, config, machine)
-    assert (cell.runtime, cell.precision, cell.threads, cell.batch) == ("openvino", "f32", 1, 1)
+    (case,) = benchmark_cases(card, config, machine)
+    assert (case.runtime, case.precision, case.threads, case.batch) == ("openvino", "f32", 1, 1)
     other_machine = machine.model_copy(update={"cpu": "another"})
-    for cells in (
+    for cases in (
         benchmark_cases(card, config, other_machine),
         benchmark_cases(card_with_serving(runtime="openvino", objective="throughput"), config, machine),
         benchmark_cases(card_with_serving(runtime="openvino", batch=64), config, machine),
     ):
-        assert {(cell.runtime, cell.layout, cell.batch) for cell in cells} == {
+        assert {(case.runtime, case.layout, case.batch) for case in cases} == {
             ("ort", "file", 1),
             ("openvino", "file", 1),
         }
@@ -560,7 +562,7 @@ def test_openvino_is_timed_in_both_modes(config: Config) -> None:
         ("ort", ["ort"]),
     ):
         card = card_with_serving(runtime=runtime, threads=2, batch=batch, objective="throughput")
-        assert [cell.runtime for cell in benchmark_cases(card, config, machine)] == expected
+        assert [case.runtime for case in benchmark_cases(card, config, machine)] == expected
 
 
 def test_a_card_of_another_machine_can_be_compared(paths: ProjectPaths, config: Config) -> None:

@@ -10,13 +10,14 @@ import pytest
 from tasks import drift
 from tasks.project.paths import ProjectPaths
 from tasks.registry import promotion_state
-from tasks.registry.promotion import promote, rollback
+from tasks.registry.promotion import promote
+from tasks.registry.rollback import rollback
 from tests.handmade import aliases, fetch_version, tag, with_size_objective, write_refit, write_run
 from tests.integration.test_drift import new_images
 from tests.records import report_details
 from tests.tiny_run import rewrite
 from winnow.config import Config
-from winnow.deploy.bundle import render_model_card
+from winnow.deploy.model_card import render_model_card
 from winnow.errors import ArtifactError
 from winnow.records import DeploymentCard, read_json, record_digest, sha256_of
 

@@ -17,7 +17,7 @@ import pytest
 from tasks.project.deadlines import CallTimeout, time_limit
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import TRACKED_RUNS
-from tasks.tracking import mlflow_client, mlflow_runs, run_content, search_runs
+from tasks.tracking import mlflow_client, mlflow_runs, run_content, search_runs, tracked_runs
 from tests.handmade import CURVES, DATA_VERSION, clear_local_state, write_candidate, write_verdicts
 from winnow.config import Config
 from winnow.errors import ArtifactError
@@ -46,7 +46,7 @@ def _children_by_name(paths: ProjectPaths, config: Config) -> dict:
 PREAMBLE = (
     "import os, signal, sys; from pathlib import Path; from tasks.project import environment;"
     "from tasks.project.paths import ProjectPaths;"
-    "from tasks.tracking import mlflow_runs;"
+    "from tasks.tracking import mlflow_runs, tracked_runs;"
     "from winnow.config import load_config; paths = ProjectPaths(Path.cwd()); environment.apply(paths.root);"
     "config = load_config('params.yaml');"
 )
@@ -66,7 +66,7 @@ def _parents(paths: ProjectPaths, config: Config) -> list:
 def test_every_record_is_a_child_run_of_one_parent(paths: ProjectPaths, config: Config) -> None:
     (paths.artifacts / "report" / "label_check.csv").write_text("path,label,suggested,reason,score\n")
     (paths.artifacts / "report" / "pareto.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    line = mlflow_runs.track(paths, config)
+    line = tracked_runs.track(paths, config)
     assert line.startswith(f"{len(ALL_NAMES)} of {len(ALL_NAMES)} records were new")
     (parent,) = _parents(paths, config)
     children = _children_by_name(paths, config)
@@ -84,7 +84,7 @@ def test_every_record_is_a_child_run_of_one_parent(paths: ProjectPaths, config: 
 
 @pytest.mark.thorough
 def test_candidates_have_the_same_metrics_verdict_and_parameters(paths: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     runs = {name: _children_by_name(paths, config)[name] for name in CANDIDATES}
     curves = {"curves/loss"}
     metrics = {name: set(run.data.metrics) - curves for name, run in runs.items()}
@@ -104,24 +104,24 @@ def test_candidates_have_the_same_metrics_verdict_and_parameters(paths: ProjectP
 
 @pytest.mark.thorough
 def test_a_second_track_logs_nothing(paths: ProjectPaths, config: Config) -> None:
-    assert not mlflow_runs.is_complete(paths, config)
-    mlflow_runs.track(paths, config)
-    assert mlflow_runs.is_complete(paths, config)
+    assert not tracked_runs.is_complete(paths, config)
+    tracked_runs.track(paths, config)
+    assert tracked_runs.is_complete(paths, config)
     run_ids_before = {run.info.run_id for run in _runs(paths, config)}
-    assert "has all" in mlflow_runs.track(paths, config)
+    assert "has all" in tracked_runs.track(paths, config)
     clear_local_state(paths)
-    assert not mlflow_runs.is_complete(paths, config)
-    assert "has all" in mlflow_runs.track(paths, config)
+    assert not tracked_runs.is_complete(paths, config)
+    assert "has all" in tracked_runs.track(paths, config)
     assert {run.info.run_id for run in _runs(paths, config)} == run_ids_before
-    assert mlflow_runs.is_complete(paths, config)
+    assert tracked_runs.is_complete(paths, config)
 
 
 @pytest.mark.thorough
 def test_runs_that_the_store_lost_are_logged_again(paths: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     deleted_run_id = _children_by_name(paths, config)["quick"].info.run_id
     mlflow_client.connect(paths).delete_run(deleted_run_id)
-    assert mlflow_runs.track(paths, config).startswith(f"1 of {len(ALL_NAMES)} ")
+    assert tracked_runs.track(paths, config).startswith(f"1 of {len(ALL_NAMES)} ")
     assert _children_by_name(paths, config)["quick"].info.run_id != deleted_run_id
 
 
@@ -129,27 +129,27 @@ def test_runs_that_the_store_lost_are_logged_again(paths: ProjectPaths, config: 
 def test_another_address_gets_all_runs_and_the_first_stays_complete(
     paths: ProjectPaths, config: Config, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     other_database = paths.root / "team.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other_database}")
-    assert not mlflow_runs.is_complete(paths, config)
+    assert not tracked_runs.is_complete(paths, config)
     other_database.write_bytes(empty_store.read_bytes())
-    assert not mlflow_runs.is_complete(paths, config)
+    assert not tracked_runs.is_complete(paths, config)
     monkeypatch.chdir(paths.root)  # a foreign store puts its files where it likes, a bare database into ./mlruns
-    assert mlflow_runs.track(paths, config).startswith(f"{len(ALL_NAMES)} of {len(ALL_NAMES)} ")
-    assert mlflow_runs.is_complete(paths, config)
+    assert tracked_runs.track(paths, config).startswith(f"{len(ALL_NAMES)} of {len(ALL_NAMES)} ")
+    assert tracked_runs.is_complete(paths, config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", paths.mlflow_store)
-    assert mlflow_runs.is_complete(paths, config)
+    assert tracked_runs.is_complete(paths, config)
 
 
 @pytest.mark.thorough
 def test_new_metrics_create_new_runs_and_keep_the_old(paths: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     runs_before = _children_by_name(paths, config)
     write_verdicts(paths.artifacts, config, list(CANDIDATES), "quick", latency_ms=0.4)
-    assert not mlflow_runs.is_complete(paths, config)
+    assert not tracked_runs.is_complete(paths, config)
     changed_count = len(CANDIDATES) + 2
-    assert mlflow_runs.track(paths, config).startswith(f"{changed_count} of {len(ALL_NAMES)} ")
+    assert tracked_runs.track(paths, config).startswith(f"{changed_count} of {len(ALL_NAMES)} ")
     runs = _runs(paths, config, "tags.`winnow.name` = 'quick'")
     assert {run.data.metrics["best/latency_ms"] for run in runs} == {0.4, 0.5}
     assert runs_before["quick"].info.run_id in {run.info.run_id for run in runs}
@@ -159,7 +159,7 @@ def test_new_metrics_create_new_runs_and_keep_the_old(paths: ProjectPaths, confi
 @pytest.mark.thorough
 def test_metrics_of_another_candidate_of_the_same_name_are_not_logged(paths: ProjectPaths, config: Config) -> None:
     write_candidate(paths.artifacts, "quick", {"salt": 2.0})
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     runs = _children_by_name(paths, config)
     assert "best/latency_ms" not in runs["quick"].data.metrics
     assert "winnow.verdict" not in runs["quick"].data.tags
@@ -188,27 +188,27 @@ def test_track_completes_the_run_opened_for_training(paths: ProjectPaths, config
     mlflow_runs.log_curves(paths, run_id, CURVES, 0, "scratch-seed0-rate0.1")
     mlflow_runs.close_step(paths, run_id, paths.artifacts / "candidates" / "quick")
     assert "best/latency_ms" not in mlflow_client.connect(paths).get_run(run_id).data.metrics
-    mlflow_runs.track(paths, config, parent)
+    tracked_runs.track(paths, config, parent)
     mlflow_runs.close_execution(paths, parent, ok=True)
     quick = _children_by_name(paths, config)["quick"]
-    assert quick.info.run_id == run_id == mlflow_runs.candidate_run(paths, config, "quick")
+    assert quick.info.run_id == run_id == tracked_runs.candidate_run(paths, config, "quick")
     assert quick.data.metrics["best/latency_ms"] == 0.5
     assert quick.data.tags["winnow.verdict"] == "winner"
     assert "scratch-seed0-rate0.1/loss" in quick.data.metrics
     (execution,) = _parents(paths, config)
     assert (execution.info.run_id, execution.info.status) == (parent, "FINISHED")
-    assert mlflow_runs.is_complete(paths, config)
+    assert tracked_runs.is_complete(paths, config)
 
 
 @pytest.mark.thorough
 def test_a_restored_step_leaves_no_second_run(paths: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     parent = mlflow_runs.open_execution(paths, config, "a parameter was set back")
     for name, step in (("pretrain", "pretrain"), ("quick", "candidate")):
         run_id = mlflow_runs.open_step(paths, parent, name, step)
         out = paths.artifacts / (name if step == "pretrain" else f"candidates/{name}")
         mlflow_runs.close_step(paths, run_id, out)
-    mlflow_runs.track(paths, config, parent)
+    tracked_runs.track(paths, config, parent)
     assert set(_children_by_name(paths, config)) == set(ALL_NAMES)
 
 
@@ -260,7 +260,7 @@ def test_a_server_that_does_not_answer_is_one_message(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for call in (
-        lambda: mlflow_runs.track(paths, config),
+        lambda: tracked_runs.track(paths, config),
         lambda: mlflow_runs.open_execution(paths, config, "all"),
         lambda: mlflow_runs.open_step(paths, "0" * 32, "dense", "finetune"),
     ):
@@ -308,7 +308,7 @@ def test_a_server_that_drips_is_given_up(
 
         def track_and_record() -> None:
             try:
-                mlflow_runs.track(paths, config)
+                tracked_runs.track(paths, config)
             except mlflow_client.StoreError as error:
                 errors.append(error)
 
@@ -353,14 +353,14 @@ def test_errors_name_their_cause(
 
 @pytest.mark.thorough
 def test_a_lost_database_is_made_and_filled_without_noise(paths: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     (paths.state_dir / "mlflow" / "mlflow.db").unlink()
-    assert not mlflow_runs.is_complete(paths, config)
-    result = _run_python(PREAMBLE + "print(mlflow_runs.track(paths, config))", paths)
+    assert not tracked_runs.is_complete(paths, config)
+    result = _run_python(PREAMBLE + "print(tracked_runs.track(paths, config))", paths)
     assert result.stderr == ""
     assert result.stdout.startswith(f"{len(ALL_NAMES)} of {len(ALL_NAMES)} records were new to MLflow at sqlite:///")
     assert result.stdout.count("\n") == 1
-    assert mlflow_runs.is_complete(paths, config)
+    assert tracked_runs.is_complete(paths, config)
 
 
 def test_a_moved_store_does_not_write_to_the_old_folder(paths: ProjectPaths, config: Config) -> None:
@@ -368,22 +368,22 @@ def test_a_moved_store_does_not_write_to_the_old_folder(paths: ProjectPaths, con
     name = f"winnow/{registered_model_name(config)}"
     client.create_experiment(name, artifact_location=(paths.root / "elsewhere").as_uri())
     with pytest.raises(mlflow_client.StoreError, match="was created in another folder"):
-        mlflow_runs.track(paths, config)
+        tracked_runs.track(paths, config)
 
 
 @pytest.mark.thorough
 def test_a_deleted_experiment_is_restored(paths: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     mlflow_client.connect(paths).delete_experiment(mlflow_client.experiment_id(paths, config))
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     assert set(_children_by_name(paths, config)) == set(ALL_NAMES)
 
 
 def test_without_artifacts_there_is_nothing_to_track(paths: ProjectPaths, config: Config) -> None:
     paths.artifacts.rename(paths.root / "gone")
-    assert not mlflow_runs.is_complete(paths, config)
+    assert not tracked_runs.is_complete(paths, config)
     with pytest.raises(ArtifactError, match="nothing to track"):
-        mlflow_runs.track(paths, config)
+        tracked_runs.track(paths, config)
 
 
 def test_a_trial_that_was_not_logged_is_reported_once_and_logged_at_the_end(
@@ -416,10 +416,10 @@ def test_a_trial_that_was_not_logged_is_reported_once_and_logged_at_the_end(
 
 @pytest.mark.thorough
 def test_completeness_is_checked_without_mlflow(paths: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     code = PREAMBLE + (
         "import tasks.registry.promotion_state;"
-        "print(mlflow_runs.is_complete(paths, config), tasks.registry.promotion_state.is_up_to_date(paths, config));"
+        "print(tracked_runs.is_complete(paths, config), tasks.registry.promotion_state.is_up_to_date(paths, config));"
         "print('mlflow' in sys.modules)"
     )
     assert _run_python(code, paths).stdout.split() == ["True", "False", "False"]
@@ -448,8 +448,8 @@ def test_flattened_params_keep_the_limits_of_mlflow() -> None:
 
 @pytest.mark.thorough
 def test_a_damaged_state_file_is_ignored(paths: ProjectPaths, config: Config) -> None:
-    mlflow_runs.track(paths, config)
+    tracked_runs.track(paths, config)
     TRACKED_RUNS.path(paths).write_text("{ not json")
-    assert not mlflow_runs.is_complete(paths, config)
-    assert "has all" in mlflow_runs.track(paths, config)
+    assert not tracked_runs.is_complete(paths, config)
+    assert "has all" in tracked_runs.track(paths, config)
     assert TRACKED_RUNS.read(paths).keys() == {paths.mlflow_store}

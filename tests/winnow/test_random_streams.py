@@ -15,7 +15,8 @@ from winnow.config import Augmentation, Optimiser
 from winnow.data.augmentation import augment
 from winnow.data.batches import Batches
 from winnow.random_streams import stream_seed
-from winnow.training.loop import Checkpoint, TrainingPlan, fit, run_to_end
+from winnow.training.checkpoint import Checkpoint
+from winnow.training.loop import TrainingPlan, fit, run_to_end
 
 SEEDED_CALLS = {"manual_seed", "default_rng", "RandomState", "TPESampler", "RandomSampler", "StratifiedGroupKFold"}
 """Calls that create a generator from a seed."""

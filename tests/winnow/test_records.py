@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tasks import __main__
+from tasks.step_runners import STEPS
 from tests.records import (
     RESULTS,
     benchmark_details,
@@ -65,22 +65,17 @@ from winnow.records.benchmark import (
     ProcessFootprint,
     RefusedCase,
 )
-from winnow.records.candidate import (
+from winnow.records.candidate_file import ClassScores, LabelCounts, ReliabilityBin
+from winnow.records.finetune import (
     ArmComparison,
     ArmTraining,
-    ClassScores,
     CrossValidationSummary,
-    LabelCounts,
     LinearProbe,
     PretrainingGain,
-    PruningCut,
-    PruningTrial,
-    QuantizationRung,
-    ReliabilityBin,
-    RungConfirmation,
     TriedTraining,
 )
 from winnow.records.ingest import NearDuplicates, RejectedFile, SplitCounts
+from winnow.records.method_results import PruningCut, PruningTrial, QuantizationRung, RungConfirmation
 from winnow.records.model import optional
 from winnow.records.record_reader import RECORDS
 from winnow.records.refit import RefitCheck, RefitLabels
@@ -304,7 +299,7 @@ def test_a_record_round_trips(tmp_path: Path) -> None:
 
 
 def test_every_step_has_a_record_and_every_method_its_details() -> None:
-    assert set(RECORDS) == {"compress" if step == "candidate" else step for step in __main__.STEPS}
+    assert set(RECORDS) == {"compress" if step == "candidate" else step for step in STEPS}
     assert set(MINIMAL) == set(FULL) == (set(RECORDS) - {"compress"}) | set(RESULTS)
 
 

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.benchmark.grid import CHECKED_IMAGES, time_cells
-from winnow.benchmark.sweep import sweep_cells
+from winnow.benchmark.grid import time_cases as time_cells
+from winnow.benchmark.prediction_check import CHECKED_IMAGES
+from winnow.benchmark.sweep import sweep_cases as sweep_cells
 from winnow.compression import write_network
 from winnow.config import Benchmark, check_settings
 from winnow.data.dataset import SPLITS, VALIDATION, ImageSet, spread_indices

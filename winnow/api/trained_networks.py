@@ -37,8 +37,8 @@ from winnow.pretraining.backbone_training import pretrain_backbone
 from winnow.steps.embed import embed_image_set
 from winnow.steps.ingest import ingest_images
 from winnow.steps.pretrain import prepare_start
+from winnow.training.checkpoint import Checkpoint
 from winnow.training.finetuning import initial_model, train_on_labels
-from winnow.training.loop import Checkpoint
 from winnow.training.unlabelled_images import UnlabelledTrainer
 
 PRETRAINING: dict[str, type[Pretraining]] = {

@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.benchmark.grid import predict_all
+from winnow.benchmark.prediction_check import predict_all
 from winnow.data.dataset import ImageSet
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.inference_runtimes import Predict, RuntimeUnavailable, open_case
+from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.runtime_properties import Predict, RuntimeUnavailable
 from winnow.errors import MissingExtra
 from winnow.evaluation.metrics import benchmark_logits_file, load_logits
 from winnow.hardware import has_fast_bf16

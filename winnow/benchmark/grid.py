@@ -1,56 +1,45 @@
-"""The benchmark grid and its timing: check predictions, screen all cells, then compare the important ones.
+"""The benchmark grid and its timing: check predictions, screen all cases, then compare the important ones.
 
-A cell is a candidate in a runtime (winnow/deploy/inference_runtimes.py), at a precision, with a batch size and a number
-of threads. There are two passes. `time_cells` screens every cell: cells of the same batch and threads are timed in
-turns for a few rounds, which shows the fastest runtime and threads of a file. `compare_cells` times the important cells
-again, one or two of each candidate and the baselines: all of one batch in the same rounds, and more rounds. The fastest
-of many short timings is low partly by chance, so published times of these cells come from the second pass alone, and
-its rounds are the pairs for the interval of a speed-up. Every visit starts idle and warmed up
-(winnow/benchmark/timing.py).
+A case is a candidate in a runtime (winnow/deploy/inference_runtimes.py), at a precision, with a batch size and a number
+of threads; winnow/benchmark/cases.py plans them. There are two passes. `time_cases` screens every case: cases of the
+same batch and threads are timed in turns for a few rounds, which shows the fastest runtime and threads of a file.
+`compare_cases` times the important cases again, one or two of each candidate and the baselines: all of one batch in the
+same rounds, and more rounds. The fastest of many short timings is low partly by chance, so published times of these
+cases come from the second pass alone, and its rounds are the pairs for the interval of a speed-up. Every visit starts
+idle and warmed up (winnow/benchmark/timing.py).
 
 p50 and p95 are over all timed calls. `round_ms` holds the median of each round. `spread` is (largest - smallest) / p50
 of these; `inner_spread` leaves out the fastest and the slowest round, since one disturbed round does not change p50. A
 p95 of fewer than 200 calls would rest on a few calls and is not given.
 
-Before a cell is timed, its predictions are compared with the candidate's own (validation_logits.npy). A runtime whose
+Before a case is timed, its predictions are compared with the candidate's own (validation_logits.npy). A runtime whose
 predictions differ is listed as refused, with the agreement, and not timed.
 
 The times are of one process with one call at a time, not of a loaded server, and times of two machines are never
-compared. Reddi et al. 2019, MLPerf Inference (arXiv 1911.02549) calls these cells single-stream and offline.
+compared. Reddi et al. 2019, MLPerf Inference (arXiv 1911.02549) calls these cases single-stream and offline.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from winnow.benchmark.prediction_check import agreement
 from winnow.benchmark.timing import SecondsByRound, TimedFile, medians_ms, time_in_turns
-from winnow.config import ROOT, Benchmark
-from winnow.data.dataset import VALIDATION, ImageSet, spread_indices
-from winnow.deploy.inference_runtimes import (
-    NEEDED_AGREEMENT,
-    Predict,
-    RuntimeUnavailable,
-    list_cpu_runtimes,
-    set_torch_threads,
-)
-from winnow.errors import ArtifactError
-from winnow.eta import format_duration
-from winnow.evaluation.metrics import load_logits
-from winnow.hardware import has_fast_bf16
-from winnow.records.benchmark import AbsentCase, BenchmarkCase, BenchmarkRow, Layout, Precision, RefusedCase, Runtime
+from winnow.config import Benchmark
+from winnow.deploy.pytorch_inference import set_torch_threads
+from winnow.deploy.runtime_properties import NEEDED_AGREEMENT, Predict, RuntimeUnavailable
+from winnow.eta import ProgressTimer
+from winnow.records.benchmark import AbsentCase, BenchmarkCase, BenchmarkRow, RefusedCase
 from winnow.timing_lock import compute_lock, timing_lock
 
 log = logging.getLogger(__name__)
 
 SAMPLES_FOR_P95 = 200
-CHECKED_IMAGES = 256
 CALLS_PER_ROUND_LARGE = 3
 SCREENING_ROUNDS = 3
 SECONDS_BETWEEN_LINES = 10.0
@@ -58,86 +47,28 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass
 class BenchmarkResult:
-    """Timed rows, cells with wrong predictions, and cells that cannot run on this machine."""
+    """Timed rows, cases with wrong predictions, and cases that cannot run on this machine."""
 
     rows: list[BenchmarkRow] = field(default_factory=list)
     refused: list[RefusedCase] = field(default_factory=list)
     absent: list[AbsentCase] = field(default_factory=list)
 
 
-def plan_cells(
-    int8: Mapping[str, bool], settings: Benchmark, threads: int, cuda: bool, networks: Collection[str] | None = None
-) -> list[BenchmarkCase]:
-    """Return all cells, group by group.
-
-    `int8`: candidate -> is its file int8; `threads`: all threads of this machine; `networks`: candidates with weights
-    for PyTorch, by default all that are not int8 (a quantized candidate that ended in float has none).
-    """
-    networks = {name for name, is_int8 in int8.items() if not is_int8} if networks is None else networks
-    cells = []
-    for batch in (settings.large_batch, 1):
-        for thread_count in sorted({threads, 1}, reverse=True):
-            for name, is_int8 in int8.items():
-                kinds = _file_kinds(is_int8, batch, thread_count, cuda and thread_count == threads)
-                if name in networks and (name == ROOT or settings.grid == "full"):
-                    kinds += _torch_kinds(cuda and thread_count == threads, name == ROOT and settings.grid == "full")
-                cells += [BenchmarkCase(name, *kind, batch=batch, threads=thread_count) for kind in kinds]
-    return cells
-
-
-def _file_kinds(is_int8: bool, batch: int, threads: int, cuda: bool) -> list[tuple[Runtime, Precision, Layout]]:
-    kinds = list_cpu_runtimes("int8" if is_int8 else "f32", batch, threads)
-    if cuda and not is_int8:
-        kinds += [("ort-cuda", "f32"), ("ort-tensorrt", "f32")]
-    return [(runtime, precision, "file") for runtime, precision in kinds]
-
-
-def _torch_kinds(cuda: bool, autotune: bool) -> list[tuple[Runtime, Precision, Layout]]:
-    """Return the kinds of PyTorch cells; `autotune` adds the mode of torch.compile that takes minutes."""
-    precisions: list[Precision] = ["f32", "bf16"] if has_fast_bf16() else ["f32"]
-    layouts: tuple[Layout, ...] = ("contiguous", "channels_last")
-    kinds: list[tuple[Runtime, Precision, Layout]] = [
-        ("eager", precision, layout) for precision in precisions for layout in layouts
-    ]
-    modes: tuple[Runtime, ...] = ("compile", "compile-autotune") if autotune else ("compile",)
-    kinds += [(mode, precision, "channels_last") for mode in modes for precision in precisions]
-    if cuda:
-        kinds += [("eager-cuda", "f32", "channels_last"), ("eager-cuda", "bf16", "channels_last")]
-    return kinds
-
-
-def sample_check_images(
-    images: ImageSet, folders: Mapping[str, Path]
-) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int64]]]:
-    """Return pixels spread evenly over the validation split, and the class that each candidate's file predicts.
-
-    Raises ArtifactError without validation images.
-    """
-    indices = images.indices(VALIDATION)
-    if not len(indices):
-        raise ArtifactError("there are no validation images to check the files on; run winnow again with more images")
-    positions = spread_indices(len(indices), CHECKED_IMAGES)
-    predictions = {
-        name: load_logits(folder, images)[positions].argmax(1).astype(np.int64) for name, folder in folders.items()
-    }
-    return np.ascontiguousarray(images.images_NHWC[indices[positions]]), predictions
-
-
-def time_cells(
-    cells: list[BenchmarkCase],
+def time_cases(
+    cases: list[BenchmarkCase],
     open_case: Callable[[BenchmarkCase], Predict],
     pixels_NHWC: NDArray[np.uint8],
     answers: Mapping[str, NDArray[np.int64]],
     settings: Benchmark,
 ) -> BenchmarkResult:
-    """Time all cells; cells of one batch and number of threads share the `settings.rounds` rounds.
+    """Time all cases; cases of one batch and number of threads share the `settings.rounds` rounds.
 
     `answers`: candidate -> the class that it predicts for each of the pixels.
     """
-    result, started, last_log = BenchmarkResult(), time.monotonic(), 0.0
+    result, timer = BenchmarkResult(), ProgressTimer(len(cases), SECONDS_BETWEEN_LINES)
     groups: dict[tuple[int, int], list[BenchmarkCase]] = {}
-    for cell in cells:
-        groups.setdefault((cell.batch, cell.threads), []).append(cell)
+    for case in cases:
+        groups.setdefault((case.batch, case.threads), []).append(case)
     done = 0
     for (batch, threads), group in groups.items():
         previous_threads = set_torch_threads(threads)
@@ -149,10 +80,8 @@ def time_cells(
         finally:
             set_torch_threads(previous_threads)
         done += len(group)
-        elapsed = time.monotonic() - started
-        if elapsed - last_log > SECONDS_BETWEEN_LINES or done == len(cells):
-            last_log, left = elapsed, elapsed / done * (len(cells) - done)
-            log.info("benchmark: %d of %d cells timed, about %s left", done, len(cells), format_duration(left))
+        if timer.is_due() or done == len(cases):
+            log.info("benchmark: %d of %d cases timed, about %s left", done, len(cases), timer.left(done))
     return result
 
 
@@ -163,47 +92,31 @@ def _open_all(
     answers: Mapping[str, NDArray[np.int64]],
     result: BenchmarkResult,
 ) -> list[tuple[BenchmarkCase, Predict]]:
-    """Return the cells of a group that run here with correct predictions; add the others to `result`."""
+    """Return the cases of a group that run here with correct predictions; add the others to `result`."""
     opened = []
-    for cell in group:
+    for case in group:
         try:
-            predict = open_case(cell)
+            predict = open_case(case)
         except RuntimeUnavailable as error:
-            row = AbsentCase(runtime=cell.runtime, precision=cell.precision, reason=str(error))
+            row = AbsentCase(runtime=case.runtime, precision=case.precision, reason=str(error))
             if row not in result.absent:
                 result.absent.append(row)
-                log.info("benchmark: %s %s skipped: %s", cell.runtime, cell.precision, error)
+                log.info("benchmark: %s %s skipped: %s", case.runtime, case.precision, error)
             continue
-        share, needed = agreement(predict, cell.batch, pixels_NHWC, answers[cell.candidate]), _needed(cell)
+        share, needed = (
+            agreement(predict, case.batch, pixels_NHWC, answers[case.candidate]),
+            NEEDED_AGREEMENT[case.precision],
+        )
         if share >= needed:
-            opened.append((cell, predict))
+            opened.append((case, predict))
             continue
-        result.refused.append(RefusedCase(**asdict(cell), agreement=share, needed=needed, images=len(pixels_NHWC)))
+        result.refused.append(RefusedCase(**asdict(case), agreement=share, needed=needed, images=len(pixels_NHWC)))
         log.warning(
             "%s on %s %s (batch %d) is not timed: its predictions agree with the file's own on %.1f %% of %d images, "
             "%.0f %% are needed",
-            *(cell.candidate, cell.runtime, cell.precision, cell.batch, share * 100, len(pixels_NHWC), needed * 100),
+            *(case.candidate, case.runtime, case.precision, case.batch, share * 100, len(pixels_NHWC), needed * 100),
         )
     return opened
-
-
-def _needed(cell: BenchmarkCase) -> float:
-    return NEEDED_AGREEMENT[cell.precision]
-
-
-def agreement(predict: Predict, batch: int, pixels_NHWC: NDArray[np.uint8], expected_N: NDArray[np.int64]) -> float:
-    """Return the share of images for which `predict`, called in full batches, gives the class in `expected_N`."""
-    logits_NC = predict_all(predict, batch, pixels_NHWC, np.arange(len(pixels_NHWC)))
-    return float((logits_NC.argmax(1) == expected_N).mean())
-
-
-def predict_all(
-    predict: Predict, batch: int, images_NHWC: NDArray[np.uint8], indices_N: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Return logits (N, C) of the given images, computed in full batches; the last one is filled from the start."""
-    count = len(indices_N)
-    batches = (indices_N[np.arange(start, start + batch) % count] for start in range(0, count, batch))
-    return np.concatenate([predict(np.ascontiguousarray(images_NHWC[chosen_B])) for chosen_B in batches])[:count]
 
 
 def _take(pixels_NHWC: NDArray[np.uint8], start: int, batch: int) -> NDArray[np.uint8]:
@@ -211,21 +124,21 @@ def _take(pixels_NHWC: NDArray[np.uint8], start: int, batch: int) -> NDArray[np.
     return np.ascontiguousarray(pixels_NHWC[(np.arange(start, start + batch)) % len(pixels_NHWC)])
 
 
-def compare_cells(
-    cells: list[BenchmarkCase],
+def compare_cases(
+    cases: list[BenchmarkCase],
     open_case: Callable[[BenchmarkCase], Predict],
     pixels_NHWC: NDArray[np.uint8],
     settings: Benchmark,
 ) -> list[BenchmarkRow]:
-    """Time cells that `time_cells` has checked; all cells of one batch share the same rounds."""
+    """Time cases that `time_cases` has checked; all cases of one batch share the same rounds."""
     rows: list[BenchmarkRow] = []
-    for batch in sorted({cell.batch for cell in cells}, reverse=True):
-        batch_cells = [cell for cell in cells if cell.batch == batch]
-        log.info("benchmark: comparing %d cells of batch %d, interleaved", len(batch_cells), batch)
-        previous_threads = set_torch_threads(batch_cells[0].threads)
+    for batch in sorted({case.batch for case in cases}, reverse=True):
+        batch_cases = [case for case in cases if case.batch == batch]
+        log.info("benchmark: comparing %d cases of batch %d, interleaved", len(batch_cases), batch)
+        previous_threads = set_torch_threads(batch_cases[0].threads)
         try:
             with compute_lock():
-                opened = [(cell, _open_with_threads(cell, open_case)) for cell in batch_cells]
+                opened = [(case, _open_with_threads(case, open_case)) for case in batch_cases]
             with timing_lock():
                 rows += _time_group(opened, _take(pixels_NHWC, 0, batch), settings)
         finally:
@@ -233,10 +146,10 @@ def compare_cells(
     return rows
 
 
-def _open_with_threads(cell: BenchmarkCase, open_case: Callable[[BenchmarkCase], Predict]) -> Predict:
-    """Open a cell with its number of PyTorch threads, which torch.compile reads while it compiles."""
-    set_torch_threads(cell.threads)
-    return open_case(cell)
+def _open_with_threads(case: BenchmarkCase, open_case: Callable[[BenchmarkCase], Predict]) -> Predict:
+    """Open a case with its number of PyTorch threads, which torch.compile reads while it compiles."""
+    set_torch_threads(case.threads)
+    return open_case(case)
 
 
 def screening_settings(settings: Benchmark) -> Benchmark:
@@ -254,12 +167,12 @@ def _time_group(
     opened: list[tuple[BenchmarkCase, Predict]], pixels_NHWC: NDArray[np.uint8], settings: Benchmark
 ) -> list[BenchmarkRow]:
     calls = calls_per_round(len(pixels_NHWC), settings)
-    files = [TimedFile(predict, pixels_NHWC, cell.threads) for cell, predict in opened]
+    files = [TimedFile(predict, pixels_NHWC, case.threads) for case, predict in opened]
     seconds = time_in_turns(files, settings.rounds, calls, settings.warm_up_ms)
-    return [summarise_timings(cell, by_round) for (cell, _), by_round in zip(opened, seconds, strict=True)]
+    return [summarise_timings(case, by_round) for (case, _), by_round in zip(opened, seconds, strict=True)]
 
 
-def summarise_timings(cell: BenchmarkCase, seconds_by_round: SecondsByRound) -> BenchmarkRow:
+def summarise_timings(case: BenchmarkCase, seconds_by_round: SecondsByRound) -> BenchmarkRow:
     """Return a row of the record: milliseconds per call, images per second, and their spread."""
     milliseconds = np.concatenate([np.asarray(seconds) for seconds in seconds_by_round]) * 1e3
     round_ms = medians_ms(seconds_by_round)
@@ -267,10 +180,10 @@ def summarise_timings(cell: BenchmarkCase, seconds_by_round: SecondsByRound) -> 
     p50 = float(np.median(milliseconds))
     has_p95 = len(milliseconds) >= SAMPLES_FOR_P95
     return BenchmarkRow(
-        **asdict(cell),
+        **asdict(case),
         p50_ms=p50,
         p95_ms=float(np.percentile(milliseconds, 95)) if has_p95 else None,
-        images_per_s=cell.batch / p50 * 1e3,
+        images_per_s=case.batch / p50 * 1e3,
         samples=len(milliseconds),
         round_ms=tuple(round_ms),
         spread=(max(medians) - min(medians)) / p50,

@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from winnow.deploy.inference_runtimes import OPENVINO_RUNTIMES, compile_openvino
 from winnow.deploy.onnx_export import load_onnx, macs_by_node
 from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.openvino_inference import compile_openvino
+from winnow.deploy.runtime_properties import OPENVINO_RUNTIMES
 from winnow.records.benchmark import BenchmarkCase, Int8Coverage
 
 NODE_INFO_KEYS = ("originalLayersNames", "primitiveType", "runtimePrecision")
@@ -23,14 +24,14 @@ INT8 = ("u8", "i8", "int8_t", "uint8_t")
 INTEGER_NODES = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize")
 
 
-def measure_int8_coverage(folder: Path, cell: BenchmarkCase) -> Int8Coverage:
-    """Return the share of a candidate's file that the cell's runtime computes in int8, and its kernels.
+def measure_int8_coverage(folder: Path, case: BenchmarkCase) -> Int8Coverage:
+    """Return the share of a candidate's file that the case's runtime computes in int8, and its kernels.
 
     Raises ArtifactError for a file that cannot be opened.
     """
     macs = macs_by_node(folder / MODEL)
     total = sum(macs.values())
-    nodes = (_by_openvino if cell.runtime in OPENVINO_RUNTIMES else _by_onnxruntime)(folder, cell)
+    nodes = (_by_openvino if case.runtime in OPENVINO_RUNTIMES else _by_onnxruntime)(folder, case)
     kernels: Counter[str] = Counter()
     in_int8 = 0
     for name, kernel, is_int8 in nodes:
@@ -38,17 +39,17 @@ def measure_int8_coverage(folder: Path, cell: BenchmarkCase) -> Int8Coverage:
             kernels[kernel] += macs[name]
             in_int8 += macs.pop(name) if is_int8 else 0
     return Int8Coverage(
-        candidate=cell.candidate,
-        runtime=cell.runtime,
-        precision=cell.precision,
+        candidate=case.candidate,
+        runtime=case.runtime,
+        precision=case.precision,
         int8_share=in_int8 / total if total else 0.0,
         kernels={kernel: count / total for kernel, count in kernels.most_common()},
     )
 
 
-def _by_openvino(folder: Path, cell: BenchmarkCase) -> Iterator[tuple[str, str, bool]]:
+def _by_openvino(folder: Path, case: BenchmarkCase) -> Iterator[tuple[str, str, bool]]:
     """Yield (name in the file, kernel, is it int8) of each executed node."""
-    for node in compile_openvino(folder, cell).get_runtime_model().get_ops():
+    for node in compile_openvino(folder, case).get_runtime_model().get_ops():
         runtime_info = node.get_rt_info()
         info = {key: str(runtime_info[key].value) for key in NODE_INFO_KEYS if key in runtime_info}
         for name in info.get("originalLayersNames", "").split(","):
@@ -56,7 +57,7 @@ def _by_openvino(folder: Path, cell: BenchmarkCase) -> Iterator[tuple[str, str, 
             yield name.partition("/")[0], info.get("primitiveType", ""), info.get("runtimePrecision", "") in INT8
 
 
-def _by_onnxruntime(folder: Path, cell: BenchmarkCase) -> Iterator[tuple[str, str, bool]]:
+def _by_onnxruntime(folder: Path, case: BenchmarkCase) -> Iterator[tuple[str, str, bool]]:
     """Yield (name in the file, operator, is it int8) of each node of ONNX Runtime's optimised graph."""
     import onnxruntime
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from winnow.deploy.inference_runtimes import GPU_RUNTIMES
+from winnow.deploy.runtime_properties import GPU_RUNTIMES
 from winnow.records.benchmark import BenchmarkCase, BenchmarkRow, MeasurementError
 
 

@@ -21,7 +21,8 @@ from typing import cast
 
 import numpy as np
 
-from winnow.deploy.inference_runtimes import open_case, set_torch_threads
+from winnow.deploy.inference_runtimes import open_case
+from winnow.deploy.pytorch_inference import set_torch_threads
 from winnow.errors import ArtifactError
 from winnow.records.benchmark import BenchmarkCase, Layout, Precision, ProcessFootprint, Runtime
 
@@ -36,12 +37,12 @@ IMPORTS = {
 }
 
 
-def measure_footprint(folder: Path, cell: BenchmarkCase, image_size: int) -> ProcessFootprint:
+def measure_footprint(folder: Path, case: BenchmarkCase, image_size: int) -> ProcessFootprint:
     """Return start-up times and peak memory at batch 1.
 
     Raises ArtifactError with the last line of stderr if the child process fails.
     """
-    arguments = [str(folder), cell.runtime, cell.precision, cell.layout, str(cell.threads), str(image_size)]
+    arguments = [str(folder), case.runtime, case.precision, case.layout, str(case.threads), str(image_size)]
     try:
         child = subprocess.run(
             [sys.executable, "-m", "winnow.benchmark.memory_footprint", *arguments],
@@ -53,13 +54,13 @@ def measure_footprint(folder: Path, cell: BenchmarkCase, image_size: int) -> Pro
         )
     except subprocess.TimeoutExpired as error:
         raise ArtifactError(
-            f"{folder}: {cell.runtime} did not finish within {TIMEOUT_SECONDS} s in a separate process"
+            f"{folder}: {case.runtime} did not finish within {TIMEOUT_SECONDS} s in a separate process"
         ) from error
     if child.returncode != 0:
         reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-        raise ArtifactError(f"{folder}: {cell.runtime} could not run the model in a separate process ({reason})")
+        raise ArtifactError(f"{folder}: {case.runtime} could not run the model in a separate process ({reason})")
     measurements: dict[str, float] = json.loads(child.stdout.strip().splitlines()[-1])
-    return ProcessFootprint(candidate=cell.candidate, runtime=cell.runtime, precision=cell.precision, **measurements)
+    return ProcessFootprint(candidate=case.candidate, runtime=case.runtime, precision=case.precision, **measurements)
 
 
 def _root() -> str:
@@ -86,7 +87,7 @@ def peak_mb() -> float:
 def _child(arguments: list[str]) -> None:
     """Measure one file in this fresh process and print a JSON object."""
     folder, runtime, precision, layout, threads, side = arguments
-    cell = BenchmarkCase(
+    case = BenchmarkCase(
         Path(folder).name,
         cast(Runtime, runtime),
         cast(Precision, precision),
@@ -97,9 +98,9 @@ def _child(arguments: list[str]) -> None:
     started = time.perf_counter()
     importlib.import_module(IMPORTS[runtime])
     if IMPORTS[runtime] == "torch":
-        set_torch_threads(cell.threads)
+        set_torch_threads(case.threads)
     imported = time.perf_counter()
-    predict = open_case(Path(folder), cell)
+    predict = open_case(Path(folder), case)
     loaded = time.perf_counter()
     predict(np.zeros((1, int(side), int(side), 3), np.uint8))
     predicted = time.perf_counter()

@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.benchmark.timing import time_calls
-from winnow.deploy.inference_runtimes import INT8_PRECISIONS, openvino_core, set_torch_threads
+from winnow.deploy.openvino_inference import openvino_core
+from winnow.deploy.pytorch_inference import set_torch_threads
+from winnow.deploy.runtime_properties import INT8_PRECISIONS
 from winnow.errors import MissingExtra
 from winnow.hardware import cores, has_fast_bf16
 from winnow.records.benchmark import BestRows, PeakShares, Precision

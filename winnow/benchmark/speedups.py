@@ -12,7 +12,7 @@ Each has a 95 % interval from the rounds in which both were timed, at least as w
 `attribute_speedup` splits the first speed-up into three factors whose product it is: runtime (dense eager f32 ->
 dense f32 in the candidate's fastest runtime and threads), structure (-> the candidate's float ancestor there) and
 precision (-> the candidate's own file). All times are medians of one benchmark on one machine, from rows that
-were compared in the same rounds. `shortlist_cells` selects these rows; rows that were only screened are used for
+were compared in the same rounds. `shortlist_cases` selects these rows; rows that were only screened are used for
 nothing else. GPU rows belong to another device and are left out.
 """
 
@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from winnow.config import ROOT
-from winnow.deploy.inference_runtimes import GPU_RUNTIMES, INT8_PRECISIONS, PYTORCH_RUNTIMES
+from winnow.deploy.runtime_properties import GPU_RUNTIMES, INT8_PRECISIONS, PYTORCH_RUNTIMES
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import Ratio, paired_ratio
 from winnow.records.benchmark import Attribution, Baselines, BenchmarkCase, BenchmarkRow, ProcessFootprint
@@ -89,13 +89,13 @@ def speedup(reference: BenchmarkRow, own: BenchmarkRow, error: float = 0.0) -> R
     return paired_ratio(reference_R, own_R, value).widened(error)
 
 
-def shortlist_cells(
+def shortlist_cases(
     rows: list[BenchmarkRow], ancestors: Mapping[str, str], pairs: Sequence[tuple[str, str]], batch: int
 ) -> list[BenchmarkCase]:
-    """Return the cells of this batch to compare, in the order of `rows`.
+    """Return the cases of this batch to compare, in the order of `rows`.
 
-    These are each candidate's fastest cell, the three baselines, the intermediate steps of the attribution, and both
-    cells of each pair of identical graphs, for the measurement error. `ancestors`: candidate -> the float network that
+    These are each candidate's fastest case, the three baselines, the intermediate steps of the attribution, and both
+    cases of each pair of identical graphs, for the measurement error. `ancestors`: candidate -> the float network that
     its file was made from.
     """
     selected: list[BenchmarkRow | None] = [row for _, row in baseline_rows(rows, batch)]
@@ -114,7 +114,7 @@ def shortlist_cells(
 
 
 def merge_compared(screened: list[BenchmarkRow], compared: list[BenchmarkRow]) -> list[BenchmarkRow]:
-    """Return the rows of all cells: compared rows where they exist, the others marked as screened."""
+    """Return the rows of all cases: compared rows where they exist, the others marked as screened."""
     compared_by_case = {row.case: row for row in compared}
     return [compared_by_case.get(row.case, row.model_copy(update={"screened": True})) for row in screened]
 

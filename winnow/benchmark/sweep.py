@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from winnow.benchmark.grid import BenchmarkResult, sample_check_images, time_cells
+from winnow.benchmark.grid import BenchmarkResult, time_cases
+from winnow.benchmark.prediction_check import sample_check_images
 from winnow.config import Benchmark
 from winnow.data.dataset import ImageSet
-from winnow.deploy.inference_runtimes import list_cpu_runtimes, open_case
+from winnow.deploy.inference_runtimes import open_case
+from winnow.deploy.runtime_properties import list_cpu_runtimes
 from winnow.hardware import cores
 from winnow.records.benchmark import BenchmarkCase, BenchmarkRow, Precision
 
@@ -30,8 +32,8 @@ def sweep(
     Raises ArtifactError for a file that cannot be opened.
     """
     pixels_NHWC, predictions = sample_check_images(images, {name: folder})
-    grid = sweep_cells(name, precision, batches, thread_counts(cores()))
-    return time_cells(grid, lambda cell: open_case(folder, cell), pixels_NHWC, predictions, settings)
+    grid = sweep_cases(name, precision, batches, thread_counts(cores()))
+    return time_cases(grid, lambda case: open_case(folder, case), pixels_NHWC, predictions, settings)
 
 
 def thread_counts(threads: int) -> list[int]:
@@ -39,8 +41,8 @@ def thread_counts(threads: int) -> list[int]:
     return sorted({*(2**exponent for exponent in range(threads.bit_length()) if 2**exponent <= threads), threads})
 
 
-def sweep_cells(name: str, precision: Precision, batches: Sequence[int], threads: Sequence[int]) -> list[BenchmarkCase]:
-    """Return all cells of a sweep."""
+def sweep_cases(name: str, precision: Precision, batches: Sequence[int], threads: Sequence[int]) -> list[BenchmarkCase]:
+    """Return all cases of a sweep."""
     grid = []
     for batch in sorted(set(batches)):
         for thread_count in threads:

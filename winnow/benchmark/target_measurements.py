@@ -43,7 +43,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class _HostCell(_Strict):
+class _HostCase(_Strict):
     """A file and the way it runs."""
 
     candidate: Name
@@ -54,8 +54,8 @@ class _HostCell(_Strict):
     threads: Count
 
 
-class TargetRow(_HostCell):
-    """A cell that was timed on the target machine."""
+class TargetRow(_HostCase):
+    """A case that was timed on the target machine."""
 
     agreement: Annotated[float, Field(ge=0, le=1)]
     p50_ms: Milliseconds
@@ -67,8 +67,8 @@ class TargetRow(_HostCell):
     screened: bool = False
 
 
-class RefusedCell(_HostCell):
-    """A cell that was not timed on the target machine."""
+class RefusedTargetCase(_HostCase):
+    """A case that was not timed on the target machine."""
 
     reason: str
 
@@ -89,7 +89,7 @@ class TargetMeasurements(_Strict):
     machine: TargetMachine
     large_batch: Count
     rows: tuple[TargetRow, ...]
-    refused: tuple[RefusedCell, ...]
+    refused: tuple[RefusedTargetCase, ...]
 
     def rows_of(self, digests: Mapping[str, str]) -> list[BenchmarkRow]:
         """Return the rows of these files under their current names; `digests`: candidate -> sha256."""

@@ -21,7 +21,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.deploy.inference_runtimes import Predict, set_torch_threads
+from winnow.deploy.pytorch_inference import set_torch_threads
+from winnow.deploy.runtime_properties import Predict
 from winnow.timing_lock import timing_lock
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from tasks.registry import registered_models
 from winnow.cli.terminal import Terminal
 from winnow.config import Config
 from winnow.deploy.file_predictor import Prediction, predict_files
-from winnow.deploy.inference_runtimes import RuntimeUnavailable
+from winnow.deploy.runtime_properties import RuntimeUnavailable
 from winnow.errors import DataError, MissingExtra, WinnowError
 from winnow.evaluation.abstention import describe_counts
 from winnow.printable import printable, spreadsheet_cell

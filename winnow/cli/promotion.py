@@ -33,7 +33,7 @@ def promote_winner(paths: ProjectPaths, replace: bool) -> int:
 
 def roll_back(paths: ProjectPaths, reason: str) -> int:
     """Put the previous champion back into production."""
-    from tasks.registry.promotion import rollback
+    from tasks.registry.rollback import rollback
 
     config = load_project_config(paths)
     return _report_promotion(paths, config, rollback(paths, config, reason))

@@ -182,9 +182,9 @@ def show_results(paths: ProjectPaths, config: Config) -> None:
 
 def _needs_tracking(paths: ProjectPaths, config: Config) -> bool:
     """Return whether MLflow or the registry lacks something, from files alone, without asking a server."""
-    from tasks.tracking import mlflow_runs
+    from tasks.tracking import tracked_runs
 
-    return not (mlflow_runs.is_complete(paths, config) and promotion_state.is_up_to_date(paths, config))
+    return not (tracked_runs.is_complete(paths, config) and promotion_state.is_up_to_date(paths, config))
 
 
 def _show_times(paths: ProjectPaths, done: Sequence[StageResult], total: float, since: float) -> None:

@@ -91,9 +91,9 @@ def status(paths: ProjectPaths, full: bool) -> int:
 @project_command
 def track(paths: ProjectPaths) -> int:
     """Log the records to MLflow, after `dvc repro`."""
-    from tasks.tracking import mlflow_runs
+    from tasks.tracking import tracked_runs
 
-    print_line(mlflow_runs.track(paths, load_project_config(paths)))
+    print_line(tracked_runs.track(paths, load_project_config(paths)))
     return 0
 
 

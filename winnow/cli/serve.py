@@ -13,8 +13,8 @@ from tasks.registry import registered_models
 from winnow.cli.progress import print_line
 from winnow.config import Config
 from winnow.config.serving import ALL_INTERFACES, ServingConfig
-from winnow.deploy.inference_runtimes import RuntimeUnavailable
 from winnow.deploy.request_predictor import RequestPredictor
+from winnow.deploy.runtime_properties import RuntimeUnavailable
 from winnow.errors import ConfigError, MissingExtra, WinnowError
 from winnow.servers.supervisor import is_port_taken
 

@@ -22,7 +22,7 @@ from winnow.deploy.onnx_session import MODEL
 from winnow.models.backbones import ARCHITECTURE_FILE, load_architecture, save_model
 from winnow.models.network import Network, OnnxNetwork
 from winnow.records import write_json
-from winnow.records.candidate import MethodResult
+from winnow.records.method_results import MethodResult
 
 METHODS: dict[type, Callable[[Any, MethodInputs], tuple[Network | OnnxNetwork, MethodResult]]] = {
     Prune: prune,

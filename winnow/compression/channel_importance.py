@@ -36,7 +36,7 @@ from winnow.deploy.batch_inference import make_network_input
 from winnow.errors import ConfigError, MissingExtra
 from winnow.random_streams import stream_seed
 from winnow.timing_lock import compute_lock
-from winnow.training.loop import default_device
+from winnow.training.device import default_device
 
 MAX_GRADIENT_IMAGES = 256
 GRADIENT_BATCH = 64

@@ -20,7 +20,7 @@ from winnow.models.backbones import with_split_heads
 from winnow.models.layers import weight_layers
 from winnow.models.network import Network
 from winnow.random_streams import stream_seed
-from winnow.records.candidate import ClusterResult
+from winnow.records.method_results import ClusterResult
 from winnow.timing_lock import compute_lock
 from winnow.training.loop import Hooks
 

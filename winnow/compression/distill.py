@@ -16,7 +16,7 @@ from winnow.models.backbones import build_model
 from winnow.models.classifier_head import backbone_weights
 from winnow.models.network import Network
 from winnow.random_streams import stream_seed
-from winnow.records.candidate import DistillResult, Start
+from winnow.records.method_results import DistillResult, Start
 
 
 def distill(settings: Distill, inputs: MethodInputs) -> tuple[Network, DistillResult]:

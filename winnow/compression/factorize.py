@@ -23,7 +23,7 @@ from winnow.models.backbones import Architecture
 from winnow.models.classifier_head import head_path
 from winnow.models.low_rank_layers import factorizable_layers, factorize_layers
 from winnow.models.network import Network
-from winnow.records.candidate import FactorizeResult
+from winnow.records.method_results import FactorizeResult
 from winnow.timing_lock import compute_lock
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from winnow.compression.method_inputs import MethodInputs
 from winnow.data.dataset import VALIDATION
 from winnow.data.splits import selection_half
 from winnow.deploy.batch_inference import predict_file
-from winnow.records.candidate import RungConfirmation
+from winnow.records.method_results import RungConfirmation
 
 log = logging.getLogger(__name__)
 

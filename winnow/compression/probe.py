@@ -22,7 +22,7 @@ from winnow.errors import ConfigError, DataError
 from winnow.models.backbones import load_model
 from winnow.models.classifier_head import set_head
 from winnow.models.network import Network
-from winnow.records.candidate import ProbeResult
+from winnow.records.method_results import ProbeResult
 from winnow.timing_lock import compute_lock
 from winnow.training.linear_probe import fit_probe
 

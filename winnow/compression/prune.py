@@ -28,7 +28,7 @@ from winnow.models.classifier_head import head_path
 from winnow.models.network import Network
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow, read_json, write_json
-from winnow.records.candidate import PruneResult, PruningCut, PruningTrial
+from winnow.records.method_results import PruneResult, PruningCut, PruningTrial
 from winnow.training.loop import Hooks
 
 

@@ -34,14 +34,15 @@ from winnow.compression.channel_pruning import (
 from winnow.compression.network_size import SIZE_MEASURES, count_macs
 from winnow.compression.post_training_quantization import quantize_statically
 from winnow.config.pruning_amount import Latency, Remove
-from winnow.deploy.inference_runtimes import Predict, open_case
+from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.runtime_properties import Predict
 from winnow.errors import ConfigError
 from winnow.hardware import cores
 from winnow.models.backbones import Architecture
 from winnow.records.benchmark import BenchmarkCase
-from winnow.records.candidate import PruningTrial
+from winnow.records.method_results import PruningTrial
 from winnow.timing_lock import compute_lock
 
 log = logging.getLogger(__name__)

@@ -44,7 +44,7 @@ from winnow.models.attention import split_heads
 from winnow.models.network import OnnxNetwork
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
-from winnow.records.candidate import QuantizationRung, QuantizeResult, RungConfirmation
+from winnow.records.method_results import QuantizationRung, QuantizeResult, RungConfirmation
 
 log = logging.getLogger(__name__)
 

@@ -44,8 +44,10 @@ from winnow.errors import ConfigError
 from winnow.models.classifier_head import feature_dim
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
+from winnow.training.checkpoint import Checkpoint
+from winnow.training.device import default_device
 from winnow.training.feature_projector import FeatureProjector, predict_embeddings
-from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, Loss, TrainingPlan, default_device, fit, run_to_end
+from winnow.training.loop import NO_HOOKS, Hooks, Loss, TrainingPlan, fit, run_to_end
 
 TeacherKind = Literal["pseudo-labels", "dense", "none"]
 """What a recovery learns from beside the labels."""

@@ -24,7 +24,7 @@ from winnow.errors import ConfigError
 from winnow.models.backbones import with_split_heads
 from winnow.models.layers import weight_layers
 from winnow.models.network import Network
-from winnow.records.candidate import SparsifyResult
+from winnow.records.method_results import SparsifyResult
 from winnow.training.loop import Hooks
 
 Masks = dict[str, torch.Tensor]

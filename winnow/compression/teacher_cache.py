@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from winnow.config import Recovery
-from winnow.training.loop import bf16_is_fast, default_device
+from winnow.training.device import bf16_is_fast, default_device
 
 log = logging.getLogger(__name__)
 

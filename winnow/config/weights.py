@@ -7,7 +7,7 @@
 - `data/weights/FILE`: a file of the user, `.safetensors`, `.pth` or `.pt`
 - `models:/NAME@ALIAS` or `models:/NAME/VERSION`: a model of MLflow's registry; its tensors are fetched before a run
 
-winnow/models/known_weights.py finds them.
+winnow/models/weights_lookup.py finds them.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Self, cast
 
-from winnow.data.decoding import MAX_FILE_BYTES
+from winnow.data.image_items import MAX_FILE_BYTES
 from winnow.errors import DataError
 
 BOMB_RATIO, BOMB_BYTES = 200, 1_000_000_000

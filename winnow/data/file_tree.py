@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from winnow.data.archives import Member, iter_members
-from winnow.data.decoding import Content
 from winnow.data.folder_layout import Branch, FolderLevels, Layout
+from winnow.data.image_items import Content
 from winnow.data.special_files import linked_folder_message
 from winnow.data.split_names import parse_split
 from winnow.data.system_files import is_companion_file, is_skipped_folder

@@ -13,9 +13,9 @@ import warnings
 from PIL import Image
 
 from winnow.config import Data
-from winnow.data.decoding import read_file
 from winnow.data.header_limits import check_header, check_size
 from winnow.data.image_formats import FORMATS, PILLOW_ERRORS, gray_16_bits
+from winnow.data.image_items import read_file
 from winnow.data.preprocessing import ALL_BITS, Preprocessing
 from winnow.data.sources import Source
 

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from winnow.config.data import GROUP_PATTERN
-from winnow.data.decoding import Item
+from winnow.data.image_items import Item
 
 MAX_TRACKED_GROUPS, MAX_EXAMPLES = 1000, 3
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from winnow.data.decoding import Content, Item
+from winnow.data.image_items import Content, Item
 from winnow.data.label_table import cell_texts, column_positions, ordered_classes
 from winnow.data.split_names import parse_split
 from winnow.errors import DataError

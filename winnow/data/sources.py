@@ -23,7 +23,6 @@ from winnow.config import Data
 from winnow.config.data import archive_title
 from winnow.config.section import NO_FILE
 from winnow.data.archives import iter_members
-from winnow.data.decoding import Item
 from winnow.data.file_tree import Archive, Folder, Tree
 from winnow.data.folder_layout import (
     EXPECTED_LAYOUT,
@@ -34,6 +33,7 @@ from winnow.data.folder_layout import (
     skipped_folder_warnings,
 )
 from winnow.data.groups import path_group
+from winnow.data.image_items import Item
 from winnow.data.image_tables import read_image_table
 from winnow.data.label_table import LabelTable, read_labels
 from winnow.errors import DataError

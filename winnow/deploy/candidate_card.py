@@ -21,7 +21,7 @@ from winnow.errors import ArtifactError
 from winnow.evaluation.metrics import VALIDATION_LOGITS, agreement, load_logits, quality_metrics, temperature_metrics
 from winnow.models.backbones import WEIGHTS_FILE, build_model, load_architecture, load_model
 from winnow.records import CandidateCard
-from winnow.records.candidate import CandidateFile, LabelCounts
+from winnow.records.candidate_file import CandidateFile, LabelCounts
 from winnow.records.card import CardTensor
 
 log = logging.getLogger(__name__)

@@ -124,7 +124,7 @@ def openvino() -> Any:
 
 @functools.cache
 def openvino_core() -> Any:
-    """Return one Core for the lifetime of the process: see winnow/deploy/inference_runtimes.py."""
+    """Return one Core for the lifetime of the process: see winnow/deploy/openvino_inference.py."""
     return openvino().Core()
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -29,7 +28,7 @@ from winnow.deploy.onnx_export import export_onnx
 from winnow.deploy.onnx_session import MODEL
 from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE, ROWS_AT_ONCE, StoredEmbeddings
 from winnow.errors import ArtifactError, MissingExtra
-from winnow.eta import format_duration
+from winnow.eta import ProgressTimer
 from winnow.hardware import has_fast_bf16
 from winnow.models.backbones import Architecture
 from winnow.models.classifier_head import remove_head
@@ -117,7 +116,7 @@ def embed_images(
         for start in range(0, len(reused_M), ROWS_AT_ONCE):
             block = slice(start, start + ROWS_AT_ONCE)
             rows_ND[reused_M[block]] = stored.rows_ND[found_M[found_M >= 0][block]]
-    started, first, last_line = time.monotonic(), done, time.monotonic()
+    timer = ProgressTimer(len(selected_M), SECONDS_BETWEEN_LINES, done)
     while done < len(selected_M):
         for _ in range(BATCHES_PER_BLOCK):
             batch_B = selected_M[done : done + BATCH]
@@ -128,10 +127,8 @@ def embed_images(
             done += len(batch_B)
         cast(np.memmap, rows_ND).flush()
         write_json(folder / PROGRESS_FILE, {"done": done, "images": len(selected_M)})
-        if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
-            last_line = time.monotonic()
-            left = (last_line - started) / (done - first) * (len(selected_M) - done)
-            log.info("embed: %d of %d images  %s left", done, len(selected_M), format_duration(left))
+        if timer.is_due():
+            log.info("embed: %d of %d images  %s left", done, len(selected_M), timer.left(done))
     return rows_ND
 
 

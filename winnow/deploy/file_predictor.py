@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.data.decoding import Content, Item, chunk_size, decode_all
+from winnow.data.decoding import chunk_size, decode_all
 from winnow.data.file_tree import walk_files
+from winnow.data.image_items import Content, Item
 from winnow.data.preprocessing import Preprocessing
-from winnow.deploy.inference_runtimes import Predict, open_case
+from winnow.deploy.inference_runtimes import open_case
+from winnow.deploy.runtime_properties import Predict
 from winnow.errors import DataError
 from winnow.evaluation.metrics import softmax
 from winnow.hardware import cores

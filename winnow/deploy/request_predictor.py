@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.deploy.file_predictor import open_card_runtime, predict_batches
-from winnow.deploy.inference_runtimes import OPENVINO_RUNTIMES
+from winnow.deploy.runtime_properties import OPENVINO_RUNTIMES
 from winnow.errors import WinnowError
 from winnow.evaluation.metrics import softmax
 from winnow.records import DeploymentCard

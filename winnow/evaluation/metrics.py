@@ -18,7 +18,7 @@ from winnow.data.dataset import VALIDATION, ImageSet
 from winnow.errors import ArtifactError, MissingExtra
 from winnow.evaluation.intervals import proportion_interval
 from winnow.records.benchmark import BenchmarkRow
-from winnow.records.candidate import ClassDetails, ClassScores, ReliabilityBin
+from winnow.records.candidate_file import ClassDetails, ClassScores, ReliabilityBin
 
 CALIBRATION_BINS = 15
 LOG_TEMPERATURES = (-3.0, 3.0)

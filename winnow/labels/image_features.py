@@ -19,7 +19,7 @@ from winnow.deploy.batch_inference import embed
 from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE, load_embeddings
 from winnow.errors import ArtifactError
 from winnow.records import RECORD, AnyRecord, EmbedRecord, PretrainRecord, record_digest
-from winnow.training.loop import default_device
+from winnow.training.device import default_device
 
 DATA, EMBED, PRETRAIN = "data", "embed", "pretrain"
 STAGES = {DATA: "ingest", EMBED: EMBED, PRETRAIN: PRETRAIN}

@@ -18,7 +18,8 @@ from winnow.pretraining.inputs import PretrainingInputs
 from winnow.pretraining.monitoring import KnnBank, monitor_embeddings
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
-from winnow.training.loop import Checkpoint, Epoch, TrainingPlan, fit, run_to_end
+from winnow.training.checkpoint import Checkpoint
+from winnow.training.loop import Epoch, TrainingPlan, fit, run_to_end
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from winnow.records.artifact_files import atomic_path, json_text, publish, read_json, sha256_of, write_json
 from winnow.records.benchmark import BenchmarkDetails, BenchmarkRecord
-from winnow.records.candidate import CandidateDetails, CandidateRecord, FinetuneDetails, FinetuneRecord
+from winnow.records.candidate import CandidateDetails, CandidateRecord
 from winnow.records.card import CARD, CandidateCard, DeploymentCard
 from winnow.records.embed import EmbedDetails, EmbedRecord, KnownWeightsDetails
+from winnow.records.finetune import FinetuneDetails, FinetuneRecord
 from winnow.records.ingest import IngestDetails, IngestRecord
 from winnow.records.machine import Machine, this_machine
 from winnow.records.model import CurveRow, RecordModel

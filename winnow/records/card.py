@@ -20,7 +20,7 @@ from pydantic import SerializerFunctionWrapHandler, ValidationError, field_seria
 from winnow.errors import ArtifactError
 from winnow.records.artifact_files import read_json, write_json
 from winnow.records.benchmark import ByMetric, Precision, Runtime
-from winnow.records.candidate import LabelCounts
+from winnow.records.candidate_file import LabelCounts
 from winnow.records.embed import KnownWeightsDetails
 from winnow.records.machine import Machine
 from winnow.records.model import RecordModel, describe_first_error, optional

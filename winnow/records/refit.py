@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from winnow.records.candidate import LabelCounts
+from winnow.records.candidate_file import LabelCounts
 from winnow.records.model import CurveRow, RecordModel
 from winnow.records.step_record import StepRecord
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from winnow.records.candidate import ClassDetails
+from winnow.records.candidate_file import ClassDetails
 from winnow.records.model import RecordModel, optional
 from winnow.records.step_record import StepRecord
 

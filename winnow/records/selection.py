@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +42,16 @@ class Verdict(RecordModel):
     """Result of each gate."""
     on_front: bool
     """True where no other candidate is better in accuracy, size and latency at once."""
+
+    @property
+    def failed(self) -> list[Gate]:
+        """Return the gates that the candidate does not pass."""
+        return [gate for gate in self.gates if not gate.passed]
+
+
+def nearest_verdict(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the verdict with the fewest failed gates, the first of equals. Raises ValueError where there is none."""
+    return min(verdicts, key=lambda verdict: len(verdict.failed))
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,11 @@ from winnow.data.splits import known_label_indices, visible_labels
 from winnow.models.backbones import load_architecture, load_model
 from winnow.models.network import Network
 from winnow.records import CandidateRecord, CurveRow
-from winnow.records.candidate import FinetuneDetails, QuantizeDetails
+from winnow.records.candidate import QuantizeDetails
+from winnow.records.finetune import FinetuneDetails
+from winnow.training.checkpoint import Checkpoint
 from winnow.training.finetuning import initial_model, train_on_labels
-from winnow.training.loop import NO_HOOKS, Checkpoint, Hooks, joined_curves
+from winnow.training.loop import NO_HOOKS, Hooks, joined_curves
 from winnow.training.starting_weights import starting_weights
 from winnow.training.stored_pseudo_labels import read_pseudo_labels, write_pseudo_labels
 from winnow.training.unlabelled_images import unlabelled_training

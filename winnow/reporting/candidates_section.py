@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from winnow.config import ROOT
-from winnow.records.candidate import ClassScores
+from winnow.records.candidate_file import ClassScores
 from winnow.records.selection import Gate
 from winnow.reporting import plots
 from winnow.reporting.html import (

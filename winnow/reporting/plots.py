@@ -21,7 +21,7 @@ import numpy as np
 from winnow.errors import MissingExtra
 from winnow.evaluation.pareto import pareto_front
 from winnow.records.benchmark import Attribution
-from winnow.records.candidate import ReliabilityBin
+from winnow.records.candidate_file import ReliabilityBin
 from winnow.reporting.plot_labels import Label, place_labels
 
 if TYPE_CHECKING:

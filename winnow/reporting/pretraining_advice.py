@@ -6,7 +6,7 @@ from winnow.config.data import Data
 from winnow.config.invariances import pretraining_problem
 from winnow.config.section import NO_FILE
 from winnow.config.weights import NO_WEIGHTS
-from winnow.records.candidate import PretrainingGain
+from winnow.records.finetune import PretrainingGain
 
 ENOUGH_PAIRS = 5
 """Label seeds from which on a gain over scratch counts as shown."""

@@ -21,7 +21,7 @@ from winnow.records import (
     Verdict,
 )
 from winnow.records.benchmark import BenchmarkRow, SpeedMetric
-from winnow.records.selection import Drop
+from winnow.records.selection import Drop, nearest_verdict
 from winnow.reporting.candidate_rows import CandidateRow, candidate_row
 
 
@@ -92,7 +92,7 @@ class RunRecords:
         verdicts = self.selection.details.verdicts
         if self.winner is not None or not verdicts:
             return self.winner
-        return min(verdicts, key=lambda verdict: sum(not gate.passed for gate in verdict.gates)).candidate
+        return nearest_verdict(verdicts).candidate
 
     @property
     def verdicts(self) -> dict[str, Verdict]:

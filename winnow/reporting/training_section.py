@@ -8,7 +8,7 @@ from statistics import fmean
 from winnow.config import ROOT
 from winnow.config.data import Data
 from winnow.evaluation.intervals import paired_gain
-from winnow.records.candidate import ArmTraining, LinearProbe, PretrainingGain
+from winnow.records.finetune import ArmTraining, LinearProbe, PretrainingGain
 from winnow.reporting import plots
 from winnow.reporting.html import (
     MISSING,

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from winnow.benchmark.energy import measure_joules
-from winnow.benchmark.grid import agreement, predict_all, sample_check_images
 from winnow.benchmark.peak_throughput import measure_peaks
+from winnow.benchmark.prediction_check import agreement, predict_all, sample_check_images
 from winnow.benchmark.timing import time_pair, wait_until_idle
 from winnow.config import Config
 from winnow.data.dataset import VALIDATION, ImageSet
-from winnow.deploy.inference_runtimes import NEEDED_AGREEMENT, Predict, open_case, openvino_modes
+from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.runtime_properties import NEEDED_AGREEMENT, Predict, openvino_modes
 from winnow.errors import ArtifactError, ConfigError
 from winnow.evaluation.metrics import load_logits
 from winnow.hardware import cores
@@ -117,8 +118,8 @@ class CostMeasurer:
         return own / scale, dense / scale
 
     def _open(self, folder: Path, precision: Precision) -> Predict:
-        cell = BenchmarkCase(folder.name, self.settings.runtime, precision, "file", self.batch, cores())
-        return open_case(folder, cell)
+        case = BenchmarkCase(folder.name, self.settings.runtime, precision, "file", self.batch, cores())
+        return open_case(folder, case)
 
     def _millijoules(self, predict: Predict) -> tuple[float, float]:
         """Return mJ per image of the file and of dense, measured interleaved."""

@@ -21,6 +21,7 @@ from winnow.evaluation.intervals import paired_ratio
 from winnow.evaluation.pareto import pareto_front
 from winnow.records import Verdict
 from winnow.records.benchmark import SpeedMetric
+from winnow.records.selection import nearest_verdict
 from winnow.selection.gates import CandidateMetrics, describe_failed, judge_cost_gates, judge_gates, signed_points
 
 UNITS = {"latency": "ms", "throughput": "images/s", "size": "MB"}
@@ -137,9 +138,8 @@ def _format_value(candidate: CandidateMetrics, objective: str) -> str:
 def _why_none_passes(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "there is no candidate other than dense, so there is nothing to select"
-    fewest = min(verdicts, key=lambda verdict: sum(not gate.passed for gate in verdict.gates))
-    failed = [gate for gate in fewest.gates if not gate.passed]
-    needs = [gate.needs for gate in failed if gate.needs]
-    passes = f"; it would pass with promotion.gates.{' and '.join(needs)}" if len(needs) == len(failed) else ""
-    nearest = f"no candidate passes every gate; the nearest is {fewest.candidate}"
-    return f"{nearest}, which {describe_failed(failed)}{passes}"
+    nearest = nearest_verdict(verdicts)
+    needs = [gate.needs for gate in nearest.failed if gate.needs]
+    passes = f"; it would pass with promotion.gates.{' and '.join(needs)}" if len(needs) == len(nearest.failed) else ""
+    reason = f"no candidate passes every gate; the nearest is {nearest.candidate}"
+    return f"{reason}, which {describe_failed(nearest.failed)}{passes}"

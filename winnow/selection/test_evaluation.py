@@ -31,7 +31,7 @@ from winnow.evaluation.abstention import abstention_counts, overconfidence_warni
 from winnow.evaluation.intervals import paired_drop
 from winnow.evaluation.metrics import agreement, drop_metrics_on_test, load_logits, quality_metrics
 from winnow.records import CandidateRecord, SelectionDetails
-from winnow.records.candidate import ClassDetails
+from winnow.records.candidate_file import ClassDetails
 from winnow.records.report import Abstention
 from winnow.refit.deployed_folder import deployed_folder
 

@@ -25,7 +25,8 @@ from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from winnow.config.serving import ServingConfig
-from winnow.data.decoding import DecodedChunk, DecoderProcess, DecodeSettings
+from winnow.data.chunk_decoding import DecodedChunk, DecodeSettings
+from winnow.data.decoder_process import DecoderProcess
 from winnow.data.preprocessing import Preprocessing
 from winnow.deploy.request_predictor import (
     RequestPredictor,

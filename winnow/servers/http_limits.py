@@ -24,7 +24,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
 
 from winnow.config.serving import ALL_INTERFACES, ServingConfig
-from winnow.data.decoding import DecoderProcess
+from winnow.data.decoder_process import DecoderProcess
 from winnow.printable import printable
 from winnow.servers.http_connections import client_key_of
 

@@ -17,39 +17,28 @@ from pathlib import Path
 
 import numpy as np
 
-from winnow.benchmark.grid import (
-    BenchmarkResult,
-    compare_cells,
-    plan_cells,
-    predict_all,
-    sample_check_images,
-    screening_settings,
-    time_cells,
-)
+from winnow.benchmark.cases import plan_cases
+from winnow.benchmark.grid import BenchmarkResult, compare_cases, screening_settings, time_cases
 from winnow.benchmark.int8_coverage import measure_int8_coverage
 from winnow.benchmark.measurement_error import identical_graphs, largest_errors, measurement_errors
 from winnow.benchmark.memory_footprint import measure_footprint
 from winnow.benchmark.peak_throughput import highest_rates, measure_peaks, shares_of_peak
+from winnow.benchmark.prediction_check import predict_all, sample_check_images
 from winnow.benchmark.speedups import (
     attribute_speedup,
     baseline_rows,
     best_row,
     candidate_metrics,
     merge_compared,
-    shortlist_cells,
+    shortlist_cases,
 )
 from winnow.benchmark.timing import wait_until_idle
 from winnow.config import ROOT, Config, topological_order
 from winnow.data.dataset import VALIDATION, ImageSet, load_images
-from winnow.deploy.inference_runtimes import (
-    INT8_PRECISIONS,
-    NEEDED_AGREEMENT,
-    PYTORCH_RUNTIMES,
-    Predict,
-    open_case,
-)
+from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_export import graph_digest
 from winnow.deploy.onnx_session import MODEL
+from winnow.deploy.runtime_properties import INT8_PRECISIONS, NEEDED_AGREEMENT, PYTORCH_RUNTIMES, Predict
 from winnow.evaluation.metrics import benchmark_logits_file
 from winnow.hardware import cores, has_fast_bf16
 from winnow.models.backbones import WEIGHTS_FILE
@@ -91,18 +80,18 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> Benchm
     images = load_images(data)
     pixels_NHWC, answers = sample_check_images(images, {name: candidates / name for name in records})
     networks = {name for name in records if (candidates / name / WEIGHTS_FILE).is_file()}
-    cases = plan_cells(int8, settings, threads, bool(gpu), networks)
+    cases = plan_cases(int8, settings, threads, bool(gpu), networks)
     with timing_lock():
         before = measure_peaks()
 
     def open_candidate(case: BenchmarkCase) -> Predict:
         return open_case(candidates / case.candidate, case)
 
-    outcome = time_cells(cases, open_candidate, pixels_NHWC, answers, screening_settings(settings))
+    outcome = time_cases(cases, open_candidate, pixels_NHWC, answers, screening_settings(settings))
     outcome.absent += _unavailable_cases(bool(gpu))
     identical = identical_graphs({name: graph_digest(candidates / name / MODEL) for name in records})
-    finalists = [case for batch in (large, 1) for case in shortlist_cells(outcome.rows, ancestors, identical, batch)]
-    outcome.rows = merge_compared(outcome.rows, compare_cells(finalists, open_candidate, pixels_NHWC, settings))
+    finalists = [case for batch in (large, 1) for case in shortlist_cases(outcome.rows, ancestors, identical, batch)]
+    outcome.rows = merge_compared(outcome.rows, compare_cases(finalists, open_candidate, pixels_NHWC, settings))
     with timing_lock():
         processes = _footprints(int8, networks, config, candidates, pixels_NHWC.shape[1], threads)
         peak = highest_rates(before, measure_peaks())

@@ -26,7 +26,8 @@ from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE, KEYS_FILE, StoredE
 from winnow.errors import ArtifactError
 from winnow.hardware import has_fast_bf16
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, save_model
-from winnow.models.known_weights import find_weights, weights_details
+from winnow.models.known_weights import weights_details
+from winnow.models.weights_lookup import find_weights
 from winnow.records import (
     Artifact,
     EmbedDetails,
@@ -37,7 +38,7 @@ from winnow.records import (
     record_digest,
     write_record,
 )
-from winnow.training.loop import default_device
+from winnow.training.device import default_device
 
 log = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from winnow.records import (
     sha256_of,
     write_record,
 )
-from winnow.records.candidate import (
+from winnow.records.finetune import (
     ArmComparison,
     CrossValidationSummary,
     LinearProbe,
@@ -49,6 +49,7 @@ from winnow.records.candidate import (
     UnlabelledComparison,
     UnlabelledRow,
 )
+from winnow.training.checkpoint import Checkpoint
 from winnow.training.finetuning import (
     CrossValidation,
     FinetunedArm,
@@ -59,7 +60,7 @@ from winnow.training.finetuning import (
     train_arms,
     validation_top1,
 )
-from winnow.training.loop import Checkpoint, joined_curves
+from winnow.training.loop import joined_curves
 from winnow.training.starting_weights import SCRATCH, starting_weights
 from winnow.training.stored_pseudo_labels import PSEUDO_LABELS_FILE, write_pseudo_labels
 from winnow.training.unlabelled_images import UnlabelledTrainer, unlabelled_training

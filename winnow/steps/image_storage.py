@@ -27,7 +27,7 @@ from winnow.data.preprocessing import Preprocessing
 from winnow.data.sources import Source
 from winnow.data.splits import merge_groups
 from winnow.errors import DataError
-from winnow.eta import format_duration
+from winnow.eta import ProgressTimer
 from winnow.records.ingest import RejectedFile
 
 log = logging.getLogger(__name__)
@@ -166,15 +166,11 @@ def _header(count: int, side: int) -> bytes:
 
 def _logged(stream: Iterator[DecodedItems], count: int) -> Iterator[DecodedItems]:
     """Yield the same stream, logging a line every few seconds and one at the end."""
-    started = last_logged = time.monotonic()
-    count_done = 0
+    started, timer, count_done = time.monotonic(), ProgressTimer(count, SECONDS_BETWEEN_LINES), 0
     for decoded in stream:
         yield decoded
         count_done += len(decoded.items)
-        now = time.monotonic()
-        rate = count_done / max(now - started, 1e-9)
-        if now - last_logged >= SECONDS_BETWEEN_LINES:
-            last_logged = now
-            remaining = format_duration(max(0, count - count_done) / rate)
-            log.info("ingest: %d of %d files, %.0f/s, %s left", count_done, count, rate, remaining)
+        if timer.is_due():
+            rate, left = timer.rate(count_done), timer.left(count_done)
+            log.info("ingest: %d of %d files, %.0f/s, %s left", count_done, count, rate, left)
     log.info("ingest: %d files in %.1f s", count_done, time.monotonic() - started)

@@ -22,7 +22,8 @@ from winnow.deploy.teacher_embeddings import TeacherTargets, load_targets
 from winnow.errors import ConfigError, DataError
 from winnow.models.backbones import ARCHITECTURE_FILE, START_FILE, WEIGHTS_FILE, Architecture, load_architecture
 from winnow.models.classifier_head import backbone_weights
-from winnow.models.known_weights import KnownWeights, find_weights, weights_details
+from winnow.models.known_weights import KnownWeights, weights_details
+from winnow.models.weights_lookup import find_weights
 from winnow.pretraining.backbone_training import pretrain_backbone
 from winnow.pretraining.monitoring import MIN_SPREAD, KnnBank
 from winnow.records import (
@@ -36,7 +37,7 @@ from winnow.records import (
     write_json,
     write_record,
 )
-from winnow.training.loop import Checkpoint
+from winnow.training.checkpoint import Checkpoint
 
 CURVES = "curves.json"
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from winnow.benchmark.speedups import read_ratio
 from winnow.config import ROOT, Config
 from winnow.data.dataset import VALIDATION, ImageSet
-from winnow.deploy.inference_runtimes import INT8_PRECISIONS
+from winnow.deploy.runtime_properties import INT8_PRECISIONS
 from winnow.evaluation.metrics import benchmark_logits_file, load_logits, quality_metrics
 from winnow.records import BenchmarkRecord, CandidateRecord
 from winnow.records.benchmark import BenchmarkRow

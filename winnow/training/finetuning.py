@@ -30,11 +30,12 @@ from winnow.models.backbones import Architecture, build_model
 from winnow.models.classifier_head import new_classifier
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
-from winnow.records.candidate import ArmTraining, LinearProbe
+from winnow.records.finetune import ArmTraining, LinearProbe
 from winnow.timing_lock import compute_lock
+from winnow.training.checkpoint import Checkpoint
 from winnow.training.folds import grouped_folds
 from winnow.training.linear_probe import fit_probe
-from winnow.training.loop import Checkpoint, Loss, TrainingPlan, fit, run_to_end
+from winnow.training.loop import Loss, TrainingPlan, fit, run_to_end
 
 log = logging.getLogger(__name__)
 

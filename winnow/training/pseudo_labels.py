@@ -24,11 +24,11 @@ from winnow.deploy.teacher_embeddings import TeacherTargets
 from winnow.evaluation.metrics import fit_temperature, softmax
 from winnow.evaluation.unit_vectors import unit_vectors
 from winnow.random_streams import stream_seed
+from winnow.training.device import default_device
 from winnow.training.feature_projector import capture_features
 from winnow.training.folds import judged_folds
 from winnow.training.label_propagation import connect_similar_images
 from winnow.training.linear_probe import fit_probe
-from winnow.training.loop import default_device
 
 log = logging.getLogger(__name__)
 

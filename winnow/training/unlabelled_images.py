@@ -32,9 +32,11 @@ from winnow.deploy.teacher_embeddings import TeacherTargets, has_embeddings, loa
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
 from winnow.timing_lock import compute_lock
+from winnow.training.checkpoint import Checkpoint
+from winnow.training.device import default_device
 from winnow.training.feature_projector import FeatureProjector, predict_embeddings
 from winnow.training.fixmatch import AdaptiveThresholds, fixmatch_loss
-from winnow.training.loop import Checkpoint, Loss, TrainingPlan, default_device, fit, run_to_end
+from winnow.training.loop import Loss, TrainingPlan, fit, run_to_end
 from winnow.training.pseudo_labels import (
     UnlabelledInputs,
     network_pseudo_labels,

@@ -16,7 +16,7 @@ from tests.tiny_run import CANDIDATES, build, rewrite, select_and_refit
 from winnow.config import check_config
 from winnow.evaluation.metrics import benchmark_logits_file
 from winnow.records import FinetuneRecord, SelectionRecord, read_record, write_record
-from winnow.records.candidate import CrossValidationSummary, PretrainingGain, UnlabelledComparison
+from winnow.records.finetune import CrossValidationSummary, PretrainingGain, UnlabelledComparison
 from winnow.reporting.run_records import read_run_records
 from winnow.steps.select import select
 

@@ -2,41 +2,29 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 from tests.records import benchmark_row
+from tests.winnow.benchmark.toy_predictions import LABELS, PIXELS, Array, predict_logits
 from winnow.benchmark.grid import (
     SAMPLES_FOR_P95,
     BenchmarkResult,
-    agreement,
-    compare_cells,
-    plan_cells,
+    compare_cases,
     screening_settings,
     summarise_timings,
-    time_cells,
+    time_cases,
 )
 from winnow.benchmark.timing import visiting_order
 from winnow.config import Benchmark
-from winnow.deploy.inference_runtimes import GPU_RUNTIMES, NEEDED_AGREEMENT, Predict, RuntimeUnavailable
-from winnow.hardware import has_fast_bf16
+from winnow.deploy.runtime_properties import NEEDED_AGREEMENT, Predict, RuntimeUnavailable
 from winnow.records.benchmark import AbsentCase, BenchmarkCase, BenchmarkRow, BestRows
 from winnow.steps.benchmark import benchmark_warnings
 
-Array = np.ndarray
 SETTINGS = Benchmark(large_batch=8, samples=24, rounds=6, warm_up_ms=0)
-PIXELS = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3), dtype=np.uint8)
-
-
-def predict_logits(pixels_NHWC: Array) -> Array:
-    """Return logits of three classes, a function of the image alone."""
-    return pixels_NHWC.reshape(len(pixels_NHWC), -1)[:, :3].astype(np.float32)
-
-
-LABELS = predict_logits(PIXELS).argmax(1)
 
 
 def make_case(
@@ -45,17 +33,17 @@ def make_case(
     return BenchmarkCase(candidate, runtime, precision, "file", batch, threads)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("cells", [1, 2, 3, 4, 7, 12])
-def test_every_cell_is_visited_once_per_round(cells: int) -> None:
-    orders = [visiting_order(cells, round_) for round_ in range(2 * cells)]
-    assert all(sorted(order) == list(range(cells)) for order in orders)
-    assert {order[0] for order in orders} == set(range(cells))  # each one starts a round
-    if cells >= 3:
+@pytest.mark.parametrize("cases", [1, 2, 3, 4, 7, 12])
+def test_every_case_is_visited_once_per_round(cases: int) -> None:
+    orders = [visiting_order(cases, round_) for round_ in range(2 * cases)]
+    assert all(sorted(order) == list(range(cases)) for order in orders)
+    assert {order[0] for order in orders} == set(range(cases))  # each one starts a round
+    if cases >= 3:
         neighbours = {pair for order in orders for pair in itertools.pairwise(order)}
         assert (
             min(Counter(successor for _, successor in neighbours).values()) == 2
-        )  # no cell always has the same predecessor
-        assert len({order[0] for order in orders[:3]}) == 3  # each round starts with another cell
+        )  # no case always has the same predecessor
+        assert len({order[0] for order in orders[:3]}) == 3  # each round starts with another case
     assert visiting_order(0, 3) == []
 
 
@@ -77,19 +65,19 @@ class CountingOpener:
         return counted_predict
 
 
-def test_cells_are_interleaved_warmed_and_called_with_their_batch_and_threads() -> None:
-    cells = [make_case(name, batch=batch, threads=2) for batch in (8, 1) for name in ("dense", "pruned", "sparse")]
+def test_cases_are_interleaved_warmed_and_called_with_their_batch_and_threads() -> None:
+    cases = [make_case(name, batch=batch, threads=2) for batch in (8, 1) for name in ("dense", "pruned", "sparse")]
     open_case, threads_before = CountingOpener(), torch.get_num_threads()
     labels = dict.fromkeys(("dense", "pruned", "sparse"), LABELS)
-    result = time_cells(cells, open_case, PIXELS, labels, SETTINGS)
+    result = time_cases(cases, open_case, PIXELS, labels, SETTINGS)
     assert [(row.candidate, row.batch, row.threads) for row in result.rows] == [
-        (case.candidate, case.batch, case.threads) for case in cells
+        (case.candidate, case.batch, case.threads) for case in cases
     ]
     assert all(size == case.batch and threads == case.threads for case, size, threads in open_case.calls)
     assert torch.get_num_threads() == threads_before
     # Batch 1: 21 to check the predictions, then 6 rounds of 1 warm-up and 4 timed calls; batch 8: 3, then 6 of 1 and 3.
     call_counts = Counter(case for case, _, _ in open_case.calls)
-    assert all(call_counts[case] == (21 + 6 * (1 + 4) if case.batch == 1 else 3 + 6 * (1 + 3)) for case in cells)
+    assert all(call_counts[case] == (21 + 6 * (1 + 4) if case.batch == 1 else 3 + 6 * (1 + 3)) for case in cases)
     timed_candidates = [case.candidate for case, size, _ in open_case.calls if size == 1][3 * 21 :]
     visits = [timed_candidates[start] for start in range(0, len(timed_candidates), 5)]
     assert [sorted(visits[start : start + 3]) for start in range(0, 18, 3)] == [["dense", "pruned", "sparse"]] * 6
@@ -97,10 +85,10 @@ def test_cells_are_interleaved_warmed_and_called_with_their_batch_and_threads() 
     assert all(len(row.round_ms) == 6 for row in result.rows)
 
 
-def test_the_comparison_visits_all_cells_of_a_batch_in_the_same_rounds() -> None:
-    cells = [make_case("dense", batch=batch, threads=threads) for batch in (8, 1) for threads in (2, 1)]
+def test_the_comparison_visits_all_cases_of_a_batch_in_the_same_rounds() -> None:
+    cases = [make_case("dense", batch=batch, threads=threads) for batch in (8, 1) for threads in (2, 1)]
     open_case, threads_before = CountingOpener(), torch.get_num_threads()
-    rows = compare_cells(cells, open_case, PIXELS, SETTINGS)
+    rows = compare_cases(cases, open_case, PIXELS, SETTINGS)
     assert [(row.batch, row.threads, len(row.round_ms)) for row in rows] == [
         (8, 2, 6),
         (8, 1, 6),
@@ -131,8 +119,8 @@ def test_wrong_predictions_are_refused_with_their_agreement() -> None:
         return predict_wrongly if case.runtime == "openvino" else predict_logits
 
     open_case = CountingOpener(open_runtime)
-    cells = [make_case(runtime=runtime, batch=batch) for batch in (1, 8) for runtime in ("ort", "openvino")]
-    result = time_cells(cells, open_case, PIXELS, {"dense": LABELS}, SETTINGS)
+    cases = [make_case(runtime=runtime, batch=batch) for batch in (1, 8) for runtime in ("ort", "openvino")]
+    result = time_cases(cases, open_case, PIXELS, {"dense": LABELS}, SETTINGS)
     assert [row.runtime for row in result.rows] == ["ort", "ort"]
     assert [(row.runtime, row.batch, row.needed, row.images) for row in result.refused] == [
         ("openvino", 1, 0.99, 21),
@@ -149,7 +137,7 @@ def test_the_limit_of_agreement(precision: str, extra: int) -> None:
     labels = predict_logits(pixels).argmax(1)
     wrong_labels = round(100 - 100 * NEEDED_AGREEMENT[precision]) - extra  # type: ignore[index]
     labels[:wrong_labels] = (labels[:wrong_labels] + 1) % 3
-    result = time_cells([make_case(precision=precision)], CountingOpener(), pixels, {"dense": labels}, SETTINGS)
+    result = time_cases([make_case(precision=precision)], CountingOpener(), pixels, {"dense": labels}, SETTINGS)
     assert (len(result.rows), len(result.refused)) == ((1, 0) if extra == 0 else (0, 1))
 
 
@@ -159,13 +147,13 @@ def test_unavailable_runtimes_are_listed_once_with_their_reason() -> None:
             raise RuntimeUnavailable("no compiler: g++ is not on the PATH")
         return predict_logits
 
-    cells = [make_case(runtime=runtime, batch=batch) for batch in (8, 1) for runtime in ("compile", "ort")]
-    result = time_cells(cells, CountingOpener(open_runtime), PIXELS, {"dense": LABELS}, SETTINGS)
+    cases = [make_case(runtime=runtime, batch=batch) for batch in (8, 1) for runtime in ("compile", "ort")]
+    result = time_cases(cases, CountingOpener(open_runtime), PIXELS, {"dense": LABELS}, SETTINGS)
     assert result.absent == [
         AbsentCase(runtime="compile", precision="f32", reason="no compiler: g++ is not on the PATH")
     ]
     assert ([row.runtime for row in result.rows], result.refused) == (["ort", "ort"], [])
-    all_unavailable = time_cells(cells[:1], CountingOpener(open_runtime), PIXELS, {"dense": LABELS}, SETTINGS)
+    all_unavailable = time_cases(cases[:1], CountingOpener(open_runtime), PIXELS, {"dense": LABELS}, SETTINGS)
     assert all_unavailable == BenchmarkResult(absent=result.absent)
 
 
@@ -176,16 +164,8 @@ def test_an_error_is_raised_and_the_thread_count_is_restored() -> None:
         raise OSError("model.onnx")
 
     with pytest.raises(OSError, match=r"model\.onnx"):
-        time_cells([make_case(threads=threads_before + 1)], open_broken_runtime, PIXELS, {"dense": LABELS}, SETTINGS)
+        time_cases([make_case(threads=threads_before + 1)], open_broken_runtime, PIXELS, {"dense": LABELS}, SETTINGS)
     assert torch.get_num_threads() == threads_before
-
-
-@pytest.mark.parametrize("batch", [1, 4, 21, 64])
-def test_agreement_counts_every_image_once(batch: int) -> None:
-    assert agreement(predict_logits, batch, PIXELS, LABELS) == 1.0
-    changed = LABELS.copy()
-    changed[[3, 20]] = (changed[[3, 20]] + 1) % 3
-    assert agreement(predict_logits, batch, PIXELS, changed) == pytest.approx(19 / 21)
 
 
 @pytest.mark.parametrize("samples", [SAMPLES_FOR_P95 - 1, SAMPLES_FOR_P95])
@@ -207,39 +187,8 @@ def test_a_row_equals_numpy_and_has_a_p95_from_200_calls_on(samples: int) -> Non
 
 def test_enough_samples_for_a_p95_as_shipped() -> None:
     settings = Benchmark(large_batch=2, samples=200, rounds=10, warm_up_ms=0)
-    outcome = time_cells([make_case(), make_case(batch=2)], CountingOpener(), PIXELS, {"dense": LABELS}, settings)
+    outcome = time_cases([make_case(), make_case(batch=2)], CountingOpener(), PIXELS, {"dense": LABELS}, settings)
     assert [row.p95_ms is not None for row in outcome.rows] == [True, False]
-
-
-def case_kinds(cells: list[BenchmarkCase]) -> Iterator[tuple[str, str, str]]:
-    return ((case.candidate, case.runtime, case.precision) for case in cells)
-
-
-@pytest.mark.parametrize("grid", ["quick", "full"])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_planned_cells(grid: str, threads: int) -> None:
-    settings = Benchmark(grid=grid, large_batch=16)  # type: ignore[arg-type]
-    cells = plan_cells({"dense": False, "dense-int8": True, "pruned": False}, settings, threads, cuda=False)
-    assert len(cells) == len(set(cells))
-    assert {(case.batch, case.threads) for case in cells} == {(b, t) for b in (1, 16) for t in {1, threads}}
-    planned = set(case_kinds(cells))
-    runtimes = {"ort", "openvino"} | ({"openvino-throughput"} if threads > 1 else set())
-    assert {("dense-int8", runtime, "int8") for runtime in runtimes} == {k for k in planned if "int8" in k[0]}
-    assert all(case.batch == 16 and case.threads > 1 for case in cells if case.runtime == "openvino-throughput")
-    assert {("dense", "eager", "f32"), ("dense", "compile", "f32"), ("pruned", "openvino", "f32")} <= planned
-    assert (("pruned", "eager", "f32") in planned) == (grid == "full")
-    assert any(kind[2] == "bf16" for kind in planned) == has_fast_bf16()
-    eager = {case.layout for case in cells if case.runtime == "eager"}
-    assert eager == {"contiguous", "channels_last"}
-    in_float = plan_cells(
-        {"dense": False, "ladder": False}, settings, threads, False, {"dense"}
-    )  # quantized, and all float
-    assert {kind[:2] for kind in case_kinds(in_float) if kind[0] == "ladder"} == {("ladder", name) for name in runtimes}
-    gpu_cells = plan_cells({"dense": False, "dense-int8": True}, settings, threads, cuda=True)
-    assert {case.threads for case in gpu_cells if case.runtime in GPU_RUNTIMES} == {threads}
-    files = {(case.candidate, case.runtime) for case in gpu_cells if case.runtime in ("ort-cuda", "ort-tensorrt")}
-    assert files == {("dense", "ort-cuda"), ("dense", "ort-tensorrt")}
-    assert not any(case.runtime in GPU_RUNTIMES for case in cells)
 
 
 def test_noisy_timings_are_warned_of() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import winnow.benchmark.memory_footprint
-from tests.winnow.deploy.test_inference_runtimes import make_candidate
+from tests.winnow.deploy.untrained_candidate import make_candidate
 from winnow.benchmark.memory_footprint import measure_footprint, peak_mb
 from winnow.errors import ArtifactError
 from winnow.records.benchmark import BenchmarkCase, Precision, Runtime

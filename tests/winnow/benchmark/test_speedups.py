@@ -16,7 +16,7 @@ from winnow.benchmark.speedups import (
     merge_compared,
     ratio_metrics,
     read_ratio,
-    shortlist_cells,
+    shortlist_cases,
     speedup,
     speedups,
 )
@@ -92,10 +92,10 @@ def test_ratios_are_stored_as_flat_metrics() -> None:
     assert read_ratio({}, "a") is None
 
 
-def test_shortlisted_cells_are_compared_and_the_rest_is_screened() -> None:
+def test_shortlisted_cases_are_compared_and_the_rest_is_screened() -> None:
     ancestors = {"dense": "dense", "pruned": "pruned", "pruned-int8": "pruned"}
-    shortlist = shortlist_cells(ROWS, ancestors, [("dense", "pruned")], 1)
-    kinds = {(cell.candidate, cell.runtime, cell.precision, cell.threads) for cell in shortlist}
+    shortlist = shortlist_cases(ROWS, ancestors, [("dense", "pruned")], 1)
+    kinds = {(case.candidate, case.runtime, case.precision, case.threads) for case in shortlist}
     assert kinds == {
         ("dense", "eager", "f32", 1),  # baselines
         ("dense", "compile", "bf16", 2),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.project.paths import ProjectPaths
-from winnow.benchmark.sweep import best_sweep_row, sweep, sweep_cells, thread_counts
+from winnow.benchmark.sweep import best_sweep_row, sweep, sweep_cases, thread_counts
 from winnow.cli.sweep import run_sweep
 from winnow.config import Benchmark, Config
 from winnow.data.dataset import ImageSet
@@ -23,10 +23,10 @@ def test_threads_double_up_to_all() -> None:
 
 
 def test_streams_need_equal_shares_of_the_batch() -> None:
-    grid = sweep_cells("dense", "int8", (9, 1, 9), (1, 2, 6))
-    assert [(cell.batch, cell.threads) for cell in grid if cell.runtime == "openvino-throughput"] == [(9, 6)]
-    assert {cell.batch for cell in grid} == {1, 9}
-    assert {cell.precision for cell in grid} == {"int8"}
+    grid = sweep_cases("dense", "int8", (9, 1, 9), (1, 2, 6))
+    assert [(case.batch, case.threads) for case in grid if case.runtime == "openvino-throughput"] == [(9, 6)]
+    assert {case.batch for case in grid} == {1, 9}
+    assert {case.precision for case in grid} == {"int8"}
 
 
 @pytest.mark.thorough

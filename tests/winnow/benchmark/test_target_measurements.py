@@ -74,7 +74,7 @@ def test_the_script_does_not_import_winnow(bundle: Path) -> None:
     assert "import winnow" not in text
 
 
-def test_every_cell_is_timed_with_its_machine(bundle: Path, measurements: TargetMeasurements) -> None:
+def test_every_case_is_timed_with_its_machine(bundle: Path, measurements: TargetMeasurements) -> None:
     machine = this_machine()
     assert (measurements.machine.cpu, measurements.machine.threads) == (machine.cpu, machine.threads)
     assert set(machine.flags) <= set(measurements.machine.flags)
@@ -88,8 +88,8 @@ def test_every_cell_is_timed_with_its_machine(bundle: Path, measurements: Target
         for threads in {1, machine.threads}
     }
     assert expected <= timed
-    stream_cells = {(name, "openvino-throughput", 8, count) for name in NAMES for count in {machine.threads} - {1}}
-    assert timed - expected == stream_cells
+    stream_cases = {(name, "openvino-throughput", 8, count) for name in NAMES for count in {machine.threads} - {1}}
+    assert timed - expected == stream_cases
     assert all(row.p50_ms > 0 and row.samples in (24, 18, 12, 9) and row.p95_ms is None for row in measurements.rows)
     assert {row.sha256 for row in measurements.rows} == {sha256_of(bundle / "check" / f"{name}.onnx") for name in NAMES}
 
@@ -131,8 +131,8 @@ def test_wrong_predictions_are_refused_and_a_changed_file_is_an_error(bundle: Pa
     assert run_check_host(changed, tmp_path).returncode == 0
     measurements = read_measurements(tmp_path / "host.json")
     assert {row.candidate for row in measurements.rows} == {"dense"}
-    assert {cell.candidate for cell in measurements.refused} == {"dense-int8"}
-    assert all("predictions agree on" in cell.reason for cell in measurements.refused)
+    assert {case.candidate for case in measurements.refused} == {"dense-int8"}
+    assert all("predictions agree on" in case.reason for case in measurements.refused)
     with (changed / "check" / "dense.onnx").open("ab") as file:
         file.write(b"x")
     result = run_check_host(changed, tmp_path)

@@ -18,7 +18,7 @@ from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import PLAN
 from tests.closure import ROOT
 from tests.conftest import CLASSES, tiny_params, write_folder
-from winnow.benchmark import grid
+from winnow.benchmark.cases import plan_cases
 from winnow.cli import plan
 from winnow.config import Config, check_config
 from winnow.deploy.teacher_embeddings import load_embeddings
@@ -149,13 +149,13 @@ def test_steps_with_a_teacher_are_forecast(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_is_forecast_by_its_cells(tmp_path: Path) -> None:
+def test_the_benchmark_is_forecast_by_its_cases(tmp_path: Path) -> None:
     params = tiny_params()
     params["candidates"] = {"dense-int8": params["candidates"]["dense-int8"]}
     forecaster = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "short")
     forecast = forecaster.forecast_step("benchmark")
-    cells = grid.plan_cells({"dense": False, "dense-int8": True}, forecaster.config.benchmark, cores(), cuda=False)
-    assert forecast.basis == f"{len(cells)} cells of 2 files, 5 processes"
+    cases = plan_cases({"dense": False, "dense-int8": True}, forecaster.config.benchmark, cores(), cuda=False)
+    assert forecast.basis == f"{len(cases)} cases of 2 files, 5 processes"
     params["benchmark"] |= {"samples": 100_000}
     slow_forecaster = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "longer")
     assert slow_forecaster.forecast_step("benchmark").seconds > forecast.seconds + 20

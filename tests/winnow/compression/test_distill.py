@@ -21,7 +21,7 @@ from winnow.evaluation.metrics import agreement
 from winnow.models.backbones import build_model, load_model, save_model
 from winnow.models.classifier_head import backbone_weights
 from winnow.records import sha256_of
-from winnow.records.candidate import DistillResult
+from winnow.records.method_results import DistillResult
 from winnow.steps.pretrain import pretrain
 
 NO_LEARNING = {"learning_rate": 1e-12, "weight_decay": 0.0}

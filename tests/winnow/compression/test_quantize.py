@@ -23,14 +23,16 @@ from winnow.config import Quantize
 from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import selection_half
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.inference_runtimes import NEEDED_AGREEMENT, open_case, openvino_core
+from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_export import export_onnx, float_layers, inspect_onnx
+from winnow.deploy.openvino_inference import openvino_core
+from winnow.deploy.runtime_properties import NEEDED_AGREEMENT
 from winnow.errors import ArtifactError
 from winnow.evaluation.metrics import agreement
 from winnow.models.backbones import Architecture, build_model
 from winnow.records import sha256_of
 from winnow.records.benchmark import BenchmarkCase
-from winnow.records.candidate import QuantizeResult, RungConfirmation
+from winnow.records.method_results import QuantizeResult, RungConfirmation
 
 
 def settings(**changes: Any) -> Quantize:
@@ -91,7 +93,7 @@ def test_both_runtimes_give_the_same_predictions(tiny_candidate: Callable[[str],
     folder, core = tiny_candidate("dense-int8"), openvino_core()
     pixels = np.ascontiguousarray(tiny_set.images_NHWC[tiny_set.indices(VALIDATION)])
     model = core.read_model(folder / "model.onnx")
-    # As winnow/deploy/inference_runtimes.py does: with a free batch OpenVINO 2026.4 computes int8 convolutions wrongly.
+    # As winnow/deploy/openvino_inference.py does: with a free batch OpenVINO 2026.4 computes int8 convolutions wrongly.
     model.reshape(list(pixels.shape))
     logits = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]
     assert agreement(logits, validation_logits(folder, tiny_set)) >= NEEDED_AGREEMENT["int8"]

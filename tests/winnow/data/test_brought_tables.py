@@ -14,8 +14,8 @@ from PIL import Image
 
 from tests.winnow.data.test_sources import create_files
 from winnow.config import Data
+from winnow.data.chunk_decoding import DecodeSettings, decode_chunk
 from winnow.data.dataset import decode
-from winnow.data.decoding import DecodeSettings, decode_chunk
 from winnow.data.label_table import LabelTable, read_labels
 from winnow.data.sources import Source, open_source
 from winnow.errors import DataError

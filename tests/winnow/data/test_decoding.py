@@ -15,20 +15,18 @@ import pytest
 from PIL import Image
 
 from tests.closure import ROOT
+from winnow.data.chunk_decoding import DecodeSettings, decode_chunk
 from winnow.data.dataset import decode
 from winnow.data.decoding import (
     CHUNK_BYTES,
     CHUNKS_PER_WORKER,
     MAX_CHUNK_IMAGES,
-    MAX_FILE_BYTES,
     MIN_PARALLEL_IMAGES,
     DecodedItems,
-    DecodeSettings,
-    Item,
     _chunks,
     decode_all,
-    decode_chunk,
 )
+from winnow.data.image_items import Item
 from winnow.errors import DataError
 from winnow.hardware import cores
 
@@ -193,26 +191,6 @@ def test_only_invalid_items_and_no_items() -> None:
     kept, pixels_KHWC, keys_K16, reasons = result.usable, result.pixels_KHWC, result.keys_K16, result.reasons
     assert (kept, pixels_KHWC.shape, keys_K16.shape, list(reasons)) == ([], (0, 8, 8, 3), (0, 16), [0, 1])
     assert list(decode_all([], 0, 8)) == []
-
-
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "link").symlink_to("nowhere")
-    with (tmp_path / "huge.png").open("wb") as file:
-        file.truncate(MAX_FILE_BYTES + 1)
-    paths = [str(tmp_path / name) for name in ("pipe", "link", "huge.png", ".")]
-    assert decode_chunk(paths, DecodeSettings(8)).reasons == {
-        0: "not a regular file",
-        1: "cannot be read (No such file or directory)",
-        2: "200,000,001 bytes are more than 200,000,000",
-        3: "not a regular file",
-    }
-
-
-def test_workers_do_not_import_torch() -> None:
-    code = "import sys, winnow.data.decoding; print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
 
 
 def test_the_content_of_a_chunk_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:

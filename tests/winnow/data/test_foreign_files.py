@@ -21,8 +21,8 @@ from PIL import Image
 
 from tests.closure import ROOT
 from tests.winnow.data.image_files import png_header
+from winnow.data.chunk_decoding import DecodeSettings, decode_chunk
 from winnow.data.dataset import decode
-from winnow.data.decoding import DecodeSettings, decode_chunk
 from winnow.data.file_tree import Folder
 from winnow.data.header_limits import MAX_SCANS
 from winnow.data.sources import open_tree

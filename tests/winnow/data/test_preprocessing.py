@@ -13,8 +13,8 @@ from PIL import Image
 from tests.conftest import tiny_params
 from tests.records import candidate_card
 from winnow.config import Config, check_config
+from winnow.data.chunk_decoding import DecodeSettings, decode_chunk
 from winnow.data.dataset import decode, load_images, open_rgb
-from winnow.data.decoding import DecodeSettings, decode_chunk
 from winnow.data.preprocessing import ALL_BITS, POLICIES, Preprocessing, resize, to_8_bits
 from winnow.errors import ConfigError
 from winnow.records import IngestRecord

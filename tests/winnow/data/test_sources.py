@@ -15,9 +15,10 @@ from PIL import Image
 
 from tests.closure import ROOT
 from winnow.config import Data
+from winnow.data.chunk_decoding import DecodeSettings, decode_chunk
 from winnow.data.dataset import decode
-from winnow.data.decoding import MAX_FILE_BYTES, DecodeSettings, Item, decode_chunk
 from winnow.data.file_tree import Archive, Folder
+from winnow.data.image_items import MAX_FILE_BYTES, Item
 from winnow.data.sources import Source, array_source, open_sample, open_source, open_tree
 from winnow.errors import DataError
 

@@ -15,7 +15,7 @@ from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.candidate_card import finish_candidate
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import wilson_interval
-from winnow.records.candidate import CandidateFile, LabelCounts
+from winnow.records.candidate_file import CandidateFile, LabelCounts
 
 UNLABELLED_METRICS = {
     "quality/agreement",

@@ -17,7 +17,8 @@ from winnow.data.dataset import decode
 from winnow.data.decoding import MAX_CHUNK_IMAGES
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.file_predictor import list_files, predict_batches, predict_files
-from winnow.deploy.inference_runtimes import Predict, open_case
+from winnow.deploy.inference_runtimes import open_case
+from winnow.deploy.runtime_properties import Predict
 from winnow.errors import DataError
 from winnow.evaluation.metrics import softmax
 from winnow.records.benchmark import BenchmarkCase
@@ -71,9 +72,9 @@ def test_every_stream_gets_its_share_of_a_batch(
     monkeypatch.setattr("winnow.deploy.file_predictor.cores", lambda: 3)  # the card's two threads count, not all
     batches: list[int] = []
 
-    def recording_open_case(folder: Path, cell: BenchmarkCase) -> Predict:
-        batches.append(cell.batch)
-        return open_case(folder, cell)
+    def recording_open_case(folder: Path, case: BenchmarkCase) -> Predict:
+        batches.append(case.batch)
+        return open_case(folder, case)
 
     monkeypatch.setattr("winnow.deploy.file_predictor.open_case", recording_open_case)
     pixels = np.stack([decode(file.read_bytes(), SIZE)[0] for file in files])

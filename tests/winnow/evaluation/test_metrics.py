@@ -14,7 +14,7 @@ from winnow.evaluation.metrics import (
     softmax,
     temperature_metrics,
 )
-from winnow.records.candidate import ClassDetails
+from winnow.records.candidate_file import ClassDetails
 
 CLASSES = ("a", "b", "c", "d")
 

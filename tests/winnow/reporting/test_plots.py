@@ -14,7 +14,7 @@ from PIL import Image
 
 from winnow.errors import MissingExtra
 from winnow.records.benchmark import Attribution
-from winnow.records.candidate import ReliabilityBin
+from winnow.records.candidate_file import ReliabilityBin
 from winnow.reporting import plots
 from winnow.reporting.plot_labels import Label, place_labels
 

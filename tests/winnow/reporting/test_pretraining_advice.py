@@ -4,7 +4,7 @@ import pytest
 
 from tests.conftest import tiny_params
 from winnow.config.data import Data
-from winnow.records.candidate import PretrainingGain
+from winnow.records.finetune import PretrainingGain
 from winnow.reporting.pretraining_advice import pretraining_advice
 
 

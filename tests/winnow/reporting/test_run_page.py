@@ -17,7 +17,7 @@ from winnow.config import check_config
 from winnow.data.dataset import VALIDATION
 from winnow.records import CandidateRecord
 from winnow.records.benchmark import BenchmarkCase, RefusedCase
-from winnow.records.candidate import CrossValidationSummary, PretrainingGain
+from winnow.records.finetune import CrossValidationSummary, PretrainingGain
 from winnow.reporting.html import Row, digits, document, join, number, percent, signed, table, tag
 from winnow.reporting.run_page import TestResult, render_run_page
 from winnow.reporting.run_records import RunRecords, read_run_records

@@ -18,7 +18,7 @@ from winnow.deploy.batch_inference import predict_torch
 from winnow.errors import ArtifactError, TrainingError
 from winnow.models.backbones import load_model
 from winnow.records import FinetuneRecord, read_json, record_digest, sha256_of
-from winnow.records.candidate import LabelCounts
+from winnow.records.candidate_file import LabelCounts
 from winnow.steps.finetune import finetune
 from winnow.steps.pretrain import pretrain
 from winnow.training.stored_pseudo_labels import read_pseudo_labels

@@ -117,7 +117,7 @@ import winnow.training.loop as training
 from tests.winnow.steps.test_pretrain import make_config, run
 
 training.CHECKPOINT_SECONDS = 0.0  # weights after every step
-save, saves = training._save, 0
+save, saves = training.save_checkpoint, 0
 
 def counted(*arguments, **named):
     global saves
@@ -126,7 +126,7 @@ def counted(*arguments, **named):
     if saves == 14:  # in the fifth epoch of three steps each
         os.kill(os.getpid(), signal.SIGKILL)
 
-training._save = counted
+training.save_checkpoint = counted
 run(make_config(epochs=9, monitor_every=2), Path(sys.argv[1]), Path(sys.argv[2]))
 """
 

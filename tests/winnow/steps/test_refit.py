@@ -28,7 +28,7 @@ from winnow.records import (
     write_json,
     write_record,
 )
-from winnow.records.candidate import ArmTraining, PretrainingGain, UnlabelledComparison
+from winnow.records.finetune import ArmTraining, PretrainingGain, UnlabelledComparison
 from winnow.records.refit import RefitLabels
 from winnow.refit.deployed_folder import deployed_folder, refit_record, selected_folder
 from winnow.steps.refit import refit

@@ -14,7 +14,8 @@ from tests.winnow.labels.embedded_project import taught_params, write_embeddings
 from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, TRAIN, load_images
 from winnow.deploy.batch_inference import predict_file
-from winnow.deploy.inference_runtimes import OPENERS, RuntimeUnavailable
+from winnow.deploy.inference_runtimes import OPENERS
+from winnow.deploy.runtime_properties import RuntimeUnavailable
 from winnow.errors import ArtifactError
 from winnow.evaluation.intervals import paired_drop
 from winnow.records import ReportRecord, SelectionRecord, read_record, record_digest
@@ -74,8 +75,8 @@ def test_dense_and_the_winner_are_tested(artifacts: Path) -> None:
 def serve_wrong_predictions(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make OpenVINO predict the second class for every image; ONNX Runtime is unchanged."""
 
-    def open_constant_model(folder: Path, cell: BenchmarkCase) -> Any:
-        assert (cell.runtime, cell.batch) == ("openvino", 1)
+    def open_constant_model(folder: Path, case: BenchmarkCase) -> Any:
+        assert (case.runtime, case.batch) == ("openvino", 1)
         return lambda pixels_NHWC: np.eye(3, dtype=np.float32)[np.ones(len(pixels_NHWC), np.int64)]
 
     monkeypatch.setitem(OPENERS, "openvino", open_constant_model)
@@ -207,7 +208,7 @@ def test_without_the_serving_runtime_the_file_is_tested_with_a_warning(
         (artifacts / "benchmark" / "pruned-int8-openvino-int8.npy").unlink()
     else:
 
-        def raise_unavailable(folder: Path, cell: BenchmarkCase) -> Any:
+        def raise_unavailable(folder: Path, case: BenchmarkCase) -> Any:
             raise RuntimeUnavailable("no such processor")
 
         monkeypatch.setitem(OPENERS, "openvino", raise_unavailable)

@@ -16,15 +16,7 @@ from winnow.data.dataset import TEST, VALIDATION, load_images
 from winnow.errors import ArtifactError
 from winnow.evaluation.ablations import control_gains
 from winnow.evaluation.intervals import Ratio, paired_drop, simultaneous_confidence
-from winnow.records import (
-    BenchmarkRecord,
-    Gate,
-    SelectionRecord,
-    read_record,
-    record_digest,
-    sha256_of,
-    this_machine,
-)
+from winnow.records import BenchmarkRecord, Gate, SelectionRecord, read_record, record_digest, sha256_of, this_machine
 from winnow.records.benchmark import Int8Coverage
 from winnow.records.selection import Drop, DropEvidence
 from winnow.selection.selection_warnings import ValidationImages, selection_warnings
@@ -164,7 +156,7 @@ def test_saturating_int8_sums_are_warned_of(
     artifacts: Path, flags: tuple[str, ...], is_warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = this_machine().model_copy(update={"flags": flags})
-    monkeypatch.setattr("winnow.steps.select.this_machine", lambda: machine)
+    monkeypatch.setattr("winnow.steps.selection_inputs.this_machine", lambda: machine)
     record_benchmark(artifacts, CANDIDATES, machine=machine)
     command = " -S candidates.pruned-int8.overflow_safe=true"
     assert any(command in warning for warning in run(artifacts).warnings) is is_warned

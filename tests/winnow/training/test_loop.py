@@ -9,32 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from tests.winnow.training.tiny_training import cross_entropy, tiny_problem
 from winnow.config import Optimiser
 from winnow.data.batches import Batches
-from winnow.errors import ArtifactError, TrainingError
-from winnow.eta import format_duration
-from winnow.models.backbones import Architecture, build_model
-from winnow.training.loop import Checkpoint, Epoch, TrainingPlan, fit, layer_blocks, learning_rate_at, run_to_end
-
-OPTIMISER = Optimiser(learning_rate=0.05, warmup=0.25)
-
-
-def cross_entropy(model: nn.Module, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    noise = torch.rand(images_BCHW.shape) * 0.1  # per-step random numbers, as in augmentation
-    return F.cross_entropy(model(images_BCHW.float() / 255 + noise).float(), labels_B)
-
-
-def tiny_problem(seed: int = 0) -> tuple[nn.Module, Batches, TrainingPlan]:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, 40)
-    images = rng.integers(0, 120, (40, 8, 8, 3), dtype=np.uint8)
-    images[labels == 1] += 100
-    batches = Batches(images, labels, np.arange(40), 8, seed)
-    model = build_model(Architecture(backbone="resnet8", num_classes=2, image_size=8, width=0.2))
-    return model, batches, TrainingPlan(4, 5, OPTIMISER, seed)
+from winnow.errors import TrainingError
+from winnow.training.checkpoint import Checkpoint
+from winnow.training.loop import Epoch, TrainingPlan, fit, learning_rate_at, run_to_end
 
 
 def weight_bytes(model: nn.Module) -> bytes:
@@ -46,31 +28,6 @@ def test_the_loss_decreases() -> None:
     curves = run_to_end(fit(model, batches, cross_entropy, plan))
     assert [row["epoch"] for row in curves] == [1, 2, 3, 4]
     assert curves[-1]["loss"] < 0.5 * curves[0]["loss"]
-
-
-def test_blocks_are_numbered_from_the_input_to_the_head() -> None:
-    blocks = layer_blocks(build_model(Architecture(backbone="resnet18", num_classes=2, image_size=32)))
-    assert blocks["conv1.weight"] == 0
-    assert blocks["layer1.0.conv1.weight"] == blocks["layer1.0.bn2.bias"] < blocks["layer1.1.conv1.weight"]
-    assert blocks["fc.weight"] == blocks["fc.bias"] == max(blocks.values())
-
-
-def test_layer_decay_slows_early_blocks_by_its_powers() -> None:
-    """One step of SGD without momentum moves each weight by rate * decay^(blocks after it) * gradient."""
-    images = np.full((4, 2, 2, 3), 200, np.uint8)
-    batches = Batches(images, np.array([0, 1, 0, 1]), np.arange(4), 4, 0)
-    moves = {}
-    for decay in (1.0, 0.5):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Linear(3, 3), nn.Linear(3, 2))
-        before = [layer.weight.detach().clone() for layer in (model[1], model[2], model[3])]
-        settings = Optimiser(learning_rate=0.1, momentum=0.0, weight_decay=0.0, warmup=0.0, layer_decay=decay)
-        run_to_end(
-            fit(model, batches, lambda m, x, y: m(x.float() / 200).float().sum(), TrainingPlan(1, 1, settings, 0))
-        )
-        moves[decay] = [layer.weight.detach() - old for layer, old in zip(model[1:], before, strict=True)]
-    for plain, decayed, scale in zip(moves[1.0], moves[0.5], (0.25, 0.5, 1.0), strict=True):
-        torch.testing.assert_close(decayed, plain * scale)
 
 
 def test_one_step_equals_sgd() -> None:
@@ -183,22 +140,6 @@ def test_values_added_by_the_monitor_are_kept(tmp_path: Path) -> None:
     assert [row["knn"] for row in curves] == [0.1, 0.2, 0.3, 0.4]
 
 
-def test_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
-    model, batches, plan = tiny_problem()
-    checkpoint = Checkpoint(tmp_path, "run")
-    checkpoint.tensors.write_bytes(b"not safetensors")
-    with pytest.raises(ArtifactError, match=r"run\.safetensors is damaged.*delete it"):
-        run_to_end(fit(model, batches, cross_entropy, plan, checkpoint))
-
-
-def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    model, batches, plan = tiny_problem()
-    run_to_end(fit(model, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")))
-    wider_model = build_model(Architecture(backbone="resnet8", num_classes=2, image_size=8, width=0.4))
-    with pytest.raises(ArtifactError, match="damaged"):
-        run_to_end(fit(wider_model, batches, cross_entropy, plan, Checkpoint(tmp_path, "run")))
-
-
 def test_loss_that_is_no_number_stops() -> None:
     model, batches, plan = tiny_problem()
     with pytest.raises(TrainingError, match="learning rate"):
@@ -213,7 +154,3 @@ def test_schedule_warms_up_and_ends_at_zero() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)))
     assert rates[-1] < 0.001
-
-
-def test_durations() -> None:
-    assert [format_duration(s) for s in (0.4, 59, 61, 3661)] == ["0 s", "59 s", "1:01", "1:01:01"]

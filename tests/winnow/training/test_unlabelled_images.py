@@ -18,15 +18,10 @@ from winnow.data.splits import draw_label_budget
 from winnow.deploy.teacher_embeddings import TeacherTargets
 from winnow.models.backbones import Architecture, build_model
 from winnow.training import unlabelled_images
+from winnow.training.checkpoint import Checkpoint
 from winnow.training.finetuning import validation_top1
-from winnow.training.loop import Checkpoint
 from winnow.training.pseudo_labels import UnlabelledInputs
-from winnow.training.unlabelled_images import (
-    METHODS,
-    UnlabelledTrainer,
-    train_on_unlabelled,
-    unlabelled_training,
-)
+from winnow.training.unlabelled_images import METHODS, UnlabelledTrainer, train_on_unlabelled, unlabelled_training
 
 SMALL = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
 

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from winnow.benchmark.cases import plan_cases
+from winnow.config import Benchmark
+from winnow.deploy.runtime_properties import GPU_RUNTIMES
+from winnow.hardware import has_fast_bf16
+from winnow.records.benchmark import BenchmarkCase
+
+
+def case_kinds(cases: list[BenchmarkCase]) -> Iterator[tuple[str, str, str]]:
+    return ((case.candidate, case.runtime, case.precision) for case in cases)
+
+
+@pytest.mark.parametrize("grid", ["quick", "full"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_planned_cases(grid: str, threads: int) -> None:
+    settings = Benchmark(grid=grid, large_batch=16)  # type: ignore[arg-type]
+    cases = plan_cases({"dense": False, "dense-int8": True, "pruned": False}, settings, threads, cuda=False)
+    assert len(cases) == len(set(cases))
+    assert {(case.batch, case.threads) for case in cases} == {(b, t) for b in (1, 16) for t in {1, threads}}
+    planned = set(case_kinds(cases))
+    runtimes = {"ort", "openvino"} | ({"openvino-throughput"} if threads > 1 else set())
+    assert {("dense-int8", runtime, "int8") for runtime in runtimes} == {k for k in planned if "int8" in k[0]}
+    assert all(case.batch == 16 and case.threads > 1 for case in cases if case.runtime == "openvino-throughput")
+    assert {("dense", "eager", "f32"), ("dense", "compile", "f32"), ("pruned", "openvino", "f32")} <= planned
+    assert (("pruned", "eager", "f32") in planned) == (grid == "full")
+    assert any(kind[2] == "bf16" for kind in planned) == has_fast_bf16()
+    eager = {case.layout for case in cases if case.runtime == "eager"}
+    assert eager == {"contiguous", "channels_last"}
+    in_float = plan_cases(
+        {"dense": False, "ladder": False}, settings, threads, False, {"dense"}
+    )  # quantized, and all float
+    assert {kind[:2] for kind in case_kinds(in_float) if kind[0] == "ladder"} == {("ladder", name) for name in runtimes}
+    gpu_cases = plan_cases({"dense": False, "dense-int8": True}, settings, threads, cuda=True)
+    assert {case.threads for case in gpu_cases if case.runtime in GPU_RUNTIMES} == {threads}
+    files = {(case.candidate, case.runtime) for case in gpu_cases if case.runtime in ("ort-cuda", "ort-tensorrt")}
+    assert files == {("dense", "ort-cuda"), ("dense", "ort-tensorrt")}
+    assert not any(case.runtime in GPU_RUNTIMES for case in cases)
