@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.benchmark.grid import time_cases as time_cells
+from winnow.benchmark.grid import time_cases
 from winnow.benchmark.prediction_check import CHECKED_IMAGES
-from winnow.benchmark.sweep import sweep_cases as sweep_cells
+from winnow.benchmark.sweep import sweep_cases
 from winnow.compression import write_network
 from winnow.config import Benchmark, check_settings
 from winnow.data.dataset import SPLITS, VALIDATION, ImageSet, spread_indices
@@ -96,8 +96,8 @@ def time_networks(
             folder = Path(temporary) / name
             save(network, folder)
             predictions[name] = predict_file(folder / MODEL, pixels_NHWC, np.arange(len(chosen))).argmax(1)
-            cases += sweep_cells(name, inspect_onnx(folder / MODEL).precision, batch_sizes, [threads or cores()])
-        result = time_cells(
+            cases += sweep_cases(name, inspect_onnx(folder / MODEL).precision, batch_sizes, [threads or cores()])
+        result = time_cases(
             cases, lambda case: open_case(Path(temporary) / case.candidate, case), pixels_NHWC, predictions, checked
         )
     return result.rows

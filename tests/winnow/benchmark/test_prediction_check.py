@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.winnow.benchmark.test_grid import LABELS, PIXELS, predict_logits
+from tests.winnow.benchmark.toy_predictions import LABELS, PIXELS, predict_logits
 from winnow.benchmark.prediction_check import agreement
 
 

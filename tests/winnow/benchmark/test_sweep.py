@@ -22,11 +22,15 @@ def test_threads_double_up_to_all() -> None:
     assert [thread_counts(cores) for cores in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
-def test_streams_need_equal_shares_of_the_batch() -> None:
+@pytest.mark.parametrize("fast_bf16", [False, True])
+def test_streams_need_equal_shares_of_the_batch(fast_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("winnow.deploy.runtime_properties.has_fast_bf16", lambda: fast_bf16)
     grid = sweep_cases("dense", "int8", (9, 1, 9), (1, 2, 6))
-    assert [(case.batch, case.threads) for case in grid if case.runtime == "openvino-throughput"] == [(9, 6)]
+    assert [(case.batch, case.threads) for case in grid if case.runtime == "openvino-throughput"] == [(9, 6)] * (
+        1 + fast_bf16
+    )
     assert {case.batch for case in grid} == {1, 9}
-    assert {case.precision for case in grid} == {"int8"}
+    assert {case.precision for case in grid} == ({"int8", "int8-bf16"} if fast_bf16 else {"int8"})
 
 
 @pytest.mark.thorough

@@ -162,7 +162,8 @@ def test_only_files_that_crash_or_hang_are_rejected(monkeypatch: pytest.MonkeyPa
 @needs_cores
 def test_a_script_without_a_main_guard_is_an_error(tmp_path: Path) -> None:
     code = (
-        "from winnow.data.decoding import Item, decode_all\n"
+        "from winnow.data.decoding import decode_all\n"
+        "from winnow.data.image_items import Item\n"
         f"items = [Item(str(at), 0, False, {random_png(1)!r}) for at in range(100)]\n"
         "print(sum(len(part.usable) for part in decode_all(items, 100, 8)))\n"
     )

@@ -108,7 +108,8 @@ def test_a_missing_package_names_its_extra(
 def test_onnx_runtimes_do_not_import_torch(candidate_folder: Path, runtime: str) -> None:
     code = (
         "import sys, numpy as np; from pathlib import Path\n"
-        "from winnow.deploy.inference_runtimes import BenchmarkCase, open_case\n"
+        "from winnow.deploy.inference_runtimes import open_case\n"
+        "from winnow.records.benchmark import BenchmarkCase\n"
         f"case = BenchmarkCase('dense', {runtime!r}, 'f32', 'file', 1, 1)\n"
         f"predict = open_case(Path({str(candidate_folder)!r}), case)\n"
         "print(predict(np.zeros((1, 16, 16, 3), np.uint8)).shape, 'torch' in sys.modules)"

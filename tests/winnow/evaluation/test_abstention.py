@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.registry.deployment_card import ACCURACY, TEST_WARNING, accuracy_tags
+from tasks.registry.deployment_card import accuracy_tags
+from tasks.tracking.tags import ACCURACY_TAG, TEST_WARNING_TAG
 from tests.records import deployment_card
 from winnow.cli.predict import _describe_abstention
 from winnow.evaluation.abstention import (
@@ -56,7 +57,7 @@ def test_a_version_has_both_accuracies_and_the_warning() -> None:
     test["warnings"] = ["the intervals do not overlap"]
     card = deployment_card(metrics={"quality/top1": 0.778}, test=test)
     assert accuracy_tags(card) == {
-        ACCURACY: "77.8 % top-1 on validation, 54.0 % top-1 on test",
-        TEST_WARNING: "the intervals do not overlap",
+        ACCURACY_TAG: "77.8 % top-1 on validation, 54.0 % top-1 on test",
+        TEST_WARNING_TAG: "the intervals do not overlap",
     }
-    assert accuracy_tags(deployment_card()) == {ACCURACY: None, TEST_WARNING: None}
+    assert accuracy_tags(deployment_card()) == {ACCURACY_TAG: None, TEST_WARNING_TAG: None}
