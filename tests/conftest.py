@@ -205,6 +205,7 @@ def tiny_params() -> dict:
             "samples": 20,
             "rounds": 6,
             "warm_up_ms": 0,
+            "timed_ms": 0,
         },
         # 60 images: the intervals are wide
         "promotion": {"gates": {"max_drop_points": 4.99, "max_macro_f1_drop_points": 8.0}},

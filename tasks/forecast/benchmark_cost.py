@@ -83,4 +83,5 @@ def _footprint_seconds(folder: Path, image_size: int) -> float:
 
 def _visit_seconds(settings: Benchmark, batch: int, call: float) -> float:
     """Return the seconds of one visit to a case whose call takes `call` seconds: pause, warm-up and timed calls."""
-    return SLICE_SECONDS + max(call, settings.warm_up_ms / 1e3) + call * calls_per_round(batch, settings)
+    timed = max(call * calls_per_round(batch, settings), settings.timed_ms / 1e3)
+    return SLICE_SECONDS + max(call, settings.warm_up_ms / 1e3) + timed

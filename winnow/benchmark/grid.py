@@ -168,7 +168,7 @@ def _time_group(
 ) -> list[BenchmarkRow]:
     calls = calls_per_round(len(pixels_NHWC), settings)
     files = [TimedFile(predict, pixels_NHWC, case.threads) for case, predict in opened]
-    seconds = time_in_turns(files, settings.rounds, calls, settings.warm_up_ms)
+    seconds = time_in_turns(files, settings.rounds, calls, settings.warm_up_ms, settings.timed_ms)
     return [summarise_timings(case, by_round) for (case, _), by_round in zip(opened, seconds, strict=True)]
 
 

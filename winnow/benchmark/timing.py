@@ -3,7 +3,8 @@
 Threads of a runtime may keep computing after a call: ONNX Runtime's spin for a while in case another call follows
 (onnxruntime issues 11841 and 17011), and so do OpenMP's. The next file then shares its cores with them and took up to
 2.4 times as long. So every visit starts idle: `wait_until_idle` waits until this process uses no processor time. Then
-calls run untimed for at least `warm_up_ms`, for caches, clocks and sleeping threads; only later calls are timed.
+calls run untimed for at least `warm_up_ms`, for caches, clocks and sleeping threads; only later calls are timed, for
+at least `timed_ms`: twenty calls of a small network take four milliseconds, and one interruption moves their median.
 
 Files to compare are interleaved, round by round, so that drift affects all of them, in a changing order, so that
 none always follows the same one. The medians of one round are paired in time; winnow/evaluation/intervals.py computes
@@ -28,6 +29,7 @@ from winnow.timing_lock import timing_lock
 log = logging.getLogger(__name__)
 
 WARM_UP_MS = 100.0
+TIMED_MS = 50.0
 WARM_UP_CALLS = 1
 """Fewest untimed calls, however long they take."""
 SLICE_SECONDS, IDLE_SHARE, PATIENCE_SECONDS = 0.01, 0.05, 2.0
@@ -62,15 +64,21 @@ def wait_until_idle() -> bool:
     return False
 
 
-def time_calls(call: Callable[[], object], calls: int, warm_up_ms: float = WARM_UP_MS) -> list[float]:
-    """Return the seconds of each of `calls` calls, from idle and after at least `warm_up_ms` of untimed calls."""
+def time_calls(
+    call: Callable[[], object], calls: int, warm_up_ms: float = WARM_UP_MS, timed_ms: float = TIMED_MS
+) -> list[float]:
+    """Return the seconds of each call, from idle and after at least `warm_up_ms` of untimed calls.
+
+    At least `calls` calls are timed, and more until `timed_ms` have passed.
+    """
     wait_until_idle()
     warm_up_end, untimed = time.perf_counter() + warm_up_ms / 1e3, 0
     while untimed < WARM_UP_CALLS or time.perf_counter() < warm_up_end:
         call()
         untimed += 1
-    seconds = []
-    for _ in range(calls):
+    seconds: list[float] = []
+    timed_end = time.perf_counter() + timed_ms / 1e3
+    while len(seconds) < calls or time.perf_counter() < timed_end:
         started = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - started)
@@ -84,11 +92,11 @@ def visiting_order(files: int, round_number: int) -> list[int]:
 
 
 def time_in_turns(
-    files: Sequence[TimedFile], rounds: int, calls: int, warm_up_ms: float = WARM_UP_MS
+    files: Sequence[TimedFile], rounds: int, calls: int, warm_up_ms: float = WARM_UP_MS, timed_ms: float = TIMED_MS
 ) -> list[SecondsByRound]:
     """Return the seconds of each file's calls, round by round; every file is visited once in each round.
 
-    The caller holds `timing_lock`.
+    A visit is a call of `time_calls`. The caller holds `timing_lock`.
     """
     seconds: list[SecondsByRound] = [[] for _ in files]
     for round_number in range(rounds):
@@ -96,7 +104,8 @@ def time_in_turns(
             file = files[number]
             if file.torch_threads is not None:
                 set_torch_threads(file.torch_threads)
-            seconds[number].append(time_calls(partial(file.predict, file.pixels_NHWC), calls, warm_up_ms))
+            call = partial(file.predict, file.pixels_NHWC)
+            seconds[number].append(time_calls(call, calls, warm_up_ms, timed_ms))
     return seconds
 
 

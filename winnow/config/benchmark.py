@@ -23,8 +23,10 @@ class Benchmark(Section):
     large_batch: Annotated[Integer, Field(ge=2, le=4096)] = 64
     """The images per call at which throughput is measured."""
     samples: Annotated[Integer, Field(ge=20)] = 200
-    """The number of timed calls for each latency at batch 1; a p95 needs 200."""
-    rounds: Annotated[Integer, Field(ge=MIN_INTERVAL_ROUNDS)] = 10
+    """The smallest number of timed calls for each latency at batch 1; a p95 needs 200."""
+    rounds: Annotated[Integer, Field(ge=MIN_INTERVAL_ROUNDS)] = 20
     """The number of rounds in which the fastest cases are compared. A confidence interval needs 6."""
     warm_up_ms: Annotated[Number, Field(ge=0)] = 100.0
     """The duration of untimed calls before the timed ones, at least one call."""
+    timed_ms: Annotated[Number, Field(ge=0)] = 50.0
+    """The shortest duration of the timed calls of one round, so that an interruption does not move their median."""

@@ -123,7 +123,7 @@ def write_host_check(
         rows.append(row)
     manifest = {
         "image_size": pixels_NHWC.shape[1],
-        **{key: getattr(settings, key) for key in ("large_batch", "samples", "rounds", "warm_up_ms")},
+        **{key: getattr(settings, key) for key in ("large_batch", "samples", "rounds", "warm_up_ms", "timed_ms")},
         "needed_agreement": dict(NEEDED_AGREEMENT),
         "models": rows,
     }

@@ -218,15 +218,19 @@ def wait_until_idle() -> None:
             return
 
 
-def time_calls(predict: Predict, batch_NHWC: Any, calls: int, warm_up_ms: float) -> list[float]:
-    """Return the seconds of each of `calls` calls, on an idle process after `warm_up_ms` of untimed calls."""
+def time_calls(predict: Predict, batch_NHWC: Any, calls: int, warm_up_ms: float, timed_ms: float) -> list[float]:
+    """Return the seconds of each call, on an idle process after `warm_up_ms` of untimed calls.
+
+    At least `calls` calls are timed, and more until `timed_ms` have passed.
+    """
     wait_until_idle()
     deadline, untimed = time.perf_counter() + warm_up_ms / 1e3, 0
     while untimed == 0 or time.perf_counter() < deadline:
         predict(batch_NHWC)
         untimed += 1
-    seconds = []
-    for _ in range(calls):
+    seconds: list[float] = []
+    timed_end = time.perf_counter() + timed_ms / 1e3
+    while len(seconds) < calls or time.perf_counter() < timed_end:
         start = time.perf_counter()
         predict(batch_NHWC)
         seconds.append(time.perf_counter() - start)
@@ -243,7 +247,8 @@ def time_cases(ready: list[tuple[Row, Predict]], manifest: Row, pixels: Any, rou
             case, predict = ready[index]
             batch_NHWC = numpy.ascontiguousarray(pixels[numpy.arange(case["batch"]) % len(pixels)])
             calls = -(-manifest["samples"] // manifest["rounds"]) if case["batch"] == 1 else CALLS_LARGE
-            seconds_by_case[index].append(time_calls(predict, batch_NHWC, calls, manifest["warm_up_ms"]))
+            durations = manifest["warm_up_ms"], manifest["timed_ms"]
+            seconds_by_case[index].append(time_calls(predict, batch_NHWC, calls, *durations))
         remaining = (time.monotonic() - start) / (number + 1) * (rounds - number - 1)
         print(f"round {number + 1} of {rounds}, about {remaining:.0f} s left", flush=True)  # noqa: T201
     return [summarize(case, seconds_by_case[index]) for index, (case, _) in enumerate(ready)]

@@ -24,7 +24,7 @@ from winnow.deploy.runtime_properties import NEEDED_AGREEMENT, Predict, RuntimeU
 from winnow.records.benchmark import AbsentCase, BenchmarkCase, BenchmarkRow, BestRows
 from winnow.steps.benchmark import benchmark_warnings
 
-SETTINGS = Benchmark(large_batch=8, samples=24, rounds=6, warm_up_ms=0)
+SETTINGS = Benchmark(large_batch=8, samples=24, rounds=6, warm_up_ms=0, timed_ms=0)
 
 
 def make_case(
@@ -186,7 +186,7 @@ def test_a_row_equals_numpy_and_has_a_p95_from_200_calls_on(samples: int) -> Non
 
 
 def test_enough_samples_for_a_p95_as_shipped() -> None:
-    settings = Benchmark(large_batch=2, samples=200, rounds=10, warm_up_ms=0)
+    settings = Benchmark(large_batch=2, samples=200, rounds=10, warm_up_ms=0, timed_ms=0)
     outcome = time_cases([make_case(), make_case(batch=2)], CountingOpener(), PIXELS, {"dense": LABELS}, settings)
     assert [row.p95_ms is not None for row in outcome.rows] == [True, False]
 

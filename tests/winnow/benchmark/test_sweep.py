@@ -15,7 +15,7 @@ from winnow.data.dataset import ImageSet
 from winnow.errors import ConfigError
 from winnow.hardware import cores
 
-SETTINGS = Benchmark(large_batch=8, samples=20, rounds=6, warm_up_ms=0)
+SETTINGS = Benchmark(large_batch=8, samples=20, rounds=6, warm_up_ms=0, timed_ms=0)
 
 
 def test_threads_double_up_to_all() -> None:

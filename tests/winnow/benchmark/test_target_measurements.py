@@ -26,7 +26,7 @@ from winnow.records import sha256_of, this_machine
 from winnow.records.benchmark import BestRows
 from winnow.selection.selection_warnings import describe_overflow, overflowing_candidates
 
-SETTINGS = Benchmark(large_batch=8, samples=20, rounds=6, warm_up_ms=0)
+SETTINGS = Benchmark(large_batch=8, samples=20, rounds=6, warm_up_ms=0, timed_ms=0)
 NAMES = ("dense", "dense-int8")
 
 

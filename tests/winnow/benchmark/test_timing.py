@@ -33,7 +33,7 @@ def test_a_visit_waits_until_threads_of_the_previous_call_are_idle() -> None:
     spinner = Spinner(0.3)
     spinner(PIXELS)
     starts: list[float] = []
-    time_calls(lambda: starts.append(time.monotonic()), calls=1, warm_up_ms=0)
+    time_calls(lambda: starts.append(time.monotonic()), calls=1, warm_up_ms=0, timed_ms=0)
     assert starts[0] >= spinner.busy_until
 
 
@@ -50,11 +50,19 @@ def test_waiting_for_idle_threads_is_short_and_has_a_limit(monkeypatch: pytest.M
 
 def test_the_warm_up_is_not_timed() -> None:
     delays = iter([0.05, 0.05, 0.002, 0.004, 0.006])
-    seconds = time_calls(lambda: time.sleep(next(delays)), calls=3, warm_up_ms=80)
+    seconds = time_calls(lambda: time.sleep(next(delays)), calls=3, warm_up_ms=80, timed_ms=0)
     assert len(seconds) == 3
     assert seconds[0] >= 0.002
     assert seconds[2] >= 0.006
     assert next(delays, None) is None
+
+
+def test_short_calls_are_timed_for_a_while() -> None:
+    started = time.monotonic()
+    seconds = time_calls(lambda: time.sleep(0.001), calls=2, warm_up_ms=0, timed_ms=60)
+    assert time.monotonic() - started >= 0.06
+    assert sum(seconds) >= 0.05
+    assert len(seconds) > 2
 
 
 def test_a_slow_call_is_warmed_up_once() -> None:
@@ -77,7 +85,7 @@ def test_neither_of_a_pair_is_always_first() -> None:
         return np.zeros((1, 2), np.float32)
 
     files = [TimedFile(partial(record_call, name), PIXELS) for name in "ab"]
-    seconds = time_in_turns(files, rounds=4, calls=2, warm_up_ms=0)
+    seconds = time_in_turns(files, rounds=4, calls=2, warm_up_ms=0, timed_ms=0)
     assert "".join(calls[::3]) == "abbaabba"  # one call to warm up and two timed ones a visit
     assert [[len(round_seconds) for round_seconds in file_seconds] for file_seconds in seconds] == [[2] * 4] * 2
     assert len(medians_ms(seconds[0])) == 4
