@@ -283,7 +283,7 @@ class StepForecaster:
         targets, embeddings = None, self._targets() if recovery.hint == "embeddings" else None
         if embeddings is not None or pseudo_labels_NC is not None:
             probabilities_NC = None if pseudo_labels_NC is None else torch.from_numpy(pseudo_labels_NC)
-            targets = ImageTargets(torch.from_numpy(self.images.labels_N), embeddings, probabilities_NC)
+            targets = ImageTargets(torch.from_numpy(np.array(self.images.labels_N)), embeddings, probabilities_NC)
         student = with_projector(model, recovery, dense, targets)
         loss = distillation_loss(recovery, self.architecture.image_size, teacher, dense, targets)
         return self.microbenchmarks.seconds_per_step(student, loss, recovery.batch_size, recovery.optimiser)

@@ -160,14 +160,15 @@ def test_a_teacher_gives_targets_and_pseudo_labels(tiny_set: ImageSet, tmp_path:
     train, labelled = few.indices(TRAIN), few.indices(TRAIN, labelled=True)
     np.testing.assert_allclose(pseudo_labels_NC[train].sum(1), 1, rtol=1e-5)
     assert pseudo_labels_NC[labelled, few.labels_N[labelled]].tolist() == [1.0] * len(labelled)
+    untaught = winnow.finetune(winnow.pretrain(few, "none"), few, **SHORT_TRAINING)
     students = [
-        winnow.distill(alone, few, recovery=SHORT_TRAINING, **options)
+        winnow.distill(untaught, few, recovery=SHORT_TRAINING, **options)
         for options in ({}, {"pseudo_labels": pseudo_labels_NC, "embeddings": teacher})
     ]
     assert not torch.equal(*(weights(student)["fc.weight"] for student in students))
     assert [len(student.architecture.known_weights) for student in students] == [0, 1]
     with pytest.raises(ConfigError, match=r"distill: pseudo_labels have shape \(3, 3\), expected"):
-        winnow.distill(alone, few, recovery=SHORT_TRAINING, pseudo_labels=pseudo_labels_NC[:3])
+        winnow.distill(untaught, few, recovery=SHORT_TRAINING, pseudo_labels=pseudo_labels_NC[:3])
     large = winnow.probe(teacher, few)
     assert large.architecture.backbone != backbone.architecture.backbone
     assert winnow.evaluate(large, tiny_set).images > 0
