@@ -66,7 +66,7 @@ def tree_config(seed: int, minutes: float) -> Config:
     overrides = {"finetune.seeds": [seed], "search.seed": seed, "search.minutes": minutes}
     tree = {}
     for name, settings in configure(overrides).candidates.items():
-        if name not in CONTROLS:
+        if name not in CONTROLS and settings.parent not in CONTROLS:
             tree[name] = settings.model_dump(mode="json", by_alias=True)
             if isinstance(settings, Quantize):
                 tree[name]["overflow_safe"] = INT8_SATURATES

@@ -16,7 +16,6 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -28,7 +27,7 @@ from winnow.compression import write_candidate
 from winnow.compression.fake_quantization import simulated_int8
 from winnow.compression.method_inputs import MethodInputs, NetworkFolder
 from winnow.compression.quantize import quantization_recipe, static_rungs
-from winnow.compression.recovery import ImageTargets, distillation_loss, with_projector
+from winnow.compression.recovery import distillation_loss, frozen, image_targets, teacher_kind, with_projector
 from winnow.compression.teacher_cache import MAX_BYTES, CacheHit, is_cacheable, row_bytes
 from winnow.config import (
     ROOT,
@@ -276,14 +275,11 @@ class StepForecaster:
         return steps * per_step, _steps(steps, recovery.batch_size, per_step)
 
     def _per_step(self, model: nn.Module, recovery: Recovery) -> float:
-        dense = load_model(self.folder / ROOT)[0]
-        teacher, pseudo_labels_NC = None, self._pseudo_labels() if recovery.teacher == "auto" else None
-        if recovery.teacher != "none" and pseudo_labels_NC is None:
+        inputs, dense = self._method_inputs(ROOT, self.folder / "scratch"), frozen(load_model(self.folder / ROOT)[0])
+        teacher = None
+        if teacher_kind(recovery, inputs) == ROOT:
             teacher = CacheHit(self.counts.classes) if self._is_cached(recovery) else dense
-        targets, embeddings = None, self._targets() if recovery.hint == "embeddings" else None
-        if embeddings is not None or pseudo_labels_NC is not None:
-            probabilities_NC = None if pseudo_labels_NC is None else torch.from_numpy(pseudo_labels_NC)
-            targets = ImageTargets(torch.from_numpy(np.array(self.images.labels_N)), embeddings, probabilities_NC)
+        targets = image_targets(recovery, inputs)
         student = with_projector(model, recovery, dense, targets)
         loss = distillation_loss(recovery, self.architecture.image_size, teacher, dense, targets)
         return self.microbenchmarks.seconds_per_step(student, loss, recovery.batch_size, recovery.optimiser)
@@ -312,23 +308,29 @@ class StepForecaster:
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        train = self.images.indices(TRAIN)
         scratch = self.folder / "scratch" / name
-        inputs = MethodInputs(
-            self.images,
-            train,
-            self.images.labels_N,
-            parent=NetworkFolder(self.folder / settings.parent),
-            dense=NetworkFolder(self.folder / ROOT),
-            load_backbone=partial(load_backbone, self.folder / "pretrain"),
-            scratch=scratch,
-            pseudo_labels_NC=self._pseudo_labels(),
-            teacher=self.folder / EMBED,
-        )
+        inputs = self._method_inputs(settings.parent, scratch)
         started = time.monotonic()
         write_candidate(settings, inputs, folder)
         shutil.rmtree(scratch, ignore_errors=True)
         return time.monotonic() - started
+
+    def _method_inputs(self, parent: str, scratch: Path) -> MethodInputs:
+        """Return the inputs of a method: the made-up images, all of them with labels, and untrained networks."""
+        has_teacher = self.config.teacher.weights != NO_WEIGHTS
+        if has_teacher:
+            self._ensure_teacher()
+        return MethodInputs(
+            self.images,
+            self.images.indices(TRAIN),
+            self.images.labels_N,
+            parent=NetworkFolder(self.folder / parent),
+            dense=NetworkFolder(self.folder / ROOT),
+            load_backbone=partial(load_backbone, self.folder / "pretrain"),
+            scratch=scratch,
+            pseudo_labels_NC=self._pseudo_labels(),
+            teacher=self.folder / EMBED if has_teacher else None,
+        )
 
     def _ensure(self, name: str) -> None:
         """Create the folder of a candidate, and of its parents, where it is missing."""

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import process_identity
@@ -19,7 +22,7 @@ from tasks.versioning import integrity
 from winnow.config import ROOT, Config, topological_order
 from winnow.config.section import NO_FILE
 from winnow.data.special_files import check_special_files
-from winnow.errors import WinnowError
+from winnow.errors import ConfigError, WinnowError
 
 CANDIDATE_PREFIX = "candidate@"
 STARTER_VARIABLE = "WINNOW_STARTED_BY"
@@ -87,11 +90,43 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path}
 
 
+def check_named_keys(root: Path, config: Config) -> None:
+    """Raise ConfigError where params.yaml lacks a key that dvc.yaml names, as a file of an earlier version may.
+
+    winnow would use the key's default, but DVC would stop in the middle of a run.
+    """
+    written = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    defaults = config.model_dump(mode="json", by_alias=True)
+    try:
+        named = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+    except yaml.YAMLError:  # DVC says what is wrong
+        return
+    keys = dict.fromkeys(key for stage in named for key in stage.get("do", stage).get("params", ()) if "$" not in key)
+    missing = {key: _look_up(defaults, key) for key in keys if _look_up(written, key) is None}
+    missing = {key: value for key, value in missing.items() if value is not None}
+    if not missing:
+        return
+    assignments = " ".join(f"-S {key}={value}" for key, value in missing.items() if not isinstance(value, Mapping))
+    advice = f"`winnow run {assignments}` adds them with their defaults"
+    if sections := [key for key, value in missing.items() if isinstance(value, Mapping)]:
+        advice = f"add them as in docs/reference/params.md, the sections {', '.join(sections)} too"
+    raise ConfigError(f"params.yaml lacks {', '.join(missing)}, which dvc.yaml names; {advice}")
+
+
+def _look_up(section: Any, key: str) -> Any:
+    """Return the value of a dotted key; None where it is missing."""
+    for part in key.split("."):
+        section = section.get(part) if isinstance(section, Mapping) else None
+    return section
+
+
 def stale_stages(root: Path, config: Config) -> dict[str, list[str]]:
     """Return stage -> reasons to run, with all descendants, in topological order; {} when everything is up to date.
 
-    Raises DataError where data.path holds files that DVC cannot hash.
+    Raises ConfigError where params.yaml lacks a key that dvc.yaml names, DataError where data.path holds files that DVC
+    cannot hash.
     """
+    check_named_keys(root, config)
     check_special_files(root / config.data.path, has_class_folders=config.data.labels == NO_FILE)
     result = subprocess.run(
         command("--wait-for-lock", "status", "--json"),

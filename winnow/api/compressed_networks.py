@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from winnow.api.trained_networks import Teacher, checkpoint_folder
@@ -32,7 +34,7 @@ from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture, load_model
 from winnow.models.network import Network, OnnxNetwork
 
-RECOVERY: dict[str, Any] = {"epochs": 10, "optimiser": {"learning_rate": 0.05}}
+RECOVERY: dict[str, Any] = {"epochs": 20, "batch_size": 64, "min_steps": 1200, "optimiser": {"learning_rate": 0.1}}
 """Settings of recovery that have no default in the configuration, as in params.yaml as shipped."""
 
 
@@ -134,10 +136,10 @@ def _compress(
     pseudo_labels_NC = settings.pop("pseudo_labels", None)
     if issubclass(method, TrainedCandidate) or "recovery" in settings:
         settings["recovery"] = RECOVERY | settings.get("recovery", {})
-    expected = (len(images.labels_N), len(images.classes))
-    if pseudo_labels_NC is not None and pseudo_labels_NC.shape != expected:
-        raise ConfigError(f"{name}: pseudo_labels have shape {pseudo_labels_NC.shape}, expected {expected}")
     checked = check_settings(method, {"from": "dense", "method": name, **settings}, name)
+    if pseudo_labels_NC is not None:
+        pseudo_labels_NC = np.asarray(pseudo_labels_NC, dtype=np.float32)
+        _check_pseudo_labels(pseudo_labels_NC, checked, images, has_embeddings=embeddings is not None)
     labelled = images.indices(TRAIN, labelled=True)
 
     def load_backbone() -> nn.Module:
@@ -157,3 +159,18 @@ def _compress(
             teacher=embeddings.folder_for(images) if embeddings is not None else None,
         )
         return run_method(checked, inputs)[0]
+
+
+def _check_pseudo_labels(
+    probabilities_NC: NDArray[np.float32], settings: Candidate, images: ImageSet, *, has_embeddings: bool
+) -> None:
+    """Raise ConfigError for pseudo-labels that the method would not learn, or that are no class probabilities."""
+    recovery, expected = getattr(settings, "recovery", None), (len(images.labels_N), len(images.classes))
+    if recovery is None or recovery.teacher != "auto":
+        raise ConfigError("pseudo_labels are for a method that trains, with recovery teacher: auto; leave them out")
+    if not has_embeddings:
+        raise ConfigError("pseudo_labels need embeddings=, the result of `winnow.embed` that they were made from")
+    if probabilities_NC.shape != expected:
+        raise ConfigError(f"pseudo_labels have shape {probabilities_NC.shape}, expected {expected}")
+    if not np.allclose(probabilities_NC[images.indices(TRAIN)].sum(1), 1, atol=0.01):
+        raise ConfigError("pseudo_labels of training images must sum to 1; winnow.pseudo_labels returns such")

@@ -173,8 +173,12 @@ def _time_group(
 
 
 def summarise_timings(case: BenchmarkCase, seconds_by_round: SecondsByRound) -> BenchmarkRow:
-    """Return a row of the record: milliseconds per call, images per second, and their spread."""
-    milliseconds = np.concatenate([np.asarray(seconds) for seconds in seconds_by_round]) * 1e3
+    """Return a row of the record: milliseconds per call, images per second, and their spread.
+
+    All rounds count alike: a slow round has fewer calls, so of each round as many calls count as the shortest has.
+    """
+    calls = min(len(seconds) for seconds in seconds_by_round)
+    milliseconds = np.concatenate([np.asarray(seconds[:calls]) for seconds in seconds_by_round]) * 1e3
     round_ms = medians_ms(seconds_by_round)
     medians = sorted(round_ms)
     p50 = float(np.median(milliseconds))

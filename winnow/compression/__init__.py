@@ -14,7 +14,7 @@ from winnow.compression.method_inputs import MethodInputs
 from winnow.compression.probe import probe
 from winnow.compression.prune import prune
 from winnow.compression.quantize import quantize
-from winnow.compression.recovery import learns_from_large_network
+from winnow.compression.recovery import learns_from_large_network, teacher_kind
 from winnow.compression.sparsify import sparsify
 from winnow.config import Candidate, Cluster, Distill, Factorize, Probe, Prune, Quantize, Sparsify
 from winnow.deploy.onnx_export import export_onnx, write_onnx
@@ -40,6 +40,8 @@ def run_method(settings: Candidate, inputs: MethodInputs) -> tuple[Network | Onn
     """Run the method of `settings`; return the network, with the known weights that it learned from, and the result."""
     network, result = METHODS[type(settings)](settings, inputs)
     recovery = getattr(settings, "recovery", None)
+    if recovery is not None and result.curves:
+        result = result.model_copy(update={"teacher": teacher_kind(recovery, inputs)})
     if recovery is not None and inputs.teacher is not None and learns_from_large_network(recovery, inputs):
         known = load_architecture(inputs.teacher).known_weights
         network = replace(network, architecture=network.architecture.with_known_weights(*known))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from winnow.compression.method_inputs import MethodInputs
-from winnow.compression.recovery import recover, teacher_kind
+from winnow.compression.recovery import recover
 from winnow.config import Distill
 from winnow.models.backbones import build_model
 from winnow.models.classifier_head import backbone_weights
@@ -33,8 +33,7 @@ def distill(settings: Distill, inputs: MethodInputs) -> tuple[Network, DistillRe
         if settings.start == "auto" and inputs.load_backbone and copy_backbone(inputs.load_backbone(), model):
             start = "pretrain"
     curves = recover(model, settings.recovery, inputs)
-    teacher = teacher_kind(settings.recovery, inputs)
-    return Network(model, architecture), DistillResult(curves=curves, teacher=teacher, start=start)
+    return Network(model, architecture), DistillResult(curves=curves, start=start)
 
 
 def copy_backbone(source: nn.Module, target: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Low-rank factorisation: replace wide layers by pairs of thin ones, then recover with dense as the teacher.
+"""Low-rank factorisation: replace wide layers by pairs of thin ones, then recover.
 
 Every layer keeps the same share of its energy (the sum of squared singular values of its weights), so layers with
 concentrated energy are reduced most. Bisection finds the share that removes the amount in `remove`. Layers that a pair

@@ -84,7 +84,7 @@ class MethodInputs:
     """Class of each image; -1 wherever the label must not be used."""
     parent: NetworkSource
     dense: NetworkSource
-    """The teacher."""
+    """The root of the candidates, whose outputs a recovery may learn."""
     load_backbone: Callable[[], nn.Module] | None
     """Returns the pretrained backbone, with a random head; None: there is none."""
     scratch: Path

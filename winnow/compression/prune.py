@@ -1,4 +1,4 @@
-"""Structured pruning: remove the least important channels, then recover with dense as the teacher.
+"""Structured pruning: remove the least important channels, then recover.
 
 The amount is a share of channels, parameters or multiply-adds, or a latency (winnow/compression/pruning_target.py). An
 importance criterion ranks the channels (channel_importance.py), and channel_pruning.py removes them. Pruning takes one

@@ -24,7 +24,6 @@ for the same number of steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -44,13 +43,11 @@ from winnow.errors import ConfigError
 from winnow.models.classifier_head import feature_dim
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
+from winnow.records.method_results import TeacherKind
 from winnow.training.checkpoint import Checkpoint
 from winnow.training.device import default_device
 from winnow.training.feature_projector import FeatureProjector, predict_embeddings
 from winnow.training.loop import NO_HOOKS, Hooks, Loss, TrainingPlan, fit, run_to_end
-
-TeacherKind = Literal["pseudo-labels", "dense", "none"]
-"""What a recovery learns from beside the labels."""
 
 
 def recover(
@@ -91,9 +88,9 @@ def teacher_kind(settings: Recovery, inputs: MethodInputs) -> TeacherKind:
 def _guide(settings: Recovery, inputs: MethodInputs, teacher: nn.Module | None) -> nn.Module | None:
     """Return the network whose intermediate output is the hint; None where none runs."""
     if settings.hint == "pretrained":
-        return _frozen(_pretrained(inputs))
+        return frozen(_pretrained(inputs))
     if settings.hint in ("features", "attention"):
-        return teacher or _frozen(inputs.dense.load().model)
+        return teacher or frozen(inputs.dense.load().model)
     return None
 
 
@@ -123,7 +120,7 @@ def recovery_batches(settings: Recovery, inputs: MethodInputs, stream: int) -> B
 
 def _dense_teacher(settings: Recovery, inputs: MethodInputs) -> nn.Module:
     """Return the dense network, with cached logits where possible."""
-    network = _frozen(inputs.dense.load().model)
+    network = frozen(inputs.dense.load().model)
     if inputs.teacher_cache is None or not is_cacheable(settings):
         return network
     return CachedTeacher(network, inputs.teacher_cache.folder, inputs.teacher_cache.teacher)
@@ -157,7 +154,8 @@ def image_targets(settings: Recovery, inputs: MethodInputs) -> ImageTargets | No
         return None
     embeddings = pseudo_labels_NC = None
     if settings.hint == "embeddings":
-        assert inputs.teacher is not None, "candidate_tree.py was not asked"
+        if inputs.teacher is None:
+            raise ConfigError("recovery: hint: embeddings needs embeddings=, the result of `winnow.embed`")
         embeddings = load_targets(inputs.teacher, inputs.images)
     if teacher_kind(settings, inputs) == "pseudo-labels":
         pseudo_labels_NC = torch.from_numpy(np.array(inputs.pseudo_labels_NC, dtype=np.float32)).to(default_device())
@@ -177,7 +175,7 @@ def with_projector(
     return FeatureProjector(model, feature_dim(guide), settings.seed)
 
 
-def _frozen(model: nn.Module) -> nn.Module:
+def frozen(model: nn.Module) -> nn.Module:
     """Return the network on the training device, in eval mode and without gradients."""
     return model.to(default_device()).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 

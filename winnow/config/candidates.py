@@ -50,7 +50,8 @@ class Recovery(Section):
     """The optimiser."""
     teacher: Literal["auto", "dense", "none"] = "auto"
     """What is learned beside the labels. dense: the outputs of dense; auto: the pseudo-labels of `finetune.unlabelled`
-    where dense was trained on those of the large network, else the outputs of dense; none: labels alone."""
+    where dense was trained on those of the large network and less than half of the training images have a label, else
+    the outputs of dense; none: labels alone."""
     temperature: Positive = 4.0
     """The temperature that softens the outputs of dense and of the student; pseudo-labels are used as they are."""
     teacher_weight: Fraction = 0.9
@@ -58,9 +59,9 @@ class Recovery(Section):
     images: Literal["all", "labelled"] = "all"
     """all: also images without a label, for which only the teacher's loss counts."""
     hint: Literal["none", "features", "attention", "pretrained", "embeddings"] = "none"
-    """An intermediate output to learn beside the logits. features: the teacher's features before the head; attention:
-    its attention maps; pretrained: the features of the pretrained backbone; embeddings: those of the large network of
-    the section `teacher`."""
+    """An intermediate output to learn as well. features: dense's features before the head; attention: dense's attention
+    maps; pretrained: the features of the pretrained backbone; embeddings: those of the large network of the section
+    `teacher`."""
     hint_weight: Positive = 1.0
     """The weight of the hint's loss; the other losses together have weight 1."""
     augmentation: Augmentation = Augmentation()
@@ -81,7 +82,7 @@ class Recovery(Section):
         if self.teacher == "none" and self.images == "all":
             raise ValueError("without a teacher training needs labels: set images: labelled")
         if self.teacher == "none" and self.hint in ("features", "attention"):
-            raise ValueError(f"hint: {self.hint} needs a teacher; set teacher: dense, or hint: none")
+            raise ValueError(f"hint: {self.hint} needs a teacher; set teacher: auto or dense, or hint: none")
         return self
 
 

@@ -32,13 +32,13 @@ class Search(Section):
     """The kinds of trials: pruned networks, networks of low rank, students."""
     int8: Literal["both", "always", "never"] = "both"
     """Whether trials are quantized: some (both), all (always) or none (never)."""
-    epochs: Count = 10
+    epochs: Count = 20
     """The epochs of a trial's recovery; the first evaluation comes after a quarter of them."""
-    min_steps: Count = 600
+    min_steps: Count = 1200
     """The smallest number of steps of a trial's recovery."""
-    learning_rate: Positive = 0.05
+    learning_rate: Positive = 0.1
     """The learning rate of every trial's recovery."""
-    batch_size: Count = 128
+    batch_size: Count = 64
     """The images of one step of recovery."""
     least_macs: Annotated[Number, Field(gt=0, le=MAX_MACS)] = 0.1
     """The smallest share of dense's multiply-adds that a pruned or factorized network may keep."""

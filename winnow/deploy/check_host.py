@@ -247,7 +247,7 @@ def time_cases(ready: list[tuple[Row, Predict]], manifest: Row, pixels: Any, rou
             case, predict = ready[index]
             batch_NHWC = numpy.ascontiguousarray(pixels[numpy.arange(case["batch"]) % len(pixels)])
             calls = -(-manifest["samples"] // manifest["rounds"]) if case["batch"] == 1 else CALLS_LARGE
-            durations = manifest["warm_up_ms"], manifest["timed_ms"]
+            durations = manifest["warm_up_ms"], manifest.get("timed_ms", 0.0)
             seconds_by_case[index].append(time_calls(predict, batch_NHWC, calls, *durations))
         remaining = (time.monotonic() - start) / (number + 1) * (rounds - number - 1)
         print(f"round {number + 1} of {rounds}, about {remaining:.0f} s left", flush=True)  # noqa: T201
@@ -284,8 +284,9 @@ def screen_and_time(ready: list[tuple[Row, Predict]], manifest: Row, pixels: Any
 
 
 def summarize(case: Row, seconds_by_round: list[list[float]]) -> Row:
-    """Return ms per call, images per second, and the spread of the rounds."""
-    calls_ms = numpy.concatenate([numpy.array(seconds) for seconds in seconds_by_round]) * 1e3
+    """Return ms per call, images per second, and the spread of the rounds. All rounds count with as many calls."""
+    calls = min(len(seconds) for seconds in seconds_by_round)
+    calls_ms = numpy.concatenate([numpy.array(seconds[:calls]) for seconds in seconds_by_round]) * 1e3
     medians = [float(numpy.median(seconds)) * 1e3 for seconds in seconds_by_round]
     p50 = float(numpy.median(calls_ms))
     return {

@@ -6,6 +6,9 @@ from typing import Literal
 
 from winnow.records.model import CurveRow, RecordModel, optional
 
+TeacherKind = Literal["pseudo-labels", "dense", "none"]
+"""What a recovery learns beside the labels."""
+
 
 class PruningTrial(RecordModel):
     """One share of channels that was tried, and the quantity that it reached."""
@@ -44,6 +47,9 @@ class MethodResult(RecordModel):
 
     curves: list[CurveRow]
     """One row per epoch of the last training: loss and metrics."""
+    teacher: TeacherKind | None = optional()
+    """What the training learned beside the labels: the pseudo-labels of the large network, the outputs of dense, or
+    none; None where nothing was trained."""
 
 
 class PruneResult(MethodResult):
@@ -146,8 +152,6 @@ Start = Literal["random", "pretrain", "parent"]
 class DistillResult(MethodResult):
     """The training of a student."""
 
-    teacher: str
-    """Name of the teacher."""
     start: Start = optional("random")
     """The first weights of the student."""
 

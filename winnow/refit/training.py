@@ -1,9 +1,10 @@
 """Refit: train dense and the winner's chain of methods once more, on training and validation labels.
 
 Nothing is selected again. dense keeps its learning rate, starting weights and seed. Each network of the chain keeps its
-structure (channels, ranks, zeros, shared values) and trains on from its own weights with its own recovery and the
-refitted dense as teacher. A student starts as the selected one did; an int8 file is quantized again with the recipe
-that was selected. So the refitted file has the graph and the latency of the measured one.
+structure (channels, ranks, zeros, shared values) and trains on from its own weights with its own recovery; where that
+learns from dense or its pseudo-labels, from the refitted ones. A student starts as the selected one did; an int8 file
+is quantized again with the recipe that was selected. So the refitted file has the graph and the latency of the measured
+one.
 
 Labelled validation images count as training images here, so every rule of the methods (steps by the number of images,
 calibration images, unlabelled pool) applies as written. The test split is not read.
@@ -38,7 +39,7 @@ from winnow.training.checkpoint import Checkpoint
 from winnow.training.finetuning import initial_model, train_on_labels
 from winnow.training.loop import NO_HOOKS, Hooks, joined_curves
 from winnow.training.starting_weights import starting_weights
-from winnow.training.stored_pseudo_labels import read_pseudo_labels, write_pseudo_labels
+from winnow.training.stored_pseudo_labels import has_pseudo_labels, read_pseudo_labels, write_pseudo_labels
 from winnow.training.unlabelled_images import unlabelled_training
 
 log = logging.getLogger(__name__)
@@ -197,7 +198,7 @@ def _refit_dense(
         curves, pseudo_labels_NC = joined_curves(curves, result.curves), result.pseudo_labels_NC
     out.mkdir(parents=True, exist_ok=True)
     write_network(Network(model, architecture), out)
-    if pseudo_labels_NC is not None:
+    if pseudo_labels_NC is not None and has_pseudo_labels(sources.candidates / ROOT):
         write_pseudo_labels(out, pseudo_labels_NC, images)
     return curves
 

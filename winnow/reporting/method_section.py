@@ -89,8 +89,9 @@ def render_controls(records: RunRecords) -> Html:
         rows.append(Row([f"gain by {GAIN_SOURCES[row.bought_by]}", compared, points, interval]))
     heading = ["control", "compared", "points of top-1", "95 % interval"]
     caption = (
-        "Same training except for the named difference. The teacher includes the unlabelled images, which only a "
-        "teacher can use. Controls must pass the same gates as every candidate"
+        "Same training except for the named difference. The teacher includes the unlabelled images and the hint, which "
+        "labels alone cannot teach; labels alone are learned with the augmentation of fine-tuning. Controls must pass "
+        "the same gates as every candidate"
     )
     sparsity = [
         _describe_sparsity(records, name) for name, c in records.candidates.items() if c.details.method == "sparsify"

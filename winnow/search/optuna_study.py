@@ -210,10 +210,18 @@ class SearchStudy:
             "data": record_digest(context.folders.data),
             ROOT: record_digest(references[ROOT]),
             CONTROL: record_digest(references[CONTROL]) if CONTROL in references else "",
+            **self._teacher_identity(),
             "overflow_safe": context.overflow_safe,
             "batch": objective_batch_size(context.config),
             "accuracy": "where cost is measured, on the half of validation that chooses",
         }
+
+    def _teacher_identity(self) -> dict[str, Any]:
+        """Return the embeddings that trials learn from; {} without a large network."""
+        hints, embedded = available_hints(self.context.config), self.context.folders.embedded
+        if "embeddings" not in hints or embedded is None:
+            return {}
+        return {"embed": record_digest(embedded)}
 
     def _requeue(self) -> None:
         """Enqueue again, in their own folders, the trials that a killed process left running."""

@@ -68,8 +68,9 @@ def selection_warnings(
     warnings += _missing_rounding_controls(config)
     if reference != ROOT and dense_drop is not None and dense_drop.low > 0:
         warnings.append(
-            f"training dense further with the recovery of the candidates gains {dense_drop.points:.1f} points: dense "
-            "was not trained long enough (finetune.epochs), drops are counted against dense-kd"
+            f"training dense further with the recovery of the candidates gains {dense_drop.points:.1f} points, so "
+            "drops are counted against dense-kd; longer training of dense (finetune.epochs, or the epochs of "
+            "finetune.unlabelled) would make it more accurate, too"
         )
     return (*warnings, *_unreachable_gates(config, dense, images))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from winnow.compression import write_candidate
 from winnow.compression.method_inputs import MethodInputs, NetworkFolder, TeacherCacheFolder, backbone_loader
-from winnow.config import ROOT, Candidate, Config, Distill, Probe, TrainedCandidate
+from winnow.compression.recovery import learns_from_large_network
+from winnow.config import ROOT, Candidate, Config, Distill, Probe, TrainedCandidate, may_train
 from winnow.data.dataset import load_images
 from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.deploy.candidate_card import finish_candidate
@@ -55,7 +56,7 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
         load_backbone=backbone_loader(folders.pretrain),
         scratch=folders.scratch,
         teacher_cache=TeacherCacheFolder(folders.answers, record_digest(dense)) if folders.answers else None,
-        pseudo_labels_NC=read_pseudo_labels(dense, images),
+        pseudo_labels_NC=read_pseudo_labels(dense, images) if may_train(settings) else None,
         teacher=folders.embedded,
     )
     lineage = [*CandidateRecord.read(parent).details.lineage, name]
@@ -85,7 +86,7 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
                 "data": record_digest(folders.data),
                 settings.parent: record_digest(parent),
                 ROOT: record_digest(dense),
-                **_further_inputs(settings, folders),
+                **_further_inputs(settings, folders, inputs),
             },
             metrics=metrics,
             details=candidate_details(details, result),
@@ -96,12 +97,14 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
     return record
 
 
-def _further_inputs(settings: Candidate, folders: CandidateFolders) -> dict[str, str]:
+def _further_inputs(settings: Candidate, folders: CandidateFolders, inputs: MethodInputs) -> dict[str, str]:
     """Return the digests of pretrain and of embed where the method reads them."""
     hint = settings.recovery.hint if isinstance(settings, TrainedCandidate) else ""
     is_student = isinstance(settings, Distill) and settings.student != "same" and settings.start == "auto"
     digests = {"pretrain": record_digest(folders.pretrain)} if is_student or hint == "pretrained" else {}
-    if folders.embedded is not None and (hint == "embeddings" or isinstance(settings, Probe)):
+    recovery = getattr(settings, "recovery", None)
+    is_taught = recovery is not None and learns_from_large_network(recovery, inputs)
+    if folders.embedded is not None and (is_taught or isinstance(settings, Probe)):
         digests["embed"] = record_digest(folders.embedded)
     return digests
 

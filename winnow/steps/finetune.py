@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from winnow.config import ROOT, Config, Propagation
 from winnow.config.section import NO_FILE
-from winnow.data.dataset import ImageSet, load_images
+from winnow.data.dataset import TRAIN, ImageSet, load_images
 from winnow.data.splits import draw_label_budget
 from winnow.deploy.candidate_card import finish_candidate
 from winnow.deploy.onnx_export import export_onnx
@@ -62,7 +62,7 @@ from winnow.training.finetuning import (
 )
 from winnow.training.loop import joined_curves
 from winnow.training.starting_weights import SCRATCH, starting_weights
-from winnow.training.stored_pseudo_labels import PSEUDO_LABELS_FILE, write_pseudo_labels
+from winnow.training.stored_pseudo_labels import PSEUDO_LABELS_FILE, are_labels_few, write_pseudo_labels
 from winnow.training.unlabelled_images import UnlabelledTrainer, unlabelled_training
 
 log = logging.getLogger(__name__)
@@ -108,11 +108,11 @@ def finetune(
     with publish(out) as folder:
         save_model(folder, dense.model, architecture)
         export_onnx(dense.model, architecture, folder / MODEL)
+        budget = draw_label_budget(images, config.data.label_budget, settings.seeds[0])
         files = [MODEL, CARD, VALIDATION_LOGITS, WEIGHTS_FILE, ARCHITECTURE_FILE]
-        if pseudo_labels_NC is not None:
+        if pseudo_labels_NC is not None and are_labels_few(len(budget), len(images.indices(TRAIN))):
             write_pseudo_labels(folder, pseudo_labels_NC, images)
             files.append(PSEUDO_LABELS_FILE)
-        budget = draw_label_budget(images, config.data.label_budget, settings.seeds[0])
         metrics, details = finish_candidate(
             folder, name=ROOT, method="finetune", lineage=[ROOT], images=images, budget=budget, dense=None
         )

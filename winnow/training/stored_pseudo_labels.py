@@ -13,6 +13,19 @@ from winnow.errors import ArtifactError
 PSEUDO_LABELS_FILE = "pseudo_labels.npy"
 
 
+def are_labels_few(labels: int, images: int) -> bool:
+    """Return whether less than half of the training images have a visible label.
+
+    Otherwise most pseudo-labels are the labels themselves, and the outputs of dense tell a recovery more.
+    """
+    return 2 * labels < images
+
+
+def has_pseudo_labels(folder: Path) -> bool:
+    """Return whether the folder of dense holds pseudo-labels."""
+    return (folder / PSEUDO_LABELS_FILE).is_file()
+
+
 def write_pseudo_labels(folder: Path, probabilities_NC: NDArray[np.float32], images: ImageSet) -> None:
     """Write the class probabilities (N, C) of all images as float16; rows outside the training split become 0."""
     stored_NC = np.zeros(probabilities_NC.shape, dtype=np.float16)
@@ -27,7 +40,7 @@ def read_pseudo_labels(folder: Path, images: ImageSet) -> NDArray[np.float16] | 
     Raises ArtifactError where the file is damaged or of other images.
     """
     file = folder / PSEUDO_LABELS_FILE
-    if not file.is_file():
+    if not has_pseudo_labels(folder):
         return None
     advice = "delete the folder and run winnow again"
     try:

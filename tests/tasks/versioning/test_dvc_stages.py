@@ -20,7 +20,7 @@ from tasks.versioning.dvc_stages import (
 )
 from tests.closure import ROOT
 from winnow.config import Config, load_config
-from winnow.errors import DataError, WinnowError
+from winnow.errors import ConfigError, DataError, WinnowError
 
 
 def test_every_stage_comes_after_those_it_needs(tiny_config: Config) -> None:
@@ -122,6 +122,14 @@ def test_a_stage_is_run_skipped_or_restored_and_its_children_follow(project: Pat
     status, lines = run_stage(project, "pretrain")
     assert status != 0
     assert any("failed to run" in line for line in lines)
+
+
+def test_keys_that_an_earlier_version_did_not_have_are_named_before_anything_runs(project: Path) -> None:
+    file = project / "params.yaml"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith(("  timed_ms:", "  warm_up_ms:"))]
+    file.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"-S benchmark\.warm_up_ms=100\.0 -S benchmark\.timed_ms=50\.0` adds them"):
+        stale_stages(project, load_config(file))
 
 
 @pytest.mark.thorough

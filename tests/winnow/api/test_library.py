@@ -167,8 +167,17 @@ def test_a_teacher_gives_targets_and_pseudo_labels(tiny_set: ImageSet, tmp_path:
     ]
     assert not torch.equal(*(weights(student)["fc.weight"] for student in students))
     assert [len(student.architecture.known_weights) for student in students] == [0, 1]
-    with pytest.raises(ConfigError, match=r"distill: pseudo_labels have shape \(3, 3\), expected"):
-        winnow.distill(untaught, few, recovery=SHORT_TRAINING, pseudo_labels=pseudo_labels_NC[:3])
+    hinted = SHORT_TRAINING | {"hint": "embeddings"}
+    for changes, message in (
+        ({"pseudo_labels": pseudo_labels_NC[:3]}, r"pseudo_labels have shape \(3, 3\), expected"),
+        ({"pseudo_labels": pseudo_labels_NC * 2}, "pseudo_labels of training images must sum to 1"),
+        ({"embeddings": None}, "pseudo_labels need embeddings="),
+        ({"recovery": SHORT_TRAINING | {"teacher": "dense"}}, "pseudo_labels are for a method that trains"),
+        ({"recovery": hinted, "embeddings": None, "pseudo_labels": None}, "needs embeddings="),
+    ):
+        options = {"recovery": SHORT_TRAINING, "pseudo_labels": pseudo_labels_NC, "embeddings": teacher} | changes
+        with pytest.raises(ConfigError, match=message):
+            winnow.distill(untaught, few, **options)
     large = winnow.probe(teacher, few)
     assert large.architecture.backbone != backbone.architecture.backbone
     assert winnow.evaluate(large, tiny_set).images > 0

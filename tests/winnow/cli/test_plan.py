@@ -148,6 +148,19 @@ def test_steps_with_a_teacher_are_forecast(tmp_path: Path) -> None:
     assert np.isfinite(embeddings_ND).all()
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("hint", ["none", "embeddings"])
+def test_a_candidate_alone_is_forecast(tmp_path: Path, hint: str) -> None:
+    """As where the steps before are up to date: the embeddings that it learns are made for it."""
+    params = tiny_params()
+    params["teacher"] = {"weights": "package:efficientnet-lite0"}
+    params["finetune"]["unlabelled"] = "propagation"
+    recovery = params["candidates"]["student"]["recovery"] | {"hint": hint}
+    params["candidates"] = {"student": params["candidates"]["student"] | {"recovery": recovery}}
+    forecaster = StepForecaster(check_config(params), COUNTS, tmp_path, tmp_path / "tried")
+    assert 0 < forecaster.forecast_step("student").seconds < 600
+
+
 @pytest.mark.slow
 def test_the_benchmark_is_forecast_by_its_cases(tmp_path: Path) -> None:
     params = tiny_params()

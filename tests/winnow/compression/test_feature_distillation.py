@@ -175,7 +175,7 @@ def test_the_pretrained_backbone_comes_from_its_folder(tiny_inputs: MethodInputs
 
 
 def test_hints_need_a_teacher() -> None:
-    with pytest.raises(ValidationError, match="hint: features needs a teacher; set teacher: dense"):
+    with pytest.raises(ValidationError, match="hint: features needs a teacher; set teacher: auto or dense"):
         settings(hint="features", teacher="none", images="labelled")
     assert settings(hint="pretrained", teacher="none", images="labelled").hint == "pretrained"
 

@@ -164,13 +164,15 @@ def test_training_on_unlabelled_images_is_kept_only_where_it_helps(
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("learning_rate", [0.05, 1e-9])
+@pytest.mark.parametrize(("learning_rate", "labels_per_class"), [(0.05, 4), (1e-9, 4), (0.05, "all")])
 def test_pseudo_labels_that_dense_learned_are_kept_for_its_children(
-    tiny_data: Path, pretrained: Path, tmp_path: Path, learning_rate: float
+    tiny_data: Path, pretrained: Path, tmp_path: Path, learning_rate: float, labels_per_class: int | str
 ) -> None:
-    """With a learning rate of almost 0 dense does not improve, so it is the network before and has no pseudo-labels."""
+    """With a learning rate of almost 0 dense does not improve, so it is the network before and has no pseudo-labels.
+    Where most images have a label, children learn from dense.
+    """
     shutil.copytree(tiny_data, tmp_path / "data")
-    params = taught_params(labels_per_class=4)
+    params = taught_params(labels_per_class=labels_per_class)
     unlabelled = {"method": "propagation", "epochs": 2, "min_steps": 60, "batch_size": 16}
     unlabelled["optimiser"] = {"learning_rate": learning_rate}
     params["finetune"] |= {"epochs": 1, "min_steps": 1, "seeds": [0], "unlabelled": unlabelled}
@@ -182,8 +184,9 @@ def test_pseudo_labels_that_dense_learned_are_kept_for_its_children(
     images = load_images(tiny_data)
     stored_NC = read_pseudo_labels(tmp_path / "dense", images)
     names = {artifact.name for artifact in record.artifacts}
-    assert (stored_NC is not None) == record.details.unlabelled.kept == ("pseudo_labels.npy" in names)
-    assert record.details.unlabelled.kept == (learning_rate == 0.05)
+    is_kept = record.details.unlabelled.kept and labels_per_class == 4
+    assert (stored_NC is not None) == is_kept == ("pseudo_labels.npy" in names)
+    assert is_kept == (learning_rate == 0.05 and labels_per_class == 4)
     if stored_NC is None:
         return
     train, budget = images.indices(TRAIN), draw_label_budget(images, 4, 0)

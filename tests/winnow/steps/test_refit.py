@@ -13,6 +13,7 @@ import torch
 
 from tests.conftest import CLASSES, tiny_params
 from tests.tiny_run import rewrite, rewrite_details
+from tests.winnow.labels.embedded_project import taught_params, write_embeddings
 from winnow.config import Config, check_config
 from winnow.data.dataset import VALIDATION, load_images
 from winnow.errors import ArtifactError
@@ -32,6 +33,7 @@ from winnow.records.finetune import ArmTraining, PretrainingGain, UnlabelledComp
 from winnow.records.refit import RefitLabels
 from winnow.refit.deployed_folder import deployed_folder, refit_record, selected_folder
 from winnow.steps.refit import refit
+from winnow.training.stored_pseudo_labels import write_pseudo_labels
 
 
 def make_config(when: str = "auto", **sections: Any) -> Config:
@@ -136,6 +138,38 @@ def test_dense_learns_from_unlabelled_images_again_where_it_did_before(artifacts
         write_record(root / "candidates" / "dense", dense.model_copy(update={"details": details}))
         record = run(root, config, scratch=f"scratch-{kept}")
         assert len(record.details.trainings["dense"]) == len(dense.details.curves) + epochs
+
+
+@pytest.mark.thorough
+def test_children_learn_the_pseudo_labels_of_the_refit(
+    artifacts: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with the refit's own labels, where the selected dense has some; without them dense's outputs."""
+    root = artifacts("pruned")
+    params = taught_params()
+    params["refit"]["when"] = "auto"
+    unlabelled = {"method": "propagation", "epochs": 1, "min_steps": 1, "batch_size": 32}
+    params["finetune"] |= {"unlabelled": unlabelled}
+    config = check_config(params)
+    write_embeddings(root, config)
+    dense, images = root / "candidates" / "dense", load_images(root / "data")
+    gain = PretrainingGain(arm="unlabelled", mean=1.0, low=1.0, high=1.0, pairs=1)
+    comparison = UnlabelledComparison(method="propagation", kept=True, trainings=[], gain=gain)
+    rewrite_details(dense, unlabelled=comparison)
+    learned: list[np.ndarray | None] = []
+
+    def remember(model: torch.nn.Module, _settings: Any, inputs: Any, **_: Any) -> list[Any]:
+        learned.append(inputs.pseudo_labels_NC)
+        return []
+
+    monkeypatch.setattr("winnow.refit.training.recover", remember)
+    run(root, config, scratch="without")
+    assert learned == [None]
+    write_pseudo_labels(dense, np.full((len(images.labels_N), 3), 1 / 3, dtype=np.float32), images)
+    run(root, config, scratch="with")
+    assert learned[1] is not None
+    validation = images.indices(VALIDATION, labelled=True)
+    assert (learned[1][validation, images.labels_N[validation]] == 1).all()
 
 
 def test_without_a_winner_nothing_is_trained(artifacts: Callable[[str | None], Path]) -> None:
