@@ -9,6 +9,7 @@ is not half of the latency: two calls and an intermediate tensor cost time too; 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ def factorize(settings: Factorize, inputs: MethodInputs) -> tuple[Network, Facto
     log.info("%d layers keep %.1f %% of their energy", len(ranks), energy * 100)
     architecture = apply_ranks(model, architecture, ranks)
     curves = recover(model, settings.recovery, inputs)
-    sizes = before | size_metrics(model, architecture, "after")
+    sizes: dict[str, Any] = before | size_metrics(model, architecture, "after")
     return Network(model, architecture), FactorizeResult(curves=curves, ranks=ranks, energy=energy, **sizes)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -73,7 +74,7 @@ def prune(settings: Prune, inputs: MethodInputs) -> tuple[Network, PruneResult]:
             short_recovery = settings.recovery.with_epochs(settings.round_epochs)
             curves_before[f"round {number}"] = recover(model, short_recovery, inputs, f"round-{number}")
     curves = recover(model, settings.recovery, inputs)
-    sizes = before | size_metrics(model, architecture, "after")
+    sizes: dict[str, Any] = before | size_metrics(model, architecture, "after")
     return Network(model, architecture), PruneResult(curves=curves, curves_before=curves_before, cuts=cuts, **sizes)
 
 
