@@ -65,6 +65,7 @@ from winnow.steps.report import MOST_CHECKED, MOST_COMPARED
 from winnow.training import unlabelled_images
 from winnow.training.finetuning import classification_loss
 from winnow.training.pseudo_labels import UnlabelledInputs
+from winnow.training.stored_pseudo_labels import are_labels_few
 
 CALIBRATED = (8, 72)
 """Two calibration set sizes: the difference of their times gives the cost per image without the start-up."""
@@ -286,9 +287,9 @@ class StepForecaster:
 
     def _pseudo_labels(self) -> NDArray[np.float32] | None:
         """Return pseudo-labels where fine-tuning will probably make some, for recoveries to learn."""
-        settings, counts = self.config, self.counts
-        is_propagated = isinstance(settings.finetune.unlabelled, Propagation)
-        if settings.teacher.weights == NO_WEIGHTS or not is_propagated or counts.budget >= counts.train:
+        config, counts = self.config, self.counts
+        is_propagated = isinstance(config.finetune.unlabelled, Propagation) and config.teacher.weights != NO_WEIGHTS
+        if not is_propagated or not are_labels_few(counts.budget, counts.train):
             return None
         return np.full((len(self.images.labels_N), counts.classes), 1 / counts.classes, dtype=np.float32)
 

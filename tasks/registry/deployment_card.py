@@ -29,8 +29,6 @@ from winnow.records.card import CardTest, FastestSettings, RuntimeSettings, Serv
 from winnow.refit.deployed_folder import REFIT
 from winnow.selection.decision import SERVING_METRIC
 
-"""Tags of a registered version."""
-
 
 def deployment_card(
     paths: ProjectPaths, config: Config, selection: SelectionRecord, winner: str, folder: Path

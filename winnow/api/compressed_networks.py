@@ -165,7 +165,7 @@ def _check_pseudo_labels(
     probabilities_NC: NDArray[np.float32], settings: Candidate, images: ImageSet, *, has_embeddings: bool
 ) -> None:
     """Raise ConfigError for pseudo-labels that the method would not learn, or that are no class probabilities."""
-    recovery, expected = getattr(settings, "recovery", None), (len(images.labels_N), len(images.classes))
+    recovery, expected = settings.training, (len(images.labels_N), len(images.classes))
     if recovery is None or recovery.teacher != "auto":
         raise ConfigError("pseudo_labels are for a method that trains, with recovery teacher: auto; leave them out")
     if not has_embeddings:

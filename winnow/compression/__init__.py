@@ -39,10 +39,12 @@ METHODS: dict[type, Callable[[Any, MethodInputs], tuple[Network | OnnxNetwork, M
 def run_method(settings: Candidate, inputs: MethodInputs) -> tuple[Network | OnnxNetwork, MethodResult]:
     """Run the method of `settings`; return the network, with the known weights that it learned from, and the result."""
     network, result = METHODS[type(settings)](settings, inputs)
-    recovery = getattr(settings, "recovery", None)
-    if recovery is not None and result.curves:
+    recovery = settings.training
+    if recovery is None:
+        return network, result
+    if result.curves:
         result = result.model_copy(update={"teacher": teacher_kind(recovery, inputs)})
-    if recovery is not None and inputs.teacher is not None and learns_from_large_network(recovery, inputs):
+    if inputs.teacher is not None and learns_from_large_network(recovery, inputs):
         known = load_architecture(inputs.teacher).known_weights
         network = replace(network, architecture=network.architecture.with_known_weights(*known))
     return network, result

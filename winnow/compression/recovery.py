@@ -133,7 +133,7 @@ def recovery_steps(settings: Recovery, inputs: MethodInputs) -> int:
 
 @dataclass(frozen=True)
 class ImageTargets:
-    """What is known of each image, by its index."""
+    """The labels, embeddings and pseudo-labels of all images; an image is found by its index."""
 
     labels_N: torch.Tensor
     """int64; -1 wherever the label must not be used."""

@@ -83,7 +83,7 @@ def _parent_errors(name: str, candidates: dict[str, Candidate]) -> Iterator[str]
 
 def _hint_errors(name: str, candidates: dict[str, Candidate], backbone: str | None, pretrained: bool) -> Iterator[str]:
     """Yield the mistakes in the hint of a candidate that trains."""
-    recovery = getattr(candidates[name], "recovery", None)
+    recovery = candidates[name].training
     if recovery is None:
         return
     if recovery.hint == "pretrained" and not pretrained:
@@ -96,7 +96,7 @@ def _hint_errors(name: str, candidates: dict[str, Candidate], backbone: str | No
 
 def _teacher_errors(path: str, candidate: Candidate) -> list[tuple[str, str]]:
     """Return the mistake of a candidate that needs the section `teacher`."""
-    recovery = getattr(candidate, "recovery", None)
+    recovery = candidate.training
     if recovery is not None and recovery.hint == "embeddings":
         return [(f"{path}.recovery.hint", "embeddings are those of a teacher: set teacher.weights, or hint: none")]
     if isinstance(candidate, Probe):

@@ -92,6 +92,11 @@ class Candidate(Section):
     parent: str = Field(alias="from")
     """The parent: the candidate that this one is made from. dense is the fine-tuned network."""
 
+    @property
+    def training(self) -> Recovery | None:
+        """Return the settings of its recovery; None where it has none."""
+        return getattr(self, "recovery", None)
+
 
 class TrainedCandidate(Candidate):
     """A candidate of a method that trains."""

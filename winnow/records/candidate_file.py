@@ -1,4 +1,4 @@
-"""What the record of every candidate says of its file: quality class by class, labels, precision and lineage."""
+"""The part of every candidate's record on its file: quality class by class, labels, precision and lineage."""
 
 from __future__ import annotations
 

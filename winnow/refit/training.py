@@ -93,7 +93,7 @@ def _starts_from_parent(settings: Candidate) -> bool:
 
 
 def _needs_dense(config: Config, chain: Sequence[str]) -> bool:
-    recoveries = (getattr(config.candidates[name], "recovery", None) for name in chain)
+    recoveries = (config.candidates[name].training for name in chain)
     taught = any(recovery is not None and recovery.teacher != "none" for recovery in recoveries)
     return taught or _starts_from_parent(config.candidates[chain[0]])
 

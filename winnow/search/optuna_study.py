@@ -190,7 +190,7 @@ class SearchStudy:
                 study.enqueue_trial(params, skip_if_exists=True)
             study.set_user_attr("asked", identity)  # last: a search stopped before this is set up again
         elif stored != identity:
-            changed = [key for key in sorted(identity) if stored.get(key) != identity[key]]
+            changed = [key for key in sorted(identity | stored) if stored.get(key) != identity.get(key)]
             changes = (
                 f"{key} ({stored.get(key)}, now {identity[key]})" if key in IDENTITY_SETTINGS else key
                 for key in changed

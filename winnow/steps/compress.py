@@ -9,7 +9,7 @@ from pathlib import Path
 from winnow.compression import write_candidate
 from winnow.compression.method_inputs import MethodInputs, NetworkFolder, TeacherCacheFolder, backbone_loader
 from winnow.compression.recovery import learns_from_large_network
-from winnow.config import ROOT, Candidate, Config, Distill, Probe, TrainedCandidate, may_train
+from winnow.config import ROOT, Candidate, Config, Distill, Probe, may_train
 from winnow.data.dataset import load_images
 from winnow.data.splits import draw_label_budget, visible_labels
 from winnow.deploy.candidate_card import finish_candidate
@@ -99,10 +99,10 @@ def compress(config: Config, name: str, folders: CandidateFolders, out: Path) ->
 
 def _further_inputs(settings: Candidate, folders: CandidateFolders, inputs: MethodInputs) -> dict[str, str]:
     """Return the digests of pretrain and of embed where the method reads them."""
-    hint = settings.recovery.hint if isinstance(settings, TrainedCandidate) else ""
+    recovery = settings.training
     is_student = isinstance(settings, Distill) and settings.student != "same" and settings.start == "auto"
-    digests = {"pretrain": record_digest(folders.pretrain)} if is_student or hint == "pretrained" else {}
-    recovery = getattr(settings, "recovery", None)
+    is_hinted = recovery is not None and recovery.hint == "pretrained"
+    digests = {"pretrain": record_digest(folders.pretrain)} if is_student or is_hinted else {}
     is_taught = recovery is not None and learns_from_large_network(recovery, inputs)
     if folders.embedded is not None and (is_taught or isinstance(settings, Probe)):
         digests["embed"] = record_digest(folders.embedded)

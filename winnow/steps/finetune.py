@@ -139,7 +139,8 @@ def _train_on_unlabelled(
     pseudo-labels (UnlabelledResult.pseudo_labels_NC).
     """
     method = config.finetune.unlabelled.method
-    continued, rows, learned = [], [], []
+    continued, rows = [], []
+    pseudo_labels_NC: NDArray[np.float32] | None = None
     for training in main_arm:
         log.info("unlabelled images, %s: seed %d", method, training.seed)
         model = copy.deepcopy(training.model)
@@ -148,7 +149,8 @@ def _train_on_unlabelled(
         top1 = validation_top1(model, images)
         curves = joined_curves(training.curves, result.curves)
         continued.append(dataclasses.replace(training, model=model, top1=top1, curves=curves))
-        learned.append(result.pseudo_labels_NC)
+        if training is main_arm[0]:
+            pseudo_labels_NC = result.pseudo_labels_NC
         row = UnlabelledRow(
             seed=training.seed,
             steps=result.steps,
@@ -161,7 +163,7 @@ def _train_on_unlabelled(
     log.info("%s against labels alone: %+.1f points (label seeds: %d)", method, mean, len(rows))
     gain = PretrainingGain(arm="unlabelled", mean=mean, low=low, high=high, pairs=len(rows))
     comparison = UnlabelledComparison(method=method, kept=mean > 0, trainings=rows, gain=gain)
-    return continued[0], comparison, learned[0]
+    return continued[0], comparison, pseudo_labels_NC
 
 
 def _unlabelled_metrics(unlabelled: UnlabelledComparison) -> dict[str, float]:

@@ -44,7 +44,7 @@ CURVES = "curves.json"
 
 @dataclass(frozen=True)
 class PretrainingStart:
-    """What a pretraining begins with."""
+    """The weights, network and targets that a pretraining begins with."""
 
     architecture: Architecture
     weights: dict[str, torch.Tensor] | None

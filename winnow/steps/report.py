@@ -173,7 +173,7 @@ def _with_embeddings(records: RunRecords, images: ImageSet, shown: _Shown) -> Ru
 
 @dataclass(frozen=True)
 class _LabelFindings:
-    """What a check of the labels found: for the page, for the CSV, and as metrics."""
+    """The findings of a check of the labels: for the page, for the CSV, and as metrics."""
 
     check: LabelCheck | None = None
     sheet: bytes = b""

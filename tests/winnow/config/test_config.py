@@ -492,7 +492,7 @@ def test_one_switch_sets_every_augmentation(switch: str, changes: dict[str, Any]
 def augmentations(config: Config) -> list[Augmentation]:
     """Return the augmentation of pretraining, of fine-tuning and of each candidate, in their order."""
     assert not isinstance(config.pretrain, NoPretraining)
-    recoveries = (getattr(candidate, "recovery", None) for candidate in config.candidates.values())
+    recoveries = (candidate.training for candidate in config.candidates.values())
     return [
         config.pretrain.augmentation,
         config.finetune.augmentation,

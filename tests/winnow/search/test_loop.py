@@ -77,10 +77,15 @@ def test_a_resumed_search_says_how_to_end_it(
     assert "resuming the search after 2 trials, 0 s of 5:00 spent; to end it here: -S search.trials=2" in caplog.text
 
 
-def run_search(tmp_path: Path, dense: Path, data: Path, **changes: Any) -> tuple[SearchProgress, list[EndedTrial]]:
+def run_search(
+    tmp_path: Path, dense: Path, data: Path, embedded: Path | None = None, **changes: Any
+) -> tuple[SearchProgress, list[EndedTrial]]:
     params = tiny_params() if (dense.parent / "dense-kd").is_dir() else params_without_control()
+    if embedded is not None:
+        params["teacher"] = {"weights": "package:efficientnet-lite0"}
     config = check_config(params | {"search": {"trials": 6, "minutes": 5, **changes}})
-    folders = CandidateFolders(data, dense.parent.parent / "pretrain", dense.parent, tmp_path / "scratch")
+    pretrained = dense.parent.parent / "pretrain"
+    folders = CandidateFolders(data, pretrained, dense.parent, tmp_path / "scratch", embedded=embedded)
     ended: list[EndedTrial] = []
     context = SearchContext(config, folders, tmp_path / "trials")
     return search(context, tmp_path / "study.db", ended.append), ended
@@ -227,6 +232,17 @@ def test_another_control_needs_another_search(
     shutil.copytree(tiny_dense, candidates / "dense-kd")
     with pytest.raises(ConfigError, match=r"holds a search with another dense-kd: give this search another name"):
         run_search(tmp_path, candidates / "dense", tiny_data, trials=2)
+
+
+def test_other_embeddings_need_another_search(
+    trials: FakeTrials, tmp_path: Path, tiny_dense: Path, tiny_data: Path
+) -> None:
+    """Trials learn from them; any folder with a record stands for the folder of embed here."""
+    run_search(tmp_path, tiny_dense, tiny_data, embedded=tiny_data, trials=1)
+    assert trials.evaluated[0][1].hint == "embeddings"
+    for embedded in (tiny_dense, None):
+        with pytest.raises(ConfigError, match="holds a search with another embed: give this search another name"):
+            run_search(tmp_path, tiny_dense, tiny_data, embedded=embedded, trials=2)
 
 
 def test_other_settings_need_another_search(
