@@ -243,7 +243,7 @@ def record_benchmark(
         details,
         parameters={"grid": "quick", "large_batch": LARGE_BATCH, "samples": 20, "rounds": 6},
         inputs={"data": record_digest(artifacts / "data"), **digests},
-        metrics={"cells/timed": len(timed_rows)},
+        metrics={"cases/timed": len(timed_rows)},
         machine=machine or this_machine(),
     )
     write_record(folder, record)

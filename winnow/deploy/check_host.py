@@ -150,17 +150,22 @@ def open_openvino(path: pathlib.Path, side: int, case: Row) -> Predict:
     settings["INFERENCE_PRECISION_HINT"] = "bf16" if case["precision"].endswith("bf16") else "f32"
     compiled = core.compile_model(model, "CPU", settings)
     requests = [compiled.create_infer_request() for _ in range(streams)]
-    if streams == 1:
-        return lambda pixels: requests[0].infer([pixels], share_inputs=True)[0]
+    inputs = [request.get_input_tensor(0).data for request in requests]
 
     def predict(pixels: Any) -> Any:
-        for stream, request in enumerate(requests):
-            request.start_async([pixels[stream * stream_batch : (stream + 1) * stream_batch]], share_inputs=True)
+        inputs[0][...] = pixels
+        requests[0].infer(share_outputs=True)
+        return requests[0].get_output_tensor(0).data.copy()
+
+    def predict_in_streams(pixels: Any) -> Any:
+        for request, stream_input, share in zip(requests, inputs, numpy.split(pixels, streams), strict=True):
+            stream_input[...] = share
+            request.start_async()
         for request in requests:
             request.wait()
         return numpy.concatenate([request.get_output_tensor(0).data for request in requests])
 
-    return predict
+    return predict if streams == 1 else predict_in_streams
 
 
 def list_cases(models: list[Row], large_batch: int, hardware: Row) -> Iterator[tuple[Row, Row]]:

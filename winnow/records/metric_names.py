@@ -70,8 +70,8 @@ METRICS: dict[str, str] = {
         for end, text in RATIO_ENDS.items()
     },
     "error/b{batch}": "largest difference of two files with the same graph, a fraction: the measurement error",
-    "cells/timed": "benchmark cases (file, runtime, precision, batch, threads) that were timed",
-    "cells/refused": "benchmark cases that were not timed, since their predictions differ from the file's own",
+    "cases/timed": "benchmark cases (file, runtime, precision, batch, threads) that were timed",
+    "cases/refused": "benchmark cases that were not timed, since their predictions differ from the file's own",
     "select/candidates": "candidates that were judged",
     "select/competitors": "candidates that pass the gates on size, speed and int8",
     "select/on_front": "candidates on the Pareto front",

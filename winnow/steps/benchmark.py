@@ -115,8 +115,8 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> Benchm
         parameters=settings.model_dump(mode="json", exclude={"target"}),
         inputs={"data": record_digest(data), **{name: record_digest(candidates / name) for name in records}},
         metrics={
-            "cells/timed": len(rows),
-            "cells/refused": len(outcome.refused),
+            "cases/timed": len(rows),
+            "cases/refused": len(outcome.refused),
             **{f"error/b{batch}": error for batch, error in largest.items()},
         },
         details=BenchmarkDetails(

@@ -43,12 +43,21 @@ def test_every_runtime_gives_the_logits_of_the_network(
 def test_logits_do_not_depend_on_other_images(candidate_folder: Path, pixels: np.ndarray, name: str) -> None:
     predict = open_case(candidate_folder, CASES[name])
     order = np.random.default_rng(0).permutation(BATCH)
-    logits = predict(pixels).copy()
+    logits = predict(pixels)
     np.testing.assert_allclose(
         predict(pixels[order]), logits[order], rtol=0, atol=1e-4 * max(1.0, np.abs(logits).max())
     )
     assert np.abs(logits[1:] - logits[:-1]).max() > 1e-2  # images have different logits
     np.testing.assert_array_equal(predict(pixels), logits)  # earlier logits are not overwritten
+
+
+@pytest.mark.parametrize("name", ["openvino", "openvino, streams"])
+def test_openvino_refuses_other_batches_than_it_is_open_for(
+    candidate_folder: Path, pixels: np.ndarray, name: str
+) -> None:
+    predict = open_case(candidate_folder, CASES[name])
+    with pytest.raises(ValueError, match="open for pixels of shape"):
+        predict(pixels[:1])  # one image could be broadcast to the whole batch
 
 
 @pytest.mark.parametrize(

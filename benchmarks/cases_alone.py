@@ -1,6 +1,6 @@
 """Compare each time reported by a run's benchmark with the same case timed alone in a new process.
 
-    python -m benchmarks.cells_alone [PROJECT]
+    python -m benchmarks.cases_alone [PROJECT]
 
 PROJECT is a folder in which `winnow run` has finished (default: this one). Each case is opened in a new process that
 opens nothing else, called for 2 s without timing, then timed. The ratio reported / alone is 1 if cases do not disturb
@@ -31,7 +31,7 @@ from winnow.records import BenchmarkRecord
 from winnow.records.benchmark import BenchmarkCase, BenchmarkRow
 from winnow.timing_lock import timing_lock
 
-NAME = "cells_alone"
+NAME = "cases_alone"
 WARM_UP_MS, CALLS_SINGLE, CALLS_LARGE = 2000.0, 400, 40
 RATIO_TOLERANCE = 0.15
 """Cases whose ratio differs from 1 by more are listed."""
@@ -40,7 +40,7 @@ RATIO_TOLERANCE = 0.15
 def time_in_new_process(candidates: Path, case: BenchmarkCase, side: int) -> float:
     """Return the median latency of a case in ms, timed in a new process. Raises CalledProcessError if that fails."""
     case_json = json.dumps(asdict(case))
-    command = [sys.executable, "-m", "benchmarks.cells_alone", "--case", case_json, "--side", str(side)]
+    command = [sys.executable, "-m", "benchmarks.cases_alone", "--case", case_json, "--side", str(side)]
     with timing_lock():
         process = subprocess.run([*command, str(candidates)], cwd=ROOT, capture_output=True, text=True, check=True)
     return float(process.stdout.strip().splitlines()[-1])
