@@ -51,7 +51,7 @@ def method_chain(method: str, backbone_seed: int) -> Chain:
     overrides: dict[str, Any] = {"pretrain.method": "none" if method == SCRATCH else method}
     if method != "distill":
         overrides["teacher.weights"] = "none"
-    config = configure({**overrides, "pretrain.seed": backbone_seed, "finetune.seeds": SEEDS})
+    config = configure({**overrides, "pretrain.seed": backbone_seed, "finetune.seeds": SEEDS}, {})
     return Chain(f"{NAME}-{method}-{backbone_seed}", config)
 
 
