@@ -83,7 +83,7 @@ METRIC_GROUPS = {
     "best": "Speed and memory",
     "speedup": "Speed-up",
     "error": "Benchmark",
-    "cells": "Benchmark",
+    "cases": "Benchmark",
     "select": "Selection",
     "winner": "Selection",
     "refit": "Refit",

@@ -63,6 +63,14 @@ def assign_splits(
     movable_N = ~named_test_N
     for label, name in enumerate(classes):
         warnings += _fill_empty_splits(split_N, u_N, groups_N, labels_N == label, movable_N, name)
+    if group_keys_N16 is not None:  # a borrowed group may hold a copy of an image of another group
+        warnings += _leave_out_leaks(split_N, groups_N, duplicates_N)
+    validated = set(labels_N[split_N == VALIDATION].tolist())
+    warnings += [
+        f"class {name!r} has no validation image and too few training images to move one there"
+        for label, name in enumerate(classes)
+        if label not in validated
+    ]
     return split_N, tuple(warnings)
 
 
@@ -71,8 +79,8 @@ def _leave_out_leaks(
 ) -> list[str]:
     """Leave out, in place, images that would leak into the test or validation split; return the warnings."""
     warnings = []
-    is_test_N = split_N == TEST
-    equals_test_N = np.isin(duplicates_N, duplicates_N[is_test_N]) & ~is_test_N
+    is_test_N, is_in_use_N = split_N == TEST, split_N != LEFT_OUT
+    equals_test_N = np.isin(duplicates_N, duplicates_N[is_test_N]) & ~is_test_N & is_in_use_N
     split_N[equals_test_N] = LEFT_OUT
     if equals_test_N.any():
         warnings.append(
@@ -80,7 +88,7 @@ def _leave_out_leaks(
         )
     if groups_N is duplicates_N:
         return warnings
-    in_test_group_N = np.isin(groups_N, groups_N[is_test_N]) & ~is_test_N & ~equals_test_N
+    in_test_group_N = np.isin(groups_N, groups_N[is_test_N]) & ~is_test_N & ~equals_test_N & is_in_use_N
     split_N[in_test_group_N] = LEFT_OUT
     if in_test_group_N.any():
         warnings.append(f"{int(in_test_group_N.sum())} images are of a group that has test images and are left out")
@@ -140,8 +148,8 @@ def _fill_empty_splits(
             split_N[(groups_N == groups[0]) & (split_N == donor) & movable_N] = VALIDATION
             moved = "training image" if donor == TRAIN else "drawn test image"
             warnings.append(f"class {name!r} had no validation image; the {moved} nearest the border was moved there")
-            return warnings
-    return [*warnings, f"class {name!r} has no validation image and too few training images to move one there"]
+            break
+    return warnings
 
 
 def _groups_by_fraction(

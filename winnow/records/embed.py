@@ -40,6 +40,12 @@ class EmbedDetails(RecordModel):
     """Width of an embedding."""
     code: str = ""
     """Digest of the files of winnow that determine an embedding; other code does not reuse it."""
+    image_size: int = 0
+    """Side of the images in pixels; images of another size, `resize` or `bits` do not get these embeddings."""
+    resize: str = ""
+    """The way in which images were made square."""
+    bits: int = 0
+    """Bits in use of 16-bit gray."""
 
 
 EmbedRecord = StepRecord[EmbedDetails]

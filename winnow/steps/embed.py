@@ -2,8 +2,8 @@
 
 It writes embeddings.npy (float16, one row per image, NaN for the test split and for images left out), and the teacher
 itself, with a random head: weights.safetensors and architecture.json. Without a teacher (`teacher.weights: none`) it
-writes its record alone. An image whose pixels the previous result of the step has embedded with the same network is not
-embedded again.
+writes its record alone. An image that the previous result of the step has embedded with the same network, at the same
+size and preprocessed in the same way, is not embedded again, as long as the files are those that its record describes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,6 @@ from winnow.records import (
     Artifact,
     EmbedDetails,
     EmbedRecord,
-    KnownWeightsDetails,
     describe_files,
     publish,
     record_digest,
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 CODE = (winnow.data, winnow.deploy, winnow.models)
 """The packages whose code determines an embedding, besides the weights."""
+REUSED_FILES = (EMBEDDINGS_FILE, KEYS_FILE)
 
 
 def embed(config: Config, data: Path, out: Path, scratch: Path, weights_cache: Path) -> EmbedRecord:
@@ -77,17 +78,14 @@ def embed_image_set(
             log.info("embed: %s at %d pixels", settings.weights, architecture.network_size)
             selected = np.flatnonzero(np.isin(images.split_N, (TRAIN, VALIDATION)))
             features = open_features(model.to(default_device()), architecture, scratch, len(selected))
-            rows_ND = embed_images(features, images, selected, scratch, _stored_embeddings(out, known))
+            shown = {"image_size": images.image_size, **asdict(images.preprocessing), "code": _code_digest()}
+            stored = _stored_embeddings(out, {"weights": known, **shown})
+            rows_ND = embed_images(features, images, selected, scratch, stored)
             shutil.copyfile(scratch / EMBEDDINGS_FILE, folder / EMBEDDINGS_FILE)
             keys_N16 = np.zeros_like(images.keys_N16)
             keys_N16[selected] = images.keys_N16[selected]
             np.save(folder / KEYS_FILE, keys_N16)
-            details = EmbedDetails(
-                weights=known,
-                images=len(selected),
-                dimension=rows_ND.shape[1],
-                code=_code_digest(),
-            )
+            details = EmbedDetails(weights=known, images=len(selected), dimension=rows_ND.shape[1], **shown)
             files = describe_files(folder, EMBEDDINGS_FILE, KEYS_FILE, WEIGHTS_FILE, ARCHITECTURE_FILE)
         record = EmbedRecord(
             step="embed",
@@ -102,14 +100,23 @@ def embed_image_set(
     return record
 
 
-def _stored_embeddings(out: Path, known: KnownWeightsDetails) -> StoredEmbeddings | None:
-    """Return the embeddings of the previous result, if they are of the same network at the same size."""
+def _stored_embeddings(out: Path, conditions: dict[str, object]) -> StoredEmbeddings | None:
+    """Return the embeddings of the previous result, if they were made under these conditions and are undamaged.
+
+    `conditions`: fields of EmbedDetails with their values.
+    """
     try:
-        former = EmbedRecord.read(out).details
-    except ArtifactError:
+        former = EmbedRecord.read(out)
+        if any(getattr(former.details, name) != value for name, value in conditions.items()):
+            return None
+        written = {file.name: file for file in former.artifacts}
+        is_intact = describe_files(out, *REUSED_FILES) == tuple(written[name] for name in REUSED_FILES)
+    except (ArtifactError, OSError, KeyError):
         return None
-    is_same = former.weights == known and former.code == _code_digest()
-    return load_stored_embeddings(out) if is_same else None
+    if not is_intact:
+        log.warning("embed: the embeddings in %s are not those that its record describes; all are computed again", out)
+        return None
+    return load_stored_embeddings(out)
 
 
 def _code_digest() -> str:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import winnow
 from tests.closure import ROOT
 from winnow.data.dataset import TRAIN, ImageSet
+from winnow.data.preprocessing import Preprocessing
 from winnow.errors import ConfigError, DataError
 from winnow.models.backbones import load_model
 
@@ -183,8 +185,11 @@ def test_a_teacher_gives_targets_and_pseudo_labels(tiny_set: ImageSet, tmp_path:
     assert winnow.evaluate(large, tiny_set).images > 0
     assert (winnow.embed(few, tmp_path / "embedded", input_size=32).folder / "embeddings.npy").read_bytes() == written
     others = winnow.images_from_arrays(np.array(tiny_set.images_NHWC)[::-1], tiny_set.labels_N[::-1], tiny_set.classes)
-    with pytest.raises(DataError, match=r"are of other images; pass these images to winnow\.embed"):
-        winnow.pretrain(others, "distill", teacher=teacher, **SHORT_TRAINING)
+    padded = replace(few)
+    vars(padded)["preprocessing"] = Preprocessing("pad")  # the same files, made square in another way
+    for other_images in (others, padded):
+        with pytest.raises(DataError, match=r"are of other images; pass these images to winnow\.embed"):
+            winnow.pretrain(other_images, "distill", teacher=teacher, **SHORT_TRAINING)
 
 
 def test_missing_labels_are_an_error(network: winnow.Network, tiny_set: ImageSet) -> None:

@@ -128,7 +128,7 @@ def test_a_group_shares_a_split_and_nothing_leaks_across(seed: int, is_named: bo
     earlier, warnings = assign_splits(
         keys[half], labels[half], CLASSES, **FRACTIONS, named_test_N=is_test[half], group_keys_N16=groups[half]
     )
-    if not is_named and not any("lent" in warning for warning in warnings):
+    if not is_named and not any("was moved there" in warning for warning in warnings):
         is_used = (earlier != LEFT_OUT) & (split[half] != LEFT_OUT)
         np.testing.assert_array_equal(earlier[is_used], split[half][is_used])
 
@@ -149,6 +149,23 @@ def test_a_class_of_few_images_has_training_and_validation_images(seed: int, cou
     split_with_test_set, _ = assign(keys, labels, is_test)
     assert split_with_test_set[0] == TEST
     assert (split_with_test_set == TEST).sum() == 1
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_borrowed_groups_do_not_leak_their_copies(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    keys = rng.integers(0, 256, (12, 16), dtype=np.uint8)[rng.integers(0, 12, 20)]  # copies in several groups
+    groups = rng.integers(0, 256, (6, 16), dtype=np.uint8)[rng.integers(0, 6, 20)]
+    labels = rng.integers(0, len(CLASSES), 20)
+    splits, warnings = assign_splits(
+        keys, labels, CLASSES, **FRACTIONS, named_test_N=np.zeros(20, bool), group_keys_N16=groups
+    )
+    for numbers in (number_equal_keys(keys), number_equal_keys(groups)):
+        for number in np.unique(numbers):
+            assert len(set(splits[(numbers == number) & (splits != LEFT_OUT)].tolist())) <= 1
+    for label, name in enumerate(CLASSES):
+        is_validated = bool((labels[splits == VALIDATION] == label).any())
+        assert is_validated != any(f"class {name!r} has no validation image" in warning for warning in warnings)
 
 
 def test_a_copy_without_label_does_not_leak_the_test_set() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import timm
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from tests.conftest import tiny_params
@@ -18,7 +19,7 @@ from winnow.deploy.feature_extraction import embed_images, open_features
 from winnow.deploy.teacher_embeddings import load_embeddings
 from winnow.errors import ArtifactError, ConfigError
 from winnow.models.backbones import load_model
-from winnow.records import CandidateCard, EmbedRecord, record_digest
+from winnow.records import CandidateCard, EmbedRecord, describe_files, record_digest, write_json, write_record
 from winnow.steps import embed as embed_module
 from winnow.steps.compress import CandidateFolders, compress
 from winnow.steps.embed import embed
@@ -97,6 +98,22 @@ def test_an_interrupted_computation_goes_on(
     assert len(calls) - first_run == -(-images // 8) - 4
 
 
+def rewrite(folder: Path, name: str, array: np.ndarray) -> None:
+    """Replace a file of embed, and its digest in the record."""
+    np.save(folder / name, array)
+    record = EmbedRecord.read(folder)
+    (file,) = describe_files(folder, name)
+    artifacts = tuple(file if artifact.name == name else artifact for artifact in record.artifacts)
+    write_record(folder, record.model_copy(update={"artifacts": artifacts}))
+
+
+def mark_reused(folder: Path, rows_N: NDArray[np.int64]) -> None:
+    """Set these embeddings to 7, so that they can be told apart from those that are computed again."""
+    marked_ND = np.array(load_embeddings(folder))
+    marked_ND[rows_N] = 7.0
+    rewrite(folder, "embeddings.npy", marked_ND)
+
+
 def test_embeddings_of_known_pixels_are_reused(
     project: Path, tiny_data: Path, tiny_set: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,11 +121,10 @@ def test_embeddings_of_known_pixels_are_reused(
     embed(taught(), *folders)
     first_ND = np.array(load_embeddings(project / "embed"))
     train = tiny_set.indices(TRAIN)
-    keys_N16, marked_ND = np.load(project / "embed/keys.npy"), first_ND.copy()
-    marked_ND[train] = 7.0  # told apart from those that are computed again
-    np.save(project / "embed/embeddings.npy", marked_ND)
+    mark_reused(project / "embed", train)
+    keys_N16 = np.load(project / "embed/keys.npy")
     keys_N16[train[0]] = 255  # this image has changed
-    np.save(project / "embed/keys.npy", keys_N16)
+    rewrite(project / "embed", "keys.npy", keys_N16)
     shutil.rmtree(project / "scratch", ignore_errors=True)
     embed(taught(), *folders)
     again_ND = load_embeddings(project / "embed")
@@ -119,6 +135,31 @@ def test_embeddings_of_known_pixels_are_reused(
     shutil.rmtree(project / "scratch", ignore_errors=True)
     embed(taught(), *folders)
     np.testing.assert_allclose(load_embeddings(project / "embed")[train], first_ND[train], atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("change", ["other bytes", "other resize", "other size"])
+def test_embeddings_of_other_pixels_or_damaged_ones_are_not_reused(
+    project: Path, tiny_data: Path, tiny_set: ImageSet, change: str
+) -> None:
+    embed(taught(), tiny_data, project / "embed", project / "scratch", project / "cache")
+    train, data = tiny_set.indices(TRAIN), project / "data-changed"
+    shutil.copytree(tiny_data, data)
+    if change == "other bytes":  # the record still holds the digest of the file that embed wrote
+        damaged_ND = np.array(load_embeddings(project / "embed"))
+        damaged_ND[train] = 7.0
+        np.save(project / "embed/embeddings.npy", damaged_ND)
+    else:  # the keys are those of the images at full size, so they stay
+        mark_reused(project / "embed", train)
+        images_NHWC = np.load(tiny_data / "images.npy")
+        if change == "other resize":
+            write_json(data / "preprocessing.json", {"resize": "pad", "bits": 16})
+        else:
+            np.save(data / "images.npy", images_NHWC.repeat(2, axis=1).repeat(2, axis=2))
+    shutil.rmtree(project / "scratch", ignore_errors=True)
+    embed(taught(), data, project / "embed", project / "scratch", project / "cache")
+    fresh = (project / "fresh", project / "scratch-fresh", project / "cache")
+    embed(taught(), data, *fresh)
+    np.testing.assert_array_equal(load_embeddings(project / "embed"), load_embeddings(project / "fresh"))
 
 
 def test_without_a_teacher_there_is_only_a_record(tiny_data: Path, tmp_path: Path) -> None:
