@@ -14,7 +14,7 @@ import yaml
 from tasks.project.paths import ProjectPaths
 from winnow.config import ROOT, Config
 from winnow.config.weights import weights_file
-from winnow.records import CandidateRecord, record_digest, sha256_of
+from winnow.records import RECORD, CandidateRecord, sha256_of
 from winnow.refit.deployed_folder import read_winner
 
 
@@ -50,19 +50,24 @@ SECTIONS = {"embed": "teacher"}
 """Step -> section of params.yaml, where it has another name."""
 
 
+def _digest(path: Path) -> str:
+    """Return the digest of a file; "" where it is missing, which the step itself reports."""
+    return sha256_of(path) if path.is_file() else ""
+
+
 def step_fingerprint(config: Config, paths: ProjectPaths, step: str, name: str) -> str:
     """Return a digest of all that decides the outcome of a training: settings, inputs, code."""
     section: object = (
         config.candidates.get(name) if step == "candidate" else getattr(config, SECTIONS.get(step, step), None)
     )
     parts = [json.dumps([config.data.label_budget, repr(section), config.finetune.seeds[0]])]
-    parts += [record_digest(folder) for folder in _inputs(config, paths.artifacts, step, name)]
+    parts += [_digest(folder / RECORD) for folder in _inputs(config, paths.artifacts, step, name)]
     if step == "refit":
         parts.append(repr(config.finetune))
     weights = {"embed": config.teacher.weights, "pretrain": config.pretrain.start}.get(step, "")
     if file := weights_file(weights):
-        parts.append(sha256_of(paths.root / file))
+        parts.append(_digest(paths.root / file))
     if step in ("finetune", "refit"):
-        parts.append(sha256_of(paths.root / config.finetune.weights))
+        parts.append(_digest(paths.root / config.finetune.weights))
     parts += [sha256_of(path) for path in _code_of(paths.root, step, section)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

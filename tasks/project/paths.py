@@ -14,6 +14,7 @@ from pathlib import Path
 
 from winnow.config import Config
 from winnow.config.section import NO_FILE
+from winnow.config.weights import NO_WEIGHTS, is_file
 from winnow.errors import ConfigError
 
 QUEUED = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"
@@ -89,6 +90,12 @@ def check_files(config: Config, root: Path) -> None:
             f"  finetune.weights: {config.finetune.weights!r} is not a file (looked for in {root}); "
             f"to use no weights of your own, set it to {NO_FILE}"
         )
+    for key, weights in (("teacher.weights", config.teacher.weights), ("pretrain.start", config.pretrain.start)):
+        if is_file(weights) and not (root / weights).is_file():
+            problems.append(
+                f"  {key}: {weights!r} is not a file (looked for in {root}); to use no known weights, set it to "
+                f"{NO_WEIGHTS}"
+            )
     if not (root / config.data.labels).is_file():
         problems.append(
             f"  data.labels: {config.data.labels!r} is not a file (looked for in {root}); for none, set it to {NO_FILE}"

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tasks import __main__, stage_runner
 from tasks.project.paths import ProjectPaths
 from tasks.step_fingerprint import step_fingerprint
 from tasks.tracking import mlflow_runs
+from tests.closure import ROOT
 from tests.conftest import tiny_params
 from tests.records import embed_details, make_record
 from winnow.config import check_config
@@ -27,6 +33,20 @@ def test_outdated_checkpoints_are_removed_before_the_step_runs(project: ProjectP
     with pytest.raises(ArtifactError):  # there are no images
         __main__.run_step(config, project, "pretrain", "pretrain")
     assert sorted(project.checkpoints.iterdir()) == sorted([current, other])
+
+
+@pytest.mark.parametrize("weights", ["data/weights/mien.safetensors", "models:/birds@champion"])
+def test_missing_weights_end_a_step_with_one_message(project: ProjectPaths, tiny_data: Path, weights: str) -> None:
+    shutil.rmtree(project.artifacts / "data")
+    shutil.copytree(tiny_data, project.artifacts / "data")
+    params = tiny_params() | {"teacher": {"weights": weights, "backbone": "resnet50"}}
+    (project.root / "params.yaml").write_text(yaml.safe_dump(params))
+    command = [sys.executable, "-m", "tasks", "embed"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=project.root, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert weights in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_curves_of_earlier_runs_are_not_logged(project: ProjectPaths, monkeypatch: pytest.MonkeyPatch) -> None:

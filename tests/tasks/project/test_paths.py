@@ -58,6 +58,25 @@ def test_files_named_in_params_yaml_must_exist(tmp_path: Path) -> None:
     check_files(config(path=str(tmp_path / "photos")), tmp_path)
 
 
+@pytest.mark.parametrize("key", ["teacher.weights", "pretrain.start"])
+def test_files_of_known_weights_must_exist_but_registered_models_are_fetched_later(tmp_path: Path, key: str) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "data" / "weights").mkdir(parents=True)
+    (tmp_path / "data" / "none").touch()
+    section, name = key.split(".")
+    settings: dict[str, Any] = {"teacher": {"backbone": "resnet50"}, "pretrain": {"method": "none"}}[section]
+
+    def with_weights(weights: str) -> Config:
+        return check_config({**tiny_params(), section: {**settings, name: weights}})
+
+    with pytest.raises(ConfigError) as exc_info:
+        check_files(with_weights("data/weights/mien.safetensors"), tmp_path)
+    assert f"{key}: 'data/weights/mien.safetensors'" in str(exc_info.value)
+    (tmp_path / "data" / "weights" / "mien.safetensors").touch()
+    check_files(with_weights("data/weights/mien.safetensors"), tmp_path)
+    check_files(with_weights("models:/birds@champion"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("data", "name", "registered"),
     [
