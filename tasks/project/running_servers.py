@@ -5,9 +5,13 @@ Imports neither mlflow nor prefect, so that a `winnow run` with nothing to do st
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 
 from tasks.project import passwords
 from tasks.project.paths import ProjectPaths
@@ -17,6 +21,7 @@ from tasks.tracking import tracking_store
 from winnow.errors import WinnowError
 
 ANSWER_SECONDS = 2
+MOVE_DATABASE = "move it away: it holds only the history of runs"
 
 
 def announce(paths: ProjectPaths, mlflow: str, prefect_api: str) -> None:
@@ -48,10 +53,42 @@ def check_prefect() -> None:
         )
 
 
+def prefect_database() -> Path:
+    """Return the file in which the project's own Prefect server, also a temporary one, keeps its runs."""
+    return Path(os.environ["PREFECT_HOME"]) / "prefect.db"
+
+
+def check_prefect_database() -> None:
+    """Raise WinnowError where that file is damaged: Prefect would start its server for two minutes, again and again."""
+    if prefect_database().is_file():
+        try:
+            with contextlib.closing(sqlite3.connect(prefect_database(), timeout=0)) as database:
+                database.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError:
+            pass  # in use, or not readable: Prefect waits, or reports it
+        except sqlite3.DatabaseError as error:
+            raise WinnowError(f"{prefect_database()} is damaged ({error}); {MOVE_DATABASE}") from error
+
+
+@contextlib.contextmanager
+def temporary_server_errors() -> Iterator[None]:
+    """Around a flow: raise WinnowError where Prefect's temporary server does not start."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "ephemeral Prefect API server" not in str(error):
+            raise
+        raise WinnowError(
+            f"Prefect's temporary server did not start; its reason is above. If {prefect_database()} is damaged or of "
+            f"a newer version of Prefect, {MOVE_DATABASE}"
+        ) from error
+
+
 def report_to_prefect(paths: ProjectPaths) -> bool:
     """Configure this process to report to the running Prefect server; return whether there is one.
 
     Call before Prefect is imported. Without a server, Prefect starts a temporary one, which gets a password here.
+    Raises WinnowError where its database is damaged.
     """
     configured = os.environ.get("PREFECT_API_URL")
     if api := prefect_api(paths):
@@ -59,6 +96,7 @@ def report_to_prefect(paths: ProjectPaths) -> bool:
         if not configured:
             os.environ["PREFECT_API_AUTH_STRING"] = passwords.auth_string(passwords.project_password(paths))
     else:
+        check_prefect_database()
         passwords.set_temporary_password()
     return bool(api)
 

@@ -50,7 +50,7 @@ def run_stale(paths: ProjectPaths, config: Config) -> int:
         from flows.pipeline import pipeline
         from flows.runtime import exit_on_stop
 
-        with exit_on_stop():
+        with exit_on_stop(), running_servers.temporary_server_errors():
             done = pipeline(str(paths.root))
     else:
         console.print("Nothing has changed: no step runs.")

@@ -131,7 +131,8 @@ def _run_trials(context: SearchContext, storage: Path, log: search_runs.SearchRu
         return search(context, storage, log.trial)
     from flows.search import search_in_parallel
 
-    return search_in_parallel(context, storage, log, pool.workers, pool.scheduler)
+    with running_servers.temporary_server_errors():
+        return search_in_parallel(context, storage, log, pool.workers, pool.scheduler)
 
 
 def _add_candidates(paths: ProjectPaths, candidates: dict[str, Any]) -> None:

@@ -54,6 +54,8 @@ def serve(paths: ProjectPaths, mlflow_port: int, prefect_port: int, with_worker:
             check_ports({program.name: ports[program.name] for program in programs})
             if "mlflow" in started_names:
                 _write_mlflow_accounts(paths)
+            if "prefect" in started_names:
+                running_servers.check_prefect_database()
             supervised.add(*programs)
             running_servers.announce(
                 paths, pages["mlflow"] if "mlflow" in started_names else "", "" if team_api else api
