@@ -85,7 +85,7 @@ def find_damaged(paths: ProjectPaths, full: bool = False) -> list[CachedFile]:
         fingerprint = _fingerprint(entry.content)
         if fingerprint is None:
             continue
-        if verified.get(entry.md5) == fingerprint or _md5(entry.content) == entry.md5:
+        if verified.get(entry.md5) == fingerprint or md5_of(entry.content) == entry.md5:
             still_verified[entry.md5] = fingerprint
         else:
             damaged_entries.append(entry)
@@ -111,7 +111,7 @@ def remove_damaged(paths: ProjectPaths, entries: Collection[CachedFile]) -> None
     """
     for entry in entries:
         fingerprint = _fingerprint(entry.path)
-        if fingerprint is not None and _md5(entry.path) != entry.md5:
+        if fingerprint is not None and md5_of(entry.path) != entry.md5:
             entry.path.unlink()
         entry.content.unlink(missing_ok=True)
 
@@ -188,7 +188,8 @@ def _fingerprint(path: Path) -> Fingerprint | None:
     return None if path.is_dir() else [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
-def _md5(path: Path) -> str:
+def md5_of(path: Path) -> str:
+    """Return the MD5 of a file, as DVC and S3 name a content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 

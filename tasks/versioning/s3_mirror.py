@@ -4,7 +4,8 @@
 
 An SQLite index holds the ETag and size of each fetched object: an object is fetched again when either has changed, or
 when its file has. A download goes to a temporary name and is renamed when it is complete, so an interrupted download is
-never used, and an interrupted run resumes. Files that were not fetched are neither overwritten nor removed.
+never used, and an interrupted run resumes. Files that were not fetched are neither overwritten nor removed, unless they
+have the content of their object (its ETag is the MD5 where it was uploaded in one part): so a lost index is made again.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import itertools
 import logging
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tasks.project.paths import ProjectPaths
+from tasks.versioning.integrity import md5_of
 from tasks.versioning.s3_bucket import WORKERS, RemoteObject, download, list_objects, open_client, s3_errors, split_url
 from winnow.config import Config
 from winnow.errors import DataError
@@ -68,15 +70,11 @@ def mirror(url: str, folder: Path, index: Path) -> MirrorResult:
     summary = MirrorResult()
     folder.mkdir(parents=True, exist_ok=True)
     index.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(sqlite3.connect(index)) as index_db, open_client(bucket) as client:
-        index_db.execute(
-            "CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, etag TEXT, size INTEGER, seen INTEGER)"
-        )
-        index_db.execute("CREATE TEMP TABLE listed (name TEXT PRIMARY KEY)")
+    with _open_index(index) as index_db, open_client(bucket) as client:
         to_fetch = []
         for remote in list_objects(client, bucket, prefix, summary.skipped):
             index_db.execute("INSERT OR IGNORE INTO listed VALUES (?)", (remote.name,))
-            if _is_current(index_db, folder, remote):
+            if _is_current(index_db, folder, remote) or _adopt(index_db, folder, remote):
                 summary.unchanged += 1
             else:
                 to_fetch.append(remote)
@@ -92,6 +90,25 @@ def mirror(url: str, folder: Path, index: Path) -> MirrorResult:
     return summary
 
 
+@contextlib.contextmanager
+def _open_index(index: Path) -> Iterator[sqlite3.Connection]:
+    """Open the index, with an empty table `listed` for the present objects. Raises DataError where it is damaged."""
+    with contextlib.closing(sqlite3.connect(index)) as index_db:
+        try:
+            index_db.execute(
+                "CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, etag TEXT, size INTEGER, seen INTEGER)"
+            )
+            index_db.execute("CREATE TEMP TABLE listed (name TEXT PRIMARY KEY)")
+            yield index_db
+        except sqlite3.OperationalError:  # a full disk
+            raise
+        except sqlite3.DatabaseError as error:
+            raise DataError(
+                f"{index}, the index of fetched files, is damaged ({error}); delete it: files that equal their object "
+                "are not fetched again"
+            ) from error
+
+
 def _is_current(index_db: sqlite3.Connection, folder: Path, remote: RemoteObject) -> bool:
     fetched = index_db.execute("SELECT etag, size, seen FROM files WHERE name = ?", (remote.name,)).fetchone()
     if fetched is None or tuple(fetched[:2]) != (remote.etag, remote.size):
@@ -101,6 +118,16 @@ def _is_current(index_db: sqlite3.Connection, folder: Path, remote: RemoteObject
     except OSError:
         return False
     return (status.st_size, status.st_mtime_ns) == (remote.size, fetched[2])
+
+
+def _adopt(index_db: sqlite3.Connection, folder: Path, remote: RemoteObject) -> bool:
+    """Add the file of an object to the index where it has the object's content already; return whether it has."""
+    path = folder / remote.name
+    if not path.is_file() or path.stat().st_size != remote.size or md5_of(path) != remote.etag:
+        return False
+    row = (remote.name, remote.etag, remote.size, path.stat().st_mtime_ns)
+    index_db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", row)
+    return True
 
 
 def _check_foreign(index_db: sqlite3.Connection, folder: Path, to_fetch: Sequence[RemoteObject], url: str) -> None:

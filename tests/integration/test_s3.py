@@ -114,6 +114,21 @@ def test_files_of_the_user_are_kept(bucket: Path, tmp_path: Path) -> None:
     assert user_file.with_name("mine.jpg").read_bytes() == b"mine"
 
 
+@pytest.mark.usefixtures("bucket")
+def test_a_damaged_index_is_named_and_made_again(tmp_path: Path) -> None:
+    run(tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "photos").rglob("*.jpg")}
+    index = tmp_path / "index.db"
+    index.write_bytes(index.read_bytes()[:100] + bytes(4000))
+    with pytest.raises(DataError) as exc_info:
+        run(tmp_path)
+    assert str(index) in str(exc_info.value)
+    index.unlink()
+    assert mirror_counts(run(tmp_path)) == (0, 12, 0)
+    assert mirror_counts(run(tmp_path)) == (0, 12, 0)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "photos").rglob("*.jpg")} == times
+
+
 @pytest.mark.slow
 def test_more_objects_than_a_page_are_listed(bucket: Path, tmp_path: Path) -> None:
     for index in range(1000):
